@@ -1,0 +1,3 @@
+"""Parameter-efficient fine-tuning of T5-family models in JAX and Flax."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,182 @@
+"""Generation with a key-value cache: greedy and beam search, each one compiled loop that ends when every row has.
+
+Both are pure functions of a model; the caller jits them once per input shape and `max_length`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jpeft.model.t5 import T5, SegmentCache, num_stacked
+
+_IMPOSSIBLE = -1e9  # score of a hypothesis that must not be chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decoder:
+    """What stays the same over the steps of one batch's generation."""
+
+    model: T5
+    self_bias: Float[Array, "1 num_heads max_length max_length"]
+    cross_kvs: list[tuple[Array, Array]]
+    cross_bias: Float[Array, "batch 1 1 enc_len"]
+
+    def empty_caches(self, max_length: int) -> list[SegmentCache]:
+        caches = []
+        for block, (k, _) in zip(self.model.decoder.segments, self.cross_kvs, strict=True):
+            _, batch, num_heads, _, d_kv = k.shape
+            empty = jnp.zeros((num_stacked(block), batch, num_heads, max_length, d_kv), k.dtype)
+            caches.append(SegmentCache(empty, empty))
+        return caches
+
+    def step(
+        self, tokens: Int[Array, " batch"], caches: list[SegmentCache], position: Int[Array, ""]
+    ) -> tuple[Float[Array, "batch vocab"], list[SegmentCache]]:
+        """Logits of the token after `tokens`, which stand at `position`."""
+        x = self.model.shared(tokens[:, None]).astype(self.model.dtype)
+        self_bias = jax.lax.dynamic_slice_in_dim(self.self_bias, position, 1, axis=2)
+        x, caches = self.model.decoder.step(x, self_bias, self.cross_kvs, self.cross_bias, caches, position)
+        return self.model.logits(x)[:, 0], caches
+
+
+def _start(model: T5, encoder_input_tokens: Array, max_length: int, num_beams: int) -> _Decoder:
+    encoded, cross_bias = model.encode(encoder_input_tokens)
+    if num_beams > 1:
+        encoded, cross_bias = (jnp.repeat(x, num_beams, axis=0) for x in (encoded, cross_bias))
+    return _Decoder(model, model.causal_bias(max_length), model.decoder.cross_keys_values(encoded), cross_bias)
+
+
+def greedy(
+    model: T5, encoder_input_tokens: Int[Array, "batch enc_len"], *, max_length: int
+) -> Int[Array, "batch max_length"]:
+    """The most likely token at every step, up to and with `</s>`; padding after it. The start token is not returned."""
+    config = model.config
+    decoder = _start(model, encoder_input_tokens, max_length, num_beams=1)
+    batch = encoder_input_tokens.shape[0]
+    start = jnp.full((batch,), config.decoder_start_token_id, jnp.int32)
+    tokens = jnp.full((batch, max_length), config.pad_token_id, jnp.int32)
+    # A row of padding alone fills up a batch: nothing is to be generated for it.
+    ended = jnp.all(encoder_input_tokens == config.pad_token_id, axis=1)
+
+    def unfinished(carry):
+        position, _, _, ended, _ = carry
+        return (position < max_length) & ~jnp.all(ended)
+
+    def step(carry):
+        position, last, tokens, ended, caches = carry
+        logits, caches = decoder.step(last, caches, position)
+        new = jnp.where(ended, config.pad_token_id, jnp.argmax(logits, axis=-1).astype(jnp.int32))
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, new[:, None], position, axis=1)
+        return position + 1, new, tokens, ended | (new == config.eos_token_id), caches
+
+    init = (jnp.int32(0), start, tokens, ended, decoder.empty_caches(max_length))
+    return jax.lax.while_loop(unfinished, step, init)[2]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class _Beams:
+    """State of beam search. Scores are sums of log-probabilities; a finished one is divided by length ** penalty."""
+
+    position: Int[Array, ""]
+    tokens: Int[Array, "batch beams max_length"]
+    scores: Float[Array, "batch beams"]
+    finished_tokens: Int[Array, "batch beams max_length"]
+    finished_scores: Float[Array, "batch beams"]
+    is_finished: Bool[Array, "batch beams"]
+    can_improve: Bool[Array, " batch"]
+    caches: list[SegmentCache]
+
+
+def _gather_beams(tree, beam: Int[Array, "batch new_beams"]):
+    """Selects beams along axis 1 of every `[batch, beams, ...]` leaf."""
+    return jax.tree.map(lambda x: jnp.take_along_axis(x, beam.reshape(beam.shape + (1,) * (x.ndim - 2)), axis=1), tree)
+
+
+def _reorder_cache(cache: SegmentCache, beam: Int[Array, "batch beams"]) -> SegmentCache:
+    batch, beams = beam.shape
+    rows = (jnp.arange(batch)[:, None] * beams + beam).reshape(-1)
+    return jax.tree.map(lambda x: jnp.take(x, rows, axis=1), cache)
+
+
+def beam_search(
+    model: T5,
+    encoder_input_tokens: Int[Array, "batch enc_len"],
+    *,
+    max_length: int,
+    num_beams: int,
+    length_penalty: float = 1.0,
+) -> Int[Array, "batch max_length"]:
+    """The best of `num_beams` hypotheses by mean log-probability, as `transformers` searches with its default settings.
+
+    A row stops when its best running hypothesis, at its present length, scores below its worst finished one
+    (`early_stopping=False`). A hypothesis that reaches `max_length` counts as finished. Returns as `greedy`.
+    """
+    config = model.config
+    decoder = _start(model, encoder_input_tokens, max_length, num_beams)
+    batch = encoder_input_tokens.shape[0]
+    tokens = jnp.full((batch, num_beams, max_length), config.pad_token_id, jnp.int32)
+    impossible = jnp.full((batch, num_beams), _IMPOSSIBLE)
+
+    def unfinished(state: _Beams):
+        return (state.position < max_length) & jnp.any(state.can_improve)
+
+    def step(state: _Beams) -> _Beams:
+        position = state.position
+        start = jnp.full((batch, num_beams), config.decoder_start_token_id, jnp.int32)
+        before = jnp.take(state.tokens, jnp.maximum(position - 1, 0), axis=2)
+        last = jnp.where(position == 0, start, before)
+        logits, caches = decoder.step(last.reshape(-1), state.caches, position)
+        vocab = logits.shape[-1]
+
+        # Twice as many candidates as beams: if every beam's best continuation is </s>, as many remain to go on with.
+        log_probs = jax.nn.log_softmax(logits).reshape(batch, num_beams, vocab) + state.scores[:, :, None]
+        scores, flat = jax.lax.top_k(log_probs.reshape(batch, -1), 2 * num_beams)
+        beam, new = flat // vocab, (flat % vocab).astype(jnp.int32)
+        candidates = _gather_beams(state.tokens, beam)
+        candidates = jax.lax.dynamic_update_slice_in_dim(candidates, new[:, :, None], position, axis=2)
+        ends = (new == config.eos_token_id) | (position + 1 == max_length)
+
+        running_scores, chosen = jax.lax.top_k(jnp.where(ends, scores + _IMPOSSIBLE, scores), num_beams)
+        running_tokens, running_beam = _gather_beams((candidates, beam), chosen)
+
+        among_best = jnp.arange(2 * num_beams) < num_beams
+        may_finish = ends & among_best[None] & state.can_improve[:, None]
+        length = (position + 1).astype(jnp.float32)
+        ended_scores = jnp.where(may_finish, scores / length**length_penalty, _IMPOSSIBLE)
+        pool = (
+            jnp.concatenate([state.finished_tokens, candidates], axis=1),
+            jnp.concatenate([state.is_finished, may_finish], axis=1),
+        )
+        finished_scores, best = jax.lax.top_k(
+            jnp.concatenate([state.finished_scores, ended_scores], axis=1), num_beams
+        )
+        finished_tokens, is_finished = _gather_beams(pool, best)
+
+        hopes = running_scores[:, 0] / length**length_penalty
+        worst = jnp.where(is_finished, jnp.min(finished_scores, axis=1, keepdims=True), _IMPOSSIBLE)
+        can_improve = state.can_improve & jnp.any(hopes[:, None] > worst, axis=1)
+        return _Beams(
+            position=position + 1,
+            tokens=running_tokens,
+            scores=running_scores,
+            finished_tokens=finished_tokens,
+            finished_scores=finished_scores,
+            is_finished=is_finished,
+            can_improve=can_improve,
+            caches=[_reorder_cache(cache, running_beam) for cache in caches],
+        )
+
+    state = _Beams(
+        position=jnp.int32(0),
+        tokens=tokens,
+        scores=impossible.at[:, 0].set(0.0),  # all beams start equal: only the first may branch
+        finished_tokens=tokens,
+        finished_scores=impossible,
+        is_finished=jnp.zeros((batch, num_beams), bool),
+        can_improve=~jnp.all(encoder_input_tokens == config.pad_token_id, axis=1),
+        caches=decoder.empty_caches(max_length),
+    )
+    return jax.lax.while_loop(unfinished, step, state).finished_tokens[:, 0]

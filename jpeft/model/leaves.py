@@ -1,0 +1,70 @@
+"""Leaves of a model by name, one entry a layer, whatever the segments its blocks are stacked in.
+
+`encoder/layers/3/self_attention/q/kernel` is the kernel of the fourth encoder block's query projection; what a method
+attached there is `encoder/layers/3/self_attention/q/lora_a`. These names are the interface of files, of selections by
+regular expression and of error messages.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jpeft.model.t5 import T5, num_stacked, segment_starts
+
+
+@dataclasses.dataclass(frozen=True)
+class StackedLeaf:
+    """One variable of the model and the names of what it holds: one, or one per layer along its first axis."""
+
+    path: tuple[Any, ...]
+    variable: nnx.Variable
+    names: tuple[str, ...]
+    stacked: bool
+
+
+def stacked_leaves(model: T5, kind: type[nnx.Variable]) -> Iterator[StackedLeaf]:
+    """Every variable of type `kind`, in a fixed order."""
+    starts = {name: segment_starts(getattr(model, name)) for name in ("encoder", "decoder")}
+    for path, variable in nnx.to_flat_state(nnx.state(model, kind)):
+        tail = [str(part) for part in path if part != "adapter"]
+        if len(path) > 2 and path[1] == "segments":
+            stack, segment = path[0], path[2]
+            layers = num_stacked(getattr(model, stack).segments[segment])
+            first = starts[stack][segment]
+            names = tuple("/".join([stack, "layers", str(first + i), *tail[3:]]) for i in range(layers))
+            yield StackedLeaf(path, variable, names, stacked=True)
+        else:
+            yield StackedLeaf(path, variable, ("/".join(tail),), stacked=False)
+
+
+def named_leaves(model: T5, kind: type[nnx.Variable]) -> dict[str, jax.Array]:
+    """Copies of the leaves of type `kind`, each layer its own array."""
+    named = {}
+    for leaf in stacked_leaves(model, kind):
+        value = leaf.variable[...]
+        named.update(zip(leaf.names, value, strict=True) if leaf.stacked else [(leaf.names[0], value)])
+    return named
+
+
+def fill(model: T5, kind: type[nnx.Variable], read: Callable[[str, tuple[int, ...]], np.ndarray], dtype: Any) -> None:
+    """Sets every leaf of type `kind` to `read(name, shape)` in `dtype`, holding one stacked leaf on the host at a time."""
+    for leaf in stacked_leaves(model, kind):
+        shape = leaf.variable.shape
+        if leaf.stacked:
+            host = np.empty(shape, dtype)
+            for row, name in zip(host, leaf.names, strict=True):
+                row[...] = read(name, shape[1:])
+        else:
+            host = np.asarray(read(leaf.names[0], shape)).astype(dtype)
+        _variable_at(model, leaf.path).set_value(jax.device_put(host))
+
+
+def _variable_at(model: nnx.Module, path: tuple[Any, ...]) -> nnx.Variable:
+    node: Any = model
+    for part in path:
+        node = node[part] if isinstance(part, int) else getattr(node, part)
+    return node

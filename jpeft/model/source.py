@@ -1,0 +1,84 @@
+"""Where a model name leads: to a directory, to a model that comes with the package, or to the Hugging Face hub."""
+
+import re
+from pathlib import Path
+
+from jpeft.errors import RunFailed, UserError
+from jpeft.model.config import RELEASED, T5Config
+from jpeft.model.weights import INDEXES
+
+# Models that come with the package: a directory here in Hugging Face layout is known by its name alone.
+PACKAGED = Path(__file__).parent / "pretrained"
+_TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model"]
+
+
+def packaged_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in PACKAGED.glob("*/config.json"))
+
+
+def _without_network() -> str:
+    packaged = "".join(f", or {name} (comes with jpeft)" for name in packaged_models())
+    return f"without a network, give --config.model.name a local directory in Hugging Face layout{packaged}"
+
+
+def resolve(name: str) -> Path:
+    """The local directory of a model, downloaded from the hub if it has to be.
+
+    Raises:
+      UserError: `name` is no directory, no packaged model and not of a hub id's form, or the hub does not know it.
+      RunFailed: the hub can not be reached and the model is not in its local cache.
+    """
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        return directory
+    if name in packaged_models():
+        return PACKAGED / name
+    if directory.exists():
+        raise UserError(f"model.name {name!r} is a file; it must be a directory in Hugging Face layout.")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UserError(f"model.name {name!r} is no directory here and no hub id such as google/flan-t5-small; {_without_network()}.")
+    return _download(name)
+
+
+def _download(repository: str) -> Path:
+    import httpx
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    try:
+        # A complete earlier download needs no network; an incomplete one fails later, when its files are opened.
+        cached = Path(snapshot_download(repository, local_files_only=True))
+        if (cached / "config.json").is_file() and _weight_patterns({path.name for path in cached.iterdir()}):
+            return cached
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        files = set(HfApi().list_repo_files(repository))
+        patterns = _weight_patterns(files)
+        if not patterns:
+            raise UserError(f"{repository} on the hub holds no weights that jpeft reads; it has {', '.join(sorted(files)[:8])}.")
+        return Path(snapshot_download(repository, allow_patterns=["config.json", *_TOKENIZER_FILES, *patterns]))
+    except RepositoryNotFoundError:
+        raise UserError(f"the hub has no model {repository!r}, or it is private: log in with `hf auth login`.") from None
+    except (HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise RunFailed(f"the hub can not be reached for {repository} ({reason}); {_without_network()}.") from None
+
+
+def _weight_patterns(files: set[str]) -> list[str]:
+    """Which weight files to fetch: one format, the best that is there."""
+    for name, index in INDEXES.items():
+        if name in files:
+            return [name]
+        if index in files:
+            stem, _, suffix = name.rpartition(".")
+            return [index, f"{stem}-*.{suffix}"]
+    return []
+
+
+def load_config(name: str) -> T5Config:
+    """A model's sizes; for released models with no weights and no network."""
+    if name in RELEASED and not Path(name).is_dir():
+        return RELEASED[name]
+    return T5Config.from_file(resolve(name) / "config.json")

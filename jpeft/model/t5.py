@@ -1,0 +1,429 @@
+"""T5 in Flax NNX: one network for T5 1.0, T5 1.1 and FLAN-T5 (Raffel et al. 2020; Shazeer 2020 for the gated block).
+
+Blocks of equal structure are stored stacked, every leaf with a leading `layers` axis, and run by `jax.lax.scan`; a
+`Stack` is a list of such *segments*, usually one. Wherever a PEFT method may act, the layer is a `Site`: it calls what
+is attached to it and knows nothing else of it.
+
+Compute dtype travels with the activations: `T5.dtype` is applied once at the embedding, and every layer casts its own
+weights to the dtype of its input. Softmax, norms' statistics and the returned logits are float32.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jpeft.model.config import T5Config
+
+MASKED = -1e9  # added to a logit that must not be attended to: finite, so that a row with nothing to attend stays finite
+REMAT_POLICIES = ("none", "dots", "block")
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+}
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
+    """Zeroes each element with probability `rate` and scales the rest; the identity when `key` is None.
+
+    The coin is a 16-bit integer, half the random bits of a float32 uniform; the rate is exact to 2**-17.
+    """
+    if key is None or rate == 0.0:
+        return x
+    threshold = round((1.0 - rate) * 2**16)
+    keep = jax.random.bits(key, x.shape, jnp.uint16) < np.uint16(threshold)
+    return jnp.where(keep, x * jnp.asarray(2**16 / threshold, x.dtype), jnp.zeros((), x.dtype))
+
+
+def _split(key: Key[Array, ""] | None, num: int) -> Sequence[Key[Array, ""] | None]:
+    return [None] * num if key is None else list(jax.random.split(key, num))
+
+
+class Site(nnx.Module):
+    """A place of the network to which a PEFT method may attach one module.
+
+    The attached module is called as `adapter(compute, x)` and decides what to do before and after `compute`.
+    """
+
+    def __init__(self):
+        self.adapter = nnx.data(None)
+
+    def through_adapter(self, compute: Callable[[Array], Array], x: Array) -> Array:
+        return compute(x) if self.adapter is None else self.adapter(compute, x)
+
+
+class Linear(Site):
+    """`x @ kernel`; T5 has no biases."""
+
+    def __init__(self, d_in: int, d_out: int, *, stddev: float, rngs: nnx.Rngs):
+        super().__init__()
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (d_in, d_out)) * stddev)
+
+    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+        return self.through_adapter(lambda x: x @ self.kernel[...].astype(x.dtype), x)
+
+
+class RMSNorm(Site):
+    """`x / rms(x) * scale`: no mean is subtracted and no bias added."""
+
+    def __init__(self, d_model: int, *, epsilon: float):
+        super().__init__()
+        self.scale = nnx.Param(jnp.ones(d_model))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_model"]:
+        return self.through_adapter(self._normalize, x)
+
+    def _normalize(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_model"]:
+        # Statistics in float32: squares of bfloat16 activations lose the small channels.
+        wide = x.astype(jnp.float32)
+        normal = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        return normal.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class Embedding(Site):
+    """A table of vectors, looked up by integer."""
+
+    def __init__(self, num_rows: int, width: int, *, stddev: float, rngs: nnx.Rngs):
+        super().__init__()
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (num_rows, width)) * stddev)
+
+    def __call__(self, rows: Int[Array, "*batch"]) -> Float[Array, "*batch width"]:
+        return self.through_adapter(lambda rows: self.embedding[...][rows], rows)
+
+
+class EncoderInput(Site):
+    """The embedded input on its way into the encoder, where a soft prompt is put before it."""
+
+    def __call__(
+        self, x: Float[Array, "batch enc_len d_model"], mask: Bool[Array, "batch enc_len"]
+    ) -> tuple[Float[Array, "batch new_len d_model"], Bool[Array, "batch new_len"]]:
+        return (x, mask) if self.adapter is None else self.adapter(x, mask)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with an additive bias. Logits are not divided by sqrt(d_kv): the released weights rely on it."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        d_model, d_heads = config.d_model, config.num_heads * config.d_kv
+        self.q = Linear(d_model, d_heads, stddev=(d_model * config.d_kv) ** -0.5, rngs=rngs)
+        self.k = Linear(d_model, d_heads, stddev=d_model**-0.5, rngs=rngs)
+        self.v = Linear(d_model, d_heads, stddev=d_model**-0.5, rngs=rngs)
+        self.o = Linear(d_heads, d_model, stddev=d_heads**-0.5, rngs=rngs)
+        self.num_heads = config.num_heads
+        self.dropout_rate = config.dropout_rate
+
+    def _heads(self, x: Float[Array, "batch length d_heads"]) -> Float[Array, "batch num_heads length d_kv"]:
+        return x.reshape(*x.shape[:2], self.num_heads, -1).swapaxes(1, 2)
+
+    def keys_values(
+        self, x: Float[Array, "batch kv_len d_model"]
+    ) -> tuple[Float[Array, "batch num_heads kv_len d_kv"], Float[Array, "batch num_heads kv_len d_kv"]]:
+        """What is attended to; computed once and kept when decoding."""
+        return self._heads(self.k(x)), self._heads(self.v(x))
+
+    def __call__(
+        self,
+        x: Float[Array, "batch q_len d_model"],
+        k: Float[Array, "batch num_heads kv_len d_kv"],
+        v: Float[Array, "batch num_heads kv_len d_kv"],
+        bias: Float[Array, "bias_batch bias_heads bias_q_len kv_len"],
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch q_len d_model"]:
+        q = self._heads(self.q(x))
+        logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32) + bias
+        weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
+        mixed = jnp.einsum("bhqk,bhkd->bhqd", dropout(weights, self.dropout_rate, key), v)
+        return self.o(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1))
+
+
+class FeedForward(nnx.Module):
+    """`wo(act(wi x))`, or gated: `wo(act(wi_0 x) * wi_1 x)`."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        for name in ("wi_0", "wi_1") if config.is_gated else ("wi",):
+            setattr(self, name, Linear(config.d_model, config.d_ff, stddev=config.d_model**-0.5, rngs=rngs))
+        self.wo = Linear(config.d_ff, config.d_model, stddev=config.d_ff**-0.5, rngs=rngs)
+        self.is_gated = config.is_gated
+        self.activation = config.activation
+        self.dropout_rate = config.dropout_rate
+
+    def __call__(
+        self, x: Float[Array, "batch length d_model"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "batch length d_model"]:
+        activation = _ACTIVATIONS[self.activation]
+        hidden = activation(self.wi_0(x)) * self.wi_1(x) if self.is_gated else activation(self.wi(x))
+        return self.wo(dropout(hidden, self.dropout_rate, key))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class SegmentCache:
+    """Keys and values that a decoder segment has seen: `k, v: [layers, batch, num_heads, max_length, d_kv]`."""
+
+    k: Array
+    v: Array
+
+    def write(self, layer: Array, position: Array, k: Array, v: Array) -> "SegmentCache":
+        """Puts one token's `k, v: [batch, num_heads, 1, d_kv]` at `position` of `layer`, in place where XLA can."""
+        start = (layer, 0, 0, position, 0)
+        return SegmentCache(
+            jax.lax.dynamic_update_slice(self.k, k[None], start), jax.lax.dynamic_update_slice(self.v, v[None], start)
+        )
+
+
+class Block(nnx.Module):
+    """One layer: self-attention, in the decoder cross-attention, feed-forward; each normed before and added after."""
+
+    def __init__(self, config: T5Config, *, decoder: bool, rngs: nnx.Rngs):
+        def norm() -> RMSNorm:
+            return RMSNorm(config.d_model, epsilon=config.layer_norm_epsilon)
+
+        self.self_attention_norm, self.self_attention = norm(), Attention(config, rngs=rngs)
+        if decoder:
+            self.cross_attention_norm, self.cross_attention = norm(), Attention(config, rngs=rngs)
+        self.feed_forward_norm, self.feed_forward = norm(), FeedForward(config, rngs=rngs)
+        self.decoder = decoder
+        self.dropout_rate = config.dropout_rate
+
+    def __call__(
+        self,
+        x: Float[Array, "batch length d_model"],
+        self_bias: Float[Array, "b #heads #length length"],
+        encoded: Float[Array, "batch enc_len d_model"] | None = None,
+        cross_bias: Float[Array, "batch 1 1 enc_len"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch length d_model"]:
+        """The whole sequence at once, as in training."""
+        keys = _split(key, 6)
+        h = self.self_attention_norm(x)
+        h = self.self_attention(h, *self.self_attention.keys_values(h), self_bias, keys[0])
+        x = x + dropout(h, self.dropout_rate, keys[1])
+        if self.decoder:
+            h = self.cross_attention_norm(x)
+            h = self.cross_attention(h, *self.cross_attention.keys_values(encoded), cross_bias, keys[2])
+            x = x + dropout(h, self.dropout_rate, keys[3])
+        h = self.feed_forward(self.feed_forward_norm(x), keys[4])
+        return x + dropout(h, self.dropout_rate, keys[5])
+
+    def step(
+        self,
+        x: Float[Array, "batch 1 d_model"],
+        self_bias: Float[Array, "1 num_heads 1 max_length"],
+        cross_kv: tuple[Array, Array],
+        cross_bias: Float[Array, "batch 1 1 enc_len"],
+        cache: SegmentCache,
+        layer: Int[Array, ""],
+        position: Int[Array, ""],
+    ) -> tuple[Float[Array, "batch 1 d_model"], SegmentCache]:
+        """One token of generation, attending to what `cache` holds of `layer` and to the encoder's keys and values."""
+        h = self.self_attention_norm(x)
+        cache = cache.write(layer, position, *self.self_attention.keys_values(h))
+        x = x + self.self_attention(h, cache.k[layer], cache.v[layer], self_bias)
+        x = x + self.cross_attention(self.cross_attention_norm(x), *cross_kv, cross_bias)
+        return x + self.feed_forward(self.feed_forward_norm(x)), cache
+
+
+def num_stacked(block: Block) -> int:
+    """How many layers a stacked block holds."""
+    return block.self_attention_norm.scale.shape[0]
+
+
+class RelativeBias(Embedding):
+    """A learned bias per head and bucket of distance; small distances have buckets of their own, large ones share."""
+
+    def __init__(self, config: T5Config, *, bidirectional: bool, rngs: nnx.Rngs):
+        super().__init__(
+            config.relative_attention_num_buckets, config.num_heads, stddev=config.d_model**-0.5, rngs=rngs
+        )
+        self.bidirectional = bidirectional
+        self.max_distance = config.relative_attention_max_distance
+        self.num_buckets = config.relative_attention_num_buckets
+
+    def _bucket_of_distance(self) -> np.ndarray:
+        """Bucket of each distance from 0 to `max_distance`, within one direction."""
+        num_buckets = self.num_buckets // 2 if self.bidirectional else self.num_buckets
+        num_exact = num_buckets // 2
+        distance = np.arange(self.max_distance + 1, dtype=np.float32)
+        # In float32, as the reference computes it: a bucket's border must not move.
+        spread = np.log(np.maximum(distance, 1) / np.float32(num_exact)) / np.float32(math.log(self.max_distance / num_exact))
+        large = num_exact + (spread * (num_buckets - num_exact)).astype(np.int32)
+        return np.where(distance < num_exact, distance, np.minimum(large, num_buckets - 1)).astype(np.int32)
+
+    def bias(self, q_len: int, kv_len: int) -> Float[Array, "1 num_heads q_len kv_len"]:
+        """The bias of every query position to every key position, float32."""
+        relative = jnp.arange(kv_len)[None, :] - jnp.arange(q_len)[:, None]
+        if self.bidirectional:
+            direction = jnp.where(relative > 0, self.num_buckets // 2, 0)
+        else:
+            direction, relative = 0, jnp.minimum(relative, 0)
+        distance = jnp.minimum(jnp.abs(relative), self.max_distance)
+        buckets = direction + jnp.asarray(self._bucket_of_distance())[distance]
+        return jnp.moveaxis(self(buckets), -1, 0)[None].astype(jnp.float32)
+
+
+class Stack(nnx.Module):
+    """The blocks of the encoder or of the decoder, as segments of stacked blocks, and the norm after them."""
+
+    def __init__(self, config: T5Config, *, decoder: bool, rngs: nnx.Rngs):
+        num_layers = config.num_decoder_layers if decoder else config.num_layers
+        keys = jax.random.split(rngs.params(), num_layers)
+        blocks = jax.vmap(lambda key: Block(config, decoder=decoder, rngs=nnx.Rngs(key)))(keys)
+        self.segments = nnx.List([blocks])
+        self.relative_attention_bias = RelativeBias(config, bidirectional=not decoder, rngs=rngs)
+        self.final_norm = RMSNorm(config.d_model, epsilon=config.layer_norm_epsilon)
+        self.dropout_rate = config.dropout_rate
+        self.remat = "none"
+
+    def _body(self) -> Callable:
+        def body(x, block, key, self_bias, encoded, cross_bias):
+            return block(x, self_bias, encoded, cross_bias, key)
+
+        if self.remat == "none":
+            return body
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+        return jax.checkpoint(body, policy=policy)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch length d_model"],
+        self_bias: Float[Array, "b #heads #length length"],
+        encoded: Float[Array, "batch enc_len d_model"] | None = None,
+        cross_bias: Float[Array, "batch 1 1 enc_len"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch length d_model"]:
+        """Runs every block over whole sequences."""
+        body = self._body()
+        x_key, out_key, *segment_keys = _split(key, 2 + len(self.segments))
+        x = dropout(x, self.dropout_rate, x_key)
+        for block, segment_key in zip(self.segments, segment_keys, strict=True):
+            layers = num_stacked(block)
+            layer_keys = None if segment_key is None else jax.random.split(segment_key, layers)
+            if layers == 1:  # no loop: its operands would be copied out of the stacked leaves at every call
+                block, layer_keys = jax.tree.map(lambda leaf: leaf[0], (block, layer_keys))
+                x = body(x, block, layer_keys, self_bias, encoded, cross_bias)
+            else:
+                x, _ = jax.lax.scan(
+                    lambda x, layer: (body(x, *layer, self_bias, encoded, cross_bias), None), x, (block, layer_keys)
+                )
+        return dropout(self.final_norm(x), self.dropout_rate, out_key)
+
+    def cross_keys_values(self, encoded: Float[Array, "batch enc_len d_model"]) -> list[tuple[Array, Array]]:
+        """Per segment the keys and values of `encoded`, each `[layers, batch, num_heads, enc_len, d_kv]`."""
+        return [
+            jax.lax.map(lambda block: block.cross_attention.keys_values(encoded), block) for block in self.segments
+        ]
+
+    def step(
+        self,
+        x: Float[Array, "batch 1 d_model"],
+        self_bias: Float[Array, "1 num_heads 1 max_length"],
+        cross_kvs: list[tuple[Array, Array]],
+        cross_bias: Float[Array, "batch 1 1 enc_len"],
+        caches: list[SegmentCache],
+        position: Int[Array, ""],
+    ) -> tuple[Float[Array, "batch 1 d_model"], list[SegmentCache]]:
+        """Runs every block over one new token; returns its output and the extended caches."""
+
+        def body(carry, layer):
+            x, cache = carry
+            index, block, cross_kv = layer
+            return block.step(x, self_bias, cross_kv, cross_bias, cache, index, position), None
+
+        new_caches = []
+        for block, cross_kv, cache in zip(self.segments, cross_kvs, caches, strict=True):
+            layers = (jnp.arange(num_stacked(block)), block, cross_kv)
+            if num_stacked(block) == 1:
+                (x, cache), _ = body((x, cache), jax.tree.map(lambda leaf: leaf[0], layers))
+            else:
+                (x, cache), _ = jax.lax.scan(body, (x, cache), layers)
+            new_caches.append(cache)
+        return self.final_norm(x), new_caches
+
+
+class T5(nnx.Module):
+    """The encoder-decoder. Call it for the logits of a training batch; `jpeft.model.decode` generates with it."""
+
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.shared = Embedding(config.vocab_size, config.d_model, stddev=1.0, rngs=rngs)
+        self.encoder_input = EncoderInput()
+        self.encoder = Stack(config, decoder=False, rngs=rngs)
+        self.decoder = Stack(config, decoder=True, rngs=rngs)
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.d_model, config.vocab_size, stddev=config.d_model**-0.5, rngs=rngs)
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+
+    def encode(
+        self, encoder_input_tokens: Int[Array, "batch enc_len"], key: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, "batch new_len d_model"], Float[Array, "batch 1 1 new_len"]]:
+        """The encoder's output and the additive bias that hides its padding; a soft prompt makes both longer."""
+        mask = encoder_input_tokens != self.config.pad_token_id
+        x, mask = self.encoder_input(self.shared(encoder_input_tokens).astype(self.dtype), mask)
+        mask_bias = jnp.where(mask, 0.0, MASKED)[:, None, None, :]
+        position_bias = self.encoder.relative_attention_bias.bias(x.shape[1], x.shape[1])
+        return self.encoder(x, position_bias + mask_bias, key=key), mask_bias
+
+    def logits(self, x: Float[Array, "batch dec_len d_model"]) -> Float[Array, "batch dec_len vocab"]:
+        """Scores of the next token, float32, from the decoder's output."""
+        if self.config.tie_word_embeddings:
+            x = x * jnp.asarray(self.config.d_model**-0.5, x.dtype)
+            return (x @ self.shared.embedding[...].astype(x.dtype).T).astype(jnp.float32)
+        return self.lm_head(x).astype(jnp.float32)
+
+    def __call__(
+        self,
+        encoder_input_tokens: Int[Array, "batch enc_len"],
+        decoder_input_tokens: Int[Array, "batch dec_len"],
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch dec_len vocab"]:
+        """Logits of every target position. `key` draws dropout masks; without it there is no dropout.
+
+        Padding (`pad_token_id`) in `encoder_input_tokens` is not attended to. `decoder_input_tokens` are the targets
+        shifted right behind `decoder_start_token_id`; what stands after a row's last target changes nothing before it.
+        """
+        encoder_key, decoder_key = _split(key, 2)
+        encoded, cross_bias = self.encode(encoder_input_tokens, encoder_key)
+        x = self.shared(decoder_input_tokens).astype(self.dtype)
+        x = self.decoder(x, self.causal_bias(x.shape[1]), encoded, cross_bias, decoder_key)
+        return self.logits(x)
+
+    def causal_bias(self, length: int) -> Float[Array, "1 num_heads length length"]:
+        """Relative position bias of the decoder with the future hidden."""
+        future = np.triu(np.full((length, length), MASKED, np.float32), k=1)
+        return self.decoder.relative_attention_bias.bias(length, length) + future[None, None]
+
+
+def segment_starts(stack: Stack) -> list[int]:
+    """Index of each segment's first layer within its stack."""
+    sizes = [num_stacked(block) for block in stack.segments]
+    return [sum(sizes[:i]) for i in range(len(sizes))]
+
+
+def split_segments(stack: Stack, starts: Sequence[int]) -> None:
+    """Re-cuts a stack so that a segment begins at each layer of `starts` (and at layer 0), where none began before.
+
+    A segment whose borders do not change keeps its arrays; a split one is copied, once.
+    """
+    segments = []
+    for first, block in zip(segment_starts(stack), stack.segments, strict=True):
+        size = num_stacked(block)
+        cuts = sorted({0, size, *(start - first for start in starts if 0 < start - first < size)})
+        for begin, end in zip(cuts, cuts[1:], strict=False):
+            part = block if end - begin == size else jax.tree.map(lambda leaf, b=begin, e=end: leaf[b:e], block)
+            segments.append(part)
+    stack.segments = nnx.List(segments)
+
+
+def unroll(model: T5) -> None:
+    """Makes every layer a segment of its own: slower to compile, no loop around the layers when run."""
+    for stack in (model.encoder, model.decoder):
+        split_segments(stack, range(sum(map(num_stacked, stack.segments))))

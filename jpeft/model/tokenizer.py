@@ -1,0 +1,77 @@
+"""T5 tokenizers: text to ids that end in `</s>`, and back."""
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+
+from jpeft.errors import UserError
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Token ids of one text each, `</s>` included, and how many texts had to be cut to fit."""
+
+    ids: list[list[int]]
+    num_cut: int
+
+
+class Tokenizer:
+    """A sentence-piece vocabulary with T5's special ids."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, *, eos_token_id: int, directory: Path):
+        self._backend = backend
+        self._directory = directory
+        self.eos_token_id = eos_token_id
+        # Told apart by content, so that token caches survive a moved directory and not a changed vocabulary.
+        self.fingerprint = hashlib.sha256(backend.to_str().encode()).hexdigest()
+
+    @classmethod
+    def load(cls, directory: Path, *, vocab_size: int, eos_token_id: int = 1) -> "Tokenizer":
+        """Opens `tokenizer.json`, or converts `spiece.model` where that is all there is.
+
+        Raises:
+          UserError: neither file is there, it is damaged, or it has more pieces than the model has embeddings.
+        """
+        if (directory / "tokenizer.json").is_file():
+            try:
+                backend = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+            except Exception as error:  # tokenizers raises bare Exception
+                raise UserError(f"{directory}/tokenizer.json can not be read ({error}); copy it again.") from None
+        elif (directory / "spiece.model").is_file():
+            from transformers import T5Tokenizer
+
+            backend = T5Tokenizer.from_pretrained(directory).backend_tokenizer
+        else:
+            raise UserError(f"{directory} has no tokenizer; expected tokenizer.json or spiece.model beside config.json.")
+        if backend.get_vocab_size() > vocab_size:
+            raise UserError(
+                f"{directory}: the tokenizer has {backend.get_vocab_size()} pieces and the model {vocab_size} embeddings; "
+                "they are of different models."
+            )
+        backend.no_padding()
+        backend.no_truncation()
+        return cls(backend, eos_token_id=eos_token_id, directory=directory)
+
+    def encode(self, texts: Sequence[str], *, max_length: int) -> Encoded:
+        """Ids of each text, at most `max_length` of them, the last always `</s>`."""
+        num_cut, rows = 0, []
+        for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False):
+            num_cut += len(encoding.ids) >= max_length
+            rows.append([*encoding.ids[: max_length - 1], self.eos_token_id])
+        return Encoded(rows, num_cut)
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of id rows without special tokens and without surrounding white space."""
+        return [text.strip() for text in self._backend.decode_batch([list(row) for row in rows])]
+
+    def save(self, directory: Path) -> None:
+        """Copies the tokenizer's files, so that a saved model opens with its own."""
+        for name in _FILES:
+            if (self._directory / name).is_file() and self._directory.resolve() != directory.resolve():
+                shutil.copyfile(self._directory / name, directory / name)
