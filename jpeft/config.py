@@ -1,0 +1,364 @@
+"""A run as typed data. `ml_collections` holds it in files and flags; everything behind this module sees `Run`."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from jpeft.data.prepare import choose_task
+from jpeft.data.sources import SOURCES
+from jpeft.data.splits import MAX_EVALUATED, SCALES
+from jpeft.data.tasks import Task
+from jpeft.errors import UserError
+from jpeft.model.t5 import REMAT_POLICIES
+from jpeft.peft.base import STACKS, Method
+from jpeft.peft.methods import build
+
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The base model.
+
+    Attributes:
+      name: hub id, local directory in Hugging Face layout, or a model that comes with the package.
+      dtype: of the frozen weights and of the computation; `auto` is bfloat16 on GPU and TPU, float32 on CPU.
+      dropout_rate: None takes the checkpoint's own.
+      remat: what the backward pass computes again instead of keeping: `none`, `dots` (all but matrix products), `block`.
+    """
+
+    name: str = "google/flan-t5-xl"
+    dtype: str = "auto"
+    dropout_rate: float | None = None
+    remat: str = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodConfig:
+    """The PEFT method, its reading and options; None leaves an option to the reading.
+
+    Attributes:
+      name: full, lora, ia3, bitfit, prompt.
+      reading: `paper` (Pu et al.) or `official` (the method's authors).
+      rank, alpha, rank_stabilized: of lora.
+      prompt_length, prompt_init: of prompt; init is `vocabulary` or `uniform`.
+      targets: names of the sites to adapt, with commas: `q,v`.
+      stacks: `encoder`, `decoder` or both, with commas.
+      layers: indices of blocks in each stack, with commas and ranges: `0,2,6-11`.
+      pattern: regular expression that must match a site's whole path, `decoder/layers/.*/cross_attention/.*`.
+      from_adapter: an adapter directory of an earlier run to start from.
+    """
+
+    name: str = "lora"
+    reading: str = "paper"
+    rank: int | None = None
+    alpha: float | None = None
+    rank_stabilized: bool | None = None
+    prompt_length: int | None = None
+    prompt_init: str | None = None
+    targets: str | None = None
+    stacks: str | None = None
+    layers: str | None = None
+    pattern: str | None = None
+    from_adapter: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class AblationConfig:
+    """One of the paper's ablations, or None; `seed` draws the layers of `random`."""
+
+    name: str | None = None
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What to learn and where it is.
+
+    Attributes:
+      task: agnews, cola, e2e, samsum, or custom for rows of your own.
+      scale: low, medium, high (the paper's), or all: how many rows train and for how many epochs.
+      source: auto, hub, local, tfds. `auto` is local where `path` is given, the hub otherwise.
+      path: a file or directory of rows; see the README for its layout.
+      template: prompt with `{column}` in it; None is the task's own.
+      kind: of a custom task, `classification` or `generation`; None tells it from the targets.
+      max_train, max_validation, max_test: rows at most; None is the scale's, and 2,500.
+      max_input_length, max_target_length: tokens at most; None is the task's.
+      split_seed: draws the splits; the same for every method.
+    """
+
+    task: str = "agnews"
+    scale: str = "low"
+    source: str = "auto"
+    path: str | None = None
+    template: str | None = None
+    kind: str | None = None
+    max_train: int | None = None
+    max_validation: int = MAX_EVALUATED
+    max_test: int = MAX_EVALUATED
+    max_input_length: int | None = None
+    max_target_length: int | None = None
+    split_seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningRate:
+    """The schedule's three points: rises linearly from `initial` to `warmup`, then falls linearly to `annealing`."""
+
+    initial: float | None = None
+    warmup: float | None = None
+    annealing: float | None = None
+
+
+# The paper's learning rates (appendix A.3).
+_LEARNING_RATES = {
+    "full": LearningRate(3e-5, 3e-4, 3e-5),
+    "lora": LearningRate(3e-4, 3e-3, 3e-4),
+    "ia3": LearningRate(3e-4, 3e-3, 3e-4),
+    "bitfit": LearningRate(3e-4, 3e-3, 3e-4),
+    "prompt": LearningRate(3e-3, 3e-1, 3e-2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+      seed: of initial values, of the order of rows and of dropout.
+      max_epochs: None is the scale's.
+      batch_size: rows of a micro-batch.
+      accumulation_steps: micro-batches of an optimizer step.
+      patience: epochs without a lower validation loss before training stops.
+      warmup_fraction: share of all steps in which the learning rate rises; the paper does not print it.
+      weight_decay: AdamW's, on matrices only.
+      clip_grad_norm: largest norm of the gradient; None does not clip.
+      checkpoint_every_seconds: besides at every epoch's end.
+    """
+
+    seed: int = 0
+    max_epochs: int | None = None
+    batch_size: int = 16
+    accumulation_steps: int = 4
+    patience: int = 1
+    learning_rate: LearningRate = LearningRate()
+    warmup_fraction: float = 0.1
+    weight_decay: float = 0.0
+    clip_grad_norm: float | None = None
+    checkpoint_every_seconds: float = 300.0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """How to validate and test.
+
+    Attributes:
+      zero_shot: also score the model before any training.
+      num_beams: 1 is greedy.
+      batch_size: rows of a validation or generation batch.
+    """
+
+    zero_shot: bool = False
+    num_beams: int = 1
+    batch_size: int = 32
+
+
+_SECTIONS: dict[str, type] = {
+    "model": ModelConfig,
+    "method": MethodConfig,
+    "ablation": AblationConfig,
+    "data": DataConfig,
+    "train": TrainConfig,
+    "eval": EvalConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run: a model, a method, a task, and how to train and judge it. What a file leaves open is filled in."""
+
+    model: ModelConfig = ModelConfig()
+    method: MethodConfig = MethodConfig()
+    ablation: AblationConfig = AblationConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @classmethod
+    def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "Run":
+        """Checks every key and value before anything is loaded.
+
+        Raises:
+          UserError: an unknown key (the message names the closest known one), or a value that can not be meant.
+        """
+        config = config.to_dict() if isinstance(config, ConfigDict) else config
+        run = _parse(cls, config, "config")
+        scale = _one_of("data.scale", run.data.scale, SCALES)
+        max_train, max_epochs = SCALES[scale]
+        method = _one_of("method.name", run.method.name, _LEARNING_RATES)
+        rates = run.train.learning_rate
+        rates = dataclasses.replace(
+            _LEARNING_RATES[method], **{k: v for k, v in dataclasses.asdict(rates).items() if v is not None}
+        )
+        run = dataclasses.replace(
+            run,
+            data=dataclasses.replace(run.data, max_train=run.data.max_train or max_train),
+            train=dataclasses.replace(run.train, max_epochs=run.train.max_epochs or max_epochs, learning_rate=rates),
+        )
+        run._check()
+        return run
+
+    def _check(self) -> None:
+        _one_of("model.dtype", self.model.dtype, DTYPES)
+        _one_of("model.remat", self.model.remat, REMAT_POLICIES)
+        _one_of("data.source", self.data.source, SOURCES)
+        self.build_task()
+        self.build_method()
+        self.layer_indices()
+        for stack in self.stacks() or ():
+            _one_of("method.stacks", stack, STACKS)
+        for key, value, least in [
+            ("model.dropout_rate", self.model.dropout_rate, 0.0),
+            ("data.max_train", self.data.max_train, 1),
+            ("data.max_validation", self.data.max_validation, 1),
+            ("data.max_test", self.data.max_test, 1),
+            ("data.max_input_length", self.data.max_input_length, 2),
+            ("data.max_target_length", self.data.max_target_length, 2),
+            ("train.max_epochs", self.train.max_epochs, 1),
+            ("train.batch_size", self.train.batch_size, 1),
+            ("train.accumulation_steps", self.train.accumulation_steps, 1),
+            ("train.patience", self.train.patience, 1),
+            ("train.warmup_fraction", self.train.warmup_fraction, 0.0),
+            ("train.weight_decay", self.train.weight_decay, 0.0),
+            ("train.checkpoint_every_seconds", self.train.checkpoint_every_seconds, 0.0),
+            ("eval.num_beams", self.eval.num_beams, 1),
+            ("eval.batch_size", self.eval.batch_size, 1),
+        ]:
+            if value is not None and not value >= least:
+                raise UserError(f"{key} is {value}; expected at least {least}.")
+        if not self.train.warmup_fraction <= 1:
+            raise UserError(f"train.warmup_fraction is {self.train.warmup_fraction}; expected a share from 0 to 1.")
+        if self.model.dropout_rate is not None and not self.model.dropout_rate < 1:
+            raise UserError(f"model.dropout_rate is {self.model.dropout_rate}; expected a share below 1.")
+        if self.train.clip_grad_norm is not None and not self.train.clip_grad_norm > 0:
+            raise UserError(f"train.clip_grad_norm is {self.train.clip_grad_norm}; expected more than 0, or None.")
+        if self.data.task == "custom" and self.data.path is None:
+            raise UserError("data.task is 'custom', rows of your own: name their file with --config.data.path.")
+        if self.ablation.name and any((self.method.targets, self.method.layers, self.method.pattern, self.method.stacks)):
+            raise UserError("ablation.name and method.{targets,stacks,layers,pattern} both select; give one of them.")
+
+    def build_task(self) -> Task:
+        """The task, with the config's template and kind."""
+        return choose_task(self.data.task, template=self.data.template, kind=self.data.kind)
+
+    def build_method(self) -> Method:
+        """The method in its reading, with the options that the config gives."""
+        options = {"rank": "rank", "alpha": "alpha", "rank_stabilized": "rank_stabilized"}
+        options |= {"prompt_length": "prompt_length", "prompt_init": "init"}
+        given = {field: getattr(self.method, key) for key, field in options.items()}
+        return build(self.method.name, self.method.reading, {k: v for k, v in given.items() if v is not None})
+
+    def targets(self) -> tuple[str, ...] | None:
+        """Names of the sites to adapt, or None."""
+        return _listed(self.method.targets)
+
+    def stacks(self) -> tuple[str, ...] | None:
+        """Stacks to adapt, or None."""
+        return _listed(self.method.stacks)
+
+    def layer_indices(self) -> frozenset[int] | None:
+        """Blocks to adapt in each stack, or None."""
+        if self.method.layers is None:
+            return None
+        chosen: set[int] = set()
+        for part in _listed(self.method.layers) or ():
+            first, _, last = part.partition("-")
+            if not first.isdigit() or (last and not last.isdigit()):
+                raise UserError(f"method.layers is {self.method.layers!r}; expected indices and ranges: 0,2,6-11.")
+            chosen.update(range(int(first), int(last or first) + 1))
+        return frozenset(chosen)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `config.json` of a run directory holds it."""
+        return dataclasses.asdict(self)
+
+
+def default_config() -> ConfigDict:
+    """Every key with its default, for config files to change. An unset key takes a value of its type from a flag."""
+    return _placeholders(Run)
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key: before -> after` of every key whose value differs between two nested configs."""
+    found = []
+    for key in sorted({*before, *after}):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}: {old!r} -> {new!r}")
+    return found
+
+
+def _placeholders(cls: type) -> ConfigDict:
+    config = ConfigDict()
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            config[field.name] = _placeholders(typing.cast(type, field.type))
+        elif field.default is None:
+            config[field.name] = config_dict.placeholder(_value_type(field.type))
+        else:
+            config[field.name] = field.default
+    return config
+
+
+def _value_type(annotation: Any) -> type:
+    """`int` of `int | None`, `int` of `int`."""
+    if isinstance(annotation, types.UnionType):
+        return next(arg for arg in typing.get_args(annotation) if arg is not type(None))
+    return annotation
+
+
+def _parse(cls: type, values: Mapping[str, Any], path: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)
+            raise UserError(f"unknown config key {path}.{key}; did you mean {path}.{close[0]}?")
+    parsed = {}
+    for key, value in values.items():
+        kind = fields[key].type
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{path}.{key} is {value!r}; it is a section with keys of its own.")
+            parsed[key] = _parse(typing.cast(type, kind), value, f"{path}.{key}")
+        else:
+            parsed[key] = _checked_value(f"{path}.{key}", value, kind)
+    return cls(**parsed)
+
+
+def _checked_value(path: str, value: Any, annotation: Any) -> Any:
+    expected = _value_type(annotation)
+    if value is None and isinstance(annotation, types.UnionType):
+        return None
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+        raise UserError(f"{path} is {value!r}; expected {expected.__name__}.")
+    return value
+
+
+def _listed(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _one_of(key: str, value: str, known: typing.Iterable[str]) -> str:
+    known = list(known)
+    if value not in known:
+        raise UserError(f"{key} is {value!r}; expected one of {', '.join(known)}.")
+    return value

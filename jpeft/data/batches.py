@@ -1,0 +1,171 @@
+"""Token rows to padded batches of a few shapes, in an order that a seed and an epoch decide."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from jpeft.data.tasks import Example
+from jpeft.errors import UserError
+from jpeft.model.tokenizer import Tokenizer
+from jpeft.model.write import write_whole
+
+Batch = dict[str, np.ndarray]
+Shape = tuple[int, int]  # encoder length, decoder length
+
+_ENCODER_MULTIPLE = 16
+_DECODER_MULTIPLE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Token ids of a split's inputs and targets, `</s>` included, and how many of each were cut to fit."""
+
+    inputs: list[np.ndarray]
+    targets: list[np.ndarray]
+    cut_inputs: int
+    cut_targets: int
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def lengths(self) -> np.ndarray:
+        """`[rows, 2]`: tokens of each input and target."""
+        return np.array([(len(i), len(t)) for i, t in zip(self.inputs, self.targets, strict=True)]).reshape(-1, 2)
+
+
+def cache_directory() -> Path:
+    """Where tokens and compiled programs are kept between runs: `$JPEFT_CACHE`, or `~/.cache/jpeft`."""
+    return Path(os.environ.get("JPEFT_CACHE", "~/.cache/jpeft")).expanduser()
+
+
+def tokenize(
+    examples: Sequence[Example], tokenizer: Tokenizer, *, max_input_length: int, max_target_length: int
+) -> Tokens:
+    """Tokens of every example, from the cache where the same texts met the same tokenizer before."""
+    digest = hashlib.sha256(json.dumps([tokenizer.fingerprint, max_input_length, max_target_length]).encode())
+    for example in examples:
+        digest.update(json.dumps([example.input, example.target]).encode())
+    path = cache_directory() / "tokens" / f"{digest.hexdigest()}.safetensors"
+    try:
+        stored = load_file(path)
+    except (FileNotFoundError, SafetensorError):  # a damaged cache entry is made again
+        inputs = tokenizer.encode([example.input for example in examples], max_length=max_input_length)
+        targets = tokenizer.encode([example.target for example in examples], max_length=max_target_length)
+        stored = {
+            "inputs": np.concatenate([np.asarray(ids, np.int32) for ids in inputs.ids]),
+            "input_lengths": np.array([len(ids) for ids in inputs.ids]),
+            "targets": np.concatenate([np.asarray(ids, np.int32) for ids in targets.ids]),
+            "target_lengths": np.array([len(ids) for ids in targets.ids]),
+            "cut": np.array([inputs.num_cut, targets.num_cut]),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_whole(path) as beside:
+            save_file(stored, beside)
+    return Tokens(
+        inputs=np.split(stored["inputs"], np.cumsum(stored["input_lengths"])[:-1]),
+        targets=np.split(stored["targets"], np.cumsum(stored["target_lengths"])[:-1]),
+        cut_inputs=int(stored["cut"][0]),
+        cut_targets=int(stored["cut"][1]),
+    )
+
+
+def longest_of(lengths: np.ndarray, batches: Iterable[Sequence[int]]) -> np.ndarray:
+    """`[batches, 2]`: the longest input and target of each batch, which is what it has to be padded to."""
+    return np.array([lengths[rows].max(axis=0) for rows in batches])
+
+
+def choose_shapes(lengths: np.ndarray, *, max_shapes: int = 4) -> list[Shape]:
+    """At most `max_shapes` padded shapes that waste the fewest encoder positions on batches of these lengths.
+
+    Each program is compiled once per shape, so few are wanted. Shapes grow in both lengths together: the last holds
+    every batch, and a batch takes the first that holds it.
+
+    Args:
+      lengths: `[batches, 2]`, the longest input and target of each batch, as `longest_of` gives them.
+    """
+    rounded = -(-lengths // [_ENCODER_MULTIPLE, _DECODER_MULTIPLE]) * [_ENCODER_MULTIPLE, _DECODER_MULTIPLE]
+    edges, counts = np.unique(rounded[:, 0], return_counts=True)
+    batches_up_to = np.concatenate([[0], np.cumsum(counts)])
+    # best[j] after k rounds: fewest positions when the batches up to edge j are padded to k edges, the last of them j.
+    best = edges * batches_up_to[1:]
+    choices = [[(j,) for j in range(len(edges))]]
+    for _ in range(1, min(max_shapes, len(edges))):
+        previous, chosen = best, choices[-1]
+        best, choices = best.copy(), [*choices, list(chosen)]
+        for j in range(1, len(edges)):
+            costs = previous[:j] + edges[j] * (batches_up_to[j + 1] - batches_up_to[1 : j + 1])
+            i = int(np.argmin(costs))
+            if costs[i] < best[j]:
+                best[j], choices[-1][j] = costs[i], (*chosen[i], j)
+    encoder_lengths = [int(edges[j]) for j in choices[-1][-1]]
+    return [(length, int(rounded[rounded[:, 0] <= length, 1].max())) for length in encoder_lengths]
+
+
+def fitting_shape(shapes: Sequence[Shape], lengths: np.ndarray) -> Shape:
+    """The smallest of `shapes` that holds rows of these lengths."""
+    longest = lengths.max(axis=0)
+    return next(shape for shape in shapes if shape[0] >= longest[0] and shape[1] >= longest[1])
+
+
+def pad(tokens: Tokens, rows: Sequence[int], shape: Shape, *, batch_size: int, start_token_id: int, pad_token_id: int) -> Batch:
+    """A batch of `batch_size` rows; missing rows are padding with no weight.
+
+    Returns `encoder_input_tokens: [batch, enc_len]`, `decoder_input_tokens` and `decoder_target_tokens`:
+    `[batch, dec_len]` int32, the first the second shifted right; `decoder_loss_weights: [batch, dec_len]` float32.
+    """
+    enc_len, dec_len = shape
+    encoder = np.full((batch_size, enc_len), pad_token_id, np.int32)
+    target = np.full((batch_size, dec_len), pad_token_id, np.int32)
+    weights = np.zeros((batch_size, dec_len), np.float32)
+    for i, row in enumerate(rows):
+        encoder[i, : len(tokens.inputs[row])] = tokens.inputs[row]
+        target[i, : len(tokens.targets[row])] = tokens.targets[row]
+        weights[i, : len(tokens.targets[row])] = 1.0
+    decoder_input = np.concatenate([np.full((batch_size, 1), start_token_id, np.int32), target[:, :-1]], axis=1)
+    return {
+        "encoder_input_tokens": encoder,
+        "decoder_input_tokens": decoder_input,
+        "decoder_target_tokens": target,
+        "decoder_loss_weights": weights,
+    }
+
+
+def num_steps(num_rows: int, *, batch_size: int, accumulation_steps: int) -> int:
+    """Optimizer steps of an epoch; the last one may hold fewer rows."""
+    return -(-num_rows // (batch_size * accumulation_steps))
+
+
+def train_order(
+    lengths: np.ndarray, *, batch_size: int, accumulation_steps: int, seed: int, epoch: int
+) -> Iterator[list[list[int]]]:
+    """Row numbers of an epoch's optimizer steps, each a list of micro-batches.
+
+    Rows are shuffled, then each step's rows sorted by length before they are cut into micro-batches: the gradient of
+    the step is the same sum, and short rows are padded with short ones.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
+    per_step = batch_size * accumulation_steps
+    for start in range(0, len(order), per_step):
+        rows = order[start : start + per_step]
+        rows = rows[np.lexsort((lengths[rows, 1], lengths[rows, 0]))]
+        yield [rows[i : i + batch_size].tolist() for i in range(0, len(rows), batch_size)]
+
+
+def eval_order(lengths: np.ndarray, *, batch_size: int) -> list[list[int]]:
+    """Row numbers of batches over a whole split, longest first: what does not fit in memory fails at once."""
+    order = np.lexsort((lengths[:, 1], lengths[:, 0]))[::-1]
+    return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
+
+
+def require_text(tokens: Tokens, ids: Sequence[str]) -> None:
+    """Raises `UserError` when a target is empty: nothing could be learned from it or scored against it."""
+    for row, target in enumerate(tokens.targets):
+        if len(target) < 2:
+            raise UserError(f"row {ids[row]} has an empty target; fill it in or remove the row.")

@@ -1,0 +1,139 @@
+"""Everything a run needs of its data: examples, tokens and shapes of its three splits."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from jpeft.data.batches import (
+    Shape,
+    Tokens,
+    choose_shapes,
+    eval_order,
+    longest_of,
+    require_text,
+    tokenize,
+    train_order,
+)
+from jpeft.data.sources import Columns, load_rows
+from jpeft.data.splits import draw
+from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples
+from jpeft.errors import UserError
+from jpeft.model.tokenizer import Tokenizer
+
+_FEW_ANSWERS = 20  # a user's targets with no more different texts than this, each repeated, are taken for classes
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What one run trains, validates and tests on; each mapping has `train`, `validation` and `test`.
+
+    Attributes:
+      shapes: padded `(encoder, decoder)` lengths of the batches, smallest first.
+    """
+
+    task: Task
+    examples: Mapping[str, list[Example]]
+    tokens: Mapping[str, Tokens]
+    shapes: list[Shape]
+
+    def row_ids(self) -> dict[str, list[str]]:
+        """Row ids of each split, as the run records them."""
+        return {split: [example.id for example in rows] for split, rows in self.examples.items()}
+
+
+def choose_task(name: str, *, template: str | None = None, kind: str | None = None) -> Task:
+    """A task by name, with a user's own prompt where one is given. Raises `UserError` for an unknown name or kind."""
+    if name not in TASKS:
+        raise UserError(f"data.task is {name!r}; expected one of {', '.join(TASKS)}.")
+    task = TASKS[name]
+    if template is not None:
+        task = task.with_template(template)
+    if kind is not None:
+        if kind not in KINDS:
+            raise UserError(f"data.kind is {kind!r}; expected {' or '.join(KINDS)}.")
+        if task.name != "custom" and kind != task.kind:
+            raise UserError(f"data.kind {kind!r} does not fit {task.name}, which is a {task.kind} task.")
+        task = dataclasses.replace(task, kind=kind)
+    return task
+
+
+def _with_answers(task: Task, kind: str | None, train: Columns) -> Task:
+    """A user's task with its kind, told from the training targets where it is not given, and a classifier's answers."""
+    if task.name != "custom" or task.target not in train:
+        return task
+    targets = [str(target) for target in train[task.target] if target is not None]
+    distinct = list(dict.fromkeys(targets))
+    if kind is None and len(distinct) <= _FEW_ANSWERS and len(distinct) * 3 <= len(targets):
+        task = dataclasses.replace(task, kind="classification")
+    if task.kind == "classification":
+        task = dataclasses.replace(task, answers=tuple(sorted(distinct)))
+    return task
+
+
+def prepare(
+    task: Task,
+    tokenizer: Tokenizer,
+    *,
+    source: str,
+    path: str | None,
+    kind: str | None,
+    split_seed: int,
+    caps: Mapping[str, int | None],
+    batch_size: int,
+    accumulation_steps: int,
+    eval_batch_size: int,
+    seed: int,
+    max_input_length: int | None = None,
+    max_target_length: int | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Data:
+    """Loads, splits and tokenises a run's data; `report` hears what a user should know of it.
+
+    Args:
+      caps: most rows of `train`, `validation`, `test`; None for all.
+
+    Raises:
+      UserError: as `load_rows`, `draw` and `examples`; or a target is empty.
+      RunFailed: the hub can not be reached.
+    """
+    rows = load_rows(task, source, path)
+    told = _with_answers(task, kind, rows["train"])
+    if told.kind != task.kind:
+        report(f"the targets have {len(told.answers)} different texts: taken as classes (data.kind=generation if not)")
+    task = told
+    task = dataclasses.replace(
+        task,
+        max_input_length=max_input_length or task.max_input_length,
+        max_target_length=max_target_length or task.max_target_length,
+    )
+    splits = draw(
+        {split: len(next(iter(columns.values()), [])) for split, columns in rows.items()},
+        seed=split_seed,
+        max_train=caps["train"],
+        max_validation=caps["validation"],
+        max_test=caps["test"],
+    )
+    made = {name: examples(task, split.source, rows[split.source], split.rows) for name, split in splits.items()}
+    tokens = {}
+    for name, part in made.items():
+        tokens[name] = tokenize(
+            part, tokenizer, max_input_length=task.max_input_length, max_target_length=task.max_target_length
+        )
+        require_text(tokens[name], [example.id for example in part])
+        if tokens[name].cut_inputs or tokens[name].cut_targets:
+            report(
+                f"{name}: {tokens[name].cut_inputs} of {len(part)} inputs cut to {task.max_input_length} tokens, "
+                f"{tokens[name].cut_targets} targets to {task.max_target_length}"
+            )
+    lengths = {name: part.lengths() for name, part in tokens.items()}
+    first_epoch = train_order(
+        lengths["train"], batch_size=batch_size, accumulation_steps=accumulation_steps, seed=seed, epoch=0
+    )
+    batches = [
+        longest_of(lengths["train"], (micro for step in first_epoch for micro in step)),
+        longest_of(lengths["validation"], eval_order(lengths["validation"], batch_size=eval_batch_size)),
+        # In a later epoch the longest rows may meet: the last shape has to hold them all.
+        np.max(np.concatenate(list(lengths.values())), axis=0, keepdims=True),
+    ]
+    return Data(task, made, tokens, choose_shapes(np.concatenate(batches)))

@@ -1,0 +1,187 @@
+"""The benchmark's four tasks, and a user's own, as prompts, answers, metric and lengths."""
+
+import dataclasses
+import string
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jpeft.errors import UserError
+
+KINDS = ("classification", "generation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One row as the model sees it.
+
+    Attributes:
+      id: source split and row number, `train/17`.
+      references: every acceptable answer; the target first.
+    """
+
+    id: str
+    input: str
+    target: str
+    references: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """How a row of a dataset becomes an input and a target.
+
+    Attributes:
+      kind: `classification` is scored by exact match, `generation` by ROUGE-L.
+      template: the input, with `{column}` where a column's text goes.
+      target: column of the answer.
+      answers: of a classification task, the answer of each label; integer labels index it. Empty: not known beforehand.
+      same_input: column whose equal values make rows references of each other (E2E has several per meaning).
+      max_input_length, max_target_length: in tokens, `</s>` included; longer ones are cut and counted.
+      hub: `(repository, configuration, revision)` on the Hugging Face hub.
+      tfds: name in TensorFlow Datasets.
+      tfds_columns: TensorFlow Datasets' column name of each of ours that it calls otherwise.
+      local: directory name under `data.path`.
+    """
+
+    name: str
+    kind: str
+    template: str
+    target: str
+    answers: tuple[str, ...] = ()
+    same_input: str | None = None
+    max_input_length: int = 512
+    max_target_length: int = 128
+    hub: tuple[str, str | None, str | None] | None = None
+    tfds: str | None = None
+    tfds_columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    local: str | None = None
+
+    @property
+    def metric(self) -> str:
+        """Name of the number that the task is judged by: `accuracy` (exact match) or `rouge_l`, both 0 to 1."""
+        return "accuracy" if self.kind == "classification" else "rouge_l"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that the template and the target need."""
+        fields = [field for _, field, _, _ in string.Formatter().parse(self.template) if field is not None]
+        return tuple(dict.fromkeys([*fields, self.target]))
+
+    def with_template(self, template: str) -> "Task":
+        """The same task with another prompt. Raises `UserError` when the template has no column, or is malformed."""
+        try:
+            task = dataclasses.replace(self, template=template)
+            fields = [column for column in task.columns if column != task.target]
+        except ValueError as error:
+            raise UserError(f"data.template {template!r} is malformed ({error}); write a brace itself as {{{{.") from None
+        if not fields or not all(field.isidentifier() for field in fields):
+            raise UserError(f"data.template {template!r} names no column; write one in braces, such as {{input}}.")
+        return task
+
+
+_AGNEWS = Task(
+    name="agnews",
+    kind="classification",
+    template="{text}\n\nWhich topic is this news article about?\n\nOPTIONS:\n- World\n- Sports\n- Business\n- Sci/Tech",
+    target="label",
+    answers=("World", "Sports", "Business", "Sci/Tech"),
+    max_input_length=256,
+    max_target_length=8,
+    hub=("fancyzhx/ag_news", None, None),
+    tfds="ag_news_subset",
+    tfds_columns={"text": "description"},
+    local="ag_news",
+)
+_COLA = Task(
+    name="cola",
+    kind="classification",
+    template="{sentence}\n\nWould a linguist call this sentence acceptable?\n\nOPTIONS:\n- unacceptable\n- acceptable",
+    target="label",
+    answers=("unacceptable", "acceptable"),
+    max_input_length=128,
+    max_target_length=8,
+    hub=("nyu-mll/glue", "cola", None),
+    tfds="glue/cola",
+    local="cola",
+)
+_E2E = Task(
+    name="e2e",
+    kind="generation",
+    template="Facts about a restaurant: {meaning_representation}\n\nWrite them as a sentence.",
+    target="human_reference",
+    same_input="meaning_representation",
+    max_input_length=128,
+    max_target_length=96,
+    # The repository itself is a loading script, which `datasets` no longer runs; the hub keeps it converted here.
+    hub=("tuetschek/e2e_nlg", None, "refs/convert/parquet"),
+    tfds="e2e_cleaned",
+    tfds_columns={"meaning_representation": "input_text", "human_reference": "target_text"},
+    local="e2e_nlg",
+)
+_SAMSUM = Task(
+    name="samsum",
+    kind="generation",
+    template="{dialogue}\n\nBriefly summarize that dialogue.",
+    target="summary",
+    max_input_length=768,
+    max_target_length=96,
+    hub=("knkarthick/samsum", None, None),  # Samsung's own repository is gone from the hub
+    tfds="samsum",
+    local="samsum",
+)
+_CUSTOM = Task(name="custom", kind="generation", template="{input}", target="target")
+
+TASKS = {task.name: task for task in (_AGNEWS, _COLA, _E2E, _SAMSUM, _CUSTOM)}
+BENCHMARK = ("agnews", "cola", "e2e", "samsum")
+
+
+def examples(task: Task, split: str, rows: Mapping[str, list[Any]], indices: Iterable[int]) -> list[Example]:
+    """The chosen rows of a source split as examples.
+
+    Args:
+      rows: columns of the whole source split.
+      indices: row numbers to take.
+
+    Raises:
+      UserError: a column is missing, or a row holds no text or an unknown label.
+    """
+    missing = [column for column in task.columns if column not in rows]
+    if missing:
+        raise UserError(f"{split} rows lack the column {missing[0]!r}; there are: {', '.join(rows) or 'none'}.")
+    inputs = [column for column in task.columns if column != task.target or f"{{{column}}}" in task.template]
+    references: dict[Any, list[int]] = {}
+    if task.same_input is not None and task.same_input in rows:
+        for row, value in enumerate(rows[task.same_input]):
+            references.setdefault(value, []).append(row)
+
+    made = []
+    for row in indices:
+        where = f"{split}/{row}"
+        target = _answer(task, rows[task.target][row], where)
+        same = references.get(rows[task.same_input][row], []) if references else []
+        others = dict.fromkeys(_answer(task, rows[task.target][other], where) for other in same)
+        made.append(
+            Example(
+                id=where,
+                input=task.template.format(**{column: _text(rows[column][row], column, where) for column in inputs}),
+                target=target,
+                references=tuple(dict.fromkeys([target, *others])),
+            )
+        )
+    return made
+
+
+def _answer(task: Task, value: Any, where: str) -> str:
+    if not task.answers:
+        return _text(value, task.target, where)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(task.answers):
+        return task.answers[value]
+    if str(value) in task.answers:
+        return str(value)
+    known = ", ".join(f"{i} ({answer})" if isinstance(value, int) else answer for i, answer in enumerate(task.answers))
+    raise UserError(f"row {where} has the unknown label {value!r}; known: {known}.")
+
+
+def _text(value: Any, column: str, where: str) -> str:
+    if value is None:
+        raise UserError(f"row {where} has no {column!r}; fill it in or remove the row.")
+    return value if isinstance(value, str) else str(value)
