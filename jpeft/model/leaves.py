@@ -68,3 +68,8 @@ def _variable_at(model: nnx.Module, path: tuple[Any, ...]) -> nnx.Variable:
     for part in path:
         node = node[part] if isinstance(part, int) else getattr(node, part)
     return node
+
+
+def is_stacked(path: tuple[Any, ...]) -> bool:
+    """Whether the leaf at a `jax.tree_util` path of a model's state has a leading `layers` axis."""
+    return any(getattr(part, "key", None) == "segments" for part in path)

@@ -1,0 +1,1 @@
+"""Loss over a split, generation over a split, and the metrics of the tasks."""

@@ -1,0 +1,46 @@
+"""Cross-entropy of target tokens, of a batch and of a whole split."""
+
+from collections.abc import Callable, Iterable
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from jpeft.data.batches import Batch
+from jpeft.model.t5 import T5
+
+
+def loss_sums(
+    model: T5, batch: dict[str, Array], key: Key[Array, ""] | None = None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum of the cross-entropy in nats over the batch's real target tokens, and how many those are. Float32.
+
+    Sums, not a mean: batches of different token counts then add up to the mean per token of a whole step or split.
+
+    Args:
+      batch: as `jpeft.data.batches.pad` returns it.
+      key: draws dropout masks; None for evaluation.
+    """
+    logits = model(batch["encoder_input_tokens"], batch["decoder_input_tokens"], key)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch["decoder_target_tokens"])
+    weights = batch["decoder_loss_weights"]
+    return jnp.sum(cross_entropy * weights), jnp.sum(weights)
+
+
+def make_loss(graphdef: nnx.GraphDef) -> Callable:
+    """Returns `(adapter, base, batch) -> (loss sum, number of tokens)`, ready to compile."""
+
+    def loss(adapter: nnx.State, base: nnx.State, batch: dict[str, Array]):
+        return loss_sums(nnx.merge(graphdef, adapter, base), batch)
+
+    return loss
+
+
+def mean_loss(loss: Callable, adapter: nnx.State, base: nnx.State, batches: Iterable[Batch]) -> float:
+    """Mean cross-entropy per target token of a whole split, every token weighing the same."""
+    # Fetched at the end: the host prepares the next batch while the device works on this one.
+    sums = [loss(adapter, base, batch) for batch in batches]
+    total, tokens = np.sum(np.asarray(sums, np.float64), axis=0)
+    return float(total / tokens)

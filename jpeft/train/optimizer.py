@@ -1,0 +1,26 @@
+"""AdamW over the trainable tree."""
+
+import jax
+import optax
+from flax import nnx
+
+from jpeft.model.leaves import is_stacked
+
+
+def decay_mask(adapter: nnx.State) -> nnx.State:
+    """True for the leaves that weight decay may shrink: matrices.
+
+    Scales start at 1, biases and norms are vectors: pulling those towards 0 would undo the method, not regularise it.
+    """
+    return jax.tree.map_with_path(lambda path, leaf: leaf.ndim - is_stacked(path) > 1, adapter)
+
+
+def adamw(
+    schedule: optax.Schedule, *, weight_decay: float = 0.0, clip_grad_norm: float | None = None
+) -> optax.GradientTransformation:
+    """AdamW (betas 0.9 and 0.999, epsilon 1e-8: PyTorch's, which the paper used), with optional clipping before it.
+
+    It is given the trainable tree alone, so frozen weights have no state, no decay and no share in the gradient's norm.
+    """
+    tx = optax.adamw(schedule, weight_decay=weight_decay, mask=decay_mask)
+    return tx if clip_grad_norm is None else optax.chain(optax.clip_by_global_norm(clip_grad_norm), tx)

@@ -1,0 +1,89 @@
+"""One optimizer step, as two pure functions: gradients of a micro-batch added up, and the update they lead to.
+
+Micro-batches of one step may have different padded lengths, so each is a call of its own; between calls one buffer of
+the adapter's size is kept. `base` is an argument: never state, never differentiated, never captured as a constant.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from jpeft.eval.loss import loss_sums
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+    """What training changes. `step` counts optimizer steps done."""
+
+    step: Int[Array, ""]
+    adapter: nnx.State
+    opt_state: optax.OptState
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class StepSums:
+    """Sums over the micro-batches of one step: gradients of the summed loss, the loss itself, its target tokens."""
+
+    grads: nnx.State
+    loss: Float[Array, ""]
+    tokens: Float[Array, ""]
+
+
+def init_state(adapter: nnx.State, tx: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.int32(0), adapter, tx.init(adapter))
+
+
+def zero_sums(adapter: nnx.State) -> StepSums:
+    """The sums before the first micro-batch."""
+    return StepSums(jax.tree.map(jnp.zeros_like, adapter), jnp.float32(0), jnp.float32(0))
+
+
+def make_accumulate(graphdef: nnx.GraphDef) -> Callable[..., StepSums]:
+    """Returns `(sums, adapter, base, key, step, micro, batch) -> sums`, ready to compile with `sums` donated.
+
+    `key` is the run's dropout key; step and micro-batch are folded in, so a resumed run draws the same masks.
+    """
+
+    def accumulate(
+        sums: StepSums,
+        adapter: nnx.State,
+        base: nnx.State,
+        key: Key[Array, ""],
+        step: Int[Array, ""],
+        micro: Int[Array, ""],
+        batch: dict[str, Array],
+    ) -> StepSums:
+        dropout_key = jax.random.fold_in(jax.random.fold_in(key, step), micro)
+
+        def loss_of(adapter: nnx.State):
+            return loss_sums(nnx.merge(graphdef, adapter, base), batch, dropout_key)
+
+        (loss, tokens), grads = jax.value_and_grad(loss_of, has_aux=True)(adapter)
+        return StepSums(jax.tree.map(jnp.add, sums.grads, grads), sums.loss + loss, sums.tokens + tokens)
+
+    return accumulate
+
+
+def make_update(tx: optax.GradientTransformation) -> Callable[..., tuple[TrainState, StepSums, dict[str, Array]]]:
+    """Returns `(state, sums) -> (state, empty sums, metrics)`, ready to compile with both donated.
+
+    The gradient is the mean over all target tokens of the step, however they were cut into micro-batches.
+    """
+
+    def update(state: TrainState, sums: StepSums) -> tuple[TrainState, StepSums, dict[str, Array]]:
+        tokens = jnp.maximum(sums.tokens, 1)
+        grads = jax.tree.map(lambda grad: grad / tokens, sums.grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.adapter)
+        metrics = {"loss": sums.loss / tokens, "grad_norm": optax.tree.norm(grads)}
+        new_state = TrainState(state.step + 1, optax.apply_updates(state.adapter, updates), opt_state)
+        return new_state, zero_sums(state.adapter), metrics
+
+    return update
