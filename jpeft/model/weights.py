@@ -4,6 +4,7 @@ Reads `model.safetensors`, sharded safetensors with its index, `flax_model.msgpa
 `pytorch_model.bin` by `torch.load(weights_only=True)`. Nothing is ever unpickled otherwise.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -164,14 +165,22 @@ def _shards(index: Path) -> list[Path]:
     return files
 
 
-def load(directory: Path, *, dtype: Any = jnp.float32) -> T5:
-    """The model of a checkpoint directory, computing and storing its weights in `dtype`.
+def load(
+    directory: Path, *, dtype: Any = jnp.float32, stored_dtype: Any = None, dropout_rate: float | None = None
+) -> T5:
+    """The model of a checkpoint directory, computing in `dtype`.
+
+    Args:
+      stored_dtype: of the weights in memory; None is `dtype`.
+      dropout_rate: None takes the checkpoint's.
 
     Raises:
       UserError: as `T5Config.from_file` and `open_checkpoint`; or the weights do not fit `config.json`.
       RunFailed: a file is damaged or cut short.
     """
     config = T5Config.from_file(directory / "config.json")
+    if dropout_rate is not None:
+        config = dataclasses.replace(config, dropout_rate=dropout_rate)
     checkpoint = open_checkpoint(directory)
     model: T5 = nnx.eval_shape(lambda: T5(config, dtype=dtype, rngs=nnx.Rngs(0)))
     unread = {name for name in checkpoint.names() if not _IGNORED.fullmatch(name)}
@@ -195,7 +204,7 @@ def load(directory: Path, *, dtype: Any = jnp.float32) -> T5:
             )
         return value
 
-    fill(model, nnx.Param, read, dtype)
+    fill(model, nnx.Param, read, stored_dtype or dtype)
     if absent or unread:
         what = f"lacks {_a_few(absent)}" if absent else f"holds weights that a T5 has no place for: {_a_few(unread)}"
         raise UserError(f"{directory} {what}; the weights and config.json are of different models.")

@@ -1,0 +1,11 @@
+"""(IA)³ on CoLA, at most 1,000 training examples: one cell of the paper's Table 1.
+
+Run:       python main.py --config configs/ia3_cola_medium.py --workdir runs/ia3_cola_medium
+Published: accuracy 0.78161 (FLAN-T5-XL)
+"""
+
+from configs.benchmark import cell
+
+
+def get_config():
+    return cell(method="ia3", task="cola", scale="medium")

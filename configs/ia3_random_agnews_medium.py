@@ -1,0 +1,11 @@
+"""(IA)³ (random) on AG News, at most 1,000 training examples: one cell of the paper's Table 2.
+
+Run:       python main.py --config configs/ia3_random_agnews_medium.py --workdir runs/ia3_random_agnews_medium
+Published: accuracy 0.918 (FLAN-T5-XL)
+"""
+
+from configs.benchmark import cell
+
+
+def get_config():
+    return cell(method="ia3", ablation="random", task="agnews", scale="medium")

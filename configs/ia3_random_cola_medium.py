@@ -1,0 +1,11 @@
+"""(IA)³ (random) on CoLA, at most 1,000 training examples: one cell of the paper's Table 2.
+
+Run:       python main.py --config configs/ia3_random_cola_medium.py --workdir runs/ia3_random_cola_medium
+Published: accuracy 0.74712 (FLAN-T5-XL)
+"""
+
+from configs.benchmark import cell
+
+
+def get_config():
+    return cell(method="ia3", ablation="random", task="cola", scale="medium")

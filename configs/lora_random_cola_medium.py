@@ -1,0 +1,11 @@
+"""LoRA (random) on CoLA, at most 1,000 training examples: one cell of the paper's Table 2.
+
+Run:       python main.py --config configs/lora_random_cola_medium.py --workdir runs/lora_random_cola_medium
+Published: accuracy 0.78735 (FLAN-T5-XL)
+"""
+
+from configs.benchmark import cell
+
+
+def get_config():
+    return cell(method="lora", ablation="random", task="cola", scale="medium")

@@ -1,0 +1,11 @@
+"""LoRA (random) on E2E NLG, at most 1,000 training examples: one cell of the paper's Table 2.
+
+Run:       python main.py --config configs/lora_random_e2e_medium.py --workdir runs/lora_random_e2e_medium
+Published: ROUGE-L 0.4834 (FLAN-T5-XL)
+"""
+
+from configs.benchmark import cell
+
+
+def get_config():
+    return cell(method="lora", ablation="random", task="e2e", scale="medium")

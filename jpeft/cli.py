@@ -1,0 +1,211 @@
+"""The commands: `main.py` for one run, and the console script `jpeft`.
+
+Exit status: 0 done, 1 the work failed, 2 the call was wrong; both of the latter with one line on standard error.
+"""
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jpeft import __version__
+from jpeft.errors import RunFailed, UserError
+
+_RUN_HELP = """One run of the benchmark, or of a task of your own: trains an adapter, tests it, writes result.json.
+
+  python main.py --config configs/ia3_agnews_low.py --workdir runs/ia3_agnews_low
+  python main.py --config configs/lora_custom.py --config.data.path=my.jsonl --config.model.name=google/flan-t5-base
+
+Killed and started again with the same command, it goes on where it was. Every key of the config can be set by a flag:
+
+"""
+
+
+def one_line_errors(command: Callable[[], int]) -> int:
+    """Runs a command; an error that is not a defect of ours becomes one line and an exit status."""
+    try:
+        return command()
+    except UserError as error:
+        return _fail(2, error)
+    except RunFailed as error:
+        return _fail(1, error)
+    except KeyboardInterrupt:
+        return _fail(1, "interrupted; the same command goes on from the last checkpoint")
+
+
+def _fail(status: int, error: object) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return status
+
+
+def run_experiment(argv: Sequence[str]) -> int:
+    """`main.py`: one run from a config file and overrides."""
+    return one_line_errors(lambda: _run_experiment(argv))
+
+
+def _run_experiment(argv: Sequence[str]) -> int:
+    from absl import flags
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "A file with get_config(), such as configs/lora_agnews_low.py.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Directory of the run; runs/<name of the config> by default.", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "Run again what is finished, or was run with another config.", flag_values=values)
+    flags.DEFINE_bool("quiet", False, "Print the result and errors only.", flag_values=values)
+    if len(argv) < 2 or any(arg in ("-h", "-help", "--help") for arg in argv[1:]):
+        print(_RUN_HELP + _describe_keys())
+        for name in ("workdir", "overwrite", "quiet"):
+            print(f"  --{name}: {values[name].help}")
+        return 0 if len(argv) > 1 else 2
+    config_file = _config_file(argv)
+    try:
+        rest = values(list(argv))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(_explain_flag(error, argv)) from None
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is no flag; write --config.KEY=VALUE.")
+
+    from jpeft.config import Run
+    from jpeft.train.display import Display
+    from jpeft.train.loop import execute
+
+    run = Run.from_config(values["config"].value)
+    workdir = Path(values["workdir"].value or Path("runs") / config_file.stem)
+    result = execute(run, workdir, overwrite=values["overwrite"].value, display=Display(quiet=values["quiet"].value))
+    _print_result(result, workdir)
+    return 0
+
+
+def _config_file(argv: Sequence[str]) -> Path:
+    for i, arg in enumerate(argv):
+        if arg.startswith(("--config=", "-config=")):
+            path = Path(arg.partition("=")[2])
+        elif arg in ("--config", "-config") and i + 1 < len(argv):
+            path = Path(argv[i + 1])
+        else:
+            continue
+        if not path.is_file():
+            close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1, cutoff=0.0)
+            hint = f"; did you mean {path.parent / close[0]}?" if close else ""
+            raise UserError(f"--config {path} does not exist{hint}")
+        return path
+    raise UserError("--config is missing; name a file such as configs/lora_agnews_low.py (see --help).")
+
+
+def _explain_flag(error: Exception, argv: Sequence[str]) -> str:
+    """One line about a flag that could not be taken, with the closest known key."""
+    known = _config_keys()
+    for arg in argv[1:]:
+        name = arg.lstrip("-").partition("=")[0]
+        if name.startswith("config.") and name.removeprefix("config.") not in known:
+            close = difflib.get_close_matches(name.removeprefix("config."), known, n=1, cutoff=0.0)[0]
+            return f"unknown config key {name}; did you mean config.{close}?"
+    return str(error).partition("\n")[0].strip("'\"")
+
+
+def _config_keys() -> dict[str, str]:
+    """Every config key and what the docstring of its section says of the section."""
+    import dataclasses
+
+    from jpeft.config import Run
+
+    keys: dict[str, str] = {}
+
+    def walk(cls: type, prefix: str) -> None:
+        for field in dataclasses.fields(cls):
+            if dataclasses.is_dataclass(field.type):
+                walk(field.type, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+            else:
+                kind = getattr(field.type, "__name__", str(field.type))
+                keys[f"{prefix}{field.name}"] = f"{kind}, default {field.default}"
+
+    walk(Run, "")
+    return keys
+
+
+def _describe_keys() -> str:
+    import dataclasses
+    import inspect
+
+    from jpeft.config import Run
+
+    parts = []
+    for field in dataclasses.fields(Run):
+        parts.append(f"--config.{field.name}.*: {inspect.getdoc(field.type)}\n")
+        parts += [
+            f"    --config.{key}  ({kind})\n" for key, kind in _config_keys().items() if key.startswith(f"{field.name}.")
+        ]
+        parts.append("\n")
+    return "".join(parts)
+
+
+def _print_result(result: dict, workdir: Path) -> None:
+    seconds = result["seconds"]
+    print(f"{result['metric_name']}  {result['metric']:.4f}  ({result['test_examples']} test rows)")
+    for name, value in result["metrics"].items():
+        if name != result["metric_name"]:
+            print(f"{name}  {value:.4f}")
+    if result["zero_shot"]:
+        print(f"zero-shot {result['metric_name']}  {result['zero_shot'][result['metric_name']]:.4f}")
+    print(f"validation loss  {result['validation_loss']:.4f}, best of epoch {result['best_epoch']}, {result['epochs_run']} run")
+    print(f"seconds  {', '.join(f'{key} {value:.1f}' for key, value in seconds.items())}")
+    print(f"result   {workdir / 'result.json'}")
+    print(f"adapter  {workdir / 'adapter'}  ({result['adapter_bytes']:,} bytes)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script `jpeft`."""
+    parser = argparse.ArgumentParser(
+        prog="jpeft",
+        description="Parameter-efficient fine-tuning of T5 in JAX. One run is started with main.py; see the README.",
+    )
+    parser.add_argument("--version", action="version", version=f"jpeft {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    params = commands.add_parser(
+        "params",
+        help="count trainable parameters of every method and ablation",
+        description="Counts what each method trains (Table 3 of the paper), on shapes alone: no weights, no network.",
+    )
+    params.add_argument("--model", default="google/flan-t5-xl", help="hub id or local directory (default: %(default)s)")
+    params.add_argument("--json", action="store_true", help="print JSON")
+    params.set_defaults(run=_params)
+    arguments = parser.parse_args(argv)
+    return one_line_errors(lambda: arguments.run(arguments))
+
+
+def _params(arguments: argparse.Namespace) -> int:
+    from jpeft.model.source import load_config
+    from jpeft.peft.counting import table_3
+
+    rows = table_3(load_config(arguments.model))
+    total = rows[0].parameters
+    if arguments.json:
+        methods: dict[str, dict[str, int]] = {}
+        for row in rows:
+            methods.setdefault(row.method, {})[row.ablation or "all"] = row.parameters
+        print(json.dumps({"model": arguments.model, "total": total, "methods": methods}, indent=2))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    from jpeft.report.published import published_parameters
+
+    published = published_parameters() if arguments.model == "google/flan-t5-xl" else {}
+    table = Table(title=f"Trainable parameters of {arguments.model}")
+    for column in ("method", "ablation"):
+        table.add_column(column)
+    for column in ("parameters", "share", *(["published"] if published else [])):
+        table.add_column(column, justify="right")
+    for row in rows:
+        cells = [row.method, row.ablation or "", f"{row.parameters:,}", f"{100 * row.parameters / total:.3g} %"]
+        if published:
+            cells.append(f"{published[row.method, row.ablation]:,}")
+        table.add_row(*cells)
+    Console().print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

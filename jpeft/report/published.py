@@ -1,0 +1,47 @@
+"""The numbers that Pu et al. (2023) print, from `published.json`, under the names that jpeft uses."""
+
+import functools
+import json
+from importlib import resources
+from typing import Any
+
+# What the paper's tables call each ablation.
+ABLATION_LABELS = {
+    None: "full layers/modules",
+    "early": "select early layers",
+    "later": "select later layers",
+    "random": "select random layers",
+    "drop_self_attention": "drop self-attention",
+    "drop_cross_attention": "drop enc/dec-attention",
+    "drop_query_output": "drop query/output attention",
+    "drop_attention": "drop attention",
+    "drop_dense": "drop dense activation",
+}
+# Table 2 words two of them differently from Table 3.
+TABLE_2_LABELS = {**ABLATION_LABELS, None: "all layers", "random": "select 50% random layers"}
+
+
+@functools.cache
+def published() -> dict[str, Any]:
+    """Every published number, by table."""
+    return json.loads(resources.files("jpeft.report").joinpath("published.json").read_text())
+
+
+def published_parameters() -> dict[tuple[str, str | None], int]:
+    """Table 3 and the text of appendix A.4: parameters by method and ablation."""
+    table = published()["table3_parameters"]
+    counts = {("full", None): table["total"], ("bitfit", None): table["bitfit"], ("prompt", None): table["prompt"]}
+    for method in ("lora", "ia3"):
+        for ablation, label in ABLATION_LABELS.items():
+            if label in table[method]:
+                counts[method, ablation] = table[method][label]
+    return counts
+
+
+def published_metric(method: str, task: str, scale: str, ablation: str | None = None) -> float | None:
+    """Table 1, or Table 2 for an ablation; None where the paper prints nothing."""
+    if ablation is None:
+        return published()["table1_metric"][scale][method][task]
+    if scale != "medium":
+        return None
+    return published()["table2_ablation_metric_medium"].get(method, {}).get(TABLE_2_LABELS[ablation], {}).get(task)

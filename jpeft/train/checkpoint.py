@@ -1,0 +1,137 @@
+"""Orbax checkpoints of what training changes: never of the frozen base."""
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from jpeft.errors import RunFailed
+from jpeft.train.step import TrainState
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each save at length
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run is, beside its arrays: what a restarted run has to know to go on as if it had never stopped."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    stopped: bool = False
+    best_epoch: int | None = None
+    best_loss: float | None = None
+    validation_losses: list[float] = dataclasses.field(default_factory=list)
+    zero_shot: dict[str, float] | None = None
+    train_tokens: int = 0
+    seconds: dict[str, float] = dataclasses.field(
+        default_factory=lambda: {"train": 0.0, "validation": 0.0, "test": 0.0, "compile": 0.0}
+    )
+    started: str = ""
+
+
+@dataclasses.dataclass
+class Snapshot:
+    """All that a checkpoint holds. `best` is the adapter of the lowest validation loss so far."""
+
+    state: TrainState
+    best: nnx.State
+    progress: Progress
+
+
+def _named(tree: Any) -> dict[str, jax.Array]:
+    """Leaves of a tree under flat names, which a reader of the checkpoint understands."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {"/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path): leaf for path, leaf in leaves}
+
+
+class Checkpoints:
+    """The last two checkpoints of a run. Saving goes on in the background; a half-written one is never seen."""
+
+    def __init__(self, directory: Path, *, report: Callable[[str], None]):
+        self._directory = directory
+        self._report = report
+        # Absolute, as Orbax wants it.
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2))
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Starts to write; waits first for the one before.
+
+        Raises:
+          RunFailed: this one or the one before can not be written, because the disk is full for example.
+        """
+        arrays = {"state": snapshot.state, "best": snapshot.best}
+        step = int(snapshot.state.step) * 2 + (snapshot.progress.step_in_epoch == 0)
+        with self._explained():
+            self._manager.wait_until_finished()
+            if step in self._manager.all_steps():
+                return
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardSave(_named(arrays)),
+                    progress=ocp.args.JsonSave(dataclasses.asdict(snapshot.progress)),
+                ),
+            )
+
+    def finish(self) -> None:
+        """Waits until what was saved is on disk. Raises `RunFailed` as `save`."""
+        with self._explained():
+            self._manager.wait_until_finished()
+
+    def restore(self, like: Snapshot) -> Snapshot | None:
+        """The newest checkpoint that can be read, or None when there is none; a damaged one is removed and reported.
+
+        Raises:
+          RunFailed: there are checkpoints and none can be read.
+        """
+        arrays = {"state": like.state, "best": like.best}
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(arrays))
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            args = ocp.args.Composite(arrays=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
+            try:
+                restored = self._manager.restore(step, args=args)
+                progress = Progress(**restored["progress"])
+            except Exception as error:  # Orbax and TensorStore raise many types for damaged files
+                reason = str(error).partition("\n")[0][:200]
+                self._report(f"checkpoint {self._directory / str(step)} is damaged, going back to the one before ({reason})")
+                shutil.rmtree(self._directory / str(step))
+                self._manager.reload()
+                continue
+            leaves = [restored["arrays"][name] for name in _named(arrays)]
+            tree = jax.tree.unflatten(jax.tree.structure(arrays), leaves)
+            return Snapshot(tree["state"], tree["best"], progress)
+        if steps:
+            raise RunFailed(f"no checkpoint in {self._directory} can be read; start again with --overwrite.")
+        return None
+
+    def close(self) -> None:
+        """Ends the background threads."""
+        self._manager.close()
+
+    def _explained(self) -> "_Explained":
+        return _Explained(self._directory)
+
+
+class _Explained:
+    """Turns whatever a failed write raises into one line that says what to do."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, Exception):
+            reason = str(error).partition("\n")[0][:300]
+            raise RunFailed(
+                f"the checkpoint can not be written to {self._directory} ({reason}); free some space and give the same "
+                "command again: the run goes on from the checkpoint before."
+            ) from None

@@ -1,0 +1,61 @@
+"""What a person sees of a run: a progress bar on a terminal, a line now and then where there is none."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class Task:
+    """One bar: how far, and what to say beside it."""
+
+    def __init__(self, console: Console, progress: Progress, name: str, total: int, done: int):
+        self._console, self._progress = console, progress
+        self._name, self._total, self._done, self._done_before = name, total, done, done
+        self._started = self._said = time.monotonic()
+        self._bar = progress.add_task(name, total=total, completed=done, note="")
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Moves on by `amount` rows; `note` stands beside the bar with the rate."""
+        self._done += amount
+        now = time.monotonic()
+        rate = (self._done - self._done_before) / max(now - self._started, 1e-9)
+        note = f"{note}  {rate:,.1f} examples/s".strip()
+        self._progress.update(self._bar, completed=self._done, note=note)
+        if not self._console.is_terminal and now - self._said > _SECONDS_BETWEEN_LINES:
+            self._said = now
+            left = (self._total - self._done) / max(rate, 1e-9)
+            line = f"{self._name}: {self._done:,}/{self._total:,}  {note}  {left:,.0f} s left"
+            self._console.print(line, markup=False, soft_wrap=True)
+
+
+class Display:
+    """Prints to standard error, so that standard output holds results only."""
+
+    def __init__(self, *, quiet: bool = False):
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+
+    def say(self, line: str) -> None:
+        """Prints one line."""
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
+        """A bar over `total` rows, of which `done` were done before."""
+        progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        with progress:
+            yield Task(self._console, progress, name, total, done)

@@ -1,0 +1,442 @@
+"""A run from start to end: train with early stopping, keep the best adapter, test by generation, write the result.
+
+The order of things is fixed by the config and its seeds alone, and a checkpoint holds all that is not: a run killed
+at any moment and started again ends with the same adapter, bit for bit.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import itertools
+import math
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jpeft.config import Run
+from jpeft.data.batches import (
+    Batch,
+    cache_directory,
+    eval_order,
+    fitting_shape,
+    num_steps,
+    pad,
+    train_order,
+)
+from jpeft.data.prepare import Data, prepare
+from jpeft.errors import RunFailed
+from jpeft.eval.generate import answers, make_generate
+from jpeft.eval.loss import make_loss, mean_loss
+from jpeft.eval.metrics import score
+from jpeft.peft.base import count, split
+from jpeft.peft.hub import save_adapter
+from jpeft.program import Program, use_compilation_cache
+from jpeft.train.checkpoint import Checkpoints, Progress, Snapshot
+from jpeft.train.display import Display
+from jpeft.train.optimizer import adamw
+from jpeft.train.rundir import MetricsLog, RunDirectory, commit, data_record, versions
+from jpeft.train.schedule import three_point_schedule
+from jpeft.train.setup import Setup, set_up
+from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
+
+
+def execute(run: Run, workdir: Path, *, overwrite: bool = False, display: Display | None = None) -> dict[str, Any]:
+    """Does what is left of a run in `workdir` and returns its `result.json`; a finished run is not run again.
+
+    Raises:
+      UserError: the config, the directory, the data or the model is not as it has to be.
+      RunFailed: the loss is not finite, the disk is full, a file is damaged, or the process was told to stop; the same
+        command goes on from the last checkpoint.
+    """
+    display = display or Display()
+    directory = RunDirectory(workdir)
+    with directory.claim(run.to_dict(), overwrite=overwrite):
+        result = directory.read_result()
+        if result is not None:
+            display.say(f"{workdir} is finished; give --overwrite to run it again.")
+            return result
+        try:
+            return _Execution(run, directory, display).result()
+        except OSError as error:  # a full disk, a lost mount: all of them end the run and leave its checkpoint
+            raise RunFailed(
+                f"{workdir} can not be written ({error.strerror or error}); the same command goes on from the last checkpoint."
+            ) from None
+
+
+class _StopRequest:
+    """Whether the process was asked to stop; while entered, SIGTERM and SIGINT ask instead of killing."""
+
+    def __init__(self):
+        self.signal: int | None = None
+
+    def __enter__(self) -> "_StopRequest":
+        self._before = {}
+        with contextlib.suppress(ValueError):  # not the main thread: whoever owns the process handles its signals
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self.signal is not None:  # asked twice: do not wait for the step
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+@dataclasses.dataclass(frozen=True)
+class _Programs:
+    """The compiled functions of a run."""
+
+    accumulate: Program
+    update: Program
+    loss: Program
+    generate: Program
+
+    def compile_seconds(self) -> float:
+        return sum(getattr(self, field.name).compile_seconds for field in dataclasses.fields(self))
+
+
+class _Execution:
+    """What the phases of one run share."""
+
+    def __init__(self, run: Run, directory: RunDirectory, display: Display):
+        self.run, self.directory, self.display = run, directory, display
+        use_compilation_cache(cache_directory() / "compiled")
+        self.setup = set_up(run)
+        self.data = self._prepare_data()
+        directory.write_json(
+            "splits.json", data_record(self.data.row_ids(), self.data.tokens, self.data.shapes)
+        )
+        model, train = self.setup.model, run.train
+        graphdef, adapter, self.base = split(model)
+        self.steps_per_epoch = num_steps(
+            len(self.data.tokens["train"]), batch_size=train.batch_size, accumulation_steps=train.accumulation_steps
+        )
+        self.schedule = three_point_schedule(
+            **dataclasses.asdict(train.learning_rate),
+            total_steps=self.steps_per_epoch * train.max_epochs,
+            warmup_fraction=train.warmup_fraction,
+        )
+        tx = adamw(self.schedule, weight_decay=train.weight_decay, clip_grad_norm=train.clip_grad_norm)
+        self.programs = _Programs(
+            accumulate=Program(make_accumulate(graphdef), donate=(0,)),
+            update=Program(make_update(tx), donate=(0, 1)),
+            loss=Program(make_loss(graphdef)),
+            generate=Program(
+                make_generate(graphdef, max_length=self.data.task.max_target_length, num_beams=run.eval.num_beams)
+            ),
+        )
+        # Its bits come from the device's own generator: much cheaper than the default, and as repeatable on one machine.
+        self.dropout_key = jax.random.key(train.seed, impl="rbg")
+        self.sums = zero_sums(adapter)
+        self.adapter_parameters = count(adapter)
+        self.snapshot = Snapshot(
+            init_state(adapter, tx),
+            _host_copy(adapter),
+            Progress(started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
+        )
+        # The module tree keeps the structure alone: its initial arrays would otherwise stay in memory beside the state.
+        self.graphdef = graphdef
+        self.setup = dataclasses.replace(self.setup, model=nnx.merge(graphdef, *jax.tree.map(_shape_of, (adapter, self.base))))
+
+    def _prepare_data(self) -> Data:
+        run, data = self.run, self.run.data
+        return prepare(
+            run.build_task(),
+            self.setup.tokenizer,
+            source=data.source,
+            path=data.path,
+            kind=data.kind,
+            split_seed=data.split_seed,
+            caps={"train": data.max_train, "validation": data.max_validation, "test": data.max_test},
+            batch_size=run.train.batch_size,
+            accumulation_steps=run.train.accumulation_steps,
+            eval_batch_size=run.eval.batch_size,
+            seed=run.train.seed,
+            max_input_length=data.max_input_length,
+            max_target_length=data.max_target_length,
+            report=self.display.say,
+        )
+
+    def result(self) -> dict[str, Any]:
+        """Runs every phase that is left."""
+        self._introduce()
+        checkpoints = Checkpoints(self.directory.path / "checkpoint", report=self.display.say)
+        with contextlib.closing(checkpoints), _StopRequest() as stop:
+            restored = checkpoints.restore(self.snapshot)
+            if restored is not None:
+                self.snapshot = restored
+                self.display.say(
+                    f"goes on from step {int(restored.state.step)} of epoch {restored.progress.epoch} ({self.directory.path})"
+                )
+            if self.run.eval.zero_shot and self.snapshot.progress.zero_shot is None:
+                self.snapshot.progress.zero_shot = self._test("zero-shot", "zero_shot.jsonl", stop, checkpoints)
+                checkpoints.save(self.snapshot)
+            self._train(stop, checkpoints)
+            numbers = self._test("test", "predictions.jsonl", stop, checkpoints, adapter=self.snapshot.best)
+        result = self._write_result(numbers)
+        return result
+
+    def _introduce(self) -> None:
+        run, data, setup = self.run, self.data, self.setup
+        share = 100 * self.adapter_parameters / setup.total_parameters
+        rows = {name: len(part) for name, part in data.tokens.items()}
+        self.display.say(
+            f"{run.method.name}{f' ({run.ablation.name})' if run.ablation.name else ''} of {run.model.name} on "
+            f"{data.task.name}: {self.adapter_parameters:,} of {setup.total_parameters:,} parameters train ({share:.2g} %); "
+            f"{rows['train']:,} training, {rows['validation']:,} validation, {rows['test']:,} test rows; "
+            f"{self.steps_per_epoch} steps an epoch, {run.train.max_epochs} epochs at most"
+        )
+
+    # --- training ---
+
+    def _train(self, stop: _StopRequest, checkpoints: Checkpoints) -> None:
+        progress = self.snapshot.progress
+        log = MetricsLog(
+            self.directory.path, steps_done=int(self.snapshot.state.step), epochs_done=progress.epoch
+        )
+        with contextlib.closing(log):
+            while not progress.stopped:
+                self._train_epoch(log, stop, checkpoints)
+                self._end_epoch(log)
+                checkpoints.save(self.snapshot)
+                if stop.signal is not None and not progress.stopped:
+                    self._stop(stop, checkpoints)
+            checkpoints.finish()
+
+    def _train_epoch(self, log: MetricsLog, stop: _StopRequest, checkpoints: Checkpoints) -> None:
+        progress, state = self.snapshot.progress, self.snapshot.state
+        steps_done, saved_at = int(state.step), time.monotonic()
+        total = len(self.data.tokens["train"])
+        rows_per_step = self.run.train.batch_size * self.run.train.accumulation_steps
+        rows_done = min(progress.step_in_epoch * rows_per_step, total)
+        with self.display.task(f"epoch {progress.epoch}", total, rows_done) as bar:
+            steps = self._padded_steps(first=progress.step_in_epoch)
+            upcoming = next(steps, None)
+            while upcoming is not None:
+                rows, batches = upcoming
+                with self._timed("train"):
+                    for micro, batch in enumerate(batches):
+                        self.sums = self.programs.accumulate(
+                            self.sums, state.adapter, self.base, self.dropout_key, np.int32(steps_done), np.int32(micro), batch
+                        )
+                    state, self.sums, metrics = self.programs.update(state, self.sums)
+                    upcoming = next(steps, None)  # padded by the host while the device computes
+                    loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
+                if not math.isfinite(loss) or not math.isfinite(grad_norm):
+                    checkpoints.finish()
+                    raise RunFailed(self._not_finite(steps_done, loss, grad_norm, rows))
+                learning_rate = float(self.schedule(steps_done))
+                steps_done += 1
+                progress.step_in_epoch += 1
+                progress.train_tokens += sum(self._num_tokens(row) for row in rows)
+                self.snapshot.state = state
+                log.step(
+                    epoch=progress.epoch, step=steps_done, loss=loss, grad_norm=grad_norm, learning_rate=learning_rate
+                )
+                bar.advance(len(rows), f"loss {loss:.4f}")
+                if stop.signal is not None:
+                    self._stop(stop, checkpoints)
+                if time.monotonic() - saved_at >= self.run.train.checkpoint_every_seconds:
+                    checkpoints.save(self.snapshot)
+                    saved_at = time.monotonic()
+
+    def _end_epoch(self, log: MetricsLog) -> None:
+        """Validates, keeps the best adapter, and decides whether to go on."""
+        progress, state = self.snapshot.progress, self.snapshot.state
+        tokens = self.data.tokens["validation"]
+        order = eval_order(tokens.lengths(), batch_size=self.run.eval.batch_size)
+        with self.display.task(f"epoch {progress.epoch}, validation", len(tokens)) as bar, self._timed("validation"):
+
+            def batches() -> Iterator[Batch]:
+                for rows in order:
+                    yield self._pad("validation", rows, self.run.eval.batch_size)
+                    bar.advance(len(rows))
+
+            loss = mean_loss(self.programs.loss, state.adapter, self.base, batches())
+        if not math.isfinite(loss):
+            raise RunFailed(self._not_finite(int(state.step), loss, 0.0, None))
+        best = progress.best_loss is None or loss < progress.best_loss
+        if best:
+            progress.best_loss, progress.best_epoch = loss, progress.epoch
+            self.snapshot.best = _host_copy(state.adapter)
+        progress.validation_losses.append(loss)
+        log.epoch(epoch=progress.epoch, steps_done=int(state.step), validation_loss=loss)
+        without_gain = progress.epoch - (progress.best_epoch or 0)
+        progress.epoch += 1
+        progress.step_in_epoch = 0
+        out_of_patience = without_gain >= self.run.train.patience
+        progress.stopped = out_of_patience or progress.epoch >= self.run.train.max_epochs
+        self.display.say(
+            f"epoch {progress.epoch - 1}: validation loss {loss:.4f}"
+            + (" (best so far)" if best else f" (best was {progress.best_loss:.4f} of epoch {progress.best_epoch})")
+            + ("; no longer decreasing, stops" if out_of_patience and progress.epoch < self.run.train.max_epochs else "")
+        )
+
+    def _padded_steps(self, first: int) -> Iterator[tuple[list[int], list[Batch]]]:
+        """Rows and padded micro-batches of the epoch's steps from `first` on."""
+        train = self.run.train
+        steps = train_order(
+            self.data.tokens["train"].lengths(),
+            batch_size=train.batch_size,
+            accumulation_steps=train.accumulation_steps,
+            seed=train.seed,
+            epoch=self.snapshot.progress.epoch,
+        )
+        for step in itertools.islice(steps, first, None):
+            batches = [self._pad("train", rows, train.batch_size) for rows in step]
+            yield [row for rows in step for row in rows], batches
+
+    def _pad(self, part: str, rows: list[int], batch_size: int) -> Batch:
+        tokens, config = self.data.tokens[part], self.setup.model.config
+        shape = fitting_shape(self.data.shapes, np.array([(len(tokens.inputs[r]), len(tokens.targets[r])) for r in rows]))
+        return pad(
+            tokens,
+            rows,
+            shape,
+            batch_size=batch_size,
+            start_token_id=config.decoder_start_token_id,
+            pad_token_id=config.pad_token_id,
+        )
+
+    def _num_tokens(self, row: int) -> int:
+        tokens = self.data.tokens["train"]
+        return len(tokens.inputs[row]) + len(tokens.targets[row])
+
+    def _not_finite(self, step: int, loss: float, grad_norm: float, rows: list[int] | None) -> str:
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {grad_norm}"
+        where = f"step {step + 1} (epoch {self.snapshot.progress.epoch})"
+        ids = ""
+        if rows is not None:
+            ids = f", rows {', '.join(self.data.examples['train'][row].id for row in rows)}"
+        return (
+            f"{what} at {where}{ids}; try a lower train.learning_rate.warmup, train.clip_grad_norm=1.0 or "
+            "model.dtype=float32. Checkpoints from before it are kept."
+        )
+
+    def _stop(self, stop: _StopRequest, checkpoints: Checkpoints) -> None:
+        name = signal.Signals(stop.signal or signal.SIGTERM).name
+        checkpoints.save(self.snapshot)
+        checkpoints.finish()
+        raise RunFailed(
+            f"stopped by {name} after step {int(self.snapshot.state.step)}; saved to {self.directory.path}: "
+            "the same command goes on from there."
+        )
+
+    # --- testing ---
+
+    def _test(
+        self, name: str, file: str, stop: _StopRequest, checkpoints: Checkpoints, *, adapter: nnx.State | None = None
+    ) -> dict[str, float]:
+        """Answers every test row with the adapter (the present one when None) and writes what came out."""
+        adapter = self.snapshot.state.adapter if adapter is None else jax.tree.map(jax.numpy.asarray, adapter)
+        examples, tokens = self.data.examples["test"], self.data.tokens["test"]
+        with self.display.task(name, len(tokens)) as bar, self._timed("test"):
+
+            def on_batch(rows: int) -> None:
+                bar.advance(rows)
+                if stop.signal is not None:
+                    self._stop(stop, checkpoints)
+
+            predictions = answers(
+                self.programs.generate,
+                adapter,
+                self.base,
+                tokens,
+                self.setup.tokenizer,
+                shapes=self.data.shapes,
+                batch_size=self.run.eval.batch_size,
+                pad_token_id=self.setup.model.config.pad_token_id,
+                on_batch=on_batch,
+            )
+            scores, numbers = score(self.data.task, examples, predictions)
+        self.directory.write_predictions(file, examples, predictions, scores)
+        shown = ", ".join(f"{key} {value:.4f}" for key, value in numbers.items())
+        self.display.say(f"{name}: {shown}")
+        return numbers
+
+    def _write_result(self, numbers: dict[str, float]) -> dict[str, Any]:
+        run, progress, setup, task = self.run, self.snapshot.progress, self.setup, self.data.task
+        best = nnx.merge(self.graphdef, self.snapshot.best, self.base)
+        adapter_directory = self.directory.path / "adapter"
+        adapter_bytes = save_adapter(best, setup.method, setup.sites, adapter_directory, base_name=run.model.name)
+        if (adapter_directory / "config.json").is_file():  # full tuning leaves a whole model: give it its tokenizer
+            setup.tokenizer.save(adapter_directory)
+        seconds = {key: round(value, 3) for key, value in progress.seconds.items()}
+        result = {
+            "status": "done",
+            "method": run.method.name,
+            "reading": run.method.reading,
+            "ablation": run.ablation.name,
+            "task": task.name,
+            "scale": run.data.scale,
+            "seed": run.train.seed,
+            "model": run.model.name,
+            "source": "local" if run.data.source == "auto" and run.data.path else run.data.source.replace("auto", "hub"),
+            "trainable_parameters": self.adapter_parameters,
+            "total_parameters": setup.total_parameters,
+            "metric_name": task.metric,
+            "metric": numbers[task.metric],
+            "metrics": numbers,
+            "zero_shot": progress.zero_shot,
+            "validation_loss": progress.best_loss,
+            "validation_losses": progress.validation_losses,
+            "best_epoch": progress.best_epoch,
+            "epochs_run": progress.epoch,
+            "train_examples": len(self.data.tokens["train"]),
+            "validation_examples": len(self.data.tokens["validation"]),
+            "test_examples": len(self.data.tokens["test"]),
+            "seconds": {"total": round(sum(progress.seconds.values()), 3), **seconds},
+            "tokens_per_second": round(progress.train_tokens / max(progress.seconds["train"], 1e-9), 1),
+            "peak_memory_bytes": _peak_memory_bytes(),
+            "adapter_bytes": adapter_bytes,
+            "device": jax.devices()[0].device_kind,
+            "device_count": 1,
+            "mesh": {"data": 1, "fsdp": 1, "model": 1},
+            "versions": versions(),
+            "commit": commit(),
+            "started": progress.started,
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        self.directory.write_json("result.json", result)
+        return result
+
+    @contextlib.contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        """Adds the time of the block to a phase, and what it spent compiling to `compile`."""
+        seconds = self.snapshot.progress.seconds
+        started, compiled = time.perf_counter(), self.programs.compile_seconds()
+        try:
+            yield
+        finally:
+            compiling = self.programs.compile_seconds() - compiled
+            seconds["compile"] += compiling
+            seconds[phase] += time.perf_counter() - started - compiling
+
+
+def _host_copy(adapter: nnx.State) -> nnx.State:
+    """A copy that later steps, which reuse the device's buffers, can not change."""
+    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), adapter)
+
+
+def _shape_of(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _peak_memory_bytes() -> int:
+    """Most memory in use at once: of the device where it tells, of the process on CPU."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if os.uname().sysname == "Darwin" else 1024
+    )

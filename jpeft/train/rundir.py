@@ -1,0 +1,168 @@
+"""A run's directory: whose it is, what was measured, what came out (DESIGN section 7)."""
+
+import contextlib
+import fcntl
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jpeft
+from jpeft.config import differences
+from jpeft.data.batches import Tokens
+from jpeft.data.tasks import Example
+from jpeft.errors import RunFailed, UserError
+from jpeft.model.write import write_whole
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "transformers", "numpy", "rouge-score")
+
+
+class RunDirectory:
+    """Opens or makes a directory for one run's config, and writes what the run finds."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @contextlib.contextmanager
+    def claim(self, config: Mapping[str, Any], *, overwrite: bool) -> Iterator[None]:
+        """Holds the directory for this process, with this config.
+
+        Raises:
+          UserError: another process is at work in it, it holds a run of another config, or it is no run's directory.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--workdir {self.path} is a file; name a directory.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"another process is at work in {self.path}; wait for it or name another --workdir.") from None
+            self._take(config, overwrite=overwrite)
+            yield
+
+    def _take(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
+        file = self.path / "config.json"
+        if file.is_file():
+            changed = differences(_read_json(file), config)
+            if changed and not overwrite:
+                shown = "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
+                raise UserError(
+                    f"{self.path} holds a run of another config ({shown}); name another --workdir, or give --overwrite."
+                )
+            if overwrite:
+                self._clear()
+        elif any(entry.name != ".lock" for entry in self.path.iterdir()):
+            raise UserError(f"{self.path} is not empty and holds no run; name another --workdir.")
+        self.write_json("config.json", config)
+
+    def _clear(self) -> None:
+        for name in ("checkpoint", "adapter", "tensorboard"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in ("result.json", "metrics.jsonl", "predictions.jsonl", "zero_shot.jsonl", "splits.json", "config.json"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Writes one JSON file, whole or not at all."""
+        with write_whole(self.path / name) as beside:
+            beside.write_text(json.dumps(value, indent=2) + "\n")
+
+    def read_result(self) -> dict[str, Any] | None:
+        """`result.json`, or None when the run has not finished."""
+        file = self.path / "result.json"
+        return _read_json(file) if file.is_file() else None
+
+    def write_predictions(
+        self, name: str, examples: Sequence[Example], predictions: Sequence[str], scores: Sequence[float]
+    ) -> None:
+        """One line per test row: id, input, target, prediction, score."""
+        with write_whole(self.path / name) as beside, beside.open("w") as file:
+            for example, prediction, score in zip(examples, predictions, scores, strict=True):
+                line = {"id": example.id, "input": example.input, "target": example.target}
+                file.write(json.dumps({**line, "prediction": prediction, "score": score}, ensure_ascii=False) + "\n")
+
+
+class MetricsLog:
+    """`metrics.jsonl` and TensorBoard events: one record per optimizer step and one per epoch.
+
+    A resumed run first drops the records after its checkpoint, so that no step stands there twice.
+    """
+
+    def __init__(self, directory: Path, *, steps_done: int, epochs_done: int):
+        from tensorboardX import SummaryWriter
+
+        self._path = directory / "metrics.jsonl"
+        kept = [
+            line
+            for line in _whole_lines(self._path)
+            if (record := json.loads(line))["epoch"] < epochs_done or record.get("step", steps_done + 1) <= steps_done
+        ]
+        with write_whole(self._path) as beside:
+            beside.write_text("".join(f"{line}\n" for line in kept))
+        self._file = self._path.open("a")
+        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=steps_done + 1 if steps_done else None)
+
+    def step(self, *, epoch: int, step: int, **values: float) -> None:
+        """Records one optimizer step, counted from 1."""
+        self._write({"epoch": epoch, "step": step, **values})
+        for name, value in values.items():
+            self._events.add_scalar(f"train/{name}", value, step)
+
+    def epoch(self, *, epoch: int, steps_done: int, **values: float) -> None:
+        """Records the end of an epoch, counted from 0."""
+        self._write({"epoch": epoch, "steps_done": steps_done, **values})
+        for name, value in values.items():
+            self._events.add_scalar(f"validation/{name}", value, steps_done)
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines of a JSON lines file, without a last one that a kill cut short."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().split("\n")
+    return [line for line in lines[:-1] if line]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise RunFailed(f"{path} is damaged; give --overwrite to run again from the start.") from None
+
+
+def data_record(row_ids: Mapping[str, list[str]], tokens: Mapping[str, Tokens], shapes: Sequence[Any]) -> dict[str, Any]:
+    """`splits.json`: row ids of every split, what was cut, the padded shapes."""
+    return {
+        "rows": dict(row_ids),
+        "cut": {name: {"inputs": part.cut_inputs, "targets": part.cut_targets} for name, part in tokens.items()},
+        "shapes": [list(shape) for shape in shapes],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of jpeft and of the packages whose change may change a result."""
+    return {"jpeft": jpeft.__version__, **{name: metadata.version(name) for name in _PACKAGES}}
+
+
+def commit() -> str | None:
+    """Commit of jpeft's own checkout, with `-dirty` when it has changes; None for an installed package."""
+    root = Path(jpeft.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")

@@ -1,0 +1,82 @@
+"""From a run's config to its model with the method attached, and its tokenizer."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jpeft.config import Run
+from jpeft.errors import UserError
+from jpeft.model import weights
+from jpeft.model.source import resolve
+from jpeft.model.t5 import T5
+from jpeft.model.tokenizer import Tokenizer
+from jpeft.peft.ablations import ablation
+from jpeft.peft.base import Method, Selection, Site, attach, count, select
+from jpeft.peft.hub import load_adapter
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A run's model, ready to train.
+
+    Attributes:
+      model: the base with the method's modules attached.
+      sites: where they are attached.
+      total_parameters: of the base alone.
+    """
+
+    model: T5
+    method: Method
+    sites: list[Site]
+    tokenizer: Tokenizer
+    total_parameters: int
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """`model.dtype` of a config; `auto` is bfloat16 where there is an accelerator that is fast in it."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def selection(run: Run, model: T5) -> Selection:
+    """The sites that a run's ablation, or its own targets, layers and pattern, leave to the method."""
+    if run.ablation.name is not None:
+        return ablation(run.method.name, run.ablation.name, model.config, seed=run.ablation.seed)
+    layers = run.layer_indices()
+    return Selection(
+        stacks=run.stacks(),
+        layers=None if layers is None else {"encoder": layers, "decoder": layers},
+        names=run.targets(),
+        pattern=run.method.pattern,
+    )
+
+
+def set_up(run: Run) -> Setup:
+    """Loads the base and attaches the method.
+
+    Raises:
+      UserError: the model or adapter is not there, does not fit, or the selection matches nothing.
+      RunFailed: a file is damaged, or the hub can not be reached.
+    """
+    directory = resolve(run.model.name)
+    dtype = compute_dtype(run.model.dtype)
+    # What full tuning trains is kept in float32; read it so, not through a rounded copy.
+    stored_dtype = jnp.float32 if run.method.name == "full" else dtype
+    model = weights.load(directory, dtype=dtype, stored_dtype=stored_dtype, dropout_rate=run.model.dropout_rate)
+    model.encoder.remat = model.decoder.remat = run.model.remat
+    tokenizer = Tokenizer.load(
+        directory, vocab_size=model.config.vocab_size, eos_token_id=model.config.eos_token_id
+    )
+    total = count(nnx.state(model, nnx.Param))
+    method = run.build_method()
+    if run.method.from_adapter is not None:
+        model, stored_method, sites = load_adapter(Path(run.method.from_adapter).expanduser(), model)
+        if stored_method != method:
+            raise UserError(f"method.from_adapter holds {stored_method}, the config asks for {method}; make them agree.")
+        return Setup(model, method, sites, tokenizer, total)
+    sites = select(model, method, selection(run, model))
+    return Setup(attach(model, method, sites, jax.random.key(run.train.seed)), method, sites, tokenizer, total)
