@@ -50,9 +50,15 @@ def _run_experiment(argv: Sequence[str]) -> int:
     from ml_collections import config_flags
 
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "A file with get_config(), such as configs/lora_agnews_low.py.", flag_values=values)
-    flags.DEFINE_string("workdir", None, "Directory of the run; runs/<name of the config> by default.", flag_values=values)
-    flags.DEFINE_bool("overwrite", False, "Run again what is finished, or was run with another config.", flag_values=values)
+    config_flags.DEFINE_config_file(
+        "config", None, "A file with get_config(), such as configs/lora_agnews_low.py.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "workdir", None, "Directory of the run; runs/<name of the config> by default.", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "overwrite", False, "Run again what is finished, or was run with another config.", flag_values=values
+    )
     flags.DEFINE_bool("quiet", False, "Print the result and errors only.", flag_values=values)
     if len(argv) < 2 or any(arg in ("-h", "-help", "--help") for arg in argv[1:]):
         print(_RUN_HELP + _describe_keys())
@@ -135,7 +141,9 @@ def _describe_keys() -> str:
     for field in dataclasses.fields(Run):
         parts.append(f"--config.{field.name}.*: {inspect.getdoc(field.type)}\n")
         parts += [
-            f"    --config.{key}  ({kind})\n" for key, kind in _config_keys().items() if key.startswith(f"{field.name}.")
+            f"    --config.{key}  ({kind})\n"
+            for key, kind in _config_keys().items()
+            if key.startswith(f"{field.name}.")
         ]
         parts.append("\n")
     return "".join(parts)
@@ -149,7 +157,9 @@ def _print_result(result: dict, workdir: Path) -> None:
             print(f"{name}  {value:.4f}")
     if result["zero_shot"]:
         print(f"zero-shot {result['metric_name']}  {result['zero_shot'][result['metric_name']]:.4f}")
-    print(f"validation loss  {result['validation_loss']:.4f}, best of epoch {result['best_epoch']}, {result['epochs_run']} run")
+    print(
+        f"validation loss  {result['validation_loss']:.4f}, best of epoch {result['best_epoch']}, {result['epochs_run']} run"
+    )
     print(f"seconds  {', '.join(f'{key} {value:.1f}' for key, value in seconds.items())}")
     print(f"result   {workdir / 'result.json'}")
     print(f"adapter  {workdir / 'adapter'}  ({result['adapter_bytes']:,} bytes)")

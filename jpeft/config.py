@@ -249,7 +249,9 @@ class Run:
             raise UserError(f"train.clip_grad_norm is {self.train.clip_grad_norm}; expected more than 0, or None.")
         if self.data.task == "custom" and self.data.path is None:
             raise UserError("data.task is 'custom', rows of your own: name their file with --config.data.path.")
-        if self.ablation.name and any((self.method.targets, self.method.layers, self.method.pattern, self.method.stacks)):
+        if self.ablation.name and any(
+            (self.method.targets, self.method.layers, self.method.pattern, self.method.stacks)
+        ):
             raise UserError("ablation.name and method.{targets,stacks,layers,pattern} both select; give one of them.")
 
     def build_task(self) -> Task:

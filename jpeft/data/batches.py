@@ -20,7 +20,7 @@ Batch = dict[str, np.ndarray]
 Shape = tuple[int, int]  # encoder length, decoder length
 
 _ENCODER_MULTIPLE = 16
-_DECODER_MULTIPLE = 8
+_DECODER_MULTIPLE = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +81,12 @@ def longest_of(lengths: np.ndarray, batches: Iterable[Sequence[int]]) -> np.ndar
     return np.array([lengths[rows].max(axis=0) for rows in batches])
 
 
-def choose_shapes(lengths: np.ndarray, *, max_shapes: int = 4) -> list[Shape]:
-    """At most `max_shapes` padded shapes that waste the fewest encoder positions on batches of these lengths.
+def choose_shapes(lengths: np.ndarray, *, max_shapes: int = 6, least_gain: float = 0.07) -> list[Shape]:
+    """A few padded shapes that waste few encoder positions on batches of these lengths.
 
-    Each program is compiled once per shape, so few are wanted. Shapes grow in both lengths together: the last holds
-    every batch, and a batch takes the first that holds it.
+    Every program is compiled once per shape, so a further shape is taken only where it saves at least `least_gain` of
+    the positions. Shapes grow in both lengths together: the last holds every batch, and a batch takes the first that
+    holds it.
 
     Args:
       lengths: `[batches, 2]`, the longest input and target of each batch, as `longest_of` gives them.
@@ -93,18 +94,19 @@ def choose_shapes(lengths: np.ndarray, *, max_shapes: int = 4) -> list[Shape]:
     rounded = -(-lengths // [_ENCODER_MULTIPLE, _DECODER_MULTIPLE]) * [_ENCODER_MULTIPLE, _DECODER_MULTIPLE]
     edges, counts = np.unique(rounded[:, 0], return_counts=True)
     batches_up_to = np.concatenate([[0], np.cumsum(counts)])
-    # best[j] after k rounds: fewest positions when the batches up to edge j are padded to k edges, the last of them j.
-    best = edges * batches_up_to[1:]
-    choices = [[(j,) for j in range(len(edges))]]
-    for _ in range(1, min(max_shapes, len(edges))):
-        previous, chosen = best, choices[-1]
-        best, choices = best.copy(), [*choices, list(chosen)]
+    # positions[j]: fewest when the batches up to edge j are padded to as many edges as rounds are done, the last one j.
+    positions, chosen = edges * batches_up_to[1:], [(j,) for j in range(len(edges))]
+    for _ in range(1, max_shapes):
+        better, extended = positions.copy(), list(chosen)
         for j in range(1, len(edges)):
-            costs = previous[:j] + edges[j] * (batches_up_to[j + 1] - batches_up_to[1 : j + 1])
-            i = int(np.argmin(costs))
-            if costs[i] < best[j]:
-                best[j], choices[-1][j] = costs[i], (*chosen[i], j)
-    encoder_lengths = [int(edges[j]) for j in choices[-1][-1]]
+            candidates = positions[:j] + edges[j] * (batches_up_to[j + 1] - batches_up_to[1 : j + 1])
+            i = int(np.argmin(candidates))
+            if candidates[i] < better[j]:
+                better[j], extended[j] = candidates[i], (*chosen[i], j)
+        if better[-1] > (1 - least_gain) * positions[-1]:
+            break
+        positions, chosen = better, extended
+    encoder_lengths = [int(edges[j]) for j in chosen[-1]]
     return [(length, int(rounded[rounded[:, 0] <= length, 1].max())) for length in encoder_lengths]
 
 
@@ -114,7 +116,9 @@ def fitting_shape(shapes: Sequence[Shape], lengths: np.ndarray) -> Shape:
     return next(shape for shape in shapes if shape[0] >= longest[0] and shape[1] >= longest[1])
 
 
-def pad(tokens: Tokens, rows: Sequence[int], shape: Shape, *, batch_size: int, start_token_id: int, pad_token_id: int) -> Batch:
+def pad(
+    tokens: Tokens, rows: Sequence[int], shape: Shape, *, batch_size: int, start_token_id: int, pad_token_id: int
+) -> Batch:
     """A batch of `batch_size` rows; missing rows are padding with no weight.
 
     Returns `encoder_input_tokens: [batch, enc_len]`, `decoder_input_tokens` and `decoder_target_tokens`:

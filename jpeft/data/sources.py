@@ -25,9 +25,7 @@ _READERS: Mapping[str, Callable[[Path], pa.Table]] = {
     ".parquet": pyarrow.parquet.read_table,
     ".jsonl": pyarrow.json.read_json,
     ".json": pyarrow.json.read_json,
-    ".csv": lambda path: pyarrow.csv.read_csv(
-        path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)
-    ),
+    ".csv": lambda path: pyarrow.csv.read_csv(path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)),
 }
 # What a source may call each split.
 _SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -50,7 +48,9 @@ def load_rows(task: Task, source: str, path: str | None) -> dict[str, Columns]:
         source = "hub" if path is None else "local"
     if source == "local":
         if path is None:
-            raise UserError("data.source is 'local' but data.path is not given; name the file or directory of the rows.")
+            raise UserError(
+                "data.source is 'local' but data.path is not given; name the file or directory of the rows."
+            )
         splits = _from_files(task, Path(path).expanduser())
     elif source == "hub":
         splits = _from_hub(task)
@@ -75,7 +75,9 @@ def _from_files(task: Task, path: Path) -> dict[str, Columns]:
             splits[split] = _read(file)
     if "train" not in splits:
         expected = "train.parquet (or .jsonl, .csv)"
-        raise UserError(f"{directory} has no {expected}; it holds: {', '.join(sorted(os.listdir(directory))[:8]) or 'nothing'}.")
+        raise UserError(
+            f"{directory} has no {expected}; it holds: {', '.join(sorted(os.listdir(directory))[:8]) or 'nothing'}."
+        )
     return splits
 
 
@@ -118,10 +120,14 @@ def _from_tfds(task: Task) -> dict[str, Columns]:
     try:
         builder = tfds.builder(task.tfds)
         builder.download_and_prepare()
-        available = {split: builder.as_data_source(split=split) for split in _SPLIT_NAMES if split in builder.info.splits}
+        available = {
+            split: builder.as_data_source(split=split) for split in _SPLIT_NAMES if split in builder.info.splits
+        }
     except Exception as error:  # as for the hub
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise RunFailed(f"TensorFlow Datasets can not provide {task.tfds} ({reason}); give --config.data.path.") from None
+        raise RunFailed(
+            f"TensorFlow Datasets can not provide {task.tfds} ({reason}); give --config.data.path."
+        ) from None
     return {split: _tfds_columns(task, rows) for split, rows in available.items()}
 
 

@@ -69,5 +69,7 @@ def draw(
         parts[name] = Split(source, tuple(int(row) for row in rows[: caps[name]]))
         if not parts[name].rows:
             there = ", ".join(f"{size} {split}" for split, size in sizes.items())
-            raise UserError(f"the {name} split is empty (data.max_{name} is {caps[name]}; the source has {there} rows).")
+            raise UserError(
+                f"the {name} split is empty (data.max_{name} is {caps[name]}; the source has {there} rows)."
+            )
     return parts

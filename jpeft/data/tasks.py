@@ -72,7 +72,9 @@ class Task:
             task = dataclasses.replace(self, template=template)
             fields = [column for column in task.columns if column != task.target]
         except ValueError as error:
-            raise UserError(f"data.template {template!r} is malformed ({error}); write a brace itself as {{{{.") from None
+            raise UserError(
+                f"data.template {template!r} is malformed ({error}); write a brace itself as {{{{."
+            ) from None
         if not fields or not all(field.isidentifier() for field in fields):
             raise UserError(f"data.template {template!r} names no column; write one in braces, such as {{input}}.")
         return task

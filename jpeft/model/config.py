@@ -57,8 +57,12 @@ class T5Config:
         if values.get("model_type", "t5") not in ("t5", "mt5", "umt5"):
             raise UserError(f"{source}: model_type is {values['model_type']!r}; jpeft adapts T5-family models ('t5').")
         if values.get("model_type") == "umt5":
-            raise UserError(f"{source}: umt5 has a relative bias in every layer, which this network does not; use a t5.")
-        missing = [key for key in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads") if key not in values]
+            raise UserError(
+                f"{source}: umt5 has a relative bias in every layer, which this network does not; use a t5."
+            )
+        missing = [
+            key for key in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads") if key not in values
+        ]
         if missing:
             raise UserError(f"{source}: lacks {', '.join(missing)}; it must be the config.json of a T5 checkpoint.")
         fields = {field.name for field in dataclasses.fields(cls)}
@@ -76,7 +80,9 @@ class T5Config:
                 if not isinstance(value, int) or value < 1:
                     raise UserError(f"{source}: {field.name} is {value!r}; expected a positive integer.")
         if config.activation not in ACTIVATIONS:
-            raise UserError(f"{source}: feed_forward_proj is {config.feed_forward_proj!r}; known: {', '.join(ACTIVATIONS)}.")
+            raise UserError(
+                f"{source}: feed_forward_proj is {config.feed_forward_proj!r}; known: {', '.join(ACTIVATIONS)}."
+            )
         return config
 
     @classmethod
@@ -85,7 +91,9 @@ class T5Config:
         try:
             values = json.loads(path.read_text())
         except FileNotFoundError:
-            raise UserError(f"{path.parent} holds no config.json; a model directory in Hugging Face layout has one.") from None
+            raise UserError(
+                f"{path.parent} holds no config.json; a model directory in Hugging Face layout has one."
+            ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not valid JSON ({error}); is the download complete?") from None
         return cls.from_dict(values, source=str(path))

@@ -150,9 +150,7 @@ def beam_search(
             jnp.concatenate([state.finished_tokens, candidates], axis=1),
             jnp.concatenate([state.is_finished, may_finish], axis=1),
         )
-        finished_scores, best = jax.lax.top_k(
-            jnp.concatenate([state.finished_scores, ended_scores], axis=1), num_beams
-        )
+        finished_scores, best = jax.lax.top_k(jnp.concatenate([state.finished_scores, ended_scores], axis=1), num_beams)
         finished_tokens, is_finished = _gather_beams(pool, best)
 
         hopes = running_scores[:, 0] / length**length_penalty

@@ -37,14 +37,21 @@ def resolve(name: str) -> Path:
     if directory.exists():
         raise UserError(f"model.name {name!r} is a file; it must be a directory in Hugging Face layout.")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(f"model.name {name!r} is no directory here and no hub id such as google/flan-t5-small; {_without_network()}.")
+        raise UserError(
+            f"model.name {name!r} is no directory here and no hub id such as google/flan-t5-small; {_without_network()}."
+        )
     return _download(name)
 
 
 def _download(repository: str) -> Path:
     import httpx
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     try:
         # A complete earlier download needs no network; an incomplete one fails later, when its files are opened.
@@ -57,10 +64,14 @@ def _download(repository: str) -> Path:
         files = set(HfApi().list_repo_files(repository))
         patterns = _weight_patterns(files)
         if not patterns:
-            raise UserError(f"{repository} on the hub holds no weights that jpeft reads; it has {', '.join(sorted(files)[:8])}.")
+            raise UserError(
+                f"{repository} on the hub holds no weights that jpeft reads; it has {', '.join(sorted(files)[:8])}."
+            )
         return Path(snapshot_download(repository, allow_patterns=["config.json", *_TOKENIZER_FILES, *patterns]))
     except RepositoryNotFoundError:
-        raise UserError(f"the hub has no model {repository!r}, or it is private: log in with `hf auth login`.") from None
+        raise UserError(
+            f"the hub has no model {repository!r}, or it is private: log in with `hf auth login`."
+        ) from None
     except (HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise RunFailed(f"the hub can not be reached for {repository} ({reason}); {_without_network()}.") from None

@@ -16,11 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jpeft.model.config import T5Config
 
-MASKED = -1e9  # added to a logit that must not be attended to: finite, so that a row with nothing to attend stays finite
+MASKED = (
+    -1e9
+)  # added to a logit that must not be attended to: finite, so that a row with nothing to attend stays finite
 REMAT_POLICIES = ("none", "dots", "block")
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -34,13 +37,12 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
     """Zeroes each element with probability `rate` and scales the rest; the identity when `key` is None.
 
-    The coin is a 16-bit integer, half the random bits of a float32 uniform; the rate is exact to 2**-17.
+    The coin is a 32-bit integer: on CPU the `rbg` generator draws those ten times as fast as 16-bit ones.
     """
     if key is None or rate == 0.0:
         return x
-    threshold = round((1.0 - rate) * 2**16)
-    keep = jax.random.bits(key, x.shape, jnp.uint16) < np.uint16(threshold)
-    return jnp.where(keep, x * jnp.asarray(2**16 / threshold, x.dtype), jnp.zeros((), x.dtype))
+    keep = jax.random.bits(key, x.shape, jnp.uint32) < np.uint32(round((1.0 - rate) * 2**32))
+    return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
 
 
 def _split(key: Key[Array, ""] | None, num: int) -> Sequence[Key[Array, ""] | None]:
@@ -254,7 +256,9 @@ class RelativeBias(Embedding):
         num_exact = num_buckets // 2
         distance = np.arange(self.max_distance + 1, dtype=np.float32)
         # In float32, as the reference computes it: a bucket's border must not move.
-        spread = np.log(np.maximum(distance, 1) / np.float32(num_exact)) / np.float32(math.log(self.max_distance / num_exact))
+        spread = np.log(np.maximum(distance, 1) / np.float32(num_exact)) / np.float32(
+            math.log(self.max_distance / num_exact)
+        )
         large = num_exact + (spread * (num_buckets - num_exact)).astype(np.int32)
         return np.where(distance < num_exact, distance, np.minimum(large, num_buckets - 1)).astype(np.int32)
 
@@ -318,9 +322,7 @@ class Stack(nnx.Module):
 
     def cross_keys_values(self, encoded: Float[Array, "batch enc_len d_model"]) -> list[tuple[Array, Array]]:
         """Per segment the keys and values of `encoded`, each `[layers, batch, num_heads, enc_len, d_kv]`."""
-        return [
-            jax.lax.map(lambda block: block.cross_attention.keys_values(encoded), block) for block in self.segments
-        ]
+        return [jax.lax.map(lambda block: block.cross_attention.keys_values(encoded), block) for block in self.segments]
 
     def step(
         self,
@@ -352,7 +354,7 @@ class Stack(nnx.Module):
 class T5(nnx.Module):
     """The encoder-decoder. Call it for the logits of a training batch; `jpeft.model.decode` generates with it."""
 
-    def __init__(self, config: T5Config, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.shared = Embedding(config.vocab_size, config.d_model, stddev=1.0, rngs=rngs)
         self.encoder_input = EncoderInput()
         self.encoder = Stack(config, decoder=False, rngs=rngs)

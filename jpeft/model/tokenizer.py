@@ -48,7 +48,9 @@ class Tokenizer:
 
             backend = T5Tokenizer.from_pretrained(directory).backend_tokenizer
         else:
-            raise UserError(f"{directory} has no tokenizer; expected tokenizer.json or spiece.model beside config.json.")
+            raise UserError(
+                f"{directory} has no tokenizer; expected tokenizer.json or spiece.model beside config.json."
+            )
         if backend.get_vocab_size() > vocab_size:
             raise UserError(
                 f"{directory}: the tokenizer has {backend.get_vocab_size()} pieces and the model {vocab_size} embeddings; "

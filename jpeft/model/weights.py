@@ -4,12 +4,13 @@ Reads `model.safetensors`, sharded safetensors with its index, `flax_model.msgpa
 `pytorch_model.bin` by `torch.load(weights_only=True)`. Nothing is ever unpickled otherwise.
 """
 
+import abc
 import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +42,11 @@ def hub_module(path: str) -> str:
     if rest[0] == "relative_attention_bias":
         return f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias"
     _, index, sublayer, *tail = rest
-    order = ["self_attention", "feed_forward"] if stack == "encoder" else ["self_attention", "cross_attention", "feed_forward"]
+    order = (
+        ["self_attention", "feed_forward"]
+        if stack == "encoder"
+        else ["self_attention", "cross_attention", "feed_forward"]
+    )
     names = {"self_attention": "SelfAttention", "cross_attention": "EncDecAttention", "feed_forward": "DenseReluDense"}
     sublayer, is_norm = sublayer.removesuffix("_norm"), sublayer.endswith("_norm")
     module = "layer_norm" if is_norm else names[sublayer]
@@ -54,15 +59,19 @@ def hub_weight(name: str) -> tuple[str, bool]:
     return f"{hub_module(module)}.weight", leaf == "kernel"
 
 
-class Checkpoint(Protocol):
+class Checkpoint(abc.ABC):
     """Weights under their `transformers` names, in PyTorch's orientation, read one at a time."""
 
-    def names(self) -> set[str]: ...
+    @abc.abstractmethod
+    def names(self) -> set[str]:
+        """Names of every weight that is there."""
 
-    def read(self, name: str) -> np.ndarray: ...
+    @abc.abstractmethod
+    def read(self, name: str) -> np.ndarray:
+        """One weight."""
 
 
-class _Safetensors:
+class _Safetensors(Checkpoint):
     def __init__(self, files: list[Path]):
         self._file_of = {}
         for path in files:
@@ -80,7 +89,7 @@ class _Safetensors:
             return file.get_tensor(name)
 
 
-class _InMemory:
+class _InMemory(Checkpoint):
     def __init__(self, weights: Mapping[str, np.ndarray]):
         self._weights = weights
 

@@ -168,7 +168,7 @@ def _without_layer(site: Site) -> str:
     return re.sub(r"/layers/\d+/", "/layers/*/", site.path)
 
 
-def select(model: T5, method: Method, selection: Selection = Selection()) -> list[Site]:  # noqa: B008 (frozen)
+def select(model: T5, method: Method, selection: Selection = Selection()) -> list[Site]:
     """The sites that `method` will act on.
 
     The method's default names apply unless the selection gives names or a pattern of its own.

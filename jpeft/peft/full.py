@@ -26,4 +26,3 @@ class Full(Method):
         for name, value in vars(module).items():
             if isinstance(value, nnx.Param):
                 setattr(module, name, Adapter(jnp.asarray(value[...], jnp.float32)))
-

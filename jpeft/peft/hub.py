@@ -103,7 +103,9 @@ def load_adapter(directory: Path, model: T5) -> tuple[T5, Method, list[Site]]:
     def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name not in tensors or tensors[name].shape != shape:
             found = f"shape {tensors[name].shape}" if name in tensors else "nothing"
-            raise UserError(f"{directory} does not fit this base: {name} should have shape {shape}, the file has {found}.")
+            raise UserError(
+                f"{directory} does not fit this base: {name} should have shape {shape}, the file has {found}."
+            )
         unread.discard(name)
         return tensors[name]
 
@@ -215,8 +217,12 @@ def _read_peft(directory: Path, model: T5) -> tuple[Method, dict[str, np.ndarray
     kind = config.get("peft_type")
     if kind == "PROMPT_TUNING":
         if set(stored) != {"prompt_embeddings"}:
-            raise RunFailed(f"{directory}: a prompt's file should hold prompt_embeddings alone, not {sorted(stored)[:3]}.")
-        return Prompt(prompt_length=len(stored["prompt_embeddings"])), {"encoder_input/prompt": stored["prompt_embeddings"]}
+            raise RunFailed(
+                f"{directory}: a prompt's file should hold prompt_embeddings alone, not {sorted(stored)[:3]}."
+            )
+        return Prompt(prompt_length=len(stored["prompt_embeddings"])), {
+            "encoder_input/prompt": stored["prompt_embeddings"]
+        }
     if kind not in ("LORA", "IA3"):
         raise UserError(f"{directory} is of PEFT type {kind!r}; jpeft reads LORA, IA3 and PROMPT_TUNING.")
     unsupported = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out")]
@@ -233,7 +239,9 @@ def _read_peft(directory: Path, model: T5) -> tuple[Method, dict[str, np.ndarray
         return Ia3(two_sided=False), tensors
     ranks = {value.shape[1] for name, value in tensors.items() if name.endswith("lora_a")}
     if len(ranks) != 1:
-        raise UserError(f"{directory} has LoRA matrices of the ranks {sorted(ranks)}; jpeft has one rank for all sites.")
+        raise UserError(
+            f"{directory} has LoRA matrices of the ranks {sorted(ranks)}; jpeft has one rank for all sites."
+        )
     alpha = float(config.get("lora_alpha", 8))
     rank_stabilized = bool(config.get("use_rslora", False))
     method = Lora(rank=ranks.pop(), alpha=alpha, scaling_vectors=False, rank_stabilized=rank_stabilized)

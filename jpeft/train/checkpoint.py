@@ -47,7 +47,10 @@ class Snapshot:
 def _named(tree: Any) -> dict[str, jax.Array]:
     """Leaves of a tree under flat names, which a reader of the checkpoint understands."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {"/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path): leaf for path, leaf in leaves}
+    return {
+        "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path): leaf
+        for path, leaf in leaves
+    }
 
 
 class Checkpoints:
@@ -100,7 +103,9 @@ class Checkpoints:
                 progress = Progress(**restored["progress"])
             except Exception as error:  # Orbax and TensorStore raise many types for damaged files
                 reason = str(error).partition("\n")[0][:200]
-                self._report(f"checkpoint {self._directory / str(step)} is damaged, going back to the one before ({reason})")
+                self._report(
+                    f"checkpoint {self._directory / str(step)} is damaged, going back to the one before ({reason})"
+                )
                 shutil.rmtree(self._directory / str(step))
                 self._manager.reload()
                 continue

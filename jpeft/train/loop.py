@@ -44,7 +44,7 @@ from jpeft.train.display import Display
 from jpeft.train.optimizer import adamw
 from jpeft.train.rundir import MetricsLog, RunDirectory, commit, data_record, versions
 from jpeft.train.schedule import three_point_schedule
-from jpeft.train.setup import Setup, set_up
+from jpeft.train.setup import set_up
 from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
 
 
@@ -115,9 +115,7 @@ class _Execution:
         use_compilation_cache(cache_directory() / "compiled")
         self.setup = set_up(run)
         self.data = self._prepare_data()
-        directory.write_json(
-            "splits.json", data_record(self.data.row_ids(), self.data.tokens, self.data.shapes)
-        )
+        directory.write_json("splits.json", data_record(self.data.row_ids(), self.data.tokens, self.data.shapes))
         model, train = self.setup.model, run.train
         graphdef, adapter, self.base = split(model)
         self.steps_per_epoch = num_steps(
@@ -148,7 +146,9 @@ class _Execution:
         )
         # The module tree keeps the structure alone: its initial arrays would otherwise stay in memory beside the state.
         self.graphdef = graphdef
-        self.setup = dataclasses.replace(self.setup, model=nnx.merge(graphdef, *jax.tree.map(_shape_of, (adapter, self.base))))
+        self.setup = dataclasses.replace(
+            self.setup, model=nnx.merge(graphdef, *jax.tree.map(_shape_of, (adapter, self.base)))
+        )
 
     def _prepare_data(self) -> Data:
         run, data = self.run, self.run.data
@@ -203,9 +203,7 @@ class _Execution:
 
     def _train(self, stop: _StopRequest, checkpoints: Checkpoints) -> None:
         progress = self.snapshot.progress
-        log = MetricsLog(
-            self.directory.path, steps_done=int(self.snapshot.state.step), epochs_done=progress.epoch
-        )
+        log = MetricsLog(self.directory.path, steps_done=int(self.snapshot.state.step), epochs_done=progress.epoch)
         with contextlib.closing(log):
             while not progress.stopped:
                 self._train_epoch(log, stop, checkpoints)
@@ -229,7 +227,13 @@ class _Execution:
                 with self._timed("train"):
                     for micro, batch in enumerate(batches):
                         self.sums = self.programs.accumulate(
-                            self.sums, state.adapter, self.base, self.dropout_key, np.int32(steps_done), np.int32(micro), batch
+                            self.sums,
+                            state.adapter,
+                            self.base,
+                            self.dropout_key,
+                            np.int32(steps_done),
+                            np.int32(micro),
+                            batch,
                         )
                     state, self.sums, metrics = self.programs.update(state, self.sums)
                     upcoming = next(steps, None)  # padded by the host while the device computes
@@ -281,7 +285,11 @@ class _Execution:
         self.display.say(
             f"epoch {progress.epoch - 1}: validation loss {loss:.4f}"
             + (" (best so far)" if best else f" (best was {progress.best_loss:.4f} of epoch {progress.best_epoch})")
-            + ("; no longer decreasing, stops" if out_of_patience and progress.epoch < self.run.train.max_epochs else "")
+            + (
+                "; no longer decreasing, stops"
+                if out_of_patience and progress.epoch < self.run.train.max_epochs
+                else ""
+            )
         )
 
     def _padded_steps(self, first: int) -> Iterator[tuple[list[int], list[Batch]]]:
@@ -300,7 +308,9 @@ class _Execution:
 
     def _pad(self, part: str, rows: list[int], batch_size: int) -> Batch:
         tokens, config = self.data.tokens[part], self.setup.model.config
-        shape = fitting_shape(self.data.shapes, np.array([(len(tokens.inputs[r]), len(tokens.targets[r])) for r in rows]))
+        shape = fitting_shape(
+            self.data.shapes, np.array([(len(tokens.inputs[r]), len(tokens.targets[r])) for r in rows])
+        )
         return pad(
             tokens,
             rows,
@@ -383,7 +393,9 @@ class _Execution:
             "scale": run.data.scale,
             "seed": run.train.seed,
             "model": run.model.name,
-            "source": "local" if run.data.source == "auto" and run.data.path else run.data.source.replace("auto", "hub"),
+            "source": "local"
+            if run.data.source == "auto" and run.data.path
+            else run.data.source.replace("auto", "hub"),
             "trainable_parameters": self.adapter_parameters,
             "total_parameters": setup.total_parameters,
             "metric_name": task.metric,

@@ -40,7 +40,9 @@ class RunDirectory:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError(f"another process is at work in {self.path}; wait for it or name another --workdir.") from None
+                raise UserError(
+                    f"another process is at work in {self.path}; wait for it or name another --workdir."
+                ) from None
             self._take(config, overwrite=overwrite)
             yield
 
@@ -62,7 +64,14 @@ class RunDirectory:
     def _clear(self) -> None:
         for name in ("checkpoint", "adapter", "tensorboard"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in ("result.json", "metrics.jsonl", "predictions.jsonl", "zero_shot.jsonl", "splits.json", "config.json"):
+        for name in (
+            "result.json",
+            "metrics.jsonl",
+            "predictions.jsonl",
+            "zero_shot.jsonl",
+            "splits.json",
+            "config.json",
+        ):
             (self.path / name).unlink(missing_ok=True)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
@@ -141,7 +150,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise RunFailed(f"{path} is damaged; give --overwrite to run again from the start.") from None
 
 
-def data_record(row_ids: Mapping[str, list[str]], tokens: Mapping[str, Tokens], shapes: Sequence[Any]) -> dict[str, Any]:
+def data_record(
+    row_ids: Mapping[str, list[str]], tokens: Mapping[str, Tokens], shapes: Sequence[Any]
+) -> dict[str, Any]:
     """`splits.json`: row ids of every split, what was cut, the padded shapes."""
     return {
         "rows": dict(row_ids),

@@ -68,15 +68,15 @@ def set_up(run: Run) -> Setup:
     stored_dtype = jnp.float32 if run.method.name == "full" else dtype
     model = weights.load(directory, dtype=dtype, stored_dtype=stored_dtype, dropout_rate=run.model.dropout_rate)
     model.encoder.remat = model.decoder.remat = run.model.remat
-    tokenizer = Tokenizer.load(
-        directory, vocab_size=model.config.vocab_size, eos_token_id=model.config.eos_token_id
-    )
+    tokenizer = Tokenizer.load(directory, vocab_size=model.config.vocab_size, eos_token_id=model.config.eos_token_id)
     total = count(nnx.state(model, nnx.Param))
     method = run.build_method()
     if run.method.from_adapter is not None:
         model, stored_method, sites = load_adapter(Path(run.method.from_adapter).expanduser(), model)
         if stored_method != method:
-            raise UserError(f"method.from_adapter holds {stored_method}, the config asks for {method}; make them agree.")
+            raise UserError(
+                f"method.from_adapter holds {stored_method}, the config asks for {method}; make them agree."
+            )
         return Setup(model, method, sites, tokenizer, total)
     sites = select(model, method, selection(run, model))
     return Setup(attach(model, method, sites, jax.random.key(run.train.seed)), method, sites, tokenizer, total)

@@ -1,0 +1,195 @@
+"""Tiny models and tiny datasets in the shapes of the real ones; no network and nothing outside the test's directories."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import tokenizers
+from flax import nnx
+
+from jpeft.model import weights
+from jpeft.model.config import T5Config
+from jpeft.model.t5 import T5
+from jpeft.program import use_compilation_cache
+
+TINY = T5Config(
+    vocab_size=320,
+    d_model=16,
+    d_kv=4,
+    d_ff=24,
+    num_layers=2,
+    num_decoder_layers=2,
+    num_heads=2,
+    feed_forward_proj="gated-gelu",
+    tie_word_embeddings=False,
+)
+TOPICS = ["World", "Sports", "Business", "Sci/Tech"]
+_WORDS = {
+    "World": "president treaty border embassy election minister".split(),
+    "Sports": "coach goal season striker league final".split(),
+    "Business": "shares profit market bank merger earnings".split(),
+    "Sci/Tech": "software chip planet robot browser gene".split(),
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory):
+    """Token and compilation caches of this test run, shared with the processes that it starts."""
+    directory = tmp_path_factory.mktemp("cache")
+    os.environ["JPEFT_CACHE"] = str(directory)
+    use_compilation_cache(directory / "compiled")
+    return directory
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(7)
+
+
+@pytest.fixture
+def tiny_t5():
+    """A random model."""
+    return T5(TINY, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture
+def batch():
+    return make_batch(TINY, rows=3, enc_len=8, dec_len=5)
+
+
+def make_batch(config: T5Config, *, rows: int, enc_len: int, dec_len: int, seed: int = 0):
+    """A batch of random tokens; the second row is half padding."""
+    draw = np.random.default_rng(seed)
+    encoder = draw.integers(3, config.vocab_size, (rows, enc_len)).astype(np.int32)
+    target = draw.integers(3, config.vocab_size, (rows, dec_len)).astype(np.int32)
+    weights_ = np.ones((rows, dec_len), np.float32)
+    encoder[1, enc_len // 2 :] = 0
+    target[1, dec_len // 2 :] = 0
+    weights_[1, dec_len // 2 :] = 0
+    return {
+        "encoder_input_tokens": jnp.asarray(encoder),
+        "decoder_input_tokens": jnp.asarray(np.concatenate([np.zeros((rows, 1), np.int32), target[:, :-1]], axis=1)),
+        "decoder_target_tokens": jnp.asarray(target),
+        "decoder_loss_weights": jnp.asarray(weights_),
+    }
+
+
+def spec(tree) -> dict[str, str]:
+    """`{path: "f32[2,16,2]"}` of every leaf, to assert a whole tree at once."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    names = {"float32": "f32", "bfloat16": "bf16", "int32": "i32"}
+    return {
+        "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path): names[str(leaf.dtype)]
+        + str(list(leaf.shape)).replace(" ", "")
+        for path, leaf in leaves
+    }
+
+
+def news(rows: int, seed: int) -> dict[str, list]:
+    """Rows in AG News' columns whose label can be told from the words."""
+    draw = random.Random(seed)
+    labels = [draw.randrange(4) for _ in range(rows)]
+    text = [" ".join(draw.choices(_WORDS[TOPICS[label]], k=draw.randint(3, 9))) for label in labels]
+    return {"text": text, "label": labels}
+
+
+def _sentences(rows: int, seed: int) -> dict[str, list]:
+    draw = random.Random(seed)
+    words = sum(_WORDS.values(), [])
+    sentences = [" ".join(draw.choices(words, k=draw.randint(2, 6))) for _ in range(rows)]
+    return {"sentence": sentences, "label": [len(s.split()) % 2 for s in sentences], "idx": list(range(rows))}
+
+
+def _restaurants(rows: int, seed: int) -> dict[str, list]:
+    draw = random.Random(seed)
+    facts = [(draw.choice(["Alimentum", "Giraffe"]), draw.choice(["Thai", "French"])) for _ in range(rows)]
+    return {
+        "meaning_representation": [f"name[{name}], food[{food}]" for name, food in facts],
+        "human_reference": [
+            draw.choice(["{} serves {} food.", "At {} the food is {}."]).format(*fact) for fact in facts
+        ],
+    }
+
+
+def _dialogues(rows: int, seed: int) -> dict[str, list]:
+    draw = random.Random(seed)
+    pairs = [draw.sample(["Ann", "Bob", "Eve"], 2) for _ in range(rows)]
+    return {
+        "id": [str(i) for i in range(rows)],
+        "dialogue": [f"{a}: lunch?\r\n{b}: yes" for a, b in pairs],
+        "summary": [f"{a} and {b} have lunch." for a, b in pairs],
+    }
+
+
+def write_parquet(path: Path, columns: dict[str, list]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pa.table(columns), path)
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory) -> Path:
+    """The four tasks in the layout and columns of the real data, a few dozen rows each."""
+    root = tmp_path_factory.mktemp("data")
+    for seed, (name, make, splits) in enumerate(
+        [
+            ("ag_news", news, {"train": 120, "test": 24}),
+            ("cola", _sentences, {"train": 60, "validation": 31}),
+            ("e2e_nlg", _restaurants, {"train": 60, "validation": 20, "test": 24}),
+            ("samsum", _dialogues, {"train": 60, "validation": 20, "test": 18}),
+        ]
+    ):
+        for split, rows in splits.items():
+            write_parquet(root / name / f"{split}.parquet", make(rows, seed * 10 + len(split)))
+    return root
+
+
+@pytest.fixture(scope="session")
+def toy_jsonl(tmp_path_factory) -> Path:
+    """A user's own rows: `input` and `target` in JSON lines."""
+    path = tmp_path_factory.mktemp("mine") / "mine.jsonl"
+    rows = news(90, seed=99)
+    lines = [{"input": t, "target": TOPICS[label]} for t, label in zip(rows["text"], rows["label"], strict=True)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory) -> Path:
+    """A directory with a sentence-piece tokenizer of at most `TINY.vocab_size` pieces and T5's special ids."""
+    directory = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer(
+        directory, [" ".join(sum(_WORDS.values(), TOPICS)), "Ann and Bob and Eve have lunch. acceptable unacceptable"]
+    )
+    return directory
+
+
+def make_tokenizer(directory: Path, texts: list[str], *, vocab_size: int = 320) -> None:
+    """Trains a unigram tokenizer with byte fallback on a few texts and writes `tokenizer.json`."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    tokenizer.decoder = tokenizers.decoders.Metaspace()
+    trainer = tokenizers.trainers.UnigramTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        show_progress=False,
+        initial_alphabet=[chr(i) for i in range(33, 127)],
+    )
+    tokenizer.train_from_iterator(texts * 3, trainer)
+    tokenizer.save(str(directory / "tokenizer.json"))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory, tiny_tokenizer) -> Path:
+    """A random T5 in Hugging Face layout with its tokenizer."""
+    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    weights.save(T5(TINY, rngs=nnx.Rngs(3)), directory)
+    (directory / "tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
+    return directory
