@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -14,7 +16,9 @@ from jpeft.data.sources import SOURCES
 from jpeft.data.splits import MAX_EVALUATED, SCALES
 from jpeft.data.tasks import Task
 from jpeft.errors import UserError
+from jpeft.model.config import RELEASED
 from jpeft.model.t5 import REMAT_POLICIES
+from jpeft.peft.ablations import ablation
 from jpeft.peft.base import STACKS, Method
 from jpeft.peft.methods import build
 
@@ -29,7 +33,7 @@ class ModelConfig:
       name: hub id, local directory in Hugging Face layout, or a model that comes with the package.
       dtype: of the frozen weights and of the computation; `auto` is bfloat16 on GPU and TPU, float32 on CPU.
       dropout_rate: None takes the checkpoint's own.
-      remat: what the backward pass computes again instead of keeping: `none`, `dots` (all but matrix products), `block`.
+      remat: what the backward pass computes anew: `none`, `dots` (all but matrix products), `block`.
     """
 
     name: str = "google/flan-t5-xl"
@@ -207,8 +211,10 @@ class Run:
         )
         run = dataclasses.replace(
             run,
-            data=dataclasses.replace(run.data, max_train=run.data.max_train or max_train),
-            train=dataclasses.replace(run.train, max_epochs=run.train.max_epochs or max_epochs, learning_rate=rates),
+            data=dataclasses.replace(run.data, max_train=_given(run.data.max_train, max_train)),
+            train=dataclasses.replace(
+                run.train, max_epochs=_given(run.train.max_epochs, max_epochs), learning_rate=rates
+            ),
         )
         run._check()
         return run
@@ -229,6 +235,11 @@ class Run:
             ("data.max_test", self.data.max_test, 1),
             ("data.max_input_length", self.data.max_input_length, 2),
             ("data.max_target_length", self.data.max_target_length, 2),
+            ("data.split_seed", self.data.split_seed, 0),
+            ("train.seed", self.train.seed, 0),
+            ("train.learning_rate.initial", self.train.learning_rate.initial, 0.0),
+            ("train.learning_rate.warmup", self.train.learning_rate.warmup, 0.0),
+            ("train.learning_rate.annealing", self.train.learning_rate.annealing, 0.0),
             ("train.max_epochs", self.train.max_epochs, 1),
             ("train.batch_size", self.train.batch_size, 1),
             ("train.accumulation_steps", self.train.accumulation_steps, 1),
@@ -239,7 +250,7 @@ class Run:
             ("eval.num_beams", self.eval.num_beams, 1),
             ("eval.batch_size", self.eval.batch_size, 1),
         ]:
-            if value is not None and not value >= least:
+            if value is not None and not (value >= least and math.isfinite(value)):
                 raise UserError(f"{key} is {value}; expected at least {least}.")
         if not self.train.warmup_fraction <= 1:
             raise UserError(f"train.warmup_fraction is {self.train.warmup_fraction}; expected a share from 0 to 1.")
@@ -249,6 +260,8 @@ class Run:
             raise UserError(f"train.clip_grad_norm is {self.train.clip_grad_norm}; expected more than 0, or None.")
         if self.data.task == "custom" and self.data.path is None:
             raise UserError("data.task is 'custom', rows of your own: name their file with --config.data.path.")
+        if self.ablation.name is not None:
+            ablation(self.method.name, self.ablation.name, RELEASED["google/flan-t5-xl"])  # any model: is there such?
         if self.ablation.name and any(
             (self.method.targets, self.method.layers, self.method.pattern, self.method.stacks)
         ):
@@ -279,10 +292,11 @@ class Run:
             return None
         chosen: set[int] = set()
         for part in _listed(self.method.layers) or ():
-            first, _, last = part.partition("-")
-            if not first.isdigit() or (last and not last.isdigit()):
+            indices = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part)
+            first, last = (int(i or indices[1]) for i in indices.groups()) if indices else (1, 0)
+            if first > last:
                 raise UserError(f"method.layers is {self.method.layers!r}; expected indices and ranges: 0,2,6-11.")
-            chosen.update(range(int(first), int(last or first) + 1))
+            chosen.update(range(first, last + 1))
         return frozenset(chosen)
 
     def to_dict(self) -> dict[str, Any]:
@@ -353,6 +367,10 @@ def _checked_value(path: str, value: Any, annotation: Any) -> Any:
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
         raise UserError(f"{path} is {value!r}; expected {expected.__name__}.")
     return value
+
+
+def _given(value: int | None, otherwise: int | None) -> int | None:
+    return otherwise if value is None else value
 
 
 def _listed(text: str | None) -> tuple[str, ...] | None:

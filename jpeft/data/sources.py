@@ -4,14 +4,14 @@ A source split is read whole, since a split is drawn from all of it; the benchma
 (AG News on the hub 120,000).
 """
 
+import csv
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
 
 from jpeft.data.tasks import Task
@@ -21,11 +21,46 @@ SOURCES = ("auto", "hub", "local", "tfds")
 
 Columns = dict[str, list[Any]]
 
-_READERS: Mapping[str, Callable[[Path], pa.Table]] = {
-    ".parquet": pyarrow.parquet.read_table,
-    ".jsonl": pyarrow.json.read_json,
-    ".json": pyarrow.json.read_json,
-    ".csv": lambda path: pyarrow.csv.read_csv(path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)),
+
+def _read_json(path: Path) -> Columns:
+    text = path.read_text(encoding="utf-8-sig")
+    if text.lstrip().startswith("["):
+        rows = json.loads(text)
+    else:  # not splitlines(), which also cuts at line separators within strings
+        rows = []
+        for number, line in enumerate(text.split("\n"), start=1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number}: {error.msg}") from None
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number} is {str(row)[:40]!r}; expected an object with `input` and `target`")
+    return {column: [row.get(column) for row in rows] for column in dict.fromkeys(key for row in rows for key in row)}
+
+
+def _read_csv(path: Path) -> Columns:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        lines = csv.reader(file, strict=True)
+        header = next(lines, [])
+        columns: Columns = {column: [] for column in header}
+        if len(columns) < len(header):
+            raise ValueError(f"two columns have the same name: {', '.join(header)}")
+        for row in lines:
+            if len(row) not in (0, len(header)):
+                raise ValueError(f"line {lines.line_num} has {len(row)} values, the first line names {len(header)}")
+            for column, value in zip(header, row, strict=False):
+                columns[column].append(value)
+    return columns
+
+
+# Text is read as it stands. Readers that guess types (pyarrow's, pandas') turn the answer `007` into 7, `NA` into
+# nothing and a date into a time stamp.
+_READERS: Mapping[str, Callable[[Path], Columns]] = {
+    ".parquet": lambda path: pyarrow.parquet.read_table(path).to_pydict(),
+    ".jsonl": _read_json,
+    ".json": _read_json,
+    ".csv": _read_csv,
 }
 # What a source may call each split.
 _SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -36,7 +71,7 @@ def load_rows(task: Task, source: str, path: str | None) -> dict[str, Columns]:
 
     Args:
       source: one of `SOURCES`; `auto` is `local` where a path is given and `hub` otherwise.
-      path: of `local`: a file, a directory of `train`/`validation`/`test` files, or one that holds the task's directory.
+      path: of `local`: a file, a directory of `train`/`validation`/`test` files, or one that holds the task's own.
 
     Raises:
       UserError: no such file, an unreadable one, no training rows, or a source that this task does not have.
@@ -58,7 +93,10 @@ def load_rows(task: Task, source: str, path: str | None) -> dict[str, Columns]:
         splits = _from_tfds(task)
     if not splits.get("train") or not next(iter(splits["train"].values()), []):
         raise UserError(f"{task.name}: the source has no training rows.")
-    return splits
+    # GLUE keeps the labels of its test splits secret: -1 in every row, nothing that could be scored.
+    labels = {name: columns.get(task.target) for name, columns in splits.items()}
+    secret = {name for name, column in labels.items() if column and all(label == -1 for label in column)}
+    return {name: columns for name, columns in splits.items() if name not in secret}
 
 
 def _from_files(task: Task, path: Path) -> dict[str, Columns]:
@@ -86,8 +124,8 @@ def _read(path: Path) -> Columns:
     if reader is None:
         raise UserError(f"{path} has the ending {path.suffix!r}; jpeft reads {', '.join(_READERS)}.")
     try:
-        return reader(path).to_pydict()
-    except pa.ArrowInvalid as error:
+        return reader(path)
+    except (pa.ArrowException, csv.Error, ValueError, OSError) as error:  # ValueError: also undecodable bytes
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path} can not be read as {path.suffix[1:]} ({reason}).") from None
 
@@ -107,7 +145,11 @@ def _from_hub(task: Task) -> dict[str, Columns]:
             f"the hub can not be reached for {repository} ({reason}); without a network, give --config.data.path "
             f"a directory that holds {task.local}/train.parquet, validation.parquet and test.parquet."
         ) from None
-    return {split: dict(loaded[split].to_dict()) for split in _SPLIT_NAMES if split in loaded}
+    splits = {split: dict(loaded[split].to_dict()) for split in _SPLIT_NAMES if split in loaded}
+    for columns in splits.values():  # the hub's copy of SAMSum is CSV, in which an empty dialogue reads as None
+        for column in set(task.columns) & set(columns) - {task.target}:
+            columns[column] = ["" if value is None else value for value in columns[column]]
+    return splits
 
 
 def _from_tfds(task: Task) -> dict[str, Columns]:
@@ -132,10 +174,12 @@ def _from_tfds(task: Task) -> dict[str, Columns]:
 
 
 def _tfds_columns(task: Task, rows: Any) -> Columns:
-    columns: Columns = {column: [] for column in task.columns}
+    there = set(rows[0]) if len(rows) else set()
+    names = {column: task.tfds_columns.get(column, column) for column in task.columns}
+    columns: Columns = {column: [] for column, name in names.items() if name in there}
     for row in rows:
         for column, values in columns.items():
-            values.append(_plain(row[task.tfds_columns.get(column, column)]))
+            values.append(_plain(row[names[column]]))
     if task.name == "agnews":  # elsewhere the title stands before the description, in the same column
         columns["text"] = [f"{_plain(row['title'])} {_plain(row['description'])}" for row in rows]
     return columns

@@ -34,8 +34,8 @@ def draw(
     *,
     seed: int,
     max_train: int | None,
-    max_validation: int = MAX_EVALUATED,
-    max_test: int = MAX_EVALUATED,
+    max_validation: int | None = MAX_EVALUATED,
+    max_test: int | None = MAX_EVALUATED,
 ) -> dict[str, Split]:
     """Draws `train`, `validation` and `test` from source splits of these sizes.
 
@@ -56,7 +56,8 @@ def draw(
         validation, test = ("validation", order["validation"][:half]), ("validation", order["validation"][half:])
     elif "test" in order:
         # From the end, so that which rows validate does not depend on how many train.
-        held_out = min(max_validation, round(len(train) * _HELD_OUT_SHARE))
+        held_out = round(len(train) * _HELD_OUT_SHARE)
+        held_out = held_out if max_validation is None else min(max_validation, held_out)
         validation, test = ("train", train[::-1][:held_out]), ("test", order["test"])
         train = train[: len(train) - held_out]
     else:

@@ -33,7 +33,8 @@ class Task:
       kind: `classification` is scored by exact match, `generation` by ROUGE-L.
       template: the input, with `{column}` where a column's text goes.
       target: column of the answer.
-      answers: of a classification task, the answer of each label; integer labels index it. Empty: not known beforehand.
+      answers: of a classification task, the answer of each label; a number that is no answer indexes it. Empty: not
+        known beforehand.
       same_input: column whose equal values make rows references of each other (E2E has several per meaning).
       max_input_length, max_target_length: in tokens, `</s>` included; longer ones are cut and counted.
       hub: `(repository, configuration, revision)` on the Hugging Face hub.
@@ -71,7 +72,9 @@ class Task:
         try:
             task = dataclasses.replace(self, template=template)
             fields = [column for column in task.columns if column != task.target]
-        except ValueError as error:
+            if all(field.isidentifier() for field in fields):
+                template.format(**dict.fromkeys(task.columns, ""))  # what a format after a colon asks for
+        except (ValueError, KeyError) as error:
             raise UserError(
                 f"data.template {template!r} is malformed ({error}); write a brace itself as {{{{."
             ) from None
@@ -173,12 +176,11 @@ def examples(task: Task, split: str, rows: Mapping[str, list[Any]], indices: Ite
 
 
 def _answer(task: Task, value: Any, where: str) -> str:
-    if not task.answers:
-        return _text(value, task.target, where)
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(task.answers):
-        return task.answers[value]
-    if str(value) in task.answers:
-        return str(value)
+    text = _text(value, task.target, where)
+    if not task.answers or text in task.answers:  # before numbers: a user's own labels may be 1, 2, 3
+        return text
+    if not isinstance(value, bool) and text.isdecimal() and int(text) < len(task.answers):
+        return task.answers[int(text)]
     known = ", ".join(f"{i} ({answer})" if isinstance(value, int) else answer for i, answer in enumerate(task.answers))
     raise UserError(f"row {where} has the unknown label {value!r}; known: {known}.")
 

@@ -96,6 +96,8 @@ class T5Config:
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not valid JSON ({error}); is the download complete?") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{path} holds no keys; it must be the config.json of a T5 checkpoint.")
         return cls.from_dict(values, source=str(path))
 
     def to_dict(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def named_leaves(model: T5, kind: type[nnx.Variable]) -> dict[str, jax.Array]:
 
 
 def fill(model: T5, kind: type[nnx.Variable], read: Callable[[str, tuple[int, ...]], np.ndarray], dtype: Any) -> None:
-    """Sets every leaf of type `kind` to `read(name, shape)` in `dtype`, holding one stacked leaf on the host at a time."""
+    """Sets every leaf of type `kind` to `read(name, shape)` in `dtype`, with one stacked leaf on the host at a time."""
     for leaf in stacked_leaves(model, kind):
         shape = leaf.variable.shape
         if leaf.stacked:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.model.config import RELEASED, T5Config
-from jpeft.model.weights import INDEXES
+from jpeft.model.tokenizer import TOKENIZER_FILES, VOCABULARIES
+from jpeft.model.weights import INDEXES, weight_files
 
 # Models that come with the package: a directory here in Hugging Face layout is known by its name alone.
 PACKAGED = Path(__file__).parent / "pretrained"
-_TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model"]
 
 
 def packaged_models() -> list[str]:
@@ -37,29 +37,37 @@ def resolve(name: str) -> Path:
     if directory.exists():
         raise UserError(f"model.name {name!r} is a file; it must be a directory in Hugging Face layout.")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(
-            f"model.name {name!r} is no directory here and no hub id such as google/flan-t5-small; {_without_network()}."
-        )
+        raise UserError(_no_such_name(name))
     return _download(name)
 
 
+def _no_such_name(name: str) -> str:
+    return f"model.name {name!r} is no directory here and no hub id such as google/flan-t5-small; {_without_network()}."
+
+
+def _is_complete(directory: Path) -> bool:
+    """Whether a download holds all that a model needs; an interrupted one may hold an index and not its shards."""
+    try:
+        weight_files(directory)
+    except (UserError, RunFailed):
+        return False
+    return (directory / "config.json").is_file() and any((directory / name).is_file() for name in VOCABULARIES)
+
+
 def _download(repository: str) -> Path:
-    import httpx
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        # A complete earlier download needs no network; an incomplete one fails later, when its files are opened.
-        cached = Path(snapshot_download(repository, local_files_only=True))
-        if (cached / "config.json").is_file() and _weight_patterns({path.name for path in cached.iterdir()}):
+        # A complete earlier download needs no network. The hub's own notion of complete is the whole repository, with
+        # the formats that are never fetched: ask for one file, and look at the others here.
+        cached = Path(snapshot_download(repository, local_files_only=True, allow_patterns=["config.json"]))
+        if _is_complete(cached):
             return cached
     except LocalEntryNotFoundError:
         pass
+    except HFValidationError:
+        raise UserError(_no_such_name(repository)) from None
     try:
         files = set(HfApi().list_repo_files(repository))
         patterns = _weight_patterns(files)
@@ -67,12 +75,14 @@ def _download(repository: str) -> Path:
             raise UserError(
                 f"{repository} on the hub holds no weights that jpeft reads; it has {', '.join(sorted(files)[:8])}."
             )
-        return Path(snapshot_download(repository, allow_patterns=["config.json", *_TOKENIZER_FILES, *patterns]))
+        return Path(snapshot_download(repository, allow_patterns=["config.json", *TOKENIZER_FILES, *patterns]))
     except RepositoryNotFoundError:
         raise UserError(
             f"the hub has no model {repository!r}, or it is private: log in with `hf auth login`."
         ) from None
-    except (HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # which library's errors these are differs between versions of huggingface_hub
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise RunFailed(f"the hub can not be reached for {repository} ({reason}); {_without_network()}.") from None
 

@@ -10,7 +10,8 @@ import tokenizers
 
 from jpeft.errors import UserError
 
-_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
+VOCABULARIES = ("tokenizer.json", "spiece.model")  # either is enough
+TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,19 +43,22 @@ class Tokenizer:
             try:
                 backend = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
             except Exception as error:  # tokenizers raises bare Exception
-                raise UserError(f"{directory}/tokenizer.json can not be read ({error}); copy it again.") from None
+                raise UserError(_can_not_be_read(directory / "tokenizer.json", error)) from None
         elif (directory / "spiece.model").is_file():
             from transformers import T5Tokenizer
 
-            backend = T5Tokenizer.from_pretrained(directory).backend_tokenizer
+            try:
+                backend = T5Tokenizer.from_pretrained(directory).backend_tokenizer
+            except Exception as error:  # of whichever reader transformers falls back to last
+                raise UserError(_can_not_be_read(directory / "spiece.model", error)) from None
         else:
             raise UserError(
                 f"{directory} has no tokenizer; expected tokenizer.json or spiece.model beside config.json."
             )
         if backend.get_vocab_size() > vocab_size:
             raise UserError(
-                f"{directory}: the tokenizer has {backend.get_vocab_size()} pieces and the model {vocab_size} embeddings; "
-                "they are of different models."
+                f"{directory}: the tokenizer has {backend.get_vocab_size()} pieces and the model {vocab_size} "
+                "embeddings; they are of different models."
             )
         backend.no_padding()
         backend.no_truncation()
@@ -74,6 +78,11 @@ class Tokenizer:
 
     def save(self, directory: Path) -> None:
         """Copies the tokenizer's files, so that a saved model opens with its own."""
-        for name in _FILES:
+        for name in TOKENIZER_FILES:
             if (self._directory / name).is_file() and self._directory.resolve() != directory.resolve():
                 shutil.copyfile(self._directory / name, directory / name)
+
+
+def _can_not_be_read(path: Path, error: Exception) -> str:
+    reason = str(error).partition("\n")[0]
+    return f"{path} can not be read as a tokenizer ({reason}); copy it again."

@@ -143,20 +143,26 @@ INDEXES = {
 }
 
 
-def open_checkpoint(directory: Path) -> Checkpoint:
-    """The weights of a directory in the best format that it has.
+def weight_files(directory: Path) -> tuple[str, list[Path]]:
+    """The best format that a directory has weights in, a key of `INDEXES`, and the files of it.
 
     Raises:
       UserError: no weights, or an index that names a file which is absent or lies outside the directory.
-      RunFailed: a file is damaged or cut short.
+      RunFailed: the index is damaged.
     """
-    for name, read in _FORMATS.items():
+    for name in _FORMATS:
         if (directory / name).is_file():
-            return read([directory / name])
+            return name, [directory / name]
         if (directory / INDEXES[name]).is_file():
-            return read(_shards(directory / INDEXES[name]))
+            return name, _shards(directory / INDEXES[name])
     looked_for = ", ".join([*_FORMATS, *INDEXES.values()])
     raise UserError(f"{directory} holds no weights; looked for {looked_for}.")
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """The weights of a directory. Raises as `weight_files`, or `RunFailed`: a file is damaged or cut short."""
+    name, files = weight_files(directory)
+    return _FORMATS[name](files)
 
 
 def _shards(index: Path) -> list[Path]:

@@ -8,7 +8,8 @@ def three_point_schedule(
 ) -> optax.Schedule:
     """Learning rate of each optimizer step, counted from 0.
 
-    The first step has `initial`, the one at `warmup_fraction` of all steps `warmup`, the last `annealing`.
+    The first step has `initial`, the one at `warmup_fraction` of all steps `warmup`, the last `annealing`. Where that
+    share is less than half a step there is no rise: the first step has `warmup`.
     """
     last = max(total_steps - 1, 1)
     peak = round(warmup_fraction * last)
