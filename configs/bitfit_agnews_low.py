@@ -1,6 +1,6 @@
 """BitFit on AG News, at most 100 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/bitfit_agnews_low.py --workdir runs/bitfit_agnews_low
+Run:       python main.py --config configs/bitfit_agnews_low.py
 Published: accuracy 0.8808 (FLAN-T5-XL)
 """
 

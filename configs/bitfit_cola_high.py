@@ -1,6 +1,6 @@
 """BitFit on CoLA, at most 10,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/bitfit_cola_high.py --workdir runs/bitfit_cola_high
+Run:       python main.py --config configs/bitfit_cola_high.py
 Published: accuracy 0.8295 (FLAN-T5-XL)
 """
 

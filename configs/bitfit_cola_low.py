@@ -1,6 +1,6 @@
 """BitFit on CoLA, at most 100 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/bitfit_cola_low.py --workdir runs/bitfit_cola_low
+Run:       python main.py --config configs/bitfit_cola_low.py
 Published: accuracy 0.7203 (FLAN-T5-XL)
 """
 

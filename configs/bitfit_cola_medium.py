@@ -1,6 +1,6 @@
 """BitFit on CoLA, at most 1,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/bitfit_cola_medium.py --workdir runs/bitfit_cola_medium
+Run:       python main.py --config configs/bitfit_cola_medium.py
 Published: accuracy 0.78736 (FLAN-T5-XL)
 """
 

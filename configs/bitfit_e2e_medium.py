@@ -1,6 +1,6 @@
 """BitFit on E2E NLG, at most 1,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/bitfit_e2e_medium.py --workdir runs/bitfit_e2e_medium
+Run:       python main.py --config configs/bitfit_e2e_medium.py
 Published: ROUGE-L 0.48539 (FLAN-T5-XL)
 """
 

@@ -1,6 +1,6 @@
 """BitFit on SAMSum, at most 1,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/bitfit_samsum_medium.py --workdir runs/bitfit_samsum_medium
+Run:       python main.py --config configs/bitfit_samsum_medium.py
 Published: ROUGE-L 0.42822 (FLAN-T5-XL)
 """
 

@@ -1,6 +1,6 @@
 """Full tuning on CoLA, at most 100 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/full_cola_low.py --workdir runs/full_cola_low
+Run:       python main.py --config configs/full_cola_low.py
 Published: accuracy 0.699 (FLAN-T5-XL)
 """
 

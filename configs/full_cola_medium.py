@@ -1,6 +1,6 @@
 """Full tuning on CoLA, at most 1,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/full_cola_medium.py --workdir runs/full_cola_medium
+Run:       python main.py --config configs/full_cola_medium.py
 Published: accuracy 0.79119 (FLAN-T5-XL)
 """
 

@@ -1,6 +1,6 @@
 """Full tuning on E2E NLG, at most 100 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/full_e2e_low.py --workdir runs/full_e2e_low
+Run:       python main.py --config configs/full_e2e_low.py
 Published: ROUGE-L 0.46464 (FLAN-T5-XL)
 """
 

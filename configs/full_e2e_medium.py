@@ -1,6 +1,6 @@
 """Full tuning on E2E NLG, at most 1,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/full_e2e_medium.py --workdir runs/full_e2e_medium
+Run:       python main.py --config configs/full_e2e_medium.py
 Published: ROUGE-L 0.46523 (FLAN-T5-XL)
 """
 

@@ -1,6 +1,6 @@
 """Full tuning on SAMSum, at most 10,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/full_samsum_high.py --workdir runs/full_samsum_high
+Run:       python main.py --config configs/full_samsum_high.py
 Published: ROUGE-L 0.43356 (FLAN-T5-XL)
 """
 

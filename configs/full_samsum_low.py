@@ -1,6 +1,6 @@
 """Full tuning on SAMSum, at most 100 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/full_samsum_low.py --workdir runs/full_samsum_low
+Run:       python main.py --config configs/full_samsum_low.py
 Published: ROUGE-L 0.3876 (FLAN-T5-XL)
 """
 

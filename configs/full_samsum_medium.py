@@ -1,6 +1,6 @@
 """Full tuning on SAMSum, at most 1,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/full_samsum_medium.py --workdir runs/full_samsum_medium
+Run:       python main.py --config configs/full_samsum_medium.py
 Published: ROUGE-L 0.40908 (FLAN-T5-XL)
 """
 

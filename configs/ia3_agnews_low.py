@@ -1,6 +1,6 @@
 """(IA)³ on AG News, at most 100 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/ia3_agnews_low.py --workdir runs/ia3_agnews_low
+Run:       python main.py --config configs/ia3_agnews_low.py
 Published: accuracy 0.67 (FLAN-T5-XL)
 """
 

@@ -1,6 +1,6 @@
 """(IA)³ on AG News, at most 1,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/ia3_agnews_medium.py --workdir runs/ia3_agnews_medium
+Run:       python main.py --config configs/ia3_agnews_medium.py
 Published: accuracy 0.9208 (FLAN-T5-XL)
 """
 

@@ -1,6 +1,6 @@
 """(IA)³ on CoLA, at most 10,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/ia3_cola_high.py --workdir runs/ia3_cola_high
+Run:       python main.py --config configs/ia3_cola_high.py
 Published: accuracy 0.80842 (FLAN-T5-XL)
 """
 

@@ -1,6 +1,6 @@
 """(IA)³ on CoLA, at most 100 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/ia3_cola_low.py --workdir runs/ia3_cola_low
+Run:       python main.py --config configs/ia3_cola_low.py
 Published: accuracy 0.6973 (FLAN-T5-XL)
 """
 

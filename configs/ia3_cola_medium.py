@@ -1,6 +1,6 @@
 """(IA)³ on CoLA, at most 1,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/ia3_cola_medium.py --workdir runs/ia3_cola_medium
+Run:       python main.py --config configs/ia3_cola_medium.py
 Published: accuracy 0.78161 (FLAN-T5-XL)
 """
 

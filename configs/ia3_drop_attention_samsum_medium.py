@@ -1,6 +1,6 @@
 """(IA)³ (drop attention) on SAMSum, at most 1,000 training examples: one cell of the paper's Table 2.
 
-Run:       python main.py --config configs/ia3_drop_attention_samsum_medium.py --workdir runs/ia3_drop_attention_samsum_medium
+Run:       python main.py --config configs/ia3_drop_attention_samsum_medium.py
 Published: ROUGE-L 0.2359 (FLAN-T5-XL)
 """
 

@@ -1,6 +1,6 @@
 """(IA)³ (drop dense) on AG News, at most 1,000 training examples: one cell of the paper's Table 2.
 
-Run:       python main.py --config configs/ia3_drop_dense_agnews_medium.py --workdir runs/ia3_drop_dense_agnews_medium
+Run:       python main.py --config configs/ia3_drop_dense_agnews_medium.py
 Published: accuracy 0.918 (FLAN-T5-XL)
 """
 

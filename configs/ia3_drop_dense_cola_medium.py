@@ -1,6 +1,6 @@
 """(IA)³ (drop dense) on CoLA, at most 1,000 training examples: one cell of the paper's Table 2.
 
-Run:       python main.py --config configs/ia3_drop_dense_cola_medium.py --workdir runs/ia3_drop_dense_cola_medium
+Run:       python main.py --config configs/ia3_drop_dense_cola_medium.py
 Published: accuracy 0.7643 (FLAN-T5-XL)
 """
 

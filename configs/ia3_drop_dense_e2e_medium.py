@@ -1,6 +1,6 @@
 """(IA)³ (drop dense) on E2E NLG, at most 1,000 training examples: one cell of the paper's Table 2.
 
-Run:       python main.py --config configs/ia3_drop_dense_e2e_medium.py --workdir runs/ia3_drop_dense_e2e_medium
+Run:       python main.py --config configs/ia3_drop_dense_e2e_medium.py
 Published: ROUGE-L 0.481544 (FLAN-T5-XL)
 """
 

@@ -1,6 +1,6 @@
 """(IA)³ on E2E NLG, at most 10,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/ia3_e2e_high.py --workdir runs/ia3_e2e_high
+Run:       python main.py --config configs/ia3_e2e_high.py
 Published: ROUGE-L 0.4789 (FLAN-T5-XL)
 """
 

@@ -1,6 +1,6 @@
 """(IA)³ on E2E NLG, at most 100 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/ia3_e2e_low.py --workdir runs/ia3_e2e_low
+Run:       python main.py --config configs/ia3_e2e_low.py
 Published: ROUGE-L 0.29508 (FLAN-T5-XL)
 """
 

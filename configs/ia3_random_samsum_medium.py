@@ -1,6 +1,6 @@
 """(IA)³ (random) on SAMSum, at most 1,000 training examples: one cell of the paper's Table 2.
 
-Run:       python main.py --config configs/ia3_random_samsum_medium.py --workdir runs/ia3_random_samsum_medium
+Run:       python main.py --config configs/ia3_random_samsum_medium.py
 Published: ROUGE-L 0.416 (FLAN-T5-XL)
 """
 

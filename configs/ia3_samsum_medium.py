@@ -1,6 +1,6 @@
 """(IA)³ on SAMSum, at most 1,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/ia3_samsum_medium.py --workdir runs/ia3_samsum_medium
+Run:       python main.py --config configs/ia3_samsum_medium.py
 Published: ROUGE-L 0.43183 (FLAN-T5-XL)
 """
 

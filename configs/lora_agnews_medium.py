@@ -1,6 +1,6 @@
 """LoRA on AG News, at most 1,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/lora_agnews_medium.py --workdir runs/lora_agnews_medium
+Run:       python main.py --config configs/lora_agnews_medium.py
 Published: accuracy 0.9148 (FLAN-T5-XL)
 """
 

@@ -1,6 +1,6 @@
 """LoRA on CoLA, at most 10,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/lora_cola_high.py --workdir runs/lora_cola_high
+Run:       python main.py --config configs/lora_cola_high.py
 Published: accuracy 0.83333 (FLAN-T5-XL)
 """
 

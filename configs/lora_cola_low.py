@@ -1,6 +1,6 @@
 """LoRA on CoLA, at most 100 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/lora_cola_low.py --workdir runs/lora_cola_low
+Run:       python main.py --config configs/lora_cola_low.py
 Published: accuracy 0.76436 (FLAN-T5-XL)
 """
 

@@ -1,6 +1,6 @@
 """LoRA on CoLA, at most 1,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/lora_cola_medium.py --workdir runs/lora_cola_medium
+Run:       python main.py --config configs/lora_cola_medium.py
 Published: accuracy 0.81418 (FLAN-T5-XL)
 """
 

@@ -1,6 +1,6 @@
 """LoRA (drop query output) on AG News, at most 1,000 training examples: one cell of the paper's Table 2.
 
-Run:       python main.py --config configs/lora_drop_query_output_agnews_medium.py --workdir runs/lora_drop_query_output_agnews_medium
+Run:       python main.py --config configs/lora_drop_query_output_agnews_medium.py
 Published: accuracy 0.9152 (FLAN-T5-XL)
 """
 

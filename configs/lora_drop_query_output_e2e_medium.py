@@ -1,6 +1,6 @@
 """LoRA (drop query output) on E2E NLG, at most 1,000 training examples: one cell of the paper's Table 2.
 
-Run:       python main.py --config configs/lora_drop_query_output_e2e_medium.py --workdir runs/lora_drop_query_output_e2e_medium
+Run:       python main.py --config configs/lora_drop_query_output_e2e_medium.py
 Published: ROUGE-L 0.4815 (FLAN-T5-XL)
 """
 

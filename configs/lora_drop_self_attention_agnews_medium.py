@@ -1,6 +1,6 @@
 """LoRA (drop self attention) on AG News, at most 1,000 training examples: one cell of the paper's Table 2.
 
-Run:       python main.py --config configs/lora_drop_self_attention_agnews_medium.py --workdir runs/lora_drop_self_attention_agnews_medium
+Run:       python main.py --config configs/lora_drop_self_attention_agnews_medium.py
 Published: accuracy 0.8928 (FLAN-T5-XL)
 """
 

@@ -1,6 +1,6 @@
 """LoRA on E2E NLG, at most 100 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/lora_e2e_low.py --workdir runs/lora_e2e_low
+Run:       python main.py --config configs/lora_e2e_low.py
 Published: ROUGE-L 0.48257 (FLAN-T5-XL)
 """
 

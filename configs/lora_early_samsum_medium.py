@@ -1,6 +1,6 @@
 """LoRA (early) on SAMSum, at most 1,000 training examples: one cell of the paper's Table 2.
 
-Run:       python main.py --config configs/lora_early_samsum_medium.py --workdir runs/lora_early_samsum_medium
+Run:       python main.py --config configs/lora_early_samsum_medium.py
 Published: ROUGE-L 0.43462 (FLAN-T5-XL)
 """
 

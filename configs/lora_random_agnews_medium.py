@@ -1,6 +1,6 @@
 """LoRA (random) on AG News, at most 1,000 training examples: one cell of the paper's Table 2.
 
-Run:       python main.py --config configs/lora_random_agnews_medium.py --workdir runs/lora_random_agnews_medium
+Run:       python main.py --config configs/lora_random_agnews_medium.py
 Published: accuracy 0.9096 (FLAN-T5-XL)
 """
 

@@ -1,6 +1,6 @@
 """LoRA (random) on SAMSum, at most 1,000 training examples: one cell of the paper's Table 2.
 
-Run:       python main.py --config configs/lora_random_samsum_medium.py --workdir runs/lora_random_samsum_medium
+Run:       python main.py --config configs/lora_random_samsum_medium.py
 Published: ROUGE-L 0.43109 (FLAN-T5-XL)
 """
 

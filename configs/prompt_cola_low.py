@@ -1,6 +1,6 @@
 """Prompt tuning on CoLA, at most 100 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/prompt_cola_low.py --workdir runs/prompt_cola_low
+Run:       python main.py --config configs/prompt_cola_low.py
 Published: accuracy 0.68199 (FLAN-T5-XL)
 """
 

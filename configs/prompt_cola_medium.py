@@ -1,6 +1,6 @@
 """Prompt tuning on CoLA, at most 1,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/prompt_cola_medium.py --workdir runs/prompt_cola_medium
+Run:       python main.py --config configs/prompt_cola_medium.py
 Published: accuracy 0.76245 (FLAN-T5-XL)
 """
 

@@ -1,6 +1,6 @@
 """Prompt tuning on E2E NLG, at most 10,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/prompt_e2e_high.py --workdir runs/prompt_e2e_high
+Run:       python main.py --config configs/prompt_e2e_high.py
 Published: ROUGE-L 0.45942 (FLAN-T5-XL)
 """
 

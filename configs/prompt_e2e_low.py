@@ -1,6 +1,6 @@
 """Prompt tuning on E2E NLG, at most 100 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/prompt_e2e_low.py --workdir runs/prompt_e2e_low
+Run:       python main.py --config configs/prompt_e2e_low.py
 Published: ROUGE-L 0.0258 (FLAN-T5-XL)
 """
 

@@ -1,6 +1,6 @@
 """Prompt tuning on E2E NLG, at most 1,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/prompt_e2e_medium.py --workdir runs/prompt_e2e_medium
+Run:       python main.py --config configs/prompt_e2e_medium.py
 Published: ROUGE-L 0.44173 (FLAN-T5-XL)
 """
 

@@ -1,6 +1,6 @@
 """Prompt tuning on SAMSum, at most 10,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/prompt_samsum_high.py --workdir runs/prompt_samsum_high
+Run:       python main.py --config configs/prompt_samsum_high.py
 Published: ROUGE-L 0.3914 (FLAN-T5-XL)
 """
 

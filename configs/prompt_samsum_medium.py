@@ -1,6 +1,6 @@
 """Prompt tuning on SAMSum, at most 1,000 training examples: one cell of the paper's Table 1.
 
-Run:       python main.py --config configs/prompt_samsum_medium.py --workdir runs/prompt_samsum_medium
+Run:       python main.py --config configs/prompt_samsum_medium.py
 Published: ROUGE-L 0.3792 (FLAN-T5-XL)
 """
 

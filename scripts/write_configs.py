@@ -16,7 +16,7 @@ _TASKS = {"agnews": "AG News", "cola": "CoLA", "e2e": "E2E NLG", "samsum": "SAMS
 
 _FILE = '''"""{title} on {task}, at most {rows:,} training examples: one cell of the paper's Table {table}.
 
-Run:       python main.py --config configs/{name}.py --workdir runs/{name}
+Run:       python main.py --config configs/{name}.py
 Published: {metric} {published} (FLAN-T5-XL)
 """
 

@@ -1,0 +1,243 @@
+"""Laws of every PEFT method. A new method adds one line to `METHODS` here."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jpeft.eval.loss import loss_sums, make_loss
+from jpeft.model.leaves import named_leaves
+from jpeft.model.t5 import T5
+from jpeft.peft.base import Adapter, Selection, attach, count, select, split
+from jpeft.peft.bitfit import BitFit
+from jpeft.peft.full import Full
+from jpeft.peft.hub import load_adapter, save_adapter
+from jpeft.peft.ia3 import Ia3
+from jpeft.peft.lora import Lora
+from jpeft.peft.prompt import Prompt
+from jpeft.program import Program
+from jpeft.train.optimizer import adamw
+from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
+from tests.conftest import TINY, make_batch, spec
+
+METHODS = {
+    "full": Full(),
+    "lora": Lora(),
+    "lora_official": Lora.official(rank=3),
+    "lora_rank_stabilized": Lora.official(rank=4, rank_stabilized=True),
+    "ia3": Ia3(),
+    "ia3_official": Ia3.official(),
+    "bitfit": BitFit(),
+    "bitfit_official": BitFit.official(),
+    "prompt": Prompt(prompt_length=6),
+    "prompt_uniform": Prompt(prompt_length=6, init="uniform"),
+}
+# Formulas for TINY: d = d_model 16, h = num_heads * d_kv 8, f = d_ff 24; 6 attentions, 4 feed-forwards.
+COUNTS = {
+    "full": 2 * 320 * 16 + 2 * 32 * 2 + 6 * 4 * 16 * 8 + 4 * 3 * 16 * 24 + (2 * 2 + 2 * 3 + 2) * 16,
+    "lora": 6 * 4 * (2 * (16 + 8) + (16 + 8)),
+    "lora_official": 6 * 2 * 3 * (16 + 8),
+    "lora_rank_stabilized": 6 * 2 * 4 * (16 + 8),
+    "ia3": 6 * 2 * (16 + 8) + 4 * (16 + 24),
+    "ia3_official": 6 * 2 * 8 + 4 * 24,
+    "bitfit": 6 * (3 * 8 + 16) + 4 * (2 * 24 + 16),
+    "bitfit_official": 6 * (3 * 8 + 16) + 4 * (2 * 24 + 16) + (2 * 2 + 2 * 3 + 2) * 16,
+    "prompt": 6 * 16,
+    "prompt_uniform": 6 * 16,
+}
+each_method = pytest.mark.parametrize("name", METHODS)
+adding_methods = pytest.mark.parametrize("name", [name for name in METHODS if name != "full"])
+
+
+def adapted(name: str, model: T5, key, selection=None) -> T5:
+    method = METHODS[name]
+    return attach(model, method, select(model, method, selection or Selection()), key)
+
+
+def filled(model: T5, key) -> T5:
+    """The model with every adapter leaf moved at random: a fresh one proves nothing where it starts at the identity."""
+    graphdef, adapter, base = split(model)
+    leaves, tree = jax.tree.flatten(adapter)
+    keys = jax.random.split(key, len(leaves))
+    moved = [leaf + 0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    return nnx.merge(graphdef, jax.tree.unflatten(tree, moved), base)
+
+
+def logits(model: T5, batch):
+    return model(batch["encoder_input_tokens"], batch["decoder_input_tokens"])
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith("prompt")])
+def test_first_forward_pass_is_the_base_models(name, tiny_t5, batch, key):
+    np.testing.assert_array_equal(logits(adapted(name, tiny_t5, key), batch), logits(tiny_t5, batch))
+
+
+def test_first_forward_pass_of_a_prompt_is_the_base_models_on_the_text_that_it_was_copied_from(tiny_t5, batch, key):
+    model = adapted("prompt", tiny_t5, key)
+    prompt = named_leaves(model, Adapter)["encoder_input/prompt"]
+    table = tiny_t5.shared.embedding[...]
+    pieces = jnp.argmin(jnp.sum((prompt[:, None] - table[None]) ** 2, axis=-1), axis=-1)
+    assert len(set(pieces.tolist())) == 6 and min(pieces.tolist()) > 2  # distinct, and no special piece
+    rows = batch["encoder_input_tokens"]
+    prefixed = jnp.concatenate([jnp.tile(pieces[None], (rows.shape[0], 1)), rows], axis=1)
+    np.testing.assert_allclose(
+        logits(model, batch), logits(tiny_t5, {**batch, "encoder_input_tokens": prefixed}), atol=1e-5
+    )
+
+
+@each_method
+def test_a_filled_adapter_changes_what_the_model_says(name, tiny_t5, batch, key):
+    model = filled(adapted(name, tiny_t5, key), key)
+    assert np.abs(logits(model, batch) - logits(tiny_t5, batch)).max() > 1e-2
+
+
+@each_method
+def test_trainable_parameters_equal_the_formula(name, tiny_t5, key):
+    adapter = split(adapted(name, tiny_t5, key))[1]
+    assert count(adapter) == COUNTS[name]
+    assert {leaf.dtype for leaf in jax.tree.leaves(adapter)} == {jnp.dtype("float32")}
+
+
+@each_method
+def test_three_steps_move_every_adapter_leaf_and_no_base_leaf(name, tiny_t5, key):
+    """And the optimizer holds two moments per adapter leaf, and nothing of the base; no step compiles anew."""
+    graphdef, adapter, base = split(adapted(name, tiny_t5, key))
+    before = jax.tree.map(np.array, (adapter, base))
+    tx = adamw(optax.constant_schedule(1e-2), weight_decay=0.01, clip_grad_norm=1.0)
+    state, sums = init_state(adapter, tx), zero_sums(adapter)
+    moments = [leaf.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert sorted(moments) == sorted(2 * [leaf.shape for leaf in jax.tree.leaves(adapter)])
+
+    traces = 0
+
+    def counted(*args):
+        nonlocal traces
+        traces += 1
+        return make_accumulate(graphdef)(*args)
+
+    accumulate, update = jax.jit(counted), jax.jit(make_update(tx))
+    for step in range(3):
+        for micro in range(2):
+            data = make_batch(TINY, rows=3, enc_len=8, dec_len=5, seed=2 * step + micro)
+            sums = accumulate(sums, state.adapter, base, key, np.int32(step), np.int32(micro), data)
+        state, sums, metrics = update(state, sums)
+        assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
+    assert traces == 1
+
+    after = named_leaves(nnx.merge(graphdef, state.adapter, base), Adapter)
+    start = named_leaves(nnx.merge(graphdef, *before), Adapter)
+    unmoved = [leaf for leaf in after if np.array_equal(after[leaf], start[leaf])]
+    assert not unmoved
+    jax.tree.map(np.testing.assert_array_equal, before[1], base)
+
+
+@each_method
+def test_training_lowers_the_loss(name, tiny_t5, batch, key):
+    graphdef, adapter, base = split(adapted(name, tiny_t5, key))
+    tx = adamw(optax.constant_schedule(3e-2))
+    state, sums = init_state(adapter, tx), zero_sums(adapter)
+    accumulate, update, loss = (
+        jax.jit(make_accumulate(graphdef)),
+        jax.jit(make_update(tx)),
+        jax.jit(make_loss(graphdef)),
+    )
+    first = loss(adapter, base, batch)[0]
+    for step in range(8):
+        sums = accumulate(sums, state.adapter, base, key, np.int32(step), np.int32(0), batch)
+        state, sums, _ = update(state, sums)
+    assert loss(state.adapter, base, batch)[0] < 0.97 * first
+
+
+@adding_methods
+def test_save_and_load_round_trips(name, tiny_t5, batch, key, tmp_path):
+    method = METHODS[name]
+    model = filled(adapted(name, tiny_t5, key), key)
+    save_adapter(model, method, select(tiny_t5, method), tmp_path, base_name="tiny")
+    loaded, loaded_method, sites = load_adapter(tmp_path, tiny_t5)
+    np.testing.assert_array_equal(logits(loaded, batch), logits(model, batch))
+    assert type(loaded_method) is type(method) and sites == select(tiny_t5, method)
+    assert spec(split(loaded)[1]) == spec(split(model)[1])
+
+
+@each_method
+def test_a_bfloat16_base_keeps_its_adapter_in_float32(name, batch, key):
+    model = T5(TINY, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.state(model, nnx.Param))
+    nnx.update(model, half)
+    graphdef, adapter, base = split(adapted(name, model, key))
+    grads = jax.grad(lambda a: loss_sums(nnx.merge(graphdef, a, base), batch)[0])(adapter)
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("name", ["lora", "ia3", "bitfit"])
+def test_initial_values_do_not_depend_on_which_layers_are_chosen(name, tiny_t5, key):
+    later = named_leaves(adapted(name, tiny_t5, key, Selection(layers={"encoder": [1], "decoder": [1]})), Adapter)
+    everywhere = named_leaves(adapted(name, tiny_t5, key), Adapter)
+    assert set(later) == {leaf for leaf in everywhere if "/layers/1/" in leaf}
+    for leaf, value in later.items():
+        np.testing.assert_array_equal(value, everywhere[leaf])
+
+
+def test_lora_tree(tiny_t5, key):
+    method = Lora(rank=2)
+    chosen = select(tiny_t5, method, Selection(stacks=["encoder"], names=["q"]))
+    site = "encoder/segments/0/self_attention/q/adapter"
+    assert spec(split(attach(tiny_t5, method, chosen, key))[1]) == {
+        f"{site}/lora_a": "f32[2,16,2]",
+        f"{site}/lora_b": "f32[2,2,8]",
+        f"{site}/scale_in": "f32[2,16]",
+        f"{site}/scale_out": "f32[2,8]",
+    }
+
+
+def test_attaching_leaves_the_model_that_it_was_given_as_it_was(tiny_t5, batch, key):
+    before = logits(tiny_t5, batch)
+    adapted("lora", tiny_t5, key, Selection(layers={"encoder": [1], "decoder": [0]}))
+    assert len(tiny_t5.encoder.segments) == 1 and not jax.tree.leaves(nnx.state(tiny_t5, Adapter))
+    np.testing.assert_array_equal(logits(tiny_t5, batch), before)
+
+
+def test_gradients_of_micro_batches_add_up_to_those_of_the_whole_batch(key):
+    config = dataclasses.replace(TINY, dropout_rate=0.0)
+    graphdef, adapter, base = split(adapted("lora", T5(config, rngs=nnx.Rngs(0)), key))
+    whole = make_batch(TINY, rows=6, enc_len=8, dec_len=5)
+    halves = [jax.tree.map(lambda x, rows=rows: x[rows], whole) for rows in (slice(0, 2), slice(2, 6))]
+    tx = adamw(optax.constant_schedule(1e-2))
+    accumulate, update = make_accumulate(graphdef), make_update(tx)
+
+    def step(batches):
+        sums = zero_sums(adapter)
+        for micro, data in enumerate(batches):
+            sums = accumulate(sums, adapter, base, key, np.int32(0), np.int32(micro), data)
+        return update(init_state(adapter, tx), sums)
+
+    (_, _, at_once), (_, _, in_parts) = step([whole]), step(halves)
+    for metric in ("loss", "grad_norm"):
+        np.testing.assert_allclose(in_parts[metric], at_once[metric], rtol=1e-5)
+
+
+def test_padding_rows_change_neither_loss_nor_gradient(tiny_t5, batch, key):
+    graphdef, adapter, base = split(adapted("lora", tiny_t5, key))
+    padded = {name: jnp.concatenate([value, jnp.zeros_like(value)]) for name, value in batch.items()}
+
+    def loss(adapter, data):
+        total, tokens = loss_sums(nnx.merge(graphdef, adapter, base), data)
+        return total / tokens
+
+    value, grads = jax.value_and_grad(loss)(adapter, batch)
+    padded_value, padded_grads = jax.value_and_grad(loss)(adapter, padded)
+    np.testing.assert_allclose(padded_value, value, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), padded_grads, grads)
+
+
+def test_a_program_compiles_once_per_shape(tiny_t5, key):
+    graphdef, adapter, base = split(adapted("ia3", tiny_t5, key))
+    program = Program(make_loss(graphdef))
+    for enc_len in (8, 8, 16, 8, 16):
+        program(adapter, base, make_batch(TINY, rows=3, enc_len=enc_len, dec_len=5))
+    assert program.num_shapes == 2 and program.compile_seconds > 0

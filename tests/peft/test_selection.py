@@ -1,0 +1,210 @@
+"""Which sites a method acts on, and what is said when there are none."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from jpeft.errors import RunFailed, UserError
+from jpeft.model.t5 import T5, num_stacked
+from jpeft.peft.ablations import ABLATIONS, ablation
+from jpeft.peft.base import Selection, attach, select, sites, split
+from jpeft.peft.bitfit import BitFit
+from jpeft.peft.full import Full
+from jpeft.peft.hub import load_adapter, save_adapter
+from jpeft.peft.ia3 import Ia3
+from jpeft.peft.lora import Lora
+from jpeft.peft.methods import build
+from jpeft.peft.prompt import Prompt
+from tests.conftest import TINY
+
+
+def paths(model, method, **selection):
+    return [site.path for site in select(model, method, Selection(**selection))]
+
+
+def test_every_weight_stands_at_a_site(tiny_t5):
+    linear = 2 * (4 + 3) + 2 * (8 + 3) + 1  # q k v o twice in the decoder, wi_0 wi_1 wo, and the head
+    norms = 2 * 2 + 2 * 3 + 2
+    kinds = [site.kind for site in sites(tiny_t5)]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"linear": linear, "norm": norms, "embedding": 3, "input": 1}
+
+
+def test_a_pattern_has_to_match_a_whole_path(tiny_t5):
+    assert paths(tiny_t5, Lora(), pattern="decoder/layers/1/.*_attention/[qv]") == [
+        "decoder/layers/1/self_attention/q",
+        "decoder/layers/1/self_attention/v",
+        "decoder/layers/1/cross_attention/q",
+        "decoder/layers/1/cross_attention/v",
+    ]
+    with pytest.raises(UserError, match="matches none of the 37 sites.*such as .*attention/q"):
+        paths(tiny_t5, Lora(), pattern="attention/q")
+
+
+def test_names_reach_beyond_a_methods_defaults(tiny_t5):
+    assert paths(tiny_t5, Lora(), names=["wo"], stacks=["encoder"]) == [
+        "encoder/layers/0/feed_forward/wo",
+        "encoder/layers/1/feed_forward/wo",
+    ]
+    assert paths(tiny_t5, Lora(), names=["lm_head"]) == ["lm_head"]
+
+
+def test_layers_leave_out_what_is_in_no_layer(tiny_t5):
+    assert "decoder/final_norm" in paths(tiny_t5, BitFit.official())
+    chosen = paths(tiny_t5, BitFit.official(), layers={"encoder": [0], "decoder": []})
+    assert chosen and all(path.startswith("encoder/layers/0/") for path in chosen)
+
+
+@pytest.mark.parametrize(
+    ("method", "selection", "message"),
+    [
+        (
+            Lora(),
+            {"layers": {"encoder": [7], "decoder": [7]}},
+            "matches none of the 37 sites that lora.*self_attention/q",
+        ),
+        (Prompt(), {"layers": {"encoder": [0], "decoder": [0]}}, "matches none of the 1 sites.*encoder_input"),
+        (Ia3(), {"names": ["query"]}, "matches none.*feed_forward/wi_1"),
+        (
+            Lora(),
+            {"names": ["q", "querry"]},
+            r"\['querry'\] name no site that lora can act on; there are: k, lm_head, o",
+        ),
+    ],
+)
+def test_a_selection_that_matches_nothing_says_what_there_is(tiny_t5, method, selection, message):
+    with pytest.raises(UserError, match=message):
+        paths(tiny_t5, method, **selection)
+
+
+def test_a_broken_pattern_is_refused():
+    with pytest.raises(UserError, match=r"method.pattern '\(' is not a regular expression"):
+        Selection(pattern="(")
+
+
+def test_full_tuning_of_a_selection_trains_those_weights_alone(tiny_t5, key):
+    chosen = select(tiny_t5, Full(), Selection(stacks=["decoder"], names=["o"]))
+    adapter, base = split(attach(tiny_t5, Full(), chosen, key))[1:]
+    assert {leaf.shape for leaf in jax.tree.leaves(adapter)} == {(2, 8, 16)}
+    assert sum(leaf.size for leaf in jax.tree.leaves(base)) + 2 * 2 * 8 * 16 == sum(
+        leaf.size for leaf in jax.tree.leaves(nnx.state(tiny_t5, nnx.Param))
+    )
+
+
+def test_segments_are_cut_where_what_is_adapted_changes(key):
+    import dataclasses
+
+    model = T5(dataclasses.replace(TINY, num_layers=6), rngs=nnx.Rngs(0))
+    method = Lora()
+    chosen = select(model, method, Selection(layers={"encoder": [2, 3, 5], "decoder": [0, 1]}))
+    cut = attach(model, method, chosen, key)
+    assert [num_stacked(block) for block in cut.encoder.segments] == [2, 2, 1, 1]
+    assert [num_stacked(block) for block in cut.decoder.segments] == [2]
+    assert [block.self_attention.q.adapter is not None for block in cut.encoder.segments] == [False, True, False, True]
+
+
+def test_a_frozen_prefix_of_layers_costs_no_gradient_work(key):
+    """XLA's own count of a training step, blocks unrolled: the later half of the encoder alone costs a quarter less."""
+    import dataclasses
+
+    from jpeft.eval.loss import loss_sums
+    from jpeft.model.t5 import unroll
+    from tests.conftest import make_batch
+
+    config = dataclasses.replace(TINY, d_model=64, d_kv=32, d_ff=256, num_layers=4, num_decoder_layers=1)
+    batch = make_batch(config, rows=2, enc_len=128, dec_len=4)
+
+    def flops(layers):
+        model = T5(config, rngs=nnx.Rngs(0))
+        method = BitFit()
+        model = attach(model, method, select(model, method, Selection(layers={"encoder": layers, "decoder": [0]})), key)
+        unroll(model)
+        graphdef, adapter, base = split(model)
+
+        def loss(adapter, base, batch):
+            return loss_sums(nnx.merge(graphdef, adapter, base), batch)[0]
+
+        return jax.jit(jax.grad(loss)).lower(adapter, base, batch).compile().cost_analysis()["flops"]
+
+    assert flops([2, 3]) < 0.8 * flops([0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("method", ABLATIONS)
+def test_early_later_and_random_are_halves_of_each_stack(method):
+    for name in ("early", "later", "random"):
+        layers = ablation(method, name, TINY, seed=5).layers
+        assert {stack: len(chosen) for stack, chosen in layers.items()} == {"encoder": 1, "decoder": 1}
+    assert ablation(method, "early", TINY).layers["encoder"] == {0}
+    assert ablation(method, "later", TINY).layers["encoder"] == {1}
+
+
+def test_random_layers_follow_the_seed():
+    import dataclasses
+
+    config = dataclasses.replace(TINY, num_layers=24, num_decoder_layers=24)
+    first, again, other = (ablation("lora", "random", config, seed=seed).layers for seed in (1, 1, 2))
+    assert first == again != other
+    assert first["encoder"] != first["decoder"]
+
+
+def test_unknown_names_and_options_are_refused_with_what_there_is():
+    with pytest.raises(
+        UserError, match="ablation.name is 'drop_dense', which lora does not have; there are: early, later"
+    ):
+        ablation("lora", "drop_dense", TINY)
+    with pytest.raises(UserError, match="ablates lora and ia3 only"):
+        ablation("bitfit", "early", TINY)
+    with pytest.raises(UserError, match="method.name is 'lorra'; expected one of full, lora"):
+        build("lorra")
+    with pytest.raises(UserError, match="method.reading is 'theirs'"):
+        build("lora", "theirs")
+    with pytest.raises(UserError, match="method.rank is no option of ia3 in the paper reading; it has two_sided"):
+        build("ia3", options={"rank": 4})
+    with pytest.raises(UserError, match="rank of at least 1"):
+        build("lora", options={"rank": 0})
+
+
+def test_an_adapter_of_another_size_does_not_fit(tiny_t5, key, tmp_path):
+    import dataclasses
+
+    method = Lora()
+    save_adapter(
+        attach(tiny_t5, method, select(tiny_t5, method), key),
+        method,
+        select(tiny_t5, method),
+        tmp_path,
+        base_name="tiny",
+    )
+    wider = T5(dataclasses.replace(TINY, d_model=32), rngs=nnx.Rngs(0))
+    with pytest.raises(
+        UserError, match=r"does not fit this base: .* should have shape \(32, 2\), the file has shape \(16, 2\)"
+    ):
+        load_adapter(tmp_path, wider)
+    shallower = T5(dataclasses.replace(TINY, num_layers=1), rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match="does not fit this base, which has no encoder/layers/1"):
+        load_adapter(tmp_path, shallower)
+
+
+def test_a_damaged_or_absent_adapter_is_one_line(tiny_t5, key, tmp_path):
+    with pytest.raises(UserError, match="holds no adapter"):
+        load_adapter(tmp_path, tiny_t5)
+    method = Ia3()
+    chosen = select(tiny_t5, method)
+    save_adapter(attach(tiny_t5, method, chosen, key), method, chosen, tmp_path, base_name="tiny")
+    file = tmp_path / "jpeft_adapter.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(RunFailed, match="damaged or cut short"):
+        load_adapter(tmp_path, tiny_t5)
+    (tmp_path / "jpeft_adapter.json").write_text("{")
+    with pytest.raises(RunFailed, match="is damaged"):
+        load_adapter(tmp_path, tiny_t5)
+
+
+def test_a_saved_adapter_loads_whatever_segments_it_was_trained_in(tiny_t5, key, tmp_path):
+    method = Lora.official(rank=2)
+    chosen = select(tiny_t5, method, Selection(pattern="encoder/layers/1/.*/q|decoder/layers/0/.*/v"))
+    model = attach(tiny_t5, method, chosen, key)
+    save_adapter(model, method, chosen, tmp_path, base_name="tiny")
+    loaded, _, sites_ = load_adapter(tmp_path, tiny_t5)
+    assert sites_ == chosen
+    jax.tree.map(np.testing.assert_array_equal, split(loaded)[1], split(model)[1])

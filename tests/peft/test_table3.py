@@ -1,0 +1,46 @@
+"""Every count of the paper's Table 3, from shapes alone."""
+
+import json
+
+import pytest
+
+from jpeft.cli import main
+from jpeft.model.config import RELEASED
+from jpeft.peft.counting import table_3, trainable_parameters
+from jpeft.peft.ia3 import Ia3
+from jpeft.report.published import published_parameters
+
+
+def test_all_counts_equal_the_published_ones():
+    counted = {(row.method, row.ablation): row.parameters for row in table_3(RELEASED["google/flan-t5-xl"])}
+    assert counted == published_parameters()
+    assert len(counted) == 16  # 15 of methods and ablations, and the total
+
+
+def test_official_ia3_has_its_authors_count():
+    assert trainable_parameters(RELEASED["google/flan-t5-xl"], Ia3.official()) == 540_672
+
+
+def test_params_prints_the_same_as_json_and_as_a_table(capsys):
+    assert main(["params", "--model", "google/flan-t5-xl", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["total"] == 2_849_757_184
+    assert {(m, None if a == "all" else a): n for m, rows in printed["methods"].items() for a, n in rows.items()} == (
+        published_parameters()
+    )
+    assert main(["params"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{number:,}" in shown for number in published_parameters().values())
+
+
+@pytest.mark.parametrize("model", ["google/flan-t5-small", "google/flan-t5-xxl", "google-t5/t5-small"])
+def test_other_released_sizes_are_counted_without_a_network(model, capsys):
+    assert main(["params", "--model", model, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["methods"]["lora"]["all"] > 0
+
+
+def test_a_local_checkpoint_is_counted_and_a_wrong_name_is_a_wrong_call(tiny_checkpoint, capsys):
+    assert main(["params", "--model", str(tiny_checkpoint), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["methods"]["lora"]["all"] == 1728
+    assert main(["params", "--model", "flan"]) == 2
+    assert "no directory here and no hub id" in capsys.readouterr().err
