@@ -1,0 +1,306 @@
+"""Rows from files, the hub and TensorFlow Datasets, in the shapes that each really gives; no network."""
+
+import json
+import sys
+import types
+
+import datasets
+import numpy as np
+import pytest
+
+from jpeft.data.sources import load_rows
+from jpeft.data.tasks import TASKS, examples
+from jpeft.errors import RunFailed, UserError
+from tests.conftest import write_parquet
+
+CUSTOM = TASKS["custom"]
+ROWS = {"input": ["one", "two"], "target": ["1", "2"]}
+
+
+def write(path, columns):
+    """Columns in the format that the ending of `path` names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    if path.suffix == ".parquet":
+        write_parquet(path, columns)
+    elif path.suffix == ".csv":
+        path.write_text("\n".join(",".join(map(str, line)) for line in [list(columns), *(r.values() for r in rows)]))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1))
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "json", "csv"])
+def test_a_single_file_gives_training_rows(tmp_path, suffix):
+    path = write(tmp_path / f"mine.{suffix}", ROWS)
+    assert load_rows(CUSTOM, "auto", str(path)) == {"train": ROWS}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv"])
+@pytest.mark.parametrize("alias", ["validation", "valid", "val", "dev"])
+def test_a_directory_gives_the_splits_that_it_has(tmp_path, suffix, alias):
+    held_out = {"input": ["three"], "target": ["3"]}
+    write(tmp_path / f"train.{suffix}", ROWS)
+    write(tmp_path / f"{alias}.{suffix}", held_out)
+    assert load_rows(CUSTOM, "local", str(tmp_path)) == {"train": ROWS, "validation": held_out}
+
+
+@pytest.mark.parametrize("task", ["agnews", "cola", "e2e", "samsum"])
+def test_a_benchmark_task_is_found_in_its_own_directory_or_in_the_one_given(toy_data, task):
+    task = TASKS[task]
+    above = load_rows(task, "local", str(toy_data))
+    assert above == load_rows(task, "local", str(toy_data / task.local))
+    assert set(task.columns) <= set(above["train"])
+    assert len(above["train"][task.target]) >= 60
+
+
+def test_text_is_read_as_it_stands(tmp_path):
+    odd = ["007", "NA", "2020-01-01", "true", "1.50", "null"]
+    path = write(tmp_path / "mine.csv", {"input": odd, "target": odd})
+    made = examples(CUSTOM, "train", load_rows(CUSTOM, "auto", str(path))["train"], range(6))
+    assert [example.input for example in made] == odd == [example.target for example in made]
+    path = write(tmp_path / "mine.jsonl", {"input": odd, "target": odd})
+    assert load_rows(CUSTOM, "auto", str(path))["train"]["target"] == odd
+
+
+def test_quoted_csv_fields_may_hold_commas_quotes_and_line_breaks(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_bytes(b'\xef\xbb\xbfinput,target\r\n"a, ""b""\nc",d\r\n')  # with the mark that spreadsheets write
+    assert load_rows(CUSTOM, "auto", str(path))["train"] == {"input": ['a, "b"\nc'], "target": ["d"]}
+
+
+def test_a_json_line_may_hold_other_kinds_of_values_blank_lines_and_line_separators(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"input": "a\u2028b", "target": 1}\n\n{"input": "c", "target": "x", "note": true}\n')
+    rows = load_rows(CUSTOM, "auto", str(path))["train"]
+    assert rows == {"input": ["a\u2028b", "c"], "target": [1, "x"], "note": [None, True]}
+
+
+def test_a_missing_path_is_named():
+    with pytest.raises(UserError, match="data.path 'nowhere/rows.jsonl' does not exist"):
+        load_rows(CUSTOM, "auto", "nowhere/rows.jsonl")
+
+
+def test_local_without_a_path_says_which_key_to_give():
+    with pytest.raises(UserError, match="data.source is 'local' but data.path is not given"):
+        load_rows(CUSTOM, "local", None)
+
+
+def test_a_wrong_ending_is_answered_with_the_ones_that_are_read(tmp_path):
+    (tmp_path / "rows.xlsx").write_text("x")
+    with pytest.raises(UserError, match=r"has the ending '.xlsx'; jpeft reads .parquet, .jsonl, .json, .csv"):
+        load_rows(CUSTOM, "auto", str(tmp_path / "rows.xlsx"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.parquet", b"PAR1 not really PAR1", "as parquet"),
+        ("b.parquet", b"", "0 bytes"),
+        ("a.jsonl", b'{"input": "a", "target": "b"}\n{"input": "a"\n', "line 2"),
+        ("b.jsonl", b'{"input": "\xff"}\n', "can't decode byte 0xff"),
+        ("c.jsonl", b'"just text"\n', "row 1 is 'just text'; expected an object"),
+        ("a.json", b'[{"input": "a"}', "as json"),
+        ("a.csv", b"input,target\na,b,c\n", "line 2 has 3 values, the first line names 2"),
+        ("b.csv", b"input,target\n\xff,b\n", "can't decode byte 0xff"),
+        ("c.csv", b'input,target\n"a,b\n', "unexpected end of data"),
+        ("d.csv", b"input,input\na,b\n", "two columns have the same name"),
+    ],
+)
+def test_a_malformed_file_is_one_line_with_the_reason(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match="can not be read as") as raised:
+        load_rows(CUSTOM, "auto", str(tmp_path / name))
+    assert reason in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["empty.jsonl", "empty.csv", "head.csv"])
+def test_a_file_without_rows_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("input,target\n" if name.startswith("head") else "")
+    with pytest.raises(UserError, match="custom: the source has no training rows"):
+        load_rows(CUSTOM, "auto", str(tmp_path / name))
+
+
+def test_a_directory_without_training_rows_is_told_what_it_holds(tmp_path):
+    write(tmp_path / "test.csv", ROWS)
+    with pytest.raises(UserError, match=r"has no train.parquet \(or .jsonl, .csv\); it holds: test.csv"):
+        load_rows(CUSTOM, "local", str(tmp_path))
+
+
+def test_an_unknown_source_is_refused():
+    with pytest.raises(UserError, match="data.source is 'web'; expected one of auto, hub, local, tfds"):
+        load_rows(CUSTOM, "web", None)
+
+
+# Columns and splits as the hub's repositories have them. GLUE's test labels are secret; the SAMSum copy is CSV, in which
+# the one empty dialogue of the training rows is None.
+HUB = {
+    "agnews": {
+        "train": {"text": ["Oil rises", "Goal"], "label": [2, 1]},
+        "test": {"text": ["Vote"], "label": [0]},
+    },
+    "cola": {
+        "train": {"sentence": ["He ran.", "Him ran."], "label": [1, 0], "idx": [0, 1]},
+        "validation": {"sentence": ["She ran.", "Her ran."], "label": [1, 0], "idx": [0, 1]},
+        "test": {"sentence": ["They ran."], "label": [-1], "idx": [0]},
+    },
+    "e2e": {
+        split: {"meaning_representation": ["name[Giraffe]"], "human_reference": [f"Giraffe, {split}."]}
+        for split in ("train", "validation", "test")
+    },
+    "samsum": {
+        split: {"id": ["1", "2"], "dialogue": ["A: hi", None], "summary": [split, "x"]}
+        for split in ("train", "validation", "test")
+    },
+}
+ASKED = {
+    "agnews": ("fancyzhx/ag_news", None, None),
+    "cola": ("nyu-mll/glue", "cola", None),
+    "e2e": ("tuetschek/e2e_nlg", None, "refs/convert/parquet"),
+    "samsum": ("knkarthick/samsum", None, None),
+}
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Stands in for the hub; gives the calls that it got."""
+    calls = []
+
+    def load_dataset(path, name=None, *, revision=None):
+        calls.append((path, name, revision))
+        task = next(task for task, asked in ASKED.items() if asked[0] == path)
+        return datasets.DatasetDict({k: datasets.Dataset.from_dict(v) for k, v in HUB[task].items()})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return calls
+
+
+@pytest.mark.parametrize("source", ["hub", "auto"])
+@pytest.mark.parametrize("task", ASKED)
+def test_the_hub_is_asked_for_the_tasks_repository_configuration_and_revision(hub, task, source):
+    splits = load_rows(TASKS[task], source, None)
+    assert hub == [ASKED[task]]
+    for split, columns in splits.items():
+        made = examples(TASKS[task], split, columns, range(len(columns[TASKS[task].target])))
+        assert all(example.target for example in made)
+    assert len(splits["train"][TASKS[task].target]) == len(HUB[task]["train"][TASKS[task].target])
+
+
+def test_a_test_split_with_secret_labels_is_left_out(hub):
+    assert set(load_rows(TASKS["cola"], "hub", None)) == {"train", "validation"}
+    assert set(load_rows(TASKS["agnews"], "hub", None)) == {"train", "test"}
+
+
+def test_an_empty_dialogue_of_the_hub_is_empty_text(hub):
+    assert load_rows(TASKS["samsum"], "hub", None)["train"]["dialogue"] == ["A: hi", ""]
+
+
+def test_an_unreachable_hub_is_one_line_that_names_the_local_route(monkeypatch):
+    def fail(*args, **kwargs):
+        raise ConnectionError("Couldn't reach 'fancyzhx/ag_news' on the Hub\nand a page more")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(RunFailed) as raised:
+        load_rows(TASKS["agnews"], "hub", None)
+    message = str(raised.value)
+    assert "can not be reached for fancyzhx/ag_news (Couldn't reach" in message
+    assert "--config.data.path" in message and "ag_news/train.parquet" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("source", ["hub", "tfds"])
+def test_rows_of_ones_own_are_on_no_hub(source):
+    with pytest.raises(UserError, match="'custom' .*give --config.data.path"):
+        load_rows(CUSTOM, source, None)
+
+
+def _text(value):
+    return value.encode()
+
+
+# As `as_data_source` gives them: bytes and NumPy integers.
+TFDS = {
+    "ag_news_subset": {
+        "train": [{"title": _text("Oil"), "description": _text("It rises."), "label": np.int64(2)}],
+        "test": [{"title": _text("Vote"), "description": _text("They vote."), "label": np.int64(0)}],
+    },
+    "glue/cola": {
+        "train": [{"sentence": _text("He ran."), "label": np.int64(1), "idx": np.int32(0)}],
+        "validation": [{"sentence": _text("Him ran."), "label": np.int64(0), "idx": np.int32(0)}],
+        "test": [{"sentence": _text("They ran."), "label": np.int64(-1), "idx": np.int32(0)}],
+    },
+    "e2e_cleaned": {
+        split: [{"input_text": _text("name[Giraffe]"), "target_text": _text("Giraffe é.")}]
+        for split in ("train", "validation", "test")
+    },
+    "samsum": {
+        split: [{"id": _text("1"), "dialogue": _text("A: hi"), "summary": _text("A greets.")}]
+        for split in ("train", "validation", "test")
+    },
+}
+
+
+@pytest.fixture
+def tfds(monkeypatch):
+    """Stands in for TensorFlow Datasets."""
+
+    class Builder:
+        def __init__(self, name):
+            self.name = name
+            self.prepared = False
+            self.info = types.SimpleNamespace(splits=dict.fromkeys(TFDS[name]))
+
+        def download_and_prepare(self):
+            self.prepared = True
+
+        def as_data_source(self, split):
+            assert self.prepared
+            return TFDS[self.name][split]
+
+    module = types.ModuleType("tensorflow_datasets")
+    module.builder = Builder
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("task", "splits", "first"),
+    [
+        ("agnews", {"train", "test"}, {"text": ["Oil It rises."], "label": [2]}),
+        ("cola", {"train", "validation"}, {"sentence": ["He ran."], "label": [1]}),
+        (
+            "e2e",
+            {"train", "validation", "test"},
+            {"meaning_representation": ["name[Giraffe]"], "human_reference": ["Giraffe é."]},
+        ),
+        ("samsum", {"train", "validation", "test"}, {"dialogue": ["A: hi"], "summary": ["A greets."]}),
+    ],
+)
+def test_tensorflow_datasets_gives_the_same_columns_as_the_hub(tfds, task, splits, first):
+    rows = load_rows(TASKS[task], "tfds", None)
+    assert set(rows) == splits
+    assert rows["train"] == first
+
+
+def test_a_template_column_that_tensorflow_datasets_lacks_is_named(tfds):
+    task = TASKS["samsum"].with_template("{dialogue} {mood}")
+    with pytest.raises(UserError, match="lack the column 'mood'; there are: dialogue, summary"):
+        examples(task, "train", load_rows(task, "tfds", None)["train"], [0])
+
+
+def test_tensorflow_datasets_that_is_not_installed_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(UserError, match=r"pip install 'jpeft\[tfds\]'"):
+        load_rows(TASKS["cola"], "tfds", None)
+
+
+def test_tensorflow_datasets_that_can_not_download_is_one_line(tfds, monkeypatch):
+    def fail(self):
+        raise OSError("no route to host\nmore")
+
+    monkeypatch.setattr(tfds.builder, "download_and_prepare", fail)
+    with pytest.raises(RunFailed, match=r"can not provide glue/cola \(no route to host\); give --config.data.path"):
+        load_rows(TASKS["cola"], "tfds", None)
