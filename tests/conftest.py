@@ -90,7 +90,7 @@ def spec(tree) -> dict[str, str]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     names = {"float32": "f32", "bfloat16": "bf16", "int32": "i32"}
     return {
-        "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path): names[str(leaf.dtype)]
+        "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path if str(p) != ".value"): names[str(leaf.dtype)]
         + str(list(leaf.shape)).replace(" ", "")
         for path, leaf in leaves
     }

@@ -41,7 +41,7 @@ def stacked_leaves(model: T5, kind: type[nnx.Variable]) -> Iterator[StackedLeaf]
             yield StackedLeaf(path, variable, ("/".join(tail),), stacked=False)
 
 
-def named_leaves(model: T5, kind: type[nnx.Variable]) -> dict[str, jax.Array]:
+def named_leaves(model: T5, kind: type[nnx.Variable]) -> dict[str, Any]:
     """Copies of the leaves of type `kind`, each layer its own array."""
     named = {}
     for leaf in stacked_leaves(model, kind):

@@ -208,7 +208,7 @@ def test_gradients_of_micro_batches_add_up_to_those_of_the_whole_batch(key):
     whole = make_batch(TINY, rows=6, enc_len=8, dec_len=5)
     halves = [jax.tree.map(lambda x, rows=rows: x[rows], whole) for rows in (slice(0, 2), slice(2, 6))]
     tx = adamw(optax.constant_schedule(1e-2))
-    accumulate, update = make_accumulate(graphdef), make_update(tx)
+    accumulate, update = jax.jit(make_accumulate(graphdef)), jax.jit(make_update(tx))
 
     def step(batches):
         sums = zero_sums(adapter)
