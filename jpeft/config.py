@@ -6,7 +6,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -377,7 +377,7 @@ def _listed(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _one_of(key: str, value: str, known: typing.Iterable[str]) -> str:
+def _one_of(key: str, value: str, known: Iterable[str]) -> str:
     known = list(known)
     if value not in known:
         raise UserError(f"{key} is {value!r}; expected one of {', '.join(known)}.")

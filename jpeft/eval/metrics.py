@@ -36,7 +36,7 @@ class RougeL:
         self._scorer = RougeScorer(["rougeL"], use_stemmer=True)
 
     def __call__(self, prediction: str, target: str) -> float:
-        return self._scorer.score(target, prediction)["rougeL"].fmeasure
+        return float(self._scorer.score(target, prediction)["rougeL"].fmeasure)  # the integer 0 for an empty text
 
     def best(self, prediction: str, references: Sequence[str]) -> float:
         """Score against the reference that is nearest."""

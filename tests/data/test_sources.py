@@ -135,8 +135,8 @@ def test_an_unknown_source_is_refused():
         load_rows(CUSTOM, "web", None)
 
 
-# Columns and splits as the hub's repositories have them. GLUE's test labels are secret; the SAMSum copy is CSV, in which
-# the one empty dialogue of the training rows is None.
+# Columns and splits as the hub's repositories have them. GLUE's test labels are secret; the SAMSum copy is CSV, in
+# which the one empty dialogue of the training rows is None.
 HUB = {
     "agnews": {
         "train": {"text": ["Oil rises", "Goal"], "label": [2, 1]},

@@ -3,7 +3,7 @@
 import pytest
 
 from jpeft.data.prepare import choose_task
-from jpeft.data.tasks import BENCHMARK, TASKS, examples
+from jpeft.data.tasks import TASKS, examples
 from jpeft.errors import UserError
 
 E2E_ROWS = {
@@ -53,7 +53,9 @@ def test_braces_in_a_rows_text_are_text():
     assert made.input == "{target} {0} {"
 
 
-@pytest.mark.parametrize(("task", "metric"), [*zip(BENCHMARK, ["accuracy", "accuracy", "rouge_l", "rouge_l"])])
+@pytest.mark.parametrize(
+    ("task", "metric"), [("agnews", "accuracy"), ("cola", "accuracy"), ("e2e", "rouge_l"), ("samsum", "rouge_l")]
+)
 def test_classification_is_judged_by_accuracy_and_generation_by_rouge_l(task, metric):
     assert TASKS[task].metric == metric
 

@@ -1,0 +1,93 @@
+"""Every config file loads, is the cell that its name says, and states the figure that the paper prints for it."""
+
+import importlib.util
+import json
+import re
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from jpeft.config import Run
+from jpeft.peft.methods import METHODS
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+TASKS = {"agnews": "AG News", "cola": "CoLA", "e2e": "E2E NLG", "samsum": "SAMSum"}
+SCALES = {"low": (100, 10), "medium": (1_000, 5), "high": (10_000, 1)}
+# What Table 2 calls each ablation.
+ABLATIONS = {
+    "lora": {
+        "early": "select early layers",
+        "later": "select later layers",
+        "random": "select 50% random layers",
+        "drop_self_attention": "drop self-attention",
+        "drop_cross_attention": "drop enc/dec-attention",
+        "drop_query_output": "drop query/output attention",
+    },
+    "ia3": {
+        "early": "select early layers",
+        "later": "select later layers",
+        "random": "select 50% random layers",
+        "drop_attention": "drop attention",
+        "drop_dense": "drop dense activation",
+    },
+}
+TABLE_1 = {
+    f"{method}_{task}_{scale}": (method, None, task, scale) for method in METHODS for task in TASKS for scale in SCALES
+}
+TABLE_2 = {
+    f"{method}_{ablation}_{task}_medium": (method, ablation, task, "medium")
+    for method, ablations in ABLATIONS.items()
+    for ablation in ablations
+    for task in TASKS
+}
+CELLS = TABLE_1 | TABLE_2
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return json.loads(resources.files("jpeft.report").joinpath("published.json").read_text())
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"config_{name}", CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_there_is_a_file_for_each_of_60_cells_of_table_1_and_44_of_table_2():
+    assert (len(TABLE_1), len(TABLE_2)) == (60, 44)
+    names = {path.stem for path in CONFIGS.glob("*.py")}
+    assert {name for name in names if name.endswith(("_low", "_medium", "_high"))} == set(CELLS)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_config_is_the_cell_of_its_name_with_the_papers_settings(name, paper):
+    method, ablation, task, scale = CELLS[name]
+    run = Run.from_config(load(name).get_config())
+    assert (run.method.name, run.ablation.name, run.data.task, run.data.scale) == (method, ablation, task, scale)
+    assert (run.data.max_train, run.train.max_epochs) == SCALES[scale]
+    assert (run.data.max_validation, run.data.max_test) == (2500, 2500)
+    settings = paper["hyperparameters"]
+    assert run.model.name == settings["model"]
+    assert (run.train.batch_size, run.train.accumulation_steps) == (
+        settings["batch_size"],
+        settings["gradient_accumulation_steps"],
+    )
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_config_states_its_cell_its_command_and_the_published_figure(name, paper):
+    method, ablation, task, scale = CELLS[name]
+    if ablation is None:
+        figure = paper["table1_metric"][scale][method][task]
+    else:
+        figure = paper["table2_ablation_metric_medium"][method][ABLATIONS[method][ablation]][task]
+    title, _, text = load(name).__doc__.partition("\n")
+    assert f"on {TASKS[task]}, at most {SCALES[scale][0]:,} training examples" in title
+    assert title.endswith(f"Table {2 if ablation else 1}.")
+    assert f"python main.py --config configs/{name}.py" in text
+    published = re.search(r"Published: (accuracy|ROUGE-L) ([\d.]+) \(FLAN-T5-XL\)", text)
+    assert published[1] == ("accuracy" if task in ("agnews", "cola") else "ROUGE-L")
+    assert float(published[2]) == figure
