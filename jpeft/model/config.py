@@ -73,12 +73,14 @@ class T5Config:
         # transformers 5 rewrites `tie_word_embeddings` to True and keeps what it meant under this name.
         if "scale_decoder_outputs" in values:
             known["tie_word_embeddings"] = bool(values["scale_decoder_outputs"])
-        config = cls(**known)
         for field in dataclasses.fields(cls):
-            value = getattr(config, field.name)
-            if field.type is int and field.name not in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
-                if not isinstance(value, int) or value < 1:
-                    raise UserError(f"{source}: {field.name} is {value!r}; expected a positive integer.")
+            value = known.get(field.name, field.default)
+                raise UserError(f"{source}: {field.name} is {value!r}; expected a positive integer.")
+            if field.type is float:
+                if not isinstance(value, int | float):
+                    raise UserError(f"{source}: {field.name} is {value!r}; expected a number.")
+                known[field.name] = float(value)
+        config = cls(**known)
         if config.activation not in ACTIVATIONS:
             raise UserError(
                 f"{source}: feed_forward_proj is {config.feed_forward_proj!r}; known: {', '.join(ACTIVATIONS)}."

@@ -1,0 +1,260 @@
+"""Where a model's name leads, and what is said when it leads nowhere; the hub is played by stubs."""
+
+import builtins
+import importlib
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from jpeft.errors import RunFailed, UserError
+from jpeft.model import source
+from jpeft.model.config import RELEASED, T5Config
+from jpeft.model.source import load_config, packaged_models, resolve
+from tests.conftest import TINY
+
+# The HTTP library of the installed huggingface_hub: httpx, or httpx2 from version 2 on.
+HTTP = importlib.import_module(HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
+HUB_FILES = {"config.json", "tokenizer.json", "model.safetensors", "pytorch_model.bin", "README.md"}
+
+
+class Hub:
+    """Stands in for the hub and its local cache."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory  # what is downloaded, or was
+        self.cached = False
+        self.files = HUB_FILES
+        self.error: Exception | None = None
+        self.fetched: list[list[str]] = []
+
+    def list_repo_files(self, repository):
+        if self.error is not None:
+            raise self.error
+        return sorted(self.files)
+
+    def snapshot_download(self, repository, *, local_files_only=False, allow_patterns=None):
+        if local_files_only:
+            # The real one holds a download for incomplete where any file of the repository is missing that is asked for.
+            if not self.cached or allow_patterns is None:
+                raise LocalEntryNotFoundError("Cannot find an appropriate cached snapshot folder")
+        else:
+            self.fetched.append(allow_patterns)
+        return str(self.directory)
+
+
+@pytest.fixture
+def hub(tmp_path, tiny_checkpoint, monkeypatch):
+    hub = Hub(tmp_path / "snapshot")
+    shutil.copytree(tiny_checkpoint, hub.directory)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "list_repo_files", lambda self, repository: hub.list_repo_files(repository)
+    )
+    return hub
+
+
+@pytest.fixture
+def packaged(tmp_path, tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(source, "PACKAGED", tmp_path / "pretrained")
+    shutil.copytree(tiny_checkpoint, tmp_path / "pretrained" / "mini")
+    (tmp_path / "pretrained" / "half").mkdir()  # without a config.json it is no model
+    return tmp_path / "pretrained" / "mini"
+
+
+def test_a_local_directory_is_itself(tiny_checkpoint, monkeypatch):
+    assert resolve(str(tiny_checkpoint)) == tiny_checkpoint
+    monkeypatch.setenv("HOME", str(tiny_checkpoint.parent))
+    assert resolve(f"~/{tiny_checkpoint.name}") == tiny_checkpoint
+
+
+def test_a_packaged_model_is_known_by_its_name(packaged):
+    assert packaged_models() == ["mini"]
+    assert resolve("mini") == packaged
+
+
+def test_a_directory_here_comes_before_a_packaged_model(packaged, tmp_path, monkeypatch):
+    (tmp_path / "mini").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve("mini") == Path("mini")
+
+
+@pytest.mark.parametrize("name", ["flan", "models/of/mine", "/nowhere/at/all", "a b/c", "./mine", "../mine", "a--b/c"])
+def test_a_name_that_is_neither_directory_nor_hub_id_is_answered_with_what_would_be(name, packaged):
+    with pytest.raises(UserError) as raised:
+        resolve(name)
+    message = str(raised.value)
+    assert message.startswith(f"model.name {name!r} is no directory here and no hub id such as google/flan-t5-small")
+    assert "a local directory in Hugging Face layout, or mini (comes with jpeft)" in message
+
+
+def test_a_file_is_no_model(tiny_checkpoint):
+    with pytest.raises(UserError, match="config.json' is a file; it must be a directory in Hugging Face layout"):
+        resolve(str(tiny_checkpoint / "config.json"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        HTTP.ConnectError("[Errno -2] Name or service not known\nRequest URL: https://huggingface.co"),
+        HTTP.ReadTimeout("timed out"),
+        OfflineModeIsEnabled("Cannot reach https://huggingface.co: offline mode is enabled"),
+        OSError("no route to host"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_unreachable_hub_is_one_line_that_names_the_local_route(hub, packaged, error):
+    hub.error = error
+    with pytest.raises(RunFailed) as raised:
+        resolve("google/flan-t5-small")
+    message = str(raised.value)
+    assert message.startswith("the hub can not be reached for google/flan-t5-small (")
+    assert str(error).partition("\n")[0] in message
+    assert "give --config.model.name a local directory in Hugging Face layout, or mini (comes with jpeft)" in message
+    assert "\n" not in message
+
+
+def test_the_real_client_without_a_network_ends_in_the_same_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(RunFailed, match="the hub can not be reached for google/flan-t5-small"):
+        resolve("google/flan-t5-small")
+
+
+def test_no_http_library_of_ones_own_is_needed(hub, monkeypatch):
+    real = builtins.__import__
+
+    def without_httpx(name, *args, **kwargs):
+        if name.partition(".")[0] in ("httpx", "httpx2", "requests"):
+            raise ModuleNotFoundError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_httpx)
+    assert resolve("google/flan-t5-small") == hub.directory
+
+
+def test_an_unknown_repository_is_the_callers_mistake(hub):
+    hub.error = RepositoryNotFoundError(
+        "404 Client Error", response=HTTP.Response(404, request=HTTP.Request("GET", "https://huggingface.co"))
+    )
+    with pytest.raises(UserError, match="the hub has no model 'google/flan-t6', or it is private: log in with"):
+        resolve("google/flan-t6")
+
+
+def test_a_repository_without_weights_is_told_what_it_holds(hub):
+    hub.files = {"README.md", "config.json", "tf_model.h5"}
+    with pytest.raises(
+        UserError, match="holds no weights that jpeft reads; it has README.md, config.json, tf_model.h5"
+    ):
+        resolve("google/flan-t5-small")
+    assert hub.fetched == []
+
+
+@pytest.mark.parametrize(
+    ("files", "weights"),
+    [
+        ({"model.safetensors", "pytorch_model.bin", "flax_model.msgpack"}, ["model.safetensors"]),
+        (
+            {"model.safetensors.index.json", "model-00001-of-00002.safetensors", "pytorch_model.bin"},
+            ["model.safetensors.index.json", "model-*.safetensors"],
+        ),
+        ({"flax_model.msgpack", "pytorch_model.bin"}, ["flax_model.msgpack"]),
+        ({"flax_model.msgpack.index.json"}, ["flax_model.msgpack.index.json", "flax_model-*.msgpack"]),
+        ({"pytorch_model.bin", "tf_model.h5"}, ["pytorch_model.bin"]),
+        ({"pytorch_model.bin.index.json"}, ["pytorch_model.bin.index.json", "pytorch_model-*.bin"]),
+    ],
+)
+def test_one_format_is_fetched_the_best_that_is_there(hub, files, weights):
+    hub.files = {"config.json", *files}
+    assert resolve("google/flan-t5-small") == hub.directory
+    [fetched] = hub.fetched
+    assert fetched[0] == "config.json" and {"tokenizer.json", "spiece.model"} < set(fetched)
+    assert [pattern for pattern in fetched if pattern.partition(".")[2] and "model" in pattern][
+        -len(weights) :
+    ] == weights
+    assert not any("tf_model" in pattern for pattern in fetched)
+
+
+def test_what_was_downloaded_needs_no_network_again(hub):
+    hub.cached, hub.error = True, HTTP.ConnectError("no network")
+    assert resolve("google/flan-t5-small") == hub.directory
+    assert hub.fetched == []
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_download_that_was_interrupted_is_gone_on_with(hub, missing):
+    hub.cached = True
+    (hub.directory / missing).unlink()
+    assert resolve("google/flan-t5-small") == hub.directory
+    assert len(hub.fetched) == 1
+
+
+def test_an_index_without_all_its_shards_is_an_interrupted_download(hub):
+    hub.cached = True
+    (hub.directory / "model.safetensors").rename(hub.directory / "model-00001-of-00002.safetensors")
+    shards = '{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}'
+    (hub.directory / "model.safetensors.index.json").write_text(shards)
+    resolve("google/flan-t5-small")
+    assert len(hub.fetched) == 1
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_the_sizes_of_a_released_model_need_no_network(name, monkeypatch):
+    monkeypatch.setattr(source, "resolve", None)  # would fail if it were called
+    assert load_config(name) == RELEASED[name]
+
+
+def test_the_sizes_of_another_model_are_those_of_its_config(tiny_checkpoint):
+    assert load_config(str(tiny_checkpoint)) == TINY
+
+
+def test_a_directory_of_a_released_models_name_is_read(tiny_checkpoint, tmp_path, monkeypatch):
+    shutil.copytree(tiny_checkpoint, tmp_path / "google" / "flan-t5-xl")
+    monkeypatch.chdir(tmp_path)
+    assert load_config("google/flan-t5-xl") == TINY
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "holds no config.json"),
+        (b"{", "is not valid JSON"),
+        (b"\xff\xfe", "is not valid JSON"),
+        (b"[]", "holds no keys"),
+        (b'{"model_type": "bert"}', "model_type is 'bert'; jpeft adapts T5-family models"),
+        (b'{"model_type": "umt5"}', "umt5 has a relative bias in every layer"),
+        (b'{"model_type": "t5", "d_model": 8}', "lacks vocab_size, d_kv, d_ff, num_layers, num_heads"),
+    ],
+)
+def test_a_config_that_is_no_t5s_is_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_config(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"d_model": 0}, "d_model is 0; expected a positive integer"),
+        ({"num_heads": "8"}, "num_heads is '8'; expected a positive integer"),
+        ({"feed_forward_proj": "gated-tanh"}, "feed_forward_proj is 'gated-tanh'; known: relu, gelu, gelu_new, silu"),
+    ],
+)
+def test_a_size_or_activation_that_can_not_be_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        T5Config.from_dict({**TINY.to_dict(), **change})
+
+
+def test_a_config_written_by_transformers_5_says_under_another_name_that_the_head_is_tied():
+    # It writes tie_word_embeddings as true whatever was meant.
+    values = {**TINY.to_dict(), "tie_word_embeddings": True, "scale_decoder_outputs": False}
+    assert not T5Config.from_dict(values).tie_word_embeddings
+    assert T5Config.from_dict({**values, "scale_decoder_outputs": True}).tie_word_embeddings
