@@ -75,7 +75,9 @@ class T5Config:
             known["tie_word_embeddings"] = bool(values["scale_decoder_outputs"])
         for field in dataclasses.fields(cls):
             value = known.get(field.name, field.default)
-                raise UserError(f"{source}: {field.name} is {value!r}; expected a positive integer.")
+            least = 0 if field.name.endswith("_id") else 1
+            if field.type is int and (not isinstance(value, int) or value < least):
+                raise UserError(f"{source}: {field.name} is {value!r}; expected an integer of at least {least}.")
             if field.type is float:
                 if not isinstance(value, int | float):
                     raise UserError(f"{source}: {field.name} is {value!r}; expected a number.")
