@@ -51,7 +51,7 @@ def _run_experiment(argv: Sequence[str]) -> int:
 
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
-        "config", None, "A file with get_config(), such as configs/lora_agnews_low.py.", flag_values=values
+        "config", None, "A file with get_config().", flag_values=values, sys_argv=list(argv)
     )
     flags.DEFINE_string(
         "workdir", None, "Directory of the run; runs/<name of the config> by default.", flag_values=values

@@ -44,7 +44,7 @@ class Snapshot:
     progress: Progress
 
 
-def _named(tree: Any) -> dict[str, jax.Array]:
+def _named(tree: Any) -> dict[str, Any]:
     """Leaves of a tree under flat names, which a reader of the checkpoint understands."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {

@@ -6,12 +6,13 @@ the adapter's size is kept. `base` is an argument: never state, never differenti
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from jpeft.eval.loss import loss_sums
 
@@ -19,21 +20,33 @@ from jpeft.eval.loss import loss_sums
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-    """What training changes. `step` counts optimizer steps done."""
+    """What training changes.
 
-    step: Int[Array, ""]
-    adapter: nnx.State
-    opt_state: optax.OptState
+    Attributes:
+      step: optimizer steps done, int32 scalar.
+      adapter: the trainable tree, float32.
+      opt_state: of the optimizer, with leaves for the adapter only.
+    """
+
+    # `Any`: JAX also puts shapes, shardings and other descriptions of arrays in the places of the arrays.
+    step: Any
+    adapter: Any
+    opt_state: Any
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class StepSums:
-    """Sums over the micro-batches of one step: gradients of the summed loss, the loss itself, its target tokens."""
+    """Sums over the micro-batches of one step.
 
-    grads: nnx.State
-    loss: Float[Array, ""]
-    tokens: Float[Array, ""]
+    Attributes:
+      grads: of the summed loss, a tree like the adapter.
+      loss, tokens: the summed cross-entropy in nats and how many target tokens it is of, float32 scalars.
+    """
+
+    grads: Any
+    loss: Any
+    tokens: Any
 
 
 def init_state(adapter: nnx.State, tx: optax.GradientTransformation) -> TrainState:

@@ -1,0 +1,269 @@
+"""Whole runs on a tiny checkpoint and toy data, by the code path that users take: `main.py`'s."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jpeft.cli import run_experiment
+from jpeft.train import loop
+from jpeft.train.checkpoint import Checkpoints
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+RESULT_KEYS = set(
+    "status method ablation task scale seed model trainable_parameters total_parameters metric_name metric "
+    "validation_loss best_epoch epochs_run train_examples seconds tokens_per_second peak_memory_bytes adapter_bytes "
+    "device device_count mesh versions commit started finished".split()
+)
+
+
+def run(config: str, workdir: Path, checkpoint: Path, data: Path, *overrides: str) -> int:
+    return run_experiment(
+        [
+            "main.py",
+            f"--config={CONFIGS / config}.py",
+            f"--workdir={workdir}",
+            "--quiet",
+            f"--config.model.name={checkpoint}",
+            f"--config.data.path={data}",
+            "--config.train.max_epochs=2",
+            "--config.train.batch_size=8",
+            "--config.train.accumulation_steps=2",
+            "--config.data.max_train=40",
+            "--config.data.max_target_length=12",
+            *overrides,
+        ]
+    )
+
+
+def result_of(workdir: Path) -> dict:
+    return json.loads((workdir / "result.json").read_text())
+
+
+def adapter_of(workdir: Path) -> dict[str, np.ndarray]:
+    return load_file(next((workdir / "adapter").glob("*.safetensors")))
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "ia3", "bitfit", "prompt"])
+def test_one_cell_of_each_method(method, tiny_checkpoint, toy_data, tmp_path, capsys):
+    assert run(f"{method}_agnews_low", tmp_path / "run", tiny_checkpoint, toy_data) == 0
+    assert "accuracy" in capsys.readouterr().out
+    result = result_of(tmp_path / "run")
+    assert RESULT_KEYS <= set(result)
+    assert result["status"] == "done" and result["method"] == method and result["epochs_run"] == 2
+    assert set(result["seconds"]) == {"total", "train", "validation", "test", "compile"}
+    assert result["train_examples"] == 40 and result["test_examples"] == 24
+    assert 0 <= result["metric"] <= 1 and result["metric_name"] == "accuracy"
+    assert result["adapter_bytes"] == sum(f.stat().st_size for f in (tmp_path / "run/adapter").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("config", "test_rows", "metrics"),
+    [
+        ("lora_cola_medium", 16, {"accuracy", "matthews_correlation", "unknown_answers"}),
+        ("ia3_drop_attention_e2e_medium", 24, {"rouge_l", "rouge_l_multi_reference"}),
+        ("lora_later_samsum_medium", 18, {"rouge_l"}),
+    ],
+)
+def test_one_cell_of_each_task_and_of_ablations(config, test_rows, metrics, tiny_checkpoint, toy_data, tmp_path):
+    assert run(config, tmp_path / "run", tiny_checkpoint, toy_data) == 0
+    result = result_of(tmp_path / "run")
+    assert set(result["metrics"]) == metrics and result["metric"] == result["metrics"][result["metric_name"]]
+    lines = [json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == test_rows
+    assert set(lines[0]) == {"id", "input", "target", "prediction", "score"}
+    assert np.mean([line["score"] for line in lines]) == pytest.approx(result["metric"])
+
+
+def test_a_run_directory_holds_what_it_should(tiny_checkpoint, toy_data, tmp_path):
+    workdir = tmp_path / "run"
+    assert run("lora_agnews_low", workdir, tiny_checkpoint, toy_data, "--config.eval.zero_shot=True") == 0
+    assert {path.name for path in workdir.iterdir()} - {".lock"} == {
+        "config.json", "metrics.jsonl", "tensorboard", "checkpoint", "adapter", "predictions.jsonl", "zero_shot.jsonl",
+        "splits.json", "result.json",
+    }  # fmt: skip
+    assert json.loads((workdir / "config.json").read_text())["train"]["learning_rate"]["warmup"] == 3e-3
+    splits = json.loads((workdir / "splits.json").read_text())
+    assert len(splits["rows"]["train"]) == 40 and not set(splits["rows"]["train"]) & set(splits["rows"]["validation"])
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if "step" in r] == list(range(1, 7))
+    assert [r["epoch"] for r in records if "validation_loss" in r] == [0, 1]
+    result = result_of(workdir)
+    assert set(result["zero_shot"]) == set(result["metrics"])
+    assert result["validation_loss"] == min(r["validation_loss"] for r in records if "validation_loss" in r)
+    assert any(workdir.glob("tensorboard/events.*"))
+
+
+def test_the_same_command_gives_the_same_adapter_and_another_seed_another(tiny_checkpoint, toy_data, tmp_path):
+    for name, seed in [("a", 0), ("b", 0), ("c", 1)]:
+        assert run("ia3_agnews_low", tmp_path / name, tiny_checkpoint, toy_data, f"--config.train.seed={seed}") == 0
+    a, b, c = (adapter_of(tmp_path / name) for name in "abc")
+    assert all(np.array_equal(a[leaf], b[leaf]) for leaf in a)
+    assert any(not np.array_equal(a[leaf], c[leaf]) for leaf in a)
+    rows = [json.loads((tmp_path / name / "splits.json").read_text())["rows"] for name in "ac"]
+    assert rows[0] == rows[1]  # the seed of training does not move the splits
+
+
+def test_the_best_adapter_is_kept_not_the_last(tiny_checkpoint, toy_data, tmp_path):
+    """A learning rate so high that the loss rises: the adapter is that of the best epoch, and training stops early."""
+    high = [f"--config.train.learning_rate.{point}=2.0" for point in ("initial", "warmup", "annealing")]
+    arguments = ("bitfit_agnews_low", tmp_path / "run", tiny_checkpoint, toy_data, *high)
+    assert run(*arguments, "--config.train.max_epochs=9", "--config.train.clip_grad_norm=1.0") == 0
+    result = result_of(tmp_path / "run")
+    losses = result["validation_losses"]
+    assert result["epochs_run"] == len(losses) < 9
+    assert losses[-1] >= losses[-2] == min(losses) == result["validation_loss"]
+    assert result["best_epoch"] == len(losses) - 2
+
+
+def test_a_finished_run_is_not_run_again_unless_told_to(tiny_checkpoint, toy_data, tmp_path, capsys):
+    arguments = ("lora_agnews_low", tmp_path / "run", tiny_checkpoint, toy_data)
+    assert run(*arguments) == 0
+    before = result_of(tmp_path / "run")
+    assert run(*arguments) == 0
+    assert result_of(tmp_path / "run") == before
+    assert run(*arguments, "--config.train.seed=5") == 2
+    assert "holds a run of another config (train.seed: 0 -> 5)" in capsys.readouterr().err
+    assert run(*arguments, "--overwrite", "--config.train.seed=5") == 0
+    assert result_of(tmp_path / "run")["seed"] == 5
+
+
+def test_a_custom_classification_from_jsonl(tiny_checkpoint, toy_jsonl, tmp_path):
+    assert run("lora_custom", tmp_path / "run", tiny_checkpoint, toy_jsonl, "--config.data.max_train=60") == 0
+    result = result_of(tmp_path / "run")
+    assert result["task"] == "custom" and result["metric_name"] == "accuracy"
+    assert (result["train_examples"], result["validation_examples"], result["test_examples"]) == (60, 9, 9)
+
+
+def test_a_run_can_start_from_an_earlier_adapter(tiny_checkpoint, toy_data, tmp_path, capsys):
+    assert run("lora_agnews_low", tmp_path / "first", tiny_checkpoint, toy_data) == 0
+    start = f"--config.method.from_adapter={tmp_path / 'first/adapter'}"
+    small_steps = [f"--config.train.learning_rate.{point}=1e-9" for point in ("initial", "warmup", "annealing")]
+    assert run("lora_agnews_low", tmp_path / "second", tiny_checkpoint, toy_data, start, *small_steps) == 0
+    first, second = adapter_of(tmp_path / "first"), adapter_of(tmp_path / "second")
+    for leaf in first:
+        np.testing.assert_allclose(second[leaf], first[leaf], atol=1e-6)
+    assert run("ia3_agnews_low", tmp_path / "third", tiny_checkpoint, toy_data, start) == 2
+    assert "make them agree" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_rows(tiny_checkpoint, toy_data, tmp_path, capsys):
+    absurd = [f"--config.train.learning_rate.{point}=1e30" for point in ("initial", "warmup", "annealing")]
+    assert run("full_agnews_low", tmp_path / "run", tiny_checkpoint, toy_data, *absurd) == 1
+    line = capsys.readouterr().err
+    assert "is nan at step" in line or "is inf at step" in line
+    assert "rows train/" in line and "lower train.learning_rate.warmup" in line
+    assert not (tmp_path / "run/result.json").exists()
+
+
+@contextlib.contextmanager
+def signal_after(monkeypatch, steps: int, number: int):
+    """Sends this process a signal when the run has made some steps."""
+    made = 0
+    step = loop.MetricsLog.step
+
+    def counted(self, **values):
+        nonlocal made
+        made += 1
+        step(self, **values)
+        if made == steps:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.MetricsLog, "step", counted)
+        yield
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_and_the_run_goes_on(number, tiny_checkpoint, toy_data, tmp_path, monkeypatch, capsys):
+    assert threading.current_thread() is threading.main_thread()
+    arguments = ("lora_agnews_low", tmp_path / "stopped", tiny_checkpoint, toy_data)
+    with signal_after(monkeypatch, 2, number):
+        assert run(*arguments) == 1
+    message = capsys.readouterr().err
+    assert f"stopped by {signal.Signals(number).name} after step 2" in message and "the same command goes on" in message
+    assert not (tmp_path / "stopped/result.json").exists()
+    assert run(*arguments) == 0
+    assert run("lora_agnews_low", tmp_path / "unbroken", tiny_checkpoint, toy_data) == 0
+    stopped, unbroken = adapter_of(tmp_path / "stopped"), adapter_of(tmp_path / "unbroken")
+    assert all(np.array_equal(stopped[leaf], unbroken[leaf]) for leaf in unbroken)
+    steps = [json.loads(line).get("step") for line in (tmp_path / "stopped/metrics.jsonl").read_text().splitlines()]
+    assert [step for step in steps if step] == list(range(1, 7))
+
+
+def test_a_damaged_checkpoint_is_passed_over(tiny_checkpoint, toy_data, tmp_path, monkeypatch):
+    arguments = (
+        "lora_agnews_low",
+        tmp_path / "run",
+        tiny_checkpoint,
+        toy_data,
+        "--config.train.checkpoint_every_seconds=0",
+    )
+    with signal_after(monkeypatch, 5, signal.SIGTERM):
+        assert run(*arguments) == 1
+    steps = sorted((tmp_path / "run/checkpoint").iterdir(), key=lambda path: int(path.name))
+    assert len(steps) == 2
+    for file in steps[-1].rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:7])
+    assert run(*arguments) == 0
+    assert run("lora_agnews_low", tmp_path / "unbroken", tiny_checkpoint, toy_data) == 0
+    mended, unbroken = adapter_of(tmp_path / "run"), adapter_of(tmp_path / "unbroken")
+    assert all(np.array_equal(mended[leaf], unbroken[leaf]) for leaf in unbroken)
+
+
+def test_when_no_checkpoint_can_be_read_the_way_out_is_named(tiny_checkpoint, toy_data, tmp_path, monkeypatch, capsys):
+    arguments = ("lora_agnews_low", tmp_path / "run", tiny_checkpoint, toy_data)
+    with signal_after(monkeypatch, 1, signal.SIGTERM):
+        assert run(*arguments) == 1
+    for file in (tmp_path / "run/checkpoint").rglob("d/*"):
+        file.write_bytes(b"")
+    capsys.readouterr()
+    assert run(*arguments) == 1
+    assert "can be read; start again with --overwrite" in capsys.readouterr().err
+    assert run(*arguments, "--overwrite") == 0
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(
+    tiny_checkpoint, toy_data, tmp_path, monkeypatch, capsys
+):
+    arguments = (
+        "lora_agnews_low",
+        tmp_path / "run",
+        tiny_checkpoint,
+        toy_data,
+        "--config.train.checkpoint_every_seconds=0",
+    )
+    saves = 0
+    manager_save = Checkpoints.save
+
+    def full(self, snapshot):
+        nonlocal saves
+        saves += 1
+        if saves == 3:
+            monkeypatch.setattr(
+                self._manager, "save", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+            )
+        manager_save(self, snapshot)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Checkpoints, "save", full)
+        assert run(*arguments) == 1
+    assert "can not be written" in (line := capsys.readouterr().err) and "No space left on device" in line
+    assert run(*arguments) == 0
+    assert result_of(tmp_path / "run")["status"] == "done"
+
+
+def test_two_processes_do_not_share_a_directory(tiny_checkpoint, toy_data, tmp_path, capsys):
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run/.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run("lora_agnews_low", tmp_path / "run", tiny_checkpoint, toy_data) == 2
+    assert "another process is at work" in capsys.readouterr().err
