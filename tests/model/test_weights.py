@@ -307,3 +307,29 @@ def test_a_save_that_fails_leaves_the_earlier_checkpoint(directory, monkeypatch)
         weights.save(T5(TINY, rngs=nnx.Rngs(6)), directory)
     assert (directory / "model.safetensors").read_bytes() == before
     assert sorted(path.name for path in directory.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.reference
+def test_pytorch_weights_are_the_same_model(saved):
+    import torch
+
+    model, directory = saved
+    stored = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    torch.save({name: torch.from_numpy(value) for name, value in stored.items()}, directory / "pytorch_model.bin")
+    same(values(weights.load(directory)), values(model))
+
+
+@pytest.mark.reference
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(directory, tmp_path):
+    import torch
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    (directory / "model.safetensors").unlink()
+    torch.save({"shared.weight": Evil()}, directory / "pytorch_model.bin")
+    with pytest.raises(RunFailed, match="pytorch_model.bin is damaged, or holds more than plain weights"):
+        weights.load(directory)
+    assert not (tmp_path / "ran").exists()
