@@ -122,3 +122,12 @@ def test_the_shapes_hold_every_batch_of_every_epoch(prepared, toy_data):
             for rows in step:
                 fitting_shape(data.shapes, lengths["train"][rows])
     fitting_shape(data.shapes, np.concatenate(list(lengths.values())))
+
+
+def test_the_last_shape_holds_test_rows_that_are_longer_than_any_that_trains(prepared, tmp_path):
+    for split, words in [("train", 1), ("validation", 1), ("test", 20)]:
+        write(tmp_path / f"{split}.jsonl", [("goal " * words, f"coach {i} " * words) for i in range(6)])
+    data, _ = prepared("custom", tmp_path, kind="generation")
+    longest = data.tokens["test"].lengths().max(axis=0)
+    assert (data.tokens["train"].lengths().max(axis=0) < longest).all()
+    assert fitting_shape(data.shapes, longest[None]) == data.shapes[-1]
