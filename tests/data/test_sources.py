@@ -260,8 +260,7 @@ def tfds(monkeypatch):
             assert self.prepared
             return TFDS[self.name][split]
 
-    module = types.ModuleType("tensorflow_datasets")
-    module.builder = Builder
+    module = types.SimpleNamespace(builder=Builder)
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
     return module
 

@@ -46,7 +46,7 @@ class Hub:
             if not self.cached or allow_patterns is None:
                 raise LocalEntryNotFoundError("Cannot find an appropriate cached snapshot folder")
         else:
-            self.fetched.append(allow_patterns)
+            self.fetched.append(list(allow_patterns or []))
         return str(self.directory)
 
 
