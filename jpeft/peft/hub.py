@@ -57,7 +57,7 @@ def save_adapter(model: T5, method: Method, chosen: Sequence[Site], directory: P
     named = {name: np.asarray(value) for name, value in named_leaves(model, Adapter).items()}
     if peft_knows(method):
         stem, config = "adapter", _peft_config(model, method, chosen, base_name)
-        tensors = _to_peft(named)
+        tensors = peft_tensors(named)
         file = directory / "adapter_model.safetensors"
     else:
         stem, tensors = "jpeft_adapter", named
@@ -145,7 +145,8 @@ def _read_ours(directory: Path) -> tuple[Method, dict[str, np.ndarray]]:
     return method, _read_tensors(directory / "jpeft_adapter.safetensors")
 
 
-def _to_peft(named: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def peft_tensors(named: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Leaves by our names as PEFT names and turns them in `adapter_model.safetensors`."""
     tensors = {}
     for name, value in named.items():
         path, _, leaf = name.rpartition("/")
