@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from importlib import resources
+from typing import Any
 
 import pytest
 
@@ -189,7 +190,7 @@ def test_the_task_has_the_template_and_kind_of_its_config():
 
 
 def test_unset_keys_of_the_default_config_take_values_of_their_type_only():
-    values = default_config()
+    values: Any = default_config()
     assert values.method.rank is None
     values.method.rank = 8
     values.data.path = "rows.csv"

@@ -138,14 +138,14 @@ def _from_hub(task: Task) -> dict[str, Columns]:
     repository, configuration, revision = task.hub
     datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset(repository, configuration, revision=revision)
+        loaded: Any = datasets.load_dataset(repository, configuration, revision=revision)
     except Exception as error:  # what is raised differs by what is between here and the hub
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise RunFailed(
             f"the hub can not be reached for {repository} ({reason}); without a network, give --config.data.path "
             f"a directory that holds {task.local}/train.parquet, validation.parquet and test.parquet."
         ) from None
-    splits = {split: dict(loaded[split].to_dict()) for split in _SPLIT_NAMES if split in loaded}
+    splits: dict[str, Columns] = {split: loaded[split].to_dict() for split in _SPLIT_NAMES if split in loaded}
     for columns in splits.values():  # the hub's copy of SAMSum is CSV, in which an empty dialogue reads as None
         for column in set(task.columns) & set(columns) - {task.target}:
             columns[column] = ["" if value is None else value for value in columns[column]]

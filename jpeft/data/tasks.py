@@ -162,7 +162,7 @@ def examples(task: Task, split: str, rows: Mapping[str, list[Any]], indices: Ite
     for row in indices:
         where = f"{split}/{row}"
         target = _answer(task, rows[task.target][row], where)
-        same = references.get(rows[task.same_input][row], []) if references else []
+        same = references.get(rows[task.same_input][row], []) if references and task.same_input else []
         others = dict.fromkeys(_answer(task, rows[task.target][other], where) for other in same)
         made.append(
             Example(

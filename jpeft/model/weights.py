@@ -105,7 +105,7 @@ def _read_msgpack(files: list[Path]) -> _InMemory:
     for path in files:
         try:
             tree = serialization.msgpack_restore(path.read_bytes())
-            flat = traverse_util.flatten_dict(tree, sep=".")
+            flat: Any = traverse_util.flatten_dict(tree, sep=".")
         except Exception as error:  # msgpack has no common base for what damaged bytes raise
             raise RunFailed(f"{path} is damaged or cut short ({error}); download or copy it again.") from None
         for name, value in flat.items():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from typing import Any
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -112,7 +113,7 @@ def test_a_flax_checkpoint_is_the_same_model(saved):
     stored = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
     (directory / "flax_model.msgpack").write_bytes(as_msgpack(stored))
-    names = traverse_util.flatten_dict(
+    names: Any = traverse_util.flatten_dict(
         serialization.msgpack_restore((directory / "flax_model.msgpack").read_bytes()), sep="/"
     )
     assert names["encoder/block/0/layer/0/SelfAttention/q/kernel"].shape == (16, 8)
