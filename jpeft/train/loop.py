@@ -194,7 +194,7 @@ class _Execution:
         rows = {name: len(part) for name, part in data.tokens.items()}
         self.display.say(
             f"{run.method.name}{f' ({run.ablation.name})' if run.ablation.name else ''} of {run.model.name} on "
-            f"{data.task.name}: {self.adapter_parameters:,} of {setup.total_parameters:,} parameters train ({share:.2g} %); "
+            f"{data.task.name}: {self.adapter_parameters:,} of {setup.total_parameters:,} parameters train ({share:.3g} %); "
             f"{rows['train']:,} training, {rows['validation']:,} validation, {rows['test']:,} test rows; "
             f"{self.steps_per_epoch} steps an epoch, {run.train.max_epochs} epochs at most"
         )
