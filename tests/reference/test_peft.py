@@ -1,0 +1,156 @@
+"""Adapters against a live Hugging Face PEFT: values, gradients, and files in both directions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from flax import nnx
+
+from jpeft.eval.loss import loss_sums
+from jpeft.model import weights
+from jpeft.model.leaves import named_leaves
+from jpeft.peft import base, hub
+from jpeft.peft.base import Adapter, Selection
+from jpeft.peft.methods import build
+from tests.golden import make_golden
+
+pytestmark = [
+    pytest.mark.reference,
+    # transformers' own T5 still asks under the old name.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    # It goes by the config, where transformers 5 has rewritten what an untied model said.
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer is part:UserWarning"),
+]
+SEED = 2
+
+
+@pytest.fixture(scope="module", params=["tied_relu", "untied_gated"])
+def saved_base(request, tmp_path_factory):
+    """`(directory of a random model in Hugging Face layout, batch)`."""
+    sizes, tied, golden_seed = make_golden.ARCHITECTURES[request.param]
+    assert golden_seed != SEED
+    directory = tmp_path_factory.mktemp("reference") / request.param
+    make_golden.save_model(make_golden.build_model(sizes, tied=tied, seed=SEED), directory)
+    return directory, make_golden.make_batch(sizes["vocab_size"], seed=SEED)
+
+
+def torch_base(directory):
+    return transformers.T5ForConditionalGeneration.from_pretrained(directory).eval()
+
+
+def our_batch(batch) -> dict[str, jax.Array]:
+    labels = batch["labels"].numpy()
+    targets = np.maximum(labels, 0)
+    return {
+        "encoder_input_tokens": jnp.asarray(batch["input_ids"].numpy(), jnp.int32),
+        "decoder_input_tokens": jnp.asarray(np.pad(targets, ((0, 0), (1, 0)))[:, :-1], jnp.int32),
+        "decoder_target_tokens": jnp.asarray(targets, jnp.int32),
+        "decoder_loss_weights": jnp.asarray(labels != -100, jnp.float32),
+    }
+
+
+def our_logits(model, batch) -> np.ndarray:
+    ours = our_batch(batch)
+    with jax.default_matmul_precision("highest"):
+        forward = jax.jit(lambda model, *tokens: model(*tokens))
+        return np.asarray(forward(model, ours["encoder_input_tokens"], ours["decoder_input_tokens"]))
+
+
+def our_gradients(adapted, batch) -> dict[str, np.ndarray]:
+    """Of the mean loss per target token, by PEFT's names and in its orientation."""
+    graphdef, adapter, frozen = base.split(adapted)
+
+    def mean_loss(adapter):
+        total, tokens = loss_sums(nnx.merge(graphdef, adapter, frozen), our_batch(batch))
+        return total / tokens
+
+    with jax.default_matmul_precision("highest"):
+        gradient = jax.jit(jax.grad(mean_loss))(adapter)
+    named = named_leaves(nnx.merge(graphdef, gradient, frozen), Adapter)
+    return hub.peft_tensors({name: np.asarray(value) for name, value in named.items()})
+
+
+def their_logits(model, batch) -> np.ndarray:
+    with torch.no_grad():
+        return make_golden.run(model, batch).logits.numpy()
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("lora", {}),
+        ("lora", {"target_modules": ["q", "v"], "r": 3, "lora_alpha": 5}),
+        ("lora", {"use_rslora": True}),
+        ("lora", {"target_modules": r".*decoder\.block\.[01]\.layer\.[01]\..*\.(q|o)"}),
+        ("lora", {"target_modules": ["q", "wo"], "layers_to_transform": [2], "layers_pattern": "block"}),
+        ("ia3", {}),
+        ("prompt", {}),
+    ],
+    ids=["lora", "lora of q and v", "rank-stabilised", "lora by pattern", "lora of one layer", "ia3", "prompt"],
+)
+def test_we_open_what_peft_saves(method, options, saved_base, tmp_path):
+    directory, batch = saved_base
+    theirs = make_golden.add_adapter(torch_base(directory), method, seed=SEED, **options)
+    theirs.save_pretrained(tmp_path)
+    model = weights.load(directory)
+    ours, _, _ = hub.load_adapter(tmp_path, model)
+    logits = our_logits(ours, batch)
+    np.testing.assert_allclose(logits, their_logits(theirs, batch), rtol=0, atol=1e-4)
+    assert np.abs(logits - our_logits(model, batch)).max() > 0.1
+
+    gradients = make_golden.adapter_gradients(theirs, batch)
+    found = our_gradients(ours, batch)
+    assert found.keys() == gradients.keys()
+    for name, value in gradients.items():
+        np.testing.assert_allclose(found[name], value.numpy(), rtol=0, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "selection"),
+    [
+        ("lora", {"rank": 3, "alpha": 5.0}, Selection()),
+        ("lora", {"rank": 4, "alpha": 3.0, "rank_stabilized": True}, Selection()),
+        ("lora", {}, Selection(pattern="encoder/.*/[qo]|decoder/layers/1/.*/v")),
+        ("lora", {}, Selection(names=("q", "wo", "lm_head"))),
+        ("lora", {}, Selection(layers={"encoder": [0], "decoder": [2]})),
+        ("ia3", {}, Selection()),
+        ("ia3", {}, Selection(stacks=("decoder",))),
+        ("prompt", {"prompt_length": 7}, Selection()),
+    ],
+    ids=[
+        "lora",
+        "rank-stabilised",
+        "lora by pattern",
+        "lora of the head",
+        "lora of some layers",
+        "ia3",
+        "ia3 of a stack",
+        "prompt",
+    ],
+)
+def test_peft_opens_what_we_save(name, options, selection, saved_base, tmp_path, key):
+    directory, batch = saved_base
+    model = weights.load(directory)
+    if selection.names and "lm_head" in selection.names and model.config.tie_word_embeddings:
+        selection = Selection(names=("q", "wo"))  # a tied head is no linear map of its own
+    method = build(name, "official", options)
+    chosen = base.select(model, method, selection)
+    graphdef, adapter, frozen = base.split(base.attach(model, method, chosen, key))
+    draw = np.random.default_rng(SEED)
+    adapter = jax.tree.map(lambda leaf: leaf + 0.2 * draw.standard_normal(leaf.shape).astype(np.float32), adapter)
+    adapted = nnx.merge(graphdef, adapter, frozen)
+    hub.save_adapter(adapted, method, chosen, tmp_path, base_name=str(directory))
+
+    theirs = peft.PeftModel.from_pretrained(torch_base(directory), tmp_path).eval()
+    logits = our_logits(adapted, batch)
+    np.testing.assert_allclose(logits, their_logits(theirs, batch), rtol=0, atol=1e-4)
+    assert np.abs(logits - our_logits(model, batch)).max() > 0.1
+    names = [
+        name for name, _ in theirs.named_parameters() if any(part in name for part in ("lora_", "ia3_", "prompt_"))
+    ]
+    assert sum(theirs.get_parameter(name).numel() for name in names) == base.count(
+        adapter
+    )  # nothing that PEFT would leave at its initial value
