@@ -1,0 +1,134 @@
+"""Properties of greedy and beam search. `test_golden.py` compares their tokens with another implementation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jpeft.model.decode import beam_search, greedy
+from jpeft.model.leaves import fill, named_leaves
+from jpeft.model.t5 import T5, split_segments
+from tests.conftest import TINY, make_batch
+
+MAX_LENGTH = 24
+ROWS = 12
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A random model whose rows end early, late and never; an untouched one would repeat one token for ever."""
+    model = T5(TINY, rngs=nnx.Rngs(6))
+    draw = np.random.default_rng(6)
+    values = {name: np.array(value) for name, value in named_leaves(model, nnx.Param).items()}
+    values["decoder/final_norm/scale"] = draw.standard_normal(TINY.d_model)  # of random sign: no repeating
+    for name, value in values.items():
+        if name.endswith(("q/kernel", "o/kernel", "wo/kernel")):
+            value *= 2
+    values["lm_head/kernel"] *= 2
+    values["lm_head/kernel"][:, TINY.eos_token_id] *= 3
+    fill(model, nnx.Param, lambda name, shape: values[name], np.float32)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return make_batch(TINY, rows=ROWS, enc_len=8, dec_len=2, seed=1)["encoder_input_tokens"]
+
+
+_greedy = jax.jit(functools.partial(greedy, max_length=MAX_LENGTH))
+_one_beam, _four_beams = (
+    jax.jit(functools.partial(beam_search, max_length=MAX_LENGTH, num_beams=beams)) for beams in (1, 4)
+)
+
+
+@pytest.fixture(scope="module")
+def chosen(model, tokens):
+    """Greedy tokens of the batch."""
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(_greedy(model, tokens))
+
+
+def _lengths(generated) -> np.ndarray:
+    return np.sum(np.asarray(generated) != TINY.pad_token_id, axis=1)
+
+
+def _log_probs(model, tokens, generated) -> np.ndarray:
+    """Log-probability of each generated token by one pass over the whole sequence: `[batch, max_length, vocab]`."""
+    decoder_input = jnp.pad(jnp.asarray(generated), ((0, 0), (1, 0)))[:, :-1]
+    return np.asarray(jax.nn.log_softmax(jax.jit(lambda m, *tokens: m(*tokens))(model, tokens, decoder_input)))
+
+
+def _mean_log_prob(model, tokens, generated) -> np.ndarray:
+    each = np.take_along_axis(_log_probs(model, tokens, generated), np.asarray(generated)[..., None], axis=-1)[..., 0]
+    is_real = np.arange(MAX_LENGTH) < _lengths(generated)[:, None]
+    return np.sum(each * is_real, axis=1) / np.sum(is_real, axis=1)
+
+
+def test_the_text_is_varied(chosen):
+    lengths = _lengths(chosen)
+    assert min(lengths) < 10 and max(lengths) == MAX_LENGTH and len(set(lengths)) >= 4
+    assert max(len(set(row)) for row in chosen) >= 8
+
+
+def test_greedy_with_a_cache_is_the_argmax_of_the_full_pass(model, tokens, chosen):
+    best = _log_probs(model, tokens, chosen).argmax(axis=-1)
+    for row, length in enumerate(_lengths(chosen)):
+        np.testing.assert_array_equal(chosen[row, :length], best[row, :length])
+
+
+def test_the_cache_follows_the_segments(model, tokens, chosen):
+    split = nnx.clone(model)
+    split_segments(split.decoder, [1])
+    np.testing.assert_array_equal(_greedy(split, tokens), chosen)
+
+
+@pytest.mark.parametrize("search", [_greedy, _four_beams], ids=["greedy", "beam"])
+def test_nothing_but_padding_after_the_end(search, model, tokens):
+    ended = 0
+    for row in np.asarray(search(model, tokens)):
+        ends = np.flatnonzero(row == TINY.eos_token_id)
+        if len(ends):
+            assert np.all(row[ends[0] + 1 :] == TINY.pad_token_id)
+            ended += 1
+    assert 0 < ended
+
+
+@pytest.mark.parametrize("search", [_greedy, _four_beams], ids=["greedy", "beam"])
+def test_nothing_is_generated_for_a_row_of_padding(search, model, tokens):
+    with_padding = tokens.at[2].set(TINY.pad_token_id)
+    generated = np.asarray(search(model, with_padding))
+    assert np.all(generated[2] == TINY.pad_token_id)
+    others = np.arange(ROWS) != 2
+    np.testing.assert_array_equal(generated[others], np.asarray(search(model, tokens))[others])
+
+
+@pytest.mark.parametrize("search", [_greedy, _four_beams], ids=["greedy", "beam"])
+def test_rows_are_searched_alone(search, model, tokens):
+    whole = np.asarray(search(model, tokens))
+    np.testing.assert_array_equal(search(model, tokens[::-1]), whole[::-1])
+
+
+def test_one_beam_is_greedy(model, tokens, chosen):
+    np.testing.assert_array_equal(_one_beam(model, tokens), chosen)
+
+
+def test_beams_are_greedy_where_the_model_is_sure(model, tokens):
+    peaked = nnx.clone(model)
+    peaked.lm_head.kernel.set_value(peaked.lm_head.kernel[...] * 1000)
+    np.testing.assert_array_equal(_four_beams(peaked, tokens), _greedy(peaked, tokens))
+
+
+def test_beams_find_better_hypotheses_than_greedy(model, tokens, chosen):
+    found = _four_beams(model, tokens)
+    assert np.any(np.asarray(found) != chosen)
+    gain = _mean_log_prob(model, tokens, found) - _mean_log_prob(model, tokens, chosen)
+    assert gain.mean() > 0.01

@@ -1,0 +1,216 @@
+"""Properties of the network that hold whatever its weights are."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.extend.core import jaxprs_in_params
+
+from jpeft.eval.loss import loss_sums
+from jpeft.model.config import RELEASED
+from jpeft.model.leaves import fill, named_leaves
+from jpeft.model.t5 import REMAT_POLICIES, T5, RelativeBias, dropout, num_stacked, split_segments, unroll
+from tests.conftest import TINY, make_batch
+
+DEEP = dataclasses.replace(TINY, num_layers=4, num_decoder_layers=3, dropout_rate=0.1)
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def deep_t5():
+    return T5(DEEP, rngs=nnx.Rngs(1))
+
+
+@jax.jit
+def forward(model, encoder_tokens, decoder_tokens, key=None):
+    return model(encoder_tokens, decoder_tokens, key)
+
+
+def logits_of(model, batch, key=None):
+    return np.asarray(forward(model, batch["encoder_input_tokens"], batch["decoder_input_tokens"], key))
+
+
+def test_more_padding_changes_no_logit(tiny_t5, batch):
+    padded = batch | {"encoder_input_tokens": jnp.pad(batch["encoder_input_tokens"], ((0, 0), (0, 7)))}
+    np.testing.assert_allclose(logits_of(tiny_t5, padded), logits_of(tiny_t5, batch), rtol=0, atol=1e-5)
+
+
+def test_rows_of_a_batch_do_not_see_each_other(tiny_t5, batch):
+    logits = logits_of(tiny_t5, batch)
+    alone = [logits_of(tiny_t5, {name: value[i : i + 1] for name, value in batch.items()})[0] for i in range(3)]
+    np.testing.assert_allclose(logits, np.stack(alone), rtol=0, atol=1e-5)
+
+
+def test_the_future_does_not_change_the_past(tiny_t5, batch):
+    tokens = batch["decoder_input_tokens"]
+    logits = logits_of(tiny_t5, batch)
+    for position in range(1, tokens.shape[1]):
+        changed = tokens.at[:, position:].set((tokens[:, position:] + 11) % TINY.vocab_size)
+        after = logits_of(tiny_t5, batch | {"decoder_input_tokens": changed})
+        np.testing.assert_array_equal(after[:, :position], logits[:, :position])
+        assert np.all(np.abs(after[:, position] - logits[:, position]).max(axis=-1) > 1e-3)
+
+
+def test_every_input_token_counts(tiny_t5, batch):
+    tokens = batch["encoder_input_tokens"]
+    logits = logits_of(tiny_t5, batch)
+    for position in range(tokens.shape[1]):
+        changed = tokens.at[0, position].set((tokens[0, position] + 11) % TINY.vocab_size)
+        after = logits_of(tiny_t5, batch | {"encoder_input_tokens": changed})
+        assert np.abs(after[0] - logits[0]).max() > 1e-4
+        np.testing.assert_array_equal(after[1:], logits[1:])
+
+
+def test_layers_one_by_one_give_the_logits_of_the_loop(deep_t5, batch):
+    unrolled = nnx.clone(deep_t5)
+    unroll(unrolled)
+    assert [len(unrolled.encoder.segments), len(unrolled.decoder.segments)] == [4, 3]
+    np.testing.assert_allclose(logits_of(unrolled, batch), logits_of(deep_t5, batch), rtol=0, atol=1e-5)
+
+
+def test_split_segments_keeps_logits(deep_t5, batch):
+    split = nnx.clone(deep_t5)
+    split_segments(split.encoder, [1, 3])
+    split_segments(split.decoder, [2])
+    assert [num_stacked(block) for block in split.encoder.segments] == [1, 2, 1]
+    assert [num_stacked(block) for block in split.decoder.segments] == [2, 1]
+    split_segments(split.encoder, [1])  # nothing to cut
+    assert [num_stacked(block) for block in split.encoder.segments] == [1, 2, 1]
+    np.testing.assert_allclose(logits_of(split, batch), logits_of(deep_t5, batch), rtol=0, atol=1e-5)
+
+
+def test_names_and_values_of_leaves_do_not_depend_on_the_segments(deep_t5):
+    whole = named_leaves(deep_t5, nnx.Param)
+    split = nnx.clone(deep_t5)
+    split_segments(split.encoder, [1, 3])
+    split_segments(split.decoder, [1, 2])
+    parts = named_leaves(split, nnx.Param)
+    assert parts.keys() == whole.keys()
+    assert "encoder/layers/3/self_attention/q/kernel" in parts and "decoder/layers/2/feed_forward/wo/kernel" in parts
+    for name, value in whole.items():
+        np.testing.assert_array_equal(parts[name], value, err_msg=name)
+
+
+def test_fill_puts_each_leaf_where_its_name_says(deep_t5):
+    values = {name: np.asarray(value) * 2 for name, value in named_leaves(deep_t5, nnx.Param).items()}
+    filled = nnx.clone(deep_t5)
+    split_segments(filled.encoder, [2])
+    fill(filled, nnx.Param, lambda name, shape: values[name], np.float32)
+    for name, value in named_leaves(filled, nnx.Param).items():
+        np.testing.assert_array_equal(value, values[name], err_msg=name)
+
+
+@pytest.mark.parametrize("policy", [policy for policy in REMAT_POLICIES if policy != "none"])
+def test_remat_changes_neither_loss_nor_gradient(policy, deep_t5, batch, key):
+    @jax.jit
+    def loss_and_gradient(model):
+        graphdef, params = nnx.split(model)
+        return jax.value_and_grad(lambda params: loss_sums(nnx.merge(graphdef, params), batch, key)[0])(params)
+
+    remat = nnx.clone(deep_t5)
+    remat.encoder.remat = remat.decoder.remat = policy
+    assert any(equation.primitive.name.startswith("remat") for equation in _equations(loss_and_gradient, remat))
+    expected_loss, expected = loss_and_gradient(deep_t5)
+    loss, gradient = loss_and_gradient(remat)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_zeroes_its_share_and_scales_the_rest(key):
+    x = jnp.ones((200, 500))
+    dropped = np.asarray(dropout(x, 0.3, key))
+    assert np.all((dropped == 0) | np.isclose(dropped, 1 / 0.7))
+    assert abs(np.mean(dropped == 0) - 0.3) < 0.01  # seven standard deviations
+    assert abs(dropped.mean() - 1) < 0.015
+    assert dropout(x, 0.3, None) is x and dropout(x, 0.0, key) is x
+
+
+def test_dropout_of_the_model_follows_its_key(deep_t5, batch):
+    first, second = jax.random.key(1), jax.random.key(2)
+    without = logits_of(deep_t5, batch)
+    np.testing.assert_array_equal(without, logits_of(deep_t5, batch))
+    dropped = logits_of(deep_t5, batch, first)
+    np.testing.assert_array_equal(dropped, logits_of(deep_t5, batch, first))
+    for other in (without, logits_of(deep_t5, batch, second)):
+        assert np.abs(dropped - other).max() > 0.1
+
+
+def test_bfloat16_is_near_float32_and_returns_float32_logits(batch):
+    model = T5(TINY, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    encoded, _ = jax.eval_shape(model.encode, batch["encoder_input_tokens"])
+    assert encoded.dtype == jnp.bfloat16
+    tokens = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
+    products = [e for e in _equations(forward, model, *tokens) if e.primitive.name == "dot_general"]
+    assert len(products) > 10
+    assert {variable.aval.dtype for product in products for variable in product.invars} == {jnp.dtype(jnp.bfloat16)}
+    logits = logits_of(model, batch)
+    assert logits.dtype == np.float32
+    exact = logits_of(T5(TINY, rngs=nnx.Rngs(0)), batch)
+    error = np.abs(logits - exact).max() / np.abs(exact).max()
+    assert 1e-4 < error < 0.05
+
+
+def _equations(function, *args) -> list:
+    """Every operation of a program, those inside of loops and calls too."""
+    found = []
+    programs = [jax.make_jaxpr(function)(*args).jaxpr]
+    while programs:
+        for equation in programs.pop().eqns:
+            found.append(equation)
+            programs += jaxprs_in_params(equation.params)
+    return found
+
+
+def _bucket(relative: int, *, bidirectional: bool, num_buckets: int, max_distance: int) -> int:
+    """One entry of the table of Raffel et al.'s code, distance by distance: `relative` is key minus query."""
+    bucket = 0
+    if bidirectional:
+        num_buckets //= 2
+        bucket = num_buckets if relative > 0 else 0
+        distance = abs(relative)
+    else:
+        distance = max(-relative, 0)
+    exact = num_buckets // 2
+    if distance < exact:
+        return bucket + distance
+    steps = math.log(distance / exact) / math.log(max_distance / exact) * (num_buckets - exact)
+    # Where the logarithm is a whole number, 2 ** k of the exact ones, rounding must not lose it.
+    return bucket + min(exact + math.floor(steps + 1e-6), num_buckets - 1)
+
+
+@pytest.mark.parametrize("bidirectional", [True, False], ids=["encoder", "decoder"])
+@pytest.mark.parametrize(("num_buckets", "max_distance"), [(32, 128), (8, 20)])
+def test_relative_position_buckets(bidirectional, num_buckets, max_distance):
+    config = dataclasses.replace(
+        TINY,
+        relative_attention_num_buckets=num_buckets,
+        relative_attention_max_distance=max_distance,
+        num_heads=1,
+    )
+    module = RelativeBias(config, bidirectional=bidirectional, rngs=nnx.Rngs(0))
+    module.embedding.set_value(jnp.arange(num_buckets, dtype=jnp.float32)[:, None])  # the bias is the bucket
+    size = max_distance + 30
+    sizes = {"bidirectional": bidirectional, "num_buckets": num_buckets, "max_distance": max_distance}
+    expected = [[_bucket(key - query, **sizes) for key in range(size)] for query in range(size)]
+    np.testing.assert_array_equal(module.bias(size, size)[0, 0], expected)
+
+
+def test_parameters_of_the_released_xl():
+    model = nnx.eval_shape(lambda: T5(RELEASED["google/flan-t5-xl"], rngs=nnx.Rngs(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == 2_849_757_184
+
+
+def test_a_row_of_padding_alone_stays_finite(tiny_t5):
+    batch = make_batch(TINY, rows=2, enc_len=6, dec_len=3)
+    batch["encoder_input_tokens"] = batch["encoder_input_tokens"].at[1].set(TINY.pad_token_id)
+    assert np.all(np.isfinite(logits_of(tiny_t5, batch)))
