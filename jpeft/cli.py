@@ -108,7 +108,7 @@ def _explain_flag(error: Exception, argv: Sequence[str]) -> str:
         if name.startswith("config.") and name.removeprefix("config.") not in known:
             close = difflib.get_close_matches(name.removeprefix("config."), known, n=1, cutoff=0.0)[0]
             return f"unknown config key {name}; did you mean config.{close}?"
-    return str(error).partition("\n")[0].strip("'\"")
+    return str(error.args[0] if error.args else error).partition("\n")[0]
 
 
 def _config_keys() -> dict[str, str]:

@@ -136,7 +136,6 @@ def _from_hub(task: Task) -> dict[str, Columns]:
     import datasets
 
     repository, configuration, revision = task.hub
-    datasets.disable_progress_bars()
     try:
         loaded: Any = datasets.load_dataset(repository, configuration, revision=revision)
     except Exception as error:  # what is raised differs by what is between here and the hub

@@ -1,6 +1,7 @@
 """Where a model name leads: to a directory, to a model that comes with the package, or to the Hugging Face hub."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from jpeft.errors import RunFailed, UserError
@@ -22,8 +23,11 @@ def _without_network() -> str:
     return f"without a network, give --config.model.name a local directory in Hugging Face layout{packaged}"
 
 
-def resolve(name: str) -> Path:
+def resolve(name: str, *, report: Callable[[str], None] = lambda line: None) -> Path:
     """The local directory of a model, downloaded from the hub if it has to be.
+
+    Args:
+      report: hears when the hub is asked, which can take long.
 
     Raises:
       UserError: `name` is no directory, no packaged model and not of a hub id's form, or the hub does not know it.
@@ -38,7 +42,7 @@ def resolve(name: str) -> Path:
         raise UserError(f"model.name {name!r} is a file; it must be a directory in Hugging Face layout.")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(_no_such_name(name))
-    return _download(name)
+    return _download(name, report)
 
 
 def _no_such_name(name: str) -> str:
@@ -54,8 +58,9 @@ def _is_complete(directory: Path) -> bool:
     return (directory / "config.json").is_file() and any((directory / name).is_file() for name in VOCABULARIES)
 
 
-def _download(repository: str) -> Path:
+def _download(repository: str, report: Callable[[str], None]) -> Path:
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import logging as hub_logging
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
@@ -68,6 +73,8 @@ def _download(repository: str) -> Path:
         pass
     except HFValidationError:
         raise UserError(_no_such_name(repository)) from None
+    report(f"asks the Hugging Face hub for {repository}; gives up after about half a minute without a network")
+    hub_logging.set_verbosity_error()  # else every retry is a warning of two lines
     try:
         files = set(HfApi().list_repo_files(repository))
         patterns = _weight_patterns(files)

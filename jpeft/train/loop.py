@@ -113,7 +113,7 @@ class _Execution:
     def __init__(self, run: Run, directory: RunDirectory, display: Display):
         self.run, self.directory, self.display = run, directory, display
         use_compilation_cache(cache_directory() / "compiled")
-        self.setup = set_up(run)
+        self.setup = set_up(run, report=display.say)
         self.data = self._prepare_data()
         directory.write_json("splits.json", data_record(self.data.row_ids(), self.data.tokens, self.data.shapes))
         model, train = self.setup.model, run.train

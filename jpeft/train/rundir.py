@@ -49,13 +49,15 @@ class RunDirectory:
     def _take(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
         file = self.path / "config.json"
         if file.is_file():
+            # A run that ended before its first checkpoint has nothing to lose: its directory is free for the next try.
+            has_work = (self.path / "result.json").exists() or any((self.path / "checkpoint").glob("*"))
             changed = differences(_read_json(file), config)
-            if changed and not overwrite:
+            if changed and has_work and not overwrite:
                 shown = "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
                 raise UserError(
                     f"{self.path} holds a run of another config ({shown}); name another --workdir, or give --overwrite."
                 )
-            if overwrite:
+            if overwrite or changed:
                 self._clear()
         elif any(entry.name != ".lock" for entry in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and holds no run; name another --workdir.")

@@ -1,6 +1,7 @@
 """From a run's config to its model with the method attached, and its tokenizer."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -55,14 +56,14 @@ def selection(run: Run, model: T5) -> Selection:
     )
 
 
-def set_up(run: Run) -> Setup:
-    """Loads the base and attaches the method.
+def set_up(run: Run, *, report: Callable[[str], None] = lambda line: None) -> Setup:
+    """Loads the base and attaches the method; `report` hears what takes long.
 
     Raises:
       UserError: the model or adapter is not there, does not fit, or the selection matches nothing.
       RunFailed: a file is damaged, or the hub can not be reached.
     """
-    directory = resolve(run.model.name)
+    directory = resolve(run.model.name, report=report)
     dtype = compute_dtype(run.model.dtype)
     # What full tuning trains is kept in float32; read it so, not through a rounded copy.
     stored_dtype = jnp.float32 if run.method.name == "full" else dtype

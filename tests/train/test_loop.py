@@ -267,3 +267,11 @@ def test_two_processes_do_not_share_a_directory(tiny_checkpoint, toy_data, tmp_p
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert run("lora_agnews_low", tmp_path / "run", tiny_checkpoint, toy_data) == 2
     assert "another process is at work" in capsys.readouterr().err
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_does_not_hold_its_directory(
+    tiny_checkpoint, toy_data, tmp_path, capsys
+):
+    assert run("lora_agnews_low", tmp_path / "run", tmp_path, toy_data) == 2
+    assert "holds no config.json" in capsys.readouterr().err
+    assert run("lora_agnews_low", tmp_path / "run", tiny_checkpoint, toy_data) == 0
