@@ -10,6 +10,7 @@ it a directory an adapter, in PEFT's layout, with its own `expected.safetensors`
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import peft
@@ -23,7 +24,7 @@ MAX_NEW_TOKENS = 64
 ADAPTERS = ("lora", "ia3", "prompt")
 _SMALL = dict(vocab_size=96, d_model=16, d_kv=4, d_ff=32, num_layers=3, num_heads=4)
 # Sizes, whether the head is tied to the embedding, and a seed whose model writes varied text of varied length.
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, tuple[dict[str, Any], bool, int]] = {
     "tied_relu": (_SMALL | dict(feed_forward_proj="relu"), True, 78),
     "untied_gated": (_SMALL | dict(feed_forward_proj="gated-gelu"), False, 14),
     "tall_odd": (  # d_kv * num_heads is not d_model
@@ -40,7 +41,7 @@ def build_model(sizes: dict, *, tied: bool, seed: int) -> transformers.T5ForCond
     Weights much larger than these make float32 itself uncertain by more than the tests' tolerances.
     """
     torch.manual_seed(seed)
-    config = transformers.T5Config(**sizes, tie_word_embeddings=tied, decoder_start_token_id=0)
+    config = transformers.T5Config(**sizes | {"tie_word_embeddings": tied, "decoder_start_token_id": 0})
     model = transformers.T5ForConditionalGeneration(config).eval()
     if not tied:  # transformers 5 ties the head of every T5 that it makes
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.4)
@@ -111,7 +112,7 @@ def expectations(model, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 def add_adapter(model, method: str, *, seed: int, **options) -> peft.PeftModel:
     """A PEFT model around `model` with every value of the adapter random."""
     torch.manual_seed(seed)
-    task = {"task_type": "SEQ_2_SEQ_LM"}
+    task: Any = {"task_type": "SEQ_2_SEQ_LM"}
     match method:
         case "lora":
             options = {"r": 4, "lora_alpha": 8, "target_modules": ["q", "k", "v", "o"]} | options
@@ -120,6 +121,8 @@ def add_adapter(model, method: str, *, seed: int, **options) -> peft.PeftModel:
             config = peft.IA3Config(**task, target_modules=["k", "v", "wo"], feedforward_modules=["wo"])
         case "prompt":  # PEFT would allocate a second prompt, for the decoder, and not use it
             config = peft.PromptTuningConfig(**task, num_virtual_tokens=5, num_transformer_submodules=1)
+        case _:
+            raise ValueError(f"no adapter is called {method!r}; there are: {', '.join(ADAPTERS)}.")
     adapted = peft.get_peft_model(model, config).eval()
     with torch.no_grad():
         for weight in adapted.parameters():
@@ -128,7 +131,7 @@ def add_adapter(model, method: str, *, seed: int, **options) -> peft.PeftModel:
     return adapted
 
 
-def adapter_gradients(adapted: peft.PeftModel, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def adapter_gradients(adapted: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Gradients of the mean loss by the names that the values have in `adapter_model.safetensors`."""
     adapted.zero_grad()
     run(adapted, batch).loss.backward()
@@ -140,7 +143,7 @@ def adapter_gradients(adapted: peft.PeftModel, batch: dict[str, torch.Tensor]) -
 
 def save_adapter(adapted: peft.PeftModel, directory: Path) -> None:
     """As PEFT saves it, with what differs from run to run taken out."""
-    adapted.save_pretrained(directory)
+    adapted.save_pretrained(str(directory))
     (directory / "README.md").unlink(missing_ok=True)
     config = json.loads((directory / "adapter_config.json").read_text())
     for key, value in config.items():  # sets, in the order of their hashes

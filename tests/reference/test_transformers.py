@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,8 @@ def test_generated_tokens(ours, expected):
 def test_transformers_opens_what_we_save(pair, ours, expected, tmp_path):
     theirs, _, batch = pair
     weights.save(ours, tmp_path)
-    again, loading = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    opened: Any = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    again, loading = opened
     assert not any(loading[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert (again.lm_head.weight is again.shared.weight) == (theirs.lm_head.weight is theirs.shared.weight)
     with torch.no_grad():
