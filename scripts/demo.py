@@ -93,7 +93,9 @@ def main() -> int:
     topics = news_items(2500, seed=1)
     write_rows(out / "topics.jsonl", topics, "which topic is this?", {topic: topic for topic in _SUBJECTS})
     write_rows(out / "desks.jsonl", news_items(1000, seed=2), "which desk takes this?", _DESKS)
-    make_base(out / "random", [*(text for text, _ in topics), *_DESKS.values(), "which topic is this? which desk takes this?"])
+    make_base(
+        out / "random", [*(text for text, _ in topics), *_DESKS.values(), "which topic is this? which desk takes this?"]
+    )
 
     def run(name: str, *flags: str) -> int:
         print(f"\n--- {name}: python main.py {' '.join(flags)}\n", file=sys.stderr)

@@ -49,6 +49,7 @@ def caches(tmp_path_factory):
     directory = tmp_path_factory.mktemp("cache")
     os.environ["JPEFT_CACHE"] = str(directory)
     use_compilation_cache(directory / "compiled")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # many tests compile the same small programs
     return directory
 
 
@@ -90,7 +91,9 @@ def spec(tree) -> dict[str, str]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     names = {"float32": "f32", "bfloat16": "bf16", "int32": "i32"}
     return {
-        "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path if str(p) != ".value"): names[str(leaf.dtype)]
+        "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path if str(p) != ".value"): names[
+            str(leaf.dtype)
+        ]
         + str(list(leaf.shape)).replace(" ", "")
         for path, leaf in leaves
     }

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ class Checkpoints:
         arrays = {"state": like.state, "best": like.best}
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(arrays))
         steps = sorted(self._manager.all_steps(), reverse=True)
+        hook, sys.unraisablehook = sys.unraisablehook, _ignore_late_reads(sys.unraisablehook)
         for step in steps:
             args = ocp.args.Composite(arrays=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
             try:
@@ -109,6 +111,8 @@ class Checkpoints:
                 shutil.rmtree(self._directory / str(step))
                 self._manager.reload()
                 continue
+            if step == steps[0]:
+                sys.unraisablehook = hook
             leaves = [restored["arrays"][name] for name in _named(arrays)]
             tree = jax.tree.unflatten(jax.tree.structure(arrays), leaves)
             return Snapshot(tree["state"], tree["best"], progress)
@@ -122,6 +126,19 @@ class Checkpoints:
 
     def _explained(self) -> "_Explained":
         return _Explained(self._directory)
+
+
+def _ignore_late_reads(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A `sys.unraisablehook` without Orbax's noise after a damaged checkpoint.
+
+    When one of its reads fails it closes their event loop, and every read that ends after that reports so, at length.
+    """
+
+    def quieter(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    return quieter
 
 
 class _Explained:

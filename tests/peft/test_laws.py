@@ -67,6 +67,7 @@ def filled(model: T5, key) -> T5:
     return nnx.merge(graphdef, jax.tree.unflatten(tree, moved), base)
 
 
+@jax.jit
 def logits(model: T5, batch):
     return model(batch["encoder_input_tokens"], batch["decoder_input_tokens"])
 
@@ -169,7 +170,7 @@ def test_a_bfloat16_base_keeps_its_adapter_in_float32(name, batch, key):
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.state(model, nnx.Param))
     nnx.update(model, half)
     graphdef, adapter, base = split(adapted(name, model, key))
-    grads = jax.grad(lambda a: loss_sums(nnx.merge(graphdef, a, base), batch)[0])(adapter)
+    grads = jax.jit(jax.grad(lambda a: loss_sums(nnx.merge(graphdef, a, base), batch)[0]))(adapter)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
@@ -225,12 +226,14 @@ def test_padding_rows_change_neither_loss_nor_gradient(tiny_t5, batch, key):
     graphdef, adapter, base = split(adapted("lora", tiny_t5, key))
     padded = {name: jnp.concatenate([value, jnp.zeros_like(value)]) for name, value in batch.items()}
 
+    @jax.jit
+    @jax.value_and_grad
     def loss(adapter, data):
         total, tokens = loss_sums(nnx.merge(graphdef, adapter, base), data)
         return total / tokens
 
-    value, grads = jax.value_and_grad(loss)(adapter, batch)
-    padded_value, padded_grads = jax.value_and_grad(loss)(adapter, padded)
+    value, grads = loss(adapter, batch)
+    padded_value, padded_grads = loss(adapter, padded)
     np.testing.assert_allclose(padded_value, value, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), padded_grads, grads)
 

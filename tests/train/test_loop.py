@@ -275,3 +275,26 @@ def test_a_run_that_ended_before_its_first_checkpoint_does_not_hold_its_director
     assert run("lora_agnews_low", tmp_path / "run", tmp_path, toy_data) == 2
     assert "holds no config.json" in capsys.readouterr().err
     assert run("lora_agnews_low", tmp_path / "run", tiny_checkpoint, toy_data) == 0
+
+
+def test_bfloat16_rematerialised_blocks_beams_and_dropout(tiny_checkpoint, toy_data, tmp_path):
+    """Options that change how, not what: the run ends, its adapter is float32 and its losses near those in float32."""
+    assert run("lora_agnews_low", tmp_path / "plain", tiny_checkpoint, toy_data) == 0
+    options = ("--config.model.dtype=bfloat16", "--config.model.remat=block", "--config.eval.num_beams=3")
+    assert run("lora_agnews_low", tmp_path / "half", tiny_checkpoint, toy_data, *options) == 0
+    assert {leaf.dtype for leaf in adapter_of(tmp_path / "half").values()} == {np.dtype("float32")}
+    plain, half = result_of(tmp_path / "plain"), result_of(tmp_path / "half")
+    np.testing.assert_allclose(half["validation_losses"], plain["validation_losses"], rtol=0.02)
+    assert run("lora_agnews_low", tmp_path / "drop", tiny_checkpoint, toy_data, "--config.model.dropout_rate=0.2") == 0
+    assert result_of(tmp_path / "drop")["validation_losses"] != plain["validation_losses"]
+
+
+def test_after_full_tuning_the_adapter_is_a_model_to_go_on_from(tiny_checkpoint, toy_data, tmp_path, capsys):
+    assert run("full_agnews_low", tmp_path / "first", tiny_checkpoint, toy_data) == 0
+    tuned = tmp_path / "first/adapter"
+    assert run("lora_agnews_low", tmp_path / "second", tuned, toy_data, "--config.eval.zero_shot=True") == 0
+    first, second = result_of(tmp_path / "first"), result_of(tmp_path / "second")
+    assert second["zero_shot"] == first["metrics"]  # the tuned model answers as it did
+    start = f"--config.method.from_adapter={tuned}"
+    assert run("full_agnews_low", tmp_path / "third", tiny_checkpoint, toy_data, start) == 2
+    assert "give it as model.name instead" in capsys.readouterr().err
