@@ -3,21 +3,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint types clean
 
 demo: .venv/installed  ## makes a toy base model, tunes a LoRA adapter on it, tests it
 	$(BIN)/python scripts/demo.py
 
 test: .venv/installed-test  ## the default test suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
-test-all: .venv/installed-test  ## and the slow tests, and parity with PyTorch where it is installed
-	$(BIN)/python -m pytest -q -m "not reference"
-	$(BIN)/python -m pytest -q -m reference
+test-all: test  ## and the slow tests, and parity with PyTorch, which has to be installed in .venv
+	$(BIN)/python -m pytest -q -n 2 -m "slow or reference"
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/installed-test  ## pyright, which fetches its own program from npm
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

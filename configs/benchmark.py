@@ -11,8 +11,7 @@ from jpeft.config import default_config
 def cell(*, method: str, task: str, scale: str, ablation: str | None = None) -> ConfigDict:
     """One cell of Table 1 or, with an ablation, of Table 2."""
     config = default_config()
-    config.method.name = method
-    config.data.task = task
-    config.data.scale = scale
-    config.ablation.name = ablation
+    config.update_from_flattened_dict(
+        {"method.name": method, "data.task": task, "data.scale": scale, "ablation.name": ablation}
+    )
     return config

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jpeft import __version__
 from jpeft.errors import RunFailed, UserError
@@ -77,9 +78,10 @@ def _run_experiment(argv: Sequence[str]) -> int:
     from jpeft.train.display import Display
     from jpeft.train.loop import execute
 
-    run = Run.from_config(values["config"].value)
-    workdir = Path(values["workdir"].value or Path("runs") / config_file.stem)
-    result = execute(run, workdir, overwrite=values["overwrite"].value, display=Display(quiet=values["quiet"].value))
+    given: dict[str, Any] = values.flag_values_dict()
+    run = Run.from_config(given["config"])
+    workdir = Path(given["workdir"] or Path("runs") / config_file.stem)
+    result = execute(run, workdir, overwrite=given["overwrite"], display=Display(quiet=given["quiet"]))
     _print_result(result, workdir)
     return 0
 
@@ -157,9 +159,8 @@ def _print_result(result: dict, workdir: Path) -> None:
             print(f"{name}  {value:.4f}")
     if result["zero_shot"]:
         print(f"zero-shot {result['metric_name']}  {result['zero_shot'][result['metric_name']]:.4f}")
-    print(
-        f"validation loss  {result['validation_loss']:.4f}, best of epoch {result['best_epoch']}, {result['epochs_run']} run"
-    )
+    epochs = f"best of epoch {result['best_epoch']}, {result['epochs_run']} run"
+    print(f"validation loss  {result['validation_loss']:.4f}, {epochs}")
     print(f"seconds  {', '.join(f'{key} {value:.1f}' for key, value in seconds.items())}")
     print(f"result   {workdir / 'result.json'}")
     print(f"adapter  {workdir / 'adapter'}  ({result['adapter_bytes']:,} bytes)")

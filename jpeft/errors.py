@@ -9,4 +9,4 @@ class UserError(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """The call was right and the work failed: a loss that is not finite, a full disk, an unreachable hub. Exit status 1."""
+    """The call was right and the work failed: a loss that is not finite, a full disk, no hub. Exit status 1."""

@@ -1,8 +1,8 @@
-"""The first thing to try, with no download: a toy base model is made here, then a LoRA adapter is tuned on it and tested.
+"""The first thing to try, with no download: a toy base model is made, then a LoRA adapter is tuned on it and tested.
 
-The base is *not* a released T5: it is a randomly initialised one of 0.25 million parameters, fully tuned for a minute on
-generated news items and their topics. The adapter then teaches it, from 100 generated rows, to name the desk that an
-item goes to, which the base has never seen. Both are ordinary runs of `main.py`; only the model and rows are toys.
+The base is *not* a released T5: it is a randomly initialised one of 0.25 million parameters, fully tuned for half a
+minute on generated news items and their topics. The adapter then teaches it, from 100 generated rows, to name the desk
+that an item goes to, which the base has never seen. Both are ordinary runs of `main.py`; only model and rows are toys.
 
 Run:  python scripts/demo.py [--out demo]
 """

@@ -1,4 +1,4 @@
-"""Tiny models and tiny datasets in the shapes of the real ones; no network and nothing outside the test's directories."""
+"""Tiny models and tiny datasets in the shapes of the real ones; no network, nothing outside the test's directories."""
 
 import json
 import os

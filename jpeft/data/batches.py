@@ -95,7 +95,8 @@ def choose_shapes(lengths: np.ndarray, *, max_shapes: int = 6, least_gain: float
     edges, counts = np.unique(rounded[:, 0], return_counts=True)
     batches_up_to = np.concatenate([[0], np.cumsum(counts)])
     # positions[j]: fewest when the batches up to edge j are padded to as many edges as rounds are done, the last one j.
-    positions, chosen = edges * batches_up_to[1:], [(j,) for j in range(len(edges))]
+    positions = edges * batches_up_to[1:]
+    chosen: list[tuple[int, ...]] = [(j,) for j in range(len(edges))]
     for _ in range(1, max_shapes):
         better, extended = positions.copy(), list(chosen)
         for j in range(1, len(edges)):

@@ -155,7 +155,7 @@ def _from_tfds(task: Task) -> dict[str, Columns]:
     if task.tfds is None:
         raise UserError(f"data.task {task.name!r} is not in TensorFlow Datasets; give --config.data.path.")
     try:
-        import tensorflow_datasets as tfds
+        import tensorflow_datasets as tfds  # pyright: ignore[reportMissingImports]  (an extra)
     except ImportError:
         raise UserError("data.source 'tfds' needs TensorFlow Datasets: pip install 'jpeft[tfds]'.") from None
     try:

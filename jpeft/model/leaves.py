@@ -29,6 +29,7 @@ class StackedLeaf:
 def stacked_leaves(model: T5, kind: type[nnx.Variable]) -> Iterator[StackedLeaf]:
     """Every variable of type `kind`, in a fixed order."""
     starts = {name: segment_starts(getattr(model, name)) for name in ("encoder", "decoder")}
+    path: Any
     for path, variable in nnx.to_flat_state(nnx.state(model, kind)):
         tail = [str(part) for part in path if part != "adapter"]
         if len(path) > 2 and path[1] == "segments":

@@ -11,6 +11,7 @@ weights to the dtype of its input. Softmax, norms' statistics and the returned l
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ class Site(nnx.Module):
     """
 
     def __init__(self):
-        self.adapter = nnx.data(None)
+        self.adapter: Any = nnx.data(None)
 
     def through_adapter(self, compute: Callable[[Array], Array], x: Array) -> Array:
         return compute(x) if self.adapter is None else self.adapter(compute, x)
@@ -112,7 +113,10 @@ class EncoderInput(Site):
 
 
 class Attention(nnx.Module):
-    """Multi-head attention with an additive bias. Logits are not divided by sqrt(d_kv): the released weights rely on it."""
+    """Multi-head attention with an additive bias.
+
+    Logits are not divided by sqrt(d_kv): T5 folds that into the initial scale of q, and released weights rely on it.
+    """
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         d_model, d_heads = config.d_model, config.num_heads * config.d_kv
@@ -149,6 +153,10 @@ class Attention(nnx.Module):
 
 class FeedForward(nnx.Module):
     """`wo(act(wi x))`, or gated: `wo(act(wi_0 x) * wi_1 x)`."""
+
+    wi: Linear
+    wi_0: Linear
+    wi_1: Linear
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         for name in ("wi_0", "wi_1") if config.is_gated else ("wi",):
@@ -210,6 +218,7 @@ class Block(nnx.Module):
         h = self.self_attention(h, *self.self_attention.keys_values(h), self_bias, keys[0])
         x = x + dropout(h, self.dropout_rate, keys[1])
         if self.decoder:
+            assert encoded is not None and cross_bias is not None
             h = self.cross_attention_norm(x)
             h = self.cross_attention(h, *self.cross_attention.keys_values(encoded), cross_bias, keys[2])
             x = x + dropout(h, self.dropout_rate, keys[3])

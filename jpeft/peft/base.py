@@ -69,11 +69,11 @@ class Site:
 def _kind(module: SiteModule) -> tuple[str, int, int]:
     match module:
         case Linear():
-            return "linear", *module.kernel.shape[-2:]
+            return "linear", module.kernel.shape[-2], module.kernel.shape[-1]
         case RMSNorm():
             return "norm", module.scale.shape[-1], module.scale.shape[-1]
         case Embedding():
-            return "embedding", *module.embedding.shape[-2:]
+            return "embedding", module.embedding.shape[-2], module.embedding.shape[-1]
         case EncoderInput():
             return "input", 0, 0
     raise AssertionError(f"unknown kind of site: {type(module)}")
@@ -203,7 +203,7 @@ def _nothing_matches(method: Method, selection: Selection, candidates: list[Site
 
 
 def attach(model: T5, method: Method, chosen: Sequence[Site], key: Key[Array, ""]) -> T5:
-    """A model with `method` attached at the chosen sites. It shares the base's arrays with `model`, which stays as it is.
+    """A model with `method` attached at the chosen sites; `model` stays as it is, and the two share the base's arrays.
 
     Stacks are cut so that within a segment every layer has the same sites adapted: a frozen prefix of layers then costs
     no gradient work. A segment is copied only where it is cut.
@@ -220,10 +220,9 @@ def attach(model: T5, method: Method, chosen: Sequence[Site], key: Key[Array, ""
         split_segments(stack, [i for i in range(1, num_layers) if adapted[i] != adapted[i - 1]])
         for first, block in zip(segment_starts(stack), stack.segments, strict=True):
             for path, module in _site_modules(block):
-                layers = range(first, first + num_stacked(block))
-                layer_sites = [chosen_at.get(f"{stack_name}/layers/{i}/{path}") for i in layers]
-                if layer_sites[0] is not None:
-                    method.attach_to(module, layer_sites, key, model)
+                paths = [f"{stack_name}/layers/{i}/{path}" for i in range(first, first + num_stacked(block))]
+                if paths[0] in chosen_at:
+                    method.attach_to(module, [chosen_at[path] for path in paths], key, model)
     for path, module in _site_modules(model):
         if path in chosen_at:
             method.attach_to(module, [chosen_at[path]], key, model)
@@ -232,7 +231,8 @@ def attach(model: T5, method: Method, chosen: Sequence[Site], key: Key[Array, ""
 
 def split(model: T5) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """`(graphdef, adapter, base)`: the structure, the trainable tree and the frozen one; `nnx.merge` joins them."""
-    return nnx.split(model, Adapter, ...)
+    graphdef, adapter, base = nnx.split(model, Adapter, ...)
+    return graphdef, adapter, base
 
 
 def count(tree: nnx.State) -> int:

@@ -42,7 +42,7 @@ class ScaledLoraSite(LoraSite):
 
 @dataclasses.dataclass(frozen=True)
 class Lora(Method):
-    """The paper's reading by default: rank 2 on q, k, v, o of every attention, with scaling vectors, divided by the rank.
+    """The paper's reading by default: rank 2 on q, k, v, o of every attention, with scaling vectors.
 
     Attributes:
       rank: inner width of the update.

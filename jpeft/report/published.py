@@ -30,6 +30,7 @@ def published() -> dict[str, Any]:
 def published_parameters() -> dict[tuple[str, str | None], int]:
     """Table 3 and the text of appendix A.4: parameters by method and ablation."""
     table = published()["table3_parameters"]
+    counts: dict[tuple[str, str | None], int]
     counts = {("full", None): table["total"], ("bitfit", None): table["bitfit"], ("prompt", None): table["prompt"]}
     for method in ("lora", "ia3"):
         for ablation, label in ABLATION_LABELS.items():

@@ -67,7 +67,8 @@ def execute(run: Run, workdir: Path, *, overwrite: bool = False, display: Displa
             return _Execution(run, directory, display).result()
         except OSError as error:  # a full disk, a lost mount: all of them end the run and leave its checkpoint
             raise RunFailed(
-                f"{workdir} can not be written ({error.strerror or error}); the same command goes on from the last checkpoint."
+                f"{workdir} can not be written ({error.strerror or error}); "
+                "the same command goes on from the last checkpoint."
             ) from None
 
 
@@ -118,12 +119,14 @@ class _Execution:
         directory.write_json("splits.json", data_record(self.data.row_ids(), self.data.tokens, self.data.shapes))
         model, train = self.setup.model, run.train
         graphdef, adapter, self.base = split(model)
+        assert train.max_epochs is not None, "Run.from_config fills it in"
+        self.max_epochs = train.max_epochs
         self.steps_per_epoch = num_steps(
             len(self.data.tokens["train"]), batch_size=train.batch_size, accumulation_steps=train.accumulation_steps
         )
         self.schedule = three_point_schedule(
             **dataclasses.asdict(train.learning_rate),
-            total_steps=self.steps_per_epoch * train.max_epochs,
+            total_steps=self.steps_per_epoch * self.max_epochs,
             warmup_fraction=train.warmup_fraction,
         )
         tx = adamw(self.schedule, weight_decay=train.weight_decay, clip_grad_norm=train.clip_grad_norm)
@@ -135,7 +138,7 @@ class _Execution:
                 make_generate(graphdef, max_length=self.data.task.max_target_length, num_beams=run.eval.num_beams)
             ),
         )
-        # Its bits come from the device's own generator: much cheaper than the default, and as repeatable on one machine.
+        # The device's own generator: its bits are much cheaper than the default's, and as repeatable on one machine.
         self.dropout_key = jax.random.key(train.seed, impl="rbg")
         self.sums = zero_sums(adapter)
         self.adapter_parameters = count(adapter)
@@ -177,16 +180,15 @@ class _Execution:
             restored = checkpoints.restore(self.snapshot)
             if restored is not None:
                 self.snapshot = restored
-                self.display.say(
-                    f"goes on from step {int(restored.state.step)} of epoch {restored.progress.epoch} ({self.directory.path})"
-                )
+                self.display.say(f"goes on in epoch {restored.progress.epoch}, after step {int(restored.state.step)}")
             if self.run.eval.zero_shot and self.snapshot.progress.zero_shot is None:
-                self.snapshot.progress.zero_shot = self._test("zero-shot", "zero_shot.jsonl", stop, checkpoints)
+                untrained = self.snapshot.state.adapter
+                self.snapshot.progress.zero_shot = self._test("zero_shot", untrained, stop, checkpoints)
                 checkpoints.save(self.snapshot)
             self._train(stop, checkpoints)
-            numbers = self._test("test", "predictions.jsonl", stop, checkpoints, adapter=self.snapshot.best)
-        result = self._write_result(numbers)
-        return result
+            best = jax.device_put(self.snapshot.best)
+            numbers = self._test("predictions", best, stop, checkpoints)
+        return self._write_result(numbers)
 
     def _introduce(self) -> None:
         run, data, setup = self.run, self.data, self.setup
@@ -194,9 +196,10 @@ class _Execution:
         rows = {name: len(part) for name, part in data.tokens.items()}
         self.display.say(
             f"{run.method.name}{f' ({run.ablation.name})' if run.ablation.name else ''} of {run.model.name} on "
-            f"{data.task.name}: {self.adapter_parameters:,} of {setup.total_parameters:,} parameters train ({share:.3g} %); "
+            f"{data.task.name}: {self.adapter_parameters:,} of {setup.total_parameters:,} parameters train "
+            f"({share:.3g} %); "
             f"{rows['train']:,} training, {rows['validation']:,} validation, {rows['test']:,} test rows; "
-            f"{self.steps_per_epoch} steps an epoch, {run.train.max_epochs} epochs at most"
+            f"{self.steps_per_epoch} steps an epoch, {self.max_epochs} epochs at most"
         )
 
     # --- training ---
@@ -241,7 +244,7 @@ class _Execution:
                 if not math.isfinite(loss) or not math.isfinite(grad_norm):
                     checkpoints.finish()
                     raise RunFailed(self._not_finite(steps_done, loss, grad_norm, rows))
-                learning_rate = float(self.schedule(steps_done))
+                learning_rate = float(np.asarray(self.schedule(steps_done)))
                 steps_done += 1
                 progress.step_in_epoch += 1
                 progress.train_tokens += sum(self._num_tokens(row) for row in rows)
@@ -281,15 +284,11 @@ class _Execution:
         progress.epoch += 1
         progress.step_in_epoch = 0
         out_of_patience = without_gain >= self.run.train.patience
-        progress.stopped = out_of_patience or progress.epoch >= self.run.train.max_epochs
+        progress.stopped = out_of_patience or progress.epoch >= self.max_epochs
         self.display.say(
             f"epoch {progress.epoch - 1}: validation loss {loss:.4f}"
             + (" (best so far)" if best else f" (best was {progress.best_loss:.4f} of epoch {progress.best_epoch})")
-            + (
-                "; no longer decreasing, stops"
-                if out_of_patience and progress.epoch < self.run.train.max_epochs
-                else ""
-            )
+            + ("; no longer decreasing, stops" if out_of_patience and progress.epoch < self.max_epochs else "")
         )
 
     def _padded_steps(self, first: int) -> Iterator[tuple[list[int], list[Batch]]]:
@@ -346,13 +345,10 @@ class _Execution:
 
     # --- testing ---
 
-    def _test(
-        self, name: str, file: str, stop: _StopRequest, checkpoints: Checkpoints, *, adapter: nnx.State | None = None
-    ) -> dict[str, float]:
-        """Answers every test row with the adapter (the present one when None) and writes what came out."""
-        adapter = self.snapshot.state.adapter if adapter is None else jax.tree.map(jax.numpy.asarray, adapter)
+    def _test(self, name: str, adapter: nnx.State, stop: _StopRequest, checkpoints: Checkpoints) -> dict[str, float]:
+        """Answers every test row, writes the answers to `<name>.jsonl` and returns the metrics."""
         examples, tokens = self.data.examples["test"], self.data.tokens["test"]
-        with self.display.task(name, len(tokens)) as bar, self._timed("test"):
+        with self.display.task("test", len(tokens)) as bar, self._timed("test"):
 
             def on_batch(rows: int) -> None:
                 bar.advance(rows)
@@ -371,9 +367,9 @@ class _Execution:
                 on_batch=on_batch,
             )
             scores, numbers = score(self.data.task, examples, predictions)
-        self.directory.write_predictions(file, examples, predictions, scores)
+        self.directory.write_predictions(f"{name}.jsonl", examples, predictions, scores)
         shown = ", ".join(f"{key} {value:.4f}" for key, value in numbers.items())
-        self.display.say(f"{name}: {shown}")
+        self.display.say(f"{'zero-shot' if name == 'zero_shot' else 'test'}: {shown}")
         return numbers
 
     def _write_result(self, numbers: dict[str, float]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def kill_at(condition: Callable[[Path], bool], workdir: Path, arguments: list[st
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment())
     deadline = time.monotonic() + 180
     while not condition(workdir):
-        assert process.poll() is None, f"ended before it could be killed: {process.stderr.read().decode()}"
+        assert process.poll() is None, f"ended before it could be killed: {process.communicate()[1].decode()}"
         assert time.monotonic() < deadline
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
