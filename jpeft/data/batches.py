@@ -1,5 +1,6 @@
 """Token rows to padded batches of a few shapes, in an order that a seed and an epoch decide."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -65,9 +66,10 @@ def tokenize(
             "target_lengths": np.array([len(ids) for ids in targets.ids]),
             "cut": np.array([inputs.num_cut, targets.num_cut]),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(path) as beside:
-            save_file(stored, beside)
+        with contextlib.suppress(OSError, SafetensorError):  # a cache that can not be written is one less
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with write_whole(path) as beside:
+                save_file(stored, beside)
     return Tokens(
         inputs=np.split(stored["inputs"], np.cumsum(stored["input_lengths"])[:-1]),
         targets=np.split(stored["targets"], np.cumsum(stored["target_lengths"])[:-1]),

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from jpeft.errors import RunFailed
+from jpeft.train.background import disk_trouble
 from jpeft.train.step import TrainState
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each save at length
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports each save at length, each failure at more
 
 
 @dataclasses.dataclass
@@ -97,7 +97,6 @@ class Checkpoints:
         arrays = {"state": like.state, "best": like.best}
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(arrays))
         steps = sorted(self._manager.all_steps(), reverse=True)
-        hook, sys.unraisablehook = sys.unraisablehook, _ignore_late_reads(sys.unraisablehook)
         for step in steps:
             args = ocp.args.Composite(arrays=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
             try:
@@ -111,8 +110,6 @@ class Checkpoints:
                 shutil.rmtree(self._directory / str(step))
                 self._manager.reload()
                 continue
-            if step == steps[0]:
-                sys.unraisablehook = hook
             leaves = [restored["arrays"][name] for name in _named(arrays)]
             tree = jax.tree.unflatten(jax.tree.structure(arrays), leaves)
             return Snapshot(tree["state"], tree["best"], progress)
@@ -128,19 +125,6 @@ class Checkpoints:
         return _Explained(self._directory)
 
 
-def _ignore_late_reads(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A `sys.unraisablehook` without Orbax's noise after a damaged checkpoint.
-
-    When one of its reads fails it closes their event loop, and every read that ends after that reports so, at length.
-    """
-
-    def quieter(unraisable: Any) -> None:
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            hook(unraisable)
-
-    return quieter
-
-
 class _Explained:
     """Turns whatever a failed write raises into one line that says what to do."""
 
@@ -152,7 +136,7 @@ class _Explained:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, Exception):
-            reason = str(error).partition("\n")[0][:300]
+            reason = disk_trouble(error) or str(error).partition("\n")[0][:300]
             raise RunFailed(
                 f"the checkpoint can not be written to {self._directory} ({reason}); free some space and give the same "
                 "command again: the run goes on from the checkpoint before."

@@ -9,8 +9,6 @@ import dataclasses
 import datetime
 import itertools
 import math
-import os
-import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -39,13 +37,16 @@ from jpeft.eval.metrics import score
 from jpeft.peft.base import count, split
 from jpeft.peft.hub import save_adapter
 from jpeft.program import Program, use_compilation_cache
+from jpeft.train.background import disk_trouble, quiet_threads
 from jpeft.train.checkpoint import Checkpoints, Progress, Snapshot
 from jpeft.train.display import Display
+from jpeft.train.environment import commit, peak_memory_bytes, versions
 from jpeft.train.optimizer import adamw
-from jpeft.train.rundir import MetricsLog, RunDirectory, commit, data_record, versions
+from jpeft.train.rundir import MetricsLog, RunDirectory, data_record
 from jpeft.train.schedule import three_point_schedule
 from jpeft.train.setup import set_up
 from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
+from jpeft.train.stop import StopRequest
 
 
 def execute(run: Run, workdir: Path, *, overwrite: bool = False, display: Display | None = None) -> dict[str, Any]:
@@ -58,41 +59,22 @@ def execute(run: Run, workdir: Path, *, overwrite: bool = False, display: Displa
     """
     display = display or Display()
     directory = RunDirectory(workdir)
-    with directory.claim(run.to_dict(), overwrite=overwrite):
-        result = directory.read_result()
-        if result is not None:
-            display.say(f"{workdir} is finished; give --overwrite to run it again.")
-            return result
-        try:
+    try:
+        with directory.claim(run.to_dict(), overwrite=overwrite), quiet_threads():
+            result = directory.read_result()
+            if result is not None:
+                display.say(f"{workdir} is finished; give --overwrite to run it again.")
+                return result
             return _Execution(run, directory, display).result()
-        except OSError as error:  # a full disk, a lost mount: all of them end the run and leave its checkpoint
-            raise RunFailed(
-                f"{workdir} can not be written ({error.strerror or error}); "
-                "the same command goes on from the last checkpoint."
-            ) from None
-
-
-class _StopRequest:
-    """Whether the process was asked to stop; while entered, SIGTERM and SIGINT ask instead of killing."""
-
-    def __init__(self):
-        self.signal: int | None = None
-
-    def __enter__(self) -> "_StopRequest":
-        self._before = {}
-        with contextlib.suppress(ValueError):  # not the main thread: whoever owns the process handles its signals
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: object) -> None:
-        if self.signal is not None:  # asked twice: do not wait for the step
-            raise KeyboardInterrupt
-        self.signal = number
+    except Exception as error:
+        # A full disk, a lost mount: whoever was writing, it ends the run and leaves its checkpoint.
+        reason = disk_trouble(error) or (error.strerror if isinstance(error, OSError) else None)
+        if reason is None or isinstance(error, RunFailed):
+            raise
+        raise RunFailed(
+            f"{workdir} can not be written ({reason}); mend that and give the same command again: the run goes on from "
+            "its last checkpoint."
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +158,7 @@ class _Execution:
         """Runs every phase that is left."""
         self._introduce()
         checkpoints = Checkpoints(self.directory.path / "checkpoint", report=self.display.say)
-        with contextlib.closing(checkpoints), _StopRequest() as stop:
+        with contextlib.closing(checkpoints), StopRequest() as stop:
             restored = checkpoints.restore(self.snapshot)
             if restored is not None:
                 self.snapshot = restored
@@ -204,7 +186,7 @@ class _Execution:
 
     # --- training ---
 
-    def _train(self, stop: _StopRequest, checkpoints: Checkpoints) -> None:
+    def _train(self, stop: StopRequest, checkpoints: Checkpoints) -> None:
         progress = self.snapshot.progress
         log = MetricsLog(self.directory.path, steps_done=int(self.snapshot.state.step), epochs_done=progress.epoch)
         with contextlib.closing(log):
@@ -216,7 +198,7 @@ class _Execution:
                     self._stop(stop, checkpoints)
             checkpoints.finish()
 
-    def _train_epoch(self, log: MetricsLog, stop: _StopRequest, checkpoints: Checkpoints) -> None:
+    def _train_epoch(self, log: MetricsLog, stop: StopRequest, checkpoints: Checkpoints) -> None:
         progress, state = self.snapshot.progress, self.snapshot.state
         steps_done, saved_at = int(state.step), time.monotonic()
         total = len(self.data.tokens["train"])
@@ -334,7 +316,7 @@ class _Execution:
             "model.dtype=float32. Checkpoints from before it are kept."
         )
 
-    def _stop(self, stop: _StopRequest, checkpoints: Checkpoints) -> None:
+    def _stop(self, stop: StopRequest, checkpoints: Checkpoints) -> None:
         name = signal.Signals(stop.signal or signal.SIGTERM).name
         checkpoints.save(self.snapshot)
         checkpoints.finish()
@@ -345,7 +327,7 @@ class _Execution:
 
     # --- testing ---
 
-    def _test(self, name: str, adapter: nnx.State, stop: _StopRequest, checkpoints: Checkpoints) -> dict[str, float]:
+    def _test(self, name: str, adapter: nnx.State, stop: StopRequest, checkpoints: Checkpoints) -> dict[str, float]:
         """Answers every test row, writes the answers to `<name>.jsonl` and returns the metrics."""
         examples, tokens = self.data.examples["test"], self.data.tokens["test"]
         with self.display.task("test", len(tokens)) as bar, self._timed("test"):
@@ -407,7 +389,7 @@ class _Execution:
             "test_examples": len(self.data.tokens["test"]),
             "seconds": {"total": round(sum(progress.seconds.values()), 3), **seconds},
             "tokens_per_second": round(progress.train_tokens / max(progress.seconds["train"], 1e-9), 1),
-            "peak_memory_bytes": _peak_memory_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(),
             "adapter_bytes": adapter_bytes,
             "device": jax.devices()[0].device_kind,
             "device_count": 1,
@@ -440,11 +422,3 @@ def _host_copy(adapter: nnx.State) -> nnx.State:
 
 def _shape_of(leaf: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-
-
-def _peak_memory_bytes() -> int:
-    """Most memory in use at once: of the device where it tells, of the process on CPU."""
-    stats = jax.devices()[0].memory_stats() or {}
-    return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if os.uname().sysname == "Darwin" else 1024
-    )

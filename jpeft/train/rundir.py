@@ -4,20 +4,15 @@ import contextlib
 import fcntl
 import json
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jpeft
 from jpeft.config import differences
 from jpeft.data.batches import Tokens
 from jpeft.data.tasks import Example
 from jpeft.errors import RunFailed, UserError
 from jpeft.model.write import write_whole
-
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "transformers", "numpy", "rouge-score")
 
 
 class RunDirectory:
@@ -130,7 +125,8 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
-        self._events.close()
+        with contextlib.suppress(OSError):  # on a full disk: what it held back is in metrics.jsonl too
+            self._events.close()
 
     def _write(self, record: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
@@ -161,21 +157,3 @@ def data_record(
         "cut": {name: {"inputs": part.cut_inputs, "targets": part.cut_targets} for name, part in tokens.items()},
         "shapes": [list(shape) for shape in shapes],
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of jpeft and of the packages whose change may change a result."""
-    return {"jpeft": jpeft.__version__, **{name: metadata.version(name) for name in _PACKAGES}}
-
-
-def commit() -> str | None:
-    """Commit of jpeft's own checkout, with `-dirty` when it has changes; None for an installed package."""
-    root = Path(jpeft.__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")

@@ -206,3 +206,11 @@ def test_an_empty_target_is_named_by_its_row():
     with pytest.raises(UserError, match="row train/9 has an empty target; fill it in or remove the row"):
         require_text(tokens, ["train/4", "train/9"])
     require_text(tokens_of(([1], [8, 1])), ["train/4"])  # an empty input may be meant
+
+
+def test_a_cache_that_can_not_be_written_is_done_without(tiny_tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JPEFT_CACHE", str(tmp_path / "file"))
+    tokenizer = Tokenizer.load(tiny_tokenizer, vocab_size=320)
+    example = Example(id="train/0", input="coach goal", target="Sports", references=("Sports",))
+    assert len(tokenize([example], tokenizer, max_input_length=8, max_target_length=8)) == 1

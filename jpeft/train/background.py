@@ -1,0 +1,60 @@
+"""Threads that write behind a run's back: Orbax's, TensorBoard's. They print tracebacks where one line is wanted.
+
+What a thread fails at is raised again in the main thread when the checkpoint is waited for, or can be done without
+(events), so nothing is lost with the noise. Only what a full disk or a damaged file causes is kept quiet.
+"""
+
+import contextlib
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+_DISK = ("RESOURCE_EXHAUSTED", "No space left", "Disk quota exceeded", "File too large", "Read-only file system")
+# When one read or write fails, Orbax closes the event loop of the others and TensorBoard its writer's queue: both then
+# complain of that.
+_AFTERMATH = ("Event loop is closed", "handle is closed")
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """What is wrong with the disk, in a few words, or None when the error is not about that."""
+    text = str(error)
+    if not any(sign in text for sign in _DISK):
+        return None
+    return next(sign for sign in reversed(_DISK) if sign in text)
+
+
+@contextlib.contextmanager
+def quiet_threads() -> Iterator[None]:
+    """Keeps background threads from printing what the main thread will say in one line.
+
+    After disk trouble they stay quiet: some complain only when the process ends.
+    """
+    thread_hook, unraisable_hook = threading.excepthook, sys.unraisablehook
+    asyncio_log = logging.getLogger("asyncio")
+    level = asyncio_log.level
+
+    def expected(error: BaseException | None) -> bool:
+        return error is not None and (disk_trouble(error) is not None or str(error) in _AFTERMATH)
+
+    def on_thread(arguments: Any) -> None:
+        if not expected(arguments.exc_value):
+            thread_hook(arguments)
+
+    def on_unraisable(arguments: Any) -> None:
+        if not expected(arguments.exc_value):
+            unraisable_hook(arguments)
+
+    threading.excepthook, sys.unraisablehook = on_thread, on_unraisable
+    asyncio_log.setLevel(logging.CRITICAL)
+    in_trouble = False
+    try:
+        yield
+    except Exception as error:
+        in_trouble = disk_trouble(error) is not None
+        raise
+    finally:
+        if not in_trouble:
+            threading.excepthook, sys.unraisablehook = thread_hook, unraisable_hook
+            asyncio_log.setLevel(level)

@@ -1,0 +1,39 @@
+"""On what a result was made: versions, commit, memory."""
+
+import os
+import resource
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+import jpeft
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "transformers", "numpy", "rouge-score")
+
+
+def versions() -> dict[str, str]:
+    """Versions of jpeft and of the packages whose change may change a result."""
+    return {"jpeft": jpeft.__version__, **{name: metadata.version(name) for name in _PACKAGES}}
+
+
+def commit() -> str | None:
+    """Commit of jpeft's own checkout, with `-dirty` when it has changes; None for an installed package."""
+    root = Path(jpeft.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
+
+
+def peak_memory_bytes() -> int:
+    """Most memory in use at once: of the device where it tells, of the process on CPU."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if os.uname().sysname == "Darwin" else 1024
+    )
