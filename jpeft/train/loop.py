@@ -204,7 +204,8 @@ class _Execution:
         total = len(self.data.tokens["train"])
         rows_per_step = self.run.train.batch_size * self.run.train.accumulation_steps
         rows_done = min(progress.step_in_epoch * rows_per_step, total)
-        with self.display.task(f"epoch {progress.epoch}", total, rows_done) as bar:
+        note = "" if self.programs.update.num_shapes else "compiling"
+        with self.display.task(f"epoch {progress.epoch}", total, rows_done, note) as bar:
             steps = self._padded_steps(first=progress.step_in_epoch)
             upcoming = next(steps, None)
             while upcoming is not None:
