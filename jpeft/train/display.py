@@ -45,7 +45,7 @@ class Display:
 
     @contextlib.contextmanager
     def task(self, name: str, total: int, done: int = 0, note: str = "") -> Iterator[Task]:
-        """A bar over `total` rows, of which `done` were done before; `note` stands beside it until the first are done."""
+        """A bar over `total` rows, of which `done` were done before; `note` stands beside it until more are done."""
         progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
