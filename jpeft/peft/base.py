@@ -137,7 +137,7 @@ class Selection:
 
 @dataclasses.dataclass(frozen=True)
 class Method(abc.ABC):
-    """A PEFT method: which sites it acts on, and the module that it attaches to one of them."""
+    """A PEFT method: which sites it acts on, and what it does to the module that stands there."""
 
     name: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]] = ("linear",)  # kinds of site the method can act on
@@ -147,12 +147,19 @@ class Method(abc.ABC):
         """Names of the sites it acts on when nothing is selected; None for every site of its kinds."""
 
     @abc.abstractmethod
+    def attach_to(self, module: SiteModule, layer_sites: Sequence[Site], key: Key[Array, ""], model: T5) -> None:
+        """Makes one site module trainable: that of one site outside the blocks, or of one per layer of its segment."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedModules(Method):
+    """A method that adds one module per site and layer and leaves the weights alone."""
+
+    @abc.abstractmethod
     def create(self, site: Site, key: Key[Array, ""], model: T5) -> nnx.Module:
         """The module for one site of one layer, its trainable leaves float32 `Adapter`s."""
 
     def attach_to(self, module: SiteModule, layer_sites: Sequence[Site], key: Key[Array, ""], model: T5) -> None:
-        """Attaches to one site module: one site outside the blocks, or one per layer of the module's segment."""
-
         def create(site_key: Key[Array, ""]) -> nnx.Module:
             return self.create(layer_sites[0], site_key, model)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jpeft.peft.base import Adapter, Method
+from jpeft.peft.base import Adapter, AddedModules
 
 
 class BiasSite(nnx.Module):
@@ -22,7 +22,7 @@ class BiasSite(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class BitFit(Method):
+class BitFit(AddedModules):
     """The paper's reading by default: a bias on the output of every linear map inside the blocks.
 
     Attributes:

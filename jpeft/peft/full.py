@@ -19,9 +19,6 @@ class Full(Method):
     def default_names(self, model):
         return None
 
-    def create(self, site, key, model):
-        raise AssertionError("full tuning attaches nothing: it turns weights into trainable leaves where they stand")
-
     def attach_to(self, module, layer_sites, key, model):
         for name, value in vars(module).items():
             if isinstance(value, nnx.Param):

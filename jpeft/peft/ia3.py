@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jpeft.peft.base import Adapter, Method
+from jpeft.peft.base import Adapter, AddedModules
 
 
 class TwoSidedScale(nnx.Module):
@@ -42,7 +42,7 @@ class OutputScale(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Ia3(Method):
+class Ia3(AddedModules):
     """The paper's reading by default: both sides of k, v and the feed-forward's last input projection.
 
     Attributes:

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jpeft.errors import UserError
-from jpeft.peft.base import Adapter, Method
+from jpeft.peft.base import Adapter, AddedModules
 
 
 class LoraSite(nnx.Module):
@@ -41,7 +41,7 @@ class ScaledLoraSite(LoraSite):
 
 
 @dataclasses.dataclass(frozen=True)
-class Lora(Method):
+class Lora(AddedModules):
     """The paper's reading by default: rank 2 on q, k, v, o of every attention, with scaling vectors.
 
     Attributes:

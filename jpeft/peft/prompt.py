@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from jpeft.errors import UserError
-from jpeft.peft.base import Adapter, Method
+from jpeft.peft.base import Adapter, AddedModules
 
 _COMMON_PIECES = 5000  # Lester et al. draw from the most common; sentence pieces are numbered by frequency
 _SPECIAL_PIECES = 3  # padding, </s>, <unk>
@@ -33,7 +33,7 @@ class SoftPrompt(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt(Method):
+class Prompt(AddedModules):
     """100 soft tokens. The first forward pass is the base model's on an input with 100 pieces of text before it.
 
     Attributes:
