@@ -66,6 +66,11 @@ _READERS: Mapping[str, Callable[[Path], Columns]] = {
 _SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
+def source_in_use(source: str, path: str | None) -> str:
+    """What `auto` stands for: `local` where a path is given, the hub otherwise."""
+    return source if source != "auto" else "hub" if path is None else "local"
+
+
 def load_rows(task: Task, source: str, path: str | None) -> dict[str, Columns]:
     """Columns of every split that the source has: `train`, and `validation` and `test` where there are such.
 
@@ -79,8 +84,7 @@ def load_rows(task: Task, source: str, path: str | None) -> dict[str, Columns]:
     """
     if source not in SOURCES:
         raise UserError(f"data.source is {source!r}; expected one of {', '.join(SOURCES)}.")
-    if source == "auto":
-        source = "hub" if path is None else "local"
+    source = source_in_use(source, path)
     if source == "local":
         if path is None:
             raise UserError(
