@@ -30,6 +30,7 @@ from jpeft.data.batches import (
     train_order,
 )
 from jpeft.data.prepare import Data, prepare
+from jpeft.data.sources import source_in_use
 from jpeft.errors import RunFailed
 from jpeft.eval.generate import answers, make_generate
 from jpeft.eval.loss import make_loss, mean_loss
@@ -372,9 +373,7 @@ class _Execution:
             "scale": run.data.scale,
             "seed": run.train.seed,
             "model": run.model.name,
-            "source": "local"
-            if run.data.source == "auto" and run.data.path
-            else run.data.source.replace("auto", "hub"),
+            "source": source_in_use(run.data.source, run.data.path),
             "trainable_parameters": self.adapter_parameters,
             "total_parameters": setup.total_parameters,
             "metric_name": task.metric,
