@@ -67,10 +67,18 @@ def _run_experiment(argv: Sequence[str]) -> int:
             print(f"  --{name}: {values[name].help}")
         return 0 if len(argv) > 1 else 2
     config_file = _config_file(argv)
+    sys.modules.pop(
+        "config_config", None
+    )  # ml_collections loads every config file into one module, over what was there
     try:
         rest = values(list(argv))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        if "has no attribute 'get_config'" in str(error):
+            raise UserError(f"{config_file} has no get_config(), which returns the run's config.") from None
         raise UserError(_explain_flag(error, argv)) from None
+    except (SyntaxError, ImportError, NameError) as error:
+        where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise UserError(f"{config_file}{where} is no working Python: {error.args[0]}.") from None
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is no flag; write --config.KEY=VALUE.")
 

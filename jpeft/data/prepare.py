@@ -17,7 +17,7 @@ from jpeft.data.batches import (
 )
 from jpeft.data.sources import Columns, load_rows
 from jpeft.data.splits import draw
-from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples
+from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples, require_columns
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
 
@@ -107,6 +107,11 @@ def prepare(
         max_input_length=max_input_length or task.max_input_length,
         max_target_length=max_target_length or task.max_target_length,
     )
+    for (
+        split,
+        columns,
+    ) in rows.items():  # before the splits are drawn: a user's few rows may fail there for another reason
+        require_columns(task, split, columns)
     splits = draw(
         {split: len(next(iter(columns.values()), [])) for split, columns in rows.items()},
         seed=split_seed,

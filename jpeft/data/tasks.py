@@ -139,6 +139,13 @@ TASKS = {task.name: task for task in (_AGNEWS, _COLA, _E2E, _SAMSUM, _CUSTOM)}
 BENCHMARK = ("agnews", "cola", "e2e", "samsum")
 
 
+def require_columns(task: Task, split: str, rows: Mapping[str, list[Any]]) -> None:
+    """Raises `UserError` when a source split lacks a column that the task's template or target needs."""
+    missing = [column for column in task.columns if column not in rows]
+    if missing:
+        raise UserError(f"{split} rows lack the column {missing[0]!r}; there are: {', '.join(rows) or 'none'}.")
+
+
 def examples(task: Task, split: str, rows: Mapping[str, list[Any]], indices: Iterable[int]) -> list[Example]:
     """The chosen rows of a source split as examples.
 
@@ -149,9 +156,7 @@ def examples(task: Task, split: str, rows: Mapping[str, list[Any]], indices: Ite
     Raises:
       UserError: a column is missing, or a row holds no text or an unknown label.
     """
-    missing = [column for column in task.columns if column not in rows]
-    if missing:
-        raise UserError(f"{split} rows lack the column {missing[0]!r}; there are: {', '.join(rows) or 'none'}.")
+    require_columns(task, split, rows)
     inputs = [column for column in task.columns if column != task.target or f"{{{column}}}" in task.template]
     references: dict[Any, list[int]] = {}
     if task.same_input is not None and task.same_input in rows:

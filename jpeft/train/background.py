@@ -29,7 +29,7 @@ def disk_trouble(error: BaseException) -> str | None:
 def quiet_threads() -> Iterator[None]:
     """Keeps background threads from printing what the main thread will say in one line.
 
-    After disk trouble they stay quiet: some complain only when the process ends.
+    After a failure they stay so: some complain only when the process ends. All else is still printed.
     """
     thread_hook, unraisable_hook = threading.excepthook, sys.unraisablehook
     asyncio_log = logging.getLogger("asyncio")
@@ -48,13 +48,6 @@ def quiet_threads() -> Iterator[None]:
 
     threading.excepthook, sys.unraisablehook = on_thread, on_unraisable
     asyncio_log.setLevel(logging.CRITICAL)
-    in_trouble = False
-    try:
-        yield
-    except Exception as error:
-        in_trouble = disk_trouble(error) is not None
-        raise
-    finally:
-        if not in_trouble:
-            threading.excepthook, sys.unraisablehook = thread_hook, unraisable_hook
-            asyncio_log.setLevel(level)
+    yield
+    threading.excepthook, sys.unraisablehook = thread_hook, unraisable_hook
+    asyncio_log.setLevel(level)

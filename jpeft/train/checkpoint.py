@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,33 +89,45 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def restore(self, like: Snapshot) -> Snapshot | None:
-        """The newest checkpoint that can be read, or None when there is none; a damaged one is removed and reported.
+        """The newest checkpoint that can be read, or None when there is none.
+
+        Newer ones that can not are set aside, under `damaged/`, and reported: why one could not be read may be
+        something else than the file.
 
         Raises:
-          RunFailed: there are checkpoints and none can be read.
+          RunFailed: there are checkpoints and none can be read; all stay where they are.
         """
         arrays = {"state": like.state, "best": like.best}
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(arrays))
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
             args = ocp.args.Composite(arrays=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
             try:
                 restored = self._manager.restore(step, args=args)
                 progress = Progress(**restored["progress"])
             except Exception as error:  # Orbax and TensorStore raise many types for damaged files
-                reason = str(error).partition("\n")[0][:200]
-                self._report(
-                    f"checkpoint {self._directory / str(step)} is damaged, going back to the one before ({reason})"
-                )
-                shutil.rmtree(self._directory / str(step))
-                self._manager.reload()
+                damaged[step] = str(error).partition("\n")[0][:200]
                 continue
+            self._set_aside(damaged)
             leaves = [restored["arrays"][name] for name in _named(arrays)]
             tree = jax.tree.unflatten(jax.tree.structure(arrays), leaves)
             return Snapshot(tree["state"], tree["best"], progress)
-        if steps:
-            raise RunFailed(f"no checkpoint in {self._directory} can be read; start again with --overwrite.")
+        if damaged:
+            raise RunFailed(
+                f"no checkpoint in {self._directory} can be read; start again with --overwrite "
+                f"({damaged[max(damaged)]})."
+            )
         return None
+
+    def _set_aside(self, damaged: Mapping[int, str]) -> None:
+        for step, reason in damaged.items():
+            place = self._directory.parent / "damaged" / str(step)
+            shutil.rmtree(place, ignore_errors=True)
+            place.parent.mkdir(exist_ok=True)
+            (self._directory / str(step)).rename(place)
+            self._report(f"a checkpoint can not be read and is set aside in {place}, the one before is used ({reason})")
+        if damaged:
+            self._manager.reload()
 
     def close(self) -> None:
         """Ends the background threads."""
