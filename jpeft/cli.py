@@ -4,7 +4,9 @@ Exit status: 0 done, 1 the work failed, 2 the call was wrong; both of the latter
 """
 
 import argparse
+import dataclasses
 import difflib
+import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +22,15 @@ _RUN_HELP = """One run of the benchmark, or of a task of your own: trains an ada
   python main.py --config configs/lora_custom.py --config.data.path=my.jsonl --config.model.name=google/flan-t5-base
 
 Killed and started again with the same command, it goes on where it was. Every key of the config can be set by a flag:
+
+"""
+
+_PRETRAIN_HELP = """Pretrains a T5 on a corpus: span corruption of texts, mixed with pairs of input and target.
+
+  jpeft pretrain --config configs/pretrain/mini.py --config.data.path=CORPUS --workdir runs/mini
+
+The model, with its tokenizer, is left in WORKDIR/model: give that to main.py as --config.model.name. Killed and started
+again with the same command, it goes on where it was. Every key of the config can be set by a flag:
 
 """
 
@@ -47,6 +58,62 @@ def run_experiment(argv: Sequence[str]) -> int:
 
 
 def _run_experiment(argv: Sequence[str]) -> int:
+    from jpeft.config import Run
+
+    call = _parse_call(argv, Run, _RUN_HELP)
+    if call is None:
+        return 0
+
+    from jpeft.train.display import Display
+    from jpeft.train.loop import execute
+
+    run = Run.from_config(call.config)
+    result = execute(run, call.workdir, overwrite=call.overwrite, display=Display(quiet=call.quiet))
+    _print_result(result, call.workdir)
+    return 0
+
+
+def _pretrain(argv: Sequence[str]) -> int:
+    from jpeft.pretrain.config import Pretraining
+
+    call = _parse_call(["jpeft pretrain", *argv], Pretraining, _PRETRAIN_HELP)
+    if call is None:
+        return 0
+
+    from jpeft.pretrain.loop import pretrain
+    from jpeft.train.display import Display
+
+    run = Pretraining.from_config(call.config)
+    result = pretrain(run, call.workdir, overwrite=call.overwrite, display=Display(quiet=call.quiet))
+    for kind, loss in result["validation_loss"].items():
+        entropy = result["unigram_entropy"][kind]
+        print(f"held-out loss of {kind}  {loss:.4f} nats a token (by token frequency alone {entropy:.4f})")
+    tokens = result["input_tokens"] + result["target_tokens"]
+    print(f"tokens   {tokens:,} in {result['steps']:,} steps, {result['tokens_per_second']:,.0f} a second")
+    print(f"model    {call.workdir / 'model'}  ({result['parameters']:,} parameters)")
+    print(f"next     python main.py --config configs/lora_agnews_low.py --config.model.name={call.workdir / 'model'}")
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A command line that names a config file: what it holds after the overrides, and where and how to run it."""
+
+    config: Any
+    workdir: Path
+    overwrite: bool
+    quiet: bool
+
+
+def _parse_call(argv: Sequence[str], config_type: type, help_text: str) -> _Call | None:
+    """Reads `--config FILE [--config.KEY=VALUE ...] [--workdir DIR]`; prints help and returns None where that is asked.
+
+    Args:
+      config_type: the dataclass of sections that the file's config is read into.
+
+    Raises:
+      UserError: the file or a flag is not as it has to be.
+    """
     from absl import flags
     from ml_collections import config_flags
 
@@ -62,10 +129,12 @@ def _run_experiment(argv: Sequence[str]) -> int:
     )
     flags.DEFINE_bool("quiet", False, "Print the result and errors only.", flag_values=values)
     if len(argv) < 2 or any(arg in ("-h", "-help", "--help") for arg in argv[1:]):
-        print(_RUN_HELP + _describe_keys())
+        print(help_text + _describe_keys(config_type))
         for name in ("workdir", "overwrite", "quiet"):
             print(f"  --{name}: {values[name].help}")
-        return 0 if len(argv) > 1 else 2
+        if len(argv) < 2:
+            raise UserError("--config is missing; name a file of configs/.")
+        return None
     config_file = _config_file(argv)
     sys.modules.pop(
         "config_config", None
@@ -75,23 +144,15 @@ def _run_experiment(argv: Sequence[str]) -> int:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         if "has no attribute 'get_config'" in str(error):
             raise UserError(f"{config_file} has no get_config(), which returns the run's config.") from None
-        raise UserError(_explain_flag(error, argv)) from None
+        raise UserError(_explain_flag(error, argv, config_type)) from None
     except (SyntaxError, ImportError, NameError) as error:
         where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise UserError(f"{config_file}{where} is no working Python: {error.args[0]}.") from None
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is no flag; write --config.KEY=VALUE.")
-
-    from jpeft.config import Run
-    from jpeft.train.display import Display
-    from jpeft.train.loop import execute
-
     given: dict[str, Any] = values.flag_values_dict()
-    run = Run.from_config(given["config"])
     workdir = Path(given["workdir"] or Path("runs") / config_file.stem)
-    result = execute(run, workdir, overwrite=given["overwrite"], display=Display(quiet=given["quiet"]))
-    _print_result(result, workdir)
-    return 0
+    return _Call(given["config"], workdir, given["overwrite"], given["quiet"])
 
 
 def _config_file(argv: Sequence[str]) -> Path:
@@ -110,9 +171,9 @@ def _config_file(argv: Sequence[str]) -> Path:
     raise UserError("--config is missing; name a file such as configs/lora_agnews_low.py (see --help).")
 
 
-def _explain_flag(error: Exception, argv: Sequence[str]) -> str:
+def _explain_flag(error: Exception, argv: Sequence[str], config_type: type) -> str:
     """One line about a flag that could not be taken, with the closest known key."""
-    known = _config_keys()
+    known = _config_keys(config_type)
     for arg in argv[1:]:
         name = arg.lstrip("-").partition("=")[0]
         if name.startswith("config.") and name.removeprefix("config.") not in known:
@@ -121,12 +182,8 @@ def _explain_flag(error: Exception, argv: Sequence[str]) -> str:
     return str(error.args[0] if error.args else error).partition("\n")[0]
 
 
-def _config_keys() -> dict[str, str]:
-    """Every config key and what the docstring of its section says of the section."""
-    import dataclasses
-
-    from jpeft.config import Run
-
+def _config_keys(config_type: type) -> dict[str, str]:
+    """Every config key with its type and default."""
     keys: dict[str, str] = {}
 
     def walk(cls: type, prefix: str) -> None:
@@ -135,24 +192,20 @@ def _config_keys() -> dict[str, str]:
                 walk(field.type, f"{prefix}{field.name}.")  # type: ignore[arg-type]
             else:
                 kind = getattr(field.type, "__name__", str(field.type))
-                keys[f"{prefix}{field.name}"] = f"{kind}, default {field.default}"
+                default = "empty" if field.default is dataclasses.MISSING else field.default
+                keys[f"{prefix}{field.name}"] = f"{kind}, default {default}"
 
-    walk(Run, "")
+    walk(config_type, "")
     return keys
 
 
-def _describe_keys() -> str:
-    import dataclasses
-    import inspect
-
-    from jpeft.config import Run
-
+def _describe_keys(config_type: type) -> str:
     parts = []
-    for field in dataclasses.fields(Run):
+    for field in dataclasses.fields(config_type):
         parts.append(f"--config.{field.name}.*: {inspect.getdoc(field.type)}\n")
         parts += [
             f"    --config.{key}  ({kind})\n"
-            for key, kind in _config_keys().items()
+            for key, kind in _config_keys(config_type).items()
             if key.startswith(f"{field.name}.")
         ]
         parts.append("\n")
@@ -190,6 +243,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     params.add_argument("--model", default="google/flan-t5-xl", help="hub id or local directory (default: %(default)s)")
     params.add_argument("--json", action="store_true", help="print JSON")
     params.set_defaults(run=_params)
+    pretraining = commands.add_parser(
+        "pretrain", help="pretrain a T5 on a corpus of your own", add_help=False, prefix_chars="\0"
+    )
+    pretraining.add_argument("argv", nargs="*")
+    pretraining.set_defaults(run=lambda arguments: _pretrain(arguments.argv))
     arguments = parser.parse_args(argv)
     return one_line_errors(lambda: arguments.run(arguments))
 

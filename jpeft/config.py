@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from jpeft.data.prepare import choose_task
-from jpeft.data.sources import SOURCES
+from jpeft.data.sources import check_source
 from jpeft.data.splits import MAX_EVALUATED, SCALES
 from jpeft.data.tasks import Task
 from jpeft.errors import UserError
@@ -87,13 +87,15 @@ class DataConfig:
     Attributes:
       task: agnews, cola, e2e, samsum, or custom for rows of your own.
       scale: low, medium, high (the paper's), or all: how many rows train and for how many epochs.
-      source: auto, hub, local, tfds. `auto` is local where `path` is given, the hub otherwise.
+      source: auto, hub, local, tfds, sample. `auto` is local where `path` is given, the hub otherwise; `sample` makes
+        rows in the shapes of the four tasks, to try the program on without a network.
       path: a file or directory of rows; see the README for its layout.
       template: prompt with `{column}` in it; None is the task's own.
       kind: of a custom task, `classification` or `generation`; None tells it from the targets.
       max_train, max_validation, max_test: rows at most; None is the scale's, and 2,500.
       max_input_length, max_target_length: tokens at most; None is the task's.
       split_seed: draws the splits; the same for every method.
+      sample_seed: which rows `sample` makes.
     """
 
     task: str = "agnews"
@@ -108,6 +110,7 @@ class DataConfig:
     max_input_length: int | None = None
     max_target_length: int | None = None
     split_seed: int = 0
+    sample_seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,10 +204,10 @@ class Run:
           UserError: an unknown key (the message names the closest known one), or a value that can not be meant.
         """
         config = config.to_dict() if isinstance(config, ConfigDict) else config
-        run = _parse(cls, config, "config")
-        scale = _one_of("data.scale", run.data.scale, SCALES)
+        run = parse(cls, config, "config")
+        scale = one_of("data.scale", run.data.scale, SCALES)
         max_train, max_epochs = SCALES[scale]
-        method = _one_of("method.name", run.method.name, _LEARNING_RATES)
+        method = one_of("method.name", run.method.name, _LEARNING_RATES)
         rates = run.train.learning_rate
         rates = dataclasses.replace(
             _LEARNING_RATES[method], **{k: v for k, v in dataclasses.asdict(rates).items() if v is not None}
@@ -220,14 +223,13 @@ class Run:
         return run
 
     def _check(self) -> None:
-        _one_of("model.dtype", self.model.dtype, DTYPES)
-        _one_of("model.remat", self.model.remat, REMAT_POLICIES)
-        _one_of("data.source", self.data.source, SOURCES)
-        self.build_task()
+        one_of("model.dtype", self.model.dtype, DTYPES)
+        one_of("model.remat", self.model.remat, REMAT_POLICIES)
+        check_source(self.build_task(), self.data.source, self.data.path)
         self.build_method()
         self.layer_indices()
         for stack in self.stacks() or ():
-            _one_of("method.stacks", stack, STACKS)
+            one_of("method.stacks", stack, STACKS)
         for key, value, least in [
             ("model.dropout_rate", self.model.dropout_rate, 0.0),
             ("data.max_train", self.data.max_train, 1),
@@ -236,6 +238,7 @@ class Run:
             ("data.max_input_length", self.data.max_input_length, 2),
             ("data.max_target_length", self.data.max_target_length, 2),
             ("data.split_seed", self.data.split_seed, 0),
+            ("data.sample_seed", self.data.sample_seed, 0),
             ("train.seed", self.train.seed, 0),
             ("train.learning_rate.initial", self.train.learning_rate.initial, 0.0),
             ("train.learning_rate.warmup", self.train.learning_rate.warmup, 0.0),
@@ -306,7 +309,7 @@ class Run:
 
 def default_config() -> ConfigDict:
     """Every key with its default, for config files to change. An unset key takes a value of its type from a flag."""
-    return _placeholders(Run)
+    return placeholders(Run)
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -321,11 +324,13 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str
     return found
 
 
-def _placeholders(cls: type) -> ConfigDict:
+def placeholders(cls: type) -> ConfigDict:
     config = ConfigDict()
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(field.type):
-            config[field.name] = _placeholders(typing.cast(type, field.type))
+            config[field.name] = placeholders(typing.cast(type, field.type))
+        elif field.default is dataclasses.MISSING:
+            config[field.name] = ConfigDict()  # keys of the user's own
         elif field.default is None:
             config[field.name] = config_dict.placeholder(_value_type(field.type))
         else:
@@ -340,7 +345,7 @@ def _value_type(annotation: Any) -> type:
     return annotation
 
 
-def _parse(cls: type, values: Mapping[str, Any], path: str) -> Any:
+def parse(cls: type, values: Mapping[str, Any], path: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
@@ -352,7 +357,7 @@ def _parse(cls: type, values: Mapping[str, Any], path: str) -> Any:
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping):
                 raise UserError(f"{path}.{key} is {value!r}; it is a section with keys of its own.")
-            parsed[key] = _parse(typing.cast(type, kind), value, f"{path}.{key}")
+            parsed[key] = parse(typing.cast(type, kind), value, f"{path}.{key}")
         else:
             parsed[key] = _checked_value(f"{path}.{key}", value, kind)
     return cls(**parsed)
@@ -377,7 +382,7 @@ def _listed(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _one_of(key: str, value: str, known: Iterable[str]) -> str:
+def one_of(key: str, value: str, known: Iterable[str]) -> str:
     known = list(known)
     if value not in known:
         raise UserError(f"{key} is {value!r}; expected one of {', '.join(known)}.")

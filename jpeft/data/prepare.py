@@ -86,18 +86,20 @@ def prepare(
     seed: int,
     max_input_length: int | None = None,
     max_target_length: int | None = None,
+    sample_seed: int = 0,
     report: Callable[[str], None] = lambda line: None,
 ) -> Data:
     """Loads, splits and tokenises a run's data; `report` hears what a user should know of it.
 
     Args:
       caps: most rows of `train`, `validation`, `test`; None for all.
+      sample_seed: which rows the source `sample` generates.
 
     Raises:
       UserError: as `load_rows`, `draw` and `examples`; or a target is empty.
       RunFailed: the hub can not be reached.
     """
-    rows = load_rows(task, source, path)
+    rows = load_rows(task, source, path, sample_seed=sample_seed)
     told = _with_answers(task, kind, rows["train"])
     if told.kind != task.kind:
         report(f"the targets have {len(told.answers)} different texts: taken as classes (data.kind=generation if not)")

@@ -1,4 +1,4 @@
-"""Where rows come from: the hub, local files, TensorFlow Datasets. Each gives columns by source split.
+"""Where rows come from: the hub, local files, TensorFlow Datasets, a generator. Each gives columns by source split.
 
 A source split is read whole, since a split is drawn from all of it; the benchmark's tasks have 42,000 rows at most
 (AG News on the hub 120,000).
@@ -14,10 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from jpeft.data.tasks import Task
+from jpeft.data.sample import sample_rows
+from jpeft.data.tasks import BENCHMARK, Task
 from jpeft.errors import RunFailed, UserError
 
-SOURCES = ("auto", "hub", "local", "tfds")
+SOURCES = ("auto", "hub", "local", "tfds", "sample")
 
 Columns = dict[str, list[Any]]
 
@@ -71,19 +72,35 @@ def source_in_use(source: str, path: str | None) -> str:
     return source if source != "auto" else "hub" if path is None else "local"
 
 
-def load_rows(task: Task, source: str, path: str | None) -> dict[str, Columns]:
+def check_source(task: Task, source: str, path: str | None) -> None:
+    """Raises `UserError` for an unknown source, or one that this task and path can not go with."""
+    if source not in SOURCES:
+        raise UserError(f"data.source is {source!r}; expected one of {', '.join(SOURCES)}.")
+    if source == "sample" and task.name not in BENCHMARK:
+        raise UserError(
+            f"data.task {task.name!r} has no generated rows, only {', '.join(BENCHMARK)} have; give --config.data.path "
+            "the file of your rows, and leave data.source at auto."
+        )
+    if source == "sample" and path is not None:
+        raise UserError(
+            f"data.source is 'sample', which generates its rows: data.path {path!r} would not be read. "
+            "Give one of the two."
+        )
+
+
+def load_rows(task: Task, source: str, path: str | None, *, sample_seed: int = 0) -> dict[str, Columns]:
     """Columns of every split that the source has: `train`, and `validation` and `test` where there are such.
 
     Args:
       source: one of `SOURCES`; `auto` is `local` where a path is given and `hub` otherwise.
       path: of `local`: a file, a directory of `train`/`validation`/`test` files, or one that holds the task's own.
+      sample_seed: of `sample`: which rows are generated.
 
     Raises:
       UserError: no such file, an unreadable one, no training rows, or a source that this task does not have.
       RunFailed: the hub can not be reached.
     """
-    if source not in SOURCES:
-        raise UserError(f"data.source is {source!r}; expected one of {', '.join(SOURCES)}.")
+    check_source(task, source, path)
     source = source_in_use(source, path)
     if source == "local":
         if path is None:
@@ -93,6 +110,8 @@ def load_rows(task: Task, source: str, path: str | None) -> dict[str, Columns]:
         splits = _from_files(task, Path(path).expanduser())
     elif source == "hub":
         splits = _from_hub(task)
+    elif source == "sample":
+        splits = sample_rows(task.name, sample_seed)
     else:
         splits = _from_tfds(task)
     if not splits.get("train") or not next(iter(splits["train"].values()), []):
@@ -146,7 +165,8 @@ def _from_hub(task: Task) -> dict[str, Columns]:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise RunFailed(
             f"the hub can not be reached for {repository} ({reason}); without a network, give --config.data.path "
-            f"a directory that holds {task.local}/train.parquet, validation.parquet and test.parquet."
+            f"a directory that holds {task.local}/train.parquet, validation.parquet and test.parquet, or try the task "
+            "on generated rows: --config.data.source=sample."
         ) from None
     splits: dict[str, Columns] = {split: loaded[split].to_dict() for split in _SPLIT_NAMES if split in loaded}
     for columns in splits.values():  # the hub's copy of SAMSum is CSV, in which an empty dialogue reads as None

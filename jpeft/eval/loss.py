@@ -20,10 +20,12 @@ def loss_sums(
     Sums, not a mean: batches of different token counts then add up to the mean per token of a whole step or split.
 
     Args:
-      batch: as `jpeft.data.batches.pad` returns it.
+      batch: as `jpeft.data.batches.pad` returns it, or `jpeft.pretrain.packing.pack` with its segments.
       key: draws dropout masks; None for evaluation.
     """
-    logits = model(batch["encoder_input_tokens"], batch["decoder_input_tokens"], key)
+    packed = "encoder_segments" in batch
+    segments = (batch["encoder_segments"], batch["decoder_segments"]) if packed else None
+    logits = model(batch["encoder_input_tokens"], batch["decoder_input_tokens"], key, segments)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch["decoder_target_tokens"])
     weights = batch["decoder_loss_weights"]
     return jnp.sum(cross_entropy * weights), jnp.sum(weights)

@@ -209,7 +209,7 @@ class Block(nnx.Module):
         x: Float[Array, "batch length d_model"],
         self_bias: Float[Array, "b #heads #length length"],
         encoded: Float[Array, "batch enc_len d_model"] | None = None,
-        cross_bias: Float[Array, "batch 1 1 enc_len"] | None = None,
+        cross_bias: Float[Array, "batch 1 #length enc_len"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch length d_model"]:
         """The whole sequence at once, as in training."""
@@ -310,7 +310,7 @@ class Stack(nnx.Module):
         x: Float[Array, "batch length d_model"],
         self_bias: Float[Array, "b #heads #length length"],
         encoded: Float[Array, "batch enc_len d_model"] | None = None,
-        cross_bias: Float[Array, "batch 1 1 enc_len"] | None = None,
+        cross_bias: Float[Array, "batch 1 #length enc_len"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch length d_model"]:
         """Runs every block over whole sequences."""
@@ -374,14 +374,22 @@ class T5(nnx.Module):
         self.dtype = jnp.dtype(dtype)
 
     def encode(
-        self, encoder_input_tokens: Int[Array, "batch enc_len"], key: Key[Array, ""] | None = None
+        self,
+        encoder_input_tokens: Int[Array, "batch enc_len"],
+        key: Key[Array, ""] | None = None,
+        segments: Int[Array, "batch enc_len"] | None = None,
     ) -> tuple[Float[Array, "batch new_len d_model"], Float[Array, "batch 1 1 new_len"]]:
-        """The encoder's output and the additive bias that hides its padding; a soft prompt makes both longer."""
+        """The encoder's output and the additive bias that hides its padding; a soft prompt makes both longer.
+
+        With `segments`, a position attends to those of its own segment only.
+        """
         mask = encoder_input_tokens != self.config.pad_token_id
         x, mask = self.encoder_input(self.shared(encoder_input_tokens).astype(self.dtype), mask)
         mask_bias = jnp.where(mask, 0.0, MASKED)[:, None, None, :]
-        position_bias = self.encoder.relative_attention_bias.bias(x.shape[1], x.shape[1])
-        return self.encoder(x, position_bias + mask_bias, key=key), mask_bias
+        bias = self.encoder.relative_attention_bias.bias(x.shape[1], x.shape[1]) + mask_bias
+        if segments is not None:
+            bias = bias + _apart(segments, segments)
+        return self.encoder(x, bias, key=key), mask_bias
 
     def logits(self, x: Float[Array, "batch dec_len d_model"]) -> Float[Array, "batch dec_len vocab"]:
         """Scores of the next token, float32, from the decoder's output."""
@@ -395,22 +403,40 @@ class T5(nnx.Module):
         encoder_input_tokens: Int[Array, "batch enc_len"],
         decoder_input_tokens: Int[Array, "batch dec_len"],
         key: Key[Array, ""] | None = None,
+        segments: tuple[Int[Array, "batch enc_len"], Int[Array, "batch dec_len"]] | None = None,
     ) -> Float[Array, "batch dec_len vocab"]:
         """Logits of every target position. `key` draws dropout masks; without it there is no dropout.
 
         Padding (`pad_token_id`) in `encoder_input_tokens` is not attended to. `decoder_input_tokens` are the targets
         shifted right behind `decoder_start_token_id`; what stands after a row's last target changes nothing before it.
+
+        Args:
+          segments: for rows packed of several examples, the number of the example that each position of the encoder
+            and of the decoder belongs to; examples do not see each other. Relative positions need no change: a
+            distance within an example is the same wherever the example stands. Not together with a soft prompt.
         """
         encoder_key, decoder_key = _split(key, 2)
-        encoded, cross_bias = self.encode(encoder_input_tokens, encoder_key)
+        encoder_segments, decoder_segments = (None, None) if segments is None else segments
+        encoded, cross_bias = self.encode(encoder_input_tokens, encoder_key, encoder_segments)
         x = self.shared(decoder_input_tokens).astype(self.dtype)
-        x = self.decoder(x, self.causal_bias(x.shape[1]), encoded, cross_bias, decoder_key)
+        self_bias = self.causal_bias(x.shape[1])
+        if encoder_segments is not None and decoder_segments is not None:
+            self_bias = self_bias + _apart(decoder_segments, decoder_segments)
+            cross_bias = cross_bias + _apart(decoder_segments, encoder_segments)
+        x = self.decoder(x, self_bias, encoded, cross_bias, decoder_key)
         return self.logits(x)
 
     def causal_bias(self, length: int) -> Float[Array, "1 num_heads length length"]:
         """Relative position bias of the decoder with the future hidden."""
         future = np.triu(np.full((length, length), MASKED, np.float32), k=1)
         return self.decoder.relative_attention_bias.bias(length, length) + future[None, None]
+
+
+def _apart(
+    queries: Int[Array, "batch q_len"], keys: Int[Array, "batch kv_len"]
+) -> Float[Array, "batch 1 q_len kv_len"]:
+    """The additive bias that hides what is of another packed example."""
+    return jnp.where(queries[:, :, None] == keys[:, None, :], 0.0, MASKED)[:, None]
 
 
 def segment_starts(stack: Stack) -> list[int]:

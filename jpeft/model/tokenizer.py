@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +34,11 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256(backend.to_str().encode()).hexdigest()
 
     @classmethod
-    def load(cls, directory: Path, *, vocab_size: int, eos_token_id: int = 1) -> "Tokenizer":
+    def load(cls, directory: Path, *, vocab_size: int | None = None, eos_token_id: int = 1) -> "Tokenizer":
         """Opens `tokenizer.json`, or converts `spiece.model` where that is all there is.
+
+        Args:
+          vocab_size: embeddings of the model that it is for; None when there is no model yet.
 
         Raises:
           UserError: neither file is there, it is damaged, or it has more pieces than the model has embeddings.
@@ -55,7 +59,7 @@ class Tokenizer:
             raise UserError(
                 f"{directory} has no tokenizer; expected tokenizer.json or spiece.model beside config.json."
             )
-        if backend.get_vocab_size() > vocab_size:
+        if vocab_size is not None and backend.get_vocab_size() > vocab_size:
             raise UserError(
                 f"{directory}: the tokenizer has {backend.get_vocab_size()} pieces and the model {vocab_size} "
                 "embeddings; they are of different models."
@@ -67,14 +71,31 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], *, max_length: int) -> Encoded:
         """Ids of each text, at most `max_length` of them, the last always `</s>`."""
         num_cut, rows = 0, []
-        for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False):
-            num_cut += len(encoding.ids) >= max_length
-            rows.append([*encoding.ids[: max_length - 1], self.eos_token_id])
+        for ids in self.ids(texts):
+            num_cut += len(ids) >= max_length
+            rows.append([*ids[: max_length - 1], self.eos_token_id])
         return Encoded(rows, num_cut)
 
-    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """Texts of id rows without special tokens and without surrounding white space."""
-        return [text.strip() for text in self._backend.decode_batch([list(row) for row in rows])]
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each whole text, without `</s>`."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces, special ones included."""
+        return self._backend.get_vocab_size()
+
+    @property
+    def sentinels(self) -> list[int]:
+        """Ids of `<extra_id_0>`, `<extra_id_1>`, ...; empty for a vocabulary without them."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        names = itertools.takewhile(vocabulary.__contains__, map("<extra_id_{}>".format, itertools.count()))
+        return [vocabulary[name] for name in names]
+
+    def decode(self, rows: Sequence[Sequence[int]], *, keep_special: bool = False) -> list[str]:
+        """Texts of id rows without surrounding white space and, unless asked for, without special tokens."""
+        texts = self._backend.decode_batch([list(row) for row in rows], skip_special_tokens=not keep_special)
+        return [text.strip() for text in texts]
 
     def save(self, directory: Path) -> None:
         """Copies the tokenizer's files, so that a saved model opens with its own."""

@@ -3,46 +3,21 @@
 import dataclasses
 import logging
 import shutil
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
-from flax import nnx
 
 from jpeft.errors import RunFailed
 from jpeft.train.background import disk_trouble
-from jpeft.train.step import TrainState
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports each save at length, each failure at more
 
 
-@dataclasses.dataclass
-class Progress:
-    """Where a run is, beside its arrays: what a restarted run has to know to go on as if it had never stopped."""
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    stopped: bool = False
-    best_epoch: int | None = None
-    best_loss: float | None = None
-    validation_losses: list[float] = dataclasses.field(default_factory=list)
-    zero_shot: dict[str, float] | None = None
-    train_tokens: int = 0
-    seconds: dict[str, float] = dataclasses.field(
-        default_factory=lambda: {"train": 0.0, "validation": 0.0, "test": 0.0, "compile": 0.0}
-    )
-    started: str = ""
-
-
-@dataclasses.dataclass
-class Snapshot:
-    """All that a checkpoint holds. `best` is the adapter of the lowest validation loss so far."""
-
-    state: TrainState
-    best: nnx.State
-    progress: Progress
+Progress = TypeVar("Progress")  # a dataclass of plain values: how far the run is
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -54,32 +29,34 @@ def _named(tree: Any) -> dict[str, Any]:
     }
 
 
-class Checkpoints:
-    """The last two checkpoints of a run. Saving goes on in the background; a half-written one is never seen."""
+class Checkpoints(Generic[Progress]):
+    """The last two checkpoints of a run. Saving goes on in the background; a half-written one is never seen.
 
-    def __init__(self, directory: Path, *, report: Callable[[str], None]):
+    A checkpoint is a tree of arrays and a `Progress`.
+    """
+
+    def __init__(self, directory: Path, progress_type: Callable[..., Progress], *, report: Callable[[str], None]):
         self._directory = directory
+        self._progress_type = progress_type
         self._report = report
         # Absolute, as Orbax wants it.
         self._manager = ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2))
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Starts to write; waits first for the one before.
+    def save(self, number: int, arrays: Any, progress: Progress) -> None:
+        """Starts to write; waits first for the one before. A later state of the run has a higher `number`.
 
         Raises:
           RunFailed: this one or the one before can not be written, because the disk is full for example.
         """
-        arrays = {"state": snapshot.state, "best": snapshot.best}
-        step = int(snapshot.state.step) * 2 + (snapshot.progress.step_in_epoch == 0)
         with self._explained():
             self._manager.wait_until_finished()
-            if step in self._manager.all_steps():
+            if number in self._manager.all_steps():
                 return
             self._manager.save(
-                step,
+                number,
                 args=ocp.args.Composite(
                     arrays=ocp.args.StandardSave(_named(arrays)),
-                    progress=ocp.args.JsonSave(dataclasses.asdict(snapshot.progress)),
+                    progress=ocp.args.JsonSave(dataclasses.asdict(typing.cast(Any, progress))),
                 ),
             )
 
@@ -88,8 +65,8 @@ class Checkpoints:
         with self._explained():
             self._manager.wait_until_finished()
 
-    def restore(self, like: Snapshot) -> Snapshot | None:
-        """The newest checkpoint that can be read, or None when there is none.
+    def restore(self, like: Any) -> tuple[Any, Progress] | None:
+        """Arrays and progress of the newest checkpoint that can be read, or None when there is none.
 
         Newer ones that can not are set aside, under `damaged/`, and reported: why one could not be read may be
         something else than the file.
@@ -97,21 +74,19 @@ class Checkpoints:
         Raises:
           RunFailed: there are checkpoints and none can be read; all stay where they are.
         """
-        arrays = {"state": like.state, "best": like.best}
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(arrays))
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(like))
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             args = ocp.args.Composite(arrays=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
             try:
                 restored = self._manager.restore(step, args=args)
-                progress = Progress(**restored["progress"])
+                progress = self._progress_type(**restored["progress"])
             except Exception as error:  # Orbax and TensorStore raise many types for damaged files
                 damaged[step] = str(error).partition("\n")[0][:200]
                 continue
             self._set_aside(damaged)
-            leaves = [restored["arrays"][name] for name in _named(arrays)]
-            tree = jax.tree.unflatten(jax.tree.structure(arrays), leaves)
-            return Snapshot(tree["state"], tree["best"], progress)
+            leaves = [restored["arrays"][name] for name in _named(like)]
+            return jax.tree.unflatten(jax.tree.structure(like), leaves), progress
         if damaged:
             raise RunFailed(
                 f"no checkpoint in {self._directory} can be read; start again with --overwrite "

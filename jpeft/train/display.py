@@ -13,18 +13,18 @@ _SECONDS_BETWEEN_LINES = 15.0
 class Task:
     """One bar: how far, and what to say beside it."""
 
-    def __init__(self, console: Console, progress: Progress, name: str, total: int, done: int, note: str):
-        self._console, self._progress = console, progress
+    def __init__(self, console: Console, progress: Progress, name: str, total: int, done: int, note: str, unit: str):
+        self._console, self._progress, self._unit = console, progress, unit
         self._name, self._total, self._done, self._done_before = name, total, done, done
         self._started = self._said = time.monotonic()
         self._bar = progress.add_task(name, total=total, completed=done, note=note)
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Moves on by `amount` rows; `note` stands beside the bar with the rate."""
+        """Moves on by `amount`; `note` stands beside the bar with the rate."""
         self._done += amount
         now = time.monotonic()
         rate = (self._done - self._done_before) / max(now - self._started, 1e-9)
-        note = f"{note}  {rate:,.1f} examples/s".strip()
+        note = f"{note}  {rate:,.1f} {self._unit}/s".strip()
         self._progress.update(self._bar, completed=self._done, note=note)
         if not self._console.is_terminal and now - self._said > _SECONDS_BETWEEN_LINES:
             self._said = now
@@ -44,8 +44,8 @@ class Display:
         self._console.print(line, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
-    def task(self, name: str, total: int, done: int = 0, note: str = "") -> Iterator[Task]:
-        """A bar over `total` rows, of which `done` were done before; `note` stands beside it until more are done."""
+    def task(self, name: str, total: int, done: int = 0, note: str = "", unit: str = "examples") -> Iterator[Task]:
+        """A bar over `total` units, of which `done` were done before; `note` stands beside it until more are done."""
         progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
@@ -58,4 +58,4 @@ class Display:
             disable=not self._console.is_terminal,
         )
         with progress:
-            yield Task(self._console, progress, name, total, done, note)
+            yield Task(self._console, progress, name, total, done, note, unit)

@@ -11,7 +11,7 @@ import itertools
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,14 @@ from jpeft.peft.base import count, split
 from jpeft.peft.hub import save_adapter
 from jpeft.program import Program, use_compilation_cache
 from jpeft.train.background import disk_trouble, quiet_threads
-from jpeft.train.checkpoint import Checkpoints, Progress, Snapshot
+from jpeft.train.checkpoint import Checkpoints
 from jpeft.train.display import Display
 from jpeft.train.environment import commit, peak_memory_bytes, versions
 from jpeft.train.optimizer import adamw
 from jpeft.train.rundir import MetricsLog, RunDirectory, data_record
 from jpeft.train.schedule import three_point_schedule
 from jpeft.train.setup import set_up
-from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
+from jpeft.train.step import TrainState, init_state, make_accumulate, make_update, zero_sums
 from jpeft.train.stop import StopRequest
 
 
@@ -76,6 +76,41 @@ def execute(run: Run, workdir: Path, *, overwrite: bool = False, display: Displa
             f"{workdir} can not be written ({reason}); mend that and give the same command again: the run goes on from "
             "its last checkpoint."
         ) from None
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run is, beside its arrays: what a restarted run has to know to go on as if it had never stopped."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    stopped: bool = False
+    best_epoch: int | None = None
+    best_loss: float | None = None
+    validation_losses: list[float] = dataclasses.field(default_factory=list)
+    zero_shot: dict[str, float] | None = None
+    train_tokens: int = 0
+    seconds: dict[str, float] = dataclasses.field(
+        default_factory=lambda: {"train": 0.0, "validation": 0.0, "test": 0.0, "compile": 0.0}
+    )
+    started: str = ""
+
+
+@dataclasses.dataclass
+class _Snapshot:
+    """All that changes while a run goes on. `best` is the adapter of the lowest validation loss so far."""
+
+    state: TrainState
+    best: nnx.State
+    progress: Progress
+
+    def arrays(self) -> dict[str, Any]:
+        return {"state": self.state, "best": self.best}
+
+    def save_to(self, checkpoints: Checkpoints[Progress]) -> None:
+        # The end of an epoch comes after its last step.
+        number = int(self.state.step) * 2 + (self.progress.step_in_epoch == 0)
+        checkpoints.save(number, self.arrays(), self.progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +160,7 @@ class _Execution:
         self.dropout_key = jax.random.key(train.seed, impl="rbg")
         self.sums = zero_sums(adapter)
         self.adapter_parameters = count(adapter)
-        self.snapshot = Snapshot(
+        self.snapshot = _Snapshot(
             init_state(adapter, tx),
             _host_copy(adapter),
             Progress(started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
@@ -152,22 +187,24 @@ class _Execution:
             seed=run.train.seed,
             max_input_length=data.max_input_length,
             max_target_length=data.max_target_length,
+            sample_seed=data.sample_seed,
             report=self.display.say,
         )
 
     def result(self) -> dict[str, Any]:
         """Runs every phase that is left."""
         self._introduce()
-        checkpoints = Checkpoints(self.directory.path / "checkpoint", report=self.display.say)
+        checkpoints = Checkpoints(self.directory.path / "checkpoint", Progress, report=self.display.say)
         with contextlib.closing(checkpoints), StopRequest() as stop:
-            restored = checkpoints.restore(self.snapshot)
+            restored = checkpoints.restore(self.snapshot.arrays())
             if restored is not None:
-                self.snapshot = restored
-                self.display.say(f"goes on in epoch {restored.progress.epoch}, after step {int(restored.state.step)}")
+                arrays, progress = restored
+                self.snapshot = _Snapshot(arrays["state"], arrays["best"], progress)
+                self.display.say(f"goes on in epoch {progress.epoch}, after step {int(self.snapshot.state.step)}")
             if self.run.eval.zero_shot and self.snapshot.progress.zero_shot is None:
                 untrained = self.snapshot.state.adapter
                 self.snapshot.progress.zero_shot = self._test("zero_shot", untrained, stop, checkpoints)
-                checkpoints.save(self.snapshot)
+                self.snapshot.save_to(checkpoints)
             self._train(stop, checkpoints)
             best = jax.device_put(self.snapshot.best)
             numbers = self._test("predictions", best, stop, checkpoints)
@@ -189,12 +226,17 @@ class _Execution:
 
     def _train(self, stop: StopRequest, checkpoints: Checkpoints) -> None:
         progress = self.snapshot.progress
-        log = MetricsLog(self.directory.path, steps_done=int(self.snapshot.state.step), epochs_done=progress.epoch)
+        steps_done = int(self.snapshot.state.step)
+
+        def is_done(record: Mapping[str, Any]) -> bool:
+            return record["epoch"] < progress.epoch or record.get("step", steps_done + 1) <= steps_done
+
+        log = MetricsLog(self.directory.path, steps_done=steps_done, keep=is_done)
         with contextlib.closing(log):
             while not progress.stopped:
                 self._train_epoch(log, stop, checkpoints)
                 self._end_epoch(log)
-                checkpoints.save(self.snapshot)
+                self.snapshot.save_to(checkpoints)
                 if stop.signal is not None and not progress.stopped:
                     self._stop(stop, checkpoints)
             checkpoints.finish()
@@ -240,7 +282,7 @@ class _Execution:
                 if stop.signal is not None:
                     self._stop(stop, checkpoints)
                 if time.monotonic() - saved_at >= self.run.train.checkpoint_every_seconds:
-                    checkpoints.save(self.snapshot)
+                    self.snapshot.save_to(checkpoints)
                     saved_at = time.monotonic()
 
     def _end_epoch(self, log: MetricsLog) -> None:
@@ -263,7 +305,7 @@ class _Execution:
             progress.best_loss, progress.best_epoch = loss, progress.epoch
             self.snapshot.best = _host_copy(state.adapter)
         progress.validation_losses.append(loss)
-        log.epoch(epoch=progress.epoch, steps_done=int(state.step), validation_loss=loss)
+        log.validation(epoch=progress.epoch, steps_done=int(state.step), validation_loss=loss)
         without_gain = progress.epoch - (progress.best_epoch or 0)
         progress.epoch += 1
         progress.step_in_epoch = 0
@@ -320,7 +362,7 @@ class _Execution:
 
     def _stop(self, stop: StopRequest, checkpoints: Checkpoints) -> None:
         name = signal.Signals(stop.signal or signal.SIGTERM).name
-        checkpoints.save(self.snapshot)
+        self.snapshot.save_to(checkpoints)
         checkpoints.finish()
         raise RunFailed(
             f"stopped by {name} after step {int(self.snapshot.state.step)}; saved to {self.directory.path}: "

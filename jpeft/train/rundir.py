@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,45 +92,41 @@ class RunDirectory:
 
 
 class MetricsLog:
-    """`metrics.jsonl` and TensorBoard events: one record per optimizer step and one per epoch.
+    """`metrics.jsonl` and TensorBoard events: one record per optimizer step and one per validation.
 
-    A resumed run first drops the records after its checkpoint, so that no step stands there twice.
+    A resumed run first drops the records after its checkpoint, those that `keep` is false of, so that no step stands
+    there twice.
     """
 
-    def __init__(self, directory: Path, *, steps_done: int, epochs_done: int):
+    def __init__(self, directory: Path, *, steps_done: int, keep: Callable[[Mapping[str, Any]], bool]):
         from tensorboardX import SummaryWriter
 
         self._path = directory / "metrics.jsonl"
-        kept = [
-            line
-            for line in _whole_lines(self._path)
-            if (record := json.loads(line))["epoch"] < epochs_done or record.get("step", steps_done + 1) <= steps_done
-        ]
+        kept = [line for line in _whole_lines(self._path) if keep(json.loads(line))]
         with write_whole(self._path) as beside:
             beside.write_text("".join(f"{line}\n" for line in kept))
         self._file = self._path.open("a")
         self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=steps_done + 1 if steps_done else None)
 
-    def step(self, *, epoch: int, step: int, **values: float) -> None:
+    def step(self, *, step: int, **values: float) -> None:
         """Records one optimizer step, counted from 1."""
-        self._write({"epoch": epoch, "step": step, **values})
-        for name, value in values.items():
-            self._events.add_scalar(f"train/{name}", value, step)
+        self._write("train", step, {"step": step, **values})
 
-    def epoch(self, *, epoch: int, steps_done: int, **values: float) -> None:
-        """Records the end of an epoch, counted from 0."""
-        self._write({"epoch": epoch, "steps_done": steps_done, **values})
-        for name, value in values.items():
-            self._events.add_scalar(f"validation/{name}", value, steps_done)
+    def validation(self, *, steps_done: int, **values: float) -> None:
+        """Records a validation after so many steps."""
+        self._write("validation", steps_done, {"steps_done": steps_done, **values})
 
     def close(self) -> None:
         self._file.close()
         with contextlib.suppress(OSError):  # on a full disk: what it held back is in metrics.jsonl too
             self._events.close()
 
-    def _write(self, record: Mapping[str, Any]) -> None:
+    def _write(self, group: str, at: int, record: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        for name, value in record.items():
+            if isinstance(value, float):  # integers say where the record belongs
+                self._events.add_scalar(f"{group}/{name}", value, at)
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -131,7 +131,7 @@ def test_a_directory_without_training_rows_is_told_what_it_holds(tmp_path):
 
 
 def test_an_unknown_source_is_refused():
-    with pytest.raises(UserError, match="data.source is 'web'; expected one of auto, hub, local, tfds"):
+    with pytest.raises(UserError, match="data.source is 'web'; expected one of auto, hub, local, tfds, sample"):
         load_rows(CUSTOM, "web", None)
 
 
@@ -208,6 +208,7 @@ def test_an_unreachable_hub_is_one_line_that_names_the_local_route(monkeypatch):
     message = str(raised.value)
     assert "can not be reached for fancyzhx/ag_news (Couldn't reach" in message
     assert "--config.data.path" in message and "ag_news/train.parquet" in message
+    assert "--config.data.source=sample" in message
     assert "\n" not in message
 
 

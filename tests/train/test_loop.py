@@ -252,14 +252,14 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(
     saves = 0
     manager_save = Checkpoints.save
 
-    def full(self, snapshot):
+    def full(self, *snapshot):
         nonlocal saves
         saves += 1
         if saves == 3:
             monkeypatch.setattr(
                 self._manager, "save", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device"))
             )
-        manager_save(self, snapshot)
+        manager_save(self, *snapshot)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Checkpoints, "save", full)

@@ -1,0 +1,79 @@
+"""Text drawn from phrases with gaps: `[a|b]` is one of the two, `{name}` one of what the rules list under `name`."""
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+Rules = Mapping[str, Sequence[str]]
+
+_CHOICE = re.compile(r"\[([^\[\]]*)\]")
+_SLOT = re.compile(r"\{([a-z_]+)(\d*)(?:\.(\d))?\}")
+_ARTICLE = re.compile(r"\b([Aa]) (?=(?!uni(?!n)|use|usu|one\b|eu)[aeiou]|hour|honest|\$?(?:8|11\b|18\b))", re.IGNORECASE)
+
+
+class Draw:
+    """Choices from a seed, the same on every machine.
+
+    Only `random()` is used: of Python's generator it alone is promised to give the same numbers in later versions.
+    """
+
+    def __init__(self, seed: int):
+        self._random = random.Random(seed).random
+
+    def chance(self, share: float) -> bool:
+        return self._random() < share
+
+    def number(self, least: int, most: int) -> int:
+        """An integer from `least` to `most`, both included."""
+        return least + int(self._random() * (most - least + 1))
+
+    def pick(self, options: Sequence[T]) -> T:
+        return options[int(self._random() * len(options))]
+
+    def shuffled(self, options: Sequence[T]) -> list[T]:
+        left = list(options)
+        return [left.pop(int(self._random() * len(left))) for _ in options]
+
+
+class Item:
+    """One text, or several that speak of the same things.
+
+    A gap keeps what it drew: `{city}` is the same city throughout the item, `{city2}` another one. An option may have
+    forms, `go/goes/went`: `{verb}` is the first, `{verb.2}` the third of the same verb.
+
+    Args:
+      unlike: an item whose cities, people and so on this one must not name.
+    """
+
+    def __init__(self, draw: Draw, rules: Rules, *, unlike: "Item | None" = None):
+        self._draw = draw
+        self._rules = rules
+        # Under names that no phrase has: avoided when the same rule is drawn from again.
+        self.kept = {f"{name}0": option for name, option in unlike.kept.items()} if unlike else {}
+
+    def text(self, phrase: str) -> str:
+        """The phrase with its gaps filled, `a` turned into `an` where it has to be."""
+        return _ARTICLE.sub(r"\1n ", self._filled(phrase))
+
+    def _filled(self, phrase: str) -> str:
+        while "[" in phrase:  # inner brackets first, and before slots, so that what is not said draws nothing
+            phrase = _CHOICE.sub(lambda match: self._draw.pick(match[1].split("|")), phrase)
+        return _SLOT.sub(self._slot, phrase)
+
+    def _slot(self, match: re.Match[str]) -> str:
+        name, number, form = match.groups()
+        key = name + number
+        if key not in self.kept:
+            option = self._filled(self._draw.pick(self._rules[name]))
+            others = {value for other, value in self.kept.items() if other.rstrip("0123456789") == name}
+            while option in others:
+                option = self._filled(self._draw.pick(self._rules[name]))
+            self.kept[key] = option
+        return self.kept[key].split("/")[int(form or 0)]
+
+
+def sentence(text: str) -> str:
+    """With a capital, and quotation marks or numbers left alone."""
+    return text[:1].upper() + text[1:]

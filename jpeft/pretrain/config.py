@@ -1,0 +1,229 @@
+"""A pretraining run as typed data."""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jpeft.config import DTYPES, one_of, parse, placeholders
+from jpeft.errors import UserError
+from jpeft.model.config import T5Config
+from jpeft.model.t5 import REMAT_POLICIES
+from jpeft.pretrain.corpus import KINDS
+
+OPTIMIZERS = ("adamw", "adafactor")
+EMBEDDINGS = ("random", "cooccurrence")
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """The T5 1.1 network (gated GELU, untied head, no dropout while pretraining).
+
+    Attributes:
+      start: a model to go on from, by name or directory, which then gives sizes and vocabulary; None makes a new one.
+      d_model, d_kv, d_ff, num_heads, num_layers, num_decoder_layers: as `config.json` of a T5 calls them.
+      dtype: of the computation; `auto` is bfloat16 on GPU and TPU, float32 on CPU. Weights are float32.
+      remat: what the backward pass computes anew: `none`, `dots` (all but matrix products), `block`.
+      dropout_rate: written into the new model's `config.json`, for fine-tuning; pretraining itself has none.
+      stored_dtype: of the weights in the model that comes out.
+      embeddings: what a new model's embeddings start from: `random`, or the corpus's word `cooccurrence`.
+    """
+
+    start: str | None = None
+    d_model: int = 256
+    d_kv: int = 64
+    d_ff: int = 640
+    num_heads: int = 4
+    num_layers: int = 4
+    num_decoder_layers: int = 3
+    dtype: str = "auto"
+    remat: str = "none"
+    dropout_rate: float = 0.1
+    stored_dtype: str = "bfloat16"
+    embeddings: str = "cooccurrence"
+
+    def t5(self, vocab_size: int) -> T5Config:
+        """The sizes of a new model."""
+        sizes = {key: getattr(self, key) for key in ("d_model", "d_kv", "d_ff", "num_heads")}
+        return T5Config(
+            **sizes,
+            vocab_size=vocab_size,
+            num_layers=self.num_layers,
+            num_decoder_layers=self.num_decoder_layers,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """The vocabulary of a new model.
+
+    Attributes:
+      path: a directory with a tokenizer, or the name of a model that has one; None trains one on the corpus.
+      size: pieces of a trained one, special ids, bytes and sentinels included.
+      megabytes: of text to train it on, taken from the sources by their rates.
+    """
+
+    path: str | None = None
+    size: int = 16384
+    megabytes: float = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Files of one kind and their share.
+
+    Attributes:
+      files: a pattern below `data.path`: `books-*.jsonl.xz`. JSON Lines (plain, .gz, .xz, .zst) or Parquet.
+      kind: `text` (column `text`, for span corruption) or `pairs` (columns `input` and `target`).
+      rate: share of the tokens seen, in proportion to the other sources' rates.
+    """
+
+    files: str
+    kind: str
+    rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+    """What to learn from.
+
+    Attributes:
+      path: directory of the files.
+      sources: by a name of your choice, each with `files`, `kind` and `rate`.
+      input_length, target_length: tokens of a packed row in the encoder and in the decoder.
+      noise_density, mean_span_length: of span corruption.
+    """
+
+    path: str | None = None
+    sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
+    input_length: int = 256
+    target_length: int = 96
+    noise_density: float = 0.15
+    mean_span_length: float = 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How to train.
+
+    Attributes:
+      steps: optimizer steps of the whole run.
+      batch_size: packed rows of a micro-batch.
+      accumulation_steps: micro-batches of a step.
+      optimizer: `adamw`, or `adafactor` with T5's settings (updates relative to the weights' size).
+      learning_rate: the highest; rises linearly over `warmup_steps`, then falls linearly to 0 at the last step.
+      weight_decay: of matrices; adamw only.
+      clip_grad_norm: largest norm of the gradient; None does not clip.
+      seed: of initial values, of what is hidden and of the order of pieces.
+    """
+
+    steps: int = 5000
+    batch_size: int = 16
+    accumulation_steps: int = 1
+    optimizer: str = "adamw"
+    learning_rate: float = 2e-3
+    warmup_steps: int = 200
+    weight_decay: float = 0.01
+    clip_grad_norm: float | None = 1.0
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """What to look at on the way.
+
+    Attributes:
+      validate_every: steps between validations.
+      validation_batches: at most, of texts and of pairs each.
+      checkpoint_every_seconds: besides at every validation.
+      samples: held-out texts and pairs whose generated targets are shown at every validation.
+    """
+
+    validate_every: int = 250
+    validation_batches: int = 8
+    checkpoint_every_seconds: float = 300.0
+    samples: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """A pretraining run."""
+
+    model: NetworkConfig = NetworkConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: CorpusConfig = CorpusConfig()
+    train: OptimizerConfig = OptimizerConfig()
+    log: LogConfig = LogConfig()
+
+    @classmethod
+    def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "Pretraining":
+        """Checks every key and value before anything is loaded. Raises `UserError` as `jpeft.config.Run` does."""
+        values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+        values["data"] = dict(values.get("data", {}))
+        sources = values["data"].pop("sources", {})
+        run = parse(cls, values, "config")
+        sources = {name: _source(name, source) for name, source in sources.items()}
+        run = dataclasses.replace(run, data=dataclasses.replace(run.data, sources=sources))
+        run._check()
+        return run
+
+    def _check(self) -> None:
+        one_of("model.dtype", self.model.dtype, DTYPES)
+        one_of("model.stored_dtype", self.model.stored_dtype, ("float32", "bfloat16"))
+        one_of("model.remat", self.model.remat, REMAT_POLICIES)
+        one_of("model.embeddings", self.model.embeddings, EMBEDDINGS)
+        one_of("train.optimizer", self.train.optimizer, OPTIMIZERS)
+        if self.data.path is None:
+            raise UserError("data.path is not given; name the directory of the corpus with --config.data.path.")
+        if not self.data.sources:
+            raise UserError(
+                "data.sources is empty; the config has to name at least one (see configs/pretrain/mini.py)."
+            )
+        if not any(source.kind == "text" for source in self.data.sources.values()):
+            raise UserError("data.sources has no source of kind 'text'; span corruption needs one.")
+        if self.model.start is not None and self.tokenizer.path is not None:
+            raise UserError("model.start brings its own vocabulary; leave tokenizer.path out.")
+        for section in (self.model, self.tokenizer, self.data, self.train, self.log):
+            for field in dataclasses.fields(section):
+                value = getattr(section, field.name)
+                least = 0 if field.name in _MAY_BE_ZERO else 1 if isinstance(value, int) else None
+                if isinstance(value, int | float) and not (
+                    math.isfinite(value) and (value > 0 if least is None else value >= least)
+                ):
+                    raise UserError(f"{field.name} is {value}; expected {'more than 0' if least is None else least}.")
+        if not self.data.noise_density < 1:
+            raise UserError(f"data.noise_density is {self.data.noise_density}; expected a share below 1.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `config.json` of the run's directory holds it."""
+        return dataclasses.asdict(self)
+
+
+_MAY_BE_ZERO = ("dropout_rate", "warmup_steps", "weight_decay", "seed", "samples", "checkpoint_every_seconds")
+
+
+def _source(name: str, values: Any) -> SourceConfig:
+    path = f"data.sources.{name}"
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path} is {values!r}; expected files, kind and rate.")
+    missing = [field.name for field in dataclasses.fields(SourceConfig) if values.get(field.name) is None]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}.")
+    source = typing.cast(SourceConfig, parse(SourceConfig, values, path))
+    one_of(f"{path}.kind", source.kind, KINDS)
+    if not (source.rate > 0 and math.isfinite(source.rate)):
+        raise UserError(f"{path}.rate is {source.rate}; expected more than 0.")
+    return source
+
+
+def default_pretraining() -> ConfigDict:
+    """Every key with its default, for config files to change."""
+    config = placeholders(Pretraining)
+    config.data.sources = ConfigDict()
+    return config

@@ -1,0 +1,95 @@
+"""Corpus files as token ids on disk: tokenised once, then read in place however large they are."""
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jpeft.data.batches import cache_directory
+from jpeft.model.tokenizer import Tokenizer
+from jpeft.pretrain.files import read_rows
+
+KINDS = ("text", "pairs")
+COLUMNS = {"text": ("text",), "pairs": ("input", "target")}
+_ROWS_AT_ONCE = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """Token ids of many texts, without `</s>`; `self[i]` are those of the i-th."""
+
+    ids: np.ndarray
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.ids[self.ends[index - 1] if index else 0 : self.ends[index]]
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text."""
+        return np.diff(self.ends, prepend=0)
+
+
+def load_texts(
+    files: Sequence[Path], kind: str, tokenizer: Tokenizer, *, report: Callable[[str], None] = lambda line: None
+) -> tuple[Texts, ...]:
+    """One `Texts` for a source of kind `text`, two (inputs, targets) for `pairs`; from the cache where it has them.
+
+    Raises:
+      UserError: as `read_rows`.
+    """
+    digest = hashlib.sha256(f"{tokenizer.fingerprint} {kind}".encode())
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    directory = cache_directory() / "corpus" / digest.hexdigest()
+    if not directory.is_dir():
+        report(f"tokenises {', '.join(file.name for file in files)}")
+        beside = directory.with_name(f"{directory.name}.partial")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        _tokenise(files, COLUMNS[kind], tokenizer, beside)
+        beside.rename(directory)
+    return tuple(
+        Texts(
+            np.load(directory / f"{column}.ids.npy", mmap_mode="r", allow_pickle=False),
+            np.load(directory / f"{column}.ends.npy", allow_pickle=False),
+        )
+        for column in COLUMNS[kind]
+    )
+
+
+def _tokenise(files: Sequence[Path], columns: Sequence[str], tokenizer: Tokenizer, directory: Path) -> None:
+    lengths: dict[str, list[int]] = {column: [] for column in columns}
+    raw = {column: (directory / f"{column}.raw").open("wb") for column in columns}
+    for file in files:
+        for rows in _groups(read_rows(file, columns)):
+            for column, texts in zip(columns, zip(*rows, strict=True), strict=True):
+                for ids in tokenizer.ids(texts):
+                    raw[column].write(np.asarray(ids, np.uint32).tobytes())
+                    lengths[column].append(len(ids))
+    for column in columns:
+        raw[column].close()
+        path = directory / f"{column}.raw"
+        # Without a copy in memory: what is mapped is written out piece by piece.
+        ids = np.memmap(path, np.uint32, "r") if path.stat().st_size else np.zeros(0, np.uint32)
+        np.save(directory / f"{column}.ids.npy", ids, allow_pickle=False)
+        np.save(directory / f"{column}.ends.npy", np.cumsum(lengths[column], dtype=np.int64), allow_pickle=False)
+        del ids
+        path.unlink()
+
+
+def _groups(rows: Iterator[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:
+    group = []
+    for row in rows:
+        group.append(row)
+        if len(group) == _ROWS_AT_ONCE:
+            yield group
+            group = []
+    if group:
+        yield group

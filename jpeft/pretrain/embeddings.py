@@ -1,0 +1,67 @@
+"""Embeddings to start from: what the company of each token in the corpus tells of it.
+
+A first look at the whole corpus that costs a minute: tokens that stand near the same tokens get near vectors (positive
+pointwise mutual information and its leading singular vectors; Levy, Goldberg and Dagan 2015). A small model sees too
+little text to learn the same of its rarer tokens.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from jpeft.pretrain.corpus import Texts
+
+_WINDOW = 16  # tokens to each side
+_MOST_CONTEXTS = 4096  # the most frequent tokens are company enough
+_SMOOTHING = 0.75  # of the contexts' frequencies: tempers the pull of rare ones
+_CHUNK = 1_000_000
+
+
+def cooccurrence_embeddings(
+    weighted: Iterable[tuple[Texts, float]], *, vocab_size: int, width: int, seed: int
+) -> np.ndarray:
+    """`[vocab_size, width]` float32 with rows of mean square 1; tokens that the texts lack get random ones.
+
+    Args:
+      weighted: texts and their share of the mixture.
+    """
+    sources = [(texts, share / max(len(texts.ids), 1)) for texts, share in weighted]
+    frequency = sum(np.bincount(texts.ids, minlength=vocab_size) * weight for texts, weight in sources)
+    contexts = np.argsort(-frequency, kind="stable")[: max(_MOST_CONTEXTS, width)]
+    counts = np.zeros((vocab_size, len(contexts)), np.float32)
+    context_of = np.full(vocab_size, -1, np.int64)
+    context_of[contexts] = np.arange(len(contexts))
+    for texts, weight in sources:
+        for start in range(0, len(texts.ids), _CHUNK):
+            _count(counts, np.asarray(texts.ids[start : start + _CHUNK], np.int64), context_of, weight)
+    vectors = _leading_vectors(_positive_information(counts), width)
+    size = np.sqrt(np.mean(np.square(vectors), axis=1, keepdims=True))
+    random = np.random.default_rng([seed, 5]).standard_normal(vectors.shape).astype(np.float32)
+    return np.where(size > 0, vectors / np.where(size > 0, size, 1), random)
+
+
+def _count(counts: np.ndarray, ids: np.ndarray, context_of: np.ndarray, weight: float) -> None:
+    flat, company = counts.reshape(-1), context_of[ids]
+    for distance in range(1, _WINDOW + 1):
+        for tokens, near in ((ids[:-distance], company[distance:]), (ids[distance:], company[:-distance])):
+            known = near >= 0
+            np.add.at(flat, tokens[known] * counts.shape[1] + near[known], np.float32(weight))
+
+
+def _positive_information(counts: np.ndarray) -> np.ndarray:
+    """`max(0, log(p(token, context) / p(token) p(context)))`, in the place of the counts."""
+    tokens = counts.sum(axis=1, dtype=np.float64)
+    contexts = counts.sum(axis=0, dtype=np.float64) ** _SMOOTHING
+    contexts /= contexts.sum()
+    for row, total in zip(counts, tokens, strict=True):
+        if total > 0:
+            with np.errstate(divide="ignore"):
+                np.maximum(np.log(row / (total * np.maximum(contexts, 1e-30))), 0, out=row)
+    return counts
+
+
+def _leading_vectors(matrix: np.ndarray, width: int) -> np.ndarray:
+    """Left singular vectors times the root of the singular values, by the eigenvectors of the smaller square."""
+    values, vectors = np.linalg.eigh(matrix.T @ matrix)
+    values, vectors = values[::-1][:width], vectors[:, ::-1][:, :width]
+    return (matrix @ vectors) * np.maximum(values, 1e-12) ** -0.25

@@ -1,0 +1,226 @@
+"""Sources of a corpus mixed by rate into blocks of packed batches, each block a function of the seed and its number.
+
+Nothing has to be remembered of the blocks before: a restarted run makes the block it was in anew, and skips what it had
+of it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jpeft.data.batches import Batch
+from jpeft.errors import UserError
+from jpeft.model.tokenizer import Tokenizer
+from jpeft.pretrain.config import SourceConfig
+from jpeft.pretrain.corpus import Texts, load_texts
+from jpeft.pretrain.corruption import SpanCorruption
+from jpeft.pretrain.packing import Example, assign_rows, pack
+
+_EXAMPLES_IN_BLOCK = 4096
+_HELD_OUT_SHARE, _MOST_HELD_OUT = 0.005, 200  # of each source's rows, for validation
+_LEAST_TEXT = 8  # tokens; a shorter text is left out
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShape:
+    """What a packed batch is: rows, and tokens of a row in the encoder and in the decoder."""
+
+    batch_size: int
+    input_length: int
+    target_length: int
+
+
+class TextSource:
+    """Texts in pieces that fill at most one row, each hidden in part anew whenever it is drawn."""
+
+    def __init__(self, texts: Texts, corruption: SpanCorruption, shape: RowShape):
+        self.texts, self._corruption = texts, corruption
+        longest = corruption.longest_text(shape.input_length, shape.target_length)
+        lengths = texts.lengths()
+        kept = np.flatnonzero(lengths >= _LEAST_TEXT)
+        parts = -(-lengths[kept] // longest)  # of equal length, so that no crumb is left at the end
+        self.document = np.repeat(kept, parts)
+        number = np.arange(len(self.document)) - np.repeat(np.cumsum(parts) - parts, parts)
+        size, total = np.repeat(lengths[kept], parts), np.repeat(parts, parts)
+        self._start, self._end = number * size // total, (number + 1) * size // total
+        self.left_out = len(lengths) - len(kept)
+
+    def lengths(self) -> np.ndarray:
+        """`[pieces, 2]`: tokens of the input and the target of every piece."""
+        sizes = (self._end - self._start).tolist()
+        return np.array([self._corruption.lengths(length) for length in sizes]).reshape(-1, 2)
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        text = self.texts[int(self.document[index])][self._start[index] : self._end[index]]
+        return Example(*self._corruption(text, rng))
+
+
+class PairSource:
+    """Inputs and targets as they are. A pair longer than a row is left out: cut, it would teach to stop midway."""
+
+    def __init__(self, inputs: Texts, targets: Texts, eos_token_id: int, shape: RowShape):
+        self._inputs, self._targets, self._eos = inputs, targets, eos_token_id
+        lengths = np.stack([inputs.lengths(), targets.lengths()], axis=1) + 1
+        fits = (lengths <= [shape.input_length, shape.target_length]).all(axis=1) & (lengths > 1).all(axis=1)
+        self.document = np.flatnonzero(fits)
+        self._lengths = lengths[fits]
+        self.left_out = len(lengths) - len(self.document)
+
+    def lengths(self) -> np.ndarray:
+        """`[pairs, 2]`: tokens of every input and target."""
+        return self._lengths
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        row = int(self.document[index])
+        return Example(np.append(self._inputs[row], self._eos), np.append(self._targets[row], self._eos))
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The training or the held-out pieces of one source."""
+
+    source: TextSource | PairSource
+    pieces: np.ndarray
+    lengths: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Every source of a run, ready to be drawn from.
+
+    Attributes:
+      training, held_out: by name of the source.
+      rates: each source's share of the tokens seen.
+    """
+
+    training: Mapping[str, Part]
+    held_out: Mapping[str, Part]
+    rates: Mapping[str, float]
+    shape: RowShape
+    start_token_id: int
+    pad_token_id: int
+    seed: int
+
+    def block(self, number: int) -> list[Batch]:
+        """The batches of one block, in order.
+
+        Within a source, every piece is drawn once before any is drawn again, in an order of its own each time.
+        """
+        rng = np.random.default_rng([self.seed, 1, number])
+        drawn = []
+        for i, (name, count) in enumerate(self.counts().items()):
+            part = self.training[name]
+            for k in range(number * count, (number + 1) * count):
+                round_, place = divmod(k, len(part.pieces))
+                drawn.append((part, int(_order(self.seed, i, round_, len(part.pieces))[place])))
+        drawn = [drawn[i] for i in rng.permutation(len(drawn))]
+        rows = assign_rows(
+            np.array([part.lengths[place] for part, place in drawn]), self.shape.input_length, self.shape.target_length
+        )
+        examples = [part.source.example(int(part.pieces[place]), rng) for part, place in drawn]
+        packed = [[examples[i] for i in row] for row in rows]
+        # Rows that do not fill a batch are left out: the emptiest, which were still open when the block ended.
+        emptiest_last = sorted(range(len(rows)), key=lambda i: -sum(len(example.input) for example in packed[i]))
+        full = emptiest_last[: len(rows) - len(rows) % self.shape.batch_size]
+        return list(self._batches([packed[i] for i in rng.permutation(full)]))
+
+    def counts(self) -> dict[str, int]:
+        """Pieces of each source in a block: what gives it its share of the tokens."""
+        per_token = {
+            name: rate / float(self.training[name].lengths.sum(axis=1).mean()) for name, rate in self.rates.items()
+        }
+        total = sum(per_token.values())
+        return {name: max(1, round(_EXAMPLES_IN_BLOCK * share / total)) for name, share in per_token.items()}
+
+    def validation(self, kind: type, *, most_batches: int) -> list[Batch]:
+        """Batches of held-out pieces of one kind of source, the same whenever they are asked for."""
+        rng = np.random.default_rng([self.seed, 2])
+        drawn = [
+            (part, piece)
+            for part in self.held_out.values()
+            if isinstance(part.source, kind)
+            for piece in range(len(part.pieces))
+        ]
+        drawn = [drawn[i] for i in rng.permutation(len(drawn))]
+        if not drawn:
+            return []
+        lengths = np.array([part.lengths[place] for part, place in drawn])
+        rows = assign_rows(lengths, self.shape.input_length, self.shape.target_length)
+        examples = [part.source.example(int(part.pieces[place]), rng) for part, place in drawn]
+        packed = [[examples[i] for i in row] for row in rows][: most_batches * self.shape.batch_size]
+        return list(self._batches(packed))
+
+    def _batches(self, rows: Sequence[Sequence[Example]]) -> Iterator[Batch]:
+        size = self.shape.batch_size
+        for start in range(0, len(rows), size):
+            batch = [*rows[start : start + size], *[[]] * (start + size - len(rows))]
+            yield pack(
+                batch,
+                input_length=self.shape.input_length,
+                target_length=self.shape.target_length,
+                start_token_id=self.start_token_id,
+                pad_token_id=self.pad_token_id,
+            )
+
+
+@functools.lru_cache(maxsize=64)
+def _order(seed: int, source: int, round_: int, size: int) -> np.ndarray:
+    return np.random.default_rng([seed, 3, source, round_]).permutation(size)
+
+
+def load_mixture(
+    directory: Path,
+    sources: Mapping[str, SourceConfig],
+    tokenizer: Tokenizer,
+    corruption: SpanCorruption,
+    shape: RowShape,
+    *,
+    start_token_id: int,
+    pad_token_id: int,
+    seed: int,
+    report: Callable[[str], None] = lambda line: None,
+) -> Mixture:
+    """Tokenises the sources, or finds their tokens in the cache, and holds rows out for validation.
+
+    Raises:
+      UserError: a file is absent or can not be read, or no piece of a source fits a row.
+    """
+    training, held_out = {}, {}
+    for i, (name, config) in enumerate(sources.items()):
+        texts = load_texts(source_files(directory, name, config), config.kind, tokenizer, report=report)
+        source = (
+            TextSource(texts[0], corruption, shape)
+            if config.kind == "text"
+            else PairSource(*texts, tokenizer.eos_token_id, shape)
+        )
+        if source.left_out:
+            why = f"shorter than {_LEAST_TEXT} tokens" if config.kind == "text" else "longer than a row, or empty"
+            report(f"{name}: {source.left_out:,} of {len(texts[0]):,} rows left out, {why}")
+        lengths = source.lengths()
+        # Whole rows of the file are held out, not pieces: the rest of a text tells much of its pieces.
+        order = np.random.default_rng([seed, 4, i]).permutation(len(texts[0]))
+        apart = order[: min(_MOST_HELD_OUT, int(len(order) * _HELD_OUT_SHARE))]
+        is_apart = np.isin(source.document, apart)
+        for parts, chosen in ((training, ~is_apart), (held_out, is_apart)):
+            pieces = np.flatnonzero(chosen)
+            parts[name] = Part(source, pieces, lengths[pieces])
+        if not len(training[name].pieces):
+            raise UserError(
+                f"data.sources.{name} has no row that fits {shape.input_length} input and {shape.target_length} target "
+                "tokens; make the rows longer."
+            )
+    rates = {name: config.rate for name, config in sources.items()}
+    return Mixture(training, held_out, rates, shape, start_token_id, pad_token_id, seed)
+
+
+def source_files(directory: Path, name: str, config: SourceConfig) -> list[Path]:
+    """The files of a source, in order of their names. Raises `UserError` when there are none."""
+    files = sorted(directory.glob(config.files))
+    if not files:
+        raise UserError(
+            f"data.sources.{name}: no file {config.files} in {directory}; name the corpus with --config.data.path."
+        )
+    return files

@@ -1,0 +1,64 @@
+"""A corpus of a few hundred made-up rows, and a config of a network that learns nothing from it but fast."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from jpeft.pretrain.config import default_pretraining
+
+_WORDS = "the a old young river house king sister letter ship garden winter morning spoke walked saw found lost".split()
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("corpus")
+    draw = random.Random(0)
+
+    def text(words: int) -> str:
+        return " ".join(draw.choices(_WORDS, k=words)).capitalize() + "."
+
+    def write(name: str, rows: list[dict]) -> None:
+        (directory / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("books-0.jsonl", [{"text": text(draw.randint(20, 150))} for _ in range(120)])
+    write("books-1.jsonl", [{"text": text(draw.randint(20, 150))} for _ in range(120)])
+    write("news.jsonl", [{"text": text(draw.randint(10, 30))} for _ in range(220)])
+    pairs = [text(4) for _ in range(230)]
+    write("pairs.jsonl", [{"input": f"Last word? {pair}", "target": pair.split()[-1]} for pair in pairs])
+    return directory
+
+
+@pytest.fixture
+def tiny_pretraining(corpus) -> ConfigDict:
+    config = default_pretraining()
+    config.update_from_flattened_dict(
+        {
+            "data.path": str(corpus),
+            "data.input_length": 32,
+            "data.target_length": 12,
+            "tokenizer.size": 420,
+            "tokenizer.megabytes": 0.1,
+            "model.d_model": 16,
+            "model.d_kv": 8,
+            "model.d_ff": 16,
+            "model.num_heads": 2,
+            "model.num_layers": 1,
+            "model.num_decoder_layers": 1,
+            "train.steps": 6,
+            "train.batch_size": 4,
+            "train.warmup_steps": 2,
+            "log.validate_every": 3,
+            "log.validation_batches": 2,
+            "log.samples": 2,
+        }
+    )
+    for name, files, kind, rate in [
+        ("books", "books-*.jsonl", "text", 0.5),
+        ("news", "news.jsonl", "text", 0.2),
+        ("pairs", "pairs.jsonl", "pairs", 0.3),
+    ]:
+        config.data.sources[name] = ConfigDict({"files": files, "kind": kind, "rate": rate})
+    return config

@@ -1,0 +1,171 @@
+"""A pretraining run from its command: what it leaves, and that stopping it changes nothing."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jpeft.cli import main
+from jpeft.errors import UserError
+from jpeft.model import weights
+from jpeft.pretrain import loop
+from jpeft.pretrain.config import Pretraining
+from jpeft.pretrain.loop import pretrain, unigram_entropy
+from jpeft.train.display import Display
+from jpeft.train.rundir import MetricsLog
+
+QUIET = Display(quiet=True)
+
+
+def records(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_a_model_that_opens_and_a_result(tiny_pretraining, tmp_path):
+    tiny_pretraining.train.steps = 40
+    tiny_pretraining.train.learning_rate = 2e-2
+    result = pretrain(Pretraining.from_config(tiny_pretraining), tmp_path / "run", display=QUIET)
+    assert result == json.loads((tmp_path / "run/result.json").read_text())
+    assert result["steps"] == 40 and result["status"] == "done"
+    model = weights.load(tmp_path / "run/model")
+    assert model.config.dropout_rate == 0.1 and not model.config.tie_word_embeddings
+    assert (tmp_path / "run/model/tokenizer.json").is_file()
+    losses = [record["loss"] for record in records(tmp_path / "run") if "loss" in record]
+    assert losses[-1] < losses[0] - 0.5
+    assert result["validation_loss"]["text"] < losses[0]
+    assert 0.5 < result["fill"]["input"] <= 1
+    assert result["input_tokens"] > 40 * 4 * 32 * 0.5
+    samples = [json.loads(line) for line in (tmp_path / "run/samples/step_0000039.jsonl").read_text().splitlines()]
+    assert len(samples) == 2 * 2 and "<extra_id_0>" in samples[0]["input"] and samples[2]["input"].startswith("Last")
+
+
+def test_the_entropy_is_that_of_token_frequencies():
+    batch = {
+        "decoder_target_tokens": np.array([[5, 5, 6, 7, 0, 0]]),
+        "decoder_segments": np.array([[1, 1, 2, 2, 0, 0]]),
+    }
+    assert unigram_entropy([batch]) == pytest.approx(1.5 * np.log(2))
+
+
+def stopped_after(steps: int, monkeypatch) -> None:
+    """Lets a run get a SIGTERM after its step `steps`."""
+    step = MetricsLog.step
+
+    def counted(self, *, step: int, **values):
+        original(self, step=step, **values)
+        if step == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    original = step
+    monkeypatch.setattr(loop.MetricsLog, "step", counted)
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_stopped_run_goes_on_to_the_same_weights(tiny_pretraining, tmp_path, monkeypatch, steps):
+    run = Pretraining.from_config(tiny_pretraining)
+    whole = pretrain(run, tmp_path / "whole", display=QUIET)
+    with monkeypatch.context() as patch:
+        stopped_after(steps, patch)
+        with pytest.raises(loop.RunFailed, match=f"stopped by SIGTERM after step {steps}"):
+            pretrain(run, tmp_path / "broken", display=QUIET)
+    assert not (tmp_path / "broken/result.json").exists()
+    resumed = pretrain(run, tmp_path / "broken", display=QUIET)
+    assert same_files(tmp_path / "whole/model/model.safetensors", tmp_path / "broken/model/model.safetensors")
+    for key in ("steps", "input_tokens", "target_tokens", "validation_loss"):
+        assert resumed[key] == whole[key]
+    assert records(tmp_path / "broken") == records(tmp_path / "whole")
+
+
+def same_files(a: Path, b: Path) -> bool:
+    return a.read_bytes() == b.read_bytes()
+
+
+def test_adafactor_and_random_embeddings_train_too(tiny_pretraining, tmp_path):
+    tiny_pretraining.train.optimizer = "adafactor"
+    tiny_pretraining.model.embeddings = "random"
+    result = pretrain(Pretraining.from_config(tiny_pretraining), tmp_path / "run", display=QUIET)
+    assert np.isfinite(result["validation_loss"]["text"])
+
+
+def test_a_model_can_be_trained_further(tiny_pretraining, tmp_path):
+    pretrain(Pretraining.from_config(tiny_pretraining), tmp_path / "first", display=QUIET)
+    tiny_pretraining.model.start = str(tmp_path / "first/model")
+    tiny_pretraining.train.steps = 1
+    tiny_pretraining.train.learning_rate = 1e-30
+    tiny_pretraining.model.stored_dtype = "float32"
+    pretrain(Pretraining.from_config(tiny_pretraining), tmp_path / "second", display=QUIET)
+    first, second = (load_file(tmp_path / name / "model/model.safetensors") for name in ("first", "second"))
+    for name, value in first.items():
+        np.testing.assert_array_equal(np.asarray(value, np.float32), second[name])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data.path", None, "data.path is not given"),
+        ("train.steps", 0, "steps is 0; expected 1"),
+        ("train.optimizer", "sgd", "train.optimizer is 'sgd'; expected one of adamw, adafactor"),
+        ("data.noise_density", 1.5, "expected a share below 1"),
+        ("model.embeddings", "word2vec", "expected one of random, cooccurrence"),
+        ("data.sources.books.kind", "prose", "data.sources.books.kind is 'prose'"),
+        ("data.sources.books.rate", 0.0, "data.sources.books.rate is 0.0"),
+    ],
+)
+def test_wrong_values_are_one_line(tiny_pretraining, key, value, message):
+    section, _, rest = key.partition(".")
+    values = tiny_pretraining.to_dict()
+    place = values[section]
+    for part in rest.split(".")[:-1]:
+        place = place[part]
+    place[rest.split(".")[-1]] = value
+    with pytest.raises(UserError, match=re.escape(message)):
+        Pretraining.from_config(values)
+
+
+def test_the_command(corpus, tmp_path, capsys):
+    """The packaged config with another corpus, from the command line: overrides reach it, and the next step is told."""
+    config = Path(__file__).parents[2] / "configs/pretrain/mini.py"
+    assert main(["pretrain", f"--config={config}", f"--config.data.path={corpus}", "--quiet"]) == 2
+    assert "data.sources.books: no file text_books-*.jsonl.xz" in capsys.readouterr().err
+    assert main(["pretrain", f"--config={config}", "--config.train.stepps=3"]) == 2
+    assert "did you mean config.train.steps?" in capsys.readouterr().err
+    assert main(["pretrain", "--help"]) == 0
+    assert "--config.train.learning_rate" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_weights(tiny_pretraining, corpus, tmp_path):
+    """SIGKILL at five moments of one run, a checkpoint at every step: byte for byte the unbroken run's model."""
+    tiny_pretraining.train.steps = 30
+    tiny_pretraining.log.checkpoint_every_seconds = 0.0
+    (tmp_path / "config.json").write_text(json.dumps(tiny_pretraining.to_dict()))
+    program = (
+        "import json, sys; from pathlib import Path; from jpeft.pretrain.config import Pretraining; "
+        "from jpeft.pretrain.loop import pretrain; "
+        "pretrain(Pretraining.from_config(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]))"
+    )
+
+    def start(workdir: Path) -> subprocess.Popen:
+        command = [sys.executable, "-c", program, str(tmp_path / "config.json"), str(workdir)]
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait() == 0
+    for steps in (0, 2, 9, 16, 28):
+        process = start(tmp_path / "killed")
+        log = tmp_path / "killed/metrics.jsonl"
+        while process.poll() is None and not (log.is_file() and log.read_text().count('"step"') >= steps):
+            time.sleep(0.02)
+        assert process.poll() is None, "it ended before it could be killed"
+        process.kill()
+        process.wait()
+    assert start(tmp_path / "killed").wait() == 0
+    assert same_files(tmp_path / "whole/model/model.safetensors", tmp_path / "killed/model/model.safetensors")
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")

@@ -1,0 +1,112 @@
+"""The mixture: shares are the rates', nothing is drawn twice before all is drawn once, held-out rows are held out."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from jpeft.errors import UserError
+from jpeft.pretrain.config import Pretraining
+from jpeft.pretrain.mixture import Mixture, PairSource, TextSource
+from jpeft.pretrain.setup import load_sources, load_tokenizer, network_config
+
+
+@pytest.fixture
+def run(tiny_pretraining):
+    return Pretraining.from_config(tiny_pretraining)
+
+
+@pytest.fixture
+def mixture(run, tmp_path) -> Mixture:
+    return mixture_of(run, tmp_path)
+
+
+def mixture_of(run: Pretraining, workdir) -> Mixture:
+    tokenizer = load_tokenizer(run, workdir, print)
+    return load_sources(run, tokenizer, network_config(run, tokenizer), print)
+
+
+def test_a_block_depends_on_the_seed_and_its_number_only(mixture):
+    again, other = mixture.block(3), mixture.block(4)
+    for batch, same in zip(mixture.block(3), again, strict=True):
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], same[key])
+    assert any(
+        (batch["encoder_input_tokens"] != o["encoder_input_tokens"]).any()
+        for batch, o in zip(again, other, strict=False)
+    )
+
+
+def test_every_source_has_its_share_of_the_tokens(mixture):
+    tokens = {}
+    for name, count in mixture.counts().items():
+        tokens[name] = count * mixture.training[name].lengths.sum(axis=1).mean()
+    for name, rate in {"books": 0.5, "news": 0.2, "pairs": 0.3}.items():
+        assert tokens[name] / sum(tokens.values()) == pytest.approx(rate, abs=0.01)
+
+
+def test_batches_are_nearly_full_of_real_tokens(mixture):
+    batches = mixture.block(0)
+    assert {batch["encoder_input_tokens"].shape for batch in batches} == {(4, 32)}
+    assert np.mean([batch["encoder_segments"] > 0 for batch in batches]) > 0.8
+
+
+def test_pieces_cover_their_text_and_no_more(mixture):
+    source = mixture.training["books"].source
+    assert isinstance(source, TextSource)
+    for document in range(len(source.texts)):
+        pieces = np.flatnonzero(source.document == document)
+        covered = [i for p in pieces for i in range(source._start[p], source._end[p])]
+        assert covered == list(range(len(source.texts[document])))
+        sizes = source._end[pieces] - source._start[pieces]
+        assert sizes.max() - sizes.min() <= 1
+
+
+def test_a_source_is_drawn_through_before_it_begins_again(mixture):
+    seen = collections.Counter()
+    source = mixture.training["pairs"].source
+    original, drawn = source.example, []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(source, name)
+
+        def example(self, index, rng):
+            drawn.append(index)
+            return original(index, rng)
+
+    import dataclasses
+
+    watched = dataclasses.replace(mixture.training["pairs"], source=Watched())
+    mixture = dataclasses.replace(mixture, training={**mixture.training, "pairs": watched})
+    mixture.block(0)
+    seen.update(drawn)
+    assert max(seen.values()) - min(seen.values()) <= 1 and len(seen) == len(watched.pieces)
+
+
+def test_held_out_rows_never_train(mixture, run):
+    for name, part in mixture.training.items():
+        apart = mixture.held_out[name]
+        source = part.source
+        assert len(apart.pieces) > 0
+        assert not {source.document[p] for p in part.pieces} & {source.document[p] for p in apart.pieces}
+    first = mixture.validation(PairSource, most_batches=1)
+    np.testing.assert_array_equal(
+        first[0]["encoder_input_tokens"], mixture.validation(PairSource, most_batches=1)[0]["encoder_input_tokens"]
+    )
+
+
+def test_what_does_not_fit_a_row_is_left_out_and_said(tiny_pretraining, tmp_path, corpus, capsys):
+    (corpus / "long.jsonl").write_text(
+        '{"input": "' + "word " * 99 + '", "target": "no"}\n{"input": "a", "target": "b"}\n'
+    )
+    tiny_pretraining.data.sources.pairs.files = "long.jsonl"
+    mixture = mixture_of(Pretraining.from_config(tiny_pretraining), tmp_path)
+    assert len(mixture.training["pairs"].pieces) == 1
+    assert "pairs: 1 of 2 rows left out, longer than a row" in capsys.readouterr().out
+
+
+def test_no_such_file_is_one_line(tiny_pretraining, tmp_path):
+    tiny_pretraining.data.sources.books.files = "absent-*.jsonl"
+    with pytest.raises(UserError, match="data.sources.books: no file absent"):
+        mixture_of(Pretraining.from_config(tiny_pretraining), tmp_path)

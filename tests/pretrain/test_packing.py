@@ -1,0 +1,65 @@
+"""Packed rows: everything is in them once, and the network treats each example as if it were alone."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jpeft.eval.loss import loss_sums
+from jpeft.pretrain.packing import Example, assign_rows, pack
+from tests.conftest import TINY
+
+
+def some_examples(count: int, seed: int = 0) -> list[Example]:
+    draw = np.random.default_rng(seed)
+    return [
+        Example(draw.integers(3, 300, draw.integers(1, 9)), draw.integers(3, 300, draw.integers(1, 6)))
+        for _ in range(count)
+    ]
+
+
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 10)), max_size=300))
+@settings(max_examples=100, deadline=None)
+def test_every_example_is_in_one_row_and_no_row_is_overfull(lengths):
+    rows = assign_rows(np.array(lengths).reshape(-1, 2), 20, 10)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    for row in rows:
+        assert (np.array(lengths)[row].sum(axis=0) <= [20, 10]).all() and row
+
+
+def test_rows_are_nearly_full():
+    lengths = np.random.default_rng(0).integers([4, 2], [120, 30], (2000, 2))
+    rows = assign_rows(lengths, 256, 96)
+    assert lengths[:, 0].sum() / (256 * len(rows)) > 0.93
+
+
+def packed(rows: list[list[Example]], enc: int = 24, dec: int = 16) -> dict[str, np.ndarray]:
+    return pack(rows, input_length=enc, target_length=dec, start_token_id=0, pad_token_id=0)
+
+
+def test_a_packed_row_reads_as_its_examples():
+    a, b = Example(np.array([5, 6, 1]), np.array([7, 1])), Example(np.array([8, 1]), np.array([9, 10, 1]))
+    batch = packed([[a, b], []], enc=6, dec=6)
+    assert batch["encoder_input_tokens"].tolist() == [[5, 6, 1, 8, 1, 0], [0] * 6]
+    assert batch["encoder_segments"].tolist() == [[1, 1, 1, 2, 2, 0], [0] * 6]
+    assert batch["decoder_input_tokens"].tolist() == [[0, 7, 0, 9, 10, 0], [0] * 6]
+    assert batch["decoder_target_tokens"].tolist() == [[7, 1, 9, 10, 1, 0], [0] * 6]
+    assert batch["decoder_loss_weights"].tolist() == [[1, 1, 1, 1, 1, 0], [0] * 6]
+
+
+def test_examples_of_a_row_do_not_see_each_other(tiny_t5: nnx.Module):
+    """The loss of packed rows is the sum of the losses of the examples one by one; nothing leaks between them."""
+    examples = some_examples(6)
+    alone = [loss_sums(tiny_t5, as_arrays(packed([[example]]))) for example in examples]
+    together = loss_sums(tiny_t5, as_arrays(packed([examples[:3], examples[3:]])))
+    np.testing.assert_allclose(together[0], sum(loss for loss, _ in alone), rtol=1e-5)
+    assert together[1] == sum(tokens for _, tokens in alone)
+    without_segments = as_arrays(packed([examples[:3], examples[3:]]))
+    del without_segments["encoder_segments"], without_segments["decoder_segments"]
+    assert abs(loss_sums(tiny_t5, without_segments)[0] - together[0]) > 1e-2  # so the segments do hide something
+
+
+def as_arrays(batch: dict[str, np.ndarray]) -> dict:
+    assert batch["encoder_input_tokens"].max() < TINY.vocab_size
+    return {key: jnp.asarray(value) for key, value in batch.items()}

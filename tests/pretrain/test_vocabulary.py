@@ -1,0 +1,73 @@
+"""The vocabulary that a corpus is made into: T5's special ids, line breaks kept, nothing unknown."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jpeft.errors import UserError
+from jpeft.model.tokenizer import Tokenizer
+from jpeft.pretrain.vocabulary import train_vocabulary
+
+TEXTS = [
+    f"{who} wrote to {whom}.\n{whom}: When will the {what} be ready, {who}?\n{who}: On day {day}, I hope."
+    for day, who in enumerate("Anna Boris Clara David Emil".split())
+    for whom in "Fritz Greta Hans Ida".split()
+    for what in "house bridge letter garden soup machine".split()
+]
+SIZE = 420
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("vocabulary")
+    train_vocabulary(TEXTS, SIZE, directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def tokenizer(directory):
+    return Tokenizer.load(directory)
+
+
+def test_special_ids_are_t5s(tokenizer):
+    backend = tokenizer._backend
+    assert [backend.token_to_id(piece) for piece in ("<pad>", "</s>", "<unk>")] == [0, 1, 2]
+    assert tokenizer.vocab_size == SIZE
+    assert tokenizer.sentinels == list(range(SIZE - 1, SIZE - 101, -1))
+
+
+def test_a_dialogue_keeps_its_turns(tokenizer):
+    text = "Anna: Is the soup ready?\r\n\r\nBoris: On day 3."
+    assert tokenizer.decode(tokenizer.ids([text])) == ["Anna: Is the soup ready?\nBoris: On day 3."]
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=30))
+@settings(max_examples=100, deadline=None)
+def test_no_text_is_unknown(tokenizer, text):
+    import unicodedata
+
+    (ids,) = tokenizer.ids([text])
+    assert 2 not in ids and max(ids) < SIZE - 100
+    assert tokenizer.decode([ids]) == [unicodedata.normalize("NFKC", text).replace("▁", " ").strip()] or " " in text
+
+
+def test_words_of_the_corpus_are_few_pieces(tokenizer):
+    assert len(tokenizer.ids(["Anna wrote to Fritz."])[0]) <= 8
+
+
+def test_transformers_opens_it_and_agrees(directory, tokenizer):
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(directory)
+    assert [theirs.pad_token_id, theirs.eos_token_id, theirs.unk_token_id] == [0, 1, 2]
+    for text in [*TEXTS[:5], "<extra_id_0> was\n\nnaïve <extra_id_1>"]:
+        assert theirs(text, add_special_tokens=False).input_ids == tokenizer.ids([text])[0]
+    assert json.loads((directory / "tokenizer_config.json").read_text())["extra_ids"] == 100
+
+
+def test_more_pieces_than_the_text_has_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no vocabulary of 30000 pieces"):
+        train_vocabulary(TEXTS, 30000, tmp_path)
+    assert not (tmp_path / "tokenizer.json").exists()
