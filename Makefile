@@ -5,8 +5,8 @@ BIN := .venv/bin
 
 .PHONY: demo test test-all lint types clean
 
-demo: .venv/installed  ## makes a toy base model, tunes a LoRA adapter on it, tests it
-	$(BIN)/python scripts/demo.py
+demo: .venv/installed  ## tunes and tests a LoRA adapter on the model that comes with the package
+	$(BIN)/python main.py --config configs/mini.py:lora_agnews_medium --config.data.source=sample --workdir demo --overwrite
 
 test: .venv/installed-test  ## the default test suite
 	$(BIN)/python -m pytest -q -n 2

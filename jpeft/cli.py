@@ -18,6 +18,7 @@ from jpeft.errors import RunFailed, UserError
 
 _RUN_HELP = """One run of the benchmark, or of a task of your own: trains an adapter, tests it, writes result.json.
 
+  python main.py --config configs/mini.py:lora_agnews_medium --config.data.source=sample     (no network needed)
   python main.py --config configs/ia3_agnews_low.py --workdir runs/ia3_agnews_low
   python main.py --config configs/lora_custom.py --config.data.path=my.jsonl --config.model.name=google/flan-t5-base
 
@@ -135,7 +136,7 @@ def _parse_call(argv: Sequence[str], config_type: type, help_text: str) -> _Call
         if len(argv) < 2:
             raise UserError("--config is missing; name a file of configs/.")
         return None
-    config_file = _config_file(argv)
+    config_file, argument = _config_file(argv)
     sys.modules.pop(
         "config_config", None
     )  # ml_collections loads every config file into one module, over what was there
@@ -151,23 +152,27 @@ def _parse_call(argv: Sequence[str], config_type: type, help_text: str) -> _Call
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is no flag; write --config.KEY=VALUE.")
     given: dict[str, Any] = values.flag_values_dict()
-    workdir = Path(given["workdir"] or Path("runs") / config_file.stem)
+    name = f"{config_file.stem}_{argument}" if argument else config_file.stem
+    workdir = Path(given["workdir"] or Path("runs") / name)
     return _Call(given["config"], workdir, given["overwrite"], given["quiet"])
 
 
-def _config_file(argv: Sequence[str]) -> Path:
+def _config_file(argv: Sequence[str]) -> tuple[Path, str]:
+    """The file that `--config` names, and what stands after a colon for its `get_config`."""
     for i, arg in enumerate(argv):
         if arg.startswith(("--config=", "-config=")):
-            path = Path(arg.partition("=")[2])
+            given = arg.partition("=")[2]
         elif arg in ("--config", "-config") and i + 1 < len(argv):
-            path = Path(argv[i + 1])
+            given = argv[i + 1]
         else:
             continue
+        name, _, argument = given.partition(":")
+        path = Path(name)
         if not path.is_file():
             close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1, cutoff=0.0)
             hint = f"; did you mean {path.parent / close[0]}?" if close else ""
             raise UserError(f"--config {path} does not exist{hint}")
-        return path
+        return path, argument
     raise UserError("--config is missing; name a file such as configs/lora_agnews_low.py (see --help).")
 
 
@@ -176,10 +181,15 @@ def _explain_flag(error: Exception, argv: Sequence[str], config_type: type) -> s
     known = _config_keys(config_type)
     for arg in argv[1:]:
         name = arg.lstrip("-").partition("=")[0]
-        if name.startswith("config.") and name.removeprefix("config.") not in known:
-            close = difflib.get_close_matches(name.removeprefix("config."), known, n=1, cutoff=0.0)[0]
+        key = name.removeprefix("config.")
+        users_own = any(key.startswith(f"{section}.") for section in known)  # below a section of keys of their choice
+        if name.startswith("config.") and key not in known and not users_own:
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             return f"unknown config key {name}; did you mean config.{close}?"
-    return str(error.args[0] if error.args else error).partition("\n")[0]
+    text = str(error.args[0] if error.args else error).strip()
+    if "Traceback (most recent call last)" in text:  # get_config() itself raised: what it said stands last
+        return text.splitlines()[-1].partition(": ")[2]
+    return text.partition("\n")[0]
 
 
 def _config_keys(config_type: type) -> dict[str, str]:
@@ -225,6 +235,8 @@ def _print_result(result: dict, workdir: Path) -> None:
     print(f"seconds  {', '.join(f'{key} {value:.1f}' for key, value in seconds.items())}")
     print(f"result   {workdir / 'result.json'}")
     print(f"adapter  {workdir / 'adapter'}  ({result['adapter_bytes']:,} bytes)")
+    print(f"next     look at {workdir / 'predictions.jsonl'}; train on from here with --config.method.from_adapter, or")
+    print("         on rows of your own: python main.py --config configs/lora_custom.py --config.data.path=my.jsonl")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -116,7 +116,7 @@ class OptimizerConfig:
       steps: optimizer steps of the whole run.
       batch_size: packed rows of a micro-batch.
       accumulation_steps: micro-batches of a step.
-      optimizer: `adamw`, or `adafactor` with T5's settings (updates relative to the weights' size).
+      optimizer: `adamw` or `adafactor`, both with steps relative to the size of each weight.
       learning_rate: the highest; rises linearly over `warmup_steps`, then falls linearly to 0 at the last step.
       weight_decay: of matrices; adamw only.
       clip_grad_norm: largest norm of the gradient; None does not clip.
@@ -127,7 +127,7 @@ class OptimizerConfig:
     batch_size: int = 16
     accumulation_steps: int = 1
     optimizer: str = "adamw"
-    learning_rate: float = 2e-3
+    learning_rate: float = 2e-2
     warmup_steps: int = 200
     weight_decay: float = 0.01
     clip_grad_norm: float | None = 1.0
@@ -222,8 +222,8 @@ def _source(name: str, values: Any) -> SourceConfig:
     return source
 
 
-def default_pretraining() -> ConfigDict:
-    """Every key with its default, for config files to change."""
+def default_pretraining(sources: Mapping[str, SourceConfig]) -> ConfigDict:
+    """Every key with its default and these sources, for config files to change."""
     config = placeholders(Pretraining)
-    config.data.sources = ConfigDict()
+    config.update({"data": {"sources": {name: dataclasses.asdict(source) for name, source in sources.items()}}})
     return config

@@ -1,8 +1,9 @@
 """Corpus files as token ids on disk: tokenised once, then read in place however large they are."""
 
+import contextlib
 import dataclasses
 import hashlib
-import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -50,11 +51,11 @@ def load_texts(
     directory = cache_directory() / "corpus" / digest.hexdigest()
     if not directory.is_dir():
         report(f"tokenises {', '.join(file.name for file in files)}")
-        beside = directory.with_name(f"{directory.name}.partial")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        _tokenise(files, COLUMNS[kind], tokenizer, beside)
-        beside.rename(directory)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory.parent, ignore_cleanup_errors=True) as beside:
+            _tokenise(files, COLUMNS[kind], tokenizer, Path(beside))
+            with contextlib.suppress(OSError):  # another process was as fast
+                Path(beside).rename(directory)
     return tuple(
         Texts(
             np.load(directory / f"{column}.ids.npy", mmap_mode="r", allow_pickle=False),

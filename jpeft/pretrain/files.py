@@ -29,8 +29,8 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
     rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
     try:
         for number, row in enumerate(rows, start=1):
-            values = tuple(row.get(column) for column in columns)
-            if not all(isinstance(value, str) for value in values):
+            values = tuple(value for column in columns if isinstance(value := row.get(column), str))
+            if len(values) < len(columns):
                 raise UserError(
                     f"{path}, row {number}: expected text under {' and '.join(columns)}; there are: "
                     f"{', '.join(row) or 'no keys'}."

@@ -33,7 +33,7 @@ from jpeft.pretrain.mixture import PairSource, TextSource
 from jpeft.pretrain.optimizer import build_optimizer, learning_rate
 from jpeft.pretrain.setup import build_network, load_sources, load_tokenizer, network_config
 from jpeft.program import Program, use_compilation_cache
-from jpeft.train.background import quiet_threads
+from jpeft.train.background import explain_disk_trouble, quiet_threads
 from jpeft.train.checkpoint import Checkpoints
 from jpeft.train.display import Display
 from jpeft.train.environment import commit, peak_memory_bytes, versions
@@ -56,7 +56,11 @@ def pretrain(
     """
     display = display or Display()
     directory = RunDirectory(workdir)
-    with directory.claim(run.to_dict(), overwrite=overwrite), quiet_threads():
+    with (
+        explain_disk_trouble(workdir),
+        directory.claim(run.to_dict(), overwrite=overwrite),
+        quiet_threads(),
+    ):
         result = directory.read_result()
         if result is not None:
             display.say(f"{workdir} is finished; give --overwrite to run it again.")
@@ -232,18 +236,18 @@ class _Pretraining:
         wanted, samples = self.run.log.samples, []
         for batches in self.validation.values():
             rows = [
-                (batch["encoder_input_tokens"][i], batch["decoder_target_tokens"][i], batch, i)
+                {key: values[i] for key, values in batch.items()}
                 for batch in batches
-                for i in range(len(batch["encoder_segments"]))
+                for i in np.flatnonzero((batch["encoder_segments"] == 1).any(axis=1))
             ][:wanted]
             if not rows:
                 continue
-            inputs = np.zeros((wanted, self.mixture.shape.input_length), np.int32)
+            inputs = np.full((wanted, self.mixture.shape.input_length), self.config.pad_token_id, np.int32)
             targets = []
-            for place, (row_inputs, row_targets, batch, i) in enumerate(rows):  # the first example of each packed row
-                ids = row_inputs[batch["encoder_segments"][i] == 1]
+            for place, row in enumerate(rows):  # the first example of each packed row
+                ids = row["encoder_input_tokens"][row["encoder_segments"] == 1]
                 inputs[place, : len(ids)] = ids
-                targets.append(row_targets[batch["decoder_segments"][i] == 1])
+                targets.append(row["decoder_target_tokens"][row["decoder_segments"] == 1])
             outputs = np.asarray(self.generate(self.state.adapter, self.rest, inputs))[: len(rows)]
             texts = [self._readable(part) for part in (inputs[: len(rows)], targets, outputs)]
             samples += [
@@ -263,8 +267,8 @@ class _Pretraining:
     def _write_result(self) -> dict[str, Any]:
         run, progress = self.run, self.progress
         model = nnx.merge(self.graphdef, self.state.adapter, self.rest)
-        if run.model.start is None:
-            model.config = dataclasses.replace(self.config, dropout_rate=run.model.dropout_rate)
+        new = run.model.start is None
+        model.config = dataclasses.replace(self.config, dropout_rate=run.model.dropout_rate) if new else self.config
         place = self.directory.path / "model"
         weights.save(model, place, kind=Adapter, dtype=jnp.dtype(run.model.stored_dtype))
         self.tokenizer.save(place)

@@ -194,7 +194,7 @@ def load_mixture(
         source = (
             TextSource(texts[0], corruption, shape)
             if config.kind == "text"
-            else PairSource(*texts, tokenizer.eos_token_id, shape)
+            else PairSource(texts[0], texts[1], tokenizer.eos_token_id, shape)
         )
         if source.left_out:
             why = f"shorter than {_LEAST_TEXT} tokens" if config.kind == "text" else "longer than a row, or empty"

@@ -9,7 +9,10 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from jpeft.errors import RunFailed
 
 _DISK = ("RESOURCE_EXHAUSTED", "No space left", "Disk quota exceeded", "File too large", "Read-only file system")
 # When one read or write fails, Orbax closes the event loop of the others and TensorBoard its writer's queue: both then
@@ -23,6 +26,21 @@ def disk_trouble(error: BaseException) -> str | None:
     if not any(sign in text for sign in _DISK):
         return None
     return next(sign for sign in reversed(_DISK) if sign in text)
+
+
+@contextlib.contextmanager
+def explain_disk_trouble(workdir: Path) -> Iterator[None]:
+    """Turns a full disk or a lost mount, whoever was writing, into the `RunFailed` that ends a run."""
+    try:
+        yield
+    except Exception as error:
+        reason = disk_trouble(error) or (error.strerror if isinstance(error, OSError) else None)
+        if reason is None or isinstance(error, RunFailed):
+            raise
+        raise RunFailed(
+            f"{workdir} can not be written ({reason}); mend that and give the same command again: the run goes on from "
+            "its last checkpoint."
+        ) from None
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ from jpeft.eval.metrics import score
 from jpeft.peft.base import count, split
 from jpeft.peft.hub import save_adapter
 from jpeft.program import Program, use_compilation_cache
-from jpeft.train.background import disk_trouble, quiet_threads
+from jpeft.train.background import explain_disk_trouble, quiet_threads
 from jpeft.train.checkpoint import Checkpoints
 from jpeft.train.display import Display
 from jpeft.train.environment import commit, peak_memory_bytes, versions
@@ -60,22 +60,16 @@ def execute(run: Run, workdir: Path, *, overwrite: bool = False, display: Displa
     """
     display = display or Display()
     directory = RunDirectory(workdir)
-    try:
-        with directory.claim(run.to_dict(), overwrite=overwrite), quiet_threads():
-            result = directory.read_result()
-            if result is not None:
-                display.say(f"{workdir} is finished; give --overwrite to run it again.")
-                return result
-            return _Execution(run, directory, display).result()
-    except Exception as error:
-        # A full disk, a lost mount: whoever was writing, it ends the run and leaves its checkpoint.
-        reason = disk_trouble(error) or (error.strerror if isinstance(error, OSError) else None)
-        if reason is None or isinstance(error, RunFailed):
-            raise
-        raise RunFailed(
-            f"{workdir} can not be written ({reason}); mend that and give the same command again: the run goes on from "
-            "its last checkpoint."
-        ) from None
+    with (
+        explain_disk_trouble(workdir),
+        directory.claim(run.to_dict(), overwrite=overwrite),
+        quiet_threads(),
+    ):
+        result = directory.read_result()
+        if result is not None:
+            display.say(f"{workdir} is finished; give --overwrite to run it again.")
+            return result
+        return _Execution(run, directory, display).result()
 
 
 @dataclasses.dataclass

@@ -59,7 +59,7 @@ class RunDirectory:
         self.write_json("config.json", config)
 
     def _clear(self) -> None:
-        for name in ("checkpoint", "damaged", "adapter", "tensorboard"):
+        for name in ("checkpoint", "damaged", "adapter", "tensorboard", "tokenizer", "samples", "model"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in (
             "result.json",

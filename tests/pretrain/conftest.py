@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from jpeft.pretrain.config import default_pretraining
+from jpeft.pretrain.config import SourceConfig, default_pretraining
+from jpeft.pretrain.vocabulary import train_vocabulary
 
 _WORDS = "the a old young river house king sister letter ship garden winter morning spoke walked saw found lost".split()
 
@@ -31,16 +32,30 @@ def corpus(tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def vocabulary(corpus, tmp_path_factory) -> Path:
+    """A vocabulary made of the corpus."""
+    directory = tmp_path_factory.mktemp("vocabulary")
+    rows = [json.loads(line) for line in (corpus / "books-0.jsonl").read_text().splitlines()]
+    train_vocabulary([row["text"] for row in rows], 400, directory)
+    return directory
+
+
 @pytest.fixture
-def tiny_pretraining(corpus) -> ConfigDict:
-    config = default_pretraining()
+def tiny_pretraining(corpus, vocabulary) -> ConfigDict:
+    config = default_pretraining(
+        {
+            "books": SourceConfig("books-*.jsonl", "text", 0.5),
+            "news": SourceConfig("news.jsonl", "text", 0.2),
+            "pairs": SourceConfig("pairs.jsonl", "pairs", 0.3),
+        }
+    )
     config.update_from_flattened_dict(
         {
             "data.path": str(corpus),
-            "data.input_length": 32,
-            "data.target_length": 12,
-            "tokenizer.size": 420,
-            "tokenizer.megabytes": 0.1,
+            "data.input_length": 64,
+            "data.target_length": 24,
+            "tokenizer.path": str(vocabulary),
             "model.d_model": 16,
             "model.d_kv": 8,
             "model.d_ff": 16,
@@ -55,10 +70,4 @@ def tiny_pretraining(corpus) -> ConfigDict:
             "log.samples": 2,
         }
     )
-    for name, files, kind, rate in [
-        ("books", "books-*.jsonl", "text", 0.5),
-        ("news", "news.jsonl", "text", 0.2),
-        ("pairs", "pairs.jsonl", "pairs", 0.3),
-    ]:
-        config.data.sources[name] = ConfigDict({"files": files, "kind": kind, "rate": rate})
     return config

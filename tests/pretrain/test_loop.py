@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from jpeft.cli import main
 from jpeft.errors import UserError
 from jpeft.model import weights
-from jpeft.pretrain import loop
+from jpeft.pretrain import loop, mixture
 from jpeft.pretrain.config import Pretraining
 from jpeft.pretrain.loop import pretrain, unigram_entropy
 from jpeft.train.display import Display
@@ -25,11 +25,20 @@ from jpeft.train.rundir import MetricsLog
 QUIET = Display(quiet=True)
 
 
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch):
+    """Blocks of a few batches, so that six steps see several."""
+    monkeypatch.setattr(mixture, "_EXAMPLES_IN_BLOCK", 40)
+
+
 def records(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_leaves_a_model_that_opens_and_a_result(tiny_pretraining, tmp_path):
+    tiny_pretraining.tokenizer.path = None
+    tiny_pretraining.tokenizer.size = 400
+    tiny_pretraining.tokenizer.megabytes = 0.1
     tiny_pretraining.train.steps = 40
     tiny_pretraining.train.learning_rate = 2e-2
     result = pretrain(Pretraining.from_config(tiny_pretraining), tmp_path / "run", display=QUIET)
@@ -42,7 +51,7 @@ def test_a_run_leaves_a_model_that_opens_and_a_result(tiny_pretraining, tmp_path
     assert losses[-1] < losses[0] - 0.5
     assert result["validation_loss"]["text"] < losses[0]
     assert 0.5 < result["fill"]["input"] <= 1
-    assert result["input_tokens"] > 40 * 4 * 32 * 0.5
+    assert result["input_tokens"] > 40 * 4 * 64 * 0.5
     samples = [json.loads(line) for line in (tmp_path / "run/samples/step_0000039.jsonl").read_text().splitlines()]
     assert len(samples) == 2 * 2 and "<extra_id_0>" in samples[0]["input"] and samples[2]["input"].startswith("Last")
 
@@ -98,6 +107,7 @@ def test_adafactor_and_random_embeddings_train_too(tiny_pretraining, tmp_path):
 def test_a_model_can_be_trained_further(tiny_pretraining, tmp_path):
     pretrain(Pretraining.from_config(tiny_pretraining), tmp_path / "first", display=QUIET)
     tiny_pretraining.model.start = str(tmp_path / "first/model")
+    tiny_pretraining.tokenizer.path = None
     tiny_pretraining.train.steps = 1
     tiny_pretraining.train.learning_rate = 1e-30
     tiny_pretraining.model.stored_dtype = "float32"

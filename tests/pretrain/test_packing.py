@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jpeft.eval.loss import loss_sums
+from jpeft.model.t5 import T5
 from jpeft.pretrain.packing import Example, assign_rows, pack
 from tests.conftest import TINY
 
@@ -48,7 +48,7 @@ def test_a_packed_row_reads_as_its_examples():
     assert batch["decoder_loss_weights"].tolist() == [[1, 1, 1, 1, 1, 0], [0] * 6]
 
 
-def test_examples_of_a_row_do_not_see_each_other(tiny_t5: nnx.Module):
+def test_examples_of_a_row_do_not_see_each_other(tiny_t5: T5):
     """The loss of packed rows is the sum of the losses of the examples one by one; nothing leaks between them."""
     examples = some_examples(6)
     alone = [loss_sums(tiny_t5, as_arrays(packed([[example]]))) for example in examples]

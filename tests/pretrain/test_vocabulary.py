@@ -43,18 +43,22 @@ def test_a_dialogue_keeps_its_turns(tokenizer):
     assert tokenizer.decode(tokenizer.ids([text])) == ["Anna: Is the soup ready?\nBoris: On day 3."]
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=30))
+# Characters that every version of Unicode normalises alike.
+@given(
+    st.text(st.characters(codec="latin-1", exclude_categories=["C", "Z"]) | st.sampled_from("日本語😀Жש"), min_size=1)
+)
 @settings(max_examples=100, deadline=None)
 def test_no_text_is_unknown(tokenizer, text):
     import unicodedata
 
     (ids,) = tokenizer.ids([text])
     assert 2 not in ids and max(ids) < SIZE - 100
-    assert tokenizer.decode([ids]) == [unicodedata.normalize("NFKC", text).replace("▁", " ").strip()] or " " in text
+    assert tokenizer.decode([ids])[0].split() == unicodedata.normalize("NFKC", text).split()
 
 
 def test_words_of_the_corpus_are_few_pieces(tokenizer):
-    assert len(tokenizer.ids(["Anna wrote to Fritz."])[0]) <= 8
+    assert len(tokenizer.ids(["Anna wrote to Fritz."])[0]) < 10
+    assert len(tokenizer.ids(["Xqkj vbwpt zz Lhfgx."])[0]) > 14
 
 
 def test_transformers_opens_it_and_agrees(directory, tokenizer):

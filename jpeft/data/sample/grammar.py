@@ -10,7 +10,9 @@ Rules = Mapping[str, Sequence[str]]
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _SLOT = re.compile(r"\{([a-z_]+)(\d*)(?:\.(\d))?\}")
-_ARTICLE = re.compile(r"\b([Aa]) (?=(?!uni(?!n)|use|usu|one\b|eu)[aeiou]|hour|honest|\$?(?:8|11\b|18\b))", re.IGNORECASE)
+_ARTICLE = re.compile(
+    r"\b([Aa]) (?=(?!uni(?!n)|use|usu|one\b|eu)[aeiou]|hour|honest|\$?(?:8|11\b|18\b))", re.IGNORECASE
+)
 
 
 class Draw:

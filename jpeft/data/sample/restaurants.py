@@ -14,9 +14,7 @@ INPUT = "meaning_representation"
 _SURROUNDINGS = (
     "Copper Brown Silver Golden Crooked Painted Hidden Salty Rusty Velvet Whistling Lazy Merry Iron Amber Quiet".split()
 )
-_SIGNS = (
-    "Kettle Anchor Lantern Heron Barrel Pepper Spoon Thistle Badger Orchard Harp Compass Walnut Magpie Ladle Trout".split()
-)
+_SIGNS = "Kettle Anchor Lantern Heron Barrel Pepper Spoon Thistle Badger Orchard Harp Compass Walnut Magpie Ladle Trout".split()
 _OWNERS = "Alba Bertram Celeste Dimitri Estelle Fergus Gianna Hugo Ilse Marlow Nadia Orsino Petra Rufus Sabine".split()
 
 # The slots in the order in which a meaning representation gives them, with their values.
@@ -27,7 +25,18 @@ _VALUES: Mapping[str, Sequence[str]] = {
         *(f"{sign} House" for sign in _SIGNS),
     ),
     "eatType": ("restaurant", "pub", "coffee shop", "bistro", "wine bar"),
-    "food": ("Italian", "Indian", "Chinese", "French", "Japanese", "Greek", "Mexican", "English", "Turkish", "fast food"),
+    "food": (
+        "Italian",
+        "Indian",
+        "Chinese",
+        "French",
+        "Japanese",
+        "Greek",
+        "Mexican",
+        "English",
+        "Turkish",
+        "fast food",
+    ),
     "priceRange": ("cheap", "moderate", "high", "less than £20", "£20-25", "more than £30"),
     "customer rating": ("low", "average", "high", "1 out of 5", "3 out of 5", "5 out of 5"),
     "area": ("riverside", "city centre", "old town", "harbour"),

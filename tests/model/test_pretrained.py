@@ -1,0 +1,80 @@
+"""`mini`, the model that comes with the package: it opens by its name, is small, and has learned English."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jpeft.data.batches import Tokens, pad
+from jpeft.eval.loss import loss_sums
+from jpeft.model import weights
+from jpeft.model.decode import greedy
+from jpeft.model.source import packaged_models, resolve
+from jpeft.model.tokenizer import Tokenizer
+
+TEXT = (
+    "The old man walked slowly down to the harbour in the morning, as he had done every day since his wife died. He "
+    "liked to sit on the wall and look at the boats, and now and then one of the fishermen would stop and talk to him."
+)
+
+
+@pytest.fixture(scope="module")
+def directory():
+    return resolve("mini")
+
+
+@pytest.fixture(scope="module")
+def model(directory):
+    return weights.load(directory)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(directory, model):
+    return Tokenizer.load(directory, vocab_size=model.config.vocab_size)
+
+
+def test_it_comes_with_the_package_and_is_small(directory):
+    assert packaged_models() == ["mini"]
+    assert sum(file.stat().st_size for file in directory.iterdir()) <= 30_000_000
+    config = json.loads((directory / "config.json").read_text())
+    assert config["feed_forward_proj"] == "gated-gelu" and config["tie_word_embeddings"] is False  # T5 1.1
+
+
+def test_its_vocabulary_has_t5s_special_ids(tokenizer, model):
+    assert tokenizer.vocab_size <= model.config.vocab_size
+    assert tokenizer.sentinels == list(range(tokenizer.vocab_size - 1, tokenizer.vocab_size - 101, -1))
+    assert tokenizer.ids(["<pad></s><unk>"]) == [[0, 1, 2]]
+    assert 8000 <= tokenizer.vocab_size <= 16384
+
+
+def span_loss(model, tokenizer, text: str) -> float:
+    """Loss of every fifth word of a text, each hidden alone, given the rest of the text."""
+    words, rows = text.split(), []
+    for hidden in range(2, len(words), 5):
+        given = " ".join([*words[:hidden], "<extra_id_0>", *words[hidden + 1 :]])
+        rows.append((tokenizer.encode([given], max_length=120).ids[0], tokenizer.ids([words[hidden]])[0]))
+    tokens = Tokens(
+        [np.array(given) for given, _ in rows],
+        [np.array([tokenizer.sentinels[0], *word, 1]) for _, word in rows],
+        0,
+        0,
+    )
+    batch = pad(tokens, range(len(rows)), (120, 12), batch_size=len(rows), start_token_id=0, pad_token_id=0)
+    loss, count = loss_sums(model, jax.tree.map(jnp.asarray, batch))
+    return float(loss / count)
+
+
+def test_it_has_learned_english(model, tokenizer):
+    """Words of a sentence are likelier to it than the same words in random order, and far likelier than chance."""
+    words = TEXT.split()
+    shuffled = " ".join(np.random.default_rng(0).permutation(words))
+    assert span_loss(model, tokenizer, TEXT) < span_loss(model, tokenizer, shuffled) - 0.2
+    assert span_loss(model, tokenizer, TEXT) < 0.5 * np.log(tokenizer.vocab_size)
+
+
+def test_it_writes_words(model, tokenizer):
+    inputs = jnp.array([tokenizer.encode(["The children <extra_id_0> in the garden."], max_length=32).ids[0]])
+    answer = tokenizer.decode(np.asarray(greedy(model, inputs, max_length=12)).tolist())[0]
+    assert answer and set(answer) <= set(" abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,'\"-;:?!")
