@@ -19,7 +19,7 @@ _PEAK_LEARNING_RATE = {"full": 1e-3, "lora": 1e-2, "ia3": 3e-2, "bitfit": 1e-2, 
 
 def get_config(name: str = "lora_agnews_medium") -> ConfigDict:
     """The cell of that name."""
-    method, *ablation, task, scale = name.split("_")
+    method, *ablation, task, scale = parts if len(parts := name.split("_")) >= 3 else ("", "", "")
     if method not in _PEAK_LEARNING_RATE or task not in TASKS:
         raise ValueError(f"configs/mini.py has no cell {name!r}; one is lora_agnews_medium.")
     config = cell(method=method, task=task, scale=scale, ablation="_".join(ablation) or None)

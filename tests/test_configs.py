@@ -89,3 +89,23 @@ def test_a_config_states_its_cell_its_command_and_the_published_figure(name, pap
     assert published is not None
     assert published[1] == ("accuracy" if task in ("agnews", "cola") else "ROUGE-L")
     assert float(published[2]) == figure
+
+
+@pytest.mark.parametrize("name", [*TABLE_1, "lora_drop_self_attention_cola_medium", "lora_custom_all"])
+def test_every_cell_runs_on_mini_too(name):
+    config = load("mini").get_config(name)
+    config.data.path = "somewhere"
+    run = Run.from_config(config)
+    method, *ablation, task, scale = name.split("_")
+    assert (run.method.name, run.data.task, run.data.scale) == (method, task, scale)
+    assert run.ablation.name == ("_".join(ablation) or None)
+    assert run.model.name == "mini" and run.eval.zero_shot
+
+
+def test_a_cell_of_mini_that_is_none_is_one_line(capsys):
+    from jpeft.cli import run_experiment
+
+    assert run_experiment(["main.py", f"--config={CONFIGS / 'mini.py'}:lora_news_medium"]) == 2
+    assert "has no cell 'lora_news_medium'; one is lora_agnews_medium." in capsys.readouterr().err
+    assert run_experiment(["main.py", f"--config={CONFIGS / 'mini.py'}:lora"]) == 2
+    assert "has no cell 'lora'" in capsys.readouterr().err

@@ -46,7 +46,8 @@ def get_config() -> ConfigDict:
             "data.input_length": 256,
             "data.target_length": 80,
             "train.batch_size": 16,
-            "train.steps": 2700,
+            "train.steps": 2000,
+            "train.warmup_steps": 80,
             "train.learning_rate": 0.03,
             "log.validate_every": 300,
         }
