@@ -23,10 +23,10 @@ HUB_COLUMNS = {  # as the hub's repositories name them
 }
 # Of all rows for seed 0. A change of the grammars changes what everybody's runs have seen: say so in the changelog.
 DIGESTS = {
-    "agnews": "",
-    "cola": "",
-    "e2e": "",
-    "samsum": "",
+    "agnews": "885fe8882d4d1664318c5ba399d06924a73a33d9d4d5bb371fdc7cc93cf254ee",
+    "cola": "c04c216b18b5eeb6f0b0d69b543c487d5425cd46d81f6f517a3c7271e6abdb0a",
+    "e2e": "bbc9879d89d2c34e7079d931b202c42d390c58b2c9bd8af4808a2599b06a4e4d",
+    "samsum": "ded5f5cd86926eabd1189a06b8c44ec3e97819b5e12a2b9afc26e3db14ece7f4",
 }
 
 
@@ -86,7 +86,7 @@ def test_no_input_is_in_two_splits_and_only_e2e_repeats_one(rows, task):
 @pytest.mark.parametrize("task", BENCHMARK)
 def test_texts_are_filled_in_and_tidy(rows, task):
     brackets = r"[{}|]" if task == "e2e" else r"[][{}|]"
-    flaws = rf"{brackets}|  | [.,;!?]|\.\.(?!\.)(?<!\.\.\.)| $|^ |\b[Aa] [aeio]|\b[Aa]n [^aeiou8h1]"
+    flaws = rf"{brackets}|  | [.,;!?](?!\))|\.\.(?!\.)(?<!\.\.\.)| $|^ |\b[Aa] [aeio]|\b[Aa]n [^aeiouAEIO8h1]"
     found = [text for text in texts(rows[task]) if re.search(flaws, re.sub(r"\ba one-", "", text))]
     assert not found, found[:3]
 
@@ -159,7 +159,7 @@ SLOTS = ["name", "eatType", "food", "priceRange", "customer rating", "area", "fa
 SAID = {  # how a reference may say a fact that it does not name by its value
     ("priceRange", "cheap"): "cheap|inexpensive|low-priced|prices are low",
     ("priceRange", "moderate"): "moderately priced|mid-priced|prices are moderate",
-    ("priceRange", "high"): "expensive|high-priced|prices are high",
+    ("priceRange", "high"): "(?<!in)expensive|high-priced|prices are high",
     ("customer rating", "low"): "poorly rated|low customer rating|rate it poorly",
     ("customer rating", "average"): "average customer rating|rate it as average",
     ("customer rating", "high"): "highly rated|high customer rating|rate it highly",
@@ -171,7 +171,7 @@ SAID = {  # how a reference may say a fact that it does not name by its value
 
 
 def test_every_fact_is_in_its_reference_and_no_other(rows):
-    patterns = collections.defaultdict(dict)
+    patterns: dict[str, dict[str, re.Pattern[str]]] = collections.defaultdict(dict)
     meanings = set()
     for columns in rows["e2e"].values():
         for meaning, reference in zip(columns["meaning_representation"], columns["human_reference"], strict=True):
@@ -179,7 +179,7 @@ def test_every_fact_is_in_its_reference_and_no_other(rows):
             assert ", ".join(f"{slot}[{value}]" for slot, value in facts.items()) == meaning
             assert list(facts) == [slot for slot in SLOTS if slot in facts] and 3 <= len(facts)
             for slot, value in facts.items():
-                patterns[slot][value] = re.compile(SAID.get((slot, value), re.escape(value)), re.IGNORECASE)
+                patterns[slot][value] = re.compile(str(SAID.get((slot, value), re.escape(value))), re.IGNORECASE)
             meanings.add((tuple(facts.items()), reference))
     for facts, reference in meanings:
         for slot, value in facts:
@@ -204,7 +204,7 @@ def test_what_a_summary_names_is_in_the_dialogue(rows):
         for dialogue, summary in zip(columns["dialogue"], columns["summary"], strict=True):
             speakers = set(re.findall(r"^(\w+):", dialogue, re.MULTILINE))
             assert speakers & set(re.findall(r"\w+", summary)), summary
-            inner = re.sub(r"(^|\. )(As|Neither|With|There|Thanks)\b", "", summary)
+            inner = re.sub(r"(^|\. )(As|Neither|They|With|There|Thanks)\b", "", summary)
             named = re.findall(r"\b[A-Z][a-z]+|\d+(?::\d\d)?", inner)
             assert not set(named) - set(re.findall(r"[A-Z][a-z]+|\d+(?::\d\d)?", dialogue)), (dialogue, summary)
             assert summary.endswith(".") and re.search(r"\. [a-z]", summary) is None

@@ -225,7 +225,7 @@ _CHATS: Sequence[_Chat] = (
             ),
             _End(
                 (
-                    "> [We have to start, you know.|{person3} won't wait.] [Is it OK if we begin?|Can we begin without you?]",
+                    "> {person3} [wants to start|says we have to start], you know. [Is it OK if we begin?|Can we begin without you?]",
                     "< [Yes, please do.|Of course, start.] [Tell {person3} I'm sorry.|Save me a seat.]",
                 ),
                 (
