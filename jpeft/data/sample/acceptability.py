@@ -132,7 +132,7 @@ _CONSTRUCTIONS: Sequence[tuple[Sequence[str], Sequence[str]]] = (
         ("{someone} {donates.1} the {person} {an_object}.", "{someone} {donates.1} the {person} {an_object} {when}.", "{someone} {gives.1} {an_object} the {person}."),
     ),
     (  # comparison
-        ("{one} is {short.1} than {someone}.", "{one} is more {long} than {someone}.", "{one} is as {short} as {someone}.", "{one} is the {short.2} of all the {person2.1}."),
+        ("{one} is {short.1} than {someone}.", "{one} is more {long} than {someone}.", "{one} is as {short} as {someone}.", "{one} is the {short.2} of [us|them] all."),
         ("{one} is more {short.1} than {someone}.", "{one} is {long} than {someone}.", "{one} is as {short.1} as {someone}.", "{one} is {short} than {someone}."),
     ),
     (  # tense and time

@@ -418,7 +418,7 @@ _CHATS: Sequence[_Chat] = (
         ),
     ),
     _Chat(  # a film
-        ("< [Have you seen {film}?|Do you know {film}?] [I'm thinking of watching it {day}.|It's on {day}.]",),
+        ("< [Have you seen {film}?|Do you know {film}?] [I'm thinking of watching it {day}.|They show it {day}.]",),
         (
             _End(
                 (
@@ -633,7 +633,7 @@ _CHATS: Sequence[_Chat] = (
                     "< [Thank you, genius.|Haha, thanks.]",
                 ),
                 (
-                    "{person}'s {device} works again after {person2}'s advice to switch it off.",
+                    "{person}'s {device} works again after some advice from {person2}.",
                     "With {person2}'s advice, {person} gets {person.3} {device} to work again.",
                 ),
             ),

@@ -60,6 +60,8 @@ class Item:
         return _ARTICLE.sub(r"\1n ", self._filled(phrase))
 
     def _filled(self, phrase: str) -> str:
+        if "{" not in phrase and "[" not in phrase:
+            return phrase
         while "[" in phrase:  # inner brackets first, and before slots, so that what is not said draws nothing
             phrase = _CHOICE.sub(lambda match: self._draw.pick(match[1].split("|")), phrase)
         return _SLOT.sub(self._slot, phrase)

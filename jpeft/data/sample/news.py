@@ -631,12 +631,12 @@ _COMMON: Sequence[tuple[str, str]] = (
     ("{actor} wants {plan}", "{dateline}{actor} called on {day} for {plan}, [pointing to|citing] {trouble}."),
     ("{plan} [closer|in sight]", "{dateline}{actor} is close to an agreement on {plan}, {person3} {said}."),
     ("{actor} delays {plan}", "{dateline}{actor} has put off {plan} until next [month|year|spring] because of {trouble}."),
-    ("{trouble} overshadows {plan}", "{dateline}While {trouble} made the headlines, {actor} went ahead with {plan} on {day}."),
+    ("{plan} overshadowed by {trouble}", "{dateline}While {trouble} made the headlines, {actor} went ahead with {plan} on {day}."),
     ("{actor} worried by {trouble}", "{dateline}{actor} was caught unprepared by {trouble} and may have to give up {plan}."),
     ("{person3} urges {plan}", "{dateline}{person3} urged {actor} on {day} to agree to {plan}, {doubt}."),
-    ("Criticism of {actor} [grows|over {plan}]", "{dateline}{actor} faces growing criticism over {plan}, as {trouble} [adds to the pressure|raises further questions]."),
+    ("Criticism of {actor} [grows|over {plan}]", "{dateline}{actor} faces growing criticism over {plan}, after {trouble} [added to the pressure|raised further questions]."),
     ("{actor} wins fight over {plan}", "{dateline}{actor} can now go ahead with {plan}, {doubt}, {person3} {said}."),
-    ("What {trouble} means for {actor}", "{dateline}For {actor}, {trouble} comes at a bad time: a decision on {plan} is due on {day}."),
+    ("What {trouble} could mean for {actor}", "{dateline}For {actor}, {trouble} came at a bad time: a decision on {plan} is due on {day}."),
 )  # fmt: skip
 
 # What happens in one topic only. The second half of each list crosses into another topic and stays in its own.
