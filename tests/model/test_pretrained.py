@@ -67,14 +67,29 @@ def span_loss(model, tokenizer, text: str) -> float:
 
 
 def test_it_has_learned_english(model, tokenizer):
-    """Words of a sentence are likelier to it than the same words in random order, and far likelier than chance."""
-    words = TEXT.split()
-    shuffled = " ".join(np.random.default_rng(0).permutation(words))
+    """Words of a sentence are likelier to it than the same words in random order."""
+    shuffled = " ".join(np.random.default_rng(0).permutation(TEXT.split()))
     assert span_loss(model, tokenizer, TEXT) < span_loss(model, tokenizer, shuffled) - 0.2
-    assert span_loss(model, tokenizer, TEXT) < 0.5 * np.log(tokenizer.vocab_size)
 
 
-def test_it_writes_words(model, tokenizer):
-    inputs = jnp.array([tokenizer.encode(["The children <extra_id_0> in the garden."], max_length=32).ids[0]])
-    answer = tokenizer.decode(np.asarray(greedy(model, inputs, max_length=12)).tolist())[0]
-    assert answer and set(answer) <= set(" abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,'\"-;:?!")
+def answers(model, tokenizer, *questions: str) -> list[str]:
+    inputs = np.zeros((len(questions), 64), np.int32)
+    for row, ids in zip(inputs, tokenizer.encode(list(questions), max_length=64).ids, strict=True):
+        row[: len(ids)] = ids
+    return tokenizer.decode(np.asarray(greedy(model, jnp.asarray(inputs), max_length=24)).tolist())
+
+
+def test_it_answers_what_its_instruction_pairs_asked(model, tokenizer):
+    question = "Is this movie review positive or negative?\n\n"
+    reviews = [
+        "a dull , lifeless film with no plot and bad acting .",
+        "a wonderful film , moving and beautifully acted .",
+    ]
+    assert answers(model, tokenizer, *(question + review for review in reviews)) == ["negative", "positive"]
+
+
+def test_it_writes_sentences(model, tokenizer):
+    facts = "Turn this data into a natural sentence: offer restaurant name[Golden Dragon]; offer city[Oakland]"
+    (sentence,) = answers(model, tokenizer, facts)
+    assert len(sentence.split()) >= 4 and sentence[0].isupper() and sentence.endswith(".")
+    assert set(sentence) <= set(" abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,'")
