@@ -108,11 +108,11 @@ class MetricsLog:
         self._file = self._path.open("a")
         self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=steps_done + 1 if steps_done else None)
 
-    def step(self, *, step: int, **values: float) -> None:
+    def step(self, *, step: int, **values: float | int) -> None:
         """Records one optimizer step, counted from 1."""
         self._write("train", step, {"step": step, **values})
 
-    def validation(self, *, steps_done: int, **values: float) -> None:
+    def validation(self, *, steps_done: int, **values: float | int) -> None:
         """Records a validation after so many steps."""
         self._write("validation", steps_done, {"steps_done": steps_done, **values})
 

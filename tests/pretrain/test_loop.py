@@ -53,7 +53,8 @@ def test_a_run_leaves_a_model_that_opens_and_a_result(tiny_pretraining, tmp_path
     assert 0.5 < result["fill"]["input"] <= 1
     assert result["input_tokens"] > 40 * 4 * 64 * 0.5
     samples = [json.loads(line) for line in (tmp_path / "run/samples/step_0000039.jsonl").read_text().splitlines()]
-    assert len(samples) == 2 * 2 and "<extra_id_0>" in samples[0]["input"] and samples[2]["input"].startswith("Last")
+    assert 2 <= len(samples) <= 2 * 2 and "<extra_id_0>" in samples[0]["input"]
+    assert samples[-1]["input"].startswith("Last")
 
 
 def test_the_entropy_is_that_of_token_frequencies():
