@@ -236,7 +236,8 @@ def _print_result(result: dict, workdir: Path) -> None:
     print(f"result   {workdir / 'result.json'}")
     print(f"adapter  {workdir / 'adapter'}  ({result['adapter_bytes']:,} bytes)")
     print(f"next     look at {workdir / 'predictions.jsonl'}; train on from here with --config.method.from_adapter, or")
-    print("         on rows of your own: python main.py --config configs/lora_custom.py --config.data.path=my.jsonl")
+    print("         on rows of your own: python main.py --config configs/lora_custom.py --config.data.path=my.jsonl \\")
+    print(f"             --config.model.name={result['model']}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
