@@ -33,11 +33,10 @@ from jpeft.pretrain.mixture import PairSource, TextSource
 from jpeft.pretrain.optimizer import build_optimizer, learning_rate
 from jpeft.pretrain.setup import build_network, load_sources, load_tokenizer, network_config
 from jpeft.program import Program, use_compilation_cache
-from jpeft.train.background import explain_disk_trouble, quiet_threads
 from jpeft.train.checkpoint import Checkpoints
 from jpeft.train.display import Display
 from jpeft.train.environment import commit, peak_memory_bytes, versions
-from jpeft.train.rundir import MetricsLog, RunDirectory
+from jpeft.train.rundir import MetricsLog, RunDirectory, run_once
 from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
 from jpeft.train.stop import StopRequest
 
@@ -55,17 +54,13 @@ def pretrain(
         from the last checkpoint.
     """
     display = display or Display()
-    directory = RunDirectory(workdir)
-    with (
-        explain_disk_trouble(workdir),
-        directory.claim(run.to_dict(), overwrite=overwrite),
-        quiet_threads(),
-    ):
-        result = directory.read_result()
-        if result is not None:
-            display.say(f"{workdir} is finished; give --overwrite to run it again.")
-            return result
-        return _Pretraining(run, directory, display).result()
+    return run_once(
+        workdir,
+        run.to_dict(),
+        lambda directory: _Pretraining(run, directory, display).result(),
+        overwrite=overwrite,
+        report=display.say,
+    )
 
 
 @dataclasses.dataclass

@@ -38,12 +38,11 @@ from jpeft.eval.metrics import score
 from jpeft.peft.base import count, split
 from jpeft.peft.hub import save_adapter
 from jpeft.program import Program, use_compilation_cache
-from jpeft.train.background import explain_disk_trouble, quiet_threads
 from jpeft.train.checkpoint import Checkpoints
 from jpeft.train.display import Display
 from jpeft.train.environment import commit, peak_memory_bytes, versions
 from jpeft.train.optimizer import adamw
-from jpeft.train.rundir import MetricsLog, RunDirectory, data_record
+from jpeft.train.rundir import MetricsLog, RunDirectory, data_record, run_once
 from jpeft.train.schedule import three_point_schedule
 from jpeft.train.setup import set_up
 from jpeft.train.step import TrainState, init_state, make_accumulate, make_update, zero_sums
@@ -59,17 +58,13 @@ def execute(run: Run, workdir: Path, *, overwrite: bool = False, display: Displa
         command goes on from the last checkpoint.
     """
     display = display or Display()
-    directory = RunDirectory(workdir)
-    with (
-        explain_disk_trouble(workdir),
-        directory.claim(run.to_dict(), overwrite=overwrite),
-        quiet_threads(),
-    ):
-        result = directory.read_result()
-        if result is not None:
-            display.say(f"{workdir} is finished; give --overwrite to run it again.")
-            return result
-        return _Execution(run, directory, display).result()
+    return run_once(
+        workdir,
+        run.to_dict(),
+        lambda directory: _Execution(run, directory, display).result(),
+        overwrite=overwrite,
+        report=display.say,
+    )
 
 
 @dataclasses.dataclass

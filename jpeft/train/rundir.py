@@ -13,6 +13,7 @@ from jpeft.data.batches import Tokens
 from jpeft.data.tasks import Example
 from jpeft.errors import RunFailed, UserError
 from jpeft.model.write import write_whole
+from jpeft.train.background import explain_disk_trouble, quiet_threads
 
 
 class RunDirectory:
@@ -89,6 +90,29 @@ class RunDirectory:
             for example, prediction, score in zip(examples, predictions, scores, strict=True):
                 line = {"id": example.id, "input": example.input, "target": example.target}
                 file.write(json.dumps({**line, "prediction": prediction, "score": score}, ensure_ascii=False) + "\n")
+
+
+def run_once(
+    workdir: Path,
+    config: Mapping[str, Any],
+    work: Callable[[RunDirectory], dict[str, Any]],
+    *,
+    overwrite: bool,
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    """Does `work` in its directory, claimed for it, and returns its result; what is finished is not done again.
+
+    Raises:
+      UserError: as `RunDirectory.claim`.
+      RunFailed: the disk is full, or `work` failed.
+    """
+    directory = RunDirectory(workdir)
+    with explain_disk_trouble(workdir), directory.claim(config, overwrite=overwrite), quiet_threads():
+        result = directory.read_result()
+        if result is not None:
+            report(f"{workdir} is finished; give --overwrite to run it again.")
+            return result
+        return work(directory)
 
 
 class MetricsLog:

@@ -1,0 +1,52 @@
+"""The commands: `main.py` for one run, and the console script `jpeft`. One file a command.
+
+Exit status: 0 done, 1 the work failed, 2 the call was wrong; both of the latter with one line on standard error.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from jpeft import __version__
+from jpeft.cli import params, pretrain, run
+from jpeft.errors import RunFailed, UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script `jpeft`."""
+    parser = argparse.ArgumentParser(
+        prog="jpeft",
+        description="Parameter-efficient fine-tuning of T5 in JAX. One run is started with main.py; see the README.",
+    )
+    parser.add_argument("--version", action="version", version=f"jpeft {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for command in (params, pretrain):
+        command.add(commands)
+    arguments = parser.parse_args(argv)
+    return _one_line_errors(lambda: arguments.run(arguments))
+
+
+def run_experiment(argv: Sequence[str]) -> int:
+    """`main.py`: one run from a config file and overrides."""
+    return _one_line_errors(lambda: run.run(argv))
+
+
+def _one_line_errors(command: Callable[[], int]) -> int:
+    """Runs a command; an error that is not a defect of ours becomes one line and an exit status."""
+    try:
+        return command()
+    except UserError as error:
+        return _fail(2, error)
+    except RunFailed as error:
+        return _fail(1, error)
+    except BrokenPipeError:  # `jpeft ... | head` has read enough; nothing is left to flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _fail(1, "interrupted; the same command goes on from the last checkpoint")
+
+
+def _fail(status: int, error: object) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return status

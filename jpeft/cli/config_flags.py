@@ -1,0 +1,137 @@
+"""A command line that names a config file and sets its keys: `--config FILE[:ARG] --config.KEY=VALUE --workdir DIR`."""
+
+import dataclasses
+import difflib
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jpeft.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A command line that names a config file: what it holds after the overrides, and where and how to run it."""
+
+    config: Any
+    workdir: Path
+    overwrite: bool
+    quiet: bool
+
+
+def parse_call(argv: Sequence[str], config_type: type, help_text: str) -> Call | None:
+    """Reads `--config FILE [--config.KEY=VALUE ...] [--workdir DIR]`; prints help and returns None where that is asked.
+
+    Args:
+      config_type: the dataclass of sections that the file's config is read into.
+
+    Raises:
+      UserError: the file or a flag is not as it has to be.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "A file with get_config().", flag_values=values, sys_argv=list(argv)
+    )
+    flags.DEFINE_string(
+        "workdir", None, "Directory of the run; runs/<name of the config> by default.", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "overwrite", False, "Run again what is finished, or was run with another config.", flag_values=values
+    )
+    flags.DEFINE_bool("quiet", False, "Print the result and errors only.", flag_values=values)
+    if len(argv) < 2 or any(arg in ("-h", "-help", "--help") for arg in argv[1:]):
+        print(help_text + _describe_keys(config_type))
+        for name in ("workdir", "overwrite", "quiet"):
+            print(f"  --{name}: {values[name].help}")
+        if len(argv) < 2:
+            raise UserError("--config is missing; name a file of configs/.")
+        return None
+    config_file, argument = _config_file(argv)
+    sys.modules.pop(
+        "config_config", None
+    )  # ml_collections loads every config file into one module, over what was there
+    try:
+        rest = values(list(argv))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        if "has no attribute 'get_config'" in str(error):
+            raise UserError(f"{config_file} has no get_config(), which returns the run's config.") from None
+        raise UserError(_explain_flag(error, argv, config_type)) from None
+    except (SyntaxError, ImportError, NameError) as error:
+        where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise UserError(f"{config_file}{where} is no working Python: {error.args[0]}.") from None
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is no flag; write --config.KEY=VALUE.")
+    given: dict[str, Any] = values.flag_values_dict()
+    name = f"{config_file.stem}_{argument}" if argument else config_file.stem
+    workdir = Path(given["workdir"] or Path("runs") / name)
+    return Call(given["config"], workdir, given["overwrite"], given["quiet"])
+
+
+def _config_file(argv: Sequence[str]) -> tuple[Path, str]:
+    """The file that `--config` names, and what stands after a colon for its `get_config`."""
+    for i, arg in enumerate(argv):
+        if arg.startswith(("--config=", "-config=")):
+            given = arg.partition("=")[2]
+        elif arg in ("--config", "-config") and i + 1 < len(argv):
+            given = argv[i + 1]
+        else:
+            continue
+        name, _, argument = given.partition(":")
+        path = Path(name)
+        if not path.is_file():
+            close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1, cutoff=0.0)
+            hint = f"; did you mean {path.parent / close[0]}?" if close else ""
+            raise UserError(f"--config {path} does not exist{hint}")
+        return path, argument
+    raise UserError("--config is missing; name a file such as configs/lora_agnews_low.py (see --help).")
+
+
+def _explain_flag(error: Exception, argv: Sequence[str], config_type: type) -> str:
+    """One line about a flag that could not be taken, with the closest known key."""
+    known = _config_keys(config_type)
+    for arg in argv[1:]:
+        name = arg.lstrip("-").partition("=")[0]
+        key = name.removeprefix("config.")
+        users_own = any(key.startswith(f"{section}.") for section in known)  # below a section of keys of their choice
+        if name.startswith("config.") and key not in known and not users_own:
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            return f"unknown config key {name}; did you mean config.{close}?"
+    text = str(error.args[0] if error.args else error).strip()
+    if "Traceback (most recent call last)" in text:  # get_config() itself raised: what it said stands last
+        return text.splitlines()[-1].partition(": ")[2]
+    return text.partition("\n")[0]
+
+
+def _config_keys(config_type: type) -> dict[str, str]:
+    """Every config key with its type and default."""
+    keys: dict[str, str] = {}
+
+    def walk(cls: type, prefix: str) -> None:
+        for field in dataclasses.fields(cls):
+            if dataclasses.is_dataclass(field.type):
+                walk(field.type, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+            else:
+                kind = getattr(field.type, "__name__", str(field.type))
+                default = "empty" if field.default is dataclasses.MISSING else field.default
+                keys[f"{prefix}{field.name}"] = f"{kind}, default {default}"
+
+    walk(config_type, "")
+    return keys
+
+
+def _describe_keys(config_type: type) -> str:
+    parts = []
+    for field in dataclasses.fields(config_type):
+        parts.append(f"--config.{field.name}.*: {inspect.getdoc(field.type)}\n")
+        parts += [
+            f"    --config.{key}  ({kind})\n"
+            for key, kind in _config_keys(config_type).items()
+            if key.startswith(f"{field.name}.")
+        ]
+        parts.append("\n")
+    return "".join(parts)

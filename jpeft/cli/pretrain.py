@@ -1,0 +1,46 @@
+"""`jpeft pretrain`: a T5 from a corpus."""
+
+import argparse
+from collections.abc import Sequence
+
+from jpeft.cli.config_flags import parse_call
+
+_HELP = """Pretrains a T5 on a corpus: span corruption of texts, mixed with pairs of input and target.
+
+  jpeft pretrain --config configs/pretrain/mini.py --config.data.path=CORPUS --workdir runs/mini
+
+The model, with its tokenizer, is left in WORKDIR/model: give that to main.py as --config.model.name. Killed and started
+again with the same command, it goes on where it was. Every key of the config can be set by a flag:
+
+"""
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Adds the command, whose flags are the config's: argparse hands them on as they come."""
+    parser = commands.add_parser(
+        "pretrain", help="pretrain a T5 on a corpus of your own", add_help=False, prefix_chars="\0"
+    )
+    parser.add_argument("argv", nargs="*")
+    parser.set_defaults(run=lambda arguments: _pretrain(arguments.argv))
+
+
+def _pretrain(argv: Sequence[str]) -> int:
+    from jpeft.pretrain.config import Pretraining
+
+    call = parse_call(["jpeft pretrain", *argv], Pretraining, _HELP)
+    if call is None:
+        return 0
+
+    from jpeft.pretrain.loop import pretrain
+    from jpeft.train.display import Display
+
+    run = Pretraining.from_config(call.config)
+    result = pretrain(run, call.workdir, overwrite=call.overwrite, display=Display(quiet=call.quiet))
+    for kind, loss in result["validation_loss"].items():
+        entropy = result["unigram_entropy"][kind]
+        print(f"held-out loss of {kind}  {loss:.4f} nats a token (by token frequency alone {entropy:.4f})")
+    tokens = result["input_tokens"] + result["target_tokens"]
+    print(f"tokens   {tokens:,} in {result['steps']:,} steps, {result['tokens_per_second']:,.0f} a second")
+    print(f"model    {call.workdir / 'model'}  ({result['parameters']:,} parameters)")
+    print(f"next     python main.py --config configs/lora_agnews_low.py --config.model.name={call.workdir / 'model'}")
+    return 0
