@@ -6,8 +6,9 @@
 CORPUS is that of the first stage (configs/pretrain/mini.py); another seed, so that other pieces of it are seen.
 """
 
-from configs.pretrain import mini
 from ml_collections import ConfigDict
+
+from configs.pretrain import mini
 
 _RATES = {
     "books": 0.10,

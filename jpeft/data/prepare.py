@@ -79,11 +79,12 @@ def prepare(
     path: str | None,
     kind: str | None,
     split_seed: int,
-    caps: Mapping[str, int | None],
+    max_train: int | None,
+    max_validation: int | None,
+    max_test: int | None,
     batch_size: int,
     accumulation_steps: int,
     eval_batch_size: int,
-    seed: int,
     max_input_length: int | None = None,
     max_target_length: int | None = None,
     sample_seed: int = 0,
@@ -92,7 +93,7 @@ def prepare(
     """Loads, splits and tokenises a run's data; `report` hears what a user should know of it.
 
     Args:
-      caps: most rows of `train`, `validation`, `test`; None for all.
+      max_train, max_validation, max_test: most rows of each split; None for all.
       sample_seed: which rows the source `sample` generates.
 
     Raises:
@@ -117,9 +118,9 @@ def prepare(
     splits = draw(
         {split: len(next(iter(columns.values()), [])) for split, columns in rows.items()},
         seed=split_seed,
-        max_train=caps["train"],
-        max_validation=caps["validation"],
-        max_test=caps["test"],
+        max_train=max_train,
+        max_validation=max_validation,
+        max_test=max_test,
     )
     made = {name: examples(task, split.source, rows[split.source], split.rows) for name, split in splits.items()}
     tokens = {}
@@ -134,13 +135,14 @@ def prepare(
                 f"{tokens[name].cut_targets} targets to {task.max_target_length}"
             )
     lengths = {name: part.lengths() for name, part in tokens.items()}
-    first_epoch = train_order(
-        lengths["train"], batch_size=batch_size, accumulation_steps=accumulation_steps, seed=seed, epoch=0
+    # One order stands for all: runs of every seed then have the same shapes and can share what is compiled for them.
+    some_order = train_order(
+        lengths["train"], batch_size=batch_size, accumulation_steps=accumulation_steps, seed=0, epoch=0
     )
     batches = [
-        longest_of(lengths["train"], (micro for step in first_epoch for micro in step)),
+        longest_of(lengths["train"], (micro for step in some_order for micro in step)),
         longest_of(lengths["validation"], eval_order(lengths["validation"], batch_size=eval_batch_size)),
-        # In a later epoch the longest rows may meet: the last shape has to hold them all.
+        # In another order the longest rows may meet: the last shape has to hold them all.
         np.max(np.concatenate(list(lengths.values())), axis=0, keepdims=True),
     ]
     return Data(task, made, tokens, choose_shapes(np.concatenate(batches)))

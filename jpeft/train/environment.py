@@ -1,5 +1,6 @@
 """On what a result was made: versions, commit, memory."""
 
+import contextlib
 import os
 import resource
 import subprocess
@@ -31,9 +32,25 @@ def commit() -> str | None:
     return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
 
 
+def reset_peak_memory() -> None:
+    """From here on `peak_memory_bytes` tells of this run alone, where the system can start anew: on Linux's CPUs.
+
+    An accelerator's allocator keeps its highest mark for as long as the process lives.
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_bytes() -> int:
     """Most memory in use at once: of the device where it tells, of the process on CPU."""
     stats = jax.devices()[0].memory_stats() or {}
-    return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if os.uname().sysname == "Darwin" else 1024
-    )
+    return stats.get("peak_bytes_in_use") or _resident_peak_bytes()
+
+
+def _resident_peak_bytes() -> int:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if os.uname().sysname == "Darwin" else peak * 1024

@@ -11,7 +11,7 @@ import itertools
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,24 @@ from jpeft.peft.hub import save_adapter
 from jpeft.program import Program, use_compilation_cache
 from jpeft.train.checkpoint import Checkpoints
 from jpeft.train.display import Display
-from jpeft.train.environment import commit, peak_memory_bytes, versions
+from jpeft.train.environment import commit, peak_memory_bytes, reset_peak_memory, versions
 from jpeft.train.optimizer import adamw
 from jpeft.train.rundir import MetricsLog, RunDirectory, data_record, run_once
 from jpeft.train.schedule import three_point_schedule
+from jpeft.train.session import Session, spec
 from jpeft.train.setup import set_up
 from jpeft.train.step import TrainState, init_state, make_accumulate, make_update, zero_sums
 from jpeft.train.stop import StopRequest
 
 
-def execute(run: Run, workdir: Path, *, overwrite: bool = False, display: Display | None = None) -> dict[str, Any]:
+def execute(
+    run: Run,
+    workdir: Path,
+    *,
+    overwrite: bool = False,
+    display: Display | None = None,
+    session: Session | None = None,
+) -> dict[str, Any]:
     """Does what is left of a run in `workdir` and returns its `result.json`; a finished run is not run again.
 
     Raises:
@@ -61,7 +69,7 @@ def execute(run: Run, workdir: Path, *, overwrite: bool = False, display: Displa
     return run_once(
         workdir,
         run.to_dict(),
-        lambda directory: _Execution(run, directory, display).result(),
+        lambda directory: _Execution(run, directory, display, session or Session()).result(),
         overwrite=overwrite,
         report=display.say,
     )
@@ -118,11 +126,12 @@ class _Programs:
 class _Execution:
     """What the phases of one run share."""
 
-    def __init__(self, run: Run, directory: RunDirectory, display: Display):
+    def __init__(self, run: Run, directory: RunDirectory, display: Display, session: Session):
         self.run, self.directory, self.display = run, directory, display
         use_compilation_cache(cache_directory() / "compiled")
-        self.setup = set_up(run, report=display.say)
-        self.data = self._prepare_data()
+        reset_peak_memory()
+        self.setup = set_up(run, session, report=display.say)
+        self.data = self._prepare_data(session)
         directory.write_json("splits.json", data_record(self.data.row_ids(), self.data.tokens, self.data.shapes))
         model, train = self.setup.model, run.train
         graphdef, adapter, self.base = split(model)
@@ -131,19 +140,27 @@ class _Execution:
         self.steps_per_epoch = num_steps(
             len(self.data.tokens["train"]), batch_size=train.batch_size, accumulation_steps=train.accumulation_steps
         )
-        self.schedule = three_point_schedule(
-            **dataclasses.asdict(train.learning_rate),
-            total_steps=self.steps_per_epoch * self.max_epochs,
-            warmup_fraction=train.warmup_fraction,
-        )
-        tx = adamw(self.schedule, weight_decay=train.weight_decay, clip_grad_norm=train.clip_grad_norm)
+        points = dataclasses.asdict(train.learning_rate)
+        points |= {
+            "total_steps": self.steps_per_epoch * self.max_epochs,
+            "warmup_fraction": train.warmup_fraction,
+        }
+        self.schedule = three_point_schedule(**points)
+        optimizer = {"weight_decay": train.weight_decay, "clip_grad_norm": train.clip_grad_norm}
+        tx = adamw(self.schedule, **optimizer)
+        answer = {"max_length": self.data.task.max_target_length, "num_beams": run.eval.num_beams}
+        trees = (graphdef, spec(adapter), spec(self.base))
+
+        def program(key: tuple[Hashable, ...], make: Callable[[], Callable], donate: tuple[int, ...] = ()) -> Program:
+            return session.programs.get(key, lambda: Program(make(), donate=donate))
+
         self.programs = _Programs(
-            accumulate=Program(make_accumulate(graphdef), donate=(0,)),
-            update=Program(make_update(tx), donate=(0, 1)),
-            loss=Program(make_loss(graphdef)),
-            generate=Program(
-                make_generate(graphdef, max_length=self.data.task.max_target_length, num_beams=run.eval.num_beams)
+            accumulate=program(("accumulate", *trees), lambda: make_accumulate(graphdef), donate=(0,)),
+            update=program(
+                ("update", spec(adapter), *points.items(), *optimizer.items()), lambda: make_update(tx), donate=(0, 1)
             ),
+            loss=program(("loss", *trees), lambda: make_loss(graphdef)),
+            generate=program(("generate", *trees, *answer.items()), lambda: make_generate(graphdef, **answer)),
         )
         # The device's own generator: its bits are much cheaper than the default's, and as repeatable on one machine.
         self.dropout_key = jax.random.key(train.seed, impl="rbg")
@@ -160,24 +177,26 @@ class _Execution:
             self.setup, model=nnx.merge(graphdef, *jax.tree.map(_shape_of, (adapter, self.base)))
         )
 
-    def _prepare_data(self) -> Data:
+    def _prepare_data(self, session: Session) -> Data:
         run, data = self.run, self.run.data
-        return prepare(
-            run.build_task(),
-            self.setup.tokenizer,
-            source=data.source,
-            path=data.path,
-            kind=data.kind,
-            split_seed=data.split_seed,
-            caps={"train": data.max_train, "validation": data.max_validation, "test": data.max_test},
-            batch_size=run.train.batch_size,
-            accumulation_steps=run.train.accumulation_steps,
-            eval_batch_size=run.eval.batch_size,
-            seed=run.train.seed,
-            max_input_length=data.max_input_length,
-            max_target_length=data.max_target_length,
-            sample_seed=data.sample_seed,
-            report=self.display.say,
+        choices = {
+            "source": data.source,
+            "path": data.path,
+            "kind": data.kind,
+            "split_seed": data.split_seed,
+            "max_train": data.max_train,
+            "max_validation": data.max_validation,
+            "max_test": data.max_test,
+            "batch_size": run.train.batch_size,
+            "accumulation_steps": run.train.accumulation_steps,
+            "eval_batch_size": run.eval.batch_size,
+            "max_input_length": data.max_input_length,
+            "max_target_length": data.max_target_length,
+            "sample_seed": data.sample_seed,
+        }
+        return session.data.get(
+            (run.model.name, data.task, data.template, *choices.items()),
+            lambda: prepare(run.build_task(), self.setup.tokenizer, **choices, report=self.display.say),
         )
 
     def result(self) -> dict[str, Any]:

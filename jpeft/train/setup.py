@@ -17,6 +17,7 @@ from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.ablations import ablation
 from jpeft.peft.base import Method, Selection, Site, attach, count, select
 from jpeft.peft.hub import load_adapter
+from jpeft.train.session import Session
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,20 +57,32 @@ def selection(run: Run, model: T5) -> Selection:
     )
 
 
-def set_up(run: Run, *, report: Callable[[str], None] = lambda line: None) -> Setup:
-    """Loads the base and attaches the method; `report` hears what takes long.
+def _load_base(run: Run, session: Session, report: Callable[[str], None]) -> tuple[T5, Tokenizer]:
+    directory = resolve(run.model.name, report=report)
+    dtype = compute_dtype(run.model.dtype)
+    trains_the_base = run.method.name == "full"
+
+    def load() -> tuple[T5, Tokenizer]:
+        # What full tuning trains is kept in float32; read it so, not through a rounded copy.
+        stored_dtype = jnp.float32 if trains_the_base else dtype
+        model = weights.load(directory, dtype=dtype, stored_dtype=stored_dtype, dropout_rate=run.model.dropout_rate)
+        model.encoder.remat = model.decoder.remat = run.model.remat
+        config = model.config
+        return model, Tokenizer.load(directory, vocab_size=config.vocab_size, eos_token_id=config.eos_token_id)
+
+    if trains_the_base:  # its steps reuse the weights' own buffers: such a base can not be shared
+        return load()
+    return session.bases.get((directory, dtype, run.model.dropout_rate, run.model.remat), load)
+
+
+def set_up(run: Run, session: Session, *, report: Callable[[str], None] = lambda line: None) -> Setup:
+    """Loads the base, unless the session has it, and attaches the method; `report` hears what takes long.
 
     Raises:
       UserError: the model or adapter is not there, does not fit, or the selection matches nothing.
       RunFailed: a file is damaged, or the hub can not be reached.
     """
-    directory = resolve(run.model.name, report=report)
-    dtype = compute_dtype(run.model.dtype)
-    # What full tuning trains is kept in float32; read it so, not through a rounded copy.
-    stored_dtype = jnp.float32 if run.method.name == "full" else dtype
-    model = weights.load(directory, dtype=dtype, stored_dtype=stored_dtype, dropout_rate=run.model.dropout_rate)
-    model.encoder.remat = model.decoder.remat = run.model.remat
-    tokenizer = Tokenizer.load(directory, vocab_size=model.config.vocab_size, eos_token_id=model.config.eos_token_id)
+    model, tokenizer = _load_base(run, session, report)
     total = count(nnx.state(model, nnx.Param))
     method = run.build_method()
     if run.method.from_adapter is not None:

@@ -1,0 +1,92 @@
+"""Runs that share a process: the same results as alone, and nothing loaded, tokenised or compiled twice."""
+
+import importlib
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jpeft.config import Run
+from jpeft.train import loop, setup
+from jpeft.train.display import Display
+from jpeft.train.environment import peak_memory_bytes, reset_peak_memory
+from jpeft.train.loop import execute
+from jpeft.train.session import Recent, Session
+
+
+@pytest.fixture
+def cell(tiny_checkpoint, toy_data):
+    """A run on AG News by method, seed and overrides."""
+
+    def make(method, seed=0, **overrides):
+        config = importlib.import_module(f"configs.{method}_agnews_low").get_config()
+        config.update_from_flattened_dict(
+            {
+                "model.name": str(tiny_checkpoint),
+                "data.path": str(toy_data),
+                "data.max_train": 40,
+                "train.max_epochs": 2,
+                "train.batch_size": 8,
+                "train.accumulation_steps": 2,
+                "train.seed": seed,
+                **overrides,
+            }
+        )
+        return Run.from_config(config)
+
+    return make
+
+
+def outcome(run, workdir, session):
+    result = execute(run, workdir, display=Display(quiet=True), session=session)
+    adapter = load_file(next((workdir / "adapter").glob("*.safetensors")))
+    return result, adapter, (workdir / "predictions.jsonl").read_text()
+
+
+def test_runs_of_one_session_come_out_as_alone(cell, tmp_path):
+    """In an order in which one run could spoil the next: full tuning's steps reuse the buffers of what it trains."""
+    session = Session()
+    runs = [
+        cell("lora"),
+        cell("full"),
+        cell("ia3"),
+        cell("lora", seed=1),
+        cell("lora", **{"method.rank": 4}),
+        cell("lora", **{"ablation.name": "early"}),
+        cell("full"),
+    ]
+    for number, run in enumerate(runs):
+        result, adapter, predictions = outcome(run, tmp_path / f"shared{number}", session)
+        alone, adapter_alone, predictions_alone = outcome(run, tmp_path / f"alone{number}", None)
+        assert result["validation_losses"] == alone["validation_losses"], number
+        assert result["metric"] == alone["metric"] and predictions == predictions_alone
+        assert all(np.array_equal(adapter[name], adapter_alone[name]) for name in adapter_alone)
+
+
+def test_a_second_run_of_a_shape_loads_tokenises_and_compiles_nothing(cell, tmp_path, monkeypatch):
+    session = Session()
+    first = outcome(cell("lora"), tmp_path / "first", session)[0]
+    assert first["seconds"]["compile"] > 0
+    monkeypatch.setattr(loop, "prepare", None)
+    monkeypatch.setattr(setup.weights, "load", None)
+    assert outcome(cell("lora", seed=1), tmp_path / "second", session)[0]["seconds"]["compile"] == 0
+
+
+def test_the_longest_unused_is_let_go():
+    recent, made = Recent(2), []
+
+    def get(key):
+        return recent.get(key, lambda: made.append(key) or key)
+
+    assert [get(key) for key in ("a", "b", "a", "c", "a", "b")] == ["a", "b", "a", "c", "a", "b"]
+    assert made == ["a", "b", "c", "b"]
+
+
+def test_the_peak_of_memory_can_start_anew():
+    """A run in a shared process must not report what ran before it."""
+    low = peak_memory_bytes()
+    ballast = np.ones(400_000_000, np.uint8)
+    assert peak_memory_bytes() > low + 300_000_000
+    del ballast
+    reset_peak_memory()
+    assert peak_memory_bytes() < low + 100_000_000
