@@ -12,19 +12,15 @@ validation loss (docs/mini.md).
 
 from ml_collections import ConfigDict
 
-from configs.benchmark import cell
-from jpeft.data.tasks import TASKS
+from configs.benchmark import cell, parts
 
 _PEAK_LEARNING_RATE = {"full": 1e-3, "lora": 1e-2, "ia3": 1e-1, "bitfit": 3e-2, "prompt": 3e-1}
 
 
 def get_config(name: str = "lora_agnews_medium") -> ConfigDict:
     """The cell of that name."""
-    method, *ablation, task, scale = parts if len(parts := name.split("_")) >= 3 else ("", "", "")
-    if method not in _PEAK_LEARNING_RATE or task not in TASKS:
-        raise ValueError(f"configs/mini.py has no cell {name!r}; one is lora_agnews_medium.")
-    config = cell(method=method, task=task, scale=scale, ablation="_".join(ablation) or None)
-    peak = _PEAK_LEARNING_RATE[method]
+    config = cell(**parts(name))
+    peak = _PEAK_LEARNING_RATE[config.method.name]
     config.update_from_flattened_dict(
         {
             "model.name": "mini",

@@ -10,3 +10,11 @@ class UserError(ValueError):
 
 class RunFailed(RuntimeError):
     """The call was right and the work failed: a loss that is not finite, a full disk, no hub. Exit status 1."""
+
+
+class Busy(UserError):
+    """Another process is at work in the directory."""
+
+
+class Stopped(RunFailed):
+    """The process was told to stop and has saved what it had."""

@@ -106,6 +106,6 @@ def test_a_cell_of_mini_that_is_none_is_one_line(capsys):
     from jpeft.cli import run_experiment
 
     assert run_experiment(["main.py", f"--config={CONFIGS / 'mini.py'}:lora_news_medium"]) == 2
-    assert "has no cell 'lora_news_medium'; one is lora_agnews_medium." in capsys.readouterr().err
+    assert "there is no cell 'lora_news_medium'; one is lora_agnews_medium." in capsys.readouterr().err
     assert run_experiment(["main.py", f"--config={CONFIGS / 'mini.py'}:lora"]) == 2
-    assert "has no cell 'lora'" in capsys.readouterr().err
+    assert "there is no cell 'lora'" in capsys.readouterr().err

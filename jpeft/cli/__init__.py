@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from jpeft import __version__
-from jpeft.cli import params, pretrain, run
+from jpeft.cli import grid, params, pretrain, run
 from jpeft.errors import RunFailed, UserError
 
 
@@ -21,9 +21,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"jpeft {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (params, pretrain):
+    for command in (grid, params, pretrain):
         command.add(commands)
-    arguments = parser.parse_args(argv)
+    arguments, others = parser.parse_known_args(argv)
+    keys = [arg for arg in others if arg.startswith("--config.")] if hasattr(arguments, "takes_config_keys") else []
+    if len(keys) < len(others):
+        parser.error(f"unrecognized arguments: {' '.join(arg for arg in others if arg not in keys)}")
+    arguments.config_keys = keys
     return _one_line_errors(lambda: arguments.run(arguments))
 
 

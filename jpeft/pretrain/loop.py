@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from jpeft.data.batches import Batch, cache_directory
-from jpeft.errors import RunFailed
+from jpeft.errors import RunFailed, Stopped
 from jpeft.eval.generate import make_generate
 from jpeft.eval.loss import make_loss, mean_loss
 from jpeft.model import weights
@@ -172,7 +172,7 @@ class _Pretraining:
                 if stop.signal is not None and done < run.train.steps:
                     self._save(checkpoints)
                     checkpoints.finish()
-                    raise RunFailed(
+                    raise Stopped(
                         f"stopped by {signal.Signals(stop.signal).name} after step {done}; saved to "
                         f"{self.directory.path}: the same command goes on from there."
                     )

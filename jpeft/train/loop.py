@@ -31,7 +31,7 @@ from jpeft.data.batches import (
 )
 from jpeft.data.prepare import Data, prepare
 from jpeft.data.sources import source_in_use
-from jpeft.errors import RunFailed
+from jpeft.errors import RunFailed, Stopped
 from jpeft.eval.generate import answers, make_generate
 from jpeft.eval.loss import make_loss, mean_loss
 from jpeft.eval.metrics import score
@@ -372,7 +372,7 @@ class _Execution:
         name = signal.Signals(stop.signal or signal.SIGTERM).name
         self.snapshot.save_to(checkpoints)
         checkpoints.finish()
-        raise RunFailed(
+        raise Stopped(
             f"stopped by {name} after step {int(self.snapshot.state.step)}; saved to {self.directory.path}: "
             "the same command goes on from there."
         )

@@ -4,16 +4,47 @@ import contextlib
 import fcntl
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from jpeft.config import differences
 from jpeft.data.batches import Tokens
 from jpeft.data.tasks import Example
-from jpeft.errors import RunFailed, UserError
+from jpeft.errors import Busy, RunFailed, UserError
 from jpeft.model.write import write_whole
 from jpeft.train.background import explain_disk_trouble, quiet_threads
+
+_LOCK = ".lock"
+_LONGEST_LOOK = 0.5  # seconds; `is_claimed` holds the lock for an instant, which must not pass for a process at work
+
+
+def is_claimed(path: Path) -> bool:
+    """Whether a process holds the directory."""
+    try:
+        with (path / _LOCK).open("r+") as lock:  # network file systems lock only what may be written
+            return not _lock(lock, seconds=0.0)
+    except FileNotFoundError:
+        return False
+
+
+def has_work(path: Path) -> bool:
+    """Whether a run left anything in the directory that its repetition could use: a result or a checkpoint."""
+    return (path / "result.json").exists() or any((path / "checkpoint").glob("*"))
+
+
+def _lock(file: IO, *, seconds: float) -> bool:
+    """Locks a file until it is closed, trying for so long; false where another process has it."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.02)
 
 
 class RunDirectory:
@@ -27,18 +58,15 @@ class RunDirectory:
         """Holds the directory for this process, with this config.
 
         Raises:
-          UserError: another process is at work in it, it holds a run of another config, or it is no run's directory.
+          Busy: another process is at work in it.
+          UserError: it holds a run of another config, or it is no run's directory.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir {self.path} is a file; name a directory.")
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(
-                    f"another process is at work in {self.path}; wait for it or name another --workdir."
-                ) from None
+        with (self.path / _LOCK).open("w") as lock:
+            if not _lock(lock, seconds=_LONGEST_LOOK):
+                raise Busy(f"another process is at work in {self.path}; wait for it or name another --workdir.")
             self._take(config, overwrite=overwrite)
             yield
 
@@ -46,16 +74,15 @@ class RunDirectory:
         file = self.path / "config.json"
         if file.is_file():
             # A run that ended before its first checkpoint has nothing to lose: its directory is free for the next try.
-            has_work = (self.path / "result.json").exists() or any((self.path / "checkpoint").glob("*"))
             changed = differences(_read_json(file), config)
-            if changed and has_work and not overwrite:
+            if changed and has_work(self.path) and not overwrite:
                 shown = "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
                 raise UserError(
                     f"{self.path} holds a run of another config ({shown}); name another --workdir, or give --overwrite."
                 )
             if overwrite or changed:
                 self._clear()
-        elif any(entry.name != ".lock" for entry in self.path.iterdir()):
+        elif any(entry.name != _LOCK for entry in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and holds no run; name another --workdir.")
         self.write_json("config.json", config)
 
@@ -68,6 +95,8 @@ class RunDirectory:
             "predictions.jsonl",
             "zero_shot.jsonl",
             "splits.json",
+            "failure.json",
+            "log.txt",
             "config.json",
         ):
             (self.path / name).unlink(missing_ok=True)

@@ -1,0 +1,184 @@
+"""`jpeft grid`: many cells, as one command that can be killed and given again."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from jpeft.errors import UserError
+
+_DESCRIPTION = """Runs the cells of a grid: methods x tasks x scales x ablations x seeds. What is done stays done.
+
+  jpeft grid --config configs/mini.py --config.data.source=sample --scales low --dry-run    what there is to do
+  jpeft grid --config configs/mini.py --config.data.source=sample --scales low              do it
+  jpeft grid --config configs/benchmark.py --workdir runs/paper --jobs 4                    the paper, a GPU a cell
+
+A cell is a run directory below WORKDIR, named after the cell. It is done when its result.json says so and its config is
+the one asked for; with another config it is stale. One that fails is recorded and the others go on. Keys of every
+cell's config are set by --config.KEY=VALUE (python main.py --help lists them)."""
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "grid",
+        help="run many cells: methods x tasks x scales x ablations x seeds",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        default="configs/benchmark.py",
+        metavar="FILE",
+        help="a config file whose get_config takes a cell's name (default: %(default)s)",
+    )
+    parser.add_argument("--workdir", type=Path, help="of the grid; runs/<name of the config file> by default")
+    which = parser.add_argument_group("which cells (lists are separated by commas)")
+    which.add_argument("--methods", default="full,lora,ia3,bitfit,prompt", help="(default: %(default)s)")
+    which.add_argument("--tasks", default="agnews,cola,e2e,samsum", help="(default: %(default)s)")
+    which.add_argument("--scales", default="low,medium,high", help="(default: %(default)s)")
+    which.add_argument(
+        "--ablations",
+        default="paper",
+        help="names, 'none', 'all', or 'paper': all at medium scale (default: %(default)s)",
+    )
+    which.add_argument("--seeds", default="0", help="seeds of training; the splits stay (default: %(default)s)")
+    which.add_argument("--only", metavar="PATTERN", help="cells whose name matches, such as 'ia3_*_medium'")
+    how = parser.add_argument_group("what to do with them")
+    how.add_argument("--dry-run", action="store_true", help="show every cell's state and run nothing")
+    how.add_argument("--limit", type=int, metavar="N", help="begin at most N cells")
+    how.add_argument("--retry-failed", action="store_true", help="run those that failed, too")
+    how.add_argument("--overwrite-stale", action="store_true", help="run those of another config again; theirs is lost")
+    how.add_argument("--launcher", choices=("local", "ray"), default="local", help="(default: %(default)s)")
+    how.add_argument(
+        "--jobs", type=int, metavar="N", help="cells at once; local: the GPUs, or cores, are shared out (default: 1)"
+    )
+    how.add_argument("--address", default="auto", help="of the Ray cluster (default: %(default)s)")
+    how.add_argument("--gpus", type=float, default=0.0, help="that a cell asks of Ray (default: none)")
+    how.add_argument("--cpus", type=float, default=1.0, help="that a cell asks of Ray (default: %(default)s)")
+    how.add_argument("--json", action="store_true", help="print every cell's state as JSON at the end")
+    parser.set_defaults(run=_grid, takes_config_keys=True)
+
+
+def _grid(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from jpeft.grid.display import cell_table
+    from jpeft.grid.scheduler import Choice, Schedule
+    from jpeft.grid.state import State
+
+    if arguments.limit is not None and arguments.limit < 1:
+        raise UserError(f"--limit is {arguments.limit}; expected at least 1.")
+    console = Console(stderr=True, highlight=False)
+    workdir = arguments.workdir or Path("runs") / Path(arguments.config).stem
+    choice = Choice(failed=arguments.retry_failed, stale=arguments.overwrite_stale, limit=arguments.limit)
+    schedule = Schedule(
+        _cells(arguments),
+        workdir.absolute(),
+        choice,
+        report=lambda line: console.print(line, markup=False, soft_wrap=True),
+    )
+    if not arguments.dry_run:
+        _run(arguments, schedule, console)
+    if arguments.json:
+        print(json.dumps(_as_json(schedule), indent=2))
+    elif arguments.dry_run:
+        Console().print(cell_table(schedule))
+        print(f"{len(schedule.to_do())} to run in {workdir}")
+    else:
+        _print_summary(schedule, workdir)
+    return 1 if not arguments.dry_run and schedule.counts()[State.FAILED] else 0
+
+
+def _cells(arguments: argparse.Namespace):
+    from jpeft.cli.config_flags import parse_call
+    from jpeft.config import Run
+    from jpeft.grid.cells import config_names, expand
+
+    def configure(name: str, seed: int) -> Run:
+        call = parse_call(["jpeft grid", f"--config={arguments.config}:{name}", *arguments.config_keys], Run, "")
+        assert call is not None, "no --help among the config's keys"
+        call.config.train.seed = seed
+        return Run.from_config(call.config)
+
+    ablations = arguments.ablations
+    if ablations not in ("paper", "all", "none"):
+        ablations = _listed(ablations, "--ablations")
+    names = config_names(
+        _listed(arguments.methods, "--methods"),
+        _listed(arguments.tasks, "--tasks"),
+        _listed(arguments.scales, "--scales"),
+        ablations,
+    )
+    seeds = _listed(arguments.seeds, "--seeds")
+    if not all(re.fullmatch("[0-9]+", seed) for seed in seeds):
+        raise UserError(f"--seeds is {arguments.seeds!r}; expected whole numbers: 0,1,2.")
+    if any(key.startswith("--config.train.seed") for key in arguments.config_keys):
+        raise UserError("--config.train.seed is a grid's --seeds.")
+    return expand(names, [int(seed) for seed in seeds], configure, only=arguments.only)
+
+
+def _listed(text: str, flag: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UserError(f"{flag} is empty.")
+    return list(dict.fromkeys(parts))
+
+
+def _run(arguments: argparse.Namespace, schedule, console) -> None:
+    from jpeft.errors import Stopped
+    from jpeft.grid.display import shown
+
+    pool = _pool(arguments)
+    try:
+        with shown(schedule, console) as on_change:
+            schedule.run(pool, on_change=on_change)
+    except KeyboardInterrupt:
+        console.print("stopping: the cells at work are saved first", markup=False)
+        raise Stopped("interrupted; the same command goes on from there") from None
+    finally:
+        pool.close()
+
+
+def _pool(arguments: argparse.Namespace):
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise UserError(f"--jobs is {arguments.jobs}; expected at least 1.")
+    if arguments.launcher == "ray":
+        from jpeft.grid.ray_pool import RayPool
+
+        return RayPool(arguments.address, jobs=arguments.jobs, cpus=arguments.cpus, gpus=arguments.gpus)
+    from jpeft.grid.local import LocalPool, device_shares
+
+    return LocalPool(device_shares(arguments.jobs or 1))
+
+
+def _as_json(schedule) -> dict:
+    return {
+        "counts": {str(state): n for state, n in schedule.counts().items()},
+        "cells": [
+            {"cell": cell.name, "state": str(seen.state), "detail": seen.detail}
+            for cell, seen in schedule.states.items()
+        ],
+        "overhead_seconds": schedule.overheads,
+    }
+
+
+def _print_summary(schedule, workdir: Path) -> None:
+    from jpeft.grid.scheduler import median_overhead
+    from jpeft.grid.state import State
+
+    counts = schedule.counts()
+    print(", ".join(f"{n} {state}" for state, n in counts.items() if n))
+    overhead = median_overhead(schedule)
+    if overhead is not None:
+        print(f"{len(schedule.done)} done now; beside its own work a cell cost {overhead:.1f} s (median)")
+    for cell, seen in schedule.states.items():
+        if seen.state in (State.FAILED, State.STALE):
+            print(f"{seen.state}  {cell.name}: {seen.detail}")
+    if counts[State.FAILED]:
+        print(f"next     read {workdir}/<cell>/failure.json; then the same command with --retry-failed")
+    if counts[State.STALE]:
+        print("next     --overwrite-stale runs stale cells again; another --workdir keeps them")
+    if counts[State.DONE]:
+        print(f"next     jpeft report {workdir} --out {workdir}/report")

@@ -1,0 +1,88 @@
+"""Cells of a grid: every combination of method, ablation, task, scale and seed that was asked for."""
+
+import dataclasses
+import fnmatch
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jpeft.config import Run, one_of
+from jpeft.errors import UserError
+from jpeft.peft.ablations import ABLATIONS
+
+# The paper ablates at medium scale only.
+_PAPER_ABLATION_SCALE = "medium"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a grid.
+
+    Attributes:
+      config_name: what a config file knows it by, `<method>[_<ablation>]_<task>_<scale>`.
+      run: all that it is.
+    """
+
+    config_name: str
+    run: Run
+
+    @property
+    def name(self) -> str:
+        """Of the cell and of its directory; no two cells of a grid share it."""
+        return f"{self.config_name}_seed{self.run.train.seed}"
+
+    @property
+    def kinship(self) -> tuple[str, str, str]:
+        """Cells that agree in it, or in its beginning, can share what is loaded and compiled for them."""
+        return self.run.data.task, self.run.method.name, self.run.ablation.name or ""
+
+    def directory(self, workdir: Path) -> Path:
+        return workdir / self.name
+
+
+def config_names(
+    methods: Sequence[str], tasks: Sequence[str], scales: Sequence[str], ablations: Sequence[str] | str
+) -> list[str]:
+    """Names of the cells, those that share most next to each other.
+
+    Args:
+      ablations: names, each taken for the methods that know it; `none`; `all`, at every scale; or `paper`, all at
+        medium scale: with the paper's methods, tasks and scales these are its 60 cells of Table 1 and the 44 of Table 2
+        that are not in it.
+
+    Raises:
+      UserError: none of the methods knows an ablation of that name.
+    """
+    known = {name for method in methods for name in ABLATIONS.get(method, ())}
+    if isinstance(ablations, str):
+        wanted = set() if ablations == "none" else known
+    else:
+        wanted = {one_of("--ablations", name, known) for name in ablations}
+    names = []
+    for task, method in itertools.product(tasks, methods):
+        names += [f"{method}_{task}_{scale}" for scale in scales]
+        for ablation in (name for name in ABLATIONS.get(method, ()) if name in wanted):
+            names += [
+                f"{method}_{ablation}_{task}_{scale}"
+                for scale in scales
+                if ablations != "paper" or scale == _PAPER_ABLATION_SCALE
+            ]
+    return names
+
+
+def expand(
+    names: Sequence[str], seeds: Sequence[int], configure: Callable[[str, int], Run], *, only: str | None = None
+) -> list[Cell]:
+    """A cell for each name and seed.
+
+    Args:
+      configure: the run of that name and seed.
+      only: pattern with `*` and `?` that a cell's whole name, without the seed, has to match.
+
+    Raises:
+      UserError: no name matches, or as `configure` does.
+    """
+    chosen = [name for name in names if only is None or fnmatch.fnmatchcase(name, only)]
+    if not chosen:
+        raise UserError(f"--only {only!r} matches none of the {len(names)} cells; one is {names[0]}.")
+    return [Cell(name, configure(name, seed)) for name in chosen for seed in seeds]

@@ -1,0 +1,85 @@
+"""What a person sees of a grid: its cells as a table, and, while it runs, how far it is and what is at work."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from jpeft.grid.scheduler import Schedule
+from jpeft.grid.state import State
+
+_COLOURS = {
+    State.MISSING: "dim",
+    State.RUNNING: "cyan",
+    State.DONE: "green",
+    State.FAILED: "red",
+    State.STALE: "yellow",
+}
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+def cell_table(schedule: Schedule) -> Table:
+    """Every cell with its state."""
+    table = Table(title=_counts(schedule))
+    for column in ("cell", "state", "", "seconds"):
+        table.add_column(column, justify="right" if column == "seconds" else "left")
+    for cell, seen in schedule.states.items():
+        seconds = f"{seen.result['seconds']['total']:,.0f}" if seen.result else ""
+        table.add_row(cell.name, Text(seen.state, _COLOURS[seen.state]), Text(seen.detail), seconds)
+    return table
+
+
+@contextlib.contextmanager
+def shown(schedule: Schedule, console: Console) -> Iterator[Callable[[], None]]:
+    """Shows the schedule while it runs; gives what is to be called whenever something may have changed."""
+    started, said = time.monotonic(), time.monotonic()
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=4, transient=True) as live:
+            yield lambda: live.update(_live_view(schedule, time.monotonic() - started))
+        return
+
+    def now_and_then() -> None:
+        nonlocal said
+        if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            line = f"{_counts(schedule)}; {_rate(schedule, said - started)}"
+            running = [f"{cell.name} {seen.detail}" for cell, seen in _running(schedule)]
+            console.print("; ".join([line, *running]), markup=False, soft_wrap=True)
+
+    yield now_and_then
+
+
+def _live_view(schedule: Schedule, seconds: float) -> Group:
+    finished = len(schedule.cells) - len(schedule.to_do()) - len(_running(schedule))
+    table = Table.grid(padding=(0, 2))
+    for cell, seen in _running(schedule):
+        table.add_row(Text(cell.name, "cyan"), Text(seen.detail))
+    bar = ProgressBar(total=len(schedule.cells), completed=finished, width=40)
+    return Group(Text(f"{_counts(schedule)}; {_rate(schedule, seconds)}"), bar, table)
+
+
+def _running(schedule: Schedule):
+    return [(cell, seen) for cell, seen in schedule.states.items() if seen.state == State.RUNNING]
+
+
+def _counts(schedule: Schedule) -> str:
+    counts = schedule.counts()
+    return f"{len(schedule.cells)} cells: " + ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+
+
+def _rate(schedule: Schedule, seconds: float) -> str:
+    if not schedule.done:
+        return "none done yet"
+    each = seconds / len(schedule.done)
+    left = (len(schedule.to_do()) + len(_running(schedule))) * each
+    return f"{3600 / each:,.0f} cells an hour, about {_duration(left)} left"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

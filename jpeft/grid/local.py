@@ -1,0 +1,145 @@
+"""Workers on this machine, one process for each set of its devices."""
+
+import dataclasses
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import TypeVar
+
+from jpeft.errors import UserError
+from jpeft.grid.pool import Event
+from jpeft.grid.worker import Job, Outcome
+
+_SECONDS_TO_SAVE = 60.0
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceShare:
+    """What a worker may use.
+
+    Attributes:
+      gpus: as CUDA_VISIBLE_DEVICES names them; None for all.
+      cores: numbers of CPU cores; None for all.
+    """
+
+    gpus: tuple[str, ...] | None = None
+    cores: tuple[int, ...] | None = None
+
+
+class LocalPool:
+    """Processes of `jpeft.grid.worker`. Closing it, and the end of this process however it comes, makes them save."""
+
+    def __init__(self, shares: Sequence[DeviceShare]):
+        """One worker for each share."""
+        self._shares = shares
+        self._processes: dict[int, subprocess.Popen[str]] = {}
+        self._selector = selectors.DefaultSelector()
+
+    @property
+    def size(self) -> int:
+        return len(self._shares)
+
+    def submit(self, worker: int, job: Job) -> None:
+        if worker not in self._processes:
+            self._processes[worker] = self._start(worker)
+        process = self._processes[worker]
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps(dataclasses.asdict(job)) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has died: `wait` finds its output at an end
+
+    def _start(self, worker: int) -> subprocess.Popen[str]:
+        share = self._shares[worker]
+        environment = {} if share.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(share.gpus)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jpeft.grid.worker", *map(str, share.cores or ())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+            start_new_session=True,  # a Ctrl-C reaches this process alone, which then makes them save
+        )
+        assert process.stdout is not None
+        self._selector.register(process.stdout, selectors.EVENT_READ, worker)
+        return process
+
+    def wait(self, timeout: float) -> list[Event]:
+        events = []
+        for key, _ in self._selector.select(timeout):
+            worker: int = key.data
+            process = self._processes[worker]
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if line.endswith("\n"):
+                events.append(Event(worker, Outcome(**json.loads(line))))
+            else:
+                events.append(Event(worker, None, _how_it_ended(process.wait())))
+                self._forget(worker)
+        return events
+
+    def close(self) -> None:
+        for process in self._processes.values():
+            assert process.stdin is not None
+            process.stdin.close()
+        for worker, process in list(self._processes.items()):
+            try:
+                process.wait(_SECONDS_TO_SAVE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            self._forget(worker)
+
+    def _forget(self, worker: int) -> None:
+        process = self._processes.pop(worker)
+        assert process.stdin is not None and process.stdout is not None
+        self._selector.unregister(process.stdout)
+        process.stdout.close()
+        if not process.stdin.closed:
+            process.stdin.close()
+
+
+def _how_it_ended(status: int) -> str:
+    if status >= 0:
+        return f"its process ended with status {status}"
+    name = signal.Signals(-status).name
+    return f"its process was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+
+
+def device_shares(jobs: int) -> list[DeviceShare]:
+    """For each of so many workers its share of the machine: of the GPUs, or of the cores.
+
+    Raises:
+      UserError: there are fewer GPUs, or fewer cores, than workers.
+    """
+    if jobs == 1:
+        return [DeviceShare()]
+    gpus = _visible_gpus()
+    if gpus:
+        return [DeviceShare(gpus=share) for share in _parts(gpus, jobs, "GPUs")]
+    if not hasattr(os, "sched_getaffinity"):  # this system does not bind processes to cores
+        return [DeviceShare() for _ in range(jobs)]
+    return [DeviceShare(cores=share) for share in _parts(sorted(os.sched_getaffinity(0)), jobs, "CPU cores")]
+
+
+def _parts(devices: Sequence[T], jobs: int, what: str) -> list[tuple[T, ...]]:
+    if jobs > len(devices):
+        raise UserError(f"--jobs {jobs} is more than the {len(devices)} {what} of this machine.")
+    each = len(devices) // jobs
+    return [tuple(devices[i * each : (i + 1) * each]) for i in range(jobs)]
+
+
+def _visible_gpus() -> list[str]:
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [str(i) for i, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]

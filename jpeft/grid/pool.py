@@ -1,0 +1,41 @@
+"""What a scheduler asks of the processes that do the work, wherever they are."""
+
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+from jpeft.grid.worker import Job, Outcome
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """A worker has ended its job: with an outcome, or, with none, by dying.
+
+    Attributes:
+      reason: how it died.
+    """
+
+    worker: int
+    outcome: Outcome | None
+    reason: str = ""
+
+
+@runtime_checkable
+class Pool(Protocol):
+    """Workers by number, each at one job at most. A worker that has died is replaced when it is given its next job."""
+
+    @property
+    def size(self) -> int:
+        """How many workers there are."""
+        ...
+
+    def submit(self, worker: int, job: Job) -> None:
+        """Gives a job to a worker that has none."""
+        ...
+
+    def wait(self, timeout: float) -> list[Event]:
+        """What has happened, waiting for something to happen for so many seconds at most."""
+        ...
+
+    def close(self) -> None:
+        """Ends the workers; a cell at work is saved first where the pool can."""
+        ...

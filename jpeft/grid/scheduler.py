@@ -1,0 +1,162 @@
+"""Which worker does which cell next, until none is left."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jpeft.grid.cells import Cell
+from jpeft.grid.pool import Event, Pool
+from jpeft.grid.state import CellState, State, look, record_failure
+from jpeft.grid.worker import Job
+
+_MOST_DEATHS = 3  # of workers at one cell, before it is taken for the cell's fault
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which cells to do besides those that are missing.
+
+    Attributes:
+      failed: those that failed, too.
+      stale: those whose directory holds work of another config, too; that work is lost.
+      limit: at most so many, counted when they are begun; None for all.
+    """
+
+    failed: bool = False
+    stale: bool = False
+    limit: int | None = None
+
+
+class Schedule:
+    """The cells of a grid, their states, and what is still to be done.
+
+    Attributes:
+      states: by cell, as last seen.
+      done: cells that this process has seen to their end.
+      overheads: seconds that each of them cost beside its own training, validating and testing.
+    """
+
+    def __init__(self, cells: Sequence[Cell], workdir: Path, choice: Choice, *, report: Callable[[str], None]):
+        self.cells, self._workdir, self._choice, self._report = cells, workdir, choice, report
+        self.states = {cell: look(cell, workdir) for cell in cells}
+        self.done: list[Cell] = []
+        self.overheads: list[float] = []
+        self._left = float("inf") if choice.limit is None else choice.limit
+        self._tried: set[Cell] = set()
+        self._deaths: dict[Cell, int] = {}
+        self._last: dict[int, Cell] = {}  # what each worker did last, or is at
+        self._at_work: dict[int, Cell] = {}
+        self._looked = time.monotonic()
+
+    def run(self, pool: Pool, *, on_change: Callable[[], None] = lambda: None) -> None:
+        """Does every chosen cell, and waits for those that other processes are at; `on_change` is called often."""
+        while True:
+            for worker in range(pool.size):
+                if worker not in self._at_work and (cell := self._next(worker)) is not None:
+                    self._begin(worker, cell, pool)
+            on_change()
+            if not self._at_work and not self._waits_for_others():
+                return
+            for event in pool.wait(0.3):
+                self._end(event)
+            self._look_again()
+
+    def counts(self) -> dict[State, int]:
+        """How many cells there are of each state."""
+        return {state: sum(seen.state == state for seen in self.states.values()) for state in State}
+
+    def to_do(self) -> list[Cell]:
+        """Cells that are to be done and that nobody is at."""
+        ready = [cell for cell in self.cells if self._is_ready(cell)]
+        return ready if self._left == float("inf") else ready[: int(self._left)]
+
+    def _is_ready(self, cell: Cell) -> bool:
+        if cell in self._tried or cell in self._at_work.values():
+            return False
+        state = self.states[cell].state
+        return (
+            state == State.MISSING
+            or (state == State.FAILED and self._choice.failed)
+            or (state == State.STALE and self._choice.stale)
+        )
+
+    def _next(self, worker: int) -> Cell | None:
+        """The cell that shares most with what the worker has in memory, and least with what the others are at."""
+        ready = self.to_do()
+        if not ready:
+            return None
+        own = self._last.get(worker)
+        others = [cell for at, cell in self._at_work.items() if at != worker]
+
+        def distance(cell: Cell) -> tuple[int, int]:
+            return -_shared(cell, own) if own else 0, max((_shared(cell, other) for other in others), default=0)
+
+        return min(ready, key=distance)
+
+    def _begin(self, worker: int, cell: Cell, pool: Pool) -> None:
+        state = self.states[cell].state
+        self._left -= 1
+        self._at_work[worker] = self._last[worker] = cell
+        self.states[cell] = CellState(State.RUNNING, "starting")
+        # A failed cell goes on from its checkpoint like any other, but for a result that can not be read.
+        unreadable = state == State.FAILED and (cell.directory(self._workdir) / "result.json").exists()
+        overwrite = state == State.STALE or unreadable
+        pool.submit(worker, Job(cell.run.to_dict(), str(cell.directory(self._workdir)), overwrite))
+
+    def _end(self, event: Event) -> None:
+        cell = self._at_work.pop(event.worker, None)
+        if cell is None:  # it died without a job
+            return
+        if event.outcome is None:
+            self._died(cell, event.reason)
+        elif event.outcome.status == "done":
+            self._tried.add(cell)
+            self.done.append(cell)
+            self.overheads.append(event.outcome.overhead_seconds)
+        elif event.outcome.status == "failed":
+            self._tried.add(cell)
+            self._report(f"{cell.name} failed: {event.outcome.error}")
+        else:  # another process was quicker, or the worker was told to stop: as if it had not been begun
+            self._left += 1
+        self.states[cell] = look(cell, self._workdir)
+        if event.outcome is not None and event.outcome.status == "failed":  # its directory may not be ours to write to
+            self.states[cell] = CellState(State.FAILED, event.outcome.error)
+        if self.states[cell].state == State.DONE and cell in self.done:
+            self._report(f"{cell.name}: {self.states[cell].detail}")
+
+    def _died(self, cell: Cell, reason: str) -> None:
+        self._left += 1
+        self._deaths[cell] = self._deaths.get(cell, 0) + 1
+        if self._deaths[cell] < _MOST_DEATHS:
+            self._report(f"{cell.name}: {reason}; it goes back in the queue, and on from its last checkpoint")
+            return
+        self._tried.add(cell)
+        record_failure(cell.directory(self._workdir), f"{reason}, {self._deaths[cell]} times")
+        self._report(f"{cell.name} failed: {reason}, {self._deaths[cell]} times")
+
+    def _waits_for_others(self) -> bool:
+        return self._left > 0 and any(seen.state == State.RUNNING for seen in self.states.values())
+
+    def _look_again(self) -> None:
+        if time.monotonic() - self._looked < _SECONDS_BETWEEN_LOOKS:
+            return
+        self._looked = time.monotonic()
+        for cell, seen in self.states.items():
+            if seen.state == State.RUNNING:
+                now = look(cell, self._workdir)
+                if now.state == State.RUNNING or cell not in self._at_work.values():
+                    self.states[cell] = now
+
+
+def _shared(one: Cell, other: Cell) -> int:
+    """How much two cells can share: 0 for nothing, 3 for all that is compiled."""
+    pairs = list(zip(one.kinship, other.kinship, strict=True))
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
+
+
+def median_overhead(schedule: Schedule) -> float | None:
+    """Seconds a cell cost beside its own work, in the middle of all."""
+    return statistics.median(schedule.overheads) if schedule.overheads else None

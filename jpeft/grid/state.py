@@ -1,0 +1,102 @@
+"""What a cell's directory tells of it.
+
+All that is known of a grid stands in its cells' directories: nothing else has to be right, and several commands, on
+several machines, may look at once.
+"""
+
+import dataclasses
+import datetime
+import enum
+import json
+import traceback
+from pathlib import Path
+from typing import Any
+
+from jpeft.config import differences
+from jpeft.grid.cells import Cell
+from jpeft.model.write import write_whole
+from jpeft.train.rundir import has_work, is_claimed
+
+FAILURE_FILE = "failure.json"
+PROGRESS_FILE = "progress.json"
+LOG_FILE = "log.txt"
+
+
+class State(enum.StrEnum):
+    """Of a cell: see `look`."""
+
+    MISSING = "missing"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    STALE = "stale"
+
+
+@dataclasses.dataclass(frozen=True)
+class CellState:
+    """A cell's state with what is to be said about it.
+
+    Attributes:
+      detail: the metric of a cell that is done, what a running one is at, the error of a failed one, what differs in
+        the config of a stale one.
+      result: `result.json` of a cell that is done.
+    """
+
+    state: State
+    detail: str = ""
+    result: dict[str, Any] | None = None
+
+
+def look(cell: Cell, workdir: Path) -> CellState:
+    """A cell is
+
+    - running: a process holds its directory;
+    - stale: its directory holds work of another config;
+    - done: its `result.json` says so;
+    - failed: it ended with an error, or its result can not be read;
+    - missing: otherwise. If it has a checkpoint it will go on from there.
+    """
+    directory = cell.directory(workdir)
+    if is_claimed(directory):
+        return CellState(State.RUNNING, _progress(directory))
+    config = _read(directory / "config.json")
+    if config is None:
+        return CellState(State.MISSING)
+    changed = differences(config, json.loads(json.dumps(cell.run.to_dict())))
+    if changed and has_work(directory):
+        return CellState(State.STALE, "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else ""))
+    if (directory / "result.json").is_file():
+        result = _read(directory / "result.json")
+        if result is None or result.get("status") != "done":
+            return CellState(State.FAILED, f"{directory / 'result.json'} is damaged")
+        return CellState(State.DONE, f"{result['metric_name']} {result['metric']:.4f}", result)
+    failure = _read(directory / FAILURE_FILE)
+    if failure is not None and not changed:
+        return CellState(State.FAILED, str(failure.get("error")))
+    return CellState(State.MISSING, "goes on from its checkpoint" if has_work(directory) else "")
+
+
+def record_failure(directory: Path, error: BaseException | str) -> None:
+    """Leaves the error where `look` finds it, with its traceback where it has one."""
+    shown = error if isinstance(error, str) else f"{type(error).__name__}: {error}".partition("\n")[0]
+    trace = "" if isinstance(error, str) else "".join(traceback.format_exception(error))
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    with write_whole(directory / FAILURE_FILE) as beside:
+        beside.write_text(json.dumps({"error": shown, "time": now, "traceback": trace}, indent=2) + "\n")
+
+
+def _progress(directory: Path) -> str:
+    progress = _read(directory / PROGRESS_FILE)
+    if progress is None:
+        return "starting"
+    done = f"{progress['done']:,}/{progress['total']:,}"
+    return f"{progress['phase']} {done}  {progress['note']}".rstrip() + f"  [{progress['worker']}]"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is no whole one."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,148 @@
+"""A process that does one cell after the other and keeps what they share.
+
+Jobs come as lines of JSON on standard input, outcomes leave as lines of JSON on standard output; whatever else is
+printed goes to standard error. When the input ends, the process that handed out the jobs is gone: the cell at work is
+saved and left.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jpeft.config import Run
+from jpeft.errors import Busy, RunFailed, Stopped, UserError
+from jpeft.grid.state import FAILURE_FILE, LOG_FILE, PROGRESS_FILE, record_failure
+from jpeft.model.write import write_whole
+from jpeft.train.display import Display, Task
+from jpeft.train.loop import execute
+from jpeft.train.session import Session
+
+_SECONDS_BETWEEN_RECORDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A cell to do: its run as `config.json` holds it, its directory, and whether what is there may go."""
+
+    config: dict[str, Any]
+    directory: str
+    overwrite: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+      status: `done`; `failed`, with the error recorded in the directory; `busy`, another process has it; `stopped`, the
+        worker was told to.
+      overhead_seconds: spent beside training, validating and testing: loading, compiling, saving.
+    """
+
+    status: str
+    error: str = ""
+    seconds: float = 0.0
+    overhead_seconds: float = 0.0
+
+
+def do(job: Job, session: Session) -> Outcome:
+    """Runs a cell; whatever goes wrong is an outcome."""
+    directory, started = Path(job.directory), time.monotonic()
+    display = _CellDisplay(directory)
+    try:
+        (directory / FAILURE_FILE).unlink(missing_ok=True)
+        result = execute(
+            Run.from_config(job.config), directory, overwrite=job.overwrite, display=display, session=session
+        )
+    except Busy as error:
+        return Outcome("busy", str(error))
+    except (Stopped, KeyboardInterrupt) as error:
+        return Outcome("stopped", str(error))
+    except Exception as error:  # of whatever kind: the other cells go on, and the traceback is kept
+        if (directory / "config.json").is_file():  # otherwise the directory is not the cell's
+            record_failure(directory, error)
+        expected = isinstance(error, UserError | RunFailed)
+        return Outcome("failed", str(error) if expected else f"{type(error).__name__}: {error}".partition("\n")[0])
+    finally:
+        display.close()
+    seconds = time.monotonic() - started
+    own = sum(result["seconds"][phase] for phase in ("train", "validation", "test"))
+    return Outcome("done", seconds=seconds, overhead_seconds=seconds - own)
+
+
+class _CellDisplay(Display):
+    """Leaves what a person would see in the cell's directory: `log.txt`, and where it is in `progress.json`."""
+
+    def __init__(self, directory: Path):
+        super().__init__(quiet=True)
+        self._directory = directory
+
+    def say(self, line: str) -> None:
+        with contextlib.suppress(OSError), (self._directory / LOG_FILE).open("a") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    @contextlib.contextmanager
+    def task(self, name: str, total: int, done: int = 0, note: str = "", unit: str = "examples") -> Iterator[Task]:
+        with super().task(name, total, done, note, unit) as task:
+            yield _RecordedTask(task, self._directory, name, total, done, note)
+
+    def close(self) -> None:
+        (self._directory / PROGRESS_FILE).unlink(missing_ok=True)
+
+
+class _RecordedTask(Task):
+    """A bar that nobody looks at, and a file that says where it stands."""
+
+    def __init__(self, task: Task, directory: Path, name: str, total: int, done: int, note: str):
+        self._task, self._directory, self._written = task, directory, float("-inf")
+        self._record = {"phase": name, "total": total, "done": done, "note": note}
+        self._record["worker"] = f"{socket.gethostname()}:{os.getpid()}"
+        self.advance(0, note)
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        self._task.advance(amount, note)
+        self._record |= {"done": self._record["done"] + amount, "note": note}
+        if time.monotonic() - self._written < _SECONDS_BETWEEN_RECORDS:
+            return
+        self._written = time.monotonic()
+        with contextlib.suppress(OSError), write_whole(self._directory / PROGRESS_FILE) as beside:
+            beside.write_text(json.dumps(self._record))
+
+
+def main() -> None:
+    """`python -m jpeft.grid.worker [CORE ...]`, as `jpeft.grid.local` starts it; bound to the cores that are named."""
+    if len(sys.argv) > 1:
+        os.sched_setaffinity(0, [int(core) for core in sys.argv[1:]])
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not come between the answers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the process that waits for us, and it tells us
+    jobs: queue.Queue[Job | None] = queue.Queue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            jobs.put(Job(**json.loads(line)))
+        jobs.put(None)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # between two cells; a cell sets its own
+    threading.Thread(target=listen, daemon=True).start()
+    session = Session()
+    while (job := jobs.get()) is not None:
+        outcome = do(job, session)
+        answers.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
+        if outcome.status == "stopped":
+            return
+
+
+if __name__ == "__main__":
+    main()

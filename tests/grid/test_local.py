@@ -1,0 +1,164 @@
+"""`jpeft grid` as users call it, with real workers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jpeft.cli import main
+from jpeft.errors import UserError
+from jpeft.grid import local
+from jpeft.grid.local import DeviceShare, device_shares
+
+ROOT = Path(__file__).parents[2]
+# What a result says beside times, memory and dates.
+SAME = ("method", "task", "seed", "metric", "metrics", "validation_losses", "best_epoch", "epochs_run", "test_examples")
+
+
+def outcome(directory: Path) -> dict:
+    result = json.loads((directory / "result.json").read_text())
+    return {key: result[key] for key in SAME}
+
+
+def test_a_grid_from_nothing_to_done(grid_flags, states, tmp_path, capsys):
+    """One cell can not be done; the others are, each as `main.py` would, and a second call finds nothing to do."""
+    flags = ["--methods=lora,ia3", "--tasks=agnews,e2e"]
+    broken = tmp_path / "grid/lora_e2e_low_seed0"
+    broken.mkdir(parents=True)
+    (broken / "mine.txt").write_text("not a run")
+    assert {state for state, _ in states(tmp_path / "grid", *flags).values()} == {"missing"}
+
+    assert main(grid_flags(tmp_path / "grid", *flags)) == 1
+    printed = capsys.readouterr()
+    assert "holds no run; name another --workdir" in printed.err
+    assert "3 done, 1 failed" in printed.out and "beside its own work a cell cost" in printed.out
+    after = states(tmp_path / "grid", *flags)
+    assert sorted(state for state, _ in after.values()) == ["done"] * 3 + ["missing"]
+    assert after["ia3_agnews_low_seed0"][1].startswith("accuracy 0.")
+    done = tmp_path / "grid/ia3_agnews_low_seed0"
+    assert "validation loss" in (done / "log.txt").read_text() and not (done / "progress.json").exists()
+
+    (broken / "mine.txt").unlink()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "grid").glob("*/result.json")}
+    assert main(grid_flags(tmp_path / "grid", *flags, "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["counts"]["done"] == 4
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+
+    changed = states(tmp_path / "grid", *flags, "--config.eval.num_beams=2")
+    assert {state for state, _ in changed.values()} == {"stale"}
+    assert "eval.num_beams: 1 -> 2" in changed["ia3_agnews_low_seed0"][1]
+
+
+def test_a_cell_that_fails_keeps_its_traceback_and_the_exit_status_says_so(grid_flags, tmp_path, capsys):
+    flags = grid_flags(
+        tmp_path / "grid", "--methods=lora", "--tasks=agnews", "--config.train.learning_rate.warmup=1e30"
+    )
+    assert main(flags) == 1
+    printed = capsys.readouterr()
+    assert "lora_agnews_low_seed0 failed: " in printed.err and "--retry-failed" in printed.out
+    failure = json.loads((tmp_path / "grid/lora_agnews_low_seed0/failure.json").read_text())
+    assert "not finite" in failure["error"] or "nan" in failure["error"] or "inf" in failure["error"]
+    assert "Traceback" in failure["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--methods=lara"], "there is no cell 'lara_agnews_low'"),
+        (["--seeds=a"], "--seeds is 'a'; expected whole numbers"),
+        (["--config.train.seed=1"], "--config.train.seed is a grid's --seeds"),
+        (["--limit=0"], "--limit is 0"),
+        (["--jobs=0"], "--jobs is 0"),
+        (["--tasks=,"], "--tasks is empty"),
+        (["--config.train.sed=1"], "did you mean config.train.seed?"),
+        (["--only=nothing"], "--only 'nothing' matches none"),
+    ],
+)
+def test_a_wrong_call_is_one_line(flags, says, grid_flags, tmp_path, capsys):
+    assert main(grid_flags(tmp_path, *flags)) == 2
+    line = capsys.readouterr().err
+    assert says in line and line.startswith("error: ") and line.count("\n") == 1
+
+
+def test_an_unknown_flag_is_refused(grid_flags, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(grid_flags(tmp_path, "--dryrun"))
+    assert end.value.code == 2 and "unrecognized arguments: --dryrun" in capsys.readouterr().err
+
+
+def test_devices_are_shared_out(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,5,7,9")
+    assert device_shares(1) == [DeviceShare()]
+    assert device_shares(2) == [DeviceShare(gpus=("3", "4")), DeviceShare(gpus=("5", "7"))]
+    with pytest.raises(UserError, match="--jobs 6 is more than the 5 GPUs"):
+        device_shares(6)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(local.os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4})
+    assert device_shares(2) == [DeviceShare(cores=(0, 1)), DeviceShare(cores=(2, 3))]
+    with pytest.raises(UserError, match="--jobs 6 is more than the 5 CPU cores"):
+        device_shares(6)
+
+
+def start(flags: list[str], errors: int = subprocess.DEVNULL) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "jpeft.cli", *flags], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors
+    )
+
+
+@pytest.mark.slow
+def test_killed_at_five_moments_it_ends_as_if_it_had_not_been(grid_flags, tmp_path):
+    """SIGKILL for the command, twice for a worker too: the same results, and nothing done is done again."""
+    flags = ["--methods=full,lora,prompt", "--tasks=agnews,samsum", "--seeds=0,1", "--jobs=2"]
+    flags += ["--config.train.checkpoint_every_seconds=0"]
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    assert start(grid_flags(unbroken, *flags)).wait() == 0
+    finished: dict[Path, int] = {}
+    for moment in range(5):
+        grid = start(grid_flags(killed, *flags))
+        until = time.monotonic() + 240
+        while len(list(killed.glob("*/result.json"))) <= 2 * moment and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(0.37 * moment)
+        grid.kill()
+        grid.wait()
+        for path in killed.glob("*/result.json"):
+            finished.setdefault(path, path.stat().st_mtime_ns)
+    assert 2 <= len(finished) < 12, "the kills missed"
+    assert start(grid_flags(killed, *flags)).wait() == 0
+    assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
+    names = sorted(path.parent.name for path in unbroken.glob("*/result.json"))
+    assert len(names) == 12
+    for name in names:
+        assert outcome(killed / name) == outcome(unbroken / name)
+        assert (killed / name / "predictions.jsonl").read_text() == (unbroken / name / "predictions.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_what_is_at_work_and_a_killed_worker_is_replaced(grid_flags, tmp_path):
+    flags = grid_flags(tmp_path / "grid", "--methods=lora", "--tasks=agnews,samsum", "--config.train.max_epochs=40")
+    first = tmp_path / "grid/lora_agnews_low_seed0"
+    grid = start(flags, errors=subprocess.PIPE)
+    wait_for(first / "progress.json")
+    worker = json.loads((first / "progress.json").read_text())["worker"].partition(":")[2]
+    os.kill(int(worker), signal.SIGKILL)
+    wait_for(first / "result.json")
+    wait_for(tmp_path / "grid/lora_samsum_low_seed0/progress.json")
+    grid.send_signal(signal.SIGINT)
+    _, errors = grid.communicate()
+    assert grid.returncode == 1
+    assert b"killed by SIGKILL (out of memory?); it goes back in the queue" in errors
+    assert b"error: interrupted; the same command goes on from there" in errors
+    assert "stopped by" not in (first / "log.txt").read_text()
+    assert any((tmp_path / "grid/lora_samsum_low_seed0/checkpoint").iterdir())
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} never came"
+        time.sleep(0.02)

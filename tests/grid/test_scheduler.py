@@ -1,0 +1,225 @@
+"""Who does what next, with workers that only pretend."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jpeft.config import Run
+from jpeft.grid.cells import Cell
+from jpeft.grid.pool import Event
+from jpeft.grid.scheduler import Choice, Schedule
+from jpeft.grid.state import State, look, record_failure
+from jpeft.grid.worker import Job, Outcome
+from jpeft.train.rundir import RunDirectory
+
+
+def cell(name: str, seed: int = 0) -> Cell:
+    method, *ablation, task, scale = name.split("_")
+    config = {
+        "method": {"name": method},
+        "ablation": {"name": "_".join(ablation) or None},
+        "data": {"task": task, "scale": scale},
+        "train": {"seed": seed},
+    }
+    return Cell(name, Run.from_config(config))
+
+
+class PretendedPool:
+    """Does every job at once, as `act` says; the job's outcome, or None for a worker that dies."""
+
+    def __init__(self, size: int, act: Callable[[Job], Outcome | None]):
+        self.size, self.act = size, act
+        self.begun: list[tuple[int, str]] = []
+        self._events: list[Event] = []
+
+    def submit(self, worker: int, job: Job) -> None:
+        self.begun.append((worker, Path(job.directory).name))
+        outcome = self.act(job)
+        self._events.append(Event(worker, outcome, "" if outcome else "its process was killed by SIGKILL"))
+
+    def wait(self, timeout: float) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        pass
+
+
+def succeed(job: Job) -> Outcome:
+    directory = Path(job.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(job.config))
+    (directory / "failure.json").unlink(missing_ok=True)
+    (directory / "result.json").write_text(json.dumps({"status": "done", "metric_name": "accuracy", "metric": 0.5}))
+    return Outcome("done", seconds=3.0, overhead_seconds=1.0)
+
+
+def fail(job: Job) -> Outcome:
+    directory = Path(job.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(job.config))
+    record_failure(directory, "the loss is nan")
+    return Outcome("failed", "the loss is nan")
+
+
+@pytest.fixture
+def schedule(tmp_path):
+    lines = []
+
+    def make(cells, **choice):
+        made = Schedule(cells, tmp_path, Choice(**choice), report=lines.append)
+        return made, lines
+
+    return make
+
+
+NAMES = ["lora_agnews_low", "ia3_agnews_low", "lora_cola_low", "ia3_cola_low"]
+
+
+def test_every_missing_cell_is_done_once_and_never_again(schedule):
+    cells = [cell(name) for name in NAMES]
+    pool = PretendedPool(2, succeed)
+    schedule(cells)[0].run(pool)
+    assert sorted(name for _, name in pool.begun) == sorted(c.name for c in cells)
+    again = PretendedPool(2, succeed)
+    second, _ = schedule(cells)
+    second.run(again)
+    assert again.begun == [] and second.counts()[State.DONE] == 4
+
+
+def test_a_worker_stays_with_what_it_has_in_memory_and_away_from_what_others_have(schedule):
+    cells = [cell(name, seed) for name in NAMES for seed in (0, 1, 2)]
+    pool = PretendedPool(2, succeed)
+    schedule(cells)[0].run(pool)
+    changes = 0
+    for worker in (0, 1):
+        kinds = [name.rpartition("_seed")[0] for at, name in pool.begun if at == worker]
+        changes += sum(a != b for a, b in zip(kinds, kinds[1:], strict=False))
+    assert changes <= 3  # four kinds over two workers: one change each, and one more to share out what is left
+
+
+def test_a_failed_cell_is_recorded_the_others_go_on_and_it_waits_for_retry_failed(schedule):
+    cells = [cell(name) for name in NAMES]
+
+    def act(job):
+        return fail(job) if "ia3_agnews" in job.directory else succeed(job)
+
+    first, lines = schedule(cells)
+    first.run(PretendedPool(1, act))
+    assert first.counts() == {"missing": 0, "running": 0, "done": 3, "failed": 1, "stale": 0}
+    assert "ia3_agnews_low_seed0 failed: the loss is nan" in lines
+    idle = PretendedPool(1, succeed)
+    schedule(cells)[0].run(idle)
+    assert idle.begun == []
+    retry = PretendedPool(1, succeed)
+    schedule(cells, failed=True)[0].run(retry)
+    assert [name for _, name in retry.begun] == ["ia3_agnews_low_seed0"]
+
+
+def test_a_cell_that_keeps_failing_is_tried_once_a_command(schedule):
+    pool = PretendedPool(1, fail)
+    schedule([cell("lora_agnews_low")], failed=True)[0].run(pool)
+    assert len(pool.begun) == 1
+
+
+def test_a_cell_whose_worker_dies_goes_back_in_the_queue(schedule):
+    cells, deaths = [cell(name) for name in NAMES], []
+
+    def act(job):
+        if "lora_cola" in job.directory and not deaths:
+            return deaths.append(job)
+        return succeed(job)
+
+    made, lines = schedule(cells)
+    made.run(PretendedPool(2, act))
+    assert made.counts()[State.DONE] == 4 and len(deaths) == 1
+    assert "goes back in the queue" in "".join(lines)
+
+
+def test_a_cell_that_kills_every_worker_fails(schedule, tmp_path):
+    deadly = cell("lora_cola_low")
+    deadly.directory(tmp_path).mkdir()
+    (deadly.directory(tmp_path) / "config.json").write_text(json.dumps(deadly.run.to_dict()))
+    pool = PretendedPool(1, lambda job: None if "lora_cola" in job.directory else succeed(job))
+    made, _ = schedule([deadly, cell("ia3_cola_low")])
+    made.run(pool)
+    assert [name for _, name in pool.begun].count("lora_cola_low_seed0") == 3
+    assert made.states[deadly].state == State.FAILED and "SIGKILL, 3 times" in made.states[deadly].detail
+    assert made.counts()[State.DONE] == 1
+
+
+def test_a_limit_counts_what_is_begun_in_this_command(schedule):
+    cells = [cell(name) for name in NAMES]
+    for done in (3, 4, 4):
+        made, _ = schedule(cells, limit=3)
+        made.run(PretendedPool(2, succeed))
+        assert made.counts()[State.DONE] == done
+
+
+def test_a_changed_config_is_stale_named_and_run_only_when_asked(schedule, tmp_path):
+    old, new = cell("lora_agnews_low"), cell("lora_agnews_low")
+    succeed(
+        Job({**old.run.to_dict(), "eval": {**old.run.to_dict()["eval"], "num_beams": 4}}, str(old.directory(tmp_path)))
+    )
+    made, _ = schedule([new])
+    assert made.states[new].state == State.STALE and "eval.num_beams: 4 -> 1" in made.states[new].detail
+    idle = PretendedPool(1, succeed)
+    made.run(idle)
+    assert idle.begun == []
+    overwritten = []
+    schedule([new], stale=True)[0].run(PretendedPool(1, lambda job: overwritten.append(job.overwrite) or succeed(job)))
+    assert overwritten == [True] and look(new, tmp_path).state == State.DONE
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"status": "do', "[1]", '{"status": "running"}'])
+def test_a_result_that_is_none_is_not_done(text, schedule, tmp_path):
+    """However it came about: such a cell is shown as failed and can be run again."""
+    damaged = cell("lora_agnews_low")
+    succeed(Job(damaged.run.to_dict(), str(damaged.directory(tmp_path))))
+    (damaged.directory(tmp_path) / "result.json").write_text(text)
+    made, _ = schedule([damaged], failed=True)
+    assert made.states[damaged].state == State.FAILED and "damaged" in made.states[damaged].detail
+    made.run(PretendedPool(1, lambda job: succeed(job) if job.overwrite else fail(job)))
+    assert made.states[damaged].state == State.DONE
+
+
+def test_a_checkpoint_alone_is_missing_and_goes_on(schedule, tmp_path):
+    begun = cell("lora_agnews_low")
+    (begun.directory(tmp_path) / "checkpoint/4").mkdir(parents=True)
+    (begun.directory(tmp_path) / "config.json").write_text(json.dumps(begun.run.to_dict()))
+    assert look(begun, tmp_path).state == State.MISSING and "checkpoint" in look(begun, tmp_path).detail
+
+
+def test_what_another_process_is_at_is_left_to_it_and_waited_for(schedule, tmp_path):
+    held, free = cell("lora_agnews_low"), cell("ia3_agnews_low")
+    claim = RunDirectory(held.directory(tmp_path)).claim(held.run.to_dict(), overwrite=False)
+    claim.__enter__()
+    (held.directory(tmp_path) / "progress.json").write_text(
+        json.dumps({"phase": "epoch 2", "done": 30, "total": 1000, "note": "loss 1.2", "worker": "there:7"})
+    )
+    made, _ = schedule([held, free])
+    assert made.states[held].state == State.RUNNING
+    assert made.states[held].detail == "epoch 2 30/1,000  loss 1.2  [there:7]"
+    pool = PretendedPool(1, succeed)
+
+    def let_go_once_the_rest_is_done():
+        if made.states[free].state == State.DONE and look(held, tmp_path).state == State.RUNNING:
+            succeed(Job(held.run.to_dict(), str(held.directory(tmp_path))))
+            claim.__exit__(None, None, None)
+
+    made.run(pool, on_change=let_go_once_the_rest_is_done)
+    assert [name for _, name in pool.begun] == ["ia3_agnews_low_seed0"]
+    assert made.counts()[State.DONE] == 2
+
+
+def test_a_cell_that_another_process_took_first_is_begun_again_only_if_it_is_left(schedule):
+    answers = iter([Outcome("busy", "another process is at work"), None])
+
+    def act(job):
+        return next(answers, None) or succeed(job)
+
+    made, _ = schedule([cell("lora_agnews_low")])
+    made.run(PretendedPool(1, act))
+    assert made.counts()[State.DONE] == 1
