@@ -32,8 +32,7 @@ _RATES = {
 
 def get_config() -> ConfigDict:
     config = mini.get_config()
-    for name, rate in _RATES.items():
-        config.data.sources[name].rate = rate
+    config.update_from_flattened_dict({f"data.sources.{name}.rate": rate for name, rate in _RATES.items()})
     config.update_from_flattened_dict(
         {
             "train.steps": 3400,

@@ -5,6 +5,7 @@ node or alone, is replaced wherever there is room; its cell goes on from its las
 """
 
 import dataclasses
+import logging
 import time
 from typing import Any
 
@@ -30,11 +31,12 @@ class RayPool:
         """
         try:
             import ray
+            import ray.exceptions
         except ImportError:
             raise UserError("--launcher ray needs Ray: pip install 'jpeft[ray]'.") from None
         self._ray = ray
         try:
-            ray.init(address=address, log_to_driver=False, ignore_reinit_error=True, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, ignore_reinit_error=True, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, TimeoutError) as error:
             said = str(error).partition("\n")[0]
             raise RunFailed(f"no Ray cluster at {address!r} ({said}); start one: ray start --head") from None
