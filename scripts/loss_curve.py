@@ -1,6 +1,6 @@
-"""Draws the loss of a pretraining run from its metrics.jsonl, as in docs/mini.md.
+"""Draws the loss of a pretraining run, or of one and those that went on from it, as in docs/mini.md.
 
-Run:  pip install 'jpeft[plots]'; python scripts/loss_curve.py runs/mini --out docs/mini_loss.png
+Run:  pip install 'jpeft[plots]'; python scripts/loss_curve.py runs/mini runs/mini_pairs --out docs/mini_loss.png
 """
 
 import argparse
@@ -11,27 +11,34 @@ import matplotlib.pyplot as plt  # pyright: ignore[reportMissingImports]  (an ex
 import numpy as np
 
 _SMOOTHED_OVER = 25  # steps
+_KINDS = (("text", "span corruption", "tab:blue"), ("pairs", "instruction pairs", "tab:orange"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draws the loss of a pretraining run.")
-    parser.add_argument("workdir", type=Path, help="directory of the pretraining run")
+    parser = argparse.ArgumentParser(description="Draws the loss of pretraining runs, one after the other.")
+    parser.add_argument("workdirs", type=Path, nargs="+", help="directories of the runs, the first stage first")
     parser.add_argument("--out", type=Path, required=True, help="picture to write: .png or .svg")
     arguments = parser.parse_args()
-    records = [json.loads(line) for line in (arguments.workdir / "metrics.jsonl").read_text().splitlines()]
-    result = json.loads((arguments.workdir / "result.json").read_text())
-    steps = [record["step"] for record in records if "step" in record]
-    losses = [record["loss"] for record in records if "step" in record]
-    smooth = np.convolve(losses, np.ones(_SMOOTHED_OVER) / _SMOOTHED_OVER, mode="valid")
-
     figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
-    axes.plot(steps, losses, color="0.85", linewidth=0.5, label="training, each step")
-    axes.plot(steps[_SMOOTHED_OVER - 1 :], smooth, color="0.45", linewidth=1.2, label=f"mean of {_SMOOTHED_OVER} steps")
-    for kind, name, colour in (("text", "span corruption", "tab:blue"), ("pairs", "instruction pairs", "tab:orange")):
-        points = [(r["steps_done"], r[f"{kind}_loss"]) for r in records if f"{kind}_loss" in r]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4, label=f"held out: {name}")
-    entropy = result["unigram_entropy"]["text"]
+    steps, losses = [], []
+    for stage, workdir in enumerate(arguments.workdirs):
+        before = steps[-1] if steps else 0
+        if stage:
+            axes.axvline(before, color="0.6", linewidth=0.8, linestyle="--")
+        records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        stage_steps = [before + record["step"] for record in records if "step" in record]
+        stage_losses = [record["loss"] for record in records if "step" in record]
+        smooth = np.convolve(stage_losses, np.ones(_SMOOTHED_OVER) / _SMOOTHED_OVER, mode="valid")
+        named = {} if stage else {"label": "training, each step"}
+        axes.plot(stage_steps, stage_losses, color="0.85", linewidth=0.5, **named)
+        named = {} if stage else {"label": f"mean of {_SMOOTHED_OVER} steps"}
+        axes.plot(stage_steps[_SMOOTHED_OVER - 1 :], smooth, color="0.45", linewidth=1.2, **named)
+        for kind, name, colour in _KINDS:
+            points = [(before + r["steps_done"], r[f"{kind}_loss"]) for r in records if f"{kind}_loss" in r]
+            named = {} if stage else {"label": f"held out: {name}"}
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4, **named)
+        steps, losses = steps + stage_steps, losses + stage_losses
+    entropy = json.loads((arguments.workdirs[0] / "result.json").read_text())["unigram_entropy"]["text"]
     axes.axhline(entropy, color="tab:blue", linestyle=":", linewidth=1)
     axes.annotate(
         "span corruption by token frequency alone", (steps[-1], entropy), ha="right", va="bottom", color="tab:blue"

@@ -6,6 +6,7 @@ of it.
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -189,7 +190,7 @@ def load_mixture(
       UserError: a file is absent or can not be read, or no piece of a source fits a row.
     """
     training, held_out = {}, {}
-    for i, (name, config) in enumerate(sources.items()):
+    for name, config in sources.items():
         texts = load_texts(source_files(directory, name, config), config.kind, tokenizer, report=report)
         source = (
             TextSource(texts[0], corruption, shape)
@@ -200,8 +201,9 @@ def load_mixture(
             why = f"shorter than {_LEAST_TEXT} tokens" if config.kind == "text" else "longer than a row, or empty"
             report(f"{name}: {source.left_out:,} of {len(texts[0]):,} rows left out, {why}")
         lengths = source.lengths()
-        # Whole rows of the file are held out, not pieces: the rest of a text tells much of its pieces.
-        order = np.random.default_rng([seed, 4, i]).permutation(len(texts[0]))
+        # Whole rows of the file are held out, not pieces: the rest of a text tells much of its pieces. The same rows
+        # whatever the seed, rates and other sources: a run that goes on from another has held out what that one had.
+        order = np.random.default_rng([4, zlib.crc32(name.encode())]).permutation(len(texts[0]))
         apart = order[: min(_MOST_HELD_OUT, int(len(order) * _HELD_OUT_SHARE))]
         is_apart = np.isin(source.document, apart)
         for parts, chosen in ((training, ~is_apart), (held_out, is_apart)):

@@ -1,6 +1,7 @@
 """The mixture: shares are the rates', nothing is drawn twice before all is drawn once, held-out rows are held out."""
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
@@ -75,6 +76,25 @@ def test_a_source_is_drawn_through_before_it_begins_again(mixture, monkeypatch):
     mixture.block(0)
     assert set(drawn) == set(mixture.training["pairs"].pieces.tolist())
     assert max(drawn.values()) - min(drawn.values()) <= 1 < max(drawn.values())
+
+
+def test_a_run_that_goes_on_with_another_seed_and_other_sources_holds_out_the_same_rows(run, mixture, tmp_path):
+    """What it is judged by must not have trained the model that it started from."""
+
+    def held_out_rows(some: Mixture, name: str) -> set[int]:
+        part = some.held_out[name]
+        return set(part.source.document[part.pieces].tolist())
+
+    sources = dict(reversed([(name, source) for name, source in run.data.sources.items() if name != "news"]))
+    later = dataclasses.replace(
+        run,
+        train=dataclasses.replace(run.train, seed=run.train.seed + 1),
+        data=dataclasses.replace(run.data, sources=sources),
+    )
+    other = mixture_of(later, tmp_path)
+    assert set(other.held_out) == {"books", "pairs"}
+    for name in other.held_out:
+        assert held_out_rows(other, name) == held_out_rows(mixture, name)
 
 
 def test_held_out_rows_never_train(mixture, run):
