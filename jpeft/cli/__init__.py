@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from jpeft import __version__
-from jpeft.cli import params, pretrain, run
+from jpeft.cli import params, pretrain, report, run
 from jpeft.errors import RunFailed, UserError
 
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"jpeft {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (params, pretrain):
+    for command in (params, pretrain, report):
         command.add(commands)
     arguments = parser.parse_args(argv)
     return _one_line_errors(lambda: arguments.run(arguments))
