@@ -149,7 +149,7 @@ def _table_2() -> Comparison:
         for task, printed in ablations["all layers"].items()
         for single in [tables["table1_metric"]["medium"][method][task]]
     ]
-    how = "The same runs stand in Table 2 (all layers) and in Table 1 (medium); the one with fewer digits is the printed one."
+    how = "The same runs stand in both tables, and are printed with different numbers of digits in one place."
     return Comparison("paper-table-2", "Table 2, rows of all layers, against Table 1", how, tuple(checks))
 
 

@@ -2,30 +2,16 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jpeft.report import consistency, tables
 from jpeft.report.findings import Finding, findings
 from jpeft.report.groups import Group, cautions, published_group
 from jpeft.report.names import in_order
+from jpeft.report.pictures import Figure, pictures
 from jpeft.report.records import Problem
 from jpeft.report.table import Table
-
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """A picture to be drawn.
-
-    Attributes:
-      name: of its file and its anchor.
-      caption: what is drawn and how to read it.
-      draw: fills a matplotlib `Figure` that it is given.
-    """
-
-    name: str
-    caption: str
-    draw: Callable[[Any], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +88,6 @@ def of_paper() -> Document:
 
 
 def _of_group(group: Group, name: str) -> Section:
-    from jpeft.report.pictures import pictures
-
     drawn = pictures(group)
     paper: list[Table | Figure] = []
     for table in tables.paper_tables(group):

@@ -5,6 +5,7 @@ seeds, decides nothing and is counted apart; a verdict is taken over the others.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
@@ -256,7 +257,7 @@ def _half_is_enough(group: Group) -> _Answer:
                 full, own = group.metric(method, task, "medium"), group.metric(method, task, "medium", half)
                 outcome: Outcome = "can not be said"
                 if full and own:
-                    outcome = "yes" if own.mean >= full.mean - HALF_MARGIN else "no"
+                    outcome = _within_margin(own, full)
                 by_half.setdefault((method, half), []).append(outcome)
                 rows.append(
                     [
@@ -271,7 +272,10 @@ def _half_is_enough(group: Group) -> _Answer:
     for method, halves in _HALVES.items():
         passed = [half for half in halves if set(by_half[method, half]) == {"yes"}]
         failed = [half for half in halves if "no" in by_half[method, half]]
-        enough.append("yes" if passed else "no" if len(failed) == len(halves) else "can not be said")
+        undecided = (
+            "can not be said" if any("can not be said" in by_half[method, h] for h in halves) else "within the spread"
+        )
+        enough.append("yes" if passed else "no" if len(failed) == len(halves) else undecided)
         shown = ", ".join(f"{ablation_label(half)} {counted(by_half[method, half])}" for half in halves)
         parts.append(f"{method_label(method)}: {shown}")
     summary = f"within {HALF_MARGIN} of all layers, by task. {'. '.join(parts)}."
@@ -286,32 +290,27 @@ def _half_is_enough(group: Group) -> _Answer:
     return _Answer(enough, summary, columns, rows, note)
 
 
+def _within_margin(own: Spread, full: Spread) -> Outcome:
+    room = own.mean - (full.mean - HALF_MARGIN)
+    if abs(room) < math.hypot(own.sd or 0.0, full.sd or 0.0):
+        return "within the spread"
+    return "yes" if room >= -1e-12 else "no"  # a difference of just the margin is within it, as people count
+
+
 def _lora_more_robust(group: Group) -> _Answer:
     rows: list[list[Value]] = []
     outcomes: list[Outcome] = []
-    losses: dict[str, list[float]] = {"lora": [], "ia3": []}
-    complete = True
+    both: list[tuple[float, float]] = []
     for task in TASKS:
-        means: dict[str, float | None] = {}
-        for method, ablations in ABLATIONS.items():
-            full = group.metric(method, task, "medium")
-            own = [group.metric(method, task, "medium", ablation) for ablation in ablations]
-            known = [1 - one.mean / full.mean for one in own if one and full and full.mean]
-            means[method] = sum(known) / len(known) if len(known) == len(ablations) else None
-        lora, ia3 = means["lora"], means["ia3"]
-        outcome: Outcome = "can not be said"
-        if lora is not None and ia3 is not None:
-            outcome = "yes" if lora < ia3 else "no"
-            losses["lora"].append(lora)
-            losses["ia3"].append(ia3)
-        else:
-            complete = False
-        outcomes.append(outcome)
-        rows.append([Value(task_label(task)), Value(lora), Value(ia3), _outcome(outcome)])
+        lora, ia3 = (_mean_relative_loss(group, method, task) for method in ("lora", "ia3"))
+        outcomes.append(more(ia3, lora))
+        if lora and ia3:
+            both.append((lora.mean, ia3.mean))
+        rows.append([Value(task_label(task)), Value.of(lora), Value.of(ia3), _outcome(outcomes[-1])])
     summary = f"LoRA loses less: {counted(outcomes)}."
-    if losses["lora"]:
-        lora, ia3 = (sum(losses[method]) / len(losses[method]) for method in ("lora", "ia3"))
-        where = "the four tasks" if complete else f"the {len(losses['lora'])} tasks that are complete"
+    if both:
+        lora, ia3 = (sum(losses) / len(losses) for losses in zip(*both, strict=True))
+        where = "the four tasks" if len(both) == len(TASKS) else f"the {len(both)} tasks where none is missing"
         summary += f" Mean relative loss over {where}: LoRA {100 * lora:.1f} %, (IA)³ {100 * ia3:.1f} %."
         rows.append([Value("mean"), Value(lora), Value(ia3), Value("")])
     columns = (Column("Task"), Column("LoRA", "percent"), Column("(IA)³", "percent"), Column("LoRA loses less"))
@@ -321,6 +320,22 @@ def _lora_more_robust(group: Group) -> _Answer:
         "is missing."
     )
     return _Answer(outcomes, summary, columns, rows, note)
+
+
+def _mean_relative_loss(group: Group, method: str, task: str) -> Spread | None:
+    """1 - ablation / all layers, mean over the ablations; its spread follows from theirs, seeds taken as independent."""
+    full = group.metric(method, task, "medium")
+    known = [group.metric(method, task, "medium", ablation) for ablation in ABLATIONS[method]]
+    own = [spread for spread in known if spread is not None]
+    if full is None or not full.mean or len(own) < len(known):
+        return None
+    ratios = [spread.mean / full.mean for spread in own]
+    mean = sum(ratios) / len(ratios)
+    sd = None
+    if full.sd is not None and all(spread.sd is not None for spread in own):
+        parts = [(spread.sd or 0.0) / full.mean / len(own) for spread in own]
+        sd = math.hypot(*parts, mean * full.sd / full.mean)
+    return Spread(1 - mean, sd, 1, 1 - max(ratios), 1 - min(ratios))
 
 
 def _no_best_method(group: Group) -> _Answer:
