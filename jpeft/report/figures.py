@@ -55,11 +55,11 @@ def render(figure: pictures.Figure) -> Drawn:
     """Draws a figure; the same cells give the same bytes."""
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": figure.name}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a name with letters that the font lacks is drawn with boxes
-        drawn = matplotlib.figure.Figure(figsize=figure.size, layout="constrained")
+        drawn = matplotlib.figure.Figure(figsize=figure.size)
         figure.draw(drawn)
+        drawn.text(0.008, 0.99, figure.label.replace("`", ""), va="top", fontsize=9, color=pictures.MUTED)
         png, svg = io.BytesIO(), io.BytesIO()
-        FigureCanvasAgg(drawn).print_figure(png, format="png", dpi=140, metadata={"Software": None})
-        drawn.set_layout_engine("none")  # the places are found: not a second time
+        FigureCanvasAgg(drawn).print_figure(png, format="png", dpi=130, metadata={"Software": None})
         FigureCanvasSVG(drawn).print_figure(svg, format="svg", metadata={"Date": None, "Creator": None})
     return Drawn(png.getvalue(), svg.getvalue(), _inline(svg.getvalue().decode(), figure))
 

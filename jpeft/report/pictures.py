@@ -39,12 +39,14 @@ class Figure:
     Attributes:
       name: of its files and its anchor.
       caption: what is drawn and how to read it.
+      label: the model and the data, which stand in the picture itself: it may be seen without its caption.
       size: in inches.
       draw: fills a matplotlib `Figure` that it is given.
     """
 
     name: str
     caption: str
+    label: str
     size: tuple[float, float]
     draw: Callable[[Any], None]
 
@@ -75,7 +77,7 @@ def _performance(group: Group) -> Figure | None:
         return None
 
     def draw(figure: Any) -> None:
-        axes = figure.subplots(2, 2).flat
+        axes = _panels(figure, 2, 2).flat
         for ax, task in zip(axes, TASKS, strict=True):
             for index, method in enumerate(METHODS):
                 at = [place + 0.07 * (index - 2) for place in range(len(SCALES))]
@@ -94,7 +96,7 @@ def _performance(group: Group) -> Figure | None:
         f"Metric by scale of the data, {group.title}. Bars are ± one standard deviation over seeds. "
         f"{'' if group.generated else 'Dotted: the paper (FLAN-T5-XL).'}"
     )
-    return Figure("performance", caption.strip(), (8.6, 6.6), draw)
+    return Figure("performance", caption.strip(), group.title, (8.6, 6.9), draw)
 
 
 def _ablations(group: Group) -> Figure | None:
@@ -102,7 +104,7 @@ def _ablations(group: Group) -> Figure | None:
         return None
 
     def draw(figure: Any) -> None:
-        axes = figure.subplots(1, 2)
+        axes = _panels(figure, 1, 2, left=1.85, wide=2.0)[0]
         for ax, method in zip(axes, ABLATIONS, strict=True):
             names = ABLATIONS[method]
             for index, task in enumerate(TASKS):
@@ -127,11 +129,11 @@ def _ablations(group: Group) -> Figure | None:
         handles = [_handle(_TASK_MARKERS[task], MUTED, task_label(task)) for task in TASKS]
         if not group.generated:
             handles.append(_handle("o", MUTED, "the paper", filled=False))
-        figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
+        figure.legend(handles=handles, loc="lower center", ncols=5, frameon=False)
 
     beside = "" if group.generated else " Hollow: the paper (FLAN-T5-XL)."
     caption = f"Change of the metric by each ablation, relative to all layers, medium scale, {group.title}.{beside}"
-    return Figure("ablations", caption, (9.2, 4.6), draw)
+    return Figure("ablations", caption, group.title, (9.2, 4.8), draw)
 
 
 def _run_time(group: Group) -> Figure | None:
@@ -140,7 +142,7 @@ def _run_time(group: Group) -> Figure | None:
         return None
 
     def draw(figure: Any) -> None:
-        for ax, scale in zip(figure.subplots(1, 2), scales, strict=True):
+        for ax, scale in zip(_panels(figure, 1, 2)[0], scales, strict=True):
             for index, method in enumerate(PEFT):
                 at = [place + 0.2 * (index - 1.5) for place in range(len(TASKS))]
                 ours = [_mean(relative_time(group, method, task, scale)) for task in TASKS]
@@ -156,13 +158,13 @@ def _run_time(group: Group) -> Figure | None:
             ax.set_ylabel("run time / full tuning's run time")
             ax.set_ylim(bottom=0)
         extra = [] if group.generated else [_handle("_", INK, "the paper")]
-        _legend(figure, PEFT, extra=[*extra, _handle("x", MUTED, "missing")])
+        _legend(figure, PEFT, colours_only=True, extra=[*extra, _handle("x", MUTED, "missing")])
 
     caption = (
         f"Figure 1: total run time relative to full tuning (dashed line), low scale left, medium right, {group.title}. "
         f"{'' if group.generated else 'Short lines: the paper (FLAN-T5-XL on 4 × A10).'}"
     )
-    return Figure("figure-1-run-time", caption.strip(), (9.2, 4.4), draw)
+    return Figure("figure-1-run-time", caption.strip(), group.title, (9.2, 4.6), draw)
 
 
 # --- what the paper lacks ---
@@ -175,40 +177,45 @@ def _pareto(group: Group, what: str) -> Figure:
 
     def draw(figure: Any) -> None:
         rows = math.ceil(len(tasks) / 2)
-        axes = list(figure.subplots(rows, 2, squeeze=False).flat)
+        axes = list(_panels(figure, rows, 2, legend=2).flat)
         for ax in axes[len(tasks) :]:
             ax.set_axis_off()
         for ax, task in zip(axes, tasks, strict=False):
+            costs = []
             for scale in scales:
                 cells = [c for key, c in group.cells.items() if key.task == task and key.scale == scale]
                 points = [(x, cell.metric.mean, cell) for cell in cells if (x := _cost(cell, what)) and cell.metric]
-                for x, y, cell in points:
-                    ax.plot(
-                        x,
-                        y,
+                costs += [x for x, _, _ in points]
+                for ablated in (False, True):
+                    some = [point for point in points if bool(point[2].key.ablation) == ablated]
+                    colours = [colour(cell.key.method) for _, _, cell in some]
+                    ax.scatter(
+                        [x for x, _, _ in some],
+                        [y for _, y, _ in some],
                         marker=_SCALE_MARKERS.get(scale, "P"),
-                        color=colour(cell.key.method),
-                        markerfacecolor="none" if cell.key.ablation else colour(cell.key.method),
-                        markersize=5 if cell.key.ablation else 7,
+                        edgecolors=colours,
+                        facecolors="none" if ablated else colours,
+                        s=26 if ablated else 46,
+                        zorder=2.5,
                     )
                 front = frontier((x, y) for x, y, _ in points)
                 if len(front) > 1:
                     xs, ys = zip(*front, strict=True)
                     ax.step(xs, ys, where="post", color=MUTED, linewidth=0.9, alpha=0.8)
-            ax.set_xscale("log")
+            _log(ax.xaxis, costs)
             ax.set_title(task_label(task))
             ax.set_xlabel(axis)
             ax.set_ylabel("metric")
         marks = [_handle(_SCALE_MARKERS.get(scale, "P"), MUTED, f"{scale} scale") for scale in scales]
         if any(key.ablation for key in group.cells):
             marks.append(_handle("o", MUTED, "an ablation", filled=False))
-        _legend(figure, in_order({key.method for key in group.cells}, METHODS), extra=marks)
+        _legend(figure, in_order({key.method for key in group.cells}, METHODS), colours_only=True, extra=marks)
 
     caption = (
         f"Metric against {axis}, {group.title}. Further up and further left is better; the grey steps join, for each "
         "scale, the cells that none beats in both."
     )
-    return Figure(f"pareto-{what}", caption, (8.6, 0.6 + 3.1 * math.ceil(len(tasks) / 2)), draw)
+    return Figure(f"pareto-{what}", caption, group.title, (8.6, 0.9 + 3.1 * math.ceil(len(tasks) / 2)), draw)
 
 
 def frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -229,22 +236,27 @@ def _validation_curves(group: Group) -> Figure | None:
         return None
 
     def draw(figure: Any) -> None:
+        drawn: dict[Any, list[float]] = {}
+        most: dict[Any, int] = {}
         for cell, ax in _grid(figure, cells, scales, tasks, "epoch", "validation loss"):
             runs = [result.validation_losses for result in cell.results]
             by_epoch = [[run[e] for run in runs if e < len(run)] for e in range(max(map(len, runs)))]
+            drawn.setdefault(ax, []).extend(loss for losses in by_epoch for loss in losses)
             _line(ax, list(range(len(by_epoch))), [Spread.of(losses) for losses in by_epoch], cell.key.method)
             best = min(range(len(by_epoch)), key=lambda e: sum(by_epoch[e]) / len(by_epoch[e]))
             low = sum(by_epoch[best]) / len(by_epoch[best])
             ax.plot(best, low, "o", markersize=11, markerfacecolor="none", color=colour(cell.key.method))
-            ax.xaxis.get_major_locator().set_params(integer=True)
-            ax.set_yscale("log")
+            most[ax] = max(most.get(ax, 0), len(by_epoch))
+            ax.set_xticks(range(0, most[ax], 2 if most[ax] > 6 else 1))
+        for ax, losses in drawn.items():
+            _log(ax.yaxis, losses)
         _legend(figure, in_order({cell.key.method for cell in cells}, METHODS))
 
     caption = (
         f"Validation loss (nats a token) after each epoch, counted from 0, {group.title}; mean over the seeds that ran "
         "so far, bars ± one standard deviation, a ring at the lowest. A line ends where early stopping ended the runs."
     )
-    return Figure("validation-curves", caption, _grid_size(scales, tasks), draw)
+    return Figure("validation-curves", caption, group.title, _grid_size(scales, tasks), draw)
 
 
 def _training_curves(group: Group) -> Figure | None:
@@ -257,21 +269,70 @@ def _training_curves(group: Group) -> Figure | None:
         return None
 
     def draw(figure: Any) -> None:
+        drawn: dict[Any, list[float]] = {}
         for cell, ax in _grid(figure, cells, scales, tasks, "optimizer step", "training loss"):
             steps, losses = zip(*curves[cell.key], strict=True)
             ax.plot(steps, losses, color=colour(cell.key.method), linewidth=1.2)
-            if min(losses) > 0:
-                ax.set_yscale("log")
+            drawn.setdefault(ax, []).extend(losses)
+        for ax, losses in drawn.items():
+            _log(ax.yaxis, losses)
         _legend(figure, in_order({cell.key.method for cell in cells}, METHODS), line=True)
 
     caption = (
         f"Training loss (nats a token) by optimizer step, {group.title}; of each cell the seed whose metric is the "
         "median, averaged over stretches of steps."
     )
-    return Figure("training-curves", caption, _grid_size(scales, tasks), draw)
+    return Figure("training-curves", caption, group.title, _grid_size(scales, tasks), draw)
 
 
 # --- helpers ---
+
+
+def _panels(figure: Any, rows: int, columns: int, *, left: float = 0.75, wide: float = 0.75, legend: int = 1) -> Any:
+    """Axes with room, in inches, for labels at the left of each and for a legend of so many lines below.
+
+    By hand, since matplotlib's own layouts draw everything a second time to find the places.
+    """
+    width, height = figure.get_size_inches()
+    bottom, top, high = 0.55 + 0.25 * legend, 0.55, 0.75
+    panel_width = (width - left - 0.15 - (columns - 1) * wide) / columns
+    panel_height = (height - bottom - top - (rows - 1) * high) / rows
+    return figure.subplots(
+        rows,
+        columns,
+        squeeze=False,
+        gridspec_kw={
+            "left": left / width,
+            "right": 1 - 0.15 / width,
+            "bottom": bottom / height,
+            "top": 1 - top / height,
+            "wspace": wide / panel_width,
+            "hspace": high / panel_height,
+        },
+    )
+
+
+def _log(axis: Any, values: Iterable[float]) -> None:
+    """A logarithmic axis over the values, with few and plain ticks; linear where they are close to each other."""
+    known = [value for value in values if value > 0 and math.isfinite(value)]
+    low, high = min(known, default=1.0), max(known, default=1.0)
+    if high < 3 * low:
+        return
+    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
+    steps = (1, 2, 5) if high < 100 * low else (1,)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10.0**decade for decade in decades for step in steps]
+    axis.set_ticks([tick for tick in ticks if low * 0.9 <= tick <= high * 1.1])
+    axis.set_ticks([], minor=True)
+    axis.set_major_formatter(lambda value, _: _plain(value))
+
+
+def _plain(value: float) -> str:
+    """`200k` of 200,000."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
 
 
 def _mean(spread: Spread | None) -> float:
@@ -306,7 +367,7 @@ def _grid(
     figure: Any, cells: list[Cell], scales: list[str], tasks: list[str], x: str, y: str
 ) -> list[tuple[Cell, Any]]:
     """A panel for each scale (rows) and task (columns); every cell with its panel."""
-    axes = figure.subplots(len(scales), len(tasks), squeeze=False)
+    axes = _panels(figure, len(scales), len(tasks), wide=0.55)
     for row, scale in enumerate(scales):
         for column, task in enumerate(tasks):
             ax = axes[row][column]
@@ -323,7 +384,7 @@ def _grid(
 
 
 def _grid_size(scales: list[str], tasks: list[str]) -> tuple[float, float]:
-    return (max(4.6, 2.7 * len(tasks) + 0.4), 2.3 * len(scales) + 0.7)
+    return (max(4.6, 2.7 * len(tasks) + 0.4), 2.4 * len(scales) + 0.95)
 
 
 def _handle(marker: str, color: str, label: str, *, filled: bool = True, line: bool = False) -> Any:
@@ -341,7 +402,10 @@ def _handle(marker: str, color: str, label: str, *, filled: bool = True, line: b
     )
 
 
-def _legend(figure: Any, methods: Iterable[str], *, extra: Iterable[Any] = (), line: bool = False) -> None:
-    handles = [_handle("" if line else _MARKERS.get(m, "P"), colour(m), method_label(m), line=line) for m in methods]
+def _legend(
+    figure: Any, methods: Iterable[str], *, extra: Iterable[Any] = (), line: bool = False, colours_only: bool = False
+) -> None:
+    marker = lambda method: "" if line else "o" if colours_only else _MARKERS.get(method, "P")
+    handles = [_handle(marker(m), colour(m), method_label(m), line=line) for m in methods]
     handles += list(extra)
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False)
+    figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 6), frameon=False)

@@ -14,6 +14,7 @@ _VERDICTS = {
     "mostly holds": "green",
     "mixed": "yellow",
     "does not hold": "red",
+    "within the spread": "yellow",
     "can not be said": "dim",
 }
 

@@ -33,7 +33,12 @@ def cells() -> Iterator[tuple[str, str, str, str | None]]:
 
 
 def record(
-    method: str = "lora", task: str = "cola", scale: str = "medium", ablation: str | None = None, seed: int = 0, **changes
+    method: str = "lora",
+    task: str = "cola",
+    scale: str = "medium",
+    ablation: str | None = None,
+    seed: int = 0,
+    **changes,
 ) -> dict[str, Any]:
     """A `result.json`, by default with the paper's metric and a little noise by seed; `changes` replace its keys."""
     draw = random.Random(f"{method} {task} {scale} {ablation} {seed}")
