@@ -4,6 +4,7 @@ import dataclasses
 import io
 import re
 import warnings
+from typing import Any
 
 import matplotlib
 import matplotlib.figure
@@ -12,7 +13,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 
 from jpeft.report import pictures
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10.0,
     "axes.titlesize": 10.5,

@@ -30,8 +30,8 @@ _HALVES = {"ia3": ("early", "later", "random"), "lora": ("early", "later", "rand
 FINDINGS_NOTE = (
     "A finding is a number of comparisons. It holds where all that decide agree, mostly holds from 3/4 of them on, is "
     "mixed below, and does not hold up to 1/4. A difference smaller than its spread over seeds, √(sd² + sd²), decides "
-    "nothing, and neither does one whose cells are missing. With one seed no spread is known and every difference "
-    "counts."
+    "nothing, and neither does one whose cells are missing: where less than half decide, there is no "
+    "verdict. With one seed no spread is known and every difference counts."
 )
 
 Outcome = Literal["yes", "no", "within the spread", "can not be said"]
@@ -90,9 +90,9 @@ def findings(group: Group) -> list[Finding]:
     found = []
     for name, (claim, ask) in _FINDINGS.items():
         answer, of_paper = ask(group), ask(published_group())
-        beside = "" if group is published_group() else f"{of_paper.verdict}. {of_paper.sentence}"
+        beside = "" if group is published_group() or group.generated else f"{of_paper.verdict}. {of_paper.sentence}"
         notes = (answer.note,) if answer.note else ()
-        title = f"{claim} ({group.title})" if beside else claim
+        title = claim if group is published_group() else f"{claim} ({group.title})"
         table = Table(f"finding-{name}", title, answer.columns, answer.rows, notes)
         found.append(Finding(name, claim, answer.verdict, answer.sentence, beside, table))
     return found
@@ -111,13 +111,15 @@ def more(one: Spread | None, other: Spread | None) -> Outcome:
 
 
 def verdict(outcomes: Iterable[Outcome]) -> str:
-    """`holds` where all comparisons that decide say yes, `mostly holds` from 3/4 on, `does not hold` up to 1/4."""
+    """`holds` where all comparisons that decide say yes, `mostly holds` from 3/4 on, `does not hold` up to 1/4.
+
+    Where less than half of them decide, there is no verdict but the reason.
+    """
     outcomes = list(outcomes)
     yes, no = outcomes.count("yes"), outcomes.count("no")
-    if outcomes.count("can not be said") > len(outcomes) / 2:
-        return "can not be said"
-    if not yes + no:
-        return "within the spread"
+    if 2 * (yes + no) < len(outcomes):  # most decide nothing: of that, what there is most of
+        missing, within = outcomes.count("can not be said"), outcomes.count("within the spread")
+        return "can not be said" if missing >= within else "within the spread"
     share = yes / (yes + no)
     return "holds" if share == 1 else "mostly holds" if share >= 0.75 else "does not hold" if share <= 0.25 else "mixed"
 
@@ -278,7 +280,7 @@ def _half_is_enough(group: Group) -> _Answer:
         enough.append("yes" if passed else "no" if len(failed) == len(halves) else undecided)
         shown = ", ".join(f"{ablation_label(half)} {counted(by_half[method, half])}" for half in halves)
         parts.append(f"{method_label(method)}: {shown}")
-    summary = f"within {HALF_MARGIN} of all layers, by task. {'. '.join(parts)}."
+    summary = f"tasks where half of the parameters stays within {HALF_MARGIN} of all. {'. '.join(parts)}."
     columns = (
         Column("Cell"),
         Column("half", "metric"),
@@ -323,7 +325,7 @@ def _lora_more_robust(group: Group) -> _Answer:
 
 
 def _mean_relative_loss(group: Group, method: str, task: str) -> Spread | None:
-    """1 - ablation / all layers, mean over the ablations; its spread follows from theirs, seeds taken as independent."""
+    """1 - ablation / all layers, mean over the ablations; its spread from theirs, as if independent."""
     full = group.metric(method, task, "medium")
     known = [group.metric(method, task, "medium", ablation) for ablation in ABLATIONS[method]]
     own = [spread for spread in known if spread is not None]
@@ -385,7 +387,7 @@ def _no_best_method(group: Group) -> _Answer:
     missing = outcomes.count("can not be said")
     parts = [f"best of the five methods, by scale ({'; '.join(by_scale) or 'none'})."]
     parts += [f"{within} of {len(leads)} leads lie within the spread over seeds."] * bool(within)
-    parts += [f"{ties} ties."] * bool(ties)
+    parts += [f"{ties} tie{'s' if ties > 1 else ''}."] * bool(ties)
     parts += [f"{missing} of {len(outcomes)} can not be said, cells are missing."] * bool(missing)
     # Two different leaders settle it, whatever is missing; one leader only where nothing is.
     given = "holds" if len({method for _, method in leads}) > 1 else "can not be said"

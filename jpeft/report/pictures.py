@@ -104,7 +104,7 @@ def _ablations(group: Group) -> Figure | None:
         return None
 
     def draw(figure: Any) -> None:
-        axes = _panels(figure, 1, 2, left=1.85, wide=2.0)[0]
+        axes = _panels(figure, 1, 2, left=1.85, wide=2.15)[0]
         for ax, method in zip(axes, ABLATIONS, strict=True):
             names = ABLATIONS[method]
             for index, task in enumerate(TASKS):
@@ -133,7 +133,7 @@ def _ablations(group: Group) -> Figure | None:
 
     beside = "" if group.generated else " Hollow: the paper (FLAN-T5-XL)."
     caption = f"Change of the metric by each ablation, relative to all layers, medium scale, {group.title}.{beside}"
-    return Figure("ablations", caption, group.title, (9.2, 4.8), draw)
+    return Figure("ablations", caption, group.title, (9.4, 4.8), draw)
 
 
 def _run_time(group: Group) -> Figure | None:

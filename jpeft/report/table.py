@@ -133,7 +133,7 @@ def _number(number: float | int, style: Style) -> str:
     if style == "metric":
         return f"{number:.4f}"
     if style == "percent":
-        return f"{100 * number:.1f} %"
+        return f"{100 * number:.3g} %"
     if style == "count":
         return f"{number:,.0f}" if float(number).is_integer() else f"{number:,.1f}"
     if style == "bytes":

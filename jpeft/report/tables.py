@@ -75,7 +75,7 @@ def table_2(group: Group) -> Table:
 
 
 def table_3(group: Group) -> Table:
-    total = Spread.of(result.total_parameters for result in group.results)
+    total = Spread.single(max((result.total_parameters for result in group.results), default=None))
     rows: list[list[Value]] = []
 
     def add(label: str, count: Spread | None, method: str, ablation: str | None) -> None:
