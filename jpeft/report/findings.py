@@ -125,12 +125,12 @@ def verdict(outcomes: Iterable[Outcome]) -> str:
 
 
 def counted(outcomes: Iterable[Outcome]) -> str:
-    """`7 of 8; 1 within the spread; 24 can not be said`."""
+    """`7 of 8; 1 more within the spread; 24 can not be said, cells are missing`."""
     outcomes = list(outcomes)
     yes, no = outcomes.count("yes"), outcomes.count("no")
     parts = [f"{yes} of {yes + no}"] if yes + no else []
     within, missing = outcomes.count("within the spread"), outcomes.count("can not be said")
-    parts += [f"{within} within the spread"] * bool(within)
+    parts += [f"{within} more within the spread"] * bool(within)
     parts += [f"{missing} can not be said, cells are missing"] * bool(missing)
     return "; ".join(parts)
 

@@ -43,9 +43,9 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, values: Iterable[float | None]) -> "Spread | None":
+    def of(cls, values: Iterable[float | int | None]) -> "Spread | None":
         """Of the values that are there; None without any."""
-        known = [value for value in values if value is not None]
+        known = [float(value) for value in values if value is not None]
         if not known:
             return None
         mean, n = math.fsum(known) / len(known), len(known)
@@ -53,9 +53,9 @@ class Spread:
         return cls(mean, sd, n, min(known), max(known))
 
     @classmethod
-    def single(cls, value: float | None) -> "Spread | None":
+    def single(cls, value: float | int | None) -> "Spread | None":
         """A published number, of which no spread is known."""
-        return None if value is None else cls(value, None, 0, value, value)
+        return None if value is None else cls(float(value), None, 0, float(value), float(value))
 
     def clear_of(self, other: "Spread") -> bool:
         """Whether the means differ by more than a difference's spread, √(sd² + sd²); 0 where none is known."""
@@ -99,7 +99,7 @@ class Cell:
             results=ordered,
         )
 
-    def mean(self, get: Callable[[Result], float | None]) -> Spread | None:
+    def mean(self, get: Callable[[Result], float | int | None]) -> Spread | None:
         """Mean over seeds of any number of a result."""
         return Spread.of(get(result) for result in self.results)
 

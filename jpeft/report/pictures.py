@@ -327,7 +327,7 @@ def _log(axis: Any, values: Iterable[float]) -> None:
     axis.set_major_formatter(lambda value, _: _plain(value))
 
 
-def _plain(value: float) -> str:
+def _plain(value: float | int) -> str:
     """`200k` of 200,000."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:

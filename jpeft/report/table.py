@@ -27,11 +27,11 @@ class Value:
     value: float | int | str | None
     sd: float | None = None
     count: int = 0
-    published: float | None = None
+    published: float | int | None = None
     tone: Literal["", "best", "good", "bad", "weak"] = ""
 
     @classmethod
-    def of(cls, spread: Spread | None, published: float | None = None, *, scale: float = 1.0) -> "Value":
+    def of(cls, spread: Spread | None, published: float | int | None = None, *, scale: float = 1.0) -> "Value":
         """A mean with its spread, in units of `scale`."""
         if spread is None:
             return cls(None, published=published)
@@ -39,7 +39,7 @@ class Value:
         return cls(spread.mean * scale, sd, spread.count, published)
 
     @property
-    def difference(self) -> float | None:
+    def difference(self) -> float | int | None:
         """Ours less the paper's; None where either is missing."""
         if self.published is None or not isinstance(self.value, int | float):
             return None
@@ -115,7 +115,7 @@ def show(value: Value, style: Style) -> Shown:
     return Shown(main, spread, published)
 
 
-def signed(number: float, style: Style) -> str:
+def signed(number: float | int, style: Style) -> str:
     """With its sign, a real minus."""
     text = _number(abs(number), style)
     return ("+" if number >= 0 else "−") + text
@@ -149,7 +149,7 @@ def _number(number: float | int, style: Style) -> str:
     return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
 
 
-def _bytes(number: float) -> str:
+def _bytes(number: float | int) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= size:
             return f"{number / size:.3g} {unit}" if number < 1000 * size else f"{number / size:,.0f} {unit}"
