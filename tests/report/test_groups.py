@@ -70,8 +70,9 @@ def test_generated_data_is_said(tmp_path):
 
 
 def test_the_zero_shot_score_is_the_bare_models(tmp_path):
-    zero = lambda value: {"zero_shot": {"accuracy": value}}
-    (only,) = groups_of(tmp_path, record("full", **zero(0.3)), record("prompt", **zero(0.1)))
+    (only,) = groups_of(
+        tmp_path, record("full", zero_shot={"accuracy": 0.3}), record("prompt", zero_shot={"accuracy": 0.1})
+    )
     score = only.zero_shot("cola")
     assert score and score.mean == 0.3
     assert only.zero_shot("agnews") is None
