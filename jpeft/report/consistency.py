@@ -70,6 +70,24 @@ def table(comparison: Comparison) -> Table:
     return Table(comparison.name, f"{comparison.title}: {comparison.summary}", columns, rows, (comparison.how,))
 
 
+def disagreements(compared: list[Comparison]) -> Table:
+    """The entries of all comparisons that disagree."""
+    rows = [
+        [Value(comparison.title), *row[:-1]]
+        for comparison in compared
+        for row in table(comparison).rows
+        if row[-1].tone == "bad"
+    ]
+    columns = (
+        Column("Table"),
+        Column("Entry"),
+        Column("Dataset"),
+        Column("printed", "published"),
+        Column("recomputed", "exact"),
+    )
+    return Table("paper-disagreements", f"The {len(rows)} entries that disagree", columns, rows)
+
+
 def remarks() -> list[str]:
     """Statements of section 3.2 that Table 4 does not bear out."""
     group = published_group()

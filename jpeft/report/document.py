@@ -23,6 +23,7 @@ class Section:
       facts: `(what, value)` lines to know before reading on.
       cautions: what must not be overlooked.
       parts: `(heading, tables and figures)`.
+      findings_first: whether the findings stand before the parts.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Section:
     remarks: Sequence[str] = ()
     findings: Sequence[Finding] = ()
     parts: Sequence[tuple[str, Sequence[Table | Figure]]] = ()
+    findings_first: bool = True
 
     def tables(self) -> list[Table]:
         return [block for _, blocks in self.parts for block in blocks if isinstance(block, Table)]
@@ -77,7 +79,11 @@ def of_paper() -> Document:
         facts=[(comparison.title, comparison.summary) for comparison in compared],
         remarks=consistency.remarks(),
         findings=findings(published_group()),
-        parts=[("Published tables, recomputed", [consistency.table(comparison) for comparison in compared])],
+        parts=[
+            ("What disagrees", [consistency.disagreements(compared)]),
+            ("Published tables, recomputed", [consistency.table(comparison) for comparison in compared]),
+        ],
+        findings_first=False,
     )
     lead = [
         "Tables 5 and 6 and the speed-ups of section 3.2 of Pu et al. (2023) are derived from Tables 1, 3 and 4. Here "

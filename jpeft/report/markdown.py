@@ -35,10 +35,8 @@ def _section(section: Section, figure_files: dict[tuple[str, str], str]) -> list
         lines += ["**Mind:**", "", *(f"- {_prose(caution)}" for caution in section.cautions), ""]
     for remark in section.remarks:
         lines += [_prose(remark), ""]
-    if section.findings:
-        lines += ["### The paper's findings", "", FINDINGS_NOTE, ""]
-        for finding in section.findings:
-            lines += _finding(finding)
+    found = _findings(section) if section.findings else []
+    lines += found if section.findings_first else []
     for heading, blocks in section.parts:
         lines += [f"### {heading}", ""]
         for block in blocks:
@@ -47,10 +45,18 @@ def _section(section: Section, figure_files: dict[tuple[str, str], str]) -> list
             elif (section.name, block.name) in figure_files:
                 file = figure_files[section.name, block.name]
                 lines += [f"![{block.name}]({file})", "", f"*{_prose(block.caption)}*", ""]
+    lines += [] if section.findings_first else found
     if section.findings:
         lines += ["### What the findings rest on", ""]
         for finding in section.findings:
             lines += _table(finding.evidence)
+    return lines
+
+
+def _findings(section: Section) -> list[str]:
+    lines = ["### The paper's findings", "", FINDINGS_NOTE, ""]
+    for finding in section.findings:
+        lines += _finding(finding)
     return lines
 
 

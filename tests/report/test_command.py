@@ -42,7 +42,8 @@ def test_the_paper_against_itself(capsys):
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("46 of 48 entries agree", "27 of 32", "7 of 8", "disagrees"))
     assert main(["report", "--paper", "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["sections"][0]["tables"][0]["rows"]) == 48
+    tables = {table["name"]: table for table in json.loads(capsys.readouterr().out)["sections"][0]["tables"]}
+    assert len(tables["paper-table-5"]["rows"]) == 48 and len(tables["paper-disagreements"]["rows"]) == 8
 
 
 @pytest.mark.parametrize("arguments", [[], ["--paper", "runs"], ["there/is/nothing"]])

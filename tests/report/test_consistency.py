@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from jpeft.report.consistency import Check, comparisons, remarks, table
+from jpeft.report.consistency import Check, comparisons, disagreements, remarks, table
 
 
 def test_how_many_entries_agree():
@@ -41,6 +41,12 @@ def test_an_entry_may_be_rounded_or_cut(printed, recomputed, agrees):
 def test_the_table_marks_what_disagrees():
     marked = {one.name: sum(row[-1].tone == "bad" for row in table(one).rows) for one in comparisons()}
     assert marked == {"paper-table-5": 2, "paper-table-6": 5, "paper-speed-ups": 1, "paper-table-2": 0}
+
+
+def test_what_disagrees_stands_together():
+    rows = disagreements(comparisons()).rows
+    assert len(rows) == 8
+    assert [value.value for value in rows[-1][1:4]] == ["speed-up (medium)", "SAMSum", 0.64]
 
 
 def test_section_3_2_forgets_ia3_on_cola():

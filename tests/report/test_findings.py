@@ -1,6 +1,7 @@
 """The paper's findings, asked of the paper, of its numbers changed, and of results that lack cells."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import pytest
 
@@ -12,7 +13,7 @@ def asked(group: Group) -> dict[str, Finding]:
     return {finding.name: finding for finding in findings(group)}
 
 
-def changed(cells: dict[Key, dict[str, Spread | None]]) -> Group:
+def changed(cells: Mapping[Key, Mapping[str, Spread]]) -> Group:
     """The paper's numbers as another model's, with some cells changed."""
     paper = published_group()
     new = {**paper.cells, **{key: dataclasses.replace(paper.cells[key], **change) for key, change in cells.items()}}
@@ -60,7 +61,7 @@ def test_seconds_to_the_best_loss_count_before_total_seconds():
     assert asked(changed(quick))["convergence"].verdict == "does not hold"
 
 
-def ablated(ablation: str, metrics: dict[str, float], method: str = "ia3") -> dict[Key, dict[str, Spread | None]]:
+def ablated(ablation: str, metrics: dict[str, float], method: str = "ia3") -> dict[Key, dict[str, Spread]]:
     return {Key(method, task, "medium", ablation): {"metric": single(metric)} for task, metric in metrics.items()}
 
 
