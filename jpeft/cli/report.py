@@ -1,0 +1,63 @@
+"""`jpeft report`: tables and figures from result files, beside the paper; or the paper against itself."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from jpeft.errors import RunFailed, UserError
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Adds the command."""
+    report = commands.add_parser(
+        "report",
+        help="tables and figures from results, beside the paper's",
+        description=(
+            "Every table and figure of the paper from result files, beside the published numbers, and what the paper "
+            "lacks: spreads over seeds, zero-shot scores, times apart, memory, findings. Without --out it prints them."
+        ),
+    )
+    report.add_argument("runs", nargs="*", metavar="RUNS", help="run directories, directories of many, or result files")
+    report.add_argument("--out", type=Path, metavar="DIR", help="write an HTML page, Markdown, CSV and figures there")
+    report.add_argument("--paper", action="store_true", help="recompute the published tables from each other; no runs")
+    report.add_argument("--json", action="store_true", help="print the collected numbers as JSON")
+    report.set_defaults(run=_report)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from jpeft.report import document, groups, plain, records
+    from jpeft.report.write import to_json, write
+
+    if arguments.paper == bool(arguments.runs):
+        raise UserError("name the runs to report on, or give --paper for the published tables alone.")
+    found: list[groups.Group] = []
+    if arguments.paper:
+        report = document.of_paper()
+    else:
+        results, problems = records.load(arguments.runs)
+        for problem in problems:
+            print(f"left out: {problem}", file=sys.stderr)
+        if not results:
+            raise RunFailed(f"none of the {len(problems)} results can be used.")
+        found = groups.group(results)
+        report = document.of_runs(found, problems)
+    written, without = write(report, arguments.out, found) if arguments.out else ([], None)
+    if arguments.json:
+        sys.stdout.write(to_json(plain.of_document(report, found)))
+        return 0
+    from rich.console import Console
+
+    from jpeft.report.terminal import print_document
+
+    print_document(report, Console(), brief=bool(written))
+    if without:
+        print(f"\n{without}")
+    if written:
+        pictures = sum(path.suffix in (".png", ".svg") for path in written)
+        tables = sum(path.suffix == ".csv" for path in written)
+        print(
+            f"\nwritten  {arguments.out}: index.html, report.md, report.json, {tables} CSV files, {pictures} figure "
+            "files"
+        )
+        print(f"next     open {written[0]} in a browser; {written[1]} is the same for reading in place")
+    return 0

@@ -1,0 +1,144 @@
+"""What a report says, before any format: sections of cautions, findings, tables and figures."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from jpeft.report import consistency, tables
+from jpeft.report.findings import Finding, findings
+from jpeft.report.groups import Group, cautions, published_group
+from jpeft.report.names import in_order
+from jpeft.report.pictures import Figure, pictures
+from jpeft.report.records import Problem
+from jpeft.report.table import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """The tables and figures of one model on one source of data, or of the paper's check against itself.
+
+    Attributes:
+      name: anchor, and directory of its files; empty where a document has one section alone.
+      facts: `(what, value)` lines to know before reading on.
+      cautions: what must not be overlooked.
+      parts: `(heading, tables and figures)`.
+      findings_first: whether the findings stand before the parts.
+    """
+
+    name: str
+    heading: str
+    facts: Sequence[tuple[str, str]] = ()
+    cautions: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+    findings: Sequence[Finding] = ()
+    parts: Sequence[tuple[str, Sequence[Table | Figure]]] = ()
+    findings_first: bool = True
+
+    def tables(self) -> list[Table]:
+        return [block for _, blocks in self.parts for block in blocks if isinstance(block, Table)]
+
+    def figures(self) -> list[Figure]:
+        return [block for _, blocks in self.parts for block in blocks if isinstance(block, Figure)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A whole report.
+
+    Attributes:
+      lead: paragraphs before the first section.
+      left_out: files that were not used, and why.
+    """
+
+    title: str
+    lead: Sequence[str]
+    sections: Sequence[Section]
+    left_out: Sequence[Problem] = ()
+
+
+def of_runs(groups: Sequence[Group], problems: Sequence[Problem]) -> Document:
+    """The report of some runs: a section for each model and source, none of which shares a table with another."""
+    names = _slugs([f"{group.model}-{group.source}" for group in groups])
+    count = sum(len(group.results) for group in groups)
+    lead = [
+        f"{count:,} results in {len(groups)} group{'s' if len(groups) > 1 else ''} (by model, source of the data and "
+        "reading of the methods), beside the numbers of Pu, Jain, Yin and Kaplan, *Empirical Analysis of the Strengths "
+        "and Weaknesses of PEFT Techniques for LLMs* (2023). What has not been run is shown as missing."
+    ]
+    sections = [_of_group(group, name) for group, name in zip(groups, names, strict=True)]
+    return Document("jpeft: results beside the paper", lead, sections, problems)
+
+
+def of_paper() -> Document:
+    """The published tables recomputed from each other, and the paper's findings asked of its own tables."""
+    compared = consistency.comparisons()
+    section = Section(
+        name="paper",
+        heading="The paper against itself",
+        facts=[(comparison.title, comparison.summary) for comparison in compared],
+        remarks=consistency.remarks(),
+        findings=findings(published_group()),
+        parts=[
+            ("What disagrees", [consistency.disagreements(compared)]),
+            ("Published tables, recomputed", [consistency.table(comparison) for comparison in compared]),
+        ],
+        findings_first=False,
+    )
+    lead = [
+        "Tables 5 and 6 and the speed-ups of section 3.2 of Pu et al. (2023) are derived from Tables 1, 3 and 4. Here "
+        "they are recomputed. An entry agrees when it is the recomputed one, rounded or cut to the last digit that is "
+        "printed."
+    ]
+    return Document("jpeft: the paper's tables against each other", lead, [section])
+
+
+def _of_group(group: Group, name: str) -> Section:
+    drawn = pictures(group)
+    paper: list[Table | Figure] = []
+    for table in tables.paper_tables(group):
+        paper.append(table)
+        if table.name in drawn:
+            paper.append(drawn.pop(table.name))
+    return Section(
+        name=name,
+        heading=group.title,
+        facts=_facts(group),
+        cautions=cautions(group),
+        findings=findings(group),
+        parts=[
+            ("What the paper prints", paper),
+            ("What the paper lacks", [*drawn.values(), *tables.further_tables(group)]),
+        ],
+    )
+
+
+def _facts(group: Group) -> list[tuple[str, str]]:
+    results = group.results
+    seeds = sorted({result.seed for result in results})
+    paper = published_group().cells
+    here = sum(1 for key in paper if key in group.cells)
+    shown = ", ".join(map(str, seeds[:12])) + (f" and {len(seeds) - 12} more" if len(seeds) > 12 else "")
+    return [
+        ("results", f"{len(results):,} in {len(group.cells):,} cells, seeds {shown}"),
+        ("cells of the paper", f"{here} of {len(paper)}"),
+        ("parameters of the model", _listed(f"{result.total_parameters:,}" for result in results)),
+        ("devices", _listed(f"{result.device_count} × {result.device}" for result in results)),
+        ("finished", f"{min(r.finished for r in results)[:10]} to {max(r.finished for r in results)[:10]}"),
+    ]
+
+
+def _listed(values: Any) -> str:
+    found = in_order(values, ())
+    return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+
+
+def _slugs(names: Sequence[str]) -> list[str]:
+    """A short name for files of each, no two alike."""
+    slugs: list[str] = []
+    for name in names:
+        slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")[-60:].strip("-.") or "runs"
+        while slug in slugs:
+            slug += "-2"
+        slugs.append(slug)
+    return slugs

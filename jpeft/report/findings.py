@@ -1,0 +1,407 @@
+"""The paper's findings in plain words, and whether they hold in a set of results: computed, with what they rest on.
+
+A finding is a number of comparisons. One whose cells are missing, or whose difference lies within the spread over
+seeds, decides nothing and is counted apart; a verdict is taken over the others.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+from jpeft.report.groups import Cell, Group, Spread, published_group
+from jpeft.report.names import (
+    ABLATIONS,
+    METHODS,
+    PEFT,
+    SCALES,
+    TASKS,
+    ablation_label,
+    in_order,
+    method_label,
+    task_label,
+)
+from jpeft.report.table import Column, Style, Table, Value
+
+# Half of the parameters is "enough" within so much of the metric of all layers.
+HALF_MARGIN = 0.02
+_HALVES = {"ia3": ("early", "later", "random"), "lora": ("early", "later", "random", "drop_query_output")}
+
+FINDINGS_NOTE = (
+    "A finding is a number of comparisons. It holds where all that decide agree, mostly holds from 3/4 of them on, is "
+    "mixed below, and does not hold up to 1/4. A difference smaller than its spread over seeds, √(sd² + sd²), decides "
+    "nothing, and neither does one whose cells are missing: where less than half decide, there is no "
+    "verdict. With one seed no spread is known and every difference counts."
+)
+
+Outcome = Literal["yes", "no", "within the spread", "can not be said"]
+_TONES: dict[str, Literal["good", "bad", "weak"]] = {
+    "yes": "good",
+    "no": "bad",
+    "within the spread": "weak",
+    "can not be said": "weak",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One finding of the paper.
+
+    Attributes:
+      claim: what the paper says.
+      verdict: `holds`, `mostly holds`, `mixed`, `does not hold`, `within the spread` or `can not be said`.
+      summary: what was counted, in words.
+      of_paper: the same question asked of the paper's own tables; empty where these are the paper's.
+      evidence: every comparison with its figures.
+    """
+
+    name: str
+    claim: str
+    verdict: str
+    summary: str
+    of_paper: str
+    evidence: Table
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    """`outcomes`: every comparison; `verdict` is taken over them where it is not given."""
+
+    outcomes: Sequence[Outcome]
+    summary: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Value]]
+    note: str = ""
+    verdict_given: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        return self.verdict_given or verdict(self.outcomes)
+
+    @property
+    def sentence(self) -> str:
+        if set(self.outcomes) == {"can not be said"}:
+            return "The cells that it needs are missing."
+        return self.summary[0].upper() + self.summary[1:]
+
+
+def findings(group: Group) -> list[Finding]:
+    """Every finding, asked of a group and, beside it, of the paper's own tables."""
+    found = []
+    for name, (claim, ask) in _FINDINGS.items():
+        answer, of_paper = ask(group), ask(published_group())
+        beside = "" if group is published_group() or group.generated else f"{of_paper.verdict}. {of_paper.sentence}"
+        notes = (answer.note,) if answer.note else ()
+        title = claim if group is published_group() else f"{claim} ({group.title})"
+        table = Table(f"finding-{name}", title, answer.columns, answer.rows, notes)
+        found.append(Finding(name, claim, answer.verdict, answer.sentence, beside, table))
+    return found
+
+
+# --- verdicts ---
+
+
+def more(one: Spread | None, other: Spread | None) -> Outcome:
+    """Whether `one` is larger than `other`, beyond their spread."""
+    if one is None or other is None:
+        return "can not be said"
+    if (one.sd or other.sd) and not one.clear_of(other):
+        return "within the spread"
+    return "yes" if one.mean > other.mean else "no"
+
+
+def verdict(outcomes: Iterable[Outcome]) -> str:
+    """`holds` where all comparisons that decide say yes, `mostly holds` from 3/4 on, `does not hold` up to 1/4.
+
+    Where less than half of them decide, there is no verdict but the reason.
+    """
+    outcomes = list(outcomes)
+    yes, no = outcomes.count("yes"), outcomes.count("no")
+    if 2 * (yes + no) < len(outcomes):  # most decide nothing: of that, what there is most of
+        missing, within = outcomes.count("can not be said"), outcomes.count("within the spread")
+        return "can not be said" if missing >= within else "within the spread"
+    share = yes / (yes + no)
+    return "holds" if share == 1 else "mostly holds" if share >= 0.75 else "does not hold" if share <= 0.25 else "mixed"
+
+
+def counted(outcomes: Iterable[Outcome]) -> str:
+    """`7 of 8; 1 more within the spread; 24 can not be said, cells are missing`."""
+    outcomes = list(outcomes)
+    yes, no = outcomes.count("yes"), outcomes.count("no")
+    parts = [f"{yes} of {yes + no}"] if yes + no else []
+    within, missing = outcomes.count("within the spread"), outcomes.count("can not be said")
+    parts += [f"{within} more within the spread"] * bool(within)
+    parts += [f"{missing} can not be said, cells are missing"] * bool(missing)
+    return "; ".join(parts)
+
+
+def _outcome(outcome: Outcome) -> Value:
+    return Value(outcome, tone=_TONES[outcome])
+
+
+# --- (a) to (f) ---
+
+
+def _slower_to_converge(group: Group) -> _Answer:
+    """Seconds decide, as they do in section 3.2; epochs are counted beside them."""
+    rows, by_epoch, by_seconds = [], [], []
+    for scale in ("low", "medium"):
+        for task in TASKS:
+            full = group.get("full", task, scale)
+            for method in PEFT:
+                own = group.get(method, task, scale)
+                epochs = more(own and own.best_epoch, full and full.best_epoch)
+                seconds = more(_convergence_seconds(own), _convergence_seconds(full))
+                by_epoch.append(epochs)
+                by_seconds.append(seconds)
+                rows.append(
+                    [
+                        Value(f"{method_label(method)}, {task_label(task)} ({scale})"),
+                        Value.of(own and own.best_epoch),
+                        Value.of(full and full.best_epoch),
+                        _outcome(epochs),
+                        Value.of(_convergence_seconds(own)),
+                        Value.of(_convergence_seconds(full)),
+                        _outcome(seconds),
+                    ]
+                )
+    ours = bool(group.results)
+    what = "seconds to the best validation loss" if ours else "total run time"
+    columns = [Column("Cell")]
+    kinds: list[tuple[str, Style]] = [
+        ("Best epoch", "count"),
+        ("Seconds to the best loss" if ours else "Total seconds", "seconds"),
+    ]
+    for kind, style in kinds:
+        columns += [Column("PEFT", style, kind), Column("full", style, kind), Column("PEFT later", "text", kind)]
+    return _Answer(
+        by_seconds,
+        f"slower by {what}: {counted(by_seconds)}. Later by epochs: {counted(by_epoch)}.",
+        columns,
+        rows,
+        "The verdict is by seconds. An equal epoch counts as not later. "
+        + (
+            "Seconds to the best validation loss: training and validation, times (best epoch + 1) / epochs run."
+            if ours
+            else "The paper prints total run times only, and takes them for convergence times."
+        ),
+    )
+
+
+def _convergence_seconds(cell: Cell | None) -> Spread | None:
+    if cell is None:
+        return None
+    return cell.seconds_to_best or cell.total_seconds
+
+
+def _later_over_early(group: Group) -> _Answer:
+    rows, outcomes = [], []
+    for task in TASKS:
+        later, early = (group.metric("ia3", task, "medium", name) for name in ("later", "early"))
+        outcomes.append(more(later, early))
+        rows.append([Value(task_label(task)), Value.of(later), Value.of(early), _outcome(outcomes[-1])])
+    columns = (
+        Column("Task"),
+        Column("later layers", "metric"),
+        Column("early layers", "metric"),
+        Column("later better"),
+    )
+    return _Answer(outcomes, f"later layers better: {counted(outcomes)}.", columns, rows)
+
+
+def _attention_falls_most(group: Group) -> _Answer:
+    rows, outcomes, furthest = [], [], []
+    others = [name for name in ABLATIONS["ia3"] if name != "drop_attention"]
+    over_dense: list[Outcome] = []
+    for task in TASKS:
+        without = group.metric("ia3", task, "medium", "drop_attention")
+        row = [Value(task_label(task)), Value.of(group.metric("ia3", task, "medium")), Value.of(without)]
+        of_task: list[Outcome] = []
+        for name in others:
+            other = group.metric("ia3", task, "medium", name)
+            outcome = more(other, without)
+            of_task.append(outcome)
+            row.append(dataclasses.replace(Value.of(other), tone=_TONES[outcome] if other and without else ""))
+            if name == "drop_dense":
+                over_dense.append(outcome)
+        outcomes += of_task
+        furthest.append(_all(of_task))
+        rows.append([*row, _outcome(furthest[-1])])
+    columns = [
+        Column("Task"),
+        Column("all", "metric"),
+        Column("drop attention", "metric"),
+        *(Column(ablation_label(name), "metric", "Other ablations") for name in others),
+        Column("attention falls furthest"),
+    ]
+    summary = (
+        f"dropping attention falls further than another ablation, pair by pair: {counted(outcomes)}. Than dropping the "
+        f"dense activation: {counted(over_dense)}. Than all four others of its task: {counted(furthest)}."
+    )
+    return _Answer(outcomes, summary, columns, rows, "The verdict is over the pairs.")
+
+
+def _all(outcomes: Sequence[Outcome]) -> Outcome:
+    """Yes where all are; no where one is; else what keeps it from being said."""
+    for outcome in ("no", "can not be said", "within the spread"):
+        if outcome in outcomes:
+            return outcome
+    return "yes"
+
+
+def _half_is_enough(group: Group) -> _Answer:
+    """One and the same half has to do on every task: another one for each task would be chosen by the test."""
+    rows, parts = [], []
+    by_half: dict[tuple[str, str], list[Outcome]] = {}
+    for method, halves in _HALVES.items():
+        for half in halves:
+            for task in TASKS:
+                full, own = group.metric(method, task, "medium"), group.metric(method, task, "medium", half)
+                outcome: Outcome = "can not be said"
+                if full and own:
+                    outcome = _within_margin(own, full)
+                by_half.setdefault((method, half), []).append(outcome)
+                rows.append(
+                    [
+                        Value(f"{method_label(method)}, {ablation_label(half)}, {task_label(task)}"),
+                        Value.of(own),
+                        Value.of(full),
+                        Value(own.mean - full.mean if own and full else None),
+                        _outcome(outcome),
+                    ]
+                )
+    enough: list[Outcome] = []
+    for method, halves in _HALVES.items():
+        passed = [half for half in halves if set(by_half[method, half]) == {"yes"}]
+        failed = [half for half in halves if "no" in by_half[method, half]]
+        undecided = (
+            "can not be said" if any("can not be said" in by_half[method, h] for h in halves) else "within the spread"
+        )
+        enough.append("yes" if passed else "no" if len(failed) == len(halves) else undecided)
+        shown = ", ".join(f"{ablation_label(half)} {counted(by_half[method, half])}" for half in halves)
+        parts.append(f"{method_label(method)}: {shown}")
+    summary = f"tasks where half of the parameters stays within {HALF_MARGIN} of all. {'. '.join(parts)}."
+    columns = (
+        Column("Cell"),
+        Column("half", "metric"),
+        Column("all", "metric"),
+        Column("difference", "signed"),
+        Column(f"within {HALF_MARGIN}"),
+    )
+    note = "For a method the finding holds where one and the same half is within the margin on all four tasks."
+    return _Answer(enough, summary, columns, rows, note)
+
+
+def _within_margin(own: Spread, full: Spread) -> Outcome:
+    room = own.mean - (full.mean - HALF_MARGIN)
+    if abs(room) < math.hypot(own.sd or 0.0, full.sd or 0.0):
+        return "within the spread"
+    return "yes" if room >= -1e-12 else "no"  # a difference of just the margin is within it, as people count
+
+
+def _lora_more_robust(group: Group) -> _Answer:
+    rows: list[list[Value]] = []
+    outcomes: list[Outcome] = []
+    both: list[tuple[float, float]] = []
+    for task in TASKS:
+        lora, ia3 = (_mean_relative_loss(group, method, task) for method in ("lora", "ia3"))
+        outcomes.append(more(ia3, lora))
+        if lora and ia3:
+            both.append((lora.mean, ia3.mean))
+        rows.append([Value(task_label(task)), Value.of(lora), Value.of(ia3), _outcome(outcomes[-1])])
+    summary = f"LoRA loses less: {counted(outcomes)}."
+    if both:
+        lora, ia3 = (sum(losses) / len(losses) for losses in zip(*both, strict=True))
+        where = "the four tasks" if len(both) == len(TASKS) else f"the {len(both)} tasks where none is missing"
+        summary += f" Mean relative loss over {where}: LoRA {100 * lora:.1f} %, (IA)³ {100 * ia3:.1f} %."
+        rows.append([Value("mean"), Value(lora), Value(ia3), Value("")])
+    columns = (Column("Task"), Column("LoRA", "percent"), Column("(IA)³", "percent"), Column("LoRA loses less"))
+    note = (
+        "Relative loss: 1 less the metric of the ablation over that of all layers, mean over the method's ablations "
+        "(six of LoRA, five of (IA)³). Negative: the ablations are better on average. A task counts where none of them "
+        "is missing."
+    )
+    return _Answer(outcomes, summary, columns, rows, note)
+
+
+def _mean_relative_loss(group: Group, method: str, task: str) -> Spread | None:
+    """1 - ablation / all layers, mean over the ablations; its spread from theirs, as if independent."""
+    full = group.metric(method, task, "medium")
+    known = [group.metric(method, task, "medium", ablation) for ablation in ABLATIONS[method]]
+    own = [spread for spread in known if spread is not None]
+    if full is None or not full.mean or len(own) < len(known):
+        return None
+    ratios = [spread.mean / full.mean for spread in own]
+    mean = sum(ratios) / len(ratios)
+    sd = None
+    if full.sd is not None and all(spread.sd is not None for spread in own):
+        parts = [(spread.sd or 0.0) / full.mean / len(own) for spread in own]
+        sd = math.hypot(*parts, mean * full.sd / full.mean)
+    return Spread(1 - mean, sd, 1, 1 - max(ratios), 1 - min(ratios))
+
+
+def _no_best_method(group: Group) -> _Answer:
+    rows: list[list[Value]] = []
+    leads: list[tuple[str, str]] = []  # (scale, best method); without ties
+    outcomes: list[Outcome] = []
+    ties = within = 0
+    for scale in SCALES:
+        for task in TASKS:
+            metrics = {method: group.metric(method, task, scale) for method in METHODS}
+            known = {method: spread for method, spread in metrics.items() if spread is not None}
+            row = [Value(f"{task_label(task)} ({scale})")]
+            if len(known) < len(METHODS):
+                absent = in_order(set(METHODS).difference(known), METHODS)
+                remark = f"can not be said: {', '.join(map(method_label, absent))} missing"
+                rows.append([*row, *[Value(None)] * 5, Value(remark, tone="weak")])
+                outcomes.append("can not be said")
+                continue
+            first, second = sorted(known, key=lambda method: -known[method].mean)[:2]
+            ahead = known[first].mean - known[second].mean
+            clear = more(known[first], known[second])
+            outcomes.append(clear)
+            remark = ""
+            if not ahead:
+                ties, remark = ties + 1, "a tie"
+            else:
+                leads.append((scale, first))
+                if clear == "within the spread":
+                    within, remark = within + 1, clear
+            row += [Value(method_label(first)), Value.of(known[first])]
+            row += [Value(method_label(second)), Value.of(known[second])]
+            rows.append([*row, Value(ahead), Value(remark, tone="weak")])
+    columns = (
+        Column("Cell"),
+        Column("best"),
+        Column("metric", "metric"),
+        Column("second"),
+        Column("its metric", "metric"),
+        Column("ahead by", "signed"),
+        Column("remark"),
+    )
+    by_scale = []
+    for scale in SCALES:
+        of_scale = [method for at, method in leads if at == scale]
+        shown = ", ".join(f"{method_label(m)} {of_scale.count(m)}" for m in METHODS if m in of_scale)
+        by_scale += [f"{scale}: {shown}"] * bool(of_scale)
+    missing = outcomes.count("can not be said")
+    parts = [f"best of the five methods, by scale ({'; '.join(by_scale) or 'none'})."]
+    parts += [f"{within} of {len(leads)} leads lie within the spread over seeds."] * bool(within)
+    parts += [f"{ties} tie{'s' if ties > 1 else ''}."] * bool(ties)
+    parts += [f"{missing} of {len(outcomes)} can not be said, cells are missing."] * bool(missing)
+    # Two different leaders settle it, whatever is missing; one leader only where nothing is.
+    given = "holds" if len({method for _, method in leads}) > 1 else "can not be said"
+    if given != "holds" and not missing:
+        given = "does not hold" if len(leads) == len(outcomes) else "within the spread"
+    note = "A method leads where its mean is the highest of the five, all five being there."
+    return _Answer(outcomes, " ".join(parts), columns, rows, note, given)
+
+
+_FINDINGS: dict[str, tuple[str, Callable[[Group], _Answer]]] = {
+    "convergence": ("PEFT is slower to converge than full tuning at low and medium scale", _slower_to_converge),
+    "layers": ("For (IA)³ later layers are better than early ones", _later_over_early),
+    "attention": ("Attention is essential for (IA)³: dropping it falls furthest", _attention_falls_most),
+    "half": ("Half of the parameters is enough", _half_is_enough),
+    "robustness": ("LoRA is more robust to ablation than (IA)³", _lora_more_robust),
+    "best": ("No method is best at every scale and on every task", _no_best_method),
+}

@@ -1,0 +1,325 @@
+"""Results of one model on one source of data, as means over seeds; and what in them may not be compared."""
+
+import dataclasses
+import functools
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+
+from jpeft.report.names import ABLATIONS, PAPER_MODEL, PAPER_TEST_ROWS, in_order, task_label
+from jpeft.report.published import published, published_metric, published_parameters
+from jpeft.report.records import Result
+
+# Config keys that are meant to differ between the cells of one grid. All others should not.
+_OF_A_CELL = (
+    "method.",
+    "ablation.",
+    "data.task",
+    "data.scale",
+    "data.template",
+    "data.kind",
+    "data.max_train",
+    "data.max_input_length",
+    "data.max_target_length",
+    "train.max_epochs",
+    "train.learning_rate.",
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Spread:
+    """A mean over seeds.
+
+    Attributes:
+      sd: sample standard deviation (over n - 1); None for one seed.
+      count: of seeds; 0 where it is not known, as in the paper.
+    """
+
+    mean: float
+    sd: float | None
+    count: int
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float | int | None]) -> "Spread | None":
+        """Of the values that are there; None without any."""
+        known = [float(value) for value in values if value is not None]
+        if not known:
+            return None
+        mean, n = math.fsum(known) / len(known), len(known)
+        sd = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (n - 1)) if n > 1 else None
+        return cls(mean, sd, n, min(known), max(known))
+
+    @classmethod
+    def single(cls, value: float | int | None) -> "Spread | None":
+        """A published number, of which no spread is known."""
+        return None if value is None else cls(float(value), None, 0, float(value), float(value))
+
+    def clear_of(self, other: "Spread") -> bool:
+        """Whether the means differ by more than a difference's spread, √(sd² + sd²); 0 where none is known."""
+        spread = math.hypot(self.sd or 0.0, other.sd or 0.0)
+        return abs(self.mean - other.mean) > spread
+
+
+@dataclasses.dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """A cell of the grid."""
+
+    method: str
+    task: str
+    scale: str
+    ablation: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cell:
+    """What is known of a cell: means over its seeds; None where nothing is. `results` is empty for the paper's."""
+
+    key: Key
+    metric: Spread | None
+    best_epoch: Spread | None = None
+    total_seconds: Spread | None = None
+    seconds_to_best: Spread | None = None
+    parameters: Spread | None = None
+    results: tuple[Result, ...] = ()
+
+    @classmethod
+    def of(cls, key: Key, results: Iterable[Result]) -> "Cell":
+        ordered = tuple(sorted(results, key=lambda result: result.seed))
+        mean = lambda get: Spread.of(get(result) for result in ordered)
+        return cls(
+            key=key,
+            metric=mean(lambda r: r.metric),
+            best_epoch=mean(lambda r: r.best_epoch),
+            total_seconds=mean(lambda r: r.seconds.total),
+            seconds_to_best=mean(lambda r: r.seconds_to_best),
+            parameters=mean(lambda r: r.trainable_parameters),
+            results=ordered,
+        )
+
+    def mean(self, get: Callable[[Result], float | int | None]) -> Spread | None:
+        """Mean over seeds of any number of a result."""
+        return Spread.of(get(result) for result in self.results)
+
+    def number(self, name: str) -> Spread | None:
+        """Mean over seeds of one of the test split's numbers."""
+        return self.mean(lambda result: result.metrics.get(name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The cells of one model, source and reading: what may stand in one table."""
+
+    model: str
+    source: str
+    reading: str
+    cells: Mapping[Key, Cell]
+
+    def get(self, method: str, task: str, scale: str, ablation: str | None = None) -> Cell | None:
+        return self.cells.get(Key(method, task, scale, ablation or ""))
+
+    def metric(self, method: str, task: str, scale: str, ablation: str | None = None) -> Spread | None:
+        cell = self.get(method, task, scale, ablation)
+        return cell.metric if cell else None
+
+    @functools.cached_property
+    def results(self) -> tuple[Result, ...]:
+        return tuple(result for cell in self.cells.values() for result in cell.results)
+
+    @property
+    def generated(self) -> bool:
+        """Whether the rows were generated: such results say nothing about a model or a method."""
+        return self.source == "sample"
+
+    @property
+    def is_paper_model(self) -> bool:
+        return self.model == PAPER_MODEL
+
+    @property
+    def title(self) -> str:
+        """For headings: the model, its data and, where it is not the paper's, the reading of the methods."""
+        data = "generated data (source `sample`)" if self.generated else f"source `{self.source}`"
+        return f"{self.model}, {data}" + ("" if self.reading == "paper" else f", {self.reading} reading")
+
+    def zero_shot(self, task: str, name: str | None = None) -> Spread | None:
+        """A number of the untrained model, by default the task's metric.
+
+        Prompt tuning's untrained prompt, and an adapter that a run started from, are no part of that model.
+        """
+        values = [
+            result.zero_shot.get(name or result.metric_name)
+            for result in self.results
+            if result.task == task
+            and result.zero_shot is not None
+            and result.method != "prompt"
+            and dict(result.settings or ()).get("method.from_adapter", "None") == "None"
+        ]
+        known = Spread.of(values)
+        # Every run measured the same model on the same rows: the count is of no seeds.
+        return known and dataclasses.replace(known, count=1, sd=known.sd if known.low != known.high else None)
+
+
+def group(results: Iterable[Result]) -> list[Group]:
+    """Results by model, source and reading, in the order of these; never two of them in one group."""
+    by_group: dict[tuple[str, str, str], dict[Key, list[Result]]] = {}
+    for result in results:
+        key = Key(result.method, result.task, result.scale, result.ablation or "")
+        cells = by_group.setdefault((result.model, result.source, result.reading), {})
+        cells.setdefault(key, []).append(result)
+    return [
+        Group(*name, {key: Cell.of(key, found) for key, found in sorted(cells.items())})
+        for name, cells in sorted(by_group.items())
+    ]
+
+
+@functools.cache
+def published_group() -> Group:
+    """The paper's tables 1 to 4 as cells, so that what is asked of runs can be asked of the paper."""
+    tables, counts = published(), published_parameters()
+    cells = {}
+
+    def add(method: str, task: str, scale: str, ablation: str | None, metric: float | None) -> None:
+        timing = tables["table4_convergence"].get(scale, {}).get(method, {}).get(task, {}) if not ablation else {}
+        key = Key(method, task, scale, ablation or "")
+        cells[key] = Cell(
+            key,
+            Spread.single(metric),
+            best_epoch=Spread.single(timing.get("epoch")),
+            total_seconds=Spread.single(timing.get("seconds")),
+            parameters=Spread.single(counts.get((method, ablation))),
+        )
+
+    for scale, methods in tables["table1_metric"].items():
+        for method, tasks in methods.items():
+            for task, metric in tasks.items():
+                add(method, task, scale, None, metric)
+    for method, ablations in ABLATIONS.items():
+        for ablation in ablations:
+            for task in PAPER_TEST_ROWS:
+                add(method, task, "medium", ablation, published_metric(method, task, "medium", ablation))
+    return Group(PAPER_MODEL, "the paper", "paper", cells)
+
+
+# --- what may not be compared without a word ---
+
+
+def cautions(group: Group) -> list[str]:
+    """What differs between the results of a group though their numbers stand side by side; one sentence each."""
+    found = [_differing(what, values) for what, values in _provenance(group).items()]
+    found += _row_counts(group)
+    found += _parameter_counts(group)
+    found += _settings(group)
+    if group.generated:
+        found.insert(
+            0,
+            "These results are on generated data (source `sample`): they show that the machinery works and say nothing "
+            "about a model or a method. No published number stands beside them.",
+        )
+    return [text for text in found if text]
+
+
+def _provenance(group: Group) -> dict[str, Counter[str]]:
+    get: dict[str, Callable[[Result], str]] = {
+        "commits of jpeft": lambda r: (
+            "none (installed package)" if r.commit is None else r.commit[:10] + "-dirty" * r.commit.endswith("-dirty")
+        ),
+        "versions": lambda r: r.versions,
+        "devices": lambda r: f"{r.device_count} × {r.device}",
+        "meshes": lambda r: r.mesh,
+    }
+    return {what: Counter(of(result) for result in group.results) for what, of in get.items()}
+
+
+def _differing(what: str, values: Counter[str]) -> str:
+    if len(values) < 2:
+        return ""
+    listed = _only_what_differs(values) if what == "versions" else values
+    shown = "; ".join(f"{value} ({count:,} results)" for value, count in listed.most_common(4))
+    more = f"; and {len(listed) - 4} more" if len(listed) > 4 else ""
+    seconds = " Their seconds and their memory are not comparable." if what in ("devices", "meshes") else ""
+    return f"The results were made by {len(values)} different {what}: {shown}{more}.{seconds}"
+
+
+def _only_what_differs(values: Counter[str]) -> Counter[str]:
+    parts = {value: value.split(", ") for value in values}
+    common = set.intersection(*(set(part) for part in parts.values()))
+    short: Counter[str] = Counter()
+    for value, count in values.items():
+        short[", ".join(part for part in parts[value] if part not in common) or "without these"] += count
+    return short
+
+
+def _row_counts(group: Group) -> list[str]:
+    found = []
+    for split in ("test", "validation", "train"):
+        rows: dict[str, Counter[int]] = {}
+        for r in group.results:
+            where = task_label(r.task) + (f" at scale {r.scale}" if split == "train" else "")
+            rows.setdefault(where, Counter())[getattr(r, f"{split}_examples")] += 1
+        for where, counts in rows.items():
+            if len(counts) > 1:
+                shown = ", ".join(f"{n:,} rows ({count:,} results)" for n, count in sorted(counts.items()))
+                found.append(f"{where}: not all results have the same {split} rows: {shown}.")
+    if not group.generated:
+        for task in in_order({r.task for r in group.results}, PAPER_TEST_ROWS):
+            fewest = min(r.test_examples for r in group.results if r.task == task)
+            if fewest < PAPER_TEST_ROWS.get(task, 0):
+                found.append(
+                    f"{task_label(task)} was tested on {fewest:,} rows; the paper's test split has "
+                    f"{PAPER_TEST_ROWS[task]:,}."
+                )
+    return found
+
+
+def _parameter_counts(group: Group) -> list[str]:
+    counts: dict[tuple[str, str], set[int]] = {}
+    for r in group.results:
+        counts.setdefault((r.method, r.ablation or ""), set()).add(r.trainable_parameters)
+    return [
+        f"{method}{f' ({ablation})' if ablation else ''} trains {' or '.join(f'{n:,}' for n in sorted(found))} "
+        "parameters: runs of different options stand under one name."
+        for (method, ablation), found in sorted(counts.items())
+        if len(found) > 1
+    ]
+
+
+def _settings(group: Group) -> list[str]:
+    known = Counter(r.settings for r in group.results if r.settings)
+    everywhere: dict[str, Counter[str]] = {}
+    for settings, count in known.items():
+        for key, value in settings or ():
+            if not key.startswith(_OF_A_CELL):
+                everywhere.setdefault(key, Counter())[value] += count
+    found = []
+    for key, values in sorted(everywhere.items()):
+        if len(values) > 1:
+            shown = ", ".join(f"{value} ({count:,} results)" for value, count in values.most_common(4))
+            found.append(f"The runs differ in `{key}`: {shown}{', ...' if len(values) > 4 else ''}.")
+    for cell in group.cells.values():
+        inside = {r.settings for r in cell.results if r.settings}
+        keys = sorted(key for key in _keys_that_differ(inside) if key.startswith(_OF_A_CELL))
+        if keys:
+            name = " ".join(
+                part for part in (cell.key.method, cell.key.ablation, cell.key.task, cell.key.scale) if part
+            )
+            found.append(
+                f"The seeds of {name} differ in {', '.join(f'`{key}`' for key in keys)}: their mean mixes these."
+            )
+    return found
+
+
+def _keys_that_differ(settings: Iterable[tuple[tuple[str, str], ...] | None]) -> set[str]:
+    values: dict[str, set[str]] = {}
+    every = [dict(one or ()) for one in settings]
+    for one in every:
+        for key in one:
+            values.setdefault(key, set()).update(other.get(key, "not there") for other in every)
+    return {key for key, found in values.items() if len(found) > 1}
+
+
+def median_seed(cell: Cell) -> Result:
+    """The run whose metric is the median of its cell's: the one to show where one has to stand for all."""
+    middle = statistics.median_low(result.metric for result in cell.results)
+    return next(result for result in cell.results if result.metric == middle)

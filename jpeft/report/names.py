@@ -1,0 +1,50 @@
+"""Names that result files use, in the paper's order and with the paper's words for them."""
+
+from collections.abc import Iterable
+
+from jpeft.report.published import ABLATION_LABELS
+
+METHODS = {"full": "Full Tuning", "ia3": "(IA)³", "lora": "LoRA", "bitfit": "BitFit", "prompt": "Prompt Tune"}
+PEFT = ("ia3", "lora", "bitfit", "prompt")
+TASKS = {"agnews": "AG News", "cola": "CoLA", "e2e": "E2E NLG", "samsum": "SAMSum"}
+SCALES = {"low": "low", "medium": "med.", "high": "high"}
+METRICS = {
+    "accuracy": "accuracy",
+    "rouge_l": "ROUGE-L",
+    "matthews_correlation": "Matthews correlation",
+    "unknown_answers": "share of answers that are no label",
+    "rouge_l_multi_reference": "ROUGE-L, multi-reference",
+}
+ABLATIONS = {
+    "ia3": ("early", "later", "random", "drop_attention", "drop_dense"),
+    "lora": ("early", "later", "random", "drop_self_attention", "drop_cross_attention", "drop_query_output"),
+}
+PAPER_MODEL = "google/flan-t5-xl"
+# Rows that the paper tests on: 2,500 at most, half of CoLA's 1,043 labelled validation rows, all of SAMSum's.
+PAPER_TEST_ROWS = {"agnews": 2500, "cola": 522, "e2e": 2500, "samsum": 819}
+
+
+def method_label(method: str) -> str:
+    """`LoRA` of `lora`; a method that the paper has not keeps its name."""
+    return METHODS.get(method, method)
+
+
+def task_label(task: str) -> str:
+    """`AG News` of `agnews`."""
+    return TASKS.get(task, task)
+
+
+def row_label(method: str, scale: str) -> str:
+    """A row of the paper's tables: `LoRA (med.)`."""
+    return f"{method_label(method)} ({SCALES.get(scale, scale)})"
+
+
+def ablation_label(ablation: str | None) -> str:
+    """`drop attention` of `drop_attention`, as Table 3 words it."""
+    return ABLATION_LABELS.get(ablation) or str(ablation).replace("_", " ")
+
+
+def in_order(found: Iterable[str], known: Iterable[str]) -> list[str]:
+    """What was found: the known names in the paper's order, then the others by the alphabet."""
+    found, known = set(found), list(known)
+    return [name for name in known if name in found] + sorted(found.difference(known))

@@ -1,0 +1,389 @@
+"""Result files, found, checked and read into `Result`. What can not be used is named, with the reason, and left out."""
+
+import dataclasses
+import json
+import math
+import os
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jpeft.errors import UserError
+
+# Directories of a run that hold no results and may hold thousands of files.
+_NO_RESULTS_IN = {"checkpoint", "adapter", "tensorboard", "damaged", "model", ".git"}
+_LARGEST_FILE_BYTES = 4 * 2**20
+_MOST_CHARACTERS = 300
+# Keys of a config that differ between runs that may be averaged: the seed, and where this machine keeps the rows.
+_OF_THE_RUN_ALONE = {"train.seed", "data.path", "train.checkpoint_every_seconds"}
+_MOST_CURVE_POINTS = 120
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Seconds:
+    """Where a run's time went. `total` is the sum of the others; compilation is in `compile` alone."""
+
+    total: float
+    train: float
+    validation: float
+    test: float
+    compile: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """One `result.json`, checked. DESIGN section 7 says what its keys mean.
+
+    Attributes:
+      path: the file.
+      metric: by the task's own metric, 0 to 1.
+      metrics: all numbers of the test split, `metric` among them.
+      zero_shot: the same of the untrained model, where the run measured it.
+      validation_losses: by epoch, in nats a token.
+      best_epoch: counted from 0, as in the paper.
+      settings: the `config.json` beside the file as sorted `(key, value)` pairs, without the seed and without paths;
+        None where there is none. Runs of equal settings share one object.
+    """
+
+    path: Path
+    method: str
+    reading: str
+    ablation: str | None
+    task: str
+    scale: str
+    seed: int
+    model: str
+    source: str
+    trainable_parameters: int
+    total_parameters: int
+    metric_name: str
+    metric: float
+    metrics: Mapping[str, float]
+    zero_shot: Mapping[str, float] | None
+    validation_loss: float
+    validation_losses: tuple[float, ...]
+    best_epoch: int
+    epochs_run: int
+    train_examples: int
+    validation_examples: int
+    test_examples: int
+    seconds: Seconds
+    tokens_per_second: float
+    peak_memory_bytes: int
+    adapter_bytes: int
+    device: str
+    device_count: int
+    mesh: str
+    versions: str
+    commit: str | None
+    started: str
+    finished: str
+    settings: tuple[tuple[str, str], ...] | None = None
+
+    @property
+    def examples_per_second(self) -> float | None:
+        """Training rows a second, over the time of training alone."""
+        return self.train_examples * self.epochs_run / self.seconds.train if self.seconds.train > 0 else None
+
+    @property
+    def seconds_to_best(self) -> float | None:
+        """Seconds of training and validation up to the best validation loss; epochs are taken as equally long."""
+        if not self.epochs_run:
+            return None
+        return (self.seconds.train + self.seconds.validation) * (self.best_epoch + 1) / self.epochs_run
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Problem:
+    """A file that was left out, or a part of it, and why."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class _Unusable(Exception):
+    """Why a file can not be used."""
+
+
+def load(paths: Iterable[Path | str]) -> tuple[list[Result], list[Problem]]:
+    """Reads every result under the given run directories, directories of many, and result files.
+
+    A file that is reached twice is read once. Of two results of one cell and seed the one that finished last counts
+    and the other is named as a problem: a copy is no second seed.
+
+    Raises:
+      UserError: a path does not exist, or no result file is under any of them.
+    """
+    files, problems = _find(Path(path) for path in paths)
+    if not files:
+        raise UserError(
+            f"no result.json under {', '.join(str(path) for path in paths)}; name directories of finished runs."
+            + (f" {len(problems)} runs there have not finished." if problems else "")
+        )
+    results: list[Result] = []
+    shared = _Shared()
+    for file in files:
+        try:
+            result = _result(file, _read_json(file), shared)
+        except _Unusable as why:
+            problems.append(Problem(file, str(why)))
+            continue
+        try:
+            settings = _settings(file.with_name("config.json"), shared)
+        except _Unusable as why:
+            problems.append(Problem(file.with_name("config.json"), f"{why}; the result counts, its settings do not"))
+            settings = None
+        results.append(dataclasses.replace(result, settings=settings) if settings else result)
+    results, repeated = _one_per_seed(results)
+    return results, problems + repeated
+
+
+def training_curve(result: Result) -> list[tuple[float, float]]:
+    """`(step, mean training loss)` of at most 120 stretches, from `metrics.jsonl` beside the result; empty if none.
+
+    A line that can not be read is passed over: a curve is a picture, not a number of the report.
+    """
+    points = []
+    try:
+        with result.path.with_name("metrics.jsonl").open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    record = json.loads(line)
+                    step, loss = float(record["step"]), float(record["loss"])
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    continue
+                if math.isfinite(step) and math.isfinite(loss):
+                    points.append((step, loss))
+    except OSError:
+        return []
+    width = max(1, math.ceil(len(points) / _MOST_CURVE_POINTS))
+    stretches = [points[i : i + width] for i in range(0, len(points), width)]
+    return [(sum(s for s, _ in part) / len(part), sum(v for _, v in part) / len(part)) for part in stretches]
+
+
+# --- finding ---
+
+
+def _find(paths: Iterable[Path]) -> tuple[list[Path], list[Problem]]:
+    found: dict[str, Path] = {}  # by real path, so that a link or a directory named twice does not count twice
+    problems: list[Problem] = []
+    for path in paths:
+        if path.is_dir():
+            for directory, inner, names in os.walk(path, onerror=lambda e: problems.append(_unreadable(e))):
+                inner[:] = sorted(name for name in inner if name not in _NO_RESULTS_IN)
+                if "result.json" in names:
+                    file = Path(directory, "result.json")
+                    found.setdefault(os.path.realpath(file), file)
+                elif "config.json" in names and "metrics.jsonl" in names:
+                    problems.append(Problem(Path(directory), "has no result.json: the run has not finished"))
+        elif path.exists():
+            found.setdefault(os.path.realpath(path), path)
+        else:
+            raise UserError(f"{path} does not exist; name run directories, directories of them, or result files.")
+    return list(found.values()), problems
+
+
+def _unreadable(error: OSError) -> Problem:
+    return Problem(Path(str(error.filename)), f"can not be read ({error.strerror})")
+
+
+def _one_per_seed(results: list[Result]) -> tuple[list[Result], list[Problem]]:
+    latest: dict[tuple[Any, ...], Result] = {}
+    problems = []
+    for result in results:
+        key = (
+            result.model,
+            result.source,
+            result.reading,
+            result.method,
+            result.ablation,
+            result.task,
+            result.scale,
+            result.seed,
+        )
+        kept = latest.setdefault(key, result)
+        if kept is result:
+            continue
+        older, newer = sorted((kept, result), key=lambda r: r.finished)
+        latest[key] = newer
+        problems.append(Problem(older.path, f"is of the same cell and seed as {newer.path}, which finished later"))
+    return list(latest.values()), problems
+
+
+# --- reading ---
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise _Unusable("is no file")
+        if status.st_size > _LARGEST_FILE_BYTES:
+            raise _Unusable(f"has {status.st_size:,} bytes; no result of jpeft has so many")
+        text = file.read_bytes().decode()
+    except OSError as error:
+        raise _Unusable(f"can not be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise _Unusable("is damaged: no text") from None
+    if not text.strip():
+        raise _Unusable("is empty")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _Unusable(f"is damaged or cut short ({error})") from None
+    if not isinstance(value, dict):
+        raise _Unusable("is of another program: no JSON object")
+    return value
+
+
+class _Shared:
+    """One object for equal texts and settings: ten thousand results repeat a few hundred of them."""
+
+    def __init__(self) -> None:
+        self.objects: dict[Any, Any] = {}
+
+    def __call__(self, value: Any) -> Any:
+        return self.objects.setdefault(value, value)
+
+
+def _result(file: Path, record: Mapping[str, Any], shared: _Shared) -> Result:
+    if record.get("status", "done") != "done":
+        error = record.get("error")
+        raise _Unusable(f"its status is {_short(record['status'])}" + (f": {_short(error)}" if error else ""))
+    missing = [name for name in _CHECKS if name not in record]
+    if len(missing) > len(_CHECKS) // 2:
+        raise _Unusable("is of another program: not the result of a run")
+    if missing:
+        raise _Unusable(f"lacks {', '.join(missing)}: of an older version, or edited")
+    values = {}
+    for name, check in _CHECKS.items():
+        try:
+            values[name] = check(record[name])
+        except _Unusable as why:
+            raise _Unusable(f"{name} is {_short(record[name])}; expected {why}") from None
+    if values["metric"] > 1 or values["metric"] < 0:
+        raise _Unusable(f"metric is {values['metric']}; expected 0 to 1")
+    if values["metrics"].get(values["metric_name"], values["metric"]) != values["metric"]:
+        raise _Unusable(f"metric and metrics[{values['metric_name']!r}] are not the same number")
+    if values["best_epoch"] >= max(values["epochs_run"], 1):
+        raise _Unusable(f"best_epoch is {values['best_epoch']} of {values['epochs_run']} epochs, counted from 0")
+    texts = {name: shared(value) for name, value in values.items() if isinstance(value, str)}
+    return Result(path=file, **{**values, **texts})
+
+
+def _settings(file: Path, shared: _Shared) -> tuple[tuple[str, str], ...] | None:
+    if not file.exists():
+        return None
+    config = _read_json(file)
+
+    def flat(section: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, str]]:
+        for key, value in section.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{key}.")
+            elif f"{prefix}{key}" not in _OF_THE_RUN_ALONE:
+                yield _short(f"{prefix}{key}", quoted=False), _short(value)
+
+    return shared(tuple(sorted(flat(config, ""))))
+
+
+def _short(value: Any, *, quoted: bool = True) -> str:
+    text = repr(value) if quoted else "".join(c for c in str(value) if c.isprintable())
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _name(value: Any) -> str:
+    # Printable: the report goes to terminals too, and a name could carry their control codes.
+    if not isinstance(value, str) or not value or len(value) > _MOST_CHARACTERS or not value.isprintable():
+        raise _Unusable("a name")
+    return value
+
+
+def _optional_name(value: Any) -> str | None:
+    return None if value is None else _name(value)
+
+
+def _natural(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise _Unusable("a whole number, 0 or more")
+    return value
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > 1e300 or value != value:
+        raise _Unusable("a finite number")
+    return float(value)
+
+
+def _not_negative(value: Any) -> float:
+    if _number(value) < 0:
+        raise _Unusable("a finite number, 0 or more")
+    return float(value)
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    if not isinstance(value, dict):
+        raise _Unusable("numbers by name")
+    return {_name(name): _number(number) for name, number in value.items()}
+
+
+def _optional_numbers(value: Any) -> dict[str, float] | None:
+    return None if value is None else _numbers(value)
+
+
+def _list(value: Any) -> tuple[float, ...]:
+    if not isinstance(value, list):
+        raise _Unusable("a list of numbers")
+    return tuple(_number(number) for number in value)
+
+
+def _seconds(value: Any) -> Seconds:
+    names = [field.name for field in dataclasses.fields(Seconds)]
+    if not isinstance(value, dict) or not set(names) <= value.keys():
+        raise _Unusable(f"seconds of {', '.join(names)}")
+    return Seconds(**{name: _not_negative(value[name]) for name in names})
+
+
+def _as_text(value: Any) -> str:
+    if not isinstance(value, dict):
+        raise _Unusable("values by name")
+    return ", ".join(f"{_short(name, quoted=False)} {_short(part, quoted=False)}" for name, part in value.items())
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "method": _name,
+    "reading": _name,
+    "ablation": _optional_name,
+    "task": _name,
+    "scale": _name,
+    "seed": _natural,
+    "model": _name,
+    "source": _name,
+    "trainable_parameters": _natural,
+    "total_parameters": _natural,
+    "metric_name": _name,
+    "metric": _number,
+    "metrics": _numbers,
+    "zero_shot": _optional_numbers,
+    "validation_loss": _number,
+    "validation_losses": _list,
+    "best_epoch": _natural,
+    "epochs_run": _natural,
+    "train_examples": _natural,
+    "validation_examples": _natural,
+    "test_examples": _natural,
+    "seconds": _seconds,
+    "tokens_per_second": _not_negative,
+    "peak_memory_bytes": _natural,
+    "adapter_bytes": _natural,
+    "device": _name,
+    "device_count": _natural,
+    "mesh": _as_text,
+    "versions": _as_text,
+    "commit": _optional_name,
+    "started": _name,
+    "finished": _name,
+}

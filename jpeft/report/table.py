@@ -1,0 +1,171 @@
+"""The one kind of table of the report, and how its numbers are written. Every format renders this."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from jpeft.report.groups import Spread
+
+Style = Literal[
+    "text", "metric", "signed", "seconds", "count", "bytes", "ratio", "percent", "number", "published", "exact"
+]
+MISSING = "missing"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Value:
+    """One entry of a table.
+
+    Attributes:
+      value: what is sorted by and what CSV and JSON hold; None is missing, "" is no entry here at all.
+      sd, count: of a mean over seeds; count 0 where it is no mean.
+      published: the paper's number for the same thing.
+      tone: how it stands out: `best` of its column, `good` and `bad` for a check that passed or not, `weak`.
+    """
+
+    value: float | int | str | None
+    sd: float | None = None
+    count: int = 0
+    published: float | int | None = None
+    tone: Literal["", "best", "good", "bad", "weak"] = ""
+
+    @classmethod
+    def of(cls, spread: Spread | None, published: float | int | None = None, *, scale: float = 1.0) -> "Value":
+        """A mean with its spread, in units of `scale`."""
+        if spread is None:
+            return cls(None, published=published)
+        sd = None if spread.sd is None else spread.sd * scale
+        return cls(spread.mean * scale, sd, spread.count, published)
+
+    @property
+    def difference(self) -> float | int | None:
+        """Ours less the paper's; None where either is missing."""
+        if self.published is None or not isinstance(self.value, int | float):
+            return None
+        return round(self.value - self.published, 12)  # without the noise of binary fractions
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Column:
+    """A column's heading, with a heading over several columns where `group` is given, and how its numbers look."""
+
+    name: str
+    style: Style = "text"
+    group: str = ""
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.group}, {self.name}" if self.group else self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of values under columns; the first column names the row.
+
+    Attributes:
+      name: of its file and its anchor, `table-1`.
+      title: what it shows and of which model, in a line.
+      notes: paragraphs below it: how numbers were made, what is not shown.
+      missing: how many entries are missing.
+    """
+
+    name: str
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Value]]
+    notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        assert all(len(row) == len(self.columns) for row in self.rows), self.name
+
+    @property
+    def missing(self) -> int:
+        return sum(value.value is None for row in self.rows for value in row)
+
+    @property
+    def has_published(self) -> bool:
+        return any(value.published is not None for row in self.rows for value in row)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shown:
+    """An entry as people read it: `0.8463`, `± 0.0040 (n=3)`, `paper 0.8588, −0.0125`."""
+
+    main: str
+    spread: str = ""
+    published: str = ""
+
+    def line(self) -> str:
+        """On one line."""
+        return " ".join(part for part in (self.main, self.spread, f"({self.published})" * bool(self.published)) if part)
+
+
+def show(value: Value, style: Style) -> Shown:
+    """An entry in words and digits."""
+    main = MISSING if value.value is None else _text(value.value, style)
+    spread = f"± {_number(value.sd, style)}" if value.sd is not None else ""
+    if value.count > 1:
+        spread = f"{spread} (n={value.count})".strip()
+    published = ""
+    if value.published is not None:
+        published = f"paper {_number(value.published, style)}"
+        if value.difference is not None:
+            published += f", {signed(value.difference, style)}"
+    return Shown(main, spread, published)
+
+
+def signed(number: float | int, style: Style) -> str:
+    """With its sign, a real minus."""
+    text = _number(abs(number), style)
+    return ("+" if number >= 0 else "−") + text
+
+
+def _text(value: float | int | str, style: Style) -> str:
+    return value if isinstance(value, str) else _number(value, style)
+
+
+def _number(number: float | int, style: Style) -> str:
+    if style == "signed":
+        return signed(number, "metric")
+    if number < 0:
+        return "−" + _number(-number, style)
+    if style == "metric":
+        return f"{number:.4f}"
+    if style == "percent":
+        return f"{100 * number:.3g} %"
+    if style == "count":
+        return f"{number:,.0f}" if float(number).is_integer() else f"{number:,.1f}"
+    if style == "bytes":
+        return _bytes(number)
+    if style == "seconds":
+        return f"{number:,.0f}" if number >= 100 else f"{number:.1f}" if number >= 1 else f"{number:.2g}"
+    if style == "published":  # with the digits that the paper prints, no more
+        return f"{number:.10g}"
+    if style == "exact":
+        return f"{number:.6g}"
+    if style == "ratio":
+        return f"{number:.2f}"
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
+
+
+def _bytes(number: float | int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}" if number < 1000 * size else f"{number / size:,.0f} {unit}"
+    return f"{number:.0f} B"
+
+
+def mark_best(rows: Iterable[Sequence[Value]], columns: Iterable[int], *, lowest: bool = False) -> list[list[Value]]:
+    """The rows with the best entry of each of the columns marked: of our own values, where there are two or more."""
+    marked = [list(row) for row in rows]
+    for column in columns:
+        known = [row[column].value for row in marked]
+        numbers = [value for value in known if isinstance(value, int | float) and math.isfinite(value)]
+        if len(numbers) < 2 or min(numbers) == max(numbers):
+            continue
+        best = min(numbers) if lowest else max(numbers)
+        for row in marked:
+            if row[column].value == best:
+                row[column] = dataclasses.replace(row[column], tone="best")
+    return marked

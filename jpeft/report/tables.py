@@ -1,0 +1,453 @@
+"""Tables 1 to 6, Figure 1's numbers and the speed-ups of section 3.2 from cells, and what the paper lacks."""
+
+from collections.abc import Callable, Iterable
+
+from jpeft.report.groups import Cell, Group, Spread, published_group
+from jpeft.report.names import (
+    ABLATIONS,
+    METHODS,
+    METRICS,
+    PAPER_MODEL,
+    PEFT,
+    SCALES,
+    TASKS,
+    ablation_label,
+    in_order,
+    method_label,
+    row_label,
+    task_label,
+)
+from jpeft.report.published import TABLE_2_LABELS, published, published_parameters
+from jpeft.report.table import Column, Style, Table, Value, mark_best
+
+_PER_PARAMETERS = 100_000
+_SEEDS_NOTE = "± is the sample standard deviation over seeds (n - 1), n their number; without ± there is one seed."
+
+
+def paper_tables(group: Group) -> list[Table]:
+    """What the paper prints, from a group's cells: Tables 1 to 6, Figure 1's numbers, the speed-ups."""
+    make = (table_1, table_2, table_3, table_4, figure_1, speedups, table_5, table_6)
+    return [table(group) for table in make]
+
+
+def further_tables(group: Group) -> list[Table]:
+    """What the paper lacks."""
+    return [other_metrics(group), times(group), sizes(group), all_cells(group)]
+
+
+# --- the paper's tables ---
+
+
+def table_1(group: Group) -> Table:
+    rows = [[Value("Zero-shot"), *(Value.of(group.zero_shot(task)) for task in TASKS)]]
+    for scale in SCALES:
+        of_scale = []
+        for method in METHODS:
+            values = [_beside(group, lambda g, m=method, t=task, s=scale: g.metric(m, t, s)) for task in TASKS]
+            of_scale.append([Value(row_label(method, scale)), *values])
+        rows += mark_best(of_scale, range(1, len(TASKS) + 1))
+    return Table(
+        "table-1",
+        _title(group, "Table 1: performance by method, task and scale"),
+        _task_columns("metric"),
+        rows,
+        (
+            "Accuracy by exact string match for AG News and CoLA, ROUGE-L (F-measure) for E2E NLG and SAMSum; higher "
+            f"is better. Bold: best method of its scale. {_SEEDS_NOTE} The zero-shot row, the model before any "
+            "training, is not in the paper.",
+            *_comparison_note(group),
+        ),
+    )
+
+
+def table_2(group: Group) -> Table:
+    rows = []
+    for ablation in dict.fromkeys((None, *ABLATIONS["ia3"][:3], *ABLATIONS["lora"][3:], *ABLATIONS["ia3"][3:])):
+        for method, ablations in ABLATIONS.items():
+            if ablation is None or ablation in ablations:
+                values = [
+                    _beside(group, lambda g, m=method, t=task, a=ablation: g.metric(m, t, "medium", a))
+                    for task in TASKS
+                ]
+                rows.append([Value(f"{method_label(method)} ({TABLE_2_LABELS[ablation]})"), *values])
+    notes = (f"At medium scale. {_SEEDS_NOTE}", *_comparison_note(group))
+    return Table("table-2", _title(group, "Table 2: ablations of (IA)³ and LoRA"), _task_columns("metric"), rows, notes)
+
+
+def table_3(group: Group) -> Table:
+    total = Spread.single(max((result.total_parameters for result in group.results), default=None))
+    rows: list[list[Value]] = []
+
+    def add(label: str, count: Spread | None, method: str, ablation: str | None) -> None:
+        share = count.mean / total.mean if count and total else None
+        paper = None if group.generated else published_parameters().get((method, ablation))
+        rows.append([Value(label), Value.of(count, paper), Value(share)])
+
+    add("Total Parameters (no PEFT)", total, "full", None)
+    for method in ("ia3", "lora", "bitfit", "prompt"):
+        for ablation in (None, *ABLATIONS.get(method, ())):
+            if ablation or method in ABLATIONS:
+                label = f"{method_label(method)} ({ablation_label(ablation) if ablation else 'full layers/modules'})"
+            else:
+                label = method_label(method)
+            add(label, _parameters(group, method, ablation), method, ablation)
+    columns = (Column("Ablation technique"), Column("Parameters", "count"), Column("Share of the model", "percent"))
+    notes = ("BitFit and prompt tuning are from the text of appendix A.4.", *_comparison_note(group))
+    return Table("table-3", _title(group, "Table 3: trainable parameters"), columns, rows, notes)
+
+
+def table_4(group: Group) -> Table:
+    rows = []
+    for scale in ("low", "medium"):
+        for method in METHODS:
+            row = [Value(row_label(method, scale))]
+            for task in TASKS:
+                row.append(_beside(group, lambda g, m=method, t=task, s=scale: _of(g.get(m, t, s), "best_epoch")))
+                row.append(_beside(group, lambda g, m=method, t=task, s=scale: _of(g.get(m, t, s), "total_seconds")))
+            rows.append(row)
+    columns = [Column("PEFT/Dataset")]
+    for task in TASKS:
+        columns += [Column("epoch", "count", task_label(task)), Column("seconds", "seconds", task_label(task))]
+    notes = (
+        "Epoch of the lowest validation loss, counted from 0, and total run time in seconds; lower is better. Ours is "
+        "training, validation, test and compilation together, on the device named above; the paper used 4 × NVIDIA "
+        f"A10. The high scale has one epoch. {_SEEDS_NOTE}",
+        *_comparison_note(group),
+    )
+    return Table("table-4", _title(group, "Table 4: convergence"), columns, rows, notes)
+
+
+def figure_1(group: Group) -> Table:
+    rows = []
+    for scale in ("low", "medium"):
+        for method in PEFT:
+            values = [
+                _beside(group, lambda g, m=method, t=task, s=scale: relative_time(g, m, t, s), spread=False)
+                for task in TASKS
+            ]
+            rows.append([Value(row_label(method, scale)), *values])
+    notes = (
+        "Total run time of the method divided by full tuning's; below 1 the method is faster. Means over seeds are "
+        "divided, so no spread is shown.",
+        *_comparison_note(group),
+    )
+    return Table(
+        "figure-1", _title(group, "Figure 1: run time relative to full tuning"), _task_columns("ratio"), rows, notes
+    )
+
+
+def speedups(group: Group) -> Table:
+    printed = {} if group.generated else published()["section_3_2_full_tuning_speedup"]
+    rows = [
+        [
+            Value(scale),
+            *(Value(speedup(group, task, scale), published=printed.get(scale, {}).get(task)) for task in TASKS),
+        ]
+        for scale in ("low", "medium")
+    ]
+    notes = (
+        "1 less full tuning's seconds over the mean seconds of the four PEFT methods; below 0 full tuning is slower. "
+        "All five methods are needed.",
+        *_comparison_note(group),
+    )
+    columns = [Column("Scale"), *_task_columns("percent")[1:]]
+    return Table("speed-ups", _title(group, "Section 3.2: speed-up of full tuning"), columns, rows, notes)
+
+
+def table_5(group: Group) -> Table:
+    return _efficiency(
+        group,
+        "table-5",
+        "Table 5: metric per 100,000 trainable parameters",
+        per_parameters,
+        "table5_metric_per_100k_parameters",
+        SCALES,
+    )
+
+
+def table_6(group: Group) -> Table:
+    return _efficiency(
+        group,
+        "table-6",
+        "Table 6: metric per minute of run time",
+        per_minute,
+        "table6_metric_per_minute",
+        ("low", "medium"),
+    )
+
+
+def _efficiency(
+    group: Group,
+    name: str,
+    title: str,
+    of: Callable[[Group, str, str, str], float | None],
+    printed: str,
+    scales: Iterable[str],
+) -> Table:
+    paper = {} if group.generated else published()[printed]
+    rows = []
+    for scale in scales:
+        of_scale = [
+            [
+                Value(row_label(method, scale)),
+                *(
+                    Value(of(group, method, task, scale), published=paper.get(scale, {}).get(method, {}).get(task))
+                    for task in TASKS
+                ),
+            ]
+            for method in ("full", "ia3", "lora", "bitfit")
+        ]
+        rows += mark_best(of_scale, range(1, len(TASKS) + 1))
+    notes = (
+        "From the means over seeds; higher is better. As in the paper, prompt tuning is left out. The paper's entries "
+        "are those that it prints; some do not follow from its own Tables 1, 3 and 4 (`jpeft report --paper`).",
+        *_comparison_note(group),
+    )
+    return Table(name, _title(group, title), _task_columns("number"), rows, notes)
+
+
+# --- what is derived ---
+
+
+def per_parameters(group: Group, method: str, task: str, scale: str) -> float | None:
+    """Table 5: the metric for each hundred thousand trainable parameters."""
+    cell = group.get(method, task, scale)
+    if cell is None or cell.metric is None or cell.parameters is None or not cell.parameters.mean:
+        return None
+    return cell.metric.mean / (cell.parameters.mean / _PER_PARAMETERS)
+
+
+def per_minute(group: Group, method: str, task: str, scale: str) -> float | None:
+    """Table 6: the metric for each minute of the total run time."""
+    cell = group.get(method, task, scale)
+    if cell is None or cell.metric is None or cell.total_seconds is None or not cell.total_seconds.mean:
+        return None
+    return cell.metric.mean / (cell.total_seconds.mean / 60)
+
+
+def relative_time(group: Group, method: str, task: str, scale: str) -> Spread | None:
+    """Figure 1: total run time over full tuning's."""
+    own, full = (_of(group.get(m, task, scale), "total_seconds") for m in (method, "full"))
+    return Spread.single(own.mean / full.mean) if own and full and full.mean else None
+
+
+def speedup(group: Group, task: str, scale: str) -> float | None:
+    """Section 3.2: 1 - full tuning's seconds / mean seconds of the four PEFT methods; None where one is missing."""
+    full = _of(group.get("full", task, scale), "total_seconds")
+    others = [_of(group.get(method, task, scale), "total_seconds") for method in PEFT]
+    known = [other.mean for other in others if other]
+    if full is None or len(known) < len(PEFT) or not sum(known):
+        return None
+    return 1 - full.mean / (sum(known) / len(known))
+
+
+# --- what the paper lacks ---
+
+
+def other_metrics(group: Group) -> Table:
+    """Matthews correlation, multi-reference ROUGE-L and whatever else the test split was scored by."""
+    columns: list[tuple[str, str]] = []
+    for task in in_order({key.task for key in group.cells}, TASKS):
+        own = {r.metric_name for r in group.results if r.task == task}
+        names = {name for r in group.results if r.task == task for name in r.metrics}
+        columns += [(task, name) for name in in_order(names - own, METRICS)]
+    rows = [[Value("Zero-shot"), *(Value.of(group.zero_shot(task, name)) for task, name in columns)]]
+    for method, scale in _method_rows(group):
+        values = [Value.of(cell.number(name)) if (cell := group.get(method, task, scale)) else Value(None)
+                  for task, name in columns]  # fmt: skip
+        rows.append([Value(row_label(method, scale)), *values])
+    notes = (
+        "Matthews correlation is 0 for whoever always gives the same answer, whatever the accuracy. Multi-reference "
+        f"ROUGE-L takes the best of all human references of a row. {_SEEDS_NOTE}",
+    )
+    heads = [Column(METRICS.get(name, name), "metric", task_label(task)) for task, name in columns]
+    return Table("other-metrics", _title(group, "Other metrics"), [Column("Method"), *heads], rows, notes)
+
+
+def times(group: Group) -> Table:
+    """Where the seconds went, by cell."""
+    columns = [
+        Column("Cell"),
+        Column("best epoch", "count"),
+        Column("epochs run", "count"),
+        Column("to best validation loss", "seconds", "Seconds"),
+        *(Column(name, "seconds", "Seconds") for name in ("total", "train", "validation", "test", "compile")),
+        Column("examples", "number", "Training, a second"),
+        Column("tokens", "number", "Training, a second"),
+    ]
+    rows = []
+    for cell in _ordered(group):
+        seconds = [
+            Value.of(cell.mean(lambda r, n=name: getattr(r.seconds, n)))
+            for name in ("total", "train", "validation", "test", "compile")
+        ]
+        rows.append(
+            [
+                Value(cell_label(cell)),
+                Value.of(cell.best_epoch),
+                Value.of(cell.mean(lambda r: r.epochs_run)),
+                Value.of(cell.seconds_to_best),
+                *seconds,
+                Value.of(cell.mean(lambda r: r.examples_per_second)),
+                Value.of(cell.mean(lambda r: r.tokens_per_second)),
+            ]
+        )
+    notes = (
+        "Training and validation apart: with 2,500 validation rows an epoch, validation dominates the low scale. "
+        "Seconds to the best validation loss are those of training and validation times (best epoch + 1) / epochs run, "
+        "since all epochs of a run do the same work. Examples and tokens a second are over the training seconds. "
+        f"{_SEEDS_NOTE}",
+    )
+    return Table("times", _title(group, "Times"), columns, rows, notes)
+
+
+def sizes(group: Group) -> Table:
+    """Parameters, adapter files and memory by method and ablation."""
+    by_method: dict[tuple[str, str], list[Cell]] = {}
+    for cell in _ordered(group):
+        by_method.setdefault((cell.key.method, cell.key.ablation), []).append(cell)
+    rows = []
+    for method in in_order({method for method, _ in by_method}, METHODS):
+        for ablation in in_order({a for m, a in by_method if m == method}, ("", *ABLATIONS.get(method, ()))):
+            results = [result for cell in by_method[method, ablation] for result in cell.results]
+            label = method_label(method) + (f" ({ablation_label(ablation)})" if ablation else "")
+            peak = {
+                task: [r.peak_memory_bytes for r in results if r.task == task and r.peak_memory_bytes] for task in TASKS
+            }
+            rows.append(
+                [
+                    Value(label),
+                    Value(_one(r.trainable_parameters for r in results)),
+                    Value(_one(r.adapter_bytes for r in results)),
+                    *(Value(max(found) if found else None) for found in peak.values()),
+                ]
+            )
+    columns = [
+        Column("Method"),
+        Column("Trainable parameters", "count"),
+        Column("Adapter file", "bytes"),
+        *(Column(task_label(task), "bytes", "Peak memory, largest of all runs") for task in TASKS),
+    ]
+    notes = (
+        "Where runs differ in parameters or file size, the largest is given. Peak memory is the device's where it "
+        "tells; on CPU it is the process's, so that of several cells run by one process each shows the largest so far.",
+    )
+    return Table("sizes", _title(group, "Parameters, adapter size and memory"), columns, rows, notes)
+
+
+def all_cells(group: Group) -> Table:
+    """Every cell there is, whether the paper has it or not."""
+    rows = []
+    for cell in _ordered(group):
+        key, metric = cell.key, cell.metric
+        rows.append(
+            [
+                Value(method_label(key.method)),
+                Value(ablation_label(key.ablation) if key.ablation else ""),
+                Value(task_label(key.task)),
+                Value(key.scale),
+                Value(cell.results[0].metric_name),
+                Value.of(metric),
+                Value(metric.low if metric else None),
+                Value(metric.high if metric else None),
+                Value(len(cell.results)),
+                Value.of(cell.mean(lambda r: r.validation_loss)),
+                Value.of(cell.parameters),
+                Value.of(cell.mean(lambda r: r.train_examples)),
+                Value.of(cell.mean(lambda r: r.validation_examples)),
+                Value.of(cell.mean(lambda r: r.test_examples)),
+            ]
+        )
+    columns = [
+        Column("Method"),
+        Column("Ablation"),
+        Column("Task"),
+        Column("Scale"),
+        Column("Metric"),
+        Column("mean", "metric", "Metric over seeds"),
+        Column("lowest", "metric", "Metric over seeds"),
+        Column("highest", "metric", "Metric over seeds"),
+        Column("seeds", "count", "Metric over seeds"),
+        Column("Validation loss", "number"),
+        Column("Parameters", "count"),
+        *(Column(name, "count", "Rows") for name in ("train", "validation", "test")),
+    ]
+    return Table("cells", _title(group, "Every cell"), columns, rows, (_SEEDS_NOTE,))
+
+
+def cell_label(cell: Cell) -> str:
+    """`LoRA, select early layers, CoLA (med.)`."""
+    key = cell.key
+    parts = [method_label(key.method), ablation_label(key.ablation) if key.ablation else "", task_label(key.task)]
+    return f"{', '.join(part for part in parts if part)} ({SCALES.get(key.scale, key.scale)})"
+
+
+# --- helpers ---
+
+
+def _of(cell: Cell | None, name: str) -> Spread | None:
+    return getattr(cell, name) if cell else None
+
+
+def _beside(group: Group, get: Callable[[Group], Spread | None], *, spread: bool = True) -> Value:
+    """Ours, with the paper's number, got in the same way, beside it. Beside generated data no number is set."""
+    paper = None if group.generated else get(published_group())
+    value = Value.of(get(group), paper.mean if paper else None)
+    return value if spread else Value(value.value, published=value.published)
+
+
+def _title(group: Group, what: str) -> str:
+    return f"{what} ({group.title})"
+
+
+def _comparison_note(group: Group) -> tuple[str, ...]:
+    if group.generated:
+        return ("Generated data: no published number stands beside these.",)
+    if not group.is_paper_model:
+        return (
+            f"The paper's numbers are of {PAPER_MODEL}, these are of {group.model}: the differences are between two "
+            "models, not between two measurements of one.",
+        )
+    return ()
+
+
+def _task_columns(style: Style) -> list[Column]:
+    return [Column("PEFT/Dataset"), *(Column(label, style) for label in TASKS.values())]
+
+
+def _parameters(group: Group, method: str, ablation: str | None) -> Spread | None:
+    counts = [
+        cell.parameters.mean
+        for key, cell in group.cells.items()
+        if key.method == method and key.ablation == (ablation or "") and cell.parameters
+    ]
+    return Spread.single(max(counts)) if counts else None
+
+
+def _method_rows(group: Group) -> list[tuple[str, str]]:
+    """Methods by scale, as in Table 1, of the cells without an ablation."""
+    found = {(key.method, key.scale) for key in group.cells if not key.ablation}
+    return [
+        (method, scale)
+        for scale in in_order({s for _, s in found}, SCALES)
+        for method in in_order({m for m, s in found if s == scale}, METHODS)
+    ]
+
+
+def _ordered(group: Group) -> list[Cell]:
+    tasks, scales, methods = list(TASKS), list(SCALES), list(METHODS)
+    ablations = list(dict.fromkeys(("", *ABLATIONS["ia3"], *ABLATIONS["lora"])))
+    place = lambda name, known: (known.index(name) if name in known else len(known), name)
+    return sorted(
+        group.cells.values(),
+        key=lambda c: (
+            place(c.key.task, tasks),
+            place(c.key.scale, scales),
+            place(c.key.method, methods),
+            place(c.key.ablation, ablations),
+        ),
+    )
+
+
+def _one(values: Iterable[int]) -> int | None:
+    return max(values, default=None)

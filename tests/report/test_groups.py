@@ -1,0 +1,85 @@
+"""Means over seeds, and what is never put together without a word."""
+
+import pytest
+
+from jpeft.report.groups import Group, Key, Spread, cautions, group, published_group
+from jpeft.report.records import load
+from tests.report.synthetic import record, write_run
+
+
+def groups_of(tmp_path, *results, **train) -> list[Group]:
+    for index, result in enumerate(results):
+        write_run(tmp_path / str(index), result, curve=False, **(train if index else {}))
+    return group(load([tmp_path])[0])
+
+
+def test_mean_and_sample_standard_deviation():
+    three = Spread.of([0.5, None, 0.7, 0.6])
+    assert three and (three.mean, three.sd) == (pytest.approx(0.6), pytest.approx(0.1))
+    assert (three.count, three.low, three.high) == (3, 0.5, 0.7)
+    assert Spread.of([0.5]) == Spread(0.5, None, 1, 0.5, 0.5)
+    assert Spread.of([None]) is None
+
+
+def test_a_cell_is_the_mean_over_its_seeds(tmp_path):
+    (only,) = groups_of(tmp_path, record(seed=0, metric=0.5), record(seed=1, metric=0.7))
+    metric = only.metric("lora", "cola", "medium")
+    assert metric and (metric.mean, metric.count) == (pytest.approx(0.6), 2)
+    assert only.metric("lora", "cola", "low") is None
+
+
+@pytest.mark.parametrize("key", ["model", "source", "reading"])
+def test_another_model_source_or_reading_is_another_group(key, tmp_path):
+    assert len(groups_of(tmp_path, record(), record(seed=1, **{key: "other"}))) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"commit": "0000000"}, "2 different commits"),
+        ({"commit": None}, "none (installed package)"),
+        ({"versions": {"jpeft": "0.1.0", "jax": "0.11.0", "flax": "0.12.8"}}, "jax 0.11.0"),
+        ({"device": "NVIDIA H200"}, "seconds and their memory are not comparable"),
+        ({"mesh": {"data": 2, "fsdp": 1, "model": 1}}, "different meshes"),
+        ({"test_examples": 100}, "not all results have the same test rows"),
+        ({"test_examples": 100}, "the paper's test split has 522"),
+        ({"train_examples": 10}, "not all results have the same train rows"),
+        ({"trainable_parameters": 5}, "trains 5 or 3,538,944 parameters"),
+    ],
+)
+def test_what_differs_within_a_group_is_said(changes, says, tmp_path):
+    (only,) = groups_of(tmp_path, record(), record(seed=1, **changes))
+    assert says in " ".join(cautions(only))
+
+
+def test_settings_that_differ_are_said(tmp_path):
+    (only,) = groups_of(tmp_path, record(), record(seed=1), patience=3, learning_rate={"warmup": 0.1})
+    said = " ".join(cautions(only))
+    assert "differ in `train.patience`" in said
+    assert "The seeds of lora cola medium differ in `train.learning_rate.warmup`" in said
+
+
+def test_a_clean_group_needs_no_caution(mini):
+    assert cautions(mini) == []
+
+
+def test_generated_data_is_said(tmp_path):
+    (only,) = groups_of(tmp_path, record(source="sample", test_examples=600))
+    assert "generated data" in only.title and "generated data" in cautions(only)[0]
+    assert not any("paper's test split" in text for text in cautions(only))
+
+
+def test_the_zero_shot_score_is_the_bare_models(tmp_path):
+    (only,) = groups_of(
+        tmp_path, record("full", zero_shot={"accuracy": 0.3}), record("prompt", zero_shot={"accuracy": 0.1})
+    )
+    score = only.zero_shot("cola")
+    assert score and score.mean == 0.3
+    assert only.zero_shot("agnews") is None
+
+
+def test_the_paper_as_cells():
+    paper = published_group()
+    assert len(paper.cells) == 104
+    assert paper.cells[Key("ia3", "agnews", "low")].metric == Spread.single(0.67)
+    assert paper.metric("lora", "cola", "medium", "early") == Spread.single(0.70306)
