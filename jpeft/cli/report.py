@@ -6,6 +6,8 @@ from pathlib import Path
 
 from jpeft.errors import RunFailed, UserError
 
+_MOST_LINES = 50  # of files left out; a report names all of them
+
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Adds the command."""
@@ -35,8 +37,11 @@ def _report(arguments: argparse.Namespace) -> int:
         report = document.of_paper()
     else:
         results, problems = records.load(arguments.runs)
-        for problem in problems:
+        for problem in problems[:_MOST_LINES]:
             print(f"left out: {problem}", file=sys.stderr)
+        if len(problems) > _MOST_LINES:
+            more = len(problems) - _MOST_LINES
+            print(f"left out: {more:,} more; the report and --json name all of them", file=sys.stderr)
         if not results:
             raise RunFailed(f"none of the {len(problems)} results can be used.")
         found = groups.group(results)

@@ -102,7 +102,7 @@ class Problem:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return "".join(c if c.isprintable() else "?" for c in f"{self.path}: {self.reason}")
 
 
 class _Unusable(Exception):
@@ -236,7 +236,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _Unusable(f"is damaged or cut short ({error})") from None
     if not isinstance(value, dict):
-        raise _Unusable("is of another program: no JSON object")
+        raise _Unusable("is no result of a run, but of another program: no JSON object")
     return value
 
 
@@ -256,7 +256,7 @@ def _result(file: Path, record: Mapping[str, Any], shared: _Shared) -> Result:
         raise _Unusable(f"its status is {_short(record['status'])}" + (f": {_short(error)}" if error else ""))
     missing = [name for name in _CHECKS if name not in record]
     if len(missing) > len(_CHECKS) // 2:
-        raise _Unusable("is of another program: not the result of a run")
+        raise _Unusable("is no result of a run, but of another program or of `jpeft pretrain`")
     if missing:
         raise _Unusable(f"lacks {', '.join(missing)}: of an older version, or edited")
     values = {}

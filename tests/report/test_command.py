@@ -29,6 +29,17 @@ def test_it_writes_and_says_what_to_open(tmp_path, capsys):
     assert "runs/b/result.json" in (tmp_path / "out/report.md").read_text()
 
 
+def test_thousands_of_damaged_files_do_not_flood_the_terminal(tmp_path, capsys):
+    for index in range(60):
+        (tmp_path / f"{index}\n").mkdir()
+        (tmp_path / f"{index}\n" / "result.json").write_text("")
+    write_run(tmp_path / "good", record())
+    assert main(["report", str(tmp_path), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.err.splitlines()) == 51 and shown.err.splitlines()[-1].startswith("left out: 10 more")
+    assert len(json.loads(shown.out)["left_out"]) == 60
+
+
 def test_json_alone_is_on_standard_output(tmp_path, capsys):
     write_run(tmp_path / "a", record(metric=0.5))
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "out"), "--json"]) == 0
