@@ -186,6 +186,21 @@ _SECTIONS: dict[str, type] = {
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Over how many devices, along each axis, a run is spread (docs/mesh.md). Their product is the number of devices.
+
+    Attributes:
+      data: parts of each batch; every part has all weights.
+      fsdp: parts of each batch, with the weights stored in as many parts and gathered where they are used.
+      model: parts of the heads, inner widths and vocabulary, computed apart.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    model: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """One run: a model, a method, a task, and how to train and judge it. What a file leaves open is filled in."""
 
@@ -195,6 +210,7 @@ class Run:
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    mesh: MeshConfig = MeshConfig()
 
     @classmethod
     def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "Run":
@@ -252,9 +268,18 @@ class Run:
             ("train.checkpoint_every_seconds", self.train.checkpoint_every_seconds, 0.0),
             ("eval.num_beams", self.eval.num_beams, 1),
             ("eval.batch_size", self.eval.batch_size, 1),
+            ("mesh.data", self.mesh.data, 1),
+            ("mesh.fsdp", self.mesh.fsdp, 1),
+            ("mesh.model", self.mesh.model, 1),
         ]:
             if value is not None and not (value >= least and math.isfinite(value)):
                 raise UserError(f"{key} is {value}; expected at least {least}.")
+        for key, rows in (("train.batch_size", self.train.batch_size), ("eval.batch_size", self.eval.batch_size)):
+            if rows % (self.mesh.data * self.mesh.fsdp):
+                raise UserError(
+                    f"{key}={rows} rows can not be shared out evenly over mesh.data={self.mesh.data} x "
+                    f"mesh.fsdp={self.mesh.fsdp} parts; choose a multiple."
+                )
         if not self.train.warmup_fraction <= 1:
             raise UserError(f"train.warmup_fraction is {self.train.warmup_fraction}; expected a share from 0 to 1.")
         if self.model.dropout_rate is not None and not self.model.dropout_rate < 1:
@@ -313,9 +338,12 @@ def default_config() -> ConfigDict:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`key: before -> after` of every key whose value differs between two nested configs."""
+    """`key: before -> after` of every key whose value differs between two nested configs of runs.
+
+    But for `mesh`: it says where a run is computed, not what; a run may go on on other devices.
+    """
     found = []
-    for key in sorted({*before, *after}):
+    for key in sorted({*before, *after} - {"mesh"}):
         old, new = before.get(key), after.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{prefix}{key}.")

@@ -17,8 +17,23 @@ class Program:
       compile_seconds: spent tracing and compiling so far.
     """
 
-    def __init__(self, function: Callable[..., Any], *, donate: tuple[int, ...] = ()):
-        self._jitted = jax.jit(function, donate_argnums=donate)
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        donate: tuple[int, ...] = (),
+        batch: jax.sharding.Sharding | None = None,
+        results: Any = None,
+    ):
+        """Compiles nothing yet.
+
+        Args:
+          donate: positions of arguments whose buffers the results may use.
+          batch: the devices that the last argument is put on; None leaves it where it is.
+          results: a sharding for each result, or for all below a node; None leaves them to the compiler.
+        """
+        self._jitted = jax.jit(function, donate_argnums=donate, out_shardings=results)
+        self._batch = batch
         self._compiled: dict[Any, Any] = {}
         self.compile_seconds = 0.0
 
@@ -28,6 +43,8 @@ class Program:
         return len(self._compiled)
 
     def __call__(self, *args: Any) -> Any:
+        if self._batch is not None:
+            args = (*args[:-1], jax.device_put(args[-1], self._batch))
         key = tuple(leaf.shape for leaf in jax.tree.leaves(args[-1]))
         if key not in self._compiled:
             started = time.perf_counter()

@@ -5,8 +5,10 @@ import os
 import random
 from pathlib import Path
 
-# Tests compile far more than they compute. Set before JAX starts; the processes that tests start do without it.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# Set before JAX starts. Tests compile far more than they compute, and some want four devices.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4"
+)
 
 import jax
 import jax.numpy as jnp

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jpeft.model.placement import placed
 from jpeft.model.t5 import T5, SegmentCache, num_stacked
 
 _IMPOSSIBLE = -1e9  # score of a hypothesis that must not be chosen
@@ -27,7 +28,7 @@ class _Decoder:
         caches = []
         for block, (k, _) in zip(self.model.decoder.segments, self.cross_kvs, strict=True):
             _, batch, num_heads, _, d_kv = k.shape
-            empty = jnp.zeros((num_stacked(block), batch, num_heads, max_length, d_kv), k.dtype)
+            empty = placed(jnp.zeros((num_stacked(block), batch, num_heads, max_length, d_kv), k.dtype), "cache")
             caches.append(SegmentCache(empty, empty))
         return caches
 

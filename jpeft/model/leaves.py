@@ -51,17 +51,43 @@ def named_leaves(model: T5, kind: type[nnx.Variable]) -> dict[str, Any]:
     return named
 
 
-def fill(model: T5, kind: type[nnx.Variable], read: Callable[[str, tuple[int, ...]], np.ndarray], dtype: Any) -> None:
-    """Sets every leaf of type `kind` to `read(name, shape)` in `dtype`, with one stacked leaf on the host at a time."""
+Part = tuple[slice, ...]  # of an array, one slice for each dimension
+Read = Callable[[str, tuple[int, ...], Part], np.ndarray]
+Place = Callable[[tuple[Any, ...], tuple[int, ...]], jax.sharding.Sharding]
+
+
+def on_first_device(path: tuple[Any, ...], shape: tuple[int, ...]) -> jax.sharding.Sharding:
+    """The place of everything where there is one device."""
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def fill(model: T5, kind: type[nnx.Variable], read: Read, dtype: Any, place: Place = on_first_device) -> None:
+    """Sets every leaf of type `kind` in `dtype`, with one stacked leaf on the host at a time.
+
+    Args:
+      read: `(name, shape, part)` to that part of what one layer's leaf of that name and shape is; asked for what this
+        process's devices hold, and no more.
+      place: `(path, shape)` to the devices of a leaf.
+    """
     for leaf in stacked_leaves(model, kind):
         shape = leaf.variable.shape
-        if leaf.stacked:
-            host = np.empty(shape, dtype)
-            for row, name in zip(host, leaf.names, strict=True):
-                row[...] = read(name, shape[1:])
-        else:
-            host = np.asarray(read(leaf.names[0], shape)).astype(dtype)
-        _variable_at(model, leaf.path).set_value(jax.device_put(host))
+        parts: dict[Any, np.ndarray] = {}  # replicas ask for the same part
+
+        def part_of(index: Part, leaf: StackedLeaf = leaf, shape: tuple[int, ...] = shape, parts: dict = parts):
+            bounds = tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
+            if bounds not in parts:
+                inner = tuple(slice(*bound) for bound in bounds[leaf.stacked :])
+                if leaf.stacked:
+                    host = np.empty([stop - start for start, stop in bounds], dtype)
+                    for row, name in zip(host, leaf.names[slice(*bounds[0])], strict=True):
+                        row[...] = read(name, shape[1:], inner)
+                else:
+                    host = np.asarray(read(leaf.names[0], shape, inner)).astype(dtype)
+                parts[bounds] = host
+            return parts[bounds]
+
+        array = jax.make_array_from_callback(shape, place(leaf.path, shape), part_of)
+        _variable_at(model, leaf.path).set_value(array)
 
 
 def _variable_at(model: nnx.Module, path: tuple[Any, ...]) -> nnx.Variable:

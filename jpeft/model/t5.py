@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jpeft.model.config import T5Config
+from jpeft.model.placement import placed
 
 MASKED = (
     -1e9
@@ -128,7 +129,7 @@ class Attention(nnx.Module):
         self.dropout_rate = config.dropout_rate
 
     def _heads(self, x: Float[Array, "batch length d_heads"]) -> Float[Array, "batch num_heads length d_kv"]:
-        return x.reshape(*x.shape[:2], self.num_heads, -1).swapaxes(1, 2)
+        return placed(x.reshape(*x.shape[:2], self.num_heads, -1).swapaxes(1, 2), "heads")
 
     def keys_values(
         self, x: Float[Array, "batch kv_len d_model"]
@@ -223,7 +224,7 @@ class Block(nnx.Module):
             h = self.cross_attention(h, *self.cross_attention.keys_values(encoded), cross_bias, keys[2])
             x = x + dropout(h, self.dropout_rate, keys[3])
         h = self.feed_forward(self.feed_forward_norm(x), keys[4])
-        return x + dropout(h, self.dropout_rate, keys[5])
+        return placed(x + dropout(h, self.dropout_rate, keys[5]), "hidden")
 
     def step(
         self,
@@ -240,7 +241,7 @@ class Block(nnx.Module):
         cache = cache.write(layer, position, *self.self_attention.keys_values(h))
         x = x + self.self_attention(h, cache.k[layer], cache.v[layer], self_bias)
         x = x + self.cross_attention(self.cross_attention_norm(x), *cross_kv, cross_bias)
-        return x + self.feed_forward(self.feed_forward_norm(x)), cache
+        return placed(x + self.feed_forward(self.feed_forward_norm(x)), "hidden"), cache
 
 
 def num_stacked(block: Block) -> int:
@@ -395,8 +396,10 @@ class T5(nnx.Module):
         """Scores of the next token, float32, from the decoder's output."""
         if self.config.tie_word_embeddings:
             x = x * jnp.asarray(self.config.d_model**-0.5, x.dtype)
-            return (x @ self.shared.embedding[...].astype(x.dtype).T).astype(jnp.float32)
-        return self.lm_head(x).astype(jnp.float32)
+            scores = x @ self.shared.embedding[...].astype(x.dtype).T
+        else:
+            scores = self.lm_head(x)
+        return placed(scores.astype(jnp.float32), "logits")
 
     def __call__(
         self,

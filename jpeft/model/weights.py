@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.model.config import T5Config
-from jpeft.model.leaves import fill, named_leaves
+from jpeft.model.leaves import Part, Place, fill, named_leaves, on_first_device
 from jpeft.model.t5 import T5
 from jpeft.model.write import write_whole
 
@@ -67,8 +67,12 @@ class Checkpoint(abc.ABC):
         """Names of every weight that is there."""
 
     @abc.abstractmethod
-    def read(self, name: str) -> np.ndarray:
-        """One weight."""
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one weight."""
+
+    @abc.abstractmethod
+    def read(self, name: str, part: Part) -> np.ndarray:
+        """A part of one weight."""
 
 
 class _Safetensors(Checkpoint):
@@ -84,9 +88,13 @@ class _Safetensors(Checkpoint):
     def names(self) -> set[str]:
         return set(self._file_of)
 
-    def read(self, name: str) -> np.ndarray:
+    def shape(self, name: str) -> tuple[int, ...]:
         with safe_open(self._file_of[name], framework="numpy") as file:
-            return file.get_tensor(name)
+            return tuple(file.get_slice(name).get_shape())
+
+    def read(self, name: str, part: Part) -> np.ndarray:
+        with safe_open(self._file_of[name], framework="numpy") as file:
+            return file.get_slice(name)[part]
 
 
 class _InMemory(Checkpoint):
@@ -96,8 +104,11 @@ class _InMemory(Checkpoint):
     def names(self) -> set[str]:
         return set(self._weights)
 
-    def read(self, name: str) -> np.ndarray:
-        return self._weights[name]
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._weights[name].shape
+
+    def read(self, name: str, part: Part) -> np.ndarray:
+        return self._weights[name][part]
 
 
 def _read_msgpack(files: list[Path]) -> _InMemory:
@@ -181,13 +192,21 @@ def _shards(index: Path) -> list[Path]:
 
 
 def load(
-    directory: Path, *, dtype: Any = jnp.float32, stored_dtype: Any = None, dropout_rate: float | None = None
+    directory: Path,
+    *,
+    dtype: Any = jnp.float32,
+    stored_dtype: Any = None,
+    dropout_rate: float | None = None,
+    place: Place = on_first_device,
 ) -> T5:
     """The model of a checkpoint directory, computing in `dtype`.
+
+    Each device receives its own part of a weight straight from the file; the host holds one stacked weight at a time.
 
     Args:
       stored_dtype: of the weights in memory; None is `dtype`.
       dropout_rate: None takes the checkpoint's.
+      place: `(path, shape)` to the devices of a weight.
 
     Raises:
       UserError: as `T5Config.from_file` and `open_checkpoint`; or the weights do not fit `config.json`.
@@ -203,23 +222,22 @@ def load(
         unread.discard("lm_head.weight")
     absent = []
 
-    def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def read(name: str, shape: tuple[int, ...], part: Part) -> np.ndarray:
         stored, transposed = hub_weight(name)
         source = _stored_as(stored, checkpoint.names())
         if source is None:
             absent.append(stored)
-            return np.zeros(shape, np.float32)
+            return np.zeros([s.stop - s.start for s in part], np.float32)
         unread.discard(source)
-        value = checkpoint.read(source)
-        value = value.T if transposed else value
-        if value.shape != shape:
+        there = checkpoint.shape(source)
+        if (there[::-1] if transposed else there) != shape:
             raise UserError(
-                f"{directory}: {source} has shape {value.shape} where config.json asks for {shape}; "
-                "the weights and the config are of different models."
+                f"{directory}: {source} has shape {there} where config.json asks for "
+                f"{shape[::-1] if transposed else shape}; the weights and the config are of different models."
             )
-        return value
+        return checkpoint.read(source, part[::-1]).T if transposed else checkpoint.read(source, part)
 
-    fill(model, nnx.Param, read, stored_dtype or dtype)
+    fill(model, nnx.Param, read, stored_dtype or dtype, place)
     if absent or unread:
         what = f"lacks {_a_few(absent)}" if absent else f"holds weights that a T5 has no place for: {_a_few(unread)}"
         raise UserError(f"{directory} {what}; the weights and config.json are of different models.")

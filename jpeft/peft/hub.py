@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.model import weights
-from jpeft.model.leaves import fill, named_leaves
+from jpeft.model.leaves import Part, fill, named_leaves
 from jpeft.model.t5 import T5
 from jpeft.model.weights import hub_module
 from jpeft.model.write import write_whole
@@ -100,14 +100,14 @@ def load_adapter(directory: Path, model: T5) -> tuple[T5, Method, list[Site]]:
     adapted = attach(model, method, chosen, jax.random.key(0))
     unread = set(tensors)
 
-    def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def read(name: str, shape: tuple[int, ...], part: Part) -> np.ndarray:
         if name not in tensors or tensors[name].shape != shape:
             found = f"shape {tensors[name].shape}" if name in tensors else "nothing"
             raise UserError(
                 f"{directory} does not fit this base: {name} should have shape {shape}, the file has {found}."
             )
         unread.discard(name)
-        return tensors[name]
+        return tensors[name][part]
 
     fill(adapted, Adapter, read, np.float32)
     if unread:

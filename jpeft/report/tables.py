@@ -330,7 +330,7 @@ def sizes(group: Group) -> Table:
     ]
     notes = (
         "Where runs differ in parameters or file size, the largest is given. Peak memory is the device's where it "
-        "tells; on CPU it is the process's, so that of several cells run by one process each shows the largest so far.",
+        "tells, the highest since its process began; on CPU it is the run's own.",
     )
     return Table("sizes", _title(group, "Parameters, adapter size and memory"), columns, rows, notes)
 

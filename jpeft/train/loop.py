@@ -35,6 +35,7 @@ from jpeft.errors import RunFailed, Stopped
 from jpeft.eval.generate import answers, make_generate
 from jpeft.eval.loss import make_loss, mean_loss
 from jpeft.eval.metrics import score
+from jpeft.mesh.layout import Layout
 from jpeft.peft.base import count, split
 from jpeft.peft.hub import save_adapter
 from jpeft.program import Program, use_compilation_cache
@@ -130,11 +131,13 @@ class _Execution:
         self.run, self.directory, self.display = run, directory, display
         use_compilation_cache(cache_directory() / "compiled")
         reset_peak_memory()
-        self.setup = set_up(run, session, report=display.say)
+        self.layout = Layout.of_devices(**dataclasses.asdict(run.mesh))
+        self.setup = set_up(run, session, self.layout, report=display.say)
         self.data = self._prepare_data(session)
         directory.write_json("splits.json", data_record(self.data.row_ids(), self.data.tokens, self.data.shapes))
         model, train = self.setup.model, run.train
-        graphdef, adapter, self.base = split(model)
+        graphdef, adapter, base = split(model)
+        adapter, self.base = self.layout.place(adapter), self.layout.place(base)
         assert train.max_epochs is not None, "Run.from_config fills it in"
         self.max_epochs = train.max_epochs
         self.steps_per_epoch = num_steps(
@@ -149,25 +152,41 @@ class _Execution:
         optimizer = {"weight_decay": train.weight_decay, "clip_grad_norm": train.clip_grad_norm}
         tx = adamw(self.schedule, **optimizer)
         answer = {"max_length": self.data.task.max_target_length, "num_beams": run.eval.num_beams}
-        trees = (graphdef, spec(adapter), spec(self.base))
+        state = self.layout.place(init_state(adapter, tx))
+        self.sums = self.layout.place(zero_sums(adapter))
+        of_state, of_sums, whole = self.layout.shardings(state), self.layout.shardings(self.sums), self.layout.whole
+        trees = (graphdef, spec(adapter), spec(self.base), self.layout)
 
-        def program(key: tuple[Hashable, ...], make: Callable[[], Callable], donate: tuple[int, ...] = ()) -> Program:
-            return session.programs.get(key, lambda: Program(make(), donate=donate))
+        def program(key: tuple[Hashable, ...], make: Callable[[], Callable], **options: Any) -> Program:
+            return session.programs.get(key, lambda: Program(self.layout.traced(make()), **options))
 
         self.programs = _Programs(
-            accumulate=program(("accumulate", *trees), lambda: make_accumulate(graphdef), donate=(0,)),
-            update=program(
-                ("update", spec(adapter), *points.items(), *optimizer.items()), lambda: make_update(tx), donate=(0, 1)
+            accumulate=program(
+                ("accumulate", *trees),
+                lambda: make_accumulate(graphdef),
+                donate=(0,),
+                batch=self.layout.batch,
+                results=of_sums,
             ),
-            loss=program(("loss", *trees), lambda: make_loss(graphdef)),
-            generate=program(("generate", *trees, *answer.items()), lambda: make_generate(graphdef, **answer)),
+            update=program(
+                ("update", *trees[1:], *points.items(), *optimizer.items()),
+                lambda: make_update(tx),
+                donate=(0, 1),
+                results=(of_state, of_sums, whole),
+            ),
+            loss=program(("loss", *trees), lambda: make_loss(graphdef), batch=self.layout.batch, results=whole),
+            generate=program(
+                ("generate", *trees, *answer.items()),
+                lambda: make_generate(graphdef, **answer),
+                batch=self.layout.batch,
+                results=whole,
+            ),
         )
         # The device's own generator: its bits are much cheaper than the default's, and as repeatable on one machine.
         self.dropout_key = jax.random.key(train.seed, impl="rbg")
-        self.sums = zero_sums(adapter)
         self.adapter_parameters = count(adapter)
         self.snapshot = _Snapshot(
-            init_state(adapter, tx),
+            state,
             _host_copy(adapter),
             Progress(started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
         )
@@ -214,7 +233,7 @@ class _Execution:
                 self.snapshot.progress.zero_shot = self._test("zero_shot", untrained, stop, checkpoints)
                 self.snapshot.save_to(checkpoints)
             self._train(stop, checkpoints)
-            best = jax.device_put(self.snapshot.best)
+            best = self.layout.place(self.snapshot.best)
             numbers = self._test("predictions", best, stop, checkpoints)
         return self._write_result(numbers)
 
@@ -442,8 +461,8 @@ class _Execution:
             "peak_memory_bytes": peak_memory_bytes(),
             "adapter_bytes": adapter_bytes,
             "device": jax.devices()[0].device_kind,
-            "device_count": 1,
-            "mesh": {"data": 1, "fsdp": 1, "model": 1},
+            "device_count": self.layout.mesh.size,
+            "mesh": self.layout.shape,
             "versions": versions(),
             "commit": commit(),
             "started": progress.started,

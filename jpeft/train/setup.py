@@ -10,6 +10,7 @@ from flax import nnx
 
 from jpeft.config import Run
 from jpeft.errors import UserError
+from jpeft.mesh.layout import Layout
 from jpeft.model import weights
 from jpeft.model.source import resolve
 from jpeft.model.t5 import T5
@@ -57,7 +58,7 @@ def selection(run: Run, model: T5) -> Selection:
     )
 
 
-def _load_base(run: Run, session: Session, report: Callable[[str], None]) -> tuple[T5, Tokenizer]:
+def _load_base(run: Run, session: Session, layout: Layout, report: Callable[[str], None]) -> tuple[T5, Tokenizer]:
     directory = resolve(run.model.name, report=report)
     dtype = compute_dtype(run.model.dtype)
     trains_the_base = run.method.name == "full"
@@ -65,24 +66,30 @@ def _load_base(run: Run, session: Session, report: Callable[[str], None]) -> tup
     def load() -> tuple[T5, Tokenizer]:
         # What full tuning trains is kept in float32; read it so, not through a rounded copy.
         stored_dtype = jnp.float32 if trains_the_base else dtype
-        model = weights.load(directory, dtype=dtype, stored_dtype=stored_dtype, dropout_rate=run.model.dropout_rate)
+        model = weights.load(
+            directory,
+            dtype=dtype,
+            stored_dtype=stored_dtype,
+            dropout_rate=run.model.dropout_rate,
+            place=layout.sharding_of,
+        )
         model.encoder.remat = model.decoder.remat = run.model.remat
         config = model.config
         return model, Tokenizer.load(directory, vocab_size=config.vocab_size, eos_token_id=config.eos_token_id)
 
     if trains_the_base:  # its steps reuse the weights' own buffers: such a base can not be shared
         return load()
-    return session.bases.get((directory, dtype, run.model.dropout_rate, run.model.remat), load)
+    return session.bases.get((directory, dtype, run.model.dropout_rate, run.model.remat, layout), load)
 
 
-def set_up(run: Run, session: Session, *, report: Callable[[str], None] = lambda line: None) -> Setup:
+def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str], None] = lambda line: None) -> Setup:
     """Loads the base, unless the session has it, and attaches the method; `report` hears what takes long.
 
     Raises:
       UserError: the model or adapter is not there, does not fit, or the selection matches nothing.
       RunFailed: a file is damaged, or the hub can not be reached.
     """
-    model, tokenizer = _load_base(run, session, report)
+    model, tokenizer = _load_base(run, session, layout, report)
     total = count(nnx.state(model, nnx.Param))
     method = run.build_method()
     if run.method.from_adapter is not None:

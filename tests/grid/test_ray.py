@@ -28,6 +28,7 @@ def cluster(monkeypatch):
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     made.add_node(num_cpus=1)
     yield made.address
+    ray.shutdown()  # what a test in this process has left connected
     made.shutdown()
 
 

@@ -35,7 +35,7 @@ def model():
             value *= 2
     values["lm_head/kernel"] *= 2
     values["lm_head/kernel"][:, TINY.eos_token_id] *= 3
-    fill(model, nnx.Param, lambda name, shape: values[name], np.float32)
+    fill(model, nnx.Param, lambda name, shape, part: values[name][part], np.float32)
     return model
 
 

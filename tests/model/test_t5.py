@@ -104,7 +104,7 @@ def test_fill_puts_each_leaf_where_its_name_says(deep_t5):
     values = {name: np.asarray(value) * 2 for name, value in named_leaves(deep_t5, nnx.Param).items()}
     filled = nnx.clone(deep_t5)
     split_segments(filled.encoder, [2])
-    fill(filled, nnx.Param, lambda name, shape: values[name], np.float32)
+    fill(filled, nnx.Param, lambda name, shape, part: values[name][part], np.float32)
     for name, value in named_leaves(filled, nnx.Param).items():
         np.testing.assert_array_equal(value, values[name], err_msg=name)
 

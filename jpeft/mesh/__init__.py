@@ -1,0 +1,1 @@
+"""Several devices as one: which device holds which part of what (docs/mesh.md)."""

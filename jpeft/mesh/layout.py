@@ -1,0 +1,110 @@
+"""A mesh of devices, and where on it a run's arrays are."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jpeft.errors import UserError
+from jpeft.mesh.rules import ACTIVATIONS, AXES, BATCH_AXES, leaf_name, spec_of
+from jpeft.model.placement import placing
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where everything is. Two layouts of the same devices in the same shape are equal."""
+
+    mesh: Mesh
+
+    @classmethod
+    def of_devices(cls, data: int = 1, fsdp: int = 1, model: int = 1, devices: Sequence[Any] | None = None) -> "Layout":
+        """A mesh of `data * fsdp * model` devices, neighbours along `model`: what talks most is nearest.
+
+        Raises:
+          UserError: there are not so many devices.
+        """
+        shape = (data, fsdp, model)
+        count = data * fsdp * model
+        devices = jax.devices() if devices is None else devices
+        if count > len(devices):
+            raise UserError(
+                f"mesh.data={data} x mesh.fsdp={fsdp} x mesh.model={model} asks for {count} devices; "
+                f"there {'is' if len(devices) == 1 else 'are'} {len(devices)} ({devices[0].device_kind})."
+            )
+        chosen = devices[:count]
+        if count == len(jax.devices()) and list(chosen) == jax.devices():  # JAX then knows how they are connected
+            return cls(jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES)))
+        return cls(Mesh(np.asarray(chosen).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES)))
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """Devices along each axis."""
+        return dict(self.mesh.shape)
+
+    @property
+    def batch_parts(self) -> int:
+        """Into how many parts a batch is cut."""
+        return int(np.prod([self.mesh.shape[axis] for axis in BATCH_AXES]))
+
+    def sharding(self, path: Sequence[Any], shape: Sequence[int]) -> NamedSharding:
+        """Where a leaf of the model, of an adapter or of an optimizer's state is.
+
+        Raises:
+          UserError: a dimension can not be cut into so many equal parts.
+          LookupError: no rule is for it.
+        """
+        spec = spec_of(path, shape)
+        for size, axis in zip(shape, spec, strict=False):
+            if axis is not None and size % self.mesh.shape[axis]:
+                raise UserError(
+                    f"{leaf_name(path)} has a dimension of {size}, which mesh.{axis}={self.mesh.shape[axis]} does not "
+                    f"divide; choose a mesh.{axis} that divides it."
+                )
+        return NamedSharding(self.mesh, spec)
+
+    def sharding_of(self, path: Sequence[Any], shape: Sequence[int]) -> NamedSharding:
+        """As `sharding`, of a leaf at a path of plain names and indices."""
+        keys = [jax.tree_util.DictKey(part) for part in path]
+        return self.sharding(keys, shape)
+
+    def shardings(self, tree: Any) -> Any:
+        """A tree of `sharding`s. Raises as that does."""
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: self.sharding(path, leaf.shape), tree)
+
+    def place(self, tree: Any) -> Any:
+        """The tree with every leaf where it belongs. Raises as `sharding`."""
+        return jax.device_put(tree, self.shardings(tree))
+
+    @property
+    def whole(self) -> NamedSharding:
+        """The sharding of what every device has whole."""
+        return NamedSharding(self.mesh, P())
+
+    @property
+    def batch(self) -> NamedSharding:
+        """The sharding of arrays whose first axis is the batch."""
+        return NamedSharding(self.mesh, ACTIVATIONS["batch"])
+
+    def traced(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its activations placed by this layout when it is traced."""
+
+        @functools.wraps(function)
+        def within(*args: Any) -> Any:
+            with placing(self.constrain):
+                return function(*args)
+
+        return within
+
+    def constrain(self, x: jax.Array, kind: str) -> jax.Array:
+        """Says, within a compiled function, how an activation of that kind is cut: a key of `ACTIVATIONS`."""
+        spec = ACTIVATIONS[kind]
+        fits = all(
+            axis is None or size % int(np.prod([self.mesh.shape[a] for a in np.atleast_1d(axis)])) == 0
+            for size, axis in zip(x.shape, spec, strict=False)
+        )
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec)) if fits else x

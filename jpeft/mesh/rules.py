@@ -1,0 +1,78 @@
+"""The sharding rules: one table from the name of a leaf to the mesh axes that cut its dimensions.
+
+Axes: `data` cuts batches alone; `fsdp` cuts batches and, for storage, weights (each device gathers what it needs for a
+layer); `model` cuts heads, inner widths and the vocabulary, whose parts are computed apart (Shoeybi et al. 2019: the
+first matrix product of a sublayer by its columns, the second by its rows, one sum over devices after it).
+
+What a method adds to a linear map follows the map: what acts on a cut dimension is cut alike, the rest is whole on
+every device. Optimizer state follows the leaf that it belongs to.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+from jpeft.model.leaves import is_stacked
+
+AXES = ("data", "fsdp", "model")
+BATCH_AXES = ("data", "fsdp")
+
+_COLUMNS = r"(.*attention/(q|k|v)|feed_forward/(wi|wi_0|wi_1)|lm_head)"  # maps into a cut dimension
+_ROWS = r"(.*attention/o|feed_forward/wo)"  # maps out of one
+
+# The first pattern that matches a whole name decides. Names are those of `leaf_name`.
+WEIGHTS: tuple[tuple[str, P], ...] = (
+    (r"shared/embedding", P("model", "fsdp")),
+    (_COLUMNS + r"/kernel", P("fsdp", "model")),
+    (_ROWS + r"/kernel", P("model", "fsdp")),
+    (r"relative_attention_bias/embedding", P(None, "model")),
+    (_COLUMNS + r"/lora_b", P(None, "model")),
+    (_ROWS + r"/lora_a", P("model", None)),
+    (_COLUMNS + r"/(scale_out|bias)", P("model")),
+    (_ROWS + r"/scale_in", P("model")),
+    # Whole everywhere: small, and needed by every device.
+    (r".*/(lora_a|lora_b|scale_in|scale_out|bias|scale)", P()),
+    (r"encoder_input/prompt", P()),
+)
+ACTIVATIONS: dict[str, P] = {
+    "batch": P(BATCH_AXES),
+    "hidden": P(BATCH_AXES, None, None),  # [batch, length, d_model]
+    "heads": P(BATCH_AXES, "model", None, None),  # [batch, num_heads, length, d_kv]
+    "cache": P(None, BATCH_AXES, "model", None, None),  # [layers, batch, num_heads, length, d_kv]
+    "logits": P(BATCH_AXES, None, "model"),  # [batch, length, vocab]
+}
+
+
+def leaf_name(path: Sequence[Any]) -> str:
+    """Name of a leaf at a `jax.tree_util` path, wherever its tree hangs: `self_attention/q/lora_a`.
+
+    Without what says nothing of its place in the network: stack, segment and what holds the tree.
+    """
+    parts = [str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path]
+    if "segments" in parts:
+        parts = parts[parts.index("segments") + 2 :]
+    elif any(root in parts for root in _ROOTS):
+        parts = parts[next(i for i, part in enumerate(parts) if part in _ROOTS) :]
+    silent = ("adapter", "value", "encoder", "decoder")
+    return "/".join(part for part in parts if part not in silent)
+
+
+_ROOTS = ("shared", "encoder_input", "encoder", "decoder", "lm_head")
+
+
+def spec_of(path: Sequence[Any], shape: Sequence[int]) -> P:
+    """The axes that cut each dimension of a leaf; scalars, such as an optimizer's step count, are whole everywhere.
+
+    Raises:
+      LookupError: no rule matches. Every leaf has to have one: what nobody thought of must not be whole in silence.
+    """
+    if not shape:
+        return P()
+    name = leaf_name(path)
+    for pattern, spec in WEIGHTS:
+        if re.fullmatch(pattern, name):
+            return P(None, *spec) if is_stacked(tuple(path)) else spec
+    raise LookupError(f"no sharding rule for {jax.tree_util.keystr(tuple(path))} ({name}) of shape {tuple(shape)}.")

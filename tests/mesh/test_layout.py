@@ -1,0 +1,82 @@
+"""The table of rules: every leaf there is has one, and what can not be cut is refused with the reason."""
+
+import dataclasses
+
+import jax
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from jpeft.errors import UserError
+from jpeft.mesh.layout import Layout
+from jpeft.mesh.rules import leaf_name, spec_of
+from jpeft.model.t5 import T5
+from jpeft.peft.base import attach, select, split
+from jpeft.peft.methods import METHODS, build
+from jpeft.train.optimizer import adamw
+from jpeft.train.step import init_state, zero_sums
+from tests.conftest import TINY
+
+FOUR_HEADS = dataclasses.replace(TINY, num_heads=4)
+
+
+def trees(method: str, reading: str, config=FOUR_HEADS):
+    """Shapes of what a run holds: base, state with its optimizer, sums."""
+
+    def make():
+        model = T5(config, rngs=nnx.Rngs(0))
+        chosen = build(method, reading, {})
+        _, adapter, base = split(attach(model, chosen, select(model, chosen), jax.random.key(0)))
+        state = init_state(adapter, adamw(lambda step: 1e-3, weight_decay=0.1, clip_grad_norm=1.0))
+        return base, state, zero_sums(adapter)
+
+    return jax.eval_shape(make)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("reading", ["paper", "official"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_leaf_has_a_rule(method, reading, tied, gated):
+    config = dataclasses.replace(
+        FOUR_HEADS, tie_word_embeddings=tied, feed_forward_proj="gated-gelu" if gated else "relu"
+    )
+    layout = Layout.of_devices(model=4)
+    for tree in trees(method, reading, config):
+        jax.tree.map(lambda leaf, sharding: sharding.shard_shape(leaf.shape), tree, layout.shardings(tree))
+
+
+def test_a_leaf_that_nobody_thought_of_is_an_error():
+    with pytest.raises(LookupError, match="no sharding rule for .*new_thing.*shape"):
+        spec_of([jax.tree_util.DictKey("encoder"), jax.tree_util.DictKey("new_thing")], (3, 4))
+
+
+def test_heads_widths_and_vocabulary_are_cut_and_the_optimizer_follows():
+    base, state, _ = trees("lora", "paper")
+    layout = Layout.of_devices(model=4)
+    cut = {
+        leaf_name(path): sharding.spec
+        for path, sharding in jax.tree_util.tree_flatten_with_path(layout.shardings((base, state.adapter)))[0]
+    }
+    assert cut["shared/embedding"] == P("model", "fsdp") and cut["lm_head/kernel"] == P("fsdp", "model")
+    assert cut["self_attention/q/kernel"] == P(None, "fsdp", "model")
+    assert cut["self_attention/o/kernel"] == P(None, "model", "fsdp")
+    assert cut["self_attention/q/lora_b"] == P(None, None, "model") and cut["self_attention/q/lora_a"] == P(None)
+    assert cut["self_attention/o/lora_a"] == P(None, "model", None)
+    assert cut["feed_forward_norm/scale"] == P(None)
+    of_adapter = jax.tree.leaves(layout.shardings(state.adapter))
+    of_moments = [s for s in jax.tree.leaves(layout.shardings(state.opt_state)) if s.spec != P()]
+    assert of_moments == [s for s in of_adapter * 2 if s.spec != P()]  # first and second moments
+
+
+@pytest.mark.parametrize(
+    ("mesh", "says"),
+    [
+        ({"model": 4}, "relative_attention_bias/embedding has a dimension of 2, which mesh.model=4 does not divide"),
+        ({"data": 8}, "mesh.data=8 x mesh.fsdp=1 x mesh.model=1 asks for 8 devices; there are 4"),
+    ],
+)
+def test_what_can_not_be_cut_is_refused_with_the_reason(mesh, says):
+    """The tiny T5 has two heads."""
+    with pytest.raises(UserError, match=says):
+        Layout.of_devices(**mesh).shardings(trees("lora", "paper", TINY)[0])

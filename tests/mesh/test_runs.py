@@ -1,0 +1,112 @@
+"""Runs on four devices (of the CPU, split in four) come out as on one."""
+
+import dataclasses
+import json
+import signal
+
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from jpeft.config import Run
+from jpeft.errors import Stopped
+from jpeft.model import weights
+from jpeft.model.t5 import T5
+from jpeft.peft.methods import METHODS
+from jpeft.train import loop
+from jpeft.train.display import Display
+from jpeft.train.loop import execute
+from tests.conftest import TINY
+
+MESHES = {"4x1": {"data": 4}, "1x4": {"model": 4}, "2x2": {"data": 2, "model": 2}, "fsdp": {"fsdp": 4}}
+ONE = {"data": 1, "fsdp": 1, "model": 1}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, tiny_tokenizer):
+    """A tiny random T5 whose heads, widths and vocabulary four divides."""
+    directory = tmp_path_factory.mktemp("checkpoint") / "tiny4"
+    weights.save(T5(dataclasses.replace(TINY, num_heads=4), rngs=nnx.Rngs(3)), directory)
+    (directory / "tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
+    return directory
+
+
+@pytest.fixture
+def cell(checkpoint, toy_data):
+    """Three steps of 16 rows of a method, on a mesh."""
+
+    def make(method: str, mesh: dict[str, int], **train) -> Run:
+        return Run.from_config(
+            {
+                "model": {"name": str(checkpoint)},
+                "method": {"name": method},
+                "data": {"task": "agnews", "path": str(toy_data), "max_train": 48, "max_target_length": 12},
+                "train": {"max_epochs": 1, "batch_size": 8, "accumulation_steps": 2, **train},
+                "eval": {"batch_size": 8},
+                "mesh": mesh,
+            }
+        )
+
+    return make
+
+
+def outcome(run, workdir):
+    result = execute(run, workdir, display=Display(quiet=True))
+    steps = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = [step["loss"] for step in steps if "loss" in step]
+    answers = [json.loads(line)["prediction"] for line in (workdir / "predictions.jsonl").read_text().splitlines()]
+    return result, losses, answers, load_file(next((workdir / "adapter").glob("*.safetensors")))
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    """Outcomes of the same cells on one device, by method."""
+    return {}
+
+
+# Compiling for four devices takes seconds a program: a few by default, all of them as slow tests.
+_BY_DEFAULT = {("full", "fsdp"), ("lora", "2x2")}
+_COMBINATIONS = [
+    pytest.param(method, mesh, marks=[] if (method, mesh) in _BY_DEFAULT else pytest.mark.slow)
+    for method in METHODS
+    for mesh in MESHES
+]
+
+
+@pytest.mark.parametrize(("method", "mesh"), _COMBINATIONS)
+def test_three_steps_agree_with_one_device(method, mesh, cell, on_one_device, tmp_path):
+    if method not in on_one_device:
+        on_one_device[method] = outcome(cell(method, ONE), tmp_path / "one")
+    one, losses_of_one, answers_of_one, adapter_of_one = on_one_device[method]
+    four, losses, answers, adapter = outcome(cell(method, MESHES[mesh]), tmp_path / "four")
+    assert four["device_count"] == 4 and four["mesh"] == {**ONE, **MESHES[mesh]}
+    assert len(losses) == 3
+    np.testing.assert_allclose(losses, losses_of_one, atol=1e-5)
+    assert abs(four["validation_loss"] - one["validation_loss"]) < 1e-5
+    assert answers == answers_of_one
+    assert set(adapter) == set(adapter_of_one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [("fsdp", "1x4"), ("2x2", "one"), ("one", "4x1")])
+def test_a_run_goes_on_on_another_mesh(before, after, cell, tmp_path, monkeypatch):
+    """Stopped after its second step, and started again with other devices: the result is the unbroken run's."""
+    meshes = {**MESHES, "one": ONE}
+    unbroken, *_ = outcome(cell("full", ONE), tmp_path / "unbroken")
+    with monkeypatch.context() as patch:
+        count = loop.MetricsLog.step
+        steps = []
+
+        def stop_after_two(self, **values):
+            count(self, **values)
+            steps.append(values)
+            if len(steps) == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+        patch.setattr(loop.MetricsLog, "step", stop_after_two)
+        with pytest.raises(Stopped):
+            execute(cell("full", meshes[before]), tmp_path / "broken", display=Display(quiet=True))
+    resumed, losses, *_ = outcome(cell("full", meshes[after]), tmp_path / "broken")
+    assert len(losses) == 3
+    assert abs(resumed["validation_loss"] - unbroken["validation_loss"]) < 1e-5
