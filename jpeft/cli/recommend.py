@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from jpeft.errors import RunFailed, UserError
 
@@ -43,15 +44,37 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     numbers.add_argument("--examples", type=int, metavar="N", help="rows that you have to train on")
     numbers.add_argument("--runs", nargs="+", metavar="DIR", help="your results instead of the published ones")
+    trying = parser.add_argument_group("by a search on your own rows")
+    trying.add_argument("--data", metavar="FILE", help="rows with `input` and `target`: JSONL, CSV, Parquet")
+    trying.add_argument("--model", metavar="NAME", help="mini, a hub id or a directory in Hugging Face layout")
+    trying.add_argument(
+        "--methods", default="lora,ia3,bitfit,prompt,full", help="to try, with commas (default: %(default)s)"
+    )
+    trying.add_argument("--budget", type=float, metavar="MINUTES", help="that it may take, about; no limit by default")
+    trying.add_argument(
+        "--config",
+        metavar="FILE",
+        help="a config file whose get_config takes a cell's name; configs/mini.py for mini, else configs/benchmark.py",
+    )
+    trying.add_argument("--workdir", type=Path, help="of the search; runs/recommend_<data>_<model> by default")
+    trying.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once (default: %(default)s)")
+    trying.add_argument("--retry-failed", action="store_true", help="run again what failed, too")
     parser.set_defaults(run=_recommend, takes_config_keys=True)
 
 
 def _recommend(arguments: argparse.Namespace) -> int:
+    if arguments.data is not None:
+        from jpeft.cli.recommend_search import search_and_print
+
+        return search_and_print(arguments)
     if arguments.task is None:
         raise UserError(
             "name a task and the rows that you have (--task classification --examples 100), or the rows themselves "
             "(--data my.jsonl --model mini); see jpeft recommend --help."
         )
+    for flag in ("model", "budget", "config", "workdir"):
+        if getattr(arguments, flag) is not None:
+            raise UserError(f"--{flag} is of a search alone; give --data, too.")
     if arguments.config_keys:
         raise UserError(f"{arguments.config_keys[0].partition('=')[0]} is of a search alone; give --data, too.")
     return _by_numbers(arguments)
