@@ -177,7 +177,9 @@ def _print(arguments: argparse.Namespace, flags: _Flags, found) -> int:
         first = choice.rank(full, scarce)[0].full  # in lines of any length: they are for copying
         print(f"\nadapter  {first.adapter}")
         print(f"command  {first.command}")
-        print(f"next     jpeft report {flags.workdir}; or another seed: --config.train.seed=1 and another --workdir")
+        print(
+            f"next     jpeft report {flags.workdir}/full_*; for another seed --config.train.seed=1 and a new --workdir"
+        )
     return 1 if len(full) < len(found.full) else 0
 
 

@@ -158,14 +158,17 @@ class _Search:
         best = choose(short)
         if not best:
             raise RunFailed(f"no method got through; the first error: {short[0].seen.detail}")
-        decided = self._decide(best)
+        decided = self._decide(best, sorted({attempt.factor for attempt in short}))
         full, left_out = self._full_runs(best, decided)
+        if left_out:
+            decided["left_out"] |= left_out
+            _write_record(self._request.workdir, self._record)
         failed = {a.method: a.seen.detail for a in short if a.method not in best}
         return Found(
             tuple(short),
             tuple(full),
             decided["epochs"],
-            {**failed, **decided["left_out"], **left_out},
+            {**failed, **decided["left_out"]},
             tuple(self._remarks),
         )
 
@@ -178,17 +181,22 @@ class _Search:
             return self._attempts([(method, factor) for method in request.methods for factor in FACTORS], self._short)
         done: list[Attempt] = []
         expected = 0.0
+        before = self._decided()
         for factor in FACTORS:
             wanted = [(method, factor) for method in request.methods]
-            too_long = self._spent() + expected > _SHORT_RUNS_SHARE * request.budget_seconds
-            # What an earlier call has done counts, whatever this one would have decided.
-            if done and too_long and not any(self._is_done(pair, self._short) for pair in wanted):
+            # What an earlier call has decided stays, and what it has begun goes on.
+            if before is not None:
+                left_out = factor not in before["factors"]
+            else:
+                too_long = self._spent() + expected > _SHORT_RUNS_SHARE * request.budget_seconds
+                left_out = too_long and not any(self._is_done(pair, self._short) for pair in wanted)
+            if done and left_out:
                 self._remarks.append(f"the budget left no time to try learning rates × {factor:.3g}")
                 continue
-            before, tried = self._spent(), self._attempts(wanted, self._short)
+            began, tried = self._spent(), self._attempts(wanted, self._short)
             own = sum(_own_seconds(attempt) for attempt in tried) / request.jobs
             # The first of a method loads and compiles what the next ones share.
-            expected = own + (self._spent() - before - own) * (1.0 if done else 0.5)
+            expected = own + (self._spent() - began - own) * (1.0 if done else 0.5)
             done += tried
         return done
 
@@ -206,21 +214,29 @@ class _Search:
 
     # --- full runs ---
 
-    def _decide(self, best: Mapping[str, Attempt]) -> dict[str, Any]:
+    def _decide(self, best: Mapping[str, Attempt], factors: list[float]) -> dict[str, Any]:
         """How many epochs the full runs get and which methods get one: once, since the time that is left decides it."""
         request = self._request
-        asked = {"methods": sorted(request.methods), "budget_seconds": request.budget_seconds, "jobs": request.jobs}
-        decided = self._record.get("decided")
-        if decided is None or decided["asked"] != asked:
+        decided = self._decided()
+        if decided is None:
             left = None if request.budget_seconds is None else request.budget_seconds - self._spent()
             epochs, left_out = fit(best, request, left)
-            decided = {"asked": asked, "epochs": epochs, "left_out": left_out}
+            decided = {"asked": self._asked(), "factors": factors, "epochs": epochs, "left_out": left_out}
             self._record["decided"] = decided
             _write_record(request.workdir, self._record)
         wanted = max(_max_epochs(request.configure(method, {})) for method in best)
         if decided["epochs"] < wanted:
             self._remarks.append(f"the budget left no time for more than {decided['epochs']} of {wanted} epochs")
         return decided
+
+    def _asked(self) -> dict[str, Any]:
+        request = self._request
+        return {"methods": sorted(request.methods), "budget_seconds": request.budget_seconds, "jobs": request.jobs}
+
+    def _decided(self) -> dict[str, Any] | None:
+        """What an earlier call with the same wishes decided."""
+        decided = self._record.get("decided")
+        return decided if decided is not None and decided["asked"] == self._asked() else None
 
     def _full_runs(
         self, best: Mapping[str, Attempt], decided: Mapping[str, Any]

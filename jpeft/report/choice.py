@@ -7,14 +7,14 @@ that has not learned the task is none. Test metrics are shown and rank nothing.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from jpeft.report.document import Document, Section
-from jpeft.report.names import METRICS, in_order, method_label
+from jpeft.report.names import METHODS, METRICS, in_order, method_label
+from jpeft.report.ranking import Scarce
 from jpeft.report.records import Result
 from jpeft.report.table import Column, Table, Value
 
-Scarce = Literal["time", "memory", "quality"]
 # Of the best loss, and never less than so many nats: near 0 a share of it is nothing.
 _TIE = (0.02, 0.005)
 _GOOD_ENOUGH = (0.1, 0.01)
@@ -195,8 +195,8 @@ def _reasons(scarce: Scarce, placed: Sequence[Placed]) -> Iterator[tuple[str, st
     if best.full.result.metric > result.metric:
         yield (
             "mind",
-            f"{method_label(best.method)} has {best.full.result.metric:.4f} there; that chooses nothing, or no rows were left "
-            "to say how good the choice is",
+            f"{method_label(best.method)} has {best.full.result.metric:.4f} there; that chooses nothing, or no rows "
+            "would be left to say how good the choice is",
         )
 
 
@@ -219,7 +219,7 @@ def _short_table(short: Sequence[Short], full: Sequence[Full]) -> Table:
     factors = sorted({one.factor for one in short})
     chosen = {run.result.method: run.learning_rate for run in full}
     rows = []
-    for method in in_order({one.method for one in short}, ()):
+    for method in in_order({one.method for one in short}, METHODS):
         of_method = {one.factor: one for one in short if one.method == method}
         row = [Value(method_label(method))]
         for factor in factors:
@@ -230,8 +230,13 @@ def _short_table(short: Sequence[Short], full: Sequence[Full]) -> Table:
         rate = chosen.get(method)
         rows.append([*row, Value("none" if rate is None else f"{rate:g}")])
     names = [f"× {factor:.3g}" for factor in factors]
-    columns = [Column("method"), *(Column(name, "metric", "loss at the config's rate") for name in names)]
-    return Table("short-runs", "Short runs: validation loss by learning rate", [*columns, Column("chosen rate")], rows)
+    columns = [Column("method"), *(Column(name, "metric") for name in names)]
+    return Table(
+        "short-runs",
+        "Short runs: validation loss by learning rate, as multiples of the config's",
+        [*columns, Column("chosen")],
+        rows,
+    )
 
 
 def _full_table(placed: Sequence[Placed]) -> Table:
@@ -247,7 +252,7 @@ def _full_table(placed: Sequence[Placed]) -> Table:
     rows = []
     for place, one in enumerate(placed, start=1):
         result = one.full.result
-        remark = "tie" if one.tied else "" if one.good_enough else "loss far above the lowest"
+        remark = "tie" if one.tied else "" if one.good_enough else "not good enough"
         rows.append(
             [
                 Value(str(place)),
