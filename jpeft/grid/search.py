@@ -373,9 +373,10 @@ def _open_record(request: Request) -> dict[str, Any]:
     if file.is_file():
         try:
             record = json.loads(file.read_text())
-        except ValueError:
-            record = {}
-        if record.get("data") == request.fingerprint:
+            data = record["data"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{file} is damaged; remove it to go on, or name another --workdir.") from None
+        if data == request.fingerprint:
             return record
         raise UserError(f"{request.workdir} holds a search of other rows than --data has now; name another --workdir.")
     record: dict[str, Any] = {"data": request.fingerprint}

@@ -62,6 +62,14 @@ def test_losses_that_one_seed_can_not_tell_apart_are_ties(full):
     assert "smallest of these is (IA)³" in dict(section.facts)["ties"]
 
 
+def test_a_small_method_that_solves_the_task_is_good_enough_beside_a_perfect_one(full):
+    assert methods(full(full=([0.004], 1.0), ia3=([0.04], 1.0), prompt=([0.9], 1.0)), "memory") == [
+        "ia3",
+        "full",
+        "prompt",
+    ]
+
+
 def test_near_zero_a_hair_is_a_tie_too(full):
     assert [one.tied for one in rank(full(lora=([0.001], 1.0), ia3=([0.004], 1.0)), "quality")] == [False, True]
 
