@@ -15,8 +15,8 @@ from jpeft.report.ranking import Scarce
 from jpeft.report.records import Result
 from jpeft.report.table import Column, Table, Value
 
-# Of the best loss, and never less than so many nats: near 0 a share of it is nothing. 0.05 nats are a probability of the
-# right token that is 5 % lower, in the mean.
+# Of the best loss, and never less than so many nats: near 0 a share of it is nothing. 0.05 nats are a probability of
+# the right token that is 5 % lower, in the mean.
 _TIE = (0.02, 0.01)
 _GOOD_ENOUGH = (0.1, 0.05)
 _FEW_ROWS = 50  # of validation: what they choose may be chance
@@ -169,7 +169,7 @@ def _reasons(scarce: Scarce, placed: Sequence[Placed]) -> Iterator[tuple[str, st
     first = placed[0]
     result = first.full.result
     loss = f"its validation loss is {result.validation_loss:.4f} nats a token"
-    enough = f"at most {_GOOD_ENOUGH[0]:.0%} or {_GOOD_ENOUGH[1]} above the lowest"
+    enough = f"at most {_GOOD_ENOUGH[0]:.0%} or {_GOOD_ENOUGH[1]} nats above the lowest"
     yield (
         "why",
         {
