@@ -1,0 +1,110 @@
+"""`jpeft recommend`: which method to use, by published numbers, by those of own runs, or by trying them on own rows."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from jpeft.errors import RunFailed, UserError
+
+_SCARCE = ("quality", "time", "memory")
+_DESCRIPTION = """Says which method to use, and what that rests on. Three ways to ask:
+
+  by the published numbers (section 3.2 of the paper, as code; nothing is run):
+    jpeft recommend --task classification --examples 80
+    jpeft recommend --task samsum --examples 5000 --scarce time
+
+  by your own runs (means over seeds; models and sources of data are never mixed):
+    jpeft recommend --task agnews --examples 100 --scarce quality --runs runs/mini
+
+  by a search on your own rows: each method with a few learning rates, chosen by validation loss:
+    jpeft recommend --data my.jsonl --model mini --budget 20
+    jpeft recommend --data my.jsonl --model google/flan-t5-base --methods lora,ia3 --scarce memory --jobs 2
+
+A search that was stopped goes on with the same command. Keys of every run's config are set by --config.KEY=VALUE."""
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "recommend",
+        help="which method to use: by the paper, by your runs, or by a search on your data",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--scarce",
+        choices=_SCARCE,
+        help="what there is least of; all three are shown by default, a search takes quality",
+    )
+    parser.add_argument("--json", action="store_true", help="print the ranking and its numbers as JSON")
+    numbers = parser.add_argument_group("by numbers that exist")
+    numbers.add_argument(
+        "--task", metavar="TASK", help="classification, generation, or agnews, cola, e2e, samsum; custom with --runs"
+    )
+    numbers.add_argument("--examples", type=int, metavar="N", help="rows that you have to train on")
+    numbers.add_argument("--runs", nargs="+", metavar="DIR", help="your results instead of the published ones")
+    trying = parser.add_argument_group("by a search on your own rows")
+    trying.add_argument("--data", metavar="FILE", help="rows with `input` and `target`: JSONL, CSV, Parquet")
+    trying.add_argument("--model", metavar="NAME", help="mini, a hub id or a directory in Hugging Face layout")
+    trying.add_argument(
+        "--methods", default="lora,ia3,bitfit,prompt,full", help="to try, with commas (default: %(default)s)"
+    )
+    trying.add_argument("--budget", type=float, metavar="MINUTES", help="that it may take, about; no limit by default")
+    trying.add_argument(
+        "--config",
+        metavar="FILE",
+        help="a config file whose get_config takes a cell's name; configs/mini.py for mini, else configs/benchmark.py",
+    )
+    trying.add_argument("--workdir", type=Path, help="of the search; runs/recommend_<data>_<model> by default")
+    trying.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once (default: %(default)s)")
+    trying.add_argument("--retry-failed", action="store_true", help="run again what failed, too")
+    parser.set_defaults(run=_recommend, takes_config_keys=True)
+
+
+def _recommend(arguments: argparse.Namespace) -> int:
+    if arguments.data is not None:
+        from jpeft.cli.recommend_search import search_and_print
+
+        return search_and_print(arguments)
+    if arguments.task is None:
+        raise UserError(
+            "name a task and the rows that you have (--task classification --examples 100), or the rows themselves "
+            "(--data my.jsonl --model mini); see jpeft recommend --help."
+        )
+    for flag in ("model", "budget", "config", "workdir"):
+        if getattr(arguments, flag) is not None:
+            raise UserError(f"--{flag} is of a search alone; give --data, too.")
+    if arguments.config_keys:
+        raise UserError(f"{arguments.config_keys[0].partition('=')[0]} is of a search alone; give --data, too.")
+    return _by_numbers(arguments)
+
+
+def _by_numbers(arguments: argparse.Namespace) -> int:
+    from jpeft.report import advice, records
+    from jpeft.report.groups import group, published_group
+    from jpeft.report.write import to_json
+
+    if arguments.examples is not None and arguments.examples < 1:
+        raise UserError(f"--examples is {arguments.examples}; expected at least 1.")
+    groups = [published_group()]
+    if arguments.runs:
+        results, problems = records.load(arguments.runs)
+        for problem in problems:
+            print(f"left out: {problem}", file=sys.stderr)
+        if not results:
+            raise RunFailed(f"none of the {len(problems)} results can be used.")
+        groups = group(results)
+    question = advice.question(arguments.task, arguments.examples, groups, own=bool(arguments.runs))
+    found = advice.answers(question, groups, [arguments.scarce] if arguments.scarce else _SCARCE)
+    if arguments.json:
+        sys.stdout.write(to_json(advice.as_data(question, found)))
+        return 0
+    from rich.console import Console
+
+    from jpeft.report.terminal import print_document
+
+    print_document(advice.document(question, found), Console())
+    if not arguments.runs:
+        print("\nnext     the paper's model is not yours; on your rows: jpeft recommend --data my.jsonl --model mini")
+    return 0

@@ -1,0 +1,187 @@
+"""`jpeft recommend --data`: the search on a user's own rows, from its flags to what is printed."""
+
+import argparse
+import math
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jpeft.cli.config_flags import parse_call
+from jpeft.errors import RunFailed, Stopped, UserError
+
+# Config keys that the search sets itself, and what sets them.
+_OURS = {
+    "data.path": "--data",
+    "data.task": "--data",
+    "data.scale": "data.max_train and train.max_epochs",
+    "data.kind": "--task classification or generation",
+    "model.name": "--model",
+    "method.name": "--methods",
+    "train.learning_rate": "what is searched; a config file sets where it begins",
+}
+
+
+def search_and_print(arguments: argparse.Namespace) -> int:
+    """Runs the search; its exit status."""
+    from rich.console import Console
+
+    from jpeft.grid.search import Request, fingerprint, look_at_data, search
+    from jpeft.model.source import resolve
+
+    flags = _Flags(arguments)
+    methods = flags.methods()
+    rows = [look_at_data(flags.configure(method, {})) for method in methods][0]
+    console = Console(stderr=True, highlight=False)
+    say = lambda line: console.print(line, markup=False, soft_wrap=True)
+    resolve(arguments.model, report=say)  # a wrong name is one error, not one of each run
+    request = Request(
+        methods=tuple(methods),
+        configure=flags.configure,
+        workdir=flags.workdir,
+        rows=rows,
+        fingerprint=fingerprint(Path(arguments.data).expanduser()),
+        budget_seconds=None if arguments.budget is None else 60.0 * arguments.budget,
+        jobs=arguments.jobs,
+    )
+    counts = ", ".join(f"{count:,} {split}" for split, count in rows.items())
+    say(f"{counts} rows; {len(methods)} methods in {flags.workdir}")
+    with _Runner(arguments, flags.workdir, console, say) as runner:
+        found = search(request, runner.run_cells)
+    return _print(arguments, flags, found)
+
+
+class _Flags:
+    """The call's flags, checked, and the runs that they stand for."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        if arguments.model is None:
+            raise UserError("--model is missing: mini (comes with jpeft), google/flan-t5-base, or a directory.")
+        if arguments.runs or arguments.examples is not None:
+            raise UserError("--data searches on rows of yours; --runs and --examples are for numbers that exist.")
+        if arguments.task not in (None, "classification", "generation"):
+            raise UserError(f"--task is {arguments.task!r}; of rows of your own it is classification or generation.")
+        if not Path(arguments.data).expanduser().exists():
+            raise UserError(f"--data {arguments.data} does not exist; name a file of rows with `input` and `target`.")
+        if arguments.budget is not None and not 0 < arguments.budget < math.inf:
+            raise UserError(f"--budget is {arguments.budget:g}; expected minutes, more than 0.")
+        if arguments.jobs < 1:
+            raise UserError(f"--jobs is {arguments.jobs}; expected at least 1.")
+        for flag in arguments.config_keys:
+            key = flag.partition("=")[0].removeprefix("--config.")
+            for ours, by in _OURS.items():
+                if key == ours or key.startswith(f"{ours}."):
+                    raise UserError(f"--config.{key} is set by the search: {by}.")
+        self._arguments = arguments
+        self.config = arguments.config or ("configs/mini.py" if arguments.model == "mini" else "configs/benchmark.py")
+        slug = lambda text: re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-.")
+        name = f"recommend_{slug(Path(arguments.data).stem)}_{slug(Path(arguments.model).name)}"
+        self.workdir: Path = arguments.workdir or Path("runs") / name
+
+    def methods(self) -> list[str]:
+        """Those to try, each once."""
+        from jpeft.config import one_of
+        from jpeft.peft.methods import METHODS
+
+        named = [part.strip() for part in self._arguments.methods.split(",") if part.strip()]
+        if not named:
+            raise UserError("--methods is empty.")
+        return list(dict.fromkeys(one_of("--methods", name, METHODS) for name in named))
+
+    def of_run(self, method: str, keys: Mapping[str, Any]) -> list[str]:
+        """The flags of `main.py` for a run, without its directory."""
+        arguments = self._arguments
+        task = [] if arguments.task is None else [f"--config.data.kind={arguments.task}"]
+        return [
+            f"--config={self.config}:{method}_custom_all",
+            f"--config.data.path={arguments.data}",
+            f"--config.model.name={arguments.model}",
+            *task,
+            *arguments.config_keys,
+            *(f"--config.{key}={value}" for key, value in keys.items()),
+        ]
+
+    def configure(self, method: str, keys: Mapping[str, Any]):
+        """The run of these flags."""
+        from jpeft.config import Run
+
+        call = parse_call(["jpeft recommend", *self.of_run(method, keys)], Run, "")
+        assert call is not None, "no --help among the config's keys"
+        return Run.from_config(call.config)
+
+
+class _Runner:
+    """Workers for as long as the search goes on."""
+
+    def __init__(self, arguments: argparse.Namespace, workdir: Path, console, say):
+        from jpeft.grid.local import LocalPool, device_shares
+        from jpeft.grid.scheduler import Choice
+
+        self._pool = LocalPool(device_shares(arguments.jobs))
+        self._choice = Choice(failed=arguments.retry_failed)
+        self._workdir, self._console, self._say = workdir.absolute(), console, say
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *ended) -> None:
+        self._pool.close()
+
+    def run_cells(self, cells: Sequence):
+        """Does what is missing of them."""
+        from jpeft.grid.display import shown
+        from jpeft.grid.scheduler import Schedule
+
+        def report(line: str) -> None:
+            for cell, seen in schedule.states.items():
+                if seen.result and line == f"{cell.name}: {seen.detail}":  # that is a test metric: not before the end
+                    line = f"{cell.name}: validation loss {seen.result['validation_loss']:.4f}"
+            self._say(line)
+
+        schedule = Schedule(cells, self._workdir, self._choice, report=report)
+        try:
+            with shown(schedule, self._console) as on_change:
+                schedule.run(self._pool, on_change=on_change)
+        except KeyboardInterrupt:
+            self._say("stopping: the runs at work are saved first")
+            raise Stopped("interrupted; the same command goes on from there") from None
+        return schedule.states
+
+
+def _print(arguments: argparse.Namespace, flags: _Flags, found) -> int:
+    from rich.console import Console
+
+    from jpeft.report import choice, records
+    from jpeft.report.terminal import print_document
+    from jpeft.report.write import to_json
+
+    short = [choice.Short(a.method, a.factor, a.learning_rate, a.validation_loss, _error(a)) for a in found.short]
+    full, left_out = [], dict(found.left_out)
+    for attempt in found.full:
+        directory = attempt.cell.directory(flags.workdir)
+        results, problems = records.load([directory]) if attempt.seen.result else ([], [])
+        if not results:
+            left_out[attempt.method] = f"its full run failed: {problems[0] if problems else attempt.seen.detail}"
+            continue
+        command = ["python", "main.py", *flags.of_run(attempt.method, attempt.keys), f"--workdir={directory}"]
+        full.append(choice.Full(results[0], attempt.learning_rate, shlex.join(command)))
+    if not full:
+        raise RunFailed(f"no full run ended well; {'; '.join(f'{m}: {why}' for m, why in left_out.items())}")
+    scarce = arguments.scarce or "quality"
+    if arguments.json:
+        sys.stdout.write(to_json(choice.as_data(scarce, short, full, left_out, found.remarks)))
+    else:
+        print_document(choice.document(scarce, short, full, left_out, found.remarks), Console())
+        first = choice.rank(full, scarce)[0].full  # in lines of any length: they are for copying
+        print(f"\nadapter  {first.adapter}")
+        print(f"command  {first.command}")
+        print(
+            f"next     jpeft report {flags.workdir}/full_*; for another seed --config.train.seed=1 and a new --workdir"
+        )
+    return 1 if len(full) < len(found.full) else 0
+
+
+def _error(attempt) -> str:
+    return "" if attempt.seen.result else attempt.seen.detail

@@ -1,0 +1,146 @@
+"""Recommendations from numbers that exist, as they are asked for and shown: a question, its answers, text and data."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jpeft.errors import UserError
+from jpeft.report.document import Document, Section
+from jpeft.report.groups import Group, Spread
+from jpeft.report.names import TASKS, task_label
+from jpeft.report.ranking import Ranked, Scarce, is_paper
+from jpeft.report.recommend import TASKS_OF, Recommendation, recommend, scale_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What was asked, in the names of result files.
+
+    Attributes:
+      examples: rows to train on; None where the scale does not follow from them.
+      remark: what to say about the scale, or "".
+    """
+
+    task: str
+    tasks: tuple[str, ...]
+    scale: str
+    examples: int | None
+    remark: str = ""
+
+    @property
+    def title(self) -> str:
+        """`classification (AG News, CoLA), 80 examples: low scale`."""
+        named = ", ".join(task_label(task) for task in self.tasks)
+        asked = named if self.task == self.tasks[0] else f"{self.task} ({named})"
+        return asked + (f", {self.examples:,} examples" if self.examples else "") + f": {self.scale} scale"
+
+
+def question(task: str, examples: int | None, groups: Sequence[Group], *, own: bool) -> Question:
+    """Reads a call.
+
+    Args:
+      task: a kind of task, a task of the paper or, of own results, any task that they are of.
+      own: whether the groups are own results.
+
+    Raises:
+      UserError: there is no such task, or nothing tells the scale.
+    """
+    tasks = TASKS_OF.get(task, (task,))
+    there = {key.task for group in groups for key in group.cells}
+    if not there.intersection(tasks):
+        known = (*TASKS_OF, *TASKS) if not own else sorted(there)
+        what = "the results are of" if own else "expected one of"
+        raise UserError(f"--task is {task!r}; {what} {', '.join(known)}.")
+    if tasks[0] in TASKS:
+        if examples is None:
+            raise UserError("--examples is missing: how many rows there are to train on decides the scale.")
+        scale, remark = scale_of(examples)
+        return Question(task, tasks, scale, examples, remark)
+    # Rows of a user's own: a run's scale is what was asked for, `all` by default, whatever their number.
+    scales = sorted({key.scale for group in groups for key in group.cells if key.task in tasks})
+    wanted = scale_of(examples)[0] if examples is not None else None
+    if wanted not in scales and len(scales) > 1:
+        raise UserError(f"the results of {task} are of the scales {', '.join(scales)}; --examples has to tell which.")
+    return Question(task, tasks, wanted if wanted in scales else scales[0], examples)
+
+
+def answers(asked: Question, groups: Sequence[Group], scarce: Sequence[Scarce]) -> list[Recommendation]:
+    """One for each group that has such results and each thing that is scarce.
+
+    Raises:
+      UserError: no group has.
+    """
+    fitting = [
+        group
+        for group in groups
+        if any(key.task in asked.tasks and key.scale == asked.scale and not key.ablation for key in group.cells)
+    ]
+    if not fitting:
+        raise UserError(f"the results hold nothing of {asked.title}; another --examples asks for another scale.")
+    return [recommend(group, asked.tasks, asked.scale, of) for group in fitting for of in scarce]
+
+
+def document(asked: Question, found: Sequence[Recommendation]) -> Document:
+    """For a terminal."""
+    sections = [
+        Section(
+            name=one.case.scarce,
+            heading=f"{asked.title}; scarce: {one.case.scarce}; numbers of {_whose(one.case.group)}",
+            facts=[("use", one.answer), *one.reasons, ("the paper", f"{one.paper.verdict}: {one.paper.line}")],
+            cautions=[text for text in (asked.remark, *one.cautions) if text],
+            parts=[("", one.tables)],
+        )
+        for one in found
+    ]
+    return Document("jpeft: what to use", [], sections)
+
+
+def as_data(asked: Question, found: Sequence[Recommendation]) -> dict[str, Any]:
+    """The same as plain data, numbers unrounded, None where missing."""
+    return {
+        "task": asked.task,
+        "tasks": list(asked.tasks),
+        "examples": asked.examples,
+        "scale": asked.scale,
+        "remark": asked.remark,
+        "recommendations": [_recommendation(one) for one in found],
+    }
+
+
+def _recommendation(one: Recommendation) -> dict[str, Any]:
+    case = one.case
+    return {
+        "model": case.group.model,
+        "source": case.group.source,
+        "reading": case.group.reading,
+        "scarce": case.scarce,
+        "criterion": case.criterion.name,
+        "use": case.placed[0].method if case.placed else None,
+        "ties": case.ties,
+        "answer": one.answer,
+        "reasons": dict(one.reasons),
+        "cautions": list(one.cautions),
+        "paper": dataclasses.asdict(one.paper),
+        "ranking": [_ranked(ranked, one) for ranked in case.ranking],
+    }
+
+
+def _ranked(ranked: Ranked, one: Recommendation) -> dict[str, Any]:
+    metrics = {task: one.case.group.metric(ranked.method, task, one.case.scale) for task in one.case.tasks}
+    return {
+        "place": ranked.place,
+        "method": ranked.method,
+        "score": _spread(ranked.score),
+        "by_task": {task: _spread(spread) for task, spread in ranked.by_task.items()},
+        "metric": {task: _spread(spread) for task, spread in metrics.items()},
+        "ties_with_first": ranked.tied,
+        "far_behind_in_metric": ranked.far_behind,
+    }
+
+
+def _spread(spread: Spread | None) -> dict[str, Any] | None:
+    return spread and {"mean": spread.mean, "sd": spread.sd, "seeds": spread.count}
+
+
+def _whose(group: Group) -> str:
+    return f"the paper ({group.model})" if is_paper(group) else group.title

@@ -1,0 +1,175 @@
+"""Methods ranked by what is scarce: by metric, by seconds to converge, by metric for each parameter."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+from jpeft.report.groups import Group, Spread
+from jpeft.report.names import METHODS, in_order
+from jpeft.report.table import Style
+
+Scarce = Literal["time", "memory", "quality"]
+# Where no spread over seeds is known: of a metric, as a difference; of seconds and of metric per parameter, as a share.
+CLOSE_METRIC = 0.01
+CLOSE_SHARE = 0.05
+FAR_BEHIND = 0.1  # of the best metric: what is so much worse is no bargain, however fast or small
+
+
+@dataclasses.dataclass(frozen=True)
+class Criterion:
+    """What is ranked by when something is scarce.
+
+    Attributes:
+      name: of the quantity; `heading` is shorter.
+      get: that quantity of a method's cell: `(group, method, task, scale)`.
+      shares: whether a task's numbers are divided by its best before tasks are averaged: seconds of AG News and of
+        CoLA are no one scale, accuracies are.
+      paper_tables: where the paper's numbers of it stand.
+      lacks: methods that the paper leaves out of its table of it.
+    """
+
+    name: str
+    heading: str
+    style: Style
+    paper_tables: str
+    lowest_first: bool
+    shares: bool
+    get: Callable[[Group, str, str, str], Spread | None]
+    lacks: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """A method's place.
+
+    Attributes:
+      place: from 1; None where a number is missing.
+      score: what it was ranked by, over all tasks: a mean metric, or a mean ratio to the best method of each task.
+      by_task: the criterion's own number for each task.
+      tied: whether it can not be told from the first, which itself is not tied.
+      behind: `(task, difference)` where its metric is furthest below the best method's; None where that is not known.
+    """
+
+    method: str
+    place: int | None
+    score: Spread | None
+    by_task: Mapping[str, Spread | None]
+    tied: bool
+    behind: tuple[str, float] | None
+
+    @property
+    def far_behind(self) -> bool:
+        return self.behind is not None and self.behind[1] > FAR_BEHIND
+
+
+def rank(group: Group, tasks: Sequence[str], scale: str, scarce: Scarce) -> tuple[Ranked, ...]:
+    """The methods of a group for these tasks at this scale; nothing missing is filled in."""
+    criterion = CRITERIA[scarce]
+    methods = in_order({key.method for key in group.cells} | set(METHODS), METHODS)
+    lacking = criterion.lacks if is_paper(group) else ()
+    numbers = {
+        method: {task: None if method in lacking else criterion.get(group, method, task, scale) for task in tasks}
+        for method in methods
+    }
+    return _rank(group, numbers, criterion, scale)
+
+
+def is_paper(group: Group) -> bool:
+    """Whether it holds the published numbers and not those of runs."""
+    return not group.results
+
+
+def _metric(group: Group, method: str, task: str, scale: str) -> Spread | None:
+    return group.metric(method, task, scale)
+
+
+def _seconds(group: Group, method: str, task: str, scale: str) -> Spread | None:
+    """To the best validation loss; the paper prints total run time alone."""
+    cell = group.get(method, task, scale)
+    return (cell.seconds_to_best or cell.total_seconds) if cell else None
+
+
+def _per_100k_parameters(group: Group, method: str, task: str, scale: str) -> Spread | None:
+    cell = group.get(method, task, scale)
+    if cell is None or cell.metric is None or cell.parameters is None or not cell.parameters.mean:
+        return None
+    return _times(cell.metric, 100_000 / cell.parameters.mean)
+
+
+def _times(spread: Spread, factor: float) -> Spread:
+    sd = None if spread.sd is None else spread.sd * factor
+    return Spread(spread.mean * factor, sd, spread.count, spread.low * factor, spread.high * factor)
+
+
+CRITERIA: dict[Scarce, Criterion] = {
+    "time": Criterion("seconds to converge", "seconds", "seconds", "Table 4", True, True, _seconds),
+    "memory": Criterion(
+        "metric per 100,000 parameters",
+        "metric/100k",
+        "number",
+        "Tables 1 and 3",
+        False,
+        True,
+        _per_100k_parameters,
+        ("prompt",),
+    ),
+    "quality": Criterion("metric", "metric", "metric", "Table 1", False, False, _metric),
+}
+
+
+def _rank(
+    group: Group, numbers: Mapping[str, Mapping[str, Spread | None]], criterion: Criterion, scale: str
+) -> tuple[Ranked, ...]:
+    best = {}
+    for task in next(iter(numbers.values())):
+        known = [own.mean for of_task in numbers.values() if (own := of_task[task]) is not None]
+        best[task] = (min if criterion.lowest_first else max)(known, default=None)
+    scores = {method: _score(of_task, best, criterion) for method, of_task in numbers.items()}
+    sign = 1 if criterion.lowest_first else -1
+    known = {method: score for method, score in scores.items() if score is not None}
+    order = sorted(known, key=lambda method: sign * known[method].mean)
+    ranked = []
+    for method in [*order, *(method for method in numbers if method not in known)]:
+        score = scores[method]
+        tied = score is not None and method != order[0] and not _clear(known[order[0]], score, criterion)
+        place = order.index(method) + 1 if method in known else None
+        behind = _behind(group, method, numbers, scale)
+        ranked.append(Ranked(method, place, score, numbers[method], tied, behind))
+    return tuple(ranked)
+
+
+def _score(
+    of_task: Mapping[str, Spread | None], best: Mapping[str, float | None], criterion: Criterion
+) -> Spread | None:
+    """Over the tasks; None where one is missing: a mean of what is there would rank it by another thing."""
+    parts = []
+    for task, own in of_task.items():
+        reference = best[task] if criterion.shares else 1.0
+        if own is None or not reference:
+            return None
+        parts.append(_times(own, 1 / reference))
+    spreads = [part.sd for part in parts if part.sd is not None]
+    sd = math.hypot(*spreads) / len(parts) if len(spreads) == len(parts) else None
+    mean = math.fsum(part.mean for part in parts) / len(parts)
+    return Spread(mean, sd, min(part.count for part in parts), mean, mean)
+
+
+def _clear(one: Spread, other: Spread, criterion: Criterion) -> bool:
+    """Whether they differ by more than their spread; where that is not known of both, by more than is called close."""
+    if one.sd is not None and other.sd is not None:
+        return one.clear_of(other)
+    close = CLOSE_SHARE * one.mean if criterion.shares else CLOSE_METRIC
+    return round(abs(one.mean - other.mean), 9) > close  # rounded: 0.82 and 0.81 are close
+
+
+def _behind(
+    group: Group, method: str, numbers: Mapping[str, Mapping[str, Spread | None]], scale: str
+) -> tuple[str, float] | None:
+    found = []
+    for task in numbers[method]:
+        metrics = [known.mean for other in numbers if (known := group.metric(other, task, scale)) is not None]
+        own = group.metric(method, task, scale)
+        if own is not None:
+            found.append((max(metrics) - own.mean, task))
+    return (max(found)[1], max(found)[0]) if found else None

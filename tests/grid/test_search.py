@@ -1,0 +1,265 @@
+"""`jpeft recommend --data`: the search on rows of one's own. Plans are tested without training, the command with it."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from jpeft.cli import main, run_experiment
+from jpeft.config import Run, default_config
+from jpeft.errors import RunFailed, UserError
+from jpeft.grid.search import Request, search
+from jpeft.grid.state import CellState, State
+
+ROOT = Path(__file__).parents[2]
+BENCHMARK = ROOT / "configs/benchmark.py"
+ROWS = {"train": 1000, "validation": 100, "test": 64}
+
+
+# --- the plan ---
+
+
+def configure(method: str, keys) -> Run:
+    config = default_config()
+    config.update_from_flattened_dict(
+        {"method.name": method, "data.task": "custom", "data.path": "my.jsonl", "data.scale": "all", **keys}
+    )
+    return Run.from_config(config)
+
+
+class Made:
+    """Stands for the grid: makes up results, and remembers what was asked of it.
+
+    A method's loss is lowest at one factor of its learning rate; a training row takes `row_seconds`.
+    """
+
+    def __init__(self, losses: dict[str, float], best_factor: float = 1.0, row_seconds: float = 0.01, failing=()):
+        self.losses, self.best_factor, self.row_seconds, self.failing = losses, best_factor, row_seconds, failing
+        self.ran: list[str] = []
+        self.now = 0.0
+
+    def clock(self) -> float:
+        return self.now
+
+    def __call__(self, cells: Sequence) -> dict:
+        return {cell: self._one(cell) for cell in cells}
+
+    def _one(self, cell) -> CellState:
+        run, method = cell.run, cell.run.method.name
+        self.ran.append(cell.config_name)
+        if method in self.failing or cell.config_name in self.failing:
+            return CellState(State.FAILED, "the loss is nan")
+        default = configure(method, {}).train.learning_rate.warmup or 0.0
+        away = abs((run.train.learning_rate.warmup or 0.0) / default / self.best_factor - 1)
+        rows, epochs = min(run.data.max_train or 10**9, ROWS["train"]), run.train.max_epochs or 0
+        seconds = {"train": rows * epochs * self.row_seconds, "validation": 0.0, "test": 0.1, "compile": 0.0}
+        seconds["total"] = sum(seconds.values())
+        self.now += seconds["total"]
+        result = {
+            "validation_loss": self.losses[method] + away,
+            "metric": away,  # on test rows the worst rate does best: that must choose nothing
+            "seconds": seconds,
+            "train_examples": rows,
+            "validation_examples": 100,
+            "epochs_run": epochs,
+        }
+        return CellState(State.DONE, "", result)
+
+
+def ask(made: Made, workdir: Path, *, methods=("lora", "ia3", "full"), minutes: float | None = None):
+    budget = None if minutes is None else 60.0 * minutes
+    return search(Request(methods, configure, workdir, ROWS, "rows", budget), made, clock=made.clock)
+
+
+LOSSES = {"lora": 0.3, "ia3": 0.2, "full": 0.9}
+
+
+def test_without_a_budget_all_rates_are_tried_in_short_and_the_best_in_full(tmp_path):
+    made = Made(LOSSES, best_factor=3.0)
+    found = ask(made, tmp_path)
+    assert len(found.short) == 9 and {a.cell.run.train.max_epochs for a in found.short} == {4}  # of 10
+    assert [attempt.method for attempt in found.full] == ["ia3", "lora", "full"]
+    assert {attempt.factor for attempt in found.full} == {3.0}
+    assert {attempt.cell.run.train.max_epochs for attempt in found.full} == {10}
+    rates = found.full[0].cell.run.train.learning_rate  # initial and annealing keep their ratios to the peak
+    assert (rates.initial, rates.warmup, rates.annealing) == (9e-4, 9e-3, 9e-4)
+
+
+def test_short_runs_test_one_row_and_full_runs_all(tmp_path):
+    found = ask(Made(LOSSES), tmp_path)
+    assert {attempt.cell.run.data.max_test for attempt in found.short} == {1}
+    assert {attempt.cell.run.data.max_test for attempt in found.full} == {2500}
+    assert not any(attempt.cell.run.eval.zero_shot for attempt in found.short)
+
+
+def test_a_tight_budget_cuts_epochs_before_methods_and_keeps_the_best(tmp_path):
+    slow = {"row_seconds": 0.1}  # 100 s an epoch in full; a first wave of short runs on 256 rows takes 307 s
+    cut = ask(Made(LOSSES, **slow), tmp_path / "a", minutes=40)
+    assert 4 <= cut.epochs < 10 and not cut.left_out and any("no time for more" in text for text in cut.remarks)
+    dropped = ask(Made(LOSSES, **slow), tmp_path / "b", minutes=15)
+    assert [attempt.method for attempt in dropped.full] == ["ia3"] and set(dropped.left_out) == {"lora", "full"}
+    assert {attempt.factor for attempt in dropped.short} == {1.0}
+    assert any("learning rates × 3" in text for text in dropped.remarks)
+
+
+@pytest.mark.parametrize("minutes", [12, 20, 40, 90])
+def test_a_budget_is_kept(tmp_path, minutes):
+    made = Made(LOSSES, row_seconds=0.1)
+    ask(made, tmp_path, minutes=minutes)
+    assert made.now <= 60 * minutes
+
+
+def test_a_search_that_is_asked_again_decides_the_same(tmp_path):
+    first = ask(Made(LOSSES, row_seconds=0.1), tmp_path, minutes=15)
+    again = Made(LOSSES, row_seconds=0.001)  # now everything seems to be quick
+    found = ask(again, tmp_path, minutes=15)
+    assert [a.cell.name for a in found.full] == [a.cell.name for a in first.full]
+    assert len(again.ran) == len(first.short) + len(first.full)
+
+
+def test_a_run_that_fails_is_passed_over_and_a_method_that_always_fails_is_named(tmp_path):
+    made = Made(LOSSES, failing=("full", "short_ia3_lr0.003_epochs4"))
+    found = ask(made, tmp_path)
+    assert [attempt.method for attempt in found.full] == ["lora", "ia3"]  # (IA)³ at another rate
+    assert found.left_out == {"full": "the loss is nan"}
+    with pytest.raises(RunFailed, match="no method got through; the first error: the loss is nan"):
+        ask(Made(LOSSES, failing=("lora", "ia3", "full")), tmp_path / "b")
+
+
+def test_work_of_another_config_is_refused(tmp_path):
+    stale = lambda cells: {cell: CellState(State.STALE, "eval.num_beams: 1 -> 2") for cell in cells}
+    with pytest.raises(UserError, match="eval.num_beams.*another --workdir"):
+        search(Request(("lora",), configure, tmp_path, ROWS, "rows"), stale)
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def flags(tiny_checkpoint, toy_jsonl, tmp_path):
+    """Flags of a small search in a directory, with what else a test wants."""
+
+    def make(*more: str) -> list[str]:
+        given = [flag.partition("=")[0] for flag in more]
+        defaults = [
+            f"--data={toy_jsonl}",
+            f"--model={tiny_checkpoint}",
+            f"--config={BENCHMARK}",
+            f"--workdir={tmp_path / 'search'}",
+            "--methods=lora",
+        ]
+        keys = ["train.max_epochs=2", "train.batch_size=8", "train.accumulation_steps=1", "data.max_target_length=8"]
+        return [
+            "recommend",
+            *(flag for flag in defaults if flag.partition("=")[0] not in given),
+            *(f"--config.{key}" for key in keys),
+            *more,
+        ]
+
+    return make
+
+
+def results(workdir: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in workdir.glob("*/result.json")}
+
+
+def test_from_rows_to_an_adapter_and_the_command_that_made_it(flags, tmp_path, toy_jsonl, capsys, monkeypatch):
+    assert main(flags("--json")) == 0
+    data = json.loads(capsys.readouterr().out)
+    before = results(tmp_path / "search")
+    assert len(before) == 4 and data["use"] == "lora"  # three rates in short, one in full
+    assert {one["test"]["examples"] for one in data["ranking"]} == {9}
+    for short in (tmp_path / "search").glob("short_*/result.json"):
+        assert json.loads(short.read_text())["test_examples"] == 1
+    chosen = {one["method"]: one["learning_rate"] for one in data["ranking"]}
+    for method, rate in chosen.items():
+        tried = {one["learning_rate"]: one["validation_loss"] for one in data["short_runs"] if one["method"] == method}
+        assert len(tried) == 3 and tried[rate] == min(tried.values())
+    assert list(Path(data["adapter"]).glob("*.safetensors"))
+    assert any("9 validation rows chose" in text for text in data["remarks"])
+
+    # The command is the very run: it finds it done.
+    program, script, *arguments = shlex.split(data["command"])
+    assert (program, script) == ("python", "main.py")
+    assert run_experiment([script, *arguments, "--quiet"]) == 0
+    capsys.readouterr()
+
+    # Asked again, in words: nothing is run, and a test metric is not shown before the end.
+    assert main(flags("--scarce=memory")) == 0
+    shown = capsys.readouterr()
+    assert results(tmp_path / "search") == before
+    assert "command  python main.py" in shown.out and "accuracy" not in shown.err
+
+    copy = tmp_path / "changed.jsonl"
+    copy.write_text("".join(reversed(toy_jsonl.read_text().splitlines(keepends=True))))
+    assert main(flags(f"--data={copy}")) == 2
+    assert "holds a search of other rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--data=nothing.jsonl"], "--data nothing.jsonl does not exist"),
+        (["--methods=lora,lara"], "--methods is 'lara'; expected one of full, lora"),
+        (["--methods=,"], "--methods is empty"),
+        (["--budget=0"], "--budget is 0; expected minutes"),
+        (["--jobs=0"], "--jobs is 0"),
+        (["--task=agnews"], "of rows of your own it is classification or generation"),
+        (["--examples=5"], "--runs and --examples are for numbers that exist"),
+        (["--config.train.learning_rate.warmup=1"], "is set by the search"),
+        (["--config.model.name=x"], "is set by the search: --model"),
+        (["--config.train.sed=1"], "did you mean config.train.seed?"),
+        (["--model=no/such/dir/here"], "no/such/dir/here"),
+    ],
+)
+def test_a_wrong_call_is_one_line(more, says, flags, tmp_path, capsys):
+    assert main(flags(*more)) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert says in line and line.startswith("error: ")
+    assert not results(tmp_path / "search")
+
+
+def test_rows_without_a_target_are_refused_before_anything_runs(flags, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"text": "a", "label": "b"}) + "\n")
+    assert main(flags(f"--data={rows}")) == 2
+    assert "lack the column" in capsys.readouterr().err
+    assert not (tmp_path / "search").exists()
+
+
+def test_data_without_a_model_is_a_wrong_call(toy_jsonl, capsys):
+    assert main(["recommend", f"--data={toy_jsonl}"]) == 2
+    assert "--model is missing" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_ends_as_if_it_had_not_been(flags, tmp_path):
+    def start(workdir: Path) -> subprocess.Popen:
+        command = [sys.executable, "-m", "jpeft.cli", *flags(f"--workdir={workdir}", "--methods=lora,bitfit", "--json")]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+    def losses(process: subprocess.Popen) -> list:
+        out, _ = process.communicate()
+        assert process.returncode == 0
+        return [(one["method"], one["validation_loss"], one["test"]["metric"]) for one in json.loads(out)["ranking"]]
+
+    unbroken, killed = start(tmp_path / "unbroken"), tmp_path / "killed"
+    expected = losses(unbroken)
+    finished: dict[str, int] = {}
+    for done in (1, 4, 7):
+        process = start(killed)
+        until = time.monotonic() + 240
+        while len(results(killed)) < done and time.monotonic() < until:
+            time.sleep(0.05)
+        process.kill()
+        process.communicate()
+        finished |= {name: when for name, when in results(killed).items() if name not in finished}
+    assert losses(start(killed)) == expected
+    assert {name: results(killed)[name] for name in finished} == finished
