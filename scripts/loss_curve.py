@@ -29,14 +29,14 @@ def main() -> None:
         stage_steps = [before + record["step"] for record in records if "step" in record]
         stage_losses = [record["loss"] for record in records if "step" in record]
         smooth = np.convolve(stage_losses, np.ones(_SMOOTHED_OVER) / _SMOOTHED_OVER, mode="valid")
-        named = {} if stage else {"label": "training, each step"}
-        axes.plot(stage_steps, stage_losses, color="0.85", linewidth=0.5, **named)
-        named = {} if stage else {"label": f"mean of {_SMOOTHED_OVER} steps"}
-        axes.plot(stage_steps[_SMOOTHED_OVER - 1 :], smooth, color="0.45", linewidth=1.2, **named)
+        unnamed = "_" if stage else ""  # the legend passes over such labels: the first stage's stand for all
+        axes.plot(stage_steps, stage_losses, color="0.85", linewidth=0.5, label=f"{unnamed}training, each step")
+        label = f"{unnamed}mean of {_SMOOTHED_OVER} steps"
+        axes.plot(stage_steps[_SMOOTHED_OVER - 1 :], smooth, color="0.45", linewidth=1.2, label=label)
         for kind, name, colour in _KINDS:
             points = [(before + r["steps_done"], r[f"{kind}_loss"]) for r in records if f"{kind}_loss" in r]
-            named = {} if stage else {"label": f"held out: {name}"}
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4, **named)
+            label = f"{unnamed}held out: {name}"
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4, label=label)
         steps, losses = steps + stage_steps, losses + stage_losses
     entropy = json.loads((arguments.workdirs[0] / "result.json").read_text())["unigram_entropy"]["text"]
     axes.axhline(entropy, color="tab:blue", linestyle=":", linewidth=1)

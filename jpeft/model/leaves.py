@@ -73,7 +73,7 @@ def fill(model: T5, kind: type[nnx.Variable], read: Read, dtype: Any, place: Pla
         shape = leaf.variable.shape
         parts: dict[Any, np.ndarray] = {}  # replicas ask for the same part
 
-        def part_of(index: Part, leaf: StackedLeaf = leaf, shape: tuple[int, ...] = shape, parts: dict = parts):
+        def part_of(index: Any, leaf: StackedLeaf = leaf, shape: tuple[int, ...] = shape, parts: dict = parts):
             bounds = tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
             if bounds not in parts:
                 inner = tuple(slice(*bound) for bound in bounds[leaf.stacked :])

@@ -11,7 +11,7 @@ import itertools
 import math
 import signal
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +32,23 @@ from jpeft.data.batches import (
 from jpeft.data.prepare import Data, prepare
 from jpeft.data.sources import source_in_use
 from jpeft.errors import RunFailed, Stopped
-from jpeft.eval.generate import answers, make_generate
-from jpeft.eval.loss import make_loss, mean_loss
+from jpeft.eval.generate import answers
+from jpeft.eval.loss import mean_loss
 from jpeft.eval.metrics import score
 from jpeft.mesh.layout import Layout
 from jpeft.peft.base import count, split
 from jpeft.peft.hub import save_adapter
-from jpeft.program import Program, use_compilation_cache
+from jpeft.program import use_compilation_cache
 from jpeft.train.checkpoint import Checkpoints
 from jpeft.train.display import Display
 from jpeft.train.environment import commit, peak_memory_bytes, reset_peak_memory, versions
 from jpeft.train.optimizer import adamw
+from jpeft.train.programs import build_programs
 from jpeft.train.rundir import MetricsLog, RunDirectory, data_record, run_once
 from jpeft.train.schedule import three_point_schedule
-from jpeft.train.session import Session, spec
+from jpeft.train.session import Session
 from jpeft.train.setup import set_up
-from jpeft.train.step import TrainState, init_state, make_accumulate, make_update, zero_sums
+from jpeft.train.step import TrainState, init_state, zero_sums
 from jpeft.train.stop import StopRequest
 
 
@@ -111,19 +112,6 @@ class _Snapshot:
         checkpoints.save(number, self.arrays(), self.progress)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Programs:
-    """The compiled functions of a run."""
-
-    accumulate: Program
-    update: Program
-    loss: Program
-    generate: Program
-
-    def compile_seconds(self) -> float:
-        return sum(getattr(self, field.name).compile_seconds for field in dataclasses.fields(self))
-
-
 class _Execution:
     """What the phases of one run share."""
 
@@ -151,36 +139,19 @@ class _Execution:
         self.schedule = three_point_schedule(**points)
         optimizer = {"weight_decay": train.weight_decay, "clip_grad_norm": train.clip_grad_norm}
         tx = adamw(self.schedule, **optimizer)
-        answer = {"max_length": self.data.task.max_target_length, "num_beams": run.eval.num_beams}
         state = self.layout.place(init_state(adapter, tx))
         self.sums = self.layout.place(zero_sums(adapter))
-        of_state, of_sums, whole = self.layout.shardings(state), self.layout.shardings(self.sums), self.layout.whole
-        trees = (graphdef, spec(adapter), spec(self.base), self.layout)
-
-        def program(key: tuple[Hashable, ...], make: Callable[[], Callable], **options: Any) -> Program:
-            return session.programs.get(key, lambda: Program(self.layout.traced(make()), **options))
-
-        self.programs = _Programs(
-            accumulate=program(
-                ("accumulate", *trees),
-                lambda: make_accumulate(graphdef),
-                donate=(0,),
-                batch=self.layout.batch,
-                results=of_sums,
-            ),
-            update=program(
-                ("update", *trees[1:], *points.items(), *optimizer.items()),
-                lambda: make_update(tx),
-                donate=(0, 1),
-                results=(of_state, of_sums, whole),
-            ),
-            loss=program(("loss", *trees), lambda: make_loss(graphdef), batch=self.layout.batch, results=whole),
-            generate=program(
-                ("generate", *trees, *answer.items()),
-                lambda: make_generate(graphdef, **answer),
-                batch=self.layout.batch,
-                results=whole,
-            ),
+        self.programs = build_programs(
+            graphdef,
+            state,
+            self.base,
+            self.sums,
+            tx,
+            self.layout,
+            optimizer_key=(*points.items(), *optimizer.items()),
+            max_length=self.data.task.max_target_length,
+            num_beams=run.eval.num_beams,
+            made=session.programs,
         )
         # The device's own generator: its bits are much cheaper than the default's, and as repeatable on one machine.
         self.dropout_key = jax.random.key(train.seed, impl="rbg")

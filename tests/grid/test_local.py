@@ -139,7 +139,8 @@ def test_killed_at_five_moments_it_ends_as_if_it_had_not_been(grid_flags, tmp_pa
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_what_is_at_work_and_a_killed_worker_is_replaced(grid_flags, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_being_told_to_stop_saves_what_is_at_work_and_a_killed_worker_is_replaced(number, grid_flags, tmp_path):
     flags = grid_flags(tmp_path / "grid", "--methods=lora", "--tasks=agnews,samsum", "--config.train.max_epochs=40")
     first = tmp_path / "grid/lora_agnews_low_seed0"
     grid = start(flags, errors=subprocess.PIPE)
@@ -148,7 +149,7 @@ def test_ctrl_c_saves_what_is_at_work_and_a_killed_worker_is_replaced(grid_flags
     os.kill(int(worker), signal.SIGKILL)
     wait_for(first / "result.json")
     wait_for(tmp_path / "grid/lora_samsum_low_seed0/progress.json")
-    grid.send_signal(signal.SIGINT)
+    grid.send_signal(number)
     _, errors = grid.communicate()
     assert grid.returncode == 1
     assert b"killed by SIGKILL (out of memory?); it goes back in the queue" in errors
