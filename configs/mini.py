@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from configs.benchmark import cell, parts
 
-_PEAK_LEARNING_RATE = {"full": 1e-3, "lora": 1e-2, "ia3": 1e-1, "bitfit": 3e-2, "prompt": 3e-1}
+_PEAK_LEARNING_RATE = {"full": 3e-4, "lora": 1e-2, "ia3": 1e-1, "bitfit": 3e-2, "prompt": 3e-1}
 
 
 def get_config(name: str = "lora_agnews_medium") -> ConfigDict:

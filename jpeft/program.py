@@ -14,6 +14,7 @@ class Program:
     The other arguments keep their shapes over a run, so looking at the batch alone is enough and cheap.
 
     Attributes:
+      function: that is compiled.
       compile_seconds: spent tracing and compiling so far.
     """
 
@@ -32,6 +33,7 @@ class Program:
           batch: the devices that the last argument is put on; None leaves it where it is.
           results: a sharding for each result, or for all below a node; None leaves them to the compiler.
         """
+        self.function = function
         self._jitted = jax.jit(function, donate_argnums=donate, out_shardings=results)
         self._batch = batch
         self._compiled: dict[Any, Any] = {}
@@ -51,6 +53,13 @@ class Program:
             self._compiled[key] = self._jitted.lower(*args).compile()
             self.compile_seconds += time.perf_counter() - started
         return self._compiled[key](*args)
+
+    def compile(self, *shapes: Any) -> Any:
+        """The program for arguments of these shapes, without running it: what JAX knows of it can be asked."""
+        *others, batch = shapes
+        if self._batch is not None:
+            batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._batch), batch)
+        return self._jitted.lower(*others, batch).compile()
 
 
 def use_compilation_cache(directory: Path) -> None:

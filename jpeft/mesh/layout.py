@@ -76,6 +76,13 @@ class Layout:
         """A tree of `sharding`s. Raises as that does."""
         return jax.tree_util.tree_map_with_path(lambda path, leaf: self.sharding(path, leaf.shape), tree)
 
+    def describe(self, tree: Any) -> Any:
+        """Shapes of a tree's leaves with where each would be. Raises as `sharding`."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.sharding(path, leaf.shape)),
+            tree,
+        )
+
     def place(self, tree: Any) -> Any:
         """The tree with every leaf where it belongs. Raises as `sharding`."""
         return jax.device_put(tree, self.shardings(tree))
