@@ -152,7 +152,7 @@ def _print(plan: Any, device: Any, memory: float | None, other: Any) -> None:
     table.add_row("peak", _gb(plan.peak), style="bold")
     console.print(table)
     print(
-        f"micro-batch {run.train.batch_size} x {run.train.accumulation_steps}, {run.eval.batch_size} evaluated at once; "
+        f"micro-batch {run.train.batch_size} x {run.train.accumulation_steps}, {run.eval.batch_size} rows evaluated; "
         f"{plan.lengths.input} + {plan.lengths.target} tokens; remat {run.model.remat}; "
         f"keys and values of generation {_gb(plan.cache)} GB"
     )
@@ -171,5 +171,5 @@ def _print(plan: Any, device: Any, memory: float | None, other: Any) -> None:
             )
 
 
-def _gb(size: float) -> str:
+def _gb(size: int | float) -> str:
     return f"{size / 1e9:.2f}"

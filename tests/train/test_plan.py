@@ -1,0 +1,123 @@
+"""A plan against what a run then holds and does."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+
+from jpeft.cli import main
+from jpeft.config import Run
+from jpeft.mesh.layout import Layout
+from jpeft.model import weights
+from jpeft.model.t5 import T5
+from jpeft.peft.base import split
+from jpeft.train.optimizer import adamw
+from jpeft.train.plan import Lengths, make_plan, smallest_change
+from jpeft.train.session import Session
+from jpeft.train.setup import set_up
+from jpeft.train.step import init_state, zero_sums
+from tests.conftest import TINY
+
+CONFIG = Path(__file__).parents[2] / "configs/benchmark.py"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, tiny_tokenizer):
+    """A tiny random T5 whose heads, widths and vocabulary four divides."""
+    directory = tmp_path_factory.mktemp("checkpoint") / "tiny4"
+    weights.save(T5(dataclasses.replace(TINY, num_heads=4), rngs=nnx.Rngs(3)), directory)
+    (directory / "tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
+    return directory
+
+
+@pytest.fixture
+def run(checkpoint):
+    def make(method="lora", **mesh):
+        return Run.from_config({"model": {"name": str(checkpoint)}, "method": {"name": method}, "mesh": mesh})
+
+    return make
+
+
+LENGTHS = Lengths(16, 8)
+
+
+def held(tree) -> int:
+    """Bytes of a tree on the first device."""
+    first = jax.devices()[0]
+    return sum(s.data.nbytes for leaf in jax.tree.leaves(tree) for s in leaf.addressable_shards if s.device == first)
+
+
+@pytest.mark.parametrize(("method", "mesh"), [("lora", {"model": 4}), ("full", {"fsdp": 4})])
+def test_its_bytes_are_those_of_the_arrays_that_a_run_holds(method, mesh, run):
+    chosen = run(method, **mesh)
+    chosen = dataclasses.replace(chosen, model=dataclasses.replace(chosen.model, dtype="bfloat16"))
+    plan = make_plan(chosen, LENGTHS)
+    layout = Layout.of_devices(**mesh)
+    _, adapter, base = split(set_up(chosen, Session(), layout).model)
+    adapter, base = layout.place(adapter), layout.place(base)
+    state = layout.place(init_state(adapter, adamw(lambda step: 1e-3)))
+    assert plan.weights == held(base)
+    assert plan.adapter == held(state.adapter)
+    assert plan.optimizer == held(state.opt_state)
+    assert plan.gradients == held(layout.place(zero_sums(adapter)).grads)
+    assert plan.peak > plan.resident == plan.weights + plan.adapter + plan.optimizer + plan.gradients
+
+
+def test_a_peft_step_does_two_thirds_of_the_work_of_a_full_one(run):
+    lora, full = (make_plan(run(method), LENGTHS).steps["train"].flops for method in ("bitfit", "full"))
+    assert 0.63 < lora / full < 0.75  # the head's own gradient and the attention's products blur it at this size
+    assert make_plan(run("bitfit"), LENGTHS).steps["train"].messages.count == {}
+
+
+def test_what_would_make_it_fit_is_found(run):
+    plan = make_plan(run("lora"), LENGTHS)
+    memory = (plan.resident + plan.peak) / 2 / 0.9
+    assert not plan.fits(memory)
+    other = smallest_change(plan, memory)
+    assert other is not None and other.fits(memory)
+    train, before = other.run.train, plan.run.train
+    assert train.batch_size * train.accumulation_steps == before.batch_size * before.accumulation_steps
+    assert smallest_change(plan, plan.resident / 2) is None
+
+
+@pytest.fixture
+def command(checkpoint, monkeypatch):
+    """Calls `jpeft plan`, which sets what JAX starts with: here it has started, with four devices."""
+    for name in ("XLA_FLAGS", "JAX_PLATFORMS"):
+        monkeypatch.setenv(name, "")
+
+    def call(*flags: str) -> int:
+        return main(["plan", f"--config={CONFIG}:lora_agnews_low", f"--config.model.name={checkpoint}", *flags])
+
+    return call
+
+
+def test_the_command(command, capsys):
+    short = ("--input-length=16", "--target-length=8", "--device=A10")
+    assert command(*short, "--mesh=data=2,model=2", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"] is True and plan["mesh"] == {"data": 2, "fsdp": 1, "model": 2}
+    assert plan["steps"]["train"]["least_seconds"] > 0 and plan["steps"]["train"]["messages"]["calls"] == 4
+    assert command(*short, "--device-memory=0.001GB", "--no-search") == 0
+    assert "does not fit: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("--mesh=model", "--mesh is 'model'; expected axes such as model=4"),
+        ("--mesh=heads=4", "expected axes such as model=4"),
+        ("--mesh=model=8", "asks for 8 devices; there are 4"),
+        ("--mesh=data=3", "can not be shared out evenly"),
+        ("--device=B7", "--device B7 is not known"),
+        ("--device-memory=24", "expected an amount such as 24GB"),
+        ("--input-length=1", "expected at least 2"),
+    ],
+)
+def test_a_wrong_call_is_one_line(flag, says, command, capsys):
+    assert command(flag) == 2
+    line = capsys.readouterr().err
+    assert says in line and line.startswith("error: ") and line.count("\n") == 1
