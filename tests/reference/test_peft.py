@@ -15,6 +15,7 @@ from jpeft.model.leaves import named_leaves
 from jpeft.peft import base, hub
 from jpeft.peft.base import Adapter, Selection
 from jpeft.peft.methods import build
+from jpeft.peft.peft_write import peft_tensors
 from tests.golden import make_golden
 
 pytestmark = [
@@ -70,7 +71,7 @@ def our_gradients(adapted, batch) -> dict[str, np.ndarray]:
     with jax.default_matmul_precision("highest"):
         gradient = jax.jit(jax.grad(mean_loss))(adapter)
     named = named_leaves(nnx.merge(graphdef, gradient, frozen), Adapter)
-    return hub.peft_tensors({name: np.asarray(value) for name, value in named.items()})
+    return peft_tensors({name: np.asarray(value) for name, value in named.items()})
 
 
 def their_logits(model, batch) -> np.ndarray:
