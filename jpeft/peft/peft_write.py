@@ -29,7 +29,7 @@ def peft_lacks(method: Method) -> str | None:
             return "the second vector of the paper's two-sided (IA)³"
         case Lora() | Ia3() | Prompt():
             return None
-    return {"bitfit": "biases of their own", "full": "weights of the base"}.get(method.name, method.name)
+    return {"bitfit": "biases where the base has none", "full": "weights of the base"}.get(method.name, method.name)
 
 
 def peft_tensors(named: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
