@@ -141,6 +141,7 @@ class Method(abc.ABC):
 
     name: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]] = ("linear",)  # kinds of site the method can act on
+    unmergeable: ClassVar[str | None] = None  # why T5's weights can not hold what it does, where they can not
 
     @abc.abstractmethod
     def default_names(self, model: T5) -> Collection[str] | None:

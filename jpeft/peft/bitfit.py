@@ -31,6 +31,7 @@ class BitFit(AddedModules):
 
     name: ClassVar[str] = "bitfit"
     kinds: ClassVar[tuple[str, ...]] = ("linear", "norm")
+    unmergeable: ClassVar[str | None] = "it adds biases, and a T5 has none to hold them"
 
     norms: bool = False
 

@@ -20,6 +20,10 @@ class TwoSidedScale(nnx.Module):
     def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         return compute(x * self.scale_in[...].astype(x.dtype)) * self.scale_out[...].astype(x.dtype)
 
+    def fold(self, kernel: Float[Array, "*layers d_in d_out"]) -> Float[Array, "*layers d_in d_out"]:
+        """The kernel that alone does what `kernel` and this do together; `layers` is there where leaves are stacked."""
+        return self.scale_in[..., :, None] * kernel * self.scale_out[..., None, :]
+
 
 class InputScale(nnx.Module):
     """`y = W (l * x)`: on `wo`, where `x` is the activation inside the feed-forward block (Liu et al., eq. in 3.3)."""
@@ -30,6 +34,10 @@ class InputScale(nnx.Module):
     def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         return compute(x * self.scale_in[...].astype(x.dtype))
 
+    def fold(self, kernel: Float[Array, "*layers d_in d_out"]) -> Float[Array, "*layers d_in d_out"]:
+        """As `TwoSidedScale.fold`."""
+        return self.scale_in[..., :, None] * kernel
+
 
 class OutputScale(nnx.Module):
     """`y = l * W x`: on the keys and values of attention."""
@@ -39,6 +47,10 @@ class OutputScale(nnx.Module):
 
     def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         return compute(x) * self.scale_out[...].astype(x.dtype)
+
+    def fold(self, kernel: Float[Array, "*layers d_in d_out"]) -> Float[Array, "*layers d_in d_out"]:
+        """As `TwoSidedScale.fold`."""
+        return kernel * self.scale_out[..., None, :]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,10 @@ class LoraSite(nnx.Module):
         update = (x @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
         return compute(x) + update * jnp.asarray(self.scale, x.dtype)
 
+    def fold(self, kernel: Float[Array, "*layers d_in d_out"]) -> Float[Array, "*layers d_in d_out"]:
+        """The kernel that alone does what `kernel` and this do together; `layers` is there where leaves are stacked."""
+        return kernel + self.scale * jnp.matmul(self.lora_a[...], self.lora_b[...], precision="highest")
+
 
 class ScaledLoraSite(LoraSite):
     """`y = s_out * W (s_in * x) + (1 / rank) * B A x`: T-Few's layer, whose counts Table 3 of Pu et al. shows."""
@@ -38,6 +42,9 @@ class ScaledLoraSite(LoraSite):
             return compute(x * self.scale_in[...].astype(x.dtype)) * self.scale_out[...].astype(x.dtype)
 
         return super().__call__(scaled, x)
+
+    def fold(self, kernel: Float[Array, "*layers d_in d_out"]) -> Float[Array, "*layers d_in d_out"]:
+        return super().fold(self.scale_in[..., :, None] * kernel * self.scale_out[..., None, :])
 
 
 @dataclasses.dataclass(frozen=True)

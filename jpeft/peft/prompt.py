@@ -44,6 +44,7 @@ class Prompt(AddedModules):
 
     name: ClassVar[str] = "prompt"
     kinds: ClassVar[tuple[str, ...]] = ("input",)
+    unmergeable: ClassVar[str | None] = "its vectors are a part of the input, not a change of a weight"
 
     prompt_length: int = 100
     init: str = "vocabulary"

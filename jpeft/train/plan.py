@@ -189,7 +189,7 @@ def _step(program: Any, args: tuple[Any, ...], *, turns: int, calls: int = 1) ->
     return StepPlan(
         temporary_bytes=int(memory.temp_size_in_bytes),
         flops=flops * calls,
-        messages=messages(compiled.as_text(), turns=turns),
+        messages=messages(compiled.as_text() or "", turns=turns),
         calls=calls,
     )
 

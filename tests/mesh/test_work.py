@@ -45,7 +45,7 @@ def test_messages_are_counted_as_often_as_their_loop_runs():
         return jax.lax.scan(lambda x, pair: (jnp.tanh(x @ pair[0]) @ pair[1], None), x, (first, second))[0]
 
     args = put(8, 16, spec=P()), put(5, 16, 32, spec=P(None, None, "model")), put(5, 32, 16, spec=P(None, "model"))
-    found = messages(jax.jit(layers).lower(*args).compile().as_text())
+    found = messages(jax.jit(layers).lower(*args).compile().as_text() or "")
     assert found.count == {"all-reduce": 5}
     assert found.bytes == {"all-reduce": 5 * 8 * 16 * 4}
 

@@ -14,7 +14,8 @@ from jpeft.model import weights
 from jpeft.model.leaves import named_leaves
 from jpeft.peft import base
 from jpeft.peft.base import Adapter
-from jpeft.peft.hub import load_adapter, peft_tensors
+from jpeft.peft.hub import load_adapter
+from jpeft.peft.peft_write import peft_tensors
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODELS = ("tied_relu", "untied_gated", "tall_odd")

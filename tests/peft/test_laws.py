@@ -23,6 +23,7 @@ from jpeft.program import Program
 from jpeft.train.optimizer import adamw
 from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
 from tests.conftest import TINY, make_batch, spec
+from tests.peft.filled import filled
 
 METHODS = {
     "full": Full(),
@@ -56,15 +57,6 @@ adding_methods = pytest.mark.parametrize("name", [name for name in METHODS if na
 def adapted(name: str, model: T5, key, selection=None) -> T5:
     method = METHODS[name]
     return attach(model, method, select(model, method, selection or Selection()), key)
-
-
-def filled(model: T5, key) -> T5:
-    """The model with every adapter leaf moved at random: a fresh one proves nothing where it starts at the identity."""
-    graphdef, adapter, base = split(model)
-    leaves, tree = jax.tree.flatten(adapter)
-    keys = jax.random.split(key, len(leaves))
-    moved = [leaf + 0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-    return nnx.merge(graphdef, jax.tree.unflatten(tree, moved), base)
 
 
 @jax.jit

@@ -1,5 +1,9 @@
 """Adapters against a live Hugging Face PEFT: values, gradients, and files in both directions."""
 
+import copy
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +13,16 @@ import torch
 import transformers
 from flax import nnx
 
+from jpeft.cli import main
 from jpeft.eval.loss import loss_sums
 from jpeft.model import weights
+from jpeft.model.decode import greedy
 from jpeft.model.leaves import named_leaves
 from jpeft.peft import base, hub
 from jpeft.peft.base import Adapter, Selection
+from jpeft.peft.merge import merge
 from jpeft.peft.methods import build
+from jpeft.peft.peft_write import peft_tensors
 from tests.golden import make_golden
 
 pytestmark = [
@@ -70,7 +78,17 @@ def our_gradients(adapted, batch) -> dict[str, np.ndarray]:
     with jax.default_matmul_precision("highest"):
         gradient = jax.jit(jax.grad(mean_loss))(adapter)
     named = named_leaves(nnx.merge(graphdef, gradient, frozen), Adapter)
-    return hub.peft_tensors({name: np.asarray(value) for name, value in named.items()})
+    return peft_tensors({name: np.asarray(value) for name, value in named.items()})
+
+
+def our_answers(model, batch) -> np.ndarray:
+    with jax.default_matmul_precision("highest"):
+        answer = jax.jit(functools.partial(greedy, max_length=make_golden.MAX_NEW_TOKENS))
+        return np.asarray(answer(model, our_batch(batch)["encoder_input_tokens"]))
+
+
+def their_answers(model, batch) -> np.ndarray:
+    return make_golden.generate(model, batch["input_ids"]).numpy()
 
 
 def their_logits(model, batch) -> np.ndarray:
@@ -100,6 +118,7 @@ def test_we_open_what_peft_saves(method, options, saved_base, tmp_path):
     logits = our_logits(ours, batch)
     np.testing.assert_allclose(logits, their_logits(theirs, batch), rtol=0, atol=1e-4)
     assert np.abs(logits - our_logits(model, batch)).max() > 0.1
+    np.testing.assert_array_equal(our_answers(ours, batch), their_answers(theirs, batch))
 
     gradients = make_golden.adapter_gradients(theirs, batch)
     found = our_gradients(ours, batch)
@@ -142,11 +161,81 @@ def test_peft_opens_what_we_save(name, options, selection, saved_base, tmp_path,
     draw = np.random.default_rng(SEED)
     adapter = jax.tree.map(lambda leaf: leaf + 0.2 * draw.standard_normal(leaf.shape).astype(np.float32), adapter)
     adapted = nnx.merge(graphdef, adapter, frozen)
-    hub.save_adapter(adapted, method, chosen, tmp_path, base_name=str(directory))
+    hub.save_adapter(adapted, method, chosen, tmp_path / "adapter", base_name=str(directory))
+    assert main(["export", str(tmp_path / "adapter"), "--out", str(tmp_path / "exported")]) == 0
 
-    theirs = peft.PeftModel.from_pretrained(torch_base(directory), tmp_path).eval()
+    theirs = peft.PeftModel.from_pretrained(torch_base(directory), tmp_path / "exported").eval()
     logits = our_logits(adapted, batch)
     np.testing.assert_allclose(logits, their_logits(theirs, batch), rtol=0, atol=1e-4)
     assert np.abs(logits - our_logits(model, batch)).max() > 0.1
     added = [w.numel() for n, w in theirs.named_parameters() if any(part in n for part in ("lora_", "ia3_", "prompt_"))]
     assert sum(added) == base.count(adapter)  # no leaf that PEFT has and the file has not
+    np.testing.assert_array_equal(our_answers(adapted, batch), their_answers(theirs, batch))
+
+
+SEQ_2_SEQ: Any = {"task_type": "SEQ_2_SEQ_LM"}
+PUBLISHED = {
+    "all linear maps": peft.LoraConfig(**SEQ_2_SEQ, r=4, lora_alpha=8, target_modules="all-linear"),
+    "peft's own choice": peft.LoraConfig(**SEQ_2_SEQ, r=4),
+    "layers by index alone": peft.LoraConfig(**SEQ_2_SEQ, r=4, target_modules=["q", "v"], layers_to_transform=[0, 2]),
+    "without the encoder": peft.LoraConfig(**SEQ_2_SEQ, r=4, target_modules=["q", "k"], exclude_modules=r"encoder\..*"),
+    "ranks and alphas by pattern": peft.LoraConfig(
+        **SEQ_2_SEQ,
+        r=4,
+        lora_alpha=8,
+        target_modules=["q", "v", "wo"],
+        rank_pattern={r"encoder\.block\.0\..*\.q": 2, "wo": 6},
+        alpha_pattern={"EncDecAttention.v": 3, "wo": 5},
+    ),
+    "the same, rank-stabilised": peft.LoraConfig(
+        **SEQ_2_SEQ, r=4, lora_alpha=2, target_modules=["q", "v"], rank_pattern={"v": 2}, use_rslora=True
+    ),
+    "ia3 as for mt5": peft.IA3Config(**SEQ_2_SEQ, target_modules=["k", "v", "wi_1"], feedforward_modules=[]),
+    "ia3 around the activation": peft.IA3Config(
+        **SEQ_2_SEQ, target_modules=["v", "wi_1", "wo"], feedforward_modules=["wo"]
+    ),
+    "a prompt as PEFT allocates it": peft.PromptTuningConfig(**SEQ_2_SEQ, num_virtual_tokens=5),
+}
+
+
+@pytest.mark.parametrize("shape", PUBLISHED)
+def test_shapes_that_are_published_compute_the_same_after_import(shape, saved_base, tmp_path):
+    directory, batch = saved_base
+    config, model = PUBLISHED[shape], weights.load(directory)
+    if not model.config.is_gated and "wi_1" in (getattr(config, "target_modules", None) or ()):
+        pytest.skip("this base has no wi_1")
+    torch.manual_seed(SEED)
+    theirs: Any = peft.get_peft_model(torch_base(directory), copy.deepcopy(config)).eval()
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            if weight.requires_grad:
+                weight.copy_((1.0 if isinstance(config, peft.IA3Config) else 0.0) + 0.1 * torch.randn_like(weight))
+    theirs.save_pretrained(tmp_path / "theirs")
+    imported = ["import", str(tmp_path / "theirs"), "--model", str(directory), "--out", str(tmp_path / "ours")]
+    assert main(imported) == 0
+    for adapter in ("theirs", "ours"):
+        ours, _, _ = hub.load_adapter(tmp_path / adapter, model)
+        logits = our_logits(ours, batch)
+        np.testing.assert_allclose(logits, their_logits(theirs, batch), rtol=0, atol=1e-4)
+    assert np.abs(logits - our_logits(model, batch)).max() > 0.1
+    np.testing.assert_array_equal(our_answers(ours, batch), their_answers(theirs, batch))
+    again = peft.PeftModel.from_pretrained(torch_base(directory), tmp_path / "ours").eval()
+    np.testing.assert_allclose(their_logits(again, batch), their_logits(theirs, batch), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("reading", ["paper", "official"])
+@pytest.mark.parametrize("name", ["lora", "ia3"])
+def test_transformers_opens_what_was_merged(name, reading, saved_base, tmp_path, key):
+    directory, batch = saved_base
+    model, method = weights.load(directory), build(name, reading)
+    chosen = base.select(model, method)
+    graphdef, adapter, frozen = base.split(base.attach(model, method, chosen, key))
+    draw = np.random.default_rng(SEED)
+    adapter = jax.tree.map(lambda leaf: leaf + 0.1 * draw.standard_normal(leaf.shape).astype(np.float32), adapter)
+    adapted = nnx.merge(graphdef, adapter, frozen)
+    weights.save(merge(adapted, method), tmp_path)
+    theirs = torch_base(tmp_path)
+    logits = our_logits(adapted, batch)
+    np.testing.assert_allclose(their_logits(theirs, batch), logits, rtol=0, atol=1e-4)
+    assert np.abs(logits - our_logits(model, batch)).max() > 0.1
+    np.testing.assert_array_equal(our_answers(adapted, batch), their_answers(theirs, batch))

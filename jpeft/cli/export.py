@@ -1,0 +1,67 @@
+"""`jpeft export`: a run's adapter as others open it."""
+
+import argparse
+import json
+from pathlib import Path
+
+_DESCRIPTION = """Writes an adapter as Hugging Face PEFT opens it, with a card (README.md) of what it is and scored.
+
+  jpeft export runs/lora_agnews_low --out agnews-lora
+  jpeft export runs/lora_agnews_low --base-name google/flan-t5-small --out agnews-lora
+
+  peft.PeftModel.from_pretrained(base, "agnews-lora")       there, in Python
+
+Plain LoRA, the published (IA)3 and prompt tuning (method.reading=official, and prompts in either reading) are kept in
+PEFT's own layout. It has no place for the paper's scaled LoRA and two-sided (IA)3, nor for BitFit: these are kept in
+jpeft's layout, and the command says so; the first two reach PyTorch by jpeft merge. The adapter is checked against the
+sizes of its base, of which no weight is read."""
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "export",
+        help="an adapter as Hugging Face PEFT opens it",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("adapter", type=Path, metavar="RUN_OR_ADAPTER", help="a run's directory, or an adapter's")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write; new or empty")
+    parser.add_argument("--model", metavar="BASE", help="hub id or directory (default: the base the adapter names)")
+    parser.add_argument(
+        "--base-name", metavar="NAME", help="what to call the base in the files, as others find it (default: BASE)"
+    )
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    parser.set_defaults(run=_export)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from jpeft.cli.output import adapter_record, base_of, write_adapter
+    from jpeft.model.source import load_config
+    from jpeft.peft.card import is_hub_id
+    from jpeft.peft.hub import open_adapter
+    from jpeft.peft.locate import locate
+    from jpeft.peft.peft_write import peft_lacks
+
+    found = locate(arguments.adapter)
+    model = base_of(found, arguments.model)
+    opened = open_adapter(found.directory, load_config(model))
+    base = arguments.base_name or model
+    size = write_adapter(opened, arguments.out, base=base, result=found.result)
+    lacks, unmergeable = peft_lacks(opened.method), opened.method.unmergeable
+    if arguments.json:
+        print(json.dumps(adapter_record(opened, arguments.out, base=base, weights_bytes=size), indent=2))
+        return 0
+    layout = "Hugging Face PEFT's layout" if lacks is None else "jpeft's own layout"
+    print(f"exported {opened.method.name} to {arguments.out} in {layout} ({size:,} bytes, and a card)")
+    print(
+        f"base     {base}" + ("" if is_hub_id(base) else "  (means nothing elsewhere; --base-name calls it otherwise)")
+    )
+    if lacks is None:
+        print(f'next     peft.PeftModel.from_pretrained(base, "{arguments.out}")')
+    else:
+        print(f"note     PEFT can not open it: its format has no place for {lacks}")
+        merged = f"next     for PyTorch: jpeft merge {arguments.adapter} --out MERGED"
+        print(merged if unmergeable is None else f"         nor can it be merged into a T5: {unmergeable}")
+    return 0

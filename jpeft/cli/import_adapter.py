@@ -1,0 +1,60 @@
+"""`jpeft import`: an adapter of Hugging Face PEFT, checked against a base and written as jpeft would have it."""
+
+import argparse
+import json
+from pathlib import Path
+
+from jpeft.errors import UserError
+
+_DESCRIPTION = """Reads an adapter that Hugging Face PEFT saved, checks it against a T5 and says what it is.
+
+  jpeft import their-lora --model google/flan-t5-base --out adapter
+  jpeft merge adapter --out merged
+
+LORA, IA3 and PROMPT_TUNING are read, with target_modules as a list or a pattern, layers_to_transform, rank_pattern,
+alpha_pattern and rsLoRA. What jpeft has no equal for (DoRA, trained biases, modules_to_save, ...) is refused by its
+name, as are pickled weights (adapter_model.bin). Config and weights must agree on which modules of the base are
+adapted. What is written computes the same in jpeft's terms, one rank and one alpha; what was rewritten is printed."""
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "import",
+        help="an adapter of Hugging Face PEFT, checked and made ready to train on or merge",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("adapter", type=Path, metavar="PEFT_DIR", help="a directory with adapter_config.json")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write; new or empty")
+    parser.add_argument("--model", metavar="BASE", help="hub id or directory (default: the base the adapter names)")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    parser.set_defaults(run=_import)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from jpeft.cli.output import adapter_record, base_of, write_adapter
+    from jpeft.model.source import load_config
+    from jpeft.peft.card import config_flags, describe, places
+    from jpeft.peft.hub import PEFTS, layout_of, open_adapter
+    from jpeft.peft.locate import locate
+
+    found = locate(arguments.adapter)
+    if layout_of(found.directory) != PEFTS:
+        raise UserError(f"{found.directory} is in jpeft's own layout already; there is nothing to import.")
+    base = base_of(found, arguments.model)
+    opened = open_adapter(found.directory, load_config(base))
+    size = write_adapter(opened, arguments.out, base=base, result=found.result)
+    record = adapter_record(opened, arguments.out, base=base, weights_bytes=size)
+    if arguments.json:
+        print(json.dumps(record, indent=2))
+        return 0
+    print(f"found    {describe(opened.method)}, at {places(opened.sites)}: {record['parameters']:,} parameters")
+    for note in opened.notes:
+        print(f"note     {note}")
+    print(f"fits     {base}")
+    print(f"written  {arguments.out}")
+    print(f"next     jpeft merge {arguments.out} --out MERGED, or train on with")
+    print(f"         {' '.join(config_flags(opened.method, str(arguments.out)))}")
+    return 0

@@ -1,0 +1,75 @@
+"""What commands that take an adapter and write a directory share: which base is meant, and a disk that fails."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jpeft.errors import RunFailed, UserError
+from jpeft.model.write import write_directory
+from jpeft.peft.base import count, split
+from jpeft.peft.card import adapter_card
+from jpeft.peft.hub import Opened, save_adapter
+from jpeft.peft.locate import Located
+from jpeft.peft.peft_write import peft_knows
+from jpeft.train.background import disk_trouble
+
+
+def base_of(found: Located, model: str | None) -> str:
+    """The base that `--model` names, or else the adapter. Raises `UserError`: neither does."""
+    name = model or found.base_name
+    if name is None:
+        raise UserError(f"{found.directory} does not name the model that it was trained on; give --model.")
+    return name
+
+
+@contextlib.contextmanager
+def output_directory(out: Path) -> Iterator[Path]:
+    """A directory to write to that becomes `out` when the block ends well.
+
+    Raises:
+      UserError: `out` holds something.
+      RunFailed: the disk is full or can not be written.
+    """
+    try:
+        with write_directory(out) as beside:
+            yield beside
+    except (UserError, RunFailed):
+        raise
+    except Exception as error:  # safetensors has its own for a full disk
+        reason = disk_trouble(error) or (error.strerror if isinstance(error, OSError) else None)
+        if reason is None:
+            raise
+        raise RunFailed(f"{out} can not be written ({reason}).") from None
+
+
+def write_adapter(opened: Opened, out: Path, *, base: str, result: dict[str, Any] | None) -> int:
+    """Writes an adapter and its card to `out`; returns the bytes of the weights. Raises as `output_directory`."""
+    with output_directory(out) as beside:
+        size = save_adapter(opened.model, opened.method, opened.sites, beside, base_name=base)
+        card = adapter_card(
+            opened.method, opened.sites, base=base, parameters=parameters(opened), result=result, notes=opened.notes
+        )
+        (beside / "README.md").write_text(card)
+    return size
+
+
+def parameters(opened: Opened) -> int:
+    """How many values an adapter holds."""
+    return count(split(opened.model)[1])
+
+
+def adapter_record(opened: Opened, out: Path, *, base: str, weights_bytes: int) -> dict[str, Any]:
+    """What `--json` prints of an adapter that was written."""
+    return {
+        "out": str(out),
+        "base": base,
+        "method": opened.method.name,
+        "options": dataclasses.asdict(opened.method),
+        "layout": "peft" if peft_knows(opened.method) else "jpeft",
+        "sites": [site.path for site in opened.sites],
+        "parameters": parameters(opened),
+        "weights_bytes": weights_bytes,
+        "notes": list(opened.notes),
+    }

@@ -1,0 +1,199 @@
+"""`README.md` beside an adapter or a merged model: what it is, what it scored, how to load it. No files."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jpeft.model.source import packaged_models
+from jpeft.peft.base import Method, Site
+from jpeft.peft.bitfit import BitFit
+from jpeft.peft.ia3 import Ia3
+from jpeft.peft.lora import Lora
+from jpeft.peft.merge import Agreement
+from jpeft.peft.peft_write import peft_lacks
+from jpeft.peft.prompt import Prompt
+
+Result = Mapping[str, Any]
+
+
+def describe(method: Method) -> str:
+    """A method and its reading in a few words: `LoRA of rank 8, alpha 16`."""
+    match method:
+        case Lora():
+            parts = [f"LoRA of rank {method.rank}, alpha {method.alpha:g}"]
+            parts += ["scaled by alpha / sqrt(rank)"] if method.rank_stabilized else []
+            parts += ["with input and output scaling vectors"] if method.scaling_vectors else []
+            return ", ".join(parts)
+        case Ia3():
+            return "(IA)³, two-sided" if method.two_sided else "(IA)³ as published"
+        case BitFit():
+            return f"BitFit: biases on linear maps{' and norms' if method.norms else ''}"
+        case Prompt():
+            return f"prompt tuning, {method.prompt_length} soft tokens"
+    return f"{method.name} tuning of some weights"
+
+
+def places(sites: Sequence[Site]) -> str:
+    """Where a method is attached, in a few words: `q, v of 16 layers`."""
+    names = ", ".join(sorted({site.name for site in sites}))
+    layers = len({(site.stack, site.layer) for site in sites if site.layer is not None})
+    return f"{names} of {layers} layer{'s' if layers > 1 else ''}" if layers else names
+
+
+def adapter_card(
+    method: Method, sites: Sequence[Site], *, base: str, parameters: int, result: Result | None, notes: Sequence[str]
+) -> str:
+    """The card of an adapter in the layout that `save_adapter` gives its method.
+
+    Args:
+      parameters: that it holds.
+      notes: what was rewritten on reading it.
+    """
+    lacks = peft_lacks(method)
+    rows = [("method", describe(method)), ("at", places(sites)), ("parameters", f"{parameters:,}"), ("base", base)]
+    return (
+        "\n\n".join(
+            [
+                _front_matter("peft" if lacks is None else "jpeft", base, [method.name]),
+                f"# {_title(method, result)}",
+                _table(rows),
+                *[f"As read from its original, {note}." for note in notes],
+                *_results(result),
+                "## How to load it",
+                *([_with_peft(base)] if lacks is None else [_without_peft(method, lacks)]),
+                _with_jpeft(method),
+            ]
+        )
+        + "\n"
+    )
+
+
+def merged_card(
+    method: Method, sites: Sequence[Site], *, base: str, result: Result | None, agreement: Agreement, dtype: str
+) -> str:
+    """The card of a base with an adapter merged into it."""
+    rows = [("base", base), ("merged into it", describe(method)), ("at", places(sites)), ("dtype", dtype)]
+    measured = (
+        f"On random tokens the adapter moves the base's logits by up to {agreement.moved:.3g}. The merged weights give "
+        f"logits within {agreement.merged:.2g} of base and adapter in float32, and within {agreement.stored:.2g} as "
+        f"stored here; the most likely token is the same at {100 * agreement.same_choice:.1f} % of positions."
+    )
+    load = _code(
+        "python", "import transformers", 'model = transformers.T5ForConditionalGeneration.from_pretrained("DIR")'
+    )
+    return (
+        "\n\n".join(
+            [
+                _front_matter("transformers", base, [method.name]),
+                f"# {_title(method, result)}, merged",
+                _table(rows),
+                measured,
+                *_results(result, of="the unmerged adapter"),
+                "## How to load it",
+                f"`DIR` is this directory. It is a T5 like any other:\n\n{load}",
+            ]
+        )
+        + "\n"
+    )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a base's name means something on another machine: it has a hub id's form and is no directory here."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None and not Path(name).exists()
+
+
+def _front_matter(library: str, base: str, tags: Sequence[str]) -> str:
+    lines = ["---", f"library_name: {library}"]
+    lines += [f"base_model: {base}"] if is_hub_id(base) else []
+    return "\n".join([*lines, "tags:", *[f"- {tag}" for tag in ("jpeft", "t5", *tags)], "---"])
+
+
+def _title(method: Method, result: Result | None) -> str:
+    task = (result or {}).get("task")
+    return f"{method.name} adapter" + (f" for {_plain(task)}" if task else "")
+
+
+def _plain(value: object) -> str:
+    """A value that breaks out of no table: what stands in a result file may have come from anywhere."""
+    return re.sub(r"\s+", " ", str(value)).replace("|", "\\|")
+
+
+def _table(rows: Sequence[tuple[str, object]]) -> str:
+    return "\n".join(["| | |", "| --- | --- |", *[f"| {name} | {_plain(value)} |" for name, value in rows]])
+
+
+def _number(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+_SHOWN = {
+    "task": "task",
+    "scale": "scale",
+    "source": "rows from",
+    "train_examples": "training rows",
+    "test_examples": "test rows",
+    "validation_loss": "validation loss",
+    "best_epoch": "best epoch, from 0",
+    "seed": "seed",
+    "ablation": "ablation",
+    "device": "device",
+    "commit": "commit",
+    "finished": "finished",
+}
+
+
+def _results(result: Result | None, *, of: str = "the run that made it") -> list[str]:
+    if result is None:
+        return []
+    rows: list[tuple[str, object]] = []
+    for kind, metrics in (("", result.get("metrics")), ("zero-shot ", result.get("zero_shot"))):
+        if isinstance(metrics, Mapping):
+            rows += [(f"{kind}{_plain(name)}", _number(value)) for name, value in metrics.items()]
+    rows += [(shown, _number(result[key])) for key, shown in _SHOWN.items() if result.get(key) is not None]
+    return [f"## Results of {of}", _table(rows)]
+
+
+def _code(language: str, *lines: str) -> str:
+    return "\n".join([f"```{language}", *lines, "```"])
+
+
+def _with_peft(base: str) -> str:
+    where, lines = repr(base), ["import peft, transformers", ""]
+    if base in packaged_models():
+        lines = ["import peft, transformers", "from jpeft.model.source import resolve", ""]
+        where = f"resolve({base!r})  # comes with jpeft"
+    lines += [f"base = {where}"]
+    lines += ["model = transformers.T5ForConditionalGeneration.from_pretrained(base)"]
+    lines += ['model = peft.PeftModel.from_pretrained(model, "DIR")']
+    return f"`DIR` is this directory. With Hugging Face PEFT:\n\n{_code('python', *lines)}"
+
+
+def _without_peft(method: Method, lacks: str) -> str:
+    why = f"Hugging Face PEFT can not open it: its format has no place for {lacks}."
+    if method.unmergeable is not None:
+        return f"{why} It can not be merged into a T5 either: {method.unmergeable}."
+    merge = _code("sh", "jpeft merge DIR --out MERGED")
+    return f"{why} For PyTorch, merge it into its base; `DIR` is this directory:\n\n{merge}"
+
+
+def _with_jpeft(method: Method) -> str:
+    lines = ["python main.py --config configs/lora_custom.py --config.data.path=my.jsonl \\"]
+    lines += [f"    {' '.join(config_flags(method, 'DIR'))}"]
+    return f"With jpeft, to train on from it:\n\n{_code('sh', *lines)}"
+
+
+def config_flags(method: Method, directory: str) -> list[str]:
+    """The flags of `main.py` that start from an adapter of this method."""
+    official = peft_lacks(method) is None or (isinstance(method, BitFit) and method.norms)
+    flags = {"name": method.name, "reading": "official" if official else "paper"}
+    match method:
+        case Lora():
+            flags |= {"rank": str(method.rank), "alpha": f"{method.alpha!r}"}
+            flags |= {"rank_stabilized": "True"} if method.rank_stabilized else {}
+        case Prompt():
+            flags |= {"prompt_length": str(method.prompt_length)}
+            flags |= {"prompt_init": method.init} if method.init != "vocabulary" else {}
+    return [f"--config.method.{key}={value}" for key, value in flags.items()] + [
+        f"--config.method.from_adapter={directory}"
+    ]

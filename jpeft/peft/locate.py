@@ -1,0 +1,62 @@
+"""Where a path that a user names has an adapter: in a run's directory, or in a directory of its own."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from jpeft.errors import RunFailed, UserError
+from jpeft.peft.hub import CONFIGS, layout_of, stored_base_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Located:
+    """An adapter's directory, and what is known of where it comes from.
+
+    Attributes:
+      base_name: of the model that it was trained on, None where nothing names it.
+      result: the run's `result.json`, None where the adapter comes without one.
+    """
+
+    directory: Path
+    base_name: str | None
+    result: dict[str, Any] | None
+
+
+def locate(path: Path) -> Located:
+    """The adapter of a run's directory, or of a directory that holds one in either layout.
+
+    Raises:
+      UserError: there is none, the run has not got so far, or full tuning left a whole model in its place.
+      RunFailed: a file is damaged.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} is {'a file' if path.exists() else 'not there'}; name a run or an adapter directory.")
+    directory = path if layout_of(path) or not (path / "adapter").is_dir() else path / "adapter"
+    if (directory / "model.safetensors").is_file():
+        raise UserError(
+            f"{directory} is already a whole model that transformers opens, the result of full tuning; use it as it is."
+        )
+    if layout_of(directory) is None:
+        begun = (path / "config.json").is_file() and (path / "checkpoint").is_dir()
+        why = (
+            "a run that has not finished; the adapter comes at its end"
+            if begun
+            else f"looked for {' or '.join(CONFIGS)}"
+        )
+        raise UserError(f"{path} holds no adapter ({why}).")
+    result = _result(directory.parent) if directory.absolute().name == "adapter" else None
+    return Located(directory, stored_base_name(directory), result)
+
+
+def _result(run: Path) -> dict[str, Any] | None:
+    file = run / "result.json"
+    if not file.is_file():
+        return None
+    try:
+        result = json.loads(file.read_text())
+    except ValueError as error:
+        raise RunFailed(f"{file} is damaged ({error}).") from None
+    if not isinstance(result, dict):
+        raise RunFailed(f"{file} is damaged: it holds no object.")
+    return result

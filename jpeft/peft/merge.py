@@ -1,0 +1,148 @@
+"""Base and adapter as one T5: kernels that do alone what kernel and adapter did together, and how exactly they do."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jpeft.errors import RunFailed, UserError
+from jpeft.model import weights
+from jpeft.model.config import T5Config
+from jpeft.model.t5 import T5, Linear
+from jpeft.model.t5 import Site as SiteModule
+from jpeft.peft.base import Adapter, Method
+from jpeft.peft.hub import stored_method
+
+
+def refuse_unmergeable(directory: Path) -> None:
+    """Raises `UserError` where what a directory's adapter does is no change of weights; needs no base to know that."""
+    method = stored_method(directory)
+    if method is not None:
+        _refuse(method)
+
+
+def _refuse(method: type[Method]) -> None:
+    if method.unmergeable is not None:
+        raise UserError(f"{method.name} can not be merged into a T5: {method.unmergeable}.")
+
+
+def merge(adapted: T5, method: Method) -> T5:
+    """A T5 without adapters whose weights do what base and adapter do together; the two share what is not changed.
+
+    The arithmetic and the changed weights are float32, whatever the base's dtype.
+
+    Raises:
+      UserError: what the method does is no change of weights.
+    """
+    _refuse(type(method))
+    model = nnx.merge(*nnx.split(adapted))  # new modules around the same arrays
+    for _, module in nnx.iter_modules(model):
+        if not isinstance(module, SiteModule):
+            continue
+        if module.adapter is not None:
+            assert isinstance(module, Linear), "what can be merged acts on linear maps"
+            module.kernel = nnx.Param(module.adapter.fold(module.kernel[...].astype(jnp.float32)))
+            module.adapter = nnx.data(None)
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Adapter):  # full tuning of a selection: the weight itself
+                setattr(module, name, nnx.Param(value[...]))
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How a merged model's logits compare with those of base and adapter, on tokens drawn at random; all in float32.
+
+    Attributes:
+      moved: the largest difference that the adapter makes to the base's logits; what the others are to be held against.
+      merged: the largest between base and adapter and the merged weights before rounding.
+      stored: the same of the weights as they were stored.
+      same_choice: share of positions at which the stored model finds the same token the most likely.
+    """
+
+    moved: float
+    merged: float
+    stored: float
+    same_choice: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """Logits of the base, of base and adapter, and of the merged model, for the same random tokens: numpy float32."""
+
+    base: np.ndarray
+    adapted: np.ndarray
+    merged: np.ndarray
+
+    @classmethod
+    def of(cls, base: T5, adapted: T5, merged: T5) -> "Probe":
+        """Runs the three; all of the same base and with float32 activations.
+
+        Raises:
+          RunFailed: a logit of the adapted or the merged model is not finite.
+        """
+        probe = cls(probe_logits(base), probe_logits(adapted), probe_logits(merged))
+        if not (np.isfinite(probe.adapted).all() and np.isfinite(probe.merged).all()):
+            raise RunFailed("the model with its adapter gives logits that are not finite; is the adapter damaged?")
+        return probe
+
+    def agreement(self, stored: T5) -> Agreement:
+        """How the model that was stored agrees with base and adapter.
+
+        Raises:
+          RunFailed: one of its logits is not finite: a merged weight is beyond what its dtype holds.
+        """
+        logits = probe_logits(stored)
+        if not np.isfinite(logits).all():
+            raise RunFailed("the merged weights are too large for the dtype they are stored in; try --dtype float32.")
+        return Agreement(
+            moved=_largest(self.base, self.adapted),
+            merged=_largest(self.adapted, self.merged),
+            stored=_largest(self.adapted, logits),
+            same_choice=float(np.mean(np.argmax(logits, axis=-1) == np.argmax(self.adapted, axis=-1))),
+        )
+
+
+def _largest(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.abs(first - second).max())
+
+
+def probe_tokens(config: T5Config) -> tuple[Int[np.ndarray, "batch enc_len"], Int[np.ndarray, "batch dec_len"]]:
+    """Rows of random tokens for encoder and decoder, always the same; the later rows end in padding."""
+    draw = np.random.default_rng(0)
+    inputs, targets = (
+        draw.integers(min(3, config.vocab_size - 1), config.vocab_size, (4, length)).astype(np.int32)
+        for length in (24, 12)
+    )
+    for row in range(4):
+        inputs[row, 24 - 6 * row :] = config.pad_token_id
+    targets[:, 0] = config.decoder_start_token_id
+    return inputs, targets
+
+
+@jax.jit
+def _logits(
+    model: T5, inputs: Int[Array, "batch enc_len"], targets: Int[Array, "batch dec_len"]
+) -> Float[Array, "batch dec_len vocab"]:
+    return model(inputs, targets)
+
+
+def probe_logits(model: T5) -> Float[np.ndarray, "batch dec_len vocab"]:
+    """A model's logits of `probe_tokens`, its products exact to float32 on every device."""
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(_logits(model, *map(jnp.asarray, probe_tokens(model.config))))
+
+
+def stored_dtype(base: Path) -> Any:
+    """The dtype in which a base's directory stores its matrices; float32 where PyTorch or Flax stored it."""
+    name, _ = weights.weight_files(base)
+    if name != "model.safetensors":  # the others are read whole, and PyTorch's as float32
+        return np.dtype(np.float32)
+    checkpoint = weights.open_checkpoint(base)
+    first = (slice(0, 1), slice(0, 1))
+    return checkpoint.read("encoder.block.0.layer.0.SelfAttention.q.weight", first).dtype

@@ -1,0 +1,20 @@
+"""Adapters with something in them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jpeft.model.t5 import T5
+from jpeft.peft.base import split
+
+
+def filled(model: T5, key) -> T5:
+    """The model with every adapter leaf moved at random: a fresh one proves nothing where it starts at the identity."""
+    graphdef, adapter, base = split(model)
+    draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))  # numpy: nothing to compile for each shape
+
+    def moved(leaf):
+        return jnp.asarray(np.asarray(leaf) + 0.3 * draw.standard_normal(leaf.shape, np.float32))
+
+    return nnx.merge(graphdef, jax.tree.map(moved, adapter), base)

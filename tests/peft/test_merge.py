@@ -1,0 +1,176 @@
+"""Base and adapter as one T5: what it computes, what it is stored as, and what is said where it can not be."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from jpeft.cli import main
+from jpeft.model import weights
+from jpeft.model.t5 import T5
+from jpeft.model.tokenizer import Tokenizer
+from jpeft.peft.ablations import ABLATIONS, ablation
+from jpeft.peft.base import Adapter, Selection, attach, select
+from jpeft.peft.bitfit import BitFit
+from jpeft.peft.full import Full
+from jpeft.peft.hub import save_adapter
+from jpeft.peft.ia3 import Ia3
+from jpeft.peft.lora import Lora
+from jpeft.peft.merge import merge, probe_logits
+from jpeft.peft.prompt import Prompt
+from tests.conftest import TINY
+from tests.peft.filled import filled
+
+
+@pytest.fixture(scope="module")
+def tiny_t5():
+    """One random model for all: nothing here changes it."""
+    return T5(TINY, rngs=nnx.Rngs(0))
+
+
+ABLATED = [(method, name) for method, names in ABLATIONS.items() for name in names]
+CASES = {
+    "lora": (Lora(), Selection()),
+    "lora_of_all_linear_maps": (Lora(rank=3), Selection(pattern=".*/(q|k|v|o|wi_0|wi_1|wo)|lm_head")),
+    "lora_official": (Lora.official(rank=3), Selection()),
+    # Scaled as trained adapters are: at alpha 16 the update outweighs its kernel, and half an ulp moves logits by 4e-4.
+    "lora_rank_stabilized": (Lora.official(rank=4, alpha=2.0, rank_stabilized=True), Selection()),
+    "ia3": (Ia3(), Selection()),
+    "ia3_official": (Ia3.official(), Selection()),
+    "full_of_some_weights": (Full(), Selection(pattern="shared|decoder/layers/1/.*")),
+} | {
+    f"{method}_{name}": ({"lora": Lora(), "ia3": Ia3()}[method], ablation(method, name, TINY))
+    for method, name in ABLATED
+}
+
+
+def adapted(model: T5, method, selection=Selection(), *, seed: int = 1):  # noqa: B008
+    chosen = select(model, method, selection)
+    key = jax.random.key(seed)
+    return filled(attach(model, method, chosen, key), key), chosen
+
+
+def saved(model: T5, method, directory, *, base, selection=Selection()):  # noqa: B008
+    """An adapter directory, and the base with that adapter."""
+    filled_model, chosen = adapted(model, method, selection)
+    save_adapter(filled_model, method, chosen, directory, base_name=str(base))
+    return filled_model
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_merged_weights_do_what_base_and_adapter_do(case, tiny_t5):
+    method, selection = CASES[case]
+    model, _ = adapted(tiny_t5, method, selection)
+    merged = merge(model, method)
+    assert not jax.tree.leaves(nnx.state(merged, Adapter))
+    expected = probe_logits(model)
+    np.testing.assert_allclose(probe_logits(merged), expected, rtol=0, atol=1e-4)
+    assert np.abs(expected - probe_logits(tiny_t5)).max() > 0.1
+    assert jax.tree.leaves(nnx.state(model, Adapter))  # the model that was given is as it was
+
+
+def test_a_relu_model_with_a_tied_head_merges():
+    model = T5(dataclasses.replace(TINY, feed_forward_proj="relu", tie_word_embeddings=True), rngs=nnx.Rngs(0))
+    both, _ = adapted(model, Ia3())
+    np.testing.assert_allclose(probe_logits(merge(both, Ia3())), probe_logits(both), rtol=0, atol=1e-4)
+
+
+def test_a_bfloat16_base_is_merged_in_float32(tiny_t5):
+    graphdef, exact = nnx.split(tiny_t5)
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), exact)
+    widened = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), rounded)
+    merged = [merge(adapted(nnx.merge(graphdef, state), Lora())[0], Lora()) for state in (rounded, widened)]
+    q = [model.encoder.segments[0].self_attention.q.kernel[...] for model in merged]
+    assert q[0].dtype == jnp.float32
+    np.testing.assert_array_equal(*q)
+
+
+@pytest.fixture
+def run(tiny_checkpoint, tmp_path):
+    """A finished run's directory, as far as merging looks at it."""
+    saved(weights.load(tiny_checkpoint), Lora(), tmp_path / "run/adapter", base=tiny_checkpoint)
+    (tmp_path / "run/result.json").write_text(json.dumps({"task": "agnews", "metrics": {"accuracy": 0.75}}))
+    return tmp_path / "run"
+
+
+def test_merge_writes_a_model_that_opens_with_its_tokenizer_and_says_how_near_it_is(
+    run, tiny_checkpoint, tmp_path, capsys
+):
+    out = tmp_path / "merged"
+    assert main(["merge", str(run), "--out", str(out), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    model = weights.load(out)
+    Tokenizer.load(out, vocab_size=model.config.vocab_size)
+    expected = probe_logits(adapted(weights.load(tiny_checkpoint), Lora())[0])
+    np.testing.assert_allclose(probe_logits(model), expected, rtol=0, atol=1e-4)
+    assert printed["dtype"] == "float32" and printed["logits"]["stored"] < 1e-4 and printed["logits"]["moved"] > 0.1
+    card = (out / "README.md").read_text()
+    assert "library_name: transformers" in card and "| accuracy | 0.7500 |" in card
+    assert main(["merge", str(run), "--out", str(out)]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("base", "flags", "stored"), [("float32", ["--dtype=bfloat16"], "bfloat16"), ("float16", [], "float16")]
+)
+def test_the_merged_weights_are_of_the_dtype_asked_for_or_of_the_bases(
+    base, flags, stored, run, tiny_checkpoint, tmp_path, capsys
+):
+    weights.save(weights.load(tiny_checkpoint), tmp_path / "base", dtype=jnp.dtype(base))
+    (tmp_path / "base/tokenizer.json").write_bytes((tiny_checkpoint / "tokenizer.json").read_bytes())
+    out = tmp_path / "merged"
+    assert main(["merge", str(run), "--model", str(tmp_path / "base"), "--out", str(out), "--json", *flags]) == 0
+    assert {str(value.dtype) for value in load_file(out / "model.safetensors").values()} == {stored}
+    logits = json.loads(capsys.readouterr().out)["logits"]
+    assert logits["merged"] < 1e-4 < logits["stored"]  # what rounding costs is measured, not hidden
+
+
+@pytest.mark.parametrize(
+    ("method", "why"), [(BitFit(), "a T5 has none to hold them"), (Prompt(prompt_length=4), "a part of the input")]
+)
+def test_what_is_no_change_of_weights_is_refused_with_the_reason(method, why, tiny_checkpoint, tmp_path, capsys):
+    saved(weights.load(tiny_checkpoint), method, tmp_path / "adapter", base=tiny_checkpoint)
+    assert main(["merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "merged")]) == 2
+    said = capsys.readouterr().err
+    assert f"{method.name} can not be merged into a T5" in said and why in said and said.count("\n") == 1
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_fully_tuned_model_is_whole_already(tiny_checkpoint, tmp_path, capsys):
+    assert main(["merge", str(tiny_checkpoint), "--out", str(tmp_path / "merged")]) == 2
+    assert "is already a whole model" in capsys.readouterr().err
+
+
+def test_a_merge_that_fails_leaves_nothing(run, tmp_path, capsys):
+    file = run / "adapter/jpeft_adapter.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    assert main(["merge", str(run), "--out", str(tmp_path / "merged")]) == 1
+    assert "damaged or cut short" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_adapter_whose_values_are_not_finite_is_not_merged(tiny_checkpoint, tmp_path, capsys):
+    model, chosen = adapted(weights.load(tiny_checkpoint), Ia3())
+    nnx.update(model, jax.tree.map(lambda leaf: leaf * jnp.nan, nnx.state(model, Adapter)))
+    save_adapter(model, Ia3(), chosen, tmp_path / "adapter", base_name=str(tiny_checkpoint))
+    assert main(["merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "merged")]) == 1
+    assert "not finite" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
+def test_what_holds_no_adapter_is_told_apart(tiny_checkpoint, tmp_path, capsys):
+    def refusal(path) -> str:
+        assert main(["merge", str(path), "--out", str(tmp_path / "merged")]) == 2
+        return capsys.readouterr().err
+
+    assert "is not there" in refusal(tmp_path / "nowhere")
+    (tmp_path / "run/checkpoint").mkdir(parents=True)
+    assert "looked for jpeft_adapter.json or adapter_config.json" in refusal(tmp_path / "run")
+    (tmp_path / "run/config.json").write_text("{}")
+    assert "has not finished" in refusal(tmp_path / "run")
+    assert "is a file" in refusal(tmp_path / "run/config.json")

@@ -1,0 +1,225 @@
+"""Shapes of `adapter_config.json` that are published for T5s: understood, or refused by name."""
+
+import dataclasses
+import functools
+import json
+import re
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from jpeft.errors import RunFailed, UserError
+from jpeft.model.leaves import named_leaves
+from jpeft.model.t5 import T5
+from jpeft.peft.base import Adapter, Selection, Site, attach, select
+from jpeft.peft.hub import load_adapter, save_adapter
+from jpeft.peft.ia3 import Ia3
+from jpeft.peft.lora import Lora
+from jpeft.peft.prompt import Prompt
+from tests.conftest import TINY
+from tests.peft.filled import filled
+
+LORA = Lora.official(rank=4, alpha=8.0)
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+@pytest.fixture(scope="module")
+def tiny_t5():
+    """One random model for all: nothing here changes it."""
+    return T5(TINY, rngs=nnx.Rngs(0))
+
+
+@functools.cache
+def stored(method, pattern: str | None) -> tuple[dict[str, bytes], list[Site]]:
+    """The files of an adapter with something in it, and its sites."""
+    key, model = jax.random.key(3), T5(TINY, rngs=nnx.Rngs(0))
+    chosen = select(model, method, Selection(pattern=pattern))
+    with tempfile.TemporaryDirectory() as directory:
+        adapted = filled(attach(model, method, chosen, key), key)
+        save_adapter(adapted, method, chosen, Path(directory), base_name="tiny")
+        return {file.name: file.read_bytes() for file in Path(directory).iterdir()}, chosen
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Saves an adapter in PEFT's layout with changes to its config; `edit` changes its tensors in place."""
+
+    def save(method=LORA, pattern=None, edit=None, **changes):
+        for name, content in stored(method, pattern)[0].items():
+            (tmp_path / name).write_bytes(content)
+        config = json.loads((tmp_path / CONFIG).read_text()) | changes
+        (tmp_path / CONFIG).write_text(json.dumps(config))
+        if edit is not None:
+            tensors = dict(load_file(tmp_path / WEIGHTS))
+            edit(tensors)
+            save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, tmp_path / WEIGHTS)
+        return tmp_path
+
+    return save
+
+
+def leaves_of(directory, model) -> dict[str, np.ndarray]:
+    return {k: np.asarray(v) for k, v in named_leaves(load_adapter(directory, model)[0], Adapter).items()}
+
+
+ALL, DECODER, Q, LAYER_1 = None, "decoder/.*/[qv]", ".*/q", ".*/1/.*/[qv]"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "changes"),
+    [
+        (ALL, {"target_modules": ["q", "v"]}),
+        (
+            ALL,
+            {"target_modules": ["SelfAttention.q", "SelfAttention.v", "EncDecAttention.q", "EncDecAttention.v"]},
+        ),
+        (ALL, {"target_modules": r".*\.(q|v)"}),
+        (ALL, {"target_modules": None}),
+        (DECODER, {"target_modules": r"decoder\.block\.\d+\..*Attention\.[qv]"}),
+        (DECODER, {"target_modules": ["q", "v"], "exclude_modules": r"encoder\..*"}),
+        (Q, {"target_modules": ["q", "v"], "exclude_modules": ["v"]}),
+        (LAYER_1, {"target_modules": ["q", "v"], "layers_to_transform": [1], "layers_pattern": "block"}),
+        (LAYER_1, {"target_modules": ["q", "v"], "layers_to_transform": 1, "layers_pattern": ["layers", "block"]}),
+        (LAYER_1, {"target_modules": ["q", "v"], "layers_to_transform": [1]}),
+        (".*/(q|k|v|o|wi_0|wi_1|wo)", {"target_modules": "all-linear"}),
+    ],
+)
+def test_ways_to_name_modules(pattern, changes, saved, tiny_t5):
+    _, method, sites = load_adapter(saved(pattern=pattern, **changes), tiny_t5)
+    assert method == LORA and sites == stored(LORA, pattern)[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": ["q", "k", "v"]},
+        {"target_modules": ["q"]},
+        {"target_modules": r".*\.(q|v|o)"},
+        {"target_modules": ["q", "v"], "layers_to_transform": [0], "layers_pattern": "block"},
+    ],
+)
+def test_config_and_weights_have_to_agree_on_the_modules(changes, saved, tiny_t5):
+    with pytest.raises(UserError, match="its config adapts .* modules of it, its weights file 12"):
+        load_adapter(saved(**changes), tiny_t5)
+
+
+def test_a_deeper_base_of_the_same_width_is_not_taken_for_the_right_one(saved, tiny_t5):
+    deeper = T5(dataclasses.replace(tiny_t5.config, num_layers=3), rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match=r"adapts 14 modules of it, its weights file 12; encoder.block.2"):
+        load_adapter(saved(), deeper)
+
+
+def test_ranks_and_alphas_by_pattern_become_one_rank_and_one_alpha_of_the_same_function(saved, tiny_t5):
+    def narrow(tensors):  # encoder.block.0's q is of rank 1
+        for name in tensors:
+            if re.search(r"encoder\.block\.0\..*\.q\.", name):
+                tensors[name] = tensors[name][:1] if "lora_A" in name else tensors[name][:, :1]
+
+    plain = saved(edit=narrow, rank_pattern={r"encoder\.block\.0\..*\.q": 1}, alpha_pattern={"v": 16, "0.q": 1})
+    stored, found = load_file(plain / WEIGHTS), leaves_of(plain, tiny_t5)
+    _, method, _ = load_adapter(plain, tiny_t5)
+    assert method == LORA
+    for path, module, scale in [
+        ("encoder/layers/0/self_attention/q", "encoder.block.0.layer.0.SelfAttention.q", 8 / 1),
+        ("encoder/layers/1/self_attention/q", "encoder.block.1.layer.0.SelfAttention.q", 8 / 4),
+        ("decoder/layers/1/cross_attention/v", "decoder.block.1.layer.1.EncDecAttention.v", 16 / 4),
+    ]:
+        theirs = stored[f"base_model.model.{module}.lora_B.weight"] @ stored[f"base_model.model.{module}.lora_A.weight"]
+        ours = found[f"{path}/lora_a"] @ found[f"{path}/lora_b"]
+        np.testing.assert_allclose(method.scale * ours, scale * theirs.T, rtol=1e-5, atol=1e-6)
+        assert found[f"{path}/lora_a"].shape[1] == 4
+
+
+def test_the_second_prompt_that_peft_allocates_is_left_out(saved, tiny_t5):
+    def double(tensors):
+        tensors["prompt_embeddings"] = np.concatenate([tensors["prompt_embeddings"], np.ones((5, 16), np.float32)])
+
+    directory = saved(Prompt(prompt_length=5), edit=double, num_transformer_submodules=2)
+    assert load_adapter(directory, tiny_t5)[1] == Prompt(prompt_length=5)
+    prompt = leaves_of(directory, tiny_t5)["encoder_input/prompt"]
+    np.testing.assert_array_equal(prompt, load_file(directory / WEIGHTS)["prompt_embeddings"][:5])
+
+
+def test_ia3_after_wi_1_as_peft_places_it_for_mt5_is_ia3_before_wo(saved, tiny_t5):
+    vectors = {}
+
+    def before_wo_to_after_wi_1(tensors):
+        for name in [name for name in tensors if ".wo." in name]:
+            vectors[name] = tensors.pop(name)
+            tensors[name.replace(".wo.", ".wi_1.")] = vectors[name].T
+
+    directory = saved(
+        Ia3.official(), edit=before_wo_to_after_wi_1, target_modules=["k", "v", "wi_1"], feedforward_modules=[]
+    )
+    found = leaves_of(directory, tiny_t5)
+    assert len(vectors) == 4
+    for block, path in (
+        ("encoder.block.0.layer.1", "encoder/layers/0"),
+        ("decoder.block.1.layer.2", "decoder/layers/1"),
+    ):
+        expected = vectors[f"base_model.model.{block}.DenseReluDense.wo.ia3_l"][0]
+        np.testing.assert_array_equal(found[f"{path}/feed_forward/wo/scale_in"], expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"use_dora": True}, "uses PEFT's use_dora"),
+        ({"modules_to_save": ["lm_head"]}, "uses PEFT's modules_to_save"),
+        ({"trainable_token_indices": [1, 2]}, "uses PEFT's trainable_token_indices"),
+        ({"layer_replication": [[0, 2]]}, "uses PEFT's layer_replication"),
+        ({"lora_bias": True}, "uses PEFT's lora_bias"),
+        ({"bias": "all"}, "trains biases"),
+        ({"init_lora_weights": "pissa_niter_4"}, "initialised by 'pissa_niter_4'"),
+        ({"peft_type": "ADALORA"}, "of PEFT type 'ADALORA'; jpeft reads LORA, IA3, PROMPT_TUNING"),
+        ({"peft_type": "PREFIX_TUNING"}, "of PEFT type 'PREFIX_TUNING'"),
+        ({"target_modules": "("}, "is no regular expression"),
+        ({"target_modules": r".*\.[qv]", "layers_to_transform": [1]}, "goes with a list of target_modules"),
+    ],
+)
+def test_what_jpeft_does_not_have_is_refused_by_name(changes, says, saved, tiny_t5):
+    with pytest.raises(UserError, match=re.escape(says)):
+        load_adapter(saved(**changes), tiny_t5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"r": 8}, "is of rank 4 in the weights file and 8 in the config"),
+        ({"rank_pattern": {"q": 2}}, "is of rank 4 in the weights file and 2 in the config"),
+        ({"lora_alpha": "sixteen"}, "lora_alpha = 'sixteen', which is no number"),
+        ({"alpha_pattern": ["q"]}, "which gives no numbers"),
+    ],
+)
+def test_a_config_that_contradicts_its_weights_is_damage(changes, says, saved, tiny_t5):
+    with pytest.raises(RunFailed, match=re.escape(says)):
+        load_adapter(saved(**changes), tiny_t5)
+
+
+def test_ia3_elsewhere_is_refused_by_the_name_of_the_module(saved, tiny_t5):
+    def after_wo(tensors):
+        for name in [name for name in tensors if ".wo." in name]:
+            tensors[name] = np.ones((16, 1), np.float32)
+
+    with pytest.raises(UserError, match=r"rescales the output of \w+\.block\.\d\.layer\.\d\.DenseReluDense\.wo,"):
+        load_adapter(saved(Ia3.official(), edit=after_wo, feedforward_modules=[]), tiny_t5)
+
+
+def test_pickled_weights_are_not_opened(saved, tiny_t5):
+    directory = saved()
+    (directory / WEIGHTS).rename(directory / "adapter_model.bin")
+    with pytest.raises(UserError, match=r"adapter_model.bin, a pickle, which jpeft does not open"):
+        load_adapter(directory, tiny_t5)
+
+
+def test_a_strange_tensor_is_refused(saved, tiny_t5):
+    def embedding(tensors):
+        tensors["base_model.model.shared.lora_embedding_A"] = np.ones((4, 320), np.float32)
+
+    with pytest.raises(UserError, match="lora_embedding_A, which jpeft does not know"):
+        load_adapter(saved(edit=embedding), tiny_t5)
