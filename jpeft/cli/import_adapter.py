@@ -56,5 +56,5 @@ def _import(arguments: argparse.Namespace) -> int:
     print(f"fits     {base}")
     print(f"written  {arguments.out}")
     print(f"next     jpeft merge {arguments.out} --out MERGED, or train on with")
-    print(f"         {' '.join(config_flags(opened.method, str(arguments.out)))}")
+    print(f"         {' '.join([f'--config.model.name={base}', *config_flags(opened.method, str(arguments.out))])}")
     return 0

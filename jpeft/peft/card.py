@@ -1,6 +1,7 @@
 """`README.md` beside an adapter or a merged model: what it is, what it scored, how to load it. No files."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,9 @@ def adapter_card(
                 *[f"As read from its original, {note}." for note in notes],
                 *_results(result),
                 "## How to load it",
+                "`DIR` is this directory.",
                 *([_with_peft(base)] if lacks is None else [_without_peft(method, lacks)]),
-                _with_jpeft(method),
+                _with_jpeft(method, base),
             ]
         )
         + "\n"
@@ -166,7 +168,7 @@ def _with_peft(base: str) -> str:
     lines += [f"base = {where}"]
     lines += ["model = transformers.T5ForConditionalGeneration.from_pretrained(base)"]
     lines += ['model = peft.PeftModel.from_pretrained(model, "DIR")']
-    return f"`DIR` is this directory. With Hugging Face PEFT:\n\n{_code('python', *lines)}"
+    return f"With Hugging Face PEFT:\n\n{_code('python', *lines)}"
 
 
 def _without_peft(method: Method, lacks: str) -> str:
@@ -174,13 +176,14 @@ def _without_peft(method: Method, lacks: str) -> str:
     if method.unmergeable is not None:
         return f"{why} It can not be merged into a T5 either: {method.unmergeable}."
     merge = _code("sh", "jpeft merge DIR --out MERGED")
-    return f"{why} For PyTorch, merge it into its base; `DIR` is this directory:\n\n{merge}"
+    return f"{why} For PyTorch, merge it into its base:\n\n{merge}"
 
 
-def _with_jpeft(method: Method) -> str:
-    lines = ["python main.py --config configs/lora_custom.py --config.data.path=my.jsonl \\"]
-    lines += [f"    {' '.join(config_flags(method, 'DIR'))}"]
-    return f"With jpeft, to train on from it:\n\n{_code('sh', *lines)}"
+def _with_jpeft(method: Method, base: str) -> str:
+    flags = [f"--config.model.name={shlex.quote(base)}", *config_flags(method, "DIR")]
+    lines = ["python main.py --config configs/lora_custom.py --config.data.path=my.jsonl", *flags]
+    command = " \\\n    ".join(lines)
+    return f"With jpeft, to train on from it:\n\n{_code('sh', command)}"
 
 
 def config_flags(method: Method, directory: str) -> list[str]:

@@ -87,7 +87,7 @@ def test_a_bfloat16_base_is_merged_in_float32(tiny_t5):
     merged = [merge(adapted(nnx.merge(graphdef, state), Lora())[0], Lora()) for state in (rounded, widened)]
     q = [model.encoder.segments[0].self_attention.q.kernel[...] for model in merged]
     assert q[0].dtype == jnp.float32
-    np.testing.assert_array_equal(*q)
+    np.testing.assert_array_equal(q[0], q[1])
 
 
 @pytest.fixture

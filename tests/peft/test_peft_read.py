@@ -131,7 +131,7 @@ def test_ranks_and_alphas_by_pattern_become_one_rank_and_one_alpha_of_the_same_f
     ]:
         theirs = stored[f"base_model.model.{module}.lora_B.weight"] @ stored[f"base_model.model.{module}.lora_A.weight"]
         ours = found[f"{path}/lora_a"] @ found[f"{path}/lora_b"]
-        np.testing.assert_allclose(method.scale * ours, scale * theirs.T, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(LORA.scale * ours, scale * theirs.T, rtol=1e-5, atol=1e-6)
         assert found[f"{path}/lora_a"].shape[1] == 4
 
 
