@@ -27,7 +27,7 @@ def zstd(content: bytes) -> bytes:
     [
         ("a.jsonl", JSON),
         ("a.jsonl.xz", lzma.compress(JSON)),
-        ("a.jsonl.gz", gzip.compress(JSON)),
+        ("a.jsonl.gz", gzip.compress(JSON, mtime=0)),
         ("a.jsonl.zst", zstd(JSON)),
     ],
 )
