@@ -65,8 +65,8 @@ def on_one_device():
     return {}
 
 
-# Compiling for four devices takes seconds a program: a few by default, all of them as slow tests.
-_BY_DEFAULT = {("full", "fsdp"), ("lora", "2x2")}
+# Compiling for four devices takes seconds a program: one by default, all of them as slow tests.
+_BY_DEFAULT = {("lora", "2x2")}
 _COMBINATIONS = [
     pytest.param(method, mesh, marks=[] if (method, mesh) in _BY_DEFAULT else pytest.mark.slow)
     for method in METHODS

@@ -66,12 +66,14 @@ def test_its_bytes_are_those_of_the_arrays_that_a_run_holds(method, mesh, run):
     assert plan.peak > plan.resident == plan.weights + plan.adapter + plan.optimizer + plan.gradients
 
 
+@pytest.mark.slow
 def test_a_peft_step_does_two_thirds_of_the_work_of_a_full_one(run):
     lora, full = (make_plan(run(method), LENGTHS).steps["train"].flops for method in ("bitfit", "full"))
     assert 0.63 < lora / full < 0.75  # the head's own gradient and the attention's products blur it at this size
     assert make_plan(run("bitfit"), LENGTHS).steps["train"].messages.count == {}
 
 
+@pytest.mark.slow
 def test_what_would_make_it_fit_is_found(run):
     plan = make_plan(run("lora"), LENGTHS)
     memory = (plan.resident + plan.peak) / 2 / 0.9

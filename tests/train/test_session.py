@@ -43,6 +43,7 @@ def outcome(run, workdir, session):
     return result, adapter, (workdir / "predictions.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_runs_of_one_session_come_out_as_alone(cell, tmp_path):
     """In an order in which one run could spoil the next: full tuning's steps reuse the buffers of what it trains."""
     session = Session()
