@@ -1,5 +1,6 @@
 """Tiny models and tiny datasets in the shapes of the real ones; no network, nothing outside the test's directories."""
 
+import dataclasses
 import json
 import os
 import random
@@ -193,6 +194,15 @@ def make_tokenizer(directory: Path, texts: list[str], *, vocab_size: int = 320) 
     )
     tokenizer.train_from_iterator(texts * 3, trainer)
     tokenizer.save(str(directory / "tokenizer.json"))
+
+
+@pytest.fixture(scope="session")
+def four_headed_checkpoint(tmp_path_factory, tiny_tokenizer) -> Path:
+    """A tiny random T5 whose heads, widths and vocabulary four devices divide."""
+    directory = tmp_path_factory.mktemp("checkpoint") / "tiny4"
+    weights.save(T5(dataclasses.replace(TINY, num_heads=4), rngs=nnx.Rngs(3)), directory)
+    (directory / "tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
+    return directory
 
 
 @pytest.fixture(scope="session")

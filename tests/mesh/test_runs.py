@@ -1,45 +1,31 @@
 """Runs on four devices (of the CPU, split in four) come out as on one."""
 
-import dataclasses
 import json
 import signal
 
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors.numpy import load_file
 
 from jpeft.config import Run
 from jpeft.errors import Stopped
-from jpeft.model import weights
-from jpeft.model.t5 import T5
 from jpeft.peft.methods import METHODS
 from jpeft.train import loop
 from jpeft.train.display import Display
 from jpeft.train.loop import execute
-from tests.conftest import TINY
 
 MESHES = {"4x1": {"data": 4}, "1x4": {"model": 4}, "2x2": {"data": 2, "model": 2}, "fsdp": {"fsdp": 4}}
 ONE = {"data": 1, "fsdp": 1, "model": 1}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, tiny_tokenizer):
-    """A tiny random T5 whose heads, widths and vocabulary four divides."""
-    directory = tmp_path_factory.mktemp("checkpoint") / "tiny4"
-    weights.save(T5(dataclasses.replace(TINY, num_heads=4), rngs=nnx.Rngs(3)), directory)
-    (directory / "tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
-    return directory
-
-
 @pytest.fixture
-def cell(checkpoint, toy_data):
+def cell(four_headed_checkpoint, toy_data):
     """Three steps of 16 rows of a method, on a mesh."""
 
     def make(method: str, mesh: dict[str, int], **train) -> Run:
         return Run.from_config(
             {
-                "model": {"name": str(checkpoint)},
+                "model": {"name": str(four_headed_checkpoint)},
                 "method": {"name": method},
                 "data": {"task": "agnews", "path": str(toy_data), "max_train": 48, "max_target_length": 12},
                 "train": {"max_epochs": 1, "batch_size": 8, "accumulation_steps": 2, **train},

@@ -6,37 +6,26 @@ from pathlib import Path
 
 import jax
 import pytest
-from flax import nnx
 
 from jpeft.cli import main
 from jpeft.config import Run
 from jpeft.mesh.layout import Layout
-from jpeft.model import weights
-from jpeft.model.t5 import T5
 from jpeft.peft.base import split
 from jpeft.train.optimizer import adamw
 from jpeft.train.plan import Lengths, make_plan, smallest_change
 from jpeft.train.session import Session
 from jpeft.train.setup import set_up
 from jpeft.train.step import init_state, zero_sums
-from tests.conftest import TINY
 
 CONFIG = Path(__file__).parents[2] / "configs/benchmark.py"
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, tiny_tokenizer):
-    """A tiny random T5 whose heads, widths and vocabulary four divides."""
-    directory = tmp_path_factory.mktemp("checkpoint") / "tiny4"
-    weights.save(T5(dataclasses.replace(TINY, num_heads=4), rngs=nnx.Rngs(3)), directory)
-    (directory / "tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
-    return directory
-
-
 @pytest.fixture
-def run(checkpoint):
+def run(four_headed_checkpoint):
     def make(method="lora", **mesh):
-        return Run.from_config({"model": {"name": str(checkpoint)}, "method": {"name": method}, "mesh": mesh})
+        return Run.from_config(
+            {"model": {"name": str(four_headed_checkpoint)}, "method": {"name": method}, "mesh": mesh}
+        )
 
     return make
 
@@ -86,13 +75,15 @@ def test_what_would_make_it_fit_is_found(run):
 
 
 @pytest.fixture
-def command(checkpoint, monkeypatch):
+def command(four_headed_checkpoint, monkeypatch):
     """Calls `jpeft plan`, which sets what JAX starts with: here it has started, with four devices."""
     for name in ("XLA_FLAGS", "JAX_PLATFORMS"):
         monkeypatch.setenv(name, "")
 
     def call(*flags: str) -> int:
-        return main(["plan", f"--config={CONFIG}:lora_agnews_low", f"--config.model.name={checkpoint}", *flags])
+        return main(
+            ["plan", f"--config={CONFIG}:lora_agnews_low", f"--config.model.name={four_headed_checkpoint}", *flags]
+        )
 
     return call
 
