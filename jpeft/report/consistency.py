@@ -1,6 +1,7 @@
 """The paper against itself: what its derived tables say, and what follows from the tables that they derive from."""
 
 import dataclasses
+from collections.abc import Callable
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 
 from jpeft.report.groups import published_group
@@ -111,40 +112,38 @@ def _decimal(number: float) -> Decimal:
     return Decimal(repr(number))  # the shortest decimal that is this float: the digits that were printed
 
 
-def _table_5() -> Comparison:
-    tables, counts = published(), published_parameters()
-    checks = [
-        Check(
-            row_label(method, scale),
-            task,
-            _decimal(printed),
-            _decimal(tables["table1_metric"][scale][method][task]) * 100_000 / counts[method, None],
-        )
-        for scale, methods in tables["table5_metric_per_100k_parameters"].items()
+def _derived(table: str, derive: Callable[[str, str, str], Decimal]) -> tuple[Check, ...]:
+    """Every entry of a table beside what `derive(method, task, scale)` makes of the other tables."""
+    return tuple(
+        Check(row_label(method, scale), task, _decimal(printed), derive(method, task, scale))
+        for scale, methods in published()[table].items()
         for method, tasks in methods.items()
         for task, printed in tasks.items()
-    ]
+    )
+
+
+def _metric(method: str, task: str, scale: str) -> Decimal:
+    return _decimal(published()["table1_metric"][scale][method][task])
+
+
+def _table_5() -> Comparison:
+    counts = published_parameters()
+    checks = _derived(
+        "table5_metric_per_100k_parameters",
+        lambda method, task, scale: _metric(method, task, scale) * 100_000 / counts[method, None],
+    )
     how = "Table 1's metric divided by Table 3's parameters, for each hundred thousand of them."
-    return Comparison("paper-table-5", "Table 5, metric per 100,000 parameters", how, tuple(checks))
+    return Comparison("paper-table-5", "Table 5, metric per 100,000 parameters", how, checks)
 
 
 def _table_6() -> Comparison:
-    tables = published()
-    checks = [
-        Check(
-            row_label(method, scale),
-            task,
-            _decimal(printed),
-            _decimal(tables["table1_metric"][scale][method][task])
-            * 60
-            / tables["table4_convergence"][scale][method][task]["seconds"],
-        )
-        for scale, methods in tables["table6_metric_per_minute"].items()
-        for method, tasks in methods.items()
-        for task, printed in tasks.items()
-    ]
+    run_time = published()["table4_convergence"]
+    checks = _derived(
+        "table6_metric_per_minute",
+        lambda method, task, scale: _metric(method, task, scale) * 60 / run_time[scale][method][task]["seconds"],
+    )
     how = "Table 1's metric divided by Table 4's run time in minutes."
-    return Comparison("paper-table-6", "Table 6, metric per minute", how, tuple(checks))
+    return Comparison("paper-table-6", "Table 6, metric per minute", how, checks)
 
 
 def _speedups() -> Comparison:
