@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jpeft.allocator import keep_freed_memory
 from jpeft.data.batches import Batch, cache_directory
 from jpeft.errors import RunFailed, Stopped
 from jpeft.eval.generate import make_generate
@@ -93,6 +94,7 @@ class _Pretraining:
 
     def __init__(self, run: Pretraining, directory: RunDirectory, display: Display):
         self.run, self.directory, self.display = run, directory, display
+        keep_freed_memory()
         use_compilation_cache(cache_directory() / "compiled")
         self.tokenizer = load_tokenizer(run, directory.path, display.say)
         self.config = network_config(run, self.tokenizer)

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jpeft.allocator import keep_freed_memory
 from jpeft.config import Run
 from jpeft.data.batches import (
     Batch,
@@ -117,6 +118,7 @@ class _Execution:
 
     def __init__(self, run: Run, directory: RunDirectory, display: Display, session: Session):
         self.run, self.directory, self.display = run, directory, display
+        keep_freed_memory()
         use_compilation_cache(cache_directory() / "compiled")
         reset_peak_memory()
         self.layout = Layout.of_devices(**dataclasses.asdict(run.mesh))
