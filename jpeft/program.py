@@ -30,7 +30,8 @@ class Program:
 
         Args:
           donate: positions of arguments whose buffers the results may use.
-          batch: the devices that the last argument is put on; None leaves it where it is.
+          batch: the devices that the last argument is put on; None leaves it where it is. Where those are of several
+            processes, each gives the rows of its own devices.
           results: a sharding for each result, or for all below a node; None leaves them to the compiler.
         """
         self.function = function
@@ -46,7 +47,7 @@ class Program:
 
     def __call__(self, *args: Any) -> Any:
         if self._batch is not None:
-            args = (*args[:-1], jax.device_put(args[-1], self._batch))
+            args = (*args[:-1], _put_batch(args[-1], self._batch))
         key = tuple(leaf.shape for leaf in jax.tree.leaves(args[-1]))
         if key not in self._compiled:
             started = time.perf_counter()
@@ -60,6 +61,12 @@ class Program:
         if self._batch is not None:
             batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._batch), batch)
         return self._jitted.lower(*others, batch).compile()
+
+
+def _put_batch(batch: Any, sharding: jax.sharding.Sharding) -> Any:
+    if sharding.is_fully_addressable:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
 def use_compilation_cache(directory: Path) -> None:

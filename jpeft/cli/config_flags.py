@@ -13,19 +13,25 @@ from jpeft.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A command line that names a config file: what it holds after the overrides, and where and how to run it."""
+    """A command line that names a config file: what it holds after the overrides, and where and how to run it.
+
+    Attributes:
+      group: the `jpeft.mesh.processes.Group` that this process is one of, or None where it is alone.
+    """
 
     config: Any
     workdir: Path
     overwrite: bool
     quiet: bool
+    group: Any = None
 
 
-def parse_call(argv: Sequence[str], config_type: type, help_text: str) -> Call | None:
+def parse_call(argv: Sequence[str], config_type: type, help_text: str, *, in_processes: bool = False) -> Call | None:
     """Reads `--config FILE [--config.KEY=VALUE ...] [--workdir DIR]`; prints help and returns None where that is asked.
 
     Args:
       config_type: the dataclass of sections that the file's config is read into.
+      in_processes: whether several processes may do it together, which further flags are for.
 
     Raises:
       UserError: the file or a flag is not as it has to be.
@@ -44,9 +50,11 @@ def parse_call(argv: Sequence[str], config_type: type, help_text: str) -> Call |
         "overwrite", False, "Run again what is finished, or was run with another config.", flag_values=values
     )
     flags.DEFINE_bool("quiet", False, "Print the result and errors only.", flag_values=values)
+    if in_processes:
+        _define_process_flags(values)
     if len(argv) < 2 or any(arg in ("-h", "-help", "--help") for arg in argv[1:]):
         print(help_text + _describe_keys(config_type))
-        for name in ("workdir", "overwrite", "quiet"):
+        for name in ("workdir", "overwrite", "quiet", *(_PROCESS_FLAGS if in_processes else ())):
             print(f"  --{name}: {values[name].help}")
         if len(argv) < 2:
             raise UserError("--config is missing; name a file of configs/.")
@@ -69,7 +77,35 @@ def parse_call(argv: Sequence[str], config_type: type, help_text: str) -> Call |
     given: dict[str, Any] = values.flag_values_dict()
     name = f"{config_file.stem}_{argument}" if argument else config_file.stem
     workdir = Path(given["workdir"] or Path("runs") / name)
-    return Call(given["config"], workdir, given["overwrite"], given["quiet"])
+    return Call(given["config"], workdir, given["overwrite"], given["quiet"], _group(given) if in_processes else None)
+
+
+_PROCESS_FLAGS = ("distributed", "coordinator_address", "num_processes", "process_id")
+
+
+def _define_process_flags(values: Any) -> None:
+    from absl import flags
+
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "This is one of several processes of a run; SLURM, Open MPI, Kubernetes or a TPU pod tells which.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "coordinator_address", None, "HOST:PORT of the first process, where no cluster tells.", flag_values=values
+    )
+    flags.DEFINE_integer("num_processes", None, "How many there are, where no cluster tells.", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "Which one this is, from 0, where no cluster tells.", flag_values=values)
+
+
+def _group(given: dict[str, Any]) -> Any:
+    known = {name: given[name] for name in _PROCESS_FLAGS[1:]}
+    if not given["distributed"] and all(value is None for value in known.values()):
+        return None
+    from jpeft.mesh.processes import Group
+
+    return Group(**known)
 
 
 def _config_file(argv: Sequence[str]) -> tuple[Path, str]:

@@ -19,16 +19,22 @@ Killed and started again with the same command, it goes on where it was. Every k
 def run(argv: Sequence[str]) -> int:
     from jpeft.config import Run
 
-    call = parse_call(argv, Run, _HELP)
+    call = parse_call(argv, Run, _HELP, in_processes=True)
     if call is None:
         return 0
 
+    from jpeft.mesh.processes import ending_together, is_first
     from jpeft.train.display import Display
     from jpeft.train.loop import execute
 
-    run = Run.from_config(call.config)
-    result = execute(run, call.workdir, overwrite=call.overwrite, display=Display(quiet=call.quiet))
-    _print_result(result, call.workdir)
+    if call.group is not None:
+        call.group.join()
+    with ending_together():
+        run = Run.from_config(call.config)
+        quiet = call.quiet or not is_first()
+        result = execute(run, call.workdir, overwrite=call.overwrite, display=Display(quiet=quiet))
+        if is_first():
+            _print_result(result, call.workdir)
     return 0
 
 

@@ -31,6 +31,7 @@ def answers(
     *,
     shapes: Sequence[Shape],
     batch_size: int,
+    part: slice = slice(None),
     pad_token_id: int = 0,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> list[str]:
@@ -39,6 +40,7 @@ def answers(
     Equal inputs (E2E has several references for each) are generated for once; their answers are equal anyway.
 
     Args:
+      part: the rows of each batch that this process gives to `generate`, where there are several; all get all answers.
       on_batch: called after each batch with the number of rows of `tokens` that it answered.
     """
     first_row: dict[bytes, int] = {}
@@ -54,7 +56,7 @@ def answers(
         inputs = np.full((batch_size, shape[0]), pad_token_id, np.int32)
         for i, row in enumerate(rows):
             inputs[i, : len(tokens.inputs[row])] = tokens.inputs[row]
-        generated = np.asarray(generate(adapter, base, inputs))[: len(rows)]
+        generated = np.asarray(generate(adapter, base, inputs[part]))[: len(rows)]
         answer_of.update(zip(rows, tokenizer.decode(generated.tolist()), strict=True))
         on_batch(sum(rows_per_input[row] for row in rows))
     return [answer_of[row] for row in same]

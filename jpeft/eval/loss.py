@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from jpeft.data.batches import Batch
+from jpeft.eval.cross_entropy import summed_cross_entropy
 from jpeft.model.t5 import T5
 
 
@@ -25,10 +25,10 @@ def loss_sums(
     """
     packed = "encoder_segments" in batch
     segments = (batch["encoder_segments"], batch["decoder_segments"]) if packed else None
-    logits = model(batch["encoder_input_tokens"], batch["decoder_input_tokens"], key, segments)
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch["decoder_target_tokens"])
-    weights = batch["decoder_loss_weights"]
-    return jnp.sum(cross_entropy * weights), jnp.sum(weights)
+    hidden = model.hidden(batch["encoder_input_tokens"], batch["decoder_input_tokens"], key, segments)
+    targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
+    total = summed_cross_entropy(model.logits, hidden, targets, weights, vocab_size=model.config.vocab_size)
+    return total, jnp.sum(weights)
 
 
 def make_loss(graphdef: nnx.GraphDef) -> Callable:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,15 @@ from jpeft.mesh.rules import ACTIVATIONS, AXES, BATCH_AXES, leaf_name, spec_of
 from jpeft.model.placement import placing
 
 
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """The leaf, which every process holds whole or JAX already spreads over them, in its place."""
+    spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    if spread or sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """Where everything is. Two layouts of the same devices in the same shape are equal."""
@@ -26,7 +36,7 @@ class Layout:
         """A mesh of `data * fsdp * model` devices, neighbours along `model`: what talks most is nearest.
 
         Raises:
-          UserError: there are not so many devices.
+          UserError: there are not so many devices, or a process would have none of them.
         """
         shape = (data, fsdp, model)
         count = data * fsdp * model
@@ -35,6 +45,11 @@ class Layout:
             raise UserError(
                 f"mesh.data={data} x mesh.fsdp={fsdp} x mesh.model={model} asks for {count} devices; "
                 f"there {'is' if len(devices) == 1 else 'are'} {len(devices)} ({devices[0].device_kind})."
+            )
+        if jax.process_count() > 1 and count != len(devices):
+            raise UserError(
+                f"mesh.data={data} x mesh.fsdp={fsdp} x mesh.model={model} uses {count} of the {len(devices)} devices "
+                f"of {jax.process_count()} processes; the product has to be {len(devices)}."
             )
         chosen = devices[:count]
         if count == len(jax.devices()) and list(chosen) == jax.devices():  # JAX then knows how they are connected
@@ -85,7 +100,14 @@ class Layout:
 
     def place(self, tree: Any) -> Any:
         """The tree with every leaf where it belongs. Raises as `sharding`."""
-        return jax.device_put(tree, self.shardings(tree))
+        return jax.tree.map(_put, tree, self.shardings(tree))
+
+    def rows_here(self, rows: int) -> slice:
+        """Which rows of a batch of so many this process's devices work on."""
+        parts = self.batch.addressable_devices_indices_map((rows,)).values()
+        bounds = sorted({index[0].indices(rows)[:2] for index in parts if index is not None})
+        assert all(end == start for (_, end), (start, _) in itertools.pairwise(bounds)), "a process's rows have a gap"
+        return slice(bounds[0][0], bounds[-1][1])
 
     @property
     def whole(self) -> NamedSharding:

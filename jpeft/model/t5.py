@@ -408,7 +408,19 @@ class T5(nnx.Module):
         key: Key[Array, ""] | None = None,
         segments: tuple[Int[Array, "batch enc_len"], Int[Array, "batch dec_len"]] | None = None,
     ) -> Float[Array, "batch dec_len vocab"]:
-        """Logits of every target position. `key` draws dropout masks; without it there is no dropout.
+        """Logits of every target position; arguments as of `hidden`."""
+        return self.logits(self.hidden(encoder_input_tokens, decoder_input_tokens, key, segments))
+
+    def hidden(
+        self,
+        encoder_input_tokens: Int[Array, "batch enc_len"],
+        decoder_input_tokens: Int[Array, "batch dec_len"],
+        key: Key[Array, ""] | None = None,
+        segments: tuple[Int[Array, "batch enc_len"], Int[Array, "batch dec_len"]] | None = None,
+    ) -> Float[Array, "batch dec_len d_model"]:
+        """The decoder's output at every target position, which `logits` takes.
+
+        `key` draws dropout masks; without it there is no dropout.
 
         Padding (`pad_token_id`) in `encoder_input_tokens` is not attended to. `decoder_input_tokens` are the targets
         shifted right behind `decoder_start_token_id`; what stands after a row's last target changes nothing before it.
@@ -426,8 +438,7 @@ class T5(nnx.Module):
         if encoder_segments is not None and decoder_segments is not None:
             self_bias = self_bias + _apart(decoder_segments, decoder_segments)
             cross_bias = cross_bias + _apart(decoder_segments, encoder_segments)
-        x = self.decoder(x, self_bias, encoded, cross_bias, decoder_key)
-        return self.logits(x)
+        return self.decoder(x, self_bias, encoded, cross_bias, decoder_key)
 
     def causal_bias(self, length: int) -> Float[Array, "1 num_heads length length"]:
         """Relative position bias of the decoder with the future hidden."""

@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jpeft.errors import RunFailed
+from jpeft.mesh.processes import is_first, wait_for_all
 from jpeft.train.background import disk_trouble
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports each save at length, each failure at more
@@ -97,11 +98,13 @@ class Checkpoints(Generic[Progress]):
     def _set_aside(self, damaged: Mapping[int, str]) -> None:
         for step, reason in damaged.items():
             place = self._directory.parent / "damaged" / str(step)
-            shutil.rmtree(place, ignore_errors=True)
-            place.parent.mkdir(exist_ok=True)
-            (self._directory / str(step)).rename(place)
+            if is_first():
+                shutil.rmtree(place, ignore_errors=True)
+                place.parent.mkdir(exist_ok=True)
+                (self._directory / str(step)).rename(place)
             self._report(f"a checkpoint can not be read and is set aside in {place}, the one before is used ({reason})")
         if damaged:
+            wait_for_all("damaged checkpoints are set aside")
             self._manager.reload()
 
     def close(self) -> None:

@@ -45,7 +45,7 @@ def reset_peak_memory() -> None:
 
 def peak_memory_bytes() -> int:
     """Most memory in use at once: of the device where it tells, of the process on CPU."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use") or _resident_peak_bytes()
 
 

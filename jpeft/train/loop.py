@@ -37,6 +37,7 @@ from jpeft.eval.generate import answers
 from jpeft.eval.loss import mean_loss
 from jpeft.eval.metrics import score
 from jpeft.mesh.layout import Layout
+from jpeft.mesh.processes import any_of, host_copy, is_first, wait_for_all
 from jpeft.peft.base import count, split
 from jpeft.peft.hub import save_adapter
 from jpeft.program import use_compilation_cache
@@ -45,7 +46,7 @@ from jpeft.train.display import Display
 from jpeft.train.environment import commit, peak_memory_bytes, reset_peak_memory, versions
 from jpeft.train.optimizer import adamw
 from jpeft.train.programs import build_programs
-from jpeft.train.rundir import MetricsLog, RunDirectory, data_record, run_once
+from jpeft.train.rundir import MetricsLog, NoLog, RunDirectory, data_record, run_once
 from jpeft.train.schedule import three_point_schedule
 from jpeft.train.session import Session
 from jpeft.train.setup import set_up
@@ -156,11 +157,12 @@ class _Execution:
             made=session.programs,
         )
         # The device's own generator: its bits are much cheaper than the default's, and as repeatable on one machine.
-        self.dropout_key = jax.random.key(train.seed, impl="rbg")
+        draw_key = jax.jit(lambda: jax.random.key(train.seed, impl="rbg"), out_shardings=self.layout.whole)
+        self.dropout_key = draw_key()
         self.adapter_parameters = count(adapter)
         self.snapshot = _Snapshot(
             state,
-            _host_copy(adapter),
+            host_copy(adapter),
             Progress(started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
         )
         # The module tree keeps the structure alone: its initial arrays would otherwise stay in memory beside the state.
@@ -231,17 +233,17 @@ class _Execution:
         def is_done(record: Mapping[str, Any]) -> bool:
             return record["epoch"] < progress.epoch or record.get("step", steps_done + 1) <= steps_done
 
-        log = MetricsLog(self.directory.path, steps_done=steps_done, keep=is_done)
+        log = MetricsLog(self.directory.path, steps_done=steps_done, keep=is_done) if is_first() else NoLog()
         with contextlib.closing(log):
             while not progress.stopped:
                 self._train_epoch(log, stop, checkpoints)
                 self._end_epoch(log)
                 self.snapshot.save_to(checkpoints)
-                if stop.signal is not None and not progress.stopped:
-                    self._stop(stop, checkpoints)
+                if not progress.stopped:
+                    self._stop_if_asked(stop, checkpoints)
             checkpoints.finish()
 
-    def _train_epoch(self, log: MetricsLog, stop: StopRequest, checkpoints: Checkpoints) -> None:
+    def _train_epoch(self, log: MetricsLog | NoLog, stop: StopRequest, checkpoints: Checkpoints) -> None:
         progress, state = self.snapshot.progress, self.snapshot.state
         steps_done, saved_at = int(state.step), time.monotonic()
         total = len(self.data.tokens["train"])
@@ -279,13 +281,15 @@ class _Execution:
                     epoch=progress.epoch, step=steps_done, loss=loss, grad_norm=grad_norm, learning_rate=learning_rate
                 )
                 bar.advance(len(rows), f"loss {loss:.4f}")
-                if stop.signal is not None:
+                due = time.monotonic() - saved_at >= self.run.train.checkpoint_every_seconds
+                asked, due = any_of([stop.signal is not None, due])
+                if asked:
                     self._stop(stop, checkpoints)
-                if time.monotonic() - saved_at >= self.run.train.checkpoint_every_seconds:
+                if due:
                     self.snapshot.save_to(checkpoints)
                     saved_at = time.monotonic()
 
-    def _end_epoch(self, log: MetricsLog) -> None:
+    def _end_epoch(self, log: MetricsLog | NoLog) -> None:
         """Validates, keeps the best adapter, and decides whether to go on."""
         progress, state = self.snapshot.progress, self.snapshot.state
         tokens = self.data.tokens["validation"]
@@ -303,7 +307,7 @@ class _Execution:
         best = progress.best_loss is None or loss < progress.best_loss
         if best:
             progress.best_loss, progress.best_epoch = loss, progress.epoch
-            self.snapshot.best = _host_copy(state.adapter)
+            self.snapshot.best = host_copy(state.adapter)
         progress.validation_losses.append(loss)
         log.validation(epoch=progress.epoch, steps_done=int(state.step), validation_loss=loss)
         without_gain = progress.epoch - (progress.best_epoch or 0)
@@ -336,11 +340,12 @@ class _Execution:
         shape = fitting_shape(
             self.data.shapes, np.array([(len(tokens.inputs[r]), len(tokens.targets[r])) for r in rows])
         )
+        here = self.layout.rows_here(batch_size)
         return pad(
             tokens,
-            rows,
+            rows[here],
             shape,
-            batch_size=batch_size,
+            batch_size=here.stop - here.start,
             start_token_id=config.decoder_start_token_id,
             pad_token_id=config.pad_token_id,
         )
@@ -360,6 +365,10 @@ class _Execution:
             "model.dtype=float32. Checkpoints from before it are kept."
         )
 
+    def _stop_if_asked(self, stop: StopRequest, checkpoints: Checkpoints) -> None:
+        if any_of([stop.signal is not None])[0]:
+            self._stop(stop, checkpoints)
+
     def _stop(self, stop: StopRequest, checkpoints: Checkpoints) -> None:
         name = signal.Signals(stop.signal or signal.SIGTERM).name
         self.snapshot.save_to(checkpoints)
@@ -378,8 +387,7 @@ class _Execution:
 
             def on_batch(rows: int) -> None:
                 bar.advance(rows)
-                if stop.signal is not None:
-                    self._stop(stop, checkpoints)
+                self._stop_if_asked(stop, checkpoints)
 
             predictions = answers(
                 self.programs.generate,
@@ -389,6 +397,7 @@ class _Execution:
                 self.setup.tokenizer,
                 shapes=self.data.shapes,
                 batch_size=self.run.eval.batch_size,
+                part=self.layout.rows_here(self.run.eval.batch_size),
                 pad_token_id=self.setup.model.config.pad_token_id,
                 on_batch=on_batch,
             )
@@ -402,9 +411,11 @@ class _Execution:
         run, progress, setup, task = self.run, self.snapshot.progress, self.setup, self.data.task
         best = nnx.merge(self.graphdef, self.snapshot.best, self.base)
         adapter_directory = self.directory.path / "adapter"
-        adapter_bytes = save_adapter(best, setup.method, setup.sites, adapter_directory, base_name=run.model.name)
-        if (adapter_directory / "config.json").is_file():  # full tuning leaves a whole model: give it its tokenizer
-            setup.tokenizer.save(adapter_directory)
+        adapter_bytes = 0
+        if is_first():
+            adapter_bytes = save_adapter(best, setup.method, setup.sites, adapter_directory, base_name=run.model.name)
+            if (adapter_directory / "config.json").is_file():  # full tuning leaves a whole model: give it its tokenizer
+                setup.tokenizer.save(adapter_directory)
         seconds = {key: round(value, 3) for key, value in progress.seconds.items()}
         result = {
             "status": "done",
@@ -442,6 +453,7 @@ class _Execution:
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         self.directory.write_json("result.json", result)
+        wait_for_all("result.json is written")
         return result
 
     @contextlib.contextmanager
@@ -455,11 +467,6 @@ class _Execution:
             compiling = self.programs.compile_seconds() - compiled
             seconds["compile"] += compiling
             seconds[phase] += time.perf_counter() - started - compiling
-
-
-def _host_copy(adapter: nnx.State) -> nnx.State:
-    """A copy that later steps, which reuse the device's buffers, can not change."""
-    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), adapter)
 
 
 def _shape_of(leaf: jax.Array) -> jax.ShapeDtypeStruct:

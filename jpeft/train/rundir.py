@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import jax
+
 from jpeft.config import differences
 from jpeft.data.batches import Tokens
 from jpeft.data.tasks import Example
 from jpeft.errors import Busy, RunFailed, UserError
+from jpeft.mesh.processes import any_of, entered_by_first, is_first
 from jpeft.model.write import write_whole
 from jpeft.train.background import explain_disk_trouble, quiet_threads
 
@@ -103,6 +106,8 @@ class RunDirectory:
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes one JSON file, whole or not at all."""
+        if not is_first():
+            return
         with write_whole(self.path / name) as beside:
             beside.write_text(json.dumps(value, indent=2) + "\n")
 
@@ -115,6 +120,8 @@ class RunDirectory:
         self, name: str, examples: Sequence[Example], predictions: Sequence[str], scores: Sequence[float]
     ) -> None:
         """One line per test row: id, input, target, prediction, score."""
+        if not is_first():
+            return
         with write_whole(self.path / name) as beside, beside.open("w") as file:
             for example, prediction, score in zip(examples, predictions, scores, strict=True):
                 line = {"id": example.id, "input": example.input, "target": example.target}
@@ -136,12 +143,28 @@ def run_once(
       RunFailed: the disk is full, or `work` failed.
     """
     directory = RunDirectory(workdir)
-    with explain_disk_trouble(workdir), directory.claim(config, overwrite=overwrite), quiet_threads():
+    claim = entered_by_first(directory.claim(config, overwrite=overwrite))
+    with explain_disk_trouble(workdir), claim, quiet_threads():
+        if not (workdir / "config.json").is_file():
+            raise UserError(f"process {jax.process_index()} does not see {workdir}; name a directory that all share.")
         result = directory.read_result()
-        if result is not None:
+        if any_of([result is not None])[0]:
             report(f"{workdir} is finished; give --overwrite to run it again.")
-            return result
+            return result or {}
         return work(directory)
+
+
+class NoLog:
+    """In the place of a `MetricsLog` where another process writes it."""
+
+    def step(self, **values: float | int) -> None:
+        """Records nothing."""
+
+    def validation(self, **values: float | int) -> None:
+        """Records nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class MetricsLog:

@@ -1,0 +1,102 @@
+"""Cross-entropy of a wide output layer, without ever holding all of its logits.
+
+The logits of a batch, `[batch, length, vocab]` in float32, are by far the largest array of a training step: 1 GB for 64
+targets of 128 tokens from a vocabulary of 32,128, and as much again for their gradient. Here they are made, scored and
+differentiated a slice of the positions at a time. The gradient is taken in the forward pass, while a slice's logits are
+at hand, so slicing costs no arithmetic (as in Hsu et al. 2024, Liger Kernel, for a GPU).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+LARGEST_SLICE = 2**24  # logits: 64 MB in float32
+
+
+def summed_cross_entropy(
+    project: Callable[[Float[Array, "batch slice d_model"]], Float[Array, "batch slice vocab"]],
+    hidden: Float[Array, "batch length d_model"],
+    targets: Int[Array, "batch length"],
+    weights: Float[Array, "batch length"],
+    *,
+    vocab_size: int,
+    largest_slice: int = LARGEST_SLICE,
+) -> Float[Array, ""]:
+    """Sum of `weights * cross-entropy(project(hidden), targets)` in nats, float32.
+
+    Differentiable once, in reverse, with respect to `hidden` and to what `project` closes over.
+
+    Args:
+      project: the output layer, acting on each position alone.
+      vocab_size: of the logits that it returns.
+      largest_slice: how many logits may exist at once, where the length has a divisor that allows it.
+    """
+    slices = _num_slices(hidden.shape[0], hidden.shape[1], vocab_size, largest_slice)
+
+    def cross_entropy(x: Array, target: Array, weight: Array) -> Array:
+        return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(project(x), target) * weight)
+
+    if slices == 1:
+        return cross_entropy(hidden, targets, weights)
+    parts = tuple(_cut(x, slices) for x in (hidden, targets, weights))
+    score, closed_over = jax.closure_convert(cross_entropy, *(part[0] for part in parts))
+    return _scanned(score)(closed_over, *parts)
+
+
+def _num_slices(batch: int, length: int, vocab_size: int, largest: int) -> int:
+    """The least divisor of `length` that cuts it into slices of no more than `largest` logits."""
+    divisors = (n for n in range(1, length + 1) if length % n == 0)
+    return next((n for n in divisors if batch * (length // n) * vocab_size <= largest), length)
+
+
+def _cut(x: Array, slices: int) -> Array:
+    """`[batch, length, ...]` to `[slices, batch, length / slices, ...]`."""
+    return jnp.moveaxis(x.reshape(x.shape[0], slices, -1, *x.shape[2:]), 1, 0)
+
+
+def _scanned(score: Callable[..., Array]) -> Callable[..., Array]:
+    """The sum of `score(hidden, targets, weights, *closed_over)` over slices, its gradient taken along with it."""
+
+    @jax.custom_vjp
+    def total(closed_over: list[Array], hidden: Array, targets: Array, weights: Array) -> Array:
+        def add(so_far: Array, part: tuple[Array, ...]) -> tuple[Array, None]:
+            return so_far + score(*part, *closed_over), None
+
+        return jax.lax.scan(add, jnp.float32(0), (hidden, targets, weights))[0]
+
+    def forward(closed_over: list[Any], hidden: Any, targets: Any, weights: Any) -> tuple[Array, Any]:
+        values = [leaf.value for leaf in closed_over]
+        trained = [i for i, leaf in enumerate(closed_over) if leaf.perturbed]  # a frozen output layer has no gradient
+
+        def score_of(hidden: Array, trained_values: list[Array], target: Array, weight: Array) -> Array:
+            filled = list(values)
+            for i, value in zip(trained, trained_values, strict=True):
+                filled[i] = value
+            return score(hidden, target, weight, *filled)
+
+        def add(carry: tuple[Array, list[Array]], part: tuple[Array, ...]) -> tuple[Any, Array]:
+            so_far, gradients = carry
+            x, target, weight = part
+            value, (gradient, more) = jax.value_and_grad(score_of, argnums=(0, 1))(
+                x, [values[i] for i in trained], target, weight
+            )
+            return (so_far + value, jax.tree.map(jnp.add, gradients, more)), gradient
+
+        start = (jnp.float32(0), [jnp.zeros_like(values[i]) for i in trained])
+        parts = (hidden.value, targets.value, weights.value)
+        (value, gradients), hidden_gradient = jax.lax.scan(add, start, parts)
+        of_closed_over: list[Array | None] = [None] * len(values)
+        for i, gradient in zip(trained, gradients, strict=True):
+            of_closed_over[i] = gradient
+        return value, (of_closed_over, hidden_gradient)
+
+    def backward(gradients: Any, by: Array) -> tuple[Any, ...]:
+        scaled = jax.tree.map(lambda gradient: (by * gradient).astype(gradient.dtype), gradients)
+        return (*scaled, None, None)
+
+    total.defvjp(forward, backward, symbolic_zeros=True)
+    return total

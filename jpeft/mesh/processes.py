@@ -1,0 +1,170 @@
+"""Several processes, on one host or on many, that do one run together through `jax.distributed`.
+
+Every process executes the same run and asks for the same programs in the same order. Whatever could differ between
+them (who holds a directory, who was told to stop, whose clock says that it is time to save) is agreed on here, and the
+first process alone writes files. With one process all of this does nothing.
+"""
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jpeft.errors import RunFailed, UserError
+
+_SECONDS_TO_GATHER = 300  # until all processes have to be there: a cluster does not start them at one moment
+_SECONDS_WITHOUT_A_SIGN = 20  # of life, after which a process counts as lost
+_LONGEST_MESSAGE = 1024  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The processes of a run, as `jax.distributed.initialize` takes them.
+
+    What is None is asked of the cluster: SLURM, Open MPI, Kubernetes and TPU pods tell.
+
+    Attributes:
+      coordinator_address: `host:port` of the first process, free there and reachable from all.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
+    """
+
+    coordinator_address: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    def join(self) -> None:
+        """Makes this process one of the group; before anything else is asked of JAX.
+
+        Raises:
+          UserError: the cluster does not tell what is None, or the values do not agree.
+          RunFailed: the others did not come.
+        """
+        try:
+            jax.distributed.initialize(
+                self.coordinator_address,
+                self.num_processes,
+                self.process_id,
+                initialization_timeout=_SECONDS_TO_GATHER,
+                heartbeat_timeout_seconds=_SECONDS_WITHOUT_A_SIGN,
+                shutdown_timeout_seconds=_SECONDS_WITHOUT_A_SIGN,
+            )
+        except ValueError as error:
+            raise UserError(
+                f"the processes of this run are not all known ({error}) start them by srun, mpirun, in a Kubernetes "
+                "job or on a TPU pod, or give each --coordinator_address=HOST:PORT --num_processes=N --process_id=I."
+            ) from None
+        except (RuntimeError, jax.errors.JaxRuntimeError) as error:
+            raise RunFailed(f"the processes of this run did not come together: {_first_line(error)}") from None
+
+
+def is_first() -> bool:
+    """Whether this process writes what there is to write."""
+    return jax.process_index() == 0
+
+
+def any_of(flags: Sequence[bool]) -> list[bool]:
+    """Each flag as it stands in any of the processes."""
+    if jax.process_count() == 1:
+        return list(flags)
+    return multihost_utils.process_allgather(np.asarray(flags)).any(axis=0).tolist()
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come to this place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+@contextlib.contextmanager
+def entered_by_first(context: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
+    """Enters a context in the first process alone; the others go on when it has, and fail when it could not.
+
+    Raises:
+      RunFailed: in the others, with what the first process raised.
+    """
+    if jax.process_count() == 1:
+        with context:
+            yield
+        return
+    with contextlib.ExitStack() as stack:
+        failure = None
+        if is_first():
+            try:
+                stack.enter_context(context)
+            except Exception as error:
+                failure = error
+        message = _from_first(_first_line(failure) if failure else "")
+        if failure is not None:
+            raise failure
+        if message:
+            raise RunFailed(f"the first process could not begin: {message}")
+        yield
+
+
+def _from_first(text: str) -> str:
+    buffer = np.zeros(_LONGEST_MESSAGE, np.uint8)
+    encoded = np.frombuffer(text.encode()[:_LONGEST_MESSAGE], np.uint8)
+    buffer[: len(encoded)] = encoded
+    received = np.asarray(multihost_utils.broadcast_one_to_all(buffer))
+    return received.tobytes().rstrip(b"\0").decode(errors="ignore")
+
+
+def host_copy(tree: Any) -> Any:
+    """A copy of every leaf, whole, in this process's memory; later steps, which reuse device buffers, do not change it.
+
+    A leaf that is spread over processes is gathered: all of them have to ask for it.
+    """
+
+    def copied(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        return np.array(leaf, copy=True)
+
+    return jax.tree.map(copied, tree)
+
+
+# How the loss of another process shows, by who notices it: the sum over hosts, the coordinator, a barrier.
+_SIGNS_OF_LOSS = ("Gloo", "closed by peer", "reset by peer", "UNAVAILABLE", "heartbeat", "DEADLINE_EXCEEDED", "NCCL")
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """Ends this process when another one is gone, or when it fails itself, so that the others notice.
+
+    Leaves by `os._exit` where there are several: JAX would otherwise wait for those that will not come.
+    """
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        lost = isinstance(error, jax.errors.JaxRuntimeError) and any(s in str(error) for s in _SIGNS_OF_LOSS)
+        known = isinstance(error, (UserError, RunFailed))
+        if not lost and not known:
+            sys.excepthook(type(error), error, error.__traceback__)
+            _leave(1)
+        message = str(error)
+        if lost:
+            message = (
+                f"another process of this run is gone ({_first_line(error)[:120]}); start all of them again by the "
+                "same command: the run goes on from its last checkpoint."
+            )
+        print(f"error: process {jax.process_index()}: {message}", file=sys.stderr)
+        _leave(2 if isinstance(error, UserError) else 1)
+
+
+def _leave(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
