@@ -34,12 +34,15 @@ class ModelConfig:
       dtype: of the frozen weights and of the computation; `auto` is bfloat16 on GPU and TPU, float32 on CPU.
       dropout_rate: None takes the checkpoint's own.
       remat: what the backward pass computes anew: `none`, `dots` (all but matrix products), `block`.
+      scan_layers: whether a stack's layers are one compiled loop. Layer after layer takes longer to compile and runs
+        faster, generation most, since no layer is cut out of the stacked weights; None is that for up to 8 layers.
     """
 
     name: str = "google/flan-t5-xl"
     dtype: str = "auto"
     dropout_rate: float | None = None
     remat: str = "none"
+    scan_layers: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,6 +49,18 @@ def _start(model: T5, encoder_input_tokens: Array, max_length: int, num_beams: i
     return _Decoder(model, model.causal_bias(max_length), model.decoder.cross_keys_values(encoded), cross_bias)
 
 
+def likeliest(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
+    """The first index of each row's largest value, int32.
+
+    As two plain reductions: XLA reduces pairs of value and index, which `argmax` is, one by one on a CPU, and a
+    vocabulary's took half as long as its matrix product.
+    """
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    vocab = logits.shape[-1]
+    first = jnp.min(jnp.where(logits == largest, jnp.arange(vocab, dtype=jnp.int32), vocab), axis=-1)
+    return jnp.minimum(first, vocab - 1)  # where every logit is NaN none equals the largest
+
+
 def greedy(
     model: T5, encoder_input_tokens: Int[Array, "batch enc_len"], *, max_length: int
 ) -> Int[Array, "batch max_length"]:
@@ -68,7 +80,7 @@ def greedy(
     def step(carry):
         position, last, tokens, ended, caches = carry
         logits, caches = decoder.step(last, caches, position)
-        new = jnp.where(ended, config.pad_token_id, jnp.argmax(logits, axis=-1).astype(jnp.int32))
+        new = jnp.where(ended, config.pad_token_id, likeliest(logits))
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, new[:, None], position, axis=1)
         return position + 1, new, tokens, ended | (new == config.eos_token_id), caches
 

@@ -147,8 +147,10 @@ class Attention(nnx.Module):
     ) -> Float[Array, "batch q_len d_model"]:
         q = self._heads(self.q(x))
         logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32) + bias
-        weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
-        mixed = jnp.einsum("bhqk,bhkd->bhqd", dropout(weights, self.dropout_rate, key), v)
+        # A softmax whose division waits for the product with v: on `[q_len, d_kv]` values, not on `[q_len, kv_len]`.
+        weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+        total = jnp.sum(weights, axis=-1, keepdims=True).astype(x.dtype)
+        mixed = jnp.einsum("bhqk,bhkd->bhqd", dropout(weights.astype(x.dtype), self.dropout_rate, key), v) / total
         return self.o(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
 
@@ -332,7 +334,14 @@ class Stack(nnx.Module):
 
     def cross_keys_values(self, encoded: Float[Array, "batch enc_len d_model"]) -> list[tuple[Array, Array]]:
         """Per segment the keys and values of `encoded`, each `[layers, batch, num_heads, enc_len, d_kv]`."""
-        return [jax.lax.map(lambda block: block.cross_attention.keys_values(encoded), block) for block in self.segments]
+
+        def of_segment(block: Block) -> tuple[Array, Array]:
+            if num_stacked(block) == 1:
+                k, v = jax.tree.map(lambda leaf: leaf[0], block).cross_attention.keys_values(encoded)
+                return k[None], v[None]
+            return jax.lax.map(lambda block: block.cross_attention.keys_values(encoded), block)
+
+        return [of_segment(block) for block in self.segments]
 
     def step(
         self,
@@ -478,3 +487,14 @@ def unroll(model: T5) -> None:
     """Makes every layer a segment of its own: slower to compile, no loop around the layers when run."""
     for stack in (model.encoder, model.decoder):
         split_segments(stack, range(sum(map(num_stacked, stack.segments))))
+
+
+_MOST_LAYERS_UNROLLED = 8  # compiling costs CPU seconds a layer, program and shape (docs/log.md)
+
+
+def arrange_layers(model: T5, scan: bool | None) -> None:
+    """Unrolls the stacks unless they are to be scanned; None scans stacks of more than eight layers."""
+    if scan is None:
+        scan = max(model.config.num_layers, model.config.num_decoder_layers) > _MOST_LAYERS_UNROLLED
+    if not scan:
+        unroll(model)

@@ -20,7 +20,7 @@ from jpeft.mesh.hardware import Hardware
 from jpeft.mesh.layout import Layout
 from jpeft.mesh.work import Messages, matmul_flops, messages
 from jpeft.model.source import load_config
-from jpeft.model.t5 import T5
+from jpeft.model.t5 import T5, arrange_layers
 from jpeft.peft.base import attach, select, split
 from jpeft.train.optimizer import adamw
 from jpeft.train.programs import build_programs
@@ -171,6 +171,7 @@ def _trees(run: Run) -> tuple[nnx.GraphDef, Any, Any]:
     def make() -> tuple[nnx.State, nnx.State]:
         model = T5(config, dtype=dtype, rngs=nnx.Rngs(0))
         model.encoder.remat = model.decoder.remat = run.model.remat
+        arrange_layers(model, run.model.scan_layers)
         if run.method.name != "full":
             nnx.update(model, jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.state(model, nnx.Param)))
         model = attach(model, method, select(model, method, selection(run, model)), jax.random.key(0))

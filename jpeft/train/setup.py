@@ -13,7 +13,7 @@ from jpeft.errors import UserError
 from jpeft.mesh.layout import Layout
 from jpeft.model import weights
 from jpeft.model.source import resolve
-from jpeft.model.t5 import T5
+from jpeft.model.t5 import T5, arrange_layers
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.ablations import ablation
 from jpeft.peft.base import Method, Selection, Site, attach, count, select
@@ -74,12 +74,15 @@ def _load_base(run: Run, session: Session, layout: Layout, report: Callable[[str
             place=layout.sharding_of,
         )
         model.encoder.remat = model.decoder.remat = run.model.remat
+        arrange_layers(model, run.model.scan_layers)
         config = model.config
         return model, Tokenizer.load(directory, vocab_size=config.vocab_size, eos_token_id=config.eos_token_id)
 
     if trains_the_base:  # its steps reuse the weights' own buffers: such a base can not be shared
         return load()
-    return session.bases.get((directory, dtype, run.model.dropout_rate, run.model.remat, layout), load)
+    return session.bases.get(
+        (directory, dtype, run.model.dropout_rate, run.model.remat, run.model.scan_layers, layout), load
+    )
 
 
 def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str], None] = lambda line: None) -> Setup:

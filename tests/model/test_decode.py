@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jpeft.model.decode import beam_search, greedy
+from jpeft.model.decode import beam_search, greedy, likeliest
 from jpeft.model.leaves import fill, named_leaves
 from jpeft.model.t5 import T5, split_segments
 from tests.conftest import TINY, make_batch
@@ -132,3 +132,14 @@ def test_beams_find_better_hypotheses_than_greedy(model, tokens, chosen):
     assert np.any(np.asarray(found) != chosen)
     gain = _mean_log_prob(model, tokens, found) - _mean_log_prob(model, tokens, chosen)
     assert gain.mean() > 0.01
+
+
+def test_the_first_of_equal_logits_is_taken():
+    logits = jnp.asarray(
+        [[0.0, 3.0, -1.0, 3.0], [-2.0, -5.0, -2.0, -2.0], [-1e9, -1e9, -1e9, -1e9], [0, 1, jnp.inf, 5]]
+    )
+    np.testing.assert_array_equal(likeliest(logits), jnp.argmax(logits, axis=-1))
+
+
+def test_logits_that_are_no_numbers_still_give_a_token_of_the_vocabulary():
+    assert 0 <= int(likeliest(jnp.full((1, 4), jnp.nan))[0]) < 4

@@ -13,7 +13,16 @@ from jax.extend.core import jaxprs_in_params
 from jpeft.eval.loss import loss_sums
 from jpeft.model.config import RELEASED
 from jpeft.model.leaves import fill, named_leaves
-from jpeft.model.t5 import REMAT_POLICIES, T5, RelativeBias, dropout, num_stacked, split_segments, unroll
+from jpeft.model.t5 import (
+    REMAT_POLICIES,
+    T5,
+    RelativeBias,
+    arrange_layers,
+    dropout,
+    num_stacked,
+    split_segments,
+    unroll,
+)
 from tests.conftest import TINY, make_batch
 
 DEEP = dataclasses.replace(TINY, num_layers=4, num_decoder_layers=3, dropout_rate=0.1)
@@ -75,6 +84,19 @@ def test_layers_one_by_one_give_the_logits_of_the_loop(deep_t5, batch):
     unroll(unrolled)
     assert [len(unrolled.encoder.segments), len(unrolled.decoder.segments)] == [4, 3]
     np.testing.assert_allclose(logits_of(unrolled, batch), logits_of(deep_t5, batch), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layers", "scan", "unrolled"), [(3, None, True), (9, None, False), (9, False, True), (3, True, False)]
+)
+def test_shallow_stacks_are_not_scanned_unless_asked(layers, scan, unrolled):
+    def arranged():
+        model = T5(dataclasses.replace(TINY, num_layers=layers), rngs=nnx.Rngs(0))
+        arrange_layers(model, scan)
+        return model
+
+    model = nnx.eval_shape(arranged)
+    assert len(model.encoder.segments) == (layers if unrolled else 1)
 
 
 def test_split_segments_keeps_logits(deep_t5, batch):
