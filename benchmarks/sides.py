@@ -1,0 +1,122 @@
+"""The two sides as processes of their own: neither's threads, allocator or memory are in the other's way.
+
+`python -m benchmarks.sides ours|theirs` answers requests on standard input, one JSON a line; `Side` asks them.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from benchmarks.work import SIZES
+
+_CEILING_WIDTH = 1536  # of the square matrix product that is taken for what the machine can do
+
+
+class Side:
+    """One side at work on one thing: `ours` or `theirs`."""
+
+    def __init__(self, side: str, work: str, checkpoint: Path, size: str, /, **options: Any):
+        """Starts the process and has `work`, a function of the side's module, made with these options."""
+        started = time.perf_counter()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.sides", side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.first = self._ask(make=work, checkpoint=str(checkpoint), size=size, options=options)["value"]
+        self.start_up_seconds = time.perf_counter() - started
+
+    def call(self) -> float:
+        """Does the work once; its seconds."""
+        return self._ask(call=True)["seconds"]
+
+    def ceiling(self) -> float:
+        """FLOP/s of a large matrix product, just now."""
+        return self._ask(ceiling=True)["flops"]
+
+    def peak_memory_bytes(self) -> int:
+        """Most resident memory of the process so far."""
+        return self._ask(memory=True)["bytes"]
+
+    def close(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def _ask(self, **request: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"a side ended over {request}; what it printed stands above.")
+        return json.loads(answer)
+
+
+def _ceiling(name: str) -> float:
+    shape = (_CEILING_WIDTH, _CEILING_WIDTH)
+    if name == "ours":
+        import jax
+
+        x = jax.numpy.ones(shape)
+        matmul = jax.jit(lambda x: x @ x)
+
+        def product() -> None:
+            matmul(x).block_until_ready()
+    else:
+        import torch
+
+        y = torch.ones(shape)
+
+        def product() -> None:
+            y @ y
+
+    product()
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        product()
+        seconds.append(time.perf_counter() - started)
+    return 2 * _CEILING_WIDTH**3 / min(seconds)
+
+
+def _peak_memory_bytes() -> int:
+    # Not getrusage: a child begins with its parent's peak there.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def _answer(name: str) -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a library prints must not come between the answers
+    if name == "ours":
+        from jpeft.data.batches import cache_directory
+        from jpeft.program import use_compilation_cache
+
+        use_compilation_cache(cache_directory() / "compiled")
+    call = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "make" in request:
+            make = getattr(import_module(f"benchmarks.{name}"), request["make"])
+            call = make(Path(request["checkpoint"]), SIZES[request["size"]], **request["options"])
+            value = call()
+            answer = {"value": value if isinstance(value, float) else value.tolist()}
+        elif "call" in request:
+            assert call is not None
+            started = time.perf_counter()
+            call()
+            answer = {"seconds": time.perf_counter() - started}
+        elif "ceiling" in request:
+            answer = {"flops": _ceiling(name)}
+        else:
+            answer = {"bytes": _peak_memory_bytes()}
+        answers.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    _answer(sys.argv[1])

@@ -1,0 +1,104 @@
+"""The other side: Hugging Face transformers and PEFT on PyTorch, as their users would write it."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import peft
+import torch
+import transformers
+
+from benchmarks.work import LEARNING_RATE, LORA_RANK, PROMPT_LENGTH, Size, token_batch
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+warnings.filterwarnings("ignore", module="transformers")
+warnings.filterwarnings("ignore", module="peft")
+
+
+def adapted(directory: Path, name: str | None) -> torch.nn.Module:
+    """The checkpoint with a method attached; PEFT has no BitFit, so its biases are added by hand."""
+    model = transformers.T5ForConditionalGeneration.from_pretrained(directory)
+    if name == "bitfit":
+        model.requires_grad_(False)
+        for part in (model.encoder, model.decoder):
+            for module in part.modules():
+                if isinstance(module, torch.nn.Linear):
+                    module.bias = torch.nn.Parameter(torch.zeros(module.out_features))
+    elif name not in (None, "full"):
+        model = peft.get_peft_model(model, _peft_config(name))
+    return model
+
+
+def _peft_config(name: str) -> peft.PeftConfig:
+    kind = peft.TaskType.SEQ_2_SEQ_LM
+    if name == "lora":
+        return peft.LoraConfig(task_type=kind, r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=["q", "v"])
+    if name == "ia3":
+        return peft.IA3Config(task_type=kind, target_modules=["k", "v", "wo"], feedforward_modules=["wo"])
+    return peft.PromptTuningConfig(task_type=kind, num_virtual_tokens=PROMPT_LENGTH, num_transformer_submodules=1)
+
+
+def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _batch(size: Size) -> dict[str, torch.Tensor]:
+    tokens = token_batch(size)
+    inputs = torch.from_numpy(tokens["inputs"]).long()
+    return {
+        "input_ids": inputs,
+        "attention_mask": torch.ones_like(inputs),
+        "labels": torch.from_numpy(tokens["targets"]).long(),
+    }
+
+
+def train_step(directory: Path, size: Size, name: str) -> Callable[[], float]:
+    """One optimizer step; returns its loss."""
+    model = adapted(directory, name).train()
+    optimizer = torch.optim.AdamW(trainable(model), lr=LEARNING_RATE)
+    batch = _batch(size)
+
+    def step() -> float:
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def validation(directory: Path, size: Size, name: str) -> Callable[[], float]:
+    """The loss of a batch without dropout or gradients."""
+    model, batch = adapted(directory, name).eval(), _batch(size)
+
+    def evaluate() -> float:
+        with torch.no_grad():
+            return model(**batch).loss.item()
+
+    return evaluate
+
+
+def generation(directory: Path, size: Size, name: str | None, rows: int) -> Callable[[], np.ndarray]:
+    """`target_length` greedy tokens of each row, none ending early; `name` None is the bare model."""
+    model = adapted(directory, name).eval()
+    base = model if name in (None, "full", "bitfit") else model.get_base_model()
+    base.generation_config.eos_token_id = None
+    inputs = torch.from_numpy(token_batch(size, rows=rows)["inputs"]).long()
+    mask = torch.ones_like(inputs)
+
+    def generate() -> np.ndarray:
+        with torch.no_grad():
+            tokens = model.generate(
+                input_ids=inputs,
+                attention_mask=mask,
+                max_new_tokens=size.target_length,
+                min_new_tokens=size.target_length,
+                do_sample=False,
+                num_beams=1,
+            )
+        return tokens[:, 1:].numpy()
+
+    return generate

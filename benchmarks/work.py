@@ -1,0 +1,84 @@
+"""What both sides do: sizes, random weights, token batches, and the arithmetic of it."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+METHODS = ("full", "lora", "ia3", "bitfit", "prompt")
+PROMPT_LENGTH = 100
+LORA_RANK = 8
+LEARNING_RATE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A T5 1.1 and the batch that it is given."""
+
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_layers: int
+    num_heads: int
+    vocab_size: int
+    rows: int = 16
+    input_length: int = 128
+    target_length: int = 64
+
+
+SIZES = {
+    "tiny": Size(64, 16, 128, 2, 4, 1024, rows=4, input_length=32, target_length=16),
+    "mini": Size(192, 32, 512, 3, 6, 16384),
+    "small": Size(512, 64, 1024, 8, 6, 32128),  # FLAN-T5-small
+}
+
+
+def write_checkpoint(size: Size, directory: Path, *, dropout_rate: float) -> None:
+    """A random model in Hugging Face layout, which both sides read."""
+    from flax import nnx
+
+    from jpeft.model import weights
+    from jpeft.model.config import T5Config
+    from jpeft.model.t5 import T5
+
+    config = T5Config(
+        vocab_size=size.vocab_size,
+        d_model=size.d_model,
+        d_kv=size.d_kv,
+        d_ff=size.d_ff,
+        num_layers=size.num_layers,
+        num_decoder_layers=size.num_layers,
+        num_heads=size.num_heads,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        dropout_rate=dropout_rate,
+    )
+    weights.save(T5(config, rngs=nnx.Rngs(0)), directory)
+
+
+def token_batch(size: Size, *, rows: int | None = None, seed: int = 0) -> dict[str, np.ndarray]:
+    """Rows without padding: `inputs: [rows, input_length]`, `targets: [rows, target_length]`, int32."""
+    draw = np.random.default_rng(seed)
+    rows = size.rows if rows is None else rows
+    return {
+        "inputs": draw.integers(3, size.vocab_size, (rows, size.input_length), dtype=np.int32),
+        "targets": draw.integers(3, size.vocab_size, (rows, size.target_length), dtype=np.int32),
+    }
+
+
+def forward_flops(size: Size, method: str, *, rows: int) -> float:
+    """Arithmetic of the matrix products of one forward pass over `rows` rows; what adapters add is left out."""
+    inner = size.num_heads * size.d_kv
+    enc_len = size.input_length + (PROMPT_LENGTH if method == "prompt" else 0)
+    dec_len = size.target_length
+    attention, feed_forward = 4 * size.d_model * inner, 3 * size.d_model * size.d_ff
+    encoder = enc_len * (attention + feed_forward) + 2 * enc_len**2 * inner
+    decoder = dec_len * (attention + 2 * size.d_model * inner + feed_forward) + enc_len * 2 * size.d_model * inner
+    decoder += 2 * dec_len**2 * inner + 2 * dec_len * enc_len * inner
+    head = dec_len * size.d_model * size.vocab_size
+    return 2.0 * rows * (size.num_layers * (encoder + decoder) + head)
+
+
+def train_flops(size: Size, method: str) -> float:
+    """Of one step: forward and activations' gradients, and for full tuning the weights' gradients."""
+    return forward_flops(size, method, rows=size.rows) * (3 if method == "full" else 2)
