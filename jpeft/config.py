@@ -168,7 +168,7 @@ class EvalConfig:
     """How to validate and test.
 
     Attributes:
-      zero_shot: also score the model before any training.
+      zero_shot: also score the model alone, before any method is attached.
       num_beams: 1 is greedy.
       batch_size: rows of a validation or generation batch.
     """

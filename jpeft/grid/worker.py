@@ -46,7 +46,7 @@ class Outcome:
     Attributes:
       status: `done`; `failed`, with the error recorded in the directory; `busy`, another process has it; `stopped`, the
         worker was told to.
-      overhead_seconds: spent beside training, validating and testing: loading, compiling, saving.
+      overhead_seconds: spent beside training, validating and testing (zero-shot too): loading, compiling, saving.
     """
 
     status: str
@@ -76,7 +76,7 @@ def do(job: Job, session: Session) -> Outcome:
     finally:
         display.close()
     seconds = time.monotonic() - started
-    own = sum(result["seconds"][phase] for phase in ("train", "validation", "test"))
+    own = sum(result["seconds"].get(phase, 0.0) for phase in ("train", "validation", "test", "zero_shot"))
     return Outcome("done", seconds=seconds, overhead_seconds=seconds - own)
 
 

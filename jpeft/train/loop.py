@@ -11,7 +11,7 @@ import itertools
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,12 @@ from jpeft.mesh.layout import Layout
 from jpeft.mesh.processes import any_of, host_copy, is_first, wait_for_all
 from jpeft.peft.base import count, split
 from jpeft.peft.hub import save_adapter
-from jpeft.program import use_compilation_cache
+from jpeft.program import Program, use_compilation_cache
 from jpeft.train.checkpoint import Checkpoints
 from jpeft.train.display import Display
 from jpeft.train.environment import commit, peak_memory_bytes, reset_peak_memory, versions
 from jpeft.train.optimizer import adamw
-from jpeft.train.programs import build_programs
+from jpeft.train.programs import build_generate, build_programs
 from jpeft.train.rundir import MetricsLog, NoLog, RunDirectory, data_record, run_once
 from jpeft.train.schedule import three_point_schedule
 from jpeft.train.session import Session
@@ -118,13 +118,13 @@ class _Execution:
     """What the phases of one run share."""
 
     def __init__(self, run: Run, directory: RunDirectory, display: Display, session: Session):
-        self.run, self.directory, self.display = run, directory, display
+        self.run, self.directory, self.display, self.session = run, directory, display, session
         keep_freed_memory()
         use_compilation_cache(cache_directory() / "compiled")
         reset_peak_memory()
         self.layout = Layout.of_devices(**dataclasses.asdict(run.mesh))
         self.setup = set_up(run, session, self.layout, report=display.say)
-        self.data = self._prepare_data(session)
+        self.data_key, self.data = self._prepare_data()
         directory.write_json("splits.json", data_record(self.data.row_ids(), self.data.tokens, self.data.shapes))
         model, train = self.setup.model, run.train
         graphdef, adapter, base = split(model)
@@ -171,7 +171,8 @@ class _Execution:
             self.setup, model=nnx.merge(graphdef, *jax.tree.map(_shape_of, (adapter, self.base)))
         )
 
-    def _prepare_data(self, session: Session) -> Data:
+    def _prepare_data(self) -> tuple[Hashable, Data]:
+        """The splits, and all that they were made from."""
         run, data = self.run, self.run.data
         choices = {
             "source": data.source,
@@ -188,10 +189,9 @@ class _Execution:
             "max_target_length": data.max_target_length,
             "sample_seed": data.sample_seed,
         }
-        return session.data.get(
-            (run.model.name, data.task, data.template, *choices.items()),
-            lambda: prepare(run.build_task(), self.setup.tokenizer, **choices, report=self.display.say),
-        )
+        key = (run.model.name, data.task, data.template, *choices.items())
+        make = lambda: prepare(run.build_task(), self.setup.tokenizer, **choices, report=self.display.say)
+        return key, self.session.data.get(key, make)
 
     def result(self) -> dict[str, Any]:
         """Runs every phase that is left."""
@@ -204,12 +204,11 @@ class _Execution:
                 self.snapshot = _Snapshot(arrays["state"], arrays["best"], progress)
                 self.display.say(f"goes on in epoch {progress.epoch}, after step {int(self.snapshot.state.step)}")
             if self.run.eval.zero_shot and self.snapshot.progress.zero_shot is None:
-                untrained = self.snapshot.state.adapter
-                self.snapshot.progress.zero_shot = self._test("zero_shot", untrained, stop, checkpoints)
+                self.snapshot.progress.zero_shot = self._test_untuned(stop, checkpoints)
                 self.snapshot.save_to(checkpoints)
+            self.setup = dataclasses.replace(self.setup, untuned=None)  # full tuning's first step takes its buffers
             self._train(stop, checkpoints)
-            best = self.layout.place(self.snapshot.best)
-            numbers = self._test("predictions", best, stop, checkpoints)
+            numbers = self._test_best(stop, checkpoints)
         return self._write_result(numbers)
 
     def _introduce(self) -> None:
@@ -380,19 +379,57 @@ class _Execution:
 
     # --- testing ---
 
-    def _test(self, name: str, adapter: nnx.State, stop: StopRequest, checkpoints: Checkpoints) -> dict[str, float]:
-        """Answers every test row, writes the answers to `<name>.jsonl` and returns the metrics."""
-        examples, tokens = self.data.examples["test"], self.data.tokens["test"]
-        with self.display.task("test", len(tokens)) as bar, self._timed("test"):
+    def _test_best(self, stop: StopRequest, checkpoints: Checkpoints) -> dict[str, float]:
+        """Answers every test row with the best adapter, writes `predictions.jsonl` and returns the metrics."""
+        best = self.layout.place(self.snapshot.best)
+        with self._timed("test"):
+            predictions = self._answers("test", self.programs.generate, best, self.base, stop, checkpoints)
+            return self._scored("test", "predictions.jsonl", predictions)
+
+    def _test_untuned(self, stop: StopRequest, checkpoints: Checkpoints) -> dict[str, float]:
+        """As `_test_best`, of the base alone, in `zero_shot.jsonl`; once for all runs of a session that share its rows.
+
+        Its seconds, compiling included, are a phase of their own and no part of the run's total: the paper has none.
+        """
+        assert self.setup.untuned is not None, "asked for before training"
+        graphdef, nothing, base = split(self.setup.untuned)
+        run = self.run
+        generate = build_generate(
+            graphdef,
+            nothing,
+            base,
+            self.layout,
+            max_length=self.data.task.max_target_length,
+            num_beams=run.eval.num_beams,
+            made=self.session.programs,
+        )
+        key = (run.model.name, run.model.dtype, self.layout, self.data_key, run.eval.num_beams)
+        with self._timed("zero_shot"):
+            predictions = self.session.zero_shot.get(
+                key, lambda: self._answers("zero-shot", generate, nothing, base, stop, checkpoints)
+            )
+            return self._scored("zero-shot", "zero_shot.jsonl", predictions)
+
+    def _answers(
+        self,
+        name: str,
+        generate: Program,
+        adapter: nnx.State,
+        base: nnx.State,
+        stop: StopRequest,
+        checkpoints: Checkpoints,
+    ) -> list[str]:
+        tokens = self.data.tokens["test"]
+        with self.display.task(name, len(tokens)) as bar:
 
             def on_batch(rows: int) -> None:
                 bar.advance(rows)
                 self._stop_if_asked(stop, checkpoints)
 
-            predictions = answers(
-                self.programs.generate,
+            return answers(
+                generate,
                 adapter,
-                self.base,
+                base,
                 tokens,
                 self.setup.tokenizer,
                 shapes=self.data.shapes,
@@ -401,10 +438,12 @@ class _Execution:
                 pad_token_id=self.setup.model.config.pad_token_id,
                 on_batch=on_batch,
             )
-            scores, numbers = score(self.data.task, examples, predictions)
-        self.directory.write_predictions(f"{name}.jsonl", examples, predictions, scores)
-        shown = ", ".join(f"{key} {value:.4f}" for key, value in numbers.items())
-        self.display.say(f"{'zero-shot' if name == 'zero_shot' else 'test'}: {shown}")
+
+    def _scored(self, name: str, file: str, predictions: list[str]) -> dict[str, float]:
+        examples = self.data.examples["test"]
+        scores, numbers = score(self.data.task, examples, predictions)
+        self.directory.write_predictions(file, examples, predictions, scores)
+        self.display.say(f"{name}: {', '.join(f'{key} {value:.4f}' for key, value in numbers.items())}")
         return numbers
 
     def _write_result(self, numbers: dict[str, float]) -> dict[str, Any]:
@@ -417,6 +456,7 @@ class _Execution:
             if (adapter_directory / "config.json").is_file():  # full tuning leaves a whole model: give it its tokenizer
                 setup.tokenizer.save(adapter_directory)
         seconds = {key: round(value, 3) for key, value in progress.seconds.items()}
+        total = sum(value for phase, value in progress.seconds.items() if phase != "zero_shot")
         result = {
             "status": "done",
             "method": run.method.name,
@@ -440,7 +480,7 @@ class _Execution:
             "train_examples": len(self.data.tokens["train"]),
             "validation_examples": len(self.data.tokens["validation"]),
             "test_examples": len(self.data.tokens["test"]),
-            "seconds": {"total": round(sum(progress.seconds.values()), 3), **seconds},
+            "seconds": {"total": round(total, 3), **seconds},
             "tokens_per_second": round(progress.train_tokens / max(progress.seconds["train"], 1e-9), 1),
             "peak_memory_bytes": peak_memory_bytes(),
             "adapter_bytes": adapter_bytes,
@@ -466,7 +506,7 @@ class _Execution:
         finally:
             compiling = self.programs.compile_seconds() - compiled
             seconds["compile"] += compiling
-            seconds[phase] += time.perf_counter() - started - compiling
+            seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - started - compiling
 
 
 def _shape_of(leaf: jax.Array) -> jax.ShapeDtypeStruct:

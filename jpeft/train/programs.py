@@ -69,9 +69,27 @@ def build_programs(
             results=(of_state, of_sums, layout.whole),
         ),
         loss=program(("loss", *model), lambda: make_loss(graphdef), batch=layout.batch, results=layout.whole),
-        generate=program(
-            ("generate", *model, max_length, num_beams),
-            lambda: make_generate(graphdef, max_length=max_length, num_beams=num_beams),
+        generate=build_generate(
+            graphdef, state.adapter, base, layout, max_length=max_length, num_beams=num_beams, made=made
+        ),
+    )
+
+
+def build_generate(
+    graphdef: nnx.GraphDef,
+    adapter: nnx.State,
+    base: nnx.State,
+    layout: Layout,
+    *,
+    max_length: int,
+    num_beams: int,
+    made: Recent[Program],
+) -> Program:
+    """The program that answers; as `build_programs` makes it, and for a model without any method."""
+    return made.get(
+        ("generate", graphdef, spec(adapter), spec(base), layout, max_length, num_beams),
+        lambda: Program(
+            layout.traced(make_generate(graphdef, max_length=max_length, num_beams=num_beams)),
             batch=layout.batch,
             results=layout.whole,
         ),

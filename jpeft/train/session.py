@@ -38,12 +38,14 @@ class Session:
       bases: models without any method, with their tokenizers. Frozen: what trains its base loads its own.
       data: prepared splits.
       programs: compiled functions, one per structure of the model and shapes of its trees.
+      zero_shot: answers of a base alone to a test split.
     """
 
     def __init__(self):
         self.bases: Recent[Any] = Recent(1)
         self.data: Recent[Any] = Recent(6)
         self.programs: Recent[Program] = Recent(48)
+        self.zero_shot: Recent[list[str]] = Recent(16)
 
 
 def spec(tree: Any) -> Hashable:

@@ -27,11 +27,13 @@ class Setup:
 
     Attributes:
       model: the base with the method's modules attached.
+      untuned: the base alone, around the same arrays; None once nobody asks for it any more.
       sites: where they are attached.
       total_parameters: of the base alone.
     """
 
     model: T5
+    untuned: T5 | None
     method: Method
     sites: list[Site]
     tokenizer: Tokenizer
@@ -92,15 +94,16 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
       UserError: the model or adapter is not there, does not fit, or the selection matches nothing.
       RunFailed: a file is damaged, or the hub can not be reached.
     """
-    model, tokenizer = _load_base(run, session, layout, report)
-    total = count(nnx.state(model, nnx.Param))
+    untuned, tokenizer = _load_base(run, session, layout, report)
+    total = count(nnx.state(untuned, nnx.Param))
     method = run.build_method()
     if run.method.from_adapter is not None:
-        model, stored_method, sites = load_adapter(Path(run.method.from_adapter).expanduser(), model)
+        model, stored_method, sites = load_adapter(Path(run.method.from_adapter).expanduser(), untuned)
         if stored_method != method:
             raise UserError(
                 f"method.from_adapter holds {stored_method}, the config asks for {method}; make them agree."
             )
-        return Setup(model, method, sites, tokenizer, total)
-    sites = select(model, method, selection(run, model))
-    return Setup(attach(model, method, sites, jax.random.key(run.train.seed)), method, sites, tokenizer, total)
+    else:
+        sites = select(untuned, method, selection(run, untuned))
+        model = attach(untuned, method, sites, jax.random.key(run.train.seed))
+    return Setup(model, untuned, method, sites, tokenizer, total)

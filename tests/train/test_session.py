@@ -73,6 +73,24 @@ def test_a_second_run_of_a_shape_loads_tokenises_and_compiles_nothing(cell, tmp_
     assert outcome(cell("lora", seed=1), tmp_path / "second", session)[0]["seconds"]["compile"] == 0
 
 
+def test_the_base_alone_answers_once_for_all_methods(cell, tmp_path, monkeypatch):
+    """No method is attached for it, also not one that changes the first pass, as a prompt does."""
+    session, asked = Session(), []
+    count_and_answer = lambda *args, _answers=loop.answers, **kwargs: asked.append(1) or _answers(*args, **kwargs)
+    monkeypatch.setattr(loop, "answers", count_and_answer)
+    zero_shot = {"eval.zero_shot": True, "train.max_epochs": 1, "data.max_test": 12, "data.max_validation": 12}
+    results = [outcome(cell(method, **zero_shot), tmp_path / method, session)[0] for method in ("lora", "prompt")]
+    assert len(asked) == 3  # each run's own test, and one for the base
+    alone = outcome(cell("full", **zero_shot), tmp_path / "alone", None)[0]
+    assert results[0]["zero_shot"] == results[1]["zero_shot"] == alone["zero_shot"]
+    answered = [(tmp_path / name / "zero_shot.jsonl").read_text() for name in ("lora", "prompt", "alone")]
+    assert len(set(answered)) == 1
+    for result in (*results, alone):
+        seconds = result["seconds"]
+        own = seconds["train"] + seconds["validation"] + seconds["test"] + seconds["compile"]
+        assert abs(seconds["total"] - own) < 0.01
+
+
 def test_the_longest_unused_is_let_go():
     recent, made = Recent(2), []
 
