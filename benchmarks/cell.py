@@ -1,0 +1,149 @@
+"""One whole cell of the benchmark by jpeft, and by Seq2SeqTrainer with PEFT as its user would write it.
+
+  python -m benchmarks.cell --data DATA --task agnews
+  python -m benchmarks.cell --data DATA --task samsum --train 300 --validation 100 --test 100
+
+Both tune `mini` by LoRA (rank 8 on q and v) on the same rows, 16 a step, for as many epochs at the same peak learning
+rate; validate after each, keep the best, and answer the test rows by greedy generation. Times are of whole processes,
+imports and compiling included: jpeft's first with nothing compiled before, then with its programs kept.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.work import LORA_RANK
+from jpeft.config import DataConfig
+from jpeft.data.prepare import Data, choose_task, prepare
+from jpeft.data.tasks import Task
+from jpeft.eval.metrics import score
+from jpeft.model.source import resolve
+from jpeft.model.tokenizer import Tokenizer
+
+LEARNING_RATE = 1e-2
+BATCH_SIZE = 16
+EVAL_BATCH_SIZE = 32
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="directory of the datasets; generated rows if not given")
+    parser.add_argument("--task", default="agnews", choices=("agnews", "cola", "e2e", "samsum"))
+    parser.add_argument("--train", type=int, default=1000)
+    parser.add_argument("--validation", type=int, default=400)
+    parser.add_argument("--test", type=int, default=500)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--max-input-length", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    arguments = parser.parse_args(argv)
+
+    data = _data(arguments)
+    seconds: dict[str, list[float]] = {"jpeft, cold": [], "jpeft, warm": [], "Seq2SeqTrainer + PEFT": []}
+    metrics: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for turn in range(arguments.repeats):
+            place = Path(directory) / str(turn)
+            for name in seconds:
+                started = time.perf_counter()
+                if name.startswith("jpeft"):
+                    metrics[name] = _ours(arguments, place / name.replace(", ", "_"), cache=place / "cache")
+                else:
+                    metrics[name] = _theirs(arguments, data, place / "trainer")
+                seconds[name].append(time.perf_counter() - started)
+    figures = {"arguments": {k: str(v) for k, v in vars(arguments).items()}, "seconds": seconds, "metric": metrics}
+    _show(figures, data.task)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
+def _data(arguments: argparse.Namespace) -> Data:
+    """The rows that jpeft draws for the cell, for the other side to be given."""
+    defaults = DataConfig()
+    return prepare(
+        choose_task(arguments.task),
+        Tokenizer.load(resolve("mini", report=print), vocab_size=16384),
+        source="local" if arguments.data else "sample",
+        path=arguments.data,
+        kind=None,
+        split_seed=defaults.split_seed,
+        max_train=arguments.train,
+        max_validation=arguments.validation,
+        max_test=arguments.test,
+        batch_size=BATCH_SIZE,
+        accumulation_steps=1,
+        eval_batch_size=EVAL_BATCH_SIZE,
+        max_input_length=arguments.max_input_length,
+    )
+
+
+def _ours(arguments: argparse.Namespace, workdir: Path, *, cache: Path) -> float:
+    source = f"--config.data.path={arguments.data}" if arguments.data else "--config.data.source=sample"
+    command = [sys.executable, "main.py", f"--config=configs/mini.py:lora_{arguments.task}_medium", source]
+    settings = {
+        "method.reading": "official",
+        "method.rank": LORA_RANK,
+        "method.alpha": 2.0 * LORA_RANK,
+        "data.max_train": arguments.train,
+        "data.max_validation": arguments.validation,
+        "data.max_test": arguments.test,
+        "data.max_input_length": arguments.max_input_length,
+        "train.max_epochs": arguments.epochs,
+        "train.patience": arguments.epochs,
+        "train.learning_rate.warmup": LEARNING_RATE,
+        "eval.zero_shot": False,
+    }
+    command += [f"--config.{key}={value}" for key, value in settings.items()]
+    _run([*command, f"--workdir={workdir}", "--quiet"], JPEFT_CACHE=str(cache))
+    return json.loads((workdir / "result.json").read_text())["metric"]
+
+
+def _theirs(arguments: argparse.Namespace, data: Data, workdir: Path) -> float:
+    workdir.mkdir(parents=True)
+    cell = {
+        "model": str(resolve("mini", report=print)),
+        "rows": {name: [[row.input, row.target] for row in rows] for name, rows in data.examples.items()},
+        "epochs": arguments.epochs,
+        "learning_rate": LEARNING_RATE,
+        "batch_size": BATCH_SIZE,
+        "eval_batch_size": EVAL_BATCH_SIZE,
+        "rank": LORA_RANK,
+        "max_input_length": data.task.max_input_length,
+        "max_target_length": data.task.max_target_length,
+    }
+    (workdir / "cell.json").write_text(json.dumps(cell))
+    _run([sys.executable, "-m", "benchmarks.trainer_cell", str(workdir)])
+    predictions = json.loads((workdir / "predictions.json").read_text())
+    return score(data.task, data.examples["test"], predictions)[1][data.task.metric]
+
+
+def _run(command: Sequence[str], **environment: str) -> None:
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    if run.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{run.stderr}")
+
+
+def _show(figures: dict[str, Any], task: Task) -> None:
+    table = Table("a whole cell", title=f"LoRA of mini on {task.name}")
+    for column in ("seconds", "trainer's / its", task.metric):
+        table.add_column(column, justify="right")
+    theirs = min(figures["seconds"]["Seq2SeqTrainer + PEFT"])
+    for name, seconds in figures["seconds"].items():
+        shown = ", ".join(f"{s:.1f}" for s in seconds)
+        table.add_row(name, shown, f"{theirs / min(seconds):.2f}", f"{figures['metric'][name]:.4f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
