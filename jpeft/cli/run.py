@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
 
     if call.group is not None:
         call.group.join()
-    with ending_together():
+    with ending_together(call.group):
         run = Run.from_config(call.config)
         quiet = call.quiet or not is_first()
         result = execute(run, call.workdir, overwrite=call.overwrite, display=Display(quiet=quiet))

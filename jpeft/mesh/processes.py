@@ -8,7 +8,10 @@ first process alone writes files. With one process all of this does nothing.
 import contextlib
 import dataclasses
 import os
+import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -17,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jpeft.errors import RunFailed, UserError
+from jpeft.mesh.lifeline import Lifeline
 
 _SECONDS_TO_GATHER = 300  # until all processes have to be there: a cluster does not start them at one moment
 _SECONDS_WITHOUT_A_SIGN = 20  # of life, after which a process counts as lost
@@ -132,38 +136,70 @@ def host_copy(tree: Any) -> Any:
 
 # How the loss of another process shows, by who notices it: the sum over hosts, the coordinator, a barrier.
 _SIGNS_OF_LOSS = ("Gloo", "closed by peer", "reset by peer", "UNAVAILABLE", "heartbeat", "DEADLINE_EXCEEDED", "NCCL")
+_SECONDS_TO_SPEAK = 20  # for a process whose own end follows when it hears that another has failed
+_LEAVING = threading.Lock()  # the first who takes it ends the process
 
 
 @contextlib.contextmanager
-def ending_together() -> Iterator[None]:
+def ending_together(group: Group | None) -> Iterator[None]:
     """Ends this process when another one is gone, or when it fails itself, so that the others notice.
 
     Leaves by `os._exit` where there are several: JAX would otherwise wait for those that will not come.
     """
+    if group is None:
+        yield
+        return
+    lifeline = Lifeline(_after_loss)
     try:
+        _join_lifeline(lifeline, group)
         yield
     except Exception as error:
-        if jax.process_count() == 1:
-            raise
         lost = isinstance(error, jax.errors.JaxRuntimeError) and any(s in str(error) for s in _SIGNS_OF_LOSS)
-        known = isinstance(error, (UserError, RunFailed))
-        if not lost and not known:
-            sys.excepthook(type(error), error, error.__traceback__)
-            _leave(1)
-        message = str(error)
         if lost:
-            message = (
-                f"another process of this run is gone ({_first_line(error)[:120]}); start all of them again by the "
-                "same command: the run goes on from its last checkpoint."
-            )
-        print(f"error: process {jax.process_index()}: {message}", file=sys.stderr)
-        _leave(2 if isinstance(error, UserError) else 1)
+            _leave_after_loss(_first_line(error)[:120])
+        lifeline.close(failed=True)
+        if isinstance(error, (UserError, RunFailed)):
+            _leave(2 if isinstance(error, UserError) else 1, f"error: process {jax.process_index()}: {error}")
+        sys.excepthook(type(error), error, error.__traceback__)
+        _leave(1)
+    lifeline.close(failed=False)
 
 
-def _leave(status: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+def _join_lifeline(lifeline: Lifeline, group: Group) -> None:
+    """Every process has to call it: the first tells the others where to connect to."""
+    given = (group.coordinator_address or "").rpartition(":")[0].strip("[]")
+    offer = f"{given or socket.getfqdn()} {lifeline.offer()}" if is_first() else ""
+    host, _, offered = _from_first(offer).partition(" ")
+    if is_first():
+        return
+    try:
+        lifeline.grasp(host, offered)
+    except OSError as error:  # a firewall, say: JAX's heartbeats are left
+        print(f"note: process {jax.process_index()} can not connect to {host} ({error})", file=sys.stderr)
+
+
+def _after_loss(failed: bool) -> None:
+    if failed:
+        time.sleep(_SECONDS_TO_SPEAK)
+        _leave_after_loss("it failed, and says why itself")
+    _leave_after_loss("its connection closed")
+
+
+def _leave_after_loss(sign: str) -> NoReturn:
+    _leave(
+        1,
+        f"error: process {jax.process_index()}: another process of this run is gone ({sign}); start all of them again "
+        "by the same command: the run goes on from its last checkpoint.",
+    )
+
+
+def _leave(status: int, message: str = "") -> NoReturn:
+    with _LEAVING:
+        if message:
+            print(message, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _first_line(error: BaseException) -> str:
