@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from jpeft.allocator import make_room
+
 
 class Program:
     """A function compiled once per shape of its last argument, ahead of the first run with that shape.
@@ -38,6 +40,7 @@ class Program:
         self._jitted = jax.jit(function, donate_argnums=donate, out_shardings=results)
         self._batch = batch
         self._compiled: dict[Any, Any] = {}
+        self._temporary_bytes: dict[Any, int] = {}
         self.compile_seconds = 0.0
 
     @property
@@ -51,8 +54,10 @@ class Program:
         key = tuple(leaf.shape for leaf in jax.tree.leaves(args[-1]))
         if key not in self._compiled:
             started = time.perf_counter()
-            self._compiled[key] = self._jitted.lower(*args).compile()
+            self._compiled[key] = compiled = self._jitted.lower(*args).compile()
+            self._temporary_bytes[key] = _temporary_bytes(compiled)
             self.compile_seconds += time.perf_counter() - started
+        make_room(self._temporary_bytes[key])
         return self._compiled[key](*args)
 
     def compile(self, *shapes: Any) -> Any:
@@ -61,6 +66,14 @@ class Program:
         if self._batch is not None:
             batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._batch), batch)
         return self._jitted.lower(*others, batch).compile()
+
+
+def _temporary_bytes(compiled: Any) -> int:
+    """What the host is asked for at each run, at once; 0 where the program runs elsewhere."""
+    if jax.default_backend() != "cpu":
+        return 0
+    analysis = compiled.memory_analysis()
+    return 0 if analysis is None else analysis.temp_size_in_bytes
 
 
 def _put_batch(batch: Any, sharding: jax.sharding.Sharding) -> Any:

@@ -84,7 +84,7 @@ class RMSNorm(Site):
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_model"]:
-        return self.through_adapter(self._normalize, x)
+        return self.through_adapter(jax.checkpoint(self._normalize), x)
 
     def _normalize(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_model"]:
         # Statistics in float32: squares of bfloat16 activations lose the small channels.
@@ -173,7 +173,10 @@ class FeedForward(nnx.Module):
         self, x: Float[Array, "batch length d_model"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch length d_model"]:
         activation = _ACTIVATIONS[self.activation]
-        hidden = activation(self.wi_0(x)) * self.wi_1(x) if self.is_gated else activation(self.wi(x))
+        if self.is_gated:
+            hidden = jax.checkpoint(lambda gate, value: activation(gate) * value)(self.wi_0(x), self.wi_1(x))
+        else:
+            hidden = jax.checkpoint(activation)(self.wi(x))
         return self.wo(dropout(hidden, self.dropout_rate, key))
 
 
