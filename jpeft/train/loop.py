@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from jpeft.allocator import keep_freed_memory
-from jpeft.config import Run
+from jpeft.config import Run, require_labels
 from jpeft.data.batches import (
     Batch,
     cache_directory,
@@ -34,6 +34,7 @@ from jpeft.data.prepare import Data, prepare
 from jpeft.data.sources import source_in_use
 from jpeft.errors import RunFailed, Stopped
 from jpeft.eval.generate import answers
+from jpeft.eval.labels import PackedLabels, agreement_with_generation, likeliest_labels
 from jpeft.eval.loss import mean_loss
 from jpeft.eval.metrics import score
 from jpeft.mesh.layout import Layout
@@ -144,6 +145,7 @@ class _Execution:
         tx = adamw(self.schedule, **optimizer)
         state = self.layout.place(init_state(adapter, tx))
         self.sums = self.layout.place(zero_sums(adapter))
+        self.labels = self._labels()
         self.programs = build_programs(
             graphdef,
             state,
@@ -154,6 +156,7 @@ class _Execution:
             optimizer_key=(*points.items(), *optimizer.items()),
             max_length=self.data.task.max_target_length,
             num_beams=run.eval.num_beams,
+            labels=self.labels,
             made=session.programs,
         )
         # The device's own generator: its bits are much cheaper than the default's, and as repeatable on one machine.
@@ -192,6 +195,12 @@ class _Execution:
             (run.model.name, data.task, data.template, *choices.items()),
             lambda: prepare(run.build_task(), self.setup.tokenizer, **choices, report=self.display.say),
         )
+
+    def _labels(self) -> PackedLabels | None:
+        if self.run.eval.answer != "score":
+            return None
+        require_labels(bool(self.data.task.answers), self.data.task.name)
+        return PackedLabels.of(self.data.task.answers, self.setup.tokenizer, self.setup.model.config)
 
     def result(self) -> dict[str, Any]:
         """Runs every phase that is left."""
@@ -383,25 +392,30 @@ class _Execution:
     def _test(self, name: str, adapter: nnx.State, stop: StopRequest, checkpoints: Checkpoints) -> dict[str, float]:
         """Answers every test row, writes the answers to `<name>.jsonl` and returns the metrics."""
         examples, tokens = self.data.examples["test"], self.data.tokens["test"]
-        with self.display.task("test", len(tokens)) as bar, self._timed("test"):
+        passes = 1 if self.labels is None else 2
+        with self.display.task("test", passes * len(tokens)) as bar, self._timed("test"):
 
             def on_batch(rows: int) -> None:
                 bar.advance(rows)
                 self._stop_if_asked(stop, checkpoints)
 
-            predictions = answers(
-                self.programs.generate,
-                adapter,
-                self.base,
-                tokens,
-                self.setup.tokenizer,
-                shapes=self.data.shapes,
-                batch_size=self.run.eval.batch_size,
-                part=self.layout.rows_here(self.run.eval.batch_size),
-                pad_token_id=self.setup.model.config.pad_token_id,
-                on_batch=on_batch,
-            )
+            batching = {
+                "shapes": self.data.shapes,
+                "batch_size": self.run.eval.batch_size,
+                "part": self.layout.rows_here(self.run.eval.batch_size),
+                "pad_token_id": self.setup.model.config.pad_token_id,
+                "on_batch": on_batch,
+            }
+            predictions = answers(self.programs.generate, adapter, self.base, tokens, self.setup.tokenizer, **batching)
             scores, numbers = score(self.data.task, examples, predictions)
+            if self.labels is not None:
+                chosen = likeliest_labels(
+                    self.programs.label_log_probs, adapter, self.base, tokens.inputs, self.labels, **batching
+                )
+                agreement = agreement_with_generation(chosen, predictions, numbers)
+                predictions = chosen
+                scores, numbers = score(self.data.task, examples, predictions)
+                numbers |= agreement
         self.directory.write_predictions(f"{name}.jsonl", examples, predictions, scores)
         shown = ", ".join(f"{key} {value:.4f}" for key, value in numbers.items())
         self.display.say(f"{'zero-shot' if name == 'zero_shot' else 'test'}: {shown}")
@@ -429,6 +443,8 @@ class _Execution:
             "source": source_in_use(run.data.source, run.data.path),
             "trainable_parameters": self.adapter_parameters,
             "total_parameters": setup.total_parameters,
+            "answer": run.eval.answer,
+            "labels": list(task.answers) or None,
             "metric_name": task.metric,
             "metric": numbers[task.metric],
             "metrics": numbers,
