@@ -82,9 +82,10 @@ def _predict(arguments: argparse.Namespace) -> int:
     from jpeft.data.batches import cache_directory
     from jpeft.predict.answer_file import AnswerFile
     from jpeft.predict.call import Call
+    from jpeft.predict.output import Printed
     from jpeft.predict.progress import Meter
     from jpeft.predict.rows import Input
-    from jpeft.predict.run import Predicting, Printed
+    from jpeft.predict.run import Predicting
     from jpeft.predict.source import Source
     from jpeft.program import use_compilation_cache
 

@@ -43,9 +43,8 @@ class PackedLabels:
         """Raises `UserError`: fewer than two labels, an empty one, or two that the vocabulary does not tell apart."""
         texts = tuple(text.strip() for text in texts)
         if len(texts) < 2 or not all(texts):
-            raise UserError(
-                f"the labels are {', '.join(map(repr, texts)) or 'none'}; expected two or more, none empty."
-            )
+            shown = ", ".join(map(repr, texts)) or "none"
+            raise UserError(f"the labels are {shown}; expected two or more, none of them empty.")
         rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer.ids(texts)]
         seen: dict[tuple[int, ...], str] = {}
         for text, row in zip(texts, rows, strict=True):

@@ -4,6 +4,7 @@ Both are pure functions of a model; the caller jits them once per input shape an
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,7 @@ from jpeft.model.t5 import T5, SegmentCache, num_stacked
 _IMPOSSIBLE = -1e9  # score of a hypothesis that must not be chosen
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Generated:
+class Generated(NamedTuple):
     """What was generated, and how sure the model is of it.
 
     Attributes:

@@ -16,11 +16,12 @@ from typing import Any
 from jpeft.config import differences
 from jpeft.errors import Busy, RunFailed, UserError
 from jpeft.model.write import write_whole
+from jpeft.predict.output import Output
 from jpeft.predict.rows import Row
 
 
-class AnswerFile:
-    """Answers in the order of the rows. Asked, window by window from the first row on, which of them it has.
+class AnswerFile(Output):
+    """Answers that stay.
 
     Attributes:
       complete: whether all answers were there when it was opened.
@@ -53,7 +54,11 @@ class AnswerFile:
             else:
                 self._partial.touch()
                 self._file = self._partial.open("r+b")
-                self._go_on_or_begin(call, overwrite=overwrite)
+                try:
+                    self._go_on_or_begin(call, overwrite=overwrite)
+                except BaseException:
+                    self._file.close()
+                    raise
 
     def _go_on_or_begin(self, call: Mapping[str, Any], *, overwrite: bool) -> None:
         try:
@@ -86,7 +91,7 @@ class AnswerFile:
             raise UserError(f"{self.path} holds answers of another call ({shown}); {way_out}.")
 
     def answered(self, rows: Sequence[Row]) -> int:
-        """How many of the rows that come next it has answers to; half a line behind them is cut off.
+        """As `Output.answered`; half a line behind them is cut off.
 
         Raises:
           UserError: a line is of another row.
@@ -103,6 +108,9 @@ class AnswerFile:
     def _end_of_answers(self, half_line: int) -> None:
         if self.complete:
             raise self._other_rows("there are more rows now")
+        self._cut_off(half_line)
+
+    def _cut_off(self, half_line: int) -> None:
         if self._reading:
             with self._explained():
                 self._file.seek(-half_line, os.SEEK_CUR)
@@ -119,21 +127,22 @@ class AnswerFile:
             self._file.flush()
 
     def finish(self) -> None:
-        """To be called after the last row: the file takes its name.
+        """After the last row: the file takes its name.
 
         Raises:
           UserError: it has more answers than there were rows.
           RunFailed: it can not be written.
         """
-        if self._reading and self._file.read(1):
+        rest = self._file.readline() if self._reading else b""
+        if rest.endswith(b"\n"):
             raise self._other_rows("there are fewer rows now")
         if not self.complete:
+            self._cut_off(len(rest))
             with self._explained():
                 os.fsync(self._file.fileno())  # else a crash of the machine may leave the name without the bytes
                 self._partial.replace(self.path)
 
     def after_stop(self) -> str:
-        """What a stopped call comes to."""
         return f"they are in {self._partial}, and the same command goes on"
 
     def __enter__(self) -> "AnswerFile":

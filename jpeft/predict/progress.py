@@ -48,7 +48,7 @@ class Meter:
         """Answering begins: rates count from here."""
         self._started = self._started or time.monotonic()
 
-    def advance(self, rows: int, size: float, *, answered: bool = True) -> None:
+    def advance(self, rows: int, size: int | float, *, answered: bool = True) -> None:
         """So many more rows, and bytes of the input; `answered` now, or found to have been before."""
         self._rows += rows
         self._answered += rows if answered else 0

@@ -1,47 +1,16 @@
 """From rows to written answers."""
 
 import signal
-import sys
 import time
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from jpeft.errors import Stopped
 from jpeft.predict.answering import Answering
 from jpeft.predict.call import Call
+from jpeft.predict.output import Output
 from jpeft.predict.progress import Meter
 from jpeft.predict.rows import Input, Row, windows
 from jpeft.train.stop import StopRequest
-
-
-class Output(Protocol):
-    """Where answers go, in the order of the rows: `AnswerFile`, or `Printed`."""
-
-    def answered(self, rows: Sequence[Row]) -> int: ...
-
-    def write(self, lines: Sequence[str]) -> None: ...
-
-    def finish(self) -> None: ...
-
-    def after_stop(self) -> str: ...
-
-
-class Printed:
-    """Standard output, which has no answers from before."""
-
-    def answered(self, rows: Sequence[Row]) -> int:
-        return 0
-
-    def write(self, lines: Sequence[str]) -> None:
-        sys.stdout.buffer.write("".join(f"{line}\n" for line in lines).encode())
-        sys.stdout.buffer.flush()
-
-    def finish(self) -> None:
-        """Nothing is left to do."""
-
-    def after_stop(self) -> str:
-        """What a stopped call comes to."""
-        return "with --output FILE, the same command would go on"
 
 
 class Predicting:
