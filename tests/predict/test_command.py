@@ -60,18 +60,18 @@ def lines(tmp_path):
 def run(tiny_checkpoint, tmp_path):
     """A finished run's directory, as far as predicting looks at it."""
 
-    def make(method, *, task: str = "agnews", labels=None, name: str = "run"):
+    def make(method, *, task: str = "agnews"):
         key, model = jax.random.key(5), weights.load(tiny_checkpoint)
         chosen = select(model, method)
         adapted = filled(attach(model, method, chosen, key), key)
-        directory = tmp_path / name
+        directory = tmp_path / "run"
         save_adapter(adapted, method, chosen, directory / "adapter", base_name=str(tiny_checkpoint))
         if isinstance(method, Full):
             Tokenizer.load(tiny_checkpoint).save(directory / "adapter")
         data = {"task": task, "max_target_length": 6, "path": "rows.jsonl"}
         config = Run.from_config({"data": data, "model": {"name": str(tiny_checkpoint)}})
         (directory / "config.json").write_text(json.dumps(config.to_dict()))
-        (directory / "result.json").write_text(json.dumps({"status": "done", "labels": labels}))
+        (directory / "result.json").write_text(json.dumps({"status": "done"}))
         return directory
 
     return make
@@ -127,14 +127,6 @@ def test_a_run_brings_its_prompt_and_labels_and_its_adapter_acts(answer, run, ti
 
     (generated,), _ = answer("--adapter", directory, TEXTS[0], "--generate", *BATCHED)
     assert "probabilities" not in generated
-    (own,), _ = answer("--adapter", directory / "adapter", TEXTS[0], "--labels", "goal, coach", *BATCHED)
-    assert list(own["probabilities"]) == ["goal", "coach"]
-
-
-def test_labels_of_a_users_own_task_are_those_of_the_result(answer, run):
-    directory = run(Lora(), task="custom", labels=["good", "bad"])
-    (row,), _ = answer("--adapter", directory, TEXTS[0], *BATCHED)
-    assert set(row["probabilities"]) == {"good", "bad"}
 
 
 @pytest.mark.parametrize("method", [Lora.official(rank=2), Full()], ids=["peft", "full"])
