@@ -107,6 +107,8 @@ def _predict(arguments: argparse.Namespace) -> int:
             batch_size=arguments.batch_size,
             dtype=arguments.dtype,
         )
+        if given.from_terminal:
+            meter.say("reads lines from the terminal; Ctrl-D ends them")
         if arguments.output is None:
             predicting = Predicting(call, given, Printed(), meter)
             predicting.run()

@@ -86,6 +86,11 @@ class Input:
         """In bytes, where that is known."""
         return Path(self.path).stat().st_size if not self.texts and Path(self.path).is_file() else None
 
+    @property
+    def from_terminal(self) -> bool:
+        """Whether a person types them."""
+        return not self.texts and self.path == STDIN and sys.stdin.isatty()
+
     def rows(self, prompt: Prompt) -> Iterator[Row]:
         """The rows, as they are read. Raises `UserError`: one can not be used; the message says which."""
         make = prompt.of_fields if self.format == "jsonl" else lambda fields: prompt.of_text(fields["input"])
