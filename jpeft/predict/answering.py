@@ -1,11 +1,13 @@
 """Answers to a window of rows: generated, or chosen from labels by how likely the model finds each."""
 
 import abc
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from jpeft.errors import RunFailed
 from jpeft.eval.generate import by_row, make_generate_scored
 from jpeft.eval.labels import PackedLabels, make_label_log_probs
 from jpeft.model.t5 import T5
@@ -107,4 +109,6 @@ def _power_of_two(least: int) -> int:
 
 
 def _rounded(value: Any) -> float:
+    if not math.isfinite(value):
+        raise RunFailed(f"the model computes {value} where a log-probability should be; try --dtype float32.")
     return round(float(value), _DIGITS)

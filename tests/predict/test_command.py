@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from jpeft.cli import main
 from jpeft.config import Run
@@ -244,6 +246,15 @@ def test_nothing_in_nothing_out(answer, tiny_checkpoint, tmp_path):
 def test_a_wrong_call_is_answered_in_one_line(arguments, says, answer):
     _, said = answer(*arguments, status=2)
     assert said.startswith("error: ") and says in said and said.count("\n") == 1
+
+
+def test_a_model_that_computes_no_number_answers_nothing(answer, tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "broken")
+    tensors = load_file(tmp_path / "broken/model.safetensors")
+    tensors["decoder.final_layer_norm.weight"][:] = np.nan
+    save_file(tensors, tmp_path / "broken/model.safetensors")
+    answers, said = answer("--model", tmp_path / "broken", TEXTS[0], *SHORT, status=1)
+    assert answers == [] and said.startswith("error: the model computes nan")
 
 
 def test_lengths_are_few():
