@@ -58,6 +58,15 @@ def test_cut_anywhere_it_goes_on_after_the_last_whole_line(length, path):
     assert content(path) == LINES
 
 
+@pytest.mark.parametrize("whole_lines", [1, 4])
+def test_of_a_long_half_line_nothing_stays(whole_lines, path):
+    answer(path, stop_after=2)
+    kept = "".join(f"{line}\n" for line in LINES[:whole_lines])
+    path.with_name("answers.jsonl.partial").write_text(f'{kept}{{"input": "{"x" * 1_000}')
+    assert answer(path) == 4 - whole_lines
+    assert content(path) == LINES and path.read_text().endswith("}\n")
+
+
 @pytest.mark.parametrize("complete", [False, True])
 def test_another_call_is_refused_and_named(complete, path):
     answer(path, stop_after=None if complete else 2)
@@ -80,9 +89,10 @@ def test_other_rows_are_refused(path):
 
 def test_a_row_that_only_begins_alike_is_another(path):
     numbered = lambda number: [Row("x", {"id": number})]
-    answer(path, rows=numbered(1))
-    with pytest.raises(UserError, match="the rows are others now"):
-        answer(path, rows=numbered(12))
+    answer(path, rows=numbered(12))
+    for other in (1, 123):
+        with pytest.raises(UserError, match="the rows are others now"):
+            answer(path, rows=numbered(other))
 
 
 def test_a_file_that_is_of_something_else_is_not_touched(path):
