@@ -17,8 +17,9 @@ What answers: --model is mini, a hub id or a directory; --adapter a run's direct
 with the base that it names unless --model names another. An adapter in its run's directory brings its task: the prompt,
 the labels of a classification and the lengths.
 
-What is read: plain lines, or JSON lines from a file that ends in .jsonl. The prompt is made by --template; or else by
-the run's own, where the row has its columns; or it is the row's `input` as it stands.
+What is read: plain lines; or JSON lines, from a file that ends in .jsonl or where the first line of standard input is
+one. The prompt is made by --template; or else by the run's own, where the row has its columns; or it is the row's
+`input` as it stands.
 
 With labels, the likeliest is taken, and `probabilities` are printed; without, an answer is generated. `confidence` is
 the mean log-probability of the answer's tokens, </s> counted. More: docs/predict.md.
@@ -42,7 +43,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     what.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16 (default: %(default)s)")
     rows = parser.add_argument_group("what is answered")
     rows.add_argument("--input", metavar="FILE", help="- is standard input (default)")
-    rows.add_argument("--format", choices=("lines", "jsonl"), help="default: jsonl for FILE.jsonl, or else lines")
+    rows.add_argument("--format", choices=("lines", "jsonl"), help="default: by FILE's ending, or the first line")
     rows.add_argument("--template", metavar="TEXT", help="the prompt, with a row's columns in it: 'Topic of {text}?'")
     rows.add_argument(
         "--max-input-length",

@@ -50,12 +50,12 @@ class Input:
     Attributes:
       texts: given in the call; then there is no file.
       path: a file, or `-` for standard input.
-      format: of `FORMATS`.
+      format: of `FORMATS`; None is JSON lines where the first line is a JSON object, plain lines otherwise.
     """
 
     texts: tuple[str, ...] = ()
     path: str = STDIN
-    format: str = "lines"
+    format: str | None = None
 
     @classmethod
     def of(cls, texts: Iterable[str], path: str | None, format_: str | None) -> "Input":
@@ -68,7 +68,7 @@ class Input:
         if texts and (path is not None or format_ is not None):
             raise UserError("texts were given, and --input or --format, too; give one of them.")
         if path is None or path == STDIN:
-            return cls(texts, STDIN, format_ or "lines")
+            return cls(texts, STDIN, format_)
         if not Path(path).exists() or Path(path).is_dir():
             raise UserError(f"--input {path} is {'a directory' if Path(path).exists() else 'not there'}; name a file.")
         suffix = Path(path).suffix
@@ -93,16 +93,19 @@ class Input:
 
     def rows(self, prompt: Prompt) -> Iterator[Row]:
         """The rows, as they are read. Raises `UserError`: one can not be used; the message says which."""
-        make = prompt.of_fields if self.format == "jsonl" else lambda fields: prompt.of_text(fields["input"])
+        of_text = lambda fields: prompt.of_text(fields["input"])
         for number, text in enumerate(self.texts, start=1):
-            yield self._row(number, {"input": text}, make, size=0)
+            yield self._row(number, {"input": text}, of_text, size=0)
         if self.texts:
             return
         size = 0
-        with self._open() as lines:
-            for number, line in enumerate(lines, start=1):
+        with self._open() as file:
+            first = file.readline()
+            is_json = self.format == "jsonl" or (self.format is None and _is_object(first))
+            make = prompt.of_fields if is_json else of_text
+            for number, line in enumerate(itertools.chain([first] if first else [], file), start=1):
                 size += len(line)
-                fields = self._fields(number, line)
+                fields = self._fields(number, line, is_json=is_json)
                 if fields is not None:
                     yield self._row(number, fields, make, size)
                     size = 0
@@ -115,12 +118,12 @@ class Input:
         except OSError as error:
             raise UserError(f"--input {self.path} can not be read ({error.strerror}).") from None
 
-    def _fields(self, number: int, line: bytes) -> dict[str, Any] | None:
+    def _fields(self, number: int, line: bytes, *, is_json: bool) -> dict[str, Any] | None:
         """The fields of a line; None where JSON lines leave one blank. A blank line of text is an input like others."""
         try:
             # \n and \r\n alone end a line, not the other separators that Unicode has, which may stand within a text.
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
-            if self.format == "lines":
+            if not is_json:
                 return {"input": text}
             fields = json.loads(text) if text.strip() else None
         except UnicodeDecodeError as error:
@@ -144,6 +147,13 @@ class Input:
 
     def _unusable(self, number: int, reason: str) -> UserError:
         return UserError(f"line {number} of {self.name} {reason}.")
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line.decode("utf-8-sig")), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def windows(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

@@ -96,12 +96,32 @@ def test_an_input_that_is_none(arguments, says, tmp_path, monkeypatch):
         Input.of(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("format_", "first", "texts"),
+    [
+        (None, '{"input": "x"}', ["x", "y"]),
+        (None, "x", ["x", '{"input": "y"}']),
+        (None, '"x"', ['"x"', '{"input": "y"}']),
+        ("lines", '{"input": "x"}', ['{"input": "x"}', '{"input": "y"}']),
+        ("jsonl", "\ufeff", ["y"]),
+    ],
+)
+def test_standard_input_tells_by_its_first_line_what_it_is(format_, first, texts, monkeypatch):
+    content = f'{first}\n{{"input": "y"}}\n'.encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert [row.text for row in Input.of((), "-", format_).rows(Prompt())] == texts
+
+
 def test_windows_read_no_further_than_they_must(monkeypatch):
     read = []
 
     class Lines(io.BytesIO):
         def __next__(self):
             read.append(line := super().__next__())
+            return line
+
+        def readline(self, *arguments):
+            read.append(line := super().readline(*arguments))
             return line
 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Lines(b"".join(b"%d\n" % i for i in range(7)))))
