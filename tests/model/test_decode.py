@@ -58,7 +58,9 @@ def chosen(model, tokens):
 
 
 def _lengths(generated) -> np.ndarray:
-    return np.sum(np.asarray(generated) != TINY.pad_token_id, axis=1)
+    """Tokens up to and with `</s>`; a random model may generate the padding's id before it."""
+    ends = np.asarray(generated) == TINY.eos_token_id
+    return np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, MAX_LENGTH)
 
 
 def _log_probs(model, tokens, generated) -> np.ndarray:
