@@ -23,6 +23,7 @@ from jpeft.peft.base import STACKS, Method
 from jpeft.peft.methods import build
 
 DTYPES = ("auto", "float32", "bfloat16")
+ANSWERS = ("generate", "score")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,11 +170,14 @@ class EvalConfig:
 
     Attributes:
       zero_shot: also score the model alone, before any method is attached.
-      num_beams: 1 is greedy.
+      answer: how a test row is answered: `generate` writes the answer, `score` takes the likeliest of the task's labels
+        and generates too, to say how often the two agree (docs/predict.md).
+      num_beams: of generation; 1 is greedy.
       batch_size: rows of a validation or generation batch.
     """
 
     zero_shot: bool = False
+    answer: str = "generate"
     num_beams: int = 1
     batch_size: int = 32
 
@@ -244,7 +248,11 @@ class Run:
     def _check(self) -> None:
         one_of("model.dtype", self.model.dtype, DTYPES)
         one_of("model.remat", self.model.remat, REMAT_POLICIES)
-        check_source(self.build_task(), self.data.source, self.data.path)
+        task = self.build_task()
+        check_source(task, self.data.source, self.data.path)
+        if one_of("eval.answer", self.eval.answer, ANSWERS) == "score":
+            told_from_rows = task.name == "custom" and self.data.kind is None
+            require_labels(told_from_rows or task.kind == "classification", task.name)
         self.build_method()
         self.layer_indices()
         for stack in self.stacks() or ():
@@ -403,6 +411,12 @@ def _checked_value(path: str, value: Any, annotation: Any) -> Any:
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
         raise UserError(f"{path} is {value!r}; expected {expected.__name__}.")
     return value
+
+
+def require_labels(there: bool, task: str) -> None:
+    """Raises `UserError` where labels are to be scored and the task's answers are free text."""
+    if not there:
+        raise UserError(f"eval.answer is 'score', but {task} has no fixed set of labels; use eval.answer=generate.")
 
 
 def _given(value: int | None, otherwise: int | None) -> int | None:

@@ -123,6 +123,12 @@ def test_a_value_of_another_type_is_refused_with_its_key(key, value, expected):
         ({"train__checkpoint_every_seconds": -1}, "train.checkpoint_every_seconds is -1"),
         ({"eval__num_beams": 0}, "eval.num_beams is 0; expected at least 1"),
         ({"eval__batch_size": 0}, "eval.batch_size is 0; expected at least 1"),
+        ({"eval__answer": "guess"}, "eval.answer is 'guess'; expected one of generate, score"),
+        ({"eval__answer": "score", "data__task": "samsum"}, "samsum has no fixed set of labels"),
+        (
+            {"eval__answer": "score", "data__task": "custom", "data__kind": "generation", "data__path": "x.jsonl"},
+            "custom has no fixed set of labels",
+        ),
     ],
 )
 def test_a_value_that_can_not_be_meant_is_refused_in_one_line(changes, message):

@@ -37,11 +37,11 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from jpeft.cli.output import adapter_record, base_of, write_adapter
+    from jpeft.cli.output import adapter_record, write_adapter
     from jpeft.model.source import load_config
     from jpeft.peft.card import is_hub_id
     from jpeft.peft.hub import open_adapter
-    from jpeft.peft.locate import locate
+    from jpeft.peft.locate import base_of, locate
     from jpeft.peft.peft_write import peft_lacks
 
     found = locate(arguments.adapter)

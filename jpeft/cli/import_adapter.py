@@ -34,11 +34,11 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from jpeft.cli.output import adapter_record, base_of, write_adapter
+    from jpeft.cli.output import adapter_record, write_adapter
     from jpeft.model.source import load_config
     from jpeft.peft.card import config_flags, describe, places
     from jpeft.peft.hub import PEFTS, layout_of, open_adapter
-    from jpeft.peft.locate import locate
+    from jpeft.peft.locate import base_of, locate
 
     found = locate(arguments.adapter)
     if layout_of(found.directory) != PEFTS:

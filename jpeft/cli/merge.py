@@ -37,13 +37,13 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _merge(arguments: argparse.Namespace) -> int:
     import numpy as np
 
-    from jpeft.cli.output import base_of, output_directory
+    from jpeft.cli.output import output_directory
     from jpeft.model import weights
     from jpeft.model.source import resolve
     from jpeft.model.tokenizer import Tokenizer
     from jpeft.peft.card import merged_card
     from jpeft.peft.hub import load_adapter
-    from jpeft.peft.locate import locate
+    from jpeft.peft.locate import base_of, locate
     from jpeft.peft.merge import Probe, merge, refuse_unmergeable, stored_dtype
 
     found = locate(arguments.adapter)

@@ -1,4 +1,4 @@
-"""What commands that take an adapter and write a directory share: which base is meant, and a disk that fails."""
+"""What commands that take an adapter and write a directory share: what is written, and a disk that fails."""
 
 import contextlib
 import dataclasses
@@ -11,17 +11,8 @@ from jpeft.model.write import write_directory
 from jpeft.peft.base import count, split
 from jpeft.peft.card import adapter_card
 from jpeft.peft.hub import Opened, save_adapter
-from jpeft.peft.locate import Located
 from jpeft.peft.peft_write import peft_knows
 from jpeft.train.background import disk_trouble
-
-
-def base_of(found: Located, model: str | None) -> str:
-    """The base that `--model` names, or else the adapter. Raises `UserError`: neither does."""
-    name = model or found.base_name
-    if name is None:
-        raise UserError(f"{found.directory} does not name the model that it was trained on; give --model.")
-    return name
 
 
 @contextlib.contextmanager

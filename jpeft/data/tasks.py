@@ -64,23 +64,31 @@ class Task:
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns that the template and the target need."""
-        fields = [field for _, field, _, _ in string.Formatter().parse(self.template) if field is not None]
-        return tuple(dict.fromkeys([*fields, self.target]))
+        return tuple(dict.fromkeys([*template_columns(self.template), self.target]))
 
     def with_template(self, template: str) -> "Task":
         """The same task with another prompt. Raises `UserError` when the template has no column, or is malformed."""
-        try:
-            task = dataclasses.replace(self, template=template)
-            fields = [column for column in task.columns if column != task.target]
-            if all(field.isidentifier() for field in fields):
-                template.format(**dict.fromkeys(task.columns, ""))  # what a format after a colon asks for
-        except (ValueError, KeyError) as error:
-            raise UserError(
-                f"data.template {template!r} is malformed ({error}); write a brace itself as {{{{."
-            ) from None
-        if not fields or not all(field.isidentifier() for field in fields):
-            raise UserError(f"data.template {template!r} names no column; write one in braces, such as {{input}}.")
-        return task
+        check_template(template, "data.template", besides=self.target)
+        return dataclasses.replace(self, template=template)
+
+
+def template_columns(template: str) -> tuple[str, ...]:
+    """Columns that a template takes text from. Raises ValueError: it is malformed."""
+    fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+    return tuple(dict.fromkeys(fields))
+
+
+def check_template(template: str, key: str, *, besides: str | None = None) -> None:
+    """Raises `UserError`: a template is malformed or names no column besides that one; `key` is how it was given."""
+    try:
+        columns = template_columns(template)
+        named = [column for column in columns if column != besides]
+        if all(column.isidentifier() for column in named):
+            template.format(**dict.fromkeys(columns, ""))  # what a format after a colon asks for
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{key} {template!r} is malformed ({error}); write a brace itself as {{{{.") from None
+    if not named or not all(column.isidentifier() for column in named):
+        raise UserError(f"{key} {template!r} names no column; write one in braces, such as {{input}}.")
 
 
 _AGNEWS = Task(

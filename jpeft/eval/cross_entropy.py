@@ -47,6 +47,24 @@ def summed_cross_entropy(
     return _scanned(score)(closed_over, *parts)
 
 
+def target_log_probs(
+    project: Callable[[Float[Array, "batch slice d_model"]], Float[Array, "batch slice vocab"]],
+    hidden: Float[Array, "batch length d_model"],
+    targets: Int[Array, "batch length"],
+    *,
+    vocab_size: int,
+    largest_slice: int = LARGEST_SLICE,
+) -> Float[Array, "batch length"]:
+    """Log-probability of every target by itself, float32; arguments as of `summed_cross_entropy`."""
+    slices = _num_slices(hidden.shape[0], hidden.shape[1], vocab_size, largest_slice)
+
+    def of_slice(part: tuple[Array, Array]) -> Array:
+        return -optax.softmax_cross_entropy_with_integer_labels(project(part[0]), part[1])
+
+    parts = jax.lax.map(of_slice, (_cut(hidden, slices), _cut(targets, slices)))
+    return jnp.moveaxis(parts, 0, 1).reshape(targets.shape)
+
+
 def _num_slices(batch: int, length: int, vocab_size: int, largest: int) -> int:
     """The least divisor of `length` that cuts it into slices of no more than `largest` logits."""
     divisors = (n for n in range(1, length + 1) if length % n == 0)

@@ -401,7 +401,7 @@ class T5(nnx.Module):
         mask_bias = jnp.where(mask, 0.0, MASKED)[:, None, None, :]
         bias = self.encoder.relative_attention_bias.bias(x.shape[1], x.shape[1]) + mask_bias
         if segments is not None:
-            bias = bias + _apart(segments, segments)
+            bias = bias + apart(segments, segments)
         return self.encoder(x, bias, key=key), mask_bias
 
     def logits(self, x: Float[Array, "batch dec_len d_model"]) -> Float[Array, "batch dec_len vocab"]:
@@ -448,8 +448,8 @@ class T5(nnx.Module):
         x = self.shared(decoder_input_tokens).astype(self.dtype)
         self_bias = self.causal_bias(x.shape[1])
         if encoder_segments is not None and decoder_segments is not None:
-            self_bias = self_bias + _apart(decoder_segments, decoder_segments)
-            cross_bias = cross_bias + _apart(decoder_segments, encoder_segments)
+            self_bias = self_bias + apart(decoder_segments, decoder_segments)
+            cross_bias = cross_bias + apart(decoder_segments, encoder_segments)
         return self.decoder(x, self_bias, encoded, cross_bias, decoder_key)
 
     def causal_bias(self, length: int) -> Float[Array, "1 num_heads length length"]:
@@ -458,9 +458,7 @@ class T5(nnx.Module):
         return self.decoder.relative_attention_bias.bias(length, length) + future[None, None]
 
 
-def _apart(
-    queries: Int[Array, "batch q_len"], keys: Int[Array, "batch kv_len"]
-) -> Float[Array, "batch 1 q_len kv_len"]:
+def apart(queries: Int[Array, "batch q_len"], keys: Int[Array, "batch kv_len"]) -> Float[Array, "batch 1 q_len kv_len"]:
     """The additive bias that hides what is of another packed example."""
     return jnp.where(queries[:, :, None] == keys[:, None, :], 0.0, MASKED)[:, None]
 

@@ -32,8 +32,8 @@ def locate(path: Path) -> Located:
     """
     if not path.is_dir():
         raise UserError(f"{path} is {'a file' if path.exists() else 'not there'}; name a run or an adapter directory.")
-    directory = path if layout_of(path) or not (path / "adapter").is_dir() else path / "adapter"
-    if (directory / "model.safetensors").is_file():
+    directory = _directory(path)
+    if whole_model(path) is not None:
         raise UserError(
             f"{directory} is already a whole model that transformers opens, the result of full tuning; use it as it is."
         )
@@ -47,6 +47,24 @@ def locate(path: Path) -> Located:
         raise UserError(f"{path} holds no adapter ({why}).")
     result = _result(directory.parent) if directory.absolute().name == "adapter" else None
     return Located(directory, stored_base_name(directory), result)
+
+
+def base_of(found: Located, model: str | None) -> str:
+    """The base that `--model` names, or else the adapter. Raises `UserError`: neither does."""
+    name = model or found.base_name
+    if name is None:
+        raise UserError(f"{found.directory} does not name the model that it was trained on; give --model.")
+    return name
+
+
+def whole_model(path: Path) -> Path | None:
+    """Where full tuning left a whole model in an adapter's place: a run's `adapter/`, or that directory itself."""
+    directory = _directory(path)
+    return directory if (directory / "model.safetensors").is_file() else None
+
+
+def _directory(path: Path) -> Path:
+    return path if layout_of(path) or not (path / "adapter").is_dir() else path / "adapter"
 
 
 def _result(run: Path) -> dict[str, Any] | None:

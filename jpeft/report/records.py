@@ -17,6 +17,8 @@ _LARGEST_FILE_BYTES = 4 * 2**20
 _MOST_CHARACTERS = 300
 # Keys of a config that differ between runs that may be averaged: the seed, and where this machine keeps the rows.
 _OF_THE_RUN_ALONE = {"train.seed", "data.path", "train.checkpoint_every_seconds"}
+# What a config meant that was written before the key was there.
+_MEANT_BEFORE = {"eval.answer": "'generate'"}
 _MOST_CURVE_POINTS = 120
 
 
@@ -287,7 +289,7 @@ def _settings(file: Path, shared: _Shared) -> tuple[tuple[str, str], ...] | None
             elif f"{prefix}{key}" not in _OF_THE_RUN_ALONE:
                 yield _short(f"{prefix}{key}", quoted=False), _short(value)
 
-    return shared(tuple(sorted(flat(config, ""))))
+    return shared(tuple(sorted((_MEANT_BEFORE | dict(flat(config, ""))).items())))
 
 
 def _short(value: Any, *, quoted: bool = True) -> str:

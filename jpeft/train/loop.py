@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from jpeft.allocator import keep_freed_memory
-from jpeft.config import Run
+from jpeft.config import Run, require_labels
 from jpeft.data.batches import (
     Batch,
     cache_directory,
@@ -33,19 +33,19 @@ from jpeft.data.batches import (
 from jpeft.data.prepare import Data, prepare
 from jpeft.data.sources import source_in_use
 from jpeft.errors import RunFailed, Stopped
-from jpeft.eval.generate import answers
+from jpeft.eval.answering import Answers, answer_split
+from jpeft.eval.labels import PackedLabels
 from jpeft.eval.loss import mean_loss
-from jpeft.eval.metrics import score
 from jpeft.mesh.layout import Layout
 from jpeft.mesh.processes import any_of, host_copy, is_first, wait_for_all
 from jpeft.peft.base import count, split
 from jpeft.peft.hub import save_adapter
-from jpeft.program import Program, use_compilation_cache
+from jpeft.program import use_compilation_cache
 from jpeft.train.checkpoint import Checkpoints
 from jpeft.train.display import Display
 from jpeft.train.environment import commit, peak_memory_bytes, reset_peak_memory, versions
 from jpeft.train.optimizer import adamw
-from jpeft.train.programs import build_generate, build_programs
+from jpeft.train.programs import Answering, build_answering, build_programs
 from jpeft.train.rundir import MetricsLog, NoLog, RunDirectory, data_record, run_once
 from jpeft.train.schedule import three_point_schedule
 from jpeft.train.session import Session
@@ -144,6 +144,11 @@ class _Execution:
         tx = adamw(self.schedule, **optimizer)
         state = self.layout.place(init_state(adapter, tx))
         self.sums = self.layout.place(zero_sums(adapter))
+        self.answering = {
+            "max_length": self.data.task.max_target_length,
+            "num_beams": run.eval.num_beams,
+            "labels": self._labels(),
+        }
         self.programs = build_programs(
             graphdef,
             state,
@@ -152,8 +157,7 @@ class _Execution:
             tx,
             self.layout,
             optimizer_key=(*points.items(), *optimizer.items()),
-            max_length=self.data.task.max_target_length,
-            num_beams=run.eval.num_beams,
+            **self.answering,
             made=session.programs,
         )
         # The device's own generator: its bits are much cheaper than the default's, and as repeatable on one machine.
@@ -192,6 +196,12 @@ class _Execution:
         key = (run.model.name, data.task, data.template, *choices.items())
         make = lambda: prepare(run.build_task(), self.setup.tokenizer, **choices, report=self.display.say)
         return key, self.session.data.get(key, make)
+
+    def _labels(self) -> PackedLabels | None:
+        if self.run.eval.answer != "score":
+            return None
+        require_labels(bool(self.data.task.answers), self.data.task.name)
+        return PackedLabels.of(self.data.task.answers, self.setup.tokenizer, self.setup.model.config)
 
     def result(self) -> dict[str, Any]:
         """Runs every phase that is left."""
@@ -383,8 +393,8 @@ class _Execution:
         """Answers every test row with the best adapter, writes `predictions.jsonl` and returns the metrics."""
         best = self.layout.place(self.snapshot.best)
         with self._timed("test"):
-            predictions = self._answers("test", self.programs.generate, best, self.base, stop, checkpoints)
-            return self._scored("test", "predictions.jsonl", predictions)
+            given = self._answers("test", self.programs.answering, best, self.base, stop, checkpoints)
+            return self._scored("test", "predictions.jsonl", given)
 
     def _test_untuned(self, stop: StopRequest, checkpoints: Checkpoints) -> dict[str, float]:
         """As `_test_best`, of the base alone, in `zero_shot.jsonl`; once for all runs of a session that share its rows.
@@ -393,45 +403,39 @@ class _Execution:
         """
         assert self.setup.untuned is not None, "asked for before training"
         graphdef, nothing, base = split(self.setup.untuned)
-        run = self.run
-        generate = build_generate(
-            graphdef,
-            nothing,
-            base,
-            self.layout,
-            max_length=self.data.task.max_target_length,
-            num_beams=run.eval.num_beams,
-            made=self.session.programs,
-        )
-        key = (run.model.name, run.model.dtype, self.layout, self.data_key, run.eval.num_beams)
+        run, made = self.run, self.session.programs
+        programs = build_answering(graphdef, nothing, base, self.layout, **self.answering, made=made)
+        key = (run.model.name, run.model.dtype, self.layout, self.data_key, run.eval.num_beams, run.eval.answer)
         with self._timed("zero_shot"):
-            predictions = self.session.zero_shot.get(
-                key, lambda: self._answers("zero-shot", generate, nothing, base, stop, checkpoints)
+            given = self.session.zero_shot.get(
+                key, lambda: self._answers("zero-shot", programs, nothing, base, stop, checkpoints)
             )
-            return self._scored("zero-shot", "zero_shot.jsonl", predictions)
+            return self._scored("zero-shot", "zero_shot.jsonl", given)
 
     def _answers(
         self,
         name: str,
-        generate: Program,
+        programs: Answering,
         adapter: nnx.State,
         base: nnx.State,
         stop: StopRequest,
         checkpoints: Checkpoints,
-    ) -> list[str]:
-        tokens = self.data.tokens["test"]
-        with self.display.task(name, len(tokens)) as bar:
+    ) -> Answers:
+        tokens, labels = self.data.tokens["test"], self.answering["labels"]
+        with self.display.task(name, len(tokens) * (1 if labels is None else 2)) as bar:
 
             def on_batch(rows: int) -> None:
                 bar.advance(rows)
                 self._stop_if_asked(stop, checkpoints)
 
-            return answers(
-                generate,
+            return answer_split(
+                programs.generate,
+                programs.label_log_probs,
                 adapter,
                 base,
                 tokens,
                 self.setup.tokenizer,
+                labels,
                 shapes=self.data.shapes,
                 batch_size=self.run.eval.batch_size,
                 part=self.layout.rows_here(self.run.eval.batch_size),
@@ -439,10 +443,10 @@ class _Execution:
                 on_batch=on_batch,
             )
 
-    def _scored(self, name: str, file: str, predictions: list[str]) -> dict[str, float]:
+    def _scored(self, name: str, file: str, given: Answers) -> dict[str, float]:
         examples = self.data.examples["test"]
-        scores, numbers = score(self.data.task, examples, predictions)
-        self.directory.write_predictions(file, examples, predictions, scores)
+        scores, numbers = given.scored(self.data.task, examples)
+        self.directory.write_predictions(file, examples, given.counted, scores)
         self.display.say(f"{name}: {', '.join(f'{key} {value:.4f}' for key, value in numbers.items())}")
         return numbers
 
@@ -469,6 +473,8 @@ class _Execution:
             "source": source_in_use(run.data.source, run.data.path),
             "trainable_parameters": self.adapter_parameters,
             "total_parameters": setup.total_parameters,
+            "answer": run.eval.answer,
+            "labels": list(task.answers) or None,
             "metric_name": task.metric,
             "metric": numbers[task.metric],
             "metrics": numbers,

@@ -144,7 +144,7 @@ def make_plan(run: Run, lengths: Lengths | None = None) -> Plan:
         ),
         "validation": _step(programs.loss, (state.adapter, base, evaluated), turns=1),
         "generation": _step(
-            programs.generate, (state.adapter, base, evaluated["encoder_input_tokens"]), turns=lengths.target
+            programs.answering.generate, (state.adapter, base, evaluated["encoder_input_tokens"]), turns=lengths.target
         ),
     }
     return Plan(

@@ -8,11 +8,29 @@ import optax
 from flax import nnx
 
 from jpeft.eval.generate import make_generate
+from jpeft.eval.labels import PackedLabels, make_label_log_probs
 from jpeft.eval.loss import make_loss
 from jpeft.mesh.layout import Layout
 from jpeft.program import Program
 from jpeft.train.session import Recent, spec
 from jpeft.train.step import StepSums, TrainState, make_accumulate, make_update
+
+
+@dataclasses.dataclass(frozen=True)
+class Answering:
+    """Answers to a batch of inputs.
+
+    Attributes:
+      label_log_probs: None where labels are not scored.
+    """
+
+    generate: Program
+    label_log_probs: Program | None
+
+    def compile_seconds(self) -> float:
+        """Spent compiling so far."""
+        scoring = 0.0 if self.label_log_probs is None else self.label_log_probs.compile_seconds
+        return self.generate.compile_seconds + scoring
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +40,12 @@ class Programs:
     accumulate: Program
     update: Program
     loss: Program
-    generate: Program
+    answering: Answering
 
     def compile_seconds(self) -> float:
         """Spent compiling so far."""
-        return sum(getattr(self, field.name).compile_seconds for field in dataclasses.fields(self))
+        training = self.accumulate.compile_seconds + self.update.compile_seconds
+        return training + self.loss.compile_seconds + self.answering.compile_seconds()
 
 
 def build_programs(
@@ -40,6 +59,7 @@ def build_programs(
     optimizer_key: Hashable,
     max_length: int,
     num_beams: int,
+    labels: PackedLabels | None = None,
     made: Recent[Program],
 ) -> Programs:
     """The programs for trees of these shapes; those that were `made` before are taken from there.
@@ -48,6 +68,7 @@ def build_programs(
       state, base, sums: arrays, or their shapes alone.
       optimizer_key: all that `tx` was made from.
       max_length, num_beams: of generation.
+      labels: to be scored.
 
     Raises:
       UserError: a dimension can not be cut as the layout asks.
@@ -69,13 +90,20 @@ def build_programs(
             results=(of_state, of_sums, layout.whole),
         ),
         loss=program(("loss", *model), lambda: make_loss(graphdef), batch=layout.batch, results=layout.whole),
-        generate=build_generate(
-            graphdef, state.adapter, base, layout, max_length=max_length, num_beams=num_beams, made=made
+        answering=build_answering(
+            graphdef,
+            state.adapter,
+            base,
+            layout,
+            max_length=max_length,
+            num_beams=num_beams,
+            labels=labels,
+            made=made,
         ),
     )
 
 
-def build_generate(
+def build_answering(
     graphdef: nnx.GraphDef,
     adapter: nnx.State,
     base: nnx.State,
@@ -83,14 +111,20 @@ def build_generate(
     *,
     max_length: int,
     num_beams: int,
+    labels: PackedLabels | None = None,
     made: Recent[Program],
-) -> Program:
-    """The program that answers; as `build_programs` makes it, and for a model without any method."""
-    return made.get(
-        ("generate", graphdef, spec(adapter), spec(base), layout, max_length, num_beams),
-        lambda: Program(
-            layout.traced(make_generate(graphdef, max_length=max_length, num_beams=num_beams)),
-            batch=layout.batch,
-            results=layout.whole,
+) -> Answering:
+    """The programs that answer, with a method attached or without any; arguments as of `build_programs`."""
+    model = (graphdef, spec(adapter), spec(base), layout)
+
+    def program(key: tuple[Hashable, ...], make: Callable[[], Callable]) -> Program:
+        return made.get(key, lambda: Program(layout.traced(make()), batch=layout.batch, results=layout.whole))
+
+    return Answering(
+        generate=program(
+            ("generate", *model, max_length, num_beams),
+            lambda: make_generate(graphdef, max_length=max_length, num_beams=num_beams),
         ),
+        label_log_probs=labels
+        and program(("label_log_probs", *model, labels.key), lambda: make_label_log_probs(graphdef, labels)),
     )

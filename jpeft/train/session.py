@@ -45,7 +45,7 @@ class Session:
         self.bases: Recent[Any] = Recent(1)
         self.data: Recent[Any] = Recent(6)
         self.programs: Recent[Program] = Recent(48)
-        self.zero_shot: Recent[list[str]] = Recent(16)
+        self.zero_shot: Recent[Any] = Recent(16)
 
 
 def spec(tree: Any) -> Hashable:

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+from collections.abc import Iterator
 
 
 class StopRequest:
@@ -9,6 +10,7 @@ class StopRequest:
 
     def __init__(self):
         self.signal: int | None = None
+        self._waiting = False
 
     def __enter__(self) -> "StopRequest":
         self._before = {}
@@ -21,7 +23,18 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def ends_waiting(self) -> Iterator[None]:
+        """While entered, being asked raises `KeyboardInterrupt` at once: for a wait that may have no end."""
+        self._waiting = True
+        try:
+            if self.signal is not None:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._waiting = False
+
     def _ask(self, number: int, frame: object) -> None:
-        if self.signal is not None:  # asked twice: do not wait for the step
+        asked_before, self.signal = self.signal is not None, number
+        if asked_before or self._waiting:  # asked twice: do not wait for the step
             raise KeyboardInterrupt
-        self.signal = number

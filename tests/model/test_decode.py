@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jpeft.model.decode import beam_search, greedy, likeliest
+from jpeft.model.decode import beam_search, beam_search_scored, greedy, greedy_scored, likeliest
 from jpeft.model.leaves import fill, named_leaves
 from jpeft.model.t5 import T5, split_segments
 from tests.conftest import TINY, make_batch
@@ -58,7 +58,9 @@ def chosen(model, tokens):
 
 
 def _lengths(generated) -> np.ndarray:
-    return np.sum(np.asarray(generated) != TINY.pad_token_id, axis=1)
+    """Tokens up to and with `</s>`; a random model may generate the padding's id before it."""
+    ends = np.asarray(generated) == TINY.eos_token_id
+    return np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, MAX_LENGTH)
 
 
 def _log_probs(model, tokens, generated) -> np.ndarray:
@@ -132,6 +134,27 @@ def test_beams_find_better_hypotheses_than_greedy(model, tokens, chosen):
     assert np.any(np.asarray(found) != chosen)
     gain = _mean_log_prob(model, tokens, found) - _mean_log_prob(model, tokens, chosen)
     assert gain.mean() > 0.01
+
+
+def test_greedy_tells_the_mean_log_probability_of_its_tokens(model, tokens, chosen):
+    scored = jax.jit(functools.partial(greedy_scored, max_length=MAX_LENGTH))(model, tokens)
+    np.testing.assert_array_equal(scored.tokens, chosen)
+    np.testing.assert_allclose(scored.log_prob, _mean_log_prob(model, tokens, chosen), atol=1e-5)
+
+
+def test_beams_tell_the_mean_log_probability_of_the_best(model, tokens):
+    scored = jax.jit(functools.partial(beam_search_scored, max_length=MAX_LENGTH, num_beams=4))(model, tokens)
+    np.testing.assert_array_equal(scored.tokens, _four_beams(model, tokens))
+    np.testing.assert_allclose(scored.log_prob, _mean_log_prob(model, tokens, scored.tokens), atol=1e-5)
+
+
+def test_greedy_computes_no_probabilities_that_nobody_asked_for(model, tokens):
+    def logarithms(search) -> int:
+        compiled = jax.jit(functools.partial(search, max_length=MAX_LENGTH)).lower(model, tokens).compile()
+        return compiled.as_text().count(" log(")
+
+    # Of the loop alone: the buckets of relative positions are taken on the host.
+    assert (logarithms(greedy), logarithms(greedy_scored)) == (0, 1)
 
 
 def test_the_first_of_equal_logits_is_taken():

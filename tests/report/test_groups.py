@@ -1,5 +1,7 @@
 """Means over seeds, and what is never put together without a word."""
 
+import json
+
 import pytest
 
 from jpeft.report.groups import Group, Key, Spread, cautions, group, published_group
@@ -83,3 +85,21 @@ def test_the_paper_as_cells():
     assert len(paper.cells) == 104
     assert paper.cells[Key("ia3", "agnews", "low")].metric == Spread.single(0.67)
     assert paper.metric("lora", "cola", "medium", "early") == Spread.single(0.70306)
+
+
+def test_answers_that_were_made_in_another_way_are_said_and_older_runs_generated(tmp_path):
+    generated = write_run(tmp_path / "0", record(), curve=False).with_name("config.json")
+    write_run(tmp_path / "1", record(seed=1), curve=False)
+
+    def said() -> str:
+        (only,) = group(load([tmp_path])[0])
+        return " ".join(caution for caution in cautions(only) if "eval.answer" in caution)
+
+    def set_answer(**answer: str) -> None:
+        config = json.loads(generated.read_text())
+        generated.write_text(json.dumps({**config, "eval": {**config.get("eval", {}), **answer}}))
+
+    set_answer(answer="generate")  # as the other run, whose config was written before there was a choice
+    assert not said()
+    set_answer(answer="score")
+    assert "The runs differ in `eval.answer`: 'score' (1 results), 'generate' (1 results)." in said()

@@ -81,6 +81,30 @@ def test_one_cell_of_each_task_and_of_ablations(config, test_rows, metrics, tiny
     assert np.mean([line["score"] for line in lines]) == pytest.approx(result["metric"])
 
 
+def test_labels_scored_instead_of_generated(tiny_checkpoint, toy_data, tmp_path):
+    """A random model generates no label at all; by scoring it always answers with one."""
+    flags = ("--config.eval.answer=score", "--config.eval.zero_shot=True")
+    assert run("lora_agnews_low", tmp_path / "run", tiny_checkpoint, toy_data, *flags) == 0
+    result = result_of(tmp_path / "run")
+    assert result["answer"] == "score" and result["labels"] == ["World", "Sports", "Business", "Sci/Tech"]
+    assert set(result["zero_shot"]) == set(result["metrics"]) == {
+        "accuracy", "matthews_correlation", "unknown_answers", "agreement_with_generation", "generation_accuracy",
+        "generation_matthews_correlation", "generation_unknown_answers",
+    }  # fmt: skip
+    zero_shot = result["zero_shot"]
+    assert zero_shot["generation_unknown_answers"] == 1 and zero_shot["agreement_with_generation"] == 0
+    assert zero_shot["unknown_answers"] == 0 and result["metric"] == result["metrics"]["accuracy"]
+    lines = [json.loads(line) for line in (tmp_path / "run/zero_shot.jsonl").read_text().splitlines()]
+    assert {line["prediction"] for line in lines} <= set(result["labels"])
+
+
+def test_labels_are_not_scored_where_the_rows_have_none(tiny_checkpoint, tmp_path, capsys):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps({"input": f"goal {i}", "target": f"coach {i}"}) + "\n" for i in range(60)))
+    assert run("lora_custom", tmp_path / "run", tiny_checkpoint, path, "--config.eval.answer=score") == 2
+    assert "custom has no fixed set of labels; use eval.answer=generate" in capsys.readouterr().err
+
+
 def test_a_run_directory_holds_what_it_should(tiny_checkpoint, toy_data, tmp_path):
     workdir = tmp_path / "run"
     assert run("lora_agnews_low", workdir, tiny_checkpoint, toy_data, "--config.eval.zero_shot=True") == 0

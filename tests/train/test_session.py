@@ -76,8 +76,8 @@ def test_a_second_run_of_a_shape_loads_tokenises_and_compiles_nothing(cell, tmp_
 def test_the_base_alone_answers_once_for_all_methods(cell, tmp_path, monkeypatch):
     """No method is attached for it, also not one that changes the first pass, as a prompt does."""
     session, asked = Session(), []
-    count_and_answer = lambda *args, _answers=loop.answers, **kwargs: asked.append(1) or _answers(*args, **kwargs)
-    monkeypatch.setattr(loop, "answers", count_and_answer)
+    count_and_answer = lambda *args, _answers=loop.answer_split, **kwargs: asked.append(1) or _answers(*args, **kwargs)
+    monkeypatch.setattr(loop, "answer_split", count_and_answer)
     zero_shot = {"eval.zero_shot": True, "train.max_epochs": 1, "data.max_test": 12, "data.max_validation": 12}
     results = [outcome(cell(method, **zero_shot), tmp_path / method, session)[0] for method in ("lora", "prompt")]
     assert len(asked) == 3  # each run's own test, and one for the base

@@ -1,0 +1,141 @@
+"""`jpeft predict`: answers to rows of text, with any model and adapter."""
+
+import argparse
+from pathlib import Path
+
+from jpeft.errors import UserError
+
+_DESCRIPTION = """Answers texts, one JSON line each, in the order of the input: the row, `prediction` and `confidence`.
+
+  jpeft predict --model google/flan-t5-base "Is the sky blue?"
+  jpeft predict --adapter runs/lora_custom --input questions.txt --output answers.jsonl
+  jpeft predict --adapter runs/lora_agnews_low --input news.jsonl > topics.jsonl      rows with the task's column, text
+  jpeft predict --model merged --input mine.jsonl --template 'Translate to German: {english}'
+  jpeft predict --model mini --labels "positive,negative" --template "Review: {input} Sentiment?" < reviews.txt
+
+What answers: --model is mini, a hub id or a directory; --adapter a run's directory or an adapter's, jpeft's or PEFT's,
+with the base that it names unless --model names another. An adapter in its run's directory brings its task: the prompt,
+the labels of a classification and the lengths.
+
+What is read: plain lines; or JSON lines, from a file that ends in .jsonl or where the first line of standard input is
+one. The prompt is made by --template; or else by the run's own, where the row has its columns; or it is the row's
+`input` as it stands.
+
+With labels, the likeliest is taken, and `probabilities` are printed; without, an answer is generated. `confidence` is
+the mean log-probability of the answer's tokens, </s> counted. More: docs/predict.md.
+
+A call with --output that was stopped or killed goes on with the same command."""
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "predict",
+        help="answers to texts, with any model and adapter",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="to answer, in the place of --input")
+    what = parser.add_argument_group("what answers")
+    what.add_argument("--model", metavar="NAME", help="mini, a hub id or a directory in Hugging Face layout")
+    what.add_argument("--adapter", type=Path, metavar="DIR", help="a run's directory, or an adapter's")
+    what.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16 (default: %(default)s)")
+    rows = parser.add_argument_group("what is answered")
+    rows.add_argument("--input", metavar="FILE", help="- is standard input (default)")
+    rows.add_argument("--format", choices=("lines", "jsonl"), help="default: by FILE's ending, or the first line")
+    rows.add_argument("--template", metavar="TEXT", help="the prompt, with a row's columns in it: 'Topic of {text}?'")
+    rows.add_argument(
+        "--max-input-length",
+        type=_at_least(2),
+        metavar="TOKENS",
+        help="longer prompts are cut (default: a run's, or 512)",
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("--labels", metavar="A,B,...", help="choose among these (default: the labels of the run)")
+    how.add_argument("--generate", action="store_true", help="generate, though the run has labels")
+    how.add_argument(
+        "--max-output-length",
+        type=_at_least(1),
+        metavar="TOKENS",
+        help="of an answer (default: a run's, or 128)",
+    )
+    how.add_argument("--num-beams", type=_at_least(1), metavar="N", help="of generation (default: 1, greedy)")
+    how.add_argument("--batch-size", type=_at_least(1), default=32, metavar="ROWS", help="default: %(default)s")
+    out = parser.add_argument_group("where answers go")
+    out.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    out.add_argument("--overwrite", action="store_true", help="make --output anew")
+    out.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    parser.set_defaults(run=_predict)
+
+
+def _at_least(least: int):
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return int(text)
+
+    return number
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from jpeft.allocator import keep_freed_memory
+    from jpeft.data.batches import cache_directory
+    from jpeft.predict.answer_file import AnswerFile
+    from jpeft.predict.call import Call
+    from jpeft.predict.output import Printed
+    from jpeft.predict.progress import Meter
+    from jpeft.predict.rows import Input
+    from jpeft.predict.run import Predicting
+    from jpeft.predict.source import Source
+    from jpeft.program import use_compilation_cache
+
+    if arguments.overwrite and arguments.output is None:
+        raise UserError("--overwrite is of --output, which is not given.")
+    given = Input.of(arguments.texts, arguments.input, arguments.format)
+    keep_freed_memory()
+    use_compilation_cache(cache_directory() / "compiled")
+    with Meter(given.size, quiet=arguments.quiet) as meter:
+        source = Source.find(arguments.model, arguments.adapter, report=meter.say)
+        call = Call.of(
+            source,
+            template=arguments.template,
+            labels=None if arguments.labels is None else arguments.labels.split(","),
+            generate=arguments.generate,
+            max_input_length=arguments.max_input_length,
+            max_output_length=arguments.max_output_length,
+            num_beams=arguments.num_beams,
+            batch_size=arguments.batch_size,
+            dtype=arguments.dtype,
+        )
+        if given.from_terminal:
+            meter.say("reads lines from the terminal; Ctrl-D ends them")
+        if arguments.output is None:
+            predicting = Predicting(call, given, Printed(), meter)
+            predicting.run()
+        else:
+            record = {"input": given.name, "format": given.format, **call.record()}
+            with AnswerFile(arguments.output, record, overwrite=arguments.overwrite) as file:
+                predicting = Predicting(call, given, file, meter)
+                predicting.run()
+    _summarize(predicting, meter, arguments.output)
+    return 0
+
+
+def _summarize(predicting, meter, output: Path | None) -> None:
+    answering = predicting.answering
+    if answering is None:
+        if output is None:
+            meter.say("there was no row to answer")
+        else:
+            meter.say(f"{output} is complete: {predicting.rows:,} answers; --overwrite makes them anew")
+        return
+    rate, compiling = answering.answered / predicting.seconds, answering.program.compile_seconds
+    meter.say(
+        f"answered  {answering.answered:,} rows in {predicting.seconds:.1f} s, {rate:,.1f} a second; "
+        f"compiled for {compiling:.1f} s"
+    )
+    if answering.cut:
+        meter.say(f"cut       {answering.cut:,} of them were longer than --max-input-length, and lost their ends")
+    if output is not None:
+        meter.say(f"wrote     {output} ({predicting.rows:,} answers)")

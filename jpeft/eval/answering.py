@@ -1,0 +1,61 @@
+"""A model's answers to a split, by generation or by the likeliest of a few labels, and what they are worth."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flax import nnx
+
+from jpeft.data.batches import Tokens
+from jpeft.data.tasks import Example, Task
+from jpeft.eval.generate import answers
+from jpeft.eval.labels import PackedLabels, agreement_with_generation, likeliest_labels
+from jpeft.eval.metrics import score
+from jpeft.model.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """One answer a row.
+
+    Attributes:
+      generated: what the model writes.
+      chosen: the likeliest label, where labels are scored; then this is the answer that counts.
+    """
+
+    generated: list[str]
+    chosen: list[str] | None
+
+    @property
+    def counted(self) -> list[str]:
+        """The answers that are judged."""
+        return self.generated if self.chosen is None else self.chosen
+
+    def scored(self, task: Task, examples: Sequence[Example]) -> tuple[list[float], dict[str, float]]:
+        """A score a row and the split's metrics; with labels, also how often generation agrees with them."""
+        scores, numbers = score(task, examples, self.counted)
+        if self.chosen is not None:
+            _, of_generation = score(task, examples, self.generated)
+            numbers |= agreement_with_generation(self.chosen, self.generated, of_generation)
+        return scores, numbers
+
+
+def answer_split(
+    generate: Callable,
+    label_log_probs: Callable | None,
+    adapter: nnx.State,
+    base: nnx.State,
+    tokens: Tokens,
+    tokenizer: Tokenizer,
+    labels: PackedLabels | None,
+    **batching: Any,
+) -> Answers:
+    """Answers to every row of `tokens`; `label_log_probs` scores `labels`, both None to generate alone.
+
+    Args:
+      batching: as of `jpeft.eval.generate.by_row`; its `on_batch` hears of every row twice where labels are scored.
+    """
+    generated = answers(generate, adapter, base, tokens, tokenizer, **batching)
+    if label_log_probs is None or labels is None:
+        return Answers(generated, None)
+    return Answers(generated, likeliest_labels(label_log_probs, adapter, base, tokens.inputs, labels, **batching))

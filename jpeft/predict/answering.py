@@ -1,0 +1,114 @@
+"""Answers to a window of rows: generated, or chosen from labels by how likely the model finds each."""
+
+import abc
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jpeft.errors import RunFailed
+from jpeft.eval.generate import by_row, make_generate_scored
+from jpeft.eval.labels import PackedLabels, make_label_log_probs
+from jpeft.model.t5 import T5
+from jpeft.model.tokenizer import Tokenizer
+from jpeft.peft.base import split
+from jpeft.program import Program
+
+_LEAST_LENGTH = 16
+_DIGITS = 6  # of confidences and probabilities; float32 has about seven
+
+
+class Answering(abc.ABC):
+    """A loaded model at work. Its programs are compiled for few shapes: lengths and short batches are powers of two.
+
+    Attributes:
+      answered: rows so far.
+      cut: how many of them had an input that was longer than `max_input_length`.
+      program: what is compiled; knows how long that took.
+    """
+
+    program: Program
+
+    def __init__(self, model: T5, tokenizer: Tokenizer, *, max_input_length: int, batch_size: int):
+        self.graphdef, self._adapter, self._base = split(model)
+        self._config, self._tokenizer = model.config, tokenizer
+        self._max_input_length, self._batch_size = max_input_length, batch_size
+        self._shapes = [(length, 1) for length in lengths_up_to(max_input_length)]
+        self.answered = self.cut = 0
+
+    def __call__(
+        self, texts: Sequence[str], *, on_batch: Callable[[int], None] = lambda rows: None
+    ) -> list[dict[str, Any]]:
+        """An answer for each text, as fields of its line; `on_batch` hears after each batch for how many it was."""
+        encoded = self._tokenizer.encode(texts, max_length=self._max_input_length)
+        results = by_row(
+            self.program,
+            self._adapter,
+            self._base,
+            [np.asarray(ids, np.int32) for ids in encoded.ids],
+            shapes=self._shapes,
+            batch_size=min(self._batch_size, _power_of_two(len(texts))),
+            pad_token_id=self._config.pad_token_id,
+            on_batch=on_batch,
+        )
+        self.answered += len(texts)
+        self.cut += encoded.num_cut
+        return self._answers(results)
+
+    @abc.abstractmethod
+    def _answers(self, results: list[Any]) -> list[dict[str, Any]]:
+        """Of what the program returned for each row."""
+
+
+class Generating(Answering):
+    """Writes the answer; its confidence is the mean log-probability of its tokens, `</s>` counted."""
+
+    def __init__(self, model: T5, tokenizer: Tokenizer, *, max_output_length: int, num_beams: int, **batching: Any):
+        super().__init__(model, tokenizer, **batching)
+        self.program = Program(make_generate_scored(self.graphdef, max_length=max_output_length, num_beams=num_beams))
+
+    def _answers(self, results: list[Any]) -> list[dict[str, Any]]:
+        texts = self._tokenizer.decode([result.tokens.tolist() for result in results])
+        return [
+            {"prediction": text, "confidence": _rounded(result.log_prob)}
+            for text, result in zip(texts, results, strict=True)
+        ]
+
+
+class Choosing(Answering):
+    """Takes the likeliest label. Its confidence is what it would have if generated; probabilities are among labels."""
+
+    def __init__(self, model: T5, tokenizer: Tokenizer, *, labels: Sequence[str], **batching: Any):
+        super().__init__(model, tokenizer, **batching)
+        self._labels = PackedLabels.of(labels, tokenizer, model.config)
+        self.program = Program(make_label_log_probs(self.graphdef, self._labels))
+
+    def _answers(self, results: list[Any]) -> list[dict[str, Any]]:
+        texts, num_tokens = self._labels.texts, self._labels.num_tokens()
+        answers = []
+        for log_probs in results:
+            best = int(np.argmax(log_probs))
+            odds = np.exp(log_probs.astype(np.float64) - log_probs[best])
+            probabilities = {text: _rounded(p) for text, p in zip(texts, odds / odds.sum(), strict=True)}
+            confidence = _rounded(log_probs[best] / num_tokens[best])
+            answers.append({"prediction": texts[best], "confidence": confidence, "probabilities": probabilities})
+        return answers
+
+
+def lengths_up_to(longest: int) -> list[int]:
+    """Powers of two from 16 on, the last holding `longest`."""
+    lengths = [_LEAST_LENGTH]
+    while lengths[-1] < longest:
+        lengths.append(lengths[-1] * 2)
+    return lengths
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def _rounded(value: Any) -> float:
+    if not math.isfinite(value):
+        raise RunFailed(f"the model computes {value} where a log-probability should be; try --dtype float32.")
+    return round(float(value), _DIGITS)

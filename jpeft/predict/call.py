@@ -1,0 +1,112 @@
+"""One call, what it leaves open filled in from the adapter's run."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jpeft.config import DTYPES, one_of
+from jpeft.errors import UserError
+from jpeft.predict.answering import Answering, Choosing, Generating
+from jpeft.predict.prompt import Prompt
+from jpeft.predict.source import Source
+from jpeft.train.setup import compute_dtype
+
+_MAX_INPUT_LENGTH, _MAX_OUTPUT_LENGTH = 512, 128  # where no run says otherwise
+_BATCHES_IN_WINDOW = 16  # rows of like length are found among so many batches; as many are lost at most by a kill
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """All that answers depend on but the rows.
+
+    Attributes:
+      labels: to choose from; None to generate.
+      max_input_length, max_output_length: in tokens, `</s>` counted.
+      num_beams: of generation; 1 is greedy.
+      dtype: as `model.dtype` of a run.
+    """
+
+    source: Source
+    prompt: Prompt
+    labels: tuple[str, ...] | None
+    max_input_length: int
+    max_output_length: int
+    num_beams: int
+    batch_size: int
+    dtype: str
+
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        *,
+        template: str | None = None,
+        labels: Sequence[str] | None = None,
+        generate: bool = False,
+        max_input_length: int | None = None,
+        max_output_length: int | None = None,
+        num_beams: int | None = None,
+        batch_size: int = 32,
+        dtype: str = "auto",
+    ) -> "Call":
+        """Fills in what is None.
+
+        Args:
+          generate: whether to generate though the run's task has labels.
+
+        Raises:
+          UserError: a value that can not be meant, or two that exclude each other.
+        """
+        if labels is not None and generate:
+            raise UserError("--labels and --generate exclude each other: labels are chosen from, not generated.")
+        task = source.task
+        if labels is None and not generate and task is not None:
+            labels = task.labels or None
+        if labels is not None and (num_beams or max_output_length):
+            flag = "--num-beams" if num_beams else "--max-output-length"
+            raise UserError(
+                f"{flag} is of generation, and labels are chosen from here; leave it away or add --generate."
+            )
+        if template is not None:
+            prompt = Prompt.given(template)
+        else:
+            prompt = Prompt() if task is None else Prompt(task.template, required=False)
+        return cls(
+            source=source,
+            prompt=prompt,
+            labels=None if labels is None else tuple(labels),
+            max_input_length=max_input_length or (task.max_input_length if task else _MAX_INPUT_LENGTH),
+            max_output_length=max_output_length or (task.max_output_length if task else _MAX_OUTPUT_LENGTH),
+            num_beams=num_beams or 1,
+            batch_size=batch_size,
+            dtype=one_of("--dtype", dtype, DTYPES),
+        )
+
+    @property
+    def window(self) -> int:
+        """Rows that are sorted by length, answered and written together.
+
+        Windows begin at fixed rows, so a call that goes on makes the same batches and the same answers to the last bit.
+        """
+        return _BATCHES_IN_WINDOW * self.batch_size
+
+    def record(self) -> dict[str, Any]:
+        """The call as JSON can hold it, for telling whether another one is the same. Reads every weight once."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["source"]
+        return {
+            **self.source.identity(),
+            **fields,
+            "prompt": self.prompt.template,
+            "labels": None if self.labels is None else list(self.labels),
+        }
+
+    def load(self) -> Answering:
+        """Loads what answers. Raises as `Source.load` and `PackedLabels.of`."""
+        model, tokenizer = self.source.load(compute_dtype(self.dtype))
+        batching = {"max_input_length": self.max_input_length, "batch_size": self.batch_size}
+        if self.labels is not None:
+            return Choosing(model, tokenizer, labels=self.labels, **batching)
+        return Generating(
+            model, tokenizer, max_output_length=self.max_output_length, num_beams=self.num_beams, **batching
+        )

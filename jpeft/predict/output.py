@@ -1,0 +1,44 @@
+"""Where answers go: what `jpeft predict` asks of standard output and of a file alike."""
+
+import abc
+import sys
+from collections.abc import Sequence
+
+from jpeft.predict.rows import Row
+
+
+class Output(abc.ABC):
+    """Answers in the order of the rows; asked, window by window from the first row on, which of them it has."""
+
+    @abc.abstractmethod
+    def answered(self, rows: Sequence[Row]) -> int:
+        """How many of the rows that come next have an answer from before."""
+
+    @abc.abstractmethod
+    def write(self, lines: Sequence[str]) -> None:
+        """Adds the answers that come next."""
+
+    @abc.abstractmethod
+    def finish(self) -> None:
+        """To be called after the last row."""
+
+    @abc.abstractmethod
+    def after_stop(self) -> str:
+        """What becomes of a stopped call, for its message."""
+
+
+class Printed(Output):
+    """Standard output, which has no answers from before."""
+
+    def answered(self, rows: Sequence[Row]) -> int:
+        return 0
+
+    def write(self, lines: Sequence[str]) -> None:
+        sys.stdout.buffer.write("".join(f"{line}\n" for line in lines).encode())
+        sys.stdout.buffer.flush()
+
+    def finish(self) -> None:
+        """Every window was flushed."""
+
+    def after_stop(self) -> str:
+        return "with --output FILE, the same command would go on"

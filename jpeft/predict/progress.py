@@ -1,0 +1,66 @@
+"""How far the answers are, on standard error: a bar for what takes long, a line now and then where no terminal is."""
+
+import sys
+import threading
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_SECONDS_BEFORE_BAR = 2.0
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class Meter:
+    """While entered, shows the share of the input's bytes that is answered, where its size is known, and the rate."""
+
+    def __init__(self, total_bytes: int | None, *, quiet: bool = False):
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.fields[note]}"),
+            BarColumn(bar_width=30),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            # What is answered on a terminal shows itself how far it is.
+            disable=not self._console.is_terminal or sys.stdout.isatty(),
+            redirect_stdout=False,  # the answers: they must not be taken for messages
+        )
+        self._task = self._progress.add_task("", total=total_bytes, note="loading")
+        self._timer = threading.Timer(_SECONDS_BEFORE_BAR, self._progress.start)
+        self._timer.daemon = True
+        self._rows = self._answered = 0
+        self._started: float | None = None
+        self._said = time.monotonic()
+
+    def __enter__(self) -> "Meter":
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        self._timer.join()
+        self._progress.stop()
+
+    def begins(self) -> None:
+        """Answering begins: rates count from here."""
+        self._started = self._started or time.monotonic()
+
+    def advance(self, rows: int, size: int | float, *, answered: bool = True) -> None:
+        """So many more rows, and bytes of the input; `answered` now, or found to have been before."""
+        self._rows += rows
+        self._answered += rows if answered else 0
+        note = f"{self._rows:,} rows"
+        if self._started is not None:
+            note += f", {self._answered / max(time.monotonic() - self._started, 1e-9):,.1f} a second"
+        self._progress.update(self._task, advance=size, note=note)
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._said > _SECONDS_BETWEEN_LINES:
+            self._said = now
+            self.say(note)
+
+    def say(self, line: str) -> None:
+        """Prints one line."""
+        self._console.print(line, markup=False, soft_wrap=True)

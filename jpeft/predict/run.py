@@ -1,0 +1,79 @@
+"""From rows to written answers."""
+
+import signal
+import time
+from typing import Any
+
+from jpeft.errors import Stopped
+from jpeft.predict.answering import Answering
+from jpeft.predict.call import Call
+from jpeft.predict.output import Output
+from jpeft.predict.progress import Meter
+from jpeft.predict.rows import Input, Row, windows
+from jpeft.train.stop import StopRequest
+
+
+class Predicting:
+    """A call at work on an input.
+
+    Attributes:
+      rows: that have an answer.
+      seconds: spent answering, compiling not counted.
+      answering: the loaded model, None as long as every row had its answer from before.
+    """
+
+    def __init__(self, call: Call, given: Input, output: Output, meter: Meter):
+        self._call, self._input, self._output, self._meter = call, given, output, meter
+        self.rows = 0
+        self.seconds = 0.0
+        self.answering: Answering | None = None
+
+    def run(self) -> None:
+        """Answers every row that has no answer.
+
+        Raises:
+          UserError: a row can not be used; what stands before its window is answered.
+          RunFailed: the output can not be written.
+          Stopped: the process was told to stop.
+        """
+        upcoming = windows(self._input.rows(self._call.prompt), self._call.window)
+        with StopRequest() as stop:
+            try:
+                while True:
+                    with stop.ends_waiting():
+                        window = next(upcoming, None)
+                    if window is None:
+                        break
+                    self._answer(window, stop)
+                self._output.finish()
+            except KeyboardInterrupt:
+                name = signal.Signals(stop.signal or signal.SIGINT).name
+                raise Stopped(f"stopped by {name} after {self.rows:,} answers; {self._output.after_stop()}.") from None
+
+    def _answer(self, window: list[Row], stop: StopRequest) -> None:
+        """Answers a whole window, whatever part of it was answered before: batches are then always the same ones."""
+        before = self._output.answered(window)
+        size = sum(row.size for row in window)
+        if before < len(window):
+            answers = self._answers([row.text for row in window], size, stop)
+            lines = [row.line(answer) for row, answer in zip(window, answers, strict=True)]
+            self._output.write(lines[before:])
+        else:
+            self._meter.advance(len(window), size, answered=False)
+        self.rows += len(window)
+
+    def _answers(self, texts: list[str], size: int, stop: StopRequest) -> list[dict[str, Any]]:
+        if self.answering is None:
+            self.answering = self._call.load()
+            self._meter.begins()
+
+        def on_batch(rows: int) -> None:
+            self._meter.advance(rows, size * rows / len(texts))
+            if stop.signal is not None:
+                raise KeyboardInterrupt
+
+        started, compiled = time.perf_counter(), self.answering.program.compile_seconds
+        answers = self.answering(texts, on_batch=on_batch)
+        compiling = self.answering.program.compile_seconds - compiled
+        self.seconds += time.perf_counter() - started - compiling
+        return answers

@@ -1,0 +1,127 @@
+"""Scores of labels against teacher forcing, one label at a time: the plain way to compute what is packed here."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jpeft.data.tasks import TASKS, Example
+from jpeft.errors import UserError
+from jpeft.eval.cross_entropy import target_log_probs
+from jpeft.eval.labels import PackedLabels, agreement_with_generation, label_log_probs, likeliest_labels
+from jpeft.eval.metrics import score
+from jpeft.model.t5 import T5
+from jpeft.model.tokenizer import Tokenizer
+from jpeft.peft.base import attach, select
+from jpeft.peft.lora import Lora
+from jpeft.peft.prompt import Prompt
+from tests.conftest import TINY, TOPICS, make_batch
+from tests.peft.filled import filled
+
+ROWS = 5
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_tokenizer):
+    return Tokenizer.load(tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def labels(tokenizer):
+    return PackedLabels.of([*TOPICS, "Sports final season"], tokenizer, TINY)  # one begins as another does
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return make_batch(TINY, rows=ROWS, enc_len=8, dec_len=2, seed=1)["encoder_input_tokens"]
+
+
+def adapted(method):
+    model = T5(TINY, rngs=nnx.Rngs(4))
+    if method is not None:
+        model = filled(attach(model, method, select(model, method), jax.random.key(0)), jax.random.key(1))
+    return model
+
+
+def one_by_one(model, tokens, texts, tokenizer) -> np.ndarray:
+    """`[batch, labels]` by a pass of the whole model for each label alone."""
+    columns = []
+    for ids in tokenizer.ids(texts):
+        target = jnp.broadcast_to(jnp.asarray([*ids, TINY.eos_token_id]), (len(tokens), len(ids) + 1))
+        logits = model(tokens, jnp.pad(target, ((0, 0), (1, 0)))[:, :-1])
+        each = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)
+        columns.append(each.sum(axis=(1, 2)))
+    return np.stack(columns, axis=1)
+
+
+@pytest.mark.parametrize("method", [None, Lora(), Prompt(prompt_length=3)], ids=["base", "lora", "prompt"])
+def test_packed_labels_score_as_each_does_alone(method, tokens, labels, tokenizer):
+    model = adapted(method)
+    scored = np.asarray(jax.jit(lambda m, t: label_log_probs(m, t, labels))(model, tokens))
+    expected = one_by_one(model, tokens, labels.texts, tokenizer)
+    np.testing.assert_allclose(scored, expected, atol=1e-5)
+    np.testing.assert_array_equal(scored.argmax(axis=1), expected.argmax(axis=1))
+    assert expected.std(axis=0).min() > 1e-3  # the inputs matter
+
+
+def test_log_probabilities_by_slices_are_those_of_the_whole(key):
+    hidden, kernel = jax.random.normal(key, (3, 12, 8)), jax.random.normal(jax.random.key(1), (8, 20))
+    targets = jax.random.randint(jax.random.key(2), (3, 12), 0, 20)
+    project = lambda x: x @ kernel
+    log_probs = jax.nn.log_softmax(project(hidden))
+    whole = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
+    for largest in (3 * 20, 3 * 4 * 20, 3 * 12 * 20):
+        sliced = target_log_probs(project, hidden, targets, vocab_size=20, largest_slice=largest)
+        np.testing.assert_allclose(sliced, whole, atol=1e-5)
+
+
+def test_how_labels_are_packed(tokenizer):
+    packed = PackedLabels.of(["World", "Sports"], tokenizer, TINY)
+    world, sports = tokenizer.ids(["World", "Sports"])
+    length = len(world) + len(sports) + 2
+    assert packed.targets[:length].tolist() == [*world, 1, *sports, 1]
+    assert packed.inputs[:length].tolist() == [0, *world, 0, *sports]
+    assert packed.num_tokens().tolist() == [len(world) + 1, len(sports) + 1]
+    assert len(packed.targets) % 8 == 0 and set(packed.segments[length:].tolist()) <= {2}
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (["World"], "expected two or more"),
+        (["World", " "], "none of them empty"),
+        (["World", "World "], "'World' and 'World' are the same tokens"),
+    ],
+)
+def test_labels_that_can_not_be_told_apart_are_refused(texts, says, tokenizer):
+    with pytest.raises(UserError, match=says):
+        PackedLabels.of(texts, tokenizer, TINY)
+
+
+def test_the_likeliest_label_of_each_row_in_the_order_of_rows(labels):
+    """Rows of unlike lengths, so that batches are not in the order of rows."""
+    inputs = [np.arange(3, 3 + length) for length in (2, 9, 4, 9, 3)]
+
+    def by_length(adapter, base, encoder_input_tokens):
+        length = np.sum(encoder_input_tokens != 0, axis=1)
+        return -np.abs(length[:, None] - np.array([2, 3, 4, 9, 12]))
+
+    empty = nnx.State({})
+    chosen = likeliest_labels(by_length, empty, empty, inputs, labels, shapes=[(16, 1)], batch_size=2)
+    assert chosen == [labels.texts[i] for i in (0, 3, 2, 3, 1)]
+
+
+def test_agreement_counts_rows_and_keeps_the_numbers_of_generation():
+    examples = [Example(f"test/{i}", "input", target, (target,)) for i, target in enumerate(["World", "Sports"] * 2)]
+    generated = ["World", "Worlds", "World", " Sports"]
+    _, numbers = score(TASKS["agnews"], examples, generated)
+    found = agreement_with_generation(["World", "Sports", "Sports", "Sports"], generated, numbers)
+    assert found["agreement_with_generation"] == 0.5
+    assert found["generation_accuracy"] == 0.75 and found["generation_unknown_answers"] == 0.25

@@ -1,0 +1,74 @@
+"""What a call leaves open is filled in from the adapter's run; what it says goes before that."""
+
+import json
+
+import pytest
+
+from jpeft.config import Run
+from jpeft.errors import RunFailed
+from jpeft.predict.call import Call
+from jpeft.predict.source import Source, TaskOfRun
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's directory, as far as its task goes; the adapter's own in it."""
+
+    def make(data: dict, result: dict):
+        config = Run.from_config({"data": data}).to_dict()
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "result.json").write_text(json.dumps(result))
+        (tmp_path / "adapter").mkdir()
+        return tmp_path / "adapter"
+
+    return make
+
+
+def call(tmp_path, task: TaskOfRun | None, **given) -> Call:
+    return Call.of(Source("mini", tmp_path, task=task), **given)
+
+
+CUSTOM = {"task": "custom", "path": "rows.jsonl"}
+
+
+def test_a_task_of_the_benchmark_is_known_by_its_name(run):
+    task = TaskOfRun.of(run({"task": "cola"}, {}))
+    assert task and task.labels == ("unacceptable", "acceptable")
+    assert task.template.startswith("{sentence}") and (task.max_input_length, task.max_output_length) == (128, 8)
+
+
+def test_a_users_own_task_by_what_its_run_wrote_down(run):
+    data = {**CUSTOM, "template": "{title}?", "max_input_length": 40, "max_target_length": 9}
+    assert TaskOfRun.of(run(data, {"labels": ["good", "bad"]})) == TaskOfRun("{title}?", ("good", "bad"), 40, 9)
+
+
+def test_an_adapter_of_no_run_has_no_task(run, tmp_path):
+    adapter = run(CUSTOM, {})
+    assert TaskOfRun.of(tmp_path) is None
+    (tmp_path / "result.json").unlink()
+    assert TaskOfRun.of(adapter) is None
+
+
+def test_a_run_with_unknown_keys_is_not_passed_over(run, tmp_path):
+    adapter = run(CUSTOM, {})
+    (tmp_path / "config.json").write_text('{"data": {"tusk": "cola"}}')
+    with pytest.raises(RunFailed, match="did you mean config.data.task"):
+        TaskOfRun.of(adapter)
+
+
+def test_the_task_fills_in_what_the_call_leaves_open(tmp_path):
+    task = TaskOfRun("{text}?", ("A", "B"), 40, 9)
+    filled = call(tmp_path, task)
+    assert filled.labels == ("A", "B") and (filled.max_input_length, filled.max_output_length) == (40, 9)
+    assert filled.prompt.template == "{text}?" and not filled.prompt.required
+    assert call(tmp_path, task, generate=True).labels is None
+    own = call(tmp_path, task, labels=["C", "D"], template="{other}", max_input_length=7)
+    assert (own.labels, own.prompt.template, own.prompt.required, own.max_input_length) == (
+        ("C", "D"),
+        "{other}",
+        True,
+        7,
+    )
+    alone = call(tmp_path, None)
+    assert alone.labels is None and (alone.max_input_length, alone.max_output_length) == (512, 128)
+    assert call(tmp_path, TaskOfRun("{input}", (), 40, 9)).labels is None
