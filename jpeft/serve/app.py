@@ -16,7 +16,8 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.serve.bank import BankFull, UnknownAdapter
 from jpeft.serve.batcher import Batcher, NotAnswered, QueueFull
 from jpeft.serve.engine import Engine, Row
-from jpeft.serve.metrics import CountRequests, Metrics
+from jpeft.serve.metrics import Metrics
+from jpeft.serve.middleware import CountRequests, LimitBody
 from jpeft.serve.shelf import NAME_PATTERN, NotOnShelf, Shelf
 
 _DESCRIPTION = """Answers of one T5 with many adapters. Requests for different adapters are answered together.
@@ -164,8 +165,8 @@ def make_app(service: Service) -> FastAPI:
         description=_DESCRIPTION,
         version=__version__,
         lifespan=lifespan,
-        max_body_size=limits.body_bytes,
     )
+    app.add_middleware(LimitBody, max_bytes=limits.body_bytes)
     app.add_middleware(CountRequests, metrics=service.metrics)
     _answer_errors(app)
 

@@ -99,6 +99,11 @@ class AdapterBank:
         """Bytes of the pool on the device."""
         return sum(array.nbytes for array in self._pool)
 
+    def block_until_ready(self) -> None:
+        """Waits until all that was added is on the device."""
+        with self._lock:
+            jax.block_until_ready(self._pool)
+
     def add(self, name: str, directory: Path) -> Method:
         """Reads the adapter of a directory, in either layout, and holds it under `name`; returns its method.
 

@@ -100,6 +100,7 @@ class Batcher:
                 started = time.monotonic()
                 try:
                     results = await loop.run_in_executor(thread, self._answer, [each.row for each in batch])
+                    assert len(results) == len(batch), "a row without an answer, or an answer without a row"
                 except Exception:
                     _log.exception("a batch of %d rows failed", len(batch))
                     results = [NotAnswered("the work failed; the server's log has the cause.")] * len(batch)

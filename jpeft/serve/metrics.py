@@ -1,6 +1,5 @@
 """What Prometheus reads of a server."""
 
-import time
 from collections.abc import Callable
 
 from prometheus_client import (
@@ -12,7 +11,6 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class Metrics:
@@ -57,28 +55,3 @@ class Metrics:
     def text(self) -> bytes:
         """All of it in Prometheus' format."""
         return generate_latest(self._registry)
-
-
-class CountRequests:
-    """Middleware that counts requests by the route that answered, of which there are few whatever clients ask for."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics):
-        self._app, self._metrics = app, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        started, status = time.monotonic(), 500
-
-        async def note_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, note_status)
-        finally:
-            route = getattr(scope.get("route"), "path", "other")
-            method = scope["method"] if route != "other" else "other"
-            self._metrics.request(route, method, status, time.monotonic() - started)

@@ -48,11 +48,12 @@ class MadeShapes:
 
 
 def pooled(method: Method, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """One site's leaves as a bank keeps them: LoRA's A turned, its scale in B; which rows of a prompt there are."""
+    """One site's leaves as a bank keeps them: LoRA's A turned, its scale a leaf; which rows of a prompt there are."""
     values = dict(leaves)
     if isinstance(method, Lora):
         values["lora_a"] = values["lora_a"].T  # [rank, d_in]: products of few rows run along memory
-        values["lora_b"] = values["lora_b"] * np.float32(method.scale)
+        # Not multiplied into B: the same products in the same order give the same logits, to the last bit.
+        values["lora_scale"] = np.full(1, method.scale, np.float32)
     if "prompt" in values:
         values["is_prompt"] = np.ones(len(values["prompt"]), bool)
     return values

@@ -18,19 +18,20 @@ class Pooled(nnx.Variable):
 
 
 class AdapterRows(nnx.Module):
-    """`y = s_out * W (s_in * x) + B A x + b`, of which a bank has room for some parts.
+    """`y = s_out * W (s_in * x) + scale * B A x + b`, of which a bank has room for some parts.
 
-    A leaf at its identity (A, B and b zero, the scales one) leaves its row as it was. Scales of LoRA are in B.
+    A leaf at its identity (s_in and s_out one, all others zero) leaves its row as it was.
     """
 
     lora_a: Pooled | None  # [batch, rank, d_in]
     lora_b: Pooled | None  # [batch, rank, d_out]
+    lora_scale: Pooled | None  # [batch, 1]
     scale_in: Pooled | None  # [batch, d_in]
     scale_out: Pooled | None  # [batch, d_out]
     bias: Pooled | None  # [batch, d_out]
 
     def __init__(self, leaves: Mapping[str, Array]):
-        for name in ("lora_a", "lora_b", "scale_in", "scale_out", "bias"):
+        for name in ("lora_a", "lora_b", "lora_scale", "scale_in", "scale_out", "bias"):
             setattr(self, name, Pooled(leaves[name]) if name in leaves else None)
 
     def __call__(self, compute, x: Float[Array, "batch length d_in"]) -> Float[Array, "batch length d_out"]:
@@ -40,9 +41,9 @@ class AdapterRows(nnx.Module):
         y = compute(x if self.scale_in is None else x * each(self.scale_in))
         if self.scale_out is not None:
             y = y * each(self.scale_out)
-        if self.lora_a is not None and self.lora_b is not None:
+        if self.lora_a is not None and self.lora_b is not None and self.lora_scale is not None:
             inner = jnp.einsum("bld,brd->blr", x, self.lora_a[...].astype(x.dtype))
-            y = y + jnp.einsum("blr,brd->bld", inner, self.lora_b[...].astype(x.dtype))
+            y = y + jnp.einsum("blr,brd->bld", inner, self.lora_b[...].astype(x.dtype)) * each(self.lora_scale)
         return y if self.bias is None else y + each(self.bias)
 
 

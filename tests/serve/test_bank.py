@@ -109,9 +109,10 @@ def test_layers_that_are_run_one_after_the_other(adapters, tokens, mixed):
 def test_a_bank_computes_only_what_it_has_room_for(base):
     bank = AdapterBank(base, capacity=2, room=room_for(base, Lora.official(rank=3)))
     leaves = {name.rpartition("/")[2] for name in bank.largest}
-    assert leaves == {"lora_a", "lora_b"}
+    assert leaves == {"lora_a", "lora_b", "lora_scale"}
     assert bank.largest["encoder/layers/1/self_attention/q/lora_a"] == (3, 16)
-    assert bank.nbytes == 3 * 4 * 6 * 2 * 3 * (16 + 8)  # slots, bytes, attentions, q and v, rank, d_in + d_out
+    values = 3 * (16 + 8) + 1  # rank, d_in + d_out; a scale
+    assert bank.nbytes == 3 * 4 * 6 * 2 * values  # slots, bytes, attentions, q and v
 
 
 def test_the_base_is_shared(base, bank):
