@@ -10,6 +10,7 @@ from fastapi import Depends, FastAPI, HTTPException, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.routing import Match
 
 from jpeft import __version__
 from jpeft.errors import RunFailed, UserError
@@ -149,7 +150,11 @@ def make_app(service: Service) -> FastAPI:
         ]
         adapter: str | None = Field(None, pattern=NAME_PATTERN, description="null is the base without an adapter.")
         max_output_tokens: int = Field(
-            engine.shapes.output_lengths[0], ge=1, le=longest_output, description="After which an answer is cut."
+            engine.shapes.output_lengths[0],
+            strict=True,
+            ge=1,
+            le=longest_output,
+            description="After which an answer is cut.",
         )
 
     @contextlib.asynccontextmanager
@@ -249,6 +254,12 @@ def _answer_errors(app: FastAPI) -> None:
     async def wrong_value(request: Request, error: RequestValidationError) -> JSONResponse:
         return JSONResponse({"detail": _first_of(error.errors())}, 422)
 
+    async def wrong_method(request: Request, error: HTTPException) -> JSONResponse:
+        # Of all routes of this path; each alone knows its own method.
+        routes = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
+        methods = {method for route in routes for method in getattr(route, "methods", None) or ()}
+        return JSONResponse({"detail": error.detail}, 405, {"Allow": ", ".join(sorted(methods))})
+
     async def queue_full(request: Request, error: QueueFull) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 429, {"Retry-After": str(error.retry_after_seconds)})
 
@@ -256,6 +267,7 @@ def _answer_errors(app: FastAPI) -> None:
         return JSONResponse({"detail": "no answer in time; try again, or with fewer inputs."}, 504)
 
     app.add_exception_handler(RequestValidationError, wrong_value)
+    app.add_exception_handler(405, wrong_method)
     app.add_exception_handler(QueueFull, queue_full)
     app.add_exception_handler(TimeoutError, too_late)
     for error, status in [

@@ -56,7 +56,8 @@ def test_each_input_is_answered_by_the_named_adapter(client, started):
         ({"inputs": ["goal " * 40]}, "inputs[0] has"),
         ({"max_output_tokens": 0}, "greater than or equal to 1"),
         ({"max_output_tokens": 5}, "less than or equal to 4"),
-        ({"max_output_tokens": "many"}, "body.max_output_tokens"),
+        ({"max_output_tokens": "4"}, "body.max_output_tokens"),
+        ({"max_output_tokens": True}, "body.max_output_tokens"),
         ({"adapter": "../secret"}, "body.adapter"),
         ({"adapter": ""}, "body.adapter"),
         ({"beams": 4}, "body.beams: Extra inputs are not permitted"),
@@ -138,6 +139,11 @@ def test_what_can_not_be_loaded_is_refused_with_the_reason(started, tiny_shelf, 
         assert client.put("/adapters/one").status_code == 200
         refused(client.put("/adapters/two"), 409, "the bank is full")
         client.delete("/adapters/one")
+
+
+def test_a_wrong_method_is_told_the_right_ones(client):
+    response = refused(client.post("/adapters/ia3"), 405, "Method Not Allowed")
+    assert response.headers["Allow"] == "DELETE, PUT"
 
 
 def test_a_full_queue_says_when_to_come_again(service, client, started, monkeypatch):
