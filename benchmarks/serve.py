@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,14 +135,14 @@ def serving(options: Sequence[str]) -> Iterator[Server]:
         yield Server(process, json.loads(line)["url"])
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
+        process.communicate(timeout=60)
 
 
 async def load(server: Server, known: Mapping[str, Mapping[str, str]], seconds: float) -> dict[str, Any]:
     """One client an adapter, each asking again as soon as it is answered; figures of all."""
     # Once each before memory is read: what a first use allocates is no growth.
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as http:
+    limits = httpx2.Limits(max_connections=None)
+    async with httpx2.AsyncClient(base_url=server.url, timeout=60, limits=limits) as http:
         await asyncio.gather(*(_ask(http, adapter, next(iter(answers)), 0) for adapter, answers in known.items()))
         before, end = server.resident_bytes, time.monotonic() + seconds
         clients = [_client(http, adapter, answers, end) for adapter, answers in known.items()]
@@ -170,7 +170,7 @@ async def load(server: Server, known: Mapping[str, Mapping[str, str]], seconds: 
     }  # fmt: skip
 
 
-async def _client(http: httpx.AsyncClient, adapter: str, answers: Mapping[str, str], end: float) -> list[dict]:
+async def _client(http: httpx2.AsyncClient, adapter: str, answers: Mapping[str, str], end: float) -> list[dict]:
     results, texts, number = [], list(answers), 0
     while time.monotonic() < end:
         text = texts[number % len(texts)]
@@ -182,7 +182,7 @@ async def _client(http: httpx.AsyncClient, adapter: str, answers: Mapping[str, s
     return results
 
 
-async def _ask(http: httpx.AsyncClient, adapter: str, text: str, number: int) -> str | None:
+async def _ask(http: httpx2.AsyncClient, adapter: str, text: str, number: int) -> str | None:
     body = {"inputs": [text], "adapter": adapter, "max_output_tokens": OUTPUT_TOKENS}
     response = await http.post("/generate", json=body)
     if response.status_code != 200 or response.json()["adapter"] != adapter:

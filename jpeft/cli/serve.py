@@ -4,6 +4,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jpeft.serve.app import Service
 
 _DESCRIPTION = """Answers over HTTP by one T5 and any number of adapters of it, all on one device, rows of different
 adapters in one batch.
@@ -72,11 +76,27 @@ def _serve(arguments: argparse.Namespace) -> int:
     from jpeft.serve.listen import bind, require_extra, serve_until_told
 
     require_extra()
-    socket = bind(arguments.host, arguments.port)  # before the work: a port that is taken is known at once
+    with bind(arguments.host, arguments.port) as bound:  # before the work: a port that is taken is known at once
+        service = _service(arguments)
 
+        def listening(url: str) -> None:
+            loaded = service.engine.bank.names
+            if arguments.json:
+                print(json.dumps({"url": url, "model": arguments.model, "adapters": loaded}), flush=True)
+            else:
+                what = f"{arguments.model} and {len(loaded)} adapters"
+                print(f"serving  {what} at {url}, documented at {url}/docs", flush=True)
+
+        serve_until_told(service, bound, listening)
+    return 0
+
+
+def _service(arguments: argparse.Namespace) -> "Service":
+    """Loads and compiles what the arguments ask for."""
     from jpeft.allocator import keep_freed_memory
     from jpeft.data.batches import cache_directory
     from jpeft.program import use_compilation_cache
+    from jpeft.serve.app import Limits, Service
     from jpeft.serve.engine import Shapes
     from jpeft.serve.start import Choices, start
 
@@ -95,10 +115,6 @@ def _serve(arguments: argparse.Namespace) -> int:
         capacity=arguments.capacity,
         room=tuple(arguments.room),
     )
-    engine, shelf = start(choices, shapes, say=say)
-
-    from jpeft.serve.app import Limits, Service
-
     limits = Limits(
         inputs=arguments.max_inputs,
         body_bytes=arguments.max_body_bytes,
@@ -106,16 +122,4 @@ def _serve(arguments: argparse.Namespace) -> int:
         wait_seconds=arguments.max_wait_ms / 1000,
         request_seconds=arguments.timeout,
     )
-    service = Service(engine, shelf, limits)
-
-    def listening(url: str) -> None:
-        loaded = engine.bank.names
-        if arguments.json:
-            print(json.dumps({"url": url, "model": arguments.model, "adapters": loaded}), flush=True)
-        else:
-            print(
-                f"serving  {arguments.model} and {len(loaded)} adapters at {url}, documented at {url}/docs", flush=True
-            )
-
-    serve_until_told(service, socket, listening)
-    return 0
+    return Service(*start(choices, shapes, say=say), limits)

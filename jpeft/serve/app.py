@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, HTTPException, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.routing import Match
 
 from jpeft import __version__
@@ -42,6 +42,13 @@ class Limits:
     queued_rows: int = 256
     wait_seconds: float = 0.005
     request_seconds: float = 60.0
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) <= 0 and field.name != "wait_seconds":
+                raise UserError(f"the limit {field.name} is {getattr(self, field.name)}; it must be above 0.")
+        if self.queued_rows < self.inputs:
+            raise UserError(f"a queue of {self.queued_rows} inputs can not take a request of {self.inputs}.")
 
 
 class Service:
@@ -129,6 +136,13 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return documented
 
 
+def _no_other_kind(value: Any) -> Any:
+    """Refuses what Python would take for an integer and JSON Schema would not."""
+    if isinstance(value, bool | str):
+        raise ValueError("should be a number")
+    return value
+
+
 def make_app(service: Service) -> FastAPI:
     """The application. Its engine has to be compiled before the first request."""
     limits, engine, bank = service.limits, service.engine, service.engine.bank
@@ -149,12 +163,8 @@ def make_app(service: Service) -> FastAPI:
             ),
         ]
         adapter: str | None = Field(None, pattern=NAME_PATTERN, description="null is the base without an adapter.")
-        max_output_tokens: int = Field(
-            engine.shapes.output_lengths[0],
-            strict=True,
-            ge=1,
-            le=longest_output,
-            description="After which an answer is cut.",
+        max_output_tokens: Annotated[int, BeforeValidator(_no_other_kind)] = Field(
+            engine.shapes.output_lengths[0], ge=1, le=longest_output, description="After which an answer is cut."
         )
 
     @contextlib.asynccontextmanager

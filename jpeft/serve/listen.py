@@ -1,5 +1,6 @@
 """The process: the socket it listens at, and its end. Web libraries are imported where they are used."""
 
+import contextlib
 import importlib.util
 import signal
 import socket
@@ -24,13 +25,15 @@ def require_extra() -> None:
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket at that address, at which nobody can connect yet. Raises `UserError`: the address is taken, or none."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except (OSError, OverflowError) as error:
-        raise UserError(f"can not listen at {host}:{port} ({error}).") from None
+    with contextlib.ExitStack() as undo:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            bound = undo.enter_context(socket.socket(family, kind, protocol))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind((host, port, *address[2:]))
+        except (OSError, OverflowError) as error:
+            raise UserError(f"can not listen at {host}:{port} ({error}).") from None
+        undo.pop_all()
     return bound
 
 

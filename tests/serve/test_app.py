@@ -58,6 +58,7 @@ def test_each_input_is_answered_by_the_named_adapter(client, started):
         ({"max_output_tokens": 5}, "less than or equal to 4"),
         ({"max_output_tokens": "4"}, "body.max_output_tokens"),
         ({"max_output_tokens": True}, "body.max_output_tokens"),
+        ({"max_output_tokens": 2.5}, "body.max_output_tokens"),
         ({"adapter": "../secret"}, "body.adapter"),
         ({"adapter": ""}, "body.adapter"),
         ({"beams": 4}, "body.beams: Extra inputs are not permitted"),

@@ -4,13 +4,15 @@ import threading
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from jpeft.errors import UserError
+from jpeft.model.leaves import fill
 from jpeft.model.t5 import T5, unroll
-from jpeft.peft.base import Selection
+from jpeft.peft.base import Adapter, Selection, attach
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.full import Full
 from jpeft.peft.hub import save_adapter
@@ -104,6 +106,22 @@ def test_layers_that_are_run_one_after_the_other(adapters, tokens, mixed):
     of_row = [None, *names, None, *names]
     for row, logits in enumerate(bank.logits(*tokens, of_row)):
         np.testing.assert_allclose(logits, mixed[of_row[row]][row], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_bfloat16_base(adapters, tokens):
+    base = T5(TINY, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    nnx.update(base, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.state(base, nnx.Param)))
+    bank = AdapterBank(base, capacity=3, room=room_for_all(base))
+    names = ["lora", "ia3", "prompt"]
+    for name in names:
+        bank.put(name, adapters[name].method, adapters[name].leaves)
+    of_row = [*names, None] * 2
+    for row, logits in enumerate(bank.logits(*tokens, of_row)):
+        if (name := of_row[row]) is not None:
+            attached = attach(base, adapters[name].method, adapters[name].sites, jax.random.key(0))
+            fill(attached, Adapter, lambda leaf, shape, part, n=name: adapters[n].leaves[leaf][part], np.float32)
+            np.testing.assert_allclose(logits, alone(attached, *tokens)[row], rtol=0, atol=2e-2)
 
 
 def test_a_bank_computes_only_what_it_has_room_for(base):
