@@ -30,7 +30,7 @@ def bind(host: str, port: int) -> socket.socket:
             family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             bound = undo.enter_context(socket.socket(family, kind, protocol))
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind((host, port, *address[2:]))
+            bound.bind((address[0], port, *address[2:]))  # the resolver takes ports of any size
         except (OSError, OverflowError) as error:
             raise UserError(f"can not listen at {host}:{port} ({error}).") from None
         undo.pop_all()
@@ -62,7 +62,9 @@ def serve_until_told(service: "Service", bound: socket.socket, listening: Callab
         access_log=False,
         timeout_graceful_shutdown=int(service.limits.request_seconds) + _SECONDS_BEYOND_A_REQUEST,
     )
-    # uvicorn raises the signal again when it is done, for whoever listened before: nobody, and the exit status is 0.
+    server = Server(config)
+    # uvicorn takes the signals over and, when it is done, raises what came again, for whoever listened before it: not
+    # Python's own handlers, with which the exit status would not be 0.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    Server(config).run(sockets=[bound])
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    server.run(sockets=[bound])
