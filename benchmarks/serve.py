@@ -4,8 +4,8 @@
   python -m benchmarks.serve --clients 8 --seconds 10
 
 Every client asks for one input after another and holds each answer against what its adapter says alone, computed before
-by whole forward passes of base and adapter. An answer that differs or is missing is an error, and so is a row that the
-server answered and nobody asked for.
+by `jpeft.model.decode.greedy` on base and adapter. An answer that differs or is missing is an error, and so is a row
+that the server answered and nobody asked for.
 """
 
 import argparse
@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jpeft.model import weights
+from jpeft.model.decode import greedy
 from jpeft.model.leaves import fill
 from jpeft.model.source import resolve
 from jpeft.model.t5 import T5
@@ -89,25 +90,23 @@ def write_adapters(directory: Path, model: str, count: int) -> dict[str, dict[st
 
 
 def clear_answers(model: T5, tokenizer: Tokenizer) -> dict[str, str]:
-    """Greedy answers of a model to `TEXTS`, by whole forward passes; without those where two tokens were too near."""
+    """Greedy answers of a model to `TEXTS`, without those on whose way two tokens were too near."""
     inputs = np.zeros((len(TEXTS), 64), np.int32)
     for row, ids in zip(inputs, tokenizer.encode(TEXTS, max_length=64).ids, strict=True):
         row[: len(ids)] = ids
-    so_far = np.zeros((len(TEXTS), OUTPUT_TOKENS + 1), np.int32)
-    ended, clear = np.zeros(len(TEXTS), bool), np.ones(len(TEXTS), bool)
-    for position in range(OUTPUT_TOKENS):
-        scores = np.asarray(_forward(model, jnp.asarray(inputs), jnp.asarray(so_far[:, :-1])))[:, position]
-        second, first = np.sort(scores, axis=-1)[:, -2:].T
-        clear &= ended | (first - second > CLEAR)
-        so_far[:, position + 1] = np.where(ended, 0, scores.argmax(axis=-1))
-        ended |= so_far[:, position + 1] == tokenizer.eos_token_id
-    answers = tokenizer.decode(so_far[:, 1:].tolist())
-    return {text: answer for text, answer, is_clear in zip(TEXTS, answers, clear, strict=True) if is_clear}
+    generated, scores = (np.asarray(x) for x in _greedy_with_scores(model, jnp.asarray(inputs)))
+    second, first = np.moveaxis(np.sort(scores, axis=-1)[..., -2:], -1, 0)
+    ended = np.cumsum(generated == tokenizer.eos_token_id, axis=1) - (generated == tokenizer.eos_token_id) > 0
+    is_clear = np.all(ended | ((first - second > CLEAR) & (scores.argmax(axis=-1) == generated)), axis=1)
+    answers = tokenizer.decode(generated.tolist())
+    return {text: answer for text, answer, clear in zip(TEXTS, answers, is_clear, strict=True) if clear}
 
 
 @jax.jit
-def _forward(model: T5, inputs: jax.Array, targets: jax.Array) -> jax.Array:
-    return model(inputs, targets)
+def _greedy_with_scores(model: T5, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Answers, `[batch, OUTPUT_TOKENS]`, and by one pass over the whole of them the scores at each of their tokens."""
+    generated = greedy(model, inputs, max_length=OUTPUT_TOKENS)
+    return generated, model(inputs, jnp.pad(generated, ((0, 0), (1, 0)))[:, :-1])
 
 
 @dataclasses.dataclass(frozen=True)

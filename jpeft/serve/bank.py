@@ -72,7 +72,7 @@ class AdapterBank:
         self._free = list(range(capacity, 0, -1))
         # Held while arrays are handed to the device or replaced; the work itself goes on after it, in that order.
         self._lock = threading.Lock()
-        self._write = jax.jit(self._layout.write, donate_argnums=0)
+        self._write = Program(self._layout.write, donate=(0,))
         self._logits = Program(make_logits(self._graphdef, self._layout))
         self._generate: dict[int, Program] = {}
         self._pool = self._write(self._pool, self._layout.entry({}), np.int32(0))  # compiled before the first `add`
@@ -85,9 +85,8 @@ class AdapterBank:
     @property
     def num_programs(self) -> int:
         """Programs compiled so far."""
-        return (
-            sum(program.num_shapes for program in (self._logits, *self._generate.values())) + self._write._cache_size()
-        )
+        programs = (self._write, self._logits, *self._generate.values())
+        return sum(program.num_shapes for program in programs)
 
     @property
     def largest(self) -> Shapes:
@@ -154,9 +153,8 @@ class AdapterBank:
         Raises:
           UnknownAdapter: the bank does not hold all of `names`.
         """
-        if max_length not in self._generate:
-            self._generate[max_length] = Program(make_generate(self._graphdef, self._layout, max_length=max_length))
-        return self._run(self._generate[max_length], names, encoder_input_tokens)
+        made = Program(make_generate(self._graphdef, self._layout, max_length=max_length))
+        return self._run(self._generate.setdefault(max_length, made), names, encoder_input_tokens)
 
     def logits(
         self,
@@ -173,7 +171,7 @@ class AdapterBank:
             if unknown:
                 raise UnknownAdapter(unknown)
             slots = np.array([0 if name is None else self._slots[name] for name in names], np.int32)
-            return program(self.base, self._pool, (slots, *tokens))
+            return program(self.base, self._pool, (slots, *(np.asarray(ids, np.int32) for ids in tokens)))
 
     def _fitting(self, method: Method, leaves: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
         """The leaves as the pool keeps them, checked against the base, the method and the bank's room."""
