@@ -11,7 +11,7 @@ from jpeft.serve.metrics import Metrics
 
 
 class CountRequests:
-    """Middleware that counts requests by the route that answered, of which there are few whatever clients ask for."""
+    """Middleware that counts requests by route and method, of which there are few whatever clients ask for."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics):
         self._app, self._metrics = app, metrics
@@ -31,7 +31,7 @@ class CountRequests:
             await self._app(scope, receive, note_status)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            method = scope["method"] if route != "other" else "other"
+            method = "other" if route == "other" or status == 405 else scope["method"]
             self._metrics.request(route, method, status, time.monotonic() - started)
 
 

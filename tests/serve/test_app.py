@@ -200,15 +200,17 @@ def test_the_figures_count_what_happened(client):
     ask(client)
     ask(client, adapter="nobody")
     client.get("/no/such/page")
+    client.request("NONSENSE", "/generate")
     lines = client.get("/metrics").text.splitlines()
     for line in (
         'jpeft_requests_total{method="POST",route="/generate",status="200"} 1.0',
         'jpeft_requests_total{method="POST",route="/generate",status="404"} 1.0',
         'jpeft_requests_total{method="other",route="other",status="404"} 1.0',
+        'jpeft_requests_total{method="other",route="/generate",status="405"} 1.0',
         "jpeft_batch_rows_sum 1.0",
         "jpeft_queue_rows 0.0",
         f"jpeft_adapters {float(len(ON_SHELF))}",
-        'jpeft_request_seconds_count{route="/generate"} 2.0',
+        'jpeft_request_seconds_count{route="/generate"} 3.0',
     ):
         assert line in lines
 
