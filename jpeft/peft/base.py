@@ -100,6 +100,18 @@ def sites(model: T5) -> list[Site]:
     return found
 
 
+def sites_by_module(model: T5) -> Iterator[tuple[SiteModule, list[Site]]]:
+    """Every site module with the sites it stands for: one, or within the blocks one per layer of its segment."""
+    for path, module in _site_modules(model):
+        yield module, [Site(path, *_kind(module))]
+    for stack_name in STACKS:
+        stack = getattr(model, stack_name)
+        for first, block in zip(segment_starts(stack), stack.segments, strict=True):
+            for path, module in _site_modules(block):
+                layers = range(first, first + num_stacked(block))
+                yield module, [Site(f"{stack_name}/layers/{layer}/{path}", *_kind(module)) for layer in layers]
+
+
 @dataclasses.dataclass(frozen=True)
 class Selection:
     """Narrows the sites of a method. Every field that is given must agree; None leaves that question open.
@@ -217,7 +229,7 @@ def attach(model: T5, method: Method, chosen: Sequence[Site], key: Key[Array, ""
     no gradient work. A segment is copied only where it is cut.
     """
     model = nnx.merge(*nnx.split(model))  # new modules around the same arrays
-    chosen_at = {site.path: site for site in chosen}
+    chosen_at = {site.path for site in chosen}
     for stack_name in STACKS:
         stack = getattr(model, stack_name)
         num_layers = sum(map(num_stacked, stack.segments))
@@ -226,14 +238,9 @@ def attach(model: T5, method: Method, chosen: Sequence[Site], key: Key[Array, ""
             for i in range(num_layers)
         ]
         split_segments(stack, [i for i in range(1, num_layers) if adapted[i] != adapted[i - 1]])
-        for first, block in zip(segment_starts(stack), stack.segments, strict=True):
-            for path, module in _site_modules(block):
-                paths = [f"{stack_name}/layers/{i}/{path}" for i in range(first, first + num_stacked(block))]
-                if paths[0] in chosen_at:
-                    method.attach_to(module, [chosen_at[path] for path in paths], key, model)
-    for path, module in _site_modules(model):
-        if path in chosen_at:
-            method.attach_to(module, [chosen_at[path]], key, model)
+    for module, its_sites in sites_by_module(model):
+        if its_sites[0].path in chosen_at:
+            method.attach_to(module, its_sites, key, model)
     return model
 
 

@@ -99,7 +99,7 @@ def open_adapter(directory: Path, config: T5Config) -> Opened:
 
 
 def _open(directory: Path, model: T5, attached: Callable[[Method, list[Site]], T5]) -> Opened:
-    method, tensors, notes = _read(directory, model)
+    method, tensors, notes = read_adapter(directory, model)
     adapted_paths = {name.rpartition("/")[0] for name in tensors}
     by_path = {site.path: site for site in sites(model)}
     strangers = sorted(adapted_paths - set(by_path))
@@ -144,7 +144,16 @@ def stored_method(directory: Path) -> type[Method] | None:
     return METHODS.get(str(name))
 
 
-def _read(directory: Path, model: T5) -> tuple[Method, dict[str, np.ndarray], tuple[str, ...]]:
+def read_adapter(directory: Path, model: T5) -> tuple[Method, dict[str, np.ndarray], tuple[str, ...]]:
+    """The method of a directory's adapter, its leaves by name and what was rewritten; not yet held against the base.
+
+    Args:
+      model: the base, or shapes in its place.
+
+    Raises:
+      UserError: no adapter there, or one of an unknown kind.
+      RunFailed: a file is damaged or cut short.
+    """
     layout = layout_of(directory)
     if layout is None:
         if (directory / "model.safetensors").is_file():

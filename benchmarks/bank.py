@@ -1,0 +1,259 @@
+"""A bank of many LoRA adapters on `mini`: does each row get its own, what does that cost, what does one more cost?
+
+  python -m benchmarks.bank                              1,000 adapters; some minutes on two cores
+  python -m benchmarks.bank --adapters 100 --repeats 5
+
+Agreement: every adapter's row of a batch drawn at random against the same adapter attached alone, and for some rows
+both against the same in float64. Speed: a batch of one adapter attached alone against the same batch with an adapter of
+its own for each row, taking turns; medians are compared.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks.timing import alternate
+from jpeft.allocator import keep_freed_memory
+from jpeft.eval.generate import make_generate
+from jpeft.model import t5, weights
+from jpeft.model.leaves import fill
+from jpeft.model.source import resolve
+from jpeft.model.t5 import T5, arrange_layers
+from jpeft.peft.base import Adapter, attach, select, split
+from jpeft.peft.lora import Lora
+from jpeft.serve.bank import AdapterBank
+from jpeft.serve.pool import room_for
+
+RANK = 8  # the largest
+ENC_LEN, DEC_LEN, MAX_LENGTH = 64, 16, 32
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapters", type=int, default=1000)
+    parser.add_argument("--rows", type=int, default=16, help="of a batch")
+    parser.add_argument("--repeats", type=int, default=41)
+    parser.add_argument(
+        "--wide", type=int, default=16, help="rows, those that differ most, that are also computed in float64"
+    )
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    arguments = parser.parse_args(argv)
+    keep_freed_memory()
+    bench = _Bench(arguments.adapters, arguments.rows)
+    figures = {
+        **bench.filling(),
+        **bench.agreement(arguments.wide),
+        **bench.speed(arguments.repeats),
+        "programs": bench.bank.num_programs,
+        "resident_bytes": _resident_bytes(),
+    }
+    for name, value in figures.items():
+        print(f"{name:40s} {value:,.6g}" if isinstance(value, float | int) else f"{name:40s} {value}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+def _base(dtype: Any = jnp.float32) -> T5:
+    model = weights.load(resolve("mini"), dtype=dtype)
+    arrange_layers(model, None)
+    return model
+
+
+@jax.jit
+def _forward(model: T5, *tokens: jax.Array) -> jax.Array:
+    return model(*tokens)
+
+
+def _filled(model: T5, leaves: dict[str, np.ndarray], dtype: Any = np.float32) -> T5:
+    fill(model, Adapter, lambda name, shape, part: leaves[name][part], dtype)
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """Logits of one row by the bank and by its adapter alone, float32."""
+
+    name: str
+    tokens: tuple[np.ndarray, ...]
+    mixed: np.ndarray
+    alone: np.ndarray
+
+    @property
+    def difference(self) -> float:
+        return float(np.abs(self.mixed - self.alone).max())
+
+
+class _Bench:
+    """The bank, its adapters, and one program for an adapter alone."""
+
+    def __init__(self, adapters: int, rows: int):
+        self.rows, self.draw = rows, np.random.default_rng(0)
+        self.model = _base()
+        self.sites = select(self.model, Lora.official())
+        self.bank = AdapterBank(self.model, capacity=adapters, room=room_for(self.model, Lora.official(rank=RANK)))
+        self.names = [f"a{i}" for i in range(adapters)]
+
+    def method(self, name: str) -> Lora:
+        """An adapter's rank, 1 to `RANK`, and its alpha, both from its number."""
+        rank = 1 + int(name[1:]) % RANK
+        return Lora.official(rank=rank, alpha=2.5 * rank)
+
+    def leaves(self, name: str) -> dict[str, np.ndarray]:
+        """An adapter's values, drawn from its number: A as it starts, B as large as training may make it."""
+        draw, rank, drawn = np.random.default_rng(int(name[1:])), self.method(name).rank, {}
+        for site in self.sites:
+            bound = site.d_in**-0.5
+            drawn[f"{site.path}/lora_a"] = draw.uniform(-bound, bound, (site.d_in, rank)).astype(np.float32)
+            drawn[f"{site.path}/lora_b"] = (0.05 * draw.standard_normal((rank, site.d_out))).astype(np.float32)
+        return drawn
+
+    def alone(self, name: str) -> T5:
+        """The base with an adapter as its method attaches it."""
+        attached = attach(self.model, self.method(name), self.sites, jax.random.key(0))
+        return _filled(attached, self.leaves(name))
+
+    def tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """A batch of random tokens, rows of different lengths."""
+        vocab = self.model.config.vocab_size
+        inputs = self.draw.integers(3, vocab, (self.rows, ENC_LEN)).astype(np.int32)
+        for row, length in enumerate(self.draw.integers(8, ENC_LEN + 1, self.rows)):
+            inputs[row, length:] = 0
+        return inputs, self.draw.integers(3, vocab, (self.rows, DEC_LEN)).astype(np.int32)
+
+    def filling(self) -> dict[str, Any]:
+        """Adding all, one by one, while batches run; then taking some out and putting them back."""
+        tokens = self.tokens()
+        self.bank.logits(*tokens, [None] * self.rows).block_until_ready()
+        programs, add, remove = self.bank.num_programs, [], []
+        for i, name in enumerate(self.names):
+            add.append(1e3 * _seconds(self._add(name)))
+            if i % 100 == 0:
+                self.bank.logits(*tokens, [name] * self.rows).block_until_ready()
+        for name in self.names[:: max(1, len(self.names) // 50)]:
+            remove.append(1e3 * _seconds(lambda name=name: self.bank.remove(name)))
+            self._add(name)()
+        assert self.bank.num_programs == programs, "adding compiled something"
+        return {
+            "adapters": len(self.bank.names),
+            "pool_bytes": self.bank.nbytes,
+            "add_ms_median": statistics.median(add),
+            "add_ms_max": max(add),
+            "remove_ms_median": statistics.median(remove),
+        }
+
+    def _add(self, name: str) -> Callable[[], Any]:
+        method, leaves = self.method(name), self.leaves(name)
+
+        def add():
+            self.bank.put(name, method, leaves)
+            self.bank.block_until_ready()
+
+        return add
+
+    def agreement(self, wide_rows: int) -> dict[str, Any]:
+        """The largest difference of a row's logits from its adapter's alone, over all adapters."""
+        order, found = [str(name) for name in self.draw.permutation(self.names)], []
+        worst: list[_Row] = []  # alone kept whole: a thousand rows' logits are 2 GB
+        for start in range(0, len(order), self.rows):
+            names = order[start : start + self.rows]
+            tokens = self.tokens()
+            mixed = np.asarray(self.bank.logits(*tokens, names + [None] * (self.rows - len(names))))
+            base = np.asarray(self.bank.logits(*tokens, [None] * self.rows))
+            for row, name in enumerate(names):
+                alone = np.asarray(_forward(self.alone(name), *tokens))[row]
+                own = _Row(name, tuple(x[row : row + 1] for x in tokens), mixed[row].copy(), alone.copy())
+                found.append((own.difference, np.abs(alone).max(), np.abs(alone - base[row]).max(), name))
+                worst = sorted([*worst, own], key=lambda row: -row.difference)[:wide_rows]
+        differences, sizes, moved, names = zip(*found, strict=True)
+        full = [value for value, name in zip(differences, names, strict=True) if self.method(name).rank == RANK]
+        return {
+            "rows": len(found),
+            "logits_largest": float(max(sizes)),
+            "logits_moved_at_least": float(min(moved)),  # by each adapter, from the base's
+            "difference": max(differences),
+            "difference_of_the_largest_rank": max(full),
+            "rows_within_1e-5": sum(value <= 1e-5 for value in differences),
+            **self._in_float64(worst),
+        }
+
+    def _in_float64(self, rows: "Sequence[_Row]") -> dict[str, float]:
+        """Of the rows that differ most: how far both are from the same in float64, and how far apart they are there."""
+        errors: dict[str, float] = {"bank_from_float64": 0.0, "alone_from_float64": 0.0, "difference_in_float64": 0.0}
+        with _wide():
+            base = _base(jnp.float64)
+            bank = AdapterBank(base, capacity=len(rows), room=room_for(base, Lora.official(rank=RANK)))
+            for row in rows:
+                bank.put(row.name, self.method(row.name), self.leaves(row.name))
+            for row in rows:
+                attached = attach(base, self.method(row.name), self.sites, jax.random.key(0))
+                alone = np.asarray(_forward(_filled(attached, self.leaves(row.name), np.float64), *row.tokens))[0]
+                of_bank = np.asarray(bank.logits(*row.tokens, [row.name]))[0]
+                for name, first, second in (
+                    ("bank_from_float64", row.mixed, alone),
+                    ("alone_from_float64", row.alone, alone),
+                    ("difference_in_float64", of_bank, alone),
+                ):
+                    errors[name] = max(errors[name], float(np.abs(first - second).max()))
+        return {f"of_the_{len(rows)}_worst_{name}": value for name, value in errors.items()}
+
+    def speed(self, repeats: int) -> dict[str, Any]:
+        """One adapter alone against an adapter a row, forward and greedy generation."""
+        tokens, names = self.tokens(), [str(name) for name in self.draw.choice(self.names, self.rows)]
+        graphdef, adapter, base = split(self.alone(f"a{RANK - 1}"))  # of the largest rank
+        forward = jax.jit(lambda adapter, base, *tokens: nnx.merge(graphdef, adapter, base)(*tokens))
+        generate = jax.jit(make_generate(graphdef, max_length=MAX_LENGTH))
+        calls = {
+            "forward_one": lambda: forward(adapter, base, *tokens),
+            "forward_bank": lambda: self.bank.logits(*tokens, names),
+            "generate_one": lambda: generate(adapter, base, tokens[0]),
+            "generate_bank": lambda: self.bank.generate(tokens[0], names, max_length=MAX_LENGTH),
+        }
+        for name in ("generate_one", "generate_bank"):  # the same steps of the same loop
+            assert np.all(np.asarray(calls[name]()) != 0, axis=1).any(), "no row went on to the last step"
+        timed = alternate({name: lambda call=call: _seconds(call) for name, call in calls.items()}, repeats)
+        figures: dict[str, Any] = {f"{name}_ms": 1e3 * timing.median for name, timing in timed.items()}
+        for what in ("forward", "generate"):
+            one, bank = timed[f"{what}_one"], timed[f"{what}_bank"]
+            figures[f"{what}_throughput"] = one.median / bank.median
+            figures[f"{what}_throughput_of_fastest"] = min(one.seconds) / min(bank.seconds)
+        return figures
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def _wide() -> Iterator[None]:
+    """The network in float64 throughout: where it says float32 for statistics and softmax, float64 is meant."""
+    narrow = t5.jnp
+    with jax.enable_x64(True):
+        t5.jnp = SimpleNamespace(**{**vars(jnp), "float32": jnp.float64})
+        try:
+            yield
+        finally:
+            t5.jnp = narrow
+
+
+if __name__ == "__main__":
+    main()

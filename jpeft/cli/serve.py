@@ -1,0 +1,125 @@
+"""`jpeft serve`: one base and many adapters behind HTTP."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jpeft.serve.app import Service
+
+_DESCRIPTION = """Answers over HTTP by one T5 and any number of adapters of it, all on one device, rows of different
+adapters in one batch.
+
+  jpeft serve --model mini --adapters runs
+  curl localhost:8000/generate -H 'Content-Type: application/json' \\
+       -d '{"adapter": "lora_agnews_low", "inputs": ["Ferrari wins in Monza"], "max_output_tokens": 8}'
+
+What is below --adapters, one directory an adapter (a run's, or one of jpeft's or PEFT's), is loaded at the start and
+decides how much room the bank has: the largest rank, the longest prompt, the sites. --room keeps room for more, so that
+PUT /adapters/NAME can load what comes later. Clients load by name only, and only from there; safetensors only.
+
+Every padded shape is compiled before the server listens, (batch sizes) x (input lengths) x (output lengths) programs; a
+second start finds them in the cache. http://HOST:PORT/docs describes requests and every refusal, /metrics is for
+Prometheus, /healthz and /readyz for whoever restarts it. SIGTERM answers what was accepted and exits with 0.
+
+There is no authentication and no TLS: leave it on 127.0.0.1, or put a proxy before it."""
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "serve",
+        help="answer over HTTP by many adapters of one base",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", required=True, metavar="BASE", help="hub id, directory or mini")
+    parser.add_argument("--adapters", type=Path, required=True, metavar="DIR", help="where adapters are loaded from")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and activations"
+    )
+    parser.add_argument(
+        "--also-base", action="append", default=[], metavar="NAME", help="what adapters may call the base, besides BASE"
+    )
+    parser.add_argument("--capacity", type=int, default=64, metavar="N", help="adapters loaded at once (64)")
+    parser.add_argument(
+        "--room",
+        action="append",
+        default=[],
+        metavar="METHOD[:READING[:SIZE]]",
+        help="room for adapters that come later, such as lora:official:16 or prompt:paper:20; may be repeated",
+    )
+    shapes = parser.add_argument_group("shapes, compiled at the start; the last of each is the largest that is taken")
+    shapes.add_argument("--batch-sizes", type=_numbers, default=(1, 4, 16), metavar="N,...", help="rows (1,4,16)")
+    shapes.add_argument("--input-lengths", type=_numbers, default=(64, 256), metavar="N,...", help="tokens (64,256)")
+    shapes.add_argument("--output-lengths", type=_numbers, default=(16, 64), metavar="N,...", help="tokens (16,64)")
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--max-inputs", type=int, default=16, metavar="N", help="of one request (16)")
+    limits.add_argument("--max-body-bytes", type=int, default=1 << 20, metavar="N", help="of one request (1 MiB)")
+    limits.add_argument("--max-queue", type=int, default=256, metavar="N", help="inputs that may wait (256)")
+    limits.add_argument("--max-wait-ms", type=float, default=5.0, metavar="MS", help="for a batch to fill (5)")
+    limits.add_argument("--timeout", type=float, default=60.0, metavar="S", help="of one request (60)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
+    parser.add_argument("--json", action="store_true", help="print what is served as one line of JSON")
+    parser.set_defaults(run=_serve)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from jpeft.serve.listen import bind, require_extra, serve_until_told
+
+    require_extra()
+    with bind(arguments.host, arguments.port) as bound:  # before the work: a port that is taken is known at once
+        service = _service(arguments)
+
+        def listening(url: str) -> None:
+            loaded = service.engine.bank.names
+            if arguments.json:
+                print(json.dumps({"url": url, "model": arguments.model, "adapters": loaded}), flush=True)
+            else:
+                what = f"{arguments.model} and {len(loaded)} adapters"
+                print(f"serving  {what} at {url}, documented at {url}/docs", flush=True)
+
+        serve_until_told(service, bound, listening)
+    return 0
+
+
+def _service(arguments: argparse.Namespace) -> "Service":
+    """Loads and compiles what the arguments ask for."""
+    from jpeft.allocator import keep_freed_memory
+    from jpeft.data.batches import cache_directory
+    from jpeft.program import use_compilation_cache
+    from jpeft.serve.app import Limits, Service
+    from jpeft.serve.engine import Shapes
+    from jpeft.serve.start import Choices, start
+
+    keep_freed_memory()
+    use_compilation_cache(cache_directory() / "compiled")
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    shapes = Shapes(arguments.batch_sizes, arguments.input_lengths, arguments.output_lengths)
+    choices = Choices(
+        model=arguments.model,
+        adapters=arguments.adapters,
+        dtype=arguments.dtype,
+        base_names=(arguments.model, *arguments.also_base),
+        capacity=arguments.capacity,
+        room=tuple(arguments.room),
+    )
+    limits = Limits(
+        inputs=arguments.max_inputs,
+        body_bytes=arguments.max_body_bytes,
+        queued_rows=arguments.max_queue,
+        wait_seconds=arguments.max_wait_ms / 1000,
+        request_seconds=arguments.timeout,
+    )
+    return Service(*start(choices, shapes, say=say), limits)

@@ -1,0 +1,237 @@
+"""Many adapters of one base, held on the device at once; each row of a batch is answered by its own, or by the base."""
+
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jpeft.errors import UserError
+from jpeft.model.decode import greedy
+from jpeft.model.t5 import T5
+from jpeft.peft.base import AddedModules, Method, sites
+from jpeft.peft.hub import read_adapter, stored_base_name
+from jpeft.program import Program
+from jpeft.serve.pool import Layout, MadeShapes, Room, Shapes, attach_pool, pooled
+from jpeft.serve.rows import Pooled
+
+Names = Sequence[str | None]  # of each row's adapter; None is the base alone
+
+
+class UnknownAdapter(UserError):
+    """A batch names adapters that the bank does not hold.
+
+    Attributes:
+      names: of them.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        super().__init__(f"the bank holds no adapter {', '.join(map(repr, names))}.")
+        self.names = frozenset(names)
+
+
+class BankFull(UserError):
+    """Every slot is taken."""
+
+
+class AdapterBank:
+    """Up to `capacity` adapters of one base, any mix of methods, behind programs that are compiled once a batch shape.
+
+    The base is shared, never copied. Methods may be called from several threads: a batch is answered by the adapters
+    that its names meant when it was given to the device, whatever is added or removed while it runs.
+
+    Attributes:
+      capacity: how many adapters fit.
+      base: the frozen weights, the model's own arrays.
+    """
+
+    def __init__(self, model: T5, *, capacity: int, room: Room, base_names: Collection[str] = ()):
+        """Takes the memory of a full bank at once; no larger adapter than `room` names fits later.
+
+        Args:
+          model: the base, without adapters.
+          room: the largest adapters to hold and where they act, as `room_for` gives them for whole methods. A program
+            computes what there is room for, so a bank for LoRA alone adds no biases.
+          base_names: what adapters' files may call this base; empty for whatever they say.
+        """
+        if capacity < 1:
+            raise UserError(f"a bank of {capacity} adapters holds none; capacity must be at least 1.")
+        self.capacity = capacity
+        self._base_names = frozenset(base_names)
+        self._model = model
+        self._sites = {site.path: site for site in sites(model)}
+        self._shapes_of = MadeShapes(model)
+        with_pool = attach_pool(model, capacity + 1, room, self._shapes_of)
+        self._layout, self._pool = Layout.of(with_pool)
+        self._graphdef, _, self.base = nnx.split(with_pool, Pooled, ...)
+        del with_pool  # it would keep the first pool's arrays, which the first `add` gives away
+        self._slots: dict[str, int] = {}
+        self._free = list(range(capacity, 0, -1))
+        # Held while arrays are handed to the device or replaced; the work itself goes on after it, in that order.
+        self._lock = threading.Lock()
+        self._write = Program(self._layout.write, donate=(0,))
+        self._logits = Program(make_logits(self._graphdef, self._layout))
+        self._generate: dict[int, Program] = {}
+        self._pool = self._write(self._pool, self._layout.entry({}), np.int32(0))  # compiled before the first `add`
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the adapters that it holds, in order."""
+        return sorted(self._slots.copy())
+
+    @property
+    def num_programs(self) -> int:
+        """Programs compiled so far."""
+        programs = (self._write, self._logits, *self._generate.values())
+        return sum(program.num_shapes for program in programs)
+
+    @property
+    def largest(self) -> Shapes:
+        """The largest shape of each leaf that fits, by the leaf's name; LoRA's A is turned here."""
+        return self._layout.shapes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pool on the device."""
+        return sum(array.nbytes for array in self._pool)
+
+    def block_until_ready(self) -> None:
+        """Waits until all that was added is on the device."""
+        with self._lock:
+            jax.block_until_ready(self._pool)
+
+    def add(self, name: str, directory: Path) -> Method:
+        """Reads the adapter of a directory, in either layout, and holds it under `name`; returns its method.
+
+        Raises:
+          UserError: as `read_adapter` and `put`; or its file names another base.
+          RunFailed: a file is damaged.
+        """
+        base_name = stored_base_name(directory)
+        if self._base_names and base_name is not None and base_name not in self._base_names:
+            ours = " or ".join(sorted(self._base_names))
+            raise UserError(f"{directory} is an adapter of {base_name}; the base here is {ours}.")
+        method, leaves, _ = read_adapter(directory, self._model)
+        self.put(name, method, leaves, source=str(directory))
+        return method
+
+    def put(self, name: str, method: Method, leaves: Mapping[str, np.ndarray], *, source: str | None = None) -> None:
+        """Holds an adapter under `name`; one that is there under that name gives way to it.
+
+        Args:
+          leaves: by name, as `named_leaves(model, Adapter)` gives them.
+          source: what to call the adapter in messages.
+
+        Raises:
+          UserError: the adapter is of another base or not whole, or the bank has no room for it; `BankFull`.
+        """
+        entry = self._layout.entry(self._fitting(method, leaves, source or f"adapter {name!r}"))
+        with self._lock:
+            slot = self._slots.get(name)
+            if slot is None:
+                if not self._free:
+                    raise BankFull(f"the bank is full: it holds {self.capacity} adapters; remove one first.")
+                slot = self._free.pop()
+            self._pool = self._write(self._pool, entry, np.int32(slot))
+            self._slots[name] = slot
+
+    def remove(self, name: str) -> None:
+        """Forgets an adapter. Raises `UnknownAdapter`."""
+        with self._lock:
+            if name not in self._slots:
+                raise UnknownAdapter([name])
+            self._free.append(self._slots.pop(name))
+
+    def generate(
+        self, encoder_input_tokens: Int[np.ndarray, "batch enc_len"], names: Names, *, max_length: int
+    ) -> Int[Array, "batch max_length"]:
+        """The greedy answer of each row's adapter, as `jpeft.model.decode.greedy` returns it.
+
+        Raises:
+          UnknownAdapter: the bank does not hold all of `names`.
+        """
+        made = Program(make_generate(self._graphdef, self._layout, max_length=max_length))
+        return self._run(self._generate.setdefault(max_length, made), names, encoder_input_tokens)
+
+    def logits(
+        self,
+        encoder_input_tokens: Int[np.ndarray, "batch enc_len"],
+        decoder_input_tokens: Int[np.ndarray, "batch dec_len"],
+        names: Names,
+    ) -> Float[Array, "batch dec_len vocab"]:
+        """Scores of the token after each of `decoder_input_tokens`, by each row's adapter. Raises as `generate`."""
+        return self._run(self._logits, names, encoder_input_tokens, decoder_input_tokens)
+
+    def _run(self, program: Program, names: Names, *tokens: np.ndarray) -> Array:
+        with self._lock:
+            unknown = sorted({name for name in names if name is not None and name not in self._slots})
+            if unknown:
+                raise UnknownAdapter(unknown)
+            slots = np.array([0 if name is None else self._slots[name] for name in names], np.int32)
+            return program(self.base, self._pool, (slots, *(np.asarray(ids, np.int32) for ids in tokens)))
+
+    def _fitting(self, method: Method, leaves: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
+        """The leaves as the pool keeps them, checked against the base, the method and the bank's room."""
+        if not isinstance(method, AddedModules):
+            raise UserError(f"{source} changes weights of the base ({method.name} tuning); a bank holds what is added.")
+        by_site: dict[str, dict[str, np.ndarray]] = {}
+        for name, value in leaves.items():
+            path, _, leaf = name.rpartition("/")
+            by_site.setdefault(path, {})[leaf] = np.asarray(value)
+        values = {}
+        for path, own in by_site.items():
+            self._check_whole(method, path, own, source)
+            values |= {f"{path}/{leaf}": value for leaf, value in pooled(method, own).items()}
+        for name, value in values.items():
+            self._check_room(name, value.shape, method, source)
+        return values
+
+    def _check_whole(self, method: AddedModules, path: str, leaves: Mapping[str, np.ndarray], source: str) -> None:
+        """Raises `UserError` unless `leaves` are all that the method has at this site of this base, and finite."""
+        site = self._sites.get(path)
+        if site is None:
+            raise UserError(f"{source} does not fit this base, which has no {path}; is it of another size?")
+        shapes = self._shapes_of(method, site)
+        if set(leaves) != set(shapes):
+            raise UserError(f"{source} is not whole: at {path} it has {sorted(leaves)}; expected {sorted(shapes)}.")
+        for leaf, value in leaves.items():
+            if value.shape != shapes[leaf]:
+                raise UserError(
+                    f"{source} does not fit this base: {path}/{leaf} should have shape {shapes[leaf]}, "
+                    f"it has {value.shape}."
+                )
+            if not np.isfinite(value).all():
+                raise UserError(f"{source} holds values that are not finite, at {path}/{leaf}.")
+
+    def _check_room(self, name: str, shape: tuple[int, ...], method: Method, source: str) -> None:
+        largest = self._layout.shapes.get(name)
+        path, _, leaf = name.rpartition("/")
+        if largest is None:
+            raise UserError(f"{source}: the bank has no room for {method.name} at {path} ({leaf}).")
+        if shape[0] > largest[0]:
+            size = f"{shape[0]} soft tokens" if method.name == "prompt" else f"rank {shape[0]}"
+            raise UserError(f"{source}: {size} at {path}; the bank has room for {largest[0]}.")
+
+
+def make_generate(graphdef: nnx.GraphDef, layout: Layout, *, max_length: int):
+    """Returns `(base, pool, (slots, encoder_input_tokens)) -> tokens: [batch, max_length]`, ready to compile."""
+
+    def generate(base: nnx.State, pool: tuple[Array, ...], batch: tuple[Array, Array]):
+        slots, encoder_input_tokens = batch
+        return greedy(nnx.merge(graphdef, layout.rows(pool, slots), base), encoder_input_tokens, max_length=max_length)
+
+    return generate
+
+
+def make_logits(graphdef: nnx.GraphDef, layout: Layout):
+    """Returns `(base, pool, (slots, encoder tokens, decoder tokens)) -> logits`, ready to compile."""
+
+    def logits(base: nnx.State, pool: tuple[Array, ...], batch: tuple[Array, Array, Array]):
+        slots, encoder_input_tokens, decoder_input_tokens = batch
+        model = nnx.merge(graphdef, layout.rows(pool, slots), base)
+        return model(encoder_input_tokens, decoder_input_tokens)
+
+    return logits

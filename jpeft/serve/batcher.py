@@ -1,0 +1,137 @@
+"""Rows of many requests gathered into batches: a queue on the event loop, and one thread that answers."""
+
+import asyncio
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from jpeft.serve.bank import UnknownAdapter
+from jpeft.serve.engine import Answer, Row
+
+_log = logging.getLogger(__name__)
+
+
+class QueueFull(Exception):
+    """No place for so many more rows. `retry_after_seconds` is when there might be."""
+
+    def __init__(self, retry_after_seconds: int):
+        super().__init__("the queue is full; try again later.")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class NotAnswered(Exception):
+    """The work on a batch failed; the log has the cause."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Waiting:
+    row: Row
+    answer: asyncio.Future[Answer]
+    since: float  # of time.monotonic
+
+
+class Batcher:
+    """Answers rows in the order of their coming, several at once.
+
+    The row that has waited longest decides what a batch is padded to; others of the queue join it where they fit. A
+    batch leaves when it is full, or when its first row has waited for `max_wait_seconds`; while one is answered the
+    next gathers. All but the answering happens on the event loop's thread.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[Sequence[Row]], Sequence[Answer | UnknownAdapter]],
+        *,
+        fit_together: Callable[[Row, Row], bool],
+        max_rows: int,
+        max_wait_seconds: float,
+        max_queue: int,
+        on_batch: Callable[[int, float], None] = lambda rows, seconds: None,
+    ):
+        """Answers nothing until `run`.
+
+        Args:
+          answer: called in a thread of its own, with at most `max_rows` rows that `fit_together` with the first.
+          max_queue: rows that may wait.
+          on_batch: called after each batch with its rows and the seconds that it took.
+        """
+        self._answer, self._fit_together, self._on_batch = answer, fit_together, on_batch
+        self._max_rows, self._max_wait_seconds, self._max_queue = max_rows, max_wait_seconds, max_queue
+        self._queue: list[_Waiting] = []
+        self._arrival = asyncio.Event()
+        self._last_batch_seconds = 1.0
+
+    @property
+    def queued(self) -> int:
+        """Rows that wait."""
+        return len(self._queue)
+
+    async def submit(self, rows: Sequence[Row]) -> list[Answer]:
+        """The answers to a request's rows. Cancelled, it takes those that still wait out of the queue.
+
+        Raises:
+          QueueFull: there is no place for all of them; none is queued.
+          UnknownAdapter: an adapter was removed meanwhile.
+          NotAnswered: the work failed.
+        """
+        if self.queued + len(rows) > self._max_queue:
+            batches = self.queued / self._max_rows
+            raise QueueFull(max(1, math.ceil(batches * self._last_batch_seconds)))
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        waiting = [_Waiting(row, loop.create_future(), now) for row in rows]
+        self._queue.extend(waiting)
+        self._arrival.set()
+        try:
+            return await asyncio.gather(*(each.answer for each in waiting))
+        finally:
+            for each in waiting:
+                each.answer.cancel()  # of a request that is given up; nothing to those that are answered
+            self._queue = [each for each in self._queue if not each.answer.cancelled()]
+
+    async def run(self) -> None:
+        """Answers until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1, thread_name_prefix="answer") as thread:
+            while True:
+                batch = await self._next_batch()
+                started = time.monotonic()
+                try:
+                    results = await loop.run_in_executor(thread, self._answer, [each.row for each in batch])
+                    assert len(results) == len(batch), "a row without an answer, or an answer without a row"
+                except Exception:
+                    _log.exception("a batch of %d rows failed", len(batch))
+                    results = [NotAnswered("the work failed; the server's log has the cause.")] * len(batch)
+                self._last_batch_seconds = time.monotonic() - started
+                self._on_batch(len(batch), self._last_batch_seconds)
+                for each, result in zip(batch, results, strict=True):
+                    _settle(each.answer, result)
+
+    async def _next_batch(self) -> list[_Waiting]:
+        """Waits for rows to come, and for others to join them; takes them out of the queue."""
+        while True:
+            self._arrival.clear()
+            patience = None
+            if self._queue:
+                first = self._queue[0]
+                batch = [each for each in self._queue if self._fit_together(first.row, each.row)][: self._max_rows]
+                patience = first.since + self._max_wait_seconds - time.monotonic()
+                if len(batch) == self._max_rows or patience <= 0:
+                    taken = {id(each) for each in batch}
+                    self._queue = [each for each in self._queue if id(each) not in taken]
+                    return batch
+            try:
+                await asyncio.wait_for(self._arrival.wait(), patience)
+            except TimeoutError:
+                pass
+
+
+def _settle(future: asyncio.Future[Answer], result: Answer | Exception) -> None:
+    if future.done():  # its request was given up while the batch was answered
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

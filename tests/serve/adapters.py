@@ -1,0 +1,66 @@
+"""A tiny base and adapters of it in every method and reading, filled at random."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jpeft.model.leaves import named_leaves
+from jpeft.model.t5 import T5
+from jpeft.peft.ablations import ABLATIONS, ablation
+from jpeft.peft.base import Adapter, Method, Selection, Site, attach, select
+from jpeft.peft.bitfit import BitFit
+from jpeft.peft.ia3 import Ia3
+from jpeft.peft.lora import Lora
+from jpeft.peft.prompt import Prompt
+from jpeft.serve.pool import room_for
+from tests.conftest import TINY
+from tests.peft.filled import filled
+
+METHODS: dict[str, tuple[Method, Selection]] = {
+    "lora": (Lora(), Selection()),
+    "lora_official": (Lora.official(rank=3), Selection()),
+    "lora_of_another_rank_and_alpha": (Lora.official(rank=5, alpha=3.0, rank_stabilized=True), Selection()),
+    "lora_of_the_head": (Lora.official(rank=2), Selection(pattern="lm_head|encoder/layers/0/feed_forward/.*")),
+    "ia3": (Ia3(), Selection()),
+    "ia3_official": (Ia3.official(), Selection()),
+    "bitfit": (BitFit(), Selection()),
+    "bitfit_official": (BitFit.official(), Selection()),
+    "prompt": (Prompt(prompt_length=6), Selection()),
+    "prompt_of_another_length": (Prompt(prompt_length=2, init="uniform"), Selection()),
+}
+ABLATED = {
+    f"{method}_{name}": (METHODS[method][0], ablation(method, name, TINY))
+    for method, names in ABLATIONS.items()
+    for name in names
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """An adapter with something in it, as its method attached it and as leaves by name."""
+
+    model: T5
+    method: Method
+    sites: list[Site]
+
+    @property
+    def leaves(self) -> dict[str, np.ndarray]:
+        return {name: np.asarray(value) for name, value in named_leaves(self.model, Adapter).items()}
+
+
+def tiny_base() -> T5:
+    return T5(TINY, rngs=nnx.Rngs(0))
+
+
+def make(base: T5, method: Method, selection: Selection = Selection(), *, seed: int = 0) -> Filled:  # noqa: B008
+    chosen = select(base, method, selection)
+    key = jax.random.key(seed)
+    return Filled(filled(attach(base, method, chosen, key), key), method, chosen)
+
+
+def room_for_all(base: T5):
+    head = Selection(pattern="lm_head|encoder/layers/./feed_forward/.*")
+    everything = room_for(base, Lora(rank=4), Lora.official(rank=6), Ia3(), Ia3.official(), BitFit.official())
+    return [*everything, (Lora.official(rank=2), select(base, Lora.official(), head)), *room_for(base, Prompt(8))]

@@ -1,0 +1,40 @@
+"""A shelf of adapters of the tiny checkpoint, and an engine that answers by them."""
+
+from pathlib import Path
+
+import pytest
+
+from jpeft.model import weights
+from jpeft.peft.hub import save_adapter
+from jpeft.serve.engine import Engine, Shapes
+from jpeft.serve.shelf import Shelf
+from jpeft.serve.start import Choices, start
+from tests.serve.adapters import METHODS, make
+
+ON_SHELF = ("ia3", "ia3_official", "bitfit")
+SHAPES = Shapes(batch_sizes=(4,), input_lengths=(16,), output_lengths=(4,))
+
+
+@pytest.fixture(scope="session")
+def tiny_shelf(tmp_path_factory, tiny_checkpoint) -> Path:
+    """Adapters of the tiny checkpoint, a directory each; not to be written to."""
+    root = tmp_path_factory.mktemp("shelf")
+    base = weights.load(tiny_checkpoint)
+    for seed, name in enumerate(ON_SHELF):
+        adapter = make(base, *METHODS[name], seed=seed)
+        save_adapter(adapter.model, adapter.method, adapter.sites, root / name, base_name="tiny")
+    return root
+
+
+@pytest.fixture(scope="session")
+def started(tiny_checkpoint, tiny_shelf) -> tuple[Engine, Shelf]:
+    """An engine with all that is on the shelf, compiled. Who unloads an adapter loads it again."""
+    choices = Choices(
+        model=str(tiny_checkpoint),
+        adapters=tiny_shelf,
+        dtype="float32",
+        base_names=(str(tiny_checkpoint), "tiny"),
+        capacity=4,
+        room=(),
+    )
+    return start(choices, SHAPES, say=lambda line: None)

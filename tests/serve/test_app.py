@@ -1,0 +1,230 @@
+"""The HTTP side: every answer and every refusal, through the whole stack of the tiny engine."""
+
+import shutil
+import threading
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from jpeft.serve.app import Limits, Service, make_app
+from jpeft.serve.engine import Answer, Row
+from jpeft.serve.shelf import Shelf
+from tests.serve.conftest import ON_SHELF
+
+LIMITS = Limits(inputs=3, body_bytes=2000, queued_rows=8, wait_seconds=0.0, request_seconds=20.0)
+
+
+@pytest.fixture
+def service(started):
+    return Service(*started, LIMITS)
+
+
+@pytest.fixture
+def client(service):
+    with TestClient(make_app(service), raise_server_exceptions=False) as client:
+        yield client
+
+
+def ask(client, *inputs, **changed):
+    return client.post("/generate", json={"inputs": inputs or ["goal league"], "adapter": "ia3", **changed})
+
+
+def refused(response, status, says):
+    assert response.status_code == status and list(response.json()) == ["detail"]
+    assert says in response.json()["detail"] and "\n" not in response.json()["detail"]
+    return response
+
+
+def test_each_input_is_answered_by_the_named_adapter(client, started):
+    engine, _ = started
+    texts = ["goal league", "bank merger profit market", "robot"]
+    for adapter in (None, *ON_SHELF):
+        response = ask(client, *texts, adapter=adapter, max_output_tokens=4)
+        assert response.status_code == 200 and response.json()["adapter"] == adapter
+        expected = engine.answer([Row(ids, adapter, 4) for ids in engine.tokenize(texts)])
+        assert response.json()["predictions"] == [vars(answer) for answer in expected]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"inputs": []}, "body.inputs"),
+        ({"inputs": [""]}, "body.inputs.0"),
+        ({"inputs": ["a"] * 4}, "body.inputs: List should have at most 3 items"),
+        ({"inputs": "a"}, "body.inputs: Input should be a valid list"),
+        ({"inputs": ["goal " * 40]}, "inputs[0] has"),
+        ({"max_output_tokens": 0}, "greater than or equal to 1"),
+        ({"max_output_tokens": 5}, "less than or equal to 4"),
+        ({"max_output_tokens": "4"}, "body.max_output_tokens"),
+        ({"max_output_tokens": True}, "body.max_output_tokens"),
+        ({"max_output_tokens": 2.5}, "body.max_output_tokens"),
+        ({"adapter": "../secret"}, "body.adapter"),
+        ({"adapter": ""}, "body.adapter"),
+        ({"beams": 4}, "body.beams: Extra inputs are not permitted"),
+    ],
+)
+def test_a_wrong_value_is_named(changed, says, client):
+    refused(ask(client, **changed), 422, says)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"inputs": ["\\ud800"]}', b'{"inputs": [NaN]}', b"[" * 1900]
+)
+def test_what_is_no_request_is_refused(body, client):
+    response = client.post("/generate", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code in (400, 422) and list(response.json()) == ["detail"]
+
+
+def test_an_adapter_that_is_not_loaded_is_not_there(client):
+    refused(ask(client, adapter="nobody"), 404, "no adapter 'nobody'")
+    refused(client.delete("/adapters/nobody"), 404, "no adapter 'nobody'")
+    refused(client.put("/adapters/nobody"), 404, "no adapter 'nobody' to load")
+
+
+def test_a_large_body_is_refused_whether_its_length_is_told_or_not(client):
+    refused(ask(client, "a" * 3000), 413, "at most 2000 bytes")
+    refused(client.post("/generate", content=(b"a" * 100 for _ in range(30))), 413, "at most 2000 bytes")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "..",
+        "%2e%2e",
+        "..%2fsecret",
+        "%2fetc",
+        "ia3%2f..%2f..",
+        "a%00",
+        "ia3%0a",
+        ".ia3",
+        "%ed%a0%80",
+        "a" * 300,
+        "~",
+        "%5c",
+    ],
+)
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_no_name_leads_out_of_the_directory(name, method, client):
+    response = client.request(method, f"/adapters/{name}")
+    assert response.status_code in (404, 405, 422)
+    assert client.get("/adapters").json()["loaded"] == sorted(ON_SHELF)
+
+
+def test_adapters_are_loaded_and_unloaded_by_name(client):
+    assert client.get("/adapters").json() == {
+        "capacity": 4,
+        "loaded": sorted(ON_SHELF),
+        "available": sorted(ON_SHELF),
+    }
+    before = ask(client).json()
+    assert client.delete("/adapters/ia3").status_code == 204
+    refused(ask(client), 404, "no adapter 'ia3'")
+    assert client.put("/adapters/ia3").json() == {"name": "ia3", "method": "ia3"}
+    assert client.put("/adapters/ia3").status_code == 200  # again: read anew
+    assert ask(client).json() == before
+
+
+def test_what_can_not_be_loaded_is_refused_with_the_reason(started, tiny_shelf, tmp_path):
+    engine, _ = started
+    for name in ("one", "two", "cut", "pickled", "stranger"):
+        shutil.copytree(tiny_shelf / "bitfit", tmp_path / name)
+    (tmp_path / "cut/jpeft_adapter.safetensors").write_bytes(b"cut short")
+    (tmp_path / "pickled/jpeft_adapter.safetensors").rename(tmp_path / "pickled/jpeft_adapter.bin")
+    config = (tmp_path / "stranger/jpeft_adapter.json").read_text()
+    (tmp_path / "stranger/jpeft_adapter.json").write_text(config.replace('"tiny"', '"other"'))
+    with TestClient(make_app(Service(engine, Shelf(tmp_path), LIMITS))) as client:
+        refused(client.put("/adapters/cut"), 422, "damaged or cut short")
+        refused(client.put("/adapters/pickled"), 422, "pickle")
+        refused(client.put("/adapters/stranger"), 422, "is an adapter of other")
+        assert client.put("/adapters/one").status_code == 200
+        refused(client.put("/adapters/two"), 409, "the bank is full")
+        client.delete("/adapters/one")
+
+
+def test_a_wrong_method_is_told_the_right_ones(client):
+    response = refused(client.post("/adapters/ia3"), 405, "Method Not Allowed")
+    assert response.headers["Allow"] == "DELETE, PUT"
+
+
+def test_a_full_queue_says_when_to_come_again(service, client, started, monkeypatch):
+    engine, _ = started
+    gate, begun = threading.Event(), threading.Event()
+
+    def held(*arguments, **options):
+        begun.set()
+        gate.wait(20)
+        return np.zeros((4, 4), np.int32)
+
+    monkeypatch.setattr(engine.bank, "generate", held)
+    threads = [threading.Thread(target=ask, args=(client, *"abc")) for _ in range(4)]
+    threads[0].start()
+    assert begun.wait(10)  # three rows are being answered; two more requests fill the queue, the next finds no place
+    for thread in threads[1:]:
+        thread.start()
+    while service.batcher.queued < 6:
+        pass
+    response = refused(ask(client, *"abc"), 429, "the queue is full")
+    assert int(response.headers["Retry-After"]) >= 1
+    gate.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_a_request_that_takes_too_long_is_given_up(started, monkeypatch):
+    engine, shelf = started
+    gate = threading.Event()
+    monkeypatch.setattr(engine, "answer", lambda rows: [Answer("", 1, gate.wait(20)) for _ in rows])
+    limits = Limits(request_seconds=0.05)
+    with TestClient(make_app(Service(engine, shelf, limits))) as client:
+        refused(ask(client), 504, "no answer in time")
+        gate.set()
+
+
+def test_a_defect_is_told_in_one_line(started, monkeypatch):
+    engine, shelf = started
+    monkeypatch.setattr(engine, "answer", lambda rows: 1 / 0)
+    with TestClient(make_app(Service(engine, shelf, LIMITS))) as client:
+        refused(ask(client), 500, "the work failed")
+
+
+def test_a_server_that_is_stopping_takes_nothing_new(service, client):
+    assert client.get("/readyz").status_code == 200
+    service.draining = True
+    for response in (ask(client), client.get("/readyz"), client.put("/adapters/ia3"), client.delete("/adapters/ia3")):
+        assert "Retry-After" in refused(response, 503, "stopping").headers
+    assert client.get("/healthz").status_code == 200 and client.get("/adapters").json()["loaded"] == sorted(ON_SHELF)
+
+
+def test_the_figures_count_what_happened(client):
+    ask(client)
+    ask(client, adapter="nobody")
+    client.get("/no/such/page")
+    client.request("NONSENSE", "/generate")
+    lines = client.get("/metrics").text.splitlines()
+    for line in (
+        'jpeft_requests_total{method="POST",route="/generate",status="200"} 1.0',
+        'jpeft_requests_total{method="POST",route="/generate",status="404"} 1.0',
+        'jpeft_requests_total{method="other",route="other",status="404"} 1.0',
+        'jpeft_requests_total{method="other",route="/generate",status="405"} 1.0',
+        "jpeft_batch_rows_sum 1.0",
+        "jpeft_queue_rows 0.0",
+        f"jpeft_adapters {float(len(ON_SHELF))}",
+        'jpeft_request_seconds_count{route="/generate"} 3.0',
+    ):
+        assert line in lines
+
+
+def test_the_document_describes_every_refusal(client):
+    document = client.get("/openapi.json").json()
+    statuses = {
+        f"{method} {path}": sorted(operation["responses"])
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert statuses["post /generate"] == ["200", "400", "404", "413", "422", "429", "500", "503", "504"]
+    assert statuses["put /adapters/{name}"] == ["200", "404", "409", "422", "503"]
+    assert statuses["delete /adapters/{name}"] == ["204", "404", "422", "503"]
+    assert statuses["get /readyz"] == ["200", "503"]
+    generation = document["components"]["schemas"]["Generation"]["properties"]
+    assert generation["inputs"]["maxItems"] == 3 and generation["max_output_tokens"]["maximum"] == 4

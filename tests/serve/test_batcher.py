@@ -1,0 +1,159 @@
+"""Every row is answered once, by its own answer, in batches that are no larger and wait no longer than they may."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from jpeft.serve.bank import UnknownAdapter
+from jpeft.serve.batcher import Batcher, NotAnswered, QueueFull
+from jpeft.serve.engine import Answer, Row
+
+
+class Echo:
+    """Answers a row by its first token; remembers its batches. A closed `gate` holds it up."""
+
+    def __init__(self):
+        self.batches: list[list[int]] = []
+        self.begun = 0
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, rows):
+        self.begun += 1
+        self.gate.wait(10)
+        self.batches.append([row.tokens[0] for row in rows])
+        return [UnknownAdapter(["gone"]) if row.adapter == "gone" else _answer(row.tokens[0]) for row in rows]
+
+
+def _answer(number: int) -> Answer:
+    return Answer(str(number), 1, True)
+
+
+def row(number: int, *, adapter: str | None = None, length: int = 1) -> Row:
+    return Row([number] * length, adapter, 1)
+
+
+def in_batcher(test, answer, **changed):
+    """Runs `test(batcher)` while the batcher runs."""
+    options = {"max_rows": 4, "max_wait_seconds": 0.02, "max_queue": 64, **changed}
+
+    async def run():
+        batcher = Batcher(answer, fit_together=lambda first, row: len(row.tokens) <= len(first.tokens), **options)
+        running = asyncio.create_task(batcher.run())
+        try:
+            return await asyncio.wait_for(test(batcher), 20)
+        finally:
+            running.cancel()
+
+    return asyncio.run(run())
+
+
+def test_each_request_has_its_own_answers_in_order():
+    echo = Echo()
+
+    async def test(batcher):
+        requests = [batcher.submit([row(10 * i + j) for j in range(1 + i % 6)]) for i in range(40)]
+        for i, answers in enumerate(await asyncio.gather(*requests)):
+            assert answers == [_answer(10 * i + j) for j in range(1 + i % 6)]
+
+    in_batcher(test, echo, max_queue=1000)
+    answered = [number for batch in echo.batches for number in batch]
+    assert len(answered) == len(set(answered)) == sum(1 + i % 6 for i in range(40))
+    assert max(map(len, echo.batches)) == 4 and len(echo.batches) == -(-len(answered) // 4)
+
+
+def test_a_lone_row_waits_for_others_only_so_long():
+    async def test(batcher):
+        started = time.monotonic()
+        await batcher.submit([row(1)])
+        return time.monotonic() - started
+
+    assert 0.05 <= in_batcher(test, Echo(), max_wait_seconds=0.05) < 5
+
+
+def test_a_full_batch_does_not_wait():
+    async def test(batcher):
+        await batcher.submit([row(i) for i in range(4)])
+
+    in_batcher(test, Echo(), max_wait_seconds=3600.0)
+
+
+def test_rows_that_do_not_fit_the_first_stay_in_line():
+    echo = Echo()
+
+    async def test(batcher):
+        lengths = [2, 3, 1, 2, 3]
+        return await batcher.submit([row(i, length=length) for i, length in enumerate(lengths)])
+
+    assert in_batcher(test, echo) == [_answer(i) for i in range(5)]
+    assert echo.batches == [[0, 2, 3], [1, 4]]
+
+
+def test_a_full_queue_takes_none_of_a_request():
+    echo = Echo()
+    echo.gate.clear()
+
+    async def test(batcher):
+        held = asyncio.create_task(batcher.submit([row(i) for i in range(4)]))
+        await until(lambda: echo.begun == 1)
+        waiting = asyncio.create_task(batcher.submit([row(i) for i in range(4, 9)]))
+        await until(lambda: batcher.queued == 5)
+        with pytest.raises(QueueFull) as refused:
+            await batcher.submit([row(9), row(10)])
+        assert refused.value.retry_after_seconds >= 1 and batcher.queued == 5
+        echo.gate.set()
+        await asyncio.gather(held, waiting)
+
+    in_batcher(test, echo, max_queue=6)
+    assert 9 not in sum(echo.batches, [])
+
+
+def test_what_is_given_up_leaves_the_queue():
+    echo = Echo()
+    echo.gate.clear()
+
+    async def test(batcher):
+        held = asyncio.create_task(batcher.submit([row(0)]))
+        await until(lambda: echo.begun == 1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await batcher.submit([row(1), row(2)])
+        held.cancel()
+        assert batcher.queued == 0
+        echo.gate.set()
+        assert await batcher.submit([row(3)]) == [_answer(3)]
+
+    in_batcher(test, echo, max_rows=1, max_wait_seconds=0.0)
+    assert sum(echo.batches, []) == [0, 3]
+
+
+def test_an_adapter_that_is_gone_fails_its_own_request_alone():
+    async def test(batcher):
+        return await asyncio.gather(
+            batcher.submit([row(1)]), batcher.submit([row(2, adapter="gone"), row(3)]), return_exceptions=True
+        )
+
+    first, second = in_batcher(test, Echo())
+    assert first == [_answer(1)] and isinstance(second, UnknownAdapter)
+
+
+def test_work_that_fails_is_told_to_all_of_its_batch_and_ends_nothing(caplog):
+    def answer(rows):
+        if rows[0].tokens[0] == 13:
+            raise ZeroDivisionError("a defect")
+        return [_answer(row.tokens[0]) for row in rows]
+
+    async def test(batcher):
+        failed = await asyncio.gather(batcher.submit([row(13)]), batcher.submit([row(14)]), return_exceptions=True)
+        return failed, await batcher.submit([row(15)])
+
+    failed, after = in_batcher(test, answer)
+    assert [type(error) for error in failed] == [NotAnswered, NotAnswered] and after == [_answer(15)]
+    assert "a defect" in caplog.text
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.005)

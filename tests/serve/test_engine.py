@@ -1,0 +1,71 @@
+"""Texts in, texts out: what an engine answers is what each adapter would, whatever it is padded to."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jpeft.errors import UserError
+from jpeft.serve.bank import UnknownAdapter
+from jpeft.serve.engine import Row, Shapes
+from tests.serve.conftest import ON_SHELF
+
+TEXTS = ["goal league", "bank merger profit market", "robot"]
+
+
+def rows(engine, adapter=None, limit=4):
+    return [Row(ids, adapter, limit) for ids in engine.tokenize(TEXTS)]
+
+
+def test_rows_of_a_batch_are_answered_as_each_alone(started):
+    engine, _ = started
+    mixed = [rows(engine, name)[i] for i, name in enumerate(("ia3", None, "bitfit"))]
+    assert engine.answer(mixed) == [engine.answer([row])[0] for row in mixed]
+    assert len({engine.answer(rows(engine, name))[1].text for name in (None, *ON_SHELF)}) > 1
+
+
+def test_an_answer_is_cut_at_its_own_limit(started):
+    engine, _ = started
+    row = rows(engine, "ia3")[0]
+    whole, cut = engine.answer([row, dataclasses.replace(row, max_output_tokens=1)])
+    assert whole.output_tokens > 1 and cut.output_tokens == 1 and not cut.ended
+    assert whole.text.startswith(cut.text)
+
+
+def test_nothing_compiles_after_the_start(started):
+    engine, _ = started
+    compiled = engine.bank.num_programs
+    for count in (1, 2, 3):
+        engine.answer(rows(engine, "ia3")[:count])
+    assert engine.bank.num_programs == compiled == len(list(engine.shapes)) + 1  # and the one that writes
+
+
+def test_an_adapter_that_is_gone_leaves_the_others_answered(started):
+    engine, _ = started
+    here, gone = rows(engine, "ia3")[:2]
+    answers = engine.answer([here, dataclasses.replace(gone, adapter="gone"), here])
+    assert isinstance(answers[1], UnknownAdapter) and answers[0] == answers[2] == engine.answer([here])[0]
+
+
+def test_a_text_that_fits_no_shape_is_refused(started):
+    engine, _ = started
+    with pytest.raises(UserError, match="inputs\\[1\\] has [0-9]+ tokens; at most 16 are taken"):
+        engine.tokenize(["goal", "goal " * 40])
+
+
+def test_the_padded_shape_is_the_smallest_that_holds_the_rows():
+    shapes = Shapes((1, 4), (8, 32), (4, 16))
+    assert shapes.of(Row([1] * 8, None, 4)) == (8, 4)
+    assert shapes.of(Row([1] * 9, None, 5)) == (32, 16)
+    assert len(list(shapes)) == 8
+
+
+@pytest.mark.parametrize("sizes", [(), (0, 1), (4, 1), (1, 1)])
+def test_shapes_rise(sizes):
+    with pytest.raises(UserError, match="batch_sizes"):
+        Shapes(batch_sizes=sizes)
+
+
+def test_a_generated_row_ends_with_its_first_end(started):
+    engine, _ = started
+    assert engine._until_end(np.array([5, 1, 0, 0])) == [5, 1] and engine._until_end(np.array([5, 6])) == [5, 6]

@@ -1,0 +1,127 @@
+"""`jpeft serve` as a process: it starts, is stopped with requests in flight, bears load, and is fuzzed."""
+
+import asyncio
+import importlib.util
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from benchmarks.serve import load, serving, write_adapters
+from jpeft.cli import main
+from jpeft.errors import UserError
+from jpeft.peft.lora import Lora
+from jpeft.peft.prompt import Prompt
+from jpeft.serve.listen import bind
+from jpeft.serve.start import parse_room
+from tests.serve.conftest import ON_SHELF
+
+
+def call(*arguments: object) -> list[str]:
+    return ["serve", *map(str, arguments)]
+
+
+def refused(capsys, arguments, says, status=2):
+    assert main(arguments) == status
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ") and says in line
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refused(capsys, call("--model", "mini", "--adapters", tmp_path), "pip install 'jpeft[serve]'")
+
+
+def test_a_port_that_is_taken_is_known_at_once(capsys, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        arguments = call("--model", "mini", "--adapters", tmp_path, "--port", taken.getsockname()[1])
+        refused(capsys, arguments, "can not listen at 127.0.0.1:")
+    with pytest.raises(UserError, match="can not listen at 127.0.0.1:70000"):
+        bind("127.0.0.1", 70000)
+
+
+def test_wrong_choices_are_named(capsys, tmp_path, tiny_checkpoint, tiny_shelf):
+    free = ("--port", 0, "--model", tiny_checkpoint)
+    refused(capsys, call(*free, "--adapters", tmp_path / "nowhere"), "is no directory")
+    refused(capsys, call(*free, "--adapters", tmp_path), "holds no adapter to make room for")
+    refused(capsys, call(*free, "--adapters", tiny_shelf, "--capacity", 2), "holds 3 adapters; --capacity is 2")
+    refused(capsys, call(*free, "--adapters", tiny_shelf, "--batch-sizes", "4,1"), "batch_sizes")
+    refused(capsys, call(*free, "--adapters", tiny_shelf, "--timeout", 0), "request_seconds is 0")
+    refused(capsys, call(*free, "--adapters", tiny_shelf, "--max-queue", 3), "can not take a request of 16")
+
+
+@pytest.mark.parametrize(
+    ("text", "method"),
+    [("lora", Lora()), ("lora:official:16", Lora.official(rank=16)), ("prompt:paper:20", Prompt(prompt_length=20))],
+)
+def test_room_is_said_in_words(text, method):
+    assert parse_room(text) == method
+
+
+@pytest.mark.parametrize("text", ["lora:official:x", "ia3:paper:3", "full", "loro", "lora:mine", "lora:official:0"])
+def test_room_that_means_nothing_is_refused(text):
+    with pytest.raises(UserError):
+        parse_room(text)
+
+
+def tiny_server(checkpoint: Path, shelf: Path, *options: str):
+    shapes = ["--batch-sizes", "1,4", "--input-lengths", "64", "--output-lengths", "16"]
+    return serving(["--model", str(checkpoint), "--adapters", str(shelf), "--also-base", "tiny", *shapes, *options])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_answers_what_it_accepted_and_exits_with_0(number, tiny_checkpoint, tiny_shelf):
+    """Requests are kept waiting for their batch to fill; the signal comes while they all wait."""
+    with tiny_server(tiny_checkpoint, tiny_shelf, "--max-wait-ms", "3000", "--batch-sizes", "1,64") as server:
+
+        def ask(i: int) -> httpx2.Response:
+            body = {"inputs": ["goal"], "adapter": ON_SHELF[i % 3]}
+            return httpx2.post(f"{server.url}/generate", json=body, timeout=60)
+
+        with ThreadPoolExecutor(24) as clients:
+            accepted = [clients.submit(ask, i) for i in range(24)]
+            while "jpeft_queue_rows 24.0" not in httpx2.get(f"{server.url}/metrics").text:
+                assert not any(answer.done() for answer in accepted)
+            server.process.send_signal(number)
+            answers = [answer.result() for answer in accepted]
+        assert [answer.status_code for answer in answers] == [200] * 24
+        assert [answer.json()["adapter"] for answer in answers] == [ON_SHELF[i % 3] for i in range(24)]
+        assert server.process.wait(timeout=30) == 0
+        with pytest.raises(httpx2.ConnectError):
+            ask(0)
+
+
+@pytest.mark.slow
+def test_under_load_every_answer_is_its_adapters_own(tiny_checkpoint, tmp_path):
+    known = write_adapters(tmp_path, str(tiny_checkpoint), 12)
+    assert len({tuple(answers.values()) for answers in known.values()}) > 6
+    with tiny_server(tiny_checkpoint, tmp_path) as server:
+        figures = asyncio.run(load(server, known, seconds=8.0))
+    assert figures["requests"] > 100 and figures["rows_per_batch"] > 1.5
+    assert figures["wrong"] == figures["lost"] == figures["rows_answered_by_server_beyond_requests"] == 0
+    assert figures["resident_bytes_after"] < 1.2 * figures["resident_bytes_before"]
+
+
+@pytest.mark.slow
+def test_nothing_that_its_own_document_allows_or_forbids_is_answered_by_a_defect(tiny_checkpoint, tiny_shelf, tmp_path):
+    """Schemathesis: requests made from the OpenAPI document, right ones and wrong ones, and what may be answered."""
+    shelf = tmp_path / "shelf"
+    for name in "01aA":  # short ones are drawn often enough to be loaded and unloaded, too
+        shutil.copytree(tiny_shelf / "ia3", shelf / name)
+    # How many tokens a text has no schema can say: more are taken here than are drawn.
+    with tiny_server(tiny_checkpoint, shelf, "--input-lengths", "64,2048") as server:
+        fuzz = [str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json"]
+        options = ["--max-time", "60", "--checks", "all", "--continue-on-failure", "--no-color", "--seed", "1"]
+        done = subprocess.run([*fuzz, *options], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        counted = httpx2.get(f"{server.url}/metrics").text
+    assert done.returncode == 0, done.stdout[-6000:]
+    served = [line for line in counted.splitlines() if line.startswith("jpeft_requests_total")]
+    assert any('method="DELETE",route="/adapters/{name}",status="204"' in line for line in served)
+    assert len(served) > 10 and not any('status="5' in line for line in served)
