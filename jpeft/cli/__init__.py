@@ -9,7 +9,20 @@ import sys
 from collections.abc import Callable, Sequence
 
 from jpeft import __version__
-from jpeft.cli import export, grid, import_adapter, merge, params, plan, predict, pretrain, recommend, report, run, serve
+from jpeft.cli import (
+    export,
+    grid,
+    import_adapter,
+    merge,
+    params,
+    plan,
+    predict,
+    pretrain,
+    recommend,
+    report,
+    run,
+    serve,
+)
 from jpeft.errors import RunFailed, UserError
 
 
@@ -21,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"jpeft {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-from jpeft.cli import export, grid, import_adapter, merge, params, plan, predict, pretrain, recommend, report, run, serve
+    for command in (export, grid, import_adapter, merge, params, plan, predict, pretrain, recommend, report, serve):
         command.add(commands)
     arguments, others = parser.parse_known_args(argv)
     keys = [arg for arg in others if arg.startswith("--config.")] if hasattr(arguments, "takes_config_keys") else []
