@@ -64,6 +64,32 @@ class Site(nnx.Module):
         return compute(x) if self.adapter is None else self.adapter(compute, x)
 
 
+@jax.custom_vjp
+def product(x: Float[Array, "*batch d_in"], kernel: Float[Array, "d_in d_out"]) -> Float[Array, "*batch d_out"]:
+    """`x @ kernel`; for the kernel's gradient the narrower of x and the output's gradient is turned.
+
+    JAX always turns the output's gradient. On a CPU, XLA then works out the elementwise part of a wide one again, column
+    by column: for the gated feed-forward that took longer than all products of the step (docs/log.md).
+    """
+    return x @ kernel
+
+
+def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(kept: tuple[Array, Array], by: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    if x.shape[-1] < by.shape[-1]:
+        of_kernel = jnp.einsum("...i,...o->io", x, by)
+    else:
+        of_kernel = jnp.einsum("...o,...i->oi", by, x).T
+    return by @ kernel.T, of_kernel  # the second is dropped by the compiler where the kernel does not train
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
 class Linear(Site):
     """`x @ kernel`; T5 has no biases."""
 
@@ -72,7 +98,7 @@ class Linear(Site):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (d_in, d_out)) * stddev)
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
-        return self.through_adapter(lambda x: x @ self.kernel[...].astype(x.dtype), x)
+        return self.through_adapter(lambda x: product(x, self.kernel[...].astype(x.dtype)), x)
 
 
 class RMSNorm(Site):
