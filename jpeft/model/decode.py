@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jpeft.model.placement import placed
-from jpeft.model.t5 import T5, SegmentCache, num_stacked
+from jpeft.model.t5 import T5, SegmentCache
 
 _IMPOSSIBLE = -1e9  # score of a hypothesis that must not be chosen
 
@@ -39,12 +38,7 @@ class _Decoder:
     cross_bias: Float[Array, "batch 1 1 enc_len"]
 
     def empty_caches(self, max_length: int) -> list[SegmentCache]:
-        caches = []
-        for block, (k, _) in zip(self.model.decoder.segments, self.cross_kvs, strict=True):
-            _, batch, num_heads, _, d_kv = k.shape
-            empty = placed(jnp.zeros((num_stacked(block), batch, num_heads, max_length, d_kv), k.dtype), "cache")
-            caches.append(SegmentCache(empty, empty))
-        return caches
+        return [SegmentCache.empty(k, max_length) for k, _ in self.cross_kvs]
 
     def step(
         self, tokens: Int[Array, " batch"], caches: list[SegmentCache], position: Int[Array, ""]
@@ -131,12 +125,6 @@ def _gather_beams(tree, beam: Int[Array, "batch new_beams"]):
     return jax.tree.map(lambda x: jnp.take_along_axis(x, beam.reshape(beam.shape + (1,) * (x.ndim - 2)), axis=1), tree)
 
 
-def _reorder_cache(cache: SegmentCache, beam: Int[Array, "batch beams"]) -> SegmentCache:
-    batch, beams = beam.shape
-    rows = (jnp.arange(batch)[:, None] * beams + beam).reshape(-1)
-    return jax.tree.map(lambda x: jnp.take(x, rows, axis=1), cache)
-
-
 def beam_search(
     model: T5,
     encoder_input_tokens: Int[Array, "batch enc_len"],
@@ -192,6 +180,7 @@ def beam_search_scored(
 
         running_scores, chosen = jax.lax.top_k(jnp.where(ends, scores + _IMPOSSIBLE, scores), num_beams)
         running_tokens, running_beam = _gather_beams((candidates, beam), chosen)
+        rows = (jnp.arange(batch)[:, None] * num_beams + running_beam).reshape(-1)  # of the decoder's batch
 
         among_best = jnp.arange(2 * num_beams) < num_beams
         may_finish = ends & among_best[None] & state.can_improve[:, None]
@@ -215,7 +204,7 @@ def beam_search_scored(
             finished_scores=finished_scores,
             is_finished=is_finished,
             can_improve=can_improve,
-            caches=[_reorder_cache(cache, running_beam) for cache in caches],
+            caches=[cache.reordered(rows) for cache in caches],
         )
 
     state = _Beams(

@@ -68,7 +68,7 @@ class Site(nnx.Module):
 def product(x: Float[Array, "*batch d_in"], kernel: Float[Array, "d_in d_out"]) -> Float[Array, "*batch d_out"]:
     """`x @ kernel`; for the kernel's gradient the narrower of x and the output's gradient is turned.
 
-    JAX always turns the output's gradient. On a CPU, XLA then works out the elementwise part of a wide one again, column
+    JAX always turns the gradient. On a CPU, XLA then works out the elementwise part of a wide one again, column
     by column: for the gated feed-forward that took longer than all products of the step (docs/log.md).
     """
     return x @ kernel
@@ -209,17 +209,37 @@ class FeedForward(nnx.Module):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class SegmentCache:
-    """Keys and values that a decoder segment has seen: `k, v: [layers, batch, num_heads, max_length, d_kv]`."""
+    """Keys and values that a decoder segment has seen: `k, v: [layers, batch, num_heads, max_length, d_kv]`.
+
+    Those of a segment of one layer have no axis of layers: with it, XLA copies a whole cache for every token.
+    """
 
     k: Array
     v: Array
 
-    def write(self, layer: Array, position: Array, k: Array, v: Array) -> "SegmentCache":
+    @classmethod
+    def empty(cls, like: Array, max_length: int) -> "SegmentCache":
+        """For `max_length` tokens of as many rows as `like`, cross-attention's keys of the same segment, has."""
+        kind = "heads" if like.ndim == 4 else "cache"
+        nothing = placed(jnp.zeros((*like.shape[:-2], max_length, like.shape[-1]), like.dtype), kind)
+        return cls(nothing, nothing)
+
+    def write(self, layer: Array | None, position: Array, k: Array, v: Array) -> "SegmentCache":
         """Puts one token's `k, v: [batch, num_heads, 1, d_kv]` at `position` of `layer`, in place where XLA can."""
-        start = (layer, 0, 0, position, 0)
+        start = (0, 0, position, 0)
+        if layer is not None:
+            start, k, v = (layer, *start), k[None], v[None]
         return SegmentCache(
-            jax.lax.dynamic_update_slice(self.k, k[None], start), jax.lax.dynamic_update_slice(self.v, v[None], start)
+            jax.lax.dynamic_update_slice(self.k, k, start), jax.lax.dynamic_update_slice(self.v, v, start)
         )
+
+    def of(self, layer: Array | None) -> tuple[Array, Array]:
+        """`k, v: [batch, num_heads, max_length, d_kv]` of `layer`, None where there is but one."""
+        return (self.k, self.v) if layer is None else (self.k[layer], self.v[layer])
+
+    def reordered(self, rows: Int[Array, " batch"]) -> "SegmentCache":
+        """Row `i` of the batch becomes what row `rows[i]` was."""
+        return SegmentCache(*(jnp.take(x, rows, axis=x.ndim - 4) for x in (self.k, self.v)))
 
 
 class Block(nnx.Module):
@@ -264,13 +284,13 @@ class Block(nnx.Module):
         cross_kv: tuple[Array, Array],
         cross_bias: Float[Array, "batch 1 1 enc_len"],
         cache: SegmentCache,
-        layer: Int[Array, ""],
+        layer: Int[Array, ""] | None,
         position: Int[Array, ""],
     ) -> tuple[Float[Array, "batch 1 d_model"], SegmentCache]:
         """One token of generation, attending to what `cache` holds of `layer` and to the encoder's keys and values."""
         h = self.self_attention_norm(x)
         cache = cache.write(layer, position, *self.self_attention.keys_values(h))
-        x = x + self.self_attention(h, cache.k[layer], cache.v[layer], self_bias)
+        x = x + self.self_attention(h, *cache.of(layer), self_bias)
         x = x + self.cross_attention(self.cross_attention_norm(x), *cross_kv, cross_bias)
         return placed(x + self.feed_forward(self.feed_forward_norm(x)), "hidden"), cache
 
@@ -362,12 +382,14 @@ class Stack(nnx.Module):
         return dropout(self.final_norm(x), self.dropout_rate, out_key)
 
     def cross_keys_values(self, encoded: Float[Array, "batch enc_len d_model"]) -> list[tuple[Array, Array]]:
-        """Per segment the keys and values of `encoded`, each `[layers, batch, num_heads, enc_len, d_kv]`."""
+        """Per segment the keys and values of `encoded`, each `[layers, batch, num_heads, enc_len, d_kv]`.
+
+        Without the axis of layers where a segment has one.
+        """
 
         def of_segment(block: Block) -> tuple[Array, Array]:
             if num_stacked(block) == 1:
-                k, v = jax.tree.map(lambda leaf: leaf[0], block).cross_attention.keys_values(encoded)
-                return k[None], v[None]
+                return jax.tree.map(lambda leaf: leaf[0], block).cross_attention.keys_values(encoded)
             return jax.lax.map(lambda block: block.cross_attention.keys_values(encoded), block)
 
         return [of_segment(block) for block in self.segments]
@@ -390,11 +412,11 @@ class Stack(nnx.Module):
 
         new_caches = []
         for block, cross_kv, cache in zip(self.segments, cross_kvs, caches, strict=True):
-            layers = (jnp.arange(num_stacked(block)), block, cross_kv)
             if num_stacked(block) == 1:
-                (x, cache), _ = body((x, cache), jax.tree.map(lambda leaf: leaf[0], layers))
+                block = jax.tree.map(lambda leaf: leaf[0], block)
+                x, cache = block.step(x, self_bias, cross_kv, cross_bias, cache, None, position)
             else:
-                (x, cache), _ = jax.lax.scan(body, (x, cache), layers)
+                (x, cache), _ = jax.lax.scan(body, (x, cache), (jnp.arange(num_stacked(block)), block, cross_kv))
             new_caches.append(cache)
         return self.final_norm(x), new_caches
 
