@@ -169,6 +169,7 @@ def results(workdir: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in workdir.glob("*/result.json")}
 
 
+@pytest.mark.slow
 def test_from_rows_to_an_adapter_and_the_command_that_made_it(flags, tmp_path, toy_jsonl, capsys, monkeypatch):
     assert main(flags("--json")) == 0
     data = json.loads(capsys.readouterr().out)

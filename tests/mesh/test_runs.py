@@ -51,16 +51,9 @@ def on_one_device():
     return {}
 
 
-# Compiling for four devices takes seconds a program: one by default, all of them as slow tests.
-_BY_DEFAULT = {("lora", "2x2")}
-_COMBINATIONS = [
-    pytest.param(method, mesh, marks=[] if (method, mesh) in _BY_DEFAULT else pytest.mark.slow)
-    for method in METHODS
-    for mesh in MESHES
-]
-
-
-@pytest.mark.parametrize(("method", "mesh"), _COMBINATIONS)
+@pytest.mark.slow  # compiling for four devices takes seconds a program
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("method", METHODS)
 def test_three_steps_agree_with_one_device(method, mesh, cell, on_one_device, tmp_path):
     if method not in on_one_device:
         on_one_device[method] = outcome(cell(method, ONE), tmp_path / "one")

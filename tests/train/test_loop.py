@@ -211,7 +211,7 @@ def signal_after(monkeypatch, steps: int, number: int):
         yield
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_exits_and_the_run_goes_on(number, tiny_checkpoint, toy_data, tmp_path, monkeypatch, capsys):
     assert threading.current_thread() is threading.main_thread()
     arguments = ("lora_agnews_low", tmp_path / "stopped", tiny_checkpoint, toy_data)
@@ -311,6 +311,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_does_not_hold_its_director
     assert run("lora_agnews_low", tmp_path / "run", tiny_checkpoint, toy_data) == 0
 
 
+@pytest.mark.slow
 def test_bfloat16_rematerialised_blocks_beams_and_dropout(tiny_checkpoint, toy_data, tmp_path):
     """Options that change how, not what: the run ends, its adapter is float32 and its losses near those in float32."""
     assert run("lora_agnews_low", tmp_path / "plain", tiny_checkpoint, toy_data) == 0
