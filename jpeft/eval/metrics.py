@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
 
 from jpeft.data.tasks import Example, Task
 
@@ -33,6 +32,8 @@ class RougeL:
     """ROUGE-L F-measure, 0 to 1, by the `rouge-score` package, with Porter stemming."""
 
     def __init__(self):
+        from rouge_score.rouge_scorer import RougeScorer  # a second of importing that training does not wait for
+
         self._scorer = RougeScorer(["rougeL"], use_stemmer=True)
 
     def __call__(self, prediction: str, target: str) -> float:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import shutil
 import time
@@ -175,14 +176,20 @@ class MetricsLog:
     """
 
     def __init__(self, directory: Path, *, steps_done: int, keep: Callable[[Mapping[str, Any]], bool]):
-        from tensorboardX import SummaryWriter
-
         self._path = directory / "metrics.jsonl"
         kept = [line for line in _whole_lines(self._path) if keep(json.loads(line))]
         with write_whole(self._path) as beside:
             beside.write_text("".join(f"{line}\n" for line in kept))
         self._file = self._path.open("a")
-        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=steps_done + 1 if steps_done else None)
+        self._events_directory = directory / "tensorboard"
+        self._purge_step = steps_done + 1 if steps_done else None
+
+    @functools.cached_property
+    def _events(self) -> Any:
+        """Made at the first record: tensorboardX loads PyTorch where that is installed, for seconds."""
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(str(self._events_directory), purge_step=self._purge_step)
 
     def step(self, *, step: int, **values: float | int) -> None:
         """Records one optimizer step, counted from 1."""
@@ -194,8 +201,9 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
-        with contextlib.suppress(OSError):  # on a full disk: what it held back is in metrics.jsonl too
-            self._events.close()
+        if "_events" in vars(self):
+            with contextlib.suppress(OSError):  # on a full disk: what it held back is in metrics.jsonl too
+                self._events.close()
 
     def _write(self, group: str, at: int, record: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
