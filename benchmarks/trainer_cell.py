@@ -39,7 +39,7 @@ def main(workdir: Path) -> None:
             output_dir=str(workdir / "trainer"),
             num_train_epochs=cell["epochs"],
             learning_rate=cell["learning_rate"],
-            warmup_ratio=0.1,
+            warmup_steps=0.1,  # below 1: a share of all steps
             per_device_train_batch_size=cell["batch_size"],
             per_device_eval_batch_size=cell["eval_batch_size"],
             eval_strategy="epoch",

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from jpeft.errors import UserError
 from jpeft.model.write import write_whole
@@ -96,6 +96,10 @@ def _fast_tokenizer(pieces: list[tuple[str, float]]) -> tokenizers.Tokenizer:
         ]
     )
     tokenizer.add_special_tokens([_PAD, _EOS, _UNK, *sentinels])
+    # What T5's own tokenizer does for transformers' users: an input and a label end with </s>.
+    tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single=f"$A {_EOS}", pair=f"$A {_EOS} $B {_EOS}", special_tokens=[(_EOS, tokenizer.token_to_id(_EOS))]
+    )
     return tokenizer
 
 

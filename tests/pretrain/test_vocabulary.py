@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,6 +37,13 @@ def test_special_ids_are_t5s(tokenizer):
     assert [backend.token_to_id(piece) for piece in ("<pad>", "</s>", "<unk>")] == [0, 1, 2]
     assert tokenizer.vocab_size == SIZE
     assert tokenizer.sentinels == list(range(SIZE - 1, SIZE - 101, -1))
+
+
+def test_transformers_users_get_the_end_of_a_text_too(directory):
+    tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+    ids = tokenizer.encode("Anna wrote to Ida.").ids
+    assert ids[-1] == 1 and 1 not in ids[:-1]
+    assert Tokenizer.load(directory).encode(["Anna wrote to Ida."], max_length=50).ids == [ids]
 
 
 def test_a_dialogue_keeps_its_turns(tokenizer):
