@@ -54,6 +54,7 @@ def pretrain(
       RunFailed: the loss is not finite, the disk is full, or the process was told to stop; the same command goes on
         from the last checkpoint.
     """
+    keep_freed_memory()  # before JAX is asked for anything
     display = display or Display()
     return run_once(
         workdir,
@@ -94,7 +95,6 @@ class _Pretraining:
 
     def __init__(self, run: Pretraining, directory: RunDirectory, display: Display):
         self.run, self.directory, self.display = run, directory, display
-        keep_freed_memory()
         use_compilation_cache(cache_directory() / "compiled")
         self.tokenizer = load_tokenizer(run, directory.path, display.say)
         self.config = network_config(run, self.tokenizer)

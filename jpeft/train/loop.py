@@ -69,6 +69,7 @@ def execute(
       RunFailed: the loss is not finite, the disk is full, a file is damaged, or the process was told to stop; the same
         command goes on from the last checkpoint.
     """
+    keep_freed_memory()  # before JAX is asked for anything
     display = display or Display()
     return run_once(
         workdir,
@@ -119,7 +120,6 @@ class _Execution:
 
     def __init__(self, run: Run, directory: RunDirectory, display: Display, session: Session):
         self.run, self.directory, self.display, self.session = run, directory, display, session
-        keep_freed_memory()
         use_compilation_cache(cache_directory() / "compiled")
         reset_peak_memory()
         self.layout = Layout.of_devices(**dataclasses.asdict(run.mesh))
