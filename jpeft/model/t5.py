@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.custom_derivatives import CustomVJPPrimal
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -74,20 +75,23 @@ def product(x: Float[Array, "*batch d_in"], kernel: Float[Array, "d_in d_out"]) 
     return x @ kernel
 
 
-def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel, (x, kernel)
+def _product_forward(x: CustomVJPPrimal, kernel: CustomVJPPrimal) -> tuple[Array, tuple[Array | None, Array | None]]:
+    # What is kept is what the backward pass needs: a frozen kernel asks for no x, an input that leads to nothing
+    # trainable for no kernel.
+    return x.value @ kernel.value, (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
 
 
-def _product_backward(kept: tuple[Array, Array], by: Array) -> tuple[Array, Array]:
+def _product_backward(kept: tuple[Array | None, Array | None], by: Array) -> tuple[Array | None, Array | None]:
     x, kernel = kept
+    of_x = None if kernel is None else by @ kernel.T
+    if x is None:
+        return of_x, None
     if x.shape[-1] < by.shape[-1]:
-        of_kernel = jnp.einsum("...i,...o->io", x, by)
-    else:
-        of_kernel = jnp.einsum("...o,...i->oi", by, x).T
-    return by @ kernel.T, of_kernel  # the second is dropped by the compiler where the kernel does not train
+        return of_x, jnp.einsum("...i,...o->io", x, by)
+    return of_x, jnp.einsum("...o,...i->oi", by, x).T
 
 
-product.defvjp(_product_forward, _product_backward)
+product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
 class Linear(Site):
