@@ -2,15 +2,18 @@
 
   python -m benchmarks.cell --data DATA --task agnews
   python -m benchmarks.cell --data DATA --task samsum --train 300 --validation 100 --test 100
+  python -m benchmarks.cell --data DATA --size small --train 320 --validation 160 --test 160
 
-Both tune `mini` by LoRA (rank 8 on q and v) on the same rows, 16 a step, for as many epochs at the same peak learning
-rate; validate after each, keep the best, and answer the test rows by greedy generation. Times are of whole processes,
-imports and compiling included: jpeft's first with nothing compiled before, then with its programs kept.
+Both tune `mini` (or, with `--size small`, random weights of FLAN-T5-small's sizes, whose answers mean nothing) by LoRA,
+rank 8 on q and v, on the same rows, 16 a step, for as many epochs at the same peak learning rate; validate after each,
+keep the best, and answer the test rows by greedy generation. Times are of whole processes, imports and compiling
+included: jpeft's first with nothing compiled before, then with its programs kept.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,7 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.work import LORA_RANK
+from benchmarks.work import LORA_RANK, SIZES, write_checkpoint
 from jpeft.config import DataConfig
 from jpeft.data.prepare import Data, choose_task, prepare
 from jpeft.data.tasks import Task
@@ -39,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="directory of the datasets; generated rows if not given")
     parser.add_argument("--task", default="agnews", choices=("agnews", "cola", "e2e", "samsum"))
+    parser.add_argument("--size", default="mini", choices=("mini", "small"))
     parser.add_argument("--train", type=int, default=1000)
     parser.add_argument("--validation", type=int, default=400)
     parser.add_argument("--test", type=int, default=500)
@@ -48,32 +52,45 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     arguments = parser.parse_args(argv)
 
-    data = _data(arguments)
     seconds: dict[str, list[float]] = {"jpeft, cold": [], "jpeft, warm": [], "Seq2SeqTrainer + PEFT": []}
     metrics: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as directory:
+        model = _model(arguments.size, Path(directory))
+        data = _data(arguments, model)
         for turn in range(arguments.repeats):
             place = Path(directory) / str(turn)
             for name in seconds:
                 started = time.perf_counter()
                 if name.startswith("jpeft"):
-                    metrics[name] = _ours(arguments, place / name.replace(", ", "_"), cache=place / "cache")
+                    metrics[name] = _ours(arguments, model, place / name.replace(", ", "_"), cache=place / "cache")
                 else:
-                    metrics[name] = _theirs(arguments, data, place / "trainer")
+                    metrics[name] = _theirs(arguments, model, data, place / "trainer")
                 seconds[name].append(time.perf_counter() - started)
     figures = {"arguments": {k: str(v) for k, v in vars(arguments).items()}, "seconds": seconds, "metric": metrics}
-    _show(figures, data.task)
+    _show(figures, arguments.size, data.task)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
     return figures
 
 
-def _data(arguments: argparse.Namespace) -> Data:
+def _model(size: str, directory: Path) -> Path:
+    """The directory that both sides read: `mini` itself, or random weights with its tokenizer."""
+    mini = resolve("mini", report=print)
+    if size == "mini":
+        return mini
+    directory = directory / size
+    write_checkpoint(SIZES[size], directory, dropout_rate=0.0)
+    for file in mini.glob("*token*"):
+        shutil.copy(file, directory)
+    return directory
+
+
+def _data(arguments: argparse.Namespace, model: Path) -> Data:
     """The rows that jpeft draws for the cell, for the other side to be given."""
     defaults = DataConfig()
     return prepare(
         choose_task(arguments.task),
-        Tokenizer.load(resolve("mini", report=print), vocab_size=16384),
+        Tokenizer.load(model, vocab_size=SIZES[arguments.size].vocab_size),
         source="local" if arguments.data else "sample",
         path=arguments.data,
         kind=None,
@@ -88,10 +105,11 @@ def _data(arguments: argparse.Namespace) -> Data:
     )
 
 
-def _ours(arguments: argparse.Namespace, workdir: Path, *, cache: Path) -> float:
+def _ours(arguments: argparse.Namespace, model: Path, workdir: Path, *, cache: Path) -> float:
     source = f"--config.data.path={arguments.data}" if arguments.data else "--config.data.source=sample"
     command = [sys.executable, "main.py", f"--config=configs/mini.py:lora_{arguments.task}_medium", source]
     settings = {
+        "model.name": model,
         "method.reading": "official",
         "method.rank": LORA_RANK,
         "method.alpha": 2.0 * LORA_RANK,
@@ -109,10 +127,10 @@ def _ours(arguments: argparse.Namespace, workdir: Path, *, cache: Path) -> float
     return json.loads((workdir / "result.json").read_text())["metric"]
 
 
-def _theirs(arguments: argparse.Namespace, data: Data, workdir: Path) -> float:
+def _theirs(arguments: argparse.Namespace, model: Path, data: Data, workdir: Path) -> float:
     workdir.mkdir(parents=True)
     cell = {
-        "model": str(resolve("mini", report=print)),
+        "model": str(model),
         "rows": {name: [[row.input, row.target] for row in rows] for name, rows in data.examples.items()},
         "epochs": arguments.epochs,
         "learning_rate": LEARNING_RATE,
@@ -134,8 +152,8 @@ def _run(command: Sequence[str], **environment: str) -> None:
         raise SystemExit(f"{' '.join(command)} failed:\n{run.stderr}")
 
 
-def _show(figures: dict[str, Any], task: Task) -> None:
-    table = Table("a whole cell", title=f"LoRA of mini on {task.name}")
+def _show(figures: dict[str, Any], size: str, task: Task) -> None:
+    table = Table("a whole cell", title=f"LoRA of {size} on {task.name}")
     for column in ("seconds", "trainer's / its", task.metric):
         table.add_column(column, justify="right")
     theirs = min(figures["seconds"]["Seq2SeqTrainer + PEFT"])
