@@ -12,6 +12,7 @@ from jpeft.report.published import published, published_metric, published_parame
 from jpeft.report.records import Result
 
 # Config keys that are meant to differ between the cells of one grid. All others should not.
+_LENGTHS = {"data.max_input_length": "Inputs", "data.max_target_length": "Targets"}
 _OF_A_CELL = (
     "method.",
     "ablation.",
@@ -209,6 +210,7 @@ def cautions(group: Group) -> list[str]:
     """What differs between the results of a group though their numbers stand side by side; one sentence each."""
     found = [_differing(what, values) for what, values in _provenance(group).items()]
     found += _row_counts(group)
+    found += _cut_texts(group)
     found += _parameter_counts(group)
     found += _settings(group)
     if group.generated:
@@ -271,6 +273,16 @@ def _row_counts(group: Group) -> list[str]:
                     f"{PAPER_TEST_ROWS[task]:,}."
                 )
     return found
+
+
+def _cut_texts(group: Group) -> list[str]:
+    """The lengths that somebody set in the place of the tasks' own."""
+    set_here = {(key, value) for r in group.results for key, value in r.settings or () if key in _LENGTHS}
+    return [
+        f"{_LENGTHS[key]} were cut to {value} tokens, not to the task's own length."
+        for key, value in sorted(set_here)
+        if value != "None"
+    ]
 
 
 def _parameter_counts(group: Group) -> list[str]:

@@ -61,6 +61,20 @@ def test_settings_that_differ_are_said(tmp_path):
     assert "The seeds of lora cola medium differ in `train.learning_rate.warmup`" in said
 
 
+def test_texts_that_were_cut_are_said(tmp_path):
+    write_run(tmp_path, record(), curve=False)
+    config = tmp_path / "config.json"
+    own = json.loads(config.read_text())
+
+    def said(**lengths: int | None) -> list[str]:
+        config.write_text(json.dumps({**own, "data": {**own["data"], **lengths}}))
+        (only,) = group(load([tmp_path])[0])
+        return cautions(only)
+
+    assert not any("cut to" in caution for caution in said(max_input_length=None))
+    assert "Inputs were cut to 256 tokens, not to the task's own length." in said(max_input_length=256)
+
+
 def test_a_clean_group_needs_no_caution(mini):
     assert cautions(mini) == []
 
