@@ -86,4 +86,4 @@ def use_compilation_cache(directory: Path) -> None:
     """Keeps compiled programs in `directory`, unless JAX was told another place: a second run starts at once."""
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]  (made at run time)
         jax.config.update("jax_compilation_cache_dir", str(directory))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
