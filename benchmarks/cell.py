@@ -28,7 +28,9 @@ from rich.table import Table
 from benchmarks.work import LORA_RANK, SIZES, write_checkpoint
 from jpeft.config import DataConfig
 from jpeft.data.prepare import Data, choose_task, prepare
+from jpeft.data.sources import require_path
 from jpeft.data.tasks import Task
+from jpeft.errors import UserError
 from jpeft.eval.metrics import score
 from jpeft.model.source import resolve
 from jpeft.model.tokenizer import Tokenizer
@@ -51,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     arguments = parser.parse_args(argv)
+    try:
+        require_path(arguments.data)
+    except UserError as error:
+        parser.error(str(error))
 
     seconds: dict[str, list[float]] = {"jpeft, cold": [], "jpeft, warm": [], "Seq2SeqTrainer + PEFT": []}
     metrics: dict[str, float] = {}

@@ -122,11 +122,16 @@ def load_rows(task: Task, source: str, path: str | None, *, sample_seed: int = 0
     return {name: columns for name, columns in splits.items() if name not in secret}
 
 
+def require_path(path: str | None) -> None:
+    """Raises `UserError` where `data.path` leads nowhere: cheap, so that it is said before a model is asked for."""
+    if path is not None and not Path(path).expanduser().exists():
+        raise UserError(f"data.path {path!r} does not exist.")
+
+
 def _from_files(task: Task, path: Path) -> dict[str, Columns]:
+    require_path(str(path))
     if path.is_file():
         return {"train": _read(path)}
-    if not path.is_dir():
-        raise UserError(f"data.path {str(path)!r} does not exist.")
     directory = path / task.local if task.local and (path / task.local).is_dir() else path
     splits = {}
     for split, names in _SPLIT_NAMES.items():

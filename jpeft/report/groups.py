@@ -11,8 +11,8 @@ from jpeft.report.names import ABLATIONS, PAPER_MODEL, PAPER_TEST_ROWS, in_order
 from jpeft.report.published import published, published_metric, published_parameters
 from jpeft.report.records import Result
 
-# Config keys that are meant to differ between the cells of one grid. All others should not.
 _LENGTHS = {"data.max_input_length": "Inputs", "data.max_target_length": "Targets"}
+# Config keys that are meant to differ between the cells of one grid. All others should not.
 _OF_A_CELL = (
     "method.",
     "ablation.",

@@ -31,7 +31,7 @@ from jpeft.data.batches import (
     train_order,
 )
 from jpeft.data.prepare import Data, prepare
-from jpeft.data.sources import source_in_use
+from jpeft.data.sources import require_path, source_in_use
 from jpeft.errors import RunFailed, Stopped
 from jpeft.eval.answering import Answers, answer_split
 from jpeft.eval.labels import PackedLabels
@@ -120,6 +120,8 @@ class _Execution:
 
     def __init__(self, run: Run, directory: RunDirectory, display: Display, session: Session):
         self.run, self.directory, self.display, self.session = run, directory, display, session
+        if source_in_use(run.data.source, run.data.path) == "local":
+            require_path(run.data.path)
         use_compilation_cache(cache_directory() / "compiled")
         reset_peak_memory()
         self.layout = Layout.of_devices(**dataclasses.asdict(run.mesh))

@@ -20,6 +20,7 @@ from jpeft.model.t5 import (
     arrange_layers,
     dropout,
     num_stacked,
+    product,
     split_segments,
     unroll,
 )
@@ -180,6 +181,15 @@ def test_bfloat16_is_near_float32_and_returns_float32_logits(batch):
     exact = logits_of(T5(TINY, rngs=nnx.Rngs(0)), batch)
     error = np.abs(logits - exact).max() / np.abs(exact).max()
     assert 1e-4 < error < 0.05
+
+
+@pytest.mark.parametrize(("trained", "products"), [((0,), 2), ((1,), 2), ((0, 1), 3)])
+def test_a_product_works_out_only_the_gradients_that_are_asked_for(trained, products):
+    """Forward, and one more for each operand: a plan counts what is traced, which no compiler has tidied yet."""
+    x, kernel = jnp.ones((3, 4, 8)), jnp.ones((8, 16))
+    gradients = jax.grad(lambda *operands: product(*operands).sum(), argnums=trained)
+    found = [e for e in _equations(gradients, x, kernel) if e.primitive.name == "dot_general"]
+    assert len(found) == products
 
 
 def _equations(function, *args) -> list:

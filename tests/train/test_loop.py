@@ -81,6 +81,13 @@ def test_one_cell_of_each_task_and_of_ablations(config, test_rows, metrics, tiny
     assert np.mean([line["score"] for line in lines]) == pytest.approx(result["metric"])
 
 
+def test_rows_that_are_not_there_are_said_before_a_model_is_asked_for(tmp_path, capsys):
+    """A mistyped file must not wait for the hub, nor be hidden behind what the hub says."""
+    assert run("lora_agnews_low", tmp_path / "run", tmp_path / "no_model", tmp_path / "rows.jsonl") == 2
+    error = capsys.readouterr().err
+    assert "rows.jsonl' does not exist" in error and "no_model" not in error
+
+
 def test_labels_scored_instead_of_generated(tiny_checkpoint, toy_data, tmp_path):
     """A random model generates no label at all; by scoring it always answers with one."""
     flags = ("--config.eval.answer=score", "--config.eval.zero_shot=True")
