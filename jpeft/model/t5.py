@@ -370,7 +370,7 @@ class Stack(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch length d_model"]:
         """Runs every block over whole sequences."""
-        body = self._body()
+        body = jax.jit(self._body())  # traced once for all layers of one structure, not once a layer
         x_key, out_key, *segment_keys = _split(key, 2 + len(self.segments))
         x = dropout(x, self.dropout_rate, x_key)
         for block, segment_key in zip(self.segments, segment_keys, strict=True):
