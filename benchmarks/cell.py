@@ -5,15 +5,17 @@
   python -m benchmarks.cell --data DATA --size small --train 320 --validation 160 --test 160
 
 Both tune `mini` (or, with `--size small`, random weights of FLAN-T5-small's sizes, whose answers mean nothing) by LoRA,
-rank 8 on q and v, on the same rows, 16 a step, for as many epochs at the same peak learning rate; validate after each,
-keep the best, and answer the test rows by greedy generation. Times are of whole processes, imports and compiling
-included: jpeft's first with nothing compiled before, then with its programs kept.
+rank 8 on q and v, on the same rows, 16 a step, for as many epochs with the Trainer's schedule (up from 0 and down to 0)
+and clipping; validate after each, keep the best, and answer the test rows by greedy generation. Every repeat has
+another seed, of LoRA's start and the order of rows. Times are of whole processes, imports and compiling included:
+jpeft's first with nothing compiled before, then with its programs kept.
 """
 
 import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -59,18 +61,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         parser.error(str(error))
 
     seconds: dict[str, list[float]] = {"jpeft, cold": [], "jpeft, warm": [], "Seq2SeqTrainer + PEFT": []}
-    metrics: dict[str, float] = {}
+    metrics: dict[str, list[float]] = {name: [] for name in seconds}
     with tempfile.TemporaryDirectory() as directory:
         model = _model(arguments.size, Path(directory))
         data = _data(arguments, model)
-        for turn in range(arguments.repeats):
-            place = Path(directory) / str(turn)
+        for seed in range(arguments.repeats):
+            place = Path(directory) / str(seed)
             for name in seconds:
                 started = time.perf_counter()
                 if name.startswith("jpeft"):
-                    metrics[name] = _ours(arguments, model, place / name.replace(", ", "_"), cache=place / "cache")
+                    metric = _ours(arguments, model, place / name.replace(", ", "_"), seed=seed, cache=place / "cache")
                 else:
-                    metrics[name] = _theirs(arguments, model, data, place / "trainer")
+                    metric = _theirs(arguments, model, data, place / "trainer", seed=seed)
+                metrics[name].append(metric)
                 seconds[name].append(time.perf_counter() - started)
     figures = {"arguments": {k: str(v) for k, v in vars(arguments).items()}, "seconds": seconds, "metric": metrics}
     _show(figures, arguments.size, data.task)
@@ -111,7 +114,7 @@ def _data(arguments: argparse.Namespace, model: Path) -> Data:
     )
 
 
-def _ours(arguments: argparse.Namespace, model: Path, workdir: Path, *, cache: Path) -> float:
+def _ours(arguments: argparse.Namespace, model: Path, workdir: Path, *, seed: int, cache: Path) -> float:
     source = f"--config.data.path={arguments.data}" if arguments.data else "--config.data.source=sample"
     command = [sys.executable, "main.py", f"--config=configs/mini.py:lora_{arguments.task}_medium", source]
     settings = {
@@ -125,7 +128,11 @@ def _ours(arguments: argparse.Namespace, model: Path, workdir: Path, *, cache: P
         "data.max_input_length": arguments.max_input_length,
         "train.max_epochs": arguments.epochs,
         "train.patience": arguments.epochs,
+        "train.seed": seed,
+        "train.learning_rate.initial": 0.0,
         "train.learning_rate.warmup": LEARNING_RATE,
+        "train.learning_rate.annealing": 0.0,
+        "train.clip_grad_norm": 1.0,
         "eval.zero_shot": False,
     }
     command += [f"--config.{key}={value}" for key, value in settings.items()]
@@ -133,11 +140,12 @@ def _ours(arguments: argparse.Namespace, model: Path, workdir: Path, *, cache: P
     return json.loads((workdir / "result.json").read_text())["metric"]
 
 
-def _theirs(arguments: argparse.Namespace, model: Path, data: Data, workdir: Path) -> float:
+def _theirs(arguments: argparse.Namespace, model: Path, data: Data, workdir: Path, *, seed: int) -> float:
     workdir.mkdir(parents=True)
     cell = {
         "model": str(model),
         "rows": {name: [[row.input, row.target] for row in rows] for name, rows in data.examples.items()},
+        "seed": seed,
         "epochs": arguments.epochs,
         "learning_rate": LEARNING_RATE,
         "batch_size": BATCH_SIZE,
@@ -162,11 +170,16 @@ def _show(figures: dict[str, Any], size: str, task: Task) -> None:
     table = Table("a whole cell", title=f"LoRA of {size} on {task.name}")
     for column in ("seconds", "trainer's / its", task.metric):
         table.add_column(column, justify="right")
-    theirs = min(figures["seconds"]["Seq2SeqTrainer + PEFT"])
+    theirs = statistics.median(figures["seconds"]["Seq2SeqTrainer + PEFT"])
     for name, seconds in figures["seconds"].items():
         shown = ", ".join(f"{s:.1f}" for s in seconds)
-        table.add_row(name, shown, f"{theirs / min(seconds):.2f}", f"{figures['metric'][name]:.4f}")
+        table.add_row(name, shown, f"{theirs / statistics.median(seconds):.2f}", _spread(figures["metric"][name]))
     Console().print(table)
+
+
+def _spread(metrics: Sequence[float]) -> str:
+    mean = f"{statistics.mean(metrics):.4f}"
+    return mean if len(metrics) == 1 else f"{mean} ± {statistics.stdev(metrics):.4f}"
 
 
 if __name__ == "__main__":

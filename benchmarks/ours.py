@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,21 @@ from jpeft.peft.methods import build
 from jpeft.program import Program
 from jpeft.train.optimizer import adamw
 from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Something to time: calling it does it once.
+
+    Attributes:
+      program: that does all of it, or nearly.
+    """
+
+    call: Callable[[], Any]
+    program: Program
+
+    def __call__(self) -> Any:
+        return self.call()
 
 
 def method_of(name: str) -> Method:
@@ -55,8 +71,8 @@ def _batch(size: Size) -> dict[str, np.ndarray]:
     }
 
 
-def train_step(directory: Path, size: Size, name: str, *, ablated: str | None = None) -> Callable[[], float]:
-    """One optimizer step; returns its loss, the mean over target tokens."""
+def train_step(directory: Path, size: Size, name: str, *, ablated: str | None = None) -> Work:
+    """One optimizer step; gives its loss, the mean over target tokens."""
     graphdef, adapter, base = split(_adapted(load(directory), name, ablated))
     tx = adamw(optax.constant_schedule(LEARNING_RATE))
     accumulate = Program(make_accumulate(graphdef), donate=(0,))
@@ -72,10 +88,10 @@ def train_step(directory: Path, size: Size, name: str, *, ablated: str | None = 
         steps += 1
         return float(metrics["loss"])
 
-    return step
+    return Work(step, accumulate)
 
 
-def validation(directory: Path, size: Size, name: str) -> Callable[[], float]:
+def validation(directory: Path, size: Size, name: str) -> Work:
     """The loss of a batch without dropout or gradients, the mean over target tokens."""
     graphdef, adapter, base = split(_adapted(load(directory), name))
     loss, batch = Program(make_loss(graphdef)), _batch(size)
@@ -84,13 +100,13 @@ def validation(directory: Path, size: Size, name: str) -> Callable[[], float]:
         total, tokens = loss(adapter, base, batch)
         return float(total) / float(tokens)
 
-    return evaluate
+    return Work(evaluate, loss)
 
 
-def generation(directory: Path, size: Size, name: str | None, rows: int) -> Callable[[], np.ndarray]:
+def generation(directory: Path, size: Size, name: str | None, rows: int) -> Work:
     """`target_length` greedy tokens of each row, none ending early; `name` None is the bare model."""
     model = load(directory, endless=True)
     graphdef, adapter, base = split(model if name is None else _adapted(model, name))
     generate = Program(make_generate(graphdef, max_length=size.target_length))
     inputs = token_batch(size, rows=rows)["inputs"]
-    return lambda: np.asarray(generate(adapter, base, inputs))
+    return Work(lambda: np.asarray(generate(adapter, base, inputs)), generate)

@@ -11,6 +11,7 @@ import transformers
 
 def main(workdir: Path) -> None:
     cell = json.loads((workdir / "cell.json").read_text())
+    transformers.set_seed(cell["seed"])  # LoRA's start is drawn before the Trainer sets it
     tokenizer = transformers.AutoTokenizer.from_pretrained(cell["model"])
     model = transformers.T5ForConditionalGeneration.from_pretrained(cell["model"])
     model.config.dropout_rate = 0.0
@@ -49,7 +50,7 @@ def main(workdir: Path) -> None:
             report_to=[],
             disable_tqdm=True,
             use_cpu=True,
-            seed=0,
+            seed=cell["seed"],
         ),
         train_dataset=rows["train"],
         eval_dataset=rows["validation"],

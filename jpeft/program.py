@@ -48,6 +48,11 @@ class Program:
         """Programs compiled so far."""
         return len(self._compiled)
 
+    @property
+    def compiled(self) -> list[jax.stages.Compiled]:
+        """The programs compiled so far, one a shape."""
+        return list(self._compiled.values())
+
     def __call__(self, *args: Any) -> Any:
         if self._batch is not None:
             args = (*args[:-1], _put_batch(args[-1], self._batch))

@@ -1,0 +1,38 @@
+"""A program's operations: their arithmetic is the network's, their times add up."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import ours
+from benchmarks.breakdown import by_kind
+from benchmarks.operations import Product, measure, products_of, shared_time
+from benchmarks.work import SIZES, train_flops, write_checkpoint
+
+
+def test_what_runs_side_by_side_shares_the_time():
+    events = [(0.0, 10.0, "a"), (4.0, 8.0, "b"), (20.0, 23.0, "b")]
+    assert shared_time(events) == {"a": 8.0, "b": 5.0}
+
+
+def test_a_products_sizes_are_read_from_the_compiled_text():
+    def three(x, y, z):
+        return jnp.einsum("bhqd,bhkd->bhqk", x, y).sum() + (z @ z.T).sum()
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 3, 16, 8), (2, 3, 32, 8), (64, 48))]
+    found = {p for products in products_of(jax.jit(three).lower(*shapes).compile().as_text()).values() for p in products}
+    assert found == {Product((2, 3, 16, 32), 8), Product((64, 64), 48)}
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_steps_products_are_those_of_the_network(tmp_path, method):
+    size = SIZES["tiny"]
+    write_checkpoint(size, tmp_path, dropout_rate=0.0)
+    work = ours.train_step(tmp_path, size, method)
+    work()
+    operations, seconds = measure(work, work.program.compiled[0].as_text(), runs=3)
+    kinds = by_kind(operations, size)
+    of_network = sum(share.flops for kind, share in kinds.items() if kind != "adapter")
+    assert of_network == pytest.approx(train_flops(size, method), rel=0.03)
+    assert ("adapter" in kinds) == (method == "lora")
+    assert 0 < sum(share.seconds for share in kinds.values()) < seconds
