@@ -5,6 +5,7 @@ import fcntl
 import functools
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -186,8 +187,9 @@ class MetricsLog:
 
     @functools.cached_property
     def _events(self) -> Any:
-        """Made at the first record: tensorboardX loads PyTorch where that is installed, for seconds."""
-        from tensorboardX import SummaryWriter
+        """Made at the first record."""
+        with _hidden("torch"):  # loaded by tensorboardX for the sake of one annotation, which takes a second
+            from tensorboardX import SummaryWriter
 
         return SummaryWriter(str(self._events_directory), purge_step=self._purge_step)
 
@@ -211,6 +213,19 @@ class MetricsLog:
         for name, value in record.items():
             if isinstance(value, float):  # integers say where the record belongs
                 self._events.add_scalar(f"{group}/{name}", value, at)
+
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Within it a module that is not loaded yet seems not to be installed."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # what `import` takes for "not found"  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 def _whole_lines(path: Path) -> list[str]:

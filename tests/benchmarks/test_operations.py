@@ -16,11 +16,12 @@ def test_what_runs_side_by_side_shares_the_time():
 
 
 def test_a_products_sizes_are_read_from_the_compiled_text():
-    def three(x, y, z):
+    def both(x, y, z):
         return jnp.einsum("bhqd,bhkd->bhqk", x, y).sum() + (z @ z.T).sum()
 
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 3, 16, 8), (2, 3, 32, 8), (64, 48))]
-    found = {p for products in products_of(jax.jit(three).lower(*shapes).compile().as_text()).values() for p in products}
+    text = jax.jit(both).lower(*shapes).compile().as_text()
+    found = {product for products in products_of(text).values() for product in products}
     assert found == {Product((2, 3, 16, 32), 8), Product((64, 64), 48)}
 
 
