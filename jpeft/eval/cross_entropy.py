@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-LARGEST_SLICE = 2**22  # logits: 16 MB in float32; larger ones are slower on a CPU (docs/log.md)
+# Logits at once. Larger slices are a little faster, up to these (docs/log.md); those of a gradient are held twice.
+LARGEST_SLICE = 2**22
+LARGEST_FORWARD_SLICE = 2**24
 
 
 def summed_cross_entropy(
@@ -53,7 +55,7 @@ def target_log_probs(
     targets: Int[Array, "batch length"],
     *,
     vocab_size: int,
-    largest_slice: int = LARGEST_SLICE,
+    largest_slice: int = LARGEST_FORWARD_SLICE,
 ) -> Float[Array, "batch length"]:
     """Log-probability of every target by itself, float32; arguments as of `summed_cross_entropy`."""
     slices = _num_slices(hidden.shape[0], hidden.shape[1], vocab_size, largest_slice)

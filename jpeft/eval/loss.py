@@ -8,12 +8,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from jpeft.data.batches import Batch
-from jpeft.eval.cross_entropy import summed_cross_entropy
+from jpeft.eval.cross_entropy import LARGEST_FORWARD_SLICE, LARGEST_SLICE, summed_cross_entropy
 from jpeft.model.t5 import T5
 
 
 def loss_sums(
-    model: T5, batch: dict[str, Array], key: Key[Array, ""] | None = None
+    model: T5, batch: dict[str, Array], key: Key[Array, ""] | None = None, *, largest_slice: int = LARGEST_SLICE
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum of the cross-entropy in nats over the batch's real target tokens, and how many those are. Float32.
 
@@ -22,12 +22,14 @@ def loss_sums(
     Args:
       batch: as `jpeft.data.batches.pad` returns it, or `jpeft.pretrain.packing.pack` with its segments.
       key: draws dropout masks; None for evaluation.
+      largest_slice: how many logits may exist at once.
     """
     packed = "encoder_segments" in batch
     segments = (batch["encoder_segments"], batch["decoder_segments"]) if packed else None
     hidden = model.hidden(batch["encoder_input_tokens"], batch["decoder_input_tokens"], key, segments)
     targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
-    total = summed_cross_entropy(model.logits, hidden, targets, weights, vocab_size=model.config.vocab_size)
+    sizes = {"vocab_size": model.config.vocab_size, "largest_slice": largest_slice}
+    total = summed_cross_entropy(model.logits, hidden, targets, weights, **sizes)
     return total, jnp.sum(weights)
 
 
@@ -35,7 +37,7 @@ def make_loss(graphdef: nnx.GraphDef) -> Callable:
     """Returns `(adapter, base, batch) -> (loss sum, number of tokens)`, ready to compile."""
 
     def loss(adapter: nnx.State, base: nnx.State, batch: dict[str, Array]):
-        return loss_sums(nnx.merge(graphdef, adapter, base), batch)
+        return loss_sums(nnx.merge(graphdef, adapter, base), batch, largest_slice=LARGEST_FORWARD_SLICE)
 
     return loss
 
