@@ -25,7 +25,9 @@ class Processes:
         self.processes = []
         for index in range(count):
             environment = dict(os.environ, JAX_PLATFORMS="cpu", CUDA_VISIBLE_DEVICES="")
-            environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={4 // count}"
+            environment["XLA_FLAGS"] = (
+                f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={4 // count}"
+            )
             own: list[str] = []
             if cluster:
                 environment |= {
