@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Share]:
     parser.add_argument("--runs", type=int, default=10)
     arguments = parser.parse_args(argv)
     asked = {name: getattr(arguments, name) for name in ("rows", "input_length", "target_length")}
-    size = dataclasses.replace(SIZES[arguments.size], **{name: n for name, n in asked.items() if n is not None})
+    asked = {name: number for name, number in asked.items() if number is not None}
+    if min(arguments.runs, *asked.values(), 1) < 1:
+        parser.error("--rows, --input-length, --target-length and --runs begin at 1")
+    size = dataclasses.replace(SIZES[arguments.size], **asked)
 
     with tempfile.TemporaryDirectory() as directory:
         write_checkpoint(size, Path(directory), dropout_rate=0.0)

@@ -18,6 +18,11 @@ def placed(x: Array, kind: str) -> Array:
     return _place.get()(x, kind)
 
 
+def current_place() -> Place:
+    """Who decides at present: what is traced under one must not be taken for what another would make of it."""
+    return _place.get()
+
+
 @contextlib.contextmanager
 def placing(place: Place) -> Iterator[None]:
     """While entered, which is while a function is traced, `place` decides where named activations are."""

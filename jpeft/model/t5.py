@@ -9,6 +9,7 @@ weights to the dtype of its input. Softmax, norms' statistics and the returned l
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jpeft.model.config import T5Config
-from jpeft.model.placement import placed
+from jpeft.model.placement import Place, current_place, placed
 
 MASKED = (
     -1e9
@@ -339,6 +340,23 @@ class RelativeBias(Embedding):
         return jnp.moveaxis(self(buckets), -1, 0)[None].astype(jnp.float32)
 
 
+@functools.lru_cache(maxsize=32)
+def _block_program(remat: str, place: Place) -> Callable[..., Array]:
+    """A block's pass over whole sequences, traced once for all layers of one structure and not once a layer.
+
+    Under one `place` alone, which `placed` asks while tracing. Kept, so that a call outside of a compiled program does
+    not compile it anew.
+    """
+
+    def body(x, block, key, self_bias, encoded, cross_bias):
+        return block(x, self_bias, encoded, cross_bias, key)
+
+    if remat == "none":
+        return jax.jit(body)
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.jit(jax.checkpoint(body, policy=policy))
+
+
 class Stack(nnx.Module):
     """The blocks of the encoder or of the decoder, as segments of stacked blocks, and the norm after them."""
 
@@ -352,15 +370,6 @@ class Stack(nnx.Module):
         self.dropout_rate = config.dropout_rate
         self.remat = "none"
 
-    def _body(self) -> Callable:
-        def body(x, block, key, self_bias, encoded, cross_bias):
-            return block(x, self_bias, encoded, cross_bias, key)
-
-        if self.remat == "none":
-            return body
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
-        return jax.checkpoint(body, policy=policy)
-
     def __call__(
         self,
         x: Float[Array, "batch length d_model"],
@@ -370,7 +379,7 @@ class Stack(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch length d_model"]:
         """Runs every block over whole sequences."""
-        body = jax.jit(self._body())  # traced once for all layers of one structure, not once a layer
+        body = _block_program(self.remat, current_place())
         x_key, out_key, *segment_keys = _split(key, 2 + len(self.segments))
         x = dropout(x, self.dropout_rate, x_key)
         for block, segment_key in zip(self.segments, segment_keys, strict=True):

@@ -13,10 +13,13 @@ from jax.extend.core import jaxprs_in_params
 from jpeft.eval.loss import loss_sums
 from jpeft.model.config import RELEASED
 from jpeft.model.leaves import fill, named_leaves
+from jpeft.model.placement import placing
 from jpeft.model.t5 import (
     REMAT_POLICIES,
     T5,
+    Block,
     RelativeBias,
+    _block_program,
     arrange_layers,
     dropout,
     num_stacked,
@@ -190,6 +193,27 @@ def test_a_product_works_out_only_the_gradients_that_are_asked_for(trained, prod
     gradients = jax.grad(lambda *operands: product(*operands).sum(), argnums=trained)
     found = [e for e in _equations(gradients, x, kernel) if e.primitive.name == "dot_general"]
     assert len(found) == products
+
+
+def test_layers_of_one_structure_are_traced_once(batch, monkeypatch):
+    model = T5(dataclasses.replace(TINY, num_layers=4, num_decoder_layers=4), rngs=nnx.Rngs(0))
+    unroll(model)
+    passes = []
+    of_block = Block.__call__
+    monkeypatch.setattr(Block, "__call__", lambda self, *args: passes.append(self.decoder) or of_block(self, *args))
+    _block_program.cache_clear()
+    for _ in range(2):
+        model(batch["encoder_input_tokens"], batch["decoder_input_tokens"])
+    assert passes == [False, True]
+
+
+def test_what_is_traced_under_one_placement_is_not_taken_for_another(batch):
+    model, places = T5(TINY, rngs=nnx.Rngs(0)), []
+    tokens = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
+    model(*tokens)
+    with placing(lambda x, kind: places.append(kind) or x):
+        model(*tokens)
+    assert "hidden" in places
 
 
 def _equations(function, *args) -> list:
