@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.model.write import write_directory
+from jpeft.files import write_directory
 from jpeft.peft.base import count, split
 from jpeft.peft.card import adapter_card
 from jpeft.peft.hub import Opened, save_adapter

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from jpeft.data.tasks import Example
 from jpeft.errors import UserError
+from jpeft.files import write_whole
 from jpeft.model.tokenizer import Tokenizer
-from jpeft.model.write import write_whole
 
 Batch = dict[str, np.ndarray]
 Shape = tuple[int, int]  # encoder length, decoder length

@@ -22,9 +22,9 @@ from jpeft.data.sources import load_rows
 from jpeft.data.splits import draw
 from jpeft.data.tasks import require_columns
 from jpeft.errors import RunFailed, UserError
+from jpeft.files import write_whole
 from jpeft.grid.cells import Cell
 from jpeft.grid.state import CellState, State, look
-from jpeft.model.write import write_whole
 
 FACTORS = (1.0, 3.0, 1 / 3)  # of the config's learning rates, in the order in which they are tried
 _SEARCH_FILE = "search.json"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from jpeft.config import differences
+from jpeft.files import write_whole
 from jpeft.grid.cells import Cell
-from jpeft.model.write import write_whole
 from jpeft.train.rundir import has_work, is_claimed
 
 FAILURE_FILE = "failure.json"

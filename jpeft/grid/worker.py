@@ -21,8 +21,8 @@ from typing import Any
 
 from jpeft.config import Run
 from jpeft.errors import Busy, RunFailed, Stopped, UserError
+from jpeft.files import write_whole
 from jpeft.grid.state import FAILURE_FILE, LOG_FILE, PROGRESS_FILE, record_failure
-from jpeft.model.write import write_whole
 from jpeft.train.display import Display, Task
 from jpeft.train.loop import execute
 from jpeft.train.session import Session

@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jpeft.errors import RunFailed, UserError
+from jpeft.files import write_whole
 from jpeft.model.config import T5Config
 from jpeft.model.leaves import Part, Place, fill, named_leaves, on_first_device
 from jpeft.model.t5 import T5
-from jpeft.model.write import write_whole
 
 # What checkpoints hold besides, and may: copies of the shared embedding, and a bias that T5 1.0 trained but never used.
 _IGNORED = re.compile(

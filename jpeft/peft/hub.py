@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from jpeft.errors import RunFailed, UserError
+from jpeft.files import write_whole
 from jpeft.model import weights
 from jpeft.model.config import T5Config
 from jpeft.model.leaves import Part, fill, named_leaves
 from jpeft.model.t5 import T5
-from jpeft.model.write import write_whole
 from jpeft.peft.base import Adapter, Method, Site, attach, sites
 from jpeft.peft.counting import abstract_model
 from jpeft.peft.full import Full

@@ -15,7 +15,7 @@ from typing import Any
 
 from jpeft.config import differences
 from jpeft.errors import Busy, RunFailed, UserError
-from jpeft.model.write import write_whole
+from jpeft.files import write_whole
 from jpeft.predict.output import Output
 from jpeft.predict.rows import Row
 

@@ -26,8 +26,8 @@ from jpeft.data.batches import Batch, cache_directory
 from jpeft.errors import RunFailed, Stopped
 from jpeft.eval.generate import make_generate
 from jpeft.eval.loss import make_loss, mean_loss
+from jpeft.files import write_whole
 from jpeft.model import weights
-from jpeft.model.write import write_whole
 from jpeft.peft.base import Adapter, count, split
 from jpeft.pretrain.config import Pretraining
 from jpeft.pretrain.mixture import PairSource, TextSource

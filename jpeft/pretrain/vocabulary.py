@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from jpeft.errors import UserError
-from jpeft.model.write import write_whole
+from jpeft.files import write_whole
 
 NUM_SENTINELS = 100
 _PAD, _EOS, _UNK = "<pad>", "</s>", "<unk>"

@@ -17,8 +17,8 @@ from jpeft.config import differences
 from jpeft.data.batches import Tokens
 from jpeft.data.tasks import Example
 from jpeft.errors import Busy, RunFailed, UserError
+from jpeft.files import write_whole
 from jpeft.mesh.processes import any_of, entered_by_first, is_first
-from jpeft.model.write import write_whole
 from jpeft.train.background import explain_disk_trouble, quiet_threads
 
 _LOCK = ".lock"

@@ -13,10 +13,10 @@ from flax import nnx, serialization, traverse_util
 from safetensors.numpy import load_file, save_file
 
 from jpeft.errors import RunFailed, UserError
+from jpeft.files import write_whole
 from jpeft.model import weights
 from jpeft.model.leaves import named_leaves
 from jpeft.model.t5 import T5
-from jpeft.model.write import write_whole
 from tests.conftest import TINY
 
 TIED = dataclasses.replace(TINY, feed_forward_proj="relu", tie_word_embeddings=True, num_decoder_layers=3)

@@ -1,0 +1,186 @@
+"""Files: writing that leaves a whole file or none, and reading JSON that a stranger may have written."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jpeft.errors import UserError
+
+# What foreign JSON may hold. Configs and indexes of released models stay far below either.
+MOST_BYTES = 64 * 2**20
+MOST_NESTING = 64
+
+
+@contextlib.contextmanager
+def write_whole(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path` to write to; renames it to `path` when the block ends well, removes it otherwise."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield beside
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())  # else a crash of the machine may leave the name without the bytes
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def write_directory(path: Path) -> Iterator[Path]:
+    """As `write_whole` for a directory: what the block puts into the one it is given becomes `path` when it ends well.
+
+    Raises:
+      UserError: `path` is there already and is not an empty directory.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} is there already; name a directory that is empty or still to be made.")
+    path = path.absolute()  # `.` has no name to write beside
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    beside.mkdir()
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def read_text(path: Path, *, error: type[Exception] = UserError, most_bytes: int = MOST_BYTES) -> str:
+    """The text of a small file in UTF-8, with or without a byte order mark.
+
+    Raises:
+      error: it is not there, is no regular file (reading a pipe would wait forever), is larger than `most_bytes`, or is
+        not UTF-8. The message is one line that names the file.
+    """
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise error(f"{path} is a directory; expected a file.")
+        if not stat.S_ISREG(status.st_mode):
+            raise error(f"{path} is no regular file; copy what it holds into one.")
+        if status.st_size > most_bytes:
+            raise error(f"{path} has {status.st_size:,} bytes; expected {most_bytes:,} at most.")
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise error(f"{path} does not exist.") from None
+    except UnicodeDecodeError as cause:
+        raise error(f"{path} is not UTF-8 (byte {cause.start}); convert or copy it again.") from None
+    except (OSError, ValueError) as cause:  # ValueError: a NUL in the name
+        if isinstance(cause, error):
+            raise
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+        raise error(f"{str(path)!r} cannot be read ({reason}).") from None
+
+
+def read_json(path: Path, *, error: type[Exception] = UserError, most_bytes: int = MOST_BYTES) -> Any:
+    """What a JSON file holds, for files that may come from anywhere.
+
+    Raises:
+      error: as `read_text` and `parse_json`; the message names the file.
+    """
+    return parse_json(read_text(path, error=error, most_bytes=most_bytes), str(path), error=error)
+
+
+def read_json_object(path: Path, *, error: type[Exception] = UserError, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """As `read_json`, for files that hold one object: `{"key": ...}`. Raises `error` also where it is anything else."""
+    value = read_json(path, error=error, most_bytes=most_bytes)
+    if not isinstance(value, dict):
+        raise error(f"{path} holds {json_kind(value)}; expected an object, {{...}}.")
+    return value
+
+
+def parse_json(text: str, source: str, *, error: type[Exception] = UserError) -> Any:
+    """JSON in the strict sense, bounded.
+
+    Refused besides what is malformed: NaN and infinities, which JSON does not have and other programs write; integers
+    of thousands of digits; nesting deeper than `MOST_NESTING`, on which recursive code would fail later; halves of
+    surrogate pairs, which no text encoding can write.
+
+    Args:
+      source: what the text is, for messages: a path, or a path and a line.
+
+    Raises:
+      error: with one line that begins with `source`.
+    """
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"holds {constant}, which is no JSON")
+
+    def number(digits: str) -> float:
+        value = float(digits)
+        return value if math.isfinite(value) else refuse(digits[:20])
+
+    try:
+        value = json.loads(text, parse_constant=refuse, parse_float=number)
+        _check_nesting(value, surrogates="\\u" in text)
+    except RecursionError:
+        raise error(f"{source} is nested more than {MOST_NESTING} levels deep.") from None
+    except json.JSONDecodeError as cause:
+        where = f"line {cause.lineno}, " if cause.lineno > 1 else ""
+        raise error(f"{source} is not valid JSON ({cause.msg}, {where}column {cause.colno}).") from None
+    except ValueError as cause:
+        reason = str(cause)
+        if "integer string conversion" in reason:
+            reason = "holds an integer of thousands of digits"
+        raise error(f"{source} {reason}.") from None
+    return value
+
+
+def _check_nesting(value: Any, *, surrogates: bool) -> None:
+    level, depth = [value], 0
+    while level:
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += item.values()
+                if surrogates:
+                    below += item
+            elif isinstance(item, list):
+                below += item
+            elif surrogates and isinstance(item, str) and not item.isascii():
+                try:
+                    item.encode()
+                except UnicodeEncodeError:
+                    raise ValueError("holds half of a surrogate pair, which is no text") from None
+        level, depth = below, depth + 1
+        if depth > MOST_NESTING:
+            raise RecursionError
+
+
+_KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
+
+
+def json_kind(value: Any) -> str:
+    """In words what a JSON value is: `a list`, `a number`, `null`."""
+    return _KINDS.get(type(value), "null")
+
+
+def check_fields(
+    values: Mapping[str, Any],
+    kinds: Mapping[str, type | tuple[type, ...]],
+    source: str,
+    *,
+    error: type[Exception] = UserError,
+) -> None:
+    """Checks the types of those fields of a JSON object that are there and not null; other fields are left alone.
+
+    Args:
+      kinds: what each field may be: `{"r": int, "target_modules": (str, list)}`. A whole number passes for a float;
+        true and false pass for nothing but `bool`.
+
+    Raises:
+      error: a field is of another type; the message says which, and what was expected.
+    """
+    for name, kind in kinds.items():
+        value = values.get(name)
+        allowed = kind if isinstance(kind, tuple) else (kind,)
+        fits = type(value) in allowed or (float in allowed and type(value) is int)
+        if value is not None and not fits:
+            expected = " or ".join(dict.fromkeys(_KINDS[one] for one in allowed))
+            shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
+            raise error(f"{source}: {name} is {shown}; expected {expected}.")

@@ -1,0 +1,56 @@
+"""Reading what a stranger wrote: every way in which it can be wrong is one line that names it."""
+
+import os
+
+import pytest
+
+from jpeft.errors import RunFailed, UserError
+from jpeft.files import check_fields, parse_json, read_json, read_json_object
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "not valid JSON"),
+        ('{"a": NaN}', "holds NaN"),
+        ('{"a": -Infinity}', "holds -Infinity"),
+        ('{"a": 1e999}', "holds 1e999"),
+        ('{"a": ' + "1" * 5000 + "}", "thousands of digits"),
+        ("[" * 100_000 + "]" * 100_000, "levels deep"),
+        ("[" * 65 + "]" * 65, "levels deep"),
+        (r'{"a": ["\ud83d"]}', "surrogate"),
+        (r'{"\ud83d": 1}', "surrogate"),
+    ],
+)
+def test_what_is_no_usable_json_is_refused_in_one_line(text, says):
+    with pytest.raises(UserError, match=says) as caught:
+        parse_json(text, "x.json")
+    assert str(caught.value).startswith("x.json") and "\n" not in str(caught.value)
+
+
+def test_what_is_json_comes_through():
+    assert parse_json(r'{"a": [1, 2.5, "\ud83d\ude00", null, true]}', "x") == {"a": [1, 2.5, "\U0001f600", None, True]}
+    assert parse_json("[" * 64 + "]" * 64, "x")
+
+
+def test_a_file_that_is_none_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "latin").write_bytes(b'{"a": "\xe4"}')
+    (tmp_path / "list").write_text("[]")
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbf{}")
+    for name, says in [("pipe", "no regular file"), (".", "directory"), ("none", "not exist"), ("latin", "not UTF-8")]:
+        with pytest.raises(RunFailed, match=says):
+            read_json(tmp_path / name, error=RunFailed)
+    with pytest.raises(UserError, match="bytes; expected 1 at most"):
+        read_json(tmp_path / "list", most_bytes=1)
+    with pytest.raises(UserError, match="holds a list; expected an object"):
+        read_json_object(tmp_path / "list")
+    assert read_json_object(tmp_path / "marked") == {}
+
+
+def test_a_field_of_another_type_is_named():
+    kinds = {"r": int, "alpha": float, "modules": (str, list), "flag": bool}
+    check_fields({"r": 8, "alpha": 16, "modules": ["q"], "flag": None, "other": {}}, kinds, "x")
+    for name, value in [("r", True), ("r", 8.0), ("r", "8"), ("alpha", [1]), ("modules", {}), ("flag", 1)]:
+        with pytest.raises(UserError, match=f"x: {name} is .*; expected"):
+            check_fields({name: value}, kinds, "x")
