@@ -25,7 +25,8 @@ class Pattern:
         """Args: `what` names the expression in messages: `method.pattern`, or a file and its key.
 
         Raises:
-          error: it is no regular expression, or is longer than 2,000 characters, or has counted repeats (`{n}`) whose product is over 10,000.
+          error: it is no regular expression, is longer than 2,000 characters, or has counted repeats (`{n}`) whose
+            product is over 10,000.
         """
         self._what, self._error = what, error
         self._left = _SECONDS
