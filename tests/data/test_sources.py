@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 
-from jpeft.data.sources import load_rows
+from jpeft.data.sources import load_rows, rows_digest
 from jpeft.data.tasks import TASKS, examples
 from jpeft.errors import RunFailed, UserError
 from tests.conftest import write_parquet
@@ -128,6 +128,45 @@ def test_a_directory_without_training_rows_is_told_what_it_holds(tmp_path):
     write(tmp_path / "test.csv", ROWS)
     with pytest.raises(UserError, match=r"has no train.parquet \(or .jsonl, .csv\); it holds: test.csv"):
         load_rows(CUSTOM, "local", str(tmp_path))
+
+
+def digest_of(directory, suffix, columns=ROWS, name="mine"):
+    return rows_digest(load_rows(CUSTOM, "auto", str(write(directory / f"{name}.{suffix}", columns))))
+
+
+def test_the_digest_is_of_the_rows_not_of_their_file(tmp_path):
+    assert len({digest_of(tmp_path / suffix, suffix) for suffix in ("parquet", "jsonl", "json", "csv")}) == 1
+    assert digest_of(tmp_path, "jsonl", name="elsewhere") == digest_of(tmp_path, "csv")
+    numbers = {"input": ["one", "two"], "target": [1, 2]}
+    assert digest_of(tmp_path / "numbers", "jsonl", numbers) == digest_of(tmp_path, "csv")
+    assert rows_digest({"train": ROWS}) == rows_digest({"train": dict(reversed(ROWS.items()))})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"train": {"input": ["one", "two"], "target": ["1", "3"]}},
+        {"train": {"input": ["two", "one"], "target": ["2", "1"]}},
+        {"train": {"input": ["one", "two", "three"], "target": ["1", "2", "3"]}},
+        {"train": {"input": ["onet", "wo"], "target": ["1", "2"]}},
+        {"train": {"input": ["one", "two"], "label": ["1", "2"]}},
+        {"train": {"input": ["one", "two"], "target": ["1", None]}},
+        {"train": {"input": ["one", "two"], "target": ["1", ""]}},
+        {"train": {**ROWS, "note": [None, None]}},
+        {"test": ROWS},
+        {"train": ROWS, "test": ROWS},
+        {"train": ROWS, "test": {}},
+    ],
+)
+def test_any_change_of_the_rows_changes_the_digest(changed):
+    assert rows_digest(changed) != rows_digest({"train": ROWS})
+
+
+def test_values_that_no_template_can_use_are_part_of_the_digest_too():
+    nested = {"train": {**ROWS, "tags": [["a", "b"], {"x": 1, "y": None}]}}
+    assert rows_digest(nested) == rows_digest({"train": {**ROWS, "tags": [["a", "b"], {"y": None, "x": 1}]}})
+    assert rows_digest(nested) != rows_digest({"train": {**ROWS, "tags": [["a"], {"x": 1, "y": None}]}})
+    assert rows_digest({"train": {"input": ["half \ud800", b"\xff"], "target": [1.5, True]}})
 
 
 def test_an_unknown_source_is_refused():
