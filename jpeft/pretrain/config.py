@@ -65,12 +65,13 @@ class TokenizerConfig:
 
     Attributes:
       path: a directory with a tokenizer, or the name of a model that has one; None trains one on the corpus.
-      size: pieces of a trained one, special ids, bytes and sentinels included.
+      size: pieces of a trained one, special ids, bytes and sentinels included; None is 16,384, or as many as the
+        corpus gives where it is too small for these.
       megabytes: of text to train it on, taken from the sources by their rates.
     """
 
     path: str | None = None
-    size: int = 16384
+    size: int | None = None
     megabytes: float = 60.0
 
 

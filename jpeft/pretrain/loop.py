@@ -224,7 +224,8 @@ class _Pretraining:
         with write_whole(place / f"step_{self.progress.step:07d}.jsonl") as beside:
             beside.write_text("".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
         shown = ", ".join(f"{kind} {loss:.4f}" for kind, loss in losses.items())
-        self.display.say(f"step {self.progress.step:,}: held-out loss of {shown}")
+        said = f"held-out loss of {shown}" if shown else "no row is held out, a source needs 10 for that"
+        self.display.say(f"step {self.progress.step:,}: {said}")
         for sample in samples[:1]:
             self.display.say("".join(f"    {key}: {' '.join(text.split())[:150]}\n" for key, text in sample.items()))
 

@@ -19,9 +19,11 @@ from jpeft.pretrain.config import SourceConfig
 from jpeft.pretrain.corpus import Texts, load_texts
 from jpeft.pretrain.corruption import SpanCorruption
 from jpeft.pretrain.packing import Example, assign_rows, pack
+from jpeft.words import counted
 
 _EXAMPLES_IN_BLOCK = 4096
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.005, 200  # of each source's rows, for validation
+_HOLDS_ONE_OUT = 10  # rows, from which on a source holds out one though the share is less
 _LEAST_TEXT = 8  # tokens; a shorter text is left out
 
 
@@ -126,6 +128,12 @@ class Mixture:
         # Rows that do not fill a batch are left out: the emptiest, which were still open when the block ended.
         emptiest_last = sorted(range(len(rows)), key=lambda i: -sum(len(example.input) for example in packed[i]))
         full = emptiest_last[: len(rows) - len(rows) % self.shape.batch_size]
+        if not full:
+            raise UserError(
+                f"train.batch_size is {self.shape.batch_size}, and {len(drawn):,} pieces of this corpus fill "
+                f"{counted(len(rows), 'row')} of {self.shape.input_length} + {self.shape.target_length} tokens; make "
+                "the batch smaller (train.accumulation_steps makes a step larger) or the rows shorter."
+            )
         return list(self._batches([packed[i] for i in rng.permutation(full)]))
 
     def counts(self) -> dict[str, int]:
@@ -204,7 +212,7 @@ def load_mixture(
         # Whole rows of the file are held out, not pieces: the rest of a text tells much of its pieces. The same rows
         # whatever the seed, rates and other sources: a run that goes on from another has held out what that one had.
         order = np.random.default_rng([4, zlib.crc32(name.encode())]).permutation(len(texts[0]))
-        apart = order[: min(_MOST_HELD_OUT, int(len(order) * _HELD_OUT_SHARE))]
+        apart = order[: _num_held_out(len(order))]
         is_apart = np.isin(source.document, apart)
         for parts, chosen in ((training, ~is_apart), (held_out, is_apart)):
             pieces = np.flatnonzero(chosen)
@@ -216,6 +224,11 @@ def load_mixture(
             )
     rates = {name: config.rate for name, config in sources.items()}
     return Mixture(training, held_out, rates, shape, start_token_id, pad_token_id, seed)
+
+
+def _num_held_out(rows: int) -> int:
+    share = min(_MOST_HELD_OUT, int(rows * _HELD_OUT_SHARE))
+    return max(share, 1 if rows >= _HOLDS_ONE_OUT else 0)
 
 
 def source_files(directory: Path, name: str, config: SourceConfig) -> list[Path]:

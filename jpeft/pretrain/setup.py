@@ -22,7 +22,7 @@ from jpeft.pretrain.corruption import SpanCorruption
 from jpeft.pretrain.embeddings import cooccurrence_embeddings
 from jpeft.pretrain.files import read_rows
 from jpeft.pretrain.mixture import Mixture, RowShape, TextSource, load_mixture, source_files
-from jpeft.pretrain.vocabulary import train_vocabulary
+from jpeft.pretrain.vocabulary import USUAL_SIZE, train_vocabulary
 from jpeft.train.setup import compute_dtype
 
 # Spread of a new model's embeddings. T5's own, 1, hardly moves in the few thousand steps of a small model with AdamW,
@@ -39,8 +39,12 @@ def load_tokenizer(run: Pretraining, workdir: Path, report: Callable[[str], None
     given = run.model.start or run.tokenizer.path
     directory = workdir / "tokenizer" if given is None else resolve(given, report=report)
     if given is None and not (directory / "tokenizer.json").is_file():
-        report(f"trains a vocabulary of {run.tokenizer.size:,} pieces on {run.tokenizer.megabytes:g} MB of the corpus")
-        train_vocabulary(_sampled_texts(run), run.tokenizer.size, directory)
+        size = run.tokenizer.size
+        wanted = f"{size:,} pieces" if size is not None else f"up to {USUAL_SIZE:,} pieces"
+        report(f"trains a vocabulary of {wanted} on up to {run.tokenizer.megabytes:g} MB of the corpus")
+        made = train_vocabulary(_sampled_texts(run), size, directory)
+        if made < (size or USUAL_SIZE):
+            report(f"the corpus gives {made:,} pieces, not {USUAL_SIZE:,}: the vocabulary has those (tokenizer.size)")
     eos = 1 if run.model.start is None else T5Config.from_file(directory / "config.json").eos_token_id
     tokenizer = Tokenizer.load(directory, eos_token_id=eos)
     if not tokenizer.sentinels:

@@ -6,7 +6,9 @@ options live on them; and it falls back to bytes, so that no text is `<unk>`.
 """
 
 import io
+import itertools
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,27 +18,41 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from jpeft.errors import UserError
 from jpeft.files import write_whole
 
+USUAL_SIZE = 16_384  # pieces, where the text gives as many
 NUM_SENTINELS = 100
 _PAD, _EOS, _UNK = "<pad>", "</s>", "<unk>"
 _LINE_BREAK = "▁\n"
 _MAX_SENTENCE = 2000  # characters; SentencePiece's trainer is slow on longer ones
 
 
-def train_vocabulary(texts: Iterable[str], size: int, directory: Path) -> None:
-    """Trains `size` pieces, special ones and sentinels included, on `texts` and writes tokenizer files to `directory`.
+def train_vocabulary(texts: Iterable[str], size: int | None, directory: Path) -> int:
+    """Trains a vocabulary on `texts` and writes its tokenizer files to `directory`.
+
+    Args:
+      size: pieces, special ones and sentinels included; None is `USUAL_SIZE`, or as many as the texts give where they
+        give fewer.
+
+    Returns:
+      How many pieces it has.
 
     Raises:
-      UserError: the texts are too few for so many pieces.
+      UserError: the texts are too few for so many pieces, or need more; the message names the size that works.
     """
     import sentencepiece
 
+    beside = NUM_SENTINELS + 1  # the sentinels and the line break, which are added here
     normalizer = _normalizer()
+    sentences = (piece for text in texts for piece in _sentences(normalizer.normalize_str(text)) if piece)
+    first = next(sentences, None)
+    if first is None:
+        raise UserError("the corpus holds no text to make a vocabulary of; see data.sources.")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(piece for text in texts for piece in _sentences(normalizer.normalize_str(text))),
+            sentence_iterator=itertools.chain([first], sentences),
             model_writer=model,
-            vocab_size=size - NUM_SENTINELS - 1,  # the line break is added here
+            vocab_size=max(4, (size or USUAL_SIZE) - beside),  # below 4 it does not get to say what it needs
+            hard_vocab_limit=False,  # fewer come out where the text gives no more: checked below
             model_type="unigram",
             normalization_rule_name="identity",
             byte_fallback=True,
@@ -54,13 +70,30 @@ def train_vocabulary(texts: Iterable[str], size: int, directory: Path) -> None:
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        raise UserError(
-            f"no vocabulary of {size} pieces can be made of this text ({str(error).partition(chr(10))[0]}); give more "
-            "text or a smaller tokenizer.size."
-        ) from None
+        raise UserError(_too_small(size, str(error), beside)) from None
     trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     pieces = [(trained.id_to_piece(i), trained.get_score(i)) for i in range(trained.get_piece_size())]
+    made = len(pieces) + beside
+    if size is not None and made < size:
+        raise UserError(
+            f"tokenizer.size is {size:,}, and this corpus gives {made:,} pieces at most: give --config.tokenizer.size="
+            f"{made} or none (which takes as many as there are, {USUAL_SIZE:,} at most), or more text."
+        )
     _write(_fast_tokenizer(pieces), directory)
+    return made
+
+
+def _too_small(size: int | None, error: str, beside: int) -> str:
+    """SentencePiece's error in our words: every character of the text, and every byte, is a piece."""
+    needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", error)
+    if needed:
+        least = int(needed[1]) + beside
+        return (
+            f"tokenizer.size is {size or USUAL_SIZE:,}, and the characters of this corpus, the 256 bytes and the "
+            f"special pieces are {least:,} alone; give --config.tokenizer.size={least} or more."
+        )
+    reason = error.partition("\n")[0]
+    return f"no vocabulary of {size or USUAL_SIZE:,} pieces can be made of this text ({reason})."
 
 
 def _normalizer() -> normalizers.Normalizer:

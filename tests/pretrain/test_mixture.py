@@ -8,7 +8,7 @@ import pytest
 
 from jpeft.errors import UserError
 from jpeft.pretrain.config import Pretraining
-from jpeft.pretrain.mixture import Mixture, PairSource, TextSource
+from jpeft.pretrain.mixture import Mixture, PairSource, TextSource, _num_held_out
 from jpeft.pretrain.setup import load_sources, load_tokenizer, network_config
 
 
@@ -123,3 +123,14 @@ def test_no_such_file_is_one_line(tiny_pretraining, tmp_path):
     tiny_pretraining.data.sources.books.files = "absent-*.jsonl"
     with pytest.raises(UserError, match="data.sources.books: no file absent"):
         mixture_of(Pretraining.from_config(tiny_pretraining), tmp_path)
+
+
+@pytest.mark.parametrize(("rows", "apart"), [(1, 0), (9, 0), (10, 1), (150, 1), (400, 2), (100_000, 200)])
+def test_a_small_source_holds_out_a_row_too(rows, apart):
+    assert _num_held_out(rows) == apart
+
+
+def test_a_batch_that_no_block_fills_is_one_line_and_no_endless_search(tiny_pretraining, tmp_path):
+    tiny_pretraining.train.batch_size = 100_000
+    with pytest.raises(UserError, match=r"train.batch_size is 100000, and [\d,]+ pieces of this corpus fill"):
+        mixture_of(Pretraining.from_config(tiny_pretraining), tmp_path).block(0)

@@ -1,6 +1,7 @@
 """The vocabulary that a corpus is made into: T5's special ids, line breaks kept, nothing unknown."""
 
 import json
+import re
 
 import pytest
 import tokenizers
@@ -79,7 +80,35 @@ def test_transformers_opens_it_and_agrees(directory, tokenizer):
     assert json.loads((directory / "tokenizer_config.json").read_text())["extra_ids"] == 100
 
 
-def test_more_pieces_than_the_text_has_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="no vocabulary of 30000 pieces"):
-        train_vocabulary(TEXTS, 30000, tmp_path)
-    assert not (tmp_path / "tokenizer.json").exists()
+@pytest.mark.parametrize("size", [30_000, 440])
+def test_more_pieces_than_the_text_has_names_the_number_that_works(size, tmp_path):
+    with pytest.raises(UserError, match=rf"tokenizer.size is {size:,}, and this corpus gives \d+ pieces") as refused:
+        train_vocabulary(TEXTS, size, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+    most = named(refused)
+    assert train_vocabulary(TEXTS, most, tmp_path / "yes") == most
+    assert Tokenizer.load(tmp_path / "yes").vocab_size == most
+
+
+@pytest.mark.parametrize("size", [1, 101, 370])
+def test_fewer_pieces_than_the_text_needs_names_the_number_that_works(size, tmp_path):
+    with pytest.raises(UserError, match=rf"tokenizer.size is {size}, and the characters") as refused:
+        train_vocabulary(TEXTS, size, tmp_path)
+    assert train_vocabulary(TEXTS, named(refused), tmp_path) == named(refused)
+
+
+def named(refused) -> int:
+    assert "\n" not in str(refused.value)
+    return int(re.search(r"--config\.tokenizer\.size=(\d+)", str(refused.value))[1])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("texts", [TEXTS, ["a"], ["Наука 日本 😀"], TEXTS[:2]])
+def test_without_a_size_the_vocabulary_follows_the_text(texts, tmp_path):
+    made = train_vocabulary(texts, None, tmp_path)
+    assert 356 < made < 1000 and Tokenizer.load(tmp_path).vocab_size == made
+
+
+@pytest.mark.parametrize("texts", [[], [""], [" \n ", "\t"]])
+def test_a_corpus_without_text_is_one_line(texts, tmp_path):
+    with pytest.raises(UserError, match="the corpus holds no text"):
+        train_vocabulary(texts, None, tmp_path)
