@@ -40,7 +40,11 @@ def run(argv: Sequence[str]) -> int:
 
 def _print_result(result: dict, workdir: Path) -> None:
     seconds = result["seconds"]
-    print(f"{result['metric_name']}  {result['metric']:.4f}  ({result['test_examples']} test rows)")
+    from jpeft.eval.uncertainty import in_words
+
+    trust = in_words(result.get("uncertainty"))  # a result of an earlier version has none
+    rows = f"{result['test_examples']} test rows"
+    print(f"{result['metric_name']}  {result['metric']:.4f}  ({trust}{'; ' if trust else ''}{rows})")
     for name, value in result["metrics"].items():
         if name != result["metric_name"]:
             print(f"{name}  {value:.4f}")

@@ -40,6 +40,21 @@ class Answers:
         return scores, numbers
 
 
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """What a split's answers were found to be worth.
+
+    Attributes:
+      predictions: that were judged, one a row.
+      scores: of each by the task's metric.
+      numbers: the split's metrics.
+    """
+
+    predictions: list[str]
+    scores: list[float]
+    numbers: dict[str, float]
+
+
 def answer_split(
     generate: Callable,
     label_log_probs: Callable | None,

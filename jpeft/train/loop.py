@@ -33,9 +33,10 @@ from jpeft.data.batches import (
 from jpeft.data.prepare import Data, prepare
 from jpeft.data.sources import require_path, source_in_use
 from jpeft.errors import RunFailed, Stopped
-from jpeft.eval.answering import Answers, answer_split
+from jpeft.eval.answering import Answers, Judged, answer_split
 from jpeft.eval.labels import PackedLabels
 from jpeft.eval.loss import mean_loss
+from jpeft.eval.uncertainty import uncertainty
 from jpeft.mesh.layout import Layout
 from jpeft.mesh.processes import any_of, host_copy, is_first, wait_for_all
 from jpeft.peft.base import count, split
@@ -220,8 +221,8 @@ class _Execution:
                 self.snapshot.save_to(checkpoints)
             self.setup = dataclasses.replace(self.setup, untuned=None)  # full tuning's first step takes its buffers
             self._train(stop, checkpoints)
-            numbers = self._test_best(stop, checkpoints)
-        return self._write_result(numbers)
+            judged = self._test_best(stop, checkpoints)
+        return self._write_result(judged)
 
     def _introduce(self) -> None:
         run, data, setup = self.run, self.data, self.setup
@@ -391,8 +392,8 @@ class _Execution:
 
     # --- testing ---
 
-    def _test_best(self, stop: StopRequest, checkpoints: Checkpoints) -> dict[str, float]:
-        """Answers every test row with the best adapter, writes `predictions.jsonl` and returns the metrics."""
+    def _test_best(self, stop: StopRequest, checkpoints: Checkpoints) -> Judged:
+        """Answers every test row with the best adapter, writes `predictions.jsonl` and returns what that is worth."""
         best = self.layout.place(self.snapshot.best)
         with self._timed("test"):
             given = self._answers("test", self.programs.answering, best, self.base, stop, checkpoints)
@@ -412,7 +413,7 @@ class _Execution:
             given = self.session.zero_shot.get(
                 key, lambda: self._answers("zero-shot", programs, nothing, base, stop, checkpoints)
             )
-            return self._scored("zero-shot", "zero_shot.jsonl", given)
+            return self._scored("zero-shot", "zero_shot.jsonl", given).numbers
 
     def _answers(
         self,
@@ -445,14 +446,15 @@ class _Execution:
                 on_batch=on_batch,
             )
 
-    def _scored(self, name: str, file: str, given: Answers) -> dict[str, float]:
+    def _scored(self, name: str, file: str, given: Answers) -> Judged:
         examples = self.data.examples["test"]
         scores, numbers = given.scored(self.data.task, examples)
         self.directory.write_predictions(file, examples, given.counted, scores)
         self.display.say(f"{name}: {', '.join(f'{key} {value:.4f}' for key, value in numbers.items())}")
-        return numbers
+        return Judged(given.counted, scores, numbers)
 
-    def _write_result(self, numbers: dict[str, float]) -> dict[str, Any]:
+    def _write_result(self, judged: Judged) -> dict[str, Any]:
+        numbers = judged.numbers
         run, progress, setup, task = self.run, self.snapshot.progress, self.setup, self.data.task
         best = nnx.merge(self.graphdef, self.snapshot.best, self.base)
         adapter_directory = self.directory.path / "adapter"
@@ -480,6 +482,7 @@ class _Execution:
             "metric_name": task.metric,
             "metric": numbers[task.metric],
             "metrics": numbers,
+            "uncertainty": uncertainty(task, self.data.examples["test"], judged.scores).to_dict(),
             "zero_shot": progress.zero_shot,
             "validation_loss": progress.best_loss,
             "validation_losses": progress.validation_losses,

@@ -53,8 +53,11 @@ def adapter_of(workdir: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("method", ["full", "lora", "ia3", "bitfit", "prompt"])
 def test_one_cell_of_each_method(method, tiny_checkpoint, toy_data, tmp_path, capsys):
     assert run(f"{method}_agnews_low", tmp_path / "run", tiny_checkpoint, toy_data) == 0
-    assert "accuracy" in capsys.readouterr().out
     result = result_of(tmp_path / "run")
+    trust = result["uncertainty"]
+    low, high = trust["interval"]
+    assert trust["method"] == "wilson" and trust["rows"] == 24 and low <= result["metric"] <= high
+    assert f"accuracy  {result['metric']:.4f}  (95 %: {low:.3f} to {high:.3f}" in capsys.readouterr().out
     assert RESULT_KEYS <= set(result)
     assert result["status"] == "done" and result["method"] == method and result["epochs_run"] == 2
     assert set(result["seconds"]) == {"total", "train", "validation", "test", "compile"}

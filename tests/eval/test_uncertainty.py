@@ -1,0 +1,103 @@
+"""Standard errors and intervals that a reader can work out by hand, or look up."""
+
+import math
+
+import numpy as np
+import pytest
+
+from jpeft.data.tasks import TASKS, Example
+from jpeft.eval.uncertainty import in_words, mean_uncertainty, share_uncertainty, uncertainty, wilson
+
+
+def examples(inputs):
+    return [Example(f"test/{i}", text, "a", ("a",)) for i, text in enumerate(inputs)]
+
+
+def test_the_standard_error_of_an_accuracy_is_the_binomials():
+    found = share_uncertainty("accuracy", [1.0] * 60 + [0.0] * 40)
+    assert found.standard_error == pytest.approx(math.sqrt(0.6 * 0.4 / 100))
+    assert (found.method, found.rows, found.metric) == ("wilson", 100, "accuracy")
+
+
+@pytest.mark.parametrize(
+    ("right", "rows", "interval"),
+    [  # Newcombe (1998), table I, method 3
+        (81, 263, (0.2553, 0.3662)),
+        (15, 148, (0.0624, 0.1605)),
+        (0, 20, (0.0, 0.1611)),
+        (1, 29, (0.0061, 0.1718)),
+    ],
+)
+def test_the_interval_is_wilsons(right, rows, interval):
+    assert wilson(right / rows, rows) == pytest.approx(interval, abs=5e-5)
+    assert share_uncertainty("accuracy", [1.0] * right + [0.0] * (rows - right)).interval == pytest.approx(
+        interval, abs=5e-5
+    )
+
+
+def test_all_right_or_all_wrong_is_not_certain():
+    wrong, right = share_uncertainty("accuracy", [0.0] * 30), share_uncertainty("accuracy", [1.0] * 30)
+    assert wrong.interval[0] == 0 and wrong.interval[1] == pytest.approx(0.1135, abs=1e-4)
+    assert right.interval[1] == 1 and right.interval[0] == pytest.approx(1 - 0.1135, abs=1e-4)
+
+
+def test_the_standard_error_of_a_mean_is_that_of_the_sample():
+    scores = [0.1, 0.4, 0.4, 0.9]  # mean 0.45, squares 0.1225 + 0.0025 * 2 + 0.2025 = 0.33
+    assert mean_uncertainty("rouge_l", scores).standard_error == pytest.approx(math.sqrt(0.33 / 3 / 4))
+
+
+def test_the_bootstrap_agrees_with_the_normal_interval_where_there_are_many_rows():
+    scores = np.random.default_rng(5).beta(2, 3, size=1500).tolist()
+    found = mean_uncertainty("rouge_l", scores)
+    error = np.std(scores, ddof=1) / math.sqrt(1500)
+    assert found.standard_error == pytest.approx(error)
+    assert found.interval == pytest.approx((np.mean(scores) - 1.96 * error, np.mean(scores) + 1.96 * error), abs=1e-3)
+    assert found == mean_uncertainty("rouge_l", scores)  # the same at every call
+
+
+def test_two_rows_give_the_percentiles_of_their_four_samples():
+    # The samples of two rows are 0, 0.5 twice, 1: a quarter each.
+    assert mean_uncertainty("rouge_l", [0.0, 1.0]).interval == (0.0, 1.0)
+
+
+def test_rows_of_one_input_count_once():
+    """Every input four times over says no more than once."""
+    task = TASKS["agnews"]
+    scores = [1.0] * 60 + [0.0] * 40
+    inputs = [str(i) for i in range(100)]
+    once = uncertainty(task, examples(inputs), scores)
+    often = uncertainty(task, examples(inputs * 4), scores * 4)
+    assert often.rows == 400
+    assert often.standard_error == pytest.approx(once.standard_error)
+    assert often.interval == pytest.approx(once.interval)
+    text = TASKS["e2e"]
+    scores = np.random.default_rng(1).uniform(size=100).tolist()
+    once, often = (uncertainty(text, examples(inputs * n), scores * n) for n in (1, 4))
+    assert often.standard_error == pytest.approx(once.standard_error) and often.interval == once.interval
+
+
+def test_references_that_differ_within_an_input_do_not_promise_more_than_their_rows():
+    scores = [0.0, 1.0] * 50  # each input once right and once wrong: between inputs nothing differs
+    found = share_uncertainty("accuracy", scores, [i // 2 for i in range(100)])
+    assert found.interval[0] < 0.5 < found.interval[1] and found.interval[1] - found.interval[0] > 0.1
+
+
+@pytest.mark.parametrize("of", [share_uncertainty, mean_uncertainty])
+def test_one_row_tells_no_error(of):
+    found = of("m", [1.0])
+    assert found.standard_error is None and found.interval[0] < 0.25 and found.interval[1] == 1
+    assert "standard error" not in in_words(found.to_dict())
+    with pytest.raises(ValueError, match="no scores"):
+        of("m", [])
+
+
+def test_a_classification_is_a_share_and_a_text_a_mean():
+    assert uncertainty(TASKS["cola"], examples("ab"), [0.0, 1.0]).method == "wilson"
+    assert uncertainty(TASKS["samsum"], examples("ab"), [0.0, 1.0]).method == "bootstrap"
+
+
+def test_in_words():
+    record = share_uncertainty("accuracy", [1.0] * 60 + [0.0] * 40).to_dict()
+    assert record["interval"] == [pytest.approx(0.5020, abs=1e-4), pytest.approx(0.6906, abs=1e-4)]
+    assert in_words(record) == "95 %: 0.502 to 0.691, standard error 0.049"
+    assert in_words(None) == ""  # of a result of an earlier version
