@@ -45,9 +45,11 @@ def _merge(arguments: argparse.Namespace) -> int:
     from jpeft.peft.hub import load_adapter
     from jpeft.peft.locate import base_of, locate
     from jpeft.peft.merge import Probe, merge, refuse_unmergeable, stored_dtype
+    from jpeft.predict.source import task_of
 
     found = locate(arguments.adapter)
     refuse_unmergeable(found.directory)
+    task = task_of(found.directory)
     name = base_of(found, arguments.model)
     directory = resolve(name, report=lambda line: print(line, file=sys.stderr))
     with output_directory(arguments.out) as out:
@@ -63,6 +65,8 @@ def _merge(arguments: argparse.Namespace) -> int:
         del merged
         agreement = probe.agreement(weights.load(out))
         card = merged_card(method, sites, base=name, result=found.result, agreement=agreement, dtype=dtype.name)
+        if task is not None:
+            task.write(out)
         (out / "README.md").write_text(card)
     if arguments.json:
         values = {"out": str(arguments.out), "base": name, "method": method.name, "dtype": dtype.name}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import write_directory
 from jpeft.peft.base import count, split
@@ -35,13 +36,20 @@ def output_directory(out: Path) -> Iterator[Path]:
         raise RunFailed(f"{out} can not be written ({reason}).") from None
 
 
-def write_adapter(opened: Opened, out: Path, *, base: str, result: dict[str, Any] | None) -> int:
-    """Writes an adapter and its card to `out`; returns the bytes of the weights. Raises as `output_directory`."""
+def write_adapter(
+    opened: Opened, out: Path, *, base: str, result: dict[str, Any] | None, task: TaskOfRun | None
+) -> int:
+    """Writes an adapter, what is known of its task, and its card to `out`; returns the bytes of the weights.
+
+    Raises as `output_directory`.
+    """
     with output_directory(out) as beside:
         size = save_adapter(opened.model, opened.method, opened.sites, beside, base_name=base)
         card = adapter_card(
             opened.method, opened.sites, base=base, parameters=parameters(opened), result=result, notes=opened.notes
         )
+        if task is not None:
+            task.write(beside)
         (beside / "README.md").write_text(card)
     return size
 

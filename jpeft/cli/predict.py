@@ -40,7 +40,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     what = parser.add_argument_group("what answers")
     what.add_argument("--model", metavar="NAME", help="mini, a hub id or a directory in Hugging Face layout")
     what.add_argument("--adapter", type=Path, metavar="DIR", help="a run's directory, or an adapter's")
-    what.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16 (default: %(default)s)")
+    what.add_argument("--dtype", help="auto, float32 or bfloat16 (default: the run's, or auto)")
     rows = parser.add_argument_group("what is answered")
     rows.add_argument("--input", metavar="FILE", help="- is standard input (default)")
     rows.add_argument("--format", choices=("lines", "jsonl"), help="default: by FILE's ending, or the first line")

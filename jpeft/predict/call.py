@@ -47,7 +47,7 @@ class Call:
         max_output_length: int | None = None,
         num_beams: int | None = None,
         batch_size: int = 32,
-        dtype: str = "auto",
+        dtype: str | None = None,
     ) -> "Call":
         """Fills in what is None.
 
@@ -55,7 +55,7 @@ class Call:
           generate: whether to generate though the run's task has labels.
 
         Raises:
-          UserError: a value that can not be meant, or two that exclude each other.
+          UserError: a value that cannot be meant, or two that exclude each other.
         """
         if labels is not None and generate:
             raise UserError("--labels and --generate exclude each other: labels are chosen from, not generated.")
@@ -76,10 +76,10 @@ class Call:
             prompt=prompt,
             labels=None if labels is None else tuple(labels),
             max_input_length=max_input_length or (task.max_input_length if task else _MAX_INPUT_LENGTH),
-            max_output_length=max_output_length or (task.max_output_length if task else _MAX_OUTPUT_LENGTH),
+            max_output_length=max_output_length or (task.max_target_length if task else _MAX_OUTPUT_LENGTH),
             num_beams=num_beams or 1,
             batch_size=batch_size,
-            dtype=one_of("--dtype", dtype, DTYPES),
+            dtype=one_of("--dtype", dtype or (task.dtype if task else "auto"), DTYPES),
         )
 
     @property

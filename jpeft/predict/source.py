@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 from jax.typing import DTypeLike
 
 from jpeft.config import Run
+from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, UserError
+from jpeft.files import read_json_object
 from jpeft.model import weights
 from jpeft.model.source import resolve
 from jpeft.model.t5 import T5, arrange_layers
@@ -19,44 +20,41 @@ from jpeft.peft.hub import CONFIGS, load_adapter
 from jpeft.peft.locate import base_of, locate, whole_model
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskOfRun:
-    """What a run was about, as far as answering like it needs to know.
+def task_of(directory: Path) -> TaskOfRun | None:
+    """What is known of the task that an adapter or a model was tuned for: the one reader that all who answer share.
 
-    Attributes:
-      labels: of a classification, empty otherwise.
-      max_input_length, max_output_length: in tokens.
+    `task.json` says it, wherever the directory was copied, exported or merged to. An adapter in the directory of a run
+    that wrote none is known by its run's config and result.
+
+    Raises:
+      RunFailed: a file is damaged, or of a version that has other keys.
     """
+    return TaskOfRun.read(directory) or _of_older_run(directory.absolute())
 
-    template: str
-    labels: tuple[str, ...]
-    max_input_length: int
-    max_output_length: int
 
-    @classmethod
-    def of(cls, adapter: Path) -> "TaskOfRun | None":
-        """Of the run that the directory `adapter/` is a part of, None where there is none.
-
-        Raises:
-          RunFailed: a file of the run is damaged, or of a version that has other keys.
-        """
-        directory = adapter.absolute().parent
-        if adapter.absolute().name != "adapter" or not (directory / "result.json").is_file():
-            return None
-        try:
-            run = Run.from_config(json.loads((directory / "config.json").read_text()))
-            labels = json.loads((directory / "result.json").read_text()).get("labels")
-        except (OSError, ValueError, AttributeError) as error:
-            raise RunFailed(
-                f"{directory} is no run that this jpeft can read ({error}); copy its adapter elsewhere."
-            ) from None
-        task = run.build_task()
-        return cls(
-            template=task.template,
-            labels=tuple(labels or task.answers),  # what an older run wrote has none
-            max_input_length=run.data.max_input_length or task.max_input_length,
-            max_output_length=run.data.max_target_length or task.max_target_length,
-        )
+def _of_older_run(adapter: Path) -> TaskOfRun | None:
+    directory = adapter.parent
+    if adapter.name != "adapter" or not (directory / "result.json").is_file():
+        return None
+    try:
+        run = Run.from_config(read_json_object(directory / "config.json", error=RunFailed))
+        result = read_json_object(directory / "result.json", error=RunFailed)
+        labels = result.get("labels") or ()
+        if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
+            raise RunFailed("labels of result.json are no list of texts")
+    except (RunFailed, UserError) as error:
+        raise RunFailed(
+            f"{directory} is no run that this jpeft can read ({str(error).rstrip('.')}); copy its adapter elsewhere."
+        ) from None
+    task = run.build_task()
+    if labels:  # a user's own are told from the rows, by the run
+        task = dataclasses.replace(task, kind="classification", answers=tuple(labels))
+    task = dataclasses.replace(
+        task,
+        max_input_length=run.data.max_input_length or task.max_input_length,
+        max_target_length=run.data.max_target_length or task.max_target_length,
+    )
+    return TaskOfRun.of(task, answer=run.eval.answer, num_beams=run.eval.num_beams, dtype=run.model.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,15 +84,16 @@ class Source:
         if adapter is None:
             if model is None:
                 raise UserError("name --model (mini, a hub id, a directory), --adapter (a run or an adapter), or both.")
-            return cls(model, resolve(model, report=report))
+            directory = resolve(model, report=report)
+            return cls(model, directory, task=task_of(directory))
         whole = whole_model(adapter)
         if whole is not None:
             if model is not None:
                 raise UserError(f"{whole} is a whole model, the result of full tuning; leave --model away.")
-            return cls(str(whole), whole, task=TaskOfRun.of(whole))
+            return cls(str(whole), whole, task=task_of(whole))
         found = locate(adapter)
         name = base_of(found, model)
-        return cls(name, resolve(name, report=report), found.directory, TaskOfRun.of(found.directory))
+        return cls(name, resolve(name, report=report), found.directory, task_of(found.directory))
 
     def identity(self) -> dict[str, Any]:
         """Names and contents of model and adapter, for telling whether answers are of the same ones."""

@@ -32,6 +32,7 @@ from jpeft.data.batches import (
 )
 from jpeft.data.prepare import Data, prepare
 from jpeft.data.sources import require_path, source_in_use
+from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, Stopped
 from jpeft.eval.answering import Answers, Judged, answer_split
 from jpeft.eval.labels import PackedLabels
@@ -463,6 +464,7 @@ class _Execution:
             adapter_bytes = save_adapter(best, setup.method, setup.sites, adapter_directory, base_name=run.model.name)
             if (adapter_directory / "config.json").is_file():  # full tuning leaves a whole model: give it its tokenizer
                 setup.tokenizer.save(adapter_directory)
+            self._task_of_run().write(adapter_directory)
         seconds = {key: round(value, 3) for key, value in progress.seconds.items()}
         total = sum(value for phase, value in progress.seconds.items() if phase != "zero_shot")
         result = {
@@ -506,6 +508,10 @@ class _Execution:
         self.directory.write_json("result.json", result)
         wait_for_all("result.json is written")
         return result
+
+    def _task_of_run(self) -> TaskOfRun:
+        run = self.run
+        return TaskOfRun.of(self.data.task, answer=run.eval.answer, num_beams=run.eval.num_beams, dtype=run.model.dtype)
 
     @contextlib.contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

@@ -1,13 +1,15 @@
 """What a call leaves open is filled in from the adapter's run; what it says goes before that."""
 
 import json
+import shutil
 
 import pytest
 
 from jpeft.config import Run
+from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed
 from jpeft.predict.call import Call
-from jpeft.predict.source import Source, TaskOfRun
+from jpeft.predict.source import Source, task_of
 
 
 @pytest.fixture
@@ -32,28 +34,29 @@ CUSTOM = {"task": "custom", "path": "rows.jsonl"}
 
 
 def test_a_task_of_the_benchmark_is_known_by_its_name(run):
-    task = TaskOfRun.of(run({"task": "cola"}, {}))
+    task = task_of(run({"task": "cola"}, {}))
     assert task and task.labels == ("unacceptable", "acceptable")
-    assert task.template.startswith("{sentence}") and (task.max_input_length, task.max_output_length) == (128, 8)
+    assert task.template.startswith("{sentence}") and (task.max_input_length, task.max_target_length) == (128, 8)
 
 
 def test_a_users_own_task_by_what_its_run_wrote_down(run):
     data = {**CUSTOM, "template": "{title}?", "max_input_length": 40, "max_target_length": 9}
-    assert TaskOfRun.of(run(data, {"labels": ["good", "bad"]})) == TaskOfRun("{title}?", ("good", "bad"), 40, 9)
+    expected = TaskOfRun("{title}?", ("good", "bad"), 40, 9, kind="classification")
+    assert task_of(run(data, {"labels": ["good", "bad"]})) == expected
 
 
 def test_an_adapter_of_no_run_has_no_task(run, tmp_path):
     adapter = run(CUSTOM, {})
-    assert TaskOfRun.of(tmp_path) is None
+    assert task_of(tmp_path) is None
     (tmp_path / "result.json").unlink()
-    assert TaskOfRun.of(adapter) is None
+    assert task_of(adapter) is None
 
 
 def test_a_run_with_unknown_keys_is_not_passed_over(run, tmp_path):
     adapter = run(CUSTOM, {})
     (tmp_path / "config.json").write_text('{"data": {"tusk": "cola"}}')
     with pytest.raises(RunFailed, match="did you mean config.data.task"):
-        TaskOfRun.of(adapter)
+        task_of(adapter)
 
 
 def test_the_task_fills_in_what_the_call_leaves_open(tmp_path):
@@ -72,3 +75,19 @@ def test_the_task_fills_in_what_the_call_leaves_open(tmp_path):
     alone = call(tmp_path, None)
     assert alone.labels is None and (alone.max_input_length, alone.max_output_length) == (512, 128)
     assert call(tmp_path, TaskOfRun("{input}", (), 40, 9)).labels is None
+
+
+def test_what_the_adapter_carries_goes_before_its_run_and_wherever_it_is_copied(run, tmp_path):
+    adapter = run(CUSTOM, {"labels": ["old", "older"]})
+    carried = TaskOfRun("{text}?", ("A", "B"), 40, 9, kind="classification", answer="score", dtype="bfloat16")
+    carried.write(adapter)
+    assert task_of(adapter) == carried
+    shutil.copytree(adapter, tmp_path / "copied")
+    assert task_of(tmp_path / "copied") == carried
+    assert call(tmp_path, carried).dtype == "bfloat16" and call(tmp_path, carried, dtype="auto").dtype == "auto"
+
+
+@pytest.mark.parametrize("labels", [7, [1, 2], {"a": 1}, "AB"])
+def test_labels_of_a_damaged_result_are_named(labels, run):
+    with pytest.raises(RunFailed, match="labels"):
+        task_of(run(CUSTOM, {"labels": labels}))

@@ -1,0 +1,175 @@
+"""`task.json` beside an adapter: what its run was about, so that whoever answers by it answers as its test did."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jpeft.data.tasks import KINDS, TASKS, Task, check_template
+from jpeft.errors import RunFailed, UserError
+from jpeft.files import check_fields, read_json_object, write_whole
+
+TASK_FILE = "task.json"
+
+# What a stranger's file may ask for. A run's own stay far below.
+_LONGEST_TEXT = 100_000  # characters of a template, a label or a column's name
+_MOST_LABELS = 10_000
+_MOST_TOKENS = 2**20
+_MOST_BEAMS = 64
+_FORMAT = 1
+_KEYS = {
+    "format_version": int,
+    "task": str,
+    "kind": str,
+    "template": str,
+    "input": str,
+    "target": str,
+    "options": str,
+    "same_input": str,
+    "labels": list,
+    "max_input_length": int,
+    "max_target_length": int,
+    "answer": str,
+    "num_beams": int,
+    "dtype": str,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskOfRun:
+    """What a run was about, as far as answering and judging like it needs to know.
+
+    Attributes:
+      template: the prompt, with `{column}` in it.
+      labels: of a classification, empty otherwise.
+      max_input_length, max_target_length: in tokens, `</s>` counted.
+      name: of the task, `custom` for rows of one's own.
+      kind: `classification` or `generation`.
+      input, target: columns of the text and of the answer; `input` is None where the template alone names columns.
+      options: how the labels got into the prompt, as the config said it; None for runs that did not know of it.
+      same_input: column whose equal values make rows references of each other.
+      answer: how the run's own test answered, as `eval.answer` of its config.
+      num_beams: of that test's generation.
+      dtype: as `model.dtype` of the run.
+    """
+
+    template: str
+    labels: tuple[str, ...] = ()
+    max_input_length: int = 512
+    max_target_length: int = 128
+    name: str = "custom"
+    kind: str = "generation"
+    input: str | None = None
+    target: str = "target"
+    options: str | None = None
+    same_input: str | None = None
+    answer: str = "generate"
+    num_beams: int = 1
+    dtype: str = "auto"
+
+    @classmethod
+    def of(
+        cls,
+        task: Task,
+        *,
+        answer: str,
+        num_beams: int,
+        dtype: str,
+        input: str | None = None,
+        options: str | None = None,
+    ) -> "TaskOfRun":
+        """Of a run's task as `prepare` leaves it, its labels and lengths known."""
+        return cls(
+            template=task.template,
+            labels=tuple(task.answers),
+            max_input_length=task.max_input_length,
+            max_target_length=task.max_target_length,
+            name=task.name,
+            kind=task.kind,
+            input=input,
+            target=task.target,
+            options=options,
+            same_input=task.same_input,
+            answer=answer,
+            num_beams=num_beams,
+            dtype=dtype,
+        )
+
+    def task(self) -> Task:
+        """The task, for making examples of labelled rows and judging answers to them as the run did."""
+        return dataclasses.replace(
+            TASKS.get(self.name, TASKS["custom"]),
+            kind=self.kind,
+            template=self.template,
+            target=self.target,
+            answers=self.labels,
+            same_input=self.same_input,
+            max_input_length=self.max_input_length,
+            max_target_length=self.max_target_length,
+        )
+
+    def write(self, directory: Path) -> None:
+        """Writes `task.json` to a directory that is there, whole or not at all."""
+        values = dataclasses.asdict(self)
+        values = {"format_version": _FORMAT, "task": values.pop("name"), **values, "labels": list(self.labels) or None}
+        with write_whole(directory / TASK_FILE) as beside:
+            beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, directory: Path) -> "TaskOfRun | None":
+        """What a directory's `task.json` says; None where it has none.
+
+        Raises:
+          RunFailed: the file is damaged, or says what no run writes.
+        """
+        path = directory / TASK_FILE
+        if not path.exists():
+            return None
+        values = read_json_object(path, error=RunFailed)
+        check_fields(values, _KEYS, str(path), error=RunFailed)
+        if values.get("format_version") != _FORMAT:
+            raise RunFailed(
+                f"{path} is of format version {values.get('format_version')}; this jpeft reads version {_FORMAT}."
+            )
+        given = {
+            "name" if key == "task" else key: value
+            for key, value in values.items()
+            if key in _KEYS and key != "format_version" and value is not None
+        }
+        given["labels"] = _labels(given.get("labels", []), path)
+        if "template" not in given:
+            raise RunFailed(f"{path} has no template; copy the adapter again.")
+        for key, value in given.items():
+            if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+                raise RunFailed(f"{path}: {key} has {len(value):,} characters; expected {_LONGEST_TEXT:,} at most.")
+        made = cls(**given)
+        for key, value, most in (
+            ("max_input_length", made.max_input_length, _MOST_TOKENS),
+            ("max_target_length", made.max_target_length, _MOST_TOKENS),
+            ("num_beams", made.num_beams, _MOST_BEAMS),
+        ):
+            least = 1 if key == "num_beams" else 2
+            if not least <= value <= most:
+                raise RunFailed(f"{path}: {key} is {value}; expected {least} to {most:,}.")
+        for key, value, known in (
+            ("kind", made.kind, KINDS),
+            ("answer", made.answer, ("generate", "score")),
+            ("dtype", made.dtype, ("auto", "float32", "bfloat16")),
+        ):
+            if value not in known:
+                raise RunFailed(f"{path}: {key} is {value[:40]!r}; expected {' or '.join(known)}.")
+        try:
+            check_template(made.template, "template", besides=made.target)
+        except UserError as error:
+            raise RunFailed(f"{path}: {error}") from None
+        return made
+
+
+def _labels(values: Sequence[Any], path: Path) -> tuple[str, ...]:
+    if len(values) > _MOST_LABELS:
+        raise RunFailed(f"{path} has {len(values):,} labels; expected {_MOST_LABELS:,} at most.")
+    for value in values:
+        if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST_TEXT:
+            raise RunFailed(f"{path}: labels hold {repr(value)[:40]}; expected texts.")
+    return tuple(values)

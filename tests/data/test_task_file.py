@@ -1,0 +1,86 @@
+"""`task.json`: what is written is read again, and what a stranger wrote is refused by one line."""
+
+import json
+import os
+
+import pytest
+
+from jpeft.data.task_file import TASK_FILE, TaskOfRun
+from jpeft.data.tasks import TASKS
+from jpeft.errors import RunFailed
+
+TASK = TaskOfRun(
+    template="{title}: {body}?",
+    labels=("Süß", "salty"),
+    max_input_length=40,
+    max_target_length=9,
+    kind="classification",
+    target="taste",
+    answer="score",
+    num_beams=2,
+    dtype="bfloat16",
+)
+
+
+def test_what_is_written_is_read(tmp_path):
+    assert TaskOfRun.read(tmp_path) is None
+    TASK.write(tmp_path)
+    assert TaskOfRun.read(tmp_path) == TASK
+    values = json.loads((tmp_path / TASK_FILE).read_text(encoding="utf-8"))
+    assert values["task"] == "custom" and values["labels"] == ["Süß", "salty"] and values["max_target_length"] == 9
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_of_the_benchmark_comes_back_whole(name, tmp_path):
+    TaskOfRun.of(TASKS[name], answer="generate", num_beams=1, dtype="auto").write(tmp_path)
+    read = TaskOfRun.read(tmp_path)
+    assert read is not None and read.task() == TASKS[name]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"format_version": 2}, "format version 2"),
+        ({"template": None}, "has no template"),
+        ({"template": 3}, "template is 3; expected a text"),
+        ({"template": "{a"}, "malformed"),
+        ({"template": "no column"}, "names no column"),
+        ({"template": "{a}" + "x" * 200_000}, "characters"),
+        ({"labels": "AB"}, "labels is 'AB'; expected a list"),
+        ({"labels": ["A", 2]}, "labels hold 2"),
+        ({"labels": ["A", " "]}, "labels hold ' '"),
+        ({"labels": ["x"] * 20_000}, "20,000 labels"),
+        ({"max_input_length": 0}, "max_input_length is 0"),
+        ({"max_input_length": 10**12}, "max_input_length is 1000000000000"),
+        ({"max_target_length": True}, "max_target_length is True"),
+        ({"max_target_length": 2.5}, "max_target_length is 2.5"),
+        ({"num_beams": 10**6}, "num_beams is 1000000"),
+        ({"kind": "regression"}, "kind is 'regression'"),
+        ({"answer": "sing"}, "answer is 'sing'"),
+        ({"dtype": "float64"}, "dtype is 'float64'"),
+    ],
+)
+def test_what_no_run_writes_is_refused_in_one_line(changed, says, tmp_path):
+    TASK.write(tmp_path)
+    values = json.loads((tmp_path / TASK_FILE).read_text(encoding="utf-8"))
+    (tmp_path / TASK_FILE).write_text(json.dumps({**values, **changed}), encoding="utf-8")
+    with pytest.raises(RunFailed) as refused:
+        TaskOfRun.read(tmp_path)
+    line = str(refused.value)
+    assert says in line and TASK_FILE in line and "\n" not in line and len(line) < 400 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "{", "[" * 100_000, '{"labels": [NaN]}', '{"num_beams": 1e999}'])
+def test_what_is_no_such_file_is_refused(content, tmp_path):
+    (tmp_path / TASK_FILE).write_text(content)
+    with pytest.raises(RunFailed, match=TASK_FILE):
+        TaskOfRun.read(tmp_path)
+
+
+def test_a_pipe_or_a_directory_in_its_place_is_refused(tmp_path):
+    (tmp_path / "one").mkdir()
+    os.mkfifo(tmp_path / "one" / TASK_FILE)
+    (tmp_path / "two" / TASK_FILE).mkdir(parents=True)
+    for directory in ("one", "two"):
+        with pytest.raises(RunFailed, match=TASK_FILE):
+            TaskOfRun.read(tmp_path / directory)
