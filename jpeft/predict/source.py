@@ -34,7 +34,7 @@ def task_of(directory: Path) -> TaskOfRun | None:
 
 def _of_older_run(adapter: Path) -> TaskOfRun | None:
     directory = adapter.parent
-    if adapter.name != "adapter" or not (directory / "result.json").is_file():
+    if adapter.name != "adapter" or not all((directory / name).is_file() for name in ("config.json", "result.json")):
         return None
     try:
         run = Run.from_config(read_json_object(directory / "config.json", error=RunFailed))
