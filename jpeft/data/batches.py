@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from jpeft.data.prompts import CUTTING, PromptIds, PromptTokens
 from jpeft.data.tasks import Example
 from jpeft.errors import UserError
 from jpeft.files import write_whole
@@ -47,17 +48,28 @@ def cache_directory() -> Path:
 
 
 def tokenize(
-    examples: Sequence[Example], tokenizer: Tokenizer, *, max_input_length: int, max_target_length: int
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    *,
+    max_input_length: int,
+    max_target_length: int,
+    template: str = "{input}",
 ) -> Tokens:
-    """Tokens of every example, from the cache where the same texts met the same tokenizer before."""
-    digest = hashlib.sha256(json.dumps([tokenizer.fingerprint, max_input_length, max_target_length]).encode())
+    """Tokens of every example, from the cache where the same texts met the same tokenizer before.
+
+    Args:
+      template: what the examples' prompts were made with: what is too long is cut in their columns. An example whose
+        columns are not known is cut at its end.
+    """
+    made_of = [tokenizer.fingerprint, max_input_length, max_target_length, template, CUTTING]
+    digest = hashlib.sha256(json.dumps(made_of).encode())
     for example in examples:
-        digest.update(json.dumps([example.input, example.target]).encode())
+        digest.update(json.dumps([example.input, example.fields, example.target]).encode())
     path = cache_directory() / "tokens" / f"{digest.hexdigest()}.safetensors"
     try:
         stored = load_file(path)
     except (FileNotFoundError, SafetensorError):  # a damaged cache entry is made again
-        inputs = tokenizer.encode([example.input for example in examples], max_length=max_input_length)
+        inputs = _prompts(examples, tokenizer, template, max_input_length)
         targets = tokenizer.encode([example.target for example in examples], max_length=max_target_length)
         stored = {
             "inputs": np.concatenate([np.asarray(ids, np.int32) for ids in inputs.ids]),
@@ -76,6 +88,12 @@ def tokenize(
         cut_inputs=int(stored["cut"][0]),
         cut_targets=int(stored["cut"][1]),
     )
+
+
+def _prompts(examples: Sequence[Example], tokenizer: Tokenizer, template: str, max_length: int) -> PromptIds:
+    if all(example.fields is not None for example in examples):
+        return PromptTokens(template, tokenizer, max_length)([example.fields or {} for example in examples])
+    return PromptTokens("{input}", tokenizer, max_length)([{"input": example.input} for example in examples])
 
 
 def longest_of(lengths: np.ndarray, batches: Iterable[Sequence[int]]) -> np.ndarray:

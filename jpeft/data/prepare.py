@@ -126,7 +126,11 @@ def prepare(
     tokens = {}
     for name, part in made.items():
         tokens[name] = tokenize(
-            part, tokenizer, max_input_length=task.max_input_length, max_target_length=task.max_target_length
+            part,
+            tokenizer,
+            max_input_length=task.max_input_length,
+            max_target_length=task.max_target_length,
+            template=task.template,
         )
         require_text(tokens[name], [example.id for example in part])
         if tokens[name].cut_inputs or tokens[name].cut_targets:

@@ -1,10 +1,10 @@
 """The benchmark's four tasks, and a user's own, as prompts, answers, metric and lengths."""
 
 import dataclasses
-import string
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from jpeft.data.prompts import Template
 from jpeft.errors import UserError
 
 KINDS = ("classification", "generation")
@@ -16,13 +16,16 @@ class Example:
 
     Attributes:
       id: source split and row number, `train/17`.
+      input: the whole prompt, before it is cut to the model's length.
       references: every acceptable answer; the target first.
+      fields: texts of the columns that the prompt is made of; None where `input` is all that is known.
     """
 
     id: str
     input: str
     target: str
     references: tuple[str, ...]
+    fields: Mapping[str, str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,20 +77,16 @@ class Task:
 
 def template_columns(template: str) -> tuple[str, ...]:
     """Columns that a template takes text from. Raises ValueError: it is malformed."""
-    fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
-    return tuple(dict.fromkeys(fields))
+    return Template.parse(template).columns
 
 
 def check_template(template: str, key: str, *, besides: str | None = None) -> None:
     """Raises `UserError`: a template is malformed or names no column besides that one; `key` is how it was given."""
     try:
         columns = template_columns(template)
-        named = [column for column in columns if column != besides]
-        if all(column.isidentifier() for column in named):
-            template.format(**dict.fromkeys(columns, ""))  # what a format after a colon asks for
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         raise UserError(f"{key} {template!r} is malformed ({error}); write a brace itself as {{{{.") from None
-    if not named or not all(column.isidentifier() for column in named):
+    if not any(column and column != besides for column in columns) or "" in columns:
         raise UserError(f"{key} {template!r} names no column; write one in braces, such as {{input}}.")
 
 
@@ -165,7 +164,7 @@ def examples(task: Task, split: str, rows: Mapping[str, list[Any]], indices: Ite
       UserError: a column is missing, or a row holds no text or an unknown label.
     """
     require_columns(task, split, rows)
-    inputs = [column for column in task.columns if column != task.target or f"{{{column}}}" in task.template]
+    template = Template.parse(task.template)
     references: dict[Any, list[int]] = {}
     if task.same_input is not None and task.same_input in rows:
         for row, value in enumerate(rows[task.same_input]):
@@ -177,14 +176,9 @@ def examples(task: Task, split: str, rows: Mapping[str, list[Any]], indices: Ite
         target = _answer(task, rows[task.target][row], where)
         same = references.get(rows[task.same_input][row], []) if references and task.same_input else []
         others = dict.fromkeys(_answer(task, rows[task.target][other], where) for other in same)
-        made.append(
-            Example(
-                id=where,
-                input=task.template.format(**{column: _text(rows[column][row], column, where) for column in inputs}),
-                target=target,
-                references=tuple(dict.fromkeys([target, *others])),
-            )
-        )
+        fields = {column: _text(rows[column][row], column, where) for column in template.columns}
+        references_ = tuple(dict.fromkeys([target, *others]))
+        made.append(Example(where, template.render(fields), target, references_, fields))
     return made
 
 

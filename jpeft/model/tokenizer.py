@@ -3,8 +3,10 @@
 import dataclasses
 import hashlib
 import itertools
+import json
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -13,6 +15,8 @@ from jpeft.errors import UserError
 
 VOCABULARIES = ("tokenizer.json", "spiece.model")  # either is enough
 TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json")
+_CONTROL = ("<pad>", "</s>", "<unk>", "<s>", "<mask>")
+_SENTINEL = re.compile(r"\u2581?<extra_id_\d+>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +28,27 @@ class Encoded:
 
 
 class Tokenizer:
-    """A sentence-piece vocabulary with T5's special ids."""
+    """A sentence-piece vocabulary with T5's special ids.
+
+    Text is text: what spells `<pad>`, `</s>`, `<extra_id_0>` or a byte piece in it becomes its characters' pieces.
+    Tokens that somebody added to the vocabulary (`<sep>`) are tokens wherever they stand, special or not.
+    """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, eos_token_id: int, directory: Path):
-        self._backend = backend
         self._directory = directory
         self.eos_token_id = eos_token_id
-        # Told apart by content, so that token caches survive a moved directory and not a changed vocabulary.
-        self.fingerprint = hashlib.sha256(backend.to_str().encode()).hexdigest()
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self._control = {
+            name: id_
+            for name, id_ in vocabulary.items()
+            if name in _CONTROL or id_ == eos_token_id or _SENTINEL.fullmatch(name)
+        }
+        self._silent = frozenset(self._control.values())
+        # Told apart by content, so that token caches survive a moved directory and not a changed vocabulary. The
+        # description holds the normaliser, the post-processor and added tokens, too.
+        made_of = [backend.to_str(), eos_token_id, tokenizers.__version__, "text is text"]
+        self.fingerprint = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+        self._backend = _reading_text_as_text(backend, self._control)
 
     @classmethod
     def load(cls, directory: Path, *, vocab_size: int | None = None, eos_token_id: int = 1) -> "Tokenizer":
@@ -85,17 +102,31 @@ class Tokenizer:
         """Pieces, special ones included."""
         return self._backend.get_vocab_size()
 
+    def token_starts(self, texts: Sequence[str]) -> list[list[int]]:
+        """For each token of each text the character that it begins at."""
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return [[start for start, _ in encoding.offsets] for encoding in encodings]
+
     @property
     def sentinels(self) -> list[int]:
         """Ids of `<extra_id_0>`, `<extra_id_1>`, ...; empty for a vocabulary without them."""
-        vocabulary = self._backend.get_vocab(with_added_tokens=True)
-        names = itertools.takewhile(vocabulary.__contains__, map("<extra_id_{}>".format, itertools.count()))
-        return [vocabulary[name] for name in names]
+        return [self._control[name] for name in self.sentinel_names]
+
+    @property
+    def sentinel_names(self) -> list[str]:
+        """`<extra_id_0>`, `<extra_id_1>`, ... as far as the vocabulary has them."""
+        names = map("<extra_id_{}>".format, itertools.count())
+        return list(itertools.takewhile(self._control.__contains__, names))
 
     def decode(self, rows: Sequence[Sequence[int]], *, keep_special: bool = False) -> list[str]:
-        """Texts of id rows without surrounding white space and, unless asked for, without special tokens."""
-        texts = self._backend.decode_batch([list(row) for row in rows], skip_special_tokens=not keep_special)
-        return [text.strip() for text in texts]
+        """Texts of id rows without surrounding white space.
+
+        Args:
+          keep_special: whether padding, ends and sentinels are written. Tokens that were added to the vocabulary
+            always are: they are what somebody wanted to read.
+        """
+        rows = [[id_ for id_ in map(int, row) if keep_special or id_ not in self._silent] for row in rows]
+        return [text.strip() for text in self._backend.decode_batch(rows, skip_special_tokens=False)]
 
     def save(self, directory: Path) -> None:
         """Copies the tokenizer's files, so that a saved model opens with its own."""
@@ -107,3 +138,32 @@ class Tokenizer:
 def _can_not_be_read(path: Path, error: Exception) -> str:
     reason = str(error).partition("\n")[0]
     return f"{path} can not be read as a tokenizer ({reason}); copy it again."
+
+
+def _reading_text_as_text(backend: tokenizers.Tokenizer, control: Mapping[str, int]) -> tokenizers.Tokenizer:
+    """A copy that never makes a control token of text.
+
+    Two ways lead there. The library looks for special tokens before all else, which can be switched off; and a
+    unigram vocabulary holds them (and byte pieces) as pieces like others, which is barred by splitting their names
+    behind the first character. A special token that is none of the control tokens is then looked for like any other
+    added one.
+    """
+    described = json.loads(backend.to_str())
+    added = [token for token in described["added_tokens"] if token["special"] and token["content"] not in control]
+    if added:
+        for token in added:
+            token["special"] = False
+        backend = tokenizers.Tokenizer.from_str(json.dumps(described))
+    else:
+        backend = tokenizers.Tokenizer.from_str(backend.to_str())
+    backend.encode_special_tokens = True
+    rests: dict[str, list[str]] = {}
+    for name in control:
+        rests.setdefault(name[:1], []).append(re.escape(name[1:]))
+    if "<0x00>" in backend.get_vocab():
+        rests.setdefault("<", []).append("0x[0-9A-F]{2}>")
+    splits = [f"{re.escape(first)}(?={'|'.join(filter(None, rest))})" for first, rest in rests.items() if any(rest)]
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex("|".join(splits)), "isolated")
+    before = backend.pre_tokenizer
+    backend.pre_tokenizer = split if before is None else tokenizers.pre_tokenizers.Sequence([before, split])
+    return backend

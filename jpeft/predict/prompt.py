@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jpeft.data.prompts import Template
 from jpeft.data.tasks import check_template, template_columns
 
 
@@ -31,14 +32,14 @@ class Prompt:
         columns = template_columns(self.template)
         if not self.required and "input" in fields and not set(columns) <= fields.keys():
             return _text(fields, "input")
-        return self.template.format(**{column: _text(fields, column) for column in columns})
+        return Template.parse(self.template).render({column: _text(fields, column) for column in columns})
 
     def of_text(self, text: str) -> str:
         """The prompt of a bare text, which is the template's one column. Raises ValueError: there are several."""
         columns = template_columns(self.template)
         if len(columns) > 1:
             raise ValueError(f"is one text and the template names {' and '.join(columns)}; give JSON lines")
-        return self.template.format(**{columns[0]: text})
+        return Template.parse(self.template).render({columns[0]: text})
 
 
 def _text(fields: Mapping[str, Any], column: str) -> str:

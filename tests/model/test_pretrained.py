@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jpeft.data.batches import Tokens, pad
+from jpeft.data.prompts import PromptTokens
 from jpeft.eval.loss import loss_sums
 from jpeft.model import weights
 from jpeft.model.decode import greedy
@@ -45,7 +46,7 @@ def test_it_comes_with_the_package_and_is_small(directory):
 def test_its_vocabulary_has_t5s_special_ids(tokenizer, model):
     assert tokenizer.vocab_size <= model.config.vocab_size
     assert tokenizer.sentinels == list(range(tokenizer.vocab_size - 1, tokenizer.vocab_size - 101, -1))
-    assert tokenizer.ids(["<pad></s><unk>"]) == [[0, 1, 2]]
+    assert tokenizer.decode([[0], [1], [2]], keep_special=True) == ["<pad>", "</s>", "<unk>"]
     assert 8000 <= tokenizer.vocab_size <= 16384
 
 
@@ -53,8 +54,9 @@ def span_loss(model, tokenizer, text: str) -> float:
     """Loss of every fifth word of a text, each hidden alone, given the rest of the text."""
     words, rows = text.split(), []
     for hidden in range(2, len(words), 5):
-        given = " ".join([*words[:hidden], "<extra_id_0>", *words[hidden + 1 :]])
-        rows.append((tokenizer.encode([given], max_length=120).ids[0], tokenizer.ids([words[hidden]])[0]))
+        given = {"before": " ".join(words[:hidden]), "after": " ".join(words[hidden + 1 :])}
+        prompts = PromptTokens("{before} <extra_id_0> {after}", tokenizer, 120)
+        rows.append((prompts([given]).ids[0], tokenizer.ids([words[hidden]])[0]))
     tokens = Tokens(
         [np.array(given) for given, _ in rows],
         [np.array([tokenizer.sentinels[0], *word, 1]) for _, word in rows],

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from jpeft.data.prompts import PromptTokens
 from jpeft.model import weights
 from jpeft.model.decode import greedy
 from jpeft.model.source import resolve
@@ -30,7 +31,7 @@ def test_transformers_reads_the_same_tokens_and_writes_the_same_answers():
     theirs: Any = transformers.T5ForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
     tokenizer = Tokenizer.load(directory, vocab_size=ours.config.vocab_size)
     batch = transformers.AutoTokenizer.from_pretrained(directory)(TEXTS, padding=True, return_tensors="pt")
-    rows = tokenizer.encode(TEXTS, max_length=200).ids
+    rows = [PromptTokens(text, tokenizer, 200)([{}]).ids[0] for text in TEXTS]  # a sentinel of a template
     assert [row[: len(ids)].tolist() for row, ids in zip(batch.input_ids, rows, strict=True)] == rows
 
     decoder_input = torch.arange(24).reshape(2, 12)

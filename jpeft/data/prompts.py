@@ -1,0 +1,201 @@
+"""What a model is asked: a template over a row's columns, and its tokens, cut where a row is too long.
+
+The one place where a prompt becomes token ids; training, `predict` and `serve` all come here.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+
+from jpeft.errors import UserError
+from jpeft.model.tokenizer import Tokenizer
+
+CUTTING = "the longest columns, at their ends"  # how; a part of what tokens are known by: another way is another key
+
+_FORMAT = re.compile(r"![a-z]|(![a-z])?:(.?[<>=^])?[-+ ]?#?0?\d*[,_]?(\.\d+)?[A-Za-z%]?")
+_TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[^{}]+|[{}]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """A prompt with `{column}` in it. `{{` and `}}` write braces; any name that a column can have may stand in them.
+
+    Attributes:
+      text: as it was written.
+      parts: its pieces in order, `(text, None)` or `("", column)`.
+    """
+
+    text: str
+    parts: tuple[tuple[str, str | None], ...] = dataclasses.field(repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> "Template":
+        """Raises ValueError: a brace stands alone, or braces hold more than a column's name."""
+        parts: list[tuple[str, str | None]] = []
+        for token in _TOKEN.finditer(text):
+            piece, name = token[0], token[1]
+            if piece in ("{", "}"):
+                raise ValueError(f"the brace {piece!r} at character {token.start() + 1} stands alone")
+            if name is None:
+                literal = piece[0] if piece in ("{{", "}}") else piece
+                before = parts.pop()[0] if parts and parts[-1][1] is None else ""
+                parts.append((before + literal, None))
+                continue
+            asked = re.search(r"[!:]", name)
+            if asked and _FORMAT.fullmatch(name, asked.start()):
+                raise ValueError(f"{piece} asks for a format; write {{{name[: asked.start()]}}}, a column's name alone")
+            parts.append(("", name))
+        return cls(text, tuple(parts))
+
+    @classmethod
+    def of_column(cls, column: str) -> "Template":
+        """The text of one column and nothing else. Raises `UserError`: no template can name it."""
+        try:
+            template = cls.parse(f"{{{column}}}")
+        except ValueError:
+            template = None
+        if template is None or template.columns != (column,):
+            raise UserError(f"the column's name {column!r} can not stand in a template; rename the column.")
+        return template
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns, each once."""
+        return tuple(dict.fromkeys(column for _, column in self.parts if column is not None))
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether a prompt is the text of one column and nothing else."""
+        return len(self.parts) == 1 and self.parts[0][1] is not None
+
+    def render(self, fields: Mapping[str, str]) -> str:
+        """The prompt as one text. Raises KeyError: a column is missing."""
+        return "".join(text if column is None else fields[column] for text, column in self.parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptIds:
+    """Token ids of prompts, `</s>` included, and which of them had to be cut."""
+
+    ids: list[list[int]]
+    cut: list[bool]
+
+    @property
+    def num_cut(self) -> int:
+        """How many were cut."""
+        return sum(self.cut)
+
+
+class PromptTokens:
+    """Rows to token ids, at most `max_length` of them.
+
+    What is too long is cut in its longest column, at that column's end; where two are long, both are cut to one length.
+    The template's own text always stays: that is where the instruction and the options are.
+
+    Text of a row is text, whatever it spells. In a template `<extra_id_0>` and its like are the vocabulary's sentinels,
+    which a T5 that was not tuned on instructions answers; every other special token's name is text there, too.
+
+    Raises `UserError` when `max_length` leaves no room beside the template's own text; `key` is how it was given.
+    """
+
+    def __init__(
+        self,
+        template: Template | str,
+        tokenizer: Tokenizer,
+        max_length: int,
+        *,
+        key: str = "data.max_input_length",
+    ):
+        self.template = Template.parse(template) if isinstance(template, str) else template
+        self._tokenizer, self._max_length = tokenizer, max_length
+        self._pieces = list(self._split_at_sentinels())
+        own = len(self._whole([dict.fromkeys(self.template.columns, "")])[0])
+        if own >= max_length:
+            raise UserError(
+                f"the template's own text has {own} tokens, </s> included, and {key} is {max_length}: no room is left "
+                f"for a row's; shorten the template or set {key} to {own + 1} or more."
+            )
+
+    def __call__(self, rows: Sequence[Mapping[str, str]]) -> PromptIds:
+        """Ids of each row's prompt. A row has the text of every column of the template; others are not looked at."""
+        ids = self._whole(rows)
+        cut = [len(row) > self._max_length for row in ids]
+        if self.template.is_bare:
+            ids = [[*row[: self._max_length - 1], row[-1]] if long else row for row, long in zip(ids, cut, strict=True)]
+            return PromptIds(ids, cut)
+        shortened = {i: dict(rows[i]) for i, long in enumerate(cut) if long}
+        while shortened:
+            self._shorten(list(shortened.values()))
+            for i, made in zip(list(shortened), self._whole(list(shortened.values())), strict=True):
+                ids[i] = made
+                if len(made) <= self._max_length:
+                    del shortened[i]
+        return PromptIds(ids, cut)
+
+    def _split_at_sentinels(self):
+        """Lists of template parts to be read together, and between them the ids of sentinels."""
+        sentinels = dict(zip(self._tokenizer.sentinel_names, self._tokenizer.sentinels, strict=True))
+        together: list[tuple[str, str | None]] = []
+        for text, column in self.template.parts:
+            if column is not None:
+                together.append((text, column))
+                continue
+            for piece in re.split(r"(<extra_id_\d+>)", text):
+                if piece in sentinels:
+                    yield together
+                    yield sentinels[piece]
+                    together = []
+                elif piece:
+                    together.append((piece, None))
+        yield together
+
+    def _texts(self, fields: Mapping[str, str]) -> list[str]:
+        lists = (parts for parts in self._pieces if isinstance(parts, list))
+        return ["".join(text if column is None else fields[column] for text, column in parts) for parts in lists]
+
+    def _whole(self, rows: Sequence[Mapping[str, str]]) -> list[list[int]]:
+        """Ids of each whole prompt with its `</s>`."""
+        texts = [self._texts(fields) for fields in rows]
+        encoded = iter(self._tokenizer.ids([text for row in texts for text in row]))
+        ids = []
+        for _ in rows:
+            of_pieces = ([piece] if isinstance(piece, int) else next(encoded) for piece in self._pieces)
+            ids.append([*itertools.chain.from_iterable(of_pieces), self._tokenizer.eos_token_id])
+        return ids
+
+    def _shorten(self, rows: Sequence[dict[str, str]]) -> None:
+        """Takes text from the ends of the longest columns of rows whose prompts are too long: at least a character."""
+        texts = [self._texts(fields) for fields in rows]
+        starts = iter(self._tokenizer.token_starts([text for row in texts for text in row]))
+        for fields in rows:
+            total, of_column = 1, {}  # 1: </s>
+            occurrences = dict.fromkeys(self.template.columns, 0)
+            for parts in self._pieces:
+                if isinstance(parts, int):
+                    total += 1
+                    continue
+                tokens, position = next(starts), 0
+                total += len(tokens)
+                for text, column in parts:
+                    end = position + len(text if column is None else fields[column])
+                    if column is not None:
+                        occurrences[column] += 1
+                        of_column.setdefault(column, [start - position for start in tokens if position <= start < end])
+                    position = end
+            self._cut_to_level(fields, of_column, occurrences, total - self._max_length)
+
+    @staticmethod
+    def _cut_to_level(
+        fields: dict[str, str], starts: Mapping[str, list[int]], occurrences: Mapping[str, int], excess: int
+    ) -> None:
+        longest = max(map(len, starts.values()))
+        freed = lambda level: sum(occurrences[c] * max(0, len(at) - level) for c, at in starts.items())
+        level = next(level for level in range(longest - 1, -1, -1) if freed(level) >= excess or level == 0)
+        excess = min(excess, freed(level))
+        for column, at in sorted(starts.items(), key=lambda item: -len(item[1])):
+            # Columns of one length are cut one after the other, so that none loses a token that would have fitted.
+            over = min(max(0, len(at) - level), -(-excess // occurrences[column]))
+            if over > 0:
+                fields[column] = fields[column][: at[len(at) - over]]
+                excess -= over * occurrences[column]
