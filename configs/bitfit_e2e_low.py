@@ -4,7 +4,7 @@ Run:       python main.py --config configs/bitfit_e2e_low.py
 Published: ROUGE-L 0.48825 (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

@@ -4,7 +4,7 @@ Run:       python main.py --config configs/full_cola_high.py
 Published: accuracy 0.81417 (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

@@ -4,7 +4,7 @@ Run:       python main.py --config configs/full_e2e_high.py
 Published: ROUGE-L 0.48051 (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

@@ -4,7 +4,7 @@ Run:       python main.py --config configs/ia3_agnews_high.py
 Published: accuracy 0.9252 (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

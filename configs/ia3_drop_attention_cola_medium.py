@@ -4,7 +4,7 @@ Run:       python main.py --config configs/ia3_drop_attention_cola_medium.py
 Published: accuracy 0.7413 (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

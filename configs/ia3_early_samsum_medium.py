@@ -4,7 +4,7 @@ Run:       python main.py --config configs/ia3_early_samsum_medium.py
 Published: ROUGE-L 0.4154 (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

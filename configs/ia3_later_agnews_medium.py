@@ -4,7 +4,7 @@ Run:       python main.py --config configs/ia3_later_agnews_medium.py
 Published: accuracy 0.9212 (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

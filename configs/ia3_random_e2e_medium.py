@@ -4,7 +4,7 @@ Run:       python main.py --config configs/ia3_random_e2e_medium.py
 Published: ROUGE-L 0.4 (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

@@ -4,7 +4,7 @@ Run:       python main.py --config configs/ia3_samsum_high.py
 Published: ROUGE-L 0.43998 (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

@@ -4,7 +4,7 @@ Run:       python main.py --config configs/ia3_samsum_low.py
 Published: ROUGE-L 0.32924 (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

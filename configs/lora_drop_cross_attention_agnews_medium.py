@@ -4,7 +4,7 @@ Run:       python main.py --config configs/lora_drop_cross_attention_agnews_medi
 Published: accuracy 0.9164 (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

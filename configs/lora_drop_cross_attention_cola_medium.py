@@ -4,7 +4,7 @@ Run:       python main.py --config configs/lora_drop_cross_attention_cola_medium
 Published: accuracy 0.8007 (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

@@ -4,7 +4,7 @@ Run:       python main.py --config configs/lora_drop_query_output_agnews_medium.
 Published: accuracy 0.9152 (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

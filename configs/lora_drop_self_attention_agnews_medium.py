@@ -4,7 +4,7 @@ Run:       python main.py --config configs/lora_drop_self_attention_agnews_mediu
 Published: accuracy 0.8928 (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

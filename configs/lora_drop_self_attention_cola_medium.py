@@ -4,7 +4,7 @@ Run:       python main.py --config configs/lora_drop_self_attention_cola_medium.
 Published: accuracy 0.7107 (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

@@ -4,7 +4,7 @@ Run:       python main.py --config configs/lora_drop_self_attention_e2e_medium.p
 Published: ROUGE-L 0.48055 (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

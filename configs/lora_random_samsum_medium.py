@@ -4,7 +4,7 @@ Run:       python main.py --config configs/lora_random_samsum_medium.py
 Published: ROUGE-L 0.43109 (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

@@ -4,7 +4,7 @@ Run:       python main.py --config configs/prompt_agnews_low.py
 Published: accuracy 0.60684 (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

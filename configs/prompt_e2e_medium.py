@@ -4,7 +4,7 @@ Run:       python main.py --config configs/prompt_e2e_medium.py
 Published: ROUGE-L 0.44173 (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

@@ -17,10 +17,18 @@ from jpeft.data.splits import MAX_EVALUATED, SCALES
 from jpeft.data.tasks import Task
 from jpeft.errors import UserError
 from jpeft.model.config import RELEASED
+from jpeft.model.settings import ModelSettings, settings_of
 from jpeft.model.t5 import REMAT_POLICIES
 from jpeft.peft.ablations import ablation
 from jpeft.peft.base import STACKS, Method
+from jpeft.peft.locate import stored_reading
 from jpeft.peft.methods import build
+
+
+def _open(default: Any) -> Any:
+    """A field that a config may leave open: then the model's own settings fill it in, or else this default."""
+    return dataclasses.field(default=default, metadata={"open": True})
+
 
 DTYPES = ("auto", "float32", "bfloat16")
 ANSWERS = ("generate", "score")
@@ -52,18 +60,19 @@ class MethodConfig:
 
     Attributes:
       name: full, lora, ia3, bitfit, prompt.
-      reading: `paper` (Pu et al.) or `official` (the method's authors).
+      reading: `paper` (Pu et al.) or `official` (the method's authors). Left open it is the paper's, but the official
+        one for LoRA on rows of your own, which PEFT opens, and the adapter's with `from_adapter`.
       rank, alpha, rank_stabilized: of lora.
       prompt_length, prompt_init: of prompt; init is `vocabulary` or `uniform`.
       targets: names of the sites to adapt, with commas: `q,v`.
       stacks: `encoder`, `decoder` or both, with commas.
       layers: indices of blocks in each stack, with commas and ranges: `0,2,6-11`.
       pattern: regular expression that must match a site's whole path, `decoder/layers/.*/cross_attention/.*`.
-      from_adapter: an adapter directory of an earlier run to start from.
+      from_adapter: an earlier run, or an adapter's directory, to start from.
     """
 
     name: str = "lora"
-    reading: str = "paper"
+    reading: str = _open("paper")
     rank: int | None = None
     alpha: float | None = None
     rank_stabilized: bool | None = None
@@ -138,7 +147,7 @@ _LEARNING_RATES = {
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How to train.
+    """How to train. A model may have settings of its own for what is left open here (docs/mini.md).
 
     Attributes:
       seed: of initial values, of the order of rows and of dropout.
@@ -154,12 +163,12 @@ class TrainConfig:
 
     seed: int = 0
     max_epochs: int | None = None
-    batch_size: int = 16
-    accumulation_steps: int = 4
-    patience: int = 1
+    batch_size: int = _open(16)
+    accumulation_steps: int = _open(4)
+    patience: int = _open(1)
     learning_rate: LearningRate = LearningRate()
-    warmup_fraction: float = 0.1
-    weight_decay: float = 0.0
+    warmup_fraction: float = _open(0.1)
+    weight_decay: float = _open(0.0)
     clip_grad_norm: float | None = None
     checkpoint_every_seconds: float = 300.0
 
@@ -179,7 +188,7 @@ class EvalConfig:
     zero_shot: bool = False
     answer: str = "generate"
     num_beams: int = 1
-    batch_size: int = 32
+    batch_size: int = _open(32)
 
 
 _SECTIONS: dict[str, type] = {
@@ -228,6 +237,11 @@ class Run:
         """
         config = config.to_dict() if isinstance(config, ConfigDict) else config
         run = parse(cls, config, "config")
+        settings, taken = _model_settings(config, run)
+        for key, value in taken.items():
+            run = _with_value(run, key, value)
+        if _value_at(config, "method.reading") is None:
+            run = _with_value(run, "method.reading", _usual_reading(run))
         scale = one_of("data.scale", run.data.scale, SCALES)
         max_train, max_epochs = SCALES[scale]
         method = one_of("method.name", run.method.name, _LEARNING_RATES)
@@ -242,7 +256,12 @@ class Run:
                 run.train, max_epochs=_given(run.train.max_epochs, max_epochs), learning_rate=rates
             ),
         )
-        run._check()
+        try:
+            run._check()
+        except UserError as error:
+            if settings is not None and any(str(error).startswith(key) for key in taken):
+                raise UserError(f"{settings.file}: {error}") from None
+            raise
         return run
 
     def _check(self) -> None:
@@ -343,6 +362,39 @@ class Run:
         return dataclasses.asdict(self)
 
 
+def taken_from_model(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """What a run takes from its model's own settings, by config key: all that the config leaves open."""
+    config = config.to_dict() if isinstance(config, ConfigDict) else config
+    return _model_settings(config, parse(Run, config, "config"))[1]
+
+
+def _model_settings(config: Mapping[str, Any], run: Run) -> tuple[ModelSettings | None, dict[str, Any]]:
+    settings = settings_of(run.model.name)
+    values = settings.for_method(run.method.name) if settings else {}
+    return settings, {key: value for key, value in values.items() if _value_at(config, key) is None}
+
+
+def _usual_reading(run: Run) -> str:
+    """The reading of a run whose config leaves it open."""
+    if run.method.from_adapter is not None and run.method.name in ("lora", "ia3"):
+        return stored_reading(run.method.from_adapter)
+    return "official" if (run.data.task, run.method.name) == ("custom", "lora") else "paper"
+
+
+def _value_at(config: Mapping[str, Any], key: str) -> Any:
+    """What nested mappings hold at `section.key`; None where they hold nothing."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _with_value(section: Any, key: str, value: Any) -> Any:
+    """A section, or a whole run, with another value at `key`, which may lead into sections below."""
+    name, _, below = key.partition(".")
+    return dataclasses.replace(section, **{name: _with_value(getattr(section, name), below, value) if below else value})
+
+
 def default_config() -> ConfigDict:
     """Every key with its default, for config files to change. An unset key takes a value of its type from a flag."""
     return placeholders(Run)
@@ -370,7 +422,7 @@ def placeholders(cls: type) -> ConfigDict:
             config[field.name] = placeholders(typing.cast(type, field.type))
         elif field.default is dataclasses.MISSING:
             config[field.name] = ConfigDict()  # keys of the user's own
-        elif field.default is None:
+        elif field.default is None or field.metadata.get("open"):
             config[field.name] = config_dict.placeholder(_value_type(field.type))
         else:
             config[field.name] = field.default
@@ -397,7 +449,7 @@ def parse(cls: type, values: Mapping[str, Any], path: str) -> Any:
             if not isinstance(value, Mapping):
                 raise UserError(f"{path}.{key} is {value!r}; it is a section with keys of its own.")
             parsed[key] = parse(typing.cast(type, kind), value, f"{path}.{key}")
-        else:
+        elif not (value is None and fields[key].metadata.get("open")):
             parsed[key] = _checked_value(f"{path}.{key}", value, kind)
     return cls(**parsed)
 

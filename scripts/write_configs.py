@@ -20,7 +20,7 @@ Run:       python main.py --config configs/{name}.py
 Published: {metric} {published} (FLAN-T5-XL)
 """
 
-from configs.benchmark import cell
+from jpeft.configs.benchmark import cell
 
 
 def get_config():

@@ -1,55 +1,5 @@
-"""`mini`, the model that comes with jpeft: T5 1.1 of a size that two CPU cores pretrain in an evening.
+"""Pretrains `mini`, the model that comes with jpeft; as it comes with the package: jpeft/configs/pretrain/mini.py."""
 
-  jpeft pretrain --config configs/pretrain/mini.py --config.data.path=CORPUS --workdir runs/mini
+from jpeft.configs.pretrain.mini import get_config
 
-CORPUS is a directory of the files below (docs/mini.md says what is in them). For a model of your own, name your own
-files and rates. Keys: `jpeft pretrain --help`, or `jpeft/pretrain/config.py`.
-"""
-
-from ml_collections import ConfigDict
-
-from jpeft.pretrain.config import SourceConfig, default_pretraining
-
-# Share of the tokens. Old books are most of the corpus and least like what a user tunes on; news-like text is rare.
-_TEXT = {
-    "books": SourceConfig("text_books-*.jsonl.xz", "text", 0.20),
-    "textbooks": SourceConfig("text_textbooks.jsonl.xz", "text", 0.10),
-    "factbook": SourceConfig("text_factbook.jsonl.xz", "text", 0.05),
-    "wikitext": SourceConfig("text_wikitext.jsonl.xz", "text", 0.07),
-    "govblog": SourceConfig("text_govblog.jsonl.xz", "text", 0.10),
-    "speeches": SourceConfig("text_speeches_masc.jsonl.xz", "text", 0.08),
-    "dialogue": SourceConfig("text_dialogue_sgd.jsonl.xz", "text", 0.06),
-    "meetings": SourceConfig("text_meetings_qmsum.jsonl.xz", "text", 0.03),
-}
-_PAIRS = {
-    "dialogue_pairs": SourceConfig("instr_dialogue_sgd.jsonl.xz", "pairs", 0.10),
-    "meeting_pairs": SourceConfig("instr_meetings_qmsum.jsonl.xz", "pairs", 0.01),
-    "headline_pairs": SourceConfig("instr_headline_summary.jsonl.xz", "pairs", 0.02),
-    "medical_pairs": SourceConfig("instr_medquad.jsonl.xz", "pairs", 0.02),
-    "reasoning_pairs": SourceConfig("instr_reasoning_cot.jsonl.xz", "pairs", 0.04),
-    "science_pairs": SourceConfig("instr_science_qa.jsonl.xz", "pairs", 0.03),
-    "wordnet_pairs": SourceConfig("instr_wordnet.jsonl.xz", "pairs", 0.07),
-    "sentiment_pairs": SourceConfig("instr_sentiment.jsonl.xz", "pairs", 0.02),
-}
-
-
-def get_config() -> ConfigDict:
-    config = default_pretraining({**_TEXT, **_PAIRS})
-    config.update_from_flattened_dict(
-        {
-            "model.d_model": 192,
-            "model.d_kv": 32,
-            "model.num_heads": 6,
-            "model.d_ff": 512,
-            "model.num_layers": 3,
-            "model.num_decoder_layers": 3,
-            "data.input_length": 256,
-            "data.target_length": 80,
-            "train.batch_size": 16,
-            "train.steps": 2000,
-            "train.warmup_steps": 80,
-            "train.learning_rate": 0.03,
-            "log.validate_every": 300,
-        }
-    )
-    return config
+__all__ = ["get_config"]

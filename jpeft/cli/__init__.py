@@ -22,6 +22,7 @@ from jpeft.cli import (
     report,
     run,
     serve,
+    train,
 )
 from jpeft.errors import RunFailed, UserError
 
@@ -30,11 +31,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The console script `jpeft`."""
     parser = argparse.ArgumentParser(
         prog="jpeft",
-        description="Parameter-efficient fine-tuning of T5 in JAX. One run is started with main.py; see the README.",
+        description="Parameter-efficient fine-tuning of T5 in JAX. It begins with `jpeft train`; see the README.",
     )
     parser.add_argument("--version", action="version", version=f"jpeft {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (export, grid, import_adapter, merge, params, plan, predict, pretrain, recommend, report, serve):
+    for command in (
+        export,
+        grid,
+        import_adapter,
+        merge,
+        params,
+        plan,
+        predict,
+        pretrain,
+        recommend,
+        report,
+        serve,
+        train,
+    ):
         command.add(commands)
     arguments, others = parser.parse_known_args(argv)
     keys = [arg for arg in others if arg.startswith("--config.")] if hasattr(arguments, "takes_config_keys") else []

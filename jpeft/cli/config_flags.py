@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jpeft import configs
+from jpeft.configs import ConfigFile
 from jpeft.errors import UserError
 
 
@@ -29,6 +31,8 @@ class Call:
 def parse_call(argv: Sequence[str], config_type: type, help_text: str, *, in_processes: bool = False) -> Call | None:
     """Reads `--config FILE [--config.KEY=VALUE ...] [--workdir DIR]`; prints help and returns None where that is asked.
 
+    FILE may be a config that comes with the package (`jpeft.configs`).
+
     Args:
       config_type: the dataclass of sections that the file's config is read into.
       in_processes: whether several processes may do it together, which further flags are for.
@@ -39,6 +43,7 @@ def parse_call(argv: Sequence[str], config_type: type, help_text: str, *, in_pro
     from absl import flags
     from ml_collections import config_flags
 
+    argv, found = _with_file(argv)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", None, "A file with get_config().", flag_values=values, sys_argv=list(argv)
@@ -57,9 +62,11 @@ def parse_call(argv: Sequence[str], config_type: type, help_text: str, *, in_pro
         for name in ("workdir", "overwrite", "quiet", *(_PROCESS_FLAGS if in_processes else ())):
             print(f"  --{name}: {values[name].help}")
         if len(argv) < 2:
-            raise UserError("--config is missing; name a file of configs/.")
+            raise UserError(_MISSING)
         return None
-    config_file, argument = _config_file(argv)
+    if found is None:
+        raise UserError(_MISSING)
+    config_file = found.path
     sys.modules.pop(
         "config_config", None
     )  # ml_collections loads every config file into one module, over what was there
@@ -75,8 +82,7 @@ def parse_call(argv: Sequence[str], config_type: type, help_text: str, *, in_pro
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is no flag; write --config.KEY=VALUE.")
     given: dict[str, Any] = values.flag_values_dict()
-    name = f"{config_file.stem}_{argument}" if argument else config_file.stem
-    workdir = Path(given["workdir"] or Path("runs") / name)
+    workdir = Path(given["workdir"] or Path("runs") / found.name)
     return Call(given["config"], workdir, given["overwrite"], given["quiet"], _group(given) if in_processes else None)
 
 
@@ -108,23 +114,24 @@ def _group(given: dict[str, Any]) -> Any:
     return Group(**known)
 
 
-def _config_file(argv: Sequence[str]) -> tuple[Path, str]:
-    """The file that `--config` names, and what stands after a colon for its `get_config`."""
-    for i, arg in enumerate(argv):
-        if arg.startswith(("--config=", "-config=")):
-            given = arg.partition("=")[2]
-        elif arg in ("--config", "-config") and i + 1 < len(argv):
-            given = argv[i + 1]
+_MISSING = "--config is missing; name a file, or what comes with jpeft: custom, lora_agnews_low (see --help)."
+
+
+def _with_file(argv: Sequence[str]) -> tuple[list[str], ConfigFile | None]:
+    """The call with `--config` leading to a file, whatever name it gives, and what that file is."""
+    changed, found = list(argv), None
+    for i, arg in enumerate(changed):
+        if arg in ("--config", "-config") and i + 1 < len(changed):
+            at, before, given = i + 1, "", changed[i + 1]
+        elif arg.startswith(("--config=", "-config=")):
+            at, before, given = i, "--config=", arg.partition("=")[2]
         else:
             continue
-        name, _, argument = given.partition(":")
-        path = Path(name)
-        if not path.is_file():
-            close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1, cutoff=0.0)
-            hint = f"; did you mean {path.parent / close[0]}?" if close else ""
-            raise UserError(f"--config {path} does not exist{hint}")
-        return path, argument
-    raise UserError("--config is missing; name a file such as configs/lora_agnews_low.py (see --help).")
+        if found is not None:
+            raise UserError(f"--config is given twice, the second time with {given[:80]!r}; give it once.")
+        found = configs.find(given)
+        changed[at] = f"{before}{found.path}" + (f":{found.argument}" if found.argument else "")
+    return changed, found
 
 
 def _explain_flag(error: Exception, argv: Sequence[str], config_type: type) -> str:

@@ -12,13 +12,13 @@ from jpeft.errors import UserError
 
 _DESCRIPTION = """Runs the cells of a grid: methods x tasks x scales x ablations x seeds. What is done stays done.
 
-  jpeft grid --config configs/mini.py --config.data.source=sample --scales low --dry-run    what there is to do
-  jpeft grid --config configs/mini.py --config.data.source=sample --scales low              do it
-  jpeft grid --config configs/benchmark.py --workdir runs/paper --jobs 4                    the paper, a GPU a cell
+  jpeft grid --config mini --config.data.source=sample --scales low --dry-run    what there is to do
+  jpeft grid --config mini --config.data.source=sample --scales low              do it
+  jpeft grid --config benchmark --workdir runs/paper --jobs 4                    the paper, a GPU a cell
 
 A cell is a run directory below WORKDIR, named after the cell. It is done when its result.json says so and its config is
 the one asked for; with another config it is stale. One that fails is recorded and the others go on. Keys of every
-cell's config are set by --config.KEY=VALUE (python main.py --help lists them)."""
+cell's config are set by --config.KEY=VALUE (jpeft train --help lists them)."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -32,9 +32,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--config",
-        default="configs/benchmark.py",
+        default="benchmark",
         metavar="FILE",
-        help="a config file whose get_config takes a cell's name (default: %(default)s)",
+        help="benchmark, mini, or a file of yours whose get_config takes a cell's name (default: %(default)s)",
     )
     parser.add_argument("--workdir", type=Path, help="of the grid; runs/<name of the config file> by default")
     which = parser.add_argument_group("which cells (lists are separated by commas)")

@@ -10,11 +10,11 @@ from jpeft.errors import UserError
 
 _DESCRIPTION = """Tells what a run needs of each device and whether it fits, from shapes alone.
 
-  jpeft plan --config configs/lora_agnews_low.py --mesh model=4 --device A10
-  jpeft plan --config configs/full_samsum_high.py --mesh fsdp=4 --device-memory 80GB --input-length 512
+  jpeft plan --config lora_agnews_low --mesh model=4 --device A10
+  jpeft plan --config full_samsum_high --mesh fsdp=4 --device-memory 80GB --input-length 512
 
 The run's train, validation and generation steps are compiled for the mesh on this machine's CPU; no such devices, no
-weights and no network are needed. Keys of the config are set by --config.KEY=VALUE (python main.py --help lists
+weights and no network are needed. Keys of the config are set by --config.KEY=VALUE (jpeft train --help lists
 them)."""
 
 _MESH = re.compile(r"(data|fsdp|model)=([1-9][0-9]*)")

@@ -1,15 +1,16 @@
 """`jpeft pretrain`: a T5 from a corpus."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 
 from jpeft.cli.config_flags import parse_call
 
 _HELP = """Pretrains a T5 on a corpus: span corruption of texts, mixed with pairs of input and target.
 
-  jpeft pretrain --config configs/pretrain/mini.py --config.data.path=CORPUS --workdir runs/mini
+  jpeft pretrain --config pretrain/mini --config.data.path=CORPUS --workdir runs/mini
 
-The model, with its tokenizer, is left in WORKDIR/model: give that to main.py as --config.model.name. Killed and started
+The model, with its tokenizer, is left in WORKDIR/model: give that to `jpeft train` as --config.model.name. Killed and started
 again with the same command, it goes on where it was. Every key of the config can be set by a flag:
 
 """
@@ -42,5 +43,7 @@ def _pretrain(argv: Sequence[str]) -> int:
     tokens = result["input_tokens"] + result["target_tokens"]
     print(f"tokens   {tokens:,} in {result['steps']:,} steps, {result['tokens_per_second']:,.0f} a second")
     print(f"model    {call.workdir / 'model'}  ({result['parameters']:,} parameters)")
-    print(f"next     python main.py --config configs/lora_agnews_low.py --config.model.name={call.workdir / 'model'}")
+    print(
+        f"next     jpeft train --config lora_agnews_low --config.model.name={shlex.quote(str(call.workdir / 'model'))}"
+    )
     return 0

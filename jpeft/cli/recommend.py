@@ -54,7 +54,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     trying.add_argument(
         "--config",
         metavar="FILE",
-        help="a config file whose get_config takes a cell's name; configs/mini.py for mini, else configs/benchmark.py",
+        help="a config file whose get_config takes a cell's name; by default the one that comes with jpeft",
     )
     trying.add_argument("--workdir", type=Path, help="of the search; runs/recommend_<data>_<model> by default")
     trying.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once (default: %(default)s)")

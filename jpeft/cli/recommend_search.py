@@ -75,7 +75,7 @@ class _Flags:
                 if key == ours or key.startswith(f"{ours}."):
                     raise UserError(f"--config.{key} is set by the search: {by}.")
         self._arguments = arguments
-        self.config = arguments.config or ("configs/mini.py" if arguments.model == "mini" else "configs/benchmark.py")
+        self.config = arguments.config or "benchmark"
         slug = lambda text: re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-.")
         name = f"recommend_{slug(Path(arguments.data).stem)}_{slug(Path(arguments.model).name)}"
         self.workdir: Path = arguments.workdir or Path("runs") / name
@@ -91,7 +91,7 @@ class _Flags:
         return list(dict.fromkeys(one_of("--methods", name, METHODS) for name in named))
 
     def of_run(self, method: str, keys: Mapping[str, Any]) -> list[str]:
-        """The flags of `main.py` for a run, without its directory."""
+        """The flags of `jpeft train` for a run, without its directory."""
         arguments = self._arguments
         task = [] if arguments.task is None else [f"--config.data.kind={arguments.task}"]
         return [
@@ -165,7 +165,7 @@ def _print(arguments: argparse.Namespace, flags: _Flags, found) -> int:
         if not results:
             left_out[attempt.method] = f"its full run failed: {problems[0] if problems else attempt.seen.detail}"
             continue
-        command = ["python", "main.py", *flags.of_run(attempt.method, attempt.keys), f"--workdir={directory}"]
+        command = ["jpeft", "train", *flags.of_run(attempt.method, attempt.keys), f"--workdir={directory}"]
         full.append(choice.Full(results[0], attempt.learning_rate, shlex.join(command)))
     if not full:
         raise RunFailed(f"no full run ended well; {'; '.join(f'{m}: {why}' for m, why in left_out.items())}")

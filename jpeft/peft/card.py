@@ -181,7 +181,7 @@ def _without_peft(method: Method, lacks: str) -> str:
 
 def _with_jpeft(method: Method, base: str) -> str:
     flags = [f"--config.model.name={shlex.quote(base)}", *config_flags(method, "DIR")]
-    lines = ["python main.py --config configs/lora_custom.py --config.data.path=my.jsonl", *flags]
+    lines = ["jpeft train --config custom --config.data.path=my.jsonl", *flags]
     command = " \\\n    ".join(lines)
     return f"With jpeft, to train on from it:\n\n{_code('sh', command)}"
 

@@ -1,12 +1,13 @@
 """Where a path that a user names has an adapter: in a run's directory, or in a directory of its own."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.peft.hub import CONFIGS, layout_of, stored_base_name
+from jpeft.peft.hub import CONFIGS, PEFTS, layout_of, stored_base_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,17 @@ def base_of(found: Located, model: str | None) -> str:
     if name is None:
         raise UserError(f"{found.directory} does not name the model that it was trained on; give --model.")
     return name
+
+
+def stored_reading(path: str) -> str:
+    """The reading of the adapter that `method.from_adapter` names: PEFT's layout holds only what is `official`.
+
+    `paper` where there is no adapter: whoever loads it says so.
+    """
+    with contextlib.suppress(UserError, RunFailed, OSError, RuntimeError, ValueError):
+        if layout_of(_directory(Path(path).expanduser())) == PEFTS:
+            return "official"
+    return "paper"
 
 
 def whole_model(path: Path) -> Path | None:

@@ -184,7 +184,7 @@ class Pretraining:
             raise UserError("data.path is not given; name the directory of the corpus with --config.data.path.")
         if not self.data.sources:
             raise UserError(
-                "data.sources is empty; the config has to name at least one (see configs/pretrain/mini.py)."
+                "data.sources is empty; the config has to name at least one (see jpeft/configs/pretrain/mini.py)."
             )
         if not any(source.kind == "text" for source in self.data.sources.values()):
             raise UserError("data.sources has no source of kind 'text'; span corruption needs one.")

@@ -18,6 +18,7 @@ from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.ablations import ablation
 from jpeft.peft.base import Method, Selection, Site, attach, count, select
 from jpeft.peft.hub import load_adapter
+from jpeft.peft.locate import locate, whole_model
 from jpeft.train.session import Session
 
 
@@ -87,6 +88,17 @@ def _load_base(run: Run, session: Session, layout: Layout, report: Callable[[str
     )
 
 
+def _adapter_directory(name: str) -> Path:
+    """The adapter that `method.from_adapter` names by a run's directory, or by its own."""
+    path = Path(name).expanduser()
+    if whole_model(path) is not None:
+        raise UserError(
+            f"method.from_adapter {name!r} is of full tuning, which leaves a whole model; go on from it with "
+            f"--config.model.name={whole_model(path)}."
+        )
+    return locate(path).directory
+
+
 def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str], None] = lambda line: None) -> Setup:
     """Loads the base, unless the session has it, and attaches the method; `report` hears what takes long.
 
@@ -98,7 +110,7 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
     total = count(nnx.state(untuned, nnx.Param))
     method = run.build_method()
     if run.method.from_adapter is not None:
-        model, stored_method, sites = load_adapter(Path(run.method.from_adapter).expanduser(), untuned)
+        model, stored_method, sites = load_adapter(_adapter_directory(run.method.from_adapter), untuned)
         if stored_method != method:
             raise UserError(
                 f"method.from_adapter holds {stored_method}, the config asks for {method}; make them agree."

@@ -1,0 +1,14 @@
+"""`jpeft train`: one run, as `main.py` starts it from a checkout."""
+
+import argparse
+
+from jpeft.cli import run
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Adds the command, whose flags are the config's: argparse hands them on as they come."""
+    parser = commands.add_parser(
+        "train", help="train and test an adapter: one run from a config", add_help=False, prefix_chars="\0"
+    )
+    parser.add_argument("argv", nargs="*")
+    parser.set_defaults(run=lambda arguments: run.run(["jpeft train", *arguments.argv]))
