@@ -1,10 +1,13 @@
 """What a wrong call is answered with: one line and exit status 2."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 
 from jpeft.cli import main, run_experiment
+from jpeft.cli.next_steps import next_steps
+from jpeft.cli.run import _in_full
 
 CONFIG = Path(__file__).parents[1] / "configs/lora_agnews_low.py"
 
@@ -60,3 +63,84 @@ def test_an_unknown_command_is_a_wrong_call(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["parms"])
     assert ended.value.code == 2 and "params" in capsys.readouterr().err
+
+
+def test_short_flags_are_a_call_in_full():
+    full = _in_full(["jpeft train", "--data", "my rows.csv", "--target=category", "--model", "mini", "--quiet"])
+    assert full == [
+        "jpeft train",
+        "--config=custom",
+        "--config.data.path=my rows.csv",
+        "--config.data.target=category",
+        "--config.model.name=mini",
+        "--quiet",
+        "--workdir=runs/lora_my-rows",
+    ]
+    given = ["main.py", "--config=mini:lora_custom_all", "--config.data.path=x", "--workdir=w"]
+    assert _in_full(given) == given
+    assert _in_full(["main.py", "--config=lora_agnews_low", "--model=mini"])[2] == "--config.model.name=mini"
+    assert _in_full(["main.py", "--data=x.csv", "--model=m", "--method=ia3"])[-1] == "--workdir=runs/ia3_x"
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--data", "x.csv"], "--model is missing: mini"),
+        (["--data"], "--data has no value; write --data my.csv"),
+        (["--model=", "--data=x.csv"], "--model has no value; write --model mini"),
+        (["--model=mini"], "--model goes with --data FILE"),
+        (["--data=no.csv", "--model=mini"], "'no.csv' does not exist"),
+    ],
+)
+def test_a_wrong_short_flag(flags, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_experiment(["main.py", *flags]) == 2
+    assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_jpeft_train_is_main_py(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # no checkout around
+    assert main(["train", "--config", "lora_agnews_low", "--config.train.sed=1"]) == 2
+    assert "did you mean config.train.seed?" in capsys.readouterr().err
+    assert main(["train", "--help"]) == 0
+    assert "--config.train.learning_rate.warmup" in capsys.readouterr().out
+    assert main(["train", "--config=custom", "--config=custom", "--quiet"]) == 2
+    assert "--config is given twice" in capsys.readouterr().err
+
+
+RESULT = {"model": "my model", "method": "lora", "task": "custom", "epochs_run": 4, "best_epoch": 1}
+
+
+def steps(result, workdir, argv=("jpeft train", "--data=x.csv")):
+    return [command for _, command in next_steps({**RESULT, **result}, workdir, argv)]
+
+
+def test_the_next_commands_have_the_runs_own_paths_quoted(tmp_path):
+    run = tmp_path / "my run"
+    (run / "adapter").mkdir(parents=True)
+    (run / "adapter/adapter_config.json").write_text("{}")
+    commands = [shlex.split(command) for command in steps({}, run)]
+    assert [words[1] for words in commands] == ["predict", "evaluate", "serve", "merge", "export"]
+    assert all(str(run) in words for words in commands)
+    assert "my model" in commands[2] and commands[3][-1] == str(run / "merged")
+
+
+def test_the_next_commands_are_those_that_work_for_the_method(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/jpeft_adapter.json").write_text("{}")
+    assert not any("export" in command for command in steps({}, tmp_path)), "PEFT has no place for it"
+    assert not any("merge" in command for command in steps({"method": "prompt"}, tmp_path))
+    (tmp_path / "adapter/jpeft_adapter.json").unlink()
+    (tmp_path / "adapter/config.json").write_text("{}")
+    (tmp_path / "adapter/model.safetensors").write_text("")
+    whole = steps({"method": "full"}, tmp_path)
+    assert not any(word in command for command in whole for word in ("merge", "export", "serve"))
+    assert any(f"--model {tmp_path / 'adapter'}" in command for command in whole)
+
+
+def test_a_run_whose_last_epoch_was_its_best_is_told_how_to_go_on(tmp_path):
+    last = {"best_epoch": 3}
+    assert steps(last, tmp_path)[-1] == "jpeft train --data=x.csv --config.train.max_epochs=8"
+    again = steps(last, tmp_path, ["main.py", "--config=a b.py"])[-1]
+    assert again == "python main.py '--config=a b.py' --config.train.max_epochs=8"
+    assert "jpeft train --data FILE --target COLUMN --model 'my model'" in steps({"task": "agnews"}, tmp_path)

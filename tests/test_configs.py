@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import jpeft.configs as packaged
 from jpeft.config import Run
+from jpeft.configs import find
+from jpeft.errors import UserError
 from jpeft.peft.methods import METHODS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -109,3 +112,51 @@ def test_a_cell_of_mini_that_is_none_is_one_line(capsys):
     assert "there is no cell 'lora_news_medium'; one is lora_agnews_medium." in capsys.readouterr().err
     assert run_experiment(["main.py", f"--config={CONFIGS / 'mini.py'}:lora"]) == 2
     assert "there is no cell 'lora'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "file", "argument", "name"),
+    [
+        ("lora_agnews_low", "benchmark.py", "lora_agnews_low", "lora_agnews_low"),
+        ("ia3_drop_attention_e2e_medium", "benchmark.py", "ia3_drop_attention_e2e_medium", None),
+        ("custom", "custom.py", "", "custom"),
+        ("custom:ia3", "custom.py", "ia3", "custom_ia3"),
+        ("mini:lora_custom_all", "mini.py", "lora_custom_all", "mini_lora_custom_all"),
+        ("pretrain/mini_pairs", "pretrain/mini_pairs.py", "", "mini_pairs"),
+    ],
+)
+def test_configs_come_with_the_package_by_name(given, file, argument, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no checkout around
+    found = find(given)
+    assert found.path == Path(packaged.__file__).parent / file
+    assert (found.argument, found.name) == (argument, name or given)
+
+
+def test_a_file_of_the_users_comes_before_what_comes_with_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "custom").write_text("")
+    assert find("custom:x").path == Path("custom")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("lora_agnew_low", "did you mean lora_agnews_low?"),
+        ("configs/lora_agnews_low.py", "--config lora_agnews_low is the one that comes with jpeft"),
+        ("configs/mini.py:lora_custom_all", "--config mini:lora_custom_all is the one that comes with jpeft"),
+        ("../../etc/passwd.py", "does not exist"),
+        ("x" * 5000, "is no file's name"),
+        ("", "does not exist"),
+    ],
+)
+def test_a_config_that_is_not_there_is_one_line_that_helps(given, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as raised:
+        find(given)
+    assert says in str(raised.value) and "\n" not in str(raised.value) and len(str(raised.value)) < 600
+
+
+def test_the_checkouts_files_are_those_of_the_package():
+    for name in ("benchmark", "mini", "pretrain.mini", "pretrain.mini_pairs"):
+        ours = importlib.import_module(f"jpeft.configs.{name}")
+        assert importlib.import_module(f"configs.{name}").get_config is ours.get_config

@@ -26,6 +26,8 @@ from jpeft.cli import (
 )
 from jpeft.errors import RunFailed, UserError
 
+_COMMANDS = (train, predict, serve, merge, export, import_adapter, recommend, report, grid, plan, params, pretrain)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script `jpeft`."""
@@ -35,20 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"jpeft {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (
-        export,
-        grid,
-        import_adapter,
-        merge,
-        params,
-        plan,
-        predict,
-        pretrain,
-        recommend,
-        report,
-        serve,
-        train,
-    ):
+    for command in _COMMANDS:
         command.add(commands)
     arguments, others = parser.parse_known_args(argv)
     keys = [arg for arg in others if arg.startswith("--config.")] if hasattr(arguments, "takes_config_keys") else []

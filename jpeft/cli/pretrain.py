@@ -10,8 +10,8 @@ _HELP = """Pretrains a T5 on a corpus: span corruption of texts, mixed with pair
 
   jpeft pretrain --config pretrain/mini --config.data.path=CORPUS --workdir runs/mini
 
-The model, with its tokenizer, is left in WORKDIR/model: give that to `jpeft train` as --config.model.name. Killed and started
-again with the same command, it goes on where it was. Every key of the config can be set by a flag:
+The model, with its tokenizer, is left in WORKDIR/model: give that to `jpeft train` as --config.model.name. Killed and
+started again with the same command, it goes on where it was. Every key of the config can be set by a flag:
 
 """
 

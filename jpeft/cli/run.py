@@ -1,29 +1,49 @@
-"""`main.py`: one run from a config file and overrides."""
+"""`jpeft train` and `main.py`: one run from a config and overrides."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from jpeft.cli.config_flags import parse_call
+from jpeft.errors import UserError
 
 _HELP = """One run of the benchmark, or of a task of your own: trains an adapter, tests it, writes result.json.
 
-  python main.py --config configs/mini.py:lora_agnews_medium --config.data.source=sample     (no network needed)
-  python main.py --config configs/ia3_agnews_low.py --workdir runs/ia3_agnews_low
-  python main.py --config configs/lora_custom.py --config.data.path=my.jsonl --config.model.name=google/flan-t5-base
+  jpeft train --data my.csv --target category --input text --model mini      rows of your own; no network needed
+  jpeft train --data my.jsonl --model google/flan-t5-base --method ia3       rows with `input` and `target`
+  jpeft train --config lora_agnews_low --config.model.name=google/flan-t5-small               a cell of the paper
+  jpeft train --config mini:lora_agnews_medium --config.data.source=sample                    to try it: generated rows
+
+--config is a file with get_config(), or what comes with jpeft: custom[:METHOD], the paper's cells by name
+(<method>[_<ablation>]_<task>_<scale>), mini:<cell>. --data, --target, --input, --template, --model and --method are
+short for --config=custom and config.data.path, data.target, data.input, data.template, model.name and method.name.
+`python main.py` in a checkout does the same.
 
 Killed and started again with the same command, it goes on where it was. Every key of the config can be set by a flag:
 
 """
 
+# What a short flag stands for, and what may follow it.
+_SHORT = {
+    "data": ("data.path", "my.csv"),
+    "target": ("data.target", "category"),
+    "input": ("data.input", "text"),
+    "template": ("data.template", "'{title}: {body}'"),
+    "model": ("model.name", "mini"),
+    "method": ("method.name", "lora"),
+}
+
 
 def run(argv: Sequence[str]) -> int:
-    from jpeft.config import Run
+    from jpeft.config import Run, taken_from_model
 
-    call = parse_call(argv, Run, _HELP, in_processes=True)
+    call = parse_call(_in_full(argv), Run, _HELP, in_processes=True)
     if call is None:
         return 0
 
+    from jpeft.cli.next_steps import next_steps
     from jpeft.mesh.processes import ending_together, is_first
+    from jpeft.model.settings import in_words
     from jpeft.train.display import Display
     from jpeft.train.loop import execute
 
@@ -31,11 +51,47 @@ def run(argv: Sequence[str]) -> int:
         call.group.join()
     with ending_together(call.group):
         run = Run.from_config(call.config)
-        quiet = call.quiet or not is_first()
-        result = execute(run, call.workdir, overwrite=call.overwrite, display=Display(quiet=quiet))
+        display = Display(quiet=call.quiet or not is_first())
+        if taken := taken_from_model(call.config):
+            display.say(in_words(run.model.name, taken))
+        result = execute(run, call.workdir, overwrite=call.overwrite, display=display)
         if is_first():
             _print_result(result, call.workdir)
+            _print_next(next_steps(result, call.workdir, argv))
     return 0
+
+
+def _in_full(argv: Sequence[str]) -> list[str]:
+    """The call with short flags written out, and with what they leave unsaid: the config and the directory.
+
+    Raises:
+      UserError: a short flag without a value, or rows of one's own without a model, which would be the paper's.
+    """
+    full, short = [argv[0]], {}
+    words = iter(argv[1:])
+    for word in words:
+        name, _, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in _SHORT:
+            full.append(word)
+            continue
+        key, example = _SHORT[name]
+        value = value if "=" in word else next(words, "")
+        if not value:
+            raise UserError(f"--{name} has no value; write --{name} {example}.")
+        short[name] = value
+        full.append(f"--config.{key}={value}")
+    has = lambda *names: any(word.partition("=")[0] in names for word in full)
+    if not short or has("--config", "-config"):
+        return full
+    if "data" not in short:
+        raise UserError(f"--{next(iter(short))} goes with --data FILE, rows of your own, or with a --config.")
+    if not has("--config.model.name"):
+        raise UserError("--model is missing: mini (comes with jpeft), google/flan-t5-base, or a directory.")
+    full.insert(1, "--config=custom")
+    if not has("--workdir", "-workdir"):
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(short["data"]).stem).strip("-.") or "rows"
+        full.append(f"--workdir=runs/{short.get('method', 'lora')}_{stem[:80]}")
+    return full
 
 
 def _print_result(result: dict, workdir: Path) -> None:
@@ -55,6 +111,8 @@ def _print_result(result: dict, workdir: Path) -> None:
     print(f"seconds  {', '.join(f'{key} {value:.1f}' for key, value in seconds.items())}")
     print(f"result   {workdir / 'result.json'}")
     print(f"adapter  {workdir / 'adapter'}  ({result['adapter_bytes']:,} bytes)")
-    print(f"next     look at {workdir / 'predictions.jsonl'}; train on from here with --config.method.from_adapter, or")
-    print("         on rows of your own: python main.py --config configs/lora_custom.py --config.data.path=my.jsonl \\")
-    print(f"             --config.model.name={result['model']}")
+
+
+def _print_next(steps: Sequence[tuple[str, str]]) -> None:
+    for i, (what, command) in enumerate(steps):
+        print(f"{'' if i else 'next':8} {command}    # {what}")

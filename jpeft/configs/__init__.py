@@ -68,11 +68,21 @@ def _is_cell(name: str) -> bool:
     return True
 
 
+def cells() -> list[str]:
+    """The cells of the paper's Table 1, each a config of its own; ablations are named in them."""
+    from jpeft.data.tasks import BENCHMARK
+    from jpeft.peft.methods import METHODS
+
+    return [
+        f"{method}_{task}_{scale}" for method in METHODS for task in BENCHMARK for scale in ("low", "medium", "high")
+    ]
+
+
 def _hint(path: Path, argument: str) -> str:
     if path.suffix == ".py" and (path.stem in names() or _is_cell(path.stem)):  # the README's, without the checkout
         named = f"{path.stem}:{argument}" if argument else path.stem
         return f"; without a file, --config {named} is the one that comes with jpeft."
-    known = [str(file) for file in path.parent.glob("*.py")] or names()
+    known = [str(file) for file in path.parent.glob("*.py")] if path.suffix == ".py" else [*names(), *cells()]
     close = difflib.get_close_matches(str(path), known, n=1, cutoff=0.6)
     meant = f"; did you mean {close[0]}?" if close else ""
     return f"{meant or '.'} Configs that come with jpeft: {', '.join(names())}, and cells such as lora_agnews_low."

@@ -90,6 +90,12 @@ def settings_of(model: str) -> ModelSettings | None:
     )
 
 
+def in_words(model: str, taken: Mapping[str, Any]) -> str:
+    """One line that says what a run takes from its model, for whoever starts it."""
+    listed = " ".join(f"{key}={value:g}" for key, value in taken.items())
+    return f"what the config leaves open is as {model} recommends ({FILE}): {listed}"
+
+
 def _directory(model: str) -> Path | None:
     try:
         directory = Path(model).expanduser()

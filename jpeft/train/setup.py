@@ -93,8 +93,8 @@ def _adapter_directory(name: str) -> Path:
     path = Path(name).expanduser()
     if whole_model(path) is not None:
         raise UserError(
-            f"method.from_adapter {name!r} is of full tuning, which leaves a whole model; go on from it with "
-            f"--config.model.name={whole_model(path)}."
+            f"method.from_adapter {name!r} is of full tuning, which leaves a whole model; give it as "
+            f"model.name instead: --config.model.name={whole_model(path)}"
         )
     return locate(path).directory
 

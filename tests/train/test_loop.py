@@ -184,7 +184,7 @@ def test_a_custom_classification_from_jsonl(tiny_checkpoint, toy_jsonl, tmp_path
 
 def test_a_run_can_start_from_an_earlier_adapter(tiny_checkpoint, toy_data, tmp_path, capsys):
     assert run("lora_agnews_low", tmp_path / "first", tiny_checkpoint, toy_data) == 0
-    start = f"--config.method.from_adapter={tmp_path / 'first/adapter'}"
+    start = f"--config.method.from_adapter={tmp_path / 'first'}"  # a run, or the adapter in it
     small_steps = [f"--config.train.learning_rate.{point}=1e-9" for point in ("initial", "warmup", "annealing")]
     assert run("lora_agnews_low", tmp_path / "second", tiny_checkpoint, toy_data, start, *small_steps) == 0
     first, second = adapter_of(tmp_path / "first"), adapter_of(tmp_path / "second")

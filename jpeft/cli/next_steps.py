@@ -1,0 +1,47 @@
+"""What a user may want after a run, as commands with this run's own paths."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jpeft.errors import RunFailed, UserError
+from jpeft.peft.hub import PEFTS, layout_of
+from jpeft.peft.locate import whole_model
+
+
+def next_steps(result: Mapping[str, Any], workdir: Path, argv: Sequence[str]) -> list[tuple[str, str]]:
+    """What can be done after a finished run, each as what it is for and its command.
+
+    Args:
+      argv: the call that ran it.
+    """
+    run, model = shlex.quote(str(workdir)), shlex.quote(result["model"])
+    steps = [
+        ("answers to texts of yours", f"jpeft predict --adapter {run} 'a text'"),
+        ("a test on other rows", f"jpeft evaluate --adapter {run} --data FILE"),
+    ]
+    whole = whole_model(workdir)
+    if whole is not None:
+        steps.append(("train on from this model", f"jpeft train --data FILE --model {shlex.quote(str(whole))}"))
+    else:
+        steps.append(("answers over HTTP", f"jpeft serve --model {model} --adapters {run}"))
+        if result["method"] != "prompt":
+            steps.append(("one T5 for transformers", f"jpeft merge {run} --out {run}/merged"))
+        if _in_peft_layout(workdir):
+            steps.append(("for Hugging Face PEFT", f"jpeft export {run} --out {run}/for_peft"))
+    epochs = result["epochs_run"]
+    if result["best_epoch"] == epochs - 1:  # the last was the best: it may not have been enough
+        program = ["python", argv[0]] if argv[0].endswith(".py") else argv[0].split()
+        command = shlex.join([*program, *argv[1:], f"--config.train.max_epochs={2 * epochs}"])
+        steps.append(("train on, since the last epoch was the best", command))
+    if result["task"] != "custom":
+        steps.append(("rows of your own", f"jpeft train --data FILE --target COLUMN --model {model}"))
+    return steps
+
+
+def _in_peft_layout(workdir: Path) -> bool:
+    try:
+        return layout_of(workdir / "adapter") == PEFTS
+    except (OSError, RunFailed, UserError):
+        return False
