@@ -415,6 +415,34 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str
     return found
 
 
+# What a run did before there was a key for it, where that is not the key's default.
+_BEFORE_THE_KEY: Mapping[str, Any] = {}
+
+
+def of_any_version(config: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """A `config.json` with the keys that its version did not have yet, as that version would have had them.
+
+    Args:
+      now: a whole config of the same kind, of today. Not changed and not copied from but for its keys.
+    """
+    return _filled(config, now, default_config().to_dict(), "")
+
+
+def _filled(
+    config: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str
+) -> dict[str, Any]:
+    filled = dict(config)
+    for key, value in now.items():
+        path, default = f"{prefix}{key}", defaults.get(key)
+        if isinstance(value, Mapping):
+            if isinstance(config.get(key, {}), Mapping):
+                below = default if isinstance(default, Mapping) else {}
+                filled[key] = _filled(config.get(key, {}), value, below, f"{path}.")
+        elif key not in config and (path in _BEFORE_THE_KEY or default is not None):
+            filled[key] = _BEFORE_THE_KEY.get(path, default)
+    return filled
+
+
 def placeholders(cls: type) -> ConfigDict:
     config = ConfigDict()
     for field in dataclasses.fields(cls):

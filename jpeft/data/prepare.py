@@ -15,7 +15,7 @@ from jpeft.data.batches import (
     tokenize,
     train_order,
 )
-from jpeft.data.sources import Columns, load_rows
+from jpeft.data.sources import Columns, load_rows, rows_digest
 from jpeft.data.splits import draw
 from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples, require_columns
 from jpeft.errors import UserError
@@ -30,12 +30,14 @@ class Data:
 
     Attributes:
       shapes: padded `(encoder, decoder)` lengths of the batches, smallest first.
+      digest: `rows_digest` of all that the source has, whether it was drawn or not.
     """
 
     task: Task
     examples: Mapping[str, list[Example]]
     tokens: Mapping[str, Tokens]
     shapes: list[Shape]
+    digest: str = ""
 
     def row_ids(self) -> dict[str, list[str]]:
         """Row ids of each split, as the run records them."""
@@ -101,6 +103,7 @@ def prepare(
       RunFailed: the hub can not be reached.
     """
     rows = load_rows(task, source, path, sample_seed=sample_seed)
+    digest = rows_digest(rows)
     told = _with_answers(task, kind, rows["train"])
     if told.kind != task.kind:
         report(f"the targets have {len(told.answers)} different texts: taken as classes (data.kind=generation if not)")
@@ -149,4 +152,4 @@ def prepare(
         # In another order the longest rows may meet: the last shape has to hold them all.
         np.max(np.concatenate(list(lengths.values())), axis=0, keepdims=True),
     ]
-    return Data(task, made, tokens, choose_shapes(np.concatenate(batches)))
+    return Data(task, made, tokens, choose_shapes(np.concatenate(batches)), digest)

@@ -12,10 +12,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from jpeft.config import differences
+from jpeft.config import of_any_version
+from jpeft.errors import RunFailed, UserError
 from jpeft.files import write_whole
 from jpeft.grid.cells import Cell
-from jpeft.train.rundir import has_work, is_claimed
+from jpeft.train.loop import rows_of
+from jpeft.train.rundir import has_work, is_claimed, what_differs
 
 FAILURE_FILE = "failure.json"
 PROGRESS_FILE = "progress.json"
@@ -61,8 +63,14 @@ def look(cell: Cell, workdir: Path) -> CellState:
         return CellState(State.RUNNING, _progress(directory))
     config = _read(directory / "config.json")
     if config is None:
+        if has_work(directory):
+            return CellState(State.FAILED, f"{directory / 'config.json'} is damaged")
         return CellState(State.MISSING)
-    changed = differences(config, json.loads(json.dumps(cell.run.to_dict())))
+    asked = json.loads(json.dumps(cell.run.to_dict()))
+    try:
+        changed = what_differs(directory, of_any_version(config, asked), asked, lambda: rows_of(cell.run))
+    except (UserError, RunFailed) as error:  # its rows cannot be read: what runs it will say so
+        changed = [str(error)]
     if changed and has_work(directory):
         return CellState(State.STALE, "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else ""))
     if (directory / "result.json").is_file():

@@ -1,8 +1,11 @@
 """`--output`: a file of answers whose making may be killed at any moment and goes on after the last whole line.
 
-Answers are appended to `FILE.partial`, which becomes FILE when all are there. `FILE.call.json` beside it says what call
-they are of. Nothing else is remembered: each line holds its row, so the file itself tells how far it is and whether the
-rows are still those that it answers.
+Answers are appended to `FILE.partial`, which becomes FILE when all are there; `FILE.partial.call.json` beside it, which
+becomes `FILE.call.json`, says what call they are of. Nothing else is remembered: each line holds its row, so the file
+itself tells how far it is and whether the rows are still those that it answers.
+
+What was there before stays until it is replaced: a finished FILE until the new one is whole, an unfinished one until
+the new call has its first answers.
 """
 
 import contextlib
@@ -15,7 +18,7 @@ from typing import Any
 
 from jpeft.config import differences
 from jpeft.errors import Busy, RunFailed, UserError
-from jpeft.files import write_whole
+from jpeft.files import read_json_object, write_whole
 from jpeft.predict.output import Output
 from jpeft.predict.rows import Row
 
@@ -42,14 +45,19 @@ class AnswerFile(Output):
         self.path = path
         self._partial = path.with_name(f"{path.name}.partial")
         self._call_file = path.with_name(f"{path.name}.call.json")
-        self._reading = True
+        self._partial_call_file = path.with_name(f"{path.name}.partial.call.json")
+        self._call = call
+        self._anew = overwrite  # until the first answers are written
+        self._reading = not overwrite
         if path.is_dir():
             raise UserError(f"--output {path} is a directory; name a file.")
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
             self.complete = path.exists() and not overwrite
             if self.complete:
-                self._require_same(call)
+                if self._partial_call_file.exists() and not self._partial.exists():  # killed between two renames
+                    self._partial_call_file.replace(self._call_file)
+                self._require_same(call, self._call_file)
                 self._file = path.open("rb")
             else:
                 self._partial.touch()
@@ -68,22 +76,21 @@ class AnswerFile(Output):
                 f"another process is at work on {self._partial}; wait for it or name another --output."
             ) from None
         if overwrite:
-            # The finished file goes first: it must not stand beside the record of another call.
-            self.path.unlink(missing_ok=True)
-            self._file.truncate(0)
-        if os.fstat(self._file.fileno()).st_size:
-            self._require_same(call)
             return
-        with write_whole(self._call_file) as beside:
-            beside.write_text(json.dumps(call, indent=2, ensure_ascii=False) + "\n")
+        if os.fstat(self._file.fileno()).st_size:
+            # Of earlier versions the unfinished file has the finished one's record.
+            own = self._partial_call_file.exists() or self.path.exists()
+            self._require_same(call, self._partial_call_file if own else self._call_file)
+        else:
+            self._anew = True
 
-    def _require_same(self, call: Mapping[str, Any]) -> None:
+    def _require_same(self, call: Mapping[str, Any], file: Path) -> None:
         way_out = "name another --output, or give --overwrite"
         try:
-            before = json.loads(self._call_file.read_text())
-        except (FileNotFoundError, ValueError):
+            before = read_json_object(file)
+        except UserError as error:
             raise UserError(
-                f"{self.path} is there, and no {self._call_file.name} that says of what call; {way_out}."
+                f"{self.path} is there, and no {file.name} says of what call ({error}); {way_out}."
             ) from None
         changed = differences(before, call)
         if changed:
@@ -123,8 +130,19 @@ class AnswerFile(Output):
     def write(self, lines: Sequence[str]) -> None:
         """Adds the answers that come next. Raises `RunFailed`: the disk is full."""
         with self._explained():
+            self._begin()
             self._file.write("".join(f"{line}\n" for line in lines).encode())
             self._file.flush()
+
+    def _begin(self) -> None:
+        """Makes room for the first answers of this call; what was unfinished of another one ends here."""
+        if not self._anew:
+            return
+        self._file.seek(0)
+        self._file.truncate()
+        with write_whole(self._partial_call_file) as beside:
+            beside.write_text(json.dumps(self._call, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        self._anew = self._reading = False
 
     def finish(self) -> None:
         """After the last row: the file takes its name.
@@ -139,8 +157,11 @@ class AnswerFile(Output):
         if not self.complete:
             self._cut_off(len(rest))
             with self._explained():
+                self._begin()  # of no rows
                 os.fsync(self._file.fileno())  # else a crash of the machine may leave the name without the bytes
                 self._partial.replace(self.path)
+                if self._partial_call_file.exists():
+                    self._partial_call_file.replace(self._call_file)
 
     def after_stop(self) -> str:
         return f"they are in {self._partial}, and the same command goes on"

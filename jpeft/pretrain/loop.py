@@ -96,7 +96,7 @@ class _Pretraining:
     def __init__(self, run: Pretraining, directory: RunDirectory, display: Display):
         self.run, self.directory, self.display = run, directory, display
         use_compilation_cache(cache_directory() / "compiled")
-        self.tokenizer = load_tokenizer(run, directory.path, display.say)
+        self.tokenizer = load_tokenizer(run, directory.staging, display.say)
         self.config = network_config(run, self.tokenizer)
         self.mixture = load_sources(run, self.tokenizer, self.config, display.say)
         self.graphdef, parameters, self.rest = split(build_network(run, self.config, self.mixture, display.say))
@@ -114,6 +114,7 @@ class _Pretraining:
             kind: self.mixture.validation(source, most_batches=run.log.validation_batches)
             for kind, source in _KINDS.items()
         }
+        directory.begin()
 
     def result(self) -> dict[str, Any]:
         """Runs every step that is left, and writes the model."""
@@ -297,7 +298,7 @@ class _Pretraining:
             "started": progress.started,
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        self.directory.write_json("result.json", result)
+        self.directory.finish(result)
         return result
 
     @contextlib.contextmanager

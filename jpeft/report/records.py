@@ -12,7 +12,7 @@ from typing import Any
 from jpeft.errors import UserError
 
 # Directories of a run that hold no results and may hold thousands of files.
-_NO_RESULTS_IN = {"checkpoint", "adapter", "tensorboard", "damaged", "model", ".git"}
+_NO_RESULTS_IN = {"checkpoint", "adapter", "tensorboard", "damaged", "model", "replaced", ".git"}
 _LARGEST_FILE_BYTES = 4 * 2**20
 _MOST_CHARACTERS = 300
 # Keys of a config that differ between runs that may be averaged: the seed, and where this machine keeps the rows.

@@ -30,6 +30,7 @@ from jpeft.data.batches import (
     pad,
     train_order,
 )
+from jpeft.data.identity import digest_now, signature
 from jpeft.data.prepare import Data, prepare
 from jpeft.data.sources import require_path, source_in_use
 from jpeft.data.task_file import TaskOfRun
@@ -79,7 +80,16 @@ def execute(
         lambda directory: _Execution(run, directory, display, session or Session()).result(),
         overwrite=overwrite,
         report=display.say,
+        rows=lambda: rows_of(run),
     )
+
+
+def rows_of(run: Run) -> str | None:
+    """`rows_digest` of what a run would read now; None where only the network tells, of a revision that stays."""
+    data = run.data
+    if source_in_use(data.source, data.path) in ("hub", "tfds"):
+        return None
+    return digest_now(run.build_task(), data.source, data.path, sample_seed=data.sample_seed)
 
 
 @dataclasses.dataclass
@@ -129,7 +139,6 @@ class _Execution:
         self.layout = Layout.of_devices(**dataclasses.asdict(run.mesh))
         self.setup = set_up(run, session, self.layout, report=display.say)
         self.data_key, self.data = self._prepare_data()
-        directory.write_json("splits.json", data_record(self.data.row_ids(), self.data.tokens, self.data.shapes))
         model, train = self.setup.model, run.train
         graphdef, adapter, base = split(model)
         adapter, self.base = self.layout.place(adapter), self.layout.place(base)
@@ -178,6 +187,11 @@ class _Execution:
         self.setup = dataclasses.replace(
             self.setup, model=nnx.merge(graphdef, *jax.tree.map(_shape_of, (adapter, self.base)))
         )
+        # Nothing of a run that this one replaces was touched until here, where all that can be wrong has been seen.
+        digest = self.data.digest
+        directory.begin(digest)
+        record = data_record(self.data.row_ids(), self.data.tokens, self.data.shapes, digest)
+        directory.write_json("splits.json", record)
 
     def _prepare_data(self) -> tuple[Hashable, Data]:
         """The splits, and all that they were made from."""
@@ -197,7 +211,7 @@ class _Execution:
             "max_target_length": data.max_target_length,
             "sample_seed": data.sample_seed,
         }
-        key = (run.model.name, data.task, data.template, *choices.items())
+        key = (run.model.name, data.task, data.template, signature(data.path), *choices.items())
         make = lambda: prepare(run.build_task(), self.setup.tokenizer, **choices, report=self.display.say)
         return key, self.session.data.get(key, make)
 
@@ -477,6 +491,7 @@ class _Execution:
             "seed": run.train.seed,
             "model": run.model.name,
             "source": source_in_use(run.data.source, run.data.path),
+            "data_digest": self.data.digest,
             "trainable_parameters": self.adapter_parameters,
             "total_parameters": setup.total_parameters,
             "answer": run.eval.answer,
@@ -505,7 +520,7 @@ class _Execution:
             "started": progress.started,
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        self.directory.write_json("result.json", result)
+        self.directory.finish(result)
         wait_for_all("result.json is written")
         return result
 

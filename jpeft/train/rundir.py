@@ -13,12 +13,14 @@ from typing import IO, Any
 
 import jax
 
-from jpeft.config import differences
+from jpeft.config import differences, of_any_version
 from jpeft.data.batches import Tokens
 from jpeft.data.tasks import Example
 from jpeft.errors import Busy, RunFailed, UserError
-from jpeft.files import write_whole
-from jpeft.mesh.processes import any_of, entered_by_first, is_first
+from jpeft.files import read_json_object, write_whole
+from jpeft.mesh.processes import any_of, entered_by_first, is_first, wait_for_all
+from jpeft.train import aside as replaced
+from jpeft.train.aside import Aside
 from jpeft.train.background import explain_disk_trouble, quiet_threads
 
 _LOCK = ".lock"
@@ -32,6 +34,73 @@ def is_claimed(path: Path) -> bool:
             return not _lock(lock, seconds=0.0)
     except FileNotFoundError:
         return False
+
+
+# All that a run, or the worker of a grid that does it, leaves in its directory.
+ENTRIES = (
+    "checkpoint",
+    "damaged",
+    "adapter",
+    "tensorboard",
+    "tokenizer",
+    "samples",
+    "model",
+    "result.json",
+    "metrics.jsonl",
+    "predictions.jsonl",
+    "zero_shot.jsonl",
+    "per_class.json",
+    "worst_rows.jsonl",
+    "learning_curve.png",
+    "splits.json",
+    "failure.json",
+    "progress.json",
+    "log.txt",
+    "config.json",
+)
+_NEW = ".new"
+_ANEW = "give --overwrite to run again from the start."
+_ROWS_FROM = ("data.path", "data.source")
+
+
+def what_differs(
+    path: Path,
+    before: Mapping[str, Any],
+    config: Mapping[str, Any],
+    rows: Callable[[], str | None] | None = None,
+) -> list[str]:
+    """As `jpeft.config.differences`, of the run in a directory and another one; rows are known by their content.
+
+    Args:
+      before: the `config.json` of the run that is there.
+      rows: `rows_digest` of what the other run would read now, or None where that is known to be the same if it is
+        called the same. Asked only where the run that is there says which rows it is of; of versions that did not,
+        where the rows lay has to be the same.
+    """
+    changed = differences(before, config)
+    moved = [line for line in changed if line.startswith(_ROWS_FROM)]
+    recorded = recorded_digest(path) if rows is not None and has_work(path) else None
+    if recorded is None or rows is None or len(moved) < len(changed):
+        return changed
+    try:
+        now = rows()
+    except (UserError, RunFailed):
+        if moved or not (path / "result.json").exists():
+            raise
+        return []  # a finished run needs its rows no more
+    if now is None:
+        return moved
+    return [] if now == recorded else [*moved, "the rows are others than those it was run on"]
+
+
+def recorded_digest(path: Path) -> str | None:
+    """Which rows the run in a directory is of, where it says so."""
+    for name in ("splits.json", "result.json"):
+        with contextlib.suppress(UserError):
+            digest = read_json_object(path / name).get("data_digest")
+            if isinstance(digest, str):
+                return digest
+    return None
 
 
 def has_work(path: Path) -> bool:
@@ -53,61 +122,114 @@ def _lock(file: IO, *, seconds: float) -> bool:
 
 
 class RunDirectory:
-    """Opens or makes a directory for one run's config, and writes what the run finds."""
+    """Opens or makes a directory for one run's config, and writes what the run finds.
+
+    A run that replaces another (`--overwrite`, or what was there had come to nothing) writes nothing before `begin`.
+    """
 
     def __init__(self, path: Path):
         self.path = path
+        self._config: Mapping[str, Any] = {}
+        self._replaces = False
+        self._aside = Aside(path, ENTRIES)
+
+    @property
+    def staging(self) -> Path:
+        """Where to write what has to be there before `begin`, which moves it in place: the directory itself, or `.new`
+        in it where the run that it replaces is still there."""
+        return self.path / _NEW if self._replaces else self.path
 
     @contextlib.contextmanager
-    def claim(self, config: Mapping[str, Any], *, overwrite: bool) -> Iterator[None]:
+    def claim(
+        self, config: Mapping[str, Any], *, overwrite: bool, rows: Callable[[], str | None] | None = None
+    ) -> Iterator[None]:
         """Holds the directory for this process, with this config.
+
+        A run that is to be replaced stays as it is until `begin`, and is put back when the block ends by an error
+        before the new one has a checkpoint.
+
+        Args:
+          rows: as of `what_differs`.
 
         Raises:
           Busy: another process is at work in it.
-          UserError: it holds a run of another config, or it is no run's directory.
+          UserError: it holds a run of another config or of other rows, or it is no run's directory.
+          RunFailed: its `config.json` is damaged.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir {self.path} is a file; name a directory.")
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / _LOCK).open("w") as lock:
+        with (self.path / _LOCK).open("a") as lock:
             if not _lock(lock, seconds=_LONGEST_LOOK):
                 raise Busy(f"another process is at work in {self.path}; wait for it or name another --workdir.")
-            self._take(config, overwrite=overwrite)
-            yield
+            self._recover()
+            self._take(config, overwrite=overwrite, rows=rows)
+            try:
+                yield
+            except BaseException:
+                if self._aside.holds_a_run() and not has_work(self.path):
+                    self._aside.put_back()
+                raise
+            finally:
+                shutil.rmtree(self.path / _NEW, ignore_errors=True)
 
-    def _take(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
-        file = self.path / "config.json"
-        if file.is_file():
-            # A run that ended before its first checkpoint has nothing to lose: its directory is free for the next try.
-            changed = differences(_read_json(file), config)
-            if changed and has_work(self.path) and not overwrite:
-                shown = "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
-                raise UserError(
-                    f"{self.path} holds a run of another config ({shown}); name another --workdir, or give --overwrite."
-                )
-            if overwrite or changed:
-                self._clear()
-        elif any(entry.name != _LOCK for entry in self.path.iterdir()):
-            raise UserError(f"{self.path} is not empty and holds no run; name another --workdir.")
-        self.write_json("config.json", config)
+    def _recover(self) -> None:
+        """Leaves the directory as it has to be after whatever a kill may have cut short."""
+        self._aside.mend()
+        if (self.path / "result.json").exists():
+            self._aside.discard()
+        elif self._aside.holds_a_run() and not has_work(self.path):
+            self._aside.put_back()
+        shutil.rmtree(self.path / _NEW, ignore_errors=True)
 
-    def _clear(self) -> None:
-        for name in ("checkpoint", "damaged", "adapter", "tensorboard", "tokenizer", "samples", "model"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in (
-            "result.json",
-            "metrics.jsonl",
-            "predictions.jsonl",
-            "zero_shot.jsonl",
-            "per_class.json",
-            "worst_rows.jsonl",
-            "learning_curve.png",
-            "splits.json",
-            "failure.json",
-            "log.txt",
-            "config.json",
-        ):
-            (self.path / name).unlink(missing_ok=True)
+    def _take(self, config: Mapping[str, Any], *, overwrite: bool, rows: Callable[[], str | None] | None) -> None:
+        self._config = config
+        if not (self.path / "config.json").is_file():
+            if any(entry.name not in (_LOCK, replaced.NAME) for entry in self.path.iterdir()):
+                raise UserError(f"{self.path} is not empty and holds no run; name another --workdir.")
+            self.write_json("config.json", config)
+            return
+        if overwrite:
+            self._replaces = True
+            return
+        before = of_any_version(_read_own(self.path / "config.json"), config)
+        changed = what_differs(self.path, before, config, rows)
+        # A run that ended before its first checkpoint has nothing to lose: its directory is free for the next try.
+        self._replaces = bool(changed) and not has_work(self.path)
+        if changed and not self._replaces:
+            shown = "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
+            raise UserError(
+                f"{self.path} holds a run of another config ({shown}); name another --workdir, or give --overwrite."
+            )
+        if not changed and before != config and not (self.path / "result.json").exists():
+            self.write_json("config.json", config)
+
+    def begin(self, data_digest: str | None = None) -> None:
+        """To be called when all that can be checked is checked: from here on the run may write.
+
+        Args:
+          data_digest: `rows_digest` of the rows that it is about to use, where it has such.
+
+        Raises:
+          UserError: the checkpoints that are there are of other rows.
+        """
+        if is_first():
+            if self._replaces:
+                self._aside.take()
+                self.write_json("config.json", self._config)
+                if self.staging.is_dir():
+                    for path in self.staging.iterdir():
+                        path.rename(self.path / path.name)
+                self._replaces = False
+            elif has_work(self.path) and len({recorded_digest(self.path), data_digest} - {None}) > 1:
+                raise UserError(f"{self.path} holds a run of other rows; name another --workdir, or give --overwrite.")
+        wait_for_all("the run's directory is its own")
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Writes `result.json`; a run that this one has replaced goes now."""
+        self.write_json("result.json", result)
+        if is_first():
+            self._aside.discard()
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes one JSON file, whole or not at all."""
@@ -117,9 +239,18 @@ class RunDirectory:
             beside.write_text(json.dumps(value, indent=2) + "\n")
 
     def read_result(self) -> dict[str, Any] | None:
-        """`result.json`, or None when the run has not finished."""
+        """`result.json`, or None when the run has not finished, or is about to be done again.
+
+        Raises:
+          RunFailed: it is damaged, or not what a run writes.
+        """
         file = self.path / "result.json"
-        return _read_json(file) if file.is_file() else None
+        if self._replaces or not file.is_file():
+            return None
+        result = _read_own(file)
+        if result.get("status") != "done":
+            raise RunFailed(f"{file} is of no finished run; {_ANEW}")
+        return result
 
     def write_predictions(
         self, name: str, examples: Sequence[Example], predictions: Sequence[str], scores: Sequence[float]
@@ -140,22 +271,27 @@ def run_once(
     *,
     overwrite: bool,
     report: Callable[[str], None],
+    rows: Callable[[], str | None] | None = None,
 ) -> dict[str, Any]:
     """Does `work` in its directory, claimed for it, and returns its result; what is finished is not done again.
+
+    Args:
+      work: calls `begin` of its directory, and `finish` with the result.
+      rows: as of `what_differs`.
 
     Raises:
       UserError: as `RunDirectory.claim`.
       RunFailed: the disk is full, or `work` failed.
     """
     directory = RunDirectory(workdir)
-    claim = entered_by_first(directory.claim(config, overwrite=overwrite))
+    claim = entered_by_first(directory.claim(config, overwrite=overwrite, rows=rows))
     with explain_disk_trouble(workdir), claim, quiet_threads():
         if not (workdir / "config.json").is_file():
             raise UserError(f"process {jax.process_index()} does not see {workdir}; name a directory that all share.")
-        result = directory.read_result()
+        result = directory.read_result() if is_first() else None  # the first alone knows whether it is to be replaced
         if any_of([result is not None])[0]:
             report(f"{workdir} is finished; give --overwrite to run it again.")
-            return result or {}
+            return result or directory.read_result() or {}
         return work(directory)
 
 
@@ -239,18 +375,20 @@ def _whole_lines(path: Path) -> list[str]:
     return [line for line in lines[:-1] if line]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_own(path: Path) -> dict[str, Any]:
+    """A JSON object that a run wrote; anything may have happened to it since."""
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise RunFailed(f"{path} is damaged; give --overwrite to run again from the start.") from None
+        return read_json_object(path)
+    except UserError as error:
+        raise RunFailed(f"{path} is damaged ({error}); {_ANEW}") from None
 
 
 def data_record(
-    row_ids: Mapping[str, list[str]], tokens: Mapping[str, Tokens], shapes: Sequence[Any]
+    row_ids: Mapping[str, list[str]], tokens: Mapping[str, Tokens], shapes: Sequence[Any], digest: str
 ) -> dict[str, Any]:
-    """`splits.json`: row ids of every split, what was cut, the padded shapes."""
+    """`splits.json`: `rows_digest` of all rows, row ids of every split, what was cut, the padded shapes."""
     return {
+        "data_digest": digest,
         "rows": dict(row_ids),
         "cut": {name: {"inputs": part.cut_inputs, "targets": part.cut_targets} for name, part in tokens.items()},
         "shapes": [list(shape) for shape in shapes],

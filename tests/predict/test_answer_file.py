@@ -97,16 +97,48 @@ def test_a_row_that_only_begins_alike_is_another(path):
 
 def test_a_file_that_is_of_something_else_is_not_touched(path):
     path.write_text("mine\n")
-    with pytest.raises(UserError, match=r"is there, and no answers.jsonl.call.json that says of what call"):
+    with pytest.raises(UserError, match=r"is there, and no answers.jsonl.call.json says of what call"):
         answer(path)
     assert path.read_text() == "mine\n" and not path.with_name("answers.jsonl.partial").exists()
 
 
-def test_overwriting_leaves_no_old_answers_beside_a_new_call(path):
+def everything(path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in path.parent.iterdir()}
+
+
+def test_overwriting_keeps_the_finished_answers_until_the_new_ones_are_whole(path):
     answer(path)
+    before = everything(path)
+    other = {**CALL, "num_beams": 4}
+    assert answer(path, call=other, stop_after=0, overwrite=True) == 0  # no model could be loaded, say
+    assert {name: text for name, text in everything(path).items() if text} == before
+    assert answer(path) == 0  # still the finished call's
+    assert answer(path, call=other, stop_after=2, overwrite=True) == 2
+    assert content(path) == LINES and everything(path)["answers.jsonl.call.json"] == before["answers.jsonl.call.json"]
+    assert answer(path, call=other, overwrite=True) == 4
+    assert content(path) == LINES and json.loads(path.with_name("answers.jsonl.call.json").read_text()) == other
+    assert set(everything(path)) == set(before)
+
+
+def test_overwriting_keeps_unfinished_answers_until_there_are_new_ones(path):
+    answer(path, stop_after=2)
     answer(path, call={**CALL, "num_beams": 4}, stop_after=0, overwrite=True)
-    assert not path.exists()
-    assert answer(path, call={**CALL, "num_beams": 2}) == 4  # nothing was written, so nothing is lost
+    assert answer(path) == 2  # goes on
+    assert content(path) == LINES
+
+
+def test_killed_between_the_two_names_it_is_the_new_call(path):
+    answer(path)
+    path.with_name("answers.jsonl.partial.call.json").write_text(json.dumps({**CALL, "num_beams": 4}))
+    assert answer(path, call={**CALL, "num_beams": 4}) == 0
+    with pytest.raises(UserError, match="another call"):
+        answer(path)
+
+
+def test_an_unfinished_file_of_an_earlier_version_goes_on(path):
+    answer(path, stop_after=2)
+    path.with_name("answers.jsonl.partial.call.json").rename(path.with_name("answers.jsonl.call.json"))
+    assert answer(path) == 2 and content(path) == LINES
 
 
 def test_two_processes_do_not_write_to_one_file(path):

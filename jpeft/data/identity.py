@@ -1,0 +1,33 @@
+"""Whether the rows of a run are those of another: known by content, not by where they lie."""
+
+from collections.abc import Hashable
+from pathlib import Path
+
+from jpeft.data.sources import load_rows, rows_digest
+from jpeft.data.tasks import Task
+
+_known: dict[Hashable, str] = {}  # a grid asks for the same rows once a cell
+
+
+def digest_now(task: Task, source: str, path: str | None, *, sample_seed: int = 0) -> str:
+    """`rows_digest` of what a run of this task would read now. Files that look unchanged are read once a process.
+
+    Raises:
+      UserError, RunFailed: as `load_rows`.
+    """
+    key = (repr(task), source, path, sample_seed, signature(path))
+    if key not in _known:
+        _known[key] = rows_digest(load_rows(task, source, path, sample_seed=sample_seed))
+    return _known[key]
+
+
+def signature(path: str | None) -> Hashable:
+    """Sizes and times of the files at a path of rows, which change when one is edited; None where there are none."""
+    if path is None:
+        return None
+    place = Path(path).expanduser()
+    try:
+        files = [place] if place.is_file() else sorted([*place.glob("*"), *place.glob("*/*")])
+        return tuple((str(file), status.st_size, status.st_mtime_ns) for file in files if (status := file.stat()))
+    except OSError:
+        return None

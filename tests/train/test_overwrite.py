@@ -1,0 +1,249 @@
+"""A directory never loses what it has: to a call that turns out wrong, to rows that were edited, to a kill."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jpeft.cli import run_experiment
+from jpeft.train import rundir
+from jpeft.train.rundir import RunDirectory, run_once
+
+CONFIG = Path(__file__).parents[2] / "configs/lora_custom.py"
+
+
+def flags(workdir: Path, checkpoint: Path, data: Path) -> list[str]:
+    return [
+        "main.py",
+        f"--config={CONFIG}",
+        f"--workdir={workdir}",
+        "--quiet",
+        f"--config.model.name={checkpoint}",
+        f"--config.data.path={data}",
+        "--config.train.max_epochs=1",
+        "--config.train.batch_size=8",
+        "--config.train.accumulation_steps=1",
+        "--config.data.max_train=16",
+        "--config.data.max_target_length=6",
+    ]
+
+
+def state(directory: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file below a directory: what it holds, and when it was written."""
+    return {
+        str(path.relative_to(directory)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory, toy_jsonl) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_bytes(toy_jsonl.read_bytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_checkpoint, rows) -> Path:
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    assert run_experiment(flags(workdir, tiny_checkpoint, rows)) == 0
+    return workdir
+
+
+WRONG = {
+    "a column that no row has": (["--config.data.template={texxt} ?"], 2),
+    "no such rows": (["--config.data.path=nowhere.jsonl"], 2),
+    "no such model": (["--config.model.name=no/such/model/here"], 2),
+    "no such adapter": (["--config.method.from_adapter=nowhere"], 2),
+    "no site": (["--config.method.targets=q_proj"], 2),
+    "an unknown key": (["--config.train.sed=1"], 2),
+    "a value that cannot be": (["--config.train.patience=0"], 2),
+    "more devices than there are": (["--config.mesh.data=1024", "--config.train.batch_size=1024"], 2),
+    "a loss that is not finite": (
+        [f"--config.train.learning_rate.{point}=1e30" for point in ("initial", "warmup", "annealing")],
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "wrong", [pytest.param(name, marks=pytest.mark.slow) if "finite" in name else name for name in WRONG]
+)
+def test_a_call_that_turns_out_wrong_leaves_the_finished_run(wrong, finished, tiny_checkpoint, rows, capsys):
+    more, status = WRONG[wrong]
+    before = state(finished)
+    assert run_experiment([*flags(finished, tiny_checkpoint, rows), "--overwrite", *more]) == status
+    assert capsys.readouterr().err.count("\n") == 1
+    assert state(finished) == before
+    assert {path.name for path in finished.iterdir()} <= {".lock", *rundir.ENTRIES}
+
+
+def test_a_damaged_model_leaves_the_finished_run(finished, tiny_checkpoint, rows, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_checkpoint, broken)
+    (broken / "model.safetensors").write_bytes(b"x" * 99)
+    before = state(finished)
+    call = [*flags(finished, tiny_checkpoint, rows), "--overwrite", f"--config.model.name={broken}"]
+    assert run_experiment(call) in (1, 2)
+    assert state(finished) == before
+
+
+def test_a_finished_run_is_untouched_by_the_same_call(finished, tiny_checkpoint, rows):
+    before = state(finished)
+    assert run_experiment(flags(finished, tiny_checkpoint, rows)) == 0
+    assert state(finished) == before
+
+
+# --- rows, known by what they are ---
+
+
+def test_a_run_says_which_rows_it_is_of(finished):
+    digest = json.loads((finished / "result.json").read_text())["data_digest"]
+    assert len(digest) == 64 and json.loads((finished / "splits.json").read_text())["data_digest"] == digest
+
+
+def test_the_same_rows_in_another_file_are_the_same_run(finished, tiny_checkpoint, rows, tmp_path, capsys):
+    before, lines = state(finished), [json.loads(line) for line in rows.read_text().splitlines()]
+    other = tmp_path / "elsewhere.csv"
+    other.write_text("target,input\n" + "".join(f"{line['target']},{line['input']}\n" for line in lines))
+    assert run_experiment(flags(finished, tiny_checkpoint, other)) == 0
+    assert state(finished) == before
+
+
+def test_edited_rows_are_another_run(finished, tiny_checkpoint, rows, tmp_path, capsys):
+    before = state(finished)
+    edited = tmp_path / "edited.jsonl"
+    edited.write_text(rows.read_text().replace("World", "Planet", 1))
+    assert run_experiment(flags(finished, tiny_checkpoint, edited)) == 2
+    assert "the rows are others than those it was run on" in capsys.readouterr().err
+    text = rows.read_text()
+    try:
+        rows.write_text(edited.read_text())
+        assert run_experiment(flags(finished, tiny_checkpoint, rows)) == 2  # the same path, too
+        rows.unlink()
+        assert run_experiment(flags(finished, tiny_checkpoint, rows)) == 0  # nothing to compare with
+    finally:
+        rows.write_text(text)
+    assert state(finished) == before
+
+
+def test_a_run_of_a_version_without_digests_is_known_by_its_path(finished, tiny_checkpoint, rows, tmp_path, capsys):
+    old = tmp_path / "old"
+    shutil.copytree(finished, old)
+    for name in ("splits.json", "result.json"):
+        record = json.loads((old / name).read_text())
+        del record["data_digest"]
+        (old / name).write_text(json.dumps(record))
+    config = json.loads((old / "config.json").read_text())
+    del config["eval"]["answer"], config["mesh"]  # keys that it did not have
+    (old / "config.json").write_text(json.dumps(config))
+    assert run_experiment(flags(old, tiny_checkpoint, rows)) == 0
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(rows.read_bytes())
+    assert run_experiment(flags(old, tiny_checkpoint, copy)) == 2
+    assert "data.path" in capsys.readouterr().err
+
+
+def test_a_stopped_run_does_not_go_on_with_other_rows(finished, tiny_checkpoint, rows, tmp_path, capsys):
+    stopped = tmp_path / "stopped"
+    shutil.copytree(finished, stopped)
+    (stopped / "result.json").unlink()  # as if it had been killed while testing
+    edited = tmp_path / "edited.jsonl"
+    edited.write_text(rows.read_text().replace("World", "Planet", 1))
+    before = state(stopped)
+    assert run_experiment(flags(stopped, tiny_checkpoint, edited)) == 2
+    assert "other rows" in (said := capsys.readouterr().err) or "rows are others" in said
+    assert state(stopped) == before
+    assert run_experiment(flags(stopped, tiny_checkpoint, rows)) == 0
+    assert json.loads((stopped / "result.json").read_text())["status"] == "done"
+
+
+# --- kills, at each moment of replacing ---
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of ours may run after it."""
+
+
+def make_run(path: Path, text: str) -> None:
+    for name in ("checkpoint/4", "adapter"):
+        (path / name).mkdir(parents=True)
+    for name in ("config.json", "result.json", "splits.json", "adapter/weights", "checkpoint/4/x", "mine.txt"):
+        (path / name).write_text("{}" if name == "config.json" else json.dumps({"status": "done", "of": text}))
+
+
+def files_of(path: Path) -> dict[str, bytes]:
+    return {name: content for name, (content, _) in state(path).items() if name != ".lock"}
+
+
+@pytest.mark.parametrize("kill_at", range(1, 22))
+def test_killed_anywhere_while_it_is_replaced_the_old_run_is_there(kill_at, tmp_path, monkeypatch):
+    """Every rename and removal is a moment to die at; whoever comes next finds the old run or the new one, whole."""
+    path = tmp_path / "run"
+    make_run(path, "old")
+    old, calls = files_of(path), 0
+
+    def deadly(function):
+        def counted(*arguments, **keywords):
+            nonlocal calls
+            calls += 1
+            if calls >= kill_at:
+                raise Killed
+            return function(*arguments, **keywords)
+
+        return counted
+
+    def work(directory: RunDirectory):
+        directory.begin()
+        directory.write_json("splits.json", {"of": "new"})
+        raise RuntimeError("it comes to nothing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", deadly(Path.rename))
+        patch.setattr(Path, "rmdir", deadly(Path.rmdir))
+        patch.setattr(shutil, "rmtree", deadly(shutil.rmtree))
+        # What a kill leaves: nothing is put back by the process that dies.
+        with pytest.raises((Killed, RuntimeError)):
+            run_once(path, {"a": 1}, work, overwrite=True, report=print)
+    found = []
+    run_once(
+        path, {}, lambda directory: found.append(files_of(path)) or {"status": "done"}, overwrite=True, report=print
+    )
+    assert found == [old]
+
+
+def test_a_new_run_with_a_checkpoint_goes_on_and_the_old_one_stays_until_its_result(tmp_path):
+    path = tmp_path / "run"
+    make_run(path, "old")
+
+    def stopped(directory: RunDirectory):
+        directory.begin()
+        (path / "checkpoint/1").mkdir(parents=True)
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        run_once(path, {"a": 1}, stopped, overwrite=True, report=print)
+    assert (path / "replaced/1/result.json").is_file() and (path / "checkpoint/1").is_dir()
+
+    def ends(directory: RunDirectory):
+        directory.begin()
+        directory.finish({"status": "done"})
+        return {"status": "done"}
+
+    run_once(path, {"a": 1}, ends, overwrite=False, report=print)
+    assert not (path / "replaced").exists() and (path / "mine.txt").is_file()
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{", "[" * 100_000, '{"train": NaN}', "\0" * 50, '{"status": 3}'])
+@pytest.mark.parametrize("name", ["config.json", "result.json"])
+def test_records_that_are_damaged_are_one_line_and_a_way_out(
+    name, content, finished, tiny_checkpoint, rows, tmp_path, capsys
+):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(finished, damaged)
+    (damaged / name).write_text(content)
+    assert run_experiment(flags(damaged, tiny_checkpoint, rows)) in (1, 2)
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "--overwrite" in line and len(line) < 1000
