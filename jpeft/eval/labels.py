@@ -1,6 +1,8 @@
 """Classification by scoring: how likely a model finds each of a few answers, without generating any."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jpeft.errors import UserError
+from jpeft.errors import RunFailed, UserError
 from jpeft.eval.cross_entropy import target_log_probs
 from jpeft.eval.generate import by_row
 from jpeft.model.config import T5Config
@@ -18,6 +20,7 @@ from jpeft.model.t5 import T5, apart
 from jpeft.model.tokenizer import Tokenizer
 
 _MULTIPLE = 8  # of the packed length: it can then be cut into slices for the output layer
+_DIGITS = 6  # of confidences and probabilities; float32 has about seven
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,12 +34,14 @@ class PackedLabels:
       targets: `[length]` int32, each label's tokens with its `</s>`; padding behind the last.
       inputs: `[length]` int32, `targets` shifted right within each label, behind the start token.
       segments: `[length]` int32, the number of the label that a position belongs to; `len(texts)` on padding.
+      pad_token_id: what padding is.
     """
 
     texts: tuple[str, ...]
     targets: np.ndarray
     inputs: np.ndarray
     segments: np.ndarray
+    pad_token_id: int = 0
 
     @classmethod
     def of(cls, texts: Sequence[str], tokenizer: Tokenizer, config: T5Config) -> "PackedLabels":
@@ -61,6 +66,7 @@ class PackedLabels:
                 np.int32,
             ),
             segments=np.repeat(np.arange(len(rows) + 1), [*map(len, rows), padding]).astype(np.int32),
+            pad_token_id=config.pad_token_id,
         )
 
     @property
@@ -72,6 +78,53 @@ class PackedLabels:
         """`[labels]`: tokens of each label, `</s>` counted."""
         return np.bincount(self.segments, minlength=len(self.texts))[: len(self.texts)]
 
+    def filled_up(self, length: int, num_labels: int) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
+        """`inputs`, `targets` and `segments` of `length`, padding numbered `num_labels`, beside rows of other labels.
+
+        Both are at least as large as they are here.
+        """
+        own = len(self.texts)
+        segments = np.where(self.segments == own, num_labels, self.segments)
+        missing = length - len(self.targets)
+        pad = self.targets.dtype.type(self.pad_token_id)
+        fill = lambda ids, value: np.pad(ids, (0, missing), constant_values=value)
+        return fill(self.inputs, pad), fill(self.targets, pad), fill(segments, num_labels)
+
+    def choose(self, log_probs: np.ndarray) -> "Choice":
+        """The likeliest of the labels.
+
+        Args:
+          log_probs: `[labels]`, of each label's whole text, in nats.
+
+        Raises:
+          RunFailed: one is not finite.
+        """
+        best = int(np.argmax(log_probs))
+        odds = np.exp(log_probs.astype(np.float64) - log_probs[best])
+        probabilities = {text: rounded(p) for text, p in zip(self.texts, odds / odds.sum(), strict=True)}
+        return Choice(self.texts[best], rounded(log_probs[best] / self.num_tokens()[best]), probabilities)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The label that was chosen.
+
+    Attributes:
+      confidence: mean log-probability of its tokens, `</s>` counted: what it would have if generated.
+      probabilities: of each label, among these labels.
+    """
+
+    text: str
+    confidence: float
+    probabilities: dict[str, float]
+
+
+def rounded(value: Any) -> float:
+    """A log-probability or a probability as it is written. Raises `RunFailed`: it is not finite."""
+    if not math.isfinite(value):
+        raise RunFailed(f"the model computes {value} where a log-probability should be; try --dtype float32.")
+    return round(float(value), _DIGITS)
+
 
 def label_log_probs(
     model: T5, encoder_input_tokens: Int[Array, "batch enc_len"], labels: PackedLabels
@@ -81,15 +134,32 @@ def label_log_probs(
     A relative position within a label is the same wherever the label stands, and a label sees its own tokens alone, so
     each has the probability that it has by itself.
     """
+    packed = (jnp.asarray(ids)[None] for ids in (labels.inputs, labels.targets, labels.segments))
+    return packed_log_probs(model, encoder_input_tokens, *packed, num_labels=len(labels.texts))
+
+
+def packed_log_probs(
+    model: T5,
+    encoder_input_tokens: Int[Array, "batch enc_len"],
+    inputs: Int[Array, "#batch length"],
+    targets: Int[Array, "#batch length"],
+    segments: Int[Array, "#batch length"],
+    *,
+    num_labels: int,
+) -> Float[Array, "batch {num_labels}"]:
+    """As `label_log_probs`, of labels that may differ from row to row: arrays as `PackedLabels` has them.
+
+    Args:
+      num_labels: of every row; those that a row does not have get 0. Padding has this number as its segment.
+    """
     encoded, cross_bias = model.encode(encoder_input_tokens)
-    batch, length = encoder_input_tokens.shape[0], len(labels.targets)
-    row = lambda ids: jnp.broadcast_to(jnp.asarray(ids), (batch, length))
-    x = model.shared(row(labels.inputs)).astype(model.dtype)
-    segments = jnp.asarray(labels.segments)[None]
+    batch, length = encoder_input_tokens.shape[0], targets.shape[1]
+    row = lambda ids: jnp.broadcast_to(ids, (batch, length))
+    x = model.shared(row(inputs)).astype(model.dtype)
     hidden = model.decoder(x, model.causal_bias(length) + apart(segments, segments), encoded, cross_bias)
-    log_probs = target_log_probs(model.logits, hidden, row(labels.targets), vocab_size=model.config.vocab_size)
-    by_label = jax.ops.segment_sum(log_probs.T, labels.segments, num_segments=len(labels.texts) + 1)
-    return by_label[:-1].T  # without the padding
+    log_probs = target_log_probs(model.logits, hidden, row(targets), vocab_size=model.config.vocab_size)
+    add_up = functools.partial(jax.ops.segment_sum, num_segments=num_labels + 1)
+    return jax.vmap(add_up)(log_probs, row(segments))[:, :num_labels]  # without the padding
 
 
 def make_label_log_probs(graphdef: nnx.GraphDef, labels: PackedLabels) -> Callable:

@@ -1,22 +1,19 @@
 """Answers to a window of rows: generated, or chosen from labels by how likely the model finds each."""
 
 import abc
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from jpeft.errors import RunFailed
 from jpeft.eval.generate import by_row, make_generate_scored
-from jpeft.eval.labels import PackedLabels, make_label_log_probs
+from jpeft.eval.labels import PackedLabels, make_label_log_probs, rounded
 from jpeft.model.t5 import T5
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.base import split
 from jpeft.program import Program
 
 _LEAST_LENGTH = 16
-_DIGITS = 6  # of confidences and probabilities; float32 has about seven
 
 
 class Answering(abc.ABC):
@@ -71,7 +68,7 @@ class Generating(Answering):
     def _answers(self, results: list[Any]) -> list[dict[str, Any]]:
         texts = self._tokenizer.decode([result.tokens.tolist() for result in results])
         return [
-            {"prediction": text, "confidence": _rounded(result.log_prob)}
+            {"prediction": text, "confidence": rounded(result.log_prob)}
             for text, result in zip(texts, results, strict=True)
         ]
 
@@ -85,15 +82,11 @@ class Choosing(Answering):
         self.program = Program(make_label_log_probs(self.graphdef, self._labels))
 
     def _answers(self, results: list[Any]) -> list[dict[str, Any]]:
-        texts, num_tokens = self._labels.texts, self._labels.num_tokens()
-        answers = []
-        for log_probs in results:
-            best = int(np.argmax(log_probs))
-            odds = np.exp(log_probs.astype(np.float64) - log_probs[best])
-            probabilities = {text: _rounded(p) for text, p in zip(texts, odds / odds.sum(), strict=True)}
-            confidence = _rounded(log_probs[best] / num_tokens[best])
-            answers.append({"prediction": texts[best], "confidence": confidence, "probabilities": probabilities})
-        return answers
+        choices = map(self._labels.choose, results)
+        return [
+            {"prediction": choice.text, "confidence": choice.confidence, "probabilities": choice.probabilities}
+            for choice in choices
+        ]
 
 
 def lengths_up_to(longest: int) -> list[int]:
@@ -106,9 +99,3 @@ def lengths_up_to(longest: int) -> list[int]:
 
 def _power_of_two(least: int) -> int:
     return 1 << (least - 1).bit_length()
-
-
-def _rounded(value: Any) -> float:
-    if not math.isfinite(value):
-        raise RunFailed(f"the model computes {value} where a log-probability should be; try --dtype float32.")
-    return round(float(value), _DIGITS)

@@ -41,7 +41,8 @@ class AdapterBank:
     """Up to `capacity` adapters of one base, any mix of methods, behind programs that are compiled once a batch shape.
 
     The base is shared, never copied. Methods may be called from several threads: a batch is answered by the adapters
-    that its names meant when it was given to the device, whatever is added or removed while it runs.
+    that its names meant when it was given to the device, whatever is added or removed while it runs. Nobody who adds
+    or removes waits for a batch: what is added while one runs is written to the device before the next.
 
     Attributes:
       capacity: how many adapters fit.
@@ -70,8 +71,11 @@ class AdapterBank:
         del with_pool  # it would keep the first pool's arrays, which the first `add` gives away
         self._slots: dict[str, int] = {}
         self._free = list(range(capacity, 0, -1))
-        # Held while arrays are handed to the device or replaced; the work itself goes on after it, in that order.
-        self._lock = threading.Lock()
+        # Entries by slot that are still to be written. `_lock` guards names, slots and these, and is held for an
+        # instant; `_device` guards the pool's arrays, and is held while the device works with them. Who needs both
+        # takes `_device` first.
+        self._unwritten: dict[int, tuple[np.ndarray, ...]] = {}
+        self._lock, self._device = threading.Lock(), threading.Lock()
         self._write = Program(self._layout.write, donate=(0,))
         self._logits = Program(make_logits(self._graphdef, self._layout))
         self._generate: dict[int, Program] = {}
@@ -100,7 +104,10 @@ class AdapterBank:
 
     def block_until_ready(self) -> None:
         """Waits until all that was added is on the device."""
-        with self._lock:
+        with self._device:
+            with self._lock:
+                entries = self._take_unwritten()
+            self._write_all(entries)
             jax.block_until_ready(self._pool)
 
     def add(self, name: str, directory: Path) -> Method:
@@ -135,8 +142,23 @@ class AdapterBank:
                 if not self._free:
                     raise BankFull(f"the bank is full: it holds {self.capacity} adapters; remove one first.")
                 slot = self._free.pop()
-            self._pool = self._write(self._pool, entry, np.int32(slot))
+            self._unwritten[slot] = entry
             self._slots[name] = slot
+        if self._device.acquire(blocking=False):  # otherwise a batch is at work, and the next one writes it
+            try:
+                with self._lock:
+                    entries = self._take_unwritten()
+                self._write_all(entries)
+            finally:
+                self._device.release()
+
+    def _take_unwritten(self) -> dict[int, tuple[np.ndarray, ...]]:
+        entries, self._unwritten = self._unwritten, {}
+        return entries
+
+    def _write_all(self, entries: Mapping[int, tuple[np.ndarray, ...]]) -> None:
+        for slot, entry in entries.items():
+            self._pool = self._write(self._pool, entry, np.int32(slot))
 
     def remove(self, name: str) -> None:
         """Forgets an adapter. Raises `UnknownAdapter`."""
@@ -166,12 +188,17 @@ class AdapterBank:
         return self._run(self._logits, names, encoder_input_tokens, decoder_input_tokens)
 
     def _run(self, program: Program, names: Names, *tokens: np.ndarray) -> Array:
-        with self._lock:
-            unknown = sorted({name for name in names if name is not None and name not in self._slots})
-            if unknown:
-                raise UnknownAdapter(unknown)
-            slots = np.array([0 if name is None else self._slots[name] for name in names], np.int32)
-            return program(self.base, self._pool, (slots, *(np.asarray(ids, np.int32) for ids in tokens)))
+        with self._device:
+            with self._lock:
+                unknown = sorted({name for name in names if name is not None and name not in self._slots})
+                if unknown:
+                    raise UnknownAdapter(unknown)
+                slots = np.array([0 if name is None else self._slots[name] for name in names], np.int32)
+                entries = self._take_unwritten()
+            self._write_all(entries)
+            batch = (slots, *(np.asarray(ids, np.int32) for ids in tokens))
+            # Waited for here: a write to arrays that a program still reads would wait for it, and hold up who adds.
+            return jax.block_until_ready(program(self.base, self._pool, batch))
 
     def _fitting(self, method: Method, leaves: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
         """The leaves as the pool keeps them, checked against the base, the method and the bank's room."""

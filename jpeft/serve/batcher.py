@@ -1,17 +1,20 @@
 """Rows of many requests gathered into batches: a queue on the event loop, and one thread that answers."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from jpeft.serve.bank import UnknownAdapter
 from jpeft.serve.engine import Answer, Row
 
 _log = logging.getLogger(__name__)
+_FAILED = "the work failed; the server's log has the cause."
+_NO_MORE = "nothing is answered any more; the server's log has the cause, and it has to be started again."
 
 
 class QueueFull(Exception):
@@ -39,6 +42,12 @@ class Batcher:
     The row that has waited longest decides what a batch is padded to; others of the queue join it where they fit. A
     batch leaves when it is full, or when its first row has waited for `max_wait_seconds`; while one is answered the
     next gathers. All but the answering happens on the event loop's thread.
+
+    Whatever goes wrong with a batch is told to its rows and the next one is answered. Should `run` end all the same,
+    `running` says so, those who wait are told, and nothing more is taken.
+
+    Attributes:
+      running: whether rows are answered.
     """
 
     def __init__(
@@ -63,11 +72,32 @@ class Batcher:
         self._queue: list[_Waiting] = []
         self._arrival = asyncio.Event()
         self._last_batch_seconds = 1.0
+        self._on_their_way = 0
+        self.running = self._ended = False
 
     @property
     def queued(self) -> int:
         """Rows that wait."""
         return len(self._queue)
+
+    @contextlib.contextmanager
+    def place_for(self, rows: int) -> Iterator[None]:
+        """Keeps places in the queue while rows are made ready for it; `submit` them right after the block.
+
+        Raises:
+          QueueFull: there are not so many.
+        """
+        self._require_place(rows)
+        self._on_their_way += rows
+        try:
+            yield
+        finally:
+            self._on_their_way -= rows
+
+    def _require_place(self, rows: int) -> None:
+        taken = self.queued + self._on_their_way
+        if taken + rows > self._max_queue:
+            raise QueueFull(max(1, math.ceil(taken / self._max_rows * self._last_batch_seconds)))
 
     async def submit(self, rows: Sequence[Row]) -> list[Answer]:
         """The answers to a request's rows. Cancelled, it takes those that still wait out of the queue.
@@ -75,11 +105,11 @@ class Batcher:
         Raises:
           QueueFull: there is no place for all of them; none is queued.
           UnknownAdapter: an adapter was removed meanwhile.
-          NotAnswered: the work failed.
+          NotAnswered: the work failed, or nothing is answered any more.
         """
-        if self.queued + len(rows) > self._max_queue:
-            batches = self.queued / self._max_rows
-            raise QueueFull(max(1, math.ceil(batches * self._last_batch_seconds)))
+        self._require_place(len(rows))
+        if self._ended:
+            raise NotAnswered(_NO_MORE)
         loop, now = asyncio.get_running_loop(), time.monotonic()
         waiting = [_Waiting(row, loop.create_future(), now) for row in rows]
         self._queue.extend(waiting)
@@ -93,21 +123,55 @@ class Batcher:
 
     async def run(self) -> None:
         """Answers until it is cancelled."""
-        loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1, thread_name_prefix="answer") as thread:
-            while True:
-                batch = await self._next_batch()
-                started = time.monotonic()
-                try:
-                    results = await loop.run_in_executor(thread, self._answer, [each.row for each in batch])
-                    assert len(results) == len(batch), "a row without an answer, or an answer without a row"
-                except Exception:
-                    _log.exception("a batch of %d rows failed", len(batch))
-                    results = [NotAnswered("the work failed; the server's log has the cause.")] * len(batch)
-                self._last_batch_seconds = time.monotonic() - started
-                self._on_batch(len(batch), self._last_batch_seconds)
-                for each, result in zip(batch, results, strict=True):
-                    _settle(each.answer, result)
+        self.running, self._ended = True, False
+        try:
+            with ThreadPoolExecutor(1, thread_name_prefix="answer") as thread:
+                while True:
+                    await self._answer_next(thread)
+        except BaseException as error:
+            if not isinstance(error, asyncio.CancelledError):
+                _log.critical("answering ended", exc_info=error)
+            raise
+        finally:
+            self.running, self._ended = False, True
+            waiting, self._queue = self._queue, []
+            for each in waiting:
+                _settle(each.answer, NotAnswered(_NO_MORE))
+
+    async def _answer_next(self, thread: ThreadPoolExecutor) -> None:
+        batch = await self._next_batch()
+        results: Sequence[Answer | Exception] = [NotAnswered(_FAILED)] * len(batch)
+        started = time.monotonic()
+        try:
+            answering = asyncio.get_running_loop().run_in_executor(thread, self._answer, [each.row for each in batch])
+            answers = await answering
+            assert len(answers) == len(batch), "a row without an answer, or an answer without a row"
+            results = answers
+        except Exception:
+            _log.exception("a batch of %d rows failed", len(batch))
+        finally:  # also when this is cancelled: nobody waits for what never comes
+            for each, result in zip(batch, results, strict=True):
+                _settle(each.answer, result)
+        self._last_batch_seconds = time.monotonic() - started
+        try:
+            self._on_batch(len(batch), self._last_batch_seconds)
+        except Exception:
+            _log.exception("a batch of %d rows was answered and not counted", len(batch))
+
+    def _fitting(self, first: _Waiting) -> list[_Waiting]:
+        """The rows that may be answered with the first, itself among them; one that cannot be compared is told so."""
+        fitting = []
+        for each in self._queue:  # the first comes first: it has to fit itself
+            try:
+                if self._fit_together(first.row, each.row):
+                    fitting.append(each)
+            except Exception:
+                _log.exception("a row cannot be batched")
+                _settle(each.answer, NotAnswered(_FAILED))
+                if each is first:
+                    break
+        self._queue = [each for each in self._queue if not each.answer.done()]
+        return fitting[: self._max_rows]
 
     async def _next_batch(self) -> list[_Waiting]:
         """Waits for rows to come, and for others to join them; takes them out of the queue."""
@@ -116,7 +180,9 @@ class Batcher:
             patience = None
             if self._queue:
                 first = self._queue[0]
-                batch = [each for each in self._queue if self._fit_together(first.row, each.row)][: self._max_rows]
+                batch = self._fitting(first)
+                if not batch:
+                    continue
                 patience = first.since + self._max_wait_seconds - time.monotonic()
                 if len(batch) == self._max_rows or patience <= 0:
                     taken = {id(each) for each in batch}

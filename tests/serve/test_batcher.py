@@ -37,10 +37,11 @@ def row(number: int, *, adapter: str | None = None, length: int = 1) -> Row:
 
 def in_batcher(test, answer, **changed):
     """Runs `test(batcher)` while the batcher runs."""
-    options = {"max_rows": 4, "max_wait_seconds": 0.02, "max_queue": 64, **changed}
+    fits = lambda first, row: len(row.tokens) <= len(first.tokens)
+    options = {"max_rows": 4, "max_wait_seconds": 0.02, "max_queue": 64, "fit_together": fits, **changed}
 
     async def run():
-        batcher = Batcher(answer, fit_together=lambda first, row: len(row.tokens) <= len(first.tokens), **options)
+        batcher = Batcher(answer, **options)
         running = asyncio.create_task(batcher.run())
         try:
             return await asyncio.wait_for(test(batcher), 20)
@@ -152,6 +153,84 @@ def test_work_that_fails_is_told_to_all_of_its_batch_and_ends_nothing(caplog):
     failed, after = in_batcher(test, answer)
     assert [type(error) for error in failed] == [NotAnswered, NotAnswered] and after == [_answer(15)]
     assert "a defect" in caplog.text
+
+
+class Broken:
+    """Fails in the way that it is told to, for row 13 alone."""
+
+    def fit_together(self, first, row):
+        if 13 in (first.tokens[0], row.tokens[0]):
+            raise ZeroDivisionError("a defect")
+        return True
+
+    def on_batch(self, rows, seconds):
+        raise ZeroDivisionError("a defect")
+
+
+def test_rows_that_cannot_be_compared_are_told_and_the_others_answered(caplog):
+    async def test(batcher):
+        numbers = (1, 13, 2, 13, 3)
+        return await asyncio.gather(*(batcher.submit([row(i)]) for i in numbers), return_exceptions=True)
+
+    answers = in_batcher(test, Echo(), fit_together=Broken().fit_together)
+    assert [answers[i] for i in (0, 2, 4)] == [[_answer(1)], [_answer(2)], [_answer(3)]]
+    assert isinstance(answers[1], NotAnswered) and isinstance(answers[3], NotAnswered)
+    assert "cannot be batched" in caplog.text
+
+
+def test_a_batch_that_cannot_be_counted_is_answered(caplog):
+    async def test(batcher):
+        return await batcher.submit([row(1)]), await batcher.submit([row(2)]), batcher.running
+
+    assert in_batcher(test, Echo(), on_batch=Broken().on_batch) == ([_answer(1)], [_answer(2)], True)
+    assert "not counted" in caplog.text
+
+
+def test_an_answer_that_is_no_list_ends_nothing(caplog):
+    answers = iter([None, [], [_answer(1)]])
+
+    async def test(batcher):
+        failed = [await asyncio.gather(batcher.submit([row(1)]), return_exceptions=True) for _ in range(2)]
+        return [type(error) for (error,) in failed], await batcher.submit([row(1)])
+
+    assert in_batcher(test, lambda rows: next(answers)) == ([NotAnswered, NotAnswered], [_answer(1)])
+
+
+def test_when_it_ends_all_the_same_nobody_waits_and_nothing_is_taken(caplog):
+    async def test():
+        def ends(rows):
+            raise SystemExit(3)  # no `Exception`: no work that failed, but the end of the thread
+
+        batcher = Batcher(ends, fit_together=lambda *_: True, max_rows=1, max_wait_seconds=0.0, max_queue=8)
+        running = asyncio.create_task(_swallowed(batcher.run()))
+        waiting = [asyncio.create_task(batcher.submit([row(i)])) for i in range(3)]
+        for error in await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10):
+            assert isinstance(error, NotAnswered)
+        await running
+        assert not batcher.running and batcher.queued == 0
+        with pytest.raises(NotAnswered, match="started again"):
+            await batcher.submit([row(9)])
+
+    async def _swallowed(run):
+        try:
+            await run
+        except BaseException as error:  # an event loop would be torn down by it
+            assert isinstance(error, SystemExit)
+
+    asyncio.run(test())
+    assert "answering ended" in caplog.text
+
+
+def test_places_are_kept_before_the_work_of_filling_them():
+    async def test(batcher):
+        with batcher.place_for(3):
+            with pytest.raises(QueueFull):
+                await batcher.submit([row(9), row(10)])
+            with pytest.raises(QueueFull), batcher.place_for(2):
+                raise AssertionError("there is no such place")
+        return await batcher.submit([row(1), row(2), row(3)])
+
+    assert in_batcher(test, Echo(), max_queue=4) == [_answer(1), _answer(2), _answer(3)]
 
 
 async def until(condition):
