@@ -60,7 +60,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="TOKENS",
         help="of an answer (default: a run's, or 128)",
     )
-    how.add_argument("--num-beams", type=_at_least(1), metavar="N", help="of generation (default: 1, greedy)")
+    how.add_argument(
+        "--num-beams", type=_at_least(1), metavar="N", help="of generation (default: a run's, or 1, greedy)"
+    )
     how.add_argument("--batch-size", type=_at_least(1), default=32, metavar="ROWS", help="default: %(default)s")
     out = parser.add_argument_group("where answers go")
     out.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
@@ -136,6 +138,9 @@ def _summarize(predicting, meter, output: Path | None) -> None:
         f"compiled for {compiling:.1f} s"
     )
     if answering.cut:
-        meter.say(f"cut       {answering.cut:,} of them were longer than --max-input-length, and lost their ends")
+        meter.say(
+            f"cut       {answering.cut:,} of them were longer than --max-input-length, and lost the end of their "
+            "longest column"
+        )
     if output is not None:
         meter.say(f"wrote     {output} ({predicting.rows:,} answers)")

@@ -11,6 +11,7 @@ from jpeft.eval.labels import PackedLabels, make_label_log_probs, rounded
 from jpeft.model.t5 import T5
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.base import split
+from jpeft.predict.prompt import Question, QuestionTokens
 from jpeft.program import Program
 
 _LEAST_LENGTH = 16
@@ -30,26 +31,31 @@ class Answering(abc.ABC):
     def __init__(self, model: T5, tokenizer: Tokenizer, *, max_input_length: int, batch_size: int):
         self.graphdef, self._adapter, self._base = split(model)
         self._config, self._tokenizer = model.config, tokenizer
-        self._max_input_length, self._batch_size = max_input_length, batch_size
+        self._tokens = QuestionTokens(tokenizer, max_input_length, key="--max-input-length")
+        self._batch_size = batch_size
         self._shapes = [(length, 1) for length in lengths_up_to(max_input_length)]
         self.answered = self.cut = 0
 
     def __call__(
-        self, texts: Sequence[str], *, on_batch: Callable[[int], None] = lambda rows: None
+        self, questions: Sequence[Question | str], *, on_batch: Callable[[int], None] = lambda rows: None
     ) -> list[dict[str, Any]]:
-        """An answer for each text, as fields of its line; `on_batch` hears after each batch for how many it was."""
-        encoded = self._tokenizer.encode(texts, max_length=self._max_input_length)
+        """An answer for each question, as fields of its line; a text is a whole prompt.
+
+        `on_batch` hears after each batch for how many questions it was.
+        """
+        asked = [Question.as_it_stands(each) if isinstance(each, str) else each for each in questions]
+        encoded = self._tokens(asked)
         results = by_row(
             self.program,
             self._adapter,
             self._base,
             [np.asarray(ids, np.int32) for ids in encoded.ids],
             shapes=self._shapes,
-            batch_size=min(self._batch_size, _power_of_two(len(texts))),
+            batch_size=min(self._batch_size, _power_of_two(len(asked))),
             pad_token_id=self._config.pad_token_id,
             on_batch=on_batch,
         )
-        self.answered += len(texts)
+        self.answered += len(asked)
         self.cut += encoded.num_cut
         return self._answers(results)
 

@@ -77,7 +77,7 @@ class Call:
             labels=None if labels is None else tuple(labels),
             max_input_length=max_input_length or (task.max_input_length if task else _MAX_INPUT_LENGTH),
             max_output_length=max_output_length or (task.max_target_length if task else _MAX_OUTPUT_LENGTH),
-            num_beams=num_beams or 1,
+            num_beams=num_beams or (task.num_beams if task and labels is None else 1),
             batch_size=batch_size,
             dtype=one_of("--dtype", dtype or (task.dtype if task else "auto"), DTYPES),
         )

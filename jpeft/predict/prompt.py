@@ -1,11 +1,37 @@
 """How a row becomes what the model reads."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jpeft.data.prompts import Template
-from jpeft.data.tasks import check_template, template_columns
+from jpeft.data.prompts import PromptIds, PromptTokens, Template
+from jpeft.data.tasks import check_template
+from jpeft.model.tokenizer import Tokenizer
+
+_AS_IT_STANDS = "{input}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What one row asks.
+
+    Attributes:
+      template: of the prompt.
+      fields: texts of the template's columns.
+    """
+
+    template: str
+    fields: Mapping[str, str]
+
+    @classmethod
+    def as_it_stands(cls, text: str) -> "Question":
+        """A prompt that was made before."""
+        return cls(_AS_IT_STANDS, {"input": text})
+
+    @property
+    def text(self) -> str:
+        """The whole prompt."""
+        return Template.parse(self.template).render(self.fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +44,7 @@ class Prompt:
         a prompt that was made before.
     """
 
-    template: str = "{input}"
+    template: str = _AS_IT_STANDS
     required: bool = True
 
     @classmethod
@@ -27,19 +53,55 @@ class Prompt:
         check_template(template, "--template")
         return cls(template)
 
-    def of_fields(self, fields: Mapping[str, Any]) -> str:
-        """The prompt of a row. Raises ValueError: a column is missing or holds nothing."""
-        columns = template_columns(self.template)
-        if not self.required and "input" in fields and not set(columns) <= fields.keys():
-            return _text(fields, "input")
-        return Template.parse(self.template).render({column: _text(fields, column) for column in columns})
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """That the template names."""
+        return Template.parse(self.template).columns
 
-    def of_text(self, text: str) -> str:
-        """The prompt of a bare text, which is the template's one column. Raises ValueError: there are several."""
-        columns = template_columns(self.template)
+    def of_fields(self, fields: Mapping[str, Any]) -> Question:
+        """What a row asks. Raises ValueError: a column is missing or holds nothing."""
+        columns = self.columns
+        if not self.required and "input" in fields and not set(columns) <= fields.keys():
+            return Question.as_it_stands(_text(fields, "input"))
+        return Question(self.template, {column: _text(fields, column) for column in columns})
+
+    def of_text(self, text: str) -> Question:
+        """What a bare text asks, which is the template's one column. Raises ValueError: there are several."""
+        columns = self.columns
         if len(columns) > 1:
             raise ValueError(f"is one text and the template names {' and '.join(columns)}; give JSON lines")
-        return Template.parse(self.template).render({columns[0]: text})
+        return Question(self.template, {columns[0]: text})
+
+
+class QuestionTokens:
+    """Token ids of questions, `</s>` included: those over `max_length` are cut as in training, never in the template.
+
+    Args:
+      key: how `max_length` was given.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int, *, key: str):
+        self._tokenizer, self._max_length, self._key = tokenizer, max_length, key
+        self._of_template: dict[str, PromptTokens] = {}
+
+    def __call__(self, questions: Sequence[Question]) -> PromptIds:
+        """Ids of each. Raises `UserError`: a template leaves no room for a row's text."""
+        rows_of: dict[str, list[int]] = {}
+        for i, question in enumerate(questions):
+            rows_of.setdefault(question.template, []).append(i)
+        ids, cut = [[]] * len(questions), [False] * len(questions)
+        for template, rows in rows_of.items():
+            encoded = self._tokens_of(template)([questions[i].fields for i in rows])
+            for i, of_row, was_cut in zip(rows, encoded.ids, encoded.cut, strict=True):
+                ids[i], cut[i] = of_row, was_cut
+        return PromptIds(ids, cut)
+
+    def _tokens_of(self, template: str) -> PromptTokens:
+        made = self._of_template.get(template)
+        if made is None:
+            made = PromptTokens(template, self._tokenizer, self._max_length, key=self._key)
+            self._of_template = {template: made, **dict(list(self._of_template.items())[:7])}  # the few latest
+        return made
 
 
 def _text(fields: Mapping[str, Any], column: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from jpeft.errors import UserError
-from jpeft.predict.prompt import Prompt
+from jpeft.predict.prompt import Prompt, Question
 
 FORMATS = ("lines", "jsonl")
 STDIN = "-"
@@ -24,14 +24,19 @@ class Row:
     """One row to be answered.
 
     Attributes:
-      text: what the model reads.
+      question: what the model is asked.
       fields: that its line of the output keeps.
       size: bytes of the input up to its end, since the row before.
     """
 
-    text: str
+    question: Question
     fields: Mapping[str, Any]
     size: int = 0
+
+    @property
+    def text(self) -> str:
+        """The whole prompt, before it is cut to the model's length."""
+        return self.question.text
 
     def line(self, answer: Mapping[str, Any]) -> str:
         """The row with its answer, whose first field is `prediction`, as a JSON line."""
@@ -135,7 +140,7 @@ class Input:
             raise self._unusable(number, f"is {text[:40]!r}; expected a JSON object with `input`")
         return fields
 
-    def _row(self, number: int, fields: dict[str, Any], make: Callable[[Any], str], size: int) -> Row:
+    def _row(self, number: int, fields: dict[str, Any], make: Callable[[Any], Question], size: int) -> Row:
         try:
             row = Row(make(fields), {key: value for key, value in fields.items() if key not in _ANSWER}, size)
             (row.text.encode(), row.opening)

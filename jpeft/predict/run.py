@@ -9,6 +9,7 @@ from jpeft.predict.answering import Answering
 from jpeft.predict.call import Call
 from jpeft.predict.output import Output
 from jpeft.predict.progress import Meter
+from jpeft.predict.prompt import Question
 from jpeft.predict.rows import Input, Row, windows
 from jpeft.train.stop import StopRequest
 
@@ -55,25 +56,25 @@ class Predicting:
         before = self._output.answered(window)
         size = sum(row.size for row in window)
         if before < len(window):
-            answers = self._answers([row.text for row in window], size, stop)
+            answers = self._answers([row.question for row in window], size, stop)
             lines = [row.line(answer) for row, answer in zip(window, answers, strict=True)]
             self._output.write(lines[before:])
         else:
             self._meter.advance(len(window), size, answered=False)
         self.rows += len(window)
 
-    def _answers(self, texts: list[str], size: int, stop: StopRequest) -> list[dict[str, Any]]:
+    def _answers(self, questions: list[Question], size: int, stop: StopRequest) -> list[dict[str, Any]]:
         if self.answering is None:
             self.answering = self._call.load()
             self._meter.begins()
 
         def on_batch(rows: int) -> None:
-            self._meter.advance(rows, size * rows / len(texts))
+            self._meter.advance(rows, size * rows / len(questions))
             if stop.signal is not None:
                 raise KeyboardInterrupt
 
         started, compiled = time.perf_counter(), self.answering.program.compile_seconds
-        answers = self.answering(texts, on_batch=on_batch)
+        answers = self.answering(questions, on_batch=on_batch)
         compiling = self.answering.program.compile_seconds - compiled
         self.seconds += time.perf_counter() - started - compiling
         return answers

@@ -29,7 +29,7 @@ from tests.peft.filled import filled
 
 TEXTS = news(9, seed=5)["text"] + ["", "goal " * 20]
 SHORT = ("--max-output-length", "6", "--max-input-length", "16", "--batch-size", "2")
-BATCHED = ("--max-input-length", "64", "--batch-size", "2")
+BATCHED = ("--max-input-length", "128", "--batch-size", "2")
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def log_probs(model, prompt: list[int], answer: list[int]) -> np.ndarray:
     """Of every token after each of an answer's, by one pass over all of them: without caches, batches and packing."""
     padded = lambda ids, length: jnp.asarray([ids + [0] * (length - len(ids))])
     with jax.default_matmul_precision("highest"):
-        return np.asarray(_pass(model, padded(prompt, 64), padded([0, *answer], 8)))[: len(answer) + 1]
+        return np.asarray(_pass(model, padded(prompt, 128), padded([0, *answer], 8)))[: len(answer) + 1]
 
 
 def of_answer(model, prompt: list[int], answer: list[int]) -> np.ndarray:
@@ -120,7 +120,7 @@ def test_a_run_brings_its_prompt_and_labels_and_its_adapter_acts(answer, run, ti
     model, _, _ = load_adapter(directory / "adapter", weights.load(tiny_checkpoint))
     prompt = f"{TEXTS[0]}\n\nWhich topic is this news article about?\n\nOPTIONS:\n- World"
     prompt += "\n- Sports\n- Business\n- Sci/Tech"
-    ids = tokenizer.encode([prompt], max_length=64).ids[0]
+    ids = tokenizer.encode([prompt], max_length=128).ids[0]
     each = {label: of_answer(model, ids, [*tokenizer.ids([label])[0], 1]) for label in TOPICS}
     total = np.array([each[label].sum() for label in TOPICS])
     np.testing.assert_allclose(list(row["probabilities"].values()), np.exp(total) / np.exp(total).sum(), atol=1e-5)
