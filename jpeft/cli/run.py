@@ -95,12 +95,10 @@ def _in_full(argv: Sequence[str]) -> list[str]:
 
 
 def _print_result(result: dict, workdir: Path) -> None:
-    seconds = result["seconds"]
-    from jpeft.eval.uncertainty import in_words
+    from jpeft.cli.aftermath import metric_line, print_aftermath
 
-    trust = in_words(result.get("uncertainty"))  # a result of an earlier version has none
-    rows = f"{result['test_examples']} test rows"
-    print(f"{result['metric_name']}  {result['metric']:.4f}  ({trust}{'; ' if trust else ''}{rows})")
+    seconds = result["seconds"]
+    print(metric_line(result))
     for name, value in result["metrics"].items():
         if name != result["metric_name"]:
             print(f"{name}  {value:.4f}")
@@ -111,6 +109,7 @@ def _print_result(result: dict, workdir: Path) -> None:
     print(f"seconds  {', '.join(f'{key} {value:.1f}' for key, value in seconds.items())}")
     print(f"result   {workdir / 'result.json'}")
     print(f"adapter  {workdir / 'adapter'}  ({result['adapter_bytes']:,} bytes)")
+    print_aftermath(result, workdir)
 
 
 def _print_next(steps: Sequence[tuple[str, str]]) -> None:

@@ -87,6 +87,9 @@ def mean_uncertainty(metric: str, scores: Sequence[float], groups: Sequence[Hash
         drawn = draw.integers(number, size=(min(at_once, _RESAMPLES - start), number))
         means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    if low == high:  # all alike: what was not seen in so many inputs may still be some share of all (Wilson's of none)
+        _, unseen = wilson(0.0, number)
+        low, high = mean * (1 - unseen), mean + (1 - mean) * unseen
     return Uncertainty(metric, math.sqrt(variance), (float(low), float(high)), "bootstrap", rows)
 
 

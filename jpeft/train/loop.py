@@ -38,12 +38,14 @@ from jpeft.errors import RunFailed, Stopped
 from jpeft.eval.answering import Answers, Judged, answer_split
 from jpeft.eval.labels import PackedLabels
 from jpeft.eval.loss import mean_loss
-from jpeft.eval.uncertainty import uncertainty
 from jpeft.mesh.layout import Layout
 from jpeft.mesh.processes import any_of, host_copy, is_first, wait_for_all
 from jpeft.peft.base import count, split
 from jpeft.peft.hub import save_adapter
+from jpeft.plurals import number_of
 from jpeft.program import use_compilation_cache
+from jpeft.train import cautions
+from jpeft.train.aftermath import write_aftermath
 from jpeft.train.checkpoint import Checkpoints
 from jpeft.train.display import Display
 from jpeft.train.environment import commit, peak_memory_bytes, reset_peak_memory, versions
@@ -248,8 +250,20 @@ class _Execution:
             f"{data.task.name}: {self.adapter_parameters:,} of {setup.total_parameters:,} parameters train "
             f"({share:.3g} %); "
             f"{rows['train']:,} training, {rows['validation']:,} validation, {rows['test']:,} test rows; "
-            f"{self.steps_per_epoch} steps an epoch, {self.max_epochs} epochs at most"
+            f"{number_of(self.steps_per_epoch, 'step')} an epoch, {number_of(self.max_epochs, 'epoch')} at most"
         )
+        found = [
+            cautions.few_test_rows(len(data.tokens["test"])),
+            cautions.few_steps(
+                len(data.tokens["train"]),
+                batch_size=run.train.batch_size,
+                accumulation_steps=run.train.accumulation_steps,
+                max_epochs=self.max_epochs,
+            ),
+        ]
+        self.cautioned = [line for line in found if line is not None]
+        for line in self.cautioned:
+            self.display.say(f"warning: {line}")
 
     # --- training ---
 
@@ -480,6 +494,20 @@ class _Execution:
                 setup.tokenizer.save(adapter_directory)
             self._task_of_run().write(adapter_directory)
         seconds = {key: round(value, 3) for key, value in progress.seconds.items()}
+        looked_back, notes = write_aftermath(
+            self.directory,
+            task,
+            self.data.examples["test"],
+            judged,
+            answer=run.eval.answer,
+            title=f"{run.method.name} of {run.model.name} on {task.name}",
+            cautioned=self.cautioned,
+            best_epoch=progress.best_epoch,
+            epochs_run=progress.epoch,
+            max_epochs=self.max_epochs,
+        )
+        for note in notes:
+            self.display.say(note)
         total = sum(value for phase, value in progress.seconds.items() if phase != "zero_shot")
         result = {
             "status": "done",
@@ -499,7 +527,7 @@ class _Execution:
             "metric_name": task.metric,
             "metric": numbers[task.metric],
             "metrics": numbers,
-            "uncertainty": uncertainty(task, self.data.examples["test"], judged.scores).to_dict(),
+            **looked_back,
             "zero_shot": progress.zero_shot,
             "validation_loss": progress.best_loss,
             "validation_losses": progress.validation_losses,

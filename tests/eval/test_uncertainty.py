@@ -41,6 +41,12 @@ def test_all_right_or_all_wrong_is_not_certain():
     assert right.interval[1] == 1 and right.interval[0] == pytest.approx(1 - 0.1135, abs=1e-4)
 
 
+def test_scores_that_are_all_alike_are_not_certain_either():
+    found = mean_uncertainty("rouge_l", [0.0] * 30)
+    assert found.standard_error == 0 and found.interval == (0, pytest.approx(0.1135, abs=1e-4))
+    assert mean_uncertainty("rouge_l", [0.5] * 30).interval == pytest.approx((0.5 - 0.0568, 0.5 + 0.0568), abs=1e-4)
+
+
 def test_the_standard_error_of_a_mean_is_that_of_the_sample():
     scores = [0.1, 0.4, 0.4, 0.9]  # mean 0.45, squares 0.1225 + 0.0025 * 2 + 0.2025 = 0.33
     assert mean_uncertainty("rouge_l", scores).standard_error == pytest.approx(math.sqrt(0.33 / 3 / 4))

@@ -120,7 +120,7 @@ def test_a_run_directory_holds_what_it_should(tiny_checkpoint, toy_data, tmp_pat
     assert run("lora_agnews_low", workdir, tiny_checkpoint, toy_data, "--config.eval.zero_shot=True") == 0
     assert {path.name for path in workdir.iterdir()} - {".lock"} == {
         "config.json", "metrics.jsonl", "tensorboard", "checkpoint", "adapter", "predictions.jsonl", "zero_shot.jsonl",
-        "splits.json", "result.json",
+        "splits.json", "result.json", "per_class.json", "worst_rows.jsonl", "learning_curve.png",
     }  # fmt: skip
     assert json.loads((workdir / "config.json").read_text())["train"]["learning_rate"]["warmup"] == 3e-3
     splits = json.loads((workdir / "splits.json").read_text())

@@ -1,0 +1,85 @@
+"""What a finished run prints of its test: the metric with its uncertainty, each class, warnings, files to look at."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jpeft.errors import UserError
+from jpeft.eval.uncertainty import in_words
+from jpeft.files import read_json_object
+from jpeft.plurals import number_of
+
+_MOST_CLASSES = 12  # in the table
+_MOST_MISTAKES = 3  # beside each class
+
+
+def metric_line(result: Mapping[str, Any]) -> str:
+    """The metric, how far it may be trusted, and what it would be without a model; of old results, what they hold."""
+    said = [
+        in_words(result.get("uncertainty")),
+        number_of(result["test_examples"], "test row"),
+        _majority(result.get("per_class")),
+    ]
+    return f"{result['metric_name']}  {result['metric']:.4f}  ({'; '.join(filter(None, said))})"
+
+
+def _majority(per_class: Mapping[str, Any] | None) -> str:
+    if not per_class:
+        return ""
+    majority = per_class["majority"]
+    return f"always answering {majority['label']!r} gives {majority['share']:.4f}"
+
+
+def print_aftermath(result: Mapping[str, Any], workdir: Path) -> None:
+    """Prints the table of classes, the run's files to look at, and its warnings."""
+    if result.get("per_class"):
+        print(f"macro_f1  {result['per_class']['macro_f1']:.4f}")
+        try:
+            _print_classes(read_json_object(workdir / "per_class.json"))
+        except (UserError, KeyError, TypeError):  # taken away or damaged since: the result stands without it
+            pass
+    for name, what in (
+        ("worst_rows.jsonl", "the rows answered worst, and why"),
+        ("per_class.json", "precision, recall, F1 and confusions of each class"),
+        ("learning_curve.png", "losses by step"),
+    ):
+        if (workdir / name).is_file():
+            print(f"look at  {workdir / name}  ({what})")
+    for line in result.get("warnings", []):
+        print(f"warning  {line}")
+
+
+def _print_classes(record: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    classes, matrix = record["classes"], record["confusion"]
+    order = list(classes)
+    title = "each class of the test"
+    if len(order) > _MOST_CLASSES:
+        order = sorted(order, key=lambda label: classes[label]["f1"])[:_MOST_CLASSES]
+        title = f"the {_MOST_CLASSES} of {len(classes)} classes with the lowest F1"
+    table = Table(title=title, title_justify="left")
+    table.add_column("class")
+    for name in ("precision", "recall", "F1", "rows"):
+        table.add_column(name, justify="right")
+    table.add_column("answered instead")
+    counts = dict(zip(matrix["rows"], matrix["counts"], strict=True))
+    for label in order:
+        numbers = classes[label]
+        shown = (f"{numbers[name]:.3f}" for name in ("precision", "recall", "f1"))
+        table.add_row(Text(label), *shown, f"{numbers['support']:,}", Text(_instead(label, counts[label], matrix)))
+    Console(highlight=False).print(table)
+
+
+def _instead(label: str, counts: list[int], matrix: Mapping[str, Any]) -> str:
+    found = [
+        (count, "no label" if name is None else str(name))
+        for count, name in zip(counts, matrix["columns"], strict=True)
+        if count and name != label
+    ]
+    found.sort(key=lambda mistake: -mistake[0])
+    rest = sum(count for count, _ in found[_MOST_MISTAKES:])
+    said = [f"{name} {count:,}" for count, name in found[:_MOST_MISTAKES]]
+    return ", ".join([*said, *([f"others {rest:,}"] if rest else [])])

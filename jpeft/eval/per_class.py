@@ -1,0 +1,128 @@
+"""What a classification's test got right and wrong, class by class."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Confusion:
+    """How often each class was answered as each.
+
+    Attributes:
+      labels: the classes, in the task's order.
+      counts: `[labels, labels + 1]`, rows of a true class by answer; the last column counts answers that are no label.
+    """
+
+    labels: tuple[str, ...]
+    counts: np.ndarray
+
+    @classmethod
+    def of(
+        cls, targets: Sequence[str], predictions: Sequence[str], scores: Sequence[float], labels: Sequence[str] = ()
+    ) -> "Confusion":
+        """Sorts a test's rows by target and answer.
+
+        Args:
+          scores: 1 where an answer was judged right, which is then its target, however it is written.
+          labels: the classes. A target that is none of them becomes one, so that no row is left out.
+        """
+        plain = lambda text: " ".join(text.split())
+        known = {plain(label): label.strip() for label in [*labels, *targets]}
+        column = {label: i for i, label in enumerate(known)}
+        counts = np.zeros((len(known), len(known) + 1), int)
+        for target, prediction, score in zip(targets, predictions, scores, strict=True):
+            row = column[plain(target)]
+            counts[row, row if score == 1 else column.get(plain(prediction), len(known))] += 1
+        return cls(tuple(known.values()), counts)
+
+    @property
+    def support(self) -> np.ndarray:
+        """`[labels]`: rows of each class."""
+        return self.counts.sum(axis=1)
+
+    @property
+    def answered(self) -> np.ndarray:
+        """`[labels]`: how often each class was the answer."""
+        return self.counts[:, :-1].sum(axis=0)
+
+    @property
+    def right(self) -> np.ndarray:
+        """`[labels]`: rows of each class that were answered with it."""
+        return np.diagonal(self.counts)
+
+    @property
+    def unknown(self) -> int:
+        """Answers that are no label."""
+        return int(self.counts[:, -1].sum())
+
+    @property
+    def precision(self) -> np.ndarray:
+        """`[labels]`: share of the answers of a class that are right; 0 where it was never the answer."""
+        return self.right / np.maximum(self.answered, 1)
+
+    @property
+    def recall(self) -> np.ndarray:
+        """`[labels]`: share of a class's rows that were answered with it; 0 where it has no rows."""
+        return self.right / np.maximum(self.support, 1)
+
+    @property
+    def f1(self) -> np.ndarray:
+        """`[labels]`: harmonic mean of precision and recall; 0 where a class has neither rows nor answers."""
+        return 2 * self.right / np.maximum(self.support + self.answered, 1)
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 of the classes that have rows or were answered: each counts alike, however rare it is."""
+        there = self.support + self.answered > 0
+        return float(self.f1[there].mean())
+
+    @property
+    def majority(self) -> tuple[str, float]:
+        """The most frequent class and its share: the accuracy of always answering with it. The first of equal ones."""
+        most = int(np.argmax(self.support))
+        return self.labels[most], float(self.support[most] / self.support.sum())
+
+    @property
+    def only_answer(self) -> str | None:
+        """The class that every row was answered with, or None."""
+        answered = np.flatnonzero(self.answered)
+        return self.labels[answered[0]] if len(answered) == 1 and not self.unknown else None
+
+    def mistakes(self) -> list[tuple[int, str, str | None]]:
+        """`(rows, true class, answer)` of every pair that was confused, most frequent first; None: no label."""
+        found = [
+            (int(count), self.labels[true], self.labels[answer] if answer < len(self.labels) else None)
+            for (true, answer), count in np.ndenumerate(self.counts)
+            if count and true != answer
+        ]
+        return sorted(found, key=lambda mistake: -mistake[0])  # stable: else in the labels' order
+
+    def summary(self) -> dict[str, Any]:
+        """As `result.json` holds it."""
+        label, share = self.majority
+        return {"macro_f1": self.macro_f1, "majority": {"label": label, "share": share}}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `per_class.json` holds it."""
+        numbers = {
+            "precision": self.precision,
+            "recall": self.recall,
+            "f1": self.f1,
+            "support": self.support,
+            "answered": self.answered,
+        }
+        return {
+            **self.summary(),
+            "classes": {
+                label: {name: values[i].item() for name, values in numbers.items()}
+                for i, label in enumerate(self.labels)
+            },
+            "confusion": {
+                "rows": list(self.labels),
+                "columns": [*self.labels, None],  # null: answers that are no label
+                "counts": self.counts.tolist(),
+            },
+        }

@@ -1,0 +1,111 @@
+"""Warnings that spare a day: one line each, where a run is not what its number seems to say, and what to do.
+
+Each function looks at one thing and returns its line, or None where there is nothing to say.
+"""
+
+from collections.abc import Sequence
+
+from jpeft.eval.per_class import Confusion
+from jpeft.eval.uncertainty import wilson
+from jpeft.plurals import number_of
+
+FEWEST_TEST_ROWS = 30
+FEWEST_STEPS = 50
+
+
+def few_test_rows(rows: int) -> str | None:
+    """Before training: too few rows to judge anything by."""
+    if rows >= FEWEST_TEST_ROWS:
+        return None
+    low, high = wilson(0.5, rows)
+    return (
+        f"only {number_of(rows, 'test row')}: half of them right would mean anything from {low:.2f} to {high:.2f}; "
+        f"give {FEWEST_TEST_ROWS} rows or more for the test"
+    )
+
+
+def few_steps(train_rows: int, *, batch_size: int, accumulation_steps: int, max_epochs: int) -> str | None:
+    """Before training: too few optimizer steps to learn much, and which keys make them more."""
+
+    def steps(accumulated: int) -> int:
+        return -(-train_rows // (batch_size * accumulated)) * max_epochs
+
+    total = steps(accumulation_steps)
+    if total >= FEWEST_STEPS:
+        return None
+    epochs = -(-FEWEST_STEPS // (total // max_epochs))
+    ways = [f"--config.train.max_epochs={epochs}"]
+    if steps(1) > total:
+        ways.append(f"--config.train.accumulation_steps=1 ({steps(1)} steps)")
+    return (
+        f"only {number_of(total, 'optimizer step')} in {number_of(max_epochs, 'epoch')} "
+        f"({number_of(train_rows, 'row')}, "
+        f"{batch_size * accumulation_steps} a step): little can be learned in so few; more with {' or '.join(ways)}"
+    )
+
+
+def no_label(confusion: Confusion, predictions: Sequence[str], *, answer: str) -> str | None:
+    """After the test: half of the answers or more are no label at all."""
+    rows = int(confusion.counts.sum())
+    if 2 * confusion.unknown < rows:
+        return None
+    labels = {" ".join(label.split()) for label in confusion.labels}
+    example = next((p for p in predictions if " ".join(p.split()) not in labels), "")
+    shown = repr(example) if len(example) <= 40 else f"{example[:40]!r}..."
+    which = "all" if confusion.unknown == rows else f"{confusion.unknown} of"
+    ways = "train longer (--config.train.max_epochs) or at another rate (--config.train.learning_rate.warmup)"
+    if answer == "generate":
+        ways += ", or take the likeliest label with --config.eval.answer=score"
+    return (
+        f"{which} {rows} answers are no label, such as {shown}: the model has not learned what answers look like, so "
+        f"the metric says nothing of the classes; {ways}"
+    )
+
+
+def one_answer(confusion: Confusion) -> str | None:
+    """After the test: every row got the same class."""
+    label = confusion.only_answer
+    if label is None or (confusion.support > 0).sum() < 2:
+        return None
+    share = confusion.support[confusion.labels.index(label)] / confusion.support.sum()
+    return (
+        f"every answer is {label!r}, which {share:.0%} of the test rows are: the classes are not told apart; "
+        "train longer (--config.train.max_epochs) or at another rate (--config.train.learning_rate.warmup)"
+    )
+
+
+def not_above_majority(confusion: Confusion, accuracy: float, interval: Sequence[float]) -> str | None:
+    """After the test: no better than the answer that needs no model."""
+    label, share = confusion.majority
+    if confusion.only_answer is not None or (confusion.support > 0).sum() < 2:
+        return None  # said by `one_answer`; of a single class there is nothing to tell apart
+    if accuracy < share:
+        return f"accuracy {accuracy:.3f} is below {share:.3f}, which always answering {label!r} gives"
+    if interval[0] <= share:
+        return (
+            f"accuracy {accuracy:.3f} cannot be told from {share:.3f}, which always answering {label!r} gives: with so "
+            f"many test rows it may be anything from {interval[0]:.3f} to {interval[1]:.3f}"
+        )
+    return None
+
+
+def same_text(predictions: Sequence[str], targets: Sequence[str]) -> str | None:
+    """After the test of a task of texts: one text for all rows, or none."""
+    different = {text.strip() for text in predictions}
+    if len(predictions) < 2 or len(different) > 1 or len({text.strip() for text in targets}) < 2:
+        return None
+    what = "every answer is empty" if different == {""} else f"every answer is the same text, {predictions[0][:40]!r}"
+    return (
+        f"{what}: nothing of the inputs was used; train longer (--config.train.max_epochs) or at another rate "
+        "(--config.train.learning_rate.warmup)"
+    )
+
+
+def still_learning(*, best_epoch: int | None, epochs_run: int, max_epochs: int) -> str | None:
+    """After training: it ended because its epochs did."""
+    if epochs_run < 2 or epochs_run < max_epochs or best_epoch != epochs_run - 1:
+        return None
+    return (
+        f"the last epoch was the best, so it was still learning: train longer, "
+        f"--config.train.max_epochs={2 * max_epochs} with another --workdir"
+    )
