@@ -106,6 +106,6 @@ def still_learning(*, best_epoch: int | None, epochs_run: int, max_epochs: int) 
     if epochs_run < 2 or epochs_run < max_epochs or best_epoch != epochs_run - 1:
         return None
     return (
-        f"the last epoch was the best, so it was still learning: train longer, "
-        f"--config.train.max_epochs={2 * max_epochs} with another --workdir"
+        f"the last epoch was the best, so it was still learning: train longer with "
+        f"--config.train.max_epochs={2 * max_epochs}"
     )
