@@ -155,7 +155,7 @@ class _Pretraining:
         def is_done(record: Mapping[str, Any]) -> bool:
             return record.get("step", record.get("steps_done", 0)) <= first
 
-        log = MetricsLog(self.directory.path, steps_done=first, keep=is_done)
+        log = MetricsLog(self.directory.path, steps_done=first, keep=is_done, report=self.display.say)
         saved_at = time.monotonic()
         batches = self._batches()
         with (

@@ -1,18 +1,28 @@
-"""Orbax checkpoints of what training changes: never of the frozen base."""
+"""Orbax checkpoints of what training changes: never of the frozen base.
 
+Orbax finds a file that is cut short or gone; a byte that has changed on the disk it does not, so a checkpoint carries a
+checksum of what was saved.
+"""
+
+import concurrent.futures
 import dataclasses
+import hashlib
+import json
 import logging
+import os
 import shutil
 import typing
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jpeft.errors import RunFailed
-from jpeft.mesh.processes import is_first, wait_for_all
+from jpeft.mesh.processes import host_copy, is_first, wait_for_all
 from jpeft.train.background import disk_trouble
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports each save at length, each failure at more
@@ -28,6 +38,35 @@ def _named(tree: Any) -> dict[str, Any]:
         "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path): leaf
         for path, leaf in leaves
     }
+
+
+_CHECKSUM = "checksum"  # beside the fields of the progress; checkpoints of earlier versions have none
+
+
+def checksum(arrays: Mapping[str, Any], progress: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, of named arrays and of plain values, whatever devices the arrays are on."""
+    names = sorted(arrays)
+    # Threads: hashing does not hold Python's lock. An array over several processes is gathered, by all of them at once.
+    spread = [name for name in names if not _is_here(arrays[name])]
+    digests = {name: _digest_of(host_copy(arrays[name])) for name in spread}
+    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        here = [name for name in names if name not in digests]
+        digests |= zip(here, pool.map(lambda name: _digest_of(arrays[name]), here), strict=True)
+    whole = [*([name, digests[name]] for name in names), dict(progress)]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def _is_here(leaf: Any) -> bool:
+    return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
+
+
+def _digest_of(leaf: Any) -> str:
+    if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
+        leaf = leaf.addressable_data(0)  # an array of its own: the copy on the host goes with it
+    array = np.ascontiguousarray(leaf)
+    digest = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
+    digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
 
 
 class Checkpoints(Generic[Progress]):
@@ -53,11 +92,12 @@ class Checkpoints(Generic[Progress]):
             self._manager.wait_until_finished()
             if number in self._manager.all_steps():
                 return
+            named, plain = _named(arrays), dataclasses.asdict(typing.cast(Any, progress))
             self._manager.save(
                 number,
                 args=ocp.args.Composite(
-                    arrays=ocp.args.StandardSave(_named(arrays)),
-                    progress=ocp.args.JsonSave(dataclasses.asdict(typing.cast(Any, progress))),
+                    arrays=ocp.args.StandardSave(named),
+                    progress=ocp.args.JsonSave({**plain, _CHECKSUM: checksum(named, plain)}),
                 ),
             )
 
@@ -80,8 +120,16 @@ class Checkpoints(Generic[Progress]):
         for step in sorted(self._manager.all_steps(), reverse=True):
             args = ocp.args.Composite(arrays=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
             try:
-                restored = self._manager.restore(step, args=args)
-                progress = self._progress_type(**restored["progress"])
+                with (
+                    warnings.catch_warnings()
+                ):  # Orbax leaves coroutines behind where it fails, of which Python complains
+                    warnings.simplefilter("ignore", RuntimeWarning)
+                    restored = self._manager.restore(step, args=args)
+                plain = dict(restored["progress"])
+                expected = plain.pop(_CHECKSUM, None)
+                progress = self._progress_type(**plain)
+                if expected is not None and checksum(restored["arrays"], plain) != expected:
+                    raise ValueError("what it holds is not what was saved: its checksum is another")
             except Exception as error:  # Orbax and TensorStore raise many types for damaged files
                 damaged[step] = str(error).partition("\n")[0][:200]
                 continue

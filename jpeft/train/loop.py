@@ -274,7 +274,11 @@ class _Execution:
         def is_done(record: Mapping[str, Any]) -> bool:
             return record["epoch"] < progress.epoch or record.get("step", steps_done + 1) <= steps_done
 
-        log = MetricsLog(self.directory.path, steps_done=steps_done, keep=is_done) if is_first() else NoLog()
+        log = (
+            MetricsLog(self.directory.path, steps_done=steps_done, keep=is_done, report=self.display.say)
+            if is_first()
+            else NoLog()
+        )
         with contextlib.closing(log):
             while not progress.stopped:
                 self._train_epoch(log, stop, checkpoints)

@@ -17,7 +17,7 @@ from jpeft.config import differences, of_any_version
 from jpeft.data.batches import Tokens
 from jpeft.data.tasks import Example
 from jpeft.errors import Busy, RunFailed, UserError
-from jpeft.files import read_json_object, write_whole
+from jpeft.files import parse_json, read_json_object, write_whole
 from jpeft.mesh.processes import any_of, entered_by_first, is_first, wait_for_all
 from jpeft.train import aside as replaced
 from jpeft.train.aside import Aside
@@ -312,12 +312,30 @@ class MetricsLog:
     """`metrics.jsonl` and TensorBoard events: one record per optimizer step and one per validation.
 
     A resumed run first drops the records after its checkpoint, those that `keep` is false of, so that no step stands
-    there twice.
+    there twice. Lines that are no records (a power cut may leave zeros) go, too; the file with them is set aside.
     """
 
-    def __init__(self, directory: Path, *, steps_done: int, keep: Callable[[Mapping[str, Any]], bool]):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        steps_done: int,
+        keep: Callable[[Mapping[str, Any]], bool],
+        report: Callable[[str], None] = lambda line: None,
+    ):
         self._path = directory / "metrics.jsonl"
-        kept = [line for line in _whole_lines(self._path) if keep(json.loads(line))]
+        kept, foreign = [], 0
+        for line in _whole_lines(self._path):
+            try:
+                record = parse_json(line, str(self._path))
+                kept += [line] if keep(record) else []
+            except (UserError, LookupError, TypeError, AttributeError):  # it is not what `keep` asks of a record
+                foreign += 1
+        if foreign:
+            place = directory / "damaged" / "metrics.jsonl"
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(self._path, place)
+            report(f"{self._path} has {foreign} damaged lines, which are left out; as it was it is in {place}")
         with write_whole(self._path) as beside:
             beside.write_text("".join(f"{line}\n" for line in kept))
         self._file = self._path.open("a")
@@ -371,7 +389,7 @@ def _whole_lines(path: Path) -> list[str]:
     """Lines of a JSON lines file, without a last one that a kill cut short."""
     if not path.is_file():
         return []
-    lines = path.read_text().split("\n")
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     return [line for line in lines[:-1] if line]
 
 

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from jpeft.train.rundir import MetricsLog
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -22,3 +26,30 @@ def test_records_are_written_without_loading_pytorch(tmp_path):
     assert done.stdout == "there all the same\n", done.stderr
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "epoch": 0, "loss": 0.5}
     assert any((tmp_path / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"{",
+        b"\0" * 40,
+        b"[1, 2]",
+        b"null",
+        b'{"note": "mine"}',
+        b'{"epoch": "one"}',
+        b"\xff\xfe",
+        b"[" * 99_999,
+        b'"x"',
+    ],
+)
+def test_lines_that_are_no_records_are_left_out_and_kept_aside(damage, tmp_path):
+    records = [{"epoch": epoch, "step": step} for epoch, step in ((0, 1), (0, 2), (1, 3))]
+    lines = [json.dumps(record).encode() for record in records]
+    file, said = tmp_path / "metrics.jsonl", []
+    before = b"\n".join([lines[0], damage, *lines[1:], b'{"epoch": 1, "ste'])
+    file.write_bytes(before)
+    log = MetricsLog(tmp_path, steps_done=2, keep=lambda record: record["epoch"] < 1, report=said.append)
+    log.close()
+    assert [json.loads(line) for line in file.read_text().splitlines()] == records[:2]
+    assert len(said) == 1 and "1 damaged lines" in said[0]
+    assert (tmp_path / "damaged/metrics.jsonl").read_bytes() == before
