@@ -19,10 +19,17 @@ MOST_NESTING = 64
 
 @contextlib.contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; renames it to `path` when the block ends well, removes it otherwise."""
+    """Yields a path beside `path` to write to; renames it to `path` when the block ends well, removes it otherwise.
+
+    The file has the permissions that new files get from the umask, whoever writes it: safetensors' own are for
+    their owner alone.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        beside.touch()
+        permissions = stat.S_IMODE(beside.stat().st_mode)
         yield beside
+        beside.chmod(permissions)
         with beside.open("rb") as file:
             os.fsync(file.fileno())  # else a crash of the machine may leave the name without the bytes
         beside.replace(path)

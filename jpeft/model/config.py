@@ -1,14 +1,25 @@
 """Sizes of a T5, as `config.json` of a released checkpoint states them."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jpeft.errors import UserError
+from jpeft.files import check_fields, read_json_object
 
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu")
+_SAME_ACTIVATION = {
+    "gelu_fast": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "gelu_python": "gelu",
+    "swish": "silu",
+}
+
+# Far above every released T5; far below what a config may say to fill memory or to keep a counter busy for hours.
+MOST_LAYERS = 512
+MOST_ROWS = 2**24  # vocab_size
+MOST_WIDTH = 2**20  # every other size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +28,12 @@ class T5Config:
 
     Field names and meanings are those of the Hugging Face `config.json`. `d_kv * num_heads` need not equal `d_model`
     (FLAN-T5-small: 64 * 6 against 512).
+
+    Attributes:
+      tie_word_embeddings: the head is the embedding. Of a checkpoint, what its file holds decides (`weights.load`).
+      scale_decoder_outputs: the decoder's output is multiplied by `d_model ** -0.5` before the head; None: where the
+        head is tied, as in T5 1.0. A T5 that transformers 5 makes new may be tied and not scaled.
+      dense_act_fn: the activation where `feed_forward_proj` means another; None: what that means.
     """
 
     vocab_size: int = 32128
@@ -32,6 +49,8 @@ class T5Config:
     layer_norm_epsilon: float = 1e-6
     feed_forward_proj: str = "relu"
     tie_word_embeddings: bool = True
+    scale_decoder_outputs: bool | None = None
+    dense_act_fn: str | None = None
     pad_token_id: int = 0
     eos_token_id: int = 1
     decoder_start_token_id: int = 0
@@ -44,70 +63,82 @@ class T5Config:
     @property
     def activation(self) -> str:
         """One of `ACTIVATIONS`. Released `gated-gelu` checkpoints mean the tanh approximation."""
+        if self.dense_act_fn is not None:
+            return self.dense_act_fn
         name = self.feed_forward_proj.removeprefix("gated-")
-        return "gelu_new" if self.feed_forward_proj == "gated-gelu" else name
+        return "gelu_new" if self.feed_forward_proj == "gated-gelu" else _SAME_ACTIVATION.get(name, name)
+
+    @property
+    def scales_outputs(self) -> bool:
+        """Whether the decoder's output is multiplied by `d_model ** -0.5` before the head."""
+        return self.tie_word_embeddings if self.scale_decoder_outputs is None else self.scale_decoder_outputs
+
+    def with_head(self, *, tied: bool) -> "T5Config":
+        """The same with a head that is the embedding, or one of its own; outputs are scaled or not as before."""
+        scales = self.scales_outputs
+        return dataclasses.replace(
+            self, tie_word_embeddings=tied, scale_decoder_outputs=None if scales == tied else scales
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> "T5Config":
-        """Reads the fields of a Hugging Face T5 config and ignores what does not change the network.
+        """Reads the fields of a Hugging Face T5 or mT5 config and ignores what does not change the network.
+
+        What a config alone can say: whether the head is tied is up to the file of weights.
 
         Raises:
-          UserError: it is not a T5, a size is missing or not a positive integer, or the activation is unknown.
+          UserError: it is not a T5, a size is missing, out of range or of another type, or the activation is unknown.
         """
-        if values.get("model_type", "t5") not in ("t5", "mt5", "umt5"):
-            raise UserError(f"{source}: model_type is {values['model_type']!r}; jpeft adapts T5-family models ('t5').")
-        if values.get("model_type") == "umt5":
+        check_fields(values, _KINDS, source)
+        family = values.get("model_type") or "t5"
+        if family == "umt5":
             raise UserError(
                 f"{source}: umt5 has a relative bias in every layer, which this network does not; use a t5."
             )
+        if family not in ("t5", "mt5"):
+            raise UserError(f"{source}: model_type is {family[:60]!r}; jpeft adapts T5-family models ('t5').")
+        known = {name: values[name] for name in _FIELDS if values.get(name) is not None}
         missing = [
-            key for key in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads") if key not in values
+            name for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads") if name not in known
         ]
         if missing:
             raise UserError(f"{source}: lacks {', '.join(missing)}; it must be the config.json of a T5 checkpoint.")
-        fields = {field.name for field in dataclasses.fields(cls)}
-        known = {key: value for key, value in values.items() if key in fields and value is not None}
         known.setdefault("num_decoder_layers", known["num_layers"])
         if isinstance(known.get("eos_token_id"), list):
-            known["eos_token_id"] = known["eos_token_id"][0]
-        # transformers 5 rewrites `tie_word_embeddings` to True and keeps what it meant under this name.
-        if "scale_decoder_outputs" in values:
-            known["tie_word_embeddings"] = bool(values["scale_decoder_outputs"])
-        for field in dataclasses.fields(cls):
-            value = known.get(field.name, field.default)
-            least = 0 if field.name.endswith("_id") else 1
-            if field.type is int and (not isinstance(value, int) or value < least):
-                raise UserError(f"{source}: {field.name} is {value!r}; expected an integer of at least {least}.")
-            if field.type is float:
-                if not isinstance(value, int | float):
-                    raise UserError(f"{source}: {field.name} is {value!r}; expected a number.")
-                known[field.name] = float(value)
-        config = cls(**known)
-        if config.activation not in ACTIVATIONS:
+            known["eos_token_id"] = (known["eos_token_id"] or [[]])[0]
+        known |= _head(values, family) | _feed_forward(values, family, source)
+        for name, (least, most) in _ranges(known.get("vocab_size", 0)).items():
+            value = known.get(name, _DEFAULTS[name])
+            if type(value) is not int or not least <= value <= most:
+                raise UserError(f"{source}: {name} is {_short(value)}; expected an integer from {least} to {most:,}.")
+        if not 0 <= known.get("dropout_rate", 0) < 1:
+            raise UserError(f"{source}: dropout_rate is {known['dropout_rate']}; expected at least 0 and less than 1.")
+        if known.get("layer_norm_epsilon", 1) <= 0:
+            raise UserError(f"{source}: layer_norm_epsilon is {known['layer_norm_epsilon']}; expected more than 0.")
+        floats = {name: float(known[name]) for name in ("dropout_rate", "layer_norm_epsilon") if name in known}
+        config = cls(**known | floats)
+        if config.relative_attention_max_distance <= config.relative_attention_num_buckets // 2:
             raise UserError(
-                f"{source}: feed_forward_proj is {config.feed_forward_proj!r}; known: {', '.join(ACTIVATIONS)}."
+                f"{source}: relative_attention_max_distance is {config.relative_attention_max_distance}; expected more "
+                f"than half of the {config.relative_attention_num_buckets} buckets."
             )
         return config
 
     @classmethod
     def from_file(cls, path: Path) -> "T5Config":
         """Reads `config.json`. Raises `UserError` as `from_dict`, or when the file is absent or not JSON."""
-        try:
-            values = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise UserError(
-                f"{path.parent} holds no config.json; a model directory in Hugging Face layout has one."
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not valid JSON ({error}); is the download complete?") from None
-        if not isinstance(values, dict):
-            raise UserError(f"{path} holds no keys; it must be the config.json of a T5 checkpoint.")
-        return cls.from_dict(values, source=str(path))
+        if not path.exists():
+            raise UserError(f"{path.parent} holds no config.json; a model directory in Hugging Face layout has one.")
+        return cls.from_dict(read_json_object(path), source=str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """The `config.json` that `transformers` opens as a `T5ForConditionalGeneration`."""
+        # `tie_word_embeddings` says to transformers 4 both that the head is tied and that outputs are scaled; 5 reads
+        # `scale_decoder_outputs` and takes the head from the file.
         return {
             **dataclasses.asdict(self),
+            "tie_word_embeddings": self.tie_word_embeddings and self.scales_outputs,
+            "scale_decoder_outputs": self.scales_outputs,
             "architectures": ["T5ForConditionalGeneration"],
             "model_type": "t5",
             "is_encoder_decoder": True,
@@ -115,6 +146,66 @@ class T5Config:
             "dense_act_fn": self.activation,
             "use_cache": True,
         }
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(T5Config)}
+_FIELDS = _DEFAULTS.keys() - {"tie_word_embeddings", "scale_decoder_outputs", "feed_forward_proj", "dense_act_fn"}
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **{field.name: field.type for field in dataclasses.fields(T5Config) if field.type in (float, str, bool)},
+    "model_type": str,
+    "scale_decoder_outputs": bool,
+    "dense_act_fn": str,
+    "is_gated_act": bool,
+}
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 40 else f"{shown[:40]}..."
+
+
+def _ranges(vocab_size: Any) -> dict[str, tuple[int, int]]:
+    """The least and the most that each whole number of a config may be, `vocab_size` first: ids are of it."""
+    width, layers = (1, MOST_WIDTH), (1, MOST_LAYERS)
+    last_id = vocab_size - 1 if type(vocab_size) is int else 0
+    return {
+        "vocab_size": (1, MOST_ROWS),
+        **dict.fromkeys(("d_model", "d_kv", "d_ff", "num_heads"), width),
+        **dict.fromkeys(("num_layers", "num_decoder_layers"), layers),
+        "relative_attention_num_buckets": (4, MOST_WIDTH),  # two directions, near and far in each
+        "relative_attention_max_distance": (1, MOST_WIDTH),
+        **dict.fromkeys(("pad_token_id", "eos_token_id", "decoder_start_token_id"), (0, last_id)),
+    }
+
+
+def _head(values: Mapping[str, Any], family: str) -> dict[str, bool | None]:
+    """What a config alone says of the head, as transformers 5 reads it; whether it is tied is but a guess."""
+    if family == "mt5":  # never scaled; every released one has a head of its own, and version 5 calls all of them tied
+        return {"tie_word_embeddings": False, "scale_decoder_outputs": None}
+    # Version 4 says whether outputs are scaled by whether the head is tied; version 5 rewrites that to True.
+    scaled = values.get("tie_word_embeddings") is not False
+    if "scale_decoder_outputs" in values:
+        scaled = bool(values["scale_decoder_outputs"])
+    return {"tie_word_embeddings": scaled, "scale_decoder_outputs": None}
+
+
+def _feed_forward(values: Mapping[str, Any], family: str, source: str) -> dict[str, str | None]:
+    """Gate and activation: `is_gated_act` and `dense_act_fn` count where they are there, as in transformers."""
+    asked = values.get("feed_forward_proj") or ("gated-gelu" if family == "mt5" else "relu")
+    gate, _, name = asked.rpartition("-")
+    if gate not in ("", "gated"):
+        raise UserError(f"{source}: feed_forward_proj is {_short(asked)}; expected a function, or gated- before it.")
+    named = "gelu_new" if asked == "gated-gelu" else name
+    activation = values.get("dense_act_fn") or named
+    activation = _SAME_ACTIVATION.get(activation, activation)
+    for what, function in (("feed_forward_proj", _SAME_ACTIVATION.get(named, named)), ("dense_act_fn", activation)):
+        if function not in ACTIVATIONS:
+            raise UserError(f"{source}: {what} is {_short(values[what])}; known: {', '.join(ACTIVATIONS)}.")
+    gated = values.get("is_gated_act")
+    gated = bool(gate) if gated is None else gated
+    projection = f"{'gated-' if gated else ''}{activation}".replace("gated-gelu_new", "gated-gelu")
+    exact = gated and activation == "gelu"  # `gated-gelu` means the approximation
+    return {"feed_forward_proj": projection, "dense_act_fn": "gelu" if exact else None}
 
 
 def _flan(d_model: int, d_ff: int, num_layers: int, num_heads: int) -> T5Config:

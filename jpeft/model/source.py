@@ -7,7 +7,7 @@ from pathlib import Path
 from jpeft.errors import RunFailed, UserError
 from jpeft.model.config import RELEASED, T5Config
 from jpeft.model.tokenizer import TOKENIZER_FILES, VOCABULARIES
-from jpeft.model.weights import INDEXES, weight_files
+from jpeft.model.weights import INDEXES, read_config, weight_files
 
 # Models that come with the package: a directory here in Hugging Face layout is known by its name alone.
 PACKAGED = Path(__file__).parent / "pretrained"
@@ -109,4 +109,4 @@ def load_config(name: str) -> T5Config:
     """A model's sizes; for released models with no weights and no network."""
     if name in RELEASED and not Path(name).is_dir():
         return RELEASED[name]
-    return T5Config.from_file(resolve(name) / "config.json")
+    return read_config(resolve(name))

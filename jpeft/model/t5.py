@@ -467,8 +467,9 @@ class T5(nnx.Module):
 
     def logits(self, x: Float[Array, "batch dec_len d_model"]) -> Float[Array, "batch dec_len vocab"]:
         """Scores of the next token, float32, from the decoder's output."""
-        if self.config.tie_word_embeddings:
+        if self.config.scales_outputs:
             x = x * jnp.asarray(self.config.d_model**-0.5, x.dtype)
+        if self.config.tie_word_embeddings:
             scores = x @ self.shared.embedding[...].astype(x.dtype).T
         else:
             scores = self.lm_head(x)

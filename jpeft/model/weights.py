@@ -5,10 +5,10 @@ Reads `model.safetensors`, sharded safetensors with its index, `flax_model.msgpa
 """
 
 import abc
+import contextlib
 import dataclasses
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.files import write_whole
+from jpeft.files import read_json_object, write_whole
 from jpeft.model.config import T5Config
-from jpeft.model.leaves import Part, Place, fill, named_leaves, on_first_device
+from jpeft.model.leaves import Part, Place, fill, named_leaves, on_first_device, stacked_leaves
 from jpeft.model.t5 import T5
 
-# What checkpoints hold besides, and may: copies of the shared embedding, and a bias that T5 1.0 trained but never used.
-_IGNORED = re.compile(
-    r"(encoder|decoder)\.embed_tokens\.weight|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
-)
-_SHARED_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+# A bias that T5 1.0 trained and never used, as transformers knows, too.
+_IGNORED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+# The embedding may be stored under any of these, or under several as copies.
+_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+_HEAD = "lm_head.weight"
+_COMPARED_ROWS = 4096  # of two tables at once
 
 
 def hub_module(path: str) -> str:
@@ -77,13 +78,15 @@ class Checkpoint(abc.ABC):
 
 class _Safetensors(Checkpoint):
     def __init__(self, files: list[Path]):
-        self._file_of = {}
+        self._file_of: dict[str, Path] = {}
         for path in files:
-            try:
+            with _damage(path, SafetensorError, OSError):
                 with safe_open(path, framework="numpy") as file:
-                    self._file_of.update(dict.fromkeys(file.keys(), path))
-            except SafetensorError as error:
-                raise RunFailed(f"{path} is damaged or cut short ({error}); download or copy it again.") from None
+                    names = list(file.keys())
+            for name in names:
+                if name in self._file_of:
+                    raise UserError(f"{name} is both in {self._file_of[name]} and in {path.name}; which one counts?")
+                self._file_of[name] = path
 
     def names(self) -> set[str]:
         return set(self._file_of)
@@ -93,8 +96,10 @@ class _Safetensors(Checkpoint):
             return tuple(file.get_slice(name).get_shape())
 
     def read(self, name: str, part: Part) -> np.ndarray:
-        with safe_open(self._file_of[name], framework="numpy") as file:
-            return file.get_slice(name)[part]
+        path = self._file_of[name]
+        with _damage(path, SafetensorError, OSError, KeyError, TypeError, AttributeError):  # a dtype NumPy has not
+            with safe_open(path, framework="numpy") as file:
+                return _as_weight(file.get_slice(name)[part], path, name)
 
 
 class _InMemory(Checkpoint):
@@ -111,16 +116,34 @@ class _InMemory(Checkpoint):
         return self._weights[name][part]
 
 
+@contextlib.contextmanager
+def _damage(path: Path, *errors: type[Exception]) -> Iterator[None]:
+    """Makes one line of what a library raises on a file that is damaged."""
+    try:
+        yield
+    except (UserError, RunFailed):
+        raise
+    except errors as error:
+        reason = (str(error).partition("\n")[0] or type(error).__name__)[:200]
+        raise RunFailed(f"{path} is damaged or cut short ({reason}); download or copy it again.") from None
+
+
+def _as_weight(value: Any, path: Path, name: str) -> np.ndarray:
+    if not isinstance(value, np.ndarray) or not jnp.issubdtype(value.dtype, jnp.floating):
+        what = f"of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+        raise UserError(f"{path}: {name} is {what}; expected an array of floating-point numbers.")
+    return value
+
+
 def _read_msgpack(files: list[Path]) -> _InMemory:
     weights = {}
     for path in files:
-        try:
+        with _damage(path, Exception):  # msgpack has no common base for what damaged bytes raise
             tree = serialization.msgpack_restore(path.read_bytes())
             flat: Any = traverse_util.flatten_dict(tree, sep=".")
-        except Exception as error:  # msgpack has no common base for what damaged bytes raise
-            raise RunFailed(f"{path} is damaged or cut short ({error}); download or copy it again.") from None
         for name, value in flat.items():
-            module, _, leaf = name.rpartition(".")
+            module, _, leaf = str(name).rpartition(".")
+            value = _as_weight(value, path, name)
             weights[f"{module}.weight"] = value.T if leaf == "kernel" else value
     return _InMemory(weights)
 
@@ -135,11 +158,15 @@ def _read_torch(files: list[Path]) -> _InMemory:
     weights: dict[str, Any] = {}
     for path in files:
         try:
-            weights.update(torch.load(path, map_location="cpu", weights_only=True))
+            values = dict(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # a damaged zip, an unexpected pickle opcode: all mean the same to the caller
-            reason = str(error).partition("\n")[0]
+            reason = str(error).partition("\n")[0][:200]
             raise RunFailed(f"{path} is damaged, or holds more than plain weights ({reason}).") from None
-    return _InMemory({name: value.float().numpy() for name, value in weights.items()})
+        for name, value in values.items():
+            if not isinstance(value, torch.Tensor):
+                raise UserError(f"{path}: {str(name)[:80]} is a {type(value).__name__}; expected weights alone.")
+            weights[str(name)] = _as_weight(value.float().numpy(), path, name)
+    return _InMemory(weights)
 
 
 _FORMATS: dict[str, Callable[[list[Path]], Checkpoint]] = {
@@ -177,18 +204,68 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 
 def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError):
-        raise RunFailed(f"{index} is damaged: it has no 'weight_map'; download it again.") from None
+    mapped = read_json_object(index, error=RunFailed).get("weight_map")
+    if not isinstance(mapped, dict) or not mapped:
+        raise RunFailed(f"{index} is damaged: it has no 'weight_map'; download it again.")
     files = []
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise UserError(f"{index} names {name!r}; a shard must be a file of the same directory.")
+    for name in {str(name): name for name in mapped.values()}.values():
+        if not isinstance(name, str) or not _is_file_name(name):
+            raise UserError(f"{index} names {repr(name)[:80]}; a shard must be a file of the same directory.")
         if not (index.parent / name).is_file():
-            raise UserError(f"{index} names {name}, which is not in {index.parent}; is the download complete?")
+            raise UserError(f"{index} names {name[:80]}, which is not in {index.parent}; is the download complete?")
         files.append(index.parent / name)
-    return files
+    return sorted(files)
+
+
+def _is_file_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not {"/", "\\", "\0"} & set(name) and len(name.encode()) <= 255
+
+
+def read_config(directory: Path) -> T5Config:
+    """The sizes of a model directory; whether its head is tied is what its weights say, where safetensors are there.
+
+    Raises:
+      UserError: as `T5Config.from_file`.
+      RunFailed: the weights are damaged.
+    """
+    config = T5Config.from_file(directory / "config.json")
+    if not any((directory / name).is_file() for name in ("model.safetensors", INDEXES["model.safetensors"])):
+        return config  # weights of other formats are read whole, and of versions whose config says it
+    return config.with_head(tied=_tables(open_checkpoint(directory), directory)[1] is None)
+
+
+def _tables(checkpoint: Checkpoint, directory: Path) -> tuple[str | None, str | None]:
+    """Under which names the embedding stands, and a head of its own; None where there is none.
+
+    As `transformers` 5 ties: whatever a config says, a head that is absent is the embedding, and so is one of the same
+    values; any other counts. Where a head is all that there is, it is the embedding.
+
+    Raises:
+      UserError: encoder and decoder have embeddings of their own that differ, which this network has not.
+    """
+    names = checkpoint.names()
+    here = [name for name in _EMBEDDINGS if name in names]
+    if not here:
+        return (_HEAD if _HEAD in names else None), None
+    for copy in here[1:]:
+        if not _are_equal(checkpoint, here[0], copy):
+            raise UserError(
+                f"{directory}: {copy} differs from {here[0]}; a T5 has one embedding for encoder and decoder."
+            )
+    own_head = _HEAD in names and not _are_equal(checkpoint, here[0], _HEAD)
+    return here[0], _HEAD if own_head else None
+
+
+def _are_equal(checkpoint: Checkpoint, first: str, second: str) -> bool:
+    shape = checkpoint.shape(first)
+    if checkpoint.shape(second) != shape or len(shape) != 2:
+        return False
+    for start in range(0, shape[0], _COMPARED_ROWS):
+        part = (slice(start, min(start + _COMPARED_ROWS, shape[0])), slice(0, shape[1]))
+        one, other = (checkpoint.read(name, part).astype(np.float32) for name in (first, second))
+        if not np.array_equal(one, other, equal_nan=True):
+            return False
+    return True
 
 
 def load(
@@ -201,7 +278,9 @@ def load(
 ) -> T5:
     """The model of a checkpoint directory, computing in `dtype`.
 
-    Each device receives its own part of a weight straight from the file; the host holds one stacked weight at a time.
+    What the file holds decides: a head in it counts, one that is absent is the embedding, and every weight is either
+    used, a copy of one that is, or an error. Each device receives its own part of a weight straight from the file; the
+    host holds one stacked weight at a time.
 
     Args:
       stored_dtype: of the weights in memory; None is `dtype`.
@@ -216,47 +295,51 @@ def load(
     if dropout_rate is not None:
         config = dataclasses.replace(config, dropout_rate=dropout_rate)
     checkpoint = open_checkpoint(directory)
+    embedding, head = _tables(checkpoint, directory)
+    config = config.with_head(tied=head is None)
     model: T5 = nnx.eval_shape(lambda: T5(config, dtype=dtype, rngs=nnx.Rngs(0)))
-    unread = {name for name in checkpoint.names() if not _IGNORED.fullmatch(name)}
-    if config.tie_word_embeddings:
-        unread.discard("lm_head.weight")
-    absent = []
+    found_as = {"shared.weight": embedding or "shared.weight"}
+    _refuse_misfits(model, checkpoint, found_as, directory)
 
     def read(name: str, shape: tuple[int, ...], part: Part) -> np.ndarray:
         stored, transposed = hub_weight(name)
-        source = _stored_as(stored, checkpoint.names())
-        if source is None:
-            absent.append(stored)
-            return np.zeros([s.stop - s.start for s in part], np.float32)
-        unread.discard(source)
-        there = checkpoint.shape(source)
-        if (there[::-1] if transposed else there) != shape:
-            raise UserError(
-                f"{directory}: {source} has shape {there} where config.json asks for "
-                f"{shape[::-1] if transposed else shape}; the weights and the config are of different models."
-            )
+        source = found_as.get(stored, stored)
         return checkpoint.read(source, part[::-1]).T if transposed else checkpoint.read(source, part)
 
     fill(model, nnx.Param, read, stored_dtype or dtype, place)
-    if absent or unread:
-        what = f"lacks {_a_few(absent)}" if absent else f"holds weights that a T5 has no place for: {_a_few(unread)}"
-        raise UserError(f"{directory} {what}; the weights and config.json are of different models.")
     return model
 
 
-def _stored_as(name: str, names: set[str]) -> str | None:
-    """Where a weight is found: under its name, or where `transformers` keeps just one of several tied copies."""
-    candidates = [name]
-    if name == "shared.weight":
-        candidates += _SHARED_COPIES
-    if name == "lm_head.weight":  # transformers 5 ties the head and then saves the embedding alone
-        candidates += ["shared.weight", *_SHARED_COPIES]
-    return next((candidate for candidate in candidates if candidate in names), None)
+def _refuse_misfits(model: T5, checkpoint: Checkpoint, found_as: Mapping[str, str], directory: Path) -> None:
+    """Holds names and shapes of all weights against the model, before room is made for any."""
+    absent, unread = [], checkpoint.names() - {*_EMBEDDINGS, _HEAD, _IGNORED}
+    there = checkpoint.names()
+    for leaf in stacked_leaves(model, nnx.Param):
+        for name in leaf.names:
+            stored, transposed = hub_weight(name)
+            source = found_as.get(stored, stored)
+            if source not in there:
+                absent.append(source)
+                continue
+            unread.discard(source)
+            shape, asked = checkpoint.shape(source), leaf.variable.shape[leaf.stacked :]
+            if shape != (asked[::-1] if transposed else asked):
+                raise UserError(
+                    f"{directory}: {source} has shape {_shape(shape)} where config.json asks for "
+                    f"{asked[::-1] if transposed else asked}; the weights and the config are of different models."
+                )
+    if absent or unread:
+        what = f"lacks {_a_few(absent)}" if absent else f"holds weights that a T5 has no place for: {_a_few(unread)}"
+        raise UserError(f"{directory} {what}; the weights and config.json are of different models.")
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return str(shape) if len(shape) <= 4 else f"of {len(shape)} dimensions"
 
 
 def _a_few(names: list[str] | set[str]) -> str:
     shown = sorted(set(names))
-    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+    return ", ".join(name[:120] for name in shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
 def save(model: T5, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dtype: Any = None) -> None:
@@ -266,13 +349,15 @@ def save(model: T5, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dt
       kind: the type of variable that holds the weights; `Adapter` after full tuning.
       dtype: of the stored weights; None keeps each as it is.
     """
-    weights = {}
+    config, weights = model.config, {}
     for name, value in named_leaves(model, kind).items():
         stored, transposed = hub_weight(name)
         host = np.asarray(value if dtype is None else value.astype(dtype))
         weights[stored] = np.ascontiguousarray(host.T if transposed else host)
+    if config.tie_word_embeddings and not config.scales_outputs:
+        weights[_HEAD] = weights["shared.weight"].copy()  # else transformers 4 would scale, or find no head
     directory.mkdir(parents=True, exist_ok=True)
     with write_whole(directory / "model.safetensors") as beside:
         save_file(weights, beside, metadata={"format": "pt"})
     with write_whole(directory / "config.json") as beside:
-        beside.write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
+        beside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")

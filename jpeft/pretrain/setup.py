@@ -14,6 +14,7 @@ from jpeft.model.config import T5Config
 from jpeft.model.source import resolve
 from jpeft.model.t5 import T5
 from jpeft.model.tokenizer import Tokenizer
+from jpeft.model.weights import read_config
 from jpeft.peft.base import attach, select
 from jpeft.peft.full import Full
 from jpeft.pretrain.config import Pretraining
@@ -71,7 +72,7 @@ def _sampled_texts(run: Pretraining) -> Iterator[str]:
 def network_config(run: Pretraining, tokenizer: Tokenizer) -> T5Config:
     """Sizes of the network: the config's, or those of `model.start`."""
     if run.model.start is not None:
-        return T5Config.from_file(resolve(run.model.start) / "config.json")
+        return read_config(resolve(run.model.start))
     return run.model.t5(-(-tokenizer.vocab_size // 128) * 128)
 
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import stat
 import sys
 from typing import Any
 
@@ -15,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import write_whole
 from jpeft.model import weights
+from jpeft.model.config import T5Config
 from jpeft.model.leaves import named_leaves
 from jpeft.model.t5 import T5
 from tests.conftest import TINY
@@ -217,16 +221,113 @@ def test_a_weight_of_another_shape_is_named_with_both_shapes(directory):
         weights.load(directory)
 
 
-def test_a_head_that_transformers_5_left_out_is_the_embedding(directory):
+def test_a_head_that_the_file_does_not_hold_is_the_embedding_and_stays_it_when_saved(directory, tmp_path):
     rewrite(directory, lambda stored: stored.pop("lm_head.weight"))
-    loaded = values(weights.load(directory))
-    np.testing.assert_array_equal(loaded["lm_head/kernel"], loaded["shared/embedding"].T)
+    model = weights.load(directory)
+    assert model.config == dataclasses.replace(TINY, tie_word_embeddings=True, scale_decoder_outputs=False)
+    assert "lm_head/kernel" not in values(model)
+    assert weights.read_config(directory) == model.config
+    weights.save(model, tmp_path / "again")
+    stored = load_file(tmp_path / "again/model.safetensors")
+    np.testing.assert_array_equal(stored["lm_head.weight"], stored["shared.weight"])  # transformers 4 would scale
+    again = weights.load(tmp_path / "again")
+    assert again.config == model.config
+    same(values(again), values(model))
 
 
 def test_a_tied_checkpoint_may_hold_its_head_all_the_same(tmp_path):
     weights.save(T5(TIED, rngs=nnx.Rngs(5)), tmp_path)
     rewrite(tmp_path, lambda stored: stored.update({"lm_head.weight": stored["shared.weight"].copy()}))
-    assert "lm_head/kernel" not in values(weights.load(tmp_path))
+    model = weights.load(tmp_path)
+    assert "lm_head/kernel" not in values(model) and model.config == TIED == weights.read_config(tmp_path)
+
+
+def test_a_head_that_differs_from_the_embedding_counts_whatever_the_config_says(tmp_path):
+    weights.save(T5(TIED, rngs=nnx.Rngs(5)), tmp_path)
+    head = np.random.default_rng(0).standard_normal((320, 16)).astype(np.float32)
+    rewrite(tmp_path, lambda stored: stored.update({"lm_head.weight": head}))
+    model = weights.load(tmp_path)
+    np.testing.assert_array_equal(values(model)["lm_head/kernel"], head.T)
+    assert model.config == dataclasses.replace(TIED, tie_word_embeddings=False, scale_decoder_outputs=True)
+    assert weights.read_config(tmp_path) == model.config
+    weights.save(model, tmp_path / "again")
+    assert weights.load(tmp_path / "again").config == model.config
+
+
+def test_the_layout_says_what_logits_are():
+    """Golden: scaled or not, by an own head or by the embedding, of the same decoder's output."""
+    hidden = np.random.default_rng(1).standard_normal((1, 2, 16)).astype(np.float32)
+    for tied in (True, False):
+        for scaled in (True, False):
+            config = dataclasses.replace(TINY, tie_word_embeddings=tied, scale_decoder_outputs=scaled)
+            model = T5(config, rngs=nnx.Rngs(2))
+            table = model.shared.embedding[...].T if tied else model.lm_head.kernel[...]
+            expected = (hidden * (0.25 if scaled else 1.0)) @ np.asarray(table)
+            np.testing.assert_allclose(model.logits(jnp.asarray(hidden)), expected, atol=1e-5)
+
+
+def test_an_mt5_is_never_scaled_and_its_head_is_what_the_file_holds(directory):
+    config = {
+        "model_type": "mt5",
+        "tie_word_embeddings": True,
+    }  # as transformers 5 writes it, without a word on scaling
+    values_ = {k: v for k, v in TINY.to_dict().items() if k != "scale_decoder_outputs"} | config
+    (directory / "config.json").write_text(json.dumps(values_))
+    assert weights.load(directory).config == TINY
+    rewrite(directory, lambda stored: stored.pop("lm_head.weight"))
+    tied = weights.load(directory).config
+    assert tied.tie_word_embeddings and not tied.scales_outputs
+
+
+@pytest.mark.parametrize("name", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"])
+def test_a_stack_with_an_embedding_of_its_own_is_refused(directory, name):
+    def change(stored):
+        stored[name] = stored["shared.weight"].copy()
+        stored[name][-1, -1] += 1
+
+    rewrite(directory, change)
+    with pytest.raises(UserError, match=f"{name} differs from shared.weight; a T5 has one embedding for encoder and"):
+        weights.load(directory)
+
+
+def test_a_head_that_is_all_there_is_is_the_embedding(tmp_path):
+    model = T5(TIED, rngs=nnx.Rngs(5))
+    weights.save(model, tmp_path)
+    rewrite(tmp_path, lambda stored: stored.update({"lm_head.weight": stored.pop("shared.weight")}))
+    same(values(weights.load(tmp_path)), values(model))
+
+
+def test_a_weight_in_two_shards_is_refused(directory):
+    shutil.copyfile(directory / "model.safetensors", directory / "model-00002-of-00002.safetensors")
+    (directory / "model.safetensors").rename(directory / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    with pytest.raises(UserError, match="is both in .*model-00001.* and in model-00002.*; which one counts"):
+        weights.load(directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "activation", "gated"),
+    [
+        ({"dense_act_fn": "gelu"}, "gelu", True),  # counts before what `gated-gelu` means
+        ({"is_gated_act": False, "dense_act_fn": "relu"}, "relu", False),
+        ({"feed_forward_proj": "gated-swish", "dense_act_fn": "swish"}, "silu", True),
+        ({"feed_forward_proj": "relu", "dense_act_fn": None, "is_gated_act": None}, "relu", False),
+    ],
+)
+def test_gate_and_activation_are_read_as_transformers_reads_them(change, activation, gated):
+    config = T5Config.from_dict({**TINY.to_dict(), **change})
+    assert (config.activation, config.is_gated) == (activation, gated)
+    assert T5Config.from_dict(config.to_dict()) == config
+
+
+def test_files_are_for_whoever_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        weights.save(T5(TIED, rngs=nnx.Rngs(5)), tmp_path)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o640}
 
 
 def write_index(directory, index):
@@ -234,7 +335,9 @@ def write_index(directory, index):
     (directory / "model.safetensors.index.json").write_text(index)
 
 
-@pytest.mark.parametrize("shard", ["../evil.safetensors", "/etc/passwd", "sub/evil.safetensors", 3])
+@pytest.mark.parametrize(
+    "shard", ["../evil.safetensors", "/etc/passwd", "sub/evil.safetensors", 3, ["b"], "a\0b", "..", "", "x" * 999]
+)
 def test_an_index_that_leads_out_of_its_directory_is_refused(directory, shard):
     (directory.parent / "evil.safetensors").write_bytes((directory / "model.safetensors").read_bytes())
     write_index(directory, json.dumps({"weight_map": {"shared.weight": shard}}))
@@ -248,10 +351,10 @@ def test_an_index_that_names_an_absent_shard_is_refused(directory):
         weights.load(directory)
 
 
-@pytest.mark.parametrize("index", ["{", "{}", "[]", '{"weight_map": 3}', '{"weight_map": {"a": ["b"]}}', '"text"'])
+@pytest.mark.parametrize("index", ["{", "{}", "[]", '{"weight_map": 3}', '{"weight_map": {}}', '"text"', "[" * 99999])
 def test_a_damaged_index_is_one_line(directory, index):
     write_index(directory, index)
-    with pytest.raises(RunFailed, match=r"index.json is damaged: it has no 'weight_map'; download it again\.$"):
+    with pytest.raises(RunFailed, match=r"index.json (is damaged: it has no 'weight_map'|is not|holds a|is nested)"):
         weights.load(directory)
 
 

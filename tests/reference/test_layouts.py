@@ -1,0 +1,125 @@
+"""Every layout of a T5 or mT5 that today's `transformers` saves: its logits and answers, and merged the same there."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from jpeft.cli import main
+from jpeft.model import weights
+from jpeft.model.decode import greedy
+from jpeft.peft.base import attach, select
+from jpeft.peft.hub import save_adapter
+from jpeft.peft.lora import Lora
+from jpeft.peft.merge import probe_logits, probe_tokens
+from tests.peft.filled import filled
+
+pytestmark = [
+    pytest.mark.reference,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
+
+_SIZES = dict(vocab_size=320, d_model=20, d_kv=8, d_ff=28, num_layers=2, num_heads=3, decoder_start_token_id=0)
+_GATED = {"feed_forward_proj": "gated-gelu"}
+T5, MT5 = "t5", "mt5"
+# Family, what its config says, and whether the head is one of its own.
+LAYOUTS: dict[str, tuple[str, dict[str, Any], bool]] = {
+    "T5 1.0": (T5, {"feed_forward_proj": "relu"}, False),
+    "T5 1.0 with a head of its own": (T5, {"feed_forward_proj": "relu"}, True),
+    "T5 1.1": (T5, _GATED | {"tie_word_embeddings": False}, True),
+    "T5 1.1 made new, and so tied": (T5, _GATED | {"tie_word_embeddings": False}, False),
+    "mT5": (MT5, _GATED, True),
+    "mT5 made new, and so tied": (MT5, _GATED, False),
+    "UL2": (T5, {"feed_forward_proj": "gated-silu", "tie_word_embeddings": False}, True),
+    "MADLAD": (T5, _GATED | {"tie_word_embeddings": False, "pad_token_id": 1, "eos_token_id": 2}, True),
+    "CodeT5": (T5, {"feed_forward_proj": "relu", "bos_token_id": 1, "eos_token_id": 2}, False),
+    "an activation beside its name": (T5, _GATED | {"dense_act_fn": "gelu", "tie_word_embeddings": False}, True),
+}
+
+
+def made(layout: str):
+    """A random model of a layout, none of whose weights keeps its initial value."""
+    family, options, own_head = LAYOUTS[layout]
+    config = getattr(transformers, {T5: "T5Config", MT5: "MT5Config"}[family])(**_SIZES | options)
+    torch.manual_seed(11)
+    classes = {T5: transformers.T5ForConditionalGeneration, MT5: transformers.MT5ForConditionalGeneration}
+    model = classes[family](config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "layer_norm" in name or "relative_attention_bias" in name:
+                weight.add_(0.3 * torch.randn_like(weight))  # larger ones make float32 itself uncertain by 1e-4
+    if own_head:
+        model.lm_head.weight = torch.nn.Parameter(0.4 * torch.randn_like(model.lm_head.weight))
+    return model
+
+
+def their_logits(model, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    tokens = torch.from_numpy(inputs).long()
+    with torch.no_grad():
+        out = model(
+            input_ids=tokens,
+            attention_mask=(tokens != model.config.pad_token_id).long(),
+            decoder_input_ids=torch.from_numpy(targets).long(),
+        )
+    return out.logits.numpy()
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def saved(request, tmp_path_factory):
+    """`(torch model, the directory that transformers saved it to)`."""
+    model = made(request.param)
+    directory = tmp_path_factory.mktemp("layouts") / "model"
+    model.save_pretrained(directory)
+    return model, directory
+
+
+def test_logits_and_answers_are_theirs(saved):
+    theirs, directory = saved
+    ours = weights.load(directory)
+    inputs, targets = probe_tokens(ours.config)
+    expected = their_logits(theirs, inputs, targets)
+    np.testing.assert_allclose(probe_logits(ours), expected, rtol=0, atol=1e-4)
+    assert (theirs.lm_head.weight is theirs.shared.weight) == ours.config.tie_word_embeddings
+    tokens = torch.from_numpy(inputs).long()
+    answers = theirs.generate(
+        input_ids=tokens,
+        attention_mask=(tokens != theirs.config.pad_token_id).long(),
+        max_new_tokens=16,
+        do_sample=False,
+    )[:, 1:].numpy()
+    with jax.default_matmul_precision("highest"):
+        found = np.asarray(jax.jit(lambda m, x: greedy(m, x, max_length=16))(ours, jnp.asarray(inputs)))
+    np.testing.assert_array_equal(found[:, : answers.shape[1]], answers)
+    assert (found[:, answers.shape[1] :] == ours.config.pad_token_id).all()
+
+
+def test_a_merged_model_gives_transformers_the_logits_of_base_and_adapter(saved, tiny_tokenizer, tmp_path):
+    _, base = saved
+    (base / "tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
+    model, method = weights.load(base), Lora.official(rank=2, alpha=2.0)
+    chosen = select(model, method)
+    adapted = filled(attach(model, method, chosen, jax.random.key(1)), jax.random.key(2))
+    save_adapter(adapted, method, chosen, tmp_path / "adapter", base_name=str(base))
+    assert main(["merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "merged")]) == 0
+    opened: Any = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    again, loading = opened
+    assert not any(loading[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    logits = their_logits(again.eval(), *probe_tokens(model.config))
+    np.testing.assert_allclose(logits, probe_logits(adapted), rtol=0, atol=1e-4)
+    assert np.abs(logits - probe_logits(model)).max() > 0.1
+
+
+def test_an_embedding_under_the_stacks_alone_is_opened_as_transformers_opens_it(saved, tmp_path):
+    theirs, directory = saved
+    stored = load_file(directory / "model.safetensors")
+    embedding = stored.pop("shared.weight")
+    stored |= {f"{stack}.embed_tokens.weight": embedding.clone() for stack in ("encoder", "decoder")}
+    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_bytes((directory / "config.json").read_bytes())
+    logits = their_logits(type(theirs).from_pretrained(tmp_path).eval(), *probe_tokens(weights.read_config(directory)))
+    np.testing.assert_allclose(probe_logits(weights.load(tmp_path)), logits, rtol=0, atol=1e-4)
