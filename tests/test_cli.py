@@ -129,7 +129,8 @@ def test_the_next_commands_are_those_that_work_for_the_method(tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/jpeft_adapter.json").write_text("{}")
     assert not any("export" in command for command in steps({}, tmp_path)), "PEFT has no place for it"
-    assert not any("merge" in command for command in steps({"method": "prompt"}, tmp_path))
+    for method in ("prompt", "bitfit"):
+        assert not any("merge" in command for command in steps({"method": method}, tmp_path))
     (tmp_path / "adapter/jpeft_adapter.json").unlink()
     (tmp_path / "adapter/config.json").write_text("{}")
     (tmp_path / "adapter/model.safetensors").write_text("")

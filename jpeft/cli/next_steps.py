@@ -8,6 +8,7 @@ from typing import Any
 from jpeft.errors import RunFailed, UserError
 from jpeft.peft.hub import PEFTS, layout_of
 from jpeft.peft.locate import whole_model
+from jpeft.peft.methods import METHODS
 
 
 def next_steps(result: Mapping[str, Any], workdir: Path, argv: Sequence[str]) -> list[tuple[str, str]]:
@@ -26,7 +27,7 @@ def next_steps(result: Mapping[str, Any], workdir: Path, argv: Sequence[str]) ->
         steps.append(("train on from this model", f"jpeft train --data FILE --model {shlex.quote(str(whole))}"))
     else:
         steps.append(("answers over HTTP", f"jpeft serve --model {model} --adapters {run}"))
-        if result["method"] != "prompt":
+        if METHODS[result["method"]].unmergeable is None:
             steps.append(("one T5 for transformers", f"jpeft merge {run} --out {run}/merged"))
         if _in_peft_layout(workdir):
             steps.append(("for Hugging Face PEFT", f"jpeft export {run} --out {run}/for_peft"))

@@ -232,6 +232,7 @@ class _Execution:
             if restored is not None:
                 arrays, progress = restored
                 self.snapshot = _Snapshot(arrays["state"], arrays["best"], progress)
+                self._reopen(progress)
                 self.display.say(f"goes on in epoch {progress.epoch}, after step {int(self.snapshot.state.step)}")
             if self.run.eval.zero_shot and self.snapshot.progress.zero_shot is None:
                 self.snapshot.progress.zero_shot = self._test_untuned(stop, checkpoints)
@@ -240,6 +241,25 @@ class _Execution:
             self._train(stop, checkpoints)
             judged = self._test_best(stop, checkpoints)
         return self._write_result(judged)
+
+    def _reopen(self, progress: Progress) -> None:
+        """A run that had ended trains on where its config has more epochs, or more patience, than it had then."""
+        if progress.stopped and progress.epoch < self.max_epochs:
+            progress.stopped = self._out_of_patience(progress.epoch - 1)
+        if self.directory.longer_than is None or progress.stopped:
+            return
+        step = int(self.snapshot.state.step)
+        rates = (self.schedule(step), self.run.train.learning_rate.annealing)
+        self.display.say(
+            "trains on: the schedule now spans {} epochs, so the learning rate goes on at {:.3g} and falls to {:.3g} "
+            "again; a run of so many epochs from the start would have had other rates until here".format(
+                self.max_epochs, *(float(np.asarray(rate)) for rate in rates)
+            )
+        )
+
+    def _out_of_patience(self, epoch: int) -> bool:
+        """Whether the validation loss has not fallen for long enough, after that epoch."""
+        return epoch - (self.snapshot.progress.best_epoch or 0) >= self.run.train.patience
 
     def _introduce(self) -> None:
         run, data, setup = self.run, self.data, self.setup
@@ -355,10 +375,9 @@ class _Execution:
             self.snapshot.best = host_copy(state.adapter)
         progress.validation_losses.append(loss)
         log.validation(epoch=progress.epoch, steps_done=int(state.step), validation_loss=loss)
-        without_gain = progress.epoch - (progress.best_epoch or 0)
+        out_of_patience = self._out_of_patience(progress.epoch)
         progress.epoch += 1
         progress.step_in_epoch = 0
-        out_of_patience = without_gain >= self.run.train.patience
         progress.stopped = out_of_patience or progress.epoch >= self.max_epochs
         self.display.say(
             f"epoch {progress.epoch - 1}: validation loss {loss:.4f}"
@@ -537,6 +556,7 @@ class _Execution:
             "validation_losses": progress.validation_losses,
             "best_epoch": progress.best_epoch,
             "epochs_run": progress.epoch,
+            "trained_on_after": self.directory.trained_for(),
             "train_examples": len(self.data.tokens["train"]),
             "validation_examples": len(self.data.tokens["validation"]),
             "test_examples": len(self.data.tokens["test"]),

@@ -53,6 +53,7 @@ ENTRIES = (
     "worst_rows.jsonl",
     "learning_curve.png",
     "splits.json",
+    "earlier",
     "failure.json",
     "progress.json",
     "log.txt",
@@ -93,6 +94,15 @@ def what_differs(
     return [] if now == recorded else [*moved, "the rows are others than those it was run on"]
 
 
+def _only_longer(before: Mapping[str, Any], config: Mapping[str, Any], changed: Sequence[str]) -> bool:
+    """Whether all that differs is that the run is to train on: its epochs or its patience raised."""
+    lengths = ("max_epochs", "patience")
+    if not {line.partition(":")[0] for line in changed} <= {f"train.{name}" for name in lengths}:
+        return False
+    pairs = [(before["train"][name], config["train"][name]) for name in lengths]
+    return all(type(was) is int and type(now) is int and was <= now for was, now in pairs)
+
+
 def recorded_digest(path: Path) -> str | None:
     """Which rows the run in a directory is of, where it says so."""
     for name in ("splits.json", "result.json"):
@@ -125,12 +135,17 @@ class RunDirectory:
     """Opens or makes a directory for one run's config, and writes what the run finds.
 
     A run that replaces another (`--overwrite`, or what was there had come to nothing) writes nothing before `begin`.
+
+    Attributes:
+      longer_than: the epochs at most of the run that is there, where this one is the same with more of them, or with
+        more patience, and so goes on from its checkpoint; known to the first process.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self._config: Mapping[str, Any] = {}
         self._replaces = False
+        self.longer_than: int | None = None
         self._aside = Aside(path, ENTRIES)
 
     @property
@@ -196,7 +211,10 @@ class RunDirectory:
         changed = what_differs(self.path, before, config, rows)
         # A run that ended before its first checkpoint has nothing to lose: its directory is free for the next try.
         self._replaces = bool(changed) and not has_work(self.path)
-        if changed and not self._replaces:
+        if changed and any((self.path / "checkpoint").glob("*")) and _only_longer(before, config, changed):
+            self._check_longer(before, config)
+            self.longer_than = before["train"]["max_epochs"]
+        elif changed and not self._replaces:
             shown = "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
             raise UserError(
                 f"{self.path} holds a run of another config ({shown}); name another --workdir, or give --overwrite."
@@ -221,9 +239,41 @@ class RunDirectory:
                     for path in self.staging.iterdir():
                         path.rename(self.path / path.name)
                 self._replaces = False
-            elif has_work(self.path) and len({recorded_digest(self.path), data_digest} - {None}) > 1:
-                raise UserError(f"{self.path} holds a run of other rows; name another --workdir, or give --overwrite.")
+            elif self.longer_than is not None:
+                self._check_rows(data_digest)
+                self._reopen(self.longer_than)
+            elif has_work(self.path):
+                self._check_rows(data_digest)
         wait_for_all("the run's directory is its own")
+
+    def _check_rows(self, data_digest: str | None) -> None:
+        if len({recorded_digest(self.path), data_digest} - {None}) > 1:
+            raise UserError(f"{self.path} holds a run of other rows; name another --workdir, or give --overwrite.")
+
+    def _check_longer(self, before: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Raises `UserError` where more epochs would train nothing: the run ended because the loss rose."""
+        if not (self.path / "result.json").exists():
+            return
+        result, patience = _read_own(self.path / "result.json"), config["train"]["patience"]
+        epochs, best = result.get("epochs_run"), result.get("best_epoch")
+        if isinstance(epochs, int) and isinstance(best, int) and epochs - 1 - best >= patience:
+            raise UserError(
+                f"{self.path} ended after {epochs} epochs since the validation loss no longer fell after epoch {best}; "
+                f"more epochs alone change nothing: give --config.train.patience={epochs - best + 1} or more, too."
+            )
+
+    def _reopen(self, epochs: int) -> None:
+        """The run is not finished any more: its config is the new one, what it had found is kept in `earlier/`."""
+        result = self.path / "result.json"
+        if result.exists():
+            (self.path / "earlier").mkdir(exist_ok=True)
+            result.replace(self.path / "earlier" / f"result_{epochs}_epochs.json")
+        self.write_json("config.json", self._config)
+
+    def trained_for(self) -> list[int]:
+        """For how many epochs at most it had been run before it was asked to train on, each time."""
+        names = (path.stem.split("_") for path in (self.path / "earlier").glob("result_*_epochs.json"))
+        return sorted(int(parts[1]) for parts in names if parts[1].isdecimal())
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes `result.json`; a run that this one has replaced goes now."""
@@ -245,7 +295,7 @@ class RunDirectory:
           RunFailed: it is damaged, or not what a run writes.
         """
         file = self.path / "result.json"
-        if self._replaces or not file.is_file():
+        if self._replaces or self.longer_than is not None or not file.is_file():
             return None
         result = _read_own(file)
         if result.get("status") != "done":

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jpeft.cli import run_experiment
+from jpeft.errors import UserError
 from jpeft.train import rundir
 from jpeft.train.rundir import RunDirectory, run_once
 
@@ -247,3 +248,81 @@ def test_records_that_are_damaged_are_one_line_and_a_way_out(
     assert run_experiment(flags(damaged, tiny_checkpoint, rows)) in (1, 2)
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "--overwrite" in line and len(line) < 1000
+
+
+def test_a_finished_run_trains_on_with_more_epochs(finished, tiny_checkpoint, rows, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    before = json.loads((workdir / "result.json").read_text())
+    longer = [*flags(workdir, tiny_checkpoint, rows), "--config.train.max_epochs=2", "--noquiet"]
+    assert run_experiment(longer) == 0
+    after = json.loads((workdir / "result.json").read_text())
+    assert after["epochs_run"] == 2 and after["validation_losses"][:1] == before["validation_losses"]
+    assert before["trained_on_after"] == [] and after["trained_on_after"] == [1]
+    assert json.loads((workdir / "earlier/result_1_epochs.json").read_text()) == before
+    assert json.loads((workdir / "config.json").read_text())["train"]["max_epochs"] == 2
+    logged = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["learning_rate"] for line in logged if "learning_rate" in line]
+    assert [line["step"] for line in logged if "step" in line] == [1, 2, 3, 4]
+    assert rates[1] < rates[2], "the schedule now spans both epochs: the rate rises where it goes on"
+    said = capsys.readouterr().err
+    assert f"the learning rate goes on at {rates[2]:.3g}" in said
+    kept = state(workdir)
+    assert run_experiment(longer) == 0 and state(workdir) == kept, "and is finished again"
+    assert run_experiment(flags(workdir, tiny_checkpoint, rows)) == 2, "fewer epochs are another run"
+
+
+class _Run:
+    """A run's directory as it is after so many epochs, of which `best` was the best, with a checkpoint."""
+
+    def __init__(self, path: Path, *, epochs: int, best: int, patience: int = 1):
+        self.path, self.config = path, {"train": {"max_epochs": epochs, "patience": patience, "seed": 0}}
+        (path / "checkpoint/1").mkdir(parents=True)
+        (path / "config.json").write_text(json.dumps(self.config))
+        (path / "result.json").write_text(json.dumps({"status": "done", "epochs_run": epochs, "best_epoch": best}))
+
+    def again(self, *, stop: bool = False, **train) -> list[int | None]:
+        """Runs with other settings of training; what it was longer than, if it ran at all."""
+        ran = []
+
+        def work(directory):
+            directory.begin()
+            ran.append(directory.longer_than)
+            if stop:
+                raise KeyboardInterrupt
+            directory.finish({"status": "done", "epochs_run": 9, "best_epoch": 8})
+            return {}
+
+        run_once(self.path, {"train": {**self.config["train"], **train}}, work, overwrite=False, report=print)
+        return ran
+
+
+def test_a_run_is_longer_only_where_epochs_or_patience_alone_are_raised(tmp_path):
+    for number, changes in enumerate(
+        [{"max_epochs": 3}, {"max_epochs": 9, "seed": 1}, {"max_epochs": 9, "patience": 0}]
+    ):
+        with pytest.raises(UserError, match="another config"):
+            _Run(tmp_path / str(number), epochs=4, best=3).again(**changes)
+    assert _Run(tmp_path / "more", epochs=4, best=3).again(max_epochs=9) == [4]
+    assert _Run(tmp_path / "same", epochs=4, best=3).again() == [], "finished"
+    assert _Run(tmp_path / "patient", epochs=4, best=2).again(patience=3) == [4]
+
+
+def test_more_epochs_of_a_run_that_had_stopped_for_its_loss_are_no_more_training(tmp_path):
+    run = _Run(tmp_path, epochs=4, best=2)
+    before = state(tmp_path)
+    with pytest.raises(UserError, match="--config.train.patience=3 or more, too"):
+        run.again(max_epochs=9)
+    assert {name: file for name, file in state(tmp_path).items() if name != ".lock"} == before
+    assert run.again(max_epochs=9, patience=3) == [4]
+
+
+def test_a_run_that_trains_on_and_is_stopped_goes_on_by_the_same_command_alone(tmp_path):
+    run = _Run(tmp_path, epochs=4, best=3)
+    with pytest.raises(KeyboardInterrupt):
+        run.again(max_epochs=9, stop=True)
+    assert not (tmp_path / "result.json").exists() and (tmp_path / "earlier/result_4_epochs.json").exists()
+    with pytest.raises(UserError, match="another config"):
+        run.again()
+    assert run.again(max_epochs=9) == [None]
+    assert RunDirectory(tmp_path).trained_for() == [4]
