@@ -92,8 +92,10 @@ class _CellDisplay(Display):
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
     @contextlib.contextmanager
-    def task(self, name: str, total: int, done: int = 0, note: str = "", unit: str = "examples") -> Iterator[Task]:
-        with super().task(name, total, done, note, unit) as task:
+    def task(
+        self, name: str, total: int, done: int = 0, note: str = "", unit: str = "examples", **options: Any
+    ) -> Iterator[Task]:
+        with super().task(name, total, done, note, unit, **options) as task:
             yield _RecordedTask(task, self._directory, name, total, done, note)
 
     def close(self) -> None:

@@ -160,7 +160,9 @@ class _Pretraining:
         batches = self._batches()
         with (
             contextlib.closing(log),
-            self.display.task("pretraining", run.train.steps, first, "compiling", unit="steps") as bar,
+            self.display.task(
+                "pretraining", run.train.steps, first, "compiling", unit="steps", compiled=self._compile_seconds
+            ) as bar,
         ):
             while self.progress.step < run.train.steps:
                 self._step(batches, log, checkpoints)
@@ -301,15 +303,18 @@ class _Pretraining:
         self.directory.finish(result)
         return result
 
+    def _compile_seconds(self) -> float:
+        programs = (self.accumulate, self.update, self.loss, self.generate)
+        return sum(program.compile_seconds for program in programs)
+
     @contextlib.contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         """Adds the time of the block to a phase, and what it spent compiling to `compile`."""
-        programs = (self.accumulate, self.update, self.loss, self.generate)
-        started, compiled = time.perf_counter(), sum(program.compile_seconds for program in programs)
+        started, compiled = time.perf_counter(), self._compile_seconds()
         try:
             yield
         finally:
-            compiling = sum(program.compile_seconds for program in programs) - compiled
+            compiling = self._compile_seconds() - compiled
             self.progress.seconds["compile"] += compiling
             self.progress.seconds[phase] += time.perf_counter() - started - compiling
 

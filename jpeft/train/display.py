@@ -2,10 +2,12 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from jpeft.train.estimate import duration
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -13,23 +15,36 @@ _SECONDS_BETWEEN_LINES = 15.0
 class Task:
     """One bar: how far, and what to say beside it."""
 
-    def __init__(self, console: Console, progress: Progress, name: str, total: int, done: int, note: str, unit: str):
-        self._console, self._progress, self._unit = console, progress, unit
+    def __init__(
+        self,
+        console: Console,
+        progress: Progress,
+        name: str,
+        total: int,
+        done: int,
+        note: str,
+        unit: str,
+        compiled: Callable[[], float],
+    ):
+        self._console, self._progress, self._unit, self._compiled = console, progress, unit, compiled
         self._name, self._total, self._done, self._done_before = name, total, done, done
         self._started = self._said = time.monotonic()
-        self._bar = progress.add_task(name, total=total, completed=done, note=note)
+        self._compiled_before = compiled()
+        self._bar = progress.add_task(name, total=total, completed=done, note=note, left="")
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Moves on by `amount`; `note` stands beside the bar with the rate."""
         self._done += amount
         now = time.monotonic()
-        rate = (self._done - self._done_before) / max(now - self._started, 1e-9)
+        # What was compiled is not compiled again: counted, it would make the first estimate several times too long.
+        worked = now - self._started - (self._compiled() - self._compiled_before)
+        rate = (self._done - self._done_before) / max(worked, 1e-9)
+        left = duration((self._total - self._done) / max(rate, 1e-9)) if rate else ""
         note = f"{note}  {rate:,.1f} {self._unit}/s".strip()
-        self._progress.update(self._bar, completed=self._done, note=note)
+        self._progress.update(self._bar, completed=self._done, note=note, left=f"{left} left" if left else "")
         if not self._console.is_terminal and now - self._said > _SECONDS_BETWEEN_LINES:
             self._said = now
-            left = (self._total - self._done) / max(rate, 1e-9)
-            line = f"{self._name}: {self._done:,}/{self._total:,}  {note}  {left:,.0f} s left"
+            line = f"{self._name}: {self._done:,}/{self._total:,}  {note}" + (f"  {left} left" if left else "")
             self._console.print(line, markup=False, soft_wrap=True)
 
 
@@ -44,18 +59,29 @@ class Display:
         self._console.print(line, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
-    def task(self, name: str, total: int, done: int = 0, note: str = "", unit: str = "examples") -> Iterator[Task]:
-        """A bar over `total` units, of which `done` were done before; `note` stands beside it until more are done."""
+    def task(
+        self,
+        name: str,
+        total: int,
+        done: int = 0,
+        note: str = "",
+        unit: str = "examples",
+        compiled: Callable[[], float] = lambda: 0.0,
+    ) -> Iterator[Task]:
+        """A bar over `total` units, of which `done` were done before; `note` stands beside it until more are done.
+
+        Args:
+          compiled: seconds spent compiling so far, which are no part of the rate and of the time that is left.
+        """
         progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[note]}"),
             console=self._console,
             disable=not self._console.is_terminal,
         )
         with progress:
-            yield Task(self._console, progress, name, total, done, note, unit)
+            yield Task(self._console, progress, name, total, done, note, unit, compiled)

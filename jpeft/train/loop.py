@@ -49,6 +49,7 @@ from jpeft.train.aftermath import write_aftermath
 from jpeft.train.checkpoint import Checkpoints
 from jpeft.train.display import Display
 from jpeft.train.environment import commit, peak_memory_bytes, reset_peak_memory, versions
+from jpeft.train.estimate import Size, duration, most_seconds_left
 from jpeft.train.optimizer import adamw
 from jpeft.train.programs import Answering, build_answering, build_programs
 from jpeft.train.rundir import MetricsLog, NoLog, RunDirectory, data_record, run_once
@@ -57,6 +58,8 @@ from jpeft.train.session import Session
 from jpeft.train.setup import set_up
 from jpeft.train.step import TrainState, init_state, zero_sums
 from jpeft.train.stop import StopRequest
+
+_SAID_FROM_SECONDS = 10.0  # below it nobody wonders how long a run takes
 
 
 def execute(
@@ -179,6 +182,7 @@ class _Execution:
         draw_key = jax.jit(lambda: jax.random.key(train.seed, impl="rbg"), out_shardings=self.layout.whole)
         self.dropout_key = draw_key()
         self.adapter_parameters = count(adapter)
+        self.promised = False  # how long the run will take
         self.snapshot = _Snapshot(
             state,
             host_copy(adapter),
@@ -315,7 +319,8 @@ class _Execution:
         rows_per_step = self.run.train.batch_size * self.run.train.accumulation_steps
         rows_done = min(progress.step_in_epoch * rows_per_step, total)
         note = "" if self.programs.update.num_shapes else "compiling"
-        with self.display.task(f"epoch {progress.epoch}", total, rows_done, note) as bar:
+        name, compiled = f"epoch {progress.epoch}", self.programs.compile_seconds
+        with self.display.task(name, total, rows_done, note, compiled=compiled) as bar:
             steps = self._padded_steps(first=progress.step_in_epoch)
             upcoming = next(steps, None)
             while upcoming is not None:
@@ -346,6 +351,9 @@ class _Execution:
                     epoch=progress.epoch, step=steps_done, loss=loss, grad_norm=grad_norm, learning_rate=learning_rate
                 )
                 bar.advance(len(rows), f"loss {loss:.4f}")
+                if not self.promised and upcoming is not None and (left := self._left(steps_done)):
+                    self.promised = True
+                    self.display.say(f"{left}; less where the validation loss stops falling")
                 due = time.monotonic() - saved_at >= self.run.train.checkpoint_every_seconds
                 asked, due = any_of([stop.signal is not None, due])
                 if asked:
@@ -359,7 +367,8 @@ class _Execution:
         progress, state = self.snapshot.progress, self.snapshot.state
         tokens = self.data.tokens["validation"]
         order = eval_order(tokens.lengths(), batch_size=self.run.eval.batch_size)
-        with self.display.task(f"epoch {progress.epoch}, validation", len(tokens)) as bar, self._timed("validation"):
+        name, compiled = f"epoch {progress.epoch}, validation", self.programs.compile_seconds
+        with self.display.task(name, len(tokens), compiled=compiled) as bar, self._timed("validation"):
 
             def batches() -> Iterator[Batch]:
                 for rows in order:
@@ -379,11 +388,31 @@ class _Execution:
         progress.epoch += 1
         progress.step_in_epoch = 0
         progress.stopped = out_of_patience or progress.epoch >= self.max_epochs
+        left = "" if progress.stopped else self._left(int(state.step))
         self.display.say(
             f"epoch {progress.epoch - 1}: validation loss {loss:.4f}"
             + (" (best so far)" if best else f" (best was {progress.best_loss:.4f} of epoch {progress.best_epoch})")
             + ("; no longer decreasing, stops" if out_of_patience and progress.epoch < self.max_epochs else "")
+            + (f"; {left}" if left else "")
         )
+
+    def _left(self, steps_done: int) -> str:
+        """How long the run takes at most from here on; empty where that cannot be told yet, or is next to nothing."""
+        progress, rows = self.snapshot.progress, {name: len(part) for name, part in self.data.tokens.items()}
+        passes = self.run.eval.num_beams + (self.answering["labels"] is not None)
+        size = Size(self.max_epochs, rows["train"], rows["validation"], rows["test"] * passes)
+        rows_per_step = self.run.train.batch_size * self.run.train.accumulation_steps
+        seconds = most_seconds_left(
+            size,
+            progress.seconds,
+            epochs_done=progress.epoch,
+            rows_in_epoch=min(progress.step_in_epoch * rows_per_step, rows["train"]),
+            steps_done=steps_done,
+        )
+        if seconds is None or seconds < _SAID_FROM_SECONDS:
+            return ""
+        epochs = number_of(self.max_epochs - progress.epoch, "epoch")
+        return f"the whole run takes {duration(seconds)} more at most ({epochs} and the test)"
 
     def _padded_steps(self, first: int) -> Iterator[tuple[list[int], list[Batch]]]:
         """Rows and padded micro-batches of the epoch's steps from `first` on."""
@@ -477,7 +506,8 @@ class _Execution:
         checkpoints: Checkpoints,
     ) -> Answers:
         tokens, labels = self.data.tokens["test"], self.answering["labels"]
-        with self.display.task(name, len(tokens) * (1 if labels is None else 2)) as bar:
+        total = len(tokens) * (1 if labels is None else 2)
+        with self.display.task(name, total, compiled=programs.compile_seconds) as bar:
 
             def on_batch(rows: int) -> None:
                 bar.advance(rows)
