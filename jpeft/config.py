@@ -3,10 +3,12 @@
 import dataclasses
 import difflib
 import math
+import os
 import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -191,6 +193,44 @@ class EvalConfig:
     batch_size: int = _open(32)
 
 
+_MOST_LAYERS = 10_000
+_ANY = float("inf")
+_SEED = (0, 2**32 - 1)  # what JAX's keys are made of
+# The least and the most that a number can be. Those of rows, tokens and sizes are far above what anyone trains with and
+# below what stops the host: whether a run fits a device is `jpeft plan`'s to say.
+_BOUNDS: Mapping[str, tuple[float, float]] = {
+    "model.dropout_rate": (0.0, 1.0),
+    "method.rank": (1, 4096),
+    "method.alpha": (0.0, 1e6),
+    "method.prompt_length": (1, 16_384),
+    "ablation.seed": _SEED,
+    "data.max_train": (1, 10**9),
+    "data.max_validation": (1, 10**9),
+    "data.max_test": (1, 10**9),
+    "data.max_input_length": (2, 65_536),
+    "data.max_target_length": (2, 16_384),
+    "data.split_seed": _SEED,
+    "data.sample_seed": _SEED,
+    "train.seed": _SEED,
+    "train.learning_rate.initial": (0.0, _ANY),
+    "train.learning_rate.warmup": (0.0, _ANY),
+    "train.learning_rate.annealing": (0.0, _ANY),
+    "train.max_epochs": (1, 1_000_000),
+    "train.batch_size": (1, 65_536),
+    "train.accumulation_steps": (1, 65_536),
+    "train.patience": (1, 1_000_000),
+    "train.warmup_fraction": (0.0, 1.0),
+    "train.weight_decay": (0.0, _ANY),
+    "train.clip_grad_norm": (0.0, _ANY),
+    "train.checkpoint_every_seconds": (0.0, _ANY),
+    "eval.num_beams": (1, 256),
+    "eval.batch_size": (1, 65_536),
+    "mesh.data": (1, 65_536),
+    "mesh.fsdp": (1, 65_536),
+    "mesh.model": (1, 65_536),
+}
+
+
 _SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "method": MethodConfig,
@@ -276,42 +316,16 @@ class Run:
         self.layer_indices()
         for stack in self.stacks() or ():
             one_of("method.stacks", stack, STACKS)
-        for key, value, least in [
-            ("model.dropout_rate", self.model.dropout_rate, 0.0),
-            ("data.max_train", self.data.max_train, 1),
-            ("data.max_validation", self.data.max_validation, 1),
-            ("data.max_test", self.data.max_test, 1),
-            ("data.max_input_length", self.data.max_input_length, 2),
-            ("data.max_target_length", self.data.max_target_length, 2),
-            ("data.split_seed", self.data.split_seed, 0),
-            ("data.sample_seed", self.data.sample_seed, 0),
-            ("train.seed", self.train.seed, 0),
-            ("train.learning_rate.initial", self.train.learning_rate.initial, 0.0),
-            ("train.learning_rate.warmup", self.train.learning_rate.warmup, 0.0),
-            ("train.learning_rate.annealing", self.train.learning_rate.annealing, 0.0),
-            ("train.max_epochs", self.train.max_epochs, 1),
-            ("train.batch_size", self.train.batch_size, 1),
-            ("train.accumulation_steps", self.train.accumulation_steps, 1),
-            ("train.patience", self.train.patience, 1),
-            ("train.warmup_fraction", self.train.warmup_fraction, 0.0),
-            ("train.weight_decay", self.train.weight_decay, 0.0),
-            ("train.checkpoint_every_seconds", self.train.checkpoint_every_seconds, 0.0),
-            ("eval.num_beams", self.eval.num_beams, 1),
-            ("eval.batch_size", self.eval.batch_size, 1),
-            ("mesh.data", self.mesh.data, 1),
-            ("mesh.fsdp", self.mesh.fsdp, 1),
-            ("mesh.model", self.mesh.model, 1),
-        ]:
-            if value is not None and not (value >= least and math.isfinite(value)):
-                raise UserError(f"{key} is {value}; expected at least {least}.")
+        for key, (least, most) in _BOUNDS.items():
+            check_bounds(key, _value_at(self.to_dict(), key), least, most)
+        for key in ("model.name", "data.path", "method.from_adapter"):
+            check_path(key, _value_at(self.to_dict(), key))
         for key, rows in (("train.batch_size", self.train.batch_size), ("eval.batch_size", self.eval.batch_size)):
             if rows % (self.mesh.data * self.mesh.fsdp):
                 raise UserError(
                     f"{key}={rows} rows can not be shared out evenly over mesh.data={self.mesh.data} x "
                     f"mesh.fsdp={self.mesh.fsdp} parts; choose a multiple."
                 )
-        if not self.train.warmup_fraction <= 1:
-            raise UserError(f"train.warmup_fraction is {self.train.warmup_fraction}; expected a share from 0 to 1.")
         if self.model.dropout_rate is not None and not self.model.dropout_rate < 1:
             raise UserError(f"model.dropout_rate is {self.model.dropout_rate}; expected a share below 1.")
         if self.train.clip_grad_norm is not None and not self.train.clip_grad_norm > 0:
@@ -350,10 +364,13 @@ class Run:
             return None
         chosen: set[int] = set()
         for part in _listed(self.method.layers) or ():
-            indices = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part)
+            indices = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", part)
             first, last = (int(i or indices[1]) for i in indices.groups()) if indices else (1, 0)
-            if first > last:
-                raise UserError(f"method.layers is {self.method.layers!r}; expected indices and ranges: 0,2,6-11.")
+            if first > last or last > _MOST_LAYERS:
+                raise UserError(
+                    f"method.layers is {_short(self.method.layers)}; expected indices and ranges: 0,2,6-11, "
+                    f"none above {_MOST_LAYERS:,}."
+                )
             chosen.update(range(first, last + 1))
         return frozenset(chosen)
 
@@ -411,7 +428,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key}: {old!r} -> {new!r}")
+            found.append(f"{prefix}{key}: {_short(old)} -> {_short(new)}")
     return found
 
 
@@ -425,7 +442,7 @@ def of_any_version(config: Mapping[str, Any], now: Mapping[str, Any]) -> dict[st
     Args:
       now: a whole config of the same kind, of today. Not changed and not copied from but for its keys.
     """
-    return _filled(config, now, default_config().to_dict(), "")
+    return _filled(config, now, Run().to_dict(), "")
 
 
 def _filled(
@@ -468,14 +485,14 @@ def parse(cls: type, values: Mapping[str, Any], path: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)
-            raise UserError(f"unknown config key {path}.{key}; did you mean {path}.{close[0]}?")
+            close = difflib.get_close_matches(str(key)[:200], fields, n=1, cutoff=0.0)
+            raise UserError(f"unknown config key {path}.{str(key)[:200]}; did you mean {path}.{close[0]}?")
     parsed = {}
     for key, value in values.items():
         kind = fields[key].type
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping):
-                raise UserError(f"{path}.{key} is {value!r}; it is a section with keys of its own.")
+                raise UserError(f"{path}.{key} is {_short(value)}; it is a section with keys of its own.")
             parsed[key] = parse(typing.cast(type, kind), value, f"{path}.{key}")
         elif not (value is None and fields[key].metadata.get("open")):
             parsed[key] = _checked_value(f"{path}.{key}", value, kind)
@@ -489,8 +506,48 @@ def _checked_value(path: str, value: Any, annotation: Any) -> Any:
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
-        raise UserError(f"{path} is {value!r}; expected {expected.__name__}.")
+        raise UserError(f"{path} is {_short(value)}; expected {expected.__name__}.")
+    if isinstance(value, str):
+        if not value.strip():
+            raise UserError(f"{path} is empty; give a value, or leave it out.")
+        if "\0" in value or len(value) > _LONGEST_TEXT:
+            what = "a NUL character" if "\0" in value else f"{len(value):,} characters"
+            raise UserError(f"{path} holds {what}; expected text of {_LONGEST_TEXT:,} characters at most.")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{path} is {value}; expected a number.")
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise UserError(f"{path} is a number of {value.bit_length()} bits; expected one that 64 bits hold.")
     return value
+
+
+_LONGEST_TEXT = 20_000  # of a template, say
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255  # bytes, on every file system there is
+
+
+def check_bounds(key: str, value: float | None, least: float, most: float = _ANY) -> None:
+    """Raises `UserError` for a number that is there and below `least` or above `most`."""
+    if value is not None and not (least <= value <= most and math.isfinite(value)):
+        expected = f"at least {least:,}" if most == _ANY else f"from {least:,} to {most:,}"
+        raise UserError(f"{key} is {value}; expected {expected}.")
+
+
+def check_path(key: str, value: str | None) -> None:
+    """Raises `UserError` for a path, or a name that may be one, that no file can have."""
+    if value is None:
+        return
+    parts = Path(value).parts
+    if len(os.fsencode(value)) > _LONGEST_PATH or any(len(os.fsencode(part)) > _LONGEST_NAME for part in parts):
+        raise UserError(f"{key} is {_short(value)}, which is longer than a file's name can be.")
+    if value.startswith("~"):
+        try:
+            Path(value).expanduser()
+        except RuntimeError:
+            raise UserError(f"{key} is {value!r}: there is no such home directory; write the path in full.") from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}..."
 
 
 def require_labels(there: bool, task: str) -> None:
@@ -510,5 +567,5 @@ def _listed(text: str | None) -> tuple[str, ...] | None:
 def one_of(key: str, value: str, known: Iterable[str]) -> str:
     known = list(known)
     if value not in known:
-        raise UserError(f"{key} is {value!r}; expected one of {', '.join(known)}.")
+        raise UserError(f"{key} is {_short(value)}; expected one of {', '.join(known)}.")
     return value

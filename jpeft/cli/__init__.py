@@ -4,9 +4,13 @@ Exit status: 0 done, 1 the work failed, 2 the call was wrong; both of the latter
 """
 
 import argparse
+import io
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
 
 from jpeft import __version__
 from jpeft.cli import (
@@ -25,13 +29,15 @@ from jpeft.cli import (
     train,
 )
 from jpeft.errors import RunFailed, UserError
+from jpeft.trouble import explained
 
 _COMMANDS = (train, predict, serve, merge, export, import_adapter, recommend, report, grid, plan, params, pretrain)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script `jpeft`."""
-    parser = argparse.ArgumentParser(
+    _prepare_process()
+    parser = _Parser(
         prog="jpeft",
         description="Parameter-efficient fine-tuning of T5 in JAX. It begins with `jpeft train`; see the README.",
     )
@@ -49,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_experiment(argv: Sequence[str]) -> int:
     """`main.py`: one run from a config file and overrides."""
+    _prepare_process()
     return _one_line_errors(lambda: run.run(argv))
 
 
@@ -65,8 +72,29 @@ def _one_line_errors(command: Callable[[], int]) -> int:
         return 0
     except KeyboardInterrupt:
         return _fail(1, "interrupted; the same command goes on from the last checkpoint")
+    except Exception as error:
+        explanation = explained(error)
+        if explanation is None:
+            raise  # a defect of ours, with its traceback
+        return _fail(2 if isinstance(explanation, UserError) else 1, explanation)
 
 
 def _fail(status: int, error: object) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    print("error: " + " ".join(str(error).split("\n")), file=sys.stderr)
     return status
+
+
+def _prepare_process() -> None:
+    """Makes up for what a container or a shell may lack, before a library asks for it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a locale that cannot print a letter is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
+    if os.path.expanduser("~") == "~":  # neither $HOME nor a name for this user: libraries would make a directory `~`
+        os.environ["HOME"] = str(Path(tempfile.gettempdir()) / f"jpeft-{os.getuid()}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a call in one line, as everything else here does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {' '.join(message.split())} (see {self.prog} --help)\n")

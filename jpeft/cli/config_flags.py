@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def parse_call(argv: Sequence[str], config_type: type, help_text: str, *, in_pro
       UserError: the file or a flag is not as it has to be.
     """
     from absl import flags
-    from ml_collections import config_flags
+    from ml_collections import ConfigDict, config_flags
 
     argv, found = _with_file(argv)
     values = flags.FlagValues()
@@ -72,20 +72,28 @@ def parse_call(argv: Sequence[str], config_type: type, help_text: str, *, in_pro
     )  # ml_collections loads every config file into one module, over what was there
     try:
         rest = values(list(argv))
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        if "has no attribute 'get_config'" in str(error):
-            raise UserError(f"{config_file} has no get_config(), which returns the run's config.") from None
-        raise UserError(_explain_flag(error, argv, config_type)) from None
     except (SyntaxError, ImportError, NameError) as error:
         where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise UserError(f"{config_file}{where} is no working Python: {error.args[0]}.") from None
+    except RecursionError:
+        raise UserError(f"{config_file} calls itself without end.") from None
+    except MemoryError:
+        raise UserError(f"{config_file} asks for more memory than there is.") from None
+    except (Exception, SystemExit) as error:  # the file is Python of the user's own: it may raise anything, and exit
+        if "has no attribute 'get_config'" in str(error):
+            raise UserError(f"{config_file} has no get_config(), which returns the run's config.") from None
+        raise UserError(_explain_flag(error, argv, config_type, config_file)) from None
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is no flag; write --config.KEY=VALUE.")
     given: dict[str, Any] = values.flag_values_dict()
-    workdir = Path(given["workdir"] or Path("runs") / found.name)
+    if not isinstance(given["config"], Mapping | ConfigDict):
+        kind = type(given["config"]).__name__
+        raise UserError(f"get_config() of {config_file} returns {kind}; expected a config (ConfigDict) or a dict.")
+    workdir = Path("runs") / found.name if given["workdir"] is None else path_argument(given["workdir"], "--workdir")
     return Call(given["config"], workdir, given["overwrite"], given["quiet"], _group(given) if in_processes else None)
 
 
+_LONGEST_LINE = 500
 _PROCESS_FLAGS = ("distributed", "coordinator_address", "num_processes", "process_id")
 
 
@@ -134,8 +142,10 @@ def _with_file(argv: Sequence[str]) -> tuple[list[str], ConfigFile | None]:
     return changed, found
 
 
-def _explain_flag(error: Exception, argv: Sequence[str], config_type: type) -> str:
+def _explain_flag(error: BaseException, argv: Sequence[str], config_type: type, config_file: Path) -> str:
     """One line about a flag that could not be taken, with the closest known key."""
+    from absl import flags
+
     known = _config_keys(config_type)
     for arg in argv[1:]:
         name = arg.lstrip("-").partition("=")[0]
@@ -146,8 +156,23 @@ def _explain_flag(error: Exception, argv: Sequence[str], config_type: type) -> s
             return f"unknown config key {name}; did you mean config.{close}?"
     text = str(error.args[0] if error.args else error).strip()
     if "Traceback (most recent call last)" in text:  # get_config() itself raised: what it said stands last
-        return text.splitlines()[-1].partition(": ")[2]
-    return text.partition("\n")[0]
+        kind, _, said = text.splitlines()[-1].partition(": ")
+        return said or f"{config_file} raises {kind}."
+    if isinstance(error, flags.Error | AttributeError | KeyError | TypeError | ValueError | UserError) and text:
+        return text.partition("\n")[0][:_LONGEST_LINE]
+    return f"{config_file} raises {type(error).__name__}{f' ({text.splitlines()[0]})' if text else ''}."[:_LONGEST_LINE]
+
+
+def path_argument(text: str, flag: str) -> Path:
+    """The path that a flag gives, `~` resolved. Raises `UserError` where it can be none."""
+    if not text.strip():
+        raise UserError(f"{flag} is empty; name a path.")
+    if "\0" in text:
+        raise UserError(f"{flag} holds a NUL character, which no file's name can.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{flag} is {text[:80]!r}: there is no such home directory; write the path in full.") from None
 
 
 def _config_keys(config_type: type) -> dict[str, str]:

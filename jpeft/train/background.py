@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jpeft.errors import RunFailed
+from jpeft.errors import RunFailed, UserError
+from jpeft.trouble import first_line, is_disk_full, is_within, out_of_memory
 
 _DISK = ("RESOURCE_EXHAUSTED", "No space left", "Disk quota exceeded", "File too large", "Read-only file system")
 # When one read or write fails, Orbax closes the event loop of the others and TensorBoard its writer's queue: both then
@@ -30,12 +31,22 @@ def disk_trouble(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def explain_disk_trouble(workdir: Path) -> Iterator[None]:
-    """Turns a full disk or a lost mount, whoever was writing, into the `RunFailed` that ends a run."""
+    """Turns a full disk or a lost mount, whoever was writing to a run's directory, into the `RunFailed` that ends it.
+
+    What is wrong with other files is said of them, by whoever catches it (`jpeft.trouble`).
+    """
     try:
         yield
     except Exception as error:
-        reason = disk_trouble(error) or (error.strerror if isinstance(error, OSError) else None)
-        if reason is None or isinstance(error, RunFailed):
+        if isinstance(error, UserError | RunFailed) or out_of_memory(error):
+            raise
+        reason = None
+        if isinstance(error, OSError):
+            if is_disk_full(error) or is_within(error.filename, workdir):
+                reason = error.strerror or first_line(error)
+        else:
+            reason = disk_trouble(error)
+        if reason is None:
             raise
         raise RunFailed(
             f"{workdir} can not be written ({reason}); mend that and give the same command again: the run goes on from "

@@ -1,0 +1,72 @@
+"""What the machine says when it cannot, in the one line that a user can do something with."""
+
+import errno
+from pathlib import Path
+
+from jpeft.errors import RunFailed, UserError
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "bad_alloc", "Unable to allocate")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory is what there was too little of, on the host or on a device."""
+    if isinstance(error, MemoryError):
+        return True
+    # By name: this module is for commands, too, that never load JAX. A full disk is RESOURCE_EXHAUSTED to TensorStore.
+    of_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    return of_jax and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the system refused to write and did not say where: what was being written is the place."""
+    return isinstance(error, OSError) and error.errno in _DISK_FULL and error.filename is None
+
+
+def explained(error: BaseException) -> UserError | RunFailed | None:
+    """The line for an error that comes of the machine or of the call; None for what is a defect of ours.
+
+    Where it is about a file the line names it.
+    """
+    if isinstance(error, UserError | RunFailed):
+        return error
+    if out_of_memory(error):
+        return RunFailed(
+            f"there is too little memory ({first_line(error, 160)}); take less at once with --config.train.batch_size "
+            "(and as much more --config.train.accumulation_steps), --config.eval.batch_size, "
+            "--config.data.max_input_length or --config.model.remat=block, or a smaller model; `jpeft plan` tells what "
+            "a run needs."
+        )
+    if isinstance(error, OSError):
+        reason = error.strerror or first_line(error)
+        return RunFailed(f"{shown(error.filename)}: {reason}." if error.filename is not None else f"{reason}.")
+    text = str(error)
+    if isinstance(error, RuntimeError) and "Unable to initialize backend" in text:
+        return UserError(
+            f"JAX finds no such device here ({first_line(error, 200)}); set the environment variable JAX_PLATFORMS to "
+            "cpu, or leave it out."
+        )
+    if isinstance(error, RuntimeError) and "determine home directory" in text:
+        return UserError("a path begins with ~ and there is no such home directory; write the path in full.")
+    if isinstance(error, ValueError) and "null byte" in text:
+        return UserError("a path holds a NUL character, which no file's name can.")
+    return None
+
+
+def first_line(error: BaseException, most: int = 300) -> str:
+    """The beginning of what an error says, or its kind where it says nothing."""
+    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:most]
+
+
+def shown(name: object) -> str:
+    """A file's name as a message can hold it."""
+    text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def is_within(name: object, directory: Path) -> bool:
+    """Whether a file that an error names lies in a directory, or is it."""
+    if not isinstance(name, str | Path):
+        return False
+    path = Path(name)
+    return directory in (path, *path.parents) or directory.absolute() in (path.absolute(), *path.absolute().parents)
