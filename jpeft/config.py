@@ -198,7 +198,7 @@ _ANY = float("inf")
 _SEED = (0, 2**32 - 1)  # what JAX's keys are made of
 # The least and the most that a number can be. Those of rows, tokens and sizes are far above what anyone trains with and
 # below what stops the host: whether a run fits a device is `jpeft plan`'s to say.
-_BOUNDS: Mapping[str, tuple[float, float]] = {
+_BOUNDS: Mapping[str, tuple[int | float, int | float]] = {
     "model.dropout_rate": (0.0, 1.0),
     "method.rank": (1, 4096),
     "method.alpha": (0.0, 1e6),
@@ -277,6 +277,8 @@ class Run:
         """
         config = config.to_dict() if isinstance(config, ConfigDict) else config
         run = parse(cls, config, "config")
+        for key in ("model.name", "data.path", "method.from_adapter"):
+            check_path(key, _value_at(config, key))
         settings, taken = _model_settings(config, run)
         for key, value in taken.items():
             run = _with_value(run, key, value)
@@ -305,6 +307,9 @@ class Run:
         return run
 
     def _check(self) -> None:
+        values = self.to_dict()
+        for key, (least, most) in _BOUNDS.items():
+            check_bounds(key, _value_at(values, key), least, most)
         one_of("model.dtype", self.model.dtype, DTYPES)
         one_of("model.remat", self.model.remat, REMAT_POLICIES)
         task = self.build_task()
@@ -316,10 +321,6 @@ class Run:
         self.layer_indices()
         for stack in self.stacks() or ():
             one_of("method.stacks", stack, STACKS)
-        for key, (least, most) in _BOUNDS.items():
-            check_bounds(key, _value_at(self.to_dict(), key), least, most)
-        for key in ("model.name", "data.path", "method.from_adapter"):
-            check_path(key, _value_at(self.to_dict(), key))
         for key, rows in (("train.batch_size", self.train.batch_size), ("eval.batch_size", self.eval.batch_size)):
             if rows % (self.mesh.data * self.mesh.fsdp):
                 raise UserError(
@@ -524,10 +525,10 @@ _LONGEST_TEXT = 20_000  # of a template, say
 _LONGEST_PATH, _LONGEST_NAME = 4096, 255  # bytes, on every file system there is
 
 
-def check_bounds(key: str, value: float | None, least: float, most: float = _ANY) -> None:
+def check_bounds(key: str, value: int | float | None, least: int | float, most: int | float = _ANY) -> None:
     """Raises `UserError` for a number that is there and below `least` or above `most`."""
     if value is not None and not (least <= value <= most and math.isfinite(value)):
-        expected = f"at least {least:,}" if most == _ANY else f"from {least:,} to {most:,}"
+        expected = f"at most {most:,.15g}" if value > most else f"at least {least:,g}"
         raise UserError(f"{key} is {value}; expected {expected}.")
 
 

@@ -1,6 +1,7 @@
 """What the machine says when it cannot, in the one line that a user can do something with."""
 
 import errno
+import os
 from pathlib import Path
 
 from jpeft.errors import RunFailed, UserError
@@ -41,9 +42,11 @@ def explained(error: BaseException) -> UserError | RunFailed | None:
         reason = error.strerror or first_line(error)
         return RunFailed(f"{shown(error.filename)}: {reason}." if error.filename is not None else f"{reason}.")
     text = str(error)
-    if isinstance(error, RuntimeError) and "Unable to initialize backend" in text:
+    if _raised_in(error) == "xla_bridge.py":  # by JAX's choice of a device, which has several ways to fail
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        said = f" ({text.splitlines()[0][:200]})" if text else ""
         return UserError(
-            f"JAX finds no such device here ({first_line(error, 200)}); set the environment variable JAX_PLATFORMS to "
+            f"JAX_PLATFORMS is {asked!r}, and JAX finds no such device here{said}; set this environment variable to "
             "cpu, or leave it out."
         )
     if isinstance(error, RuntimeError) and "determine home directory" in text:
@@ -51,6 +54,14 @@ def explained(error: BaseException) -> UserError | RunFailed | None:
     if isinstance(error, ValueError) and "null byte" in text:
         return UserError("a path holds a NUL character, which no file's name can.")
     return None
+
+
+def _raised_in(error: BaseException) -> str:
+    """Name of the file of the code that raised it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else Path(trace.tb_frame.f_code.co_filename).name
 
 
 def first_line(error: BaseException, most: int = 300) -> str:

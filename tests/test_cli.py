@@ -1,13 +1,19 @@
 """What a wrong call is answered with: one line and exit status 2."""
 
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from jpeft.cli import main, run_experiment
+from jpeft.cli.config_flags import parse_call
 from jpeft.cli.next_steps import next_steps
 from jpeft.cli.run import _in_full
+from jpeft.config import Run
 
 CONFIG = Path(__file__).parents[1] / "configs/lora_agnews_low.py"
 
@@ -145,3 +151,120 @@ def test_a_run_whose_last_epoch_was_its_best_is_told_how_to_go_on(tmp_path):
     again = steps(last, tmp_path, ["main.py", "--config=a b.py"])[-1]
     assert again == "python main.py '--config=a b.py' --config.train.max_epochs=8"
     assert "jpeft train --data FILE --target COLUMN --model 'my model'" in steps({"task": "agnews"}, tmp_path)
+
+
+def config_file(tmp_path: Path, text: str | bytes) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def get_config():\n    raise RuntimeError('no such luck')", "no such luck"),
+        ("def get_config():\n    raise KeyError", "mine.py"),
+        ("def get_config():\n    return get_config()", "mine.py"),
+        ("import sys\ndef get_config():\n    sys.exit(3)", "mine.py"),
+        ("raise SystemExit", "mine.py"),
+        ("def get_config():\n    return 1 / 0", "division by zero"),
+        ("def get_config():\n    return bytes(2**62)", "mine.py"),
+        ("def get_config():\n    pass", "returns NoneType; expected a config"),
+        ("def get_config():\n    return ['lora']", "returns list; expected a config"),
+        ("def get_config(a, b):\n    return {}", "get_config"),
+        ("get_config = 3", "not callable"),
+        ("assert False", "mine.py"),
+        (b"\x00\x01\xff\xfe", "mine.py"),
+        (b"\xff\xfe\x41", "mine.py"),
+    ],
+)
+def test_a_config_file_that_does_something_else(text, says, tmp_path, capsys):
+    assert says in answer(capsys, f"--config={config_file(tmp_path, text)}", f"--workdir={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--workdir="], "--workdir is empty"),
+        (["--workdir=~no_such_user_here/x"], "no such home directory"),
+        (["--coordinator_address=nonsense", "--num_processes=2", "--process_id=0"], "expected HOST:PORT"),
+        (["--coordinator_address=there.is.no.such.host.invalid:12345", "--num_processes=1", "--process_id=0"], "host"),
+        (["--coordinator_address=localhost:99999", "--num_processes=2", "--process_id=0"], "expected HOST:PORT"),
+        (["--num_processes=-1"], "--num_processes is -1"),
+        (["--num_processes=2", "--process_id=2"], "--process_id is 2; expected from 0 to 1"),
+    ],
+)
+def test_a_flag_that_no_run_can_have(flags, says, capsys):
+    assert says in answer(capsys, f"--config={CONFIG}", *flags)
+
+
+def test_a_home_directory_is_meant_by_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    call = parse_call(["main.py", f"--config={CONFIG}", "--workdir=~/x"], Run, "")
+    assert call is not None and call.workdir == tmp_path / "x"
+
+
+class Broken:
+    """Stands for a command that ends badly."""
+
+    def __init__(self, error: BaseException):
+        self.error = error
+
+    def __call__(self, argv):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        (MemoryError(), 1, "too little memory"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\nmore"), 1, "batch_size"),
+        (PermissionError(13, "Permission denied", "/somewhere/rows.csv"), 1, "/somewhere/rows.csv: Permission denied"),
+        (OSError(24, "Too many open files"), 1, "Too many open files"),
+        (ValueError("embedded null byte"), 2, "NUL"),
+    ],
+)
+def test_what_the_machine_cannot_is_one_line(error, status, says, monkeypatch, capsys):
+    monkeypatch.setattr("jpeft.cli.run.run", Broken(error))
+    assert run_experiment(["main.py"]) == status
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1 and says in line
+
+
+def test_a_defect_of_ours_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("jpeft.cli.run.run", Broken(KeyError("oops")))
+    with pytest.raises(KeyError):
+        run_experiment(["main.py"])
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "status", "says"),
+    [
+        (
+            {"JAX_PLATFORMS": "cuda"},
+            ["train", "--config=mini:lora_agnews_low", "--config.data.source=sample"],
+            2,
+            "cpu",
+        ),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, ["params", "--model=nö/日本"], 2, "error: "),
+        pytest.param(
+            {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+            ["params", "--model=mini"],
+            0,
+            "",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_an_environment_that_lacks_something(environment, arguments, status, says, tmp_path):
+    kept = {name: os.environ[name] for name in ("PATH", "JPEFT_CACHE") if name in os.environ}
+    done = subprocess.run(
+        [sys.executable, "-m", "jpeft.cli", *arguments],
+        env={**kept, "PYTHONPATH": str(CONFIG.parents[1]), "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        cwd=tmp_path,
+    )
+    error = done.stderr.decode(errors="replace")
+    assert done.returncode == status and "Traceback" not in error and says in error
+    assert not (tmp_path / "~").exists()

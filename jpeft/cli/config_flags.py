@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jpeft import configs
+from jpeft.cli.arguments import as_path
 from jpeft.configs import ConfigFile
 from jpeft.errors import UserError
 
@@ -89,7 +90,7 @@ def parse_call(argv: Sequence[str], config_type: type, help_text: str, *, in_pro
     if not isinstance(given["config"], Mapping | ConfigDict):
         kind = type(given["config"]).__name__
         raise UserError(f"get_config() of {config_file} returns {kind}; expected a config (ConfigDict) or a dict.")
-    workdir = Path("runs") / found.name if given["workdir"] is None else path_argument(given["workdir"], "--workdir")
+    workdir = Path("runs") / found.name if given["workdir"] is None else as_path(given["workdir"], "--workdir")
     return Call(given["config"], workdir, given["overwrite"], given["quiet"], _group(given) if in_processes else None)
 
 
@@ -158,21 +159,9 @@ def _explain_flag(error: BaseException, argv: Sequence[str], config_type: type, 
     if "Traceback (most recent call last)" in text:  # get_config() itself raised: what it said stands last
         kind, _, said = text.splitlines()[-1].partition(": ")
         return said or f"{config_file} raises {kind}."
-    if isinstance(error, flags.Error | AttributeError | KeyError | TypeError | ValueError | UserError) and text:
+    if isinstance(error, flags.Error | ValueError) and text:  # of a flag's value, or what a config says of its argument
         return text.partition("\n")[0][:_LONGEST_LINE]
     return f"{config_file} raises {type(error).__name__}{f' ({text.splitlines()[0]})' if text else ''}."[:_LONGEST_LINE]
-
-
-def path_argument(text: str, flag: str) -> Path:
-    """The path that a flag gives, `~` resolved. Raises `UserError` where it can be none."""
-    if not text.strip():
-        raise UserError(f"{flag} is empty; name a path.")
-    if "\0" in text:
-        raise UserError(f"{flag} holds a NUL character, which no file's name can.")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        raise UserError(f"{flag} is {text[:80]!r}: there is no such home directory; write the path in full.") from None
 
 
 def _config_keys(config_type: type) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from pathlib import Path
+
+from jpeft.cli.arguments import path
 
 _DESCRIPTION = """Writes an adapter as Hugging Face PEFT opens it, with a card (README.md) of what it is and scored.
 
@@ -26,8 +27,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("adapter", type=Path, metavar="RUN_OR_ADAPTER", help="a run's directory, or an adapter's")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write; new or empty")
+    parser.add_argument("adapter", type=path, metavar="RUN_OR_ADAPTER", help="a run's directory, or an adapter's")
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="where to write; new or empty")
     parser.add_argument("--model", metavar="BASE", help="hub id or directory (default: the base the adapter names)")
     parser.add_argument(
         "--base-name", metavar="NAME", help="what to call the base in the files, as others find it (default: BASE)"

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+from jpeft.cli.arguments import number, path, whole
 from jpeft.errors import UserError
 
 _DESCRIPTION = """Runs the cells of a grid: methods x tasks x scales x ablations x seeds. What is done stays done.
@@ -36,7 +37,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="benchmark, mini, or a file of yours whose get_config takes a cell's name (default: %(default)s)",
     )
-    parser.add_argument("--workdir", type=Path, help="of the grid; runs/<name of the config file> by default")
+    parser.add_argument("--workdir", type=path, help="of the grid; runs/<name of the config file> by default")
     which = parser.add_argument_group("which cells (lists are separated by commas)")
     which.add_argument("--methods", default="full,lora,ia3,bitfit,prompt", help="(default: %(default)s)")
     which.add_argument("--tasks", default="agnews,cola,e2e,samsum", help="(default: %(default)s)")
@@ -50,16 +51,19 @@ def add(commands: argparse._SubParsersAction) -> None:
     which.add_argument("--only", metavar="PATTERN", help="cells whose name matches, such as 'ia3_*_medium'")
     how = parser.add_argument_group("what to do with them")
     how.add_argument("--dry-run", action="store_true", help="show every cell's state and run nothing")
-    how.add_argument("--limit", type=int, metavar="N", help="begin at most N cells")
+    how.add_argument("--limit", type=whole(1), metavar="N", help="begin at most N cells")
     how.add_argument("--retry-failed", action="store_true", help="run those that failed, too")
     how.add_argument("--overwrite-stale", action="store_true", help="run those of another config again; theirs is lost")
     how.add_argument("--launcher", choices=("local", "ray"), default="local", help="(default: %(default)s)")
     how.add_argument(
-        "--jobs", type=int, metavar="N", help="cells at once; local: the GPUs, or cores, are shared out (default: 1)"
+        "--jobs",
+        type=whole(1, 4096),
+        metavar="N",
+        help="cells at once; local: the GPUs, or cores, are shared out (default: 1)",
     )
     how.add_argument("--address", default="auto", help="of the Ray cluster (default: %(default)s)")
-    how.add_argument("--gpus", type=float, default=0.0, help="that a cell asks of Ray (default: none)")
-    how.add_argument("--cpus", type=float, default=1.0, help="that a cell asks of Ray (default: %(default)s)")
+    how.add_argument("--gpus", type=number(0, 1024), default=0.0, help="that a cell asks of Ray (default: none)")
+    how.add_argument("--cpus", type=number(0, 4096), default=1.0, help="that a cell asks of Ray (default: %(default)s)")
     how.add_argument("--json", action="store_true", help="print every cell's state as JSON at the end")
     parser.set_defaults(run=_grid, takes_config_keys=True)
 

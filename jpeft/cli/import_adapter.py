@@ -2,8 +2,8 @@
 
 import argparse
 import json
-from pathlib import Path
 
+from jpeft.cli.arguments import path
 from jpeft.errors import UserError
 
 _DESCRIPTION = """Reads an adapter that Hugging Face PEFT saved, checks it against a T5 and says what it is.
@@ -26,8 +26,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("adapter", type=Path, metavar="PEFT_DIR", help="a directory with adapter_config.json")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write; new or empty")
+    parser.add_argument("adapter", type=path, metavar="PEFT_DIR", help="a directory with adapter_config.json")
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="where to write; new or empty")
     parser.add_argument("--model", metavar="BASE", help="hub id or directory (default: the base the adapter names)")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     parser.set_defaults(run=_import)

@@ -4,7 +4,8 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
+
+from jpeft.cli.arguments import path
 
 _DESCRIPTION = """Merges an adapter into its base: a T5 directory that transformers opens, with config and tokenizer.
 
@@ -26,8 +27,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("adapter", type=Path, metavar="RUN_OR_ADAPTER", help="a run's directory, or an adapter's")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new model; new or empty")
+    parser.add_argument("adapter", type=path, metavar="RUN_OR_ADAPTER", help="a run's directory, or an adapter's")
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="the new model; new or empty")
     parser.add_argument("--model", metavar="BASE", help="hub id or directory (default: the base the adapter names)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights (default: the base's)")
     parser.add_argument("--json", action="store_true", help="print what was measured as JSON")
@@ -67,7 +68,7 @@ def _merge(arguments: argparse.Namespace) -> int:
         card = merged_card(method, sites, base=name, result=found.result, agreement=agreement, dtype=dtype.name)
         if task is not None:
             task.write(out)
-        (out / "README.md").write_text(card)
+        (out / "README.md").write_text(card, encoding="utf-8")
     if arguments.json:
         values = {"out": str(arguments.out), "base": name, "method": method.name, "dtype": dtype.name}
         print(json.dumps({**values, "changed": len(sites), "logits": dataclasses.asdict(agreement)}, indent=2))

@@ -50,7 +50,7 @@ def write_adapter(
         )
         if task is not None:
             task.write(beside)
-        (beside / "README.md").write_text(card)
+        (beside / "README.md").write_text(card, encoding="utf-8")
     return size
 
 

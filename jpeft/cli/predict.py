@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from jpeft.cli.arguments import path, whole
 from jpeft.errors import UserError
 
 _DESCRIPTION = """Answers texts, one JSON line each, in the order of the input: the row, `prediction` and `confidence`.
@@ -39,7 +40,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="to answer, in the place of --input")
     what = parser.add_argument_group("what answers")
     what.add_argument("--model", metavar="NAME", help="mini, a hub id or a directory in Hugging Face layout")
-    what.add_argument("--adapter", type=Path, metavar="DIR", help="a run's directory, or an adapter's")
+    what.add_argument("--adapter", type=path, metavar="DIR", help="a run's directory, or an adapter's")
     what.add_argument("--dtype", help="auto, float32 or bfloat16 (default: the run's, or auto)")
     rows = parser.add_argument_group("what is answered")
     rows.add_argument("--input", metavar="FILE", help="- is standard input (default)")
@@ -47,7 +48,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     rows.add_argument("--template", metavar="TEXT", help="the prompt, with a row's columns in it: 'Topic of {text}?'")
     rows.add_argument(
         "--max-input-length",
-        type=_at_least(2),
+        type=whole(2, 65_536),
         metavar="TOKENS",
         help="longer prompts are cut (default: a run's, or 512)",
     )
@@ -56,28 +57,19 @@ def add(commands: argparse._SubParsersAction) -> None:
     how.add_argument("--generate", action="store_true", help="generate, though the run has labels")
     how.add_argument(
         "--max-output-length",
-        type=_at_least(1),
+        type=whole(1, 16_384),
         metavar="TOKENS",
         help="of an answer (default: a run's, or 128)",
     )
     how.add_argument(
-        "--num-beams", type=_at_least(1), metavar="N", help="of generation (default: a run's, or 1, greedy)"
+        "--num-beams", type=whole(1, 256), metavar="N", help="of generation (default: a run's, or 1, greedy)"
     )
-    how.add_argument("--batch-size", type=_at_least(1), default=32, metavar="ROWS", help="default: %(default)s")
+    how.add_argument("--batch-size", type=whole(1, 65_536), default=32, metavar="ROWS", help="default: %(default)s")
     out = parser.add_argument_group("where answers go")
-    out.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    out.add_argument("--output", type=path, metavar="FILE", help="default: standard output")
     out.add_argument("--overwrite", action="store_true", help="make --output anew")
     out.add_argument("--quiet", action="store_true", help="no progress and no summary")
     parser.set_defaults(run=_predict)
-
-
-def _at_least(least: int):
-    def number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
-        return int(text)
-
-    return number
 
 
 def _predict(arguments: argparse.Namespace) -> int:

@@ -2,8 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
+from jpeft.cli.arguments import path
 from jpeft.errors import RunFailed, UserError
 
 _MOST_LINES = 50  # of files left out; a report names all of them
@@ -20,7 +20,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         ),
     )
     report.add_argument("runs", nargs="*", metavar="RUNS", help="run directories, directories of many, or result files")
-    report.add_argument("--out", type=Path, metavar="DIR", help="write an HTML page, Markdown, CSV and figures there")
+    report.add_argument("--out", type=path, metavar="DIR", help="write an HTML page, Markdown, CSV and figures there")
     report.add_argument("--paper", action="store_true", help="recompute the published tables from each other; no runs")
     report.add_argument("--json", action="store_true", help="print the collected numbers as JSON")
     report.set_defaults(run=_report)

@@ -3,8 +3,9 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from jpeft.cli.arguments import number, path, whole, wholes
 
 if TYPE_CHECKING:
     from jpeft.serve.app import Service
@@ -37,14 +38,16 @@ def add(commands: argparse._SubParsersAction) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--model", required=True, metavar="BASE", help="hub id, directory or mini")
-    parser.add_argument("--adapters", type=Path, required=True, metavar="DIR", help="where adapters are loaded from")
+    parser.add_argument("--adapters", type=path, required=True, metavar="DIR", help="where adapters are loaded from")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and activations"
     )
     parser.add_argument(
         "--also-base", action="append", default=[], metavar="NAME", help="what adapters may call the base, besides BASE"
     )
-    parser.add_argument("--capacity", type=int, default=64, metavar="N", help="adapters loaded at once (64)")
+    parser.add_argument(
+        "--capacity", type=whole(1, 65_536), default=64, metavar="N", help="adapters loaded at once (64)"
+    )
     parser.add_argument(
         "--room",
         action="append",
@@ -53,23 +56,23 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="room for adapters that come later, such as lora:official:16 or prompt:paper:20; may be repeated",
     )
     shapes = parser.add_argument_group("shapes, compiled at the start; the last of each is the largest that is taken")
-    shapes.add_argument("--batch-sizes", type=_numbers, default=(1, 4, 16), metavar="N,...", help="rows (1,4,16)")
-    shapes.add_argument("--input-lengths", type=_numbers, default=(64, 256), metavar="N,...", help="tokens (64,256)")
-    shapes.add_argument("--output-lengths", type=_numbers, default=(16, 64), metavar="N,...", help="tokens (16,64)")
+    shapes.add_argument("--batch-sizes", type=wholes(1, 4096), default=(1, 4, 16), metavar="N,..", help="rows (1,4,16)")
+    shapes.add_argument(
+        "--input-lengths", type=wholes(2, 65_536), default=(64, 256), metavar="N,...", help="tokens (64,256)"
+    )
+    shapes.add_argument(
+        "--output-lengths", type=wholes(1, 16_384), default=(16, 64), metavar="N,...", help="tokens (16,64)"
+    )
     limits = parser.add_argument_group("limits")
-    limits.add_argument("--max-inputs", type=int, default=16, metavar="N", help="of one request (16)")
-    limits.add_argument("--max-body-bytes", type=int, default=1 << 20, metavar="N", help="of one request (1 MiB)")
-    limits.add_argument("--max-queue", type=int, default=256, metavar="N", help="inputs that may wait (256)")
-    limits.add_argument("--max-wait-ms", type=float, default=5.0, metavar="MS", help="for a batch to fill (5)")
-    limits.add_argument("--timeout", type=float, default=60.0, metavar="S", help="of one request (60)")
+    limits.add_argument("--max-inputs", type=whole(1), default=16, metavar="N", help="of one request (16)")
+    limits.add_argument("--max-body-bytes", type=whole(1), default=1 << 20, metavar="N", help="of one request (1 MiB)")
+    limits.add_argument("--max-queue", type=whole(1), default=256, metavar="N", help="inputs that may wait (256)")
+    limits.add_argument("--max-wait-ms", type=number(0), default=5.0, metavar="MS", help="for a batch to fill (5)")
+    limits.add_argument("--timeout", type=number(0), default=60.0, metavar="S", help="of one request (60)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
+    parser.add_argument("--port", type=whole(0, 65_535), default=8000, help="0 takes a free one (8000)")
     parser.add_argument("--json", action="store_true", help="print what is served as one line of JSON")
     parser.set_defaults(run=_serve)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -88,7 +88,7 @@ class _CellDisplay(Display):
         self._directory = directory
 
     def say(self, line: str) -> None:
-        with contextlib.suppress(OSError), (self._directory / LOG_FILE).open("a") as log:
+        with contextlib.suppress(OSError), (self._directory / LOG_FILE).open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
     @contextlib.contextmanager

@@ -8,6 +8,7 @@ first process alone writes files. With one process all of this does nothing.
 import contextlib
 import dataclasses
 import os
+import re
 import socket
 import sys
 import threading
@@ -22,6 +23,7 @@ from jax.experimental import multihost_utils
 from jpeft.errors import RunFailed, UserError
 from jpeft.mesh.lifeline import Lifeline
 
+_MOST_PROCESSES = 65_536
 _SECONDS_TO_GATHER = 300  # until all processes have to be there: a cluster does not start them at one moment
 _SECONDS_WITHOUT_A_SIGN = 20  # of life, after which a process counts as lost
 _LONGEST_MESSAGE = 1024  # bytes
@@ -43,6 +45,15 @@ class Group:
     num_processes: int | None = None
     process_id: int | None = None
 
+    def _check(self) -> None:
+        count, own = self.num_processes, self.process_id
+        if count is not None and not 1 <= count <= _MOST_PROCESSES:
+            raise UserError(f"--num_processes is {count}; expected from 1 to {_MOST_PROCESSES:,}.")
+        if own is not None and not 0 <= own < (count or _MOST_PROCESSES):
+            raise UserError(f"--process_id is {own}; expected from 0 to {(count or _MOST_PROCESSES) - 1:,}.")
+        if self.coordinator_address is not None:
+            _resolve(self.coordinator_address)
+
     def join(self) -> None:
         """Makes this process one of the group; before anything else is asked of JAX.
 
@@ -50,6 +61,7 @@ class Group:
           UserError: the cluster does not tell what is None, or the values do not agree.
           RunFailed: the others did not come.
         """
+        self._check()
         try:
             jax.distributed.initialize(
                 self.coordinator_address,
@@ -66,6 +78,18 @@ class Group:
             ) from None
         except (RuntimeError, jax.errors.JaxRuntimeError) as error:
             raise RunFailed(f"the processes of this run did not come together: {_first_line(error)}") from None
+
+
+def _resolve(address: str) -> None:
+    """Raises `UserError` for what is no HOST:PORT, or a host that nobody knows: JAX would wait for it."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65_535:
+        raise UserError(f"--coordinator_address is {address[:80]!r}; expected HOST:PORT, such as node0:12345.")
+    try:
+        socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # UnicodeError: a part of the name is empty or too long
+        raise UserError(f"--coordinator_address: no host is called {host[:80]!r}; expected HOST:PORT.") from None
 
 
 def is_first() -> bool:

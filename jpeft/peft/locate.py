@@ -84,7 +84,7 @@ def _result(run: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        result = json.loads(file.read_text())
+        result = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunFailed(f"{file} is damaged ({error}).") from None
     if not isinstance(result, dict):

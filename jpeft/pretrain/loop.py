@@ -225,7 +225,7 @@ class _Pretraining:
         place = self.directory.path / "samples"
         place.mkdir(exist_ok=True)
         with write_whole(place / f"step_{self.progress.step:07d}.jsonl") as beside:
-            beside.write_text("".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
+            beside.write_text("".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples), "utf-8")
         shown = ", ".join(f"{kind} {loss:.4f}" for kind, loss in losses.items())
         said = f"held-out loss of {shown}" if shown else "no row is held out, a source needs 10 for that"
         self.display.say(f"step {self.progress.step:,}: {said}")

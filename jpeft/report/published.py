@@ -24,7 +24,7 @@ TABLE_2_LABELS = {**ABLATION_LABELS, None: "all layers", "random": "select 50% r
 @functools.cache
 def published() -> dict[str, Any]:
     """Every published number, by table."""
-    return json.loads(resources.files("jpeft.report").joinpath("published.json").read_text())
+    return json.loads(resources.files("jpeft.report").joinpath("published.json").read_text(encoding="utf-8"))
 
 
 def published_parameters() -> dict[tuple[str, str | None], int]:

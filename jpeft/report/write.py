@@ -72,7 +72,7 @@ def to_json(value: Any) -> str:
 def _remove_earlier(directory: Path, keep: set[str]) -> None:
     """Removes what a report wrote here before and this one does not: it would be read as a part of this one."""
     try:
-        before = json.loads((directory / _INDEX).read_text())["files"]
+        before = json.loads((directory / _INDEX).read_text(encoding="utf-8"))["files"]
         names = {name for name in before if isinstance(name, str)}
     except (OSError, ValueError, KeyError, TypeError):
         return

@@ -58,7 +58,7 @@ def write_aftermath(
     found.append(cautions.still_learning(best_epoch=best_epoch, epochs_run=epochs_run, max_epochs=max_epochs))
     notes = []
     if is_first():
-        with write_whole(directory.path / "worst_rows.jsonl") as beside, beside.open("w") as file:
+        with write_whole(directory.path / "worst_rows.jsonl") as beside, beside.open("w", encoding="utf-8") as file:
             for row in worst_rows(task, examples, judged.predictions, judged.scores):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         curve = Curve.of_log(directory.path / "metrics.jsonl")

@@ -308,7 +308,7 @@ class RunDirectory:
         """One line per test row: id, input, target, prediction, score."""
         if not is_first():
             return
-        with write_whole(self.path / name) as beside, beside.open("w") as file:
+        with write_whole(self.path / name) as beside, beside.open("w", encoding="utf-8") as file:
             for example, prediction, score in zip(examples, predictions, scores, strict=True):
                 line = {"id": example.id, "input": example.input, "target": example.target}
                 file.write(json.dumps({**line, "prediction": prediction, "score": score}, ensure_ascii=False) + "\n")
@@ -387,8 +387,8 @@ class MetricsLog:
             shutil.copyfile(self._path, place)
             report(f"{self._path} has {foreign} damaged lines, which are left out; as it was it is in {place}")
         with write_whole(self._path) as beside:
-            beside.write_text("".join(f"{line}\n" for line in kept))
-        self._file = self._path.open("a")
+            beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8")
         self._events_directory = directory / "tensorboard"
         self._purge_step = steps_done + 1 if steps_done else None
 

@@ -1,0 +1,66 @@
+"""Values of flags, checked as they are read: paths, whole numbers, numbers."""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from jpeft.errors import UserError
+
+_LARGEST = 10**9
+
+
+def as_path(text: str, flag: str) -> Path:
+    """The path that a flag gives, `~` resolved. Raises `UserError` where it can be none."""
+    if not text.strip():
+        raise UserError(f"{flag} is empty; name a path.")
+    if "\0" in text:
+        raise UserError(f"{flag} holds a NUL character, which no file's name can.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{flag} is {text[:80]!r}: there is no such home directory; write the path in full.") from None
+
+
+def path(text: str) -> Path:
+    """As a `type` of argparse: `as_path`."""
+    try:
+        return as_path(text, "it")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def whole(least: int, most: int = _LARGEST) -> Callable[[str], int]:
+    """A `type` of argparse: a whole number from `least` to `most`."""
+
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:  # also of thousands of digits
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number") from None
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text[:40]} is not from {least:,} to {most:,}")
+        return value
+
+    return number
+
+
+def wholes(least: int, most: int = _LARGEST) -> Callable[[str], tuple[int, ...]]:
+    """A `type` of argparse: whole numbers with commas."""
+    one = whole(least, most)
+    return lambda text: tuple(one(part) for part in text.split(","))
+
+
+def number(least: int | float, most: int | float = _LARGEST) -> Callable[[str], float]:
+    """A `type` of argparse: a finite number from `least` to `most`."""
+
+    def parsed(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number") from None
+        if not (math.isfinite(value) and least <= value <= most):
+            raise argparse.ArgumentTypeError(f"{text[:40]} is not from {least:g} to {most:g}")
+        return value
+
+    return parsed
