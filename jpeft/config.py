@@ -482,19 +482,66 @@ def _value_type(annotation: Any) -> type:
     return annotation
 
 
-def parse(cls: type, values: Mapping[str, Any], path: str) -> Any:
+def keys_of(cls: type, prefix: str = "") -> list[str]:
+    """Every key below a section of a config: `model.name`; of a section with keys of the user's own its name alone."""
+    keys = []
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            keys += keys_of(typing.cast(type, field.type), f"{prefix}{field.name}.")
+        else:
+            keys.append(f"{prefix}{field.name}")
+    return keys
+
+
+def unknown_key(root: type, key: str, path: str = "config") -> str:
+    """What is said of a key that a config at `path` does not have: that it is a section, or which one is meant.
+
+    Sections are easily mixed up, so all of them are looked through: what counts is the name itself, by its letters and
+    by its words (`lora_rank` is `method.rank`, `lr` a `learning_rate`), and then the section.
+    """
+    key, keys = key[:200], keys_of(root)
+    below = [known.removeprefix(f"{key}.") for known in keys if known.startswith(f"{key}.")]
+    if below:
+        return f"{path}.{key} is a section; give one of its keys: {', '.join(below)}."
+    sections = {known.rpartition(".")[0] for known in keys} - {""}
+    section, _, name = key.rpartition(".")
+
+    def likeness(known: str) -> tuple[float, float]:
+        its_section, _, its_name = known.rpartition(".")
+        alike = lambda one, other: difflib.SequenceMatcher(None, one, other).ratio()
+        letters, words, its_words = alike(name, its_name), name.split("_"), its_name.split("_")
+        shared = set(words) <= set(its_words) or set(its_words) <= set(words)
+        initials = len(its_words) > 1 and name == "".join(word[:1] for word in its_words)
+        by_words = 0.8 if shared or initials else 0.0
+        return max(letters, by_words) + 0.15 * alike(section, its_section), letters
+
+    meant = max([*keys, *sorted(sections)], key=likeness)
+    return f"unknown config key {path}.{key}; did you mean {path}.{meant}?"
+
+
+def parse(cls: type, values: Mapping[str, Any], path: str, root: tuple[type, str] | None = None) -> Any:
+    """The dataclass `cls` of a config's values.
+
+    Args:
+      path: of the section, from `config` on.
+      root: what the whole config is read into, and its path; `cls` and `path` where that is this.
+
+    Raises:
+      UserError: an unknown key, or a value of another type.
+    """
+    root = root or (cls, path)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
-            close = difflib.get_close_matches(str(key)[:200], fields, n=1, cutoff=0.0)
-            raise UserError(f"unknown config key {path}.{str(key)[:200]}; did you mean {path}.{close[0]}?")
+            whole, at = root
+            raise UserError(unknown_key(whole, f"{path}.{str(key)[:200]}".removeprefix(f"{at}."), at))
     parsed = {}
     for key, value in values.items():
         kind = fields[key].type
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping):
-                raise UserError(f"{path}.{key} is {_short(value)}; it is a section with keys of its own.")
-            parsed[key] = parse(typing.cast(type, kind), value, f"{path}.{key}")
+                raise UserError(f"{path}.{key} is {value!r}; it is a section with keys of its own.")
+            parsed[key] = parse(typing.cast(type, kind), value, f"{path}.{key}", root)
         elif not (value is None and fields[key].metadata.get("open")):
             parsed[key] = _checked_value(f"{path}.{key}", value, kind)
     return cls(**parsed)

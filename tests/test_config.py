@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jpeft.config import Run, default_config, differences
+from jpeft.config import Run, default_config, differences, unknown_key
 from jpeft.errors import UserError
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
@@ -33,6 +33,18 @@ def test_the_default_config_is_a_run():
     assert Run.from_config(default_config()) == Run.from_config({})
 
 
+def test_a_section_in_a_keys_place_is_said_with_its_keys():
+    said = unknown_key(Run, "train.learning_rate")
+    assert said == "config.train.learning_rate is a section; give one of its keys: initial, warmup, annealing."
+
+
+def test_a_key_of_a_section_that_is_none_is_looked_for_in_all():
+    """As a flag gives it: `--config.trian.seed=1`."""
+    assert unknown_key(Run, "trian.seed").endswith("did you mean config.train.seed?")
+    assert unknown_key(Run, "optimizer.weight_decay").endswith("did you mean config.train.weight_decay?")
+    assert unknown_key(Run, "lora.rank").endswith("did you mean config.method.rank?")
+
+
 @pytest.mark.parametrize(
     ("key", "closest"),
     [
@@ -41,6 +53,11 @@ def test_the_default_config_is_a_run():
         ("train__learning_rate__warm_up", "config.train.learning_rate.warmup"),
         ("method__target", "config.method.targets"),
         ("data__max_val", "config.data.max_validation"),
+        ("model__lora_rank", "config.method.rank"),
+        ("method__lora_alpha", "config.method.alpha"),
+        ("data__max_epochs", "config.train.max_epochs"),
+        ("eval__beams", "config.eval.num_beams"),
+        ("train__lr", "config.train.learning_rate"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_closest_known_one(key, closest):

@@ -7,7 +7,7 @@ from typing import Any
 from jpeft.errors import UserError
 from jpeft.eval.uncertainty import in_words
 from jpeft.files import read_json_object
-from jpeft.plurals import number_of
+from jpeft.words import counted
 
 _MOST_CLASSES = 12  # in the table
 _MOST_MISTAKES = 3  # beside each class
@@ -17,7 +17,7 @@ def metric_line(result: Mapping[str, Any]) -> str:
     """The metric, how far it may be trusted, and what it would be without a model; of old results, what they hold."""
     said = [
         in_words(result.get("uncertainty")),
-        number_of(result["test_examples"], "test row"),
+        counted(result["test_examples"], "test row"),
         _majority(result.get("per_class")),
     ]
     return f"{result['metric_name']}  {result['metric']:.4f}  ({'; '.join(filter(None, said))})"

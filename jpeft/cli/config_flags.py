@@ -1,7 +1,6 @@
 """A command line that names a config file and sets its keys: `--config FILE[:ARG] --config.KEY=VALUE --workdir DIR`."""
 
 import dataclasses
-import difflib
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 from jpeft import configs
 from jpeft.cli.arguments import as_path
+from jpeft.config import unknown_key
 from jpeft.configs import ConfigFile
 from jpeft.errors import UserError
 
@@ -153,8 +153,7 @@ def _explain_flag(error: BaseException, argv: Sequence[str], config_type: type, 
         key = name.removeprefix("config.")
         users_own = any(key.startswith(f"{section}.") for section in known)  # below a section of keys of their choice
         if name.startswith("config.") and key not in known and not users_own:
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            return f"unknown config key {name}; did you mean config.{close}?"
+            return unknown_key(config_type, key)
     text = str(error.args[0] if error.args else error).strip()
     if "Traceback (most recent call last)" in text:  # get_config() itself raised: what it said stands last
         kind, _, said = text.splitlines()[-1].partition(": ")

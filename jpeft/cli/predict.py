@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jpeft.cli.arguments import path, whole
 from jpeft.errors import UserError
+from jpeft.words import counted
 
 _DESCRIPTION = """Answers texts, one JSON line each, in the order of the input: the row, `prediction` and `confidence`.
 
@@ -122,11 +123,11 @@ def _summarize(predicting, meter, output: Path | None) -> None:
         if output is None:
             meter.say("there was no row to answer")
         else:
-            meter.say(f"{output} is complete: {predicting.rows:,} answers; --overwrite makes them anew")
+            meter.say(f"{output} is complete: {counted(predicting.rows, 'answer')}; --overwrite makes them anew")
         return
     rate, compiling = answering.answered / predicting.seconds, answering.program.compile_seconds
     meter.say(
-        f"answered  {answering.answered:,} rows in {predicting.seconds:.1f} s, {rate:,.1f} a second; "
+        f"answered  {counted(answering.answered, 'row')} in {predicting.seconds:.1f} s, {rate:,.1f} a second; "
         f"compiled for {compiling:.1f} s"
     )
     if answering.cut:
@@ -135,4 +136,4 @@ def _summarize(predicting, meter, output: Path | None) -> None:
             "longest column"
         )
     if output is not None:
-        meter.say(f"wrote     {output} ({predicting.rows:,} answers)")
+        meter.say(f"wrote     {output} ({counted(predicting.rows, 'answer')})")

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from jpeft.cli.arguments import number, path, whole, wholes
+from jpeft.words import counted
 
 if TYPE_CHECKING:
     from jpeft.serve.app import Service
@@ -87,7 +88,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             if arguments.json:
                 print(json.dumps({"url": url, "model": arguments.model, "adapters": loaded}), flush=True)
             else:
-                what = f"{arguments.model} and {len(loaded)} adapters"
+                what = f"{arguments.model} and {counted(len(loaded), 'adapter')}"
                 print(f"serving  {what} at {url}, documented at {url}/docs", flush=True)
 
         serve_until_told(service, bound, listening)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from jpeft.errors import UserError
+from jpeft.words import counted
 
 SCALES = {  # name: (training examples at most, epochs at most)
     "low": (100, 10),
@@ -71,6 +72,6 @@ def draw(
         if not parts[name].rows:
             there = ", ".join(f"{size} {split}" for split, size in sizes.items())
             raise UserError(
-                f"the {name} split is empty (data.max_{name} is {caps[name]}; the source has {there} rows)."
+                f"the {name} split is empty (data.max_{name} is {caps[name]}; the source has {counted(there, 'row')})."
             )
     return parts

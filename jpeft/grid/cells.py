@@ -9,6 +9,7 @@ from pathlib import Path
 from jpeft.config import Run, one_of
 from jpeft.errors import UserError
 from jpeft.peft.ablations import ABLATIONS
+from jpeft.words import counted
 
 # The paper ablates at medium scale only.
 _PAPER_ABLATION_SCALE = "medium"
@@ -84,5 +85,5 @@ def expand(
     """
     chosen = [name for name in names if only is None or fnmatch.fnmatchcase(name, only)]
     if not chosen:
-        raise UserError(f"--only {only!r} matches none of the {len(names)} cells; one is {names[0]}.")
+        raise UserError(f"--only {only!r} matches none of the {counted(len(names), 'cell')}; one is {names[0]}.")
     return [Cell(name, configure(name, seed)) for name in chosen for seed in seeds]

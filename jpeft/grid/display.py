@@ -12,6 +12,7 @@ from rich.text import Text
 
 from jpeft.grid.scheduler import Schedule
 from jpeft.grid.state import State
+from jpeft.words import counted
 
 _COLOURS = {
     State.MISSING: "dim",
@@ -69,7 +70,7 @@ def _running(schedule: Schedule):
 
 def _counts(schedule: Schedule) -> str:
     counts = schedule.counts()
-    return f"{len(schedule.cells)} cells: " + ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+    return f"{counted(len(schedule.cells), 'cell')}: " + ", ".join(f"{n} {state}" for state, n in counts.items() if n)
 
 
 def _rate(schedule: Schedule, seconds: float) -> str:

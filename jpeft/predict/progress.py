@@ -7,6 +7,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from jpeft.words import counted
+
 _SECONDS_BEFORE_BAR = 2.0
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -52,7 +54,7 @@ class Meter:
         """So many more rows, and bytes of the input; `answered` now, or found to have been before."""
         self._rows += rows
         self._answered += rows if answered else 0
-        note = f"{self._rows:,} rows"
+        note = counted(self._rows, "row")
         if self._started is not None:
             note += f", {self._answered / max(time.monotonic() - self._started, 1e-9):,.1f} a second"
         self._progress.update(self._task, advance=size, note=note)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jpeft.errors import UserError
+from jpeft.words import counted
 
 # Directories of a run that hold no results and may hold thousands of files.
 _NO_RESULTS_IN = {"checkpoint", "adapter", "tensorboard", "damaged", "model", "replaced", ".git"}
@@ -124,7 +125,7 @@ def load(paths: Iterable[Path | str]) -> tuple[list[Result], list[Problem]]:
     if not files:
         raise UserError(
             f"no result.json under {', '.join(str(path) for path in paths)}; name directories of finished runs."
-            + (f" {len(problems)} runs there have not finished." if problems else "")
+            + (f" {counted(len(problems), 'run')} there did not finish." if problems else "")
         )
     results: list[Result] = []
     shared = _Shared()

@@ -17,6 +17,7 @@ from jpeft.serve.bank import AdapterBank
 from jpeft.serve.engine import Engine, Shapes
 from jpeft.serve.pool import Room, room_for
 from jpeft.serve.shelf import Shelf
+from jpeft.words import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ def start(choices: Choices, shapes: Shapes, *, say: Callable[[str], None]) -> tu
     tokenizer = Tokenizer.load(directory, vocab_size=model.config.vocab_size)
     names = shelf.names()
     if len(names) > choices.capacity:
-        raise UserError(f"{choices.adapters} holds {len(names)} adapters; --capacity is {choices.capacity}.")
+        raise UserError(f"{choices.adapters} holds {counted(len(names), 'adapter')}; --capacity is {choices.capacity}.")
     room = [*room_for(model, *asked), *_room_of(shelf, names, model)]
     if not room:
         raise UserError(f"{choices.adapters} holds no adapter to make room for; say by --room what is to come.")
@@ -66,7 +67,7 @@ def start(choices: Choices, shapes: Shapes, *, say: Callable[[str], None]) -> tu
             bank.add(name, shelf.find(name))
         except (UserError, RunFailed) as error:
             say(f"left out {name}: {error}")
-    say(f"loaded   {len(bank.names)} adapters; {bank.nbytes / 1e6:,.0f} MB hold {bank.capacity}")
+    say(f"loaded   {counted(len(bank.names), 'adapter')}; {bank.nbytes / 1e6:,.0f} MB hold {bank.capacity}")
     engine, started = Engine(bank, tokenizer, shapes), time.monotonic()
     engine.compile()
     say(f"compiled {len(list(shapes))} shapes in {time.monotonic() - started:.0f} seconds")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jpeft.eval.per_class import Confusion
 from jpeft.eval.uncertainty import wilson
-from jpeft.plurals import number_of
+from jpeft.words import counted
 
 FEWEST_TEST_ROWS = 30
 FEWEST_STEPS = 50
@@ -19,7 +19,7 @@ def few_test_rows(rows: int) -> str | None:
         return None
     low, high = wilson(0.5, rows)
     return (
-        f"only {number_of(rows, 'test row')}: half of them right would mean anything from {low:.2f} to {high:.2f}; "
+        f"only {counted(rows, 'test row')}: half of them right would mean anything from {low:.2f} to {high:.2f}; "
         f"give {FEWEST_TEST_ROWS} rows or more for the test"
     )
 
@@ -36,10 +36,10 @@ def few_steps(train_rows: int, *, batch_size: int, accumulation_steps: int, max_
     epochs = -(-FEWEST_STEPS // (total // max_epochs))
     ways = [f"--config.train.max_epochs={epochs}"]
     if steps(1) > total:
-        ways.append(f"--config.train.accumulation_steps=1 ({steps(1)} steps)")
+        ways.append(f"--config.train.accumulation_steps=1 ({counted(steps(1), 'step')})")
     return (
-        f"only {number_of(total, 'optimizer step')} in {number_of(max_epochs, 'epoch')} "
-        f"({number_of(train_rows, 'row')}, "
+        f"only {counted(total, 'optimizer step')} in {counted(max_epochs, 'epoch')} "
+        f"({counted(train_rows, 'row')}, "
         f"{batch_size * accumulation_steps} a step): little can be learned in so few; more with {' or '.join(ways)}"
     )
 

@@ -42,7 +42,6 @@ from jpeft.mesh.layout import Layout
 from jpeft.mesh.processes import any_of, host_copy, is_first, wait_for_all
 from jpeft.peft.base import count, split
 from jpeft.peft.hub import save_adapter
-from jpeft.plurals import number_of
 from jpeft.program import use_compilation_cache
 from jpeft.train import cautions
 from jpeft.train.aftermath import write_aftermath
@@ -58,6 +57,7 @@ from jpeft.train.session import Session
 from jpeft.train.setup import set_up
 from jpeft.train.step import TrainState, init_state, zero_sums
 from jpeft.train.stop import StopRequest
+from jpeft.words import counted
 
 _SAID_FROM_SECONDS = 10.0  # below it nobody wonders how long a run takes
 
@@ -273,8 +273,8 @@ class _Execution:
             f"{run.method.name}{f' ({run.ablation.name})' if run.ablation.name else ''} of {run.model.name} on "
             f"{data.task.name}: {self.adapter_parameters:,} of {setup.total_parameters:,} parameters train "
             f"({share:.3g} %); "
-            f"{rows['train']:,} training, {rows['validation']:,} validation, {rows['test']:,} test rows; "
-            f"{number_of(self.steps_per_epoch, 'step')} an epoch, {number_of(self.max_epochs, 'epoch')} at most"
+            f"{rows['train']:,} training, {rows['validation']:,} validation, {counted(rows['test'], 'test row')}; "
+            f"{counted(self.steps_per_epoch, 'step')} an epoch, {counted(self.max_epochs, 'epoch')} at most"
         )
         found = [
             cautions.few_test_rows(len(data.tokens["test"])),
@@ -411,7 +411,7 @@ class _Execution:
         )
         if seconds is None or seconds < _SAID_FROM_SECONDS:
             return ""
-        epochs = number_of(self.max_epochs - progress.epoch, "epoch")
+        epochs = counted(self.max_epochs - progress.epoch, "epoch")
         return f"the whole run takes {duration(seconds)} more at most ({epochs} and the test)"
 
     def _padded_steps(self, first: int) -> Iterator[tuple[list[int], list[Batch]]]:

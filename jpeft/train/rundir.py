@@ -22,6 +22,7 @@ from jpeft.mesh.processes import any_of, entered_by_first, is_first, wait_for_al
 from jpeft.train import aside as replaced
 from jpeft.train.aside import Aside
 from jpeft.train.background import explain_disk_trouble, quiet_threads
+from jpeft.words import counted
 
 _LOCK = ".lock"
 _LONGEST_LOOK = 0.5  # seconds; `is_claimed` holds the lock for an instant, which must not pass for a process at work
@@ -258,8 +259,9 @@ class RunDirectory:
         epochs, best = result.get("epochs_run"), result.get("best_epoch")
         if isinstance(epochs, int) and isinstance(best, int) and epochs - 1 - best >= patience:
             raise UserError(
-                f"{self.path} ended after {epochs} epochs since the validation loss no longer fell after epoch {best}; "
-                f"more epochs alone change nothing: give --config.train.patience={epochs - best + 1} or more, too."
+                f"{self.path} ended after {counted(epochs, 'epoch')} since the validation loss no longer fell after "
+                f"epoch {best}; more epochs alone change nothing: give "
+                f"--config.train.patience={epochs - best + 1} or more, too."
             )
 
     def _reopen(self, epochs: int) -> None:
