@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_dict
 from jpeft.data.prepare import choose_task
 from jpeft.data.sources import check_source
 from jpeft.data.splits import MAX_EVALUATED, SCALES
-from jpeft.data.tasks import Task
+from jpeft.data.tasks import OPTIONS, Task
 from jpeft.errors import UserError
 from jpeft.model.config import RELEASED
 from jpeft.model.settings import ModelSettings, settings_of
@@ -105,7 +105,10 @@ class DataConfig:
       source: auto, hub, local, tfds, sample. `auto` is local where `path` is given, the hub otherwise; `sample` makes
         rows in the shapes of the four tasks, to try the program on without a network.
       path: a file or directory of rows; see the README for its layout.
-      template: prompt with `{column}` in it; None is the task's own.
+      input, target: columns of the text and of the answer of rows of your own; None is `input` and `target`.
+      template: prompt with `{column}` in it; None is the task's own, or `input` alone.
+      options: whether the prompt of your own classes lists them: `list`, `none`, or `auto`, which lists them where the
+        template does not name them and they leave the text three quarters of the input.
       kind: of a custom task, `classification` or `generation`; None tells it from the targets.
       max_train, max_validation, max_test: rows at most; None is the scale's, and 2,500.
       max_input_length, max_target_length: tokens at most; None is the task's.
@@ -117,7 +120,10 @@ class DataConfig:
     scale: str = "low"
     source: str = "auto"
     path: str | None = None
+    input: str | None = None
+    target: str | None = None
     template: str | None = None
+    options: str = "auto"
     kind: str | None = None
     max_train: int | None = None
     max_validation: int = MAX_EVALUATED
@@ -342,7 +348,15 @@ class Run:
 
     def build_task(self) -> Task:
         """The task, with the config's template and kind."""
-        return choose_task(self.data.task, template=self.data.template, kind=self.data.kind)
+        data = self.data
+        task = choose_task(data.task, template=data.template, kind=data.kind, input=data.input, target=data.target)
+        if one_of("data.options", data.options, OPTIONS) != "auto" and task.name != "custom":
+            raise UserError(
+                f"data.options is {data.options!r}, of rows of your own; the prompt of {task.name} is data.template."
+            )
+        if data.options == "list" and task.kind != "classification" and data.kind is not None:
+            raise UserError("data.options is 'list', and data.kind 'generation' has no labels to list; leave one away.")
+        return task
 
     def build_method(self) -> Method:
         """The method in its reading, with the options that the config gives."""

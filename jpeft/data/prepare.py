@@ -1,6 +1,7 @@
 """Everything a run needs of its data: examples, tokens and shapes of its three splits."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -15,13 +16,16 @@ from jpeft.data.batches import (
     tokenize,
     train_order,
 )
+from jpeft.data.prompts import PromptTokens, Template
 from jpeft.data.sources import Columns, load_rows, rows_digest
 from jpeft.data.splits import draw
+from jpeft.data.summary import check_labels, told_of_labels, told_of_rows, told_of_targets
 from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples, require_columns
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
 
-_FEW_ANSWERS = 20  # a user's targets with no more different texts than this, each repeated, are taken for classes
+FEW_ANSWERS = 20  # a user's targets with no more different texts than this, each repeated, are taken for classes
+_OPTIONS_SHARE = 0.25  # of an input's tokens, that a list of labels may take where nobody asked for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +48,33 @@ class Data:
         return {split: [example.id for example in rows] for split, rows in self.examples.items()}
 
 
-def choose_task(name: str, *, template: str | None = None, kind: str | None = None) -> Task:
-    """A task by name, with a user's own prompt where one is given. Raises `UserError` for an unknown name or kind."""
+def choose_task(
+    name: str,
+    *,
+    template: str | None = None,
+    kind: str | None = None,
+    input: str | None = None,
+    target: str | None = None,
+) -> Task:
+    """A task by name, with a user's own columns and prompt where they are given.
+
+    Raises:
+      UserError: an unknown name or kind, or keys that exclude each other.
+    """
     if name not in TASKS:
         raise UserError(f"data.task is {name!r}; expected one of {', '.join(TASKS)}.")
     task = TASKS[name]
+    for key, column in (("input", input), ("target", target)):
+        if column is not None and task.name != "custom":
+            raise UserError(f"data.{key} names a column of your own rows, of data.task=custom; {name} has its own.")
+    if target is not None:
+        task = dataclasses.replace(task, target=target)
+    if input is not None:
+        if template is not None:
+            raise UserError("data.input and data.template both say what the prompt is made of; give one of them.")
+        if input == task.target:
+            raise UserError(f"data.input and data.target are both {input!r}; the text and its answer are two columns.")
+        task = dataclasses.replace(task, template=Template.of_column(input).text)
     if template is not None:
         task = task.with_template(template)
     if kind is not None:
@@ -62,15 +88,28 @@ def choose_task(name: str, *, template: str | None = None, kind: str | None = No
 
 def _with_answers(task: Task, kind: str | None, train: Columns) -> Task:
     """A user's task with its kind, told from the training targets where it is not given, and a classifier's answers."""
-    if task.name != "custom" or task.target not in train:
+    if task.name != "custom":
         return task
-    targets = [str(target) for target in train[task.target] if target is not None]
+    targets = [str(target).strip() for target in train[task.target] if target is not None]
     distinct = list(dict.fromkeys(targets))
-    if kind is None and len(distinct) <= _FEW_ANSWERS and len(distinct) * 3 <= len(targets):
+    if kind is None and len(distinct) <= FEW_ANSWERS and len(distinct) * 3 <= len(targets):
         task = dataclasses.replace(task, kind="classification")
     if task.kind == "classification":
-        task = dataclasses.replace(task, answers=tuple(sorted(distinct)))
+        task = dataclasses.replace(task, answers=tuple(sorted(filter(None, distinct))))
     return task
+
+
+def _with_options(task: Task, options: str, tokenizer: Tokenizer) -> Task:
+    """A user's classification with its labels in the prompt, where they are wanted."""
+    if task.name != "custom" or task.kind != "classification" or options == "none":
+        return task
+    listed = task.with_options()
+    if options == "auto" and (
+        task.names_answers
+        or PromptTokens(listed.template, tokenizer, sys.maxsize).own_length > task.max_input_length * _OPTIONS_SHARE
+    ):
+        return task
+    return listed
 
 
 def prepare(
@@ -80,6 +119,7 @@ def prepare(
     source: str,
     path: str | None,
     kind: str | None,
+    options: str = "auto",
     split_seed: int,
     max_train: int | None,
     max_validation: int | None,
@@ -95,6 +135,7 @@ def prepare(
     """Loads, splits and tokenises a run's data; `report` hears what a user should know of it.
 
     Args:
+      options: of `OPTIONS`: whether the prompt of a user's classes lists them.
       max_train, max_validation, max_test: most rows of each split; None for all.
       sample_seed: which rows the source `sample` generates.
 
@@ -104,20 +145,14 @@ def prepare(
     """
     rows = load_rows(task, source, path, sample_seed=sample_seed)
     digest = rows_digest(rows)
-    told = _with_answers(task, kind, rows["train"])
-    if told.kind != task.kind:
-        report(f"the targets have {len(told.answers)} different texts: taken as classes (data.kind=generation if not)")
-    task = told
+    for split, columns in rows.items():  # before splits are drawn: a user's few rows may fail there for another reason
+        require_columns(task, split, columns)
     task = dataclasses.replace(
-        task,
+        _with_answers(task, kind, rows["train"]),
         max_input_length=max_input_length or task.max_input_length,
         max_target_length=max_target_length or task.max_target_length,
     )
-    for (
-        split,
-        columns,
-    ) in rows.items():  # before the splits are drawn: a user's few rows may fail there for another reason
-        require_columns(task, split, columns)
+    unlisted, task = task, _with_options(task, options, tokenizer)
     splits = draw(
         {split: len(next(iter(columns.values()), [])) for split, columns in rows.items()},
         seed=split_seed,
@@ -136,11 +171,16 @@ def prepare(
             template=task.template,
         )
         require_text(tokens[name], [example.id for example in part])
-        if tokens[name].cut_inputs or tokens[name].cut_targets:
-            report(
-                f"{name}: {tokens[name].cut_inputs} of {len(part)} inputs cut to {task.max_input_length} tokens, "
-                f"{tokens[name].cut_targets} targets to {task.max_target_length}"
-            )
+    if task.name == "custom":
+        for line in told_of_targets(task, rows["train"][task.target], kind=kind, few=FEW_ANSWERS):
+            report(line)
+    if task.answers:
+        for line in told_of_labels(task, made["train"], tokenizer, listed=task != unlisted, options=options):
+            report(line)
+    for line in told_of_rows(task, made, tokens, tokenizer):
+        report(line)
+    if task.answers:
+        check_labels(task.answers, tokenizer, task.max_target_length)
     lengths = {name: part.lengths() for name, part in tokens.items()}
     # One order stands for all: runs of every seed then have the same shapes and can share what is compiled for them.
     some_order = train_order(

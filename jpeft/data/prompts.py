@@ -96,6 +96,9 @@ class PromptTokens:
     Text of a row is text, whatever it spells. In a template `<extra_id_0>` and its like are the vocabulary's sentinels,
     which a T5 that was not tuned on instructions answers; every other special token's name is text there, too.
 
+    Attributes:
+      own_length: tokens of the template's own text and `</s>`, which every prompt has.
+
     Raises `UserError` when `max_length` leaves no room beside the template's own text; `key` is how it was given.
     """
 
@@ -110,11 +113,11 @@ class PromptTokens:
         self.template = Template.parse(template) if isinstance(template, str) else template
         self._tokenizer, self._max_length = tokenizer, max_length
         self._pieces = list(self._split_at_sentinels())
-        own = len(self._whole([dict.fromkeys(self.template.columns, "")])[0])
-        if own >= max_length:
+        self.own_length = len(self._whole([dict.fromkeys(self.template.columns, "")])[0])
+        if self.own_length >= max_length:
             raise UserError(
-                f"the template's own text has {own} tokens, </s> included, and {key} is {max_length}: no room is left "
-                f"for a row's; shorten the template or set {key} to {own + 1} or more."
+                f"the template's own text has {self.own_length} tokens, </s> included, and {key} is {max_length}: no "
+                f"room is left for a row's; shorten the template or set {key} to {self.own_length + 1} or more."
             )
 
     def __call__(self, rows: Sequence[Mapping[str, str]]) -> PromptIds:

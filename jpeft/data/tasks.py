@@ -1,6 +1,7 @@
 """The benchmark's four tasks, and a user's own, as prompts, answers, metric and lengths."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from jpeft.data.prompts import Template
 from jpeft.errors import UserError
 
 KINDS = ("classification", "generation")
+OPTIONS = ("auto", "list", "none")  # whether the prompt of a user's own classes lists them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Task:
       kind: `classification` is scored by exact match, `generation` by ROUGE-L.
       template: the input, with `{column}` where a column's text goes.
       target: column of the answer.
-      answers: of a classification task, the answer of each label; a number that is no answer indexes it. Empty: not
-        known beforehand.
+      answers: of a classification task, the answer of each label. Empty: not known beforehand.
+      numbered: whether rows may give a label by its number, as the benchmark's own files do.
       same_input: column whose equal values make rows references of each other (E2E has several per meaning).
       max_input_length, max_target_length: in tokens, `</s>` included; longer ones are cut and counted.
       hub: `(repository, configuration, revision)` on the Hugging Face hub.
@@ -51,6 +53,7 @@ class Task:
     template: str
     target: str
     answers: tuple[str, ...] = ()
+    numbered: bool = False
     same_input: str | None = None
     max_input_length: int = 512
     max_target_length: int = 128
@@ -68,6 +71,17 @@ class Task:
     def columns(self) -> tuple[str, ...]:
         """Columns that the template and the target need."""
         return tuple(dict.fromkeys([*template_columns(self.template), self.target]))
+
+    def with_options(self) -> "Task":
+        """The same task with a prompt that lists the answers behind the text, as FLAN's prompts do."""
+        listed = "".join(f"\n- {answer}" for answer in self.answers).replace("{", "{{").replace("}", "}}")
+        return dataclasses.replace(self, template=f"{self.template}\n\nOPTIONS:{listed}")
+
+    @property
+    def names_answers(self) -> bool:
+        """Whether the template's own text already holds every answer."""
+        own = "".join(text for text, column in Template.parse(self.template).parts if column is None)
+        return all(answer in own for answer in self.answers)
 
     def with_template(self, template: str) -> "Task":
         """The same task with another prompt. Raises `UserError` when the template has no column, or is malformed."""
@@ -96,6 +110,7 @@ _AGNEWS = Task(
     template="{text}\n\nWhich topic is this news article about?\n\nOPTIONS:\n- World\n- Sports\n- Business\n- Sci/Tech",
     target="label",
     answers=("World", "Sports", "Business", "Sci/Tech"),
+    numbered=True,
     max_input_length=256,
     max_target_length=8,
     hub=("fancyzhx/ag_news", None, None),
@@ -109,6 +124,7 @@ _COLA = Task(
     template="{sentence}\n\nWould a linguist call this sentence acceptable?\n\nOPTIONS:\n- unacceptable\n- acceptable",
     target="label",
     answers=("unacceptable", "acceptable"),
+    numbered=True,
     max_input_length=128,
     max_target_length=8,
     hub=("nyu-mll/glue", "cola", None),
@@ -148,9 +164,20 @@ BENCHMARK = ("agnews", "cola", "e2e", "samsum")
 
 def require_columns(task: Task, split: str, rows: Mapping[str, list[Any]]) -> None:
     """Raises `UserError` when a source split lacks a column that the task's template or target needs."""
-    missing = [column for column in task.columns if column not in rows]
-    if missing:
-        raise UserError(f"{split} rows lack the column {missing[0]!r}; there are: {', '.join(rows) or 'none'}.")
+    missing = next((column for column in task.columns if column not in rows), None)
+    if missing is None:
+        return
+    there = ", ".join(rows) or "none"
+    if task.name != "custom":
+        mend = ""
+    elif missing == task.target:
+        mend = " Name the answers' column with --config.data.target=COLUMN."
+    else:
+        mend = " Name the text's column with --config.data.input=COLUMN, or several with --config.data.template."
+        part = re.split(r"[.\[]", missing)[0]
+        if part != missing and part in rows:
+            mend = f" A template names whole columns: {{{part}}}."
+    raise UserError(f"{split} rows lack the column {missing!r}; there are: {there}.{mend}")
 
 
 def examples(task: Task, split: str, rows: Mapping[str, list[Any]], indices: Iterable[int]) -> list[Example]:
@@ -184,11 +211,16 @@ def examples(task: Task, split: str, rows: Mapping[str, list[Any]], indices: Ite
 
 def _answer(task: Task, value: Any, where: str) -> str:
     text = _text(value, task.target, where)
-    if not task.answers or text in task.answers:  # before numbers: a user's own labels may be 1, 2, 3
+    if not task.answers:
         return text
-    if not isinstance(value, bool) and text.isdecimal() and int(text) < len(task.answers):
-        return task.answers[int(text)]
-    known = ", ".join(f"{i} ({answer})" if isinstance(value, int) else answer for i, answer in enumerate(task.answers))
+    text = text.strip()  # white space around a label is no part of it
+    if text in task.answers:
+        return text
+    if task.numbered and not isinstance(value, bool) and re.fullmatch(r"[0-9]{1,9}", text):
+        if int(text) < len(task.answers):
+            return task.answers[int(text)]
+    numbers = task.numbered and isinstance(value, int)
+    known = ", ".join(f"{i} ({answer})" if numbers else answer for i, answer in enumerate(task.answers))
     raise UserError(f"row {where} has the unknown label {value!r}; known: {known}.")
 
 

@@ -19,7 +19,7 @@ class Answers:
     """One answer a row.
 
     Attributes:
-      generated: what the model writes.
+      generated: what the model writes; where that is a label as this vocabulary writes it, the label.
       chosen: the likeliest label, where labels are scored; then this is the answer that counts.
     """
 
@@ -55,6 +55,19 @@ class Judged:
     numbers: dict[str, float]
 
 
+def as_labels(texts: Sequence[str], labels: Sequence[str], tokenizer: Tokenizer) -> list[str]:
+    """Each text, or the label that it is once both went through the tokenizer: no model can write more than that.
+
+    T5's vocabulary folds white space and much of Unicode, and has no braces: "very  bad" is answered "very bad".
+    """
+    written = dict(zip(tokenizer.round_trip(labels), labels, strict=True))
+    known = {*labels, *written}
+    return [
+        text if text in labels else written.get(text if text in known else again, text)
+        for text, again in zip(texts, tokenizer.round_trip(texts) if labels else texts, strict=True)
+    ]
+
+
 def answer_split(
     generate: Callable,
     label_log_probs: Callable | None,
@@ -63,14 +76,17 @@ def answer_split(
     tokens: Tokens,
     tokenizer: Tokenizer,
     labels: PackedLabels | None,
+    *,
+    classes: Sequence[str] = (),
     **batching: Any,
 ) -> Answers:
     """Answers to every row of `tokens`; `label_log_probs` scores `labels`, both None to generate alone.
 
     Args:
+      classes: labels of the task, whether or not they are scored; empty for a generation.
       batching: as of `jpeft.eval.generate.by_row`; its `on_batch` hears of every row twice where labels are scored.
     """
-    generated = answers(generate, adapter, base, tokens, tokenizer, **batching)
+    generated = as_labels(answers(generate, adapter, base, tokens, tokenizer, **batching), classes, tokenizer)
     if label_log_probs is None or labels is None:
         return Answers(generated, None)
     return Answers(generated, likeliest_labels(label_log_probs, adapter, base, tokens.inputs, labels, **batching))

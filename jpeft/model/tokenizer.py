@@ -43,6 +43,7 @@ class Tokenizer:
             for name, id_ in vocabulary.items()
             if name in _CONTROL or id_ == eos_token_id or _SENTINEL.fullmatch(name)
         }
+        self._names = re.compile("|".join(map(re.escape, sorted(self._control, key=len, reverse=True))) or r"(?!)")
         self._silent = frozenset(self._control.values())
         # Told apart by content, so that token caches survive a moved directory and not a changed vocabulary. The
         # description holds the normaliser, the post-processor and added tokens, too.
@@ -96,6 +97,29 @@ class Tokenizer:
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each whole text, without `</s>`."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def round_trip(self, texts: Sequence[str]) -> list[str]:
+        """Each text as a model writes it: what the vocabulary folds is folded, what it does not have is lost."""
+        return self.decode(self.ids(texts))
+
+    @property
+    def unknown_token_id(self) -> int | None:
+        """What stands for characters that the vocabulary does not have; None where it has all."""
+        return self._control.get("<unk>")
+
+    def unknown_characters(self, text: str) -> list[str]:
+        """Pieces of a text that the vocabulary does not have, each once, in order."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        lost = [
+            text[start:end]
+            for id_, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            if id_ == self.unknown_token_id
+        ]
+        return list(dict.fromkeys(lost))
+
+    def special_names(self, text: str) -> list[str]:
+        """Names of padding, ends, sentinels and their like that a text spells, which are read as text."""
+        return list(dict.fromkeys(self._names.findall(text)))
 
     @property
     def vocab_size(self) -> int:

@@ -206,6 +206,7 @@ class _Execution:
             "source": data.source,
             "path": data.path,
             "kind": data.kind,
+            "options": data.options,
             "split_seed": data.split_seed,
             "max_train": data.max_train,
             "max_validation": data.max_validation,
@@ -217,7 +218,11 @@ class _Execution:
             "max_target_length": data.max_target_length,
             "sample_seed": data.sample_seed,
         }
-        key = (run.model.name, data.task, data.template, signature(data.path), *choices.items())
+        key = (
+            run.model.name,
+            *(data.task, data.input, data.target, data.template, signature(data.path)),
+            *choices.items(),
+        )
         make = lambda: prepare(run.build_task(), self.setup.tokenizer, **choices, report=self.display.say)
         return key, self.session.data.get(key, make)
 
@@ -521,6 +526,7 @@ class _Execution:
                 tokens,
                 self.setup.tokenizer,
                 labels,
+                classes=self.data.task.answers,
                 shapes=self.data.shapes,
                 batch_size=self.run.eval.batch_size,
                 part=self.layout.rows_here(self.run.eval.batch_size),
@@ -608,7 +614,14 @@ class _Execution:
 
     def _task_of_run(self) -> TaskOfRun:
         run = self.run
-        return TaskOfRun.of(self.data.task, answer=run.eval.answer, num_beams=run.eval.num_beams, dtype=run.model.dtype)
+        return TaskOfRun.of(
+            self.data.task,
+            answer=run.eval.answer,
+            num_beams=run.eval.num_beams,
+            dtype=run.model.dtype,
+            input=run.data.input,
+            options=run.data.options,
+        )
 
     @contextlib.contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

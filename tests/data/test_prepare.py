@@ -1,13 +1,17 @@
 """A run's data as a whole, from rows on disk to shapes."""
 
+import collections
 import json
+import re
 
 import numpy as np
 import pytest
+import tokenizers
 
 from jpeft.data.batches import fitting_shape, train_order
 from jpeft.data.prepare import choose_task, prepare
 from jpeft.errors import UserError
+from jpeft.eval.answering import as_labels
 from jpeft.model.tokenizer import Tokenizer
 from tests.conftest import TOPICS
 
@@ -16,11 +20,11 @@ from tests.conftest import TOPICS
 def prepared(tiny_tokenizer):
     """`prepare` with a run's defaults; gives the data and the lines that were reported."""
 
-    def call(task, path, *, kind=None, train=None, **options):
+    def call(task, path, *, kind=None, train=None, keys=None, tokenizer=None, **options):
         lines = []
         data = prepare(
-            choose_task(task, kind=kind),
-            Tokenizer.load(tiny_tokenizer, vocab_size=320),
+            choose_task(task, kind=kind, **(keys or {})),
+            tokenizer or Tokenizer.load(tiny_tokenizer, vocab_size=320),
             source="auto",
             path=str(path),
             kind=kind,
@@ -45,7 +49,15 @@ def test_a_users_few_repeated_targets_are_taken_for_classes_and_the_user_is_told
     assert data.task.kind == "classification"
     assert data.task.answers == tuple(sorted(TOPICS))
     assert data.task.metric == "accuracy"
-    assert lines == ["the targets have 4 different texts: taken as classes (data.kind=generation if not)"]
+    assert lines[0] == (
+        "targets are taken as classes: 4 different ones in 90 rows (data.kind=generation takes them as text)"
+    )
+    assert lines[1].startswith("4 classes, of 72 training rows: ")
+    counted = dict(part.rsplit(" ", 1) for part in lines[1].partition(": ")[2].split(", "))
+    assert {label: int(n) for label, n in counted.items()} == collections.Counter(
+        row.target for row in data.examples["train"]
+    )
+    assert lines[2:] == ["the prompt ends in a list of the labels (data.options=none leaves them out)"]
     assert [len(data.examples[split]) for split in ("train", "validation", "test")] == [72, 9, 9]
 
 
@@ -57,7 +69,11 @@ def test_the_kind_that_a_user_gives_holds(prepared, toy_jsonl):
 def test_targets_that_hardly_repeat_are_texts_unless_the_user_says_classes(prepared, tmp_path):
     path = write(tmp_path / "mine.jsonl", [(f"goal {i}", f"answer {i // 2}") for i in range(40)])
     data, lines = prepared("custom", path)
-    assert (data.task.kind, lines) == ("generation", [])
+    assert data.task.kind == "generation"
+    assert lines[0] == (
+        "targets are taken as text, judged by ROUGE-L: 20 different ones in 40 rows, too many for so few rows "
+        "(data.kind=classification takes them as classes)"
+    )
     data, lines = prepared("custom", path, kind="classification")
     assert data.task.kind == "classification"
     assert len(data.task.answers) == 20
@@ -65,7 +81,7 @@ def test_targets_that_hardly_repeat_are_texts_unless_the_user_says_classes(prepa
 
 def test_labels_that_are_numbers_stay_the_numbers_that_they_are(prepared, tmp_path):
     path = write(tmp_path / "mine.jsonl", [(f"goal {i}", i % 3 + 1) for i in range(60)])
-    data, _ = prepared("custom", path)
+    data, _ = prepared("custom", path, options="none")
     assert data.task.answers == ("1", "2", "3")
     for rows in data.examples.values():
         for example in rows:
@@ -80,14 +96,14 @@ def test_a_label_of_the_test_file_that_never_trains_is_an_error(prepared, tmp_pa
 
 
 def test_what_is_cut_is_reported_by_split(prepared, tmp_path):
-    rows = [("goal season goal season goal season", "coach goal coach")] * 2 + [
-        ("goal", f"season {i}") for i in range(3)
+    rows = [(f"goal season goal season goal {w}", "coach goal coach") for w in ("bank", "chip")] + [
+        (word, f"season {word}") for word in ("goal", "final", "coach")
     ]
     for split in ("train", "validation", "test"):
         write(tmp_path / f"{split}.jsonl", rows if split == "train" else rows[2:])
-    data, lines = prepared("custom", tmp_path, kind="generation", max_input_length=4, max_target_length=20)
-    assert lines == ["train: 2 of 5 inputs cut to 4 tokens, 0 targets to 20"]
-    assert max(len(ids) for ids in data.tokens["train"].inputs) == 4
+    data, lines = prepared("custom", tmp_path, kind="generation", max_input_length=12, max_target_length=20)
+    assert lines == ["inputs cut to 12 tokens: 2 of 5 train (at their ends; data.max_input_length)"]
+    assert max(len(ids) for ids in data.tokens["train"].inputs) == 12
     assert prepared("custom", tmp_path, kind="generation")[1] == []
 
 
@@ -132,3 +148,162 @@ def test_the_last_shape_holds_test_rows_that_are_longer_than_any_that_trains(pre
     longest = data.tokens["test"].lengths().max(axis=0)
     assert (data.tokens["train"].lengths().max(axis=0) < longest).all()
     assert fitting_shape(data.shapes, longest[None]) == data.shapes[-1]
+
+
+def test_numbers_are_labels_of_their_own_and_never_places_in_a_list(prepared, tmp_path):
+    write(tmp_path / "train.jsonl", [(f"goal {i}", (0, 1, 2, 4)[i % 4]) for i in range(40)])
+    write(tmp_path / "test.jsonl", [("goal", 3)])
+    with pytest.raises(UserError, match="row test/0 has the unknown label 3; known: 0, 1, 2, 4"):
+        prepared("custom", tmp_path)
+
+
+def test_white_space_around_a_label_is_no_part_of_it_and_that_is_said_once(prepared, tmp_path):
+    path = write(tmp_path / "mine.jsonl", [(f"goal {i}", (" bad", "bad\t", "good ")[i % 3]) for i in range(60)])
+    data, lines = prepared("custom", path)
+    assert data.task.answers == ("bad", "good")
+    assert {row.target for rows in data.examples.values() for row in rows} == {"bad", "good"}
+    assert [line for line in lines if "white space" in line] == [
+        "60 of 60 targets have white space at an end, such as ' bad': it is no part of a label"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            [(f"goal {i}", ("Pos", "pos", "neg")[i % 3]) for i in range(60)],
+            "'Pos', 'pos' differ by case or white space",
+        ),
+        ([(f"goal {i}", f"class {i % 30}") for i in range(300)], "text, judged by ROUGE-L: 30 different ones in 300"),
+        ([(f"goal {i % 7}", f"text {i}") for i in range(40)], "7 training inputs have more than one target, such as"),
+        ([(f"goal {i % 9}", f"text {i % 9}") for i in range(30)], "training rows repeat another one"),
+        ([(f"goal </s> {i}", f"text {i}") for i in range(40)], "rows that spell a special token: 32 of 32 train"),
+    ],
+)
+def test_what_a_user_should_know_of_the_rows_is_said(prepared, tmp_path, rows, said):
+    _, lines = prepared("custom", write(tmp_path / "mine.jsonl", rows), kind=None)
+    assert [line for line in lines if said in line]
+    assert len(set(lines)) == len(lines)
+
+
+def test_thirty_classes_are_counted_where_the_user_says_classes(prepared, tmp_path):
+    path = write(tmp_path / "mine.jsonl", [(f"goal {i}", f"class {i % 30}") for i in range(300)])
+    data, lines = prepared("custom", path, kind="classification")
+    assert len(data.task.answers) == 30
+    assert lines[0] == "30 different targets in 300 rows are classes, as data.kind says"
+    assert lines[1].startswith("30 classes, of 240 training rows: class ")
+
+
+@pytest.fixture(scope="module")
+def poor_tokenizer(tmp_path_factory):
+    """A vocabulary of small letters that folds white space, as T5's does, and lacks braces."""
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *'abcdefghijklmnopqrstuvwxyz:"0123456789']
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], 2))
+    backend.normalizer = tokenizers.normalizers.NFKC()
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [tokenizers.pre_tokenizers.WhitespaceSplit(), tokenizers.pre_tokenizers.Metaspace()]
+    )
+    backend.decoder = tokenizers.decoders.Metaspace()
+    backend.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    directory = tmp_path_factory.mktemp("poor")
+    backend.save(str(directory / "tokenizer.json"))
+    return Tokenizer.load(directory)
+
+
+def labelled(path, *labels):
+    return write(path / "mine.jsonl", [(f"goal {i}", labels[i % len(labels)]) for i in range(60)])
+
+
+def test_characters_that_the_vocabulary_lacks_are_counted_with_an_example(prepared, tmp_path, poor_tokenizer):
+    path = labelled(tmp_path, '{"a": "pos"}', '{"a": "neg"}')
+    data, lines = prepared("custom", path, tokenizer=poor_tokenizer, options="none")
+    lost = [line for line in lines if "does not have" in line]
+    assert len(lost) == 1
+    assert lost[0].startswith(
+        "targets with characters that this vocabulary does not have: 48 of 48 train, 6 of 6 validation, 6 of 6 test "
+        "(such as '{', '}' in train/"
+    )
+    assert any(
+        'can not write 2 of the labels as they are: \'{"a": "neg"}\' as \'"a": "neg"\'' in line for line in lines
+    )
+    label = data.task.answers[0]
+    assert as_labels(poor_tokenizer.round_trip([label]), data.task.answers, poor_tokenizer) == [label]
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        (
+            ("😀", "😡"),
+            "'😀' and '😡' are the same tokens to this model, whose vocabulary does not have '😡'; rename one",
+        ),
+        (("very bad", "very  bad", "ok"), "'very  bad' and 'very bad' are the same tokens to this model; rename one"),
+        (("😀", "ok"), "the label '😀' is nothing to this model, whose vocabulary does not have '😀'; rename it"),
+        (("ab" * 9 + "c", "ab" * 9 + "d"), "are the same in their first 8 tokens; set data.max_target_length to 21 or"),
+    ],
+)
+def test_labels_that_the_model_can_not_tell_apart_are_refused(prepared, tmp_path, poor_tokenizer, labels, why):
+    with pytest.raises(UserError, match=re.escape(why)):
+        prepared("custom", labelled(tmp_path, *labels), tokenizer=poor_tokenizer, max_target_length=8)
+
+
+def test_an_answer_is_the_label_that_the_vocabulary_folds_it_to(poor_tokenizer):
+    labels = ("very\ngood", "very  bad", "ﬁne")
+    answers = ["very good", "very bad", "fine", "very  bad", "good", ""]
+    assert as_labels(answers, labels, poor_tokenizer) == [*labels, "very  bad", "good", ""]
+    assert as_labels(answers, (), poor_tokenizer) == answers
+
+
+def test_columns_are_called_as_the_user_says(prepared, tmp_path):
+    path = tmp_path / "tickets.jsonl"
+    rows = [{"id": i, "Review Text": f"goal {i}", "category": "ab"[i % 2]} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for keys in ({"input": "Review Text"}, {"template": "{Review Text}"}):
+        data, _ = prepared("custom", path, keys={"target": "category", **keys}, options="none")
+        row = data.examples["train"][0]
+        assert row.input == f"goal {row.id.removeprefix('train/')}"
+        assert data.task.answers == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({}, "lack the column 'input'; there are: text, a, category. Name the text's column with --config.data.input"),
+        ({"input": "text"}, "lack the column 'target'.* Name the answers' column with --config.data.target=COLUMN"),
+        ({"template": "{a.b}", "target": "category"}, "'a.b'.* A template names whole columns: {a}"),
+    ],
+)
+def test_a_missing_column_is_named_with_the_flag_that_mends_it(prepared, tmp_path, keys, why):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"text": "goal", "a": "x", "category": "b"}) + "\n")
+    with pytest.raises(UserError, match=why):
+        prepared("custom", path, keys=keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"input": "a", "template": "{a}"}, "data.input and data.template both"),
+        ({"input": "target"}, "data.input and data.target are both 'target'"),
+        ({"input": "a{b"}, "'a{b' can not stand in a template; rename the column"),
+    ],
+)
+def test_column_keys_that_exclude_each_other_are_refused(keys, why):
+    with pytest.raises(UserError, match=why):
+        choose_task("custom", **keys)
+    with pytest.raises(UserError, match="data.target names a column of your own rows, of data.task=custom"):
+        choose_task("agnews", target="label")
+
+
+def test_the_prompt_lists_the_labels_where_they_are_wanted_and_not_there_already(prepared, tmp_path):
+    path = labelled(tmp_path, "good {1}", "bad")
+    row = prepared("custom", path)[0].examples["train"][0]
+    assert row.input.endswith("\n\nOPTIONS:\n- bad\n- good {1}")
+    assert row.input == prepared("custom", path, options="list")[0].examples["train"][0].input
+    assert "OPTIONS" not in prepared("custom", path, options="none")[0].task.template
+    named = {"template": "{input} bad or good {{1}}?"}
+    assert "OPTIONS" not in prepared("custom", path, keys=named)[0].task.template
+    data, lines = prepared("custom", path, max_input_length=30)
+    assert "OPTIONS" not in data.task.template
+    assert any("too long to be listed in the prompt" in line for line in lines)
+    assert "OPTIONS" in prepared("custom", path, max_input_length=60, options="list")[0].task.template

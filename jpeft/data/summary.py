@@ -1,0 +1,202 @@
+"""What a user should know of a run's rows before it trains: what they were taken for, and what of them is lost.
+
+Every function gives lines, each of one kind of finding with its number and an example; none where there is none.
+"""
+
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jpeft.data.batches import Tokens
+from jpeft.data.prompts import Template
+from jpeft.data.tasks import Example, Task
+from jpeft.errors import UserError
+from jpeft.model.tokenizer import Tokenizer
+
+_MOST_SHOWN = 8  # labels of one line
+
+
+def check_labels(labels: Sequence[str], tokenizer: Tokenizer, max_target_length: int) -> None:
+    """Raises `UserError`: a model with this vocabulary could not write one of the labels, or not tell two apart."""
+    encoded = tokenizer.encode(labels, max_length=max_target_length).ids
+    whole = tokenizer.ids(labels)
+    seen: dict[tuple[int, ...], int] = {}
+    for i, (label, ids) in enumerate(zip(labels, encoded, strict=True)):
+        before = seen.setdefault(tuple(ids), i)
+        if before == i:
+            continue
+        if whole[before] == whole[i]:
+            lost = "" if label == tokenizer.round_trip([label])[0] else _lost(tokenizer, label)
+            reason = f"are the same tokens to this model{lost}; rename one"
+        else:
+            longest = max(len(whole[before]), len(whole[i])) + 1
+            cut = f"are the same in their first {max_target_length} tokens"
+            reason = f"{cut}; set data.max_target_length to {longest} or more"
+        raise UserError(f"the labels {_short(labels[before])} and {_short(label)} {reason}.")
+    for label, written in zip(labels, tokenizer.round_trip(labels), strict=True):
+        if not written:
+            raise UserError(f"the label {_short(label)} is nothing to this model{_lost(tokenizer, label)}; rename it.")
+
+
+def _lost(tokenizer: Tokenizer, text: str) -> str:
+    characters = tokenizer.unknown_characters(text)
+    return f", whose vocabulary does not have {', '.join(map(_short, characters[:4]))}" if characters else ""
+
+
+def told_of_targets(task: Task, targets: Sequence[Any], *, kind: str | None, few: int) -> list[str]:
+    """Whether a user's targets are classes or text, why, and which key changes that.
+
+    Args:
+      targets: of all training rows.
+      kind: as the user said it; None where it was told from the targets.
+      few: most different targets that are taken for classes.
+    """
+    texts = [str(target) for target in targets]
+    distinct, rows = len({text.strip() for text in texts}), len(texts)
+    lines = []
+    if kind is None and task.kind == "classification":
+        lines.append(
+            f"targets are taken as classes: {distinct} different ones in {rows:,} rows "
+            "(data.kind=generation takes them as text)"
+        )
+    elif kind is None:
+        why = f"more than {few}" if distinct > few else "too many for so few rows"
+        lines.append(
+            f"targets are taken as text, judged by ROUGE-L: {distinct:,} different ones in {rows:,} rows, {why} "
+            "(data.kind=classification takes them as classes)"
+        )
+    elif task.kind == "classification" and distinct > few:
+        lines.append(f"{distinct:,} different targets in {rows:,} rows are classes, as data.kind says")
+    spaced = [text for text in texts if text != text.strip()]
+    if spaced and task.kind == "classification":
+        lines.append(
+            f"{len(spaced):,} of {rows:,} targets have white space at an end, such as {_short(spaced[0])}: "
+            "it is no part of a label"
+        )
+    return lines
+
+
+def told_of_labels(
+    task: Task, training: Sequence[Example], tokenizer: Tokenizer, *, listed: bool, options: str
+) -> list[str]:
+    """A classification's labels with how many rows train each, and what may be wrong with them."""
+    counts = collections.Counter(example.target for example in training)
+    order = sorted(task.answers, key=lambda label: -counts[label])
+    shown = ", ".join(f"{_short(label, quoted=False)} {counts[label]:,}" for label in order[:_MOST_SHOWN])
+    if len(order) > _MOST_SHOWN:
+        shown += f" ... {_short(order[-1], quoted=False)} {counts[order[-1]]:,}"
+    lines = [f"{len(order)} classes, of {len(training):,} training rows: {shown}"]
+    missing = [label for label in order if not counts[label]]
+    if missing:
+        lines.append(f"no training row has {_listed(missing)}")
+    folded: dict[str, list[str]] = {}
+    for label in task.answers:
+        folded.setdefault(" ".join(label.casefold().split()), []).append(label)
+    for same in folded.values():
+        if len(same) > 1:
+            lines.append(
+                f"the labels {_listed(same)} differ by case or white space alone: if they mean one class, make them one"
+            )
+    written = dict(zip(task.answers, tokenizer.round_trip(task.answers), strict=True))
+    others = [f"{label!r} as {text!r}" for label, text in written.items() if label != text]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        lines.append(
+            f"the model can not write {len(others)} of the labels as they are: {', '.join(others[:3])}{more}; "
+            "such an answer counts as the label"
+        )
+    if task.name != "custom":
+        return lines
+    if listed:
+        why = " (data.options=none leaves them out)" if options == "auto" else ""
+        lines.append(f"the prompt ends in a list of the labels{why}")
+    elif options == "auto" and not task.names_answers:
+        lines.append("the labels are too long to be listed in the prompt (data.options=list does it nevertheless)")
+    return lines
+
+
+def told_of_rows(
+    task: Task, examples: Mapping[str, Sequence[Example]], tokens: Mapping[str, Tokens], tokenizer: Tokenizer
+) -> list[str]:
+    """What of the rows is cut, cannot be written, or is there twice."""
+    where = "" if all(part.cut_inputs == 0 for part in tokens.values()) else _where_cut(task)
+    counts = {split: (part.cut_inputs, len(part)) for split, part in tokens.items()}
+    lines = _counted(f"inputs cut to {task.max_input_length} tokens", counts, f"{where}; data.max_input_length")
+    counts = {split: (part.cut_targets, len(part)) for split, part in tokens.items()}
+    lines += _counted(f"targets cut to {task.max_target_length} tokens", counts, "data.max_target_length")
+    of_template = tokenizer.ids([Template.parse(task.template).render(collections.defaultdict(str))])[0]
+    own = of_template.count(tokenizer.unknown_token_id)  # the template's author wrote those, in every row
+    for what, texts in (("inputs", _texts_of), ("targets", lambda row: row.target)):
+        lost, example = {}, ""
+        for split, part in tokens.items():
+            ids = part.inputs if what == "inputs" else part.targets
+            least = own if what == "inputs" else 0
+            rows = [i for i, row in enumerate(ids) if np.sum(row == tokenizer.unknown_token_id) > least]
+            lost[split] = (len(rows), len(ids))
+            if rows and not example:
+                row = examples[split][rows[0]]
+                characters = ", ".join(map(_short, tokenizer.unknown_characters(texts(row))[:4]))
+                example = f"such as {characters} in {row.id}: the model can neither read nor write them"
+        lines += _counted(f"{what} with characters that this vocabulary does not have", lost, example)
+    spelt, example = {}, ""
+    for split, part in examples.items():
+        rows = [row for row in part if tokenizer.special_names(f"{_texts_of(row)}\n{row.target}")]
+        spelt[split] = (len(rows), len(part))
+        if rows and not example:
+            name = tokenizer.special_names(f"{_texts_of(rows[0])}\n{rows[0].target}")[0]
+            example = f"such as {name!r} in {rows[0].id}; they are read as text"
+    lines += _counted("rows that spell a special token", spelt, example)
+    return lines + _told_of_repeats(task, examples["train"])
+
+
+def _told_of_repeats(task: Task, training: Sequence[Example]) -> list[str]:
+    """Training rows that say the same again, and those that contradict each other. References are neither."""
+    by_input: dict[str, dict[str, str]] = {}
+    repeated = 0
+    for row in training:
+        targets = by_input.setdefault(row.input, {})
+        repeated += row.target in targets
+        targets.setdefault(row.target, row.id)
+    lines = []
+    if repeated:
+        lines.append(f"{repeated:,} of {len(training):,} training rows repeat another one, input and target")
+    if task.same_input is None:
+        contrary = [targets for targets in by_input.values() if len(targets) > 1]
+        if contrary:
+            ids = list(contrary[0].values())
+            lines.append(
+                f"{len(contrary):,} training inputs have more than one target, such as that of {ids[0]} and {ids[1]}"
+            )
+    return lines
+
+
+def _texts_of(row: Example) -> str:
+    """What of a prompt is the row's, one column a line."""
+    return row.input if row.fields is None else "\n".join(row.fields.values())
+
+
+def _where_cut(task: Task) -> str:
+    return (
+        "at their ends"
+        if task.template.strip() == f"{{{task.columns[0]}}}"
+        else "the longest column, never the template"
+    )
+
+
+def _counted(what: str, counts: Mapping[str, tuple[int, int]], note: str) -> list[str]:
+    if not any(count for count, _ in counts.values()):
+        return []
+    shares = ", ".join(f"{count:,} of {rows:,} {split}" for split, (count, rows) in counts.items() if count)
+    return [f"{what}: {shares} ({note})"]
+
+
+def _short(text: str, *, quoted: bool = True) -> str:
+    text = text if len(text) <= 40 else f"{text[:40]}..."
+    return repr(text) if quoted or text != " ".join(text.split()) else text
+
+
+def _listed(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - _MOST_SHOWN} more" if len(labels) > _MOST_SHOWN else ""
+    return ", ".join(_short(label) for label in labels[:_MOST_SHOWN]) + more
