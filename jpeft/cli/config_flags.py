@@ -9,7 +9,6 @@ from typing import Any
 
 from jpeft import configs
 from jpeft.cli.arguments import as_path
-from jpeft.config import unknown_key
 from jpeft.configs import ConfigFile
 from jpeft.errors import UserError
 
@@ -153,6 +152,8 @@ def _explain_flag(error: BaseException, argv: Sequence[str], config_type: type, 
         key = name.removeprefix("config.")
         users_own = any(key.startswith(f"{section}.") for section in known)  # below a section of keys of their choice
         if name.startswith("config.") and key not in known and not users_own:
+            from jpeft.config import unknown_key  # which loads JAX: other commands do without
+
             return unknown_key(config_type, key)
     text = str(error.args[0] if error.args else error).strip()
     if "Traceback (most recent call last)" in text:  # get_config() itself raised: what it said stands last
