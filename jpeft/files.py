@@ -114,28 +114,59 @@ def parse_json(text: str, source: str, *, error: type[Exception] = UserError) ->
     Raises:
       error: with one line that begins with `source`.
     """
+    return JsonParser(error=error).parse(text, source)
 
-    def refuse(constant: str) -> Any:
+
+class JsonParser:
+    """What `parse_json` does, for many texts.
+
+    Attributes:
+      missing: whether NaN, infinities and numbers past the range of a float are read as null instead of being refused.
+    """
+
+    def __init__(self, *, missing: bool = False, error: type[Exception] = UserError):
+        self.missing, self._error = missing, error
+        self._decoder = json.JSONDecoder(parse_constant=self._constant, parse_float=self._number)
+
+    def _constant(self, constant: str) -> Any:
+        if self.missing:
+            return None
         raise ValueError(f"holds {constant}, which is no JSON")
 
-    def number(digits: str) -> float:
+    def _number(self, digits: str) -> float | None:
         value = float(digits)
-        return value if math.isfinite(value) else refuse(digits[:20])
+        return value if math.isfinite(value) else self._constant(digits[:20])
 
-    try:
-        value = json.loads(text, parse_constant=refuse, parse_float=number)
-        _check_nesting(value, surrogates="\\u" in text)
-    except RecursionError:
-        raise error(f"{source} is nested more than {MOST_NESTING} levels deep.") from None
-    except json.JSONDecodeError as cause:
-        where = f"line {cause.lineno}, " if cause.lineno > 1 else ""
-        raise error(f"{source} is not valid JSON ({cause.msg}, {where}column {cause.colno}).") from None
-    except ValueError as cause:
-        reason = str(cause)
-        if "integer string conversion" in reason:
-            reason = "holds an integer of thousands of digits"
-        raise error(f"{source} {reason}.") from None
-    return value
+    def parse(self, text: str, source: str) -> Any:
+        """The one value of a text. Raises as `parse_json`."""
+        with self._explained(source):
+            value = self._decoder.decode(text)
+            _check_nesting(value, surrogates="\\u" in text)
+            return value
+
+    def parse_at(self, text: str, start: int, source: str) -> tuple[Any, int]:
+        """The value that begins at `start`, and where it ends. Raises as `parse_json`."""
+        with self._explained(source):
+            value, end = self._decoder.raw_decode(text, start)
+            _check_nesting(value, surrogates="\\u" in text[start:end])
+            return value, end
+
+    @contextlib.contextmanager
+    def _explained(self, source: str) -> Iterator[None]:
+        try:
+            yield
+        except RecursionError:
+            raise self._error(f"{source} is nested more than {MOST_NESTING} levels deep.") from None
+        except json.JSONDecodeError as cause:
+            where = f"line {cause.lineno}, " if cause.lineno > 1 else ""
+            raise self._error(f"{source} is not valid JSON ({cause.msg}, {where}column {cause.colno}).") from None
+        except ValueError as cause:
+            if isinstance(cause, self._error):
+                raise
+            reason = str(cause)
+            if "integer string conversion" in reason:
+                reason = "holds an integer of thousands of digits"
+            raise self._error(f"{source} {reason}.") from None
 
 
 def _check_nesting(value: Any, *, surrogates: bool) -> None:

@@ -7,6 +7,7 @@ from jpeft.cli.arguments import path, whole
 from jpeft.errors import UserError
 from jpeft.words import counted
 
+_FORMATS = ("lines", "jsonl", "json", "csv", "tsv", "parquet")  # as jpeft.predict.rows has them
 _DESCRIPTION = """Answers texts, one JSON line each, in the order of the input: the row, `prediction` and `confidence`.
 
   jpeft predict --model google/flan-t5-base "Is the sky blue?"
@@ -19,9 +20,9 @@ What answers: --model is mini, a hub id or a directory; --adapter a run's direct
 with the base that it names unless --model names another. An adapter in its run's directory brings its task: the prompt,
 the labels of a classification and the lengths.
 
-What is read: plain lines; or JSON lines, from a file that ends in .jsonl or where the first line of standard input is
-one. The prompt is made by --template; or else by the run's own, where the row has its columns; or it is the row's
-`input` as it stands.
+What is read: a file of rows (.jsonl, .json, .csv, .tsv, .parquet, packed or not; docs/data.md) or plain lines; standard
+input is JSON lines where its first line is a JSON object. The prompt is made by --template; or else by the run's own,
+where the row has its columns; or it is the row's `input` as it stands.
 
 With labels, the likeliest is taken, and `probabilities` are printed; without, an answer is generated. `confidence` is
 the mean log-probability of the answer's tokens, </s> counted. More: docs/predict.md.
@@ -45,7 +46,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     what.add_argument("--dtype", help="auto, float32 or bfloat16 (default: the run's, or auto)")
     rows = parser.add_argument_group("what is answered")
     rows.add_argument("--input", metavar="FILE", help="- is standard input (default)")
-    rows.add_argument("--format", choices=("lines", "jsonl"), help="default: by FILE's ending, or the first line")
+    rows.add_argument("--format", choices=_FORMATS, help="default: by FILE's ending, or the first line")
     rows.add_argument("--template", metavar="TEXT", help="the prompt, with a row's columns in it: 'Topic of {text}?'")
     rows.add_argument(
         "--max-input-length",

@@ -143,7 +143,7 @@ def prepare(
       UserError: as `load_rows`, `draw` and `examples`; or a target is empty.
       RunFailed: the hub can not be reached.
     """
-    rows = load_rows(task, source, path, sample_seed=sample_seed)
+    rows = load_rows(task, source, path, sample_seed=sample_seed, report=report)
     digest = rows_digest(rows)
     for split, columns in rows.items():  # before splits are drawn: a user's few rows may fail there for another reason
         require_columns(task, split, columns)

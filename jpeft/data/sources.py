@@ -4,68 +4,29 @@ A source split is read whole, since a split is drawn from all of it; the benchma
 (AG News on the hub 120,000).
 """
 
-import csv
 import hashlib
 import json
-import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet
-
 from jpeft.data.sample import sample_rows
 from jpeft.data.tasks import BENCHMARK, Task
 from jpeft.errors import RunFailed, UserError
+from jpeft.rows.reading import KINDS, PACKED, Columns, kind_of, read_columns, require_file
+from jpeft.rows.values import is_missing
 
 SOURCES = ("auto", "hub", "local", "tfds", "sample")
-
-Columns = dict[str, list[Any]]
-
-
-def _read_json(path: Path) -> Columns:
-    text = path.read_text(encoding="utf-8-sig")
-    if text.lstrip().startswith("["):
-        rows = json.loads(text)
-    else:  # not splitlines(), which also cuts at line separators within strings
-        rows = []
-        for number, line in enumerate(text.split("\n"), start=1):
-            try:
-                rows += [json.loads(line)] if line.strip() else []
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number}: {error.msg}") from None
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"row {number} is {str(row)[:40]!r}; expected an object with `input` and `target`")
-    return {column: [row.get(column) for row in rows] for column in dict.fromkeys(key for row in rows for key in row)}
-
-
-def _read_csv(path: Path) -> Columns:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = csv.reader(file, strict=True)
-        header = next(lines, [])
-        columns: Columns = {column: [] for column in header}
-        if len(columns) < len(header):
-            raise ValueError(f"two columns have the same name: {', '.join(header)}")
-        for row in lines:
-            if len(row) not in (0, len(header)):
-                raise ValueError(f"line {lines.line_num} has {len(row)} values, the first line names {len(header)}")
-            for column, value in zip(header, row, strict=False):
-                columns[column].append(value)
-    return columns
-
-
-# Text is read as it stands. Readers that guess types (pyarrow's, pandas') turn the answer `007` into 7, `NA` into
-# nothing and a date into a time stamp.
-_READERS: Mapping[str, Callable[[Path], Columns]] = {
-    ".parquet": lambda path: pyarrow.parquet.read_table(path).to_pydict(),
-    ".jsonl": _read_json,
-    ".json": _read_json,
-    ".csv": _read_csv,
-}
 # What a source may call each split.
-_SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+_SPLIT_NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev", "eval"),
+    "test": ("test",),
+}
+# Files that may hold rows, too, and are not read: what else lies in a directory goes without saying.
+_OTHER_ENDINGS = (".txt", ".xlsx", ".xls", ".ods", ".arrow", ".feather", ".pkl", ".zip", ".tar", ".tgz", ".xml", ".db")
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")  # as the hub and TensorFlow name the parts of one split
 
 
 def source_in_use(source: str, path: str | None) -> str:
@@ -74,7 +35,7 @@ def source_in_use(source: str, path: str | None) -> str:
 
 
 def check_source(task: Task, source: str, path: str | None) -> None:
-    """Raises `UserError` for an unknown source, or one that this task and path can not go with."""
+    """Raises `UserError` for an unknown source, or one that this task and path cannot go with."""
     if source not in SOURCES:
         raise UserError(f"data.source is {source!r}; expected one of {', '.join(SOURCES)}.")
     if source == "sample" and task.name not in BENCHMARK:
@@ -89,17 +50,25 @@ def check_source(task: Task, source: str, path: str | None) -> None:
         )
 
 
-def load_rows(task: Task, source: str, path: str | None, *, sample_seed: int = 0) -> dict[str, Columns]:
+def load_rows(
+    task: Task,
+    source: str,
+    path: str | None,
+    *,
+    sample_seed: int = 0,
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, Columns]:
     """Columns of every split that the source has: `train`, and `validation` and `test` where there are such.
 
     Args:
       source: one of `SOURCES`; `auto` is `local` where a path is given and `hub` otherwise.
       path: of `local`: a file, a directory of `train`/`validation`/`test` files, or one that holds the task's own.
       sample_seed: of `sample`: which rows are generated.
+      report: hears which files of a directory are not read.
 
     Raises:
       UserError: no such file, an unreadable one, no training rows, or a source that this task does not have.
-      RunFailed: the hub can not be reached.
+      RunFailed: the hub cannot be reached.
     """
     check_source(task, source, path)
     source = source_in_use(source, path)
@@ -108,7 +77,7 @@ def load_rows(task: Task, source: str, path: str | None, *, sample_seed: int = 0
             raise UserError(
                 "data.source is 'local' but data.path is not given; name the file or directory of the rows."
             )
-        splits = _from_files(task, Path(path).expanduser())
+        splits = _from_files(task, _expanded(path), report)
     elif source == "hub":
         splits = _from_hub(task)
     elif source == "sample":
@@ -141,7 +110,7 @@ def rows_digest(rows: Mapping[str, Columns]) -> str:
 
 def _framed(value: Any) -> bytes:
     """A value as bytes that say where they end."""
-    if value is None:
+    if is_missing(value):
         return b"- "
     if isinstance(value, dict | list):  # of a column that no template can use; keys may come in any order
         value = json.dumps(value, sort_keys=True, default=str)
@@ -151,38 +120,93 @@ def _framed(value: Any) -> bytes:
 
 def require_path(path: str | None) -> None:
     """Raises `UserError` where `data.path` leads nowhere: cheap, so that it is said before a model is asked for."""
-    if path is not None and not Path(path).expanduser().exists():
-        raise UserError(f"data.path {path!r} does not exist.")
+    if path is None:
+        return
+    place = _expanded(path)
+    try:
+        there = place.is_dir()
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        there = False
+    if not there:
+        require_file(place, f"data.path {path if len(path) <= 200 else path[:100] + '...'!r}")
 
 
-def _from_files(task: Task, path: Path) -> dict[str, Columns]:
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # ~name of nobody: a file may be called so
+        return Path(path)
+
+
+def _from_files(task: Task, path: Path, report: Callable[[str], None]) -> dict[str, Columns]:
     require_path(str(path))
-    if path.is_file():
-        return {"train": _read(path)}
+    if not path.is_dir():
+        return {"train": read_columns(path)}
     directory = path / task.local if task.local and (path / task.local).is_dir() else path
-    splits = {}
-    for split, names in _SPLIT_NAMES.items():
-        found = [directory / f"{name}{suffix}" for name in names for suffix in _READERS]
-        file = next((candidate for candidate in found if candidate.is_file()), None)
-        if file is not None:
-            splits[split] = _read(file)
-    if "train" not in splits:
-        expected = "train.parquet (or .jsonl, .csv)"
+    try:
+        files = sorted(file for file in directory.iterdir() if not file.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{directory} cannot be read ({error.strerror}).") from None
+    of_split = {split: _files_of(split, files) for split in _SPLIT_NAMES}
+    if not of_split["train"]:
         raise UserError(
-            f"{directory} has no {expected}; it holds: {', '.join(sorted(os.listdir(directory))[:8]) or 'nothing'}."
+            f"{directory} has no train.parquet (or .jsonl, .csv, ...); it holds: "
+            f"{', '.join(file.name for file in files[:8]) or 'nothing'}."
         )
+    read = {file for found in of_split.values() for file in found}
+    unread = [
+        file.name
+        for file in files
+        if file not in read and (kind_of(file) or file.suffix.lower() in _OTHER_ENDINGS) and not file.is_dir()
+    ]
+    if unread:
+        shown = ", ".join(unread[:5]) + (f" and {len(unread) - 5} more" if len(unread) > 5 else "")
+        names = "; ".join(f"{split}: {' or '.join(names)}" for split, names in _SPLIT_NAMES.items())
+        report(f"not read of {directory}: {shown} (what is read is called so: {names})")
+    splits = {split: _joined([read_columns(file) for file in found]) for split, found in of_split.items() if found}
+    for split, columns in splits.items():
+        if split != "train" and not any(columns.values()):
+            raise UserError(f"{of_split[split][0]} has no rows; fill it or take it away.")
     return splits
 
 
-def _read(path: Path) -> Columns:
-    reader = _READERS.get(path.suffix)
-    if reader is None:
-        raise UserError(f"{path} has the ending {path.suffix!r}; jpeft reads {', '.join(_READERS)}.")
-    try:
-        return reader(path)
-    except (pa.ArrowException, csv.Error, ValueError, OSError) as error:  # ValueError: also undecodable bytes
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} can not be read as {path.suffix[1:]} ({reason}).") from None
+def _files_of(split: str, files: list[Path]) -> list[Path]:
+    """The files of a split: one, or all the parts of one. Raises `UserError`: unclear which, or a part is missing."""
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        kind, stem = kind_of(file), _stem(file)
+        shard = _SHARD.fullmatch(stem)
+        if kind and (shard[1] if shard else stem).lower() in _SPLIT_NAMES[split]:
+            found.setdefault(f"{shard[1]} {shard[3]} {kind}" if shard else file.name, []).append(file)
+    if len(found) > 1:
+        names = [parts[0].name for parts in found.values()]
+        raise UserError(
+            f"{files[0].parent} has {len(names)} files for the {split} split: {', '.join(names[:5])}; leave one of "
+            "them there."
+        )
+    for parts in found.values():
+        shard = _SHARD.fullmatch(_stem(parts[0]))
+        if shard and len(parts) != int(shard[3]):
+            raise UserError(f"{parts[0].parent} has {len(parts)} of the {int(shard[3])} parts of its {split} split.")
+    return [file for parts in found.values() for file in parts]
+
+
+def _stem(file: Path) -> str:
+    """The name without what says how it is written: `train` of `train.jsonl.gz`."""
+    name = file.name
+    for endings in (PACKED, KINDS):
+        ending = next((ending for ending in endings if name.lower().endswith(ending)), "")
+        name = name[: len(name) - len(ending)]
+    return name
+
+
+def _joined(parts: list[Columns]) -> Columns:
+    names = dict.fromkeys(column for part in parts for column in part)
+    sizes = [len(next(iter(part.values()), [])) for part in parts]
+    return {
+        column: [value for part, size in zip(parts, sizes, strict=True) for value in part.get(column, [None] * size)]
+        for column in names
+    }
 
 
 def _from_hub(task: Task) -> dict[str, Columns]:
@@ -196,7 +220,7 @@ def _from_hub(task: Task) -> dict[str, Columns]:
     except Exception as error:  # what is raised differs by what is between here and the hub
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise RunFailed(
-            f"the hub can not be reached for {repository} ({reason}); without a network, give --config.data.path "
+            f"the hub cannot be reached for {repository} ({reason}); without a network, give --config.data.path "
             f"a directory that holds {task.local}/train.parquet, validation.parquet and test.parquet, or try the task "
             "on generated rows: --config.data.source=sample."
         ) from None
@@ -223,7 +247,7 @@ def _from_tfds(task: Task) -> dict[str, Columns]:
     except Exception as error:  # as for the hub
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise RunFailed(
-            f"TensorFlow Datasets can not provide {task.tfds} ({reason}); give --config.data.path."
+            f"TensorFlow Datasets cannot provide {task.tfds} ({reason}); give --config.data.path."
         ) from None
     return {split: _tfds_columns(task, rows) for split, rows in available.items()}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from jpeft.data.prompts import Template
 from jpeft.errors import UserError
+from jpeft.rows.values import as_text, is_missing
 
 KINDS = ("classification", "generation")
 OPTIONS = ("auto", "list", "none")  # whether the prompt of a user's own classes lists them
@@ -225,6 +226,9 @@ def _answer(task: Task, value: Any, where: str) -> str:
 
 
 def _text(value: Any, column: str, where: str) -> str:
-    if value is None:
+    if is_missing(value):
         raise UserError(f"row {where} has no {column!r}; fill it in or remove the row.")
-    return value if isinstance(value, str) else str(value)
+    try:
+        return as_text(value)
+    except ValueError as error:
+        raise UserError(f"row {where}: the column {column!r} {error}.") from None

@@ -7,6 +7,7 @@ from typing import Any
 from jpeft.data.prompts import PromptIds, PromptTokens, Template
 from jpeft.data.tasks import check_template
 from jpeft.model.tokenizer import Tokenizer
+from jpeft.rows.values import as_text, is_missing
 
 _AS_IT_STANDS = "{input}"
 
@@ -69,7 +70,9 @@ class Prompt:
         """What a bare text asks, which is the template's one column. Raises ValueError: there are several."""
         columns = self.columns
         if len(columns) > 1:
-            raise ValueError(f"is one text and the template names {' and '.join(columns)}; give JSON lines")
+            raise ValueError(
+                f"is one text and the template names {' and '.join(columns)}; give rows with these columns"
+            )
         return Question(self.template, {columns[0]: text})
 
 
@@ -108,6 +111,9 @@ def _text(fields: Mapping[str, Any], column: str) -> str:
     if column not in fields:
         there = ", ".join(fields) or "none"
         raise ValueError(f"has no column {column!r}, only {there}; --template makes the prompt of other columns")
-    if fields[column] is None:
+    if is_missing(fields[column]):
         raise ValueError(f"has nothing in {column!r}; fill it in or remove the row")
-    return str(fields[column])
+    try:
+        return as_text(fields[column])
+    except ValueError as error:
+        raise ValueError(f"has a column {column!r} that {error}") from None

@@ -1,6 +1,5 @@
-"""What is to be answered: arguments, lines of text or JSON lines, read one after the other and never all at once."""
+"""What is to be answered: arguments, lines of text or a file of rows, read one after the other, never all at once."""
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -8,15 +7,19 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from jpeft.errors import UserError
 from jpeft.predict.prompt import Prompt, Question
+from jpeft.rows.reading import PACKED, kind_of, read_rows, require_file, rows_of
+from jpeft.rows.text import MOST_ROW_BYTES, Readable, is_object
+from jpeft.rows.text import Row as FileRow
+from jpeft.rows.values import as_json
 
-FORMATS = ("lines", "jsonl")
+FORMATS = ("lines", "jsonl", "json", "csv", "tsv", "parquet")
 STDIN = "-"
 _ANSWER = ("prediction", "confidence", "probabilities")  # a row's own fields of these names are replaced
-_OTHER_KINDS = (".json", ".csv", ".tsv", ".parquet", ".gz", ".xz", ".zst")
+_NO_TEXT = (".xlsx", ".xls", ".ods", ".arrow", ".feather", ".zip", ".tar", ".7z", ".pkl", ".pdf", ".docx")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Input:
     Attributes:
       texts: given in the call; then there is no file.
       path: a file, or `-` for standard input.
-      format: of `FORMATS`; None is JSON lines where the first line is a JSON object, plain lines otherwise.
+      format: of `FORMATS`; None, of standard input, is JSON lines where the first line is a JSON object, plain lines
+        otherwise.
     """
 
     texts: tuple[str, ...] = ()
@@ -74,12 +78,11 @@ class Input:
             raise UserError("texts were given, and --input or --format, too; give one of them.")
         if path is None or path == STDIN:
             return cls(texts, STDIN, format_)
-        if not Path(path).exists() or Path(path).is_dir():
-            raise UserError(f"--input {path} is {'a directory' if Path(path).exists() else 'not there'}; name a file.")
-        suffix = Path(path).suffix
-        if format_ is None and suffix in _OTHER_KINDS:
-            raise UserError(f"--input {path} is a {suffix} file; expected plain lines, or JSON lines (.jsonl).")
-        return cls((), path, format_ or ("jsonl" if suffix == ".jsonl" else "lines"))
+        require_file(Path(path), f"--input {path}")
+        suffix = Path(path).suffix.lower()
+        if format_ is None and suffix in _NO_TEXT:
+            raise UserError(f"--input {path} is a {suffix} file; save it as CSV, JSON lines or Parquet.")
+        return cls((), path, format_ or kind_of(Path(path)) or "lines")
 
     @property
     def name(self) -> str:
@@ -88,8 +91,9 @@ class Input:
 
     @property
     def size(self) -> int | None:
-        """In bytes, where that is known."""
-        return Path(self.path).stat().st_size if not self.texts and Path(self.path).is_file() else None
+        """In bytes, where that is known: of what is packed it is not."""
+        known = not self.texts and Path(self.path).is_file() and not self.path.lower().endswith(PACKED)
+        return Path(self.path).stat().st_size if known else None
 
     @property
     def from_terminal(self) -> bool:
@@ -97,68 +101,58 @@ class Input:
         return not self.texts and self.path == STDIN and sys.stdin.isatty()
 
     def rows(self, prompt: Prompt) -> Iterator[Row]:
-        """The rows, as they are read. Raises `UserError`: one can not be used; the message says which."""
+        """The rows, as they are read. Raises `UserError`: one cannot be used; the message says which."""
         of_text = lambda fields: prompt.of_text(fields["input"])
         for number, text in enumerate(self.texts, start=1):
-            yield self._row(number, {"input": text}, of_text, size=0)
+            yield self._row(f"line {number}", {"input": text}, of_text, size=0)
         if self.texts:
             return
-        size = 0
-        with self._open() as file:
-            first = file.readline()
-            is_json = self.format == "jsonl" or (self.format is None and _is_object(first))
-            make = prompt.of_fields if is_json else of_text
-            for number, line in enumerate(itertools.chain([first] if first else [], file), start=1):
-                size += len(line)
-                fields = self._fields(number, line, is_json=is_json)
-                if fields is not None:
-                    yield self._row(number, fields, make, size)
-                    size = 0
-
-    def _open(self) -> contextlib.AbstractContextManager[IO[bytes]]:
         if self.path == STDIN:
-            return contextlib.nullcontext(sys.stdin.buffer)
-        try:
-            return open(self.path, "rb")
-        except OSError as error:
-            raise UserError(f"--input {self.path} can not be read ({error.strerror}).") from None
+            kind, read = self._standard_input()
+        else:
+            kind, read = self.format or "lines", read_rows(Path(self.path), kind=self.format, name=self.path)
+        make = of_text if kind == "lines" else prompt.of_fields
+        for row in read:
+            fields = row.fields
+            if kind == "parquet":  # the one format that has more kinds of values than JSON
+                fields = {column: as_json(value) for column, value in fields.items()}
+            yield self._row(row.where, fields, make, row.size)
 
-    def _fields(self, number: int, line: bytes, *, is_json: bool) -> dict[str, Any] | None:
-        """The fields of a line; None where JSON lines leave one blank. A blank line of text is an input like others."""
-        try:
-            # \n and \r\n alone end a line, not the other separators that Unicode has, which may stand within a text.
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
-            if not is_json:
-                return {"input": text}
-            fields = json.loads(text) if text.strip() else None
-        except UnicodeDecodeError as error:
-            raise self._unusable(number, f"is no UTF-8 ({error.reason} at byte {error.start})") from None
-        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
-            reason = getattr(error, "msg", str(error).partition(";")[0])
-            raise self._unusable(number, f"is no JSON ({reason}); mend it or remove it") from None
-        if text.strip() and not isinstance(fields, dict):
-            raise self._unusable(number, f"is {text[:40]!r}; expected a JSON object with `input`")
-        return fields
+    def _standard_input(self) -> tuple[str, Iterator[FileRow]]:
+        if self.format == "parquet":
+            raise UserError("Parquet cannot be read from standard input, since it is read from its end; name a file.")
+        file = _Peeked(sys.stdin.buffer)
+        kind = self.format or ("jsonl" if is_object(file.first) else "lines")
+        return kind, rows_of(file, kind, self.name)
 
-    def _row(self, number: int, fields: dict[str, Any], make: Callable[[Any], Question], size: int) -> Row:
+    def _row(self, where: str, fields: dict[str, Any], make: Callable[[Any], Question], size: int) -> Row:
         try:
             row = Row(make(fields), {key: value for key, value in fields.items() if key not in _ANSWER}, size)
             (row.text.encode(), row.opening)
         except UnicodeEncodeError:
-            raise self._unusable(number, "holds half of a surrogate pair, which is no text; remove it") from None
+            raise self._unusable(where, "holds half of a surrogate pair, which is no text; remove it") from None
         except ValueError as error:
-            raise self._unusable(number, str(error)) from None
+            raise self._unusable(where, str(error)) from None
         return row
 
-    def _unusable(self, number: int, reason: str) -> UserError:
-        return UserError(f"line {number} of {self.name} {reason}.")
+    def _unusable(self, where: str, reason: str) -> UserError:
+        return UserError(f"{where} of {self.name} {reason}.")
 
 
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line.decode("utf-8-sig")), dict)
-    except (ValueError, RecursionError):
-        return False
+class _Peeked:
+    """A file whose first line was read before."""
+
+    def __init__(self, file: Readable):
+        self._file = file
+        self.first = self._waiting = file.readline(MOST_ROW_BYTES + 1)
+
+    def readline(self, size: int = -1, /) -> bytes:
+        line, self._waiting = self._waiting, b""
+        return line or self._file.readline(size)
+
+    def read(self, size: int = -1, /) -> bytes:
+        line, self._waiting = self._waiting, b""
+        return line + self._file.read(size if size < 0 else max(0, size - len(line)))
 
 
 def windows(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

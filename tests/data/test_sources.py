@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 
-from jpeft.data.sources import load_rows, rows_digest
+from jpeft.data.sources import load_rows, require_path, rows_digest
 from jpeft.data.tasks import TASKS, examples
 from jpeft.errors import RunFailed, UserError
 from tests.conftest import write_parquet
@@ -90,30 +90,30 @@ def test_local_without_a_path_says_which_key_to_give():
 
 def test_a_wrong_ending_is_answered_with_the_ones_that_are_read(tmp_path):
     (tmp_path / "rows.xlsx").write_text("x")
-    with pytest.raises(UserError, match=r"has the ending '.xlsx'; jpeft reads .parquet, .jsonl, .json, .csv"):
+    with pytest.raises(UserError, match=r"has the ending '.xlsx'; jpeft reads .jsonl, .ndjson, .json, .csv"):
         load_rows(CUSTOM, "auto", str(tmp_path / "rows.xlsx"))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.parquet", b"PAR1 not really PAR1", "as parquet"),
-        ("b.parquet", b"", "0 bytes"),
+        ("a.parquet", b"PAR1 not really PAR1", "cannot be read as Parquet"),
+        ("b.parquet", b"", "cannot be read as Parquet"),
         ("a.jsonl", b'{"input": "a", "target": "b"}\n{"input": "a"\n', "line 2"),
-        ("b.jsonl", b'{"input": "\xff"}\n', "can't decode byte 0xff"),
-        ("c.jsonl", b'"just text"\n', "row 1 is 'just text'; expected an object"),
-        ("a.json", b'[{"input": "a"}', "as json"),
-        ("a.csv", b"input,target\na,b,c\n", "line 2 has 3 values, the first line names 2"),
-        ("b.csv", b"input,target\n\xff,b\n", "can't decode byte 0xff"),
-        ("c.csv", b'input,target\n"a,b\n', "unexpected end of data"),
+        ("b.jsonl", b'{"input": "\xff"}\n', "line 1 of {path} is not UTF-8 (byte 0xff at 11)"),
+        ("c.jsonl", b'"just text"\n', "line 1 of {path} is 'just text'; expected an object"),
+        ("a.json", b'[{"input": "a"}', "ends within its list after 1 rows"),
+        ("a.csv", b"input,target\na,b,c\n", "line 2 of {path} has 3 values, the header names 2 columns"),
+        ("b.csv", b"input,target\n\xff,b\n", "line 2 of {path} is not UTF-8"),
+        ("c.csv", b'input,target\n"a,b\n', "line 2 of {path} has a quote that is opened and never closed"),
         ("d.csv", b"input,input\na,b\n", "two columns have the same name"),
     ],
 )
 def test_a_malformed_file_is_one_line_with_the_reason(tmp_path, name, content, reason):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match="can not be read as") as raised:
+    with pytest.raises(UserError) as raised:
         load_rows(CUSTOM, "auto", str(tmp_path / name))
-    assert reason in str(raised.value)
+    assert reason.replace("{path}", str(tmp_path / name)) in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
@@ -126,8 +126,66 @@ def test_a_file_without_rows_is_refused(tmp_path, name):
 
 def test_a_directory_without_training_rows_is_told_what_it_holds(tmp_path):
     write(tmp_path / "test.csv", ROWS)
-    with pytest.raises(UserError, match=r"has no train.parquet \(or .jsonl, .csv\); it holds: test.csv"):
+    with pytest.raises(UserError, match=r"has no train.parquet \(or .jsonl, .csv, ...\); it holds: test.csv"):
         load_rows(CUSTOM, "local", str(tmp_path))
+
+
+def test_files_that_are_not_read_are_named_and_a_split_has_one_file(tmp_path):
+    held_out = {"input": ["three"], "target": ["3"]}
+    write(tmp_path / "train.jsonl", ROWS)
+    write(tmp_path / "eval.jsonl", held_out)  # as others call what validates
+    for name in ("extra.csv", "train.txt", "README.md", ".hidden.csv"):
+        (tmp_path / name).write_text("input,target\n")
+    lines = []
+    assert load_rows(CUSTOM, "auto", str(tmp_path), report=lines.append) == {"train": ROWS, "validation": held_out}
+    assert len(lines) == 1 and "not read of" in lines[0] and "extra.csv, train.txt (what is read" in lines[0]
+    write(tmp_path / "dev.csv", held_out)
+    with pytest.raises(UserError, match="has 2 files for the validation split: dev.csv, eval.jsonl; leave one"):
+        load_rows(CUSTOM, "auto", str(tmp_path))
+    write(tmp_path / "train.csv", ROWS)
+    with pytest.raises(UserError, match="has 2 files for the train split: train.csv, train.jsonl; leave one"):
+        load_rows(CUSTOM, "auto", str(tmp_path))
+
+
+def test_the_parts_of_a_split_that_the_hub_writes_are_joined(tmp_path):
+    write(tmp_path / "train-00000-of-00002.parquet", ROWS)
+    write(tmp_path / "train-00001-of-00002.parquet", {"input": ["three"], "more": ["x"]})
+    assert load_rows(CUSTOM, "auto", str(tmp_path)) == {
+        "train": {"input": ["one", "two", "three"], "target": ["1", "2", None], "more": [None, None, "x"]}
+    }
+    (tmp_path / "train-00001-of-00002.parquet").unlink()
+    with pytest.raises(UserError, match="has 1 of the 2 parts of its train split"):
+        load_rows(CUSTOM, "auto", str(tmp_path))
+
+
+def test_a_held_out_file_without_rows_is_refused(tmp_path):
+    write(tmp_path / "train.jsonl", ROWS)
+    (tmp_path / "test.csv").write_text("input,target\n")
+    with pytest.raises(UserError, match="test.csv has no rows; fill it or take it away"):
+        load_rows(CUSTOM, "auto", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (float("nan"), "row train/0 has no 'target'; fill it in"),
+        (["a", "b"], "row train/0: the column 'target' holds a list"),
+        ({"text": "a"}, "row train/0: the column 'target' holds an object"),
+        (b"\xff", "row train/0: the column 'target' holds bytes that are not UTF-8"),
+    ],
+)
+def test_a_value_that_is_no_text_is_refused_by_row_and_column(value, says):
+    with pytest.raises(UserError, match=says):
+        examples(CUSTOM, "train", {"input": ["x"], "target": [value]}, [0])
+    examples(CUSTOM, "train", {"input": ["x"], "target": ["1"], "unused": [value]}, [0])
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "x" * 5000, "a\0b"])
+def test_a_path_that_no_file_can_have_is_one_line(path):
+    for call in (require_path, lambda path: load_rows(CUSTOM, "auto", path)):
+        with pytest.raises(UserError) as raised:
+            call(path)
+        assert "\n" not in str(raised.value) and len(str(raised.value)) < 500
 
 
 def digest_of(directory, suffix, columns=ROWS, name="mine"):
@@ -245,7 +303,7 @@ def test_an_unreachable_hub_is_one_line_that_names_the_local_route(monkeypatch):
     with pytest.raises(RunFailed) as raised:
         load_rows(TASKS["agnews"], "hub", None)
     message = str(raised.value)
-    assert "can not be reached for fancyzhx/ag_news (Couldn't reach" in message
+    assert "cannot be reached for fancyzhx/ag_news (Couldn't reach" in message
     assert "--config.data.path" in message and "ag_news/train.parquet" in message
     assert "--config.data.source=sample" in message
     assert "\n" not in message
@@ -341,5 +399,5 @@ def test_tensorflow_datasets_that_can_not_download_is_one_line(tfds, monkeypatch
         raise OSError("no route to host\nmore")
 
     monkeypatch.setattr(tfds.builder, "download_and_prepare", fail)
-    with pytest.raises(RunFailed, match=r"can not provide glue/cola \(no route to host\); give --config.data.path"):
+    with pytest.raises(RunFailed, match=r"cannot provide glue/cola \(no route to host\); give --config.data.path"):
         load_rows(TASKS["cola"], "tfds", None)

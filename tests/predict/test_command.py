@@ -199,7 +199,7 @@ def test_a_line_that_is_no_json_stops_there_and_once_mended_it_goes_on(answer, t
     (tmp_path / "rows.jsonl").write_text("\n".join([*rows[:5], rows[5][:-1]]))
     flags = ("--model", tiny_checkpoint, "--input", tmp_path / "rows.jsonl", *SHORT, "--output", tmp_path / "out.jsonl")
     _, said = answer(*flags, status=2)
-    assert "line 6 of" in said and "rows.jsonl is no JSON" in said and said.count("\n") == 1
+    assert "line 6 of" in said and "rows.jsonl is not valid JSON" in said and said.count("\n") == 1
     assert (tmp_path / "out.jsonl.partial").read_text().count("\n") == 4
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     answer(*flags)

@@ -56,16 +56,16 @@ def test_the_template_of_a_run_gives_way_to_an_input_that_is_there(read):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (b'{"input": "x"', "line 2 of .*rows.jsonl is no JSON"),
-        (b'{"input": 1' + b"0" * 5000 + b"}", "line 2 of .* is no JSON"),
-        (b"[" * 100_000, "line 2 of .* is no JSON"),
-        (b'["x"]', "line 2 of .* is '.*'; expected a JSON object"),
-        (b"null", "line 2 of .* is 'null'; expected a JSON object"),
+        (b'{"input": "x"', "line 2 of .*rows.jsonl is not valid JSON"),
+        (b'{"input": 1' + b"0" * 5000 + b"}", "line 2 of .* holds an integer of thousands of digits"),
+        (b"[" * 100_000, "line 2 of .* is nested more than 64 levels deep"),
+        (b'["x"]', "line 2 of .* is .*; expected an object"),
+        (b"null", "line 2 of .* is None; expected an object"),
         (b'{"text": "x"}', "line 2 of .* has no column 'input', only text; --template"),
         (b'{"input": null}', "line 2 of .* has nothing in 'input'"),
         (b'{"input": "\\ud800"}', "line 2 of .* holds half of a surrogate pair"),
         (b'{"input": "x", "id": "\\ud800"}', "line 2 of .* holds half of a surrogate pair"),
-        (b'{"input": "\xff"}', "line 2 of .* is no UTF-8"),
+        (b'{"input": "\xff"}', "line 2 of .* is not UTF-8"),
     ],
 )
 def test_an_unusable_line_is_named(line, says, read):
@@ -75,7 +75,7 @@ def test_an_unusable_line_is_named(line, says, read):
 
 
 def test_a_bare_text_does_not_fit_a_template_of_several_columns(read):
-    with pytest.raises(UserError, match="line 1 of .* is one text and the template names a and b; give JSON lines"):
+    with pytest.raises(UserError, match="line 1 of .* is one text and the template names a and b; give rows with"):
         read(b"x\n", "rows.txt", Prompt("{a} {b}", required=False))
 
 
@@ -84,14 +84,14 @@ def test_a_bare_text_does_not_fit_a_template_of_several_columns(read):
     [
         ((["x"], "y.txt", None), "give one of them"),
         ((["x"], None, "jsonl"), "give one of them"),
-        (((), "absent.txt", None), "absent.txt is not there"),
+        (((), "absent.txt", None), "absent.txt does not exist"),
         (((), ".", None), "is a directory"),
-        (((), "table.csv", None), "is a .csv file; expected plain lines, or JSON lines"),
+        (((), "table.xlsx", None), "is a .xlsx file; save it as CSV"),
     ],
 )
 def test_an_input_that_is_none(arguments, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "table.csv").write_text("a,b\n")
+    (tmp_path / "table.xlsx").write_text("a,b\n")
     with pytest.raises(UserError, match=says):
         Input.of(*arguments)
 

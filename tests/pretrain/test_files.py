@@ -44,14 +44,14 @@ def test_parquet(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"text", "unknown ending"),
+        ("a.txt", b"text", "has the ending '.txt'"),
         ("a.jsonl", b'{"text": "a"}\n{"text"', "line 2"),
-        ("a.jsonl", b"[1]\n", "not an object"),
-        ("a.jsonl", b'{"input": "a"}\n', "row 1: expected text under text; there are: input"),
-        ("a.jsonl.xz", lzma.compress(JSON)[:-20], "can not be read"),
-        ("a.jsonl.xz", b"no xz", "can not be read"),
-        ("a.jsonl.zst", b"no zstd", "can not be read"),
-        ("a.parquet", b"no parquet", "can not be read"),
+        ("a.jsonl", b"[1]\n", "expected an object"),
+        ("a.jsonl", b'{"input": "a"}\n', "line 1 of .*: expected text under text; there are: input"),
+        ("a.jsonl.xz", lzma.compress(JSON)[:-20], "cannot be read"),
+        ("a.jsonl.xz", b"no xz", "cannot be read"),
+        ("a.jsonl.zst", b"no zstd", "cannot be read"),
+        ("a.parquet", b"no parquet", "cannot be read"),
     ],
 )
 def test_what_can_not_be_read_is_named(tmp_path, name, content, message):

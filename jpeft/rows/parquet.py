@@ -1,0 +1,146 @@
+"""Rows of a Parquet file, in batches: kilobytes may hold gigabytes, which is refused before they are unpacked."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet
+
+from jpeft.errors import UserError
+from jpeft.rows.text import MOST_ROW_BYTES, Row
+
+MOST_VALUES = 100_000_000  # of a column within a row group; where they are missing or equal they take no bytes at all
+_ROWS_AT_ONCE = 256
+_ROWS_AT_ONCE_OF_DELTAS = 8  # an encoding in which each row may repeat megabytes of the row before in a few bytes
+_MOST_NESTED_BYTES = 64 * 2**20  # of a batch's lists and objects
+_SUSPECT_BYTES, _SUSPECT_RATIO = 256 * 2**20, 100  # text packs to a twentieth at best
+
+
+def batches(file: IO[bytes], name: str) -> Iterator[dict[str, list[Any]]]:
+    """Columns of some hundred rows at a time.
+
+    Raises:
+      UserError: it is no Parquet, would unpack to what no text does, holds a value of more than `MOST_ROW_BYTES`, has
+        two columns of one name, or a column that cannot be read.
+    """
+    try:
+        metadata = pyarrow.parquet.read_metadata(file)
+        file.seek(0)
+        deltas = _check(metadata, name)
+        schema = metadata.schema.to_arrow_schema()
+        columns = _names(schema.names, name)
+        # Texts that repeat are then references to one: a thousand rows of the same megabyte are one megabyte.
+        shared = [field.name for field in schema if _is_text(field.type) and field.name not in deltas]
+        opened = pyarrow.parquet.ParquetFile(file, read_dictionary=shared)
+        for chunk in opened.iter_batches(batch_size=_ROWS_AT_ONCE_OF_DELTAS if deltas else _ROWS_AT_ONCE):
+            yield {
+                column: _values(array, f"column {column!r} of {name}")
+                for column, array in zip(columns, chunk.columns, strict=True)
+            }
+    except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        raise UserError(f"{name} cannot be read as Parquet ({reason}).") from None
+
+
+def count_rows(file: IO[bytes], name: str) -> int:
+    """How many rows a file says that it has. Raises `UserError`: it is no Parquet."""
+    try:
+        rows = pyarrow.parquet.read_metadata(file).num_rows
+        file.seek(0)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{name} cannot be read as Parquet ({str(error).partition(chr(10))[0].rstrip('.')}).") from None
+    return rows
+
+
+def rows(file: IO[bytes], name: str, size: int) -> Iterator[Row]:
+    """Row by row, each with its share of the file's `size`. Raises as `batches`."""
+    count, number = max(1, count_rows(file, name)), 0
+    for batch in batches(file, name):
+        for values in zip(*batch.values(), strict=True):
+            number += 1
+            share = size * number // count - size * (number - 1) // count
+            yield Row(f"row {number}", dict(zip(batch, values, strict=True)), share)
+
+
+def _names(given: list[str], name: str) -> list[str]:
+    columns = [column.strip() for column in given]
+    column, times = Counter(columns).most_common(1)[0] if columns else ("", 0)
+    if times > 1:
+        raise UserError(f"{name}: two columns have the same name, {column!r}; rename one.")
+    return columns
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string, pa.types.is_large_binary)
+    return any(test(kind) for test in (*tests, pa.types.is_string_view, pa.types.is_binary_view))
+
+
+def _check(metadata: pyarrow.parquet.FileMetaData, name: str) -> set[str]:
+    """Refuses what unpacks to too much, as far as the file says; gives the columns that hold what changes by row."""
+    deltas = set()
+    for group in range(metadata.num_row_groups):
+        chunks = metadata.row_group(group)
+        for i in range(chunks.num_columns):
+            column = chunks.column(i)
+            if column.num_values > MOST_VALUES:
+                raise UserError(
+                    f"column {column.path_in_schema!r} of {name} has {column.num_values:,} values in one row group; "
+                    f"expected {MOST_VALUES:,} at most."
+                )
+            unpacked, packed = column.total_uncompressed_size, column.total_compressed_size
+            if unpacked > _SUSPECT_BYTES and unpacked > _SUSPECT_RATIO * packed:
+                raise UserError(
+                    f"column {column.path_in_schema!r} of {name} unpacks from {packed:,} to {unpacked:,} bytes, which "
+                    f"no text does; expected {_SUSPECT_RATIO} times as many at most."
+                )
+            if any(encoding.startswith("DELTA") for encoding in column.encodings):
+                deltas.add(column.path_in_schema)
+    return deltas
+
+
+def _values(array: pa.Array, where: str) -> list[Any]:
+    if pa.types.is_dictionary(array.type):
+        return _shared_values(array, where)
+    if _is_text(array.type):
+        _check_longest(array, where)
+        return _as_text(array.to_pylist())
+    if pa.types.is_nested(array.type) and array.nbytes > _MOST_NESTED_BYTES:
+        raise UserError(f"{where} holds lists or objects of more than {_MOST_NESTED_BYTES:,} bytes; leave it out.")
+    try:
+        values = array.to_pylist()
+    except (ValueError, OverflowError):  # moments that Python's types do not reach, such as nanoseconds
+        values = array.cast(pa.string()).to_pylist()
+    if pa.types.is_floating(array.type):
+        # Not a number, as pandas writes what is missing; NaN alone differs from itself.
+        values = [None if value is None or value - value != 0 else value for value in values]
+    return values
+
+
+def _shared_values(array: pa.DictionaryArray, where: str) -> list[Any]:
+    used = array.indices.drop_null().unique()
+    there = array.dictionary.take(used)
+    if _is_text(there.type):
+        _check_longest(there, where)
+    values: dict[int | None, Any] = dict(zip(used.to_pylist(), _as_text(there.to_pylist()), strict=True))
+    values[None] = None
+    return [values[index] for index in array.indices.to_pylist()]
+
+
+def _as_text(values: list[Any]) -> list[Any]:
+    """Bytes as text, which other programs write so; as they are where one of them is not UTF-8, as an image is not."""
+    try:
+        return [value.decode() if isinstance(value, bytes) else value for value in values]
+    except UnicodeDecodeError:
+        return values
+
+
+def _check_longest(array: pa.Array, where: str) -> None:
+    if pa.types.is_string_view(array.type) or pa.types.is_binary_view(array.type):
+        array = array.cast(pa.large_binary())
+    longest = pc.max(pc.binary_length(array)).as_py() if len(array) else 0
+    if (longest or 0) > MOST_ROW_BYTES:
+        raise UserError(f"{where} has a value of {longest:,} bytes; a row may have {MOST_ROW_BYTES:,} at most.")

@@ -1,0 +1,174 @@
+"""Opens a file of rows by its ending, and reads it row by row or as columns."""
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import os
+import stat
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from jpeft.errors import UserError
+from jpeft.rows import parquet
+from jpeft.rows.text import Readable, Row, csv_rows, json_line_rows, json_rows, lines, plain_rows
+
+Columns = dict[str, list[Any]]
+
+# What an ending says of a file, and how it may be packed besides.
+KINDS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+# Where rows are kept in memory: bytes of their values, and rows times columns.
+MOST_BYTES = 2**30
+MOST_CELLS = 50_000_000
+
+
+def kind_of(path: Path) -> str | None:
+    """`jsonl`, `json`, `csv`, `tsv` or `parquet`, by the ending; None for another."""
+    inner = path.name.lower()
+    packed = next((ending for ending in PACKED if inner.endswith(ending)), "")
+    kind = KINDS.get(Path(inner.removesuffix(packed)).suffix)
+    return None if packed and kind == "parquet" else kind
+
+
+def endings() -> str:
+    """The endings that are read, for messages."""
+    return f"{', '.join(KINDS)} (all but .parquet also packed as {', '.join(PACKED)})"
+
+
+def require_file(path: Path, name: str) -> os.stat_result:
+    """What the system says of a file of rows.
+
+    Args:
+      name: what it is called in messages.
+
+    Raises:
+      UserError: there is none, it is a directory or anything else than a file, or it cannot be reached.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{name} does not exist.") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"{_short(name)} cannot be read ({_reason(error)}).") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise UserError(f"{name} is a directory; name a file.")
+    # What a shell puts in a file's place is open already; another pipe might keep its reader waiting forever.
+    if not stat.S_ISREG(status.st_mode) and path.parent != Path("/dev/fd") and path != Path("/dev/stdin"):
+        raise UserError(f"{name} is no regular file; copy what it holds into one.")
+    return status
+
+
+def read_rows(path: Path, *, kind: str | None = None, name: str | None = None) -> Iterator[Row]:
+    """The rows of a file, one after the other, never all at once (but of a JSON list, which is read whole).
+
+    Args:
+      kind: as `kind_of`, or `lines`; None is what the ending says.
+      name: what the file is called in messages; None for its path.
+
+    Raises:
+      UserError: it cannot be read, or a row is malformed or too large; the message says which row, in one line.
+    """
+    name = name or str(path)
+    kind = kind or kind_of(path)
+    status = require_file(path, name)
+    if kind is None:
+        raise UserError(f"{_short(name)} has the ending {path.suffix[:20]!r}; jpeft reads {endings()}.")
+    with _explained(name), _open(path) as file:
+        if kind == "parquet":
+            yield from parquet.rows(file, name, status.st_size)
+        else:
+            yield from rows_of(file, kind, name)
+
+
+def rows_of(file: Readable, kind: str, name: str) -> Iterator[Row]:
+    """The rows of an open file that is text: `lines`, `jsonl`, `json`, `csv` or `tsv`. Raises as `read_rows`."""
+    if kind == "json":
+        return json_rows(file, name)
+    if kind == "lines":
+        return plain_rows(lines(file, name))
+    if kind == "jsonl":
+        return json_line_rows(lines(file, name), name)
+    return csv_rows(lines(file, name), name, tabs=kind == "tsv")
+
+
+def read_columns(path: Path) -> Columns:
+    """A whole file by column; a value that a row does not have is None.
+
+    Raises:
+      UserError: as `read_rows`; or it holds more than `MOST_BYTES`, or `MOST_CELLS` values.
+    """
+    name = str(path)
+    if kind_of(path) == "parquet":
+        return _parquet_columns(path, name)
+    columns: Columns = {}
+    size = count = 0
+    for row in read_rows(path):
+        for column in row.fields:
+            if column not in columns:
+                columns[column] = [None] * count
+        for column, values in columns.items():
+            values.append(row.fields.get(column))
+        size += row.size
+        count += 1
+        _check_whole(name, size, count * len(columns))
+    return columns
+
+
+def _parquet_columns(path: Path, name: str) -> Columns:
+    columns: Columns = {}
+    size = 0
+    require_file(path, name)
+    with _explained(name), path.open("rb") as file:
+        rows = parquet.count_rows(file, name)
+        for batch in parquet.batches(file, name):
+            size += sum(len(value) for values in batch.values() for value in values if isinstance(value, str | bytes))
+            _check_whole(name, size, rows * len(batch))
+            for column, values in batch.items():
+                columns.setdefault(column, []).extend(values)
+    return columns
+
+
+def _check_whole(name: str, size: int, cells: int) -> None:
+    if size > MOST_BYTES:
+        raise UserError(f"{name} holds more than {MOST_BYTES:,} bytes of rows; take fewer of them.")
+    if cells > MOST_CELLS:
+        raise UserError(f"{name} holds more than {MOST_CELLS:,} values, rows times columns; take fewer of them.")
+
+
+def _open(path: Path) -> Any:
+    packed = path.suffix.lower()
+    if packed == ".zst":
+        stream: Any = pa.input_stream(str(path), compression="zstd")  # has no lines of its own
+        return io.BufferedReader(stream)
+    openers: dict[str, Callable[[Path, str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return openers.get(packed, open)(path, "rb")
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+        raise UserError(f"{name} cannot be read ({_reason(error)}).") from None
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text.partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 200 else f"{name[:100]}..."

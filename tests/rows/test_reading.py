@@ -1,0 +1,342 @@
+"""Files of rows as people have them and as strangers make them."""
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jpeft.errors import UserError
+from jpeft.rows import parquet, reading, text
+from jpeft.rows.reading import read_columns, read_rows
+
+ROWS = {"input": ["one", "two, three"], "target": ["1", "2"]}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Columns of a file of this name and these bytes."""
+
+    def columns(name: str, content: bytes | str):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return read_columns(path)
+
+    return columns
+
+
+def says(call, *arguments) -> str:
+    with pytest.raises(UserError) as raised:
+        call(*arguments)
+    message = str(raised.value)
+    assert "\n" not in message and len(message) < 600
+    return message
+
+
+# CSV
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_separator_is_found(read, separator, end):
+    content = end.join(f'{a}{separator}"{b}"' for a, b in [("target", "input"), ("1", "one"), ("2", "two, three")])
+    assert read("a.csv", content + end) == {"target": ROWS["target"], "input": ROWS["input"]}
+
+
+def test_a_separator_that_stands_in_texts_only_is_not_taken(read):
+    assert read("a.csv", "input;target\na, b, c;1\nd, e;2\n") == {"input": ["a, b, c", "d, e"], "target": ["1", "2"]}
+    assert read("b.csv", "input,target\na; b|c,1\nd;e;f,2\n") == {"input": ["a; b|c", "d;e;f"], "target": ["1", "2"]}
+    assert read("c.tsv", "input\ttarget, or label\na, b\t1\n") == {"input": ["a, b"], "target, or label": ["1"]}
+    assert read("d.csv", "input\na; b\n") == {"input": ["a; b"]}
+    assert read("e.csv", "sep=;\r\ninput;target\r\na,b;1\r\n") == {"input": ["a,b"], "target": ["1"]}
+
+
+def test_white_space_around_the_names_of_a_header_is_no_part_of_them(read):
+    assert list(read("a.csv", "\ufeff input , target\r\na, b\r\n")) == ["input", "target"]
+    assert list(read("b.jsonl", '{" input": "a", "target ": "b"}\n')) == ["input", "target"]
+    assert read("a.csv", "input, target\na, b\n")["target"] == [" b"]  # of values it is
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        ("input,target,input", "two columns have the same name, 'input'"),
+        ("input, input ", "two columns have the same name, 'input'"),
+        ("input,,target", "column 2 of .* has no name"),
+        ("input,target,", "column 3 of .* has no name"),
+    ],
+)
+def test_a_header_names_each_column_once(read, header, why):
+    with pytest.raises(UserError, match=why):
+        read("a.csv", f"{header}\na,b,c\n")
+
+
+def test_the_index_that_pandas_writes_has_the_name_that_pandas_reads(read):
+    assert list(read("a.csv", ",input,target\n0,a,b\n")) == ["Unnamed: 0", "input", "target"]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (
+            'input,target\na,b\n"say \\"he\\" now",c\n',
+            "line 3 of .* has something other than ',' after a closing quote",
+        ),
+        ('input,target\n"a\nb",c\n"d\ne" x,f\n', "the row of lines 4 to 5 of .* has something other than"),
+        ('input,target\na,b\n"c,d\ne,f\n', "the row of lines 3 to 4 of .* has a quote that is opened and never closed"),
+        ("input,target\na,b\nc\n", "line 3 of .* has 1 values, the header names 2 columns .input, target."),
+        ('input,target\n"a\nb",c\nd,e,f\n', "line 4 of .* has 3 values"),
+        ("input,target\na\rb,c\n", "line 2 of .* has a carriage return outside of quotes"),
+        (b"input,target\nca\xe9,b\n", "line 2 of .* is not UTF-8 .byte 0xe9 at 2.; save the file as UTF-8"),
+        ("input,target\na,b\n".encode("utf-16"), "line 1 of .* begins as UTF-16 does"),
+        ("input,target\na,b\n".encode("utf-16-le"), "line 1 of .* holds NUL bytes"),
+        (b"input,target\na\0b,c\n", "line 2 of .* holds NUL bytes"),
+    ],
+)
+def test_a_malformed_line_of_csv_is_named(read, content, why):
+    with pytest.raises(UserError, match=why):
+        read("a.csv", content)
+
+
+def test_fields_of_any_length_up_to_a_row_s_limit_are_read(read, monkeypatch):
+    assert len(read("a.csv", f"input,target\n{'word ' * 100_000},b\n")["input"][0]) == 500_000
+    monkeypatch.setattr(text, "MOST_ROW_BYTES", 1000)
+    assert read("a.csv", f"input,target\n{'w' * 900},b\n")
+    with pytest.raises(UserError, match="line 2 of .* has more than 1,000 bytes"):
+        read("a.csv", f"input,target\n{'w' * 1000},b\n")
+    with pytest.raises(UserError, match="the row that begins in line 2 of .* more than 1,000 bytes; is a quote"):
+        read("a.csv", 'input,target\n"a\n' + "b,c\n" * 1000)
+    with pytest.raises(UserError, match="line 1 of .* has more than 1,000 bytes"):
+        read("a.jsonl", json.dumps({"input": "w" * 1000}))
+    with pytest.raises(UserError, match="row 2 of .* has more than 1,000 bytes"):
+        read("a.json", json.dumps([{"input": "a"}, {"input": "w" * 1000}]))
+    with pytest.raises(UserError, match="line 1 of .* has more than 1,000 bytes"):
+        read("a.csv.gz", gzip.compress(b"w" * 2000))
+
+
+# JSON
+
+
+def test_not_a_number_is_a_missing_value(read):
+    content = '{"input": NaN, "target": 1.0}\n{"input": "a", "target": -Infinity}\n{"input": "b", "target": 1e999}\n'
+    assert read("a.jsonl", content) == {"input": [None, "a", "b"], "target": [1.0, None, None]}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_json_is_a_list_or_objects_one_after_the_other(read, indent):
+    rows = [dict(zip(ROWS, values, strict=True)) for values in zip(*ROWS.values(), strict=True)]
+    assert read("a.json", json.dumps(rows, indent=indent)) == ROWS
+    assert read("a.json", "\ufeff\n" + "\n".join(json.dumps(row, indent=indent) for row in rows)) == ROWS
+    assert read("a.json", "[]") == read("a.json", "") == {}
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"input": {"0": "a", "1": "b"}, "target": {"0": "c", "1": "d"}},  # pandas' columns
+        {"columns": ["input", "target"], "index": [0], "data": [["a", "b"]]},  # pandas' split
+        {"0": {"input": "a", "target": "b"}},  # pandas' index
+        {"input": ["a", "b"], "target": ["c", "d"]},
+        {"data": [{"input": "a", "target": "b"}]},
+    ],
+)
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_table_in_one_object_is_answered_with_the_layout_that_is_read(read, name, table):
+    with pytest.raises(UserError, match="holds one object, whose .* expected an object for each row, .*'records'"):
+        read(name, json.dumps(table))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('[{"input": "a"} {"input": "b"}]', "row 1 of .* is not followed by a comma .line 1."),
+        ('[{"input": "a"},]', "row 1 of .* is followed by a comma and no row"),
+        ('[{"input": "a"}] x', "goes on after the end of its list"),
+        ('[{"input": "a"},\n{"input": }]', "row 2 of .* is not valid JSON .Expecting value, line 2, column 11"),
+        ("[" * 100_000, "row 1 of .* is nested more than 64 levels deep"),
+        ('[{"input": ' + "[" * 100 + "]" * 100 + "}]", "row 1 of .* is nested more than 64 levels deep"),
+        ('[{"input": 1' + "0" * 5000 + "}]", "row 1 of .* holds an integer of thousands of digits"),
+        ('[{"input": "\\ud800"}]', "row 1 of .* holds half of a surrogate pair"),
+        ('[{"\\ud800": "a"}]', "row 1 of .* holds half of a surrogate pair"),
+        ('[["a", "b"]]', r"row 1 of .* is \['a', 'b'\]; expected an object with the columns"),
+        ("[3]", "row 1 of .* is 3; expected an object"),
+        ('{"input": "a"}\n{"input"', "row 2 of .* is not valid JSON"),
+    ],
+)
+def test_a_malformed_row_of_json_is_named(read, content, why):
+    with pytest.raises(UserError, match=why):
+        read("a.json", content)
+
+
+def test_a_list_too_long_for_memory_is_sent_to_json_lines(read, monkeypatch):
+    monkeypatch.setattr(text, "MOST_JSON_BYTES", 20)
+    with pytest.raises(UserError, match="has more than 20 bytes; write one row a line instead, as .jsonl"):
+        read("a.json", '[{"input": "a"}, {"input": "b"}]')
+
+
+# Parquet
+
+
+def write(path, table, **how):
+    pyarrow.parquet.write_table(table if isinstance(table, pa.Table) else pa.table(table), path, **how)
+    return path
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.string_view()])
+@pytest.mark.parametrize(
+    "how", [{}, {"use_dictionary": False}, {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}]
+)
+def test_text_of_a_parquet_file_is_text_however_it_is_stored(tmp_path, kind, how):
+    values = ["a", None, "é", "a"] * 200
+    array = pa.array(values, pa.string()).cast(kind)
+    assert read_columns(write(tmp_path / "a.parquet", {"input": array}, **how)) == {"input": values}
+
+
+def test_other_values_of_a_parquet_file_keep_their_kinds(tmp_path):
+    columns = {
+        "float": pa.array([1.5, float("nan"), float("inf"), None]),
+        "int": pa.array([1, 2, None, 2**60]),
+        "bool": pa.array([True, False, None, True]),
+        "list": pa.array([["a"], [], None, ["b", "c"]]),
+        "struct": pa.array([{"x": 1}, {"x": None}, None, {"x": 2}]),
+        "category": pa.array(["p", "n", None, "p"]).dictionary_encode(),
+        "image": pa.array([b"\xff\xd8", b"\xff", None, b"ok"]),
+        "nanoseconds": pa.array([1, 2, None, 3], pa.timestamp("ns")),
+        "far": pa.array([2**40, 0, None, 0], pa.timestamp("s")),
+    }
+    read = read_columns(write(tmp_path / "a.parquet", columns))
+    assert read["float"] == [1.5, None, None, None]
+    assert read["int"] == [1, 2, None, 2**60]
+    assert read["bool"] == [True, False, None, True]
+    assert read["list"] == [["a"], [], None, ["b", "c"]]
+    assert read["struct"] == [{"x": 1}, {"x": None}, None, {"x": 2}]
+    assert read["category"] == ["p", "n", None, "p"]
+    assert read["image"] == [b"\xff\xd8", b"\xff", None, b"ok"]
+    assert read["nanoseconds"][2] is None and read["far"][2] is None
+
+
+def test_a_parquet_file_of_kilobytes_that_holds_gigabytes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "MOST_BYTES", 10**6)
+    monkeypatch.setattr(parquet, "_SUSPECT_BYTES", 10**6)
+    monkeypatch.setattr(parquet, "MOST_VALUES", 10**5)
+    monkeypatch.setattr(parquet, "_MOST_NESTED_BYTES", 10**5)
+    text_ = "a" * 10**5
+    same = write(tmp_path / "same.parquet", {"input": [text_] * 100})
+    assert "holds more than 1,000,000 bytes of rows" in says(read_columns, same)
+    packed = write(tmp_path / "packed.parquet", {"input": [text_] * 100}, use_dictionary=False, compression="zstd")
+    assert "which no text does" in says(read_columns, packed)
+    starts = write(
+        tmp_path / "starts.parquet",
+        {"input": [f"{text_}{i}" for i in range(100)]},
+        use_dictionary=False,
+        column_encoding="DELTA_BYTE_ARRAY",
+    )
+    assert "holds more than 1,000,000 bytes of rows" in says(read_columns, starts)
+    missing = write(tmp_path / "missing.parquet", {"input": pa.nulls(200_000, pa.string())})
+    assert "has 200,000 values in one row group" in says(read_columns, missing)
+    lists = pa.ListArray.from_arrays([0, 50_000], pa.nulls(50_000, pa.int32()))
+    assert "holds lists or objects of more than" in says(read_columns, write(tmp_path / "l.parquet", {"input": lists}))
+    assert all(os.path.getsize(file) < 200_000 for file in tmp_path.iterdir())
+    monkeypatch.setattr(parquet, "MOST_ROW_BYTES", 1000)
+    assert "has a value of 100,000 bytes" in says(read_columns, same)
+
+
+def test_rows_times_columns_are_bounded(read, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "MOST_CELLS", 1000)
+    many = "".join(json.dumps({f"c{i}": 1}) + "\n" for i in range(200))  # each row a column of its own
+    assert "holds more than 1,000 values, rows times columns" in says(read, "a.jsonl", many)
+    path = write(tmp_path / "a.parquet", {"a": pa.nulls(600), "b": pa.nulls(600)})
+    assert "holds more than 1,000 values, rows times columns" in says(read_columns, path)
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["input", "input "])
+    with pytest.raises(UserError, match="two columns have the same name, 'input'"):
+        read_columns(write(tmp_path / "a.parquet", table))
+
+
+# Files
+
+
+@pytest.mark.parametrize(("ending", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)])
+@pytest.mark.parametrize("name", ["a.csv", "a.JSONL", "a.json", "a.ndjson"])
+def test_text_may_be_packed_and_endings_be_in_capitals(read, name, ending, pack):
+    content = b"input,target\na,b\n" if name == "a.csv" else b'{"input": "a", "target": "b"}\n'
+    assert read(name + ending, pack(content)) == {"input": ["a"], "target": ["b"]}
+    assert "cannot be read (" in says(read, name + ending, pack(content)[:-4])
+    assert "cannot be read (" in says(read, name + ending, b"not packed")
+
+
+def test_what_is_no_file_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    (tmp_path / "d.csv").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert "cannot be read (" in says(read_columns, tmp_path / "loop.csv")
+    assert "is a directory" in says(read_columns, tmp_path / "d.csv")
+    assert "is no regular file" in says(read_columns, tmp_path / "pipe.csv")
+    assert "does not exist" in says(read_columns, tmp_path / "absent.csv")
+    assert "cannot be read (" in says(read_columns, tmp_path / f"{'long' * 2000}.csv")
+    assert "cannot be read (" in says(read_columns, tmp_path / "nul\0.csv")
+    assert "has the ending '.xlsx'; jpeft reads .jsonl" in says(read_columns, write(tmp_path / "a.xlsx", {"a": [1]}))
+
+
+SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+NAMES = st.sampled_from(["a.csv", "a.tsv", "a.jsonl", "a.json", "a.parquet", "a.csv.gz", "a.jsonl.zst", "a.json.bz2"])
+PIECES = st.sampled_from(
+    [*(bytes([byte]) for byte in b'"\\{}[]:,;\n\r\t\0\xff '), b"NaN", b"1e9", b'{"a": 1}', b'"input"', b"null"]
+    + [b"\xef\xbb\xbf", b"sep=", b"\\ud800", b"PAR1", b"input,target\n", "é".encode()]
+)
+
+
+@given(name=NAMES, pieces=st.lists(PIECES, max_size=12), packed=st.booleans())
+@SETTINGS
+def test_whatever_a_file_holds_it_is_read_or_refused_in_one_line(read, name, pieces, packed):
+    content = b"".join(pieces)
+    content = gzip.compress(content) if packed and name.endswith(".gz") else content
+    try:
+        columns = read(name, content)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert len({len(values) for values in columns.values()}) <= 1
+
+
+@given(damage=st.integers(0, 400), byte=st.integers(0, 255))
+@SETTINGS
+def test_a_damaged_parquet_file_is_read_or_refused_in_one_line(tmp_path, damage, byte):
+    path = write(tmp_path / "a.parquet", {"input": ["a", "b"] * 5, "target": [1, 2] * 5})
+    content = bytearray(path.read_bytes())
+    content[damage % len(content)] = byte
+    path.write_bytes(content)
+    try:
+        list(read_rows(path))
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries(
+            {
+                "input": st.text(st.characters(exclude_characters="\0\r", codec="utf-8")),
+                "target": st.text("ab,;|\"' \n"),
+            }
+        ),
+        min_size=2,
+    )
+)
+@SETTINGS
+def test_what_pythons_csv_writer_writes_is_read_back(tmp_path, rows):
+    import csv
+
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["input", "target"])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert read_columns(tmp_path / "a.csv") == {column: [row[column] for row in rows] for column in ("input", "target")}
