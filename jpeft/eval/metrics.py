@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jpeft.data.tasks import Example, Task
+from jpeft.eval.rouge import RougeL, tokenizer_for
 
 
 def exact_match(prediction: str, target: str) -> float:
@@ -28,20 +29,17 @@ def matthews_correlation(predictions: Sequence[str], targets: Sequence[str]) -> 
     return float(covariance / spread) if spread else 0.0
 
 
-class RougeL:
-    """ROUGE-L F-measure, 0 to 1, by the `rouge-score` package, with Porter stemming."""
+def rouge_tokenizer(task: Task, examples: Sequence[Example]) -> str | None:
+    """What ROUGE counts in answers to these rows, a name of `jpeft.eval.rouge.TOKENIZERS`; None for a classification.
 
-    def __init__(self):
-        from rouge_score.rouge_scorer import RougeScorer  # a second of importing that training does not wait for
-
-        self._scorer = RougeScorer(["rougeL"], use_stemmer=True)
-
-    def __call__(self, prediction: str, target: str) -> float:
-        return float(self._scorer.score(target, prediction)["rougeL"].fmeasure)  # the integer 0 for an empty text
-
-    def best(self, prediction: str, references: Sequence[str]) -> float:
-        """Score against the reference that is nearest."""
-        return max(self(prediction, reference) for reference in references)
+    The benchmark's tasks are English and judged as published. For a user's rows their references decide, so that the
+    numbers of all models on the same rows compare.
+    """
+    if task.kind == "classification":
+        return None
+    if task.name != "custom":
+        return "rouge_score"
+    return tokenizer_for(reference for example in examples for reference in example.references)
 
 
 def score(task: Task, examples: Sequence[Example], predictions: Sequence[str]) -> tuple[list[float], dict[str, float]]:
@@ -61,7 +59,7 @@ def score(task: Task, examples: Sequence[Example], predictions: Sequence[str]) -
         if task.answers:
             numbers["unknown_answers"] = float(np.mean([p.strip() not in task.answers for p in predictions]))
     else:
-        rouge_l = RougeL()
+        rouge_l = RougeL(rouge_tokenizer(task, examples) or "rouge_score")
         scores = [rouge_l(p, e.target) for p, e in zip(predictions, examples, strict=True)]
         numbers = {}
         if any(len(example.references) > 1 for example in examples):

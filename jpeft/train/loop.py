@@ -38,6 +38,7 @@ from jpeft.errors import RunFailed, Stopped
 from jpeft.eval.answering import Answers, Judged, answer_split
 from jpeft.eval.labels import PackedLabels
 from jpeft.eval.loss import mean_loss
+from jpeft.eval.metrics import rouge_tokenizer
 from jpeft.mesh.layout import Layout
 from jpeft.mesh.processes import any_of, host_copy, is_first, wait_for_all
 from jpeft.peft.base import count, split
@@ -585,6 +586,7 @@ class _Execution:
             "labels": list(task.answers) or None,
             "metric_name": task.metric,
             "metric": numbers[task.metric],
+            "rouge_tokenizer": rouge_tokenizer(task, self.data.examples["test"]),
             "metrics": numbers,
             **looked_back,
             "zero_shot": progress.zero_shot,

@@ -3,9 +3,12 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jpeft.data.tasks import TASKS, Example
-from jpeft.eval.metrics import RougeL, exact_match, matthews_correlation, score
+from jpeft.eval.metrics import exact_match, matthews_correlation, rouge_tokenizer, score
+from jpeft.eval.rouge import RougeL, tokenizer_for
 
 
 def example(target, *others):
@@ -96,3 +99,55 @@ def test_as_many_predictions_as_examples_are_required():
     for task in ("cola", "samsum"):
         with pytest.raises(ValueError, match="zip"):
             score(TASKS[task], [example("a"), example("b")], ["a"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "पूर्व प्रधानमन्त्री शिंजो",  # vowels are marks on letters
+        "Привет, мир!",
+        "今天天气很好。",
+        "สวัสดีครับ",
+        "안녕하세요 세계",
+        "مرحبا بالعالم",
+        "Größe",
+        "שלום",
+        "😀",
+        "?!",
+    ],
+)
+def test_what_is_identical_has_rouge_l_1_in_every_script(text):
+    rows = [example(text)]
+    assert score(TASKS["custom"], rows, [text]) == ([1], {"rouge_l": 1})
+    assert rouge_tokenizer(TASKS["custom"], rows) == "unicode"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target", "expected"),
+    [
+        ("Grüße", "Größe", 0),
+        ("die Grüße", "die Größe", 0.5),
+        ("GRÖSSE", "grösse", 1),
+        ("今天不好", "今天很好", 0.75),  # a character each
+        ("GPT-4 很好", "GPT-4 不好", 0.75),  # but words in between are words: gpt, 4, 好 of four
+        ("สวัส", "สวัสดี", 6 / 7),  # with the marks that belong to it: three of four
+        ("ｆｉｎｅ", "ﬁne", 1),  # other forms of the same letters
+        ("क\u200dख", "कख", 1),  # a joiner is nothing that is read
+        ("नमस्ते दुनिया", "नमस्ते", 2 / 3),
+    ],
+)
+def test_rouge_l_counts_words_or_where_there_are_no_spaces_characters(prediction, target, expected):
+    assert RougeL()(prediction, target) == pytest.approx(expected)
+
+
+@given(text=st.text(alphabet=[chr(i) for i in range(32, 127)] + ["\n", "\t"]))
+def test_text_in_ascii_is_counted_as_rouge_score_does(text):
+    ours, theirs = (RougeL(name)._scorer._tokenizer for name in ("unicode", "rouge_score"))
+    assert ours.tokenize(text) == theirs.tokenize(text) or not any(character.isalnum() for character in text)
+
+
+def test_references_decide_what_is_counted_and_the_benchmarks_own_stay_as_published():
+    assert tokenizer_for(["The running dogs.", "don't – “stop”"]) == "rouge_score"
+    assert tokenizer_for(["The running dogs.", "A café."]) == "unicode"
+    assert rouge_tokenizer(TASKS["e2e"], [example("Café Rouge")]) == "rouge_score"
+    assert rouge_tokenizer(TASKS["cola"], [example("acceptable")]) is None

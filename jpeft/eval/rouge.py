@@ -1,0 +1,99 @@
+"""ROUGE-L, for text in any script."""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+TOKENIZERS = ("rouge_score", "unicode")
+# Scripts that are written without spaces: a character, with the marks that belong to it, is a token.
+_WITHOUT_SPACES = (
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x1000, 0x109F),  # Burmese
+    (0x1780, 0x17FF),  # Khmer
+    (0x3040, 0x30FF),  # Hiragana, Katakana
+    (0x3100, 0x312F),  # Bopomofo
+    (0x3400, 0x4DBF),  # Han
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x3FFFF),
+)
+
+
+class RougeL:
+    """ROUGE-L F-measure, 0 to 1, by the `rouge-score` package, with Porter stemming.
+
+    Args:
+      tokenizer: what is counted. `rouge_score` is that package's own, the paper's: runs of a-z and 0-9, every other
+        character only parts them. `unicode` is the same on such text, and counts letters, digits and marks of every
+        script besides; a character each where a script has no spaces, and symbols such as emoji. Stems are English
+        ones, of words in a-z alone.
+    """
+
+    def __init__(self, tokenizer: str = "unicode"):
+        from rouge_score import rouge_scorer, tokenizers  # a second of importing that training does not wait for
+
+        stems = tokenizers.DefaultTokenizer(use_stemmer=True)
+        self._scorer = rouge_scorer.RougeScorer(
+            ["rougeL"], tokenizer=stems if tokenizer == "rouge_score" else _Unicode(stems)
+        )
+
+    def __call__(self, prediction: str, target: str) -> float:
+        return float(self._scorer.score(target, prediction)["rougeL"].fmeasure)  # the integer 0 for an empty text
+
+    def best(self, prediction: str, references: Sequence[str]) -> float:
+        """Score against the reference that is nearest."""
+        return max(self(prediction, reference) for reference in references)
+
+
+def tokenizer_for(texts: Iterable[str]) -> str:
+    """The tokenizer that does justice to these references: `rouge_score` where it sees all of their letters."""
+    for text in texts:
+        if not any(character.isascii() and character.isalnum() for character in text):
+            return "unicode"  # nothing of it would be seen
+        if any(not character.isascii() and _is_word(character) for character in text):
+            return "unicode"
+    return "rouge_score"
+
+
+class _Unicode:
+    """Tokens of a text in any script. Those of a-z and 0-9 are `rouge_score`'s own."""
+
+    def __init__(self, stems):
+        self._stems = stems
+
+    def tokenize(self, text: str) -> list[str]:
+        text = unicodedata.normalize("NFKC", text).lower()
+        tokens, word = [], ""
+        for character in text:
+            if unicodedata.category(character) == "Cf":  # joiners and their like: nothing that is read
+                continue
+            alone = _stands_alone(character)
+            if _is_word(character) and not alone:
+                marks_last = not word and tokens and unicodedata.category(character)[0] == "M"
+                if marks_last and _stands_alone(tokens[-1][0]):
+                    tokens[-1] += character
+                else:
+                    word += character
+                continue
+            if word:
+                tokens += self._stemmed(word)
+                word = ""
+            if alone:
+                tokens.append(character)
+        tokens += self._stemmed(word) if word else []
+        return tokens or [character for character in text if not character.isspace()]
+
+    def _stemmed(self, word: str) -> list[str]:
+        return self._stems.tokenize(word) if word.isascii() else [word]
+
+
+def _is_word(character: str) -> bool:
+    """Whether it is a letter, a digit or a mark on one, such as the vowels of Hindi."""
+    return unicodedata.category(character)[0] in "LNM"
+
+
+def _stands_alone(character: str) -> bool:
+    """Whether it is a token by itself: of a script without spaces, or a symbol."""
+    category = unicodedata.category(character)
+    if category[0] == "L" or category[0] == "N":
+        return any(first <= ord(character) <= last for first, last in _WITHOUT_SPACES)
+    return category == "So"
