@@ -70,8 +70,6 @@ def draw(
     for name, (source, rows) in {"train": ("train", train), "validation": validation, "test": test}.items():
         parts[name] = Split(source, tuple(int(row) for row in rows[: caps[name]]))
         if not parts[name].rows:
-            there = ", ".join(f"{size} {split}" for split, size in sizes.items())
-            raise UserError(
-                f"the {name} split is empty (data.max_{name} is {caps[name]}; the source has {counted(there, 'row')})."
-            )
+            there = ", ".join(counted(size, f"{split} row") for split, size in sizes.items())
+            raise UserError(f"the {name} split is empty (data.max_{name} is {caps[name]}; the source has {there}).")
     return parts
