@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 # Set before JAX starts. Tests compile far more than they compute, and some want four devices.
@@ -180,14 +181,20 @@ def tiny_tokenizer(tmp_path_factory) -> Path:
     return directory
 
 
-def make_tokenizer(directory: Path, texts: list[str], *, vocab_size: int = 320) -> None:
+def make_tokenizer(
+    directory: Path,
+    texts: list[str],
+    *,
+    vocab_size: int = 320,
+    special_tokens: Sequence[str] = ("<pad>", "</s>", "<unk>"),
+) -> None:
     """Trains a unigram tokenizer with byte fallback on a few texts and writes `tokenizer.json`."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     tokenizer.decoder = tokenizers.decoders.Metaspace()
     trainer = tokenizers.trainers.UnigramTrainer(
         vocab_size=vocab_size,
-        special_tokens=["<pad>", "</s>", "<unk>"],
+        special_tokens=list(special_tokens),
         unk_token="<unk>",
         show_progress=False,
         initial_alphabet=[chr(i) for i in range(33, 127)],

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -10,21 +11,27 @@ from jpeft.words import counted
 
 if TYPE_CHECKING:
     from jpeft.serve.app import Service
+    from jpeft.serve.engine import Asking
 
 _DESCRIPTION = """Answers over HTTP by one T5 and any number of adapters of it, all on one device, rows of different
 adapters in one batch.
 
   jpeft serve --model mini --adapters runs
   curl localhost:8000/generate -H 'Content-Type: application/json' \\
-       -d '{"adapter": "lora_agnews_low", "inputs": ["Ferrari wins in Monza"], "max_output_tokens": 8}'
+       -d '{"adapter": "lora_agnews_low", "inputs": ["Ferrari wins in Monza"]}'
+
+Each adapter answers as jpeft predict and its run's own test do: its template is applied (a request may send columns, or
+"template": false with a whole prompt), its labels are chosen from, with probabilities, and its lengths hold.
 
 What is below --adapters, one directory an adapter (a run's, or one of jpeft's or PEFT's), is loaded at the start and
-decides how much room the bank has: the largest rank, the longest prompt, the sites. --room keeps room for more, so that
-PUT /adapters/NAME can load what comes later. Clients load by name only, and only from there; safetensors only.
+decides how much room the bank has: the largest rank, the longest prompt, the sites. --adapters may name one adapter
+itself. --room keeps room for more, so that PUT /adapters/NAME can load what comes later. Clients load by name only, and
+only from there; safetensors only. What is there and cannot be served is named with the reason, at the start and by GET
+/adapters.
 
-Every padded shape is compiled before the server listens, (batch sizes) x (input lengths) x (output lengths) programs; a
-second start finds them in the cache. http://HOST:PORT/docs describes requests and every refusal, /metrics is for
-Prometheus, /healthz and /readyz for whoever restarts it. SIGTERM answers what was accepted and exits with 0.
+Every padded shape is compiled before the server listens, (batch sizes) x (input lengths) x (output lengths, and labels)
+programs; a second start finds them in the cache. http://HOST:PORT/docs describes requests and all refusals, /metrics is
+for Prometheus, /healthz and /readyz for whoever restarts it. SIGTERM answers what was accepted and exits with 0.
 
 There is no authentication and no TLS: leave it on 127.0.0.1, or put a proxy before it."""
 
@@ -41,7 +48,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--model", required=True, metavar="BASE", help="hub id, directory or mini")
     parser.add_argument("--adapters", type=path, required=True, metavar="DIR", help="where adapters are loaded from")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and activations"
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of weights and activations (auto: bfloat16 on an accelerator, float32 otherwise)",
     )
     parser.add_argument(
         "--also-base", action="append", default=[], metavar="NAME", help="what adapters may call the base, besides BASE"
@@ -59,17 +69,33 @@ def add(commands: argparse._SubParsersAction) -> None:
     shapes = parser.add_argument_group("shapes, compiled at the start; the last of each is the largest that is taken")
     shapes.add_argument("--batch-sizes", type=wholes(1, 4096), default=(1, 4, 16), metavar="N,..", help="rows (1,4,16)")
     shapes.add_argument(
-        "--input-lengths", type=wholes(2, 65_536), default=(64, 256), metavar="N,...", help="tokens (64,256)"
+        "--input-lengths",
+        type=wholes(2, 65_536),
+        metavar="N,...",
+        help="tokens (64,256, the last raised to the runs' own)",
     )
     shapes.add_argument(
-        "--output-lengths", type=wholes(1, 16_384), default=(16, 64), metavar="N,...", help="tokens (16,64)"
+        "--output-lengths",
+        type=wholes(1, 16_384),
+        metavar="N,...",
+        help="tokens (16,64, the last raised to the runs' own)",
+    )
+    shapes.add_argument(
+        "--label-tokens",
+        type=whole(0, 65_536),
+        metavar="N",
+        help="of all labels of a row (as many as the adapters' have)",
     )
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-inputs", type=whole(1), default=16, metavar="N", help="of one request (16)")
     limits.add_argument("--max-body-bytes", type=whole(1), default=1 << 20, metavar="N", help="of one request (1 MiB)")
+    limits.add_argument("--max-input-chars", type=whole(1), default=65536, metavar="N", help="of one input (65536)")
     limits.add_argument("--max-queue", type=whole(1), default=256, metavar="N", help="inputs that may wait (256)")
     limits.add_argument("--max-wait-ms", type=number(0), default=5.0, metavar="MS", help="for a batch to fill (5)")
     limits.add_argument("--timeout", type=number(0), default=60.0, metavar="S", help="of one request (60)")
+    parser.add_argument(
+        "--follow-links", action="store_true", help="serve adapters that links in DIR lead to, wherever they are"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     parser.add_argument("--port", type=whole(0, 65_535), default=8000, help="0 takes a free one (8000)")
     parser.add_argument("--json", action="store_true", help="print what is served as one line of JSON")
@@ -90,9 +116,19 @@ def _serve(arguments: argparse.Namespace) -> int:
             else:
                 what = f"{arguments.model} and {counted(len(loaded), 'adapter')}"
                 print(f"serving  {what} at {url}, documented at {url}/docs", flush=True)
+                if loaded:
+                    print(f"ask      {_example(url, loaded[0], service.engine.asking(loaded[0]))}", flush=True)
 
         serve_until_told(service, bound, listening)
     return 0
+
+
+def _example(url: str, name: str, asking: "Asking") -> str:
+    """A call that asks an adapter."""
+    columns = () if asking.prompt is None else asking.prompt.columns
+    given = "a text" if len(columns) < 2 else {column: "a text" for column in columns}
+    body = shlex.quote(json.dumps({"adapter": name, "inputs": [given]}, ensure_ascii=False))
+    return f"curl {url}/generate -H 'Content-Type: application/json' -d {body}"
 
 
 def _service(arguments: argparse.Namespace) -> "Service":
@@ -101,8 +137,7 @@ def _service(arguments: argparse.Namespace) -> "Service":
     from jpeft.data.batches import cache_directory
     from jpeft.program import use_compilation_cache
     from jpeft.serve.app import Limits, Service
-    from jpeft.serve.engine import Shapes
-    from jpeft.serve.start import Choices, start
+    from jpeft.serve.start import Choices, Sizes, start
 
     keep_freed_memory()
     use_compilation_cache(cache_directory() / "compiled")
@@ -110,7 +145,7 @@ def _service(arguments: argparse.Namespace) -> "Service":
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    shapes = Shapes(arguments.batch_sizes, arguments.input_lengths, arguments.output_lengths)
+    sizes = Sizes(arguments.batch_sizes, arguments.input_lengths, arguments.output_lengths, arguments.label_tokens)
     choices = Choices(
         model=arguments.model,
         adapters=arguments.adapters,
@@ -118,12 +153,14 @@ def _service(arguments: argparse.Namespace) -> "Service":
         base_names=(arguments.model, *arguments.also_base),
         capacity=arguments.capacity,
         room=tuple(arguments.room),
+        follow_links=arguments.follow_links,
     )
     limits = Limits(
         inputs=arguments.max_inputs,
         body_bytes=arguments.max_body_bytes,
+        characters=arguments.max_input_chars,
         queued_rows=arguments.max_queue,
         wait_seconds=arguments.max_wait_ms / 1000,
         request_seconds=arguments.timeout,
     )
-    return Service(*start(choices, shapes, say=say), limits)
+    return Service(*start(choices, sizes, say=say), limits)

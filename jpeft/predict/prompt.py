@@ -99,6 +99,10 @@ class QuestionTokens:
                 ids[i], cut[i] = of_row, was_cut
         return PromptIds(ids, cut)
 
+    def check(self, template: str) -> None:
+        """Raises `UserError` as calling this with a question of that template would."""
+        self._tokens_of(template)
+
     def _tokens_of(self, template: str) -> PromptTokens:
         made = self._of_template.get(template)
         if made is None:

@@ -3,22 +3,23 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Path, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 from starlette.routing import Match
 
 from jpeft import __version__
 from jpeft.errors import RunFailed, UserError
 from jpeft.serve.bank import BankFull, UnknownAdapter
 from jpeft.serve.batcher import Batcher, NotAnswered, QueueFull
-from jpeft.serve.engine import Engine, Row
+from jpeft.serve.engine import Engine, NoNumber
 from jpeft.serve.metrics import Metrics
 from jpeft.serve.middleware import CountRequests, LimitBody
+from jpeft.serve.page import document_page
 from jpeft.serve.shelf import NAME_PATTERN, NotOnShelf, Shelf
 
 _DESCRIPTION = """Answers of one T5 with many adapters. Requests for different adapters are answered together.
@@ -32,6 +33,7 @@ class Limits:
     Attributes:
       inputs: of one request.
       body_bytes: of one request.
+      characters: of one input, all of its columns together.
       queued_rows: that may wait; further requests are told to come again.
       wait_seconds: that a row waits for others to join its batch.
       request_seconds: after which a request is given up.
@@ -39,6 +41,7 @@ class Limits:
 
     inputs: int = 16
     body_bytes: int = 1 << 20
+    characters: int = 1 << 16
     queued_rows: int = 256
     wait_seconds: float = 0.005
     request_seconds: float = 60.0
@@ -48,7 +51,11 @@ class Limits:
             if getattr(self, field.name) <= 0 and field.name != "wait_seconds":
                 raise UserError(f"the limit {field.name} is {getattr(self, field.name)}; it must be above 0.")
         if self.queued_rows < self.inputs:
-            raise UserError(f"a queue of {self.queued_rows} inputs can not take a request of {self.inputs}.")
+            raise UserError(f"a queue of {self.queued_rows} inputs cannot take a request of {self.inputs}.")
+
+
+_MOST_COLUMNS = 64  # of a row
+_LONGEST_PLACE = 120  # characters of where a wrong value stands
 
 
 class Service:
@@ -78,8 +85,17 @@ class Prediction(BaseModel):
     """The answer to one input."""
 
     text: str
-    output_tokens: int = Field(description="Tokens generated, the end of the text included.")
+    output_tokens: int = Field(description="Tokens of the text, its end included.")
     ended: bool = Field(description="False where the text was cut at `max_output_tokens`.")
+    input_cut: bool = Field(
+        description="Whether the input was longer than the adapter's run took; its longest column lost its end."
+    )
+    confidence: float | None = Field(
+        description="Of a chosen label: mean log-probability of its tokens. null for what is generated."
+    )
+    probabilities: dict[str, float] | None = Field(
+        description="Of each label, among these labels, where one was chosen; null for what is generated."
+    )
 
 
 class Predictions(BaseModel):
@@ -89,12 +105,29 @@ class Predictions(BaseModel):
     predictions: list[Prediction]
 
 
+class HowAsked(BaseModel):
+    """How an adapter is asked and answers, as its run did."""
+
+    template: str | None = Field(description="That is applied; null where nothing says: a text is the whole prompt.")
+    columns: list[str] | None = Field(description="That the template names, for inputs that are objects.")
+    answers: str = Field(description="`labels`: one is chosen. `text`: it is generated.")
+    labels: list[str] | None
+    max_input_tokens: int = Field(description="Longer inputs are cut, or refused where there is no template.")
+    max_output_tokens: int = Field(description="Of a generated answer, where a request does not say otherwise.")
+    notes: list[str] = Field(description="Where answers may differ from those of the adapter's own run.")
+
+
 class Adapters(BaseModel):
     """What is loaded and what could be."""
 
     capacity: int = Field(description="How many adapters can be loaded at once.")
     loaded: list[str]
     available: list[str] = Field(description="Names in the operator's directory, loaded or not.")
+    not_served: dict[str, str] = Field(
+        description="What is in the operator's directory and cannot be loaded, or could not when it was tried, and why."
+    )
+    asked: dict[str, HowAsked] = Field(description="Of each loaded adapter.")
+    base: HowAsked = Field(description="Of the base alone.")
 
 
 class Loaded(BaseModel):
@@ -113,14 +146,14 @@ class Health(BaseModel):
 Name = Annotated[str, Path(pattern=NAME_PATTERN, description="Of a directory in the operator's directory of adapters.")]
 
 _REASONS = {
-    400: "The body can not be read.",
+    400: "The body cannot be read.",
     404: "No such adapter.",
     409: "The bank is full.",
     413: "The body is too large.",
     422: "A value is wrong, an input too long, or the adapter does not fit.",
     429: "The queue is full; `Retry-After` says when to come again.",
     500: "The work failed; the server's log has the cause.",
-    503: "The server is stopping.",
+    503: "The server is stopping, or answers nothing any more.",
     504: "No answer in time.",
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
@@ -148,23 +181,39 @@ def make_app(service: Service) -> FastAPI:
     limits, engine, bank = service.limits, service.engine, service.engine.bank
     longest_output = engine.shapes.output_lengths[-1]
 
+    value = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | None
+    columns = Annotated[dict[str, value], Field(min_length=1, max_length=_MOST_COLUMNS)]
+
     class Generation(BaseModel):
         """Inputs for one adapter."""
 
         model_config = ConfigDict(extra="forbid")
 
         inputs: Annotated[
-            list[Annotated[str, Field(min_length=1)]],
+            list[Annotated[str, Field(min_length=1, max_length=limits.characters)] | columns],
             Field(
                 min_length=1,
                 max_length=limits.inputs,
-                description=f"Texts of at most {engine.shapes.input_lengths[-1]} tokens each.",
-                examples=[["summarize: Ann: lunch? Bob: yes"]],
+                description=(
+                    "Texts, which take the place of the one column of the adapter's template, or objects with the "
+                    f"columns that it names. {engine.shapes.input_lengths[-1]} tokens each at most, and "
+                    f"{limits.characters} characters."
+                ),
+                examples=[["Ann: lunch? Bob: yes", {"text": "Ferrari wins in Monza"}]],
             ),
         ]
         adapter: str | None = Field(None, pattern=NAME_PATTERN, description="null is the base without an adapter.")
-        max_output_tokens: Annotated[int, BeforeValidator(_no_other_kind)] = Field(
-            engine.shapes.output_lengths[0], ge=1, le=longest_output, description="After which an answer is cut."
+        template: StrictBool = Field(
+            True, description="Whether the adapter's template is applied; if not, a text is the whole prompt."
+        )
+        labels: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2)] | None = Field(
+            None, description="To choose from, in the place of the adapter's own. Needs room (`--label-tokens`)."
+        )
+        generate: StrictBool = Field(False, description="Whether to generate though the adapter has labels.")
+        max_output_tokens: Annotated[
+            Annotated[int, Field(ge=1, le=longest_output)] | None, BeforeValidator(_no_other_kind)
+        ] = Field(
+            None, description="After which a generated answer is cut; null is what the adapter's run gave at most."
         )
 
     @contextlib.asynccontextmanager
@@ -172,7 +221,7 @@ def make_app(service: Service) -> FastAPI:
         answering = asyncio.create_task(service.batcher.run())
         yield
         answering.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
+        with contextlib.suppress(asyncio.CancelledError, Exception):  # the batcher has said it
             await answering
 
     app = FastAPI(
@@ -180,14 +229,33 @@ def make_app(service: Service) -> FastAPI:
         description=_DESCRIPTION,
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,  # those fetch their scripts from another's server
+        redoc_url=None,
     )
     app.add_middleware(LimitBody, max_bytes=limits.body_bytes)
     app.add_middleware(CountRequests, metrics=service.metrics)
     _answer_errors(app)
 
+    def answering() -> None:
+        if not service.batcher.running:
+            raise HTTPException(503, "nothing is answered any more; the server has to be started again.")
+
     def accepting() -> None:
         if service.draining:
             raise HTTPException(503, "the server is stopping.", {"Retry-After": "5"})
+
+    def shown(name: str | None) -> HowAsked:
+        asking = engine.asking(name)
+        longest = engine.shapes.input_lengths[-1]
+        return HowAsked(
+            template=None if asking.prompt is None else asking.prompt.template,
+            columns=None if asking.prompt is None else list(asking.prompt.columns),
+            answers="text" if asking.labels is None else "labels",
+            labels=None if asking.labels is None else list(asking.labels.texts),
+            max_input_tokens=longest if asking.task is None else min(longest, asking.task.max_input_length),
+            max_output_tokens=asking.max_output_tokens,
+            notes=list(asking.notes),
+        )
 
     @app.post(
         "/generate",
@@ -196,21 +264,45 @@ def make_app(service: Service) -> FastAPI:
         responses=_problems(400, 404, 413, 422, 429, 500, 503, 504),
     )
     async def generate(request: Generation) -> Predictions:
-        """Answers each input by the named adapter, the likeliest token at every step."""
+        """Answers each input by the named adapter as its run did: its template, its labels, its lengths.
+
+        Generated answers take the likeliest token at every step.
+        """
         if request.adapter is not None and request.adapter not in bank.names:
             raise UnknownAdapter([request.adapter])
+        for i, given in enumerate(request.inputs):
+            if _characters(given) > limits.characters:
+                raise UserError(f"inputs[{i}] has more than {limits.characters} characters; send less.")
         async with asyncio.timeout(limits.request_seconds):
-            # In a thread: a body of the largest size would hold up all others.
-            tokens = await asyncio.to_thread(engine.tokenize, request.inputs)
-            rows = [Row(ids, request.adapter, request.max_output_tokens) for ids in tokens]
+            with service.batcher.place_for(len(request.inputs)):  # before the work: none is done in vain
+                # In a thread: a body of the largest size would hold up all others.
+                rows = await asyncio.to_thread(
+                    engine.rows,
+                    request.inputs,
+                    request.adapter,
+                    template=request.template,
+                    labels=request.labels,
+                    generate=request.generate,
+                    max_output_tokens=request.max_output_tokens,
+                )
             answers = await service.batcher.submit(rows)
+        service.metrics.cut(sum(row.cut for row in rows))
         predictions = [Prediction(**dataclasses.asdict(answer)) for answer in answers]
         return Predictions(adapter=request.adapter, predictions=predictions)
 
     @app.get("/adapters", tags=["adapters"])
     def adapters() -> Adapters:
-        """Names of the adapters that are loaded, and of those that could be."""
-        return Adapters(capacity=bank.capacity, loaded=bank.names, available=service.shelf.names())
+        """Adapters that are loaded and how each is asked, those that could be, and those that cannot be and why."""
+        loaded, available = bank.names, service.shelf.names()
+        left_out = {name: engine.left_out[name] for name in available if name in engine.left_out}
+        return Adapters(
+            capacity=bank.capacity,
+            loaded=loaded,
+            available=available,
+            not_served={**service.shelf.not_served(), **left_out},
+            asked={name: shown(name) for name in loaded},
+            base=shown(None),
+        )
 
     @app.put(
         "/adapters/{name}",
@@ -220,7 +312,7 @@ def make_app(service: Service) -> FastAPI:
     )
     def load(name: Name) -> Loaded:
         """Loads an adapter of the operator's directory; one that is loaded is read again."""
-        method = bank.add(name, service.shelf.find(name))
+        method = engine.load(name, service.shelf.find(name))
         return Loaded(name=name, method=method.name)
 
     @app.delete(
@@ -232,14 +324,16 @@ def make_app(service: Service) -> FastAPI:
     )
     def unload(name: Name) -> None:
         """Takes an adapter from the device; its files stay. Requests that wait for it are answered with 404."""
-        bank.remove(name)
+        engine.unload(name)
 
-    @app.get("/healthz", tags=["operation"])
+    @app.get("/healthz", tags=["operation"], dependencies=[Depends(answering)], responses=_problems(503))
     async def healthz() -> Health:
-        """200 while the process answers at all."""
+        """200 while the process answers at all; 503 is for whoever restarts it."""
         return Health(status="ok")
 
-    @app.get("/readyz", tags=["operation"], dependencies=[Depends(accepting)], responses=_problems(503))
+    ready = [Depends(accepting), Depends(answering)]
+
+    @app.get("/readyz", tags=["operation"], dependencies=ready, responses=_problems(503))
     async def readyz() -> Health:
         """200 while new requests are taken: every program is compiled before the first connection is."""
         return Health(status="ready")
@@ -249,7 +343,16 @@ def make_app(service: Service) -> FastAPI:
         """Figures for Prometheus."""
         return PlainTextResponse(service.metrics.text())
 
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> HTMLResponse:
+        """This document for people."""
+        return HTMLResponse(document_page(app.openapi()))
+
     return app
+
+
+def _characters(given: str | Mapping[str, Any]) -> int:
+    return len(given) if isinstance(given, str) else sum(len(str(value)) for value in given.values())
 
 
 def _answer_errors(app: FastAPI) -> None:
@@ -288,11 +391,13 @@ def _answer_errors(app: FastAPI) -> None:
         (RunFailed, 422),
     ]:
         app.add_exception_handler(error, answers(status))
-    app.add_exception_handler(NotAnswered, answers(500))
+    for error in (NotAnswered, NoNumber):
+        app.add_exception_handler(error, answers(500))
 
 
 def _first_of(errors: Sequence[Any]) -> str:
     """Where the first wrong value stands and what is wrong with it."""
-    where = ".".join(str(part) for part in errors[0]["loc"])
+    where = ".".join(str(part) for part in errors[0]["loc"])[:_LONGEST_PLACE]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{where}: {errors[0]['msg']}{more}"
+    line = f"{where}: {errors[0]['msg']}{more}"
+    return " ".join(line.encode(errors="replace").decode().split())  # a column's name may be anything

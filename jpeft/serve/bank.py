@@ -10,6 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jpeft.errors import UserError
+from jpeft.eval.labels import packed_log_probs
+from jpeft.model.config import T5Config
 from jpeft.model.decode import greedy
 from jpeft.model.t5 import T5
 from jpeft.peft.base import AddedModules, Method, sites
@@ -78,8 +80,14 @@ class AdapterBank:
         self._lock, self._device = threading.Lock(), threading.Lock()
         self._write = Program(self._layout.write, donate=(0,))
         self._logits = Program(make_logits(self._graphdef, self._layout))
+        self._labels = Program(make_label_log_probs(self._graphdef, self._layout))
         self._generate: dict[int, Program] = {}
         self._pool = self._write(self._pool, self._layout.entry({}), np.int32(0))  # compiled before the first `add`
+
+    @property
+    def config(self) -> T5Config:
+        """Sizes and special ids of the base."""
+        return self._model.config
 
     @property
     def names(self) -> list[str]:
@@ -89,7 +97,7 @@ class AdapterBank:
     @property
     def num_programs(self) -> int:
         """Programs compiled so far."""
-        programs = (self._write, self._logits, *self._generate.values())
+        programs = (self._write, self._logits, self._labels, *self._generate.values())
         return sum(program.num_shapes for program in programs)
 
     @property
@@ -118,12 +126,18 @@ class AdapterBank:
           RunFailed: a file is damaged.
         """
         base_name = stored_base_name(directory)
-        if self._base_names and base_name is not None and base_name not in self._base_names:
+        if self._base_names and base_name is not None and not self._is_ours(base_name):
             ours = " or ".join(sorted(self._base_names))
             raise UserError(f"{directory} is an adapter of {base_name}; the base here is {ours}.")
         method, leaves, _ = read_adapter(directory, self._model)
         self.put(name, method, leaves, source=str(directory))
         return method
+
+    def _is_ours(self, base_name: str) -> bool:
+        if base_name in self._base_names:
+            return True
+        same = lambda name: Path(name).is_dir() and Path(base_name).samefile(name)  # two ways to write one directory
+        return Path(base_name).is_dir() and any(map(same, self._base_names))
 
     def put(self, name: str, method: Method, leaves: Mapping[str, np.ndarray], *, source: str | None = None) -> None:
         """Holds an adapter under `name`; one that is there under that name gives way to it.
@@ -177,6 +191,23 @@ class AdapterBank:
         """
         made = Program(make_generate(self._graphdef, self._layout, max_length=max_length))
         return self._run(self._generate.setdefault(max_length, made), names, encoder_input_tokens)
+
+    def label_log_probs(
+        self,
+        encoder_input_tokens: Int[np.ndarray, "batch enc_len"],
+        names: Names,
+        inputs: Int[np.ndarray, "batch length"],
+        targets: Int[np.ndarray, "batch length"],
+        segments: Int[np.ndarray, "batch length"],
+    ) -> Float[Array, "batch labels"]:
+        """Log-probability of each of a row's labels by its adapter; there are half as many labels as tokens.
+
+        Raises as `generate`.
+
+        Args:
+          inputs, targets, segments: as `jpeft.eval.labels.PackedLabels.filled_up` gives them.
+        """
+        return self._run(self._labels, names, encoder_input_tokens, inputs, targets, segments)
 
     def logits(
         self,
@@ -251,6 +282,17 @@ def make_generate(graphdef: nnx.GraphDef, layout: Layout, *, max_length: int):
         return greedy(nnx.merge(graphdef, layout.rows(pool, slots), base), encoder_input_tokens, max_length=max_length)
 
     return generate
+
+
+def make_label_log_probs(graphdef: nnx.GraphDef, layout: Layout):
+    """Returns `(base, pool, (slots, encoder tokens, inputs, targets, segments)) -> [batch, labels]`, to compile."""
+
+    def score(base: nnx.State, pool: tuple[Array, ...], batch: tuple[Array, ...]):
+        slots, encoder_input_tokens, *packed = batch
+        model = nnx.merge(graphdef, layout.rows(pool, slots), base)
+        return packed_log_probs(model, encoder_input_tokens, *packed, num_labels=packed[0].shape[1] // 2)
+
+    return score
 
 
 def make_logits(graphdef: nnx.GraphDef, layout: Layout):

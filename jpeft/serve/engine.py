@@ -1,30 +1,42 @@
-"""Texts in, texts out, by a bank: a few padded shapes, every one of them compiled before the first request."""
+"""Questions in, answers out, by a bank: a few padded shapes, every one of them compiled before the first request."""
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 
-from jpeft.errors import UserError
+from jpeft.data.task_file import TaskOfRun
+from jpeft.errors import RunFailed, UserError
+from jpeft.eval.labels import PackedLabels
 from jpeft.model.tokenizer import Tokenizer
+from jpeft.peft.base import Method
+from jpeft.predict.prompt import Prompt, Question, QuestionTokens
+from jpeft.predict.source import task_of
 from jpeft.serve.bank import AdapterBank, UnknownAdapter
+
+_UNCUT = 2**31  # tokens: no text that is taken has so many
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One input on its way to an answer.
+    """One question on its way to an answer.
 
     Attributes:
-      tokens: of the input, `</s>` included.
+      tokens: of the prompt, `</s>` included.
       adapter: None for the base alone.
-      max_output_tokens: after which the answer is cut.
+      max_output_tokens: after which a generated answer is cut.
+      labels: to choose from; None to generate.
+      cut: whether the prompt was longer than the adapter's run took.
     """
 
     tokens: Sequence[int]
     adapter: str | None
     max_output_tokens: int
+    labels: PackedLabels | None = None
+    cut: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,95 +46,305 @@ class Answer:
     Attributes:
       output_tokens: of the text, `</s>` included.
       ended: False where the answer was cut at the row's limit.
+      input_cut: whether the prompt was longer than the adapter's run took.
+      confidence: of a chosen label, the mean log-probability of its tokens.
+      probabilities: of each label, where one was chosen.
     """
 
     text: str
     output_tokens: int
     ended: bool
+    input_cut: bool = False
+    confidence: float | None = None
+    probabilities: dict[str, float] | None = None
+
+
+class NoNumber(Exception):
+    """What the model computes for a row is not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """What batches are padded to: any of `batch_sizes` rows, of `input_lengths` and `output_lengths` tokens."""
+    """What batches are padded to: any of `batch_sizes` rows, of `input_lengths` and `output_lengths` tokens.
+
+    Attributes:
+      label_tokens: that the labels of one row may have together; 0 where nothing is chosen from labels.
+    """
 
     batch_sizes: tuple[int, ...] = (1, 4, 16)
     input_lengths: tuple[int, ...] = (64, 256, 512)
     output_lengths: tuple[int, ...] = (16, 64)
+    label_tokens: int = 0
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            values = getattr(self, field.name)
+        for name in ("batch_sizes", "input_lengths", "output_lengths"):
+            values = getattr(self, name)
             if not values or min(values) < 1 or list(values) != sorted(set(values)):
-                raise UserError(f"{field.name} are {values}; expected numbers of at least 1 that rise.")
+                raise UserError(f"{name} are {values}; expected numbers of at least 1 that rise.")
+        if self.label_tokens < 0:
+            raise UserError(f"label_tokens is {self.label_tokens}; expected 0 or more.")
 
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        return itertools.product(self.batch_sizes, self.input_lengths, self.output_lengths)
+    def __iter__(self) -> Iterator[tuple[int, int, int | None]]:
+        """Rows, input length and output length of every program; None in its place where labels are scored."""
+        outputs = (*((None,) if self.label_tokens else ()), *self.output_lengths)
+        return itertools.product(self.batch_sizes, self.input_lengths, outputs)
 
     def of(self, row: Row) -> tuple[int, int]:
         """The input and output length that a row is padded to when it is alone."""
-        return _at_least(self.input_lengths, len(row.tokens)), _at_least(self.output_lengths, row.max_output_tokens)
+        output = 0 if row.labels is not None else _at_least(self.output_lengths, row.max_output_tokens)
+        return _at_least(self.input_lengths, len(row.tokens)), output
+
+    @property
+    def num_labels(self) -> int:
+        """Labels of a row at most: each has a token and `</s>`."""
+        return self.label_tokens // 2
 
 
 def _at_least(sizes: Sequence[int], needed: int) -> int:
     return next(size for size in sizes if size >= needed)
 
 
-class Engine:
-    """Answers rows of many adapters together."""
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """How an adapter, or the base, is asked, and how its answers are made.
 
-    def __init__(self, bank: AdapterBank, tokenizer: Tokenizer, shapes: Shapes):
+    Attributes:
+      task: of the run that made it; None where nothing says.
+      prompt: that is made of a request's columns, or of its text; None without a task.
+      labels: to choose from; None to generate.
+      max_output_tokens: of a generated answer that a request sets no limit to.
+      notes: where an answer may differ from the run's own, in sentences.
+    """
+
+    task: TaskOfRun | None
+    prompt: Prompt | None
+    tokens: QuestionTokens
+    labels: PackedLabels | None
+    max_output_tokens: int
+    notes: tuple[str, ...] = ()
+
+
+class Engine:
+    """Answers rows of many adapters together, each as the run that made the adapter answered.
+
+    Attributes:
+      left_out: adapters that could not be loaded, each with the reason.
+    """
+
+    def __init__(self, bank: AdapterBank, tokenizer: Tokenizer, shapes: Shapes, *, dtype: str | None = None):
+        """Args: `dtype` is that of the computation, for telling whether an adapter was tested in the same."""
         self.bank = bank
         self.shapes = shapes
-        self._tokenizer = tokenizer
+        self.left_out: dict[str, str] = {}
+        self._tokenizer, self._dtype = tokenizer, dtype
+        self._alone = self._asking(None)
+        self._asking_of: dict[str | None, Asking] = {}
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, `</s>` included. Raises `UserError`: a text is longer than any shape."""
+    def load(self, name: str, directory: Path) -> Method:
+        """Loads an adapter and what it carries of its task; a refusal is remembered.
+
+        Raises:
+          UserError: as `AdapterBank.add`; or its labels or its prompt do not fit this server.
+          RunFailed: a file is damaged.
+        """
+        try:
+            asking = self._asking(task_of(directory))
+            method = self.bank.add(name, directory)
+        except Exception as error:
+            said = str(error) if isinstance(error, UserError | RunFailed) else f"a defect: {error!r}"
+            self.left_out[name] = said.partition("\n")[0]
+            raise
+        self._asking_of[name] = asking
+        self.left_out.pop(name, None)
+        return method
+
+    def unload(self, name: str) -> None:
+        """Forgets an adapter. Raises `UnknownAdapter`."""
+        self.bank.remove(name)
+        self._asking_of.pop(name, None)
+
+    def set_base_task(self, task: TaskOfRun | None) -> None:
+        """What the base itself was tuned for: a merged model, or the result of full tuning. Raises as `load`."""
+        if task is not None:
+            self._asking_of[None] = self._asking(task)
+
+    def asking(self, adapter: str | None) -> Asking:
+        """How an adapter is asked; None is the base."""
+        return self._asking_of.get(adapter, self._alone)
+
+    def _asking(self, task: TaskOfRun | None) -> Asking:
+        longest_input, longest_output = self.shapes.input_lengths[-1], self.shapes.output_lengths[-1]
+        if task is None:
+            tokens = QuestionTokens(self._tokenizer, _UNCUT, key="the longest input")
+            return Asking(None, None, tokens, None, self.shapes.output_lengths[0])
+        tokens = QuestionTokens(self._tokenizer, task.max_input_length, key="max_input_length of its task.json")
+        tokens.check(task.template)
+        labels = self._packed(task.labels) if len(task.labels) > 1 else None
+        notes = []
+        if task.max_input_length > longest_input:
+            notes.append(f"its run took inputs of {task.max_input_length} tokens; here {longest_input} are taken.")
+        if labels is None and task.max_target_length > longest_output:
+            notes.append(f"its run gave answers of {task.max_target_length} tokens; here {longest_output} are given.")
+        if labels is None and task.num_beams > 1:
+            notes.append(f"its run's test searched with {task.num_beams} beams; here answers are greedy.")
+        if self._dtype is not None and task.dtype not in ("auto", self._dtype):
+            notes.append(f"its run computed in {task.dtype}; here it is {self._dtype}.")
+        prompt = Prompt(task.template, required=False)
+        return Asking(task, prompt, tokens, labels, min(task.max_target_length, longest_output), tuple(notes))
+
+    def _packed(self, labels: Sequence[str]) -> PackedLabels:
+        packed = PackedLabels.of(labels, self._tokenizer, self.bank.config)
+        room = self.shapes.label_tokens
+        if len(packed.targets) > room:
+            here = f"has room for {room}" if room else "scores no labels"
+            raise UserError(
+                f"the {len(labels)} labels have {len(packed.targets)} tokens together, and this server {here}; start "
+                f"it with --label-tokens {len(packed.targets)}."
+            )
+        return packed
+
+    def rows(
+        self,
+        inputs: Sequence[str | Mapping[str, Any]],
+        adapter: str | None,
+        *,
+        template: bool = True,
+        labels: Sequence[str] | None = None,
+        generate: bool = False,
+        max_output_tokens: int | None = None,
+    ) -> list[Row]:
+        """What a request asks, ready to be answered.
+
+        Args:
+          inputs: texts, or columns of rows by name.
+          template: whether the adapter's own template is applied; without, a text is the whole prompt.
+          labels: to choose from, in the place of the adapter's own.
+          generate: whether to generate though the adapter has labels.
+
+        Raises:
+          UserError: an input lacks a column, is longer than any shape, or labels are none.
+        """
+        if labels is not None and generate:
+            raise UserError("labels and generate exclude each other: labels are chosen from, not generated.")
+        asking = self.asking(adapter)
+        prompt = asking.prompt if template else None
+        encoded = asking.tokens([_question(f"inputs[{i}]", each, prompt) for i, each in enumerate(inputs)])
         longest = self.shapes.input_lengths[-1]
-        rows = [[*ids, self._tokenizer.eos_token_id] for ids in self._tokenizer.ids(texts)]
-        for i, row in enumerate(rows):
-            if len(row) > longest:
-                raise UserError(f"inputs[{i}] has {len(row)} tokens; at most {longest} are taken.")
-        return rows
+        for i, ids in enumerate(encoded.ids):
+            if len(ids) > longest:
+                raise UserError(f"inputs[{i}] has {len(ids)} tokens; at most {longest} are taken.")
+        packed = None if generate else asking.labels if labels is None else self._packed(labels)
+        limit = max_output_tokens or asking.max_output_tokens
+        return [Row(ids, adapter, limit, packed, cut) for ids, cut in zip(encoded.ids, encoded.cut, strict=True)]
 
-    def compile(self) -> int:
-        """Compiles a program for each shape, by answering rows of padding with it; returns how many there are."""
-        for batch_size, input_length, output_length in self.shapes:
-            tokens = np.zeros((batch_size, input_length), np.int32)
-            jax.block_until_ready(self.bank.generate(tokens, [None] * batch_size, max_length=output_length))
+    def compile(self, report: Callable[[int, tuple[int, int, int | None]], None] = lambda number, shape: None) -> int:
+        """Compiles a program for each shape, by answering rows of padding with it; returns how many there are.
+
+        `report` hears before each of them how many are done, and which one comes.
+        """
+        for number, (batch_size, input_length, output_length) in enumerate(self.shapes):
+            report(number, (batch_size, input_length, output_length))
+            if output_length is None:
+                self._label_log_probs([], batch_size, input_length)
+            else:
+                tokens = self._padded([], batch_size, input_length)
+                self.bank.generate(tokens, [None] * batch_size, max_length=output_length)
         return self.bank.num_programs
 
     def fit_together(self, first: Row, row: Row) -> bool:
         """Whether a row may join a batch that is padded as `first` needs it."""
+        if (first.labels is None) != (row.labels is None):
+            return False
         return all(mine <= its for mine, its in zip(self.shapes.of(row), self.shapes.of(first), strict=True))
 
-    def answer(self, rows: Sequence[Row]) -> list[Answer | UnknownAdapter]:
-        """An answer for each row, or that its adapter is not there (any more). At most the largest batch of rows."""
-        answers: dict[int, Answer | UnknownAdapter] = {}
+    def answer(self, rows: Sequence[Row]) -> list[Answer | UnknownAdapter | NoNumber]:
+        """An answer for each row, or why it has none: its adapter is not there (any more), the model gives no number.
+
+        At most the largest batch of rows, all of them generated or all of them chosen.
+        """
+        answers: dict[int, Answer | UnknownAdapter | NoNumber] = {}
         left = list(range(len(rows)))
         while left:
             try:
-                answers.update(zip(left, self._answer([rows[i] for i in left]), strict=True))
+                chosen = [rows[i] for i in left]
+                answer = self._generate if chosen[0].labels is None else self._choose
+                answers.update(zip(left, answer(chosen), strict=True))
                 break
             except UnknownAdapter as gone:  # the others are answered without them
                 answers.update({i: UnknownAdapter([name]) for i in left if (name := rows[i].adapter) in gone.names})
                 left = [i for i in left if i not in answers]
         return [answers[i] for i in range(len(rows))]
 
-    def _answer(self, rows: Sequence[Row]) -> list[Answer]:
-        shapes = [self.shapes.of(row) for row in rows]
-        input_length, output_length = map(max, zip(*shapes, strict=True))
+    def _generate(self, rows: Sequence[Row]) -> list[Answer]:
+        input_length, output_length = map(max, zip(*(self.shapes.of(row) for row in rows), strict=True))
         batch_size = _at_least(self.shapes.batch_sizes, len(rows))
-        inputs = np.zeros((batch_size, input_length), np.int32)
-        for tokens, row in zip(inputs, rows, strict=False):
-            tokens[: len(row.tokens)] = row.tokens
         names = [row.adapter for row in rows] + [None] * (batch_size - len(rows))
+        inputs = self._padded(rows, batch_size, input_length)
         generated = np.asarray(self.bank.generate(inputs, names, max_length=output_length))
         outputs = [self._until_end(ids[: row.max_output_tokens]) for ids, row in zip(generated, rows, strict=False)]
-        texts = self._tokenizer.decode(outputs)
-        eos = self._tokenizer.eos_token_id
-        return [Answer(text, len(ids), bool(ids) and ids[-1] == eos) for text, ids in zip(texts, outputs, strict=True)]
+        texts, eos = self._tokenizer.decode(outputs), self._tokenizer.eos_token_id
+        return [
+            Answer(text, len(ids), bool(ids) and ids[-1] == eos, row.cut)
+            for text, ids, row in zip(texts, outputs, rows, strict=True)
+        ]
+
+    def _choose(self, rows: Sequence[Row]) -> list[Answer | NoNumber]:
+        input_length = max(self.shapes.of(row)[0] for row in rows)
+        log_probs = self._label_log_probs(rows, _at_least(self.shapes.batch_sizes, len(rows)), input_length)
+        answers: list[Answer | NoNumber] = []
+        for row, scores in zip(rows, log_probs, strict=False):
+            assert row.labels is not None
+            try:
+                choice = row.labels.choose(scores[: len(row.labels.texts)])
+            except RunFailed:
+                answers.append(NoNumber(f"what the model computes by {row.adapter} is no number."))
+                continue
+            tokens = int(row.labels.num_tokens()[row.labels.texts.index(choice.text)])
+            answers.append(Answer(choice.text, tokens, True, row.cut, choice.confidence, choice.probabilities))
+        return answers
+
+    def _label_log_probs(self, rows: Sequence[Row], batch_size: int, input_length: int) -> np.ndarray:
+        """`[batch, num_labels]`; a row's own labels come first."""
+        length, num_labels = self.shapes.label_tokens, self.shapes.num_labels
+        padding = np.full(length, self.bank.config.pad_token_id, np.int32)
+        nothing = padding, padding, np.full(length, num_labels, np.int32)
+        packed = [row.labels.filled_up(length, num_labels) for row in rows if row.labels is not None]
+        packed += [nothing] * (batch_size - len(rows))
+        names = [row.adapter for row in rows] + [None] * (batch_size - len(rows))
+        inputs = self._padded(rows, batch_size, input_length)
+        return np.asarray(self.bank.label_log_probs(inputs, names, *map(np.stack, zip(*packed, strict=True))))
+
+    def _padded(self, rows: Sequence[Row], batch_size: int, length: int) -> np.ndarray:
+        inputs = np.full((batch_size, length), self.bank.config.pad_token_id, np.int32)
+        for tokens, row in zip(inputs, rows, strict=False):
+            tokens[: len(row.tokens)] = row.tokens
+        return inputs
 
     def _until_end(self, ids: np.ndarray) -> list[int]:
         """The ids up to and with `</s>`; what is after it is padding."""
         ends = np.flatnonzero(ids == self._tokenizer.eos_token_id)
         return ids[: ends[0] + 1].tolist() if len(ends) else ids.tolist()
+
+
+def _question(where: str, given: str | Mapping[str, Any], prompt: Prompt | None) -> Question:
+    """What one input asks. Raises `UserError`: it lacks what the template names."""
+    if isinstance(given, str):
+        if prompt is None:
+            return Question.as_it_stands(given)
+        if len(prompt.columns) > 1:
+            raise UserError(
+                f"{where} is one text and the adapter's template names {' and '.join(prompt.columns)}; send an object "
+                'with these, or "template": false with a whole prompt.'
+            )
+        return prompt.of_text(given)
+    columns = prompt.columns if prompt is not None else ("input",)
+    lacking = [column for column in columns if column not in given]
+    if lacking and "input" not in given:
+        there = ", ".join(given) or "none"
+        raise UserError(f"{where} has no column {lacking[0]!r}, only {there}; the prompt is made of {columns}.")
+    if lacking:  # a prompt that was made before
+        prompt, columns = None, ("input",)
+    empty = [column for column in columns if given[column] is None]
+    if empty:
+        raise UserError(f"{where} has nothing in {empty[0]!r}.")
+    return Question.as_it_stands(str(given["input"])) if prompt is None else prompt.of_fields(given)

@@ -39,6 +39,9 @@ class Metrics:
         self._batch_seconds = Histogram(
             "jpeft_batch_seconds", "Time that a batch took.", registry=self._registry, buckets=seconds
         )
+        self._cut = Counter(
+            "jpeft_inputs_cut", "Inputs that were cut to what their adapter's run took.", registry=self._registry
+        )
         Gauge("jpeft_queue_rows", "Rows that wait.", registry=self._registry).set_function(queued)
         Gauge("jpeft_adapters", "Adapters loaded.", registry=self._registry).set_function(adapters)
 
@@ -46,6 +49,10 @@ class Metrics:
         """Counts a batch."""
         self._batch_rows.observe(rows)
         self._batch_seconds.observe(seconds)
+
+    def cut(self, inputs: int) -> None:
+        """Counts inputs that were longer than their adapters' runs took."""
+        self._cut.inc(inputs)
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Counts a request."""

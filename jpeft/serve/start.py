@@ -1,11 +1,16 @@
 """From what the operator asked for to an engine that is ready: base, bank, adapters, compiled programs."""
 
+import contextlib
 import dataclasses
+import logging
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, UserError
+from jpeft.eval.labels import PackedLabels
 from jpeft.model import weights
 from jpeft.model.source import resolve
 from jpeft.model.t5 import T5, arrange_layers
@@ -13,11 +18,20 @@ from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.base import AddedModules, Method, sites
 from jpeft.peft.hub import read_adapter
 from jpeft.peft.methods import build
+from jpeft.predict.source import task_of
 from jpeft.serve.bank import AdapterBank
 from jpeft.serve.engine import Engine, Shapes
 from jpeft.serve.pool import Room, room_for
 from jpeft.serve.shelf import Shelf
+from jpeft.train.setup import compute_dtype
 from jpeft.words import counted
+
+_INPUTS, _OUTPUTS = (64, 256), (16, 64)  # tokens; the last of each grows with what the adapters' runs took and gave
+_MOST_INPUT, _MOST_OUTPUT = 1024, 256  # that it grows to by itself: a stranger's file must not fill the memory
+_LABEL_TOKENS = 32  # at least, where anything is chosen from labels: a request may bring its own
+_SECONDS_BETWEEN_LINES = 5.0
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +45,7 @@ class Choices:
       base_names: what adapters' files may call the base.
       capacity: how many adapters are loaded at once.
       room: `METHOD[:READING[:SIZE]]` each, to keep room for.
+      follow_links: whether links that lead out of the directory are followed.
     """
 
     model: str
@@ -39,22 +54,59 @@ class Choices:
     base_names: tuple[str, ...]
     capacity: int
     room: tuple[str, ...]
+    follow_links: bool = False
 
 
-def start(choices: Choices, shapes: Shapes, *, say: Callable[[str], None]) -> tuple[Engine, Shelf]:
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What the operator says of the padded shapes. None leaves it to the adapters: what their runs took and gave.
+
+    Attributes:
+      label_tokens: as of `Shapes`.
+    """
+
+    batch_sizes: tuple[int, ...] = (1, 4, 16)
+    input_lengths: tuple[int, ...] | None = None
+    output_lengths: tuple[int, ...] | None = None
+    label_tokens: int | None = None
+
+    def shapes(self, tasks: Sequence[TaskOfRun], label_tokens: int) -> Shapes:
+        """Few shapes that hold what these tasks ask, up to 1,024 tokens in and 256 out.
+
+        Args:
+          label_tokens: of the task with the most of them.
+        """
+        generating = [task for task in tasks if len(task.labels) < 2]
+        longest_input = max([_INPUTS[-1], *(task.max_input_length for task in tasks)])
+        longest_output = max([_OUTPUTS[-1], *(task.max_target_length for task in generating)])
+        return Shapes(
+            self.batch_sizes,
+            self.input_lengths or (*_INPUTS[:-1], min(longest_input, _MOST_INPUT)),
+            self.output_lengths or (*_OUTPUTS[:-1], min(longest_output, _MOST_OUTPUT)),
+            max(label_tokens, _LABEL_TOKENS if label_tokens else 0) if self.label_tokens is None else self.label_tokens,
+        )
+
+
+def start(choices: Choices, sizes: Sizes, *, say: Callable[[str], None]) -> tuple[Engine, Shelf]:
     """An engine with every adapter of the directory loaded and every shape compiled.
 
-    An adapter that can not be loaded is named to `say` and left out: one damaged file must not keep a server down.
+    An adapter that cannot be loaded is named to `say` and left out: one damaged file must not keep a server down.
 
     Raises:
       UserError: the base, the directory or a choice is wrong; there is nothing to make room for, or too little room.
     """
-    shelf = Shelf(choices.adapters)
+    shelf = Shelf(choices.adapters, follow_links=choices.follow_links)
     asked = [parse_room(text) for text in choices.room]
+    Shapes(sizes.batch_sizes, sizes.input_lengths or _INPUTS, sizes.output_lengths or _OUTPUTS)  # before the work
+    dtype = compute_dtype(choices.dtype)
     directory = resolve(choices.model, report=say)
-    model = weights.load(directory, dtype=choices.dtype)
+    own_task = task_of(directory)
+    model = weights.load(directory, dtype=dtype)
     arrange_layers(model, None)
-    tokenizer = Tokenizer.load(directory, vocab_size=model.config.vocab_size)
+    config = model.config
+    tokenizer = Tokenizer.load(directory, vocab_size=config.vocab_size, eos_token_id=config.eos_token_id)
+    for name, reason in shelf.not_served().items():
+        say(f"not served {name}: {reason}")
     names = shelf.names()
     if len(names) > choices.capacity:
         raise UserError(f"{choices.adapters} holds {counted(len(names), 'adapter')}; --capacity is {choices.capacity}.")
@@ -62,16 +114,81 @@ def start(choices: Choices, shapes: Shapes, *, say: Callable[[str], None]) -> tu
     if not room:
         raise UserError(f"{choices.adapters} holds no adapter to make room for; say by --room what is to come.")
     bank = AdapterBank(model, capacity=choices.capacity, room=room, base_names=choices.base_names)
+    tasks = [] if own_task is None else [own_task]
+    for name in names:
+        with _left_for_later():
+            tasks += [task for task in [task_of(shelf.find(name))] if task is not None]
+    packed = [0]
+    for task in tasks:
+        with _left_for_later():
+            packed += [len(PackedLabels.of(task.labels, tokenizer, config).targets)] if len(task.labels) > 1 else []
+    engine = Engine(bank, tokenizer, sizes.shapes(tasks, max(packed)), dtype=dtype.name)
+    engine.set_base_task(own_task)
     for name in names:
         try:
-            bank.add(name, shelf.find(name))
-        except (UserError, RunFailed) as error:
-            say(f"left out {name}: {error}")
+            engine.load(name, shelf.find(name))
+        except Exception as error:
+            if not isinstance(error, UserError | RunFailed):
+                _log.exception("%s cannot be loaded", name)
+            say(f"left out {name}: {engine.left_out.get(name, error)}")
+        else:
+            for note in engine.asking(name).notes:
+                say(f"note     {name}: {note}")
     say(f"loaded   {counted(len(bank.names), 'adapter')}; {bank.nbytes / 1e6:,.0f} MB hold {bank.capacity}")
-    engine, started = Engine(bank, tokenizer, shapes), time.monotonic()
-    engine.compile()
-    say(f"compiled {len(list(shapes))} shapes in {time.monotonic() - started:.0f} seconds")
+    _compile(engine, say)
     return engine, shelf
+
+
+@contextlib.contextmanager
+def _left_for_later() -> Iterator[None]:
+    """What cannot be read in it is said when it is loaded."""
+    try:
+        yield
+    except (UserError, RunFailed):
+        pass
+    except Exception:
+        _log.debug("an adapter cannot be looked at", exc_info=True)
+
+
+def _compile(engine: Engine, say: Callable[[str], None]) -> None:
+    """Compiles all shapes; says what for, and every few seconds how far it is."""
+    shapes, started = engine.shapes, time.monotonic()
+    total, done = len(list(shapes)), [0, shapes.batch_sizes[0], shapes.input_lengths[0], None]
+    rows, inputs, outputs = (
+        ", ".join(map(str, sizes)) for sizes in (shapes.batch_sizes, shapes.input_lengths, shapes.output_lengths)
+    )
+    say(
+        f"compiles {counted(total, 'program')}, for {rows} rows x {inputs} tokens in x {outputs} out"
+        f"{' and labels' if shapes.label_tokens else ''}; a second start finds them in the cache"
+    )
+
+    def tell() -> None:
+        number, rows, inputs, outputs = done
+        seconds = time.monotonic() - started
+        left = f", about {seconds / number * (total - number):.0f} s left" if number else ""
+        to = "labels" if outputs is None else f"{outputs} out"
+        say(f"compiling {number + 1} of {total} ({rows} rows, {inputs} in, {to}); {seconds:.0f} s so far{left}")
+
+    with _every(_SECONDS_BETWEEN_LINES, tell):
+        engine.compile(lambda number, shape: done.__setitem__(slice(None), [number, *shape]))
+    say(f"compiled {counted(total, 'program')} in {time.monotonic() - started:.0f} seconds")
+
+
+@contextlib.contextmanager
+def _every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            action()
+
+    thread = threading.Thread(target=repeat, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def parse_room(text: str) -> Method:
@@ -96,6 +213,9 @@ def _room_of(shelf: Shelf, names: Sequence[str], model: T5) -> Room:
             method, leaves, _ = read_adapter(shelf.find(name), model)
         except (UserError, RunFailed):
             continue  # said when it is loaded
+        except Exception:
+            _log.debug("%s cannot be read", name, exc_info=True)
+            continue
         if isinstance(method, AddedModules):
             room[method, frozenset(by_path.keys() & {leaf.rpartition("/")[0] for leaf in leaves})] = None
     return [(method, [by_path[path] for path in paths]) for method, paths in room]

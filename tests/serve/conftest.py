@@ -6,13 +6,13 @@ import pytest
 
 from jpeft.model import weights
 from jpeft.peft.hub import save_adapter
-from jpeft.serve.engine import Engine, Shapes
+from jpeft.serve.engine import Engine
 from jpeft.serve.shelf import Shelf
-from jpeft.serve.start import Choices, start
+from jpeft.serve.start import Choices, Sizes, start
 from tests.serve.adapters import METHODS, make
 
 ON_SHELF = ("ia3", "ia3_official", "bitfit")
-SHAPES = Shapes(batch_sizes=(4,), input_lengths=(16,), output_lengths=(4,))
+SIZES = Sizes(batch_sizes=(4,), input_lengths=(16,), output_lengths=(4,))
 
 
 @pytest.fixture(scope="session")
@@ -37,4 +37,4 @@ def started(tiny_checkpoint, tiny_shelf) -> tuple[Engine, Shelf]:
         capacity=4,
         room=(),
     )
-    return start(choices, SHAPES, say=lambda line: None)
+    return start(choices, SIZES, say=lambda line: None)

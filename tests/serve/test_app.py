@@ -1,5 +1,6 @@
 """The HTTP side: every answer and every refusal, through the whole stack of the tiny engine."""
 
+import os
 import shutil
 import threading
 
@@ -8,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from jpeft.serve.app import Limits, Service, make_app
-from jpeft.serve.engine import Answer, Row
+from jpeft.serve.engine import Answer, NoNumber
 from jpeft.serve.shelf import Shelf
 from tests.serve.conftest import ON_SHELF
 
@@ -42,7 +43,7 @@ def test_each_input_is_answered_by_the_named_adapter(client, started):
     for adapter in (None, *ON_SHELF):
         response = ask(client, *texts, adapter=adapter, max_output_tokens=4)
         assert response.status_code == 200 and response.json()["adapter"] == adapter
-        expected = engine.answer([Row(ids, adapter, 4) for ids in engine.tokenize(texts)])
+        expected = engine.answer(engine.rows(texts, adapter, max_output_tokens=4))
         assert response.json()["predictions"] == [vars(answer) for answer in expected]
 
 
@@ -51,6 +52,14 @@ def test_each_input_is_answered_by_the_named_adapter(client, started):
     [
         ({"inputs": []}, "body.inputs"),
         ({"inputs": [""]}, "body.inputs.0"),
+        ({"inputs": [{}]}, "body.inputs.0"),
+        ({"inputs": [{"input": ["x"]}]}, "body.inputs.0"),
+        ({"inputs": [{"inpt": "x"}]}, "inputs[0] has no column 'input', only inpt"),
+        ({"inputs": [{"input": None}]}, "inputs[0] has nothing in 'input'"),
+        ({"template": "yes"}, "body.template"),
+        ({"labels": ["a"]}, "body.labels"),
+        ({"labels": ["goal", "bank"]}, "scores no labels; start it with --label-tokens"),
+        ({"labels": ["a", "b"], "generate": True}, "exclude each other"),
         ({"inputs": ["a"] * 4}, "body.inputs: List should have at most 3 items"),
         ({"inputs": "a"}, "body.inputs: Input should be a valid list"),
         ({"inputs": ["goal " * 40]}, "inputs[0] has"),
@@ -112,11 +121,14 @@ def test_no_name_leads_out_of_the_directory(name, method, client):
 
 
 def test_adapters_are_loaded_and_unloaded_by_name(client):
-    assert client.get("/adapters").json() == {
+    listed = client.get("/adapters").json()
+    assert {key: listed[key] for key in ("capacity", "loaded", "available", "not_served")} == {
         "capacity": 4,
         "loaded": sorted(ON_SHELF),
         "available": sorted(ON_SHELF),
+        "not_served": {},
     }
+    assert listed["asked"]["ia3"] == listed["base"] and listed["base"]["template"] is None
     before = ask(client).json()
     assert client.delete("/adapters/ia3").status_code == 204
     refused(ask(client), 404, "no adapter 'ia3'")
@@ -215,6 +227,83 @@ def test_the_figures_count_what_happened(client):
         assert line in lines
 
 
+def test_when_nothing_is_answered_any_more_it_says_so(service, client):
+    assert client.get("/readyz").status_code == client.get("/healthz").status_code == 200
+    service.batcher.running = False
+    for path in ("/readyz", "/healthz"):
+        refused(client.get(path), 503, "has to be started again")
+
+
+def test_a_full_queue_is_known_before_any_work(service, client, monkeypatch):
+    monkeypatch.setattr(service.engine, "rows", lambda *_, **__: 1 / 0)
+    with service.batcher.place_for(6):
+        refused(ask(client, *"abc"), 429, "the queue is full")
+
+
+def test_an_input_of_many_characters_is_refused_before_any_work(started, monkeypatch):
+    engine, shelf = started
+    monkeypatch.setattr(engine, "rows", lambda *_, **__: 1 / 0)
+    with TestClient(make_app(Service(engine, shelf, Limits(characters=50)))) as client:
+        refused(ask(client, "a" * 51), 422, "at most 50 characters")
+        refused(ask(client, {"a": "a" * 30, "b": "b" * 30}), 422, "inputs[0] has more than 50 characters")
+
+
+def test_a_row_for_which_the_model_gives_no_number_fails_alone(started, monkeypatch):
+    engine, shelf = started
+    monkeypatch.setattr(engine, "answer", lambda rows: [NoNumber("it is no number.") for _ in rows])
+    with TestClient(make_app(Service(engine, shelf, LIMITS))) as client:
+        refused(ask(client), 500, "it is no number")
+
+
+def test_adapters_that_cannot_be_served_are_named_and_break_nothing(started, tiny_shelf, tmp_path):
+    engine, _ = started
+    shelf = tmp_path / "shelf"
+    for name in ("good one", "damaged", "nested", "listed", "naïve", "pipe", "task"):
+        shutil.copytree(tiny_shelf / "bitfit", shelf / name)
+    config = "jpeft_adapter.json"
+    (shelf / "damaged" / config).write_text("{")
+    (shelf / "nested" / config).write_text("[" * 100_000)
+    (shelf / "listed" / config).write_text("[]")
+    (shelf / "task/task.json").write_text('{"labels": 3}')
+    (shelf / "pipe" / config).unlink()
+    os.mkfifo(shelf / "pipe" / config)
+    shutil.copytree(tiny_shelf / "ia3", tmp_path / "elsewhere")
+    (shelf / "linked").symlink_to(tmp_path / "elsewhere")
+    (shelf / "dangling").symlink_to(tmp_path / "nowhere")
+    (shelf / "round").symlink_to(shelf / "round")
+    (shelf / "empty").mkdir()
+    (shelf / "notes.txt").write_text("no adapter")
+    with TestClient(make_app(Service(engine, Shelf(shelf), LIMITS))) as client:
+        listed = client.get("/adapters").json()
+        assert listed["available"] == ["good one", "task"]
+        reasons = listed["not_served"]
+        assert sorted(reasons) == sorted(
+            ["damaged", "nested", "listed", "naïve", "pipe", "linked", "dangling", "round", "empty"]
+        )
+        assert all("\n" not in reason and len(reason) < 500 for reason in reasons.values())
+        assert "by a link" in reasons["linked"] and "is not plain" in reasons["naïve"]
+        refused(client.put("/adapters/linked"), 404, "by a link")
+        refused(client.put("/adapters/damaged"), 404, "no adapter 'damaged' to load (")
+        refused(client.put("/adapters/task"), 422, "task.json")
+        assert "task.json" in client.get("/adapters").json()["not_served"]["task"]
+        assert client.put("/adapters/good%20one").json() == {"name": "good one", "method": "bitfit"}
+        assert ask(client, adapter="good one").status_code == 200
+        assert client.delete("/adapters/good one").status_code == 204
+    engine.left_out.clear()
+    assert Shelf(shelf, follow_links=True).names() == ["good one", "linked", "task"]
+
+
+def test_the_page_needs_nothing_but_itself(client):
+    page = client.get("/docs")
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    for route in ("POST /generate", "GET /adapters", "PUT /adapters/{name}", "GET /readyz"):
+        assert f"<code>{route}</code>" in page.text
+    assert "max_output_tokens" in page.text and "at most 3" in page.text
+    for outside in ("http://", "https://", "<script", "src=", "@import", "url("):
+        assert outside not in page.text
+    assert client.get("/redoc").status_code == 404
+
+
 def test_the_document_describes_every_refusal(client):
     document = client.get("/openapi.json").json()
     statuses = {
@@ -225,6 +314,6 @@ def test_the_document_describes_every_refusal(client):
     assert statuses["post /generate"] == ["200", "400", "404", "413", "422", "429", "500", "503", "504"]
     assert statuses["put /adapters/{name}"] == ["200", "404", "409", "422", "503"]
     assert statuses["delete /adapters/{name}"] == ["204", "404", "422", "503"]
-    assert statuses["get /readyz"] == ["200", "503"]
+    assert statuses["get /readyz"] == statuses["get /healthz"] == ["200", "503"]
     generation = document["components"]["schemas"]["Generation"]["properties"]
-    assert generation["inputs"]["maxItems"] == 3 and generation["max_output_tokens"]["maximum"] == 4
+    assert generation["inputs"]["maxItems"] == 3 and generation["max_output_tokens"]["anyOf"][0]["maximum"] == 4

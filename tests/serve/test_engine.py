@@ -14,7 +14,7 @@ TEXTS = ["goal league", "bank merger profit market", "robot"]
 
 
 def rows(engine, adapter=None, limit=4):
-    return [Row(ids, adapter, limit) for ids in engine.tokenize(TEXTS)]
+    return engine.rows(TEXTS, adapter, max_output_tokens=limit)
 
 
 def test_rows_of_a_batch_are_answered_as_each_alone(started):
@@ -50,7 +50,7 @@ def test_an_adapter_that_is_gone_leaves_the_others_answered(started):
 def test_a_text_that_fits_no_shape_is_refused(started):
     engine, _ = started
     with pytest.raises(UserError, match="inputs\\[1\\] has [0-9]+ tokens; at most 16 are taken"):
-        engine.tokenize(["goal", "goal " * 40])
+        engine.rows(["goal", "goal " * 40], "ia3")
 
 
 def test_the_padded_shape_is_the_smallest_that_holds_the_rows():

@@ -87,8 +87,46 @@ def test_what_is_no_adapter_is_not_there(shelf, tmp_path):
     (tmp_path / "shelf/dangling").symlink_to(tmp_path / "nowhere")
     (tmp_path / "shelf/round").symlink_to(tmp_path / "shelf/round")
     assert shelf.names() == ["mine"]
+    assert sorted(shelf.not_served()) == ["dangling", "empty", "round"]  # a file is taken for no adapter by anybody
+
+
+@pytest.mark.parametrize("name", ["my run", "lr=3e-4,rank(8)", "a+b@c", "0", "r" * 128])
+def test_names_as_people_give_them_are_served(name, shelf, tmp_path):
+    write_adapter(tmp_path / "shelf" / name)
+    assert shelf.names() == sorted([name, "mine"]) and shelf.find(name).name == name
+
+
+@pytest.mark.parametrize("name", ["r" * 129, "-rf", "%41", "a\nb", "größe", "a:b", "a\\b", "\udce9"])
+def test_other_names_are_named_with_the_rule(name, shelf, tmp_path):
+    write_adapter(tmp_path / "shelf" / name)
+    assert shelf.names() == ["mine"]
+    ((shown, reason),) = shelf.not_served().items()
+    assert "is not plain" in reason and shown.encode()
+    with pytest.raises(NotOnShelf):
+        shelf.find(name)
+
+
+def test_links_are_followed_where_the_operator_says_so(shelf, tmp_path):
+    (tmp_path / "shelf/linked").symlink_to(tmp_path / "secret")
+    assert Shelf(tmp_path / "shelf", follow_links=True).names() == ["linked", "mine"]
+    assert "--follow-links" in shelf.not_served()["linked"]
 
 
 def test_a_shelf_has_to_be_a_directory(tmp_path):
     with pytest.raises(UserError, match="is no directory"):
         Shelf(tmp_path / "nowhere")
+
+
+def test_a_run_or_an_adapter_may_be_the_shelf_itself(tmp_path):
+    write_adapter(tmp_path / "my run/adapter")
+    (tmp_path / "my run/config.json").write_text("{}")
+    (tmp_path / "my run/checkpoint").mkdir()
+    run = Shelf(tmp_path / "my run")
+    assert run.names() == ["my run"] and run.find("my run").name == "adapter" and run.not_served() == {}
+    write_adapter(tmp_path / "größe")
+    alone = Shelf(tmp_path / "größe")
+    assert alone.names() == ["adapter"] and alone.find("adapter").name == "größe"
+    for name in ("checkpoint", "..", "größe", "other"):
+        for shelf in (run, alone):
+            with pytest.raises(NotOnShelf):
+                shelf.find(name)
