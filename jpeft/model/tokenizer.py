@@ -1,13 +1,15 @@
 """T5 tokenizers: text to ids that end in `</s>`, and back."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
@@ -15,6 +17,8 @@ from jpeft.errors import UserError
 
 VOCABULARIES = ("tokenizer.json", "spiece.model")  # either is enough
 TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json")
+_MOST_BYTES = 256 * 2**20  # of a file; that of a vocabulary of 256,000 pieces has 34 MiB
+_MOST_GROWTH = 10_000  # characters that the rules of a tokenizer may make of one; those of T5 make 18
 _CONTROL = ("<pad>", "</s>", "<unk>", "<s>", "<mask>")
 _SENTINEL = re.compile(r"\u2581?<extra_id_\d+>")
 
@@ -61,29 +65,36 @@ class Tokenizer:
         Raises:
           UserError: neither file is there, it is damaged, or it has more pieces than the model has embeddings.
         """
-        if (directory / "tokenizer.json").is_file():
-            try:
-                backend = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
-            except Exception as error:  # tokenizers raises bare Exception
-                raise UserError(_can_not_be_read(directory / "tokenizer.json", error)) from None
-        elif (directory / "spiece.model").is_file():
-            from transformers import T5Tokenizer
-
-            try:
-                backend = T5Tokenizer.from_pretrained(directory).backend_tokenizer
-            except Exception as error:  # of whichever reader transformers falls back to last
-                raise UserError(_can_not_be_read(directory / "spiece.model", error)) from None
-        else:
+        path = next((directory / name for name in VOCABULARIES if (directory / name).is_file()), None)
+        if path is None:
             raise UserError(
                 f"{directory} has no tokenizer; expected tokenizer.json or spiece.model beside config.json."
             )
-        if vocab_size is not None and backend.get_vocab_size() > vocab_size:
+        if path.stat().st_size > _MOST_BYTES:
             raise UserError(
-                f"{directory}: the tokenizer has {backend.get_vocab_size()} pieces and the model {vocab_size} "
+                f"{path} has {path.stat().st_size / 2**20:,.0f} MiB, more than the {_MOST_BYTES // 2**20} that a "
+                "tokenizer may have; copy it again."
+            )
+        with _one_line(lambda reason: f"{path} can not be read as a tokenizer ({reason}); copy it again."):
+            if path.name == "tokenizer.json":
+                backend = tokenizers.Tokenizer.from_file(str(path))
+            else:
+                from transformers import T5Tokenizer
+
+                backend = T5Tokenizer.from_pretrained(directory).backend_tokenizer
+            growth = _growth(json.loads(backend.to_str()))
+            if growth > _MOST_GROWTH:
+                raise ValueError(f"its rules can make {growth:.0e} characters of one")
+            backend.no_padding()
+            backend.no_truncation()
+            # A vocabulary without a piece for what is unknown shows here, not in the middle of a run.
+            backend.decode(backend.encode("a\ue000 0", add_special_tokens=False).ids)
+        pieces = max(backend.get_vocab_size(), max(backend.get_vocab().values(), default=0) + 1)
+        if vocab_size is not None and pieces > vocab_size:
+            raise UserError(
+                f"{directory}: the tokenizer has {pieces} pieces and the model {vocab_size} "
                 "embeddings; they are of different models."
             )
-        backend.no_padding()
-        backend.no_truncation()
         return cls(backend, eos_token_id=eos_token_id, directory=directory)
 
     def encode(self, texts: Sequence[str], *, max_length: int) -> Encoded:
@@ -96,7 +107,8 @@ class Tokenizer:
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each whole text, without `</s>`."""
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with self._working():
+            return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def round_trip(self, texts: Sequence[str]) -> list[str]:
         """Each text as a model writes it: what the vocabulary folds is folded, what it does not have is lost."""
@@ -109,7 +121,8 @@ class Tokenizer:
 
     def unknown_characters(self, text: str) -> list[str]:
         """Pieces of a text that the vocabulary does not have, each once, in order."""
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        with self._working():
+            encoding = self._backend.encode(text, add_special_tokens=False)
         lost = [
             text[start:end]
             for id_, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
@@ -128,7 +141,8 @@ class Tokenizer:
 
     def token_starts(self, texts: Sequence[str]) -> list[list[int]]:
         """For each token of each text the character that it begins at."""
-        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        with self._working():
+            encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         return [[start for start, _ in encoding.offsets] for encoding in encodings]
 
     @property
@@ -150,7 +164,13 @@ class Tokenizer:
             always are: they are what somebody wanted to read.
         """
         rows = [[id_ for id_ in map(int, row) if keep_special or id_ not in self._silent] for row in rows]
-        return [text.strip() for text in self._backend.decode_batch(rows, skip_special_tokens=False)]
+        with self._working():
+            return [text.strip() for text in self._backend.decode_batch(rows, skip_special_tokens=False)]
+
+    def _working(self) -> contextlib.AbstractContextManager[None]:
+        return _one_line(
+            lambda reason: f"the tokenizer of {self._directory} fails on a text ({reason}); it can not be used."
+        )
 
     def save(self, directory: Path) -> None:
         """Copies the tokenizer's files, so that a saved model opens with its own."""
@@ -159,9 +179,34 @@ class Tokenizer:
                 shutil.copyfile(self._directory / name, directory / name)
 
 
-def _can_not_be_read(path: Path, error: Exception) -> str:
-    reason = str(error).partition("\n")[0]
-    return f"{path} can not be read as a tokenizer ({reason}); copy it again."
+@contextlib.contextmanager
+def _one_line(message: Callable[[str], str]) -> Iterator[None]:
+    """What the tokenizers library raises as a `UserError`: bare exceptions, and panics, which are no `Exception`."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(message(str(error).partition("\n")[0])) from None
+
+
+def _growth(described: Mapping[str, Any]) -> float:
+    """At most how many characters the normaliser, or the decoder, makes of one by what it puts in places of others."""
+
+    def of(step: Any) -> float:
+        if not isinstance(step, Mapping):
+            return 1.0
+        found = 1.0
+        for part in (*step.get("normalizers", ()), *step.get("decoders", ()), *step.get("pretokenizers", ())):
+            found *= of(part)
+        pattern = step.get("pattern") or {}
+        if step.get("type") == "Replace":
+            found *= max(1.0, len(step["content"]) / max(1, len(pattern.get("String", ""))))
+        if step.get("type") == "Prepend":
+            found *= 1 + len(step["prepend"])
+        return found
+
+    return max(of(described.get(name)) for name in ("normalizer", "pre_tokenizer", "decoder"))
 
 
 def _reading_text_as_text(backend: tokenizers.Tokenizer, control: Mapping[str, int]) -> tokenizers.Tokenizer:

@@ -1,5 +1,7 @@
 """Text to ids and back."""
 
+import json
+
 import pytest
 import tokenizers
 
@@ -88,3 +90,116 @@ def test_more_pieces_than_embeddings_is_an_error_with_both_numbers(tiny_tokenize
     assert Tokenizer.load(tiny_tokenizer, vocab_size=pieces).encode([""], max_length=2).ids == [[1]]
     with pytest.raises(UserError, match=f"the tokenizer has {pieces} pieces and the model {pieces - 1} embeddings"):
         Tokenizer.load(tiny_tokenizer, vocab_size=pieces - 1)
+
+
+SPECIAL = ["</s>", "<pad>", "<unk>", "<extra_id_0>", "＜/s＞"]
+
+
+@pytest.fixture(scope="module")
+def with_added(tiny_tokenizer, tmp_path_factory):
+    """The vocabulary with a sentinel, and two tokens that its owner added for structure."""
+    backend = tokenizers.Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json"))
+    backend.normalizer = tokenizers.normalizers.NFKC()
+    backend.add_special_tokens(["<extra_id_0>", "<sep>"])
+    backend.add_tokens(["[X]"])
+    directory = tmp_path_factory.mktemp("added")
+    backend.save(str(directory / "tokenizer.json"))
+    return Tokenizer.load(directory)
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+@pytest.mark.parametrize("text", ["{}", "goal {} coach", "goal{}coach", "{}{}"])
+def test_text_that_spells_a_special_token_is_text(with_added, name, text):
+    text = text.replace("{}", name)
+    [ids] = with_added.ids([text])
+    assert not {0, 1, 2, *with_added.sentinels} & set(ids)
+    assert with_added.decode([ids]) == [text.replace("＜/s＞", "</s>")]
+
+
+def test_a_byte_piece_that_a_text_spells_is_text(tmp_path):
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"<0x{i:02X}>", -1.0) for i in range(256))]
+    pieces += [(character, -5.0) for character in "\u2581<>0x41"]
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, 2, byte_fallback=True))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    backend.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.ByteFallback(), tokenizers.decoders.Metaspace(), tokenizers.decoders.Fuse()]
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    [literal, needed] = tokenizer.ids(["<0x41>", "A"])
+    assert not set(literal) & set(range(3, 259))
+    assert needed[-1] == 3 + 0x41
+    assert tokenizer.decode([literal, needed]) == ["<0x41>", "A"]
+
+
+def test_tokens_that_were_added_stay_tokens_in_texts_and_are_read_in_answers(with_added, tmp_path):
+    [ids] = with_added.ids(["goal <sep> coach [X]"])
+    assert {with_added._backend.token_to_id(name) for name in ("<sep>", "[X]")} <= set(ids)
+    assert with_added.decode([[0, *ids, 1, 0, 0]]) == ["goal <sep> coach [X]"]
+    assert "<extra_id_0>" not in with_added.decode([[*with_added.sentinels, *ids]])[0]
+    assert "<extra_id_0>" in with_added.decode([[*with_added.sentinels, *ids]], keep_special=True)[0]
+
+
+def test_tokens_are_known_by_all_that_makes_them(tiny_tokenizer, tmp_path, tokenizer):
+    seen = {tokenizer.fingerprint, Tokenizer.load(tiny_tokenizer, eos_token_id=2).fingerprint}
+
+    def change(backend, what):
+        if what == "normalizer":
+            backend.normalizer = tokenizers.normalizers.Lowercase()
+        elif what == "post_processor":
+            backend.post_processor = tokenizers.processors.TemplateProcessing("$A </s>", None, [("</s>", 1)])
+        else:
+            backend.add_tokens(["[X]"])
+
+    for what in ("normalizer", "post_processor", "added"):
+        backend = tokenizers.Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json"))
+        change(backend, what)
+        backend.save(str(tmp_path / "tokenizer.json"))
+        seen.add(Tokenizer.load(tmp_path).fingerprint)
+    assert len(seen) == 5
+
+
+def damaged(path, described, **parts):
+    path.write_text(json.dumps({**described, **parts}))
+    return path.parent
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "precompiled_charsmap"),
+        (
+            {
+                "normalizer": {
+                    "type": "Sequence",
+                    "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40,
+                }
+            },
+            r"its rules can make 1e\+12 characters of one",
+        ),
+        ({"decoder": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 20_000}}, "its rules can make"),
+        ({"model": {"type": "Unigram", "unk_id": None, "vocab": [["a", 0.0]]}, "added_tokens": []}, "unk_id"),
+        ({"model": []}, "untagged enum"),
+        ({"normalizer": {"type": "Replace", "pattern": {"Regex": "(a"}, "content": ""}}, "parenthes"),
+    ],
+)
+def test_a_tokenizer_that_can_not_work_is_one_line_that_names_the_file(tmp_path, tiny_tokenizer, parts, reason, capfd):
+    described = json.loads((tiny_tokenizer / "tokenizer.json").read_text())
+    with pytest.raises(UserError, match=rf"tokenizer.json can not be read as a tokenizer \(.*{reason}") as raised:
+        Tokenizer.load(damaged(tmp_path / "tokenizer.json", described, **parts))
+    assert "\n" not in str(raised.value)
+
+
+def test_an_expression_that_gives_up_on_a_text_is_one_line(tmp_path, tiny_tokenizer, capfd):
+    described = json.loads((tiny_tokenizer / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    tokenizer = Tokenizer.load(damaged(tmp_path / "tokenizer.json", described, pre_tokenizer=split))
+    with pytest.raises(UserError, match=r"fails on a text \(.*retry-limit-in-match over\); it can not be used"):
+        tokenizer.ids(["a" * 40 + "b!"])
+
+
+def test_an_id_beyond_the_embeddings_counts_though_the_pieces_are_few(tmp_path):
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 900}, "<unk>"))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="the tokenizer has 901 pieces and the model 320 embeddings"):
+        Tokenizer.load(tmp_path, vocab_size=320)
