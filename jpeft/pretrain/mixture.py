@@ -195,7 +195,7 @@ def load_mixture(
     """Tokenises the sources, or finds their tokens in the cache, and holds rows out for validation.
 
     Raises:
-      UserError: a file is absent or can not be read, or no piece of a source fits a row.
+      UserError: a file is absent or cannot be read, or no piece of a source fits a row.
     """
     training, held_out = {}, {}
     for name, config in sources.items():

@@ -35,7 +35,7 @@ def load_tokenizer(run: Pretraining, workdir: Path, report: Callable[[str], None
     """The tokenizer that a run names, or one trained on its corpus, once, in `workdir/tokenizer`.
 
     Raises:
-      UserError: there is none under that name, it lacks sentinels, or the corpus can not be read.
+      UserError: there is none under that name, it lacks sentinels, or the corpus cannot be read.
     """
     given = run.model.start or run.tokenizer.path
     directory = workdir / "tokenizer" if given is None else resolve(given, report=report)

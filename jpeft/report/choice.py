@@ -53,7 +53,7 @@ class Placed:
 
     Attributes:
       good_enough: whether its validation loss is close to the best one.
-      tied: whether what it is ranked by can not be told from the first's.
+      tied: whether what it is ranked by cannot be told from the first's.
       seconds: of training and validation until its loss was good enough; None where it never was.
     """
 
@@ -107,7 +107,7 @@ def document(
     placed = rank(full, scarce)
     first = placed[0].full
     ties = [method_label(one.method) for one in placed if one.tied]
-    answer = method_label(first.result.method) + (f", which can not be told from {', '.join(ties)}" * bool(ties))
+    answer = method_label(first.result.method) + (f", which cannot be told from {', '.join(ties)}" * bool(ties))
     section = Section(
         name="choice",
         heading=f"What to use on these rows; scarce: {scarce}; model {first.result.model}",

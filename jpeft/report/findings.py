@@ -34,12 +34,12 @@ FINDINGS_NOTE = (
     "verdict. With one seed no spread is known and every difference counts."
 )
 
-Outcome = Literal["yes", "no", "within the spread", "can not be said"]
+Outcome = Literal["yes", "no", "within the spread", "cannot be said"]
 _TONES: dict[str, Literal["good", "bad", "weak"]] = {
     "yes": "good",
     "no": "bad",
     "within the spread": "weak",
-    "can not be said": "weak",
+    "cannot be said": "weak",
 }
 
 
@@ -49,7 +49,7 @@ class Finding:
 
     Attributes:
       claim: what the paper says.
-      verdict: `holds`, `mostly holds`, `mixed`, `does not hold`, `within the spread` or `can not be said`.
+      verdict: `holds`, `mostly holds`, `mixed`, `does not hold`, `within the spread` or `cannot be said`.
       summary: what was counted, in words.
       of_paper: the same question asked of the paper's own tables; empty where these are the paper's.
       evidence: every comparison with its figures.
@@ -80,7 +80,7 @@ class _Answer:
 
     @property
     def sentence(self) -> str:
-        if set(self.outcomes) == {"can not be said"}:
+        if set(self.outcomes) == {"cannot be said"}:
             return "The cells that it needs are missing."
         return self.summary[0].upper() + self.summary[1:]
 
@@ -104,7 +104,7 @@ def findings(group: Group) -> list[Finding]:
 def more(one: Spread | None, other: Spread | None) -> Outcome:
     """Whether `one` is larger than `other`, beyond their spread."""
     if one is None or other is None:
-        return "can not be said"
+        return "cannot be said"
     if (one.sd or other.sd) and not one.clear_of(other):
         return "within the spread"
     return "yes" if one.mean > other.mean else "no"
@@ -118,20 +118,20 @@ def verdict(outcomes: Iterable[Outcome]) -> str:
     outcomes = list(outcomes)
     yes, no = outcomes.count("yes"), outcomes.count("no")
     if 2 * (yes + no) < len(outcomes):  # most decide nothing: of that, what there is most of
-        missing, within = outcomes.count("can not be said"), outcomes.count("within the spread")
-        return "can not be said" if missing >= within else "within the spread"
+        missing, within = outcomes.count("cannot be said"), outcomes.count("within the spread")
+        return "cannot be said" if missing >= within else "within the spread"
     share = yes / (yes + no)
     return "holds" if share == 1 else "mostly holds" if share >= 0.75 else "does not hold" if share <= 0.25 else "mixed"
 
 
 def counted(outcomes: Iterable[Outcome]) -> str:
-    """`7 of 8; 1 more within the spread; 24 can not be said, cells are missing`."""
+    """`7 of 8; 1 more within the spread; 24 cannot be said, cells are missing`."""
     outcomes = list(outcomes)
     yes, no = outcomes.count("yes"), outcomes.count("no")
     parts = [f"{yes} of {yes + no}"] if yes + no else []
-    within, missing = outcomes.count("within the spread"), outcomes.count("can not be said")
+    within, missing = outcomes.count("within the spread"), outcomes.count("cannot be said")
     parts += [f"{within} more within the spread"] * bool(within)
-    parts += [f"{missing} can not be said, cells are missing"] * bool(missing)
+    parts += [f"{missing} cannot be said, cells are missing"] * bool(missing)
     return "; ".join(parts)
 
 
@@ -243,7 +243,7 @@ def _attention_falls_most(group: Group) -> _Answer:
 
 def _all(outcomes: Sequence[Outcome]) -> Outcome:
     """Yes where all are; no where one is; else what keeps it from being said."""
-    for outcome in ("no", "can not be said", "within the spread"):
+    for outcome in ("no", "cannot be said", "within the spread"):
         if outcome in outcomes:
             return outcome
     return "yes"
@@ -257,7 +257,7 @@ def _half_is_enough(group: Group) -> _Answer:
         for half in halves:
             for task in TASKS:
                 full, own = group.metric(method, task, "medium"), group.metric(method, task, "medium", half)
-                outcome: Outcome = "can not be said"
+                outcome: Outcome = "cannot be said"
                 if full and own:
                     outcome = _within_margin(own, full)
                 by_half.setdefault((method, half), []).append(outcome)
@@ -275,7 +275,7 @@ def _half_is_enough(group: Group) -> _Answer:
         passed = [half for half in halves if set(by_half[method, half]) == {"yes"}]
         failed = [half for half in halves if "no" in by_half[method, half]]
         undecided = (
-            "can not be said" if any("can not be said" in by_half[method, h] for h in halves) else "within the spread"
+            "cannot be said" if any("cannot be said" in by_half[method, h] for h in halves) else "within the spread"
         )
         enough.append("yes" if passed else "no" if len(failed) == len(halves) else undecided)
         shown = ", ".join(f"{ablation_label(half)} {counted(by_half[method, half])}" for half in halves)
@@ -352,9 +352,9 @@ def _no_best_method(group: Group) -> _Answer:
             row = [Value(f"{task_label(task)} ({scale})")]
             if len(known) < len(METHODS):
                 absent = in_order(set(METHODS).difference(known), METHODS)
-                remark = f"can not be said: {', '.join(map(method_label, absent))} missing"
+                remark = f"cannot be said: {', '.join(map(method_label, absent))} missing"
                 rows.append([*row, *[Value(None)] * 5, Value(remark, tone="weak")])
-                outcomes.append("can not be said")
+                outcomes.append("cannot be said")
                 continue
             first, second = sorted(known, key=lambda method: -known[method].mean)[:2]
             ahead = known[first].mean - known[second].mean
@@ -384,13 +384,13 @@ def _no_best_method(group: Group) -> _Answer:
         of_scale = [method for at, method in leads if at == scale]
         shown = ", ".join(f"{method_label(m)} {of_scale.count(m)}" for m in METHODS if m in of_scale)
         by_scale += [f"{scale}: {shown}"] * bool(of_scale)
-    missing = outcomes.count("can not be said")
+    missing = outcomes.count("cannot be said")
     parts = [f"best of the five methods, by scale ({'; '.join(by_scale) or 'none'})."]
     parts += [f"{within} of {len(leads)} leads lie within the spread over seeds."] * bool(within)
     parts += [f"{ties} tie{'s' if ties > 1 else ''}."] * bool(ties)
-    parts += [f"{missing} of {len(outcomes)} can not be said, cells are missing."] * bool(missing)
+    parts += [f"{missing} of {len(outcomes)} cannot be said, cells are missing."] * bool(missing)
     # Two different leaders settle it, whatever is missing; one leader only where nothing is.
-    given = "holds" if len({method for _, method in leads}) > 1 else "can not be said"
+    given = "holds" if len({method for _, method in leads}) > 1 else "cannot be said"
     if given != "holds" and not missing:
         given = "does not hold" if len(leads) == len(outcomes) else "within the spread"
     note = "A method leads where its mean is the highest of the five, all five being there."

@@ -47,7 +47,7 @@ class Ranked:
       place: from 1; None where a number is missing.
       score: what it was ranked by, over all tasks: a mean metric, or a mean ratio to the best method of each task.
       by_task: the criterion's own number for each task.
-      tied: whether it can not be told from the first, which itself is not tied.
+      tied: whether it cannot be told from the first, which itself is not tied.
       behind: `(task, difference)` where its metric is furthest below the best method's; None where that is not known.
     """
 

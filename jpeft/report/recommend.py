@@ -25,7 +25,7 @@ from jpeft.report.ranking import (
 from jpeft.report.table import Column, Style, Table, Value, show
 from jpeft.report.tables import per_minute
 
-Verdict = Literal["agrees", "agrees within a tie", "disagrees", "can not be said"]
+Verdict = Literal["agrees", "agrees within a tie", "disagrees", "cannot be said"]
 TASKS_OF = {"classification": ("agnews", "cola"), "generation": ("e2e", "samsum")}
 
 _FAST = ("full tuning across low/medium data splits […] for time-constrained scenarios", ("full",))
@@ -68,7 +68,7 @@ class Case:
 
     @property
     def ties(self) -> list[str]:
-        """The methods that can not be told from the first."""
+        """The methods that cannot be told from the first."""
         return [ranked.method for ranked in self.ranking if ranked.tied]
 
 
@@ -126,8 +126,8 @@ def recommend(group: Group, tasks: Sequence[str], scale: str, scarce: Scarce) ->
 def _answer(case: Case) -> str:
     if not case.placed:
         where = "the paper prints none" if is_paper(case.group) else "the runs have none"
-        return f"can not be said: no {case.criterion.name} for every task at {case.scale} scale ({where})"
-    ties = f", which can not be told from {_labels(case.ties)}" if case.ties else ""
+        return f"cannot be said: no {case.criterion.name} for every task at {case.scale} scale ({where})"
+    ties = f", which cannot be told from {_labels(case.ties)}" if case.ties else ""
     return f"{method_label(case.placed[0].method)}{ties}"
 
 
@@ -190,10 +190,10 @@ def _cautions(case: Case) -> Iterator[str]:
 def _compare(case: Case) -> Comparison:
     sentence, named = _SECTION_3_2[case.scarce].get(case.scale, ("", ()))
     if not named:
-        return Comparison("", "can not be said", "section 3.2 speaks of the paper's scales alone")
+        return Comparison("", "cannot be said", "section 3.2 speaks of the paper's scales alone")
     said = f"section 3.2 says “{sentence}”"
     if not case.placed:
-        return Comparison(sentence, "can not be said", f"{said}; these numbers can not tell")
+        return Comparison(sentence, "cannot be said", f"{said}; these numbers cannot tell")
     first = case.placed[0].method
     line = f"{said}; these numbers put {method_label(first)} first"
     if first not in named:

@@ -1,4 +1,4 @@
-"""Result files, found, checked and read into `Result`. What can not be used is named, with the reason, and left out."""
+"""Result files, found, checked and read into `Result`. What cannot be used is named, with the reason, and left out."""
 
 import dataclasses
 import json
@@ -109,7 +109,7 @@ class Problem:
 
 
 class _Unusable(Exception):
-    """Why a file can not be used."""
+    """Why a file cannot be used."""
 
 
 def load(paths: Iterable[Path | str]) -> tuple[list[Result], list[Problem]]:
@@ -148,7 +148,7 @@ def load(paths: Iterable[Path | str]) -> tuple[list[Result], list[Problem]]:
 def training_curve(result: Result) -> list[tuple[float, float]]:
     """`(step, mean training loss)` of at most 120 stretches, from `metrics.jsonl` beside the result; empty if none.
 
-    A line that can not be read is passed over: a curve is a picture, not a number of the report.
+    A line that cannot be read is passed over: a curve is a picture, not a number of the report.
     """
     points = []
     try:
@@ -191,7 +191,7 @@ def _find(paths: Iterable[Path]) -> tuple[list[Path], list[Problem]]:
 
 
 def _unreadable(error: OSError) -> Problem:
-    return Problem(Path(str(error.filename)), f"can not be read ({error.strerror})")
+    return Problem(Path(str(error.filename)), f"cannot be read ({error.strerror})")
 
 
 def _one_per_seed(results: list[Result]) -> tuple[list[Result], list[Problem]]:
@@ -229,7 +229,7 @@ def _read_json(file: Path) -> dict[str, Any]:
             raise _Unusable(f"has {status.st_size:,} bytes; no result of jpeft has so many")
         text = file.read_bytes().decode()
     except OSError as error:
-        raise _Unusable(f"can not be read ({error.strerror})") from None
+        raise _Unusable(f"cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise _Unusable("is damaged: no text") from None
     if not text.strip():

@@ -15,7 +15,7 @@ _VERDICTS = {
     "mixed": "yellow",
     "does not hold": "red",
     "within the spread": "yellow",
-    "can not be said": "dim",
+    "cannot be said": "dim",
 }
 
 

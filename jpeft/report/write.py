@@ -22,7 +22,7 @@ def write(document: Document, directory: Path, groups: Sequence[Group] = ()) -> 
 
     Raises:
       UserError: `directory` is a file.
-      RunFailed: it can not be written to.
+      RunFailed: it cannot be written to.
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--out {directory} is a file; name a directory.")
@@ -60,7 +60,7 @@ def write(document: Document, directory: Path, groups: Sequence[Group] = ()) -> 
         for name, text in texts.items():
             _write_whole(directory / name, text)
     except OSError as error:
-        raise RunFailed(f"{error.filename or directory} can not be written: {error.strerror}") from None
+        raise RunFailed(f"{error.filename or directory} cannot be written: {error.strerror}") from None
     return [directory / name for name in texts], without
 
 

@@ -40,7 +40,7 @@ def test_the_paper_itself():
 def test_without_cells_nothing_can_be_said():
     empty = dataclasses.replace(published_group(), model="empty", cells={})
     for finding in findings(empty):
-        assert finding.verdict == "can not be said" and finding.summary
+        assert finding.verdict == "cannot be said" and finding.summary
         assert finding.of_paper  # the paper's own answer stands beside
 
 
@@ -96,7 +96,7 @@ def test_one_method_that_is_best_everywhere_turns_the_last():
     }
     assert asked(changed(best))["best"].verdict == "does not hold"
     few = dataclasses.replace(changed(best), cells={k: c for k, c in changed(best).cells.items() if k.task == "cola"})
-    assert asked(few)["best"].verdict == "can not be said"  # another may lead where cells are missing
+    assert asked(few)["best"].verdict == "cannot be said"  # another may lead where cells are missing
 
 
 def test_a_tie_is_nobodys_lead():
@@ -115,7 +115,7 @@ def spread(mean: float, sd: float) -> Spread:
     [
         (single(0.6), single(0.5), "yes"),
         (single(0.5), single(0.5), "no"),
-        (None, single(0.5), "can not be said"),
+        (None, single(0.5), "cannot be said"),
         (spread(0.6, 0.03), spread(0.5, 0.04), "yes"),  # 0.1 apart, spread 0.05
         (spread(0.54, 0.03), spread(0.5, 0.04), "within the spread"),
         (spread(0.54, 0.03), single(0.5), "yes"),
@@ -133,7 +133,7 @@ def test_a_comparison(one, other, outcome):
         (["yes"] * 3 + ["no"], "mostly holds"),
         (["yes", "no"], "mixed"),
         (["no"] * 3 + ["yes"], "does not hold"),
-        (["yes"] * 2 + ["can not be said"] * 3, "can not be said"),
+        (["yes"] * 2 + ["cannot be said"] * 3, "cannot be said"),
         (["yes"] * 2 + ["within the spread"] * 3, "within the spread"),
         (["yes"] * 3 + ["within the spread"] * 2, "holds"),
     ],

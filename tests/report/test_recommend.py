@@ -49,7 +49,7 @@ def test_the_published_numbers_rank(task, scale, scarce, expected):
         ("cola", "medium", "time", "disagrees"),  # BitFit and (IA)³ are quicker than full tuning
         ("cola", "high", "quality", "disagrees"),  # LoRA 0.8333, full tuning 0.8142
         ("samsum", "high", "quality", "agrees within a tie"),  # (IA)³ 0.43998, full tuning 0.43356
-        ("agnews", "high", "time", "can not be said"),  # no run times are published at high scale
+        ("agnews", "high", "time", "cannot be said"),  # no run times are published at high scale
     ],
 )
 def test_it_says_where_the_papers_sentence_and_its_numbers_part(task, scale, scarce, verdict):
@@ -67,7 +67,7 @@ def test_what_the_paper_does_not_print_is_missing_and_not_made_up():
     reasons = dict(memory.reasons)
     assert "leaves Prompt Tune out of Table 5" in reasons["missing"] and "0.2963" in reasons["missing"]
     time = of_paper("agnews", "high", "time")
-    assert not time.case.placed and time.answer.startswith("can not be said")
+    assert not time.case.placed and time.answer.startswith("cannot be said")
     ranking, further = of_paper("agnews", "low", "time").tables
     seconds, minutes = ({str(row[-3].value): row[-2].value for row in ranking.rows}, further.rows)
     assert seconds["Prompt Tune"] == 6797

@@ -210,7 +210,7 @@ def test_a_directory_that_can_not_be_written_to_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         write(document.of_paper(), tmp_path / "file")
-    with pytest.raises(RunFailed, match="can not be written"):
+    with pytest.raises(RunFailed, match="cannot be written"):
         write(document.of_paper(), tmp_path / "file" / "inner")
 
 
