@@ -19,6 +19,7 @@ _DESCRIPTION = """Says which method to use, and what that rests on. Three ways t
   by a search on your own rows: each method with a few learning rates, chosen by validation loss:
     jpeft recommend --data my.jsonl --model mini --budget 20
     jpeft recommend --data my.jsonl --model google/flan-t5-base --methods lora,ia3 --scarce memory --jobs 2
+    jpeft recommend --data tickets.csv --model mini --config.data.input=text --config.data.target=category
 
 A search that was stopped goes on with the same command. Keys of every run's config are set by --config.KEY=VALUE."""
 
@@ -45,7 +46,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     numbers.add_argument("--examples", type=whole(1), metavar="N", help="rows that you have to train on")
     numbers.add_argument("--runs", nargs="+", metavar="DIR", help="your results instead of the published ones")
     trying = parser.add_argument_group("by a search on your own rows")
-    trying.add_argument("--data", metavar="FILE", help="rows with `input` and `target`: JSONL, CSV, Parquet")
+    trying.add_argument("--data", metavar="FILE", help="rows: JSONL, CSV, Parquet, or a directory of splits")
     trying.add_argument("--model", metavar="NAME", help="mini, a hub id or a directory in Hugging Face layout")
     trying.add_argument(
         "--methods", default="lora,ia3,bitfit,prompt,full", help="to try, with commas (default: %(default)s)"

@@ -5,12 +5,16 @@ import math
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jpeft import judging
 from jpeft.cli.config_flags import parse_call
 from jpeft.errors import RunFailed, Stopped, UserError
+from jpeft.judging import Baseline
+from jpeft.words import counted
 
 # Config keys that the search sets itself, and what sets them.
 _OURS = {
@@ -28,7 +32,7 @@ def search_and_print(arguments: argparse.Namespace) -> int:
     """Runs the search; its exit status."""
     from rich.console import Console
 
-    from jpeft.grid.search import Request, fingerprint, look_at_data, search
+    from jpeft.grid.search import Request, look_at_data, search
     from jpeft.model.source import resolve
 
     flags = _Flags(arguments)
@@ -36,21 +40,41 @@ def search_and_print(arguments: argparse.Namespace) -> int:
     rows = [look_at_data(flags.configure(method, {})) for method in methods][0]
     console = Console(stderr=True, highlight=False)
     say = lambda line: console.print(line, markup=False, soft_wrap=True)
-    resolve(arguments.model, report=say)  # a wrong name is one error, not one of each run
+    directory = resolve(arguments.model, report=say)  # a wrong name is one error, not one of each run
+    baseline = _baseline(rows.labels, directory)
     request = Request(
         methods=tuple(methods),
         configure=flags.configure,
         workdir=flags.workdir,
-        rows=rows,
-        fingerprint=fingerprint(Path(arguments.data).expanduser()),
+        rows=rows.counts,
+        fingerprint=rows.digest,
         budget_seconds=None if arguments.budget is None else 60.0 * arguments.budget,
         jobs=arguments.jobs,
+        baseline=baseline,
+        report=say,
     )
-    counts = ", ".join(f"{count:,} {split}" for split, count in rows.items())
-    say(f"{counts} rows; {len(methods)} methods in {flags.workdir}")
+    counts = ", ".join(f"{count:,} {split}" for split, count in rows.counts.items())
+    say(f"{counts} rows; {counted(len(methods), 'method')} in {flags.workdir}")
+    if baseline is not None:
+        say(
+            f"without looking at the input: always {baseline.label!r} is right in {baseline.share:.4f} of the test "
+            f"rows; labels by their shares have a validation loss of {baseline.loss:.4f}"
+        )
     with _Runner(arguments, flags.workdir, console, say) as runner:
         found = search(request, runner.run_cells)
-    return _print(arguments, flags, found)
+    return _print(arguments, flags, found, baseline)
+
+
+def _baseline(labels: Mapping[str, Counter[str]] | None, directory: Path) -> Baseline | None:
+    """What is had without looking at the input, in the tokens of this model; None where targets are text."""
+    if labels is None:
+        return None
+    from jpeft.model.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(directory)
+    kinds = list(dict.fromkeys(label for part in labels.values() for label in part))
+    tokens = {label: len(ids) + 1 for label, ids in zip(kinds, tokenizer.ids(kinds), strict=True)}
+    return judging.baseline(labels["train"], labels["validation"], labels["test"], tokens.__getitem__)
 
 
 class _Flags:
@@ -64,7 +88,7 @@ class _Flags:
         if arguments.task not in (None, "classification", "generation"):
             raise UserError(f"--task is {arguments.task!r}; of rows of your own it is classification or generation.")
         if not Path(arguments.data).expanduser().exists():
-            raise UserError(f"--data {arguments.data} does not exist; name a file of rows with `input` and `target`.")
+            raise UserError(f"--data {arguments.data} does not exist; name a file of rows, or a directory of splits.")
         if arguments.budget is not None and not 0 < arguments.budget < math.inf:
             raise UserError(f"--budget is {arguments.budget:g}; expected minutes, more than 0.")
         if arguments.jobs < 1:
@@ -150,14 +174,18 @@ class _Runner:
         return schedule.states
 
 
-def _print(arguments: argparse.Namespace, flags: _Flags, found) -> int:
+def _print(arguments: argparse.Namespace, flags: _Flags, found, baseline: Baseline | None) -> int:
     from rich.console import Console
 
     from jpeft.report import choice, records
     from jpeft.report.terminal import print_document
     from jpeft.report.write import to_json
 
-    short = [choice.Short(a.method, a.factor, a.learning_rate, a.validation_loss, _error(a)) for a in found.short]
+    short = [
+        choice.Short(one.method, one.factor, one.learning_rate, one.validation_loss, judged.chosen, judged.why)
+        for judged in found.short
+        for one in [judged.candidate]
+    ]
     full, left_out = [], dict(found.left_out)
     for attempt in found.full:
         directory = attempt.cell.directory(flags.workdir)
@@ -169,19 +197,16 @@ def _print(arguments: argparse.Namespace, flags: _Flags, found) -> int:
         full.append(choice.Full(results[0], attempt.learning_rate, shlex.join(command)))
     if not full:
         raise RunFailed(f"no full run ended well; {'; '.join(f'{m}: {why}' for m, why in left_out.items())}")
-    scarce = arguments.scarce or "quality"
+    made = choice.Choice(arguments.scarce or "quality", short, full, left_out, found.remarks, baseline)
     if arguments.json:
-        sys.stdout.write(to_json(choice.as_data(scarce, short, full, left_out, found.remarks)))
+        sys.stdout.write(to_json(made.as_data()))
     else:
-        print_document(choice.document(scarce, short, full, left_out, found.remarks), Console())
-        first = choice.rank(full, scarce)[0].full  # in lines of any length: they are for copying
-        print(f"\nadapter  {first.adapter}")
-        print(f"command  {first.command}")
+        print_document(made.document(), Console())
+        if not made.nothing_learned:
+            first = made.ranking[0].full  # in lines of any length: they are for copying
+            print(f"\nadapter  {first.adapter}")
+            print(f"command  {first.command}")
         print(
             f"next     jpeft report {flags.workdir}/full_*; for another seed --config.train.seed=1 and a new --workdir"
         )
-    return 1 if len(full) < len(found.full) else 0
-
-
-def _error(attempt) -> str:
-    return "" if attempt.seen.result else attempt.seen.detail
+    return 1 if made.nothing_learned or len(full) < len(found.full) else 0

@@ -86,7 +86,7 @@ def choose_task(
     return task
 
 
-def _with_answers(task: Task, kind: str | None, train: Columns) -> Task:
+def with_answers(task: Task, kind: str | None, train: Columns) -> Task:
     """A user's task with its kind, told from the training targets where it is not given, and a classifier's answers."""
     if task.name != "custom":
         return task
@@ -148,7 +148,7 @@ def prepare(
     for split, columns in rows.items():  # before splits are drawn: a user's few rows may fail there for another reason
         require_columns(task, split, columns)
     task = dataclasses.replace(
-        _with_answers(task, kind, rows["train"]),
+        with_answers(task, kind, rows["train"]),
         max_input_length=max_input_length or task.max_input_length,
         max_target_length=max_target_length or task.max_target_length,
     )

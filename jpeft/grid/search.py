@@ -5,32 +5,39 @@ tokens for every method, so losses may be compared. Test rows choose nothing: a 
 looks at, since a run has to, and a full run tests all of them once, at its end.
 
 What has been run stands in the cells' directories, and what was decided in `search.json` beside them: a search that was
-killed goes on with the same call.
+killed goes on with the same call. What is decided, and why, is in `jpeft.grid.decision`, which runs nothing.
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jpeft.config import Run
-from jpeft.data.sources import load_rows
+from jpeft.data.prepare import with_answers
+from jpeft.data.sources import load_rows, rows_digest
 from jpeft.data.splits import draw
 from jpeft.data.tasks import require_columns
 from jpeft.errors import RunFailed, UserError
-from jpeft.files import write_whole
+from jpeft.files import read_json_object, write_whole
 from jpeft.grid.cells import Cell
+from jpeft.grid.decision import Candidate, Full, Judged, Plan, Speed, choose, explain, least_seconds, plan
 from jpeft.grid.state import CellState, State, look
+from jpeft.judging import Baseline
+from jpeft.words import counted
 
 FACTORS = (1.0, 3.0, 1 / 3)  # of the config's learning rates, in the order in which they are tried
 _SEARCH_FILE = "search.json"
 _SHORT_SHARE = 1 / 3  # of the epochs of a full run
+_LEAST_STEPS = 30  # of the optimizer in a short run, where the full one has as many: fewer tell methods apart by chance
 _ROWS_ON_A_BUDGET = 256  # of training and of validation in a short run, at most, where time is limited
 _SHORT_RUNS_SHARE = 0.5  # of the budget: past it no further learning rate is begun
+
+_PHASES = ("total", "train", "validation", "test", "compile")
 
 Keys = dict[str, Any]  # config keys and values, as flags set them
 
@@ -45,6 +52,8 @@ class Request:
       rows: how many train, validate and test in a full run, by split.
       fingerprint: of the data, so that other rows are not taken for these.
       jobs: cells at once.
+      baseline: what is had without looking at the input, where the answers are labels.
+      report: hears what is planned and how long it takes, before it is begun.
     """
 
     methods: tuple[str, ...]
@@ -54,17 +63,24 @@ class Request:
     fingerprint: str
     budget_seconds: float | None = None
     jobs: int = 1
+    baseline: Baseline | None = None
+    report: Callable[[str], None] = lambda line: None
 
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """A run of the search: a method at a learning rate, and how it ended."""
+    """A run of the search: a method at a learning rate, and how it ended.
+
+    Attributes:
+      overhead: seconds that it took beside its own work: a worker's start, loading the model; 0 where it was done.
+    """
 
     method: str
     factor: float
     keys: Mapping[str, Any]
     cell: Cell
     seen: CellState
+    overhead: float = 0.0
 
     @property
     def learning_rate(self) -> float:
@@ -78,31 +94,73 @@ class Attempt:
         """The best over its epochs, in nats a token; None where it did not end well."""
         return self.seen.result["validation_loss"] if self.seen.result else None
 
+    def candidate(self) -> Candidate:
+        """What is decided by."""
+        train, result = self.cell.run.train, self.seen.result
+        assert train.max_epochs is not None, "Run.from_config fills it in"
+        if result is None:
+            return Candidate(
+                self.method, self.factor, self.learning_rate, train.max_epochs, 0, None, self.seen.detail or "no result"
+            )
+        seconds, epochs = result["seconds"], max(1, result["epochs_run"])
+        speed = Speed(
+            train_row=seconds["train"] / max(1, result["train_examples"] * epochs),
+            validation_row=seconds["validation"] / max(1, result["validation_examples"] * epochs),
+            test_batch=seconds["test"],
+            once=seconds["compile"] + self.overhead,
+        )
+        return Candidate(
+            self.method,
+            self.factor,
+            self.learning_rate,
+            train.max_epochs,
+            result["train_examples"],
+            result["validation_loss"],
+            "",
+            speed,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Found:
     """What a search did.
 
     Attributes:
-      short: every short run.
+      short: every short run, with what was decided of it.
       full: the run of each method at its best learning rate; some may have failed.
-      epochs: of the full runs, at most.
+      plan: of the full runs.
       left_out: methods without a full run, and why.
       remarks: what the budget cost.
     """
 
-    short: tuple[Attempt, ...]
+    short: tuple[Judged, ...]
     full: tuple[Attempt, ...]
-    epochs: int
+    plan: Plan
     left_out: Mapping[str, str]
     remarks: tuple[str, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of a search.
+
+    Attributes:
+      counts: how many train, validate and test.
+      digest: of all of them, whatever file they are in.
+      labels: how often each target is in each split, where these are taken for labels; else None.
+    """
+
+    counts: Mapping[str, int]
+    digest: str
+    labels: Mapping[str, Counter[str]] | None
+
+
 NameAndKeys = Callable[[str, float], tuple[str, Keys]]  # of the cell of a method and a factor
 RunCells = Callable[[Sequence[Cell]], Mapping[Cell, CellState]]
+Pair = tuple[str, float]  # a method and a factor on its config's learning rates
 
 
-def look_at_data(run: Run) -> dict[str, int]:
+def look_at_data(run: Run) -> Rows:
     """How many rows train, validate and test: before anything is begun, so that a wrong file is one error and not many.
 
     Raises:
@@ -119,17 +177,13 @@ def look_at_data(run: Run) -> dict[str, int]:
         max_validation=data.max_validation,
         max_test=data.max_test,
     )
-    return {name: len(part.rows) for name, part in parts.items()}
-
-
-def fingerprint(path: Path) -> str:
-    """Of a file's bytes, or of all the files of a directory."""
-    total = hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        if file.is_file():
-            with file.open("rb") as opened:
-                total.update(hashlib.file_digest(opened, "sha256").digest())
-    return total.hexdigest()
+    labels = None
+    if with_answers(task, data.kind, found["train"]).kind == "classification":
+        targets = {split: found[part.source][task.target] for split, part in parts.items()}
+        labels = {
+            split: Counter(str(targets[split][row]).strip() for row in part.rows) for split, part in parts.items()
+        }
+    return Rows({name: len(part.rows) for name, part in parts.items()}, rows_digest(found), labels)
 
 
 def search(request: Request, run_cells: RunCells, *, clock: Callable[[], float] = time.monotonic) -> Found:
@@ -151,83 +205,129 @@ class _Search:
         self._began = clock()
         self._earlier = 0.0  # seconds of cells that an earlier call did
         self._remarks: list[str] = []
+        self._untried: dict[str, str] = {}  # methods that there was no time for, and why
         self._record = _open_record(request)
 
     def run(self) -> Found:
         short = self._short_runs()
-        best = choose(short)
-        if not best:
+        candidates = [attempt.candidate() for attempt in short]
+        chosen = choose(candidates, self._request.baseline)
+        if not chosen:
             raise RunFailed(f"no method got through; the first error: {short[0].seen.detail}")
-        decided = self._decide(best, sorted({attempt.factor for attempt in short}))
-        full, left_out = self._full_runs(best, decided)
-        if left_out:
-            decided["left_out"] |= left_out
-            _write_record(self._request.workdir, self._record)
-        failed = {a.method: a.seen.detail for a in short if a.method not in best}
+        decided = self._decide(chosen, [(attempt.method, attempt.factor) for attempt in short])
+        full, left_out = self._full_runs(chosen, decided)
+        failed = {a.method: a.seen.detail for a in short if a.method not in chosen}
         return Found(
-            tuple(short),
+            tuple(explain(candidates, self._request.baseline)),
             tuple(full),
-            decided["epochs"],
-            {**failed, **decided["left_out"]},
+            decided,
+            {**failed, **self._untried, **decided.left_out, **left_out},
             tuple(self._remarks),
         )
 
     # --- short runs ---
 
     def _short_runs(self) -> list[Attempt]:
-        """All at once; on a budget one learning rate of every method after the other, while there is time."""
+        """All at once; on a budget one after the other, the config's own rate of every method first, while there is
+        time. What an earlier call decided stays, and what it has begun goes on."""
         request = self._request
+        pairs = [(method, factor) for factor in FACTORS for method in request.methods]
         if request.budget_seconds is None:
-            return self._attempts([(method, factor) for method in request.methods for factor in FACTORS], self._short)
-        done: list[Attempt] = []
-        expected = 0.0
+            return self._attempts(pairs, self._short)
         before = self._decided()
-        for factor in FACTORS:
-            wanted = [(method, factor) for method in request.methods]
-            # What an earlier call has decided stays, and what it has begun goes on.
-            if before is not None:
-                left_out = factor not in before["factors"]
-            else:
-                too_long = self._spent() + expected > _SHORT_RUNS_SHARE * request.budget_seconds
-                left_out = too_long and not any(self._is_done(pair, self._short) for pair in wanted)
-            if done and left_out:
-                self._remarks.append(f"the budget left no time to try learning rates × {factor:.3g}")
-                continue
-            began, tried = self._spent(), self._attempts(wanted, self._short)
-            own = sum(_own_seconds(attempt) for attempt in tried) / request.jobs
-            # The first of a method loads and compiles what the next ones share.
-            expected = own + (self._spent() - began - own) * (1.0 if done else 0.5)
-            done += tried
+        if before is not None:
+            done = self._attempts([pair for pair in pairs if list(pair) in before["tried"]], self._short)
+            self._say_missed([pair for pair in pairs if list(pair) not in before["tried"]], done)
+            return done
+        request.report(
+            f"budget: {_minutes(request.budget_seconds)}; one short and one full run are made however long they take"
+        )
+        done: list[Attempt] = []
+        missed: list[Pair] = []
+
+        def attempt(pairs: Sequence[Pair], share: float) -> None:
+            for i in range(0, len(pairs), request.jobs):
+                part = pairs[i : i + request.jobs]
+                begun = any(self._is_done(pair, self._short) for pair in part)
+                if not done or begun or self._has_time(done, share):
+                    done.extend(self._attempts(part, self._short))
+                else:
+                    missed.extend(part)
+
+        own_rates = [(method, FACTORS[0]) for method in request.methods]
+        attempt(own_rates, 1.0)
+        best = choose([one.candidate() for one in done], request.baseline)
+        attempt([(method, factor) for factor in FACTORS[1:] for method in best], _SHORT_RUNS_SHARE)
+        self._say_missed(missed, done)
         return done
 
+    def _has_time(self, done: Sequence[Attempt], share: float) -> bool:
+        """For another short run, and a full one after it."""
+        request = self._request
+        assert request.budget_seconds is not None
+        next_one = max(_own_seconds(attempt) + attempt.overhead for attempt in done)
+        chosen = choose([attempt.candidate() for attempt in done], request.baseline)
+        best = next(iter(chosen.values()), None)
+        kept_back = least_seconds(best, self._wanted(best.method), jobs=1) if best else next_one
+        # Further rates of a method are worth less than a full run of another one.
+        return self._spent() + next_one + kept_back <= request.budget_seconds and (
+            self._spent() + next_one <= share * request.budget_seconds
+        )
+
+    def _say_missed(self, missed: Sequence[Pair], done: Sequence[Attempt]) -> None:
+        tried = {attempt.method for attempt in done}
+        self._untried = {m: "the budget left no time to try it" for m, _ in missed if m not in tried}
+        for factor in FACTORS[1:]:
+            methods = [method for method, of in missed if of == factor and method in tried]
+            if methods:
+                where = "" if len(methods) == len(tried) else f" of {', '.join(methods)}"
+                self._remarks.append(f"the budget left no time to try learning rates × {factor:.3g}{where}")
+
     def _short(self, method: str, factor: float) -> tuple[str, Keys]:
-        default = self._request.configure(method, {})
-        epochs = _short_epochs(default)
-        keys: Keys = {**_rates(default, factor), "train.max_epochs": epochs, "data.max_test": 1}
+        request = self._request
+        default = request.configure(method, {})
+        keys: Keys = {**_rates(default, factor), "data.max_test": 1}
+        rows = request.rows["train"]
+        if request.budget_seconds is not None:
+            for split in ("train", "validation"):
+                keys[f"data.max_{split}"] = min(request.rows[split], _ROWS_ON_A_BUDGET)
+            rows = keys["data.max_train"]
+        keys["train.max_epochs"] = epochs = _short_epochs(default, rows)
         keys["eval.zero_shot"] = False
         name = f"short_{method}_lr{_peak(keys):.4g}_epochs{epochs}"
-        if self._request.budget_seconds is not None:
-            for split in ("train", "validation"):
-                keys[f"data.max_{split}"] = min(self._request.rows[split], _ROWS_ON_A_BUDGET)
-            name += f"_rows{keys['data.max_train']}"
+        if request.budget_seconds is not None:
+            name += f"_rows{rows}"
         return name, keys
 
     # --- full runs ---
 
-    def _decide(self, best: Mapping[str, Attempt], factors: list[float]) -> dict[str, Any]:
-        """How many epochs the full runs get and which methods get one: once, since the time that is left decides it."""
+    def _wanted(self, method: str) -> Full:
+        run, rows = self._request.configure(method, {}), self._request.rows
+        return Full(
+            epochs=_max_epochs(run),
+            train=rows["train"],
+            validation=rows["validation"],
+            test=rows["test"],
+            eval_batch=run.eval.batch_size,
+            zero_shot=True,
+        )
+
+    def _decide(self, chosen: Mapping[str, Candidate], tried: Sequence[Pair]) -> Plan:
+        """Which methods get a full run and how long: once, since the time that is left decides it."""
         request = self._request
-        decided = self._decided()
-        if decided is None:
-            left = None if request.budget_seconds is None else request.budget_seconds - self._spent()
-            epochs, left_out = fit(best, request, left)
-            decided = {"asked": self._asked(), "factors": factors, "epochs": epochs, "left_out": left_out}
-            self._record["decided"] = decided
-            _write_record(request.workdir, self._record)
-        wanted = max(_max_epochs(request.configure(method, {})) for method in best)
-        if decided["epochs"] < wanted:
-            self._remarks.append(f"the budget left no time for more than {decided['epochs']} of {wanted} epochs")
-        return decided
+        before = self._decided()
+        if before is not None:
+            return _plan_of(before["plan"])
+        left = None if request.budget_seconds is None else request.budget_seconds - self._spent()
+        wanted = {method: self._wanted(method) for method in chosen}
+        made = plan(chosen, wanted, left, jobs=request.jobs)
+        self._record["decided"] = {
+            "asked": self._asked(),
+            "tried": [list(pair) for pair in tried],
+            "plan": dataclasses.asdict(made),
+        }
+        _write_record(request.workdir, self._record)
+        return made
 
     def _asked(self) -> dict[str, Any]:
         request = self._request
@@ -238,112 +338,116 @@ class _Search:
         decided = self._record.get("decided")
         return decided if decided is not None and decided["asked"] == self._asked() else None
 
-    def _full_runs(
-        self, best: Mapping[str, Attempt], decided: Mapping[str, Any]
-    ) -> tuple[list[Attempt], dict[str, str]]:
-        """Best first; on a budget not all at once, so that it can be kept where the estimate was wrong."""
-
+    def _full(self, decided: Plan) -> NameAndKeys:
         def full(method: str, factor: float) -> tuple[str, Keys]:
             default = self._request.configure(method, {})
             keys = _rates(default, factor)
-            epochs = min(decided["epochs"], _max_epochs(default))
+            epochs = min(decided.epochs, _max_epochs(default))
+            name = f"full_{method}_lr{_peak(keys):.4g}_epochs{epochs}"
             if epochs < _max_epochs(default):
                 keys["train.max_epochs"] = epochs
-            return f"full_{method}_lr{_peak(keys):.4g}_epochs{epochs}", keys
+            for split, rows in (("train", decided.train), ("test", decided.test)):
+                if rows is not None:
+                    keys[f"data.max_{split}"] = rows
+                    name += f"_{split}{rows}"
+            keys["eval.zero_shot"] = decided.zero_shot
+            return name, keys
 
-        budget = self._request.budget_seconds
-        wanted = [(attempt.method, attempt.factor) for attempt in best.values()]
-        wanted = [pair for pair in wanted if pair[0] not in decided["left_out"]]
-        together = len(wanted) if budget is None else self._request.jobs
+        return full
+
+    def _full_runs(self, chosen: Mapping[str, Candidate], decided: Plan) -> tuple[list[Attempt], dict[str, str]]:
+        """Best first; on a budget not all at once, so that it can be kept where the estimate was wrong."""
+        request, full = self._request, self._full(decided)
+        wanted = [(method, chosen[method].factor) for method in decided.methods if method in chosen]
+        self._announce(decided, len(wanted))
+        budget = request.budget_seconds
+        together = len(wanted) if budget is None else request.jobs
         done: list[Attempt] = []
         left_out: dict[str, str] = {}
         for i in range(0, len(wanted), together):
             part = wanted[i : i + together]
-            if budget is not None and done and self._spent() > budget:
-                part = [pair for pair in part if self._is_done(pair, full)]
-                left_out |= {pair[0]: "the budget was used up" for pair in wanted[i : i + together] if pair not in part}
+            if budget is not None and done:
+                last = max(_own_seconds(attempt) + attempt.overhead for attempt in done)
+                ready = [pair for pair in part if self._is_done(pair, full)]
+                if self._spent() + (0 if ready else last) > budget:
+                    left_out |= {
+                        pair[0]: "the budget left no time for its full run" for pair in part if pair not in ready
+                    }
+                    part = ready
             done += self._attempts(part, full)
         return done, left_out
 
+    def _announce(self, decided: Plan, runs: int) -> None:
+        request, rows = self._request, self._request.rows
+        most = max(_max_epochs(request.configure(method, {})) for method in decided.methods)
+        train = rows["train"] if decided.train is None else decided.train
+        test = rows["test"] if decided.test is None else decided.test
+        if decided.epochs < most:
+            self._remarks.append(f"the budget left no time for more than {decided.epochs} of {most} epochs")
+        if decided.train is not None and train < rows["train"]:
+            self._remarks.append(f"the budget left no time for more than {train:,} of {rows['train']:,} training rows")
+        if test < rows["test"]:
+            self._remarks.append(f"the budget left no time for more than {test:,} of {rows['test']:,} test rows")
+        if decided.over and request.budget_seconds is not None:
+            whole = request.budget_seconds + decided.over
+            self._remarks.append(
+                f"the budget of {_minutes(request.budget_seconds)} cannot be kept: a full run, no shorter than the "
+                f"short one, makes it about {_minutes(whole)}"
+            )
+            request.report(self._remarks[-1])
+        request.report(
+            f"{counted(runs, 'full run')}: up to {counted(decided.epochs, 'epoch')} on {train:,} rows, tested on "
+            f"{test:,}; about {_minutes(decided.seconds)} at most"
+        )
+
     # --- cells ---
 
-    def _cell(self, pair: tuple[str, float], name_and_keys: NameAndKeys) -> tuple[Cell, Keys]:
+    def _cell(self, pair: Pair, name_and_keys: NameAndKeys) -> tuple[Cell, Keys]:
         name, keys = name_and_keys(*pair)
         return Cell(name, self._request.configure(pair[0], keys)), keys
 
-    def _is_done(self, pair: tuple[str, float], name_and_keys: NameAndKeys) -> bool:
+    def _is_done(self, pair: Pair, name_and_keys: NameAndKeys) -> bool:
         cell, _ = self._cell(pair, name_and_keys)
         return look(cell, self._request.workdir).state == State.DONE
 
-    def _attempts(self, wanted: Sequence[tuple[str, float]], name_and_keys: NameAndKeys) -> list[Attempt]:
+    def _attempts(self, wanted: Sequence[Pair], name_and_keys: NameAndKeys) -> list[Attempt]:
         made = [(pair, *self._cell(pair, name_and_keys)) for pair in wanted]
         began = self._clock()
-        states = self._run_cells([cell for _, cell, _ in made])
-        attempts = [Attempt(*pair, keys, cell, states[cell]) for pair, cell, keys in made]
-        for attempt in attempts:
-            if attempt.seen.state == State.STALE:
+        states = {cell: _checked(state) for cell, state in self._run_cells([cell for _, cell, _ in made]).items()}
+        took = self._clock() - began
+        for _, cell, _ in made:
+            if states[cell].state == State.STALE:
                 raise UserError(
-                    f"{attempt.cell.directory(self._request.workdir)} holds work of another config "
-                    f"({attempt.seen.detail}); name another --workdir."
+                    f"{cell.directory(self._request.workdir)} holds work of another config "
+                    f"({states[cell].detail}); name another --workdir."
                 )
+        own = sum(state.result["seconds"]["total"] for state in states.values() if state.result) / self._request.jobs
         # What took no time now was done by an earlier call: its time counts, too.
-        own = sum(attempt.seen.result["seconds"]["total"] for attempt in attempts if attempt.seen.result)
-        self._earlier += max(0.0, own / self._request.jobs - (self._clock() - began))
-        return attempts
+        self._earlier += max(0.0, own - took)
+        overhead = max(0.0, took - own) * self._request.jobs / max(1, len(made))
+        return [Attempt(*pair, keys, cell, states[cell], overhead) for pair, cell, keys in made]
 
     def _spent(self) -> float:
         return self._clock() - self._began + self._earlier
 
 
-def choose(short: Sequence[Attempt]) -> dict[str, Attempt]:
-    """Each method's attempt of the lowest validation loss, the best method first; without those that got nowhere."""
-    best: dict[str, Attempt] = {}
-    known = [(attempt.validation_loss, attempt) for attempt in short if attempt.validation_loss is not None]
-    for _, attempt in sorted(known, key=lambda pair: pair[0]):
-        best.setdefault(attempt.method, attempt)
-    return best
-
-
-def fit(best: Mapping[str, Attempt], request: Request, seconds: float | None) -> tuple[int, dict[str, str]]:
-    """How many epochs full runs may have, and which methods get none, so that all fit into the seconds that are left.
-
-    Epochs are cut first, to the number of a short run; then methods go, the worst in the short runs first. The best one
-    always runs.
-    """
-    kept = list(best)
-    wanted = max(_max_epochs(request.configure(method, {})) for method in kept)
-    if seconds is None:
-        return wanted, {}
-    fewest = max(1, math.ceil(wanted * _SHORT_SHARE))
-    left_out: dict[str, str] = {}
-    while True:
-        lowest = 1 if len(kept) == 1 else fewest
-        for epochs in range(wanted, lowest - 1, -1):
-            if sum(expected_seconds(best[method], request, epochs) for method in kept) / request.jobs <= seconds:
-                return epochs, left_out
-        if len(kept) == 1:
-            return 1, left_out
-        left_out[kept.pop()] = "no time for a full run, and worst in the short ones"
-
-
-def expected_seconds(attempt: Attempt, request: Request, epochs: int) -> float:
-    """What a full run will take, from its short one: at most, since it may stop early."""
-    result, run = attempt.seen.result, attempt.cell.run
-    assert result is not None, "chosen among those that ended well"
-    seconds = result["seconds"]
-    train = seconds["train"] / max(1, result["train_examples"] * result["epochs_run"])
-    validation = seconds["validation"] / max(1, result["validation_examples"] * result["epochs_run"])
-    # A short run's one test row fills a batch of generation like any other.
-    batches = math.ceil(request.rows["test"] / run.eval.batch_size)
-    times = 1 + request.configure(attempt.method, {}).eval.zero_shot
-    each_epoch = train * request.rows["train"] + validation * request.rows["validation"]
-    return epochs * each_epoch + times * batches * seconds["test"] + seconds["compile"]
+def _checked(seen: CellState) -> CellState:
+    """As it was seen; failed where what its `result.json` holds is not what a run writes."""
+    result = seen.result
+    if seen.state != State.DONE:
+        return dataclasses.replace(seen, result=None)
+    seconds = result.get("seconds") if result else None
+    numbers = [seconds.get(phase) for phase in _PHASES] if isinstance(seconds, dict) else [None]
+    keys = ("validation_loss", "train_examples", "validation_examples", "epochs_run")
+    numbers += [result.get(key) if result else None for key in keys]
+    if all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < math.inf for n in numbers):
+        return seen
+    return CellState(State.FAILED, "its result.json is damaged; --retry-failed runs it again")
 
 
 def _own_seconds(attempt: Attempt) -> float:
-    """Of training, validating and testing, without what loading and compiling took."""
-    seconds = attempt.seen.result["seconds"] if attempt.seen.result else {}
-    return sum(seconds.get(phase, 0.0) for phase in ("train", "validation", "test"))
+    """Of all phases."""
+    return attempt.seen.result["seconds"]["total"] if attempt.seen.result else 0.0
 
 
 def _max_epochs(run: Run) -> int:
@@ -351,8 +455,15 @@ def _max_epochs(run: Run) -> int:
     return run.train.max_epochs
 
 
-def _short_epochs(run: Run) -> int:
-    return max(1, math.ceil(_max_epochs(run) * _SHORT_SHARE))
+def _short_epochs(run: Run, rows: int) -> int:
+    """A third of the full run's, or more where that would be too few steps to judge by."""
+    steps = math.ceil(rows / (run.train.batch_size * run.train.accumulation_steps))
+    share = math.ceil(_max_epochs(run) * _SHORT_SHARE)
+    return max(1, min(_max_epochs(run), max(share, math.ceil(_LEAST_STEPS / steps))))
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
 
 def _rates(run: Run, factor: float) -> Keys:
@@ -370,18 +481,58 @@ def _peak(keys: Keys) -> float:
 
 def _open_record(request: Request) -> dict[str, Any]:
     file = request.workdir / _SEARCH_FILE
-    if file.is_file():
-        try:
-            record = json.loads(file.read_text())
-            data = record["data"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{file} is damaged; remove it to go on, or name another --workdir.") from None
-        if data == request.fingerprint:
-            return record
+    if not file.exists():
+        record: dict[str, Any] = {"rows": request.fingerprint}
+        _write_record(request.workdir, record)
+        return record
+    try:
+        record = read_json_object(file, error=_Damaged)
+        if "data" in record:
+            raise UserError(
+                f"{request.workdir} holds a search of an earlier version of jpeft, which decided otherwise; name "
+                "another --workdir."
+            )
+        rows, decided = record["rows"], record.get("decided")
+        if decided is not None:
+            _plan_of(decided["plan"])
+            known = {(method, factor) for method in request.methods for factor in FACTORS}
+            if not decided["tried"] or not isinstance(decided["asked"], dict):
+                raise _Damaged("nothing was tried")
+            if decided["asked"].get("methods") == sorted(request.methods) and any(
+                (method, factor) not in known for method, factor in decided["tried"]
+            ):
+                raise _Damaged("something else was tried")
+    except (_Damaged, KeyError, TypeError, ValueError) as why:
+        if isinstance(why, UserError):
+            raise
+        raise UserError(f"{file} is damaged; remove it to go on, or name another --workdir.") from None
+    if rows != request.fingerprint:
         raise UserError(f"{request.workdir} holds a search of other rows than --data has now; name another --workdir.")
-    record: dict[str, Any] = {"data": request.fingerprint}
-    _write_record(request.workdir, record)
     return record
+
+
+class _Damaged(Exception):
+    """What `search.json` holds is not what a search writes."""
+
+
+def _plan_of(values: Any) -> Plan:
+    """A plan as `search.json` holds it. Raises `_Damaged` for anything else."""
+    numbers = {key: values[key] for key in ("epochs", "train", "test", "seconds", "over")}
+    for key, value in numbers.items():
+        least = 0 if key in ("seconds", "over") else 1
+        optional = value is None and key in ("train", "test")
+        if not optional and (isinstance(value, bool) or not isinstance(value, int | float) or value < least):
+            raise _Damaged(key)
+        if not optional and least and not isinstance(value, int):
+            raise _Damaged(key)
+    methods, left_out, zero_shot = values["methods"], values["left_out"], values["zero_shot"]
+    if not isinstance(methods, list) or not all(isinstance(method, str) for method in methods):
+        raise _Damaged("methods")
+    if not isinstance(left_out, dict) or not isinstance(zero_shot, bool):
+        raise _Damaged("left_out")
+    return Plan(
+        methods=tuple(methods), left_out={str(k): str(v) for k, v in left_out.items()}, zero_shot=zero_shot, **numbers
+    )
 
 
 def _write_record(workdir: Path, record: Mapping[str, Any]) -> None:

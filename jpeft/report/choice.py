@@ -2,35 +2,37 @@
 
 Quality is the validation loss: mean cross-entropy of a target token on the same rows, in nats, so that it may be
 compared between methods. Time and memory are ranked among those that are good enough in it; a quick or a small method
-that has not learned the task is none. Test metrics are shown and rank nothing.
+that has not learned the task is none. Test metrics are shown and rank nothing; but where the first in rank does no
+better than an answer that never looks at the input, or than the untuned model, there is nothing to recommend.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jpeft.judging import GOOD_ENOUGH, TIE, Baseline, good_enough_limit, tie_limit
 from jpeft.report.document import Document, Section
 from jpeft.report.names import METHODS, METRICS, in_order, method_label
 from jpeft.report.ranking import Scarce
 from jpeft.report.records import Result
 from jpeft.report.table import Column, Table, Value
 
-# Of the best loss, and never less than so many nats: near 0 a share of it is nothing. 0.05 nats are a probability of
-# the right token that is 5 % lower, in the mean.
-_TIE = (0.02, 0.01)
-_GOOD_ENOUGH = (0.1, 0.05)
 _FEW_ROWS = 50  # of validation: what they choose may be chance
+_FEW_TEST_ROWS = 30  # what they say of an answer may be chance
 
 
 @dataclasses.dataclass(frozen=True)
 class Short:
-    """A short run: its method, the factor on the config's learning rates, the highest rate, and how it ended."""
+    """A short run: its method, the factor on the config's learning rates, the highest rate, how it ended, and what was
+    decided of it and why."""
 
     method: str
     factor: float
     learning_rate: float
     validation_loss: float | None
-    error: str = ""
+    chosen: bool
+    why: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +72,7 @@ class Placed:
 def rank(full: Sequence[Full], scarce: Scarce) -> list[Placed]:
     """Best first."""
     lowest = min(run.result.validation_loss for run in full)
-    limit = lowest + max(_GOOD_ENOUGH[0] * lowest, _GOOD_ENOUGH[1])
-    tie = lowest + max(_TIE[0] * lowest, _TIE[1])
+    limit, tie = good_enough_limit(lowest), tie_limit(lowest)
 
     def order(run: Full) -> tuple[bool, float]:
         loss = run.result.validation_loss
@@ -100,46 +101,138 @@ def _seconds_until(result: Result, limit: float) -> float | None:
     return (result.seconds.train + result.seconds.validation) * (reached + 1) / result.epochs_run
 
 
-def document(
-    scarce: Scarce, short: Sequence[Short], full: Sequence[Full], left_out: Mapping[str, str], remarks: Sequence[str]
-) -> Document:
-    """For a terminal."""
-    placed = rank(full, scarce)
-    first = placed[0].full
-    ties = [method_label(one.method) for one in placed if one.tied]
-    answer = method_label(first.result.method) + (f", which cannot be told from {', '.join(ties)}" * bool(ties))
-    section = Section(
-        name="choice",
-        heading=f"What to use on these rows; scarce: {scarce}; model {first.result.model}",
-        facts=[
-            ("use", answer),
-            *_reasons(scarce, placed),
-        ],
-        cautions=[*remarks, *(f"{method_label(m)} is left out: {why}" for m, why in left_out.items())]
-        + list(_cautions(short, placed)),
-        parts=[("", [_short_table(short, full), _full_table(placed), _sizes_table(placed)])],
-    )
-    return Document("jpeft: what to use", [], [section])
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A search that has ended.
 
+    Attributes:
+      left_out: methods without a full run, and why.
+      remarks: what the budget cost.
+      baseline: what is had without looking at the input; None where the targets are text.
+    """
 
-def as_data(
-    scarce: Scarce, short: Sequence[Short], full: Sequence[Full], left_out: Mapping[str, str], remarks: Sequence[str]
-) -> dict[str, Any]:
-    """The same as plain data."""
-    placed = rank(full, scarce)
-    first = placed[0].full
-    return {
-        "scarce": scarce,
-        "model": first.result.model,
-        "use": first.result.method,
-        "ties": [one.method for one in placed if one.tied],
-        "adapter": first.adapter,
-        "command": first.command,
-        "ranking": [_placed_data(one) for one in placed],
-        "short_runs": [dataclasses.asdict(one) for one in short],
-        "left_out": dict(left_out),
-        "remarks": [*remarks, *_cautions(short, placed)],
-    }
+    scarce: Scarce
+    short: Sequence[Short]
+    full: Sequence[Full]
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    remarks: Sequence[str] = ()
+    baseline: Baseline | None = None
+
+    @functools.cached_property
+    def ranking(self) -> list[Placed]:
+        return rank(self.full, self.scarce)
+
+    @functools.cached_property
+    def untuned(self) -> float | None:
+        """The test metric of the model before any training; prompt tuning's own is of another prompt."""
+        for run in self.full:
+            if run.result.zero_shot and run.result.method != "prompt":
+                return run.result.zero_shot.get(run.result.metric_name)
+        return None
+
+    @property
+    def nothing_learned(self) -> list[str]:
+        """Why the first in rank is no answer; empty where it is one."""
+        return [reason for reason, certain in self._against(self.ranking[0].full.result) if certain]
+
+    def _against(self, result: Result) -> Iterator[tuple[str, bool]]:
+        """What is had without learning as well, and whether that is certain: few test rows may say so by chance."""
+        enough = result.test_examples >= _FEW_TEST_ROWS
+        metric = METRICS.get(result.metric_name, result.metric_name)
+        if self.baseline is not None and not self.baseline.is_beaten_by(result.validation_loss):
+            yield (
+                f"its validation loss, {result.validation_loss:.4f}, is no lower than the {self.baseline.loss:.4f} of "
+                "giving each label its share, whatever the input",
+                True,
+            )
+        if self.baseline is not None and result.metric <= self.baseline.share:
+            yield (
+                f"its {metric}, {result.metric:.4f} on {result.test_examples:,} test rows, is no higher than the "
+                f"{self.baseline.share:.4f} of always answering {self.baseline.label!r}",
+                enough,
+            )
+        if self.untuned is not None and result.metric <= self.untuned:
+            yield (
+                f"its {metric}, {result.metric:.4f} on {result.test_examples:,} test rows, is no higher than the "
+                f"{self.untuned:.4f} of the untuned model",
+                enough,
+            )
+
+    def what_to_do(self) -> list[str]:
+        """Where nothing was learned: what may help, likeliest first."""
+        result = self.ranking[0].full.result
+        steps = []
+        if result.epochs_run and result.best_epoch == result.epochs_run - 1:
+            longer = 3 * result.epochs_run
+            steps.append(f"train longer, the loss was still falling: --config.train.max_epochs={longer}, no --budget")
+        tried = [one.learning_rate for one in self.short if one.method == result.method]
+        if tried and self.ranking[0].full.learning_rate == max(tried):
+            steps.append("a higher learning rate, this one is the highest tried: a --config file of your own")
+        if result.train_examples < 1000:
+            steps.append(f"more rows: {result.train_examples:,} trained")
+        steps.append(f"another model than {result.model}: --model")
+        steps.append("look at predictions.jsonl in the full run's directory: are the targets what the inputs tell?")
+        return steps
+
+    def document(self) -> Document:
+        """For a terminal."""
+        placed, first = self.ranking, self.ranking[0].full
+        facts = [*self._answer(), *_reasons(self.scarce, placed, self.untuned, self.baseline)]
+        section = Section(
+            name="choice",
+            heading=f"What to use on these rows; scarce: {self.scarce}; model {first.result.model}",
+            facts=facts,
+            cautions=[*self.remarks, *(f"{method_label(m)} is left out: {why}" for m, why in self.left_out.items())]
+            + list(self._cautions()),
+            parts=[("", [_short_table(self.short), _full_table(placed), _sizes_table(placed)])],
+        )
+        return Document("jpeft: what to use", [], [section])
+
+    def _answer(self) -> Iterator[tuple[str, str]]:
+        first = self.ranking[0]
+        if self.nothing_learned:
+            yield "use", f"none of these: the best, {method_label(first.method)}, has learned nothing that shows"
+            for reason in self.nothing_learned:
+                yield "for", reason
+            for step in self.what_to_do():
+                yield "try", step
+            return
+        ties = [method_label(one.method) for one in self.ranking if one.tied]
+        yield "use", method_label(first.method) + (f", which cannot be told from {', '.join(ties)}" * bool(ties))
+
+    def as_data(self) -> dict[str, Any]:
+        """The same as plain data; `use`, `adapter` and `command` are None where nothing was learned."""
+        first = self.ranking[0].full
+        nothing = self.nothing_learned
+        return {
+            "scarce": self.scarce,
+            "model": first.result.model,
+            "use": None if nothing else first.result.method,
+            "ties": [one.method for one in self.ranking if one.tied],
+            "nothing_learned": nothing,
+            "what_to_do": self.what_to_do() if nothing else [],
+            "adapter": None if nothing else first.adapter,
+            "command": None if nothing else first.command,
+            "baseline": self.baseline and dataclasses.asdict(self.baseline),
+            "ranking": [_placed_data(one) for one in self.ranking],
+            "short_runs": [dataclasses.asdict(one) for one in self.short],
+            "left_out": dict(self.left_out),
+            "remarks": [*self.remarks, *self._cautions()],
+        }
+
+    def _cautions(self) -> Iterator[str]:
+        yield from _cautions(self.short, self.ranking)
+        for reason, certain in self._against(self.ranking[0].full.result):
+            if not certain:
+                yield f"{reason}; so few test rows may say so by chance."
+        short = {one.method: one.validation_loss for one in self.short if one.chosen}
+        for one in self.ranking:
+            loss, before = one.full.result.validation_loss, short.get(one.method)
+            if before is not None and loss > tie_limit(before):
+                yield (
+                    f"{method_label(one.method)} ended worse in full, {loss:.4f}, than in its short run, {before:.4f}: "
+                    "fewer epochs may be better (--config.train.max_epochs), or a lower rate."
+                )
 
 
 def _placed_data(one: Placed) -> dict[str, Any]:
@@ -165,11 +258,13 @@ def _placed_data(one: Placed) -> dict[str, Any]:
 # --- words ---
 
 
-def _reasons(scarce: Scarce, placed: Sequence[Placed]) -> Iterator[tuple[str, str]]:
+def _reasons(
+    scarce: Scarce, placed: Sequence[Placed], untuned: float | None, baseline: Baseline | None
+) -> Iterator[tuple[str, str]]:
     first = placed[0]
     result = first.full.result
     loss = f"its validation loss is {result.validation_loss:.4f} nats a token"
-    enough = f"at most {_GOOD_ENOUGH[0]:.0%} or {_GOOD_ENOUGH[1]} nats above the lowest"
+    enough = f"at most {GOOD_ENOUGH[0]:.0%} or {GOOD_ENOUGH[1]} nats above the lowest"
     yield (
         "why",
         {
@@ -182,15 +277,17 @@ def _reasons(scarce: Scarce, placed: Sequence[Placed]) -> Iterator[tuple[str, st
         smallest = min((o for o in placed if o.tied or o is first), key=lambda o: o.full.result.trainable_parameters)
         yield (
             "ties",
-            f"losses within {_TIE[0]:.0%} or {_TIE[1]} of the lowest are called ties: one seed tells no more. The "
+            f"losses within {TIE[0]:.0%} or {TIE[1]} of the lowest are called ties: one seed tells no more. The "
             f"smallest of these is {method_label(smallest.method)}",
         )
     metric = METRICS.get(result.metric_name, result.metric_name)
-    zero = result.zero_shot.get(result.metric_name) if result.zero_shot else None
+    error = result.uncertainty.standard_error if result.uncertainty else None
     yield (
         "test",
-        f"{metric} {result.metric:.4f} on {result.test_examples:,} rows that chose nothing"
-        + (f"; the untrained model {zero:.4f}" if zero is not None and result.method != "prompt" else ""),
+        f"{metric} {result.metric:.4f}{'' if error is None else f' ± {error:.4f} (standard error)'} on "
+        f"{result.test_examples:,} rows that chose nothing"
+        + (f"; the untuned model {untuned:.4f}" if untuned is not None else "")
+        + (f"; always {baseline.label!r} {baseline.share:.4f}" if baseline is not None else ""),
     )
     best = max(placed, key=lambda one: one.full.result.metric)
     if best.full.result.metric > result.metric:
@@ -216,28 +313,29 @@ def _cautions(short: Sequence[Short], placed: Sequence[Placed]) -> Iterator[str]
 # --- tables ---
 
 
-def _short_table(short: Sequence[Short], full: Sequence[Full]) -> Table:
-    factors = sorted({one.factor for one in short})
-    chosen = {run.result.method: run.learning_rate for run in full}
+def _short_table(short: Sequence[Short]) -> Table:
     rows = []
     for method in in_order({one.method for one in short}, METHODS):
-        of_method = {one.factor: one for one in short if one.method == method}
-        row = [Value(method_label(method))]
-        for factor in factors:
-            one = of_method.get(factor)
-            text = "failed" if one and one.validation_loss is None else None
-            tone = "best" if one and one.learning_rate == chosen.get(method) else ""
-            row.append(Value(text if one is None or one.validation_loss is None else one.validation_loss, tone=tone))
-        rate = chosen.get(method)
-        rows.append([*row, Value("none" if rate is None else f"{rate:g}")])
-    names = [f"× {factor:.3g}" for factor in factors]
-    columns = [Column("method"), *(Column(name, "metric") for name in names)]
-    return Table(
-        "short-runs",
-        "Short runs: validation loss by learning rate, as multiples of the config's",
-        [*columns, Column("chosen")],
-        rows,
-    )
+        for one in sorted((one for one in short if one.method == method), key=lambda one: one.factor):
+            rows.append(
+                [
+                    Value(method_label(method)),
+                    Value(f"{one.learning_rate:g}"),
+                    Value(f"× {one.factor:.3g}"),
+                    Value("failed" if one.validation_loss is None else one.validation_loss),
+                    Value("chosen" if one.chosen else "", tone="best" if one.chosen else ""),
+                    Value(one.why, tone="weak"),
+                ]
+            )
+    columns = [
+        Column("method"),
+        Column("rate"),
+        Column("config's"),
+        Column("valid. loss", "metric"),
+        Column(""),
+        Column("why"),
+    ]
+    return Table("short-runs", "Short runs, and what was decided of each", columns, rows)
 
 
 def _full_table(placed: Sequence[Placed]) -> Table:

@@ -35,6 +35,21 @@ class Seconds:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Uncertainty:
+    """How far a metric of one seed may be trusted, by its test rows alone.
+
+    Attributes:
+      standard_error: None where the rows are too few to tell.
+      interval: of 95 %.
+    """
+
+    standard_error: float | None
+    interval: tuple[float, float]
+    method: str
+    rows: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Result:
     """One `result.json`, checked. DESIGN section 7 says what its keys mean.
 
@@ -47,6 +62,9 @@ class Result:
       best_epoch: counted from 0, as in the paper.
       settings: the `config.json` beside the file as sorted `(key, value)` pairs, without the seed and without paths;
         None where there is none. Runs of equal settings share one object.
+      data_digest: of the rows' content; None of runs of earlier versions.
+      data_path: where the rows were, as the config says it; None without a config or a path.
+      uncertainty: of the metric; None of runs of earlier versions.
     """
 
     path: Path
@@ -83,6 +101,9 @@ class Result:
     started: str
     finished: str
     settings: tuple[tuple[str, str], ...] | None = None
+    data_digest: str | None = None
+    data_path: str | None = None
+    uncertainty: Uncertainty | None = None
 
     @property
     def examples_per_second(self) -> float | None:
@@ -263,7 +284,7 @@ def _result(file: Path, record: Mapping[str, Any], shared: _Shared) -> Result:
     if missing:
         raise _Unusable(f"lacks {', '.join(missing)}: of an older version, or edited")
     values = {}
-    for name, check in _CHECKS.items():
+    for name, check in [*_CHECKS.items(), *((name, check) for name, check in _OPTIONAL.items() if name in record)]:
         try:
             values[name] = check(record[name])
         except _Unusable as why:
@@ -350,6 +371,23 @@ def _seconds(value: Any) -> Seconds:
     return Seconds(**{name: _not_negative(value[name]) for name in names})
 
 
+def _uncertainty(value: Any) -> Uncertainty | None:
+    if value is None:
+        return None
+    expected = "standard_error, interval, method and rows"
+    if not isinstance(value, dict) or not {"standard_error", "interval", "method", "rows"} <= value.keys():
+        raise _Unusable(expected)
+    error, interval = value["standard_error"], value["interval"]
+    if not isinstance(interval, list) or len(interval) != 2:
+        raise _Unusable(f"{expected}, the interval of two numbers")
+    return Uncertainty(
+        None if error is None else _not_negative(error),
+        (_number(interval[0]), _number(interval[1])),
+        _name(value["method"]),
+        _natural(value["rows"]),
+    )
+
+
 def _as_text(value: Any) -> str:
     if not isinstance(value, dict):
         raise _Unusable("values by name")
@@ -390,3 +428,5 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "started": _name,
     "finished": _name,
 }
+# What results of earlier versions lack.
+_OPTIONAL: dict[str, Callable[[Any], Any]] = {"data_digest": _optional_name, "uncertainty": _uncertainty}

@@ -1,5 +1,6 @@
 """`jpeft recommend --data`: the search on rows of one's own. Plans are tested without training, the command with it."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -40,8 +41,10 @@ class Made:
     """
 
     def __init__(self, losses: dict[str, float], best_factor: float = 1.0, row_seconds: float = 0.01, failing=()):
+        self.compile_seconds, self.said = 0.0, []
         self.losses, self.best_factor, self.row_seconds, self.failing = losses, best_factor, row_seconds, failing
         self.ran: list[str] = []
+        self.cells: list = []
         self.now = 0.0
 
     def clock(self) -> float:
@@ -50,7 +53,11 @@ class Made:
     def __call__(self, cells: Sequence) -> dict:
         return {cell: self._one(cell) for cell in cells}
 
+    def runs(self, kind: str) -> list[Run]:
+        return [cell.run for cell in self.cells if cell.config_name.startswith(kind)]
+
     def _one(self, cell) -> CellState:
+        self.cells.append(cell)
         run, method = cell.run, cell.run.method.name
         self.ran.append(cell.config_name)
         if method in self.failing or cell.config_name in self.failing:
@@ -58,7 +65,9 @@ class Made:
         default = configure(method, {}).train.learning_rate.warmup or 0.0
         away = abs((run.train.learning_rate.warmup or 0.0) / default / self.best_factor - 1)
         rows, epochs = min(run.data.max_train or 10**9, ROWS["train"]), run.train.max_epochs or 0
-        seconds = {"train": rows * epochs * self.row_seconds, "validation": 0.0, "test": 0.1, "compile": 0.0}
+        batches = -(-min(run.data.max_test, ROWS["test"]) // run.eval.batch_size) * (2 if run.eval.zero_shot else 1)
+        seconds = {"train": rows * epochs * self.row_seconds, "validation": 0.0, "test": 0.1 * batches}
+        seconds["compile"] = self.compile_seconds
         seconds["total"] = sum(seconds.values())
         self.now += seconds["total"]
         result = {
@@ -74,7 +83,8 @@ class Made:
 
 def ask(made: Made, workdir: Path, *, methods=("lora", "ia3", "full"), minutes: float | None = None):
     budget = None if minutes is None else 60.0 * minutes
-    return search(Request(methods, configure, workdir, ROWS, "rows", budget), made, clock=made.clock)
+    request = Request(methods, configure, workdir, ROWS, "rows", budget, report=made.said.append)
+    return search(request, made, clock=made.clock)
 
 
 LOSSES = {"lora": 0.3, "ia3": 0.2, "full": 0.9}
@@ -83,36 +93,77 @@ LOSSES = {"lora": 0.3, "ia3": 0.2, "full": 0.9}
 def test_without_a_budget_all_rates_are_tried_in_short_and_the_best_in_full(tmp_path):
     made = Made(LOSSES, best_factor=3.0)
     found = ask(made, tmp_path)
-    assert len(found.short) == 9 and {a.cell.run.train.max_epochs for a in found.short} == {4}  # of 10
+    assert len(found.short) == 9 and {one.candidate.epochs for one in found.short} == {4}  # of 10
     assert [attempt.method for attempt in found.full] == ["ia3", "lora", "full"]
     assert {attempt.factor for attempt in found.full} == {3.0}
     assert {attempt.cell.run.train.max_epochs for attempt in found.full} == {10}
     rates = found.full[0].cell.run.train.learning_rate  # initial and annealing keep their ratios to the peak
     assert (rates.initial, rates.warmup, rates.annealing) == (9e-4, 9e-3, 9e-4)
+    assert any("3 full runs: up to 10 epochs on 1,000 rows" in line for line in made.said)
 
 
-def test_short_runs_test_one_row_and_full_runs_all(tmp_path):
-    found = ask(Made(LOSSES), tmp_path)
-    assert {attempt.cell.run.data.max_test for attempt in found.short} == {1}
-    assert {attempt.cell.run.data.max_test for attempt in found.full} == {2500}
-    assert not any(attempt.cell.run.eval.zero_shot for attempt in found.short)
+def test_short_runs_test_one_row_and_full_runs_all_and_the_untuned_model(tmp_path):
+    made = Made(LOSSES)
+    found = ask(made, tmp_path)
+    assert {run.data.max_test for run in made.runs("short")} == {1}
+    assert {run.data.max_test for run in made.runs("full")} == {2500}
+    assert not any(run.eval.zero_shot for run in made.runs("short"))
+    assert all(run.eval.zero_shot for run in made.runs("full")) and len(found.full) == 3
+
+
+def test_short_runs_of_few_rows_are_as_long_as_full_ones(tmp_path):
+    """A third of ten epochs of one step each would tell methods apart by chance."""
+    made = Made(LOSSES)
+    request = Request(("lora",), configure, tmp_path, {"train": 60, "validation": 9, "test": 9}, "rows")
+    search(request, made, clock=made.clock)
+    assert {run.train.max_epochs for run in made.runs("short")} == {10}
 
 
 def test_a_tight_budget_cuts_epochs_before_methods_and_keeps_the_best(tmp_path):
-    slow = {"row_seconds": 0.1}  # 100 s an epoch in full; a first wave of short runs on 256 rows takes 307 s
-    cut = ask(Made(LOSSES, **slow), tmp_path / "a", minutes=40)
-    assert 4 <= cut.epochs < 10 and not cut.left_out and any("no time for more" in text for text in cut.remarks)
-    dropped = ask(Made(LOSSES, **slow), tmp_path / "b", minutes=15)
+    slow = {"row_seconds": 0.1}  # 100 s an epoch in full; a short run on 256 rows takes 205 s
+    cut = ask(Made(LOSSES, **slow), tmp_path / "a", minutes=80)
+    assert 8 <= cut.plan.epochs < 10 and not cut.left_out and any("no time for more" in text for text in cut.remarks)
+    dropped = ask(Made(LOSSES, **slow), tmp_path / "b", minutes=26)
     assert [attempt.method for attempt in dropped.full] == ["ia3"] and set(dropped.left_out) == {"lora", "full"}
-    assert {attempt.factor for attempt in dropped.short} == {1.0}
+    assert {one.candidate.factor for one in dropped.short} == {1.0}
     assert any("learning rates × 3" in text for text in dropped.remarks)
 
 
-@pytest.mark.parametrize("minutes", [12, 20, 40, 90])
+def test_a_method_that_there_was_no_time_to_try_is_named(tmp_path):
+    found = ask(Made(LOSSES, row_seconds=0.1), tmp_path, minutes=10)
+    assert [one.candidate.method for one in found.short] == ["lora"]
+    assert found.left_out == {m: "the budget left no time to try it" for m in ("ia3", "full")}
+
+
+@pytest.mark.parametrize("minutes", [8, 12, 15, 20, 40, 90])
 def test_a_budget_is_kept(tmp_path, minutes):
     made = Made(LOSSES, row_seconds=0.1)
+    made.compile_seconds = 7.0
     ask(made, tmp_path, minutes=minutes)
     assert made.now <= 60 * minutes
+
+
+def test_a_budget_that_cannot_be_kept_is_said_before_the_full_run_begins(tmp_path):
+    made = Made(LOSSES, row_seconds=0.1)
+    found = ask(made, tmp_path, minutes=1)
+    (line,) = [line for line in made.said if "cannot be kept" in line]
+    assert "the budget of 1.0 min cannot be kept" in line and line in found.remarks
+    assert made.now <= 60 * float(line.rpartition("about ")[2].removesuffix(" min")) + 6
+    (attempt,) = found.full
+    (one,) = found.short
+    assert attempt.cell.run.train.max_epochs == one.candidate.epochs and one.candidate.rows == 256
+    assert attempt.cell.run.data.max_train == 256
+
+
+@pytest.mark.parametrize("minutes", [1, 5, 12, 20, 60, None])
+def test_no_full_run_is_shorter_than_the_short_one(tmp_path, minutes):
+    made = Made(LOSSES, row_seconds=0.1)
+    found = ask(made, tmp_path, minutes=minutes)
+    short = {one.candidate.method: one.candidate for one in found.short if one.chosen}
+    for attempt in found.full:
+        run = attempt.cell.run
+        assert run.train.max_epochs >= short[attempt.method].epochs
+        assert (run.data.max_train or ROWS["train"]) >= short[attempt.method].rows
 
 
 def test_a_search_that_is_asked_again_decides_the_same(tmp_path):
@@ -120,6 +171,7 @@ def test_a_search_that_is_asked_again_decides_the_same(tmp_path):
     again = Made(LOSSES, row_seconds=0.001)  # now everything seems to be quick
     found = ask(again, tmp_path, minutes=15)
     assert [a.cell.name for a in found.full] == [a.cell.name for a in first.full]
+    assert found.left_out == first.left_out and found.remarks == first.remarks
     assert len(again.ran) == len(first.short) + len(first.full)
 
 
@@ -130,6 +182,48 @@ def test_a_run_that_fails_is_passed_over_and_a_method_that_always_fails_is_named
     assert found.left_out == {"full": "the loss is nan"}
     with pytest.raises(RunFailed, match="no method got through; the first error: the loss is nan"):
         ask(Made(LOSSES, failing=("lora", "ia3", "full")), tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        "{}",
+        '{"rows": "rows", "decided": 3}',
+        '{"rows": "rows", "decided": {"plan": {}}}',
+        "[" * 10**5,
+    ],
+)
+def test_a_damaged_record_is_one_line(tmp_path, text):
+    (tmp_path / "search.json").write_text(text)
+    with pytest.raises(UserError, match=r"search\.json is damaged; remove it to go on"):
+        ask(Made(LOSSES), tmp_path)
+
+
+def test_a_changed_number_in_the_record_is_seen(tmp_path):
+    ask(Made(LOSSES, row_seconds=0.1), tmp_path, minutes=20)
+    good = json.loads((tmp_path / "search.json").read_text())
+    for key, value in [("epochs", 0), ("epochs", "10"), ("train", 1.5), ("methods", "lora"), ("zero_shot", None)]:
+        plan = {**good["decided"]["plan"], key: value}
+        (tmp_path / "search.json").write_text(json.dumps({**good, "decided": {**good["decided"], "plan": plan}}))
+        with pytest.raises(UserError, match="is damaged"):
+            ask(Made(LOSSES), tmp_path, minutes=20)
+
+
+@pytest.mark.parametrize("damage", [{"validation_loss": None}, {"seconds": 3}, {"epochs_run": "4"}])
+def test_a_result_that_no_run_wrote_is_a_run_that_failed(tmp_path, damage):
+    made = Made(LOSSES)
+
+    def run_cells(cells):
+        return {
+            cell: dataclasses.replace(seen, result={**seen.result, **damage}) if "lora" in cell.name else seen
+            for cell, seen in made(cells).items()
+        }
+
+    found = search(Request(("lora", "ia3"), configure, tmp_path, ROWS, "rows"), run_cells, clock=made.clock)
+    assert "damaged" in found.left_out["lora"] and [attempt.method for attempt in found.full] == ["ia3"]
 
 
 def test_work_of_another_config_is_refused(tmp_path):

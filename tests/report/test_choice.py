@@ -1,11 +1,13 @@
 """The end of a search: full runs ranked by what is scarce."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from jpeft.report.choice import Full, Short, as_data, document, rank
-from jpeft.report.records import load
+from jpeft.judging import Baseline
+from jpeft.report.choice import Choice, Full, Short, rank
+from jpeft.report.records import Uncertainty, load
 from tests.report.synthetic import record, write_run
 
 
@@ -32,9 +34,9 @@ def methods(full: list[Full], scarce) -> list[str]:
 
 
 def test_quality_is_the_validation_loss_and_never_the_test_metric(full):
-    runs = full({"lora": 0.1, "full": 0.99}, lora=([0.5], 10.0), full=([0.6], 10.0), ia3=([0.9], 10.0))
+    runs = full({"lora": 0.4, "full": 0.99}, lora=([0.5], 10.0), full=([0.6], 10.0), ia3=([0.9], 10.0))
     assert methods(runs, "quality") == ["lora", "full", "ia3"]
-    (section,) = document("quality", [], runs, {}, []).sections
+    (section,) = Choice("quality", [], runs).document().sections
     facts = dict(section.facts)
     assert facts["use"] == "LoRA" and "Full Tuning has 0.9900 there; that chooses nothing" in facts["mind"]
 
@@ -58,7 +60,7 @@ def test_memory_is_parameters_among_those_that_are_good_enough(full):
 def test_losses_that_one_seed_can_not_tell_apart_are_ties(full):
     runs = full(lora=([0.500], 1.0), ia3=([0.509], 1.0), full=([0.511], 1.0))
     assert [one.tied for one in rank(runs, "quality")] == [False, True, False]
-    (section,) = document("quality", [], runs, {}, []).sections
+    (section,) = Choice("quality", [], runs).document().sections
     assert "smallest of these is (IA)³" in dict(section.facts)["ties"]
 
 
@@ -75,13 +77,89 @@ def test_near_zero_a_hair_is_a_tie_too(full):
 
 
 def test_a_rate_at_the_edge_of_those_tried_and_what_is_left_out_are_said(full):
-    tried = [Short("lora", factor, rate, 1.0) for factor, rate in ((1 / 3, 0.0003), (1.0, 0.0005), (3.0, 0.001))]
-    remarks = as_data("quality", tried, full(lora=([0.5], 1.0)), {}, ["no time"])["remarks"]
+    rates = ((1 / 3, 0.0003), (1.0, 0.0005), (3.0, 0.001))
+    tried = [Short("lora", factor, rate, 1.0, rate == 0.001, "") for factor, rate in rates]
+    made = Choice("quality", tried, full(lora=([0.5], 1.0)), {"ia3": "it failed"}, ["no time"])
+    remarks = made.as_data()["remarks"]
     assert remarks[0] == "no time" and remarks[1].startswith("the learning rate of LoRA, 0.001, is the highest tried")
-    (section,) = document("quality", tried, full(lora=([0.5], 1.0)), {"ia3": "it failed"}, []).sections
+    (section,) = made.document().sections
     assert "(IA)³ is left out: it failed" in section.cautions
 
 
 def test_the_adapter_is_beside_the_result(full, tmp_path):
-    data = as_data("quality", [], full(lora=([0.5], 1.0)), {}, [])
+    data = Choice("quality", [], full(lora=([0.5], 1.0))).as_data()
     assert Path(data["adapter"]) == tmp_path / "lora/adapter"
+
+
+# --- an answer that learned nothing is not an answer ---
+
+LABELS = Baseline(loss=0.69, label="yes", share=0.5)
+
+
+def choice(full: list[Full], baseline: Baseline | None = LABELS, **changes) -> Choice:
+    tried = [Short(one.result.method, 1.0, one.learning_rate, 0.2, True, "") for one in full]
+    return Choice("quality", tried, full, baseline=baseline, **changes)
+
+
+def test_a_loss_that_label_shares_have_too_is_no_answer(full):
+    made = choice(full({"full": 0.0}, full=([1.672], 10.0)))
+    data = made.as_data()
+    assert data["use"] is None and data["adapter"] is None and data["command"] is None
+    assert "1.6720, is no lower than the 0.6900 of giving each label its share" in data["nothing_learned"][0]
+    assert "no higher than the 0.5000 of always answering 'yes'" in data["nothing_learned"][1]
+    assert any("train longer" in step for step in data["what_to_do"])
+    facts = made.document().sections[0].facts
+    assert facts[0] == ("use", "none of these: the best, Full Tuning, has learned nothing that shows")
+
+
+def test_a_loss_that_ties_with_label_shares_is_none_either(full):
+    assert choice(full({"lora": 0.6}, lora=([0.685], 1.0))).nothing_learned
+    assert not choice(full({"lora": 0.6}, lora=([0.6], 1.0))).nothing_learned
+
+
+@pytest.mark.parametrize(("metric", "answer"), [(0.49, False), (0.5, False), (0.51, True)])
+def test_no_more_right_answers_than_the_majority_has_is_no_answer(full, metric, answer):
+    assert bool(choice(full({"lora": metric}, lora=([0.4], 1.0))).nothing_learned) != answer
+
+
+def test_no_better_than_the_untuned_model_is_no_answer(full):
+    runs = full({"lora": 0.31, "full": 0.32}, lora=([0.5], 10.0), full=([0.55], 10.0))  # full's record has 0.31 untuned
+    assert choice(runs, None).nothing_learned == [
+        "its accuracy, 0.3100 on 2,500 test rows, is no higher than the 0.3100 of the untuned model"
+    ]
+
+
+def test_a_few_test_rows_are_a_caution_alone(full):
+    (run,) = full({"lora": 0.5}, lora=([0.3], 1.0))
+    few = Full(dataclasses.replace(run.result, test_examples=12), run.learning_rate, run.command)
+    made = choice([few])
+    assert not made.nothing_learned and any("so few test rows" in text for text in made.as_data()["remarks"])
+
+
+def test_a_full_run_that_ended_worse_than_its_short_one_is_said(full):
+    made = choice(full({"lora": 0.9}, lora=([0.4], 1.0)))
+    assert any(
+        "ended worse in full, 0.4000, than in its short run, 0.2000" in text for text in made.as_data()["remarks"]
+    )
+
+
+def test_every_short_run_is_explained(full):
+    tried = [
+        Short("lora", 3.0, 0.03, 0.195, False, "a tie: × 1 is nearer"),
+        Short("lora", 1.0, 0.01, 0.1976, True, "own"),
+    ]
+    (section,) = Choice("quality", tried, full(lora=([0.19], 1.0))).document().sections
+    table = section.tables()[0]
+    assert [[value.value for value in row] for row in table.rows] == [
+        ["LoRA", "0.01", "× 1", 0.1976, "chosen", "own"],
+        ["LoRA", "0.03", "× 3", 0.195, "", "a tie: × 1 is nearer"],
+    ]
+
+
+def test_the_metric_stands_beside_its_standard_error_and_what_is_had_without_learning(full):
+    (run,) = full({"lora": 0.8}, lora=([0.3], 1.0))
+    trust = Uncertainty(0.008, (0.78, 0.82), "wilson", 2500)
+    run = Full(dataclasses.replace(run.result, uncertainty=trust), run.learning_rate, run.command)
+    facts = dict(choice([run]).document().sections[0].facts)
+    assert facts["test"].startswith("accuracy 0.8000 ± 0.0080 (standard error) on 2,500 rows")
+    assert facts["test"].endswith("always 'yes' 0.5000")

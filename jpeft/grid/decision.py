@@ -1,0 +1,217 @@
+"""What a search decides, as functions of what it has measured: which learning rate of each method, and what is run in
+full.
+
+Three laws hold whatever was measured. A full run is never shorter than the short run that it was chosen by: not in
+epochs, not in rows, and so not in steps. Where one seed cannot tell two rates apart the config's own is taken. What
+does not fit into the time that is left is said, with how long it takes, before it is begun.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from jpeft.judging import Baseline, tie_limit
+
+LEAST_TEST_ROWS = 100  # that a full run is tested on, where there are as many, however little time is left
+# A short run's one test row may end early; a batch of a full test lasts as long as its longest answer.
+_TEST_MARGIN = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Seconds that a method's short run took: of a row in an epoch, of a batch of answers, of loading and compiling."""
+
+    train_row: float
+    validation_row: float
+    test_batch: float
+    once: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A short run: a method at a learning rate, how long it learned, and how it ended.
+
+    Attributes:
+      factor: on the config's learning rates; `learning_rate` is the highest of the schedule.
+      validation_loss: None where it failed, with the `error`.
+      speed: None where it failed.
+    """
+
+    method: str
+    factor: float
+    learning_rate: float
+    epochs: int
+    rows: int
+    validation_loss: float | None
+    error: str = ""
+    speed: Speed | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A short run with what was decided of it and why."""
+
+    candidate: Candidate
+    chosen: bool
+    why: str
+
+
+def choose(candidates: Sequence[Candidate], baseline: Baseline | None = None) -> dict[str, Candidate]:
+    """Each method's candidate, the best method first; without methods of which none ended well.
+
+    Of a method the rate of the lowest validation loss; of rates that tie with it the one nearest to the config's own.
+    Methods that have learned something come before those that have not.
+    """
+    chosen = {}
+    for method in dict.fromkeys(candidate.method for candidate in candidates):
+        known = [(c.validation_loss, c) for c in candidates if c.method == method and c.validation_loss is not None]
+        if known:
+            limit = tie_limit(min(loss for loss, _ in known))
+            tied = [(abs(math.log(c.factor)), loss, c) for loss, c in known if loss <= limit]
+            chosen[method] = min(tied, key=lambda one: one[:2])[2]
+    order = lambda method: (not learned(chosen[method], baseline), chosen[method].validation_loss)
+    return {method: chosen[method] for method in sorted(chosen, key=order)}
+
+
+def learned(candidate: Candidate, baseline: Baseline | None) -> bool:
+    """Whether its loss is lower than that of an answer that never looks at the input; where that is known."""
+    loss = candidate.validation_loss
+    return loss is not None and (baseline is None or baseline.is_beaten_by(loss))
+
+
+def explain(candidates: Sequence[Candidate], baseline: Baseline | None = None) -> list[Judged]:
+    """What `choose` decided of each candidate, in words."""
+    chosen = choose(candidates, baseline)
+    judged = []
+    for candidate in candidates:
+        own, loss = chosen.get(candidate.method), candidate.validation_loss
+        if loss is None:
+            judged.append(Judged(candidate, False, f"failed: {candidate.error}"))
+            continue
+        assert own is not None and own.validation_loss is not None, "one of its method ended well"
+        known = [c.validation_loss for c in candidates if c.method == own.method and c.validation_loss is not None]
+        lowest, tried = min(known), len(known)
+        if candidate is own:
+            why = "the only rate tried" if tried == 1 else "the lowest loss of its method"
+            if tried > 1 and loss > lowest:
+                why = f"ties with the lowest, {lowest:.4f}, and is nearest to the config's own rate"
+            if not learned(candidate, baseline) and baseline is not None:
+                why += f"; has learned nothing yet: {baseline.loss:.4f} is had without looking at the input"
+        elif loss <= tie_limit(lowest):
+            why = f"a tie: × {own.factor:.3g} is nearer to the config's own rate"
+        else:
+            why = f"× {own.factor:.3g} has {own.validation_loss:.4f}"
+        judged.append(Judged(candidate, candidate is own, why))
+    return judged
+
+
+# --- time ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Full:
+    """A full run as the config wants it: its epochs, rows of each split, rows of a batch of answers, and whether the
+    untuned model is tested, too."""
+
+    epochs: int
+    train: int
+    validation: int
+    test: int
+    eval_batch: int
+    zero_shot: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which methods get a full run, and how long.
+
+    Attributes:
+      methods: best first.
+      epochs: of each, at most.
+      train, test: rows at most; None for all.
+      zero_shot: False where there is no time to test the untuned model.
+      left_out: the other methods, and why.
+      seconds: that all of it takes, about and at most: a run may stop early. Over the number of jobs.
+      over: so many seconds more than there are; 0 where it fits.
+    """
+
+    methods: tuple[str, ...]
+    epochs: int
+    train: int | None
+    test: int | None
+    zero_shot: bool
+    left_out: Mapping[str, str]
+    seconds: float
+    over: float = 0.0
+
+
+def seconds_of(speed: Speed, full: Full) -> float:
+    """What a full run will take, at most, by the speed of the method's short run."""
+    each_epoch = speed.train_row * full.train + speed.validation_row * full.validation
+    batches = math.ceil(full.test / full.eval_batch) * (2 if full.zero_shot else 1)
+    return speed.once + full.epochs * each_epoch + _TEST_MARGIN * batches * speed.test_batch
+
+
+def plan(chosen: Mapping[str, Candidate], wanted: Mapping[str, Full], seconds: float | None, *, jobs: int = 1) -> Plan:
+    """What fits into the seconds that are left; None for no limit.
+
+    First epochs are cut, to no less than a short run's; then methods are left out, the worst first; then the one that
+    is left gets fewer rows, no fewer than its short run had; then fewer test rows and no test of the untuned model.
+    What is left then is run however long it takes: without it there is no answer.
+
+    Args:
+      chosen: of each method, best first; `wanted`: the full run that its config asks for.
+    """
+    kept = list(chosen)
+    most = max(wanted[method].epochs for method in kept)
+    left_out: dict[str, str] = {}
+
+    def cost(methods: Sequence[str], **changes: int | bool) -> float:
+        total = 0.0
+        for method in methods:
+            full = wanted[method]
+            at_most = {key: min(value, getattr(full, key)) for key, value in changes.items()}
+            total += seconds_of(_speed(chosen[method]), dataclasses.replace(full, **at_most))
+        return total / jobs
+
+    if seconds is None:
+        return Plan(tuple(kept), most, None, None, True, {}, cost(kept))
+    while True:
+        fewest = min(most, max(chosen[method].epochs for method in kept))
+        for epochs in range(most, fewest - 1, -1):
+            if (needed := cost(kept, epochs=epochs)) <= seconds:
+                return Plan(tuple(kept), epochs, None, None, True, left_out, needed)
+        if len(kept) == 1:
+            break
+        method = kept.pop()
+        left_out[method] = "no time for a full run, and its short run was the worst of those left"
+    (method,) = kept
+    candidate, full = chosen[method], wanted[method]
+    epochs = min(full.epochs, candidate.epochs)
+    fewest_rows, least_test = min(full.train, candidate.rows), min(full.test, LEAST_TEST_ROWS)
+    alone = [method]
+    each = epochs * _speed(candidate).train_row / jobs
+    without = cost(alone, epochs=epochs, train=0)
+    room = max(0.0, seconds - without)
+    rows = full.train if each * full.train <= room else int(room / each)
+    if fewest_rows <= rows < full.train:
+        needed = cost(alone, epochs=epochs, train=rows)
+        return Plan((method,), epochs, rows, None, True, left_out, needed)
+    at_least: dict[str, int | bool] = {"epochs": epochs, "train": fewest_rows, "zero_shot": False}
+    for test in (full.test, full.test // 2, full.test // 4, least_test):
+        needed = cost(alone, **at_least, test=max(test, least_test))
+        if needed <= seconds:
+            break
+    test = max(test, least_test)
+    shown = None if test == full.test else test
+    return Plan((method,), epochs, fewest_rows, shown, False, left_out, needed, max(0.0, needed - seconds))
+
+
+def least_seconds(candidate: Candidate, wanted: Full, *, jobs: int = 1) -> float:
+    """What an answer by this candidate takes at least: what has to be kept back for it."""
+    return plan({candidate.method: candidate}, {candidate.method: wanted}, 0.0, jobs=jobs).seconds
+
+
+def _speed(candidate: Candidate) -> Speed:
+    assert candidate.speed is not None, "chosen among those that ended well"
+    return candidate.speed
