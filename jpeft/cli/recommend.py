@@ -5,6 +5,7 @@ import sys
 
 from jpeft.cli.arguments import number, path, whole
 from jpeft.errors import RunFailed, UserError
+from jpeft.words import counted
 
 _SCARCE = ("quality", "time", "memory")
 _DESCRIPTION = """Says which method to use, and what that rests on. Three ways to ask:
@@ -98,7 +99,7 @@ def _by_numbers(arguments: argparse.Namespace) -> int:
         for problem in problems:
             print(f"left out: {problem}", file=sys.stderr)
         if not results:
-            raise RunFailed(f"none of the {len(problems)} results can be used.")
+            raise RunFailed(f"no result can be used: {counted(len(problems), 'file')} left out.")
         groups = group(results)
     question = advice.question(arguments.task, arguments.examples, groups, own=bool(arguments.runs))
     found = advice.answers(question, groups, [arguments.scarce] if arguments.scarce else _SCARCE)

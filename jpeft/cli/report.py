@@ -5,6 +5,7 @@ import sys
 
 from jpeft.cli.arguments import path
 from jpeft.errors import RunFailed, UserError
+from jpeft.words import counted
 
 _MOST_LINES = 50  # of files left out; a report names all of them
 
@@ -43,7 +44,7 @@ def _report(arguments: argparse.Namespace) -> int:
             more = len(problems) - _MOST_LINES
             print(f"left out: {more:,} more; the report and --json name all of them", file=sys.stderr)
         if not results:
-            raise RunFailed(f"none of the {len(problems)} results can be used.")
+            raise RunFailed(f"no result can be used: {counted(len(problems), 'file')} left out.")
         found = groups.group(results)
         report = document.of_runs(found, problems)
     written, without = write(report, arguments.out, found) if arguments.out else ([], None)

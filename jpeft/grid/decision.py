@@ -203,8 +203,8 @@ def plan(chosen: Mapping[str, Candidate], wanted: Mapping[str, Full], seconds: f
         if needed <= seconds:
             break
     test = max(test, least_test)
-    shown = None if test == full.test else test
-    return Plan((method,), epochs, fewest_rows, shown, False, left_out, needed, max(0.0, needed - seconds))
+    train, tested = (None if few == all_ else few for few, all_ in ((fewest_rows, full.train), (test, full.test)))
+    return Plan((method,), epochs, train, tested, False, left_out, needed, max(0.0, needed - seconds))
 
 
 def least_seconds(candidate: Candidate, wanted: Full, *, jobs: int = 1) -> float:

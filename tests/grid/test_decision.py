@@ -1,5 +1,6 @@
 """What a search decides, from made-up and recorded measurements; nothing is run."""
 
+import dataclasses
 import itertools
 from collections import Counter
 
@@ -102,6 +103,9 @@ def test_the_run_that_is_recommended_is_never_shorter_than_the_one_it_was_chosen
     assert made.epochs == 4 and made.train == 256
     assert made.test == LEAST_TEST_ROWS and not made.zero_shot
     assert made.over == pytest.approx(made.seconds - 30.0) and made.over > 0
+    few = dataclasses.replace(FULL, train=256, test=40)
+    made = plan({"full": candidate}, {"full": few}, 30.0)
+    assert made.train is None and made.test is None  # all that there is: no key is set
 
 
 methods = ("lora", "ia3", "full")

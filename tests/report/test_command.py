@@ -67,7 +67,7 @@ def test_a_wrong_call(arguments, capsys):
 def test_results_none_of_which_can_be_used_are_a_failure(tmp_path, capsys):
     (tmp_path / "result.json").write_text("{}")
     assert main(["report", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == "error: none of the 1 results can be used."
+    assert capsys.readouterr().err.splitlines()[-1] == "error: no result can be used: 1 file left out."
 
 
 def test_jax_is_not_loaded(tmp_path):
