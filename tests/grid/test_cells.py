@@ -52,5 +52,5 @@ def test_each_seed_is_a_cell_of_its_own():
 
 
 def test_a_pattern_that_matches_nothing_says_so():
-    with pytest.raises(UserError, match="--only 'lora_\\*' matches no cell of 4; one is ia3_agnews_low"):
+    with pytest.raises(UserError, match="--only 'lora_\\*' matches none of the 4 cells; one is ia3_agnews_low"):
         expand(config_names(["ia3"], TASKS, ["low"], "none"), [0], configure, only="lora_*")
