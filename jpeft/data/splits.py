@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from jpeft.errors import UserError
+from jpeft.words import counted
 
 SCALES = {  # name: (training examples at most, epochs at most)
     "low": (100, 10),
