@@ -45,10 +45,15 @@ def test_rows_of_ones_own_take_them_too():
 
 
 def test_another_model_keeps_the_papers(tmp_path):
-    for name in ("google/flan-t5-xl", str(tmp_path), "~nobody-of-that-name/x", "x" * 5000, "a\0b"):
+    for name in ("google/flan-t5-xl", str(tmp_path), str(tmp_path / "nowhere")):
         run = Run.from_config(config(name))
         assert run.train.learning_rate.warmup == 3e-3 and run.train.batch_size == 16 and run.train.patience == 1
         assert taken_from_model(config(name)) == {}
+
+
+def test_a_name_that_no_directory_has_recommends_nothing():
+    for name in ("~nobody-of-that-name/x", "x" * 5000, "a\0b", ""):
+        assert settings_of(name) is None
 
 
 def test_what_is_set_wins_even_where_it_is_the_papers_default():
