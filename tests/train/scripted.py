@@ -1,0 +1,164 @@
+"""Runs whose programs are scripted: all of `execute` but the arithmetic, which the test gives and a script writes down.
+
+Nothing is compiled and nothing saved: such a run takes a fraction of a second, and each of its decisions can be read.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jpeft.config import Run
+from jpeft.program import Program
+from jpeft.train import loop
+from jpeft.train.display import Display
+from jpeft.train.programs import Answering, Programs
+from jpeft.train.session import Session
+from jpeft.train.step import TrainState
+
+
+def digest(*values: Any) -> str:
+    """A short name of arrays, texts and numbers by their content."""
+    found = hashlib.sha256()
+    for value in values:
+        found.update(np.asarray(value).tobytes() if hasattr(value, "dtype") else repr(value).encode())
+    return found.hexdigest()[:12]
+
+
+@dataclasses.dataclass
+class Script:
+    """What a scripted run is told, and what it did.
+
+    Attributes:
+      losses: validation losses by epoch; the last stands for all after it.
+      events: in order. `("train", step, micro, rows)`, `("update", step)`, `("validate", adapter, rows)`, `("save",
+        number)`, `("answer", adapter, shape)`, `("score", adapter, shape)`. An adapter is told by the number of updates
+        that made it, rows by digests of their tokens.
+      programs: the real ones, never called.
+      execution: of `jpeft.train.loop`, with all that the run is made from.
+      adapter: how old the adapter is that the run saved at its end.
+      result: what the run returned.
+    """
+
+    losses: Sequence[float] = (3.0, 2.0, 1.0)
+    events: list[tuple] = dataclasses.field(default_factory=list)
+    programs: Any = None
+    execution: Any = None
+    adapter: Any = None
+    result: Any = None
+
+    def of(self, kind: str) -> list[tuple]:
+        """The events of one kind, without its name."""
+        return [event[1:] for event in self.events if event[0] == kind]
+
+
+class _Scripted(Program):
+    """Calls a plain function in the place of a compiled one."""
+
+    num_shapes = 1
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+
+def _rows(batch: Any) -> tuple[str, ...]:
+    """Digests of a batch's real rows, whatever it is padded to."""
+    real = np.asarray(batch["decoder_loss_weights"]).any(axis=1)
+    named = zip(batch["encoder_input_tokens"], batch["decoder_target_tokens"], real, strict=True)
+    return tuple(digest(np.trim_zeros(row, "b"), np.trim_zeros(target, "b")) for row, target, there in named if there)
+
+
+def _age(adapter: Any) -> Any:
+    """The number of updates that made an adapter; None for the one that a run begins with."""
+    values = [np.unique(leaf) for leaf in jax.tree.leaves(adapter)]
+    return int(values[0].item()) if values and all(len(v) == 1 and v == values[0] for v in values) else None
+
+
+def _programs(script: Script, max_length: int) -> Programs:
+    def accumulate(sums, adapter, base, key, step, micro, batch):
+        script.events.append(("train", int(step), int(micro), _rows(batch)))
+        return sums
+
+    def update(state, sums):
+        script.events.append(("update", int(state.step)))
+        adapter = jax.tree.map(lambda leaf: jnp.full_like(leaf, 100 + int(state.step)), state.adapter)
+        return TrainState(state.step + 1, adapter, state.opt_state), sums, {"loss": 1.0, "grad_norm": 1.0}
+
+    def loss(adapter, base, batch):
+        script.events.append(("validate", _age(adapter), _rows(batch)))
+        epoch = len(script.execution.snapshot.progress.validation_losses)
+        return np.float32(script.losses[min(epoch, len(script.losses) - 1)]), np.float32(1.0)
+
+    def generate(adapter, base, tokens):
+        script.events.append(("answer", _age(adapter), np.shape(tokens)))
+        return np.ones((len(tokens), max_length), np.int32)
+
+    def score(adapter, base, tokens):
+        script.events.append(("score", _age(adapter), np.shape(tokens)))
+        return np.zeros((len(tokens), len(script.execution.data.task.answers)), np.float32)
+
+    return Programs(*map(_Scripted, (accumulate, update, loss)), Answering(_Scripted(generate), _Scripted(score)))
+
+
+def run_scripted(run: Run, workdir: Path, monkeypatch: Any, *, session: Session | None = None, **told: Any) -> Script:
+    """Does a run by script; `told` are fields of `Script`."""
+    script = Script(**told)
+
+    class Checkpoints(loop.Checkpoints):
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def restore(self, like):
+            return None
+
+        def save(self, number, arrays, progress):
+            script.events.append(("save", number))
+
+        def finish(self):
+            pass
+
+        close = finish
+
+    def build_programs(*args, max_length, labels, **kwargs):
+        script.programs = real_programs(*args, max_length=max_length, labels=labels, **kwargs)
+        made = _programs(script, max_length)
+        return (
+            made
+            if labels is not None
+            else dataclasses.replace(made, answering=Answering(made.answering.generate, None))
+        )
+
+    def build_answering(graphdef, adapter, base, layout, *, max_length, labels, **kwargs):
+        made = _programs(script, max_length).answering
+        return made if labels is not None else Answering(made.generate, None)
+
+    def save_adapter(model, method, sites, directory, **kwargs):
+        script.adapter = _age(loop.split(model)[1])
+        directory.mkdir()
+        return 0
+
+    class Execution(loop._Execution):
+        def __init__(self, *args):
+            script.execution = self
+            super().__init__(*args)
+
+    real_programs = loop.build_programs
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "Checkpoints", Checkpoints)
+        patch.setattr(loop, "build_programs", build_programs)
+        patch.setattr(loop, "build_answering", build_answering)
+        patch.setattr(loop, "save_adapter", save_adapter)
+        patch.setattr(loop, "_Execution", Execution)
+        script.result = loop.execute(run, workdir, display=Display(quiet=True), session=session or Session())
+    return script
+
+
+def traced(function: Callable[..., Any], *args: Any) -> str:
+    """What a program does, as text: two programs that differ in anything but their names differ in it."""
+    return re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(function)(*args)))

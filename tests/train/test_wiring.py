@@ -1,0 +1,107 @@
+"""What a run does with what, in which order: read from runs whose arithmetic is scripted."""
+
+import collections
+
+import pytest
+
+from jpeft.config import Run
+from jpeft.train.session import Session
+from tests.train.scripted import run_scripted
+
+
+@pytest.fixture(scope="module")
+def session():
+    return Session()
+
+
+@pytest.fixture
+def do(tiny_checkpoint, toy_data, tmp_path, monkeypatch, session):
+    """Runs LoRA on 24 rows in steps of 2 x 4 rows, at most 4 epochs; losses and config keys as given."""
+
+    def run(losses=(3.0, 2.0, 1.0), **keys):
+        config = {
+            "model": {"name": str(tiny_checkpoint)},
+            "method": {"name": "lora"},
+            "data": {"task": "agnews", "path": str(toy_data), "max_train": 24, "max_validation": 10, "max_test": 9},
+            "train": {"max_epochs": 4, "batch_size": 4, "accumulation_steps": 2},
+        }
+        for key, value in keys.items():
+            section, _, name = key.partition("__")
+            config.setdefault(section, {})[name] = value
+        workdir = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        return run_scripted(Run.from_config(config), workdir, monkeypatch, session=session, losses=losses)
+
+    return run
+
+
+def by_epoch(script, steps_per_epoch=3):
+    """Rows of each epoch in the order in which they trained."""
+    epochs = collections.defaultdict(list)
+    for step, _, rows in script.of("train"):
+        epochs[step // steps_per_epoch] += rows
+    return list(epochs.values())
+
+
+def test_every_epoch_trains_every_row_once_in_an_order_of_its_own(do):
+    epochs = by_epoch(do())
+    assert len(epochs) == 4 and len(epochs[0]) == 24
+    assert all(sorted(rows) == sorted(epochs[0]) for rows in epochs)
+    assert len({tuple(rows) for rows in epochs}) == 4
+    assert by_epoch(do()) == epochs  # and the same again
+    other = by_epoch(do(train__seed=1))
+    assert sorted(other[0]) == sorted(epochs[0]) and other[0] != epochs[0]
+
+
+def test_each_micro_batch_is_told_its_step_and_place(do):
+    """Dropout keys are drawn from these: two of them the same would be two equal masks."""
+    script = do()
+    assert [event[:2] for event in script.of("train")] == [(step, micro) for step in range(12) for micro in range(2)]
+    assert [event[0] for event in script.of("update")] == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "epochs", "best"),
+    [
+        ((3.0, 1.0, 2.0, 0.5), 1, 3, 1),
+        ((3.0, 1.0, 2.0, 0.5), 2, 4, 3),
+        ((3.0, 1.0, 1.0, 1.0), 2, 4, 1),
+        ((1.0, 2.0, 3.0), 3, 4, 0),
+        ((4.0, 3.0, 2.0, 1.0), 1, 4, 3),
+    ],
+)
+def test_it_is_the_best_adapter_that_is_tested_and_saved(do, losses, patience, epochs, best):
+    script = do(losses, train__patience=patience)
+    assert script.result["epochs_run"] == epochs and script.result["best_epoch"] == best
+    after = 100 + 3 * (best + 1) - 1  # the last update of the best epoch
+    assert {event[0] for event in script.of("answer")} == {after}
+    assert script.adapter == after
+    assert script.result["validation_losses"] == list(losses[:epochs]) + [losses[-1]] * (epochs - len(losses))
+
+
+def test_every_epoch_is_validated_with_the_adapter_as_it_is_then(do):
+    script = do()
+    assert [event[0] for event in script.of("validate")] == [100 + 3 * epoch - 1 for epoch in (1, 2, 3, 4)]
+    assert all(len(event[1]) == 10 for event in script.of("validate"))
+
+
+def test_a_checkpoint_stands_at_every_epochs_end_and_between_where_time_has_passed(do):
+    assert do(train__checkpoint_every_seconds=1e6).of("save") == [(7,), (13,), (19,), (25,)]
+    saved = [number for (number,) in do(train__checkpoint_every_seconds=0.0).of("save")]
+    assert {2, 4, 6, 7} <= set(saved)
+
+
+def test_the_untuned_model_answers_first_where_it_is_asked(do):
+    assert do().result["zero_shot"] is None
+    script = do(eval__zero_shot=True)
+    assert (
+        script.events[0][:2] == ("answer", None)
+        and script.result["zero_shot"].keys() == script.result["metrics"].keys()
+    )
+
+
+def test_rows_of_a_batch_are_those_that_the_config_says(do):
+    script = do(eval__batch_size=4, train__batch_size=3, train__accumulation_steps=4)
+    assert [len(event[1]) for event in script.of("validate")[:3]] == [4, 4, 2]
+    assert [len(event[2]) for event in script.of("train")[:4]] == [3, 3, 3, 3]
+    assert [event[:2] for event in script.of("train")[:5]] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
+    assert {event[1][0] for event in script.of("answer")} == {4}
