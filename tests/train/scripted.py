@@ -42,6 +42,7 @@ class Script:
         that made it, rows by digests of their tokens.
       programs: the real ones, never called.
       execution: of `jpeft.train.loop`, with all that the run is made from.
+      start: the adapter that it begins with.
       adapter: how old the adapter is that the run saved at its end.
       result: what the run returned.
     """
@@ -50,6 +51,7 @@ class Script:
     events: list[tuple] = dataclasses.field(default_factory=list)
     programs: Any = None
     execution: Any = None
+    start: Any = None
     adapter: Any = None
     result: Any = None
 
@@ -147,6 +149,7 @@ def run_scripted(run: Run, workdir: Path, monkeypatch: Any, *, session: Session 
         def __init__(self, *args):
             script.execution = self
             super().__init__(*args)
+            script.start = self.snapshot.state.adapter
 
     real_programs = loop.build_programs
     with monkeypatch.context() as patch:
@@ -159,6 +162,11 @@ def run_scripted(run: Run, workdir: Path, monkeypatch: Any, *, session: Session 
     return script
 
 
-def traced(function: Callable[..., Any], *args: Any) -> str:
-    """What a program does, as text: two programs that differ in anything but their names differ in it."""
-    return re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(function)(*args)))
+def traced(program: Program, *args: Any) -> str:
+    """What a program does, by content: two that differ in anything but names differ in it."""
+    return digest(re.sub(r"0x[0-9a-f]+", "", str(_jaxpr(program.function, *args))))
+
+
+@functools.cache
+def _jaxpr(function: Callable[..., Any], *args: Any) -> Any:
+    return jax.make_jaxpr(function)(*args)

@@ -1,0 +1,228 @@
+"""A law over every config key: changing it changes what it is for, and nothing else.
+
+A run is scripted (`scripted.py`) and taken apart into what it is made of and what it does; `CHANGES` says of every key
+which of these parts another value changes. A key that does nothing, or more than it says, fails here; so does one that
+nobody entered.
+"""
+
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jpeft.config import Run
+from jpeft.model import weights
+from jpeft.model.leaves import named_leaves
+from jpeft.model.t5 import T5
+from jpeft.peft.base import Adapter, attach, select
+from jpeft.peft.hub import save_adapter
+from jpeft.peft.lora import Lora
+from jpeft.train.session import Session
+from tests.conftest import TINY, make_batch, news, write_parquet
+from tests.train.scripted import digest, run_scripted, traced
+
+
+class Change(typing.NamedTuple):
+    """Another value of a key.
+
+    Attributes:
+      value: that differs from the default run's.
+      parts: of a run, those that it changes; see `parts_of`.
+      given: keys without which the key means nothing; they are set on both sides.
+      also: keys that go with the value.
+    """
+
+    value: typing.Any
+    parts: set[str]
+    given: dict[str, typing.Any] = {}
+    also: dict[str, typing.Any] = {}
+
+
+TEXTS = {"texts", "tokens", "trained", "validated"}
+SPLITS = {"rows", *TEXTS}
+PROGRAMS = {"train", "loss", "generate"}
+SCHEDULE = {"rates", "update", "saved"}  # of a run of more or fewer steps
+TREES = {"start", "update", *PROGRAMS}  # of an adapter with other leaves
+PROMPT = {"method.name": "prompt"}
+COLA = {"data.task": "cola"}
+CUSTOM = {"data.task": "custom", "data.template": "{text}", "data.path": "<custom>"}
+
+CHANGES: dict[str, Change] = {
+    "model.name": Change("<other>", {"base"}),
+    "model.dtype": Change("bfloat16", {"base", *PROGRAMS}),
+    "model.dropout_rate": Change(0.3, {"train"}),
+    "model.remat": Change("block", PROGRAMS),
+    "model.scan_layers": Change(True, {"update", *PROGRAMS}),
+    "method.name": Change("prompt", {*TREES, "rates"}),
+    "method.reading": Change("official", TREES),
+    "method.rank": Change(3, TREES),
+    "method.alpha": Change(2.0, PROGRAMS),
+    "method.rank_stabilized": Change(True, PROGRAMS),
+    "method.prompt_length": Change(7, TREES, PROMPT),
+    "method.prompt_init": Change("uniform", {"start"}, PROMPT),
+    "method.targets": Change("q", TREES),
+    "method.stacks": Change("decoder", TREES),
+    "method.layers": Change("1", TREES),
+    "method.pattern": Change(".*/cross_attention/v", TREES),
+    "method.from_adapter": Change("<adapter>", {"start"}),
+    "ablation.name": Change("random", TREES),
+    "ablation.seed": Change(1, {"start", *PROGRAMS}, {"ablation.name": "random"}),
+    "data.task": Change("cola", SPLITS | {"lengths"}),
+    "data.scale": Change("medium", {*SPLITS, *SCHEDULE} - {"validated"}, {"data.max_train": None, "train.max_epochs": None}),
+    "data.source": Change("sample", SPLITS, COLA, also={"data.path": None}),
+    "data.path": Change("<other data>", TEXTS),
+    "data.template": Change("Topic? {text}", TEXTS),
+    "data.kind": Change("generation", {"metric"}, CUSTOM),
+    "data.max_train": Change(16, {"rows", "texts", "tokens", "trained", *SCHEDULE}),
+    "data.max_validation": Change(6, {"rows", "texts", "tokens", "validated"}),
+    "data.max_test": Change(6, {"rows", "texts", "tokens", "answered"}),
+    "data.max_input_length": Change(40, {"tokens", "trained", "validated", "lengths"}),
+    "data.max_target_length": Change(5, {"tokens", "trained", "validated", "lengths", "generate"}),
+    "data.split_seed": Change(1, SPLITS),
+    "data.sample_seed": Change(1, TEXTS, {"data.source": "sample", "data.path": None, **COLA}),
+    "train.seed": Change(1, {"start", "trained"}),
+    "train.max_epochs": Change(3, {"trained", "validated", "epochs", *SCHEDULE}),
+    "train.batch_size": Change(3, {"trained", *SCHEDULE}),
+    "train.accumulation_steps": Change(1, {"trained", *SCHEDULE}),
+    "train.patience": Change(1, {"trained", "validated", "saved", "epochs"}),
+    "train.learning_rate.initial": Change(1e-5, {"rates", "update"}),
+    "train.learning_rate.warmup": Change(1e-1, {"rates", "update"}),
+    "train.learning_rate.annealing": Change(1e-5, {"rates", "update"}),
+    "train.warmup_fraction": Change(0.5, {"rates", "update"}),
+    "train.weight_decay": Change(0.1, {"update"}),
+    "train.clip_grad_norm": Change(1.0, {"update"}),
+    "train.checkpoint_every_seconds": Change(0.0, {"saved"}),
+    "eval.zero_shot": Change(True, {"answered", "saved"}),
+    "eval.answer": Change("score", {"answered", "metric"}),
+    "eval.num_beams": Change(3, {"generate"}),
+    "eval.batch_size": Change(4, {"validated", "answered"}),
+    "mesh.data": Change(2, {"mesh", *PROGRAMS}),
+    "mesh.fsdp": Change(2, {"mesh", *PROGRAMS}),
+    "mesh.model": Change(2, {"mesh", *PROGRAMS}),
+}
+
+
+def keys_of(cls: type, prefix: str = "") -> set[str]:
+    found = set()
+    for field in dataclasses.fields(cls):
+        nested = dataclasses.is_dataclass(field.type)
+        found |= keys_of(typing.cast(type, field.type), f"{prefix}{field.name}.") if nested else {prefix + field.name}
+    return found
+
+
+def test_every_key_is_entered():
+    assert set(CHANGES) == keys_of(Run)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, tiny_checkpoint, tiny_tokenizer, toy_data):
+    """What values in angle brackets stand for."""
+    root = tmp_path_factory.mktemp("keys")
+    weights.save(T5(TINY, rngs=nnx.Rngs(8)), root / "model")
+    (root / "model/tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
+    for split, rows in (("train", 120), ("test", 24)):
+        write_parquet(root / f"data/ag_news/{split}.parquet", news(rows, seed=77))
+    write_parquet(root / "custom.parquet", {**news(90, seed=5), "target": ["yes", "no", "maybe"] * 30})
+    tuned = T5(TINY, rngs=nnx.Rngs(3))
+    tuned = attach(tuned, Lora(), select(tuned, Lora()), jax.random.key(5))
+    save_adapter(tuned, Lora(), select(tuned, Lora()), root / "adapter", base_name="tiny")
+    return {
+        "<tiny>": str(tiny_checkpoint),
+        "<toy>": str(toy_data),
+        "<other>": str(root / "model"),
+        "<other data>": str(root / "data"),
+        "<custom>": str(root / "custom.parquet"),
+        "<adapter>": str(root / "adapter"),
+    }
+
+
+BASE = {
+    "model.name": "<tiny>",
+    "method.name": "lora",
+    "data.path": "<toy>",
+    "data.max_train": 24,
+    "data.max_validation": 10,
+    "data.max_test": 9,
+    "train.max_epochs": 4,
+    "train.batch_size": 4,
+    "train.accumulation_steps": 2,
+    "train.patience": 2,
+    "eval.batch_size": 8,
+}
+
+
+def run_of(keys: dict[str, typing.Any], places: dict[str, str]) -> Run:
+    config: dict[str, typing.Any] = {}
+    for key, value in keys.items():
+        *sections, name = key.split(".")
+        at = config
+        for section in sections:
+            at = at.setdefault(section, {})
+        at[name] = places.get(value, value) if isinstance(value, str) else value
+    return Run.from_config(config)
+
+
+def parts_of(script) -> dict[str, typing.Any]:
+    """What a run is made of and what it does, by name; two runs are the same in a part if its values are equal."""
+    execution, programs = script.execution, script.programs
+    data, task = execution.data, execution.data.task
+    model = nnx.merge(execution.graphdef, script.start, execution.base)
+    adapter, base = script.start, execution.base
+    values = lambda kind: {name: digest(np.asarray(x, np.float32)) for name, x in named_leaves(model, kind).items()}
+    shapes = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    batch = shapes(make_batch(TINY, rows=4, enc_len=16, dec_len=4))
+    key = jax.eval_shape(lambda: jax.random.key(0, impl="rbg"))
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    trees = (shapes(adapter), shapes(base))
+    return {
+        "rows": data.row_ids(),
+        "texts": [(e.input, e.target, e.references) for part in data.examples.values() for e in part],
+        "tokens": [digest(*part.inputs, *part.targets) for part in data.tokens.values()],
+        "lengths": (task.max_input_length, task.max_target_length),
+        "metric": (task.metric, sorted(script.result["metrics"])),
+        "base": (values(nnx.Param), {str(leaf.dtype) for leaf in jax.tree.leaves(base)}),
+        "start": values(Adapter),
+        "train": traced(programs.accumulate, shapes(execution.sums), *trees, key, number, number, batch),
+        "update": traced(programs.update, shapes(execution.snapshot.state), shapes(execution.sums)),
+        "loss": traced(programs.loss, *trees, batch),
+        "generate": traced(programs.answering.generate, *trees, batch["encoder_input_tokens"]),
+        "rates": [float(execution.schedule(step)) for step in range(execution.steps_per_epoch * execution.max_epochs)],
+        "trained": script.of("train"),
+        "validated": [event[1] for event in script.of("validate")],
+        "answered": [
+            (kind, adapter and (adapter - 99) // execution.steps_per_epoch, shape[0])
+            for kind, adapter, shape in (event for event in script.events if event[0] in ("answer", "score"))
+        ],
+        "saved": script.of("save"),
+        "epochs": script.result["epochs_run"],
+        "mesh": execution.layout.shape,
+    }
+
+
+@pytest.fixture(scope="module")
+def parts(places, tmp_path_factory):
+    """`parts_of` a run with these keys over `BASE`; those with the same keys are run once."""
+    session, made = Session(), {}
+    monkeypatch = pytest.MonkeyPatch()
+
+    def of(keys):
+        name = repr(sorted(keys.items()))
+        if name not in made:
+            run = run_of({**BASE, **keys}, places)
+            workdir = tmp_path_factory.mktemp("run") / "x"
+            script = run_scripted(run, workdir, monkeypatch, session=session, losses=(3.0, 1.0, 2.0))
+            made[name] = parts_of(script)
+        return made[name]
+
+    return of
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_key_changes_what_it_is_for_and_nothing_else(key, parts):
+    change = CHANGES[key]
+    before, after = parts(change.given), parts({**change.given, **change.also, key: change.value})
+    assert {name for name in before if before[name] != after[name]} == change.parts
