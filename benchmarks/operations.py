@@ -11,6 +11,7 @@ import math
 import re
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -87,7 +88,10 @@ def measure(call: Callable[[], object], text: str, *, runs: int) -> tuple[list[O
         trace = ProfileData.from_file(str(next(Path(directory).rglob("*.xplane.pb"))))
     module = re.match(r"HloModule ([\w.\-]+)", text)
     assert module is not None, "compiled text begins with the module's name"
-    events = list(_events(trace, module.group(1)))
+    with warnings.catch_warnings():
+        # jaxlib makes a type at the first event; Python 3.13 warns of it, and where warnings are errors jaxlib aborts.
+        warnings.filterwarnings("ignore", "builtin type .* has no __module__ attribute", DeprecationWarning)
+        events = list(_events(trace, module.group(1)))
     nanoseconds = shared_time(events)
     count = collections.Counter(name for _, _, name in events)
     products = products_of(text)

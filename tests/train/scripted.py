@@ -6,12 +6,11 @@ Nothing is compiled and nothing saved: such a run takes a fraction of a second, 
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jpeft.config import Run
@@ -19,7 +18,7 @@ from jpeft.program import Program
 from jpeft.train import loop
 from jpeft.train.display import Display
 from jpeft.train.programs import Answering, Programs
-from jpeft.train.session import Session
+from jpeft.train.session import Session, spec
 from jpeft.train.step import TrainState
 
 
@@ -89,7 +88,7 @@ def _programs(script: Script, max_length: int) -> Programs:
 
     def update(state, sums):
         script.events.append(("update", int(state.step)))
-        adapter = jax.tree.map(lambda leaf: jnp.full_like(leaf, 100 + int(state.step)), state.adapter)
+        adapter = jax.tree.map(lambda leaf: np.full(leaf.shape, 100.0 + int(state.step), leaf.dtype), state.adapter)
         return TrainState(state.step + 1, adapter, state.opt_state), sums, {"loss": 1.0, "grad_norm": 1.0}
 
     def loss(adapter, base, batch):
@@ -162,11 +161,12 @@ def run_scripted(run: Run, workdir: Path, monkeypatch: Any, *, session: Session 
     return script
 
 
+_TRACED: dict[Any, str] = {}
+
+
 def traced(program: Program, *args: Any) -> str:
     """What a program does, by content: two that differ in anything but names differ in it."""
-    return digest(re.sub(r"0x[0-9a-f]+", "", str(_jaxpr(program.function, *args))))
-
-
-@functools.cache
-def _jaxpr(function: Callable[..., Any], *args: Any) -> Any:
-    return jax.make_jaxpr(function)(*args)
+    key = (program, spec(args))
+    if key not in _TRACED:
+        _TRACED[key] = digest(re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(program.function)(*args))))
+    return _TRACED[key]
