@@ -194,9 +194,10 @@ def select(model: T5, method: Method, selection: Selection = Selection()) -> lis
     The method's default names apply unless the selection gives names or a pattern of its own.
 
     Raises:
-      UserError: nothing matches; the message lists what there is.
+      UserError: nothing matches, in which case the message lists what there is; or a layer or a name is not there.
     """
     candidates = [site for site in sites(model) if site.kind in method.kinds]
+    _require_layers(selection, candidates)
     own_choice = selection.names is not None or selection.pattern is not None
     default = None if own_choice else method.default_names(model)
     chosen = [s for s in candidates if selection.allows(s) and (default is None or s.name in default)]
@@ -209,6 +210,19 @@ def select(model: T5, method: Method, selection: Selection = Selection()) -> lis
             f"there are: {', '.join(sorted({site.name for site in candidates}))}."
         )
     return chosen
+
+
+def _require_layers(selection: Selection, candidates: Sequence[Site]) -> None:
+    """Raises `UserError`: a block is selected that a selected stack does not have."""
+    for stack in STACKS if selection.stacks is None else selection.stacks:
+        blocks = {site.layer for site in candidates if site.stack == stack and site.layer is not None}
+        past = sorted(set((selection.layers or {}).get(stack, ())) - blocks)
+        if past and blocks:
+            others = "" if selection.stacks is not None else ", or one stack alone by method.stacks"
+            raise UserError(
+                f"method.layers names block {past[0]}, and the {stack} has {len(blocks)}, 0 to {max(blocks)}; name "
+                f"blocks that are there{others}."
+            )
 
 
 def _nothing_matches(method: Method, selection: Selection, candidates: list[Site]) -> str:

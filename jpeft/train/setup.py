@@ -99,11 +99,26 @@ def _adapter_directory(name: str) -> Path:
     return locate(path).directory
 
 
+def _require_same_sites(stored: list[Site], model: T5, method: Method, asked: Selection) -> None:
+    """Raises `UserError`: a config selects sites, and an adapter to start from is attached to others."""
+    if asked == Selection():
+        return
+    wanted, there = ({site.path for site in sites} for sites in (select(model, method, asked), stored))
+    if wanted != there:
+        example = min(wanted ^ there)
+        raise UserError(
+            f"method.from_adapter is attached to {len(there)} sites, and the config's targets, stacks, layers, pattern "
+            f"or ablation select {len(wanted)} ({example} is in one alone); an adapter keeps its sites: leave those "
+            "keys unset, or start without it."
+        )
+
+
 def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str], None] = lambda line: None) -> Setup:
     """Loads the base, unless the session has it, and attaches the method; `report` hears what takes long.
 
     Raises:
-      UserError: the model or adapter is not there, does not fit, or the selection matches nothing.
+      UserError: the model or adapter is not there, does not fit, or is attached elsewhere than the config selects; or
+        the selection matches nothing.
       RunFailed: a file is damaged, or the hub can not be reached.
     """
     untuned, tokenizer = _load_base(run, session, layout, report)
@@ -115,6 +130,7 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
             raise UserError(
                 f"method.from_adapter holds {stored_method}, the config asks for {method}; make them agree."
             )
+        _require_same_sites(sites, untuned, method, selection(run, untuned))
     else:
         sites = select(untuned, method, selection(run, untuned))
         model = attach(untuned, method, sites, jax.random.key(run.train.seed))

@@ -161,6 +161,17 @@ def test_dropout_zeroes_its_share_and_scales_the_rest(key):
     assert dropout(x, 0.3, None) is x and dropout(x, 0.0, key) is x
 
 
+def test_dropout_is_drawn_wherever_t5_has_it(key):
+    """The embedded input, attention's weights, what a sublayer returns, inside the feed-forward, the end of a stack."""
+    model = T5(dataclasses.replace(TINY, num_layers=1, num_decoder_layers=1, dropout_rate=0.1), rngs=nnx.Rngs(0))
+    tokens = lambda length: jnp.ones((3, length), jnp.int32)
+    drawn = _equations(lambda key: model.hidden(tokens(8), tokens(5), key), key)
+    masks = [equation.outvars[0].aval.shape for equation in drawn if equation.primitive.name == "random_bits"]
+    of_stack = lambda length: [(3, length, 16)] * 2 + [(3, length, 16), (3, length, 24), (3, length, 16)]
+    attention = [(3, 2, 8, 8), (3, 2, 5, 5), (3, 2, 5, 8)]  # the encoder's, the decoder's, from one to the other
+    assert sorted(masks) == sorted([*of_stack(8), *of_stack(5), (3, 5, 16), *attention])
+
+
 def test_dropout_of_the_model_follows_its_key(deep_t5, batch):
     first, second = jax.random.key(1), jax.random.key(2)
     without = logits_of(deep_t5, batch)

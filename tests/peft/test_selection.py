@@ -55,6 +55,19 @@ def test_names_reach_beyond_a_methods_defaults(tiny_t5):
     assert paths(tiny_t5, Lora(), names=["lm_head"]) == ["lm_head"]
 
 
+@pytest.mark.parametrize(
+    ("layers", "stacks", "says"),
+    [
+        ({"encoder": [0, 2], "decoder": [0]}, None, "names block 2, and the encoder has 2, 0 to 1.*method.stacks"),
+        ({"encoder": [0], "decoder": [1, 7, 9]}, None, "names block 7, and the decoder has 2, 0 to 1"),
+        ({"encoder": [5], "decoder": [5]}, ["decoder"], "names block 5, and the decoder has 2.*are there\\.$"),
+    ],
+)
+def test_a_block_that_is_not_there_is_refused_beside_those_that_are(tiny_t5, layers, stacks, says):
+    with pytest.raises(UserError, match=says):
+        paths(tiny_t5, Lora(), layers=layers, stacks=stacks)
+
+
 def test_layers_leave_out_what_is_in_no_layer(tiny_t5):
     assert "decoder/final_norm" in paths(tiny_t5, BitFit.official())
     chosen = paths(tiny_t5, BitFit.official(), layers={"encoder": [0], "decoder": []})
@@ -66,7 +79,7 @@ def test_layers_leave_out_what_is_in_no_layer(tiny_t5):
     [
         (
             Lora(),
-            {"layers": {"encoder": [7], "decoder": [7]}},
+            {"layers": {"encoder": [], "decoder": []}},
             "matches none of the 37 sites that lora.*self_attention/q",
         ),
         (Prompt(), {"layers": {"encoder": [0], "decoder": [0]}}, "matches none of the 1 sites.*encoder_input"),

@@ -235,7 +235,9 @@ DEFAULT = (
 )
 
 
-@pytest.mark.parametrize("key", [pytest.param(key, marks=[] if key in DEFAULT else pytest.mark.slow) for key in CHANGES])
+@pytest.mark.parametrize(
+    "key", [pytest.param(key, marks=[] if key in DEFAULT else pytest.mark.slow) for key in CHANGES]
+)
 def test_a_key_changes_what_it_is_for_and_nothing_else(key, parts):
     change = CHANGES[key]
     before, after = parts(change.given), parts({**change.given, **change.also, key: change.value})

@@ -192,6 +192,12 @@ def test_a_run_can_start_from_an_earlier_adapter(tiny_checkpoint, toy_data, tmp_
         np.testing.assert_allclose(second[leaf], first[leaf], atol=1e-6)
     assert run("ia3_agnews_low", tmp_path / "third", tiny_checkpoint, toy_data, start) == 2
     assert "make them agree" in capsys.readouterr().err
+    for elsewhere in ("method.targets=q", "method.stacks=encoder", "method.layers=0", "ablation.name=early"):
+        arguments = ("lora_agnews_low", tmp_path / "third", tiny_checkpoint, toy_data, start, f"--config.{elsewhere}")
+        assert run(*arguments) == 2
+        assert "an adapter keeps its sites" in capsys.readouterr().err
+    same = "--config.method.targets=q,k,v,o"
+    assert run("lora_agnews_low", tmp_path / "third", tiny_checkpoint, toy_data, start, same, *small_steps) == 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_rows(tiny_checkpoint, toy_data, tmp_path, capsys):
