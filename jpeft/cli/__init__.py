@@ -34,9 +34,8 @@ from jpeft.trouble import explained
 _COMMANDS = (train, predict, serve, merge, export, import_adapter, recommend, report, grid, plan, params, pretrain)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The console script `jpeft`."""
-    _prepare_process()
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `jpeft`, with every command."""
     parser = _Parser(
         prog="jpeft",
         description="Parameter-efficient fine-tuning of T5 in JAX. It begins with `jpeft train`; see the README.",
@@ -45,6 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script `jpeft`."""
+    _prepare_process()
+    parser = build_parser()
     arguments, others = parser.parse_known_args(argv)
     keys = [arg for arg in others if arg.startswith("--config.")] if hasattr(arguments, "takes_config_keys") else []
     if len(keys) < len(others):

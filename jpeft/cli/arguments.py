@@ -30,8 +30,8 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def whole(least: int, most: int = _LARGEST) -> Callable[[str], int]:
-    """A `type` of argparse: a whole number from `least` to `most`."""
+def whole(least: int = -_LARGEST, most: int = _LARGEST) -> Callable[[str], int]:
+    """A `type` of argparse: a whole number from `least` to `most`; commands say more of what is too little for them."""
 
     def number(text: str) -> int:
         try:
@@ -51,7 +51,7 @@ def wholes(least: int, most: int = _LARGEST) -> Callable[[str], tuple[int, ...]]
     return lambda text: tuple(one(part) for part in text.split(","))
 
 
-def number(least: int | float, most: int | float = _LARGEST) -> Callable[[str], float]:
+def number(least: int | float = -_LARGEST, most: int | float = _LARGEST) -> Callable[[str], float]:
     """A `type` of argparse: a finite number from `least` to `most`."""
 
     def parsed(text: str) -> float:

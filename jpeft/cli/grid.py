@@ -51,13 +51,13 @@ def add(commands: argparse._SubParsersAction) -> None:
     which.add_argument("--only", metavar="PATTERN", help="cells whose name matches, such as 'ia3_*_medium'")
     how = parser.add_argument_group("what to do with them")
     how.add_argument("--dry-run", action="store_true", help="show every cell's state and run nothing")
-    how.add_argument("--limit", type=whole(1), metavar="N", help="begin at most N cells")
+    how.add_argument("--limit", type=whole(), metavar="N", help="begin at most N cells")
     how.add_argument("--retry-failed", action="store_true", help="run those that failed, too")
     how.add_argument("--overwrite-stale", action="store_true", help="run those of another config again; theirs is lost")
     how.add_argument("--launcher", choices=("local", "ray"), default="local", help="(default: %(default)s)")
     how.add_argument(
         "--jobs",
-        type=whole(1, 4096),
+        type=whole(most=4096),
         metavar="N",
         help="cells at once; local: the GPUs, or cores, are shared out (default: 1)",
     )

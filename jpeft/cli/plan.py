@@ -37,10 +37,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--device", help="by name, for memory and speed: A10, A100-80GB, H100, TPU-v5e, ...")
     parser.add_argument("--device-memory", metavar="SIZE", help="such as 24GB, in the place of the device's own")
     parser.add_argument(
-        "--input-length", type=whole(2, 65_536), metavar="TOKENS", help="padded; the longest if not given"
+        "--input-length", type=whole(most=65_536), metavar="TOKENS", help="padded; the longest if not given"
     )
     parser.add_argument(
-        "--target-length", type=whole(2, 16_384), metavar="TOKENS", help="padded; the longest if not given"
+        "--target-length", type=whole(most=16_384), metavar="TOKENS", help="padded; the longest if not given"
     )
     parser.add_argument("--no-search", action="store_true", help="do not look for a change that would make it fit")
     parser.add_argument("--json", action="store_true", help="print JSON")

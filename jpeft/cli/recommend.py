@@ -44,7 +44,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     numbers.add_argument(
         "--task", metavar="TASK", help="classification, generation, or agnews, cola, e2e, samsum; custom with --runs"
     )
-    numbers.add_argument("--examples", type=whole(1), metavar="N", help="rows that you have to train on")
+    numbers.add_argument("--examples", type=whole(), metavar="N", help="rows that you have to train on")
     numbers.add_argument("--runs", nargs="+", metavar="DIR", help="your results instead of the published ones")
     trying = parser.add_argument_group("by a search on your own rows")
     trying.add_argument("--data", metavar="FILE", help="rows: JSONL, CSV, Parquet, or a directory of splits")
@@ -53,7 +53,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--methods", default="lora,ia3,bitfit,prompt,full", help="to try, with commas (default: %(default)s)"
     )
     trying.add_argument(
-        "--budget", type=number(0, 10**7), metavar="MINUTES", help="that it may take, about; no limit by default"
+        "--budget", type=number(), metavar="MINUTES", help="that it may take, about; no limit by default"
     )
     trying.add_argument(
         "--config",
@@ -62,7 +62,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     trying.add_argument("--workdir", type=path, help="of the search; runs/recommend_<data>_<model> by default")
     trying.add_argument(
-        "--jobs", type=whole(1, 4096), default=1, metavar="N", help="runs at once (default: %(default)s)"
+        "--jobs", type=whole(most=4096), default=1, metavar="N", help="runs at once (default: %(default)s)"
     )
     trying.add_argument("--retry-failed", action="store_true", help="run again what failed, too")
     parser.set_defaults(run=_recommend, takes_config_keys=True)

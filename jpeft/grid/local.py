@@ -1,5 +1,6 @@
 """Workers on this machine, one process for each set of its devices."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -87,7 +88,8 @@ class LocalPool:
     def close(self) -> None:
         for process in self._processes.values():
             assert process.stdin is not None
-            process.stdin.close()
+            with contextlib.suppress(OSError):
+                process.stdin.close()
         for worker, process in list(self._processes.items()):
             try:
                 process.wait(_SECONDS_TO_SAVE)
@@ -101,7 +103,7 @@ class LocalPool:
         assert process.stdin is not None and process.stdout is not None
         self._selector.unregister(process.stdout)
         process.stdout.close()
-        if not process.stdin.closed:
+        with contextlib.suppress(OSError):  # it died before it had read its job, which would go out now
             process.stdin.close()
 
 

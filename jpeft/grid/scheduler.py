@@ -98,20 +98,20 @@ class Schedule:
 
     def _begin(self, worker: int, cell: Cell, pool: Pool) -> None:
         state = self.states[cell].state
+        # A failed cell goes on from its checkpoint like any other, but for files that can not be read.
+        overwrite = state == State.STALE or self.states[cell].damaged
         self._left -= 1
         self._at_work[worker] = self._last[worker] = cell
         self.states[cell] = CellState(State.RUNNING, "starting")
-        # A failed cell goes on from its checkpoint like any other, but for a result that can not be read.
-        unreadable = state == State.FAILED and (cell.directory(self._workdir) / "result.json").exists()
-        overwrite = state == State.STALE or unreadable
         pool.submit(worker, Job(cell.run.to_dict(), str(cell.directory(self._workdir)), overwrite))
 
     def _end(self, event: Event) -> None:
         cell = self._at_work.pop(event.worker, None)
         if cell is None:  # it died without a job
             return
+        died = ""
         if event.outcome is None:
-            self._died(cell, event.reason)
+            died = self._died(cell, event.reason)
         elif event.outcome.status == "done":
             self._tried.add(cell)
             self.done.append(cell)
@@ -122,20 +122,25 @@ class Schedule:
         else:  # another process was quicker, or the worker was told to stop: as if it had not been begun
             self._left += 1
         self.states[cell] = look(cell, self._workdir)
-        if event.outcome is not None and event.outcome.status == "failed":  # its directory may not be ours to write to
-            self.states[cell] = CellState(State.FAILED, event.outcome.error)
+        error = event.outcome.error if event.outcome is not None and event.outcome.status == "failed" else died
+        if error:  # its directory may not be ours to write to, or not be there
+            self.states[cell] = CellState(State.FAILED, error)
         if self.states[cell].state == State.DONE and cell in self.done:
             self._report(f"{cell.name}: {self.states[cell].detail}")
 
-    def _died(self, cell: Cell, reason: str) -> None:
+    def _died(self, cell: Cell, reason: str) -> str:
+        """What is wrong with the cell, where its workers have died too often; empty where it is tried again."""
         self._left += 1
         self._deaths[cell] = self._deaths.get(cell, 0) + 1
         if self._deaths[cell] < _MOST_DEATHS:
             self._report(f"{cell.name}: {reason}; it goes back in the queue, and on from its last checkpoint")
-            return
+            return ""
         self._tried.add(cell)
-        record_failure(cell.directory(self._workdir), f"{reason}, {self._deaths[cell]} times")
-        self._report(f"{cell.name} failed: {reason}, {self._deaths[cell]} times")
+        error, directory = f"{reason}, {self._deaths[cell]} times", cell.directory(self._workdir)
+        if (directory / "config.json").is_file():  # otherwise it died before the directory was the cell's
+            record_failure(directory, error)
+        self._report(f"{cell.name} failed: {error}")
+        return error
 
     def _waits_for_others(self) -> bool:
         return self._left > 0 and any(seen.state == State.RUNNING for seen in self.states.values())

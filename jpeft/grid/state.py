@@ -4,6 +4,7 @@ All that is known of a grid stands in its cells' directories: nothing else has t
 several machines, may look at once.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import enum
@@ -14,7 +15,7 @@ from typing import Any
 
 from jpeft.config import of_any_version
 from jpeft.errors import RunFailed, UserError
-from jpeft.files import write_whole
+from jpeft.files import read_json_object, write_whole
 from jpeft.grid.cells import Cell
 from jpeft.train.loop import rows_of
 from jpeft.train.rundir import has_work, is_claimed, what_differs
@@ -22,6 +23,7 @@ from jpeft.train.rundir import has_work, is_claimed, what_differs
 FAILURE_FILE = "failure.json"
 PROGRESS_FILE = "progress.json"
 LOG_FILE = "log.txt"
+_LONGEST_DETAIL = 500
 
 
 class State(enum.StrEnum):
@@ -42,11 +44,13 @@ class CellState:
       detail: the metric of a cell that is done, what a running one is at, the error of a failed one, what differs in
         the config of a stale one.
       result: `result.json` of a cell that is done.
+      damaged: whether a failed one has to be begun anew, since its files are not what a run writes.
     """
 
     state: State
     detail: str = ""
     result: dict[str, Any] | None = None
+    damaged: bool = False
 
 
 def look(cell: Cell, workdir: Path) -> CellState:
@@ -64,7 +68,7 @@ def look(cell: Cell, workdir: Path) -> CellState:
     config = _read(directory / "config.json")
     if config is None:
         if has_work(directory):
-            return CellState(State.FAILED, f"{directory / 'config.json'} is damaged")
+            return CellState(State.FAILED, f"{directory / 'config.json'} is damaged", damaged=True)
         return CellState(State.MISSING)
     asked = json.loads(json.dumps(cell.run.to_dict()))
     try:
@@ -75,12 +79,13 @@ def look(cell: Cell, workdir: Path) -> CellState:
         return CellState(State.STALE, "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else ""))
     if (directory / "result.json").is_file():
         result = _read(directory / "result.json")
-        if result is None or result.get("status") != "done":
-            return CellState(State.FAILED, f"{directory / 'result.json'} is damaged")
-        return CellState(State.DONE, f"{result['metric_name']} {result['metric']:.4f}", result)
+        metric = None if result is None or result.get("status") != "done" else result.get("metric")
+        if not isinstance(metric, int | float):
+            return CellState(State.FAILED, f"{directory / 'result.json'} is damaged", damaged=True)
+        return CellState(State.DONE, f"{result.get('metric_name')} {metric:.4f}", result)
     failure = _read(directory / FAILURE_FILE)
     if failure is not None and not changed:
-        return CellState(State.FAILED, str(failure.get("error")))
+        return CellState(State.FAILED, str(failure.get("error"))[:_LONGEST_DETAIL])
     return CellState(State.MISSING, "goes on from its checkpoint" if has_work(directory) else "")
 
 
@@ -89,22 +94,22 @@ def record_failure(directory: Path, error: BaseException | str) -> None:
     shown = error if isinstance(error, str) else f"{type(error).__name__}: {error}".partition("\n")[0]
     trace = "" if isinstance(error, str) else "".join(traceback.format_exception(error))
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    with write_whole(directory / FAILURE_FILE) as beside:
+    with contextlib.suppress(OSError), write_whole(directory / FAILURE_FILE) as beside:  # whoever asks says it, too
         beside.write_text(json.dumps({"error": shown, "time": now, "traceback": trace}, indent=2) + "\n")
 
 
 def _progress(directory: Path) -> str:
     progress = _read(directory / PROGRESS_FILE)
-    if progress is None:
+    if progress is None or not all(isinstance(progress.get(key), int) for key in ("done", "total")):
         return "starting"
     done = f"{progress['done']:,}/{progress['total']:,}"
-    return f"{progress['phase']} {done}  {progress['note']}".rstrip() + f"  [{progress['worker']}]"
+    shown = f"{progress.get('phase')} {done}  {progress.get('note')}".rstrip() + f"  [{progress.get('worker')}]"
+    return shown[:_LONGEST_DETAIL]
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is no whole one."""
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_json_object(path)
+    except UserError:
         return None
-    return value if isinstance(value, dict) else None

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from jpeft.config import Run
-from jpeft.errors import Busy, RunFailed, Stopped, UserError
+from jpeft.errors import Busy, Stopped
 from jpeft.files import write_whole
 from jpeft.grid.state import FAILURE_FILE, LOG_FILE, PROGRESS_FILE, record_failure
 from jpeft.train.display import Display, Task
 from jpeft.train.loop import execute
 from jpeft.train.session import Session
+from jpeft.trouble import explained, first_line
 
 _SECONDS_BETWEEN_RECORDS = 1.0
 
@@ -71,8 +72,8 @@ def do(job: Job, session: Session) -> Outcome:
     except Exception as error:  # of whatever kind: the other cells go on, and the traceback is kept
         if (directory / "config.json").is_file():  # otherwise the directory is not the cell's
             record_failure(directory, error)
-        expected = isinstance(error, UserError | RunFailed)
-        return Outcome("failed", str(error) if expected else f"{type(error).__name__}: {error}".partition("\n")[0])
+        expected = explained(error)
+        return Outcome("failed", str(expected) if expected else f"{type(error).__name__}: {first_line(error)}")
     finally:
         display.close()
     seconds = time.monotonic() - started
@@ -99,7 +100,8 @@ class _CellDisplay(Display):
             yield _RecordedTask(task, self._directory, name, total, done, note)
 
     def close(self) -> None:
-        (self._directory / PROGRESS_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self._directory / PROGRESS_FILE).unlink(missing_ok=True)
 
 
 class _RecordedTask(Task):

@@ -33,8 +33,12 @@ def is_claimed(path: Path) -> bool:
     try:
         with (path / _LOCK).open("r+") as lock:  # network file systems lock only what may be written
             return not _lock(lock, seconds=0.0)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except PermissionError:  # not ours to write to, so not to hold either
+        return False
+    except OSError as error:
+        raise RunFailed(f"{path} can not be looked at ({error.strerror or error}).") from None
 
 
 # All that a run, or the worker of a grid that does it, leaves in its directory.

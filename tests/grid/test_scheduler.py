@@ -223,3 +223,28 @@ def test_a_cell_that_another_process_took_first_is_begun_again_only_if_it_is_lef
     made, _ = schedule([cell("lora_agnews_low")])
     made.run(PretendedPool(1, act))
     assert made.counts()[State.DONE] == 1
+
+
+def test_a_worker_that_dies_before_its_cell_has_a_directory_fails_the_cell_alone(schedule, tmp_path):
+    cells = [cell(name) for name in NAMES]
+    made, lines = schedule(cells)
+    made.run(PretendedPool(1, lambda job: None if "lora_cola" in job.directory else succeed(job)))
+    assert made.counts()[State.DONE] == 3 and made.counts()[State.FAILED] == 1
+    assert made.states[cells[2]].detail == "its process was killed by SIGKILL, 3 times"
+    assert "lora_cola_low_seed0 failed: its process was killed by SIGKILL, 3 times" in lines
+    assert not cells[2].directory(tmp_path).exists()  # nor is one made, that no run would take for its own
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{", '{"done": "x", "total": null}', "[" * 99_999, "\0" * 9, "{}"])
+@pytest.mark.parametrize("name", ["progress.json", "failure.json", "config.json", "result.json"])
+def test_damaged_records_of_a_cell_are_a_state_of_it(name, content, schedule, tmp_path):
+    seen = cell("lora_agnews_low")
+    directory = seen.directory(tmp_path)
+    (succeed if name in ("config.json", "result.json") else fail)(Job(seen.run.to_dict(), str(directory)))
+    (directory / name).write_text(content)
+    with RunDirectory(directory).claim({}, overwrite=True):
+        assert look(seen, tmp_path).state == State.RUNNING
+    made, _ = schedule([seen], failed=True, stale=True)
+    assert made.states[seen].state in (State.FAILED, State.MISSING, State.STALE)
+    made.run(PretendedPool(1, lambda job: succeed(job) if job.overwrite or name[0] in "pf" else fail(job)))
+    assert made.states[seen].state == State.DONE
