@@ -40,6 +40,7 @@ def _merge(arguments: argparse.Namespace) -> int:
 
     from jpeft.cli.output import output_directory
     from jpeft.model import weights
+    from jpeft.model.settings import pass_on
     from jpeft.model.source import resolve
     from jpeft.model.tokenizer import Tokenizer
     from jpeft.peft.card import merged_card
@@ -63,6 +64,7 @@ def _merge(arguments: argparse.Namespace) -> int:
         dtype = np.dtype(arguments.dtype or stored_dtype(directory))
         weights.save(merged, out, dtype=dtype)
         tokenizer.save(out)
+        pass_on(str(directory), out)
         del merged
         agreement = probe.agreement(weights.load(out))
         card = merged_card(method, sites, base=name, result=found.result, agreement=agreement, dtype=dtype.name)

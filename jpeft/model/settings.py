@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jpeft.errors import UserError
-from jpeft.files import check_fields, json_kind, read_json_object
+from jpeft.files import check_fields, json_kind, read_json_object, write_whole
 from jpeft.model.source import PACKAGED, packaged_models
 
 FILE = "jpeft.json"
@@ -88,6 +88,18 @@ def settings_of(model: str) -> ModelSettings | None:
             for method, points in rates.items()
         },
     )
+
+
+def pass_on(model: str, directory: Path) -> None:
+    """Gives a model that was made of another one what that one recommends: it is of the same size.
+
+    Raises:
+      UserError: as `settings_of`.
+    """
+    settings = settings_of(model)
+    if settings is not None:
+        with write_whole(directory / FILE) as beside:
+            beside.write_bytes(settings.file.read_bytes())
 
 
 def in_words(model: str, taken: Mapping[str, Any]) -> str:

@@ -41,6 +41,7 @@ from jpeft.eval.loss import mean_loss
 from jpeft.eval.metrics import rouge_tokenizer
 from jpeft.mesh.layout import Layout
 from jpeft.mesh.processes import any_of, host_copy, is_first, wait_for_all
+from jpeft.model.settings import pass_on
 from jpeft.peft.base import count, split
 from jpeft.peft.hub import save_adapter
 from jpeft.program import use_compilation_cache
@@ -552,6 +553,7 @@ class _Execution:
             adapter_bytes = save_adapter(best, setup.method, setup.sites, adapter_directory, base_name=run.model.name)
             if (adapter_directory / "config.json").is_file():  # full tuning leaves a whole model: give it its tokenizer
                 setup.tokenizer.save(adapter_directory)
+                pass_on(run.model.name, adapter_directory)
             self._task_of_run().write(adapter_directory)
         seconds = {key: round(value, 3) for key, value in progress.seconds.items()}
         looked_back, notes = write_aftermath(

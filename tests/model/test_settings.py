@@ -7,7 +7,7 @@ import pytest
 from jpeft.config import Run, taken_from_model
 from jpeft.configs import benchmark, custom
 from jpeft.errors import UserError
-from jpeft.model.settings import KEYS, in_words, settings_of
+from jpeft.model.settings import KEYS, in_words, pass_on, settings_of
 
 
 @pytest.fixture
@@ -125,3 +125,11 @@ def test_the_usual_reading(task, method, reading):
     assert Run.from_config(values).method.reading == reading
     values["method"]["reading"] = "paper"
     assert Run.from_config(values).method.reading == "paper"
+
+
+def test_a_model_made_of_another_recommends_the_same(tmp_path):
+    pass_on("mini", tmp_path)
+    assert taken_from_model(config(str(tmp_path))) == taken_from_model(config("mini")) != {}
+    (tmp_path / "other").mkdir()
+    pass_on("google/flan-t5-base", tmp_path / "other")
+    assert not any((tmp_path / "other").iterdir())
