@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from jpeft import __version__
 from jpeft.cli import (
+    evaluate,
     export,
     grid,
     import_adapter,
@@ -31,7 +32,21 @@ from jpeft.cli import (
 from jpeft.errors import RunFailed, UserError
 from jpeft.trouble import explained
 
-_COMMANDS = (train, predict, serve, merge, export, import_adapter, recommend, report, grid, plan, params, pretrain)
+_COMMANDS = (
+    train,
+    predict,
+    evaluate,
+    serve,
+    merge,
+    export,
+    import_adapter,
+    recommend,
+    report,
+    grid,
+    plan,
+    params,
+    pretrain,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

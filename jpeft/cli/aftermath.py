@@ -35,7 +35,7 @@ def print_aftermath(result: Mapping[str, Any], workdir: Path) -> None:
     if result.get("per_class"):
         print(f"macro_f1  {result['per_class']['macro_f1']:.4f}")
         try:
-            _print_classes(read_json_object(workdir / "per_class.json"))
+            print_classes(read_json_object(workdir / "per_class.json"))
         except (UserError, KeyError, TypeError):  # taken away or damaged since: the result stands without it
             pass
     for name, what in (
@@ -49,7 +49,8 @@ def print_aftermath(result: Mapping[str, Any], workdir: Path) -> None:
         print(f"warning  {line}")
 
 
-def _print_classes(record: Mapping[str, Any]) -> None:
+def print_classes(record: Mapping[str, Any]) -> None:
+    """Prints a table of what `per_class.json` holds."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -15,8 +15,8 @@ TASK_FILE = "task.json"
 # What a stranger's file may ask for. A run's own stay far below.
 _LONGEST_TEXT = 100_000  # characters of a template, a label or a column's name
 _MOST_LABELS = 10_000
-_MOST_TOKENS = 2**20
-_MOST_BEAMS = 64
+_MOST_TOKENS = 65_536
+_MOST_BEAMS = 256
 _FORMAT = 1
 _KEYS = {
     "format_version": int,

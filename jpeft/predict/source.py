@@ -54,7 +54,8 @@ def _of_older_run(adapter: Path) -> TaskOfRun | None:
         max_input_length=run.data.max_input_length or task.max_input_length,
         max_target_length=run.data.max_target_length or task.max_target_length,
     )
-    return TaskOfRun.of(task, answer=run.eval.answer, num_beams=run.eval.num_beams, dtype=run.model.dtype)
+    made = {"answer": run.eval.answer, "num_beams": run.eval.num_beams, "dtype": run.model.dtype}
+    return TaskOfRun.of(task, **made, input=run.data.input)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.base import Method
 from jpeft.predict.prompt import Prompt, Question, QuestionTokens
 from jpeft.predict.source import task_of
+from jpeft.rows.values import as_text
 from jpeft.serve.bank import AdapterBank, UnknownAdapter
 
 _UNCUT = 2**31  # tokens: no text that is taken has so many
@@ -347,4 +348,7 @@ def _question(where: str, given: str | Mapping[str, Any], prompt: Prompt | None)
     empty = [column for column in columns if given[column] is None]
     if empty:
         raise UserError(f"{where} has nothing in {empty[0]!r}.")
-    return Question.as_it_stands(str(given["input"])) if prompt is None else prompt.of_fields(given)
+    try:
+        return Question.as_it_stands(as_text(given["input"])) if prompt is None else prompt.of_fields(given)
+    except ValueError as error:
+        raise UserError(f"{where} {error}.") from None

@@ -1,0 +1,127 @@
+"""`jpeft evaluate`: a labelled file that a run never saw, answered and judged as the run's own test was."""
+
+import argparse
+import json
+
+from jpeft.cli.arguments import path, whole
+from jpeft.errors import UserError
+
+_DESCRIPTION = """Answers every row of a labelled file and says what the answers are worth, as the run's own test
+does: with its prompt, labels, lengths, way of answering and metric.
+
+  jpeft evaluate --adapter runs/tickets --data new.csv
+  jpeft evaluate --adapter runs/tickets --data other.jsonl --target label --input body --output answers.jsonl
+  jpeft evaluate --model google/flan-t5-base --data mine.csv --template 'Summarize: {text}' --target summary
+
+--adapter is a run's directory or an adapter's, wherever it was exported to; --model a merged model, the result of full
+tuning, or the base of an adapter that has moved. --data is a file (.csv, .tsv, .jsonl, .json, .parquet), or a directory
+as runs read it, of which --split is taken. Columns are called as in the run's own rows unless --target, --input or
+--template say otherwise.
+
+Rows with a label that the run did not know count as wrong, and are counted. Where the run's rows are still there, it
+says how many rows of the file the run trained on. --output writes one line a row, as a run's predictions.jsonl. More:
+docs/evaluate.md."""
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="a labelled file judged as a run's own test was",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = parser.add_argument_group("what answers")
+    what.add_argument("--adapter", type=path, metavar="DIR", help="a run's directory, or an adapter's")
+    what.add_argument("--model", metavar="NAME", help="mini, a hub id or a directory in Hugging Face layout")
+    what.add_argument("--dtype", help="auto, float32 or bfloat16 (default: the run's, or auto)")
+    rows = parser.add_argument_group("what is judged")
+    rows.add_argument("--data", type=path, required=True, metavar="FILE", help="rows with their right answers")
+    rows.add_argument("--split", default="test", metavar="NAME", help="of a directory: test, validation, train (test)")
+    rows.add_argument("--target", metavar="COLUMN", help="of the right answers (default: the run's)")
+    rows.add_argument("--input", metavar="COLUMN", help="of the texts, in the place of the template's one column")
+    rows.add_argument("--template", metavar="TEXT", help="the prompt, with a row's columns in it (default: the run's)")
+    how = parser.add_argument_group("how")
+    how.add_argument("--answer", help="generate, or score to choose from the labels (default: as the run's test)")
+    how.add_argument("--num-beams", type=whole(1, 256), metavar="N", help="of generation (default: the run's)")
+    how.add_argument("--batch-size", type=whole(1, 65_536), default=32, metavar="ROWS", help="default: %(default)s")
+    out = parser.add_argument_group("what comes out")
+    out.add_argument("--output", type=path, metavar="FILE", help="one JSON line a row: input, target, answer, score")
+    out.add_argument("--overwrite", action="store_true", help="make --output anew")
+    out.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    out.add_argument("--quiet", action="store_true", help="no progress")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    output = arguments.output
+    if arguments.overwrite and output is None:
+        raise UserError("--overwrite is of --output, which is not given.")
+    if output is not None and (output.is_dir() or (output.exists() and not arguments.overwrite)):
+        what = "a directory; name a file" if output.is_dir() else "there already; name another, or give --overwrite"
+        raise UserError(f"--output {output} is {what}.")
+
+    from jpeft.allocator import keep_freed_memory
+    from jpeft.data.batches import cache_directory
+    from jpeft.predict.evaluation import Evaluation, evaluate
+    from jpeft.predict.source import Source
+    from jpeft.program import use_compilation_cache
+    from jpeft.train.display import Display
+
+    display = Display(quiet=arguments.quiet)
+    keep_freed_memory()
+    use_compilation_cache(cache_directory() / "compiled")
+    source = Source.find(arguments.model, arguments.adapter, report=display.say)
+    test = Evaluation.of(
+        source,
+        template=arguments.template,
+        target=arguments.target,
+        answer=arguments.answer,
+        num_beams=arguments.num_beams,
+        dtype=arguments.dtype,
+    )
+    name, rows = test.read(arguments.data, arguments.split, arguments.input)
+    total = len(next(iter(rows.values()))) * (2 if test.answer == "score" else 1)
+    with display.task(str(arguments.data), total) as bar:
+        outcome = evaluate(test, name, rows, batch_size=arguments.batch_size, on_rows=bar.advance)
+    if output is not None:
+        outcome.write(output)
+    if arguments.json:
+        print(json.dumps({"data": str(arguments.data), **outcome.record()}, indent=2, ensure_ascii=False))
+    else:
+        _print(outcome, arguments)
+    return 0
+
+
+def _print(outcome, arguments: argparse.Namespace) -> None:
+    from jpeft.cli.aftermath import metric_line, print_classes
+    from jpeft.predict.evaluation import shown_labels
+    from jpeft.words import counted
+
+    record = outcome.record()
+    rows, name = record["rows"], record["metric_name"]
+    print(metric_line({**record, "test_examples": rows}))
+    for key, value in record["metrics"].items():
+        if key != name:
+            print(f"{key}  {value:.4f}")
+    if record["per_class"] is not None:
+        print(f"macro_f1  {record['per_class']['macro_f1']:.4f}")
+        print_classes(record["per_class"])
+    if outcome.unknown_labels:
+        unknown = sum(outcome.unknown_labels.values())
+        labels, known = shown_labels(outcome.unknown_labels), max(rows - unknown, 1)
+        print(f"unknown  {counted(unknown, 'row')} with labels that the run did not know ({labels}): wrong whatever")
+        print(f"         is answered; {name} of the others {record['metric'] * rows / known:.4f}")
+    if record["cut"]["inputs"]:
+        longest = outcome.test.task.max_input_length
+        print(f"cut      {record['cut']['inputs']:,} of {rows:,} inputs to {longest} tokens, in their longest column")
+    for split, number in (outcome.seen or {}).items():
+        if number:
+            what = "trained on" if split == "train" else "chose its best epoch by"
+            print(f"seen     {number:,} of {counted(rows, 'row')} have a prompt that the run {what}: the number is too")
+            print("         good for them")
+    if outcome.seen is None and outcome.test.source.task is not None:
+        print(f"seen     whether the run trained on any of these rows is not known: {outcome.why_not_seen}")
+    if arguments.output is not None:
+        print(f"written  {arguments.output} ({counted(rows, 'row')})")

@@ -1,0 +1,283 @@
+"""A labelled file answered and judged as a run's own test was: the same prompts, cuts, answers and metrics."""
+
+import collections
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jpeft.config import ANSWERS, DTYPES, Run, one_of
+from jpeft.data.batches import Tokens, require_text, tokenize
+from jpeft.data.prompts import Template
+from jpeft.data.sources import Columns, load_rows, source_in_use
+from jpeft.data.task_file import TaskOfRun
+from jpeft.data.tasks import TASKS, Example, Task, check_template, examples, require_columns
+from jpeft.errors import RunFailed, UserError
+from jpeft.eval.answering import Judged, answer_split
+from jpeft.eval.generate import make_generate
+from jpeft.eval.labels import PackedLabels, make_label_log_probs
+from jpeft.eval.per_class import Confusion
+from jpeft.eval.uncertainty import uncertainty
+from jpeft.files import read_json_object, write_whole
+from jpeft.peft.base import split
+from jpeft.predict.answering import lengths_up_to
+from jpeft.predict.source import Source
+from jpeft.program import Program
+from jpeft.rows.reading import read_columns
+from jpeft.rows.values import as_text, is_missing
+from jpeft.train.setup import compute_dtype
+
+_SHOWN = 5  # unknown labels in a message
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is to be judged, and how.
+
+    Attributes:
+      task: of the run; with labels, where it knew any.
+      answer: as `eval.answer`: `generate`, or `score` to choose from the labels.
+    """
+
+    source: Source
+    task: Task
+    answer: str
+    num_beams: int
+    dtype: str
+
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        *,
+        template: str | None = None,
+        target: str | None = None,
+        answer: str | None = None,
+        num_beams: int | None = None,
+        dtype: str | None = None,
+    ) -> "Evaluation":
+        """Fills in from the adapter's run what is None; a model without one is asked for `input` as it stands.
+
+        Raises:
+          UserError: a template is malformed, or labels are to be scored where there are none.
+        """
+        carried = source.task or TaskOfRun(template=TASKS["custom"].template)
+        task = carried.task()
+        if target is not None:
+            task = dataclasses.replace(task, target=target)
+        if template is not None:
+            check_template(template, "--template", besides=task.target)
+            task = dataclasses.replace(task, template=template)
+        answer = one_of("--answer", answer or carried.answer, ANSWERS)
+        if answer == "score" and len(task.answers) < 2:
+            raise UserError("--answer score chooses from the labels of a classification's run, and here are none.")
+        dtype = one_of("--dtype", dtype or carried.dtype, DTYPES)
+        return cls(source, task, answer, num_beams or carried.num_beams, dtype)
+
+    def read(self, path: Path, split_name: str, column: str | None) -> tuple[str, Columns]:
+        """The rows of a file, or of a split of a directory as runs read it, and what to call them in messages.
+
+        Args:
+          column: of the file, in the place of the one that the template names.
+
+        Raises:
+          UserError: there is no such file or split, it has no rows, or lacks a column.
+        """
+        if path.is_dir():
+            splits = load_rows(self.task, "local", str(path))
+            if split_name not in splits:
+                raise UserError(f"{path} has no {split_name} split, only {', '.join(splits)}; give one by --split.")
+            name, rows = split_name, splits[split_name]
+        else:
+            name, rows = path.name, read_columns(path)
+        if column is not None:
+            named = Template.parse(self.task.template).columns
+            if len(named) != 1:
+                raise UserError(f"--input is one column and the template names {' and '.join(named)}; give --template.")
+            if column not in rows:
+                raise UserError(f"{path} has no column {column!r}; there are: {', '.join(rows) or 'none'}.")
+            rows = {**rows, named[0]: rows[column]}
+        if not any(rows.values()):
+            raise UserError(f"{path} has no rows.")
+        missing = [each for each in self.task.columns if each not in rows]
+        if missing:
+            flag = "--target" if missing[0] == self.task.target else "--input or --template"
+            raise UserError(
+                f"{path} has no column {missing[0]!r}; there are: {', '.join(rows)}. {flag} says what to take."
+            )
+        return name, rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+      unknown_labels: rows by label, of labels that the run did not know.
+      seen: rows whose prompt stood in the run's training or validation rows, by split; None where that is not known.
+      why_not_seen: why it is not known.
+    """
+
+    test: Evaluation
+    examples: list[Example]
+    tokens: Tokens
+    judged: Judged
+    unknown_labels: Mapping[str, int]
+    seen: Mapping[str, int] | None
+    why_not_seen: str | None
+
+    def record(self) -> dict[str, Any]:
+        """As JSON can hold it; the names are those of a run's `result.json`."""
+        task, judged = self.test.task, self.judged
+        confusion = self.confusion()
+        return {
+            "model": self.test.source.model,
+            "adapter": None if self.test.source.adapter is None else str(self.test.source.adapter),
+            "task": task.name,
+            "answer": self.test.answer,
+            "metric_name": task.metric,
+            "metric": judged.numbers[task.metric],
+            "metrics": judged.numbers,
+            "uncertainty": uncertainty(task, self.examples, judged.scores).to_dict(),
+            "per_class": None if confusion is None else confusion.to_dict(),
+            "labels": list(task.answers) or None,
+            "rows": len(self.examples),
+            "cut": {"inputs": self.tokens.cut_inputs, "targets": self.tokens.cut_targets},
+            "unknown_labels": dict(self.unknown_labels),
+            "seen_by_the_run": None if self.seen is None else dict(self.seen),
+        }
+
+    def confusion(self) -> Confusion | None:
+        """Of a classification."""
+        if self.test.task.kind != "classification":
+            return None
+        targets = [example.target for example in self.examples]
+        return Confusion.of(targets, self.judged.predictions, self.judged.scores, self.test.task.answers)
+
+    def write(self, path: Path) -> None:
+        """One line a row, as a run's `predictions.jsonl`. Raises `RunFailed`: it cannot be written."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with write_whole(path) as beside, beside.open("w", encoding="utf-8") as file:
+                for example, answer, score in zip(
+                    self.examples, self.judged.predictions, self.judged.scores, strict=True
+                ):
+                    line = {"id": example.id, "input": example.input, "target": example.target}
+                    file.write(json.dumps({**line, "prediction": answer, "score": score}, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise RunFailed(f"{path} cannot be written ({error.strerror or error}).") from None
+
+
+def evaluate(
+    test: Evaluation,
+    name: str,
+    rows: Columns,
+    *,
+    batch_size: int,
+    on_rows: Callable[[int], None] = lambda rows: None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Outcome:
+    """Answers and judges every row; `on_rows` hears of each as often as it is answered, `report` what goes on.
+
+    Raises:
+      UserError: a row has no text or no target.
+      RunFailed: a file of the model or the adapter is damaged.
+    """
+    task = test.task
+    unknown = _unknown_labels(task, rows)
+    # A label that the run did not know is a right answer that it cannot give: such rows count, as wrong.
+    wider = dataclasses.replace(task, answers=(*task.answers, *unknown)) if task.answers else task
+    made = examples(wider, name, rows, range(len(next(iter(rows.values())))))
+    seen, why_not = _seen_by_the_run(test.source, made)
+    model, tokenizer = test.source.load(compute_dtype(test.dtype))
+    tokens = tokenize(
+        made,
+        tokenizer,
+        max_input_length=task.max_input_length,
+        max_target_length=task.max_target_length,
+        template=task.template,
+    )
+    require_text(tokens, [example.id for example in made])
+    config, (graphdef, adapter, base) = model.config, split(model)
+    labels = PackedLabels.of(task.answers, tokenizer, config) if test.answer == "score" else None
+    generate = Program(make_generate(graphdef, max_length=task.max_target_length, num_beams=test.num_beams))
+    score_labels = None if labels is None else Program(make_label_log_probs(graphdef, labels))
+    longest = int(np.max(tokens.lengths()[:, 0]))
+    report(f"answers {len(made):,} rows")
+    given = answer_split(
+        generate,
+        score_labels,
+        adapter,
+        base,
+        tokens,
+        tokenizer,
+        labels,
+        classes=task.answers,
+        shapes=[(length, 1) for length in lengths_up_to(longest)],
+        batch_size=min(batch_size, 1 << (len(made) - 1).bit_length()),
+        pad_token_id=config.pad_token_id,
+        on_batch=on_rows,
+    )
+    scores, numbers = given.scored(task, made)
+    return Outcome(test, made, tokens, Judged(given.counted, scores, numbers), unknown, seen, why_not)
+
+
+def _unknown_labels(task: Task, rows: Columns) -> dict[str, int]:
+    """How many rows have each label that the task does not know."""
+    if not task.answers:
+        return {}
+    counts: collections.Counter[str] = collections.Counter()
+    for value in rows[task.target]:
+        if is_missing(value):
+            continue  # refused with its row when examples are made
+        try:
+            text = as_text(value).strip()
+        except ValueError:
+            continue
+        numbered = task.numbered and text.isascii() and text.isdecimal() and len(text) < 10
+        if text and text not in task.answers and not (numbered and int(text) < len(task.answers)):
+            counts[text] += 1
+    return dict(counts.most_common())
+
+
+def shown_labels(unknown: Mapping[str, int]) -> str:
+    """The most frequent of unknown labels with their rows, for a sentence."""
+    listed = [f"{label[:40]!r} {rows:,}" for label, rows in list(unknown.items())[:_SHOWN]]
+    return ", ".join(listed) + (f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else "")
+
+
+def _seen_by_the_run(source: Source, made: list[Example]) -> tuple[dict[str, int] | None, str | None]:
+    """How many examples have a prompt that the adapter's run trained on or validated with; or why that is not known."""
+    directory = source.adapter if source.adapter is not None else source.directory
+    run_directory = directory.absolute().parent
+    if directory.absolute().name != "adapter" or not (run_directory / "splits.json").is_file():
+        return None, "its run's directory is not here"
+    try:
+        run = Run.from_config(read_json_object(run_directory / "config.json", error=RunFailed))
+        drawn = read_json_object(run_directory / "splits.json", error=RunFailed).get("rows")
+        data = run.data
+        if source_in_use(data.source, data.path) in ("hub", "tfds"):
+            return None, "its run's rows came from the network"
+        assert source.task is not None, "a run's adapter has a task"
+        task = source.task.task()
+        rows = load_rows(task, data.source, data.path, sample_seed=data.sample_seed)
+        prompts: dict[str, set[str]] = {}
+        for name in ("train", "validation"):
+            prompts[name] = _prompts(task, rows, drawn[name] if isinstance(drawn, dict) else [])
+    except (RunFailed, UserError, KeyError, TypeError, ValueError, IndexError) as error:
+        return None, f"the rows of its run cannot be read again ({str(error).rstrip('.')})"
+    return {name: sum(example.input in known for example in made) for name, known in prompts.items()}, None
+
+
+def _prompts(task: Task, rows: Mapping[str, Columns], ids: list[str]) -> set[str]:
+    template, prompts = Template.parse(task.template), set()
+    for split_name, columns in rows.items():
+        require_columns(task, split_name, columns)
+    for each in ids:
+        split_name, _, number = each.rpartition("/")
+        columns = rows[split_name]
+        prompts.add(template.render({column: as_text(columns[column][int(number)]) for column in template.columns}))
+    return prompts

@@ -1,0 +1,172 @@
+"""`jpeft evaluate` on a tiny adapter: numbers as a run's test gives them, and what it says of the rows."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from jpeft.cli import main
+from jpeft.config import Run
+from jpeft.data.task_file import TaskOfRun
+from jpeft.model import weights
+from jpeft.peft.hub import save_adapter
+from jpeft.peft.lora import Lora
+from tests.conftest import TOPICS, news
+from tests.serve.adapters import make
+
+LABELS = tuple(sorted(TOPICS))
+TASK = TaskOfRun(
+    template="{text} Topic?",
+    labels=LABELS,
+    max_input_length=24,
+    max_target_length=6,
+    kind="classification",
+    target="topic",
+    answer="score",
+)
+
+
+def rows_of(number: int, seed: int) -> list[dict]:
+    made = news(number, seed=seed)
+    return [{"text": t, "topic": TOPICS[i]} for t, i in zip(made["text"], made["label"], strict=True)]
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_checkpoint) -> Path:
+    """A run's directory, as far as evaluating looks at it: its adapter, and which of its rows trained."""
+    directory, model = tmp_path_factory.mktemp("run"), weights.load(tiny_checkpoint)
+    adapter = make(model, Lora.official(rank=2), seed=3)
+    save_adapter(adapter.model, adapter.method, adapter.sites, directory / "adapter", base_name=str(tiny_checkpoint))
+    TASK.write(directory / "adapter")
+    write_rows(directory / "rows.jsonl", rows_of(20, seed=1))
+    data = {"task": "custom", "path": str(directory / "rows.jsonl"), "target": "topic", "template": TASK.template}
+    config = Run.from_config({"data": data, "model": {"name": str(tiny_checkpoint)}}).to_dict()
+    (directory / "config.json").write_text(json.dumps(config))
+    splits = {"train": [f"train/{i}" for i in range(12)], "validation": ["train/12", "train/13"], "test": ["train/14"]}
+    (directory / "splits.json").write_text(json.dumps({"rows": splits}))
+    return directory
+
+
+@pytest.fixture
+def evaluate(capsys):
+    """Calls the command; what it printed, read where that is JSON, and what it said."""
+
+    def of(*arguments, status: int = 0):
+        assert main(["evaluate", *map(str, arguments)]) == status
+        out, err = capsys.readouterr()
+        return (json.loads(out) if "--json" in arguments else out), err
+
+    return of
+
+
+def test_numbers_are_those_of_the_answers(evaluate, run, tmp_path, capsys):
+    rows = rows_of(10, seed=7)
+    file, output = write_rows(tmp_path / "new.jsonl", rows), tmp_path / "out/answers.jsonl"
+    record, _ = evaluate("--adapter", run, "--data", file, "--output", output, "--json")
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(line["id"], line["target"]) for line in lines] == [
+        (f"new.jsonl/{i}", row["topic"]) for i, row in enumerate(rows)
+    ]
+    assert lines[0]["input"] == f"{rows[0]['text']} Topic?"
+    assert main(["predict", "--adapter", str(run), "--input", str(file), "--quiet"]) == 0
+    predicted = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["prediction"] for line in lines] == [line["prediction"] for line in predicted]
+    right = [line["prediction"] == line["target"] for line in lines]
+    assert [line["score"] for line in lines] == [float(each) for each in right]
+    assert record["metric_name"] == "accuracy" and record["metric"] == pytest.approx(sum(right) / 10)
+    assert record["rows"] == 10 and record["uncertainty"]["rows"] == 10 and record["labels"] == list(LABELS)
+    assert {"matthews_correlation", "unknown_answers", "agreement_with_generation"} <= record["metrics"].keys()
+    assert record["per_class"]["confusion"]["rows"] == list(LABELS)
+    assert record["unknown_labels"] == {} and record["seen_by_the_run"] == {"train": 0, "validation": 0}
+
+
+def test_it_says_what_a_reader_has_to_know(evaluate, run, tmp_path):
+    known = rows_of(20, seed=1)
+    rows = [*known[:3], known[12], known[15], {"text": "goal " * 40, "topic": " Sports "}]
+    rows += [{"text": "robot", "topic": "Robots"}, {"text": "chip", "topic": "Robots"}, {"text": "x", "topic": "3"}]
+    file = write_rows(tmp_path / "mixed.jsonl", rows)
+    said, _ = evaluate("--adapter", run, "--data", file, "--quiet")
+    assert said.startswith("accuracy  ") and "9 test rows" in said and "standard error" in said
+    assert "unknown  3 rows with labels that the run did not know ('Robots' 2, '3' 1)" in said
+    assert "of 9 inputs to 24 tokens, in their longest column" in said
+    assert "seen     3 of 9 rows have a prompt that the run trained on" in said
+    assert "seen     1 of 9 rows have a prompt that the run chose its best epoch by" in said
+
+
+def test_columns_of_other_names_and_a_call_that_says_otherwise(evaluate, run, tmp_path):
+    rows = rows_of(4, seed=9)
+    other = tmp_path / "b.csv"
+    other.write_text("body,label\n" + "".join(f"{row['text']},{row['topic']}\n" for row in rows))
+    renamed, _ = evaluate("--adapter", run, "--data", other, "--input", "body", "--target", "label", "--json")
+    own = ("--template", "{body} Topic?", "--target", "label")
+    templated, _ = evaluate("--adapter", run, "--data", other, *own, "--json")
+    assert renamed["metrics"] == templated["metrics"]
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    generated, _ = evaluate("--adapter", run, "--data", file, "--answer", "generate", "--json")
+    assert generated["answer"] == "generate" and "agreement_with_generation" not in generated["metrics"]
+
+
+def test_an_adapter_that_was_copied_answers_alike_and_says_what_it_cannot_know(evaluate, run, tmp_path, capsys):
+    file = write_rows(tmp_path / "new.jsonl", rows_of(4, seed=7))
+    assert main(["export", str(run), "--out", str(tmp_path / "exported")]) == 0
+    capsys.readouterr()
+    own, _ = evaluate("--adapter", run, "--data", file, "--json")
+    copied, _ = evaluate("--adapter", tmp_path / "exported", "--data", file, "--json")
+    assert copied["metrics"] == own["metrics"] and copied["seen_by_the_run"] is None
+    said, _ = evaluate("--adapter", tmp_path / "exported", "--data", file, "--quiet")
+    assert "is not known: its run's directory is not here" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--data", "absent.csv"], "absent.csv"),
+        (["--target", "label"], "has no column 'label'"),
+        (["--input", "body"], "has no column 'body'"),
+        (["--template", "{title}"], "has no column 'title'"),
+        (["--template", "{title"], "--template '{title' is malformed"),
+        (["--answer", "sing"], "--answer is 'sing'"),
+        (["--overwrite"], "--overwrite is of --output"),
+        (["--dtype", "float64"], "--dtype is 'float64'"),
+    ],
+)
+def test_a_wrong_call_is_answered_in_one_line(flags, says, evaluate, run, tmp_path):
+    file = write_rows(tmp_path / "new.jsonl", rows_of(3, seed=7))
+    data = [] if "--data" in flags else ["--data", file]
+    _, said = evaluate("--adapter", run, *data, *flags, status=2)
+    assert said.startswith("error: ") and says in said and said.count("\n") == 1
+
+
+def test_what_is_there_is_not_written_over_unasked(evaluate, run, tmp_path):
+    file, output = write_rows(tmp_path / "new.jsonl", rows_of(3, seed=7)), tmp_path / "out.jsonl"
+    output.write_text("mine")
+    _, said = evaluate("--adapter", run, "--data", file, "--output", output, status=2)
+    assert "is there already" in said and output.read_text() == "mine"
+
+
+@pytest.mark.parametrize("damage", ["[]", '{"rows": {"train": ["train/99"]}}', '{"rows": {"train": [7]}}', "{"])
+def test_splits_that_cannot_be_read_cost_the_finding_alone(damage, evaluate, run, tmp_path):
+    file = write_rows(tmp_path / "new.jsonl", rows_of(3, seed=7))
+    before = (run / "splits.json").read_text()
+    try:
+        (run / "splits.json").write_text(damage)
+        said, _ = evaluate("--adapter", run, "--data", file, "--quiet")
+    finally:
+        (run / "splits.json").write_text(before)
+    assert "is not known: the rows of its run cannot be read again (" in said
+
+
+def test_a_text_task_is_judged_by_its_own_metric(evaluate, run, tmp_path, tiny_checkpoint):
+    directory = tmp_path / "text"
+    model = weights.load(tiny_checkpoint)
+    adapter = make(model, Lora.official(rank=2), seed=3)
+    save_adapter(adapter.model, adapter.method, adapter.sites, directory, base_name=str(tiny_checkpoint))
+    dataclasses.replace(TASK, labels=(), kind="generation", answer="generate").write(directory)
+    record, _ = evaluate("--adapter", directory, "--data", write_rows(tmp_path / "a.jsonl", rows_of(4, 7)), "--json")
+    assert record["metric_name"] == "rouge_l" and record["per_class"] is None and record["labels"] is None
