@@ -4,3 +4,11 @@
 def counted(number: int, one: str, several: str | None = None) -> str:
     """`1 cell`, `2,500 cells`; `several` where it is not `one` with an s."""
     return f"{number:,} {one if number == 1 else several or f'{one}s'}"
+
+
+def size(amount: int | float, unit: str = "B") -> str:
+    """`1.23 GB`, `41.0 MB`, `0 B`, `512 B`: with the prefix that leaves one to three digits before the point."""
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if amount >= 0.9995 * factor:  # 999,999 is 1.00 MB, not 1000 kB
+            return f"{amount / factor:#.3g} {prefix}{unit}".replace(". ", " ")  # 123., as Python has it
+    return f"{amount:.0f} {unit}"

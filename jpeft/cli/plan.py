@@ -1,13 +1,17 @@
 """`jpeft plan`: whether a run fits, before any weight is loaded."""
 
 import argparse
+import contextlib
 import json
 import os
 import re
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jpeft.cli.arguments import whole
 from jpeft.errors import UserError
+from jpeft.words import counted, size
 
 _DESCRIPTION = """Tells what a run needs of each device and whether it fits, from shapes alone.
 
@@ -18,6 +22,7 @@ The run's train, validation and generation steps are compiled for the mesh on th
 weights and no network are needed. Keys of the config are set by --config.KEY=VALUE (jpeft train --help lists
 them)."""
 
+_SECONDS_OF_SILENCE = 1.0
 _MESH = re.compile(r"(data|fsdp|model)=([1-9][0-9]*)")
 
 
@@ -50,34 +55,72 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _plan(arguments: argparse.Namespace) -> int:
     axes = _axes(arguments.mesh)
     devices = 1
-    for size in axes.values():
-        devices *= size
+    for parts in axes.values():
+        devices *= parts
     # Before JAX starts: it then takes this machine's CPU for so many devices, and looks for no other.
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={max(devices, 1)}"
+    with _telling("plans from shapes alone: loads no weights, compiles the run's three steps") as tell:
+        plan, device, memory, other = _make(arguments, axes, tell)
+    if arguments.json:
+        print(json.dumps(_as_json(plan, device, memory, other), indent=2))
+    else:
+        _print(plan, device, memory, other, searched=not arguments.no_search)
+    return 0
 
+
+@contextlib.contextmanager
+def _telling(first: str) -> Iterator[Callable[[str], None]]:
+    """Yields what is told how far it is, and shows it on standard error: on a terminal a line with a clock.
+
+    Elsewhere it is a line each time; the first after a second, so that a wrong call remains one line.
+    """
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        show = lambda line: console.print(line, markup=False, soft_wrap=True)
+        timer = threading.Timer(_SECONDS_OF_SILENCE, show, [first])
+        timer.daemon = True
+        timer.start()
+
+        def tell(line: str) -> None:
+            timer.cancel()  # there is a later sign of life than the first
+            show(line)
+
+        try:
+            yield tell
+        finally:
+            timer.cancel()
+            timer.join()
+        return
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(first)
+        yield lambda line: progress.update(task, description=line)
+
+
+def _make(arguments: argparse.Namespace, axes: dict[str, int], tell: Callable[[str], None]) -> tuple[Any, ...]:
+    """Plan, device, its memory, and the plan of what would fit where this one does not."""
     from jpeft.cli.config_flags import parse_call
     from jpeft.config import Run
     from jpeft.mesh.hardware import hardware, memory_bytes
     from jpeft.train.plan import Lengths, make_plan, smallest_change
 
-    keys = [*arguments.config_keys, *(f"--config.mesh.{axis}={size}" for axis, size in axes.items())]
+    keys = [*arguments.config_keys, *(f"--config.mesh.{axis}={parts}" for axis, parts in axes.items())]
     call = parse_call(["jpeft plan", f"--config={arguments.config}", *keys], Run, "")
     assert call is not None, "no --help among the config's keys"
     run = Run.from_config(call.config)
     device = hardware(arguments.device) if arguments.device else None
     memory = memory_bytes(arguments.device_memory) if arguments.device_memory else device.memory if device else None
     lengths = _lengths(arguments, run, Lengths)
-    plan = make_plan(run, lengths)
+    plan = make_plan(run, lengths, report=tell)
     other = None
     if memory is not None and not plan.fits(memory) and not arguments.no_search:
-        other = smallest_change(plan, memory)
-    if arguments.json:
-        print(json.dumps(_as_json(plan, device, memory, other), indent=2))
-    else:
-        _print(plan, device, memory, other)
-    return 0
+        other = smallest_change(plan, memory, report=tell)
+    return plan, device, memory, other
 
 
 def _axes(text: str) -> dict[str, int]:
@@ -139,36 +182,36 @@ def _settings(other: Any, plan: Any) -> list[str]:
     return [f"--config.{line.partition(':')[0]}={line.rpartition('-> ')[2].strip(chr(39))}" for line in changed]
 
 
-def _print(plan: Any, device: Any, memory: float | None, other: Any) -> None:
+def _print(plan: Any, device: Any, memory: float | None, other: Any, *, searched: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from jpeft.train.plan import USABLE
 
     run, console = plan.run, Console()
-    mesh = ", ".join(f"{axis}={size}" for axis, size in vars(run.mesh).items() if size > 1) or "one device"
-    table = Table(title=f"{run.method.name} of {run.model.name}, {mesh}: GB on each device")
+    mesh = ", ".join(f"{axis}={parts}" for axis, parts in vars(run.mesh).items() if parts > 1) or "one device"
+    print(f"{run.method.name} of {run.model.name}, {mesh}: on each device")
+    table = Table()
     table.add_column("what")
-    table.add_column("GB", justify="right")
+    table.add_column("size", justify="right")
     for name in ("weights", "adapter", "optimizer", "gradients"):
-        table.add_row(name, _gb(getattr(plan, name)))
+        table.add_row(name, size(getattr(plan, name)))
     for name, step in plan.steps.items():
-        table.add_row(f"while in {name}", _gb(step.temporary_bytes))
-    table.add_row("peak", _gb(plan.peak), style="bold")
+        table.add_row(f"while in {name}", size(step.temporary_bytes))
+    table.add_row("peak", size(plan.peak), style="bold")
     console.print(table)
     print(
-        f"micro-batch {run.train.batch_size} x {run.train.accumulation_steps}, {run.eval.batch_size} rows evaluated; "
+        f"micro-batch {run.train.batch_size} x {run.train.accumulation_steps}, "
+        f"{counted(run.eval.batch_size, 'row')} evaluated at once; "
         f"{plan.lengths.input} + {plan.lengths.target} tokens; remat {run.model.remat}; "
-        f"keys and values of generation {_gb(plan.cache)} GB"
+        f"keys and values of generation {size(plan.cache)}"
     )
     for name, step in plan.steps.items():
-        sent = ", ".join(f"{n} {kind}" for kind, n in step.messages.count.items()) or "nothing"
-        least = f"; at least {plan.seconds(name, device):.3f} s" if device else ""
-        print(f"{name:10} {step.flops / 1e12:8.2f} TFLOP; {step.calls} x ({sent}){least}")
+        print(f"{name:10} {size(step.flops, 'FLOP'):>11}{_messages(step)}{_least(plan, name, device)}")
     if memory is not None:
         verdict = "fits" if plan.fits(memory) else "does not fit"
-        print(f"{verdict}: {_gb(plan.peak)} GB of {_gb(USABLE * memory)} GB ({USABLE:.0%} of {_gb(memory)} GB)")
-        if not plan.fits(memory):
+        print(f"{verdict}: {size(plan.peak)} of {size(USABLE * memory)} ({USABLE:.0%} of {size(memory)})")
+        if searched and not plan.fits(memory):
             print(
                 f"would fit with {' '.join(_settings(other, plan))}"
                 if other
@@ -176,5 +219,19 @@ def _print(plan: Any, device: Any, memory: float | None, other: Any) -> None:
             )
 
 
-def _gb(size: int | float) -> str:
-    return f"{size / 1e9:.2f}"
+def _messages(step: Any) -> str:
+    """What goes between the devices in a step; empty where nothing does."""
+    sent = ", ".join(f"{n} {kind}" for kind, n in step.messages.count.items())
+    times = f"{step.calls} x ({sent})" if step.calls > 1 else sent
+    return f"; between devices {times}" if sent else ""
+
+
+def _least(plan: Any, name: str, device: Any) -> str:
+    return f"; at least {_short(plan.seconds(name, device))}" if device else ""
+
+
+def _short(seconds: float) -> str:
+    for factor, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= 0.1 * factor:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"

@@ -7,7 +7,7 @@ exact; the temporary memory of a GPU or TPU, which fuse more, differs from a CPU
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -105,8 +105,11 @@ class Plan:
         return max(compute, memory) + talk
 
 
-def make_plan(run: Run, lengths: Lengths | None = None) -> Plan:
+def make_plan(run: Run, lengths: Lengths | None = None, *, report: Callable[[str], None] = lambda line: None) -> Plan:
     """Compiles a run's steps for its mesh. There have to be as many devices, of whatever kind, as the mesh asks for.
+
+    Args:
+      report: hears what is compiled next, each of which can take a minute.
 
     Raises:
       UserError: there are too few, a dimension can not be cut, or the model is not known.
@@ -138,15 +141,16 @@ def make_plan(run: Run, lengths: Lengths | None = None) -> Plan:
     evaluated = _batch(run.eval.batch_size, lengths)
     scalar, key = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(lambda: jax.random.key(0, impl="rbg"))
     calls = run.train.accumulation_steps
-    steps = {
-        "train": _step(
-            programs.accumulate, (sums, state.adapter, base, key, scalar, scalar, train), turns=1, calls=calls
-        ),
-        "validation": _step(programs.loss, (state.adapter, base, evaluated), turns=1),
-        "generation": _step(
-            programs.answering.generate, (state.adapter, base, evaluated["encoder_input_tokens"]), turns=lengths.target
-        ),
-    }
+    rows = f"{run.train.batch_size} x ({lengths.input} + {lengths.target} tokens)"
+    report(f"compiles train (1 of 3): micro-batches of {rows}")
+    training = _step(programs.accumulate, (sums, state.adapter, base, key, scalar, scalar, train), turns=1, calls=calls)
+    report(f"compiles validation (2 of 3): batches of {run.eval.batch_size}")
+    validation = _step(programs.loss, (state.adapter, base, evaluated), turns=1)
+    report(f"compiles generation (3 of 3): batches of {run.eval.batch_size}")
+    generation = _step(
+        programs.answering.generate, (state.adapter, base, evaluated["encoder_input_tokens"]), turns=lengths.target
+    )
+    steps = {"train": training, "validation": validation, "generation": generation}
     return Plan(
         run=run,
         lengths=lengths,
@@ -224,11 +228,14 @@ def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def smallest_change(plan: Plan, memory: float) -> Plan | None:
+def smallest_change(plan: Plan, memory: float, *, report: Callable[[str], None] = lambda line: None) -> Plan | None:
     """The first of a few changes, mildest first, that makes a run fit; None where none does.
 
     Rows move from the micro-batch to accumulation, which changes no result; the backward pass computes anew what it
     would have kept; generation takes fewer rows at once.
+
+    Args:
+      report: hears what is tried.
     """
     run = plan.run
     parts = run.mesh.data * run.mesh.fsdp
@@ -248,7 +255,8 @@ def smallest_change(plan: Plan, memory: float) -> Plan | None:
             if changed == run:
                 continue
             try:
-                other = make_plan(changed, plan.lengths)
+                what = f"does it fit with train.batch_size={rows}, model.remat={remat}? "
+                other = make_plan(changed, plan.lengths, report=lambda line, what=what: report(what + line))
             except UserError:
                 continue
             if other.fits(memory):
