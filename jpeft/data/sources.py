@@ -4,6 +4,7 @@ A source split is read whole, since a split is drawn from all of it; the benchma
 (AG News on the hub 120,000).
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -14,6 +15,7 @@ from typing import Any
 from jpeft.data.sample import sample_rows
 from jpeft.data.tasks import BENCHMARK, Task
 from jpeft.errors import RunFailed, UserError
+from jpeft.hub import why_unreachable, without_network
 from jpeft.rows.reading import KINDS, PACKED, Columns, kind_of, read_columns, require_file
 from jpeft.rows.values import is_missing
 
@@ -215,10 +217,13 @@ def _from_hub(task: Task) -> dict[str, Columns]:
     import datasets
 
     repository, configuration, revision = task.hub
+    unreachable = why_unreachable()
     try:
-        loaded: Any = datasets.load_dataset(repository, configuration, revision=revision)
+        # Without a network the library's cache may do; asked as usual, it would try the hub five times before.
+        with contextlib.nullcontext() if unreachable is None else without_network():
+            loaded: Any = datasets.load_dataset(repository, configuration, revision=revision)
     except Exception as error:  # what is raised differs by what is between here and the hub
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = unreachable or str(error).partition("\n")[0] or type(error).__name__
         raise RunFailed(
             f"the hub cannot be reached for {repository} ({reason}); without a network, give --config.data.path "
             f"a directory that holds {task.local}/train.parquet, validation.parquet and test.parquet, or try the task "

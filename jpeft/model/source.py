@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jpeft.errors import RunFailed, UserError
+from jpeft.hub import why_unreachable
 from jpeft.model.config import RELEASED, T5Config
 from jpeft.model.tokenizer import TOKENIZER_FILES, VOCABULARIES
 from jpeft.model.weights import INDEXES, read_config, weight_files
@@ -73,7 +74,10 @@ def _download(repository: str, report: Callable[[str], None]) -> Path:
         pass
     except HFValidationError:
         raise UserError(_no_such_name(repository)) from None
-    report(f"asks the Hugging Face hub for {repository}; gives up after about half a minute without a network")
+    unreachable = why_unreachable()
+    if unreachable is not None:
+        raise RunFailed(_not_reached(repository, unreachable))
+    report(f"asks the Hugging Face hub for {repository}")
     hub_logging.set_verbosity_error()  # else every retry is a warning of two lines
     try:
         files = set(HfApi().list_repo_files(repository))
@@ -91,7 +95,11 @@ def _download(repository: str, report: Callable[[str], None]) -> Path:
         raise
     except Exception as error:  # which library's errors these are differs between versions of huggingface_hub
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise RunFailed(f"the hub can not be reached for {repository} ({reason}); {_without_network()}.") from None
+        raise RunFailed(_not_reached(repository, reason)) from None
+
+
+def _not_reached(repository: str, reason: str) -> str:
+    return f"the hub cannot be reached for {repository} ({reason}); {_without_network()}."
 
 
 def _weight_patterns(files: set[str]) -> list[str]:

@@ -2,12 +2,14 @@
 
 import json
 import sys
+import time
 import types
 
 import datasets
 import numpy as np
 import pytest
 
+from jpeft.data import sources
 from jpeft.data.sources import load_rows, require_path, rows_digest
 from jpeft.data.tasks import TASKS, examples
 from jpeft.errors import RunFailed, UserError
@@ -272,6 +274,7 @@ def hub(monkeypatch):
         return datasets.DatasetDict({k: datasets.Dataset.from_dict(v) for k, v in HUB[task].items()})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(sources, "why_unreachable", lambda: None)
     return calls
 
 
@@ -300,6 +303,7 @@ def test_an_unreachable_hub_is_one_line_that_names_the_local_route(monkeypatch):
         raise ConnectionError("Couldn't reach 'fancyzhx/ag_news' on the Hub\nand a page more")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(sources, "why_unreachable", lambda: None)
     with pytest.raises(RunFailed) as raised:
         load_rows(TASKS["agnews"], "hub", None)
     message = str(raised.value)
@@ -307,6 +311,17 @@ def test_an_unreachable_hub_is_one_line_that_names_the_local_route(monkeypatch):
     assert "--config.data.path" in message and "ag_news/train.parquet" in message
     assert "--config.data.source=sample" in message
     assert "\n" not in message
+
+
+def test_without_a_network_the_real_library_looks_in_its_cache_alone_and_at_once(monkeypatch, capfd, tmp_path):
+    """Asked as usual it tries five times, with two warnings each."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(sources, "why_unreachable", lambda: "Name or service not known")
+    started = time.monotonic()
+    with pytest.raises(RunFailed) as raised:
+        load_rows(TASKS["agnews"], "hub", None)
+    assert "fancyzhx/ag_news (Name or service not known); without a network, give" in str(raised.value)
+    assert time.monotonic() - started < 5 and capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("source", ["hub", "tfds"])

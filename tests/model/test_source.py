@@ -54,6 +54,7 @@ class Hub:
 def hub(tmp_path, tiny_checkpoint, monkeypatch):
     hub = Hub(tmp_path / "snapshot")
     shutil.copytree(tiny_checkpoint, hub.directory)
+    monkeypatch.setattr(source, "why_unreachable", lambda: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
     monkeypatch.setattr(
         huggingface_hub.HfApi, "list_repo_files", lambda self, repository: hub.list_repo_files(repository)
@@ -115,16 +116,27 @@ def test_an_unreachable_hub_is_one_line_that_names_the_local_route(hub, packaged
     with pytest.raises(RunFailed) as raised:
         resolve("google/flan-t5-small")
     message = str(raised.value)
-    assert message.startswith("the hub can not be reached for google/flan-t5-small (")
+    assert message.startswith("the hub cannot be reached for google/flan-t5-small (")
     assert str(error).partition("\n")[0] in message
     assert "give --config.model.name a local directory in Hugging Face layout, or mini (comes with jpeft)" in message
     assert "\n" not in message
 
 
+def test_without_a_network_the_hub_is_not_tried_for_half_a_minute(hub, monkeypatch):
+    monkeypatch.setattr(source, "why_unreachable", lambda: "Name or service not known")
+    hub.list_repo_files = None  # would fail if it were called
+    said = []
+    with pytest.raises(RunFailed, match="flan-t5-small .Name or service not known.; without a network, give"):
+        resolve("google/flan-t5-small", report=said.append)
+    assert said == []
+    hub.cached = True  # an earlier download needs none
+    assert resolve("google/flan-t5-small") == hub.directory
+
+
 def test_the_real_client_without_a_network_ends_in_the_same_line(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(RunFailed, match="the hub can not be reached for google/flan-t5-small"):
+    with pytest.raises(RunFailed, match="the hub cannot be reached for google/flan-t5-small"):
         resolve("google/flan-t5-small")
 
 
