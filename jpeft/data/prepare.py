@@ -18,7 +18,7 @@ from jpeft.data.batches import (
 )
 from jpeft.data.prompts import PromptTokens, Template
 from jpeft.data.sources import Columns, load_rows, rows_digest
-from jpeft.data.splits import draw
+from jpeft.data.splits import draw, labels_of, leak, same_inputs
 from jpeft.data.summary import check_labels, told_of_labels, told_of_rows, told_of_targets
 from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples, require_columns
 from jpeft.errors import UserError
@@ -153,13 +153,19 @@ def prepare(
         max_target_length=max_target_length or task.max_target_length,
     )
     unlisted, task = task, _with_options(task, options, tokenizer)
+    inputs = same_inputs(task, rows)
     splits = draw(
         {split: len(next(iter(columns.values()), [])) for split, columns in rows.items()},
         seed=split_seed,
         max_train=max_train,
         max_validation=max_validation,
         max_test=max_test,
+        inputs=inputs,
+        labels=labels_of(task, rows),
     )
+    leaked = leak(splits, inputs)
+    if leaked:
+        report(leaked)
     made = {name: examples(task, split.source, rows[split.source], split.rows) for name, split in splits.items()}
     tokens = {}
     for name, part in made.items():

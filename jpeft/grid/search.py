@@ -20,7 +20,7 @@ from typing import Any
 from jpeft.config import Run
 from jpeft.data.prepare import with_answers
 from jpeft.data.sources import load_rows, rows_digest
-from jpeft.data.splits import draw
+from jpeft.data.splits import draw, labels_of, same_inputs
 from jpeft.data.tasks import require_columns
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object, write_whole
@@ -170,15 +170,18 @@ def look_at_data(run: Run) -> Rows:
     found = load_rows(task, data.source, data.path, sample_seed=data.sample_seed)
     for split, columns in found.items():
         require_columns(task, split, columns)
+    told = with_answers(task, data.kind, found["train"])
     parts = draw(
         {split: len(next(iter(columns.values()), [])) for split, columns in found.items()},
         seed=data.split_seed,
         max_train=data.max_train,
         max_validation=data.max_validation,
         max_test=data.max_test,
+        inputs=same_inputs(told, found),
+        labels=labels_of(told, found),
     )
     labels = None
-    if with_answers(task, data.kind, found["train"]).kind == "classification":
+    if told.kind == "classification":
         targets = {split: found[part.source][task.target] for split, part in parts.items()}
         labels = {
             split: Counter(str(targets[split][row]).strip() for row in part.rows) for split, part in parts.items()

@@ -100,7 +100,7 @@ def test_what_is_cut_is_reported_by_split(prepared, tmp_path):
         (word, f"season {word}") for word in ("goal", "final", "coach")
     ]
     for split in ("train", "validation", "test"):
-        write(tmp_path / f"{split}.jsonl", rows if split == "train" else rows[2:])
+        write(tmp_path / f"{split}.jsonl", rows if split == "train" else [(f"{i} {split[0]}", t) for i, t in rows[2:]])
     data, lines = prepared("custom", tmp_path, kind="generation", max_input_length=12, max_target_length=20)
     assert lines == ["inputs cut to 12 tokens: 2 of 5 train (at their ends; data.max_input_length)"]
     assert max(len(ids) for ids in data.tokens["train"].inputs) == 12
@@ -108,7 +108,7 @@ def test_what_is_cut_is_reported_by_split(prepared, tmp_path):
 
 
 def test_an_empty_target_is_named_by_its_row(prepared, tmp_path):
-    path = write(tmp_path / "mine.jsonl", [("goal", "")] * 40)
+    path = write(tmp_path / "mine.jsonl", [(f"goal {i}", "") for i in range(40)])
     with pytest.raises(UserError, match=r"row train/\d+ has an empty target"):
         prepared("custom", path)
 
@@ -175,7 +175,7 @@ def test_white_space_around_a_label_is_no_part_of_it_and_that_is_said_once(prepa
             "'Pos', 'pos' differ by case or white space",
         ),
         ([(f"goal {i}", f"class {i % 30}") for i in range(300)], "text, judged by ROUGE-L: 30 different ones in 300"),
-        ([(f"goal {i % 7}", f"text {i}") for i in range(40)], "7 training inputs have more than one target, such as"),
+        ([(f"goal {i % 7}", f"text {i}") for i in range(40)], "5 training inputs have more than one target, such as"),
         ([(f"goal {i % 9}", f"text {i % 9}") for i in range(30)], "training rows repeat another one"),
         ([(f"goal </s> {i}", f"text {i}") for i in range(40)], "rows that spell a special token: 32 of 32 train"),
     ],
@@ -307,3 +307,23 @@ def test_the_prompt_lists_the_labels_where_they_are_wanted_and_not_there_already
     assert "OPTIONS" not in data.task.template
     assert any("too long to be listed in the prompt" in line for line in lines)
     assert "OPTIONS" in prepared("custom", path, max_input_length=60, options="list")[0].task.template
+
+
+def test_no_row_is_tested_whose_twin_trained_and_a_leak_of_given_files_is_said(prepared, tmp_path):
+    rows = [(f"goal {i // 3}", f"season {i}") for i in range(90)]  # each input three times
+    data, lines = prepared("custom", write(tmp_path / "mine.jsonl", rows), kind="generation")
+    asked = {split: {example.input for example in part} for split, part in data.examples.items()}
+    assert not asked["train"] & (asked["validation"] | asked["test"]) and not asked["validation"] & asked["test"]
+    assert not [line for line in lines if "of a row that trains" in line]
+    write(tmp_path / "train.jsonl", rows[:60])
+    write(tmp_path / "test.jsonl", rows[57:67])
+    (tmp_path / "mine.jsonl").rename(tmp_path / "mine.txt")
+    _, lines = prepared("custom", tmp_path, kind="generation")
+    assert [line for line in lines if line.startswith(("3 of 10 test rows have the input", "not read of"))] == lines[:2]
+
+
+def test_each_class_is_in_each_split_in_its_share(prepared, tmp_path):
+    rows = [(f"goal {i}", "bank" if i % 10 == 0 else "coach" if i % 10 < 4 else "season") for i in range(200)]
+    data, _ = prepared("custom", write(tmp_path / "mine.jsonl", rows))
+    found = {split: collections.Counter(example.target for example in part) for split, part in data.examples.items()}
+    assert found["validation"] == found["test"] == {"bank": 2, "coach": 6, "season": 12}
