@@ -45,6 +45,11 @@ def check_source(task: Task, source: str, path: str | None) -> None:
             f"data.task {task.name!r} has no generated rows, only {', '.join(BENCHMARK)} have; give --config.data.path "
             "the file of your rows, and leave data.source at auto."
         )
+    if source == "tfds" and task.name == "e2e":
+        raise UserError(
+            "data.source 'tfds' has E2E only in its cleaned version, which is another data set than the paper's: name "
+            "it, --config.data.task=e2e_cleaned, or take data.source=hub."
+        )
     if source == "sample" and path is not None:
         raise UserError(
             f"data.source is 'sample', which generates its rows: data.path {path!r} would not be read. "

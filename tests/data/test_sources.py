@@ -384,7 +384,7 @@ def tfds(monkeypatch):
         ("agnews", {"train", "test"}, {"text": ["Oil It rises."], "label": [2]}),
         ("cola", {"train", "validation"}, {"sentence": ["He ran."], "label": [1]}),
         (
-            "e2e",
+            "e2e_cleaned",
             {"train", "validation", "test"},
             {"meaning_representation": ["name[Giraffe]"], "human_reference": ["Giraffe é."]},
         ),
@@ -395,6 +395,14 @@ def test_tensorflow_datasets_gives_the_same_columns_as_the_hub(tfds, task, split
     rows = load_rows(TASKS[task], "tfds", None)
     assert set(rows) == splits
     assert rows["train"] == first
+
+
+def test_the_cleaned_e2e_has_a_name_of_its_own(tfds):
+    with pytest.raises(UserError, match="another data set than the paper's: name it, --config.data.task=e2e_cleaned"):
+        load_rows(TASKS["e2e"], "tfds", None)
+    assert TASKS["e2e_cleaned"].same_input == TASKS["e2e"].same_input
+    with pytest.raises(UserError, match="'e2e_cleaned' has no place on the hub"):
+        load_rows(TASKS["e2e_cleaned"], "hub", None)
 
 
 def test_a_template_column_that_tensorflow_datasets_lacks_is_named(tfds):
