@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jpeft.data.splits import SCALES, draw, labels_of, leak, same_inputs
@@ -97,8 +97,7 @@ def test_a_smaller_cap_takes_the_first_rows_and_moves_no_others(sizes):
 @pytest.mark.parametrize("sizes", [AGNEWS, COLA, E2E, SAMSUM, {"train": 90}])
 def test_rows_that_all_differ_are_drawn_as_if_nobody_had_looked(sizes):
     inputs = {name: list(range(i * 10**6, i * 10**6 + size)) for i, (name, size) in enumerate(sizes.items())}
-    for seed in (0, 1):
-        assert draw(sizes, seed=seed, max_train=100, inputs=inputs) == draw(sizes, seed=seed, max_train=100)
+    assert draw(sizes, seed=1, max_train=100, inputs=inputs) == draw(sizes, seed=1, max_train=100)
 
 
 @pytest.mark.parametrize("sizes", [AGNEWS, COLA])
@@ -209,6 +208,7 @@ def test_a_file_of_one_input_cannot_be_split_and_says_why():
     seed=st.integers(0, 2**16),
     fewer=st.integers(1, 100),
 )
+@settings(max_examples=40)
 def test_whatever_the_twins_and_classes_are_parts_stay_apart_and_smaller_ones_are_prefixes(
     size, kinds, classes, seed, fewer
 ):
