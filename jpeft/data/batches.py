@@ -68,7 +68,8 @@ def tokenize(
     path = cache_directory() / "tokens" / f"{digest.hexdigest()}.safetensors"
     try:
         stored = load_file(path)
-    except (FileNotFoundError, SafetensorError):  # a damaged cache entry is made again
+        _check_stored(stored, len(examples))
+    except (OSError, SafetensorError, ValueError):  # a damaged cache entry is made again
         inputs = _prompts(examples, tokenizer, template, max_input_length)
         targets = tokenizer.encode([example.target for example in examples], max_length=max_target_length)
         stored = {
@@ -88,6 +89,16 @@ def tokenize(
         cut_inputs=int(stored["cut"][0]),
         cut_targets=int(stored["cut"][1]),
     )
+
+
+def _check_stored(stored: dict[str, np.ndarray], rows: int) -> None:
+    """Raises ValueError: these are not the tokens of so many rows."""
+    if set(stored) != {"inputs", "input_lengths", "targets", "target_lengths", "cut"}:
+        raise ValueError("other arrays")
+    for name in ("input", "target"):
+        lengths = stored[f"{name}_lengths"]
+        if lengths.shape != (rows,) or lengths.sum() != len(stored[f"{name}s"]):
+            raise ValueError("other rows")
 
 
 def _prompts(examples: Sequence[Example], tokenizer: Tokenizer, template: str, max_length: int) -> PromptIds:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from jpeft.data import batches
 from jpeft.data.batches import (
@@ -180,6 +181,40 @@ def test_other_texts_lengths_or_vocabularies_are_tokenised_anew(tokenizer, cache
     max_input_length = 2 if change == "length" else 9
     tokenize(make_examples((text, target)), tokenizer, max_input_length=max_input_length, max_target_length=9)
     assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize("change", ["template", "fields", "end", "cutting"])
+def test_another_template_column_end_or_way_to_cut_is_tokenised_anew(
+    tokenizer, tiny_tokenizer, cache, monkeypatch, change
+):
+    def tokens(template="{a}{b}", fields=None, tokenizer=tokenizer):
+        example = Example("train/0", "goalcoach", "World", ("World",), fields or {"a": "goal", "b": "coach"})
+        tokenize([example], tokenizer, max_input_length=9, max_target_length=9, template=template)
+
+    tokens()
+    tokens()
+    assert len(list(cache.iterdir())) == 1
+    if change == "template":
+        tokens("{a}{b}{a}")
+    elif change == "fields":
+        tokens(fields={"a": "goalcoach", "b": ""})
+    elif change == "end":
+        tokens(tokenizer=Tokenizer.load(tiny_tokenizer, eos_token_id=2))
+    else:
+        monkeypatch.setattr(batches, "CUTTING", "another way")
+        tokens()
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_cache_entry_of_other_rows_is_made_again(tokenizer, cache):
+    rows = make_examples(("coach goal season", "World"), ("goal", "Sports"))
+    first = tokenize(rows, tokenizer, max_input_length=9, max_target_length=9)
+    [entry] = cache.iterdir()
+    whole = entry.read_bytes()
+    for stored in ({"inputs": np.zeros(3)}, {**load_file(entry), "input_lengths": np.array([1, 1])}):
+        save_file(stored, entry)
+        assert as_lists(tokenize(rows, tokenizer, max_input_length=9, max_target_length=9)) == as_lists(first)
+        assert entry.read_bytes() == whole
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:20], lambda data: b"", lambda data: b"x" * 100])
