@@ -33,7 +33,7 @@ def _open(default: Any) -> Any:
 
 
 DTYPES = ("auto", "float32", "bfloat16")
-ANSWERS = ("generate", "score")
+ANSWERS = ("auto", "generate", "score")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,13 +188,14 @@ class EvalConfig:
     Attributes:
       zero_shot: also score the model alone, before any method is attached.
       answer: how a test row is answered: `generate` writes the answer, `score` takes the likeliest of the task's labels
-        and generates too, to say how often the two agree (docs/predict.md).
+        and generates too, to say how often the two agree (docs/predict.md). `auto` scores classes of your own rows, as
+        `predict` and `serve` then do, and generates otherwise, as the paper does.
       num_beams: of generation; 1 is greedy.
       batch_size: rows of a validation or generation batch.
     """
 
     zero_shot: bool = False
-    answer: str = "generate"
+    answer: str = "auto"
     num_beams: int = 1
     batch_size: int = _open(32)
 
@@ -285,6 +286,8 @@ class Run:
         run = parse(cls, config, "config")
         for key in ("model.name", "data.path", "method.from_adapter"):
             check_path(key, _value_at(config, key))
+        if run.eval.answer == "auto" and (run.data.task != "custom" or run.data.kind == "generation"):
+            run = _with_value(run, "eval.answer", "generate")
         settings, taken = _model_settings(config, run)
         for key, value in taken.items():
             run = _with_value(run, key, value)

@@ -165,7 +165,7 @@ def test_a_value_of_another_type_is_refused_with_its_key(key, value, expected):
         ({"train__checkpoint_every_seconds": -1}, "train.checkpoint_every_seconds is -1"),
         ({"eval__num_beams": 0}, "eval.num_beams is 0; expected at least 1"),
         ({"eval__batch_size": 0}, "eval.batch_size is 0; expected at least 1"),
-        ({"eval__answer": "guess"}, "eval.answer is 'guess'; expected one of generate, score"),
+        ({"eval__answer": "guess"}, "eval.answer is 'guess'; expected one of auto, generate, score"),
         ({"eval__answer": "score", "data__task": "samsum"}, "samsum has no fixed set of labels"),
         (
             {"eval__answer": "score", "data__task": "custom", "data__kind": "generation", "data__path": "x.jsonl"},
@@ -273,3 +273,17 @@ def test_differences_name_each_key_with_both_values():
     assert differences(before, before) == []
     del after["eval"]["num_beams"]
     assert "eval.num_beams: 1 -> None" in differences(before, after)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "generate"),
+        ({"data__task": "custom", "data__path": "x.jsonl"}, "auto"),  # the rows say whether they are classes
+        ({"data__task": "custom", "data__path": "x.jsonl", "data__kind": "generation"}, "generate"),
+        ({"data__task": "custom", "data__path": "x.jsonl", "data__kind": "classification"}, "auto"),
+        ({"eval__answer": "score"}, "score"),
+    ],
+)
+def test_the_benchmark_is_answered_as_the_paper_does_and_ones_own_classes_as_predict_does(changes, expected):
+    assert run(**changes).eval.answer == expected

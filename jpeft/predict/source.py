@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jpeft.config import Run
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, UserError
+from jpeft.eval.labels import answer_in_use
 from jpeft.files import read_json_object
 from jpeft.model import weights
 from jpeft.model.source import resolve
@@ -54,7 +55,7 @@ def _of_older_run(adapter: Path) -> TaskOfRun | None:
         max_input_length=run.data.max_input_length or task.max_input_length,
         max_target_length=run.data.max_target_length or task.max_target_length,
     )
-    made = {"answer": run.eval.answer, "num_beams": run.eval.num_beams, "dtype": run.model.dtype}
+    made = {"answer": answer_in_use(run.eval.answer, task), "num_beams": run.eval.num_beams, "dtype": run.model.dtype}
     return TaskOfRun.of(task, **made, input=run.data.input)
 
 

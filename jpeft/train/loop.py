@@ -36,7 +36,7 @@ from jpeft.data.sources import require_path, source_in_use
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, Stopped
 from jpeft.eval.answering import Answers, Judged, answer_split
-from jpeft.eval.labels import PackedLabels
+from jpeft.eval.labels import PackedLabels, answer_in_use
 from jpeft.eval.loss import mean_loss
 from jpeft.eval.metrics import rouge_tokenizer
 from jpeft.mesh.layout import Layout
@@ -146,6 +146,7 @@ class _Execution:
         self.layout = Layout.of_devices(**dataclasses.asdict(run.mesh))
         self.setup = set_up(run, session, self.layout, report=display.say)
         self.data_key, self.data = self._prepare_data()
+        self.answer = answer_in_use(run.eval.answer, self.data.task)
         model, train = self.setup.model, run.train
         graphdef, adapter, base = split(model)
         adapter, self.base = self.layout.place(adapter), self.layout.place(base)
@@ -229,7 +230,7 @@ class _Execution:
         return key, self.session.data.get(key, make)
 
     def _labels(self) -> PackedLabels | None:
-        if self.run.eval.answer != "score":
+        if self.answer != "score":
             return None
         require_labels(bool(self.data.task.answers), self.data.task.name)
         return PackedLabels.of(self.data.task.answers, self.setup.tokenizer, self.setup.model.config)
@@ -496,7 +497,7 @@ class _Execution:
         graphdef, nothing, base = split(self.setup.untuned)
         run, made = self.run, self.session.programs
         programs = build_answering(graphdef, nothing, base, self.layout, **self.answering, made=made)
-        key = (run.model.name, run.model.dtype, self.layout, self.data_key, run.eval.num_beams, run.eval.answer)
+        key = (run.model.name, run.model.dtype, self.layout, self.data_key, run.eval.num_beams, self.answer)
         with self._timed("zero_shot"):
             given = self.session.zero_shot.get(
                 key, lambda: self._answers("zero-shot", programs, nothing, base, stop, checkpoints)
@@ -561,7 +562,7 @@ class _Execution:
             task,
             self.data.examples["test"],
             judged,
-            answer=run.eval.answer,
+            answer=self.answer,
             title=f"{run.method.name} of {run.model.name} on {task.name}",
             cautioned=self.cautioned,
             best_epoch=progress.best_epoch,
@@ -584,7 +585,7 @@ class _Execution:
             "data_digest": self.data.digest,
             "trainable_parameters": self.adapter_parameters,
             "total_parameters": setup.total_parameters,
-            "answer": run.eval.answer,
+            "answer": self.answer,
             "labels": list(task.answers) or None,
             "metric_name": task.metric,
             "metric": numbers[task.metric],
@@ -620,7 +621,7 @@ class _Execution:
         run = self.run
         return TaskOfRun.of(
             self.data.task,
-            answer=run.eval.answer,
+            answer=self.answer,
             num_beams=run.eval.num_beams,
             dtype=run.model.dtype,
             input=run.data.input,

@@ -1,5 +1,7 @@
 """Scores of labels against teacher forcing, one label at a time: the plain way to compute what is packed here."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from flax import nnx
 from jpeft.data.tasks import TASKS, Example
 from jpeft.errors import UserError
 from jpeft.eval.cross_entropy import target_log_probs
-from jpeft.eval.labels import PackedLabels, agreement_with_generation, label_log_probs, likeliest_labels
+from jpeft.eval.labels import PackedLabels, agreement_with_generation, answer_in_use, label_log_probs, likeliest_labels
 from jpeft.eval.metrics import score
 from jpeft.model.t5 import T5
 from jpeft.model.tokenizer import Tokenizer
@@ -125,3 +127,13 @@ def test_agreement_counts_rows_and_keeps_the_numbers_of_generation():
     found = agreement_with_generation(["World", "Sports", "Sports", "Sports"], generated, numbers)
     assert found["agreement_with_generation"] == 0.5
     assert found["generation_accuracy"] == 0.75 and found["generation_unknown_answers"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"), [(0, "generate"), (1, "generate"), (2, "score"), (100, "score"), (101, "generate")]
+)
+def test_classes_of_ones_own_are_scored_unless_one_or_very_many(labels, expected):
+    task = dataclasses.replace(TASKS["custom"], answers=tuple(map(str, range(labels))))
+    assert answer_in_use("auto", task) == expected
+    assert {answer_in_use(given, task) for given in ("generate", "score")} == {"generate", "score"}
+    assert answer_in_use("auto", TASKS["agnews"]) == "generate"
