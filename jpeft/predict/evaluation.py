@@ -18,7 +18,8 @@ from jpeft.data.tasks import TASKS, Example, Task, check_template, examples, req
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.answering import Judged, answer_split
 from jpeft.eval.generate import make_generate
-from jpeft.eval.labels import PackedLabels, make_label_log_probs
+from jpeft.eval.labels import PackedLabels, answer_in_use, make_label_log_probs
+from jpeft.eval.metrics import rouge_tokenizer
 from jpeft.eval.per_class import Confusion
 from jpeft.eval.uncertainty import uncertainty
 from jpeft.files import read_json_object, write_whole
@@ -71,7 +72,7 @@ class Evaluation:
         if template is not None:
             check_template(template, "--template", besides=task.target)
             task = dataclasses.replace(task, template=template)
-        answer = one_of("--answer", answer or carried.answer, ANSWERS)
+        answer = answer_in_use(one_of("--answer", answer or carried.answer, ANSWERS), task)
         if answer == "score" and len(task.answers) < 2:
             raise UserError("--answer score chooses from the labels of a classification's run, and here are none.")
         dtype = one_of("--dtype", dtype or carried.dtype, DTYPES)
@@ -140,6 +141,7 @@ class Outcome:
             "answer": self.test.answer,
             "metric_name": task.metric,
             "metric": judged.numbers[task.metric],
+            "rouge_tokenizer": rouge_tokenizer(task, self.examples),
             "metrics": judged.numbers,
             "uncertainty": uncertainty(task, self.examples, judged.scores).to_dict(),
             "per_class": None if confusion is None else confusion.to_dict(),
