@@ -1,5 +1,7 @@
 """Compiled programs that tell how long they took to compile and how often."""
 
+import contextlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -59,8 +61,9 @@ class Program:
         key = tuple(leaf.shape for leaf in jax.tree.leaves(args[-1]))
         if key not in self._compiled:
             started = time.perf_counter()
-            self._compiled[key] = compiled = self._jitted.lower(*args).compile()
-            self._temporary_bytes[key] = _temporary_bytes(compiled)
+            compiled = self._jitted.lower(*args).compile()
+            self._temporary_bytes[key] = _require_room(_temporary_bytes(compiled))
+            self._compiled[key] = compiled
             self.compile_seconds += time.perf_counter() - started
         make_room(self._temporary_bytes[key])
         return self._compiled[key](*args)
@@ -79,6 +82,29 @@ def _temporary_bytes(compiled: Any) -> int:
         return 0
     analysis = compiled.memory_analysis()
     return 0 if analysis is None else analysis.temp_size_in_bytes
+
+
+def _require_room(size: int) -> int:
+    """`size`, where this machine has so many bytes at all: else the system would end the process without a word.
+
+    Raises:
+      MemoryError: it has not.
+    """
+    there = memory_of_host()
+    if there is not None and size > there:
+        raise MemoryError(f"a step needs {size / 1e9:,.1f} GB at once, this machine has {there / 1e9:,.1f}")
+    return size
+
+
+def memory_of_host() -> int | None:
+    """Bytes that this process may have, by the machine and by the container around it; None where nobody tells."""
+    limits = []
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of control groups, version 2 and 1
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it says `max`
+            limits.append(int(Path("/sys/fs/cgroup", name).read_text(encoding="utf-8")))
+    return min(limits, default=None)
 
 
 def _put_batch(batch: Any, sharding: jax.sharding.Sharding) -> Any:

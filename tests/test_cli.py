@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from jpeft.cli import main, run_experiment
@@ -14,6 +15,7 @@ from jpeft.cli.config_flags import parse_call
 from jpeft.cli.next_steps import next_steps
 from jpeft.cli.run import _in_full
 from jpeft.config import Run
+from jpeft.program import Program
 
 CONFIG = Path(__file__).parents[1] / "configs/lora_agnews_low.py"
 
@@ -268,3 +270,9 @@ def test_an_environment_that_lacks_something(environment, arguments, status, say
     error = done.stderr.decode(errors="replace")
     assert done.returncode == status and "Traceback" not in error and says in error
     assert not (tmp_path / "~").exists()
+
+
+def test_a_step_that_this_machine_cannot_hold_is_said_before_it_is_run(monkeypatch):
+    monkeypatch.setattr("jpeft.program.memory_of_host", lambda: 1_000_000)
+    with pytest.raises(MemoryError, match=r"a step needs 0.\d GB at once"):
+        Program(lambda x: jnp.sort(x) @ jnp.sort(-x))(jnp.ones((2_000_000,)))

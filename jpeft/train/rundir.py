@@ -16,7 +16,7 @@ import jax
 from jpeft.config import differences, of_any_version
 from jpeft.data.batches import Tokens
 from jpeft.data.tasks import Example
-from jpeft.errors import Busy, RunFailed, UserError
+from jpeft.errors import Busy, RunFailed, Stopped, UserError
 from jpeft.files import parse_json, read_json_object, write_whole
 from jpeft.mesh.processes import any_of, entered_by_first, is_first, wait_for_all
 from jpeft.train import aside as replaced
@@ -65,6 +65,7 @@ ENTRIES = (
     "config.json",
 )
 _NEW = ".new"
+_SAME = "the same command"  # as who was stopped says it
 _ANEW = "give --overwrite to run again from the start."
 _ROWS_FROM = ("data.path", "data.source")
 
@@ -348,7 +349,11 @@ def run_once(
         if any_of([result is not None])[0]:
             report(f"{workdir} is finished; give --overwrite to run it again.")
             return result or directory.read_result() or {}
-        return work(directory)
+        try:
+            return work(directory)
+        except Stopped as stopped:  # given again, `--overwrite` begins again
+            said = str(stopped)
+            raise Stopped(said.replace(_SAME, f"{_SAME}, without --overwrite,") if overwrite else said) from None
 
 
 class NoLog:

@@ -1,15 +1,18 @@
 """A directory never loses what it has: to a call that turns out wrong, to rows that were edited, to a kill."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from jpeft.cli import run_experiment
-from jpeft.errors import UserError
+from jpeft.errors import RunFailed, Stopped, UserError
 from jpeft.train import rundir
 from jpeft.train.rundir import RunDirectory, run_once
+from jpeft.trouble import explained
 
 CONFIG = Path(__file__).parents[2] / "configs/lora_custom.py"
 
@@ -326,3 +329,34 @@ def test_a_run_that_trains_on_and_is_stopped_goes_on_by_the_same_command_alone(t
         run.again()
     assert run.again(max_epochs=9) == [None]
     assert RunDirectory(tmp_path).trained_for() == [4]
+
+
+def test_who_is_stopped_while_overwriting_is_told_what_goes_on(tmp_path):
+    make_run(tmp_path / "run", "old")
+
+    def work(directory: RunDirectory):
+        directory.begin()
+        raise Stopped("stopped by SIGTERM; the same command goes on from there.")
+
+    with pytest.raises(Stopped, match="the same command, without --overwrite, goes on from there"):
+        run_once(tmp_path / "run", {}, work, overwrite=True, report=print)
+
+
+def test_an_error_of_another_file_is_not_the_directorys(tmp_path):
+    def reads(name: str, number: int = errno.EACCES):
+        def work(directory: RunDirectory):
+            raise OSError(number, os.strerror(number), name or None)
+
+        return work
+
+    def said(work) -> str:
+        with pytest.raises((OSError, RunFailed)) as raised:
+            run_once(tmp_path / "run", {}, work, overwrite=False, report=print)
+        error = explained(raised.value)
+        assert isinstance(error, RunFailed)
+        return str(error)
+
+    assert said(reads("/elsewhere/rows.csv")) == "/elsewhere/rows.csv: Permission denied."
+    assert "run can not be written (Permission denied)" in said(reads(str(tmp_path / "run/metrics.jsonl")))
+    assert "run can not be written (No space left on device)" in said(reads("", errno.ENOSPC))
+    assert said(reads("", errno.EMFILE)) == "Too many open files."
