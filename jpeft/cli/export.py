@@ -42,13 +42,13 @@ def _export(arguments: argparse.Namespace) -> int:
     from jpeft.model.source import load_config
     from jpeft.peft.card import is_hub_id
     from jpeft.peft.hub import open_adapter
-    from jpeft.peft.locate import base_of, locate
+    from jpeft.peft.locate import base_of, locate, words_for
     from jpeft.peft.peft_write import peft_lacks
     from jpeft.predict.source import task_of
 
     found = locate(arguments.adapter)
     model = base_of(found, arguments.model)
-    opened = open_adapter(found.directory, load_config(model))
+    opened = open_adapter(found.directory, load_config(model, **words_for(found, arguments.model)))
     base = arguments.base_name or model
     size = write_adapter(opened, arguments.out, base=base, result=found.result, task=task_of(found.directory))
     lacks, unmergeable = peft_lacks(opened.method), opened.method.unmergeable

@@ -38,14 +38,14 @@ def _import(arguments: argparse.Namespace) -> int:
     from jpeft.model.source import load_config
     from jpeft.peft.card import config_flags, describe, places
     from jpeft.peft.hub import PEFTS, layout_of, open_adapter
-    from jpeft.peft.locate import base_of, locate
+    from jpeft.peft.locate import base_of, locate, words_for
     from jpeft.predict.source import task_of
 
     found = locate(arguments.adapter)
     if layout_of(found.directory) != PEFTS:
         raise UserError(f"{found.directory} is in jpeft's own layout already; there is nothing to import.")
     base = base_of(found, arguments.model)
-    opened = open_adapter(found.directory, load_config(base))
+    opened = open_adapter(found.directory, load_config(base, **words_for(found, arguments.model)))
     size = write_adapter(opened, arguments.out, base=base, result=found.result, task=task_of(found.directory))
     record = adapter_record(opened, arguments.out, base=base, weights_bytes=size)
     if arguments.json:

@@ -15,7 +15,9 @@ _DESCRIPTION = """Merges an adapter into its base: a T5 directory that transform
 LoRA, the paper's scaled LoRA and both readings of (IA)3 are changes of weights and can be merged. BitFit (a T5 has no
 biases) and prompt tuning (its vectors are a part of the input) can not; full tuning leaves a whole model by itself.
 Weights are merged in float32 and rounded once, when they are written. How far the logits then are from those of base
-and adapter is measured on random tokens, before rounding and again from the files that were written."""
+and adapter is measured on random tokens, before rounding and again from the files that were written. Both the base and
+what was written are also read by a second reader, which shares no code with the first; where the two disagree, or the
+merged weights do not do what base and adapter do, it is an error and nothing is left behind."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -45,7 +47,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     from jpeft.model.tokenizer import Tokenizer
     from jpeft.peft.card import merged_card
     from jpeft.peft.hub import load_adapter
-    from jpeft.peft.locate import base_of, locate
+    from jpeft.peft.locate import base_of, locate, words_for
     from jpeft.peft.merge import Probe, merge, refuse_unmergeable, stored_dtype
     from jpeft.predict.source import task_of
 
@@ -53,20 +55,20 @@ def _merge(arguments: argparse.Namespace) -> int:
     refuse_unmergeable(found.directory)
     task = task_of(found.directory)
     name = base_of(found, arguments.model)
-    directory = resolve(name, report=lambda line: print(line, file=sys.stderr))
+    directory = resolve(name, **words_for(found, arguments.model), report=lambda line: print(line, file=sys.stderr))
     with output_directory(arguments.out) as out:
         base = weights.load(directory)
         tokenizer = Tokenizer.load(directory, vocab_size=base.config.vocab_size)
         adapted, method, sites = load_adapter(found.directory, base)
         merged = merge(adapted, method)
-        probe = Probe.of(base, adapted, merged)
+        probe = Probe.of(base, adapted, merged, directory=directory)
         del base, adapted  # of a large model: room for what is read back
         dtype = np.dtype(arguments.dtype or stored_dtype(directory))
         weights.save(merged, out, dtype=dtype)
         tokenizer.save(out)
         pass_on(str(directory), out)
         del merged
-        agreement = probe.agreement(weights.load(out))
+        agreement = probe.agreement(out)
         card = merged_card(method, sites, base=name, result=found.result, agreement=agreement, dtype=dtype.name)
         if task is not None:
             task.write(out)
@@ -80,6 +82,7 @@ def _merge(arguments: argparse.Namespace) -> int:
         f"logits   the adapter moves them by up to {agreement.moved:.3g}; merged, they differ from base and adapter by"
     )
     print(f"         up to {agreement.merged:.2g} in float32, by {agreement.stored:.2g} as stored")
+    print(f"reread   a second reader of these files differs by up to {agreement.reread:.2g}")
     print(f"choice   the same token is the most likely at {100 * agreement.same_choice:.1f} % of positions, as stored")
     print(f'next     T5ForConditionalGeneration.from_pretrained("{arguments.out}"); here')
     print(f"         --config.model.name={arguments.out}")

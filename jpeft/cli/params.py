@@ -20,7 +20,7 @@ def _params(arguments: argparse.Namespace) -> int:
     from jpeft.model.source import load_config
     from jpeft.peft.counting import table_3
 
-    rows = table_3(load_config(arguments.model))
+    rows = table_3(load_config(arguments.model, what="--model", flag="--model"))
     total = rows[0].parameters
     if arguments.json:
         methods: dict[str, dict[str, int]] = {}

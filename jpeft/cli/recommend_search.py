@@ -40,7 +40,8 @@ def search_and_print(arguments: argparse.Namespace) -> int:
     rows = [look_at_data(flags.configure(method, {})) for method in methods][0]
     console = Console(stderr=True, highlight=False)
     say = lambda line: console.print(line, markup=False, soft_wrap=True)
-    directory = resolve(arguments.model, report=say)  # a wrong name is one error, not one of each run
+    # A wrong name is one error, not one of each run.
+    directory = resolve(arguments.model, what="--model", flag="--model", report=say)
     baseline = _baseline(rows.labels, directory)
     request = Request(
         methods=tuple(methods),

@@ -18,6 +18,7 @@ _SAME_ACTIVATION = {
 
 # Far above every released T5; far below what a config may say to fill memory or to keep a counter busy for hours.
 MOST_LAYERS = 512
+MOST_CONFIG_BYTES = 4 * 2**20
 MOST_ROWS = 2**24  # vocab_size
 MOST_WIDTH = 2**20  # every other size
 
@@ -129,7 +130,7 @@ class T5Config:
         """Reads `config.json`. Raises `UserError` as `from_dict`, or when the file is absent or not JSON."""
         if not path.exists():
             raise UserError(f"{path.parent} holds no config.json; a model directory in Hugging Face layout has one.")
-        return cls.from_dict(read_json_object(path), source=str(path))
+        return cls.from_dict(read_json_object(path, most_bytes=MOST_CONFIG_BYTES), source=str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """The `config.json` that `transformers` opens as a `T5ForConditionalGeneration`."""

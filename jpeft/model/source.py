@@ -19,35 +19,53 @@ def packaged_models() -> list[str]:
     return sorted(path.parent.name for path in PACKAGED.glob("*/config.json"))
 
 
-def _without_network() -> str:
+def _without_network(flag: str) -> str:
     packaged = "".join(f", or {name} (comes with jpeft)" for name in packaged_models())
-    return f"without a network, give --config.model.name a local directory in Hugging Face layout{packaged}"
+    return f"without a network, give {flag} a local directory in Hugging Face layout{packaged}"
 
 
-def resolve(name: str, *, report: Callable[[str], None] = lambda line: None) -> Path:
+def resolve(
+    name: str,
+    *,
+    what: str = "model.name",
+    flag: str = "--config.model.name",
+    report: Callable[[str], None] = lambda line: None,
+) -> Path:
     """The local directory of a model, downloaded from the hub if it has to be.
 
     Args:
+      what: what messages call the name: a config's key, a flag, or where it stands.
+      flag: how the command at hand is given another.
       report: hears when the hub is asked, which can take long.
 
     Raises:
       UserError: `name` is no directory, no packaged model and not of a hub id's form, or the hub does not know it.
       RunFailed: the hub can not be reached and the model is not in its local cache.
     """
-    directory = Path(name).expanduser()
-    if directory.is_dir():
-        return directory
-    if name in packaged_models():
-        return PACKAGED / name
-    if directory.exists():
-        raise UserError(f"model.name {name!r} is a file; it must be a directory in Hugging Face layout.")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(_no_such_name(name))
-    return _download(name, report)
+    if not re.fullmatch(r"[^\0\n]{1,1000}", name):
+        raise UserError(f"{what} is {name[:60]!r}; expected a directory, a hub id or a packaged model's name.")
+    directory = Path(name).expanduser() if name.startswith("~/") or name == "~" else Path(name)
+    try:
+        if directory.is_dir():
+            return directory
+        if name in packaged_models():
+            return PACKAGED / name
+        if directory.exists():
+            raise UserError(f"{what} {name!r} is a file; it must be a directory in Hugging Face layout.")
+    except OSError as error:  # a part of it is too long, or may not be looked into
+        raise UserError(f"{what} {_clipped(name)} cannot be opened ({error.strerror}); give {flag} another.") from None
+    if not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name, re.ASCII):
+        raise UserError(_no_such_name(name, what, flag))
+    return _download(name, what, flag, report)
 
 
-def _no_such_name(name: str) -> str:
-    return f"model.name {name!r} is no directory here and no hub id such as google/flan-t5-small; {_without_network()}."
+def _clipped(name: str) -> str:
+    return repr(name) if len(name) <= 200 else f"{name[:200]!r}..."
+
+
+def _no_such_name(name: str, what: str, flag: str) -> str:
+    asked = f"{what} {_clipped(name)}"
+    return f"{asked} is no directory here and no hub id such as google/flan-t5-small; {_without_network(flag)}."
 
 
 def _is_complete(directory: Path) -> bool:
@@ -59,7 +77,7 @@ def _is_complete(directory: Path) -> bool:
     return (directory / "config.json").is_file() and any((directory / name).is_file() for name in VOCABULARIES)
 
 
-def _download(repository: str, report: Callable[[str], None]) -> Path:
+def _download(repository: str, what: str, flag: str, report: Callable[[str], None]) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub import logging as hub_logging
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -73,10 +91,10 @@ def _download(repository: str, report: Callable[[str], None]) -> Path:
     except LocalEntryNotFoundError:
         pass
     except HFValidationError:
-        raise UserError(_no_such_name(repository)) from None
+        raise UserError(_no_such_name(repository, what, flag)) from None
     unreachable = why_unreachable()
     if unreachable is not None:
-        raise RunFailed(_not_reached(repository, unreachable))
+        raise RunFailed(_not_reached(repository, unreachable, flag))
     report(f"asks the Hugging Face hub for {repository}")
     hub_logging.set_verbosity_error()  # else every retry is a warning of two lines
     try:
@@ -95,11 +113,11 @@ def _download(repository: str, report: Callable[[str], None]) -> Path:
         raise
     except Exception as error:  # which library's errors these are differs between versions of huggingface_hub
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise RunFailed(_not_reached(repository, reason)) from None
+        raise RunFailed(_not_reached(repository, reason, flag)) from None
 
 
-def _not_reached(repository: str, reason: str) -> str:
-    return f"the hub cannot be reached for {repository} ({reason}); {_without_network()}."
+def _not_reached(repository: str, reason: str, flag: str) -> str:
+    return f"the hub cannot be reached for {repository} ({reason}); {_without_network(flag)}."
 
 
 def _weight_patterns(files: set[str]) -> list[str]:
@@ -113,8 +131,8 @@ def _weight_patterns(files: set[str]) -> list[str]:
     return []
 
 
-def load_config(name: str) -> T5Config:
-    """A model's sizes; for released models with no weights and no network."""
+def load_config(name: str, *, what: str = "model.name", flag: str = "--config.model.name") -> T5Config:
+    """A model's sizes; for released models with no weights and no network. Arguments as of `resolve`."""
     if name in RELEASED and not Path(name).is_dir():
         return RELEASED[name]
-    return read_config(resolve(name))
+    return read_config(resolve(name, what=what, flag=flag))

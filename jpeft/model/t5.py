@@ -5,7 +5,7 @@ Blocks of equal structure are stored stacked, every leaf with a leading `layers`
 is attached to it and knows nothing else of it.
 
 Compute dtype travels with the activations: `T5.dtype` is applied once at the embedding, and every layer casts its own
-weights to the dtype of its input. Softmax, norms' statistics and the returned logits are float32.
+weights to the dtype of its input. Softmax, norms' statistics, scales and the product that makes logits are float32.
 """
 
 import dataclasses
@@ -66,24 +66,33 @@ class Site(nnx.Module):
         return compute(x) if self.adapter is None else self.adapter(compute, x)
 
 
-@jax.custom_vjp
-def product(x: Float[Array, "*batch d_in"], kernel: Float[Array, "d_in d_out"]) -> Float[Array, "*batch d_out"]:
-    """`x @ kernel`; for the kernel's gradient the narrower of x and the output's gradient is turned.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(
+    x: Float[Array, "*batch d_in"], kernel: Float[Array, "d_in d_out"], dtype: DTypeLike
+) -> Float[Array, "*batch d_out"]:
+    """`x @ kernel` in `dtype`; for the kernel's gradient the narrower of x and the output's gradient is turned.
 
     JAX always turns the gradient. On a CPU, XLA then works out the elementwise part of a wide one again, column
     by column: for the gated feed-forward that took longer than all products of the step (docs/log.md).
     """
-    return x @ kernel
+    return jnp.matmul(x, kernel, preferred_element_type=dtype)
 
 
-def _product_forward(x: CustomVJPPrimal, kernel: CustomVJPPrimal) -> tuple[Array, tuple[Array | None, Array | None]]:
+def _product_forward(
+    x: CustomVJPPrimal, kernel: CustomVJPPrimal, dtype: DTypeLike
+) -> tuple[Array, tuple[Array | None, Array | None]]:
     # What is kept is what the backward pass needs: a frozen kernel asks for no x, an input that leads to nothing
     # trainable for no kernel.
-    return x.value @ kernel.value, (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
+    y = jnp.matmul(x.value, kernel.value, preferred_element_type=dtype)
+    return y, (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
 
 
-def _product_backward(kept: tuple[Array | None, Array | None], by: Array) -> tuple[Array | None, Array | None]:
+def _product_backward(
+    dtype: DTypeLike, kept: tuple[Array | None, Array | None], by: Array
+) -> tuple[Array | None, Array | None]:
     x, kernel = kept
+    for operand in kept:
+        by = by if operand is None else by.astype(operand.dtype)  # that of logits comes in float32
     of_x = None if kernel is None else by @ kernel.T
     if x is None:
         return of_x, None
@@ -95,15 +104,41 @@ def _product_backward(kept: tuple[Array | None, Array | None], by: Array) -> tup
 product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
-class Linear(Site):
-    """`x @ kernel`; T5 has no biases."""
+@jax.custom_vjp
+def rescaled(x: Float[Array, "*batch width"], scale: Float[Array, " width"]) -> Float[Array, "*batch width"]:
+    """`x * scale`, multiplied in float32 and rounded once: as a bfloat16, a scale of 1.003 is 1.
 
-    def __init__(self, d_in: int, d_out: int, *, stddev: float, rngs: nnx.Rngs):
+    The gradient keeps x as it is; JAX would keep it in float32.
+    """
+    return (x.astype(jnp.float32) * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def _rescaled_backward(kept: tuple[Array, Array], by: Array) -> tuple[Array, Array]:
+    x, scale = kept
+    wide = by.astype(jnp.float32)
+    of_scale = jnp.sum(wide * x.astype(jnp.float32), axis=tuple(range(x.ndim - 1)))
+    return (wide * scale.astype(jnp.float32)).astype(x.dtype), of_scale.astype(scale.dtype)
+
+
+rescaled.defvjp(lambda x, scale: (rescaled(x, scale), (x, scale)), _rescaled_backward)
+
+
+def added(y: Float[Array, "*batch width"], *more: Float[Array, "..."]) -> Float[Array, "*batch width"]:
+    """The sum of `y` and what a method adds to it, made in float32 and rounded once."""
+    return sum((x.astype(jnp.float32) for x in more), y.astype(jnp.float32)).astype(y.dtype)
+
+
+class Linear(Site):
+    """`x @ kernel`; T5 has no biases. What comes out has the dtype of x, or float32 where it is `wide`."""
+
+    def __init__(self, d_in: int, d_out: int, *, stddev: float, rngs: nnx.Rngs, wide: bool = False):
         super().__init__()
+        self.wide = wide
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (d_in, d_out)) * stddev)
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
-        return self.through_adapter(lambda x: product(x, self.kernel[...].astype(x.dtype)), x)
+        dtype = jnp.dtype(jnp.float32) if self.wide else x.dtype
+        return self.through_adapter(lambda x: product(x, self.kernel[...].astype(x.dtype), dtype), x)
 
 
 class RMSNorm(Site):
@@ -121,7 +156,7 @@ class RMSNorm(Site):
         # Statistics in float32: squares of bfloat16 activations lose the small channels.
         wide = x.astype(jnp.float32)
         normal = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-        return normal.astype(x.dtype) * self.scale[...].astype(x.dtype)
+        return (normal * self.scale[...].astype(jnp.float32)).astype(x.dtype)
 
 
 class Embedding(Site):
@@ -443,7 +478,7 @@ class T5(nnx.Module):
         self.encoder = Stack(config, decoder=False, rngs=rngs)
         self.decoder = Stack(config, decoder=True, rngs=rngs)
         if not config.tie_word_embeddings:
-            self.lm_head = Linear(config.d_model, config.vocab_size, stddev=config.d_model**-0.5, rngs=rngs)
+            self.lm_head = Linear(config.d_model, config.vocab_size, stddev=config.d_model**-0.5, rngs=rngs, wide=True)
         self.config = config
         self.dtype = jnp.dtype(dtype)
 
@@ -466,14 +501,17 @@ class T5(nnx.Module):
         return self.encoder(x, bias, key=key), mask_bias
 
     def logits(self, x: Float[Array, "batch dec_len d_model"]) -> Float[Array, "batch dec_len vocab"]:
-        """Scores of the next token, float32, from the decoder's output."""
+        """Scores of the next token, float32, from the decoder's output.
+
+        Their product is: rounded to bfloat16, a logit of 140 is off by up to 0.5.
+        """
         if self.config.scales_outputs:
-            x = x * jnp.asarray(self.config.d_model**-0.5, x.dtype)
+            x = (x.astype(jnp.float32) * self.config.d_model**-0.5).astype(x.dtype)
         if self.config.tie_word_embeddings:
-            scores = x @ self.shared.embedding[...].astype(x.dtype).T
+            scores = jnp.matmul(x, self.shared.embedding[...].astype(x.dtype).T, preferred_element_type=jnp.float32)
         else:
             scores = self.lm_head(x)
-        return placed(scores.astype(jnp.float32), "logits")
+        return placed(scores, "logits")
 
     def __call__(
         self,

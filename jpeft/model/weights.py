@@ -29,6 +29,7 @@ _IGNORED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weig
 # The embedding may be stored under any of these, or under several as copies.
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _HEAD = "lm_head.weight"
+_MOST_INDEX_BYTES = 16 * 2**20
 _COMPARED_ROWS = 4096  # of two tables at once
 
 
@@ -204,7 +205,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 
 def _shards(index: Path) -> list[Path]:
-    mapped = read_json_object(index, error=RunFailed).get("weight_map")
+    mapped = read_json_object(index, error=RunFailed, most_bytes=_MOST_INDEX_BYTES).get("weight_map")
     if not isinstance(mapped, dict) or not mapped:
         raise RunFailed(f"{index} is damaged: it has no 'weight_map'; download it again.")
     files = []
@@ -338,8 +339,8 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _a_few(names: list[str] | set[str]) -> str:
-    shown = sorted(set(names))
-    return ", ".join(name[:120] for name in shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+    shown = [" ".join(name.split())[:120] for name in sorted(set(names))]  # a stranger's may hold anything
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
 def save(model: T5, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dtype: Any = None) -> None:

@@ -7,6 +7,7 @@ those modules into a model; `split` then gives the trainable tree (`Adapter` lea
 import abc
 import dataclasses
 import difflib
+import functools
 import re
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from jaxtyping import Array, Key
 from jpeft.errors import UserError
 from jpeft.model.t5 import T5, Embedding, EncoderInput, Linear, RMSNorm, num_stacked, segment_starts, split_segments
 from jpeft.model.t5 import Site as SiteModule
+from jpeft.patterns import Pattern
 
 STACKS = ("encoder", "decoder")
 
@@ -132,10 +134,11 @@ class Selection:
 
     def __post_init__(self):
         if self.pattern is not None:
-            try:
-                re.compile(self.pattern)
-            except re.error as error:
-                raise UserError(f"method.pattern {self.pattern!r} is not a regular expression: {error}.") from None
+            assert self._matcher  # an expression that is none is told at once
+
+    @functools.cached_property
+    def _matcher(self) -> Pattern | None:
+        return None if self.pattern is None else Pattern(self.pattern, what="method.pattern")
 
     def allows(self, site: Site) -> bool:
         return (
@@ -143,7 +146,7 @@ class Selection:
             and (self.layers is None or site.layer in self.layers.get(site.stack or "", ()))
             and (self.sublayers is None or site.sublayer in self.sublayers)
             and (self.names is None or site.name in self.names)
-            and (self.pattern is None or re.fullmatch(self.pattern, site.path) is not None)
+            and (self._matcher is None or self._matcher.fullmatch(site.path) is not None)
         )
 
 
@@ -153,6 +156,7 @@ class Method(abc.ABC):
 
     name: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]] = ("linear",)  # kinds of site the method can act on
+    trains_base: ClassVar[bool] = False  # the model's own weights: its steps reuse their buffers
     unmergeable: ClassVar[str | None] = None  # why T5's weights can not hold what it does, where they can not
 
     @abc.abstractmethod

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jpeft.model.t5 import added
 from jpeft.peft.base import Adapter, AddedModules
 
 
@@ -17,8 +18,7 @@ class BiasSite(nnx.Module):
         self.bias = Adapter(jnp.zeros(d_out))
 
     def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
-        y = compute(x)
-        return y + self.bias[...].astype(y.dtype)
+        return added(compute(x), self.bias[...])
 
 
 @dataclasses.dataclass(frozen=True)

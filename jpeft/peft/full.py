@@ -14,6 +14,7 @@ class Full(Method):
     """The model's own weights become `Adapter` leaves, in float32. With a selection, only those of the chosen sites."""
 
     name: ClassVar[str] = "full"
+    trains_base: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = ("linear", "norm", "embedding")
 
     def default_names(self, model):

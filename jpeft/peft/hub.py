@@ -15,20 +15,20 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.files import write_whole
+from jpeft.files import check_fields, read_json_object, write_whole
 from jpeft.model import weights
-from jpeft.model.config import T5Config
+from jpeft.model.config import MOST_CONFIG_BYTES, T5Config
 from jpeft.model.leaves import Part, fill, named_leaves
 from jpeft.model.t5 import T5
 from jpeft.peft.base import Adapter, Method, Site, attach, sites
 from jpeft.peft.counting import abstract_model
 from jpeft.peft.full import Full
 from jpeft.peft.methods import METHODS
-from jpeft.peft.peft_read import PEFT_TYPES, read_peft
+from jpeft.peft.peft_read import LARGEST_NUMBER, PEFT_TYPES, read_peft
 from jpeft.peft.peft_write import peft_config, peft_knows, peft_tensors
 
 OURS, PEFTS = "jpeft_adapter.json", "adapter_config.json"
@@ -104,7 +104,9 @@ def _open(directory: Path, model: T5, attached: Callable[[Method, list[Site]], T
     by_path = {site.path: site for site in sites(model)}
     strangers = sorted(adapted_paths - set(by_path))
     if strangers:
-        raise UserError(f"{directory} does not fit this base, which has no {strangers[0]}; is it of another size?")
+        raise UserError(
+            f"{directory} does not fit this base, which has no {strangers[0][:120]}; is it of another size?"
+        )
     chosen = [site for path, site in by_path.items() if path in adapted_paths]
     adapted = attached(method, chosen)
     unread = set(tensors)
@@ -132,14 +134,14 @@ def layout_of(directory: Path) -> str | None:
 def stored_base_name(directory: Path) -> str | None:
     """The base that an adapter's directory names, or None. Raises `RunFailed`: its config is damaged."""
     layout = layout_of(directory)
-    name = None if layout is None else _read_json(directory / layout).get(_BASE_KEY[layout])
+    name = None if layout is None else _read_config(directory / layout).get(_BASE_KEY[layout])
     return name if isinstance(name, str) and name else None
 
 
 def stored_method(directory: Path) -> type[Method] | None:
     """The method of a directory's adapter by its config alone, None where that names none that there is."""
     layout = layout_of(directory)
-    config = {} if layout is None else _read_json(directory / layout)
+    config = {} if layout is None else _read_config(directory / layout)
     name = PEFT_TYPES.get(str(config.get("peft_type"))) if layout == PEFTS else config.get("method")
     return METHODS.get(str(name))
 
@@ -159,37 +161,69 @@ def read_adapter(directory: Path, model: T5) -> tuple[Method, dict[str, np.ndarr
         if (directory / "model.safetensors").is_file():
             raise UserError(f"{directory} is a whole model, the result of full tuning; give it as model.name instead.")
         raise UserError(f"{directory} holds no adapter: neither {OURS} nor {PEFTS} is there.")
-    config, tensors = _read_json(directory / layout), _read_tensors(directory / _WEIGHTS[layout])
+    config, tensors = _read_config(directory / layout), _read_tensors(directory / _WEIGHTS[layout])
     if layout == PEFTS:
         return read_peft(config, tensors, model, source=str(directory))
-    try:
-        if config["format_version"] != 1:
-            raise UserError(f"{directory} is of format version {config['format_version']}; this jpeft reads version 1.")
-        return METHODS[config["method"]](**config["options"]), tensors, ()
-    except (KeyError, TypeError) as error:
-        raise RunFailed(f"{directory}/{OURS} is damaged ({error}).") from None
+    return _our_method(config, tensors, directory), tensors, ()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunFailed(f"{path} is damaged ({error}).") from None
-    if not isinstance(values, dict):
-        raise RunFailed(f"{path} is damaged: it holds no object.")
-    return values
+def _our_method(config: dict[str, Any], tensors: dict[str, np.ndarray], directory: Path) -> Method:
+    """The method that `jpeft_adapter.json` describes, of the sizes that the tensors have."""
+    source = f"{directory / OURS}"
+    check_fields(config, {"format_version": int, "method": str, "options": dict}, source, error=RunFailed)
+    if config.get("format_version") != 1:
+        raise UserError(f"{directory} is of format version {config.get('format_version')}; this jpeft reads version 1.")
+    factory, options = METHODS.get(config.get("method") or ""), config.get("options")
+    if factory is None or options is None:
+        raise RunFailed(f"{source} is damaged: it names no method of {', '.join(METHODS)}, or lacks its options.")
+    kinds: Any = {field.name: field.type for field in dataclasses.fields(factory)}
+    check_fields(options, kinds, source, error=RunFailed)
+    strange = [name for name, value in options.items() if name not in kinds or value is None]
+    if strange:
+        raise RunFailed(f"{source} is damaged: {factory.name} has no option {strange[0][:60]!r} of that value.")
+    if any(isinstance(value, int | float) and abs(value) > LARGEST_NUMBER for value in options.values()):
+        raise RunFailed(f"{source} is damaged: an option is larger than {LARGEST_NUMBER:g}.")
+    method = factory(**options)
+    # Before room is made for what a config asks for: the two methods whose leaves have a size of their own.
+    size, leaf, axis = {"lora": ("rank", "lora_a", -1), "prompt": ("prompt_length", "prompt", 0)}.get(
+        method.name, ("", "", 0)
+    )
+    for name, value in tensors.items():
+        if leaf and name.rpartition("/")[2] == leaf and value.shape[axis] != getattr(method, size):
+            raise RunFailed(
+                f"{source} has {size} = {getattr(method, size)}, and {name[:120]} in its weights {value.shape[axis]}."
+            )
+    return method
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    return read_json_object(path, error=RunFailed, most_bytes=MOST_CONFIG_BYTES)
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    pickled = path.with_suffix(".bin")
+    if not path.exists() and pickled.is_file():
+        raise UserError(
+            f"{path.parent} keeps its weights in {pickled.name}, a pickle, which jpeft does not open; save it "
+            "again as safetensors: PeftModel.from_pretrained(base, directory).save_pretrained(other)."
+        )
+    if not path.is_file():  # nor a pipe, reading which would wait for ever
+        raise UserError(f"{path.parent} has no {path.name} beside its config.")
     try:
-        return load_file(path)
-    except FileNotFoundError:
-        pickled = path.with_suffix(".bin")
-        if pickled.is_file():
-            raise UserError(
-                f"{path.parent} keeps its weights in {pickled.name}, a pickle, which jpeft does not open; save it "
-                "again as safetensors: PeftModel.from_pretrained(base, directory).save_pretrained(other)."
-            ) from None
-        raise UserError(f"{path.parent} has no {path.name} beside its config.") from None
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():
+                shape = file.get_slice(name).get_shape()
+                if len(shape) not in (1, 2) or 0 in shape:
+                    dimensions = f"shape {tuple(shape)}" if len(shape) < 5 else f"{len(shape)} dimensions"
+                    raise RunFailed(f"{path}: {name[:120]} has {dimensions}; expected one or two, none of them empty.")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise RunFailed(f"{path} is damaged or cut short ({error}); copy it again.") from None
+    except (TypeError, KeyError, AttributeError, OSError) as error:  # a dtype that NumPy does not have
+        raise RunFailed(f"{path} cannot be read ({str(error)[:120] or type(error).__name__}).") from None
+    for name, value in tensors.items():
+        if not jax.numpy.issubdtype(value.dtype, np.floating):
+            raise RunFailed(f"{path}: {name[:120]} is of {value.dtype}; expected floating-point numbers.")
+    if not tensors:
+        raise RunFailed(f"{path} holds no tensors; copy it again.")
+    return tensors

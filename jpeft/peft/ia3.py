@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jpeft.model.t5 import rescaled
 from jpeft.peft.base import Adapter, AddedModules
 
 
@@ -18,7 +19,7 @@ class TwoSidedScale(nnx.Module):
         self.scale_out = Adapter(jnp.ones(d_out))
 
     def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
-        return compute(x * self.scale_in[...].astype(x.dtype)) * self.scale_out[...].astype(x.dtype)
+        return rescaled(compute(rescaled(x, self.scale_in[...])), self.scale_out[...])
 
     def fold(self, kernel: Float[Array, "*layers d_in d_out"]) -> Float[Array, "*layers d_in d_out"]:
         """The kernel that alone does what `kernel` and this do together; `layers` is there where leaves are stacked."""
@@ -32,7 +33,7 @@ class InputScale(nnx.Module):
         self.scale_in = Adapter(jnp.ones(d_in))
 
     def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
-        return compute(x * self.scale_in[...].astype(x.dtype))
+        return compute(rescaled(x, self.scale_in[...]))
 
     def fold(self, kernel: Float[Array, "*layers d_in d_out"]) -> Float[Array, "*layers d_in d_out"]:
         """As `TwoSidedScale.fold`."""
@@ -46,7 +47,7 @@ class OutputScale(nnx.Module):
         self.scale_out = Adapter(jnp.ones(d_out))
 
     def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
-        return compute(x) * self.scale_out[...].astype(x.dtype)
+        return rescaled(compute(x), self.scale_out[...])
 
     def fold(self, kernel: Float[Array, "*layers d_in d_out"]) -> Float[Array, "*layers d_in d_out"]:
         """As `TwoSidedScale.fold`."""

@@ -2,11 +2,11 @@
 
 import contextlib
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from jpeft.errors import RunFailed, UserError
+from jpeft.files import read_json_object
 from jpeft.peft.hub import CONFIGS, PEFTS, layout_of, stored_base_name
 
 
@@ -51,7 +51,10 @@ def locate(path: Path) -> Located:
 
 
 def base_of(found: Located, model: str | None) -> str:
-    """The base that `--model` names, or else the adapter. Raises `UserError`: neither does."""
+    """The base that `--model` names, or else the adapter. Raises `UserError`: neither does.
+
+    `words_for` are those in which to look for it.
+    """
     name = model or found.base_name
     if name is None:
         raise UserError(f"{found.directory} does not name the model that it was trained on; give --model.")
@@ -69,6 +72,12 @@ def stored_reading(path: str) -> str:
     return "paper"
 
 
+def words_for(found: Located, model: str | None) -> dict[str, str]:
+    """What messages of `model.source.resolve` call the base that `base_of` gives, and how another is named."""
+    what = f"the base that {found.directory} names," if model is None else "--model"
+    return {"what": what, "flag": "--model"}
+
+
 def whole_model(path: Path) -> Path | None:
     """Where full tuning left a whole model in an adapter's place: a run's `adapter/`, or that directory itself."""
     directory = _directory(path)
@@ -81,12 +90,4 @@ def _directory(path: Path) -> Path:
 
 def _result(run: Path) -> dict[str, Any] | None:
     file = run / "result.json"
-    if not file.is_file():
-        return None
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunFailed(f"{file} is damaged ({error}).") from None
-    if not isinstance(result, dict):
-        raise RunFailed(f"{file} is damaged: it holds no object.")
-    return result
+    return read_json_object(file, error=RunFailed) if file.is_file() else None

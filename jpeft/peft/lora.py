@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jpeft.errors import UserError
+from jpeft.model.t5 import added, rescaled
 from jpeft.peft.base import Adapter, AddedModules
 
 
@@ -22,7 +23,7 @@ class LoraSite(nnx.Module):
 
     def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         update = (x @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
-        return compute(x) + update * jnp.asarray(self.scale, x.dtype)
+        return added(compute(x), update.astype(jnp.float32) * self.scale)
 
     def fold(self, kernel: Float[Array, "*layers d_in d_out"]) -> Float[Array, "*layers d_in d_out"]:
         """The kernel that alone does what `kernel` and this do together; `layers` is there where leaves are stacked."""
@@ -39,7 +40,7 @@ class ScaledLoraSite(LoraSite):
 
     def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         def scaled(x):
-            return compute(x * self.scale_in[...].astype(x.dtype)) * self.scale_out[...].astype(x.dtype)
+            return rescaled(compute(rescaled(x, self.scale_in[...])), self.scale_out[...])
 
         return super().__call__(scaled, x)
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from jpeft.errors import RunFailed, UserError
 from jpeft.model import weights
 from jpeft.model.config import T5Config
+from jpeft.model.plain import plain_logits
 from jpeft.model.t5 import T5, Linear
 from jpeft.model.t5 import Site as SiteModule
 from jpeft.peft.base import Adapter, Method
@@ -62,12 +63,14 @@ class Agreement:
       moved: the largest difference that the adapter makes to the base's logits; what the others are to be held against.
       merged: the largest between base and adapter and the merged weights before rounding.
       stored: the same of the weights as they were stored.
+      reread: the largest between what jpeft opens and what a second reader makes of the same files (`model.plain`).
       same_choice: share of positions at which the stored model finds the same token the most likely.
     """
 
     moved: float
     merged: float
     stored: float
+    reread: float
     same_choice: float
 
 
@@ -80,32 +83,70 @@ class Probe:
     merged: np.ndarray
 
     @classmethod
-    def of(cls, base: T5, adapted: T5, merged: T5) -> "Probe":
+    def of(cls, base: T5, adapted: T5, merged: T5, *, directory: Path) -> "Probe":
         """Runs the three; all of the same base and with float32 activations.
 
+        Args:
+          directory: of the base, which is read a second time in another way.
+
         Raises:
-          RunFailed: a logit of the adapted or the merged model is not finite.
+          RunFailed: a logit of the adapted or the merged model is not finite, the base is another to the second reader,
+            or the merged weights do not do what base and adapter do.
         """
         probe = cls(probe_logits(base), probe_logits(adapted), probe_logits(merged))
         if not (np.isfinite(probe.adapted).all() and np.isfinite(probe.merged).all()):
             raise RunFailed("the model with its adapter gives logits that are not finite; is the adapter damaged?")
+        _read_again(probe.base, directory, base.config)
+        if not _agree(probe.adapted, probe.merged):
+            raise RunFailed(
+                f"the merged weights give logits that differ by up to {_largest(probe.adapted, probe.merged):.3g} from "
+                "those of base and adapter; nothing is written."
+            )
         return probe
 
-    def agreement(self, stored: T5) -> Agreement:
-        """How the model that was stored agrees with base and adapter.
+    def agreement(self, directory: Path) -> Agreement:
+        """How the model that was stored in a directory, opened anew, agrees with base and adapter.
 
         Raises:
-          RunFailed: one of its logits is not finite: a merged weight is beyond what its dtype holds.
+          RunFailed: one of its logits is not finite: a merged weight is beyond what its dtype holds; or it is another
+            to a second reader.
         """
+        stored = weights.load(directory)
         logits = probe_logits(stored)
         if not np.isfinite(logits).all():
             raise RunFailed("the merged weights are too large for the dtype they are stored in; try --dtype float32.")
+        # Rounding to half the bits moves logits by a hundredth of their spread and more, another head by all of it.
+        if not _agree(self.merged, logits, 0.5):
+            raise RunFailed(
+                f"the merged model as it was stored gives logits that differ by up to "
+                f"{_largest(self.merged, logits):.3g} from those of base and adapter; nothing is written."
+            )
         return Agreement(
             moved=_largest(self.base, self.adapted),
             merged=_largest(self.adapted, self.merged),
             stored=_largest(self.adapted, logits),
+            reread=_read_again(logits, directory, stored.config),
             same_choice=float(np.mean(np.argmax(logits, axis=-1) == np.argmax(self.adapted, axis=-1))),
         )
+
+
+# Of the logits' own spread. Rounding in float32 is a thousandth of it, another head or scale a hundred times more.
+_TOLERANCE = 0.01
+
+
+def _agree(first: np.ndarray, second: np.ndarray, tolerance: float = _TOLERANCE) -> bool:
+    return float(np.sqrt(np.mean((first - second) ** 2))) <= tolerance * float(np.std(first))
+
+
+def _read_again(logits: np.ndarray, directory: Path, config: T5Config) -> float:
+    """How far a second reader's logits of a directory are from these. Raises `RunFailed`: it reads another model."""
+    again = plain_logits(directory, *probe_tokens(config))
+    if not _agree(logits, again):
+        raise RunFailed(
+            f"{directory} is not the same model to a second reader of its files: logits differ by up to "
+            f"{_largest(logits, again):.3g}; please report its config.json. Nothing is written."
+        )
+    return _largest(logits, again)
 
 
 def _largest(first: np.ndarray, second: np.ndarray) -> float:

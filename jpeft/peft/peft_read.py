@@ -5,15 +5,17 @@ have to agree, or the adapter would do less here than PEFT makes it do, or more.
 """
 
 import dataclasses
-import re
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jpeft.errors import RunFailed, UserError
+from jpeft.files import check_fields
 from jpeft.model.t5 import T5
 from jpeft.model.weights import hub_module
+from jpeft.patterns import Pattern
 from jpeft.peft.base import Method, sites
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
@@ -24,6 +26,36 @@ Tensors = dict[str, np.ndarray]
 Number = int | float
 
 PEFT_TYPES = {"LORA": "lora", "IA3": "ia3", "PROMPT_TUNING": "prompt"}  # and the names of our methods
+
+LARGEST_NUMBER = 1e9  # of any setting; float32 holds what such a rank or alpha makes of others
+_SECONDS = 10.0  # for all expressions of one adapter
+_MOST_PATTERNS = 4096
+
+# What each setting that is read may be; null stands for absent.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "peft_type": str,
+    "task_type": str,
+    "bias": str,
+    "use_rslora": bool,
+    "init_lora_weights": (bool, str),
+    "target_modules": (str, list),
+    "exclude_modules": (str, list),
+    "feedforward_modules": (str, list),
+    "layers_pattern": (str, list),
+    "layers_to_transform": (int, list),
+    "rank_pattern": dict,
+    "alpha_pattern": dict,
+    "r": (int, float),
+    "lora_alpha": (int, float),
+    "num_virtual_tokens": int,
+}
+_LISTS_OF: dict[str, type] = {
+    "target_modules": str,
+    "exclude_modules": str,
+    "feedforward_modules": str,
+    "layers_pattern": str,
+    "layers_to_transform": int,
+}
 
 # Settings that change what an adapter computes, or of which model, in ways that we do not.
 _REFUSED = """
@@ -50,19 +82,59 @@ class _File:
     config: Mapping[str, Any]
     tensors: Tensors
     source: str
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    patterns: dict[str, Pattern] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        """Raises `RunFailed`: a setting is of another type than PEFT writes, or out of all proportion."""
+        source = f"{self.source}: adapter_config.json"
+        check_fields(self.config, _KINDS, source, error=RunFailed)
+        for key, kind in _LISTS_OF.items():
+            if isinstance(self.config.get(key), list):
+                if len(self.config[key]) > _MOST_PATTERNS:
+                    raise RunFailed(
+                        f"{source}: {key} has {len(self.config[key]):,} entries; at most {_MOST_PATTERNS:,}."
+                    )
+                for item in self.config[key]:
+                    check_fields({key: item}, {key: kind}, source, error=RunFailed)
+                    if item is None:
+                        raise RunFailed(f"{source}: {key} holds null.")
+        for key in ("rank_pattern", "alpha_pattern"):
+            for value in (self.config.get(key) or {}).values():
+                self._check_number(key, value)
+        for key in ("r", "lora_alpha", "num_virtual_tokens"):
+            if self.config.get(key) is not None:
+                self._check_number(key, self.config[key])
+
+    def _check_number(self, key: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > LARGEST_NUMBER:
+            raise RunFailed(
+                f"{self.source}: adapter_config.json has {key} = {repr(value)[:60]}; expected a number of at most "
+                f"{LARGEST_NUMBER:g}."
+            )
 
     def number(self, key: str, default: Number) -> Number:
-        value = self.config.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise RunFailed(f"{self.source}: adapter_config.json has {key} = {value!r}, which is no number.")
-        return value
+        value = self.config.get(key)
+        return default if value is None else value
 
     def pattern(self, key: str) -> dict[str, Number]:
         """`rank_pattern` or `alpha_pattern`: numbers by regular expression."""
-        values = self.config.get(key) or {}
-        if not isinstance(values, dict) or not all(isinstance(v, int | float) for v in values.values()):
-            raise RunFailed(f"{self.source}: adapter_config.json has {key} = {values!r}, which gives no numbers.")
-        return values
+        return self.config.get(key) or {}
+
+    def match(self, expression: str, text: str, key: str, *, whole: bool = False) -> Any:
+        """A match at the start of `text` or, if `whole`, of all of it.
+
+        Raises:
+          UserError: it is no expression, takes too long, or all of the adapter's together do.
+        """
+        if expression not in self.patterns:
+            if len(self.patterns) >= _MOST_PATTERNS:
+                raise UserError(f"{self.source}: its config has over {_MOST_PATTERNS:,} expressions.")
+            self.patterns[expression] = Pattern(expression, what=f"{self.source}: its config's {key}")
+        if time.monotonic() - self.started > _SECONDS:
+            raise UserError(f"{self.source}: the expressions of its config take more than {_SECONDS:g} s to match.")
+        pattern = self.patterns[expression]
+        return pattern.fullmatch(text) if whole else pattern.match(text)
 
     def listed(self, key: str) -> list[Any]:
         """What may be one thing or a list of them."""
@@ -87,7 +159,7 @@ def read_peft(
     file = _File(config, {name: value.astype(np.float32) for name, value in tensors.items()}, source)
     kind = config.get("peft_type")
     if kind not in PEFT_TYPES:
-        raise UserError(f"{source} is of PEFT type {kind!r}; jpeft reads {', '.join(PEFT_TYPES)}.")
+        raise UserError(f"{source} is of PEFT type {repr(kind)[:60]}; jpeft reads {', '.join(PEFT_TYPES)}.")
     for key in _REFUSED:
         if config.get(key):
             raise UserError(f"{source} uses PEFT's {key}, which jpeft does not have.")
@@ -136,7 +208,9 @@ def _by_site(file: _File, model: T5) -> dict[str, tuple[str, Tensors]]:
         if module not in path_of:
             tied = module == "lm_head" and model.config.tie_word_embeddings
             why = "its head is the embedding" if tied else "is it of another size?"
-            raise UserError(f"{file.source} does not fit this base, which has no linear {module}; {why}")
+            raise UserError(
+                f"{file.source} does not fit this base, which has no linear {' '.join(module.split())[:120]}; {why}"
+            )
         found.setdefault(module, (path_of[module], {}))[1][leaf] = value
     asked = _selected(file, list(path_of))
     if asked is not None and asked != set(found):
@@ -153,7 +227,7 @@ def _parts(name: str, source: str) -> tuple[str, str]:
     for leaf in ("lora_A.weight", "lora_B.weight", "ia3_l"):
         if name.startswith(PREFIX) and name.endswith(f".{leaf}"):
             return name.removeprefix(PREFIX).removesuffix(f".{leaf}"), leaf
-    raise UserError(f"{source} holds {name}, which jpeft does not know.")
+    raise UserError(f"{source} holds {' '.join(name.split())[:120]}, which jpeft does not know.")
 
 
 def _selected(file: _File, modules: list[str]) -> set[str] | None:
@@ -162,30 +236,25 @@ def _selected(file: _File, modules: list[str]) -> set[str] | None:
     if targets is None:
         return None
     layers = file.listed("layers_to_transform")
-    try:
-        if targets == "all-linear":
-            chosen = {module for module in modules if module != "lm_head"}
-        elif isinstance(targets, str):
-            if layers:
-                raise UserError(
-                    f"{file.source}: layers_to_transform goes with a list of target_modules, not a pattern."
-                )
-            chosen = {module for module in modules if re.fullmatch(targets, module)}
-        else:
-            ends = tuple(f".{target}" for target in targets)
-            chosen = {module for module in modules if f".{module}".endswith(ends)}
-            if layers:
-                patterns = file.listed("layers_pattern")
-                chosen = {module for module in chosen if _layer_of(module, patterns) in layers}
-        return chosen - _excluded(file, chosen)
-    except re.error as error:
-        raise UserError(f"{file.source}: a pattern of its config is no regular expression ({error}).") from None
+    if targets == "all-linear":
+        chosen = {module for module in modules if module != "lm_head"}
+    elif isinstance(targets, str):
+        if layers:
+            raise UserError(f"{file.source}: layers_to_transform goes with a list of target_modules, not a pattern.")
+        chosen = {module for module in modules if file.match(targets, module, "target_modules", whole=True)}
+    else:
+        ends = tuple(f".{target}" for target in targets)
+        chosen = {module for module in modules if f".{module}".endswith(ends)}
+        if layers:
+            patterns = file.listed("layers_pattern")
+            chosen = {module for module in chosen if _layer_of(file, module, patterns) in layers}
+    return chosen - _excluded(file, chosen)
 
 
-def _layer_of(module: str, patterns: list[str]) -> int | None:
+def _layer_of(file: _File, module: str, patterns: list[str]) -> int | None:
     """The index that `layers_to_transform` speaks of: the first number in a module's name, or that after a pattern."""
     for pattern in patterns or [r"[^.]*"]:
-        match = re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", module)
+        match = file.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", module, "layers_pattern")
         if match:
             return int(match["index"])
     return None
@@ -194,7 +263,7 @@ def _layer_of(module: str, patterns: list[str]) -> int | None:
 def _excluded(file: _File, modules: set[str]) -> set[str]:
     excluded = file.config.get("exclude_modules")
     if isinstance(excluded, str):
-        return {module for module in modules if re.fullmatch(excluded, module)}
+        return {module for module in modules if file.match(excluded, module, "exclude_modules", whole=True)}
     ends = tuple(f".{name}" for name in excluded or ())
     return {module for module in modules if ends and f".{module}".endswith(ends)}
 
@@ -219,11 +288,8 @@ def _read_lora(file: _File, model: T5) -> tuple[Method, Tensors, list[str]]:
     for module, (_, tensors) in modules.items():
         if set(tensors) != {"lora_A.weight", "lora_B.weight"}:
             raise RunFailed(f"{file.source}: {module} should have lora_A and lora_B, not {sorted(tensors)}.")
-    try:
-        ranks = {module: _rank(file, module, tensors) for module, (_, tensors) in modules.items()}
-        alphas = {module: _setting(file, "lora_alpha", "alpha_pattern", module, 8) for module in modules}
-    except re.error as error:
-        raise UserError(f"{file.source}: a pattern of its config is no regular expression ({error}).") from None
+    ranks = {module: _rank(file, module, tensors) for module, (_, tensors) in modules.items()}
+    alphas = {module: _setting(file, "lora_alpha", "alpha_pattern", module, 8) for module in modules}
     rank = max(ranks.values())
     alpha = alphas[next(module for module in modules if ranks[module] == rank)]
     stabilized = bool(file.config.get("use_rslora"))
@@ -257,7 +323,7 @@ def _rank(file: _File, module: str, tensors: Tensors) -> int:
 def _setting(file: _File, key: str, pattern_key: str, module: str, default: Number) -> Number:
     """A number that may be one module's own; the first pattern that matches the end of its name counts, as in PEFT."""
     for pattern, value in file.pattern(pattern_key).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if file.match(rf"(.*\.)?({pattern})$", module, pattern_key):
             return value
     return file.number(key, default)
 

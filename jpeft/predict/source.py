@@ -18,7 +18,7 @@ from jpeft.model.source import resolve
 from jpeft.model.t5 import T5, arrange_layers
 from jpeft.model.tokenizer import TOKENIZER_FILES, Tokenizer
 from jpeft.peft.hub import CONFIGS, load_adapter
-from jpeft.peft.locate import base_of, locate, whole_model
+from jpeft.peft.locate import base_of, locate, whole_model, words_for
 
 
 def task_of(directory: Path) -> TaskOfRun | None:
@@ -86,7 +86,7 @@ class Source:
         if adapter is None:
             if model is None:
                 raise UserError("name --model (mini, a hub id, a directory), --adapter (a run or an adapter), or both.")
-            directory = resolve(model, report=report)
+            directory = resolve(model, what="--model", flag="--model", report=report)
             return cls(model, directory, task=task_of(directory))
         whole = whole_model(adapter)
         if whole is not None:
@@ -95,7 +95,9 @@ class Source:
             return cls(str(whole), whole, task=task_of(whole))
         found = locate(adapter)
         name = base_of(found, model)
-        return cls(name, resolve(name, report=report), found.directory, task_of(found.directory))
+        return cls(
+            name, resolve(name, **words_for(found, model), report=report), found.directory, task_of(found.directory)
+        )
 
     def identity(self) -> dict[str, Any]:
         """Names and contents of model and adapter, for telling whether answers are of the same ones."""

@@ -72,7 +72,7 @@ def _sampled_texts(run: Pretraining) -> Iterator[str]:
 def network_config(run: Pretraining, tokenizer: Tokenizer) -> T5Config:
     """Sizes of the network: the config's, or those of `model.start`."""
     if run.model.start is not None:
-        return read_config(resolve(run.model.start))
+        return read_config(resolve(run.model.start, what="model.start", flag="--config.model.start"))
     return run.model.t5(-(-tokenizer.vocab_size // 128) * 128)
 
 
@@ -103,7 +103,7 @@ def build_network(run: Pretraining, config: T5Config, mixture: Mixture, report: 
     """The network to train, new or `model.start`'s, with every weight trainable and float32."""
     dtype = compute_dtype(run.model.dtype)
     if run.model.start is not None:
-        directory = resolve(run.model.start, report=report)
+        directory = resolve(run.model.start, what="model.start", flag="--config.model.start", report=report)
         model = weights.load(directory, dtype=dtype, stored_dtype=jnp.float32, dropout_rate=0.0)
     else:
         model = T5(config, dtype=dtype, rngs=nnx.Rngs(run.train.seed))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from jpeft.model.t5 import added
 from jpeft.peft.base import Site
 
 
@@ -36,15 +37,17 @@ class AdapterRows(nnx.Module):
 
     def __call__(self, compute, x: Float[Array, "batch length d_in"]) -> Float[Array, "batch length d_out"]:
         def each(leaf: Pooled) -> Float[Array, "batch 1 width"]:
-            return leaf[...].astype(x.dtype)[:, None]
+            return leaf[...].astype(jnp.float32)[:, None]
 
-        y = compute(x if self.scale_in is None else x * each(self.scale_in))
-        if self.scale_out is not None:
-            y = y * each(self.scale_out)
+        def rescaled(x: Array, scale: Pooled | None) -> Array:  # as in jpeft.model.t5, a row at a time
+            return x if scale is None else (x.astype(jnp.float32) * each(scale)).astype(x.dtype)
+
+        y = rescaled(compute(rescaled(x, self.scale_in)), self.scale_out)
         if self.lora_a is not None and self.lora_b is not None and self.lora_scale is not None:
             inner = jnp.einsum("bld,brd->blr", x, self.lora_a[...].astype(x.dtype))
-            y = y + jnp.einsum("blr,brd->bld", inner, self.lora_b[...].astype(x.dtype)) * each(self.lora_scale)
-        return y if self.bias is None else y + each(self.bias)
+            update = jnp.einsum("blr,brd->bld", inner, self.lora_b[...].astype(x.dtype))
+            y = added(y, update.astype(jnp.float32) * each(self.lora_scale))
+        return y if self.bias is None else added(y, each(self.bias))
 
 
 class PromptRows(nnx.Module):

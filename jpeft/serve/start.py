@@ -99,7 +99,7 @@ def start(choices: Choices, sizes: Sizes, *, say: Callable[[str], None]) -> tupl
     asked = [parse_room(text) for text in choices.room]
     Shapes(sizes.batch_sizes, sizes.input_lengths or _INPUTS, sizes.output_lengths or _OUTPUTS)  # before the work
     dtype = compute_dtype(choices.dtype)
-    directory = resolve(choices.model, report=say)
+    directory = resolve(choices.model, what="--model", flag="--model", report=say)
     own_task = task_of(directory)
     model = weights.load(directory, dtype=dtype)
     arrange_layers(model, None)

@@ -19,6 +19,7 @@ from jpeft.peft.ablations import ablation
 from jpeft.peft.base import Method, Selection, Site, attach, count, select
 from jpeft.peft.hub import load_adapter
 from jpeft.peft.locate import locate, whole_model
+from jpeft.peft.methods import METHODS
 from jpeft.train.session import Session
 
 
@@ -64,10 +65,10 @@ def selection(run: Run, model: T5) -> Selection:
 def _load_base(run: Run, session: Session, layout: Layout, report: Callable[[str], None]) -> tuple[T5, Tokenizer]:
     directory = resolve(run.model.name, report=report)
     dtype = compute_dtype(run.model.dtype)
-    trains_the_base = run.method.name == "full"
+    trains_the_base = METHODS[run.method.name].trains_base
 
     def load() -> tuple[T5, Tokenizer]:
-        # What full tuning trains is kept in float32; read it so, not through a rounded copy.
+        # What such a method trains is kept in float32; read it so, not through a rounded copy.
         stored_dtype = jnp.float32 if trains_the_base else dtype
         model = weights.load(
             directory,

@@ -12,6 +12,7 @@ from jax.extend.core import jaxprs_in_params
 
 from jpeft.eval.loss import loss_sums
 from jpeft.model.config import RELEASED
+from jpeft.model.decode import greedy
 from jpeft.model.leaves import fill, named_leaves
 from jpeft.model.placement import placing
 from jpeft.model.t5 import (
@@ -24,6 +25,7 @@ from jpeft.model.t5 import (
     dropout,
     num_stacked,
     product,
+    rescaled,
     split_segments,
     unroll,
 )
@@ -197,11 +199,51 @@ def test_bfloat16_is_near_float32_and_returns_float32_logits(batch):
     assert 1e-4 < error < 0.05
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_product_that_makes_logits_is_float32_in_a_pass_in_its_gradient_and_in_generation(tied, batch):
+    model = T5(dataclasses.replace(TINY, tie_word_embeddings=tied), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    encoder, decoder = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
+    loss = jax.grad(lambda model: loss_sums(model, batch)[0], allow_int=True)
+    for function, *tokens in (
+        (lambda m, *x: m(*x), encoder, decoder),
+        (lambda m: loss(m),),
+        (lambda m, x: greedy(m, x, max_length=3), encoder),
+    ):
+        products = [e for e in _equations(function, model, *tokens) if e.primitive.name == "dot_general"]
+        shapes = [(e, e.outvars[0].aval.shape) for e in products]
+        of_logits = [e for e, shape in shapes if len(shape) == 3 and shape[-1] == TINY.vocab_size]
+        assert of_logits
+        assert {e.outvars[0].aval.dtype for e in of_logits} == {jnp.dtype(jnp.float32)}
+        assert {v.aval.dtype for e in of_logits for v in e.invars} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_a_large_logit_is_not_rounded_to_bfloat16():
+    model = T5(TINY, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    x = jnp.full((1, 1, 16), 3.0, jnp.bfloat16)
+    model.lm_head.kernel.set_value(jnp.full((16, 320), 2.921875))  # of few bits: the sum is 140.25
+    np.testing.assert_array_equal(model.logits(x), np.full((1, 1, 320), 140.25, np.float32))
+
+
+def test_a_scale_acts_in_float32_and_is_rounded_once():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5, 16)), jnp.bfloat16)
+    scale = jnp.full(16, 1.003)
+    exact = np.asarray(x, np.float32) * np.float32(1.003)
+    np.testing.assert_array_equal(rescaled(x, scale), exact.astype(jnp.bfloat16))
+    assert (np.asarray(rescaled(x, scale)) != np.asarray(x)).mean() > 0.5
+    by_hand = jax.grad(lambda *a: jnp.sum(jnp.sin(a[0] * a[1])), argnums=(0, 1))
+    ours = jax.grad(lambda *a: jnp.sum(jnp.sin(rescaled(*a))), argnums=(0, 1))
+    wide = x.astype(jnp.float32)
+    for expected, found in zip(by_hand(wide, scale[None, None]), ours(wide, scale), strict=True):
+        np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=1e-6)
+    of_x, of_scale = ours(x, scale)
+    assert of_x.dtype == jnp.bfloat16 and of_scale.dtype == jnp.float32
+
+
 @pytest.mark.parametrize(("trained", "products"), [((0,), 2), ((1,), 2), ((0, 1), 3)])
 def test_a_product_works_out_only_the_gradients_that_are_asked_for(trained, products):
     """Forward, and one more for each operand: a plan counts what is traced, which no compiler has tidied yet."""
     x, kernel = jnp.ones((3, 4, 8)), jnp.ones((8, 16))
-    gradients = jax.grad(lambda *operands: product(*operands).sum(), argnums=trained)
+    gradients = jax.grad(lambda *operands: product(*operands, jnp.float32).sum(), argnums=trained)
     found = [e for e in _equations(gradients, x, kernel) if e.primitive.name == "dot_general"]
     assert len(found) == products
 

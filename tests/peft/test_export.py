@@ -140,3 +140,18 @@ def test_import_prints_json_and_refuses_what_is_ours_already(run, tiny_checkpoin
     save_adapter(attach(model, Lora(), chosen, jax.random.key(0)), Lora(), chosen, ours, base_name="tiny")
     assert main(["import", str(ours), *flags, "--out", str(tmp_path / "other")]) == 2
     assert "nothing to import" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["export", "import", "merge", "predict"])
+def test_a_base_that_moved_is_named_with_the_flag_that_gives_another(command, run, tmp_path, capsys):
+    peft_adapter = run(Lora.official()) / "adapter"
+    gone = str(tmp_path / "gone")
+    file = peft_adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": gone}))
+    where = ["--adapter", str(peft_adapter), "text"] if command == "predict" else [str(peft_adapter), "--out", gone]
+    assert main([command, *where]) == 2
+    said = capsys.readouterr().err
+    assert f"the base that {peft_adapter} names, '{gone}' is no directory here" in said
+    assert "give --model a local directory" in said and "config.model" not in said
+    assert main([command, *where, "--model", gone]) == 2
+    assert f"--model '{gone}' is no directory here" in capsys.readouterr().err

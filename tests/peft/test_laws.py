@@ -88,6 +88,22 @@ def test_a_filled_adapter_changes_what_the_model_says(name, tiny_t5, batch, key)
     assert np.abs(logits(model, batch) - logits(tiny_t5, batch)).max() > 1e-2
 
 
+@pytest.mark.parametrize("name", ["full", "lora", "lora_official", "ia3", "ia3_official", "bitfit_official", "prompt"])
+def test_a_small_change_of_any_leaf_is_felt_in_bfloat16(name, batch, key):
+    """Where scales start, at 1, the next bfloat16 is 0.8 % away: a step of a usual rate must not be lost."""
+    model = filled(adapted(name, T5(TINY, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)), key), key)
+    graphdef, adapter, base = split(model)
+
+    def at_its_start(path, leaf):
+        return jnp.ones_like(leaf) if "scale" in jax.tree_util.keystr(path) else leaf
+
+    leaves, structure = jax.tree.flatten(jax.tree_util.tree_map_with_path(at_its_start, adapter))
+    said = jax.jit(lambda leaves: logits(nnx.merge(graphdef, jax.tree.unflatten(structure, leaves), base), batch))
+    before = np.asarray(said(leaves))
+    for i, leaf in enumerate(leaves):
+        assert (np.asarray(said([*leaves[:i], leaf * 1.003, *leaves[i + 1 :]])) != before).any(), i
+
+
 @each_method
 def test_trainable_parameters_equal_the_formula(name, tiny_t5, key):
     adapter = split(adapted(name, tiny_t5, key))[1]

@@ -20,7 +20,7 @@ from jpeft.peft.bitfit import BitFit
 from jpeft.peft.full import Full
 from jpeft.peft.hub import save_adapter
 from jpeft.peft.ia3 import Ia3
-from jpeft.peft.lora import Lora
+from jpeft.peft.lora import Lora, LoraSite
 from jpeft.peft.merge import merge, probe_logits
 from jpeft.peft.prompt import Prompt
 from tests.conftest import TINY
@@ -174,3 +174,38 @@ def test_what_holds_no_adapter_is_told_apart(tiny_checkpoint, tmp_path, capsys):
     (tmp_path / "run/config.json").write_text("{}")
     assert "has not finished" in refusal(tmp_path / "run")
     assert "is a file" in refusal(tmp_path / "run/config.json")
+
+
+def test_a_base_that_a_second_reader_takes_for_another_is_not_merged(run, tmp_path, capsys, monkeypatch):
+    """As when the loader dropped a head: the file that it then writes would agree with it."""
+    load = weights.load
+
+    def without_its_head(directory, **options):
+        model = load(directory, **options)
+        model.lm_head.kernel.set_value(model.shared.embedding[...].T)
+        return model
+
+    monkeypatch.setattr(weights, "load", without_its_head)
+    assert main(["merge", str(run), "--out", str(tmp_path / "merged")]) == 1
+    assert "is not the same model to a second reader of its files" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_what_was_written_is_held_against_base_and_adapter(run, tmp_path, capsys, monkeypatch):
+    save = weights.save
+
+    def with_another_head(model, directory, **options):
+        model.lm_head.kernel.set_value(model.lm_head.kernel[...] + 1)
+        save(model, directory, **options)
+
+    monkeypatch.setattr(weights, "save", with_another_head)
+    assert main(["merge", str(run), "--out", str(tmp_path / "merged"), "--json"]) == 1
+    assert "as it was stored" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
+def test_weights_that_do_not_do_what_base_and_adapter_do_are_not_written(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(LoraSite, "fold", lambda self, kernel: kernel)
+    assert main(["merge", str(run), "--out", str(tmp_path / "merged")]) == 1
+    assert "from those of base and adapter; nothing is written" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()

@@ -192,8 +192,8 @@ def test_what_jpeft_does_not_have_is_refused_by_name(changes, says, saved, tiny_
     [
         ({"r": 8}, "is of rank 4 in the weights file and 8 in the config"),
         ({"rank_pattern": {"q": 2}}, "is of rank 4 in the weights file and 2 in the config"),
-        ({"lora_alpha": "sixteen"}, "lora_alpha = 'sixteen', which is no number"),
-        ({"alpha_pattern": ["q"]}, "which gives no numbers"),
+        ({"lora_alpha": "sixteen"}, "lora_alpha is 'sixteen'; expected a number"),
+        ({"alpha_pattern": ["q"]}, "alpha_pattern is ['q']; expected an object"),
     ],
 )
 def test_a_config_that_contradicts_its_weights_is_damage(changes, says, saved, tiny_t5):

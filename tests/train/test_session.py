@@ -1,12 +1,15 @@
 """Runs that share a process: the same results as alone, and nothing loaded, tokenised or compiled twice."""
 
 import importlib
+import types
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from jpeft.config import Run
+from jpeft.mesh.layout import Layout
+from jpeft.peft.full import Full
 from jpeft.train import loop, setup
 from jpeft.train.display import Display
 from jpeft.train.environment import peak_memory_bytes, reset_peak_memory
@@ -112,3 +115,33 @@ def test_the_peak_of_memory_can_start_anew():
     del ballast
     reset_peak_memory()
     assert peak_memory_bytes() < low + 100_000_000
+
+
+def test_a_base_that_a_method_trains_is_its_own_whatever_the_method_is_called(cell, monkeypatch):
+    """A step donates what it trains: a base in the session would be gone for the next run."""
+
+    class Toy(Full):
+        name = "toy"
+
+    class Frozen(Toy):
+        trains_base = False
+
+    run, session = cell("lora"), Session()
+    loaded = []
+    monkeypatch.setattr(setup.weights, "load", lambda *args, **options: loaded.append(options) or T5Stub())
+    monkeypatch.setattr(setup, "arrange_layers", lambda model, scan: None)
+    monkeypatch.setattr(setup.Tokenizer, "load", lambda *args, **options: None)
+    layout = Layout.of_devices()
+    for method, loads in ((Toy, 2), (Frozen, 1)):
+        monkeypatch.setitem(setup.METHODS, run.method.name, method)
+        loaded.clear()
+        bases = [setup._load_base(run, session, layout, print)[0] for _ in range(2)]
+        assert len(loaded) == loads and (bases[0] is bases[1]) == (not method.trains_base)
+
+
+class T5Stub:
+    """As much of a model as is looked at when it is loaded."""
+
+    def __init__(self):
+        self.encoder, self.decoder = types.SimpleNamespace(), types.SimpleNamespace()
+        self.config = types.SimpleNamespace(vocab_size=1, eos_token_id=1)
