@@ -91,7 +91,7 @@ def json_lines(path: Path) -> list[dict]:
 def predicted_and_served(kind: str, client, shelf: Path, rows: Path, tmp_path: Path) -> tuple[list[dict], list[dict]]:
     asked = [{key: row[key] for key in ("title", "body")} for row in json_lines(rows / "test.jsonl")]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
-    output = tmp_path / "answers.jsonl"
+    output = tmp_path / f"answers_{kind}.jsonl"
     call = ["predict", "--adapter", shelf / kind, "--input", tmp_path / "asked.jsonl", "--output", output, "--quiet"]
     assert main(list(map(str, call))) == 0
     response = client.post("/generate", json={"adapter": kind, "inputs": asked})
@@ -115,7 +115,7 @@ def test_predict_and_serve_give_one_answer(kind, client, shelf, rows, tmp_path):
 
 
 @pytest.mark.slow
-def test_so_does_the_own_test_of_a_run(base, rows, tmp_path):
+def test_so_does_the_own_test_of_a_run(base, rows, tmp_path, capsys):
     for name, flags in KINDS.items():
         arguments = [
             f"--config={CONFIGS / 'lora_custom.py'}",
@@ -139,6 +139,13 @@ def test_so_does_the_own_test_of_a_run(base, rows, tmp_path):
             own = json_lines(tmp_path / "runs" / kind / "predictions.jsonl")
             assert [row["prediction"] for row in predicted] == [row["prediction"] for row in own]
             assert [answer["text"] for answer in answers] == [row["prediction"] for row in own]
+            result = json.loads((tmp_path / "runs" / kind / "result.json").read_text())
+            capsys.readouterr()
+            assert main(["evaluate", "--adapter", str(tmp_path / "runs" / kind), "--data", str(rows), "--json"]) == 0
+            evaluated = json.loads(capsys.readouterr().out)
+            assert evaluated["metrics"] == pytest.approx(result["metrics"])
+            assert evaluated["uncertainty"] == result["uncertainty"] and evaluated["labels"] == result["labels"]
+            assert evaluated["seen_by_the_run"] == {"train": 0, "validation": 0}
 
 
 def test_the_server_says_how_each_adapter_is_asked(client, shelf):
