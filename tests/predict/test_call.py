@@ -91,3 +91,8 @@ def test_what_the_adapter_carries_goes_before_its_run_and_wherever_it_is_copied(
 def test_labels_of_a_damaged_result_are_named(labels, run):
     with pytest.raises(RunFailed, match="labels"):
         task_of(run(CUSTOM, {"labels": labels}))
+
+
+def test_how_an_older_run_answered_its_result_says(run):
+    task = task_of(run(CUSTOM, {"labels": ["A", "B"], "answer": "score"}))
+    assert task is not None and task.answer == "score"
