@@ -41,7 +41,7 @@ def test_a_task_of_the_benchmark_is_known_by_its_name(run):
 
 def test_a_users_own_task_by_what_its_run_wrote_down(run):
     data = {**CUSTOM, "template": "{title}?", "max_input_length": 40, "max_target_length": 9}
-    expected = TaskOfRun("{title}?", ("good", "bad"), 40, 9, kind="classification")
+    expected = TaskOfRun("{title}?", ("good", "bad"), 40, 9, kind="classification", answer="score")
     assert task_of(run(data, {"labels": ["good", "bad"]})) == expected
 
 
@@ -91,8 +91,3 @@ def test_what_the_adapter_carries_goes_before_its_run_and_wherever_it_is_copied(
 def test_labels_of_a_damaged_result_are_named(labels, run):
     with pytest.raises(RunFailed, match="labels"):
         task_of(run(CUSTOM, {"labels": labels}))
-
-
-def test_how_an_older_run_answered_its_result_says(run):
-    task = task_of(run(CUSTOM, {"labels": ["A", "B"], "answer": "score"}))
-    assert task is not None and task.answer == "score"
