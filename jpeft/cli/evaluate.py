@@ -123,5 +123,7 @@ def _print(outcome, arguments: argparse.Namespace) -> None:
             print("         good for them")
     if outcome.seen is None and outcome.test.source.task is not None:
         print(f"seen     whether the run trained on any of these rows is not known: {outcome.why_not_seen}")
+    for line in record["warnings"]:
+        print(f"warning  {line}")
     if arguments.output is not None:
         print(f"written  {arguments.output} ({counted(rows, 'row')})")

@@ -29,6 +29,7 @@ from jpeft.predict.source import Source
 from jpeft.program import Program
 from jpeft.rows.reading import read_columns
 from jpeft.rows.values import as_text, is_missing
+from jpeft.train import cautions
 from jpeft.train.setup import compute_dtype
 
 _SHOWN = 5  # unknown labels in a message
@@ -133,7 +134,16 @@ class Outcome:
     def record(self) -> dict[str, Any]:
         """As JSON can hold it; the names are those of a run's `result.json`."""
         task, judged = self.test.task, self.judged
-        confusion = self.confusion()
+        confusion, trust = self.confusion(), uncertainty(task, self.examples, judged.scores)
+        warnings = cautions.of_test(
+            judged.predictions,
+            [example.target for example in self.examples],
+            confusion,
+            accuracy=judged.numbers[task.metric],
+            interval=trust.interval,
+            answer=self.test.answer,
+        )
+        few = cautions.few_test_rows(len(self.examples))
         return {
             "model": self.test.source.model,
             "adapter": None if self.test.source.adapter is None else str(self.test.source.adapter),
@@ -143,8 +153,9 @@ class Outcome:
             "metric": judged.numbers[task.metric],
             "rouge_tokenizer": rouge_tokenizer(task, self.examples),
             "metrics": judged.numbers,
-            "uncertainty": uncertainty(task, self.examples, judged.scores).to_dict(),
+            "uncertainty": trust.to_dict(),
             "per_class": None if confusion is None else confusion.to_dict(),
+            "warnings": [*([] if few is None else [few]), *warnings],
             "labels": list(task.answers) or None,
             "rows": len(self.examples),
             "cut": {"inputs": self.tokens.cut_inputs, "targets": self.tokens.cut_targets},

@@ -43,19 +43,19 @@ def write_aftermath(
       besides.
     """
     trust = uncertainty(task, examples, judged.scores)
-    confusion = None
+    confusion, targets = None, [example.target for example in examples]
     if task.kind == "classification":
-        targets = [example.target for example in examples]
         confusion = Confusion.of(targets, judged.predictions, judged.scores, task.answers)
         directory.write_json("per_class.json", confusion.to_dict())
-        found = [
-            cautions.no_label(confusion, judged.predictions, answer=answer),
-            cautions.one_answer(confusion),
-            cautions.not_above_majority(confusion, judged.numbers[task.metric], trust.interval),
-        ]
-    else:
-        found = [cautions.same_text(judged.predictions, [example.target for example in examples])]
-    found.append(cautions.still_learning(best_epoch=best_epoch, epochs_run=epochs_run, max_epochs=max_epochs))
+    found = cautions.of_test(
+        judged.predictions,
+        targets,
+        confusion,
+        accuracy=judged.numbers[task.metric],
+        interval=trust.interval,
+        answer=answer,
+    )
+    learning = cautions.still_learning(best_epoch=best_epoch, epochs_run=epochs_run, max_epochs=max_epochs)
     notes = []
     if is_first():
         with write_whole(directory.path / "worst_rows.jsonl") as beside, beside.open("w", encoding="utf-8") as file:
@@ -68,6 +68,6 @@ def write_aftermath(
     record = {
         "uncertainty": trust.to_dict(),
         "per_class": None if confusion is None else confusion.summary(),
-        "warnings": [*cautioned, *filter(None, found)],
+        "warnings": [*cautioned, *found, *([] if learning is None else [learning])],
     }
     return record, notes

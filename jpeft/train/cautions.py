@@ -44,6 +44,33 @@ def few_steps(train_rows: int, *, batch_size: int, accumulation_steps: int, max_
     )
 
 
+def of_test(
+    predictions: Sequence[str],
+    targets: Sequence[str],
+    confusion: Confusion | None,
+    *,
+    accuracy: float,
+    interval: Sequence[float],
+    answer: str,
+) -> list[str]:
+    """All that there is to say of a test's answers.
+
+    Args:
+      confusion: of a classification; None of texts.
+      accuracy, interval: of a classification: its share of right answers and how far that is certain.
+      answer: `generate` or `score`, how the test answered.
+    """
+    if confusion is None:
+        found = [same_text(predictions, targets)]
+    else:
+        found = [
+            no_label(confusion, predictions, answer=answer),
+            one_answer(confusion),
+            not_above_majority(confusion, accuracy, interval),
+        ]
+    return [line for line in found if line is not None]
+
+
 def no_label(confusion: Confusion, predictions: Sequence[str], *, answer: str) -> str | None:
     """After the test: half of the answers or more are no label at all."""
     rows = int(confusion.counts.sum())

@@ -83,6 +83,7 @@ def test_numbers_are_those_of_the_answers(evaluate, run, tmp_path, capsys):
     assert record["rows"] == 10 and record["uncertainty"]["rows"] == 10 and record["labels"] == list(LABELS)
     assert {"matthews_correlation", "unknown_answers", "agreement_with_generation"} <= record["metrics"].keys()
     assert record["per_class"]["confusion"]["rows"] == list(LABELS)
+    assert record["warnings"][0].startswith("only 10 test rows: ")
     assert record["unknown_labels"] == {} and record["seen_by_the_run"] == {"train": 0, "validation": 0}
 
 
@@ -94,6 +95,7 @@ def test_it_says_what_a_reader_has_to_know(evaluate, run, tmp_path):
     said, _ = evaluate("--adapter", run, "--data", file, "--quiet")
     assert said.startswith("accuracy  ") and "9 test rows" in said and "standard error" in said
     assert "unknown  3 rows with labels that the run did not know ('Robots' 2, '3' 1)" in said
+    assert "warning  only 9 test rows" in said
     assert "of 9 inputs to 24 tokens, in their longest column" in said
     assert "seen     3 of 9 rows have a prompt that the run trained on" in said
     assert "seen     1 of 9 rows have a prompt that the run chose its best epoch by" in said
