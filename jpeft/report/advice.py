@@ -72,7 +72,8 @@ def answers(asked: Question, groups: Sequence[Group], scarce: Sequence[Scarce]) 
     """
     fitting = [
         group
-        for group in groups
+        for whole in groups
+        for group in (whole.by_data() if any(key.data for key in whole.cells) else [whole])
         if any(key.task in asked.tasks and key.scale == asked.scale and not key.ablation for key in group.cells)
     ]
     if not fitting:

@@ -12,6 +12,7 @@ def render(table: Table) -> str:
         (
             any(row[i].sd is not None for row in table.rows),
             any(row[i].count > 1 for row in table.rows),
+            any(row[i].error is not None for row in table.rows),
             any(row[i].published is not None for row in table.rows),
         )
         for i in range(len(table.columns))
@@ -19,15 +20,17 @@ def render(table: Table) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     heads = []
-    for column, (sd, count, published) in zip(table.columns, extras, strict=True):
+    for column, (sd, count, error, published) in zip(table.columns, extras, strict=True):
         name = column.full_name
         heads += [name, *[f"{name}, sd"] * sd, *[f"{name}, seeds"] * count]
+        heads += [f"{name}, standard error"] * error
         heads += [f"{name}, paper", f"{name}, difference"] * published
     writer.writerow(heads)
     for row in table.rows:
         cells = []
-        for value, (sd, count, published) in zip(row, extras, strict=True):
+        for value, (sd, count, error, published) in zip(row, extras, strict=True):
             cells += [_plain(value), *[_blank(value.sd)] * sd, *[value.count or ""] * count]
+            cells += [_blank(value.error)] * error
             cells += [_blank(value.published), _blank(value.difference)] * published
         writer.writerow(cells)
     return out.getvalue()

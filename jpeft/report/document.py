@@ -12,6 +12,7 @@ from jpeft.report.names import in_order
 from jpeft.report.pictures import Figure, pictures
 from jpeft.report.records import Problem
 from jpeft.report.table import Table
+from jpeft.words import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Section:
       facts: `(what, value)` lines to know before reading on.
       cautions: what must not be overlooked.
       parts: `(heading, tables and figures)`.
-      findings_first: whether the findings stand before the parts.
+      findings_after: how many of the parts stand before the findings.
     """
 
     name: str
@@ -33,7 +34,14 @@ class Section:
     remarks: Sequence[str] = ()
     findings: Sequence[Finding] = ()
     parts: Sequence[tuple[str, Sequence[Table | Figure]]] = ()
-    findings_first: bool = True
+    findings_after: int = 0
+
+    def parts_and_findings(self) -> list[tuple[str, Sequence[Table | Figure]] | None]:
+        """The parts in order, with None where the findings stand; they stand nowhere where there are none."""
+        parts: list[tuple[str, Sequence[Table | Figure]] | None] = list(self.parts)
+        if self.findings:
+            parts.insert(self.findings_after, None)
+        return parts
 
     def tables(self) -> list[Table]:
         return [block for _, blocks in self.parts for block in blocks if isinstance(block, Table)]
@@ -61,13 +69,18 @@ def of_runs(groups: Sequence[Group], problems: Sequence[Problem]) -> Document:
     """The report of some runs: a section for each model and source, none of which shares a table with another."""
     names = _slugs([f"{group.model}-{group.source}" for group in groups])
     count = sum(len(group.results) for group in groups)
-    lead = [
-        f"{count:,} results in {len(groups)} group{'s' if len(groups) > 1 else ''} (by model, source of the data and "
-        "reading of the methods), beside the numbers of Pu, Jain, Yin and Kaplan, *Empirical Analysis of the Strengths "
-        "and Weaknesses of PEFT Techniques for LLMs* (2023). What has not been run is shown as missing."
-    ]
+    papers = any(group.has_papers for group in groups)
+    where = f"{counted(count, 'result')} in {counted(len(groups), 'group')} (by model, source of the data and reading"
+    lead = f"{where} of the methods)."
+    if papers:
+        lead = (
+            f"{where} of the methods), beside the numbers of Pu, Jain, Yin and Kaplan, *Empirical Analysis of the "
+            "Strengths and Weaknesses of PEFT Techniques for LLMs* (2023). A cell that was not run is missing; a "
+            "table of which nothing was run is not shown."
+        )
     sections = [_of_group(group, name) for group, name in zip(groups, names, strict=True)]
-    return Document("jpeft: results beside the paper", lead, sections, problems)
+    title = "jpeft: results beside the paper" if papers else "jpeft: results"
+    return Document(title, [lead], sections, problems)
 
 
 def of_paper() -> Document:
@@ -83,7 +96,7 @@ def of_paper() -> Document:
             ("What disagrees", [consistency.disagreements(compared)]),
             ("Published tables, recomputed", [consistency.table(comparison) for comparison in compared]),
         ],
-        findings_first=False,
+        findings_after=2,
     )
     lead = [
         "Tables 5 and 6 and the speed-ups of section 3.2 of Pu et al. (2023) are derived from Tables 1, 3 and 4. Here "
@@ -95,21 +108,35 @@ def of_paper() -> Document:
 
 def _of_group(group: Group, name: str) -> Section:
     drawn = pictures(group)
+    own = tables.own_tables(group)
     paper: list[Table | Figure] = []
-    for table in tables.paper_tables(group):
-        paper.append(table)
-        if table.name in drawn:
-            paper.append(drawn.pop(table.name))
+    found: list[Finding] = []
+    remarks: list[str] = []
+    if group.has_papers:
+        for table in tables.paper_tables(group):
+            paper.append(table)
+            if table.name in drawn:
+                paper.append(drawn.pop(table.name))
+        asked = findings(group)
+        found = [finding for finding in asked if finding.decides]
+        silent = [finding.claim for finding in asked if not finding.decides]
+        if silent:
+            remarks = [f"Findings of the paper of which no cell was run: {'; '.join(silent)}."]
+    figures = [figure for figure in drawn.values()]
+    parts = [
+        ("What was run", own),
+        ("What the paper prints", paper),
+        ("What the paper lacks" if paper else "More of it", [*figures, *tables.further_tables(group)]),
+    ]
     return Section(
         name=name,
         heading=group.title,
         facts=_facts(group),
         cautions=cautions(group),
-        findings=findings(group),
-        parts=[
-            ("What the paper prints", paper),
-            ("What the paper lacks", [*drawn.values(), *tables.further_tables(group)]),
-        ],
+        remarks=remarks,
+        findings=found,
+        parts=[(heading, blocks) for heading, blocks in parts if blocks],
+        findings_after=1 if own else 0,
     )
 
 
@@ -119,9 +146,12 @@ def _facts(group: Group) -> list[tuple[str, str]]:
     paper = published_group().cells
     here = sum(1 for key in paper if key in group.cells)
     shown = ", ".join(map(str, seeds[:12])) + (f" and {len(seeds) - 12} more" if len(seeds) > 12 else "")
+    data = sorted({key.data for key in group.cells if key.data})
+    cells = f"{counted(len(results), 'result')} in {counted(len(group.cells), 'cell')}"
     return [
-        ("results", f"{len(results):,} in {len(group.cells):,} cells, seeds {shown}"),
-        ("cells of the paper", f"{here} of {len(paper)}"),
+        ("results", f"{cells}, {'seed' if len(seeds) == 1 else 'seeds'} {shown}"),
+        *[("data", f"{len(data)}: {_listed(data)}" if len(data) > 1 else _listed(data))] * bool(data),
+        *[("cells of the paper", f"{here} of {len(paper)}")] * bool(here),
         ("parameters of the model", _listed(f"{result.total_parameters:,}" for result in results)),
         ("devices", _listed(f"{result.device_count} × {result.device}" for result in results)),
         ("finished", f"{min(r.finished for r in results)[:10]} to {max(r.finished for r in results)[:10]}"),

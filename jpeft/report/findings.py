@@ -53,6 +53,7 @@ class Finding:
       summary: what was counted, in words.
       of_paper: the same question asked of the paper's own tables; empty where these are the paper's.
       evidence: every comparison with its figures.
+      decides: whether any comparison does: without, nothing that it needs was run.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Finding:
     summary: str
     of_paper: str
     evidence: Table
+    decides: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +96,8 @@ def findings(group: Group) -> list[Finding]:
         notes = (answer.note,) if answer.note else ()
         title = claim if group is published_group() else f"{claim} ({group.title})"
         table = Table(f"finding-{name}", title, answer.columns, answer.rows, notes)
-        found.append(Finding(name, claim, answer.verdict, answer.sentence, beside, table))
+        decides = any(outcome != "cannot be said" for outcome in answer.outcomes)
+        found.append(Finding(name, claim, answer.verdict, answer.sentence, beside, table, decides))
     return found
 
 

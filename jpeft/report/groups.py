@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-from jpeft.report.names import ABLATIONS, PAPER_MODEL, PAPER_TEST_ROWS, in_order, task_label
+from jpeft.report.names import ABLATIONS, PAPER_MODEL, PAPER_TEST_ROWS, SCALES, TASKS, in_order, task_label
 from jpeft.report.published import published, published_metric, published_parameters
 from jpeft.report.records import Result
 
@@ -19,6 +19,9 @@ _OF_A_CELL = (
     "data.task",
     "data.scale",
     "data.template",
+    "data.input",
+    "data.target",
+    "data.options",
     "data.kind",
     "data.max_train",
     "data.max_input_length",
@@ -35,6 +38,7 @@ class Spread:
     Attributes:
       sd: sample standard deviation (over n - 1); None for one seed.
       count: of seeds; 0 where it is not known, as in the paper.
+      error: of one seed, the standard error over its test rows; None where that is not known, or of several seeds.
     """
 
     mean: float
@@ -42,6 +46,7 @@ class Spread:
     count: int
     low: float
     high: float
+    error: float | None = None
 
     @classmethod
     def of(cls, values: Iterable[float | int | None]) -> "Spread | None":
@@ -66,12 +71,24 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
 class Key:
-    """A cell of the grid."""
+    """A cell of the grid, or one on rows of a user's own.
+
+    Attributes:
+      data: the name of the rows; empty for those of the benchmark's tasks.
+      variant: of settings besides, where a cell was run with several; empty for the one that stands for it.
+    """
 
     method: str
     task: str
     scale: str
     ablation: str = ""
+    data: str = ""
+    variant: str = ""
+
+    @property
+    def is_papers(self) -> bool:
+        """Whether it is of a kind that the paper has: a task and a scale of its own, its rows, nothing varied."""
+        return self.task in TASKS and self.scale in SCALES and not self.data and not self.variant
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,9 +107,12 @@ class Cell:
     def of(cls, key: Key, results: Iterable[Result]) -> "Cell":
         ordered = tuple(sorted(results, key=lambda result: result.seed))
         mean = lambda get: Spread.of(get(result) for result in ordered)
+        metric = mean(lambda r: r.metric)
+        if metric is not None and len(ordered) == 1 and ordered[0].uncertainty is not None:
+            metric = dataclasses.replace(metric, error=ordered[0].uncertainty.standard_error)
         return cls(
             key=key,
-            metric=mean(lambda r: r.metric),
+            metric=metric,
             best_epoch=mean(lambda r: r.best_epoch),
             total_seconds=mean(lambda r: r.seconds.total),
             seconds_to_best=mean(lambda r: r.seconds_to_best),
@@ -111,12 +131,17 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The cells of one model, source and reading: what may stand in one table."""
+    """The cells of one model, source and reading: what may stand in one table.
+
+    Attributes:
+      data: of a part of such a group, the rows that all of its cells are of; see `by_data`.
+    """
 
     model: str
     source: str
     reading: str
     cells: Mapping[Key, Cell]
+    data: str = ""
 
     def get(self, method: str, task: str, scale: str, ablation: str | None = None) -> Cell | None:
         return self.cells.get(Key(method, task, scale, ablation or ""))
@@ -124,6 +149,24 @@ class Group:
     def metric(self, method: str, task: str, scale: str, ablation: str | None = None) -> Spread | None:
         cell = self.get(method, task, scale, ablation)
         return cell.metric if cell else None
+
+    def by_data(self) -> "list[Group]":
+        """One for each name of rows, in which `get` finds what is of these; the benchmark's own first."""
+        parts = []
+        for data in sorted({key.data for key in self.cells}):
+            cells = {dataclasses.replace(k, data=""): cell for k, cell in self.cells.items() if k.data == data}
+            parts.append(dataclasses.replace(self, cells=cells, data=data))
+        return parts
+
+    @property
+    def own(self) -> list[Cell]:
+        """Cells that are not of the paper's kind: rows of a user's own, another scale, other settings."""
+        return [cell for key, cell in self.cells.items() if not key.is_papers]
+
+    @property
+    def has_papers(self) -> bool:
+        """Whether any cell is of the paper's kind."""
+        return any(key.is_papers for key in self.cells)
 
     @functools.cached_property
     def results(self) -> tuple[Result, ...]:
@@ -142,6 +185,8 @@ class Group:
     def title(self) -> str:
         """For headings: the model, its data and, where it is not the paper's, the reading of the methods."""
         data = "generated data (source `sample`)" if self.generated else f"source `{self.source}`"
+        if self.source == "local" and all(key.task not in TASKS for key in self.cells):
+            data = self.data or "rows of your own"
         return f"{self.model}, {data}" + ("" if self.reading == "paper" else f", {self.reading} reading")
 
     def zero_shot(self, task: str, name: str | None = None) -> Spread | None:
@@ -153,6 +198,7 @@ class Group:
             result.zero_shot.get(name or result.metric_name)
             for result in self.results
             if result.task == task
+            and not (task in TASKS and result.data)
             and result.zero_shot is not None
             and result.method != "prompt"
             and dict(result.settings or ()).get("method.from_adapter", "None") == "None"
@@ -166,7 +212,9 @@ def group(results: Iterable[Result]) -> list[Group]:
     """Results by model, source and reading, in the order of these; never two of them in one group."""
     by_group: dict[tuple[str, str, str], dict[Key, list[Result]]] = {}
     for result in results:
-        key = Key(result.method, result.task, result.scale, result.ablation or "")
+        key = Key(
+            result.method, result.task, result.scale, result.ablation or "", data=result.data, variant=result.variant
+        )
         cells = by_group.setdefault((result.model, result.source, result.reading), {})
         cells.setdefault(key, []).append(result)
     return [
@@ -258,7 +306,7 @@ def _row_counts(group: Group) -> list[str]:
     for split in ("test", "validation", "train"):
         rows: dict[str, Counter[int]] = {}
         for r in group.results:
-            where = task_label(r.task) + (f" at scale {r.scale}" if split == "train" else "")
+            where = place_label(r.task, r.data) + (f" at scale {r.scale}" if split == "train" else "")
             rows.setdefault(where, Counter())[getattr(r, f"{split}_examples")] += 1
         for where, counts in rows.items():
             if len(counts) > 1:
@@ -273,6 +321,11 @@ def _row_counts(group: Group) -> list[str]:
                     f"{PAPER_TEST_ROWS[task]:,}."
                 )
     return found
+
+
+def place_label(task: str, data: str = "") -> str:
+    """`AG News`; of rows of a user's own their name."""
+    return (data or "rows of your own") if task not in TASKS else f"{task_label(task)}, {data}" if data else TASKS[task]
 
 
 def _cut_texts(group: Group) -> list[str]:
@@ -313,8 +366,9 @@ def _settings(group: Group) -> list[str]:
         inside = {r.settings for r in cell.results if r.settings}
         keys = sorted(key for key in _keys_that_differ(inside) if key.startswith(_OF_A_CELL))
         if keys:
+            key = cell.key
             name = " ".join(
-                part for part in (cell.key.method, cell.key.ablation, cell.key.task, cell.key.scale) if part
+                part for part in (key.method, key.ablation, key.data or key.task, key.scale, key.variant) if part
             )
             found.append(
                 f"The seeds of {name} differ in {', '.join(f'`{key}`' for key in keys)}: their mean mixes these."

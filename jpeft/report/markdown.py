@@ -35,9 +35,11 @@ def _section(section: Section, figure_files: dict[tuple[str, str], str]) -> list
         lines += ["**Mind:**", "", *(f"- {_prose(caution)}" for caution in section.cautions), ""]
     for remark in section.remarks:
         lines += [_prose(remark), ""]
-    found = _findings(section) if section.findings else []
-    lines += found if section.findings_first else []
-    for heading, blocks in section.parts:
+    for part in section.parts_and_findings():
+        if part is None:
+            lines += _findings(section)
+            continue
+        heading, blocks = part
         lines += [f"### {heading}", ""]
         for block in blocks:
             if isinstance(block, Table):
@@ -45,7 +47,6 @@ def _section(section: Section, figure_files: dict[tuple[str, str], str]) -> list
             elif (section.name, block.name) in figure_files:
                 file = figure_files[section.name, block.name]
                 lines += [f"![{block.name}]({file})", "", f"*{_prose(block.caption)}*", ""]
-    lines += [] if section.findings_first else found
     if section.findings:
         lines += ["### What the findings rest on", ""]
         for finding in section.findings:

@@ -5,10 +5,11 @@ A missing cell leaves a gap: no line is drawn across it, and where a bar would s
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from jpeft.report.groups import Cell, Group, Spread, median_seed, published_group
+from jpeft.report.groups import Cell, Group, Key, Spread, median_seed, place_label, published_group
 from jpeft.report.names import (
     ABLATIONS,
     METHODS,
@@ -22,6 +23,7 @@ from jpeft.report.names import (
 )
 from jpeft.report.records import training_curve
 from jpeft.report.tables import relative_time
+from jpeft.words import counted
 
 # On light ground. The page swaps each for a variable of its style sheet, so that figures follow light and dark.
 INK, MUTED, RULE = "#1f2328", "#667085", "#d8dde3"
@@ -73,7 +75,7 @@ def colour(method: str) -> str:
 
 
 def _performance(group: Group) -> Figure | None:
-    if not any(key.task in TASKS and key.scale in SCALES and not key.ablation for key in group.cells):
+    if not any(key.is_papers and not key.ablation for key in group.cells):
         return None
 
     def draw(figure: Any) -> None:
@@ -100,7 +102,7 @@ def _performance(group: Group) -> Figure | None:
 
 
 def _ablations(group: Group) -> Figure | None:
-    if not any(key.ablation for key in group.cells):
+    if not any(key.is_papers and key.ablation for key in group.cells):
         return None
 
     def draw(figure: Any) -> None:
@@ -170,20 +172,24 @@ def _run_time(group: Group) -> Figure | None:
 # --- what the paper lacks ---
 
 
-def _pareto(group: Group, what: str) -> Figure:
+def _pareto(group: Group, what: str) -> Figure | None:
     axis = {"seconds": "total seconds of the run", "parameters": "trainable parameters"}[what]
-    tasks = in_order({key.task for key in group.cells}, TASKS)
+    # One point alone shows nothing; of rows of a user's own each has a panel, since metrics of different rows are.
+    several = Counter(_place(key) for key in group.cells)
+    places, more = _first_panels([place for place in _places(group.cells) if several[place] > 1 or place[0] in TASKS])
+    if not places:
+        return None
     scales = in_order({key.scale for key in group.cells}, SCALES)
 
     def draw(figure: Any) -> None:
-        rows = math.ceil(len(tasks) / 2)
+        rows = math.ceil(len(places) / 2)
         axes = list(_panels(figure, rows, 2, legend=2).flat)
-        for ax in axes[len(tasks) :]:
+        for ax in axes[len(places) :]:
             ax.set_axis_off()
-        for ax, task in zip(axes, tasks, strict=False):
+        for ax, place in zip(axes, places, strict=False):
             costs = []
             for scale in scales:
-                cells = [c for key, c in group.cells.items() if key.task == task and key.scale == scale]
+                cells = [c for key, c in group.cells.items() if _place(key) == place and key.scale == scale]
                 points = [(x, cell.metric.mean, cell) for cell in cells if (x := _cost(cell, what)) and cell.metric]
                 costs += [x for x, _, _ in points]
                 for ablated in (False, True):
@@ -203,19 +209,49 @@ def _pareto(group: Group, what: str) -> Figure:
                     xs, ys = zip(*front, strict=True)
                     ax.step(xs, ys, where="post", color=MUTED, linewidth=0.9, alpha=0.8)
             _log(ax.xaxis, costs)
-            ax.set_title(task_label(task))
+            ax.set_title(_panel_title(place))
             ax.set_xlabel(axis)
             ax.set_ylabel("metric")
-        marks = [_handle(_SCALE_MARKERS.get(scale, "P"), MUTED, f"{scale} scale") for scale in scales]
+        marks = [_handle(_SCALE_MARKERS.get(scale, "P"), MUTED, _scale_name(scale)) for scale in scales]
         if any(key.ablation for key in group.cells):
             marks.append(_handle("o", MUTED, "an ablation", filled=False))
         _legend(figure, in_order({key.method for key in group.cells}, METHODS), colours_only=True, extra=marks)
 
     caption = (
         f"Metric against {axis}, {group.title}. Further up and further left is better; the grey steps join, for each "
-        "scale, the cells that none beats in both."
+        f"scale, the cells that none beats in both.{more}"
     )
-    return Figure(f"pareto-{what}", caption, group.title, (8.6, 0.9 + 3.1 * math.ceil(len(tasks) / 2)), draw)
+    return Figure(f"pareto-{what}", caption, group.title, (8.6, 0.9 + 3.1 * math.ceil(len(places) / 2)), draw)
+
+
+_Place = tuple[str, str]  # task, and name of the rows where they are not the task's own
+_MOST_PANELS = 24
+
+
+def _place(key: Key) -> _Place:
+    return key.task, key.data
+
+
+def _places(keys: Iterable[Key]) -> list[_Place]:
+    """In the paper's order, then by the alphabet."""
+    found = {_place(key) for key in keys}
+    tasks = in_order({task for task, _ in found}, TASKS)
+    return sorted(found, key=lambda place: (tasks.index(place[0]), place[1]))
+
+
+def _first_panels(places: list[_Place]) -> tuple[list[_Place], str]:
+    """As many as a picture holds, and what to say of the others."""
+    more = len(places) - _MOST_PANELS
+    return places[:_MOST_PANELS], f" {counted(more, 'more data set')} not drawn." if more > 0 else ""
+
+
+def _panel_title(place: _Place) -> str:
+    label = place_label(*place)
+    return label if len(label) <= 40 else f"{label[:18]}…{label[-20:]}"
+
+
+def _scale_name(scale: str) -> str:
+    return f"{scale} scale" if scale in SCALES else f"{scale} rows"
 
 
 def frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -230,15 +266,14 @@ def frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]
 
 def _validation_curves(group: Group) -> Figure | None:
     cells = [c for key, c in group.cells.items() if not key.ablation and any(r.epochs_run > 1 for r in c.results)]
-    scales = in_order({cell.key.scale for cell in cells}, SCALES)
-    tasks = in_order({cell.key.task for cell in cells}, TASKS)
-    if not cells:
+    grid, more = _grid_of(cells)
+    if grid is None:
         return None
 
     def draw(figure: Any) -> None:
         drawn: dict[Any, list[float]] = {}
         most: dict[Any, int] = {}
-        for cell, ax in _grid(figure, cells, scales, tasks, "epoch", "validation loss"):
+        for cell, ax in _on_grid(figure, cells, grid, "epoch", "validation loss"):
             runs = [result.validation_losses for result in cell.results]
             by_epoch = [[run[e] for run in runs if e < len(run)] for e in range(max(map(len, runs)))]
             drawn.setdefault(ax, []).extend(loss for losses in by_epoch for loss in losses)
@@ -247,7 +282,7 @@ def _validation_curves(group: Group) -> Figure | None:
             low = sum(by_epoch[best]) / len(by_epoch[best])
             ax.plot(best, low, "o", markersize=11, markerfacecolor="none", color=colour(cell.key.method))
             most[ax] = max(most.get(ax, 0), len(by_epoch))
-            ax.set_xticks(range(0, most[ax], 2 if most[ax] > 6 else 1))
+            ax.set_xticks(range(0, most[ax], max(2 if most[ax] > 6 else 1, math.ceil(most[ax] / 8))))
         for ax, losses in drawn.items():
             _log(ax.yaxis, losses)
         _legend(figure, in_order({cell.key.method for cell in cells}, METHODS))
@@ -255,22 +290,22 @@ def _validation_curves(group: Group) -> Figure | None:
     caption = (
         f"Validation loss (nats a token) after each epoch, counted from 0, {group.title}; mean over the seeds that ran "
         "so far, bars ± one standard deviation, a ring at the lowest. A line ends where early stopping ended the runs."
+        f"{more}"
     )
-    return Figure("validation-curves", caption, group.title, _grid_size(scales, tasks), draw)
+    return Figure("validation-curves", caption, group.title, _grid_size(grid), draw)
 
 
 def _training_curves(group: Group) -> Figure | None:
     cells = [cell for key, cell in group.cells.items() if not key.ablation]
     curves = {cell.key: training_curve(median_seed(cell)) for cell in cells}
     cells = [cell for cell in cells if curves[cell.key]]
-    scales = in_order({cell.key.scale for cell in cells}, SCALES)
-    tasks = in_order({cell.key.task for cell in cells}, TASKS)
-    if not cells:
+    grid, more = _grid_of(cells)
+    if grid is None:
         return None
 
     def draw(figure: Any) -> None:
         drawn: dict[Any, list[float]] = {}
-        for cell, ax in _grid(figure, cells, scales, tasks, "optimizer step", "training loss"):
+        for cell, ax in _on_grid(figure, cells, grid, "optimizer step", "training loss"):
             steps, losses = zip(*curves[cell.key], strict=True)
             ax.plot(steps, losses, color=colour(cell.key.method), linewidth=1.2)
             drawn.setdefault(ax, []).extend(losses)
@@ -280,9 +315,9 @@ def _training_curves(group: Group) -> Figure | None:
 
     caption = (
         f"Training loss (nats a token) by optimizer step, {group.title}; of each cell the seed whose metric is the "
-        "median, averaged over stretches of steps."
+        f"median, averaged over stretches of steps.{more}"
     )
-    return Figure("training-curves", caption, group.title, _grid_size(scales, tasks), draw)
+    return Figure("training-curves", caption, group.title, _grid_size(grid), draw)
 
 
 # --- helpers ---
@@ -363,28 +398,56 @@ def _line(ax: Any, at: list[float] | list[int], spreads: list[Spread | None], me
     )
 
 
-def _grid(
-    figure: Any, cells: list[Cell], scales: list[str], tasks: list[str], x: str, y: str
-) -> list[tuple[Cell, Any]]:
-    """A panel for each scale (rows) and task (columns); every cell with its panel."""
-    axes = _panels(figure, len(scales), len(tasks), wide=0.55)
-    for row, scale in enumerate(scales):
-        for column, task in enumerate(tasks):
+_Panel = tuple[str, _Place] | None  # a scale and a place; None is no panel
+
+
+def _grid_of(cells: list[Cell]) -> tuple[list[list[_Panel]] | None, str]:
+    """Rows of panels, and what to say of those that are not drawn: of the benchmark a row for each scale and a column
+    for each task; of rows of a user's own, which have no such order, three in a row."""
+    if not cells:
+        return None, ""
+    places = _places(cell.key for cell in cells)
+    scales = in_order({cell.key.scale for cell in cells}, SCALES)
+    if all(task in TASKS and not data for task, data in places):
+        return [[(scale, place) for place in places] for scale in scales], ""
+    there = {(cell.key.scale, _place(cell.key)) for cell in cells}
+    panels = [(scale, place) for place in places for scale in scales if (scale, place) in there]
+    more = len(panels) - _MOST_PANELS
+    said = f" {counted(more, 'more panel')} not drawn." if more > 0 else ""
+    panels = panels[:_MOST_PANELS]
+    rows: list[list[_Panel]] = [list(panels[i : i + 3]) for i in range(0, len(panels), 3)]
+    if len(rows) > 1:
+        rows[-1] += [None] * (3 - len(rows[-1]))
+    return rows, said
+
+
+def _on_grid(figure: Any, cells: list[Cell], grid: list[list[_Panel]], x: str, y: str) -> list[tuple[Cell, Any]]:
+    """Draws the empty panels; every cell that has one with its panel."""
+    axes = _panels(figure, len(grid), len(grid[0]), wide=0.55)
+    by_panel: dict[_Panel, Any] = {}
+    there = {(cell.key.scale, _place(cell.key)) for cell in cells}
+    for row, panels in enumerate(grid):
+        for column, panel in enumerate(panels):
             ax = axes[row][column]
-            ax.set_title(f"{task_label(task)}, {scale}")
-            if row == len(scales) - 1:
+            if panel is None:
+                ax.set_axis_off()
+                continue
+            by_panel[panel] = ax
+            scale, place = panel
+            ax.set_title(_panel_title(place) + (f", {scale}" if scale != "all" else ""))
+            if row == len(grid) - 1 or grid[row + 1][column] is None:
                 ax.set_xlabel(x)
             if column == 0:
                 ax.set_ylabel(y)
-            if not any(cell.key.task == task and cell.key.scale == scale for cell in cells):
+            if panel not in there:
                 ax.text(0.5, 0.5, "missing", transform=ax.transAxes, ha="center", va="center", color=MUTED)
                 ax.set_xticks([])
                 ax.set_yticks([])
-    return [(cell, axes[scales.index(cell.key.scale)][tasks.index(cell.key.task)]) for cell in cells]
+    return [(c, by_panel[p]) for c in cells if (p := (c.key.scale, _place(c.key))) in by_panel]
 
 
-def _grid_size(scales: list[str], tasks: list[str]) -> tuple[float, float]:
-    return (max(4.6, 2.7 * len(tasks) + 0.4), 2.4 * len(scales) + 0.95)
+def _grid_size(grid: list[list[_Panel]]) -> tuple[float, float]:
+    return (max(4.6, 2.7 * len(grid[0]) + 0.4), 2.4 * len(grid) + 0.95)
 
 
 def _handle(marker: str, color: str, label: str, *, filled: bool = True, line: bool = False) -> Any:

@@ -53,13 +53,15 @@ def of_table(table: Table) -> dict[str, Any]:
 
 
 def _value(value: Value) -> Any:
-    if value.sd is None and value.count < 2 and value.published is None:
+    if value.sd is None and value.count < 2 and value.published is None and value.error is None:
         return value.value
     entry: dict[str, Any] = {"value": value.value}
     if value.sd is not None:
         entry["sd"] = value.sd
     if value.count > 1:
         entry["seeds"] = value.count
+    if value.error is not None:
+        entry["standard_error"] = value.error
     if value.published is not None:
         entry |= {"published": value.published, "difference": value.difference}
     return entry
@@ -74,6 +76,9 @@ def _group(group: Group) -> dict[str, Any]:
                 "ablation": key.ablation or None,
                 "task": key.task,
                 "scale": key.scale,
+                "data": key.data or None,
+                "data_digest": cell.results[0].data_digest,
+                "setting": cell.results[0].setting or None,
                 "seeds": [result.seed for result in cell.results],
                 "metric_name": cell.results[0].metric_name,
                 "metric": _spread(cell.metric),
@@ -92,4 +97,5 @@ def _group(group: Group) -> dict[str, Any]:
 def _spread(spread: Spread | None) -> dict[str, Any] | None:
     if spread is None:
         return None
-    return {"mean": spread.mean, "sd": spread.sd, "seeds": spread.count, "low": spread.low, "high": spread.high}
+    known = {"mean": spread.mean, "sd": spread.sd, "seeds": spread.count, "low": spread.low, "high": spread.high}
+    return known | ({} if spread.error is None else {"standard_error": spread.error})

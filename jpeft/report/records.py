@@ -4,12 +4,14 @@ import dataclasses
 import json
 import math
 import os
-import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jpeft.errors import UserError
+from jpeft.files import read_json_object
+from jpeft.report.names import TASKS
 from jpeft.words import counted
 
 # Directories of a run that hold no results and may hold thousands of files.
@@ -18,9 +20,13 @@ _LARGEST_FILE_BYTES = 4 * 2**20
 _MOST_CHARACTERS = 300
 # Keys of a config that differ between runs that may be averaged: the seed, and where this machine keeps the rows.
 _OF_THE_RUN_ALONE = {"train.seed", "data.path", "train.checkpoint_every_seconds"}
+# Settings that say how a run is computed, and not what.
+_NOT_WHAT = ("mesh.", "eval.batch_size", "model.scan_layers", "model.remat", "data.source")
 # What a config meant that was written before the key was there.
 _MEANT_BEFORE = {"eval.answer": "'generate'"}
 _MOST_CURVE_POINTS = 120
+_MOST_CURVE_BYTES = 64 * 2**20
+_DIGEST_SHOWN = 7  # characters of a digest of rows, as of a commit
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,6 +71,11 @@ class Result:
       data_digest: of the rows' content; None of runs of earlier versions.
       data_path: where the rows were, as the config says it; None without a config or a path.
       uncertainty: of the metric; None of runs of earlier versions.
+      data: a name of the rows that no others among those that were read with it have: `reviews.jsonl 3f2a9c1`. Empty
+        for the benchmark's tasks, but for rows that are not those that most of the task's results are of.
+      setting: where results of one cell and seed differ in their settings, which this one has: `rank 8`. All results
+        of that cell have one.
+      variant: the same, and empty for the setting that stands for the cell: the one with most seeds, then the latest.
     """
 
     path: Path
@@ -104,6 +115,9 @@ class Result:
     data_digest: str | None = None
     data_path: str | None = None
     uncertainty: Uncertainty | None = None
+    data: str = ""
+    setting: str = ""
+    variant: str = ""
 
     @property
     def examples_per_second(self) -> float | None:
@@ -136,8 +150,8 @@ class _Unusable(Exception):
 def load(paths: Iterable[Path | str]) -> tuple[list[Result], list[Problem]]:
     """Reads every result under the given run directories, directories of many, and result files.
 
-    A file that is reached twice is read once. Of two results of one cell and seed the one that finished last counts
-    and the other is named as a problem: a copy is no second seed.
+    A file that is reached twice is read once. Of two results of one cell, its rows and settings included, and of one
+    seed the one that finished last counts and the other is named as a problem: a copy is no second seed.
 
     Raises:
       UserError: a path does not exist, or no result file is under any of them.
@@ -157,12 +171,12 @@ def load(paths: Iterable[Path | str]) -> tuple[list[Result], list[Problem]]:
             problems.append(Problem(file, str(why)))
             continue
         try:
-            settings = _settings(file.with_name("config.json"), shared)
+            settings, data_path = _settings(file.with_name("config.json"), shared)
+            result = dataclasses.replace(result, settings=settings, data_path=data_path)
         except _Unusable as why:
             problems.append(Problem(file.with_name("config.json"), f"{why}; the result counts, its settings do not"))
-            settings = None
-        results.append(dataclasses.replace(result, settings=settings) if settings else result)
-    results, repeated = _one_per_seed(results)
+        results.append(result)
+    results, repeated = _one_per_seed(_with_variants(_with_data(results)))
     return results, problems + repeated
 
 
@@ -172,13 +186,16 @@ def training_curve(result: Result) -> list[tuple[float, float]]:
     A line that cannot be read is passed over: a curve is a picture, not a number of the report.
     """
     points = []
+    file = result.path.with_name("metrics.jsonl")
     try:
-        with result.path.with_name("metrics.jsonl").open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
+        if not file.is_file():  # reading a pipe would wait forever
+            return []
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines.read(_MOST_CURVE_BYTES).splitlines():
                 try:
                     record = json.loads(line)
                     step, loss = float(record["step"]), float(record["loss"])
-                except (ValueError, KeyError, TypeError, RecursionError):
+                except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
                     continue
                 if math.isfinite(step) and math.isfinite(loss):
                     points.append((step, loss))
@@ -199,6 +216,12 @@ def _find(paths: Iterable[Path]) -> tuple[list[Path], list[Problem]]:
         if path.is_dir():
             for directory, inner, names in os.walk(path, onerror=lambda e: problems.append(_unreadable(e))):
                 inner[:] = sorted(name for name in inner if name not in _NO_RESULTS_IN)
+                if "search.json" in names:  # of `jpeft recommend`
+                    short = [name for name in inner if name.startswith("short_")]
+                    inner[:] = [name for name in inner if name not in short]
+                    if short:
+                        left_out = f"{counted(len(short), 'short run')} of a search left out: each tests one row"
+                        problems.append(Problem(Path(directory), left_out))
                 if "result.json" in names:
                     file = Path(directory, "result.json")
                     found.setdefault(os.path.realpath(file), file)
@@ -215,20 +238,114 @@ def _unreadable(error: OSError) -> Problem:
     return Problem(Path(str(error.filename)), f"cannot be read ({error.strerror})")
 
 
+# --- telling apart ---
+
+
+def _with_data(results: Sequence[Result]) -> list[Result]:
+    """With a name of the rows of each."""
+    by_place: dict[tuple[str, ...], list[Result]] = {}
+    for result in results:
+        where = () if result.task not in TASKS else (result.model, result.source, result.reading)
+        by_place.setdefault((result.task, *where), []).append(result)
+    named: dict[Path, str] = {}
+    for (task, *_), here in by_place.items():
+        names = _names_of_data(here)
+        if task in TASKS:
+            # The rows of most results are the task's; so are, as far as is known, those of results without a digest.
+            known = Counter(identity for result in here if (identity := _identity(result)))
+            for identity, _ in [*known.most_common(1), ("", 0)]:
+                names[identity] = ""
+        named |= {result.path: names[_identity(result)] for result in here}
+    return [dataclasses.replace(result, data=named[result.path]) for result in results]
+
+
+def _identity(result: Result) -> str:
+    """What tells rows from others: their content, where it is known; for rows of a user's own else the path."""
+    if result.data_digest is not None:
+        return result.data_digest
+    if result.task in TASKS:
+        return ""
+    if result.data_path is not None:
+        return f"path {result.data_path}"
+    return f"{result.train_examples} + {result.validation_examples} + {result.test_examples} rows"
+
+
+def _names_of_data(results: Sequence[Result]) -> dict[str, str]:
+    """A name for each identity, no two alike: the file's name, with the digest or, without one, with its directory."""
+    names: dict[str, str] = {}
+    for result in sorted(results, key=lambda one: (_identity(one), one.finished)):
+        path = Path(result.data_path or "")
+        file = _short(path.name, quoted=False)[:60]
+        digest = (result.data_digest or "")[:_DIGEST_SHOWN]
+        names[_identity(result)] = " ".join(filter(None, (file, digest))) or _identity(result)
+    shown = Counter(names.values())
+    for identity, name in names.items():
+        if shown[name] > 1:
+            names[identity] = _short(identity.removeprefix("path "), quoted=False)
+    return names
+
+
+def _cell(result: Result) -> tuple[Any, ...]:
+    return (
+        result.model,
+        result.source,
+        result.reading,
+        result.method,
+        result.ablation,
+        result.task,
+        result.scale,
+        result.data,
+    )
+
+
+def _with_variants(results: Sequence[Result]) -> list[Result]:
+    """With what tells results of one cell and seed apart, where that is their settings: they are no copies then."""
+    by_cell: dict[tuple[Any, ...], list[Result]] = {}
+    for result in results:
+        by_cell.setdefault(_cell(result), []).append(result)
+    settings: dict[Path, tuple[str, str]] = {}
+    for here in by_cell.values():
+        if len({result.seed for result in here}) == len(here):
+            continue
+        keys = _differing_settings(here)
+        by_setting: dict[str, list[Result]] = {}
+        for result in here:
+            by_setting.setdefault(_setting(result, keys), []).append(result)
+        if len(by_setting) > 1:
+            weight = lambda found: (len({r.seed for r in found}), max(r.finished for r in found))
+            first = max(by_setting, key=lambda one: weight(by_setting[one]))
+            settings |= {r.path: (s, "" if s == first else s) for s, found in by_setting.items() for r in found}
+    return [
+        dataclasses.replace(result, setting=settings[result.path][0], variant=settings[result.path][1])
+        if result.path in settings
+        else result
+        for result in results
+    ]
+
+
+def _differing_settings(results: Sequence[Result]) -> list[str]:
+    """The config keys of which two of these have different values; what an earlier version had not is no difference."""
+    values: dict[str, set[str]] = {}
+    for settings in {result.settings for result in results}:
+        for key, value in settings or ():
+            if not key.startswith(_NOT_WHAT):
+                values.setdefault(key, set()).add(value)
+    keys = sorted(key for key, found in values.items() if len(found) > 1)
+    rates = {f"train.learning_rate.{name}" for name in ("initial", "annealing")}
+    return [key for key in keys if key not in rates or "train.learning_rate.warmup" not in keys]
+
+
+def _setting(result: Result, keys: Sequence[str]) -> str:
+    own = dict(result.settings or ())
+    shown = [f"{key.rpartition('.')[2]} {own.get(key, 'None').strip(chr(39))}" for key in keys]
+    return ", ".join(part.replace("warmup ", "learning rate ") for part in shown)
+
+
 def _one_per_seed(results: list[Result]) -> tuple[list[Result], list[Problem]]:
     latest: dict[tuple[Any, ...], Result] = {}
     problems = []
     for result in results:
-        key = (
-            result.model,
-            result.source,
-            result.reading,
-            result.method,
-            result.ablation,
-            result.task,
-            result.scale,
-            result.seed,
-        )
+        key = (*_cell(result), result.setting, result.seed)
         kept = latest.setdefault(key, result)
         if kept is result:
             continue
@@ -243,25 +360,10 @@ def _one_per_seed(results: list[Result]) -> tuple[list[Result], list[Problem]]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise _Unusable("is no file")
-        if status.st_size > _LARGEST_FILE_BYTES:
-            raise _Unusable(f"has {status.st_size:,} bytes; no result of jpeft has so many")
-        text = file.read_bytes().decode()
-    except OSError as error:
-        raise _Unusable(f"cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise _Unusable("is damaged: no text") from None
-    if not text.strip():
-        raise _Unusable("is empty")
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _Unusable(f"is damaged or cut short ({error})") from None
-    if not isinstance(value, dict):
-        raise _Unusable("is no result of a run, but of another program: no JSON object")
-    return value
+        return read_json_object(file, error=_Unusable, most_bytes=_LARGEST_FILE_BYTES)
+    except _Unusable as why:
+        text = str(why).removeprefix(f"{file} ").removeprefix(f"{str(file)!r} ").rstrip(".")
+        raise _Unusable("is empty" if file.is_file() and not file.stat().st_size else text) from None
 
 
 class _Shared:
@@ -299,10 +401,13 @@ def _result(file: Path, record: Mapping[str, Any], shared: _Shared) -> Result:
     return Result(path=file, **{**values, **texts})
 
 
-def _settings(file: Path, shared: _Shared) -> tuple[tuple[str, str], ...] | None:
+def _settings(file: Path, shared: _Shared) -> tuple[tuple[tuple[str, str], ...] | None, str | None]:
+    """Settings and the path of the rows."""
     if not file.exists():
-        return None
+        return None, None
     config = _read_json(file)
+    data = config.get("data")
+    path = data.get("path") if isinstance(data, dict) else None
 
     def flat(section: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, str]]:
         for key, value in section.items():
@@ -311,7 +416,8 @@ def _settings(file: Path, shared: _Shared) -> tuple[tuple[str, str], ...] | None
             elif f"{prefix}{key}" not in _OF_THE_RUN_ALONE:
                 yield _short(f"{prefix}{key}", quoted=False), _short(value)
 
-    return shared(tuple(sorted((_MEANT_BEFORE | dict(flat(config, ""))).items())))
+    settings = shared(tuple(sorted((_MEANT_BEFORE | dict(flat(config, ""))).items())))
+    return settings, shared(path) if isinstance(path, str) and path else None
 
 
 def _short(value: Any, *, quoted: bool = True) -> str:

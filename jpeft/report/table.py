@@ -20,6 +20,7 @@ class Value:
     Attributes:
       value: what is sorted by and what CSV and JSON hold; None is missing, "" is no entry here at all.
       sd, count: of a mean over seeds; count 0 where it is no mean.
+      error: of one seed's metric, the standard error over its test rows.
       published: the paper's number for the same thing.
       tone: how it stands out: `best` of its column, `good` and `bad` for a check that passed or not, `weak`.
     """
@@ -29,14 +30,15 @@ class Value:
     count: int = 0
     published: float | int | None = None
     tone: Literal["", "best", "good", "bad", "weak"] = ""
+    error: float | None = None
 
     @classmethod
     def of(cls, spread: Spread | None, published: float | int | None = None, *, scale: float = 1.0) -> "Value":
         """A mean with its spread, in units of `scale`."""
         if spread is None:
             return cls(None, published=published)
-        sd = None if spread.sd is None else spread.sd * scale
-        return cls(spread.mean * scale, sd, spread.count, published)
+        sd, error = (None if one is None else one * scale for one in (spread.sd, spread.error))
+        return cls(spread.mean * scale, sd, spread.count, published, error=error)
 
     @property
     def difference(self) -> float | int | None:
@@ -107,6 +109,8 @@ def show(value: Value, style: Style) -> Shown:
     spread = f"± {_number(value.sd, style)}" if value.sd is not None else ""
     if value.count > 1:
         spread = f"{spread} (n={value.count})".strip()
+    elif value.error is not None:
+        spread = f"se {_number(value.error, style)}"
     published = ""
     if value.published is not None:
         published = f"paper {_number(value.published, style)}"

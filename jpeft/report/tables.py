@@ -1,8 +1,9 @@
 """Tables 1 to 6, Figure 1's numbers and the speed-ups of section 3.2 from cells, and what the paper lacks."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 
-from jpeft.report.groups import Cell, Group, Spread, published_group
+from jpeft.report.groups import Cell, Group, Spread, place_label, published_group
 from jpeft.report.names import (
     ABLATIONS,
     METHODS,
@@ -19,20 +20,48 @@ from jpeft.report.names import (
 )
 from jpeft.report.published import TABLE_2_LABELS, published, published_parameters
 from jpeft.report.table import Column, Style, Table, Value, mark_best
+from jpeft.words import counted
 
 _PER_PARAMETERS = 100_000
-_SEEDS_NOTE = "± is the sample standard deviation over seeds (n - 1), n their number; without ± there is one seed."
+_SEEDS_NOTE = (
+    "± is the sample standard deviation over seeds (n - 1), n their number; without ± there is one seed. se is the "
+    "standard error of one seed's metric over its test rows."
+)
 
 
 def paper_tables(group: Group) -> list[Table]:
     """What the paper prints, from a group's cells: Tables 1 to 6, Figure 1's numbers, the speed-ups."""
     make = (table_1, table_2, table_3, table_4, figure_1, speedups, table_5, table_6)
-    return [table(group) for table in make]
+    return [shown for table in make if (shown := _what_is_there(table(group))) is not None]
 
 
 def further_tables(group: Group) -> list[Table]:
     """What the paper lacks."""
-    return [other_metrics(group), times(group), sizes(group), all_cells(group)]
+    others = [other_metrics(group)] if group.has_papers else []
+    return [*others, times(group), sizes(group), all_cells(group)]
+
+
+def own_tables(group: Group) -> list[Table]:
+    """The cells that are not of the paper's kind: rows of a user's own, other scales and settings."""
+    return [own_results(group), *own_metrics(group)] if group.own else []
+
+
+def _what_is_there(table: Table) -> Table | None:
+    """Without rows and columns of which nothing was run; None where nothing at all was."""
+    known = [[i for i, value in enumerate(row) if i and value.value is not None] for row in table.rows]
+    columns = [0, *sorted({i for found in known for i in found})]
+    rows = [[row[i] for i in columns] for row, found in zip(table.rows, known, strict=True) if found]
+    if not rows:
+        return None
+    left_out = len(table.rows) - len(rows)
+    if not left_out and len(columns) == len(table.columns):
+        return table
+    parts = [counted(left_out, "row")] * bool(left_out)
+    parts += [counted(len(table.columns) - len(columns), "column")] * (len(columns) < len(table.columns))
+    note = f"Not shown, since nothing of them was run: {' and '.join(parts)} of the paper's table."
+    return dataclasses.replace(
+        table, columns=[table.columns[i] for i in columns], rows=rows, notes=(*table.notes, note)
+    )
 
 
 # --- the paper's tables ---
@@ -247,7 +276,7 @@ def speedup(group: Group, task: str, scale: str) -> float | None:
 def other_metrics(group: Group) -> Table:
     """Matthews correlation, multi-reference ROUGE-L and whatever else the test split was scored by."""
     columns: list[tuple[str, str]] = []
-    for task in in_order({key.task for key in group.cells}, TASKS):
+    for task in in_order({key.task for key in group.cells if key.is_papers}, TASKS):
         own = {r.metric_name for r in group.results if r.task == task}
         names = {name for r in group.results if r.task == task for name in r.metrics}
         columns += [(task, name) for name in in_order(names - own, METRICS)]
@@ -306,13 +335,14 @@ def sizes(group: Group) -> Table:
     by_method: dict[tuple[str, str], list[Cell]] = {}
     for cell in _ordered(group):
         by_method.setdefault((cell.key.method, cell.key.ablation), []).append(cell)
+    tasks = in_order({key.task for key in group.cells}, TASKS)
     rows = []
     for method in in_order({method for method, _ in by_method}, METHODS):
         for ablation in in_order({a for m, a in by_method if m == method}, ("", *ABLATIONS.get(method, ()))):
             results = [result for cell in by_method[method, ablation] for result in cell.results]
             label = method_label(method) + (f" ({ablation_label(ablation)})" if ablation else "")
             peak = {
-                task: [r.peak_memory_bytes for r in results if r.task == task and r.peak_memory_bytes] for task in TASKS
+                task: [r.peak_memory_bytes for r in results if r.task == task and r.peak_memory_bytes] for task in tasks
             }
             rows.append(
                 [
@@ -326,7 +356,7 @@ def sizes(group: Group) -> Table:
         Column("Method"),
         Column("Trainable parameters", "count"),
         Column("Adapter file", "bytes"),
-        *(Column(task_label(task), "bytes", "Peak memory, largest of all runs") for task in TASKS),
+        *(Column(place_label(task), "bytes", "Peak memory, largest of all runs") for task in tasks),
     ]
     notes = (
         "Where runs differ in parameters or file size, the largest is given. Peak memory is the device's where it "
@@ -339,18 +369,21 @@ def all_cells(group: Group) -> Table:
     """Every cell there is, whether the paper has it or not."""
     rows = []
     for cell in _ordered(group):
-        key, metric = cell.key, cell.metric
+        key, metric, trust = cell.key, cell.metric, _interval(cell)
         rows.append(
             [
                 Value(method_label(key.method)),
                 Value(ablation_label(key.ablation) if key.ablation else ""),
                 Value(task_label(key.task)),
+                Value(key.data),
                 Value(key.scale),
+                Value(cell.results[0].setting),
                 Value(cell.results[0].metric_name),
                 Value.of(metric),
                 Value(metric.low if metric else None),
                 Value(metric.high if metric else None),
                 Value(len(cell.results)),
+                Value(trust),
                 Value.of(cell.mean(lambda r: r.validation_loss)),
                 Value.of(cell.parameters),
                 Value.of(cell.mean(lambda r: r.train_examples)),
@@ -362,24 +395,109 @@ def all_cells(group: Group) -> Table:
         Column("Method"),
         Column("Ablation"),
         Column("Task"),
+        Column("Data"),
         Column("Scale"),
+        Column("Setting"),
         Column("Metric"),
         Column("mean", "metric", "Metric over seeds"),
         Column("lowest", "metric", "Metric over seeds"),
         Column("highest", "metric", "Metric over seeds"),
         Column("seeds", "count", "Metric over seeds"),
+        Column("95 % interval of one seed"),
         Column("Validation loss", "number"),
         Column("Parameters", "count"),
         *(Column(name, "count", "Rows") for name in ("train", "validation", "test")),
     ]
+    columns, rows = _without_empty(columns, rows)
     return Table("cells", _title(group, "Every cell"), columns, rows, (_SEEDS_NOTE,))
 
 
+def _without_empty(columns: list[Column], rows: list[list[Value]]) -> tuple[list[Column], list[list[Value]]]:
+    """Without columns that hold no text in any row."""
+    kept = [i for i in range(len(columns)) if any(row[i].value != "" for row in rows)]
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def _interval(cell: Cell) -> str:
+    trust = cell.results[0].uncertainty if len(cell.results) == 1 else None
+    return f"{trust.interval[0]:.4f} to {trust.interval[1]:.4f}" if trust else ""
+
+
+def own_results(group: Group) -> Table:
+    """What was run that the paper has not, in a few columns."""
+    rows = []
+    for cell in _ordered(group, group.own):
+        key, results = cell.key, cell.results
+        method = method_label(key.method) + (f", {ablation_label(key.ablation)}" if key.ablation else "")
+        zero = [r.zero_shot.get(r.metric_name) for r in results if r.zero_shot and r.method != "prompt"]
+        rows.append(
+            [
+                Value(place_label(key.task, key.data)),
+                Value(method),
+                Value("" if key.scale == "all" else key.scale),
+                Value(results[0].setting),
+                Value(METRICS.get(results[0].metric_name, results[0].metric_name)),
+                Value.of(cell.metric),
+                Value(_interval(cell)),
+                Value("" if not zero or zero[0] is None else zero[0]),
+                Value.of(cell.mean(lambda r: r.validation_loss)),
+                Value(_range(r.train_examples for r in results)),
+                Value(_range(r.test_examples for r in results)),
+                Value.of(cell.total_seconds),
+            ]
+        )
+    columns = [
+        Column("Data"),
+        Column("Method"),
+        Column("Scale"),
+        Column("Setting"),
+        Column("Metric"),
+        Column("Score", "metric"),
+        Column("95 % interval"),
+        Column("Untuned", "metric"),
+        Column("Validation loss", "metric"),
+        Column("Train rows"),
+        Column("Test rows"),
+        Column("Seconds", "seconds"),
+    ]
+    columns, rows = _without_empty(columns, rows)
+    notes = (
+        f"{_SEEDS_NOTE} Scores of different rows cannot be compared with each other. Untuned: the model before any "
+        "training, where a run measured it.",
+    )
+    return Table("own-results", _title(group, "What was run"), columns, rows, notes)
+
+
+def own_metrics(group: Group) -> list[Table]:
+    """What else the test rows of these cells were scored by; no table where that is nothing."""
+    cells = _ordered(group, group.own)
+    names = in_order({n for c in cells for r in c.results for n in r.metrics if n != r.metric_name}, METRICS)
+    if not names:
+        return []
+    rows = [[Value(cell_label(cell)), *(Value.of(cell.number(name)) for name in names)] for cell in cells]
+    for row in rows:
+        row[1:] = [Value("") if value.value is None else value for value in row[1:]]
+    columns = [Column("Cell"), *(Column(METRICS.get(name, name), "metric") for name in names)]
+    note = "Matthews correlation is 0 for whoever always gives the same answer, whatever the accuracy."
+    return [Table("own-metrics", _title(group, "Other metrics"), columns, rows, (note,))]
+
+
+def _range(values: Iterable[int]) -> str:
+    known = sorted(set(values))
+    return f"{known[0]:,}" if len(known) == 1 else f"{known[0]:,} to {known[-1]:,}"
+
+
 def cell_label(cell: Cell) -> str:
-    """`LoRA, select early layers, CoLA (med.)`."""
+    """`LoRA, select early layers, CoLA (med.)`; `LoRA, reviews.jsonl 3f2a9c1, rank 8`."""
     key = cell.key
-    parts = [method_label(key.method), ablation_label(key.ablation) if key.ablation else "", task_label(key.task)]
-    return f"{', '.join(part for part in parts if part)} ({SCALES.get(key.scale, key.scale)})"
+    parts = [
+        method_label(key.method),
+        ablation_label(key.ablation) if key.ablation else "",
+        place_label(key.task, key.data),
+        cell.results[0].setting if cell.results else "",
+    ]
+    scale = "" if key.scale == "all" else f" ({SCALES.get(key.scale, key.scale)})"
+    return f"{', '.join(part for part in parts if part)}{scale}"
 
 
 # --- helpers ---
@@ -426,7 +544,7 @@ def _parameters(group: Group, method: str, ablation: str | None) -> Spread | Non
 
 def _method_rows(group: Group) -> list[tuple[str, str]]:
     """Methods by scale, as in Table 1, of the cells without an ablation."""
-    found = {(key.method, key.scale) for key in group.cells if not key.ablation}
+    found = {(key.method, key.scale) for key in group.cells if not key.ablation and key.is_papers}
     return [
         (method, scale)
         for scale in in_order({s for _, s in found}, SCALES)
@@ -434,17 +552,19 @@ def _method_rows(group: Group) -> list[tuple[str, str]]:
     ]
 
 
-def _ordered(group: Group) -> list[Cell]:
+def _ordered(group: Group, cells: Iterable[Cell] | None = None) -> list[Cell]:
     tasks, scales, methods = list(TASKS), list(SCALES), list(METHODS)
     ablations = list(dict.fromkeys(("", *ABLATIONS["ia3"], *ABLATIONS["lora"])))
     place = lambda name, known: (known.index(name) if name in known else len(known), name)
     return sorted(
-        group.cells.values(),
+        group.cells.values() if cells is None else cells,
         key=lambda c: (
             place(c.key.task, tasks),
+            c.key.data,
             place(c.key.scale, scales),
             place(c.key.method, methods),
             place(c.key.ablation, ablations),
+            c.key.variant,
         ),
     )
 

@@ -20,24 +20,25 @@ _VERDICTS = {
 
 
 def print_document(document: Document, console: Console, *, brief: bool = False) -> None:
-    """Prints the tables and the findings; where `brief`, headings, cautions and findings alone."""
+    """Prints the tables and the findings; where `brief`, headings, cautions, findings and a user's own results."""
     for section in document.sections:
         console.print(Text(f"\n{section.heading}", "bold underline"))
         for what, value in section.facts:
             console.print(Text.assemble((f"{what}  ", "dim"), value))
         for caution in section.cautions:
             console.print(Text.assemble(("mind: ", "bold yellow"), caution))
-        for _, blocks in section.parts if not brief else ():
-            for block in blocks:
-                if isinstance(block, Table):
-                    console.print()
-                    console.print(_table(block))
         for remark in section.remarks:
             console.print(Text(f"\n{remark}"))
-        if section.findings:
-            console.print(Text("\nThe paper's findings", "bold"))
-        for finding in section.findings:
-            console.print(_finding(finding))
+        for part in section.parts_and_findings():
+            if part is None:
+                console.print(Text("\nThe paper's findings", "bold"))
+                for finding in section.findings:
+                    console.print(_finding(finding))
+                continue
+            for block in part[1]:
+                if isinstance(block, Table) and (not brief or block.name == "own-results"):
+                    console.print()
+                    console.print(_table(block))
 
 
 def _finding(finding: Finding) -> Text:

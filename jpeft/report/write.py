@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jpeft.errors import RunFailed, UserError
+from jpeft.files import read_json_object
 from jpeft.report import csvs, markdown, page, plain
 from jpeft.report.document import Document
 from jpeft.report.groups import Group
@@ -72,10 +73,10 @@ def to_json(value: Any) -> str:
 def _remove_earlier(directory: Path, keep: set[str]) -> None:
     """Removes what a report wrote here before and this one does not: it would be read as a part of this one."""
     try:
-        before = json.loads((directory / _INDEX).read_text(encoding="utf-8"))["files"]
-        names = {name for name in before if isinstance(name, str)}
-    except (OSError, ValueError, KeyError, TypeError):
+        before = read_json_object(directory / _INDEX).get("files")
+    except UserError:
         return
+    names = {name for name in before if isinstance(name, str)} if isinstance(before, list) else set()
     for name in names - keep:
         path = Path(name)
         ours = path.suffix in (".csv", ".png", ".svg") and path.parts[:1] in (("csv",), ("figures",))

@@ -118,6 +118,23 @@ def write_run(directory: Path, result: dict[str, Any], *, curve: bool = True, **
     return file
 
 
+def custom(
+    root: Path, name: str, *, path: str = "/rows/mine.jsonl", settings=None, curve: bool = False, **changes: Any
+):
+    """A run on rows of a user's own; returns its `result.json`."""
+    method = changes.pop("method", "lora")
+    result = {**record(method, "agnews", "low"), "task": "custom", "scale": "all", **changes}
+    result["metrics"] = {**result["metrics"], result["metric_name"]: result["metric"]}
+    file = write_run(root / name, result, curve=curve)
+    made = json.loads(file.with_name("config.json").read_text())
+    made["data"] |= {"path": path}
+    for key, value in (settings or {}).items():
+        section, _, key = key.partition(".")
+        made[section][key] = value
+    file.with_name("config.json").write_text(json.dumps(made))
+    return file
+
+
 def write_grid(root: Path, *, seeds: int = 1, only: int | None = None, curve: bool = True, **changes: Any) -> int:
     """The paper's grid, or the first `only` results of it; returns how many."""
     written = 0

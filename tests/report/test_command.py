@@ -24,7 +24,7 @@ def test_it_writes_and_says_what_to_open(tmp_path, capsys):
     shown = capsys.readouterr()
     assert f"open {tmp_path / 'out/index.html'}" in shown.out
     (line,) = shown.err.splitlines()
-    assert line.startswith(f"left out: {tmp_path / 'runs/b/result.json'}: is damaged or cut short")
+    assert line.startswith(f"left out: {tmp_path / 'runs/b/result.json'}: is not valid JSON")
     assert "runs/b/result.json" in (tmp_path / "out/index.html").read_text()
     assert "runs/b/result.json" in (tmp_path / "out/report.md").read_text()
 

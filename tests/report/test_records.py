@@ -1,6 +1,8 @@
 """Result files are found, checked, and read or named with the reason."""
 
+import dataclasses
 import json
+import os
 import string
 
 import pytest
@@ -8,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jpeft.errors import UserError
-from jpeft.report.records import load, training_curve
-from tests.report.synthetic import record, write_run
+from jpeft.report.records import Uncertainty, load, training_curve
+from tests.report.synthetic import custom, record, write_run
 
 
 def test_a_directory_of_many_runs_is_searched(grid):
@@ -59,14 +61,20 @@ def without(*names: str) -> str:
     ("content", "reason"),
     [
         ("", "is empty"),
-        (changed()[:-300], "damaged or cut short"),
-        (b"\xff\xfe\x00", "no text"),
-        ("[" * 100_000, "damaged or cut short"),
-        ("[1, 2]", "of another program"),
+        (changed()[:-300], "is not valid JSON"),
+        (b"\xff\xfe\x00", "is not UTF-8"),
+        ("[" * 100_000, "is nested more than"),
+        ('{"a": ' * 70 + "1" + "}" * 70, "is nested more than"),
+        ("[1, 2]", "holds a list; expected an object"),
+        ("null", "holds null; expected an object"),
+        ('{"metric": ' + "9" * 5000 + "}", "integer of thousands of digits"),
         ('{"steps": 3, "parameters": 9391680}', "of another program"),
         (without("source", "reading"), "lacks reading, source: of an older version"),
         (changed(status="failed", error="out of memory"), "status is 'failed': 'out of memory'"),
-        (changed(metric=float("nan")), "metric is nan; expected a finite number"),
+        (changed(metric=float("nan")), "holds NaN, which is no JSON"),
+        (changed(uncertainty=3), "uncertainty is 3; expected standard_error"),
+        (changed(uncertainty={"standard_error": 0.1, "interval": [0.1], "method": "x", "rows": 3}), "of two numbers"),
+        (changed(data_digest=["a"]), "data_digest is ['a']; expected a name"),
         (changed(metric=68.2, metrics={"accuracy": 68.2}), "metric is 68.2; expected 0 to 1"),
         (changed(metric=0.5), "not the same number"),
         (changed(metric="0.5"), "metric is '0.5'; expected a finite number"),
@@ -79,7 +87,7 @@ def without(*names: str) -> str:
         ),
         (changed(model="mini\x1b[31m"), "model is 'mini\\x1b[31m'; expected a name"),
         (changed(metric_name=None), "metric_name is None"),
-        (" " * 5_000_000, "5,000,000 bytes"),
+        (" " * 5_000_000, "has 5,000,000 bytes; expected 4,194,304 at most"),
     ],
 )
 def test_a_file_that_can_not_be_used_is_named_and_left_out(content, reason, tmp_path):
@@ -122,6 +130,94 @@ def test_a_copy_is_no_second_seed(tmp_path):
     results, problems = load([tmp_path])
     assert [result.metric for result in results] == [0.6]
     assert [problem.path.parent.name for problem in problems] == ["a"] and "same cell and seed" in str(problems[0])
+
+
+def test_results_of_different_rows_are_no_copies_of_each_other(tmp_path):
+    for index in range(18):
+        custom(tmp_path, str(index), path=f"/rows/file{index % 3}.jsonl", data_digest=f"{index:064x}"[::-1])
+    results, problems = load([tmp_path])
+    assert len(results) == 18 and not problems
+    assert len({result.data for result in results}) == 18
+    assert min(result.data for result in results) == "file0.jsonl 0000000"
+
+
+def test_the_same_rows_at_another_path_are_one_cell(tmp_path):
+    custom(tmp_path, "a", path="/here/rows.csv", data_digest="ab" * 32, seed=0)
+    custom(tmp_path, "b", path="/there/rows.parquet", data_digest="ab" * 32, seed=1)
+    (one, other), problems = load([tmp_path])
+    assert one.data == other.data and not problems
+
+
+def test_without_a_digest_rows_are_told_apart_by_their_path_and_without_a_path_by_their_number(tmp_path):
+    custom(tmp_path, "a", path="/x/rows.csv")
+    custom(tmp_path, "b", path="/y/rows.csv")
+    custom(tmp_path, "c", path="/y/other.csv")
+    for name, rows in (("d", 40), ("e", 50)):
+        custom(tmp_path, name, train_examples=rows).with_name("config.json").unlink()
+    results, problems = load([tmp_path])
+    assert not problems and sorted(result.data for result in results) == [
+        "/x/rows.csv",
+        "/y/rows.csv",
+        "40 + 2500 + 2500 rows",
+        "50 + 2500 + 2500 rows",
+        "other.csv",
+    ]
+
+
+def test_results_of_one_cell_and_seed_with_other_settings_are_no_copies_either(tmp_path):
+    for rank in (4, 8):
+        custom(tmp_path, f"r{rank}", settings={"method.rank": rank}, data_digest="c" * 64)
+    custom(tmp_path, "r8b", settings={"method.rank": 8}, seed=1, data_digest="c" * 64)
+    custom(tmp_path, "copy", settings={"method.rank": 8}, data_digest="c" * 64, finished="2020-01-01T00:00:00+00:00")
+    results, problems = load([tmp_path])
+    assert sorted((result.setting, result.variant, result.seed) for result in results) == [
+        ("rank 4", "rank 4", 0),
+        ("rank 8", "", 0),
+        ("rank 8", "", 1),
+    ]
+    assert [problem.path.parent.name for problem in problems] == ["copy"]
+
+
+def test_a_key_that_an_earlier_version_had_not_is_no_other_setting(tmp_path):
+    custom(tmp_path, "old", data_digest="c" * 64, finished="2020-01-01T00:00:00+00:00")
+    custom(tmp_path, "new", settings={"data.options": "auto", "data.target": None}, data_digest="c" * 64)
+    results, problems = load([tmp_path])
+    assert len(results) == len(problems) == 1
+
+
+def test_other_rows_of_a_benchmarks_task_stand_apart_and_those_without_a_digest_do_not(tmp_path):
+    for seed, digest in enumerate(["a" * 64, "a" * 64, None, "b" * 64]):
+        write_run(tmp_path / str(seed), record(seed=seed, data_digest=digest), curve=False)
+    results, _ = load([tmp_path])
+    assert [result.data for result in sorted(results, key=lambda one: one.seed)] == ["", "", "", "data bbbbbbb"]
+
+
+def test_short_runs_of_a_search_are_left_out_in_one_line(tmp_path):
+    for name in ("full_lora", "short_lora", "short_ia3"):
+        custom(tmp_path / "search", name)
+    (tmp_path / "search/search.json").write_text("{}")
+    results, problems = load([tmp_path])
+    assert [result.path.parent.name for result in results] == ["full_lora"]
+    assert [str(problem) for problem in problems] == [
+        f"{tmp_path / 'search'}: 2 short runs of a search left out: each tests one row"
+    ]
+
+
+def test_how_far_a_metric_may_be_trusted_is_read(tmp_path):
+    trust = {"metric": "accuracy", "standard_error": None, "interval": [0.1, 0.9], "method": "wilson", "rows": 3}
+    ((result,), _) = load([write_run(tmp_path, record(uncertainty=trust))])
+    assert result.uncertainty == Uncertainty(None, (0.1, 0.9), "wilson", 3)
+
+
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path):
+    write_run(tmp_path / "good", record(), curve=False)
+    file = write_run(tmp_path / "bad", record(seed=1))
+    for name in ("metrics.jsonl", "result.json"):
+        file.with_name(name).unlink()
+        os.mkfifo(file.with_name(name))
+    results, problems = load([tmp_path, file])
+    assert len(results) == 1 and len(problems) == 1
+    assert training_curve(dataclasses.replace(results[0], path=file)) == []
 
 
 def test_a_damaged_config_leaves_the_result(tmp_path):

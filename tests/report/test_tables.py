@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 
-from jpeft.report import tables
+from jpeft.report import csvs, tables
 from jpeft.report.groups import Group, Key, Spread, group, published_group
 from jpeft.report.names import PEFT, TASKS
 from jpeft.report.records import load
 from jpeft.report.table import Column, Table, Value, mark_best, show
-from tests.report.synthetic import record, write_run
+from tests.report.synthetic import custom, record, write_run
 
 
 def entry(table: Table, row: str, column: str) -> Value:
@@ -39,10 +39,22 @@ def test_table_1_sets_ours_beside_the_papers(few):
 
 
 def test_what_was_not_run_is_missing_in_every_table(few):
-    for table in tables.paper_tables(few):
-        for row in table.rows:
-            value = row[-1] if table.name != "table-3" else Value(None)
-            assert value.value is None and "missing" in show(value, "metric").line(), table.name
+    for make in (tables.table_1, tables.table_2, tables.table_4, tables.figure_1, tables.table_5, tables.table_6):
+        for row in make(few).rows:
+            assert row[-1].value is None and "missing" in show(row[-1], "metric").line()
+
+
+def test_rows_columns_and_tables_of_which_nothing_was_run_are_not_shown(few):
+    shown = {table.name: table for table in tables.paper_tables(few)}
+    assert list(shown) == ["table-1", "table-3", "table-4", "figure-1", "speed-ups", "table-5", "table-6"]
+    assert [column.name for column in shown["table-1"].columns] == ["PEFT/Dataset", "CoLA"]
+    assert [row[0].value for row in shown["table-1"].rows] == [
+        "Zero-shot",
+        *(f"{label} (low)" for label in ("Full Tuning", "(IA)³", "LoRA", "BitFit", "Prompt Tune")),
+    ]
+    assert not shown["table-1"].missing
+    note = shown["table-1"].notes[-1]
+    assert note == "Not shown, since nothing of them was run: 10 rows and 3 columns of the paper's table."
 
 
 def test_the_derived_tables(few):
@@ -98,13 +110,36 @@ def test_what_the_paper_lacks(mini):
 
 
 def test_a_task_and_a_method_of_ones_own_are_in_the_table_of_every_cell(tmp_path):
-    made = {**record(), "task": "custom", "scale": "all", "method": "adapterfish"}
-    write_run(tmp_path, made)
+    custom(tmp_path, "a", data_digest="3f2a9c1" + "0" * 57)
     (only,) = group(load([tmp_path])[0])
-    assert Key("adapterfish", "custom", "all") in only.cells
+    assert Key("lora", "custom", "all", data="mine.jsonl 3f2a9c1") in only.cells
     (row,) = tables.all_cells(only).rows
-    assert [value.value for value in row[:4]] == ["adapterfish", "", "custom", "all"]
-    assert tables.table_1(only).missing == 16 * 4
+    assert [value.value for value in row[:4]] == ["LoRA", "custom", "mine.jsonl 3f2a9c1", "all"]
+    assert tables.table_1(only).missing == 16 * 4 and not only.has_papers
+
+
+def test_ones_own_results_show_rows_settings_and_how_far_one_seed_may_be_trusted(tmp_path):
+    trust = {"metric": "accuracy", "standard_error": 0.0123, "interval": [0.78, 0.83], "method": "wilson", "rows": 900}
+    digest = {"data_digest": "3f2a9c1" + "0" * 57}
+    custom(tmp_path, "a", metric=0.8, settings={"method.rank": 4}, uncertainty=trust, **digest)
+    custom(tmp_path, "b", metric=0.7, settings={"method.rank": 8}, seed=0, finished="2020-01-01", **digest)
+    custom(tmp_path, "c", metric=0.6, path="/rows/other.csv", data_digest="e" * 64, uncertainty=None)
+    (only,) = group(load([tmp_path])[0])
+    table = tables.own_results(only)
+    assert [column.name for column in table.columns][:6] == [
+        "Data", "Method", "Setting", "Metric", "Score", "95 % interval",
+    ]  # fmt: skip
+    assert [[value.value for value in row[:6]] for row in table.rows] == [
+        ["mine.jsonl 3f2a9c1", "LoRA", "rank 4", "accuracy", 0.8, "0.7800 to 0.8300"],
+        ["mine.jsonl 3f2a9c1", "LoRA", "rank 8", "accuracy", 0.7, ""],
+        ["other.csv eeeeeee", "LoRA", "", "accuracy", 0.6, ""],
+    ]
+    assert show(table.rows[0][4], "metric").line() == "0.8000 se 0.0123"
+    assert csvs.render(table).splitlines()[0].startswith('Data,Method,Setting,Metric,Score,"Score, standard error"')
+    assert [part.data for part in only.by_data()] == ["mine.jsonl 3f2a9c1", "other.csv eeeeeee"]
+    assert (
+        only.by_data()[0].metric("lora", "custom", "all").mean == 0.8
+    )  # the later of two settings stands for the cell
 
 
 @pytest.mark.parametrize(

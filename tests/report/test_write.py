@@ -15,7 +15,7 @@ from jpeft.report.groups import group
 from jpeft.report.records import load
 from jpeft.report.table import Column, Table, Value
 from jpeft.report.write import to_json, write
-from tests.report.synthetic import record, write_grid, write_run
+from tests.report.synthetic import custom, record, write_grid, write_run
 
 
 class Page(HTMLParser):
@@ -233,3 +233,43 @@ def test_many_results(tmp_path):
     files, without = write(document.of_runs(groups, problems), tmp_path / "out", groups)
     assert (written, len(results), problems, without) == (500, 500, [], None)
     assert "500 results in 1 group" in Page(files[0].read_text()).text
+
+
+def test_a_report_of_ones_own_rows_leads_with_what_was_run_and_says_nothing_of_the_paper(tmp_path):
+    for index in range(18):
+        digest = {"data_digest": f"{index:07d}" + "a" * 57, "path": f"/rows/topic{index}.csv"}
+        custom(tmp_path / "runs", str(index), metric=0.5 + index / 100, curve=index < 3, **digest)
+    results, problems = load([tmp_path / "runs"])
+    groups = group(results)
+    made = document.of_runs(groups, problems)
+    files, _ = write(made, tmp_path / "out", groups)
+    (section,) = made.sections
+    assert section.heading == "mini, rows of your own" and not section.findings and not section.remarks
+    assert [heading for heading, _ in section.parts] == ["What was run", "More of it"]
+    first = section.tables()[0]
+    assert first.name == "own-results" and len(first.rows) == 18
+    assert ("results", "18 results in 18 cells, seed 0") in section.facts
+    shown = Page(files[0].read_text()).text
+    assert "cannot be said" not in shown and "missing" not in shown and "paper" not in shown
+    assert "topic7.csv 0000007" in shown and "18 results in 1 group" in shown
+    assert "missing" not in files[1].read_text()
+    data = json.loads((tmp_path / "out/report.json").read_text())
+    assert len({cell["data"] for cell in data["groups"][0]["cells"]}) == 18 and not data["left_out"]
+
+
+def test_of_a_few_cells_of_the_paper_only_what_they_speak_of_is_shown(tmp_path):
+    write_run(tmp_path / "a", record("lora", "agnews", "low"))
+    write_run(tmp_path / "b", record("full", "agnews", "low"))
+    custom(tmp_path, "c", data_digest="c" * 64)
+    made = document.of_runs(group(load([tmp_path])[0]), [])
+    (section,) = made.sections
+    assert [heading for heading, _ in section.parts] == [
+        "What was run",
+        "What the paper prints",
+        "What the paper lacks",
+    ]
+    assert section.parts_and_findings()[1] is None  # the findings, after what was run
+    assert [finding.name for finding in section.findings] == ["convergence"]
+    assert "Findings of the paper of which no cell was run: For (IA)³ later layers" in section.remarks[0]
+    table = next(table for table in section.tables() if table.name == "table-1")
+    assert len(table.rows) == 3 and len(table.columns) == 2 and not table.missing
