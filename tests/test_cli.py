@@ -260,10 +260,19 @@ def test_a_defect_of_ours_keeps_its_traceback(monkeypatch):
     ],
 )
 def test_an_environment_that_lacks_something(environment, arguments, status, says, tmp_path):
-    kept = {name: os.environ[name] for name in ("PATH", "JPEFT_CACHE") if name in os.environ}
+    """Neither a home directory nor a name for the user, in any of them: a container may run as any number."""
+    place = tmp_path / "site"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text("import pwd\npwd.getpwuid = {}.__getitem__  # nobody has a name\n")
     done = subprocess.run(
         [sys.executable, "-m", "jpeft.cli", *arguments],
-        env={**kept, "PYTHONPATH": str(CONFIG.parents[1]), "HF_HUB_OFFLINE": "1", **environment},
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": f"{place}:{CONFIG.parents[1]}",
+            "TMPDIR": str(tmp_path),
+            "HF_HUB_OFFLINE": "1",
+            **environment,
+        },
         capture_output=True,
         cwd=tmp_path,
     )

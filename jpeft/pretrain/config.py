@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jpeft.config import DTYPES, one_of, parse, placeholders
+from jpeft.config import DTYPES, check_path, one_of, parse, placeholders
 from jpeft.errors import UserError
 from jpeft.model.config import T5Config
 from jpeft.model.t5 import REMAT_POLICIES
@@ -169,6 +169,12 @@ class Pretraining:
         values["data"] = dict(values.get("data", {}))
         sources = values["data"].pop("sources", {})
         run = parse(cls, values, "config")
+        for key, path in (
+            ("model.start", run.model.start),
+            ("tokenizer.path", run.tokenizer.path),
+            ("data.path", run.data.path),
+        ):
+            check_path(key, path)
         sources = {name: _source(name, source) for name, source in sources.items()}
         run = dataclasses.replace(run, data=dataclasses.replace(run.data, sources=sources))
         run._check()
@@ -198,6 +204,9 @@ class Pretraining:
                     math.isfinite(value) and (value > 0 if least is None else value >= least)
                 ):
                     raise UserError(f"{field.name} is {value}; expected {'more than 0' if least is None else least}.")
+                if isinstance(value, int | float) and value > _MOST.get(field.name, _MOST_OF_ALL):
+                    most = _MOST.get(field.name, _MOST_OF_ALL)
+                    raise UserError(f"{field.name} is {value:g}; expected at most {most:,}.")
         if not self.data.noise_density < 1:
             raise UserError(f"data.noise_density is {self.data.noise_density}; expected a share below 1.")
 
@@ -206,6 +215,17 @@ class Pretraining:
         return dataclasses.asdict(self)
 
 
+# Far above what anyone trains and below what stops the host.
+_MOST = {
+    "seed": 2**32 - 1,
+    "num_layers": 1000,
+    "num_decoder_layers": 1000,
+    "size": 1_000_000,
+    "dropout_rate": 1,
+    **dict.fromkeys(("d_model", "d_kv", "d_ff", "num_heads", "batch_size", "accumulation_steps"), 65_536),
+    **dict.fromkeys(("input_length", "target_length", "samples", "validation_batches"), 65_536),
+}
+_MOST_OF_ALL = 10**9
 _MAY_BE_ZERO = ("dropout_rate", "warmup_steps", "weight_decay", "seed", "samples", "checkpoint_every_seconds")
 
 
