@@ -133,6 +133,11 @@ def test_the_next_commands_have_the_runs_own_paths_quoted(tmp_path):
     assert "my model" in commands[2] and commands[3][-1] == str(run / "merged")
 
 
+def test_a_run_with_labels_is_served_in_fewer_shapes(tmp_path):
+    assert "--output-lengths 16" in " ".join(steps({"labels": ["a", "b"]}, tmp_path))
+    assert "--output-lengths" not in " ".join(steps({"labels": None}, tmp_path))
+
+
 def test_the_next_commands_are_those_that_work_for_the_method(tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/jpeft_adapter.json").write_text("{}")

@@ -26,7 +26,7 @@ def next_steps(result: Mapping[str, Any], workdir: Path, argv: Sequence[str]) ->
     if whole is not None:
         steps.append(("train on from this model", f"jpeft train --data FILE --model {shlex.quote(str(whole))}"))
     else:
-        steps.append(("answers over HTTP", f"jpeft serve --model {model} --adapters {run}"))
+        steps.append(("answers over HTTP", f"jpeft serve --model {model} --adapters {run}{_shapes(result)}"))
         if METHODS[result["method"]].unmergeable is None:
             steps.append(("one T5 for transformers", f"jpeft merge {run} --out {run}/merged"))
         if _in_peft_layout(workdir):
@@ -39,6 +39,11 @@ def next_steps(result: Mapping[str, Any], workdir: Path, argv: Sequence[str]) ->
     if result["task"] != "custom":
         steps.append(("rows of your own", f"jpeft train --data FILE --target COLUMN --model {model}"))
     return steps
+
+
+def _shapes(result: Mapping[str, Any]) -> str:
+    """Flags of `jpeft serve` where its few shapes are too many: labels are chosen, nothing long is written."""
+    return " --batch-sizes 1,16 --output-lengths 16" if result.get("labels") else ""
 
 
 def _in_peft_layout(workdir: Path) -> bool:
