@@ -1,9 +1,14 @@
 """What is read of lines, JSON lines and arguments, and what is said of a line that can not be used."""
 
+import datetime
+import gzip
 import io
 import json
+import os
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from jpeft.errors import UserError
@@ -72,6 +77,68 @@ def test_an_unusable_line_is_named(line, says, read):
     with pytest.raises(UserError, match=says) as raised:
         read(b'{"input": "fine"}\n' + line + b"\n")
     assert "\n" not in str(raised.value)
+
+
+TABLE = {"input": ["one", "two; three"], "id": [7, None], "score": [0.5, float("nan")]}
+KEPT = [{"input": "one", "id": 7, "score": 0.5}, {"input": "two; three", "id": None, "score": None}]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "tsv", "json", "jsonl.gz"])
+def test_a_table_in_any_format_is_read_and_what_it_keeps_is_json(kind, tmp_path):
+    path = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        columns = {**TABLE, "image": [b"\xff", None], "day": [datetime.date(2020, 1, 2), None], "tags": [["a"], []]}
+        pyarrow.parquet.write_table(pa.table(columns), path)
+    elif kind in ("csv", "tsv"):
+        tab = "\t" if kind == "tsv" else ","
+        path.write_text(f"input{tab} id {tab}score\r\none{tab}7{tab}0.5\r\ntwo; three{tab}{tab}\r\n")
+    else:
+        text = '{"input": "one", "id": 7, "score": 0.5}\n{"input": "two; three", "id": null, "score": NaN}\n'
+        path.write_bytes(gzip.compress(text.encode()) if kind.endswith("gz") else text.encode())
+    given = Input.of((), str(path), None)
+    rows = list(given.rows(Prompt()))
+    assert [row.text for row in rows] == TABLE["input"]
+    kept = [json.loads(row.line({}), parse_constant=pytest.fail) for row in rows]
+    if kind in ("csv", "tsv"):
+        assert kept == [{k: "" if v is None else str(v) for k, v in row.items()} for row in KEPT]
+    else:
+        assert [{column: row[column] for column in TABLE} for row in kept] == KEPT
+    if kind == "parquet":
+        assert (kept[0]["image"], kept[0]["day"], kept[0]["tags"]) == ("/w==", "2020-01-02", ["a"])
+    assert given.size is None if kind.endswith("gz") else sum(row.size for row in rows) <= given.size
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("NaN", "line 1 of .* has nothing in 'input'"),
+        ('["a", "b"]', "line 1 of .* has a column 'input' that holds a list"),
+        ('{"a": 1}', "line 1 of .* has a column 'input' that holds an object"),
+    ],
+)
+def test_a_value_that_is_no_text_is_refused_by_line_and_column(value, says, read):
+    with pytest.raises(UserError, match=says):
+        read(f'{{"input": {value}, "id": 1}}\n'.encode())
+
+
+def test_standard_input_may_be_any_text_format_and_no_parquet(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"input;id\none;1\n")))
+    assert [row.fields for row in Input.of((), None, "csv").rows(Prompt())] == [{"input": "one", "id": "1"}]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'[{"input": "one"},\n {"input": "two"}]')))
+    assert [row.text for row in Input.of((), None, "json").rows(Prompt())] == ["one", "two"]
+    with pytest.raises(UserError, match="Parquet cannot be read from standard input"):
+        list(Input.of((), None, "parquet").rows(Prompt()))
+
+
+def test_what_a_shell_puts_in_a_files_place_is_read(tmp_path):
+    read, write = os.pipe()
+    os.write(write, b"one\ntwo\n")
+    os.close(write)
+    assert [row.text for row in Input.of((), f"/dev/fd/{read}", None).rows(Prompt())] == ["one", "two"]
+    os.close(read)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="--input .*pipe is no regular file"):
+        Input.of((), str(tmp_path / "pipe"), None)
 
 
 def test_a_bare_text_does_not_fit_a_template_of_several_columns(read):
