@@ -141,25 +141,34 @@ class JsonParser:
         """The one value of a text. Raises as `parse_json`."""
         with self._explained(source):
             value = self._decoder.decode(text)
-            _check_nesting(value, surrogates="\\u" in text)
+            self._check(value, text)
             return value
 
     def parse_at(self, text: str, start: int, source: str) -> tuple[Any, int]:
-        """The value that begins at `start`, and where it ends. Raises as `parse_json`."""
-        with self._explained(source):
+        """The value that begins at `start`, and where it ends. Raises as `parse_json`, places from `start`."""
+        with self._explained(source, start):
             value, end = self._decoder.raw_decode(text, start)
-            _check_nesting(value, surrogates="\\u" in text[start:end])
+            self._check(value, text[start:end])
             return value, end
 
+    @staticmethod
+    def _check(value: Any, text: str) -> None:
+        # Most texts need no closer look: so few brackets nest no deeper, and without escapes there is no surrogate.
+        surrogates = "\\u" in text
+        if surrogates or text.count("[") + text.count("{") > MOST_NESTING:
+            _check_nesting(value, surrogates=surrogates)
+
     @contextlib.contextmanager
-    def _explained(self, source: str) -> Iterator[None]:
+    def _explained(self, source: str, start: int | None = None) -> Iterator[None]:
         try:
             yield
         except RecursionError:
             raise self._error(f"{source} is nested more than {MOST_NESTING} levels deep.") from None
         except json.JSONDecodeError as cause:
-            where = f"line {cause.lineno}, " if cause.lineno > 1 else ""
-            raise self._error(f"{source} is not valid JSON ({cause.msg}, {where}column {cause.colno}).") from None
+            where = f"line {cause.lineno}, column {cause.colno}" if cause.lineno > 1 else f"column {cause.colno}"
+            if start is not None:
+                where = f"{cause.pos - start:,} characters into it"
+            raise self._error(f"{source} is not valid JSON ({cause.msg}, {where}).") from None
         except ValueError as cause:
             if isinstance(cause, self._error):
                 raise

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from jpeft.errors import UserError
-from jpeft.rows.text import MOST_ROW_BYTES, Row
+from jpeft.rows.text import MOST_COLUMNS, MOST_ROW_BYTES, Row
 
 MOST_VALUES = 100_000_000  # of a column within a row group; where they are missing or equal they take no bytes at all
 _ROWS_AT_ONCE = 256
@@ -67,6 +67,8 @@ def rows(file: IO[bytes], name: str, size: int) -> Iterator[Row]:
 
 
 def _names(given: list[str], name: str) -> list[str]:
+    if len(given) > MOST_COLUMNS:
+        raise UserError(f"{name} has {len(given):,} columns; expected {MOST_COLUMNS:,} at most.")
     columns = [column.strip() for column in given]
     column, times = Counter(columns).most_common(1)[0] if columns else ("", 0)
     if times > 1:

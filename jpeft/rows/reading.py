@@ -72,7 +72,7 @@ def require_file(path: Path, name: str) -> os.stat_result:
 
 
 def read_rows(path: Path, *, kind: str | None = None, name: str | None = None) -> Iterator[Row]:
-    """The rows of a file, one after the other, never all at once (but of a JSON list, which is read whole).
+    """The rows of a file, one after the other, never all at once.
 
     Args:
       kind: as `kind_of`, or `lines`; None is what the ending says.

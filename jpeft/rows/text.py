@@ -1,5 +1,6 @@
 """Rows of the formats that are text, one after the other: plain lines, JSON lines, JSON, CSV and its kin."""
 
+import codecs
 import csv
 import itertools
 import json
@@ -12,9 +13,9 @@ from jpeft.errors import UserError
 from jpeft.files import JsonParser, json_kind
 
 MOST_ROW_BYTES = 16 * 2**20  # one row; a book has one or two million
-MOST_JSON_BYTES = 512 * 2**20  # a list of rows, which has to be in memory as a whole; JSON lines have not
+MOST_COLUMNS = 10_000
 _SEPARATORS = ",;\t|"
-_LINES_LOOKED_AT = 50  # for the separator
+_LINES_LOOKED_AT, _BYTES_LOOKED_AT = 50, 2**20  # for the separator
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _JSON = JsonParser(missing=True)
 
@@ -100,64 +101,127 @@ def _json_line_rows(of: Iterable[Line], name: str) -> Iterator[Row]:
 
 
 def json_rows(file: Readable, name: str) -> Iterator[Row]:
-    """A list of objects; or objects one after the other, on a line each or spread over several.
+    """A list of objects; or objects one after the other, on a line each or spread over several. Read piece by piece.
 
     Raises:
-      UserError: anything else, or more than `MOST_JSON_BYTES`.
+      UserError: anything else.
     """
-    data = file.read(MOST_JSON_BYTES + 1)
-    if len(data) > MOST_JSON_BYTES:
-        raise UserError(f"{name} has more than {MOST_JSON_BYTES:,} bytes; write one row a line instead, as .jsonl.")
-    text = _decoded(data, f"the text of {name}", first=True)
-    del data
-    return _no_lone_table(_json_rows(text, name), name)
+    return _no_lone_table(_json_rows(_JsonText(file, name), name), name)
+
+
+class _JsonText:
+    """A text of which no more is in memory than the value that is read."""
+
+    def __init__(self, file: Readable, name: str):
+        self._file, self._name = file, name
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._text, self._at, self._lines = "", 0, 1
+        self._begun = self._ended = False
+        self.size = 0  # characters before what comes next
+
+    def next(self) -> str:
+        """The next character that is no space; empty at the end."""
+        while True:
+            found = _SPACE.match(self._text, self._at)
+            assert found is not None, "it matches nothing, too"
+            self._go_to(found.end())
+            if self._at < len(self._text) or not self._more(_PIECE):
+                return self._text[self._at : self._at + 1]
+
+    def skip(self) -> None:
+        """Goes on behind a character."""
+        self._go_to(self._at + 1)
+
+    @property
+    def line(self) -> int:
+        """The number of the line of what comes next."""
+        return self._lines + self._text.count("\n", 0, self._at)
+
+    def value(self, where: str) -> Any:
+        """The value that comes next. Raises `UserError`: it is malformed, or too long for a row."""
+        piece = _PIECE
+        while True:
+            try:
+                value, end = _JSON.parse_at(self._text, self._at, where)
+            except UserError as error:
+                # It may only be cut off here. What is malformed stays so, and is told apart by a row's length at most.
+                if len(self._text) - self._at > MOST_ROW_BYTES:
+                    reason = str(error).removesuffix(".")
+                    raise UserError(f"{reason}; a row may have {MOST_ROW_BYTES:,} characters at most.") from None
+                if not self._more(piece):
+                    raise
+                piece *= 2
+                continue
+            if end - self._at > MOST_ROW_BYTES:
+                raise UserError(f"{where} has more than {MOST_ROW_BYTES:,} characters; a row may have so many at most.")
+            self._go_to(end)
+            return value
+
+    def _go_to(self, at: int) -> None:
+        self.size += at - self._at
+        self._at = at
+
+    def _more(self, size: int) -> bool:
+        """Reads on; whether there was more. What lies behind is forgotten."""
+        if self._ended:
+            return False
+        data = self._file.read(size)
+        where = f"the text of {self._name}"
+        if not self._begun and data.startswith(_UTF_16):
+            raise UserError(f"{where} begins as UTF-16 does; save the file as UTF-8.")
+        if b"\0" in data:
+            raise UserError(f"{where} holds NUL bytes: it is no text in UTF-8 (UTF-16, or no text at all).")
+        self._begun, self._ended = True, not data
+        try:
+            text = self._decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{where} is not UTF-8 (byte {error.object[error.start]:#04x}); save it as UTF-8."
+            ) from None
+        self._lines += self._text.count("\n", 0, self._at)
+        self._text, self._at = self._text[self._at :] + text, 0
+        return not self._ended
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")
+_PIECE = 2**18
 
 
-def _after_space(text: str, at: int) -> int:
-    found = _SPACE.match(text, at)
-    assert found is not None, "it matches nothing, too"
-    return found.end()
-
-
-def _json_rows(text: str, name: str) -> Iterator[Row]:
-    at = _after_space(text, 0)
-    in_list = text.startswith("[", at)
-    at, before = (_after_space(text, at + 1) if in_list else at), 0
+def _json_rows(text: _JsonText, name: str) -> Iterator[Row]:
+    in_list = text.next() == "["
+    if in_list:
+        text.skip()
+    before = 0
     for number in itertools.count(1):
         where = f"row {number} of {name}"
-        if at == len(text):
+        begins = text.next()
+        if not begins:
             if in_list:
                 raise UserError(f"{name} ends within its list after {number - 1} rows; copy or write it again.")
             return
-        if in_list and text[at] == "]":
-            if _after_space(text, at + 1) < len(text):
+        if in_list and begins == "]":
+            text.skip()
+            if text.next():
                 raise UserError(f"{name} goes on after the end of its list; a file holds one list of rows.")
             return
-        value, end = _JSON.parse_at(text, at, where)
-        if end - at > MOST_ROW_BYTES:
-            raise UserError(f"{where} has more than {MOST_ROW_BYTES:,} bytes; a row may have so many at most.")
-        at = _after_space(text, end)
-        if in_list and at < len(text) and text[at] != "]":
-            if text[at] != ",":
-                raise UserError(f"{where} is not followed by a comma (line {_line_of(text, at)}).")
-            at = _after_space(text, at + 1)
-            if text.startswith("]", at):
-                raise UserError(f"{where} is followed by a comma and no row (line {_line_of(text, at)}).")
-        yield Row(f"row {number}", _fields(value, where), at - before)
-        before = at
-
-
-def _line_of(text: str, at: int) -> int:
-    return text.count("\n", 0, at) + 1
+        value = text.value(where)
+        follows = text.next()
+        if in_list and follows not in ("", "]"):
+            if follows != ",":
+                raise UserError(f"{where} is not followed by a comma (line {text.line}).")
+            text.skip()
+            if text.next() == "]":
+                raise UserError(f"{where} is followed by a comma and no row (line {text.line}).")
+        yield Row(f"row {number}", _fields(value, where), text.size - before)
+        before = text.size
 
 
 def _fields(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         shown = ascii(value) if not isinstance(value, list | str) else ascii(value[:20])
         raise UserError(f"{where} is {shown[:40]}; expected an object with the columns, {{...}}.")
+    if len(value) > MOST_COLUMNS:
+        raise UserError(f"{where} has {len(value):,} columns; expected {MOST_COLUMNS:,} at most.")
     if all(key == key.strip() for key in value):
         return value
     stripped = {key.strip(): field for key, field in value.items()}
@@ -197,7 +261,12 @@ def csv_rows(of: Iterator[Line], name: str, *, tabs: bool = False) -> Iterator[R
       UserError: two columns of one name, a column without, a row of more or fewer values, a misplaced quote.
     """
     csv.field_size_limit(max(csv.field_size_limit(), MOST_ROW_BYTES))
-    looked_at = list(itertools.islice(of, _LINES_LOOKED_AT))
+    looked_at: list[Line] = []
+    while len(looked_at) < _LINES_LOOKED_AT and sum(line.size for line in looked_at) < _BYTES_LOOKED_AT:
+        line = next(of, None)
+        if line is None:
+            break
+        looked_at.append(line)
     given = (
         re.fullmatch(r"sep=(.)\r?\n?", looked_at[0].text) if looked_at else None
     )  # a line that Excel writes and reads
@@ -298,6 +367,8 @@ def _separator(sample: list[str], *, tabs: bool) -> str:
 
 
 def _header(values: list[str], name: str) -> list[str]:
+    if len(values) > MOST_COLUMNS:
+        raise UserError(f"{name} has {len(values):,} columns; expected {MOST_COLUMNS:,} at most.")
     names = [value.strip() for value in values]
     if not names[0] and len(names) > 1:
         names[0] = "Unnamed: 0"  # the index that pandas writes without a name, by the name that pandas reads it under

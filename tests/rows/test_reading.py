@@ -114,7 +114,7 @@ def test_fields_of_any_length_up_to_a_row_s_limit_are_read(read, monkeypatch):
         read("a.csv", 'input,target\n"a\n' + "b,c\n" * 1000)
     with pytest.raises(UserError, match="line 1 of .* has more than 1,000 bytes"):
         read("a.jsonl", json.dumps({"input": "w" * 1000}))
-    with pytest.raises(UserError, match="row 2 of .* has more than 1,000 bytes"):
+    with pytest.raises(UserError, match="row 2 of .* has more than 1,000 characters"):
         read("a.json", json.dumps([{"input": "a"}, {"input": "w" * 1000}]))
     with pytest.raises(UserError, match="line 1 of .* has more than 1,000 bytes"):
         read("a.csv.gz", gzip.compress(b"w" * 2000))
@@ -158,7 +158,7 @@ def test_a_table_in_one_object_is_answered_with_the_layout_that_is_read(read, na
         ('[{"input": "a"} {"input": "b"}]', "row 1 of .* is not followed by a comma .line 1."),
         ('[{"input": "a"},]', "row 1 of .* is followed by a comma and no row"),
         ('[{"input": "a"}] x', "goes on after the end of its list"),
-        ('[{"input": "a"},\n{"input": }]', "row 2 of .* is not valid JSON .Expecting value, line 2, column 11"),
+        ('[{"input": "a"},\n{"input": }]', "row 2 of .* is not valid JSON .Expecting value, 10 characters into it"),
         ("[" * 100_000, "row 1 of .* is nested more than 64 levels deep"),
         ('[{"input": ' + "[" * 100 + "]" * 100 + "}]", "row 1 of .* is nested more than 64 levels deep"),
         ('[{"input": 1' + "0" * 5000 + "}]", "row 1 of .* holds an integer of thousands of digits"),
@@ -174,10 +174,23 @@ def test_a_malformed_row_of_json_is_named(read, content, why):
         read("a.json", content)
 
 
-def test_a_list_too_long_for_memory_is_sent_to_json_lines(read, monkeypatch):
-    monkeypatch.setattr(text, "MOST_JSON_BYTES", 20)
-    with pytest.raises(UserError, match="has more than 20 bytes; write one row a line instead, as .jsonl"):
-        read("a.json", '[{"input": "a"}, {"input": "b"}]')
+@pytest.mark.parametrize("piece", [1, 2, 7, 64])
+def test_json_is_read_piece_by_piece(read, monkeypatch, piece):
+    monkeypatch.setattr(text, "_PIECE", piece)
+    rows = [{"input": f"é \u2028 {i} \\ ]", "target": i} for i in range(20)]
+    for content in (json.dumps(rows, ensure_ascii=False), "\n".join(json.dumps(row, indent=1) for row in rows)):
+        columns = read("a.json", "\ufeff" + content)
+        assert columns == {column: [row[column] for row in rows] for column in ("input", "target")}
+    assert "line 3" in says(read, "a.json", '[{"input": "a"},\n{"input": "b"}\n{"input": "c"}]')
+    assert "is not UTF-8 (byte 0xe9)" in says(read, "a.json", b'[{"input": "caf\xe9"}]')
+
+
+def test_a_row_of_json_that_never_ends_is_refused_before_it_is_in_memory(read, monkeypatch):
+    monkeypatch.setattr(text, "MOST_ROW_BYTES", 2000)
+    monkeypatch.setattr(text, "_PIECE", 100)
+    too_long = "a row may have 2,000 characters at most"
+    assert too_long in says(read, "a.json", '[{"input": "a"}, {"input": "' + "b" * 10**6 + '"}]')
+    assert too_long in says(read, "a.json", '[{"input": [' + "{}," * 10**5 + "{}]}]")
 
 
 # Parquet
@@ -253,6 +266,15 @@ def test_rows_times_columns_are_bounded(read, tmp_path, monkeypatch):
     assert "holds more than 1,000 values, rows times columns" in says(read, "a.jsonl", many)
     path = write(tmp_path / "a.parquet", {"a": pa.nulls(600), "b": pa.nulls(600)})
     assert "holds more than 1,000 values, rows times columns" in says(read_columns, path)
+
+
+def test_columns_are_bounded(read, tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "MOST_COLUMNS", 3)
+    monkeypatch.setattr(parquet, "MOST_COLUMNS", 3)
+    assert "has 4 columns; expected 3 at most" in says(read, "a.csv", "a,b,c,d\n1,2,3,4\n")
+    assert "has 4 columns; expected 3 at most" in says(read, "a.jsonl", '{"a": 1, "b": 2, "c": 3, "d": 4}')
+    path = write(tmp_path / "a.parquet", {column: [1] for column in "abcd"})
+    assert "has 4 columns; expected 3 at most" in says(read_columns, path)
 
 
 def test_columns_of_one_name_are_refused(tmp_path):
