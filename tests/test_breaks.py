@@ -1,0 +1,100 @@
+"""Breaks of a run's wiring that once passed the whole default suite: each, made in a copy, is noticed by its tests.
+
+A break is a line of the code and what it is changed to. It has to be found as it stands here: who changes that line
+changes it here too. `pytest -m slow tests/test_breaks.py` makes them one at a time.
+"""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Break:
+    """A change that makes the code wrong.
+
+    Attributes:
+      file: below `jpeft/`.
+      line, becomes: what stands there, once, and what it is changed to.
+      noticed_by: tests of the default suite, at least one of which has to fail.
+    """
+
+    file: str
+    line: str
+    becomes: str
+    noticed_by: str
+
+
+_KEYS = "tests/train/test_config_keys.py -k {}"
+BREAKS = {
+    "dropout masks are the same at each step": Break(
+        "train/step.py",
+        "jax.random.fold_in(jax.random.fold_in(key, step), micro)",
+        "jax.random.fold_in(key, micro)",
+        "tests/train/test_step.py",
+    ),
+    "every epoch goes in the order of the first": Break(
+        "train/loop.py",
+        "            epoch=self.snapshot.progress.epoch,\n        )\n        for step in",
+        "            epoch=0,\n        )\n        for step in",
+        "tests/train/test_wiring.py -k order",
+    ),
+    "the last adapter is tested, not the best": Break(
+        "train/loop.py",
+        "best = self.layout.place(self.snapshot.best)",
+        "best = self.snapshot.state.adapter",
+        "tests/train/test_wiring.py -k best",
+    ),
+    "weight decay is ignored": Break(
+        "train/loop.py", '"weight_decay": train.weight_decay', '"weight_decay": 0.0', _KEYS.format("weight_decay")
+    ),
+    "clipping is ignored": Break(
+        "train/loop.py", '"clip_grad_norm": train.clip_grad_norm', '"clip_grad_norm": None', _KEYS.format("clip_grad")
+    ),
+    "beams are ignored": Break(
+        "train/loop.py", '"num_beams": run.eval.num_beams', '"num_beams": 1', _KEYS.format("num_beams")
+    ),
+    "the share of warm-up is ignored": Break(
+        "train/loop.py", '"warmup_fraction": train.warmup_fraction', '"warmup_fraction": 0.1', _KEYS.format("warmup")
+    ),
+    "nothing is rematerialised": Break(
+        "train/setup.py", ".remat = run.model.remat", '.remat = "none"', _KEYS.format("remat")
+    ),
+    "the config's dropout rate is ignored": Break(
+        "train/setup.py", "dropout_rate=run.model.dropout_rate", "dropout_rate=None", _KEYS.format("dropout_rate")
+    ),
+    "attention's weights are not dropped": Break(
+        "model/t5.py",
+        "dropout(weights.astype(x.dtype), self.dropout_rate, key)",
+        "weights.astype(x.dtype)",
+        "tests/model/test_t5.py -k wherever",
+    ),
+}
+
+
+def test_every_break_can_be_made():
+    for name, change in BREAKS.items():
+        assert (ROOT / "jpeft" / change.file).read_text(encoding="utf-8").count(change.line) == 1, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_break_is_noticed(name, tmp_path):
+    change = BREAKS[name]
+    for part in ("jpeft", "tests", "configs", "benchmarks"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "main.py"):
+        shutil.copy(ROOT / file, tmp_path / file)
+    path = tmp_path / "jpeft" / change.file
+    path.write_text(path.read_text(encoding="utf-8").replace(change.line, change.becomes), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}  # before an installed jpeft
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *change.noticed_by.split()]
+    told = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert told.returncode == 1 and "1 failed" in told.stdout, told.stdout[-2000:] + told.stderr[-2000:]
