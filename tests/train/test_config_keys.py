@@ -50,7 +50,7 @@ TREES = {"start", "update", *PROGRAMS}  # of an adapter with other leaves
 PROMPT = {"method.name": "prompt"}
 COLA = {"data.task": "cola"}
 UNCAPPED = {"data.max_train": None, "train.max_epochs": None}
-CUSTOM = {"data.task": "custom", "data.template": "{text}", "data.path": "<custom>"}
+CUSTOM = {"data.task": "custom", "data.path": "<custom>", "data.input": "text"}
 
 CHANGES: dict[str, Change] = {
     "model.name": Change("<other>", {"base"}),
@@ -78,12 +78,15 @@ CHANGES: dict[str, Change] = {
     ),
     "data.source": Change("sample", SPLITS, COLA, also={"data.path": None}),
     "data.path": Change("<other data>", TEXTS),
+    "data.input": Change("title", TEXTS, CUSTOM),
+    "data.target": Change("mood", SPLITS, CUSTOM),
+    "data.options": Change("none", TEXTS, CUSTOM),
     "data.template": Change("Topic? {text}", TEXTS),
-    "data.kind": Change("generation", {"metric"}, CUSTOM),
+    "data.kind": Change("generation", {*SPLITS, "metric", "answered"}, CUSTOM),
     "data.max_train": Change(16, {"rows", "texts", "tokens", "trained", *SCHEDULE}),
     "data.max_validation": Change(6, {"rows", "texts", "tokens", "validated"}),
     "data.max_test": Change(6, {"rows", "texts", "tokens", "answered"}),
-    "data.max_input_length": Change(80, {"tokens", "trained", "validated", "lengths"}),
+    "data.max_input_length": Change(90, {"tokens", "trained", "validated", "lengths"}),
     "data.max_target_length": Change(5, {"tokens", "trained", "validated", "lengths", "generate"}),
     "data.split_seed": Change(1, SPLITS),
     "data.sample_seed": Change(1, TEXTS, {"data.source": "sample", "data.path": None, **COLA}),
@@ -129,7 +132,9 @@ def places(tmp_path_factory, tiny_checkpoint, tiny_tokenizer, toy_data):
     (root / "model/tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
     for split, rows in (("train", 120), ("test", 24)):
         write_parquet(root / f"data/ag_news/{split}.parquet", news(rows, seed=77))
-    write_parquet(root / "custom.parquet", {**news(90, seed=5), "target": ["yes", "no", "maybe"] * 30})
+    custom = {"text": news(90, seed=5)["text"], "title": news(90, seed=6)["text"]}
+    classes = {"target": ["yes", "no", "maybe"] * 30, "mood": ["glad"] * 45 + ["sad"] * 45}
+    write_parquet(root / "custom.parquet", {**custom, **classes})
     tuned = T5(TINY, rngs=nnx.Rngs(3))
     tuned = attach(tuned, Lora(), select(tuned, Lora()), jax.random.key(5))
     save_adapter(tuned, Lora(), select(tuned, Lora()), root / "adapter", base_name="tiny")
