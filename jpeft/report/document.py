@@ -150,7 +150,7 @@ def _facts(group: Group) -> list[tuple[str, str]]:
     cells = f"{counted(len(results), 'result')} in {counted(len(group.cells), 'cell')}"
     return [
         ("results", f"{cells}, {'seed' if len(seeds) == 1 else 'seeds'} {shown}"),
-        *[("data", f"{len(data)}: {_listed(data)}" if len(data) > 1 else _listed(data))] * bool(data),
+        *[("data", counted(len(data), "data set") if len(data) > 2 else _listed(data))] * bool(data),
         *[("cells of the paper", f"{here} of {len(paper)}")] * bool(here),
         ("parameters of the model", _listed(f"{result.total_parameters:,}" for result in results)),
         ("devices", _listed(f"{result.device_count} × {result.device}" for result in results)),

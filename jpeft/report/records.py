@@ -337,7 +337,7 @@ def _differing_settings(results: Sequence[Result]) -> list[str]:
 
 def _setting(result: Result, keys: Sequence[str]) -> str:
     own = dict(result.settings or ())
-    shown = [f"{key.rpartition('.')[2]} {own.get(key, 'None').strip(chr(39))}" for key in keys]
+    shown = [f"{key.rpartition('.')[2]} {own.get(key, 'None').strip(chr(39)).replace('None', 'unset')}" for key in keys]
     return ", ".join(part.replace("warmup ", "learning rate ") for part in shown)
 
 

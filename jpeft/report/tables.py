@@ -420,7 +420,7 @@ def _without_empty(columns: list[Column], rows: list[list[Value]]) -> tuple[list
 
 def _interval(cell: Cell) -> str:
     trust = cell.results[0].uncertainty if len(cell.results) == 1 else None
-    return f"{trust.interval[0]:.4f} to {trust.interval[1]:.4f}" if trust else ""
+    return f"{trust.interval[0]:.3f}–{trust.interval[1]:.3f}" if trust else ""  # no word: it is not to be broken
 
 
 def own_results(group: Group) -> Table:
@@ -438,12 +438,12 @@ def own_results(group: Group) -> Table:
                 Value(results[0].setting),
                 Value(METRICS.get(results[0].metric_name, results[0].metric_name)),
                 Value.of(cell.metric),
-                Value(_interval(cell)),
                 Value("" if not zero or zero[0] is None else zero[0]),
                 Value.of(cell.mean(lambda r: r.validation_loss)),
                 Value(_range(r.train_examples for r in results)),
                 Value(_range(r.test_examples for r in results)),
                 Value.of(cell.total_seconds),
+                Value(_interval(cell)),
             ]
         )
     columns = [
@@ -453,12 +453,12 @@ def own_results(group: Group) -> Table:
         Column("Setting"),
         Column("Metric"),
         Column("Score", "metric"),
-        Column("95 % interval"),
         Column("Untuned", "metric"),
         Column("Validation loss", "metric"),
         Column("Train rows"),
         Column("Test rows"),
         Column("Seconds", "seconds"),
+        Column("95 % interval"),
     ]
     columns, rows = _without_empty(columns, rows)
     notes = (

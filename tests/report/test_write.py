@@ -242,19 +242,30 @@ def test_a_report_of_ones_own_rows_leads_with_what_was_run_and_says_nothing_of_t
     results, problems = load([tmp_path / "runs"])
     groups = group(results)
     made = document.of_runs(groups, problems)
-    files, _ = write(made, tmp_path / "out", groups)
     (section,) = made.sections
     assert section.heading == "mini, rows of your own" and not section.findings and not section.remarks
     assert [heading for heading, _ in section.parts] == ["What was run", "More of it"]
     first = section.tables()[0]
     assert first.name == "own-results" and len(first.rows) == 18
     assert ("results", "18 results in 18 cells, seed 0") in section.facts
-    shown = Page(files[0].read_text()).text
+    shown = Page(page.render(made, {})).text
     assert "cannot be said" not in shown and "missing" not in shown and "paper" not in shown
     assert "topic7.csv 0000007" in shown and "18 results in 1 group" in shown
-    assert "missing" not in files[1].read_text()
-    data = json.loads((tmp_path / "out/report.json").read_text())
+    assert "missing" not in markdown.render(made, {})
+    data = plain.of_document(made, groups)
     assert len({cell["data"] for cell in data["groups"][0]["cells"]}) == 18 and not data["left_out"]
+
+
+def test_rows_of_ones_own_have_a_panel_each(tmp_path):
+    for index in range(4):
+        digest = {"data_digest": f"{index:07d}" + "a" * 57, "path": f"/rows/topic{index}.csv"}
+        custom(tmp_path / "runs", str(index), curve=True, **digest)
+    groups = group(load([tmp_path / "runs"])[0])
+    write(document.of_runs(groups, []), tmp_path / "out", groups)
+    # one method on each: nothing to set against each other
+    assert {path.stem for path in (tmp_path / "out/figures").iterdir()} == {"validation-curves", "training-curves"}
+    drawn = (tmp_path / "out/figures/training-curves.svg").read_text()
+    assert all(f"topic{index}.csv {index:07d}" in drawn for index in range(4)) and "missing" not in drawn
 
 
 def test_of_a_few_cells_of_the_paper_only_what_they_speak_of_is_shown(tmp_path):
