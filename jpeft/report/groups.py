@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from jpeft.report.names import ABLATIONS, PAPER_MODEL, PAPER_TEST_ROWS, SCALES, TASKS, in_order, task_label
 from jpeft.report.published import published, published_metric, published_parameters
 from jpeft.report.records import Result
+from jpeft.words import counted
 
 _LENGTHS = {"data.max_input_length": "Inputs", "data.max_target_length": "Targets"}
 # Config keys that are meant to differ between the cells of one grid. All others should not.
@@ -286,7 +287,7 @@ def _differing(what: str, values: Counter[str]) -> str:
     if len(values) < 2:
         return ""
     listed = _only_what_differs(values) if what == "versions" else values
-    shown = "; ".join(f"{value} ({count:,} results)" for value, count in listed.most_common(4))
+    shown = "; ".join(f"{value} ({counted(count, 'result')})" for value, count in listed.most_common(4))
     more = f"; and {len(listed) - 4} more" if len(listed) > 4 else ""
     seconds = " Their seconds and their memory are not comparable." if what in ("devices", "meshes") else ""
     return f"The results were made by {len(values)} different {what}: {shown}{more}.{seconds}"
@@ -310,7 +311,9 @@ def _row_counts(group: Group) -> list[str]:
             rows.setdefault(where, Counter())[getattr(r, f"{split}_examples")] += 1
         for where, counts in rows.items():
             if len(counts) > 1:
-                shown = ", ".join(f"{n:,} rows ({count:,} results)" for n, count in sorted(counts.items()))
+                shown = ", ".join(
+                    f"{counted(n, 'row')} ({counted(count, 'result')})" for n, count in sorted(counts.items())
+                )
                 found.append(f"{where}: not all results have the same {split} rows: {shown}.")
     if not group.generated:
         for task in in_order({r.task for r in group.results}, PAPER_TEST_ROWS):
@@ -360,7 +363,7 @@ def _settings(group: Group) -> list[str]:
     found = []
     for key, values in sorted(everywhere.items()):
         if len(values) > 1:
-            shown = ", ".join(f"{value} ({count:,} results)" for value, count in values.most_common(4))
+            shown = ", ".join(f"{value} ({counted(count, 'result')})" for value, count in values.most_common(4))
             found.append(f"The runs differ in `{key}`: {shown}{', ...' if len(values) > 4 else ''}.")
     for cell in group.cells.values():
         inside = {r.settings for r in cell.results if r.settings}

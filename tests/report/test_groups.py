@@ -116,4 +116,4 @@ def test_answers_that_were_made_in_another_way_are_said_and_older_runs_generated
     set_answer(answer="generate")  # as the other run, whose config was written before there was a choice
     assert not said()
     set_answer(answer="score")
-    assert "The runs differ in `eval.answer`: 'score' (1 results), 'generate' (1 results)." in said()
+    assert "The runs differ in `eval.answer`: 'score' (1 result), 'generate' (1 result)." in said()
