@@ -11,6 +11,7 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.files import check_fields, read_json_object, write_whole
 
 TASK_FILE = "task.json"
+MOST_SCORED = 100  # labels that are scored unasked: each costs as much as a short answer
 
 # What a stranger's file may ask for. A run's own stay far below.
 _LONGEST_TEXT = 100_000  # characters of a template, a label or a column's name
@@ -95,6 +96,16 @@ class TaskOfRun:
             num_beams=num_beams,
             dtype=dtype,
         )
+
+    @property
+    def chosen_from(self) -> tuple[str, ...]:
+        """Labels to choose an answer from where nobody says otherwise.
+
+        Empty where answers are text, where there is nothing to choose, and where labels are so many that the run, too,
+        had its answers generated.
+        """
+        generated = len(self.labels) > MOST_SCORED and self.answer != "score"
+        return () if len(self.labels) < 2 or generated else self.labels
 
     def task(self) -> Task:
         """The task, for making examples of labelled rows and judging answers to them as the run did."""

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jpeft.data.task_file import MOST_SCORED
 from jpeft.data.tasks import Task
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.cross_entropy import target_log_probs
@@ -20,7 +21,6 @@ from jpeft.model.config import T5Config
 from jpeft.model.t5 import T5, apart
 from jpeft.model.tokenizer import Tokenizer
 
-_MOST_SCORED = 100  # labels that are scored unasked: each costs as much as a short answer
 _MULTIPLE = 8  # of the packed length: it can then be cut into slices for the output layer
 _DIGITS = 6  # of confidences and probabilities; float32 has about seven
 
@@ -132,7 +132,7 @@ def answer_in_use(answer: str, task: Task) -> str:
     """What `eval.answer` stands for: `auto` scores classes of a user's own, unless they are one or very many."""
     if answer != "auto":
         return answer
-    return "score" if task.name == "custom" and 2 <= len(task.answers) <= _MOST_SCORED else "generate"
+    return "score" if task.name == "custom" and 2 <= len(task.answers) <= MOST_SCORED else "generate"
 
 
 def label_log_probs(

@@ -61,7 +61,7 @@ class Call:
             raise UserError("--labels and --generate exclude each other: labels are chosen from, not generated.")
         task = source.task
         if labels is None and not generate and task is not None:
-            labels = task.labels or None
+            labels = task.chosen_from or None
         if labels is not None and (num_beams or max_output_length):
             flag = "--num-beams" if num_beams else "--max-output-length"
             raise UserError(

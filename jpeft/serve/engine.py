@@ -180,7 +180,7 @@ class Engine:
             return Asking(None, None, tokens, None, self.shapes.output_lengths[0])
         tokens = QuestionTokens(self._tokenizer, task.max_input_length, key="max_input_length of its task.json")
         tokens.check(task.template)
-        labels = self._packed(task.labels) if len(task.labels) > 1 else None
+        labels = self._packed(task.chosen_from) if task.chosen_from else None
         notes = []
         if task.max_input_length > longest_input:
             notes.append(f"its run took inputs of {task.max_input_length} tokens; here {longest_input} are taken.")

@@ -76,7 +76,7 @@ class Sizes:
         Args:
           label_tokens: of the task with the most of them.
         """
-        generating = [task for task in tasks if len(task.labels) < 2]
+        generating = [task for task in tasks if not task.chosen_from]
         longest_input = max([_INPUTS[-1], *(task.max_input_length for task in tasks)])
         longest_output = max([_OUTPUTS[-1], *(task.max_target_length for task in generating)])
         return Shapes(
@@ -121,7 +121,8 @@ def start(choices: Choices, sizes: Sizes, *, say: Callable[[str], None]) -> tupl
     packed = [0]
     for task in tasks:
         with _left_for_later():
-            packed += [len(PackedLabels.of(task.labels, tokenizer, config).targets)] if len(task.labels) > 1 else []
+            labels = task.chosen_from
+            packed += [len(PackedLabels.of(labels, tokenizer, config).targets)] if labels else []
     engine = Engine(bank, tokenizer, sizes.shapes(tasks, max(packed)), dtype=dtype.name)
     engine.set_base_task(own_task)
     for name in names:
@@ -153,7 +154,7 @@ def _left_for_later() -> Iterator[None]:
 def _compile(engine: Engine, say: Callable[[str], None]) -> None:
     """Compiles all shapes; says what for, and every few seconds how far it is."""
     shapes, started = engine.shapes, time.monotonic()
-    total, done = len(list(shapes)), [0, shapes.batch_sizes[0], shapes.input_lengths[0], None]
+    total, done = len(list(shapes)), [0, shapes.batch_sizes[0], shapes.input_lengths[0], None, started]
     rows, inputs, outputs = (
         ", ".join(map(str, sizes)) for sizes in (shapes.batch_sizes, shapes.input_lengths, shapes.output_lengths)
     )
@@ -163,14 +164,19 @@ def _compile(engine: Engine, say: Callable[[str], None]) -> None:
     )
 
     def tell() -> None:
-        number, rows, inputs, outputs = done
-        seconds = time.monotonic() - started
-        left = f", about {seconds / number * (total - number):.0f} s left" if number else ""
+        number, rows, inputs, outputs, since = done
+        now = time.monotonic()
+        left = (since - started) / max(number, 1) * (total - number) - (now - since)
         to = "labels" if outputs is None else f"{outputs} out"
-        say(f"compiling {number + 1} of {total} ({rows} rows, {inputs} in, {to}); {seconds:.0f} s so far{left}")
+        estimate = f", about {left:.0f} s left" if number and left > 1 else ""
+        which = f"{counted(rows, 'row')}, {inputs} in, {to}"
+        say(f"compiling {number + 1} of {total} ({which}); {now - started:.0f} s so far{estimate}")
+
+    def reached(number: int, shape: tuple[int, int, int | None]) -> None:
+        done[:] = [number, *shape, time.monotonic()]
 
     with _every(_SECONDS_BETWEEN_LINES, tell):
-        engine.compile(lambda number, shape: done.__setitem__(slice(None), [number, *shape]))
+        engine.compile(reached)
     say(f"compiled {counted(total, 'program')} in {time.monotonic() - started:.0f} seconds")
 
 

@@ -91,3 +91,11 @@ def test_what_the_adapter_carries_goes_before_its_run_and_wherever_it_is_copied(
 def test_labels_of_a_damaged_result_are_named(labels, run):
     with pytest.raises(RunFailed, match="labels"):
         task_of(run(CUSTOM, {"labels": labels}))
+
+
+def test_one_label_is_no_choice_and_very_many_are_generated_as_their_run_did(tmp_path):
+    many = tuple(f"label {i}" for i in range(101))
+    assert call(tmp_path, TaskOfRun("{text}?", ("only",))).labels is None
+    assert call(tmp_path, TaskOfRun("{text}?", many)).labels is None
+    assert call(tmp_path, TaskOfRun("{text}?", many, answer="score")).labels == many
+    assert call(tmp_path, TaskOfRun("{text}?", many[:100])).labels == many[:100]
