@@ -204,7 +204,7 @@ def evaluate(
     # A label that the run did not know is a right answer that it cannot give: such rows count, as wrong.
     wider = dataclasses.replace(task, answers=(*task.answers, *unknown)) if task.answers else task
     made = examples(wider, name, rows, range(len(next(iter(rows.values())))))
-    seen, why_not = _seen_by_the_run(test.source, made)
+    seen, why_not = seen_by_the_run(test.source, made)
     model, tokenizer = test.source.load(compute_dtype(test.dtype))
     tokens = tokenize(
         made,
@@ -262,7 +262,7 @@ def shown_labels(unknown: Mapping[str, int]) -> str:
     return ", ".join(listed) + (f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else "")
 
 
-def _seen_by_the_run(source: Source, made: list[Example]) -> tuple[dict[str, int] | None, str | None]:
+def seen_by_the_run(source: Source, made: list[Example]) -> tuple[dict[str, int] | None, str | None]:
     """How many examples have a prompt that the adapter's run trained on or validated with; or why that is not known."""
     directory = source.adapter if source.adapter is not None else source.directory
     run_directory = directory.absolute().parent
@@ -270,7 +270,7 @@ def _seen_by_the_run(source: Source, made: list[Example]) -> tuple[dict[str, int
         return None, "its run's directory is not here"
     try:
         run = Run.from_config(read_json_object(run_directory / "config.json", error=RunFailed))
-        drawn = read_json_object(run_directory / "splits.json", error=RunFailed).get("rows")
+        drawn = read_json_object(run_directory / "splits.json", error=RunFailed)["rows"]
         data = run.data
         if source_in_use(data.source, data.path) in ("hub", "tfds"):
             return None, "its run's rows came from the network"
@@ -279,8 +279,8 @@ def _seen_by_the_run(source: Source, made: list[Example]) -> tuple[dict[str, int
         rows = load_rows(task, data.source, data.path, sample_seed=data.sample_seed)
         prompts: dict[str, set[str]] = {}
         for name in ("train", "validation"):
-            prompts[name] = _prompts(task, rows, drawn[name] if isinstance(drawn, dict) else [])
-    except (RunFailed, UserError, KeyError, TypeError, ValueError, IndexError) as error:
+            prompts[name] = _prompts(task, rows, drawn[name])
+    except (RunFailed, UserError, KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         return None, f"the rows of its run cannot be read again ({str(error).rstrip('.')})"
     return {name: sum(example.input in known for example in made) for name, known in prompts.items()}, None
 

@@ -293,13 +293,13 @@ def make_app(service: Service) -> FastAPI:
     @app.get("/adapters", tags=["adapters"])
     def adapters() -> Adapters:
         """Adapters that are loaded and how each is asked, those that could be, and those that cannot be and why."""
-        loaded, available = bank.names, service.shelf.names()
+        loaded, (available, not_served) = bank.names, service.shelf.survey()
         left_out = {name: engine.left_out[name] for name in available if name in engine.left_out}
         return Adapters(
             capacity=bank.capacity,
             loaded=loaded,
             available=available,
-            not_served={**service.shelf.not_served(), **left_out},
+            not_served={**not_served, **left_out},
             asked={name: shown(name) for name in loaded},
             base=shown(None),
         )

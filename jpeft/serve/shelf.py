@@ -38,11 +38,17 @@ class Shelf:
 
     def names(self) -> list[str]:
         """Names of the adapters that are there now."""
-        return sorted(name for name, found in self._survey().items() if isinstance(found, Path))
+        return self.survey()[0]
 
     def not_served(self) -> dict[str, str]:
         """Directories and links that are there now and can be no adapter, each with the reason in one line."""
-        return {name: found for name, found in sorted(self._survey().items()) if isinstance(found, str)}
+        return self.survey()[1]
+
+    def survey(self) -> tuple[list[str], dict[str, str]]:
+        """`names` and `not_served` by one look at every directory."""
+        found = self._look_at_all()
+        names = sorted(name for name, here in found.items() if isinstance(here, Path))
+        return names, {name: here for name, here in sorted(found.items()) if isinstance(here, str)}
 
     def find(self, name: str) -> Path:
         """The directory with the adapter's files. Raises `NotOnShelf`."""
@@ -52,9 +58,12 @@ class Shelf:
             raise NotOnShelf(f"there is no adapter {name!r} to load{why}.")
         return found
 
-    def _survey(self) -> dict[str, Path | str]:
-        found = {}
-        names = [path.name for path in self._root.iterdir()] if self._only is None else [self._only]
+    def _look_at_all(self) -> dict[str, Path | str]:
+        found: dict[str, Path | str] = {}
+        try:
+            names = [path.name for path in self._root.iterdir()] if self._only is None else [self._only]
+        except OSError:  # taken away since
+            return found
         for name in names:
             here = self._look_at(name)
             if here is not None:

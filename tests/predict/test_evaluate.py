@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,12 @@ import pytest
 from jpeft.cli import main
 from jpeft.config import Run
 from jpeft.data.task_file import TaskOfRun
+from jpeft.errors import UserError
 from jpeft.model import weights
 from jpeft.peft.hub import save_adapter
 from jpeft.peft.lora import Lora
+from jpeft.predict.evaluation import Evaluation, seen_by_the_run
+from jpeft.predict.source import Source
 from tests.conftest import TOPICS, news
 from tests.serve.adapters import make
 
@@ -101,28 +105,33 @@ def test_it_says_what_a_reader_has_to_know(evaluate, run, tmp_path):
     assert "seen     1 of 9 rows have a prompt that the run chose its best epoch by" in said
 
 
-def test_columns_of_other_names_and_a_call_that_says_otherwise(evaluate, run, tmp_path):
+def test_columns_of_other_names_are_taken_where_the_call_says_so(run, tmp_path):
     rows = rows_of(4, seed=9)
     other = tmp_path / "b.csv"
     other.write_text("body,label\n" + "".join(f"{row['text']},{row['topic']}\n" for row in rows))
-    renamed, _ = evaluate("--adapter", run, "--data", other, "--input", "body", "--target", "label", "--json")
-    own = ("--template", "{body} Topic?", "--target", "label")
-    templated, _ = evaluate("--adapter", run, "--data", other, *own, "--json")
-    assert renamed["metrics"] == templated["metrics"]
-    file = write_rows(tmp_path / "a.jsonl", rows)
+    source = Source.find(None, run, report=print)
+    _, renamed = Evaluation.of(source, target="label").read(other, "test", "body")
+    assert renamed["text"] == [row["text"] for row in rows] and renamed["label"] == [row["topic"] for row in rows]
+    templated = Evaluation.of(source, target="label", template="{body}?")
+    assert templated.task.template == "{body}?" and templated.read(other, "test", None)[1].keys() == {"body", "label"}
+    with pytest.raises(UserError, match="--target says what to take"):
+        Evaluation.of(source).read(other, "test", "body")
+
+
+@pytest.mark.slow
+def test_a_call_may_ask_for_generated_answers(evaluate, run, tmp_path):
+    file = write_rows(tmp_path / "a.jsonl", rows_of(4, seed=9))
     generated, _ = evaluate("--adapter", run, "--data", file, "--answer", "generate", "--json")
     assert generated["answer"] == "generate" and "agreement_with_generation" not in generated["metrics"]
 
 
-def test_an_adapter_that_was_copied_answers_alike_and_says_what_it_cannot_know(evaluate, run, tmp_path, capsys):
-    file = write_rows(tmp_path / "new.jsonl", rows_of(4, seed=7))
+def test_an_adapter_that_was_exported_is_asked_alike_and_what_it_saw_is_not_known(run, tmp_path):
     assert main(["export", str(run), "--out", str(tmp_path / "exported")]) == 0
-    capsys.readouterr()
-    own, _ = evaluate("--adapter", run, "--data", file, "--json")
-    copied, _ = evaluate("--adapter", tmp_path / "exported", "--data", file, "--json")
-    assert copied["metrics"] == own["metrics"] and copied["seen_by_the_run"] is None
-    said, _ = evaluate("--adapter", tmp_path / "exported", "--data", file, "--quiet")
-    assert "is not known: its run's directory is not here" in said
+    own, exported = (Source.find(None, adapter, report=print) for adapter in (run, tmp_path / "exported"))
+    one, other = Evaluation.of(own), Evaluation.of(exported)
+    assert (one.task, one.answer, one.dtype) == (other.task, other.answer, other.dtype)
+    assert seen_by_the_run(own, []) == ({"train": 0, "validation": 0}, None)
+    assert seen_by_the_run(exported, []) == (None, "its run's directory is not here")
 
 
 @pytest.mark.parametrize(
@@ -152,18 +161,15 @@ def test_what_is_there_is_not_written_over_unasked(evaluate, run, tmp_path):
     assert "is there already" in said and output.read_text() == "mine"
 
 
-@pytest.mark.parametrize("damage", ["[]", '{"rows": {"train": ["train/99"]}}', '{"rows": {"train": [7]}}', "{"])
-def test_splits_that_cannot_be_read_cost_the_finding_alone(damage, evaluate, run, tmp_path):
-    file = write_rows(tmp_path / "new.jsonl", rows_of(3, seed=7))
-    before = (run / "splits.json").read_text()
-    try:
-        (run / "splits.json").write_text(damage)
-        said, _ = evaluate("--adapter", run, "--data", file, "--quiet")
-    finally:
-        (run / "splits.json").write_text(before)
-    assert "is not known: the rows of its run cannot be read again (" in said
+@pytest.mark.parametrize("damage", ["[]", '{"rows": {"train": ["train/99"]}}', '{"rows": {"train": [7]}}', "{", "{}"])
+def test_splits_that_cannot_be_read_cost_the_finding_alone(damage, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/splits.json").write_text(damage)
+    seen, why = seen_by_the_run(Source.find(None, tmp_path / "run", report=print), [])
+    assert seen is None and why is not None and why.startswith("the rows of its run cannot be read again (")
 
 
+@pytest.mark.slow
 def test_a_text_task_is_judged_by_its_own_metric(evaluate, run, tmp_path, tiny_checkpoint):
     directory = tmp_path / "text"
     model = weights.load(tiny_checkpoint)

@@ -136,7 +136,8 @@ def test_so_does_the_own_test_of_a_run(base, rows, tmp_path, capsys):
     with served(base, tmp_path / "runs") as client:
         for kind in KINDS:
             predicted, answers = predicted_and_served(kind, client, tmp_path / "runs", rows, tmp_path)
-            own = json_lines(tmp_path / "runs" / kind / "predictions.jsonl")
+            drawn = json_lines(tmp_path / "runs" / kind / "predictions.jsonl")  # in the order of the split
+            own = sorted(drawn, key=lambda row: int(row["id"].removeprefix("test/")))
             assert [row["prediction"] for row in predicted] == [row["prediction"] for row in own]
             assert [answer["text"] for answer in answers] == [row["prediction"] for row in own]
             result = json.loads((tmp_path / "runs" / kind / "result.json").read_text())

@@ -130,3 +130,10 @@ def test_a_run_or_an_adapter_may_be_the_shelf_itself(tmp_path):
         for shelf in (run, alone):
             with pytest.raises(NotOnShelf):
                 shelf.find(name)
+
+
+def test_a_directory_that_is_taken_away_holds_nothing(shelf, tmp_path):
+    shutil.rmtree(tmp_path / "shelf")
+    assert shelf.survey() == ([], {})
+    with pytest.raises(NotOnShelf):
+        shelf.find("mine")
