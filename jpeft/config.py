@@ -7,7 +7,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -450,8 +450,11 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str
     return found
 
 
-# What a run did before there was a key for it, where that is not the key's default.
-_BEFORE_THE_KEY: Mapping[str, Any] = {}
+# What a run did before there was a key for it, by its config, where that is not the key's default.
+_BEFORE_THE_KEY: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "eval.answer": lambda config: "generate",
+    "data.options": lambda config: "none" if _value_at(config, "data.task") == "custom" else "auto",
+}
 
 
 def of_any_version(config: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
@@ -460,21 +463,23 @@ def of_any_version(config: Mapping[str, Any], now: Mapping[str, Any]) -> dict[st
     Args:
       now: a whole config of the same kind, of today. Not changed and not copied from but for its keys.
     """
-    return _filled(config, now, Run().to_dict(), "")
+    defaults = Run().to_dict()
+    for key, meant in _BEFORE_THE_KEY.items():
+        section, name = key.split(".")
+        defaults[section][name] = meant(config)
+    return _filled(config, now, defaults)
 
 
-def _filled(
-    config: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str
-) -> dict[str, Any]:
+def _filled(config: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     filled = dict(config)
     for key, value in now.items():
-        path, default = f"{prefix}{key}", defaults.get(key)
+        default = defaults.get(key)
         if isinstance(value, Mapping):
             if isinstance(config.get(key, {}), Mapping):
                 below = default if isinstance(default, Mapping) else {}
-                filled[key] = _filled(config.get(key, {}), value, below, f"{path}.")
-        elif key not in config and (path in _BEFORE_THE_KEY or default is not None):
-            filled[key] = _BEFORE_THE_KEY.get(path, default)
+                filled[key] = _filled(config.get(key, {}), value, below)
+        elif key not in config and default is not None:
+            filled[key] = default
     return filled
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jpeft.config import Run, default_config, differences, unknown_key
+from jpeft.config import Run, default_config, differences, of_any_version, unknown_key
 from jpeft.errors import UserError
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
@@ -287,3 +287,15 @@ def test_differences_name_each_key_with_both_values():
 )
 def test_the_benchmark_is_answered_as_the_paper_does_and_ones_own_classes_as_predict_does(changes, expected):
     assert run(**changes).eval.answer == expected
+
+
+@pytest.mark.parametrize(
+    ("task", "changed"),
+    [("agnews", []), ("custom", ["data.options: 'none' -> 'auto'", "eval.answer: 'generate' -> 'auto'"])],
+)
+def test_a_config_of_a_version_without_a_key_says_what_that_version_did(task, changed):
+    """Cells of the benchmark stay what they were; the prompts of a user's classes list them now, which they did not."""
+    now = Run.from_config({"data": {"task": task, "path": "rows.jsonl" if task == "custom" else None}}).to_dict()
+    before = json.loads(json.dumps(now))
+    del before["data"]["options"], before["eval"]["answer"], before["mesh"], before["data"]["target"]
+    assert differences(of_any_version(before, now), now) == changed

@@ -141,7 +141,7 @@ def test_a_run_of_a_version_without_digests_is_known_by_its_path(finished, tiny_
         del record["data_digest"]
         (old / name).write_text(json.dumps(record))
     config = json.loads((old / "config.json").read_text())
-    del config["eval"]["answer"], config["mesh"]  # keys that it did not have
+    del config["method"]["from_adapter"], config["mesh"]  # keys that it did not have
     (old / "config.json").write_text(json.dumps(config))
     assert run_experiment(flags(old, tiny_checkpoint, rows)) == 0
     copy = tmp_path / "copy.jsonl"
