@@ -79,7 +79,7 @@ def tokenize(
             "target_lengths": np.array([len(ids) for ids in targets.ids]),
             "cut": np.array([inputs.num_cut, targets.num_cut]),
         }
-        with contextlib.suppress(OSError, SafetensorError):  # a cache that can not be written is one less
+        with contextlib.suppress(OSError, SafetensorError):  # a cache that cannot be written is one less
             path.parent.mkdir(parents=True, exist_ok=True)
             with write_whole(path) as beside:
                 save_file(stored, beside)

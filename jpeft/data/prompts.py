@@ -55,8 +55,8 @@ class Template:
             template = cls.parse(f"{{{column}}}")
         except ValueError:
             template = None
-        if template is None or template.columns != (column,):
-            raise UserError(f"the column's name {column!r} can not stand in a template; rename the column.")
+        if not column or template is None or template.columns != (column,):
+            raise UserError(f"the column's name {column!r} cannot stand in a template; rename the column.")
         return template
 
     @property

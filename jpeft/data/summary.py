@@ -104,7 +104,7 @@ def told_of_labels(
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         lines.append(
-            f"the model can not write {len(others)} of the labels as they are: {', '.join(others[:3])}{more}; "
+            f"the model cannot write {len(others)} of the labels as they are: {', '.join(others[:3])}{more}; "
             "such an answer counts as the label"
         )
     if task.name != "custom":

@@ -100,9 +100,13 @@ def check_template(template: str, key: str, *, besides: str | None = None) -> No
     try:
         columns = template_columns(template)
     except ValueError as error:
-        raise UserError(f"{key} {template!r} is malformed ({error}); write a brace itself as {{{{.") from None
+        raise UserError(f"{key} {_short(template)} is malformed ({error}); write a brace itself as {{{{.") from None
     if not any(column and column != besides for column in columns) or "" in columns:
-        raise UserError(f"{key} {template!r} names no column; write one in braces, such as {{input}}.")
+        raise UserError(f"{key} {_short(template)} names no column; write one in braces, such as {{input}}.")
+
+
+def _short(template: str) -> str:
+    return repr(template if len(template) <= 200 else f"{template[:200]}...")
 
 
 _AGNEWS = Task(

@@ -169,7 +169,7 @@ class Tokenizer:
 
     def _working(self) -> contextlib.AbstractContextManager[None]:
         return _one_line(
-            lambda reason: f"the tokenizer of {self._directory} fails on a text ({reason}); it can not be used."
+            lambda reason: f"the tokenizer of {self._directory} fails on a text ({reason}); it cannot be used."
         )
 
     def save(self, directory: Path) -> None:

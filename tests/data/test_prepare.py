@@ -223,9 +223,7 @@ def test_characters_that_the_vocabulary_lacks_are_counted_with_an_example(prepar
         "targets with characters that this vocabulary does not have: 48 of 48 train, 6 of 6 validation, 6 of 6 test "
         "(such as '{', '}' in train/"
     )
-    assert any(
-        'can not write 2 of the labels as they are: \'{"a": "neg"}\' as \'"a": "neg"\'' in line for line in lines
-    )
+    assert any('cannot write 2 of the labels as they are: \'{"a": "neg"}\' as \'"a": "neg"\'' in line for line in lines)
     label = data.task.answers[0]
     assert as_labels(poor_tokenizer.round_trip([label]), data.task.answers, poor_tokenizer) == [label]
 
@@ -285,7 +283,8 @@ def test_a_missing_column_is_named_with_the_flag_that_mends_it(prepared, tmp_pat
     [
         ({"input": "a", "template": "{a}"}, "data.input and data.template both"),
         ({"input": "target"}, "data.input and data.target are both 'target'"),
-        ({"input": "a{b"}, "'a{b' can not stand in a template; rename the column"),
+        ({"input": ""}, "'' cannot stand in a template"),
+        ({"input": "a{b"}, "'a{b' cannot stand in a template; rename the column"),
     ],
 )
 def test_column_keys_that_exclude_each_other_are_refused(keys, why):

@@ -194,7 +194,7 @@ def test_an_expression_that_gives_up_on_a_text_is_one_line(tmp_path, tiny_tokeni
     described = json.loads((tiny_tokenizer / "tokenizer.json").read_text())
     split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     tokenizer = Tokenizer.load(damaged(tmp_path / "tokenizer.json", described, pre_tokenizer=split))
-    with pytest.raises(UserError, match=r"fails on a text \(.*retry-limit-in-match over\); it can not be used"):
+    with pytest.raises(UserError, match=r"fails on a text \(.*retry-limit-in-match over\); it cannot be used"):
         tokenizer.ids(["a" * 40 + "b!"])
 
 
