@@ -107,8 +107,8 @@ class DataConfig:
       path: a file or directory of rows; see the README for its layout.
       input, target: columns of the text and of the answer of rows of your own; None is `input` and `target`.
       template: prompt with `{column}` in it; None is the task's own, or `input` alone.
-      options: whether the prompt of your own classes lists them: `list`, `none`, or `auto`, which lists them where the
-        template does not name them and they leave the text three quarters of the input.
+      options: whether the prompt of your own classes lists them: `list`, `none`, or `auto`, which lists them behind a
+        template with words of its own that does not name them, where they leave the text three quarters of the input.
       kind: of a custom task, `classification` or `generation`; None tells it from the targets.
       max_train, max_validation, max_test: rows at most; None is the scale's, and 2,500.
       max_input_length, max_target_length: tokens at most; None is the task's.

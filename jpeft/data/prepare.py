@@ -105,7 +105,8 @@ def _with_options(task: Task, options: str, tokenizer: Tokenizer) -> Task:
         return task
     listed = task.with_options()
     if options == "auto" and (
-        task.names_answers
+        Template.parse(task.template).is_bare  # measured: a list alone, with no question, does not help (docs/tasks.md)
+        or task.names_answers
         or PromptTokens(listed.template, tokenizer, sys.maxsize).own_length > task.max_input_length * _OPTIONS_SHARE
     ):
         return task

@@ -112,7 +112,7 @@ def told_of_labels(
     if listed:
         why = " (data.options=none leaves them out)" if options == "auto" else ""
         lines.append(f"the prompt ends in a list of the labels{why}")
-    elif options == "auto" and not task.names_answers:
+    elif options == "auto" and not task.names_answers and not Template.parse(task.template).is_bare:
         lines.append("the labels are too long to be listed in the prompt (data.options=list does it nevertheless)")
     return lines
 

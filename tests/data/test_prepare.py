@@ -57,7 +57,7 @@ def test_a_users_few_repeated_targets_are_taken_for_classes_and_the_user_is_told
     assert {label: int(n) for label, n in counted.items()} == collections.Counter(
         row.target for row in data.examples["train"]
     )
-    assert lines[2:] == ["the prompt ends in a list of the labels (data.options=none leaves them out)"]
+    assert lines[2:] == []
     assert [len(data.examples[split]) for split in ("train", "validation", "test")] == [72, 9, 9]
 
 
@@ -296,16 +296,21 @@ def test_column_keys_that_exclude_each_other_are_refused(keys, why):
 
 def test_the_prompt_lists_the_labels_where_they_are_wanted_and_not_there_already(prepared, tmp_path):
     path = labelled(tmp_path, "good {1}", "bad")
-    row = prepared("custom", path)[0].examples["train"][0]
-    assert row.input.endswith("\n\nOPTIONS:\n- bad\n- good {1}")
-    assert row.input == prepared("custom", path, options="list")[0].examples["train"][0].input
-    assert "OPTIONS" not in prepared("custom", path, options="none")[0].task.template
+    asking = {"template": "{input}\nWhich?"}
+    data, lines = prepared("custom", path, keys=asking)
+    row = data.examples["train"][0]
+    assert row.input.endswith("\nWhich?\n\nOPTIONS:\n- bad\n- good {1}")
+    assert "the prompt ends in a list of the labels (data.options=none leaves them out)" in lines
+    assert row.input == prepared("custom", path, keys=asking, options="list")[0].examples["train"][0].input
+    assert "OPTIONS" not in prepared("custom", path, keys=asking, options="none")[0].task.template
+    assert "OPTIONS" not in prepared("custom", path)[0].task.template  # with nothing asked a list does not help
+    assert "OPTIONS" in prepared("custom", path, options="list")[0].task.template
     named = {"template": "{input} bad or good {{1}}?"}
     assert "OPTIONS" not in prepared("custom", path, keys=named)[0].task.template
-    data, lines = prepared("custom", path, max_input_length=30)
+    data, lines = prepared("custom", path, keys=asking, max_input_length=36)
     assert "OPTIONS" not in data.task.template
     assert any("too long to be listed in the prompt" in line for line in lines)
-    assert "OPTIONS" in prepared("custom", path, max_input_length=60, options="list")[0].task.template
+    assert "OPTIONS" in prepared("custom", path, keys=asking, max_input_length=70, options="list")[0].task.template
 
 
 def test_no_row_is_tested_whose_twin_trained_and_a_leak_of_given_files_is_said(prepared, tmp_path):

@@ -80,7 +80,7 @@ CHANGES: dict[str, Change] = {
     "data.path": Change("<other data>", TEXTS),
     "data.input": Change("title", TEXTS, CUSTOM),
     "data.target": Change("mood", SPLITS, CUSTOM),
-    "data.options": Change("none", TEXTS, CUSTOM),
+    "data.options": Change("list", TEXTS, CUSTOM),
     "data.template": Change("Topic? {text}", TEXTS),
     "data.kind": Change("generation", {*SPLITS, "metric", "answered"}, CUSTOM),
     "data.max_train": Change(16, {"rows", "texts", "tokens", "trained", *SCHEDULE}),
