@@ -104,12 +104,14 @@ def _product_backward(
 product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
-@jax.custom_vjp
 def rescaled(x: Float[Array, "*batch width"], scale: Float[Array, " width"]) -> Float[Array, "*batch width"]:
-    """`x * scale`, multiplied in float32 and rounded once: as a bfloat16, a scale of 1.003 is 1.
+    """`x * scale`, multiplied in float32 and rounded once: as a bfloat16, a scale of 1.003 is 1."""
+    return x * scale.astype(x.dtype) if x.dtype == jnp.float32 else _rescaled(x, scale)
 
-    The gradient keeps x as it is; JAX would keep it in float32.
-    """
+
+@jax.custom_vjp
+def _rescaled(x: Float[Array, "*batch width"], scale: Float[Array, " width"]) -> Float[Array, "*batch width"]:
+    """Of a narrower x, which is kept for the gradient as it is: JAX would keep it in float32."""
     return (x.astype(jnp.float32) * scale.astype(jnp.float32)).astype(x.dtype)
 
 
@@ -120,7 +122,7 @@ def _rescaled_backward(kept: tuple[Array, Array], by: Array) -> tuple[Array, Arr
     return (wide * scale.astype(jnp.float32)).astype(x.dtype), of_scale.astype(scale.dtype)
 
 
-rescaled.defvjp(lambda x, scale: (rescaled(x, scale), (x, scale)), _rescaled_backward)
+_rescaled.defvjp(lambda x, scale: (_rescaled(x, scale), (x, scale)), _rescaled_backward)
 
 
 def added(y: Float[Array, "*batch width"], *more: Float[Array, "..."]) -> Float[Array, "*batch width"]:
