@@ -164,9 +164,10 @@ class Choice:
         steps = []
         if result.epochs_run and result.best_epoch == result.epochs_run - 1:
             longer = 3 * result.epochs_run
-            steps.append(f"train longer, the loss was still falling: --config.train.max_epochs={longer}, no --budget")
+            budget = ", and no --budget or a larger one" * bool(self.remarks)
+            steps.append(f"train longer, the loss was still falling: --config.train.max_epochs={longer}{budget}")
         tried = [one.learning_rate for one in self.short if one.method == result.method]
-        if tried and self.ranking[0].full.learning_rate == max(tried):
+        if len(tried) > 1 and self.ranking[0].full.learning_rate == max(tried):
             steps.append("a higher learning rate, this one is the highest tried: a --config file of your own")
         if result.train_examples < 1000:
             steps.append(f"more rows: {result.train_examples:,} trained")
