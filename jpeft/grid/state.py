@@ -79,8 +79,8 @@ def look(cell: Cell, workdir: Path) -> CellState:
         return CellState(State.STALE, "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else ""))
     if (directory / "result.json").is_file():
         result = _read(directory / "result.json")
-        metric = None if result is None or result.get("status") != "done" else result.get("metric")
-        if not isinstance(metric, int | float):
+        metric = None if result is None else result.get("metric")
+        if result is None or result.get("status") != "done" or not isinstance(metric, int | float):
             return CellState(State.FAILED, f"{directory / 'result.json'} is damaged", damaged=True)
         return CellState(State.DONE, f"{result.get('metric_name')} {metric:.4f}", result)
     failure = _read(directory / FAILURE_FILE)

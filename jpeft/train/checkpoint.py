@@ -65,7 +65,7 @@ def _digest_of(leaf: Any) -> str:
         leaf = leaf.addressable_data(0)  # an array of its own: the copy on the host goes with it
     array = np.ascontiguousarray(leaf)
     digest = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
-    digest.update(array.reshape(-1).view(np.uint8))
+    digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

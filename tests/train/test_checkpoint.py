@@ -124,7 +124,7 @@ def test_the_checksum_is_of_names_types_shapes_and_values():
         {"a": one["a"], "c": one["b"]},
         {**one, "b": np.zeros(2, np.float32)},
         {**one, "a": np.zeros((2, 2), np.float32)},
-        {**one, "a": np.float32([0, 0, 0, -0.0])},
+        {**one, "a": np.array([0, 0, 0, -0.0], np.float32)},
     ]
     assert len({checksum(tree, {"x": 1}) for tree in (one, *others)} | {checksum(one, {"x": 2})}) == 6
     assert checksum({name: jnp.asarray(leaf) for name, leaf in one.items()}, {"x": 1}) == checksum(one, {"x": 1})
