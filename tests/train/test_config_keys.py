@@ -82,7 +82,7 @@ CHANGES: dict[str, Change] = {
     "data.target": Change("mood", SPLITS, CUSTOM),
     "data.options": Change("list", TEXTS, CUSTOM),
     "data.template": Change("Topic? {text}", TEXTS),
-    "data.kind": Change("generation", {*SPLITS, "metric", "answered"}, CUSTOM),
+    "data.kind": Change("generation", {*SPLITS, "metric", "answered"} - {"trained"}, CUSTOM),
     "data.max_train": Change(16, {"rows", "texts", "tokens", "trained", *SCHEDULE}),
     "data.max_validation": Change(6, {"rows", "texts", "tokens", "validated"}),
     "data.max_test": Change(6, {"rows", "texts", "tokens", "answered"}),
