@@ -226,6 +226,8 @@ class Choice:
         for reason, certain in self._against(self.ranking[0].full.result):
             if not certain:
                 yield f"{reason}; so few test rows may say so by chance."
+        if self.baseline is None and self.untuned is None:
+            yield "the untuned model was not tested: nothing tells whether anything was learned."
         short = {one.method: one.validation_loss for one in self.short if one.chosen}
         for one in self.ranking:
             loss, before = one.full.result.validation_loss, short.get(one.method)

@@ -163,3 +163,8 @@ def test_the_metric_stands_beside_its_standard_error_and_what_is_had_without_lea
     facts = dict(choice([run]).document().sections[0].facts)
     assert facts["test"].startswith("accuracy 0.8000 ± 0.0080 (standard error) on 2,500 rows")
     assert facts["test"].endswith("always 'yes' 0.5000")
+
+
+def test_an_answer_with_nothing_to_compare_it_with_is_said(full):
+    said = choice(full({"lora": 0.1}, lora=([0.4], 1.0)), None).as_data()
+    assert said["use"] == "lora" and any("the untuned model was not tested" in text for text in said["remarks"])
