@@ -405,7 +405,8 @@ def taken_from_model(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 
 def _model_settings(config: Mapping[str, Any], run: Run) -> tuple[ModelSettings | None, dict[str, Any]]:
     settings = settings_of(run.model.name)
-    values = settings.for_method(run.method.name) if settings else {}
+    reading = _value_at(config, "method.reading") or _usual_reading(run)
+    values = settings.for_method(run.method.name, reading) if settings else {}
     return settings, {key: value for key, value in values.items() if _value_at(config, key) is None}
 
 

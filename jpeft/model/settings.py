@@ -44,16 +44,16 @@ class ModelSettings:
     Attributes:
       file: that says so.
       values: by config key.
-      learning_rates: by method, then by the schedule's points.
+      learning_rates: by method, or by method and reading (`lora:official`), then by the schedule's points.
     """
 
     file: Path
     values: Mapping[str, Any]
     learning_rates: Mapping[str, Mapping[str, float]]
 
-    def for_method(self, method: str) -> dict[str, Any]:
-        """Every value by its config key, for a run with that method."""
-        rates = self.learning_rates.get(method, {})
+    def for_method(self, method: str, reading: str) -> dict[str, Any]:
+        """Every value by its config key, for a run with that method; rates of `lora:official` come before `lora`'s."""
+        rates = self.learning_rates.get(f"{method}:{reading}", self.learning_rates.get(method, {}))
         return {**self.values, **{f"train.learning_rate.{point}": rate for point, rate in rates.items()}}
 
 

@@ -133,3 +133,13 @@ def test_a_model_made_of_another_recommends_the_same(tmp_path):
     (tmp_path / "other").mkdir()
     pass_on("google/flan-t5-base", tmp_path / "other")
     assert not any((tmp_path / "other").iterdir())
+
+
+def test_a_reading_may_have_rates_of_its_own():
+    mine = custom.get_config()
+    mine.data.path, mine.model.name = "x.csv", "mini"
+    assert (
+        Run.from_config(mine).train.learning_rate.warmup == 3e-3 == taken_from_model(mine)["train.learning_rate.warmup"]
+    )
+    mine.method.reading = "paper"
+    assert Run.from_config(mine).train.learning_rate.warmup == 1e-2
