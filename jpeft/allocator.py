@@ -32,7 +32,7 @@ def keep_freed_memory() -> None:
     mallopt = _glibc("mallopt")
     if mallopt is not None:
         _keeps = True
-        mallopt(_M_ARENA_MAX, 1)  # a thread's own arena can not hold large buffers: they would be the system's again
+        mallopt(_M_ARENA_MAX, 1)  # a thread's own arena cannot hold large buffers: they would be the system's again
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
         mallopt(_M_TOP_PAD, 64 << 20)

@@ -280,7 +280,7 @@ class Run:
         """Checks every key and value before anything is loaded.
 
         Raises:
-          UserError: an unknown key (the message names the closest known one), or a value that can not be meant.
+          UserError: an unknown key (the message names the closest known one), or a value that cannot be meant.
         """
         config = config.to_dict() if isinstance(config, ConfigDict) else config
         run = parse(cls, config, "config")
@@ -333,7 +333,7 @@ class Run:
         for key, rows in (("train.batch_size", self.train.batch_size), ("eval.batch_size", self.eval.batch_size)):
             if rows % (self.mesh.data * self.mesh.fsdp):
                 raise UserError(
-                    f"{key}={rows} rows can not be shared out evenly over mesh.data={self.mesh.data} x "
+                    f"{key}={rows} rows cannot be shared out evenly over mesh.data={self.mesh.data} x "
                     f"mesh.fsdp={self.mesh.fsdp} parts; choose a multiple."
                 )
         if self.model.dropout_rate is not None and not self.model.dropout_rate < 1:

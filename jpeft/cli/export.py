@@ -63,7 +63,7 @@ def _export(arguments: argparse.Namespace) -> int:
     if lacks is None:
         print(f'next     peft.PeftModel.from_pretrained(base, "{arguments.out}")')
     else:
-        print(f"note     PEFT can not open it: its format has no place for {lacks}")
+        print(f"note     PEFT cannot open it: its format has no place for {lacks}")
         merged = f"next     for PyTorch: jpeft merge {arguments.adapter} --out MERGED"
         print(merged if unmergeable is None else f"         nor can it be merged into a T5: {unmergeable}")
     return 0

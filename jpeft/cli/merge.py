@@ -13,7 +13,7 @@ _DESCRIPTION = """Merges an adapter into its base: a T5 directory that transform
   jpeft merge adapter --model google/flan-t5-small --dtype bfloat16 --out merged
 
 LoRA, the paper's scaled LoRA and both readings of (IA)3 are changes of weights and can be merged. BitFit (a T5 has no
-biases) and prompt tuning (its vectors are a part of the input) can not; full tuning leaves a whole model by itself.
+biases) and prompt tuning (its vectors are a part of the input) cannot; full tuning leaves a whole model by itself.
 Weights are merged in float32 and rounded once, when they are written. How far the logits then are from those of base
 and adapter is measured on random tokens, before rounding and again from the files that were written. Both the base and
 what was written are also read by a second reader, which shares no code with the first; where the two disagree, or the

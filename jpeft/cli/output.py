@@ -22,7 +22,7 @@ def output_directory(out: Path) -> Iterator[Path]:
 
     Raises:
       UserError: `out` holds something.
-      RunFailed: the disk is full or can not be written.
+      RunFailed: the disk is full or cannot be written.
     """
     try:
         with write_directory(out) as beside:
@@ -33,7 +33,7 @@ def output_directory(out: Path) -> Iterator[Path]:
         reason = disk_trouble(error) or (error.strerror if isinstance(error, OSError) else None)
         if reason is None:
             raise
-        raise RunFailed(f"{out} can not be written ({reason}).") from None
+        raise RunFailed(f"{out} cannot be written ({reason}).") from None
 
 
 def write_adapter(

@@ -142,7 +142,7 @@ def prepare(
 
     Raises:
       UserError: as `load_rows`, `draw` and `examples`; or a target is empty.
-      RunFailed: the hub can not be reached.
+      RunFailed: the hub cannot be reached.
     """
     rows = load_rows(task, source, path, sample_seed=sample_seed, report=report)
     digest = rows_digest(rows)

@@ -98,7 +98,7 @@ class Schedule:
 
     def _begin(self, worker: int, cell: Cell, pool: Pool) -> None:
         state = self.states[cell].state
-        # A failed cell goes on from its checkpoint like any other, but for files that can not be read.
+        # A failed cell goes on from its checkpoint like any other, but for files that cannot be read.
         overwrite = state == State.STALE or self.states[cell].damaged
         self._left -= 1
         self._at_work[worker] = self._last[worker] = cell

@@ -59,7 +59,7 @@ def look(cell: Cell, workdir: Path) -> CellState:
     - running: a process holds its directory;
     - stale: its directory holds work of another config;
     - done: its `result.json` says so;
-    - failed: it ended with an error, or its result can not be read;
+    - failed: it ended with an error, or its result cannot be read;
     - missing: otherwise. If it has a checkpoint it will go on from there.
     """
     directory = cell.directory(workdir)

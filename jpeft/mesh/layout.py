@@ -70,7 +70,7 @@ class Layout:
         """Where a leaf of the model, of an adapter or of an optimizer's state is.
 
         Raises:
-          UserError: a dimension can not be cut into so many equal parts.
+          UserError: a dimension cannot be cut into so many equal parts.
           LookupError: no rule is for it.
         """
         spec = spec_of(path, shape)

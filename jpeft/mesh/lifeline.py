@@ -44,7 +44,7 @@ class Lifeline:
         return f"{server.getsockname()[1]} {word}"
 
     def grasp(self, host: str, offered: str) -> None:
-        """Connects to what the first process offered. Raises OSError where it can not be reached."""
+        """Connects to what the first process offered. Raises OSError where it cannot be reached."""
         port, word = offered.split()
         end = socket.create_connection((host, int(port)), timeout=_SECONDS_TO_CONNECT)
         end.sendall(word.encode())

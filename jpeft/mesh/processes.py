@@ -199,7 +199,7 @@ def _join_lifeline(lifeline: Lifeline, group: Group) -> None:
     try:
         lifeline.grasp(host, offered)
     except OSError as error:  # a firewall, say: JAX's heartbeats are left
-        print(f"note: process {jax.process_index()} can not connect to {host} ({error})", file=sys.stderr)
+        print(f"note: process {jax.process_index()} cannot connect to {host} ({error})", file=sys.stderr)
 
 
 def _after_loss(failed: bool) -> None:

@@ -40,7 +40,7 @@ def resolve(
 
     Raises:
       UserError: `name` is no directory, no packaged model and not of a hub id's form, or the hub does not know it.
-      RunFailed: the hub can not be reached and the model is not in its local cache.
+      RunFailed: the hub cannot be reached and the model is not in its local cache.
     """
     if not re.fullmatch(r"[^\0\n]{1,1000}", name):
         raise UserError(f"{what} is {name[:60]!r}; expected a directory, a hub id or a packaged model's name.")

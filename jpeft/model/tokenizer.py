@@ -75,7 +75,7 @@ class Tokenizer:
                 f"{path} has {path.stat().st_size / 2**20:,.0f} MiB, more than the {_MOST_BYTES // 2**20} that a "
                 "tokenizer may have; copy it again."
             )
-        with _one_line(lambda reason: f"{path} can not be read as a tokenizer ({reason}); copy it again."):
+        with _one_line(lambda reason: f"{path} cannot be read as a tokenizer ({reason}); copy it again."):
             if path.name == "tokenizer.json":
                 backend = tokenizers.Tokenizer.from_file(str(path))
             else:

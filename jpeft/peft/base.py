@@ -157,7 +157,7 @@ class Method(abc.ABC):
     name: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]] = ("linear",)  # kinds of site the method can act on
     trains_base: ClassVar[bool] = False  # the model's own weights: its steps reuse their buffers
-    unmergeable: ClassVar[str | None] = None  # why T5's weights can not hold what it does, where they can not
+    unmergeable: ClassVar[str | None] = None  # why T5's weights cannot hold what it does, where they cannot
 
     @abc.abstractmethod
     def default_names(self, model: T5) -> Collection[str] | None:

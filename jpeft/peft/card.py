@@ -172,9 +172,9 @@ def _with_peft(base: str) -> str:
 
 
 def _without_peft(method: Method, lacks: str) -> str:
-    why = f"Hugging Face PEFT can not open it: its format has no place for {lacks}."
+    why = f"Hugging Face PEFT cannot open it: its format has no place for {lacks}."
     if method.unmergeable is not None:
-        return f"{why} It can not be merged into a T5 either: {method.unmergeable}."
+        return f"{why} It cannot be merged into a T5 either: {method.unmergeable}."
     merge = _code("sh", "jpeft merge DIR --out MERGED")
     return f"{why} For PyTorch, merge it into its base:\n\n{merge}"
 

@@ -29,7 +29,7 @@ def refuse_unmergeable(directory: Path) -> None:
 
 def _refuse(method: type[Method]) -> None:
     if method.unmergeable is not None:
-        raise UserError(f"{method.name} can not be merged into a T5: {method.unmergeable}.")
+        raise UserError(f"{method.name} cannot be merged into a T5: {method.unmergeable}.")
 
 
 def merge(adapted: T5, method: Method) -> T5:

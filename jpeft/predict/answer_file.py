@@ -40,7 +40,7 @@ class AnswerFile(Output):
         Raises:
           UserError: what is there is of another call.
           Busy: another process is at work on it.
-          RunFailed: it can not be written.
+          RunFailed: it cannot be written.
         """
         self.path = path
         self._partial = path.with_name(f"{path.name}.partial")
@@ -149,7 +149,7 @@ class AnswerFile(Output):
 
         Raises:
           UserError: it has more answers than there were rows.
-          RunFailed: it can not be written.
+          RunFailed: it cannot be written.
         """
         rest = self._file.readline() if self._reading else b""
         if rest.endswith(b"\n"):
@@ -180,5 +180,5 @@ class AnswerFile(Output):
         except OSError as error:
             reason = error.strerror or error
             raise RunFailed(
-                f"{self.path} can not be written ({reason}); mend that, and the same command goes on."
+                f"{self.path} cannot be written ({reason}); mend that, and the same command goes on."
             ) from None

@@ -33,8 +33,8 @@ class Predicting:
         """Answers every row that has no answer.
 
         Raises:
-          UserError: a row can not be used; what stands before its window is answered.
-          RunFailed: the output can not be written.
+          UserError: a row cannot be used; what stands before its window is answered.
+          RunFailed: the output cannot be written.
           Stopped: the process was told to stop.
         """
         upcoming = windows(self._input.rows(self._call.prompt), self._call.window)

@@ -81,7 +81,7 @@ class Source:
 
         Raises:
           UserError: neither is named, or one is not there or not what it should be.
-          RunFailed: the hub can not be reached, or a file is damaged.
+          RunFailed: the hub cannot be reached, or a file is damaged.
         """
         if adapter is None:
             if model is None:

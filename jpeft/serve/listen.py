@@ -32,7 +32,7 @@ def bind(host: str, port: int) -> socket.socket:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind((address[0], port, *address[2:]))  # the resolver takes ports of any size
         except (OSError, OverflowError) as error:
-            raise UserError(f"can not listen at {host}:{port} ({error}).") from None
+            raise UserError(f"cannot listen at {host}:{port} ({error}).") from None
         undo.pop_all()
     return bound
 

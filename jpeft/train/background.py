@@ -49,7 +49,7 @@ def explain_disk_trouble(workdir: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise RunFailed(
-            f"{workdir} can not be written ({reason}); mend that and give the same command again: the run goes on from "
+            f"{workdir} cannot be written ({reason}); mend that and give the same command again: the run goes on from "
             "its last checkpoint."
         ) from None
 

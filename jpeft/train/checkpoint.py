@@ -86,7 +86,7 @@ class Checkpoints(Generic[Progress]):
         """Starts to write; waits first for the one before. A later state of the run has a higher `number`.
 
         Raises:
-          RunFailed: this one or the one before can not be written, because the disk is full for example.
+          RunFailed: this one or the one before cannot be written, because the disk is full for example.
         """
         with self._explained():
             self._manager.wait_until_finished()
@@ -109,7 +109,7 @@ class Checkpoints(Generic[Progress]):
     def restore(self, like: Any) -> tuple[Any, Progress] | None:
         """Arrays and progress of the newest checkpoint that can be read, or None when there is none.
 
-        Newer ones that can not are set aside, under `damaged/`, and reported: why one could not be read may be
+        Newer ones that cannot are set aside, under `damaged/`, and reported: why one could not be read may be
         something else than the file.
 
         Raises:
@@ -150,7 +150,7 @@ class Checkpoints(Generic[Progress]):
                 shutil.rmtree(place, ignore_errors=True)
                 place.parent.mkdir(exist_ok=True)
                 (self._directory / str(step)).rename(place)
-            self._report(f"a checkpoint can not be read and is set aside in {place}, the one before is used ({reason})")
+            self._report(f"a checkpoint cannot be read and is set aside in {place}, the one before is used ({reason})")
         if damaged:
             wait_for_all("damaged checkpoints are set aside")
             self._manager.reload()
@@ -176,6 +176,6 @@ class _Explained:
         if isinstance(error, Exception):
             reason = disk_trouble(error) or str(error).partition("\n")[0][:300]
             raise RunFailed(
-                f"the checkpoint can not be written to {self._directory} ({reason}); free some space and give the same "
+                f"the checkpoint cannot be written to {self._directory} ({reason}); free some space and give the same "
                 "command again: the run goes on from the checkpoint before."
             ) from None

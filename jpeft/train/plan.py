@@ -112,7 +112,7 @@ def make_plan(run: Run, lengths: Lengths | None = None, *, report: Callable[[str
       report: hears what is compiled next, each of which can take a minute.
 
     Raises:
-      UserError: there are too few, a dimension can not be cut, or the model is not known.
+      UserError: there are too few, a dimension cannot be cut, or the model is not known.
     """
     task = run.build_task()
     lengths = lengths or Lengths(

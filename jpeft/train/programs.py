@@ -71,7 +71,7 @@ def build_programs(
       labels: to be scored.
 
     Raises:
-      UserError: a dimension can not be cut as the layout asks.
+      UserError: a dimension cannot be cut as the layout asks.
     """
     of_state, of_sums = layout.shardings(state), layout.shardings(sums)
     model = (graphdef, spec(state.adapter), spec(base), layout)

@@ -38,7 +38,7 @@ def is_claimed(path: Path) -> bool:
     except PermissionError:  # not ours to write to, so not to hold either
         return False
     except OSError as error:
-        raise RunFailed(f"{path} can not be looked at ({error.strerror or error}).") from None
+        raise RunFailed(f"{path} cannot be looked at ({error.strerror or error}).") from None
 
 
 # All that a run, or the worker of a grid that does it, leaves in its directory.

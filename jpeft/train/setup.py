@@ -82,7 +82,7 @@ def _load_base(run: Run, session: Session, layout: Layout, report: Callable[[str
         config = model.config
         return model, Tokenizer.load(directory, vocab_size=config.vocab_size, eos_token_id=config.eos_token_id)
 
-    if trains_the_base:  # its steps reuse the weights' own buffers: such a base can not be shared
+    if trains_the_base:  # its steps reuse the weights' own buffers: such a base cannot be shared
         return load()
     return session.bases.get(
         (directory, dtype, run.model.dropout_rate, run.model.remat, run.model.scan_layers, layout), load
@@ -120,7 +120,7 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
     Raises:
       UserError: the model or adapter is not there, does not fit, or is attached elsewhere than the config selects; or
         the selection matches nothing.
-      RunFailed: a file is damaged, or the hub can not be reached.
+      RunFailed: a file is damaged, or the hub cannot be reached.
     """
     untuned, tokenizer = _load_base(run, session, layout, report)
     total = count(nnx.state(untuned, nnx.Param))

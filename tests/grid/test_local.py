@@ -26,7 +26,7 @@ def outcome(directory: Path) -> dict:
 
 
 def test_a_grid_from_nothing_to_done(grid_flags, states, tmp_path, capsys):
-    """One cell can not be done; the others are, each as `main.py` would, and a second call finds nothing to do."""
+    """One cell cannot be done; the others are, each as `main.py` would, and a second call finds nothing to do."""
     flags = ["--methods=lora,ia3", "--tasks=agnews,e2e"]
     broken = tmp_path / "grid/lora_e2e_low_seed0"
     broken.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The table of rules: every leaf there is has one, and what can not be cut is refused with the reason."""
+"""The table of rules: every leaf there is has one, and what cannot be cut is refused with the reason."""
 
 import dataclasses
 

@@ -80,7 +80,7 @@ def test_a_directory_without_a_tokenizer_is_named_with_what_it_should_hold(tmp_p
 def test_a_damaged_tokenizer_is_one_line_that_names_the_file(tmp_path, tiny_tokenizer, name):
     whole = (tiny_tokenizer / "tokenizer.json").read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=rf"{name} can not be read as a tokenizer \(.*\); copy it again") as raised:
+    with pytest.raises(UserError, match=rf"{name} cannot be read as a tokenizer \(.*\); copy it again") as raised:
         Tokenizer.load(tmp_path, vocab_size=320)
     assert "\n" not in str(raised.value)
 
@@ -185,7 +185,7 @@ def damaged(path, described, **parts):
 )
 def test_a_tokenizer_that_can_not_work_is_one_line_that_names_the_file(tmp_path, tiny_tokenizer, parts, reason, capfd):
     described = json.loads((tiny_tokenizer / "tokenizer.json").read_text())
-    with pytest.raises(UserError, match=rf"tokenizer.json can not be read as a tokenizer \(.*{reason}") as raised:
+    with pytest.raises(UserError, match=rf"tokenizer.json cannot be read as a tokenizer \(.*{reason}") as raised:
         Tokenizer.load(damaged(tmp_path / "tokenizer.json", described, **parts))
     assert "\n" not in str(raised.value)
 

@@ -1,4 +1,4 @@
-"""Base and adapter as one T5: what it computes, what it is stored as, and what is said where it can not be."""
+"""Base and adapter as one T5: what it computes, what it is stored as, and what is said where it cannot be."""
 
 import dataclasses
 import json
@@ -137,7 +137,7 @@ def test_what_is_no_change_of_weights_is_refused_with_the_reason(method, why, ti
     saved(weights.load(tiny_checkpoint), method, tmp_path / "adapter", base=tiny_checkpoint)
     assert main(["merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "merged")]) == 2
     said = capsys.readouterr().err
-    assert f"{method.name} can not be merged into a T5" in said and why in said and said.count("\n") == 1
+    assert f"{method.name} cannot be merged into a T5" in said and why in said and said.count("\n") == 1
     assert not (tmp_path / "merged").exists()
 
 

@@ -149,7 +149,7 @@ def test_two_processes_do_not_write_to_one_file(path):
 
 def test_a_disk_that_fails_is_said_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFailed, match="can not be written .*same command goes on"):
+    with pytest.raises(RunFailed, match="cannot be written .*same command goes on"):
         AnswerFile(tmp_path / "file/answers.jsonl", CALL)
     with pytest.raises(UserError, match="is a directory"):
         AnswerFile(tmp_path, CALL)

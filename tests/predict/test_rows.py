@@ -1,4 +1,4 @@
-"""What is read of lines, JSON lines and arguments, and what is said of a line that can not be used."""
+"""What is read of lines, JSON lines and arguments, and what is said of a line that cannot be used."""
 
 import datetime
 import gzip

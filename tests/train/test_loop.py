@@ -304,7 +304,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(
     with monkeypatch.context() as patch:
         patch.setattr(loop.Checkpoints, "save", full)
         assert run(*arguments) == 1
-    assert "can not be written" in (line := capsys.readouterr().err) and "(No space left); free some space" in line
+    assert "cannot be written" in (line := capsys.readouterr().err) and "(No space left); free some space" in line
     assert run(*arguments) == 0
     assert result_of(tmp_path / "run")["status"] == "done"
 

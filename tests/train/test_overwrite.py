@@ -357,6 +357,6 @@ def test_an_error_of_another_file_is_not_the_directorys(tmp_path):
         return str(error)
 
     assert said(reads("/elsewhere/rows.csv")) == "/elsewhere/rows.csv: Permission denied."
-    assert "run can not be written (Permission denied)" in said(reads(str(tmp_path / "run/metrics.jsonl")))
-    assert "run can not be written (No space left on device)" in said(reads("", errno.ENOSPC))
+    assert "run cannot be written (Permission denied)" in said(reads(str(tmp_path / "run/metrics.jsonl")))
+    assert "run cannot be written (No space left on device)" in said(reads("", errno.ENOSPC))
     assert said(reads("", errno.EMFILE)) == "Too many open files."

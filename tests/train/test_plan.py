@@ -109,7 +109,7 @@ def test_the_command(command, capsys):
         ("--mesh=model", "--mesh is 'model'; expected axes such as model=4"),
         ("--mesh=heads=4", "expected axes such as model=4"),
         ("--mesh=model=8", "asks for 8 devices; there are 4"),
-        ("--mesh=data=3", "can not be shared out evenly"),
+        ("--mesh=data=3", "cannot be shared out evenly"),
         ("--device=B7", "--device B7 is not known"),
         ("--device-memory=24", "expected an amount such as 24GB"),
         ("--input-length=1", "expected at least 2"),
