@@ -104,7 +104,7 @@ class DataConfig:
       scale: low, medium, high (the paper's), or all: how many rows train and for how many epochs.
       source: auto, hub, local, tfds, sample. `auto` is local where `path` is given, the hub otherwise; `sample` makes
         rows in the shapes of the four tasks, to try the program on without a network.
-      path: a file or directory of rows; see the README for its layout.
+      path: a file or directory of rows (docs/data.md).
       input, target: columns of the text and of the answer of rows of your own; None is `input` and `target`.
       template: prompt with `{column}` in it; None is the task's own, or `input` alone.
       options: whether the prompt of your own classes lists them: `list`, `none`, or `auto`, which lists them behind a
@@ -235,16 +235,6 @@ _BOUNDS: Mapping[str, tuple[int | float, int | float]] = {
     "mesh.data": (1, 65_536),
     "mesh.fsdp": (1, 65_536),
     "mesh.model": (1, 65_536),
-}
-
-
-_SECTIONS: dict[str, type] = {
-    "model": ModelConfig,
-    "method": MethodConfig,
-    "ablation": AblationConfig,
-    "data": DataConfig,
-    "train": TrainConfig,
-    "eval": EvalConfig,
 }
 
 
@@ -393,7 +383,7 @@ class Run:
         return frozenset(chosen)
 
     def to_dict(self) -> dict[str, Any]:
-        """As `config.json` of a run directory holds it."""
+        """The run as `config.json` of its directory holds it."""
         return dataclasses.asdict(self)
 
 

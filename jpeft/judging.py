@@ -47,7 +47,7 @@ class Baseline:
 def baseline(
     train: Counter[str], validation: Counter[str], test: Counter[str], tokens: Callable[[str], int]
 ) -> Baseline:
-    """Of the labels of each split, with how often each is there.
+    """The `Baseline` of splits whose labels are given with how often each is there.
 
     Args:
       tokens: how many a label has as a target, its end included.

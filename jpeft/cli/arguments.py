@@ -23,7 +23,7 @@ def as_path(text: str, flag: str) -> Path:
 
 
 def path(text: str) -> Path:
-    """As a `type` of argparse: `as_path`."""
+    """A `type` of argparse: a path, as `as_path` reads it."""
     try:
         return as_path(text, "it")
     except UserError as error:

@@ -15,7 +15,7 @@ from typing import Any
 from jpeft.data.sample import sample_rows
 from jpeft.data.tasks import BENCHMARK, Task
 from jpeft.errors import RunFailed, UserError
-from jpeft.hub import why_unreachable, without_network
+from jpeft.network import why_unreachable, without_network
 from jpeft.rows.reading import KINDS, PACKED, Columns, kind_of, read_columns, require_file
 from jpeft.rows.values import is_missing
 

@@ -123,9 +123,9 @@ def told_of_rows(
     """What of the rows is cut, cannot be written, or is there twice."""
     where = "" if all(part.cut_inputs == 0 for part in tokens.values()) else _where_cut(task)
     counts = {split: (part.cut_inputs, len(part)) for split, part in tokens.items()}
-    lines = _counted(f"inputs cut to {task.max_input_length} tokens", counts, f"{where}; data.max_input_length")
+    lines = _by_split(f"inputs cut to {task.max_input_length} tokens", counts, f"{where}; data.max_input_length")
     counts = {split: (part.cut_targets, len(part)) for split, part in tokens.items()}
-    lines += _counted(f"targets cut to {task.max_target_length} tokens", counts, "data.max_target_length")
+    lines += _by_split(f"targets cut to {task.max_target_length} tokens", counts, "data.max_target_length")
     of_template = tokenizer.ids([Template.parse(task.template).render(collections.defaultdict(str))])[0]
     own = of_template.count(tokenizer.unknown_token_id)  # the template's author wrote those, in every row
     for what, texts in (("inputs", _texts_of), ("targets", lambda row: row.target)):
@@ -139,7 +139,7 @@ def told_of_rows(
                 row = examples[split][rows[0]]
                 characters = ", ".join(map(_short, tokenizer.unknown_characters(texts(row))[:4]))
                 example = f"such as {characters} in {row.id}: the model can neither read nor write them"
-        lines += _counted(f"{what} with characters that this vocabulary does not have", lost, example)
+        lines += _by_split(f"{what} with characters that this vocabulary does not have", lost, example)
     spelt, example = {}, ""
     for split, part in examples.items():
         rows = [row for row in part if tokenizer.special_names(f"{_texts_of(row)}\n{row.target}")]
@@ -147,7 +147,7 @@ def told_of_rows(
         if rows and not example:
             name = tokenizer.special_names(f"{_texts_of(rows[0])}\n{rows[0].target}")[0]
             example = f"such as {name!r} in {rows[0].id}; they are read as text"
-    lines += _counted("rows that spell a special token", spelt, example)
+    lines += _by_split("rows that spell a special token", spelt, example)
     return lines + _told_of_repeats(task, examples["train"])
 
 
@@ -185,7 +185,8 @@ def _where_cut(task: Task) -> str:
     )
 
 
-def _counted(what: str, counts: Mapping[str, tuple[int, int]], note: str) -> list[str]:
+def _by_split(what: str, counts: Mapping[str, tuple[int, int]], note: str) -> list[str]:
+    """A line that says of how many rows of each split something is so; none where it is so of no row."""
     if not any(count for count, _ in counts.values()):
         return []
     shares = ", ".join(f"{count:,} of {rows:,} {split}" for split, (count, rows) in counts.items() if count)

@@ -80,7 +80,7 @@ class TaskOfRun:
         input: str | None = None,
         options: str | None = None,
     ) -> "TaskOfRun":
-        """Of a run's task as `prepare` leaves it, its labels and lengths known."""
+        """Makes the record of a run's task as `prepare` leaves it, its labels and lengths known."""
         return cls(
             template=task.template,
             labels=tuple(task.answers),

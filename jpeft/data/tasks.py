@@ -221,16 +221,28 @@ def examples(task: Task, split: str, rows: Mapping[str, list[Any]], indices: Ite
     return made
 
 
-def _answer(task: Task, value: Any, where: str) -> str:
-    text = _text(value, task.target, where)
-    if not task.answers:
-        return text
-    text = text.strip()  # white space around a label is no part of it
+def known_label(task: Task, value: Any, text: str) -> str | None:
+    """The label of a task that a row's value means, or None: by its text, without white space around it.
+
+    Args:
+      text: what `as_text` makes of the value.
+    """
+    text = text.strip()
     if text in task.answers:
         return text
     if task.numbered and not isinstance(value, bool) and re.fullmatch(r"[0-9]{1,9}", text):
         if int(text) < len(task.answers):
             return task.answers[int(text)]
+    return None
+
+
+def _answer(task: Task, value: Any, where: str) -> str:
+    text = _text(value, task.target, where)
+    if not task.answers:
+        return text
+    label = known_label(task, value, text)
+    if label is not None:
+        return label
     numbers = task.numbered and isinstance(value, int)
     known = ", ".join(f"{i} ({answer})" if numbers else answer for i, answer in enumerate(task.answers))
     raise UserError(f"row {where} has the unknown label {value!r}; known: {known}.")

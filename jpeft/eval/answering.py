@@ -1,7 +1,9 @@
 """A model's answers to a split, by generation or by the likeliest of a few labels, and what they are worth."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from flax import nnx
@@ -11,6 +13,7 @@ from jpeft.data.tasks import Example, Task
 from jpeft.eval.generate import answers
 from jpeft.eval.labels import PackedLabels, agreement_with_generation, likeliest_labels
 from jpeft.eval.metrics import score
+from jpeft.files import write_whole
 from jpeft.model.tokenizer import Tokenizer
 
 
@@ -26,22 +29,21 @@ class Answers:
     generated: list[str]
     chosen: list[str] | None
 
-    @property
-    def counted(self) -> list[str]:
-        """The answers that are judged."""
-        return self.generated if self.chosen is None else self.chosen
+    def scored(self, task: Task, examples: Sequence[Example]) -> "ScoredAnswers":
+        """The answers that count with a score a row and the split's metrics.
 
-    def scored(self, task: Task, examples: Sequence[Example]) -> tuple[list[float], dict[str, float]]:
-        """A score a row and the split's metrics; with labels, also how often generation agrees with them."""
-        scores, numbers = score(task, examples, self.counted)
+        Where labels were chosen the metrics also say how often generation agrees with the choice.
+        """
+        predictions = self.generated if self.chosen is None else self.chosen
+        scores, numbers = score(task, examples, predictions)
         if self.chosen is not None:
             _, of_generation = score(task, examples, self.generated)
             numbers |= agreement_with_generation(self.chosen, self.generated, of_generation)
-        return scores, numbers
+        return ScoredAnswers(predictions, scores, numbers)
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class ScoredAnswers:
     """What a split's answers were found to be worth.
 
     Attributes:
@@ -53,6 +55,13 @@ class Judged:
     predictions: list[str]
     scores: list[float]
     numbers: dict[str, float]
+
+    def write(self, path: Path, examples: Sequence[Example]) -> None:
+        """Writes a line a row with id, input, target, prediction and score; the whole file or none."""
+        with write_whole(path) as beside, beside.open("w", encoding="utf-8") as file:
+            for example, prediction, score in zip(examples, self.predictions, self.scores, strict=True):
+                line = {"id": example.id, "input": example.input, "target": example.target}
+                file.write(json.dumps({**line, "prediction": prediction, "score": score}, ensure_ascii=False) + "\n")
 
 
 def as_labels(texts: Sequence[str], labels: Sequence[str], tokenizer: Tokenizer) -> list[str]:

@@ -91,22 +91,13 @@ class Confusion:
         answered = np.flatnonzero(self.answered)
         return self.labels[answered[0]] if len(answered) == 1 and not self.unknown else None
 
-    def mistakes(self) -> list[tuple[int, str, str | None]]:
-        """`(rows, true class, answer)` of every pair that was confused, most frequent first; None: no label."""
-        found = [
-            (int(count), self.labels[true], self.labels[answer] if answer < len(self.labels) else None)
-            for (true, answer), count in np.ndenumerate(self.counts)
-            if count and true != answer
-        ]
-        return sorted(found, key=lambda mistake: -mistake[0])  # stable: else in the labels' order
-
     def summary(self) -> dict[str, Any]:
-        """As `result.json` holds it."""
+        """The macro F1 and the majority class, as `result.json` holds them."""
         label, share = self.majority
         return {"macro_f1": self.macro_f1, "majority": {"label": label, "share": share}}
 
     def to_dict(self) -> dict[str, Any]:
-        """As `per_class.json` holds it."""
+        """All numbers of each class and the matrix, as `per_class.json` holds them."""
         numbers = {
             "precision": self.precision,
             "recall": self.recall,

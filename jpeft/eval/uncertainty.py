@@ -36,12 +36,12 @@ class Uncertainty:
     rows: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As `result.json` holds it."""
+        """The fields as `result.json` holds them."""
         return {**dataclasses.asdict(self), "interval": list(self.interval)}
 
 
 def uncertainty(task: Task, examples: Sequence[Example], scores: Sequence[float]) -> Uncertainty:
-    """Of the mean of a test's scores, one for each example; the same for the same scores.
+    """How far the mean of a test's scores, one for each example, may be trusted; the same for the same scores.
 
     Rows of equal inputs have one answer between them (E2E has up to dozens of references a meaning), so they are drawn
     and counted together: their number alone would promise too much.
@@ -55,7 +55,7 @@ def uncertainty(task: Task, examples: Sequence[Example], scores: Sequence[float]
 
 
 def share_uncertainty(metric: str, scores: Sequence[float], groups: Sequence[Hashable] | None = None) -> Uncertainty:
-    """Of a share: scores of 0 and 1, with Wilson's interval, which stands also at shares of 0 and 1 and for few rows.
+    """The uncertainty of a share (scores of 0 and 1) by Wilson's interval, which stands at 0 and 1 and for few rows.
 
     Args:
       groups: of each score; those of one group are not independent. None: each is its own.
@@ -70,7 +70,7 @@ def share_uncertainty(metric: str, scores: Sequence[float], groups: Sequence[Has
 
 
 def mean_uncertainty(metric: str, scores: Sequence[float], groups: Sequence[Hashable] | None = None) -> Uncertainty:
-    """Of a mean of scores from 0 to 1, with the bootstrap's interval: percentiles (Efron 1979), drawn by a fixed seed.
+    """The uncertainty of a mean of scores from 0 to 1, by the bootstrap's percentiles (Efron 1979) and a fixed seed.
 
     Args:
       groups: as of `share_uncertainty`.

@@ -29,7 +29,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of the cell and of its directory; no two cells of a grid share it."""
+        """The name of the cell and of its directory; no two cells of a grid share it."""
         return f"{self.config_name}_seed{self.run.train.seed}"
 
     @property

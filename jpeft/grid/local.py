@@ -115,7 +115,7 @@ def _how_it_ended(status: int) -> str:
 
 
 def device_shares(jobs: int) -> list[DeviceShare]:
-    """For each of so many workers its share of the machine: of the GPUs, or of the cores.
+    """Each worker's share of the machine, of its GPUs or of its cores, for so many workers.
 
     Raises:
       UserError: there are fewer GPUs, or fewer cores, than workers.

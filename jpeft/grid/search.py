@@ -84,18 +84,18 @@ class Attempt:
 
     @property
     def learning_rate(self) -> float:
-        """The highest of its schedule."""
+        """The highest learning rate of its schedule."""
         rate = self.cell.run.train.learning_rate.warmup
         assert rate is not None, "Run.from_config fills it in"
         return rate
 
     @property
     def validation_loss(self) -> float | None:
-        """The best over its epochs, in nats a token; None where it did not end well."""
+        """The lowest validation loss over its epochs, in nats a token; None where it did not end well."""
         return self.seen.result["validation_loss"] if self.seen.result else None
 
     def candidate(self) -> Candidate:
-        """What is decided by."""
+        """What decisions need to know of it."""
         train, result = self.cell.run.train, self.seen.result
         assert train.max_epochs is not None, "Run.from_config fills it in"
         if result is None:
@@ -265,7 +265,7 @@ class _Search:
         return done
 
     def _has_time(self, done: Sequence[Attempt], share: float) -> bool:
-        """For another short run, and a full one after it."""
+        """Whether there is time for another short run, and for a full one after it."""
         request = self._request
         assert request.budget_seconds is not None
         next_one = max(_own_seconds(attempt) + attempt.overhead for attempt in done)
@@ -435,7 +435,7 @@ class _Search:
 
 
 def _checked(seen: CellState) -> CellState:
-    """As it was seen; failed where what its `result.json` holds is not what a run writes."""
+    """The state as it was seen, but failed where its `result.json` does not hold what a run writes."""
     result = seen.result
     if seen.state != State.DONE:
         return dataclasses.replace(seen, result=None)
@@ -449,7 +449,7 @@ def _checked(seen: CellState) -> CellState:
 
 
 def _own_seconds(attempt: Attempt) -> float:
-    """Of all phases."""
+    """Seconds of all phases of a run; 0 without a result."""
     return attempt.seen.result["seconds"]["total"] if attempt.seen.result else 0.0
 
 

@@ -17,7 +17,7 @@ from jpeft.config import of_any_version
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object, write_whole
 from jpeft.grid.cells import Cell
-from jpeft.train.loop import rows_of
+from jpeft.train.loop import digest_of_rows
 from jpeft.train.rundir import has_work, is_claimed, what_differs
 
 FAILURE_FILE = "failure.json"
@@ -27,7 +27,7 @@ _LONGEST_DETAIL = 500
 
 
 class State(enum.StrEnum):
-    """Of a cell: see `look`."""
+    """What a cell is at; `look` says when it is which."""
 
     MISSING = "missing"
     RUNNING = "running"
@@ -72,7 +72,7 @@ def look(cell: Cell, workdir: Path) -> CellState:
         return CellState(State.MISSING)
     asked = json.loads(json.dumps(cell.run.to_dict()))
     try:
-        changed = what_differs(directory, of_any_version(config, asked), asked, lambda: rows_of(cell.run))
+        changed = what_differs(directory, of_any_version(config, asked), asked, lambda: digest_of_rows(cell.run))
     except (UserError, RunFailed) as error:  # its rows cannot be read: what runs it will say so
         changed = [str(error)]
     if changed and has_work(directory):

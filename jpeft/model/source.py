@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.hub import why_unreachable
 from jpeft.model.config import RELEASED, T5Config
 from jpeft.model.tokenizer import TOKENIZER_FILES, VOCABULARIES
 from jpeft.model.weights import INDEXES, read_config, weight_files
+from jpeft.network import why_unreachable
 
 # Models that come with the package: a directory here in Hugging Face layout is known by its name alone.
 PACKAGED = Path(__file__).parent / "pretrained"

@@ -111,7 +111,7 @@ def rescaled(x: Float[Array, "*batch width"], scale: Float[Array, " width"]) -> 
 
 @jax.custom_vjp
 def _rescaled(x: Float[Array, "*batch width"], scale: Float[Array, " width"]) -> Float[Array, "*batch width"]:
-    """Of a narrower x, which is kept for the gradient as it is: JAX would keep it in float32."""
+    """`rescaled` for a narrower x, which is kept for the gradient as it is: JAX would keep it in float32."""
     return (x.astype(jnp.float32) * scale.astype(jnp.float32)).astype(x.dtype)
 
 
@@ -261,7 +261,7 @@ class SegmentCache:
 
     @classmethod
     def empty(cls, like: Array, max_length: int) -> "SegmentCache":
-        """For `max_length` tokens of as many rows as `like`, cross-attention's keys of the same segment, has."""
+        """An empty cache of `max_length` tokens for as many rows as `like` has, cross-attention's keys."""
         kind = "heads" if like.ndim == 4 else "cache"
         nothing = placed(jnp.zeros((*like.shape[:-2], max_length, like.shape[-1]), like.dtype), kind)
         return cls(nothing, nothing)

@@ -70,7 +70,7 @@ class Checkpoint(abc.ABC):
 
     @abc.abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of one weight."""
+        """The shape of one weight."""
 
     @abc.abstractmethod
     def read(self, name: str, part: Part) -> np.ndarray:

@@ -61,7 +61,7 @@ class Answering(abc.ABC):
 
     @abc.abstractmethod
     def _answers(self, results: list[Any]) -> list[dict[str, Any]]:
-        """Of what the program returned for each row."""
+        """The answers, from what the program returned for each row."""
 
 
 class Generating(Answering):

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,21 @@ from jpeft.data.batches import Tokens, require_text, tokenize
 from jpeft.data.prompts import Template
 from jpeft.data.sources import Columns, load_rows, source_in_use
 from jpeft.data.task_file import TaskOfRun
-from jpeft.data.tasks import TASKS, Example, Task, check_template, examples, require_columns
+from jpeft.data.tasks import TASKS, Example, Task, check_template, examples, known_label, require_columns
 from jpeft.errors import RunFailed, UserError
-from jpeft.eval.answering import Judged, answer_split
+from jpeft.eval.answering import ScoredAnswers, answer_split
 from jpeft.eval.generate import make_generate
 from jpeft.eval.labels import PackedLabels, answer_in_use, make_label_log_probs
 from jpeft.eval.metrics import rouge_tokenizer
-from jpeft.eval.per_class import Confusion
-from jpeft.eval.uncertainty import uncertainty
-from jpeft.files import read_json_object, write_whole
+from jpeft.files import read_json_object
 from jpeft.peft.base import split
 from jpeft.predict.answering import lengths_up_to
 from jpeft.predict.source import Source
 from jpeft.program import Program
 from jpeft.rows.reading import read_columns
 from jpeft.rows.values import as_text, is_missing
-from jpeft.train import cautions
+from jpeft.train.aftermath import look_back
+from jpeft.train.cautions import few_test_rows
 from jpeft.train.setup import compute_dtype
 
 _SHOWN = 5  # unknown labels in a message
@@ -115,7 +113,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of it.
+    """What came of an evaluation.
 
     Attributes:
       unknown_labels: rows by label, of labels that the run did not know.
@@ -126,36 +124,27 @@ class Outcome:
     test: Evaluation
     examples: list[Example]
     tokens: Tokens
-    judged: Judged
+    scored: ScoredAnswers
     unknown_labels: Mapping[str, int]
     seen: Mapping[str, int] | None
     why_not_seen: str | None
 
     def record(self) -> dict[str, Any]:
-        """As JSON can hold it; the names are those of a run's `result.json`."""
-        task, judged = self.test.task, self.judged
-        confusion, trust = self.confusion(), uncertainty(task, self.examples, judged.scores)
-        warnings = cautions.of_test(
-            judged.predictions,
-            [example.target for example in self.examples],
-            confusion,
-            accuracy=judged.numbers[task.metric],
-            interval=trust.interval,
-            answer=self.test.answer,
-        )
-        few = cautions.few_test_rows(len(self.examples))
+        """The outcome as JSON can hold it; the names are those of a run's `result.json`."""
+        task, scored = self.test.task, self.scored
+        seen, few = look_back(task, self.examples, scored, answer=self.test.answer), few_test_rows(len(self.examples))
         return {
             "model": self.test.source.model,
             "adapter": None if self.test.source.adapter is None else str(self.test.source.adapter),
             "task": task.name,
             "answer": self.test.answer,
             "metric_name": task.metric,
-            "metric": judged.numbers[task.metric],
+            "metric": scored.numbers[task.metric],
             "rouge_tokenizer": rouge_tokenizer(task, self.examples),
-            "metrics": judged.numbers,
-            "uncertainty": trust.to_dict(),
-            "per_class": None if confusion is None else confusion.to_dict(),
-            "warnings": [*([] if few is None else [few]), *warnings],
+            "metrics": scored.numbers,
+            "uncertainty": seen.trust.to_dict(),
+            "per_class": None if seen.confusion is None else seen.confusion.to_dict(),
+            "warnings": [*([] if few is None else [few]), *seen.warnings],
             "labels": list(task.answers) or None,
             "rows": len(self.examples),
             "cut": {"inputs": self.tokens.cut_inputs, "targets": self.tokens.cut_targets},
@@ -163,23 +152,11 @@ class Outcome:
             "seen_by_the_run": None if self.seen is None else dict(self.seen),
         }
 
-    def confusion(self) -> Confusion | None:
-        """Of a classification."""
-        if self.test.task.kind != "classification":
-            return None
-        targets = [example.target for example in self.examples]
-        return Confusion.of(targets, self.judged.predictions, self.judged.scores, self.test.task.answers)
-
     def write(self, path: Path) -> None:
         """One line a row, as a run's `predictions.jsonl`. Raises `RunFailed`: it cannot be written."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with write_whole(path) as beside, beside.open("w", encoding="utf-8") as file:
-                for example, answer, score in zip(
-                    self.examples, self.judged.predictions, self.judged.scores, strict=True
-                ):
-                    line = {"id": example.id, "input": example.input, "target": example.target}
-                    file.write(json.dumps({**line, "prediction": answer, "score": score}, ensure_ascii=False) + "\n")
+            self.scored.write(path, self.examples)
         except OSError as error:
             raise RunFailed(f"{path} cannot be written ({error.strerror or error}).") from None
 
@@ -234,8 +211,7 @@ def evaluate(
         pad_token_id=config.pad_token_id,
         on_batch=on_rows,
     )
-    scores, numbers = given.scored(task, made)
-    return Outcome(test, made, tokens, Judged(given.counted, scores, numbers), unknown, seen, why_not)
+    return Outcome(test, made, tokens, given.scored(task, made), unknown, seen, why_not)
 
 
 def _unknown_labels(task: Task, rows: Columns) -> dict[str, int]:
@@ -247,12 +223,11 @@ def _unknown_labels(task: Task, rows: Columns) -> dict[str, int]:
         if is_missing(value):
             continue  # refused with its row when examples are made
         try:
-            text = as_text(value).strip()
+            text = as_text(value)
         except ValueError:
             continue
-        numbered = task.numbered and text.isascii() and text.isdecimal() and len(text) < 10
-        if text and text not in task.answers and not (numbered and int(text) < len(task.answers)):
-            counts[text] += 1
+        if text.strip() and known_label(task, value, text) is None:
+            counts[text.strip()] += 1
     return dict(counts.most_common())
 
 

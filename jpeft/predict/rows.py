@@ -68,7 +68,7 @@ class Input:
 
     @classmethod
     def of(cls, texts: Iterable[str], path: str | None, format_: str | None) -> "Input":
-        """From a call's arguments; None for those not given.
+        """The input that a call's arguments name; None for arguments that were not given.
 
         Raises:
           UserError: both texts and a file, a file that is not there, or one of another kind.
@@ -86,7 +86,7 @@ class Input:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """What messages call it."""
         return "the arguments" if self.texts else "standard input" if self.path == STDIN else self.path
 
     @property

@@ -211,7 +211,7 @@ class Pretraining:
             raise UserError(f"data.noise_density is {self.data.noise_density}; expected a share below 1.")
 
     def to_dict(self) -> dict[str, Any]:
-        """As `config.json` of the run's directory holds it."""
+        """The run as `config.json` of its directory holds it."""
         return dataclasses.asdict(self)
 
 

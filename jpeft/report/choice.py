@@ -94,7 +94,7 @@ def rank(full: Sequence[Full], scarce: Scarce) -> list[Placed]:
 
 
 def _seconds_until(result: Result, limit: float) -> float | None:
-    """Of training and validation to the end of the first epoch with such a loss; epochs are taken as equally long."""
+    """Seconds of training and validation to the end of the first epoch with such a loss, all epochs equally long."""
     reached = next((epoch for epoch, loss in enumerate(result.validation_losses) if loss <= limit), None)
     if reached is None or not result.epochs_run:
         return None

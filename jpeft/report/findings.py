@@ -127,7 +127,7 @@ def verdict(outcomes: Iterable[Outcome]) -> str:
     return "holds" if share == 1 else "mostly holds" if share >= 0.75 else "does not hold" if share <= 0.25 else "mixed"
 
 
-def counted(outcomes: Iterable[Outcome]) -> str:
+def _tally(outcomes: Iterable[Outcome]) -> str:
     """`7 of 8; 1 more within the spread; 24 cannot be said, cells are missing`."""
     outcomes = list(outcomes)
     yes, no = outcomes.count("yes"), outcomes.count("no")
@@ -179,7 +179,7 @@ def _slower_to_converge(group: Group) -> _Answer:
         columns += [Column("PEFT", style, kind), Column("full", style, kind), Column("PEFT later", "text", kind)]
     return _Answer(
         by_seconds,
-        f"slower by {what}: {counted(by_seconds)}. Later by epochs: {counted(by_epoch)}.",
+        f"slower by {what}: {_tally(by_seconds)}. Later by epochs: {_tally(by_epoch)}.",
         columns,
         rows,
         "The verdict is by seconds. An equal epoch counts as not later. "
@@ -209,7 +209,7 @@ def _later_over_early(group: Group) -> _Answer:
         Column("early layers", "metric"),
         Column("later better"),
     )
-    return _Answer(outcomes, f"later layers better: {counted(outcomes)}.", columns, rows)
+    return _Answer(outcomes, f"later layers better: {_tally(outcomes)}.", columns, rows)
 
 
 def _attention_falls_most(group: Group) -> _Answer:
@@ -238,8 +238,8 @@ def _attention_falls_most(group: Group) -> _Answer:
         Column("attention falls furthest"),
     ]
     summary = (
-        f"dropping attention falls further than another ablation, pair by pair: {counted(outcomes)}. Than dropping the "
-        f"dense activation: {counted(over_dense)}. Than all four others of its task: {counted(furthest)}."
+        f"dropping attention falls further than another ablation, pair by pair: {_tally(outcomes)}. Than dropping the "
+        f"dense activation: {_tally(over_dense)}. Than all four others of its task: {_tally(furthest)}."
     )
     return _Answer(outcomes, summary, columns, rows, "The verdict is over the pairs.")
 
@@ -281,7 +281,7 @@ def _half_is_enough(group: Group) -> _Answer:
             "cannot be said" if any("cannot be said" in by_half[method, h] for h in halves) else "within the spread"
         )
         enough.append("yes" if passed else "no" if len(failed) == len(halves) else undecided)
-        shown = ", ".join(f"{ablation_label(half)} {counted(by_half[method, half])}" for half in halves)
+        shown = ", ".join(f"{ablation_label(half)} {_tally(by_half[method, half])}" for half in halves)
         parts.append(f"{method_label(method)}: {shown}")
     summary = f"tasks where half of the parameters stays within {HALF_MARGIN} of all. {'. '.join(parts)}."
     columns = (
@@ -312,7 +312,7 @@ def _lora_more_robust(group: Group) -> _Answer:
         if lora and ia3:
             both.append((lora.mean, ia3.mean))
         rows.append([Value(task_label(task)), Value.of(lora), Value.of(ia3), _outcome(outcomes[-1])])
-    summary = f"LoRA loses less: {counted(outcomes)}."
+    summary = f"LoRA loses less: {_tally(outcomes)}."
     if both:
         lora, ia3 = (sum(losses) / len(losses) for losses in zip(*both, strict=True))
         where = "the four tasks" if len(both) == len(TASKS) else f"the {len(both)} tasks where none is missing"

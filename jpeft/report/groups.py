@@ -51,7 +51,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float | int | None]) -> "Spread | None":
-        """Of the values that are there; None without any."""
+        """The spread of those values that are there; None without any."""
         known = [float(value) for value in values if value is not None]
         if not known:
             return None
@@ -184,7 +184,7 @@ class Group:
 
     @property
     def title(self) -> str:
-        """For headings: the model, its data and, where it is not the paper's, the reading of the methods."""
+        """A heading: the model, its data and, where it is not the paper's, the reading of the methods."""
         data = "generated data (source `sample`)" if self.generated else f"source `{self.source}`"
         if self.source == "local" and all(key.task not in TASKS for key in self.cells):
             data = self.data or "rows of your own"

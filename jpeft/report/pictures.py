@@ -240,7 +240,7 @@ def _places(keys: Iterable[Key]) -> list[_Place]:
 
 
 def _first_panels(places: list[_Place]) -> tuple[list[_Place], str]:
-    """As many as a picture holds, and what to say of the others."""
+    """As many data sets as a picture holds, and what to say of the others."""
     more = len(places) - _MOST_PANELS
     return places[:_MOST_PANELS], f" {counted(more, 'more data set')} not drawn." if more > 0 else ""
 
@@ -255,7 +255,7 @@ def _scale_name(scale: str) -> str:
 
 
 def frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of `(cost, metric)` those that no other one beats: none costs as little or less and scores higher."""
+    """Those `(cost, metric)` points that no other one beats: none costs as little or less and scores higher."""
     best, kept = -math.inf, []
     for cost, metric in sorted(points, key=lambda point: (point[0], -point[1])):
         if metric > best:

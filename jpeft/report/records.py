@@ -242,7 +242,7 @@ def _unreadable(error: OSError) -> Problem:
 
 
 def _with_data(results: Sequence[Result]) -> list[Result]:
-    """With a name of the rows of each."""
+    """The same results, each with a name of its rows."""
     by_place: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         where = () if result.task not in TASKS else (result.model, result.source, result.reading)
@@ -299,7 +299,7 @@ def _cell(result: Result) -> tuple[Any, ...]:
 
 
 def _with_variants(results: Sequence[Result]) -> list[Result]:
-    """With what tells results of one cell and seed apart, where that is their settings: they are no copies then."""
+    """The same results; those of one cell and seed that differ in settings are told apart by them, as no copies."""
     by_cell: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
         by_cell.setdefault(_cell(result), []).append(result)

@@ -120,7 +120,7 @@ def show(value: Value, style: Style) -> Shown:
 
 
 def signed(number: float | int, style: Style) -> str:
-    """With its sign, a real minus."""
+    """A number with its sign, a real minus."""
     text = _number(abs(number), style)
     return ("+" if number >= 0 else "−") + text
 

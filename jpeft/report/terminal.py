@@ -49,7 +49,7 @@ def _finding(finding: Finding) -> Text:
 
 
 def _table(table: Table, width: int) -> RichTable:
-    """As many columns as fit without a word or a number being broken; how many do not is said below."""
+    """A table of as many columns as fit without a word or number being broken; how many do not is said below it."""
     shown = [[_entry(column, value) for column, value in zip(table.columns, row, strict=True)] for row in table.rows]
     columns = [[column.full_name, *(row[i].plain for row in shown)] for i, column in enumerate(table.columns)]
     least = [max(len(part) for text in texts for part in _unbroken(text)) for texts in columns]

@@ -1,13 +1,14 @@
 """What a run says of itself once it is tested: how far its number goes, where it fails, and what to do about it."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from jpeft.data.tasks import Example, Task
-from jpeft.eval.answering import Judged
+from jpeft.eval.answering import ScoredAnswers
 from jpeft.eval.per_class import Confusion
-from jpeft.eval.uncertainty import uncertainty
+from jpeft.eval.uncertainty import Uncertainty, uncertainty
 from jpeft.eval.worst_rows import worst_rows
 from jpeft.files import write_whole
 from jpeft.mesh.processes import is_first
@@ -18,11 +19,43 @@ from jpeft.train.rundir import RunDirectory
 _said: set[str] = set()  # once a process, however many runs it does
 
 
+@dataclasses.dataclass(frozen=True)
+class LookBack:
+    """What a test's answers say besides their metric.
+
+    Attributes:
+      trust: how far the metric may be trusted.
+      confusion: of a classification, how often each class was answered as each; None of texts.
+      warnings: where the metric is not what it seems, a line each.
+    """
+
+    trust: Uncertainty
+    confusion: Confusion | None
+    warnings: list[str]
+
+
+def look_back(task: Task, examples: Sequence[Example], scored: ScoredAnswers, *, answer: str) -> LookBack:
+    """Looks at the answers to a test, of a run or of `jpeft evaluate`.
+
+    Args:
+      answer: `generate` or `score`, how the test answered.
+    """
+    targets, confusion = [example.target for example in examples], None
+    if task.kind == "classification":
+        confusion = Confusion.of(targets, scored.predictions, scored.scores, task.answers)
+    trust = uncertainty(task, examples, scored.scores)
+    accuracy = scored.numbers[task.metric]
+    warnings = cautions.of_test(
+        scored.predictions, targets, confusion, accuracy=accuracy, interval=trust.interval, answer=answer
+    )
+    return LookBack(trust, confusion, warnings)
+
+
 def write_aftermath(
     directory: RunDirectory,
     task: Task,
     examples: Sequence[Example],
-    judged: Judged,
+    scored: ScoredAnswers,
     *,
     answer: str,
     title: str,
@@ -42,32 +75,22 @@ def write_aftermath(
       What of it `result.json` holds: `uncertainty`, `per_class` (None of texts) and `warnings`; and what is to be said
       besides.
     """
-    trust = uncertainty(task, examples, judged.scores)
-    confusion, targets = None, [example.target for example in examples]
-    if task.kind == "classification":
-        confusion = Confusion.of(targets, judged.predictions, judged.scores, task.answers)
-        directory.write_json("per_class.json", confusion.to_dict())
-    found = cautions.of_test(
-        judged.predictions,
-        targets,
-        confusion,
-        accuracy=judged.numbers[task.metric],
-        interval=trust.interval,
-        answer=answer,
-    )
+    seen = look_back(task, examples, scored, answer=answer)
+    if seen.confusion is not None:
+        directory.write_json("per_class.json", seen.confusion.to_dict())
     learning = cautions.still_learning(best_epoch=best_epoch, epochs_run=epochs_run, max_epochs=max_epochs)
     notes = []
     if is_first():
         with write_whole(directory.path / "worst_rows.jsonl") as beside, beside.open("w", encoding="utf-8") as file:
-            for row in worst_rows(task, examples, judged.predictions, judged.scores):
+            for row in worst_rows(task, examples, scored.predictions, scored.scores):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         curve = Curve.of_log(directory.path / "metrics.jsonl")
         if not draw_curve(curve, directory.path / "learning_curve.png", title) and WITHOUT not in _said:
             _said.add(WITHOUT)
             notes.append(WITHOUT)
     record = {
-        "uncertainty": trust.to_dict(),
-        "per_class": None if confusion is None else confusion.summary(),
-        "warnings": [*cautioned, *found, *([] if learning is None else [learning])],
+        "uncertainty": seen.trust.to_dict(),
+        "per_class": None if seen.confusion is None else seen.confusion.summary(),
+        "warnings": [*cautioned, *seen.warnings, *([] if learning is None else [learning])],
     }
     return record, notes

@@ -1,6 +1,7 @@
 """Warnings that spare a day: one line each, where a run is not what its number seems to say, and what to do.
 
-Each function looks at one thing and returns its line, or None where there is nothing to say.
+Each function looks at one thing and returns its line, or None where there is nothing to say; `of_test` looks at all
+that there is to say of a test's answers.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ FEWEST_STEPS = 50
 
 
 def few_test_rows(rows: int) -> str | None:
-    """Before training: too few rows to judge anything by."""
+    """Said before training where the test has too few rows to judge anything by."""
     if rows >= FEWEST_TEST_ROWS:
         return None
     low, high = wilson(0.5, rows)
@@ -25,7 +26,7 @@ def few_test_rows(rows: int) -> str | None:
 
 
 def few_steps(train_rows: int, *, batch_size: int, accumulation_steps: int, max_epochs: int) -> str | None:
-    """Before training: too few optimizer steps to learn much, and which keys make them more."""
+    """Said before training where optimizer steps are too few to learn much, with the keys that make them more."""
 
     def steps(accumulated: int) -> int:
         return -(-train_rows // (batch_size * accumulated)) * max_epochs
@@ -72,7 +73,7 @@ def of_test(
 
 
 def no_label(confusion: Confusion, predictions: Sequence[str], *, answer: str) -> str | None:
-    """After the test: half of the answers or more are no label at all."""
+    """Said after the test where half of the answers or more are no label at all."""
     rows = int(confusion.counts.sum())
     if 2 * confusion.unknown < rows:
         return None
@@ -90,7 +91,7 @@ def no_label(confusion: Confusion, predictions: Sequence[str], *, answer: str) -
 
 
 def one_answer(confusion: Confusion) -> str | None:
-    """After the test: every row got the same class."""
+    """Said after the test where every row got the same class."""
     label = confusion.only_answer
     if label is None or (confusion.support > 0).sum() < 2:
         return None
@@ -102,7 +103,7 @@ def one_answer(confusion: Confusion) -> str | None:
 
 
 def not_above_majority(confusion: Confusion, accuracy: float, interval: Sequence[float]) -> str | None:
-    """After the test: no better than the answer that needs no model."""
+    """Said after the test where it is no better than the answer that needs no model."""
     label, share = confusion.majority
     if confusion.only_answer is not None or (confusion.support > 0).sum() < 2:
         return None  # said by `one_answer`; of a single class there is nothing to tell apart
@@ -117,7 +118,7 @@ def not_above_majority(confusion: Confusion, accuracy: float, interval: Sequence
 
 
 def same_text(predictions: Sequence[str], targets: Sequence[str]) -> str | None:
-    """After the test of a task of texts: one text for all rows, or none."""
+    """Said after a test of texts where all rows got one text, or none."""
     different = {text.strip() for text in predictions}
     if len(predictions) < 2 or len(different) > 1 or len({text.strip() for text in targets}) < 2:
         return None
@@ -129,7 +130,7 @@ def same_text(predictions: Sequence[str], targets: Sequence[str]) -> str | None:
 
 
 def still_learning(*, best_epoch: int | None, epochs_run: int, max_epochs: int) -> str | None:
-    """After training: it ended because its epochs did."""
+    """Said after training that ended because its epochs did, while the loss still fell."""
     if epochs_run < 2 or epochs_run < max_epochs or best_epoch != epochs_run - 1:
         return None
     return (

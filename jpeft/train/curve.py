@@ -27,7 +27,7 @@ class Curve:
 
     @classmethod
     def of_log(cls, path: Path) -> "Curve":
-        """From a run's `metrics.jsonl`; lines that hold no record are left out, a file that is not there is empty."""
+        """Reads a run's `metrics.jsonl`. Lines that are no record are left out; without a file the curve is empty."""
         training, validation = [], []
         lines = path.read_text(errors="replace").split("\n") if path.is_file() else []
         for line in lines:

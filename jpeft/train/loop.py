@@ -35,7 +35,7 @@ from jpeft.data.prepare import Data, prepare
 from jpeft.data.sources import require_path, source_in_use
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, Stopped
-from jpeft.eval.answering import Answers, Judged, answer_split
+from jpeft.eval.answering import Answers, ScoredAnswers, answer_split
 from jpeft.eval.labels import PackedLabels, answer_in_use
 from jpeft.eval.loss import mean_loss
 from jpeft.eval.metrics import rouge_tokenizer
@@ -87,11 +87,11 @@ def execute(
         lambda directory: _Execution(run, directory, display, session or Session()).result(),
         overwrite=overwrite,
         report=display.say,
-        rows=lambda: rows_of(run),
+        rows=lambda: digest_of_rows(run),
     )
 
 
-def rows_of(run: Run) -> str | None:
+def digest_of_rows(run: Run) -> str | None:
     """`rows_digest` of what a run would read now; None where only the network tells, of a revision that stays."""
     data = run.data
     if source_in_use(data.source, data.path) in ("hub", "tfds"):
@@ -251,8 +251,8 @@ class _Execution:
                 self.snapshot.save_to(checkpoints)
             self.setup = dataclasses.replace(self.setup, untuned=None)  # full tuning's first step takes its buffers
             self._train(stop, checkpoints)
-            judged = self._test_best(stop, checkpoints)
-        return self._write_result(judged)
+            scored = self._test_best(stop, checkpoints)
+        return self._write_result(scored)
 
     def _reopen(self, progress: Progress) -> None:
         """A run that had ended trains on where its config has more epochs, or more patience, than it had then."""
@@ -481,7 +481,7 @@ class _Execution:
 
     # --- testing ---
 
-    def _test_best(self, stop: StopRequest, checkpoints: Checkpoints) -> Judged:
+    def _test_best(self, stop: StopRequest, checkpoints: Checkpoints) -> ScoredAnswers:
         """Answers every test row with the best adapter, writes `predictions.jsonl` and returns what that is worth."""
         best = self.layout.place(self.snapshot.best)
         with self._timed("test"):
@@ -537,15 +537,16 @@ class _Execution:
                 on_batch=on_batch,
             )
 
-    def _scored(self, name: str, file: str, given: Answers) -> Judged:
+    def _scored(self, name: str, file: str, given: Answers) -> ScoredAnswers:
         examples = self.data.examples["test"]
-        scores, numbers = given.scored(self.data.task, examples)
-        self.directory.write_predictions(file, examples, given.counted, scores)
-        self.display.say(f"{name}: {', '.join(f'{key} {value:.4f}' for key, value in numbers.items())}")
-        return Judged(given.counted, scores, numbers)
+        scored = given.scored(self.data.task, examples)
+        if is_first():
+            scored.write(self.directory.path / file, examples)
+        self.display.say(f"{name}: {', '.join(f'{key} {value:.4f}' for key, value in scored.numbers.items())}")
+        return scored
 
-    def _write_result(self, judged: Judged) -> dict[str, Any]:
-        numbers = judged.numbers
+    def _write_result(self, scored: ScoredAnswers) -> dict[str, Any]:
+        numbers = scored.numbers
         run, progress, setup, task = self.run, self.snapshot.progress, self.setup, self.data.task
         best = nnx.merge(self.graphdef, self.snapshot.best, self.base)
         adapter_directory = self.directory.path / "adapter"
@@ -561,7 +562,7 @@ class _Execution:
             self.directory,
             task,
             self.data.examples["test"],
-            judged,
+            scored,
             answer=self.answer,
             title=f"{run.method.name} of {run.model.name} on {task.name}",
             cautioned=self.cautioned,

@@ -1,4 +1,4 @@
-"""A run's directory: whose it is, what was measured, what came out (DESIGN section 7)."""
+"""A run's directory: whose it is, what was measured, what came out."""
 
 import contextlib
 import fcntl
@@ -15,11 +15,10 @@ import jax
 
 from jpeft.config import differences, of_any_version
 from jpeft.data.batches import Tokens
-from jpeft.data.tasks import Example
 from jpeft.errors import Busy, RunFailed, Stopped, UserError
 from jpeft.files import parse_json, read_json_object, write_whole
 from jpeft.mesh.processes import any_of, entered_by_first, is_first, wait_for_all
-from jpeft.train import aside as replaced
+from jpeft.train.aside import NAME as REPLACED
 from jpeft.train.aside import Aside
 from jpeft.train.background import explain_disk_trouble, quiet_threads
 from jpeft.words import counted
@@ -76,7 +75,7 @@ def what_differs(
     config: Mapping[str, Any],
     rows: Callable[[], str | None] | None = None,
 ) -> list[str]:
-    """As `jpeft.config.differences`, of the run in a directory and another one; rows are known by their content.
+    """What tells the run in a directory from another one, as `differences` says it, with rows known by their content.
 
     Args:
       before: the `config.json` of the run that is there.
@@ -206,7 +205,7 @@ class RunDirectory:
     def _take(self, config: Mapping[str, Any], *, overwrite: bool, rows: Callable[[], str | None] | None) -> None:
         self._config = config
         if not (self.path / "config.json").is_file():
-            if any(entry.name not in (_LOCK, replaced.NAME) for entry in self.path.iterdir()):
+            if any(entry.name not in (_LOCK, REPLACED) for entry in self.path.iterdir()):
                 raise UserError(f"{self.path} is not empty and holds no run; name another --workdir.")
             self.write_json("config.json", config)
             return
@@ -218,7 +217,7 @@ class RunDirectory:
         # A run that ended before its first checkpoint has nothing to lose: its directory is free for the next try.
         self._replaces = bool(changed) and not has_work(self.path)
         if changed and any((self.path / "checkpoint").glob("*")) and _only_longer(before, config, changed):
-            self._check_longer(before, config)
+            self._check_longer(config)
             self.longer_than = before["train"]["max_epochs"]
         elif changed and not self._replaces:
             shown = "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
@@ -256,7 +255,7 @@ class RunDirectory:
         if len({recorded_digest(self.path), data_digest} - {None}) > 1:
             raise UserError(f"{self.path} holds a run of other rows; name another --workdir, or give --overwrite.")
 
-    def _check_longer(self, before: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    def _check_longer(self, config: Mapping[str, Any]) -> None:
         """Raises `UserError` where more epochs would train nothing: the run ended because the loss rose."""
         if not (self.path / "result.json").exists():
             return
@@ -278,7 +277,7 @@ class RunDirectory:
         self.write_json("config.json", self._config)
 
     def trained_for(self) -> list[int]:
-        """For how many epochs at most it had been run before it was asked to train on, each time."""
+        """How many epochs it was allowed each time before it was asked to train on."""
         names = (path.stem.split("_") for path in (self.path / "earlier").glob("result_*_epochs.json"))
         return sorted(int(parts[1]) for parts in names if parts[1].isdecimal())
 
@@ -308,17 +307,6 @@ class RunDirectory:
         if result.get("status") != "done":
             raise RunFailed(f"{file} is of no finished run; {_ANEW}")
         return result
-
-    def write_predictions(
-        self, name: str, examples: Sequence[Example], predictions: Sequence[str], scores: Sequence[float]
-    ) -> None:
-        """One line per test row: id, input, target, prediction, score."""
-        if not is_first():
-            return
-        with write_whole(self.path / name) as beside, beside.open("w", encoding="utf-8") as file:
-            for example, prediction, score in zip(examples, predictions, scores, strict=True):
-                line = {"id": example.id, "input": example.input, "target": example.target}
-                file.write(json.dumps({**line, "prediction": prediction, "score": score}, ensure_ascii=False) + "\n")
 
 
 def run_once(
@@ -396,7 +384,7 @@ class MetricsLog:
             place = directory / "damaged" / "metrics.jsonl"
             place.parent.mkdir(exist_ok=True)
             shutil.copyfile(self._path, place)
-            report(f"{self._path} has {foreign} damaged lines, which are left out; as it was it is in {place}")
+            report(f"{self._path} has {counted(foreign, 'damaged line')}, left out; the file as it was is {place}")
         with write_whole(self._path) as beside:
             beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self._file = self._path.open("a", encoding="utf-8")

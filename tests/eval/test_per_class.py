@@ -28,7 +28,6 @@ def test_precision_recall_f1_and_support_are_those_counted_by_hand():
     assert found.f1.tolist() == pytest.approx([2 / 3, 1 / 2, 0])
     assert found.macro_f1 == pytest.approx((2 / 3 + 1 / 2) / 3)
     assert found.majority == ("a", 0.5) and found.only_answer is None
-    assert found.mistakes() == [(1, "a", "b"), (1, "b", None), (1, "c", "a")]
 
 
 def test_a_class_without_rows_or_answers_does_not_count_for_the_mean():

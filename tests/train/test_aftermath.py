@@ -7,7 +7,7 @@ import pytest
 
 from jpeft.cli.aftermath import metric_line, print_aftermath
 from jpeft.data.tasks import TASKS, Example
-from jpeft.eval.answering import Judged
+from jpeft.eval.answering import ScoredAnswers
 from jpeft.eval.metrics import score
 from jpeft.train import aftermath
 from jpeft.train.aftermath import write_aftermath
@@ -30,7 +30,7 @@ def write(tmp_path):
         given = {"answer": "generate", "title": "lora of $mini on 日本", "cautioned": ["said before"], "best_epoch": 1}
         given |= {"epochs_run": 2, "max_epochs": 2, **options}
         record, notes = write_aftermath(
-            RunDirectory(tmp_path), task, examples, Judged(list(predictions), scores, numbers), **given
+            RunDirectory(tmp_path), task, examples, ScoredAnswers(list(predictions), scores, numbers), **given
         )
         result = {"metric_name": task.metric, "metric": numbers[task.metric], "test_examples": len(targets), **record}
         return json.loads(json.dumps(result)), notes

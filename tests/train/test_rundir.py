@@ -51,5 +51,5 @@ def test_lines_that_are_no_records_are_left_out_and_kept_aside(damage, tmp_path)
     log = MetricsLog(tmp_path, steps_done=2, keep=lambda record: record["epoch"] < 1, report=said.append)
     log.close()
     assert [json.loads(line) for line in file.read_text().splitlines()] == records[:2]
-    assert len(said) == 1 and "1 damaged lines" in said[0]
+    assert len(said) == 1 and "1 damaged line," in said[0]
     assert (tmp_path / "damaged/metrics.jsonl").read_bytes() == before

@@ -79,5 +79,5 @@ class Item:
 
 
 def sentence(text: str) -> str:
-    """With a capital, and quotation marks or numbers left alone."""
+    """The text with a capital at its start; quotation marks and numbers are left alone."""
     return text[:1].upper() + text[1:]

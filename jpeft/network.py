@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached: asked once, shortly, before libraries try for half a minute."""
+"""The way to the Hugging Face hub: whether it can be reached, asked shortly before libraries try for half a minute."""
 
 import contextlib
 import logging

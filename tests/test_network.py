@@ -7,8 +7,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from jpeft import hub
-from jpeft.hub import why_unreachable, without_network
+from jpeft import network
+from jpeft.network import why_unreachable, without_network
 
 
 class Session:
@@ -65,4 +65,4 @@ def test_libraries_are_offline_within_and_as_before_after(monkeypatch):
 
 
 def test_it_takes_seconds_not_half_a_minute():
-    assert hub._MOST_SECONDS <= 5
+    assert network._MOST_SECONDS <= 5
