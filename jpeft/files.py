@@ -122,11 +122,14 @@ class JsonParser:
 
     Attributes:
       missing: whether NaN, infinities and numbers past the range of a float are read as null instead of being refused.
+      unique: whether an object that has a key twice is refused; otherwise the last one counts, as Python has it.
     """
 
-    def __init__(self, *, missing: bool = False, error: type[Exception] = UserError):
-        self.missing, self._error = missing, error
-        self._decoder = json.JSONDecoder(parse_constant=self._constant, parse_float=self._number)
+    def __init__(self, *, missing: bool = False, unique: bool = False, error: type[Exception] = UserError):
+        self.missing, self.unique, self._error = missing, unique, error
+        reading: dict[str, Any] = {"parse_constant": self._constant, "parse_float": self._number}
+        self._decoder = json.JSONDecoder(**reading)
+        self._by_pairs = json.JSONDecoder(**reading, object_pairs_hook=_unique)
 
     def _constant(self, constant: str) -> Any:
         if self.missing:
@@ -151,8 +154,10 @@ class JsonParser:
             self._check(value, text[start:end])
             return value, end
 
-    @staticmethod
-    def _check(value: Any, text: str) -> None:
+    def _check(self, value: Any, text: str) -> None:
+        # An object without a key twice has a colon for each key, and few texts have more: only those are read again.
+        if self.unique and isinstance(value, dict) and text.count(":") > len(value):
+            self._by_pairs.decode(text)
         # Most texts need no closer look: so few brackets nest no deeper, and without escapes there is no surrogate.
         surrogates = "\\u" in text
         if surrogates or text.count("[") + text.count("{") > MOST_NESTING:
@@ -176,6 +181,15 @@ class JsonParser:
             if "integer string conversion" in reason:
                 reason = "holds an integer of thousands of digits"
             raise self._error(f"{source} {reason}.") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"has the key {ascii(twice)[:60]} twice; leave one of them")
+    return made
 
 
 def _check_nesting(value: Any, *, surrogates: bool) -> None:

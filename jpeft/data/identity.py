@@ -28,6 +28,16 @@ def signature(path: str | None) -> Hashable:
     place = Path(path).expanduser()
     try:
         files = [place] if place.is_file() else sorted([*place.glob("*"), *place.glob("*/*")])
-        return tuple((str(file), status.st_size, status.st_mtime_ns) for file in files if (status := file.stat()))
+        return tuple(
+            (
+                str(file),
+                status.st_ino,
+                status.st_size,
+                status.st_mtime_ns,
+                status.st_ctime_ns,
+            )  # a copy may set the third
+            for file in files
+            if (status := file.stat())
+        )
     except OSError:
         return None

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +20,11 @@ from jpeft.data.batches import (
 from jpeft.data.prompts import PromptTokens, Template
 from jpeft.data.sources import Columns, load_rows, rows_digest
 from jpeft.data.splits import draw, labels_of, leak, same_inputs
-from jpeft.data.summary import check_labels, told_of_labels, told_of_rows, told_of_targets
-from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples, require_columns
+from jpeft.data.summary import check_labels, check_lengths, told_of_labels, told_of_rows, told_of_targets
+from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples, require_columns, template_columns
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
+from jpeft.rows.values import as_text, is_missing
 
 FEW_ANSWERS = 20  # a user's targets with no more different texts than this, each repeated, are taken for classes
 _OPTIONS_SHARE = 0.25  # of an input's tokens, that a list of labels may take where nobody asked for it
@@ -68,8 +70,11 @@ def choose_task(
         if column is not None and task.name != "custom":
             raise UserError(f"data.{key} names a column of your own rows, of data.task=custom; {name} has its own.")
     if target is not None:
-        task = dataclasses.replace(task, target=target)
+        if not target.strip():
+            raise UserError(f"data.target is {target!r}, which cannot be a column's name.")
+        task = dataclasses.replace(task, target=target.strip())  # as names of columns are where they are read
     if input is not None:
+        input = input.strip()
         if template is not None:
             raise UserError("data.input and data.template both say what the prompt is made of; give one of them.")
         if input == task.target:
@@ -77,6 +82,11 @@ def choose_task(
         task = dataclasses.replace(task, template=Template.of_column(input).text)
     if template is not None:
         task = task.with_template(template)
+    if template_columns(task.template) == (task.target,):
+        raise UserError(
+            f"data.target is {task.target!r}, which is what the prompt is made of; the text and its answer are two "
+            "columns: name the text's with --config.data.input=COLUMN."
+        )
     if kind is not None:
         if kind not in KINDS:
             raise UserError(f"data.kind is {kind!r}; expected {' or '.join(KINDS)}.")
@@ -90,13 +100,21 @@ def with_answers(task: Task, kind: str | None, train: Columns) -> Task:
     """A user's task with its kind, told from the training targets where it is not given, and a classifier's answers."""
     if task.name != "custom":
         return task
-    targets = [str(target).strip() for target in train[task.target] if target is not None]
+    targets = [_label(target) for target in train[task.target] if not is_missing(target)]
     distinct = list(dict.fromkeys(targets))
     if kind is None and len(distinct) <= FEW_ANSWERS and len(distinct) * 3 <= len(targets):
         task = dataclasses.replace(task, kind="classification")
     if task.kind == "classification":
         task = dataclasses.replace(task, answers=tuple(sorted(filter(None, distinct))))
     return task
+
+
+def _label(target: Any) -> str:
+    """A target as a class. What is no text is refused with its row when examples are made."""
+    try:
+        return as_text(target).strip()
+    except ValueError:
+        return str(target)
 
 
 def _with_options(task: Task, options: str, tokenizer: Tokenizer) -> Task:
@@ -188,6 +206,8 @@ def prepare(
         report(line)
     if task.answers:
         check_labels(task.answers, tokenizer, task.max_target_length)
+        if task.name == "custom":  # the benchmark's lengths are the paper's; what they cut is counted above
+            check_lengths(task.answers, tokenizer, task.max_target_length)
     lengths = {name: part.lengths() for name, part in tokens.items()}
     # One order stands for all: runs of every seed then have the same shapes and can share what is compiled for them.
     some_order = train_order(

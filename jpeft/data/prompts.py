@@ -42,6 +42,7 @@ class Template:
                 before = parts.pop()[0] if parts and parts[-1][1] is None else ""
                 parts.append((before + literal, None))
                 continue
+            name = name.strip()  # as those of columns are where they are read
             asked = re.search(r"[!:]", name)
             if asked and _FORMAT.fullmatch(name, asked.start()):
                 raise ValueError(f"{piece} asks for a format; write {{{name[: asked.start()]}}}, a column's name alone")

@@ -4,6 +4,7 @@ Every function gives lines, each of one kind of finding with its number and an e
 """
 
 import collections
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from jpeft.data.prompts import Template
 from jpeft.data.tasks import Example, Task
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
+from jpeft.rows.values import alike, is_missing
+from jpeft.words import counted
 
 _MOST_SHOWN = 8  # labels of one line
 
@@ -40,6 +43,18 @@ def check_labels(labels: Sequence[str], tokenizer: Tokenizer, max_target_length:
             raise UserError(f"the label {_short(label)} is nothing to this model{_lost(tokenizer, label)}; rename it.")
 
 
+def check_lengths(labels: Sequence[str], tokenizer: Tokenizer, max_target_length: int) -> None:
+    """Raises `UserError`: a label is longer than an answer may be, and so could never be given."""
+    whole = tokenizer.ids(labels)
+    longest = max(map(len, whole), default=0) + 1
+    if longest > max_target_length:
+        label = labels[[len(ids) for ids in whole].index(longest - 1)]
+        raise UserError(
+            f"the label {_short(label)} has {longest} tokens, </s> included, and answers {max_target_length} at most; "
+            f"shorten it or set data.max_target_length to {longest} or more."
+        )
+
+
 def _lost(tokenizer: Tokenizer, text: str) -> str:
     characters = tokenizer.unknown_characters(text)
     return f", whose vocabulary does not have {', '.join(map(_short, characters[:4]))}" if characters else ""
@@ -53,12 +68,12 @@ def told_of_targets(task: Task, targets: Sequence[Any], *, kind: str | None, few
       kind: as the user said it; None where it was told from the targets.
       few: most different targets that are taken for classes.
     """
-    texts = [str(target) for target in targets]
+    texts = [str(target) for target in targets if not is_missing(target)]
     distinct, rows = len({text.strip() for text in texts}), len(texts)
     lines = []
     if kind is None and task.kind == "classification":
         lines.append(
-            f"targets are taken as classes: {distinct} different ones in {rows:,} rows "
+            f"targets are taken as classes: {counted(distinct, 'different one')} in {rows:,} rows "
             "(data.kind=generation takes them as text)"
         )
     elif kind is None:
@@ -87,18 +102,20 @@ def told_of_labels(
     shown = ", ".join(f"{_short(label, quoted=False)} {counts[label]:,}" for label in order[:_MOST_SHOWN])
     if len(order) > _MOST_SHOWN:
         shown += f" ... {_short(order[-1], quoted=False)} {counts[order[-1]]:,}"
-    lines = [f"{len(order)} classes, of {len(training):,} training rows: {shown}"]
+    lines = [f"{counted(len(order), 'class', 'classes')}, of {len(training):,} training rows: {shown}"]
+    if len(order) == 1:
+        lines.append("every row has the same label: there is nothing to tell apart")
     missing = [label for label in order if not counts[label]]
     if missing:
         lines.append(f"no training row has {_listed(missing)}")
     folded: dict[str, list[str]] = {}
     for label in task.answers:
-        folded.setdefault(" ".join(label.casefold().split()), []).append(label)
+        folded.setdefault(alike(label), []).append(label)
     for same in folded.values():
         if len(same) > 1:
-            lines.append(
-                f"the labels {_listed(same)} differ by case or white space alone: if they mean one class, make them one"
-            )
+            by_case = len({" ".join(label.casefold().split()) for label in same}) == 1
+            how = "differ by case or white space alone" if by_case else "are the same to a reader"
+            lines.append(f"the labels {_listed(same)} {how}: if they mean one class, make them one")
     written = dict(zip(task.answers, tokenizer.round_trip(task.answers), strict=True))
     others = [f"{label!r} as {text!r}" for label, text in written.items() if label != text]
     if others:
@@ -140,6 +157,13 @@ def told_of_rows(
                 characters = ", ".join(map(_short, tokenizer.unknown_characters(texts(row))[:4]))
                 example = f"such as {characters} in {row.id}: the model can neither read nor write them"
         lines += _by_split(f"{what} with characters that this vocabulary does not have", lost, example)
+    empty = {split: [row.id for row in part if not _texts_of(row).strip()] for split, part in examples.items()}
+    some = next((ids[0] for ids in empty.values() if ids), "")
+    lines += _by_split(
+        "inputs without text", {split: (len(ids), len(examples[split])) for split, ids in empty.items()}, f"as {some}"
+    )
+    if task.target in Template.parse(task.template).columns:
+        lines.append(f"the prompt shows the column of the answers, {task.target!r}: what is measured is no ability")
     spelt, example = {}, ""
     for split, part in examples.items():
         rows = [row for row in part if tokenizer.special_names(f"{_texts_of(row)}\n{row.target}")]
@@ -195,7 +219,9 @@ def _by_split(what: str, counts: Mapping[str, tuple[int, int]], note: str) -> li
 
 def _short(text: str, *, quoted: bool = True) -> str:
     text = text if len(text) <= 40 else f"{text[:40]}..."
-    return repr(text) if quoted or text != " ".join(text.split()) else text
+    if not unicodedata.is_normalized("NFC", text):  # looks like another text and is not
+        return ascii(text)
+    return repr(text) if quoted or not text.isprintable() or text != " ".join(text.split()) else text
 
 
 def _listed(labels: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jpeft.data.prompts import Template
 from jpeft.errors import UserError
-from jpeft.rows.values import as_text, is_missing
+from jpeft.rows.values import alike, as_text, is_missing
 
 KINDS = ("classification", "generation")
 OPTIONS = ("auto", "list", "none")  # whether the prompt of a user's own classes lists them
@@ -189,7 +189,17 @@ def require_columns(task: Task, split: str, rows: Mapping[str, list[Any]]) -> No
         part = re.split(r"[.\[]", missing)[0]
         if part != missing and part in rows:
             mend = f" A template names whole columns: {{{part}}}."
-    raise UserError(f"{split} rows lack the column {missing!r}; there are: {there}.{mend}")
+    near = next((column for column in rows if alike(column) == alike(missing)), None)
+    if near is not None:
+        mend = f" It is written {ascii(near)} there, not {ascii(missing)}.{mend}"
+    wrapped = next((column for column, values in rows.items() if len(values) == 1 and _holds_objects(values[0])), None)
+    if wrapped is not None:
+        mend = f" The only row's {wrapped!r} is a list of objects: if they are the rows, save that list alone."
+    raise UserError(f"{split} rows lack the column {missing!r}; there are: {_cut(there, 1000)}.{mend}")
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def examples(task: Task, split: str, rows: Mapping[str, list[Any]], indices: Iterable[int]) -> list[Example]:
@@ -240,12 +250,21 @@ def _answer(task: Task, value: Any, where: str) -> str:
     text = _text(value, task.target, where)
     if not task.answers:
         return text
+    if not text.strip():
+        raise UserError(f"row {where} has an empty {task.target!r}; fill it in or remove the row.")
     label = known_label(task, value, text)
     if label is not None:
         return label
     numbers = task.numbered and isinstance(value, int)
     known = ", ".join(f"{i} ({answer})" if numbers else answer for i, answer in enumerate(task.answers))
-    raise UserError(f"row {where} has the unknown label {value!r}; known: {known}.")
+    near = next((answer for answer in task.answers if alike(answer) == alike(text)), None)
+    mend = "" if near is None else f" It is written otherwise than {ascii(near)}; if they mean one class, write one."
+    shown = ascii(value) if near is not None else repr(value)
+    raise UserError(f"row {where} has the unknown label {_cut(shown)}; known: {_cut(known, 400)}.{mend}")
+
+
+def _cut(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _text(value: Any, column: str, where: str) -> str:

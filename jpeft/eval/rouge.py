@@ -16,6 +16,8 @@ _WITHOUT_SPACES = (
     (0xF900, 0xFAFF),
     (0x20000, 0x3FFFF),
 )
+_VARIANTS = frozenset(map(chr, range(0xFE00, 0xFE10)))  # ask for a symbol in colour or in black
+_SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))  # behind an emoji
 
 
 class RougeL:
@@ -49,7 +51,7 @@ def tokenizer_for(texts: Iterable[str]) -> str:
     for text in texts:
         if not any(character.isascii() and character.isalnum() for character in text):
             return "unicode"  # nothing of it would be seen
-        if any(not character.isascii() and _is_word(character) for character in text):
+        if any(not character.isascii() and (_is_word(character) or _stands_alone(character)) for character in text):
             return "unicode"
     return "rouge_score"
 
@@ -64,7 +66,10 @@ class _Unicode:
         text = unicodedata.normalize("NFKC", text).lower()
         tokens, word = [], ""
         for character in text:
-            if unicodedata.category(character) == "Cf":  # joiners and their like: nothing that is read
+            if unicodedata.category(character) == "Cf" or character in _VARIANTS:  # nothing that is read
+                continue
+            if character in _SKIN_TONES and tokens and not word:
+                tokens[-1] += character
                 continue
             alone = _stands_alone(character)
             if _is_word(character) and not alone:

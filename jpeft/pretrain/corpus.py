@@ -12,6 +12,7 @@ import numpy as np
 from jpeft.data.batches import cache_directory
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.pretrain.files import read_rows
+from jpeft.rows.reading import kind_of
 
 KINDS = ("text", "pairs")
 COLUMNS = {"text": ("text",), "pairs": ("input", "target")}
@@ -46,6 +47,7 @@ def load_texts(
     """
     digest = hashlib.sha256(f"{tokenizer.fingerprint} {kind}".encode())
     for file in files:
+        digest.update(f" {kind_of(file)}".encode())  # the same bytes are other rows as .csv than as .tsv
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     directory = cache_directory() / "corpus" / digest.hexdigest()

@@ -78,7 +78,8 @@ def _names(given: list[str], name: str) -> list[str]:
 
 def _is_text(kind: pa.DataType) -> bool:
     tests = (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string, pa.types.is_large_binary)
-    return any(test(kind) for test in (*tests, pa.types.is_string_view, pa.types.is_binary_view))
+    views = (pa.types.is_string_view, pa.types.is_binary_view)
+    return any(test(kind) for test in (*tests, *views, pa.types.is_fixed_size_binary))
 
 
 def _check(metadata: pyarrow.parquet.FileMetaData, name: str) -> set[str]:
@@ -109,7 +110,7 @@ def _values(array: pa.Array, where: str) -> list[Any]:
         return _shared_values(array, where)
     if _is_text(array.type):
         _check_longest(array, where)
-        return _as_text(array.to_pylist())
+        return _as_text(array)
     if pa.types.is_nested(array.type) and array.nbytes > _MOST_NESTED_BYTES:
         raise UserError(f"{where} holds lists or objects of more than {_MOST_NESTED_BYTES:,} bytes; leave it out.")
     try:
@@ -119,6 +120,9 @@ def _values(array: pa.Array, where: str) -> list[Any]:
     if pa.types.is_floating(array.type):
         # Not a number, as pandas writes what is missing; NaN alone differs from itself.
         values = [None if value is None or value - value != 0 else value for value in values]
+        if array.type.bit_width < 64:  # 0.1 in 32 bits is 0.1 to whoever wrote it, not 0.10000000149011612
+            short = array.type.to_pandas_dtype()
+            values = [None if value is None else float(str(short(value))) for value in values]
     return values
 
 
@@ -127,15 +131,20 @@ def _shared_values(array: pa.DictionaryArray, where: str) -> list[Any]:
     there = array.dictionary.take(used)
     if _is_text(there.type):
         _check_longest(there, where)
-    values: dict[int | None, Any] = dict(zip(used.to_pylist(), _as_text(there.to_pylist()), strict=True))
+    values: dict[int | None, Any] = dict(zip(used.to_pylist(), _as_text(there), strict=True))
     values[None] = None
     return [values[index] for index in array.indices.to_pylist()]
 
 
-def _as_text(values: list[Any]) -> list[Any]:
-    """Bytes as text, which other programs write so; as they are where one of them is not UTF-8, as an image is not."""
+def _as_text(array: pa.Array) -> list[Any]:
+    """Bytes as text, which other programs write so; as they are where one of them is not UTF-8, as an image is not.
+
+    Texts of a fixed size, as NumPy has them, lose the NULs that fill them up.
+    """
+    values = array.to_pylist()
+    filling = "\0" if pa.types.is_fixed_size_binary(array.type) else ""
     try:
-        return [value.decode() if isinstance(value, bytes) else value for value in values]
+        return [value.decode().rstrip(filling) if isinstance(value, bytes) else value for value in values]
     except UnicodeDecodeError:
         return values
 

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jpeft.errors import UserError
 from jpeft.files import JsonParser, json_kind
+from jpeft.words import counted
 
 MOST_ROW_BYTES = 16 * 2**20  # one row; a book has one or two million
 MOST_COLUMNS = 10_000
 _SEPARATORS = ",;\t|"
 _LINES_LOOKED_AT, _BYTES_LOOKED_AT = 50, 2**20  # for the separator
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_JSON = JsonParser(missing=True)
+_JSON = JsonParser(missing=True, unique=True)
 
 
 @runtime_checkable
@@ -91,13 +92,19 @@ def json_line_rows(of: Iterable[Line], name: str) -> Iterator[Row]:
 
 
 def _json_line_rows(of: Iterable[Line], name: str) -> Iterator[Row]:
-    size = 0
+    size, first = 0, True
     for line in of:
         size += line.size
         if line.text.strip():
             where = f"line {line.number}"
-            yield Row(where, _fields(_JSON.parse(line.text.rstrip(), f"{where} of {name}"), f"{where} of {name}"), size)
-            size = 0
+            named, text = f"{where} of {name}", line.text.rstrip()
+            if first and (text.lstrip().startswith("[") or text.strip() == "{"):
+                raise UserError(
+                    f"{named} is not one whole JSON object, as every line of JSON lines is; a list of objects, or "
+                    "objects over several lines, are read from a file whose name ends in .json."
+                )
+            yield Row(where, _fields(_JSON.parse(text, named), named), size)
+            size, first = 0, False
 
 
 def json_rows(file: Readable, name: str) -> Iterator[Row]:
@@ -273,15 +280,18 @@ def csv_rows(of: Iterator[Line], name: str, *, tabs: bool = False) -> Iterator[R
     if given:
         del looked_at[0]
     separator = given[1] if given else _separator([line.text for line in looked_at], tabs=tabs)
+    # Under `input, target` a quote behind a separator and a space opens a value, as in `"a, b", "c"`.
+    first = [line.text for line in looked_at[:2]]
+    spaced = len(first) == 2 and f"{separator} " in first[0] and f'{separator} "' in first[1]
     feed = _Feed(itertools.chain(looked_at, of), name)
     header: list[str] | None = None
-    for where, values, size in _records(feed, separator, name):
+    for where, values, size in _records(feed, separator, name, spaced=spaced):
         if header is None:
             header = _header(values, name)
         elif len(values) != len(header):
             raise UserError(
-                f"{where} of {name} has {len(values)} values, the header names {len(header)} columns "
-                f"({_names(header)}), separated by {separator!r}."
+                f"{where} of {name} has {counted(len(values), 'value')}, the header names "
+                f"{counted(len(header), 'column')} ({_names(header)}), separated by {separator!r}."
             )
         else:
             yield Row(where, dict(zip(header, values, strict=True)), size)
@@ -313,9 +323,9 @@ class _Feed:
         return line.text
 
 
-def _records(feed: _Feed, separator: str, name: str) -> Iterator[tuple[str, list[str], int]]:
+def _records(feed: _Feed, separator: str, name: str, *, spaced: bool) -> Iterator[tuple[str, list[str], int]]:
     """`(where, values, bytes)` of each record that has any."""
-    records = csv.reader(feed, delimiter=separator, strict=True)
+    records = csv.reader(feed, delimiter=separator, strict=True, skipinitialspace=spaced)
     blank = 0
     while True:
         try:

@@ -4,6 +4,7 @@ import base64
 import datetime
 import decimal
 import math
+import unicodedata
 import uuid
 from typing import Any
 
@@ -52,6 +53,21 @@ def as_text(value: Any) -> str:
     if isinstance(value, dict):
         raise ValueError(f"holds an object, {_shown(value)}; give its parts columns of their own")
     raise ValueError(f"holds a value of the type {type(value).__name__}; write text there")
+
+
+def alike(text: str) -> str:
+    """What texts have in common that a reader takes for the same.
+
+    Case, white space, what cannot be seen and the way in which a letter or a number (1, 1.0) is written are left aside.
+    """
+    composed = unicodedata.normalize("NFKC", text)
+    visible = "".join(each for each in composed if each.isspace() or unicodedata.category(each) not in ("Cf", "Cc"))
+    folded = " ".join(visible.casefold().split())
+    try:
+        number = float(folded)
+    except ValueError:
+        return folded
+    return str(number) if math.isfinite(number) else folded
 
 
 def as_json(value: Any) -> Any:

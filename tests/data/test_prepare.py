@@ -331,3 +331,110 @@ def test_each_class_is_in_each_split_in_its_share(prepared, tmp_path):
     data, _ = prepared("custom", write(tmp_path / "mine.jsonl", rows))
     found = {split: collections.Counter(example.target for example in part) for split, part in data.examples.items()}
     assert found["validation"] == found["test"] == {"bank": 2, "coach": 6, "season": 12}
+
+
+def split_files(directory, **labels):
+    """A file for each split, of the labels as JSON has them; no input stands in two."""
+    for split, given in labels.items():
+        write(directory / f"{split}.jsonl", [(f"goal {split} {i}", label) for i, label in enumerate(given)])
+    return directory
+
+
+def test_a_test_file_labelled_minus_one_throughout_is_a_users_own_and_is_not_passed_over(prepared, tmp_path):
+    split_files(tmp_path, train=[-1, 0, 1] * 20, test=[-1] * 40)
+    data, _ = prepared("custom", tmp_path)
+    assert {row.target for row in data.examples["test"]} == {"-1"}
+    assert all(row.id.startswith("test/") for row in data.examples["test"])
+    split_files(tmp_path, train=[0, 1] * 30)
+    with pytest.raises(UserError, match=r"row test/\d+ has the unknown label -1; known: 0, 1\."):
+        prepared("custom", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("known", "met", "shown", "near"),
+    [
+        (1.0, 1, "1", "'1.0'"),
+        (True, "true", "'true'", "'True'"),
+        ("caf\u00e9", "cafe\u0301", r"'cafe\\u0301'", r"'caf\\xe9'"),
+        ("pos", "pos\u200b", r"'pos\\u200b'", "'pos'"),
+        ("Pos", "pos", "'pos'", "'Pos'"),
+    ],
+)
+def test_an_unknown_label_that_is_another_way_of_writing_a_known_one_says_so(
+    prepared, tmp_path, known, met, shown, near
+):
+    split_files(tmp_path, train=[known, "other"] * 20, test=[met, "other"])
+    with pytest.raises(UserError, match=rf"unknown label {shown}; known: .* It is written otherwise than {near}; if"):
+        prepared("custom", tmp_path)
+
+
+@pytest.mark.parametrize("labels", [[1, 1.0, "2"], ["\uff41bc", "abc", "d"], ["a b", "a\u00a0b", "d"]])
+def test_labels_that_only_a_machine_tells_apart_are_named(prepared, tmp_path, labels):
+    path = write(tmp_path / "mine.jsonl", [(f"goal {i}", labels[i % 3]) for i in range(60)])
+    one, other = (repr(text) for text in sorted(map(str, labels[:2])))
+    said = []
+    try:
+        _, said = prepared("custom", path)
+    except UserError as error:  # equal as tokens, too
+        said = [str(error)]
+    assert any(one in line and other in line and "the same" in line or "differ by" in line for line in said)
+
+
+@pytest.mark.parametrize("empty", ["", "  ", "\u00a0\n"])
+def test_an_empty_label_is_no_unknown_one(prepared, tmp_path, empty):
+    split_files(tmp_path, train=["a", "b"] * 20, test=["a", empty])
+    with pytest.raises(UserError, match=r"row test/1 has an empty 'target'; fill it in or remove the row"):
+        prepared("custom", tmp_path)
+
+
+def test_a_label_longer_than_an_answer_may_be_is_refused_with_the_length_that_would_do(prepared, tmp_path):
+    path = write(tmp_path / "mine.jsonl", [(f"goal {i}", ("a coach" if i % 2 else "goal ") * 9) for i in range(40)])
+    with pytest.raises(UserError, match=r"the label '.*' has (\d+) tokens, </s> included, .* to (\d+) or more") as told:
+        prepared("custom", path, max_target_length=8)
+    longest = int(re.search(r"has (\d+) tokens", str(told.value))[1])
+    assert prepared("custom", path, max_target_length=longest)[0].task.kind == "classification"
+
+
+def test_a_class_of_its_own_and_missing_values_are_no_classes(prepared, tmp_path):
+    path = write(tmp_path / "mine.jsonl", [(f"goal {i}", ["None", "null", "nan"][i % 3]) for i in range(60)])
+    assert prepared("custom", path)[0].task.answers == ("None", "nan", "null")
+    path = write(tmp_path / "mine.jsonl", [(f"goal {i}", "one") for i in range(60)])
+    _, lines = prepared("custom", path)
+    assert "every row has the same label: there is nothing to tell apart" in lines
+
+
+def test_rows_without_text_and_prompts_that_show_the_answer_are_said(prepared, tmp_path):
+    path = write(tmp_path / "mine.jsonl", [(" " if i == 3 else f"goal {i}", "ab"[i % 2]) for i in range(40)])
+    _, lines = prepared("custom", path, keys={"template": "Q: { input } ({target})"})
+    assert "inputs without text: 1 of 32 train (as train/3)" not in lines  # here the answer is text
+    assert "the prompt shows the column of the answers, 'target': what is measured is no ability" in lines
+    _, lines = prepared("custom", path, keys={"template": "Q: { input }"})
+    assert any(re.fullmatch(r"inputs without text: 1 of \d+ \w+ \(as train/3\)", line) for line in lines)
+
+
+def test_one_column_cannot_be_the_text_and_its_answer(prepared, tmp_path):
+    with pytest.raises(UserError, match=r"data.target is 'input', which is what the prompt is made of"):
+        prepared("custom", tmp_path, keys={"target": "input"})
+    with pytest.raises(UserError, match=r"data.target is ' ', which cannot be a column's name"):
+        prepared("custom", tmp_path, keys={"target": " "})
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("Input,Target", r"It is written 'Input' there, not 'input'\..*--config.data.input=COLUMN"),
+        ("input\u200b,target", r"It is written 'input\\u200b' there, not 'input'"),
+    ],
+)
+def test_a_column_under_another_spelling_is_named_as_it_stands_there(prepared, tmp_path, header, said):
+    path = tmp_path / "mine.csv"
+    path.write_text(header + "\n" + "".join(f"goal {i},{'ab'[i % 2]}\n" for i in range(40)), encoding="utf-8")
+    with pytest.raises(UserError, match=said):
+        prepared("custom", path)
+
+
+def test_rows_under_a_key_beside_others_are_found(prepared, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"version": "1.1", "data": [{"input": "a", "target": "b"}]}))
+    with pytest.raises(UserError, match="The only row's 'data' is a list of objects: if they are the rows, save that"):
+        prepared("custom", path)

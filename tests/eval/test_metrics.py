@@ -134,6 +134,9 @@ def test_what_is_identical_has_rouge_l_1_in_every_script(text):
         ("ｆｉｎｅ", "ﬁne", 1),  # other forms of the same letters
         ("क\u200dख", "कख", 1),  # a joiner is nothing that is read
         ("नमस्ते दुनिया", "नमस्ते", 2 / 3),
+        ("good 😀", "good 😡", 0.5),
+        ("👍🏽", "👍🏿", 0),
+        ("❤\ufe0f", "❤", 1),  # asks for colour
     ],
 )
 def test_rouge_l_counts_words_or_where_there_are_no_spaces_characters(prediction, target, expected):
@@ -149,5 +152,6 @@ def test_text_in_ascii_is_counted_as_rouge_score_does(text):
 def test_references_decide_what_is_counted_and_the_benchmarks_own_stay_as_published():
     assert tokenizer_for(["The running dogs.", "don't – “stop”"]) == "rouge_score"
     assert tokenizer_for(["The running dogs.", "A café."]) == "unicode"
+    assert tokenizer_for(["good 😀"]) == "unicode"
     assert rouge_tokenizer(TASKS["e2e"], [example("Café Rouge")]) == "rouge_score"
     assert rouge_tokenizer(TASKS["cola"], [example("acceptable")]) is None

@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -90,7 +91,7 @@ def test_the_index_that_pandas_writes_has_the_name_that_pandas_reads(read):
         ),
         ('input,target\n"a\nb",c\n"d\ne" x,f\n', "the row of lines 4 to 5 of .* has something other than"),
         ('input,target\na,b\n"c,d\ne,f\n', "the row of lines 3 to 4 of .* has a quote that is opened and never closed"),
-        ("input,target\na,b\nc\n", "line 3 of .* has 1 values, the header names 2 columns .input, target."),
+        ("input,target\na,b\nc\n", "line 3 of .* has 1 value, the header names 2 columns .input, target."),
         ('input,target\n"a\nb",c\nd,e,f\n', "line 4 of .* has 3 values"),
         ("input,target\na\rb,c\n", "line 2 of .* has a carriage return outside of quotes"),
         (b"input,target\nca\xe9,b\n", "line 2 of .* is not UTF-8 .byte 0xe9 at 2.; save the file as UTF-8"),
@@ -193,6 +194,26 @@ def test_a_row_of_json_that_never_ends_is_refused_before_it_is_in_memory(read, m
     assert too_long in says(read, "a.json", '[{"input": [' + "{}," * 10**5 + "{}]}]")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.jsonl", '{"input": "a", "target": "x", "target": "y"}', r"line 1 of .* has the key 'target' twice"),
+        ("a.json", '[{"a": "1"}, {"a": "x: y", "b": {"c": 1, "c": 2}}]', "row 2 of .* has the key 'c' twice"),
+        ("a.jsonl", '[{"input": "a"},\n{"input": "b"}]', "line 1 of .* not one whole JSON object.* ends in .json"),
+        ("a.jsonl", '{\n"input": "a"\n}', "line 1 of .* not one whole JSON object.* ends in .json"),
+    ],
+)
+def test_what_json_would_read_otherwise_than_it_was_meant_is_refused(read, name, content, why):
+
+    assert re.search(why, says(read, name, content))
+    assert read("b.jsonl", '{"a: b": "c: d", "e": {"f": "g:h"}}') == {"a: b": ["c: d"], "e": [{"f": "g:h"}]}
+
+
+def test_under_a_header_with_spaces_behind_separators_a_quote_there_opens_a_value(read):
+    content = 'input, target\n"a, b", "pos"\nc, neg\n'
+    assert read("a.csv", content) == {"input": ["a, b", "c"], "target": ["pos", "neg"]}
+
+
 # Parquet
 
 
@@ -209,6 +230,19 @@ def test_text_of_a_parquet_file_is_text_however_it_is_stored(tmp_path, kind, how
     values = ["a", None, "é", "a"] * 200
     array = pa.array(values, pa.string()).cast(kind)
     assert read_columns(write(tmp_path / "a.parquet", {"input": array}, **how)) == {"input": values}
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_text_of_a_fixed_size_is_text_without_what_fills_it_up(tmp_path, size):
+    array = pa.array([text.encode().ljust(size, b"\0") for text in ("pos", "neg")], pa.binary(size))
+    for each in (array, array.dictionary_encode()):
+        assert read_columns(write(tmp_path / "a.parquet", {"target": each})) == {"target": ["pos", "neg"]}
+
+
+def test_numbers_of_few_bits_are_the_numbers_that_were_written(tmp_path):
+    values = [0.1, 0.7, None, 2.0, -1e-3]
+    for kind in (pa.float32(), pa.float64()):
+        assert read_columns(write(tmp_path / "a.parquet", {"a": pa.array(values, kind)})) == {"a": values}
 
 
 def test_other_values_of_a_parquet_file_keep_their_kinds(tmp_path):
