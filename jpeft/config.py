@@ -1,21 +1,17 @@
 """A run as typed data. `ml_collections` holds it in files and flags; everything behind this module sees `Run`."""
 
 import dataclasses
-import difflib
-import math
-import os
 import re
-import types
-import typing
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
+from jpeft.data import task_file
 from jpeft.data.prepare import choose_task
 from jpeft.data.sources import check_source
 from jpeft.data.splits import MAX_EVALUATED, SCALES
+from jpeft.data.task_file import DTYPES
 from jpeft.data.tasks import OPTIONS, Task
 from jpeft.errors import UserError
 from jpeft.model.config import RELEASED
@@ -25,15 +21,21 @@ from jpeft.peft.ablations import ablation
 from jpeft.peft.base import STACKS, Method
 from jpeft.peft.locate import stored_reading
 from jpeft.peft.methods import build
+from jpeft.typed_config import (
+    ANY,
+    check_bounds,
+    check_path,
+    filled_in,
+    left_open,
+    one_of,
+    parse,
+    placeholders,
+    shortened,
+    value_at,
+    with_value,
+)
 
-
-def _open(default: Any) -> Any:
-    """A field that a config may leave open: then the model's own settings fill it in, or else this default."""
-    return dataclasses.field(default=default, metadata={"open": True})
-
-
-DTYPES = ("auto", "float32", "bfloat16")
-ANSWERS = ("auto", "generate", "score")
+ANSWERS = ("auto", *task_file.ANSWERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ class MethodConfig:
     """
 
     name: str = "lora"
-    reading: str = _open("paper")
+    reading: str = left_open("paper")
     rank: int | None = None
     alpha: float | None = None
     rank_stabilized: bool | None = None
@@ -171,12 +173,12 @@ class TrainConfig:
 
     seed: int = 0
     max_epochs: int | None = None
-    batch_size: int = _open(16)
-    accumulation_steps: int = _open(4)
-    patience: int = _open(1)
+    batch_size: int = left_open(16)
+    accumulation_steps: int = left_open(4)
+    patience: int = left_open(1)
     learning_rate: LearningRate = LearningRate()
-    warmup_fraction: float = _open(0.1)
-    weight_decay: float = _open(0.0)
+    warmup_fraction: float = left_open(0.1)
+    weight_decay: float = left_open(0.0)
     clip_grad_norm: float | None = None
     checkpoint_every_seconds: float = 300.0
 
@@ -197,11 +199,10 @@ class EvalConfig:
     zero_shot: bool = False
     answer: str = "auto"
     num_beams: int = 1
-    batch_size: int = _open(32)
+    batch_size: int = left_open(32)
 
 
 _MOST_LAYERS = 10_000
-_ANY = float("inf")
 _SEED = (0, 2**32 - 1)  # what JAX's keys are made of
 # The least and the most that a number can be. Those of rows, tokens and sizes are far above what anyone trains with and
 # below what stops the host: whether a run fits a device is `jpeft plan`'s to say.
@@ -219,17 +220,17 @@ _BOUNDS: Mapping[str, tuple[int | float, int | float]] = {
     "data.split_seed": _SEED,
     "data.sample_seed": _SEED,
     "train.seed": _SEED,
-    "train.learning_rate.initial": (0.0, _ANY),
-    "train.learning_rate.warmup": (0.0, _ANY),
-    "train.learning_rate.annealing": (0.0, _ANY),
+    "train.learning_rate.initial": (0.0, ANY),
+    "train.learning_rate.warmup": (0.0, ANY),
+    "train.learning_rate.annealing": (0.0, ANY),
     "train.max_epochs": (1, 1_000_000),
     "train.batch_size": (1, 65_536),
     "train.accumulation_steps": (1, 65_536),
     "train.patience": (1, 1_000_000),
     "train.warmup_fraction": (0.0, 1.0),
-    "train.weight_decay": (0.0, _ANY),
-    "train.clip_grad_norm": (0.0, _ANY),
-    "train.checkpoint_every_seconds": (0.0, _ANY),
+    "train.weight_decay": (0.0, ANY),
+    "train.clip_grad_norm": (0.0, ANY),
+    "train.checkpoint_every_seconds": (0.0, ANY),
     "eval.num_beams": (1, 256),
     "eval.batch_size": (1, 65_536),
     "mesh.data": (1, 65_536),
@@ -275,14 +276,14 @@ class Run:
         config = config.to_dict() if isinstance(config, ConfigDict) else config
         run = parse(cls, config, "config")
         for key in ("model.name", "data.path", "method.from_adapter"):
-            check_path(key, _value_at(config, key))
+            check_path(key, value_at(config, key))
         if run.eval.answer == "auto" and (run.data.task != "custom" or run.data.kind == "generation"):
-            run = _with_value(run, "eval.answer", "generate")
+            run = with_value(run, "eval.answer", "generate")
         settings, taken = _model_settings(config, run)
         for key, value in taken.items():
-            run = _with_value(run, key, value)
-        if _value_at(config, "method.reading") is None:
-            run = _with_value(run, "method.reading", _usual_reading(run))
+            run = with_value(run, key, value)
+        if value_at(config, "method.reading") is None:
+            run = with_value(run, "method.reading", _usual_reading(run))
         scale = one_of("data.scale", run.data.scale, SCALES)
         max_train, max_epochs = SCALES[scale]
         method = one_of("method.name", run.method.name, _LEARNING_RATES)
@@ -308,7 +309,7 @@ class Run:
     def _check(self) -> None:
         values = self.to_dict()
         for key, (least, most) in _BOUNDS.items():
-            check_bounds(key, _value_at(values, key), least, most)
+            check_bounds(key, value_at(values, key), least, most)
         one_of("model.dtype", self.model.dtype, DTYPES)
         one_of("model.remat", self.model.remat, REMAT_POLICIES)
         task = self.build_task()
@@ -376,7 +377,7 @@ class Run:
             first, last = (int(i or indices[1]) for i in indices.groups()) if indices else (1, 0)
             if first > last or last > _MOST_LAYERS:
                 raise UserError(
-                    f"method.layers is {_short(self.method.layers)}; expected indices and ranges: 0,2,6-11, "
+                    f"method.layers is {shortened(self.method.layers)}; expected indices and ranges: 0,2,6-11, "
                     f"none above {_MOST_LAYERS:,}."
                 )
             chosen.update(range(first, last + 1))
@@ -395,9 +396,9 @@ def taken_from_model(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 
 def _model_settings(config: Mapping[str, Any], run: Run) -> tuple[ModelSettings | None, dict[str, Any]]:
     settings = settings_of(run.model.name)
-    reading = _value_at(config, "method.reading") or _usual_reading(run)
+    reading = value_at(config, "method.reading") or _usual_reading(run)
     values = settings.for_method(run.method.name, reading) if settings else {}
-    return settings, {key: value for key, value in values.items() if _value_at(config, key) is None}
+    return settings, {key: value for key, value in values.items() if value_at(config, key) is None}
 
 
 def _usual_reading(run: Run) -> str:
@@ -407,44 +408,15 @@ def _usual_reading(run: Run) -> str:
     return "official" if (run.data.task, run.method.name) == ("custom", "lora") else "paper"
 
 
-def _value_at(config: Mapping[str, Any], key: str) -> Any:
-    """What nested mappings hold at `section.key`; None where they hold nothing."""
-    value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def _with_value(section: Any, key: str, value: Any) -> Any:
-    """A section, or a whole run, with another value at `key`, which may lead into sections below."""
-    name, _, below = key.partition(".")
-    return dataclasses.replace(section, **{name: _with_value(getattr(section, name), below, value) if below else value})
-
-
 def default_config() -> ConfigDict:
     """Every key with its default, for config files to change. An unset key takes a value of its type from a flag."""
     return placeholders(Run)
 
 
-def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`key: before -> after` of every key whose value differs between two nested configs of runs.
-
-    But for `mesh`: it says where a run is computed, not what; a run may go on on other devices.
-    """
-    found = []
-    for key in sorted({*before, *after} - {"mesh"}):
-        old, new = before.get(key), after.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key}: {_short(old)} -> {_short(new)}")
-    return found
-
-
 # What a run did before there was a key for it, by its config, where that is not the key's default.
 _BEFORE_THE_KEY: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "eval.answer": lambda config: "generate",
-    "data.options": lambda config: "none" if _value_at(config, "data.task") == "custom" else "auto",
+    "data.options": lambda config: "none" if value_at(config, "data.task") == "custom" else "auto",
 }
 
 
@@ -458,157 +430,7 @@ def of_any_version(config: Mapping[str, Any], now: Mapping[str, Any]) -> dict[st
     for key, meant in _BEFORE_THE_KEY.items():
         section, name = key.split(".")
         defaults[section][name] = meant(config)
-    return _filled(config, now, defaults)
-
-
-def _filled(config: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    filled = dict(config)
-    for key, value in now.items():
-        default = defaults.get(key)
-        if isinstance(value, Mapping):
-            if isinstance(config.get(key, {}), Mapping):
-                below = default if isinstance(default, Mapping) else {}
-                filled[key] = _filled(config.get(key, {}), value, below)
-        elif key not in config and default is not None:
-            filled[key] = default
-    return filled
-
-
-def placeholders(cls: type) -> ConfigDict:
-    config = ConfigDict()
-    for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(field.type):
-            config[field.name] = placeholders(typing.cast(type, field.type))
-        elif field.default is dataclasses.MISSING:
-            config[field.name] = ConfigDict()  # keys of the user's own
-        elif field.default is None or field.metadata.get("open"):
-            config[field.name] = config_dict.placeholder(_value_type(field.type))
-        else:
-            config[field.name] = field.default
-    return config
-
-
-def _value_type(annotation: Any) -> type:
-    """`int` of `int | None`, `int` of `int`."""
-    if isinstance(annotation, types.UnionType):
-        return next(arg for arg in typing.get_args(annotation) if arg is not type(None))
-    return annotation
-
-
-def keys_of(cls: type, prefix: str = "") -> list[str]:
-    """Every key below a section of a config: `model.name`; of a section with keys of the user's own its name alone."""
-    keys = []
-    for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(field.type):
-            keys += keys_of(typing.cast(type, field.type), f"{prefix}{field.name}.")
-        else:
-            keys.append(f"{prefix}{field.name}")
-    return keys
-
-
-def unknown_key(root: type, key: str, path: str = "config") -> str:
-    """What is said of a key that a config at `path` does not have: that it is a section, or which one is meant.
-
-    Sections are easily mixed up, so all of them are looked through: what counts is the name itself, by its letters and
-    by its words (`lora_rank` is `method.rank`, `lr` a `learning_rate`), and then the section.
-    """
-    key, keys = key[:200], keys_of(root)
-    below = [known.removeprefix(f"{key}.") for known in keys if known.startswith(f"{key}.")]
-    if below:
-        return f"{path}.{key} is a section; give one of its keys: {', '.join(below)}."
-    sections = {known.rpartition(".")[0] for known in keys} - {""}
-    section, _, name = key.rpartition(".")
-
-    def likeness(known: str) -> tuple[float, float]:
-        its_section, _, its_name = known.rpartition(".")
-        alike = lambda one, other: difflib.SequenceMatcher(None, one, other).ratio()
-        letters, words, its_words = alike(name, its_name), name.split("_"), its_name.split("_")
-        shared = set(words) <= set(its_words) or set(its_words) <= set(words)
-        initials = len(its_words) > 1 and name == "".join(word[:1] for word in its_words)
-        by_words = 0.8 if shared or initials else 0.0
-        return max(letters, by_words) + 0.15 * alike(section, its_section), letters
-
-    meant = max([*keys, *sorted(sections)], key=likeness)
-    return f"unknown config key {path}.{key}; did you mean {path}.{meant}?"
-
-
-def parse(cls: type, values: Mapping[str, Any], path: str, root: tuple[type, str] | None = None) -> Any:
-    """The dataclass `cls` of a config's values.
-
-    Args:
-      path: of the section, from `config` on.
-      root: what the whole config is read into, and its path; `cls` and `path` where that is this.
-
-    Raises:
-      UserError: an unknown key, or a value of another type.
-    """
-    root = root or (cls, path)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for key in values:
-        if key not in fields:
-            whole, at = root
-            raise UserError(unknown_key(whole, f"{path}.{str(key)[:200]}".removeprefix(f"{at}."), at))
-    parsed = {}
-    for key, value in values.items():
-        kind = fields[key].type
-        if dataclasses.is_dataclass(kind):
-            if not isinstance(value, Mapping):
-                raise UserError(f"{path}.{key} is {value!r}; it is a section with keys of its own.")
-            parsed[key] = parse(typing.cast(type, kind), value, f"{path}.{key}", root)
-        elif not (value is None and fields[key].metadata.get("open")):
-            parsed[key] = _checked_value(f"{path}.{key}", value, kind)
-    return cls(**parsed)
-
-
-def _checked_value(path: str, value: Any, annotation: Any) -> Any:
-    expected = _value_type(annotation)
-    if value is None and isinstance(annotation, types.UnionType):
-        return None
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
-        raise UserError(f"{path} is {_short(value)}; expected {expected.__name__}.")
-    if isinstance(value, str):
-        if not value.strip():
-            raise UserError(f"{path} is empty; give a value, or leave it out.")
-        if "\0" in value or len(value) > _LONGEST_TEXT:
-            what = "a NUL character" if "\0" in value else f"{len(value):,} characters"
-            raise UserError(f"{path} holds {what}; expected text of {_LONGEST_TEXT:,} characters at most.")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{path} is {value}; expected a number.")
-    elif isinstance(value, int) and abs(value) >= 2**63:
-        raise UserError(f"{path} is a number of {value.bit_length()} bits; expected one that 64 bits hold.")
-    return value
-
-
-_LONGEST_TEXT = 20_000  # of a template, say
-_LONGEST_PATH, _LONGEST_NAME = 4096, 255  # bytes, on every file system there is
-
-
-def check_bounds(key: str, value: int | float | None, least: int | float, most: int | float = _ANY) -> None:
-    """Raises `UserError` for a number that is there and below `least` or above `most`."""
-    if value is not None and not (least <= value <= most and math.isfinite(value)):
-        expected = f"at most {most:,.15g}" if value > most else f"at least {least:,g}"
-        raise UserError(f"{key} is {value}; expected {expected}.")
-
-
-def check_path(key: str, value: str | None) -> None:
-    """Raises `UserError` for a path, or a name that may be one, that no file can have."""
-    if value is None:
-        return
-    parts = Path(value).parts
-    if len(os.fsencode(value)) > _LONGEST_PATH or any(len(os.fsencode(part)) > _LONGEST_NAME for part in parts):
-        raise UserError(f"{key} is {_short(value)}, which is longer than a file's name can be.")
-    if value.startswith("~"):
-        try:
-            Path(value).expanduser()
-        except RuntimeError:
-            raise UserError(f"{key} is {value!r}: there is no such home directory; write the path in full.") from None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:120]}..."
+    return filled_in(config, now, defaults)
 
 
 def require_labels(there: bool, task: str) -> None:
@@ -623,10 +445,3 @@ def _given(value: int | None, otherwise: int | None) -> int | None:
 
 def _listed(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def one_of(key: str, value: str, known: Iterable[str]) -> str:
-    known = list(known)
-    if value not in known:
-        raise UserError(f"{key} is {_short(value)}; expected one of {', '.join(known)}.")
-    return value

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jpeft.errors import UserError
+from jpeft.words import clipped
 
 # What foreign JSON may hold. Configs and indexes of released models stay far below either.
 MOST_BYTES = 64 * 2**20
@@ -243,5 +244,4 @@ def check_fields(
         fits = type(value) in allowed or (float in allowed and type(value) is int)
         if value is not None and not fits:
             expected = " or ".join(dict.fromkeys(_KINDS[one] for one in allowed))
-            shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
-            raise error(f"{source}: {name} is {shown}; expected {expected}.")
+            raise error(f"{source}: {name} is {clipped(repr(value), 60)}; expected {expected}.")

@@ -9,6 +9,8 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
+FEWEST_TEST_ROWS = 30  # with fewer, what a test says may be chance
+
 # Of the lowest loss, and never less than so many nats: near 0 a share of it is nothing. 0.05 nats are a probability of
 # the right token that is 5 % lower, in the mean.
 TIE = (0.02, 0.01)

@@ -36,18 +36,18 @@ def why_unreachable(most_seconds: float = _MOST_SECONDS) -> str | None:
 @contextlib.contextmanager
 def without_network() -> Iterator[None]:
     """Within it the hub's libraries look in their caches alone, at once and without warnings of their own."""
-    import datasets
+    from datasets import config as of_datasets
     from huggingface_hub import constants
 
     loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    before = constants.HF_HUB_OFFLINE, of_datasets.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = of_datasets.HF_HUB_OFFLINE = True
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         yield
     finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE, of_datasets.HF_HUB_OFFLINE = before
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from jpeft.errors import RunFailed, UserError
+from jpeft.words import clipped
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "bad_alloc", "Unable to allocate")
@@ -72,7 +73,7 @@ def first_line(error: BaseException, most: int = 300) -> str:
 def shown(name: object) -> str:
     """A file's name as a message can hold it."""
     text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return clipped(text, 200)
 
 
 def is_within(name: object, directory: Path) -> bool:

@@ -1,4 +1,6 @@
-"""Numbers in sentences."""
+"""Numbers, long texts and long lists in sentences."""
+
+from collections.abc import Sequence
 
 
 def counted(number: int, one: str, several: str | None = None) -> str:
@@ -12,3 +14,13 @@ def size(amount: int | float, unit: str = "B") -> str:
         if amount >= 0.9995 * factor:  # 999,999 is 1.00 MB, not 1000 kB
             return f"{amount / factor:#.3g} {prefix}{unit}".replace(". ", " ")  # 123., as Python has it
     return f"{amount:.0f} {unit}"
+
+
+def clipped(text: str, most: int) -> str:
+    """A text as it is, or its first `most` characters and `...` where it has more."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def the_first(texts: Sequence[str], most: int = 3) -> str:
+    """Texts with semicolons between them, ` ...` in the place of those after the first `most`."""
+    return "; ".join(texts[:most]) + (" ..." if len(texts) > most else "")

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from jpeft.config import Run, default_config, differences, of_any_version, unknown_key
+from jpeft.config import Run, default_config, of_any_version
 from jpeft.errors import UserError
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
+from jpeft.typed_config import differences, unknown_key
 
 
 def config(**changes):

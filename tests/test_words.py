@@ -1,8 +1,8 @@
-"""Numbers in sentences."""
+"""Numbers, long texts and long lists in sentences."""
 
 import pytest
 
-from jpeft.words import counted, size
+from jpeft.words import clipped, counted, size, the_first
 
 
 def test_a_noun_agrees_with_its_number():
@@ -21,3 +21,8 @@ def test_a_size_has_the_unit_that_shows_it(amount, said):
 
 def test_of_other_things():
     assert size(3.5e15, "FLOP") == "3.50 PFLOP"
+
+
+def test_long_texts_and_lists_are_cut_and_say_so():
+    assert clipped("abc", 3) == "abc" and clipped("abcd", 3) == "abc..."
+    assert the_first(["a", "b", "c"]) == "a; b; c" and the_first(["a", "b", "c", "d"]) == "a; b; c ..."

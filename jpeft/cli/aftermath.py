@@ -23,6 +23,14 @@ def metric_line(result: Mapping[str, Any]) -> str:
     return f"{result['metric_name']}  {result['metric']:.4f}  ({'; '.join(filter(None, said))})"
 
 
+def print_numbers(result: Mapping[str, Any]) -> None:
+    """Prints the metric with what belongs to it, and the other metrics of the test."""
+    print(metric_line(result))
+    for name, value in result["metrics"].items():
+        if name != result["metric_name"]:
+            print(f"{name}  {value:.4f}")
+
+
 def _majority(per_class: Mapping[str, Any] | None) -> str:
     if not per_class:
         return ""

@@ -152,7 +152,7 @@ def _explain_flag(error: BaseException, argv: Sequence[str], config_type: type, 
         key = name.removeprefix("config.")
         users_own = any(key.startswith(f"{section}.") for section in known)  # below a section of keys of their choice
         if name.startswith("config.") and key not in known and not users_own:
-            from jpeft.config import unknown_key  # which loads JAX: other commands do without
+            from jpeft.typed_config import unknown_key  # loads ml_collections: other commands do without
 
             return unknown_key(config_type, key)
     text = str(error.args[0] if error.args else error).strip()

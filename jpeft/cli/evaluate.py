@@ -95,16 +95,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _print(outcome, arguments: argparse.Namespace) -> None:
-    from jpeft.cli.aftermath import metric_line, print_classes
+    from jpeft.cli.aftermath import print_classes, print_numbers
     from jpeft.predict.evaluation import shown_labels
     from jpeft.words import counted
 
     record = outcome.record()
     rows, name = record["rows"], record["metric_name"]
-    print(metric_line({**record, "test_examples": rows}))
-    for key, value in record["metrics"].items():
-        if key != name:
-            print(f"{key}  {value:.4f}")
+    print_numbers({**record, "test_examples": rows})
     if record["per_class"] is not None:
         print(f"macro_f1  {record['per_class']['macro_f1']:.4f}")
         print_classes(record["per_class"])

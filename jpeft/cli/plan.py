@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -107,7 +108,7 @@ def _make(arguments: argparse.Namespace, axes: dict[str, int], tell: Callable[[s
     from jpeft.cli.config_flags import parse_call
     from jpeft.config import Run
     from jpeft.mesh.hardware import hardware, memory_bytes
-    from jpeft.train.plan import Lengths, make_plan, smallest_change
+    from jpeft.train.plan import longest_lengths, make_plan, smallest_change
 
     keys = [*arguments.config_keys, *(f"--config.mesh.{axis}={parts}" for axis, parts in axes.items())]
     call = parse_call(["jpeft plan", f"--config={arguments.config}", *keys], Run, "")
@@ -115,7 +116,7 @@ def _make(arguments: argparse.Namespace, axes: dict[str, int], tell: Callable[[s
     run = Run.from_config(call.config)
     device = hardware(arguments.device) if arguments.device else None
     memory = memory_bytes(arguments.device_memory) if arguments.device_memory else device.memory if device else None
-    lengths = _lengths(arguments, run, Lengths)
+    lengths = _lengths(arguments, longest_lengths(run))
     plan = make_plan(run, lengths, report=tell)
     other = None
     if memory is not None and not plan.fits(memory) and not arguments.no_search:
@@ -133,14 +134,13 @@ def _axes(text: str) -> dict[str, int]:
     return axes
 
 
-def _lengths(arguments: argparse.Namespace, run: Any, make: Any) -> Any:
-    if arguments.input_length is None and arguments.target_length is None:
-        return None
-    task = run.build_task()
-    given = (arguments.input_length or task.max_input_length, arguments.target_length or task.max_target_length)
-    if min(given) < 2:
-        raise UserError(f"--input-length and --target-length are {given[0]} and {given[1]}; expected at least 2.")
-    return make(*given)
+def _lengths(arguments: argparse.Namespace, longest: Any) -> Any:
+    """What batches are padded to: as the flags say, and as the config where they say nothing."""
+    given = {"input": arguments.input_length, "target": arguments.target_length}
+    for name, length in given.items():
+        if length is not None and length < 2:
+            raise UserError(f"--{name}-length is {length}; expected at least 2.")
+    return dataclasses.replace(longest, **{name: length for name, length in given.items() if length is not None})
 
 
 def _as_json(plan: Any, device: Any, memory: float | None, other: Any) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _as_json(plan: Any, device: Any, memory: float | None, other: Any) -> dict[s
 
 def _settings(other: Any, plan: Any) -> list[str]:
     """Flags that turn one plan's run into the other's."""
-    from jpeft.config import differences
+    from jpeft.typed_config import differences
 
     changed = differences(plan.run.to_dict(), other.run.to_dict())
     return [f"--config.{line.partition(':')[0]}={line.rpartition('-> ')[2].strip(chr(39))}" for line in changed]

@@ -107,8 +107,8 @@ class _Flags:
 
     def methods(self) -> list[str]:
         """Those to try, each once."""
-        from jpeft.config import one_of
         from jpeft.peft.methods import METHODS
+        from jpeft.typed_config import one_of
 
         named = [part.strip() for part in self._arguments.methods.split(",") if part.strip()]
         if not named:

@@ -95,13 +95,10 @@ def _in_full(argv: Sequence[str]) -> list[str]:
 
 
 def _print_result(result: dict, workdir: Path) -> None:
-    from jpeft.cli.aftermath import metric_line, print_aftermath
+    from jpeft.cli.aftermath import print_aftermath, print_numbers
 
     seconds = result["seconds"]
-    print(metric_line(result))
-    for name, value in result["metrics"].items():
-        if name != result["metric_name"]:
-            print(f"{name}  {value:.4f}")
+    print_numbers(result)
     if result["zero_shot"]:
         print(f"zero-shot {result['metric_name']}  {result['zero_shot'][result['metric_name']]:.4f}")
     epochs = f"best of epoch {result['best_epoch']}, {result['epochs_run']} run"

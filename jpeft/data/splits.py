@@ -99,7 +99,8 @@ def draw(
     train = order["train"]
 
     def apart(source: str, rows: np.ndarray, counts: Sequence[int]) -> list[np.ndarray]:
-        return _set_apart(rows, counts, inputs and inputs[source], labels and labels[source])
+        of_source = lambda values: None if values is None else values[source]
+        return _set_apart(rows, counts, of_source(inputs), of_source(labels))
 
     tenth = round(len(train) * _HELD_OUT_SHARE)
 
@@ -145,8 +146,11 @@ def _set_apart(
     groups: dict[int, list[int]] = {}
     for row in order.tolist():
         groups.setdefault(row if inputs is None else inputs[row], []).append(row)
-    label_of = lambda rows: "" if labels is None else labels[rows[0]]
-    there = Counter({"": len(order)} if labels is None else (labels[row] for row in order.tolist()))
+
+    def label_of(rows: Sequence[int]) -> str:
+        return "" if labels is None else labels[rows[0]]
+
+    there = Counter(label_of([row]) for row in order.tolist())
     # The last row of a label trains: a label that never trained cannot be answered.
     spare = Counter({label: count - (labels is not None) for label, count in there.items()})
     waiting, parts = list(groups.values()), []

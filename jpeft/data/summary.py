@@ -16,7 +16,7 @@ from jpeft.data.tasks import Example, Task
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.rows.values import alike, is_missing
-from jpeft.words import counted
+from jpeft.words import clipped, counted
 
 _MOST_SHOWN = 8  # labels of one line
 
@@ -218,7 +218,7 @@ def _by_split(what: str, counts: Mapping[str, tuple[int, int]], note: str) -> li
 
 
 def _short(text: str, *, quoted: bool = True) -> str:
-    text = text if len(text) <= 40 else f"{text[:40]}..."
+    text = clipped(text, 40)
     if not unicodedata.is_normalized("NFC", text):  # looks like another text and is not
         return ascii(text)
     return repr(text) if quoted or not text.isprintable() or text != " ".join(text.split()) else text

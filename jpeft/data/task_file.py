@@ -11,6 +11,8 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.files import check_fields, read_json_object, write_whole
 
 TASK_FILE = "task.json"
+ANSWERS = ("generate", "score")  # how a test row is answered
+DTYPES = ("auto", "float32", "bfloat16")
 MOST_SCORED = 100  # labels that are scored unasked: each costs as much as a short answer
 
 # What a stranger's file may ask for. A run's own stay far below.
@@ -165,8 +167,8 @@ class TaskOfRun:
                 raise RunFailed(f"{path}: {key} is {value}; expected {least} to {most:,}.")
         for key, value, known in (
             ("kind", made.kind, KINDS),
-            ("answer", made.answer, ("generate", "score")),
-            ("dtype", made.dtype, ("auto", "float32", "bfloat16")),
+            ("answer", made.answer, ANSWERS),
+            ("dtype", made.dtype, DTYPES),
         ):
             if value not in known:
                 raise RunFailed(f"{path}: {key} is {value[:40]!r}; expected {' or '.join(known)}.")

@@ -8,6 +8,7 @@ from typing import Any
 from jpeft.data.prompts import Template
 from jpeft.errors import UserError
 from jpeft.rows.values import alike, as_text, is_missing
+from jpeft.words import clipped
 
 KINDS = ("classification", "generation")
 OPTIONS = ("auto", "list", "none")  # whether the prompt of a user's own classes lists them
@@ -106,7 +107,7 @@ def check_template(template: str, key: str, *, besides: str | None = None) -> No
 
 
 def _short(template: str) -> str:
-    return repr(template if len(template) <= 200 else f"{template[:200]}...")
+    return repr(clipped(template, 200))
 
 
 _AGNEWS = Task(

@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jpeft.config import Run, one_of
+from jpeft.config import Run
 from jpeft.errors import UserError
 from jpeft.peft.ablations import ABLATIONS
+from jpeft.typed_config import one_of
 from jpeft.words import counted
 
 # The paper ablates at medium scale only.

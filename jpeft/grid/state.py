@@ -19,6 +19,7 @@ from jpeft.files import read_json_object, write_whole
 from jpeft.grid.cells import Cell
 from jpeft.train.loop import digest_of_rows
 from jpeft.train.rundir import has_work, is_claimed, what_differs
+from jpeft.words import the_first
 
 FAILURE_FILE = "failure.json"
 PROGRESS_FILE = "progress.json"
@@ -76,7 +77,7 @@ def look(cell: Cell, workdir: Path) -> CellState:
     except (UserError, RunFailed) as error:  # its rows cannot be read: what runs it will say so
         changed = [str(error)]
     if changed and has_work(directory):
-        return CellState(State.STALE, "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else ""))
+        return CellState(State.STALE, the_first(changed))
     if (directory / "result.json").is_file():
         result = _read(directory / "result.json")
         metric = None if result is None else result.get("metric")

@@ -7,6 +7,7 @@ from typing import Any
 
 from jpeft.errors import UserError
 from jpeft.files import check_fields, read_json_object
+from jpeft.words import clipped
 
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu")
 _SAME_ACTIVATION = {
@@ -161,8 +162,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 40 else f"{shown[:40]}..."
+    return clipped(repr(value), 40)
 
 
 def _ranges(vocab_size: Any) -> dict[str, tuple[int, int]]:

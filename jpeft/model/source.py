@@ -9,6 +9,7 @@ from jpeft.model.config import RELEASED, T5Config
 from jpeft.model.tokenizer import TOKENIZER_FILES, VOCABULARIES
 from jpeft.model.weights import INDEXES, read_config, weight_files
 from jpeft.network import why_unreachable
+from jpeft.words import clipped
 
 # Models that come with the package: a directory here in Hugging Face layout is known by its name alone.
 PACKAGED = Path(__file__).parent / "pretrained"
@@ -53,18 +54,16 @@ def resolve(
         if directory.exists():
             raise UserError(f"{what} {name!r} is a file; it must be a directory in Hugging Face layout.")
     except OSError as error:  # a part of it is too long, or may not be looked into
-        raise UserError(f"{what} {_clipped(name)} cannot be opened ({error.strerror}); give {flag} another.") from None
+        raise UserError(
+            f"{what} {clipped(name, 200)!r} cannot be opened ({error.strerror}); give {flag} another."
+        ) from None
     if not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name, re.ASCII):
         raise UserError(_no_such_name(name, what, flag))
     return _download(name, what, flag, report)
 
 
-def _clipped(name: str) -> str:
-    return repr(name) if len(name) <= 200 else f"{name[:200]!r}..."
-
-
 def _no_such_name(name: str, what: str, flag: str) -> str:
-    asked = f"{what} {_clipped(name)}"
+    asked = f"{what} {clipped(name, 200)!r}"
     return f"{asked} is no directory here and no hub id such as google/flan-t5-small; {_without_network(flag)}."
 
 

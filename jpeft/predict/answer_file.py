@@ -16,11 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jpeft.config import differences
 from jpeft.errors import Busy, RunFailed, UserError
 from jpeft.files import read_json_object, write_whole
 from jpeft.predict.output import Output
 from jpeft.predict.rows import Row
+from jpeft.typed_config import differences
+from jpeft.words import the_first
 
 
 class AnswerFile(Output):
@@ -94,8 +95,7 @@ class AnswerFile(Output):
             ) from None
         changed = differences(before, call)
         if changed:
-            shown = "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
-            raise UserError(f"{self.path} holds answers of another call ({shown}); {way_out}.")
+            raise UserError(f"{self.path} holds answers of another call ({the_first(changed)}); {way_out}.")
 
     def answered(self, rows: Sequence[Row]) -> int:
         """As `Output.answered`; half a line behind them is cut off.

@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from jpeft.config import DTYPES, one_of
+from jpeft.data.task_file import DTYPES
 from jpeft.errors import UserError
 from jpeft.predict.answering import Answering, Choosing, Generating
 from jpeft.predict.prompt import Prompt
 from jpeft.predict.source import Source
 from jpeft.train.setup import compute_dtype
+from jpeft.typed_config import one_of
 
 _MAX_INPUT_LENGTH, _MAX_OUTPUT_LENGTH = 512, 128  # where no run says otherwise
 _BATCHES_IN_WINDOW = 16  # rows of like length are found among so many batches; as many are lost at most by a kill

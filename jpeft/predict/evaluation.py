@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from jpeft.config import ANSWERS, DTYPES, Run, one_of
+from jpeft.config import ANSWERS, Run
 from jpeft.data.batches import Tokens, require_text, tokenize
 from jpeft.data.prompts import Template
 from jpeft.data.sources import Columns, load_rows, source_in_use
-from jpeft.data.task_file import TaskOfRun
+from jpeft.data.task_file import DTYPES, TaskOfRun
 from jpeft.data.tasks import TASKS, Example, Task, check_template, examples, known_label, require_columns
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.answering import ScoredAnswers, answer_split
@@ -29,6 +29,7 @@ from jpeft.rows.values import as_text, is_missing
 from jpeft.train.aftermath import look_back
 from jpeft.train.cautions import few_test_rows
 from jpeft.train.setup import compute_dtype
+from jpeft.typed_config import one_of
 
 _SHOWN = 5  # unknown labels in a message
 

@@ -92,7 +92,8 @@ class QuestionTokens:
         rows_of: dict[str, list[int]] = {}
         for i, question in enumerate(questions):
             rows_of.setdefault(question.template, []).append(i)
-        ids, cut = [[]] * len(questions), [False] * len(questions)
+        ids: list[list[int]] = [[] for _ in questions]
+        cut = [False] * len(questions)
         for template, rows in rows_of.items():
             encoded = self._tokens_of(template)([questions[i].fields for i in rows])
             for i, of_row, was_cut in zip(rows, encoded.ids, encoded.cut, strict=True):

@@ -128,7 +128,7 @@ class Input:
     def _row(self, where: str, fields: dict[str, Any], make: Callable[[Any], Question], size: int) -> Row:
         try:
             row = Row(make(fields), {key: value for key, value in fields.items() if key not in _ANSWER}, size)
-            (row.text.encode(), row.opening)
+            _ = row.text.encode(), row.opening  # neither can be written where a text holds half of a surrogate pair
         except UnicodeEncodeError:
             raise self._unusable(where, "holds half of a surrogate pair, which is no text; remove it") from None
         except ValueError as error:

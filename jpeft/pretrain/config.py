@@ -8,11 +8,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jpeft.config import DTYPES, check_path, one_of, parse, placeholders
+from jpeft.data.task_file import DTYPES
 from jpeft.errors import UserError
 from jpeft.model.config import T5Config
 from jpeft.model.t5 import REMAT_POLICIES
 from jpeft.pretrain.corpus import KINDS
+from jpeft.typed_config import check_path, one_of, parse, placeholders
 
 OPTIMIZERS = ("adamw", "adafactor")
 EMBEDDINGS = ("random", "cooccurrence")

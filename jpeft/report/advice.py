@@ -82,7 +82,7 @@ def answers(asked: Question, groups: Sequence[Group], scarce: Sequence[Scarce]) 
 
 
 def document(asked: Question, found: Sequence[Recommendation]) -> Document:
-    """For a terminal."""
+    """The answers as a document, for a terminal."""
     sections = [
         Section(
             name=one.case.scarce,

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jpeft.judging import GOOD_ENOUGH, TIE, Baseline, good_enough_limit, tie_limit
+from jpeft.judging import FEWEST_TEST_ROWS, GOOD_ENOUGH, TIE, Baseline, good_enough_limit, tie_limit
 from jpeft.report.document import Document, Section
 from jpeft.report.names import METHODS, METRICS, in_order, method_label
 from jpeft.report.ranking import Scarce
@@ -19,7 +19,6 @@ from jpeft.report.records import Result
 from jpeft.report.table import Column, Table, Value
 
 _FEW_ROWS = 50  # of validation: what they choose may be chance
-_FEW_TEST_ROWS = 30  # what they say of an answer may be chance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +136,7 @@ class Choice:
 
     def _against(self, result: Result) -> Iterator[tuple[str, bool]]:
         """What is had without learning as well, and whether that is certain: few test rows may say so by chance."""
-        enough = result.test_examples >= _FEW_TEST_ROWS
+        enough = result.test_examples >= FEWEST_TEST_ROWS
         metric = METRICS.get(result.metric_name, result.metric_name)
         if self.baseline is not None and not self.baseline.is_beaten_by(result.validation_loss):
             yield (
@@ -176,7 +175,7 @@ class Choice:
         return steps
 
     def document(self) -> Document:
-        """For a terminal."""
+        """The answer as a document, for a terminal."""
         placed, first = self.ranking, self.ranking[0].full
         facts = [*self._answer(), *_reasons(self.scarce, placed, self.untuned, self.baseline)]
         section = Section(

@@ -47,7 +47,7 @@ def own_tables(group: Group) -> list[Table]:
 
 
 def _what_is_there(table: Table) -> Table | None:
-    """Without rows and columns of which nothing was run; None where nothing at all was."""
+    """The table without rows and columns of which nothing was run; None where nothing at all was."""
     known = [[i for i, value in enumerate(row) if i and value.value is not None] for row in table.rows]
     columns = [0, *sorted({i for found in known for i in found})]
     rows = [[row[i] for i in columns] for row, found in zip(table.rows, known, strict=True) if found]
@@ -413,7 +413,7 @@ def all_cells(group: Group) -> Table:
 
 
 def _without_empty(columns: list[Column], rows: list[list[Value]]) -> tuple[list[Column], list[list[Value]]]:
-    """Without columns that hold no text in any row."""
+    """The columns and rows without those columns that hold no text in any row."""
     kept = [i for i in range(len(columns)) if any(row[i].value != "" for row in rows)]
     return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
@@ -424,7 +424,7 @@ def _interval(cell: Cell) -> str:
 
 
 def own_results(group: Group) -> Table:
-    """What was run that the paper has not, in a few columns."""
+    """What was run beside the paper's cells, in a few columns."""
     rows = []
     for cell in _ordered(group, group.own):
         key, results = cell.key, cell.results

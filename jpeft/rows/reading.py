@@ -17,6 +17,7 @@ import pyarrow as pa
 from jpeft.errors import UserError
 from jpeft.rows import parquet
 from jpeft.rows.text import Readable, Row, csv_rows, json_line_rows, json_rows, lines, plain_rows
+from jpeft.words import clipped
 
 Columns = dict[str, list[Any]]
 
@@ -62,7 +63,7 @@ def require_file(path: Path, name: str) -> os.stat_result:
     except FileNotFoundError:
         raise UserError(f"{name} does not exist.") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UserError(f"{_short(name)} cannot be read ({_reason(error)}).") from None
+        raise UserError(f"{clipped(name, 200)} cannot be read ({_reason(error)}).") from None
     if stat.S_ISDIR(status.st_mode):
         raise UserError(f"{name} is a directory; name a file.")
     # What a shell puts in a file's place is open already; another pipe might keep its reader waiting forever.
@@ -85,7 +86,7 @@ def read_rows(path: Path, *, kind: str | None = None, name: str | None = None) -
     kind = kind or kind_of(path)
     status = require_file(path, name)
     if kind is None:
-        raise UserError(f"{_short(name)} has the ending {path.suffix[:20]!r}; jpeft reads {endings()}.")
+        raise UserError(f"{clipped(name, 200)} has the ending {path.suffix[:20]!r}; jpeft reads {endings()}.")
     with _explained(name), _open(path) as file:
         if kind == "parquet":
             yield from parquet.rows(file, name, status.st_size)
@@ -168,7 +169,3 @@ def _explained(name: str) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return text.partition("\n")[0].rstrip(".") or type(error).__name__
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 200 else f"{name[:100]}..."

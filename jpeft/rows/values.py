@@ -8,6 +8,8 @@ import unicodedata
 import uuid
 from typing import Any
 
+from jpeft.words import clipped
+
 _PLAIN = (int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta, uuid.UUID)
 _SHOWN = 60
 
@@ -94,4 +96,4 @@ def _shown(value: Any) -> str:
     # Of a list of a million texts only the beginning is written out.
     part = value[:3] if isinstance(value, list | tuple) else dict(list(value.items())[:3])
     text = ascii(part) if len(part) == len(value) else f"{ascii(part)[:-1]}, ...{ascii(part)[-1]}"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return clipped(text, _SHOWN)

@@ -80,7 +80,7 @@ class AdapterBank:
         self._lock, self._device = threading.Lock(), threading.Lock()
         self._write = Program(self._layout.write, donate=(0,))
         self._logits = Program(make_logits(self._graphdef, self._layout))
-        self._labels = Program(make_label_log_probs(self._graphdef, self._layout))
+        self._labels = Program(make_packed_log_probs(self._graphdef, self._layout))
         self._generate: dict[int, Program] = {}
         self._pool = self._write(self._pool, self._layout.entry({}), np.int32(0))  # compiled before the first `add`
 
@@ -284,7 +284,7 @@ def make_generate(graphdef: nnx.GraphDef, layout: Layout, *, max_length: int):
     return generate
 
 
-def make_label_log_probs(graphdef: nnx.GraphDef, layout: Layout):
+def make_packed_log_probs(graphdef: nnx.GraphDef, layout: Layout):
     """Returns `(base, pool, (slots, encoder tokens, inputs, targets, segments)) -> [batch, labels]`, to compile."""
 
     def score(base: nnx.State, pool: tuple[Array, ...], batch: tuple[Array, ...]):

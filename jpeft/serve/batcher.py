@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from jpeft.serve.bank import UnknownAdapter
-from jpeft.serve.engine import Answer, Row
+from jpeft.serve.engine import Answer, NoNumber, Row
 
 _log = logging.getLogger(__name__)
 _FAILED = "the work failed; the server's log has the cause."
@@ -52,7 +52,7 @@ class Batcher:
 
     def __init__(
         self,
-        answer: Callable[[Sequence[Row]], Sequence[Answer | UnknownAdapter]],
+        answer: Callable[[Sequence[Row]], Sequence[Answer | UnknownAdapter | NoNumber]],
         *,
         fit_together: Callable[[Row, Row], bool],
         max_rows: int,
@@ -63,7 +63,8 @@ class Batcher:
         """Answers nothing until `run`.
 
         Args:
-          answer: called in a thread of its own, with at most `max_rows` rows that `fit_together` with the first.
+          answer: called in a thread of its own, with at most `max_rows` rows that `fit_together` with the first; gives
+            each row's answer, or why it has none.
           max_queue: rows that may wait.
           on_batch: called after each batch with its rows and the seconds that it took.
         """

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from jpeft.eval.per_class import Confusion
 from jpeft.eval.uncertainty import wilson
-from jpeft.words import counted
+from jpeft.judging import FEWEST_TEST_ROWS
+from jpeft.words import clipped, counted
 
-FEWEST_TEST_ROWS = 30
 FEWEST_STEPS = 50
 
 
@@ -79,14 +79,13 @@ def no_label(confusion: Confusion, predictions: Sequence[str], *, answer: str) -
         return None
     labels = {" ".join(label.split()) for label in confusion.labels}
     example = next((p for p in predictions if " ".join(p.split()) not in labels), "")
-    shown = repr(example) if len(example) <= 40 else f"{example[:40]!r}..."
     which = "all" if confusion.unknown == rows else f"{confusion.unknown} of"
     ways = "train longer (--config.train.max_epochs) or at another rate (--config.train.learning_rate.warmup)"
     if answer == "generate":
         ways += ", or take the likeliest label with --config.eval.answer=score"
     return (
-        f"{which} {rows} answers are no label, such as {shown}: the model has not learned what answers look like, so "
-        f"the metric says nothing of the classes; {ways}"
+        f"{which} {rows} answers are no label, such as {clipped(example, 40)!r}: the model has not learned what "
+        f"answers look like, so the metric says nothing of the classes; {ways}"
     )
 
 

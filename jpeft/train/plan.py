@@ -105,6 +105,15 @@ class Plan:
         return max(compute, memory) + talk
 
 
+def longest_lengths(run: Run) -> Lengths:
+    """The longest that a batch of the run can be, padded."""
+    task = run.build_task()
+    return Lengths(
+        _up(run.data.max_input_length or task.max_input_length, 16),
+        _up(run.data.max_target_length or task.max_target_length, 4),
+    )
+
+
 def make_plan(run: Run, lengths: Lengths | None = None, *, report: Callable[[str], None] = lambda line: None) -> Plan:
     """Compiles a run's steps for its mesh. There have to be as many devices, of whatever kind, as the mesh asks for.
 
@@ -114,11 +123,7 @@ def make_plan(run: Run, lengths: Lengths | None = None, *, report: Callable[[str
     Raises:
       UserError: there are too few, a dimension cannot be cut, or the model is not known.
     """
-    task = run.build_task()
-    lengths = lengths or Lengths(
-        _up(run.data.max_input_length or task.max_input_length, 16),
-        _up(run.data.max_target_length or task.max_target_length, 4),
-    )
+    lengths = lengths or longest_lengths(run)
     layout = Layout.of_devices(**dataclasses.asdict(run.mesh))
     graphdef, adapter, base = _trees(run)
     tx = adamw(lambda step: 1e-3, weight_decay=run.train.weight_decay, clip_grad_norm=run.train.clip_grad_norm)

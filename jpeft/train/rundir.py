@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import jax
 
-from jpeft.config import differences, of_any_version
+from jpeft.config import of_any_version
 from jpeft.data.batches import Tokens
 from jpeft.errors import Busy, RunFailed, Stopped, UserError
 from jpeft.files import parse_json, read_json_object, write_whole
@@ -21,7 +21,8 @@ from jpeft.mesh.processes import any_of, entered_by_first, is_first, wait_for_al
 from jpeft.train.aside import NAME as REPLACED
 from jpeft.train.aside import Aside
 from jpeft.train.background import explain_disk_trouble, quiet_threads
-from jpeft.words import counted
+from jpeft.typed_config import differences
+from jpeft.words import counted, the_first
 
 _LOCK = ".lock"
 _LONGEST_LOOK = 0.5  # seconds; `is_claimed` holds the lock for an instant, which must not pass for a process at work
@@ -220,9 +221,9 @@ class RunDirectory:
             self._check_longer(config)
             self.longer_than = before["train"]["max_epochs"]
         elif changed and not self._replaces:
-            shown = "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
             raise UserError(
-                f"{self.path} holds a run of another config ({shown}); name another --workdir, or give --overwrite."
+                f"{self.path} holds a run of another config ({the_first(changed)}); name another --workdir, or give "
+                "--overwrite."
             )
         if not changed and before != config and not (self.path / "result.json").exists():
             self.write_json("config.json", config)

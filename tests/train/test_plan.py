@@ -90,9 +90,10 @@ def command(four_headed_checkpoint, monkeypatch):
 
 
 def test_the_command(command, capsys):
-    short = ("--input-length=16", "--target-length=8", "--device=A10")
+    short = ("--input-length=16", "--config.data.max_target_length=4", "--device=A10")
     assert command(*short, "--mesh=data=2,model=2", "--json") == 0
     plan = json.loads(capsys.readouterr().out)
+    assert (plan["input_length"], plan["target_length"]) == (16, 4)  # a flag for one length leaves the config's other
     assert plan["fits"] is True and plan["mesh"] == {"data": 2, "fsdp": 1, "model": 2}
     assert plan["steps"]["train"]["least_seconds"] > 0 and plan["steps"]["train"]["messages"]["calls"] == 4
     assert command(*short, "--device-memory=0.001GB", "--no-search") == 0
