@@ -133,6 +133,12 @@ def test_the_next_commands_have_the_runs_own_paths_quoted(tmp_path):
     assert "my model" in commands[2] and commands[3][-1] == str(run / "merged")
 
 
+def test_training_on_does_not_begin_anew(tmp_path):
+    argv = ("main.py", "--config=c.py", "--overwrite", "--config.train.max_epochs=1")
+    [command] = [step for step in steps({"best_epoch": 3}, tmp_path, argv) if "max_epochs" in step]
+    assert command == "python main.py --config=c.py --config.train.max_epochs=1 --config.train.max_epochs=8"
+
+
 def test_a_run_with_labels_is_served_in_fewer_shapes(tmp_path):
     assert "--output-lengths 16" in " ".join(steps({"labels": ["a", "b"]}, tmp_path))
     assert "--output-lengths" not in " ".join(steps({"labels": None}, tmp_path))

@@ -107,9 +107,10 @@ def _print(outcome, arguments: argparse.Namespace) -> None:
         print_classes(record["per_class"])
     if outcome.unknown_labels:
         unknown = sum(outcome.unknown_labels.values())
-        labels, known = shown_labels(outcome.unknown_labels), max(rows - unknown, 1)
+        labels, known = shown_labels(outcome.unknown_labels), rows - unknown
+        others = f"{name} of the others {record['metric'] * rows / known:.4f}" if known else "there are no others"
         print(f"unknown  {counted(unknown, 'row')} with labels that the run did not know ({labels}): wrong whatever")
-        print(f"         is answered; {name} of the others {record['metric'] * rows / known:.4f}")
+        print(f"         is answered; {others}")
     if record["cut"]["inputs"]:
         longest = outcome.test.task.max_input_length
         print(f"cut      {record['cut']['inputs']:,} of {rows:,} inputs to {longest} tokens, in their longest column")

@@ -34,7 +34,8 @@ def next_steps(result: Mapping[str, Any], workdir: Path, argv: Sequence[str]) ->
     epochs = result["epochs_run"]
     if result["best_epoch"] == epochs - 1:  # the last was the best: it may not have been enough
         program = ["python", argv[0]] if argv[0].endswith(".py") else argv[0].split()
-        command = shlex.join([*program, *argv[1:], f"--config.train.max_epochs={2 * epochs}"])
+        given = [arg for arg in argv[1:] if not arg.lstrip("-").startswith("overwrite")]  # which would begin anew
+        command = shlex.join([*program, *given, f"--config.train.max_epochs={2 * epochs}"])
         steps.append(("train on, since the last epoch was the best", command))
     if result["task"] != "custom":
         steps.append(("rows of your own", f"jpeft train --data FILE --target COLUMN --model {model}"))

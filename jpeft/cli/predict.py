@@ -1,6 +1,7 @@
 """`jpeft predict`: answers to rows of text, with any model and adapter."""
 
 import argparse
+import csv
 from pathlib import Path
 
 from jpeft.cli.arguments import path, whole
@@ -55,7 +56,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="longer prompts are cut (default: a run's, or 512)",
     )
     how = parser.add_argument_group("how")
-    how.add_argument("--labels", metavar="A,B,...", help="choose among these (default: the labels of the run)")
+    how.add_argument(
+        "--labels",
+        metavar="A,B,...",
+        help='choose among these; "A, B" is one with a comma (default: labels of the run)',
+    )
     how.add_argument("--generate", action="store_true", help="generate, though the run has labels")
     how.add_argument(
         "--max-output-length",
@@ -96,7 +101,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         call = Call.of(
             source,
             template=arguments.template,
-            labels=None if arguments.labels is None else arguments.labels.split(","),
+            labels=None if arguments.labels is None else _labels(arguments.labels),
             generate=arguments.generate,
             max_input_length=arguments.max_input_length,
             max_output_length=arguments.max_output_length,
@@ -138,3 +143,14 @@ def _summarize(predicting, meter, output: Path | None) -> None:
         )
     if output is not None:
         meter.say(f"wrote     {output} ({counted(predicting.rows, 'answer')})")
+
+
+def _labels(given: str) -> list[str]:
+    """Labels between commas, as in CSV: one that holds a comma stands in quotes. Raises `UserError`: one is amiss."""
+    try:
+        rows = list(csv.reader([given], skipinitialspace=True, strict=True))
+    except csv.Error:
+        raise UserError(
+            f'--labels {given[:80]!r} has a quote amiss; write labels as A,B and one with a comma as "A, B".'
+        ) from None
+    return [label for row in rows for label in row]

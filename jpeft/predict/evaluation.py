@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from jpeft.predict.answering import lengths_up_to
 from jpeft.predict.source import Source
 from jpeft.program import Program
 from jpeft.rows.reading import read_columns
-from jpeft.rows.values import as_text, is_missing
+from jpeft.rows.values import alike, as_text, is_missing
 from jpeft.train.aftermath import look_back
 from jpeft.train.cautions import few_test_rows
 from jpeft.train.setup import compute_dtype
@@ -101,6 +101,12 @@ class Evaluation:
             if column not in rows:
                 raise UserError(f"{path} has no column {column!r}; there are: {', '.join(rows) or 'none'}.")
             rows = {**rows, named[0]: rows[column]}
+        asked_of = (column,) if column is not None else Template.parse(self.task.template).columns
+        if asked_of == (self.task.target,):
+            raise UserError(
+                f"{self.task.target!r} would be both the text and its right answer; name two columns: --input and "
+                "--target."
+            )
         if not any(rows.values()):
             raise UserError(f"{path} has no rows.")
         missing = [each for each in self.task.columns if each not in rows]
@@ -145,7 +151,11 @@ class Outcome:
             "metrics": scored.numbers,
             "uncertainty": seen.trust.to_dict(),
             "per_class": None if seen.confusion is None else seen.confusion.to_dict(),
-            "warnings": [*([] if few is None else [few]), *seen.warnings],
+            "warnings": [
+                *([] if few is None else [few]),
+                *told_of_unknown(self.unknown_labels, task.answers, len(self.examples)),
+                *seen.warnings,
+            ],
             "labels": list(task.answers) or None,
             "rows": len(self.examples),
             "cut": {"inputs": self.tokens.cut_inputs, "targets": self.tokens.cut_targets},
@@ -230,6 +240,27 @@ def _unknown_labels(task: Task, rows: Columns) -> dict[str, int]:
         if text.strip() and known_label(task, value, text) is None:
             counts[text.strip()] += 1
     return dict(counts.most_common())
+
+
+def told_of_unknown(unknown: Mapping[str, int], labels: Sequence[str], rows: int) -> list[str]:
+    """What may be wrong with labels that the run did not know: only written otherwise, or all that there are.
+
+    Args:
+      unknown: rows by label.
+      labels: that the run knew.
+      rows: of the whole file.
+    """
+    lines = []
+    for label in unknown:
+        near = next((known for known in labels if alike(known) == alike(label)), None)
+        if near is not None:
+            lines.append(
+                f"rows labelled {ascii(label)[:60]} count as wrong, since the run's label is written "
+                f"{ascii(near)[:60]}: if they mean one class, make them one"
+            )
+    if unknown and sum(unknown.values()) == rows:
+        lines.append("no row has a label that the run knows: nothing was measured (--target names the labels)")
+    return lines
 
 
 def shown_labels(unknown: Mapping[str, int]) -> str:

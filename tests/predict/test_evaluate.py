@@ -14,7 +14,7 @@ from jpeft.errors import UserError
 from jpeft.model import weights
 from jpeft.peft.hub import save_adapter
 from jpeft.peft.lora import Lora
-from jpeft.predict.evaluation import Evaluation, seen_by_the_run
+from jpeft.predict.evaluation import Evaluation, seen_by_the_run, told_of_unknown
 from jpeft.predict.source import Source
 from tests.conftest import TOPICS, news
 from tests.serve.adapters import make
@@ -105,6 +105,17 @@ def test_it_says_what_a_reader_has_to_know(evaluate, run, tmp_path):
     assert "seen     1 of 9 rows have a prompt that the run chose its best epoch by" in said
 
 
+def test_labels_that_are_written_otherwise_or_are_others_throughout_are_no_low_number_without_a_word():
+    assert told_of_unknown({}, LABELS, 3) == told_of_unknown({"Robots": 2}, LABELS, 3) == []
+    assert told_of_unknown({"sports\u200b": 1, "x": 1}, LABELS, 3) == [
+        r"rows labelled 'sports\u200b' count as wrong, since the run's label is written 'Sports': if they mean one "
+        "class, make them one"
+    ]
+    assert told_of_unknown({"Robots": 3}, LABELS, 3) == [
+        "no row has a label that the run knows: nothing was measured (--target names the labels)"
+    ]
+
+
 def test_columns_of_other_names_are_taken_where_the_call_says_so(run, tmp_path):
     rows = rows_of(4, seed=9)
     other = tmp_path / "b.csv"
@@ -140,6 +151,8 @@ def test_an_adapter_that_was_exported_is_asked_alike_and_what_it_saw_is_not_know
         (["--data", "absent.csv"], "absent.csv"),
         (["--target", "label"], "has no column 'label'"),
         (["--input", "body"], "has no column 'body'"),
+        (["--input", "topic"], "'topic' would be both the text and its right answer"),
+        (["--target", "text"], "'text' would be both the text and its right answer"),
         (["--template", "{title}"], "has no column 'title'"),
         (["--template", "{title"], "--template '{title' is malformed"),
         (["--answer", "sing"], "--answer is 'sing'"),
