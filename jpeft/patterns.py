@@ -32,12 +32,16 @@ class Pattern:
         self._left = _SECONDS
         if len(expression) > _LONGEST:
             raise error(f"{what} is an expression of {len(expression):,} characters; expected {_LONGEST:,} at most.")
+        if re.search(r"\{[^{}]*<[^{}]*\}", expression):  # to `re` these are characters, to `regex` counts of mistakes
+            raise error(f"{what} {expression!r} holds braces around a comparison; write \\{{ where one is meant.")
         counts = [int(count) for count in re.findall(r"[{,](\d{1,9})(?=[,}])", expression)]
         if math.prod(count for count in counts if count > 1) > _MOST_REPEATS:
             raise error(f"{what} {expression!r} repeats parts more than {_MOST_REPEATS:,} times; use * or +.")
         try:
+            # What `re` does not take is `regex`'s own: calls of groups by themselves, which fill memory, for one.
+            re.compile(expression)
             self._compiled: Any = regex.compile(expression)
-        except (regex.error, RecursionError, OverflowError, MemoryError) as cause:
+        except (re.error, regex.error, RecursionError, OverflowError, MemoryError) as cause:
             raise error(f"{what} {expression!r} is no regular expression ({cause}).") from None
         self.expression = expression
 

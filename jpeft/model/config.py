@@ -114,9 +114,11 @@ class T5Config:
             if type(value) is not int or not least <= value <= most:
                 raise UserError(f"{source}: {name} is {_short(value)}; expected an integer from {least} to {most:,}.")
         if not 0 <= known.get("dropout_rate", 0) < 1:
-            raise UserError(f"{source}: dropout_rate is {known['dropout_rate']}; expected at least 0 and less than 1.")
-        if known.get("layer_norm_epsilon", 1) <= 0:
-            raise UserError(f"{source}: layer_norm_epsilon is {known['layer_norm_epsilon']}; expected more than 0.")
+            shown = _short(known["dropout_rate"])
+            raise UserError(f"{source}: dropout_rate is {shown}; expected at least 0 and less than 1.")
+        if not 0 < known.get("layer_norm_epsilon", 1) <= 1:
+            shown = _short(known["layer_norm_epsilon"])
+            raise UserError(f"{source}: layer_norm_epsilon is {shown}; expected more than 0 and at most 1.")
         floats = {name: float(known[name]) for name in ("dropout_rate", "layer_norm_epsilon") if name in known}
         config = cls(**known | floats)
         if config.relative_attention_max_distance <= config.relative_attention_num_buckets // 2:

@@ -14,10 +14,13 @@ from typing import Any
 import tokenizers
 
 from jpeft.errors import UserError
+from jpeft.files import read_json_object
 
 VOCABULARIES = ("tokenizer.json", "spiece.model")  # either is enough
 TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json")
 _MOST_BYTES = 256 * 2**20  # of a file; that of a vocabulary of 256,000 pieces has 34 MiB
+_MOST_SETTINGS_BYTES = 4 * 2**20
+_MOST_ADDED = 4096  # tokens beside a vocabulary's own; those of T5 are 100
 _MOST_GROWTH = 10_000  # characters that the rules of a tokenizer may make of one; those of T5 make 18
 _CONTROL = ("<pad>", "</s>", "<unk>", "<s>", "<mask>")
 _SENTINEL = re.compile(r"\u2581?<extra_id_\d+>")
@@ -75,6 +78,10 @@ class Tokenizer:
                 f"{path} has {path.stat().st_size / 2**20:,.0f} MiB, more than the {_MOST_BYTES // 2**20} that a "
                 "tokenizer may have; copy it again."
             )
+        if path.stat().st_size == 0:
+            raise UserError(f"{path} is empty; copy it again.")
+        if path.name == "spiece.model":
+            _refuse_many_tokens(directory)
         with _one_line(lambda reason: f"{path} cannot be read as a tokenizer ({reason}); copy it again."):
             if path.name == "tokenizer.json":
                 backend = tokenizers.Tokenizer.from_file(str(path))
@@ -177,6 +184,20 @@ class Tokenizer:
         for name in TOKENIZER_FILES:
             if (self._directory / name).is_file() and self._directory.resolve() != directory.resolve():
                 shutil.copyfile(self._directory / name, directory / name)
+
+
+def _refuse_many_tokens(directory: Path) -> None:
+    """Raises `UserError`: files beside a `spiece.model` ask for so many more tokens that adding them takes minutes."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if not (directory / name).is_file():
+            continue
+        values = read_json_object(directory / name, most_bytes=_MOST_SETTINGS_BYTES)
+        numbers = [len(value) for value in (values, *values.values()) if isinstance(value, list | dict)]
+        extra = values.get("extra_ids")
+        if isinstance(extra, int | float):
+            numbers.append(int(extra))
+        if max(numbers) > _MOST_ADDED:
+            raise UserError(f"{directory / name} asks for {max(numbers):,} tokens; expected {_MOST_ADDED:,} at most.")
 
 
 @contextlib.contextmanager

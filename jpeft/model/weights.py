@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import msgpack
 import numpy as np
 from flax import nnx, serialization, traverse_util
 from safetensors import SafetensorError, safe_open
@@ -30,6 +32,7 @@ _IGNORED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weig
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _HEAD = "lm_head.weight"
 _MOST_INDEX_BYTES = 16 * 2**20
+_MOST_OBJECTS = 2**20  # of a msgpack; a tree has a few for each weight
 _COMPARED_ROWS = 4096  # of two tables at once
 
 
@@ -86,7 +89,9 @@ class _Safetensors(Checkpoint):
                     names = list(file.keys())
             for name in names:
                 if name in self._file_of:
-                    raise UserError(f"{name} is both in {self._file_of[name]} and in {path.name}; which one counts?")
+                    raise UserError(
+                        f"{_one_line(name)} is both in {self._file_of[name]} and in {path.name}; which one counts?"
+                    )
                 self._file_of[name] = path
 
     def names(self) -> set[str]:
@@ -132,21 +137,55 @@ def _damage(path: Path, *errors: type[Exception]) -> Iterator[None]:
 def _as_weight(value: Any, path: Path, name: str) -> np.ndarray:
     if not isinstance(value, np.ndarray) or not jnp.issubdtype(value.dtype, jnp.floating):
         what = f"of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
-        raise UserError(f"{path}: {name} is {what}; expected an array of floating-point numbers.")
+        raise UserError(f"{path}: {_one_line(name)} is {what}; expected an array of floating-point numbers.")
     return value
 
 
 def _read_msgpack(files: list[Path]) -> _InMemory:
-    weights = {}
+    weights: dict[str, np.ndarray] = {}
     for path in files:
         with _damage(path, Exception):  # msgpack has no common base for what damaged bytes raise
-            tree = serialization.msgpack_restore(path.read_bytes())
-            flat: Any = traverse_util.flatten_dict(tree, sep=".")
-        for name, value in flat.items():
-            module, _, leaf = str(name).rpartition(".")
+            raw = path.read_bytes()
+            _refuse_many_objects(raw)
+            tree = serialization.msgpack_restore(raw)
+            flat: Any = traverse_util.flatten_dict(tree)
+            named = [(".".join(path), value) for path, value in flat.items()]
+        for name, value in named:
+            module, _, leaf = name.rpartition(".")
             value = _as_weight(value, path, name)
-            weights[f"{module}.weight"] = value.T if leaf == "kernel" else value
+            _put(weights, f"{module}.weight", value.T if leaf == "kernel" else value, path)
     return _InMemory(weights)
+
+
+def _refuse_many_objects(raw: bytes) -> None:
+    """Raises ValueError where msgpack holds far more than a tree of arrays: each byte may be an object of its own."""
+    left = _MOST_OBJECTS
+
+    def pay(items: Any) -> None:
+        nonlocal left
+        left -= 1 + len(items)
+        if left < 0:
+            raise ValueError(f"it holds more than {_MOST_OBJECTS:,} objects")
+
+    def look(data: bytes) -> None:
+        msgpack.unpackb(
+            data,
+            ext_hook=lambda code, inner: look(inner),
+            list_hook=pay,
+            object_pairs_hook=pay,
+            strict_map_key=False,
+            raw=True,
+            max_array_len=_MOST_OBJECTS,
+            max_map_len=_MOST_OBJECTS,
+        )
+
+    look(raw)
+
+
+def _put(weights: dict[str, np.ndarray], name: str, value: np.ndarray, path: Path) -> None:
+    if name in weights:
+        raise UserError(f"{_one_line(name)} is there twice, the second time in {path}; which one counts?")
+    weights[name] = value
 
 
 def _read_torch(files: list[Path]) -> _InMemory:
@@ -156,18 +195,29 @@ def _read_torch(files: list[Path]) -> _InMemory:
         raise UserError(
             f"{files[0]} can be read only where PyTorch is installed; install it, or save the model as safetensors."
         ) from None
-    weights: dict[str, Any] = {}
+    weights: dict[str, np.ndarray] = {}
     for path in files:
         try:
             values = dict(torch.load(path, map_location="cpu", weights_only=True))
+            plain = {str(name): _as_numpy(value) for name, value in values.items()}
         except Exception as error:  # a damaged zip, an unexpected pickle opcode: all mean the same to the caller
             reason = str(error).partition("\n")[0][:200]
             raise RunFailed(f"{path} is damaged, or holds more than plain weights ({reason}).") from None
-        for name, value in values.items():
-            if not isinstance(value, torch.Tensor):
-                raise UserError(f"{path}: {str(name)[:80]} is a {type(value).__name__}; expected weights alone.")
-            weights[str(name)] = _as_weight(value.float().numpy(), path, name)
+        for name, value in plain.items():
+            _put(weights, name, _as_weight(value, path, name), path)
     return _InMemory(weights)
+
+
+def _as_numpy(value: Any) -> Any:
+    """A tensor of PyTorch's as float32, or whatever else it is as it is. Raises what PyTorch does on exotic kinds."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.detach()
+    if value.is_floating_point() and not value.is_quantized:
+        return value.float().numpy()
+    return value.numpy()  # for whoever refuses it to name its dtype
 
 
 _FORMATS: dict[str, Callable[[list[Path]], Checkpoint]] = {
@@ -213,7 +263,9 @@ def _shards(index: Path) -> list[Path]:
         if not isinstance(name, str) or not _is_file_name(name):
             raise UserError(f"{index} names {repr(name)[:80]}; a shard must be a file of the same directory.")
         if not (index.parent / name).is_file():
-            raise UserError(f"{index} names {name[:80]}, which is not in {index.parent}; is the download complete?")
+            raise UserError(
+                f"{index} names {_one_line(name)}, which is not in {index.parent}; is the download complete?"
+            )
         files.append(index.parent / name)
     return sorted(files)
 
@@ -295,6 +347,7 @@ def load(
     config = T5Config.from_file(directory / "config.json")
     if dropout_rate is not None:
         config = dataclasses.replace(config, dropout_rate=dropout_rate)
+    _refuse_oversize(directory, config)
     checkpoint = open_checkpoint(directory)
     embedding, head = _tables(checkpoint, directory)
     config = config.with_head(tied=head is None)
@@ -309,6 +362,20 @@ def load(
 
     fill(model, nnx.Param, read, stored_dtype or dtype, place)
     return model
+
+
+def _refuse_oversize(directory: Path, config: T5Config) -> None:
+    """Raises `UserError`: files that are read whole are far larger than a model of these sizes."""
+    name, files = weight_files(directory)
+    if name == "model.safetensors":  # of which only the parts that fit are read
+        return
+    model = nnx.eval_shape(lambda: T5(config.with_head(tied=False), rngs=nnx.Rngs(0)))
+    largest = 64 * 2**20 + 16 * sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    size = sum(file.stat().st_size for file in files)
+    if size > largest:
+        raise UserError(
+            f"{directory} has {size:,} bytes of weights; a model of the sizes in config.json has {largest:,} at most."
+        )
 
 
 def _refuse_misfits(model: T5, checkpoint: Checkpoint, found_as: Mapping[str, str], directory: Path) -> None:
@@ -338,8 +405,13 @@ def _shape(shape: tuple[int, ...]) -> str:
     return str(shape) if len(shape) <= 4 else f"of {len(shape)} dimensions"
 
 
+def _one_line(name: str) -> str:
+    """A name as a message can hold it: a stranger's may hold anything."""
+    return " ".join(name.split())[:120]
+
+
 def _a_few(names: list[str] | set[str]) -> str:
-    shown = [" ".join(name.split())[:120] for name in sorted(set(names))]  # a stranger's may hold anything
+    shown = [_one_line(name) for name in sorted(set(names))]
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 

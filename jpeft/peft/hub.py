@@ -24,7 +24,7 @@ from jpeft.model import weights
 from jpeft.model.config import MOST_CONFIG_BYTES, T5Config
 from jpeft.model.leaves import Part, fill, named_leaves
 from jpeft.model.t5 import T5
-from jpeft.peft.base import Adapter, Method, Site, attach, sites
+from jpeft.peft.base import Adapter, Method, Site, attach, count, sites
 from jpeft.peft.counting import abstract_model
 from jpeft.peft.full import Full
 from jpeft.peft.methods import METHODS
@@ -33,6 +33,9 @@ from jpeft.peft.peft_write import peft_config, peft_knows, peft_tensors
 
 OURS, PEFTS = "jpeft_adapter.json", "adapter_config.json"
 CONFIGS = (OURS, PEFTS)  # one of them says that a directory holds an adapter
+# A LoRA of full rank has twice the numbers of what it adapts, and float64 takes 8 bytes for each.
+_MOST_BYTES_A_WEIGHT = 16
+_LEAST_MOST_BYTES = 64 * 2**20
 _WEIGHTS = {OURS: "jpeft_adapter.safetensors", PEFTS: "adapter_model.safetensors"}
 _BASE_KEY = {OURS: "base_model", PEFTS: "base_model_name_or_path"}
 
@@ -105,7 +108,7 @@ def _open(directory: Path, model: T5, attached: Callable[[Method, list[Site]], T
     strangers = sorted(adapted_paths - set(by_path))
     if strangers:
         raise UserError(
-            f"{directory} does not fit this base, which has no {strangers[0][:120]}; is it of another size?"
+            f"{directory} does not fit this base, which has no {_shown(strangers[0])}; is it of another size?"
         )
     chosen = [site for path, site in by_path.items() if path in adapted_paths]
     adapted = attached(method, chosen)
@@ -122,7 +125,7 @@ def _open(directory: Path, model: T5, attached: Callable[[Method, list[Site]], T
 
     fill(adapted, Adapter, read, np.float32)
     if unread:
-        raise UserError(f"{directory} holds {sorted(unread)[0]}, which {method.name} has no place for.")
+        raise UserError(f"{directory} holds {_shown(sorted(unread)[0])}, which {method.name} has no place for.")
     return Opened(adapted, method, chosen, notes)
 
 
@@ -161,7 +164,7 @@ def read_adapter(directory: Path, model: T5) -> tuple[Method, dict[str, np.ndarr
         if (directory / "model.safetensors").is_file():
             raise UserError(f"{directory} is a whole model, the result of full tuning; give it as model.name instead.")
         raise UserError(f"{directory} holds no adapter: neither {OURS} nor {PEFTS} is there.")
-    config, tensors = _read_config(directory / layout), _read_tensors(directory / _WEIGHTS[layout])
+    config, tensors = _read_config(directory / layout), _read_tensors(directory / _WEIGHTS[layout], model)
     if layout == PEFTS:
         return read_peft(config, tensors, model, source=str(directory))
     return _our_method(config, tensors, directory), tensors, ()
@@ -191,7 +194,7 @@ def _our_method(config: dict[str, Any], tensors: dict[str, np.ndarray], director
     for name, value in tensors.items():
         if leaf and name.rpartition("/")[2] == leaf and value.shape[axis] != getattr(method, size):
             raise RunFailed(
-                f"{source} has {size} = {getattr(method, size)}, and {name[:120]} in its weights {value.shape[axis]}."
+                f"{source} has {size} = {getattr(method, size)}, and {_shown(name)} in its weights {value.shape[axis]}."
             )
     return method
 
@@ -200,7 +203,13 @@ def _read_config(path: Path) -> dict[str, Any]:
     return read_json_object(path, error=RunFailed, most_bytes=MOST_CONFIG_BYTES)
 
 
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+def _read_tensors(path: Path, model: T5) -> dict[str, np.ndarray]:
+    """All tensors of an adapter's file, in float32.
+
+    Raises:
+      UserError: there is none, or it is far larger than a base of this size has adapters.
+      RunFailed: it is damaged, or holds what no adapter does.
+    """
     pickled = path.with_suffix(".bin")
     if not path.exists() and pickled.is_file():
         raise UserError(
@@ -209,13 +218,18 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
         )
     if not path.is_file():  # nor a pipe, reading which would wait for ever
         raise UserError(f"{path.parent} has no {path.name} beside its config.")
+    most = max(_LEAST_MOST_BYTES, _MOST_BYTES_A_WEIGHT * count(nnx.state(model, nnx.Param)))
+    if path.stat().st_size > most:  # by its size alone: a file with holes takes no room on a disk, and all in memory
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes; expected {most:,} at most for this base.")
     try:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():
                 shape = file.get_slice(name).get_shape()
                 if len(shape) not in (1, 2) or 0 in shape:
                     dimensions = f"shape {tuple(shape)}" if len(shape) < 5 else f"{len(shape)} dimensions"
-                    raise RunFailed(f"{path}: {name[:120]} has {dimensions}; expected one or two, none of them empty.")
+                    raise RunFailed(
+                        f"{path}: {_shown(name)} has {dimensions}; expected one or two, none of them empty."
+                    )
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise RunFailed(f"{path} is damaged or cut short ({error}); copy it again.") from None
@@ -223,7 +237,19 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise RunFailed(f"{path} cannot be read ({str(error)[:120] or type(error).__name__}).") from None
     for name, value in tensors.items():
         if not jax.numpy.issubdtype(value.dtype, np.floating):
-            raise RunFailed(f"{path}: {name[:120]} is of {value.dtype}; expected floating-point numbers.")
+            raise RunFailed(f"{path}: {_shown(name)} is of {value.dtype}; expected floating-point numbers.")
+        with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and refused
+            tensors[name] = value.astype(np.float32)
+        if not np.isfinite(tensors[name]).all():
+            raise RunFailed(
+                f"{path}: {_shown(name)} holds NaN or infinity, so every answer would be no number; its training may "
+                "have diverged, or the file is damaged."
+            )
     if not tensors:
         raise RunFailed(f"{path} holds no tensors; copy it again.")
     return tensors
+
+
+def _shown(name: str) -> str:
+    """A tensor's name as a message can hold it: a stranger's may be of lines, or long."""
+    return " ".join(name.split())[:120]

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import check_fields
 from jpeft.model.t5 import T5
 from jpeft.model.weights import hub_module
 from jpeft.patterns import Pattern
-from jpeft.peft.base import Method, sites
+from jpeft.peft.base import Method, count, sites
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
 from jpeft.peft.peft_write import PREFIX
@@ -30,6 +31,7 @@ PEFT_TYPES = {"LORA": "lora", "IA3": "ia3", "PROMPT_TUNING": "prompt"}  # and th
 LARGEST_NUMBER = 1e9  # of any setting; float32 holds what such a rank or alpha makes of others
 _SECONDS = 10.0  # for all expressions of one adapter
 _MOST_PATTERNS = 4096
+_MOST_FILLED = 2**24  # numbers of an adapter whose ranks differ, however small the base
 
 # What each setting that is read may be; null stands for absent.
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -156,7 +158,7 @@ def read_peft(
       UserError: PEFT's type or a setting of it has no equal here, or the adapter does not fit the base.
       RunFailed: config or tensors contradict each other.
     """
-    file = _File(config, {name: value.astype(np.float32) for name, value in tensors.items()}, source)
+    file = _File(config, tensors, source)
     kind = config.get("peft_type")
     if kind not in PEFT_TYPES:
         raise UserError(f"{source} is of PEFT type {repr(kind)[:60]}; jpeft reads {', '.join(PEFT_TYPES)}.")
@@ -288,7 +290,11 @@ def _read_lora(file: _File, model: T5) -> tuple[Method, Tensors, list[str]]:
     for module, (_, tensors) in modules.items():
         if set(tensors) != {"lora_A.weight", "lora_B.weight"}:
             raise RunFailed(f"{file.source}: {module} should have lora_A and lora_B, not {sorted(tensors)}.")
+        for name, value in tensors.items():
+            if value.ndim != 2:
+                raise RunFailed(f"{file.source}: {module}.{name} has shape {value.shape}; expected two dimensions.")
     ranks = {module: _rank(file, module, tensors) for module, (_, tensors) in modules.items()}
+    _refuse_filling_up(file, model, modules, ranks)
     alphas = {module: _setting(file, "lora_alpha", "alpha_pattern", module, 8) for module in modules}
     rank = max(ranks.values())
     alpha = alphas[next(module for module in modules if ranks[module] == rank)]
@@ -310,6 +316,21 @@ def _read_lora(file: _File, model: T5) -> tuple[Method, Tensors, list[str]]:
     if rescaled:
         notes.append("scales that differ between modules were multiplied into B")
     return method, leaves, notes
+
+
+def _refuse_filling_up(
+    file: _File, model: T5, modules: Mapping[str, tuple[str, Tensors]], ranks: Mapping[str, int]
+) -> None:
+    """Raises `UserError`: one module's rank is so much larger that zeros for the others would outgrow the base."""
+    largest, least = max(ranks.values()), min(ranks.values())
+    filled = sum(
+        value.size // ranks[module] * largest for module, (_, each) in modules.items() for value in each.values()
+    )
+    if largest > least and filled > max(_MOST_FILLED, count(nnx.state(model, nnx.Param))):
+        raise UserError(
+            f"{file.source} has ranks from {least:,} to {largest:,}; jpeft has one for all modules, and filled up with "
+            "zeros they would be larger than the base."
+        )
 
 
 def _rank(file: _File, module: str, tensors: Tensors) -> int:

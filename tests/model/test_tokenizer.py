@@ -1,6 +1,7 @@
 """Text to ids and back."""
 
 import json
+import re
 
 import pytest
 import tokenizers
@@ -203,3 +204,28 @@ def test_an_id_beyond_the_embeddings_counts_though_the_pieces_are_few(tmp_path):
     backend.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match="the tokenizer has 901 pieces and the model 320 embeddings"):
         Tokenizer.load(tmp_path, vocab_size=320)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", '{"extra_ids": 100000000}'),
+        ("tokenizer_config.json", json.dumps({"additional_special_tokens": [f"<x{i}>" for i in range(5000)]})),
+        ("special_tokens_map.json", json.dumps({"additional_special_tokens": [f"<x{i}>" for i in range(5000)]})),
+        ("added_tokens.json", json.dumps({f"<x{i}>": 32_100 + i for i in range(5000)})),
+        ("added_tokens.json", "[" * 100_000),
+        ("tokenizer_config.json", "[1]"),
+    ],
+)
+def test_what_stands_beside_a_sentencepiece_model_is_looked_at_before_it_is_added(name, content, tmp_path):
+    (tmp_path / "spiece.model").write_bytes(b"no matter")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / name))):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "spiece.model"])
+def test_an_empty_vocabulary_is_one_line(name, tmp_path):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"{name} is empty"):
+        Tokenizer.load(tmp_path)

@@ -437,3 +437,43 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(directory, tmp
     with pytest.raises(RunFailed, match="pytorch_model.bin is damaged, or holds more than plain weights"):
         weights.load(directory)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight.int(),
+        lambda weight: weight > 0,
+        lambda weight: weight.cfloat(),
+        lambda weight: weight.to_sparse(),
+        lambda weight: weight.to("meta"),
+    ],
+    ids=["whole numbers", "true and false", "complex", "sparse", "without values"],
+)
+def test_pytorch_weights_of_another_kind_are_one_line(directory, change):
+    torch = pytest.importorskip("torch")
+    stored = {
+        name: torch.from_numpy(value.copy()) for name, value in load_file(directory / "model.safetensors").items()
+    }
+    (directory / "model.safetensors").unlink()
+    torch.save(stored | {"shared.weight": change(stored["shared.weight"])}, directory / "pytorch_model.bin")
+    with pytest.raises((UserError, RunFailed)) as raised:
+        weights.load(directory)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_pytorch_weight_in_two_shards_is_refused_and_one_that_was_trained_is_read(directory):
+    torch = pytest.importorskip("torch")
+    stored = {
+        name: torch.from_numpy(value.copy()) for name, value in load_file(directory / "model.safetensors").items()
+    }
+    (directory / "model.safetensors").unlink()
+    stored["shared.weight"] = torch.nn.Parameter(stored["shared.weight"])
+    torch.save(stored, directory / "pytorch_model.bin")
+    weights.load(directory)
+    (directory / "pytorch_model.bin").rename(directory / "a.bin")
+    torch.save({"shared.weight": stored["shared.weight"] + 1}, directory / "b.bin")
+    index = {"weight_map": dict.fromkeys(stored, "a.bin") | {"shared.weight": "b.bin"}}
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"shared.weight is there twice"):
+        weights.load(directory)

@@ -60,6 +60,14 @@ def keys(name: str, **values: Any) -> Damage:
     return damage
 
 
+def both(*damages: Damage) -> Damage:
+    def damage(directory: Path) -> None:
+        for each in damages:
+            each(directory)
+
+    return damage
+
+
 def without(name: str, key: str) -> Damage:
     def damage(directory: Path) -> None:
         whole = json.loads((directory / name).read_text())
@@ -110,6 +118,39 @@ def msgpack(value: Any) -> Damage:
     return damage
 
 
+def flax(change: Callable[[dict[str, Any]], Any]) -> Damage:
+    """The weights as Flax has them, with a change to the tree; it need not be whole."""
+
+    def damage(directory: Path) -> None:
+        stored = load_file(directory / "model.safetensors")
+        tree = {"shared": {"embedding": stored["shared.weight"]}, "lm_head": {"kernel": stored["lm_head.weight"].T}}
+        change(tree)
+        msgpack(tree)(directory)
+
+    return damage
+
+
+def sparse(name: str, size: int) -> Damage:
+    """A file of holes in the place of the weights: it takes no room on the disk, and all of it in memory."""
+
+    def damage(directory: Path) -> None:
+        for path in directory.glob("*.safetensors"):
+            path.unlink()
+        with (directory / name).open("wb") as file:
+            file.truncate(size)
+
+    return damage
+
+
+def sparse_tensor(name: str, tensor: str, shape: list[int]) -> Damage:
+    def damage(directory: Path) -> None:
+        size = 4 * shape[0] * shape[1]
+        header(name, {tensor: {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}})(directory)
+        os.truncate(directory / name, (directory / name).stat().st_size + size)
+
+    return damage
+
+
 def index(content: Any) -> Damage:
     def damage(directory: Path) -> None:
         (directory / "model.safetensors").rename(directory / "part.safetensors")
@@ -156,7 +197,10 @@ CONFIGS: dict[str, Damage] = {
     "padding is a list": keys("config.json", pad_token_id=[0]),
     "dropout NaN": keys("config.json", dropout_rate=b"NaN"),
     "dropout 2": keys("config.json", dropout_rate=2),
+    "dropout of thousands of digits": keys("config.json", dropout_rate=10**4000),
     "epsilon -1": keys("config.json", layer_norm_epsilon=-1),
+    "epsilon of hundreds of digits": keys("config.json", layer_norm_epsilon=10**400),
+    "epsilon 1e300": keys("config.json", layer_norm_epsilon=1e300),
     "family is a list": keys("config.json", model_type=["t5"]),
     "family is long": keys("config.json", model_type="x" * 10**6),
     "activation is a number": keys("config.json", feed_forward_proj=7),
@@ -194,6 +238,12 @@ MODELS: dict[str, Damage] = {
     "index maps to nothing": index({"weight_map": {}}),
     "msgpack deep": msgpack(b"\x91" * 100_000),
     "msgpack of a huge list": msgpack(b"\xdd\xff\xff\xff\xff"),
+    "msgpack of a million lists": msgpack(b"\xdd\0\x20\0\0" + b"\x90" * 2**21),
+    "msgpack of lists in lists": msgpack(b"\x93" + (b"\xdc\xff\xff" + b"\xc0" * 0xFFFF) * 20),
+    "msgpack far larger than the model": sparse("flax_model.msgpack", 2**36),
+    "msgpack with a weight by two names": flax(lambda tree: tree["lm_head"].update(weight=np.ones((320, 16), "f4"))),
+    "msgpack with a weight in two branches": flax(lambda tree: tree.update({"shared.embedding": np.ones(3, "f4")})),
+    "index with a name of lines": index({"weight_map": {"shared.weight": "x\ny"}}),
     "msgpack list": msgpack(b"\x93\x01\x02\x03"),
     "msgpack of texts": msgpack({"shared": {"embedding": "text"}}),
     "msgpack of integers": msgpack({"shared": {"embedding": np.ones((2, 2), np.int32)}}),
@@ -215,6 +265,7 @@ TOKENIZERS: dict[str, Damage] = {
     ),
 }
 _EVIL = "(.|.)*[!?]"  # takes a time that doubles with every character
+_B = "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_B.weight"
 _A = "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight"
 
 
@@ -231,6 +282,7 @@ ADAPTERS: dict[str, Damage] = {
     **_wrong("r", values=[10**9, 10**4000, "8", [8], True, -1, 1.5]),
     **_wrong("lora_alpha", values=[10**4000, "8", [8], True, b"1e308", b"NaN", b"Infinity"]),
     **_wrong("target_modules", values=[7, {"q": 1}, [7], [["q"]], [None], True, "(", _EVIL, "(" * 5000, ["q"] * 10**5]),
+    **_wrong("target_modules", values=["(?R)?q", "((?1))", "(?:q){e<=500}", r"\L<words>"]),
     **_wrong("exclude_modules", values=[7, [7], "(", _EVIL]),
     **_wrong("rank_pattern", values=[7, ["q"], {"q": "8"}, {"q": None}, {_EVIL: 2}, {"(": 2}, {"q": 10**9}]),
     **_wrong("alpha_pattern", values=[7, ["q"], {"q": "8"}, {_EVIL: 2}, {"q": 10**400}]),
@@ -248,6 +300,21 @@ ADAPTERS: dict[str, Damage] = {
     "100 dimensions": header(
         "adapter_model.safetensors", {_A: {"dtype": "F32", "shape": [1] * 100, "data_offsets": [0, 4]}}, b"\0" * 4
     ),
+    "one dimension": tensors("adapter_model.safetensors", lambda s: s.update({_A: s[_A][:, 0]})),
+    "B of one dimension": tensors("adapter_model.safetensors", lambda s: s.update({_B: s[_B][:, 0]})),
+    "NaN": tensors("adapter_model.safetensors", lambda s: s[_A].__setitem__((0, 0), np.nan)),
+    "infinity": tensors("adapter_model.safetensors", lambda s: s[_B].__setitem__((0, 0), -np.inf)),
+    "beyond float32": tensors("adapter_model.safetensors", lambda s: s.update({_A: s[_A].astype("f8") * 1e300})),
+    "larger than any base": sparse_tensor("adapter_model.safetensors", _A, [2, 2**31]),
+    "a rank that all others are filled up to": both(
+        tensors(
+            "adapter_model.safetensors",
+            lambda s: s.update(
+                {_A: np.ones((2**17, s[_A].shape[1]), "f4"), _B: np.ones((s[_B].shape[0], 2**17), "f4")}
+            ),
+        ),
+        keys("adapter_config.json", rank_pattern={"encoder.block.0.layer.0.SelfAttention.q": 2**17}),
+    ),
     "a rank of 0": tensors("adapter_model.safetensors", lambda s: s.update({_A: s[_A][:0]})),
     "integers": tensors("adapter_model.safetensors", lambda s: s.update({_A: s[_A].astype(np.int64)})),
     "an 8-bit float": header(
@@ -264,8 +331,14 @@ def _ours(**options: Any) -> Damage:
     return keys("jpeft_adapter.json", options={"rank": 2, "alpha": 1.0, "scaling_vectors": True} | options)
 
 
+_OURS = "jpeft_adapter.safetensors"
 OURS: dict[str, Damage] = {
     **{name: damage for name, damage in of_every_json("jpeft_adapter.json").items() if "pipe" not in name},
+    "NaN": tensors(_OURS, lambda s: next(iter(s.values())).fill(np.nan)),
+    "a site of lines": tensors(_OURS, lambda s: s.update({"a\nb/c\nd": np.ones(3, "f4")})),
+    "a leaf of lines": tensors(
+        _OURS, lambda s: s.update({f"{next(iter(s)).rpartition('/')[0]}/c\nd": np.ones(3, "f4")})
+    ),
     "rank 1e9": _ours(rank=10**9),
     "rank of thousands of digits": _ours(rank=10**4000),
     "rank is a text": _ours(rank="2"),
