@@ -106,7 +106,7 @@ class _Flags:
         self.workdir: Path = arguments.workdir or Path("runs") / name
 
     def methods(self) -> list[str]:
-        """Those to try, each once."""
+        """Names of the methods to try, each once."""
         from jpeft.peft.methods import METHODS
         from jpeft.typed_config import one_of
 
@@ -155,7 +155,7 @@ class _Runner:
         self._pool.close()
 
     def run_cells(self, cells: Sequence):
-        """Does what is missing of them."""
+        """Runs those cells that are not done, and returns the state of each."""
         from jpeft.grid.display import shown
         from jpeft.grid.scheduler import Schedule
 

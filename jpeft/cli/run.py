@@ -35,6 +35,7 @@ _SHORT = {
 
 
 def run(argv: Sequence[str]) -> int:
+    """Does the run that a command line names, prints what came of it, and returns the exit status."""
     from jpeft.config import Run, taken_from_model
 
     call = parse_call(_in_full(argv), Run, _HELP, in_processes=True)

@@ -28,14 +28,9 @@ def signature(path: str | None) -> Hashable:
     place = Path(path).expanduser()
     try:
         files = [place] if place.is_file() else sorted([*place.glob("*"), *place.glob("*/*")])
+        # A copy may have the size and the time of writing of what it replaces, not its number and time of change.
         return tuple(
-            (
-                str(file),
-                status.st_ino,
-                status.st_size,
-                status.st_mtime_ns,
-                status.st_ctime_ns,
-            )  # a copy may set the third
+            (str(file), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             for file in files
             if (status := file.stat())
         )

@@ -196,7 +196,7 @@ def require_columns(task: Task, split: str, rows: Mapping[str, list[Any]]) -> No
     wrapped = next((column for column, values in rows.items() if len(values) == 1 and _holds_objects(values[0])), None)
     if wrapped is not None:
         mend = f" The only row's {wrapped!r} is a list of objects: if they are the rows, save that list alone."
-    raise UserError(f"{split} rows lack the column {missing!r}; there are: {_cut(there, 1000)}.{mend}")
+    raise UserError(f"{split} rows lack the column {missing!r}; there are: {clipped(there, 1000)}.{mend}")
 
 
 def _holds_objects(value: Any) -> bool:
@@ -261,11 +261,7 @@ def _answer(task: Task, value: Any, where: str) -> str:
     near = next((answer for answer in task.answers if alike(answer) == alike(text)), None)
     mend = "" if near is None else f" It is written otherwise than {ascii(near)}; if they mean one class, write one."
     shown = ascii(value) if near is not None else repr(value)
-    raise UserError(f"row {where} has the unknown label {_cut(shown)}; known: {_cut(known, 400)}.{mend}")
-
-
-def _cut(text: str, most: int = 200) -> str:
-    return text if len(text) <= most else f"{text[:most]}..."
+    raise UserError(f"row {where} has the unknown label {clipped(shown, 200)}; known: {clipped(known, 400)}.{mend}")
 
 
 def _text(value: Any, column: str, where: str) -> str:

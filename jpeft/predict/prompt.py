@@ -26,7 +26,7 @@ class Question:
 
     @classmethod
     def as_it_stands(cls, text: str) -> "Question":
-        """A prompt that was made before."""
+        """The question of a prompt that was made before."""
         return cls(_AS_IT_STANDS, {"input": text})
 
     @property
@@ -56,7 +56,7 @@ class Prompt:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """That the template names."""
+        """Names of the columns that the template takes text from."""
         return Template.parse(self.template).columns
 
     def of_fields(self, fields: Mapping[str, Any]) -> Question:

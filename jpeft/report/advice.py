@@ -36,7 +36,7 @@ class Question:
 
 
 def question(task: str, examples: int | None, groups: Sequence[Group], *, own: bool) -> Question:
-    """Reads a call.
+    """The question that a call asks.
 
     Args:
       task: a kind of task, a task of the paper or, of own results, any task that they are of.

@@ -69,7 +69,7 @@ class Placed:
 
 
 def rank(full: Sequence[Full], scarce: Scarce) -> list[Placed]:
-    """Best first."""
+    """The full runs in their places, the best first."""
     lowest = min(run.result.validation_loss for run in full)
     limit, tie = good_enough_limit(lowest), tie_limit(lowest)
 

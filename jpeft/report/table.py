@@ -99,7 +99,7 @@ class Shown:
     published: str = ""
 
     def line(self) -> str:
-        """On one line."""
+        """The entry on one line."""
         return " ".join(part for part in (self.main, self.spread, f"({self.published})" * bool(self.published)) if part)
 
 

@@ -91,10 +91,10 @@ class Prediction(BaseModel):
         description="Whether the input was longer than the adapter's run took; its longest column lost its end."
     )
     confidence: float | None = Field(
-        description="Of a chosen label: mean log-probability of its tokens. null for what is generated."
+        description="Mean log-probability of the tokens of a chosen label; null for what is generated."
     )
     probabilities: dict[str, float] | None = Field(
-        description="Of each label, among these labels, where one was chosen; null for what is generated."
+        description="Probability of each label, among these labels, where one was chosen; null for what is generated."
     )
 
 
@@ -108,12 +108,16 @@ class Predictions(BaseModel):
 class HowAsked(BaseModel):
     """How an adapter is asked and answers, as its run did."""
 
-    template: str | None = Field(description="That is applied; null where nothing says: a text is the whole prompt.")
-    columns: list[str] | None = Field(description="That the template names, for inputs that are objects.")
+    template: str | None = Field(
+        description="The template that is applied; null where there is none: a text is the whole prompt."
+    )
+    columns: list[str] | None = Field(description="Columns that the template names, for inputs that are objects.")
     answers: str = Field(description="`labels`: one is chosen. `text`: it is generated.")
     labels: list[str] | None
-    max_input_tokens: int = Field(description="Longer inputs are cut, or refused where there is no template.")
-    max_output_tokens: int = Field(description="Of a generated answer, where a request does not say otherwise.")
+    max_input_tokens: int = Field(
+        description="The longest input; longer ones are cut, or refused where there is no template."
+    )
+    max_output_tokens: int = Field(description="The longest generated answer, where a request does not say otherwise.")
     notes: list[str] = Field(description="Where answers may differ from those of the adapter's own run.")
 
 
@@ -126,8 +130,8 @@ class Adapters(BaseModel):
     not_served: dict[str, str] = Field(
         description="What is in the operator's directory and cannot be loaded, or could not when it was tried, and why."
     )
-    asked: dict[str, HowAsked] = Field(description="Of each loaded adapter.")
-    base: HowAsked = Field(description="Of the base alone.")
+    asked: dict[str, HowAsked] = Field(description="How each loaded adapter is asked.")
+    base: HowAsked = Field(description="How the base alone is asked.")
 
 
 class Loaded(BaseModel):
@@ -143,7 +147,9 @@ class Health(BaseModel):
     status: str
 
 
-Name = Annotated[str, Path(pattern=NAME_PATTERN, description="Of a directory in the operator's directory of adapters.")]
+Name = Annotated[
+    str, Path(pattern=NAME_PATTERN, description="Name of a directory in the operator's directory of adapters.")
+]
 
 _REASONS = {
     400: "The body cannot be read.",
@@ -207,14 +213,13 @@ def make_app(service: Service) -> FastAPI:
             True, description="Whether the adapter's template is applied; if not, a text is the whole prompt."
         )
         labels: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2)] | None = Field(
-            None, description="To choose from, in the place of the adapter's own. Needs room (`--label-tokens`)."
+            None,
+            description="Labels to choose from, in the place of the adapter's own. They need room (`--label-tokens`).",
         )
         generate: StrictBool = Field(False, description="Whether to generate though the adapter has labels.")
         max_output_tokens: Annotated[
             Annotated[int, Field(ge=1, le=longest_output)] | None, BeforeValidator(_no_other_kind)
-        ] = Field(
-            None, description="After which a generated answer is cut; null is what the adapter's run gave at most."
-        )
+        ] = Field(None, description="Where a generated answer is cut; null is what the adapter's run gave at most.")
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI):

@@ -60,5 +60,5 @@ class Metrics:
         self._request_seconds.labels(route).observe(seconds)
 
     def text(self) -> bytes:
-        """All of it in Prometheus' format."""
+        """All figures in Prometheus' format."""
         return generate_latest(self._registry)

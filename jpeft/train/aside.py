@@ -25,7 +25,7 @@ class Aside:
         self._root = directory / NAME
 
     def holds_a_run(self) -> bool:
-        """Whether there is one to put back."""
+        """Whether there is a run to put back."""
         return bool(self._kept())
 
     def take(self) -> None:

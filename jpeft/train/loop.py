@@ -52,7 +52,7 @@ from jpeft.train.display import Display
 from jpeft.train.environment import commit, peak_memory_bytes, reset_peak_memory, versions
 from jpeft.train.estimate import Size, duration, most_seconds_left
 from jpeft.train.optimizer import adamw
-from jpeft.train.programs import Answering, build_answering, build_programs
+from jpeft.train.programs import AnsweringPrograms, build_answering, build_programs
 from jpeft.train.rundir import MetricsLog, NoLog, RunDirectory, data_record, run_once
 from jpeft.train.schedule import three_point_schedule
 from jpeft.train.session import Session
@@ -507,7 +507,7 @@ class _Execution:
     def _answers(
         self,
         name: str,
-        programs: Answering,
+        programs: AnsweringPrograms,
         adapter: nnx.State,
         base: nnx.State,
         stop: StopRequest,

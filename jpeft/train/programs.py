@@ -17,8 +17,8 @@ from jpeft.train.step import StepSums, TrainState, make_accumulate, make_update
 
 
 @dataclasses.dataclass(frozen=True)
-class Answering:
-    """Answers to a batch of inputs.
+class AnsweringPrograms:
+    """The programs that answer a batch of inputs.
 
     Attributes:
       label_log_probs: None where labels are not scored.
@@ -40,7 +40,7 @@ class Programs:
     accumulate: Program
     update: Program
     loss: Program
-    answering: Answering
+    answering: AnsweringPrograms
 
     def compile_seconds(self) -> float:
         """Spent compiling so far."""
@@ -113,14 +113,14 @@ def build_answering(
     num_beams: int,
     labels: PackedLabels | None = None,
     made: Recent[Program],
-) -> Answering:
+) -> AnsweringPrograms:
     """The programs that answer, with a method attached or without any; arguments as of `build_programs`."""
     model = (graphdef, spec(adapter), spec(base), layout)
 
     def program(key: tuple[Hashable, ...], make: Callable[[], Callable]) -> Program:
         return made.get(key, lambda: Program(layout.traced(make()), batch=layout.batch, results=layout.whole))
 
-    return Answering(
+    return AnsweringPrograms(
         generate=program(
             ("generate", *model, max_length, num_beams),
             lambda: make_generate(graphdef, max_length=max_length, num_beams=num_beams),

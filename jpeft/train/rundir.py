@@ -394,7 +394,7 @@ class MetricsLog:
 
     @functools.cached_property
     def _events(self) -> Any:
-        """Made at the first record."""
+        """The writer of TensorBoard events, made at the first record."""
         with _hidden("torch"):  # loaded by tensorboardX for the sake of one annotation, which takes a second
             from tensorboardX import SummaryWriter
 

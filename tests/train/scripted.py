@@ -17,7 +17,7 @@ from jpeft.config import Run
 from jpeft.program import Program
 from jpeft.train import loop
 from jpeft.train.display import Display
-from jpeft.train.programs import Answering, Programs
+from jpeft.train.programs import AnsweringPrograms, Programs
 from jpeft.train.session import Session, spec
 from jpeft.train.step import TrainState
 
@@ -104,7 +104,9 @@ def _programs(script: Script, max_length: int) -> Programs:
         script.events.append(("score", _age(adapter), np.shape(tokens)))
         return np.zeros((len(tokens), len(script.execution.data.task.answers)), np.float32)
 
-    return Programs(*map(_Scripted, (accumulate, update, loss)), Answering(_Scripted(generate), _Scripted(score)))
+    return Programs(
+        *map(_Scripted, (accumulate, update, loss)), AnsweringPrograms(_Scripted(generate), _Scripted(score))
+    )
 
 
 def run_scripted(run: Run, workdir: Path, monkeypatch: Any, *, session: Session | None = None, **told: Any) -> Script:
@@ -132,12 +134,12 @@ def run_scripted(run: Run, workdir: Path, monkeypatch: Any, *, session: Session 
         return (
             made
             if labels is not None
-            else dataclasses.replace(made, answering=Answering(made.answering.generate, None))
+            else dataclasses.replace(made, answering=AnsweringPrograms(made.answering.generate, None))
         )
 
     def build_answering(graphdef, adapter, base, layout, *, max_length, labels, **kwargs):
         made = _programs(script, max_length).answering
-        return made if labels is not None else Answering(made.generate, None)
+        return made if labels is not None else AnsweringPrograms(made.generate, None)
 
     def save_adapter(model, method, sites, directory, **kwargs):
         script.adapter = _age(loop.split(model)[1])
