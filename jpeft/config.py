@@ -340,6 +340,26 @@ class Run:
         ):
             raise UserError("ablation.name and method.{targets,stacks,layers,pattern} both select; give one of them.")
 
+    def data_choices(self) -> dict[str, Any]:
+        """What `jpeft.data.prepare.prepare` is to be told besides the task."""
+        data = self.data
+        return {
+            "source": data.source,
+            "path": data.path,
+            "kind": data.kind,
+            "options": data.options,
+            "split_seed": data.split_seed,
+            "max_train": data.max_train,
+            "max_validation": data.max_validation,
+            "max_test": data.max_test,
+            "batch_size": self.train.batch_size,
+            "accumulation_steps": self.train.accumulation_steps,
+            "eval_batch_size": self.eval.batch_size,
+            "max_input_length": data.max_input_length,
+            "max_target_length": data.max_target_length,
+            "sample_seed": data.sample_seed,
+        }
+
     def build_task(self) -> Task:
         """The task, with the config's template and kind."""
         data = self.data

@@ -14,6 +14,7 @@ from jpeft import judging
 from jpeft.cli.config_flags import parse_call
 from jpeft.errors import RunFailed, Stopped, UserError
 from jpeft.judging import Baseline
+from jpeft.model.tokenizer import Tokenizer
 from jpeft.words import counted
 
 # Config keys that the search sets itself, and what sets them.
@@ -32,17 +33,21 @@ def search_and_print(arguments: argparse.Namespace) -> int:
     """Runs the search; its exit status."""
     from rich.console import Console
 
+    from jpeft.data.sources import require_path
     from jpeft.grid.search import Request, look_at_data, search
     from jpeft.model.source import resolve
 
     flags = _Flags(arguments)
     methods = flags.methods()
-    rows = [look_at_data(flags.configure(method, {})) for method in methods][0]
+    runs = [flags.configure(method, {}) for method in methods]
+    require_path(arguments.data)
     console = Console(stderr=True, highlight=False)
     say = lambda line: console.print(line, markup=False, soft_wrap=True)
     # A wrong name is one error, not one of each run.
     directory = resolve(arguments.model, what="--model", flag="--model", report=say)
-    baseline = _baseline(rows.labels, directory)
+    tokenizer = Tokenizer.load(directory)
+    rows = look_at_data(runs[0], tokenizer, report=say)
+    baseline = _baseline(rows.labels, tokenizer)
     request = Request(
         methods=tuple(methods),
         configure=flags.configure,
@@ -66,13 +71,10 @@ def search_and_print(arguments: argparse.Namespace) -> int:
     return _print(arguments, flags, found, baseline)
 
 
-def _baseline(labels: Mapping[str, Counter[str]] | None, directory: Path) -> Baseline | None:
+def _baseline(labels: Mapping[str, Counter[str]] | None, tokenizer: Tokenizer) -> Baseline | None:
     """What is had without looking at the input, in the tokens of this model; None where targets are text."""
     if labels is None:
         return None
-    from jpeft.model.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.load(directory)
     kinds = list(dict.fromkeys(label for part in labels.values() for label in part))
     tokens = {label: len(ids) + 1 for label, ids in zip(kinds, tokenizer.ids(kinds), strict=True)}
     return judging.baseline(labels["train"], labels["validation"], labels["test"], tokens.__getitem__)

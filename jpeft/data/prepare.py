@@ -20,7 +20,7 @@ from jpeft.data.batches import (
 from jpeft.data.prompts import PromptTokens, Template
 from jpeft.data.sources import Columns, load_rows, rows_digest
 from jpeft.data.splits import draw, labels_of, leak, same_inputs
-from jpeft.data.summary import check_labels, check_lengths, told_of_labels, told_of_rows, told_of_targets
+from jpeft.data.summary import check_labels, told_of_labels, told_of_rows, told_of_targets
 from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples, require_columns, template_columns
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
@@ -206,8 +206,6 @@ def prepare(
         report(line)
     if task.answers:
         check_labels(task.answers, tokenizer, task.max_target_length)
-        if task.name == "custom":  # the benchmark's lengths are the paper's; what they cut is counted above
-            check_lengths(task.answers, tokenizer, task.max_target_length)
     lengths = {name: part.lengths() for name, part in tokens.items()}
     # One order stands for all: runs of every seed then have the same shapes and can share what is compiled for them.
     some_order = train_order(

@@ -43,18 +43,6 @@ def check_labels(labels: Sequence[str], tokenizer: Tokenizer, max_target_length:
             raise UserError(f"the label {_short(label)} is nothing to this model{_lost(tokenizer, label)}; rename it.")
 
 
-def check_lengths(labels: Sequence[str], tokenizer: Tokenizer, max_target_length: int) -> None:
-    """Raises `UserError`: a label is longer than an answer may be, and so could never be given."""
-    whole = tokenizer.ids(labels)
-    longest = max(map(len, whole), default=0) + 1
-    if longest > max_target_length:
-        label = labels[[len(ids) for ids in whole].index(longest - 1)]
-        raise UserError(
-            f"the label {_short(label)} has {longest} tokens, </s> included, and answers {max_target_length} at most; "
-            f"shorten it or set data.max_target_length to {longest} or more."
-        )
-
-
 def _lost(tokenizer: Tokenizer, text: str) -> str:
     characters = tokenizer.unknown_characters(text)
     return f", whose vocabulary does not have {', '.join(map(_short, characters[:4]))}" if characters else ""
@@ -126,6 +114,14 @@ def told_of_labels(
         )
     if task.name != "custom":
         return lines
+    whole = tokenizer.ids(task.answers)
+    too_long = [label for label, ids in zip(task.answers, whole, strict=True) if len(ids) >= task.max_target_length]
+    if too_long:
+        longest = max(map(len, whole)) + 1
+        lines.append(
+            f"{counted(len(too_long), 'label')} cannot be answered in {task.max_target_length} tokens, such as "
+            f"{_short(too_long[0])}: generated, it is never right; data.max_target_length={longest} holds all"
+        )
     if listed:
         why = " (data.options=none leaves them out)" if options == "auto" else ""
         lines.append(f"the prompt ends in a list of the labels{why}")

@@ -18,16 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from jpeft.config import Run
-from jpeft.data.prepare import with_answers
-from jpeft.data.sources import load_rows, rows_digest
-from jpeft.data.splits import draw, labels_of, same_inputs
-from jpeft.data.tasks import require_columns
+from jpeft.data.prepare import prepare
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object, write_whole
 from jpeft.grid.cells import Cell
 from jpeft.grid.decision import Candidate, Full, Judged, Plan, Speed, choose, explain, least_seconds, plan
 from jpeft.grid.state import CellState, State, look
 from jpeft.judging import Baseline
+from jpeft.model.tokenizer import Tokenizer
 from jpeft.words import counted
 
 FACTORS = (1.0, 3.0, 1 / 3)  # of the config's learning rates, in the order in which they are tried
@@ -160,33 +158,17 @@ RunCells = Callable[[Sequence[Cell]], Mapping[Cell, CellState]]
 Pair = tuple[str, float]  # a method and a factor on its config's learning rates
 
 
-def look_at_data(run: Run) -> Rows:
-    """How many rows train, validate and test: before anything is begun, so that a wrong file is one error and not many.
+def look_at_data(run: Run, tokenizer: Tokenizer, *, report: Callable[[str], None]) -> Rows:
+    """The rows as a run reads them, before anything is begun: what would stop a run is one error now, not one of each.
 
     Raises:
-      UserError: as `load_rows`, `require_columns` and `draw`.
+      UserError: as `prepare`.
     """
-    task, data = run.build_task(), run.data
-    found = load_rows(task, data.source, data.path, sample_seed=data.sample_seed)
-    for split, columns in found.items():
-        require_columns(task, split, columns)
-    told = with_answers(task, data.kind, found["train"])
-    parts = draw(
-        {split: len(next(iter(columns.values()), [])) for split, columns in found.items()},
-        seed=data.split_seed,
-        max_train=data.max_train,
-        max_validation=data.max_validation,
-        max_test=data.max_test,
-        inputs=same_inputs(told, found),
-        labels=labels_of(told, found),
-    )
+    data = prepare(run.build_task(), tokenizer, **run.data_choices(), report=report)
     labels = None
-    if told.kind == "classification":
-        targets = {split: found[part.source][task.target] for split, part in parts.items()}
-        labels = {
-            split: Counter(str(targets[split][row]).strip() for row in part.rows) for split, part in parts.items()
-        }
-    return Rows({name: len(part.rows) for name, part in parts.items()}, rows_digest(found), labels)
+    if data.task.kind == "classification":
+        labels = {split: Counter(row.target for row in rows) for split, rows in data.examples.items()}
+    return Rows({split: len(rows) for split, rows in data.examples.items()}, data.digest, labels)
 
 
 def search(request: Request, run_cells: RunCells, *, clock: Callable[[], float] = time.monotonic) -> Found:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jpeft.errors import UserError
 from jpeft.rows.reading import read_rows as rows_of_file
+from jpeft.rows.values import is_missing
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -16,8 +17,12 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
     for row in rows_of_file(path):
         values = tuple(value for column in columns if isinstance(value := row.fields.get(column), str))
         if len(values) < len(columns):
-            raise UserError(
-                f"{row.where} of {path}: expected text under {' and '.join(columns)}; there are: "
-                f"{', '.join(row.fields) or 'no keys'}."
-            )
+            column = next(column for column in columns if not isinstance(row.fields.get(column), str))
+            if column not in row.fields:
+                holds = f"there are: {', '.join(row.fields) or 'no keys'}"
+            elif is_missing(row.fields[column]):
+                holds = f"{column!r} holds nothing; fill it in or remove the row"
+            else:
+                holds = f"{column!r} holds {ascii(row.fields[column])[:40]}; write text there"
+            raise UserError(f"{row.where} of {path}: expected text under {' and '.join(columns)}; {holds}.")
         yield values

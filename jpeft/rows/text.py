@@ -98,7 +98,8 @@ def _json_line_rows(of: Iterable[Line], name: str) -> Iterator[Row]:
         if line.text.strip():
             where = f"line {line.number}"
             named, text = f"{where} of {name}", line.text.rstrip()
-            if first and (text.lstrip().startswith("[") or text.strip() == "{"):
+            begun = text.lstrip()
+            if first and (begun == "{" or begun.startswith("[") and ("{" in begun or not begun.endswith("]"))):
                 raise UserError(
                     f"{named} is not one whole JSON object, as every line of JSON lines is; a list of objects, or "
                     "objects over several lines, are read from a file whose name ends in .json."

@@ -204,23 +204,7 @@ class _Execution:
 
     def _prepare_data(self) -> tuple[Hashable, Data]:
         """The splits, and all that they were made from."""
-        run, data = self.run, self.run.data
-        choices = {
-            "source": data.source,
-            "path": data.path,
-            "kind": data.kind,
-            "options": data.options,
-            "split_seed": data.split_seed,
-            "max_train": data.max_train,
-            "max_validation": data.max_validation,
-            "max_test": data.max_test,
-            "batch_size": run.train.batch_size,
-            "accumulation_steps": run.train.accumulation_steps,
-            "eval_batch_size": run.eval.batch_size,
-            "max_input_length": data.max_input_length,
-            "max_target_length": data.max_target_length,
-            "sample_seed": data.sample_seed,
-        }
+        run, data, choices = self.run, self.run.data, self.run.data_choices()
         key = (
             run.model.name,
             *(data.task, data.input, data.target, data.template, signature(data.path)),

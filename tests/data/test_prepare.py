@@ -387,12 +387,18 @@ def test_an_empty_label_is_no_unknown_one(prepared, tmp_path, empty):
         prepared("custom", tmp_path)
 
 
-def test_a_label_longer_than_an_answer_may_be_is_refused_with_the_length_that_would_do(prepared, tmp_path):
+def test_a_label_longer_than_an_answer_may_be_is_said_with_the_length_that_would_do(prepared, tmp_path):
     path = write(tmp_path / "mine.jsonl", [(f"goal {i}", ("a coach" if i % 2 else "goal ") * 9) for i in range(40)])
-    with pytest.raises(UserError, match=r"the label '.*' has (\d+) tokens, </s> included, .* to (\d+) or more") as told:
-        prepared("custom", path, max_target_length=8)
-    longest = int(re.search(r"has (\d+) tokens", str(told.value))[1])
-    assert prepared("custom", path, max_target_length=longest)[0].task.kind == "classification"
+    _, lines = prepared("custom", path, max_target_length=8)
+    [said] = [line for line in lines if "cannot be answered in 8 tokens" in line]
+    assert (
+        said.startswith("2 labels cannot be answered")
+        and "generated, it is never right; data.max_target_length=" in said
+    )
+    longest = int(re.search(r"max_target_length=(\d+)", said)[1])
+    assert not any("cannot be answered" in line for line in prepared("custom", path, max_target_length=longest)[1])
+    _, lines = prepared("custom", path, max_target_length=longest - 1)
+    assert any(line.startswith("1 label cannot be answered") for line in lines)
 
 
 def test_a_class_of_its_own_and_missing_values_are_no_classes(prepared, tmp_path):

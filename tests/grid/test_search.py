@@ -306,6 +306,22 @@ def test_from_rows_to_an_adapter_and_the_command_that_made_it(flags, tmp_path, t
 
 
 @pytest.mark.parametrize(
+    ("test", "says"),
+    [
+        ({"input": "goal", "target": "c"}, "row test/0 has the unknown label 'c'; known: a, b"),
+        ({"input": "goal", "target": None}, "row test/0 has no 'target'"),
+        ({"input": ["goal"], "target": "a"}, "row test/0: the column 'input' holds a list"),
+    ],
+)
+def test_a_row_that_would_stop_a_run_stops_the_search_before_its_first(test, says, flags, tmp_path, capsys):
+    rows = [{"input": f"coach {i}", "target": "ab"[i % 2]} for i in range(40)]
+    for split, of_split in (("train", rows), ("test", [test])):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of_split))
+    assert main(flags(f"--data={tmp_path}")) == 2
+    assert says in capsys.readouterr().err and not (tmp_path / "search").exists()
+
+
+@pytest.mark.parametrize(
     ("more", "says"),
     [
         (["--data=nothing.jsonl"], "--data nothing.jsonl does not exist"),

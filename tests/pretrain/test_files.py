@@ -48,6 +48,8 @@ def test_parquet(tmp_path):
         ("a.jsonl", b'{"text": "a"}\n{"text"', "line 2"),
         ("a.jsonl", b"[1]\n", "expected an object"),
         ("a.jsonl", b'{"input": "a"}\n', "line 1 of .*: expected text under text; there are: input"),
+        ("a.jsonl", b'{"text": null}\n', "line 1 of .*: expected text under text; 'text' holds nothing; fill it in"),
+        ("a.jsonl", b'{"text": 5}\n', "line 1 of .*: expected text under text; 'text' holds 5; write text there"),
         ("a.jsonl.xz", lzma.compress(JSON)[:-20], "cannot be read"),
         ("a.jsonl.xz", b"no xz", "cannot be read"),
         ("a.jsonl.zst", b"no zstd", "cannot be read"),
