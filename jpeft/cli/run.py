@@ -47,6 +47,7 @@ def run(argv: Sequence[str]) -> int:
     from jpeft.model.settings import in_words
     from jpeft.train.display import Display
     from jpeft.train.loop import execute
+    from jpeft.train.result_file import check_result
 
     if call.group is not None:
         call.group.join()
@@ -57,6 +58,7 @@ def run(argv: Sequence[str]) -> int:
             display.say(in_words(run.model.name, taken))
         result = execute(run, call.workdir, overwrite=call.overwrite, display=display)
         if is_first():
+            check_result(result, call.workdir / "result.json")  # a finished run's may have been damaged since
             _print_result(result, call.workdir)
             _print_next(next_steps(result, call.workdir, argv))
     return 0

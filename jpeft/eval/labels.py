@@ -21,6 +21,7 @@ from jpeft.model.config import T5Config
 from jpeft.model.t5 import T5, apart
 from jpeft.model.tokenizer import Tokenizer
 
+_MOST_TOKENS = 4096  # of all labels together: attention among them takes memory by its square
 _MULTIPLE = 8  # of the packed length: it can then be cut into slices for the output layer
 _DIGITS = 6  # of confidences and probabilities; float32 has about seven
 
@@ -47,7 +48,7 @@ class PackedLabels:
 
     @classmethod
     def of(cls, texts: Sequence[str], tokenizer: Tokenizer, config: T5Config) -> "PackedLabels":
-        """Raises `UserError`: fewer than two labels, an empty one, or two that the vocabulary does not tell apart."""
+        """Raises `UserError`: fewer than two labels or too many, an empty one, or two that are the same tokens."""
         texts = tuple(text.strip() for text in texts)
         if len(texts) < 2 or not all(texts):
             shown = ", ".join(map(repr, texts)) or "none"
@@ -58,7 +59,13 @@ class PackedLabels:
             if tuple(row) in seen:
                 raise UserError(f"the labels {seen[tuple(row)]!r} and {text!r} are the same tokens to this model.")
             seen[tuple(row)] = text
-        padding = -sum(map(len, rows)) % _MULTIPLE
+        together = sum(map(len, rows))
+        if together > _MOST_TOKENS:
+            raise UserError(
+                f"the {len(texts):,} labels have {together:,} tokens together, and {_MOST_TOKENS:,} at most can be "
+                "scored at once; have the answers generated instead (eval.answer=generate, or --generate of predict)."
+            )
+        padding = -together % _MULTIPLE
         return cls(
             texts,
             targets=np.array([*(token for row in rows for token in row), *[config.pad_token_id] * padding], np.int32),

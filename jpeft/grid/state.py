@@ -18,6 +18,7 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object, write_whole
 from jpeft.grid.cells import Cell
 from jpeft.train.loop import digest_of_rows
+from jpeft.train.result_file import damage_of
 from jpeft.train.rundir import has_work, is_claimed, what_differs
 from jpeft.words import the_first
 
@@ -81,7 +82,7 @@ def look(cell: Cell, workdir: Path) -> CellState:
     if (directory / "result.json").is_file():
         result = _read(directory / "result.json")
         metric = None if result is None else result.get("metric")
-        if result is None or result.get("status") != "done" or not isinstance(metric, int | float):
+        if result is None or result.get("status") != "done" or damage_of(result) is not None or metric is None:
             return CellState(State.FAILED, f"{directory / 'result.json'} is damaged", damaged=True)
         return CellState(State.DONE, f"{result.get('metric_name')} {metric:.4f}", result)
     failure = _read(directory / FAILURE_FILE)

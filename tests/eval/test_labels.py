@@ -137,3 +137,9 @@ def test_classes_of_ones_own_are_scored_unless_one_or_very_many(labels, expected
     assert answer_in_use("auto", task) == expected
     assert {answer_in_use(given, task) for given in ("generate", "score")} == {"generate", "score"}
     assert answer_in_use("auto", TASKS["agnews"]) == "generate"
+
+
+def test_so_many_labels_that_scoring_them_would_fill_the_memory_are_refused(tiny_tokenizer):
+    labels = [f"president {i:04}" for i in range(1500)]
+    with pytest.raises(UserError, match=r"1,500 labels have .* tokens together, and 4,096 at most"):
+        PackedLabels.of(labels, Tokenizer.load(tiny_tokenizer), TINY)
