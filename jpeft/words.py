@@ -21,6 +21,11 @@ def clipped(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def one_line(text: str, most: int = 120) -> str:
+    """The beginning of a text whose white space, line breaks too, is single spaces: a stranger's may hold anything."""
+    return " ".join(text.split())[:most]
+
+
 def the_first(texts: Sequence[str], most: int = 3) -> str:
     """Texts with semicolons between them, ` ...` in the place of those after the first `most`."""
     return "; ".join(texts[:most]) + (" ..." if len(texts) > most else "")

@@ -25,6 +25,7 @@ from jpeft.files import read_json_object, write_whole
 from jpeft.model.config import T5Config
 from jpeft.model.leaves import Part, Place, fill, named_leaves, on_first_device, stacked_leaves
 from jpeft.model.t5 import T5
+from jpeft.words import one_line
 
 # A bias that T5 1.0 trained and never used, as transformers knows, too.
 _IGNORED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
@@ -90,7 +91,7 @@ class _Safetensors(Checkpoint):
             for name in names:
                 if name in self._file_of:
                     raise UserError(
-                        f"{_one_line(name)} is both in {self._file_of[name]} and in {path.name}; which one counts?"
+                        f"{one_line(name)} is both in {self._file_of[name]} and in {path.name}; which one counts?"
                     )
                 self._file_of[name] = path
 
@@ -137,7 +138,7 @@ def _damage(path: Path, *errors: type[Exception]) -> Iterator[None]:
 def _as_weight(value: Any, path: Path, name: str) -> np.ndarray:
     if not isinstance(value, np.ndarray) or not jnp.issubdtype(value.dtype, jnp.floating):
         what = f"of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
-        raise UserError(f"{path}: {_one_line(name)} is {what}; expected an array of floating-point numbers.")
+        raise UserError(f"{path}: {one_line(name)} is {what}; expected an array of floating-point numbers.")
     return value
 
 
@@ -184,7 +185,7 @@ def _refuse_many_objects(raw: bytes) -> None:
 
 def _put(weights: dict[str, np.ndarray], name: str, value: np.ndarray, path: Path) -> None:
     if name in weights:
-        raise UserError(f"{_one_line(name)} is there twice, the second time in {path}; which one counts?")
+        raise UserError(f"{one_line(name)} is there twice, the second time in {path}; which one counts?")
     weights[name] = value
 
 
@@ -264,7 +265,7 @@ def _shards(index: Path) -> list[Path]:
             raise UserError(f"{index} names {repr(name)[:80]}; a shard must be a file of the same directory.")
         if not (index.parent / name).is_file():
             raise UserError(
-                f"{index} names {_one_line(name)}, which is not in {index.parent}; is the download complete?"
+                f"{index} names {one_line(name)}, which is not in {index.parent}; is the download complete?"
             )
         files.append(index.parent / name)
     return sorted(files)
@@ -405,13 +406,8 @@ def _shape(shape: tuple[int, ...]) -> str:
     return str(shape) if len(shape) <= 4 else f"of {len(shape)} dimensions"
 
 
-def _one_line(name: str) -> str:
-    """A name as a message can hold it: a stranger's may hold anything."""
-    return " ".join(name.split())[:120]
-
-
 def _a_few(names: list[str] | set[str]) -> str:
-    shown = [_one_line(name) for name in sorted(set(names))]
+    shown = [one_line(name) for name in sorted(set(names))]
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 

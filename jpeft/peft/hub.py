@@ -30,6 +30,7 @@ from jpeft.peft.full import Full
 from jpeft.peft.methods import METHODS
 from jpeft.peft.peft_read import LARGEST_NUMBER, PEFT_TYPES, read_peft
 from jpeft.peft.peft_write import peft_config, peft_knows, peft_tensors
+from jpeft.words import one_line
 
 OURS, PEFTS = "jpeft_adapter.json", "adapter_config.json"
 CONFIGS = (OURS, PEFTS)  # one of them says that a directory holds an adapter
@@ -108,7 +109,7 @@ def _open(directory: Path, model: T5, attached: Callable[[Method, list[Site]], T
     strangers = sorted(adapted_paths - set(by_path))
     if strangers:
         raise UserError(
-            f"{directory} does not fit this base, which has no {_shown(strangers[0])}; is it of another size?"
+            f"{directory} does not fit this base, which has no {one_line(strangers[0])}; is it of another size?"
         )
     chosen = [site for path, site in by_path.items() if path in adapted_paths]
     adapted = attached(method, chosen)
@@ -125,7 +126,7 @@ def _open(directory: Path, model: T5, attached: Callable[[Method, list[Site]], T
 
     fill(adapted, Adapter, read, np.float32)
     if unread:
-        raise UserError(f"{directory} holds {_shown(sorted(unread)[0])}, which {method.name} has no place for.")
+        raise UserError(f"{directory} holds {one_line(sorted(unread)[0])}, which {method.name} has no place for.")
     return Opened(adapted, method, chosen, notes)
 
 
@@ -194,7 +195,8 @@ def _our_method(config: dict[str, Any], tensors: dict[str, np.ndarray], director
     for name, value in tensors.items():
         if leaf and name.rpartition("/")[2] == leaf and value.shape[axis] != getattr(method, size):
             raise RunFailed(
-                f"{source} has {size} = {getattr(method, size)}, and {_shown(name)} in its weights {value.shape[axis]}."
+                f"{source} has {size} = {getattr(method, size)}, and {one_line(name)} in its weights "
+                f"{value.shape[axis]}."
             )
     return method
 
@@ -228,7 +230,7 @@ def _read_tensors(path: Path, model: T5) -> dict[str, np.ndarray]:
                 if len(shape) not in (1, 2) or 0 in shape:
                     dimensions = f"shape {tuple(shape)}" if len(shape) < 5 else f"{len(shape)} dimensions"
                     raise RunFailed(
-                        f"{path}: {_shown(name)} has {dimensions}; expected one or two, none of them empty."
+                        f"{path}: {one_line(name)} has {dimensions}; expected one or two, none of them empty."
                     )
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
@@ -237,19 +239,14 @@ def _read_tensors(path: Path, model: T5) -> dict[str, np.ndarray]:
         raise RunFailed(f"{path} cannot be read ({str(error)[:120] or type(error).__name__}).") from None
     for name, value in tensors.items():
         if not jax.numpy.issubdtype(value.dtype, np.floating):
-            raise RunFailed(f"{path}: {_shown(name)} is of {value.dtype}; expected floating-point numbers.")
+            raise RunFailed(f"{path}: {one_line(name)} is of {value.dtype}; expected floating-point numbers.")
         with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and refused
             tensors[name] = value.astype(np.float32)
         if not np.isfinite(tensors[name]).all():
             raise RunFailed(
-                f"{path}: {_shown(name)} holds NaN or infinity, so every answer would be no number; its training may "
+                f"{path}: {one_line(name)} holds NaN or infinity, so every answer would be no number; its training may "
                 "have diverged, or the file is damaged."
             )
     if not tensors:
         raise RunFailed(f"{path} holds no tensors; copy it again.")
     return tensors
-
-
-def _shown(name: str) -> str:
-    """A tensor's name as a message can hold it: a stranger's may be of lines, or long."""
-    return " ".join(name.split())[:120]

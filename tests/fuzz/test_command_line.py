@@ -151,7 +151,7 @@ class Place:
             f"--config.data.path={self.rows}",
             "--config.train.max_epochs=1",
             "--config.data.max_train=16",
-            "--config.data.max_target_length=6",
+            "--config.data.max_target_length=8",
             "--quiet",
         ]
 
@@ -350,7 +350,7 @@ def finished(tmp_path_factory, tiny_checkpoint, toy_jsonl) -> Path:
         f"--config.data.path={toy_jsonl}",
         "--config.train.max_epochs=1",
         "--config.data.max_train=16",
-        "--config.data.max_target_length=6",
+        "--config.data.max_target_length=8",
     ]
     assert run_experiment(["main.py", *flags, "--quiet", f"--workdir={workdir}"]) == 0
     return workdir

@@ -29,7 +29,7 @@ def flags(workdir: Path, checkpoint: Path, data: Path) -> list[str]:
         "--config.train.batch_size=8",
         "--config.train.accumulation_steps=1",
         "--config.data.max_train=16",
-        "--config.data.max_target_length=6",
+        "--config.data.max_target_length=8",
     ]
 
 
