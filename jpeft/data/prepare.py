@@ -20,7 +20,7 @@ from jpeft.data.batches import (
 from jpeft.data.prompts import PromptTokens, Template
 from jpeft.data.sources import Columns, load_rows, rows_digest
 from jpeft.data.splits import draw, labels_of, leak, same_inputs
-from jpeft.data.summary import check_labels, told_of_labels, told_of_rows, told_of_targets
+from jpeft.data.summary import check_labels, told_of_labels, told_of_rows, told_of_same_tokens, told_of_targets
 from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples, require_columns, template_columns
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
@@ -202,7 +202,7 @@ def prepare(
     if task.answers:
         for line in told_of_labels(task, made["train"], tokenizer, listed=task != unlisted, options=options):
             report(line)
-    for line in told_of_rows(task, made, tokens, tokenizer):
+    for line in [*told_of_rows(task, made, tokens, tokenizer), *told_of_same_tokens(splits, inputs, tokens)]:
         report(line)
     if task.answers:
         check_labels(task.answers, tokenizer, task.max_target_length)

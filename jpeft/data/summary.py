@@ -12,6 +12,7 @@ import numpy as np
 
 from jpeft.data.batches import Tokens
 from jpeft.data.prompts import Template
+from jpeft.data.splits import Split
 from jpeft.data.tasks import Example, Task
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
@@ -169,6 +170,26 @@ def told_of_rows(
             example = f"such as {name!r} in {rows[0].id}; they are read as text"
     lines += _by_split("rows that spell a special token", spelt, example)
     return lines + _told_of_repeats(task, examples["train"])
+
+
+def told_of_same_tokens(
+    splits: Mapping[str, Split], inputs: Mapping[str, Sequence[int]], tokens: Mapping[str, Tokens]
+) -> list[str]:
+    """Rows that validate or test and are to this model what a training row is, though their texts differ.
+
+    Args:
+      inputs: as of `jpeft.data.splits.same_inputs`; rows of equal texts are counted by `leak`.
+    """
+    trained = {ids.tobytes() for ids in tokens["train"].inputs}
+    texts = {inputs[splits["train"].source][row] for row in splits["train"].rows}
+    found = {}
+    for name in ("validation", "test"):
+        numbers = [inputs[splits[name].source][row] for row in splits[name].rows]
+        same = [ids.tobytes() in trained for ids in tokens[name].inputs]
+        twins = sum(twin and number not in texts for twin, number in zip(same, numbers, strict=True))
+        found[name] = (twins, len(numbers))
+    note = "only what is cut off, or what this vocabulary does not tell apart, differs: what is measured flatters"
+    return _by_split("inputs that are the same tokens as a training row's", found, note)
 
 
 def _told_of_repeats(task: Task, training: Sequence[Example]) -> list[str]:

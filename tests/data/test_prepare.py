@@ -444,3 +444,18 @@ def test_rows_under_a_key_beside_others_are_found(prepared, tmp_path):
     path.write_text(json.dumps({"version": "1.1", "data": [{"input": "a", "target": "b"}]}))
     with pytest.raises(UserError, match="The only row's 'data' is a list of objects: if they are the rows, save that"):
         prepared("custom", path)
+
+
+def test_test_rows_that_are_a_training_row_to_the_model_are_counted(prepared, tmp_path, poor_tokenizer):
+    write(tmp_path / "train.jsonl", [(f"good {'abcdefgh'[i // 8]}{'abcdefgh'[i % 8]}", "ab"[i % 2]) for i in range(64)])
+    write(tmp_path / "validation.jsonl", [("fine", "a"), ("fine a", "b")])
+    write(tmp_path / "test.jsonl", [("good {ab}", "a"), ("good ab", "a"), ("good zz", "b"), ("bad zz", "b")])
+    _, lines = prepared("custom", tmp_path, tokenizer=poor_tokenizer)
+    note = "(only what is cut off, or what this vocabulary does not tell apart, differs: what is measured flatters)"
+    same = [line for line in lines if "the same tokens" in line]
+    assert any(line.startswith("1 of 4 test rows have the input of a row that trains") for line in lines)
+    assert same == []  # a brace is an unknown token here, and seen
+    _, lines = prepared("custom", tmp_path, tokenizer=poor_tokenizer, max_input_length=3)
+    [same] = [line for line in lines if "the same tokens" in line]
+    assert same.startswith("inputs that are the same tokens as a training row's: ") and same.endswith(note)
+    assert int(re.search(r"(\d) of 4 test", same)[1]) >= 1  # "good zz" has lost its end
