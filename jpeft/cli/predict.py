@@ -64,7 +64,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     how.add_argument("--generate", action="store_true", help="generate, though the run has labels")
     how.add_argument(
         "--max-output-length",
-        type=whole(1, 16_384),
+        type=whole(1, 4_096),
         metavar="TOKENS",
         help="of an answer (default: a run's, or 128)",
     )

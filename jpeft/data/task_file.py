@@ -19,6 +19,7 @@ MOST_SCORED = 100  # labels that are scored unasked: each costs as much as a sho
 _LONGEST_TEXT = 100_000  # characters of a template, a label or a column's name
 _MOST_LABELS = 10_000
 _MOST_TOKENS = 65_536
+_MOST_ANSWERED = 4_096  # tokens: generating takes memory by their square
 _MOST_BEAMS = 256
 _FORMAT = 1
 _KEYS = {
@@ -159,7 +160,7 @@ class TaskOfRun:
         made = cls(**given)
         for key, value, most in (
             ("max_input_length", made.max_input_length, _MOST_TOKENS),
-            ("max_target_length", made.max_target_length, _MOST_TOKENS),
+            ("max_target_length", made.max_target_length, _MOST_ANSWERED),
             ("num_beams", made.num_beams, _MOST_BEAMS),
         ):
             least = 1 if key == "num_beams" else 2

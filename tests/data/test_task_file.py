@@ -54,6 +54,7 @@ def test_a_task_of_the_benchmark_comes_back_whole(name, tmp_path):
         ({"max_input_length": 10**12}, "max_input_length is 1000000000000"),
         ({"max_target_length": True}, "max_target_length is True"),
         ({"max_target_length": 2.5}, "max_target_length is 2.5"),
+        ({"max_target_length": 65_536}, "max_target_length is 65536; expected 2 to 4,096"),
         ({"num_beams": 10**6}, "num_beams is 1000000"),
         ({"kind": "regression"}, "kind is 'regression'"),
         ({"answer": "sing"}, "answer is 'sing'"),
