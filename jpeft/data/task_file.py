@@ -138,7 +138,7 @@ class TaskOfRun:
           RunFailed: the file is damaged, or says what no run writes.
         """
         path = directory / TASK_FILE
-        if not path.exists():
+        if not path.exists() and not path.is_symlink():  # a link that leads nowhere was a task once
             return None
         values = read_json_object(path, error=RunFailed)
         check_fields(values, _KEYS, str(path), error=RunFailed)

@@ -85,3 +85,10 @@ def test_a_pipe_or_a_directory_in_its_place_is_refused(tmp_path):
     for directory in ("one", "two"):
         with pytest.raises(RunFailed, match=TASK_FILE):
             TaskOfRun.read(tmp_path / directory)
+
+
+@pytest.mark.parametrize("target", ["nowhere.json", "task.json"])
+def test_a_link_that_leads_nowhere_is_not_taken_for_an_adapter_without_a_task(target, tmp_path):
+    (tmp_path / "task.json").symlink_to(target)
+    with pytest.raises(RunFailed, match=r"task\.json"):
+        TaskOfRun.read(tmp_path)
