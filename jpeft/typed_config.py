@@ -182,16 +182,24 @@ def with_value(section: Any, key: str, value: Any) -> Any:
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
     """`key: before -> after` of every key whose value differs between two nested configs of runs.
 
-    But for `mesh`: it says where a run is computed, not what; a run may go on on other devices.
+    But for `mesh`: it says where a run is computed, not what; a run may go on on other devices. Numbers that differ by
+    rounding alone are the same.
     """
     found = []
     for key in sorted({*before, *after} - {"mesh"}):
         old, new = before.get(key), after.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{prefix}{key}.")
-        elif old != new:
+        elif not _same(old, new):
             found.append(f"{prefix}{key}: {shortened(old)} -> {shortened(new)}")
     return found
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Whether two values mean the same: 3e-4 / 10 is not to the last bit 3e-5, and is no other rate."""
+    if isinstance(old, float) and isinstance(new, float):
+        return math.isclose(old, new, rel_tol=1e-12)
+    return old == new
 
 
 def filled_in(config: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -276,6 +276,11 @@ def test_differences_name_each_key_with_both_values():
     assert "eval.num_beams: 1 -> None" in differences(before, after)
 
 
+def test_a_number_that_differs_by_rounding_alone_is_the_same():
+    assert differences({"rate": 3e-4 / 10}, {"rate": 3e-5}) == []
+    assert differences({"rate": 3e-5}, {"rate": 3.0000001e-5}) != []
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

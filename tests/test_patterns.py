@@ -10,7 +10,7 @@ from jpeft.patterns import Pattern
 
 def test_an_expression_that_never_ends_is_given_up():
     pattern = Pattern("(a|a)*[bc]", what="adapter_config.json: target_modules")
-    started = time.monotonic()
+    started = time.process_time()
     for _ in range(3):  # all texts together have one limit
         with pytest.raises(UserError, match="adapter_config.json: target_modules .* takes more than"):
             pattern.fullmatch("a" * 200)

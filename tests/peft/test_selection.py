@@ -97,7 +97,7 @@ def test_a_selection_that_matches_nothing_says_what_there_is(tiny_t5, method, se
 
 
 def test_a_broken_pattern_is_refused():
-    with pytest.raises(UserError, match=r"method.pattern '\(' is not a regular expression"):
+    with pytest.raises(UserError, match=r"method.pattern '\(' is no regular expression"):
         Selection(pattern="(")
 
 
@@ -217,7 +217,7 @@ def test_a_damaged_or_absent_adapter_is_one_line(tiny_t5, key, tmp_path):
     with pytest.raises(RunFailed, match="damaged or cut short"):
         load_adapter(tmp_path, tiny_t5)
     (tmp_path / "jpeft_adapter.json").write_text("{")
-    with pytest.raises(RunFailed, match="is damaged"):
+    with pytest.raises(RunFailed, match="is not valid JSON"):
         load_adapter(tmp_path, tiny_t5)
 
 

@@ -131,6 +131,6 @@ def test_a_small_source_holds_out_a_row_too(rows, apart):
 
 
 def test_a_batch_that_no_block_fills_is_one_line_and_no_endless_search(tiny_pretraining, tmp_path):
-    tiny_pretraining.train.batch_size = 100_000
-    with pytest.raises(UserError, match=r"train.batch_size is 100000, and [\d,]+ pieces of this corpus fill"):
+    tiny_pretraining.train.batch_size = 60_000
+    with pytest.raises(UserError, match=r"train.batch_size is 60000, and [\d,]+ pieces of this corpus fill"):
         mixture_of(Pretraining.from_config(tiny_pretraining), tmp_path).block(0)
