@@ -14,7 +14,7 @@ def test_an_expression_that_never_ends_is_given_up():
     for _ in range(3):  # all texts together have one limit
         with pytest.raises(UserError, match="adapter_config.json: target_modules .* takes more than"):
             pattern.fullmatch("a" * 200)
-    assert time.monotonic() - started < 15  # two seconds, and a busy machine
+    assert time.process_time() - started < 4  # of its own time: the machine may be busy
 
 
 def test_what_is_no_expression_or_too_long_is_refused():
