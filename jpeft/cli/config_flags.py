@@ -18,7 +18,7 @@ class Call:
     """A command line that names a config file: what it holds after the overrides, and where and how to run it.
 
     Attributes:
-      group: the `jpeft.mesh.processes.Group` that this process is one of, or None where it is alone.
+      group: the `jpeft.run.processes.Group` that this process is one of, or None where it is alone.
     """
 
     config: Any
@@ -117,7 +117,7 @@ def _group(given: dict[str, Any]) -> Any:
     known = {name: given[name] for name in _PROCESS_FLAGS[1:]}
     if not given["distributed"] and all(value is None for value in known.values()):
         return None
-    from jpeft.mesh.processes import Group
+    from jpeft.run.processes import Group
 
     return Group(**known)
 

@@ -67,7 +67,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from jpeft.predict.evaluation import Evaluation, evaluate
     from jpeft.predict.source import Source
     from jpeft.program import use_compilation_cache
-    from jpeft.train.display import Display
+    from jpeft.run.display import Display
 
     display = Display(quiet=arguments.quiet)
     keep_freed_memory()

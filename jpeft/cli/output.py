@@ -13,7 +13,7 @@ from jpeft.peft.base import count, split
 from jpeft.peft.card import adapter_card
 from jpeft.peft.hub import Opened, save_adapter
 from jpeft.peft.peft_write import peft_knows
-from jpeft.train.background import disk_trouble
+from jpeft.run.background import disk_trouble
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ def _pretrain(argv: Sequence[str]) -> int:
         return 0
 
     from jpeft.pretrain.loop import pretrain
-    from jpeft.train.display import Display
+    from jpeft.run.display import Display
 
     run = Pretraining.from_config(call.config)
     result = pretrain(run, call.workdir, overwrite=call.overwrite, display=Display(quiet=call.quiet))

@@ -43,9 +43,9 @@ def run(argv: Sequence[str]) -> int:
         return 0
 
     from jpeft.cli.next_steps import next_steps
-    from jpeft.mesh.processes import ending_together, is_first
     from jpeft.model.settings import in_words
-    from jpeft.train.display import Display
+    from jpeft.run.display import Display
+    from jpeft.run.processes import ending_together, is_first
     from jpeft.train.loop import execute
     from jpeft.train.result_file import check_result
 

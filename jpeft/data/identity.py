@@ -1,8 +1,10 @@
 """Whether the rows of a run are those of another: known by content, not by where they lie."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from jpeft.data.batches import Tokens
 from jpeft.data.sources import load_rows, rows_digest
 from jpeft.data.tasks import Task
 
@@ -36,3 +38,15 @@ def signature(path: str | None) -> Hashable:
         )
     except OSError:
         return None
+
+
+def data_record(
+    row_ids: Mapping[str, list[str]], tokens: Mapping[str, Tokens], shapes: Sequence[Any], digest: str
+) -> dict[str, Any]:
+    """`splits.json`: `rows_digest` of all rows, row ids of every split, what was cut, the padded shapes."""
+    return {
+        "data_digest": digest,
+        "rows": dict(row_ids),
+        "cut": {name: {"inputs": part.cut_inputs, "targets": part.cut_targets} for name, part in tokens.items()},
+        "shapes": [list(shape) for shape in shapes],
+    }

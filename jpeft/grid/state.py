@@ -17,9 +17,9 @@ from jpeft.config import of_any_version
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object, write_whole
 from jpeft.grid.cells import Cell
+from jpeft.run.directory import has_work, is_claimed, what_differs
 from jpeft.train.loop import digest_of_rows
 from jpeft.train.result_file import damage_of
-from jpeft.train.rundir import has_work, is_claimed, what_differs
 from jpeft.words import the_first
 
 FAILURE_FILE = "failure.json"

@@ -23,7 +23,7 @@ from jpeft.config import Run
 from jpeft.errors import Busy, Stopped
 from jpeft.files import write_whole
 from jpeft.grid.state import FAILURE_FILE, LOG_FILE, PROGRESS_FILE, record_failure
-from jpeft.train.display import Display, Task
+from jpeft.run.display import Display, Task
 from jpeft.train.loop import execute
 from jpeft.train.session import Session
 from jpeft.trouble import explained, first_line

@@ -11,7 +11,7 @@ from jpeft.predict.output import Output
 from jpeft.predict.progress import Meter
 from jpeft.predict.prompt import Question
 from jpeft.predict.rows import Input, Row, windows
-from jpeft.train.stop import StopRequest
+from jpeft.run.stop import StopRequest
 
 
 class Predicting:

@@ -13,7 +13,7 @@ from jpeft.errors import UserError
 from jpeft.model.config import T5Config
 from jpeft.model.t5 import REMAT_POLICIES
 from jpeft.pretrain.corpus import KINDS
-from jpeft.typed_config import check_path, one_of, parse, placeholders
+from jpeft.typed_config import check_path, filled_in, one_of, parse, placeholders
 
 OPTIMIZERS = ("adamw", "adafactor")
 EMBEDDINGS = ("random", "cooccurrence")
@@ -242,6 +242,11 @@ def _source(name: str, values: Any) -> SourceConfig:
     if not (source.rate > 0 and math.isfinite(source.rate)):
         raise UserError(f"{path}.rate is {source.rate}; expected more than 0.")
     return source
+
+
+def of_any_version(config: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """A `config.json` with the keys of `now` that its version did not have yet, at their defaults."""
+    return filled_in(config, now, Pretraining().to_dict())
 
 
 def default_pretraining(sources: Mapping[str, SourceConfig]) -> ConfigDict:

@@ -29,17 +29,18 @@ from jpeft.eval.loss import make_loss, mean_loss
 from jpeft.files import write_whole
 from jpeft.model import weights
 from jpeft.peft.base import Adapter, count, split
-from jpeft.pretrain.config import Pretraining
+from jpeft.pretrain.config import Pretraining, of_any_version
 from jpeft.pretrain.mixture import PairSource, TextSource
 from jpeft.pretrain.optimizer import build_optimizer, learning_rate
 from jpeft.pretrain.setup import build_network, load_sources, load_tokenizer, network_config
 from jpeft.program import Program, use_compilation_cache
-from jpeft.train.checkpoint import Checkpoints
-from jpeft.train.display import Display
-from jpeft.train.environment import commit, peak_memory_bytes, versions
-from jpeft.train.rundir import MetricsLog, RunDirectory, run_once
+from jpeft.run.checkpoint import Checkpoints
+from jpeft.run.directory import RunDirectory, run_once
+from jpeft.run.display import Display
+from jpeft.run.environment import commit, peak_memory_bytes, versions
+from jpeft.run.metrics_log import MetricsLog
+from jpeft.run.stop import StopRequest
 from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
-from jpeft.train.stop import StopRequest
 
 _KINDS = {"text": TextSource, "pairs": PairSource}
 
@@ -62,6 +63,7 @@ def pretrain(
         lambda directory: _Pretraining(run, directory, display).result(),
         overwrite=overwrite,
         report=display.say,
+        of_today=of_any_version,
     )
 
 

@@ -1,1 +1,1 @@
-"""Training a run: schedule, optimizer, steps, checkpoints and the loop that goes on where it was killed."""
+"""Training: schedule, optimizer, steps, and a fine-tuning run from its config to its result."""

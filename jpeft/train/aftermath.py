@@ -11,10 +11,10 @@ from jpeft.eval.per_class import Confusion
 from jpeft.eval.uncertainty import Uncertainty, uncertainty
 from jpeft.eval.worst_rows import worst_rows
 from jpeft.files import write_whole
-from jpeft.mesh.processes import is_first
+from jpeft.run.directory import RunDirectory
+from jpeft.run.processes import is_first
 from jpeft.train import cautions
 from jpeft.train.curve import WITHOUT, Curve, draw_curve
-from jpeft.train.rundir import RunDirectory
 
 _said: set[str] = set()  # once a process, however many runs it does
 

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from jpeft.allocator import keep_freed_memory
-from jpeft.config import Run, require_labels
+from jpeft.config import Run, of_any_version, require_labels
 from jpeft.data.batches import (
     Batch,
     cache_directory,
@@ -30,7 +30,7 @@ from jpeft.data.batches import (
     pad,
     train_order,
 )
-from jpeft.data.identity import digest_now, signature
+from jpeft.data.identity import data_record, digest_now, signature
 from jpeft.data.prepare import Data, prepare
 from jpeft.data.sources import require_path, source_in_use
 from jpeft.data.task_file import TaskOfRun
@@ -40,25 +40,26 @@ from jpeft.eval.labels import PackedLabels, answer_in_use
 from jpeft.eval.loss import mean_loss
 from jpeft.eval.metrics import rouge_tokenizer
 from jpeft.mesh.layout import Layout
-from jpeft.mesh.processes import any_of, host_copy, is_first, wait_for_all
 from jpeft.model.settings import pass_on
 from jpeft.peft.base import count, split
 from jpeft.peft.hub import save_adapter
 from jpeft.program import use_compilation_cache
+from jpeft.run.checkpoint import Checkpoints
+from jpeft.run.directory import RunDirectory, run_once
+from jpeft.run.display import Display
+from jpeft.run.environment import commit, peak_memory_bytes, reset_peak_memory, versions
+from jpeft.run.estimate import Size, duration, most_seconds_left
+from jpeft.run.metrics_log import MetricsLog, NoLog
+from jpeft.run.processes import any_of, host_copy, is_first, wait_for_all
+from jpeft.run.stop import StopRequest
 from jpeft.train import cautions
 from jpeft.train.aftermath import write_aftermath
-from jpeft.train.checkpoint import Checkpoints
-from jpeft.train.display import Display
-from jpeft.train.environment import commit, peak_memory_bytes, reset_peak_memory, versions
-from jpeft.train.estimate import Size, duration, most_seconds_left
 from jpeft.train.optimizer import adamw
 from jpeft.train.programs import AnsweringPrograms, build_answering, build_programs
-from jpeft.train.rundir import MetricsLog, NoLog, RunDirectory, data_record, run_once
 from jpeft.train.schedule import three_point_schedule
 from jpeft.train.session import Session
 from jpeft.train.setup import set_up
 from jpeft.train.step import TrainState, init_state, zero_sums
-from jpeft.train.stop import StopRequest
 from jpeft.words import counted
 
 _SAID_FROM_SECONDS = 10.0  # below it nobody wonders how long a run takes
@@ -88,6 +89,7 @@ def execute(
         overwrite=overwrite,
         report=display.say,
         rows=lambda: digest_of_rows(run),
+        of_today=of_any_version,
     )
 
 

@@ -12,7 +12,7 @@ from jpeft.grid.pool import Event
 from jpeft.grid.scheduler import Choice, Schedule
 from jpeft.grid.state import State, look, record_failure
 from jpeft.grid.worker import Job, Outcome
-from jpeft.train.rundir import RunDirectory
+from jpeft.run.directory import RunDirectory
 
 
 def cell(name: str, seed: int = 0) -> Cell:

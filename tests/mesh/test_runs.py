@@ -10,8 +10,8 @@ from safetensors.numpy import load_file
 from jpeft.config import Run
 from jpeft.errors import Stopped
 from jpeft.peft.methods import METHODS
+from jpeft.run.display import Display
 from jpeft.train import loop
-from jpeft.train.display import Display
 from jpeft.train.loop import execute
 
 MESHES = {"4x1": {"data": 4}, "1x4": {"model": 4}, "2x2": {"data": 2, "model": 2}, "fsdp": {"fsdp": 4}}

@@ -19,8 +19,8 @@ from jpeft.model import weights
 from jpeft.pretrain import loop, mixture
 from jpeft.pretrain.config import Pretraining
 from jpeft.pretrain.loop import pretrain, unigram_entropy
-from jpeft.train.display import Display
-from jpeft.train.rundir import MetricsLog
+from jpeft.run.display import Display
+from jpeft.run.metrics_log import MetricsLog
 
 QUIET = Display(quiet=True)
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from jpeft.config import Run
 from jpeft.program import Program
+from jpeft.run.display import Display
 from jpeft.train import loop
-from jpeft.train.display import Display
 from jpeft.train.programs import AnsweringPrograms, Programs
 from jpeft.train.session import Session, spec
 from jpeft.train.step import TrainState

@@ -9,10 +9,10 @@ from jpeft.cli.aftermath import metric_line, print_aftermath
 from jpeft.data.tasks import TASKS, Example
 from jpeft.eval.answering import ScoredAnswers
 from jpeft.eval.metrics import score
+from jpeft.run.directory import RunDirectory
 from jpeft.train import aftermath
 from jpeft.train.aftermath import write_aftermath
 from jpeft.train.curve import Curve, draw_curve
-from jpeft.train.rundir import RunDirectory
 
 LOG = (
     '{"epoch": 0, "step": 1, "loss": 2.5, "grad_norm": 1.0}\n{"epoch": 0, "step": 2, "loss": 2.0}\n'

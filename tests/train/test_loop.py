@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from jpeft.cli import run_experiment
+from jpeft.run.checkpoint import Checkpoints
 from jpeft.train import loop
-from jpeft.train.checkpoint import Checkpoints
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RESULT_KEYS = set(

@@ -9,9 +9,9 @@ from safetensors.numpy import load_file
 from jpeft.config import Run
 from jpeft.mesh.layout import Layout
 from jpeft.peft.full import Full
+from jpeft.run.display import Display
+from jpeft.run.environment import peak_memory_bytes, reset_peak_memory
 from jpeft.train import loop, setup
-from jpeft.train.display import Display
-from jpeft.train.environment import peak_memory_bytes, reset_peak_memory
 from jpeft.train.loop import execute
 from jpeft.train.session import Recent, Session
 

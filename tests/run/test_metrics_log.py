@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jpeft.train.rundir import MetricsLog
+from jpeft.run.metrics_log import MetricsLog
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def test_records_are_written_without_loading_pytorch(tmp_path):
     (tmp_path / "torch.py").write_text("raise RuntimeError('loaded')\n")
     program = (
-        "import pathlib; from jpeft.train.rundir import MetricsLog; "
+        "import pathlib; from jpeft.run.metrics_log import MetricsLog; "
         f"log = MetricsLog(pathlib.Path({str(tmp_path)!r}), steps_done=0, keep=bool); "
         "log.step(step=1, epoch=0, loss=0.5); log.close()\n"
         "try: import torch\n"

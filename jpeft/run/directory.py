@@ -2,10 +2,8 @@
 
 import contextlib
 import fcntl
-import functools
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,14 +11,12 @@ from typing import IO, Any
 
 import jax
 
-from jpeft.config import of_any_version
-from jpeft.data.batches import Tokens
 from jpeft.errors import Busy, RunFailed, Stopped, UserError
-from jpeft.files import parse_json, read_json_object, write_whole
-from jpeft.mesh.processes import any_of, entered_by_first, is_first, wait_for_all
-from jpeft.train.aside import NAME as REPLACED
-from jpeft.train.aside import Aside
-from jpeft.train.background import explain_disk_trouble, quiet_threads
+from jpeft.files import read_json_object, write_whole
+from jpeft.run.aside import NAME as REPLACED
+from jpeft.run.aside import Aside
+from jpeft.run.background import explain_disk_trouble, quiet_threads
+from jpeft.run.processes import any_of, entered_by_first, is_first, wait_for_all
 from jpeft.typed_config import differences
 from jpeft.words import counted, the_first
 
@@ -39,6 +35,14 @@ def is_claimed(path: Path) -> bool:
         return False
     except OSError as error:
         raise RunFailed(f"{path} cannot be looked at ({error.strerror or error}).") from None
+
+
+# A stored config, and the one asked for, to the stored one with every key of today's.
+OfToday = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
+
+
+def _as_it_is(config: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config
 
 
 # All that a run, or the worker of a grid that does it, leaves in its directory.
@@ -162,7 +166,12 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def claim(
-        self, config: Mapping[str, Any], *, overwrite: bool, rows: Callable[[], str | None] | None = None
+        self,
+        config: Mapping[str, Any],
+        *,
+        overwrite: bool,
+        rows: Callable[[], str | None] | None = None,
+        of_today: OfToday = _as_it_is,
     ) -> Iterator[None]:
         """Holds the directory for this process, with this config.
 
@@ -171,6 +180,7 @@ class RunDirectory:
 
         Args:
           rows: as of `what_differs`.
+          of_today: reads the `config.json` that is there, which an earlier version may have written.
 
         Raises:
           Busy: another process is at work in it.
@@ -184,7 +194,7 @@ class RunDirectory:
             if not _lock(lock, seconds=_LONGEST_LOOK):
                 raise Busy(f"another process is at work in {self.path}; wait for it or name another --workdir.")
             self._recover()
-            self._take(config, overwrite=overwrite, rows=rows)
+            self._take(config, overwrite=overwrite, rows=rows, of_today=of_today)
             try:
                 yield
             except BaseException:
@@ -203,7 +213,14 @@ class RunDirectory:
             self._aside.put_back()
         shutil.rmtree(self.path / _NEW, ignore_errors=True)
 
-    def _take(self, config: Mapping[str, Any], *, overwrite: bool, rows: Callable[[], str | None] | None) -> None:
+    def _take(
+        self,
+        config: Mapping[str, Any],
+        *,
+        overwrite: bool,
+        rows: Callable[[], str | None] | None,
+        of_today: OfToday,
+    ) -> None:
         self._config = config
         if not (self.path / "config.json").is_file():
             if any(entry.name not in (_LOCK, REPLACED) for entry in self.path.iterdir()):
@@ -213,7 +230,7 @@ class RunDirectory:
         if overwrite:
             self._replaces = True
             return
-        before = of_any_version(_read_own(self.path / "config.json"), config)
+        before = of_today(_read_own(self.path / "config.json"), config)
         changed = what_differs(self.path, before, config, rows)
         # A run that ended before its first checkpoint has nothing to lose: its directory is free for the next try.
         self._replaces = bool(changed) and not has_work(self.path)
@@ -318,19 +335,20 @@ def run_once(
     overwrite: bool,
     report: Callable[[str], None],
     rows: Callable[[], str | None] | None = None,
+    of_today: OfToday = _as_it_is,
 ) -> dict[str, Any]:
     """Does `work` in its directory, claimed for it, and returns its result; what is finished is not done again.
 
     Args:
       work: calls `begin` of its directory, and `finish` with the result.
-      rows: as of `what_differs`.
+      rows, of_today: as of `RunDirectory.claim`.
 
     Raises:
       UserError: as `RunDirectory.claim`.
       RunFailed: the disk is full, or `work` failed.
     """
     directory = RunDirectory(workdir)
-    claim = entered_by_first(directory.claim(config, overwrite=overwrite, rows=rows))
+    claim = entered_by_first(directory.claim(config, overwrite=overwrite, rows=rows, of_today=of_today))
     with explain_disk_trouble(workdir), claim, quiet_threads():
         if not (workdir / "config.json").is_file():
             raise UserError(f"process {jax.process_index()} does not see {workdir}; name a directory that all share.")
@@ -345,119 +363,9 @@ def run_once(
             raise Stopped(said.replace(_SAME, f"{_SAME}, without --overwrite,") if overwrite else said) from None
 
 
-class NoLog:
-    """In the place of a `MetricsLog` where another process writes it."""
-
-    def step(self, **values: float | int) -> None:
-        """Records nothing."""
-
-    def validation(self, **values: float | int) -> None:
-        """Records nothing."""
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-class MetricsLog:
-    """`metrics.jsonl` and TensorBoard events: one record per optimizer step and one per validation.
-
-    A resumed run first drops the records after its checkpoint, those that `keep` is false of, so that no step stands
-    there twice. Lines that are no records (a power cut may leave zeros) go, too; the file with them is set aside.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        steps_done: int,
-        keep: Callable[[Mapping[str, Any]], bool],
-        report: Callable[[str], None] = lambda line: None,
-    ):
-        self._path = directory / "metrics.jsonl"
-        kept, foreign = [], 0
-        for line in _whole_lines(self._path):
-            try:
-                record = parse_json(line, str(self._path))
-                kept += [line] if keep(record) else []
-            except (UserError, LookupError, TypeError, AttributeError):  # it is not what `keep` asks of a record
-                foreign += 1
-        if foreign:
-            place = directory / "damaged" / "metrics.jsonl"
-            place.parent.mkdir(exist_ok=True)
-            shutil.copyfile(self._path, place)
-            report(f"{self._path} has {counted(foreign, 'damaged line')}, left out; the file as it was is {place}")
-        with write_whole(self._path) as beside:
-            beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self._file = self._path.open("a", encoding="utf-8")
-        self._events_directory = directory / "tensorboard"
-        self._purge_step = steps_done + 1 if steps_done else None
-
-    @functools.cached_property
-    def _events(self) -> Any:
-        """The writer of TensorBoard events, made at the first record."""
-        with _hidden("torch"):  # loaded by tensorboardX for the sake of one annotation, which takes a second
-            from tensorboardX import SummaryWriter
-
-        return SummaryWriter(str(self._events_directory), purge_step=self._purge_step)
-
-    def step(self, *, step: int, **values: float | int) -> None:
-        """Records one optimizer step, counted from 1."""
-        self._write("train", step, {"step": step, **values})
-
-    def validation(self, *, steps_done: int, **values: float | int) -> None:
-        """Records a validation after so many steps."""
-        self._write("validation", steps_done, {"steps_done": steps_done, **values})
-
-    def close(self) -> None:
-        self._file.close()
-        if "_events" in vars(self):
-            with contextlib.suppress(OSError):  # on a full disk: what it held back is in metrics.jsonl too
-                self._events.close()
-
-    def _write(self, group: str, at: int, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        for name, value in record.items():
-            if isinstance(value, float):  # integers say where the record belongs
-                self._events.add_scalar(f"{group}/{name}", value, at)
-
-
-@contextlib.contextmanager
-def _hidden(module: str) -> Iterator[None]:
-    """Within it a module that is not loaded yet seems not to be installed."""
-    if module in sys.modules:
-        yield
-        return
-    sys.modules[module] = None  # what `import` takes for "not found"  # pyright: ignore[reportArgumentType]
-    try:
-        yield
-    finally:
-        del sys.modules[module]
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """Lines of a JSON lines file, without a last one that a kill cut short."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return [line for line in lines[:-1] if line]
-
-
 def _read_own(path: Path) -> dict[str, Any]:
     """A JSON object that a run wrote; anything may have happened to it since."""
     try:
         return read_json_object(path)
     except UserError as error:
         raise RunFailed(f"{path} is damaged ({error}); {_ANEW}") from None
-
-
-def data_record(
-    row_ids: Mapping[str, list[str]], tokens: Mapping[str, Tokens], shapes: Sequence[Any], digest: str
-) -> dict[str, Any]:
-    """`splits.json`: `rows_digest` of all rows, row ids of every split, what was cut, the padded shapes."""
-    return {
-        "data_digest": digest,
-        "rows": dict(row_ids),
-        "cut": {name: {"inputs": part.cut_inputs, "targets": part.cut_targets} for name, part in tokens.items()},
-        "shapes": [list(shape) for shape in shapes],
-    }

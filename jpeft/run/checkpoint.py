@@ -22,8 +22,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jpeft.errors import RunFailed
-from jpeft.mesh.processes import host_copy, is_first, wait_for_all
-from jpeft.train.background import disk_trouble
+from jpeft.run.background import disk_trouble
+from jpeft.run.processes import host_copy, is_first, wait_for_all
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports each save at length, each failure at more
 

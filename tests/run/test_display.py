@@ -2,9 +2,9 @@
 
 import pytest
 
-from jpeft.train import display
-from jpeft.train.display import Display
-from jpeft.train.estimate import Size, duration, most_seconds_left
+from jpeft.run import display
+from jpeft.run.display import Display
+from jpeft.run.estimate import Size, duration, most_seconds_left
 
 
 class Clock:

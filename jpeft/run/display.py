@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from jpeft.train.estimate import duration
+from jpeft.run.estimate import duration
 
 _SECONDS_BETWEEN_LINES = 15.0
 

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from jpeft.mesh.lifeline import Lifeline
+from jpeft.run.lifeline import Lifeline
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ import pytest
 
 from jpeft.cli import run_experiment
 from jpeft.errors import RunFailed, Stopped, UserError
-from jpeft.train import rundir
-from jpeft.train.rundir import RunDirectory, run_once
+from jpeft.run.directory import ENTRIES, RunDirectory, run_once
 from jpeft.trouble import explained
 
 CONFIG = Path(__file__).parents[2] / "configs/lora_custom.py"
@@ -81,7 +80,7 @@ def test_a_call_that_turns_out_wrong_leaves_the_finished_run(wrong, finished, ti
     assert run_experiment([*flags(finished, tiny_checkpoint, rows), "--overwrite", *more]) == status
     assert capsys.readouterr().err.count("\n") == 1
     assert state(finished) == before
-    assert {path.name for path in finished.iterdir()} <= {".lock", *rundir.ENTRIES}
+    assert {path.name for path in finished.iterdir()} <= {".lock", *ENTRIES}
 
 
 def test_a_damaged_model_leaves_the_finished_run(finished, tiny_checkpoint, rows, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jpeft.errors import RunFailed
-from jpeft.train.checkpoint import Checkpoints, checksum
+from jpeft.run.checkpoint import Checkpoints, checksum
 
 # What Orbax's threads complain of after a read that failed; in a run `quiet_threads` keeps it from being printed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.mesh.lifeline import Lifeline
+from jpeft.run.lifeline import Lifeline
 
 _MOST_PROCESSES = 65_536
 _SECONDS_TO_GATHER = 300  # until all processes have to be there: a cluster does not start them at one moment

@@ -1,0 +1,112 @@
+"""What a run measures as it goes: `metrics.jsonl` and TensorBoard events."""
+
+import contextlib
+import functools
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jpeft.errors import UserError
+from jpeft.files import parse_json, write_whole
+from jpeft.words import counted
+
+
+class NoLog:
+    """In the place of a `MetricsLog` where another process writes it."""
+
+    def step(self, **values: float | int) -> None:
+        """Records nothing."""
+
+    def validation(self, **values: float | int) -> None:
+        """Records nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class MetricsLog:
+    """`metrics.jsonl` and TensorBoard events: one record per optimizer step and one per validation.
+
+    A resumed run first drops the records after its checkpoint, those that `keep` is false of, so that no step stands
+    there twice. Lines that are no records (a power cut may leave zeros) go, too; the file with them is set aside.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        steps_done: int,
+        keep: Callable[[Mapping[str, Any]], bool],
+        report: Callable[[str], None] = lambda line: None,
+    ):
+        self._path = directory / "metrics.jsonl"
+        kept, foreign = [], 0
+        for line in _whole_lines(self._path):
+            try:
+                record = parse_json(line, str(self._path))
+                kept += [line] if keep(record) else []
+            except (UserError, LookupError, TypeError, AttributeError):  # it is not what `keep` asks of a record
+                foreign += 1
+        if foreign:
+            place = directory / "damaged" / "metrics.jsonl"
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(self._path, place)
+            report(f"{self._path} has {counted(foreign, 'damaged line')}, left out; the file as it was is {place}")
+        with write_whole(self._path) as beside:
+            beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8")
+        self._events_directory = directory / "tensorboard"
+        self._purge_step = steps_done + 1 if steps_done else None
+
+    @functools.cached_property
+    def _events(self) -> Any:
+        """The writer of TensorBoard events, made at the first record."""
+        with _hidden("torch"):  # loaded by tensorboardX for the sake of one annotation, which takes a second
+            from tensorboardX import SummaryWriter
+
+        return SummaryWriter(str(self._events_directory), purge_step=self._purge_step)
+
+    def step(self, *, step: int, **values: float | int) -> None:
+        """Records one optimizer step, counted from 1."""
+        self._write("train", step, {"step": step, **values})
+
+    def validation(self, *, steps_done: int, **values: float | int) -> None:
+        """Records a validation after so many steps."""
+        self._write("validation", steps_done, {"steps_done": steps_done, **values})
+
+    def close(self) -> None:
+        self._file.close()
+        if "_events" in vars(self):
+            with contextlib.suppress(OSError):  # on a full disk: what it held back is in metrics.jsonl too
+                self._events.close()
+
+    def _write(self, group: str, at: int, record: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            if isinstance(value, float):  # integers say where the record belongs
+                self._events.add_scalar(f"{group}/{name}", value, at)
+
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Within it a module that is not loaded yet seems not to be installed."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # what `import` takes for "not found"  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines of a JSON lines file, without a last one that a kill cut short."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [line for line in lines[:-1] if line]
