@@ -33,7 +33,7 @@ from jpeft.data.prepare import Data, choose_task, prepare
 from jpeft.data.sources import require_path
 from jpeft.data.tasks import Task
 from jpeft.errors import UserError
-from jpeft.eval.metrics import score
+from jpeft.eval.metrics import judge
 from jpeft.model.source import resolve
 from jpeft.model.tokenizer import Tokenizer
 
@@ -157,7 +157,7 @@ def _theirs(arguments: argparse.Namespace, model: Path, data: Data, workdir: Pat
     (workdir / "cell.json").write_text(json.dumps(cell))
     _run([sys.executable, "-m", "benchmarks.trainer_cell", str(workdir)])
     predictions = json.loads((workdir / "predictions.json").read_text())
-    return score(data.task, data.examples["test"], predictions)[1][data.task.metric]
+    return judge(data.task, data.examples["test"], predictions).numbers[data.task.metric]
 
 
 def _run(command: Sequence[str], **environment: str) -> None:

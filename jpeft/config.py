@@ -14,6 +14,7 @@ from jpeft.data.splits import MAX_EVALUATED, SCALES
 from jpeft.data.task_file import DTYPES
 from jpeft.data.tasks import OPTIONS, Task
 from jpeft.errors import UserError
+from jpeft.eval.metrics import check_metrics, listed
 from jpeft.model.config import RELEASED
 from jpeft.model.settings import ModelSettings, settings_of
 from jpeft.model.t5 import REMAT_POLICIES
@@ -192,12 +193,16 @@ class EvalConfig:
       answer: how a test row is answered: `generate` writes the answer, `score` takes the likeliest of the task's labels
         and generates too, to say how often the two agree (docs/predict.md). `auto` scores classes of your own rows, as
         `predict` and `serve` then do, and generates otherwise, as the paper does.
+      metrics: what answers are judged by, names with commas (docs/metrics.md), a function of your own by
+        `module:name`. None is the task's own. Your own rows are judged by the first of them; the benchmark's tasks by
+        theirs, with these beside it.
       num_beams: of generation; 1 is greedy.
       batch_size: rows of a validation or generation batch.
     """
 
     zero_shot: bool = False
     answer: str = "auto"
+    metrics: str | None = None
     num_beams: int = 1
     batch_size: int = left_open(32)
 
@@ -317,6 +322,10 @@ class Run:
         if one_of("eval.answer", self.eval.answer, ANSWERS) == "score":
             told_from_rows = task.name == "custom" and self.data.kind is None
             require_labels(told_from_rows or task.kind == "classification", task.name)
+        known = None if self.data.task == "custom" and self.data.kind is None else task.kind
+        check_metrics(
+            "eval.metrics", task.metrics, kind=known, answer=self.eval.answer, custom=self.data.task == "custom"
+        )
         self.build_method()
         self.layer_indices()
         for stack in self.stacks() or ():
@@ -361,7 +370,7 @@ class Run:
         }
 
     def build_task(self) -> Task:
-        """The task, with the config's template and kind."""
+        """The task, with the config's template, kind and metrics."""
         data = self.data
         task = choose_task(data.task, template=data.template, kind=data.kind, input=data.input, target=data.target)
         if one_of("data.options", data.options, OPTIONS) != "auto" and task.name != "custom":
@@ -370,7 +379,7 @@ class Run:
             )
         if data.options == "list" and task.kind != "classification" and data.kind is not None:
             raise UserError("data.options is 'list', and data.kind 'generation' has no labels to list; leave one away.")
-        return task
+        return dataclasses.replace(task, metrics=listed("eval.metrics", self.eval.metrics))
 
     def build_method(self) -> Method:
         """The method in its reading, with the options that the config gives."""

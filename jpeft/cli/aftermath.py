@@ -17,6 +17,7 @@ def metric_line(result: Mapping[str, Any]) -> str:
     """The metric, how far it may be trusted, and what it would be without a model; of old results, what they hold."""
     said = [
         in_words(result.get("uncertainty")),
+        (result.get("computed_by") or {}).get(result["metric_name"]),
         counted(result["test_examples"], "test row"),
         _majority(result.get("per_class")),
     ]
@@ -24,11 +25,13 @@ def metric_line(result: Mapping[str, Any]) -> str:
 
 
 def print_numbers(result: Mapping[str, Any]) -> None:
-    """Prints the metric with what belongs to it, and the other metrics of the test."""
+    """Prints the metric with what belongs to it, and the other metrics of the test, each with how it was computed."""
     print(metric_line(result))
+    trust, ways = (result.get(key) or {} for key in ("uncertainties", "computed_by"))
     for name, value in result["metrics"].items():
         if name != result["metric_name"]:
-            print(f"{name}  {value:.4f}")
+            said = "; ".join(filter(None, (in_words(trust.get(name)), ways.get(name))))
+            print(f"{name}  {value:.4f}" + (f"  ({said})" if said else ""))
 
 
 def _majority(per_class: Mapping[str, Any] | None) -> str:

@@ -44,6 +44,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     rows.add_argument("--template", metavar="TEXT", help="the prompt, with a row's columns in it (default: the run's)")
     how = parser.add_argument_group("how")
     how.add_argument("--answer", help="generate, or score to choose from the labels (default: as the run's test)")
+    how.add_argument(
+        "--metrics", metavar="NAMES", help="what is computed, names with commas (default: as the run's test)"
+    )
     how.add_argument("--num-beams", type=whole(1, 256), metavar="N", help="beams of generation (default: the run's)")
     how.add_argument("--batch-size", type=whole(1, 65_536), default=32, metavar="ROWS", help="default: %(default)s")
     out = parser.add_argument_group("what comes out")
@@ -80,6 +83,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         answer=arguments.answer,
         num_beams=arguments.num_beams,
         dtype=arguments.dtype,
+        metrics=arguments.metrics,
     )
     name, rows = test.read(arguments.data, arguments.split, arguments.input)
     total = len(next(iter(rows.values()))) * (2 if test.answer == "score" else 1)
@@ -100,7 +104,7 @@ def _print(outcome, arguments: argparse.Namespace) -> None:
     from jpeft.words import counted
 
     record = outcome.record()
-    rows, name = record["rows"], record["metric_name"]
+    rows = record["rows"]
     print_numbers({**record, "test_examples": rows})
     if record["per_class"] is not None:
         print(f"macro_f1  {record['per_class']['macro_f1']:.4f}")
@@ -108,9 +112,10 @@ def _print(outcome, arguments: argparse.Namespace) -> None:
     if outcome.unknown_labels:
         unknown = sum(outcome.unknown_labels.values())
         labels, known = shown_labels(outcome.unknown_labels), rows - unknown
-        others = f"{name} of the others {record['metric'] * rows / known:.4f}" if known else "there are no others"
+        right = record["metrics"].get("accuracy", 0.0) * rows
+        others = f"accuracy of the others {right / known:.4f}" if known else "there are no others"
         print(f"unknown  {counted(unknown, 'row')} with labels that the run did not know ({labels}): wrong whatever")
-        print(f"         is answered; {others}")
+        print("         is answered" + (f"; {others}" if "accuracy" in record["metrics"] else ""))
     if record["cut"]["inputs"]:
         longest = outcome.test.task.max_input_length
         print(f"cut      {record['cut']['inputs']:,} of {rows:,} inputs to {longest} tokens, in their longest column")

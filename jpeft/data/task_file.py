@@ -37,6 +37,7 @@ _KEYS = {
     "answer": str,
     "num_beams": int,
     "dtype": str,
+    "metrics": list,
 }
 
 
@@ -56,6 +57,8 @@ class TaskOfRun:
       answer: how the run's own test answered, as `eval.answer` of its config.
       num_beams: of that test's generation.
       dtype: as `model.dtype` of the run.
+      metrics: names of what the run's answers were judged by, where it was asked for any. Names only: that of a
+        function (`module:name`) is not imported for standing here.
     """
 
     template: str
@@ -71,6 +74,7 @@ class TaskOfRun:
     answer: str = "generate"
     num_beams: int = 1
     dtype: str = "auto"
+    metrics: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -98,6 +102,7 @@ class TaskOfRun:
             answer=answer,
             num_beams=num_beams,
             dtype=dtype,
+            metrics=task.metrics,
         )
 
     @property
@@ -121,12 +126,14 @@ class TaskOfRun:
             same_input=self.same_input,
             max_input_length=self.max_input_length,
             max_target_length=self.max_target_length,
+            metrics=self.metrics,
         )
 
     def write(self, directory: Path) -> None:
         """Writes `task.json` to a directory that is there, whole or not at all."""
         values = dataclasses.asdict(self)
         values = {"format_version": _FORMAT, "task": values.pop("name"), **values, "labels": list(self.labels) or None}
+        values["metrics"] = list(self.metrics) or None
         with write_whole(directory / TASK_FILE) as beside:
             beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -151,7 +158,8 @@ class TaskOfRun:
             for key, value in values.items()
             if key in _KEYS and key != "format_version" and value is not None
         }
-        given["labels"] = _labels(given.get("labels", []), path)
+        given["labels"] = _texts("labels", given.get("labels", []), path)
+        given["metrics"] = _texts("metrics", given.get("metrics", []), path)
         if "template" not in given:
             raise RunFailed(f"{path} has no template; copy the adapter again.")
         for key, value in given.items():
@@ -180,10 +188,10 @@ class TaskOfRun:
         return made
 
 
-def _labels(values: Sequence[Any], path: Path) -> tuple[str, ...]:
+def _texts(key: str, values: Sequence[Any], path: Path) -> tuple[str, ...]:
     if len(values) > _MOST_LABELS:
-        raise RunFailed(f"{path} has {len(values):,} labels; expected {_MOST_LABELS:,} at most.")
+        raise RunFailed(f"{path} has {len(values):,} {key}; expected {_MOST_LABELS:,} at most.")
     for value in values:
         if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST_TEXT:
-            raise RunFailed(f"{path}: labels hold {repr(value)[:40]}; expected texts.")
+            raise RunFailed(f"{path}: {key} hold {repr(value)[:40]}; expected texts.")
     return tuple(values)

@@ -37,13 +37,14 @@ class Task:
     """How a row of a dataset becomes an input and a target.
 
     Attributes:
-      kind: `classification` is scored by exact match, `generation` by ROUGE-L.
+      kind: `classification` is scored by exact match, `generation` by ROUGE-L, where nothing else is asked for.
       template: the input, with `{column}` where a column's text goes.
       target: column of the answer.
       answers: of a classification task, the answer of each label. Empty: not known beforehand.
       numbered: whether rows may give a label by its number, as the benchmark's own files do.
       same_input: column whose equal values make rows references of each other (E2E has several per meaning).
       max_input_length, max_target_length: in tokens, `</s>` included; longer ones are cut and counted.
+      metrics: names in `jpeft.eval.metrics` that were asked for; empty for the task's own.
       hub: `(repository, configuration, revision)` on the Hugging Face hub.
       tfds: name in TensorFlow Datasets.
       tfds_columns: TensorFlow Datasets' column name of each of ours that it calls otherwise.
@@ -59,6 +60,7 @@ class Task:
     same_input: str | None = None
     max_input_length: int = 512
     max_target_length: int = 128
+    metrics: tuple[str, ...] = ()
     hub: tuple[str, str | None, str | None] | None = None
     tfds: str | None = None
     tfds_columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -66,7 +68,12 @@ class Task:
 
     @property
     def metric(self) -> str:
-        """Name of the number that the task is judged by: `accuracy` (exact match) or `rouge_l`, both 0 to 1."""
+        """Name of the number that the task is judged by: `accuracy` (exact match) or `rouge_l`, both 0 to 1.
+
+        A user's own task is judged by the first of the metrics that were asked for; the benchmark's as the paper does.
+        """
+        if self.metrics and self.name == "custom":
+            return self.metrics[0]
         return "accuracy" if self.kind == "classification" else "rouge_l"
 
     @property

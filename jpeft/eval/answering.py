@@ -11,8 +11,8 @@ from flax import nnx
 from jpeft.data.batches import Tokens
 from jpeft.data.tasks import Example, Task
 from jpeft.eval.generate import answers
-from jpeft.eval.labels import PackedLabels, agreement_with_generation, likeliest_labels
-from jpeft.eval.metrics import score
+from jpeft.eval.labels import ChosenLabels, PackedLabels, agreement_with_generation, likeliest_labels
+from jpeft.eval.metrics import Judged, judge
 from jpeft.files import write_whole
 from jpeft.model.tokenizer import Tokenizer
 
@@ -23,23 +23,23 @@ class Answers:
 
     Attributes:
       generated: what the model writes; where that is a label as this vocabulary writes it, the label.
-      chosen: the likeliest label, where labels are scored; then this is the answer that counts.
+      chosen: the likeliest labels, where labels are scored; then these are the answers that count.
     """
 
     generated: list[str]
-    chosen: list[str] | None
+    chosen: ChosenLabels | None
 
     def scored(self, task: Task, examples: Sequence[Example]) -> "ScoredAnswers":
         """The answers that count with a score a row and the split's metrics.
 
         Where labels were chosen the metrics also say how often generation agrees with the choice.
         """
-        predictions = self.generated if self.chosen is None else self.chosen
-        scores, numbers = score(task, examples, predictions)
-        if self.chosen is not None:
-            _, of_generation = score(task, examples, self.generated)
-            numbers |= agreement_with_generation(self.chosen, self.generated, of_generation)
-        return ScoredAnswers(predictions, scores, numbers)
+        if self.chosen is None:
+            return ScoredAnswers.of(self.generated, judge(task, examples, self.generated))
+        judged = judge(task, examples, self.chosen.texts, self.chosen.probabilities)
+        of_generation = judge(task, examples, self.generated).numbers
+        numbers = judged.numbers | agreement_with_generation(self.chosen.texts, self.generated, of_generation)
+        return dataclasses.replace(ScoredAnswers.of(self.chosen.texts, judged), numbers=numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +48,20 @@ class ScoredAnswers:
 
     Attributes:
       predictions: that were judged, one a row.
-      scores: of each by the task's metric.
+      scores: of each row, as `Judged.scores`.
       numbers: the split's metrics.
+      judged: the metrics with what they are made of.
     """
 
     predictions: list[str]
     scores: list[float]
     numbers: dict[str, float]
+    judged: Judged
+
+    @classmethod
+    def of(cls, predictions: Sequence[str], judged: Judged) -> "ScoredAnswers":
+        """These answers as they were judged."""
+        return cls(list(predictions), judged.scores, judged.numbers, judged)
 
     def write(self, path: Path, examples: Sequence[Example]) -> None:
         """Writes a line a row with id, input, target, prediction and score; the whole file or none."""

@@ -187,6 +187,19 @@ def make_label_log_probs(graphdef: nnx.GraphDef, labels: PackedLabels) -> Callab
     return score
 
 
+@dataclasses.dataclass(frozen=True)
+class ChosenLabels:
+    """The likeliest label of each of a split's rows.
+
+    Attributes:
+      texts: the labels.
+      probabilities: `[rows, labels]`, of each label among all of them.
+    """
+
+    texts: list[str]
+    probabilities: np.ndarray
+
+
 def likeliest_labels(
     label_log_probs: Callable,
     adapter: nnx.State,
@@ -194,10 +207,12 @@ def likeliest_labels(
     inputs: Sequence[np.ndarray],
     labels: PackedLabels,
     **batching: Any,
-) -> list[str]:
+) -> ChosenLabels:
     """The label of the highest log-probability for each of the token rows; `batching` as of `by_row`."""
-    scored = by_row(label_log_probs, adapter, base, inputs, **batching)
-    return [labels.texts[int(np.argmax(row))] for row in scored]
+    scored = np.array(by_row(label_log_probs, adapter, base, inputs, **batching), np.float64)
+    odds = np.exp(scored - scored.max(axis=1, keepdims=True))
+    chosen = [labels.texts[i] for i in np.argmax(scored, axis=1)]
+    return ChosenLabels(chosen, odds / odds.sum(axis=1, keepdims=True))
 
 
 def agreement_with_generation(

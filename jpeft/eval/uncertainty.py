@@ -5,12 +5,10 @@ It says nothing of other seeds: another initialisation or order of rows moves th
 
 import dataclasses
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
-from jpeft.data.tasks import Example, Task
 
 _NORMAL_975 = 1.959963984540054  # of the standard normal distribution, 97.5 % lies below it
 _RESAMPLES = 2000
@@ -24,8 +22,8 @@ class Uncertainty:
     Attributes:
       metric: whose.
       standard_error: None where one row, or one input only, was tested: it cannot be told.
-      interval: 95 %, within 0 and 1.
-      method: `wilson` of a share of right answers, `bootstrap` of a mean of scores.
+      interval: 95 %, within what the metric can be.
+      method: `wilson` of a share of right answers, `bootstrap` of a mean of scores or any other number of a split.
       rows: tested.
     """
 
@@ -38,20 +36,6 @@ class Uncertainty:
     def to_dict(self) -> dict[str, Any]:
         """The fields as `result.json` holds them."""
         return {**dataclasses.asdict(self), "interval": list(self.interval)}
-
-
-def uncertainty(task: Task, examples: Sequence[Example], scores: Sequence[float]) -> Uncertainty:
-    """How far the mean of a test's scores, one for each example, may be trusted; the same for the same scores.
-
-    Rows of equal inputs have one answer between them (E2E has up to dozens of references a meaning), so they are drawn
-    and counted together: their number alone would promise too much.
-
-    Raises:
-      ValueError: there are no scores, or not as many as examples.
-    """
-    inputs = [example.input for example, _ in zip(examples, scores, strict=True)]
-    of_metric = share_uncertainty if task.kind == "classification" else mean_uncertainty
-    return of_metric(task.metric, scores, inputs)
 
 
 def share_uncertainty(metric: str, scores: Sequence[float], groups: Sequence[Hashable] | None = None) -> Uncertainty:
@@ -69,16 +53,22 @@ def share_uncertainty(metric: str, scores: Sequence[float], groups: Sequence[Has
     return Uncertainty(metric, error, wilson(share, independent), "wilson", rows)
 
 
-def mean_uncertainty(metric: str, scores: Sequence[float], groups: Sequence[Hashable] | None = None) -> Uncertainty:
-    """The uncertainty of a mean of scores from 0 to 1, by the bootstrap's percentiles (Efron 1979) and a fixed seed.
+def mean_uncertainty(
+    metric: str,
+    scores: Sequence[float],
+    groups: Sequence[Hashable] | None = None,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Uncertainty | None:
+    """The uncertainty of a mean of scores, by the bootstrap's percentiles (Efron 1979) and a fixed seed.
 
     Args:
       groups: as of `share_uncertainty`.
+      bounds: the least and the most that a score can be; without such, one row alone says nothing: None.
     """
     sums, counts = _by_group(scores, groups)
     rows, mean, number = int(counts.sum()), sums.sum() / counts.sum(), len(counts)
     if number == 1:
-        return Uncertainty(metric, None, (0.0, 1.0), "bootstrap", rows)
+        return _of_one_group(metric, bounds, rows)
     variance = float(np.sum((sums - mean * counts) ** 2)) / rows**2 * number / (number - 1)
     draw = np.random.default_rng(0)
     means: list[np.ndarray] = []
@@ -86,11 +76,44 @@ def mean_uncertainty(metric: str, scores: Sequence[float], groups: Sequence[Hash
     for start in range(0, _RESAMPLES, at_once):
         drawn = draw.integers(number, size=(min(at_once, _RESAMPLES - start), number))
         means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    if low == high:  # all alike: what was not seen in so many inputs may still be some share of all (Wilson's of none)
-        _, unseen = wilson(0.0, number)
-        low, high = mean * (1 - unseen), mean + (1 - mean) * unseen
-    return Uncertainty(metric, math.sqrt(variance), (float(low), float(high)), "bootstrap", rows)
+    return Uncertainty(metric, math.sqrt(variance), _interval(np.concatenate(means), number, bounds), "bootstrap", rows)
+
+
+def resampled_uncertainty(
+    metric: str,
+    number_of: Callable[[np.ndarray], float],
+    groups: Sequence[Hashable],
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Uncertainty | None:
+    """The uncertainty of a number that is no mean over rows, such as BLEU: by the bootstrap, as `mean_uncertainty`.
+
+    Args:
+      number_of: the number where each row counts as often as `[rows]` weights say.
+      groups: of each row, as of `share_uncertainty`.
+    """
+    group_of, number = _numbered(groups)
+    if number == 1:
+        return _of_one_group(metric, bounds, len(group_of))
+    draw = np.random.default_rng(0)
+    numbers = [
+        number_of(np.bincount(draw.integers(number, size=number), minlength=number)[group_of].astype(float))
+        for _ in range(_RESAMPLES)
+    ]
+    error = float(np.std(numbers, ddof=1))
+    return Uncertainty(metric, error, _interval(np.array(numbers), number, bounds), "bootstrap", len(group_of))
+
+
+def _of_one_group(metric: str, bounds: tuple[float, float], rows: int) -> Uncertainty | None:
+    return Uncertainty(metric, None, bounds, "bootstrap", rows) if all(map(math.isfinite, bounds)) else None
+
+
+def _interval(numbers: np.ndarray, groups: int, bounds: tuple[float, float]) -> tuple[float, float]:
+    low, high = np.percentile(numbers, [2.5, 97.5])
+    if low == high and all(map(math.isfinite, bounds)):
+        # All alike: what was not seen in so many inputs may still be some share of all (Wilson's of none).
+        _, unseen = wilson(0.0, groups)
+        low, high = low - (low - bounds[0]) * unseen, high + (bounds[1] - high) * unseen
+    return float(low), float(high)
 
 
 def wilson(share: float, rows: float | int) -> tuple[float, float]:
@@ -107,9 +130,14 @@ def _by_group(scores: Sequence[float], groups: Sequence[Hashable] | None) -> tup
     if not len(scores):
         raise ValueError("there are no scores; expected one for each row tested.")
     groups = range(len(scores)) if groups is None else groups
-    number: dict[Hashable, int] = {}
-    rows = [number.setdefault(group, len(number)) for group, _ in zip(groups, scores, strict=True)]
+    rows, _ = _numbered([group for group, _ in zip(groups, scores, strict=True)])
     return np.bincount(rows, weights=np.asarray(scores, float)), np.bincount(rows).astype(float)
+
+
+def _numbered(groups: Sequence[Hashable]) -> tuple[np.ndarray, int]:
+    """A number for each group, from 0 on in the order of their first rows, row by row; and how many there are."""
+    number: dict[Hashable, int] = {}
+    return np.array([number.setdefault(group, len(number)) for group in groups]), len(number)
 
 
 def in_words(record: Mapping[str, Any] | None) -> str:

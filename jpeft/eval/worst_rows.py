@@ -11,17 +11,24 @@ _LONG_ENOUGH_TO_REPEAT = 8  # words
 
 
 def worst_rows(
-    task: Task, examples: Sequence[Example], predictions: Sequence[str], scores: Sequence[float], number: int = NUMBER
+    task: Task,
+    examples: Sequence[Example],
+    predictions: Sequence[str],
+    scores: Sequence[float],
+    number: int = NUMBER,
+    *,
+    best: float = 1.0,
 ) -> list[dict[str, Any]]:
     """At most so many rows that lost something, each of another input, with `why`; in the same order at every call.
 
     Of a classification's wrong answers, which are all equally wrong, one of each kind in turn (a kind is a target
-    with an answer), the most frequent kinds first. Of texts those with the lowest scores.
+    with an answer), the most frequent kinds first. Of texts those with the lowest scores; `best` is the highest that
+    there can be.
     """
     lines = [
         {"id": e.id, "input": e.input, "target": e.target, "prediction": prediction, "score": score}
         for e, prediction, score in zip(examples, predictions, scores, strict=True)
-        if score < 1
+        if score < best
     ]
     of = _wrong_answers(task, lines) if task.kind == "classification" else _low_scores(lines)
     return list(itertools.islice(_each_input_once(of), number))
@@ -65,7 +72,7 @@ def _why_low(prediction: str, target: str, score: float) -> str:
         return "the answer is empty"
     if len(words) >= _LONG_ENOUGH_TO_REPEAT and 2 * len(set(words)) < len(words):
         return f"repeats itself: {len(words)} words, {len(set(words))} different ones"
-    if score == 0:
+    if score == 0 and not {word.casefold() for word in words} & {word.casefold() for word in wanted}:
         return "shares no word with the target"
     if len(words) * 2 < len(wanted):
         return f"short: {len(words)} words, the target has {len(wanted)}"

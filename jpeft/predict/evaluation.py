@@ -18,7 +18,7 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.eval.answering import ScoredAnswers, answer_split
 from jpeft.eval.generate import make_generate
 from jpeft.eval.labels import PackedLabels, answer_in_use, make_label_log_probs
-from jpeft.eval.metrics import rouge_tokenizer
+from jpeft.eval.metrics import METRICS, listed, own, require_metrics, rouge_tokenizer
 from jpeft.files import read_json_object
 from jpeft.peft.base import split
 from jpeft.predict.answering import lengths_up_to
@@ -41,6 +41,7 @@ class Evaluation:
     Attributes:
       task: of the run; with labels, where it knew any.
       answer: as `eval.answer`: `generate`, or `score` to choose from the labels.
+      left_out: metrics of the run that cannot be computed here, a line each that says why.
     """
 
     source: Source
@@ -48,6 +49,7 @@ class Evaluation:
     answer: str
     num_beams: int
     dtype: str
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -59,11 +61,16 @@ class Evaluation:
         answer: str | None = None,
         num_beams: int | None = None,
         dtype: str | None = None,
+        metrics: str | None = None,
     ) -> "Evaluation":
         """Fills in from the adapter's run what is None; a model without one is asked for `input` as it stands.
 
+        Args:
+          metrics: names with commas. A function in it (`module:name`) is imported: the caller's own, never a file's.
+
         Raises:
-          UserError: a template is malformed, or labels are to be scored where there are none.
+          UserError: a template is malformed, labels are to be scored where there are none, or a metric cannot be
+            computed on such a task.
         """
         carried = source.task or TaskOfRun(template=TASKS["custom"].template)
         task = carried.task()
@@ -76,7 +83,13 @@ class Evaluation:
         if answer == "score" and len(task.answers) < 2:
             raise UserError("--answer score chooses from the labels of a classification's run, and here are none.")
         dtype = one_of("--dtype", dtype or carried.dtype, DTYPES)
-        return cls(source, task, answer, num_beams or carried.num_beams, dtype)
+        if metrics is None:
+            task, left_out = _with_metrics_of_run(task, answer)
+        else:
+            task, left_out = dataclasses.replace(task, metrics=listed("--metrics", metrics)), ()
+            own.load_all(task.metrics)
+            require_metrics(task, answer, "--metrics")
+        return cls(source, task, answer, num_beams or carried.num_beams, dtype, left_out)
 
     def read(self, path: Path, split_name: str, column: str | None) -> tuple[str, Columns]:
         """The rows of a file, or of a split of a directory as runs read it, and what to call them in messages.
@@ -118,6 +131,24 @@ class Evaluation:
         return name, rows
 
 
+def _with_metrics_of_run(task: Task, answer: str) -> tuple[Task, tuple[str, ...]]:
+    """The task with those of its run's metrics that can be computed here, and why others cannot."""
+    kept: list[str] = []
+    left_out = []
+    for name in task.metrics:
+        try:
+            if own.is_own(name):
+                why = f"is code, which a file does not get to run: give --metrics {name[:80]} if you trust it"
+                raise UserError(f"{name[:80]} {why}.")
+            if name not in METRICS:
+                raise UserError(f"{name[:80]} is no metric of this version.")
+            require_metrics(dataclasses.replace(task, metrics=(*kept, name)), answer, "of the run's metrics")
+            kept.append(name)
+        except UserError as error:
+            left_out.append(f"not computed, though the run was judged by it: {error}")
+    return dataclasses.replace(task, metrics=tuple(kept)), tuple(left_out)
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """What came of an evaluation.
@@ -149,9 +180,11 @@ class Outcome:
             "metric": scored.numbers[task.metric],
             "rouge_tokenizer": rouge_tokenizer(task, self.examples),
             "metrics": scored.numbers,
-            "uncertainty": seen.trust.to_dict(),
+            "computed_by": scored.judged.told,
+            **seen.uncertainties(task.metric),
             "per_class": None if seen.confusion is None else seen.confusion.to_dict(),
             "warnings": [
+                *self.test.left_out,
                 *([] if few is None else [few]),
                 *told_of_unknown(self.unknown_labels, task.answers, len(self.examples)),
                 *seen.warnings,

@@ -2,19 +2,15 @@
 
 from collections.abc import Iterable
 
+from jpeft.eval import metrics
 from jpeft.report.published import ABLATION_LABELS
 
 METHODS = {"full": "Full Tuning", "ia3": "(IA)³", "lora": "LoRA", "bitfit": "BitFit", "prompt": "Prompt Tune"}
 PEFT = ("ia3", "lora", "bitfit", "prompt")
 TASKS = {"agnews": "AG News", "cola": "CoLA", "e2e": "E2E NLG", "samsum": "SAMSum"}
 SCALES = {"low": "low", "medium": "med.", "high": "high"}
-METRICS = {
-    "accuracy": "accuracy",
-    "rouge_l": "ROUGE-L",
-    "matthews_correlation": "Matthews correlation",
-    "unknown_answers": "share of answers that are no label",
-    "rouge_l_multi_reference": "ROUGE-L, multi-reference",
-}
+_PAPERS_METRICS = ("accuracy", "rouge_l", "matthews_correlation", "unknown_answers", "rouge_l_multi_reference")
+METRICS = {name: metrics.METRICS[name].title for name in dict.fromkeys([*_PAPERS_METRICS, *metrics.METRICS])}
 ABLATIONS = {
     "ia3": ("early", "later", "random", "drop_attention", "drop_dense"),
     "lora": ("early", "later", "random", "drop_self_attention", "drop_cross_attention", "drop_query_output"),

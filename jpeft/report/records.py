@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jpeft.errors import UserError
+from jpeft.eval.metrics import METRICS
+from jpeft.eval.metrics.base import UNBOUNDED
 from jpeft.files import read_json_object
 from jpeft.report.names import TASKS
 from jpeft.words import counted
@@ -61,7 +63,7 @@ class Result:
 
     Attributes:
       path: the file.
-      metric: by the task's own metric, 0 to 1.
+      metric: the number that the task is judged by, within the metric's range.
       metrics: all numbers of the test split, `metric` among them.
       zero_shot: the same of the untrained model, where the run measured it.
       validation_losses: by epoch, in nats a token.
@@ -391,8 +393,10 @@ def _result(file: Path, record: Mapping[str, Any], shared: _Shared) -> Result:
             values[name] = check(record[name])
         except _Unusable as why:
             raise _Unusable(f"{name} is {_short(record[name])}; expected {why}") from None
-    if values["metric"] > 1 or values["metric"] < 0:
-        raise _Unusable(f"metric is {values['metric']}; expected 0 to 1")
+    known = METRICS.get(values["metric_name"])
+    low, high = known.range if known is not None else UNBOUNDED
+    if not low <= values["metric"] <= high:
+        raise _Unusable(f"metric is {values['metric']}; expected {low:g} to {high:g}")
     if values["metrics"].get(values["metric_name"], values["metric"]) != values["metric"]:
         raise _Unusable(f"metric and metrics[{values['metric_name']!r}] are not the same number")
     if values["best_epoch"] >= max(values["epochs_run"], 1):

@@ -7,8 +7,10 @@ from typing import Any
 
 from jpeft.data.tasks import Example, Task
 from jpeft.eval.answering import ScoredAnswers
+from jpeft.eval.metrics.base import Answered
+from jpeft.eval.metrics.classes import ACCURACY
 from jpeft.eval.per_class import Confusion
-from jpeft.eval.uncertainty import Uncertainty, uncertainty
+from jpeft.eval.uncertainty import Uncertainty, share_uncertainty
 from jpeft.eval.worst_rows import worst_rows
 from jpeft.files import write_whole
 from jpeft.run.directory import RunDirectory
@@ -24,14 +26,19 @@ class LookBack:
     """What a test's answers say besides their metric.
 
     Attributes:
-      trust: how far the metric may be trusted.
+      trust: how far each metric may be trusted, by name, where that can be told.
       confusion: of a classification, how often each class was answered as each; None of texts.
       warnings: where the metric is not what it seems, a line each.
     """
 
-    trust: Uncertainty
+    trust: dict[str, Uncertainty]
     confusion: Confusion | None
     warnings: list[str]
+
+    def uncertainties(self, metric: str) -> dict[str, Any]:
+        """As `result.json` holds them: that of the task's metric alone, and those of all metrics by name."""
+        records = {name: trust.to_dict() for name, trust in self.trust.items()}
+        return {"uncertainty": records.get(metric), "uncertainties": records}
 
 
 def look_back(task: Task, examples: Sequence[Example], scored: ScoredAnswers, *, answer: str) -> LookBack:
@@ -41,12 +48,14 @@ def look_back(task: Task, examples: Sequence[Example], scored: ScoredAnswers, *,
       answer: `generate` or `score`, how the test answered.
     """
     targets, confusion = [example.target for example in examples], None
+    trust = scored.judged.uncertainties(examples)
+    accuracy = ACCURACY.of(Answered(scored.predictions, [[target] for target in targets]))
+    assert accuracy.scores is not None
     if task.kind == "classification":
-        confusion = Confusion.of(targets, scored.predictions, scored.scores, task.answers)
-    trust = uncertainty(task, examples, scored.scores)
-    accuracy = scored.numbers[task.metric]
+        confusion = Confusion.of(targets, scored.predictions, accuracy.scores, task.answers)
+    interval = share_uncertainty(ACCURACY.name, accuracy.scores, [example.input for example in examples]).interval
     warnings = cautions.of_test(
-        scored.predictions, targets, confusion, accuracy=accuracy, interval=trust.interval, answer=answer
+        scored.predictions, targets, confusion, accuracy=accuracy.number, interval=interval, answer=answer
     )
     return LookBack(trust, confusion, warnings)
 
@@ -72,8 +81,8 @@ def write_aftermath(
       cautioned: warnings that were given before.
 
     Returns:
-      What of it `result.json` holds: `uncertainty`, `per_class` (None of texts) and `warnings`; and what is to be said
-      besides.
+      What of it `result.json` holds: `uncertainty` and `uncertainties`, `per_class` (None of texts) and `warnings`; and
+      what is to be said besides.
     """
     seen = look_back(task, examples, scored, answer=answer)
     if seen.confusion is not None:
@@ -82,14 +91,15 @@ def write_aftermath(
     notes = []
     if is_first():
         with write_whole(directory.path / "worst_rows.jsonl") as beside, beside.open("w", encoding="utf-8") as file:
-            for row in worst_rows(task, examples, scored.predictions, scored.scores):
+            best = scored.judged.best
+            for row in worst_rows(task, examples, scored.predictions, scored.scores, best=best):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         curve = Curve.of_log(directory.path / "metrics.jsonl")
         if not draw_curve(curve, directory.path / "learning_curve.png", title) and WITHOUT not in _said:
             _said.add(WITHOUT)
             notes.append(WITHOUT)
     record = {
-        "uncertainty": seen.trust.to_dict(),
+        **seen.uncertainties(task.metric),
         "per_class": None if seen.confusion is None else seen.confusion.summary(),
         "warnings": [*cautioned, *seen.warnings, *([] if learning is None else [learning])],
     }

@@ -38,7 +38,7 @@ from jpeft.errors import RunFailed, Stopped
 from jpeft.eval.answering import Answers, ScoredAnswers, answer_split
 from jpeft.eval.labels import PackedLabels, answer_in_use
 from jpeft.eval.loss import mean_loss
-from jpeft.eval.metrics import rouge_tokenizer
+from jpeft.eval.metrics import own, require_metrics, rouge_tokenizer
 from jpeft.mesh.layout import Layout
 from jpeft.model.settings import pass_on
 from jpeft.peft.base import count, split
@@ -141,6 +141,7 @@ class _Execution:
 
     def __init__(self, run: Run, directory: RunDirectory, display: Display, session: Session):
         self.run, self.directory, self.display, self.session = run, directory, display, session
+        own.load_all(run.build_task().metrics)  # named in the config of whoever runs it
         if source_in_use(run.data.source, run.data.path) == "local":
             require_path(run.data.path)
         use_compilation_cache(cache_directory() / "compiled")
@@ -149,6 +150,7 @@ class _Execution:
         self.setup = set_up(run, session, self.layout, report=display.say)
         self.data_key, self.data = self._prepare_data()
         self.answer = answer_in_use(run.eval.answer, self.data.task)
+        require_metrics(self.data.task, self.answer)
         model, train = self.setup.model, run.train
         graphdef, adapter, base = split(model)
         adapter, self.base = self.layout.place(adapter), self.layout.place(base)
@@ -209,7 +211,7 @@ class _Execution:
         run, data, choices = self.run, self.run.data, self.run.data_choices()
         key = (
             run.model.name,
-            *(data.task, data.input, data.target, data.template, signature(data.path)),
+            *(data.task, data.input, data.target, data.template, signature(data.path), run.eval.metrics),
             *choices.items(),
         )
         make = lambda: prepare(run.build_task(), self.setup.tokenizer, **choices, report=self.display.say)
@@ -578,6 +580,7 @@ class _Execution:
             "metric": numbers[task.metric],
             "rouge_tokenizer": rouge_tokenizer(task, self.data.examples["test"]),
             "metrics": numbers,
+            "computed_by": scored.judged.told,
             **looked_back,
             "zero_shot": progress.zero_shot,
             "validation_loss": progress.best_loss,

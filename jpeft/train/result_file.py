@@ -33,7 +33,15 @@ def damage_of(result: Mapping[str, Any], *, lacking: bool = False) -> str | None
         return f"its zero_shot is {repr(zero_shot)[:60]}"
     if zero_shot and result.get("metric_name") not in zero_shot:
         return f"its zero_shot lacks {str(result.get('metric_name'))[:60]}"
-    return _damage_of_uncertainty(result.get("uncertainty")) or _damage_of_classes(result.get("per_class"))
+    others = result.get("uncertainties") or {}
+    if not isinstance(others, Mapping):
+        return f"its uncertainties is {repr(others)[:60]}"
+    for record in (result.get("uncertainty"), *others.values()):
+        if damage := _damage_of_uncertainty(record):
+            return damage
+    if not isinstance(result.get("computed_by") or {}, Mapping):
+        return f"its computed_by is {repr(result['computed_by'])[:60]}"
+    return _damage_of_classes(result.get("per_class"))
 
 
 def check_result(result: Mapping[str, Any], file: Path) -> None:

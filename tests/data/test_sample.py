@@ -13,7 +13,7 @@ from jpeft.data.sample.grammar import Draw, Item
 from jpeft.data.sources import load_rows, source_in_use
 from jpeft.data.tasks import BENCHMARK, TASKS, examples
 from jpeft.errors import UserError
-from jpeft.eval.metrics import RougeL
+from jpeft.eval.metrics.rouge import Rouge
 
 INPUTS = {"agnews": "text", "cola": "sentence", "e2e": "meaning_representation", "samsum": "dialogue"}
 HUB_COLUMNS = {  # as the hub's repositories name them
@@ -229,7 +229,7 @@ def nearest_answers(splits, task, train_rows, inputs):
 def test_neither_the_input_nor_a_similar_rows_answer_is_the_answer(rows, task):
     test = rows[task]["test"]
     inputs, targets = test[INPUTS[task]][:200], test[TASKS[task].target][:200]
-    rouge = RougeL()
+    rouge = Rouge()
     guesses = {"the input": inputs, "its last line": [text.split("\r\n")[-1] for text in inputs]}
     guesses |= {
         f"answer of the nearest of {count} rows": nearest_answers(rows[task], task, count, inputs)

@@ -12,7 +12,7 @@ from jpeft.data.tasks import TASKS, Example
 from jpeft.errors import UserError
 from jpeft.eval.cross_entropy import target_log_probs
 from jpeft.eval.labels import PackedLabels, agreement_with_generation, answer_in_use, label_log_probs, likeliest_labels
-from jpeft.eval.metrics import score
+from jpeft.eval.metrics import judge
 from jpeft.model.t5 import T5
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.base import attach, select
@@ -117,13 +117,15 @@ def test_the_likeliest_label_of_each_row_in_the_order_of_rows(labels):
 
     empty = nnx.State({})
     chosen = likeliest_labels(by_length, empty, empty, inputs, labels, shapes=[(16, 1)], batch_size=2)
-    assert chosen == [labels.texts[i] for i in (0, 3, 2, 3, 1)]
+    assert chosen.texts == [labels.texts[i] for i in (0, 3, 2, 3, 1)]
+    odds = np.exp([-2.0, -1.0, 0.0, -5.0, -8.0])  # of the third row, of length 4
+    assert chosen.probabilities[2] == pytest.approx(odds / odds.sum())
 
 
 def test_agreement_counts_rows_and_keeps_the_numbers_of_generation():
     examples = [Example(f"test/{i}", "input", target, (target,)) for i, target in enumerate(["World", "Sports"] * 2)]
     generated = ["World", "Worlds", "World", " Sports"]
-    _, numbers = score(TASKS["agnews"], examples, generated)
+    numbers = judge(TASKS["agnews"], examples, generated).numbers
     found = agreement_with_generation(["World", "Sports", "Sports", "Sports"], generated, numbers)
     assert found["agreement_with_generation"] == 0.5
     assert found["generation_accuracy"] == 0.75 and found["generation_unknown_answers"] == 0.25

@@ -5,13 +5,14 @@ import json
 import pytest
 
 from jpeft.data.tasks import TASKS, Example
-from jpeft.eval.metrics import exact_match, score
+from jpeft.eval.metrics import judge
+from jpeft.eval.metrics.classes import right
 from jpeft.eval.per_class import Confusion
 from jpeft.eval.worst_rows import worst_rows
 
 
 def confusion(targets, predictions, labels=()):
-    scores = [exact_match(p, t) for p, t in zip(predictions, targets, strict=True)]
+    scores = [right(p, t) for p, t in zip(predictions, targets, strict=True)]
     return Confusion.of(targets, predictions, scores, labels)
 
 
@@ -56,9 +57,9 @@ def test_the_only_answer():
 
 def test_its_diagonal_is_the_metrics_accuracy():
     examples = [Example(f"test/{i}", "text", t, (t,)) for i, t in enumerate(TARGETS)]
-    scores, numbers = score(TASKS["agnews"], examples, ANSWERS)
-    found = Confusion.of(TARGETS, ANSWERS, scores)
-    assert found.right.sum() / found.counts.sum() == pytest.approx(numbers["accuracy"])
+    judged = judge(TASKS["agnews"], examples, ANSWERS)
+    found = Confusion.of(TARGETS, ANSWERS, judged.scores)
+    assert found.right.sum() / found.counts.sum() == pytest.approx(judged.numbers["accuracy"])
 
 
 def test_the_file_holds_the_numbers_by_class_and_the_matrix_with_its_names():
@@ -73,8 +74,7 @@ def rows(task, triples):
     """Worst rows of `(input, target, prediction)`."""
     examples = [Example(f"test/{i}", text, target, (target,)) for i, (text, target, _) in enumerate(triples)]
     predictions = [prediction for _, _, prediction in triples]
-    scores, _ = score(task, examples, predictions)
-    return worst_rows(task, examples, predictions, scores)
+    return worst_rows(task, examples, predictions, judge(task, examples, predictions).scores)
 
 
 def test_of_wrong_answers_each_kind_is_shown_in_turn_the_most_frequent_first():

@@ -5,12 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from jpeft.data.tasks import TASKS, Example
-from jpeft.eval.uncertainty import in_words, mean_uncertainty, share_uncertainty, uncertainty, wilson
-
-
-def examples(inputs):
-    return [Example(f"test/{i}", text, "a", ("a",)) for i, text in enumerate(inputs)]
+from jpeft.eval.uncertainty import in_words, mean_uncertainty, resampled_uncertainty, share_uncertainty, wilson
 
 
 def test_the_standard_error_of_an_accuracy_is_the_binomials():
@@ -68,18 +63,35 @@ def test_two_rows_give_the_percentiles_of_their_four_samples():
 
 def test_rows_of_one_input_count_once():
     """Every input four times over says no more than once."""
-    task = TASKS["agnews"]
     scores = [1.0] * 60 + [0.0] * 40
     inputs = [str(i) for i in range(100)]
-    once = uncertainty(task, examples(inputs), scores)
-    often = uncertainty(task, examples(inputs * 4), scores * 4)
+    once = share_uncertainty("accuracy", scores, inputs)
+    often = share_uncertainty("accuracy", scores * 4, inputs * 4)
     assert often.rows == 400
     assert often.standard_error == pytest.approx(once.standard_error)
     assert often.interval == pytest.approx(once.interval)
-    text = TASKS["e2e"]
     scores = np.random.default_rng(1).uniform(size=100).tolist()
-    once, often = (uncertainty(text, examples(inputs * n), scores * n) for n in (1, 4))
+    once, often = (mean_uncertainty("rouge_l", scores * n, inputs * n) for n in (1, 4))
     assert often.standard_error == pytest.approx(once.standard_error) and often.interval == once.interval
+
+
+def test_a_number_of_a_split_is_drawn_as_a_mean_is():
+    """Of a mean, which both can do: the same draws give the same interval, and nearly the same standard error."""
+    scores = np.random.default_rng(2).uniform(size=60)
+    inputs = [i // 2 for i in range(60)]  # two rows each: drawn together
+    of_mean = mean_uncertainty("m", scores.tolist(), inputs)
+    resampled = resampled_uncertainty("m", lambda weights: float(weights @ scores / weights.sum()), inputs)
+    assert resampled.interval == pytest.approx(of_mean.interval, abs=1e-12)
+    assert resampled.standard_error == pytest.approx(of_mean.standard_error, rel=0.05)
+    alike = resampled_uncertainty("m", lambda weights: 50.0, range(30), (0.0, 100.0))
+    assert alike.interval == pytest.approx((50 - 5.68, 50 + 5.68), abs=1e-2)
+    assert resampled_uncertainty("m", lambda weights: 2.0, ["a", "a"], (-1.0, 1.0)).interval == (-1.0, 1.0)
+
+
+def test_one_row_of_a_score_without_bounds_says_nothing():
+    unbounded = (-math.inf, math.inf)
+    assert mean_uncertainty("m", [3.0], None, unbounded) is None
+    assert mean_uncertainty("m", [3.0, 3.0], None, unbounded).interval == (3.0, 3.0)
 
 
 def test_references_that_differ_within_an_input_do_not_promise_more_than_their_rows():
@@ -95,11 +107,6 @@ def test_one_row_tells_no_error(of):
     assert "standard error" not in in_words(found.to_dict())
     with pytest.raises(ValueError, match="no scores"):
         of("m", [])
-
-
-def test_a_classification_is_a_share_and_a_text_a_mean():
-    assert uncertainty(TASKS["cola"], examples("ab"), [0.0, 1.0]).method == "wilson"
-    assert uncertainty(TASKS["samsum"], examples("ab"), [0.0, 1.0]).method == "bootstrap"
 
 
 def test_in_words():

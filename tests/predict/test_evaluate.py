@@ -191,3 +191,24 @@ def test_a_text_task_is_judged_by_its_own_metric(evaluate, run, tmp_path, tiny_c
     dataclasses.replace(TASK, labels=(), kind="generation", answer="generate").write(directory)
     record, _ = evaluate("--adapter", directory, "--data", write_rows(tmp_path / "a.jsonl", rows_of(4, 7)), "--json")
     assert record["metric_name"] == "rouge_l" and record["per_class"] is None and record["labels"] is None
+
+
+def test_metrics_are_the_runs_or_those_that_are_named_and_no_file_gets_code_run(run, tmp_path, monkeypatch, evaluate):
+    source = Source.find(None, run, report=print)
+    asked = ("macro_f1", "expected_calibration_error", "evil:metric", "of_tomorrow", "bleu")
+    found = Evaluation.of(dataclasses.replace(source, task=dataclasses.replace(TASK, metrics=asked)))
+    assert found.task.metrics == ("macro_f1", "expected_calibration_error")
+    why = [line.removeprefix("not computed, though the run was judged by it: ") for line in found.left_out]
+    assert (
+        why[0] == "evil:metric is code, which a file does not get to run: give --metrics evil:metric if you trust it."
+    )
+    assert why[1].startswith("of_tomorrow is no metric") and "bleu is of texts" in why[2] and len(why) == 3
+    (tmp_path / "mine_for_evaluate.py").write_text("def first(predictions, references):\n    return 0.25\n")
+    monkeypatch.chdir(tmp_path)
+    names = "accuracy,expected_calibration_error,mine_for_evaluate:first"
+    file = write_rows(tmp_path / "new.jsonl", rows_of(6, seed=7))
+    record, _ = evaluate("--adapter", run, "--data", file, "--metrics", names, "--json")
+    assert record["metric_name"] == "accuracy" and record["metrics"]["mine_for_evaluate:first"] == 0.25
+    assert record["uncertainties"].keys() >= {"accuracy", "expected_calibration_error"}
+    with pytest.raises(UserError, match="--metrics: f1 is of texts"):
+        Evaluation.of(source, metrics="f1")

@@ -8,7 +8,7 @@ import pytest
 from jpeft.cli.aftermath import metric_line, print_aftermath
 from jpeft.data.tasks import TASKS, Example
 from jpeft.eval.answering import ScoredAnswers
-from jpeft.eval.metrics import score
+from jpeft.eval.metrics import judge
 from jpeft.run.directory import RunDirectory
 from jpeft.train import aftermath
 from jpeft.train.aftermath import write_aftermath
@@ -26,13 +26,16 @@ def write(tmp_path):
 
     def write(task, targets, predictions, **options):
         examples = [Example(f"test/{i}", f"text {i}", t, (t,)) for i, t in enumerate(targets)]
-        scores, numbers = score(task, examples, predictions)
+        scored = ScoredAnswers.of(predictions, judge(task, examples, predictions))
         given = {"answer": "generate", "title": "lora of $mini on 日本", "cautioned": ["said before"], "best_epoch": 1}
         given |= {"epochs_run": 2, "max_epochs": 2, **options}
-        record, notes = write_aftermath(
-            RunDirectory(tmp_path), task, examples, ScoredAnswers(list(predictions), scores, numbers), **given
-        )
-        result = {"metric_name": task.metric, "metric": numbers[task.metric], "test_examples": len(targets), **record}
+        record, notes = write_aftermath(RunDirectory(tmp_path), task, examples, scored, **given)
+        result = {
+            "metric_name": task.metric,
+            "metric": scored.numbers[task.metric],
+            "test_examples": len(targets),
+            **record,
+        }
         return json.loads(json.dumps(result)), notes
 
     return write

@@ -104,6 +104,7 @@ CHANGES: dict[str, Change] = {
     "train.checkpoint_every_seconds": Change(0.0, {"saved"}),
     "eval.zero_shot": Change(True, {"answered", "saved"}),
     "eval.answer": Change("score", {"answered", "metric"}),
+    "eval.metrics": Change("macro_f1", {"metric"}),
     "eval.num_beams": Change(3, {"generate"}),
     "eval.batch_size": Change(4, {"validated", "answered"}),
     "mesh.data": Change(2, {"mesh", *PROGRAMS}),
@@ -236,6 +237,7 @@ DEFAULT = (
     "train.warmup_fraction",
     "train.weight_decay",
     "train.clip_grad_norm",
+    "eval.metrics",
     "eval.num_beams",
 )
 

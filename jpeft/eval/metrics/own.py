@@ -1,0 +1,115 @@
+"""A user's own metric: a function by `module:name`.
+
+Naming one runs its code. It is imported for one who names it in a config or on a command line of their own, by `load`,
+and never for a name that stands in an adapter's, a result's or any other file that may be a stranger's.
+"""
+
+import importlib
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jpeft.errors import UserError
+from jpeft.eval.metrics.base import UNBOUNDED, Answered, Computed, Metric
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*")
+_loaded: dict[str, Metric] = {}
+
+
+def is_own(name: str) -> bool:
+    """Whether a metric's name is that of a user's own function."""
+    return ":" in name
+
+
+def check_name(name: str) -> None:
+    """Raises `UserError`: this cannot be the name of a function in a module."""
+    if not _NAME.fullmatch(name):
+        raise UserError(f"the metric {name[:80]!r} names no function; expected module:name, such as my_metrics:length.")
+
+
+def load(name: str) -> Metric:
+    """Imports a user's function as a metric; its module's code runs. Modules of the working directory are found.
+
+    The function takes `(predictions: list[str], references: list[list[str]])`, each row's own target first among its
+    references, and gives one number, or one number a row, of which the mean counts. Attributes of it may say more:
+    `higher_is_better` (True), `range` (unbounded).
+
+    Raises:
+      UserError: there is no such function, or importing it fails.
+    """
+    if name in _loaded:
+        return _loaded[name]
+    check_name(name)
+    module, _, function = name.partition(":")
+    here = str(Path.cwd())
+    added = here not in sys.path and "" not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise UserError(f"the metric {name!r} cannot be imported ({reason[:200]}).") from error
+    finally:
+        if added:
+            sys.path.remove(here)
+    if not callable(found):
+        raise UserError(f"the metric {name!r}: the module has no function {function!r}.")
+    _loaded[name] = metric = OwnMetric.of_function(name, found)
+    return metric
+
+
+def load_all(names: Iterable[str]) -> None:
+    """Imports those of these metrics that are a user's functions, as `load`."""
+    for name in names:
+        if is_own(name):
+            load(name)
+
+
+def loaded(name: str) -> Metric | None:
+    """A user's metric that `load` has imported before; None of any other name."""
+    return _loaded.get(name)
+
+
+class OwnMetric(Metric):
+    """A metric by a user's function."""
+
+    @classmethod
+    def of_function(cls, name: str, function: Callable[..., Any]) -> "OwnMetric":
+        """Raises `UserError`: an attribute of the function cannot be what it says."""
+        low, high = getattr(function, "range", UNBOUNDED)
+        better = getattr(function, "higher_is_better", True)
+        if not isinstance(better, bool) or not low < high:
+            raise UserError(f"the metric {name!r} has the range {low} to {high} and higher_is_better={better!r}.")
+
+        def whole(answered: Answered) -> Any:
+            return function(list(answered.predictions), [list(r) for r in answered.references])
+
+        return cls(name, name, scores=whole, higher_is_better=better, range=(float(low), float(high)))
+
+    def of(self, answered: Answered) -> Computed:
+        """Raises `UserError`: the function gives neither a number nor a number a row, or not a finite one."""
+        assert self.scores is not None
+        rows = len(answered.predictions)
+        try:
+            given = self.scores(answered)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise UserError(f"the metric {self.name!r} fails on {rows:,} rows ({reason[:200]}).") from error
+        values = np.asarray(given)
+        expected = f"one finite number, or one for each of {rows:,} rows, within its range"
+        shown = f"{type(given).__name__} of {len(given):,}" if isinstance(given, Sequence) else repr(given)[:60]
+        if values.dtype.kind not in "bif" or values.shape not in ((), (rows,)):
+            raise UserError(f"the metric {self.name!r} gave {shown}; expected {expected}.")
+        low, high = self.range
+        if not (np.isfinite(values).all() and (values >= low).all() and (values <= high).all()):
+            raise UserError(f"the metric {self.name!r} gave {shown}; expected {expected}, {low:g} to {high:g}.")
+        if values.shape == ():
+            return Computed(self, float(values))
+        scores = [float(value) for value in values]
+        return Computed(self, math.fsum(scores) / rows, scores=scores)

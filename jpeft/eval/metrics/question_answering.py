@@ -1,0 +1,70 @@
+"""Exact match and F1 of question answering, as SQuAD's own script counts them, for text in any script."""
+
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+
+from jpeft.eval.metrics.base import TEXTS, Answered, Metric
+from jpeft.eval.metrics.rouge import stands_alone
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def normalised(text: str) -> str:
+    """A text without what SQuAD (Rajpurkar et al. 2016) does not count: case, punctuation, English articles, spaces.
+
+    On ASCII text it is the same as SQuAD's script. Beside it, forms of one letter are made one (NFKC), and punctuation
+    of other scripts is left out as ASCII's is (Lewis et al. 2020, MLQA).
+    """
+    text = unicodedata.normalize("NFKC", text).lower()
+    text = "".join(c for c in text if c not in string.punctuation and unicodedata.category(c)[0] != "P")
+    return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def _tokens(text: str) -> list[str]:
+    """Words, and characters where a script has no spaces between words."""
+    tokens = []
+    for word in normalised(text).split():
+        start = 0
+        for i, character in enumerate(word):
+            if stands_alone(character):
+                tokens += [word[start:i], character]
+                start = i + 1
+        tokens.append(word[start:])
+    return [token for token in tokens if token]
+
+
+def _exact_match(prediction: str, reference: str) -> float:
+    return float(normalised(prediction) == normalised(reference))
+
+
+def _f1(prediction: str, reference: str) -> float:
+    """Harmonic mean of the shares of each side's tokens that are in the other; 1 when both sides have none."""
+    given, wanted = _tokens(prediction), _tokens(reference)
+    if not given or not wanted:
+        return float(given == wanted)
+    shared = sum((Counter(given) & Counter(wanted)).values())
+    return 2 * shared / (len(given) + len(wanted))
+
+
+def _best(score: Callable[[str, str], float]) -> Callable[[Answered], list[float]]:
+    """The score against the reference that is nearest, as SQuAD takes it."""
+    return lambda answered: [
+        max(score(prediction, reference) for reference in references)
+        for prediction, references in zip(answered.predictions, answered.references, strict=True)
+    ]
+
+
+QUESTION_ANSWERING_METRICS = (
+    Metric(
+        "exact_match",
+        "exact match",
+        scores=_best(_exact_match),
+        is_share=True,
+        needs=(TEXTS,),
+        uses_all_references=True,
+    ),
+    Metric("f1", "F1 of words", scores=_best(_f1), needs=(TEXTS,), uses_all_references=True),
+)

@@ -1,0 +1,170 @@
+"""ROUGE, for text in any script."""
+
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+
+from jpeft.eval.metrics.base import TEXTS, Answered, Metric
+
+TOKENIZERS = ("rouge_score", "unicode")
+# Scripts that are written without spaces: a character, with the marks that belong to it, is a token.
+_WITHOUT_SPACES = (
+    (0x0E00, 0x0EFF, "Thai, Lao"),
+    (0x1000, 0x109F, "Burmese"),
+    (0x1780, 0x17FF, "Khmer"),
+    (0x3040, 0x30FF, "Hiragana, Katakana"),
+    (0x3100, 0x312F, "Bopomofo"),
+    (0x3400, 0x4DBF, "Han"),
+    (0x4E00, 0x9FFF, "Han"),
+    (0xF900, 0xFAFF, "Han"),
+    (0x20000, 0x3FFFF, "Han"),
+)
+_VARIANTS = frozenset(map(chr, range(0xFE00, 0xFE10)))  # ask for a symbol in colour or in black
+_SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))  # behind an emoji
+
+
+class Rouge:
+    """ROUGE F-measure of one kind, 0 to 1, by the `rouge-score` package, with Porter stemming.
+
+    Args:
+      kind: as that package calls it: `rouge1` and `rouge2` count shared words and pairs of words, `rougeL` the longest
+        common subsequence, `rougeLsum` that of every line with all lines of the other side (a summary's sentences,
+        where it has one a line).
+      tokenizer: what is counted. `rouge_score` is that package's own, the paper's: runs of a-z and 0-9, every other
+        character only parts them. `unicode` is the same on such text, and counts letters, digits and marks of every
+        script besides; a character each where a script has no spaces, and symbols such as emoji. Stems are English
+        ones, of words in a-z alone.
+    """
+
+    def __init__(self, kind: str = "rougeL", tokenizer: str = "unicode"):
+        from rouge_score import rouge_scorer, tokenizers  # a second of importing that training does not wait for
+
+        stems = tokenizers.DefaultTokenizer(use_stemmer=True)
+        self._kind = kind
+        self._scorer = rouge_scorer.RougeScorer(
+            [kind], tokenizer=stems if tokenizer == "rouge_score" else _Unicode(stems)
+        )
+
+    def __call__(self, prediction: str, target: str) -> float:
+        return float(self._scorer.score(target, prediction)[self._kind].fmeasure)  # the integer 0 for an empty text
+
+    def best(self, prediction: str, references: Sequence[str]) -> float:
+        """Score against the reference that is nearest."""
+        return max(self(prediction, reference) for reference in references)
+
+
+def tokenizer_for(texts: Iterable[str]) -> str:
+    """The tokenizer that does justice to these references: `rouge_score` where it sees all of their letters."""
+    for text in texts:
+        if not any(character.isascii() and character.isalnum() for character in text):
+            return "unicode"  # nothing of it would be seen
+        if any(not character.isascii() and (_is_word(character) or stands_alone(character)) for character in text):
+            return "unicode"
+    return "rouge_score"
+
+
+class _Unicode:
+    """Tokens of a text in any script. Those of a-z and 0-9 are `rouge_score`'s own."""
+
+    def __init__(self, stems):
+        self._stems = stems
+
+    def tokenize(self, text: str) -> list[str]:
+        text = unicodedata.normalize("NFKC", text).lower()
+        tokens, word = [], ""
+        for character in text:
+            if unicodedata.category(character) == "Cf" or character in _VARIANTS:  # nothing that is read
+                continue
+            if character in _SKIN_TONES and tokens and not word:
+                tokens[-1] += character
+                continue
+            alone = stands_alone(character)
+            if _is_word(character) and not alone:
+                marks_last = not word and tokens and unicodedata.category(character)[0] == "M"
+                if marks_last and stands_alone(tokens[-1][0]):
+                    tokens[-1] += character
+                else:
+                    word += character
+                continue
+            if word:
+                tokens += self._stemmed(word)
+                word = ""
+            if alone:
+                tokens.append(character)
+        tokens += self._stemmed(word) if word else []
+        return tokens or [character for character in text if not character.isspace()]
+
+    def _stemmed(self, word: str) -> list[str]:
+        return self._stems.tokenize(word) if word.isascii() else [word]
+
+
+def _is_word(character: str) -> bool:
+    """Whether it is a letter, a digit or a mark on one, such as the vowels of Hindi."""
+    return unicodedata.category(character)[0] in "LNM"
+
+
+def stands_alone(character: str) -> bool:
+    """Whether it is a token by itself: of a script without spaces, or a symbol."""
+    category = unicodedata.category(character)
+    if category[0] == "L" or category[0] == "N":
+        return without_spaces(character) is not None
+    return category == "So"
+
+
+def without_spaces(character: str) -> str | None:
+    """The script of a character, where that is written without spaces between words; None otherwise."""
+    number = ord(character)
+    return next((script for first, last, script in _WITHOUT_SPACES if first <= number <= last), None)
+
+
+def tokenizer_of(answered: Answered) -> str:
+    """What ROUGE counts in these answers: as it was said, or what does justice to all of their references."""
+    if answered.rouge_tokenizer is not None:
+        return answered.rouge_tokenizer
+    return tokenizer_for(reference for references in answered.references for reference in references)
+
+
+def _of_targets(kind: str) -> Callable[[Answered], list[float]]:
+    def scores(answered: Answered) -> list[float]:
+        rouge = Rouge(kind, tokenizer_of(answered))
+        return [rouge(p, t) for p, t in zip(answered.predictions, answered.targets, strict=True)]
+
+    return scores
+
+
+def _of_references(kind: str) -> Callable[[Answered], list[float]]:
+    def scores(answered: Answered) -> list[float]:
+        rouge = Rouge(kind, tokenizer_of(answered))
+        return [rouge.best(p, r) for p, r in zip(answered.predictions, answered.references, strict=True)]
+
+    return scores
+
+
+def _told(answered: Answered) -> str:
+    return f"tokenizer:{tokenizer_of(answered)}"
+
+
+SEVERAL = "_multi_reference"
+_KINDS = {"rouge_l": "rougeL", "rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_lsum": "rougeLsum"}
+_TITLES = {"rouge_l": "ROUGE-L", "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2", "rouge_lsum": "ROUGE-Lsum"}
+ROUGE_L = Metric("rouge_l", "ROUGE-L", scores=_of_targets("rougeL"), needs=(TEXTS,), told=_told)
+ROUGE_METRICS = (
+    ROUGE_L,
+    *(
+        Metric(name, _TITLES[name], scores=_of_targets(kind), needs=(TEXTS,), told=_told)
+        for name, kind in _KINDS.items()
+        if name != "rouge_l"
+    ),
+    *(
+        Metric(
+            f"{name}{SEVERAL}",
+            f"{_TITLES[name]}, multi-reference",
+            scores=_of_references(kind),
+            needs=(TEXTS,),
+            uses_all_references=True,
+            told=_told,
+        )
+        for name, kind in _KINDS.items()
+    ),
+)
+# As `rouge-score` and Hugging Face's `evaluate` spell them.
+ROUGE_SPELLINGS = {kind.lower(): name for name, kind in _KINDS.items()}
