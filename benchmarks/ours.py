@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from benchmarks.work import LEARNING_RATE, LORA_RANK, Size, token_batch
 from jpeft.allocator import keep_freed_memory
@@ -20,7 +19,8 @@ from jpeft.peft.ablations import ablation
 from jpeft.peft.base import Method, Selection, attach, select, split
 from jpeft.peft.methods import build
 from jpeft.program import Program
-from jpeft.train.optimizer import adamw
+from jpeft.train.optimizer import AdamW
+from jpeft.train.schedule import constant
 from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
 
 
@@ -74,17 +74,17 @@ def _batch(size: Size) -> dict[str, np.ndarray]:
 def train_step(directory: Path, size: Size, name: str, *, ablated: str | None = None) -> Work:
     """One optimizer step; gives its loss, the mean over target tokens."""
     graphdef, adapter, base = split(_adapted(load(directory), name, ablated))
-    tx = adamw(optax.constant_schedule(LEARNING_RATE))
+    optimizer, schedule = AdamW(), constant(LEARNING_RATE)
     accumulate = Program(make_accumulate(graphdef), donate=(0,))
-    update = Program(make_update(tx), donate=(0, 1))
+    update = Program(make_update(optimizer), donate=(0, 1))
     key, batch = jax.random.key(0, impl="rbg"), _batch(size)
-    state, sums = init_state(adapter, tx), zero_sums(adapter)
+    state, sums = init_state(adapter, optimizer), zero_sums(adapter)
     steps = 0
 
     def step() -> float:
         nonlocal state, sums, steps
         sums = accumulate(sums, state.adapter, base, key, np.int32(steps), np.int32(0), batch)
-        state, sums, metrics = update(state, sums)
+        state, sums, metrics = update(state, sums, schedule)
         steps += 1
         return float(metrics["loss"])
 

@@ -14,7 +14,7 @@ from jpeft.data.splits import MAX_EVALUATED, SCALES
 from jpeft.data.task_file import DTYPES
 from jpeft.data.tasks import OPTIONS, Task
 from jpeft.errors import UserError
-from jpeft.eval.metrics import check_metrics, listed
+from jpeft.eval.metrics import METRICS, check_metrics, listed, named, own
 from jpeft.model.config import RELEASED
 from jpeft.model.settings import ModelSettings, settings_of
 from jpeft.model.t5 import REMAT_POLICIES
@@ -37,6 +37,7 @@ from jpeft.typed_config import (
 )
 
 ANSWERS = ("auto", *task_file.ANSWERS)
+LOSS = "validation/loss"  # what is monitored unless a config says otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +166,9 @@ class TrainConfig:
       max_epochs: None is the scale's.
       batch_size: rows of a micro-batch.
       accumulation_steps: micro-batches of an optimizer step.
-      patience: epochs without a lower validation loss before training stops.
+      patience: epochs without a better value of `monitor` before training stops.
+      monitor: the number that says which epoch was the best: its adapter is tested and kept. `validation/loss`, or
+        `validation/` and a metric (docs/metrics.md), for which every epoch ends with answers to the validation rows.
       warmup_fraction: share of all steps in which the learning rate rises; the paper does not print it.
       weight_decay: AdamW's, on matrices only.
       clip_grad_norm: largest norm of the gradient; None does not clip.
@@ -177,6 +180,7 @@ class TrainConfig:
     batch_size: int = left_open(16)
     accumulation_steps: int = left_open(4)
     patience: int = left_open(1)
+    monitor: str = LOSS
     learning_rate: LearningRate = LearningRate()
     warmup_fraction: float = left_open(0.1)
     weight_decay: float = left_open(0.0)
@@ -287,6 +291,8 @@ class Run:
         settings, taken = _model_settings(config, run)
         for key, value in taken.items():
             run = with_value(run, key, value)
+        if (metric := monitored_metric(run.train.monitor)) is not None:
+            run = with_value(run, "train.monitor", f"validation/{metric}")
         if value_at(config, "method.reading") is None:
             run = with_value(run, "method.reading", _usual_reading(run))
         scale = one_of("data.scale", run.data.scale, SCALES)
@@ -326,16 +332,15 @@ class Run:
         check_metrics(
             "eval.metrics", task.metrics, kind=known, answer=self.eval.answer, custom=self.data.task == "custom"
         )
+        if (metric := monitored_metric(self.train.monitor)) is not None:
+            check_metrics("train.monitor", [metric], kind=known, answer=self.eval.answer)
         self.build_method()
         self.layer_indices()
         for stack in self.stacks() or ():
             one_of("method.stacks", stack, STACKS)
-        for key, rows in (("train.batch_size", self.train.batch_size), ("eval.batch_size", self.eval.batch_size)):
-            if rows % (self.mesh.data * self.mesh.fsdp):
-                raise UserError(
-                    f"{key}={rows} rows cannot be shared out evenly over mesh.data={self.mesh.data} x "
-                    f"mesh.fsdp={self.mesh.fsdp} parts; choose a multiple."
-                )
+        require_even_batches(
+            self.mesh, {"train.batch_size": self.train.batch_size, "eval.batch_size": self.eval.batch_size}
+        )
         if self.model.dropout_rate is not None and not self.model.dropout_rate < 1:
             raise UserError(f"model.dropout_rate is {self.model.dropout_rate}; expected a share below 1.")
         if self.train.clip_grad_norm is not None and not self.train.clip_grad_norm > 0:
@@ -460,6 +465,39 @@ def of_any_version(config: Mapping[str, Any], now: Mapping[str, Any]) -> dict[st
         section, name = key.split(".")
         defaults[section][name] = meant(config)
     return filled_in(config, now, defaults)
+
+
+def monitored_metric(monitor: str) -> str | None:
+    """The metric that `train.monitor` is of, as `METRICS` has it or by `module:name`; None where it is the loss.
+
+    Raises:
+      UserError: there is no such number.
+    """
+    split, _, name = monitor.partition("/")
+    if monitor == LOSS:
+        return None
+    if split != "validation" or not name:
+        raise UserError(
+            f"train.monitor is {monitor[:80]!r}; expected {LOSS}, or validation/ and a metric: {', '.join(METRICS)}, "
+            "or a function of your own by module:name."
+        )
+    try:
+        if own.is_own(name):
+            own.check_name(name)
+            return name
+        return named(name).name
+    except UserError as error:
+        raise UserError(f"train.monitor: {error}") from None
+
+
+def require_even_batches(mesh: MeshConfig, batches: Mapping[str, int]) -> None:
+    """Raises `UserError` where a batch, its rows given by config key, cannot be cut into the mesh's equal parts."""
+    for key, rows in batches.items():
+        if rows % (mesh.data * mesh.fsdp):
+            raise UserError(
+                f"{key}={rows} rows cannot be shared out evenly over mesh.data={mesh.data} x "
+                f"mesh.fsdp={mesh.fsdp} parts; choose a multiple."
+            )
 
 
 def require_labels(there: bool, task: str) -> None:

@@ -41,28 +41,40 @@ BREAKS = {
         "tests/train/test_step.py",
     ),
     "every epoch goes in the order of the first": Break(
-        "train/loop.py",
-        "            epoch=self.snapshot.progress.epoch,\n        )\n        for step in",
-        "            epoch=0,\n        )\n        for step in",
+        "train/stream.py",
+        "                epoch=epoch,\n            )",
+        "                epoch=0,\n            )",
         "tests/train/test_wiring.py -k order",
     ),
     "the last adapter is tested, not the best": Break(
         "train/loop.py",
-        "best = self.layout.place(self.snapshot.best)",
-        "best = self.snapshot.state.adapter",
+        "best = self.layout.place(self.trainer.best)",
+        "best = self.trainer.state.adapter",
         "tests/train/test_wiring.py -k best",
     ),
     "weight decay is ignored": Break(
-        "train/loop.py", '"weight_decay": train.weight_decay', '"weight_decay": 0.0', _KEYS.format("weight_decay")
+        "train/loop.py", "weight_decay=train.weight_decay", "weight_decay=0.0", _KEYS.format("weight_decay")
     ),
     "clipping is ignored": Break(
-        "train/loop.py", '"clip_grad_norm": train.clip_grad_norm', '"clip_grad_norm": None', _KEYS.format("clip_grad")
+        "train/loop.py", "clip_grad_norm=train.clip_grad_norm", "clip_grad_norm=None", _KEYS.format("clip_grad")
     ),
     "beams are ignored": Break(
         "train/loop.py", '"num_beams": run.eval.num_beams', '"num_beams": 1', _KEYS.format("num_beams")
     ),
     "the share of warm-up is ignored": Break(
-        "train/loop.py", '"warmup_fraction": train.warmup_fraction', '"warmup_fraction": 0.1', _KEYS.format("warmup")
+        "train/loop.py", "warmup_fraction=train.warmup_fraction", "warmup_fraction=0.1", _KEYS.format("warmup")
+    ),
+    "the monitor's direction is ignored": Break(
+        "train/monitor.py",
+        "value > values[best] if self.higher_is_better else value < values[best]",
+        "value < values[best]",
+        "tests/train/test_wiring.py -k monitored",
+    ),
+    "what was evaluated before a stop is taken for what is to be": Break(
+        "train/trainer.py",
+        "self.progress.position, self.progress.evaluated = step.position, False",
+        "self.progress.position, self.progress.evaluated = step.position, True",
+        "tests/train/test_trainer.py -k stopped",
     ),
     "nothing is rematerialised": Break(
         "train/setup.py", ".remat = run.model.remat", '.remat = "none"', _KEYS.format("remat")

@@ -3,6 +3,8 @@
 import argparse
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from jpeft.cli.config_flags import parse_call
 
@@ -11,7 +13,8 @@ _HELP = """Pretrains a T5 on a corpus: span corruption of texts, mixed with pair
   jpeft pretrain --config pretrain/mini --config.data.path=CORPUS --workdir runs/mini
 
 The model, with its tokenizer, is left in WORKDIR/model: give that to `jpeft train` as --config.model.name. Killed and
-started again with the same command, it goes on where it was. Every key of the config can be set by a flag:
+started again with the same command, it goes on where it was. config.mesh.* spreads it over several devices, and several
+processes do it together as they do `jpeft train` (docs/mesh.md). Every key of the config can be set by a flag:
 
 """
 
@@ -28,22 +31,30 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _pretrain(argv: Sequence[str]) -> int:
     from jpeft.pretrain.config import Pretraining
 
-    call = parse_call(["jpeft pretrain", *argv], Pretraining, _HELP)
+    call = parse_call(["jpeft pretrain", *argv], Pretraining, _HELP, in_processes=True)
     if call is None:
         return 0
 
     from jpeft.pretrain.loop import pretrain
     from jpeft.run.display import Display
+    from jpeft.run.processes import ending_together, is_first
 
-    run = Pretraining.from_config(call.config)
-    result = pretrain(run, call.workdir, overwrite=call.overwrite, display=Display(quiet=call.quiet))
+    if call.group is not None:
+        call.group.join()
+    with ending_together(call.group):
+        run = Pretraining.from_config(call.config)
+        display = Display(quiet=call.quiet or not is_first())
+        result = pretrain(run, call.workdir, overwrite=call.overwrite, display=display)
+        if is_first():
+            _print(result, call.workdir)
+    return 0
+
+
+def _print(result: dict[str, Any], workdir: Path) -> None:
     for kind, loss in result["validation_loss"].items():
         entropy = result["unigram_entropy"][kind]
         print(f"held-out loss of {kind}  {loss:.4f} nats a token (by token frequency alone {entropy:.4f})")
     tokens = result["input_tokens"] + result["target_tokens"]
     print(f"tokens   {tokens:,} in {result['steps']:,} steps, {result['tokens_per_second']:,.0f} a second")
-    print(f"model    {call.workdir / 'model'}  ({result['parameters']:,} parameters)")
-    print(
-        f"next     jpeft train --config lora_agnews_low --config.model.name={shlex.quote(str(call.workdir / 'model'))}"
-    )
-    return 0
+    print(f"model    {workdir / 'model'}  ({result['parameters']:,} parameters)")
+    print(f"next     jpeft train --config lora_agnews_low --config.model.name={shlex.quote(str(workdir / 'model'))}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jpeft.config import MeshConfig, require_even_batches
 from jpeft.data.task_file import DTYPES
 from jpeft.errors import UserError
 from jpeft.model.config import T5Config
@@ -162,6 +163,7 @@ class Pretraining:
     data: CorpusConfig = CorpusConfig()
     train: OptimizerConfig = OptimizerConfig()
     log: LogConfig = LogConfig()
+    mesh: MeshConfig = MeshConfig()
 
     @classmethod
     def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "Pretraining":
@@ -197,7 +199,7 @@ class Pretraining:
             raise UserError("data.sources has no source of kind 'text'; span corruption needs one.")
         if self.model.start is not None and self.tokenizer.path is not None:
             raise UserError("model.start brings its own vocabulary; leave tokenizer.path out.")
-        for section in (self.model, self.tokenizer, self.data, self.train, self.log):
+        for section in (self.model, self.tokenizer, self.data, self.train, self.log, self.mesh):
             for field in dataclasses.fields(section):
                 value = getattr(section, field.name)
                 least = 0 if field.name in _MAY_BE_ZERO else 1 if isinstance(value, int) else None
@@ -208,6 +210,7 @@ class Pretraining:
                 if isinstance(value, int | float) and value > _MOST.get(field.name, _MOST_OF_ALL):
                     most = _MOST.get(field.name, _MOST_OF_ALL)
                     raise UserError(f"{field.name} is {value:g}; expected at most {most:,}.")
+        require_even_batches(self.mesh, {"train.batch_size": self.train.batch_size})
         if not self.data.noise_density < 1:
             raise UserError(f"data.noise_density is {self.data.noise_density}; expected a share below 1.")
 
@@ -224,6 +227,7 @@ _MOST = {
     "size": 1_000_000,
     "dropout_rate": 1,
     **dict.fromkeys(("d_model", "d_kv", "d_ff", "num_heads", "batch_size", "accumulation_steps"), 65_536),
+    **dict.fromkeys(("data", "fsdp", "model"), 65_536),
     **dict.fromkeys(("input_length", "target_length", "samples", "validation_batches"), 65_536),
 }
 _MOST_OF_ALL = 10**9

@@ -24,6 +24,7 @@ from jpeft.pretrain.embeddings import cooccurrence_embeddings
 from jpeft.pretrain.files import read_rows
 from jpeft.pretrain.mixture import Mixture, RowShape, TextSource, load_mixture, source_files
 from jpeft.pretrain.vocabulary import USUAL_SIZE, train_vocabulary
+from jpeft.run.processes import is_first, wait_for_all
 from jpeft.train.setup import compute_dtype
 
 # Spread of a new model's embeddings. T5's own, 1, hardly moves in the few thousand steps of a small model with AdamW,
@@ -32,22 +33,24 @@ _EMBEDDING_STDDEV = 0.05
 
 
 def load_tokenizer(run: Pretraining, workdir: Path, report: Callable[[str], None]) -> Tokenizer:
-    """The tokenizer that a run names, or one trained on its corpus, once, in `workdir/tokenizer`.
+    """The tokenizer that a run names, or one trained on its corpus, once and by one process, in `workdir/tokenizer`.
 
     Raises:
       UserError: there is none under that name, it lacks sentinels, or the corpus cannot be read.
     """
     given = run.model.start or run.tokenizer.path
     directory = workdir / "tokenizer" if given is None else resolve(given, report=report)
-    if given is None and not (directory / "tokenizer.json").is_file():
+    if given is None and is_first() and not (directory / "tokenizer.json").is_file():
         size = run.tokenizer.size
         wanted = f"{size:,} pieces" if size is not None else f"up to {USUAL_SIZE:,} pieces"
         report(f"trains a vocabulary of {wanted} on up to {run.tokenizer.megabytes:g} MB of the corpus")
         made = train_vocabulary(_sampled_texts(run), size, directory)
         if made < (size or USUAL_SIZE):
             report(f"the corpus gives {made:,} pieces, not {USUAL_SIZE:,}: the vocabulary has those (tokenizer.size)")
+    wait_for_all("the vocabulary is made")
     eos = 1 if run.model.start is None else T5Config.from_file(directory / "config.json").eos_token_id
     tokenizer = Tokenizer.load(directory, eos_token_id=eos)
+    wait_for_all("the vocabulary is read")  # before the first process moves it in place
     if not tokenizer.sentinels:
         raise UserError(f"{directory}: the vocabulary has no <extra_id_0>, which span corruption needs.")
     return tokenizer

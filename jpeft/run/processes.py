@@ -128,7 +128,7 @@ def entered_by_first(context: contextlib.AbstractContextManager[Any]) -> Iterato
                 stack.enter_context(context)
             except Exception as error:
                 failure = error
-        message = _from_first(_first_line(failure) if failure else "")
+        message = from_first(_first_line(failure) if failure else "")
         if failure is not None:
             raise failure
         if message:
@@ -136,7 +136,10 @@ def entered_by_first(context: contextlib.AbstractContextManager[Any]) -> Iterato
         yield
 
 
-def _from_first(text: str) -> str:
+def from_first(text: str) -> str:
+    """What the first process gives here, up to a thousand bytes of it; every process has to call it."""
+    if jax.process_count() == 1:
+        return text
     buffer = np.zeros(_LONGEST_MESSAGE, np.uint8)
     encoded = np.frombuffer(text.encode()[:_LONGEST_MESSAGE], np.uint8)
     buffer[: len(encoded)] = encoded
@@ -193,7 +196,7 @@ def _join_lifeline(lifeline: Lifeline, group: Group) -> None:
     """Every process has to call it: the first tells the others where to connect to."""
     given = (group.coordinator_address or "").rpartition(":")[0].strip("[]")
     offer = f"{given or socket.getfqdn()} {lifeline.offer()}" if is_first() else ""
-    host, _, offered = _from_first(offer).partition(" ")
+    host, _, offered = from_first(offer).partition(" ")
     if is_first():
         return
     try:

@@ -1,10 +1,16 @@
 """AdamW over the trainable tree."""
 
+import dataclasses
+from collections.abc import Callable
+
 import jax
 import optax
 from flax import nnx
 
 from jpeft.model.leaves import is_stacked
+
+# What a run's updates are made by, given the rates: hashable where programs are to be shared, since it is part of them.
+Optimizer = Callable[[optax.Schedule], optax.GradientTransformation]
 
 
 def decay_mask(adapter: nnx.State) -> nnx.State:
@@ -15,12 +21,20 @@ def decay_mask(adapter: nnx.State) -> nnx.State:
     return jax.tree.map_with_path(lambda path, leaf: leaf.ndim - is_stacked(path) > 1, adapter)
 
 
-def adamw(
-    schedule: optax.Schedule, *, weight_decay: float = 0.0, clip_grad_norm: float | None = None
-) -> optax.GradientTransformation:
+@dataclasses.dataclass(frozen=True)
+class AdamW:
     """AdamW (betas 0.9 and 0.999, epsilon 1e-8: PyTorch's, which the paper used), with optional clipping before it.
 
     It is given the trainable tree alone, so frozen weights have no state, no decay and no share in the gradient's norm.
+
+    Attributes:
+      weight_decay: of matrices.
+      clip_grad_norm: largest norm of the gradient; None does not clip.
     """
-    tx = optax.adamw(schedule, weight_decay=weight_decay, mask=decay_mask)
-    return tx if clip_grad_norm is None else optax.chain(optax.clip_by_global_norm(clip_grad_norm), tx)
+
+    weight_decay: float = 0.0
+    clip_grad_norm: float | None = None
+
+    def __call__(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        tx = optax.adamw(schedule, weight_decay=self.weight_decay, mask=decay_mask)
+        return tx if self.clip_grad_norm is None else optax.chain(optax.clip_by_global_norm(self.clip_grad_norm), tx)

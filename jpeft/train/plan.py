@@ -22,7 +22,7 @@ from jpeft.mesh.work import Messages, matmul_flops, messages
 from jpeft.model.source import load_config
 from jpeft.model.t5 import T5, arrange_layers
 from jpeft.peft.base import attach, select, split
-from jpeft.train.optimizer import adamw
+from jpeft.train.optimizer import AdamW
 from jpeft.train.programs import build_programs
 from jpeft.train.session import Recent
 from jpeft.train.setup import selection
@@ -126,8 +126,8 @@ def make_plan(run: Run, lengths: Lengths | None = None, *, report: Callable[[str
     lengths = lengths or longest_lengths(run)
     layout = Layout.of_devices(**dataclasses.asdict(run.mesh))
     graphdef, adapter, base = _trees(run)
-    tx = adamw(lambda step: 1e-3, weight_decay=run.train.weight_decay, clip_grad_norm=run.train.clip_grad_norm)
-    state = layout.describe(jax.eval_shape(lambda adapter: init_state(adapter, tx), adapter))
+    optimizer = AdamW(run.train.weight_decay, run.train.clip_grad_norm)
+    state = layout.describe(jax.eval_shape(lambda adapter: init_state(adapter, optimizer), adapter))
     sums = layout.describe(jax.eval_shape(zero_sums, adapter))
     base = layout.describe(base)
     programs = build_programs(
@@ -135,9 +135,8 @@ def make_plan(run: Run, lengths: Lengths | None = None, *, report: Callable[[str
         state,
         base,
         sums,
-        tx,
+        optimizer,
         layout,
-        optimizer_key="plan",
         max_length=lengths.target,
         num_beams=run.eval.num_beams,
         made=Recent(4),

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Hashable
 from typing import Any
 
-import optax
 from flax import nnx
 
 from jpeft.eval.generate import make_generate
@@ -12,6 +11,7 @@ from jpeft.eval.labels import PackedLabels, make_label_log_probs
 from jpeft.eval.loss import make_loss
 from jpeft.mesh.layout import Layout
 from jpeft.program import Program
+from jpeft.train.optimizer import Optimizer
 from jpeft.train.session import Recent, spec
 from jpeft.train.step import StepSums, TrainState, make_accumulate, make_update
 
@@ -53,10 +53,9 @@ def build_programs(
     state: TrainState,
     base: nnx.State,
     sums: StepSums,
-    tx: optax.GradientTransformation,
+    optimizer: Optimizer,
     layout: Layout,
     *,
-    optimizer_key: Hashable,
     max_length: int,
     num_beams: int,
     labels: PackedLabels | None = None,
@@ -66,7 +65,7 @@ def build_programs(
 
     Args:
       state, base, sums: arrays, or their shapes alone.
-      optimizer_key: all that `tx` was made from.
+      optimizer: hashable where what is `made` is shared: it is part of the update, the rates are not.
       max_length, num_beams: of generation.
       labels: to be scored.
 
@@ -84,8 +83,8 @@ def build_programs(
             ("accumulate", *model), lambda: make_accumulate(graphdef), donate=(0,), batch=layout.batch, results=of_sums
         ),
         update=program(
-            ("update", spec(state), layout, optimizer_key),
-            lambda: make_update(tx),
+            ("update", spec(state), layout, optimizer),
+            lambda: make_update(optimizer),
             donate=(0, 1),
             results=(of_state, of_sums, layout.whole),
         ),

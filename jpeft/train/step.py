@@ -15,6 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Int, Key
 
 from jpeft.eval.loss import loss_sums
+from jpeft.train.optimizer import Optimizer
+from jpeft.train.schedule import Schedule, constant
 
 
 @jax.tree_util.register_dataclass
@@ -49,9 +51,9 @@ class StepSums:
     tokens: Any
 
 
-def init_state(adapter: nnx.State, tx: optax.GradientTransformation) -> TrainState:
+def init_state(adapter: nnx.State, optimizer: Optimizer) -> TrainState:
     """The state before the first step."""
-    return TrainState(jnp.int32(0), adapter, tx.init(adapter))
+    return TrainState(jnp.int32(0), adapter, optimizer(constant(0.0)).init(adapter))  # no optimizer's depends on rates
 
 
 def zero_sums(adapter: nnx.State) -> StepSums:
@@ -85,17 +87,25 @@ def make_accumulate(graphdef: nnx.GraphDef) -> Callable[..., StepSums]:
     return accumulate
 
 
-def make_update(tx: optax.GradientTransformation) -> Callable[..., tuple[TrainState, StepSums, dict[str, Array]]]:
-    """Returns `(state, sums) -> (state, empty sums, metrics)`, ready to compile with both donated.
+def make_update(optimizer: Optimizer) -> Callable[..., tuple[TrainState, StepSums, dict[str, Array]]]:
+    """Returns `(state, sums, schedule) -> (state, empty sums, metrics)`, ready to compile with state and sums donated.
 
-    The gradient is the mean over all target tokens of the step, however they were cut into micro-batches.
+    The gradient is the mean over all target tokens of the step, however they were cut into micro-batches. The learning
+    rates are an argument: the program is the same for all of them.
+
+    Args:
+      optimizer: makes the transformation of gradients around a schedule, whose numbers are traced.
     """
 
-    def update(state: TrainState, sums: StepSums) -> tuple[TrainState, StepSums, dict[str, Array]]:
+    def update(state: TrainState, sums: StepSums, schedule: Schedule) -> tuple[TrainState, StepSums, dict[str, Array]]:
         tokens = jnp.maximum(sums.tokens, 1)
         grads = jax.tree.map(lambda grad: grad / tokens, sums.grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.adapter)
-        metrics = {"loss": sums.loss / tokens, "grad_norm": optax.tree.norm(grads)}
+        updates, opt_state = optimizer(schedule).update(grads, state.opt_state, state.adapter)
+        metrics = {
+            "loss": sums.loss / tokens,
+            "grad_norm": optax.tree.norm(grads),
+            "learning_rate": schedule(state.step),
+        }
         new_state = TrainState(state.step + 1, optax.apply_updates(state.adapter, updates), opt_state)
         return new_state, zero_sums(state.adapter), metrics
 

@@ -13,7 +13,9 @@ from jpeft.mesh.rules import leaf_name, spec_of
 from jpeft.model.t5 import T5
 from jpeft.peft.base import attach, select, split
 from jpeft.peft.methods import METHODS, build
-from jpeft.train.optimizer import adamw
+from jpeft.pretrain.optimizer import RelativeOptimizer
+from jpeft.train.optimizer import AdamW
+from jpeft.train.schedule import constant
 from jpeft.train.step import init_state, zero_sums
 from tests.conftest import TINY
 
@@ -27,7 +29,7 @@ def trees(method: str, reading: str, config=FOUR_HEADS):
         model = T5(config, rngs=nnx.Rngs(0))
         chosen = build(method, reading, {})
         _, adapter, base = split(attach(model, chosen, select(model, chosen), jax.random.key(0)))
-        state = init_state(adapter, adamw(lambda step: 1e-3, weight_decay=0.1, clip_grad_norm=1.0))
+        state = init_state(adapter, AdamW(weight_decay=0.1, clip_grad_norm=1.0))
         return base, state, zero_sums(adapter)
 
     return jax.eval_shape(make)
@@ -44,6 +46,15 @@ def test_every_leaf_has_a_rule(method, reading, tied, gated):
     layout = Layout.of_devices(model=4)
     for tree in trees(method, reading, config):
         jax.tree.map(lambda leaf, sharding: sharding.shard_shape(leaf.shape), tree, layout.shardings(tree))
+
+
+def test_what_an_optimizer_sums_over_dimensions_is_whole():
+    """Adafactor keeps a row and a column of each matrix, and one number in their place where it keeps the whole."""
+    kernel = {"encoder": {"self_attention": {"q": {"kernel": jax.ShapeDtypeStruct((128, 256), "float32")}}}}
+    state = jax.eval_shape(RelativeOptimizer("adafactor", 0.0, 1.0)(constant(0.1)).init, kernel)
+    shardings = Layout.of_devices(fsdp=2, model=2).shardings(state)
+    jax.tree.map(lambda leaf, sharding: sharding.shard_shape(leaf.shape), state, shardings)
+    assert {s.spec for s in jax.tree.leaves(shardings)} == {P()} and len(jax.tree.leaves(state)) > 3
 
 
 def test_a_leaf_that_nobody_thought_of_is_an_error():

@@ -11,7 +11,7 @@ from jpeft.config import Run
 from jpeft.errors import Stopped
 from jpeft.peft.methods import METHODS
 from jpeft.run.display import Display
-from jpeft.train import loop
+from jpeft.run.metrics_log import MetricsLog
 from jpeft.train.loop import execute
 
 MESHES = {"4x1": {"data": 4}, "1x4": {"model": 4}, "2x2": {"data": 2, "model": 2}, "fsdp": {"fsdp": 4}}
@@ -74,7 +74,7 @@ def test_a_run_goes_on_on_another_mesh(before, after, cell, tmp_path, monkeypatc
     meshes = {**MESHES, "one": ONE}
     unbroken, *_ = outcome(cell("full", ONE), tmp_path / "unbroken")
     with monkeypatch.context() as patch:
-        count = loop.MetricsLog.step
+        count = MetricsLog.step
         steps = []
 
         def stop_after_two(self, **values):
@@ -83,7 +83,7 @@ def test_a_run_goes_on_on_another_mesh(before, after, cell, tmp_path, monkeypatc
             if len(steps) == 2:
                 signal.raise_signal(signal.SIGTERM)
 
-        patch.setattr(loop.MetricsLog, "step", stop_after_two)
+        patch.setattr(MetricsLog, "step", stop_after_two)
         with pytest.raises(Stopped):
             execute(cell("full", meshes[before]), tmp_path / "broken", display=Display(quiet=True))
     resumed, losses, *_ = outcome(cell("full", meshes[after]), tmp_path / "broken")

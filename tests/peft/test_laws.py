@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 
@@ -20,7 +19,8 @@ from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
 from jpeft.peft.prompt import Prompt
 from jpeft.program import Program
-from jpeft.train.optimizer import adamw
+from jpeft.train.optimizer import AdamW
+from jpeft.train.schedule import constant
 from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
 from tests.conftest import TINY, make_batch, spec
 from tests.peft.filled import filled
@@ -116,8 +116,8 @@ def test_three_steps_move_every_adapter_leaf_and_no_base_leaf(name, tiny_t5, key
     """And the optimizer holds two moments per adapter leaf, and nothing of the base; no step compiles anew."""
     graphdef, adapter, base = split(adapted(name, tiny_t5, key))
     before = jax.tree.map(np.array, (adapter, base))
-    tx = adamw(optax.constant_schedule(1e-2), weight_decay=0.01, clip_grad_norm=1.0)
-    state, sums = init_state(adapter, tx), zero_sums(adapter)
+    optimizer = AdamW(weight_decay=0.01, clip_grad_norm=1.0)
+    state, sums = init_state(adapter, optimizer), zero_sums(adapter)
     moments = [leaf.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     assert sorted(moments) == sorted(2 * [leaf.shape for leaf in jax.tree.leaves(adapter)])
 
@@ -128,12 +128,12 @@ def test_three_steps_move_every_adapter_leaf_and_no_base_leaf(name, tiny_t5, key
         traces += 1
         return make_accumulate(graphdef)(*args)
 
-    accumulate, update = jax.jit(counted), jax.jit(make_update(tx))
+    accumulate, update = jax.jit(counted), jax.jit(make_update(optimizer))
     for step in range(3):
         for micro in range(2):
             data = make_batch(TINY, rows=3, enc_len=8, dec_len=5, seed=2 * step + micro)
             sums = accumulate(sums, state.adapter, base, key, np.int32(step), np.int32(micro), data)
-        state, sums, metrics = update(state, sums)
+        state, sums, metrics = update(state, sums, constant(1e-2))
         assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
     assert traces == 1
 
@@ -147,17 +147,17 @@ def test_three_steps_move_every_adapter_leaf_and_no_base_leaf(name, tiny_t5, key
 @each_method
 def test_training_lowers_the_loss(name, tiny_t5, batch, key):
     graphdef, adapter, base = split(adapted(name, tiny_t5, key))
-    tx = adamw(optax.constant_schedule(3e-2))
-    state, sums = init_state(adapter, tx), zero_sums(adapter)
+    optimizer = AdamW()
+    state, sums = init_state(adapter, optimizer), zero_sums(adapter)
     accumulate, update, loss = (
         jax.jit(make_accumulate(graphdef)),
-        jax.jit(make_update(tx)),
+        jax.jit(make_update(optimizer)),
         jax.jit(make_loss(graphdef)),
     )
     first = loss(adapter, base, batch)[0]
     for step in range(8):
         sums = accumulate(sums, state.adapter, base, key, np.int32(step), np.int32(0), batch)
-        state, sums, _ = update(state, sums)
+        state, sums, _ = update(state, sums, constant(3e-2))
     assert loss(state.adapter, base, batch)[0] < 0.97 * first
 
 
@@ -216,14 +216,14 @@ def test_gradients_of_micro_batches_add_up_to_those_of_the_whole_batch(key):
     graphdef, adapter, base = split(adapted("lora", T5(config, rngs=nnx.Rngs(0)), key))
     whole = make_batch(TINY, rows=6, enc_len=8, dec_len=5)
     halves = [jax.tree.map(lambda x, rows=rows: x[rows], whole) for rows in (slice(0, 2), slice(2, 6))]
-    tx = adamw(optax.constant_schedule(1e-2))
-    accumulate, update = jax.jit(make_accumulate(graphdef)), jax.jit(make_update(tx))
+    optimizer = AdamW()
+    accumulate, update = jax.jit(make_accumulate(graphdef)), jax.jit(make_update(optimizer))
 
     def step(batches):
         sums = zero_sums(adapter)
         for micro, data in enumerate(batches):
             sums = accumulate(sums, adapter, base, key, np.int32(0), np.int32(micro), data)
-        return update(init_state(adapter, tx), sums)
+        return update(init_state(adapter, optimizer), sums, constant(1e-2))
 
     (_, _, at_once), (_, _, in_parts) = step([whole]), step(halves)
     for metric in ("loss", "grad_norm"):

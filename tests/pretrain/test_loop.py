@@ -14,9 +14,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from jpeft.cli import main
-from jpeft.errors import UserError
+from jpeft.errors import Stopped, UserError
 from jpeft.model import weights
-from jpeft.pretrain import loop, mixture
+from jpeft.pretrain import mixture
 from jpeft.pretrain.config import Pretraining
 from jpeft.pretrain.loop import pretrain, unigram_entropy
 from jpeft.run.display import Display
@@ -75,7 +75,7 @@ def stopped_after(steps: int, monkeypatch) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     original = step
-    monkeypatch.setattr(loop.MetricsLog, "step", counted)
+    monkeypatch.setattr(MetricsLog, "step", counted)
 
 
 @pytest.mark.parametrize("steps", [2, 4])
@@ -84,7 +84,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tiny_pretraining, tmp_path, m
     whole = pretrain(run, tmp_path / "whole", display=QUIET)
     with monkeypatch.context() as patch:
         stopped_after(steps, patch)
-        with pytest.raises(loop.RunFailed, match=f"stopped by SIGTERM after step {steps}"):
+        with pytest.raises(Stopped, match=f"stopped by SIGTERM after step {steps}"):
             pretrain(run, tmp_path / "broken", display=QUIET)
     assert not (tmp_path / "broken/result.json").exists()
     resumed = pretrain(run, tmp_path / "broken", display=QUIET)
@@ -92,6 +92,33 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tiny_pretraining, tmp_path, m
     for key in ("steps", "input_tokens", "target_tokens", "validation_loss"):
         assert resumed[key] == whole[key]
     assert records(tmp_path / "broken") == records(tmp_path / "whole")
+
+
+@pytest.mark.slow  # compiling for four devices takes seconds a program
+@pytest.mark.parametrize("mesh", [{"data": 2, "model": 2}, {"fsdp": 4}])
+def test_three_steps_on_four_devices_agree_with_one(mesh, tiny_pretraining, tmp_path, monkeypatch):
+    """And a run that was stopped on one device goes on on four."""
+    tiny_pretraining.train.steps = 3
+    tiny_pretraining.model.num_heads = 4
+    run = Pretraining.from_config(tiny_pretraining)
+    one = pretrain(run, tmp_path / "one", display=QUIET)
+    tiny_pretraining.mesh.update(mesh)
+    spread = Pretraining.from_config(tiny_pretraining)
+    with monkeypatch.context() as patch:
+        stopped_after(1, patch)
+        with pytest.raises(Stopped):
+            pretrain(run, tmp_path / "four", display=QUIET)
+    four = pretrain(spread, tmp_path / "four", display=QUIET)
+    assert four["device_count"] == 4 and four["mesh"] == {"data": 1, "fsdp": 1, "model": 1, **mesh}
+    assert {key: four[key] for key in ("steps", "input_tokens", "fill")} == {
+        key: one[key] for key in ("steps", "input_tokens", "fill")
+    }
+    losses, of_one = ([r["loss"] for r in records(tmp_path / name) if "loss" in r] for name in ("four", "one"))
+    np.testing.assert_allclose(losses, of_one, atol=1e-5)
+    for kind, loss in one["validation_loss"].items():
+        assert abs(four["validation_loss"][kind] - loss) < 1e-5
+    samples = [(tmp_path / name / "samples/step_0000003.jsonl").read_text() for name in ("one", "four")]
+    assert samples[0] == samples[1]
 
 
 def same_files(a: Path, b: Path) -> bool:
@@ -128,6 +155,8 @@ def test_a_model_can_be_trained_further(tiny_pretraining, tmp_path):
         ("model.embeddings", "word2vec", "expected one of random, cooccurrence"),
         ("data.sources.books.kind", "prose", "data.sources.books.kind is 'prose'"),
         ("data.sources.books.rate", 0.0, "data.sources.books.rate is 0.0"),
+        ("mesh.data", 3, "train.batch_size=4 rows cannot be shared out evenly over mesh.data=3"),
+        ("mesh.model", 0, "model is 0; expected 1"),
     ],
 )
 def test_wrong_values_are_one_line(tiny_pretraining, key, value, message):

@@ -16,7 +16,7 @@ import numpy as np
 from jpeft.config import Run
 from jpeft.program import Program
 from jpeft.run.display import Display
-from jpeft.train import loop
+from jpeft.train import loop, trainer
 from jpeft.train.programs import AnsweringPrograms, Programs
 from jpeft.train.session import Session, spec
 from jpeft.train.step import TrainState
@@ -44,6 +44,7 @@ class Script:
       start: the adapter that it begins with.
       adapter: how old the adapter is that the run saved at its end.
       result: what the run returned.
+      workdir: its directory.
     """
 
     losses: Sequence[float] = (3.0, 2.0, 1.0)
@@ -53,6 +54,7 @@ class Script:
     start: Any = None
     adapter: Any = None
     result: Any = None
+    workdir: Any = None
 
     def of(self, kind: str) -> list[tuple]:
         """The events of one kind, without its name."""
@@ -86,14 +88,18 @@ def _programs(script: Script, max_length: int) -> Programs:
         script.events.append(("train", int(step), int(micro), _rows(batch)))
         return sums
 
-    def update(state, sums):
+    def update(state, sums, schedule):
         script.events.append(("update", int(state.step)))
         adapter = jax.tree.map(lambda leaf: np.full(leaf.shape, 100.0 + int(state.step), leaf.dtype), state.adapter)
-        return TrainState(state.step + 1, adapter, state.opt_state), sums, {"loss": 1.0, "grad_norm": 1.0}
+        return (
+            TrainState(state.step + 1, adapter, state.opt_state),
+            sums,
+            {"loss": 1.0, "grad_norm": 1.0, "learning_rate": 1.0},
+        )
 
     def loss(adapter, base, batch):
         script.events.append(("validate", _age(adapter), _rows(batch)))
-        epoch = len(script.execution.snapshot.progress.validation_losses)
+        epoch = len(script.execution.trainer.progress.history)
         return np.float32(script.losses[min(epoch, len(script.losses) - 1)]), np.float32(1.0)
 
     def generate(adapter, base, tokens):
@@ -111,9 +117,9 @@ def _programs(script: Script, max_length: int) -> Programs:
 
 def run_scripted(run: Run, workdir: Path, monkeypatch: Any, *, session: Session | None = None, **told: Any) -> Script:
     """Does a run by script; `told` are fields of `Script`."""
-    script = Script(**told)
+    script = Script(**told, workdir=workdir)
 
-    class Checkpoints(loop.Checkpoints):
+    class Checkpoints(trainer.Checkpoints):
         def __init__(self, *args, **kwargs):
             pass
 
@@ -150,11 +156,11 @@ def run_scripted(run: Run, workdir: Path, monkeypatch: Any, *, session: Session 
         def __init__(self, *args):
             script.execution = self
             super().__init__(*args)
-            script.start = self.snapshot.state.adapter
+            script.start = self.trainer.state.adapter
 
     real_programs = loop.build_programs
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "Checkpoints", Checkpoints)
+        patch.setattr(trainer, "Checkpoints", Checkpoints)
         patch.setattr(loop, "build_programs", build_programs)
         patch.setattr(loop, "build_answering", build_answering)
         patch.setattr(loop, "save_adapter", save_adapter)

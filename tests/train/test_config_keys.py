@@ -22,6 +22,7 @@ from jpeft.peft.base import Adapter, attach, select
 from jpeft.peft.hub import save_adapter
 from jpeft.peft.lora import Lora
 from jpeft.train.session import Session
+from jpeft.train.step import zero_sums
 from tests.conftest import TINY, make_batch, news, write_parquet
 from tests.train.scripted import digest, run_scripted, traced
 
@@ -45,7 +46,7 @@ class Change(typing.NamedTuple):
 TEXTS = {"texts", "tokens", "trained", "validated"}
 SPLITS = {"rows", *TEXTS}
 PROGRAMS = {"train", "loss", "generate"}
-SCHEDULE = {"rates", "update", "saved"}  # of a run of more or fewer steps
+SCHEDULE = {"rates", "saved"}  # of a run of more or fewer steps
 TREES = {"start", "update", *PROGRAMS}  # of an adapter with other leaves
 PROMPT = {"method.name": "prompt"}
 COLA = {"data.task": "cola"}
@@ -95,10 +96,11 @@ CHANGES: dict[str, Change] = {
     "train.batch_size": Change(3, {"trained", *SCHEDULE}),
     "train.accumulation_steps": Change(1, {"trained", *SCHEDULE}),
     "train.patience": Change(1, {"trained", "validated", "saved", "epochs"}),
-    "train.learning_rate.initial": Change(1e-5, {"rates", "update"}),
-    "train.learning_rate.warmup": Change(1e-1, {"rates", "update"}),
-    "train.learning_rate.annealing": Change(1e-5, {"rates", "update"}),
-    "train.warmup_fraction": Change(0.5, {"rates", "update"}),
+    "train.monitor": Change("validation/accuracy", {"answered", "trained", "validated", "saved", "epochs"}),
+    "train.learning_rate.initial": Change(1e-5, {"rates"}),
+    "train.learning_rate.warmup": Change(1e-1, {"rates"}),
+    "train.learning_rate.annealing": Change(1e-5, {"rates"}),
+    "train.warmup_fraction": Change(0.5, {"rates"}),
     "train.weight_decay": Change(0.1, {"update"}),
     "train.clip_grad_norm": Change(1.0, {"update"}),
     "train.checkpoint_every_seconds": Change(0.0, {"saved"}),
@@ -186,6 +188,8 @@ def parts_of(script) -> dict[str, typing.Any]:
     batch = shapes(make_batch(TINY, rows=4, enc_len=16, dec_len=4))
     key = jax.eval_shape(lambda: jax.random.key(0, impl="rbg"))
     number = jax.ShapeDtypeStruct((), jnp.int32)
+    trainer, schedule = execution.trainer, execution.trainer.course.schedule
+    sums = jax.eval_shape(zero_sums, adapter)
     trees = (shapes(adapter), shapes(base))
     return {
         "rows": data.row_ids(),
@@ -195,11 +199,11 @@ def parts_of(script) -> dict[str, typing.Any]:
         "metric": (task.metric, sorted(script.result["metrics"])),
         "base": (values(nnx.Param), {str(leaf.dtype) for leaf in jax.tree.leaves(base)}),
         "start": values(Adapter),
-        "train": traced(programs.accumulate, shapes(execution.sums), *trees, key, number, number, batch),
-        "update": traced(programs.update, shapes(execution.snapshot.state), shapes(execution.sums)),
+        "train": traced(programs.accumulate, sums, *trees, key, number, number, batch),
+        "update": traced(programs.update, shapes(trainer.state), sums, schedule),
         "loss": traced(programs.loss, *trees, batch),
         "generate": traced(programs.answering.generate, *trees, batch["encoder_input_tokens"]),
-        "rates": [float(execution.schedule(step)) for step in range(execution.steps_per_epoch * execution.max_epochs)],
+        "rates": [float(schedule(step)) for step in range(trainer.course.total_steps)],
         "trained": script.of("train"),
         "validated": [event[1] for event in script.of("validate")],
         "answered": [
@@ -237,6 +241,7 @@ DEFAULT = (
     "train.warmup_fraction",
     "train.weight_decay",
     "train.clip_grad_norm",
+    "train.monitor",
     "eval.metrics",
     "eval.num_beams",
 )

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from jpeft.cli import run_experiment
 from jpeft.run.checkpoint import Checkpoints
-from jpeft.train import loop
+from jpeft.run.metrics_log import MetricsLog
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RESULT_KEYS = set(
@@ -213,7 +213,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_rows(tiny_checkpoint, 
 def signal_after(monkeypatch, steps: int, number: int):
     """Sends this process a signal when the run has made some steps."""
     made = 0
-    step = loop.MetricsLog.step
+    step = MetricsLog.step
 
     def counted(self, **values):
         nonlocal made
@@ -223,7 +223,7 @@ def signal_after(monkeypatch, steps: int, number: int):
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.MetricsLog, "step", counted)
+        patch.setattr(MetricsLog, "step", counted)
         yield
 
 
@@ -302,7 +302,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(
         manager_save(self, *snapshot)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Checkpoints, "save", full)
+        patch.setattr(Checkpoints, "save", full)
         assert run(*arguments) == 1
     assert "cannot be written" in (line := capsys.readouterr().err) and "(No space left); free some space" in line
     assert run(*arguments) == 0

@@ -14,14 +14,15 @@ from jpeft.peft.full import Full
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
 from jpeft.peft.prompt import Prompt
-from jpeft.train.optimizer import adamw
+from jpeft.train.optimizer import AdamW
+from jpeft.train.schedule import constant
 
 
 def after_a_step_without_gradient(model, method, key, **options) -> dict[str, float]:
     """By last part of the leaf's name: what weight decay of 0.5 at a learning rate of 1 leaves of it."""
     graphdef, adapter, base = split(attach(model, method, select(model, method), key))
     ones = jax.tree.map(jnp.ones_like, adapter)
-    tx = adamw(optax.constant_schedule(1.0), weight_decay=0.5, **options)
+    tx = AdamW(weight_decay=0.5, **options)(constant(1.0))
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, ones), tx.init(ones), ones)
     named = named_leaves(nnx.merge(graphdef, optax.apply_updates(ones, updates), base), Adapter)
     return {name.rpartition("/")[2]: float(np.unique(value).item()) for name, value in named.items()}
@@ -46,7 +47,7 @@ def test_the_first_step_is_the_learning_rate_against_the_gradients_sign(tiny_t5,
     method = BitFit()
     _, adapter, _ = split(attach(tiny_t5, method, select(tiny_t5, method), key))
     grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, -3.0), adapter)
-    tx = adamw(optax.constant_schedule(0.01))
+    tx = AdamW()(constant(0.01))
     updates, _ = tx.update(grads, tx.init(adapter), adapter)
     for update in jax.tree.leaves(updates):
         np.testing.assert_allclose(update, 0.01, rtol=1e-5)
@@ -56,7 +57,7 @@ def test_clipping_bounds_the_norm_over_the_whole_adapter(tiny_t5, key):
     method = BitFit()
     _, adapter, _ = split(attach(tiny_t5, method, select(tiny_t5, method), key))
     grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, 100.0), adapter)
-    tx = adamw(optax.constant_schedule(0.01), clip_grad_norm=1.0)
+    tx = AdamW(clip_grad_norm=1.0)(constant(0.01))
     _, state = tx.update(grads, tx.init(adapter), adapter)
     first_moment = optax.tree.get(state, "mu")
     np.testing.assert_allclose(optax.tree.norm(first_moment), 0.1 * 1.0, rtol=1e-5)  # 1 - beta_1 of the clipped one

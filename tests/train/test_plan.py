@@ -11,7 +11,7 @@ from jpeft.cli import main
 from jpeft.config import Run
 from jpeft.mesh.layout import Layout
 from jpeft.peft.base import split
-from jpeft.train.optimizer import adamw
+from jpeft.train.optimizer import AdamW
 from jpeft.train.plan import Lengths, make_plan, smallest_change
 from jpeft.train.session import Session
 from jpeft.train.setup import set_up
@@ -48,7 +48,7 @@ def test_its_bytes_are_those_of_the_arrays_that_a_run_holds(method, mesh, run):
     layout = Layout.of_devices(**mesh)
     _, adapter, base = split(set_up(chosen, Session(), layout).model)
     adapter, base = layout.place(adapter), layout.place(base)
-    state = layout.place(init_state(adapter, adamw(lambda step: 1e-3)))
+    state = layout.place(init_state(adapter, AdamW()))
     assert plan.weights == held(base)
     assert plan.adapter == held(state.adapter)
     assert plan.optimizer == held(state.opt_state)

@@ -1,11 +1,16 @@
-"""The learning rate's three points."""
+"""The learning rate's three points, and pretraining's two."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jpeft.train.schedule import three_point_schedule
+from jpeft.train.schedule import Schedule, constant, three_point_schedule, warmup_then_linear
+
+_COMPILED = jax.jit(lambda schedule, steps: jax.vmap(schedule)(steps))
 
 
 def rates(total_steps, warmup_fraction, points=(1.0, 9.0, 3.0)):
@@ -46,9 +51,47 @@ def test_the_rate_stays_at_its_end_after_the_last_step():
     assert np.asarray(schedule(100)).item() == 3
 
 
+@settings(deadline=None)  # the first compiles
 @given(total_steps=st.integers(1, 60), warmup_fraction=st.floats(0, 1))
 def test_the_rate_never_leaves_its_three_points_and_turns_once(total_steps, warmup_fraction):
-    values = rates(total_steps, warmup_fraction)
+    schedule = three_point_schedule(1.0, 9.0, 3.0, total_steps=total_steps, warmup_fraction=warmup_fraction)
+    values = np.asarray(_COMPILED(schedule, jnp.arange(60)))[:total_steps]
     assert 1 <= min(values) and max(values) <= 9
     signs = np.sign(np.diff(values))
     assert np.all(np.diff(signs) <= 0)  # up, then down
+
+
+def of_closures(first, second, third, rise, fall) -> optax.Schedule:
+    """The same line as Optax makes it of functions, whose numbers are constants of every program that holds them."""
+    falling = optax.linear_schedule(second, third, fall)
+    return optax.join_schedules([optax.linear_schedule(first, second, rise), falling], [rise]) if rise else falling
+
+
+@pytest.mark.parametrize("points", [(3e-4, 3e-3, 3e-4), (3e-3, 3e-1, 3e-2)])
+@pytest.mark.parametrize(("steps", "fraction", "rise"), [(20, 0.1, 2), (157, 0.8, 125), (1, 0.0, 0), (31, 1.0, 30)])
+def test_rates_are_bit_for_bit_those_of_a_program_with_the_numbers_in_it(points, steps, fraction, rise):
+    """Runs of versions that compiled their rates in are repeated exactly."""
+    schedule = three_point_schedule(*points, total_steps=steps, warmup_fraction=fraction)
+    closures = of_closures(*points, rise, max(steps - 1, 1) - rise)
+    at = jnp.arange(steps + 3)
+    within = jax.jit(jax.vmap(lambda step: jnp.float32(closures(step))))(at)
+    np.testing.assert_array_equal(_COMPILED(schedule, at), within)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(200, 500), (0, 7), (9, 9)])
+def test_pretraining_rises_from_nothing_and_falls_to_nothing(warmup, steps):
+    schedule, at = warmup_then_linear(2e-2, warmup_steps=warmup, total_steps=steps), jnp.arange(steps + 3)
+    rates = _COMPILED(schedule, at)
+    closures = of_closures(0.0, 2e-2, 0.0, warmup, max(steps - warmup, 1))
+    np.testing.assert_array_equal(rates, jax.jit(jax.vmap(lambda step: jnp.float32(closures(step))))(at))
+    assert np.argmax(rates) == warmup and rates[warmup] == np.float32(2e-2) and rates[steps + 1] == 0
+
+
+def test_one_program_serves_every_rate_and_length():
+    several = [constant(0.5), warmup_then_linear(1.0, warmup_steps=2, total_steps=4)]
+    several += [three_point_schedule(1.0, 9.0, 3.0, total_steps=8, warmup_fraction=f) for f in (0.0, 0.5, 1.0)]
+    together = jax.tree.map(lambda *leaves: np.stack(leaves), *several)
+    assert isinstance(together, Schedule) and {leaf.shape for leaf in jax.tree.leaves(together)} == {(5,)}
+    by_run = jax.jit(jax.vmap(lambda schedule, step: schedule(step), in_axes=(0, None)))
+    for step in range(6):
+        np.testing.assert_array_equal(by_run(together, step), [_COMPILED(s, jnp.array([step]))[0] for s in several])

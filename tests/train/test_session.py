@@ -76,6 +76,8 @@ def test_a_second_run_of_a_shape_loads_tokenises_and_compiles_nothing(cell, tmp_
     monkeypatch.setattr(loop, "prepare", None)
     monkeypatch.setattr(setup.weights, "load", None)
     assert outcome(cell("lora", seed=1), tmp_path / "second", session)[0]["seconds"]["compile"] == 0
+    others = {"train.learning_rate.warmup": 1e-4, "train.warmup_fraction": 0.5, "train.max_epochs": 1}
+    assert outcome(cell("lora", **others), tmp_path / "third", session)[0]["seconds"]["compile"] == 0
 
 
 def test_the_base_alone_answers_once_for_all_methods(cell, tmp_path, monkeypatch):

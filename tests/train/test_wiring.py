@@ -1,10 +1,12 @@
 """What a run does with what, in which order: read from runs whose arithmetic is scripted."""
 
 import collections
+import json
 
 import pytest
 
 from jpeft.config import Run
+from jpeft.eval.evaluators import AnswersEvaluator
 from jpeft.train.session import Session
 from tests.train.scripted import run_scripted
 
@@ -76,6 +78,32 @@ def test_it_is_the_best_adapter_that_is_tested_and_saved(do, losses, patience, e
     assert {event[0] for event in script.of("answer")} == {after}
     assert script.adapter == after
     assert script.result["validation_losses"] == list(losses[:epochs]) + [losses[-1]] * (epochs - len(losses))
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "epochs", "best"),
+    [((0.1, 0.5, 0.5, 0.9), 1, 3, 1), ((0.1, 0.5, 0.5, 0.9), 2, 4, 3), ((0.3, 0.2, 0.1, 0.1), 3, 4, 0)],
+)
+def test_it_is_the_best_by_what_is_monitored_that_is_tested_and_saved(do, monkeypatch, values, patience, epochs, best):
+    """The loss would choose another epoch each time."""
+    given = iter(values)
+    monkeypatch.setattr(AnswersEvaluator, "__call__", lambda *_: {"validation/accuracy": next(given)})
+    losses = (1.0, 3.0, 2.0, 4.0) if best else (4.0, 3.0, 2.0, 1.0)
+    script = do(losses, train__patience=patience, train__monitor="validation/accuracy")
+    result, after = script.result, 100 + 3 * (best + 1) - 1
+    assert result["epochs_run"] == epochs and result["best_epoch"] == best
+    assert {event[0] for event in script.of("answer")} == {after} and script.adapter == after
+    assert result["monitor"] == "validation/accuracy" and result["validation_loss"] == losses[best]
+    assert result["validation_metrics"] == [{"accuracy": value} for value in values[:epochs]]
+    logged = [json.loads(line) for line in (script.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["validation_accuracy"] for line in logged if "steps_done" in line] == list(values[:epochs])
+
+
+def test_beside_the_loss_nothing_is_computed_unless_it_is_monitored(do):
+    script = do()
+    assert script.result["validation_metrics"] is None and script.result["monitor"] == "validation/loss"
+    kinds = [event[0] for event in do(train__monitor="validation/accuracy").events]
+    assert kinds.count("answer") > len(script.of("answer")) and kinds.index("answer") > kinds.index("validate")
 
 
 def test_every_epoch_is_validated_with_the_adapter_as_it_is_then(do):

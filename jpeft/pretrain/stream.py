@@ -1,0 +1,51 @@
+"""A mixture's batches as the steps of a pretraining run."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+from jpeft.data.batches import Batch
+from jpeft.mesh.layout import Layout
+from jpeft.pretrain.mixture import Mixture
+from jpeft.train.stream import Position, Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """The batches of a mixture, block by block, without end.
+
+    Its position is the block and how many of its batches are done.
+    """
+
+    mixture: Mixture
+    accumulation_steps: int
+    layout: Layout
+
+    def start(self) -> dict[str, int]:
+        return {"block": 0, "batches_done": 0}
+
+    def where(self, position: Position) -> dict[str, int]:
+        return {}
+
+    def steps(self, position: Position) -> Iterator[Step]:
+        numbered = self._batches(position["block"], position["batches_done"])
+        while True:
+            batches, counts = [], {"input_tokens": 0, "target_tokens": 0}
+            for batch, after in itertools.islice(numbered, self.accumulation_steps):
+                counts["input_tokens"] += int((batch["encoder_segments"] > 0).sum())
+                counts["target_tokens"] += int((batch["decoder_segments"] > 0).sum())
+                batches.append(rows_here(batch, self.layout))
+                position = after
+            yield Step(batches, dict(position), self.mixture.shape.batch_size * len(batches), counts)
+
+    def _batches(self, block: int, done: int) -> Iterator[tuple[Batch, Position]]:
+        """Batches from the one after `done` of a block on, each with the position after it."""
+        for number in itertools.count(block):
+            for i, batch in enumerate(self.mixture.block(number)[done:], start=done + 1):
+                yield batch, {"block": number, "batches_done": i}
+            done = 0
+
+
+def rows_here(batch: Batch, layout: Layout) -> Batch:
+    """The rows of a batch that this process's devices work on."""
+    return {name: rows[layout.rows_here(len(rows))] for name, rows in batch.items()}
