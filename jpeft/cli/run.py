@@ -105,6 +105,9 @@ def _print_result(result: dict, workdir: Path) -> None:
     if result["zero_shot"]:
         print(f"zero-shot {result['metric_name']}  {result['zero_shot'][result['metric_name']]:.4f}")
     epochs = f"best of epoch {result['best_epoch']}, {result['epochs_run']} run"
+    if result.get("validation_metrics"):
+        metric = result["monitor"].partition("/")[2]
+        print(f"validation {metric}  {result['validation_metrics'][result['best_epoch']][metric]:.4f}")
     print(f"validation loss  {result['validation_loss']:.4f}, {epochs}")
     print(f"seconds  {', '.join(f'{key} {value:.1f}' for key, value in seconds.items())}")
     print(f"result   {workdir / 'result.json'}")

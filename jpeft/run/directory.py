@@ -274,15 +274,15 @@ class RunDirectory:
             raise UserError(f"{self.path} holds a run of other rows; name another --workdir, or give --overwrite.")
 
     def _check_longer(self, config: Mapping[str, Any]) -> None:
-        """Raises `UserError` where more epochs would train nothing: the run ended because the loss rose."""
+        """Raises `UserError` where more epochs would train nothing: the run ended because it became no better."""
         if not (self.path / "result.json").exists():
             return
         result, patience = _read_own(self.path / "result.json"), config["train"]["patience"]
         epochs, best = result.get("epochs_run"), result.get("best_epoch")
         if isinstance(epochs, int) and isinstance(best, int) and epochs - 1 - best >= patience:
             raise UserError(
-                f"{self.path} ended after {counted(epochs, 'epoch')} since the validation loss no longer fell after "
-                f"epoch {best}; more epochs alone change nothing: give "
+                f"{self.path} ended after {counted(epochs, 'epoch')} since {result.get('monitor', 'validation/loss')} "
+                f"became no better after epoch {best}; more epochs alone change nothing: give "
                 f"--config.train.patience={epochs - best + 1} or more, too."
             )
 

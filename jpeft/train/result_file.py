@@ -33,6 +33,9 @@ def damage_of(result: Mapping[str, Any], *, lacking: bool = False) -> str | None
         return f"its zero_shot is {repr(zero_shot)[:60]}"
     if zero_shot and result.get("metric_name") not in zero_shot:
         return f"its zero_shot lacks {str(result.get('metric_name'))[:60]}"
+    by_epoch = result.get("validation_metrics") or []
+    if by_epoch and _damaged_history(by_epoch, result):
+        return f"its validation_metrics is {repr(by_epoch)[:60]}"
     others = result.get("uncertainties") or {}
     if not isinstance(others, Mapping):
         return f"its uncertainties is {repr(others)[:60]}"
@@ -42,6 +45,15 @@ def damage_of(result: Mapping[str, Any], *, lacking: bool = False) -> str | None
     if not isinstance(result.get("computed_by") or {}, Mapping):
         return f"its computed_by is {repr(result['computed_by'])[:60]}"
     return _damage_of_classes(result.get("per_class"))
+
+
+def _damaged_history(by_epoch: Any, result: Mapping[str, Any]) -> bool:
+    """Whether `validation_metrics` is not numbers by epoch, the monitored one among them."""
+    best = result.get("best_epoch")
+    if not isinstance(by_epoch, list) or not isinstance(best, int) or not 0 <= best < len(by_epoch):
+        return True
+    metric = str(result.get("monitor")).partition("/")[2]
+    return not all(isinstance(e, Mapping) and metric in e and all(map(_is_number, e.values())) for e in by_epoch)
 
 
 def check_result(result: Mapping[str, Any], file: Path) -> None:

@@ -18,9 +18,11 @@ _SECONDS = 300  # for what takes a minute on a quiet machine
 
 
 class Processes:
-    """Processes of `main.py` on one run, each with its share of four virtual devices."""
+    """Processes of `main.py`, or another program, on one run, each with its share of four virtual devices."""
 
-    def __init__(self, count: int, workdir: Path, *flags: str, cluster: bool = False):
+    def __init__(
+        self, count: int, workdir: Path, *flags: str, cluster: bool = False, program: tuple[str, ...] = ("main.py",)
+    ):
         port = _free_port()
         self.processes = []
         for index in range(count):
@@ -41,7 +43,7 @@ class Processes:
                 own = ["--distributed"]
             elif count > 1:
                 own = [f"--coordinator_address=localhost:{port}", f"--num_processes={count}", f"--process_id={index}"]
-            command = [sys.executable, "main.py", *flags, f"--workdir={workdir}", *own]
+            command = [sys.executable, *program, *flags, f"--workdir={workdir}", *own]
             self.processes.append(
                 subprocess.Popen(
                     command, cwd=_ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -30,6 +30,16 @@ def test_what_a_run_writes_is_whole_with_and_without_what_older_versions_did_not
     check_result({name: RESULT[name] for name in RESULT if name not in ("uncertainty", "per_class")}, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "by_epoch", [5, [], [{}], [{"accuracy": 0.5}], [{"macro_f1": None}], [{"macro_f1": "x"}], ["x"]]
+)
+def test_what_was_monitored_is_there_for_every_epoch(by_epoch):
+    monitored = {**RESULT, "monitor": "validation/macro_f1", "validation_metrics": [{"macro_f1": 0.5, "accuracy": 1}]}
+    assert damage_of(monitored) is None and damage_of({**monitored, "best_epoch": 1}) is not None
+    damaged = by_epoch != []
+    assert (damage_of({**monitored, "validation_metrics": by_epoch}) is not None) == damaged
+
+
 def _is_right(name: str, value: object) -> bool:
     """Whether a key may hold such a value; what stands inside of a section is another matter."""
     if name in ("metric", "validation_loss"):
