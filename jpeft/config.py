@@ -8,11 +8,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jpeft.data import task_file
+from jpeft.data.mixture import names_of, paths_of
 from jpeft.data.prepare import choose_task
 from jpeft.data.sources import check_source
 from jpeft.data.splits import MAX_EVALUATED, SCALES
 from jpeft.data.task_file import DTYPES
 from jpeft.data.tasks import OPTIONS, Task
+from jpeft.data.weighting import given_weights
 from jpeft.errors import UserError
 from jpeft.eval.metrics import METRICS, check_metrics, listed, named, own
 from jpeft.model.config import RELEASED
@@ -108,7 +110,9 @@ class DataConfig:
       scale: low, medium, high (the paper's), or all: how many rows train and for how many epochs.
       source: auto, hub, local, tfds, sample. `auto` is local where `path` is given, the hub otherwise; `sample` makes
         rows in the shapes of the four tasks, to try the program on without a network.
-      path: a file or directory of rows (docs/data.md).
+      path: a file or directory of rows (docs/data.md); with `mix` several, with commas.
+      mix: how several files' rows are mixed: `proportional` to their numbers, `equal`, or a rate for each: `3,1`.
+      weight: a column of how much each training row counts, a number of 0 or more; None for all the same.
       input, target: columns of the text and of the answer of rows of your own; None is `input` and `target`.
       template: prompt with `{column}` in it; None is the task's own, or `input` alone.
       options: whether the prompt of your own classes lists them: `list`, `none`, or `auto`, which lists them behind a
@@ -124,6 +128,8 @@ class DataConfig:
     scale: str = "low"
     source: str = "auto"
     path: str | None = None
+    mix: str | None = None
+    weight: str | None = None
     input: str | None = None
     target: str | None = None
     template: str | None = None
@@ -171,7 +177,11 @@ class TrainConfig:
         `validation/` and a metric (docs/metrics.md), for which every epoch ends with answers to the validation rows.
       warmup_fraction: share of all steps in which the learning rate rises; the paper does not print it.
       weight_decay: AdamW's, on matrices only.
-      clip_grad_norm: largest norm of the gradient; None does not clip.
+      clip_grad_norm: largest norm of the gradient, which is scaled down to it where it is larger; None does not clip.
+      label_smoothing: share of each target token's probability that is spread evenly over the whole vocabulary, in the
+        training loss alone.
+      class_weights: how much the training rows of each class count: `balanced`, each class the same in all, or
+        `label=weight` with commas; None for all the same (docs/training.md).
       checkpoint_every_seconds: besides at every epoch's end.
     """
 
@@ -185,6 +195,8 @@ class TrainConfig:
     warmup_fraction: float = left_open(0.1)
     weight_decay: float = left_open(0.0)
     clip_grad_norm: float | None = None
+    label_smoothing: float = 0.0
+    class_weights: str | None = None
     checkpoint_every_seconds: float = 300.0
 
 
@@ -239,6 +251,7 @@ _BOUNDS: Mapping[str, tuple[int | float, int | float]] = {
     "train.warmup_fraction": (0.0, 1.0),
     "train.weight_decay": (0.0, ANY),
     "train.clip_grad_norm": (0.0, ANY),
+    "train.label_smoothing": (0.0, 1.0),
     "train.checkpoint_every_seconds": (0.0, ANY),
     "eval.num_beams": (1, 256),
     "eval.batch_size": (1, 65_536),
@@ -284,8 +297,10 @@ class Run:
         """
         config = config.to_dict() if isinstance(config, ConfigDict) else config
         run = parse(cls, config, "config")
-        for key in ("model.name", "data.path", "method.from_adapter"):
+        for key in ("model.name", "method.from_adapter"):
             check_path(key, value_at(config, key))
+        for path in paths_of(run.data.path, run.data.mix):
+            check_path("data.path", path)
         if run.eval.answer == "auto" and (run.data.task != "custom" or run.data.kind == "generation"):
             run = with_value(run, "eval.answer", "generate")
         settings, taken = _model_settings(config, run)
@@ -324,7 +339,10 @@ class Run:
         one_of("model.dtype", self.model.dtype, DTYPES)
         one_of("model.remat", self.model.remat, REMAT_POLICIES)
         task = self.build_task()
-        check_source(task, self.data.source, self.data.path)
+        paths = paths_of(self.data.path, self.data.mix)
+        names_of(paths)
+        for path in paths:
+            check_source(task, self.data.source, path)
         if one_of("eval.answer", self.eval.answer, ANSWERS) == "score":
             told_from_rows = task.name == "custom" and self.data.kind is None
             require_labels(told_from_rows or task.kind == "classification", task.name)
@@ -345,6 +363,12 @@ class Run:
             raise UserError(f"model.dropout_rate is {self.model.dropout_rate}; expected a share below 1.")
         if self.train.clip_grad_norm is not None and not self.train.clip_grad_norm > 0:
             raise UserError(f"train.clip_grad_norm is {self.train.clip_grad_norm}; expected more than 0, or None.")
+        if not self.train.label_smoothing < 1:
+            raise UserError(f"train.label_smoothing is {self.train.label_smoothing}; expected a share below 1.")
+        if self.train.class_weights is not None:
+            given_weights(self.train.class_weights, "train.class_weights")
+            if known == "generation":
+                raise UserError("train.class_weights is of classes, and the task's answers are text; give data.weight.")
         if self.data.task == "custom" and self.data.path is None:
             raise UserError("data.task is 'custom', rows of your own: name their file with --config.data.path.")
         if self.ablation.name is not None:
@@ -360,6 +384,9 @@ class Run:
         return {
             "source": data.source,
             "path": data.path,
+            "mix": data.mix,
+            "weight": data.weight,
+            "class_weights": self.train.class_weights,
             "kind": data.kind,
             "options": data.options,
             "split_seed": data.split_seed,

@@ -42,9 +42,43 @@ BREAKS = {
     ),
     "every epoch goes in the order of the first": Break(
         "train/stream.py",
-        "                epoch=epoch,\n            )",
-        "                epoch=0,\n            )",
+        "                epoch=epoch,\n                mix",
+        "                epoch=0,\n                mix",
         "tests/train/test_wiring.py -k order",
+    ),
+    "files are not mixed": Break("train/stream.py", "mix=tokens.mix", "mix=None", _KEYS.format("mix")),
+    "a file begins again with each epoch": Break(
+        "data/mixture.py",
+        "np.arange(epoch * quota, (epoch + 1) * quota)",
+        "np.arange(quota)",
+        "tests/data/test_mixture.py",
+    ),
+    "rows do not weigh": Break(
+        "data/batches.py",
+        "1.0 if tokens.weights is None else tokens.weights[row]",
+        "1.0",
+        "tests/data/test_mixture.py tests/train/test_weighted_loss.py",
+    ),
+    "label smoothing is ignored": Break(
+        "train/loop.py", "label_smoothing=train.label_smoothing", "label_smoothing=0.0", _KEYS.format("smoothing")
+    ),
+    "metrics that were asked for are ignored": Break(
+        "eval/metrics/__init__.py",
+        "names = [task.metric, *task.metrics]",
+        "names = [task.metric]",
+        "tests/eval/test_metrics_by_name.py",
+    ),
+    "a file gets its code run": Break(
+        "predict/evaluation.py",
+        "            if own.is_own(name):\n                why",
+        "            if own.is_own(name) and not own.load(name):\n                why",
+        "tests/predict/test_evaluate.py -k metrics",
+    ),
+    "a config that is read imports code": Break(
+        "eval/metrics/__init__.py",
+        "            own.check_name(part)\n        name",
+        "            own.load(part)\n        name",
+        "tests/eval/test_metrics_by_name.py -k naming",
     ),
     "the last adapter is tested, not the best": Break(
         "train/loop.py",

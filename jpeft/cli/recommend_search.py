@@ -164,7 +164,7 @@ class _Runner:
         def report(line: str) -> None:
             for cell, seen in schedule.states.items():
                 if seen.result and line == f"{cell.name}: {seen.detail}":  # that is a test metric: not before the end
-                    line = f"{cell.name}: validation loss {seen.result['validation_loss']:.4f}"
+                    line = f"{cell.name}: validation loss {seen.result.validation_loss:.4f}"
             self._say(line)
 
         schedule = Schedule(cells, self._workdir, self._choice, report=report)

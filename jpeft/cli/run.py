@@ -44,10 +44,10 @@ def run(argv: Sequence[str]) -> int:
 
     from jpeft.cli.next_steps import next_steps
     from jpeft.model.settings import in_words
+    from jpeft.results import check_result
     from jpeft.run.display import Display
     from jpeft.run.processes import ending_together, is_first
     from jpeft.train.loop import execute
-    from jpeft.train.result_file import check_result
 
     if call.group is not None:
         call.group.join()

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from jpeft.data.mixture import Mix
 from jpeft.data.prompts import CUTTING, PromptIds, PromptTokens
 from jpeft.data.tasks import Example
 from jpeft.errors import UserError
@@ -27,12 +28,19 @@ _DECODER_MULTIPLE = 4
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Token ids of a split's inputs and targets, `</s>` included, and how many of each were cut to fit."""
+    """Token ids of a split's inputs and targets, `</s>` included, and how many of each were cut to fit.
+
+    Attributes:
+      weights: `[rows]`, how much each row counts in the loss; None where all count the same.
+      mix: how an epoch is made of several files' rows; None where every row comes once.
+    """
 
     inputs: list[np.ndarray]
     targets: list[np.ndarray]
     cut_inputs: int
     cut_targets: int
+    weights: np.ndarray | None = None
+    mix: Mix | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -154,7 +162,8 @@ def pad(
     """A batch of `batch_size` rows; missing rows are padding with no weight.
 
     Returns `encoder_input_tokens: [batch, enc_len]`, `decoder_input_tokens` and `decoder_target_tokens`:
-    `[batch, dec_len]` int32, the first the second shifted right; `decoder_loss_weights: [batch, dec_len]` float32.
+    `[batch, dec_len]` int32, the first the second shifted right; `decoder_loss_weights: [batch, dec_len]` float32, the
+    row's weight on its target's tokens and 0 on padding.
     """
     enc_len, dec_len = shape
     encoder = np.full((batch_size, enc_len), pad_token_id, np.int32)
@@ -163,7 +172,7 @@ def pad(
     for i, row in enumerate(rows):
         encoder[i, : len(tokens.inputs[row])] = tokens.inputs[row]
         target[i, : len(tokens.targets[row])] = tokens.targets[row]
-        weights[i, : len(tokens.targets[row])] = 1.0
+        weights[i, : len(tokens.targets[row])] = 1.0 if tokens.weights is None else tokens.weights[row]
     decoder_input = np.concatenate([np.full((batch_size, 1), start_token_id, np.int32), target[:, :-1]], axis=1)
     return {
         "encoder_input_tokens": encoder,
@@ -179,14 +188,20 @@ def num_steps(num_rows: int, *, batch_size: int, accumulation_steps: int) -> int
 
 
 def train_order(
-    lengths: np.ndarray, *, batch_size: int, accumulation_steps: int, seed: int, epoch: int
+    lengths: np.ndarray, *, batch_size: int, accumulation_steps: int, seed: int, epoch: int, mix: Mix | None = None
 ) -> Iterator[list[list[int]]]:
     """Row numbers of an epoch's optimizer steps, each a list of micro-batches.
 
     Rows are shuffled, then each step's rows sorted by length before they are cut into micro-batches: the gradient of
     the step is the same sum, and short rows are padded with short ones.
+
+    Args:
+      mix: of several files' rows: which of them, and how often, make the epoch.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
+    if mix is None:
+        order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
+    else:
+        order = mix.order(seed=seed, epoch=epoch)
     per_step = batch_size * accumulation_steps
     for start in range(0, len(order), per_step):
         rows = order[start : start + per_step]

@@ -5,28 +5,32 @@ from pathlib import Path
 from typing import Any
 
 from jpeft.data.batches import Tokens
-from jpeft.data.sources import load_rows, rows_digest
+from jpeft.data.mixture import paths_of
+from jpeft.data.sources import load_sources, rows_digest, together
 from jpeft.data.tasks import Task
 
 _known: dict[Hashable, str] = {}  # a grid asks for the same rows once a cell
 
 
-def digest_now(task: Task, source: str, path: str | None, *, sample_seed: int = 0) -> str:
+def digest_now(task: Task, source: str, path: str | None, mix: str | None = None, *, sample_seed: int = 0) -> str:
     """`rows_digest` of what a run of this task would read now. Files that look unchanged are read once a process.
 
     Raises:
       UserError, RunFailed: as `load_rows`.
     """
-    key = (repr(task), source, path, sample_seed, signature(path))
+    # The names that several files have in row ids depend on how many there are, not on the rates.
+    key = (repr(task), source, path, mix is None, sample_seed, signature(path, mix))
     if key not in _known:
-        _known[key] = rows_digest(load_rows(task, source, path, sample_seed=sample_seed))
+        _known[key] = rows_digest(together(load_sources(task, source, path, mix, sample_seed=sample_seed)))
     return _known[key]
 
 
-def signature(path: str | None) -> Hashable:
+def signature(path: str | None, mix: str | None = None) -> Hashable:
     """Sizes and times of the files at a path of rows, which change when one is edited; None where there are none."""
     if path is None:
         return None
+    if mix is not None:
+        return tuple(signature(each) for each in paths_of(path, mix))
     place = Path(path).expanduser()
     try:
         files = [place] if place.is_file() else sorted([*place.glob("*"), *place.glob("*/*")])

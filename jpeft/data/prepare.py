@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,19 @@ from jpeft.data.batches import (
     tokenize,
     train_order,
 )
+from jpeft.data.mixture import Mix
 from jpeft.data.prompts import PromptTokens, Template
-from jpeft.data.sources import Columns, load_rows, rows_digest
-from jpeft.data.splits import draw, labels_of, leak, same_inputs
+from jpeft.data.sources import Columns, load_sources, rows_digest, split_name, together
+from jpeft.data.splits import Split, draw, labels_of, leak, same_inputs
 from jpeft.data.summary import check_labels, told_of_labels, told_of_rows, told_of_same_tokens, told_of_targets
 from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples, require_columns, template_columns
+from jpeft.data.weighting import class_weights as weights_of_classes
+from jpeft.data.weighting import column_weights, scaled, told_of_weights
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.rows.values import as_text, is_missing
 
+PARTS = ("train", "validation", "test")  # of a run
 FEW_ANSWERS = 20  # a user's targets with no more different texts than this, each repeated, are taken for classes
 _OPTIONS_SHARE = 0.25  # of an input's tokens, that a list of labels may take where nobody asked for it
 
@@ -37,6 +41,7 @@ class Data:
     Attributes:
       shapes: padded `(encoder, decoder)` lengths of the batches, smallest first.
       digest: `rows_digest` of all that the source has, whether it was drawn or not.
+      sources: of several files, which one each row of each split is of; empty for a single one.
     """
 
     task: Task
@@ -44,6 +49,14 @@ class Data:
     tokens: Mapping[str, Tokens]
     shapes: list[Shape]
     digest: str = ""
+    sources: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    def rows_by_source(self, split: str) -> dict[str, list[int]]:
+        """Row numbers of a split by the file that they are of, in the order of files; empty for a single file."""
+        rows: dict[str, list[int]] = {}
+        for row, name in enumerate(self.sources.get(split, ())):
+            rows.setdefault(name, []).append(row)
+        return rows
 
     def row_ids(self) -> dict[str, list[str]]:
         """Row ids of each split, as the run records them."""
@@ -137,6 +150,9 @@ def prepare(
     *,
     source: str,
     path: str | None,
+    mix: str | None = None,
+    weight: str | None = None,
+    class_weights: str | None = None,
     kind: str | None,
     options: str = "auto",
     split_seed: int,
@@ -154,38 +170,40 @@ def prepare(
     """Loads, splits and tokenises a run's data; `report` hears what a user should know of it.
 
     Args:
+      mix: as `data.mix`: `path` lists several files, of which each is split by itself and an epoch takes its share.
+      weight: column of how much each training row counts.
+      class_weights: as `train.class_weights`: how much the training rows of each class count.
       options: of `OPTIONS`: whether the prompt of a user's classes lists them.
-      max_train, max_validation, max_test: most rows of each split; None for all.
+      max_train, max_validation, max_test: most rows of each split, of each file where there are several; None for all.
       sample_seed: which rows the source `sample` generates.
 
     Raises:
       UserError: as `load_rows`, `draw` and `examples`; or a target is empty.
       RunFailed: the hub cannot be reached.
     """
-    rows = load_rows(task, source, path, sample_seed=sample_seed, report=report)
+    sources = load_sources(task, source, path, mix, sample_seed=sample_seed, report=report)
+    rows = together(sources)
     digest = rows_digest(rows)
     for split, columns in rows.items():  # before splits are drawn: a user's few rows may fail there for another reason
         require_columns(task, split, columns)
+    targets = [target for name in sources for target in rows[split_name(name, "train")][task.target]]
     task = dataclasses.replace(
-        with_answers(task, kind, rows["train"]),
+        with_answers(task, kind, {task.target: targets}),
         max_input_length=max_input_length or task.max_input_length,
         max_target_length=max_target_length or task.max_target_length,
     )
     unlisted, task = task, _with_options(task, options, tokenizer)
-    inputs = same_inputs(task, rows)
-    splits = draw(
-        {split: len(next(iter(columns.values()), [])) for split, columns in rows.items()},
-        seed=split_seed,
-        max_train=max_train,
-        max_validation=max_validation,
-        max_test=max_test,
-        inputs=inputs,
-        labels=labels_of(task, rows),
-    )
+    inputs, labels = same_inputs(task, rows), labels_of(task, rows)
+    caps = {"max_train": max_train, "max_validation": max_validation, "max_test": max_test}
+    drawn = {name: _drawn(name, sources[name], inputs, labels, seed=split_seed, **caps) for name in sources}
+    splits = {part: tuple(drawn[name][part] for name in sources) for part in PARTS}
     leaked = leak(splits, inputs)
     if leaked:
         report(leaked)
-    made = {name: examples(task, split.source, rows[split.source], split.rows) for name, split in splits.items()}
+    made = {
+        name: [row for split in parts for row in examples(task, split.source, rows[split.source], split.rows)]
+        for name, parts in splits.items()
+    }
     tokens = {}
     for name, part in made.items():
         tokens[name] = tokenize(
@@ -196,8 +214,20 @@ def prepare(
             template=task.template,
         )
         require_text(tokens[name], [example.id for example in part])
+    if weight is not None or class_weights is not None:
+        weights = _weights(task, splits["train"], rows, made["train"], weight, class_weights, report)
+        tokens["train"] = dataclasses.replace(tokens["train"], weights=weights)
+    if mix is not None:
+        made_of = Mix.of(tuple(sources), [len(split.rows) for split in splits["train"]], mix)
+        tokens["train"] = dataclasses.replace(tokens["train"], mix=made_of)
+        report(made_of.in_words())
+        for name in ("validation", "test"):
+            each = ", ".join(
+                f"{source} {len(split.rows):,}" for source, split in zip(sources, splits[name], strict=True)
+            )
+            report(f"{name} rows: {each}")
     if task.name == "custom":
-        for line in told_of_targets(task, rows["train"][task.target], kind=kind, few=FEW_ANSWERS):
+        for line in told_of_targets(task, targets, kind=kind, few=FEW_ANSWERS):
             report(line)
     if task.answers:
         for line in told_of_labels(task, made["train"], tokenizer, listed=task != unlisted, options=options):
@@ -209,7 +239,12 @@ def prepare(
     lengths = {name: part.lengths() for name, part in tokens.items()}
     # One order stands for all: runs of every seed then have the same shapes and can share what is compiled for them.
     some_order = train_order(
-        lengths["train"], batch_size=batch_size, accumulation_steps=accumulation_steps, seed=0, epoch=0
+        lengths["train"],
+        batch_size=batch_size,
+        accumulation_steps=accumulation_steps,
+        seed=0,
+        epoch=0,
+        mix=tokens["train"].mix,
     )
     batches = [
         longest_of(lengths["train"], (micro for step in some_order for micro in step)),
@@ -217,4 +252,50 @@ def prepare(
         # In another order the longest rows may meet: the last shape has to hold them all.
         np.max(np.concatenate(list(lengths.values())), axis=0, keepdims=True),
     ]
-    return Data(task, made, tokens, choose_shapes(np.concatenate(batches)), digest)
+    of = {part: tuple(n for n in sources for _ in drawn[n][part].rows) for part in PARTS} if mix is not None else {}
+    return Data(task, made, tokens, choose_shapes(np.concatenate(batches)), digest, of)
+
+
+def _drawn(
+    name: str,
+    splits: Mapping[str, Columns],
+    inputs: Mapping[str, Sequence[int]],
+    labels: Mapping[str, Sequence[str]] | None,
+    **choices: Any,
+) -> dict[str, Split]:
+    """The parts of one file's rows, drawn as if it were the only one.
+
+    Args:
+      inputs, labels: of all files' source splits.
+    """
+    of_file = lambda values: None if values is None else {split: values[split_name(name, split)] for split in splits}
+    sizes = {split: len(next(iter(columns.values()), [])) for split, columns in splits.items()}
+    parts = draw(sizes, inputs=of_file(inputs), labels=of_file(labels), **choices)
+    return {part: Split(split_name(name, split.source), split.rows) for part, split in parts.items()}
+
+
+def _weights(
+    task: Task,
+    splits: Sequence[Split],
+    rows: Mapping[str, Columns],
+    training: Sequence[Example],
+    column: str | None,
+    by_class: str | None,
+    report: Callable[[str], None],
+) -> np.ndarray:
+    """How much each training row counts; reported."""
+    weights = np.ones(len(training))
+    if column is not None:
+        given = [column_weights(column, rows[split.source], split.rows, split.source) for split in splits]
+        weights = weights * np.concatenate(given)
+    of_labels = None
+    if by_class is not None:
+        if task.kind != "classification":
+            raise UserError("train.class_weights is of classes, and the task's answers are text; give data.weight.")
+        targets = [example.target.strip() for example in training]
+        of_labels = weights_of_classes(by_class, targets, task.answers, key="train.class_weights")
+        weights = weights * np.array([of_labels[target] for target in targets])
+    counts = scaled(weights)
+    for line in told_of_weights(of_labels, column, counts):
+        report(line)
+    return counts

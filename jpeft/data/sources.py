@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jpeft.data.mixture import names_of, paths_of
 from jpeft.data.sample import sample_rows
 from jpeft.data.tasks import BENCHMARK, Task
 from jpeft.errors import RunFailed, UserError
@@ -99,6 +100,37 @@ def load_rows(
     labels = {name: columns.get(task.target) for name, columns in splits.items()}
     secret = {name for name, column in labels.items() if column and all(label == -1 for label in column)}
     return {name: columns for name, columns in splits.items() if name not in secret}
+
+
+def load_sources(
+    task: Task,
+    source: str,
+    path: str | None,
+    mix: str | None,
+    *,
+    sample_seed: int = 0,
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, dict[str, Columns]]:
+    """As `load_rows`, of each of the files of `data.path` by name; of a single one under the name "".
+
+    Args:
+      mix: as `data.mix`; None where the path is one.
+    """
+    paths = paths_of(path, mix)
+    return {
+        name: load_rows(task, source, each, sample_seed=sample_seed, report=report)
+        for name, each in zip(names_of(paths), paths, strict=True)
+    }
+
+
+def together(sources: Mapping[str, Mapping[str, Columns]]) -> dict[str, Columns]:
+    """All source splits of several files, each under the name of its file: `a.csv:train`; of a single one `train`."""
+    return {split_name(name, split): rows for name, splits in sources.items() for split, rows in splits.items()}
+
+
+def split_name(source: str, split: str) -> str:
+    """What a source split is called in row ids: `train`, or `a.csv:train` where there are several files."""
+    return f"{source}:{split}" if source else split
 
 
 def rows_digest(rows: Mapping[str, Columns]) -> str:

@@ -202,15 +202,21 @@ def _shares(count: int, there: Mapping[str, int]) -> Counter[str]:
     return shares
 
 
-def leak(parts: Mapping[str, Split], inputs: Mapping[str, Sequence[int]]) -> str | None:
+def leak(parts: Mapping[str, Split | Sequence[Split]], inputs: Mapping[str, Sequence[int]]) -> str | None:
     """Says how many rows that validate or test ask what a training row asks, as given files may; None if none does."""
-    asked = lambda part: [inputs[part.source][row] for row in part.rows]
-    trained = set(asked(parts["train"]))
+    trained = set(numbers_of(parts["train"], inputs))
     found = []
     for name in ("validation", "test"):
-        twins = sum(number in trained for number in asked(parts[name]))
+        asked = numbers_of(parts[name], inputs)
+        twins = sum(number in trained for number in asked)
         if twins:
-            found.append(f"{twins:,} of {counted(len(parts[name].rows), f'{name} row')}")
+            found.append(f"{twins:,} of {counted(len(asked), f'{name} row')}")
     if not found:
         return None
     return f"{' and '.join(found)} have the input of a row that trains: what is measured on them flatters the model"
+
+
+def numbers_of(part: Split | Sequence[Split], inputs: Mapping[str, Sequence[int]]) -> list[int]:
+    """The numbers that `same_inputs` gave to a part's rows; of several files the parts of all, one behind the other."""
+    splits = [part] if isinstance(part, Split) else part
+    return [inputs[split.source][row] for split in splits for row in split.rows]

@@ -12,7 +12,7 @@ import numpy as np
 
 from jpeft.data.batches import Tokens
 from jpeft.data.prompts import Template
-from jpeft.data.splits import Split
+from jpeft.data.splits import Split, numbers_of
 from jpeft.data.tasks import Example, Task
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
@@ -173,7 +173,7 @@ def told_of_rows(
 
 
 def told_of_same_tokens(
-    splits: Mapping[str, Split], inputs: Mapping[str, Sequence[int]], tokens: Mapping[str, Tokens]
+    splits: Mapping[str, Split | Sequence[Split]], inputs: Mapping[str, Sequence[int]], tokens: Mapping[str, Tokens]
 ) -> list[str]:
     """Rows that validate or test and are to this model what a training row is, though their texts differ.
 
@@ -181,10 +181,10 @@ def told_of_same_tokens(
       inputs: as of `jpeft.data.splits.same_inputs`; rows of equal texts are counted by `leak`.
     """
     trained = {ids.tobytes() for ids in tokens["train"].inputs}
-    texts = {inputs[splits["train"].source][row] for row in splits["train"].rows}
+    texts = set(numbers_of(splits["train"], inputs))
     found = {}
     for name in ("validation", "test"):
-        numbers = [inputs[splits[name].source][row] for row in splits[name].rows]
+        numbers = numbers_of(splits[name], inputs)
         same = [ids.tobytes() in trained for ids in tokens[name].inputs]
         twins = sum(twin and number not in texts for twin, number in zip(same, numbers, strict=True))
         found[name] = (twins, len(numbers))

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from jpeft.data.batches import Tokens
 from jpeft.data.tasks import Example, Task
 from jpeft.eval.generate import answers
 from jpeft.eval.labels import ChosenLabels, PackedLabels, agreement_with_generation, likeliest_labels
-from jpeft.eval.metrics import Judged, judge
+from jpeft.eval.metrics import Judged, judge, rouge_tokenizer
 from jpeft.files import write_whole
 from jpeft.model.tokenizer import Tokenizer
 
@@ -36,10 +37,12 @@ class Answers:
         """
         if self.chosen is None:
             return ScoredAnswers.of(self.generated, judge(task, examples, self.generated))
-        judged = judge(task, examples, self.chosen.texts, self.chosen.probabilities)
+        probabilities = self.chosen.probabilities
+        judged = judge(task, examples, self.chosen.texts, probabilities)
         of_generation = judge(task, examples, self.generated).numbers
         numbers = judged.numbers | agreement_with_generation(self.chosen.texts, self.generated, of_generation)
-        return dataclasses.replace(ScoredAnswers.of(self.chosen.texts, judged), numbers=numbers)
+        scored = ScoredAnswers.of(self.chosen.texts, judged)
+        return dataclasses.replace(scored, numbers=numbers, probabilities=probabilities)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +54,29 @@ class ScoredAnswers:
       scores: of each row, as `Judged.scores`.
       numbers: the split's metrics.
       judged: the metrics with what they are made of.
+      probabilities: `[rows, labels]`, where labels were scored.
     """
 
     predictions: list[str]
     scores: list[float]
     numbers: dict[str, float]
     judged: Judged
+    probabilities: np.ndarray | None = None
 
     @classmethod
     def of(cls, predictions: Sequence[str], judged: Judged) -> "ScoredAnswers":
         """These answers as they were judged."""
         return cls(list(predictions), judged.scores, judged.numbers, judged)
+
+    def of_rows(self, rows: Sequence[int], task: Task, examples: Sequence[Example]) -> Judged:
+        """What a part of the rows is worth by itself; texts are cut into words as for all of them."""
+        return judge(
+            task,
+            [examples[row] for row in rows],
+            [self.predictions[row] for row in rows],
+            None if self.probabilities is None else self.probabilities[list(rows)],
+            rouge_tokenizer=rouge_tokenizer(task, examples),
+        )
 
     def write(self, path: Path, examples: Sequence[Example]) -> None:
         """Writes a line a row with id, input, target, prediction and score; the whole file or none."""

@@ -27,6 +27,7 @@ def summed_cross_entropy(
     *,
     vocab_size: int,
     largest_slice: int = LARGEST_SLICE,
+    label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
     """Sum of `weights * cross-entropy(project(hidden), targets)` in nats, float32.
 
@@ -35,12 +36,20 @@ def summed_cross_entropy(
     Args:
       project: the output layer, acting on each position alone.
       vocab_size: of the logits that it returns.
+      label_smoothing: with e above 0 the cross-entropy is that of the target distribution which has e / vocab_size on
+        every token and 1 - e more on the target (Szegedy et al. 2016): (1 - e) times -log p(target) plus e times the
+        mean of -log p over the vocabulary.
       largest_slice: how many logits may exist at once, where the length has a divisor that allows it.
     """
     slices = _num_slices(hidden.shape[0], hidden.shape[1], vocab_size, largest_slice)
 
     def cross_entropy(x: Array, target: Array, weight: Array) -> Array:
-        return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(project(x), target) * weight)
+        logits = project(x)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+        if label_smoothing:  # log p is the logits less what is the same for the whole vocabulary
+            at_target = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+            loss = loss + label_smoothing * (at_target - jnp.mean(logits, axis=-1))
+        return jnp.sum(loss * weight)
 
     if slices == 1:
         return cross_entropy(hidden, targets, weights)

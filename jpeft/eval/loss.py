@@ -13,23 +13,30 @@ from jpeft.model.t5 import T5
 
 
 def loss_sums(
-    model: T5, batch: dict[str, Array], key: Key[Array, ""] | None = None, *, largest_slice: int = LARGEST_SLICE
+    model: T5,
+    batch: dict[str, Array],
+    key: Key[Array, ""] | None = None,
+    *,
+    largest_slice: int = LARGEST_SLICE,
+    label_smoothing: float = 0.0,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum of the cross-entropy in nats over the batch's real target tokens, and how many those are. Float32.
 
     Sums, not a mean: batches of different token counts then add up to the mean per token of a whole step or split.
+    Where rows have weights (`jpeft.data.weighting`), each token counts as often as its row's weight says in both.
 
     Args:
       batch: as `jpeft.data.batches.pad` returns it, or `jpeft.pretrain.packing.pack` with its segments.
       key: draws dropout masks; None for evaluation.
       largest_slice: how many logits may exist at once.
+      label_smoothing: as of `summed_cross_entropy`.
     """
     packed = "encoder_segments" in batch
     segments = (batch["encoder_segments"], batch["decoder_segments"]) if packed else None
     hidden = model.hidden(batch["encoder_input_tokens"], batch["decoder_input_tokens"], key, segments)
     targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
     sizes = {"vocab_size": model.config.vocab_size, "largest_slice": largest_slice}
-    total = summed_cross_entropy(model.logits, hidden, targets, weights, **sizes)
+    total = summed_cross_entropy(model.logits, hidden, targets, weights, **sizes, label_smoothing=label_smoothing)
     return total, jnp.sum(weights)
 
 

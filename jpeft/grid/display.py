@@ -30,7 +30,7 @@ def cell_table(schedule: Schedule) -> Table:
     for column in ("cell", "state", "", "seconds"):
         table.add_column(column, justify="right" if column == "seconds" else "left")
     for cell, seen in schedule.states.items():
-        seconds = f"{seen.result['seconds']['total']:,.0f}" if seen.result else ""
+        seconds = f"{seen.result.seconds['total']:,.0f}" if seen.result else ""
         table.add_row(cell.name, Text(seen.state, _COLOURS[seen.state]), Text(seen.detail), seconds)
     return table
 

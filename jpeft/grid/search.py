@@ -35,7 +35,6 @@ _LEAST_STEPS = 30  # of the optimizer in a short run, where the full one has as 
 _ROWS_ON_A_BUDGET = 256  # of training and of validation in a short run, at most, where time is limited
 _SHORT_RUNS_SHARE = 0.5  # of the budget: past it no further learning rate is begun
 
-_PHASES = ("total", "train", "validation", "test", "compile")
 
 Keys = dict[str, Any]  # config keys and values, as flags set them
 
@@ -90,7 +89,7 @@ class Attempt:
     @property
     def validation_loss(self) -> float | None:
         """The lowest validation loss over its epochs, in nats a token; None where it did not end well."""
-        return self.seen.result["validation_loss"] if self.seen.result else None
+        return self.seen.result.validation_loss if self.seen.result else None
 
     def candidate(self) -> Candidate:
         """What decisions need to know of it."""
@@ -100,10 +99,10 @@ class Attempt:
             return Candidate(
                 self.method, self.factor, self.learning_rate, train.max_epochs, 0, None, self.seen.detail or "no result"
             )
-        seconds, epochs = result["seconds"], max(1, result["epochs_run"])
+        seconds, epochs = result.seconds, max(1, result.epochs_run)
         speed = Speed(
-            train_row=seconds["train"] / max(1, result["train_examples"] * epochs),
-            validation_row=seconds["validation"] / max(1, result["validation_examples"] * epochs),
+            train_row=seconds["train"] / max(1, result.train_examples * epochs),
+            validation_row=seconds["validation"] / max(1, result.validation_examples * epochs),
             test_batch=seconds["test"],
             once=seconds["compile"] + self.overhead,
         )
@@ -112,8 +111,8 @@ class Attempt:
             self.factor,
             self.learning_rate,
             train.max_epochs,
-            result["train_examples"],
-            result["validation_loss"],
+            result.train_examples,
+            result.validation_loss,
             "",
             speed,
         )
@@ -398,7 +397,7 @@ class _Search:
     def _attempts(self, wanted: Sequence[Pair], name_and_keys: NameAndKeys) -> list[Attempt]:
         made = [(pair, *self._cell(pair, name_and_keys)) for pair in wanted]
         began = self._clock()
-        states = {cell: _checked(state) for cell, state in self._run_cells([cell for _, cell, _ in made]).items()}
+        states = self._run_cells([cell for _, cell, _ in made])
         took = self._clock() - began
         for _, cell, _ in made:
             if states[cell].state == State.STALE:
@@ -406,7 +405,7 @@ class _Search:
                     f"{cell.directory(self._request.workdir)} holds work of another config "
                     f"({states[cell].detail}); name another --workdir."
                 )
-        own = sum(state.result["seconds"]["total"] for state in states.values() if state.result) / self._request.jobs
+        own = sum(state.result.seconds["total"] for state in states.values() if state.result) / self._request.jobs
         # What took no time now was done by an earlier call: its time counts, too.
         self._earlier += max(0.0, own - took)
         overhead = max(0.0, took - own) * self._request.jobs / max(1, len(made))
@@ -416,23 +415,9 @@ class _Search:
         return self._clock() - self._began + self._earlier
 
 
-def _checked(seen: CellState) -> CellState:
-    """The state as it was seen, but failed where its `result.json` does not hold what a run writes."""
-    result = seen.result
-    if seen.state != State.DONE:
-        return dataclasses.replace(seen, result=None)
-    seconds = result.get("seconds") if result else None
-    numbers = [seconds.get(phase) for phase in _PHASES] if isinstance(seconds, dict) else [None]
-    keys = ("validation_loss", "train_examples", "validation_examples", "epochs_run")
-    numbers += [result.get(key) if result else None for key in keys]
-    if all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < math.inf for n in numbers):
-        return seen
-    return CellState(State.FAILED, "its result.json is damaged; --retry-failed runs it again")
-
-
 def _own_seconds(attempt: Attempt) -> float:
     """Seconds of all phases of a run; 0 without a result."""
-    return attempt.seen.result["seconds"]["total"] if attempt.seen.result else 0.0
+    return attempt.seen.result.seconds["total"] if attempt.seen.result else 0.0
 
 
 def _max_epochs(run: Run) -> int:

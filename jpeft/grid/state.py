@@ -17,9 +17,9 @@ from jpeft.config import of_any_version
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object, write_whole
 from jpeft.grid.cells import Cell
+from jpeft.results import NotARecord, RunRecord
 from jpeft.run.directory import has_work, is_claimed, what_differs
 from jpeft.train.loop import digest_of_rows
-from jpeft.train.result_file import damage_of
 from jpeft.words import the_first
 
 FAILURE_FILE = "failure.json"
@@ -45,13 +45,13 @@ class CellState:
     Attributes:
       detail: the metric of a cell that is done, what a running one is at, the error of a failed one, what differs in
         the config of a stale one.
-      result: `result.json` of a cell that is done.
+      result: the record of a cell that is done.
       damaged: whether a failed one has to be begun anew, since its files are not what a run writes.
     """
 
     state: State
     detail: str = ""
-    result: dict[str, Any] | None = None
+    result: RunRecord | None = None
     damaged: bool = False
 
 
@@ -80,11 +80,12 @@ def look(cell: Cell, workdir: Path) -> CellState:
     if changed and has_work(directory):
         return CellState(State.STALE, the_first(changed))
     if (directory / "result.json").is_file():
-        result = _read(directory / "result.json")
-        metric = None if result is None else result.get("metric")
-        if result is None or result.get("status") != "done" or damage_of(result) is not None or metric is None:
-            return CellState(State.FAILED, f"{directory / 'result.json'} is damaged", damaged=True)
-        return CellState(State.DONE, f"{result.get('metric_name')} {metric:.4f}", result)
+        try:
+            record = RunRecord.read(directory / "result.json")
+        except NotARecord as why:
+            said = f"{directory / 'result.json'} is damaged ({why})"
+            return CellState(State.FAILED, said[:_LONGEST_DETAIL], damaged=True)
+        return CellState(State.DONE, f"{record.metric_name} {record.metric:.4f}", record)
     failure = _read(directory / FAILURE_FILE)
     if failure is not None and not changed:
         return CellState(State.FAILED, str(failure.get("error"))[:_LONGEST_DETAIL])

@@ -11,7 +11,7 @@ import numpy as np
 from jpeft.config import ANSWERS, Run
 from jpeft.data.batches import Tokens, require_text, tokenize
 from jpeft.data.prompts import Template
-from jpeft.data.sources import Columns, load_rows, source_in_use
+from jpeft.data.sources import Columns, load_rows, load_sources, source_in_use, together
 from jpeft.data.task_file import DTYPES, TaskOfRun
 from jpeft.data.tasks import TASKS, Example, Task, check_template, examples, known_label, require_columns
 from jpeft.errors import RunFailed, UserError
@@ -24,6 +24,7 @@ from jpeft.peft.base import split
 from jpeft.predict.answering import lengths_up_to
 from jpeft.predict.source import Source
 from jpeft.program import Program
+from jpeft.results import plain
 from jpeft.rows.reading import read_columns
 from jpeft.rows.values import alike, as_text, is_missing
 from jpeft.train.aftermath import look_back
@@ -181,7 +182,7 @@ class Outcome:
             "rouge_tokenizer": rouge_tokenizer(task, self.examples),
             "metrics": scored.numbers,
             "computed_by": scored.judged.told,
-            **seen.uncertainties(task.metric),
+            **plain(seen.uncertainties(task.metric)),
             "per_class": None if seen.confusion is None else seen.confusion.to_dict(),
             "warnings": [
                 *self.test.left_out,
@@ -316,7 +317,7 @@ def seen_by_the_run(source: Source, made: list[Example]) -> tuple[dict[str, int]
             return None, "its run's rows came from the network"
         assert source.task is not None, "a run's adapter has a task"
         task = source.task.task()
-        rows = load_rows(task, data.source, data.path, sample_seed=data.sample_seed)
+        rows = together(load_sources(task, data.source, data.path, data.mix, sample_seed=data.sample_seed))
         prompts: dict[str, set[str]] = {}
         for name in ("train", "validation"):
             prompts[name] = _prompts(task, rows, drawn[name])

@@ -5,21 +5,17 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jpeft.errors import UserError
-from jpeft.eval.metrics import METRICS
-from jpeft.eval.metrics.base import UNBOUNDED
-from jpeft.files import read_json_object
 from jpeft.report.names import TASKS
+from jpeft.results import PHASES, NotARecord, RunRecord, Uncertainty, read_object, shortened
 from jpeft.words import counted
 
 # Directories of a run that hold no results and may hold thousands of files.
 _NO_RESULTS_IN = {"checkpoint", "adapter", "tensorboard", "damaged", "model", "replaced", ".git"}
-_LARGEST_FILE_BYTES = 4 * 2**20
-_MOST_CHARACTERS = 300
 # Keys of a config that differ between runs that may be averaged: the seed, and where this machine keeps the rows.
 _OF_THE_RUN_ALONE = {"train.seed", "data.path", "train.checkpoint_every_seconds"}
 # Settings that say how a run is computed, and not what.
@@ -43,23 +39,8 @@ class Seconds:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Uncertainty:
-    """How far a metric of one seed may be trusted, by its test rows alone.
-
-    Attributes:
-      standard_error: None where the rows are too few to tell.
-      interval: of 95 %.
-    """
-
-    standard_error: float | None
-    interval: tuple[float, float]
-    method: str
-    rows: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """One `result.json`, checked. DESIGN section 7 says what its keys mean.
+    """One `result.json`, as `jpeft.results.RunRecord` has it, with what tells it from others.
 
     Attributes:
       path: the file.
@@ -145,10 +126,6 @@ class Problem:
         return "".join(c if c.isprintable() else "?" for c in f"{self.path}: {self.reason}")
 
 
-class _Unusable(Exception):
-    """Why a file cannot be used."""
-
-
 def load(paths: Iterable[Path | str]) -> tuple[list[Result], list[Problem]]:
     """Reads every result under the given run directories, directories of many, and result files.
 
@@ -168,14 +145,14 @@ def load(paths: Iterable[Path | str]) -> tuple[list[Result], list[Problem]]:
     shared = _Shared()
     for file in files:
         try:
-            result = _result(file, _read_json(file), shared)
-        except _Unusable as why:
+            result = _result(file, shared)
+        except NotARecord as why:
             problems.append(Problem(file, str(why)))
             continue
         try:
             settings, data_path = _settings(file.with_name("config.json"), shared)
             result = dataclasses.replace(result, settings=settings, data_path=data_path)
-        except _Unusable as why:
+        except NotARecord as why:
             problems.append(Problem(file.with_name("config.json"), f"{why}; the result counts, its settings do not"))
         results.append(result)
     results, repeated = _one_per_seed(_with_variants(_with_data(results)))
@@ -277,13 +254,13 @@ def _names_of_data(results: Sequence[Result]) -> dict[str, str]:
     names: dict[str, str] = {}
     for result in sorted(results, key=lambda one: (_identity(one), one.finished)):
         path = Path(result.data_path or "")
-        file = _short(path.name, quoted=False)[:60]
+        file = shortened(path.name, quoted=False)[:60]
         digest = (result.data_digest or "")[:_DIGEST_SHOWN]
         names[_identity(result)] = " ".join(filter(None, (file, digest))) or _identity(result)
     shown = Counter(names.values())
     for identity, name in names.items():
         if shown[name] > 1:
-            names[identity] = _short(identity.removeprefix("path "), quoted=False)
+            names[identity] = shortened(identity.removeprefix("path "), quoted=False)
     return names
 
 
@@ -360,14 +337,6 @@ def _one_per_seed(results: list[Result]) -> tuple[list[Result], list[Problem]]:
 # --- reading ---
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return read_json_object(file, error=_Unusable, most_bytes=_LARGEST_FILE_BYTES)
-    except _Unusable as why:
-        text = str(why).removeprefix(f"{file} ").removeprefix(f"{str(file)!r} ").rstrip(".")
-        raise _Unusable("is empty" if file.is_file() and not file.stat().st_size else text) from None
-
-
 class _Shared:
     """One object for equal texts and settings: ten thousand results repeat a few hundred of them."""
 
@@ -378,29 +347,12 @@ class _Shared:
         return self.objects.setdefault(value, value)
 
 
-def _result(file: Path, record: Mapping[str, Any], shared: _Shared) -> Result:
-    if record.get("status", "done") != "done":
-        error = record.get("error")
-        raise _Unusable(f"its status is {_short(record['status'])}" + (f": {_short(error)}" if error else ""))
-    missing = [name for name in _CHECKS if name not in record]
-    if len(missing) > len(_CHECKS) // 2:
-        raise _Unusable("is no result of a run, but of another program or of `jpeft pretrain`")
-    if missing:
-        raise _Unusable(f"lacks {', '.join(missing)}: of an older version, or edited")
-    values = {}
-    for name, check in [*_CHECKS.items(), *((name, check) for name, check in _OPTIONAL.items() if name in record)]:
-        try:
-            values[name] = check(record[name])
-        except _Unusable as why:
-            raise _Unusable(f"{name} is {_short(record[name])}; expected {why}") from None
-    known = METRICS.get(values["metric_name"])
-    low, high = known.range if known is not None else UNBOUNDED
-    if not low <= values["metric"] <= high:
-        raise _Unusable(f"metric is {values['metric']}; expected {low:g} to {high:g}")
-    if values["metrics"].get(values["metric_name"], values["metric"]) != values["metric"]:
-        raise _Unusable(f"metric and metrics[{values['metric_name']!r}] are not the same number")
-    if values["best_epoch"] >= max(values["epochs_run"], 1):
-        raise _Unusable(f"best_epoch is {values['best_epoch']} of {values['epochs_run']} epochs, counted from 0")
+def _result(file: Path, shared: _Shared) -> Result:
+    record = RunRecord.read(file)
+    own = {field.name for field in dataclasses.fields(Result)}
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record) if field.name in own}
+    values["seconds"] = Seconds(**{phase: record.seconds[phase] for phase in PHASES})
+    values |= {name: _as_text(values[name]) for name in ("mesh", "versions")}
     texts = {name: shared(value) for name, value in values.items() if isinstance(value, str)}
     return Result(path=file, **{**values, **texts})
 
@@ -409,7 +361,7 @@ def _settings(file: Path, shared: _Shared) -> tuple[tuple[tuple[str, str], ...] 
     """Settings and the path of the rows."""
     if not file.exists():
         return None, None
-    config = _read_json(file)
+    config = read_object(file)
     data = config.get("data")
     path = data.get("path") if isinstance(data, dict) else None
 
@@ -418,125 +370,12 @@ def _settings(file: Path, shared: _Shared) -> tuple[tuple[tuple[str, str], ...] 
             if isinstance(value, dict):
                 yield from flat(value, f"{prefix}{key}.")
             elif f"{prefix}{key}" not in _OF_THE_RUN_ALONE:
-                yield _short(f"{prefix}{key}", quoted=False), _short(value)
+                yield shortened(f"{prefix}{key}", quoted=False), shortened(value)
 
     settings = shared(tuple(sorted((_MEANT_BEFORE | dict(flat(config, ""))).items())))
     return settings, shared(path) if isinstance(path, str) and path else None
 
 
-def _short(value: Any, *, quoted: bool = True) -> str:
-    text = repr(value) if quoted else "".join(c for c in str(value) if c.isprintable())
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def _name(value: Any) -> str:
-    # Printable: the report goes to terminals too, and a name could carry their control codes.
-    if not isinstance(value, str) or not value or len(value) > _MOST_CHARACTERS or not value.isprintable():
-        raise _Unusable("a name")
-    return value
-
-
-def _optional_name(value: Any) -> str | None:
-    return None if value is None else _name(value)
-
-
-def _natural(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
-        raise _Unusable("a whole number, 0 or more")
-    return value
-
-
-def _number(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > 1e300 or value != value:
-        raise _Unusable("a finite number")
-    return float(value)
-
-
-def _not_negative(value: Any) -> float:
-    if _number(value) < 0:
-        raise _Unusable("a finite number, 0 or more")
-    return float(value)
-
-
-def _numbers(value: Any) -> dict[str, float]:
-    if not isinstance(value, dict):
-        raise _Unusable("numbers by name")
-    return {_name(name): _number(number) for name, number in value.items()}
-
-
-def _optional_numbers(value: Any) -> dict[str, float] | None:
-    return None if value is None else _numbers(value)
-
-
-def _list(value: Any) -> tuple[float, ...]:
-    if not isinstance(value, list):
-        raise _Unusable("a list of numbers")
-    return tuple(_number(number) for number in value)
-
-
-def _seconds(value: Any) -> Seconds:
-    names = [field.name for field in dataclasses.fields(Seconds)]
-    if not isinstance(value, dict) or not set(names) <= value.keys():
-        raise _Unusable(f"seconds of {', '.join(names)}")
-    return Seconds(**{name: _not_negative(value[name]) for name in names})
-
-
-def _uncertainty(value: Any) -> Uncertainty | None:
-    if value is None:
-        return None
-    expected = "standard_error, interval, method and rows"
-    if not isinstance(value, dict) or not {"standard_error", "interval", "method", "rows"} <= value.keys():
-        raise _Unusable(expected)
-    error, interval = value["standard_error"], value["interval"]
-    if not isinstance(interval, list) or len(interval) != 2:
-        raise _Unusable(f"{expected}, the interval of two numbers")
-    return Uncertainty(
-        None if error is None else _not_negative(error),
-        (_number(interval[0]), _number(interval[1])),
-        _name(value["method"]),
-        _natural(value["rows"]),
-    )
-
-
-def _as_text(value: Any) -> str:
-    if not isinstance(value, dict):
-        raise _Unusable("values by name")
-    return ", ".join(f"{_short(name, quoted=False)} {_short(part, quoted=False)}" for name, part in value.items())
-
-
-_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "method": _name,
-    "reading": _name,
-    "ablation": _optional_name,
-    "task": _name,
-    "scale": _name,
-    "seed": _natural,
-    "model": _name,
-    "source": _name,
-    "trainable_parameters": _natural,
-    "total_parameters": _natural,
-    "metric_name": _name,
-    "metric": _number,
-    "metrics": _numbers,
-    "zero_shot": _optional_numbers,
-    "validation_loss": _number,
-    "validation_losses": _list,
-    "best_epoch": _natural,
-    "epochs_run": _natural,
-    "train_examples": _natural,
-    "validation_examples": _natural,
-    "test_examples": _natural,
-    "seconds": _seconds,
-    "tokens_per_second": _not_negative,
-    "peak_memory_bytes": _natural,
-    "adapter_bytes": _natural,
-    "device": _name,
-    "device_count": _natural,
-    "mesh": _as_text,
-    "versions": _as_text,
-    "commit": _optional_name,
-    "started": _name,
-    "finished": _name,
-}
-# What results of earlier versions lack.
-_OPTIONAL: dict[str, Callable[[Any], Any]] = {"data_digest": _optional_name, "uncertainty": _uncertainty}
+def _as_text(value: Mapping[str, Any]) -> str:
+    parts = (f"{shortened(name, quoted=False)} {shortened(part, quoted=False)}" for name, part in value.items())
+    return ", ".join(parts)

@@ -36,9 +36,8 @@ class LookBack:
     warnings: list[str]
 
     def uncertainties(self, metric: str) -> dict[str, Any]:
-        """As `result.json` holds them: that of the task's metric alone, and those of all metrics by name."""
-        records = {name: trust.to_dict() for name, trust in self.trust.items()}
-        return {"uncertainty": records.get(metric), "uncertainties": records}
+        """As `RunRecord` has them: that of the task's metric alone, and those of all metrics by name."""
+        return {"uncertainty": self.trust.get(metric), "uncertainties": self.trust}
 
 
 def look_back(task: Task, examples: Sequence[Example], scored: ScoredAnswers, *, answer: str) -> LookBack:
@@ -81,7 +80,7 @@ def write_aftermath(
       cautioned: warnings that were given before.
 
     Returns:
-      What of it `result.json` holds: `uncertainty` and `uncertainties`, `per_class` (None of texts) and `warnings`; and
+      What of it `RunRecord` has: `uncertainty` and `uncertainties`, `per_class` (None of texts) and `warnings`; and
       what is to be said besides.
     """
     seen = look_back(task, examples, scored, answer=answer)
@@ -101,6 +100,6 @@ def write_aftermath(
     record = {
         **seen.uncertainties(task.metric),
         "per_class": None if seen.confusion is None else seen.confusion.summary(),
-        "warnings": [*cautioned, *seen.warnings, *([] if learning is None else [learning])],
+        "warnings": (*cautioned, *seen.warnings, *([] if learning is None else [learning])),
     }
     return record, notes

@@ -18,18 +18,21 @@ from jpeft.allocator import keep_freed_memory
 from jpeft.config import Run, monitored_metric, of_any_version, require_labels
 from jpeft.data.batches import cache_directory, eval_order, num_steps
 from jpeft.data.identity import data_record, digest_now, signature
+from jpeft.data.mixture import paths_of
 from jpeft.data.prepare import Data, prepare
 from jpeft.data.sources import require_path, source_in_use
 from jpeft.data.task_file import TaskOfRun
 from jpeft.eval.answering import Answers, ScoredAnswers, answer_split
 from jpeft.eval.evaluators import AnswersEvaluator, Evaluator, LossEvaluator
 from jpeft.eval.labels import PackedLabels, answer_in_use
+from jpeft.eval.loss import mean_loss
 from jpeft.eval.metrics import check_metrics, higher_is_better, own, require_metrics, rouge_tokenizer
 from jpeft.mesh.layout import Layout
 from jpeft.model.settings import pass_on
 from jpeft.peft.base import count, split
 from jpeft.peft.hub import save_adapter
 from jpeft.program import use_compilation_cache
+from jpeft.results import RunRecord
 from jpeft.run.directory import RunDirectory, run_once
 from jpeft.run.display import Display
 from jpeft.run.environment import commit, peak_memory_bytes, reset_peak_memory, versions
@@ -84,7 +87,7 @@ def digest_of_rows(run: Run) -> str | None:
     data = run.data
     if source_in_use(data.source, data.path) in ("hub", "tfds"):
         return None
-    return digest_now(run.build_task(), data.source, data.path, sample_seed=data.sample_seed)
+    return digest_now(run.build_task(), data.source, data.path, data.mix, sample_seed=data.sample_seed)
 
 
 class _Execution:
@@ -95,7 +98,8 @@ class _Execution:
         # Functions of their own that whoever runs it named in the config.
         own.load_all([*run.build_task().metrics, *filter(None, [monitored_metric(run.train.monitor)])])
         if source_in_use(run.data.source, run.data.path) == "local":
-            require_path(run.data.path)
+            for path in paths_of(run.data.path, run.data.mix):
+                require_path(path)
         use_compilation_cache(cache_directory() / "compiled")
         reset_peak_memory()
         self.layout = Layout.of_devices(**dataclasses.asdict(run.mesh))
@@ -131,6 +135,7 @@ class _Execution:
             jax.eval_shape(zero_sums, adapter),
             optimizer,
             self.layout,
+            label_smoothing=train.label_smoothing,
             **self.answering,
             made=session.programs,
         )
@@ -189,7 +194,7 @@ class _Execution:
         run, data, choices = self.run, self.run.data, self.run.data_choices()
         key = (
             run.model.name,
-            *(data.task, data.input, data.target, data.template, signature(data.path), run.eval.metrics),
+            *(data.task, data.input, data.target, data.template, signature(data.path, data.mix), run.eval.metrics),
             *choices.items(),
         )
         make = lambda: prepare(run.build_task(), self.setup.tokenizer, **choices, report=self.display.say)
@@ -364,6 +369,25 @@ class _Execution:
         self.display.say(f"{name}: {', '.join(f'{key} {value:.4f}' for key, value in scored.numbers.items())}")
         return scored
 
+    def _by_source(self, scored: ScoredAnswers, best: nnx.State) -> dict[str, Any] | None:
+        """Rows and numbers of each file's part of a run on several; None of a run on one."""
+        if not self.data.sources:
+            return None
+        examples, of_source = self.data.examples["test"], {}
+        validation, batch_size = self.data.rows_by_source("validation"), self.run.eval.batch_size
+        padded = self._rows_of("validation")
+        for name, rows in self.data.rows_by_source("test").items():
+            own = validation[name]
+            order = eval_order(padded.tokens.lengths()[own], batch_size=batch_size)
+            batches = (padded.batch([own[i] for i in batch], batch_size) for batch in order)
+            loss = mean_loss(self.programs.loss, best, self.base, batches)
+            numbers = scored.of_rows(rows, self.data.task, examples).numbers
+            counts = {"validation_examples": len(own), "test_examples": len(rows)}
+            of_source[name] = {**counts, "validation_loss": loss, "metrics": numbers}
+            shown = ", ".join(f"{key} {value:.4f}" for key, value in numbers.items())
+            self.display.say(f"{name}: validation loss {loss:.4f}; of its {counted(len(rows), 'test row')} {shown}")
+        return of_source
+
     def _write_result(self, scored: ScoredAnswers) -> dict[str, Any]:
         numbers = scored.numbers
         run, progress, setup, task = self.run, self.trainer.progress, self.setup, self.data.task
@@ -394,62 +418,64 @@ class _Execution:
         )
         for note in notes:
             self.display.say(note)
+        by_source = self._by_source(scored, self.layout.place(self.trainer.best))
         total = sum(value for phase, value in progress.seconds.items() if phase != "zero_shot")
-        result = {
-            "status": "done",
-            "method": run.method.name,
-            "reading": run.method.reading,
-            "ablation": run.ablation.name,
-            "task": task.name,
-            "scale": run.data.scale,
-            "seed": run.train.seed,
-            "model": run.model.name,
-            "source": source_in_use(run.data.source, run.data.path),
-            "data_digest": self.data.digest,
-            "trainable_parameters": self.adapter_parameters,
-            "total_parameters": setup.total_parameters,
-            "answer": self.answer,
-            "labels": list(task.answers) or None,
-            "metric_name": task.metric,
-            "metric": numbers[task.metric],
-            "rouge_tokenizer": rouge_tokenizer(task, self.data.examples["test"]),
-            "metrics": numbers,
-            "computed_by": scored.judged.told,
+        record = RunRecord(
+            method=run.method.name,
+            reading=run.method.reading,
+            ablation=run.ablation.name,
+            task=task.name,
+            scale=run.data.scale,
+            seed=run.train.seed,
+            model=run.model.name,
+            source=source_in_use(run.data.source, run.data.path),
+            data_digest=self.data.digest,
+            trainable_parameters=self.adapter_parameters,
+            total_parameters=setup.total_parameters,
+            answer=self.answer,
+            labels=tuple(task.answers) or None,
+            metric_name=task.metric,
+            metric=numbers[task.metric],
+            rouge_tokenizer=rouge_tokenizer(task, self.data.examples["test"]),
+            metrics=numbers,
+            computed_by=scored.judged.told,
             **looked_back,
-            "zero_shot": progress.kept.get("zero_shot"),
-            "monitor": self.monitor.name,
-            "validation_loss": losses[best_epoch],
-            "validation_losses": losses,
-            "validation_metrics": self._validation_metrics(),
-            "best_epoch": best_epoch,
-            "epochs_run": len(losses),
-            "trained_on_after": self.directory.trained_for(),
-            "train_examples": len(self.data.tokens["train"]),
-            "validation_examples": len(self.data.tokens["validation"]),
-            "test_examples": len(self.data.tokens["test"]),
-            "seconds": {"total": round(total, 3), **seconds},
-            "tokens_per_second": round(progress.counts["tokens"] / max(progress.seconds["train"], 1e-9), 1),
-            "peak_memory_bytes": peak_memory_bytes(),
-            "adapter_bytes": adapter_bytes,
-            "device": jax.devices()[0].device_kind,
-            "device_count": self.layout.mesh.size,
-            "mesh": self.layout.shape,
-            "versions": versions(),
-            "commit": commit(),
-            "started": progress.started,
-            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
+            zero_shot=progress.kept.get("zero_shot"),
+            monitor=self.monitor.name,
+            validation_loss=losses[best_epoch],
+            validation_losses=tuple(losses),
+            validation_metrics=self._validation_metrics(),
+            best_epoch=best_epoch,
+            epochs_run=len(losses),
+            trained_on_after=tuple(self.directory.trained_for()),
+            train_examples=len(self.data.tokens["train"]),
+            validation_examples=len(self.data.tokens["validation"]),
+            test_examples=len(self.data.tokens["test"]),
+            by_source=by_source,
+            seconds={"total": round(total, 3), **seconds},
+            tokens_per_second=round(progress.counts["tokens"] / max(progress.seconds["train"], 1e-9), 1),
+            peak_memory_bytes=peak_memory_bytes(),
+            adapter_bytes=adapter_bytes,
+            device=jax.devices()[0].device_kind,
+            device_count=self.layout.mesh.size,
+            mesh=self.layout.shape,
+            versions=versions(),
+            commit=commit(),
+            started=progress.started,
+            finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        result = record.to_dict()
         self.directory.finish(result)
         wait_for_all("result.json is written")
         return result
 
-    def _validation_metrics(self) -> list[dict[str, float]] | None:
+    def _validation_metrics(self) -> tuple[dict[str, float], ...] | None:
         """By epoch, what the monitor's evaluator computed beside the loss; None where it is the loss."""
         by_epoch = [
             {name.partition("/")[2]: value for name, value in numbers.items() if name != "validation/loss"}
             for numbers in self.trainer.progress.history
         ]
-        return by_epoch if any(by_epoch) else None
+        return tuple(by_epoch) if any(by_epoch) else None
 
     def _task_of_run(self) -> TaskOfRun:
         run = self.run

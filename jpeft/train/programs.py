@@ -59,6 +59,7 @@ def build_programs(
     max_length: int,
     num_beams: int,
     labels: PackedLabels | None = None,
+    label_smoothing: float = 0.0,
     made: Recent[Program],
 ) -> Programs:
     """The programs for trees of these shapes; those that were `made` before are taken from there.
@@ -68,6 +69,7 @@ def build_programs(
       optimizer: hashable where what is `made` is shared: it is part of the update, the rates are not.
       max_length, num_beams: of generation.
       labels: to be scored.
+      label_smoothing: of the training loss.
 
     Raises:
       UserError: a dimension cannot be cut as the layout asks.
@@ -80,7 +82,11 @@ def build_programs(
 
     return Programs(
         accumulate=program(
-            ("accumulate", *model), lambda: make_accumulate(graphdef), donate=(0,), batch=layout.batch, results=of_sums
+            ("accumulate", *model, label_smoothing),
+            lambda: make_accumulate(graphdef, label_smoothing=label_smoothing),
+            donate=(0,),
+            batch=layout.batch,
+            results=of_sums,
         ),
         update=program(
             ("update", spec(state), layout, optimizer),

@@ -43,7 +43,8 @@ class StepSums:
 
     Attributes:
       grads: of the summed loss, a tree like the adapter.
-      loss, tokens: the summed cross-entropy in nats and how many target tokens it is of, float32 scalars.
+      loss, tokens: the summed cross-entropy in nats and how many target tokens it is of, each as often as its row's
+        weight says; float32 scalars.
     """
 
     grads: Any
@@ -61,10 +62,13 @@ def zero_sums(adapter: nnx.State) -> StepSums:
     return StepSums(jax.tree.map(jnp.zeros_like, adapter), jnp.float32(0), jnp.float32(0))
 
 
-def make_accumulate(graphdef: nnx.GraphDef) -> Callable[..., StepSums]:
+def make_accumulate(graphdef: nnx.GraphDef, *, label_smoothing: float = 0.0) -> Callable[..., StepSums]:
     """Returns `(sums, adapter, base, key, step, micro, batch) -> sums`, ready to compile with `sums` donated.
 
     `key` is the run's dropout key; step and micro-batch are folded in, so a resumed run draws the same masks.
+
+    Args:
+      label_smoothing: as of `jpeft.eval.cross_entropy.summed_cross_entropy`.
     """
 
     def accumulate(
@@ -79,7 +83,7 @@ def make_accumulate(graphdef: nnx.GraphDef) -> Callable[..., StepSums]:
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, step), micro)
 
         def loss_of(adapter: nnx.State):
-            return loss_sums(nnx.merge(graphdef, adapter, base), batch, dropout_key)
+            return loss_sums(nnx.merge(graphdef, adapter, base), batch, dropout_key, label_smoothing=label_smoothing)
 
         (loss, tokens), grads = jax.value_and_grad(loss_of, has_aux=True)(adapter)
         return StepSums(jax.tree.map(jnp.add, sums.grads, grads), sums.loss + loss, sums.tokens + tokens)
@@ -90,8 +94,9 @@ def make_accumulate(graphdef: nnx.GraphDef) -> Callable[..., StepSums]:
 def make_update(optimizer: Optimizer) -> Callable[..., tuple[TrainState, StepSums, dict[str, Array]]]:
     """Returns `(state, sums, schedule) -> (state, empty sums, metrics)`, ready to compile with state and sums donated.
 
-    The gradient is the mean over all target tokens of the step, however they were cut into micro-batches. The learning
-    rates are an argument: the program is the same for all of them.
+    The gradient is the mean over all target tokens of the step, however they were cut into micro-batches; where rows
+    have weights (`jpeft.data.weighting`), the mean weighted by them. The learning rates are an argument: the program is
+    the same for all of them.
 
     Args:
       optimizer: makes the transformation of gradients around a schedule, whose numbers are traced.

@@ -75,7 +75,7 @@ class PaddedRows:
 
 @dataclasses.dataclass(frozen=True)
 class Epochs:
-    """Every row of a split once an epoch, in an order of the seed and the epoch.
+    """Every row of a split once an epoch, or of several files by their rates; in an order of the seed and the epoch.
 
     Its position is the epoch and the steps of it that are done; an epoch that is done altogether leads to the next.
 
@@ -105,6 +105,7 @@ class Epochs:
                 accumulation_steps=self.accumulation_steps,
                 seed=self.seed,
                 epoch=epoch,
+                mix=tokens.mix,
             )
             for number, micro_batches in enumerate(itertools.islice(steps, done, None), start=done + 1):
                 rows = [row for micro_batch in micro_batches for row in micro_batch]

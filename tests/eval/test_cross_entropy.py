@@ -73,3 +73,21 @@ def test_a_frozen_output_layer_costs_no_gradient():
         return program.lower(HIDDEN, KERNEL).compile().cost_analysis()["flops"]
 
     assert flops((0,)) < 0.8 * flops((0, 1))
+
+
+@pytest.mark.parametrize("positions", [3, 12])
+def test_label_smoothing_spreads_its_share_over_the_vocabulary(positions):
+    """By the definition, in NumPy: the cross-entropy of a target distribution of (1 - e) one-hot + e / vocabulary."""
+    logits = np.asarray(HIDDEN @ KERNEL, np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    wanted = 0.9 * np.eye(VOCAB)[np.asarray(TARGETS)] + 0.1 / VOCAB
+    weights = np.linspace(0.5, 2, BATCH)[:, None] * np.asarray(WEIGHTS)
+
+    def smoothed(hidden):
+        sizes = {"vocab_size": VOCAB, "largest_slice": BATCH * positions * VOCAB, "label_smoothing": 0.1}
+        return summed_cross_entropy(lambda x: x @ KERNEL, hidden, TARGETS, jnp.asarray(weights, jnp.float32), **sizes)
+
+    value, gradient = jax.jit(jax.value_and_grad(smoothed))(HIDDEN)
+    np.testing.assert_allclose(value, -(weights[..., None] * wanted * log_p).sum(), rtol=1e-6)
+    by_hand = (weights[..., None] * (np.exp(log_p) - wanted)) @ np.asarray(KERNEL, np.float64).T
+    np.testing.assert_allclose(gradient, by_hand, atol=1e-5)

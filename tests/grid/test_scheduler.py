@@ -13,6 +13,7 @@ from jpeft.grid.scheduler import Choice, Schedule
 from jpeft.grid.state import State, look, record_failure
 from jpeft.grid.worker import Job, Outcome
 from jpeft.run.directory import RunDirectory
+from tests.report.synthetic import record
 
 
 def cell(name: str, seed: int = 0) -> Cell:
@@ -52,7 +53,7 @@ def succeed(job: Job) -> Outcome:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(job.config))
     (directory / "failure.json").unlink(missing_ok=True)
-    (directory / "result.json").write_text(json.dumps({"status": "done", "metric_name": "accuracy", "metric": 0.5}))
+    (directory / "result.json").write_text(json.dumps(record(metric=0.5)))
     return Outcome("done", seconds=3.0, overhead_seconds=1.0)
 
 
@@ -173,14 +174,16 @@ def test_a_changed_config_is_stale_named_and_run_only_when_asked(schedule, tmp_p
     assert overwritten == [True] and look(new, tmp_path).state == State.DONE
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"status": "do', "[1]", '{"status": "running"}'])
-def test_a_result_that_is_none_is_not_done(text, schedule, tmp_path):
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"status": "do', "[1]", '{"status": "running"}', json.dumps({**record(), "seconds": 3})]
+)
+def test_a_result_that_is_none_is_not_done_and_says_why(text, schedule, tmp_path):
     """However it came about: such a cell is shown as failed and can be run again."""
     damaged = cell("lora_agnews_low")
     succeed(Job(damaged.run.to_dict(), str(damaged.directory(tmp_path))))
     (damaged.directory(tmp_path) / "result.json").write_text(text)
     made, _ = schedule([damaged], failed=True)
-    assert made.states[damaged].state == State.FAILED and "damaged" in made.states[damaged].detail
+    assert made.states[damaged].state == State.FAILED and "result.json is damaged (" in made.states[damaged].detail
     made.run(PretendedPool(1, lambda job: succeed(job) if job.overwrite else fail(job)))
     assert made.states[damaged].state == State.DONE
 

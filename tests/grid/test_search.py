@@ -1,7 +1,6 @@
 """`jpeft recommend --data`: the search on rows of one's own. Plans are tested without training, the command with it."""
 
 import csv
-import dataclasses
 import itertools
 import json
 import os
@@ -22,6 +21,8 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.grid.search import Request, search
 from jpeft.grid.state import CellState, State
 from jpeft.judging import tie_limit
+from jpeft.results import RunRecord
+from tests.report.synthetic import record
 
 ROOT = Path(__file__).parents[2]
 BENCHMARK = ROOT / "configs/benchmark.py"
@@ -75,15 +76,16 @@ class Made:
         seconds["compile"] = self.compile_seconds
         seconds["total"] = sum(seconds.values())
         self.now += seconds["total"]
-        result = {
-            "validation_loss": self.losses[method] + away,
-            "metric": away,  # on test rows the worst rate does best: that must choose nothing
-            "seconds": seconds,
-            "train_examples": rows,
-            "validation_examples": 100,
-            "epochs_run": epochs,
-        }
-        return CellState(State.DONE, "", result)
+        result = record(
+            metric=min(1.0, away),  # on test rows the worst rate does best: that must choose nothing
+            validation_loss=self.losses[method] + away,
+            seconds=seconds,
+            train_examples=rows,
+            validation_examples=100,
+            best_epoch=0,
+            epochs_run=epochs,
+        )
+        return CellState(State.DONE, "", RunRecord.of(result))
 
 
 def ask(made: Made, workdir: Path, *, methods=("lora", "ia3", "full"), minutes: float | None = None):
@@ -217,15 +219,12 @@ def test_a_changed_number_in_the_record_is_seen(tmp_path):
             ask(Made(LOSSES), tmp_path, minutes=20)
 
 
-@pytest.mark.parametrize("damage", [{"validation_loss": None}, {"seconds": 3}, {"epochs_run": "4"}])
-def test_a_result_that_no_run_wrote_is_a_run_that_failed(tmp_path, damage):
+def test_a_run_whose_result_was_damaged_is_a_run_that_failed(tmp_path):
     made = Made(LOSSES)
+    damaged = CellState(State.FAILED, "result.json is damaged (seconds is 3; expected seconds of total)", damaged=True)
 
     def run_cells(cells):
-        return {
-            cell: dataclasses.replace(seen, result={**seen.result, **damage}) if "lora" in cell.name else seen
-            for cell, seen in made(cells).items()
-        }
+        return {cell: damaged if "lora" in cell.name else seen for cell, seen in made(cells).items()}
 
     found = search(Request(("lora", "ia3"), configure, tmp_path, ROWS, "rows"), run_cells, clock=made.clock)
     assert "damaged" in found.left_out["lora"] and [attempt.method for attempt in found.full] == ["ia3"]

@@ -158,7 +158,7 @@ def test_every_short_run_is_explained(full):
 
 def test_the_metric_stands_beside_its_standard_error_and_what_is_had_without_learning(full):
     (run,) = full({"lora": 0.8}, lora=([0.3], 1.0))
-    trust = Uncertainty(0.008, (0.78, 0.82), "wilson", 2500)
+    trust = Uncertainty("accuracy", 0.008, (0.78, 0.82), "wilson", 2500)
     run = Full(dataclasses.replace(run.result, uncertainty=trust), run.learning_rate, run.command)
     facts = dict(choice([run]).document().sections[0].facts)
     assert facts["test"].startswith("accuracy 0.8000 ± 0.0080 (standard error) on 2,500 rows")

@@ -206,7 +206,7 @@ def test_short_runs_of_a_search_are_left_out_in_one_line(tmp_path):
 def test_how_far_a_metric_may_be_trusted_is_read(tmp_path):
     trust = {"metric": "accuracy", "standard_error": None, "interval": [0.1, 0.9], "method": "wilson", "rows": 3}
     ((result,), _) = load([write_run(tmp_path, record(uncertainty=trust))])
-    assert result.uncertainty == Uncertainty(None, (0.1, 0.9), "wilson", 3)
+    assert result.uncertainty == Uncertainty("accuracy", None, (0.1, 0.9), "wilson", 3)
 
 
 def test_what_is_no_file_is_named_and_not_waited_for(tmp_path):

@@ -9,6 +9,7 @@ from jpeft.cli.aftermath import metric_line, print_aftermath
 from jpeft.data.tasks import TASKS, Example
 from jpeft.eval.answering import ScoredAnswers
 from jpeft.eval.metrics import judge
+from jpeft.results import plain
 from jpeft.run.directory import RunDirectory
 from jpeft.train import aftermath
 from jpeft.train.aftermath import write_aftermath
@@ -36,7 +37,7 @@ def write(tmp_path):
             "test_examples": len(targets),
             **record,
         }
-        return json.loads(json.dumps(result)), notes
+        return json.loads(json.dumps(plain(result))), notes
 
     return write
 

@@ -79,6 +79,8 @@ CHANGES: dict[str, Change] = {
     ),
     "data.source": Change("sample", SPLITS, COLA, also={"data.path": None}),
     "data.path": Change("<other data>", TEXTS),
+    "data.mix": Change("3,1", {"trained"}, {**CUSTOM, "data.path": "<two>", "data.mix": "1,1"}),
+    "data.weight": Change("weight", {"trained"}, CUSTOM),
     "data.input": Change("title", TEXTS, CUSTOM),
     "data.target": Change("mood", SPLITS, CUSTOM),
     "data.options": Change("list", TEXTS, CUSTOM),
@@ -103,6 +105,8 @@ CHANGES: dict[str, Change] = {
     "train.warmup_fraction": Change(0.5, {"rates"}),
     "train.weight_decay": Change(0.1, {"update"}),
     "train.clip_grad_norm": Change(1.0, {"update"}),
+    "train.label_smoothing": Change(0.1, {"train"}),
+    "train.class_weights": Change("balanced", {"trained"}, {**CUSTOM, "data.target": "mood"}),
     "train.checkpoint_every_seconds": Change(0.0, {"saved"}),
     "eval.zero_shot": Change(True, {"answered", "saved"}),
     "eval.answer": Change("score", {"answered", "metric"}),
@@ -137,7 +141,9 @@ def places(tmp_path_factory, tiny_checkpoint, tiny_tokenizer, toy_data):
         write_parquet(root / f"data/ag_news/{split}.parquet", news(rows, seed=77))
     custom = {"text": news(90, seed=5)["text"], "title": news(90, seed=6)["text"]}
     classes = {"target": ["yes", "no", "maybe"] * 30, "mood": ["glad"] * 45 + ["sad"] * 45}
+    classes |= {"weight": [1, 2, 3] * 30}
     write_parquet(root / "custom.parquet", {**custom, **classes})
+    write_parquet(root / "more.parquet", {"text": news(60, seed=9)["text"], "target": ["yes", "no"] * 30})
     tuned = T5(TINY, rngs=nnx.Rngs(3))
     tuned = attach(tuned, Lora(), select(tuned, Lora()), jax.random.key(5))
     save_adapter(tuned, Lora(), select(tuned, Lora()), root / "adapter", base_name="tiny")
@@ -147,6 +153,7 @@ def places(tmp_path_factory, tiny_checkpoint, tiny_tokenizer, toy_data):
         "<other>": str(root / "model"),
         "<other data>": str(root / "data"),
         "<custom>": str(root / "custom.parquet"),
+        "<two>": f"{root / 'custom.parquet'},{root / 'more.parquet'}",
         "<adapter>": str(root / "adapter"),
     }
 
@@ -242,6 +249,10 @@ DEFAULT = (
     "train.weight_decay",
     "train.clip_grad_norm",
     "train.monitor",
+    "train.label_smoothing",
+    "train.class_weights",
+    "data.mix",
+    "data.weight",
     "eval.metrics",
     "eval.num_beams",
 )

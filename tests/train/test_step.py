@@ -17,7 +17,8 @@ class One(nnx.Module):
 
 def test_each_micro_batch_of_each_step_draws_masks_of_its_own(monkeypatch):
     """The loss here is what the dropout key draws."""
-    monkeypatch.setattr(step, "loss_sums", lambda model, batch, key: (model.weight[...] * jax.random.uniform(key), 1.0))
+    drawn_loss = lambda model, batch, key, **options: (model.weight[...] * jax.random.uniform(key), 1.0)
+    monkeypatch.setattr(step, "loss_sums", drawn_loss)
     graphdef, adapter, base = nnx.split(One(), Adapter, ...)
     accumulate = make_accumulate(graphdef)
 
@@ -32,7 +33,7 @@ def test_each_micro_batch_of_each_step_draws_masks_of_its_own(monkeypatch):
 
 def test_sums_add_up_over_micro_batches(monkeypatch):
     monkeypatch.setattr(
-        step, "loss_sums", lambda model, batch, key: (model.weight[...] * batch["loss"], batch["tokens"])
+        step, "loss_sums", lambda model, batch, key, **options: (model.weight[...] * batch["loss"], batch["tokens"])
     )
     graphdef, adapter, base = nnx.split(One(), Adapter, ...)
     accumulate, sums = make_accumulate(graphdef), zero_sums(adapter)

@@ -174,7 +174,12 @@ class Judged:
 
 
 def judge(
-    task: Task, examples: Sequence[Example], predictions: Sequence[str], probabilities: np.ndarray | None = None
+    task: Task,
+    examples: Sequence[Example],
+    predictions: Sequence[str],
+    probabilities: np.ndarray | None = None,
+    *,
+    rouge_tokenizer: str | None = None,
 ) -> Judged:
     """Judges answers to these rows by all metrics of the task.
 
@@ -182,8 +187,11 @@ def judge(
 
     Args:
       probabilities: `[rows, labels]`, in the order of the task's labels; None where answers were generated.
+      rouge_tokenizer: of the rows that these are a part of; None to choose it by these.
     """
     answered = dataclasses.replace(_answered(task, examples, predictions), probabilities=probabilities)
+    if rouge_tokenizer is not None:
+        answered = dataclasses.replace(answered, rouge_tokenizer=rouge_tokenizer)
     metrics = metrics_of(task, examples)
     computed = [m.of(answered) for m in metrics if probabilities is not None or PROBABILITIES not in m.needs]
     by_row = computed[0] if computed[0].scores is not None and task.kind == "generation" else None

@@ -1,0 +1,55 @@
+"""How much a training row counts: weights of classes and of a column, checked and scaled."""
+
+import numpy as np
+import pytest
+
+from jpeft.data.weighting import class_weights, column_weights, scaled, told_of_weights
+from jpeft.errors import UserError
+
+LABELS = ("no", "yes", "a=b")
+
+
+def test_balanced_weighs_each_class_the_same_in_all():
+    targets = ["no"] * 6 + ["yes"] * 2
+    weights = class_weights("balanced", targets, LABELS, key="k")
+    assert weights == {"no": 8 / (2 * 6), "yes": 8 / (2 * 2)}  # scikit-learn's compute_class_weight
+    assert 6 * weights["no"] == 2 * weights["yes"]
+
+
+def test_labels_that_are_left_out_weigh_one():
+    assert class_weights("yes=3, a=b = 0.5", ["no"], LABELS, key="k") == {"no": 1, "yes": 3, "a=b": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("maybe=2", "'maybe', which is no label; there are: no, yes, a=b"),
+        ("yes", "expected balanced, or label=weight"),
+        ("yes=-1", "the weight of 'yes' is '-1'; expected a number, 0 or more"),
+        ("yes=nan", "is 'nan'"),
+        ("yes=1,yes=2", "two weights for 'yes'"),
+    ],
+)
+def test_weights_of_classes_that_cannot_be_meant_are_refused(text, says):
+    with pytest.raises(UserError, match=says):
+        class_weights(text, ["no"], LABELS, key="k")
+
+
+def test_a_column_of_numbers_or_of_their_texts():
+    columns = {"w": [1, "2.5", 0, 3.0, None, "x", -1, True]}
+    assert column_weights("w", columns, [3, 0, 1, 2], "train") == [3, 1, 2.5, 0]
+    for row, shown in ((4, "None"), (5, "'x'"), (6, "-1"), (7, "True")):
+        with pytest.raises(UserError, match=f"row train/{row}: its weight, 'w', is {shown}; expected a number"):
+            column_weights("w", columns, [row], "train")
+    with pytest.raises(UserError, match="no such column; there are: w"):
+        column_weights("v", columns, [0], "train")
+
+
+def test_the_least_weight_above_nothing_is_one():
+    assert scaled(np.array([0.25, 0, 0.5])).tolist() == [1, 0, 2]
+    with pytest.raises(UserError, match="every training row weighs 0"):
+        scaled(np.zeros(2))
+    lines = told_of_weights({"no": 1.0, "yes": 3.0}, "w", np.array([1.0, 3.0, 0.0]))
+    assert lines[0] == "class weights of the training loss: no 1, yes 3"
+    assert lines[1] == "training rows are weighted by the column 'w'; 1 row weighs 0 and teach nothing"
+    assert "counts 3 times the lightest" in lines[2] and "as 2 equal rows" in lines[2]  # (1 + 3)² / (1 + 9) = 1.6
