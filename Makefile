@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint types clean
+.PHONY: demo test test-all lint types docs clean
 
 demo: .venv/installed  ## tunes and tests a LoRA adapter on the model that comes with the package
 	$(BIN)/python main.py --config configs/mini.py:lora_agnews_medium --config.data.source=sample --workdir demo --overwrite
@@ -18,8 +18,11 @@ lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/installed-test  ## pyright, which fetches its own program from npm
+types: .venv/installed-test  ## pyright over the package, which fetches its own program from npm
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: .venv/installed-docs  ## the documentation as a site, in site/
+	$(BIN)/mkdocs build
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -30,5 +33,9 @@ types: .venv/installed-test  ## pyright, which fetches its own program from npm
 	$(BIN)/python -m pip install -q -e '.[test]'
 	touch $@
 
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install -q -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site

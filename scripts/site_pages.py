@@ -1,0 +1,76 @@
+"""Pages of the documentation site that no file of `docs/` holds: a hook of mkdocs (`mkdocs.yml` names it).
+
+The README becomes the first page, the pages beside it (changelog, contributing, benchmarks) come along, and each
+package and module of jpeft gets its place in the API reference. Links between them are made to fit.
+"""
+
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[1]
+# Files outside `docs/`, and what they are called on the site.
+BESIDE = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+    "benchmarks/README.md": "benchmarks.md",
+    "docs/results/mini_paper/README.md": "results/mini_paper/about.md",  # an index.html stands beside it
+}
+_LINK = re.compile(r"\[([^\]\[]*)\]\(([^)#\s]+)([^)]*)\)")
+
+
+def reference_pages() -> dict[str, str]:
+    """The API reference: `{page: its Markdown}`, one page for the modules at the top and one for each package."""
+    modules: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "jpeft").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[-1] == "__main__" or len(parts) > 2 and parts[1] == "configs":
+            continue
+        package = parts[1] if len(parts) > 2 else "jpeft"
+        modules.setdefault(package, []).append(".".join(part for part in parts if part != "__init__"))
+    pages = {}
+    for package, names in modules.items():
+        title = "jpeft" if package == "jpeft" else f"jpeft.{package}"
+        blocks = [f"::: {name}\n    options:\n      heading_level: 2\n" for name in names]
+        pages[f"api/{package}.md"] = f"# {title}\n\n" + "\n".join(blocks)
+    return pages
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages that are made here."""
+    for source, name in BESIDE.items():
+        if (ROOT / source).exists():
+            files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
+    for name, content in reference_pages().items():
+        files.append(File.generated(config, name, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Makes links fit that were written for the repository; where a file is not on the site, its name is left alone."""
+    sources = {name: source for source, name in BESIDE.items()}
+    here = (ROOT / sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")).parent
+
+    def fitted(link: re.Match[str]) -> str:
+        text, target = link[1], link[2]
+        path = (here / target).resolve()
+        if "://" in target or not path.is_relative_to(ROOT):
+            return link[0]
+        name = path.relative_to(ROOT).as_posix()
+        if name in BESIDE:
+            found = BESIDE[name]
+        elif name.startswith("docs/"):
+            found = name.removeprefix("docs/")
+        elif path.exists():  # code and configs are in the repository, and not on the site
+            return text
+        else:
+            return link[0]
+        depth = page.file.src_uri.count("/")
+        return f"[{text}]({'../' * depth}{found}{link[3]})"
+
+    return _LINK.sub(fitted, markdown)
