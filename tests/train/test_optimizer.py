@@ -14,8 +14,8 @@ from jpeft.peft.full import Full
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
 from jpeft.peft.prompt import Prompt
-from jpeft.train.optimizer import AdamW
-from jpeft.train.schedule import constant
+from jpeft.train.optimizer import AdamW, decay_mask
+from jpeft.train.schedule import constant, three_point_schedule
 
 
 def after_a_step_without_gradient(model, method, key, **options) -> dict[str, float]:
@@ -61,3 +61,32 @@ def test_clipping_bounds_the_norm_over_the_whole_adapter(tiny_t5, key):
     _, state = tx.update(grads, tx.init(adapter), adapter)
     first_moment = optax.tree.get(state, "mu")
     np.testing.assert_allclose(optax.tree.norm(first_moment), 0.1 * 1.0, rtol=1e-5)  # 1 - beta_1 of the clipped one
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "as_before"),
+    [
+        (AdamW(), lambda rate: optax.adamw(rate, weight_decay=0.0, mask=decay_mask)),
+        (
+            AdamW(0.1, 1.0),
+            lambda rate: optax.chain(
+                optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.1, mask=decay_mask)
+            ),
+        ),
+    ],
+)
+def test_rates_that_are_traced_leave_the_state_and_the_updates_as_they_were(optimizer, as_before):
+    """Checkpoints hold this tree, by the names of its leaves; each update is bit for bit that of compiled-in rates."""
+    points = {"total_steps": 30, "warmup_fraction": 0.2}
+    closure = optax.join_schedules([optax.linear_schedule(1e-3, 1e-2, 6), optax.linear_schedule(1e-2, 1e-4, 23)], [6])
+    schedule = three_point_schedule(1e-3, 1e-2, 1e-4, **points)
+    leaves = nnx.State({"kernel": jnp.linspace(-1, 1, 12).reshape(3, 4), "scale": jnp.ones(4)})
+    grads = jax.tree.map(lambda leaf: jnp.sin(9 * leaf), leaves)
+    state = optimizer(constant(0.0)).init(leaves)
+    assert jax.tree.structure(state) == jax.tree.structure(as_before(closure).init(leaves))
+    traced = jax.jit(lambda schedule, state: optimizer(schedule).update(grads, state, leaves))
+    within = jax.jit(lambda state: as_before(closure).update(grads, state, leaves))
+    other = state
+    for _ in range(9):
+        (updates, state), (expected, other) = traced(schedule, state), within(other)
+        jax.tree.map(np.testing.assert_array_equal, (updates, state), (expected, other))
