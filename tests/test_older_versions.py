@@ -9,6 +9,7 @@ import pytest
 from jpeft.cli import main
 from jpeft.config import Run, of_any_version
 from jpeft.files import read_json_object
+from jpeft.predict.source import task_of
 from jpeft.report.records import load
 from jpeft.typed_config import differences
 
@@ -71,3 +72,16 @@ def test_its_config_is_a_config_of_today():
     filled = of_any_version(config, run.to_dict())
     assert filled["eval"]["answer"] == "generate" and filled["train"]["label_smoothing"] == 0
     assert differences(filled, run.to_dict()) == []
+
+
+def test_its_adapter_is_known_by_its_run(old):
+    """It wrote no task.json: whoever answers by it learns from config.json and result.json how its test did."""
+    task = task_of(old / "ia3_agnews_low_seed0/adapter")
+    assert task is not None and task.labels == ("World", "Sports", "Business", "Sci/Tech")
+    assert (task.answer, task.metrics, task.max_target_length) == ("generate", (), 8)
+
+
+@pytest.mark.slow
+def test_its_adapter_answers(old, capsys):
+    assert main(["predict", "--adapter", str(old / "ia3_agnews_low_seed0"), "stocks fell", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["prediction"] in ("World", "Sports", "Business", "Sci/Tech")

@@ -19,7 +19,7 @@ def metric_line(result: Mapping[str, Any]) -> str:
         in_words(result.get("uncertainty")),
         (result.get("computed_by") or {}).get(result["metric_name"]),
         counted(result["test_examples"], "test row"),
-        _majority(result.get("per_class")),
+        _majority(result.get("per_class"), result["metric_name"]),
     ]
     return f"{result['metric_name']}  {result['metric']:.4f}  ({'; '.join(filter(None, said))})"
 
@@ -34,17 +34,17 @@ def print_numbers(result: Mapping[str, Any]) -> None:
             print(f"{name}  {value:.4f}" + (f"  ({said})" if said else ""))
 
 
-def _majority(per_class: Mapping[str, Any] | None) -> str:
+def _majority(per_class: Mapping[str, Any] | None, metric: str) -> str:
     if not per_class:
         return ""
-    majority = per_class["majority"]
-    return f"always answering {majority['label']!r} gives {majority['share']:.4f}"
+    majority, of = per_class["majority"], "" if metric == "accuracy" else "accuracy "
+    return f"always answering {majority['label']!r} gives {of}{majority['share']:.4f}"
 
 
 def print_aftermath(result: Mapping[str, Any], workdir: Path) -> None:
     """Prints the table of classes, the run's files to look at, and its warnings."""
     if result.get("per_class"):
-        print(f"macro_f1  {result['per_class']['macro_f1']:.4f}")
+        print_macro_f1(result)
         try:
             print_classes(read_json_object(workdir / "per_class.json"))
         except (UserError, KeyError, TypeError):  # taken away or damaged since: the result stands without it
@@ -58,6 +58,12 @@ def print_aftermath(result: Mapping[str, Any], workdir: Path) -> None:
             print(f"look at  {workdir / name}  ({what})")
     for line in result.get("warnings", []):
         print(f"warning  {line}")
+
+
+def print_macro_f1(result: Mapping[str, Any]) -> None:
+    """Prints the macro F1 of a classification, where it does not stand among the metrics anyway."""
+    if "macro_f1" not in result.get("metrics", {}):
+        print(f"macro_f1  {result['per_class']['macro_f1']:.4f}")
 
 
 def print_classes(record: Mapping[str, Any]) -> None:

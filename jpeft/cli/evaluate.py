@@ -99,7 +99,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _print(outcome, arguments: argparse.Namespace) -> None:
-    from jpeft.cli.aftermath import print_classes, print_numbers
+    from jpeft.cli.aftermath import print_classes, print_macro_f1, print_numbers
     from jpeft.predict.evaluation import shown_labels
     from jpeft.words import counted
 
@@ -107,7 +107,7 @@ def _print(outcome, arguments: argparse.Namespace) -> None:
     rows = record["rows"]
     print_numbers({**record, "test_examples": rows})
     if record["per_class"] is not None:
-        print(f"macro_f1  {record['per_class']['macro_f1']:.4f}")
+        print_macro_f1(record)
         print_classes(record["per_class"])
     if outcome.unknown_labels:
         unknown = sum(outcome.unknown_labels.values())

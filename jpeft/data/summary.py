@@ -67,8 +67,9 @@ def told_of_targets(task: Task, targets: Sequence[Any], *, kind: str | None, few
         )
     elif kind is None:
         why = f"more than {few}" if distinct > few else "too many for so few rows"
+        judge = "ROUGE-L" if task.metric == "rouge_l" else task.metric
         lines.append(
-            f"targets are taken as text, judged by ROUGE-L: {distinct:,} different ones in {rows:,} rows, {why} "
+            f"targets are taken as text, judged by {judge}: {distinct:,} different ones in {rows:,} rows, {why} "
             "(data.kind=classification takes them as classes)"
         )
     elif task.kind == "classification" and distinct > few:

@@ -144,7 +144,8 @@ class Choice:
                 "giving each label its share, whatever the input",
                 True,
             )
-        if self.baseline is not None and result.metric <= self.baseline.share:
+        judged_by_share = result.metric_name == "accuracy"
+        if self.baseline is not None and judged_by_share and result.metric <= self.baseline.share:
             yield (
                 f"its {metric}, {result.metric:.4f} on {result.test_examples:,} test rows, is no higher than the "
                 f"{self.baseline.share:.4f} of always answering {self.baseline.label!r}",

@@ -139,6 +139,7 @@ def make_plan(run: Run, lengths: Lengths | None = None, *, report: Callable[[str
         layout,
         max_length=lengths.target,
         num_beams=run.eval.num_beams,
+        label_smoothing=run.train.label_smoothing,
         made=Recent(4),
     )
     train = _batch(run.train.batch_size, lengths)

@@ -107,7 +107,7 @@ CLASS_METRICS = (
     # confidence is the probability of the chosen label among all labels.
     Metric(
         "expected_calibration_error",
-        "expected calibration error",
+        "expected calibration error (lower is better)",
         of_split=_expected_calibration_error,
         higher_is_better=False,
         needs=(LABELS, PROBABILITIES),
