@@ -168,8 +168,25 @@ def require_path(path: str | None) -> None:
         there = place.is_dir()
     except (OSError, ValueError):  # ValueError: a NUL in the name
         there = False
+    several = [part.strip() for part in path.split(",")]
+    if not there and len(several) > 1 and not place.exists() and all(_expanded(part).exists() for part in several):
+        raise UserError(
+            f"data.path lists {len(several)} files; say how they are mixed: --config.data.mix=proportional."
+        )
     if not there:
         require_file(place, f"data.path {path if len(path) <= 200 else path[:100] + '...'!r}")
+
+
+def _are_listed(path: str) -> bool:
+    """Whether a path that is none lists several that are there."""
+    try:
+        return (
+            "," in path
+            and all(_expanded(part.strip()).exists() for part in path.split(","))
+            and not _expanded(path).exists()
+        )
+    except (OSError, ValueError):
+        return False
 
 
 def _expanded(path: str) -> Path:

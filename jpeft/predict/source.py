@@ -19,6 +19,7 @@ from jpeft.model.t5 import T5, arrange_layers
 from jpeft.model.tokenizer import TOKENIZER_FILES, Tokenizer
 from jpeft.peft.hub import CONFIGS, load_adapter
 from jpeft.peft.locate import base_of, locate, whole_model, words_for
+from jpeft.results import NotARecord, RunRecord
 
 
 def task_of(directory: Path) -> TaskOfRun | None:
@@ -39,10 +40,9 @@ def _of_older_run(adapter: Path) -> TaskOfRun | None:
         return None
     try:
         run = Run.from_config(read_json_object(directory / "config.json", error=RunFailed))
-        result = read_json_object(directory / "result.json", error=RunFailed)
-        labels = result.get("labels") or ()
-        if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
-            raise RunFailed("labels of result.json are no list of texts")
+        labels = RunRecord.read(directory / "result.json").labels or ()
+    except NotARecord as why:
+        raise RunFailed(f"{directory / 'result.json'} is damaged ({why}); copy the adapter elsewhere.") from None
     except (RunFailed, UserError) as error:
         raise RunFailed(
             f"{directory} is no run that this jpeft can read ({str(error).rstrip('.')}); copy its adapter elsewhere."

@@ -8,6 +8,7 @@ import pytest
 from jpeft.data.batches import pad, train_order
 from jpeft.data.mixture import Mix, names_of, paths_of, rates_of
 from jpeft.data.prepare import choose_task, prepare
+from jpeft.data.sources import require_path
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
 
@@ -125,6 +126,15 @@ def test_rows_weigh_what_their_class_and_column_say_in_the_training_batch_alone(
     assert by_row.max(axis=1).tolist() == [expected[0], expected[-1], 0]
     assert (by_row > 0).sum(axis=1).tolist() == [len(tokens.targets[r]) for r in rows] + [0]
     assert data.tokens["validation"].weights is None and data.tokens["test"].weights is None
+
+
+def test_files_that_are_listed_need_a_mix(tmp_path):
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("input,target\n")
+    with pytest.raises(
+        UserError, match="lists 2 files; say how they are mixed, such as --config.data.mix=proportional"
+    ):
+        require_path(f"{tmp_path}/a.csv, {tmp_path}/b.csv")
 
 
 def test_class_weights_of_texts_are_refused(prepared):

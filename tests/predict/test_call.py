@@ -10,6 +10,7 @@ from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed
 from jpeft.predict.call import Call
 from jpeft.predict.source import Source, task_of
+from tests.report.synthetic import record
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def run(tmp_path):
     def make(data: dict, result: dict):
         config = Run.from_config({"data": data}).to_dict()
         (tmp_path / "config.json").write_text(json.dumps(config))
-        (tmp_path / "result.json").write_text(json.dumps(result))
+        (tmp_path / "result.json").write_text(json.dumps({**record(), **result}))
         (tmp_path / "adapter").mkdir()
         return tmp_path / "adapter"
 

@@ -26,6 +26,7 @@ from jpeft.predict.answering import lengths_up_to
 from jpeft.predict.progress import Meter
 from tests.conftest import TOPICS, news
 from tests.peft.filled import filled
+from tests.report.synthetic import record
 
 TEXTS = news(9, seed=5)["text"] + ["", "goal " * 20]
 SHORT = ("--max-output-length", "6", "--max-input-length", "16", "--batch-size", "2")
@@ -73,7 +74,7 @@ def run(tiny_checkpoint, tmp_path):
         data = {"task": task, "max_target_length": 6, "path": "rows.jsonl"}
         config = Run.from_config({"data": data, "model": {"name": str(tiny_checkpoint)}})
         (directory / "config.json").write_text(json.dumps(config.to_dict()))
-        (directory / "result.json").write_text(json.dumps({"status": "done"}))
+        (directory / "result.json").write_text(json.dumps(record()))
         return directory
 
     return make
