@@ -168,11 +168,9 @@ def require_path(path: str | None) -> None:
         there = place.is_dir()
     except (OSError, ValueError):  # ValueError: a NUL in the name
         there = False
-    several = [part.strip() for part in path.split(",")]
-    if not there and len(several) > 1 and not place.exists() and all(_expanded(part).exists() for part in several):
-        raise UserError(
-            f"data.path lists {len(several)} files; say how they are mixed: --config.data.mix=proportional."
-        )
+    if not there and _are_listed(path):
+        mend = "say how they are mixed, such as --config.data.mix=proportional"
+        raise UserError(f"data.path lists {path.count(',') + 1} files; {mend}.")
     if not there:
         require_file(place, f"data.path {path if len(path) <= 200 else path[:100] + '...'!r}")
 
