@@ -439,7 +439,7 @@ COMMANDS: dict[str, tuple[dict[str, Damage], str, list[str]]] = {
     "merge": (OURS, "ours", ["merge", "IT", "--model", "BASE", "--out", "OUT"]),
 }
 _STARTED_TOGETHER = """
-import resource, sys, json, time
+import re, sys, json, time
 from jpeft.cli import main
 for line in sys.stdin:
     started, status = time.monotonic(), None
@@ -448,7 +448,8 @@ for line in sys.stdin:
     except SystemExit as end:
         status = end.code
     sys.stderr.flush()
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not getrusage: what it tells begins with the memory of the process that started this one.
+    kilobytes = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
     print(json.dumps([status, time.monotonic() - started, kilobytes]), flush=True)
 """
 
