@@ -15,6 +15,8 @@ os.environ["XLA_FLAGS"] = (
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # a later one ends the process at a flag that is gone
     # XLA's newer way of making loops takes two to three times as long to compile a tiny training step.
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+# What the code rounds to bfloat16 is rounded: otherwise XLA leaves it out here and there, each program in other places.
+os.environ["XLA_FLAGS"] += " --xla_allow_excess_precision=false"
 
 import jax
 import jax.numpy as jnp
