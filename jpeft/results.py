@@ -278,6 +278,18 @@ def _object(value: Any) -> dict[str, Any]:
     return value
 
 
+def _part(value: Any) -> dict[str, Any]:
+    checks = {
+        "validation_examples": _natural,
+        "test_examples": _natural,
+        "validation_loss": _number,
+        "metrics": _numbers,
+    }
+    if not isinstance(value, dict) or not checks.keys() <= value.keys():
+        raise NotARecord(f"of each file {', '.join(checks)}")
+    return {name: check(value[name]) for name, check in checks.items()}
+
+
 _numbers = _by_name(_number, "numbers")
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "status": _name,
@@ -314,7 +326,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "train_examples": _natural,
     "validation_examples": _natural,
     "test_examples": _natural,
-    "by_source": _optional(_by_name(_object, "parts")),
+    "by_source": _optional(_by_name(_part, "each file's part")),
     "seconds": _seconds,
     "tokens_per_second": _not_negative,
     "peak_memory_bytes": _natural,

@@ -29,7 +29,9 @@ TODAYS = {
     "trained_on_after": [2],
     "monitor": "validation/rouge_l",
     "validation_metrics": [{"rouge_l": 0.5}] * 5,
-    "by_source": {"a.csv": {"test_examples": 4, "metrics": {"accuracy": 0.5}}},
+    "by_source": {
+        "a.csv": {"validation_examples": 3, "test_examples": 4, "validation_loss": 0.5, "metrics": {"accuracy": 0.5}}
+    },
 }
 
 
@@ -75,6 +77,7 @@ def test_a_value_that_no_run_writes_is_refused_by_its_key(name):
             "lack 'f1' of an epoch",
         ),
         ({"monitor": "validation/f1", "validation_metrics": [{"f1": 0.5}]}, "lack 'f1' of an epoch"),
+        ({"by_source": {"a.csv": {"test_examples": 4}}}, "expected of each file validation_examples"),
         ({"validation_loss": -1}, "validation_loss is -1; expected a finite number, 0"),
     ],
 )

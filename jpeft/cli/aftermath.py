@@ -42,7 +42,11 @@ def _majority(per_class: Mapping[str, Any] | None, metric: str) -> str:
 
 
 def print_aftermath(result: Mapping[str, Any], workdir: Path) -> None:
-    """Prints the table of classes, the run's files to look at, and its warnings."""
+    """Prints the numbers of each file of rows, the table of classes, the run's files to look at, and its warnings."""
+    for source, part in (result.get("by_source") or {}).items():
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in part["metrics"].items())
+        rows = counted(part["test_examples"], "test row")
+        print(f"of {source}  {numbers} ({rows}), validation loss {part['validation_loss']:.4f}")
     if result.get("per_class"):
         print_macro_f1(result)
         try:

@@ -384,8 +384,6 @@ class _Execution:
             numbers = scored.of_rows(rows, self.data.task, examples).numbers
             counts = {"validation_examples": len(own), "test_examples": len(rows)}
             of_source[name] = {**counts, "validation_loss": loss, "metrics": numbers}
-            shown = ", ".join(f"{key} {value:.4f}" for key, value in numbers.items())
-            self.display.say(f"{name}: validation loss {loss:.4f}; of its {counted(len(rows), 'test row')} {shown}")
         return of_source
 
     def _write_result(self, scored: ScoredAnswers) -> dict[str, Any]:

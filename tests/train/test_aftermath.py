@@ -114,3 +114,10 @@ def test_a_curve_leaves_out_lines_that_are_no_records(tmp_path):
     assert Curve.of_log(path) == Curve([(1, 2.5), (2, 2.0)], [(2, 1.5)])
     assert Curve.of_log(tmp_path / "none") == Curve([], [])
     assert draw_curve(Curve([], []), tmp_path / "empty.png", "nothing") and (tmp_path / "empty.png").is_file()
+
+
+def test_each_file_of_rows_has_its_line(write, tmp_path, capsys):
+    result, _ = write(TASKS["cola"], ["acceptable"] * 4, ["acceptable"] * 4)
+    part = {"validation_examples": 3, "test_examples": 1, "validation_loss": 0.5, "metrics": {"accuracy": 1.0}}
+    print_aftermath({**result, "by_source": {"a.csv": part}}, tmp_path)
+    assert "of a.csv  accuracy 1.0000 (1 test row), validation loss 0.5000" in capsys.readouterr().out
