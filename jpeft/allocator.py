@@ -10,6 +10,7 @@ one program runs at a time, and freed memory that has gone to pieces is given ba
 
 import ctypes
 import sys
+from typing import Any
 
 import jax
 
@@ -65,7 +66,7 @@ def return_freed_memory() -> None:
         malloc_trim(0)
 
 
-def _glibc(name: str):
+def _glibc(name: str) -> Any:
     """A function of glibc, or None where that is not the C library."""
     if not sys.platform.startswith("linux"):
         return None

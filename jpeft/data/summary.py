@@ -142,7 +142,8 @@ def told_of_rows(
     counts = {split: (part.cut_targets, len(part)) for split, part in tokens.items()}
     lines += _by_split(f"targets cut to {task.max_target_length} tokens", counts, "data.max_target_length")
     of_template = tokenizer.ids([Template.parse(task.template).render(collections.defaultdict(str))])[0]
-    own = of_template.count(tokenizer.unknown_token_id)  # the template's author wrote those, in every row
+    unknown = tokenizer.unknown_token_id
+    own = 0 if unknown is None else of_template.count(unknown)  # the template's author wrote those, in every row
     for what, texts in (("inputs", _texts_of), ("targets", lambda row: row.target)):
         lost, example = {}, ""
         for split, part in tokens.items():

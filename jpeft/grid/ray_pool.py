@@ -30,8 +30,8 @@ class RayPool:
           RunFailed: there is no cluster at that address.
         """
         try:
-            import ray
-            import ray.exceptions
+            import ray  # pyright: ignore[reportMissingImports]  (an extra)
+            import ray.exceptions  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise UserError("--launcher ray needs Ray: pip install 'jpeft[ray]'.") from None
         self._ray = ray

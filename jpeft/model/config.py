@@ -119,7 +119,7 @@ class T5Config:
         if not 0 < known.get("layer_norm_epsilon", 1) <= 1:
             shown = _short(known["layer_norm_epsilon"])
             raise UserError(f"{source}: layer_norm_epsilon is {shown}; expected more than 0 and at most 1.")
-        floats = {name: float(known[name]) for name in ("dropout_rate", "layer_norm_epsilon") if name in known}
+        floats: dict[str, Any] = {name: float(known[name]) for name in _FLOATS if name in known}
         config = cls(**known | floats)
         if config.relative_attention_max_distance <= config.relative_attention_num_buckets // 2:
             raise UserError(
@@ -152,6 +152,7 @@ class T5Config:
         }
 
 
+_FLOATS = ("dropout_rate", "layer_norm_epsilon")
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(T5Config)}
 _FIELDS = _DEFAULTS.keys() - {"tie_word_embeddings", "scale_decoder_outputs", "feed_forward_proj", "dense_act_fn"}
 _KINDS: dict[str, type | tuple[type, ...]] = {

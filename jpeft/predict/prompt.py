@@ -73,7 +73,7 @@ class Prompt:
             raise ValueError(
                 f"is one text and the template names {' and '.join(columns)}; give rows with these columns"
             )
-        return Question(self.template, {columns[0]: text})
+        return Question(self.template, dict.fromkeys(columns, text))
 
 
 class QuestionTokens:

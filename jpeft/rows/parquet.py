@@ -152,6 +152,7 @@ def _as_text(array: pa.Array) -> list[Any]:
 def _check_longest(array: pa.Array, where: str) -> None:
     if pa.types.is_string_view(array.type) or pa.types.is_binary_view(array.type):
         array = array.cast(pa.large_binary())
-    longest = pc.max(pc.binary_length(array)).as_py() if len(array) else 0
+    lengths = pc.call_function("binary_length", [array])
+    longest = pc.call_function("max", [lengths]).as_py() if len(array) else 0
     if (longest or 0) > MOST_ROW_BYTES:
         raise UserError(f"{where} has a value of {longest:,} bytes; a row may have {MOST_ROW_BYTES:,} at most.")

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from fastapi import Depends, FastAPI, HTTPException, Path, Request
 from fastapi.exceptions import RequestValidationError
@@ -56,6 +56,8 @@ class Limits:
 
 _MOST_COLUMNS = 64  # of a row
 _LONGEST_PLACE = 120  # characters of where a wrong value stands
+_Value: TypeAlias = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | None
+_Columns: TypeAlias = Annotated[dict[str, _Value], Field(min_length=1, max_length=_MOST_COLUMNS)]
 
 
 class Service:
@@ -187,16 +189,13 @@ def make_app(service: Service) -> FastAPI:
     limits, engine, bank = service.limits, service.engine, service.engine.bank
     longest_output = engine.shapes.output_lengths[-1]
 
-    value = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | None
-    columns = Annotated[dict[str, value], Field(min_length=1, max_length=_MOST_COLUMNS)]
-
     class Generation(BaseModel):
         """Inputs for one adapter."""
 
         model_config = ConfigDict(extra="forbid")
 
         inputs: Annotated[
-            list[Annotated[str, Field(min_length=1, max_length=limits.characters)] | columns],
+            list[Annotated[str, Field(min_length=1, max_length=limits.characters)] | _Columns],
             Field(
                 min_length=1,
                 max_length=limits.inputs,
@@ -384,10 +383,10 @@ def _answer_errors(app: FastAPI) -> None:
     async def too_late(request: Request, error: TimeoutError) -> JSONResponse:
         return JSONResponse({"detail": "no answer in time; try again, or with fewer inputs."}, 504)
 
-    app.add_exception_handler(RequestValidationError, wrong_value)
-    app.add_exception_handler(405, wrong_method)
-    app.add_exception_handler(QueueFull, queue_full)
-    app.add_exception_handler(TimeoutError, too_late)
+    app.exception_handler(RequestValidationError)(wrong_value)
+    app.exception_handler(405)(wrong_method)
+    app.exception_handler(QueueFull)(queue_full)
+    app.exception_handler(TimeoutError)(too_late)
     for error, status in [
         (UnknownAdapter, 404),
         (NotOnShelf, 404),

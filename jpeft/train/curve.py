@@ -70,7 +70,7 @@ def draw_curve(curve: Curve, path: Path, title: str) -> bool:
             axes.set_ylabel("loss (nats a token)", color=_MUTED)
             axes.set_title(title.replace("$", r"\$"), fontsize=9, loc="left")
             axes.set_ylim(bottom=0)
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportCallIssue]  (a MaxNLocator)
             if curve.training or curve.validation:
                 axes.legend(frameon=False)
             png = io.BytesIO()
