@@ -53,6 +53,12 @@ _WORDS = {
 }
 
 
+def of_devices(count: int) -> dict[str, str]:
+    """The environment for another process that has so many devices and compiles as these tests do."""
+    flags = os.environ["XLA_FLAGS"].replace("device_count=4", f"device_count={count}")
+    return {**os.environ, "XLA_FLAGS": flags}
+
+
 @pytest.fixture(scope="session", autouse=True)
 def caches(tmp_path_factory):
     """Token and compilation caches of this test run, shared with the processes that it starts."""

@@ -1,7 +1,6 @@
 """Two processes of two devices each do one run together, and end together when one is lost."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+
+from tests.conftest import of_devices
 
 _ROOT = Path(__file__).parent.parent.parent
 _SECONDS = 300  # for what takes a minute on a quiet machine
@@ -26,10 +27,7 @@ class Processes:
         port = _free_port()
         self.processes = []
         for index in range(count):
-            environment = dict(os.environ, JAX_PLATFORMS="cpu", CUDA_VISIBLE_DEVICES="")
-            environment["XLA_FLAGS"] = (
-                f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={4 // count}"
-            )
+            environment = of_devices(4 // count) | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
             own: list[str] = []
             if cluster:
                 environment |= {

@@ -1,7 +1,6 @@
 """`jpeft predict` killed twice while it writes leaves the file that an unbroken call does."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import news
+from tests.conftest import news, of_devices
 
 ROWS = 2_000
 
@@ -21,13 +20,9 @@ def command(checkpoint: Path, rows: Path, output: Path) -> list[str]:
     return [sys.executable, "-m", "jpeft.cli", "predict", *flags, "--max-output-length=6", "--batch-size=4", "--quiet"]
 
 
-def environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-
-
 def kill_while_it_writes(arguments: list[str], partial: Path, seconds: float) -> None:
     before = partial.stat().st_size if partial.exists() else 0
-    process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE)
+    process = subprocess.Popen(arguments, env=of_devices(1), stderr=subprocess.PIPE)
     while not partial.exists() or partial.stat().st_size <= before:
         assert process.poll() is None, process.communicate()[1].decode()
         time.sleep(0.001)
@@ -43,13 +38,13 @@ def test_killed_twice_it_ends_with_the_same_file(tiny_checkpoint, tmp_path):
     lines = [json.dumps({"id": i, "input": text}) for i, text in enumerate(news(ROWS, seed=3)["text"])]
     rows.write_text("".join(f"{line}\n" for line in lines))
     unbroken, killed = tmp_path / "unbroken.jsonl", tmp_path / "killed.jsonl"
-    subprocess.run(command(tiny_checkpoint, rows, unbroken), check=True, env=environment())
+    subprocess.run(command(tiny_checkpoint, rows, unbroken), check=True, env=of_devices(1))
     for _ in range(2):
         kill_while_it_writes(
             command(tiny_checkpoint, rows, killed), tmp_path / "killed.jsonl.partial", random.uniform(0, 0.05)
         )
         assert not killed.exists()
-    subprocess.run(command(tiny_checkpoint, rows, killed), check=True, env=environment())
+    subprocess.run(command(tiny_checkpoint, rows, killed), check=True, env=of_devices(1))
     assert killed.read_bytes() == unbroken.read_bytes()
     answers = [json.loads(line) for line in killed.read_text().split("\n")[:-1]]
     assert [row["id"] for row in answers] == list(range(ROWS))

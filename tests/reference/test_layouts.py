@@ -17,7 +17,9 @@ from jpeft.peft.base import attach, select
 from jpeft.peft.hub import save_adapter
 from jpeft.peft.lora import Lora
 from jpeft.peft.merge import probe_logits, probe_tokens
+from tests.conftest import _WORDS, make_tokenizer
 from tests.peft.filled import filled
+from tests.serve.alike import same_answers_of_a_run, write_rows
 
 pytestmark = [
     pytest.mark.reference,
@@ -123,3 +125,27 @@ def test_an_embedding_under_the_stacks_alone_is_opened_as_transformers_opens_it(
     (tmp_path / "config.json").write_bytes((directory / "config.json").read_bytes())
     logits = their_logits(type(theirs).from_pretrained(tmp_path).eval(), *probe_tokens(weights.read_config(directory)))
     np.testing.assert_allclose(probe_logits(weights.load(tmp_path)), logits, rtol=0, atol=1e-4)
+
+
+# What their tokenizers put before the pieces; the ids are those of the layouts above.
+SPECIAL_TOKENS = {
+    "T5 1.0": ("<pad>", "</s>", "<unk>"),
+    "T5 1.1": ("<pad>", "</s>", "<unk>"),
+    "mT5": ("<pad>", "</s>", "<unk>"),
+    "UL2": ("<pad>", "</s>", "<unk>"),
+    "MADLAD": ("<s>", "<pad>", "</s>", "<unk>"),
+    "CodeT5": ("<pad>", "<s>", "</s>", "<unk>"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", SPECIAL_TOKENS)
+def test_a_run_predict_and_serve_answer_alike(layout, tmp_path, capsys):
+    base, rows = tmp_path / "base", tmp_path / "rows"
+    made(layout).save_pretrained(base)
+    texts = [" ".join(sum(_WORDS.values(), [])), "Is it {good} or bad? good bad"]
+    make_tokenizer(base, texts, special_tokens=SPECIAL_TOKENS[layout])
+    rows.mkdir()
+    write_rows(rows)
+    capsys.readouterr()
+    same_answers_of_a_run(base, rows, tmp_path, capsys)

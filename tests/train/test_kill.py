@@ -1,7 +1,6 @@
 """A run killed at ten points, while saving too, ends with the adapter of the run that was never stopped."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import of_devices
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,7 +73,7 @@ POINTS = {
 
 
 def kill_at(condition: Callable[[Path], bool], workdir: Path, arguments: list[str]) -> None:
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment())
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=of_devices(1))
     deadline = time.monotonic() + 180
     while not condition(workdir):
         assert process.poll() is None, f"ended before it could be killed: {process.communicate()[1].decode()}"
@@ -83,18 +84,14 @@ def kill_at(condition: Callable[[Path], bool], workdir: Path, arguments: list[st
     assert process.returncode == -signal.SIGKILL
 
 
-def environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-
-
 @pytest.mark.slow
 def test_killed_at_ten_points_it_ends_with_the_same_adapter(tiny_checkpoint, toy_data, tmp_path):
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
-    subprocess.run(command(unbroken, tiny_checkpoint, toy_data), check=True, env=environment(), capture_output=True)
+    subprocess.run(command(unbroken, tiny_checkpoint, toy_data), check=True, env=of_devices(1), capture_output=True)
     for condition in POINTS.values():
         kill_at(condition, killed, command(killed, tiny_checkpoint, toy_data))
         assert not (killed / "result.json").exists()
-    subprocess.run(command(killed, tiny_checkpoint, toy_data), check=True, env=environment(), capture_output=True)
+    subprocess.run(command(killed, tiny_checkpoint, toy_data), check=True, env=of_devices(1), capture_output=True)
 
     adapter = Path("adapter/jpeft_adapter.safetensors")
     assert (killed / adapter).read_bytes() == (unbroken / adapter).read_bytes()
