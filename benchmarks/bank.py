@@ -27,12 +27,14 @@ from flax import nnx
 from benchmarks.timing import alternate
 from jpeft.allocator import keep_freed_memory
 from jpeft.eval.generate import make_generate
+from jpeft.leaves import fill
 from jpeft.model import t5, weights
-from jpeft.model.leaves import fill
 from jpeft.model.source import resolve
 from jpeft.model.t5 import T5, arrange_layers
-from jpeft.peft.base import Adapter, attach, select, split
+from jpeft.peft.attaching import attach, split
 from jpeft.peft.lora import Lora
+from jpeft.peft.selection import select
+from jpeft.peft.variables import Adapter
 from jpeft.serve.bank import AdapterBank
 from jpeft.serve.pool import room_for
 

@@ -15,9 +15,10 @@ from jpeft.eval.generate import make_generate
 from jpeft.eval.loss import make_loss
 from jpeft.model import weights
 from jpeft.model.t5 import T5, arrange_layers
-from jpeft.peft.ablations import ablation
-from jpeft.peft.base import Method, Selection, attach, select, split
-from jpeft.peft.methods import build
+from jpeft.peft.attaching import attach, split
+from jpeft.peft.method import Method
+from jpeft.peft.methods import ablation, build
+from jpeft.peft.selection import Selection, select
 from jpeft.program import Program
 from jpeft.train.optimizer import AdamW
 from jpeft.train.schedule import constant
@@ -57,7 +58,7 @@ def load(directory: Path, *, endless: bool = False) -> T5:
 
 def _adapted(model: T5, name: str, ablated: str | None = None) -> T5:
     method = method_of(name)
-    selection = Selection() if ablated is None else ablation(name, ablated, model.config, seed=0)
+    selection = Selection() if ablated is None else ablation(name, ablated, model.config.stacks, seed=0)
     return attach(model, method, select(model, method, selection), jax.random.key(0))
 
 

@@ -28,15 +28,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jpeft.adapters.files import save_adapter
+from jpeft.leaves import fill
 from jpeft.model import weights
 from jpeft.model.decode import greedy
-from jpeft.model.leaves import fill
 from jpeft.model.source import resolve
 from jpeft.model.t5 import T5
 from jpeft.model.tokenizer import Tokenizer
-from jpeft.peft.base import Adapter, attach, select
-from jpeft.peft.hub import save_adapter
+from jpeft.peft.attaching import attach
 from jpeft.peft.lora import Lora
+from jpeft.peft.selection import select
+from jpeft.peft.variables import Adapter
 
 METHOD = Lora.official(rank=8)
 OUTPUT_TOKENS = 16

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jpeft.adapters.locate import stored_reading
 from jpeft.data import task_file
 from jpeft.data.mixture import names_of, paths_of
 from jpeft.data.prepare import choose_task
@@ -17,13 +18,11 @@ from jpeft.data.tasks import OPTIONS, Task
 from jpeft.data.weighting import given_weights
 from jpeft.errors import UserError
 from jpeft.eval.metrics import METRICS, check_metrics, listed, named, own
-from jpeft.model.config import RELEASED
+from jpeft.model.config import T5Config
 from jpeft.model.settings import ModelSettings, settings_of
 from jpeft.model.t5 import REMAT_POLICIES
-from jpeft.peft.ablations import ablation
-from jpeft.peft.base import STACKS, Method
-from jpeft.peft.locate import stored_reading
-from jpeft.peft.methods import build
+from jpeft.peft.method import Method
+from jpeft.peft.methods import METHODS, build, method_options, require_ablation
 from jpeft.typed_config import (
     ANY,
     check_bounds,
@@ -151,16 +150,6 @@ class LearningRate:
     initial: float | None = None
     warmup: float | None = None
     annealing: float | None = None
-
-
-# The paper's learning rates (appendix A.3).
-_LEARNING_RATES = {
-    "full": LearningRate(3e-5, 3e-4, 3e-5),
-    "lora": LearningRate(3e-4, 3e-3, 3e-4),
-    "ia3": LearningRate(3e-4, 3e-3, 3e-4),
-    "bitfit": LearningRate(3e-4, 3e-3, 3e-4),
-    "prompt": LearningRate(3e-3, 3e-1, 3e-2),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,10 +301,11 @@ class Run:
             run = with_value(run, "method.reading", _usual_reading(run))
         scale = one_of("data.scale", run.data.scale, SCALES)
         max_train, max_epochs = SCALES[scale]
-        method = one_of("method.name", run.method.name, _LEARNING_RATES)
+        method = one_of("method.name", run.method.name, METHODS)
         rates = run.train.learning_rate
         rates = dataclasses.replace(
-            _LEARNING_RATES[method], **{k: v for k, v in dataclasses.asdict(rates).items() if v is not None}
+            LearningRate(*METHODS[method].learning_rates),
+            **{k: v for k, v in dataclasses.asdict(rates).items() if v is not None},
         )
         run = dataclasses.replace(
             run,
@@ -355,7 +345,7 @@ class Run:
         self.build_method()
         self.layer_indices()
         for stack in self.stacks() or ():
-            one_of("method.stacks", stack, STACKS)
+            one_of("method.stacks", stack, T5Config().stacks)
         require_even_batches(
             self.mesh, {"train.batch_size": self.train.batch_size, "eval.batch_size": self.eval.batch_size}
         )
@@ -372,7 +362,7 @@ class Run:
         if self.data.task == "custom" and self.data.path is None:
             raise UserError("data.task is 'custom', rows of your own: name their file with --config.data.path.")
         if self.ablation.name is not None:
-            ablation(self.method.name, self.ablation.name, RELEASED["google/flan-t5-xl"])  # any model: is there such?
+            require_ablation(self.method.name, self.ablation.name)
         if self.ablation.name and any(
             (self.method.targets, self.method.layers, self.method.pattern, self.method.stacks)
         ):
@@ -415,9 +405,7 @@ class Run:
 
     def build_method(self) -> Method:
         """The method in its reading, with the options that the config gives."""
-        options = {"rank": "rank", "alpha": "alpha", "rank_stabilized": "rank_stabilized"}
-        options |= {"prompt_length": "prompt_length", "prompt_init": "init"}
-        given = {field: getattr(self.method, key) for key, field in options.items()}
+        given = {key: getattr(self.method, key) for key in method_options()}
         return build(self.method.name, self.method.reading, {k: v for k, v in given.items() if v is not None})
 
     def targets(self) -> tuple[str, ...] | None:
@@ -464,9 +452,15 @@ def _model_settings(config: Mapping[str, Any], run: Run) -> tuple[ModelSettings 
 
 def _usual_reading(run: Run) -> str:
     """The reading of a run whose config leaves it open."""
-    if run.method.from_adapter is not None and run.method.name in ("lora", "ia3"):
+    if run.method.from_adapter is not None and _peft_holds_another_reading(run.method.name):
         return stored_reading(run.method.from_adapter)
     return "official" if (run.data.task, run.method.name) == ("custom", "lora") else "paper"
+
+
+def _peft_holds_another_reading(name: str) -> bool:
+    """Whether Hugging Face PEFT has the method in its authors' reading and not in the paper's."""
+    method = METHODS.get(name)
+    return method is not None and method.peft_type is not None and method().peft_lacks is not None
 
 
 def default_config() -> ConfigDict:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from jpeft.data.splits import SCALES
 from jpeft.data.tasks import BENCHMARK
-from jpeft.peft.ablations import ABLATIONS
-from jpeft.peft.methods import METHODS
+from jpeft.peft.methods import METHODS, ablations
 from jpeft.report.published import published_metric
 
 _NAMES = {"full": "Full tuning", "lora": "LoRA", "ia3": "(IA)³", "bitfit": "BitFit", "prompt": "Prompt tuning"}
@@ -51,7 +50,7 @@ def main() -> None:
         for method in METHODS:
             for scale in ("low", "medium", "high"):
                 write(directory, method, task, scale, None)
-            for ablation in ABLATIONS.get(method, {}):
+            for ablation in ablations().get(method, ()):
                 write(directory, method, task, "medium", ablation)
 
 

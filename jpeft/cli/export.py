@@ -38,12 +38,12 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from jpeft.adapters.card import is_hub_id
+    from jpeft.adapters.files import open_adapter
+    from jpeft.adapters.locate import base_of, locate, words_for
+    from jpeft.adapters.peft_layout import peft_lacks
     from jpeft.cli.output import adapter_record, write_adapter
     from jpeft.model.source import load_config
-    from jpeft.peft.card import is_hub_id
-    from jpeft.peft.hub import open_adapter
-    from jpeft.peft.locate import base_of, locate, words_for
-    from jpeft.peft.peft_write import peft_lacks
     from jpeft.predict.source import task_of
 
     found = locate(arguments.adapter)

@@ -34,11 +34,11 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> int:
+    from jpeft.adapters.card import config_flags, places
+    from jpeft.adapters.files import PEFTS, layout_of, open_adapter
+    from jpeft.adapters.locate import base_of, locate, words_for
     from jpeft.cli.output import adapter_record, write_adapter
     from jpeft.model.source import load_config
-    from jpeft.peft.card import config_flags, describe, places
-    from jpeft.peft.hub import PEFTS, layout_of, open_adapter
-    from jpeft.peft.locate import base_of, locate, words_for
     from jpeft.predict.source import task_of
 
     found = locate(arguments.adapter)
@@ -51,7 +51,7 @@ def _import(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(record, indent=2))
         return 0
-    print(f"found    {describe(opened.method)}, at {places(opened.sites)}: {record['parameters']:,} parameters")
+    print(f"found    {opened.method.describe()}, at {places(opened.sites)}: {record['parameters']:,} parameters")
     for note in opened.notes:
         print(f"note     {note}")
     print(f"fits     {base}")

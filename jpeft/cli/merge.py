@@ -40,19 +40,20 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _merge(arguments: argparse.Namespace) -> int:
     import numpy as np
 
+    from jpeft.adapters.card import merged_card
+    from jpeft.adapters.files import load_adapter
+    from jpeft.adapters.locate import base_of, locate, words_for
+    from jpeft.adapters.merge import Probe, refuse_unmergeable_file, stored_dtype
     from jpeft.cli.output import output_directory
     from jpeft.model import weights
     from jpeft.model.settings import pass_on
     from jpeft.model.source import resolve
     from jpeft.model.tokenizer import Tokenizer
-    from jpeft.peft.card import merged_card
-    from jpeft.peft.hub import load_adapter
-    from jpeft.peft.locate import base_of, locate, words_for
-    from jpeft.peft.merge import Probe, merge, refuse_unmergeable, stored_dtype
+    from jpeft.peft.merging import merge
     from jpeft.predict.source import task_of
 
     found = locate(arguments.adapter)
-    refuse_unmergeable(found.directory)
+    refuse_unmergeable_file(found.directory)
     task = task_of(found.directory)
     name = base_of(found, arguments.model)
     directory = resolve(name, **words_for(found, arguments.model), report=lambda line: print(line, file=sys.stderr))
@@ -60,7 +61,7 @@ def _merge(arguments: argparse.Namespace) -> int:
         base = weights.load(directory)
         tokenizer = Tokenizer.load(directory, vocab_size=base.config.vocab_size)
         adapted, method, sites = load_adapter(found.directory, base)
-        merged = merge(adapted, method)
+        merged = merge(adapted)
         probe = Probe.of(base, adapted, merged, directory=directory)
         del base, adapted  # of a large model: room for what is read back
         dtype = np.dtype(arguments.dtype or stored_dtype(directory))

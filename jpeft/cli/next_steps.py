@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jpeft.adapters.files import PEFTS, layout_of
+from jpeft.adapters.locate import whole_model
 from jpeft.errors import RunFailed, UserError
-from jpeft.peft.hub import PEFTS, layout_of
-from jpeft.peft.locate import whole_model
 from jpeft.peft.methods import METHODS
 
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jpeft.adapters.card import adapter_card
+from jpeft.adapters.files import Opened, save_adapter
+from jpeft.adapters.peft_layout import peft_lacks
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import write_directory
-from jpeft.peft.base import count, split
-from jpeft.peft.card import adapter_card
-from jpeft.peft.hub import Opened, save_adapter
-from jpeft.peft.peft_write import peft_knows
+from jpeft.peft.attaching import count, split
 from jpeft.run.background import disk_trouble
 
 
@@ -66,7 +66,7 @@ def adapter_record(opened: Opened, out: Path, *, base: str, weights_bytes: int) 
         "base": base,
         "method": opened.method.name,
         "options": dataclasses.asdict(opened.method),
-        "layout": "peft" if peft_knows(opened.method) else "jpeft",
+        "layout": "peft" if peft_lacks(opened.method, opened.sites) is None else "jpeft",
         "sites": [site.path for site in opened.sites],
         "parameters": parameters(opened),
         "weights_bytes": weights_bytes,

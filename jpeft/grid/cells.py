@@ -8,7 +8,6 @@ from pathlib import Path
 
 from jpeft.config import Run
 from jpeft.errors import UserError
-from jpeft.peft.ablations import ABLATIONS
 from jpeft.typed_config import one_of
 from jpeft.words import counted
 
@@ -55,7 +54,7 @@ def config_names(
     Raises:
       UserError: none of the methods knows an ablation of that name.
     """
-    known = {name for method in methods for name in ABLATIONS.get(method, ())}
+    known = {name for method in methods for name in ablations().get(method, ())}
     if isinstance(ablations, str):
         wanted = set() if ablations == "none" else known
     else:
@@ -63,7 +62,7 @@ def config_names(
     names = []
     for task, method in itertools.product(tasks, methods):
         names += [f"{method}_{task}_{scale}" for scale in scales]
-        for ablation in (name for name in ABLATIONS.get(method, ()) if name in wanted):
+        for ablation in (name for name in ablations().get(method, ()) if name in wanted):
             names += [
                 f"{method}_{ablation}_{task}_{scale}"
                 for scale in scales

@@ -4,8 +4,8 @@ Axes: `data` cuts batches alone; `fsdp` cuts batches and, for storage, weights (
 layer); `model` cuts heads, inner widths and the vocabulary, whose parts are computed apart (Shoeybi et al. 2019: the
 first matrix product of a sublayer by its columns, the second by its rows, one sum over devices after it).
 
-What a method adds to a linear map follows the map: what acts on a cut dimension is cut alike, the rest is whole on
-every device. Optimizer state follows the leaf that it belongs to.
+What a method adds at a site follows the site's weight: what acts on a dimension that `model` cuts is cut alike, the
+rest is whole on every device (`Method.leaf_axes`). Optimizer state follows the leaf that it belongs to.
 """
 
 import re
@@ -15,7 +15,8 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
-from jpeft.model.leaves import is_stacked
+from jpeft.leaves import is_stacked
+from jpeft.peft.methods import leaf_axes
 
 AXES = ("data", "fsdp", "model")
 BATCH_AXES = ("data", "fsdp")
@@ -29,13 +30,7 @@ WEIGHTS: tuple[tuple[str, P], ...] = (
     (_COLUMNS + r"/kernel", P("fsdp", "model")),
     (_ROWS + r"/kernel", P("model", "fsdp")),
     (r"relative_attention_bias/embedding", P(None, "model")),
-    (_COLUMNS + r"/lora_b", P(None, "model")),
-    (_ROWS + r"/lora_a", P("model", None)),
-    (_COLUMNS + r"/(scale_out|bias)", P("model")),
-    (_ROWS + r"/scale_in", P("model")),
-    # Whole everywhere: small, and needed by every device.
-    (r".*/(lora_a|lora_b|scale_in|scale_out|bias|scale)", P()),
-    (r"encoder_input/prompt", P()),
+    (r".*/scale", P()),  # of a norm
 )
 ACTIVATIONS: dict[str, P] = {
     "batch": P(BATCH_AXES),
@@ -72,7 +67,22 @@ def spec_of(path: Sequence[Any], shape: Sequence[int]) -> P:
     if not shape:
         return P()
     name = leaf_name(path)
-    for pattern, spec in WEIGHTS:
-        if re.fullmatch(pattern, name):
-            return P(None, *spec) if is_stacked(tuple(path)) else spec
+    spec = _spec_of_weight(name) or _spec_of_leaf(name)
+    if spec is not None:
+        return P(None, *spec) if is_stacked(tuple(path)) else spec
     raise LookupError(f"no sharding rule for {jax.tree_util.keystr(tuple(path))} ({name}) of shape {tuple(shape)}.")
+
+
+def _spec_of_weight(name: str) -> P | None:
+    return next((spec for pattern, spec in WEIGHTS if re.fullmatch(pattern, name)), None)
+
+
+def _spec_of_leaf(name: str) -> P | None:
+    """Of a method's leaf: cut along `model` where the weight of its site is."""
+    site, _, leaf = name.rpartition("/")
+    axes = leaf_axes().get(leaf)
+    if axes is None:
+        return None
+    weight = tuple(_spec_of_weight(f"{site}/kernel") or P(None, None))
+    cut = {"in": weight[0], "out": weight[-1], None: None}
+    return P(*(axis if (axis := cut[dimension]) == "model" else None for dimension in axes))

@@ -58,6 +58,11 @@ class T5Config:
     decoder_start_token_id: int = 0
 
     @property
+    def stacks(self) -> dict[str, int]:
+        """Number of blocks of each stack."""
+        return {"encoder": self.num_layers, "decoder": self.num_decoder_layers}
+
+    @property
     def is_gated(self) -> bool:
         """Whether the feed-forward block has two input projections, `act(wi_0 x) * wi_1 x`, instead of one."""
         return self.feed_forward_proj.startswith("gated-")

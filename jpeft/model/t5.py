@@ -1,8 +1,8 @@
 """T5 in Flax NNX: one network for T5 1.0, T5 1.1 and FLAN-T5 (Raffel et al. 2020; Shazeer 2020 for the gated block).
 
 Blocks of equal structure are stored stacked, every leaf with a leading `layers` axis, and run by `jax.lax.scan`; a
-`Stack` is a list of such *segments*, usually one. Wherever a PEFT method may act, the layer is a `Site`: it calls what
-is attached to it and knows nothing else of it.
+`Stack` is a list of such *segments*, usually one. The network knows nothing of PEFT methods; what its parts are to them
+it says in names (`T5.site_roles`) and, of what holds no weights, by `site_kind`.
 
 Compute dtype travels with the activations: `T5.dtype` is applied once at the embedding, and every layer casts its own
 weights to the dtype of its input. Softmax, norms' statistics, scales and the product that makes logits are float32.
@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jax.custom_derivatives import CustomVJPPrimal
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jpeft.leaves import segment_starts
 from jpeft.model.config import T5Config
 from jpeft.model.placement import Place, current_place, placed
 
@@ -51,19 +52,6 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> 
 
 def _split(key: Key[Array, ""] | None, num: int) -> Sequence[Key[Array, ""] | None]:
     return [None] * num if key is None else list(jax.random.split(key, num))
-
-
-class Site(nnx.Module):
-    """A place of the network to which a PEFT method may attach one module.
-
-    The attached module is called as `adapter(compute, x)` and decides what to do before and after `compute`.
-    """
-
-    def __init__(self):
-        self.adapter: Any = nnx.data(None)
-
-    def through_adapter(self, compute: Callable[[Array], Array], x: Array) -> Array:
-        return compute(x) if self.adapter is None else self.adapter(compute, x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -104,55 +92,27 @@ def _product_backward(
 product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
-def rescaled(x: Float[Array, "*batch width"], scale: Float[Array, " width"]) -> Float[Array, "*batch width"]:
-    """`x * scale`, multiplied in float32 and rounded once: as a bfloat16, a scale of 1.003 is 1."""
-    return x * scale.astype(x.dtype) if x.dtype == jnp.float32 else _rescaled(x, scale)
-
-
-@jax.custom_vjp
-def _rescaled(x: Float[Array, "*batch width"], scale: Float[Array, " width"]) -> Float[Array, "*batch width"]:
-    """`rescaled` for a narrower x, which is kept for the gradient as it is: JAX would keep it in float32."""
-    return (x.astype(jnp.float32) * scale.astype(jnp.float32)).astype(x.dtype)
-
-
-def _rescaled_backward(kept: tuple[Array, Array], by: Array) -> tuple[Array, Array]:
-    x, scale = kept
-    wide = by.astype(jnp.float32)
-    of_scale = jnp.sum(wide * x.astype(jnp.float32), axis=tuple(range(x.ndim - 1)))
-    return (wide * scale.astype(jnp.float32)).astype(x.dtype), of_scale.astype(scale.dtype)
-
-
-_rescaled.defvjp(lambda x, scale: (_rescaled(x, scale), (x, scale)), _rescaled_backward)
-
-
-def added(y: Float[Array, "*batch width"], *more: Float[Array, "..."]) -> Float[Array, "*batch width"]:
-    """The sum of `y` and what a method adds to it, made in float32 and rounded once."""
-    return sum((x.astype(jnp.float32) for x in more), y.astype(jnp.float32)).astype(y.dtype)
-
-
-class Linear(Site):
+class Linear(nnx.Module):
     """`x @ kernel`; T5 has no biases. What comes out has the dtype of x, or float32 where it is `wide`."""
 
     def __init__(self, d_in: int, d_out: int, *, stddev: float, rngs: nnx.Rngs, wide: bool = False):
-        super().__init__()
         self.wide = wide
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (d_in, d_out)) * stddev)
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         dtype = jnp.dtype(jnp.float32) if self.wide else x.dtype
-        return self.through_adapter(lambda x: product(x, self.kernel[...].astype(x.dtype), dtype), x)
+        return product(x, self.kernel[...].astype(x.dtype), dtype)
 
 
-class RMSNorm(Site):
+class RMSNorm(nnx.Module):
     """`x / rms(x) * scale`: no mean is subtracted and no bias added."""
 
     def __init__(self, d_model: int, *, epsilon: float):
-        super().__init__()
         self.scale = nnx.Param(jnp.ones(d_model))
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_model"]:
-        return self.through_adapter(jax.checkpoint(self._normalize), x)
+        return jax.checkpoint(self._normalize)(x)
 
     def _normalize(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_model"]:
         # Statistics in float32: squares of bfloat16 activations lose the small channels.
@@ -161,24 +121,28 @@ class RMSNorm(Site):
         return (normal * self.scale[...].astype(jnp.float32)).astype(x.dtype)
 
 
-class Embedding(Site):
+class Embedding(nnx.Module):
     """A table of vectors, looked up by integer."""
 
     def __init__(self, num_rows: int, width: int, *, stddev: float, rngs: nnx.Rngs):
-        super().__init__()
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (num_rows, width)) * stddev)
 
     def __call__(self, rows: Int[Array, "*batch"]) -> Float[Array, "*batch width"]:
-        return self.through_adapter(lambda rows: self.embedding[...][rows], rows)
+        return self.embedding[...][rows]
 
 
-class EncoderInput(Site):
+class EncoderInput(nnx.Module):
     """The embedded input on its way into the encoder, where a soft prompt is put before it."""
+
+    site_kind: ClassVar[str] = "input"
+
+    def __init__(self, d_model: int):
+        self.site_widths = (d_model, d_model)
 
     def __call__(
         self, x: Float[Array, "batch enc_len d_model"], mask: Bool[Array, "batch enc_len"]
     ) -> tuple[Float[Array, "batch new_len d_model"], Bool[Array, "batch new_len"]]:
-        return (x, mask) if self.adapter is None else self.adapter(x, mask)
+        return x, mask
 
 
 class Attention(nnx.Module):
@@ -186,6 +150,8 @@ class Attention(nnx.Module):
 
     Logits are not divided by sqrt(d_kv): T5 folds that into the initial scale of q, and released weights rely on it.
     """
+
+    site_kind: ClassVar[str] = "attention"
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         d_model, d_heads = config.d_model, config.num_heads * config.d_kv
@@ -195,6 +161,7 @@ class Attention(nnx.Module):
         self.o = Linear(d_heads, d_model, stddev=d_heads**-0.5, rngs=rngs)
         self.num_heads = config.num_heads
         self.dropout_rate = config.dropout_rate
+        self.site_widths = (d_model, d_heads)
 
     def _heads(self, x: Float[Array, "batch length d_heads"]) -> Float[Array, "batch num_heads length d_kv"]:
         return placed(x.reshape(*x.shape[:2], self.num_heads, -1).swapaxes(1, 2), "heads")
@@ -401,11 +368,29 @@ class Stack(nnx.Module):
         num_layers = config.num_decoder_layers if decoder else config.num_layers
         keys = jax.random.split(rngs.params(), num_layers)
         blocks = jax.vmap(lambda key: Block(config, decoder=decoder, rngs=nnx.Rngs(key)))(keys)
-        self.segments = nnx.List([blocks])
+        self.segments = nnx.List([blocks])  # a jpeft.leaves.LayerStack
         self.relative_attention_bias = RelativeBias(config, bidirectional=not decoder, rngs=rngs)
         self.final_norm = RMSNorm(config.d_model, epsilon=config.layer_norm_epsilon)
         self.dropout_rate = config.dropout_rate
         self.remat = "none"
+
+    def layer_counts(self) -> list[int]:
+        """How many layers each segment holds."""
+        return [num_stacked(block) for block in self.segments]
+
+    def cut(self, starts: Sequence[int]) -> None:
+        """Makes a segment begin at each layer of `starts` (and at layer 0), as well as where one begins now.
+
+        A segment whose borders do not change keeps its arrays; a split one is copied, once.
+        """
+        segments = []
+        for first, block in zip(segment_starts(self), self.segments, strict=True):
+            size = num_stacked(block)
+            cuts = sorted({0, size, *(start - first for start in starts if 0 < start - first < size)})
+            for begin, end in zip(cuts, cuts[1:], strict=False):
+                part = block if end - begin == size else jax.tree.map(lambda leaf, b=begin, e=end: leaf[b:e], block)
+                segments.append(part)
+        self.segments = nnx.List(segments)
 
     def __call__(
         self,
@@ -474,9 +459,17 @@ class Stack(nnx.Module):
 class T5(nnx.Module):
     """The encoder-decoder. Call it for the logits of a training batch; `jpeft.model.decode` generates with it."""
 
+    # What PEFT methods call its parts, by the last part of their paths; `wi` and `wi_1` are what the activation gates.
+    site_roles: ClassVar[dict[str, str]] = {
+        **{name: name for name in ("q", "k", "v", "o")},
+        **{"wi": "up", "wi_0": "gate", "wi_1": "up", "wo": "down"},
+        **{f"{part}_norm": "norm" for part in ("self_attention", "cross_attention", "feed_forward", "final")},
+        **{"shared": "vocabulary", "encoder_input": "input"},
+    }
+
     def __init__(self, config: T5Config, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.shared = Embedding(config.vocab_size, config.d_model, stddev=1.0, rngs=rngs)
-        self.encoder_input = EncoderInput()
+        self.encoder_input = EncoderInput(config.d_model)
         self.encoder = Stack(config, decoder=False, rngs=rngs)
         self.decoder = Stack(config, decoder=True, rngs=rngs)
         if not config.tie_word_embeddings:
@@ -565,31 +558,10 @@ def apart(queries: Int[Array, "batch q_len"], keys: Int[Array, "batch kv_len"]) 
     return jnp.where(queries[:, :, None] == keys[:, None, :], 0.0, MASKED)[:, None]
 
 
-def segment_starts(stack: Stack) -> list[int]:
-    """Index of each segment's first layer within its stack."""
-    sizes = [num_stacked(block) for block in stack.segments]
-    return [sum(sizes[:i]) for i in range(len(sizes))]
-
-
-def split_segments(stack: Stack, starts: Sequence[int]) -> None:
-    """Re-cuts a stack so that a segment begins at each layer of `starts` (and at layer 0), where none began before.
-
-    A segment whose borders do not change keeps its arrays; a split one is copied, once.
-    """
-    segments = []
-    for first, block in zip(segment_starts(stack), stack.segments, strict=True):
-        size = num_stacked(block)
-        cuts = sorted({0, size, *(start - first for start in starts if 0 < start - first < size)})
-        for begin, end in zip(cuts, cuts[1:], strict=False):
-            part = block if end - begin == size else jax.tree.map(lambda leaf, b=begin, e=end: leaf[b:e], block)
-            segments.append(part)
-    stack.segments = nnx.List(segments)
-
-
 def unroll(model: T5) -> None:
     """Makes every layer a segment of its own: slower to compile, no loop around the layers when run."""
     for stack in (model.encoder, model.decoder):
-        split_segments(stack, range(sum(map(num_stacked, stack.segments))))
+        stack.cut(range(sum(stack.layer_counts())))
 
 
 _MOST_LAYERS_UNROLLED = 8  # compiling costs CPU seconds a layer, program and shape (docs/log.md)
@@ -601,3 +573,8 @@ def arrange_layers(model: T5, scan: bool | None) -> None:
         scan = max(model.config.num_layers, model.config.num_decoder_layers) > _MOST_LAYERS_UNROLLED
     if not scan:
         unroll(model)
+
+
+def abstract_model(config: T5Config) -> T5:
+    """The network with shapes in the place of weights."""
+    return nnx.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0)))

@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object, write_whole
+from jpeft.leaves import Devices, Part, fill, named_leaves, on_first_device, stacked_leaves
 from jpeft.model.config import T5Config
-from jpeft.model.leaves import Part, Place, fill, named_leaves, on_first_device, stacked_leaves
 from jpeft.model.t5 import T5
 from jpeft.words import one_line
 
@@ -328,7 +328,7 @@ def load(
     dtype: Any = jnp.float32,
     stored_dtype: Any = None,
     dropout_rate: float | None = None,
-    place: Place = on_first_device,
+    place: Devices = on_first_device,
 ) -> T5:
     """The model of a checkpoint directory, computing in `dtype`.
 

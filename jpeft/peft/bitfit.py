@@ -1,14 +1,18 @@
-"""BitFit: only biases train (Ben Zaken et al. 2021). T5 has none, so zeros are added where they would stand."""
+"""BitFit: only biases train (Ben Zaken et al. 2021): zeros are added to those there are, or where there are none."""
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jpeft.model.t5 import added
-from jpeft.peft.base import Adapter, AddedModules
+from jpeft.peft.arithmetic import added
+from jpeft.peft.method import AddedModules
+from jpeft.peft.rows import Leaves, Rows, each
+from jpeft.peft.sites import ATTENTION_ROLES, FEED_FORWARD_ROLES, Site
+from jpeft.peft.variables import Adapter
 
 
 class BiasSite(nnx.Module):
@@ -19,6 +23,23 @@ class BiasSite(nnx.Module):
 
     def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         return added(compute(x), self.bias[...])
+
+    def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
+        """Kernel and bias that alone do what they and this do together; the bias is one where there was none."""
+        return kernel, self.bias[...] if bias is None else bias + self.bias[...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bias(Rows):
+    """`y + b`, each row with its own bias."""
+
+    leaves: tuple[str, ...] = ("bias",)
+    order: ClassVar[int] = 2
+
+    def __call__(
+        self, leaves: Leaves, compute: Callable[..., Any], x: Float[Array, "batch length d_in"]
+    ) -> Float[Array, "batch length d_out"]:
+        return added(compute(x), each(leaves["bias"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +53,7 @@ class BitFit(AddedModules):
     name: ClassVar[str] = "bitfit"
     kinds: ClassVar[tuple[str, ...]] = ("linear", "norm")
     unmergeable: ClassVar[str | None] = "it adds biases, and a T5 has none to hold them"
+    leaf_axes: ClassVar = {"bias": ("out",)}
 
     norms: bool = False
 
@@ -40,10 +62,23 @@ class BitFit(AddedModules):
         """Every bias that a transformer with biases has, as its authors train them."""
         return cls(norms=True)
 
-    def default_names(self, model):
-        feed_forward = ("wi_0", "wi_1", "wo") if model.config.is_gated else ("wi", "wo")
-        norms = ("self_attention_norm", "cross_attention_norm", "feed_forward_norm", "final_norm")
-        return ("q", "k", "v", "o", *feed_forward, *(norms if self.norms else ()))
+    @property
+    def default_roles(self) -> tuple[str, ...]:
+        return (*ATTENTION_ROLES, *FEED_FORWARD_ROLES, *(("norm",) if self.norms else ()))
 
     def create(self, site, key, model):
         return BiasSite(site.d_out)
+
+    def describe(self) -> str:
+        return f"BitFit: biases on linear maps{' and norms' if self.norms else ''}"
+
+    @property
+    def reading(self) -> str:
+        return "official" if self.norms else "paper"
+
+    @property
+    def peft_lacks(self) -> str | None:
+        return "biases where the base has none"
+
+    def rows(self, site: Site, model: nnx.Module) -> Sequence[Rows]:
+        return (Bias(),)

@@ -5,11 +5,10 @@ import dataclasses
 import jax
 from flax import nnx
 
-from jpeft.model.config import T5Config
-from jpeft.model.t5 import T5
-from jpeft.peft.ablations import ABLATIONS, ablation
-from jpeft.peft.base import Method, Selection, attach, count, select, split
-from jpeft.peft.methods import METHODS
+from jpeft.peft.attaching import attach, count, split
+from jpeft.peft.method import Method
+from jpeft.peft.methods import METHODS, ablation, stacks_of
+from jpeft.peft.selection import Selection, select
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,26 +20,23 @@ class Count:
     parameters: int
 
 
-def abstract_model(config: T5Config) -> T5:
-    """The network with shapes in the place of weights."""
-    return nnx.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0)))
+def trainable_parameters(model: nnx.Module, method: Method, selection: Selection = Selection()) -> int:  # noqa: B008
+    """Size of the trainable tree of `method` on a model, or on shapes in its place."""
+    chosen = select(model, method, selection)
+    graphdef, state = nnx.split(model)
+
+    def adapted(state: nnx.State) -> nnx.State:
+        return split(attach(nnx.merge(graphdef, state), method, chosen, jax.random.key(0)))[1]
+
+    return count(jax.eval_shape(adapted, state))
 
 
-def trainable_parameters(config: T5Config, method: Method, selection: Selection = Selection()) -> int:  # noqa: B008
-    """Size of the trainable tree of `method` on a T5 of these sizes."""
-
-    def adapted() -> nnx.State:
-        model = T5(config, rngs=nnx.Rngs(0))
-        return split(attach(model, method, select(model, method, selection), jax.random.key(0)))[1]
-
-    return count(jax.eval_shape(adapted))
-
-
-def table_3(config: T5Config) -> list[Count]:
+def table_3(model: nnx.Module) -> list[Count]:
     """Every method and ablation in the paper's reading; the first row is the whole model."""
     rows = []
-    for name, cls in METHODS.items():
-        rows.append(Count(name, None, trainable_parameters(config, cls())))
-        for ablated in ABLATIONS.get(name, {}):
-            rows.append(Count(name, ablated, trainable_parameters(config, cls(), ablation(name, ablated, config))))
+    for name, method in METHODS.items():
+        rows.append(Count(name, None, trainable_parameters(model, method())))
+        for ablated in method.ablations:
+            selection = ablation(name, ablated, stacks_of(model))
+            rows.append(Count(name, ablated, trainable_parameters(model, method(), selection)))
     return rows

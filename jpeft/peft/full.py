@@ -6,7 +6,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 from flax import nnx
 
-from jpeft.peft.base import Adapter, Method
+from jpeft.peft.method import LearningRates, Method
+from jpeft.peft.variables import Adapter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,12 +16,17 @@ class Full(Method):
 
     name: ClassVar[str] = "full"
     trains_base: ClassVar[bool] = True
-    kinds: ClassVar[tuple[str, ...]] = ("linear", "norm", "embedding")
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "norm", "embedding", "other")
+    learning_rates: ClassVar = LearningRates(3e-5, 3e-4, 3e-5)
 
-    def default_names(self, model):
-        return None
+    @property
+    def peft_lacks(self) -> str | None:
+        return "weights of the base"
 
-    def attach_to(self, module, layer_sites, key, model):
-        for name, value in vars(module).items():
+    def describe(self) -> str:
+        return "full tuning of some weights"
+
+    def attach_to(self, place, key, model):
+        for name, value in vars(place.module).items():
             if isinstance(value, nnx.Param):
-                setattr(module, name, Adapter(jnp.asarray(value[...], jnp.float32)))
+                setattr(place.module, name, Adapter(jnp.asarray(value[...], jnp.float32)))

@@ -1,14 +1,23 @@
 """(IA)³: learned vectors rescale activations (Liu et al. 2022), on both sides as the paper counts, or as published."""
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jpeft.model.t5 import rescaled
-from jpeft.peft.base import Adapter, AddedModules
+from jpeft.errors import RunFailed, UserError
+from jpeft.peft.ablations import HALVES, fixed
+from jpeft.peft.arithmetic import rescaled
+from jpeft.peft.interchange import PeftFile, PeftNames, Tensors
+from jpeft.peft.method import AddedModules
+from jpeft.peft.rows import Rescale, Rows
+from jpeft.peft.selection import Selection
+from jpeft.peft.sites import FEED_FORWARD_ROLES, Site
+from jpeft.peft.variables import Adapter
 
 
 class TwoSidedScale(nnx.Module):
@@ -21,9 +30,10 @@ class TwoSidedScale(nnx.Module):
     def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         return rescaled(compute(rescaled(x, self.scale_in[...])), self.scale_out[...])
 
-    def fold(self, kernel: Float[Array, "*layers d_in d_out"]) -> Float[Array, "*layers d_in d_out"]:
-        """The kernel that alone does what `kernel` and this do together; `layers` is there where leaves are stacked."""
-        return self.scale_in[..., :, None] * kernel * self.scale_out[..., None, :]
+    def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
+        """Kernel and bias that alone do what they and this do together; `layers` is there where leaves are stacked."""
+        scaled = self.scale_in[..., :, None] * kernel * self.scale_out[..., None, :]
+        return scaled, None if bias is None else bias * self.scale_out[...]
 
 
 class InputScale(nnx.Module):
@@ -35,9 +45,9 @@ class InputScale(nnx.Module):
     def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         return compute(rescaled(x, self.scale_in[...]))
 
-    def fold(self, kernel: Float[Array, "*layers d_in d_out"]) -> Float[Array, "*layers d_in d_out"]:
+    def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
         """As `TwoSidedScale.fold`."""
-        return self.scale_in[..., :, None] * kernel
+        return self.scale_in[..., :, None] * kernel, bias
 
 
 class OutputScale(nnx.Module):
@@ -49,9 +59,9 @@ class OutputScale(nnx.Module):
     def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         return rescaled(compute(x), self.scale_out[...])
 
-    def fold(self, kernel: Float[Array, "*layers d_in d_out"]) -> Float[Array, "*layers d_in d_out"]:
+    def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
         """As `TwoSidedScale.fold`."""
-        return kernel * self.scale_out[..., None, :]
+        return kernel * self.scale_out[..., None, :], None if bias is None else bias * self.scale_out[...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +73,12 @@ class Ia3(AddedModules):
     """
 
     name: ClassVar[str] = "ia3"
+    leaf_axes: ClassVar = {"scale_in": ("in",), "scale_out": ("out",)}
+    ablations: ClassVar = HALVES | {
+        "drop_attention": fixed(Selection(sublayers=("feed_forward",))),
+        "drop_dense": fixed(Selection(sublayers=("self_attention", "cross_attention"))),
+    }
+    peft_type: ClassVar[str | None] = "IA3"
 
     two_sided: bool = True
 
@@ -71,12 +87,66 @@ class Ia3(AddedModules):
         """(IA)³ as its authors published it, which Hugging Face PEFT can hold."""
         return cls(two_sided=False)
 
-    def default_names(self, model):
-        if not self.two_sided:
-            return ("k", "v", "wo")
-        return ("k", "v", "wi_1" if model.config.is_gated else "wi")
+    @property
+    def default_roles(self) -> tuple[str, ...]:
+        return ("k", "v", "up") if self.two_sided else ("k", "v", "down")
 
     def create(self, site, key, model):
         if self.two_sided:
             return TwoSidedScale(site.d_in, site.d_out)
-        return InputScale(site.d_in) if site.sublayer == "feed_forward" else OutputScale(site.d_out)
+        return InputScale(site.d_in) if site.role in FEED_FORWARD_ROLES else OutputScale(site.d_out)
+
+    def describe(self) -> str:
+        return "(IA)³, two-sided" if self.two_sided else "(IA)³ as published"
+
+    @property
+    def reading(self) -> str:
+        return "paper" if self.two_sided else "official"
+
+    def rows(self, site: Site, model: nnx.Module) -> Sequence[Rows]:
+        return (Rescale(),)
+
+    # --- Hugging Face PEFT ---
+
+    @property
+    def peft_lacks(self) -> str | None:
+        return "the second vector of the paper's two-sided (IA)³" if self.two_sided else None
+
+    def peft_config(self, chosen: Sequence[Site], peft: PeftNames) -> dict[str, Any]:
+        feed_forward = [site for site in chosen if site.role in FEED_FORWARD_ROLES]
+        return {
+            "target_modules": peft.target_modules(chosen),
+            "feedforward_modules": peft.target_modules(feed_forward),
+        }
+
+    @classmethod
+    def peft_tensor(cls, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+        return "ia3_l", {"scale_in": value[None, :], "scale_out": value[:, None]}[leaf]
+
+    @classmethod
+    def from_peft(cls, file: PeftFile) -> tuple["Ia3", Tensors, list[str]]:
+        leaves, notes = {}, []
+        by_path = {site.path: site for site in file.names.sites}
+        down = {path.rpartition("/")[0]: path for path, site in by_path.items() if site.role == "down"}
+        moved: Tensors = {}  # what stood on the output of `up`, by the leaf of its `down`
+        for module, (path, tensors) in file.by_module().items():
+            value = tensors.get("ia3_l", np.zeros(()))
+            if value.ndim != 2 or 1 not in value.shape:
+                raise RunFailed(f"{file.source}: {module}.ia3_l has shape {value.shape}; expected a row or a column.")
+            before = value.shape[0] == 1  # a row multiplies what comes in, a column what goes out
+            block, role = path.rpartition("/")[0], by_path[path].role
+            gated = any(f"{block}/{site.name}" == site.path and site.role == "gate" for site in by_path.values())
+            if (role in FEED_FORWARD_ROLES) == before:
+                leaves[f"{path}/{'scale_in' if before else 'scale_out'}"] = value.reshape(-1)
+            elif role == "up" and gated and block in down:
+                moved[f"{down[block]}/scale_in"] = value.reshape(-1)
+            else:
+                side = "input" if before else "output"
+                raise UserError(f"{file.source} rescales the {side} of {module}, which the published (IA)³ does not.")
+        for name, value in moved.items():  # down(act(gate x) * (l * up x)) = down(l * (act(gate x) * up x))
+            leaves[name] = leaves[name] * value if name in leaves else value
+        if moved:
+            (up,) = {site.name for site in by_path.values() if site.role == "up"}
+            (end,) = {path.rpartition("/")[2] for path in down.values()}
+            notes.append(f"vectors after {len(moved)} {up} were moved before {end}, where they do the same")
+        return cls(two_sided=False), leaves, notes

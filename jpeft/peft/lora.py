@@ -1,16 +1,24 @@
 """LoRA: a low-rank update of a linear map (Hu et al. 2021), plain or with the scaling vectors of T-Few's layer."""
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jpeft.errors import UserError
-from jpeft.model.t5 import added, rescaled
-from jpeft.peft.base import Adapter, AddedModules
+from jpeft.errors import RunFailed, UserError
+from jpeft.peft.ablations import HALVES, fixed
+from jpeft.peft.arithmetic import added, rescaled
+from jpeft.peft.interchange import PeftFile, PeftNames, Tensors
+from jpeft.peft.method import AddedModules
+from jpeft.peft.rows import Leaves, Rescale, Rows, each
+from jpeft.peft.selection import Selection
+from jpeft.peft.sites import ATTENTION_ROLES, Site
+from jpeft.peft.variables import Adapter
 
 
 class LoraSite(nnx.Module):
@@ -25,9 +33,9 @@ class LoraSite(nnx.Module):
         update = (x @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
         return added(compute(x), update.astype(jnp.float32) * self.scale)
 
-    def fold(self, kernel: Float[Array, "*layers d_in d_out"]) -> Float[Array, "*layers d_in d_out"]:
-        """The kernel that alone does what `kernel` and this do together; `layers` is there where leaves are stacked."""
-        return kernel + self.scale * jnp.matmul(self.lora_a[...], self.lora_b[...], precision="highest")
+    def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
+        """Kernel and bias that alone do what they and this do together; `layers` is there where leaves are stacked."""
+        return kernel + self.scale * jnp.matmul(self.lora_a[...], self.lora_b[...], precision="highest"), bias
 
 
 class ScaledLoraSite(LoraSite):
@@ -44,8 +52,37 @@ class ScaledLoraSite(LoraSite):
 
         return super().__call__(scaled, x)
 
-    def fold(self, kernel: Float[Array, "*layers d_in d_out"]) -> Float[Array, "*layers d_in d_out"]:
-        return super().fold(self.scale_in[..., :, None] * kernel * self.scale_out[..., None, :])
+    def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
+        scaled = self.scale_in[..., :, None] * kernel * self.scale_out[..., None, :]
+        return super().fold(scaled, None if bias is None else bias * self.scale_out[...])
+
+
+class LoraEmbedding(LoraSite):
+    """`y = E[i] + scale * A[i] B`: LoRA of a table, of which A holds a row for each row."""
+
+    def __call__(self, compute, rows: Int[Array, "*batch"]) -> Float[Array, "*batch width"]:
+        y = compute(rows)
+        return added(y, (self.lora_a[...][rows] @ self.lora_b[...]) * self.scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank(Rows):
+    """`y + scale * B A x`, each row by its own matrices; A is turned, so that products of few rows run along memory."""
+
+    leaves: tuple[str, ...] = (
+        "lora_a",
+        "lora_b",
+        "lora_scale",
+    )  # `[batch, rank, width]` and `[batch, 1]`
+    order: ClassVar[int] = 1
+
+    def __call__(
+        self, leaves: Leaves, compute: Callable[..., Any], x: Float[Array, "batch length d_in"]
+    ) -> Float[Array, "batch length d_out"]:
+        y = compute(x)
+        inner = jnp.einsum("bld,brd->blr", x, leaves["lora_a"].astype(x.dtype))
+        update = jnp.einsum("blr,brd->bld", inner, leaves["lora_b"].astype(x.dtype))
+        return added(y, update.astype(jnp.float32) * each(leaves["lora_scale"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +97,20 @@ class Lora(AddedModules):
     """
 
     name: ClassVar[str] = "lora"
+    options: ClassVar[Mapping[str, str]] = {"rank": "rank", "alpha": "alpha", "rank_stabilized": "rank_stabilized"}
+    leaf_axes: ClassVar = {
+        "lora_a": ("in", None),
+        "lora_b": (None, "out"),
+        "scale_in": ("in",),
+        "scale_out": ("out",),
+    }
+    sizes: ClassVar = {"rank": ("lora_a", -1)}
+    ablations: ClassVar = HALVES | {
+        "drop_self_attention": fixed(Selection(sublayers=("cross_attention",))),
+        "drop_cross_attention": fixed(Selection(sublayers=("self_attention",))),
+        "drop_query_output": fixed(Selection(names=("k", "v"))),
+    }
+    peft_type: ClassVar[str | None] = "LORA"
 
     rank: int = 2
     alpha: float = 1.0
@@ -76,17 +127,154 @@ class Lora(AddedModules):
         return cls(rank=rank, alpha=alpha, scaling_vectors=False, rank_stabilized=rank_stabilized)
 
     @property
+    def kinds(self) -> tuple[str, ...]:  # T-Few's vectors rescale what goes in, and a table is asked with integers
+        return ("linear",) if self.scaling_vectors else ("linear", "embedding")
+
+    @property
     def scale(self) -> float:
         """What the low-rank update is multiplied by."""
         return self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
 
-    def default_names(self, model):
+    @property
+    def default_roles(self) -> tuple[str, ...]:
         # Hu et al. (2021) adapt q and v alone and find all four at a lower rank as good: section 7.1.
-        return ("q", "k", "v", "o") if self.scaling_vectors else ("q", "v")
+        return ATTENTION_ROLES if self.scaling_vectors else ("q", "v")
 
     def create(self, site, key, model):
         shape = (site.d_in, self.rank)
         if self.scaling_vectors:
             return ScaledLoraSite(0.01 * jax.random.normal(key, shape), site.d_out, self.scale)
         bound = site.d_in**-0.5  # as in the authors' code: Kaiming-uniform with a = sqrt(5)
-        return LoraSite(jax.random.uniform(key, shape, minval=-bound, maxval=bound), site.d_out, self.scale)
+        lora_a = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+        if site.kind == "embedding":
+            return LoraEmbedding(jax.random.normal(key, shape), site.d_out, self.scale)
+        return LoraSite(lora_a, site.d_out, self.scale)
+
+    # --- in words ---
+
+    def describe(self) -> str:
+        parts = [f"LoRA of rank {self.rank}, alpha {self.alpha:g}"]
+        parts += ["scaled by alpha / sqrt(rank)"] if self.rank_stabilized else []
+        parts += ["with input and output scaling vectors"] if self.scaling_vectors else []
+        return ", ".join(parts)
+
+    def flags(self) -> dict[str, Any]:
+        stabilized = {"rank_stabilized": True} if self.rank_stabilized else {}
+        return {"rank": self.rank, "alpha": self.alpha, **stabilized}
+
+    @property
+    def reading(self) -> str:
+        return "paper" if self.scaling_vectors else "official"
+
+    # --- many in one batch ---
+
+    def rows(self, site: Site, model: nnx.Module) -> Sequence[Rows]:
+        if site.kind == "embedding":
+            return super().rows(site, model)
+        return (Rescale(), LowRank()) if self.scaling_vectors else (LowRank(),)
+
+    def row_leaves(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        # The scale is not multiplied into B: the same products in the same order give the same logits, to the last bit.
+        turned = {"lora_a": leaves["lora_a"].T, "lora_scale": np.full(1, self.scale, np.float32)}
+        return {**leaves, **turned}
+
+    def row_size(self, leaf: str, size: int) -> str:
+        return f"rank {size}"
+
+    # --- Hugging Face PEFT ---
+
+    @property
+    def peft_lacks(self) -> str | None:
+        return "the scaling vectors of the paper's LoRA" if self.scaling_vectors else None
+
+    def peft_lacks_at(self, site: Site) -> str | None:
+        return "LoRA of an embedding as jpeft keeps it" if site.kind == "embedding" else None
+
+    def peft_config(self, chosen: Sequence[Site], peft: PeftNames) -> dict[str, Any]:
+        return {
+            "r": self.rank,
+            "lora_alpha": int(self.alpha) if float(self.alpha).is_integer() else self.alpha,
+            "lora_dropout": 0.0,
+            "use_rslora": self.rank_stabilized,
+            "bias": "none",
+            "target_modules": peft.target_modules(chosen),
+        }
+
+    @classmethod
+    def peft_tensor(cls, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+        return {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}[leaf], value.T
+
+    @classmethod
+    def from_peft(cls, file: PeftFile) -> tuple["Lora", Tensors, list[str]]:
+        """One rank and one scale for all sites, as our LoRA has them: smaller ranks are filled up, scales go into B.
+
+        Neither changes the function. Rows and columns of zeros also stay zero when training goes on: each is the
+        other's gradient.
+        """
+        if file.config.get("bias") not in (None, "none"):
+            raise UserError(
+                f"{file.source} trains biases (bias={file.config['bias']!r}), which jpeft's LoRA does not; have PEFT "
+                "merge it, or train without."
+            )
+        if file.config.get("init_lora_weights") not in _INITIALISATIONS:
+            raise UserError(
+                f"{file.source} was initialised by {file.config['init_lora_weights']!r}, which changes the base's "
+                "weights; have PEFT convert it: "
+                "save_pretrained(directory, path_initial_model_for_weight_conversion=...)."
+            )
+        modules = file.by_module()
+        for module, (_, tensors) in modules.items():
+            if set(tensors) != {"lora_A.weight", "lora_B.weight"}:
+                raise RunFailed(f"{file.source}: {module} should have lora_A and lora_B, not {sorted(tensors)}.")
+            for name, value in tensors.items():
+                if value.ndim != 2:
+                    raise RunFailed(f"{file.source}: {module}.{name} has shape {value.shape}; expected two dimensions.")
+        ranks = {module: _rank(file, module, tensors) for module, (_, tensors) in modules.items()}
+        _refuse_filling_up(file, modules, ranks)
+        alphas = {module: file.setting("lora_alpha", "alpha_pattern", module, 8) for module in modules}
+        rank = max(ranks.values())
+        alpha = alphas[next(module for module in modules if ranks[module] == rank)]
+        stabilized = bool(file.config.get("use_rslora"))
+        method = cls(rank=rank, alpha=float(alpha), scaling_vectors=False, rank_stabilized=stabilized)
+        leaves, rescaled = {}, False
+        for module, (path, tensors) in modules.items():
+            own = dataclasses.replace(method, rank=ranks[module], alpha=float(alphas[module]))
+            a, b = tensors["lora_A.weight"].T, tensors["lora_B.weight"].T
+            if own.scale != method.scale:
+                if method.scale == 0:
+                    raise UserError(f"{file.source} scales some updates by 0 (alpha_pattern); jpeft does not.")
+                b, rescaled = b * np.float32(own.scale / method.scale), True
+            leaves[f"{path}/lora_a"] = np.pad(a, ((0, 0), (0, rank - own.rank)))
+            leaves[f"{path}/lora_b"] = np.pad(b, ((0, rank - own.rank), (0, 0)))
+        notes = []
+        if len(set(ranks.values())) > 1:
+            notes.append(f"ranks {sorted(set(ranks.values()))} were filled up with zeros to {rank}")
+        if rescaled:
+            notes.append("scales that differ between modules were multiplied into B")
+        return method, leaves, notes
+
+
+# Initial values that leave the base alone. The others (PiSSA, OLoRA, CorDA, LoftQ, ...) take a part of it away.
+_INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
+_MOST_FILLED = 2**24  # numbers of an adapter whose ranks differ, however small the base
+
+
+def _refuse_filling_up(file: PeftFile, modules: Mapping[str, tuple[str, Tensors]], ranks: Mapping[str, int]) -> None:
+    """Raises `UserError`: one module's rank is so much larger that zeros for the others would outgrow the base."""
+    largest, least = max(ranks.values()), min(ranks.values())
+    filled = sum(
+        value.size // ranks[module] * largest for module, (_, each) in modules.items() for value in each.values()
+    )
+    if largest > least and filled > max(_MOST_FILLED, file.names.num_weights):
+        raise UserError(
+            f"{file.source} has ranks from {least:,} to {largest:,}; jpeft has one for all modules, and filled up with "
+            "zeros they would be larger than the base."
+        )
+
+
+def _rank(file: PeftFile, module: str, tensors: Tensors) -> int:
+    rank = len(tensors["lora_A.weight"])
+    says = file.setting("r", "rank_pattern", module, rank)
+    if says != rank:
+        raise RunFailed(f"{file.source}: {module} is of rank {rank} in the weights file and {says} in the config.")
+    return rank

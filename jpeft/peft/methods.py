@@ -1,22 +1,31 @@
-"""The methods by name, in the two readings that the benchmark knows."""
+"""The methods by name: the one table that says which there are. A method of one's own joins it by an assignment."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
+from flax import nnx
+
 from jpeft.errors import UserError
-from jpeft.peft.base import Method
+from jpeft.peft.ablations import Stacks
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.full import Full
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
+from jpeft.peft.method import Method
 from jpeft.peft.prompt import Prompt
+from jpeft.peft.selection import Selection
+from jpeft.peft.sites import sites
 
 METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Full, Lora, Ia3, BitFit, Prompt)}
 READINGS = ("paper", "official")
 
 
-def build(name: str, reading: str = "paper", options: dict[str, Any] | None = None) -> Method:
-    """A method in a reading: `paper` is Pu et al.'s, `official` its authors'. `options` override that reading's fields.
+def build(name: str, reading: str = "paper", options: Mapping[str, Any] | None = None) -> Method:
+    """A method in a reading: `paper` is Pu et al.'s, `official` its authors'.
+
+    Args:
+      options: by the config's keys under `method.`; they override that reading's own.
 
     Raises:
       UserError: an unknown name or reading, or an option that this method does not have in this reading.
@@ -25,12 +34,59 @@ def build(name: str, reading: str = "paper", options: dict[str, Any] | None = No
         raise UserError(f"method.name is {name!r}; expected one of {', '.join(METHODS)}.")
     if reading not in READINGS:
         raise UserError(f"method.reading is {reading!r}; expected 'paper' or 'official'.")
-    factory = METHODS[name]
-    if reading == "official":
-        factory = getattr(METHODS[name], "official", METHODS[name])
-    known = set(inspect.signature(factory).parameters)
+    method = METHODS[name]
+    factory = getattr(method, "official", method) if reading == "official" else method
+    known = {key: field for key, field in method.options.items() if field in inspect.signature(factory).parameters}
     for option in options or {}:
         if option not in known:
             has = f"it has {', '.join(sorted(known))}" if known else "it has none"
             raise UserError(f"method.{option} is no option of {name} in the {reading} reading; {has}.")
-    return factory(**(options or {}))
+    return factory(**{known[key]: value for key, value in (options or {}).items()})
+
+
+def method_options() -> list[str]:
+    """The config's keys under `method.` that are options of some method."""
+    return list(dict.fromkeys(key for method in METHODS.values() for key in method.options))
+
+
+def ablations() -> dict[str, tuple[str, ...]]:
+    """Names of the ablations of each method that has any."""
+    return {name: tuple(method.ablations) for name, method in METHODS.items() if method.ablations}
+
+
+def require_ablation(method: str, name: str) -> None:
+    """Raises `UserError`: the paper has no such ablation of this method."""
+    known = METHODS[method].ablations
+    if name not in known:
+        has = ", ".join(ablations())
+        there = f"there are: {', '.join(known)}" if known else f"the ones that have any are {has}"
+        raise UserError(f"ablation.name is {name!r}, which {method} does not have; {there}.")
+
+
+def ablation(method: str, name: str, stacks: Stacks, *, seed: int = 0) -> Selection:
+    """The selection that an ablation stands for. `seed` draws the half of the blocks of each stack for `random`.
+
+    Raises:
+      UserError: the paper has no such ablation of this method.
+    """
+    require_ablation(method, name)
+    return METHODS[method].ablations[name](stacks, seed)
+
+
+def stacks_of(model: nnx.Module) -> dict[str, int]:
+    """Number of blocks of each of a model's stacks, in its order."""
+    layers: dict[str, set[int]] = {}
+    for site in sites(model):
+        if site.layer is not None and site.stack is not None:
+            layers.setdefault(site.stack, set()).add(site.layer)
+    return {stack: len(indices) for stack, indices in layers.items()}
+
+
+def leaf_axes() -> dict[str, tuple[str | None, ...]]:
+    """What the dimensions of every leaf that a method has are, by the leaf's name: see `Method.leaf_axes`."""
+    axes: dict[str, tuple[str | None, ...]] = {}
+    for method in METHODS.values():
+        for leaf, its_axes in method.leaf_axes.items():
+            if axes.setdefault(leaf, its_axes) != its_axes:
+                raise AssertionError(f"{method.name} has a leaf {leaf!r} as another method has, of other axes")
+    return axes

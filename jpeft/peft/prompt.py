@@ -1,15 +1,21 @@
 """Prompt tuning: trainable vectors put before the encoder's embedded input (Lester et al. 2021)."""
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jpeft.errors import UserError
-from jpeft.peft.base import Adapter, AddedModules
+from jpeft.errors import RunFailed, UserError
+from jpeft.peft.interchange import PeftFile, PeftNames, Tensors
+from jpeft.peft.method import AddedModules, LearningRates
+from jpeft.peft.rows import Leaves, Rows
+from jpeft.peft.sites import Site, site_modules
+from jpeft.peft.variables import Adapter
 
 _COMMON_PIECES = 5000  # Lester et al. draw from the most common; sentence pieces are numbered by frequency
 _SPECIAL_PIECES = 3  # padding, </s>, <unk>
@@ -22,14 +28,41 @@ class SoftPrompt(nnx.Module):
         self.prompt = Adapter(prompt)
 
     def __call__(
-        self, x: Float[Array, "batch enc_len d_model"], mask: Bool[Array, "batch enc_len"]
+        self, compute, x: Float[Array, "batch enc_len d_model"], mask: Bool[Array, "batch enc_len"]
     ) -> tuple[Float[Array, "batch new_len d_model"], Bool[Array, "batch new_len"]]:
+        x, mask = compute(x, mask)
         prompt = self.prompt[...].astype(x.dtype)
         prompts = jnp.broadcast_to(prompt, (x.shape[0], *prompt.shape))
         return (
             jnp.concatenate([prompts, x], axis=1),
             jnp.concatenate([jnp.ones(prompts.shape[:2], bool), mask], axis=1),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts(Rows):
+    """A soft prompt of its own before each row's input, or none.
+
+    Prompts end where the text begins, and what is left of a shorter one is hidden: T5 knows positions by their
+    distances alone, and these are then what they would be without the others in the batch.
+    """
+
+    leaves: tuple[str, ...] = ("prompt", "is_prompt")  # [batch, prompt_length, d_model]; False where there is nothing
+    filled_at_start: ClassVar[tuple[str, ...]] = ("prompt", "is_prompt")
+
+    def identity(self, leaf: str) -> np.ndarray:
+        return np.False_ if leaf == "is_prompt" else np.float32(0)
+
+    def __call__(
+        self,
+        leaves: Leaves,
+        compute: Callable[..., Any],
+        x: Float[Array, "batch enc_len d_model"],
+        mask: Bool[Array, "batch enc_len"],
+    ) -> tuple[Float[Array, "batch new_len d_model"], Bool[Array, "batch new_len"]]:
+        x, mask = compute(x, mask)
+        prompts, shown = leaves["prompt"].astype(x.dtype), leaves["is_prompt"]
+        return jnp.concatenate([prompts, x], axis=1), jnp.concatenate([shown, mask], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +78,11 @@ class Prompt(AddedModules):
     name: ClassVar[str] = "prompt"
     kinds: ClassVar[tuple[str, ...]] = ("input",)
     unmergeable: ClassVar[str | None] = "its vectors are a part of the input, not a change of a weight"
+    learning_rates: ClassVar = LearningRates(3e-3, 3e-1, 3e-2)
+    options: ClassVar = {"prompt_length": "prompt_length", "prompt_init": "init"}
+    leaf_axes: ClassVar = {"prompt": (None, None)}
+    sizes: ClassVar = {"prompt_length": ("prompt", 0)}
+    peft_type: ClassVar[str | None] = "PROMPT_TUNING"
 
     prompt_length: int = 100
     init: str = "vocabulary"
@@ -60,14 +98,86 @@ class Prompt(AddedModules):
         """Prompt tuning as its authors recommend it, which Hugging Face PEFT can hold."""
         return cls(prompt_length=prompt_length, init="vocabulary")
 
-    def default_names(self, model):
-        return ("encoder_input",)
+    @property
+    def default_roles(self) -> tuple[str, ...]:
+        return ("input",)
 
     def create(self, site, key, model):
         if self.init == "uniform":
-            shape = (self.prompt_length, model.config.d_model)
+            shape = (self.prompt_length, site.d_out)
             return SoftPrompt(jax.random.uniform(key, shape, minval=-0.5, maxval=0.5))
+        table = _vocabulary(model)
         # Drawn with replacement only where the vocabulary is smaller than the prompt.
-        rows = jnp.arange(_SPECIAL_PIECES, min(_COMMON_PIECES, model.config.vocab_size))
+        rows = jnp.arange(_SPECIAL_PIECES, min(_COMMON_PIECES, len(table)))
         chosen = jax.random.choice(key, rows, (self.prompt_length,), replace=len(rows) < self.prompt_length)
-        return SoftPrompt(model.shared.embedding[...][chosen].astype(jnp.float32))
+        return SoftPrompt(table[chosen].astype(jnp.float32))
+
+    # --- in words ---
+
+    def describe(self) -> str:
+        return f"prompt tuning, {self.prompt_length} soft tokens"
+
+    def flags(self) -> dict[str, Any]:
+        init = {"prompt_init": self.init} if self.init != "vocabulary" else {}
+        return {"prompt_length": self.prompt_length, **init}
+
+    @property
+    def reading(self) -> str:
+        return "official" if self.init == "vocabulary" else "paper"  # alike, but that the first has no `init`
+
+    # --- many in one batch ---
+
+    def rows(self, site: Site, model: nnx.Module) -> Sequence[Rows]:
+        return (Prompts(),)
+
+    def row_leaves(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {**leaves, "is_prompt": np.ones(len(leaves["prompt"]), bool)}
+
+    def row_size(self, leaf: str, size: int) -> str:
+        return f"{size} soft tokens"
+
+    # --- Hugging Face PEFT ---
+
+    def peft_config(self, chosen: Sequence[Site], peft: PeftNames) -> dict[str, Any]:
+        return {
+            "prompt_tuning_init": "RANDOM",
+            "num_virtual_tokens": self.prompt_length,
+            "token_dim": chosen[0].d_out,
+            "num_transformer_submodules": 1,  # the encoder alone; PEFT would otherwise allocate a second prompt
+            "num_layers": peft.num_layers,
+            "num_attention_heads": peft.num_heads,
+        }
+
+    @classmethod
+    def peft_tensor(cls, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+        return "/prompt_embeddings", value
+
+    @classmethod
+    def from_peft(cls, file: PeftFile) -> tuple["Prompt", Tensors, list[str]]:
+        if set(file.tensors) != {"prompt_embeddings"}:
+            raise RunFailed(
+                f"{file.source}: a prompt's file should hold prompt_embeddings alone, not {sorted(file.tensors)[:3]}."
+            )
+        task = file.config.get("task_type")
+        if task not in (None, file.names.task_type):
+            raise UserError(f"{file.source} is a prompt for {task}; this base's is for {file.names.task_type}.")
+        prompt = file.tensors["prompt_embeddings"]
+        length = int(file.number("num_virtual_tokens", len(prompt)))
+        if len(prompt) not in (length, 2 * length) or length < 1:
+            raise RunFailed(f"{file.source} promises {length} soft tokens and holds {len(prompt)}.")
+        notes = []
+        if len(prompt) > length:  # PEFT's default for an encoder-decoder
+            notes.append(f"left out {length} vectors that PEFT allocates for a decoder's prompt and never uses")
+        (path,) = (site.path for site in file.names.sites if site.kind == "input")
+        return cls(prompt_length=length), {f"{path}/prompt": prompt[:length]}, notes
+
+
+def _vocabulary(model: nnx.Module) -> Float[Array, "vocab d_model"]:
+    """The table of a model's input embeddings."""
+    for place in site_modules(model):
+        if place.sites[0].role == "vocabulary":
+            return place.module.embedding[...]
+    raise UserError(
+        f"{type(model).__name__} does not say where its vocabulary is, from which a soft prompt starts; use "
+        "prompt_init='uniform'."
+    )

@@ -10,7 +10,7 @@ from jpeft.eval.generate import by_row, make_generate_scored
 from jpeft.eval.labels import PackedLabels, make_label_log_probs, rounded
 from jpeft.model.t5 import T5
 from jpeft.model.tokenizer import Tokenizer
-from jpeft.peft.base import split
+from jpeft.peft.attaching import split
 from jpeft.predict.prompt import Question, QuestionTokens
 from jpeft.program import Program
 

@@ -20,7 +20,7 @@ from jpeft.eval.generate import make_generate
 from jpeft.eval.labels import PackedLabels, answer_in_use, make_label_log_probs
 from jpeft.eval.metrics import METRICS, listed, own, require_metrics, rouge_tokenizer
 from jpeft.files import read_json_object
-from jpeft.peft.base import split
+from jpeft.peft.attaching import split
 from jpeft.predict.answering import lengths_up_to
 from jpeft.predict.source import Source
 from jpeft.program import Program

@@ -8,6 +8,8 @@ from typing import Any
 
 from jax.typing import DTypeLike
 
+from jpeft.adapters.files import CONFIGS, load_adapter
+from jpeft.adapters.locate import base_of, locate, whole_model, words_for
 from jpeft.config import Run
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, UserError
@@ -17,8 +19,6 @@ from jpeft.model import weights
 from jpeft.model.source import resolve
 from jpeft.model.t5 import T5, arrange_layers
 from jpeft.model.tokenizer import TOKENIZER_FILES, Tokenizer
-from jpeft.peft.hub import CONFIGS, load_adapter
-from jpeft.peft.locate import base_of, locate, whole_model, words_for
 from jpeft.results import NotARecord, RunRecord
 
 

@@ -21,7 +21,8 @@ from jpeft.data.batches import Batch, cache_directory
 from jpeft.eval.evaluators import Evaluator, LossEvaluator
 from jpeft.mesh.layout import Layout
 from jpeft.model import weights
-from jpeft.peft.base import Adapter, count, split
+from jpeft.peft.attaching import count, split
+from jpeft.peft.variables import Adapter
 from jpeft.pretrain.config import Pretraining, of_any_version
 from jpeft.pretrain.mixture import PairSource, TextSource
 from jpeft.pretrain.optimizer import RelativeOptimizer

@@ -15,8 +15,9 @@ from jpeft.model.source import resolve
 from jpeft.model.t5 import T5
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.model.weights import read_config
-from jpeft.peft.base import attach, select
+from jpeft.peft.attaching import attach
 from jpeft.peft.full import Full
+from jpeft.peft.selection import select
 from jpeft.pretrain.config import Pretraining
 from jpeft.pretrain.corpus import COLUMNS
 from jpeft.pretrain.corruption import SpanCorruption

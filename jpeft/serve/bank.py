@@ -9,16 +9,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jpeft.adapters.files import read_adapter, stored_base_name
 from jpeft.errors import UserError
 from jpeft.eval.labels import packed_log_probs
 from jpeft.model.config import T5Config
 from jpeft.model.decode import greedy
 from jpeft.model.t5 import T5
-from jpeft.peft.base import AddedModules, Method, sites
-from jpeft.peft.hub import read_adapter, stored_base_name
+from jpeft.peft.method import AddedModules, Method
+from jpeft.peft.sites import sites
+from jpeft.peft.variables import AdapterRows
 from jpeft.program import Program
-from jpeft.serve.pool import Layout, MadeShapes, Room, Shapes, attach_pool, pooled
-from jpeft.serve.rows import Pooled
+from jpeft.serve.pool import Layout, MadeShapes, Room, Shapes, attach_pool, rooms
 
 Names = Sequence[str | None]  # of each row's adapter; None is the base alone
 
@@ -67,9 +68,10 @@ class AdapterBank:
         self._model = model
         self._sites = {site.path: site for site in sites(model)}
         self._shapes_of = MadeShapes(model)
-        with_pool = attach_pool(model, capacity + 1, room, self._shapes_of)
-        self._layout, self._pool = Layout.of(with_pool)
-        self._graphdef, _, self.base = nnx.split(with_pool, Pooled, ...)
+        self._rooms = rooms(model, room, self._shapes_of)
+        with_pool = attach_pool(model, capacity + 1, self._rooms)
+        self._layout, self._pool = Layout.of(with_pool, self._rooms)
+        self._graphdef, _, self.base = nnx.split(with_pool, AdapterRows, ...)
         del with_pool  # it would keep the first pool's arrays, which the first `add` gives away
         self._slots: dict[str, int] = {}
         self._free = list(range(capacity, 0, -1))
@@ -242,7 +244,7 @@ class AdapterBank:
         values = {}
         for path, own in by_site.items():
             self._check_whole(method, path, own, source)
-            values |= {f"{path}/{leaf}": value for leaf, value in pooled(method, own).items()}
+            values |= {f"{path}/{leaf}": value for leaf, value in method.row_leaves(own).items()}
         for name, value in values.items():
             self._check_room(name, value.shape, method, source)
         return values
@@ -264,14 +266,16 @@ class AdapterBank:
             if not np.isfinite(value).all():
                 raise UserError(f"{source} holds values that are not finite, at {path}/{leaf}.")
 
-    def _check_room(self, name: str, shape: tuple[int, ...], method: Method, source: str) -> None:
+    def _check_room(self, name: str, shape: tuple[int, ...], method: AddedModules, source: str) -> None:
         largest = self._layout.shapes.get(name)
         path, _, leaf = name.rpartition("/")
-        if largest is None:
+        here = self._rooms.get(path)
+        if largest is None or here is None or not here.parts >= set(method.rows(self._sites[path], self._model)):
             raise UserError(f"{source}: the bank has no room for {method.name} at {path} ({leaf}).")
         if shape[0] > largest[0]:
-            size = f"{shape[0]} soft tokens" if method.name == "prompt" else f"rank {shape[0]}"
-            raise UserError(f"{source}: {size} at {path}; the bank has room for {largest[0]}.")
+            raise UserError(
+                f"{source}: {method.row_size(leaf, shape[0])} at {path}; the bank has room for {largest[0]}."
+            )
 
 
 def make_generate(graphdef: nnx.GraphDef, layout: Layout, *, max_length: int):

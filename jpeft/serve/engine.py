@@ -12,7 +12,7 @@ from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.labels import PackedLabels
 from jpeft.model.tokenizer import Tokenizer
-from jpeft.peft.base import Method
+from jpeft.peft.method import Method
 from jpeft.predict.prompt import Prompt, Question, QuestionTokens
 from jpeft.predict.source import task_of
 from jpeft.rows.values import as_text

@@ -5,8 +5,9 @@ batch uses and which one is written are arguments of compiled programs, so that 
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +15,20 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int, Shaped
 
-from jpeft.model.leaves import stacked_leaves
-from jpeft.model.t5 import T5
-from jpeft.peft.base import Adapter, AddedModules, Method, Site, select, sites_by_module
-from jpeft.peft.lora import Lora
-from jpeft.serve.rows import Pooled, rows_module
+from jpeft.leaves import stacked_leaves
+from jpeft.peft.adapted import put
+from jpeft.peft.method import AddedModules, Method
+from jpeft.peft.rows import RowAdapters, Rows
+from jpeft.peft.selection import select
+from jpeft.peft.sites import Site, site_modules
+from jpeft.peft.variables import Adapter, AdapterRows
 
 Room = Sequence[tuple[Method, Sequence[Site]]]  # the largest adapters that a bank is to hold, and where they act
 Shapes = Mapping[str, tuple[int, ...]]
-
-_IDENTITY = {"scale_in": np.float32(1), "scale_out": np.float32(1), "is_prompt": np.False_}  # of the others 0.0
-_ENDS_AT_THE_TEXT = ("prompt", "is_prompt")  # a smaller one is filled up at its start; others at their end
+Model = TypeVar("Model", bound=nnx.Module)
 
 
-def room_for(model: T5, *methods: Method) -> Room:
+def room_for(model: nnx.Module, *methods: Method) -> Room:
     """Room for adapters up to the size of these, wherever they act unless a selection says otherwise."""
     return [(method, select(model, method)) for method in methods]
 
@@ -35,7 +36,7 @@ def room_for(model: T5, *methods: Method) -> Room:
 class MadeShapes:
     """Shape of each leaf that a method makes at a site of a base, by the leaf's name; nothing is allocated."""
 
-    def __init__(self, model: T5):
+    def __init__(self, model: nnx.Module):
         self._model = model
         self._known: dict[tuple, Shapes] = {}
 
@@ -47,56 +48,54 @@ class MadeShapes:
         return self._known[key]
 
 
-def pooled(method: Method, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """One site's leaves as a bank keeps them: LoRA's A turned, its scale a leaf; which rows of a prompt there are."""
-    values = dict(leaves)
-    if isinstance(method, Lora):
-        values["lora_a"] = values["lora_a"].T  # [rank, d_in]: products of few rows run along memory
-        # Not multiplied into B: the same products in the same order give the same logits, to the last bit.
-        values["lora_scale"] = np.full(1, method.scale, np.float32)
-    if "prompt" in values:
-        values["is_prompt"] = np.ones(len(values["prompt"]), bool)
-    return values
+@dataclasses.dataclass(frozen=True)
+class RoomAt:
+    """What a bank has room for at one site: parts of row-wise adapters, and the largest shape of each leaf."""
+
+    parts: frozenset[Rows] = frozenset()
+    shapes: Shapes = dataclasses.field(default_factory=dict)
+
+    def __or__(self, other: "RoomAt") -> "RoomAt":
+        shapes = dict(self.shapes)
+        for name, shape in other.shapes.items():
+            shapes[name] = tuple(map(max, shapes.get(name, shape), shape))
+        return RoomAt(self.parts | other.parts, shapes)
+
+    def part_of(self, leaf: str) -> Rows:
+        """The part that has a leaf of this name."""
+        (part,) = (part for part in self.parts if leaf in part.leaves)
+        return part
 
 
-def attach_pool(model: T5, slots: int, room: Room, shapes_of: MadeShapes) -> T5:
-    """A model whose adapters are those of a pool, every slot at its identity; it shares the base's arrays with `model`.
-
-    Stacks stay cut as they are: where one layer of a segment has room for something, all of them have.
-    """
-    largest = _largest(room, shapes_of)
-    model = nnx.merge(*nnx.split(model))  # new modules around the same arrays
-    for module, its_sites in sites_by_module(model):
-        shapes = _union(largest.get(site.path, {}) for site in its_sites)
-        if shapes:
-            layers = () if its_sites[0].layer is None else (len(its_sites),)
-            leaves = {name: _filled(name, (*layers, slots, *shape)) for name, shape in shapes.items()}
-            module.adapter = rows_module(its_sites[0], leaves)
-    return model
-
-
-def _filled(name: str, shape: tuple[int, ...]) -> Array:
-    return jnp.full(shape, _IDENTITY.get(name, np.float32(0)))
-
-
-def _largest(room: Room, shapes_of: MadeShapes) -> dict[str, Shapes]:
-    """The largest shape of each leaf by path of the site, of all that is to fit."""
-    largest: dict[str, Shapes] = {}
+def rooms(model: nnx.Module, room: Room, shapes_of: MadeShapes) -> dict[str, RoomAt]:
+    """What there is to be room for at each site, by its path."""
+    at: dict[str, RoomAt] = {}
     for method, chosen in room:
         assert isinstance(method, AddedModules), "full tuning adds nothing that could be held beside the base"
         for site in chosen:
             empty = {name: np.empty(shape) for name, shape in shapes_of(method, site).items()}
-            shapes = {name: value.shape for name, value in pooled(method, empty).items()}
-            largest[site.path] = _union((largest.get(site.path, {}), shapes))
-    return largest
+            shapes = {name: value.shape for name, value in method.row_leaves(empty).items()}
+            here = RoomAt(frozenset(method.rows(site, model)), shapes)
+            at[site.path] = at.get(site.path, RoomAt()) | here
+    return at
 
 
-def _union(several) -> dict[str, tuple[int, ...]]:
-    union: dict[str, tuple[int, ...]] = {}
-    for shapes in several:
-        for name, shape in shapes.items():
-            union[name] = tuple(map(max, union.get(name, shape), shape))
-    return union
+def attach_pool(model: Model, slots: int, at: Mapping[str, RoomAt]) -> Model:
+    """A model whose adapters are those of a pool, every slot at its identity; it shares the base's arrays with `model`.
+
+    Stacks stay cut as they are: where one layer of a segment has room for something, all of them have.
+    """
+    model = nnx.merge(*nnx.split(model))  # new modules around the same arrays
+    for place in site_modules(model):
+        here = functools.reduce(RoomAt.__or__, (at.get(site.path, RoomAt()) for site in place.sites))
+        if here.parts:
+            layers = (len(place.sites),) if place.in_stack else ()
+            leaves = {
+                name: jnp.asarray(np.broadcast_to(here.part_of(name).identity(name), (*layers, slots, *shape)))
+                for name, shape in here.shapes.items()
+            }
+            put(place, RowAdapters(here.parts, leaves))
+    return model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,17 +106,24 @@ class PoolLeaf:
       path: in the model's state.
       names: of what it holds of one adapter, one a layer, as `jpeft.model.leaves` names leaves.
       shape: of one name's entry.
+      part: of a row-wise adapter, that has it.
     """
 
     path: tuple[Any, ...]
     names: tuple[str, ...]
     shape: tuple[int, ...]
     stacked: bool
+    part: Rows
 
     def identity(self) -> np.ndarray:
         """The entry of an adapter that does nothing here: `shape`, or `[layers, *shape]`."""
         layers = (len(self.names),) if self.stacked else ()
-        return np.full((*layers, *self.shape), _IDENTITY.get(self.path[-1], np.float32(0)))
+        return np.array(np.broadcast_to(self.part.identity(self.leaf), (*layers, *self.shape)))
+
+    @property
+    def leaf(self) -> str:
+        """Its own name."""
+        return str(self.path[-1])
 
 
 class Layout:
@@ -136,22 +142,28 @@ class Layout:
         }
 
     @classmethod
-    def of(cls, model: T5) -> tuple["Layout", tuple[Array, ...]]:
+    def of(cls, model: nnx.Module, at: Mapping[str, RoomAt]) -> tuple["Layout", tuple[Array, ...]]:
         """The layout of what `attach_pool` attached, and its arrays."""
         leaves, arrays = [], []
-        for leaf in stacked_leaves(model, Pooled):
+        for leaf in stacked_leaves(model, AdapterRows):
             array = leaf.variable[...]
             arrays.append(array)
-            leaves.append(PoolLeaf(leaf.path, leaf.names, array.shape[leaf.stacked + 1 :], leaf.stacked))
+            name = str(leaf.path[-1])
+            rooms_here = (at.get(whole.rpartition("/")[0], RoomAt()) for whole in leaf.names)
+            part = next(room.part_of(name) for room in rooms_here if name in room.shapes)
+            leaves.append(PoolLeaf(leaf.path, leaf.names, array.shape[leaf.stacked + 1 :], leaf.stacked, part))
         return cls(leaves), tuple(arrays)
 
     def entry(self, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-        """An adapter's entry from its leaves by name, `pooled` and no larger than `shapes`; identities elsewhere."""
+        """An adapter's entry from its leaves by name as `Method.row_leaves` has them; identities elsewhere.
+
+        None is larger than `shapes`.
+        """
         entry = tuple(leaf.identity() for leaf in self.leaves)
         for name, value in values.items():
             i, layer = self._where[name]
             whole = entry[i][layer]
-            at_end = name.endswith(_ENDS_AT_THE_TEXT)
+            at_end = self.leaves[i].leaf in self.leaves[i].part.filled_at_start
             whole[len(whole) - len(value) if at_end else 0 :][: len(value)] = value
         return entry
 
@@ -167,6 +179,6 @@ class Layout:
     def rows(self, pool: tuple[Array, ...], slots: Int[Array, " batch"]) -> nnx.State:
         """What to merge with a base so that row `i` of a batch has the adapter of `slots[i]`."""
         return nnx.from_flat_state(
-            (leaf.path, Pooled(jnp.take(array, slots, axis=int(leaf.stacked), mode="clip")))
+            (leaf.path, AdapterRows(jnp.take(array, slots, axis=int(leaf.stacked), mode="clip")))
             for leaf, array in zip(self.leaves, pool, strict=True)
         )

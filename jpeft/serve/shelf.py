@@ -4,9 +4,9 @@ import logging
 import re
 from pathlib import Path
 
+from jpeft.adapters.files import layout_of
+from jpeft.adapters.locate import locate
 from jpeft.errors import RunFailed, UserError
-from jpeft.peft.hub import layout_of
-from jpeft.peft.locate import locate
 
 # Of one directory alone: no separators, no leading dot. What stands here has to mean the same to Python's `re`, to
 # pydantic's engine and to whoever reads the OpenAPI document.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from jpeft.adapters.files import read_adapter
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.labels import PackedLabels
@@ -15,9 +16,9 @@ from jpeft.model import weights
 from jpeft.model.source import resolve
 from jpeft.model.t5 import T5, arrange_layers
 from jpeft.model.tokenizer import Tokenizer
-from jpeft.peft.base import AddedModules, Method, sites
-from jpeft.peft.hub import read_adapter
-from jpeft.peft.methods import build
+from jpeft.peft.method import AddedModules, Method
+from jpeft.peft.methods import METHODS, build
+from jpeft.peft.sites import sites
 from jpeft.predict.source import task_of
 from jpeft.serve.bank import AdapterBank
 from jpeft.serve.engine import Engine, Shapes
@@ -201,10 +202,11 @@ def parse_room(text: str) -> Method:
     """`lora:official:16` as the method that it means. Raises `UserError`."""
     name, _, rest = text.partition(":")
     reading, _, size = rest.partition(":")
-    option = {"lora": "rank", "prompt": "prompt_length"}.get(name)
-    if size and (option is None or not size.isdecimal()):
-        raise UserError(f"--room {text}: {name} takes no size {size!r}; lora has a rank, prompt a length.")
-    method = build(name, reading or "paper", {str(option): int(size)} if size else {})
+    sizes = {known: option for known, method in METHODS.items() for option in method.sizes}
+    if size and (name not in sizes or not size.isdecimal()):
+        have = ", ".join(f"{known} has its {option}" for known, option in sizes.items())
+        raise UserError(f"--room {text}: {name} takes no size {size!r}; {have}.")
+    method = build(name, reading or "paper", {sizes[name]: int(size)} if size else {})
     if not isinstance(method, AddedModules):
         raise UserError(f"--room {text}: {name} tuning changes the base itself; serve its model as a base.")
     return method

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jpeft.adapters.files import save_adapter
 from jpeft.allocator import keep_freed_memory
 from jpeft.config import Run, monitored_metric, of_any_version, require_labels
 from jpeft.data.batches import cache_directory, eval_order, num_steps
@@ -29,8 +30,7 @@ from jpeft.eval.loss import mean_loss
 from jpeft.eval.metrics import check_metrics, higher_is_better, own, require_metrics, rouge_tokenizer
 from jpeft.mesh.layout import Layout
 from jpeft.model.settings import pass_on
-from jpeft.peft.base import count, split
-from jpeft.peft.hub import save_adapter
+from jpeft.peft.attaching import count, split
 from jpeft.program import use_compilation_cache
 from jpeft.results import RunRecord
 from jpeft.run.directory import RunDirectory, run_once

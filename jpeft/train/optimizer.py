@@ -7,7 +7,7 @@ import jax
 import optax
 from flax import nnx
 
-from jpeft.model.leaves import is_stacked
+from jpeft.leaves import is_stacked
 
 # What a run's updates are made by, given the rates: hashable where programs are to be shared, since it is part of them.
 Optimizer = Callable[[optax.Schedule], optax.GradientTransformation]

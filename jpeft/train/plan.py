@@ -21,7 +21,8 @@ from jpeft.mesh.layout import Layout
 from jpeft.mesh.work import Messages, matmul_flops, messages
 from jpeft.model.source import load_config
 from jpeft.model.t5 import T5, arrange_layers
-from jpeft.peft.base import attach, select, split
+from jpeft.peft.attaching import attach, split
+from jpeft.peft.selection import select
 from jpeft.train.optimizer import AdamW
 from jpeft.train.programs import build_programs
 from jpeft.train.session import Recent

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jpeft.adapters.files import load_adapter
+from jpeft.adapters.locate import locate, whole_model
 from jpeft.config import Run
 from jpeft.errors import UserError
 from jpeft.mesh.layout import Layout
@@ -15,11 +17,11 @@ from jpeft.model import weights
 from jpeft.model.source import resolve
 from jpeft.model.t5 import T5, arrange_layers
 from jpeft.model.tokenizer import Tokenizer
-from jpeft.peft.ablations import ablation
-from jpeft.peft.base import Method, Selection, Site, attach, count, select
-from jpeft.peft.hub import load_adapter
-from jpeft.peft.locate import locate, whole_model
-from jpeft.peft.methods import METHODS
+from jpeft.peft.attaching import attach, count
+from jpeft.peft.method import Method
+from jpeft.peft.methods import METHODS, ablation, stacks_of
+from jpeft.peft.selection import Selection, select
+from jpeft.peft.sites import Site
 from jpeft.train.session import Session
 
 
@@ -52,11 +54,10 @@ def compute_dtype(name: str) -> jnp.dtype:
 def selection(run: Run, model: T5) -> Selection:
     """The sites that a run's ablation, or its own targets, layers and pattern, leave to the method."""
     if run.ablation.name is not None:
-        return ablation(run.method.name, run.ablation.name, model.config, seed=run.ablation.seed)
-    layers = run.layer_indices()
+        return ablation(run.method.name, run.ablation.name, stacks_of(model), seed=run.ablation.seed)
     return Selection(
         stacks=run.stacks(),
-        layers=None if layers is None else {"encoder": layers, "decoder": layers},
+        layers=run.layer_indices(),
         names=run.targets(),
         pattern=run.method.pattern,
     )

@@ -15,9 +15,10 @@ from jpeft.eval.labels import PackedLabels, agreement_with_generation, answer_in
 from jpeft.eval.metrics import judge
 from jpeft.model.t5 import T5
 from jpeft.model.tokenizer import Tokenizer
-from jpeft.peft.base import attach, select
+from jpeft.peft.attaching import attach
 from jpeft.peft.lora import Lora
 from jpeft.peft.prompt import Prompt
+from jpeft.peft.selection import select
 from tests.conftest import TINY, TOPICS, make_batch
 from tests.peft.filled import filled
 

@@ -19,13 +19,13 @@ _MOST_ADDRESSES = 24 * 2**30  # bytes: a runaway must end here and not take the 
 
 def warm() -> None:
     import datasets  # noqa: F401
+    import jpeft.peft.merge
     import pyarrow.parquet  # noqa: F401
     import rich.console  # noqa: F401
     import transformers  # noqa: F401
 
     import jpeft.cli
     import jpeft.grid.search
-    import jpeft.peft.merge
     import jpeft.predict.run
     import jpeft.pretrain.loop
     import jpeft.report.document

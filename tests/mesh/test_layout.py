@@ -11,8 +11,9 @@ from jpeft.errors import UserError
 from jpeft.mesh.layout import Layout
 from jpeft.mesh.rules import leaf_name, spec_of
 from jpeft.model.t5 import T5
-from jpeft.peft.base import attach, select, split
+from jpeft.peft.attaching import attach, split
 from jpeft.peft.methods import METHODS, build
+from jpeft.peft.selection import select
 from jpeft.pretrain.optimizer import RelativeOptimizer
 from jpeft.train.optimizer import AdamW
 from jpeft.train.schedule import constant

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jpeft.leaves import fill, named_leaves
 from jpeft.model.decode import beam_search, beam_search_scored, greedy, greedy_scored, likeliest
-from jpeft.model.leaves import fill, named_leaves
-from jpeft.model.t5 import T5, split_segments
+from jpeft.model.t5 import T5
 from tests.conftest import TINY, make_batch
 
 MAX_LENGTH = 24
@@ -89,7 +89,7 @@ def test_greedy_with_a_cache_is_the_argmax_of_the_full_pass(model, tokens, chose
 
 def test_the_cache_follows_the_segments(model, tokens, chosen):
     split = nnx.clone(model)
-    split_segments(split.decoder, [1])
+    split.decoder.cut([1])
     np.testing.assert_array_equal(_greedy(split, tokens), chosen)
 
 

@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from jpeft.adapters.merge import probe_logits, probe_tokens
 from jpeft.model import weights
 from jpeft.model.plain import plain_logits
 from jpeft.model.t5 import T5
-from jpeft.peft.merge import probe_logits, probe_tokens
 from tests.conftest import TINY
 
 GOLDEN = Path(__file__).parents[1] / "golden"

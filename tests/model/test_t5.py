@@ -11,9 +11,9 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 from jpeft.eval.loss import loss_sums
+from jpeft.leaves import fill, named_leaves
 from jpeft.model.config import RELEASED
 from jpeft.model.decode import greedy
-from jpeft.model.leaves import fill, named_leaves
 from jpeft.model.placement import placing
 from jpeft.model.t5 import (
     REMAT_POLICIES,
@@ -25,10 +25,9 @@ from jpeft.model.t5 import (
     dropout,
     num_stacked,
     product,
-    rescaled,
-    split_segments,
     unroll,
 )
+from jpeft.peft.arithmetic import rescaled
 from tests.conftest import TINY, make_batch
 
 DEEP = dataclasses.replace(TINY, num_layers=4, num_decoder_layers=3, dropout_rate=0.1)
@@ -107,11 +106,11 @@ def test_shallow_stacks_are_not_scanned_unless_asked(layers, scan, unrolled):
 
 def test_split_segments_keeps_logits(deep_t5, batch):
     split = nnx.clone(deep_t5)
-    split_segments(split.encoder, [1, 3])
-    split_segments(split.decoder, [2])
+    split.encoder.cut([1, 3])
+    split.decoder.cut([2])
     assert [num_stacked(block) for block in split.encoder.segments] == [1, 2, 1]
     assert [num_stacked(block) for block in split.decoder.segments] == [2, 1]
-    split_segments(split.encoder, [1])  # nothing to cut
+    split.encoder.cut([1])  # nothing to cut
     assert [num_stacked(block) for block in split.encoder.segments] == [1, 2, 1]
     np.testing.assert_allclose(logits_of(split, batch), logits_of(deep_t5, batch), rtol=0, atol=1e-5)
 
@@ -119,8 +118,8 @@ def test_split_segments_keeps_logits(deep_t5, batch):
 def test_names_and_values_of_leaves_do_not_depend_on_the_segments(deep_t5):
     whole = named_leaves(deep_t5, nnx.Param)
     split = nnx.clone(deep_t5)
-    split_segments(split.encoder, [1, 3])
-    split_segments(split.decoder, [1, 2])
+    split.encoder.cut([1, 3])
+    split.decoder.cut([1, 2])
     parts = named_leaves(split, nnx.Param)
     assert parts.keys() == whole.keys()
     assert "encoder/layers/3/self_attention/q/kernel" in parts and "decoder/layers/2/feed_forward/wo/kernel" in parts
@@ -131,7 +130,7 @@ def test_names_and_values_of_leaves_do_not_depend_on_the_segments(deep_t5):
 def test_fill_puts_each_leaf_where_its_name_says(deep_t5):
     values = {name: np.asarray(value) * 2 for name, value in named_leaves(deep_t5, nnx.Param).items()}
     filled = nnx.clone(deep_t5)
-    split_segments(filled.encoder, [2])
+    filled.encoder.cut([2])
     fill(filled, nnx.Param, lambda name, shape, part: values[name][part], np.float32)
     for name, value in named_leaves(filled, nnx.Param).items():
         np.testing.assert_array_equal(value, values[name], err_msg=name)

@@ -17,9 +17,9 @@ from safetensors.numpy import load_file, save_file
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import write_whole
+from jpeft.leaves import named_leaves
 from jpeft.model import weights
 from jpeft.model.config import T5Config
-from jpeft.model.leaves import named_leaves
 from jpeft.model.t5 import T5
 from tests.conftest import TINY
 

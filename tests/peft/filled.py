@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from jpeft.model.t5 import T5
-from jpeft.peft.base import split
+from jpeft.peft.attaching import split
 
 
 def filled(model: T5, key) -> T5:

@@ -6,16 +6,18 @@ import jax
 import numpy as np
 import pytest
 
+from jpeft.adapters.files import load_adapter, save_adapter
 from jpeft.cli import main
 from jpeft.config import Run
+from jpeft.leaves import named_leaves
 from jpeft.model import weights
-from jpeft.model.leaves import named_leaves
-from jpeft.peft.base import Adapter, attach, select
+from jpeft.peft.attaching import attach
 from jpeft.peft.bitfit import BitFit
-from jpeft.peft.hub import load_adapter, save_adapter
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
 from jpeft.peft.prompt import Prompt
+from jpeft.peft.selection import select
+from jpeft.peft.variables import Adapter
 from tests.peft.filled import filled
 
 RESULT = {

@@ -9,13 +9,13 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
+from jpeft.adapters.files import load_adapter
+from jpeft.adapters.peft_layout import peft_tensors
 from jpeft.eval.loss import loss_sums
+from jpeft.leaves import named_leaves
 from jpeft.model import weights
-from jpeft.model.leaves import named_leaves
-from jpeft.peft import base
-from jpeft.peft.base import Adapter
-from jpeft.peft.hub import load_adapter
-from jpeft.peft.peft_write import peft_tensors
+from jpeft.peft.attaching import split
+from jpeft.peft.variables import Adapter
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODELS = ("tied_relu", "untied_gated", "tall_odd")
@@ -43,7 +43,7 @@ def golden_adapter(request, golden_base):
     directory, model, batch, base_logits = golden_base
     adapted, method, _ = load_adapter(directory / request.param, model)
     assert method.name == request.param
-    graphdef, adapter, frozen = base.split(adapted)
+    graphdef, adapter, frozen = split(adapted)
 
     def mean_loss(adapter):
         model = nnx.merge(graphdef, adapter, frozen)
@@ -53,7 +53,7 @@ def golden_adapter(request, golden_base):
     with jax.default_matmul_precision("highest"):
         gradient, logits = jax.jit(jax.grad(mean_loss, has_aux=True))(adapter)
     named = named_leaves(nnx.merge(graphdef, gradient, frozen), Adapter)
-    ours = peft_tensors({name: np.asarray(value) for name, value in named.items()})
+    ours = peft_tensors(type(method), {name: np.asarray(value) for name, value in named.items()})
     return logits, ours, load_file(directory / request.param / "expected.safetensors"), base_logits
 
 

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jpeft.adapters.files import load_adapter, save_adapter
 from jpeft.eval.loss import loss_sums, make_loss
-from jpeft.model.leaves import named_leaves
+from jpeft.leaves import named_leaves
 from jpeft.model.t5 import T5
-from jpeft.peft.base import Adapter, Selection, attach, count, select, split
+from jpeft.peft.attaching import attach, count, split
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.full import Full
-from jpeft.peft.hub import load_adapter, save_adapter
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
 from jpeft.peft.prompt import Prompt
+from jpeft.peft.selection import Selection, select
+from jpeft.peft.variables import Adapter
 from jpeft.program import Program
 from jpeft.train.optimizer import AdamW
 from jpeft.train.schedule import constant

@@ -10,19 +10,22 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
+from jpeft.adapters.files import save_adapter
+from jpeft.adapters.merge import probe_logits
 from jpeft.cli import main
 from jpeft.model import weights
 from jpeft.model.t5 import T5
 from jpeft.model.tokenizer import Tokenizer
-from jpeft.peft.ablations import ABLATIONS, ablation
-from jpeft.peft.base import Adapter, Selection, attach, select
+from jpeft.peft.attaching import attach
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.full import Full
-from jpeft.peft.hub import save_adapter
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora, LoraSite
-from jpeft.peft.merge import merge, probe_logits
+from jpeft.peft.merging import merge
+from jpeft.peft.methods import ablation, ablations
 from jpeft.peft.prompt import Prompt
+from jpeft.peft.selection import Selection, select
+from jpeft.peft.variables import Adapter
 from tests.conftest import TINY
 from tests.peft.filled import filled
 
@@ -33,7 +36,7 @@ def tiny_t5():
     return T5(TINY, rngs=nnx.Rngs(0))
 
 
-ABLATED = [(method, name) for method, names in ABLATIONS.items() for name in names]
+ABLATED = [(method, name) for method, names in ablations().items() for name in names]
 CASES = {
     "lora": (Lora(), Selection()),
     "lora_of_all_linear_maps": (Lora(rank=3), Selection(pattern=".*/(q|k|v|o|wi_0|wi_1|wo)|lm_head")),
@@ -44,7 +47,7 @@ CASES = {
     "ia3_official": (Ia3.official(), Selection()),
     "full_of_some_weights": (Full(), Selection(pattern="shared|decoder/layers/1/.*")),
 } | {
-    f"{method}_{name}": ({"lora": Lora(), "ia3": Ia3()}[method], ablation(method, name, TINY))
+    f"{method}_{name}": ({"lora": Lora(), "ia3": Ia3()}[method], ablation(method, name, TINY.stacks))
     for method, name in ABLATED
 }
 
@@ -66,7 +69,7 @@ def saved(model: T5, method, directory, *, base, selection=Selection()):  # noqa
 def test_merged_weights_do_what_base_and_adapter_do(case, tiny_t5):
     method, selection = CASES[case]
     model, _ = adapted(tiny_t5, method, selection)
-    merged = merge(model, method)
+    merged = merge(model)
     assert not jax.tree.leaves(nnx.state(merged, Adapter))
     expected = probe_logits(model)
     np.testing.assert_allclose(probe_logits(merged), expected, rtol=0, atol=1e-4)
@@ -77,14 +80,14 @@ def test_merged_weights_do_what_base_and_adapter_do(case, tiny_t5):
 def test_a_relu_model_with_a_tied_head_merges():
     model = T5(dataclasses.replace(TINY, feed_forward_proj="relu", tie_word_embeddings=True), rngs=nnx.Rngs(0))
     both, _ = adapted(model, Ia3())
-    np.testing.assert_allclose(probe_logits(merge(both, Ia3())), probe_logits(both), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(probe_logits(merge(both)), probe_logits(both), rtol=0, atol=1e-4)
 
 
 def test_a_bfloat16_base_is_merged_in_float32(tiny_t5):
     graphdef, exact = nnx.split(tiny_t5)
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), exact)
     widened = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), rounded)
-    merged = [merge(adapted(nnx.merge(graphdef, state), Lora())[0], Lora()) for state in (rounded, widened)]
+    merged = [merge(adapted(nnx.merge(graphdef, state), Lora())[0]) for state in (rounded, widened)]
     q = [model.encoder.segments[0].self_attention.q.kernel[...] for model in merged]
     assert q[0].dtype == jnp.float32
     np.testing.assert_array_equal(q[0], q[1])
@@ -205,7 +208,7 @@ def test_what_was_written_is_held_against_base_and_adapter(run, tmp_path, capsys
 
 
 def test_weights_that_do_not_do_what_base_and_adapter_do_are_not_written(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(LoraSite, "fold", lambda self, kernel: kernel)
+    monkeypatch.setattr(LoraSite, "fold", lambda self, kernel, bias: (kernel, bias))
     assert main(["merge", str(run), "--out", str(tmp_path / "merged")]) == 1
     assert "from those of base and adapter; nothing is written" in capsys.readouterr().err
     assert not (tmp_path / "merged").exists()

@@ -13,14 +13,17 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from jpeft.adapters.files import load_adapter, save_adapter
 from jpeft.errors import RunFailed, UserError
-from jpeft.model.leaves import named_leaves
+from jpeft.leaves import named_leaves
 from jpeft.model.t5 import T5
-from jpeft.peft.base import Adapter, Selection, Site, attach, select
-from jpeft.peft.hub import load_adapter, save_adapter
+from jpeft.peft.attaching import attach
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
 from jpeft.peft.prompt import Prompt
+from jpeft.peft.selection import Selection, select
+from jpeft.peft.sites import Site
+from jpeft.peft.variables import Adapter
 from tests.conftest import TINY
 from tests.peft.filled import filled
 

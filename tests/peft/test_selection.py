@@ -5,22 +5,23 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jpeft.adapters.files import load_adapter, save_adapter
 from jpeft.errors import RunFailed, UserError
 from jpeft.model.t5 import T5, num_stacked
-from jpeft.peft.ablations import ABLATIONS, ablation
-from jpeft.peft.base import Selection, attach, select, sites, split
+from jpeft.peft.attaching import attach, split
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.full import Full
-from jpeft.peft.hub import load_adapter, save_adapter
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
-from jpeft.peft.methods import build
+from jpeft.peft.methods import ablation, ablations, build
 from jpeft.peft.prompt import Prompt
+from jpeft.peft.selection import Selection, select
+from jpeft.peft.sites import sites
 from tests.conftest import TINY
 
 
 def layers_of(method: str, name: str, config=TINY, *, seed: int = 0) -> dict[str, set[int]]:
-    layers = ablation(method, name, config, seed=seed).layers
+    layers = ablation(method, name, config.stacks, seed=seed).layers
     assert layers is not None
     return {stack: set(chosen) for stack, chosen in layers.items()}
 
@@ -150,7 +151,7 @@ def test_a_frozen_prefix_of_layers_costs_no_gradient_work(key):
     assert flops([2, 3]) < 0.8 * flops([0, 1, 2, 3])
 
 
-@pytest.mark.parametrize("method", ABLATIONS)
+@pytest.mark.parametrize("method", ablations())
 def test_early_later_and_random_are_halves_of_each_stack(method):
     for name in ("early", "later", "random"):
         layers = layers_of(method, name, seed=5)
@@ -172,9 +173,9 @@ def test_unknown_names_and_options_are_refused_with_what_there_is():
     with pytest.raises(
         UserError, match="ablation.name is 'drop_dense', which lora does not have; there are: early, later"
     ):
-        ablation("lora", "drop_dense", TINY)
+        ablation("lora", "drop_dense", TINY.stacks)
     with pytest.raises(UserError, match="ablates lora and ia3 only"):
-        ablation("bitfit", "early", TINY)
+        ablation("bitfit", "early", TINY.stacks)
     with pytest.raises(UserError, match="method.name is 'lorra'; expected one of full, lora"):
         build("lorra")
     with pytest.raises(UserError, match="method.reading is 'theirs'"):

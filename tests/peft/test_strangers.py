@@ -22,16 +22,17 @@ from flax import nnx, serialization
 from safetensors.numpy import load_file, save_file
 
 from jpeft import patterns
+from jpeft.adapters.files import open_adapter, save_adapter
 from jpeft.errors import RunFailed, UserError
+from jpeft.leaves import fill
 from jpeft.model import weights
-from jpeft.model.leaves import fill
 from jpeft.model.source import load_config
-from jpeft.model.t5 import T5
+from jpeft.model.t5 import T5, abstract_model
 from jpeft.model.tokenizer import Tokenizer
-from jpeft.peft.base import Adapter, attach, select
-from jpeft.peft.counting import abstract_model
-from jpeft.peft.hub import open_adapter, save_adapter
+from jpeft.peft.attaching import attach
 from jpeft.peft.lora import Lora
+from jpeft.peft.selection import select
+from jpeft.peft.variables import Adapter
 from tests.conftest import TINY
 
 Damage = Callable[[Path], None]

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jpeft.adapters.files import load_adapter, save_adapter
 from jpeft.cli import main
 from jpeft.config import Run
 from jpeft.model import weights
 from jpeft.model.tokenizer import Tokenizer
-from jpeft.peft.base import attach, select
+from jpeft.peft.attaching import attach
 from jpeft.peft.full import Full
-from jpeft.peft.hub import load_adapter, save_adapter
 from jpeft.peft.lora import Lora
+from jpeft.peft.selection import select
 from jpeft.predict import call
 from jpeft.predict.answering import lengths_up_to
 from jpeft.predict.progress import Meter

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from jpeft.adapters.files import save_adapter
 from jpeft.cli import main
 from jpeft.config import Run
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import UserError
 from jpeft.model import weights
-from jpeft.peft.hub import save_adapter
 from jpeft.peft.lora import Lora
 from jpeft.predict.evaluation import Evaluation, seen_by_the_run, told_of_unknown
 from jpeft.predict.source import Source

@@ -10,13 +10,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from jpeft.adapters.files import save_adapter
+from jpeft.adapters.merge import probe_logits, probe_tokens
 from jpeft.cli import main
 from jpeft.model import weights
 from jpeft.model.decode import greedy
-from jpeft.peft.base import attach, select
-from jpeft.peft.hub import save_adapter
+from jpeft.peft.attaching import attach
 from jpeft.peft.lora import Lora
-from jpeft.peft.merge import probe_logits, probe_tokens
+from jpeft.peft.selection import select
 from tests.conftest import _WORDS, make_tokenizer
 from tests.peft.filled import filled
 from tests.serve.alike import same_answers_of_a_run, write_rows

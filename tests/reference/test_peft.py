@@ -13,16 +13,18 @@ import torch
 import transformers
 from flax import nnx
 
+from jpeft.adapters import files
+from jpeft.adapters.peft_layout import peft_tensors
 from jpeft.cli import main
 from jpeft.eval.loss import loss_sums
+from jpeft.leaves import named_leaves
 from jpeft.model import weights
 from jpeft.model.decode import greedy
-from jpeft.model.leaves import named_leaves
-from jpeft.peft import base, hub
-from jpeft.peft.base import Adapter, Selection
-from jpeft.peft.merge import merge
+from jpeft.peft.attaching import attach, count, split
+from jpeft.peft.merging import merge
 from jpeft.peft.methods import build
-from jpeft.peft.peft_write import peft_tensors
+from jpeft.peft.selection import Selection, select
+from jpeft.peft.variables import Adapter
 from tests.golden import make_golden
 
 pytestmark = [
@@ -67,9 +69,9 @@ def our_logits(model, batch) -> np.ndarray:
         return np.asarray(forward(model, ours["encoder_input_tokens"], ours["decoder_input_tokens"]))
 
 
-def our_gradients(adapted, batch) -> dict[str, np.ndarray]:
+def our_gradients(adapted, batch, method) -> dict[str, np.ndarray]:
     """Of the mean loss per target token, by PEFT's names and in its orientation."""
-    graphdef, adapter, frozen = base.split(adapted)
+    graphdef, adapter, frozen = split(adapted)
 
     def mean_loss(adapter):
         total, tokens = loss_sums(nnx.merge(graphdef, adapter, frozen), our_batch(batch))
@@ -78,7 +80,7 @@ def our_gradients(adapted, batch) -> dict[str, np.ndarray]:
     with jax.default_matmul_precision("highest"):
         gradient = jax.jit(jax.grad(mean_loss))(adapter)
     named = named_leaves(nnx.merge(graphdef, gradient, frozen), Adapter)
-    return peft_tensors({name: np.asarray(value) for name, value in named.items()})
+    return peft_tensors(type(method), {name: np.asarray(value) for name, value in named.items()})
 
 
 def our_answers(model, batch) -> np.ndarray:
@@ -114,14 +116,14 @@ def test_we_open_what_peft_saves(method, options, saved_base, tmp_path):
     theirs = make_golden.add_adapter(torch_base(directory), method, seed=SEED, **options)
     theirs.save_pretrained(tmp_path)
     model = weights.load(directory)
-    ours, _, _ = hub.load_adapter(tmp_path, model)
+    ours, method, _ = files.load_adapter(tmp_path, model)
     logits = our_logits(ours, batch)
     np.testing.assert_allclose(logits, their_logits(theirs, batch), rtol=0, atol=1e-4)
     assert np.abs(logits - our_logits(model, batch)).max() > 0.1
     np.testing.assert_array_equal(our_answers(ours, batch), their_answers(theirs, batch))
 
     gradients = make_golden.adapter_gradients(theirs, batch)
-    found = our_gradients(ours, batch)
+    found = our_gradients(ours, batch, method)
     assert found.keys() == gradients.keys()
     for name, value in gradients.items():
         np.testing.assert_allclose(found[name], value.numpy(), rtol=0, atol=1e-4, err_msg=name)
@@ -156,12 +158,12 @@ def test_peft_opens_what_we_save(name, options, selection, saved_base, tmp_path,
     if selection.names and "lm_head" in selection.names and model.config.tie_word_embeddings:
         selection = Selection(names=("q", "wo"))  # a tied head is no linear map of its own
     method = build(name, "official", options)
-    chosen = base.select(model, method, selection)
-    graphdef, adapter, frozen = base.split(base.attach(model, method, chosen, key))
+    chosen = select(model, method, selection)
+    graphdef, adapter, frozen = split(attach(model, method, chosen, key))
     draw = np.random.default_rng(SEED)
     adapter = jax.tree.map(lambda leaf: leaf + 0.2 * draw.standard_normal(leaf.shape).astype(np.float32), adapter)
     adapted = nnx.merge(graphdef, adapter, frozen)
-    hub.save_adapter(adapted, method, chosen, tmp_path / "adapter", base_name=str(directory))
+    files.save_adapter(adapted, method, chosen, tmp_path / "adapter", base_name=str(directory))
     assert main(["export", str(tmp_path / "adapter"), "--out", str(tmp_path / "exported")]) == 0
 
     theirs = peft.PeftModel.from_pretrained(torch_base(directory), tmp_path / "exported").eval()
@@ -169,7 +171,7 @@ def test_peft_opens_what_we_save(name, options, selection, saved_base, tmp_path,
     np.testing.assert_allclose(logits, their_logits(theirs, batch), rtol=0, atol=1e-4)
     assert np.abs(logits - our_logits(model, batch)).max() > 0.1
     added = [w.numel() for n, w in theirs.named_parameters() if any(part in n for part in ("lora_", "ia3_", "prompt_"))]
-    assert sum(added) == base.count(adapter)  # no leaf that PEFT has and the file has not
+    assert sum(added) == count(adapter)  # no leaf that PEFT has and the file has not
     np.testing.assert_array_equal(our_answers(adapted, batch), their_answers(theirs, batch))
 
 
@@ -221,7 +223,7 @@ def test_shapes_that_are_published_compute_the_same_after_import(shape, saved_ba
     imported = ["import", str(tmp_path / "theirs"), "--model", str(directory), "--out", str(tmp_path / "ours")]
     assert main(imported) == 0
     for adapter in ("theirs", "ours"):
-        ours, _, _ = hub.load_adapter(tmp_path / adapter, model)
+        ours, _, _ = files.load_adapter(tmp_path / adapter, model)
         logits = our_logits(ours, batch)
         np.testing.assert_allclose(logits, their_logits(theirs, batch), rtol=0, atol=1e-4)
     assert np.abs(logits - our_logits(model, batch)).max() > 0.1
@@ -235,12 +237,12 @@ def test_shapes_that_are_published_compute_the_same_after_import(shape, saved_ba
 def test_transformers_opens_what_was_merged(name, reading, saved_base, tmp_path, key):
     directory, batch = saved_base
     model, method = weights.load(directory), build(name, reading)
-    chosen = base.select(model, method)
-    graphdef, adapter, frozen = base.split(base.attach(model, method, chosen, key))
+    chosen = select(model, method)
+    graphdef, adapter, frozen = split(attach(model, method, chosen, key))
     draw = np.random.default_rng(SEED)
     adapter = jax.tree.map(lambda leaf: leaf + 0.1 * draw.standard_normal(leaf.shape).astype(np.float32), adapter)
     adapted = nnx.merge(graphdef, adapter, frozen)
-    weights.save(merge(adapted, method), tmp_path)
+    weights.save(merge(adapted), tmp_path)
     theirs = torch_base(tmp_path)
     logits = our_logits(adapted, batch)
     np.testing.assert_allclose(their_logits(theirs, batch), logits, rtol=0, atol=1e-4)

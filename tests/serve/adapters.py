@@ -6,14 +6,18 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jpeft.model.leaves import named_leaves
+from jpeft.leaves import named_leaves
 from jpeft.model.t5 import T5
-from jpeft.peft.ablations import ABLATIONS, ablation
-from jpeft.peft.base import Adapter, Method, Selection, Site, attach, select
+from jpeft.peft.attaching import attach
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
+from jpeft.peft.method import Method
+from jpeft.peft.methods import ablation, ablations
 from jpeft.peft.prompt import Prompt
+from jpeft.peft.selection import Selection, select
+from jpeft.peft.sites import Site
+from jpeft.peft.variables import Adapter
 from jpeft.serve.pool import room_for
 from tests.conftest import TINY
 from tests.peft.filled import filled
@@ -31,8 +35,8 @@ METHODS: dict[str, tuple[Method, Selection]] = {
     "prompt_of_another_length": (Prompt(prompt_length=2, init="uniform"), Selection()),
 }
 ABLATED = {
-    f"{method}_{name}": (METHODS[method][0], ablation(method, name, TINY))
-    for method, names in ABLATIONS.items()
+    f"{method}_{name}": (METHODS[method][0], ablation(method, name, TINY.stacks))
+    for method, names in ablations().items()
     for name in names
 }
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from jpeft.adapters.files import save_adapter
 from jpeft.model import weights
-from jpeft.peft.hub import save_adapter
 from jpeft.serve.engine import Engine
 from jpeft.serve.shelf import Shelf
 from jpeft.serve.start import Choices, Sizes, start

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from flax import nnx
 
+from jpeft.adapters.files import save_adapter
 from jpeft.cli import main
 from jpeft.data.task_file import TASK_FILE, TaskOfRun
 from jpeft.model import weights
 from jpeft.model.t5 import T5
-from jpeft.peft.hub import save_adapter
 from jpeft.peft.lora import Lora
 from tests.conftest import _WORDS, TINY, make_tokenizer
 from tests.serve.adapters import make

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jpeft.adapters.files import save_adapter
 from jpeft.errors import UserError
-from jpeft.model.leaves import fill
+from jpeft.leaves import fill
 from jpeft.model.t5 import T5, unroll
-from jpeft.peft.base import Adapter, Selection, attach
+from jpeft.peft.attaching import attach
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.full import Full
-from jpeft.peft.hub import save_adapter
 from jpeft.peft.lora import Lora
 from jpeft.peft.prompt import Prompt
+from jpeft.peft.selection import Selection
+from jpeft.peft.variables import Adapter
 from jpeft.serve.bank import AdapterBank, BankFull, UnknownAdapter
 from jpeft.serve.pool import room_for
 from tests.conftest import TINY, make_batch

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jpeft.adapters.files import save_adapter
 from jpeft.config import Run
+from jpeft.leaves import named_leaves
 from jpeft.model import weights
-from jpeft.model.leaves import named_leaves
 from jpeft.model.t5 import T5
-from jpeft.peft.base import Adapter, attach, select
-from jpeft.peft.hub import save_adapter
+from jpeft.peft.attaching import attach
 from jpeft.peft.lora import Lora
+from jpeft.peft.selection import select
+from jpeft.peft.variables import Adapter
 from jpeft.train.session import Session
 from jpeft.train.step import zero_sums
 from tests.conftest import TINY, make_batch, news, write_parquet

@@ -13,8 +13,9 @@ from flax import nnx
 
 from jpeft.model.config import RELEASED
 from jpeft.model.t5 import T5, unroll
-from jpeft.peft.base import attach, select, split
+from jpeft.peft.attaching import attach, split
 from jpeft.peft.methods import build
+from jpeft.peft.selection import select
 from jpeft.train.optimizer import AdamW
 from jpeft.train.schedule import constant
 from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums

@@ -7,13 +7,15 @@ import optax
 import pytest
 from flax import nnx
 
-from jpeft.model.leaves import named_leaves
-from jpeft.peft.base import Adapter, attach, select, split
+from jpeft.leaves import named_leaves
+from jpeft.peft.attaching import attach, split
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.full import Full
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
 from jpeft.peft.prompt import Prompt
+from jpeft.peft.selection import select
+from jpeft.peft.variables import Adapter
 from jpeft.train.optimizer import AdamW, decay_mask
 from jpeft.train.schedule import constant, three_point_schedule
 

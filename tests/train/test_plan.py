@@ -10,7 +10,7 @@ import pytest
 from jpeft.cli import main
 from jpeft.config import Run
 from jpeft.mesh.layout import Layout
-from jpeft.peft.base import split
+from jpeft.peft.attaching import split
 from jpeft.train.optimizer import AdamW
 from jpeft.train.plan import Lengths, make_plan, smallest_change
 from jpeft.train.session import Session

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jpeft.peft.base import Adapter
+from jpeft.peft.variables import Adapter
 from jpeft.train import step
 from jpeft.train.step import make_accumulate, zero_sums
 

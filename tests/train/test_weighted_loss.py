@@ -9,8 +9,9 @@ import pytest
 
 from jpeft.data.batches import Tokens, pad
 from jpeft.eval.loss import loss_sums
-from jpeft.peft.base import attach, select, split
+from jpeft.peft.attaching import attach, split
 from jpeft.peft.lora import Lora
+from jpeft.peft.selection import select
 from jpeft.train.step import make_accumulate, zero_sums
 from tests.peft.filled import filled
 

@@ -1,4 +1,4 @@
-"""Base and adapter as one T5: kernels that do alone what kernel and adapter did together, and how exactly they do."""
+"""How exactly a merged model does what base and adapter did together, before and after it is stored."""
 
 import dataclasses
 from pathlib import Path
@@ -7,52 +7,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jpeft.errors import RunFailed, UserError
+from jpeft.adapters.files import stored_method
+from jpeft.errors import RunFailed
 from jpeft.model import weights
 from jpeft.model.config import T5Config
 from jpeft.model.plain import plain_logits
-from jpeft.model.t5 import T5, Linear
-from jpeft.model.t5 import Site as SiteModule
-from jpeft.peft.base import Adapter, Method
-from jpeft.peft.hub import stored_method
+from jpeft.model.t5 import T5
+from jpeft.peft.merging import refuse_unmergeable
 
 
-def refuse_unmergeable(directory: Path) -> None:
+def refuse_unmergeable_file(directory: Path) -> None:
     """Raises `UserError` where what a directory's adapter does is no change of weights; needs no base to know that."""
     method = stored_method(directory)
     if method is not None:
-        _refuse(method)
-
-
-def _refuse(method: type[Method]) -> None:
-    if method.unmergeable is not None:
-        raise UserError(f"{method.name} cannot be merged into a T5: {method.unmergeable}.")
-
-
-def merge(adapted: T5, method: Method) -> T5:
-    """A T5 without adapters whose weights do what base and adapter do together; the two share what is not changed.
-
-    The arithmetic and the changed weights are float32, whatever the base's dtype.
-
-    Raises:
-      UserError: what the method does is no change of weights.
-    """
-    _refuse(type(method))
-    model = nnx.merge(*nnx.split(adapted))  # new modules around the same arrays
-    for _, module in nnx.iter_modules(model):
-        if not isinstance(module, SiteModule):
-            continue
-        if module.adapter is not None:
-            assert isinstance(module, Linear), "what can be merged acts on linear maps"
-            module.kernel = nnx.Param(module.adapter.fold(module.kernel[...].astype(jnp.float32)))
-            module.adapter = nnx.data(None)
-        for name, value in list(vars(module).items()):
-            if isinstance(value, Adapter):  # full tuning of a selection: the weight itself
-                setattr(module, name, nnx.Param(value[...]))
-    return model
+        refuse_unmergeable(method)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Leaves of a model by name, one entry a layer, whatever the segments its blocks are stacked in.
+"""Leaves of a model by name, one entry a layer, however its layers are stored.
 
 `encoder/layers/3/self_attention/q/kernel` is the kernel of the fourth encoder block's query projection; what a method
 attached there is `encoder/layers/3/self_attention/q/lora_a`. These names are the interface of files, of selections by
@@ -6,14 +6,30 @@ regular expression and of error messages.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from flax import nnx
 
-from jpeft.model.t5 import T5, num_stacked, segment_starts
+
+@runtime_checkable
+class LayerStack(Protocol):
+    """Layers of equal structure kept in *segments*: blocks whose every leaf has a leading axis of layers.
+
+    Within a segment all layers have the same adapters; `cut` makes segments smaller where they are to differ.
+    """
+
+    segments: Any  # nnx.List of blocks
+
+    def layer_counts(self) -> list[int]:
+        """How many layers each segment holds."""
+        ...
+
+    def cut(self, starts: Sequence[int]) -> None:
+        """Makes a segment begin at each of these layers, as well as where one begins now."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,23 +42,32 @@ class StackedLeaf:
     stacked: bool
 
 
-def stacked_leaves(model: T5, kind: type[nnx.Variable]) -> Iterator[StackedLeaf]:
+def segment_starts(stack: LayerStack) -> list[int]:
+    """Index of each segment's first layer within its stack."""
+    sizes = stack.layer_counts()
+    return [sum(sizes[:i]) for i in range(len(sizes))]
+
+
+def stacked_leaves(model: nnx.Module, kind: type[nnx.Variable]) -> Iterator[StackedLeaf]:
     """Every variable of type `kind`, in a fixed order."""
-    starts = {name: segment_starts(getattr(model, name)) for name in ("encoder", "decoder")}
     path: Any
     for path, variable in nnx.to_flat_state(nnx.state(model, kind)):
-        tail = [str(part) for part in path if part != "adapter"]
-        if len(path) > 2 and path[1] == "segments":
-            stack, segment = path[0], path[2]
-            layers = num_stacked(getattr(model, stack).segments[segment])
-            first = starts[stack][segment]
-            names = tuple("/".join([stack, "layers", str(first + i), *tail[3:]]) for i in range(layers))
+        at = path.index("segments") if "segments" in path else None
+        stack = None if at is None else _at(model, path[:at])
+        if at is not None and isinstance(stack, LayerStack):
+            segment, tail = path[at + 1], path[at + 2 :]
+            first, layers = segment_starts(stack)[segment], stack.layer_counts()[segment]
+            names = tuple(_name((*path[:at], "layers", first + i, *tail)) for i in range(layers))
             yield StackedLeaf(path, variable, names, stacked=True)
         else:
-            yield StackedLeaf(path, variable, ("/".join(tail),), stacked=False)
+            yield StackedLeaf(path, variable, (_name(path),), stacked=False)
 
 
-def named_leaves(model: T5, kind: type[nnx.Variable]) -> dict[str, Any]:
+def _name(path: Sequence[Any]) -> str:
+    return "/".join(str(part) for part in path if part != "adapter")
+
+
+def named_leaves(model: nnx.Module, kind: type[nnx.Variable]) -> dict[str, Any]:
     """Copies of the leaves of type `kind`, each layer its own array."""
     named = {}
     for leaf in stacked_leaves(model, kind):
@@ -53,21 +78,23 @@ def named_leaves(model: T5, kind: type[nnx.Variable]) -> dict[str, Any]:
 
 Part = tuple[slice, ...]  # of an array, one slice for each dimension
 Read = Callable[[str, tuple[int, ...], Part], np.ndarray]
-Place = Callable[[tuple[Any, ...], tuple[int, ...]], jax.sharding.Sharding]
+Devices = Callable[[tuple[Any, ...], tuple[int, ...]], jax.sharding.Sharding]
 
 
 def on_first_device(path: tuple[Any, ...], shape: tuple[int, ...]) -> jax.sharding.Sharding:
-    """The place of everything where there is one device."""
+    """Where everything is when there is one device."""
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
-def fill(model: T5, kind: type[nnx.Variable], read: Read, dtype: Any, place: Place = on_first_device) -> None:
+def fill(
+    model: nnx.Module, kind: type[nnx.Variable], read: Read, dtype: Any, devices: Devices = on_first_device
+) -> None:
     """Sets every leaf of type `kind` in `dtype`, with one stacked leaf on the host at a time.
 
     Args:
       read: `(name, shape, part)` to that part of what one layer's leaf of that name and shape is; asked for what this
         process's devices hold, and no more.
-      place: `(path, shape)` to the devices of a leaf.
+      devices: `(path, shape)` to where a leaf is to be.
     """
     for leaf in stacked_leaves(model, kind):
         shape = leaf.variable.shape
@@ -86,17 +113,17 @@ def fill(model: T5, kind: type[nnx.Variable], read: Read, dtype: Any, place: Pla
                 parts[bounds] = host
             return parts[bounds]
 
-        array = jax.make_array_from_callback(shape, place(leaf.path, shape), part_of)
-        _variable_at(model, leaf.path).set_value(array)
+        array = jax.make_array_from_callback(shape, devices(leaf.path, shape), part_of)
+        _at(model, leaf.path).set_value(array)
 
 
-def _variable_at(model: nnx.Module, path: tuple[Any, ...]) -> nnx.Variable:
+def _at(model: nnx.Module, path: Sequence[Any]) -> Any:
     node: Any = model
     for part in path:
         node = node[part] if isinstance(part, int) else getattr(node, part)
     return node
 
 
-def is_stacked(path: tuple[Any, ...]) -> bool:
+def is_stacked(path: Sequence[Any]) -> bool:
     """Whether the leaf at a `jax.tree_util` path of a model's state has a leading `layers` axis."""
     return any(getattr(part, "key", None) == "segments" for part in path)

@@ -1,7 +1,6 @@
 """Adapters as files: Hugging Face PEFT's layout where PEFT knows the method, our own safetensors layout otherwise.
 
-PEFT's: `adapter_config.json`, `adapter_model.safetensors`; plain LoRA, published (IA)³, prompt tuning (`peft_write`,
-`peft_read`).
+PEFT's: `adapter_config.json`, `adapter_model.safetensors`; plain LoRA, published (IA)³, prompt tuning (`peft_layout`).
 Ours: `jpeft_adapter.json`, `jpeft_adapter.safetensors`; everything else that adds leaves to a base.
 Full tuning of every weight is a model directory instead, which `transformers` opens.
 """
@@ -18,18 +17,19 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from jpeft.adapters.peft_layout import peft_config, peft_lacks, peft_tensors, peft_types, read_peft
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import check_fields, read_json_object, write_whole
+from jpeft.leaves import Part, fill, named_leaves
 from jpeft.model import weights
 from jpeft.model.config import MOST_CONFIG_BYTES, T5Config
-from jpeft.model.leaves import Part, fill, named_leaves
-from jpeft.model.t5 import T5
-from jpeft.peft.base import Adapter, Method, Site, attach, count, sites
-from jpeft.peft.counting import abstract_model
-from jpeft.peft.full import Full
+from jpeft.model.t5 import T5, abstract_model
+from jpeft.peft.attaching import attach, count
+from jpeft.peft.interchange import LARGEST_NUMBER
+from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS
-from jpeft.peft.peft_read import LARGEST_NUMBER, PEFT_TYPES, read_peft
-from jpeft.peft.peft_write import peft_config, peft_knows, peft_tensors
+from jpeft.peft.sites import Site, sites
+from jpeft.peft.variables import Adapter
 from jpeft.words import one_line
 
 OURS, PEFTS = "jpeft_adapter.json", "adapter_config.json"
@@ -48,13 +48,13 @@ def save_adapter(model: T5, method: Method, chosen: Sequence[Site], directory: P
       base_name: name of the base model, for whoever opens the adapter.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    if isinstance(method, Full) and not jax.tree.leaves(nnx.state(model, nnx.Param)):
+    if method.trains_base and not jax.tree.leaves(nnx.state(model, nnx.Param)):
         weights.save(model, directory, kind=Adapter)
         return (directory / "model.safetensors").stat().st_size
     tensors = {name: np.asarray(value) for name, value in named_leaves(model, Adapter).items()}
-    if peft_knows(method):
+    if peft_lacks(method, chosen) is None:
         layout, config = PEFTS, peft_config(model, method, chosen)
-        tensors = peft_tensors(tensors)
+        tensors = peft_tensors(type(method), tensors)
     else:
         layout = OURS
         config = {"format_version": 1, "method": method.name, "options": dataclasses.asdict(method)}
@@ -146,8 +146,9 @@ def stored_method(directory: Path) -> type[Method] | None:
     """The method of a directory's adapter by its config alone, None where that names none that there is."""
     layout = layout_of(directory)
     config = {} if layout is None else _read_config(directory / layout)
-    name = PEFT_TYPES.get(str(config.get("peft_type"))) if layout == PEFTS else config.get("method")
-    return METHODS.get(str(name))
+    if layout == PEFTS:
+        return peft_types().get(str(config.get("peft_type")))
+    return METHODS.get(str(config.get("method")))
 
 
 def read_adapter(directory: Path, model: T5) -> tuple[Method, dict[str, np.ndarray], tuple[str, ...]]:
@@ -188,16 +189,13 @@ def _our_method(config: dict[str, Any], tensors: dict[str, np.ndarray], director
     if any(isinstance(value, int | float) and abs(value) > LARGEST_NUMBER for value in options.values()):
         raise RunFailed(f"{source} is damaged: an option is larger than {LARGEST_NUMBER:g}.")
     method = factory(**options)
-    # Before room is made for what a config asks for: the two methods whose leaves have a size of their own.
-    size, leaf, axis = {"lora": ("rank", "lora_a", -1), "prompt": ("prompt_length", "prompt", 0)}.get(
-        method.name, ("", "", 0)
-    )
-    for name, value in tensors.items():
-        if leaf and name.rpartition("/")[2] == leaf and value.shape[axis] != getattr(method, size):
-            raise RunFailed(
-                f"{source} has {size} = {getattr(method, size)}, and {one_line(name)} in its weights "
-                f"{value.shape[axis]}."
-            )
+    for size, (leaf, axis) in method.sizes.items():  # before room is made for what a config asks for
+        for name, value in tensors.items():
+            if name.rpartition("/")[2] == leaf and value.shape[axis] != getattr(method, size):
+                raise RunFailed(
+                    f"{source} has {size} = {getattr(method, size)}, and {one_line(name)} in its weights "
+                    f"{value.shape[axis]}."
+                )
     return method
 
 

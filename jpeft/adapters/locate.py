@@ -5,9 +5,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from jpeft.adapters.files import CONFIGS, PEFTS, layout_of, stored_base_name
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object
-from jpeft.peft.hub import CONFIGS, PEFTS, layout_of, stored_base_name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,33 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jpeft.adapters.merge import Agreement
+from jpeft.adapters.peft_layout import peft_lacks
 from jpeft.model.source import packaged_models
-from jpeft.peft.base import Method, Site
-from jpeft.peft.bitfit import BitFit
-from jpeft.peft.ia3 import Ia3
-from jpeft.peft.lora import Lora
-from jpeft.peft.merge import Agreement
-from jpeft.peft.peft_write import peft_lacks
-from jpeft.peft.prompt import Prompt
+from jpeft.peft.method import Method
+from jpeft.peft.sites import Site
 
 Result = Mapping[str, Any]
-
-
-def describe(method: Method) -> str:
-    """A method and its reading in a few words: `LoRA of rank 8, alpha 16`."""
-    match method:
-        case Lora():
-            parts = [f"LoRA of rank {method.rank}, alpha {method.alpha:g}"]
-            parts += ["scaled by alpha / sqrt(rank)"] if method.rank_stabilized else []
-            parts += ["with input and output scaling vectors"] if method.scaling_vectors else []
-            return ", ".join(parts)
-        case Ia3():
-            return "(IA)³, two-sided" if method.two_sided else "(IA)³ as published"
-        case BitFit():
-            return f"BitFit: biases on linear maps{' and norms' if method.norms else ''}"
-        case Prompt():
-            return f"prompt tuning, {method.prompt_length} soft tokens"
-    return f"{method.name} tuning of some weights"
 
 
 def places(sites: Sequence[Site]) -> str:
@@ -51,8 +31,8 @@ def adapter_card(
       parameters: that it holds.
       notes: what was rewritten on reading it.
     """
-    lacks = peft_lacks(method)
-    rows = [("method", describe(method)), ("at", places(sites)), ("parameters", f"{parameters:,}"), ("base", base)]
+    lacks = peft_lacks(method, sites)
+    rows = [("method", method.describe()), ("at", places(sites)), ("parameters", f"{parameters:,}"), ("base", base)]
     return (
         "\n\n".join(
             [
@@ -75,7 +55,7 @@ def merged_card(
     method: Method, sites: Sequence[Site], *, base: str, result: Result | None, agreement: Agreement, dtype: str
 ) -> str:
     """The card of a base with an adapter merged into it."""
-    rows = [("base", base), ("merged into it", describe(method)), ("at", places(sites)), ("dtype", dtype)]
+    rows = [("base", base), ("merged into it", method.describe()), ("at", places(sites)), ("dtype", dtype)]
     measured = (
         f"On random tokens the adapter moves the base's logits by up to {agreement.moved:.3g}. The merged weights give "
         f"logits within {agreement.merged:.2g} of base and adapter in float32, and within {agreement.stored:.2g} as "
@@ -188,15 +168,5 @@ def _with_jpeft(method: Method, base: str) -> str:
 
 def config_flags(method: Method, directory: str) -> list[str]:
     """The flags of `main.py` that start from an adapter of this method."""
-    official = peft_lacks(method) is None or (isinstance(method, BitFit) and method.norms)
-    flags = {"name": method.name, "reading": "official" if official else "paper"}
-    match method:
-        case Lora():
-            flags |= {"rank": str(method.rank), "alpha": f"{method.alpha!r}"}
-            flags |= {"rank_stabilized": "True"} if method.rank_stabilized else {}
-        case Prompt():
-            flags |= {"prompt_length": str(method.prompt_length)}
-            flags |= {"prompt_init": method.init} if method.init != "vocabulary" else {}
-    return [f"--config.method.{key}={value}" for key, value in flags.items()] + [
-        f"--config.method.from_adapter={directory}"
-    ]
+    flags = {"name": method.name, "reading": method.reading, **method.flags(), "from_adapter": directory}
+    return [f"--config.method.{key}={value}" for key, value in flags.items()]

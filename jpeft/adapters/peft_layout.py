@@ -1,0 +1,89 @@
+"""Hugging Face PEFT's layout of an adapter: what a method attached in PEFT's words, and such an adapter as a method.
+
+What PEFT calls a method's settings and tensors is the method's to say; here is what they share.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from jpeft.errors import UserError
+from jpeft.model.t5 import T5
+from jpeft.model.weights import hub_module
+from jpeft.peft.attaching import count
+from jpeft.peft.interchange import KNOWN, PREFIX, REFUSED, PeftFile, PeftNames, Tensors
+from jpeft.peft.method import Method
+from jpeft.peft.methods import METHODS
+from jpeft.peft.sites import Site, sites
+
+
+def peft_types() -> dict[str, type[Method]]:
+    """The methods that PEFT has, by PEFT's `peft_type`."""
+    return {method.peft_type: method for method in METHODS.values() if method.peft_type is not None}
+
+
+def peft_lacks(method: Method, chosen: Sequence[Site] = ()) -> str | None:
+    """What of a method at these sites Hugging Face PEFT's format has no place for; None where it can hold all of it."""
+    lacks = (method.peft_lacks, *(method.peft_lacks_at(site) for site in chosen))
+    return next((what for what in lacks if what is not None), None)
+
+
+def peft_names(model: T5) -> PeftNames:
+    """What PEFT knows of a base, or of shapes in its place."""
+    return PeftNames(
+        sites(model),
+        hub_module,
+        task_type="SEQ_2_SEQ_LM",
+        tied_head=model.config.tie_word_embeddings,
+        num_layers=model.config.num_layers,
+        num_heads=model.config.num_heads,
+        num_weights=count(nnx.state(model, nnx.Param)),
+    )
+
+
+def peft_config(model: T5, method: Method, chosen: Sequence[Site]) -> dict[str, Any]:
+    """`adapter_config.json` of a method of which PEFT lacks nothing, without the name of the base."""
+    names = peft_names(model)
+    config = {"task_type": names.task_type, "inference_mode": True, "peft_type": method.peft_type}
+    return config | method.peft_config(chosen, names)
+
+
+def peft_tensors(method: type[Method], named: Mapping[str, np.ndarray]) -> Tensors:
+    """Leaves by our names as PEFT names and turns them in `adapter_model.safetensors`."""
+    tensors = {}
+    for name, value in named.items():
+        path, _, leaf = name.rpartition("/")
+        theirs, turned = method.peft_tensor(leaf, value)
+        whole = theirs[1:] if theirs.startswith("/") else f"{PREFIX}{hub_module(path)}.{theirs}"
+        tensors[whole] = turned
+    return tensors
+
+
+def read_peft(
+    config: Mapping[str, Any], tensors: Tensors, model: T5, *, source: str
+) -> tuple[Method, Tensors, tuple[str, ...]]:
+    """The method, its leaves by our names (float32, our orientation), and notes on what was written in another way.
+
+    Args:
+      tensors: of `adapter_model.safetensors`.
+      model: the base, or shapes in its place.
+      source: what messages call the adapter.
+
+    Raises:
+      UserError: PEFT's type or a setting of it has no equal here, or the adapter does not fit the base.
+      RunFailed: config or tensors contradict each other.
+    """
+    file = PeftFile(config, tensors, source, peft_names(model))
+    kind, known = config.get("peft_type"), peft_types()
+    if kind not in known:
+        raise UserError(f"{source} is of PEFT type {repr(kind)[:60]}; jpeft reads {', '.join(known)}.")
+    for key in REFUSED:
+        if config.get(key):
+            raise UserError(f"{source} uses PEFT's {key}, which jpeft does not have.")
+    method, leaves, notes = known[kind].from_peft(file)
+    unknown = sorted(key for key, value in config.items() if value and key not in KNOWN)
+    if unknown:
+        notes.append(f"settings that jpeft does not know were passed over: {', '.join(unknown)}")
+    return method, leaves, tuple(notes)

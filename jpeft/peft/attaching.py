@@ -1,0 +1,50 @@
+"""Attaching a method to a model, and the two trees of what trains and what does not."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Key
+
+from jpeft.peft.method import Method
+from jpeft.peft.sites import Site, layer_stacks, site_modules
+from jpeft.peft.variables import Adapter
+
+Model = TypeVar("Model", bound=nnx.Module)
+
+
+def attach(model: Model, method: Method, chosen: Sequence[Site], key: Key[Array, ""]) -> Model:
+    """A model with `method` attached at the chosen sites; `model` stays as it is, and the two share the base's arrays.
+
+    Stacks of layers are cut so that within a segment every layer has the same sites adapted: a frozen prefix of layers
+    then costs no gradient work. A segment is copied only where it is cut.
+
+    Raises:
+      UserError: something is attached at one of the sites already.
+    """
+    model = nnx.merge(*nnx.split(model))  # new modules around the same arrays
+    chosen_at = {site.path for site in chosen}
+    for path, stack in layer_stacks(model):
+        adapted: dict[int, set[str]] = {}
+        for site in chosen:
+            if site.stack == path and site.layer is not None:
+                inner = site.path.removeprefix(f"{path}/layers/{site.layer}/")
+                adapted.setdefault(site.layer, set()).add(inner)
+        layers = range(1, sum(stack.layer_counts()))
+        stack.cut([i for i in layers if adapted.get(i, set()) != adapted.get(i - 1, set())])
+    for place in site_modules(model):
+        if place.sites[0].path in chosen_at:
+            method.attach_to(place, key, model)
+    return model
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """`(graphdef, adapter, base)`: the structure, the trainable tree and the frozen one; `nnx.merge` joins them."""
+    graphdef, adapter, base = nnx.split(model, Adapter, ...)
+    return graphdef, adapter, base
+
+
+def count(tree: nnx.State) -> int:
+    """Number of parameters in a tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

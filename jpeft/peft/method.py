@@ -1,0 +1,176 @@
+"""What a PEFT method is: all that is particular to one stands in its own file, and `jpeft.peft.methods` lists them.
+
+A method is a frozen dataclass whose fields are its options. It says at which sites it acts and builds the module for
+one of them; that module is called as `adapter(compute, x)`, where `compute` is what the model does without it.
+Everything that the rest of the house asks of a method, from where its leaves lie on a mesh to what a card says of it,
+is an attribute or a method here, with a default where there is a right one.
+"""
+
+import abc
+import dataclasses
+import zlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Key
+
+from jpeft.peft.adapted import put
+from jpeft.peft.rows import EachRow, Rows
+from jpeft.peft.sites import Site, SiteModule
+
+
+class LearningRates(NamedTuple):
+    """Three points of a schedule: rises linearly from `initial` to `warmup`, then falls linearly to `annealing`."""
+
+    initial: float
+    warmup: float
+    annealing: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(abc.ABC):
+    """A PEFT method: which sites it acts on, and what it does to the module that stands there.
+
+    Attributes:
+      name: by which users call it.
+      kinds: of site at which it can act, of `jpeft.peft.views.KINDS`.
+      trains_base: the model's own weights: its steps reuse their buffers, and nothing else can share them.
+      unmergeable: why the weights of the base cannot hold what it does, where they cannot.
+      learning_rates: those that its authors, or the paper, trained it with.
+      options: the config's keys under `method.` that it has, and the fields of the dataclass that they set.
+      ablations: by name, those of the paper's Table 2, each a `jpeft.peft.ablations.Ablation`.
+      leaf_axes: for each leaf by name, what its dimensions are: `in` and `out` those of the site, None its own. On a
+        mesh a leaf is cut where the site's weight is.
+      sizes: leaves whose dimension is an option: `{"rank": ("lora_a", -1)}`; held against an adapter's file before room
+        is made for what its config asks for.
+      peft_type: of Hugging Face PEFT's `adapter_config.json`; None where PEFT has no such method.
+    """
+
+    name: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]] = ("linear",)
+    trains_base: ClassVar[bool] = False
+    unmergeable: ClassVar[str | None] = None
+    learning_rates: ClassVar[LearningRates] = LearningRates(3e-4, 3e-3, 3e-4)
+    options: ClassVar[Mapping[str, str]] = {}
+    ablations: ClassVar[Mapping[str, Callable[..., Any]]] = {}
+    leaf_axes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
+    sizes: ClassVar[Mapping[str, tuple[str, int]]] = {}
+    peft_type: ClassVar[str | None] = None
+
+    @property
+    def default_roles(self) -> Collection[str] | None:
+        """Roles of the sites at which it acts when nothing is selected; None for every site of its kinds."""
+        return None
+
+    @abc.abstractmethod
+    def attach_to(self, place: SiteModule, key: Key[Array, ""], model: nnx.Module) -> None:
+        """Makes one module trainable."""
+
+    # --- in words ---
+
+    def describe(self) -> str:
+        """The method and its options in a few words: `LoRA of rank 8, alpha 16`."""
+        return self.name
+
+    def flags(self) -> dict[str, Any]:
+        """The options that `main.py` has to be told to build this method, by config key under `method.`."""
+        plain = {field.name: field.default for field in dataclasses.fields(self)}
+        return {key: value for key, f in self.options.items() if (value := getattr(self, f)) != plain[f]}
+
+    @property
+    def reading(self) -> str:
+        """`paper` or `official`: the reading whose builder gives this method."""
+        return "paper"
+
+    # --- Hugging Face PEFT ---
+
+    @property
+    def peft_lacks(self) -> str | None:
+        """What of it Hugging Face PEFT's format has no place for; None where it can hold all of it."""
+        return None if self.peft_type is not None else self.name
+
+    def peft_lacks_at(self, site: Site) -> str | None:
+        """What of it at one site PEFT's format has no place for, where it can hold the method elsewhere."""
+        return None
+
+    def peft_config(self, chosen: Sequence[Site], peft: Any) -> dict[str, Any]:
+        """What `adapter_config.json` says of it beside type and task.
+
+        Args:
+          peft: names of the base's modules, a `jpeft.peft.interchange.PeftNames`.
+        """
+        raise NotImplementedError(f"{self.name} has no layout of PEFT's")
+
+    @classmethod
+    def peft_tensor(cls, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+        """PEFT's last name of a leaf, and the leaf as PEFT turns it. A name that begins with `/` is the whole name."""
+        raise NotImplementedError(f"{cls.name} has no layout of PEFT's")
+
+    @classmethod
+    def from_peft(cls, file: Any) -> tuple["Method", dict[str, np.ndarray], list[str]]:
+        """The method, its leaves by our names and notes, of an adapter as PEFT wrote it.
+
+        Args:
+          file: a `jpeft.peft.interchange.PeftFile`.
+
+        Raises:
+          UserError: a setting has no equal here, or the adapter does not fit the base.
+          RunFailed: config and tensors contradict each other.
+        """
+        raise NotImplementedError(f"{cls.name} has no layout of PEFT's")
+
+    # --- in the step ---
+
+    def penalty(self, adapter: nnx.State) -> Array | None:
+        """What is added to the mean loss of a step, a scalar of the trainable tree; None for nothing."""
+        return None
+
+    def after_update(self, adapter: nnx.State, step: Array) -> nnx.State:
+        """The trainable tree after an optimizer step, counted from 0."""
+        return adapter
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedModules(Method):
+    """A method that adds one module per site and layer and leaves the weights alone."""
+
+    @abc.abstractmethod
+    def create(self, site: Site, key: Key[Array, ""], model: nnx.Module) -> nnx.Module:
+        """The module for one site of one layer, its trainable leaves float32 `Adapter`s."""
+
+    def attach_to(self, place: SiteModule, key: Key[Array, ""], model: nnx.Module) -> None:
+        first = place.sites[0]
+
+        def create(site_key: Key[Array, ""]) -> nnx.Module:
+            return self.create(first, site_key, model)
+
+        key = jax.random.fold_in(key, zlib.crc32(first.any_layer.encode()))
+        if place.in_stack:  # a layer's initial values depend on its index, not on the segment that it is stored in
+            layers = jnp.asarray([site.layer for site in place.sites])
+        elif first.layers is not None:
+            layers = jnp.arange(first.layers)
+        else:
+            put(place, create(key))
+            return
+        put(place, jax.vmap(create)(jax.vmap(lambda layer: jax.random.fold_in(key, layer))(layers)))
+
+    # --- many adapters in one batch ---
+
+    def rows(self, site: Site, model: nnx.Module) -> Sequence[Rows]:
+        """What applies adapters of this method to a batch, each to its own row.
+
+        By default the method's own module, mapped over rows: adapters of one batch then have the same options.
+        """
+        return (EachRow.of(self.create(site, jax.random.key(0), model)),)
+
+    def row_leaves(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One adapter's leaves at one site as `rows` keeps them."""
+        return dict(leaves)
+
+    def row_size(self, leaf: str, size: int) -> str:
+        """What the first dimension of a leaf of `row_leaves` is, for messages: `rank 8`."""
+        return f"a {leaf} of {size}"

@@ -1,0 +1,114 @@
+"""Which sites a method acts on: its own by default, narrowed or replaced by what a user selects."""
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Collection, Mapping, Sequence
+
+from flax import nnx
+
+from jpeft.errors import UserError
+from jpeft.patterns import Pattern
+from jpeft.peft.method import Method
+from jpeft.peft.sites import Site, roles_of, sites
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Narrows the sites of a method. Every field that is given must agree; None leaves that question open.
+
+    Attributes:
+      stacks: `encoder`, `decoder`, or what holds a model's layers: `blocks`.
+      layers: indices of blocks, in every stack or by stack.
+      sublayers: parts of a block: `self_attention`, `cross_attention`, `feed_forward`.
+      names: last parts of paths: `q`, `wi_1`, ...
+      pattern: regular expression that must match the whole path.
+    """
+
+    stacks: Collection[str] | None = None
+    layers: Mapping[str, Collection[int]] | Collection[int] | None = None
+    sublayers: Collection[str] | None = None
+    names: Collection[str] | None = None
+    pattern: str | None = None
+
+    def __post_init__(self):
+        if self.pattern is not None:
+            assert self._matcher  # an expression that is none is told at once
+
+    @functools.cached_property
+    def _matcher(self) -> Pattern | None:
+        return None if self.pattern is None else Pattern(self.pattern, what="method.pattern")
+
+    def layers_of(self, stack: str | None) -> Collection[int] | None:
+        """The blocks of a stack that are left; None where the selection leaves that open."""
+        return self.layers.get(stack or "", ()) if isinstance(self.layers, Mapping) else self.layers
+
+    def allows(self, site: Site) -> bool:
+        """Whether a site is left."""
+        layers = self.layers_of(site.stack)
+        return (
+            (self.stacks is None or site.stack in self.stacks)
+            and (layers is None or site.layer in layers)
+            and (self.sublayers is None or site.sublayer in self.sublayers)
+            and (self.names is None or site.name in self.names)
+            and (self._matcher is None or self._matcher.fullmatch(site.path) is not None)
+        )
+
+
+def select(model: nnx.Module, method: Method, selection: Selection = Selection()) -> list[Site]:
+    """The sites that `method` will act on.
+
+    The method's default roles apply unless the selection gives names or a pattern of its own.
+
+    Raises:
+      UserError: nothing matches, in which case the message lists what there is; a layer or a name is not there; or the
+        method goes by roles, and the model does not say which of its parts has which.
+    """
+    candidates = [site for site in sites(model) if site.kind in method.kinds]
+    _require_layers(selection, candidates)
+    own_choice = selection.names is not None or selection.pattern is not None
+    default = None if own_choice else method.default_roles
+    if default is not None and not roles_of(model):
+        raise UserError(
+            f"{type(model).__name__} does not say which of its parts are {', '.join(sorted(default))}, where "
+            f"{method.name} acts by default; name them by a pattern of their paths. There are: {_kinds(candidates)}."
+        )
+    chosen = [s for s in candidates if selection.allows(s) and (default is None or s.role in default)]
+    if not chosen:
+        raise UserError(_nothing_matches(method, selection, candidates))
+    unknown = set(selection.names or ()) - {site.name for site in candidates}
+    if unknown:
+        raise UserError(
+            f"method.targets {sorted(unknown)} name no site that {method.name} can act on; "
+            f"there are: {', '.join(sorted({site.name for site in candidates}))}."
+        )
+    return chosen
+
+
+def _require_layers(selection: Selection, candidates: Sequence[Site]) -> None:
+    """Raises `UserError`: a block is selected that a selected stack does not have."""
+    stacks = dict.fromkeys(site.stack for site in candidates if site.layer is not None)
+    for stack in stacks if selection.stacks is None else selection.stacks:
+        blocks = {site.layer for site in candidates if site.stack == stack and site.layer is not None}
+        past = sorted(set(selection.layers_of(stack) or ()) - blocks)
+        if past and blocks:
+            others = "" if selection.stacks is not None else ", or one stack alone by method.stacks"
+            raise UserError(
+                f"method.layers names block {past[0]}, and the {stack} has {len(blocks)}, 0 to {max(blocks)}; name "
+                f"blocks that are there{others}."
+            )
+
+
+def _nothing_matches(method: Method, selection: Selection, candidates: list[Site]) -> str:
+    asked = {k: v for k, v in dataclasses.asdict(selection).items() if v is not None}
+    message = f"the selection {asked} matches none of the {len(candidates)} sites that {method.name} can act on"
+    if selection.pattern is not None:
+        paths = [site.path for site in candidates]
+        close = difflib.get_close_matches(selection.pattern, paths, n=3, cutoff=0.0)
+        return f"{message}; a pattern must match a whole path, such as {', '.join(close)}."
+    return f"{message}; there are: {_kinds(candidates)}."
+
+
+def _kinds(candidates: Sequence[Site]) -> str:
+    several = sorted({site.any_layer.replace("/*/", "/<i>/") for site in candidates})
+    return ", ".join(several[:40]) + (", ..." if len(several) > 40 else "")

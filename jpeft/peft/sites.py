@@ -1,0 +1,176 @@
+"""Sites: the places of a model at which a method can act, found in any `nnx.Module` and named by path."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from flax import nnx
+
+from jpeft.leaves import LayerStack, segment_starts
+from jpeft.peft.variables import Adapter
+from jpeft.peft.views import View, view_of
+
+ATTENTION_ROLES = ("q", "k", "v", "o")
+FEED_FORWARD_ROLES = ("gate", "up", "down")  # `down(act(gate x) * up x)`, or `down(act(up x))`
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One place of one layer to which something can be attached.
+
+    Attributes:
+      path: `encoder/layers/3/self_attention/q`, `encoder/final_norm`, `blocks/0/mlp/up`, `shared`, ...
+      kind: what stands there: one of `jpeft.peft.views.KINDS`.
+      d_in, d_out: widths of the vectors that go in and come out.
+      role: what it is to its family: `q`, `k`, `v`, `o`, `gate`, `up`, `down`, `norm`, `vocabulary`, `input`; None
+        where the model does not say.
+      layers: of a module whose layers are stacked and cannot be told apart; None where the site is of one layer.
+    """
+
+    path: str
+    kind: str
+    d_in: int
+    d_out: int
+    role: str | None = None
+    layers: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Last part of the path: `q`, `wi_1`, `self_attention_norm`, ..."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def stack(self) -> str | None:
+        """What holds the layers, `encoder`, `decoder`, `blocks`; or the first part of a path outside of them."""
+        index = self._layer_at
+        parts = self.path.split("/")
+        if index is None:
+            return parts[0] if len(parts) > 1 else None
+        return "/".join(parts[:index]).removesuffix("/layers")
+
+    @property
+    def layer(self) -> int | None:
+        """Index of the block within its stack, or None outside the blocks."""
+        index = self._layer_at
+        return None if index is None else int(self.path.split("/")[index])
+
+    @property
+    def sublayer(self) -> str | None:
+        """What of a block it is a part of: `self_attention`, `feed_forward`; None for the block's own."""
+        index = self._layer_at
+        parts = self.path.split("/")
+        return parts[index + 1] if index is not None and len(parts) > index + 2 else None
+
+    @property
+    def _layer_at(self) -> int | None:
+        return next((i for i, part in enumerate(self.path.split("/")) if part.isdecimal()), None)
+
+    @property
+    def any_layer(self) -> str:
+        """The path with a star in the place of the layer's index: the same for every layer of a stack."""
+        return re.sub(r"/layers/\d+/", "/layers/*/", self.path)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SiteModule:
+    """One module and the sites that it stands for: one, or one per layer where it is of a `LayerStack`.
+
+    Attributes:
+      in_stack: whether it is, and its leaves have a leading axis of layers.
+    """
+
+    module: nnx.Module
+    view: View
+    sites: tuple[Site, ...]
+    in_stack: bool = False
+
+
+def site_modules(model: nnx.Module) -> list[SiteModule]:
+    """Every module at which something can be attached; those of stacks of layers last."""
+    found: list[SiteModule] = []
+    stacks: list[tuple[str, LayerStack]] = []
+    roles = roles_of(model)
+    for path, module in _walk(model, stacks):
+        view = view_of(module)
+        if view is not None:
+            found.append(SiteModule(module, view, (_site(path, view, roles, layers=view.layers),)))
+    for path, stack in stacks:
+        counts = stack.layer_counts()
+        for first, count, block in zip(segment_starts(stack), counts, stack.segments, strict=True):
+            for inner, module in _walk(block, []):
+                view = view_of(module, layers=count)
+                if view is not None:
+                    layers = range(first, first + count)
+                    its_sites = (_site(f"{path}/layers/{layer}/{inner}", view, roles) for layer in layers)
+                    found.append(SiteModule(module, view, tuple(its_sites), in_stack=True))
+    return found
+
+
+def _site(path: str, view: View, roles: dict[str, str], layers: int | None = None) -> Site:
+    return Site(path, view.kind, view.d_in, view.d_out, roles.get(path.rpartition("/")[2]), layers)
+
+
+def roles_of(model: nnx.Module) -> dict[str, str]:
+    """Role of a site by its name, as the model's class says by an attribute `site_roles`; empty where it does not."""
+    return dict(getattr(model, "site_roles", {}))
+
+
+def layer_stacks(model: nnx.Module) -> list[tuple[str, LayerStack]]:
+    """Every stack of layers with its path."""
+    stacks: list[tuple[str, LayerStack]] = []
+    for _ in _walk(model, stacks):
+        pass
+    return stacks
+
+
+def sites(model: nnx.Module) -> list[Site]:
+    """Every site of the model, layer by layer."""
+    found = site_modules(model)
+    by_layer: dict[tuple[str | None, int | None], list[Site]] = {}
+    for one in found:
+        for site in one.sites if one.in_stack else ():
+            by_layer.setdefault((site.stack, site.layer), []).append(site)
+    apart = [site for one in found if not one.in_stack for site in one.sites]
+    return apart + [site for several in by_layer.values() for site in several]
+
+
+def _walk(model: nnx.Module, stacks: list[tuple[str, LayerStack]]) -> Iterator[tuple[str, Any]]:
+    """Modules with their paths, in the order of attributes, each once; stacks go to `stacks`, and are not entered."""
+    seen: set[int] = set()
+
+    def below(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if id(node) in seen:  # one module at two places is one module
+            return
+        seen.add(id(node))
+        if isinstance(node, nnx.Module):
+            yield path, node
+        segments = None
+        if isinstance(node, LayerStack):
+            stacks.append((path, node))
+            segments = node.segments
+        for name, child in _children(node):
+            if child is not segments and _may_hold_modules(child):
+                yield from below(child, f"{path}/{name}" if path else name)
+
+    yield from below(model, "")
+
+
+def _may_hold_modules(value: Any) -> bool:
+    return isinstance(value, nnx.Module | nnx.List | nnx.Dict | list | tuple | dict)
+
+
+def _children(node: Any) -> Iterator[tuple[str, Any]]:
+    match node:
+        case list() | tuple():
+            yield from ((str(i), child) for i, child in enumerate(node))
+        case dict():
+            yield from ((str(name), child) for name, child in node.items())
+        case _:
+            attached = "adapter" if hasattr(type(node), "unadapted") else None  # is no part of the model
+            yield from ((name, child) for name, child in vars(node).items() if name != attached)
+
+
+def is_trained(module: nnx.Module) -> bool:
+    """Whether weights of the module itself are trainable leaves."""
+    return any(isinstance(value, Adapter) for value in vars(module).values())

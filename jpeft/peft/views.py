@@ -1,0 +1,263 @@
+"""What a module is to a method: a map of vectors, a table of vectors, a norm, an input, an attention, or bare weights.
+
+A method is written for vectors of one width in and of another out. A `View` shows a module of any library so: it knows
+where the matrix and the bias are, and how what the module is called with becomes such vectors and back.
+
+Modules are known by what they hold and not by their class, so that a user's own needs no base class of ours:
+`kernel: [in, out]` is a linear map, `einsum_str` beside one array an Einsum, `embedding: [rows, width]` a table,
+`scale: [width]` a norm. What has no array of its own says what it is by a class attribute `site_kind`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from jpeft.peft.variables import Adapter
+
+KINDS = ("linear", "norm", "embedding", "input", "attention", "other")
+
+Compute = Callable[..., Any]  # what a module does without what is attached to it
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """How a method sees one module.
+
+    Attributes:
+      kind: one of `KINDS`; `other` holds weights that only full tuning can train.
+      d_in, d_out: widths of the vectors that go in and come out; of an embedding, its rows and their width.
+      layers: number of layers whose weights the module holds stacked on a first axis; None where it is of one.
+      kernel, bias: names of the attributes that hold a linear map's or, the first, a table's; None where it has none.
+    """
+
+    kind: str
+    d_in: int
+    d_out: int
+    layers: int | None = None
+    kernel: str | None = None
+    bias: str | None = None
+
+    def call(self, adapter: Callable[..., Any], compute: Compute, *args: Any, **kwargs: Any) -> Any:
+        """What the module gives with `adapter` attached, which is called as `adapter(compute, ...)`."""
+        if self.kind != "linear":
+            return adapter(compute, *args, **kwargs)
+        x, rest, kwargs = _first(args, kwargs)
+        return adapter(lambda x: compute(x, *rest, **kwargs), x)
+
+    def matrix(self, module: nnx.Module) -> Array:
+        """The linear map or table as `[d_in, d_out]`, or `[layers, d_in, d_out]`: what goes in is a row."""
+        return getattr(module, self._kernel)[...]
+
+    def set_matrix(self, module: nnx.Module, matrix: Array) -> None:
+        """Puts a matrix as `matrix` gives it in the place of the module's."""
+        setattr(module, self._kernel, nnx.Param(matrix))
+
+    @property
+    def _kernel(self) -> str:
+        assert self.kernel is not None, f"a {self.kind} has no matrix"
+        return self.kernel
+
+
+def _first(args: tuple, kwargs: dict[str, Any]) -> tuple[Any, tuple, dict[str, Any]]:
+    """The activations that a module is called with, and the rest of its arguments."""
+    if args:
+        return args[0], args[1:], kwargs
+    name = next(iter(kwargs))
+    return kwargs[name], (), {other: value for other, value in kwargs.items() if other != name}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reshaped(View):
+    """A linear map between arrays of several dimensions."""
+
+    shape: tuple[int, ...] = ()  # of one layer's kernel
+    order: tuple[int, ...] = ()  # of its dimensions: those that are summed over, then those that come out
+    num_in: int = 1  # how many are summed over
+
+    def matrix(self, module: nnx.Module) -> Array:
+        kernel = getattr(module, self._kernel)[...]
+        first = kernel.ndim - len(self.shape)
+        turned = jnp.transpose(kernel, (*range(first), *(first + axis for axis in self.order)))
+        return turned.reshape(*kernel.shape[:first], self.d_in, self.d_out)
+
+    def set_matrix(self, module: nnx.Module, matrix: Array) -> None:
+        first = matrix.ndim - 2
+        parts = matrix.reshape(*matrix.shape[:first], *(self.shape[axis] for axis in self.order))
+        back = [self.order.index(axis) for axis in range(len(self.shape))]
+        setattr(
+            module, self._kernel, nnx.Param(jnp.transpose(parts, (*range(first), *(first + axis for axis in back))))
+        )
+
+    @property
+    def _out_shape(self) -> tuple[int, ...]:
+        return tuple(self.shape[axis] for axis in self.order[self.num_in :])
+
+
+@dataclasses.dataclass(frozen=True)
+class _General(_Reshaped):
+    """`nnx.LinearGeneral`: sums over some axes of its input and puts the new ones at the end."""
+
+    axes: tuple[int, ...] = (-1,)
+
+    def call(self, adapter: Callable[..., Any], compute: Compute, *args: Any, **kwargs: Any) -> Any:
+        x, rest, kwargs = _first(args, kwargs)
+        ends = tuple(range(-len(self.axes), 0))
+        turned = jnp.moveaxis(x, self.axes, ends)
+        kept, summed = turned.shape[: -len(ends)], turned.shape[-len(ends) :]
+
+        def on_vectors(vectors: Array) -> Array:
+            y = compute(jnp.moveaxis(vectors.reshape(*kept, *summed), ends, self.axes), *rest, **kwargs)
+            return y.reshape(*kept, self.d_out)
+
+        return adapter(on_vectors, turned.reshape(*kept, self.d_in)).reshape(*kept, *self._out_shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Einsum(_Reshaped):
+    """`nnx.Einsum`, or any module with an `einsum_str` of two operands and one array: the second operand."""
+
+    of_x: str = ""  # letters of the dimensions
+    of_y: str = ""
+    summed: str = ""  # over which is summed, as the input has them
+    made: str = ""  # that come from the kernel, as the output has them
+
+    def call(self, adapter: Callable[..., Any], compute: Compute, *args: Any, **kwargs: Any) -> Any:
+        x, rest, kwargs = _first(args, kwargs)
+        kept = "".join(letter for letter in self.of_x if letter not in self.summed)
+        to_vectors = [self.of_x.index(letter) for letter in kept + self.summed]
+        from_vectors = [(kept + self.summed).index(letter) for letter in self.of_x]
+        turned = jnp.transpose(x, to_vectors)
+        shape = turned.shape[: len(kept)]
+        results = [self.of_y.index(letter) for letter in kept + self.made]
+        placed = [(kept + self.made).index(letter) for letter in self.of_y]
+
+        def on_vectors(vectors: Array) -> Array:
+            y = compute(jnp.transpose(vectors.reshape(turned.shape), from_vectors), *rest, **kwargs)
+            return jnp.transpose(y, results).reshape(*shape, self.d_out)
+
+        y = adapter(on_vectors, turned.reshape(*shape, self.d_in))
+        return jnp.transpose(y.reshape(*shape, *self._out_shape), placed)
+
+
+def view_of(module: nnx.Module, *, layers: int | None = None) -> View | None:
+    """How a method sees a module; None where it is none of these and holds no weights itself.
+
+    Args:
+      layers: of the stack that the module stands in, where whoever asks knows; otherwise told from shapes.
+    """
+    kind = getattr(type(module), "site_kind", None)
+    if kind is not None:
+        assert kind in KINDS, f"{type(module).__name__}.site_kind is {kind!r}; one of {KINDS}"
+        return View(kind, *module.site_widths, layers=layers)
+    params = _params(module)
+    if not params:
+        return None
+    return _linear(module, params, layers) or _table(module, params, layers) or View("other", 0, 0, layers)
+
+
+def _params(module: nnx.Module) -> dict[str, nnx.Variable]:
+    """The weights that a module holds itself, trainable leaves too, by attribute."""
+    return {name: value for name, value in vars(module).items() if isinstance(value, nnx.Param | Adapter)}
+
+
+def _linear(module: Any, params: dict[str, nnx.Variable], layers: int | None) -> View | None:
+    bias = "bias" if "bias" in params else None
+    if isinstance(getattr(module, "einsum_str", None), str):
+        return _einsum(module.einsum_str, params, bias, layers)
+    if "kernel" not in params or hasattr(module, "kernel_size"):  # of a convolution
+        return None
+    shape = params["kernel"].shape
+    widths = tuple(getattr(module, name, None) for name in ("in_features", "out_features"))
+    if any(isinstance(width, tuple | list) for width in widths):
+        return _general(module, shape, bias, layers)
+    if len(shape) == 2 and layers is None:
+        return View("linear", *shape, kernel="kernel", bias=bias)
+    stacked = len(shape) == 3 and (layers == shape[0] or shape[1:] == widths)
+    return View("linear", *shape[1:], layers=shape[0], kernel="kernel", bias=bias) if stacked else None
+
+
+def _general(module: Any, shape: tuple[int, ...], bias: str | None, layers: int | None) -> View | None:
+    into, out = _as_tuple(module.in_features), _as_tuple(module.out_features)
+    if _as_tuple(getattr(module, "batch_axis", ())):  # a map of its own for each place of an axis
+        return None
+    stacked = len(shape) - len(into) - len(out)
+    if shape[stacked:] != (*into, *out) or stacked not in (0, 1) or (layers is not None and not stacked):
+        return None
+    return _General(
+        "linear",
+        math.prod(into),
+        math.prod(out),
+        layers=shape[0] if stacked else None,
+        kernel="kernel",
+        bias=bias,
+        shape=(*into, *out),
+        order=tuple(range(len(into) + len(out))),
+        num_in=len(into),
+        axes=_as_tuple(module.axis),
+    )
+
+
+def _as_tuple(value: Any) -> tuple:
+    if hasattr(value, "items"):  # nnx.LinearGeneral keeps batch axes by number
+        return tuple(value)
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def _einsum(text: str, params: dict[str, nnx.Variable], bias: str | None, layers: int | None) -> View | None:
+    arrays = [name for name in params if name != bias]
+    operands, arrow, of_y = text.replace(" ", "").partition("->")
+    of_x, comma, of_kernel = operands.partition(",")
+    if len(arrays) != 1 or not (arrow and comma) or "." in text or "," in of_kernel:
+        return None
+    shape = params[arrays[0]].shape
+    stacked = len(shape) - len(of_kernel)
+    summed = "".join(letter for letter in of_x if letter in of_kernel and letter not in of_y)
+    made = "".join(letter for letter in of_y if letter in of_kernel and letter not in of_x)
+    # A letter that all three have would be a map of its own for each place of it; one that is lost is no linear map.
+    apart = len(summed) + len(made) != len(of_kernel) or not (summed and made)
+    if stacked not in (0, 1) or (layers is not None and not stacked) or apart:
+        return None
+    if set(of_x) - set(summed) != set(of_y) - set(made) or any(len(set(part)) < len(part) for part in (of_x, of_y)):
+        return None
+    sizes = dict(zip(of_kernel, shape[stacked:], strict=True))
+    return _Einsum(
+        "linear",
+        math.prod(sizes[letter] for letter in summed),
+        math.prod(sizes[letter] for letter in made),
+        layers=shape[0] if stacked else None,
+        kernel=arrays[0],
+        bias=bias,
+        shape=tuple(shape[stacked:]),
+        order=tuple(of_kernel.index(letter) for letter in summed + made),
+        num_in=len(summed),
+        of_x=of_x,
+        of_y=of_y,
+        summed=summed,
+        made=made,
+    )
+
+
+def _table(module: Any, params: dict[str, nnx.Variable], layers: int | None) -> View | None:
+    """An embedding or a norm: `embedding: [rows, width]`, or vectors alone."""
+    shape = params["embedding"].shape if "embedding" in params else ()
+    stacked = len(shape) - 2
+    if stacked == 0 and layers is None or stacked == 1 and _is_stacked(module, shape, layers, "features"):
+        return View("embedding", *shape[stacked:], layers=shape[0] if stacked else None, kernel="embedding")
+    vectors = [value.shape for name, value in params.items()]
+    is_norm = "scale" in params or type(module).__name__.lower().endswith("norm")
+    if not is_norm or len(set(vectors)) > 1:
+        return None
+    (shape,) = set(vectors)
+    stacked = len(shape) - 1
+    if stacked == 0 and layers is None or stacked == 1 and _is_stacked(module, shape, layers, "num_features"):
+        return View("norm", shape[-1], shape[-1], layers=shape[0] if stacked else None)
+    return None
+
+
+def _is_stacked(module: Any, shape: tuple[int, ...], layers: int | None, width: str) -> bool:
+    return layers == shape[0] if layers is not None else getattr(module, width, None) == shape[-1]
