@@ -138,7 +138,8 @@ def fit(
 
     def step(adapter: nnx.State, opt_state: Any, base: nnx.State, index: Any, batch: Batch):
         def of(adapter: nnx.State) -> jax.Array:
-            value = loss(nnx.merge(graphdef, adapter, base), batch)
+            frozen = jax.tree.map(lambda leaf: leaf, base)  # variables of this trace, as `nnx.scan` wants them
+            value = loss(nnx.merge(graphdef, adapter, frozen), batch)
             penalty = None if method is None else method.penalty(adapter)
             return value if penalty is None else value + penalty
 

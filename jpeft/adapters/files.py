@@ -22,8 +22,7 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.files import check_fields, read_json_object, write_whole
 from jpeft.leaves import Part, fill, named_leaves
 from jpeft.model import weights
-from jpeft.model.config import MOST_CONFIG_BYTES, T5Config
-from jpeft.model.t5 import T5, abstract_model
+from jpeft.model.config import MOST_CONFIG_BYTES
 from jpeft.peft.attaching import attach, count
 from jpeft.peft.interchange import LARGEST_NUMBER
 from jpeft.peft.method import Method
@@ -38,10 +37,12 @@ CONFIGS = (OURS, PEFTS)  # one of them says that a directory holds an adapter
 _MOST_BYTES_A_WEIGHT = 16
 _LEAST_MOST_BYTES = 64 * 2**20
 _WEIGHTS = {OURS: "jpeft_adapter.safetensors", PEFTS: "adapter_model.safetensors"}
+# Of a tensor: a matrix or a vector, and in ours also those of layers that a foreign module keeps stacked.
+_DIMENSIONS = {_WEIGHTS[OURS]: (1, 2, 3), _WEIGHTS[PEFTS]: (1, 2)}
 _BASE_KEY = {OURS: "base_model", PEFTS: "base_model_name_or_path"}
 
 
-def save_adapter(model: T5, method: Method, chosen: Sequence[Site], directory: Path, *, base_name: str) -> int:
+def save_adapter(model: nnx.Module, method: Method, chosen: Sequence[Site], directory: Path, *, base_name: str) -> int:
     """Writes what `method` attached to `model` at the `chosen` sites; returns the bytes of the weights file.
 
     Args:
@@ -52,9 +53,9 @@ def save_adapter(model: T5, method: Method, chosen: Sequence[Site], directory: P
         weights.save(model, directory, kind=Adapter)
         return (directory / "model.safetensors").stat().st_size
     tensors = {name: np.asarray(value) for name, value in named_leaves(model, Adapter).items()}
-    if peft_lacks(method, chosen) is None:
+    if peft_lacks(method, chosen, model) is None:
         layout, config = PEFTS, peft_config(model, method, chosen)
-        tensors = peft_tensors(type(method), tensors)
+        tensors = peft_tensors(model, type(method), tensors)
     else:
         layout = OURS
         config = {"format_version": 1, "method": method.name, "options": dataclasses.asdict(method)}
@@ -76,13 +77,13 @@ class Opened:
       notes: what was rewritten, in sentences: where a file says in another way what the method says.
     """
 
-    model: T5
+    model: Any
     method: Method
     sites: list[Site]
     notes: tuple[str, ...]
 
 
-def load_adapter(directory: Path, model: T5) -> tuple[T5, Method, list[Site]]:
+def load_adapter(directory: Path, model: Any) -> tuple[Any, Method, list[Site]]:
     """`model` with the adapter of a directory attached, its method and sites. Reads both layouts.
 
     Raises:
@@ -93,16 +94,18 @@ def load_adapter(directory: Path, model: T5) -> tuple[T5, Method, list[Site]]:
     return opened.model, opened.method, opened.sites
 
 
-def open_adapter(directory: Path, config: T5Config) -> Opened:
-    """As `load_adapter`, on a base of these sizes of which no weight is there: shapes stand in the base's place."""
+def open_adapter(directory: Path, model: nnx.Module) -> Opened:
+    """As `load_adapter`, on a base of which no weight is there: `model` has shapes in their place."""
+    graphdef, shapes = nnx.split(model)
 
-    def attached(method: Method, chosen: list[Site]) -> T5:
-        return nnx.eval_shape(lambda: attach(T5(config, rngs=nnx.Rngs(0)), method, chosen, jax.random.key(0)))
+    def attached(method: Method, chosen: list[Site]) -> nnx.Module:
+        key = jax.random.key(0)
+        return nnx.eval_shape(lambda state: attach(nnx.merge(graphdef, state), method, chosen, key), shapes)
 
-    return _open(directory, abstract_model(config), attached)
+    return _open(directory, model, attached)
 
 
-def _open(directory: Path, model: T5, attached: Callable[[Method, list[Site]], T5]) -> Opened:
+def _open(directory: Path, model: Any, attached: Callable[[Method, list[Site]], Any]) -> Opened:
     method, tensors, notes = read_adapter(directory, model)
     adapted_paths = {name.rpartition("/")[0] for name in tensors}
     by_path = {site.path: site for site in sites(model)}
@@ -151,7 +154,7 @@ def stored_method(directory: Path) -> type[Method] | None:
     return METHODS.get(str(config.get("method")))
 
 
-def read_adapter(directory: Path, model: T5) -> tuple[Method, dict[str, np.ndarray], tuple[str, ...]]:
+def read_adapter(directory: Path, model: nnx.Module) -> tuple[Method, dict[str, np.ndarray], tuple[str, ...]]:
     """The method of a directory's adapter, its leaves by name and what was rewritten; not yet held against the base.
 
     Args:
@@ -203,7 +206,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return read_json_object(path, error=RunFailed, most_bytes=MOST_CONFIG_BYTES)
 
 
-def _read_tensors(path: Path, model: T5) -> dict[str, np.ndarray]:
+def _read_tensors(path: Path, model: nnx.Module) -> dict[str, np.ndarray]:
     """All tensors of an adapter's file, in float32.
 
     Raises:
@@ -225,10 +228,11 @@ def _read_tensors(path: Path, model: T5) -> dict[str, np.ndarray]:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():
                 shape = file.get_slice(name).get_shape()
-                if len(shape) not in (1, 2) or 0 in shape:
+                if len(shape) not in _DIMENSIONS[path.name] or 0 in shape:
                     dimensions = f"shape {tuple(shape)}" if len(shape) < 5 else f"{len(shape)} dimensions"
                     raise RunFailed(
-                        f"{path}: {one_line(name)} has {dimensions}; expected one or two, none of them empty."
+                        f"{path}: {one_line(name)} has {dimensions}; expected {min(_DIMENSIONS[path.name])} to "
+                        f"{max(_DIMENSIONS[path.name])}, none of them empty."
                     )
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:

@@ -10,8 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jpeft.errors import UserError
-from jpeft.model.t5 import T5
-from jpeft.model.weights import hub_module
+from jpeft.model.family import Family, family_of
 from jpeft.peft.attaching import count
 from jpeft.peft.interchange import KNOWN, PREFIX, REFUSED, PeftFile, PeftNames, Tensors
 from jpeft.peft.method import Method
@@ -24,18 +23,29 @@ def peft_types() -> dict[str, type[Method]]:
     return {method.peft_type: method for method in METHODS.values() if method.peft_type is not None}
 
 
-def peft_lacks(method: Method, chosen: Sequence[Site] = ()) -> str | None:
-    """What of a method at these sites Hugging Face PEFT's format has no place for; None where it can hold all of it."""
+def peft_lacks(method: Method, chosen: Sequence[Site] = (), model: nnx.Module | None = None) -> str | None:
+    """What of a method at these sites Hugging Face PEFT's format has no place for; None where it can hold all of it.
+
+    Args:
+      model: the base, where it may be of no family that PEFT knows.
+    """
+    if model is not None and family_of(model) is None:
+        return "modules of this model"
     lacks = (method.peft_lacks, *(method.peft_lacks_at(site) for site in chosen))
     return next((what for what in lacks if what is not None), None)
 
 
-def peft_names(model: T5) -> PeftNames:
-    """What PEFT knows of a base, or of shapes in its place."""
+def peft_names(model: Any) -> PeftNames:
+    """What PEFT knows of a base, or of shapes in its place.
+
+    Raises:
+      UserError: it is of no family of `transformers`, so PEFT knows nothing of it.
+    """
+    family = _family_of(model)
     return PeftNames(
         sites(model),
-        hub_module,
-        task_type="SEQ_2_SEQ_LM",
+        family.module_name,
+        task_type=family.task_type,
         tied_head=model.config.tie_word_embeddings,
         num_layers=model.config.num_layers,
         num_heads=model.config.num_heads,
@@ -43,26 +53,33 @@ def peft_names(model: T5) -> PeftNames:
     )
 
 
-def peft_config(model: T5, method: Method, chosen: Sequence[Site]) -> dict[str, Any]:
+def _family_of(model: nnx.Module) -> Family:
+    family = family_of(model)
+    if family is None:
+        raise UserError(f"{type(model).__name__} is of no family that Hugging Face PEFT knows of.")
+    return family
+
+
+def peft_config(model: nnx.Module, method: Method, chosen: Sequence[Site]) -> dict[str, Any]:
     """`adapter_config.json` of a method of which PEFT lacks nothing, without the name of the base."""
     names = peft_names(model)
     config = {"task_type": names.task_type, "inference_mode": True, "peft_type": method.peft_type}
     return config | method.peft_config(chosen, names)
 
 
-def peft_tensors(method: type[Method], named: Mapping[str, np.ndarray]) -> Tensors:
+def peft_tensors(model: nnx.Module, method: type[Method], named: Mapping[str, np.ndarray]) -> Tensors:
     """Leaves by our names as PEFT names and turns them in `adapter_model.safetensors`."""
-    tensors = {}
+    tensors, module_name = {}, _family_of(model).module_name
     for name, value in named.items():
         path, _, leaf = name.rpartition("/")
         theirs, turned = method.peft_tensor(leaf, value)
-        whole = theirs[1:] if theirs.startswith("/") else f"{PREFIX}{hub_module(path)}.{theirs}"
+        whole = theirs[1:] if theirs.startswith("/") else f"{PREFIX}{module_name(path)}.{theirs}"
         tensors[whole] = turned
     return tensors
 
 
 def read_peft(
-    config: Mapping[str, Any], tensors: Tensors, model: T5, *, source: str
+    config: Mapping[str, Any], tensors: Tensors, model: nnx.Module, *, source: str
 ) -> tuple[Method, Tensors, tuple[str, ...]]:
     """The method, its leaves by our names (float32, our orientation), and notes on what was written in another way.
 

@@ -44,11 +44,12 @@ def _export(arguments: argparse.Namespace) -> int:
     from jpeft.adapters.peft_layout import peft_lacks
     from jpeft.cli.output import adapter_record, write_adapter
     from jpeft.model.source import load_config
+    from jpeft.model.t5 import abstract_model
     from jpeft.predict.source import task_of
 
     found = locate(arguments.adapter)
     model = base_of(found, arguments.model)
-    opened = open_adapter(found.directory, load_config(model, **words_for(found, arguments.model)))
+    opened = open_adapter(found.directory, abstract_model(load_config(model, **words_for(found, arguments.model))))
     base = arguments.base_name or model
     size = write_adapter(opened, arguments.out, base=base, result=found.result, task=task_of(found.directory))
     lacks, unmergeable = peft_lacks(opened.method), opened.method.unmergeable

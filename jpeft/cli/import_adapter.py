@@ -39,13 +39,14 @@ def _import(arguments: argparse.Namespace) -> int:
     from jpeft.adapters.locate import base_of, locate, words_for
     from jpeft.cli.output import adapter_record, write_adapter
     from jpeft.model.source import load_config
+    from jpeft.model.t5 import abstract_model
     from jpeft.predict.source import task_of
 
     found = locate(arguments.adapter)
     if layout_of(found.directory) != PEFTS:
         raise UserError(f"{found.directory} is in jpeft's own layout already; there is nothing to import.")
     base = base_of(found, arguments.model)
-    opened = open_adapter(found.directory, load_config(base, **words_for(found, arguments.model)))
+    opened = open_adapter(found.directory, abstract_model(load_config(base, **words_for(found, arguments.model))))
     size = write_adapter(opened, arguments.out, base=base, result=found.result, task=task_of(found.directory))
     record = adapter_record(opened, arguments.out, base=base, weights_bytes=size)
     if arguments.json:

@@ -67,7 +67,8 @@ def spec_of(path: Sequence[Any], shape: Sequence[int]) -> P:
     if not shape:
         return P()
     name = leaf_name(path)
-    spec = _spec_of_weight(name) or _spec_of_leaf(name)
+    spec = _spec_of_weight(name)  # a spec that cuts nothing is false
+    spec = _spec_of_leaf(name) if spec is None else spec
     if spec is not None:
         return P(None, *spec) if is_stacked(tuple(path)) else spec
     raise LookupError(f"no sharding rule for {jax.tree_util.keystr(tuple(path))} ({name}) of shape {tuple(shape)}.")
@@ -83,6 +84,7 @@ def _spec_of_leaf(name: str) -> P | None:
     axes = leaf_axes().get(leaf)
     if axes is None:
         return None
-    weight = tuple(_spec_of_weight(f"{site}/kernel") or P(None, None))
+    weight = tuple(_spec_of_weight(f"{site}/kernel") or (None, None))
     cut = {"in": weight[0], "out": weight[-1], None: None}
-    return P(*(axis if (axis := cut[dimension]) == "model" else None for dimension in axes))
+    spec = [axis if (axis := cut[dimension]) == "model" else None for dimension in axes]
+    return P(*spec) if any(spec) else P()

@@ -50,7 +50,7 @@ class Prompts(Rows):
     leaves: tuple[str, ...] = ("prompt", "is_prompt")  # [batch, prompt_length, d_model]; False where there is nothing
     filled_at_start: ClassVar[tuple[str, ...]] = ("prompt", "is_prompt")
 
-    def identity(self, leaf: str) -> np.ndarray:
+    def identity(self, leaf: str) -> np.ndarray | np.generic:
         return np.False_ if leaf == "is_prompt" else np.float32(0)
 
     def __call__(

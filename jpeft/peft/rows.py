@@ -8,7 +8,7 @@ with scaling vectors and (IA)³ rescale by the same one, so that a batch of both
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -35,7 +35,7 @@ class Rows(abc.ABC):
     order: ClassVar[int] = 0
     filled_at_start: ClassVar[tuple[str, ...]] = ()
 
-    def identity(self, leaf: str) -> np.ndarray:
+    def identity(self, leaf: str) -> np.ndarray | np.generic:
         """The value of a leaf of an adapter that does nothing: a scalar, or of the leaf's shape."""
         return np.float32(0)
 
@@ -50,7 +50,7 @@ class Rescale(Rows):
 
     leaves: tuple[str, ...] = ("scale_in", "scale_out")
 
-    def identity(self, leaf: str) -> np.ndarray:
+    def identity(self, leaf: str) -> np.ndarray | np.generic:
         return np.float32(1)
 
     def __call__(
@@ -92,7 +92,7 @@ class EachRow(Rows):
         assert all(len(path) == 1 for path in flat), "a method's module holds its leaves itself"
         return cls(graphdef, names, tuple(_Fixed(leaf[...]) for leaf in flat.values()))
 
-    def identity(self, leaf: str) -> np.ndarray:
+    def identity(self, leaf: str) -> np.ndarray | np.generic:
         return np.asarray(self.start[self.leaves.index(leaf)].value)
 
     def __call__(self, leaves: Leaves, compute: Callable[..., Any], *args: Any) -> Any:
@@ -110,7 +110,7 @@ class _Fixed:
 class RowAdapters(nnx.Module):
     """What stands at a site in the place of one adapter: the parts of all methods that a batch may mix there."""
 
-    def __init__(self, parts: Sequence[Rows], leaves: Leaves):
+    def __init__(self, parts: Collection[Rows], leaves: Leaves):
         self.parts = nnx.static(tuple(sorted(set(parts), key=lambda part: part.order)))
         for name, value in leaves.items():
             setattr(self, name, AdapterRows(value))

@@ -247,6 +247,9 @@ class AdapterBank:
             values |= {f"{path}/{leaf}": value for leaf, value in method.row_leaves(own).items()}
         for name, value in values.items():
             self._check_room(name, value.shape, method, source)
+        for path in by_site:
+            if not self._rooms[path].parts >= set(method.rows(self._sites[path], self._model)):
+                raise UserError(f"{source}: the bank has no room for {method} at {path}, only for other options of it.")
         return values
 
     def _check_whole(self, method: AddedModules, path: str, leaves: Mapping[str, np.ndarray], source: str) -> None:
@@ -269,8 +272,7 @@ class AdapterBank:
     def _check_room(self, name: str, shape: tuple[int, ...], method: AddedModules, source: str) -> None:
         largest = self._layout.shapes.get(name)
         path, _, leaf = name.rpartition("/")
-        here = self._rooms.get(path)
-        if largest is None or here is None or not here.parts >= set(method.rows(self._sites[path], self._model)):
+        if largest is None:
             raise UserError(f"{source}: the bank has no room for {method.name} at {path} ({leaf}).")
         if shape[0] > largest[0]:
             raise UserError(

@@ -53,7 +53,7 @@ def golden_adapter(request, golden_base):
     with jax.default_matmul_precision("highest"):
         gradient, logits = jax.jit(jax.grad(mean_loss, has_aux=True))(adapter)
     named = named_leaves(nnx.merge(graphdef, gradient, frozen), Adapter)
-    ours = peft_tensors(type(method), {name: np.asarray(value) for name, value in named.items()})
+    ours = peft_tensors(adapted, type(method), {name: np.asarray(value) for name, value in named.items()})
     return logits, ours, load_file(directory / request.param / "expected.safetensors"), base_logits
 
 

@@ -18,6 +18,7 @@ from jpeft.peft.bitfit import BitFit
 from jpeft.peft.full import Full
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
+from jpeft.peft.methods import METHODS as METHODS_BY_NAME
 from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.variables import Adapter
@@ -26,6 +27,7 @@ from jpeft.train.optimizer import AdamW
 from jpeft.train.schedule import constant
 from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
 from tests.conftest import TINY, make_batch, spec
+from tests.own_method import RankOne
 from tests.peft.filled import filled
 
 METHODS = {
@@ -39,6 +41,7 @@ METHODS = {
     "bitfit_official": BitFit.official(),
     "prompt": Prompt(prompt_length=6),
     "prompt_uniform": Prompt(prompt_length=6, init="uniform"),
+    "rank_one": RankOne(),  # of examples/, as a user would add one
 }
 # Formulas for TINY: d = d_model 16, h = num_heads * d_kv 8, f = d_ff 24; 6 attentions, 4 feed-forwards.
 COUNTS = {
@@ -52,10 +55,18 @@ COUNTS = {
     "bitfit_official": 6 * (3 * 8 + 16) + 4 * (2 * 24 + 16) + (2 * 2 + 2 * 3 + 2) * 16,
     "prompt": 6 * 16,
     "prompt_uniform": 6 * 16,
+    "rank_one": 6 * 2 * (16 + 8),
 }
 # Where the law is of one layer's numbers, a stack of them would only take longer to compile.
 ONE_LAYER = dataclasses.replace(TINY, num_layers=1, num_decoder_layers=1)
 each_method = pytest.mark.parametrize("name", METHODS)
+
+
+@pytest.fixture(autouse=True)
+def rank_one_is_a_method(monkeypatch):
+    monkeypatch.setitem(METHODS_BY_NAME, "rank_one", RankOne)
+
+
 adding_methods = pytest.mark.parametrize("name", [name for name in METHODS if name != "full"])
 
 
@@ -93,7 +104,7 @@ def test_a_filled_adapter_changes_what_the_model_says(name, tiny_t5, batch, key)
     assert np.abs(logits(model, batch) - logits(tiny_t5, batch)).max() > 1e-2
 
 
-@pytest.mark.parametrize("name", ["full", "lora", "lora_official", "ia3", "ia3_official", "bitfit_official", "prompt"])
+@each_method
 def test_a_small_change_of_any_leaf_is_felt_in_bfloat16(name, batch, key):
     """Where scales start, at 1, the next bfloat16 is 0.8 % away: a step of a usual rate must not be lost."""
     model = filled(adapted(name, T5(ONE_LAYER, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)), key), key)

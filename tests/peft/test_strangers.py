@@ -398,7 +398,7 @@ def _adapted(method: Lora) -> tuple[T5, Lora, Any]:
 def test_the_directories_that_are_broken_here_are_whole_before(tiny_checkpoint, adapters):
     assert weights.read_config(tiny_checkpoint) == TINY
     for directory in adapters.values():
-        assert open_adapter(directory, TINY).method.rank == 2
+        assert open_adapter(directory, abstract_model(TINY)).method.rank == 2
     Tokenizer.load(tiny_checkpoint)
 
 
@@ -423,13 +423,13 @@ def test_a_tokenizer_that_is_wrong_is_one_line(case, tiny_checkpoint, tmp_path):
 @pytest.mark.parametrize("case", ADAPTERS)
 def test_an_adapter_of_peft_that_is_wrong_is_one_line(case, adapters, tmp_path):
     directory = broken(adapters["peft"], ADAPTERS[case], tmp_path)
-    one_line(lambda: open_adapter(directory, TINY))
+    one_line(lambda: open_adapter(directory, abstract_model(TINY)))
 
 
 @pytest.mark.parametrize("case", OURS)
 def test_an_adapter_of_ours_that_is_wrong_is_one_line(case, adapters, tmp_path):
     directory = broken(adapters["ours"], OURS[case], tmp_path)
-    one_line(lambda: open_adapter(directory, TINY))
+    one_line(lambda: open_adapter(directory, abstract_model(TINY)))
 
 
 COMMANDS: dict[str, tuple[dict[str, Damage], str, list[str]]] = {

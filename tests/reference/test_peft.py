@@ -80,7 +80,7 @@ def our_gradients(adapted, batch, method) -> dict[str, np.ndarray]:
     with jax.default_matmul_precision("highest"):
         gradient = jax.jit(jax.grad(mean_loss))(adapter)
     named = named_leaves(nnx.merge(graphdef, gradient, frozen), Adapter)
-    return peft_tensors(type(method), {name: np.asarray(value) for name, value in named.items()})
+    return peft_tensors(adapted, type(method), {name: np.asarray(value) for name, value in named.items()})
 
 
 def our_answers(model, batch) -> np.ndarray:

@@ -20,6 +20,7 @@ from jpeft.peft.sites import Site
 from jpeft.peft.variables import Adapter
 from jpeft.serve.pool import room_for
 from tests.conftest import TINY
+from tests.own_method import RankOne
 from tests.peft.filled import filled
 
 METHODS: dict[str, tuple[Method, Selection]] = {
@@ -33,6 +34,7 @@ METHODS: dict[str, tuple[Method, Selection]] = {
     "bitfit_official": (BitFit.official(), Selection()),
     "prompt": (Prompt(prompt_length=6), Selection()),
     "prompt_of_another_length": (Prompt(prompt_length=2, init="uniform"), Selection()),
+    "rank_one": (RankOne(), Selection()),  # by the row-wise form that every method has
 }
 ABLATED = {
     f"{method}_{name}": (METHODS[method][0], ablation(method, name, TINY.stacks))
@@ -67,4 +69,8 @@ def make(base: T5, method: Method, selection: Selection = Selection(), *, seed: 
 def room_for_all(base: T5):
     head = Selection(pattern="lm_head|encoder/layers/./feed_forward/.*")
     everything = room_for(base, Lora(rank=4), Lora.official(rank=6), Ia3(), Ia3.official(), BitFit.official())
-    return [*everything, (Lora.official(rank=2), select(base, Lora.official(), head)), *room_for(base, Prompt(8))]
+    return [
+        *everything,
+        (Lora.official(rank=2), select(base, Lora.official(), head)),
+        *room_for(base, Prompt(8), RankOne()),
+    ]

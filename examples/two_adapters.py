@@ -1,0 +1,44 @@
+"""Two adapters of one base in one batch: each row is answered by its own.
+
+Run it: python examples/two_adapters.py
+"""
+
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+import jpeft
+from jpeft.serve.bank import AdapterBank
+from jpeft.serve.pool import room_for
+
+
+def moved_at_random(adapter: nnx.State, seed: int) -> nnx.State:
+    """The trainable tree somewhere else."""
+    draw = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: leaf + 0.3 * draw.normal(size=leaf.shape).astype(np.float32), adapter)
+
+
+def main() -> None:
+    """Makes two adapters for the model that comes with the package, and asks both in one batch."""
+    model, tokenizer = jpeft.load("mini")
+    lora, ia3 = jpeft.Lora.official(rank=4), jpeft.Ia3.official()
+    bank = AdapterBank(model, capacity=2, room=room_for(model, lora, ia3))
+    with tempfile.TemporaryDirectory() as directory:
+        for seed, (name, method) in enumerate({"first": lora, "second": ia3}.items()):
+            tuned = jpeft.attach(model, method)
+            graphdef, adapter, base = jpeft.split(tuned)
+            moved = nnx.merge(graphdef, moved_at_random(adapter, seed), base)  # in the place of training
+            jpeft.save(moved, method, Path(directory) / name, base_name="mini")
+            bank.add(name, Path(directory) / name)
+    text = "The cat sat on the <extra_id_0>."
+    tokens = np.array([tokenizer.ids([text])[0]] * 3, np.int32)
+    answers = bank.generate(tokens, ["first", "second", None], max_length=8)
+    for name, ids in zip(("first", "second", "the base"), np.asarray(answers), strict=True):
+        print(f"{name:9} {ids.tolist()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""A method from outside the package, in one file, does all that the others do; its laws are in `test_laws.py`."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import jpeft
+from jpeft.adapters.files import load_adapter, save_adapter
+from jpeft.adapters.peft_layout import peft_lacks
+from jpeft.cli import main
+from jpeft.mesh.layout import Layout
+from jpeft.peft.attaching import attach, split
+from jpeft.peft.methods import METHODS
+from jpeft.peft.selection import select
+from jpeft.train.step import make_accumulate, zero_sums
+from tests.conftest import TINY, make_batch
+from tests.own_method import RankOne
+from tests.peft.filled import filled
+
+
+@pytest.fixture(autouse=True)
+def rank_one_is_a_method(monkeypatch):
+    monkeypatch.setitem(METHODS, "rank_one", RankOne)
+
+
+@pytest.fixture
+def tuned(tiny_t5, key):
+    return filled(attach(tiny_t5, RankOne(), select(tiny_t5, RankOne()), key), key)
+
+
+def test_it_lies_on_a_mesh_as_the_weights_of_its_sites_do(tuned, key):
+    graphdef, adapter, base = split(tuned)
+    layout = Layout.of_devices(fsdp=2, model=2)
+    cut = {str(path[-2].key): sharding.spec for path, sharding in jax.tree.leaves_with_path(layout.shardings(adapter))}
+    assert cut["one_v"][-1] == "model" and not any(cut["one_u"])  # q and v are maps into a cut dimension
+    batch = {name: np.asarray(x) for name, x in make_batch(TINY, rows=4, enc_len=8, dec_len=5).items()}
+    accumulate = make_accumulate(graphdef)
+    alone = jax.jit(accumulate)(zero_sums(adapter), adapter, base, key, 0, 0, batch)
+    placed, frozen = layout.place(adapter), layout.place(base)
+    spread = jax.jit(layout.traced(accumulate))(zero_sums(placed), placed, frozen, key, 0, 0, batch)
+    np.testing.assert_allclose(spread.loss, alone.loss, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), spread.grads, alone.grads)
+
+
+def test_it_is_merged_as_it_computes(tuned, batch):
+    logits = jax.jit(lambda model: model(batch["encoder_input_tokens"], batch["decoder_input_tokens"]))
+    merged = jpeft.merge(tuned)
+    assert not jax.tree.leaves(nnx.state(merged, jpeft.Adapter))
+    np.testing.assert_allclose(logits(merged), logits(tuned), atol=1e-5)
+
+
+def test_hugging_face_peft_has_no_place_for_it_and_export_says_so(tuned, tiny_t5, tmp_path, capsys):
+    assert peft_lacks(RankOne()) == "rank_one"
+    chosen = select(tiny_t5, RankOne())
+    save_adapter(tuned, RankOne(), chosen, tmp_path / "adapter", base_name="mini")
+    assert (tmp_path / "adapter" / "jpeft_adapter.json").is_file()
+    _, method, sites = load_adapter(tmp_path / "adapter", tiny_t5)
+    assert (method, sites) == (RankOne(), chosen)
+
+
+@pytest.mark.slow
+def test_it_trains_by_name_and_its_run_is_predicted_from_and_exported(tmp_path, capsys):
+    run = tmp_path / "run"
+    flags = ["--config.method.name=rank_one", "--config.model.name=mini", "--config.data.source=sample"]
+    flags += ["--config.data.task=agnews", "--config.data.scale=low", "--config.train.max_epochs=1"]
+    flags += [f"--config.data.max_{part}=16" for part in ("train", "validation", "test")]
+    assert main(["train", "--config", "lora_agnews_low", *flags, "--workdir", str(run)]) == 0
+    assert "rank_one" in (run / "adapter" / "jpeft_adapter.json").read_text()
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "its format has no place for rank_one" in printed + (tmp_path / "out" / "README.md").read_text()
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "Ferrari wins in Monza"}\n')
+    assert main(["predict", "--adapter", str(run), "--input", str(rows)]) == 0

