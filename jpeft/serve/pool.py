@@ -104,7 +104,7 @@ class PoolLeaf:
 
     Attributes:
       path: in the model's state.
-      names: of what it holds of one adapter, one a layer, as `jpeft.model.leaves` names leaves.
+      names: of what it holds of one adapter, one a layer, as `jpeft.leaves` names leaves.
       shape: of one name's entry.
       part: of a row-wise adapter, that has it.
     """
