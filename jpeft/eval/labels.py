@@ -18,7 +18,7 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.eval.cross_entropy import target_log_probs
 from jpeft.eval.generate import by_row
 from jpeft.model.config import T5Config
-from jpeft.model.t5 import T5, apart
+from jpeft.model.language_model import LanguageModel
 from jpeft.model.tokenizer import Tokenizer
 
 _MOST_TOKENS = 4096  # of all labels together: attention among them takes memory by its square
@@ -143,7 +143,7 @@ def answer_in_use(answer: str, task: Task) -> str:
 
 
 def label_log_probs(
-    model: T5, encoder_input_tokens: Int[Array, "batch enc_len"], labels: PackedLabels
+    model: LanguageModel, encoder_input_tokens: Int[Array, "batch enc_len"], labels: PackedLabels
 ) -> Float[Array, "batch labels"]:
     """Log-probability in nats of each label, all of its tokens and `</s>`, as the answer to each input; float32.
 
@@ -155,7 +155,7 @@ def label_log_probs(
 
 
 def packed_log_probs(
-    model: T5,
+    model: LanguageModel,
     encoder_input_tokens: Int[Array, "batch enc_len"],
     inputs: Int[Array, "#batch length"],
     targets: Int[Array, "#batch length"],
@@ -168,11 +168,9 @@ def packed_log_probs(
     Args:
       num_labels: of every row; those that a row does not have get 0. Padding has this number as its segment.
     """
-    encoded, cross_bias = model.encode(encoder_input_tokens)
     batch, length = encoder_input_tokens.shape[0], targets.shape[1]
     row = lambda ids: jnp.broadcast_to(ids, (batch, length))
-    x = model.shared(row(inputs)).astype(model.dtype)
-    hidden = model.decoder(x, model.causal_bias(length) + apart(segments, segments), encoded, cross_bias)
+    hidden = model.hidden_of_labels(encoder_input_tokens, row(inputs), segments)
     log_probs = target_log_probs(model.logits, hidden, row(targets), vocab_size=model.config.vocab_size)
     add_up = functools.partial(jax.ops.segment_sum, num_segments=num_labels + 1)
     return jax.vmap(add_up)(log_probs, row(segments))[:, :num_labels]  # without the padding

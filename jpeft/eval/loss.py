@@ -9,11 +9,11 @@ from jaxtyping import Array, Float, Key
 
 from jpeft.data.batches import Batch
 from jpeft.eval.cross_entropy import LARGEST_FORWARD_SLICE, LARGEST_SLICE, summed_cross_entropy
-from jpeft.model.t5 import T5
+from jpeft.model.language_model import LanguageModel
 
 
 def loss_sums(
-    model: T5,
+    model: LanguageModel,
     batch: dict[str, Array],
     key: Key[Array, ""] | None = None,
     *,
@@ -31,9 +31,7 @@ def loss_sums(
       largest_slice: how many logits may exist at once.
       label_smoothing: as of `summed_cross_entropy`.
     """
-    packed = "encoder_segments" in batch
-    segments = (batch["encoder_segments"], batch["decoder_segments"]) if packed else None
-    hidden = model.hidden(batch["encoder_input_tokens"], batch["decoder_input_tokens"], key, segments)
+    hidden = model.hidden_of(batch, key)
     targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
     sizes = {"vocab_size": model.config.vocab_size, "largest_slice": largest_slice}
     total = summed_cross_entropy(model.logits, hidden, targets, weights, **sizes, label_smoothing=label_smoothing)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jpeft.model.t5 import T5, SegmentCache
+from jpeft.model.language_model import Cache, LanguageModel
 
 _IMPOSSIBLE = -1e9  # score of a hypothesis that must not be chosen
 
@@ -28,35 +28,6 @@ class Generated(NamedTuple):
     log_prob: Float[Array, " batch"]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Decoder:
-    """What stays the same over the steps of one batch's generation."""
-
-    model: T5
-    self_bias: Float[Array, "1 num_heads max_length max_length"]
-    cross_kvs: list[tuple[Array, Array]]
-    cross_bias: Float[Array, "batch 1 1 enc_len"]
-
-    def empty_caches(self, max_length: int) -> list[SegmentCache]:
-        return [SegmentCache.empty(k, max_length) for k, _ in self.cross_kvs]
-
-    def step(
-        self, tokens: Int[Array, " batch"], caches: list[SegmentCache], position: Int[Array, ""]
-    ) -> tuple[Float[Array, "batch vocab"], list[SegmentCache]]:
-        """Logits of the token after `tokens`, which stand at `position`."""
-        x = self.model.shared(tokens[:, None]).astype(self.model.dtype)
-        self_bias = jax.lax.dynamic_slice_in_dim(self.self_bias, position, 1, axis=2)
-        x, caches = self.model.decoder.step(x, self_bias, self.cross_kvs, self.cross_bias, caches, position)
-        return self.model.logits(x)[:, 0], caches
-
-
-def _start(model: T5, encoder_input_tokens: Array, max_length: int, num_beams: int) -> _Decoder:
-    encoded, cross_bias = model.encode(encoder_input_tokens)
-    if num_beams > 1:
-        encoded, cross_bias = (jnp.repeat(x, num_beams, axis=0) for x in (encoded, cross_bias))
-    return _Decoder(model, model.causal_bias(max_length), model.decoder.cross_keys_values(encoded), cross_bias)
-
-
 def likeliest(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
     """The first index of each row's largest value, int32.
 
@@ -70,21 +41,20 @@ def likeliest(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
 
 
 def greedy(
-    model: T5, encoder_input_tokens: Int[Array, "batch enc_len"], *, max_length: int
+    model: LanguageModel, inputs: Int[Array, "batch length"], *, max_length: int
 ) -> Int[Array, "batch max_length"]:
     """The tokens of `greedy_scored`, at less cost: compiled, the loop is rid of the scores that nobody takes."""
-    return greedy_scored(model, encoder_input_tokens, max_length=max_length).tokens
+    return greedy_scored(model, inputs, max_length=max_length).tokens
 
 
-def greedy_scored(model: T5, encoder_input_tokens: Int[Array, "batch enc_len"], *, max_length: int) -> Generated:
+def greedy_scored(model: LanguageModel, inputs: Int[Array, "batch length"], *, max_length: int) -> Generated:
     """The most likely token at every step."""
     config = model.config
-    decoder = _start(model, encoder_input_tokens, max_length, num_beams=1)
-    batch = encoder_input_tokens.shape[0]
-    start = jnp.full((batch,), config.decoder_start_token_id, jnp.int32)
+    decoder = model.begin(inputs, max_length)
+    batch = inputs.shape[0]
     tokens = jnp.full((batch, max_length), config.pad_token_id, jnp.int32)
     # A row of padding alone fills up a batch: nothing is to be generated for it.
-    ended = jnp.all(encoder_input_tokens == config.pad_token_id, axis=1)
+    ended = jnp.all(inputs == config.pad_token_id, axis=1)
 
     def unfinished(carry):
         position, _, _, ended, *_ = carry
@@ -100,7 +70,7 @@ def greedy_scored(model: T5, encoder_input_tokens: Int[Array, "batch enc_len"], 
         return position + 1, new, tokens, ended | (new == config.eos_token_id), caches, total, length
 
     nothing = jnp.zeros(batch), jnp.zeros(batch, jnp.int32)
-    init = (jnp.int32(0), start, tokens, ended, decoder.empty_caches(max_length), *nothing)
+    init = (jnp.int32(0), decoder.first, tokens, ended, decoder.caches, *nothing)
     _, _, tokens, _, _, total, length = jax.lax.while_loop(unfinished, step, init)
     return Generated(tokens, total / jnp.maximum(length, 1))
 
@@ -117,7 +87,7 @@ class _Beams:
     finished_scores: Float[Array, "batch beams"]
     is_finished: Bool[Array, "batch beams"]
     can_improve: Bool[Array, " batch"]
-    caches: list[SegmentCache]
+    caches: list[Cache]
 
 
 def _gather_beams(tree, beam: Int[Array, "batch new_beams"]):
@@ -126,8 +96,8 @@ def _gather_beams(tree, beam: Int[Array, "batch new_beams"]):
 
 
 def beam_search(
-    model: T5,
-    encoder_input_tokens: Int[Array, "batch enc_len"],
+    model: LanguageModel,
+    inputs: Int[Array, "batch length"],
     *,
     max_length: int,
     num_beams: int,
@@ -135,13 +105,13 @@ def beam_search(
 ) -> Int[Array, "batch max_length"]:
     """The tokens of `beam_search_scored`."""
     return beam_search_scored(
-        model, encoder_input_tokens, max_length=max_length, num_beams=num_beams, length_penalty=length_penalty
+        model, inputs, max_length=max_length, num_beams=num_beams, length_penalty=length_penalty
     ).tokens
 
 
 def beam_search_scored(
-    model: T5,
-    encoder_input_tokens: Int[Array, "batch enc_len"],
+    model: LanguageModel,
+    inputs: Int[Array, "batch length"],
     *,
     max_length: int,
     num_beams: int,
@@ -154,8 +124,8 @@ def beam_search_scored(
     was chosen by: the mean where the penalty is 1.
     """
     config = model.config
-    decoder = _start(model, encoder_input_tokens, max_length, num_beams)
-    batch = encoder_input_tokens.shape[0]
+    decoder = model.begin(inputs, max_length, num_beams)
+    batch = inputs.shape[0]
     tokens = jnp.full((batch, num_beams, max_length), config.pad_token_id, jnp.int32)
     impossible = jnp.full((batch, num_beams), _IMPOSSIBLE)
 
@@ -164,7 +134,7 @@ def beam_search_scored(
 
     def step(state: _Beams) -> _Beams:
         position = state.position
-        start = jnp.full((batch, num_beams), config.decoder_start_token_id, jnp.int32)
+        start = decoder.first.reshape(batch, num_beams)
         before = jnp.take(state.tokens, jnp.maximum(position - 1, 0), axis=2)
         last = jnp.where(position == 0, start, before)
         logits, caches = decoder.step(last.reshape(-1), state.caches, position)
@@ -214,8 +184,8 @@ def beam_search_scored(
         finished_tokens=tokens,
         finished_scores=impossible,
         is_finished=jnp.zeros((batch, num_beams), bool),
-        can_improve=~jnp.all(encoder_input_tokens == config.pad_token_id, axis=1),
-        caches=decoder.empty_caches(max_length),
+        can_improve=~jnp.all(inputs == config.pad_token_id, axis=1),
+        caches=decoder.caches,
     )
     state = jax.lax.while_loop(unfinished, step, state)
     return Generated(state.finished_tokens[:, 0], state.finished_scores[:, 0])

@@ -456,6 +456,27 @@ class Stack(nnx.Module):
         return self.final_norm(x), new_caches
 
 
+@dataclasses.dataclass(frozen=True)
+class T5Decoding:
+    """The generation of one batch of answers (`jpeft.model.language_model.Decoding`)."""
+
+    model: "T5"
+    self_bias: Float[Array, "1 num_heads max_length max_length"]
+    cross_kvs: list[tuple[Array, Array]]
+    cross_bias: Float[Array, "batch 1 1 enc_len"]
+    first: Int[Array, " batch"]
+    caches: list[SegmentCache]
+
+    def step(
+        self, tokens: Int[Array, " batch"], caches: list[SegmentCache], position: Int[Array, ""]
+    ) -> tuple[Float[Array, "batch vocab"], list[SegmentCache]]:
+        """Logits of the token after `tokens`, which stand at `position`."""
+        x = self.model.shared(tokens[:, None]).astype(self.model.dtype)
+        self_bias = jax.lax.dynamic_slice_in_dim(self.self_bias, position, 1, axis=2)
+        x, caches = self.model.decoder.step(x, self_bias, self.cross_kvs, self.cross_bias, caches, position)
+        return self.model.logits(x)[:, 0], caches
+
+
 class T5(nnx.Module):
     """The encoder-decoder. Call it for the logits of a training batch; `jpeft.model.decode` generates with it."""
 
@@ -546,6 +567,35 @@ class T5(nnx.Module):
             self_bias = self_bias + apart(decoder_segments, decoder_segments)
             cross_bias = cross_bias + apart(decoder_segments, encoder_segments)
         return self.decoder(x, self_bias, encoded, cross_bias, decoder_key)
+
+    def hidden_of(
+        self, batch: dict[str, Array], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "batch dec_len d_model"]:
+        """As `hidden`, of a batch as `jpeft.data.batches.pad` or `jpeft.pretrain.packing.pack` makes it."""
+        packed = "encoder_segments" in batch
+        segments = (batch["encoder_segments"], batch["decoder_segments"]) if packed else None
+        return self.hidden(batch["encoder_input_tokens"], batch["decoder_input_tokens"], key, segments)
+
+    def hidden_of_labels(
+        self,
+        inputs: Int[Array, "batch enc_len"],
+        labels: Int[Array, "batch length"],
+        segments: Int[Array, "#batch length"],
+    ) -> Float[Array, "batch length d_model"]:
+        """The decoder's output for several answers to each input, packed in one row and kept apart by `segments`."""
+        encoded, cross_bias = self.encode(inputs)
+        x = self.shared(labels).astype(self.dtype)
+        return self.decoder(x, self.causal_bias(labels.shape[1]) + apart(segments, segments), encoded, cross_bias)
+
+    def begin(self, inputs: Int[Array, "batch enc_len"], max_length: int, num_beams: int = 1) -> T5Decoding:
+        """Encodes the inputs, and is ready for answers of `max_length` tokens; beams of a row are neighbours."""
+        encoded, cross_bias = self.encode(inputs)
+        if num_beams > 1:
+            encoded, cross_bias = (jnp.repeat(x, num_beams, axis=0) for x in (encoded, cross_bias))
+        cross_kvs = self.decoder.cross_keys_values(encoded)
+        first = jnp.full((inputs.shape[0] * num_beams,), self.config.decoder_start_token_id, jnp.int32)
+        caches = [SegmentCache.empty(k, max_length) for k, _ in cross_kvs]
+        return T5Decoding(self, self.causal_bias(max_length), cross_kvs, cross_bias, first, caches)
 
     def causal_bias(self, length: int) -> Float[Array, "1 num_heads length length"]:
         """Relative position bias of the decoder with the future hidden."""

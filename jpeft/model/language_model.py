@@ -1,0 +1,79 @@
+"""What the rest of the house asks of a network of any family: hidden states for a loss, and tokens one by one."""
+
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float, Int, Key
+
+Batch = dict[str, Array]  # as the family's `pad` makes it
+
+
+class Sizes(Protocol):
+    """Of a network's config, what whoever works with tokens has to know."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def pad_token_id(self) -> int: ...
+    @property
+    def eos_token_id(self) -> int: ...
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """What a part of a network keeps of the tokens that it has seen; a pytree."""
+
+    def reordered(self, rows: Int[Array, " batch"]) -> "Cache":
+        """Row `i` of the batch becomes what row `rows[i]` was."""
+        ...
+
+
+@runtime_checkable
+class Decoding(Protocol):
+    """The generation of one batch of answers: what stays the same over its steps.
+
+    Attributes:
+      first: the token of each row that the first step is given.
+      caches: before the first step.
+    """
+
+    first: Int[Array, " batch"]
+    caches: list[Any]
+
+    def step(
+        self, tokens: Int[Array, " batch"], caches: list[Any], position: Int[Array, ""]
+    ) -> tuple[Float[Array, "batch vocab"], list[Any]]:
+        """Logits of the token after `tokens`, the answer's `position`-th, and the extended caches."""
+        ...
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """A network that answers: an `nnx.Module` with these methods."""
+
+    config: Any  # `Sizes`
+
+    def hidden_of(self, batch: Batch, key: Key[Array, ""] | None = None) -> Float[Array, "batch length d_model"]:
+        """The last hidden state at every position that has a target; `key` draws dropout masks, None is without."""
+        ...
+
+    def hidden_of_labels(
+        self,
+        inputs: Int[Array, "batch in_length"],
+        labels: Int[Array, "batch length"],
+        segments: Int[Array, "#batch length"],
+    ) -> Float[Array, "batch length d_model"]:
+        """The same for several answers to each input, one behind the other, which do not see each other.
+
+        Args:
+          labels: tokens, each label's shifted right behind the token that an answer starts with.
+          segments: the number of the label that a position belongs to.
+        """
+        ...
+
+    def logits(self, hidden: Float[Array, "batch length d_model"]) -> Float[Array, "batch length vocab"]:
+        """Scores of the next token, float32."""
+        ...
+
+    def begin(self, inputs: Int[Array, "batch length"], max_length: int, num_beams: int = 1) -> Decoding:
+        """Reads the inputs; of `num_beams` rows for each, as neighbours."""
+        ...
