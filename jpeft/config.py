@@ -18,7 +18,7 @@ from jpeft.data.tasks import OPTIONS, Task
 from jpeft.data.weighting import given_weights
 from jpeft.errors import UserError
 from jpeft.eval.metrics import METRICS, check_metrics, listed, named, own
-from jpeft.model.config import T5Config
+from jpeft.model.family import stack_names
 from jpeft.model.settings import ModelSettings, settings_of
 from jpeft.model.t5 import REMAT_POLICIES
 from jpeft.peft.method import Method
@@ -345,7 +345,7 @@ class Run:
         self.build_method()
         self.layer_indices()
         for stack in self.stacks() or ():
-            one_of("method.stacks", stack, T5Config().stacks)
+            one_of("method.stacks", stack, stack_names())
         require_even_batches(
             self.mesh, {"train.batch_size": self.train.batch_size, "eval.batch_size": self.eval.batch_size}
         )

@@ -21,8 +21,8 @@ from jpeft.adapters.peft_layout import peft_config, peft_lacks, peft_tensors, pe
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import check_fields, read_json_object, write_whole
 from jpeft.leaves import Part, fill, named_leaves
-from jpeft.model import weights
 from jpeft.model.config import MOST_CONFIG_BYTES
+from jpeft.model.family import save_model
 from jpeft.peft.attaching import attach, count
 from jpeft.peft.interchange import LARGEST_NUMBER
 from jpeft.peft.method import Method
@@ -50,7 +50,7 @@ def save_adapter(model: nnx.Module, method: Method, chosen: Sequence[Site], dire
     """
     directory.mkdir(parents=True, exist_ok=True)
     if method.trains_base and not jax.tree.leaves(nnx.state(model, nnx.Param)):
-        weights.save(model, directory, kind=Adapter)
+        save_model(model, directory, kind=Adapter)
         return (directory / "model.safetensors").stat().st_size
     tensors = {name: np.asarray(value) for name, value in named_leaves(model, Adapter).items()}
     if peft_lacks(method, chosen, model) is None:

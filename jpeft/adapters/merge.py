@@ -7,14 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jpeft.adapters.files import stored_method
 from jpeft.errors import RunFailed
 from jpeft.model import weights
-from jpeft.model.config import T5Config
-from jpeft.model.plain import plain_logits
-from jpeft.model.t5 import T5
+from jpeft.model.family import family_with, load_model
 from jpeft.peft.merging import refuse_unmergeable
 
 
@@ -53,7 +51,7 @@ class Probe:
     merged: np.ndarray
 
     @classmethod
-    def of(cls, base: T5, adapted: T5, merged: T5, *, directory: Path) -> "Probe":
+    def of(cls, base: Any, adapted: Any, merged: Any, *, directory: Path) -> "Probe":
         """Runs the three; all of the same base and with float32 activations.
 
         Args:
@@ -81,7 +79,7 @@ class Probe:
           RunFailed: one of its logits is not finite: a merged weight is beyond what its dtype holds; or it is another
             to a second reader.
         """
-        stored = weights.load(directory)
+        stored = load_model(directory)
         logits = probe_logits(stored)
         if not np.isfinite(logits).all():
             raise RunFailed("the merged weights are too large for the dtype they are stored in; try --dtype float32.")
@@ -108,9 +106,10 @@ def _agree(first: np.ndarray, second: np.ndarray, tolerance: float = _TOLERANCE)
     return float(np.sqrt(np.mean((first - second) ** 2))) <= tolerance * float(np.std(first))
 
 
-def _read_again(logits: np.ndarray, directory: Path, config: T5Config) -> float:
+def _read_again(logits: np.ndarray, directory: Path, config: Any) -> float:
     """How far a second reader's logits of a directory are from these. Raises `RunFailed`: it reads another model."""
-    again = plain_logits(directory, *probe_tokens(config))
+    family = family_with(config)
+    again = family.plain_logits(directory, *family.probe(config))
     if not _agree(logits, again):
         raise RunFailed(
             f"{directory} is not the same model to a second reader of its files: logits differ by up to "
@@ -123,30 +122,16 @@ def _largest(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(first - second).max())
 
 
-def probe_tokens(config: T5Config) -> tuple[Int[np.ndarray, "batch enc_len"], Int[np.ndarray, "batch dec_len"]]:
-    """Rows of random tokens for encoder and decoder, always the same; the later rows end in padding."""
-    draw = np.random.default_rng(0)
-    inputs, targets = (
-        draw.integers(min(3, config.vocab_size - 1), config.vocab_size, (4, length)).astype(np.int32)
-        for length in (24, 12)
-    )
-    for row in range(4):
-        inputs[row, 24 - 6 * row :] = config.pad_token_id
-    targets[:, 0] = config.decoder_start_token_id
-    return inputs, targets
-
-
 @jax.jit
-def _logits(
-    model: T5, inputs: Int[Array, "batch enc_len"], targets: Int[Array, "batch dec_len"]
-) -> Float[Array, "batch dec_len vocab"]:
-    return model(inputs, targets)
+def _logits(model: Any, probe: tuple[Any, ...]) -> Float[Array, "batch length vocab"]:
+    return model(*probe)
 
 
-def probe_logits(model: T5) -> Float[np.ndarray, "batch dec_len vocab"]:
-    """A model's logits of `probe_tokens`, its products exact to float32 on every device."""
+def probe_logits(model: Any) -> Float[np.ndarray, "batch length vocab"]:
+    """A model's logits of its family's `probe`, its products exact to float32 on every device."""
+    probe = family_with(model.config).probe(model.config)
     with jax.default_matmul_precision("highest"):
-        return np.asarray(_logits(model, *map(jnp.asarray, probe_tokens(model.config))))
+        return np.asarray(_logits(model, tuple(map(jnp.asarray, probe))))
 
 
 def stored_dtype(base: Path) -> Any:

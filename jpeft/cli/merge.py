@@ -45,7 +45,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     from jpeft.adapters.locate import base_of, locate, words_for
     from jpeft.adapters.merge import Probe, refuse_unmergeable_file, stored_dtype
     from jpeft.cli.output import output_directory
-    from jpeft.model import weights
+    from jpeft.model.family import load_model, save_model
     from jpeft.model.settings import pass_on
     from jpeft.model.source import resolve
     from jpeft.model.tokenizer import Tokenizer
@@ -58,14 +58,14 @@ def _merge(arguments: argparse.Namespace) -> int:
     name = base_of(found, arguments.model)
     directory = resolve(name, **words_for(found, arguments.model), report=lambda line: print(line, file=sys.stderr))
     with output_directory(arguments.out) as out:
-        base = weights.load(directory)
+        base = load_model(directory)
         tokenizer = Tokenizer.load(directory, vocab_size=base.config.vocab_size)
         adapted, method, sites = load_adapter(found.directory, base)
         merged = merge(adapted)
         probe = Probe.of(base, adapted, merged, directory=directory)
         del base, adapted  # of a large model: room for what is read back
         dtype = np.dtype(arguments.dtype or stored_dtype(directory))
-        weights.save(merged, out, dtype=dtype)
+        save_model(merged, out, dtype=dtype)
         tokenizer.save(out)
         pass_on(str(directory), out)
         del merged

@@ -156,32 +156,6 @@ def fitting_shape(shapes: Sequence[Shape], lengths: np.ndarray) -> Shape:
     return next(shape for shape in shapes if shape[0] >= longest[0] and shape[1] >= longest[1])
 
 
-def pad(
-    tokens: Tokens, rows: Sequence[int], shape: Shape, *, batch_size: int, start_token_id: int, pad_token_id: int
-) -> Batch:
-    """A batch of `batch_size` rows; missing rows are padding with no weight.
-
-    Returns `encoder_input_tokens: [batch, enc_len]`, `decoder_input_tokens` and `decoder_target_tokens`:
-    `[batch, dec_len]` int32, the first the second shifted right; `decoder_loss_weights: [batch, dec_len]` float32, the
-    row's weight on its target's tokens and 0 on padding.
-    """
-    enc_len, dec_len = shape
-    encoder = np.full((batch_size, enc_len), pad_token_id, np.int32)
-    target = np.full((batch_size, dec_len), pad_token_id, np.int32)
-    weights = np.zeros((batch_size, dec_len), np.float32)
-    for i, row in enumerate(rows):
-        encoder[i, : len(tokens.inputs[row])] = tokens.inputs[row]
-        target[i, : len(tokens.targets[row])] = tokens.targets[row]
-        weights[i, : len(tokens.targets[row])] = 1.0 if tokens.weights is None else tokens.weights[row]
-    decoder_input = np.concatenate([np.full((batch_size, 1), start_token_id, np.int32), target[:, :-1]], axis=1)
-    return {
-        "encoder_input_tokens": encoder,
-        "decoder_input_tokens": decoder_input,
-        "decoder_target_tokens": target,
-        "decoder_loss_weights": weights,
-    }
-
-
 def num_steps(num_rows: int, *, batch_size: int, accumulation_steps: int) -> int:
     """Optimizer steps of an epoch; the last one may hold fewer rows."""
     return -(-num_rows // (batch_size * accumulation_steps))

@@ -1,35 +1,160 @@
-"""What a family of models says of itself, in one place, to whoever works with models of any family."""
+"""What a family of models says of itself, in one place, to whoever works with models of any family.
 
-import dataclasses
-from collections.abc import Callable
+A family is a network with its config, its files, and what a row becomes for it. Its network is a
+`jpeft.model.language_model.LanguageModel`, whose class also says what its parts are to PEFT methods (`site_roles`). A
+new family is a network, a subclass of `Family` and a place in `families`.
+"""
 
+import abc
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
 from flax import nnx
 
-from jpeft.model.t5 import T5
-from jpeft.model.weights import hub_module
+from jpeft.errors import UserError
+from jpeft.files import read_json_object
+
+Batch = dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """One network and what is particular to it. What its parts are to PEFT methods, the network's class says itself.
+class Family(abc.ABC):
+    """One network and all that is particular to it.
 
     Attributes:
-      name: by which messages call it.
+      name: by which messages call one of its models: `T5`.
       network: its class.
+      config_type: the class of its config.
+      model_types: what a `config.json` of it has as `model_type`.
+      released: configs of released models by their names on the hub.
       task_type: Hugging Face PEFT's word for what such a model does.
-      module_name: the name in `transformers` of the module at one of our paths.
+      auto_class: the class of `transformers` that opens one.
     """
 
-    name: str
-    network: type[nnx.Module]
-    task_type: str
-    module_name: Callable[[str], str]
+    name: ClassVar[str]
+    network: ClassVar[type[nnx.Module]]
+    config_type: ClassVar[type]
+    model_types: ClassVar[tuple[str, ...]]
+    released: ClassVar[Mapping[str, Any]]
+    task_type: ClassVar[str]
+    auto_class: ClassVar[str]
+
+    # --- files ---
+
+    @abc.abstractmethod
+    def read_config(self, directory: Path) -> Any:
+        """The config of a model's directory. Raises `UserError`: it is no such model, or a size is wrong."""
+
+    @abc.abstractmethod
+    def load(self, directory: Path, **options: Any) -> Any:
+        """The model of a directory; options as of `jpeft.model.weights.load`."""
+
+    @abc.abstractmethod
+    def save(self, model: Any, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dtype: Any = None) -> None:
+        """Writes a model's weights of a type of variable and its config, which `transformers` opens."""
+
+    @abc.abstractmethod
+    def module_name(self, path: str) -> str:
+        """The name in `transformers` of the module at one of our paths."""
+
+    @abc.abstractmethod
+    def plain_logits(self, directory: Path, *probe: np.ndarray) -> np.ndarray:
+        """Logits of `probe` by a second reader of a directory, which shares nothing of what the first makes of it."""
+
+    # --- the network ---
+
+    @abc.abstractmethod
+    def build(self, config: Any, *, dtype: Any, seed: int = 0) -> Any:
+        """A network with new weights, computing in `dtype`."""
+
+    @abc.abstractmethod
+    def arrange(self, model: Any, *, scan_layers: bool | None, remat: str | None = None) -> None:
+        """How its layers run: by a loop or one by one (None: as their number suggests), and what gradients keep."""
+
+    @abc.abstractmethod
+    def stacks(self, config: Any) -> dict[str, int]:
+        """Number of blocks of each of its stacks."""
+
+    @abc.abstractmethod
+    def probe(self, config: Any) -> tuple[np.ndarray, ...]:
+        """Random tokens, always the same, with which a model is called to compare its logits with another's."""
+
+    # --- rows ---
+
+    @abc.abstractmethod
+    def batch(
+        self,
+        inputs: Sequence[np.ndarray],
+        targets: Sequence[np.ndarray],
+        shape: tuple[int, int],
+        *,
+        batch_size: int,
+        config: Any,
+        row_weights: Sequence[float] | None = None,
+    ) -> Batch:
+        """Rows of tokens as the network is trained on them, filled up to `shape` (of inputs and targets) and rows.
+
+        Args:
+          row_weights: of each row, how much its tokens count; None is 1 for all.
+        """
+
+    @abc.abstractmethod
+    def batch_shapes(self, rows: int, shape: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of such a batch."""
+
+    @abc.abstractmethod
+    def cache_numbers(self, config: Any, shape: tuple[int, int], *, parts: int = 1) -> int:
+        """How many numbers are kept for one row while an answer is generated, of heads that are cut in `parts`."""
+
+    def abstract(self, config: Any, *, dtype: Any = np.float32) -> Any:
+        """The network with shapes in the place of weights."""
+        return nnx.eval_shape(lambda: self.build(config, dtype=dtype))
 
 
-T5_FAMILY = Family("T5", T5, "SEQ_2_SEQ_LM", hub_module)
-FAMILIES = (T5_FAMILY,)
+def families() -> tuple[Family, ...]:
+    """All that there are."""
+    from jpeft.model.t5_family import T5_FAMILY
+
+    return (T5_FAMILY,)
 
 
 def family_of(model: nnx.Module) -> Family | None:
     """The family of a model, or None: a module of somebody else's."""
-    return next((family for family in FAMILIES if isinstance(model, family.network)), None)
+    return next((family for family in families() if isinstance(model, family.network)), None)
+
+
+def family_with(config: Any) -> Family:
+    """The family that a config is of."""
+    return next(family for family in families() if isinstance(config, family.config_type))
+
+
+def family_in(directory: Path) -> Family:
+    """The family of a directory's model.
+
+    Raises:
+      UserError: it has no `config.json`, or one of a family that jpeft does not have.
+    """
+    file = directory / "config.json"
+    kind = read_json_object(file).get("model_type") if file.is_file() else None
+    first, *_ = families()  # says what is wrong with what is none of them
+    return next((family for family in families() if kind in family.model_types), first)
+
+
+def stack_names() -> list[str]:
+    """What holds the layers of a model, by the names that families give their stacks."""
+    return list(dict.fromkeys(stack for family in families() for stack in family.stacks(family.config_type())))
+
+
+def load_model(directory: Path, **options: Any) -> Any:
+    """The model of a directory, of whichever family. Options as of `jpeft.model.weights.load`; raises as that does."""
+    return family_in(directory).load(directory, **options)
+
+
+def save_model(model: Any, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dtype: Any = None) -> None:
+    """Writes a model as `transformers` opens it. Raises `UserError`: it is of no family."""
+    family = family_of(model)
+    if family is None:
+        raise UserError(f"{type(model).__name__} is of no family that jpeft can write as a whole model.")
+    family.save(model, directory, kind=kind, dtype=dtype)

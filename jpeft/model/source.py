@@ -3,11 +3,12 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.model.config import RELEASED, T5Config
+from jpeft.model.family import families, family_in
 from jpeft.model.tokenizer import TOKENIZER_FILES, VOCABULARIES
-from jpeft.model.weights import INDEXES, read_config, weight_files
+from jpeft.model.weights import INDEXES, weight_files
 from jpeft.network import why_unreachable
 from jpeft.words import clipped
 
@@ -130,8 +131,10 @@ def _weight_patterns(files: set[str]) -> list[str]:
     return []
 
 
-def load_config(name: str, *, what: str = "model.name", flag: str = "--config.model.name") -> T5Config:
+def load_config(name: str, *, what: str = "model.name", flag: str = "--config.model.name") -> Any:
     """A model's sizes; for released models with no weights and no network. Arguments as of `resolve`."""
-    if name in RELEASED and not Path(name).is_dir():
-        return RELEASED[name]
-    return read_config(resolve(name, what=what, flag=flag))
+    for family in families():
+        if name in family.released and not Path(name).is_dir():
+            return family.released[name]
+    directory = resolve(name, what=what, flag=flag)
+    return family_in(directory).read_config(directory)

@@ -16,8 +16,8 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.eval.labels import answer_in_use
 from jpeft.files import read_json_object
 from jpeft.model import weights
+from jpeft.model.family import family_in
 from jpeft.model.source import resolve
-from jpeft.model.t5 import T5, arrange_layers
 from jpeft.model.tokenizer import TOKENIZER_FILES, Tokenizer
 from jpeft.results import NotARecord, RunRecord
 
@@ -108,10 +108,11 @@ class Source:
         names = (*CONFIGS, *(path.name for path in self.adapter.glob("*.safetensors")))
         return {**identity, "adapter": f"{self.adapter} ({_digest([self.adapter / name for name in names])})"}
 
-    def load(self, dtype: DTypeLike) -> tuple[T5, Tokenizer]:
+    def load(self, dtype: DTypeLike) -> tuple[Any, Tokenizer]:
         """The model with the adapter attached, computing in `dtype`. Raises as `weights.load` and `load_adapter`."""
-        model = weights.load(self.directory, dtype=dtype)
-        arrange_layers(model, None)
+        family = family_in(self.directory)
+        model = family.load(self.directory, dtype=dtype)
+        family.arrange(model, scan_layers=None)
         tokenizer = Tokenizer.load(
             self.directory, vocab_size=model.config.vocab_size, eos_token_id=model.config.eos_token_id
         )

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,9 +13,7 @@ from jaxtyping import Array, Float, Int
 from jpeft.adapters.files import read_adapter, stored_base_name
 from jpeft.errors import UserError
 from jpeft.eval.labels import packed_log_probs
-from jpeft.model.config import T5Config
 from jpeft.model.decode import greedy
-from jpeft.model.t5 import T5
 from jpeft.peft.method import AddedModules, Method
 from jpeft.peft.sites import sites
 from jpeft.peft.variables import AdapterRows
@@ -52,7 +51,7 @@ class AdapterBank:
       base: the frozen weights, the model's own arrays.
     """
 
-    def __init__(self, model: T5, *, capacity: int, room: Room, base_names: Collection[str] = ()):
+    def __init__(self, model: Any, *, capacity: int, room: Room, base_names: Collection[str] = ()):
         """Takes the memory of a full bank at once; no larger adapter than `room` names fits later.
 
         Args:
@@ -87,7 +86,7 @@ class AdapterBank:
         self._pool = self._write(self._pool, self._layout.entry({}), np.int32(0))  # compiled before the first `add`
 
     @property
-    def config(self) -> T5Config:
+    def config(self) -> Any:
         """Sizes and special ids of the base."""
         return self._model.config
 

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from flax import nnx
+
 from jpeft.adapters.files import read_adapter
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.labels import PackedLabels
-from jpeft.model import weights
+from jpeft.model.family import family_in
 from jpeft.model.source import resolve
-from jpeft.model.t5 import T5, arrange_layers
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.method import AddedModules, Method
 from jpeft.peft.methods import METHODS, build
@@ -102,8 +103,9 @@ def start(choices: Choices, sizes: Sizes, *, say: Callable[[str], None]) -> tupl
     dtype = compute_dtype(choices.dtype)
     directory = resolve(choices.model, what="--model", flag="--model", report=say)
     own_task = task_of(directory)
-    model = weights.load(directory, dtype=dtype)
-    arrange_layers(model, None)
+    family = family_in(directory)
+    model = family.load(directory, dtype=dtype)
+    family.arrange(model, scan_layers=None)
     config = model.config
     tokenizer = Tokenizer.load(directory, vocab_size=config.vocab_size, eos_token_id=config.eos_token_id)
     for name, reason in shelf.not_served().items():
@@ -212,7 +214,7 @@ def parse_room(text: str) -> Method:
     return method
 
 
-def _room_of(shelf: Shelf, names: Sequence[str], model: T5) -> Room:
+def _room_of(shelf: Shelf, names: Sequence[str], model: nnx.Module) -> Room:
     """Room for each of the adapters that can be read; whether they fit the base is for the bank to say."""
     by_path = {site.path: site for site in sites(model)}
     room: dict[tuple[Method, frozenset[str]], None] = {}

@@ -219,14 +219,7 @@ class _Execution:
         return Size(self.max_epochs, rows["train"], rows["validation"], rows["test"] * passes)
 
     def _rows_of(self, part: str) -> PaddedRows:
-        config = self.setup.model.config
-        return PaddedRows(
-            self.data.tokens[part],
-            self.data.shapes,
-            self.layout,
-            start_token_id=config.decoder_start_token_id,
-            pad_token_id=config.pad_token_id,
-        )
+        return PaddedRows(self.data.tokens[part], self.data.shapes, self.layout, self.setup.model.config)
 
     def _evaluators(self) -> list[Evaluator]:
         """The validation loss, and where another number of the validation split is monitored, what gives that."""

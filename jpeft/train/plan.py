@@ -19,8 +19,8 @@ from jpeft.errors import UserError
 from jpeft.mesh.hardware import Hardware
 from jpeft.mesh.layout import Layout
 from jpeft.mesh.work import Messages, matmul_flops, messages
+from jpeft.model.family import family_with
 from jpeft.model.source import load_config
-from jpeft.model.t5 import T5, arrange_layers
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.selection import select
 from jpeft.train.optimizer import AdamW
@@ -143,8 +143,10 @@ def make_plan(run: Run, lengths: Lengths | None = None, *, report: Callable[[str
         label_smoothing=run.train.label_smoothing,
         made=Recent(4),
     )
-    train = _batch(run.train.batch_size, lengths)
-    evaluated = _batch(run.eval.batch_size, lengths)
+    family, shape = family_with(load_config(run.model.name)), (lengths.input, lengths.target)
+    train = family.batch_shapes(run.train.batch_size, shape)
+    evaluated = family.batch_shapes(run.eval.batch_size, shape)
+    inputs = jax.ShapeDtypeStruct((run.eval.batch_size, lengths.input), jnp.int32)
     scalar, key = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(lambda: jax.random.key(0, impl="rbg"))
     calls = run.train.accumulation_steps
     rows = f"{run.train.batch_size} x ({lengths.input} + {lengths.target} tokens)"
@@ -153,9 +155,7 @@ def make_plan(run: Run, lengths: Lengths | None = None, *, report: Callable[[str
     report(f"compiles validation (2 of 3): batches of {run.eval.batch_size}")
     validation = _step(programs.loss, (state.adapter, base, evaluated), turns=1)
     report(f"compiles generation (3 of 3): batches of {run.eval.batch_size}")
-    generation = _step(
-        programs.answering.generate, (state.adapter, base, evaluated["encoder_input_tokens"]), turns=lengths.target
-    )
+    generation = _step(programs.answering.generate, (state.adapter, base, inputs), turns=lengths.target)
     steps = {"train": training, "validation": validation, "generation": generation}
     return Plan(
         run=run,
@@ -175,14 +175,13 @@ def _trees(run: Run) -> tuple[nnx.GraphDef, Any, Any]:
     if run.model.dropout_rate is not None:
         config = dataclasses.replace(config, dropout_rate=run.model.dropout_rate)
     dtype = jnp.dtype("bfloat16" if run.model.dtype == "auto" else run.model.dtype)
-    method = run.build_method()
+    method, family = run.build_method(), family_with(config)
     structure = []
 
     def make() -> tuple[nnx.State, nnx.State]:
-        model = T5(config, dtype=dtype, rngs=nnx.Rngs(0))
-        model.encoder.remat = model.decoder.remat = run.model.remat
-        arrange_layers(model, run.model.scan_layers)
-        if run.method.name != "full":
+        model = family.build(config, dtype=dtype)
+        family.arrange(model, scan_layers=run.model.scan_layers, remat=run.model.remat)
+        if not method.trains_base:
             nnx.update(model, jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.state(model, nnx.Param)))
         model = attach(model, method, select(model, method, selection(run, model)), jax.random.key(0))
         graphdef, adapter, base = split(model)
@@ -205,18 +204,6 @@ def _step(program: Any, args: tuple[Any, ...], *, turns: int, calls: int = 1) ->
     )
 
 
-def _batch(rows: int, lengths: Lengths) -> dict[str, jax.ShapeDtypeStruct]:
-    def tokens(length: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, length), dtype)
-
-    return {
-        "encoder_input_tokens": tokens(lengths.input),
-        "decoder_input_tokens": tokens(lengths.target),
-        "decoder_target_tokens": tokens(lengths.target),
-        "decoder_loss_weights": tokens(lengths.target, jnp.float32),
-    }
-
-
 def _bytes_on_a_device(tree: Any) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
@@ -225,9 +212,9 @@ def _cache_bytes(run: Run, lengths: Lengths) -> int:
     """Keys and values that a device keeps while it generates, of what was written and of the encoder's output."""
     config = load_config(run.model.name)
     rows = run.eval.batch_size * run.eval.num_beams // (run.mesh.data * run.mesh.fsdp)
-    width = config.num_heads * config.d_kv // run.mesh.model
     itemsize = 4 if run.model.dtype == "float32" else 2
-    return 2 * config.num_decoder_layers * rows * width * (lengths.input + lengths.target) * itemsize
+    shape = (lengths.input, lengths.target)
+    return rows * family_with(config).cache_numbers(config, shape, parts=run.mesh.model) * itemsize
 
 
 def _up(size: int, multiple: int) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,8 @@ from jpeft.adapters.locate import locate, whole_model
 from jpeft.config import Run
 from jpeft.errors import UserError
 from jpeft.mesh.layout import Layout
-from jpeft.model import weights
+from jpeft.model.family import family_in
 from jpeft.model.source import resolve
-from jpeft.model.t5 import T5, arrange_layers
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.attaching import attach, count
 from jpeft.peft.method import Method
@@ -36,8 +36,8 @@ class Setup:
       total_parameters: of the base alone.
     """
 
-    model: T5
-    untuned: T5 | None
+    model: Any
+    untuned: Any
     method: Method
     sites: list[Site]
     tokenizer: Tokenizer
@@ -51,7 +51,7 @@ def compute_dtype(name: str) -> jnp.dtype:
     return jnp.dtype(name)
 
 
-def selection(run: Run, model: T5) -> Selection:
+def selection(run: Run, model: nnx.Module) -> Selection:
     """The sites that a run's ablation, or its own targets, layers and pattern, leave to the method."""
     if run.ablation.name is not None:
         return ablation(run.method.name, run.ablation.name, stacks_of(model), seed=run.ablation.seed)
@@ -63,23 +63,23 @@ def selection(run: Run, model: T5) -> Selection:
     )
 
 
-def _load_base(run: Run, session: Session, layout: Layout, report: Callable[[str], None]) -> tuple[T5, Tokenizer]:
+def _load_base(run: Run, session: Session, layout: Layout, report: Callable[[str], None]) -> tuple[Any, Tokenizer]:
     directory = resolve(run.model.name, report=report)
     dtype = compute_dtype(run.model.dtype)
     trains_the_base = METHODS[run.method.name].trains_base
 
-    def load() -> tuple[T5, Tokenizer]:
+    def load() -> tuple[Any, Tokenizer]:
         # What such a method trains is kept in float32; read it so, not through a rounded copy.
         stored_dtype = jnp.float32 if trains_the_base else dtype
-        model = weights.load(
+        family = family_in(directory)
+        model = family.load(
             directory,
             dtype=dtype,
             stored_dtype=stored_dtype,
             dropout_rate=run.model.dropout_rate,
             place=layout.sharding_of,
         )
-        model.encoder.remat = model.decoder.remat = run.model.remat
-        arrange_layers(model, run.model.scan_layers)
+        family.arrange(model, scan_layers=run.model.scan_layers, remat=run.model.remat)
         config = model.config
         return model, Tokenizer.load(directory, vocab_size=config.vocab_size, eos_token_id=config.eos_token_id)
 
@@ -101,7 +101,7 @@ def _adapter_directory(name: str) -> Path:
     return locate(path).directory
 
 
-def _require_same_sites(stored: list[Site], model: T5, method: Method, asked: Selection) -> None:
+def _require_same_sites(stored: list[Site], model: nnx.Module, method: Method, asked: Selection) -> None:
     """Raises `UserError`: a config selects sites, and an adapter to start from is attached to others."""
     if asked == Selection():
         return

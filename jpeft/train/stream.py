@@ -3,12 +3,13 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from jpeft.data.batches import Batch, Shape, Tokens, fitting_shape, pad, train_order
+from jpeft.data.batches import Batch, Shape, Tokens, fitting_shape, train_order
 from jpeft.mesh.layout import Layout
+from jpeft.model.family import family_with
 
 Position = Mapping[str, int]
 
@@ -50,26 +51,29 @@ class Stream(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PaddedRows:
-    """Makes batches of a split's rows, padded to the smallest of a few shapes, for the devices of this process."""
+    """Makes batches of a split's rows, padded to the smallest of a few shapes, for the devices of this process.
+
+    Attributes:
+      config: of the network, whose family says what a batch is.
+    """
 
     tokens: Tokens
     shapes: Sequence[Shape]
     layout: Layout
-    start_token_id: int
-    pad_token_id: int
+    config: Any
 
     def batch(self, rows: list[int], batch_size: int) -> Batch:
         """These rows as a batch of so many, missing ones being padding."""
         tokens = self.tokens
         shape = fitting_shape(self.shapes, np.array([(len(tokens.inputs[r]), len(tokens.targets[r])) for r in rows]))
         here = self.layout.rows_here(batch_size)
-        return pad(
-            tokens,
-            rows[here],
+        return family_with(self.config).batch(
+            [tokens.inputs[row] for row in rows[here]],
+            [tokens.targets[row] for row in rows[here]],
             shape,
             batch_size=here.stop - here.start,
-            start_token_id=self.start_token_id,
-            pad_token_id=self.pad_token_id,
+            config=self.config,
+            row_weights=None if tokens.weights is None else [float(tokens.weights[row]) for row in rows[here]],
         )
 
 

@@ -14,13 +14,14 @@ from jpeft.data.batches import (
     fitting_shape,
     longest_of,
     num_steps,
-    pad,
     require_text,
     tokenize,
     train_order,
 )
 from jpeft.data.tasks import Example
 from jpeft.errors import UserError
+from jpeft.model.config import T5Config
+from jpeft.model.t5_family import T5_FAMILY
 from jpeft.model.tokenizer import Tokenizer
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 60)), min_size=1, max_size=60).map(np.array)
@@ -46,9 +47,15 @@ def make_examples(*pairs):
     return [Example(f"train/{i}", text, target, (target,)) for i, (text, target) in enumerate(pairs)]
 
 
+def padded(tokens, rows, shape, *, batch_size, start_token_id, pad_token_id):
+    config = T5Config(decoder_start_token_id=start_token_id, pad_token_id=pad_token_id)
+    inputs, targets = ([part[row] for row in rows] for part in (tokens.inputs, tokens.targets))
+    return T5_FAMILY.batch(inputs, targets, shape, batch_size=batch_size, config=config)
+
+
 def test_a_batch_is_padded_its_targets_shifted_right_and_its_padding_without_weight():
     tokens = tokens_of(([5, 6, 1], [8, 1]), ([7, 1], [9, 10, 1]), ([4, 1], [3, 1]))
-    batch = pad(tokens, [1, 0], (4, 4), batch_size=3, start_token_id=2, pad_token_id=0)
+    batch = padded(tokens, [1, 0], (4, 4), batch_size=3, start_token_id=2, pad_token_id=0)
     expected = {
         "encoder_input_tokens": [[7, 1, 0, 0], [5, 6, 1, 0], [0, 0, 0, 0]],
         "decoder_input_tokens": [[2, 9, 10, 1], [2, 8, 1, 0], [2, 0, 0, 0]],
@@ -60,7 +67,7 @@ def test_a_batch_is_padded_its_targets_shifted_right_and_its_padding_without_wei
 
 
 def test_another_padding_id_pads():
-    batch = pad(tokens_of(([5, 1], [8, 1])), [0], (3, 4), batch_size=1, start_token_id=9, pad_token_id=7)
+    batch = padded(tokens_of(([5, 1], [8, 1])), [0], (3, 4), batch_size=1, start_token_id=9, pad_token_id=7)
     assert batch["encoder_input_tokens"].tolist() == [[5, 1, 7]]
     assert batch["decoder_input_tokens"].tolist() == [[9, 8, 1, 7]]
     assert batch["decoder_target_tokens"].tolist() == [[8, 1, 7, 7]]

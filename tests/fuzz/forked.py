@@ -19,11 +19,11 @@ _MOST_ADDRESSES = 24 * 2**30  # bytes: a runaway must end here and not take the 
 
 def warm() -> None:
     import datasets  # noqa: F401
-    import jpeft.adapters.merge
     import pyarrow.parquet  # noqa: F401
     import rich.console  # noqa: F401
     import transformers  # noqa: F401
 
+    import jpeft.adapters.merge
     import jpeft.cli
     import jpeft.grid.search
     import jpeft.predict.run

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpeft.data.batches import Tokens, pad
+from jpeft.data.batches import Tokens
 from jpeft.data.prompts import PromptTokens
 from jpeft.eval.loss import loss_sums
 from jpeft.model import weights
 from jpeft.model.decode import greedy
 from jpeft.model.source import packaged_models, resolve
+from jpeft.model.t5_family import T5_FAMILY
 from jpeft.model.tokenizer import Tokenizer
 
 TEXT = (
@@ -63,7 +64,7 @@ def span_loss(model, tokenizer, text: str) -> float:
         0,
         0,
     )
-    batch = pad(tokens, range(len(rows)), (120, 12), batch_size=len(rows), start_token_id=0, pad_token_id=0)
+    batch = T5_FAMILY.batch(tokens.inputs, tokens.targets, (120, 12), batch_size=len(rows), config=model.config)
     loss, count = loss_sums(model, jax.tree.map(jnp.asarray, batch))
     return float(loss / count)
 

@@ -11,10 +11,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from jpeft.adapters.files import save_adapter
-from jpeft.adapters.merge import probe_logits, probe_tokens
+from jpeft.adapters.merge import probe_logits
 from jpeft.cli import main
 from jpeft.model import weights
 from jpeft.model.decode import greedy
+from jpeft.model.t5_family import T5_FAMILY
 from jpeft.peft.attaching import attach
 from jpeft.peft.lora import Lora
 from jpeft.peft.selection import select
@@ -84,7 +85,7 @@ def saved(request, tmp_path_factory):
 def test_logits_and_answers_are_theirs(saved):
     theirs, directory = saved
     ours = weights.load(directory)
-    inputs, targets = probe_tokens(ours.config)
+    inputs, targets = T5_FAMILY.probe(ours.config)
     expected = their_logits(theirs, inputs, targets)
     np.testing.assert_allclose(probe_logits(ours), expected, rtol=0, atol=1e-4)
     assert (theirs.lm_head.weight is theirs.shared.weight) == ours.config.tie_word_embeddings
@@ -112,7 +113,7 @@ def test_a_merged_model_gives_transformers_the_logits_of_base_and_adapter(saved,
     opened: Any = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "merged", output_loading_info=True)
     again, loading = opened
     assert not any(loading[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    logits = their_logits(again.eval(), *probe_tokens(model.config))
+    logits = their_logits(again.eval(), *T5_FAMILY.probe(model.config))
     np.testing.assert_allclose(logits, probe_logits(adapted), rtol=0, atol=1e-4)
     assert np.abs(logits - probe_logits(model)).max() > 0.1
 
@@ -124,7 +125,9 @@ def test_an_embedding_under_the_stacks_alone_is_opened_as_transformers_opens_it(
     stored |= {f"{stack}.embed_tokens.weight": embedding.clone() for stack in ("encoder", "decoder")}
     save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "config.json").write_bytes((directory / "config.json").read_bytes())
-    logits = their_logits(type(theirs).from_pretrained(tmp_path).eval(), *probe_tokens(weights.read_config(directory)))
+    logits = their_logits(
+        type(theirs).from_pretrained(tmp_path).eval(), *T5_FAMILY.probe(weights.read_config(directory))
+    )
     np.testing.assert_allclose(probe_logits(weights.load(tmp_path)), logits, rtol=0, atol=1e-4)
 
 

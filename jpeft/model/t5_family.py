@@ -1,0 +1,118 @@
+"""T5, mT5, FLAN-T5 and their like: what the family says of itself."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jpeft.model import weights
+from jpeft.model.config import RELEASED, T5Config
+from jpeft.model.family import Batch, Family
+from jpeft.model.plain import plain_logits
+from jpeft.model.t5 import T5, arrange_layers
+
+
+class T5Family(Family):
+    """The encoder-decoder of Raffel et al. (2020) in all its released layouts."""
+
+    name: ClassVar[str] = "T5"
+    network: ClassVar[type[nnx.Module]] = T5
+    config_type: ClassVar[type] = T5Config
+    model_types: ClassVar[tuple[str, ...]] = ("t5", "mt5")
+    released: ClassVar = RELEASED
+    task_type: ClassVar[str] = "SEQ_2_SEQ_LM"
+    auto_class: ClassVar[str] = "T5ForConditionalGeneration"
+
+    def read_config(self, directory: Path) -> T5Config:
+        return weights.read_config(directory)
+
+    def load(self, directory: Path, **options: Any) -> T5:
+        return weights.load(directory, **options)
+
+    def save(self, model: T5, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dtype: Any = None) -> None:
+        weights.save(model, directory, kind=kind, dtype=dtype)
+
+    def module_name(self, path: str) -> str:
+        return weights.hub_module(path)
+
+    def plain_logits(self, directory: Path, *probe: np.ndarray) -> np.ndarray:
+        return plain_logits(directory, *probe)
+
+    def build(self, config: T5Config, *, dtype: Any, seed: int = 0) -> T5:
+        return T5(config, dtype=dtype, rngs=nnx.Rngs(seed))
+
+    def arrange(self, model: T5, *, scan_layers: bool | None, remat: str | None = None) -> None:
+        if remat is not None:
+            model.encoder.remat = model.decoder.remat = remat
+        arrange_layers(model, scan_layers)
+
+    def stacks(self, config: T5Config) -> dict[str, int]:
+        return config.stacks
+
+    def probe(self, config: T5Config) -> tuple[np.ndarray, ...]:
+        """Rows for encoder and decoder; the later ones end in padding."""
+        draw = np.random.default_rng(0)
+        inputs, targets = (
+            draw.integers(min(3, config.vocab_size - 1), config.vocab_size, (4, length)).astype(np.int32)
+            for length in (24, 12)
+        )
+        for row in range(4):
+            inputs[row, 24 - 6 * row :] = config.pad_token_id
+        targets[:, 0] = config.decoder_start_token_id
+        return inputs, targets
+
+    def batch(
+        self,
+        inputs: Sequence[np.ndarray],
+        targets: Sequence[np.ndarray],
+        shape: tuple[int, int],
+        *,
+        batch_size: int,
+        config: T5Config,
+        row_weights: Sequence[float] | None = None,
+    ) -> Batch:
+        """A batch of `batch_size` rows; missing rows are padding with no weight.
+
+        Returns `encoder_input_tokens: [batch, enc_len]`, `decoder_input_tokens` and `decoder_target_tokens`:
+        `[batch, dec_len]` int32, the first the second shifted right; `decoder_loss_weights: [batch, dec_len]` float32,
+        the row's weight on its target's tokens and 0 on padding.
+        """
+        enc_len, dec_len = shape
+        encoder = np.full((batch_size, enc_len), config.pad_token_id, np.int32)
+        target = np.full((batch_size, dec_len), config.pad_token_id, np.int32)
+        counts = np.zeros((batch_size, dec_len), np.float32)
+        for i, (its_input, its_target) in enumerate(zip(inputs, targets, strict=True)):
+            encoder[i, : len(its_input)] = its_input
+            target[i, : len(its_target)] = its_target
+            counts[i, : len(its_target)] = 1.0 if row_weights is None else row_weights[i]
+        start = np.full((batch_size, 1), config.decoder_start_token_id, np.int32)
+        return {
+            "encoder_input_tokens": encoder,
+            "decoder_input_tokens": np.concatenate([start, target[:, :-1]], axis=1),
+            "decoder_target_tokens": target,
+            "decoder_loss_weights": counts,
+        }
+
+    def batch_shapes(self, rows: int, shape: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+        enc_len, dec_len = shape
+
+        def of(length: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((rows, length), dtype)
+
+        return {
+            "encoder_input_tokens": of(enc_len),
+            "decoder_input_tokens": of(dec_len),
+            "decoder_target_tokens": of(dec_len),
+            "decoder_loss_weights": of(dec_len, jnp.float32),
+        }
+
+    def cache_numbers(self, config: T5Config, shape: tuple[int, int], *, parts: int = 1) -> int:
+        """Keys and values of what was written and of the encoder's output."""
+        return 2 * config.num_decoder_layers * (config.num_heads * config.d_kv // parts) * sum(shape)
+
+
+T5_FAMILY = T5Family()
