@@ -8,6 +8,7 @@ from flax import nnx
 from jpeft.adapters.files import load_adapter, save_adapter
 from jpeft.errors import RunFailed, UserError
 from jpeft.model.t5 import T5, num_stacked
+from jpeft.peft.adapted import is_adapted
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.full import Full
@@ -34,7 +35,8 @@ def test_every_weight_stands_at_a_site(tiny_t5):
     linear = 2 * (4 + 3) + 2 * (8 + 3) + 1  # q k v o twice in the decoder, wi_0 wi_1 wo, and the head
     norms = 2 * 2 + 2 * 3 + 2
     kinds = [site.kind for site in sites(tiny_t5)]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"linear": linear, "norm": norms, "embedding": 3, "input": 1}
+    weights = {"linear": linear, "norm": norms, "embedding": 3}
+    assert {kind: kinds.count(kind) for kind in kinds} == {**weights, "input": 1, "attention": 2 + 4}
 
 
 def test_a_pattern_has_to_match_a_whole_path(tiny_t5):
@@ -120,7 +122,7 @@ def test_segments_are_cut_where_what_is_adapted_changes(key):
     cut = attach(model, method, chosen, key)
     assert [num_stacked(block) for block in cut.encoder.segments] == [2, 2, 1, 1]
     assert [num_stacked(block) for block in cut.decoder.segments] == [2]
-    assert [block.self_attention.q.adapter is not None for block in cut.encoder.segments] == [False, True, False, True]
+    assert [is_adapted(block.self_attention.q) for block in cut.encoder.segments] == [False, True, False, True]
 
 
 def test_a_frozen_prefix_of_layers_costs_no_gradient_work(key):
@@ -174,7 +176,7 @@ def test_unknown_names_and_options_are_refused_with_what_there_is():
         UserError, match="ablation.name is 'drop_dense', which lora does not have; there are: early, later"
     ):
         ablation("lora", "drop_dense", TINY.stacks)
-    with pytest.raises(UserError, match="ablates lora and ia3 only"):
+    with pytest.raises(UserError, match="the ones that have any are lora, ia3"):
         ablation("bitfit", "early", TINY.stacks)
     with pytest.raises(UserError, match="method.name is 'lorra'; expected one of full, lora"):
         build("lorra")
