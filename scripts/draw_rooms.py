@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "design.md"
 BEGIN, END = "<!-- rooms: drawn by scripts/draw_rooms.py -->", "<!-- end of rooms -->"
 # Files at the top of the package that are rooms of their own; the others are ground.
-_OWN = ("config", "api")
+_OWN = ("config", "results", "api")
 
 Imports = dict[str, dict[str, set[str]]]  # room to the rooms that it imports, and which files do
 

@@ -20,9 +20,8 @@ from jpeft.data.batches import (
 )
 from jpeft.data.tasks import Example
 from jpeft.errors import UserError
-from jpeft.model.config import T5Config
-from jpeft.model.t5_family import T5_FAMILY
 from jpeft.model.tokenizer import Tokenizer
+from tests.padded import padded
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 60)), min_size=1, max_size=60).map(np.array)
 
@@ -45,12 +44,6 @@ def cache(tmp_path, monkeypatch):
 
 def make_examples(*pairs):
     return [Example(f"train/{i}", text, target, (target,)) for i, (text, target) in enumerate(pairs)]
-
-
-def padded(tokens, rows, shape, *, batch_size, start_token_id, pad_token_id):
-    config = T5Config(decoder_start_token_id=start_token_id, pad_token_id=pad_token_id)
-    inputs, targets = ([part[row] for row in rows] for part in (tokens.inputs, tokens.targets))
-    return T5_FAMILY.batch(inputs, targets, shape, batch_size=batch_size, config=config)
 
 
 def test_a_batch_is_padded_its_targets_shifted_right_and_its_padding_without_weight():

@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from jpeft.data.batches import pad, train_order
+from jpeft.data.batches import train_order
 from jpeft.data.mixture import Mix, names_of, paths_of, rates_of
 from jpeft.data.prepare import choose_task, prepare
 from jpeft.data.sources import require_path
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
+from tests.padded import padded
 
 MIX = Mix.of(("a", "b"), (6, 30), "2,1")
 
@@ -121,7 +122,7 @@ def test_rows_weigh_what_their_class_and_column_say_in_the_training_batch_alone(
     assert tokens.weights is not None and tokens.weights.tolist() == expected
     assert "class weights of the training loss: bad 6, good 2" in said
     rows = [0, len(expected) - 1]
-    batch = pad(tokens, rows, (64, 16), batch_size=3, start_token_id=0, pad_token_id=0)
+    batch = padded(tokens, rows, (64, 16), batch_size=3, start_token_id=0, pad_token_id=0)
     by_row = batch["decoder_loss_weights"]
     assert by_row.max(axis=1).tolist() == [expected[0], expected[-1], 0]
     assert (by_row > 0).sum(axis=1).tolist() == [len(tokens.targets[r]) for r in rows] + [0]

@@ -104,7 +104,7 @@ def test_shallow_stacks_are_not_scanned_unless_asked(layers, scan, unrolled):
     assert len(model.encoder.segments) == (layers if unrolled else 1)
 
 
-def test_split_segments_keeps_logits(deep_t5, batch):
+def test_cutting_a_stack_keeps_logits(deep_t5, batch):
     split = nnx.clone(deep_t5)
     split.encoder.cut([1, 3])
     split.decoder.cut([2])

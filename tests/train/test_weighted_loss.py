@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpeft.data.batches import Tokens, pad
+from jpeft.data.batches import Tokens
 from jpeft.eval.loss import loss_sums
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.lora import Lora
 from jpeft.peft.selection import select
 from jpeft.train.step import make_accumulate, zero_sums
+from tests.padded import padded
 from tests.peft.filled import filled
 
 LENGTHS = [(5, 3), (7, 2), (4, 6), (3, 4)]  # tokens of input and target of each row
@@ -30,7 +31,7 @@ def tokens():
 def batches(tokens):
     """Two micro-batches of one step, padded to different shapes."""
     given = {"batch_size": 2, "start_token_id": 0, "pad_token_id": 0}
-    return [pad(tokens, rows, shape, **given) for rows, shape in (([0, 1], (8, 4)), ([2, 3], (8, 8)))]
+    return [padded(tokens, rows, shape, **given) for rows, shape in (([0, 1], (8, 4)), ([2, 3], (8, 8)))]
 
 
 def by_hand(model, tokens, smoothing):

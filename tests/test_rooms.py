@@ -1,0 +1,36 @@
+"""The house: no room stands on itself through others, and the picture in docs/design.md is of today's imports."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "scripts" / "draw_rooms.py"
+
+
+@pytest.fixture(scope="module")
+def rooms():
+    spec = importlib.util.spec_from_file_location("draw_rooms", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_there_is_no_circle_and_the_methods_know_no_model(rooms):
+    found = rooms.imports()
+    level = rooms.levels(found)
+    assert level["ground"] == 0 and level["cli"] == max(level.values())
+    assert set(found["peft"]) == {"ground"} and set(found["model"]) == {"ground"}
+
+
+def test_the_picture_is_of_todays_imports(rooms):
+    if not rooms.PAGE.is_file():
+        pytest.skip("beside an installed wheel there are no docs")
+    assert rooms.drawn(rooms.imports()) in rooms.PAGE.read_text(encoding="utf-8")
+
+
+def test_a_circle_is_told(rooms):
+    with pytest.raises(ValueError, match="stand on each other: {'a': \\['b'\\], 'b': \\['a'\\]}"):
+        rooms.levels({"a": {"b": set()}, "b": {"a": set()}, "ground": {}})
