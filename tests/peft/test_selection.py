@@ -182,7 +182,7 @@ def test_unknown_names_and_options_are_refused_with_what_there_is():
         build("lorra")
     with pytest.raises(UserError, match="method.reading is 'theirs'"):
         build("lora", "theirs")
-    with pytest.raises(UserError, match="method.rank is no option of ia3 in the paper reading; it has two_sided"):
+    with pytest.raises(UserError, match="method.rank is no option of ia3 in the paper reading; it has none"):
         build("ia3", options={"rank": 4})
     with pytest.raises(UserError, match="rank of at least 1"):
         build("lora", options={"rank": 0})
