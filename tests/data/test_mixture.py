@@ -1,6 +1,7 @@
 """Several files mixed by rate: what an epoch is made of, and in which order."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,9 +83,16 @@ def prepared(tmp_path, tiny_tokenizer):
 
     def of(**choices):
         said = []
-        choices = {"path": paths, "mix": "1,1", "kind": None, "split_seed": 0, "source": "auto", **choices}
-        caps = {"max_train": None, "max_validation": None, "max_test": None}
-        sizes = {"batch_size": 4, "accumulation_steps": 1, "eval_batch_size": 4}
+        choices: dict[str, Any] = {
+            "path": paths,
+            "mix": "1,1",
+            "kind": None,
+            "split_seed": 0,
+            "source": "auto",
+            **choices,
+        }
+        caps: dict[str, Any] = {"max_train": None, "max_validation": None, "max_test": None}
+        sizes: dict[str, Any] = {"batch_size": 4, "accumulation_steps": 1, "eval_batch_size": 4}
         return prepare(
             choose_task("custom", kind=choices["kind"]), tokenizer, **choices, **caps, **sizes, report=said.append
         ), said

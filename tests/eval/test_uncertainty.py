@@ -5,7 +5,20 @@ import math
 import numpy as np
 import pytest
 
-from jpeft.eval.uncertainty import in_words, mean_uncertainty, resampled_uncertainty, share_uncertainty, wilson
+from jpeft.eval import uncertainty
+from jpeft.eval.uncertainty import Uncertainty, in_words, share_uncertainty, wilson
+
+
+def mean_uncertainty(*given) -> Uncertainty:
+    found = uncertainty.mean_uncertainty(*given)
+    assert found is not None
+    return found
+
+
+def resampled_uncertainty(*given) -> Uncertainty:
+    found = uncertainty.resampled_uncertainty(*given)
+    assert found is not None
+    return found
 
 
 def test_the_standard_error_of_an_accuracy_is_the_binomials():
@@ -90,7 +103,7 @@ def test_a_number_of_a_split_is_drawn_as_a_mean_is():
 
 def test_one_row_of_a_score_without_bounds_says_nothing():
     unbounded = (-math.inf, math.inf)
-    assert mean_uncertainty("m", [3.0], None, unbounded) is None
+    assert uncertainty.mean_uncertainty("m", [3.0], None, unbounded) is None
     assert mean_uncertainty("m", [3.0, 3.0], None, unbounded).interval == (3.0, 3.0)
 
 

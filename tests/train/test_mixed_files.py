@@ -12,8 +12,9 @@ def test_each_file_has_its_part_of_the_result(tmp_path, tiny_checkpoint, monkeyp
         rows = [{"input": f"{name} {i}", "target": ["yes", "no", "maybe"][i % 3]} for i in range(number)]
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"task": "custom", "path": f"{tmp_path}/few.jsonl,{tmp_path}/many.jsonl", "mix": "1,1"}
-    config = {"model": {"name": str(tiny_checkpoint)}, "data": data, "eval": {"metrics": "accuracy,macro_f1"}}
-    config["train"] = {"max_epochs": 2, "batch_size": 4, "accumulation_steps": 1}
+    train = {"max_epochs": 2, "batch_size": 4, "accumulation_steps": 1}
+    model, judged = {"name": str(tiny_checkpoint)}, {"metrics": "accuracy,macro_f1"}
+    config = {"model": model, "data": data, "eval": judged, "train": train}
     script = run_scripted(Run.from_config(config), tmp_path / "run", monkeypatch)
     record = RunRecord.of(json.loads(json.dumps(script.result)))
     assert record.by_source is not None and list(record.by_source) == ["few.jsonl", "many.jsonl"]
