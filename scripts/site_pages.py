@@ -41,6 +41,14 @@ def reference_pages() -> dict[str, str]:
     return pages
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Puts every page of the API reference into the navigation."""
+    for section in config.nav or []:
+        if isinstance(section, dict) and "API reference" in section:
+            section["API reference"] = sorted(reference_pages(), key=lambda page: (page != "api/jpeft.md", page))
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are made here."""
     for source, name in BESIDE.items():
