@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jpeft.config import Run
 from jpeft.errors import UserError
+from jpeft.peft import methods as peft_methods
 from jpeft.typed_config import one_of
 from jpeft.words import counted
 
@@ -54,7 +55,8 @@ def config_names(
     Raises:
       UserError: none of the methods knows an ablation of that name.
     """
-    known = {name for method in methods for name in ablations().get(method, ())}
+    of_method = peft_methods.ablations()
+    known = {name for method in methods for name in of_method.get(method, ())}
     if isinstance(ablations, str):
         wanted = set() if ablations == "none" else known
     else:
@@ -62,7 +64,7 @@ def config_names(
     names = []
     for task, method in itertools.product(tasks, methods):
         names += [f"{method}_{task}_{scale}" for scale in scales]
-        for ablation in (name for name in ablations().get(method, ()) if name in wanted):
+        for ablation in (name for name in of_method.get(method, ()) if name in wanted):
             names += [
                 f"{method}_{ablation}_{task}_{scale}"
                 for scale in scales
