@@ -38,8 +38,8 @@ def write_checkpoint(size: Size, directory: Path, *, dropout_rate: float) -> Non
     from flax import nnx
 
     from jpeft.model import weights
-    from jpeft.model.config import T5Config
     from jpeft.model.t5 import T5
+    from jpeft.model.t5_config import T5Config
 
     config = T5Config(
         vocab_size=size.vocab_size,

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,14 @@ from jpeft.adapters import files
 from jpeft.errors import RunFailed, UserError
 from jpeft.peft import attaching
 from jpeft.peft.adapted import is_adapted
-from jpeft.peft.attaching import split
+from jpeft.peft.attaching import Model, split
 from jpeft.peft.method import Method
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import Site, is_trained, site_modules
 from jpeft.program import Program
 
-Model = TypeVar("Model", bound=nnx.Module)
-Batch = Any  # a tree of arrays, as the loss takes it
-Loss = Callable[[Any, Batch], jax.Array]
+LossBatch = Any  # a tree of arrays, as the loss takes it
+Loss = Callable[[Any, LossBatch], jax.Array]
 
 
 def load(name: str | Path, *, dtype: Any = jnp.float32) -> tuple[Any, Any]:
@@ -37,9 +36,9 @@ def load(name: str | Path, *, dtype: Any = jnp.float32) -> tuple[Any, Any]:
       UserError: there is no such model, or it is of a family that jpeft does not have.
       RunFailed: a file is damaged, or the hub cannot be reached.
     """
-    from jpeft.predict.source import Source
+    from jpeft.predict.answer_source import AnswerSource
 
-    return Source.find(str(name), None, report=lambda line: None).load(dtype)
+    return AnswerSource.find(str(name), None, report=lambda line: None).load(dtype)
 
 
 def attach(
@@ -106,7 +105,7 @@ class Fitted:
 
 def fit(
     tuned: nnx.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[LossBatch],
     loss: Loss | None = None,
     *,
     learning_rate: float | optax.Schedule | None = None,
@@ -136,7 +135,7 @@ def fit(
     tx = optimizer or optax.adamw(learning_rate, weight_decay=0.0)
     loss = loss or _mean_cross_entropy
 
-    def step(adapter: nnx.State, opt_state: Any, base: nnx.State, index: Any, batch: Batch):
+    def step(adapter: nnx.State, opt_state: Any, base: nnx.State, index: Any, batch: LossBatch):
         def of(adapter: nnx.State) -> jax.Array:
             frozen = jax.tree.map(lambda leaf: leaf, base)  # variables of this trace, as `nnx.scan` wants them
             value = loss(nnx.merge(graphdef, adapter, frozen), batch)
@@ -158,7 +157,7 @@ def fit(
     return Fitted(nnx.merge(graphdef, adapter, base), losses)
 
 
-def _mean_cross_entropy(model: Any, batch: Batch) -> jax.Array:
+def _mean_cross_entropy(model: Any, batch: LossBatch) -> jax.Array:
     from jpeft.eval.loss import loss_sums
 
     total, tokens = loss_sums(model, batch)

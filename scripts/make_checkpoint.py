@@ -11,8 +11,8 @@ from pathlib import Path
 from flax import nnx
 
 from jpeft.model import weights
-from jpeft.model.config import T5Config
 from jpeft.model.t5 import T5
+from jpeft.model.t5_config import T5Config
 from jpeft.model.tokenizer import Tokenizer
 
 

@@ -28,8 +28,8 @@ import tokenizers
 from flax import nnx
 
 from jpeft.model import weights
-from jpeft.model.config import T5Config
 from jpeft.model.t5 import T5
+from jpeft.model.t5_config import T5Config
 from jpeft.program import use_compilation_cache
 
 TINY = T5Config(

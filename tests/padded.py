@@ -1,7 +1,7 @@
 """Rows of a split as a batch for a T5."""
 
 from jpeft.data.batches import Tokens
-from jpeft.model.config import T5Config
+from jpeft.model.t5_config import T5Config
 from jpeft.model.t5_family import T5_FAMILY
 
 

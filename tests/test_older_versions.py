@@ -9,7 +9,7 @@ import pytest
 from jpeft.cli import main
 from jpeft.config import Run, of_any_version
 from jpeft.files import read_json_object
-from jpeft.predict.source import task_of
+from jpeft.predict.answer_source import task_of
 from jpeft.report.records import load
 from jpeft.typed_config import differences
 

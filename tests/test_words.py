@@ -1,28 +1,35 @@
-"""Numbers, long texts and long lists in sentences."""
+"""One name for one thing, and English as it is written: what can be told of the words of the house by reading it."""
 
-import pytest
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
 
-from jpeft.words import clipped, counted, size, the_first
-
-
-def test_a_noun_agrees_with_its_number():
-    assert [counted(n, "row") for n in (0, 1, 2, 2500)] == ["0 rows", "1 row", "2 rows", "2,500 rows"]
-    assert counted(2, "entry", "entries") == "2 entries"
-
-
-@pytest.mark.parametrize(
-    ("amount", "said"),
-    [(0, "0 B"), (512, "512 B"), (1000, "1.00 kB"), (999_999, "1.00 MB"), (41_500_000, "41.5 MB"), (123e6, "123 MB"),
-     (23.6e9, "23.6 GB"), (2e12, "2.00 TB")],
-)  # fmt: skip
-def test_a_size_has_the_unit_that_shows_it(amount, said):
-    assert size(amount) == said
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "jpeft").rglob("*.py"))
 
 
-def test_of_other_things():
-    assert size(3.5e15, "FLOP") == "3.50 PFLOP"
+def _defined(path: Path) -> set[str]:
+    """Public classes and types that a module defines at its top level; constants and one-letter names are none."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names.update(target.id for target in node.targets if isinstance(target, ast.Name))
+    return {name for name in names if re.fullmatch(r"[A-Z][A-Za-z]*[a-z][A-Za-z]*", name)}
 
 
-def test_long_texts_and_lists_are_cut_and_say_so():
-    assert clipped("abc", 3) == "abc" and clipped("abcd", 3) == "abc..."
-    assert the_first(["a", "b", "c"]) == "a; b; c" and the_first(["a", "b", "c", "d"]) == "a; b; c ..."
+def test_no_two_public_types_of_the_house_have_one_name():
+    places = defaultdict(list)
+    for path in SOURCES:
+        for name in _defined(path):
+            places[name].append(str(path.relative_to(ROOT)))
+    assert len(places) > 200, "the scan finds the classes of the house"
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+def test_cannot_is_one_word():
+    texts = [*SOURCES, ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.py")]
+    written = re.compile(r"\bcan\s+not\b(?!\s+only)", re.IGNORECASE)
+    assert [str(path) for path in texts if written.search(path.read_text())] == []

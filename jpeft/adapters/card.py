@@ -12,7 +12,7 @@ from jpeft.model.source import packaged_models
 from jpeft.peft.method import Method
 from jpeft.peft.sites import Site
 
-Result = Mapping[str, Any]
+ResultJson = Mapping[str, Any]
 
 
 def places(sites: Sequence[Site]) -> str:
@@ -23,7 +23,13 @@ def places(sites: Sequence[Site]) -> str:
 
 
 def adapter_card(
-    method: Method, sites: Sequence[Site], *, base: str, parameters: int, result: Result | None, notes: Sequence[str]
+    method: Method,
+    sites: Sequence[Site],
+    *,
+    base: str,
+    parameters: int,
+    result: ResultJson | None,
+    notes: Sequence[str],
 ) -> str:
     """The card of an adapter in the layout that `save_adapter` gives its method.
 
@@ -52,7 +58,7 @@ def adapter_card(
 
 
 def merged_card(
-    method: Method, sites: Sequence[Site], *, base: str, result: Result | None, agreement: Agreement, dtype: str
+    method: Method, sites: Sequence[Site], *, base: str, result: ResultJson | None, agreement: Agreement, dtype: str
 ) -> str:
     """The card of a base with an adapter merged into it."""
     rows = [("base", base), ("merged into it", method.describe()), ("at", places(sites)), ("dtype", dtype)]
@@ -91,7 +97,7 @@ def _front_matter(library: str, base: str, tags: Sequence[str]) -> str:
     return "\n".join([*lines, "tags:", *[f"- {tag}" for tag in ("jpeft", "t5", *tags)], "---"])
 
 
-def _title(method: Method, result: Result | None) -> str:
+def _title(method: Method, result: ResultJson | None) -> str:
     task = (result or {}).get("task")
     return f"{method.name} adapter" + (f" for {_plain(task)}" if task else "")
 
@@ -125,7 +131,7 @@ _SHOWN = {
 }
 
 
-def _results(result: Result | None, *, of: str = "the run that made it") -> list[str]:
+def _results(result: ResultJson | None, *, of: str = "the run that made it") -> list[str]:
     if result is None:
         return []
     rows: list[tuple[str, object]] = []

@@ -21,8 +21,8 @@ from jpeft.adapters.peft_layout import peft_config, peft_lacks, peft_tensors, pe
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import check_fields, read_json_object, write_whole
 from jpeft.leaves import Part, fill, named_leaves
-from jpeft.model.config import MOST_CONFIG_BYTES
 from jpeft.model.family import save_model
+from jpeft.model.t5_config import MOST_CONFIG_BYTES
 from jpeft.peft.attaching import attach, count
 from jpeft.peft.interchange import LARGEST_NUMBER
 from jpeft.peft.method import Method

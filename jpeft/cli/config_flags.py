@@ -14,11 +14,11 @@ from jpeft.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class ConfigCall:
     """A command line that names a config file: what it holds after the overrides, and where and how to run it.
 
     Attributes:
-      group: the `jpeft.run.processes.Group` that this process is one of, or None where it is alone.
+      group: the `jpeft.run.processes.ProcessGroup` that this process is one of, or None where it is alone.
     """
 
     config: Any
@@ -28,7 +28,9 @@ class Call:
     group: Any = None
 
 
-def parse_call(argv: Sequence[str], config_type: type, help_text: str, *, in_processes: bool = False) -> Call | None:
+def parse_call(
+    argv: Sequence[str], config_type: type, help_text: str, *, in_processes: bool = False
+) -> ConfigCall | None:
     """Reads `--config FILE [--config.KEY=VALUE ...] [--workdir DIR]`; prints help and returns None where that is asked.
 
     FILE may be a config that comes with the package (`jpeft.configs`).
@@ -90,7 +92,9 @@ def parse_call(argv: Sequence[str], config_type: type, help_text: str, *, in_pro
         kind = type(given["config"]).__name__
         raise UserError(f"get_config() of {config_file} returns {kind}; expected a config (ConfigDict) or a dict.")
     workdir = Path("runs") / found.name if given["workdir"] is None else as_path(given["workdir"], "--workdir")
-    return Call(given["config"], workdir, given["overwrite"], given["quiet"], _group(given) if in_processes else None)
+    return ConfigCall(
+        given["config"], workdir, given["overwrite"], given["quiet"], _group(given) if in_processes else None
+    )
 
 
 _LONGEST_LINE = 500
@@ -117,9 +121,9 @@ def _group(given: dict[str, Any]) -> Any:
     known = {name: given[name] for name in _PROCESS_FLAGS[1:]}
     if not given["distributed"] and all(value is None for value in known.values()):
         return None
-    from jpeft.run.processes import Group
+    from jpeft.run.processes import ProcessGroup
 
-    return Group(**known)
+    return ProcessGroup(**known)
 
 
 _MISSING = "--config is missing; name a file, or what comes with jpeft: custom, lora_agnews_low (see --help)."

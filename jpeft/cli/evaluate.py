@@ -67,15 +67,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     from jpeft.allocator import keep_freed_memory
     from jpeft.data.batches import cache_directory
+    from jpeft.predict.answer_source import AnswerSource
     from jpeft.predict.evaluation import Evaluation, evaluate
-    from jpeft.predict.source import Source
     from jpeft.program import use_compilation_cache
     from jpeft.run.display import Display
 
     display = Display(quiet=arguments.quiet)
     keep_freed_memory()
     use_compilation_cache(cache_directory() / "compiled")
-    source = Source.find(arguments.model, arguments.adapter, report=display.say)
+    source = AnswerSource.find(arguments.model, arguments.adapter, report=display.say)
     test = Evaluation.of(
         source,
         template=arguments.template,

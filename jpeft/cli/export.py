@@ -45,7 +45,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from jpeft.cli.output import adapter_record, write_adapter
     from jpeft.model.source import load_config
     from jpeft.model.t5 import abstract_model
-    from jpeft.predict.source import task_of
+    from jpeft.predict.answer_source import task_of
 
     found = locate(arguments.adapter)
     model = base_of(found, arguments.model)

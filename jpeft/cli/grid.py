@@ -72,15 +72,15 @@ def _grid(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from jpeft.grid.display import cell_table
-    from jpeft.grid.scheduler import Choice, Schedule
+    from jpeft.grid.scheduler import CellSchedule, CellsToDo
     from jpeft.grid.state import State
 
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit is {arguments.limit}; expected at least 1.")
     console = Console(stderr=True, highlight=False)
     workdir = arguments.workdir or Path("runs") / Path(arguments.config).stem
-    choice = Choice(failed=arguments.retry_failed, stale=arguments.overwrite_stale, limit=arguments.limit)
-    schedule = Schedule(
+    choice = CellsToDo(failed=arguments.retry_failed, stale=arguments.overwrite_stale, limit=arguments.limit)
+    schedule = CellSchedule(
         _cells(arguments),
         workdir.absolute(),
         choice,

@@ -40,7 +40,7 @@ def _import(arguments: argparse.Namespace) -> int:
     from jpeft.cli.output import adapter_record, write_adapter
     from jpeft.model.source import load_config
     from jpeft.model.t5 import abstract_model
-    from jpeft.predict.source import task_of
+    from jpeft.predict.answer_source import task_of
 
     found = locate(arguments.adapter)
     if layout_of(found.directory) != PEFTS:

@@ -50,7 +50,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     from jpeft.model.source import resolve
     from jpeft.model.tokenizer import Tokenizer
     from jpeft.peft.merging import merge
-    from jpeft.predict.source import task_of
+    from jpeft.predict.answer_source import task_of
 
     found = locate(arguments.adapter)
     refuse_unmergeable_file(found.directory)

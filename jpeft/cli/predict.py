@@ -83,12 +83,12 @@ def _predict(arguments: argparse.Namespace) -> int:
     from jpeft.allocator import keep_freed_memory
     from jpeft.data.batches import cache_directory
     from jpeft.predict.answer_file import AnswerFile
+    from jpeft.predict.answer_source import AnswerSource
     from jpeft.predict.call import Call
     from jpeft.predict.output import Printed
     from jpeft.predict.progress import Meter
     from jpeft.predict.rows import Input
     from jpeft.predict.run import Predicting
-    from jpeft.predict.source import Source
     from jpeft.program import use_compilation_cache
 
     if arguments.overwrite and arguments.output is None:
@@ -97,7 +97,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     use_compilation_cache(cache_directory() / "compiled")
     with Meter(given.size, quiet=arguments.quiet) as meter:
-        source = Source.find(arguments.model, arguments.adapter, report=meter.say)
+        source = AnswerSource.find(arguments.model, arguments.adapter, report=meter.say)
         call = Call.of(
             source,
             template=arguments.template,

@@ -144,10 +144,10 @@ class _Runner:
 
     def __init__(self, arguments: argparse.Namespace, workdir: Path, console, say):
         from jpeft.grid.local import LocalPool, device_shares
-        from jpeft.grid.scheduler import Choice
+        from jpeft.grid.scheduler import CellsToDo
 
         self._pool = LocalPool(device_shares(arguments.jobs))
-        self._choice = Choice(failed=arguments.retry_failed)
+        self._choice = CellsToDo(failed=arguments.retry_failed)
         self._workdir, self._console, self._say = workdir.absolute(), console, say
 
     def __enter__(self):
@@ -159,7 +159,7 @@ class _Runner:
     def run_cells(self, cells: Sequence):
         """Runs those cells that are not done, and returns the state of each."""
         from jpeft.grid.display import shown
-        from jpeft.grid.scheduler import Schedule
+        from jpeft.grid.scheduler import CellSchedule
 
         def report(line: str) -> None:
             for cell, seen in schedule.states.items():
@@ -167,7 +167,7 @@ class _Runner:
                     line = f"{cell.name}: validation loss {seen.result.validation_loss:.4f}"
             self._say(line)
 
-        schedule = Schedule(cells, self._workdir, self._choice, report=report)
+        schedule = CellSchedule(cells, self._workdir, self._choice, report=report)
         try:
             with shown(schedule, self._console) as on_change:
                 schedule.run(self._pool, on_change=on_change)
@@ -197,7 +197,7 @@ def _print(arguments: argparse.Namespace, flags: _Flags, found, baseline: Baseli
             left_out[attempt.method] = f"its full run failed: {problems[0] if problems else attempt.seen.detail}"
             continue
         command = ["jpeft", "train", *flags.of_run(attempt.method, attempt.keys), f"--workdir={directory}"]
-        full.append(choice.Full(results[0], attempt.learning_rate, shlex.join(command)))
+        full.append(choice.FullRun(results[0], attempt.learning_rate, shlex.join(command)))
     if not full:
         raise RunFailed(f"no full run ended well; {'; '.join(f'{m}: {why}' for m, why in left_out.items())}")
     made = choice.Choice(arguments.scarce or "quality", short, full, left_out, found.remarks, baseline)

@@ -137,7 +137,7 @@ def _service(arguments: argparse.Namespace) -> "Service":
     from jpeft.data.batches import cache_directory
     from jpeft.program import use_compilation_cache
     from jpeft.serve.app import Limits, Service
-    from jpeft.serve.start import Choices, Sizes, start
+    from jpeft.serve.start import Choices, ShapeFlags, start
 
     keep_freed_memory()
     use_compilation_cache(cache_directory() / "compiled")
@@ -145,7 +145,7 @@ def _service(arguments: argparse.Namespace) -> "Service":
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    sizes = Sizes(arguments.batch_sizes, arguments.input_lengths, arguments.output_lengths, arguments.label_tokens)
+    sizes = ShapeFlags(arguments.batch_sizes, arguments.input_lengths, arguments.output_lengths, arguments.label_tokens)
     choices = Choices(
         model=arguments.model,
         adapters=arguments.adapters,

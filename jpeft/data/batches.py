@@ -19,7 +19,6 @@ from jpeft.errors import UserError
 from jpeft.files import write_whole
 from jpeft.model.tokenizer import Tokenizer
 
-Batch = dict[str, np.ndarray]
 Shape = tuple[int, int]  # encoder length, decoder length
 
 _ENCODER_MULTIPLE = 16

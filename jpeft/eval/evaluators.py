@@ -6,13 +6,14 @@ from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
 
-from jpeft.data.batches import Batch, Tokens
+from jpeft.data.batches import Tokens
 from jpeft.data.tasks import Example, Task
 from jpeft.eval.answering import as_labels
 from jpeft.eval.generate import answers
 from jpeft.eval.labels import PackedLabels, likeliest_labels
 from jpeft.eval.loss import mean_loss
 from jpeft.eval.metrics import judge
+from jpeft.model.family import Batch
 from jpeft.model.tokenizer import Tokenizer
 
 

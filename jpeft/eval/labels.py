@@ -17,8 +17,8 @@ from jpeft.data.tasks import Task
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.cross_entropy import target_log_probs
 from jpeft.eval.generate import by_row
-from jpeft.model.config import T5Config
 from jpeft.model.language_model import LanguageModel
+from jpeft.model.t5_config import T5Config
 from jpeft.model.tokenizer import Tokenizer
 
 _MOST_TOKENS = 4096  # of all labels together: attention among them takes memory by its square
@@ -99,7 +99,7 @@ class PackedLabels:
         fill = lambda ids, value: np.pad(ids, (0, missing), constant_values=value)
         return fill(self.inputs, pad), fill(self.targets, pad), fill(segments, num_labels)
 
-    def choose(self, log_probs: np.ndarray) -> "Choice":
+    def choose(self, log_probs: np.ndarray) -> "ChosenLabel":
         """The likeliest of the labels.
 
         Args:
@@ -111,11 +111,11 @@ class PackedLabels:
         best = int(np.argmax(log_probs))
         odds = np.exp(log_probs.astype(np.float64) - log_probs[best])
         probabilities = {text: rounded(p) for text, p in zip(self.texts, odds / odds.sum(), strict=True)}
-        return Choice(self.texts[best], rounded(log_probs[best] / self.num_tokens()[best]), probabilities)
+        return ChosenLabel(self.texts[best], rounded(log_probs[best] / self.num_tokens()[best]), probabilities)
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class ChosenLabel:
     """The label that was chosen.
 
     Attributes:

@@ -7,8 +7,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from jpeft.data.batches import Batch
 from jpeft.eval.cross_entropy import LARGEST_FORWARD_SLICE, LARGEST_SLICE, summed_cross_entropy
+from jpeft.model.family import Batch
 from jpeft.model.language_model import LanguageModel
 
 

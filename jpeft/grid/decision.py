@@ -48,7 +48,7 @@ class Candidate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class JudgedCandidate:
     """A short run with what was decided of it and why."""
 
     candidate: Candidate
@@ -79,14 +79,14 @@ def learned(candidate: Candidate, baseline: Baseline | None) -> bool:
     return loss is not None and (baseline is None or baseline.is_beaten_by(loss))
 
 
-def explain(candidates: Sequence[Candidate], baseline: Baseline | None = None) -> list[Judged]:
+def explain(candidates: Sequence[Candidate], baseline: Baseline | None = None) -> list[JudgedCandidate]:
     """What `choose` decided of each candidate, in words."""
     chosen = choose(candidates, baseline)
     judged = []
     for candidate in candidates:
         own, loss = chosen.get(candidate.method), candidate.validation_loss
         if loss is None:
-            judged.append(Judged(candidate, False, f"failed: {candidate.error}"))
+            judged.append(JudgedCandidate(candidate, False, f"failed: {candidate.error}"))
             continue
         assert own is not None and own.validation_loss is not None, "one of its method ended well"
         known = [c.validation_loss for c in candidates if c.method == own.method and c.validation_loss is not None]
@@ -101,7 +101,7 @@ def explain(candidates: Sequence[Candidate], baseline: Baseline | None = None) -
             why = f"a tie: × {own.factor:.3g} is nearer to the config's own rate"
         else:
             why = f"× {own.factor:.3g} has {own.validation_loss:.4f}"
-        judged.append(Judged(candidate, candidate is own, why))
+        judged.append(JudgedCandidate(candidate, candidate is own, why))
     return judged
 
 
@@ -109,7 +109,7 @@ def explain(candidates: Sequence[Candidate], baseline: Baseline | None = None) -
 
 
 @dataclasses.dataclass(frozen=True)
-class Full:
+class FullRunSize:
     """A full run as the config wants it: its epochs, rows of each split, rows of a batch of answers, and whether the
     untuned model is tested, too."""
 
@@ -122,7 +122,7 @@ class Full:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """Which methods get a full run, and how long.
 
     Attributes:
@@ -145,14 +145,16 @@ class Plan:
     over: float = 0.0
 
 
-def seconds_of(speed: Speed, full: Full) -> float:
+def seconds_of(speed: Speed, full: FullRunSize) -> float:
     """What a full run will take, at most, by the speed of the method's short run."""
     each_epoch = speed.train_row * full.train + speed.validation_row * full.validation
     batches = math.ceil(full.test / full.eval_batch) * (2 if full.zero_shot else 1)
     return speed.once + full.epochs * each_epoch + _TEST_MARGIN * batches * speed.test_batch
 
 
-def plan(chosen: Mapping[str, Candidate], wanted: Mapping[str, Full], seconds: float | None, *, jobs: int = 1) -> Plan:
+def plan(
+    chosen: Mapping[str, Candidate], wanted: Mapping[str, FullRunSize], seconds: float | None, *, jobs: int = 1
+) -> SearchPlan:
     """What fits into the seconds that are left; None for no limit.
 
     First epochs are cut, to no less than a short run's; then methods are left out, the worst first; then the one that
@@ -175,12 +177,12 @@ def plan(chosen: Mapping[str, Candidate], wanted: Mapping[str, Full], seconds: f
         return total / jobs
 
     if seconds is None:
-        return Plan(tuple(kept), most, None, None, True, {}, cost(kept))
+        return SearchPlan(tuple(kept), most, None, None, True, {}, cost(kept))
     while True:
         fewest = min(most, max(chosen[method].epochs for method in kept))
         for epochs in range(most, fewest - 1, -1):
             if (needed := cost(kept, epochs=epochs)) <= seconds:
-                return Plan(tuple(kept), epochs, None, None, True, left_out, needed)
+                return SearchPlan(tuple(kept), epochs, None, None, True, left_out, needed)
         if len(kept) == 1:
             break
         method = kept.pop()
@@ -196,7 +198,7 @@ def plan(chosen: Mapping[str, Candidate], wanted: Mapping[str, Full], seconds: f
     rows = full.train if each * full.train <= room else int(room / each)
     if fewest_rows <= rows < full.train:
         needed = cost(alone, epochs=epochs, train=rows)
-        return Plan((method,), epochs, rows, None, True, left_out, needed)
+        return SearchPlan((method,), epochs, rows, None, True, left_out, needed)
     at_least: dict[str, int | bool] = {"epochs": epochs, "train": fewest_rows, "zero_shot": False}
     for test in (full.test, full.test // 2, full.test // 4, least_test):
         needed = cost(alone, **at_least, test=max(test, least_test))
@@ -204,10 +206,10 @@ def plan(chosen: Mapping[str, Candidate], wanted: Mapping[str, Full], seconds: f
             break
     test = max(test, least_test)
     train, tested = (None if few == all_ else few for few, all_ in ((fewest_rows, full.train), (test, full.test)))
-    return Plan((method,), epochs, train, tested, False, left_out, needed, max(0.0, needed - seconds))
+    return SearchPlan((method,), epochs, train, tested, False, left_out, needed, max(0.0, needed - seconds))
 
 
-def least_seconds(candidate: Candidate, wanted: Full, *, jobs: int = 1) -> float:
+def least_seconds(candidate: Candidate, wanted: FullRunSize, *, jobs: int = 1) -> float:
     """What an answer by this candidate takes at least: what has to be kept back for it."""
     return plan({candidate.method: candidate}, {candidate.method: wanted}, 0.0, jobs=jobs).seconds
 

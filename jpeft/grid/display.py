@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from jpeft.grid.scheduler import Schedule
+from jpeft.grid.scheduler import CellSchedule
 from jpeft.grid.state import State
 from jpeft.words import counted
 
@@ -24,7 +24,7 @@ _COLOURS = {
 _SECONDS_BETWEEN_LINES = 30.0
 
 
-def cell_table(schedule: Schedule) -> Table:
+def cell_table(schedule: CellSchedule) -> Table:
     """Every cell with its state."""
     table = Table(title=_counts(schedule))
     for column in ("cell", "state", "", "seconds"):
@@ -36,7 +36,7 @@ def cell_table(schedule: Schedule) -> Table:
 
 
 @contextlib.contextmanager
-def shown(schedule: Schedule, console: Console) -> Iterator[Callable[[], None]]:
+def shown(schedule: CellSchedule, console: Console) -> Iterator[Callable[[], None]]:
     """Shows the schedule while it runs; gives what is to be called whenever something may have changed."""
     started, said = time.monotonic(), time.monotonic()
     if console.is_terminal:
@@ -55,7 +55,7 @@ def shown(schedule: Schedule, console: Console) -> Iterator[Callable[[], None]]:
     yield now_and_then
 
 
-def _live_view(schedule: Schedule, seconds: float) -> Group:
+def _live_view(schedule: CellSchedule, seconds: float) -> Group:
     finished = len(schedule.cells) - len(schedule.to_do()) - len(_running(schedule))
     table = Table.grid(padding=(0, 2))
     for cell, seen in _running(schedule):
@@ -64,16 +64,16 @@ def _live_view(schedule: Schedule, seconds: float) -> Group:
     return Group(Text(f"{_counts(schedule)}; {_rate(schedule, seconds)}"), bar, table)
 
 
-def _running(schedule: Schedule):
+def _running(schedule: CellSchedule):
     return [(cell, seen) for cell, seen in schedule.states.items() if seen.state == State.RUNNING]
 
 
-def _counts(schedule: Schedule) -> str:
+def _counts(schedule: CellSchedule) -> str:
     counts = schedule.counts()
     return f"{counted(len(schedule.cells), 'cell')}: " + ", ".join(f"{n} {state}" for state, n in counts.items() if n)
 
 
-def _rate(schedule: Schedule, seconds: float) -> str:
+def _rate(schedule: CellSchedule, seconds: float) -> str:
     if not schedule.done:
         return "none done yet"
     each = seconds / len(schedule.done)

@@ -16,7 +16,7 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class CellsToDo:
     """Which cells to do besides those that are missing.
 
     Attributes:
@@ -30,7 +30,7 @@ class Choice:
     limit: int | None = None
 
 
-class Schedule:
+class CellSchedule:
     """The cells of a grid, their states, and what is still to be done.
 
     Attributes:
@@ -39,7 +39,7 @@ class Schedule:
       overheads: seconds that each of them cost beside its own training, validating and testing.
     """
 
-    def __init__(self, cells: Sequence[Cell], workdir: Path, choice: Choice, *, report: Callable[[str], None]):
+    def __init__(self, cells: Sequence[Cell], workdir: Path, choice: CellsToDo, *, report: Callable[[str], None]):
         self.cells, self._workdir, self._choice, self._report = cells, workdir, choice, report
         self.states = {cell: look(cell, workdir) for cell in cells}
         self.done: list[Cell] = []
@@ -162,6 +162,6 @@ def _shared(one: Cell, other: Cell) -> int:
     return next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
 
 
-def median_overhead(schedule: Schedule) -> float | None:
+def median_overhead(schedule: CellSchedule) -> float | None:
     """Seconds a cell cost beside its own work, in the middle of all."""
     return statistics.median(schedule.overheads) if schedule.overheads else None

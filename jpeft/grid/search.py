@@ -22,7 +22,17 @@ from jpeft.data.prepare import prepare
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object, write_whole
 from jpeft.grid.cells import Cell
-from jpeft.grid.decision import Candidate, Full, Judged, Plan, Speed, choose, explain, least_seconds, plan
+from jpeft.grid.decision import (
+    Candidate,
+    FullRunSize,
+    JudgedCandidate,
+    SearchPlan,
+    Speed,
+    choose,
+    explain,
+    least_seconds,
+    plan,
+)
 from jpeft.grid.state import CellState, State, look
 from jpeft.judging import Baseline
 from jpeft.model.tokenizer import Tokenizer
@@ -130,15 +140,15 @@ class Found:
       remarks: what the budget cost.
     """
 
-    short: tuple[Judged, ...]
+    short: tuple[JudgedCandidate, ...]
     full: tuple[Attempt, ...]
-    plan: Plan
+    plan: SearchPlan
     left_out: Mapping[str, str]
     remarks: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class SearchRows:
     """The rows of a search.
 
     Attributes:
@@ -157,7 +167,7 @@ RunCells = Callable[[Sequence[Cell]], Mapping[Cell, CellState]]
 Pair = tuple[str, float]  # a method and a factor on its config's learning rates
 
 
-def look_at_data(run: Run, tokenizer: Tokenizer, *, report: Callable[[str], None]) -> Rows:
+def look_at_data(run: Run, tokenizer: Tokenizer, *, report: Callable[[str], None]) -> SearchRows:
     """The rows as a run reads them, before anything is begun: what would stop a run is one error now, not one of each.
 
     Raises:
@@ -167,7 +177,7 @@ def look_at_data(run: Run, tokenizer: Tokenizer, *, report: Callable[[str], None
     labels = None
     if data.task.kind == "classification":
         labels = {split: Counter(row.target for row in rows) for split, rows in data.examples.items()}
-    return Rows({split: len(rows) for split, rows in data.examples.items()}, data.digest, labels)
+    return SearchRows({split: len(rows) for split, rows in data.examples.items()}, data.digest, labels)
 
 
 def search(request: Request, run_cells: RunCells, *, clock: Callable[[], float] = time.monotonic) -> Found:
@@ -285,9 +295,9 @@ class _Search:
 
     # --- full runs ---
 
-    def _wanted(self, method: str) -> Full:
+    def _wanted(self, method: str) -> FullRunSize:
         run, rows = self._request.configure(method, {}), self._request.rows
-        return Full(
+        return FullRunSize(
             epochs=_max_epochs(run),
             train=rows["train"],
             validation=rows["validation"],
@@ -296,7 +306,7 @@ class _Search:
             zero_shot=True,
         )
 
-    def _decide(self, chosen: Mapping[str, Candidate], tried: Sequence[Pair]) -> Plan:
+    def _decide(self, chosen: Mapping[str, Candidate], tried: Sequence[Pair]) -> SearchPlan:
         """Which methods get a full run and how long: once, since the time that is left decides it."""
         request = self._request
         before = self._decided()
@@ -322,7 +332,7 @@ class _Search:
         decided = self._record.get("decided")
         return decided if decided is not None and decided["asked"] == self._asked() else None
 
-    def _full(self, decided: Plan) -> NameAndKeys:
+    def _full(self, decided: SearchPlan) -> NameAndKeys:
         def full(method: str, factor: float) -> tuple[str, Keys]:
             default = self._request.configure(method, {})
             keys = _rates(default, factor)
@@ -339,7 +349,7 @@ class _Search:
 
         return full
 
-    def _full_runs(self, chosen: Mapping[str, Candidate], decided: Plan) -> tuple[list[Attempt], dict[str, str]]:
+    def _full_runs(self, chosen: Mapping[str, Candidate], decided: SearchPlan) -> tuple[list[Attempt], dict[str, str]]:
         """Best first; on a budget not all at once, so that it can be kept where the estimate was wrong."""
         request, full = self._request, self._full(decided)
         wanted = [(method, chosen[method].factor) for method in decided.methods if method in chosen]
@@ -361,7 +371,7 @@ class _Search:
             done += self._attempts(part, full)
         return done, left_out
 
-    def _announce(self, decided: Plan, runs: int) -> None:
+    def _announce(self, decided: SearchPlan, runs: int) -> None:
         request, rows = self._request, self._request.rows
         most = max(_max_epochs(request.configure(method, {})) for method in decided.methods)
         train = rows["train"] if decided.train is None else decided.train
@@ -485,7 +495,7 @@ class _Damaged(Exception):
     """What `search.json` holds is not what a search writes."""
 
 
-def _plan_of(values: Any) -> Plan:
+def _plan_of(values: Any) -> SearchPlan:
     """A plan as `search.json` holds it. Raises `_Damaged` for anything else."""
     numbers = {key: values[key] for key in ("epochs", "train", "test", "seconds", "over")}
     for key, value in numbers.items():
@@ -500,7 +510,7 @@ def _plan_of(values: Any) -> Plan:
         raise _Damaged("methods")
     if not isinstance(left_out, dict) or not isinstance(zero_shot, bool):
         raise _Damaged("left_out")
-    return Plan(
+    return SearchPlan(
         methods=tuple(methods), left_out={str(k): str(v) for k, v in left_out.items()}, zero_shot=zero_shot, **numbers
     )
 

@@ -23,7 +23,7 @@ from jpeft.config import Run
 from jpeft.errors import Busy, Stopped
 from jpeft.files import write_whole
 from jpeft.grid.state import FAILURE_FILE, LOG_FILE, PROGRESS_FILE, record_failure
-from jpeft.run.display import Display, Task
+from jpeft.run.display import Bar, Display
 from jpeft.train.loop import execute
 from jpeft.train.session import Session
 from jpeft.trouble import explained, first_line
@@ -95,19 +95,19 @@ class _CellDisplay(Display):
     @contextlib.contextmanager
     def task(
         self, name: str, total: int, done: int = 0, note: str = "", unit: str = "examples", **options: Any
-    ) -> Iterator[Task]:
+    ) -> Iterator[Bar]:
         with super().task(name, total, done, note, unit, **options) as task:
-            yield _RecordedTask(task, self._directory, name, total, done, note)
+            yield _RecordedBar(task, self._directory, name, total, done, note)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
             (self._directory / PROGRESS_FILE).unlink(missing_ok=True)
 
 
-class _RecordedTask(Task):
+class _RecordedBar(Bar):
     """A bar that nobody looks at, and a file that says where it stands."""
 
-    def __init__(self, task: Task, directory: Path, name: str, total: int, done: int, note: str):
+    def __init__(self, task: Bar, directory: Path, name: str, total: int, done: int, note: str):
         self._task, self._directory, self._written = task, directory, float("-inf")
         self._record = {"phase": name, "total": total, "done": done, "note": note}
         self._record["worker"] = f"{socket.gethostname()}:{os.getpid()}"

@@ -17,7 +17,7 @@ from flax import nnx
 from jpeft.errors import UserError
 from jpeft.files import read_json_object
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, np.ndarray]  # arrays by name, rows first, as a family's network takes them
 
 
 class Family(abc.ABC):

@@ -4,7 +4,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int, Key
 
-Batch = dict[str, Array]  # as the family's `pad` makes it
+ArrayBatch = dict[str, Array]  # as the family's `pad` makes it
 
 
 class Sizes(Protocol):
@@ -52,7 +52,7 @@ class LanguageModel(Protocol):
 
     config: Any  # `Sizes`
 
-    def hidden_of(self, batch: Batch, key: Key[Array, ""] | None = None) -> Float[Array, "batch length d_model"]:
+    def hidden_of(self, batch: ArrayBatch, key: Key[Array, ""] | None = None) -> Float[Array, "batch length d_model"]:
         """The last hidden state at every position that has a target; `key` draws dropout masks, None is without."""
         ...
 

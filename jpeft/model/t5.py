@@ -23,8 +23,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jpeft.leaves import segment_starts
-from jpeft.model.config import T5Config
 from jpeft.model.placement import Place, current_place, placed
+from jpeft.model.t5_config import T5Config
 
 MASKED = (
     -1e9

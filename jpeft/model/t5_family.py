@@ -10,10 +10,10 @@ import numpy as np
 from flax import nnx
 
 from jpeft.model import weights
-from jpeft.model.config import RELEASED, T5Config
 from jpeft.model.family import Batch, Family
 from jpeft.model.plain import plain_logits
 from jpeft.model.t5 import T5, arrange_layers
+from jpeft.model.t5_config import RELEASED, T5Config
 
 
 class T5Family(Family):

@@ -23,8 +23,8 @@ from safetensors.numpy import save_file
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object, write_whole
 from jpeft.leaves import Devices, Part, fill, named_leaves, on_first_device, stacked_leaves
-from jpeft.model.config import T5Config
 from jpeft.model.t5 import T5
+from jpeft.model.t5_config import T5Config
 from jpeft.words import one_line
 
 # A bias that T5 1.0 trained and never used, as transformers knows, too.

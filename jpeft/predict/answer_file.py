@@ -19,7 +19,7 @@ from typing import Any
 from jpeft.errors import Busy, RunFailed, UserError
 from jpeft.files import read_json_object, write_whole
 from jpeft.predict.output import Output
-from jpeft.predict.rows import Row
+from jpeft.predict.rows import RowToAnswer
 from jpeft.typed_config import differences
 from jpeft.words import the_first
 
@@ -97,7 +97,7 @@ class AnswerFile(Output):
         if changed:
             raise UserError(f"{self.path} holds answers of another call ({the_first(changed)}); {way_out}.")
 
-    def answered(self, rows: Sequence[Row]) -> int:
+    def answered(self, rows: Sequence[RowToAnswer]) -> int:
         """As `Output.answered`; half a line behind them is cut off.
 
         Raises:

@@ -11,7 +11,7 @@ from jpeft.eval.labels import PackedLabels, make_label_log_probs, rounded
 from jpeft.model.language_model import LanguageModel
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.attaching import split
-from jpeft.predict.prompt import Question, QuestionTokens
+from jpeft.predict.questions import Question, QuestionTokens
 from jpeft.program import Program
 
 _LEAST_LENGTH = 16

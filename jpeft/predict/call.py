@@ -6,9 +6,9 @@ from typing import Any
 
 from jpeft.data.task_file import DTYPES
 from jpeft.errors import UserError
+from jpeft.predict.answer_source import AnswerSource
 from jpeft.predict.answering import Answering, Choosing, Generating
-from jpeft.predict.prompt import Prompt
-from jpeft.predict.source import Source
+from jpeft.predict.questions import PromptTemplate
 from jpeft.train.setup import compute_dtype
 from jpeft.typed_config import one_of
 
@@ -27,8 +27,8 @@ class Call:
       dtype: as `model.dtype` of a run.
     """
 
-    source: Source
-    prompt: Prompt
+    source: AnswerSource
+    prompt: PromptTemplate
     labels: tuple[str, ...] | None
     max_input_length: int
     max_output_length: int
@@ -39,7 +39,7 @@ class Call:
     @classmethod
     def of(
         cls,
-        source: Source,
+        source: AnswerSource,
         *,
         template: str | None = None,
         labels: Sequence[str] | None = None,
@@ -69,9 +69,9 @@ class Call:
                 f"{flag} is of generation, and labels are chosen from here; leave it away or add --generate."
             )
         if template is not None:
-            prompt = Prompt.given(template)
+            prompt = PromptTemplate.given(template)
         else:
-            prompt = Prompt() if task is None else Prompt(task.template, required=False)
+            prompt = PromptTemplate() if task is None else PromptTemplate(task.template, required=False)
         return cls(
             source=source,
             prompt=prompt,
@@ -103,7 +103,7 @@ class Call:
         }
 
     def load(self) -> Answering:
-        """Loads what answers. Raises as `Source.load` and `PackedLabels.of`."""
+        """Loads what answers. Raises as `AnswerSource.load` and `PackedLabels.of`."""
         model, tokenizer = self.source.load(compute_dtype(self.dtype))
         batching = {"max_input_length": self.max_input_length, "batch_size": self.batch_size}
         if self.labels is not None:

@@ -21,8 +21,8 @@ from jpeft.eval.labels import PackedLabels, answer_in_use, make_label_log_probs
 from jpeft.eval.metrics import METRICS, listed, own, require_metrics, rouge_tokenizer
 from jpeft.files import read_json_object
 from jpeft.peft.attaching import split
+from jpeft.predict.answer_source import AnswerSource
 from jpeft.predict.answering import lengths_up_to
-from jpeft.predict.source import Source
 from jpeft.program import Program
 from jpeft.results import plain
 from jpeft.rows.reading import read_columns
@@ -45,7 +45,7 @@ class Evaluation:
       left_out: metrics of the run that cannot be computed here, a line each that says why.
     """
 
-    source: Source
+    source: AnswerSource
     task: Task
     answer: str
     num_beams: int
@@ -55,7 +55,7 @@ class Evaluation:
     @classmethod
     def of(
         cls,
-        source: Source,
+        source: AnswerSource,
         *,
         template: str | None = None,
         target: str | None = None,
@@ -151,7 +151,7 @@ def _with_metrics_of_run(task: Task, answer: str) -> tuple[Task, tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class Evaluated:
     """What came of an evaluation.
 
     Attributes:
@@ -214,7 +214,7 @@ def evaluate(
     batch_size: int,
     on_rows: Callable[[int], None] = lambda rows: None,
     report: Callable[[str], None] = lambda line: None,
-) -> Outcome:
+) -> Evaluated:
     """Answers and judges every row; `on_rows` hears of each as often as it is answered, `report` what goes on.
 
     Raises:
@@ -256,7 +256,7 @@ def evaluate(
         pad_token_id=config.pad_token_id,
         on_batch=on_rows,
     )
-    return Outcome(test, made, tokens, given.scored(task, made), unknown, seen, why_not)
+    return Evaluated(test, made, tokens, given.scored(task, made), unknown, seen, why_not)
 
 
 def _unknown_labels(task: Task, rows: Columns) -> dict[str, int]:
@@ -303,7 +303,7 @@ def shown_labels(unknown: Mapping[str, int]) -> str:
     return ", ".join(listed) + (f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else "")
 
 
-def seen_by_the_run(source: Source, made: list[Example]) -> tuple[dict[str, int] | None, str | None]:
+def seen_by_the_run(source: AnswerSource, made: list[Example]) -> tuple[dict[str, int] | None, str | None]:
     """How many examples have a prompt that the adapter's run trained on or validated with; or why that is not known."""
     directory = source.adapter if source.adapter is not None else source.directory
     run_directory = directory.absolute().parent

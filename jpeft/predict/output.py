@@ -4,14 +4,14 @@ import abc
 import sys
 from collections.abc import Sequence
 
-from jpeft.predict.rows import Row
+from jpeft.predict.rows import RowToAnswer
 
 
 class Output(abc.ABC):
     """Answers in the order of the rows; asked, window by window from the first row on, which of them it has."""
 
     @abc.abstractmethod
-    def answered(self, rows: Sequence[Row]) -> int:
+    def answered(self, rows: Sequence[RowToAnswer]) -> int:
         """How many of the rows that come next have an answer from before."""
 
     @abc.abstractmethod
@@ -30,7 +30,7 @@ class Output(abc.ABC):
 class Printed(Output):
     """Standard output, which has no answers from before."""
 
-    def answered(self, rows: Sequence[Row]) -> int:
+    def answered(self, rows: Sequence[RowToAnswer]) -> int:
         return 0
 
     def write(self, lines: Sequence[str]) -> None:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from jpeft.errors import UserError
-from jpeft.predict.prompt import Prompt, Question
+from jpeft.predict.questions import PromptTemplate, Question
 from jpeft.rows.reading import PACKED, kind_of, read_rows, require_file, rows_of
-from jpeft.rows.text import MOST_ROW_BYTES, Readable, is_object
-from jpeft.rows.text import Row as FileRow
+from jpeft.rows.text import MOST_ROW_BYTES, FileRow, Readable, is_object
 from jpeft.rows.values import as_json
 
 FORMATS = ("lines", "jsonl", "json", "csv", "tsv", "parquet")
@@ -23,7 +22,7 @@ _NO_TEXT = (".xlsx", ".xls", ".ods", ".arrow", ".feather", ".zip", ".tar", ".7z"
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class RowToAnswer:
     """One row to be answered.
 
     Attributes:
@@ -100,7 +99,7 @@ class Input:
         """Whether a person types them."""
         return not self.texts and self.path == STDIN and sys.stdin.isatty()
 
-    def rows(self, prompt: Prompt) -> Iterator[Row]:
+    def rows(self, prompt: PromptTemplate) -> Iterator[RowToAnswer]:
         """The rows, as they are read. Raises `UserError`: one cannot be used; the message says which."""
         of_text = lambda fields: prompt.of_text(fields["input"])
         for number, text in enumerate(self.texts, start=1):
@@ -125,9 +124,9 @@ class Input:
         kind = self.format or ("jsonl" if is_object(file.first) else "lines")
         return kind, rows_of(file, kind, self.name)
 
-    def _row(self, where: str, fields: dict[str, Any], make: Callable[[Any], Question], size: int) -> Row:
+    def _row(self, where: str, fields: dict[str, Any], make: Callable[[Any], Question], size: int) -> RowToAnswer:
         try:
-            row = Row(make(fields), {key: value for key, value in fields.items() if key not in _ANSWER}, size)
+            row = RowToAnswer(make(fields), {key: value for key, value in fields.items() if key not in _ANSWER}, size)
             _ = row.text.encode(), row.opening  # neither can be written where a text holds half of a surrogate pair
         except UnicodeEncodeError:
             raise self._unusable(where, "holds half of a surrogate pair, which is no text; remove it") from None
@@ -155,7 +154,7 @@ class _Peeked:
         return line + self._file.read(size if size < 0 else max(0, size - len(line)))
 
 
-def windows(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+def windows(rows: Iterable[RowToAnswer], size: int) -> Iterator[list[RowToAnswer]]:
     """Consecutive rows in lists of `size`, the last one shorter."""
     rows = iter(rows)
     while window := list(itertools.islice(rows, size)):

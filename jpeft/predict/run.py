@@ -9,8 +9,8 @@ from jpeft.predict.answering import Answering
 from jpeft.predict.call import Call
 from jpeft.predict.output import Output
 from jpeft.predict.progress import Meter
-from jpeft.predict.prompt import Question
-from jpeft.predict.rows import Input, Row, windows
+from jpeft.predict.questions import Question
+from jpeft.predict.rows import Input, RowToAnswer, windows
 from jpeft.run.stop import StopRequest
 
 
@@ -51,7 +51,7 @@ class Predicting:
                 name = signal.Signals(stop.signal or signal.SIGINT).name
                 raise Stopped(f"stopped by {name} after {self.rows:,} answers; {self._output.after_stop()}.") from None
 
-    def _answer(self, window: list[Row], stop: StopRequest) -> None:
+    def _answer(self, window: list[RowToAnswer], stop: StopRequest) -> None:
         """Answers a whole window, whatever part of it was answered before: batches are then always the same ones."""
         before = self._output.answered(window)
         size = sum(row.size for row in window)

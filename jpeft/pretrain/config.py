@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from jpeft.config import MeshConfig, require_even_batches
 from jpeft.data.task_file import DTYPES
 from jpeft.errors import UserError
-from jpeft.model.config import T5Config
 from jpeft.model.t5 import REMAT_POLICIES
+from jpeft.model.t5_config import T5Config
 from jpeft.pretrain.corpus import KINDS
 from jpeft.typed_config import check_path, filled_in, one_of, parse, placeholders
 

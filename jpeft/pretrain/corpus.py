@@ -11,7 +11,7 @@ import numpy as np
 
 from jpeft.data.batches import cache_directory
 from jpeft.model.tokenizer import Tokenizer
-from jpeft.pretrain.files import read_rows
+from jpeft.pretrain.corpus_rows import read_rows
 from jpeft.rows.reading import kind_of
 
 KINDS = ("text", "pairs")

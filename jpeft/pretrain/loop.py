@@ -17,10 +17,11 @@ import numpy as np
 from flax import nnx
 
 from jpeft.allocator import keep_freed_memory
-from jpeft.data.batches import Batch, cache_directory
+from jpeft.data.batches import cache_directory
 from jpeft.eval.evaluators import Evaluator, LossEvaluator
 from jpeft.mesh.layout import Layout
 from jpeft.model import weights
+from jpeft.model.family import Batch
 from jpeft.peft.attaching import count, split
 from jpeft.peft.variables import Adapter
 from jpeft.pretrain.config import Pretraining, of_any_version
@@ -40,7 +41,7 @@ from jpeft.train.schedule import warmup_then_linear
 from jpeft.train.session import Session
 from jpeft.train.step import init_state, zero_sums
 from jpeft.train.stream import Step
-from jpeft.train.trainer import Course, Evaluation, Listener, Trainer
+from jpeft.train.trainer import Course, Listener, TimedEvaluator, Trainer
 
 _KINDS = {"text": TextSource, "pairs": PairSource}
 
@@ -103,7 +104,7 @@ class _Pretraining:
             schedule=warmup_then_linear(
                 run.train.learning_rate, warmup_steps=run.train.warmup_steps, total_steps=run.train.steps
             ),
-            evaluations=[Evaluation(evaluator, run.log.validate_every) for evaluator in self._evaluators()],
+            evaluations=[TimedEvaluator(evaluator, run.log.validate_every) for evaluator in self._evaluators()],
             monitor=None,
             seed=0,  # nothing is dropped
             checkpoint_every_seconds=run.log.checkpoint_every_seconds,

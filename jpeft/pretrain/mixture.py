@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from jpeft.data.batches import Batch
 from jpeft.errors import UserError
+from jpeft.model.family import Batch
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.pretrain.config import SourceConfig
 from jpeft.pretrain.corpus import Texts, load_texts
 from jpeft.pretrain.corruption import SpanCorruption
-from jpeft.pretrain.packing import Example, assign_rows, pack
+from jpeft.pretrain.packing import TokenPair, assign_rows, pack
 from jpeft.words import counted
 
 _EXAMPLES_IN_BLOCK = 4096
@@ -56,9 +56,9 @@ class TextSource:
         sizes = (self._end - self._start).tolist()
         return np.array([self._corruption.lengths(length) for length in sizes]).reshape(-1, 2)
 
-    def example(self, index: int, rng: np.random.Generator) -> Example:
+    def example(self, index: int, rng: np.random.Generator) -> TokenPair:
         text = self.texts[int(self.document[index])][self._start[index] : self._end[index]]
-        return Example(*self._corruption(text, rng))
+        return TokenPair(*self._corruption(text, rng))
 
 
 class PairSource:
@@ -76,13 +76,13 @@ class PairSource:
         """`[pairs, 2]`: tokens of every input and target."""
         return self._lengths
 
-    def example(self, index: int, rng: np.random.Generator) -> Example:
+    def example(self, index: int, rng: np.random.Generator) -> TokenPair:
         row = int(self.document[index])
-        return Example(np.append(self._inputs[row], self._eos), np.append(self._targets[row], self._eos))
+        return TokenPair(np.append(self._inputs[row], self._eos), np.append(self._targets[row], self._eos))
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class SourcePart:
     """The training or the held-out pieces of one source."""
 
     source: TextSource | PairSource
@@ -99,8 +99,8 @@ class Mixture:
       rates: each source's share of the tokens seen.
     """
 
-    training: Mapping[str, Part]
-    held_out: Mapping[str, Part]
+    training: Mapping[str, SourcePart]
+    held_out: Mapping[str, SourcePart]
     rates: Mapping[str, float]
     shape: RowShape
     start_token_id: int
@@ -162,7 +162,7 @@ class Mixture:
         packed = [[examples[i] for i in row] for row in rows][: most_batches * self.shape.batch_size]
         return list(self._batches(packed))
 
-    def _batches(self, rows: Sequence[Sequence[Example]]) -> Iterator[Batch]:
+    def _batches(self, rows: Sequence[Sequence[TokenPair]]) -> Iterator[Batch]:
         size = self.shape.batch_size
         for start in range(0, len(rows), size):
             batch = [*rows[start : start + size], *[[]] * (start + size - len(rows))]
@@ -216,7 +216,7 @@ def load_mixture(
         is_apart = np.isin(source.document, apart)
         for parts, chosen in ((training, ~is_apart), (held_out, is_apart)):
             pieces = np.flatnonzero(chosen)
-            parts[name] = Part(source, pieces, lengths[pieces])
+            parts[name] = SourcePart(source, pieces, lengths[pieces])
         if not len(training[name].pieces):
             raise UserError(
                 f"data.sources.{name} has no row that fits {shape.input_length} input and {shape.target_length} target "

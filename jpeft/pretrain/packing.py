@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jpeft.data.batches import Batch
+from jpeft.model.family import Batch
 
 _OPEN_ROWS = 64  # rows that are filled at the same time: more fill better and take longer to look through
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
+class TokenPair:
     """Token ids of an input and its target, `</s>` included."""
 
     input: np.ndarray
@@ -46,7 +46,12 @@ def assign_rows(lengths: np.ndarray, input_length: int, target_length: int) -> l
 
 
 def pack(
-    rows: Sequence[Sequence[Example]], *, input_length: int, target_length: int, start_token_id: int, pad_token_id: int
+    rows: Sequence[Sequence[TokenPair]],
+    *,
+    input_length: int,
+    target_length: int,
+    start_token_id: int,
+    pad_token_id: int,
 ) -> Batch:
     """A batch of packed rows.
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from jpeft.data.batches import Batch
 from jpeft.files import write_whole
 from jpeft.mesh.layout import Layout
-from jpeft.model.config import T5Config
+from jpeft.model.family import Batch
+from jpeft.model.t5_config import T5Config
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.run.processes import is_first
 

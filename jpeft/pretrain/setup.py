@@ -10,9 +10,9 @@ from flax import nnx
 
 from jpeft.errors import UserError
 from jpeft.model import weights
-from jpeft.model.config import T5Config
 from jpeft.model.source import resolve
 from jpeft.model.t5 import T5
+from jpeft.model.t5_config import T5Config
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.model.weights import read_config
 from jpeft.peft.attaching import attach
@@ -20,9 +20,9 @@ from jpeft.peft.full import Full
 from jpeft.peft.selection import select
 from jpeft.pretrain.config import Pretraining
 from jpeft.pretrain.corpus import COLUMNS
+from jpeft.pretrain.corpus_rows import read_rows
 from jpeft.pretrain.corruption import SpanCorruption
 from jpeft.pretrain.embeddings import cooccurrence_embeddings
-from jpeft.pretrain.files import read_rows
 from jpeft.pretrain.mixture import Mixture, RowShape, TextSource, load_mixture, source_files
 from jpeft.pretrain.vocabulary import USUAL_SIZE, train_vocabulary
 from jpeft.run.processes import is_first, wait_for_all

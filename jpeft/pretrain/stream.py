@@ -4,8 +4,8 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
-from jpeft.data.batches import Batch
 from jpeft.mesh.layout import Layout
+from jpeft.model.family import Batch
 from jpeft.pretrain.mixture import Mixture
 from jpeft.train.stream import Position, Step
 

@@ -7,13 +7,13 @@ from typing import Any
 from jpeft.errors import UserError
 from jpeft.report.document import Document, Section
 from jpeft.report.groups import Group, Spread
-from jpeft.report.names import TASKS, task_label
+from jpeft.report.names import PAPER_TASKS, task_label
 from jpeft.report.ranking import Ranked, Scarce, is_paper
 from jpeft.report.recommend import TASKS_OF, Recommendation, recommend, scale_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class AdviceQuestion:
     """What was asked, in the names of result files.
 
     Attributes:
@@ -35,7 +35,7 @@ class Question:
         return asked + (f", {self.examples:,} examples" if self.examples else "") + f": {self.scale} scale"
 
 
-def question(task: str, examples: int | None, groups: Sequence[Group], *, own: bool) -> Question:
+def question(task: str, examples: int | None, groups: Sequence[Group], *, own: bool) -> AdviceQuestion:
     """The question that a call asks.
 
     Args:
@@ -48,23 +48,23 @@ def question(task: str, examples: int | None, groups: Sequence[Group], *, own: b
     tasks = TASKS_OF.get(task, (task,))
     there = {key.task for group in groups for key in group.cells}
     if not there.intersection(tasks):
-        known = (*TASKS_OF, *TASKS) if not own else sorted(there)
+        known = (*TASKS_OF, *PAPER_TASKS) if not own else sorted(there)
         what = "the results are of" if own else "expected one of"
         raise UserError(f"--task is {task!r}; {what} {', '.join(known)}.")
-    if tasks[0] in TASKS:
+    if tasks[0] in PAPER_TASKS:
         if examples is None:
             raise UserError("--examples is missing: how many rows there are to train on decides the scale.")
         scale, remark = scale_of(examples)
-        return Question(task, tasks, scale, examples, remark)
+        return AdviceQuestion(task, tasks, scale, examples, remark)
     # Rows of a user's own: a run's scale is what was asked for, `all` by default, whatever their number.
     scales = sorted({key.scale for group in groups for key in group.cells if key.task in tasks})
     wanted = scale_of(examples)[0] if examples is not None else None
     if wanted not in scales and len(scales) > 1:
         raise UserError(f"the results of {task} are of the scales {', '.join(scales)}; --examples has to tell which.")
-    return Question(task, tasks, wanted if wanted in scales else scales[0], examples)
+    return AdviceQuestion(task, tasks, wanted if wanted in scales else scales[0], examples)
 
 
-def answers(asked: Question, groups: Sequence[Group], scarce: Sequence[Scarce]) -> list[Recommendation]:
+def answers(asked: AdviceQuestion, groups: Sequence[Group], scarce: Sequence[Scarce]) -> list[Recommendation]:
     """One for each group that has such results and each thing that is scarce.
 
     Raises:
@@ -81,7 +81,7 @@ def answers(asked: Question, groups: Sequence[Group], scarce: Sequence[Scarce]) 
     return [recommend(group, asked.tasks, asked.scale, of) for group in fitting for of in scarce]
 
 
-def document(asked: Question, found: Sequence[Recommendation]) -> Document:
+def document(asked: AdviceQuestion, found: Sequence[Recommendation]) -> Document:
     """The answers as a document, for a terminal."""
     sections = [
         Section(
@@ -96,7 +96,7 @@ def document(asked: Question, found: Sequence[Recommendation]) -> Document:
     return Document("jpeft: what to use", [], sections)
 
 
-def as_data(asked: Question, found: Sequence[Recommendation]) -> dict[str, Any]:
+def as_data(asked: AdviceQuestion, found: Sequence[Recommendation]) -> dict[str, Any]:
     """The same as plain data, numbers unrounded, None where missing."""
     return {
         "task": asked.task,

@@ -35,7 +35,7 @@ class Short:
 
 
 @dataclasses.dataclass(frozen=True)
-class Full:
+class FullRun:
     """A full run: its learning rate, its result, and the command that is the same run."""
 
     result: Result
@@ -58,7 +58,7 @@ class Placed:
       seconds: of training and validation until its loss was good enough; None where it never was.
     """
 
-    full: Full
+    full: FullRun
     good_enough: bool
     tied: bool
     seconds: float | None
@@ -68,12 +68,12 @@ class Placed:
         return self.full.result.method
 
 
-def rank(full: Sequence[Full], scarce: Scarce) -> list[Placed]:
+def rank(full: Sequence[FullRun], scarce: Scarce) -> list[Placed]:
     """The full runs in their places, the best first."""
     lowest = min(run.result.validation_loss for run in full)
     limit, tie = good_enough_limit(lowest), tie_limit(lowest)
 
-    def order(run: Full) -> tuple[bool, float]:
+    def order(run: FullRun) -> tuple[bool, float]:
         loss = run.result.validation_loss
         if scarce == "quality" or loss > limit:
             return loss > limit, loss
@@ -112,7 +112,7 @@ class Choice:
 
     scarce: Scarce
     short: Sequence[Short]
-    full: Sequence[Full]
+    full: Sequence[FullRun]
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
     remarks: Sequence[str] = ()
     baseline: Baseline | None = None

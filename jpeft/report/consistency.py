@@ -5,7 +5,7 @@ from collections.abc import Callable
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 
 from jpeft.report.groups import published_group
-from jpeft.report.names import PEFT, TASKS, method_label, row_label, task_label
+from jpeft.report.names import PAPER_TASKS, PEFT, method_label, row_label, task_label
 from jpeft.report.published import published, published_parameters
 from jpeft.report.table import Column, Table, Value
 
@@ -94,7 +94,7 @@ def remarks() -> list[str]:
     group = published_group()
     exceptions = []
     for scale in ("low", "medium"):
-        for task in TASKS:
+        for task in PAPER_TASKS:
             full = group.get("full", task, scale)
             for method in PEFT:
                 own = group.get(method, task, scale)

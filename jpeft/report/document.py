@@ -10,7 +10,7 @@ from jpeft.report.findings import Finding, findings
 from jpeft.report.groups import Group, cautions, published_group
 from jpeft.report.names import in_order
 from jpeft.report.pictures import Figure, pictures
-from jpeft.report.records import Problem
+from jpeft.report.records import LeftOut
 from jpeft.report.table import Table
 from jpeft.words import counted
 
@@ -62,10 +62,10 @@ class Document:
     title: str
     lead: Sequence[str]
     sections: Sequence[Section]
-    left_out: Sequence[Problem] = ()
+    left_out: Sequence[LeftOut] = ()
 
 
-def of_runs(groups: Sequence[Group], problems: Sequence[Problem]) -> Document:
+def of_runs(groups: Sequence[Group], problems: Sequence[LeftOut]) -> Document:
     """The report of some runs: a section for each model and source, none of which shares a table with another."""
     names = _slugs([f"{group.model}-{group.source}" for group in groups])
     count = sum(len(group.results) for group in groups)

@@ -9,13 +9,13 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from jpeft.report.groups import Cell, Group, Spread, published_group
+from jpeft.report.groups import CellMeans, Group, Spread, published_group
 from jpeft.report.names import (
     ABLATIONS,
     METHODS,
+    PAPER_SCALES,
+    PAPER_TASKS,
     PEFT,
-    SCALES,
-    TASKS,
     ablation_label,
     in_order,
     method_label,
@@ -34,7 +34,7 @@ FINDINGS_NOTE = (
     "verdict. With one seed no spread is known and every difference counts."
 )
 
-Outcome = Literal["yes", "no", "within the spread", "cannot be said"]
+ClaimHolds = Literal["yes", "no", "within the spread", "cannot be said"]
 _TONES: dict[str, Literal["good", "bad", "weak"]] = {
     "yes": "good",
     "no": "bad",
@@ -69,7 +69,7 @@ class Finding:
 class _Answer:
     """`outcomes`: every comparison; `verdict` is taken over them where it is not given."""
 
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[ClaimHolds]
     summary: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[Value]]
@@ -104,7 +104,7 @@ def findings(group: Group) -> list[Finding]:
 # --- verdicts ---
 
 
-def more(one: Spread | None, other: Spread | None) -> Outcome:
+def more(one: Spread | None, other: Spread | None) -> ClaimHolds:
     """Whether `one` is larger than `other`, beyond their spread."""
     if one is None or other is None:
         return "cannot be said"
@@ -113,7 +113,7 @@ def more(one: Spread | None, other: Spread | None) -> Outcome:
     return "yes" if one.mean > other.mean else "no"
 
 
-def verdict(outcomes: Iterable[Outcome]) -> str:
+def verdict(outcomes: Iterable[ClaimHolds]) -> str:
     """`holds` where all comparisons that decide say yes, `mostly holds` from 3/4 on, `does not hold` up to 1/4.
 
     Where less than half of them decide, there is no verdict but the reason.
@@ -127,7 +127,7 @@ def verdict(outcomes: Iterable[Outcome]) -> str:
     return "holds" if share == 1 else "mostly holds" if share >= 0.75 else "does not hold" if share <= 0.25 else "mixed"
 
 
-def _tally(outcomes: Iterable[Outcome]) -> str:
+def _tally(outcomes: Iterable[ClaimHolds]) -> str:
     """`7 of 8; 1 more within the spread; 24 cannot be said, cells are missing`."""
     outcomes = list(outcomes)
     yes, no = outcomes.count("yes"), outcomes.count("no")
@@ -138,7 +138,7 @@ def _tally(outcomes: Iterable[Outcome]) -> str:
     return "; ".join(parts)
 
 
-def _outcome(outcome: Outcome) -> Value:
+def _outcome(outcome: ClaimHolds) -> Value:
     return Value(outcome, tone=_TONES[outcome])
 
 
@@ -149,7 +149,7 @@ def _slower_to_converge(group: Group) -> _Answer:
     """Seconds decide, as they do in section 3.2; epochs are counted beside them."""
     rows, by_epoch, by_seconds = [], [], []
     for scale in ("low", "medium"):
-        for task in TASKS:
+        for task in PAPER_TASKS:
             full = group.get("full", task, scale)
             for method in PEFT:
                 own = group.get(method, task, scale)
@@ -191,7 +191,7 @@ def _slower_to_converge(group: Group) -> _Answer:
     )
 
 
-def _convergence_seconds(cell: Cell | None) -> Spread | None:
+def _convergence_seconds(cell: CellMeans | None) -> Spread | None:
     if cell is None:
         return None
     return cell.seconds_to_best or cell.total_seconds
@@ -199,7 +199,7 @@ def _convergence_seconds(cell: Cell | None) -> Spread | None:
 
 def _later_over_early(group: Group) -> _Answer:
     rows, outcomes = [], []
-    for task in TASKS:
+    for task in PAPER_TASKS:
         later, early = (group.metric("ia3", task, "medium", name) for name in ("later", "early"))
         outcomes.append(more(later, early))
         rows.append([Value(task_label(task)), Value.of(later), Value.of(early), _outcome(outcomes[-1])])
@@ -215,11 +215,11 @@ def _later_over_early(group: Group) -> _Answer:
 def _attention_falls_most(group: Group) -> _Answer:
     rows, outcomes, furthest = [], [], []
     others = [name for name in ABLATIONS["ia3"] if name != "drop_attention"]
-    over_dense: list[Outcome] = []
-    for task in TASKS:
+    over_dense: list[ClaimHolds] = []
+    for task in PAPER_TASKS:
         without = group.metric("ia3", task, "medium", "drop_attention")
         row = [Value(task_label(task)), Value.of(group.metric("ia3", task, "medium")), Value.of(without)]
-        of_task: list[Outcome] = []
+        of_task: list[ClaimHolds] = []
         for name in others:
             other = group.metric("ia3", task, "medium", name)
             outcome = more(other, without)
@@ -244,7 +244,7 @@ def _attention_falls_most(group: Group) -> _Answer:
     return _Answer(outcomes, summary, columns, rows, "The verdict is over the pairs.")
 
 
-def _all(outcomes: Sequence[Outcome]) -> Outcome:
+def _all(outcomes: Sequence[ClaimHolds]) -> ClaimHolds:
     """Yes where all are; no where one is; else what keeps it from being said."""
     for outcome in ("no", "cannot be said", "within the spread"):
         if outcome in outcomes:
@@ -255,12 +255,12 @@ def _all(outcomes: Sequence[Outcome]) -> Outcome:
 def _half_is_enough(group: Group) -> _Answer:
     """One and the same half has to do on every task: another one for each task would be chosen by the test."""
     rows, parts = [], []
-    by_half: dict[tuple[str, str], list[Outcome]] = {}
+    by_half: dict[tuple[str, str], list[ClaimHolds]] = {}
     for method, halves in _HALVES.items():
         for half in halves:
-            for task in TASKS:
+            for task in PAPER_TASKS:
                 full, own = group.metric(method, task, "medium"), group.metric(method, task, "medium", half)
-                outcome: Outcome = "cannot be said"
+                outcome: ClaimHolds = "cannot be said"
                 if full and own:
                     outcome = _within_margin(own, full)
                 by_half.setdefault((method, half), []).append(outcome)
@@ -273,7 +273,7 @@ def _half_is_enough(group: Group) -> _Answer:
                         _outcome(outcome),
                     ]
                 )
-    enough: list[Outcome] = []
+    enough: list[ClaimHolds] = []
     for method, halves in _HALVES.items():
         passed = [half for half in halves if set(by_half[method, half]) == {"yes"}]
         failed = [half for half in halves if "no" in by_half[method, half]]
@@ -295,7 +295,7 @@ def _half_is_enough(group: Group) -> _Answer:
     return _Answer(enough, summary, columns, rows, note)
 
 
-def _within_margin(own: Spread, full: Spread) -> Outcome:
+def _within_margin(own: Spread, full: Spread) -> ClaimHolds:
     room = own.mean - (full.mean - HALF_MARGIN)
     if abs(room) < math.hypot(own.sd or 0.0, full.sd or 0.0):
         return "within the spread"
@@ -304,9 +304,9 @@ def _within_margin(own: Spread, full: Spread) -> Outcome:
 
 def _lora_more_robust(group: Group) -> _Answer:
     rows: list[list[Value]] = []
-    outcomes: list[Outcome] = []
+    outcomes: list[ClaimHolds] = []
     both: list[tuple[float, float]] = []
-    for task in TASKS:
+    for task in PAPER_TASKS:
         lora, ia3 = (_mean_relative_loss(group, method, task) for method in ("lora", "ia3"))
         outcomes.append(more(ia3, lora))
         if lora and ia3:
@@ -315,7 +315,7 @@ def _lora_more_robust(group: Group) -> _Answer:
     summary = f"LoRA loses less: {_tally(outcomes)}."
     if both:
         lora, ia3 = (sum(losses) / len(losses) for losses in zip(*both, strict=True))
-        where = "the four tasks" if len(both) == len(TASKS) else f"the {len(both)} tasks where none is missing"
+        where = "the four tasks" if len(both) == len(PAPER_TASKS) else f"the {len(both)} tasks where none is missing"
         summary += f" Mean relative loss over {where}: LoRA {100 * lora:.1f} %, (IA)³ {100 * ia3:.1f} %."
         rows.append([Value("mean"), Value(lora), Value(ia3), Value("")])
     columns = (Column("Task"), Column("LoRA", "percent"), Column("(IA)³", "percent"), Column("LoRA loses less"))
@@ -346,10 +346,10 @@ def _mean_relative_loss(group: Group, method: str, task: str) -> Spread | None:
 def _no_best_method(group: Group) -> _Answer:
     rows: list[list[Value]] = []
     leads: list[tuple[str, str]] = []  # (scale, best method); without ties
-    outcomes: list[Outcome] = []
+    outcomes: list[ClaimHolds] = []
     ties = within = 0
-    for scale in SCALES:
-        for task in TASKS:
+    for scale in PAPER_SCALES:
+        for task in PAPER_TASKS:
             metrics = {method: group.metric(method, task, scale) for method in METHODS}
             known = {method: spread for method, spread in metrics.items() if spread is not None}
             row = [Value(f"{task_label(task)} ({scale})")]
@@ -383,7 +383,7 @@ def _no_best_method(group: Group) -> _Answer:
         Column("remark"),
     )
     by_scale = []
-    for scale in SCALES:
+    for scale in PAPER_SCALES:
         of_scale = [method for at, method in leads if at == scale]
         shown = ", ".join(f"{method_label(m)} {of_scale.count(m)}" for m in METHODS if m in of_scale)
         by_scale += [f"{scale}: {shown}"] * bool(of_scale)

@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-from jpeft.report.names import ABLATIONS, PAPER_MODEL, PAPER_TEST_ROWS, SCALES, TASKS, in_order, task_label
+from jpeft.report.names import ABLATIONS, PAPER_MODEL, PAPER_SCALES, PAPER_TASKS, PAPER_TEST_ROWS, in_order, task_label
 from jpeft.report.published import published, published_metric, published_parameters
 from jpeft.report.records import Result
 from jpeft.words import counted
@@ -89,11 +89,11 @@ class Key:
     @property
     def is_papers(self) -> bool:
         """Whether it is of a kind that the paper has: a task and a scale of its own, its rows, nothing varied."""
-        return self.task in TASKS and self.scale in SCALES and not self.data and not self.variant
+        return self.task in PAPER_TASKS and self.scale in PAPER_SCALES and not self.data and not self.variant
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Cell:
+class CellMeans:
     """What is known of a cell: means over its seeds; None where nothing is. `results` is empty for the paper's."""
 
     key: Key
@@ -105,7 +105,7 @@ class Cell:
     results: tuple[Result, ...] = ()
 
     @classmethod
-    def of(cls, key: Key, results: Iterable[Result]) -> "Cell":
+    def of(cls, key: Key, results: Iterable[Result]) -> "CellMeans":
         ordered = tuple(sorted(results, key=lambda result: result.seed))
         mean = lambda get: Spread.of(get(result) for result in ordered)
         metric = mean(lambda r: r.metric)
@@ -141,10 +141,10 @@ class Group:
     model: str
     source: str
     reading: str
-    cells: Mapping[Key, Cell]
+    cells: Mapping[Key, CellMeans]
     data: str = ""
 
-    def get(self, method: str, task: str, scale: str, ablation: str | None = None) -> Cell | None:
+    def get(self, method: str, task: str, scale: str, ablation: str | None = None) -> CellMeans | None:
         return self.cells.get(Key(method, task, scale, ablation or ""))
 
     def metric(self, method: str, task: str, scale: str, ablation: str | None = None) -> Spread | None:
@@ -160,7 +160,7 @@ class Group:
         return parts
 
     @property
-    def own(self) -> list[Cell]:
+    def own(self) -> list[CellMeans]:
         """Cells that are not of the paper's kind: rows of a user's own, another scale, other settings."""
         return [cell for key, cell in self.cells.items() if not key.is_papers]
 
@@ -186,7 +186,7 @@ class Group:
     def title(self) -> str:
         """A heading: the model, its data and, where it is not the paper's, the reading of the methods."""
         data = "generated data (source `sample`)" if self.generated else f"source `{self.source}`"
-        if self.source == "local" and all(key.task not in TASKS for key in self.cells):
+        if self.source == "local" and all(key.task not in PAPER_TASKS for key in self.cells):
             data = self.data or "rows of your own"
         return f"{self.model}, {data}" + ("" if self.reading == "paper" else f", {self.reading} reading")
 
@@ -199,7 +199,7 @@ class Group:
             result.zero_shot.get(name or result.metric_name)
             for result in self.results
             if result.task == task
-            and not (task in TASKS and result.data)
+            and not (task in PAPER_TASKS and result.data)
             and result.zero_shot is not None
             and result.method != "prompt"
             and dict(result.settings or ()).get("method.from_adapter", "None") == "None"
@@ -219,7 +219,7 @@ def group(results: Iterable[Result]) -> list[Group]:
         cells = by_group.setdefault((result.model, result.source, result.reading), {})
         cells.setdefault(key, []).append(result)
     return [
-        Group(*name, {key: Cell.of(key, found) for key, found in sorted(cells.items())})
+        Group(*name, {key: CellMeans.of(key, found) for key, found in sorted(cells.items())})
         for name, cells in sorted(by_group.items())
     ]
 
@@ -233,7 +233,7 @@ def published_group() -> Group:
     def add(method: str, task: str, scale: str, ablation: str | None, metric: float | None) -> None:
         timing = tables["table4_convergence"].get(scale, {}).get(method, {}).get(task, {}) if not ablation else {}
         key = Key(method, task, scale, ablation or "")
-        cells[key] = Cell(
+        cells[key] = CellMeans(
             key,
             Spread.single(metric),
             best_epoch=Spread.single(timing.get("epoch")),
@@ -328,7 +328,13 @@ def _row_counts(group: Group) -> list[str]:
 
 def place_label(task: str, data: str = "") -> str:
     """`AG News`; of rows of a user's own their name."""
-    return (data or "rows of your own") if task not in TASKS else f"{task_label(task)}, {data}" if data else TASKS[task]
+    return (
+        (data or "rows of your own")
+        if task not in PAPER_TASKS
+        else f"{task_label(task)}, {data}"
+        if data
+        else PAPER_TASKS[task]
+    )
 
 
 def _cut_texts(group: Group) -> list[str]:
@@ -388,7 +394,7 @@ def _keys_that_differ(settings: Iterable[tuple[tuple[str, str], ...] | None]) ->
     return {key for key, found in values.items() if len(found) > 1}
 
 
-def median_seed(cell: Cell) -> Result:
+def median_seed(cell: CellMeans) -> Result:
     """The run whose metric is the median of its cell's: the one to show where one has to stand for all."""
     middle = statistics.median_low(result.metric for result in cell.results)
     return next(result for result in cell.results if result.metric == middle)

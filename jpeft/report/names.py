@@ -7,8 +7,8 @@ from jpeft.report.published import ABLATION_LABELS
 
 METHODS = {"full": "Full Tuning", "ia3": "(IA)³", "lora": "LoRA", "bitfit": "BitFit", "prompt": "Prompt Tune"}
 PEFT = ("ia3", "lora", "bitfit", "prompt")
-TASKS = {"agnews": "AG News", "cola": "CoLA", "e2e": "E2E NLG", "samsum": "SAMSum"}
-SCALES = {"low": "low", "medium": "med.", "high": "high"}
+PAPER_TASKS = {"agnews": "AG News", "cola": "CoLA", "e2e": "E2E NLG", "samsum": "SAMSum"}
+PAPER_SCALES = {"low": "low", "medium": "med.", "high": "high"}
 _PAPERS_METRICS = ("accuracy", "rouge_l", "matthews_correlation", "unknown_answers", "rouge_l_multi_reference")
 METRICS = {name: metrics.METRICS[name].title for name in dict.fromkeys([*_PAPERS_METRICS, *metrics.METRICS])}
 ABLATIONS = {
@@ -27,12 +27,12 @@ def method_label(method: str) -> str:
 
 def task_label(task: str) -> str:
     """`AG News` of `agnews`."""
-    return TASKS.get(task, task)
+    return PAPER_TASKS.get(task, task)
 
 
 def row_label(method: str, scale: str) -> str:
     """A row of the paper's tables: `LoRA (med.)`."""
-    return f"{method_label(method)} ({SCALES.get(scale, scale)})"
+    return f"{method_label(method)} ({PAPER_SCALES.get(scale, scale)})"
 
 
 def ablation_label(ablation: str | None) -> str:

@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from jpeft.report.groups import Cell, Group, Key, Spread, median_seed, place_label, published_group
+from jpeft.report.groups import CellMeans, Group, Key, Spread, median_seed, place_label, published_group
 from jpeft.report.names import (
     ABLATIONS,
     METHODS,
+    PAPER_SCALES,
+    PAPER_TASKS,
     PEFT,
-    SCALES,
-    TASKS,
     ablation_label,
     in_order,
     method_label,
@@ -80,16 +80,16 @@ def _performance(group: Group) -> Figure | None:
 
     def draw(figure: Any) -> None:
         axes = _panels(figure, 2, 2).flat
-        for ax, task in zip(axes, TASKS, strict=True):
+        for ax, task in zip(axes, PAPER_TASKS, strict=True):
             for index, method in enumerate(METHODS):
-                at = [place + 0.07 * (index - 2) for place in range(len(SCALES))]
+                at = [place + 0.07 * (index - 2) for place in range(len(PAPER_SCALES))]
                 if not group.generated:
-                    paper = [_mean(published_group().metric(method, task, scale)) for scale in SCALES]
+                    paper = [_mean(published_group().metric(method, task, scale)) for scale in PAPER_SCALES]
                     ax.plot(at, paper, ":", marker="_", color=colour(method), linewidth=1, alpha=0.65)
-                ours = [group.metric(method, task, scale) for scale in SCALES]
+                ours = [group.metric(method, task, scale) for scale in PAPER_SCALES]
                 _line(ax, at, ours, method)
-            ax.set_xticks(range(len(SCALES)), list(SCALES))
-            ax.set_xlim(-0.35, len(SCALES) - 0.65)
+            ax.set_xticks(range(len(PAPER_SCALES)), list(PAPER_SCALES))
+            ax.set_xlim(-0.35, len(PAPER_SCALES) - 0.65)
             ax.set_title(task_label(task))
             ax.set_ylabel("accuracy" if task in ("agnews", "cola") else "ROUGE-L")
         _legend(figure, METHODS)
@@ -109,7 +109,7 @@ def _ablations(group: Group) -> Figure | None:
         axes = _panels(figure, 1, 2, left=1.85, wide=2.15)[0]
         for ax, method in zip(axes, ABLATIONS, strict=True):
             names = ABLATIONS[method]
-            for index, task in enumerate(TASKS):
+            for index, task in enumerate(PAPER_TASKS):
                 places = [-place + 0.16 * (1.5 - index) for place in range(len(names))]
                 for source, filled in ((group, True), *([] if group.generated else [(published_group(), False)])):
                     changes = [_relative_change(source, method, task, name) for name in names]
@@ -128,7 +128,7 @@ def _ablations(group: Group) -> Figure | None:
             ax.set_ylim(0.5 - len(names), 0.5)
             ax.set_title(method_label(method))
             ax.set_xlabel("change of the metric, %")
-        handles = [_handle(_TASK_MARKERS[task], MUTED, task_label(task)) for task in TASKS]
+        handles = [_handle(_TASK_MARKERS[task], MUTED, task_label(task)) for task in PAPER_TASKS]
         if not group.generated:
             handles.append(_handle("o", MUTED, "the paper", filled=False))
         figure.legend(handles=handles, loc="lower center", ncols=5, frameon=False)
@@ -140,22 +140,22 @@ def _ablations(group: Group) -> Figure | None:
 
 def _run_time(group: Group) -> Figure | None:
     scales = ("low", "medium")
-    if not any(relative_time(group, m, task, scale) for m in PEFT for task in TASKS for scale in scales):
+    if not any(relative_time(group, m, task, scale) for m in PEFT for task in PAPER_TASKS for scale in scales):
         return None
 
     def draw(figure: Any) -> None:
         for ax, scale in zip(_panels(figure, 1, 2)[0], scales, strict=True):
             for index, method in enumerate(PEFT):
-                at = [place + 0.2 * (index - 1.5) for place in range(len(TASKS))]
-                ours = [_mean(relative_time(group, method, task, scale)) for task in TASKS]
+                at = [place + 0.2 * (index - 1.5) for place in range(len(PAPER_TASKS))]
+                ours = [_mean(relative_time(group, method, task, scale)) for task in PAPER_TASKS]
                 ax.bar(at, ours, width=0.18, color=colour(method))
                 gaps = [x for x, height in zip(at, ours, strict=True) if math.isnan(height)]
                 ax.plot(gaps, [0.06] * len(gaps), "x", color=colour(method), markersize=5)
                 if not group.generated:
-                    paper = [_mean(relative_time(published_group(), method, task, scale)) for task in TASKS]
+                    paper = [_mean(relative_time(published_group(), method, task, scale)) for task in PAPER_TASKS]
                     ax.plot(at, paper, "_", color=INK, markersize=9, markeredgewidth=1.4)
             ax.axhline(1, color=MUTED, linewidth=1, linestyle="--")
-            ax.set_xticks(range(len(TASKS)), list(TASKS.values()))
+            ax.set_xticks(range(len(PAPER_TASKS)), list(PAPER_TASKS.values()))
             ax.set_title(f"{scale} scale")
             ax.set_ylabel("run time / full tuning's run time")
             ax.set_ylim(bottom=0)
@@ -176,10 +176,12 @@ def _pareto(group: Group, what: str) -> Figure | None:
     axis = {"seconds": "total seconds of the run", "parameters": "trainable parameters"}[what]
     # One point alone shows nothing; of rows of a user's own each has a panel, since metrics of different rows are.
     several = Counter(_place(key) for key in group.cells)
-    places, more = _first_panels([place for place in _places(group.cells) if several[place] > 1 or place[0] in TASKS])
+    places, more = _first_panels(
+        [place for place in _places(group.cells) if several[place] > 1 or place[0] in PAPER_TASKS]
+    )
     if not places:
         return None
-    scales = in_order({key.scale for key in group.cells}, SCALES)
+    scales = in_order({key.scale for key in group.cells}, PAPER_SCALES)
 
     def draw(figure: Any) -> None:
         rows = math.ceil(len(places) / 2)
@@ -235,7 +237,7 @@ def _place(key: Key) -> _Place:
 def _places(keys: Iterable[Key]) -> list[_Place]:
     """In the paper's order, then by the alphabet."""
     found = {_place(key) for key in keys}
-    tasks = in_order({task for task, _ in found}, TASKS)
+    tasks = in_order({task for task, _ in found}, PAPER_TASKS)
     return sorted(found, key=lambda place: (tasks.index(place[0]), place[1]))
 
 
@@ -251,7 +253,7 @@ def _panel_title(place: _Place) -> str:
 
 
 def _scale_name(scale: str) -> str:
-    return f"{scale} scale" if scale in SCALES else f"{scale} rows"
+    return f"{scale} scale" if scale in PAPER_SCALES else f"{scale} rows"
 
 
 def frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -374,7 +376,7 @@ def _mean(spread: Spread | None) -> float:
     return math.nan if spread is None else spread.mean
 
 
-def _cost(cell: Cell, what: str) -> float | None:
+def _cost(cell: CellMeans, what: str) -> float | None:
     spread = cell.total_seconds if what == "seconds" else cell.parameters
     return spread.mean if spread else None
 
@@ -401,14 +403,14 @@ def _line(ax: Any, at: list[float] | list[int], spreads: list[Spread | None], me
 _Panel = tuple[str, _Place] | None  # a scale and a place; None is no panel
 
 
-def _grid_of(cells: list[Cell]) -> tuple[list[list[_Panel]] | None, str]:
+def _grid_of(cells: list[CellMeans]) -> tuple[list[list[_Panel]] | None, str]:
     """Rows of panels, and what to say of those that are not drawn: of the benchmark a row for each scale and a column
     for each task; of rows of a user's own, which have no such order, three in a row."""
     if not cells:
         return None, ""
     places = _places(cell.key for cell in cells)
-    scales = in_order({cell.key.scale for cell in cells}, SCALES)
-    if all(task in TASKS and not data for task, data in places):
+    scales = in_order({cell.key.scale for cell in cells}, PAPER_SCALES)
+    if all(task in PAPER_TASKS and not data for task, data in places):
         return [[(scale, place) for place in places] for scale in scales], ""
     there = {(cell.key.scale, _place(cell.key)) for cell in cells}
     panels = [(scale, place) for place in places for scale in scales if (scale, place) in there]
@@ -421,7 +423,9 @@ def _grid_of(cells: list[Cell]) -> tuple[list[list[_Panel]] | None, str]:
     return rows, said
 
 
-def _on_grid(figure: Any, cells: list[Cell], grid: list[list[_Panel]], x: str, y: str) -> list[tuple[Cell, Any]]:
+def _on_grid(
+    figure: Any, cells: list[CellMeans], grid: list[list[_Panel]], x: str, y: str
+) -> list[tuple[CellMeans, Any]]:
     """Draws the empty panels; every cell that has one with its panel."""
     axes = _panels(figure, len(grid), len(grid[0]), wide=0.55)
     by_panel: dict[_Panel, Any] = {}

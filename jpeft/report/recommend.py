@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from jpeft.report.groups import Cell, Group, Spread, cautions
+from jpeft.report.groups import CellMeans, Group, Spread, cautions
 from jpeft.report.names import PEFT, method_label, task_label
 from jpeft.report.published import published
 from jpeft.report.ranking import (
@@ -73,7 +73,7 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class PaperSentence:
     """Section 3.2's sentence for a case, whether the case's numbers put first what it names, and that in a line."""
 
     sentence: str
@@ -95,7 +95,7 @@ class Recommendation:
     case: Case
     answer: str
     reasons: tuple[tuple[str, str], ...]
-    paper: Comparison
+    paper: PaperSentence
     cautions: tuple[str, ...]
     tables: tuple[Table, ...]
 
@@ -187,23 +187,23 @@ def _cautions(case: Case) -> Iterator[str]:
         yield from cautions(dataclasses.replace(case.group, cells=used))
 
 
-def _compare(case: Case) -> Comparison:
+def _compare(case: Case) -> PaperSentence:
     sentence, named = _SECTION_3_2[case.scarce].get(case.scale, ("", ()))
     if not named:
-        return Comparison("", "cannot be said", "section 3.2 speaks of the paper's scales alone")
+        return PaperSentence("", "cannot be said", "section 3.2 speaks of the paper's scales alone")
     said = f"section 3.2 says “{sentence}”"
     if not case.placed:
-        return Comparison(sentence, "cannot be said", f"{said}; these numbers cannot tell")
+        return PaperSentence(sentence, "cannot be said", f"{said}; these numbers cannot tell")
     first = case.placed[0].method
     line = f"{said}; these numbers put {method_label(first)} first"
     if first not in named:
         tied = [method for method in case.ties if method in named]
         if tied:
-            return Comparison(sentence, "agrees within a tie", f"{line}, level with {_labels(tied)}")
+            return PaperSentence(sentence, "agrees within a tie", f"{line}, level with {_labels(tied)}")
     # Of several that it names, one may stand far down.
     low = [r for r in case.placed if r.method in named and (r.place or 0) > len(named)]
     aside = "".join(f", {method_label(ranked.method)} at place {ranked.place}" for ranked in low)
-    return Comparison(sentence, "agrees" if first in named else "disagrees", f"{line}{aside}")
+    return PaperSentence(sentence, "agrees" if first in named else "disagrees", f"{line}{aside}")
 
 
 def _labels(methods: Sequence[str]) -> str:
@@ -270,7 +270,7 @@ def _views(case: Case) -> list[tuple[str, Style, Callable[[Ranked, str], Value]]
 def _sizes(case: Case) -> list[tuple[str, Style, Callable[[Ranked], Value]]]:
     """What is shown once for all tasks, the largest: heading, style, value."""
 
-    def largest(get: Callable[[Cell], Spread | None]) -> Callable[[Ranked], Value]:
+    def largest(get: Callable[[CellMeans], Spread | None]) -> Callable[[Ranked], Value]:
         def of(ranked: Ranked) -> Value:
             cells = [case.group.get(ranked.method, task, case.scale) for task in case.tasks]
             known = [spread.mean for cell in cells if cell and (spread := get(cell)) is not None]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jpeft.errors import UserError
-from jpeft.report.names import TASKS
+from jpeft.report.names import PAPER_TASKS
 from jpeft.results import PHASES, NotARecord, RunRecord, Uncertainty, read_object, shortened
 from jpeft.words import counted
 
@@ -116,7 +116,7 @@ class Result:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Problem:
+class LeftOut:
     """A file that was left out, or a part of it, and why."""
 
     path: Path
@@ -126,7 +126,7 @@ class Problem:
         return "".join(c if c.isprintable() else "?" for c in f"{self.path}: {self.reason}")
 
 
-def load(paths: Iterable[Path | str]) -> tuple[list[Result], list[Problem]]:
+def load(paths: Iterable[Path | str]) -> tuple[list[Result], list[LeftOut]]:
     """Reads every result under the given run directories, directories of many, and result files.
 
     A file that is reached twice is read once. Of two results of one cell, its rows and settings included, and of one
@@ -147,13 +147,13 @@ def load(paths: Iterable[Path | str]) -> tuple[list[Result], list[Problem]]:
         try:
             result = _result(file, shared)
         except NotARecord as why:
-            problems.append(Problem(file, str(why)))
+            problems.append(LeftOut(file, str(why)))
             continue
         try:
             settings, data_path = _settings(file.with_name("config.json"), shared)
             result = dataclasses.replace(result, settings=settings, data_path=data_path)
         except NotARecord as why:
-            problems.append(Problem(file.with_name("config.json"), f"{why}; the result counts, its settings do not"))
+            problems.append(LeftOut(file.with_name("config.json"), f"{why}; the result counts, its settings do not"))
         results.append(result)
     results, repeated = _one_per_seed(_with_variants(_with_data(results)))
     return results, problems + repeated
@@ -188,9 +188,9 @@ def training_curve(result: Result) -> list[tuple[float, float]]:
 # --- finding ---
 
 
-def _find(paths: Iterable[Path]) -> tuple[list[Path], list[Problem]]:
+def _find(paths: Iterable[Path]) -> tuple[list[Path], list[LeftOut]]:
     found: dict[str, Path] = {}  # by real path, so that a link or a directory named twice does not count twice
-    problems: list[Problem] = []
+    problems: list[LeftOut] = []
     for path in paths:
         if path.is_dir():
             for directory, inner, names in os.walk(path, onerror=lambda e: problems.append(_unreadable(e))):
@@ -200,12 +200,12 @@ def _find(paths: Iterable[Path]) -> tuple[list[Path], list[Problem]]:
                     inner[:] = [name for name in inner if name not in short]
                     if short:
                         left_out = f"{counted(len(short), 'short run')} of a search left out: each tests one row"
-                        problems.append(Problem(Path(directory), left_out))
+                        problems.append(LeftOut(Path(directory), left_out))
                 if "result.json" in names:
                     file = Path(directory, "result.json")
                     found.setdefault(os.path.realpath(file), file)
                 elif "config.json" in names and "metrics.jsonl" in names:
-                    problems.append(Problem(Path(directory), "has no result.json: the run has not finished"))
+                    problems.append(LeftOut(Path(directory), "has no result.json: the run has not finished"))
         elif path.exists():
             found.setdefault(os.path.realpath(path), path)
         else:
@@ -213,8 +213,8 @@ def _find(paths: Iterable[Path]) -> tuple[list[Path], list[Problem]]:
     return list(found.values()), problems
 
 
-def _unreadable(error: OSError) -> Problem:
-    return Problem(Path(str(error.filename)), f"cannot be read ({error.strerror})")
+def _unreadable(error: OSError) -> LeftOut:
+    return LeftOut(Path(str(error.filename)), f"cannot be read ({error.strerror})")
 
 
 # --- telling apart ---
@@ -224,12 +224,12 @@ def _with_data(results: Sequence[Result]) -> list[Result]:
     """The same results, each with a name of its rows."""
     by_place: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
-        where = () if result.task not in TASKS else (result.model, result.source, result.reading)
+        where = () if result.task not in PAPER_TASKS else (result.model, result.source, result.reading)
         by_place.setdefault((result.task, *where), []).append(result)
     named: dict[Path, str] = {}
     for (task, *_), here in by_place.items():
         names = _names_of_data(here)
-        if task in TASKS:
+        if task in PAPER_TASKS:
             # The rows of most results are the task's; so are, as far as is known, those of results without a digest.
             known = Counter(identity for result in here if (identity := _identity(result)))
             for identity, _ in [*known.most_common(1), ("", 0)]:
@@ -242,7 +242,7 @@ def _identity(result: Result) -> str:
     """What tells rows from others: their content, where it is known; for rows of a user's own else the path."""
     if result.data_digest is not None:
         return result.data_digest
-    if result.task in TASKS:
+    if result.task in PAPER_TASKS:
         return ""
     if result.data_path is not None:
         return f"path {result.data_path}"
@@ -320,7 +320,7 @@ def _setting(result: Result, keys: Sequence[str]) -> str:
     return ", ".join(part.replace("warmup ", "learning rate ") for part in shown)
 
 
-def _one_per_seed(results: list[Result]) -> tuple[list[Result], list[Problem]]:
+def _one_per_seed(results: list[Result]) -> tuple[list[Result], list[LeftOut]]:
     latest: dict[tuple[Any, ...], Result] = {}
     problems = []
     for result in results:
@@ -330,7 +330,7 @@ def _one_per_seed(results: list[Result]) -> tuple[list[Result], list[Problem]]:
             continue
         older, newer = sorted((kept, result), key=lambda r: r.finished)
         latest[key] = newer
-        problems.append(Problem(older.path, f"is of the same cell and seed as {newer.path}, which finished later"))
+        problems.append(LeftOut(older.path, f"is of the same cell and seed as {newer.path}, which finished later"))
     return list(latest.values()), problems
 
 

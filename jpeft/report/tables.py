@@ -3,15 +3,15 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 
-from jpeft.report.groups import Cell, Group, Spread, place_label, published_group
+from jpeft.report.groups import CellMeans, Group, Spread, place_label, published_group
 from jpeft.report.names import (
     ABLATIONS,
     METHODS,
     METRICS,
     PAPER_MODEL,
+    PAPER_SCALES,
+    PAPER_TASKS,
     PEFT,
-    SCALES,
-    TASKS,
     ablation_label,
     in_order,
     method_label,
@@ -68,13 +68,13 @@ def _what_is_there(table: Table) -> Table | None:
 
 
 def table_1(group: Group) -> Table:
-    rows = [[Value("Zero-shot"), *(Value.of(group.zero_shot(task)) for task in TASKS)]]
-    for scale in SCALES:
+    rows = [[Value("Zero-shot"), *(Value.of(group.zero_shot(task)) for task in PAPER_TASKS)]]
+    for scale in PAPER_SCALES:
         of_scale = []
         for method in METHODS:
-            values = [_beside(group, lambda g, m=method, t=task, s=scale: g.metric(m, t, s)) for task in TASKS]
+            values = [_beside(group, lambda g, m=method, t=task, s=scale: g.metric(m, t, s)) for task in PAPER_TASKS]
             of_scale.append([Value(row_label(method, scale)), *values])
-        rows += mark_best(of_scale, range(1, len(TASKS) + 1))
+        rows += mark_best(of_scale, range(1, len(PAPER_TASKS) + 1))
     return Table(
         "table-1",
         _title(group, "Table 1: performance by method, task and scale"),
@@ -96,7 +96,7 @@ def table_2(group: Group) -> Table:
             if ablation is None or ablation in ablations:
                 values = [
                     _beside(group, lambda g, m=method, t=task, a=ablation: g.metric(m, t, "medium", a))
-                    for task in TASKS
+                    for task in PAPER_TASKS
                 ]
                 rows.append([Value(f"{method_label(method)} ({TABLE_2_LABELS[ablation]})"), *values])
     notes = (f"At medium scale. {_SEEDS_NOTE}", *_comparison_note(group))
@@ -130,12 +130,12 @@ def table_4(group: Group) -> Table:
     for scale in ("low", "medium"):
         for method in METHODS:
             row = [Value(row_label(method, scale))]
-            for task in TASKS:
+            for task in PAPER_TASKS:
                 row.append(_beside(group, lambda g, m=method, t=task, s=scale: _of(g.get(m, t, s), "best_epoch")))
                 row.append(_beside(group, lambda g, m=method, t=task, s=scale: _of(g.get(m, t, s), "total_seconds")))
             rows.append(row)
     columns = [Column("PEFT/Dataset")]
-    for task in TASKS:
+    for task in PAPER_TASKS:
         columns += [Column("epoch", "count", task_label(task)), Column("seconds", "seconds", task_label(task))]
     notes = (
         "Epoch of the lowest validation loss, counted from 0, and total run time in seconds; lower is better. Ours is "
@@ -152,7 +152,7 @@ def figure_1(group: Group) -> Table:
         for method in PEFT:
             values = [
                 _beside(group, lambda g, m=method, t=task, s=scale: relative_time(g, m, t, s), spread=False)
-                for task in TASKS
+                for task in PAPER_TASKS
             ]
             rows.append([Value(row_label(method, scale)), *values])
     notes = (
@@ -170,7 +170,7 @@ def speedups(group: Group) -> Table:
     rows = [
         [
             Value(scale),
-            *(Value(speedup(group, task, scale), published=printed.get(scale, {}).get(task)) for task in TASKS),
+            *(Value(speedup(group, task, scale), published=printed.get(scale, {}).get(task)) for task in PAPER_TASKS),
         ]
         for scale in ("low", "medium")
     ]
@@ -190,7 +190,7 @@ def table_5(group: Group) -> Table:
         "Table 5: metric per 100,000 trainable parameters",
         per_parameters,
         "table5_metric_per_100k_parameters",
-        SCALES,
+        PAPER_SCALES,
     )
 
 
@@ -221,12 +221,12 @@ def _efficiency(
                 Value(row_label(method, scale)),
                 *(
                     Value(of(group, method, task, scale), published=paper.get(scale, {}).get(method, {}).get(task))
-                    for task in TASKS
+                    for task in PAPER_TASKS
                 ),
             ]
             for method in ("full", "ia3", "lora", "bitfit")
         ]
-        rows += mark_best(of_scale, range(1, len(TASKS) + 1))
+        rows += mark_best(of_scale, range(1, len(PAPER_TASKS) + 1))
     notes = (
         "From the means over seeds; higher is better. As in the paper, prompt tuning is left out. The paper's entries "
         "are those that it prints; some do not follow from its own Tables 1, 3 and 4 (`jpeft report --paper`).",
@@ -276,7 +276,7 @@ def speedup(group: Group, task: str, scale: str) -> float | None:
 def other_metrics(group: Group) -> Table:
     """Matthews correlation, multi-reference ROUGE-L and whatever else the test split was scored by."""
     columns: list[tuple[str, str]] = []
-    for task in in_order({key.task for key in group.cells if key.is_papers}, TASKS):
+    for task in in_order({key.task for key in group.cells if key.is_papers}, PAPER_TASKS):
         own = {r.metric_name for r in group.results if r.task == task}
         names = {name for r in group.results if r.task == task for name in r.metrics}
         columns += [(task, name) for name in in_order(names - own, METRICS)]
@@ -332,10 +332,10 @@ def times(group: Group) -> Table:
 
 def sizes(group: Group) -> Table:
     """Parameters, adapter files and memory by method and ablation."""
-    by_method: dict[tuple[str, str], list[Cell]] = {}
+    by_method: dict[tuple[str, str], list[CellMeans]] = {}
     for cell in _ordered(group):
         by_method.setdefault((cell.key.method, cell.key.ablation), []).append(cell)
-    tasks = in_order({key.task for key in group.cells}, TASKS)
+    tasks = in_order({key.task for key in group.cells}, PAPER_TASKS)
     rows = []
     for method in in_order({method for method, _ in by_method}, METHODS):
         for ablation in in_order({a for m, a in by_method if m == method}, ("", *ABLATIONS.get(method, ()))):
@@ -418,7 +418,7 @@ def _without_empty(columns: list[Column], rows: list[list[Value]]) -> tuple[list
     return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
-def _interval(cell: Cell) -> str:
+def _interval(cell: CellMeans) -> str:
     trust = cell.results[0].uncertainty if len(cell.results) == 1 else None
     return f"{trust.interval[0]:.3f}–{trust.interval[1]:.3f}" if trust else ""  # no word: it is not to be broken
 
@@ -487,7 +487,7 @@ def _range(values: Iterable[int]) -> str:
     return f"{known[0]:,}" if len(known) == 1 else f"{known[0]:,} to {known[-1]:,}"
 
 
-def cell_label(cell: Cell) -> str:
+def cell_label(cell: CellMeans) -> str:
     """`LoRA, select early layers, CoLA (med.)`; `LoRA, reviews.jsonl 3f2a9c1, rank 8`."""
     key = cell.key
     parts = [
@@ -496,14 +496,14 @@ def cell_label(cell: Cell) -> str:
         place_label(key.task, key.data),
         cell.results[0].setting if cell.results else "",
     ]
-    scale = "" if key.scale == "all" else f" ({SCALES.get(key.scale, key.scale)})"
+    scale = "" if key.scale == "all" else f" ({PAPER_SCALES.get(key.scale, key.scale)})"
     return f"{', '.join(part for part in parts if part)}{scale}"
 
 
 # --- helpers ---
 
 
-def _of(cell: Cell | None, name: str) -> Spread | None:
+def _of(cell: CellMeans | None, name: str) -> Spread | None:
     return getattr(cell, name) if cell else None
 
 
@@ -530,7 +530,7 @@ def _comparison_note(group: Group) -> tuple[str, ...]:
 
 
 def _task_columns(style: Style) -> list[Column]:
-    return [Column("PEFT/Dataset"), *(Column(label, style) for label in TASKS.values())]
+    return [Column("PEFT/Dataset"), *(Column(label, style) for label in PAPER_TASKS.values())]
 
 
 def _parameters(group: Group, method: str, ablation: str | None) -> Spread | None:
@@ -547,13 +547,13 @@ def _method_rows(group: Group) -> list[tuple[str, str]]:
     found = {(key.method, key.scale) for key in group.cells if not key.ablation and key.is_papers}
     return [
         (method, scale)
-        for scale in in_order({s for _, s in found}, SCALES)
+        for scale in in_order({s for _, s in found}, PAPER_SCALES)
         for method in in_order({m for m, s in found if s == scale}, METHODS)
     ]
 
 
-def _ordered(group: Group, cells: Iterable[Cell] | None = None) -> list[Cell]:
-    tasks, scales, methods = list(TASKS), list(SCALES), list(METHODS)
+def _ordered(group: Group, cells: Iterable[CellMeans] | None = None) -> list[CellMeans]:
+    tasks, scales, methods = list(PAPER_TASKS), list(PAPER_SCALES), list(METHODS)
     ablations = list(dict.fromkeys(("", *ABLATIONS["ia3"], *ABLATIONS["lora"])))
     place = lambda name, known: (known.index(name) if name in known else len(known), name)
     return sorted(

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from jpeft.errors import UserError
-from jpeft.rows.text import MOST_COLUMNS, MOST_ROW_BYTES, Row
+from jpeft.rows.text import MOST_COLUMNS, MOST_ROW_BYTES, FileRow
 
 MOST_VALUES = 100_000_000  # of a column within a row group; where they are missing or equal they take no bytes at all
 _ROWS_AT_ONCE = 256
@@ -56,14 +56,14 @@ def count_rows(file: IO[bytes], name: str) -> int:
     return rows
 
 
-def rows(file: IO[bytes], name: str, size: int) -> Iterator[Row]:
+def rows(file: IO[bytes], name: str, size: int) -> Iterator[FileRow]:
     """Row by row, each with its share of the file's `size`. Raises as `batches`."""
     count, number = max(1, count_rows(file, name)), 0
     for batch in batches(file, name):
         for values in zip(*batch.values(), strict=True):
             number += 1
             share = size * number // count - size * (number - 1) // count
-            yield Row(f"row {number}", dict(zip(batch, values, strict=True)), share)
+            yield FileRow(f"row {number}", dict(zip(batch, values, strict=True)), share)
 
 
 def _names(given: list[str], name: str) -> list[str]:

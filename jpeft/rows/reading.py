@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from jpeft.errors import UserError
 from jpeft.rows import parquet
-from jpeft.rows.text import Readable, Row, csv_rows, json_line_rows, json_rows, lines, plain_rows
+from jpeft.rows.text import FileRow, Readable, csv_rows, json_line_rows, json_rows, lines, plain_rows
 from jpeft.words import clipped
 
 Columns = dict[str, list[Any]]
@@ -72,7 +72,7 @@ def require_file(path: Path, name: str) -> os.stat_result:
     return status
 
 
-def read_rows(path: Path, *, kind: str | None = None, name: str | None = None) -> Iterator[Row]:
+def read_rows(path: Path, *, kind: str | None = None, name: str | None = None) -> Iterator[FileRow]:
     """The rows of a file, one after the other, never all at once.
 
     Args:
@@ -94,7 +94,7 @@ def read_rows(path: Path, *, kind: str | None = None, name: str | None = None) -
             yield from rows_of(file, kind, name)
 
 
-def rows_of(file: Readable, kind: str, name: str) -> Iterator[Row]:
+def rows_of(file: Readable, kind: str, name: str) -> Iterator[FileRow]:
     """The rows of an open file that is text: `lines`, `jsonl`, `json`, `csv` or `tsv`. Raises as `read_rows`."""
     if kind == "json":
         return json_rows(file, name)

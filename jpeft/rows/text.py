@@ -30,7 +30,7 @@ class Readable(Protocol):
     def readline(self, size: int = -1, /) -> bytes: ...
 
 
-class Row(NamedTuple):
+class FileRow(NamedTuple):
     """One row of a file.
 
     Attributes:
@@ -80,18 +80,18 @@ def _decoded(data: bytes, where: str, *, first: bool) -> str:
         ) from None
 
 
-def plain_rows(of: Iterable[Line]) -> Iterator[Row]:
+def plain_rows(of: Iterable[Line]) -> Iterator[FileRow]:
     """Each line as `input`, blank ones too."""
     for line in of:
-        yield Row(f"line {line.number}", {"input": line.text.removesuffix("\n").removesuffix("\r")}, line.size)
+        yield FileRow(f"line {line.number}", {"input": line.text.removesuffix("\n").removesuffix("\r")}, line.size)
 
 
-def json_line_rows(of: Iterable[Line], name: str) -> Iterator[Row]:
+def json_line_rows(of: Iterable[Line], name: str) -> Iterator[FileRow]:
     """An object a line; blank lines are no rows. Raises `UserError`: a line is anything else."""
     return _no_lone_table(_json_line_rows(of, name), name)
 
 
-def _json_line_rows(of: Iterable[Line], name: str) -> Iterator[Row]:
+def _json_line_rows(of: Iterable[Line], name: str) -> Iterator[FileRow]:
     size, first = 0, True
     for line in of:
         size += line.size
@@ -104,11 +104,11 @@ def _json_line_rows(of: Iterable[Line], name: str) -> Iterator[Row]:
                     f"{named} is not one whole JSON object, as every line of JSON lines is; a list of objects, or "
                     "objects over several lines, are read from a file whose name ends in .json."
                 )
-            yield Row(where, _fields(_JSON.parse(text, named), named), size)
+            yield FileRow(where, _fields(_JSON.parse(text, named), named), size)
             size, first = 0, False
 
 
-def json_rows(file: Readable, name: str) -> Iterator[Row]:
+def json_rows(file: Readable, name: str) -> Iterator[FileRow]:
     """A list of objects; or objects one after the other, on a line each or spread over several. Read piece by piece.
 
     Raises:
@@ -195,7 +195,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _PIECE = 2**18
 
 
-def _json_rows(text: _JsonText, name: str) -> Iterator[Row]:
+def _json_rows(text: _JsonText, name: str) -> Iterator[FileRow]:
     in_list = text.next() == "["
     if in_list:
         text.skip()
@@ -220,7 +220,7 @@ def _json_rows(text: _JsonText, name: str) -> Iterator[Row]:
             text.skip()
             if text.next() == "]":
                 raise UserError(f"{where} is followed by a comma and no row (line {text.line}).")
-        yield Row(f"row {number}", _fields(value, where), text.size - before)
+        yield FileRow(f"row {number}", _fields(value, where), text.size - before)
         before = text.size
 
 
@@ -238,7 +238,7 @@ def _fields(value: Any, where: str) -> dict[str, Any]:
     return stripped
 
 
-def _no_lone_table(rows: Iterator[Row], name: str) -> Iterator[Row]:
+def _no_lone_table(rows: Iterator[FileRow], name: str) -> Iterator[FileRow]:
     """The rows, unless there is a single one and it is a whole table: `{"input": {"0": ...}}`, `{"data": [...]}`."""
     first = next(rows, None)
     if first is None:
@@ -259,7 +259,7 @@ def _no_lone_table(rows: Iterator[Row], name: str) -> Iterator[Row]:
     yield from rows
 
 
-def csv_rows(of: Iterator[Line], name: str, *, tabs: bool = False) -> Iterator[Row]:
+def csv_rows(of: Iterator[Line], name: str, *, tabs: bool = False) -> Iterator[FileRow]:
     """Rows under a header; the separator is found: comma, semicolon, tab or bar. White space around names goes.
 
     Args:
@@ -295,7 +295,7 @@ def csv_rows(of: Iterator[Line], name: str, *, tabs: bool = False) -> Iterator[R
                 f"{counted(len(header), 'column')} ({_names(header)}), separated by {separator!r}."
             )
         else:
-            yield Row(where, dict(zip(header, values, strict=True)), size)
+            yield FileRow(where, dict(zip(header, values, strict=True)), size)
 
 
 class _Feed:

@@ -28,7 +28,7 @@ from jpeft.run.processes import host_copy, is_first, wait_for_all
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports each save at length, each failure at more
 
 
-Progress = TypeVar("Progress")  # a dataclass of plain values: how far the run is
+Saved = TypeVar("Saved")  # a dataclass of plain values: how far the run is
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -69,20 +69,20 @@ def _digest_of(leaf: Any) -> str:
     return digest.hexdigest()
 
 
-class Checkpoints(Generic[Progress]):
+class Checkpoints(Generic[Saved]):
     """The last two checkpoints of a run. Saving goes on in the background; a half-written one is never seen.
 
-    A checkpoint is a tree of arrays and a `Progress`.
+    A checkpoint is a tree of arrays and a `Saved`.
     """
 
-    def __init__(self, directory: Path, progress_type: Callable[..., Progress], *, report: Callable[[str], None]):
+    def __init__(self, directory: Path, progress_type: Callable[..., Saved], *, report: Callable[[str], None]):
         self._directory = directory
         self._progress_type = progress_type
         self._report = report
         # Absolute, as Orbax wants it.
         self._manager = ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2))
 
-    def save(self, number: int, arrays: Any, progress: Progress) -> None:
+    def save(self, number: int, arrays: Any, progress: Saved) -> None:
         """Starts to write; waits first for the one before. A later state of the run has a higher `number`.
 
         Raises:
@@ -106,7 +106,7 @@ class Checkpoints(Generic[Progress]):
         with self._explained():
             self._manager.wait_until_finished()
 
-    def restore(self, like: Any) -> tuple[Any, Progress] | None:
+    def restore(self, like: Any) -> tuple[Any, Saved] | None:
         """Arrays and progress of the newest checkpoint that can be read, or None when there is none.
 
         Newer ones that cannot are set aside, under `damaged/`, and reported: why one could not be read may be

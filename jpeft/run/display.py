@@ -12,7 +12,7 @@ from jpeft.run.estimate import duration
 _SECONDS_BETWEEN_LINES = 15.0
 
 
-class Task:
+class Bar:
     """One bar: how far, and what to say beside it."""
 
     def __init__(
@@ -67,7 +67,7 @@ class Display:
         note: str = "",
         unit: str = "examples",
         compiled: Callable[[], float] = lambda: 0.0,
-    ) -> Iterator[Task]:
+    ) -> Iterator[Bar]:
         """A bar over `total` units, of which `done` were done before; `note` stands beside it until more are done.
 
         Args:
@@ -84,4 +84,4 @@ class Display:
             disable=not self._console.is_terminal,
         )
         with progress:
-            yield Task(self._console, progress, name, total, done, note, unit, compiled)
+            yield Bar(self._console, progress, name, total, done, note, unit, compiled)

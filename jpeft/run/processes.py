@@ -30,7 +30,7 @@ _LONGEST_MESSAGE = 1024  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class ProcessGroup:
     """The processes of a run, as `jax.distributed.initialize` takes them.
 
     What is None is asked of the cluster: SLURM, Open MPI, Kubernetes and TPU pods tell.
@@ -168,7 +168,7 @@ _LEAVING = threading.Lock()  # the first who takes it ends the process
 
 
 @contextlib.contextmanager
-def ending_together(group: Group | None) -> Iterator[None]:
+def ending_together(group: ProcessGroup | None) -> Iterator[None]:
     """Ends this process when another one is gone, or when it fails itself, so that the others notice.
 
     Leaves by `os._exit` where there are several: JAX would otherwise wait for those that will not come.
@@ -192,7 +192,7 @@ def ending_together(group: Group | None) -> Iterator[None]:
     lifeline.close(failed=False)
 
 
-def _join_lifeline(lifeline: Lifeline, group: Group) -> None:
+def _join_lifeline(lifeline: Lifeline, group: ProcessGroup) -> None:
     """Every process has to call it: the first tells the others where to connect to."""
     given = (group.coordinator_address or "").rpartition(":")[0].strip("[]")
     offer = f"{given or socket.getfqdn()} {lifeline.offer()}" if is_first() else ""

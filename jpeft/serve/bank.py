@@ -18,7 +18,7 @@ from jpeft.peft.method import AddedModules, Method
 from jpeft.peft.sites import sites
 from jpeft.peft.variables import AdapterRows
 from jpeft.program import Program
-from jpeft.serve.pool import Layout, MadeShapes, Room, Shapes, attach_pool, rooms
+from jpeft.serve.pool import LeafShapes, MadeShapes, PoolLayout, Room, attach_pool, rooms
 
 Names = Sequence[str | None]  # of each row's adapter; None is the base alone
 
@@ -69,7 +69,7 @@ class AdapterBank:
         self._shapes_of = MadeShapes(model)
         self._rooms = rooms(model, room, self._shapes_of)
         with_pool = attach_pool(model, capacity + 1, self._rooms)
-        self._layout, self._pool = Layout.of(with_pool, self._rooms)
+        self._layout, self._pool = PoolLayout.of(with_pool, self._rooms)
         self._graphdef, _, self.base = nnx.split(with_pool, AdapterRows, ...)
         del with_pool  # it would keep the first pool's arrays, which the first `add` gives away
         self._slots: dict[str, int] = {}
@@ -102,7 +102,7 @@ class AdapterBank:
         return sum(program.num_shapes for program in programs)
 
     @property
-    def largest(self) -> Shapes:
+    def largest(self) -> LeafShapes:
         """The largest shape of each leaf that fits, by the leaf's name; LoRA's A is turned here."""
         return self._layout.shapes
 
@@ -279,7 +279,7 @@ class AdapterBank:
             )
 
 
-def make_generate(graphdef: nnx.GraphDef, layout: Layout, *, max_length: int):
+def make_generate(graphdef: nnx.GraphDef, layout: PoolLayout, *, max_length: int):
     """Returns `(base, pool, (slots, encoder_input_tokens)) -> tokens: [batch, max_length]`, ready to compile."""
 
     def generate(base: nnx.State, pool: tuple[Array, ...], batch: tuple[Array, Array]):
@@ -289,7 +289,7 @@ def make_generate(graphdef: nnx.GraphDef, layout: Layout, *, max_length: int):
     return generate
 
 
-def make_packed_log_probs(graphdef: nnx.GraphDef, layout: Layout):
+def make_packed_log_probs(graphdef: nnx.GraphDef, layout: PoolLayout):
     """Returns `(base, pool, (slots, encoder tokens, inputs, targets, segments)) -> [batch, labels]`, to compile."""
 
     def score(base: nnx.State, pool: tuple[Array, ...], batch: tuple[Array, ...]):
@@ -300,7 +300,7 @@ def make_packed_log_probs(graphdef: nnx.GraphDef, layout: Layout):
     return score
 
 
-def make_logits(graphdef: nnx.GraphDef, layout: Layout):
+def make_logits(graphdef: nnx.GraphDef, layout: PoolLayout):
     """Returns `(base, pool, (slots, encoder tokens, decoder tokens)) -> logits`, ready to compile."""
 
     def logits(base: nnx.State, pool: tuple[Array, ...], batch: tuple[Array, Array, Array]):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from jpeft.serve.bank import UnknownAdapter
-from jpeft.serve.engine import Answer, NoNumber, Row
+from jpeft.serve.engine import Answer, NoNumber, QueuedRow
 
 _log = logging.getLogger(__name__)
 _FAILED = "the work failed; the server's log has the cause."
@@ -31,7 +31,7 @@ class NotAnswered(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class _Waiting:
-    row: Row
+    row: QueuedRow
     answer: asyncio.Future[Answer]
     since: float  # of time.monotonic
 
@@ -52,9 +52,9 @@ class Batcher:
 
     def __init__(
         self,
-        answer: Callable[[Sequence[Row]], Sequence[Answer | UnknownAdapter | NoNumber]],
+        answer: Callable[[Sequence[QueuedRow]], Sequence[Answer | UnknownAdapter | NoNumber]],
         *,
-        fit_together: Callable[[Row, Row], bool],
+        fit_together: Callable[[QueuedRow, QueuedRow], bool],
         max_rows: int,
         max_wait_seconds: float,
         max_queue: int,
@@ -100,7 +100,7 @@ class Batcher:
         if taken + rows > self._max_queue:
             raise QueueFull(max(1, math.ceil(taken / self._max_rows * self._last_batch_seconds)))
 
-    async def submit(self, rows: Sequence[Row]) -> list[Answer]:
+    async def submit(self, rows: Sequence[QueuedRow]) -> list[Answer]:
         """The answers to a request's rows. Cancelled, it takes those that still wait out of the queue.
 
         Raises:

@@ -13,8 +13,8 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.eval.labels import PackedLabels
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.method import Method
-from jpeft.predict.prompt import Prompt, Question, QuestionTokens
-from jpeft.predict.source import task_of
+from jpeft.predict.answer_source import task_of
+from jpeft.predict.questions import PromptTemplate, Question, QuestionTokens
 from jpeft.rows.values import as_text
 from jpeft.serve.bank import AdapterBank, UnknownAdapter
 
@@ -22,7 +22,7 @@ _UNCUT = 2**31  # tokens: no text that is taken has so many
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class QueuedRow:
     """One question on its way to an answer.
 
     Attributes:
@@ -65,7 +65,7 @@ class NoNumber(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Shapes:
+class PaddedShapes:
     """What batches are padded to: any of `batch_sizes` rows, of `input_lengths` and `output_lengths` tokens.
 
     Attributes:
@@ -90,7 +90,7 @@ class Shapes:
         outputs = (*((None,) if self.label_tokens else ()), *self.output_lengths)
         return itertools.product(self.batch_sizes, self.input_lengths, outputs)
 
-    def of(self, row: Row) -> tuple[int, int]:
+    def of(self, row: QueuedRow) -> tuple[int, int]:
         """The input and output length that a row is padded to when it is alone."""
         output = 0 if row.labels is not None else _at_least(self.output_lengths, row.max_output_tokens)
         return _at_least(self.input_lengths, len(row.tokens)), output
@@ -118,7 +118,7 @@ class Asking:
     """
 
     task: TaskOfRun | None
-    prompt: Prompt | None
+    prompt: PromptTemplate | None
     tokens: QuestionTokens
     labels: PackedLabels | None
     max_output_tokens: int
@@ -132,7 +132,7 @@ class Engine:
       left_out: adapters that could not be loaded, each with the reason.
     """
 
-    def __init__(self, bank: AdapterBank, tokenizer: Tokenizer, shapes: Shapes, *, dtype: str | None = None):
+    def __init__(self, bank: AdapterBank, tokenizer: Tokenizer, shapes: PaddedShapes, *, dtype: str | None = None):
         """Args: `dtype` is that of the computation, for telling whether an adapter was tested in the same."""
         self.bank = bank
         self.shapes = shapes
@@ -190,7 +190,7 @@ class Engine:
             notes.append(f"its run's test searched with {task.num_beams} beams; here answers are greedy.")
         if self._dtype is not None and task.dtype not in ("auto", self._dtype):
             notes.append(f"its run computed in {task.dtype}; here it is {self._dtype}.")
-        prompt = Prompt(task.template, required=False)
+        prompt = PromptTemplate(task.template, required=False)
         return Asking(task, prompt, tokens, labels, min(task.max_target_length, longest_output), tuple(notes))
 
     def _packed(self, labels: Sequence[str]) -> PackedLabels:
@@ -213,7 +213,7 @@ class Engine:
         labels: Sequence[str] | None = None,
         generate: bool = False,
         max_output_tokens: int | None = None,
-    ) -> list[Row]:
+    ) -> list[QueuedRow]:
         """What a request asks, ready to be answered.
 
         Args:
@@ -236,7 +236,7 @@ class Engine:
                 raise UserError(f"inputs[{i}] has {len(ids)} tokens; at most {longest} are taken.")
         packed = None if generate else asking.labels if labels is None else self._packed(labels)
         limit = max_output_tokens or asking.max_output_tokens
-        return [Row(ids, adapter, limit, packed, cut) for ids, cut in zip(encoded.ids, encoded.cut, strict=True)]
+        return [QueuedRow(ids, adapter, limit, packed, cut) for ids, cut in zip(encoded.ids, encoded.cut, strict=True)]
 
     def compile(self, report: Callable[[int, tuple[int, int, int | None]], None] = lambda number, shape: None) -> int:
         """Compiles a program for each shape, by answering rows of padding with it; returns how many there are.
@@ -252,13 +252,13 @@ class Engine:
                 self.bank.generate(tokens, [None] * batch_size, max_length=output_length)
         return self.bank.num_programs
 
-    def fit_together(self, first: Row, row: Row) -> bool:
+    def fit_together(self, first: QueuedRow, row: QueuedRow) -> bool:
         """Whether a row may join a batch that is padded as `first` needs it."""
         if (first.labels is None) != (row.labels is None):
             return False
         return all(mine <= its for mine, its in zip(self.shapes.of(row), self.shapes.of(first), strict=True))
 
-    def answer(self, rows: Sequence[Row]) -> list[Answer | UnknownAdapter | NoNumber]:
+    def answer(self, rows: Sequence[QueuedRow]) -> list[Answer | UnknownAdapter | NoNumber]:
         """An answer for each row, or why it has none: its adapter is not there (any more), the model gives no number.
 
         At most the largest batch of rows, all of them generated or all of them chosen.
@@ -276,7 +276,7 @@ class Engine:
                 left = [i for i in left if i not in answers]
         return [answers[i] for i in range(len(rows))]
 
-    def _generate(self, rows: Sequence[Row]) -> list[Answer]:
+    def _generate(self, rows: Sequence[QueuedRow]) -> list[Answer]:
         input_length, output_length = map(max, zip(*(self.shapes.of(row) for row in rows), strict=True))
         batch_size = _at_least(self.shapes.batch_sizes, len(rows))
         names = [row.adapter for row in rows] + [None] * (batch_size - len(rows))
@@ -289,7 +289,7 @@ class Engine:
             for text, ids, row in zip(texts, outputs, rows, strict=True)
         ]
 
-    def _choose(self, rows: Sequence[Row]) -> list[Answer | NoNumber]:
+    def _choose(self, rows: Sequence[QueuedRow]) -> list[Answer | NoNumber]:
         input_length = max(self.shapes.of(row)[0] for row in rows)
         log_probs = self._label_log_probs(rows, _at_least(self.shapes.batch_sizes, len(rows)), input_length)
         answers: list[Answer | NoNumber] = []
@@ -304,7 +304,7 @@ class Engine:
             answers.append(Answer(choice.text, tokens, True, row.cut, choice.confidence, choice.probabilities))
         return answers
 
-    def _label_log_probs(self, rows: Sequence[Row], batch_size: int, input_length: int) -> np.ndarray:
+    def _label_log_probs(self, rows: Sequence[QueuedRow], batch_size: int, input_length: int) -> np.ndarray:
         """`[batch, num_labels]`; a row's own labels come first."""
         length, num_labels = self.shapes.label_tokens, self.shapes.num_labels
         padding = np.full(length, self.bank.config.pad_token_id, np.int32)
@@ -315,7 +315,7 @@ class Engine:
         inputs = self._padded(rows, batch_size, input_length)
         return np.asarray(self.bank.label_log_probs(inputs, names, *map(np.stack, zip(*packed, strict=True))))
 
-    def _padded(self, rows: Sequence[Row], batch_size: int, length: int) -> np.ndarray:
+    def _padded(self, rows: Sequence[QueuedRow], batch_size: int, length: int) -> np.ndarray:
         inputs = np.full((batch_size, length), self.bank.config.pad_token_id, np.int32)
         for tokens, row in zip(inputs, rows, strict=False):
             tokens[: len(row.tokens)] = row.tokens
@@ -327,7 +327,7 @@ class Engine:
         return ids[: ends[0] + 1].tolist() if len(ends) else ids.tolist()
 
 
-def _question(where: str, given: str | Mapping[str, Any], prompt: Prompt | None) -> Question:
+def _question(where: str, given: str | Mapping[str, Any], prompt: PromptTemplate | None) -> Question:
     """What one input asks. Raises `UserError`: it lacks what the template names."""
     if isinstance(given, str):
         if prompt is None:

@@ -7,7 +7,7 @@ batch uses and which one is written are arguments of compiled programs, so that 
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxtyping import Array, Int, Shaped
 
 from jpeft.leaves import stacked_leaves
 from jpeft.peft.adapted import put
+from jpeft.peft.attaching import Model
 from jpeft.peft.method import AddedModules, Method
 from jpeft.peft.rows import RowAdapters, Rows
 from jpeft.peft.selection import select
@@ -24,8 +25,7 @@ from jpeft.peft.sites import Site, site_modules
 from jpeft.peft.variables import Adapter, AdapterRows
 
 Room = Sequence[tuple[Method, Sequence[Site]]]  # the largest adapters that a bank is to hold, and where they act
-Shapes = Mapping[str, tuple[int, ...]]
-Model = TypeVar("Model", bound=nnx.Module)
+LeafShapes = Mapping[str, tuple[int, ...]]
 
 
 def room_for(model: nnx.Module, *methods: Method) -> Room:
@@ -38,9 +38,9 @@ class MadeShapes:
 
     def __init__(self, model: nnx.Module):
         self._model = model
-        self._known: dict[tuple, Shapes] = {}
+        self._known: dict[tuple, LeafShapes] = {}
 
-    def __call__(self, method: AddedModules, site: Site) -> Shapes:
+    def __call__(self, method: AddedModules, site: Site) -> LeafShapes:
         key = (method, site.kind, site.sublayer, site.name, site.d_in, site.d_out)  # layers are alike
         if key not in self._known:
             module = nnx.eval_shape(lambda: method.create(site, jax.random.key(0), self._model))
@@ -53,7 +53,7 @@ class RoomAt:
     """What a bank has room for at one site: parts of row-wise adapters, and the largest shape of each leaf."""
 
     parts: frozenset[Rows] = frozenset()
-    shapes: Shapes = dataclasses.field(default_factory=dict)
+    shapes: LeafShapes = dataclasses.field(default_factory=dict)
 
     def __or__(self, other: "RoomAt") -> "RoomAt":
         shapes = dict(self.shapes)
@@ -126,7 +126,7 @@ class PoolLeaf:
         return str(self.path[-1])
 
 
-class Layout:
+class PoolLayout:
     """Which arrays a pool is made of, and the pure functions that read and write them.
 
     A pool is a tuple of arrays, an adapter's entry in it one of numpy arrays, both in the order of `leaves`.
@@ -142,7 +142,7 @@ class Layout:
         }
 
     @classmethod
-    def of(cls, model: nnx.Module, at: Mapping[str, RoomAt]) -> tuple["Layout", tuple[Array, ...]]:
+    def of(cls, model: nnx.Module, at: Mapping[str, RoomAt]) -> tuple["PoolLayout", tuple[Array, ...]]:
         """The layout of what `attach_pool` attached, and its arrays."""
         leaves, arrays = [], []
         for leaf in stacked_leaves(model, AdapterRows):

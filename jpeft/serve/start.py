@@ -20,9 +20,9 @@ from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.method import AddedModules, Method
 from jpeft.peft.methods import METHODS, build
 from jpeft.peft.sites import sites
-from jpeft.predict.source import task_of
+from jpeft.predict.answer_source import task_of
 from jpeft.serve.bank import AdapterBank
-from jpeft.serve.engine import Engine, Shapes
+from jpeft.serve.engine import Engine, PaddedShapes
 from jpeft.serve.pool import Room, room_for
 from jpeft.serve.shelf import Shelf
 from jpeft.train.setup import compute_dtype
@@ -60,11 +60,11 @@ class Choices:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class ShapeFlags:
     """What the operator says of the padded shapes. None leaves it to the adapters: what their runs took and gave.
 
     Attributes:
-      label_tokens: as of `Shapes`.
+      label_tokens: as of `PaddedShapes`.
     """
 
     batch_sizes: tuple[int, ...] = (1, 4, 16)
@@ -72,7 +72,7 @@ class Sizes:
     output_lengths: tuple[int, ...] | None = None
     label_tokens: int | None = None
 
-    def shapes(self, tasks: Sequence[TaskOfRun], label_tokens: int) -> Shapes:
+    def shapes(self, tasks: Sequence[TaskOfRun], label_tokens: int) -> PaddedShapes:
         """Few shapes that hold what these tasks ask, up to 1,024 tokens in and 256 out.
 
         Args:
@@ -81,7 +81,7 @@ class Sizes:
         generating = [task for task in tasks if not task.chosen_from]
         longest_input = max([_INPUTS[-1], *(task.max_input_length for task in tasks)])
         longest_output = max([_OUTPUTS[-1], *(task.max_target_length for task in generating)])
-        return Shapes(
+        return PaddedShapes(
             self.batch_sizes,
             self.input_lengths or (*_INPUTS[:-1], min(longest_input, _MOST_INPUT)),
             self.output_lengths or (*_OUTPUTS[:-1], min(longest_output, _MOST_OUTPUT)),
@@ -89,7 +89,7 @@ class Sizes:
         )
 
 
-def start(choices: Choices, sizes: Sizes, *, say: Callable[[str], None]) -> tuple[Engine, Shelf]:
+def start(choices: Choices, sizes: ShapeFlags, *, say: Callable[[str], None]) -> tuple[Engine, Shelf]:
     """An engine with every adapter of the directory loaded and every shape compiled.
 
     An adapter that cannot be loaded is named to `say` and left out: one damaged file must not keep a server down.
@@ -99,7 +99,7 @@ def start(choices: Choices, sizes: Sizes, *, say: Callable[[str], None]) -> tupl
     """
     shelf = Shelf(choices.adapters, follow_links=choices.follow_links)
     asked = [parse_room(text) for text in choices.room]
-    Shapes(sizes.batch_sizes, sizes.input_lengths or _INPUTS, sizes.output_lengths or _OUTPUTS)  # before the work
+    PaddedShapes(sizes.batch_sizes, sizes.input_lengths or _INPUTS, sizes.output_lengths or _OUTPUTS)  # before the work
     dtype = compute_dtype(choices.dtype)
     directory = resolve(choices.model, what="--model", flag="--model", report=say)
     own_task = task_of(directory)

@@ -50,7 +50,7 @@ from jpeft.train.setup import set_up
 from jpeft.train.shown import ShownEpochs
 from jpeft.train.step import init_state, zero_sums
 from jpeft.train.stream import Epochs, PaddedRows
-from jpeft.train.trainer import Course, Evaluation, Trainer
+from jpeft.train.trainer import Course, TimedEvaluator, Trainer
 from jpeft.words import counted
 
 
@@ -150,7 +150,7 @@ class _Execution:
         course = Course(
             total_steps=self.steps_per_epoch * self.max_epochs,
             schedule=schedule,
-            evaluations=[Evaluation(evaluator, self.steps_per_epoch) for evaluator in self._evaluators()],
+            evaluations=[TimedEvaluator(evaluator, self.steps_per_epoch) for evaluator in self._evaluators()],
             monitor=self.monitor,
             seed=train.seed,
             checkpoint_every_seconds=train.checkpoint_every_seconds,

@@ -7,9 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from jpeft.data.batches import Batch, Shape, Tokens, fitting_shape, train_order
+from jpeft.data.batches import Shape, Tokens, fitting_shape, train_order
 from jpeft.mesh.layout import Layout
-from jpeft.model.family import family_with
+from jpeft.model.family import Batch, family_with
 
 Position = Mapping[str, int]
 

@@ -40,7 +40,7 @@ from jpeft.train.stream import Step, Stream
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class TimedEvaluator:
     """An evaluator and when it has its turn: every so many steps, and after the last."""
 
     evaluator: Evaluator
@@ -63,7 +63,7 @@ class Course:
 
     total_steps: int
     schedule: Schedule
-    evaluations: Sequence[Evaluation]
+    evaluations: Sequence[TimedEvaluator]
     monitor: Monitor | None
     seed: int
     checkpoint_every_seconds: float
@@ -195,7 +195,7 @@ class Trainer:
         """Whether it was stopped between a step and the evaluation after it."""
         return not self.progress.evaluated and bool(self._due())
 
-    def _due(self) -> list[Evaluation]:
+    def _due(self) -> list[TimedEvaluator]:
         """The evaluations whose turn it is after this step."""
         last = self.step == self.course.total_steps
         return [evaluation for evaluation in self.course.evaluations if last or self.step % evaluation.every == 0]

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jpeft.grid.decision import LEAST_TEST_ROWS, Candidate, Full, Speed, choose, explain, plan, seconds_of
+from jpeft.grid.decision import LEAST_TEST_ROWS, Candidate, FullRunSize, Speed, choose, explain, plan, seconds_of
 from jpeft.judging import Baseline, baseline, tie_limit
 
 SPEED = Speed(train_row=0.01, validation_row=0.005, test_batch=1.0, once=20.0)
-FULL = Full(epochs=10, train=1000, validation=100, test=400, eval_batch=32, zero_shot=True)
+FULL = FullRunSize(epochs=10, train=1000, validation=100, test=400, eval_batch=32, zero_shot=True)
 
 
 def short(method: str, loss: float | None, factor: float = 1.0, *, epochs: int = 4, rows: int = 256, speed=SPEED):

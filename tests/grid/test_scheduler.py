@@ -9,7 +9,7 @@ import pytest
 from jpeft.config import Run
 from jpeft.grid.cells import Cell
 from jpeft.grid.pool import Event
-from jpeft.grid.scheduler import Choice, Schedule
+from jpeft.grid.scheduler import CellSchedule, CellsToDo
 from jpeft.grid.state import State, look, record_failure
 from jpeft.grid.worker import Job, Outcome
 from jpeft.run.directory import RunDirectory
@@ -70,7 +70,7 @@ def schedule(tmp_path):
     lines = []
 
     def make(cells, **choice):
-        made = Schedule(cells, tmp_path, Choice(**choice), report=lines.append)
+        made = CellSchedule(cells, tmp_path, CellsToDo(**choice), report=lines.append)
         return made, lines
 
     return make

@@ -16,8 +16,8 @@ from huggingface_hub.errors import (
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.model import source
-from jpeft.model.config import RELEASED, T5Config
 from jpeft.model.source import load_config, packaged_models, resolve
+from jpeft.model.t5_config import RELEASED, T5Config
 from tests.conftest import TINY
 
 # The HTTP library of the installed huggingface_hub: httpx, or httpx2 from version 2 on.

@@ -12,7 +12,6 @@ from jax.extend.core import jaxprs_in_params
 
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import fill, named_leaves
-from jpeft.model.config import RELEASED
 from jpeft.model.decode import greedy
 from jpeft.model.placement import placing
 from jpeft.model.t5 import (
@@ -27,6 +26,7 @@ from jpeft.model.t5 import (
     product,
     unroll,
 )
+from jpeft.model.t5_config import RELEASED
 from jpeft.peft.arithmetic import rescaled
 from tests.conftest import TINY, make_batch
 

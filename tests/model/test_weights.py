@@ -19,8 +19,8 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.files import write_whole
 from jpeft.leaves import named_leaves
 from jpeft.model import weights
-from jpeft.model.config import T5Config
 from jpeft.model.t5 import T5
+from jpeft.model.t5_config import T5Config
 from tests.conftest import TINY
 
 TIED = dataclasses.replace(TINY, feed_forward_proj="relu", tie_word_embeddings=True, num_decoder_layers=3)

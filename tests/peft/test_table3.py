@@ -5,8 +5,8 @@ import json
 import pytest
 
 from jpeft.cli import main
-from jpeft.model.config import RELEASED
 from jpeft.model.t5 import abstract_model
+from jpeft.model.t5_config import RELEASED
 from jpeft.peft.counting import table_3, trainable_parameters
 from jpeft.peft.ia3 import Ia3
 from jpeft.report.published import published_parameters

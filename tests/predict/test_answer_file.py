@@ -6,11 +6,11 @@ import pytest
 
 from jpeft.errors import Busy, RunFailed, UserError
 from jpeft.predict.answer_file import AnswerFile
-from jpeft.predict.prompt import Question
-from jpeft.predict.rows import Row
+from jpeft.predict.questions import Question
+from jpeft.predict.rows import RowToAnswer
 
 CALL = {"model": "mini", "num_beams": 1}
-ROWS = [Row(Question.as_it_stands(text), {"input": text}) for text in ("one", "two", "three", "four")]
+ROWS = [RowToAnswer(Question.as_it_stands(text), {"input": text}) for text in ("one", "two", "three", "four")]
 LINE_OF = lambda row: row.line({"prediction": row.text.upper(), "confidence": -0.5})
 LINES = [LINE_OF(row) for row in ROWS]
 
@@ -77,7 +77,7 @@ def test_another_call_is_refused_and_named(complete, path):
 
 
 def test_other_rows_are_refused(path):
-    changed = [ROWS[0], Row(Question.as_it_stands("zwei"), {"input": "zwei"}), *ROWS[2:]]
+    changed = [ROWS[0], RowToAnswer(Question.as_it_stands("zwei"), {"input": "zwei"}), *ROWS[2:]]
     answer(path, stop_after=2)
     with pytest.raises(UserError, match="another input: the rows are others now"):
         answer(path, rows=changed)
@@ -89,7 +89,7 @@ def test_other_rows_are_refused(path):
 
 
 def test_a_row_that_only_begins_alike_is_another(path):
-    numbered = lambda number: [Row(Question.as_it_stands("x"), {"id": number})]
+    numbered = lambda number: [RowToAnswer(Question.as_it_stands("x"), {"id": number})]
     answer(path, rows=numbered(12))
     for other in (1, 123):
         with pytest.raises(UserError, match="the rows are others now"):

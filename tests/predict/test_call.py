@@ -8,8 +8,8 @@ import pytest
 from jpeft.config import Run
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed
+from jpeft.predict.answer_source import AnswerSource, task_of
 from jpeft.predict.call import Call
-from jpeft.predict.source import Source, task_of
 from tests.report.synthetic import record
 
 
@@ -28,7 +28,7 @@ def run(tmp_path):
 
 
 def call(tmp_path, task: TaskOfRun | None, **given) -> Call:
-    return Call.of(Source("mini", tmp_path, task=task), **given)
+    return Call.of(AnswerSource("mini", tmp_path, task=task), **given)
 
 
 CUSTOM = {"task": "custom", "path": "rows.jsonl"}

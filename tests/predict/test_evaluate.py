@@ -14,8 +14,8 @@ from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import UserError
 from jpeft.model import weights
 from jpeft.peft.lora import Lora
+from jpeft.predict.answer_source import AnswerSource
 from jpeft.predict.evaluation import Evaluation, seen_by_the_run, told_of_unknown
-from jpeft.predict.source import Source
 from tests.conftest import TOPICS, news
 from tests.serve.adapters import make
 
@@ -120,7 +120,7 @@ def test_columns_of_other_names_are_taken_where_the_call_says_so(run, tmp_path):
     rows = rows_of(4, seed=9)
     other = tmp_path / "b.csv"
     other.write_text("body,label\n" + "".join(f"{row['text']},{row['topic']}\n" for row in rows))
-    source = Source.find(None, run, report=print)
+    source = AnswerSource.find(None, run, report=print)
     _, renamed = Evaluation.of(source, target="label").read(other, "test", "body")
     assert renamed["text"] == [row["text"] for row in rows] and renamed["label"] == [row["topic"] for row in rows]
     templated = Evaluation.of(source, target="label", template="{body}?")
@@ -138,7 +138,7 @@ def test_a_call_may_ask_for_generated_answers(evaluate, run, tmp_path):
 
 def test_an_adapter_that_was_exported_is_asked_alike_and_what_it_saw_is_not_known(run, tmp_path):
     assert main(["export", str(run), "--out", str(tmp_path / "exported")]) == 0
-    own, exported = (Source.find(None, adapter, report=print) for adapter in (run, tmp_path / "exported"))
+    own, exported = (AnswerSource.find(None, adapter, report=print) for adapter in (run, tmp_path / "exported"))
     one, other = Evaluation.of(own), Evaluation.of(exported)
     assert (one.task, one.answer, one.dtype) == (other.task, other.answer, other.dtype)
     assert seen_by_the_run(own, []) == ({"train": 0, "validation": 0}, None)
@@ -178,7 +178,7 @@ def test_what_is_there_is_not_written_over_unasked(evaluate, run, tmp_path):
 def test_splits_that_cannot_be_read_cost_the_finding_alone(damage, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run/splits.json").write_text(damage)
-    seen, why = seen_by_the_run(Source.find(None, tmp_path / "run", report=print), [])
+    seen, why = seen_by_the_run(AnswerSource.find(None, tmp_path / "run", report=print), [])
     assert seen is None and why is not None and why.startswith("the rows of its run cannot be read again (")
 
 
@@ -194,7 +194,7 @@ def test_a_text_task_is_judged_by_its_own_metric(evaluate, run, tmp_path, tiny_c
 
 
 def test_metrics_are_the_runs_or_those_that_are_named_and_no_file_gets_code_run(run, tmp_path, monkeypatch, evaluate):
-    source = Source.find(None, run, report=print)
+    source = AnswerSource.find(None, run, report=print)
     asked = ("macro_f1", "expected_calibration_error", "evil:metric", "of_tomorrow", "bleu")
     found = Evaluation.of(dataclasses.replace(source, task=dataclasses.replace(TASK, metrics=asked)))
     assert found.task.metrics == ("macro_f1", "expected_calibration_error")

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from jpeft.errors import UserError
-from jpeft.predict.prompt import Prompt
+from jpeft.predict.questions import PromptTemplate
 from jpeft.predict.rows import Input, windows
 
 
@@ -20,7 +20,7 @@ from jpeft.predict.rows import Input, windows
 def read(tmp_path):
     """Rows of a file of these bytes."""
 
-    def rows(content: bytes, name: str = "rows.jsonl", prompt: Prompt = Prompt()):  # noqa: B008
+    def rows(content: bytes, name: str = "rows.jsonl", prompt: PromptTemplate = PromptTemplate()):  # noqa: B008
         path = tmp_path / name
         path.write_bytes(content)
         return list(Input.of((), str(path), None).rows(prompt))
@@ -45,13 +45,13 @@ def test_json_lines_keep_their_fields_and_blank_lines_are_no_rows(read):
 
 
 def test_a_template_makes_the_prompt_of_other_columns(read):
-    prompt = Prompt.given("{a} and {b}?")
+    prompt = PromptTemplate.given("{a} and {b}?")
     (row,) = read(b'{"a": "x", "b": 2, "input": "not this"}', prompt=prompt)
     assert row.text == "x and 2?" and row.fields == {"a": "x", "b": 2, "input": "not this"}
 
 
 def test_the_template_of_a_run_gives_way_to_an_input_that_is_there(read):
-    prompt = Prompt("Topic of {text}?", required=False)
+    prompt = PromptTemplate("Topic of {text}?", required=False)
     rows = read(b'{"text": "x", "input": "y"}\n{"input": "y"}\n', prompt=prompt)
     assert [row.text for row in rows] == ["Topic of x?", "y"]
     assert [row.text for row in read(b"x\n", "rows.txt", prompt)] == ["Topic of x?"]
@@ -96,7 +96,7 @@ def test_a_table_in_any_format_is_read_and_what_it_keeps_is_json(kind, tmp_path)
         text = '{"input": "one", "id": 7, "score": 0.5}\n{"input": "two; three", "id": null, "score": NaN}\n'
         path.write_bytes(gzip.compress(text.encode()) if kind.endswith("gz") else text.encode())
     given = Input.of((), str(path), None)
-    rows = list(given.rows(Prompt()))
+    rows = list(given.rows(PromptTemplate()))
     assert [row.text for row in rows] == TABLE["input"]
     kept = [json.loads(row.line({}), parse_constant=pytest.fail) for row in rows]
     if kind in ("csv", "tsv"):
@@ -123,18 +123,18 @@ def test_a_value_that_is_no_text_is_refused_by_line_and_column(value, says, read
 
 def test_standard_input_may_be_any_text_format_and_no_parquet(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"input;id\none;1\n")))
-    assert [row.fields for row in Input.of((), None, "csv").rows(Prompt())] == [{"input": "one", "id": "1"}]
+    assert [row.fields for row in Input.of((), None, "csv").rows(PromptTemplate())] == [{"input": "one", "id": "1"}]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'[{"input": "one"},\n {"input": "two"}]')))
-    assert [row.text for row in Input.of((), None, "json").rows(Prompt())] == ["one", "two"]
+    assert [row.text for row in Input.of((), None, "json").rows(PromptTemplate())] == ["one", "two"]
     with pytest.raises(UserError, match="Parquet cannot be read from standard input"):
-        list(Input.of((), None, "parquet").rows(Prompt()))
+        list(Input.of((), None, "parquet").rows(PromptTemplate()))
 
 
 def test_what_a_shell_puts_in_a_files_place_is_read(tmp_path):
     read, write = os.pipe()
     os.write(write, b"one\ntwo\n")
     os.close(write)
-    assert [row.text for row in Input.of((), f"/dev/fd/{read}", None).rows(Prompt())] == ["one", "two"]
+    assert [row.text for row in Input.of((), f"/dev/fd/{read}", None).rows(PromptTemplate())] == ["one", "two"]
     os.close(read)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="--input .*pipe is no regular file"):
@@ -143,7 +143,7 @@ def test_what_a_shell_puts_in_a_files_place_is_read(tmp_path):
 
 def test_a_bare_text_does_not_fit_a_template_of_several_columns(read):
     with pytest.raises(UserError, match="line 1 of .* is one text and the template names a and b; give rows with"):
-        read(b"x\n", "rows.txt", Prompt("{a} {b}", required=False))
+        read(b"x\n", "rows.txt", PromptTemplate("{a} {b}", required=False))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_an_input_that_is_none(arguments, says, tmp_path, monkeypatch):
 def test_standard_input_tells_by_its_first_line_what_it_is(format_, first, texts, monkeypatch):
     content = f'{first}\n{{"input": "y"}}\n'.encode()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-    assert [row.text for row in Input.of((), "-", format_).rows(Prompt())] == texts
+    assert [row.text for row in Input.of((), "-", format_).rows(PromptTemplate())] == texts
 
 
 def test_windows_read_no_further_than_they_must(monkeypatch):
@@ -192,6 +192,6 @@ def test_windows_read_no_further_than_they_must(monkeypatch):
             return line
 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Lines(b"".join(b"%d\n" % i for i in range(7)))))
-    upcoming = windows(Input.of((), None, None).rows(Prompt()), 3)
+    upcoming = windows(Input.of((), None, None).rows(PromptTemplate()), 3)
     assert [row.text for row in next(upcoming)] == ["0", "1", "2"] and len(read) == 3
     assert [len(window) for window in upcoming] == [3, 1]

@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 
 from jpeft.eval.loss import loss_sums
 from jpeft.model.t5 import T5
-from jpeft.pretrain.packing import Example, assign_rows, pack
+from jpeft.pretrain.packing import TokenPair, assign_rows, pack
 from tests.conftest import TINY
 
 
-def some_examples(count: int, seed: int = 0) -> list[Example]:
+def some_examples(count: int, seed: int = 0) -> list[TokenPair]:
     draw = np.random.default_rng(seed)
     return [
-        Example(draw.integers(3, 300, draw.integers(1, 9)), draw.integers(3, 300, draw.integers(1, 6)))
+        TokenPair(draw.integers(3, 300, draw.integers(1, 9)), draw.integers(3, 300, draw.integers(1, 6)))
         for _ in range(count)
     ]
 
@@ -34,12 +34,12 @@ def test_rows_are_nearly_full():
     assert lengths[:, 0].sum() / (256 * len(rows)) > 0.93
 
 
-def packed(rows: list[list[Example]], enc: int = 24, dec: int = 16) -> dict[str, np.ndarray]:
+def packed(rows: list[list[TokenPair]], enc: int = 24, dec: int = 16) -> dict[str, np.ndarray]:
     return pack(rows, input_length=enc, target_length=dec, start_token_id=0, pad_token_id=0)
 
 
 def test_a_packed_row_reads_as_its_examples():
-    a, b = Example(np.array([5, 6, 1]), np.array([7, 1])), Example(np.array([8, 1]), np.array([9, 10, 1]))
+    a, b = TokenPair(np.array([5, 6, 1]), np.array([7, 1])), TokenPair(np.array([8, 1]), np.array([9, 10, 1]))
     batch = packed([[a, b], []], enc=6, dec=6)
     assert batch["encoder_input_tokens"].tolist() == [[5, 6, 1, 8, 1, 0], [0] * 6]
     assert batch["encoder_segments"].tolist() == [[1, 1, 1, 2, 2, 0], [0] * 6]

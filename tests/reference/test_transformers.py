@@ -15,9 +15,9 @@ from flax import nnx
 from jpeft.errors import RunFailed
 from jpeft.eval.loss import loss_sums
 from jpeft.model import weights
-from jpeft.model.config import T5Config
 from jpeft.model.decode import beam_search, greedy
 from jpeft.model.t5 import T5
+from jpeft.model.t5_config import T5Config
 from tests.golden import make_golden
 
 pytestmark = [

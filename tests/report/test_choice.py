@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jpeft.judging import Baseline
-from jpeft.report.choice import Choice, Full, Short, rank
+from jpeft.report.choice import Choice, FullRun, Short, rank
 from jpeft.report.records import Uncertainty, load
 from tests.report.synthetic import record, write_run
 
@@ -15,7 +15,7 @@ from tests.report.synthetic import record, write_run
 def full(tmp_path):
     """Full runs, from `{method: (validation losses by epoch, train seconds)}`; a hundredth of them validation."""
 
-    def make(metrics: dict[str, float] | None = None, **runs: tuple[list[float], float]) -> list[Full]:
+    def make(metrics: dict[str, float] | None = None, **runs: tuple[list[float], float]) -> list[FullRun]:
         made = []
         for method, (losses, train) in runs.items():
             seconds = {"total": train, "train": train, "validation": 0.0, "test": 0.0, "compile": 0.0}
@@ -23,13 +23,13 @@ def full(tmp_path):
             changes |= {"best_epoch": losses.index(min(losses)), "metric": (metrics or {}).get(method, 0.5)}
             one = record(method, "agnews", "low", seconds=seconds, validation_examples=500, **changes)
             file = write_run(tmp_path / method, one)
-            made.append(Full(load([file])[0][0], 0.001, "python main.py ..."))
+            made.append(FullRun(load([file])[0][0], 0.001, "python main.py ..."))
         return made
 
     return make
 
 
-def methods(full: list[Full], scarce) -> list[str]:
+def methods(full: list[FullRun], scarce) -> list[str]:
     return [one.method for one in rank(full, scarce)]
 
 
@@ -96,7 +96,7 @@ def test_the_adapter_is_beside_the_result(full, tmp_path):
 LABELS = Baseline(loss=0.69, label="yes", share=0.5)
 
 
-def choice(full: list[Full], baseline: Baseline | None = LABELS, **changes) -> Choice:
+def choice(full: list[FullRun], baseline: Baseline | None = LABELS, **changes) -> Choice:
     tried = [Short(one.result.method, 1.0, one.learning_rate, 0.2, True, "") for one in full]
     return Choice("quality", tried, full, baseline=baseline, **changes)
 
@@ -131,7 +131,7 @@ def test_no_better_than_the_untuned_model_is_no_answer(full):
 
 def test_a_few_test_rows_are_a_caution_alone(full):
     (run,) = full({"lora": 0.5}, lora=([0.3], 1.0))
-    few = Full(dataclasses.replace(run.result, test_examples=12), run.learning_rate, run.command)
+    few = FullRun(dataclasses.replace(run.result, test_examples=12), run.learning_rate, run.command)
     made = choice([few])
     assert not made.nothing_learned and any("so few test rows" in text for text in made.as_data()["remarks"])
 
@@ -159,7 +159,7 @@ def test_every_short_run_is_explained(full):
 def test_the_metric_stands_beside_its_standard_error_and_what_is_had_without_learning(full):
     (run,) = full({"lora": 0.8}, lora=([0.3], 1.0))
     trust = Uncertainty("accuracy", 0.008, (0.78, 0.82), "wilson", 2500)
-    run = Full(dataclasses.replace(run.result, uncertainty=trust), run.learning_rate, run.command)
+    run = FullRun(dataclasses.replace(run.result, uncertainty=trust), run.learning_rate, run.command)
     facts = dict(choice([run]).document().sections[0].facts)
     assert facts["test"].startswith("accuracy 0.8000 ± 0.0080 (standard error) on 2,500 rows")
     assert facts["test"].endswith("always 'yes' 0.5000")

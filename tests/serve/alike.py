@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from jpeft.cli import main, run_experiment
 from jpeft.data.task_file import TaskOfRun
 from jpeft.serve.app import Limits, Service, make_app
-from jpeft.serve.start import Choices, Sizes, start
+from jpeft.serve.start import Choices, ShapeFlags, start
 from tests.conftest import _WORDS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -41,7 +41,7 @@ def write_rows(directory: Path) -> None:
 
 def served(base: Path, shelf: Path):
     choices = Choices(str(base), shelf, dtype="float32", base_names=(str(base),), capacity=3, room=())
-    sizes = Sizes(batch_sizes=(4,), input_lengths=(48,), output_lengths=(8,))
+    sizes = ShapeFlags(batch_sizes=(4,), input_lengths=(48,), output_lengths=(8,))
     said = []
     client = TestClient(make_app(Service(*start(choices, sizes, say=said.append), Limits())))
     client.said = said

@@ -8,11 +8,11 @@ from jpeft.adapters.files import save_adapter
 from jpeft.model import weights
 from jpeft.serve.engine import Engine
 from jpeft.serve.shelf import Shelf
-from jpeft.serve.start import Choices, Sizes, start
+from jpeft.serve.start import Choices, ShapeFlags, start
 from tests.serve.adapters import METHODS, make
 
 ON_SHELF = ("ia3", "ia3_official", "bitfit")
-SIZES = Sizes(batch_sizes=(4,), input_lengths=(16,), output_lengths=(4,))
+SIZES = ShapeFlags(batch_sizes=(4,), input_lengths=(16,), output_lengths=(4,))
 
 
 @pytest.fixture(scope="session")

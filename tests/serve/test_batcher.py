@@ -8,7 +8,7 @@ import pytest
 
 from jpeft.serve.bank import UnknownAdapter
 from jpeft.serve.batcher import Batcher, NotAnswered, QueueFull
-from jpeft.serve.engine import Answer, Row
+from jpeft.serve.engine import Answer, QueuedRow
 
 
 class Echo:
@@ -31,8 +31,8 @@ def _answer(number: int) -> Answer:
     return Answer(str(number), 1, True)
 
 
-def row(number: int, *, adapter: str | None = None, length: int = 1) -> Row:
-    return Row([number] * length, adapter, 1)
+def row(number: int, *, adapter: str | None = None, length: int = 1) -> QueuedRow:
+    return QueuedRow([number] * length, adapter, 1)
 
 
 def in_batcher(test, answer, **changed):

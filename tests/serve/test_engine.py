@@ -7,7 +7,7 @@ import pytest
 
 from jpeft.errors import UserError
 from jpeft.serve.bank import UnknownAdapter
-from jpeft.serve.engine import Row, Shapes
+from jpeft.serve.engine import PaddedShapes, QueuedRow
 from tests.serve.conftest import ON_SHELF
 
 TEXTS = ["goal league", "bank merger profit market", "robot"]
@@ -54,16 +54,16 @@ def test_a_text_that_fits_no_shape_is_refused(started):
 
 
 def test_the_padded_shape_is_the_smallest_that_holds_the_rows():
-    shapes = Shapes((1, 4), (8, 32), (4, 16))
-    assert shapes.of(Row([1] * 8, None, 4)) == (8, 4)
-    assert shapes.of(Row([1] * 9, None, 5)) == (32, 16)
+    shapes = PaddedShapes((1, 4), (8, 32), (4, 16))
+    assert shapes.of(QueuedRow([1] * 8, None, 4)) == (8, 4)
+    assert shapes.of(QueuedRow([1] * 9, None, 5)) == (32, 16)
     assert len(list(shapes)) == 8
 
 
 @pytest.mark.parametrize("sizes", [(), (0, 1), (4, 1), (1, 1)])
 def test_shapes_rise(sizes):
     with pytest.raises(UserError, match="batch_sizes"):
-        Shapes(batch_sizes=sizes)
+        PaddedShapes(batch_sizes=sizes)
 
 
 def test_a_generated_row_ends_with_its_first_end(started):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jpeft.model.config import RELEASED
 from jpeft.model.t5 import T5, unroll
+from jpeft.model.t5_config import RELEASED
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.methods import build
 from jpeft.peft.selection import select

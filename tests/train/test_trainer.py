@@ -23,7 +23,7 @@ from jpeft.train.progress import Progress
 from jpeft.train.schedule import three_point_schedule
 from jpeft.train.step import StepSums, init_state, make_update
 from jpeft.train.stream import Step
-from jpeft.train.trainer import Course, Evaluation, Listener, Trainer
+from jpeft.train.trainer import Course, Listener, TimedEvaluator, Trainer
 
 
 class Plain(Program):
@@ -115,7 +115,7 @@ def in_memory(monkeypatch):
 @pytest.fixture
 def trainer(tmp_path):
     def make(name="run", *, evaluators=None, monitor=None, listener=None, steps=12, rate=0.2, scale=1.0):
-        evaluators = evaluators or [Evaluation(Away("validation", 0.4), 4)]
+        evaluators = evaluators or [TimedEvaluator(Away("validation", 0.4), 4)]
         weight = nnx.State({"weight": jnp.float32(1.0)})
         answering = AnsweringPrograms(Plain(float), None)
         course = Course(
@@ -159,7 +159,7 @@ def run(made: Trainer):
 
 def test_evaluators_have_their_own_times_and_all_of_them_one_at_the_end(trainer, in_memory):
     often, seldom = Away("often", 0.0), Away("seldom", 0.0)
-    made = trainer(evaluators=[Evaluation(often, 2), Evaluation(seldom, 5)], steps=7)
+    made = trainer(evaluators=[TimedEvaluator(often, 2), TimedEvaluator(seldom, 5)], steps=7)
     _, progress, log = run(made)
     assert [set(numbers) for numbers in progress.history] == [
         {"often/loss"}, {"often/loss"}, {"seldom/loss"}, {"often/loss"}, {"often/loss", "seldom/loss"},
@@ -195,7 +195,7 @@ class Told(Listener):
 
 def test_stopped_at_any_moment_it_ends_the_same(trainer, in_memory):
     """Steps, each batch of an evaluation, and right after one: 6 steps, 3 x 3 batches, 3 evaluations, 2 of the best."""
-    kinds = {"evaluators": [Evaluation(Away("validation", 0.4), 2)], "monitor": Monitor(patience=9), "steps": 6}
+    kinds = {"evaluators": [TimedEvaluator(Away("validation", 0.4), 2)], "monitor": Monitor(patience=9), "steps": 6}
     unbroken = run(trainer("unbroken", **kinds))
     stops = 0
     for moment in range(1, 20):
@@ -211,8 +211,8 @@ def test_stopped_at_any_moment_it_ends_the_same(trainer, in_memory):
 def test_stopped_within_an_evaluation_it_begins_with_it_anew(trainer):
     away = Away("validation", 0.4)
     with pytest.raises(Stopped, match="after step 4"):
-        run(trainer(evaluators=[Evaluation(away, 4)], listener=Told(6)))
-    again = trainer(evaluators=[Evaluation(away, 4)])
+        run(trainer(evaluators=[TimedEvaluator(away, 4)], listener=Told(6)))
+    again = trainer(evaluators=[TimedEvaluator(away, 4)])
     with again.at_work() as restored:
         assert restored and again.step == 4 and not again.progress.history
         again.train()
@@ -221,7 +221,7 @@ def test_stopped_within_an_evaluation_it_begins_with_it_anew(trainer):
 
 def test_the_best_is_kept_and_it_stops_when_nothing_is_better(trainer, in_memory):
     """The number falls from 1 past 0.4 and moves away from it."""
-    kinds = {"evaluators": [Evaluation(Away("validation", 0.4), 1)], "steps": 12}
+    kinds = {"evaluators": [TimedEvaluator(Away("validation", 0.4), 1)], "steps": 12}
     made = trainer(monitor=Monitor(patience=2), **kinds)
     run(made)
     losses = [numbers["validation/loss"] for numbers in made.progress.history]
@@ -237,7 +237,7 @@ def test_a_number_that_is_not_finite_ends_it_with_its_place(trainer):
     with pytest.raises(RunFailed, match=r"the loss is inf at step 1 \(part 0\), rows 0; try less\."):
         run(trainer("steps", scale=1e30))
     with pytest.raises(RunFailed, match=r"the loss is nan at step 5 \(part 1\); try less\."):
-        run(trainer("evaluation", evaluators=[Evaluation(Away("validation", float("nan")), 4)]))
+        run(trainer("evaluation", evaluators=[TimedEvaluator(Away("validation", float("nan")), 4)]))
 
 
 def test_rates_and_length_are_no_part_of_a_program(trainer, in_memory):

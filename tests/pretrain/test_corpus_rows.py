@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from jpeft.errors import UserError
-from jpeft.pretrain.files import read_rows
+from jpeft.pretrain.corpus_rows import read_rows
 
 ROWS = [{"text": f"line {i}\nwith a break and ü", "source": "s"} for i in range(5)]
 JSON = "".join(json.dumps(row) + "\n" for row in ROWS).encode()

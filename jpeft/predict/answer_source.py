@@ -60,7 +60,7 @@ def _of_older_run(adapter: Path) -> TaskOfRun | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class AnswerSource:
     """A model and, on it, an adapter; found and not yet loaded.
 
     Attributes:
@@ -76,7 +76,7 @@ class Source:
     task: TaskOfRun | None = None
 
     @classmethod
-    def find(cls, model: str | None, adapter: Path | None, *, report: Callable[[str], None]) -> "Source":
+    def find(cls, model: str | None, adapter: Path | None, *, report: Callable[[str], None]) -> "AnswerSource":
         """What a call names; `report` hears what takes long.
 
         Raises:

@@ -36,7 +36,7 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt:
+class PromptTemplate:
     """A template over a row's columns.
 
     Attributes:
@@ -49,7 +49,7 @@ class Prompt:
     required: bool = True
 
     @classmethod
-    def given(cls, template: str) -> "Prompt":
+    def given(cls, template: str) -> "PromptTemplate":
         """A user's own. Raises `UserError`: it is malformed or names no column."""
         check_template(template, "--template")
         return cls(template)
