@@ -125,6 +125,12 @@ class Method(abc.ABC):
 
     # --- in the step ---
 
+    @property
+    def has_hooks(self) -> bool:
+        """Whether it has a penalty or does something after an update: its update is then a program of its own."""
+        own = type(self)
+        return own.penalty is not Method.penalty or own.after_update is not Method.after_update
+
     def penalty(self, adapter: nnx.State) -> Array | None:
         """What is added to the mean loss of a step, a scalar of the trainable tree; None for nothing."""
         return None

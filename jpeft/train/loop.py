@@ -136,6 +136,7 @@ class _Execution:
             optimizer,
             self.layout,
             label_smoothing=train.label_smoothing,
+            method=self.setup.method,
             **self.answering,
             made=session.programs,
         )

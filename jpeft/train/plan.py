@@ -141,6 +141,7 @@ def make_plan(run: Run, lengths: Lengths | None = None, *, report: Callable[[str
         max_length=lengths.target,
         num_beams=run.eval.num_beams,
         label_smoothing=run.train.label_smoothing,
+        method=run.build_method(),
         made=Recent(4),
     )
     family, shape = family_with(load_config(run.model.name)), (lengths.input, lengths.target)

@@ -10,6 +10,7 @@ from jpeft.eval.generate import make_generate
 from jpeft.eval.labels import PackedLabels, make_label_log_probs
 from jpeft.eval.loss import make_loss
 from jpeft.mesh.layout import Layout
+from jpeft.peft.method import Method
 from jpeft.program import Program
 from jpeft.train.optimizer import Optimizer
 from jpeft.train.session import Recent, spec
@@ -60,6 +61,7 @@ def build_programs(
     num_beams: int,
     labels: PackedLabels | None = None,
     label_smoothing: float = 0.0,
+    method: Method | None = None,
     made: Recent[Program],
 ) -> Programs:
     """The programs for trees of these shapes; those that were `made` before are taken from there.
@@ -70,10 +72,12 @@ def build_programs(
       max_length, num_beams: of generation.
       labels: to be scored.
       label_smoothing: of the training loss.
+      method: for its hooks into the update, where it has any.
 
     Raises:
       UserError: a dimension cannot be cut as the layout asks.
     """
+    hooked = method if method is not None and method.has_hooks else None
     of_state, of_sums = layout.shardings(state), layout.shardings(sums)
     model = (graphdef, spec(state.adapter), spec(base), layout)
 
@@ -89,8 +93,8 @@ def build_programs(
             results=of_sums,
         ),
         update=program(
-            ("update", spec(state), layout, optimizer),
-            lambda: make_update(optimizer),
+            ("update", spec(state), layout, optimizer, hooked),
+            lambda: make_update(optimizer, hooked),
             donate=(0, 1),
             results=(of_state, of_sums, layout.whole),
         ),

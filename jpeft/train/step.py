@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Int, Key
 
 from jpeft.eval.loss import loss_sums
+from jpeft.peft.method import Method
 from jpeft.train.optimizer import Optimizer
 from jpeft.train.schedule import Schedule, constant
 
@@ -91,7 +92,9 @@ def make_accumulate(graphdef: nnx.GraphDef, *, label_smoothing: float = 0.0) -> 
     return accumulate
 
 
-def make_update(optimizer: Optimizer) -> Callable[..., tuple[TrainState, StepSums, dict[str, Array]]]:
+def make_update(
+    optimizer: Optimizer, method: Method | None = None
+) -> Callable[..., tuple[TrainState, StepSums, dict[str, Array]]]:
     """Returns `(state, sums, schedule) -> (state, empty sums, metrics)`, ready to compile with state and sums donated.
 
     The gradient is the mean over all target tokens of the step, however they were cut into micro-batches; where rows
@@ -100,18 +103,24 @@ def make_update(optimizer: Optimizer) -> Callable[..., tuple[TrainState, StepSum
 
     Args:
       optimizer: makes the transformation of gradients around a schedule, whose numbers are traced.
+      method: whose penalty is a part of what falls, but not of the loss that is told, and which may change the
+        trainable tree after the step.
     """
 
     def update(state: TrainState, sums: StepSums, schedule: Schedule) -> tuple[TrainState, StepSums, dict[str, Array]]:
         tokens = jnp.maximum(sums.tokens, 1)
         grads = jax.tree.map(lambda grad: grad / tokens, sums.grads)
+        if method is not None and type(method).penalty is not Method.penalty:
+            grads = jax.tree.map(jnp.add, grads, jax.grad(method.penalty)(state.adapter))
         updates, opt_state = optimizer(schedule).update(grads, state.opt_state, state.adapter)
         metrics = {
             "loss": sums.loss / tokens,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
         }
-        new_state = TrainState(state.step + 1, optax.apply_updates(state.adapter, updates), opt_state)
+        adapter = optax.apply_updates(state.adapter, updates)
+        adapter = adapter if method is None else method.after_update(adapter, state.step)
+        new_state = TrainState(state.step + 1, adapter, opt_state)
         return new_state, zero_sums(state.adapter), metrics
 
     return update

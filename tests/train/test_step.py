@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
+from jpeft.peft.full import Full
 from jpeft.peft.variables import Adapter
 from jpeft.train import step
-from jpeft.train.step import make_accumulate, zero_sums
+from jpeft.train.schedule import constant
+from jpeft.train.step import StepSums, TrainState, make_accumulate, make_update, zero_sums
 
 
 class One(nnx.Module):
@@ -42,3 +45,31 @@ def test_sums_add_up_over_micro_batches(monkeypatch):
         sums = accumulate(sums, adapter, base, jax.random.key(0), jnp.int32(0), jnp.int32(0), batch)
     assert (float(sums.loss), float(sums.tokens)) == (6.0, 8.0)
     np.testing.assert_allclose(jax.tree.leaves(sums.grads), [6.0])
+
+
+class Leashed(Full):
+    """Pulls every leaf towards 3, and lets none past 1.5."""
+
+    def penalty(self, adapter):
+        return sum(0.5 * jnp.sum((leaf - 3.0) ** 2) for leaf in jax.tree.leaves(adapter))
+
+    def after_update(self, adapter, step):
+        return jax.tree.map(lambda leaf: jnp.minimum(leaf, 1.5), adapter)
+
+
+def test_a_methods_penalty_is_a_part_of_the_gradient_and_it_has_the_last_word_on_an_update():
+    _, adapter, _ = nnx.split(One(), Adapter, ...)
+    grads = jax.tree.map(lambda leaf: leaf * 6.0, adapter)
+    sums = StepSums(grads, jnp.float32(8.0), jnp.float32(4.0))
+
+    def after(method, rate):
+        sgd = lambda schedule: optax.sgd(schedule)
+        state = TrainState(jnp.int32(0), adapter, sgd(constant(rate)).init(adapter))
+        new, _, metrics = make_update(sgd, method)(state, sums, constant(rate))
+        assert float(metrics["loss"]) == 2.0
+        return float(jax.tree.leaves(new.adapter)[0])
+
+    assert not Full().has_hooks and Leashed().has_hooks
+    np.testing.assert_allclose(after(Full(), 0.1), 1.0 - 0.1 * 6 / 4)
+    np.testing.assert_allclose(after(Leashed(), 0.1), 1.0 - 0.1 * (6 / 4 + (1.0 - 3.0)), rtol=1e-6)
+    assert after(Leashed(), 10.0) == 1.5
