@@ -111,7 +111,7 @@ BREAKS = {
         "tests/train/test_trainer.py -k stopped",
     ),
     "nothing is rematerialised": Break(
-        "train/setup.py", ".remat = run.model.remat", '.remat = "none"', _KEYS.format("remat")
+        "train/setup.py", "remat=run.model.remat)", 'remat="none")', _KEYS.format("remat")
     ),
     "the config's dropout rate is ignored": Break(
         "train/setup.py", "dropout_rate=run.model.dropout_rate", "dropout_rate=None", _KEYS.format("dropout_rate")
