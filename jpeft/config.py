@@ -369,7 +369,7 @@ class Run:
             raise UserError("ablation.name and method.{targets,stacks,layers,pattern} both select; give one of them.")
 
     def data_choices(self) -> dict[str, Any]:
-        """What `jpeft.data.prepare.prepare` is to be told besides the task."""
+        """The arguments of `jpeft.data.prepare.prepare` besides the task: where rows come from, how they are drawn."""
         data = self.data
         return {
             "source": data.source,
@@ -413,7 +413,7 @@ class Run:
         return _listed(self.method.targets)
 
     def stacks(self) -> tuple[str, ...] | None:
-        """Stacks to adapt, or None."""
+        """Names of the layer stacks to adapt, such as `encoder`; None for all of them."""
         return _listed(self.method.stacks)
 
     def layer_indices(self) -> frozenset[int] | None:

@@ -218,7 +218,7 @@ _KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false
 
 
 def json_kind(value: Any) -> str:
-    """In words what a JSON value is: `a list`, `a number`, `null`."""
+    """The type of a JSON value in words, for messages: `a list`, `a number`, `null`."""
     return _KINDS.get(type(value), "null")
 
 

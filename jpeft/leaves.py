@@ -82,7 +82,7 @@ Devices = Callable[[tuple[Any, ...], tuple[int, ...]], jax.sharding.Sharding]
 
 
 def on_first_device(path: tuple[Any, ...], shape: tuple[int, ...]) -> jax.sharding.Sharding:
-    """Where everything is when there is one device."""
+    """The sharding of any leaf when only one device is used: the first one holds all of it."""
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 

@@ -47,7 +47,7 @@ class Program:
 
     @property
     def num_shapes(self) -> int:
-        """Programs compiled so far."""
+        """The number of programs compiled so far, one for each shape of arguments that came."""
         return len(self._compiled)
 
     @property
@@ -77,7 +77,7 @@ class Program:
 
 
 def _temporary_bytes(compiled: Any) -> int:
-    """What the host is asked for at each run, at once; 0 where the program runs elsewhere."""
+    """Bytes of main memory that the program allocates each time it runs on the CPU; 0 if it runs on another device."""
     if jax.default_backend() != "cpu":
         return 0
     analysis = compiled.memory_analysis()

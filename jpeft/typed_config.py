@@ -166,7 +166,7 @@ def check_path(key: str, value: str | None) -> None:
 
 
 def value_at(config: Mapping[str, Any], key: str) -> Any:
-    """What nested mappings hold at `section.key`; None where they hold nothing."""
+    """The value at `section.key` of nested mappings; None if there is none."""
     value: Any = config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None

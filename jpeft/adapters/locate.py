@@ -73,13 +73,13 @@ def stored_reading(path: str) -> str:
 
 
 def words_for(found: Located, model: str | None) -> dict[str, str]:
-    """What messages of `model.source.resolve` call the base that `base_of` gives, and how another is named."""
+    """What error messages call the base that `base_of` found, and what they say of how to name another."""
     what = f"the base that {found.directory} names," if model is None else "--model"
     return {"what": what, "flag": "--model"}
 
 
 def whole_model(path: Path) -> Path | None:
-    """Where full tuning left a whole model in an adapter's place: a run's `adapter/`, or that directory itself."""
+    """The directory of a fully tuned model that lies at `path` or in its `adapter/`; None if there is none."""
     directory = _directory(path)
     return directory if (directory / "model.safetensors").is_file() else None
 

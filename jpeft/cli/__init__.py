@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script `jpeft`."""
+    """Runs the command line `jpeft ARGUMENTS` and returns its exit status."""
     _prepare_process()
     parser = build_parser()
     arguments, others = parser.parse_known_args(argv)

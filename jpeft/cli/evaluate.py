@@ -24,7 +24,7 @@ docs/evaluate.md."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Adds the command."""
+    """Adds `jpeft evaluate` with its flags to the command line."""
     parser = commands.add_parser(
         "evaluate",
         help="a labelled file judged as a run's own test was",

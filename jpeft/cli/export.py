@@ -19,7 +19,7 @@ sizes of its base, of which no weight is read."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Adds the command."""
+    """Adds `jpeft export` with its flags to the command line."""
     parser = commands.add_parser(
         "export",
         help="an adapter as Hugging Face PEFT opens it",

@@ -23,7 +23,7 @@ cell's config are set by --config.KEY=VALUE (jpeft train --help lists them)."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Adds the command."""
+    """Adds `jpeft grid` with its flags to the command line."""
     parser = commands.add_parser(
         "grid",
         help="run many cells: methods x tasks x scales x ablations x seeds",

@@ -18,7 +18,7 @@ adapted. What is written computes the same in jpeft's terms, one rank and one al
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Adds the command."""
+    """Adds `jpeft import` with its flags to the command line."""
     parser = commands.add_parser(
         "import",
         help="an adapter of Hugging Face PEFT, checked and made ready to train on or merge",

@@ -21,7 +21,7 @@ merged weights do not do what base and adapter do, it is an error and nothing is
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Adds the command."""
+    """Adds `jpeft merge` with its flags to the command line."""
     parser = commands.add_parser(
         "merge",
         help="base and adapter as one T5 that transformers opens",

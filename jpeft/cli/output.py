@@ -55,12 +55,12 @@ def write_adapter(
 
 
 def parameters(opened: Opened) -> int:
-    """How many values an adapter holds."""
+    """The number of parameters that an adapter has, counted value by value."""
     return count(split(opened.model)[1])
 
 
 def adapter_record(opened: Opened, out: Path, *, base: str, weights_bytes: int) -> dict[str, Any]:
-    """What `--json` prints of an adapter that was written."""
+    """The JSON record that `--json` prints once an adapter was written to `out`."""
     return {
         "out": str(out),
         "base": base,

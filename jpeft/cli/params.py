@@ -5,7 +5,7 @@ import json
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Adds the command."""
+    """Adds `jpeft params` with its flags to the command line."""
     params = commands.add_parser(
         "params",
         help="count trainable parameters of every method and ablation",

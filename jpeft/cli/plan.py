@@ -28,7 +28,7 @@ _MESH = re.compile(r"(data|fsdp|model)=([1-9][0-9]*)")
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Adds the command."""
+    """Adds `jpeft plan` with its flags to the command line."""
     parser = commands.add_parser(
         "plan",
         help="tell what a run needs of each device, and whether it fits",
@@ -135,7 +135,7 @@ def _axes(text: str) -> dict[str, int]:
 
 
 def _lengths(arguments: argparse.Namespace, longest: Any) -> Any:
-    """What batches are padded to: as the flags say, and as the config where they say nothing."""
+    """The lengths in tokens to plan for: those of `--input-length` and `--target-length`, else the config's longest."""
     given = {"input": arguments.input_length, "target": arguments.target_length}
     for name, length in given.items():
         if length is not None and length < 2:
@@ -220,7 +220,7 @@ def _print(plan: Any, device: Any, memory: float | None, other: Any, *, searched
 
 
 def _messages(step: Any) -> str:
-    """What goes between the devices in a step; empty where nothing does."""
+    """Tells how many messages devices exchange in one step, by kind of message; empty where they exchange none."""
     sent = ", ".join(f"{n} {kind}" for kind, n in step.messages.count.items())
     times = f"{step.calls} x ({sent})" if step.calls > 1 else sent
     return f"; between devices {times}" if sent else ""

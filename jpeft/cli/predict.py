@@ -32,7 +32,7 @@ A call with --output that was stopped or killed goes on with the same command.""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Adds the command."""
+    """Adds `jpeft predict` with its flags to the command line."""
     parser = commands.add_parser(
         "predict",
         help="answers to texts, with any model and adapter",

@@ -26,7 +26,7 @@ A search that was stopped goes on with the same command. Keys of every run's con
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Adds the command."""
+    """Adds `jpeft recommend` with its flags to the command line."""
     parser = commands.add_parser(
         "recommend",
         help="which method to use: by the paper, by your runs, or by a search on your data",

@@ -72,7 +72,7 @@ def search_and_print(arguments: argparse.Namespace) -> int:
 
 
 def _baseline(labels: Mapping[str, Counter[str]] | None, tokenizer: Tokenizer) -> Baseline | None:
-    """What is had without looking at the input, in the tokens of this model; None where targets are text."""
+    """The loss of the best answer that never looks at the input; None where targets are free text, not labels."""
     if labels is None:
         return None
     kinds = list(dict.fromkeys(label for part in labels.values() for label in part))
@@ -131,7 +131,7 @@ class _Flags:
         ]
 
     def configure(self, method: str, keys: Mapping[str, Any]):
-        """The run of these flags."""
+        """The config of one run of the search: the command's flags, with this method and these config keys."""
         from jpeft.config import Run
 
         call = parse_call(["jpeft recommend", *self.of_run(method, keys)], Run, "")

@@ -11,7 +11,7 @@ _MOST_LINES = 50  # of files left out; a report names all of them
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Adds the command."""
+    """Adds `jpeft report` with its flags to the command line."""
     report = commands.add_parser(
         "report",
         help="tables and figures from results, beside the paper's",

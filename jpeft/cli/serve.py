@@ -37,7 +37,7 @@ There is no authentication and no TLS: leave it on 127.0.0.1, or put a proxy bef
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Adds the command."""
+    """Adds `jpeft serve` with its flags to the command line."""
     parser = commands.add_parser(
         "serve",
         help="answer over HTTP by many adapters of one base",

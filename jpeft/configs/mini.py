@@ -15,7 +15,7 @@ from jpeft.configs.benchmark import cell, parts
 
 
 def get_config(name: str = "lora_agnews_medium") -> ConfigDict:
-    """The cell of that name."""
+    """The config called `name`, with the packaged model `mini` in the place of the paper's."""
     config = cell(**parts(name))
     config.update_from_flattened_dict({"model.name": "mini", "eval.zero_shot": True})
     return config

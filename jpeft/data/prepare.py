@@ -283,7 +283,7 @@ def _weights(
     by_class: str | None,
     report: Callable[[str], None],
 ) -> np.ndarray:
-    """How much each training row counts; reported."""
+    """The weight in the loss of each training row, from a column or by class; also tells the user of them."""
     weights = np.ones(len(training))
     if column is not None:
         given = [column_weights(column, rows[split.source], split.rows, split.source) for split in splits]

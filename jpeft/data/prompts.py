@@ -84,7 +84,7 @@ class PromptIds:
 
     @property
     def num_cut(self) -> int:
-        """How many were cut."""
+        """The number of prompts that were too long and lost some of their text."""
         return sum(self.cut)
 
 

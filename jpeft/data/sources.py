@@ -33,7 +33,7 @@ _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")  # as the hub and TensorFlow nam
 
 
 def source_in_use(source: str, path: str | None) -> str:
-    """What `auto` stands for: `local` where a path is given, the hub otherwise."""
+    """The source that `data.source` names, with `auto` resolved: `local` where a path is given, the hub otherwise."""
     return source if source != "auto" else "hub" if path is None else "local"
 
 
@@ -129,7 +129,7 @@ def together(sources: Mapping[str, Mapping[str, Columns]]) -> dict[str, Columns]
 
 
 def split_name(source: str, split: str) -> str:
-    """What a source split is called in row ids: `train`, or `a.csv:train` where there are several files."""
+    """The name of a source's split in row ids: `train`, or `a.csv:train` where there are several files."""
     return f"{source}:{split}" if source else split
 
 

@@ -135,7 +135,7 @@ def told_of_labels(
 def told_of_rows(
     task: Task, examples: Mapping[str, Sequence[Example]], tokens: Mapping[str, Tokens], tokenizer: Tokenizer
 ) -> list[str]:
-    """What of the rows is cut, cannot be written, or is there twice."""
+    """Warnings about rows, a line each: inputs and targets cut, characters the model cannot write, duplicates."""
     where = "" if all(part.cut_inputs == 0 for part in tokens.values()) else _where_cut(task)
     counts = {split: (part.cut_inputs, len(part)) for split, part in tokens.items()}
     lines = _by_split(f"inputs cut to {task.max_input_length} tokens", counts, f"{where}; data.max_input_length")
@@ -216,7 +216,7 @@ def _told_of_repeats(task: Task, training: Sequence[Example]) -> list[str]:
 
 
 def _texts_of(row: Example) -> str:
-    """What of a prompt is the row's, one column a line."""
+    """The row's own text in a prompt, without the template's words; one column a line."""
     return row.input if row.fields is None else "\n".join(row.fields.values())
 
 

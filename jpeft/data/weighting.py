@@ -93,7 +93,7 @@ def scaled(weights: np.ndarray) -> np.ndarray:
 def told_of_weights(
     by_class: Mapping[str, float] | None, column: str | None, weights: np.ndarray, *, most: int = 8
 ) -> list[str]:
-    """What is said of weights before training, a line each."""
+    """Lines that tell the user, before training, how much rows or classes weigh in the loss."""
     lines = []
     if by_class is not None:
         shown = ", ".join(f"{label} {weight:.3g}" for label, weight in list(by_class.items())[:most])

@@ -69,7 +69,7 @@ class ScoredAnswers:
         return cls(list(predictions), judged.scores, judged.numbers, judged)
 
     def of_rows(self, rows: Sequence[int], task: Task, examples: Sequence[Example]) -> Judged:
-        """What a part of the rows is worth by itself; texts are cut into words as for all of them."""
+        """Scores some of the rows by themselves, with the tokenizer that was chosen for all of them."""
         return judge(
             task,
             [examples[row] for row in rows],

@@ -25,7 +25,7 @@ def make_generate(graphdef: nnx.GraphDef, *, max_length: int, num_beams: int = 1
 
 
 def make_generate_scored(graphdef: nnx.GraphDef, *, max_length: int, num_beams: int = 1) -> Callable:
-    """As `make_generate`, but returns `Generated`: the tokens and how likely they are."""
+    """Makes a function that generates like `make_generate`'s and also says how likely its tokens are: a `Generated`."""
     search = greedy_scored if num_beams == 1 else functools.partial(beam_search_scored, num_beams=num_beams)
 
     def generate(adapter: nnx.State, base: nnx.State, encoder_input_tokens):

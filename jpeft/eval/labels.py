@@ -80,7 +80,7 @@ class PackedLabels:
 
     @property
     def key(self) -> tuple[int, ...]:
-        """What a program that scores these labels depends on."""
+        """Hashable; two sets of labels with equal keys can share one compiled scoring program."""
         return (*self.targets.tolist(), *self.segments.tolist())
 
     def num_tokens(self) -> np.ndarray:
@@ -136,7 +136,7 @@ def rounded(value: Any) -> float:
 
 
 def answer_in_use(answer: str, task: Task) -> str:
-    """What `eval.answer` stands for: `auto` scores classes of a user's own, unless they are one or very many."""
+    """Resolves `eval.answer`: `auto` scores a user's own labels, unless there is one or very many, else generates."""
     if answer != "auto":
         return answer
     return "score" if task.name == "custom" and 2 <= len(task.answers) <= MOST_SCORED else "generate"

@@ -55,7 +55,7 @@ class Confusion:
 
     @property
     def unknown(self) -> int:
-        """Answers that are no label."""
+        """The number of answers that are none of the labels."""
         return int(self.counts[:, -1].sum())
 
     @property

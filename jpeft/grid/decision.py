@@ -80,7 +80,7 @@ def learned(candidate: Candidate, baseline: Baseline | None) -> bool:
 
 
 def explain(candidates: Sequence[Candidate], baseline: Baseline | None = None) -> list[JudgedCandidate]:
-    """What `choose` decided of each candidate, in words."""
+    """Each candidate with what `choose` decided of it, chosen or not, and the reason in words."""
     chosen = choose(candidates, baseline)
     judged = []
     for candidate in candidates:
@@ -146,7 +146,7 @@ class SearchPlan:
 
 
 def seconds_of(speed: Speed, full: FullRunSize) -> float:
-    """What a full run will take, at most, by the speed of the method's short run."""
+    """An upper bound of the seconds that a full run takes, from the measured speed of the method's short run."""
     each_epoch = speed.train_row * full.train + speed.validation_row * full.validation
     batches = math.ceil(full.test / full.eval_batch) * (2 if full.zero_shot else 1)
     return speed.once + full.epochs * each_epoch + _TEST_MARGIN * batches * speed.test_batch
@@ -210,7 +210,7 @@ def plan(
 
 
 def least_seconds(candidate: Candidate, wanted: FullRunSize, *, jobs: int = 1) -> float:
-    """What an answer by this candidate takes at least: what has to be kept back for it."""
+    """The least seconds in which this candidate gives any result: time that a search must keep back for it."""
     return plan({candidate.method: candidate}, {candidate.method: wanted}, 0.0, jobs=jobs).seconds
 
 

@@ -25,7 +25,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 def cell_table(schedule: CellSchedule) -> Table:
-    """Every cell with its state."""
+    """A table of all cells of a grid and the state of each."""
     table = Table(title=_counts(schedule))
     for column in ("cell", "state", "", "seconds"):
         table.add_column(column, justify="right" if column == "seconds" else "left")

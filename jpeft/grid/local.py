@@ -36,7 +36,7 @@ class LocalPool:
     """Processes of `jpeft.grid.worker`. Closing it, and the end of this process however it comes, makes them save."""
 
     def __init__(self, shares: Sequence[DeviceShare]):
-        """One worker for each share."""
+        """Starts one worker process for each share of this machine."""
         self._shares = shares
         self._processes: dict[int, subprocess.Popen[str]] = {}
         self._selector = selectors.DefaultSelector()

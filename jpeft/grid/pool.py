@@ -25,7 +25,7 @@ class Pool(Protocol):
 
     @property
     def size(self) -> int:
-        """How many workers there are."""
+        """The number of worker processes, which is how many cells can run at a time."""
         ...
 
     def submit(self, worker: int, job: Job) -> None:
@@ -33,7 +33,7 @@ class Pool(Protocol):
         ...
 
     def wait(self, timeout: float) -> list[Event]:
-        """What has happened, waiting for something to happen for so many seconds at most."""
+        """Waits up to `timeout` seconds for news of the workers, and returns what there is."""
         ...
 
     def close(self) -> None:

@@ -84,7 +84,7 @@ class RayPool:
 
 
 class _Worker:
-    """The actor."""
+    """A Ray actor, which is a process on some machine of the cluster: it runs one cell after the other."""
 
     def __init__(self):
         from jpeft.train.session import Session

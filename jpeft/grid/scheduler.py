@@ -157,7 +157,7 @@ class CellSchedule:
 
 
 def _shared(one: Cell, other: Cell) -> int:
-    """How much two cells can share: 0 for nothing, 3 for all that is compiled."""
+    """How well one process can do two cells in turn: 0 if they share nothing, 3 if they share all compiled programs."""
     pairs = list(zip(one.kinship, other.kinship, strict=True))
     return next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
 

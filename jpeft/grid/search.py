@@ -102,7 +102,7 @@ class Attempt:
         return self.seen.result.validation_loss if self.seen.result else None
 
     def candidate(self) -> Candidate:
-        """What decisions need to know of it."""
+        """The attempt as `jpeft.grid.decision` takes it: method, rate and validation loss, without files."""
         train, result = self.cell.run.train, self.seen.result
         assert train.max_epochs is not None, "Run.from_config fills it in"
         if result is None:

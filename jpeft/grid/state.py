@@ -29,7 +29,7 @@ _LONGEST_DETAIL = 500
 
 
 class State(enum.StrEnum):
-    """What a cell is at; `look` says when it is which."""
+    """The state of a cell, such as done, failed or missing; `look` finds it out from the cell's directory."""
 
     MISSING = "missing"
     RUNNING = "running"

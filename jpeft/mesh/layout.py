@@ -27,7 +27,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where everything is. Two layouts of the same devices in the same shape are equal."""
+    """The devices of a run as a mesh, and where on it each array lies. Equal if devices and the mesh's shape are."""
 
     mesh: Mesh
 
@@ -58,7 +58,7 @@ class Layout:
 
     @property
     def shape(self) -> dict[str, int]:
-        """Devices along each axis."""
+        """The number of devices along each axis of the mesh, by the axis's name."""
         return dict(self.mesh.shape)
 
     @property
@@ -105,7 +105,7 @@ class Layout:
         return jax.tree.map(_put, tree, self.shardings(tree))
 
     def rows_here(self, rows: int) -> slice:
-        """Which rows of a batch of so many this process's devices work on."""
+        """The slice of a batch of `rows` rows that the devices of this process work on."""
         parts = self.batch.addressable_devices_indices_map((rows,)).values()
         bounds = sorted({index[0].indices(rows)[:2] for index in parts if index is not None})
         assert all(end == start for (_, end), (start, _) in itertools.pairwise(bounds)), "a process's rows have a gap"

@@ -79,7 +79,7 @@ def _spec_of_weight(name: str) -> P | None:
 
 
 def _spec_of_leaf(name: str) -> P | None:
-    """Of a method's leaf: cut along `model` where the weight of its site is."""
+    """How a leaf of a method is cut over devices: along the axis `model` where its site's weight is."""
     site, _, leaf = name.rpartition("/")
     axes = leaf_axes().get(leaf)
     if axes is None:

@@ -103,7 +103,7 @@ def _computations(text: str) -> dict[str, list[str]]:
 
 
 def _repeats(bodies: dict[str, list[str]], turns: int) -> collections.Counter[str]:
-    """How often each computation runs in one call."""
+    """The number of times that each computation of a compiled program runs in one call of it."""
     repeats: collections.Counter[str] = collections.Counter()
 
     def visit(name: str, times: int) -> None:

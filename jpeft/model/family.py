@@ -102,7 +102,7 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def batch_shapes(self, rows: int, shape: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of such a batch."""
+        """The shapes of the arrays of a batch of `rows` rows padded to `shape`, by name."""
 
     @abc.abstractmethod
     def cache_numbers(self, config: Any, shape: tuple[int, int], *, parts: int = 1) -> int:
@@ -114,7 +114,7 @@ class Family(abc.ABC):
 
 
 def families() -> tuple[Family, ...]:
-    """All that there are."""
+    """All families of models that are known, each a network with what is particular to it."""
     from jpeft.model.t5_family import T5_FAMILY
 
     return (T5_FAMILY,)
@@ -143,7 +143,7 @@ def family_in(directory: Path) -> Family:
 
 
 def stack_names() -> list[str]:
-    """What holds the layers of a model, by the names that families give their stacks."""
+    """The names of all layer stacks of all families, such as `encoder`, `decoder`, `blocks`."""
     return list(dict.fromkeys(stack for family in families() for stack in family.stacks(family.config_type())))
 
 

@@ -8,7 +8,7 @@ ArrayBatch = dict[str, Array]  # as the family's `pad` makes it
 
 
 class Sizes(Protocol):
-    """Of a network's config, what whoever works with tokens has to know."""
+    """The sizes in a network's config that code which handles tokens needs: vocabulary, special tokens."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -20,7 +20,7 @@ class Sizes(Protocol):
 
 @runtime_checkable
 class Cache(Protocol):
-    """What a part of a network keeps of the tokens that it has seen; a pytree."""
+    """The state of a decoder while it writes: keys and values of the tokens that it has seen. A pytree."""
 
     def reordered(self, rows: Int[Array, " batch"]) -> "Cache":
         """Row `i` of the batch becomes what row `rows[i]` was."""

@@ -169,7 +169,7 @@ class Attention(nnx.Module):
     def keys_values(
         self, x: Float[Array, "batch kv_len d_model"]
     ) -> tuple[Float[Array, "batch num_heads kv_len d_kv"], Float[Array, "batch num_heads kv_len d_kv"]]:
-        """What is attended to; computed once and kept when decoding."""
+        """The keys and values of `x`, which queries attend to; when decoding they are computed once and kept."""
         return self._heads(self.k(x)), self._heads(self.v(x))
 
     def __call__(
@@ -571,7 +571,7 @@ class T5(nnx.Module):
     def hidden_of(
         self, batch: dict[str, Array], key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch dec_len d_model"]:
-        """As `hidden`, of a batch as `jpeft.data.batches.pad` or `jpeft.pretrain.packing.pack` makes it."""
+        """Calls `hidden` with the arrays of a batch, one that the family padded or that pretraining packed."""
         packed = "encoder_segments" in batch
         segments = (batch["encoder_segments"], batch["decoder_segments"]) if packed else None
         return self.hidden(batch["encoder_input_tokens"], batch["decoder_input_tokens"], key, segments)

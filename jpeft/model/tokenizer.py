@@ -123,7 +123,7 @@ class Tokenizer:
 
     @property
     def unknown_token_id(self) -> int | None:
-        """What stands for characters that the vocabulary does not have; None where it has all."""
+        """The id of the token for characters that the vocabulary lacks; None if it lacks none."""
         return self._control.get("<unk>")
 
     def unknown_characters(self, text: str) -> list[str]:
@@ -143,7 +143,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Pieces, special ones included."""
+        """The number of pieces in the vocabulary, special ones included."""
         return self._backend.get_vocab_size()
 
     def token_starts(self, texts: Sequence[str]) -> list[list[int]]:
@@ -202,7 +202,7 @@ def _refuse_many_tokens(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _one_line(message: Callable[[str], str]) -> Iterator[None]:
-    """What the tokenizers library raises as a `UserError`: bare exceptions, and panics, which are no `Exception`."""
+    """Makes `UserError`s of what the tokenizers library raises: bare exceptions, and panics, no `Exception`s at all."""
     try:
         yield
     except BaseException as error:

@@ -74,11 +74,11 @@ class Checkpoint(abc.ABC):
 
     @abc.abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of one weight."""
+        """The shape of the weight called `name`, without reading its values."""
 
     @abc.abstractmethod
     def read(self, name: str, part: Part) -> np.ndarray:
-        """A part of one weight."""
+        """Reads one weight from the files, or only the slice `part` of it."""
 
 
 class _Safetensors(Checkpoint):

@@ -132,7 +132,7 @@ class Lora(AddedModules):
 
     @property
     def scale(self) -> float:
-        """What the low-rank update is multiplied by."""
+        """The factor of the low-rank update: `alpha / rank`, or `alpha / sqrt(rank)` where that was chosen."""
         return self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
 
     @property

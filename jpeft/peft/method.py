@@ -68,7 +68,7 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def attach_to(self, place: SiteModule, key: Key[Array, ""], model: nnx.Module) -> None:
-        """Makes one module trainable."""
+        """Attaches the method to one module at a place in the model, by putting trainable leaves there."""
 
     # --- in words ---
 
@@ -90,11 +90,11 @@ class Method(abc.ABC):
 
     @property
     def peft_lacks(self) -> str | None:
-        """What of it Hugging Face PEFT's format has no place for; None where it can hold all of it."""
+        """Tells which part of the method Hugging Face PEFT's format cannot hold; None if it holds all of it."""
         return None if self.peft_type is not None else self.name
 
     def peft_lacks_at(self, site: Site) -> str | None:
-        """What of it at one site PEFT's format has no place for, where it can hold the method elsewhere."""
+        """Tells what PEFT's format cannot hold of the method at this one site, although it can at others."""
         return None
 
     def peft_config(self, chosen: Sequence[Site], peft: Any) -> dict[str, Any]:
@@ -178,5 +178,5 @@ class AddedModules(Method):
         return dict(leaves)
 
     def row_size(self, leaf: str, size: int) -> str:
-        """What the first dimension of a leaf of `row_leaves` is, for messages: `rank 8`."""
+        """Names the size of the first dimension of a leaf of `row_leaves`, for error messages: `rank 8`."""
         return f"a {leaf} of {size}"

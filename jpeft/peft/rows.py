@@ -108,7 +108,7 @@ class _Fixed:
 
 
 class RowAdapters(nnx.Module):
-    """What stands at a site in the place of one adapter: the parts of all methods that a batch may mix there."""
+    """Stands at a site where one adapter would: holds the parts of every method that a batch may mix at that site."""
 
     def __init__(self, parts: Collection[Rows], leaves: Leaves):
         self.parts = nnx.static(tuple(sorted(set(parts), key=lambda part: part.order)))

@@ -44,7 +44,7 @@ class Selection:
         return self.layers.get(stack or "", ()) if isinstance(self.layers, Mapping) else self.layers
 
     def allows(self, site: Site) -> bool:
-        """Whether a site is left."""
+        """Whether the selection keeps this site, so that a method is attached to it."""
         layers = self.layers_of(site.stack)
         return (
             (self.stacks is None or site.stack in self.stacks)

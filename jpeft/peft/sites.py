@@ -42,7 +42,7 @@ class Site:
 
     @property
     def stack(self) -> str | None:
-        """What holds the layers, `encoder`, `decoder`, `blocks`; or the first part of a path outside of them."""
+        """The stack of layers that it is in, such as `encoder`; outside of all stacks the first part of its path."""
         index = self._layer_at
         parts = self.path.split("/")
         if index is None:
@@ -57,7 +57,7 @@ class Site:
 
     @property
     def sublayer(self) -> str | None:
-        """What of a block it is a part of: `self_attention`, `feed_forward`; None for the block's own."""
+        """The name of the sublayer that holds it, `self_attention` or `feed_forward`; None if the block itself does."""
         index = self._layer_at
         parts = self.path.split("/")
         return parts[index + 1] if index is not None and len(parts) > index + 2 else None

@@ -260,7 +260,7 @@ def evaluate(
 
 
 def _unknown_labels(task: Task, rows: Columns) -> dict[str, int]:
-    """How many rows have each label that the task does not know."""
+    """Labels in the rows that the task does not know, each with the number of its rows."""
     if not task.answers:
         return {}
     counts: collections.Counter[str] = collections.Counter()

@@ -20,11 +20,11 @@ class Output(abc.ABC):
 
     @abc.abstractmethod
     def finish(self) -> None:
-        """To be called after the last row."""
+        """Ends the output; to be called once, after the last row."""
 
     @abc.abstractmethod
     def after_stop(self) -> str:
-        """What becomes of a stopped call, for its message."""
+        """Tells a user who stopped the command what is kept of its answers and how to go on."""
 
 
 class Printed(Output):
@@ -38,7 +38,7 @@ class Printed(Output):
         sys.stdout.buffer.flush()
 
     def finish(self) -> None:
-        """Every window was flushed."""
+        """Nothing is left to do: every window of answers was flushed as it was written."""
 
     def after_stop(self) -> str:
         return "with --output FILE, the same command would go on"

@@ -31,7 +31,7 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The whole prompt."""
+        """The whole prompt: the template with the texts of its columns filled in."""
         return Template.parse(self.template).render(self.fields)
 
 
@@ -60,7 +60,7 @@ class PromptTemplate:
         return Template.parse(self.template).columns
 
     def of_fields(self, fields: Mapping[str, Any]) -> Question:
-        """What a row asks. Raises ValueError: a column is missing or holds nothing."""
+        """The question of a row given by its columns. Raises ValueError: a column is missing or holds nothing."""
         columns = self.columns
         if not self.required and "input" in fields and not set(columns) <= fields.keys():
             return Question.as_it_stands(_text(fields, "input"))

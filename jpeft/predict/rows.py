@@ -85,18 +85,18 @@ class Input:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name of the input in messages: the file, `standard input`, or that it was given as arguments."""
         return "the arguments" if self.texts else "standard input" if self.path == STDIN else self.path
 
     @property
     def size(self) -> int | None:
-        """In bytes, where that is known: of what is packed it is not."""
+        """The size in bytes; None if it is not known, as of a compressed file."""
         known = not self.texts and Path(self.path).is_file() and not self.path.lower().endswith(PACKED)
         return Path(self.path).stat().st_size if known else None
 
     @property
     def from_terminal(self) -> bool:
-        """Whether a person types them."""
+        """Whether a person types the rows at a terminal."""
         return not self.texts and self.path == STDIN and sys.stdin.isatty()
 
     def rows(self, prompt: PromptTemplate) -> Iterator[RowToAnswer]:

@@ -1,4 +1,4 @@
-"""From rows to written answers."""
+"""Answers the rows of `jpeft predict` window by window and writes what comes of them."""
 
 import signal
 import time

@@ -156,7 +156,7 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-    """A pretraining run."""
+    """The config of `jpeft pretrain`, one typed section for each part of the run."""
 
     model: NetworkConfig = NetworkConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()

@@ -33,7 +33,7 @@ class Texts:
         return self.ids[self.ends[index - 1] if index else 0 : self.ends[index]]
 
     def lengths(self) -> np.ndarray:
-        """Tokens of each text."""
+        """The number of tokens of each text of the corpus, in order."""
         return np.diff(self.ends, prepend=0)
 
 

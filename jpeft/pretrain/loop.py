@@ -69,7 +69,7 @@ def pretrain(
 
 
 class _Pretraining:
-    """What the phases of one run share."""
+    """One pretraining run at work: what its phases (set up, train, test, save) hand to each other."""
 
     def __init__(self, run: Pretraining, directory: RunDirectory, display: Display):
         self.run, self.directory, self.display = run, directory, display
@@ -238,7 +238,7 @@ class _Shown(Listener):
 
 
 def _rows(batch: Batch) -> np.ndarray:
-    """Which rows of a packed batch hold anything."""
+    """The indices of the rows of a packed batch that hold any text; the others only fill it up."""
     return np.flatnonzero((batch["encoder_segments"] > 0).any(axis=1))
 
 

@@ -29,7 +29,7 @@ _LEAST_TEXT = 8  # tokens; a shorter text is left out
 
 @dataclasses.dataclass(frozen=True)
 class RowShape:
-    """What a packed batch is: rows, and tokens of a row in the encoder and in the decoder."""
+    """The shape of a packed batch: its rows, and the tokens of a row in the encoder and in the decoder."""
 
     batch_size: int
     input_length: int

@@ -44,7 +44,7 @@ class FullRun:
 
     @property
     def adapter(self) -> str:
-        """Where the adapter is."""
+        """The directory of the adapter that this run trained, beside its result."""
         return str(self.result.path.parent / "adapter")
 
 
@@ -135,7 +135,7 @@ class Choice:
         return [reason for reason, certain in self._against(self.ranking[0].full.result) if certain]
 
     def _against(self, result: Result) -> Iterator[tuple[str, bool]]:
-        """What is had without learning as well, and whether that is certain: few test rows may say so by chance."""
+        """Reasons to think that a run learned nothing, each with whether it is certain: few test rows may mislead."""
         enough = result.test_examples >= FEWEST_TEST_ROWS
         metric = METRICS.get(result.metric_name, result.metric_name)
         if self.baseline is not None and not self.baseline.is_beaten_by(result.validation_loss):
@@ -159,7 +159,7 @@ class Choice:
             )
 
     def what_to_do(self) -> list[str]:
-        """Where nothing was learned: what may help, likeliest first."""
+        """Advice for a search in which no method learned anything: what may help, the likeliest first."""
         result = self.ranking[0].full.result
         steps = []
         if result.epochs_run and result.best_epoch == result.epochs_run - 1:

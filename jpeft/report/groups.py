@@ -94,7 +94,7 @@ class Key:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CellMeans:
-    """What is known of a cell: means over its seeds; None where nothing is. `results` is empty for the paper's."""
+    """A cell of a grid with its numbers, means over its seeds; None where missing. The paper's have no `results`."""
 
     key: Key
     metric: Spread | None
@@ -256,7 +256,7 @@ def published_group() -> Group:
 
 
 def cautions(group: Group) -> list[str]:
-    """What differs between the results of a group though their numbers stand side by side; one sentence each."""
+    """Warnings about results in one group that were made differently, such as on other rows; a sentence each."""
     found = [_differing(what, values) for what, values in _provenance(group).items()]
     found += _row_counts(group)
     found += _cut_texts(group)

@@ -1,4 +1,4 @@
-"""A report as Markdown."""
+"""Makes the Markdown text of a report, which shows pictures from files beside it."""
 
 import html
 import re

@@ -41,6 +41,6 @@ def ablation_label(ablation: str | None) -> str:
 
 
 def in_order(found: Iterable[str], known: Iterable[str]) -> list[str]:
-    """What was found: the known names in the paper's order, then the others by the alphabet."""
+    """Sorts `found`: names that are in `known` by their order there, then all others by the alphabet."""
     found, known = set(found), list(known)
     return [name for name in known if name in found] + sorted(found.difference(known))

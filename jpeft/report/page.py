@@ -57,7 +57,7 @@ def _head(table: Table) -> list[tuple[str, int]]:
 
 
 def _sort_key(value: Value, column: Column) -> str:
-    """What the script sorts by; empty for what is missing, which stays at the end."""
+    """The text by which the page's script sorts a table's entry; empty if it is missing, and then it stays last."""
     if value.value is None or value.value == "":
         return ""
     return repr(float(value.value)) if isinstance(value.value, int | float) else value.value.lower()

@@ -235,14 +235,14 @@ def _place(key: Key) -> _Place:
 
 
 def _places(keys: Iterable[Key]) -> list[_Place]:
-    """In the paper's order, then by the alphabet."""
+    """The data sets of these cells: the paper's in its order, then a user's own by the alphabet."""
     found = {_place(key) for key in keys}
     tasks = in_order({task for task, _ in found}, PAPER_TASKS)
     return sorted(found, key=lambda place: (tasks.index(place[0]), place[1]))
 
 
 def _first_panels(places: list[_Place]) -> tuple[list[_Place], str]:
-    """As many data sets as a picture holds, and what to say of the others."""
+    """The first data sets, as many as a picture has room for, and a note on how many others are left out."""
     more = len(places) - _MOST_PANELS
     return places[:_MOST_PANELS], f" {counted(more, 'more data set')} not drawn." if more > 0 else ""
 

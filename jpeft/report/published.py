@@ -23,7 +23,7 @@ TABLE_2_LABELS = {**ABLATION_LABELS, None: "all layers", "random": "select 50% r
 
 @functools.cache
 def published() -> dict[str, Any]:
-    """Every published number, by table."""
+    """All numbers of the paper that jpeft compares with, by table, as they are printed there."""
     return json.loads(resources.files("jpeft.report").joinpath("published.json").read_text(encoding="utf-8"))
 
 

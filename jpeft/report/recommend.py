@@ -49,7 +49,7 @@ _SECTION_3_2: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What was asked, of which numbers, and how these rank the methods; the parts of an answer are made from it."""
+    """One question for the best method: the runs to answer from, what is scarce, and the ranking that follows."""
 
     group: Group
     tasks: tuple[str, ...]
@@ -252,7 +252,7 @@ def _further(case: Case, name: str) -> Iterator[Table]:
 
 
 def _views(case: Case) -> list[tuple[str, Style, Callable[[Ranked, str], Value]]]:
-    """What else is shown of each task: heading, style, value."""
+    """Further columns that a ranking's table has for each task, as (heading, style, value of a method)."""
 
     def metric(ranked: Ranked, task: str) -> Value:
         return Value.of(case.group.metric(ranked.method, task, case.scale))
@@ -268,7 +268,7 @@ def _views(case: Case) -> list[tuple[str, Style, Callable[[Ranked, str], Value]]
 
 
 def _sizes(case: Case) -> list[tuple[str, Style, Callable[[Ranked], Value]]]:
-    """What is shown once for all tasks, the largest: heading, style, value."""
+    """Further columns with one number for all tasks, the largest of theirs, as (heading, style, value of a method)."""
 
     def largest(get: Callable[[CellMeans], Spread | None]) -> Callable[[Ranked], Value]:
         def of(ranked: Ranked) -> Value:

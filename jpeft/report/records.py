@@ -239,7 +239,7 @@ def _with_data(results: Sequence[Result]) -> list[Result]:
 
 
 def _identity(result: Result) -> str:
-    """What tells rows from others: their content, where it is known; for rows of a user's own else the path."""
+    """A key that is equal for runs on the same rows: by their content if it is known, else by the path of the file."""
     if result.data_digest is not None:
         return result.data_digest
     if result.task in PAPER_TASKS:

@@ -36,7 +36,7 @@ def paper_tables(group: Group) -> list[Table]:
 
 
 def further_tables(group: Group) -> list[Table]:
-    """What the paper lacks."""
+    """Tables that the paper does not have: other metrics, times, sizes, and all cells one by one."""
     others = [other_metrics(group)] if group.has_papers else []
     return [*others, times(group), sizes(group), all_cells(group)]
 
@@ -294,7 +294,7 @@ def other_metrics(group: Group) -> Table:
 
 
 def times(group: Group) -> Table:
-    """Where the seconds went, by cell."""
+    """The table of where each cell's time went: training, validation, test, compilation, and so on."""
     columns = [
         Column("Cell"),
         Column("best epoch", "count"),

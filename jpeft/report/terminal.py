@@ -1,4 +1,4 @@
-"""A report in a terminal."""
+"""Prints a report in a terminal as tables that fit its width."""
 
 from rich.console import Console
 from rich.table import Table as RichTable

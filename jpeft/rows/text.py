@@ -137,7 +137,7 @@ class _JsonText:
                 return self._text[self._at : self._at + 1]
 
     def skip(self) -> None:
-        """Goes on behind a character."""
+        """Skips one character of the JSON text, which has been looked at."""
         self._go_to(self._at + 1)
 
     @property

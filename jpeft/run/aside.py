@@ -52,7 +52,7 @@ class Aside:
             self._empty(half)
 
     def discard(self) -> None:
-        """Removes all that is kept."""
+        """Deletes every copy that was set aside."""
         if self._root.exists():
             shutil.rmtree(self._root)
 
@@ -65,7 +65,7 @@ class Aside:
             self._root.rmdir()
 
     def _kept(self) -> list[Path]:
-        """What is kept whole, the newest last."""
+        """The copies set aside that are complete, the newest last."""
         return sorted((path for path in self._root.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name))
 
     def _there(self) -> list[Path]:

@@ -22,7 +22,7 @@ _AFTERMATH = ("Event loop is closed", "handle is closed")
 
 
 def disk_trouble(error: BaseException) -> str | None:
-    """What is wrong with the disk, in a few words, or None when the error is not about that."""
+    """Names what is wrong with the disk, such as that it is full; None if the error has another cause."""
     text = str(error)
     if not any(sign in text for sign in _DISK):
         return None

@@ -114,7 +114,7 @@ def _only_longer(before: Mapping[str, Any], config: Mapping[str, Any], changed: 
 
 
 def recorded_digest(path: Path) -> str | None:
-    """Which rows the run in a directory is of, where it says so."""
+    """The digest of the rows that the run in this directory was trained on; None if it does not record one."""
     for name in ("splits.json", "result.json"):
         with contextlib.suppress(UserError):
             digest = read_json_object(path / name).get("data_digest")

@@ -55,7 +55,7 @@ class Display:
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
 
     def say(self, line: str) -> None:
-        """Prints one line."""
+        """Prints one line above the progress bar, or among the lines where no bar is."""
         self._console.print(line, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager

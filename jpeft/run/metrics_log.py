@@ -15,7 +15,7 @@ from jpeft.words import counted
 
 
 class NoLog:
-    """In the place of a `MetricsLog` where another process writes it."""
+    """Does nothing: stands in for `MetricsLog` in all processes of a run but the first, which writes the log."""
 
     def step(self, **values: float | int) -> None:
         """Records nothing."""
@@ -24,7 +24,7 @@ class NoLog:
         """Records nothing."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: no file is open."""
 
 
 class MetricsLog:

@@ -137,7 +137,7 @@ def entered_by_first(context: contextlib.AbstractContextManager[Any]) -> Iterato
 
 
 def from_first(text: str) -> str:
-    """What the first process gives here, up to a thousand bytes of it; every process has to call it."""
+    """Hands `text` of the first process to all, up to a thousand bytes; every process of the run has to call it."""
     if jax.process_count() == 1:
         return text
     buffer = np.zeros(_LONGEST_MESSAGE, np.uint8)

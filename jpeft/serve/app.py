@@ -61,7 +61,7 @@ _Columns: TypeAlias = Annotated[dict[str, _Value], Field(min_length=1, max_lengt
 
 
 class Service:
-    """What the routes share. `draining` refuses new work while what was accepted is finished."""
+    """What all routes of the server use. While it is `draining`, new work is refused and accepted work finished."""
 
     def __init__(self, engine: Engine, shelf: Shelf, limits: Limits):
         self.engine, self.shelf, self.limits = engine, shelf, limits
@@ -108,7 +108,7 @@ class Predictions(BaseModel):
 
 
 class HowAsked(BaseModel):
-    """How an adapter is asked and answers, as its run did."""
+    """How an adapter takes inputs and gives answers: template, labels and lengths, as in the run that trained it."""
 
     template: str | None = Field(
         description="The template that is applied; null where there is none: a text is the whole prompt."
@@ -124,7 +124,7 @@ class HowAsked(BaseModel):
 
 
 class Adapters(BaseModel):
-    """What is loaded and what could be."""
+    """The names of the adapters that are loaded, and of those that could be."""
 
     capacity: int = Field(description="How many adapters can be loaded at once.")
     loaded: list[str]
@@ -137,14 +137,14 @@ class Adapters(BaseModel):
 
 
 class Loaded(BaseModel):
-    """An adapter that was loaded."""
+    """The answer to a request to load an adapter: the one that was loaded."""
 
     name: str
     method: str
 
 
 class Health(BaseModel):
-    """That the server is there."""
+    """The answer to a health check: the server is there."""
 
     status: str
 

@@ -36,7 +36,7 @@ class UnknownAdapter(UserError):
 
 
 class BankFull(UserError):
-    """Every slot is taken."""
+    """Raised when an adapter is added and every slot of the bank holds one."""
 
 
 class AdapterBank:
@@ -176,7 +176,7 @@ class AdapterBank:
             self._pool = self._write(self._pool, entry, np.int32(slot))
 
     def remove(self, name: str) -> None:
-        """Forgets an adapter. Raises `UnknownAdapter`."""
+        """Removes an adapter and frees its slot. Raises `UnknownAdapter`: none of that name is there."""
         with self._lock:
             if name not in self._slots:
                 raise UnknownAdapter([name])

@@ -78,7 +78,7 @@ class Batcher:
 
     @property
     def queued(self) -> int:
-        """Rows that wait."""
+        """The number of rows that wait for their batch."""
         return len(self._queue)
 
     @contextlib.contextmanager
@@ -123,7 +123,7 @@ class Batcher:
             self._queue = [each for each in self._queue if not each.answer.cancelled()]
 
     async def run(self) -> None:
-        """Answers until it is cancelled."""
+        """Takes waiting rows in batches and answers them, one batch after the other, until it is cancelled."""
         self.running, self._ended = True, False
         try:
             with ThreadPoolExecutor(1, thread_name_prefix="answer") as thread:

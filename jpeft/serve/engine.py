@@ -61,7 +61,7 @@ class Answer:
 
 
 class NoNumber(Exception):
-    """What the model computes for a row is not finite."""
+    """Raised for a row for which the model computes infinity or NaN."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,17 +160,17 @@ class Engine:
         return method
 
     def unload(self, name: str) -> None:
-        """Forgets an adapter. Raises `UnknownAdapter`."""
+        """Unloads an adapter, so that its name is free. Raises `UnknownAdapter`: none of that name is loaded."""
         self.bank.remove(name)
         self._asking_of.pop(name, None)
 
     def set_base_task(self, task: TaskOfRun | None) -> None:
-        """What the base itself was tuned for: a merged model, or the result of full tuning. Raises as `load`."""
+        """Sets the task that the base was tuned for, if it is a merged or fully tuned model. Raises as `load`."""
         if task is not None:
             self._asking_of[None] = self._asking(task)
 
     def asking(self, adapter: str | None) -> Asking:
-        """How an adapter is asked; None is the base."""
+        """How the adapter of that name turns an input into a question and answers it; None is the base model."""
         return self._asking_of.get(adapter, self._alone)
 
     def _asking(self, task: TaskOfRun | None) -> Asking:
@@ -328,7 +328,7 @@ class Engine:
 
 
 def _question(where: str, given: str | Mapping[str, Any], prompt: PromptTemplate | None) -> Question:
-    """What one input asks. Raises `UserError`: it lacks what the template names."""
+    """Makes the question of one input, a text or columns. Raises `UserError`: a column of the template is missing."""
     if isinstance(given, str):
         if prompt is None:
             return Question.as_it_stands(given)

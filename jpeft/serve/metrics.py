@@ -46,7 +46,7 @@ class Metrics:
         Gauge("jpeft_adapters", "Adapters loaded.", registry=self._registry).set_function(adapters)
 
     def batch(self, rows: int, seconds: float) -> None:
-        """Counts a batch."""
+        """Counts a batch of so many rows that took so many seconds."""
         self._batch_rows.observe(rows)
         self._batch_seconds.observe(seconds)
 
@@ -55,7 +55,7 @@ class Metrics:
         self._cut.inc(inputs)
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Counts a request."""
+        """Counts an HTTP request by route, method and status, and how long it took."""
         self._requests.labels(route, method, status).inc()
         self._request_seconds.labels(route).observe(seconds)
 

@@ -68,7 +68,7 @@ class RoomAt:
 
 
 def rooms(model: nnx.Module, room: Room, shapes_of: MadeShapes) -> dict[str, RoomAt]:
-    """What there is to be room for at each site, by its path."""
+    """For each site's path, the parts and leaf shapes that the largest adapters need there."""
     at: dict[str, RoomAt] = {}
     for method, chosen in room:
         assert isinstance(method, AddedModules), "full tuning adds nothing that could be held beside the base"
@@ -122,7 +122,7 @@ class PoolLeaf:
 
     @property
     def leaf(self) -> str:
-        """Its own name."""
+        """The name of the leaf itself, the last part of its path."""
         return str(self.path[-1])
 
 

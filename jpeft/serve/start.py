@@ -145,7 +145,7 @@ def start(choices: Choices, sizes: ShapeFlags, *, say: Callable[[str], None]) ->
 
 @contextlib.contextmanager
 def _left_for_later() -> Iterator[None]:
-    """What cannot be read in it is said when it is loaded."""
+    """Passes over errors in files of an adapter: whoever loads it is told of them then."""
     try:
         yield
     except (UserError, RunFailed):

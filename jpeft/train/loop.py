@@ -91,7 +91,7 @@ def digest_of_rows(run: Run) -> str | None:
 
 
 class _Execution:
-    """What the phases of one run share."""
+    """One run of the trainer at work: what its phases (data, set up, train, test, save) hand to each other."""
 
     def __init__(self, run: Run, directory: RunDirectory, display: Display, session: Session):
         self.run, self.directory, self.display, self.session = run, directory, display, session
@@ -347,7 +347,7 @@ class _Execution:
             )
 
     def _batching(self) -> dict[str, Any]:
-        """How answers are asked for, as of `jpeft.eval.generate.by_row`."""
+        """The arguments of `jpeft.eval.generate.by_row` that say how rows are batched when answers are generated."""
         return {
             "shapes": self.data.shapes,
             "batch_size": self.run.eval.batch_size,
@@ -462,7 +462,7 @@ class _Execution:
         return result
 
     def _validation_metrics(self) -> tuple[dict[str, float], ...] | None:
-        """By epoch, what the monitor's evaluator computed beside the loss; None where it is the loss."""
+        """What validation gave at each epoch besides the loss, by name; None where it gives the loss alone."""
         by_epoch = [
             {name.partition("/")[2]: value for name, value in numbers.items() if name != "validation/loss"}
             for numbers in self.trainer.progress.history

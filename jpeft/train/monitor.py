@@ -25,7 +25,7 @@ class Monitor:
         return [numbers[self.name] for numbers in history if self.name in numbers]
 
     def best(self, history: History) -> int | None:
-        """Which of `values` is the best, the first where several are; None before there is one."""
+        """The index of the best of `values`, of equal ones the first; None while there are none."""
         values, best = self.values(history), None
         for i, value in enumerate(values):
             if best is None or (value > values[best] if self.higher_is_better else value < values[best]):

@@ -1,4 +1,4 @@
-"""AdamW over the trainable tree."""
+"""AdamW over the trainable leaves of a model, each with the learning rate of its group."""
 
 import dataclasses
 from collections.abc import Callable

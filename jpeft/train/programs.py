@@ -29,7 +29,7 @@ class AnsweringPrograms:
     label_log_probs: Program | None
 
     def compile_seconds(self) -> float:
-        """Spent compiling so far."""
+        """Seconds spent compiling so far."""
         scoring = 0.0 if self.label_log_probs is None else self.label_log_probs.compile_seconds
         return self.generate.compile_seconds + scoring
 
@@ -44,7 +44,7 @@ class Programs:
     answering: AnsweringPrograms
 
     def compile_seconds(self) -> float:
-        """Spent compiling so far."""
+        """Seconds spent compiling so far."""
         training = self.accumulate.compile_seconds + self.update.compile_seconds
         return training + self.loss.compile_seconds + self.answering.compile_seconds()
 

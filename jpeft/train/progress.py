@@ -27,7 +27,7 @@ class Progress:
     started: str = ""
 
     def add(self, counts: dict[str, int]) -> None:
-        """Counts some more."""
+        """Adds to the counts so far, by name, such as rows and tokens."""
         for name, count in counts.items():
             self.counts[name] = self.counts.get(name, 0) + count
 

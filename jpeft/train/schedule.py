@@ -54,7 +54,7 @@ class Schedule:
     fall: Ramp
 
     def __call__(self, step: Any) -> Any:
-        """The rate of a step."""
+        """The learning rate at a step, counted from 0."""
         return jnp.where(step < self.rise.steps, self.rise(step), self.fall(step - self.rise.steps))
 
 

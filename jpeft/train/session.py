@@ -19,7 +19,7 @@ class Recent(Generic[T]):
         self._made: collections.OrderedDict[Hashable, T] = collections.OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What was made under `key`, or `make()`; the one unused for longest is let go."""
+        """The value kept for `key`, else `make()`, which is kept from then on; the value unused for longest goes."""
         if key not in self._made:
             while len(self._made) >= self._size:  # before making: two bases at once may not fit
                 self._made.popitem(last=False)

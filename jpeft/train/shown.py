@@ -67,7 +67,7 @@ class ShownEpochs(Listener):
         return min(trainer.step % self._steps_per_epoch * self._rows_per_step, self._size.train)
 
     def _left(self, trainer: Trainer) -> str:
-        """How long the run takes at most from here on; empty where that cannot be told yet, or is next to nothing."""
+        """Says how long the rest of the run takes at most; empty while that is unknown, or if it is next to nothing."""
         epochs_done = trainer.step // self._steps_per_epoch
         seconds = most_seconds_left(
             self._size,

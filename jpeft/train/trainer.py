@@ -137,7 +137,7 @@ class Trainer:
     # --- a checkpoint's contents ---
 
     def arrays(self) -> dict[str, Any]:
-        """What a checkpoint holds of arrays."""
+        """The arrays to save in a checkpoint, from which training goes on bit for bit."""
         return {"state": self.state} | ({} if self.best is None else {"best": self.best})
 
     @contextlib.contextmanager

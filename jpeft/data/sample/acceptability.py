@@ -159,7 +159,7 @@ _CONSTRUCTIONS: Sequence[tuple[Sequence[str], Sequence[str]]] = (
 
 
 def make(draw: Draw) -> list[dict[str, Any]]:
-    """One sentence."""
+    """Makes one sentence, acceptable English or not, with its label."""
     acceptable, unacceptable = draw.pick(_CONSTRUCTIONS)
     label = int(draw.chance(_ACCEPTABLE_SHARE))
     text = Item(draw, _WORDS).text(draw.pick(acceptable if label else unacceptable))

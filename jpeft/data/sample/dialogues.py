@@ -709,7 +709,7 @@ _CLOSING: Sequence[Sequence[str]] = (
 
 
 def make(draw: Draw) -> list[dict[str, Any]]:
-    """One chat."""
+    """Makes one short chat of two people, with its summary."""
     chat = draw.pick(_CHATS)
     end = draw.pick(chat.ends)
     item = Item(draw, _WORDS)

@@ -718,7 +718,7 @@ _ELSEWHERE = (
 
 
 def make(draw: Draw) -> list[dict[str, Any]]:
-    """One item."""
+    """Makes one news item, a headline and a report, with its topic."""
     label = draw.number(0, len(_TOPICS) - 1)
     while True:
         text = _item(draw, _TOPICS[label])

@@ -40,7 +40,7 @@ class Answered:
 
     @property
     def targets(self) -> list[str]:
-        """Each row's own right answer."""
+        """The right answer of each row, as the data has it; the first where there are several."""
         return [references[0] for references in self.references]
 
 
