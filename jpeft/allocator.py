@@ -23,7 +23,7 @@ _keeps = False
 
 
 def keep_freed_memory() -> None:
-    """From here on freed memory stays with the process, for the next that asks. Does nothing but on glibc.
+    """Makes the process keep memory that is freed, for whatever needs some next. Does nothing but on glibc.
 
     To be called before JAX starts its threads: an arena that a thread already has of its own stays as it was. A
     program on a CPU from then on has run when its call returns: two at once would need the memory of two, and

@@ -92,7 +92,7 @@ def load_adapter(directory: str | Path, model: Model) -> Model:
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """What `fit` returns.
+    """The result of `fit`: the trained adapter and how its training went.
 
     Attributes:
       model: with what was trained; the base's arrays are those it had.

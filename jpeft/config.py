@@ -102,7 +102,7 @@ class AblationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What to learn and where it is.
+    """The config's section `data`: the task to learn, and where its rows are.
 
     Attributes:
       task: agnews, cola, e2e, samsum, or custom for rows of your own.
@@ -154,7 +154,7 @@ class LearningRate:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How to train. A model may have settings of its own for what is left open here (docs/mini.md).
+    """The config's section `train`. A model may bring settings for what is left open here (docs/mini.md).
 
     Attributes:
       seed: of initial values, of the order of rows and of dropout.
@@ -191,7 +191,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """How to validate and test.
+    """The config's section `eval`: how to validate and test.
 
     Attributes:
       zero_shot: also score the model alone, before any method is attached.

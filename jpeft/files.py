@@ -40,7 +40,7 @@ def write_whole(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def write_directory(path: Path) -> Iterator[Path]:
-    """As `write_whole` for a directory: what the block puts into the one it is given becomes `path` when it ends well.
+    """Writes a directory whole or not at all: what the block puts into the one given becomes `path` if it ends well.
 
     Raises:
       UserError: `path` is there already and is not an empty directory.
@@ -86,7 +86,7 @@ def read_text(path: Path, *, error: type[Exception] = UserError, most_bytes: int
 
 
 def read_json(path: Path, *, error: type[Exception] = UserError, most_bytes: int = MOST_BYTES) -> Any:
-    """What a JSON file holds, for files that may come from anywhere.
+    """Reads a JSON file that may come from anywhere, and be damaged or hostile.
 
     Raises:
       error: as `read_text` and `parse_json`; the message names the file.
@@ -119,7 +119,7 @@ def parse_json(text: str, source: str, *, error: type[Exception] = UserError) ->
 
 
 class JsonParser:
-    """What `parse_json` does, for many texts.
+    """Parses many JSON texts, each as `parse_json` does.
 
     Attributes:
       missing: whether NaN, infinities and numbers past the range of a float are read as null instead of being refused.

@@ -29,7 +29,7 @@ def good_enough_limit(lowest: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """What an answer has that never looks at its input, where the answers are labels.
+    """The loss and accuracy to be had without ever looking at the input, where the answers are labels.
 
     Attributes:
       loss: validation loss of giving every label the share that it has among the training rows.

@@ -26,7 +26,7 @@ class NotARecord(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """What a run was and what came of it. Keys that a version before this one did not write have defaults.
+    """The record of a finished run, `result.json`. Keys that earlier versions did not write have defaults.
 
     Attributes:
       source: where the rows came from, as `data.source` with `auto` resolved.

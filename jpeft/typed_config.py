@@ -111,7 +111,7 @@ def keys_of(cls: type, prefix: str = "") -> list[str]:
 
 
 def unknown_key(root: type, key: str, path: str = "config") -> str:
-    """What is said of a key that a config at `path` does not have: that it is a section, or which one is meant.
+    """The error message for a key that a config at `path` lacks: that it is a section, or which is meant.
 
     Sections are easily mixed up, so all of them are looked through: what counts is the name itself, by its letters and
     by its words (`lora_rank` is `method.rank`, `lr` a `learning_rate`), and then the section.

@@ -73,7 +73,7 @@ class Probe:
         return probe
 
     def agreement(self, directory: Path) -> Agreement:
-        """How the model that was stored in a directory, opened anew, agrees with base and adapter.
+        """Opens a stored merged model anew and compares its logits with those of base and adapter.
 
         Raises:
           RunFailed: one of its logits is not finite: a merged weight is beyond what its dtype holds; or it is another

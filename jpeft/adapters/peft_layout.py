@@ -24,7 +24,7 @@ def peft_types() -> dict[str, type[Method]]:
 
 
 def peft_lacks(method: Method, chosen: Sequence[Site] = (), model: nnx.Module | None = None) -> str | None:
-    """What of a method at these sites Hugging Face PEFT's format has no place for; None where it can hold all of it.
+    """Tells what Hugging Face PEFT's format cannot hold of a method at these sites; None if it holds all of it.
 
     Args:
       model: the base, where it may be of no family that PEFT knows.
@@ -36,7 +36,7 @@ def peft_lacks(method: Method, chosen: Sequence[Site] = (), model: nnx.Module | 
 
 
 def peft_names(model: Any) -> PeftNames:
-    """What PEFT knows of a base, or of shapes in its place.
+    """The names that Hugging Face PEFT has for a base's modules; the base may have shapes in place of weights.
 
     Raises:
       UserError: it is of no family of `transformers`, so PEFT knows nothing of it.
@@ -84,7 +84,7 @@ def read_peft(
     """The method, its leaves by our names (float32, our orientation), and notes on what was written in another way.
 
     Args:
-      tensors: of `adapter_model.safetensors`.
+      tensors: what `adapter_model.safetensors` holds, by name.
       model: the base, or shapes in its place.
       source: what messages call the adapter.
 

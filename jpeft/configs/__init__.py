@@ -15,7 +15,7 @@ _HERE = Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class ConfigFile:
-    """What `--config` names.
+    """A config file as `--config` names it: a Python file, or one that comes with jpeft.
 
     Attributes:
       path: of the Python file.

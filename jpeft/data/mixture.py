@@ -81,7 +81,7 @@ class Mix:
     """How an epoch is made of several files' training rows, which stand one file behind the other.
 
     Attributes:
-      names: of the files.
+      names: the names of the files, in order.
       sizes: training rows of each.
       quotas: rows that each gives to an epoch; together as many as there are rows.
     """

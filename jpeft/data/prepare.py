@@ -36,7 +36,7 @@ _OPTIONS_SHARE = 0.25  # of an input's tokens, that a list of labels may take wh
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What one run trains, validates and tests on; each mapping has `train`, `validation` and `test`.
+    """All rows of a run, as text and as tokens; each mapping has `train`, `validation` and `test`.
 
     Attributes:
       shapes: padded `(encoder, decoder)` lengths of the batches, smallest first.

@@ -111,7 +111,7 @@ def load_sources(
     sample_seed: int = 0,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, dict[str, Columns]]:
-    """As `load_rows`, of each of the files of `data.path` by name; of a single one under the name "".
+    """Loads the rows of every file of `data.path`, by the file's name; of a single file under the name "".
 
     Args:
       mix: as `data.mix`; None where the path is one.
@@ -134,7 +134,7 @@ def split_name(source: str, split: str) -> str:
 
 
 def rows_digest(rows: Mapping[str, Columns]) -> str:
-    """What the rows are, whatever file they were read from: SHA-256, in hex, of split and column names and all values.
+    """Identifies rows by content, not by file: SHA-256, in hex, of split names, column names and all values.
 
     The order of rows counts, that of splits and columns does not. A number or bool counts as the text that a model
     would read, so the same rows as CSV, JSON lines and Parquet have one digest; a missing value is not an empty text.

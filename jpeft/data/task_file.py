@@ -43,7 +43,7 @@ _KEYS = {
 
 @dataclasses.dataclass(frozen=True)
 class TaskOfRun:
-    """What a run was about, as far as answering and judging like it needs to know.
+    """The task of a finished run, with all that is needed to answer and to judge as that run did.
 
     Attributes:
       template: the prompt, with `{column}` in it.
@@ -139,7 +139,7 @@ class TaskOfRun:
 
     @classmethod
     def read(cls, directory: Path) -> "TaskOfRun | None":
-        """What a directory's `task.json` says; None where it has none.
+        """Reads the `task.json` of a directory; None if it has none.
 
         Raises:
           RunFailed: the file is damaged, or says what no run writes.

@@ -34,7 +34,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """How a row of a dataset becomes an input and a target.
+    """A task: how a row of a dataset becomes an input and a target, and how answers are judged.
 
     Attributes:
       kind: `classification` is scored by exact match, `generation` by ROUGE-L, where nothing else is asked for.

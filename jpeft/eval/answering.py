@@ -47,7 +47,7 @@ class Answers:
 
 @dataclasses.dataclass(frozen=True)
 class ScoredAnswers:
-    """What a split's answers were found to be worth.
+    """The answers to a split with their scores.
 
     Attributes:
       predictions: that were judged, one a row.

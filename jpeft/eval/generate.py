@@ -54,7 +54,7 @@ def by_row(
     pad_token_id: int = 0,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> list[Any]:
-    """What `program` returns for each of the token rows, in their order, as numpy arrays without the batch axis.
+    """Calls `program` on batches of the token rows and returns its results row by row, as NumPy arrays.
 
     Equal inputs (E2E has several references for each) are computed once; their results are equal anyway.
 

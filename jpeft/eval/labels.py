@@ -163,7 +163,7 @@ def packed_log_probs(
     *,
     num_labels: int,
 ) -> Float[Array, "batch {num_labels}"]:
-    """As `label_log_probs`, of labels that may differ from row to row: arrays as `PackedLabels` has them.
+    """`label_log_probs` for rows that each have labels of their own, given as arrays like those of `PackedLabels`.
 
     Args:
       num_labels: of every row; those that a row does not have get 0. Padding has this number as its segment.

@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-    """How often each class was answered as each.
+    """A confusion matrix: how often rows of each class were answered as each class.
 
     Attributes:
       labels: the classes, in the task's order.

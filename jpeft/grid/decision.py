@@ -155,7 +155,7 @@ def seconds_of(speed: Speed, full: FullRunSize) -> float:
 def plan(
     chosen: Mapping[str, Candidate], wanted: Mapping[str, FullRunSize], seconds: float | None, *, jobs: int = 1
 ) -> SearchPlan:
-    """What fits into the seconds that are left; None for no limit.
+    """Plans full runs that fit into the seconds that are left; None for no limit.
 
     First epochs are cut, to no less than a short run's; then methods are left out, the worst first; then the one that
     is left gets fewer rows, no fewer than its short run had; then fewer test rows and no test of the untuned model.

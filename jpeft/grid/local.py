@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class DeviceShare:
-    """What a worker may use.
+    """The share of this machine that one worker process may use: its devices and CPU cores.
 
     Attributes:
       gpus: as CUDA_VISIBLE_DEVICES names them; None for all.

@@ -51,7 +51,7 @@ Keys = dict[str, Any]  # config keys and values, as flags set them
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to search.
+    """The request for a search: the methods, the data, and the time there is.
 
     Attributes:
       configure: the run of a method with these config keys set.
@@ -130,7 +130,7 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a search did.
+    """The result of a search: its short runs, the decision, and its full runs.
 
     Attributes:
       short: every short run, with what was decided of it.

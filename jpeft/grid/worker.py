@@ -42,7 +42,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a job ended.
+    """The outcome of one cell that a worker did: how it ended, and why if it failed.
 
     Attributes:
       status: `done`; `failed`, with the error recorded in the directory; `busy`, another process has it; `stopped`, the

@@ -67,7 +67,7 @@ class Layout:
         return int(np.prod([self.mesh.shape[axis] for axis in BATCH_AXES]))
 
     def sharding(self, path: Sequence[Any], shape: Sequence[int]) -> NamedSharding:
-        """Where a leaf of the model, of an adapter or of an optimizer's state is.
+        """The sharding of a leaf of the model, of an adapter or of an optimizer's state.
 
         Raises:
           UserError: a dimension cannot be cut into so many equal parts.

@@ -58,7 +58,7 @@ def _inner(params: dict[str, Any]) -> list[Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Messages:
-    """What devices say to each other in one call.
+    """The messages that devices exchange in one call of a program, by kind.
 
     Attributes:
       count: by kind of message.

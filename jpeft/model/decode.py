@@ -16,7 +16,7 @@ _IMPOSSIBLE = -1e9  # score of a hypothesis that must not be chosen
 
 
 class Generated(NamedTuple):
-    """What was generated, and how sure the model is of it.
+    """Generated tokens, and how sure the model is of them.
 
     Attributes:
       tokens: up to and with `</s>`, padding after it; the start token is not among them.

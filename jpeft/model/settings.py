@@ -39,7 +39,7 @@ _POINTS = {"initial": float, "warmup": float, "annealing": float}
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """What a model recommends.
+    """Settings that a model recommends for its own tuning, read from its `jpeft.json`.
 
     Attributes:
       file: that says so.
@@ -58,7 +58,7 @@ class ModelSettings:
 
 
 def settings_of(model: str) -> ModelSettings | None:
-    """What the model of that name recommends; None where it is no directory, or one that says nothing.
+    """The settings that a model recommends; None if its name is no directory, or one without any.
 
     Raises:
       UserError: the file is damaged, or holds a key or a value of a kind that it may not.

@@ -69,10 +69,10 @@ KNOWN = """
 
 @dataclasses.dataclass(frozen=True)
 class PeftNames:
-    """What Hugging Face PEFT knows of a base: what `transformers` calls its modules, and what it is for.
+    """A base as Hugging Face PEFT knows it: the names of its modules in `transformers`, and the kind of its task.
 
     Attributes:
-      sites: of the base.
+      sites: all sites of the base.
       module: the name in `transformers` of the module at one of our paths.
       task_type: PEFT's word for what such a base does: `SEQ_2_SEQ_LM`, `CAUSAL_LM`.
       tied_head: whether it has no head of its own.

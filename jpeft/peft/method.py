@@ -98,7 +98,7 @@ class Method(abc.ABC):
         return None
 
     def peft_config(self, chosen: Sequence[Site], peft: Any) -> dict[str, Any]:
-        """What `adapter_config.json` says of it beside type and task.
+        """The method's own fields of PEFT's `adapter_config.json`, besides type and task.
 
         Args:
           peft: names of the base's modules, a `jpeft.peft.interchange.PeftNames`.

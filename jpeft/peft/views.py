@@ -26,7 +26,7 @@ Compute = Callable[..., Any]  # what a module does without what is attached to i
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """How a method sees one module.
+    """A module of any kind (linear, embedding, norm) as methods see it, with the same functions for all kinds.
 
     Attributes:
       kind: one of `KINDS`; `other` holds weights that only full tuning can train.
@@ -145,7 +145,7 @@ class _Einsum(_Reshaped):
 
 
 def view_of(module: nnx.Module, *, layers: int | None = None) -> View | None:
-    """How a method sees a module; None where it is none of these and holds no weights itself.
+    """The `View` of a module; None if it is of no kind known here and holds no weights itself.
 
     Args:
       layers: of the stack that the module stands in, where whoever asks knows; otherwise told from shapes.

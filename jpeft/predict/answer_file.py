@@ -98,7 +98,7 @@ class AnswerFile(Output):
             raise UserError(f"{self.path} holds answers of another call ({the_first(changed)}); {way_out}.")
 
     def answered(self, rows: Sequence[RowToAnswer]) -> int:
-        """As `Output.answered`; half a line behind them is cut off.
+        """Counts rows that have an answer, as `Output.answered`; half a line behind them is cut off.
 
         Raises:
           UserError: a line is of another row.

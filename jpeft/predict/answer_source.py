@@ -23,7 +23,7 @@ from jpeft.results import NotARecord, RunRecord
 
 
 def task_of(directory: Path) -> TaskOfRun | None:
-    """What is known of the task that an adapter or a model was tuned for: the one reader that all who answer share.
+    """The task that an adapter or a model was tuned for, as far as its files tell; all that answer read it by this.
 
     `task.json` says it, wherever the directory was copied, exported or merged to. An adapter in the directory of a run
     that wrote none is known by its run's config and result.
@@ -77,7 +77,7 @@ class AnswerSource:
 
     @classmethod
     def find(cls, model: str | None, adapter: Path | None, *, report: Callable[[str], None]) -> "AnswerSource":
-        """What a call names; `report` hears what takes long.
+        """Finds the model and the adapter that a command names; `report` is told of what takes long.
 
         Raises:
           UserError: neither is named, or one is not there or not what it should be.

@@ -37,7 +37,7 @@ _SHOWN = 5  # unknown labels in a message
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What is to be judged, and how.
+    """An evaluation to be done: what answers, on which task, and how it is judged.
 
     Attributes:
       task: of the run; with labels, where it knew any.
@@ -152,7 +152,7 @@ def _with_metrics_of_run(task: Task, answer: str) -> tuple[Task, tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """What came of an evaluation.
+    """The result of an evaluation: the rows, their answers, and the scores.
 
     Attributes:
       unknown_labels: rows by label, of labels that the run did not know.
@@ -277,7 +277,7 @@ def _unknown_labels(task: Task, rows: Columns) -> dict[str, int]:
 
 
 def told_of_unknown(unknown: Mapping[str, int], labels: Sequence[str], rows: int) -> list[str]:
-    """What may be wrong with labels that the run did not know: only written otherwise, or all that there are.
+    """Warns of labels that the run did not know, and says if they are only written otherwise.
 
     Args:
       unknown: rows by label.

@@ -14,10 +14,10 @@ _AS_IT_STANDS = "{input}"
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """What one row asks.
+    """The question of one row: a prompt template with the texts to fill in.
 
     Attributes:
-      template: of the prompt.
+      template: the template of the prompt.
       fields: texts of the template's columns.
     """
 

@@ -52,7 +52,7 @@ class RowToAnswer:
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """Where rows come from.
+    """The input of `jpeft predict`: arguments, standard input or a file.
 
     Attributes:
       texts: given in the call; then there is no file.

@@ -94,7 +94,7 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
-    """What to learn from.
+    """The config's section `data`: the corpus to learn from.
 
     Attributes:
       path: directory of the files.
@@ -113,7 +113,7 @@ class CorpusConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """How to train.
+    """The config's section `train`: optimizer, schedule and batches.
 
     Attributes:
       steps: optimizer steps of the whole run.
@@ -139,7 +139,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """What to look at on the way.
+    """The config's section `log`: how often to validate, and what to show on the way.
 
     Attributes:
       validate_every: steps between validations.

@@ -14,7 +14,7 @@ from jpeft.report.recommend import TASKS_OF, Recommendation, recommend, scale_of
 
 @dataclasses.dataclass(frozen=True)
 class AdviceQuestion:
-    """What was asked, in the names of result files.
+    """The question to `jpeft recommend`, in the names that result files use.
 
     Attributes:
       examples: rows to train on; None where the scale does not follow from them.

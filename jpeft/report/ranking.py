@@ -18,7 +18,7 @@ FAR_BEHIND = 0.1  # of the best metric: what is so much worse is no bargain, how
 
 @dataclasses.dataclass(frozen=True)
 class Criterion:
-    """What is ranked by when something is scarce.
+    """The criterion by which methods are ranked when time, memory or something else is scarce.
 
     Attributes:
       name: of the quantity; `heading` is shorter.

@@ -50,7 +50,7 @@ def endings() -> str:
 
 
 def require_file(path: Path, name: str) -> os.stat_result:
-    """What the system says of a file of rows.
+    """Raises `UserError`, with the system's reason, if a file of rows cannot be read.
 
     Args:
       name: what it is called in messages.

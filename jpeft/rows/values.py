@@ -58,7 +58,7 @@ def as_text(value: Any) -> str:
 
 
 def alike(text: str) -> str:
-    """What texts have in common that a reader takes for the same.
+    """A key that is equal for texts that a reader takes for the same.
 
     Case, white space, what cannot be seen and the way in which a letter or a number (1, 1.0) is written are left aside.
     """

@@ -28,11 +28,11 @@ Every refusal is a JSON object whose `detail` is one line."""
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a client may ask for, and for how long.
+    """Limits on what a client may ask for, and for how long.
 
     Attributes:
-      inputs: of one request.
-      body_bytes: of one request.
+      inputs: the most inputs of one request.
+      body_bytes: the largest body of a request.
       characters: of one input, all of its columns together.
       queued_rows: that may wait; further requests are told to come again.
       wait_seconds: that a row waits for others to join its batch.

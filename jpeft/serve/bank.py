@@ -27,7 +27,7 @@ class UnknownAdapter(UserError):
     """A batch names adapters that the bank does not hold.
 
     Attributes:
-      names: of them.
+      names: the names of the adapters.
     """
 
     def __init__(self, names: Sequence[str]):

@@ -42,7 +42,7 @@ class QueuedRow:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a row was answered.
+    """The answer to one row.
 
     Attributes:
       output_tokens: of the text, `</s>` included.
@@ -107,7 +107,7 @@ def _at_least(sizes: Sequence[int], needed: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Asking:
-    """How an adapter, or the base, is asked, and how its answers are made.
+    """How inputs for an adapter, or for the base, become questions, and how its answers are made.
 
     Attributes:
       task: of the run that made it; None where nothing says.
@@ -214,7 +214,7 @@ class Engine:
         generate: bool = False,
         max_output_tokens: int | None = None,
     ) -> list[QueuedRow]:
-        """What a request asks, ready to be answered.
+        """Makes the rows of a request, ready to be queued: questions as tokens, with adapter and limits.
 
         Args:
           inputs: texts, or columns of rows by name.

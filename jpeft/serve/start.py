@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """What is served.
+    """The model and adapters to serve, as the command line names them.
 
     Attributes:
       model: name of the base.
@@ -61,7 +61,7 @@ class Choices:
 
 @dataclasses.dataclass(frozen=True)
 class ShapeFlags:
-    """What the operator says of the padded shapes. None leaves it to the adapters: what their runs took and gave.
+    """The shapes to pad to, as the command line gives them; None takes those of the adapters' runs.
 
     Attributes:
       label_tokens: as of `PaddedShapes`.

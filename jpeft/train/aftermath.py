@@ -23,7 +23,7 @@ _said: set[str] = set()  # once a process, however many runs it does
 
 @dataclasses.dataclass(frozen=True)
 class LookBack:
-    """What a test's answers say besides their metric.
+    """A look at a test's answers besides their metric: uncertainty, each class, the worst rows.
 
     Attributes:
       trust: how far each metric may be trusted, by name, where that can be told.
@@ -76,7 +76,7 @@ def write_aftermath(
 
     Args:
       answer: `eval.answer` of the run.
-      title: of the picture.
+      title: the title of the picture.
       cautioned: warnings that were given before.
 
     Returns:

@@ -15,7 +15,7 @@ _TRAINING, _VALIDATION, _MUTED = "#93b4f5", "#c2610c", "#667085"
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """What is drawn, as `(optimizer steps done, loss)`.
+    """The points of the loss picture, each as `(optimizer steps done, loss)`.
 
     Attributes:
       training: of every step's rows, before the step.

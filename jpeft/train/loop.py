@@ -309,7 +309,7 @@ class _Execution:
             return self._scored("test", "predictions.jsonl", given)
 
     def _test_untuned(self) -> dict[str, float]:
-        """As `_test_best`, of the base alone, in `zero_shot.jsonl`; once for all runs of a session that share its rows.
+        """Tests the base alone into `zero_shot.jsonl`; once for all runs of a session that share its rows.
 
         Its seconds, compiling included, are a phase of their own and no part of the run's total: the paper has none.
         """

@@ -33,7 +33,7 @@ class Progress:
 
 
 def read_progress(**plain: Any) -> Progress:
-    """What a checkpoint holds, also one of jpeft 0.1.0, whose fine-tuning and pretraining had records of their own.
+    """Reads the progress in a checkpoint, also of jpeft 0.1.0, which had one record a kind of training.
 
     Raises:
       TypeError, LookupError: it is neither.

@@ -23,7 +23,7 @@ from jpeft.train.schedule import Schedule, constant
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-    """What training changes.
+    """The state that training changes: the trainable leaves and the optimizer's state.
 
     Attributes:
       step: optimizer steps done, int32 scalar.

@@ -84,7 +84,7 @@ class Epochs:
     Its position is the epoch and the steps of it that are done; an epoch that is done altogether leads to the next.
 
     Attributes:
-      ids: of the rows.
+      ids: the ids of the rows.
     """
 
     rows: PaddedRows

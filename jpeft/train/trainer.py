@@ -49,14 +49,14 @@ class TimedEvaluator:
 
 @dataclasses.dataclass(frozen=True)
 class Course:
-    """What a training run is, but for its model and its batches.
+    """The plan of a training run: steps, learning rates, evaluations. Its model and batches are not in it.
 
     Attributes:
       total_steps: optimizer steps at most.
       schedule: their learning rates.
       evaluations: what is judged on the way.
       monitor: by what the best state is kept and training stops early; None keeps the last and never does.
-      seed: of dropout.
+      seed: the seed of dropout masks.
       checkpoint_every_seconds: besides after every evaluation.
       remedy: what to try where the loss becomes infinite or NaN.
     """
@@ -117,7 +117,7 @@ class Trainer:
         Args:
           state, base: where the layout has them.
           progress: of a run that begins.
-          directory: of the run.
+          directory: the run directory.
           report: hears what is found in it.
         """
         self.state, self.base, self.programs, self.stream, self.course = state, base, programs, stream, course

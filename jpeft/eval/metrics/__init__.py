@@ -121,7 +121,7 @@ def _these(needs: str) -> str:
 
 
 def metrics_of(task: Task, examples: Sequence[Example]) -> list[Metric]:
-    """What answers to these rows are judged by, the task's metric first: what was asked for, or the task's own.
+    """The metrics that judge answers to these rows, the task's main one first: those asked for, or the task's own.
 
     The benchmark's tasks keep their own beside what was asked for.
     """
@@ -149,7 +149,7 @@ def rouge_tokenizer(task: Task, examples: Sequence[Example]) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """What a split's answers are worth.
+    """A split's answers with the values of all metrics.
 
     Attributes:
       scores: of each row, as `predictions.jsonl` has them. Of a classification 1 where the answer is right, else 0; of

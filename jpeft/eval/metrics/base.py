@@ -118,7 +118,7 @@ class Computed:
     weighted: Weighted | None = None
 
     def uncertainty(self, groups: Sequence[Hashable]) -> Uncertainty | None:
-        """How far the number may be trusted by the rows that it was measured on; None where that cannot be told.
+        """The uncertainty of the number, as far as the rows it was measured on tell it; None if they cannot.
 
         Args:
           groups: of each row; rows of one group, such as of one input, are not independent and count together.

@@ -12,7 +12,7 @@ _PACKAGE = ("sacrebleu", "metrics")
 
 
 def bleu_tokenizer(answered: Answered) -> str:
-    """What BLEU counts, a name of sacrebleu's tokenizers, by the references.
+    """The name of the sacrebleu tokenizer that suits the script of the references.
 
     `13a`, sacrebleu's default and that of published figures, where words have spaces between them. It would take a
     Chinese sentence for one word: `zh` where a reference holds Han characters and no other script without spaces,
