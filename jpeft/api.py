@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +144,7 @@ def fit(
 
         value, grads = jax.value_and_grad(of)(adapter)
         updates, opt_state = tx.update(grads, opt_state, adapter)
-        adapter = optax.apply_updates(adapter, updates)
+        adapter = cast(nnx.State, optax.apply_updates(adapter, updates))
         return adapter if method is None else method.after_update(adapter, index), opt_state, value
 
     adapter = jax.tree.map(jnp.array, adapter)  # the step takes its buffers, and `tuned` keeps its own
@@ -201,7 +201,6 @@ def evaluate(
       UserError: there is no such metric, or it needs more than texts.
     """
     from jpeft.eval.metrics import named
-    from jpeft.eval.metrics.base import Answered
 
     answers = generate(model, tokenizer, inputs, **generation)
-    return named(metric)(Answered(answers, [(target,) for target in targets]))
+    return named(metric)(answers, [(target,) for target in targets])

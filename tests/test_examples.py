@@ -52,3 +52,15 @@ def test_everything_that_is_offered_is_there_and_said():
         assert getattr(jpeft, name).__doc__ or name in ("__version__", "METHODS"), name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         jpeft.nothing  # noqa: B018
+
+
+def test_a_model_is_loaded_tuned_and_asked_by_the_public_functions(tiny_checkpoint):
+    model, tokenizer = jpeft.load(tiny_checkpoint)
+    tuned = jpeft.attach(model, jpeft.Ia3())
+    texts = ["coach goal season", "shares profit market"]
+    answers = jpeft.generate(tuned, tokenizer, texts, max_output_length=4)
+    assert answers == jpeft.generate(model, tokenizer, texts, max_output_length=4)  # nothing is learned yet
+    right = [answers[0], answers[1] + " and more"]
+    assert jpeft.evaluate(tuned, tokenizer, texts, right, metric="accuracy", max_output_length=4) == 0.5
+    with pytest.raises(jpeft.UserError, match="there is no metric 'acuracy'"):
+        jpeft.evaluate(tuned, tokenizer, texts, right, metric="acuracy")

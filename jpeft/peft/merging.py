@@ -40,7 +40,7 @@ def merge(adapted: Model) -> Model:
             if new_bias is not None and view.bias is None:
                 raise UserError(f"{type(adapter).__name__} at {path} needs a bias, and the module has none.")
             view.set_matrix(module, kernel)
-            if bias is not None and view.bias is not None:
+            if bias is not None and view.bias is not None and new_bias is not None:
                 setattr(module, view.bias, nnx.Param(new_bias.reshape(bias.shape)))
         for name, value in list(vars(module).items()):
             if isinstance(value, Adapter):  # full tuning of a selection: the weight itself

@@ -176,7 +176,7 @@ def _vocabulary(model: nnx.Module) -> Float[Array, "vocab d_model"]:
     """The table of a model's input embeddings."""
     for place in site_modules(model):
         if place.sites[0].role == "vocabulary":
-            return place.module.embedding[...]
+            return place.view.matrix(place.module)
     raise UserError(
         f"{type(model).__name__} does not say where its vocabulary is, from which a soft prompt starts; use "
         "prompt_init='uniform'."

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 from collections.abc import Collection, Mapping, Sequence
+from typing import cast
 
 from flax import nnx
 
@@ -41,7 +42,9 @@ class Selection:
 
     def layers_of(self, stack: str | None) -> Collection[int] | None:
         """The blocks of a stack that are left; None where the selection leaves that open."""
-        return self.layers.get(stack or "", ()) if isinstance(self.layers, Mapping) else self.layers
+        if isinstance(self.layers, Mapping):
+            return cast(Mapping[str, Collection[int]], self.layers).get(stack or "", ())
+        return self.layers
 
     def allows(self, site: Site) -> bool:
         """Whether the selection keeps this site, so that a method is attached to it."""

@@ -144,7 +144,7 @@ class _Einsum(_Reshaped):
         return jnp.transpose(y.reshape(*shape, *self._out_shape), placed)
 
 
-def view_of(module: nnx.Module, *, layers: int | None = None) -> View | None:
+def view_of(module: Any, *, layers: int | None = None) -> View | None:
     """The `View` of a module; None if it is of no kind known here and holds no weights itself.
 
     Args:
@@ -244,10 +244,11 @@ def _einsum(text: str, params: dict[str, nnx.Variable], bias: str | None, layers
 
 def _table(module: Any, params: dict[str, nnx.Variable], layers: int | None) -> View | None:
     """An embedding or a norm: `embedding: [rows, width]`, or vectors alone."""
-    shape = params["embedding"].shape if "embedding" in params else ()
-    stacked = len(shape) - 2
-    if stacked == 0 and layers is None or stacked == 1 and _is_stacked(module, shape, layers, "features"):
-        return View("embedding", *shape[stacked:], layers=shape[0] if stacked else None, kernel="embedding")
+    shape: tuple[int, ...] = params["embedding"].shape if "embedding" in params else ()
+    if len(shape) == 2 and layers is None:
+        return View("embedding", *shape, kernel="embedding")
+    if len(shape) == 3 and _is_stacked(module, shape, layers, "features"):
+        return View("embedding", *shape[1:], layers=shape[0], kernel="embedding")
     vectors = [value.shape for name, value in params.items()]
     is_norm = "scale" in params or type(module).__name__.lower().endswith("norm")
     if not is_norm or len(set(vectors)) > 1:

@@ -8,7 +8,6 @@ import numpy as np
 
 from jpeft.eval.generate import by_row, make_generate_scored
 from jpeft.eval.labels import PackedLabels, make_label_log_probs, rounded
-from jpeft.model.language_model import LanguageModel
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.attaching import split
 from jpeft.predict.questions import Question, QuestionTokens
@@ -28,7 +27,7 @@ class Answering(abc.ABC):
 
     program: Program
 
-    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, *, max_input_length: int, batch_size: int):
+    def __init__(self, model: Any, tokenizer: Tokenizer, *, max_input_length: int, batch_size: int):
         self.graphdef, self._adapter, self._base = split(model)
         self._config, self._tokenizer = model.config, tokenizer
         self._tokens = QuestionTokens(tokenizer, max_input_length, key="--max-input-length")
@@ -67,9 +66,7 @@ class Answering(abc.ABC):
 class Generating(Answering):
     """Writes the answer; its confidence is the mean log-probability of its tokens, `</s>` counted."""
 
-    def __init__(
-        self, model: LanguageModel, tokenizer: Tokenizer, *, max_output_length: int, num_beams: int, **batching: Any
-    ):
+    def __init__(self, model: Any, tokenizer: Tokenizer, *, max_output_length: int, num_beams: int, **batching: Any):
         super().__init__(model, tokenizer, **batching)
         self.program = Program(make_generate_scored(self.graphdef, max_length=max_output_length, num_beams=num_beams))
 
@@ -84,7 +81,7 @@ class Generating(Answering):
 class Choosing(Answering):
     """Takes the likeliest label. Its confidence is what it would have if generated; probabilities are among labels."""
 
-    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, *, labels: Sequence[str], **batching: Any):
+    def __init__(self, model: Any, tokenizer: Tokenizer, *, labels: Sequence[str], **batching: Any):
         super().__init__(model, tokenizer, **batching)
         self._labels = PackedLabels.of(labels, tokenizer, model.config)
         self.program = Program(make_label_log_probs(self.graphdef, self._labels))

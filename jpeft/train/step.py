@@ -118,7 +118,7 @@ def make_update(
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
         }
-        adapter = optax.apply_updates(state.adapter, updates)
+        adapter: Any = optax.apply_updates(state.adapter, updates)
         adapter = adapter if method is None else method.after_update(adapter, state.step)
         new_state = TrainState(state.step + 1, adapter, opt_state)
         return new_state, zero_sums(state.adapter), metrics
