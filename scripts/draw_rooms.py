@@ -1,7 +1,7 @@
-"""Draws the rooms of jpeft/ from the imports: who stands on whom, checked for circles and written to docs/design.md.
+"""Draws the rooms of jpeft/ from the imports: who stands on whom, checked for circles, as docs/rooms.svg.
 
 python scripts/draw_rooms.py            draws anew
-python scripts/draw_rooms.py --check    exit status 1 where the page is not what the imports say, or there is a circle
+python scripts/draw_rooms.py --check    exit status 1 where it is not what the imports say, or there is a circle
 """
 
 import argparse
@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "design.md"
-BEGIN, END = "<!-- rooms: drawn by scripts/draw_rooms.py -->", "<!-- end of rooms -->"
+PICTURE = ROOT / "docs" / "rooms.svg"  # of docs/design.md
 # Files at the top of the package that are rooms of their own; the others are ground.
 _OWN = ("config", "results", "api")
 
@@ -72,46 +71,79 @@ def levels(found: Mapping[str, Mapping[str, object]]) -> dict[str, int]:
 
 
 def drawn(found: Imports) -> str:
-    """The picture as Mermaid, an arrow from each room to those that it stands on and not through another."""
+    """The picture as SVG: a row a level, a line from each room to those that it stands on and not through another."""
     level = levels(found)
     below = {room: set(others) for room, others in found.items()}
 
     def through(room: str) -> set[str]:
         return set().union(*(below[other] | through(other) for other in below[room]))
 
-    lines = ["```mermaid", "flowchart TD"]
-    for height in sorted(set(level.values()), reverse=True):
-        rooms = " ".join(f"{room}[{room}]" for room in sorted(level) if level[room] == height)
-        lines.append(
-            f"  subgraph level{height}[ ]\n    direction LR\n    {rooms.replace(' ', chr(10) + '    ')}\n  end"
-        )
-    for room in sorted(found, key=lambda room: (-level[room], room)):
-        direct = below[room] - through(room)
-        lines += [f"  {room} --> {other}" for other in sorted(direct, key=lambda other: (-level[other], other))]
-    return "\n".join([*lines, "```"])
+    direct = {room: sorted(below[room] - through(room)) for room in found}
+    rows = [sorted(room for room in found if level[room] == height) for height in range(max(level.values()) + 1)]
+    rows = _with_few_crossings(rows, direct)
+    width, height = _STEP_X * max(map(len, rows)), _STEP_Y * len(rows)
+    at = {
+        room: (width / 2 + (i - (len(row) - 1) / 2) * _STEP_X, height - (n + 0.5) * _STEP_Y)
+        for n, row in enumerate(rows)
+        for i, room in enumerate(row)
+    }
+    lines = [
+        f'<path d="M{x:g} {y + _BOX_Y / 2:g} C{x:g} {y + 50:g} {to_x:g} {to_y - 50:g} {to_x:g} {to_y - _BOX_Y / 2:g}"/>'
+        for room in sorted(found)
+        for (x, y), (to_x, to_y) in ((at[room], at[other]) for other in direct[room])
+    ]
+    boxes = [
+        f'<rect x="{x - _BOX_X / 2:g}" y="{y - _BOX_Y / 2:g}" width="{_BOX_X}" height="{_BOX_Y}" rx="6"/>'
+        f'<text x="{x:g}" y="{y + 5:g}">{room}</text>'
+        for room, (x, y) in sorted(at.items())
+    ]
+    style = (
+        "path{fill:none;stroke:#8a94a6;stroke-width:1.3}rect{fill:#eef3fb;stroke:#3b5b92;stroke-width:1.3}"
+        "text{font:15px sans-serif;text-anchor:middle;fill:#16233a}.ground{fill:#fff}"
+    )
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+    page = f'<rect class="ground" x="0" y="0" width="{width}" height="{height}" style="stroke:none"/>'
+    return "\n".join([head, f"<style>{style}</style>", page, *lines, *boxes, "</svg>", ""])
+
+
+_STEP_X, _STEP_Y, _BOX_X, _BOX_Y = 150, 78, 112, 34
+
+
+def _with_few_crossings(rows: list[list[str]], direct: Mapping[str, list[str]]) -> list[list[str]]:
+    """Each row in the order of where its rooms' neighbours stand, a few times up and down."""
+    place = {room: (i - (len(row) - 1) / 2) for row in rows for i, room in enumerate(row)}
+    above: dict[str, list[str]] = {}
+    for room, others in direct.items():
+        for other in others:
+            above.setdefault(other, []).append(room)
+    for neighbours in (direct, above) * 3:
+        for row in rows:
+            means = {}
+            for room in row:
+                near = [place[other] for other in neighbours.get(room, [])]
+                means[room] = sum(near) / len(near) if near else place[room]
+            row.sort(key=lambda room, means=means: (means[room], room))
+            place |= {room: i - (len(row) - 1) / 2 for i, room in enumerate(row)}
+    return rows
 
 
 def main() -> int:
     """Draws, or checks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 where the page is not so")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit status 1 where it is not so"
+    )
     check = parser.parse_args().check
     try:
         picture = drawn(imports())
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        print(f"{PAGE} has no place for the picture: {BEGIN} ... {END}", file=sys.stderr)
-        return 1
-    new = f"{before}{BEGIN}\n\n{picture}\n\n{END}{after}"
     if check:
-        print("as the imports say" if new == page else f"{PAGE} is not what the imports say; run scripts/draw_rooms.py")
-        return int(new != page)
-    PAGE.write_text(new, encoding="utf-8")
+        is_so = PICTURE.is_file() and PICTURE.read_text(encoding="utf-8") == picture
+        print("as the imports say" if is_so else f"{PICTURE} is not what the imports say; run scripts/draw_rooms.py")
+        return int(not is_so)
+    PICTURE.write_text(picture, encoding="utf-8")
     return 0
 
 
