@@ -130,9 +130,7 @@ def _with_few_crossings(rows: list[list[str]], direct: Mapping[str, list[str]]) 
 def main() -> int:
     """Draws, or checks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit status 1 where it is not so"
-    )
+    parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 where it is not so")
     check = parser.parse_args().check
     try:
         picture = drawn(imports())
