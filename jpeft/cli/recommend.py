@@ -102,7 +102,7 @@ def _by_numbers(arguments: argparse.Namespace) -> int:
             raise RunFailed(f"no result can be used: {counted(len(problems), 'file')} left out.")
         groups = group(results)
     question = advice.question(arguments.task, arguments.examples, groups, own=bool(arguments.runs))
-    found = advice.answers(question, groups, [arguments.scarce] if arguments.scarce else _SCARCE)
+    found = advice.recommendations(question, groups, [arguments.scarce] if arguments.scarce else _SCARCE)
     if arguments.json:
         sys.stdout.write(to_json(advice.as_data(question, found)))
         return 0

@@ -11,7 +11,7 @@ import numpy as np
 
 from jpeft.data.batches import cache_directory
 from jpeft.model.tokenizer import Tokenizer
-from jpeft.pretrain.corpus_rows import read_rows
+from jpeft.pretrain.corpus_rows import read_texts
 from jpeft.rows.reading import kind_of
 
 KINDS = ("text", "pairs")
@@ -43,7 +43,7 @@ def load_texts(
     """One `Texts` for a source of kind `text`, two (inputs, targets) for `pairs`; from the cache where it has them.
 
     Raises:
-      UserError: as `read_rows`.
+      UserError: as `read_texts`.
     """
     digest = hashlib.sha256(f"{tokenizer.fingerprint} {kind}".encode())
     for file in files:
@@ -71,7 +71,7 @@ def _tokenise(files: Sequence[Path], columns: Sequence[str], tokenizer: Tokenize
     lengths: dict[str, list[int]] = {column: [] for column in columns}
     raw = {column: (directory / f"{column}.raw").open("wb") for column in columns}
     for file in files:
-        for rows in _groups(read_rows(file, columns)):
+        for rows in _groups(read_texts(file, columns)):
             for column, texts in zip(columns, zip(*rows, strict=True), strict=True):
                 for ids in tokenizer.ids(texts):
                     raw[column].write(np.asarray(ids, np.uint32).tobytes())

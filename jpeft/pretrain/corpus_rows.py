@@ -8,7 +8,7 @@ from jpeft.rows.reading import read_rows as rows_of_file
 from jpeft.rows.values import is_missing
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def read_texts(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """The texts of `columns`, row by row, without the whole file in memory.
 
     Raises:

@@ -28,7 +28,7 @@ from jpeft.pretrain.config import Pretraining, of_any_version
 from jpeft.pretrain.mixture import PairSource, TextSource
 from jpeft.pretrain.optimizer import RelativeOptimizer
 from jpeft.pretrain.samples import Writer, write_samples
-from jpeft.pretrain.setup import build_network, load_sources, load_tokenizer, network_config
+from jpeft.pretrain.setup import build_network, load_tokenizer, mixture_of_run, network_config
 from jpeft.pretrain.stream import Blocks, rows_here
 from jpeft.program import use_compilation_cache
 from jpeft.run.directory import RunDirectory, run_once
@@ -77,7 +77,7 @@ class _Pretraining:
         self.layout = Layout.of_devices(**dataclasses.asdict(run.mesh))
         self.tokenizer = load_tokenizer(run, Path(from_first(str(directory.staging))), display.say)
         self.config = network_config(run, self.tokenizer)
-        self.mixture = load_sources(run, self.tokenizer, self.config, display.say)
+        self.mixture = mixture_of_run(run, self.tokenizer, self.config, display.say)
         self.graphdef, parameters, rest = split(build_network(run, self.config, self.mixture, display.say))
         parameters, rest = self.layout.place(parameters), self.layout.place(rest)
         self.num_parameters = count(parameters)

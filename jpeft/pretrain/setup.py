@@ -20,7 +20,7 @@ from jpeft.peft.full import Full
 from jpeft.peft.selection import select
 from jpeft.pretrain.config import Pretraining
 from jpeft.pretrain.corpus import COLUMNS
-from jpeft.pretrain.corpus_rows import read_rows
+from jpeft.pretrain.corpus_rows import read_texts
 from jpeft.pretrain.corruption import SpanCorruption
 from jpeft.pretrain.embeddings import cooccurrence_embeddings
 from jpeft.pretrain.mixture import Mixture, RowShape, TextSource, load_mixture, source_files
@@ -64,7 +64,7 @@ def _sampled_texts(run: Pretraining) -> Iterator[str]:
     for name, source in run.data.sources.items():
         files = source_files(Path(run.data.path).expanduser(), name, source)
         budget = run.tokenizer.megabytes * 1e6 * source.rate / total
-        rows = [row for file in files for row in read_rows(file, COLUMNS[source.kind])]
+        rows = [row for file in files for row in read_texts(file, COLUMNS[source.kind])]
         random.Random(run.train.seed).shuffle(rows)
         for row in rows:
             budget -= sum(map(len, row))
@@ -80,7 +80,7 @@ def network_config(run: Pretraining, tokenizer: Tokenizer) -> T5Config:
     return run.model.t5(-(-tokenizer.vocab_size // 128) * 128)
 
 
-def load_sources(run: Pretraining, tokenizer: Tokenizer, config: T5Config, report: Callable[[str], None]) -> Mixture:
+def mixture_of_run(run: Pretraining, tokenizer: Tokenizer, config: T5Config, report: Callable[[str], None]) -> Mixture:
     """The run's sources, tokenised. Raises `UserError` as `load_mixture`."""
     data = run.data
     assert data.path is not None, "checked by Pretraining.from_config"

@@ -64,7 +64,7 @@ def question(task: str, examples: int | None, groups: Sequence[Group], *, own: b
     return AdviceQuestion(task, tasks, wanted if wanted in scales else scales[0], examples)
 
 
-def answers(asked: AdviceQuestion, groups: Sequence[Group], scarce: Sequence[Scarce]) -> list[Recommendation]:
+def recommendations(asked: AdviceQuestion, groups: Sequence[Group], scarce: Sequence[Scarce]) -> list[Recommendation]:
     """One for each group that has such results and each thing that is scarce.
 
     Raises:

@@ -68,7 +68,7 @@ class Placed:
         return self.full.result.method
 
 
-def rank(full: Sequence[FullRun], scarce: Scarce) -> list[Placed]:
+def rank_full_runs(full: Sequence[FullRun], scarce: Scarce) -> list[Placed]:
     """The full runs in their places, the best first."""
     lowest = min(run.result.validation_loss for run in full)
     limit, tie = good_enough_limit(lowest), tie_limit(lowest)
@@ -119,7 +119,7 @@ class Choice:
 
     @functools.cached_property
     def ranking(self) -> list[Placed]:
-        return rank(self.full, self.scarce)
+        return rank_full_runs(self.full, self.scarce)
 
     @functools.cached_property
     def untuned(self) -> float | None:

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from jpeft.errors import UserError
-from jpeft.pretrain.corpus_rows import read_rows
+from jpeft.pretrain.corpus_rows import read_texts
 
 ROWS = [{"text": f"line {i}\nwith a break and ü", "source": "s"} for i in range(5)]
 JSON = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -33,12 +33,12 @@ def zstd(content: bytes) -> bytes:
 )
 def test_json_lines(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    assert list(read_rows(tmp_path / name, ["text"])) == [(row["text"],) for row in ROWS]
+    assert list(read_texts(tmp_path / name, ["text"])) == [(row["text"],) for row in ROWS]
 
 
 def test_parquet(tmp_path):
     pyarrow.parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
-    assert list(read_rows(tmp_path / "a.parquet", ["source", "text"])) == [("s", row["text"]) for row in ROWS]
+    assert list(read_texts(tmp_path / "a.parquet", ["source", "text"])) == [("s", row["text"]) for row in ROWS]
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,6 @@ def test_parquet(tmp_path):
 def test_what_can_not_be_read_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
-        list(read_rows(tmp_path / name, ["text"]))
+        list(read_texts(tmp_path / name, ["text"]))
     with pytest.raises(UserError, match="does not exist"):
-        list(read_rows(tmp_path / "absent.jsonl", ["text"]))
+        list(read_texts(tmp_path / "absent.jsonl", ["text"]))

@@ -9,7 +9,7 @@ import pytest
 from jpeft.errors import UserError
 from jpeft.pretrain.config import Pretraining
 from jpeft.pretrain.mixture import Mixture, PairSource, TextSource, _num_held_out
-from jpeft.pretrain.setup import load_sources, load_tokenizer, network_config
+from jpeft.pretrain.setup import load_tokenizer, mixture_of_run, network_config
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def mixture(run, tmp_path) -> Mixture:
 
 def mixture_of(run: Pretraining, workdir) -> Mixture:
     tokenizer = load_tokenizer(run, workdir, print)
-    return load_sources(run, tokenizer, network_config(run, tokenizer), print)
+    return mixture_of_run(run, tokenizer, network_config(run, tokenizer), print)
 
 
 def test_a_block_depends_on_the_seed_and_its_number_only(mixture):

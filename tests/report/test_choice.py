@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jpeft.judging import Baseline
-from jpeft.report.choice import Choice, FullRun, Short, rank
+from jpeft.report.choice import Choice, FullRun, Short, rank_full_runs
 from jpeft.report.records import Uncertainty, load
 from tests.report.synthetic import record, write_run
 
@@ -30,7 +30,7 @@ def full(tmp_path):
 
 
 def methods(full: list[FullRun], scarce) -> list[str]:
-    return [one.method for one in rank(full, scarce)]
+    return [one.method for one in rank_full_runs(full, scarce)]
 
 
 def test_quality_is_the_validation_loss_and_never_the_test_metric(full):
@@ -48,8 +48,8 @@ def test_time_is_seconds_until_good_enough_and_a_quick_one_that_learned_nothing_
         prompt=([3.0], 1.0),
     )
     assert methods(runs, "time") == ["full", "lora", "prompt"]
-    assert [one.seconds for one in rank(runs, "time")] == [18.0, 20.0, None]
-    assert [one.good_enough for one in rank(runs, "time")] == [True, True, False]
+    assert [one.seconds for one in rank_full_runs(runs, "time")] == [18.0, 20.0, None]
+    assert [one.good_enough for one in rank_full_runs(runs, "time")] == [True, True, False]
 
 
 def test_memory_is_parameters_among_those_that_are_good_enough(full):
@@ -59,7 +59,7 @@ def test_memory_is_parameters_among_those_that_are_good_enough(full):
 
 def test_losses_that_one_seed_can_not_tell_apart_are_ties(full):
     runs = full(lora=([0.500], 1.0), ia3=([0.509], 1.0), full=([0.511], 1.0))
-    assert [one.tied for one in rank(runs, "quality")] == [False, True, False]
+    assert [one.tied for one in rank_full_runs(runs, "quality")] == [False, True, False]
     (section,) = Choice("quality", [], runs).document().sections
     assert "smallest of these is (IA)³" in dict(section.facts)["ties"]
 
@@ -73,7 +73,10 @@ def test_a_small_method_that_solves_the_task_is_good_enough_beside_a_perfect_one
 
 
 def test_near_zero_a_hair_is_a_tie_too(full):
-    assert [one.tied for one in rank(full(lora=([0.001], 1.0), ia3=([0.004], 1.0)), "quality")] == [False, True]
+    assert [one.tied for one in rank_full_runs(full(lora=([0.001], 1.0), ia3=([0.004], 1.0)), "quality")] == [
+        False,
+        True,
+    ]
 
 
 def test_a_rate_at_the_edge_of_those_tried_and_what_is_left_out_are_said(full):
