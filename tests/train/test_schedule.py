@@ -90,7 +90,8 @@ def test_pretraining_rises_from_nothing_and_falls_to_nothing(warmup, steps):
     rates = _COMPILED(schedule, at)
     closures = of_closures(0.0, 2e-2, 0.0, warmup, max(steps - warmup, 1))
     np.testing.assert_array_equal(rates, compiled_in(closures, at))
-    assert np.argmax(rates) == warmup and rates[warmup] == np.float32(2e-2) and rates[steps + 1] == 0
+    assert np.argmax(rates) == warmup and rates[warmup] == np.float32(2e-2)
+    assert abs(rates[steps + 1]) < 1e-8  # a fused multiply-add leaves less than a rounding of the highest rate
 
 
 def test_one_program_serves_every_rate_and_length():
@@ -98,6 +99,6 @@ def test_one_program_serves_every_rate_and_length():
     several += [three_point_schedule(1.0, 9.0, 3.0, total_steps=8, warmup_fraction=f) for f in (0.0, 0.5, 1.0)]
     together = jax.tree.map(lambda *leaves: np.stack(leaves), *several)
     assert isinstance(together, Schedule) and {leaf.shape for leaf in jax.tree.leaves(together)} == {(5,)}
-    by_run = jax.jit(jax.vmap(lambda schedule, step: schedule(step), in_axes=(0, None)))
+    by_run = jax.jit(jax.vmap(lambda schedule, step: schedule(step), in_axes=(0, None)), compiler_options=_AS_IN_RUNS)
     for step in range(6):
         np.testing.assert_array_equal(by_run(together, step), [_COMPILED(s, jnp.array([step]))[0] for s in several])
