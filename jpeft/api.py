@@ -1,6 +1,7 @@
 """The functions that `import jpeft` offers: load a model, attach a method to any module, train, answer, save."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -13,12 +14,13 @@ from flax import nnx
 
 from jpeft.adapters import files
 from jpeft.errors import RunFailed, UserError
+from jpeft.leaves import Model
 from jpeft.peft import attaching
 from jpeft.peft.adapted import is_adapted
-from jpeft.peft.attaching import Model, split
-from jpeft.peft.method import Method
+from jpeft.peft.method import AddedModules, Method
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import Site, is_trained, site_modules
+from jpeft.peft.variables import Adapter
 from jpeft.program import Program
 
 LossBatch = Any  # a tree of arrays, as the loss takes it
@@ -56,11 +58,35 @@ def attach(
     Raises:
       UserError: nothing matches, or something is attached there already.
     """
-    if isinstance(where, str):
-        where = Selection(pattern=where)
-    if where is None or isinstance(where, Selection):
-        where = select(model, method, where or Selection())
-    return attaching.attach(model, method, where, jax.random.key(seed))
+    if where is None or isinstance(where, str | Selection):
+        selection = Selection(pattern=where) if isinstance(where, str) else where or Selection()
+        chosen = select(model, method, selection)
+    else:
+        chosen = list(where)
+        others = [site for site in chosen if not isinstance(site, Site)]
+        if others or not chosen:
+            what = f"holds {others[0]!r}" if others else "is empty"
+            raise UserError(f"where {what}; expected a regular expression, a Selection, or some of jpeft.sites(model).")
+        unfit = next((site for site in chosen if site.kind not in method.kinds), None)
+        if unfit is not None:
+            raise UserError(f"{method.name} acts on {', '.join(method.kinds)}; {unfit.path} is of kind {unfit.kind}.")
+    tuned = attaching.attach(model, method, chosen, jax.random.key(seed))
+    if where is None and method.trains_base:
+        _require_all_weights(tuned)
+    return tuned
+
+
+def _require_all_weights(tuned: nnx.Module) -> None:
+    """Raises `UserError`: weights are where no site is found, so that not all of them train."""
+    left = [
+        "/".join(map(str, path))
+        for path, weight in nnx.to_flat_state(nnx.state(tuned, nnx.Param))
+        if jnp.issubdtype(weight[...].dtype, jnp.floating)
+    ]
+    if left:
+        raise UserError(
+            f"{len(left)} weights would not train, the first of them {left[0]}: they are kept where no site is found."
+        )
 
 
 def attached_at(model: nnx.Module) -> list[Site]:
@@ -72,12 +98,51 @@ def attached_at(model: nnx.Module) -> list[Site]:
 def save(tuned: nnx.Module, method: Method, directory: str | Path, *, base_name: str = "") -> None:
     """Writes what `method` trains in `tuned` to a directory: what was attached, and nothing of the base.
 
-    In Hugging Face PEFT's layout where PEFT has the method and knows the model's family, in jpeft's otherwise.
+    In Hugging Face PEFT's layout where PEFT has the method and knows the model's family, in jpeft's otherwise. An
+    adapter that is there already is overwritten.
 
     Args:
+      method: the one that was attached, with the same options: an adapter's file holds one method.
       base_name: by which whoever loads it may find the base.
+
+    Raises:
+      UserError: nothing is attached, something that this method does not make, or numbers that are not finite.
     """
+    _require_made_by(tuned, method)
     files.save_adapter(tuned, method, attached_at(tuned), Path(directory), base_name=base_name)
+
+
+def _require_made_by(tuned: nnx.Module, method: Method) -> None:
+    """Raises `UserError`: what trains in a model is not what a method attaches, or is not finite."""
+    places = [place for place in site_modules(tuned) if is_adapted(place.module) or is_trained(place.module)]
+    if not places:
+        raise UserError("nothing is attached to the model; there is nothing to save.")
+    for place in places:
+        path, module = place.sites[0].path, cast(Any, place.module)
+        if method.trains_base != is_trained(place.module) or is_adapted(place.module) == method.trains_base:
+            raise UserError(
+                f"what trains at {path} is not what {method.describe()} makes; save it with its own method."
+            )
+        if isinstance(method, AddedModules):
+            made = nnx.eval_shape(lambda place=place: method.create(place.sites[0], jax.random.key(0), tuned))
+            stacked = place.in_stack or place.view.layers is not None
+            ours, theirs = (_make(adapter) for adapter in (made, module.adapter))
+            shapes = {name: shape[stacked:] for name, shape in theirs[1].items()}
+            if ours[0] != theirs[0] or ours[1] != shapes:
+                raise UserError(
+                    f"what is attached at {path} is not what {method.describe()} makes; save it with the method, and "
+                    "the options, that it was attached with."
+                )
+    for path, leaf in nnx.to_flat_state(nnx.state(tuned, Adapter)):
+        if not bool(jnp.isfinite(leaf[...]).all()):
+            raise UserError(f"{'/'.join(map(str, path))} holds NaN or infinity; its training has diverged.")
+
+
+def _make(adapter: nnx.Module) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """Class and settings of a module that a method attaches, and the shapes of its leaves by name."""
+    settings = {name: value for name, value in vars(adapter).items() if isinstance(value, int | float | str | bool)}
+    shapes = {name: tuple(value.shape) for name, value in vars(adapter).items() if isinstance(value, Adapter)}
+    return (type(adapter).__qualname__, settings), shapes
 
 
 def load_adapter(directory: str | Path, model: Model) -> Model:
@@ -95,7 +160,8 @@ class Fitted:
     """The result of `fit`: the trained adapter and how its training went.
 
     Attributes:
-      model: with what was trained; the base's arrays are those it had.
+      model: with what was trained, and with what its forward passes changed (statistics, counters of random numbers);
+        the base's weights are those it had.
       losses: of each step, before it.
     """
 
@@ -127,7 +193,8 @@ def fit(
       UserError: nothing trains.
       RunFailed: the loss is not finite.
     """
-    graphdef, adapter, base = split(tuned)
+    # What is neither trained nor a weight, such as dropout's counters and batch statistics, goes from step to step.
+    graphdef, adapter, weights, rest = nnx.split(tuned, Adapter, nnx.Param, ...)
     if not jax.tree.leaves(adapter):
         raise UserError("fit was given a model in which nothing trains; attach a method first.")
     if learning_rate is None:
@@ -135,26 +202,45 @@ def fit(
     tx = optimizer or optax.adamw(learning_rate, weight_decay=0.0)
     loss = loss or _mean_cross_entropy
 
-    def step(adapter: nnx.State, opt_state: Any, base: nnx.State, index: Any, batch: LossBatch):
-        def of(adapter: nnx.State) -> jax.Array:
-            frozen = jax.tree.map(lambda leaf: leaf, base)  # variables of this trace, as `nnx.scan` wants them
-            value = loss(nnx.merge(graphdef, adapter, frozen), batch)
+    def step(adapter: nnx.State, opt_state: Any, rest: nnx.State, weights: nnx.State, index: Any, batch: LossBatch):
+        def of(adapter: nnx.State) -> tuple[jax.Array, nnx.State]:
+            # Variables of this trace, as `nnx.scan` wants them.
+            frozen, moving = (jax.tree.map(lambda leaf: leaf, tree) for tree in (weights, rest))
+            model = nnx.merge(graphdef, adapter, frozen, moving)
+            value = loss(model, batch)
             penalty = None if method is None else method.penalty(adapter)
-            return value if penalty is None else value + penalty
+            after = nnx.state(model, nnx.Not(nnx.Any(Adapter, nnx.Param)))
+            return value if penalty is None else value + penalty, after
 
-        value, grads = jax.value_and_grad(of)(adapter)
+        (value, rest), grads = jax.value_and_grad(of, has_aux=True)(adapter)
         updates, opt_state = tx.update(grads, opt_state, adapter)
         adapter = cast(nnx.State, optax.apply_updates(adapter, updates))
-        return adapter if method is None else method.after_update(adapter, index), opt_state, value
+        return adapter if method is None else method.after_update(adapter, index), opt_state, rest, value
 
-    adapter = jax.tree.map(jnp.array, adapter)  # the step takes its buffers, and `tuned` keeps its own
-    opt_state, program, losses = tx.init(adapter), Program(step, donate=(0, 1)), []
+    start = jax.tree.map(np.asarray, adapter)
+    adapter, rest = (jax.tree.map(jnp.copy, tree) for tree in (adapter, rest))  # the step takes their buffers
+    opt_state, program, losses = tx.init(adapter), Program(step, donate=(0, 1, 2)), []
     for index, batch in enumerate(batches):
-        adapter, opt_state, value = program(adapter, opt_state, base, np.int32(index), batch)
+        adapter, opt_state, rest, value = program(adapter, opt_state, rest, weights, np.int32(index), batch)
         losses.append(float(value))
         if not np.isfinite(losses[-1]):
             raise RunFailed(f"the loss is {losses[-1]} at step {index + 1}; try a lower learning rate.")
-    return Fitted(nnx.merge(graphdef, adapter, base), losses)
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(adapter)):
+        raise RunFailed(f"what trains holds NaN or infinity after step {len(losses)}; try a lower learning rate.")
+    _warn_of_the_unmoved(start, adapter, len(losses))
+    return Fitted(nnx.merge(graphdef, adapter, jax.tree.map(lambda leaf: leaf, weights), rest), losses)
+
+
+def _warn_of_the_unmoved(start: nnx.State, end: nnx.State, steps: int) -> None:
+    """Warns where leaves are as they were: no gradient reached them."""
+    pairs = zip(jax.tree.leaves_with_path(start), jax.tree.leaves(end), strict=True)
+    unmoved = [jax.tree_util.keystr(path) for (path, before), after in pairs if np.array_equal(before, after)]
+    if unmoved and steps >= 3:  # of two matrices whose product is added, one waits for the other
+        warnings.warn(
+            f"{len(unmoved)} trained leaves are as they were, the first of them {unmoved[0]}: no gradient reaches "
+            "them. Are the weights there read otherwise than by a call of the module, or zero behind it?",
+            stacklevel=3,
+        )
 
 
 def _mean_cross_entropy(model: Any, batch: LossBatch) -> jax.Array:

@@ -7,11 +7,15 @@ regular expression and of error messages.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
 from flax import nnx
+
+from jpeft.errors import UserError
+
+Model = TypeVar("Model", bound=nnx.Module)
 
 
 @runtime_checkable
@@ -30,6 +34,12 @@ class LayerStack(Protocol):
     def cut(self, starts: Sequence[int]) -> None:
         """Makes a segment begin at each of these layers, as well as where one begins now."""
         ...
+
+
+def copied(model: Model) -> Model:
+    """New modules and variables around the same arrays: what changes in one is not changed in the other."""
+    graphdef, state = nnx.split(model)
+    return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf, state))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,16 +65,27 @@ def stacked_leaves(model: nnx.Module, kind: type[nnx.Variable]) -> Iterator[Stac
         at = path.index("segments") if "segments" in path else None
         stack = None if at is None else _at(model, path[:at])
         if at is not None and isinstance(stack, LayerStack):
-            segment, tail = path[at + 1], path[at + 2 :]
+            segment = path[at + 1]
             first, layers = segment_starts(stack)[segment], stack.layer_counts()[segment]
-            names = tuple(_name((*path[:at], "layers", first + i, *tail)) for i in range(layers))
+            above, below = _own_parts(model, path[: at + 2]), _own_parts(model, path)
+            names = tuple(_name([*above[:-2], "layers", first + i, *below[len(above) :]]) for i in range(layers))
             yield StackedLeaf(path, variable, names, stacked=True)
         else:
-            yield StackedLeaf(path, variable, (_name(path),), stacked=False)
+            yield StackedLeaf(path, variable, (_name(_own_parts(model, path)),), stacked=False)
 
 
-def _name(path: Sequence[Any]) -> str:
-    return "/".join(str(part) for part in path if part != "adapter")
+def _own_parts(model: nnx.Module, path: Sequence[Any]) -> list[Any]:
+    """A path without the step from a module to what a method has attached to it; one's own `adapter` stays."""
+    parts, node = [], model
+    for part in path:
+        if not (part == "adapter" and hasattr(type(node), "unadapted")):
+            parts.append(part)
+        node = _at(node, (part,))
+    return parts
+
+
+def _name(parts: Sequence[Any]) -> str:
+    return "/".join(map(str, parts))
 
 
 def named_leaves(model: nnx.Module, kind: type[nnx.Variable]) -> dict[str, Any]:
@@ -72,7 +93,10 @@ def named_leaves(model: nnx.Module, kind: type[nnx.Variable]) -> dict[str, Any]:
     named = {}
     for leaf in stacked_leaves(model, kind):
         value = leaf.variable[...]
-        named.update(zip(leaf.names, value, strict=True) if leaf.stacked else [(leaf.names[0], value)])
+        for name, own in zip(leaf.names, value, strict=True) if leaf.stacked else [(leaf.names[0], value)]:
+            if name in named:
+                raise UserError(f"two leaves of the model are called {name}; one of them would be lost in a file.")
+            named[name] = own
     return named
 
 
@@ -120,7 +144,7 @@ def fill(
 def _at(model: nnx.Module, path: Sequence[Any]) -> Any:
     node: Any = model
     for part in path:
-        node = node[part] if isinstance(part, int) else getattr(node, part)
+        node = node[part] if isinstance(part, int) or isinstance(node, dict) else getattr(node, part)
     return node
 
 

@@ -37,8 +37,8 @@ CONFIGS = (OURS, PEFTS)  # one of them says that a directory holds an adapter
 _MOST_BYTES_A_WEIGHT = 16
 _LEAST_MOST_BYTES = 64 * 2**20
 _WEIGHTS = {OURS: "jpeft_adapter.safetensors", PEFTS: "adapter_model.safetensors"}
-# Of a tensor: a matrix or a vector, and in ours also those of layers that a foreign module keeps stacked.
-_DIMENSIONS = {_WEIGHTS[OURS]: (1, 2, 3), _WEIGHTS[PEFTS]: (1, 2)}
+# Of a tensor: a matrix or a vector, and in ours whatever a module of somebody else's has.
+_DIMENSIONS = {_WEIGHTS[OURS]: tuple(range(9)), _WEIGHTS[PEFTS]: (1, 2)}
 _BASE_KEY = {OURS: "base_model", PEFTS: "base_model_name_or_path"}
 
 
@@ -61,9 +61,12 @@ def save_adapter(model: nnx.Module, method: Method, chosen: Sequence[Site], dire
         config = {"format_version": 1, "method": method.name, "options": dataclasses.asdict(method)}
     file = directory / _WEIGHTS[layout]
     with write_whole(file) as beside:
-        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, beside, {"format": "pt"})
+        save_file({name: np.array(value, order="C") for name, value in tensors.items()}, beside, {"format": "pt"})
     with write_whole(directory / layout) as beside:
         beside.write_text(json.dumps({_BASE_KEY[layout]: base_name, **config}, indent=2) + "\n")
+    (other,) = {OURS, PEFTS} - {layout}
+    for stale in (other, _WEIGHTS[other]):  # of an adapter that was here before: whoever opens this must find one
+        (directory / stale).unlink(missing_ok=True)
     return file.stat().st_size
 
 

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import jax
 from flax import nnx
 
 from jpeft.errors import UserError
@@ -17,10 +18,25 @@ def _adapted(original: type[nnx.Module]) -> type[nnx.Module]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         view = view_of(self)
         assert view is not None, f"{original.__name__} has changed since something was attached to it"
+        if view.layers is not None:
+            raise UserError(
+                f"a {original.__name__} with something attached holds {view.layers} layers and is called as one; if "
+                "its kernel is no stack of layers, attach to other sites."
+            )
+        if num_dimensions(self.adapter) != self.adapter_dimensions:
+            raise UserError(
+                f"what is attached to a {original.__name__} is called with all its layers at once, and its weights "
+                "with one; where nnx.scan or nnx.vmap is told which variables to go along, name jpeft.Adapter, too."
+            )
         return view.call(self.adapter, functools.partial(original.__call__, self), *args, **kwargs)
 
     names = {"__call__": call, "unadapted": original, "__doc__": original.__doc__, "__module__": original.__module__}
     return type(original.__name__, (original,), names)
+
+
+def num_dimensions(adapter: nnx.Module) -> int:
+    """How many dimensions the leaves of what is attached have together: fewer where one layer of a stack is called."""
+    return sum(leaf.ndim for leaf in jax.tree.leaves(adapter))
 
 
 def put(place: SiteModule, adapter: nnx.Module) -> None:
@@ -30,21 +46,28 @@ def put(place: SiteModule, adapter: nnx.Module) -> None:
       UserError: something is attached there already, or the module has an attribute `adapter` of its own.
     """
     module: Any = place.module
+    if not callable(module):
+        raise UserError(
+            f"{place.sites[0].path} is a {type(module).__name__}, which is not called itself; what would be attached "
+            "there would do nothing."
+        )
     if hasattr(module, "adapter"):
         why = "has an adapter already" if is_adapted(module) else "has an attribute `adapter` of its own"
         raise UserError(f"{place.sites[0].path} {why}; attach to a model without it, or at other sites.")
     module.adapter = adapter
+    stacked = place.in_stack or place.view.layers is not None
+    module.adapter_dimensions = num_dimensions(adapter) - stacked * len(jax.tree.leaves(adapter))
     module.__class__ = _adapted(type(module))
 
 
 def take_off(module: Any) -> nnx.Module:
     """Undoes `put` and returns what was attached."""
     adapter = module.adapter
-    del module.adapter
+    del module.adapter, module.adapter_dimensions
     module.__class__ = type(module).unadapted
     return adapter
 
 
-def is_adapted(module: nnx.Module) -> bool:
+def is_adapted(module: nnx.Pytree) -> bool:
     """Whether something is attached to the module itself."""
     return hasattr(type(module), "unadapted")

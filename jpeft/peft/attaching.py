@@ -1,17 +1,17 @@
 """Attaching a method to a model, and the two trees of what trains and what does not."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Key
 
+from jpeft.errors import UserError
+from jpeft.leaves import Model, copied
 from jpeft.peft.method import Method
 from jpeft.peft.sites import Site, layer_stacks, site_modules
 from jpeft.peft.variables import Adapter
-
-Model = TypeVar("Model", bound=nnx.Module)
 
 
 def attach(model: Model, method: Method, chosen: Sequence[Site], key: Key[Array, ""]) -> Model:
@@ -23,7 +23,7 @@ def attach(model: Model, method: Method, chosen: Sequence[Site], key: Key[Array,
     Raises:
       UserError: something is attached at one of the sites already.
     """
-    model = nnx.merge(*nnx.split(model))  # new modules around the same arrays
+    model = copied(model)
     chosen_at = {site.path for site in chosen}
     for path, stack in layer_stacks(model):
         adapted: dict[int, set[str]] = {}
@@ -33,9 +33,13 @@ def attach(model: Model, method: Method, chosen: Sequence[Site], key: Key[Array,
                 adapted.setdefault(site.layer, set()).add(inner)
         layers = range(1, sum(stack.layer_counts()))
         stack.cut([i for i in layers if adapted.get(i, set()) != adapted.get(i - 1, set())])
-    for place in site_modules(model):
-        if place.sites[0].path in chosen_at:
-            method.attach_to(place, key, model)
+    places = [place for place in site_modules(model) if place.sites[0].path in chosen_at]
+    lost = chosen_at - {site.path for place in places for site in place.sites}
+    if lost:
+        raise UserError(f"the model has no site {min(lost)}; is it of another model?")
+    made: dict[int, Any] = {}
+    for place in places:
+        method.attach_to(place, key, model, made)
     return model
 
 

@@ -26,7 +26,9 @@ class Full(Method):
     def describe(self) -> str:
         return "full tuning of some weights"
 
-    def attach_to(self, place, key, model):
-        for name, value in vars(place.module).items():
-            if isinstance(value, nnx.Param):
-                setattr(place.module, name, Adapter(jnp.asarray(value[...], jnp.float32)))
+    def attach_to(self, place, key, model, made):
+        for name, value in list(vars(place.module).items()):
+            if isinstance(value, nnx.Param) and jnp.issubdtype(value[...].dtype, jnp.floating):
+                # A weight that two modules share stays one.
+                trained = made.setdefault(id(value), (value, Adapter(jnp.asarray(value[...], jnp.float32))))[1]
+                setattr(place.module, name, trained)

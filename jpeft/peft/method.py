@@ -67,8 +67,12 @@ class Method(abc.ABC):
         return None
 
     @abc.abstractmethod
-    def attach_to(self, place: SiteModule, key: Key[Array, ""], model: nnx.Module) -> None:
-        """Attaches the method to one module at a place in the model, by putting trainable leaves there."""
+    def attach_to(self, place: SiteModule, key: Key[Array, ""], model: nnx.Module, made: dict[int, Any]) -> None:
+        """Attaches the method to one module at a place in the model, by putting trainable leaves there.
+
+        Args:
+          made: one dictionary for all modules of a model, for what they share: by the `id` of a variable of the base.
+        """
 
     # --- in words ---
 
@@ -148,13 +152,14 @@ class AddedModules(Method):
     def create(self, site: Site, key: Key[Array, ""], model: nnx.Module) -> nnx.Module:
         """The module for one site of one layer, its trainable leaves float32 `Adapter`s."""
 
-    def attach_to(self, place: SiteModule, key: Key[Array, ""], model: nnx.Module) -> None:
+    def attach_to(self, place: SiteModule, key: Key[Array, ""], model: nnx.Module, made: dict[int, Any]) -> None:
         first = place.sites[0]
 
         def create(site_key: Key[Array, ""]) -> nnx.Module:
             return self.create(first, site_key, model)
 
-        key = jax.random.fold_in(key, zlib.crc32(first.any_layer.encode()))
+        path = first.any_layer if place.in_stack else first.path
+        key = jax.random.fold_in(key, zlib.crc32(path.encode()))
         if place.in_stack:  # a layer's initial values depend on its index, not on the segment that it is stored in
             layers = jnp.asarray([site.layer for site in place.sites])
         elif first.layers is not None:

@@ -80,7 +80,7 @@ class SiteModule:
       in_stack: whether it is, and its leaves have a leading axis of layers.
     """
 
-    module: nnx.Module
+    module: nnx.Pytree
     view: View
     sites: tuple[Site, ...]
     in_stack: bool = False
@@ -143,7 +143,7 @@ def _walk(model: nnx.Module, stacks: list[tuple[str, LayerStack]]) -> Iterator[t
         if id(node) in seen:  # one module at two places is one module
             return
         seen.add(id(node))
-        if isinstance(node, nnx.Module):
+        if isinstance(node, nnx.Pytree):
             yield path, node
         segments = None
         if isinstance(node, LayerStack):
@@ -157,7 +157,7 @@ def _walk(model: nnx.Module, stacks: list[tuple[str, LayerStack]]) -> Iterator[t
 
 
 def _may_hold_modules(value: Any) -> bool:
-    return isinstance(value, nnx.Module | nnx.List | nnx.Dict | list | tuple | dict)
+    return isinstance(value, nnx.Pytree | list | tuple | dict)  # nnx.Module, nnx.List and nnx.Dict are Pytrees
 
 
 def _children(node: Any) -> Iterator[tuple[str, Any]]:
@@ -171,6 +171,6 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
             yield from ((name, child) for name, child in vars(node).items() if name != attached)
 
 
-def is_trained(module: nnx.Module) -> bool:
+def is_trained(module: nnx.Pytree) -> bool:
     """Whether weights of the module itself are trainable leaves."""
     return any(isinstance(value, Adapter) for value in vars(module).values())

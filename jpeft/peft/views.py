@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
@@ -46,8 +47,8 @@ class View:
         """What the module gives with `adapter` attached, which is called as `adapter(compute, ...)`."""
         if self.kind != "linear":
             return adapter(compute, *args, **kwargs)
-        x, rest, kwargs = _first(args, kwargs)
-        return adapter(lambda x: compute(x, *rest, **kwargs), x)
+        x, on_x = _with_first(compute, args, kwargs)
+        return adapter(on_x, x)
 
     def matrix(self, module: nnx.Module) -> Array:
         """The linear map or table as `[d_in, d_out]`, or `[layers, d_in, d_out]`: what goes in is a row."""
@@ -55,7 +56,11 @@ class View:
 
     def set_matrix(self, module: nnx.Module, matrix: Array) -> None:
         """Puts a matrix as `matrix` gives it in the place of the module's."""
-        setattr(module, self._kernel, nnx.Param(matrix))
+        getattr(module, self._kernel).set_value(matrix)
+
+    def example(self, key: Array) -> Array:
+        """Two random vectors as the module is called with them."""
+        return jax.random.normal(key, (2, self.d_in))
 
     @property
     def _kernel(self) -> str:
@@ -63,12 +68,12 @@ class View:
         return self.kernel
 
 
-def _first(args: tuple, kwargs: dict[str, Any]) -> tuple[Any, tuple, dict[str, Any]]:
-    """The activations that a module is called with, and the rest of its arguments."""
+def _with_first(compute: Compute, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
+    """The activations that a module is called with, and the module as a function of them alone."""
     if args:
-        return args[0], args[1:], kwargs
-    name = next(iter(kwargs))
-    return kwargs[name], (), {other: value for other, value in kwargs.items() if other != name}
+        return args[0], lambda x: compute(x, *args[1:], **kwargs)
+    name = next(name for name, value in kwargs.items() if hasattr(value, "dtype"))
+    return kwargs[name], lambda x: compute(**{**kwargs, name: x})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +94,7 @@ class _Reshaped(View):
         first = matrix.ndim - 2
         parts = matrix.reshape(*matrix.shape[:first], *(self.shape[axis] for axis in self.order))
         back = [self.order.index(axis) for axis in range(len(self.shape))]
-        setattr(
-            module, self._kernel, nnx.Param(jnp.transpose(parts, (*range(first), *(first + axis for axis in back))))
-        )
+        getattr(module, self._kernel).set_value(jnp.transpose(parts, (*range(first), *(first + axis for axis in back))))
 
     @property
     def _out_shape(self) -> tuple[int, ...]:
@@ -105,16 +108,23 @@ class _General(_Reshaped):
     axes: tuple[int, ...] = (-1,)
 
     def call(self, adapter: Callable[..., Any], compute: Compute, *args: Any, **kwargs: Any) -> Any:
-        x, rest, kwargs = _first(args, kwargs)
+        x, on_x = _with_first(compute, args, kwargs)
         ends = tuple(range(-len(self.axes), 0))
-        turned = jnp.moveaxis(x, self.axes, ends)
+        axes = sorted(axis % x.ndim for axis in self.axes)  # as Flax orders them, whatever order they are given in
+        turned = jnp.moveaxis(x, axes, ends)
         kept, summed = turned.shape[: -len(ends)], turned.shape[-len(ends) :]
 
         def on_vectors(vectors: Array) -> Array:
-            y = compute(jnp.moveaxis(vectors.reshape(*kept, *summed), ends, self.axes), *rest, **kwargs)
+            y = on_x(jnp.moveaxis(vectors.reshape(*kept, *summed), ends, axes))
             return y.reshape(*kept, self.d_out)
 
         return adapter(on_vectors, turned.reshape(*kept, self.d_in)).reshape(*kept, *self._out_shape)
+
+    def example(self, key: Array) -> Array:
+        ndim = max(len(self.axes) + 1, *(axis + 1 if axis >= 0 else -axis for axis in self.axes))
+        axes = sorted(axis % ndim for axis in self.axes)
+        sizes = dict(zip(axes, self.shape[: self.num_in], strict=True))
+        return jax.random.normal(key, tuple(sizes.get(axis, 2) for axis in range(ndim)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +137,7 @@ class _Einsum(_Reshaped):
     made: str = ""  # that come from the kernel, as the output has them
 
     def call(self, adapter: Callable[..., Any], compute: Compute, *args: Any, **kwargs: Any) -> Any:
-        x, rest, kwargs = _first(args, kwargs)
+        x, on_x = _with_first(compute, args, kwargs)
         kept = "".join(letter for letter in self.of_x if letter not in self.summed)
         to_vectors = [self.of_x.index(letter) for letter in kept + self.summed]
         from_vectors = [(kept + self.summed).index(letter) for letter in self.of_x]
@@ -137,11 +147,15 @@ class _Einsum(_Reshaped):
         placed = [(kept + self.made).index(letter) for letter in self.of_y]
 
         def on_vectors(vectors: Array) -> Array:
-            y = compute(jnp.transpose(vectors.reshape(turned.shape), from_vectors), *rest, **kwargs)
+            y = on_x(jnp.transpose(vectors.reshape(turned.shape), from_vectors))
             return jnp.transpose(y, results).reshape(*shape, self.d_out)
 
         y = adapter(on_vectors, turned.reshape(*shape, self.d_in))
         return jnp.transpose(y.reshape(*shape, *self._out_shape), placed)
+
+    def example(self, key: Array) -> Array:
+        sizes = dict(zip(self.summed, (self.shape[axis] for axis in self.order[: self.num_in]), strict=True))
+        return jax.random.normal(key, tuple(sizes.get(letter, 2) for letter in self.of_x))
 
 
 def view_of(module: Any, *, layers: int | None = None) -> View | None:
@@ -160,7 +174,7 @@ def view_of(module: Any, *, layers: int | None = None) -> View | None:
     return _linear(module, params, layers) or _table(module, params, layers) or View("other", 0, 0, layers)
 
 
-def _params(module: nnx.Module) -> dict[str, nnx.Variable]:
+def _params(module: nnx.Pytree) -> dict[str, nnx.Variable]:
     """The weights that a module holds itself, trainable leaves too, by attribute."""
     return {name: value for name, value in vars(module).items() if isinstance(value, nnx.Param | Adapter)}
 

@@ -15,9 +15,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int, Shaped
 
-from jpeft.leaves import stacked_leaves
+from jpeft.leaves import Model, copied, stacked_leaves
 from jpeft.peft.adapted import put
-from jpeft.peft.attaching import Model
 from jpeft.peft.method import AddedModules, Method
 from jpeft.peft.rows import RowAdapters, Rows
 from jpeft.peft.selection import select
@@ -85,7 +84,7 @@ def attach_pool(model: Model, slots: int, at: Mapping[str, RoomAt]) -> Model:
 
     Stacks stay cut as they are: where one layer of a segment has room for something, all of them have.
     """
-    model = nnx.merge(*nnx.split(model))  # new modules around the same arrays
+    model = copied(model)
     for place in site_modules(model):
         here = functools.reduce(RoomAt.__or__, (at.get(site.path, RoomAt()) for site in place.sites))
         if here.parts:

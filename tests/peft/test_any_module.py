@@ -1,5 +1,7 @@
 """Methods on modules that nobody here wrote: Flax's own parts, lists, plain attributes and stacked, scanned blocks."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,15 @@ import pytest
 from flax import nnx
 
 import jpeft
+from jpeft.model.t5 import T5
 from jpeft.peft.attaching import split
 from jpeft.peft.sites import sites
 from jpeft.peft.views import view_of
+from tests.conftest import TINY
 from tests.peft.filled import filled
 
 WIDTH = 16
+LORA = jpeft.Lora.official(rank=2)
 
 
 class Flax(nnx.Module):
@@ -150,3 +155,190 @@ def test_biases_are_merged_only_where_there_are_some(key):
     tuned = jpeft.attach(Flax(nnx.Rngs(0)), jpeft.BitFit(), where="blocks/1/out")
     with pytest.raises(jpeft.UserError, match="BiasSite at blocks/1/out needs a bias"):
         jpeft.merge(filled(tuned, key))
+
+
+def test_nothing_that_happens_to_a_tuned_or_merged_model_happens_to_the_base():
+    model = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.BatchNorm(4, rngs=nnx.Rngs(0)))
+    tuned = jpeft.attach(model, LORA, where="layers/0")
+    tuned(jnp.ones((3, 4)) * 5.0)
+    assert not model.layers[1].mean[...].any() and tuned.layers[1].mean[...].any()
+    assert tuned.layers[0].kernel is not model.layers[0].kernel
+    assert tuned.layers[0].kernel[...] is model.layers[0].kernel[...]  # the array is shared
+    assert jpeft.merge(tuned).layers[1].mean is not tuned.layers[1].mean
+
+
+def test_each_step_of_a_fit_drops_anew_and_statistics_move():
+    layers = nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.BatchNorm(4, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(7))
+    tuned = jpeft.attach(nnx.Sequential(*layers), LORA, where="layers/0")
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
+    fitted = jpeft.fit(tuned, [x] * 2, lambda model, batch: jnp.mean(model(batch) ** 2), learning_rate=1e-9)
+    assert abs(fitted.losses[0] - fitted.losses[1]) > 1e-3
+    assert fitted.model.layers[1].mean[...].any() and not tuned.layers[1].mean[...].any()
+
+
+class Table(nnx.Module):
+    """A table that is asked by methods of its own."""
+
+    def __init__(self):
+        self.embedding = nnx.Param(jnp.ones((5, 4)))
+
+    def encode(self, rows):
+        return self.embedding[...][rows]
+
+
+class Activated(nnx.Linear):
+    def __call__(self, x):
+        return nnx.relu(super().__call__(x))
+
+
+class Turned(nnx.Module):
+    def __init__(self):
+        self.kernel = nnx.Param(jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)), jnp.float32))
+
+    def __call__(self, x):
+        return x @ self.kernel[...].T
+
+
+class Convolution(nnx.Module):
+    """What only looks like a stack of three layers."""
+
+    def __init__(self):
+        self.in_features = self.out_features = 4
+        self.kernel = nnx.Param(jnp.ones((3, 4, 4)))
+
+    def __call__(self, x):
+        return sum(x @ self.kernel[i] for i in range(3))
+
+
+def test_a_module_that_is_not_called_is_refused():
+    with pytest.raises(jpeft.UserError, match="is a Table, which is not called itself"):
+        jpeft.attach(nnx.Dict(table=Table()), LORA, where="table")
+
+
+@pytest.mark.parametrize("make", [lambda: Activated(4, 4, rngs=nnx.Rngs(0)), Turned])
+def test_a_module_that_does_not_compute_what_its_kernel_looks_like_is_not_merged(make, key):
+    tuned = filled(jpeft.attach(nnx.Dict(it=make()), LORA, where="it"), key)
+    with pytest.raises(jpeft.UserError, match="it is a (Activated|Turned), which does not compute what its weights"):
+        jpeft.merge(tuned)
+
+
+def test_what_only_looks_like_a_stack_is_told_when_it_is_called():
+    tuned = jpeft.attach(nnx.Dict(it=Convolution()), LORA, where="it")
+    with pytest.raises(jpeft.UserError, match="a Convolution .*holds 3 layers and is called as one"):
+        tuned.it(jnp.ones((2, 4)))
+
+
+def test_axes_in_any_order_are_as_flax_takes_them(key):
+    model = nnx.Dict(it=nnx.LinearGeneral((3, 5), 6, axis=(-1, 0), rngs=nnx.Rngs(0)))
+    tuned = filled(jpeft.attach(model, LORA, where="it"), key)
+    x = jax.random.normal(key, (3, 4, 5))
+    np.testing.assert_allclose(jpeft.merge(tuned).it(x), tuned.it(x), atol=1e-5)
+
+
+def test_a_scan_that_leaves_adapters_out_is_told():
+    class Filtered(Scanned):
+        def __call__(self, tokens):
+            axes = nnx.StateAxes({nnx.Param: 0, ...: None})
+
+            @nnx.scan(in_axes=(nnx.Carry, axes), out_axes=nnx.Carry)
+            def run(x, layer):
+                return x + jnp.tanh(layer(x))
+
+            return run(self.embed(tokens), self.layers)
+
+    tuned = jpeft.attach(Filtered(nnx.Rngs(0)), jpeft.Ia3(), where="layers")
+    with pytest.raises(jpeft.UserError, match="name jpeft.Adapter, too"):
+        tuned(TOKENS)
+
+
+def test_calls_by_keyword_are_calls(key):
+    tuned = filled(jpeft.attach(nnx.Dict(it=nnx.Linear(4, 4, rngs=nnx.Rngs(0))), LORA, where="it"), key)
+    x = jax.random.normal(key, (2, 4))
+    np.testing.assert_array_equal(tuned.it(out_sharding=None, inputs=x), tuned.it(x))
+
+
+def test_every_weight_trains_and_a_shared_one_once():
+    class Tied(nnx.Module):
+        def __init__(self):
+            self.a, self.b = nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 4, rngs=nnx.Rngs(1))
+            self.b.kernel = self.a.kernel
+
+    class Tower(nnx.Pytree):
+        def __init__(self):
+            self.inner = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+
+    for model, weights in ((Tied(), 16 + 8), (nnx.Dict(tower=Tower(), own=nnx.Param(jnp.ones(3))), 20 + 3)):
+        assert jpeft.count(jpeft.split(jpeft.attach(model, jpeft.Full()))[1]) == weights
+
+
+def test_layers_of_a_list_start_apart_whatever_it_is_called():
+    model = nnx.Dict(a=nnx.Dict(layers=nnx.List([nnx.Linear(4, 4, rngs=nnx.Rngs(0)) for _ in range(2)])))
+    first, second = jpeft.attach(model, LORA, where=".*").a.layers
+    assert (first.adapter.lora_a[...] != second.adapter.lora_a[...]).any()
+
+
+def test_sites_that_are_given_are_looked_at():
+    model = Flax(nnx.Rngs(0))
+    norm = [site for site in sites(model) if site.kind == "norm"]
+    strange = sites(Scanned(nnx.Rngs(0)))[1:]
+    for where, says in (
+        ([], "where is empty"),
+        (norm, "norm is of kind norm"),
+        (strange, "the model has no site layers"),
+    ):
+        with pytest.raises(jpeft.UserError, match=says):
+            jpeft.attach(model, LORA, where=where)
+
+
+def test_an_adapter_is_saved_by_its_own_method_alone_and_lies_alone(tmp_path, key):
+    model = Flax(nnx.Rngs(0))
+    tuned = filled(jpeft.attach(model, LORA, where="head"), key)
+    for method in (jpeft.Ia3(), jpeft.Full(), jpeft.Lora.official(rank=3), jpeft.Lora.official(rank=2, alpha=1.0)):
+        with pytest.raises(jpeft.UserError, match="save it with"):
+            jpeft.save(tuned, method, tmp_path)
+    with pytest.raises(jpeft.UserError, match="nothing is attached"):
+        jpeft.save(model, LORA, tmp_path)
+    graphdef, adapter, base = split(tuned)
+    with pytest.raises(jpeft.UserError, match="holds NaN"):
+        jpeft.save(nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf * np.nan, adapter), base), LORA, tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")  # of an adapter in PEFT's layout that was here before
+    jpeft.save(tuned, LORA, tmp_path)
+    np.testing.assert_array_equal(jpeft.load_adapter(tmp_path, model)(TOKENS), tuned(TOKENS))
+    assert not (tmp_path / "adapter_config.json").exists()
+
+
+def test_a_part_of_ones_own_that_is_called_adapter_is_a_part_like_others(tmp_path, key):
+    class Block(nnx.Module):
+        def __init__(self):
+            self.down, self.adapter = (
+                nnx.Linear(4, 4, rngs=nnx.Rngs(0)),
+                nnx.Dict(down=nnx.Linear(4, 4, rngs=nnx.Rngs(1))),
+            )
+
+        def __call__(self, x):
+            return self.down(x) + self.adapter.down(x)
+
+    tuned = filled(jpeft.attach(Block(), LORA, where=".*down"), key)
+    jpeft.save(tuned, LORA, tmp_path)
+    x = jnp.ones((2, 4))
+    np.testing.assert_array_equal(jpeft.load_adapter(tmp_path, Block())(x), tuned(x))
+
+
+def test_a_fit_says_what_no_gradient_reaches():
+    class Unread(nnx.Module):
+        def __init__(self):
+            self.used, self.unused = nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 4, rngs=nnx.Rngs(1))
+
+        def __call__(self, x):
+            return self.used(x) @ self.unused.kernel[...]
+
+    tuned = jpeft.attach(Unread(), LORA, where="used|unused")
+    with pytest.warns(UserWarning, match="2 trained leaves are as they were, the first of them .*unused"):
+        jpeft.fit(tuned, [jnp.ones((2, 4))] * 3, lambda model, x: jnp.mean(model(x) ** 2))
+
+
+def test_the_table_of_a_tied_model_is_not_merged(key):
+    tied = T5(dataclasses.replace(TINY, tie_word_embeddings=True), rngs=nnx.Rngs(0))
+    tuned = filled(jpeft.attach(tied, LORA, where="shared"), key)
+    with pytest.raises(jpeft.UserError, match="shared is also the head of this model"):
+        jpeft.merge(tuned)
