@@ -110,7 +110,7 @@ def test_a_value_of_another_type_is_refused_with_its_key(key, value, expected):
         ({"method__layers": "1-2-3"}, "method.layers is '1-2-3'"),
         ({"ablation__name": "first"}, "ablation.name is 'first', which lora does not have; there are: early, later"),
         ({"ablation__name": "drop_dense"}, "ablation.name is 'drop_dense', which lora does not have"),
-        ({"ablation__name": "early", "method__name": "full"}, "the paper ablates lora and ia3 only"),
+        ({"ablation__name": "early", "method__name": "full"}, "the ones that have any are lora, ia3"),
         ({"data__task": "agnew"}, "data.task is 'agnew'; expected one of agnews, cola, e2e, samsum, custom"),
         ({"data__scale": "tiny"}, "data.scale is 'tiny'; expected one of low, medium, high, all"),
         ({"data__source": "web"}, "data.source is 'web'; expected one of auto, hub, local, tfds, sample"),

@@ -68,6 +68,6 @@ def take_off(module: Any) -> nnx.Module:
     return adapter
 
 
-def is_adapted(module: nnx.Pytree) -> bool:
+def is_adapted(module: Any) -> bool:
     """Whether something is attached to the module itself."""
     return hasattr(type(module), "unadapted")

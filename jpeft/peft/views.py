@@ -50,11 +50,11 @@ class View:
         x, on_x = _with_first(compute, args, kwargs)
         return adapter(on_x, x)
 
-    def matrix(self, module: nnx.Module) -> Array:
+    def matrix(self, module: nnx.Pytree) -> Array:
         """The linear map or table as `[d_in, d_out]`, or `[layers, d_in, d_out]`: what goes in is a row."""
         return getattr(module, self._kernel)[...]
 
-    def set_matrix(self, module: nnx.Module, matrix: Array) -> None:
+    def set_matrix(self, module: nnx.Pytree, matrix: Array) -> None:
         """Puts a matrix as `matrix` gives it in the place of the module's."""
         getattr(module, self._kernel).set_value(matrix)
 
@@ -84,13 +84,13 @@ class _Reshaped(View):
     order: tuple[int, ...] = ()  # of its dimensions: those that are summed over, then those that come out
     num_in: int = 1  # how many are summed over
 
-    def matrix(self, module: nnx.Module) -> Array:
+    def matrix(self, module: nnx.Pytree) -> Array:
         kernel = getattr(module, self._kernel)[...]
         first = kernel.ndim - len(self.shape)
         turned = jnp.transpose(kernel, (*range(first), *(first + axis for axis in self.order)))
         return turned.reshape(*kernel.shape[:first], self.d_in, self.d_out)
 
-    def set_matrix(self, module: nnx.Module, matrix: Array) -> None:
+    def set_matrix(self, module: nnx.Pytree, matrix: Array) -> None:
         first = matrix.ndim - 2
         parts = matrix.reshape(*matrix.shape[:first], *(self.shape[axis] for axis in self.order))
         back = [self.order.index(axis) for axis in range(len(self.shape))]
