@@ -134,7 +134,7 @@ def test_every_break_can_be_made():
 @pytest.mark.parametrize("name", BREAKS)
 def test_a_break_is_noticed(name, tmp_path):
     change = BREAKS[name]
-    for part in ("jpeft", "tests", "configs", "benchmarks"):
+    for part in ("jpeft", "tests", "configs", "benchmarks", "examples"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "main.py"):
         shutil.copy(ROOT / file, tmp_path / file)
