@@ -191,7 +191,7 @@ def _put(weights: dict[str, np.ndarray], name: str, value: np.ndarray, path: Pat
 
 def _read_torch(files: list[Path]) -> _InMemory:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(
             f"{files[0]} can be read only where PyTorch is installed; install it, or save the model as safetensors."
@@ -211,7 +211,7 @@ def _read_torch(files: list[Path]) -> _InMemory:
 
 def _as_numpy(value: Any) -> Any:
     """A tensor of PyTorch's as float32, or whatever else it is as it is. Raises what PyTorch does on exotic kinds."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     if not isinstance(value, torch.Tensor):
         return value
