@@ -21,6 +21,7 @@ from jpeft.eval.metrics import METRICS, check_metrics, listed, named, own
 from jpeft.model.family import stack_names
 from jpeft.model.settings import ModelSettings, settings_of
 from jpeft.model.t5 import REMAT_POLICIES
+from jpeft.peft.interchange import PeftLayout
 from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS, build, method_options, require_ablation
 from jpeft.typed_config import (
@@ -460,7 +461,7 @@ def _usual_reading(run: Run) -> str:
 def _peft_holds_another_reading(name: str) -> bool:
     """Whether Hugging Face PEFT has the method in its authors' reading and not in the paper's."""
     method = METHODS.get(name)
-    return method is not None and method.peft_type is not None and method().peft_lacks is not None
+    return method is not None and issubclass(method, PeftLayout) and method().peft_lacks is not None
 
 
 def default_config() -> ConfigDict:

@@ -12,15 +12,15 @@ from flax import nnx
 from jpeft.errors import UserError
 from jpeft.model.family import Family, family_of
 from jpeft.peft.attaching import count
-from jpeft.peft.interchange import KNOWN, PREFIX, REFUSED, PeftFile, PeftNames, Tensors
+from jpeft.peft.interchange import KNOWN, PREFIX, REFUSED, PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS
 from jpeft.peft.sites import Site, sites
 
 
-def peft_types() -> dict[str, type[Method]]:
+def peft_types() -> dict[str, type[Any]]:
     """The methods that PEFT has, by PEFT's `peft_type`."""
-    return {method.peft_type: method for method in METHODS.values() if method.peft_type is not None}
+    return {method.peft_type: method for method in METHODS.values() if issubclass(method, PeftLayout)}
 
 
 def peft_lacks(method: Method, chosen: Sequence[Site] = (), model: nnx.Module | None = None) -> str | None:
@@ -62,6 +62,7 @@ def _family_of(model: nnx.Module) -> Family:
 
 def peft_config(model: nnx.Module, method: Method, chosen: Sequence[Site]) -> dict[str, Any]:
     """`adapter_config.json` of a method of which PEFT lacks nothing, without the name of the base."""
+    assert isinstance(method, PeftLayout), f"{method.name} has no layout of PEFT's"
     names = peft_names(model)
     config = {"task_type": names.task_type, "inference_mode": True, "peft_type": method.peft_type}
     return config | method.peft_config(chosen, names)
@@ -69,6 +70,7 @@ def peft_config(model: nnx.Module, method: Method, chosen: Sequence[Site]) -> di
 
 def peft_tensors(model: nnx.Module, method: type[Method], named: Mapping[str, np.ndarray]) -> Tensors:
     """Leaves by our names as PEFT names and turns them in `adapter_model.safetensors`."""
+    assert issubclass(method, PeftLayout), f"{method.name} has no layout of PEFT's"
     tensors, module_name = {}, _family_of(model).module_name
     for name, value in named.items():
         path, _, leaf = name.rpartition("/")

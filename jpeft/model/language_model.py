@@ -4,18 +4,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int, Key
 
-ArrayBatch = dict[str, Array]  # as the family's `pad` makes it
-
-
-class Sizes(Protocol):
-    """The sizes in a network's config that code which handles tokens needs: vocabulary, special tokens."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def pad_token_id(self) -> int: ...
-    @property
-    def eos_token_id(self) -> int: ...
+ArrayBatch = dict[str, Array]  # as `Family.batch` makes it
 
 
 @runtime_checkable
@@ -50,7 +39,7 @@ class Decoding(Protocol):
 class LanguageModel(Protocol):
     """A network that answers: an `nnx.Module` with these methods."""
 
-    config: Any  # `Sizes`
+    config: Any  # with vocab_size, pad_token_id and eos_token_id
 
     def hidden_of(self, batch: ArrayBatch, key: Key[Array, ""] | None = None) -> Float[Array, "batch length d_model"]:
         """The last hidden state at every position that has a target; `key` draws dropout masks, None is without."""

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jpeft.errors import RunFailed, UserError
 from jpeft.peft.ablations import HALVES, fixed
 from jpeft.peft.arithmetic import rescaled
-from jpeft.peft.interchange import PeftFile, PeftNames, Tensors
+from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules
 from jpeft.peft.rows import Rescale, Rows
 from jpeft.peft.selection import Selection
@@ -65,7 +65,7 @@ class OutputScale(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Ia3(AddedModules):
+class Ia3(AddedModules, PeftLayout):
     """The paper's reading by default: both sides of k, v and the feed-forward's last input projection.
 
     Attributes:
@@ -78,7 +78,7 @@ class Ia3(AddedModules):
         "drop_attention": fixed(Selection(sublayers=("feed_forward",))),
         "drop_dense": fixed(Selection(sublayers=("self_attention", "cross_attention"))),
     }
-    peft_type: ClassVar[str | None] = "IA3"
+    peft_type: ClassVar[str] = "IA3"
 
     two_sided: bool = True
 

@@ -5,10 +5,11 @@ have to agree, or the adapter would do less here than PEFT makes it do, or more.
 to say (`Method.from_peft`).
 """
 
+import abc
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -208,6 +209,35 @@ class PeftFile:
                 f"{len(found)}; {which}. Is the base of another size?"
             )
         return found
+
+
+class PeftLayout(abc.ABC):
+    """What a method that Hugging Face PEFT has, too, says of PEFT's files: a second base of its class.
+
+    Attributes:
+      peft_type: of `adapter_config.json`.
+    """
+
+    peft_type: ClassVar[str]
+
+    @abc.abstractmethod
+    def peft_config(self, chosen: Sequence[Site], peft: PeftNames) -> dict[str, Any]:
+        """The method's own fields of `adapter_config.json` for what is attached at some sites, besides type and task."""
+
+    @classmethod
+    @abc.abstractmethod
+    def peft_tensor(cls, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+        """PEFT's last name of a leaf, and the leaf as PEFT turns it. A name that begins with `/` is the whole name."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_peft(cls, file: PeftFile) -> tuple[Any, Tensors, list[str]]:
+        """The method, its leaves by our names and notes, of an adapter as PEFT wrote it.
+
+        Raises:
+          UserError: a setting has no equal here, or the adapter does not fit the base.
+          RunFailed: config and tensors contradict each other.
+        """
 
 
 def _parts(name: str, source: str) -> tuple[str, str]:

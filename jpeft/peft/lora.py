@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from jpeft.errors import RunFailed, UserError
 from jpeft.peft.ablations import HALVES, fixed
 from jpeft.peft.arithmetic import added, rescaled
-from jpeft.peft.interchange import PeftFile, PeftNames, Tensors
+from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules
 from jpeft.peft.rows import Leaves, Rescale, Rows, each
 from jpeft.peft.selection import Selection
@@ -86,7 +86,7 @@ class LowRank(Rows):
 
 
 @dataclasses.dataclass(frozen=True)
-class Lora(AddedModules):
+class Lora(AddedModules, PeftLayout):
     """The paper's reading by default: rank 2 on q, k, v, o of every attention, with scaling vectors.
 
     Attributes:
@@ -110,7 +110,7 @@ class Lora(AddedModules):
         "drop_cross_attention": fixed(Selection(sublayers=("self_attention",))),
         "drop_query_output": fixed(Selection(names=("k", "v"))),
     }
-    peft_type: ClassVar[str | None] = "LORA"
+    peft_type: ClassVar[str] = "LORA"
 
     rank: int = 2
     alpha: float = 1.0

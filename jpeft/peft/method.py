@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from jpeft.peft.adapted import put
+from jpeft.peft.interchange import PeftLayout
 from jpeft.peft.rows import EachRow, Rows
 from jpeft.peft.sites import Site, SiteModule
 
@@ -47,7 +48,6 @@ class Method(abc.ABC):
         mesh a leaf is cut where the site's weight is.
       sizes: leaves whose dimension is an option: `{"rank": ("lora_a", -1)}`; held against an adapter's file before room
         is made for what its config asks for.
-      peft_type: of Hugging Face PEFT's `adapter_config.json`; None where PEFT has no such method.
     """
 
     name: ClassVar[str]
@@ -59,7 +59,6 @@ class Method(abc.ABC):
     ablations: ClassVar[Mapping[str, Callable[..., Any]]] = {}
     leaf_axes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
     sizes: ClassVar[Mapping[str, tuple[str, int]]] = {}
-    peft_type: ClassVar[str | None] = None
 
     @property
     def default_roles(self) -> Collection[str] | None:
@@ -95,37 +94,11 @@ class Method(abc.ABC):
     @property
     def peft_lacks(self) -> str | None:
         """Tells which part of the method Hugging Face PEFT's format cannot hold; None if it holds all of it."""
-        return None if self.peft_type is not None else self.name
+        return None if isinstance(self, PeftLayout) else self.name
 
     def peft_lacks_at(self, site: Site) -> str | None:
         """Tells what PEFT's format cannot hold of the method at this one site, although it can at others."""
         return None
-
-    def peft_config(self, chosen: Sequence[Site], peft: Any) -> dict[str, Any]:
-        """The method's own fields of PEFT's `adapter_config.json`, besides type and task.
-
-        Args:
-          peft: names of the base's modules, a `jpeft.peft.interchange.PeftNames`.
-        """
-        raise NotImplementedError(f"{self.name} has no layout of PEFT's")
-
-    @classmethod
-    def peft_tensor(cls, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-        """PEFT's last name of a leaf, and the leaf as PEFT turns it. A name that begins with `/` is the whole name."""
-        raise NotImplementedError(f"{cls.name} has no layout of PEFT's")
-
-    @classmethod
-    def from_peft(cls, file: Any) -> tuple["Method", dict[str, np.ndarray], list[str]]:
-        """The method, its leaves by our names and notes, of an adapter as PEFT wrote it.
-
-        Args:
-          file: a `jpeft.peft.interchange.PeftFile`.
-
-        Raises:
-          UserError: a setting has no equal here, or the adapter does not fit the base.
-          RunFailed: config and tensors contradict each other.
-        """
-        raise NotImplementedError(f"{cls.name} has no layout of PEFT's")
 
     # --- in the step ---
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.peft.interchange import PeftFile, PeftNames, Tensors
+from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules, LearningRates
 from jpeft.peft.rows import Leaves, Rows
 from jpeft.peft.sites import Site, site_modules
@@ -66,7 +66,7 @@ class Prompts(Rows):
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt(AddedModules):
+class Prompt(AddedModules, PeftLayout):
     """100 soft tokens. The first forward pass is the base model's on an input with 100 pieces of text before it.
 
     Attributes:
@@ -82,7 +82,7 @@ class Prompt(AddedModules):
     options: ClassVar = {"prompt_length": "prompt_length", "prompt_init": "init"}
     leaf_axes: ClassVar = {"prompt": (None, None)}
     sizes: ClassVar = {"prompt_length": ("prompt", 0)}
-    peft_type: ClassVar[str | None] = "PROMPT_TUNING"
+    peft_type: ClassVar[str] = "PROMPT_TUNING"
 
     prompt_length: int = 100
     init: str = "vocabulary"

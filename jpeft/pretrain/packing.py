@@ -55,7 +55,7 @@ def pack(
 ) -> Batch:
     """A batch of packed rows.
 
-    Returns what `jpeft.data.batches.pad` does, with the targets of each example shifted right behind a start token of
+    Returns what T5's `Family.batch` does, with the targets of each example shifted right behind a start token of
     its own, and `encoder_segments: [batch, enc_len]`, `decoder_segments: [batch, dec_len]` int32: 1 for a row's first
     example, 2 for its second, 0 for padding.
     """

@@ -13,12 +13,11 @@ from flax import nnx
 import jpeft
 from jpeft.peft.attaching import split
 
-_TUNIX = importlib.util.find_spec("tunix")
-if _TUNIX is None:
-    pytest.skip("pip install --no-deps google-tunix", allow_module_level=True)
 if "tunix" not in sys.modules:  # its networks alone: the package's own imports ask for all that its trainers need
+    found = importlib.util.find_spec("tunix")
+    assert found is not None, "pip install --no-deps google-tunix"
     sys.modules["tunix"] = types.ModuleType("tunix")
-    sys.modules["tunix"].__path__ = list(_TUNIX.submodule_search_locations or ())
+    sys.modules["tunix"].__path__ = list(found.submodule_search_locations or ())
 
 pytestmark = [pytest.mark.reference, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
