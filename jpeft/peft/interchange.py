@@ -222,7 +222,7 @@ class PeftLayout(abc.ABC):
 
     @abc.abstractmethod
     def peft_config(self, chosen: Sequence[Site], peft: PeftNames) -> dict[str, Any]:
-        """The method's own fields of `adapter_config.json` for what is attached at some sites, besides type and task."""
+        """The method's own fields of `adapter_config.json`, besides type and task, for these sites."""
 
     @classmethod
     @abc.abstractmethod
