@@ -20,7 +20,7 @@ from jpeft.errors import UserError
 from jpeft.eval.metrics import METRICS, check_metrics, listed, named, own
 from jpeft.model.family import stack_names
 from jpeft.model.settings import ModelSettings, settings_of
-from jpeft.model.t5 import REMAT_POLICIES
+from jpeft.model.stack import REMAT_POLICIES
 from jpeft.peft.interchange import PeftLayout
 from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS, build, method_options, require_ablation

@@ -3,6 +3,7 @@
 What PEFT calls a method's settings and tensors is the method's to say; here is what they share.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ def peft_names(model: Any) -> PeftNames:
     family = _family_of(model)
     return PeftNames(
         sites(model),
-        family.module_name,
+        functools.partial(family.module_name, model.config),
         task_type=family.task_type,
         tied_head=model.config.tie_word_embeddings,
         num_layers=model.config.num_layers,
@@ -68,10 +69,10 @@ def peft_config(model: nnx.Module, method: Method, chosen: Sequence[Site]) -> di
     return config | method.peft_config(chosen, names)
 
 
-def peft_tensors(model: nnx.Module, method: type[Method], named: Mapping[str, np.ndarray]) -> Tensors:
+def peft_tensors(model: Any, method: type[Method], named: Mapping[str, np.ndarray]) -> Tensors:
     """Leaves by our names as PEFT names and turns them in `adapter_model.safetensors`."""
     assert issubclass(method, PeftLayout), f"{method.name} has no layout of PEFT's"
-    tensors, module_name = {}, _family_of(model).module_name
+    tensors, module_name = {}, functools.partial(_family_of(model).module_name, model.config)
     for name, value in named.items():
         path, _, leaf = name.rpartition("/")
         theirs, turned = method.peft_tensor(leaf, value)

@@ -43,8 +43,8 @@ def _export(arguments: argparse.Namespace) -> int:
     from jpeft.adapters.locate import base_of, locate, words_for
     from jpeft.adapters.peft_layout import peft_lacks
     from jpeft.cli.output import adapter_record, write_adapter
+    from jpeft.model.family import abstract_model
     from jpeft.model.source import load_config
-    from jpeft.model.t5 import abstract_model
     from jpeft.predict.answer_source import task_of
 
     found = locate(arguments.adapter)

@@ -38,8 +38,8 @@ def _import(arguments: argparse.Namespace) -> int:
     from jpeft.adapters.files import PEFTS, layout_of, open_adapter
     from jpeft.adapters.locate import base_of, locate, words_for
     from jpeft.cli.output import adapter_record, write_adapter
+    from jpeft.model.family import abstract_model
     from jpeft.model.source import load_config
-    from jpeft.model.t5 import abstract_model
     from jpeft.predict.answer_source import task_of
 
     found = locate(arguments.adapter)

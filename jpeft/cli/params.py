@@ -17,8 +17,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _params(arguments: argparse.Namespace) -> int:
+    from jpeft.model.family import abstract_model
     from jpeft.model.source import load_config
-    from jpeft.model.t5 import abstract_model
     from jpeft.peft.counting import table_3
 
     rows = table_3(abstract_model(load_config(arguments.model, what="--model", flag="--model")))

@@ -18,7 +18,6 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.eval.cross_entropy import target_log_probs
 from jpeft.eval.generate import by_row
 from jpeft.model.language_model import LanguageModel
-from jpeft.model.t5_config import T5Config
 from jpeft.model.tokenizer import Tokenizer
 
 _MOST_TOKENS = 4096  # of all labels together: attention among them takes memory by its square
@@ -35,7 +34,7 @@ class PackedLabels:
     Attributes:
       texts: the labels.
       targets: `[length]` int32, each label's tokens with its `</s>`; padding behind the last.
-      inputs: `[length]` int32, `targets` shifted right within each label, behind the start token.
+      inputs: `[length]` int32, `targets` shifted right within each label, behind the token that answers start with.
       segments: `[length]` int32, the number of the label that a position belongs to; `len(texts)` on padding.
       pad_token_id: what padding is.
     """
@@ -47,7 +46,7 @@ class PackedLabels:
     pad_token_id: int = 0
 
     @classmethod
-    def of(cls, texts: Sequence[str], tokenizer: Tokenizer, config: T5Config) -> "PackedLabels":
+    def of(cls, texts: Sequence[str], tokenizer: Tokenizer, config: Any) -> "PackedLabels":
         """Raises `UserError`: fewer than two labels or too many, an empty one, or two that are the same tokens."""
         texts = tuple(text.strip() for text in texts)
         if len(texts) < 2 or not all(texts):

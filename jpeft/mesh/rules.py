@@ -21,16 +21,19 @@ from jpeft.peft.methods import leaf_axes
 AXES = ("data", "fsdp", "model")
 BATCH_AXES = ("data", "fsdp")
 
-_COLUMNS = r"(.*attention/(q|k|v)|feed_forward/(wi|wi_0|wi_1)|lm_head)"  # maps into a cut dimension
-_ROWS = r"(.*attention/o|feed_forward/wo)"  # maps out of one
+_COLUMNS = r"(.*attention/(q|k|v)|feed_forward/(wi|wi_0|wi_1|gate|up)|lm_head)"  # maps into a cut dimension
+_ROWS = r"(.*attention/o|feed_forward/(wo|down))"  # maps out of one
 
 # The first pattern that matches a whole name decides. Names are those of `leaf_name`.
 WEIGHTS: tuple[tuple[str, P], ...] = (
     (r"shared/embedding", P("model", "fsdp")),
     (_COLUMNS + r"/kernel", P("fsdp", "model")),
     (_ROWS + r"/kernel", P("model", "fsdp")),
+    (_COLUMNS + r"/bias", P("model")),
+    (_ROWS + r"/bias", P()),
+    (r"positions/embedding", P(None, "fsdp")),
     (r"relative_attention_bias/embedding", P(None, "model")),
-    (r".*/scale", P()),  # of a norm
+    (r".*norm/(scale|bias)", P()),
 )
 ACTIVATIONS: dict[str, P] = {
     "batch": P(BATCH_AXES),
@@ -55,7 +58,16 @@ def leaf_name(path: Sequence[Any]) -> str:
     return "/".join(part for part in parts if part not in silent)
 
 
-_ROOTS = ("shared", "encoder_input", "encoder", "decoder", "lm_head")
+_ROOTS = (
+    "shared",
+    "encoder_input",
+    "encoder",
+    "decoder_input",
+    "positions",
+    "embedding_norm",
+    "decoder",
+    "lm_head",
+)
 
 
 def spec_of(path: Sequence[Any], shape: Sequence[int]) -> P:

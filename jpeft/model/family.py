@@ -56,8 +56,8 @@ class Family(abc.ABC):
         """Writes a model's weights of a type of variable and its config, which `transformers` opens."""
 
     @abc.abstractmethod
-    def module_name(self, path: str) -> str:
-        """The name in `transformers` of the module at one of our paths."""
+    def module_name(self, config: Any, path: str) -> str:
+        """The name in `transformers` of the module at one of our paths, in a model of that config."""
 
     @abc.abstractmethod
     def plain_logits(self, directory: Path, *probe: np.ndarray) -> np.ndarray:
@@ -140,6 +140,11 @@ def family_in(directory: Path) -> Family:
     kind = read_json_object(file).get("model_type") if file.is_file() else None
     first, *_ = families()  # says what is wrong with what is none of them
     return next((family for family in families() if kind in family.model_types), first)
+
+
+def abstract_model(config: Any) -> Any:
+    """The network of a config with shapes in the place of weights."""
+    return family_with(config).abstract(config)
 
 
 def stack_names() -> list[str]:

@@ -9,140 +9,20 @@ weights to the dtype of its input. Softmax, norms' statistics, scales and the pr
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.custom_derivatives import CustomVJPPrimal
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
-from jpeft.leaves import segment_starts
-from jpeft.model.placement import Place, current_place, placed
+from jpeft.model.layers import ACTIVATIONS, MASKED, Embedding, Input, Linear, RMSNorm, apart, dropout, split_key
+from jpeft.model.placement import placed
+from jpeft.model.stack import SegmentCache, Segments, arrange, num_stacked
 from jpeft.model.t5_config import T5Config
-
-MASKED = (
-    -1e9
-)  # added to a logit that must not be attended to: finite, so that a row with nothing to attend stays finite
-REMAT_POLICIES = ("none", "dots", "block")
-
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "relu": jax.nn.relu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
-    "silu": jax.nn.silu,
-}
-
-
-def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
-    """Zeroes each element with probability `rate` and scales the rest; the identity when `key` is None.
-
-    The coin is a 32-bit integer: on CPU the `rbg` generator draws those ten times as fast as 16-bit ones.
-    """
-    if key is None or rate == 0.0:
-        return x
-    keep = jax.random.bits(key, x.shape, jnp.uint32) < np.uint32(round((1.0 - rate) * 2**32))
-    return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
-
-
-def _split(key: Key[Array, ""] | None, num: int) -> Sequence[Key[Array, ""] | None]:
-    return [None] * num if key is None else list(jax.random.split(key, num))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(
-    x: Float[Array, "*batch d_in"], kernel: Float[Array, "d_in d_out"], dtype: DTypeLike
-) -> Float[Array, "*batch d_out"]:
-    """`x @ kernel` in `dtype`; for the kernel's gradient the narrower of x and the output's gradient is turned.
-
-    JAX always turns the gradient. On a CPU, XLA then works out the elementwise part of a wide one again, column
-    by column: for the gated feed-forward that took longer than all products of the step (docs/log.md).
-    """
-    return jnp.matmul(x, kernel, preferred_element_type=dtype)
-
-
-def _product_forward(
-    x: CustomVJPPrimal, kernel: CustomVJPPrimal, dtype: DTypeLike
-) -> tuple[Array, tuple[Array | None, Array | None]]:
-    # What is kept is what the backward pass needs: a frozen kernel asks for no x, an input that leads to nothing
-    # trainable for no kernel.
-    y = jnp.matmul(x.value, kernel.value, preferred_element_type=dtype)
-    return y, (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
-
-
-def _product_backward(
-    dtype: DTypeLike, kept: tuple[Array | None, Array | None], by: Array
-) -> tuple[Array | None, Array | None]:
-    x, kernel = kept
-    for operand in kept:
-        by = by if operand is None else by.astype(operand.dtype)  # that of logits comes in float32
-    of_x = None if kernel is None else by @ kernel.T
-    if x is None:
-        return of_x, None
-    if x.shape[-1] < by.shape[-1]:
-        return of_x, jnp.einsum("...i,...o->io", x, by)
-    return of_x, jnp.einsum("...o,...i->oi", by, x).T
-
-
-product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
-
-
-class Linear(nnx.Module):
-    """`x @ kernel`; T5 has no biases. What comes out has the dtype of x, or float32 where it is `wide`."""
-
-    def __init__(self, d_in: int, d_out: int, *, stddev: float, rngs: nnx.Rngs, wide: bool = False):
-        self.wide = wide
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (d_in, d_out)) * stddev)
-
-    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
-        dtype = jnp.dtype(jnp.float32) if self.wide else x.dtype
-        return product(x, self.kernel[...].astype(x.dtype), dtype)
-
-
-class RMSNorm(nnx.Module):
-    """`x / rms(x) * scale`: no mean is subtracted and no bias added."""
-
-    def __init__(self, d_model: int, *, epsilon: float):
-        self.scale = nnx.Param(jnp.ones(d_model))
-        self.epsilon = epsilon
-
-    def __call__(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_model"]:
-        return jax.checkpoint(self._normalize)(x)
-
-    def _normalize(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_model"]:
-        # Statistics in float32: squares of bfloat16 activations lose the small channels.
-        wide = x.astype(jnp.float32)
-        normal = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-        return (normal * self.scale[...].astype(jnp.float32)).astype(x.dtype)
-
-
-class Embedding(nnx.Module):
-    """A table of vectors, looked up by integer."""
-
-    def __init__(self, num_rows: int, width: int, *, stddev: float, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (num_rows, width)) * stddev)
-
-    def __call__(self, rows: Int[Array, "*batch"]) -> Float[Array, "*batch width"]:
-        return self.embedding[...][rows]
-
-
-class EncoderInput(nnx.Module):
-    """The embedded input on its way into the encoder, where a soft prompt is put before it."""
-
-    site_kind: ClassVar[str] = "input"
-
-    def __init__(self, d_model: int):
-        self.site_widths = (d_model, d_model)
-
-    def __call__(
-        self, x: Float[Array, "batch enc_len d_model"], mask: Bool[Array, "batch enc_len"]
-    ) -> tuple[Float[Array, "batch new_len d_model"], Bool[Array, "batch new_len"]]:
-        return x, mask
 
 
 class Attention(nnx.Module):
@@ -207,48 +87,12 @@ class FeedForward(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch length d_model"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch length d_model"]:
-        activation = _ACTIVATIONS[self.activation]
+        activation = ACTIVATIONS[self.activation]
         if self.is_gated:
             hidden = jax.checkpoint(lambda gate, value: activation(gate) * value)(self.wi_0(x), self.wi_1(x))
         else:
             hidden = jax.checkpoint(activation)(self.wi(x))
         return self.wo(dropout(hidden, self.dropout_rate, key))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class SegmentCache:
-    """Keys and values that a decoder segment has seen: `k, v: [layers, batch, num_heads, max_length, d_kv]`.
-
-    Those of a segment of one layer have no axis of layers: with it, XLA copies a whole cache for every token.
-    """
-
-    k: Array
-    v: Array
-
-    @classmethod
-    def empty(cls, like: Array, max_length: int) -> "SegmentCache":
-        """An empty cache of `max_length` tokens for as many rows as `like` has, cross-attention's keys."""
-        kind = "heads" if like.ndim == 4 else "cache"
-        nothing = placed(jnp.zeros((*like.shape[:-2], max_length, like.shape[-1]), like.dtype), kind)
-        return cls(nothing, nothing)
-
-    def write(self, layer: Array | None, position: Array, k: Array, v: Array) -> "SegmentCache":
-        """Puts one token's `k, v: [batch, num_heads, 1, d_kv]` at `position` of `layer`, in place where XLA can."""
-        start = (0, 0, position, 0)
-        if layer is not None:
-            start, k, v = (layer, *start), k[None], v[None]
-        return SegmentCache(
-            jax.lax.dynamic_update_slice(self.k, k, start), jax.lax.dynamic_update_slice(self.v, v, start)
-        )
-
-    def of(self, layer: Array | None) -> tuple[Array, Array]:
-        """`k, v: [batch, num_heads, max_length, d_kv]` of `layer`, None where there is but one."""
-        return (self.k, self.v) if layer is None else (self.k[layer], self.v[layer])
-
-    def reordered(self, rows: Int[Array, " batch"]) -> "SegmentCache":
-        """Row `i` of the batch becomes what row `rows[i]` was."""
-        return SegmentCache(*(jnp.take(x, rows, axis=x.ndim - 4) for x in (self.k, self.v)))
 
 
 class Block(nnx.Module):
@@ -274,7 +118,7 @@ class Block(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch length d_model"]:
         """The whole sequence at once, as in training."""
-        keys = _split(key, 6)
+        keys = split_key(key, 6)
         h = self.self_attention_norm(x)
         h = self.self_attention(h, *self.self_attention.keys_values(h), self_bias, keys[0])
         x = x + dropout(h, self.dropout_rate, keys[1])
@@ -302,11 +146,6 @@ class Block(nnx.Module):
         x = x + self.self_attention(h, *cache.of(layer), self_bias)
         x = x + self.cross_attention(self.cross_attention_norm(x), *cross_kv, cross_bias)
         return placed(x + self.feed_forward(self.feed_forward_norm(x)), "hidden"), cache
-
-
-def num_stacked(block: Block) -> int:
-    """How many layers a stacked block holds."""
-    return block.self_attention_norm.scale.shape[0]
 
 
 class RelativeBias(Embedding):
@@ -344,53 +183,17 @@ class RelativeBias(Embedding):
         return jnp.moveaxis(self(buckets), -1, 0)[None].astype(jnp.float32)
 
 
-@functools.lru_cache(maxsize=32)
-def _block_program(remat: str, place: Place) -> Callable[..., Array]:
-    """A block's pass over whole sequences, traced once for all layers of one structure and not once a layer.
-
-    Under one `place` alone, which `placed` asks while tracing. Kept, so that a call outside of a compiled program does
-    not compile it anew.
-    """
-
-    def body(x, block, key, self_bias, encoded, cross_bias):
-        return block(x, self_bias, encoded, cross_bias, key)
-
-    if remat == "none":
-        return jax.jit(body)
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    return jax.jit(jax.checkpoint(body, policy=policy))
-
-
-class Stack(nnx.Module):
+class Stack(Segments):
     """The blocks of the encoder or of the decoder, as segments of stacked blocks, and the norm after them."""
 
     def __init__(self, config: T5Config, *, decoder: bool, rngs: nnx.Rngs):
         num_layers = config.num_decoder_layers if decoder else config.num_layers
         keys = jax.random.split(rngs.params(), num_layers)
         blocks = jax.vmap(lambda key: Block(config, decoder=decoder, rngs=nnx.Rngs(key)))(keys)
-        self.segments = nnx.List([blocks])  # a jpeft.leaves.LayerStack
+        super().__init__(blocks)
         self.relative_attention_bias = RelativeBias(config, bidirectional=not decoder, rngs=rngs)
         self.final_norm = RMSNorm(config.d_model, epsilon=config.layer_norm_epsilon)
         self.dropout_rate = config.dropout_rate
-        self.remat = "none"
-
-    def layer_counts(self) -> list[int]:
-        """How many layers each segment holds."""
-        return [num_stacked(block) for block in self.segments]
-
-    def cut(self, starts: Sequence[int]) -> None:
-        """Makes a segment begin at each layer of `starts` (and at layer 0), as well as where one begins now.
-
-        A segment whose borders do not change keeps its arrays; a split one is copied, once.
-        """
-        segments = []
-        for first, block in zip(segment_starts(self), self.segments, strict=True):
-            size = num_stacked(block)
-            cuts = sorted({0, size, *(start - first for start in starts if 0 < start - first < size)})
-            for begin, end in zip(cuts, cuts[1:], strict=False):
-                part = block if end - begin == size else jax.tree.map(lambda leaf, b=begin, e=end: leaf[b:e], block)
-                segments.append(part)
-        self.segments = nnx.List(segments)
 
     def __call__(
         self,
@@ -401,19 +204,9 @@ class Stack(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch length d_model"]:
         """Runs every block over whole sequences."""
-        body = _block_program(self.remat, current_place())
-        x_key, out_key, *segment_keys = _split(key, 2 + len(self.segments))
+        x_key, out_key, *segment_keys = split_key(key, 2 + len(self.segments))
         x = dropout(x, self.dropout_rate, x_key)
-        for block, segment_key in zip(self.segments, segment_keys, strict=True):
-            layers = num_stacked(block)
-            layer_keys = None if segment_key is None else jax.random.split(segment_key, layers)
-            if layers == 1:  # no loop: its operands would be copied out of the stacked leaves at every call
-                block, layer_keys = jax.tree.map(lambda leaf: leaf[0], (block, layer_keys))
-                x = body(x, block, layer_keys, self_bias, encoded, cross_bias)
-            else:
-                x, _ = jax.lax.scan(
-                    lambda x, layer: (body(x, *layer, self_bias, encoded, cross_bias), None), x, (block, layer_keys)
-                )
+        x = self.run(x, segment_keys, self_bias, encoded, cross_bias)
         return dropout(self.final_norm(x), self.dropout_rate, out_key)
 
     def cross_keys_values(self, encoded: Float[Array, "batch enc_len d_model"]) -> list[tuple[Array, Array]]:
@@ -440,19 +233,10 @@ class Stack(nnx.Module):
     ) -> tuple[Float[Array, "batch 1 d_model"], list[SegmentCache]]:
         """Runs every block over one new token; returns its output and the extended caches."""
 
-        def body(carry, layer):
-            x, cache = carry
-            index, block, cross_kv = layer
-            return block.step(x, self_bias, cross_kv, cross_bias, cache, index, position), None
+        def of_block(block, x, cross_kv, cache, layer):
+            return block.step(x, self_bias, cross_kv, cross_bias, cache, layer, position)
 
-        new_caches = []
-        for block, cross_kv, cache in zip(self.segments, cross_kvs, caches, strict=True):
-            if num_stacked(block) == 1:
-                block = jax.tree.map(lambda leaf: leaf[0], block)
-                x, cache = block.step(x, self_bias, cross_kv, cross_bias, cache, None, position)
-            else:
-                (x, cache), _ = jax.lax.scan(body, (x, cache), (jnp.arange(num_stacked(block)), block, cross_kv))
-            new_caches.append(cache)
+        x, new_caches = self.run_step(x, caches, cross_kvs, of_block)
         return self.final_norm(x), new_caches
 
 
@@ -490,7 +274,7 @@ class T5(nnx.Module):
 
     def __init__(self, config: T5Config, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.shared = Embedding(config.vocab_size, config.d_model, stddev=1.0, rngs=rngs)
-        self.encoder_input = EncoderInput(config.d_model)
+        self.encoder_input = Input(config.d_model)
         self.encoder = Stack(config, decoder=False, rngs=rngs)
         self.decoder = Stack(config, decoder=True, rngs=rngs)
         if not config.tie_word_embeddings:
@@ -558,7 +342,7 @@ class T5(nnx.Module):
             and of the decoder belongs to; examples do not see each other. Relative positions need no change: a
             distance within an example is the same wherever the example stands. Not together with a soft prompt.
         """
-        encoder_key, decoder_key = _split(key, 2)
+        encoder_key, decoder_key = split_key(key, 2)
         encoder_segments, decoder_segments = (None, None) if segments is None else segments
         encoded, cross_bias = self.encode(encoder_input_tokens, encoder_key, encoder_segments)
         x = self.shared(decoder_input_tokens).astype(self.dtype)
@@ -603,28 +387,11 @@ class T5(nnx.Module):
         return self.decoder.relative_attention_bias.bias(length, length) + future[None, None]
 
 
-def apart(queries: Int[Array, "batch q_len"], keys: Int[Array, "batch kv_len"]) -> Float[Array, "batch 1 q_len kv_len"]:
-    """The additive bias that hides what is of another packed example."""
-    return jnp.where(queries[:, :, None] == keys[:, None, :], 0.0, MASKED)[:, None]
-
-
 def unroll(model: T5) -> None:
     """Makes every layer a segment of its own: slower to compile, no loop around the layers when run."""
-    for stack in (model.encoder, model.decoder):
-        stack.cut(range(sum(stack.layer_counts())))
-
-
-_MOST_LAYERS_UNROLLED = 8  # compiling costs CPU seconds a layer, program and shape (docs/log.md)
+    arrange_layers(model, scan=False)
 
 
 def arrange_layers(model: T5, scan: bool | None) -> None:
     """Unrolls the stacks unless they are to be scanned; None scans stacks of more than eight layers."""
-    if scan is None:
-        scan = max(model.config.num_layers, model.config.num_decoder_layers) > _MOST_LAYERS_UNROLLED
-    if not scan:
-        unroll(model)
-
-
-def abstract_model(config: T5Config) -> T5:
-    """The network with shapes in the place of weights."""
-    return nnx.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0)))
+    arrange((model.encoder, model.decoder), scan=scan)

@@ -12,7 +12,8 @@ from flax import nnx
 from jpeft.model import weights
 from jpeft.model.family import Batch, Family
 from jpeft.model.plain import plain_logits
-from jpeft.model.t5 import T5, arrange_layers
+from jpeft.model.stack import arrange
+from jpeft.model.t5 import T5
 from jpeft.model.t5_config import RELEASED, T5Config
 
 
@@ -36,7 +37,7 @@ class T5Family(Family):
     def save(self, model: T5, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dtype: Any = None) -> None:
         weights.save(model, directory, kind=kind, dtype=dtype)
 
-    def module_name(self, path: str) -> str:
+    def module_name(self, config: T5Config, path: str) -> str:
         return weights.hub_module(path)
 
     def plain_logits(self, directory: Path, *probe: np.ndarray) -> np.ndarray:
@@ -46,9 +47,7 @@ class T5Family(Family):
         return T5(config, dtype=dtype, rngs=nnx.Rngs(seed))
 
     def arrange(self, model: T5, *, scan_layers: bool | None, remat: str | None = None) -> None:
-        if remat is not None:
-            model.encoder.remat = model.decoder.remat = remat
-        arrange_layers(model, scan_layers)
+        arrange((model.encoder, model.decoder), scan=scan_layers, remat=remat)
 
     def stacks(self, config: T5Config) -> dict[str, int]:
         return config.stacks

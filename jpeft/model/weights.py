@@ -109,7 +109,9 @@ class _Safetensors(Checkpoint):
                 return _as_weight(file.get_slice(name)[part], path, name)
 
 
-class _InMemory(Checkpoint):
+class InMemory(Checkpoint):
+    """Weights that are arrays already."""
+
     def __init__(self, weights: Mapping[str, np.ndarray]):
         self._weights = weights
 
@@ -142,7 +144,7 @@ def _as_weight(value: Any, path: Path, name: str) -> np.ndarray:
     return value
 
 
-def _read_msgpack(files: list[Path]) -> _InMemory:
+def _read_msgpack(files: list[Path]) -> InMemory:
     weights: dict[str, np.ndarray] = {}
     for path in files:
         with _damage(path, Exception):  # msgpack has no common base for what damaged bytes raise
@@ -154,8 +156,9 @@ def _read_msgpack(files: list[Path]) -> _InMemory:
         for name, value in named:
             module, _, leaf = name.rpartition(".")
             value = _as_weight(value, path, name)
-            _put(weights, f"{module}.weight", value.T if leaf == "kernel" else value, path)
-    return _InMemory(weights)
+            stored = f"{module}.{'bias' if leaf == 'bias' else 'weight'}"
+            _put(weights, stored, value.T if leaf == "kernel" else value, path)
+    return InMemory(weights)
 
 
 def _refuse_many_objects(raw: bytes) -> None:
@@ -189,7 +192,7 @@ def _put(weights: dict[str, np.ndarray], name: str, value: np.ndarray, path: Pat
     weights[name] = value
 
 
-def _read_torch(files: list[Path]) -> _InMemory:
+def _read_torch(files: list[Path]) -> InMemory:
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -206,7 +209,7 @@ def _read_torch(files: list[Path]) -> _InMemory:
             raise RunFailed(f"{path} is damaged, or holds more than plain weights ({reason}).") from None
         for name, value in plain.items():
             _put(weights, name, _as_weight(value, path, name), path)
-    return _InMemory(weights)
+    return InMemory(weights)
 
 
 def _as_numpy(value: Any) -> Any:
@@ -302,15 +305,16 @@ def _tables(checkpoint: Checkpoint, directory: Path) -> tuple[str | None, str | 
     if not here:
         return (_HEAD if _HEAD in names else None), None
     for copy in here[1:]:
-        if not _are_equal(checkpoint, here[0], copy):
+        if not are_equal(checkpoint, here[0], copy):
             raise UserError(
                 f"{directory}: {copy} differs from {here[0]}; a T5 has one embedding for encoder and decoder."
             )
-    own_head = _HEAD in names and not _are_equal(checkpoint, here[0], _HEAD)
+    own_head = _HEAD in names and not are_equal(checkpoint, here[0], _HEAD)
     return here[0], _HEAD if own_head else None
 
 
-def _are_equal(checkpoint: Checkpoint, first: str, second: str) -> bool:
+def are_equal(checkpoint: Checkpoint, first: str, second: str) -> bool:
+    """Whether two tables of a checkpoint hold the same numbers."""
     shape = checkpoint.shape(first)
     if checkpoint.shape(second) != shape or len(shape) != 2:
         return False
@@ -348,13 +352,19 @@ def load(
     config = T5Config.from_file(directory / "config.json")
     if dropout_rate is not None:
         config = dataclasses.replace(config, dropout_rate=dropout_rate)
-    _refuse_oversize(directory, config)
+    refuse_oversize(directory, nnx.eval_shape(lambda: T5(config.with_head(tied=False), rngs=nnx.Rngs(0))))
     checkpoint = open_checkpoint(directory)
     embedding, head = _tables(checkpoint, directory)
     config = config.with_head(tied=head is None)
     model: T5 = nnx.eval_shape(lambda: T5(config, dtype=dtype, rngs=nnx.Rngs(0)))
     found_as = {"shared.weight": embedding or "shared.weight"}
-    _refuse_misfits(model, checkpoint, found_as, directory)
+
+    def stored_as(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        stored, transposed = hub_weight(name)
+        return found_as.get(stored, stored), shape[::-1] if transposed else shape
+
+    copies = {*_EMBEDDINGS, _HEAD, _IGNORED}
+    refuse_misfits(model, checkpoint, stored_as, unread=copies, source=str(directory), what="a T5")
 
     def read(name: str, shape: tuple[int, ...], part: Part) -> np.ndarray:
         stored, transposed = hub_weight(name)
@@ -365,12 +375,15 @@ def load(
     return model
 
 
-def _refuse_oversize(directory: Path, config: T5Config) -> None:
-    """Raises `UserError`: files that are read whole are far larger than a model of these sizes."""
+def refuse_oversize(directory: Path, model: nnx.Module) -> None:
+    """Raises `UserError`: files that are read whole are far larger than a model of these sizes.
+
+    Args:
+      model: with shapes in the place of weights.
+    """
     name, files = weight_files(directory)
     if name == "model.safetensors":  # of which only the parts that fit are read
         return
-    model = nnx.eval_shape(lambda: T5(config.with_head(tied=False), rngs=nnx.Rngs(0)))
     largest = 64 * 2**20 + 16 * sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     size = sum(file.stat().st_size for file in files)
     if size > largest:
@@ -379,27 +392,44 @@ def _refuse_oversize(directory: Path, config: T5Config) -> None:
         )
 
 
-def _refuse_misfits(model: T5, checkpoint: Checkpoint, found_as: Mapping[str, str], directory: Path) -> None:
-    """Holds names and shapes of all weights against the model, before room is made for any."""
-    absent, unread = [], checkpoint.names() - {*_EMBEDDINGS, _HEAD, _IGNORED}
+def refuse_misfits(
+    model: nnx.Module,
+    checkpoint: Checkpoint,
+    stored_as: Callable[[str, tuple[int, ...]], tuple[str, tuple[int, ...]]],
+    *,
+    unread: set[str],
+    source: str,
+    what: str,
+) -> None:
+    """Holds names and shapes of all weights against the model, before room is made for any.
+
+    Args:
+      model: with shapes in the place of weights.
+      stored_as: name and shape of one of our weights to those of the one that holds it.
+      unread: names that may be there without a place in the model.
+      source, what: how messages call the weights, and a model of this family.
+
+    Raises:
+      UserError: a weight is not there, has no place in the model or is of another shape.
+    """
     there = checkpoint.names()
+    absent, unread = [], there - unread
     for leaf in stacked_leaves(model, nnx.Param):
         for name in leaf.names:
-            stored, transposed = hub_weight(name)
-            source = found_as.get(stored, stored)
-            if source not in there:
-                absent.append(source)
+            stored, asked = stored_as(name, leaf.variable.shape[leaf.stacked :])
+            if stored not in there:
+                absent.append(stored)
                 continue
-            unread.discard(source)
-            shape, asked = checkpoint.shape(source), leaf.variable.shape[leaf.stacked :]
-            if shape != (asked[::-1] if transposed else asked):
+            unread.discard(stored)
+            shape = checkpoint.shape(stored)
+            if shape != asked:
                 raise UserError(
-                    f"{directory}: {source} has shape {_shape(shape)} where config.json asks for "
-                    f"{asked[::-1] if transposed else asked}; the weights and the config are of different models."
+                    f"{source}: {stored} has shape {_shape(shape)} where config.json asks for {asked}; the weights and "
+                    "the config are of different models."
                 )
     if absent or unread:
-        what = f"lacks {_a_few(absent)}" if absent else f"holds weights that a T5 has no place for: {_a_few(unread)}"
-        raise UserError(f"{directory} {what}; the weights and config.json are of different models.")
+        found = f"lacks {_a_few(absent)}" if absent else f"holds weights that {what} has no place for: {_a_few(unread)}"
+        raise UserError(f"{source} {found}; the weights and config.json are of different models.")
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -425,8 +455,13 @@ def save(model: T5, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dt
         weights[stored] = np.ascontiguousarray(host.T if transposed else host)
     if config.tie_word_embeddings and not config.scales_outputs:
         weights[_HEAD] = weights["shared.weight"].copy()  # else transformers 4 would scale, or find no head
+    write_model(directory, weights, config.to_dict())
+
+
+def write_model(directory: Path, weights: dict[str, np.ndarray], config: Mapping[str, Any]) -> None:
+    """Writes weights by their `transformers` names, and the config that says what they are."""
     directory.mkdir(parents=True, exist_ok=True)
     with write_whole(directory / "model.safetensors") as beside:
         save_file(weights, beside, metadata={"format": "pt"})
     with write_whole(directory / "config.json") as beside:
-        beside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        beside.write_text(json.dumps(config, indent=2) + "\n")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jpeft.config import MeshConfig, require_even_batches
 from jpeft.data.task_file import DTYPES
 from jpeft.errors import UserError
-from jpeft.model.t5 import REMAT_POLICIES
+from jpeft.model.stack import REMAT_POLICIES
 from jpeft.model.t5_config import T5Config
 from jpeft.pretrain.corpus import KINDS
 from jpeft.typed_config import check_path, filled_in, one_of, parse, placeholders

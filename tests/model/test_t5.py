@@ -13,19 +13,10 @@ from jax.extend.core import jaxprs_in_params
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import fill, named_leaves
 from jpeft.model.decode import greedy
+from jpeft.model.layers import dropout, product
 from jpeft.model.placement import placing
-from jpeft.model.t5 import (
-    REMAT_POLICIES,
-    T5,
-    Block,
-    RelativeBias,
-    _block_program,
-    arrange_layers,
-    dropout,
-    num_stacked,
-    product,
-    unroll,
-)
+from jpeft.model.stack import REMAT_POLICIES, block_program, num_stacked
+from jpeft.model.t5 import T5, Block, RelativeBias, arrange_layers, unroll
 from jpeft.model.t5_config import RELEASED
 from jpeft.peft.arithmetic import rescaled
 from tests.conftest import TINY, make_batch
@@ -253,7 +244,7 @@ def test_layers_of_one_structure_are_traced_once(batch, monkeypatch):
     passes = []
     of_block = Block.__call__
     monkeypatch.setattr(Block, "__call__", lambda self, *args: passes.append(self.decoder) or of_block(self, *args))
-    _block_program.cache_clear()
+    block_program.cache_clear()
     for _ in range(2):
         model(batch["encoder_input_tokens"], batch["decoder_input_tokens"])
     assert passes == [False, True]

@@ -7,7 +7,8 @@ from flax import nnx
 
 from jpeft.adapters.files import load_adapter, save_adapter
 from jpeft.errors import RunFailed, UserError
-from jpeft.model.t5 import T5, num_stacked
+from jpeft.model.stack import num_stacked
+from jpeft.model.t5 import T5
 from jpeft.peft.adapted import is_adapted
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.bitfit import BitFit

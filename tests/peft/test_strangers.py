@@ -26,8 +26,9 @@ from jpeft.adapters.files import open_adapter, save_adapter
 from jpeft.errors import RunFailed, UserError
 from jpeft.leaves import fill
 from jpeft.model import weights
+from jpeft.model.family import abstract_model
 from jpeft.model.source import load_config
-from jpeft.model.t5 import T5, abstract_model
+from jpeft.model.t5 import T5
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.attaching import attach
 from jpeft.peft.lora import Lora

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jpeft.cli import main
-from jpeft.model.t5 import abstract_model
+from jpeft.model.family import abstract_model
 from jpeft.model.t5_config import RELEASED
 from jpeft.peft.counting import table_3, trainable_parameters
 from jpeft.peft.ia3 import Ia3

@@ -1,0 +1,182 @@
+"""Blocks of equal structure, stored stacked: how they are run over whole sequences, and a token at a time.
+
+Every leaf of a stack has a leading `layers` axis, along which `jax.lax.scan` goes. A stack is a list of such
+*segments*, usually one; attaching to some layers cuts it, so that within a segment every layer has the same adapters.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from jpeft.leaves import segment_starts
+from jpeft.model.placement import Place, current_place, placed
+
+REMAT_POLICIES = ("none", "dots", "block")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class SegmentCache:
+    """Keys and values that a decoder segment has seen: `k, v: [layers, batch, num_heads, max_length, d_kv]`.
+
+    Those of a segment of one layer have no axis of layers: with it, XLA copies a whole cache for every token.
+    """
+
+    k: Array
+    v: Array
+
+    @classmethod
+    def empty(cls, like: Array, max_length: int) -> "SegmentCache":
+        """An empty cache of `max_length` tokens for as many rows as `like` has, cross-attention's keys."""
+        kind = "heads" if like.ndim == 4 else "cache"
+        nothing = placed(jnp.zeros((*like.shape[:-2], max_length, like.shape[-1]), like.dtype), kind)
+        return cls(nothing, nothing)
+
+    def write(self, layer: Array | None, position: Array, k: Array, v: Array) -> "SegmentCache":
+        """Puts one token's `k, v: [batch, num_heads, 1, d_kv]` at `position` of `layer`, in place where XLA can."""
+        start = (0, 0, position, 0)
+        if layer is not None:
+            start, k, v = (layer, *start), k[None], v[None]
+        return SegmentCache(
+            jax.lax.dynamic_update_slice(self.k, k, start), jax.lax.dynamic_update_slice(self.v, v, start)
+        )
+
+    def of(self, layer: Array | None) -> tuple[Array, Array]:
+        """`k, v: [batch, num_heads, max_length, d_kv]` of `layer`, None where there is but one."""
+        return (self.k, self.v) if layer is None else (self.k[layer], self.v[layer])
+
+    def reordered(self, rows: Int[Array, " batch"]) -> "SegmentCache":
+        """Row `i` of the batch becomes what row `rows[i]` was."""
+        return SegmentCache(*(jnp.take(x, rows, axis=x.ndim - 4) for x in (self.k, self.v)))
+
+
+@functools.lru_cache(maxsize=32)
+def block_program(remat: str, place: Place) -> Callable[..., Array]:
+    """A block's pass over whole sequences, traced once for all layers of one structure and not once a layer.
+
+    Under one `place` alone, which `placed` asks while tracing. Kept, so that a call outside of a compiled program does
+    not compile it anew.
+    """
+
+    def body(x, block, key, *others):
+        return block(x, *others, key)
+
+    if remat == "none":
+        return jax.jit(body)
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.jit(jax.checkpoint(body, policy=policy))
+
+
+def num_stacked(block: Any) -> int:
+    """How many layers a stacked block holds."""
+    return block.self_attention_norm.scale.shape[0]
+
+
+class Segments(nnx.Module):
+    """A `jpeft.leaves.LayerStack`: blocks as segments, and how to run them one after the other."""
+
+    def __init__(self, blocks: nnx.Module):
+        self.segments = nnx.List([blocks])
+        self.remat = "none"
+
+    def layer_counts(self) -> list[int]:
+        """How many layers each segment holds."""
+        return [num_stacked(block) for block in self.segments]
+
+    def cut(self, starts: Sequence[int]) -> None:
+        """Makes a segment begin at each layer of `starts` (and at layer 0), as well as where one begins now.
+
+        A segment whose borders do not change keeps its arrays; a split one is copied, once.
+        """
+        segments = []
+        for first, block in zip(segment_starts(self), self.segments, strict=True):
+            size = num_stacked(block)
+            cuts = sorted({0, size, *(start - first for start in starts if 0 < start - first < size)})
+            for begin, end in zip(cuts, cuts[1:], strict=False):
+                part = block if end - begin == size else jax.tree.map(lambda leaf, b=begin, e=end: leaf[b:e], block)
+                segments.append(part)
+        self.segments = nnx.List(segments)
+
+    def per_segment(self, of_layers: Array) -> list[Array]:
+        """What holds one entry a layer, cut as the blocks are."""
+        starts = segment_starts(self)
+        return [of_layers[i : i + n] for i, n in zip(starts, self.layer_counts(), strict=True)]
+
+    def run(
+        self,
+        x: Float[Array, "batch length d_model"],
+        keys: Sequence[Key[Array, ""] | None],
+        *others: Any,
+        each: Sequence[Array] = (),
+    ) -> Float[Array, "batch length d_model"]:
+        """Runs every block over whole sequences, as `block(x, *others, *each, key)`.
+
+        Args:
+          keys: of each segment.
+          each: arrays of one entry a layer, of which a block is given its own.
+        """
+        body = block_program(self.remat, current_place())
+        cut = [self.per_segment(one) for one in each]
+        for i, (block, segment_key) in enumerate(zip(self.segments, keys, strict=True)):
+            layers, own = num_stacked(block), tuple(one[i] for one in cut)
+            layer_keys = None if segment_key is None else jax.random.split(segment_key, layers)
+            if layers == 1:  # no loop: its operands would be copied out of the stacked leaves at every call
+                block, layer_keys, own = jax.tree.map(lambda leaf: leaf[0], (block, layer_keys, own))
+                x = body(x, block, layer_keys, *others, *own)
+            else:
+                x, _ = jax.lax.scan(
+                    lambda x, layer: (body(x, *layer[:2], *others, *layer[2]), None), x, (block, layer_keys, own)
+                )
+        return x
+
+    def run_step(
+        self,
+        x: Float[Array, "batch 1 d_model"],
+        caches: Sequence[SegmentCache],
+        kept: Sequence[Any],
+        step: Callable[..., tuple[Array, SegmentCache]],
+    ) -> tuple[Float[Array, "batch 1 d_model"], list[SegmentCache]]:
+        """Runs every block over one new token; returns its output and the extended caches.
+
+        Args:
+          kept: of each segment what its layers keep beside their caches, stacked as they are.
+          step: `(block, x, kept, cache, layer) -> (x, cache)` of one block, `layer` being None where there is but one.
+        """
+
+        def body(carry, layer):
+            x, cache = carry
+            index, block, its_own = layer
+            return step(block, x, its_own, cache, index), None
+
+        new_caches = []
+        for block, its_own, cache in zip(self.segments, kept, caches, strict=True):
+            if num_stacked(block) == 1:
+                x, cache = step(jax.tree.map(lambda leaf: leaf[0], block), x, its_own, cache, None)
+            else:
+                (x, cache), _ = jax.lax.scan(body, (x, cache), (jnp.arange(num_stacked(block)), block, its_own))
+            new_caches.append(cache)
+        return x, new_caches
+
+
+_MOST_LAYERS_UNROLLED = 8  # compiling costs CPU seconds a layer, program and shape (docs/log.md)
+
+
+def arrange(stacks: Sequence[Segments], *, scan: bool | None, remat: str | None = None) -> None:
+    """Makes every layer a segment of its own unless they are to be scanned; None scans more than eight layers.
+
+    Segments of one layer are slower to compile, and there is no loop around the layers when they run.
+    """
+    for stack in stacks:
+        stack.remat = stack.remat if remat is None else remat
+    sizes = [sum(stack.layer_counts()) for stack in stacks]
+    if scan is None:
+        scan = max(sizes) > _MOST_LAYERS_UNROLLED
+    if not scan:
+        for stack, size in zip(stacks, sizes, strict=True):
+            stack.cut(range(size))
