@@ -115,9 +115,10 @@ class Family(abc.ABC):
 
 def families() -> tuple[Family, ...]:
     """All families of models that are known, each a network with what is particular to it."""
+    from jpeft.model.decoder_family import DECODER_FAMILY
     from jpeft.model.t5_family import T5_FAMILY
 
-    return (T5_FAMILY,)
+    return (T5_FAMILY, DECODER_FAMILY)
 
 
 def family_of(model: nnx.Module) -> Family | None:

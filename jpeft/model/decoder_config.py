@@ -1,0 +1,404 @@
+"""Decoder-only models as rows of a table of choices, and their sizes, as `config.json` of a checkpoint has them.
+
+One network (`jpeft.model.decoder`) makes all of them; `CHOICES` says in what they differ.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jpeft.errors import UserError
+from jpeft.files import check_fields, read_json_object
+from jpeft.model.t5_config import MOST_CONFIG_BYTES, MOST_LAYERS, MOST_ROWS, MOST_WIDTH
+from jpeft.words import clipped
+
+_BLOOM_BIASES = ("q", "k", "v", "o", "up", "down")
+
+# In what models differ, by the `model_type` of their config.json; what a row leaves out is as `DecoderConfig` has it.
+CHOICES: dict[str, dict[str, Any]] = {
+    "llama": dict(norm="rms", positions="halves", gated=True, activation="silu"),
+    "mistral": dict(norm="rms", positions="halves", gated=True, activation="silu"),
+    "qwen2": dict(norm="rms", positions="halves", gated=True, activation="silu", biases=("q", "k", "v")),
+    "qwen3": dict(norm="rms", positions="halves", gated=True, activation="silu", qk_norm=True),
+    "gpt_neo": dict(norm="layer", positions="learned", biases=("o", "up", "down"), scales_scores=False),
+    "gptj": dict(norm="layer", positions="pairs", biases=("up", "down", "lm_head"), parallel=True),
+    "bloom": dict(norm="layer", positions="alibi", biases=_BLOOM_BIASES, embedding_norm=True),
+}
+_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """One decoder-only architecture: its choices, then its sizes.
+
+    Attributes:
+      model_type: a key of `CHOICES`, as in `config.json`.
+      norm: `rms`, or `layer` with a mean taken away and a bias.
+      positions: how a token knows where it stands. `learned` vectors are added to the embeddings; queries and keys are
+        turned by angles, two numbers of a head together, the i-th and the one half a width on (`halves`) or neighbours
+        (`pairs`); `alibi` adds to each score, by head, in proportion to the key's position.
+      parallel: attention and feed-forward read the same norm and are added together; otherwise one after the other.
+      gated: the feed-forward is `down(act(gate x) * up x)`; otherwise `down(act(up x))`.
+      biases: the linear maps that have one.
+      scales_scores: scores are divided by the square root of a head's width.
+      qk_norm: queries and keys are normed within each head.
+      embedding_norm: there is a norm right after the embedding.
+      d_head: the width of a head.
+      num_kv_heads: heads of keys and values, each for as many neighbouring heads of queries.
+      rotary_width: how many numbers of a head are turned, from the first.
+      rotary_base: of the angles' geometric series.
+      max_positions: rows of the table of learned positions; of other models what they were trained with.
+      window, windowed: layers of these indices see the last `window` tokens alone, their own among them.
+      dropout_rate: on embeddings, on attention's weights and on what each sublayer adds.
+    """
+
+    model_type: str = "llama"
+    norm: str = "layer"
+    positions: str = "halves"
+    parallel: bool = False
+    gated: bool = False
+    activation: str = "gelu_new"
+    biases: tuple[str, ...] = ()
+    scales_scores: bool = True
+    qk_norm: bool = False
+    embedding_norm: bool = False
+
+    vocab_size: int = 49152
+    d_model: int = 576
+    d_head: int = 64
+    d_ff: int = 1536
+    num_layers: int = 30
+    num_heads: int = 9
+    num_kv_heads: int = 3
+    rotary_width: int = 64
+    rotary_base: float = 10000.0
+    max_positions: int = 2048
+    window: int | None = None
+    windowed: tuple[int, ...] = ()
+    norm_epsilon: float = 1e-5
+    dropout_rate: float = 0.0
+    tie_word_embeddings: bool = True
+    pad_token_id: int = 0
+    bos_token_id: int | None = None
+    eos_token_id: int = 2
+
+    @property
+    def stacks(self) -> dict[str, int]:
+        """Number of blocks of each stack."""
+        return {"decoder": self.num_layers}
+
+    @property
+    def decoder_start_token_id(self) -> int:
+        """What packed labels begin with, in whose place the network puts the last token of each row's prompt."""
+        return self.pad_token_id
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> "DecoderConfig":
+        """Reads a Hugging Face config and ignores what does not change the network.
+
+        Raises:
+          UserError: it is of no model in `CHOICES`, a size is missing, out of range or of another type, or it asks for
+            what this network does not have.
+        """
+        check_fields(values, {"model_type": str}, source)
+        kind = values.get("model_type") or ""
+        if kind not in CHOICES:
+            raise UserError(f"{source}: model_type is {kind[:60]!r}; expected one of {', '.join(CHOICES)}.")
+        values = {_ALSO.get(kind, {}).get(key, key): value for key, value in values.items() if value is not None}
+        keys = _KEYS[kind]
+        check_fields(values, {key: _TYPES[name] for name, key in keys.items() if name in _TYPES}, source)
+        known = {name: values[key] for name, key in keys.items() if values.get(key) is not None}
+        missing = [keys[name] for name in ("vocab_size", "d_model", "num_layers", "num_heads") if name not in known]
+        if missing:
+            raise UserError(f"{source}: lacks {', '.join(missing)}; it must be the config.json of a {kind} model.")
+        ends = known.get("eos_token_id")
+        known["eos_token_id"] = (ends[0] if ends else 0) if isinstance(ends, list) else 0 if ends is None else ends
+        known.setdefault("pad_token_id", known["eos_token_id"])
+        for name, (least, most) in _RANGES.items():
+            _check_range(name, known, least, most, keys, source)
+        for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
+            _check_range(name, known, 0, known["vocab_size"] - 1, keys, source)
+        heads = known["num_heads"]
+        known.setdefault("num_kv_heads", heads)
+        known.setdefault("d_ff", 4 * known["d_model"])
+        if "d_head" not in known:
+            if known["d_model"] % heads:
+                raise UserError(
+                    f"{source}: {keys['d_model']} is {known['d_model']}, which {heads} heads do not divide; expected a "
+                    "multiple of them."
+                )
+            known["d_head"] = known["d_model"] // heads
+        if heads % known["num_kv_heads"]:
+            raise UserError(
+                f"{source}: {heads} heads and {known['num_kv_heads']} of keys and values; expected a divisor of them."
+            )
+        known |= _own_choices(kind, values, known, source)
+        for name in ("norm_epsilon", "rotary_base"):
+            if name in known and not 0 < known[name] < 1e12:
+                raise UserError(f"{source}: {keys.get(name, 'rope_theta')} is {known[name]!r}; expected more than 0.")
+        rates = [values[key] for key in _DROPOUTS[kind] if values.get(key) is not None]
+        if not all(isinstance(rate, int | float) and 0 <= rate < 1 for rate in rates):
+            raise UserError(f"{source}: a dropout rate is {_short(rates)}; expected at least 0 and less than 1.")
+        known["dropout_rate"] = float(max(rates, default=0.0))
+        floats = {name: float(known[name]) for name in ("norm_epsilon", "rotary_base") if name in known}
+        return cls(**{"model_type": kind, **CHOICES[kind], **known, **floats})
+
+    @classmethod
+    def from_file(cls, path: Path) -> "DecoderConfig":
+        """Reads `config.json`. Raises `UserError` as `from_dict`, or when the file is absent or not JSON."""
+        if not path.exists():
+            raise UserError(f"{path.parent} holds no config.json; a model directory in Hugging Face layout has one.")
+        return cls.from_dict(read_json_object(path, most_bytes=MOST_CONFIG_BYTES), source=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `config.json` that `transformers` opens as the model that it is."""
+        held = {key: getattr(self, name) for name, key in _KEYS[self.model_type].items()}
+        rates = dict.fromkeys(_DROPOUTS[self.model_type], self.dropout_rate)
+        held |= rates | {"model_type": self.model_type, "architectures": [AUTO_CLASSES[self.model_type]]}
+        if self.model_type in _LLAMA_LIKE:
+            held |= {"rope_theta": self.rotary_base, "hidden_act": self.activation}
+            # Both ways of writing it: transformers 5 reads the second, its older versions the first.
+            held["rope_parameters"] = {"rope_type": "default", "rope_theta": self.rotary_base}
+            if self.model_type in ("llama", "qwen3"):
+                held["attention_bias"] = "q" in self.biases
+            if self.model_type == "llama":
+                held["mlp_bias"] = "up" in self.biases
+            if self.model_type == "mistral":
+                held["sliding_window"] = self.window
+            if self.model_type in ("qwen2", "qwen3"):
+                kinds = [f"{'sliding' if i in self.windowed else 'full'}_attention" for i in range(self.num_layers)]
+                held |= {"use_sliding_window": self.window is not None, "layer_types": kinds}
+                held |= {"sliding_window": self.window} if self.window is not None else {}
+        elif self.model_type == "gpt_neo":
+            kinds = ["local" if i in self.windowed else "global" for i in range(self.num_layers)]
+            held |= {"attention_types": [[[kind], 1] for kind in kinds], "attention_layers": kinds}
+            held |= {"window_size": self.window or 256, "activation_function": self.activation}
+        elif self.model_type == "gptj":
+            held |= {"activation_function": self.activation, "rotary_dim": self.rotary_width}
+        return held
+
+
+AUTO_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gpt_neo": "GPTNeoForCausalLM",
+    "gptj": "GPTJForCausalLM",
+    "bloom": "BloomForCausalLM",
+}
+_SAME_ACTIVATION = {"gelu_fast": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu_python": "gelu", "swish": "silu"}
+_ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu")
+
+# What `config.json` calls our sizes.
+_IDS = {name: name for name in ("vocab_size", "tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")}
+_LLAMA_KEYS = _IDS | dict(
+    d_model="hidden_size",
+    d_ff="intermediate_size",
+    d_head="head_dim",
+    num_layers="num_hidden_layers",
+    num_heads="num_attention_heads",
+    num_kv_heads="num_key_value_heads",
+    max_positions="max_position_embeddings",
+    norm_epsilon="rms_norm_eps",
+)
+_KEYS: dict[str, dict[str, str]] = {
+    **dict.fromkeys(_LLAMA_LIKE, _LLAMA_KEYS),
+    "gpt_neo": _IDS
+    | dict(
+        d_model="hidden_size",
+        d_ff="intermediate_size",
+        num_layers="num_layers",
+        num_heads="num_heads",
+        max_positions="max_position_embeddings",
+        norm_epsilon="layer_norm_epsilon",
+    ),
+    "gptj": _IDS
+    | dict(
+        d_model="n_embd",
+        d_ff="n_inner",
+        num_layers="n_layer",
+        num_heads="n_head",
+        max_positions="n_positions",
+        norm_epsilon="layer_norm_epsilon",
+    ),
+    "bloom": _IDS
+    | dict(d_model="hidden_size", num_layers="n_layer", num_heads="n_head", norm_epsilon="layer_norm_epsilon"),
+}
+# Older names of some of them.
+_ALSO = {"bloom": {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}}
+_DROPOUTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(_LLAMA_LIKE, ("attention_dropout",)),
+    "gpt_neo": ("resid_dropout", "embed_dropout", "attention_dropout"),
+    "gptj": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    "bloom": ("hidden_dropout", "attention_dropout"),
+}
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "norm_epsilon": (int, float),
+    "tie_word_embeddings": bool,
+    "eos_token_id": (int, list),
+}
+_RANGES = {
+    "vocab_size": (1, MOST_ROWS),
+    **dict.fromkeys(("d_model", "d_head", "d_ff", "num_heads", "num_kv_heads", "max_positions"), (1, MOST_WIDTH)),
+    "num_layers": (1, MOST_LAYERS),
+}
+_DEFAULT_TIES = {"gpt_neo": True, "bloom": True}  # where the config does not say; otherwise a head of its own
+_DEFAULT_EPSILON = {**dict.fromkeys(_LLAMA_LIKE, 1e-6)}
+
+
+def _short(value: Any) -> str:
+    return clipped(repr(value), 40)
+
+
+def _check_range(
+    name: str, known: Mapping[str, Any], least: int, most: int, keys: Mapping[str, str], source: str
+) -> None:
+    value = known.get(name)
+    if value is not None and (type(value) is not int or not least <= value <= most):
+        key = keys.get(name, name)
+        raise UserError(f"{source}: {key} is {_short(value)}; expected an integer from {least} to {most:,}.")
+
+
+def _own_choices(kind: str, values: Mapping[str, Any], known: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """What a model's own config says of the choices, beside its sizes."""
+    layers, width = known["num_layers"], known["d_head"]
+    found: dict[str, Any] = {
+        "tie_word_embeddings": known.get("tie_word_embeddings", _DEFAULT_TIES.get(kind, False)),
+        "norm_epsilon": known.get("norm_epsilon", _DEFAULT_EPSILON.get(kind, 1e-5)),
+        "rotary_width": width,
+    }
+    if kind in _LLAMA_LIKE:
+        found["rotary_base"] = _rotary_base(values, source)
+        found["activation"] = _activation(values, "hidden_act", "silu", source)
+        if kind in ("llama", "qwen3") and values.get("attention_bias"):
+            found["biases"] = ("q", "k", "v", "o")
+        if kind == "llama" and values.get("mlp_bias"):
+            found["biases"] = (*found.get("biases", ()), "gate", "up", "down")
+        found |= _window(kind, values, layers, source)
+    if kind == "gpt_neo":
+        found["activation"] = _activation(values, "activation_function", "gelu_new", source)
+        kinds = _gpt_neo_layers(values, layers, source)
+        windowed = tuple(i for i, one in enumerate(kinds) if one == "local")
+        found |= {"window": values.get("window_size") or 256, "windowed": windowed} if windowed else {}
+    if kind == "gptj":
+        found["activation"] = _activation(values, "activation_function", "gelu_new", source)
+        found["rotary_width"] = values.get("rotary_dim") or width
+    if kind == "bloom":
+        for key in ("apply_residual_connection_post_layernorm", "slow_but_exact"):
+            if values.get(key):
+                raise UserError(f"{source}: {key} is {_short(values[key])}, which jpeft does not have; expected false.")
+    for name in ("window", "rotary_width"):
+        _check_range(name, found, 1, MOST_WIDTH if name == "window" else width, {}, source)
+    if CHOICES[kind]["positions"] in ("halves", "pairs") and found["rotary_width"] % 2:
+        raise UserError(f"{source}: {found['rotary_width']} numbers of a head are turned; expected an even number.")
+    return found
+
+
+def _rotary_base(values: Mapping[str, Any], source: str) -> float:
+    """`rope_theta`, or what `rope_parameters` says of it in configs of transformers 5."""
+    scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(scaling, Mapping):
+        raise UserError(f"{source}: the rotary settings are {_short(scaling)}; expected an object.")
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind != "default" or scaling.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise UserError(f"{source}: rotary positions of type {_short(kind)}, which jpeft does not have; use 'default'.")
+    base = scaling.get("rope_theta") or values.get("rope_theta") or 10000.0
+    if isinstance(base, bool) or not isinstance(base, int | float):
+        raise UserError(f"{source}: rope_theta is {_short(base)}; expected a number.")
+    return float(base)
+
+
+def _activation(values: Mapping[str, Any], key: str, default: str, source: str) -> str:
+    asked = values.get(key) or default
+    name = _SAME_ACTIVATION.get(asked, asked) if isinstance(asked, str) else asked
+    if name not in _ACTIVATIONS:
+        raise UserError(f"{source}: {key} is {_short(asked)}; expected one of {', '.join(_ACTIVATIONS)}.")
+    return name
+
+
+def _window(kind: str, values: Mapping[str, Any], layers: int, source: str) -> dict[str, Any]:
+    """Which layers see a few tokens back alone, as Mistral's all do and of Qwen's those from some layer on may."""
+    window = values.get("sliding_window")
+    if kind == "llama" or window is None or (kind != "mistral" and not values.get("use_sliding_window")):
+        return {}
+    if kind == "mistral":
+        return {"window": window, "windowed": tuple(range(layers))}
+    kinds = values.get("layer_types")
+    if kinds is None:
+        first = values.get("max_window_layers", 28)
+        _check_range("max_window_layers", {"max_window_layers": first}, 0, MOST_WIDTH, {}, source)
+        return {"window": window, "windowed": tuple(range(first, layers))}
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise UserError(f"{source}: layer_types is {_short(kinds)}; expected a list of {layers}.")
+    return {"window": window, "windowed": tuple(i for i, one in enumerate(kinds) if one == "sliding_attention")}
+
+
+def _gpt_neo_layers(values: Mapping[str, Any], layers: int, source: str) -> list[str]:
+    """`global` or `local` of each layer."""
+    types = values.get("attention_types")
+    if types is None:
+        types = [[["global", "local"], 12]]
+    try:
+        kinds = [kind for several, times in types for _ in range(min(times, MOST_LAYERS)) for kind in several]
+    except (TypeError, ValueError):
+        kinds = []
+    if len(kinds) != layers or set(kinds) - {"global", "local"}:
+        raise UserError(
+            f"{source}: attention_types is {_short(types)}; expected 'global' or 'local' for each of {layers} layers."
+        )
+    return kinds
+
+
+def _of(kind: str, **sizes: Any) -> DecoderConfig:
+    heads, width = sizes["num_heads"], sizes["d_model"]
+    own = {"num_kv_heads": heads, "d_head": width // heads, "rotary_width": width // heads, "d_ff": 4 * width}
+    return DecoderConfig(**{"model_type": kind, **CHOICES[kind], **own, **sizes})
+
+
+def _gpt_neo(d_model: int, num_layers: int, num_heads: int) -> DecoderConfig:
+    local = tuple(range(1, num_layers, 2))
+    ids = dict(pad_token_id=50256, bos_token_id=50256, eos_token_id=50256)
+    sizes = dict(vocab_size=50257, d_model=d_model, num_layers=num_layers, num_heads=num_heads)
+    return _of("gpt_neo", window=256, windowed=local, **sizes, **ids)
+
+
+def _bloom(d_model: int, num_layers: int, num_heads: int) -> DecoderConfig:
+    ids = dict(pad_token_id=3, bos_token_id=1, eos_token_id=2)
+    return _of("bloom", vocab_size=250880, d_model=d_model, num_layers=num_layers, num_heads=num_heads, **ids)
+
+
+# Sizes of released checkpoints, so that parameters can be counted with no weights and no network.
+RELEASED = {
+    "EleutherAI/gpt-neo-125m": _gpt_neo(768, 12, 12),
+    "EleutherAI/gpt-neo-1.3B": _gpt_neo(2048, 24, 16),
+    "EleutherAI/gpt-j-6b": _of(
+        "gptj",
+        vocab_size=50400,
+        d_model=4096,
+        num_layers=28,
+        num_heads=16,
+        rotary_width=64,
+        tie_word_embeddings=False,
+        pad_token_id=50256,
+        bos_token_id=50256,
+        eos_token_id=50256,
+    ),
+    "bigscience/bloom-560m": _bloom(1024, 24, 16),
+    "bigscience/bloom-7b1": _bloom(4096, 30, 32),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _of(
+        "llama",
+        vocab_size=49152,
+        d_model=576,
+        num_layers=30,
+        num_heads=9,
+        num_kv_heads=3,
+        d_ff=1536,
+        rotary_base=100000.0,
+        max_positions=8192,
+        pad_token_id=2,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+}

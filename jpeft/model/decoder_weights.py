@@ -1,0 +1,217 @@
+"""Decoder-only checkpoints, by the names that `transformers` has for their weights, to our tree and back.
+
+Where a released file has no prefix (`transformer.`, `model.`) before its names, it is as if it had. BLOOM's fused map
+of queries, keys and values is three maps here, and one again in a file.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jpeft.errors import UserError
+from jpeft.leaves import Devices, Part, fill, named_leaves, on_first_device
+from jpeft.model.decoder import Decoder
+from jpeft.model.decoder_config import DecoderConfig
+from jpeft.model.weights import Checkpoint, are_equal, open_checkpoint, refuse_misfits, refuse_oversize, write_model
+from jpeft.words import one_line
+
+# Names of modules: outside of the blocks after the prefix, within a block after `<prefix><blocks>.<index>.`.
+_LLAMA = {
+    "prefix": "model.",
+    "blocks": "layers",
+    "shared": "embed_tokens",
+    "decoder/final_norm": "norm",
+    "self_attention_norm": "input_layernorm",
+    "feed_forward_norm": "post_attention_layernorm",
+    **{f"self_attention/{name}": f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")},
+    **{f"self_attention/{name}": f"self_attn.{name}" for name in ("q_norm", "k_norm")},
+    **{f"feed_forward/{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+}
+_GPT = {
+    "prefix": "transformer.",
+    "blocks": "h",
+    "shared": "wte",
+    "positions": "wpe",
+    "decoder/final_norm": "ln_f",
+    "self_attention_norm": "ln_1",
+    "feed_forward_norm": "ln_2",
+}
+_NAMES: dict[str, dict[str, str]] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
+    "gpt_neo": _GPT
+    | {f"self_attention/{name}": f"attn.attention.{name}_proj" for name in ("q", "k", "v")}
+    | {"self_attention/o": "attn.attention.out_proj", "feed_forward/up": "mlp.c_fc", "feed_forward/down": "mlp.c_proj"},
+    "gptj": _GPT
+    | {f"self_attention/{name}": f"attn.{name}_proj" for name in ("q", "k", "v")}
+    | {"self_attention/o": "attn.out_proj", "feed_forward/up": "mlp.fc_in", "feed_forward/down": "mlp.fc_out"},
+    "bloom": _GPT
+    | {"shared": "word_embeddings", "embedding_norm": "word_embeddings_layernorm"}
+    | {"self_attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"}
+    | {f"self_attention/{name}": "self_attention.query_key_value" for name in ("q", "k", "v")}
+    | {"self_attention/o": "self_attention.dense"}
+    | {"feed_forward/up": "mlp.dense_h_to_4h", "feed_forward/down": "mlp.dense_4h_to_h"},
+}
+_HEAD = "lm_head"
+# Masks and frequencies that old files hold and that are computed here.
+_BUFFERS = re.compile(r".*(\.attn(\.attention)?\.(bias|masked_bias|embed_positions)|rotary_emb\.inv_freq)")
+FUSED = ("q", "k", "v")  # in the order of a fused map
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """One of our weights as a file has it.
+
+    Attributes:
+      name: of the weight there.
+      transposed: whether it is `[out, in]` there.
+      third: which of a fused map's three it is; None where it is one by itself.
+    """
+
+    name: str
+    transposed: bool
+    third: int | None = None
+
+
+def hub_module(config: DecoderConfig, path: str) -> str:
+    """Name in `transformers` of the module at one of our paths: `decoder/layers/0/feed_forward/up` and so on."""
+    names = _NAMES[config.model_type]
+    if path == _HEAD:
+        return _HEAD
+    block = re.fullmatch(r"decoder/layers/(\d+)/(.*)", path)
+    if block:
+        return f"{names['prefix']}{names['blocks']}.{block[1]}.{names[block[2]]}"
+    return f"{names['prefix']}{names[path]}"
+
+
+def is_fused(config: DecoderConfig) -> bool:
+    """Whether files have queries, keys and values in one map."""
+    names = _NAMES[config.model_type]
+    return names["self_attention/q"] == names["self_attention/k"]
+
+
+def stored(config: DecoderConfig, name: str) -> Stored:
+    """Where a file has one of our weights."""
+    module, _, leaf = name.rpartition("/")
+    last = module.rpartition("/")[2]
+    third = FUSED.index(last) if is_fused(config) and last in FUSED else None
+    return Stored(f"{hub_module(config, module)}.{'bias' if leaf == 'bias' else 'weight'}", leaf == "kernel", third)
+
+
+def fused_rows(config: DecoderConfig, third: int) -> np.ndarray:
+    """The rows of a fused map `[head, (q, k, v), d_head]` that are one of the three."""
+    rows = np.arange(3 * config.num_heads * config.d_head).reshape(config.num_heads, 3, config.d_head)
+    return rows[:, third].reshape(-1)
+
+
+def load(directory: Path, *, dropout_rate: float | None = None, **options: Any) -> Decoder:
+    """The model of a directory in Hugging Face layout; other options as of `load_tensors`.
+
+    Args:
+      dropout_rate: None takes the checkpoint's.
+
+    Raises:
+      UserError: as `DecoderConfig.from_file` and `open_checkpoint`; or the weights do not fit `config.json`.
+      RunFailed: a file is damaged or cut short.
+    """
+    config = DecoderConfig.from_file(directory / "config.json")
+    if dropout_rate is not None:
+        config = dataclasses.replace(config, dropout_rate=dropout_rate)
+    refuse_oversize(directory, nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    return load_tensors(config, open_checkpoint(directory), source=str(directory), **options)
+
+
+def load_tensors(
+    config: DecoderConfig,
+    tensors: Checkpoint,
+    *,
+    source: str,
+    dtype: Any = jnp.float32,
+    stored_dtype: Any = None,
+    place: Devices = on_first_device,
+) -> Decoder:
+    """A model of weights that stand under their `transformers` names, in PyTorch's orientation, wherever they are.
+
+    Every weight is either used, a copy of one that is, or an error. Each device receives its own part of a weight; the
+    host holds one stacked weight at a time.
+
+    Args:
+      tensors: is asked for a weight at a time. Names may lack the prefix that `transformers` has before them.
+      source: what messages call the weights.
+      dtype: that the model computes in.
+      stored_dtype: of the weights in memory; None is `dtype`.
+      place: `(path, shape)` to the devices of a weight.
+
+    Raises:
+      UserError: a weight is absent, of another shape, without a place in the model, or there twice.
+    """
+    model: Decoder = nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    file_name = _file_names(config, tensors, source)
+
+    def stored_as(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        at = stored(config, name)
+        if at.third is not None:
+            shape = (*shape[:-1], 3 * shape[-1])
+        return file_name.get(at.name, at.name), shape[::-1] if at.transposed else shape
+
+    passed_over = {name for name in tensors.names() if _BUFFERS.fullmatch(name)}
+    if config.tie_word_embeddings and f"{_HEAD}.weight" in tensors.names():
+        embedding = stored_as("shared/embedding", ())[0]
+        if embedding in tensors.names() and not are_equal(tensors, embedding, f"{_HEAD}.weight"):
+            raise UserError(
+                f"{source}: config.json says that the head is the embedding, and {_HEAD}.weight is another table; set "
+                "tie_word_embeddings to false in it if the head is one of its own."
+            )
+        passed_over.add(f"{_HEAD}.weight")
+    what = f"a model of type {config.model_type}"
+    refuse_misfits(model, tensors, stored_as, unread=passed_over, source=source, what=what)
+
+    def read(name: str, shape: tuple[int, ...], part: Part) -> np.ndarray:
+        at, (file, _) = stored(config, name), stored_as(name, shape)
+        if at.third is None:
+            return tensors.read(file, part[::-1]).T if at.transposed else tensors.read(file, part)
+        whole = slice(0, 3 * shape[-1])
+        rows = fused_rows(config, at.third)[part[-1]]
+        return tensors.read(file, (whole, *part[:-1]))[rows].T
+
+    fill(model, nnx.Param, read, stored_dtype or dtype, place)
+    return model
+
+
+def _file_names(config: DecoderConfig, tensors: Checkpoint, source: str) -> dict[str, str]:
+    """The name in the file of each weight, by the one that `transformers` has for it."""
+    prefix, found = _NAMES[config.model_type]["prefix"], {}
+    for name in sorted(tensors.names()):
+        whole = name if name.startswith((prefix, f"{_HEAD}.")) else f"{prefix}{name}"
+        if whole in found:
+            raise UserError(f"{source} holds {one_line(found[whole])} and {one_line(name)}; which one counts?")
+        found[whole] = name
+    return found
+
+
+def save(model: Decoder, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dtype: Any = None) -> None:
+    """Writes `config.json` and `model.safetensors`, which `transformers` opens as the model that it is.
+
+    Args:
+      kind: the type of variable that holds the weights; `Adapter` after full tuning.
+      dtype: of the stored weights; None keeps each as it is.
+    """
+    config, weights, fused = model.config, {}, {}
+    for name, value in named_leaves(model, kind).items():
+        at = stored(config, name)
+        host = np.asarray(value if dtype is None else value.astype(dtype))
+        host = np.ascontiguousarray(host.T if at.transposed else host)
+        if at.third is None:
+            weights[at.name] = host
+        else:
+            fused.setdefault(at.name, {})[at.third] = host
+    for name, thirds in fused.items():
+        whole = np.empty((3 * len(thirds[0]), *thirds[0].shape[1:]), np.result_type(*(thirds[i] for i in range(3))))
+        for third, rows in thirds.items():
+            whole[fused_rows(config, third)] = rows
+        weights[name] = whole
+    write_model(directory, weights, config.to_dict())

@@ -1,0 +1,341 @@
+"""Laws of the decoder-only network that hold for every kind of model and whatever its weights are."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jpeft.errors import RunFailed, UserError
+from jpeft.eval.labels import PackedLabels, label_log_probs
+from jpeft.eval.loss import loss_sums
+from jpeft.leaves import named_leaves
+from jpeft.model import decoder_weights
+from jpeft.model.decode import beam_search, greedy
+from jpeft.model.decoder import Decoder, alibi_slopes, right_aligned
+from jpeft.model.decoder_config import RELEASED, DecoderConfig
+from jpeft.model.decoder_family import DECODER_FAMILY
+from jpeft.model.family import abstract_model, family_in, load_model
+from jpeft.model.stack import REMAT_POLICIES
+from jpeft.model.weights import InMemory
+from jpeft.peft.attaching import attach, count
+from jpeft.peft.prompt import Prompt
+from jpeft.peft.selection import select
+from tests.decoders import LLAMA, MORE, TINY_DECODERS, one_layer, random_decoder
+
+TOTALS = {
+    "EleutherAI/gpt-neo-125m": 125_198_592,
+    "EleutherAI/gpt-neo-1.3B": 1_315_575_808,
+    "EleutherAI/gpt-j-6b": 6_050_882_784,
+    "bigscience/bloom-560m": 559_214_592,
+    "bigscience/bloom-7b1": 7_069_016_064,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+}
+INPUTS = [[7, 8, 9, 10, 11, 12, 13], [5, 6, 7], [250]]
+TARGETS = [[20, 21, 22, 1], [30, 1], [40, 41, 1]]
+each_kind = pytest.mark.parametrize("kind", TINY_DECODERS)
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {kind: random_decoder(config) for kind, config in TINY_DECODERS.items()}
+
+
+@jax.jit
+def target_logits(model: Decoder, batch):
+    return model.logits(model.hidden_of(batch))
+
+
+@jax.jit
+def all_logits(model: Decoder, tokens):
+    return model(tokens)
+
+
+def batch_of(config, inputs=INPUTS, targets=TARGETS, shape=(8, 4), batch_size=3):
+    rows = ([np.asarray(row, np.int32) for row in several] for several in (inputs, targets))
+    return DECODER_FAMILY.batch(*rows, shape, batch_size=batch_size, config=config)
+
+
+def padded(rows, length, pad):
+    return np.array([row + [pad] * (length - len(row)) for row in rows], np.int32)
+
+
+def test_a_batch_has_its_answers_at_one_place():
+    batch = batch_of(LLAMA, INPUTS[1:], TARGETS[1:], shape=(4, 3), batch_size=3)
+    assert batch["tokens"].tolist() == [[0, 5, 6, 7, 30, 1, 0], [0, 0, 0, 250, 40, 41, 1], [0] * 7]
+    assert batch["input_lengths"].tolist() == [3, 1, 0]
+    assert batch["decoder_target_tokens"].tolist() == [[30, 1, 0], [40, 41, 1], [0] * 3]
+    assert batch["decoder_loss_weights"].tolist() == [[1, 1, 0], [1, 1, 1], [0] * 3]
+    shapes = DECODER_FAMILY.batch_shapes(3, (4, 3))
+    assert {name: (value.shape, value.dtype) for name, value in batch.items()} == {
+        name: (value.shape, value.dtype) for name, value in shapes.items()
+    }
+
+
+@each_kind
+def test_a_row_is_what_it_is_alone(models, kind):
+    """Neither filling up, nor other rows, nor what stands behind a target changes its logits."""
+    model = models[kind]
+    logits = np.asarray(target_logits(model, batch_of(model.config)))
+    longer = np.asarray(target_logits(model, batch_of(model.config, shape=(16, 8), batch_size=4)))
+    for row, (its_input, target) in enumerate(zip(INPUTS, TARGETS, strict=True)):
+        alone = np.asarray(all_logits(model, padded([its_input + target], 12, 0)))[0]
+        expected = alone[len(its_input) - 1 :][: len(target)]
+        np.testing.assert_allclose(logits[row, : len(target)], expected, atol=2e-5)
+        np.testing.assert_allclose(longer[row, : len(target)], expected, atol=2e-5)
+    assert np.isfinite(logits).all() and np.isfinite(longer).all()  # a row of padding alone, too
+
+
+@each_kind
+def test_what_comes_later_changes_nothing_before_it(models, kind):
+    model, tokens = models[kind], np.array([[7, 8, 9, 10, 11, 12, 13, 14]], np.int32)
+    before = np.asarray(all_logits(model, tokens))
+    for place in range(1, 8):
+        changed = tokens.copy()
+        changed[0, place] = 200
+        after = np.asarray(all_logits(model, changed))
+        np.testing.assert_array_equal(after[:, :place], before[:, :place])
+        assert np.abs(after[:, place] - before[:, place]).max() > 1e-3
+
+
+def test_a_window_hides_what_is_further_away():
+    """A single layer that sees four tokens does not see the fifth; with a layer that sees all, it does."""
+    local = dataclasses.replace(one_layer(TINY_DECODERS["gpt_neo"]), windowed=(0,))
+    tokens = np.array([[7, 8, 9, 10, 11, 12]], np.int32)
+    for config, seen in ((local, [5, 4, 3, 2]), (dataclasses.replace(local, windowed=()), [5, 4, 3, 2, 1, 0])):
+        model, found = random_decoder(config), []
+        before = np.asarray(all_logits(model, tokens))[0, 5]
+        for place in (5, 4, 3, 2, 1, 0):
+            changed = tokens.copy()
+            changed[0, place] = 200
+            if np.abs(np.asarray(all_logits(model, changed))[0, 5] - before).max() > 1e-6:
+                found.append(place)
+        assert found == seen
+
+
+@pytest.mark.parametrize("heads", [6, 8])
+def test_slopes_are_those_of_press_et_al(heads):
+    series = [2**-4, 2**-8, *([] if heads == 6 else [])]
+    expected = {
+        8: [2.0**-i for i in range(1, 9)],
+        6: [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8, 2.0**-1, 2.0**-3],
+    }[heads]
+    assert series and np.allclose(alibi_slopes(heads), expected)
+
+
+def naive_greedy(model, prompt, max_length, eos):
+    tokens, made = list(prompt), []
+    for _ in range(max_length):
+        logits = all_logits(model, padded([tokens], 24, 0))[0, len(tokens) - 1]
+        made.append(int(np.argmax(logits)))
+        tokens.append(made[-1])
+        if made[-1] == eos:
+            break
+    return made + [0] * (max_length - len(made))
+
+
+@each_kind
+def test_greedy_decoding_with_a_cache_is_what_whole_passes_choose(models, kind):
+    """For prompts of unequal length in one batch, with and without a loop over the layers."""
+    model = models[kind]
+    inputs = jnp.asarray(padded([*INPUTS, []], 8, 0))
+    expected = [naive_greedy(model, prompt, 10, 1) for prompt in INPUTS] + [[0] * 10]
+    search = jax.jit(lambda model, inputs: greedy(model, inputs, max_length=10))
+    assert np.asarray(search(model, inputs)).tolist() == expected
+    unrolled = random_decoder(model.config)
+    DECODER_FAMILY.arrange(unrolled, scan_layers=False)
+    assert unrolled.decoder.layer_counts() == [1, 1, 1]
+    assert np.asarray(search(unrolled, inputs[:, :7])).tolist() == expected
+
+
+def test_a_prompt_of_one_token_can_be_gone_on_with(models):
+    tokens = jax.jit(lambda model, inputs: greedy(model, inputs, max_length=4))(models["llama"], jnp.asarray([[250]]))
+    assert np.asarray(tokens)[0].tolist() == naive_greedy(models["llama"], [250], 4, 1)
+
+
+def test_beams_keep_their_own_answers_and_share_the_prompt(models):
+    """The best of four beams is at least as likely as what greedy decoding finds."""
+    model, inputs = models["llama"], jnp.asarray(padded(INPUTS, 8, 0))
+    found = np.asarray(jax.jit(lambda m, i: beam_search(m, i, max_length=5, num_beams=4))(model, inputs))
+    first = np.asarray(jax.jit(lambda m, i: greedy(m, i, max_length=5))(model, inputs))
+
+    def mean_log_prob(row, answer):
+        answer = [int(t) for t in answer[: list(answer).index(1) + 1]] if 1 in answer else [int(t) for t in answer]
+        logits = jax.nn.log_softmax(all_logits(model, padded([INPUTS[row] + answer], 12, 0))[0])
+        return np.mean([logits[len(INPUTS[row]) - 1 + i, token] for i, token in enumerate(answer)])
+
+    for row in range(3):
+        assert mean_log_prob(row, found[row]) >= mean_log_prob(row, first[row]) - 1e-5
+
+
+def test_what_ends_an_answer_may_also_fill_rows_up_and_stand_within_a_prompt():
+    """As in SmolLM2: `<|im_end|>` ends turns of a chat, and is padding, too."""
+    config = dataclasses.replace(LLAMA, pad_token_id=2, eos_token_id=2)
+    model, prompts = random_decoder(config), [[7, 2, 9, 2, 11], [2, 5], [6, 2, 2, 8]]
+    tokens = np.asarray(
+        jax.jit(lambda m, i: greedy(m, i, max_length=6))(model, jnp.asarray(padded([*prompts, []], 8, 2)))
+    )
+    for row, prompt in enumerate(prompts):
+        alone = naive_greedy(model, prompt, 6, 2)
+        alone = [2 if i and 2 in alone[:i] else token for i, token in enumerate(alone)]
+        assert tokens[row].tolist() == alone
+    assert tokens[3].tolist() == [2] * 6  # a row of padding alone has nothing to say
+    batch = batch_of(config, prompts, TARGETS)
+    logits = np.asarray(target_logits(model, batch))
+    alone = np.asarray(all_logits(model, padded([prompts[0] + TARGETS[0]], 12, 2)))[0, 4:8]
+    np.testing.assert_allclose(logits[0], alone, atol=2e-5)
+
+
+def test_rows_are_moved_to_their_ends():
+    rows, shown = right_aligned(jnp.asarray([[5, 2, 6, 2, 2], [2, 2, 2, 2, 2], [1, 2, 3, 4, 5]]), 2)
+    assert rows.tolist() == [[2, 2, 5, 2, 6], [2] * 5, [1, 2, 3, 4, 5]]
+    assert shown.astype(int).tolist() == [[0, 0, 1, 1, 1], [0] * 5, [1] * 5]
+
+
+@each_kind
+def test_packed_labels_have_the_likelihood_that_each_has_alone(models, kind):
+    model = models[kind]
+    labels = [[20, 21, 1], [30, 1], [20, 1]]
+    lengths = [len(label) for label in labels]
+    packed = PackedLabels(
+        texts=("a", "b", "c"),
+        targets=np.array([*sum(labels, []), 0], np.int32),
+        inputs=np.array([0, 20, 21, 0, 30, 0, 20, 0], np.int32),
+        segments=np.repeat(np.arange(4), [*lengths, 1]).astype(np.int32),
+    )
+    score = jax.jit(lambda model, inputs: label_log_probs(model, inputs, packed))
+    found = np.asarray(score(model, jnp.asarray(padded(INPUTS, 8, 0))))
+    for row, prompt in enumerate(INPUTS):
+        for i, label in enumerate(labels):
+            logits = jax.nn.log_softmax(all_logits(model, padded([prompt + label], 12, 0))[0])
+            expected = sum(float(logits[len(prompt) - 1 + j, token]) for j, token in enumerate(label))
+            assert abs(found[row, i] - expected) < 5e-5
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neo", "bloom"])
+def test_a_soft_prompt_of_the_texts_own_vectors_is_that_text(models, kind, key):
+    model = models[kind]
+    method = Prompt(prompt_length=3)
+    tuned = attach(model, method, select(model, method), key)
+    prompt = named_leaves(model := tuned, type(tuned.decoder_input.adapter.prompt))["decoder_input/prompt"]
+    pieces = np.argmin(np.sum((prompt[:, None] - model.shared.embedding[...][None]) ** 2, axis=-1), axis=-1).tolist()
+    prefixed = [pieces + row for row in INPUTS]
+    base = models[kind]
+    with_text = np.asarray(target_logits(base, batch_of(base.config, prefixed, shape=(12, 4))))
+    np.testing.assert_allclose(target_logits(tuned, batch_of(base.config)), with_text, atol=2e-5)
+    search = jax.jit(lambda model, inputs: greedy(model, inputs, max_length=6))
+    of_text = search(base, jnp.asarray(padded(prefixed, 12, 0)))
+    np.testing.assert_array_equal(search(tuned, jnp.asarray(padded(INPUTS, 8, 0))), of_text)
+
+
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
+def test_gradients_are_the_same_whatever_is_kept_and_however_layers_run(remat):
+    batch, grads = jax.tree.map(jnp.asarray, batch_of(TINY_DECODERS["gpt_neo"])), []
+    for policy, scan in (("none", True), (remat, False)):
+        model = random_decoder(TINY_DECODERS["gpt_neo"])
+        DECODER_FAMILY.arrange(model, scan_layers=scan, remat=policy)
+        graphdef, state = nnx.split(model)
+        loss = jax.jit(jax.grad(lambda state, graphdef=graphdef: loss_sums(nnx.merge(graphdef, state), batch)[0]))
+        grads.append(named_leaves(nnx.merge(graphdef, loss(state)), nnx.Param))
+    for name, value in grads[0].items():
+        np.testing.assert_allclose(grads[1][name], value, atol=1e-4, err_msg=name)
+
+
+def test_dropout_draws_by_its_key_and_leaves_evaluation_alone(key):
+    model = random_decoder(dataclasses.replace(LLAMA, dropout_rate=0.2))
+    run = jax.jit(lambda model, batch, key=None: model.hidden_of(batch, key))
+    batch = batch_of(LLAMA)
+    one, other = run(model, batch, key), run(model, batch, jax.random.key(8))
+    assert np.abs(one - other).max() > 1e-2
+    np.testing.assert_array_equal(run(model, batch, key), one)
+    np.testing.assert_allclose(run(model, batch), run(random_decoder(LLAMA), batch), atol=1e-6)
+
+
+def test_more_tokens_than_there_are_learned_positions_are_refused(models):
+    model = models["gpt_neo"]
+    with pytest.raises(UserError, match="65 tokens are more than the 64 positions"):
+        jax.eval_shape(model, jax.ShapeDtypeStruct((1, 65), jnp.int32))
+
+
+@pytest.mark.parametrize("kind", [*TINY_DECODERS, *MORE])
+def test_weights_are_written_and_read_again_and_a_second_reader_agrees(kind, tmp_path):
+    config = {**TINY_DECODERS, **MORE}[kind]
+    model = random_decoder(config)
+    DECODER_FAMILY.save(model, tmp_path)
+    assert family_in(tmp_path) is DECODER_FAMILY and DECODER_FAMILY.read_config(tmp_path) == config
+    again = load_model(tmp_path)
+    ours, theirs = named_leaves(model, nnx.Param), named_leaves(again, nnx.Param)
+    assert list(ours) == list(theirs)
+    for name, value in ours.items():
+        np.testing.assert_array_equal(theirs[name], value, err_msg=name)
+    probe = DECODER_FAMILY.probe(config)
+    plain = DECODER_FAMILY.plain_logits(tmp_path, *probe)
+    np.testing.assert_allclose(plain, all_logits(model, *probe), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_released_models_have_their_parameters(name):
+    model = abstract_model(RELEASED[name])
+    assert count(nnx.state(model, nnx.Param)) == TOTALS[name]
+
+
+def test_files_without_a_prefix_and_with_old_buffers_are_read():
+    config = TINY_DECODERS["gpt_neo"]
+    model, weights = random_decoder(config), {}
+    for name, value in named_leaves(model, nnx.Param).items():
+        at = decoder_weights.stored(config, name)
+        weights[at.name.removeprefix("transformer.")] = np.asarray(value).T if at.transposed else np.asarray(value)
+    weights["h.0.attn.attention.bias"] = weights["h.1.attn.attention.masked_bias"] = np.ones((1, 1), np.float32)
+    weights["lm_head.weight"] = weights["wte.weight"].copy()
+    again = decoder_weights.load_tensors(config, InMemory(weights), source="here")
+    tokens = np.array([[7, 8, 9, 10, 11, 12]], np.int32)
+    np.testing.assert_array_equal(all_logits(again, tokens), all_logits(model, tokens))
+    other = {**weights, "lm_head.weight": weights["wte.weight"] + 1}
+    with pytest.raises(UserError, match="here: config.json says that the head is the embedding"):
+        decoder_weights.load_tensors(config, InMemory(other), source="here")
+    with pytest.raises(UserError, match="here holds weights that a model of type gpt_neo has no place for: h.7.ln_1.w"):
+        decoder_weights.load_tensors(
+            config, InMemory({**weights, "h.7.ln_1.weight": weights["ln_f.bias"]}), source="here"
+        )
+    less = {name: value for name, value in weights.items() if name != "h.1.ln_2.bias"}
+    with pytest.raises(UserError, match="here lacks transformer.h.1.ln_2.bias"):
+        decoder_weights.load_tensors(config, InMemory(less), source="here")
+
+
+_LLAMA_JSON = LLAMA.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"hidden_size": None}, "lacks hidden_size"),
+        ({"num_key_value_heads": 3}, "4 heads and 3 of keys and values"),
+        ({"head_dim": None, "hidden_size": 15}, "hidden_size is 15, which 4 heads do not divide"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rotary positions of type 'yarn'"),
+        ({"hidden_act": "mish"}, "hidden_act is 'mish'"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; expected an integer from 1 to 512"),
+        ({"attention_dropout": 1.5}, "a dropout rate is"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps is 0"),
+        ({"eos_token_id": 400}, "eos_token_id is 400"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
+    ],
+)
+def test_a_config_that_cannot_be_is_one_line(values, says):
+    with pytest.raises(UserError, match=says):
+        DecoderConfig.from_dict({**_LLAMA_JSON, **values})
+
+
+def test_a_damaged_file_is_one_line(tmp_path):
+    DECODER_FAMILY.save(random_decoder(LLAMA), tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(RunFailed, match="damaged or cut short"):
+        load_model(tmp_path)
