@@ -72,6 +72,7 @@ class AnswersEvaluator:
       generate, label_log_probs: programs as of `make_generate` and `make_label_log_probs`.
       labels: to be scored; None to generate.
       batching: as of `jpeft.eval.generate.by_row`.
+      ready: gives adapter and base as the programs take them, once for the split.
     """
 
     split: str
@@ -83,6 +84,7 @@ class AnswersEvaluator:
     label_log_probs: Callable | None
     labels: PackedLabels | None
     batching: Mapping[str, Any]
+    ready: Callable[[nnx.State, nnx.State], tuple[nnx.State, nnx.State]] = lambda adapter, base: (adapter, base)
     what: str = "answers"
 
     @property
@@ -91,6 +93,7 @@ class AnswersEvaluator:
 
     def __call__(self, adapter: nnx.State, base: nnx.State, on_rows: Callable[[int], None]) -> dict[str, float]:
         asked = {**self.batching, "on_batch": on_rows}
+        adapter, base = self.ready(adapter, base)
         if self.labels is not None:
             assert self.label_log_probs is not None, "labels are scored by a program"
             chosen = likeliest_labels(self.label_log_probs, adapter, base, self.tokens.inputs, self.labels, **asked)

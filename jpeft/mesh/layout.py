@@ -104,6 +104,30 @@ class Layout:
         """The tree with every leaf where it belongs. Raises as `sharding`."""
         return jax.tree.map(_put, tree, self.shardings(tree))
 
+    def for_answers(self, trees: Any) -> "Layout":
+        """Where the same devices hold weights while they write answers, token by token.
+
+        Weights that `fsdp` cuts for storage would be gathered anew for every token. Here `model` cuts them instead, over
+        as many devices: each reads its own part, as large as before, and rows along `fsdp` are the same for all of its
+        devices. Where a dimension cannot be cut so, every device has the weights whole and its own rows.
+
+        Args:
+          trees: the leaves that answers need, or their shapes.
+        """
+        parts = self.shape
+        if parts["fsdp"] == 1:
+            return self
+        cut = self._reshaped(data=parts["data"], model=parts["fsdp"] * parts["model"])
+        try:
+            cut.shardings(trees)
+        except UserError:
+            return self._reshaped(data=parts["data"] * parts["fsdp"], model=parts["model"])
+        return cut
+
+    def _reshaped(self, *, data: int, model: int) -> "Layout":
+        """The same devices in the same order, as a mesh of two axes."""
+        return Layout(Mesh(self.mesh.devices.reshape(data, 1, model), AXES, axis_types=(AxisType.Auto,) * len(AXES)))
+
     def rows_here(self, rows: int) -> slice:
         """The slice of a batch of `rows` rows that the devices of this process work on."""
         parts = self.batch.addressable_devices_indices_map((rows,)).values()

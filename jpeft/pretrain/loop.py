@@ -148,7 +148,8 @@ class _Pretraining:
             self.run.data.input_length,
             self.config,
             self.tokenizer,
-            self.layout,
+            self.programs.answering.layout,
+            self.programs.answering.ready,
         )
 
     def result(self) -> dict[str, Any]:

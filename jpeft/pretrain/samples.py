@@ -25,6 +25,8 @@ class Writer:
       generate: a program as of `make_generate`.
       held_out: packed batches by kind of source; the first example of a packed row is written to.
       wanted: inputs of each kind.
+      layout: of that program.
+      ready: gives adapter and base as the program takes them.
     """
 
     generate: Callable
@@ -34,10 +36,12 @@ class Writer:
     config: T5Config
     tokenizer: Tokenizer
     layout: Layout
+    ready: Callable[[nnx.State, nnx.State], tuple[nnx.State, nnx.State]]
 
     def samples(self, adapter: nnx.State, base: nnx.State) -> list[dict[str, str]]:
         """Each with `input`, `target` and `output`. All processes of a run have to ask."""
         samples = []
+        adapter, base = self.ready(adapter, base)
         for batches in self.held_out.values():
             rows = [
                 {key: values[i] for key, values in batch.items()}

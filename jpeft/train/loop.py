@@ -241,7 +241,8 @@ class _Execution:
                     self.programs.answering.generate,
                     self.programs.answering.label_log_probs,
                     self.answering["labels"],
-                    self._batching(),
+                    self._batching(self.programs.answering),
+                    self.programs.answering.ready,
                 )
             )
         return evaluators
@@ -326,6 +327,7 @@ class _Execution:
     def _answers(self, name: str, programs: AnsweringPrograms, adapter: nnx.State, base: nnx.State) -> Answers:
         """Answers to the test rows, below a bar of that name; between batches the run may be stopped."""
         tokens, labels = self.data.tokens["test"], self.answering["labels"]
+        adapter, base = programs.ready(adapter, base)
         total = len(tokens) * (1 if labels is None else 2)
         with self.display.task(name, total, compiled=programs.compile_seconds) as bar:
 
@@ -342,16 +344,16 @@ class _Execution:
                 self.setup.tokenizer,
                 labels,
                 classes=self.data.task.answers,
-                **self._batching(),
+                **self._batching(programs),
                 on_batch=on_rows,
             )
 
-    def _batching(self) -> dict[str, Any]:
+    def _batching(self, programs: AnsweringPrograms) -> dict[str, Any]:
         """The arguments of `jpeft.eval.generate.by_row` that say how rows are batched when answers are generated."""
         return {
             "shapes": self.data.shapes,
             "batch_size": self.run.eval.batch_size,
-            "part": self.layout.rows_here(self.run.eval.batch_size),
+            "part": programs.layout.rows_here(self.run.eval.batch_size),
             "pad_token_id": self.setup.model.config.pad_token_id,
         }
 

@@ -45,7 +45,8 @@ class StepPlan:
     """One of the run's compiled functions.
 
     Attributes:
-      temporary_bytes: that each device needs while it runs, beside its arguments and results.
+      temporary_bytes: that each device needs while it runs, beside its arguments and results; for generation with the
+        weights where it has them, if that is elsewhere than training has them.
       flops: of matrix products over all devices, of one optimizer step, validation batch or generated batch.
       messages: between the devices in one call.
       calls: of the function for one step.
@@ -156,7 +157,13 @@ def make_plan(run: Run, lengths: Lengths | None = None, *, report: Callable[[str
     report(f"compiles validation (2 of 3): batches of {run.eval.batch_size}")
     validation = _step(programs.loss, (state.adapter, base, evaluated), turns=1)
     report(f"compiles generation (3 of 3): batches of {run.eval.batch_size}")
-    generation = _step(programs.answering.generate, (state.adapter, base, inputs), turns=lengths.target)
+    answering = programs.answering.layout
+    moved = answering.describe((state.adapter, base))
+    generation = _step(programs.answering.generate, (*moved, inputs), turns=lengths.target)
+    if programs.answering.move is not None:  # beside the trees that training has
+        generation = dataclasses.replace(
+            generation, temporary_bytes=generation.temporary_bytes + _bytes_on_a_device(moved)
+        )
     steps = {"train": training, "validation": validation, "generation": generation}
     return Plan(
         run=run,
@@ -165,7 +172,7 @@ def make_plan(run: Run, lengths: Lengths | None = None, *, report: Callable[[str
         adapter=_bytes_on_a_device(state.adapter),
         optimizer=_bytes_on_a_device(state.opt_state),
         gradients=_bytes_on_a_device(sums.grads),
-        cache=_cache_bytes(run, lengths),
+        cache=_cache_bytes(run, lengths, answering),
         steps=steps,
     )
 
@@ -209,13 +216,13 @@ def _bytes_on_a_device(tree: Any) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _cache_bytes(run: Run, lengths: Lengths) -> int:
+def _cache_bytes(run: Run, lengths: Lengths, layout: Layout) -> int:
     """Keys and values that a device keeps while it generates, of what was written and of the encoder's output."""
     config = load_config(run.model.name)
-    rows = run.eval.batch_size * run.eval.num_beams // (run.mesh.data * run.mesh.fsdp)
+    rows = run.eval.batch_size * run.eval.num_beams // layout.batch_parts
     itemsize = 4 if run.model.dtype == "float32" else 2
     shape = (lengths.input, lengths.target)
-    return rows * family_with(config).cache_numbers(config, shape, parts=run.mesh.model) * itemsize
+    return rows * family_with(config).cache_numbers(config, shape, parts=layout.shape["model"]) * itemsize
 
 
 def _up(size: int, multiple: int) -> int:

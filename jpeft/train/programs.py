@@ -22,16 +22,24 @@ class AnsweringPrograms:
     """The programs that answer a batch of inputs.
 
     Attributes:
+      layout: where they have weights, which may be elsewhere than training has them (`Layout.for_answers`).
       label_log_probs: None where labels are not scored.
+      move: takes adapter and base there; None where they are there.
     """
 
+    layout: Layout
     generate: Program
     label_log_probs: Program | None
+    move: Program | None = None
+
+    def ready(self, adapter: nnx.State, base: nnx.State) -> tuple[nnx.State, nnx.State]:
+        """Adapter and base as the programs take them: moved once for a whole split, if they have to be."""
+        return (adapter, base) if self.move is None else self.move((adapter, base))
 
     def compile_seconds(self) -> float:
         """Seconds spent compiling so far."""
-        scoring = 0.0 if self.label_log_probs is None else self.label_log_probs.compile_seconds
-        return self.generate.compile_seconds + scoring
+        made = (self.generate, self.label_log_probs, self.move)
+        return sum(program.compile_seconds for program in made if program is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +132,18 @@ def build_answering(
     made: Recent[Program],
 ) -> AnsweringPrograms:
     """The programs that answer, with a method attached or without any; arguments as of `build_programs`."""
+    trained, layout = layout, layout.for_answers((adapter, base))
     model = (graphdef, spec(adapter), spec(base), layout)
 
     def program(key: tuple[Hashable, ...], make: Callable[[], Callable]) -> Program:
         return made.get(key, lambda: Program(layout.traced(make()), batch=layout.batch, results=layout.whole))
 
+    def moving() -> Program:
+        return Program(lambda trees: trees, results=layout.shardings((adapter, base)))
+
     return AnsweringPrograms(
+        layout=layout,
+        move=None if layout == trained else made.get(("move", *model), moving),
         generate=program(
             ("generate", *model, max_length, num_beams),
             lambda: make_generate(graphdef, max_length=max_length, num_beams=num_beams),

@@ -92,3 +92,20 @@ def test_what_can_not_be_cut_is_refused_with_the_reason(mesh, says):
     """The tiny T5 has two heads."""
     with pytest.raises(UserError, match=says):
         Layout.of_devices(**mesh).shardings(trees("lora", "paper", TINY)[0])
+
+
+@pytest.mark.parametrize(
+    ("mesh", "config", "answers"),
+    [
+        ({"model": 4}, FOUR_HEADS, {"data": 1, "fsdp": 1, "model": 4}),
+        ({"fsdp": 4}, FOUR_HEADS, {"data": 1, "fsdp": 1, "model": 4}),
+        ({"data": 2, "fsdp": 2}, FOUR_HEADS, {"data": 2, "fsdp": 1, "model": 2}),
+        ({"fsdp": 4}, TINY, {"data": 4, "fsdp": 1, "model": 1}),  # two heads: four devices cannot cut their biases
+    ],
+)
+def test_weights_are_whole_or_cut_by_heads_where_answers_are_written(mesh, config, answers):
+    base, state, _ = trees("lora", "paper", config)
+    layout = Layout.of_devices(**mesh)
+    others = layout.for_answers((state.adapter, base))
+    assert others.shape == answers and (others == layout) == ("fsdp" not in mesh)
+    assert list(others.mesh.devices.flat) == list(layout.mesh.devices.flat)

@@ -17,6 +17,7 @@ from jpeft.config import Run
 from jpeft.program import Program
 from jpeft.run.display import Display
 from jpeft.train import loop, trainer
+from jpeft.mesh.layout import Layout
 from jpeft.train.programs import AnsweringPrograms, Programs
 from jpeft.train.session import Session, spec
 from jpeft.train.step import TrainState
@@ -112,7 +113,8 @@ def _programs(script: Script, max_length: int) -> Programs:
         return np.zeros((len(tokens), len(script.execution.data.task.answers)), np.float32)
 
     return Programs(
-        *map(_Scripted, (accumulate, update, loss)), AnsweringPrograms(_Scripted(generate), _Scripted(score))
+        *map(_Scripted, (accumulate, update, loss)),
+        AnsweringPrograms(Layout.of_devices(), _Scripted(generate), _Scripted(score)),
     )
 
 
@@ -141,12 +143,12 @@ def run_scripted(run: Run, workdir: Path, monkeypatch: Any, *, session: Session 
         return (
             made
             if labels is not None
-            else dataclasses.replace(made, answering=AnsweringPrograms(made.answering.generate, None))
+            else dataclasses.replace(made, answering=dataclasses.replace(made.answering, label_log_probs=None))
         )
 
     def build_answering(graphdef, adapter, base, layout, *, max_length, labels, **kwargs):
         made = _programs(script, max_length).answering
-        return made if labels is not None else AnsweringPrograms(made.generate, None)
+        return made if labels is not None else dataclasses.replace(made, label_log_probs=None)
 
     def save_adapter(model, method, sites, directory, **kwargs):
         script.adapter = _age(loop.split(model)[1])

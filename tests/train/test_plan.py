@@ -56,6 +56,14 @@ def test_its_bytes_are_those_of_the_arrays_that_a_run_holds(method, mesh, run):
     assert plan.peak > plan.resident == plan.weights + plan.adapter + plan.optimizer + plan.gradients
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_answers_under_fsdp_gather_no_weights(method, run):
+    """Gathered inside the loop over tokens they would be several times what a pass over whole rows gathers."""
+    plan = make_plan(run(method, fsdp=4), LENGTHS)
+    validation, generation = (plan.steps[name].messages.bytes for name in ("validation", "generation"))
+    assert validation["all-gather"] > 0 and generation.get("all-gather", 0) < 0.2 * validation["all-gather"]
+
+
 @pytest.mark.slow
 def test_a_peft_step_does_two_thirds_of_the_work_of_a_full_one(run):
     lora, full = (make_plan(run(method), LENGTHS).steps["train"].flops for method in ("bitfit", "full"))

@@ -117,7 +117,7 @@ def trainer(tmp_path):
     def make(name="run", *, evaluators=None, monitor=None, listener=None, steps=12, rate=0.2, scale=1.0):
         evaluators = evaluators or [TimedEvaluator(Away("validation", 0.4), 4)]
         weight = nnx.State({"weight": jnp.float32(1.0)})
-        answering = AnsweringPrograms(Plain(float), None)
+        answering = AnsweringPrograms(Layout.of_devices(), Plain(float), None)
         course = Course(
             total_steps=steps,
             schedule=three_point_schedule(rate, 2 * rate, rate, total_steps=steps, warmup_fraction=0.3),
