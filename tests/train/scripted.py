@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 from jpeft.config import Run
+from jpeft.mesh.layout import Layout
 from jpeft.program import Program
 from jpeft.run.display import Display
 from jpeft.train import loop, trainer
-from jpeft.mesh.layout import Layout
 from jpeft.train.programs import AnsweringPrograms, Programs
 from jpeft.train.session import Session, spec
 from jpeft.train.step import TrainState
