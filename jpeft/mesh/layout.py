@@ -107,9 +107,9 @@ class Layout:
     def for_answers(self, trees: Any) -> "Layout":
         """Where the same devices hold weights while they write answers, token by token.
 
-        Weights that `fsdp` cuts for storage would be gathered anew for every token. Here `model` cuts them instead, over
-        as many devices: each reads its own part, as large as before, and rows along `fsdp` are the same for all of its
-        devices. Where a dimension cannot be cut so, every device has the weights whole and its own rows.
+        Weights that `fsdp` cuts for storage would be gathered anew for every token. Here `model` cuts them instead,
+        over as many devices: each reads its own part, as large as before, and has the rows of all of them. Where a
+        dimension cannot be cut so, every device has the weights whole and its own rows.
 
         Args:
           trees: the leaves that answers need, or their shapes.
