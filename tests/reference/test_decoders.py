@@ -1,0 +1,171 @@
+"""Decoder-only models beside `transformers`, on random tiny models of each kind."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jpeft.eval.loss import loss_sums
+from jpeft.model.decode import beam_search, greedy
+from jpeft.model.decoder import Decoder
+from jpeft.model.decoder_family import DECODER_FAMILY
+from jpeft.model.family import load_model
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.reference
+
+_IDS = dict(vocab_size=120, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+_LLAMA = dict(
+    _IDS,
+    hidden_size=32,
+    intermediate_size=44,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+)
+_CONFIGS = {
+    "llama": lambda: transformers.LlamaConfig(**_LLAMA | {"pad_token_id": 2}, tie_word_embeddings=True),
+    "llama_untied": lambda: transformers.LlamaConfig(
+        **_LLAMA, tie_word_embeddings=False, attention_bias=True, mlp_bias=True, head_dim=12, rope_theta=1000.0
+    ),
+    "mistral": lambda: transformers.MistralConfig(**_LLAMA, tie_word_embeddings=False, sliding_window=7),
+    "qwen2": lambda: transformers.Qwen2Config(**_LLAMA, tie_word_embeddings=True),
+    "qwen2_windowed": lambda: transformers.Qwen2Config(
+        **_LLAMA, tie_word_embeddings=True, use_sliding_window=True, sliding_window=6, max_window_layers=1
+    ),
+    "qwen3": lambda: transformers.Qwen3Config(**_LLAMA, tie_word_embeddings=False, head_dim=16),
+    "gpt_neo": lambda: transformers.GPTNeoConfig(
+        **_IDS,
+        hidden_size=32,
+        num_layers=4,
+        num_heads=4,
+        intermediate_size=48,
+        attention_types=[[["global", "local"], 2]],
+        window_size=6,
+        max_position_embeddings=256,
+    ),
+    "gptj": lambda: transformers.GPTJConfig(
+        **_IDS, n_embd=32, n_layer=3, n_head=4, rotary_dim=4, n_positions=256, tie_word_embeddings=False
+    ),
+    "bloom_6": lambda: transformers.BloomConfig(**_IDS, hidden_size=36, n_layer=3, n_head=6),
+    "bloom_8": lambda: transformers.BloomConfig(**_IDS, hidden_size=32, n_layer=3, n_head=8),
+}
+LENGTHS = (19, 11, 3, 1)
+
+
+@pytest.fixture(scope="module", params=_CONFIGS)
+def pair(request, tmp_path_factory):
+    """Theirs, ours of the directory that theirs saved, and the directory."""
+    torch.manual_seed(0)
+    config = _CONFIGS[request.param]()
+    config._attn_implementation = "eager"
+    theirs = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():  # as they are made, biases are zero and norms one, and answers repeat a token for ever
+        for name, weight in theirs.named_parameters():
+            is_matrix = weight.ndim == 2
+            table = any(part in name for part in ("embed", "wte", "wpe"))
+            scale = (0.1 if table else 2.0 * weight.shape[-1] ** -0.5) if is_matrix else 0.2
+            weight.copy_(torch.randn_like(weight) * scale + (0 if is_matrix or name.endswith("bias") else 1))
+    directory = tmp_path_factory.mktemp(request.param)
+    theirs.save_pretrained(directory)
+    with jax.default_matmul_precision("highest"):
+        yield theirs, load_model(directory), directory
+
+
+def prompts(vocab_size: int = 120):
+    """Rows of unequal lengths; the end of an answer stands within the first."""
+    draw = np.random.default_rng(1)
+    rows = [draw.integers(3, vocab_size, length).astype(np.int32) for length in LENGTHS]
+    rows[0][4] = 2
+    return rows
+
+
+@jax.jit
+def all_logits(model: Decoder, tokens):
+    return model(tokens)
+
+
+def test_logits(pair):
+    theirs, ours, directory = pair
+    for row in prompts():
+        with torch.no_grad():
+            expected = theirs(torch.from_numpy(row[None]).long()).logits.numpy()
+        padded = np.zeros((1, 24), np.int32)
+        padded[0, : len(row)] = row
+        np.testing.assert_allclose(all_logits(ours, padded)[:, : len(row)], expected, atol=1e-4)
+        np.testing.assert_allclose(DECODER_FAMILY.plain_logits(directory, row[None]), expected, atol=1e-4)
+
+
+def test_loss(pair):
+    """Of answers alone, each behind its prompt."""
+    theirs, ours, _ = pair
+    inputs, draw = prompts(), np.random.default_rng(2)
+    targets = [np.append(draw.integers(3, 120, n), 2).astype(np.int32) for n in (4, 1, 6, 3)]
+    longest = max(len(i) + len(t) for i, t in zip(inputs, targets, strict=True))
+    tokens, labels = np.zeros((4, longest), np.int64), np.full((4, longest), -100, np.int64)
+    mask = np.zeros((4, longest), np.int64)
+    for row, (its_input, target) in enumerate(zip(inputs, targets, strict=True)):
+        both = np.concatenate([its_input, target])
+        tokens[row, : len(both)], mask[row, : len(both)] = both, 1
+        labels[row, len(its_input) : len(both)] = target
+    with torch.no_grad():
+        expected = theirs(
+            torch.from_numpy(tokens), attention_mask=torch.from_numpy(mask), labels=torch.from_numpy(labels)
+        ).loss.item()
+    batch = DECODER_FAMILY.batch(inputs, targets, (32, 8), batch_size=5, config=ours.config)
+    total, count = jax.jit(lambda model, batch: loss_sums(model, batch))(ours, jax.tree.map(jnp.asarray, batch))
+    assert count == 18 and abs(float(total / count) - expected) < 1e-5
+
+
+def upto_end(row):
+    return row[: row.index(2) + 1] if 2 in row else row
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_generated_tokens(pair, beams):
+    """64 tokens for prompts of unequal length in one batch."""
+    theirs, ours, _ = pair
+    rows, pad = prompts(), ours.config.pad_token_id
+    left, right = np.full((2, 4, 24), pad, np.int64)
+    mask = np.zeros((4, 24), np.int64)
+    for i, row in enumerate(rows):
+        left[i, 24 - len(row) :], right[i, : len(row)], mask[i, 24 - len(row) :] = row, row, 1
+    with torch.no_grad():
+        made = theirs.generate(
+            torch.from_numpy(left),
+            attention_mask=torch.from_numpy(mask),
+            max_new_tokens=64,
+            do_sample=False,
+            num_beams=beams,
+            pad_token_id=pad,
+        ).numpy()[:, 24:]
+    expected = np.full((4, 64), pad)
+    expected[:, : made.shape[1]] = made
+    if beams == 1:
+        found = jax.jit(lambda model, rows: greedy(model, rows, max_length=64))(ours, jnp.asarray(right, jnp.int32))
+    else:
+        search = jax.jit(lambda model, rows: beam_search(model, rows, max_length=64, num_beams=beams))
+        found = search(ours, jnp.asarray(right, jnp.int32))
+    expected = [upto_end(row) for row in expected.tolist()]  # behind it, their beams are filled up with ends
+    assert [upto_end(row) for row in np.asarray(found).tolist()] == expected
+    assert len(set(sum(expected, []))) > 8  # they do not say one thing over and over
+
+
+def test_what_is_written_opens_in_transformers(pair, tmp_path):
+    theirs, ours, _ = pair
+    DECODER_FAMILY.save(ours, tmp_path)
+    again, told = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(again) is type(theirs)
+    assert not any(told[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokens = torch.arange(3, 23)[None]
+    with torch.no_grad():
+        np.testing.assert_allclose(again.eval()(tokens).logits, theirs(tokens).logits, atol=1e-4)
+
+
+def test_every_weight_of_theirs_is_one_of_ours(pair):
+    theirs, ours, _ = pair
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(ours, nnx.Param))) == theirs.num_parameters()
