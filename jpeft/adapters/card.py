@@ -8,6 +8,7 @@ from typing import Any
 
 from jpeft.adapters.merge import Agreement
 from jpeft.adapters.peft_layout import peft_lacks
+from jpeft.model.family import Family, family_with
 from jpeft.model.source import packaged_models
 from jpeft.peft.method import Method
 from jpeft.peft.sites import Site
@@ -27,6 +28,7 @@ def adapter_card(
     sites: Sequence[Site],
     *,
     base: str,
+    model: Any,
     parameters: int,
     result: ResultJson | None,
     notes: Sequence[str],
@@ -34,22 +36,23 @@ def adapter_card(
     """The card of an adapter in the layout that `save_adapter` gives its method.
 
     Args:
+      model: the base, or shapes in its place.
       parameters: that it holds.
       notes: what was rewritten on reading it.
     """
-    lacks = peft_lacks(method, sites)
+    lacks, family = peft_lacks(method, sites, model), family_with(model.config)
     rows = [("method", method.describe()), ("at", places(sites)), ("parameters", f"{parameters:,}"), ("base", base)]
     return (
         "\n\n".join(
             [
-                _front_matter("peft" if lacks is None else "jpeft", base, [method.name]),
+                _front_matter("peft" if lacks is None else "jpeft", base, [family.tag, method.name]),
                 f"# {_title(method, result)}",
                 _table(rows),
                 *[f"As read from its original, {note}." for note in notes],
                 *_results(result),
                 "## How to load it",
                 "`DIR` is this directory.",
-                *([_with_peft(base)] if lacks is None else [_without_peft(method, lacks)]),
+                *([_with_peft(base, family)] if lacks is None else [_without_peft(method, lacks, family)]),
                 _with_jpeft(method, base),
             ]
         )
@@ -58,7 +61,14 @@ def adapter_card(
 
 
 def merged_card(
-    method: Method, sites: Sequence[Site], *, base: str, result: ResultJson | None, agreement: Agreement, dtype: str
+    method: Method,
+    sites: Sequence[Site],
+    *,
+    base: str,
+    family: Family,
+    result: ResultJson | None,
+    agreement: Agreement,
+    dtype: str,
 ) -> str:
     """The card of a base with an adapter merged into it."""
     rows = [("base", base), ("merged into it", method.describe()), ("at", places(sites)), ("dtype", dtype)]
@@ -67,19 +77,17 @@ def merged_card(
         f"logits within {agreement.merged:.2g} of base and adapter in float32, and within {agreement.stored:.2g} as "
         f"stored here; the most likely token is the same at {100 * agreement.same_choice:.1f} % of positions."
     )
-    load = _code(
-        "python", "import transformers", 'model = transformers.T5ForConditionalGeneration.from_pretrained("DIR")'
-    )
+    load = _code("python", "import transformers", f'model = transformers.{family.auto_class}.from_pretrained("DIR")')
     return (
         "\n\n".join(
             [
-                _front_matter("transformers", base, [method.name]),
+                _front_matter("transformers", base, [family.tag, method.name]),
                 f"# {_title(method, result)}, merged",
                 _table(rows),
                 measured,
                 *_results(result, of="the unmerged adapter"),
                 "## How to load it",
-                f"`DIR` is this directory. It is a T5 like any other:\n\n{load}",
+                f"`DIR` is this directory. It is a {family.name} like any other:\n\n{load}",
             ]
         )
         + "\n"
@@ -94,7 +102,7 @@ def is_hub_id(name: str) -> bool:
 def _front_matter(library: str, base: str, tags: Sequence[str]) -> str:
     lines = ["---", f"library_name: {library}"]
     lines += [f"base_model: {base}"] if is_hub_id(base) else []
-    return "\n".join([*lines, "tags:", *[f"- {tag}" for tag in ("jpeft", "t5", *tags)], "---"])
+    return "\n".join([*lines, "tags:", *[f"- {tag}" for tag in ("jpeft", *tags)], "---"])
 
 
 def _title(method: Method, result: ResultJson | None) -> str:
@@ -146,21 +154,21 @@ def _code(language: str, *lines: str) -> str:
     return "\n".join([f"```{language}", *lines, "```"])
 
 
-def _with_peft(base: str) -> str:
+def _with_peft(base: str, family: Family) -> str:
     where, lines = repr(base), ["import peft, transformers", ""]
     if base in packaged_models():
         lines = ["import peft, transformers", "from jpeft.model.source import resolve", ""]
         where = f"resolve({base!r})  # comes with jpeft"
     lines += [f"base = {where}"]
-    lines += ["model = transformers.T5ForConditionalGeneration.from_pretrained(base)"]
+    lines += [f"model = transformers.{family.auto_class}.from_pretrained(base)"]
     lines += ['model = peft.PeftModel.from_pretrained(model, "DIR")']
     return f"With Hugging Face PEFT:\n\n{_code('python', *lines)}"
 
 
-def _without_peft(method: Method, lacks: str) -> str:
+def _without_peft(method: Method, lacks: str, family: Family) -> str:
     why = f"Hugging Face PEFT cannot open it: its format has no place for {lacks}."
     if method.unmergeable is not None:
-        return f"{why} It cannot be merged into a T5 either: {method.unmergeable}."
+        return f"{why} It cannot be merged into a {family.name} either: {method.unmergeable}."
     merge = _code("sh", "jpeft merge DIR --out MERGED")
     return f"{why} For PyTorch, merge it into its base:\n\n{merge}"
 

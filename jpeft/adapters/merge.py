@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jpeft.adapters.files import stored_method
 from jpeft.errors import RunFailed
 from jpeft.model import weights
-from jpeft.model.family import family_with, load_model
+from jpeft.model.family import family_in, family_with, load_model
 from jpeft.peft.merging import refuse_unmergeable
 
 
@@ -141,4 +141,9 @@ def stored_dtype(base: Path) -> Any:
         return np.dtype(np.float32)
     checkpoint = weights.open_checkpoint(base)
     first = (slice(0, 1), slice(0, 1))
-    return checkpoint.read("encoder.block.0.layer.0.SelfAttention.q.weight", first).dtype
+    family = family_in(base)
+    config = family.read_config(base)
+    query = f"{family.module_name(config, f'{next(iter(family.stacks(config)))}/layers/0/self_attention/q')}.weight"
+    # Some files of decoder-only models lack what transformers has before their names.
+    stored = next(name for name in sorted(checkpoint.names()) if f".{query}".endswith(f".{name}"))
+    return checkpoint.read(stored, first).dtype

@@ -30,8 +30,13 @@ def peft_lacks(method: Method, chosen: Sequence[Site] = (), model: nnx.Module | 
     Args:
       model: the base, where it may be of no family that PEFT knows.
     """
-    if model is not None and family_of(model) is None:
-        return "modules of this model"
+    if model is not None:
+        family = family_of(model)
+        if family is None:
+            return "modules of this model"
+        config: Any = getattr(model, "config", None)
+        if any(site.kind == "linear" and family.fused_rows(config, site.path) is not None for site in chosen):
+            return "changes of queries, keys and values apart, which this base's files have in one map"
     lacks = (method.peft_lacks, *(method.peft_lacks_at(site) for site in chosen))
     return next((what for what in lacks if what is not None), None)
 
@@ -46,6 +51,7 @@ def peft_names(model: Any) -> PeftNames:
     return PeftNames(
         sites(model),
         functools.partial(family.module_name, model.config),
+        functools.partial(family.fused_rows, model.config),
         task_type=family.task_type,
         tied_head=model.config.tie_word_embeddings,
         num_layers=model.config.num_layers,

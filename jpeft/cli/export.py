@@ -43,7 +43,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from jpeft.adapters.locate import base_of, locate, words_for
     from jpeft.adapters.peft_layout import peft_lacks
     from jpeft.cli.output import adapter_record, write_adapter
-    from jpeft.model.family import abstract_model
+    from jpeft.model.family import abstract_model, family_with
     from jpeft.model.source import load_config
     from jpeft.predict.answer_source import task_of
 
@@ -52,7 +52,8 @@ def _export(arguments: argparse.Namespace) -> int:
     opened = open_adapter(found.directory, abstract_model(load_config(model, **words_for(found, arguments.model))))
     base = arguments.base_name or model
     size = write_adapter(opened, arguments.out, base=base, result=found.result, task=task_of(found.directory))
-    lacks, unmergeable = peft_lacks(opened.method), opened.method.unmergeable
+    lacks = peft_lacks(opened.method, opened.sites, opened.model)
+    unmergeable = opened.method.unmergeable
     if arguments.json:
         print(json.dumps(adapter_record(opened, arguments.out, base=base, weights_bytes=size), indent=2))
         return 0
@@ -65,6 +66,7 @@ def _export(arguments: argparse.Namespace) -> int:
         print(f'next     peft.PeftModel.from_pretrained(base, "{arguments.out}")')
     else:
         print(f"note     PEFT cannot open it: its format has no place for {lacks}")
+        family = family_with(opened.model.config)
         merged = f"next     for PyTorch: jpeft merge {arguments.adapter} --out MERGED"
-        print(merged if unmergeable is None else f"         nor can it be merged into a T5: {unmergeable}")
+        print(merged if unmergeable is None else f"         nor can it be merged into a {family.name}: {unmergeable}")
     return 0

@@ -1,4 +1,4 @@
-"""`jpeft merge`: base and adapter as one T5 that needs neither jpeft nor PEFT."""
+"""`jpeft merge`: base and adapter as one model that needs neither jpeft nor PEFT."""
 
 import argparse
 import dataclasses
@@ -7,7 +7,7 @@ import sys
 
 from jpeft.cli.arguments import path
 
-_DESCRIPTION = """Merges an adapter into its base: a T5 directory that transformers opens, with config and tokenizer.
+_DESCRIPTION = """Merges an adapter into its base: a directory that transformers opens, with config and tokenizer.
 
   jpeft merge runs/lora_agnews_low --out merged
   jpeft merge adapter --model google/flan-t5-small --dtype bfloat16 --out merged
@@ -24,7 +24,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     """Adds `jpeft merge` with its flags to the command line."""
     parser = commands.add_parser(
         "merge",
-        help="base and adapter as one T5 that transformers opens",
+        help="base and adapter as one model that transformers opens",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -45,7 +45,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     from jpeft.adapters.locate import base_of, locate, words_for
     from jpeft.adapters.merge import Probe, refuse_unmergeable_file, stored_dtype
     from jpeft.cli.output import output_directory
-    from jpeft.model.family import load_model, save_model
+    from jpeft.model.family import family_in, load_model, save_model
     from jpeft.model.settings import pass_on
     from jpeft.model.source import resolve
     from jpeft.model.tokenizer import Tokenizer
@@ -70,7 +70,10 @@ def _merge(arguments: argparse.Namespace) -> int:
         pass_on(str(directory), out)
         del merged
         agreement = probe.agreement(out)
-        card = merged_card(method, sites, base=name, result=found.result, agreement=agreement, dtype=dtype.name)
+        family = family_in(directory)
+        card = merged_card(
+            method, sites, base=name, family=family, result=found.result, agreement=agreement, dtype=dtype.name
+        )
         if task is not None:
             task.write(out)
         (out / "README.md").write_text(card, encoding="utf-8")
@@ -85,6 +88,6 @@ def _merge(arguments: argparse.Namespace) -> int:
     print(f"         up to {agreement.merged:.2g} in float32, by {agreement.stored:.2g} as stored")
     print(f"reread   a second reader of these files differs by up to {agreement.reread:.2g}")
     print(f"choice   the same token is the most likely at {100 * agreement.same_choice:.1f} % of positions, as stored")
-    print(f'next     T5ForConditionalGeneration.from_pretrained("{arguments.out}"); here')
+    print(f'next     {family.auto_class}.from_pretrained("{arguments.out}"); here')
     print(f"         --config.model.name={arguments.out}")
     return 0

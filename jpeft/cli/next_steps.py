@@ -28,7 +28,7 @@ def next_steps(result: Mapping[str, Any], workdir: Path, argv: Sequence[str]) ->
     else:
         steps.append(("answers over HTTP", f"jpeft serve --model {model} --adapters {run}{_shapes(result)}"))
         if METHODS[result["method"]].unmergeable is None:
-            steps.append(("one T5 for transformers", f"jpeft merge {run} --out {run}/merged"))
+            steps.append(("one model for transformers", f"jpeft merge {run} --out {run}/merged"))
         if _in_peft_layout(workdir):
             steps.append(("for Hugging Face PEFT", f"jpeft export {run} --out {run}/for_peft"))
     epochs = result["epochs_run"]

@@ -46,7 +46,13 @@ def write_adapter(
     with output_directory(out) as beside:
         size = save_adapter(opened.model, opened.method, opened.sites, beside, base_name=base)
         card = adapter_card(
-            opened.method, opened.sites, base=base, parameters=parameters(opened), result=result, notes=opened.notes
+            opened.method,
+            opened.sites,
+            base=base,
+            model=opened.model,
+            parameters=parameters(opened),
+            result=result,
+            notes=opened.notes,
         )
         if task is not None:
             task.write(beside)
@@ -66,7 +72,7 @@ def adapter_record(opened: Opened, out: Path, *, base: str, weights_bytes: int) 
         "base": base,
         "method": opened.method.name,
         "options": dataclasses.asdict(opened.method),
-        "layout": "peft" if peft_lacks(opened.method, opened.sites) is None else "jpeft",
+        "layout": "peft" if peft_lacks(opened.method, opened.sites, opened.model) is None else "jpeft",
         "sites": [site.path for site in opened.sites],
         "parameters": parameters(opened),
         "weights_bytes": weights_bytes,

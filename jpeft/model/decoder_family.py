@@ -21,6 +21,7 @@ class DecoderFamily(Family):
     """GPT-Neo, GPT-J, BLOOM, Llama and its like."""
 
     name: ClassVar[str] = "decoder-only model"
+    tag: ClassVar[str] = "text-generation"
     network: ClassVar[type[nnx.Module]] = Decoder
     config_type: ClassVar[type] = DecoderConfig
     model_types: ClassVar[tuple[str, ...]] = tuple(CHOICES)
@@ -39,6 +40,9 @@ class DecoderFamily(Family):
 
     def module_name(self, config: DecoderConfig, path: str) -> str:
         return decoder_weights.hub_module(config, path)
+
+    def fused_rows(self, config: DecoderConfig, path: str) -> np.ndarray | None:
+        return decoder_weights.rows_of(config, path)
 
     def plain_logits(self, directory: Path, *probe: np.ndarray) -> np.ndarray:
         return plain_logits(directory, *probe)

@@ -97,9 +97,19 @@ def is_fused(config: DecoderConfig) -> bool:
 def stored(config: DecoderConfig, name: str) -> Stored:
     """Where a file has one of our weights."""
     module, _, leaf = name.rpartition("/")
-    last = module.rpartition("/")[2]
-    third = FUSED.index(last) if is_fused(config) and last in FUSED else None
-    return Stored(f"{hub_module(config, module)}.{'bias' if leaf == 'bias' else 'weight'}", leaf == "kernel", third)
+    file_name = f"{hub_module(config, module)}.{'bias' if leaf == 'bias' else 'weight'}"
+    return Stored(file_name, leaf == "kernel", _third(config, module))
+
+
+def _third(config: DecoderConfig, path: str) -> int | None:
+    last = path.rpartition("/")[2]
+    return FUSED.index(last) if is_fused(config) and last in FUSED else None
+
+
+def rows_of(config: DecoderConfig, path: str) -> np.ndarray | None:
+    """The rows of a fused map that are the module's at one of our paths; None where it is a map by itself."""
+    third = _third(config, path)
+    return None if third is None else fused_rows(config, third)
 
 
 def fused_rows(config: DecoderConfig, third: int) -> np.ndarray:

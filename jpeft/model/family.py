@@ -25,6 +25,7 @@ class Family(abc.ABC):
 
     Attributes:
       name: by which messages call one of its models: `T5`.
+      tag: by which the hub calls such models.
       network: its class.
       config_type: the class of its config.
       model_types: what a `config.json` of it has as `model_type`.
@@ -34,6 +35,7 @@ class Family(abc.ABC):
     """
 
     name: ClassVar[str]
+    tag: ClassVar[str]
     network: ClassVar[type[nnx.Module]]
     config_type: ClassVar[type]
     model_types: ClassVar[tuple[str, ...]]
@@ -58,6 +60,13 @@ class Family(abc.ABC):
     @abc.abstractmethod
     def module_name(self, config: Any, path: str) -> str:
         """The name in `transformers` of the module at one of our paths, in a model of that config."""
+
+    def fused_rows(self, config: Any, path: str) -> np.ndarray | None:
+        """Of the output of the module in `transformers` those rows that are our path's; None where they are all of it.
+
+        A family whose files have several of our maps in one says so here.
+        """
+        return None
 
     @abc.abstractmethod
     def plain_logits(self, directory: Path, *probe: np.ndarray) -> np.ndarray:
@@ -139,7 +148,14 @@ def family_in(directory: Path) -> Family:
     """
     file = directory / "config.json"
     kind = read_json_object(file).get("model_type") if file.is_file() else None
-    first, *_ = families()  # says what is wrong with what is none of them
+    first, *others = families()  # the first says what is wrong with what is none of them
+    if isinstance(kind, str) and kind not in first.model_types and not kind.endswith("t5"):
+        known = [name for family in others for name in family.model_types]
+        if kind not in known:
+            raise UserError(
+                f"{file}: model_type is {kind[:60]!r}; jpeft adapts T5-family models ('t5') and decoder-only ones "
+                f"({', '.join(known)})."
+            )
     return next((family for family in families() if kind in family.model_types), first)
 
 

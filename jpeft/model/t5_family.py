@@ -21,6 +21,7 @@ class T5Family(Family):
     """The encoder-decoder of Raffel et al. (2020) in all its released layouts."""
 
     name: ClassVar[str] = "T5"
+    tag: ClassVar[str] = "t5"
     network: ClassVar[type[nnx.Module]] = T5
     config_type: ClassVar[type] = T5Config
     model_types: ClassVar[tuple[str, ...]] = ("t5", "mt5")

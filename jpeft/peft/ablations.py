@@ -1,5 +1,6 @@
 """The halves of a model's layers that the paper's Table 2 adapts alone."""
 
+import dataclasses
 import random
 from collections.abc import Callable, Mapping
 
@@ -22,9 +23,20 @@ def _half(num_layers: int) -> int:
     return max(1, num_layers // 2)
 
 
-def fixed(selection: Selection) -> Ablation:
-    """An ablation that is the same for every model and seed."""
-    return lambda stacks, seed: selection
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """An ablation that is the same for every model and seed.
+
+    Attributes:
+      needs: sublayers without which it says nothing: what it leaves out, or what it leaves.
+    """
+
+    selection: Selection
+    needs: tuple[str, ...] = ()
+
+    def __call__(self, stacks: Stacks, seed: int) -> Selection:
+        """The selection, whatever the model."""
+        return self.selection
 
 
 HALVES: dict[str, Ablation] = {

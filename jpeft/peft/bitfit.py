@@ -1,4 +1,7 @@
-"""BitFit: only biases train (Ben Zaken et al. 2021): zeros are added to those there are, or where there are none."""
+"""BitFit: only biases train (Ben Zaken et al. 2021): zeros are added to those there are, or where there are none.
+
+What is added to a bias and trained from 0 is that bias, trained: the same function, the same gradient.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -44,7 +47,9 @@ class Bias(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class BitFit(AddedModules):
-    """The paper's reading by default: a bias on the output of every linear map inside the blocks.
+    """The paper's reading by default: the bias of every linear map inside the blocks.
+
+    Where a model has biases, these are all that there are. Where it has none, as T5 and Llama, each map gets one.
 
     Attributes:
       norms: also a bias on every norm, as BERT's LayerNorms have and its authors train: their method on T5.
@@ -65,6 +70,9 @@ class BitFit(AddedModules):
     @property
     def default_roles(self) -> tuple[str, ...]:
         return (*ATTENTION_ROLES, *FEED_FORWARD_ROLES, *(("norm",) if self.norms else ()))
+
+    def default_sites(self, candidates: Sequence[Site]) -> list[Site]:
+        return [site for site in candidates if site.has_bias] or list(candidates)
 
     def create(self, site, key, model):
         return BiasSite(site.d_out)

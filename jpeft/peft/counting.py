@@ -7,7 +7,7 @@ from flax import nnx
 
 from jpeft.peft.attaching import attach, count, split
 from jpeft.peft.method import Method
-from jpeft.peft.methods import METHODS, ablation, stacks_of
+from jpeft.peft.methods import METHODS, ablation_of, lacks_for
 from jpeft.peft.selection import Selection, select
 
 
@@ -32,11 +32,13 @@ def trainable_parameters(model: nnx.Module, method: Method, selection: Selection
 
 
 def table_3(model: nnx.Module) -> list[Count]:
-    """Every method and ablation in the paper's reading; the first row is the whole model."""
+    """Every method and ablation of the model in the paper's reading; the first row is the whole model."""
     rows = []
     for name, method in METHODS.items():
         rows.append(Count(name, None, trainable_parameters(model, method())))
         for ablated in method.ablations:
-            selection = ablation(name, ablated, stacks_of(model))
+            if lacks_for(model, name, ablated) is not None:
+                continue
+            selection = ablation_of(model, name, ablated)
             rows.append(Count(name, ablated, trainable_parameters(model, method(), selection)))
     return rows

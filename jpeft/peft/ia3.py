@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.peft.ablations import HALVES, fixed
+from jpeft.peft.ablations import HALVES, Fixed
 from jpeft.peft.arithmetic import rescaled
 from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules
@@ -75,8 +75,8 @@ class Ia3(AddedModules, PeftLayout):
     name: ClassVar[str] = "ia3"
     leaf_axes: ClassVar = {"scale_in": ("in",), "scale_out": ("out",)}
     ablations: ClassVar = HALVES | {
-        "drop_attention": fixed(Selection(sublayers=("feed_forward",))),
-        "drop_dense": fixed(Selection(sublayers=("self_attention", "cross_attention"))),
+        "drop_attention": Fixed(Selection(sublayers=("feed_forward",))),
+        "drop_dense": Fixed(Selection(sublayers=("self_attention", "cross_attention"))),
     }
     peft_type: ClassVar[str] = "IA3"
 
@@ -129,7 +129,7 @@ class Ia3(AddedModules, PeftLayout):
         by_path = {site.path: site for site in file.names.sites}
         down = {path.rpartition("/")[0]: path for path, site in by_path.items() if site.role == "down"}
         moved: Tensors = {}  # what stood on the output of `up`, by the leaf of its `down`
-        for module, (path, tensors) in file.by_module().items():
+        for path, (module, tensors) in file.by_path().items():
             value = tensors.get("ia3_l", np.zeros(()))
             if value.ndim != 2 or 1 not in value.shape:
                 raise RunFailed(f"{file.source}: {module}.ia3_l has shape {value.shape}; expected a row or a column.")

@@ -75,6 +75,8 @@ class PeftNames:
     Attributes:
       sites: all sites of the base.
       module: the name in `transformers` of the module at one of our paths.
+      rows: of the output of that module those that are our path's; None where they are all of it. A module that is
+        several of ours has one matrix A, which is then each one's.
       task_type: PEFT's word for what such a base does: `SEQ_2_SEQ_LM`, `CAUSAL_LM`.
       tied_head: whether it has no head of its own.
       num_layers, num_heads: of its first stack.
@@ -83,6 +85,7 @@ class PeftNames:
 
     sites: Sequence[Site]
     module: Callable[[str], str]
+    rows: Callable[[str], np.ndarray | None]
     task_type: str
     tied_head: bool
     num_layers: int
@@ -182,24 +185,27 @@ class PeftFile:
                 return value
         return self.number(key, default)
 
-    def by_module(self) -> dict[str, tuple[str, Tensors]]:
-        """Per adapted module, by its name in `transformers`: our path, and its tensors by PEFT's last name.
+    def by_path(self) -> dict[str, tuple[str, Tensors]]:
+        """Per adapted module, by our path: its name in `transformers`, and its tensors by PEFT's last name.
 
         Raises:
           UserError: a module is not in the base, or those of config and tensors are not the same.
         """
-        path_of = {self.names.module(site.path): site.path for site in self.names.sites if site.kind == "linear"}
-        found: dict[str, tuple[str, Tensors]] = {}
+        paths_of: dict[str, list[str]] = {}
+        for site in self.names.sites:
+            if site.kind == "linear":
+                paths_of.setdefault(self.names.module(site.path), []).append(site.path)
+        found: dict[str, Tensors] = {}
         for name, value in self.tensors.items():
             module, leaf = _parts(name, self.source)
-            if module not in path_of:
+            if module not in paths_of:
                 tied = module == "lm_head" and self.names.tied_head
                 why = "its head is the embedding" if tied else "is it of another size?"
                 raise UserError(
                     f"{self.source} does not fit this base, which has no linear {' '.join(module.split())[:120]}; {why}"
                 )
-            found.setdefault(module, (path_of[module], {}))[1][leaf] = value
-        asked = _selected(self, list(path_of))
+            found.setdefault(module, {})[leaf] = value
+        asked = _selected(self, list(paths_of))
         if asked is not None and asked != set(found):
             only_config, only_file = sorted(asked - set(found)), sorted(set(found) - asked)
             alone = (only_config[0], "config") if only_config else (only_file[0], "file")
@@ -208,7 +214,24 @@ class PeftFile:
                 f"{self.source} does not fit this base: its config adapts {len(asked)} modules of it, its weights file "
                 f"{len(found)}; {which}. Is the base of another size?"
             )
-        return found
+        return {
+            path: (module, self._own(path, module, tensors))
+            for module, tensors in found.items()
+            for path in paths_of[module]
+        }
+
+    def _own(self, path: str, module: str, tensors: Tensors) -> Tensors:
+        """Of a module's tensors what is of one of our paths: of outputs its own rows, of inputs everything."""
+        rows = self.names.rows(path)
+        if rows is None:
+            return tensors
+        own = {}
+        for leaf, value in tensors.items():
+            of_outputs = leaf == "lora_B.weight" or (leaf == "ia3_l" and value.shape[-1] == 1)
+            if of_outputs and (value.ndim != 2 or len(value) <= rows.max()):
+                raise RunFailed(f"{self.source}: {module}.{leaf} has shape {value.shape}, too few rows for this base.")
+            own[leaf] = value[rows] if of_outputs else value
+        return own
 
 
 class PeftLayout(abc.ABC):

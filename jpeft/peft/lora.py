@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.peft.ablations import HALVES, fixed
+from jpeft.peft.ablations import HALVES, Fixed
 from jpeft.peft.arithmetic import added, rescaled
 from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules
@@ -106,9 +106,9 @@ class Lora(AddedModules, PeftLayout):
     }
     sizes: ClassVar = {"rank": ("lora_a", -1)}
     ablations: ClassVar = HALVES | {
-        "drop_self_attention": fixed(Selection(sublayers=("cross_attention",))),
-        "drop_cross_attention": fixed(Selection(sublayers=("self_attention",))),
-        "drop_query_output": fixed(Selection(names=("k", "v"))),
+        "drop_self_attention": Fixed(Selection(sublayers=("cross_attention",)), needs=("cross_attention",)),
+        "drop_cross_attention": Fixed(Selection(sublayers=("self_attention",)), needs=("cross_attention",)),
+        "drop_query_output": Fixed(Selection(names=("k", "v"))),
     }
     peft_type: ClassVar[str] = "LORA"
 
@@ -222,23 +222,23 @@ class Lora(AddedModules, PeftLayout):
                 "weights; have PEFT convert it: "
                 "save_pretrained(directory, path_initial_model_for_weight_conversion=...)."
             )
-        modules = file.by_module()
-        for module, (_, tensors) in modules.items():
+        modules = file.by_path()
+        for module, tensors in modules.values():
             if set(tensors) != {"lora_A.weight", "lora_B.weight"}:
                 raise RunFailed(f"{file.source}: {module} should have lora_A and lora_B, not {sorted(tensors)}.")
             for name, value in tensors.items():
                 if value.ndim != 2:
                     raise RunFailed(f"{file.source}: {module}.{name} has shape {value.shape}; expected two dimensions.")
-        ranks = {module: _rank(file, module, tensors) for module, (_, tensors) in modules.items()}
+        ranks = {path: _rank(file, module, tensors) for path, (module, tensors) in modules.items()}
         _refuse_filling_up(file, modules, ranks)
-        alphas = {module: file.setting("lora_alpha", "alpha_pattern", module, 8) for module in modules}
+        alphas = {path: file.setting("lora_alpha", "alpha_pattern", module, 8) for path, (module, _) in modules.items()}
         rank = max(ranks.values())
-        alpha = alphas[next(module for module in modules if ranks[module] == rank)]
+        alpha = alphas[next(path for path in modules if ranks[path] == rank)]
         stabilized = bool(file.config.get("use_rslora"))
         method = cls(rank=rank, alpha=float(alpha), scaling_vectors=False, rank_stabilized=stabilized)
         leaves, rescaled = {}, False
-        for module, (path, tensors) in modules.items():
-            own = dataclasses.replace(method, rank=ranks[module], alpha=float(alphas[module]))
+        for path, (_, tensors) in modules.items():
+            own = dataclasses.replace(method, rank=ranks[path], alpha=float(alphas[path]))
             a, b = tensors["lora_A.weight"].T, tensors["lora_B.weight"].T
             if own.scale != method.scale:
                 if method.scale == 0:
@@ -262,9 +262,7 @@ _MOST_FILLED = 2**24  # numbers of an adapter whose ranks differ, however small 
 def _refuse_filling_up(file: PeftFile, modules: Mapping[str, tuple[str, Tensors]], ranks: Mapping[str, int]) -> None:
     """Raises `UserError`: one module's rank is so much larger that zeros for the others would outgrow the base."""
     largest, least = max(ranks.values()), min(ranks.values())
-    filled = sum(
-        value.size // ranks[module] * largest for module, (_, each) in modules.items() for value in each.values()
-    )
+    filled = sum(value.size // ranks[path] * largest for path, (_, each) in modules.items() for value in each.values())
     if largest > least and filled > max(_MOST_FILLED, file.names.num_weights):
         raise UserError(
             f"{file.source} has ranks from {least:,} to {largest:,}; jpeft has one for all modules, and filled up with "

@@ -65,6 +65,10 @@ class Method(abc.ABC):
         """Roles of the sites at which it acts when nothing is selected; None for every site of its kinds."""
         return None
 
+    def default_sites(self, candidates: Sequence[Site]) -> list[Site]:
+        """Of the sites that have its default roles those at which it acts when nothing is selected: all of them."""
+        return list(candidates)
+
     @abc.abstractmethod
     def attach_to(self, place: SiteModule, key: Key[Array, ""], model: nnx.Module, made: dict[int, Any]) -> None:
         """Attaches the method to one module at a place in the model, by putting trainable leaves there.

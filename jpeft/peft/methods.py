@@ -73,6 +73,28 @@ def ablation(method: str, name: str, stacks: Stacks, *, seed: int = 0) -> Select
     return METHODS[method].ablations[name](stacks, seed)
 
 
+def lacks_for(model: nnx.Module, method: str, name: str) -> str | None:
+    """The sublayer that an ablation is about and that a model does not have; None if it has all of them."""
+    there = {site.sublayer for site in sites(model)}
+    return next((part for part in getattr(METHODS[method].ablations[name], "needs", ()) if part not in there), None)
+
+
+def ablation_of(model: nnx.Module, method: str, name: str, *, seed: int = 0) -> Selection:
+    """The selection that an ablation stands for on a model; arguments as of `ablation`.
+
+    Raises:
+      UserError: the paper has no such ablation of this method, or the model has no part that it is about.
+    """
+    selection = ablation(method, name, stacks_of(model), seed=seed)
+    lacking = lacks_for(model, method, name)
+    if lacking is not None:
+        raise UserError(
+            f"ablation.name is {name!r}, which is about {lacking}, and a {type(model).__name__} has none; choose "
+            "another ablation."
+        )
+    return selection
+
+
 def stacks_of(model: nnx.Module) -> dict[str, int]:
     """Number of blocks of each of a model's stacks, in its order."""
     layers: dict[str, set[int]] = {}

@@ -77,6 +77,8 @@ def select(model: nnx.Module, method: Method, selection: Selection = Selection()
             f"{method.name} acts by default; name them by a pattern of their paths. There are: {_kinds(candidates)}."
         )
     chosen = [s for s in candidates if selection.allows(s) and (default is None or s.role in default)]
+    if default is not None:
+        chosen = method.default_sites(chosen)
     if not chosen:
         raise UserError(_nothing_matches(method, selection, candidates))
     unknown = set(selection.names or ()) - {site.name for site in candidates}

@@ -26,6 +26,7 @@ class Site:
       role: what it is to its family: `q`, `k`, `v`, `o`, `gate`, `up`, `down`, `norm`, `vocabulary`, `input`; None
         where the model does not say.
       layers: of a module whose layers are stacked and cannot be told apart; None where the site is of one layer.
+      has_bias: whether what stands there has a bias of its own.
     """
 
     path: str
@@ -34,6 +35,7 @@ class Site:
     d_out: int
     role: str | None = None
     layers: int | None = None
+    has_bias: bool = False
 
     @property
     def name(self) -> str:
@@ -108,7 +110,8 @@ def site_modules(model: nnx.Module) -> list[SiteModule]:
 
 
 def _site(path: str, view: View, roles: dict[str, str], layers: int | None = None) -> Site:
-    return Site(path, view.kind, view.d_in, view.d_out, roles.get(path.rpartition("/")[2]), layers)
+    role = roles.get(path.rpartition("/")[2])
+    return Site(path, view.kind, view.d_in, view.d_out, role, layers, has_bias=view.bias is not None)
 
 
 def roles_of(model: nnx.Module) -> dict[str, str]:

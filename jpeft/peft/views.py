@@ -33,7 +33,8 @@ class View:
       kind: one of `KINDS`; `other` holds weights that only full tuning can train.
       d_in, d_out: widths of the vectors that go in and come out; of an embedding, its rows and their width.
       layers: number of layers whose weights the module holds stacked on a first axis; None where it is of one.
-      kernel, bias: names of the attributes that hold a linear map's or, the first, a table's; None where it has none.
+      kernel, bias: names of the attributes that hold a linear map's or, the first, a table's or, the second, a norm's;
+        None where it has none.
     """
 
     kind: str
@@ -270,7 +271,8 @@ def _table(module: Any, params: dict[str, nnx.Variable], layers: int | None) -> 
     (shape,) = set(vectors)
     stacked = len(shape) - 1
     if stacked == 0 and layers is None or stacked == 1 and _is_stacked(module, shape, layers, "num_features"):
-        return View("norm", shape[-1], shape[-1], layers=shape[0] if stacked else None)
+        bias = "bias" if "bias" in params else None
+        return View("norm", shape[-1], shape[-1], layers=shape[0] if stacked else None, bias=bias)
     return None
 
 

@@ -19,7 +19,7 @@ from jpeft.model.source import resolve
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.attaching import attach, count
 from jpeft.peft.method import Method
-from jpeft.peft.methods import METHODS, ablation, stacks_of
+from jpeft.peft.methods import METHODS, ablation_of
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import Site
 from jpeft.train.session import Session
@@ -54,7 +54,7 @@ def compute_dtype(name: str) -> jnp.dtype:
 def selection(run: Run, model: nnx.Module) -> Selection:
     """The sites that a run's ablation, or its own targets, layers and pattern, leave to the method."""
     if run.ablation.name is not None:
-        return ablation(run.method.name, run.ablation.name, stacks_of(model), seed=run.ablation.seed)
+        return ablation_of(model, run.method.name, run.ablation.name, seed=run.ablation.seed)
     return Selection(
         stacks=run.stacks(),
         layers=run.layer_indices(),

@@ -3,19 +3,34 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
+import torch
+import transformers
 from flax import nnx
 
+from jpeft.adapters import files
+from jpeft.adapters.peft_layout import peft_names
 from jpeft.eval.loss import loss_sums
+from jpeft.leaves import named_leaves
 from jpeft.model.decode import beam_search, greedy
 from jpeft.model.decoder import Decoder
 from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.model.family import load_model
+from jpeft.peft.attaching import attach, split
+from jpeft.peft.ia3 import Ia3
+from jpeft.peft.lora import Lora
+from jpeft.peft.merging import merge
+from jpeft.peft.prompt import Prompt
+from jpeft.peft.selection import Selection, select
+from jpeft.peft.variables import Adapter
+from tests.peft.filled import filled
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-pytestmark = pytest.mark.reference
+pytestmark = [
+    pytest.mark.reference,
+    # PEFT still asks under the old name.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
 
 _IDS = dict(vocab_size=120, bos_token_id=1, eos_token_id=2, pad_token_id=0)
 _LLAMA = dict(
@@ -169,3 +184,142 @@ def test_what_is_written_opens_in_transformers(pair, tmp_path):
 def test_every_weight_of_theirs_is_one_of_ours(pair):
     theirs, ours, _ = pair
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(ours, nnx.Param))) == theirs.num_parameters()
+
+
+# --- Hugging Face PEFT ---
+
+_ADAPTERS = {
+    "lora": lambda: peft.LoraConfig(r=3, lora_alpha=5, task_type="CAUSAL_LM"),
+    "lora_everywhere": lambda: peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
+    "ia3": lambda: peft.IA3Config(task_type="CAUSAL_LM"),
+    "prompt": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+}
+
+
+def rows_of_text():
+    """Rows as both are given them: prompts with answers behind, filled up at their ends."""
+    draw = np.random.default_rng(3)
+    inputs = [draw.integers(3, 120, n).astype(np.int32) for n in (9, 4, 6)]
+    targets = [np.append(draw.integers(3, 120, n), 2).astype(np.int32) for n in (3, 2, 1)]
+    return inputs, targets
+
+
+def their_run(model, inputs, targets):
+    """Logits at each target of each row, and the mean loss per target token."""
+    longest = max(len(i) + len(t) for i, t in zip(inputs, targets, strict=True))
+    tokens, mask = (torch.zeros((len(inputs), longest), dtype=torch.long) for _ in range(2))
+    labels = torch.full((len(inputs), longest), -100)
+    for row, (its_input, target) in enumerate(zip(inputs, targets, strict=True)):
+        both = torch.from_numpy(np.concatenate([its_input, target])).long()
+        tokens[row, : len(both)], mask[row, : len(both)] = both, 1
+        labels[row, len(its_input) : len(both)] = both[len(its_input) :]
+    out = model(input_ids=tokens, attention_mask=mask, labels=labels)
+    lead = out.logits.shape[1] - longest
+    at = [slice(lead + len(i) - 1, lead + len(i) - 1 + len(t)) for i, t in zip(inputs, targets, strict=True)]
+    return [out.logits[row, place].detach().numpy() for row, place in enumerate(at)], out.loss
+
+
+def our_run(model, inputs, targets):
+    """The same, and the gradients by name."""
+    graphdef, adapter, base = split(model)
+    batch = DECODER_FAMILY.batch(inputs, targets, (16, 4), batch_size=len(inputs), config=model.config)
+    batch = jax.tree.map(jnp.asarray, batch)
+
+    @jax.jit
+    def run(adapter, base):
+        def mean_loss(adapter):
+            model = nnx.merge(graphdef, adapter, base)
+            total, tokens = loss_sums(model, batch)
+            return total / tokens, model.logits(model.hidden_of(batch))
+
+        return jax.value_and_grad(mean_loss, has_aux=True)(adapter)
+
+    (loss, logits), gradient = run(adapter, base)
+    named = named_leaves(nnx.merge(graphdef, gradient, base), Adapter)
+    rows = [np.asarray(logits)[row, : len(target)] for row, target in enumerate(targets)]
+    return rows, float(loss), {name: np.asarray(value) for name, value in named.items()}
+
+
+@pytest.mark.parametrize("method", _ADAPTERS)
+def test_we_open_what_peft_saves(pair, method, tmp_path):
+    """With its own defaults for each kind of model, and BLOOM's fused map among them."""
+    _, ours, directory = pair
+    torch.manual_seed(4)
+    base = transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
+    theirs = peft.get_peft_model(base, _ADAPTERS[method]())
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            if weight.requires_grad:
+                weight.add_(0.2 * torch.randn_like(weight))
+    theirs.eval().save_pretrained(tmp_path)
+    tuned, _, _ = files.load_adapter(tmp_path, ours)
+    inputs, targets = rows_of_text()
+    logits, loss, gradients = our_run(tuned, inputs, targets)
+    expected, their_loss = their_run(theirs, inputs, targets)
+    their_loss.backward()
+    for row, value in enumerate(expected):
+        np.testing.assert_allclose(logits[row], value, atol=1e-4)
+    assert abs(loss - their_loss.item()) < 1e-5
+    names, unread = peft_names(ours), dict(gradients)
+    for name, weight in theirs.named_parameters():
+        if not weight.requires_grad:
+            continue
+        gradient = weight.grad.numpy()
+        if method == "prompt":
+            found = unread.pop("decoder_input/prompt")
+        else:
+            module, _, leaf = name.removeprefix("base_model.model.").replace(".default", "").partition(".lora_")
+            module = module.removesuffix(".ia3_l")
+            found = np.zeros_like(gradient)
+            linear = [site.path for site in names.sites if site.kind == "linear"]
+            for path in [path for path in linear if names.module(path) == module]:
+                rows = names.rows(path)
+                rows = slice(None) if rows is None else rows
+                if leaf.startswith("A"):
+                    found += unread.pop(f"{path}/lora_a").T
+                elif leaf.startswith("B"):
+                    found[rows] = unread.pop(f"{path}/lora_b").T
+                elif f"{path}/scale_in" in unread:
+                    found[0] = unread.pop(f"{path}/scale_in")
+                else:
+                    found[rows, 0] = unread.pop(f"{path}/scale_out")
+        np.testing.assert_allclose(found, gradient, atol=1e-4, err_msg=name)
+    assert not unread
+
+
+@pytest.mark.parametrize("method", [Lora.official(rank=3, alpha=5.0), Ia3.official(), Prompt(prompt_length=5)])
+def test_peft_opens_what_we_save(pair, method, tmp_path):
+    """Or it is not written for PEFT: separate updates of what BLOOM's files have in one map."""
+    _, ours, directory = pair
+    selection = Selection()
+    if ours.config.model_type == "bloom" and not isinstance(method, Prompt):
+        everywhere = select(ours, method)
+        attached = attach(ours, method, everywhere, jax.random.key(0))
+        files.save_adapter(attached, method, everywhere, tmp_path, base_name="")
+        assert files.layout_of(tmp_path) == files.OURS
+        names = ("down",) if isinstance(method, Ia3) else ("o", "up", "down")
+        selection = Selection(names=names)
+    chosen = select(ours, method, selection)
+    tuned = filled(attach(ours, method, chosen, jax.random.key(0)), jax.random.key(1))
+    files.save_adapter(tuned, method, chosen, tmp_path, base_name=str(directory))
+    assert files.layout_of(tmp_path) == files.PEFTS
+    base = transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+    inputs, targets = rows_of_text()
+    logits, loss, _ = our_run(tuned, inputs, targets)
+    expected, their_loss = their_run(theirs, inputs, targets)
+    for row, value in enumerate(expected):
+        np.testing.assert_allclose(logits[row], value, atol=1e-4)
+    assert abs(loss - their_loss.item()) < 1e-5
+
+
+def test_a_merged_model_opens_in_transformers(pair, tmp_path):
+    _, ours, _ = pair
+    method = Lora()
+    tuned = filled(attach(ours, method, select(ours, method), jax.random.key(0)), jax.random.key(1))
+    DECODER_FAMILY.save(merge(tuned), tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    inputs, targets = rows_of_text()
+    logits, _, _ = our_run(tuned, inputs, targets)
+    for row, value in enumerate(their_run(theirs, inputs, targets)[0]):
+        np.testing.assert_allclose(logits[row], value, atol=2e-3, rtol=1e-4)
