@@ -143,12 +143,12 @@ class _Bench:
     def filling(self) -> dict[str, Any]:
         """Adding all, one by one, while batches run; then taking some out and putting them back."""
         tokens = self.tokens()
-        self.bank.logits(*tokens, [None] * self.rows).block_until_ready()
+        self.bank.logits(*tokens, names=[None] * self.rows).block_until_ready()
         programs, add, remove = self.bank.num_programs, [], []
         for i, name in enumerate(self.names):
             add.append(1e3 * _seconds(self._add(name)))
             if i % 100 == 0:
-                self.bank.logits(*tokens, [name] * self.rows).block_until_ready()
+                self.bank.logits(*tokens, names=[name] * self.rows).block_until_ready()
         for name in self.names[:: max(1, len(self.names) // 50)]:
             remove.append(1e3 * _seconds(lambda name=name: self.bank.remove(name)))
             self._add(name)()
@@ -177,8 +177,8 @@ class _Bench:
         for start in range(0, len(order), self.rows):
             names = order[start : start + self.rows]
             tokens = self.tokens()
-            mixed = np.asarray(self.bank.logits(*tokens, names + [None] * (self.rows - len(names))))
-            base = np.asarray(self.bank.logits(*tokens, [None] * self.rows))
+            mixed = np.asarray(self.bank.logits(*tokens, names=names + [None] * (self.rows - len(names))))
+            base = np.asarray(self.bank.logits(*tokens, names=[None] * self.rows))
             for row, name in enumerate(names):
                 alone = np.asarray(_forward(self.alone(name), *tokens))[row]
                 own = _Row(name, tuple(x[row : row + 1] for x in tokens), mixed[row].copy(), alone.copy())
@@ -207,7 +207,7 @@ class _Bench:
             for row in rows:
                 attached = attach(base, self.method(row.name), self.sites, jax.random.key(0))
                 alone = np.asarray(_forward(_filled(attached, self.leaves(row.name), np.float64), *row.tokens))[0]
-                of_bank = np.asarray(bank.logits(*row.tokens, [row.name]))[0]
+                of_bank = np.asarray(bank.logits(*row.tokens, names=[row.name]))[0]
                 for name, first, second in (
                     ("bank_from_float64", row.mixed, alone),
                     ("alone_from_float64", row.alone, alone),
@@ -224,7 +224,7 @@ class _Bench:
         generate = jax.jit(make_generate(graphdef, max_length=MAX_LENGTH))
         calls = {
             "forward_one": lambda: forward(adapter, base, *tokens),
-            "forward_bank": lambda: self.bank.logits(*tokens, names),
+            "forward_bank": lambda: self.bank.logits(*tokens, names=names),
             "generate_one": lambda: generate(adapter, base, tokens[0]),
             "generate_bank": lambda: self.bank.generate(tokens[0], names, max_length=MAX_LENGTH),
         }

@@ -1,4 +1,4 @@
-"""Prompt tuning: trainable vectors put before the encoder's embedded input (Lester et al. 2021)."""
+"""Prompt tuning: trainable vectors put before a model's embedded input (Lester et al. 2021)."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -43,8 +43,8 @@ class SoftPrompt(nnx.Module):
 class Prompts(Rows):
     """A soft prompt of its own before each row's input, or none.
 
-    Prompts end where the text begins, and what is left of a shorter one is hidden: T5 knows positions by their
-    distances alone, and these are then what they would be without the others in the batch.
+    Prompts end where the input begins, and what is left of a shorter one is hidden. T5 knows positions by their
+    distances alone, a decoder-only model counts what is shown: they are what they would be without the others.
     """
 
     leaves: tuple[str, ...] = ("prompt", "is_prompt")  # [batch, prompt_length, d_model]; False where there is nothing

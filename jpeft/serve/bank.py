@@ -183,7 +183,7 @@ class AdapterBank:
             self._free.append(self._slots.pop(name))
 
     def generate(
-        self, encoder_input_tokens: Int[np.ndarray, "batch enc_len"], names: Names, *, max_length: int
+        self, inputs: Int[np.ndarray, "batch in_length"], names: Names, *, max_length: int
     ) -> Int[Array, "batch max_length"]:
         """The greedy answer of each row's adapter, as `jpeft.model.decode.greedy` returns it.
 
@@ -191,13 +191,13 @@ class AdapterBank:
           UnknownAdapter: the bank does not hold all of `names`.
         """
         made = Program(make_generate(self._graphdef, self._layout, max_length=max_length))
-        return self._run(self._generate.setdefault(max_length, made), names, encoder_input_tokens)
+        return self._run(self._generate.setdefault(max_length, made), names, inputs)
 
     def label_log_probs(
         self,
-        encoder_input_tokens: Int[np.ndarray, "batch enc_len"],
+        inputs: Int[np.ndarray, "batch in_length"],
         names: Names,
-        inputs: Int[np.ndarray, "batch length"],
+        labels: Int[np.ndarray, "batch length"],
         targets: Int[np.ndarray, "batch length"],
         segments: Int[np.ndarray, "batch length"],
     ) -> Float[Array, "batch labels"]:
@@ -206,18 +206,13 @@ class AdapterBank:
         Raises as `generate`.
 
         Args:
-          inputs, targets, segments: as `jpeft.eval.labels.PackedLabels.filled_up` gives them.
+          labels, targets, segments: as `jpeft.eval.labels.PackedLabels.filled_up` gives them.
         """
-        return self._run(self._labels, names, encoder_input_tokens, inputs, targets, segments)
+        return self._run(self._labels, names, inputs, labels, targets, segments)
 
-    def logits(
-        self,
-        encoder_input_tokens: Int[np.ndarray, "batch enc_len"],
-        decoder_input_tokens: Int[np.ndarray, "batch dec_len"],
-        names: Names,
-    ) -> Float[Array, "batch dec_len vocab"]:
-        """Scores of the token after each of `decoder_input_tokens`, by each row's adapter. Raises as `generate`."""
-        return self._run(self._logits, names, encoder_input_tokens, decoder_input_tokens)
+    def logits(self, *tokens: Int[np.ndarray, "batch _"], names: Names) -> Float[Array, "batch length vocab"]:
+        """What the base gives when it is called with `tokens`, by each row's adapter. Raises as `generate`."""
+        return self._run(self._logits, names, *tokens)
 
     def _run(self, program: Program, names: Names, *tokens: np.ndarray) -> Array:
         with self._device:
@@ -280,32 +275,31 @@ class AdapterBank:
 
 
 def make_generate(graphdef: nnx.GraphDef, layout: PoolLayout, *, max_length: int):
-    """Returns `(base, pool, (slots, encoder_input_tokens)) -> tokens: [batch, max_length]`, ready to compile."""
+    """Returns `(base, pool, (slots, inputs)) -> tokens: [batch, max_length]`, ready to compile."""
 
     def generate(base: nnx.State, pool: tuple[Array, ...], batch: tuple[Array, Array]):
-        slots, encoder_input_tokens = batch
-        return greedy(nnx.merge(graphdef, layout.rows(pool, slots), base), encoder_input_tokens, max_length=max_length)
+        slots, inputs = batch
+        return greedy(nnx.merge(graphdef, layout.rows(pool, slots), base), inputs, max_length=max_length)
 
     return generate
 
 
 def make_packed_log_probs(graphdef: nnx.GraphDef, layout: PoolLayout):
-    """Returns `(base, pool, (slots, encoder tokens, inputs, targets, segments)) -> [batch, labels]`, to compile."""
+    """Returns `(base, pool, (slots, inputs, labels, targets, segments)) -> [batch, labels]`, to compile."""
 
     def score(base: nnx.State, pool: tuple[Array, ...], batch: tuple[Array, ...]):
-        slots, encoder_input_tokens, *packed = batch
+        slots, inputs, *packed = batch
         model = nnx.merge(graphdef, layout.rows(pool, slots), base)
-        return packed_log_probs(model, encoder_input_tokens, *packed, num_labels=packed[0].shape[1] // 2)
+        return packed_log_probs(model, inputs, *packed, num_labels=packed[0].shape[1] // 2)
 
     return score
 
 
 def make_logits(graphdef: nnx.GraphDef, layout: PoolLayout):
-    """Returns `(base, pool, (slots, encoder tokens, decoder tokens)) -> logits`, ready to compile."""
+    """Returns `(base, pool, (slots, *tokens)) -> logits`, ready to compile."""
 
-    def logits(base: nnx.State, pool: tuple[Array, ...], batch: tuple[Array, Array, Array]):
-        slots, encoder_input_tokens, decoder_input_tokens = batch
-        model = nnx.merge(graphdef, layout.rows(pool, slots), base)
-        return model(encoder_input_tokens, decoder_input_tokens)
+    def logits(base: nnx.State, pool: tuple[Array, ...], batch: tuple[Array, ...]):
+        slots, *tokens = batch
+        return nnx.merge(graphdef, layout.rows(pool, slots), base)(*tokens)
 
     return logits

@@ -79,7 +79,7 @@ def mixed(bank, tokens):
     logits = np.empty((len(names), *tokens[1].shape, TINY.vocab_size), np.float32)
     for start in range(len(names)):
         of_row = [(start + row) % len(names) for row in range(ROWS)]
-        logits[of_row, range(ROWS)] = bank.logits(*tokens, [names[i] for i in of_row])
+        logits[of_row, range(ROWS)] = bank.logits(*tokens, names=[names[i] for i in of_row])
     return dict(zip(names, logits, strict=True))
 
 
@@ -96,7 +96,7 @@ def test_every_ablation(base, tokens):
     for name, held in ABLATED.items():
         adapter = make(base, *held)
         bank.put(name, adapter.method, adapter.leaves)
-        mixed = bank.logits(*tokens, [name, None] * (ROWS // 2))
+        mixed = bank.logits(*tokens, names=[name, None] * (ROWS // 2))
         np.testing.assert_allclose(mixed[0], alone(adapter.model, *tokens)[0], rtol=0, atol=1e-5)
 
 
@@ -123,7 +123,7 @@ def test_layers_that_are_run_one_after_the_other(adapters, tokens, mixed):
     for name in names:
         bank.put(name, adapters[name].method, adapters[name].leaves)
     of_row = [None, *names, None, *names]
-    for row, logits in enumerate(bank.logits(*tokens, of_row)):
+    for row, logits in enumerate(bank.logits(*tokens, names=of_row)):
         np.testing.assert_allclose(logits, mixed[of_row[row]][row], rtol=0, atol=1e-5)
 
 
@@ -136,7 +136,7 @@ def test_a_bfloat16_base(adapters, tokens):
     for name in names:
         bank.put(name, adapters[name].method, adapters[name].leaves)
     of_row = [*names, None] * 2
-    for row, logits in enumerate(bank.logits(*tokens, of_row)):
+    for row, logits in enumerate(bank.logits(*tokens, names=of_row)):
         if (name := of_row[row]) is not None:
             attached = attach(base, adapters[name].method, adapters[name].sites, jax.random.key(0))
             fill(attached, Adapter, lambda leaf, shape, part, n=name: adapters[n].leaves[leaf][part], np.float32)
@@ -158,14 +158,14 @@ def test_the_base_is_shared(base, bank):
 
 
 def test_nothing_compiles_while_adapters_come_and_go(small, adapters, tokens):
-    small.logits(*tokens, [None] * ROWS)
+    small.logits(*tokens, names=[None] * ROWS)
     compiled = small.num_programs
     for i in range(small.capacity):
         small.put(f"{i}", adapters["lora"].method, adapters["lora"].leaves)
-        small.logits(*tokens, [f"{i}"] * ROWS)
+        small.logits(*tokens, names=[f"{i}"] * ROWS)
     small.remove("0")
     small.put("other", adapters["ia3"].method, adapters["ia3"].leaves)
-    small.logits(*tokens, ["other", None] * (ROWS // 2))
+    small.logits(*tokens, names=["other", None] * (ROWS // 2))
     assert small.num_programs == compiled
 
 
@@ -173,7 +173,7 @@ def test_a_slot_that_is_used_again_holds_nothing_of_the_one_before(small, adapte
     for before, after in [("bitfit_official", "lora"), ("prompt", "ia3_drop_attention"), ("lora", "prompt")]:
         small.put("x", adapters[before].method, adapters[before].leaves)
         small.put("x", adapters[after].method, adapters[after].leaves)
-        np.testing.assert_allclose(small.logits(*tokens, ["x"] * ROWS), mixed[after], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(small.logits(*tokens, names=["x"] * ROWS), mixed[after], rtol=0, atol=1e-5)
         small.remove("x")
         assert small.names == []
 
@@ -267,7 +267,7 @@ def test_adapters_are_read_from_their_directories(name, small, base, adapters, m
     adapter = adapters[name]
     save_adapter(adapter.model, adapter.method, adapter.sites, tmp_path, base_name="tiny")
     assert type(small.add("x", tmp_path)) is type(adapter.method)
-    np.testing.assert_allclose(small.logits(*tokens, ["x"] * ROWS), mixed[name], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(small.logits(*tokens, names=["x"] * ROWS), mixed[name], rtol=0, atol=1e-5)
 
 
 def test_a_batch_is_answered_by_what_its_names_meant_while_others_add_and_remove(small, adapters, tokens, mixed):
@@ -292,7 +292,7 @@ def test_a_batch_is_answered_by_what_its_names_meant_while_others_add_and_remove
     try:
         while min(seen.values()) < 10:
             try:
-                logits = np.asarray(small.logits(*tokens, ["x", "steady", None, "x"] * 2))
+                logits = np.asarray(small.logits(*tokens, names=["x", "steady", None, "x"] * 2))
             except UnknownAdapter:
                 continue
             (x,) = (name for name in seen if np.allclose(logits[0], mixed[name][0], rtol=0, atol=1e-5))

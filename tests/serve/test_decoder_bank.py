@@ -1,0 +1,84 @@
+"""Many adapters of one decoder-only model in one batch: each row is what its own adapter says alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jpeft.eval.labels import PackedLabels, packed_log_probs
+from jpeft.leaves import named_leaves
+from jpeft.model.decode import greedy
+from jpeft.peft.attaching import attach
+from jpeft.peft.bitfit import BitFit
+from jpeft.peft.ia3 import Ia3
+from jpeft.peft.lora import Lora
+from jpeft.peft.prompt import Prompt
+from jpeft.peft.selection import select
+from jpeft.peft.variables import Adapter
+from jpeft.serve.bank import AdapterBank
+from jpeft.serve.pool import room_for
+from tests.decoders import TINY_DECODERS, random_decoder
+from tests.peft.filled import filled
+
+METHODS = {
+    "lora": Lora(),
+    "lora_official": Lora.official(rank=3),
+    "ia3": Ia3(),
+    "bitfit_official": BitFit.official(),
+    "prompt": Prompt(prompt_length=4),
+    "prompt_of_another_length": Prompt(prompt_length=2, init="uniform"),
+}
+NAMES = [None, *METHODS, None]
+INPUTS = np.random.default_rng(0).integers(3, 320, (8, 6)).astype(np.int32)
+for row in range(8):
+    INPUTS[row, 6 - row % 4 :] = 0
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt_neo"])
+def held(request):
+    """`(base, adapted models by name, bank)`; GPT-Neo has learned positions and a window."""
+    base, key = random_decoder(TINY_DECODERS[request.param]), jax.random.key(3)
+    models = {
+        n: filled(attach(base, m, select(base, m), key), jax.random.key(i)) for i, (n, m) in enumerate(METHODS.items())
+    }
+    bank = AdapterBank(base, capacity=len(METHODS), room=room_for(base, *METHODS.values()))
+    for name, model in models.items():
+        leaves = {leaf: np.asarray(value) for leaf, value in named_leaves(model, Adapter).items()}
+        bank.put(name, METHODS[name], leaves)
+    return base, {**models, None: base}, bank
+
+
+def test_logits_of_a_mixed_batch_are_those_of_each_alone(held):
+    base, models, bank = held
+    tokens = np.where(INPUTS == 0, 5, INPUTS)
+    mixed, of_base = bank.logits(tokens, names=NAMES), jax.jit(lambda m, t: m(t))(base, tokens)
+    forward = jax.jit(lambda model, tokens: model(tokens))
+    for row, name in enumerate(NAMES):
+        np.testing.assert_allclose(mixed[row], forward(models[name], tokens)[row], atol=2e-5)
+        assert (np.abs(mixed[row] - of_base[row]).max() > 1e-2) == (name is not None)
+
+
+def test_answers_and_labels_of_a_mixed_batch_are_those_of_each_alone(held):
+    """For inputs of unequal length, behind soft prompts of unequal length."""
+    _, models, bank = held
+    packed = PackedLabels(
+        texts=("a", "b"),
+        targets=np.array([20, 21, 1, 30, 1, 0, 0, 0], np.int32),
+        inputs=np.array([0, 20, 21, 0, 30, 0, 0, 0], np.int32),
+        segments=np.array([0, 0, 0, 1, 1, 4, 4, 4], np.int32),
+    )
+    rows = [np.tile(ids, (8, 1)) for ids in (packed.inputs, packed.targets, packed.segments)]
+    generated = np.asarray(bank.generate(INPUTS, NAMES, max_length=5))
+    scored = np.asarray(bank.label_log_probs(INPUTS, NAMES, *rows))
+
+    @jax.jit
+    def alone(model, inputs):
+        return greedy(model, inputs, max_length=5), packed_log_probs(
+            model, inputs, *map(jnp.asarray, rows), num_labels=4
+        )
+
+    expected = {name: alone(model, jnp.asarray(INPUTS)) for name, model in models.items()}
+    for row, name in enumerate(NAMES):
+        answers, log_probs = expected[name]
+        np.testing.assert_array_equal(generated[row], answers[row])
+        np.testing.assert_allclose(scored[row, :2], log_probs[row, :2], atol=5e-5)
