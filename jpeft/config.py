@@ -47,7 +47,7 @@ class ModelConfig:
     """The base model.
 
     Attributes:
-      name: hub id, local directory in Hugging Face layout, or a model that comes with the package.
+      name: hub id, local directory in Hugging Face layout, GGUF file, or a packaged model: mini, smollm2.
       dtype: of the frozen weights and of the computation; `auto` is bfloat16 on GPU and TPU, float32 on CPU.
       dropout_rate: None takes the checkpoint's own.
       remat: what the backward pass computes anew: `none`, `dots` (all but matrix products), `block`.
@@ -118,6 +118,8 @@ class DataConfig:
       options: whether the prompt of your own classes lists them: `list`, `none`, or `auto`, which lists them behind a
         template with words of its own that does not name them, where they leave the text three quarters of the input.
       kind: of a custom task, `classification` or `generation`; None tells it from the targets.
+      chat_template: how a decoder-only model is asked: `auto`, as the user of a chat if its files hold the template of
+        one; `none`, by the prompt alone, which the answer continues; or a file with a Jinja template. A T5 has none.
       max_train, max_validation, max_test: rows at most; None is the scale's, and 2,500.
       max_input_length, max_target_length: tokens at most; None is the task's.
       split_seed: draws the splits; the same for every method.
@@ -135,6 +137,7 @@ class DataConfig:
     template: str | None = None
     options: str = "auto"
     kind: str | None = None
+    chat_template: str = "auto"
     max_train: int | None = None
     max_validation: int = MAX_EVALUATED
     max_test: int = MAX_EVALUATED
@@ -287,7 +290,7 @@ class Run:
         """
         config = config.to_dict() if isinstance(config, ConfigDict) else config
         run = parse(cls, config, "config")
-        for key in ("model.name", "method.from_adapter"):
+        for key in ("model.name", "method.from_adapter", "data.chat_template"):
             check_path(key, value_at(config, key))
         for path in paths_of(run.data.path, run.data.mix):
             check_path("data.path", path)

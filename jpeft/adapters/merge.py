@@ -13,6 +13,8 @@ from jpeft.adapters.files import stored_method
 from jpeft.errors import RunFailed
 from jpeft.model import weights
 from jpeft.model.family import family_in, family_with, load_model
+from jpeft.model.gguf import is_gguf
+from jpeft.model.gguf_weights import GgufWeights
 from jpeft.peft.merging import refuse_unmergeable
 
 
@@ -135,7 +137,12 @@ def probe_logits(model: Any) -> Float[np.ndarray, "batch length vocab"]:
 
 
 def stored_dtype(base: Path) -> Any:
-    """The dtype in which a base's directory stores its matrices; float32 where PyTorch or Flax stored it."""
+    """The dtype in which a base's directory stores its matrices; float32 where PyTorch or Flax stored it.
+
+    Of a quantised GGUF file float32 as well: what its numbers come to is exact in that alone.
+    """
+    if is_gguf(base):
+        return np.dtype(GgufWeights(base).stored_dtype)
     name, _ = weights.weight_files(base)
     if name != "model.safetensors":  # the others are read whole, and PyTorch's as float32
         return np.dtype(np.float32)

@@ -46,9 +46,8 @@ def _merge(arguments: argparse.Namespace) -> int:
     from jpeft.adapters.merge import Probe, refuse_unmergeable_file, stored_dtype
     from jpeft.cli.output import output_directory
     from jpeft.model.family import family_in, load_model, save_model
-    from jpeft.model.settings import pass_on
+    from jpeft.model.settings import pass_on, settings_of
     from jpeft.model.source import resolve
-    from jpeft.model.tokenizer import Tokenizer
     from jpeft.peft.merging import merge
     from jpeft.predict.answer_source import task_of
 
@@ -59,7 +58,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     directory = resolve(name, **words_for(found, arguments.model), report=lambda line: print(line, file=sys.stderr))
     with output_directory(arguments.out) as out:
         base = load_model(directory)
-        tokenizer = Tokenizer.load(directory, vocab_size=base.config.vocab_size)
+        tokenizer = family_in(directory).tokenizer(directory, base.config)
         adapted, method, sites = load_adapter(found.directory, base)
         merged = merge(adapted)
         probe = Probe.of(base, adapted, merged, directory=directory)
@@ -67,7 +66,7 @@ def _merge(arguments: argparse.Namespace) -> int:
         dtype = np.dtype(arguments.dtype or stored_dtype(directory))
         save_model(merged, out, dtype=dtype)
         tokenizer.save(out)
-        pass_on(str(directory), out)
+        pass_on(str(directory) if settings_of(name) is None else name, out)
         del merged
         agreement = probe.agreement(out)
         family = family_in(directory)

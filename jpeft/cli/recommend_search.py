@@ -35,6 +35,8 @@ def search_and_print(arguments: argparse.Namespace) -> int:
 
     from jpeft.data.sources import require_path
     from jpeft.grid.search import Request, look_at_data, search
+    from jpeft.model.chat import chat_template_of
+    from jpeft.model.family import family_in
     from jpeft.model.source import resolve
 
     flags = _Flags(arguments)
@@ -45,7 +47,10 @@ def search_and_print(arguments: argparse.Namespace) -> int:
     say = lambda line: console.print(line, markup=False, soft_wrap=True)
     # A wrong name is one error, not one of each run.
     directory = resolve(arguments.model, what="--model", flag="--model", report=say)
-    tokenizer = Tokenizer.load(directory)
+    family = family_in(directory)
+    tokenizer = family.tokenizer(directory, family.read_config(directory)).asked_by(
+        chat_template_of(runs[0].data.chat_template)
+    )
     rows = look_at_data(runs[0], tokenizer, report=say)
     baseline = _baseline(rows.labels, tokenizer)
     request = Request(
@@ -76,7 +81,7 @@ def _baseline(labels: Mapping[str, Counter[str]] | None, tokenizer: Tokenizer) -
     if labels is None:
         return None
     kinds = list(dict.fromkeys(label for part in labels.values() for label in part))
-    tokens = {label: len(ids) + 1 for label, ids in zip(kinds, tokenizer.ids(kinds), strict=True)}
+    tokens = {label: len(ids) for label, ids in zip(kinds, tokenizer.answers(kinds), strict=True)}
     return judging.baseline(labels["train"], labels["validation"], labels["test"], tokens.__getitem__)
 
 

@@ -77,7 +77,7 @@ class Template:
 
 @dataclasses.dataclass(frozen=True)
 class PromptIds:
-    """Token ids of prompts, `</s>` included, and which of them had to be cut."""
+    """Token ids of prompts, with all that stands around them, and which of them had to be cut."""
 
     ids: list[list[int]]
     cut: list[bool]
@@ -92,13 +92,14 @@ class PromptTokens:
     """Rows to token ids, at most `max_length` of them.
 
     What is too long is cut in its longest column, at that column's end; where two are long, both are cut to one length.
-    The template's own text always stays: that is where the instruction and the options are.
+    The template's own text always stays: that is where the instruction and the options are. So does what the model is
+    to find around a prompt (`Tokenizer.wording`): a T5 its `</s>`, a chat model the marks of a user's message.
 
     Text of a row is text, whatever it spells. In a template `<extra_id_0>` and its like are the vocabulary's sentinels,
     which a T5 that was not tuned on instructions answers; every other special token's name is text there, too.
 
     Attributes:
-      own_length: tokens of the template's own text and `</s>`, which every prompt has.
+      own_length: tokens of the template's own text and of what stands around it, which every prompt has.
 
     Raises `UserError` when `max_length` leaves no room beside the template's own text; `key` is how it was given.
     """
@@ -113,19 +114,23 @@ class PromptTokens:
     ):
         self.template = Template.parse(template) if isinstance(template, str) else template
         self._tokenizer, self._max_length = tokenizer, max_length
-        self._pieces = list(self._split_at_sentinels())
+        self._pieces = list(self._split_at_ids())
+        self._is_cut_at_end = (
+            self.template.is_bare and not tokenizer.wording.before and len(tokenizer.wording.after) == 1
+        )
         self.own_length = len(self._whole([dict.fromkeys(self.template.columns, "")])[0])
         if self.own_length >= max_length:
             raise UserError(
-                f"the template's own text has {self.own_length} tokens, </s> included, and {key} is {max_length}: no "
-                f"room is left for a row's; shorten the template or set {key} to {self.own_length + 1} or more."
+                f"the template's own text has {self.own_length} tokens, {self._around()} included, and {key} is "
+                f"{max_length}: no room is left for a row's; shorten the template or set {key} to "
+                f"{self.own_length + 1} or more."
             )
 
     def __call__(self, rows: Sequence[Mapping[str, str]]) -> PromptIds:
         """Ids of each row's prompt. A row has the text of every column of the template; others are not looked at."""
         ids = self._whole(rows)
         cut = [len(row) > self._max_length for row in ids]
-        if self.template.is_bare:
+        if self._is_cut_at_end:
             ids = [[*row[: self._max_length - 1], row[-1]] if long else row for row, long in zip(ids, cut, strict=True)]
             return PromptIds(ids, cut)
         shortened = {i: dict(rows[i]) for i, long in enumerate(cut) if long}
@@ -137,21 +142,35 @@ class PromptTokens:
                     del shortened[i]
         return PromptIds(ids, cut)
 
-    def _split_at_sentinels(self):
-        """Lists of template parts to be read together, and between them the ids of sentinels."""
+    def _around(self) -> str:
+        wording = self._tokenizer.wording
+        if wording.chat_template is None:
+            return "</s>"
+        return "what the chat template puts around it" if len(wording.after) else "what texts begin with"
+
+    def _split_at_ids(self):
+        """Lists of parts to be read together, and between them ids: of a chat's marks, of sentinels, of the end."""
         sentinels = dict(zip(self._tokenizer.sentinel_names, self._tokenizer.sentinels, strict=True))
-        together: list[tuple[str, str | None]] = []
+        wording = self._tokenizer.wording
+        parts: list[tuple[str, str | None] | int] = []
         for text, column in self.template.parts:
-            if column is not None:
-                together.append((text, column))
-                continue
-            for piece in re.split(r"(<extra_id_\d+>)", text):
-                if piece in sentinels:
-                    yield together
-                    yield sentinels[piece]
-                    together = []
-                elif piece:
-                    together.append((piece, None))
+            pieces = [text] if column is not None else re.split(r"(<extra_id_\d+>)", text)
+            parts += [
+                sentinels[piece] if piece in sentinels else (piece, column) for piece in pieces if piece or column
+            ]
+        around = (
+            [piece if isinstance(piece, int) else (piece, None) for piece in pieces]
+            for pieces in (wording.before, wording.after)
+        )
+        before, after = around
+        together: list[tuple[str, str | None]] = []
+        for part in (*before, *parts, *after):
+            if isinstance(part, int):
+                yield together
+                yield part
+                together = []
+            else:
+                together.append(part)
         yield together
 
     def _texts(self, fields: Mapping[str, str]) -> list[str]:
@@ -159,13 +178,13 @@ class PromptTokens:
         return ["".join(text if column is None else fields[column] for text, column in parts) for parts in lists]
 
     def _whole(self, rows: Sequence[Mapping[str, str]]) -> list[list[int]]:
-        """Ids of each whole prompt with its `</s>`."""
+        """Ids of each whole prompt with all that stands around it."""
         texts = [self._texts(fields) for fields in rows]
         encoded = iter(self._tokenizer.ids([text for row in texts for text in row]))
         ids = []
         for _ in rows:
             of_pieces = ([piece] if isinstance(piece, int) else next(encoded) for piece in self._pieces)
-            ids.append([*itertools.chain.from_iterable(of_pieces), self._tokenizer.eos_token_id])
+            ids.append([*itertools.chain.from_iterable(of_pieces)])
         return ids
 
     def _shorten(self, rows: Sequence[dict[str, str]]) -> None:
@@ -173,7 +192,7 @@ class PromptTokens:
         texts = [self._texts(fields) for fields in rows]
         starts = iter(self._tokenizer.token_starts([text for row in texts for text in row]))
         for fields in rows:
-            total, of_column = 1, {}  # 1: </s>
+            total, of_column = 0, {}
             occurrences = dict.fromkeys(self.template.columns, 0)
             for parts in self._pieces:
                 if isinstance(parts, int):

@@ -16,7 +16,7 @@ DTYPES = ("auto", "float32", "bfloat16")
 MOST_SCORED = 100  # labels that are scored unasked: each costs as much as a short answer
 
 # What a stranger's file may ask for. A run's own stay far below.
-_LONGEST_TEXT = 100_000  # characters of a template, a label or a column's name
+_LONGEST_TEXT = 100_000  # characters of a template, of a prompt or a chat, of a label or a column's name
 _MOST_LABELS = 10_000
 _MOST_TOKENS = 65_536
 _MOST_ANSWERED = 4_096  # tokens: generating takes memory by their square
@@ -30,6 +30,7 @@ _KEYS = {
     "input": str,
     "target": str,
     "options": str,
+    "chat_template": str,
     "same_input": str,
     "labels": list,
     "max_input_length": int,
@@ -53,6 +54,7 @@ class TaskOfRun:
       kind: `classification` or `generation`.
       input, target: columns of the text and of the answer; `input` is None where the template alone names columns.
       options: how the labels got into the prompt, as the config said it; None for runs that did not know of it.
+      chat_template: that prompt and answer stood in, its text, or `none`; None for models that have no choice.
       same_input: column whose equal values make rows references of each other.
       answer: how the run's own test answered, as `eval.answer` of its config.
       num_beams: of that test's generation.
@@ -70,6 +72,7 @@ class TaskOfRun:
     input: str | None = None
     target: str = "target"
     options: str | None = None
+    chat_template: str | None = None
     same_input: str | None = None
     answer: str = "generate"
     num_beams: int = 1
@@ -86,6 +89,7 @@ class TaskOfRun:
         dtype: str,
         input: str | None = None,
         options: str | None = None,
+        chat_template: str | None = None,
     ) -> "TaskOfRun":
         """Makes the record of a run's task as `prepare` leaves it, its labels and lengths known."""
         return cls(
@@ -98,6 +102,7 @@ class TaskOfRun:
             input=input,
             target=task.target,
             options=options,
+            chat_template=chat_template,
             same_input=task.same_input,
             answer=answer,
             num_beams=num_beams,

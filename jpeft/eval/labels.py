@@ -52,7 +52,7 @@ class PackedLabels:
         if len(texts) < 2 or not all(texts):
             shown = ", ".join(map(repr, texts)) or "none"
             raise UserError(f"the labels are {shown}; expected two or more, none of them empty.")
-        rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer.ids(texts)]
+        rows = tokenizer.answers(texts)
         seen: dict[tuple[int, ...], str] = {}
         for text, row in zip(texts, rows, strict=True):
             if tuple(row) in seen:

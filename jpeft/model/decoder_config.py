@@ -5,12 +5,11 @@ One network (`jpeft.model.decoder`) makes all of them; `CHOICES` says in what th
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from jpeft.errors import UserError
-from jpeft.files import check_fields, read_json_object
-from jpeft.model.t5_config import MOST_CONFIG_BYTES, MOST_LAYERS, MOST_ROWS, MOST_WIDTH
+from jpeft.files import check_fields
+from jpeft.model.t5_config import MOST_LAYERS, MOST_ROWS, MOST_WIDTH
 from jpeft.words import clipped
 
 _BLOOM_BIASES = ("q", "k", "v", "o", "up", "down")
@@ -143,13 +142,6 @@ class DecoderConfig:
         known["dropout_rate"] = float(max(rates, default=0.0))
         floats = {name: float(known[name]) for name in ("norm_epsilon", "rotary_base") if name in known}
         return cls(**{"model_type": kind, **CHOICES[kind], **known, **floats})
-
-    @classmethod
-    def from_file(cls, path: Path) -> "DecoderConfig":
-        """Reads `config.json`. Raises `UserError` as `from_dict`, or when the file is absent or not JSON."""
-        if not path.exists():
-            raise UserError(f"{path.parent} holds no config.json; a model directory in Hugging Face layout has one.")
-        return cls.from_dict(read_json_object(path, most_bytes=MOST_CONFIG_BYTES), source=str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """The `config.json` that `transformers` opens as the model that it is."""

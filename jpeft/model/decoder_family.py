@@ -15,6 +15,7 @@ from jpeft.model.decoder_config import CHOICES, RELEASED, DecoderConfig
 from jpeft.model.family import Batch, Family
 from jpeft.model.plain_decoder import plain_logits
 from jpeft.model.stack import arrange
+from jpeft.model.weights import read_values
 
 
 class DecoderFamily(Family):
@@ -30,7 +31,7 @@ class DecoderFamily(Family):
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
 
     def read_config(self, directory: Path) -> DecoderConfig:
-        return DecoderConfig.from_file(directory / "config.json")
+        return DecoderConfig.from_dict(*read_values(directory))
 
     def load(self, directory: Path, **options: Any) -> Decoder:
         return decoder_weights.load(directory, **options)

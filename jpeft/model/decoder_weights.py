@@ -17,7 +17,15 @@ from jpeft.errors import UserError
 from jpeft.leaves import Devices, Part, fill, named_leaves, on_first_device
 from jpeft.model.decoder import Decoder
 from jpeft.model.decoder_config import DecoderConfig
-from jpeft.model.weights import Checkpoint, are_equal, open_checkpoint, refuse_misfits, refuse_oversize, write_model
+from jpeft.model.weights import (
+    Checkpoint,
+    are_equal,
+    open_checkpoint,
+    read_values,
+    refuse_misfits,
+    refuse_oversize,
+    write_model,
+)
 from jpeft.words import one_line
 
 # Names of modules: outside of the blocks after the prefix, within a block after `<prefix><blocks>.<index>.`.
@@ -119,16 +127,16 @@ def fused_rows(config: DecoderConfig, third: int) -> np.ndarray:
 
 
 def load(directory: Path, *, dropout_rate: float | None = None, **options: Any) -> Decoder:
-    """The model of a directory in Hugging Face layout; other options as of `load_tensors`.
+    """The model of a directory in Hugging Face layout, or of a GGUF file; other options as of `load_tensors`.
 
     Args:
       dropout_rate: None takes the checkpoint's.
 
     Raises:
-      UserError: as `DecoderConfig.from_file` and `open_checkpoint`; or the weights do not fit `config.json`.
+      UserError: as `DecoderConfig.from_dict` and `open_checkpoint`; or the weights do not fit `config.json`.
       RunFailed: a file is damaged or cut short.
     """
-    config = DecoderConfig.from_file(directory / "config.json")
+    config = DecoderConfig.from_dict(*read_values(directory))
     if dropout_rate is not None:
         config = dataclasses.replace(config, dropout_rate=dropout_rate)
     refuse_oversize(directory, nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))

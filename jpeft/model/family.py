@@ -16,6 +16,8 @@ from flax import nnx
 
 from jpeft.errors import UserError
 from jpeft.files import read_json_object
+from jpeft.model.gguf import is_gguf
+from jpeft.model.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]  # arrays by name, rows first, as a family's network takes them
 
@@ -71,6 +73,13 @@ class Family(abc.ABC):
     @abc.abstractmethod
     def plain_logits(self, directory: Path, *probe: np.ndarray) -> np.ndarray:
         """Logits of `probe` by a second reader of a directory, which shares nothing of what the first makes of it."""
+
+    def tokenizer(self, directory: Path, config: Any) -> Tokenizer:
+        """The tokenizer of a model's directory. Raises `UserError` as `Tokenizer.load`."""
+        continues = self.task_type == "CAUSAL_LM"
+        return Tokenizer.load(
+            directory, vocab_size=config.vocab_size, eos_token_id=config.eos_token_id, continues=continues
+        )
 
     # --- the network ---
 
@@ -141,13 +150,20 @@ def family_with(config: Any) -> Family:
 
 
 def family_in(directory: Path) -> Family:
-    """The family of a directory's model.
+    """The family of a directory's model, or of a GGUF file's.
 
     Raises:
       UserError: it has no `config.json`, or one of a family that jpeft does not have.
+      RunFailed: the GGUF file is damaged.
     """
     file = directory / "config.json"
-    kind = read_json_object(file).get("model_type") if file.is_file() else None
+    kind = None
+    if is_gguf(directory):
+        from jpeft.model.gguf_weights import gguf_config
+
+        kind = gguf_config(directory)["model_type"]
+    elif file.is_file():
+        kind = read_json_object(file).get("model_type")
     first, *others = families()  # the first says what is wrong with what is none of them
     if isinstance(kind, str) and kind not in first.model_types and not kind.endswith("t5"):
         known = [name for family in others for name in family.model_types]

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from jpeft.files import read_json_object
-from jpeft.model.weights import Checkpoint, open_checkpoint
+from jpeft.model.weights import Checkpoint, open_checkpoint, read_values
 
 Numbers = Float[np.ndarray, "..."]
 
@@ -27,7 +26,7 @@ def plain_logits(
       inputs: tokens of the encoder, padding hidden.
       targets: tokens that the decoder is given.
     """
-    config, files = read_json_object(directory / "config.json"), open_checkpoint(directory)
+    config, files = read_values(directory)[0], open_checkpoint(directory)
     names = files.names()
 
     def table(*candidates: str) -> Numbers:

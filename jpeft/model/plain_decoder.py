@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from jpeft.files import read_json_object
-from jpeft.model.weights import open_checkpoint
+from jpeft.model.weights import open_checkpoint, read_values
 
 Numbers = Float[np.ndarray, "..."]
 
 
 def plain_logits(directory: Path, tokens: Int[np.ndarray, "batch length"]) -> Float[np.ndarray, "batch length vocab"]:
     """Logits of the token after each, of a model directory in Hugging Face layout; float32."""
-    config, files = read_json_object(directory / "config.json"), open_checkpoint(directory)
+    config, files = read_values(directory)[0], open_checkpoint(directory)
     kind, names = config["model_type"], files.names()
     length = tokens.shape[1]
 

@@ -5,8 +5,8 @@
      "learning_rates": {"lora": {"initial": 0.001, "warmup": 0.01, "annealing": 0.001}}}
 
 A config that leaves one of these keys open takes the model's value; what the user sets wins, and what neither sets is
-the method's own, which is the paper's. Only a directory and a model that comes with the package are looked at: a run's
-config must not depend on whether the hub has been asked before.
+the method's own, which is the paper's. Only a directory and a model that is known by its name alone are looked at, of
+which jpeft has the settings itself: a run's config must not depend on whether the hub has been asked before.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any
 
 from jpeft.errors import UserError
 from jpeft.files import check_fields, json_kind, read_json_object, write_whole
-from jpeft.model.source import PACKAGED, packaged_models
+from jpeft.model.source import INSTALLED, PACKAGED, packaged_models
 
 FILE = "jpeft.json"
 _MOST_BYTES = 2**20
@@ -115,7 +115,7 @@ def _directory(model: str) -> Path | None:
             return directory
     except (OSError, RuntimeError, ValueError):  # no name of a directory; whoever resolves the model says so
         return None
-    return PACKAGED / model if model in packaged_models() else None
+    return PACKAGED / model if model in (*packaged_models(), *INSTALLED) else None
 
 
 def _known(file: Path, where: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:

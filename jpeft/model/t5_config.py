@@ -2,11 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from jpeft.errors import UserError
-from jpeft.files import check_fields, read_json_object
+from jpeft.files import check_fields
 from jpeft.words import clipped
 
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu")
@@ -132,13 +131,6 @@ class T5Config:
                 f"than half of the {config.relative_attention_num_buckets} buckets."
             )
         return config
-
-    @classmethod
-    def from_file(cls, path: Path) -> "T5Config":
-        """Reads `config.json`. Raises `UserError` as `from_dict`, or when the file is absent or not JSON."""
-        if not path.exists():
-            raise UserError(f"{path.parent} holds no config.json; a model directory in Hugging Face layout has one.")
-        return cls.from_dict(read_json_object(path, most_bytes=MOST_CONFIG_BYTES), source=str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """The `config.json` that `transformers` opens as a `T5ForConditionalGeneration`."""

@@ -1,7 +1,9 @@
-"""T5 tokenizers: text to ids that end in `</s>`, and back."""
+"""Tokenizers, of T5 and of decoder-only models: text to ids, prompts and answers to what a model reads, and back."""
 
 import contextlib
+import copy
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -13,11 +15,14 @@ from typing import Any
 
 import tokenizers
 
-from jpeft.errors import UserError
-from jpeft.files import read_json_object
+from jpeft.errors import RunFailed, UserError
+from jpeft.files import read_json_object, read_text, write_whole
+from jpeft.model import chat
+from jpeft.model.chat import Wording
+from jpeft.model.gguf import is_gguf, open_gguf
 
 VOCABULARIES = ("tokenizer.json", "spiece.model")  # either is enough
-TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _MOST_BYTES = 256 * 2**20  # of a file; that of a vocabulary of 256,000 pieces has 34 MiB
 _MOST_SETTINGS_BYTES = 4 * 2**20
 _MOST_ADDED = 4096  # tokens beside a vocabulary's own; those of T5 are 100
@@ -28,21 +33,31 @@ _SENTINEL = re.compile(r"\u2581?<extra_id_\d+>")
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """Token ids of one text each, `</s>` included, and how many texts had to be cut to fit."""
+    """Token ids of one text each, the token that ends it included, and how many texts had to be cut to fit."""
 
     ids: list[list[int]]
     num_cut: int
 
 
 class Tokenizer:
-    """A sentence-piece vocabulary with T5's special ids.
+    """A vocabulary, the special ids of its model, and what stands around prompts and answers (`wording`).
 
-    Text is text: what spells `<pad>`, `</s>`, `<extra_id_0>` or a byte piece in it becomes its characters' pieces.
-    Tokens that somebody added to the vocabulary (`<sep>`) are tokens wherever they stand, special or not.
+    Text is text: what spells `<pad>`, `</s>`, `<extra_id_0>`, `<|im_end|>` or a byte piece in it becomes its
+    characters' pieces. Tokens that somebody added to the vocabulary (`<sep>`) are tokens wherever they stand; of a T5's
+    the special ones, too.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, *, eos_token_id: int, directory: Path):
-        self._directory = directory
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        eos_token_id: int,
+        directory: Path,
+        continues: bool = False,
+        settings: Mapping[str, Any] | None = None,
+    ):
+        self._directory, self._source = directory, backend
+        self._continues, self._settings, self._chat = continues, dict(settings or {}), chat.AUTO
         self.eos_token_id = eos_token_id
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self._control = {
@@ -50,70 +65,115 @@ class Tokenizer:
             for name, id_ in vocabulary.items()
             if name in _CONTROL or id_ == eos_token_id or _SENTINEL.fullmatch(name)
         }
+        if continues:  # chats are written with them: a row that spells one must not begin another message
+            added = backend.get_added_tokens_decoder()
+            self._control |= {token.content: id_ for id_, token in added.items() if token.special}
         self._names = re.compile("|".join(map(re.escape, sorted(self._control, key=len, reverse=True))) or r"(?!)")
         self._silent = frozenset(self._control.values())
-        # Told apart by content, so that token caches survive a moved directory and not a changed vocabulary. The
-        # description holds the normaliser, the post-processor and added tokens, too.
-        made_of = [backend.to_str(), eos_token_id, tokenizers.__version__, "text is text"]
-        self.fingerprint = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
         self._backend = _reading_text_as_text(backend, self._control)
 
     @classmethod
-    def load(cls, directory: Path, *, vocab_size: int | None = None, eos_token_id: int = 1) -> "Tokenizer":
-        """Opens `tokenizer.json`, or converts `spiece.model` where that is all there is.
+    def load(
+        cls, directory: Path, *, vocab_size: int | None = None, eos_token_id: int = 1, continues: bool = False
+    ) -> "Tokenizer":
+        """Opens `tokenizer.json`, converts `spiece.model` where that is all there is, or takes that of a GGUF file.
 
         Args:
           vocab_size: embeddings of the model that it is for; None when there is no model yet.
+          continues: whether that model goes on with a prompt, which is a decoder-only one, or answers it apart.
 
         Raises:
-          UserError: neither file is there, it is damaged, or it has more pieces than the model has embeddings.
+          UserError: there is no tokenizer, it is damaged, or it has more pieces than the model has embeddings.
         """
-        path = next((directory / name for name in VOCABULARIES if (directory / name).is_file()), None)
-        if path is None:
-            raise UserError(
-                f"{directory} has no tokenizer; expected tokenizer.json or spiece.model beside config.json."
-            )
-        if path.stat().st_size > _MOST_BYTES:
-            raise UserError(
-                f"{path} has {path.stat().st_size / 2**20:,.0f} MiB, more than the {_MOST_BYTES // 2**20} that a "
-                "tokenizer may have; copy it again."
-            )
-        if path.stat().st_size == 0:
-            raise UserError(f"{path} is empty; copy it again.")
-        if path.name == "spiece.model":
-            _refuse_many_tokens(directory)
-        with _one_line(lambda reason: f"{path} cannot be read as a tokenizer ({reason}); copy it again."):
-            if path.name == "tokenizer.json":
-                backend = tokenizers.Tokenizer.from_file(str(path))
-            else:
-                from transformers import T5Tokenizer
-
-                backend = T5Tokenizer.from_pretrained(directory).backend_tokenizer
-            growth = _growth(json.loads(backend.to_str()))
-            if growth > _MOST_GROWTH:
-                raise ValueError(f"its rules can make {growth:.0e} characters of one")
-            backend.no_padding()
-            backend.no_truncation()
-            # A vocabulary without a piece for what is unknown shows here, not in the middle of a run.
-            backend.decode(backend.encode("a\ue000 0", add_special_tokens=False).ids)
+        backend, settings = _read_gguf(directory) if is_gguf(directory) else _read(directory, with_settings=continues)
         pieces = max(backend.get_vocab_size(), max(backend.get_vocab().values(), default=0) + 1)
         if vocab_size is not None and pieces > vocab_size:
             raise UserError(
                 f"{directory}: the tokenizer has {pieces} pieces and the model {vocab_size} "
                 "embeddings; they are of different models."
             )
-        return cls(backend, eos_token_id=eos_token_id, directory=directory)
+        return cls(backend, eos_token_id=eos_token_id, directory=directory, continues=continues, settings=settings)
+
+    def asked_by(self, chat_template: str | None) -> "Tokenizer":
+        """The same with prompts and answers put as a chat template says.
+
+        Args:
+          chat_template: its text; `auto` is the model's own if its files hold one, `none` is without. None, which is
+            what runs of a T5 record, is `auto`.
+
+        Raises:
+          UserError: the model is no decoder-only one and a template is given. A template that cannot be used is told
+            of when the first prompt is made.
+        """
+        chosen = chat_template or chat.AUTO
+        if not self._continues and chosen not in (chat.AUTO, chat.NONE):
+            raise UserError(
+                f"data.chat_template is of decoder-only models, and {self._directory} is an encoder-decoder; leave it."
+            )
+        other = copy.copy(self)
+        for made in ("wording", "fingerprint"):
+            other.__dict__.pop(made, None)
+        other._chat = chosen
+        return other
+
+    @functools.cached_property
+    def wording(self) -> Wording:
+        """What stands around a prompt and its answer. Raises `UserError`: the chat template cannot be used."""
+        eos = self.eos_token_id
+        if not self._continues:
+            return Wording(after=(eos,), end=eos)
+        template = self._settings.get("chat_template") if self._chat == chat.AUTO else self._chat
+        with self._working():
+            bare = self._backend.encode("a", add_special_tokens=False)
+            begun = self._backend.encode("a", add_special_tokens=True).ids
+        spaced = bare.tokens[0][:1] in ("\u2581", "\u0120")
+        if not isinstance(template, str) or template == chat.NONE:
+            begin = tuple(begun[: begun.index(bare.ids[0])]) if bare.ids[0] in begun else ()
+            return Wording(before=begin, lead="" if spaced else " ", end=eos, chat_template=chat.NONE)
+        return chat.wording_of(
+            template,
+            names=self._roles(),
+            control=self._control,
+            end=eos,
+            spaced=spaced,
+            source=str(self._directory) if self._chat == chat.AUTO else "data.chat_template",
+        )
+
+    def _roles(self) -> dict[str, str]:
+        """Special tokens by role, as templates name them."""
+        named = {role: self._settings.get(role) for role in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        texts = {role: token.get("content") if isinstance(token, dict) else token for role, token in named.items()}
+        return {role: text for role, text in texts.items() if isinstance(text, str)}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """By which tokens of texts are known again: another vocabulary, version or wording is another fingerprint."""
+        # Told apart by content, so that token caches survive a moved directory and not a changed vocabulary. The
+        # description holds the normaliser, the post-processor and added tokens, too.
+        made_of = [self._described, self.eos_token_id, tokenizers.__version__, "text is text"]
+        if self._continues:
+            made_of += ["continues", *dataclasses.astuple(self.wording)]
+        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+
+    @functools.cached_property
+    def _described(self) -> str:
+        return self._source.to_str()
 
     def encode(self, texts: Sequence[str], *, max_length: int) -> Encoded:
-        """Ids of each text, at most `max_length` of them, the last always `</s>`."""
+        """Ids of each text as an answer, at most `max_length` of them, the last always the one that ends it."""
         num_cut, rows = 0, []
-        for ids in self.ids(texts):
-            num_cut += len(ids) >= max_length
-            rows.append([*ids[: max_length - 1], self.eos_token_id])
+        for ids in self.answers(texts):
+            num_cut += len(ids) > max_length
+            rows.append([*ids[:-1][: max_length - 1], ids[-1]])
         return Encoded(rows, num_cut)
 
+    def answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each whole text as a model writes it behind a prompt, the token that ends it included."""
+        lead, end = self.wording.lead, self.wording.end
+        return [[*ids, end] for ids in self.ids([lead + text for text in texts])]
+
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each whole text, without `</s>`."""
+        """Ids of each whole text, with nothing around it."""
         with self._working():
             return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
@@ -180,10 +240,74 @@ class Tokenizer:
         )
 
     def save(self, directory: Path) -> None:
-        """Copies the tokenizer's files, so that a saved model opens with its own."""
-        for name in TOKENIZER_FILES:
-            if (self._directory / name).is_file() and self._directory.resolve() != directory.resolve():
-                shutil.copyfile(self._directory / name, directory / name)
+        """Copies the tokenizer's files, so that a saved model opens with its own; of a GGUF file it writes them."""
+        if not is_gguf(self._directory):
+            for name in TOKENIZER_FILES:
+                if (self._directory / name).is_file() and self._directory.resolve() != directory.resolve():
+                    shutil.copyfile(self._directory / name, directory / name)
+            return
+        with write_whole(directory / "tokenizer.json") as beside:
+            beside.write_text(self._described, encoding="utf-8")
+        with write_whole(directory / "tokenizer_config.json") as beside:
+            beside.write_text(json.dumps(self._settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read(directory: Path, *, with_settings: bool) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """The tokenizer of a model's directory and, where they are asked for, its settings. Raises as `Tokenizer.load`."""
+    path = next((directory / name for name in VOCABULARIES if (directory / name).is_file()), None)
+    if path is None:
+        raise UserError(f"{directory} has no tokenizer; expected tokenizer.json or spiece.model beside config.json.")
+    if path.stat().st_size > _MOST_BYTES:
+        raise UserError(
+            f"{path} has {path.stat().st_size / 2**20:,.0f} MiB, more than the {_MOST_BYTES // 2**20} that a "
+            "tokenizer may have; copy it again."
+        )
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty; copy it again.")
+    if path.name == "spiece.model":
+        _refuse_many_tokens(directory)
+    with _one_line(lambda reason: f"{path} cannot be read as a tokenizer ({reason}); copy it again."):
+        if path.name == "tokenizer.json":
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        else:
+            from transformers import T5Tokenizer
+
+            backend = T5Tokenizer.from_pretrained(directory).backend_tokenizer
+        growth = _growth(json.loads(backend.to_str()))
+        if growth > _MOST_GROWTH:
+            raise ValueError(f"its rules can make {growth:.0e} characters of one")
+        _try_out(backend)
+    return backend, _settings(directory) if with_settings else {}
+
+
+def _read_gguf(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    from jpeft.model.gguf_tokenizer import backend_of
+
+    file = open_gguf(path)
+    with _one_line(lambda reason: f"{path}: its tokenizer cannot be used ({reason}); convert the model again."):
+        backend, settings = backend_of(file)
+        _try_out(backend)
+    return backend, settings
+
+
+def _try_out(backend: tokenizers.Tokenizer) -> None:
+    """A vocabulary without a piece for what is unknown shows here, not in the middle of a run."""
+    backend.no_padding()
+    backend.no_truncation()
+    backend.decode(backend.encode("a\ue000 0", add_special_tokens=False).ids)
+
+
+def _settings(directory: Path) -> dict[str, Any]:
+    """What `tokenizer_config.json` says of special tokens, and the chat template, which may stand by itself."""
+    file, template = directory / "tokenizer_config.json", directory / "chat_template.jinja"
+    held = read_json_object(file, most_bytes=_MOST_SETTINGS_BYTES) if file.is_file() else {}
+    if template.is_file():
+        held["chat_template"] = read_text(template, most_bytes=_MOST_SETTINGS_BYTES)
+    templates = held.get("chat_template")
+    if isinstance(templates, list):  # several by name, as models have that call tools
+        named = {each.get("name"): each.get("template") for each in templates if isinstance(each, dict)}
+        held["chat_template"] = named.get("default")
+    return held
 
 
 def _refuse_many_tokens(directory: Path) -> None:
@@ -205,6 +329,8 @@ def _one_line(message: Callable[[str], str]) -> Iterator[None]:
     """Makes `UserError`s of what the tokenizers library raises: bare exceptions, and panics, no `Exception`s at all."""
     try:
         yield
+    except (UserError, RunFailed):
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

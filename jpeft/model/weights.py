@@ -1,4 +1,4 @@
-"""Released checkpoints (Hugging Face layout) to our tree and back.
+"""Released checkpoints (Hugging Face layout, or a GGUF file) to our tree and back.
 
 Reads `model.safetensors`, sharded safetensors with its index, `flax_model.msgpack` and, where PyTorch is installed,
 `pytorch_model.bin` by `torch.load(weights_only=True)`. Nothing is ever unpickled otherwise.
@@ -23,8 +23,9 @@ from safetensors.numpy import save_file
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object, write_whole
 from jpeft.leaves import Devices, Part, fill, named_leaves, on_first_device, stacked_leaves
+from jpeft.model.gguf import is_gguf
 from jpeft.model.t5 import T5
-from jpeft.model.t5_config import T5Config
+from jpeft.model.t5_config import MOST_CONFIG_BYTES, T5Config
 from jpeft.words import one_line
 
 # A bias that T5 1.0 trained and never used, as transformers knows, too.
@@ -253,7 +254,11 @@ def weight_files(directory: Path) -> tuple[str, list[Path]]:
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
-    """The weights of a directory. Raises as `weight_files`, or `RunFailed`: a file is damaged or cut short."""
+    """The weights of a directory or a GGUF file. Raises as `weight_files`, or `RunFailed`: a file is damaged."""
+    if is_gguf(directory):
+        from jpeft.model.gguf_weights import GgufWeights
+
+        return GgufWeights(directory)
     name, files = weight_files(directory)
     return _FORMATS[name](files)
 
@@ -278,15 +283,39 @@ def _is_file_name(name: str) -> bool:
     return name not in ("", ".", "..") and not {"/", "\\", "\0"} & set(name) and len(name.encode()) <= 255
 
 
+def model_files(model: Path) -> list[Path]:
+    """The files that hold a model's sizes and weights. Raises as `weight_files`."""
+    return [model] if is_gguf(model) else [*weight_files(model)[1], model / "config.json"]
+
+
+def read_values(model: Path) -> tuple[dict[str, Any], str]:
+    """What `config.json` of a model's directory says, or a GGUF file as such a file would; and the file's name.
+
+    Raises:
+      UserError: there is none, or it is malformed; of a GGUF file, its architecture is none that is read.
+      RunFailed: the GGUF file is damaged.
+    """
+    if is_gguf(model):
+        from jpeft.model.gguf_weights import gguf_config
+
+        return gguf_config(model), str(model)
+    path = model / "config.json"
+    if not path.exists():
+        raise UserError(f"{model} holds no config.json; a model directory in Hugging Face layout has one.")
+    return read_json_object(path, most_bytes=MOST_CONFIG_BYTES), str(path)
+
+
 def read_config(directory: Path) -> T5Config:
     """The sizes of a model directory; whether its head is tied is what its weights say, where safetensors are there.
 
     Raises:
-      UserError: as `T5Config.from_file`.
+      UserError: as `T5Config.from_dict` and `read_values`.
       RunFailed: the weights are damaged.
     """
-    config = T5Config.from_file(directory / "config.json")
-    if not any((directory / name).is_file() for name in ("model.safetensors", INDEXES["model.safetensors"])):
+    config = T5Config.from_dict(*read_values(directory))
+    if is_gguf(directory) or not any(
+        (directory / name).is_file() for name in ("model.safetensors", INDEXES["model.safetensors"])
+    ):
         return config  # weights of other formats are read whole, and of versions whose config says it
     return config.with_head(tied=_tables(open_checkpoint(directory), directory)[1] is None)
 
@@ -346,10 +375,10 @@ def load(
       place: `(path, shape)` to the devices of a weight.
 
     Raises:
-      UserError: as `T5Config.from_file` and `open_checkpoint`; or the weights do not fit `config.json`.
+      UserError: as `T5Config.from_dict`, `read_values` and `open_checkpoint`; or the weights do not fit `config.json`.
       RunFailed: a file is damaged or cut short.
     """
-    config = T5Config.from_file(directory / "config.json")
+    config = T5Config.from_dict(*read_values(directory))
     if dropout_rate is not None:
         config = dataclasses.replace(config, dropout_rate=dropout_rate)
     refuse_oversize(directory, nnx.eval_shape(lambda: T5(config.with_head(tied=False), rngs=nnx.Rngs(0))))
@@ -381,8 +410,10 @@ def refuse_oversize(directory: Path, model: nnx.Module) -> None:
     Args:
       model: with shapes in the place of weights.
     """
+    if is_gguf(directory):
+        return
     name, files = weight_files(directory)
-    if name == "model.safetensors":  # of which only the parts that fit are read
+    if name == "model.safetensors":  # of which, as of GGUF files, only the parts that fit are read
         return
     largest = 64 * 2**20 + 16 * sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     size = sum(file.stat().st_size for file in files)

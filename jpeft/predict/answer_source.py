@@ -101,8 +101,8 @@ class AnswerSource:
 
     def identity(self) -> dict[str, Any]:
         """Names and contents of model and adapter, for telling whether answers are of the same ones."""
-        files = [*weights.weight_files(self.directory)[1], *(self.directory / name for name in TOKENIZER_FILES)]
-        identity = {"model": f"{self.model} ({_digest([*files, self.directory / 'config.json'])})"}
+        files = [*weights.model_files(self.directory), *(self.directory / name for name in TOKENIZER_FILES)]
+        identity = {"model": f"{self.model} ({_digest(files)})"}
         if self.adapter is None:
             return {**identity, "adapter": None}
         names = (*CONFIGS, *(path.name for path in self.adapter.glob("*.safetensors")))
@@ -113,9 +113,8 @@ class AnswerSource:
         family = family_in(self.directory)
         model = family.load(self.directory, dtype=dtype)
         family.arrange(model, scan_layers=None)
-        tokenizer = Tokenizer.load(
-            self.directory, vocab_size=model.config.vocab_size, eos_token_id=model.config.eos_token_id
-        )
+        tokenizer = family.tokenizer(self.directory, model.config)
+        tokenizer = tokenizer.asked_by(None if self.task is None else self.task.chat_template)
         if self.adapter is not None:
             model, _, _ = load_adapter(self.adapter, model)
         return model, tokenizer

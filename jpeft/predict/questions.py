@@ -77,14 +77,15 @@ class PromptTemplate:
 
 
 class QuestionTokens:
-    """Token ids of questions, `</s>` included: those over `max_length` are cut as in training, never in the template.
+    """Token ids of questions, all that a model reads: over `max_length` they are cut as in training, never elsewhere.
 
     Args:
+      tokenizer: also says what stands around a prompt.
       key: how `max_length` was given.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int, *, key: str):
-        self._tokenizer, self._max_length, self._key = tokenizer, max_length, key
+        self.tokenizer, self._max_length, self._key = tokenizer, max_length, key
         self._of_template: dict[str, PromptTokens] = {}
 
     def __call__(self, questions: Sequence[Question]) -> PromptIds:
@@ -107,7 +108,7 @@ class QuestionTokens:
     def _tokens_of(self, template: str) -> PromptTokens:
         made = self._of_template.get(template)
         if made is None:
-            made = PromptTokens(template, self._tokenizer, self._max_length, key=self._key)
+            made = PromptTokens(template, self.tokenizer, self._max_length, key=self._key)
             self._of_template = {template: made, **dict(list(self._of_template.items())[:7])}  # the few latest
         return made
 

@@ -49,7 +49,7 @@ def load_tokenizer(run: Pretraining, workdir: Path, report: Callable[[str], None
         if made < (size or USUAL_SIZE):
             report(f"the corpus gives {made:,} pieces, not {USUAL_SIZE:,}: the vocabulary has those (tokenizer.size)")
     wait_for_all("the vocabulary is made")
-    eos = 1 if run.model.start is None else T5Config.from_file(directory / "config.json").eos_token_id
+    eos = 1 if run.model.start is None else read_config(directory).eos_token_id
     tokenizer = Tokenizer.load(directory, eos_token_id=eos)
     wait_for_all("the vocabulary is read")  # before the first process moves it in place
     if not tokenizer.sentinels:

@@ -178,9 +178,10 @@ class Engine:
         if task is None:
             tokens = QuestionTokens(self._tokenizer, _UNCUT, key="the longest input")
             return Asking(None, None, tokens, None, self.shapes.output_lengths[0])
-        tokens = QuestionTokens(self._tokenizer, task.max_input_length, key="max_input_length of its task.json")
+        tokenizer = self._tokenizer.asked_by(task.chat_template)
+        tokens = QuestionTokens(tokenizer, task.max_input_length, key="max_input_length of its task.json")
         tokens.check(task.template)
-        labels = self._packed(task.chosen_from) if task.chosen_from else None
+        labels = self._packed(task.chosen_from, tokenizer) if task.chosen_from else None
         notes = []
         if task.max_input_length > longest_input:
             notes.append(f"its run took inputs of {task.max_input_length} tokens; here {longest_input} are taken.")
@@ -193,8 +194,8 @@ class Engine:
         prompt = PromptTemplate(task.template, required=False)
         return Asking(task, prompt, tokens, labels, min(task.max_target_length, longest_output), tuple(notes))
 
-    def _packed(self, labels: Sequence[str]) -> PackedLabels:
-        packed = PackedLabels.of(labels, self._tokenizer, self.bank.config)
+    def _packed(self, labels: Sequence[str], tokenizer: Tokenizer) -> PackedLabels:
+        packed = PackedLabels.of(labels, tokenizer, self.bank.config)
         room = self.shapes.label_tokens
         if len(packed.targets) > room:
             here = f"has room for {room}" if room else "scores no labels"
@@ -234,7 +235,9 @@ class Engine:
         for i, ids in enumerate(encoded.ids):
             if len(ids) > longest:
                 raise UserError(f"inputs[{i}] has {len(ids)} tokens; at most {longest} are taken.")
-        packed = None if generate else asking.labels if labels is None else self._packed(labels)
+        packed = (
+            None if generate else asking.labels if labels is None else self._packed(labels, asking.tokens.tokenizer)
+        )
         limit = max_output_tokens or asking.max_output_tokens
         return [QueuedRow(ids, adapter, limit, packed, cut) for ids, cut in zip(encoded.ids, encoded.cut, strict=True)]
 

@@ -16,7 +16,6 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.eval.labels import PackedLabels
 from jpeft.model.family import family_in
 from jpeft.model.source import resolve
-from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.method import AddedModules, Method
 from jpeft.peft.methods import METHODS, build
 from jpeft.peft.sites import sites
@@ -107,7 +106,7 @@ def start(choices: Choices, sizes: ShapeFlags, *, say: Callable[[str], None]) ->
     model = family.load(directory, dtype=dtype)
     family.arrange(model, scan_layers=None)
     config = model.config
-    tokenizer = Tokenizer.load(directory, vocab_size=config.vocab_size, eos_token_id=config.eos_token_id)
+    tokenizer = family.tokenizer(directory, config)
     for name, reason in shelf.not_served().items():
         say(f"not served {name}: {reason}")
     names = shelf.names()
@@ -125,7 +124,8 @@ def start(choices: Choices, sizes: ShapeFlags, *, say: Callable[[str], None]) ->
     for task in tasks:
         with _left_for_later():
             labels = task.chosen_from
-            packed += [len(PackedLabels.of(labels, tokenizer, config).targets)] if labels else []
+            asked = tokenizer.asked_by(task.chat_template)
+            packed += [len(PackedLabels.of(labels, asked, config).targets)] if labels else []
     engine = Engine(bank, tokenizer, sizes.shapes(tasks, max(packed)), dtype=dtype.name)
     engine.set_base_task(own_task)
     for name in names:

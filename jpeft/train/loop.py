@@ -194,7 +194,7 @@ class _Execution:
         """The splits, and all that they were made from."""
         run, data, choices = self.run, self.run.data, self.run.data_choices()
         key = (
-            run.model.name,
+            (run.model.name, self.setup.tokenizer.fingerprint),
             *(data.task, data.input, data.target, data.template, signature(data.path, data.mix), run.eval.metrics),
             *choices.items(),
         )
@@ -480,6 +480,7 @@ class _Execution:
             dtype=run.model.dtype,
             input=run.data.input,
             options=run.data.options,
+            chat_template=self.setup.tokenizer.wording.chat_template,
         )
 
 

@@ -14,6 +14,7 @@ from jpeft.adapters.locate import locate, whole_model
 from jpeft.config import Run
 from jpeft.errors import UserError
 from jpeft.mesh.layout import Layout
+from jpeft.model.chat import chat_template_of
 from jpeft.model.family import family_in
 from jpeft.model.source import resolve
 from jpeft.model.tokenizer import Tokenizer
@@ -80,8 +81,7 @@ def _load_base(run: Run, session: Session, layout: Layout, report: Callable[[str
             place=layout.sharding_of,
         )
         family.arrange(model, scan_layers=run.model.scan_layers, remat=run.model.remat)
-        config = model.config
-        return model, Tokenizer.load(directory, vocab_size=config.vocab_size, eos_token_id=config.eos_token_id)
+        return model, family.tokenizer(directory, model.config)
 
     if trains_the_base:  # its steps reuse the weights' own buffers: such a base cannot be shared
         return load()
@@ -123,7 +123,9 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
         the selection matches nothing.
       RunFailed: a file is damaged, or the hub cannot be reached.
     """
+    chat_template = chat_template_of(run.data.chat_template)
     untuned, tokenizer = _load_base(run, session, layout, report)
+    tokenizer = tokenizer.asked_by(chat_template)
     total = count(nnx.state(untuned, nnx.Param))
     method = run.build_method()
     if run.method.from_adapter is not None:

@@ -74,7 +74,8 @@ class _Scripted(Program):
 def _rows(batch: Any) -> tuple[str, ...]:
     """Digests of a batch's real rows and their weights, whatever it is padded to."""
     weights = np.asarray(batch["decoder_loss_weights"]).max(axis=1)
-    named = zip(batch["encoder_input_tokens"], batch["decoder_target_tokens"], weights, strict=True)
+    tokens = batch["encoder_input_tokens" if "encoder_input_tokens" in batch else "tokens"]
+    named = zip(tokens, batch["decoder_target_tokens"], weights, strict=True)
     rows = ((np.trim_zeros(row, "b"), np.trim_zeros(target, "b"), weight) for row, target, weight in named)
     return tuple(digest(*row) for row in rows if row[-1])
 

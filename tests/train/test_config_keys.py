@@ -18,6 +18,9 @@ from jpeft.adapters.files import save_adapter
 from jpeft.config import Run
 from jpeft.leaves import named_leaves
 from jpeft.model import weights
+from jpeft.model.decoder_config import CHOICES, DecoderConfig
+from jpeft.model.decoder_family import DECODER_FAMILY
+from jpeft.model.family import family_with
 from jpeft.model.t5 import T5
 from jpeft.peft.attaching import attach
 from jpeft.peft.lora import Lora
@@ -25,7 +28,8 @@ from jpeft.peft.selection import select
 from jpeft.peft.variables import Adapter
 from jpeft.train.session import Session
 from jpeft.train.step import zero_sums
-from tests.conftest import TINY, make_batch, news, write_parquet
+from tests.conftest import TINY, news, write_parquet
+from tests.model.gguf_files import write_chat_tokenizer
 from tests.train.scripted import digest, run_scripted, traced
 
 
@@ -87,6 +91,7 @@ CHANGES: dict[str, Change] = {
     "data.target": Change("mood", SPLITS, CUSTOM),
     "data.options": Change("list", TEXTS, CUSTOM),
     "data.template": Change("Topic? {text}", TEXTS),
+    "data.chat_template": Change("none", {"tokens", "trained", "validated"}, {"model.name": "<chat>"}),
     "data.kind": Change("generation", {*SPLITS, "metric", "answered"} - {"trained"}, CUSTOM),
     "data.max_train": Change(16, {"rows", "texts", "tokens", "trained", *SCHEDULE}),
     "data.max_validation": Change(6, {"rows", "texts", "tokens", "validated"}),
@@ -149,7 +154,14 @@ def places(tmp_path_factory, tiny_checkpoint, tiny_tokenizer, toy_data):
     tuned = T5(TINY, rngs=nnx.Rngs(3))
     tuned = attach(tuned, Lora(), select(tuned, Lora()), jax.random.key(5))
     save_adapter(tuned, Lora(), select(tuned, Lora()), root / "adapter", base_name="tiny")
+    sizes = {"vocab_size": 320, "d_model": 16, "d_head": 4, "d_ff": 24, "num_heads": 4, "num_kv_heads": 2}
+    chatting = DecoderConfig(
+        **CHOICES["llama"], **sizes, model_type="llama", num_layers=2, rotary_width=4, pad_token_id=2, eos_token_id=2
+    )
+    DECODER_FAMILY.save(DECODER_FAMILY.build(chatting, dtype=jnp.float32), root / "chat")
+    write_chat_tokenizer(root / "chat")
     return {
+        "<chat>": str(root / "chat"),
         "<tiny>": str(tiny_checkpoint),
         "<toy>": str(toy_data),
         "<other>": str(root / "model"),
@@ -194,7 +206,7 @@ def parts_of(script) -> dict[str, typing.Any]:
     adapter, base = script.start, execution.base
     values = lambda kind: {name: digest(np.asarray(x, np.float32)) for name, x in named_leaves(model, kind).items()}
     shapes = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-    batch = shapes(make_batch(TINY, rows=4, enc_len=16, dec_len=4))
+    batch = family_with(model.config).batch_shapes(4, (16, 4))
     key = jax.eval_shape(lambda: jax.random.key(0, impl="rbg"))
     number = jax.ShapeDtypeStruct((), jnp.int32)
     trainer, schedule = execution.trainer, execution.trainer.course.schedule
@@ -211,7 +223,7 @@ def parts_of(script) -> dict[str, typing.Any]:
         "train": traced(programs.accumulate, sums, *trees, key, number, number, batch),
         "update": traced(programs.update, shapes(trainer.state), sums, schedule),
         "loss": traced(programs.loss, *trees, batch),
-        "generate": traced(programs.answering.generate, *trees, batch["encoder_input_tokens"]),
+        "generate": traced(programs.answering.generate, *trees, jax.ShapeDtypeStruct((4, 16), jnp.int32)),
         "rates": [float(schedule(step)) for step in range(trainer.course.total_steps)],
         "trained": script.of("train"),
         "validated": [event[1] for event in script.of("validate")],
