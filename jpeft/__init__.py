@@ -10,6 +10,8 @@ What stands here is what others may build on; `jpeft.api` says what each does. M
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from jpeft.accelerators import spare_what_is_missing
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ _MODULES = {
     "jpeft.peft.sites": ("Site", "sites"),
     "jpeft.peft.variables": ("Adapter",),
 }
+spare_what_is_missing()
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME)]
 

@@ -26,11 +26,13 @@ from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS, build, method_options, require_ablation
 from jpeft.typed_config import (
     ANY,
+    AUTO,
     check_bounds,
     check_path,
     filled_in,
     left_open,
     one_of,
+    or_auto,
     parse,
     placeholders,
     shortened,
@@ -50,7 +52,8 @@ class ModelConfig:
       name: hub id, local directory in Hugging Face layout, GGUF file, or a packaged model: mini, smollm2.
       dtype: of the frozen weights and of the computation; `auto` is bfloat16 on GPU and TPU, float32 on CPU.
       dropout_rate: None takes the checkpoint's own.
-      remat: what the backward pass computes anew: `none`, `dots` (all but matrix products), `block`.
+      remat: what the backward pass computes anew: `none`, `dots` (all but matrix products), `block`; `auto` is the
+        first of them with which a step fits the device at hand (docs/accelerators.md).
       scan_layers: whether a stack's layers are one compiled loop. Layer after layer takes longer to compile and runs
         faster, generation most, since no layer is cut out of the stacked weights; None is that for up to 8 layers.
     """
@@ -163,7 +166,8 @@ class TrainConfig:
     Attributes:
       seed: of initial values, of the order of rows and of dropout.
       max_epochs: None is the scale's.
-      batch_size: rows of a micro-batch.
+      batch_size: rows of a micro-batch. `auto` is as if left open, or fewer where the device at hand has not the memory
+        (docs/accelerators.md); a step's rows stay the same, of more micro-batches.
       accumulation_steps: micro-batches of an optimizer step.
       patience: epochs without a better value of `monitor` before training stops.
       monitor: the number that says which epoch was the best: its adapter is tested and kept. `validation/loss`, or
@@ -180,7 +184,7 @@ class TrainConfig:
 
     seed: int = 0
     max_epochs: int | None = None
-    batch_size: int = left_open(16)
+    batch_size: int | str = or_auto(16)
     accumulation_steps: int = left_open(4)
     patience: int = left_open(1)
     monitor: str = LOSS
@@ -206,14 +210,15 @@ class EvalConfig:
         `module:name`. None is the task's own. Your own rows are judged by the first of them; the benchmark's tasks by
         theirs, with these beside it.
       num_beams: of generation; 1 is greedy.
-      batch_size: rows of a validation or generation batch.
+      batch_size: rows of a validation or generation batch; `auto` is as if left open, or fewer where the device at
+        hand has not the memory.
     """
 
     zero_shot: bool = False
     answer: str = "auto"
     metrics: str | None = None
     num_beams: int = 1
-    batch_size: int = left_open(32)
+    batch_size: int | str = or_auto(32)
 
 
 _MOST_LAYERS = 10_000
@@ -331,7 +336,7 @@ class Run:
         for key, (least, most) in _BOUNDS.items():
             check_bounds(key, value_at(values, key), least, most)
         one_of("model.dtype", self.model.dtype, DTYPES)
-        one_of("model.remat", self.model.remat, REMAT_POLICIES)
+        one_of("model.remat", self.model.remat, (*REMAT_POLICIES, AUTO))
         task = self.build_task()
         paths = paths_of(self.data.path, self.data.mix)
         names_of(paths)
@@ -350,9 +355,7 @@ class Run:
         self.layer_indices()
         for stack in self.stacks() or ():
             one_of("method.stacks", stack, stack_names())
-        require_even_batches(
-            self.mesh, {"train.batch_size": self.train.batch_size, "eval.batch_size": self.eval.batch_size}
-        )
+        require_even_batches(self.mesh, dict(zip(("train.batch_size", "eval.batch_size"), self.rows(), strict=True)))
         if self.model.dropout_rate is not None and not self.model.dropout_rate < 1:
             raise UserError(f"model.dropout_rate is {self.model.dropout_rate}; expected a share below 1.")
         if self.train.clip_grad_norm is not None and not self.train.clip_grad_norm > 0:
@@ -372,9 +375,25 @@ class Run:
         ):
             raise UserError("ablation.name and method.{targets,stacks,layers,pattern} both select; give one of them.")
 
+    def mildest(self) -> "Run":
+        """The run with the first choice for every key that is `auto`: what a run is without it."""
+        left, run = [key for key in FITTED if value_at(self.to_dict(), key) == AUTO], self
+        if not left:
+            return self
+        settings = settings_of(self.model.name)
+        values = settings.for_method(self.method.name, self.method.reading) if settings else {}
+        for key in left:
+            run = with_value(run, key, values.get(key, value_at(_DEFAULTS, key)))
+        return run
+
+    def rows(self) -> tuple[int, int]:
+        """Rows of a micro-batch, and of a batch that is evaluated; of those that are `auto` the first choice."""
+        run = self.mildest()
+        return int(run.train.batch_size), int(run.eval.batch_size)
+
     def data_choices(self) -> dict[str, Any]:
         """The arguments of `jpeft.data.prepare.prepare` besides the task: where rows come from, how they are drawn."""
-        data = self.data
+        data, (rows, evaluated) = self.data, self.rows()
         return {
             "source": data.source,
             "path": data.path,
@@ -387,9 +406,9 @@ class Run:
             "max_train": data.max_train,
             "max_validation": data.max_validation,
             "max_test": data.max_test,
-            "batch_size": self.train.batch_size,
+            "batch_size": rows,
             "accumulation_steps": self.train.accumulation_steps,
-            "eval_batch_size": self.eval.batch_size,
+            "eval_batch_size": evaluated,
             "max_input_length": data.max_input_length,
             "max_target_length": data.max_target_length,
             "sample_seed": data.sample_seed,
@@ -439,6 +458,11 @@ class Run:
     def to_dict(self) -> dict[str, Any]:
         """The run as `config.json` of its directory holds it."""
         return dataclasses.asdict(self)
+
+
+# Keys that may be `auto`: what they are then is settled by what fits the device (`jpeft.train.fitting`).
+FITTED = ("model.remat", "train.batch_size", "eval.batch_size")
+_DEFAULTS = Run().to_dict()
 
 
 def taken_from_model(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:

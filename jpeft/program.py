@@ -58,7 +58,7 @@ class Program:
     def __call__(self, *args: Any) -> Any:
         if self._batch is not None:
             args = (*args[:-1], _put_batch(args[-1], self._batch))
-        key = tuple(leaf.shape for leaf in jax.tree.leaves(args[-1]))
+        key = _shapes_of(args[-1])
         if key not in self._compiled:
             started = time.perf_counter()
             compiled = self._jitted.lower(*args).compile()
@@ -68,12 +68,30 @@ class Program:
         make_room(self._temporary_bytes[key])
         return self._compiled[key](*args)
 
-    def compile(self, *shapes: Any) -> Any:
-        """The program for arguments of these shapes, without running it: what JAX knows of it can be asked."""
+    def traced(self, *shapes: Any) -> Any:
+        """What JAX traces for arguments of these shapes: it can be looked at, and lowered for a compiler."""
         *others, batch = shapes
         if self._batch is not None:
             batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._batch), batch)
-        return self._jitted.lower(*others, batch).compile()
+        return self._jitted.trace(*others, batch)
+
+    def prepare(self, *args: Any) -> Any:
+        """Compiles for arguments of these shapes, as the first call with them would, and returns what was compiled.
+
+        Args:
+          args: as of a call; shapes may stand for the last.
+        """
+        key = _shapes_of(args[-1])
+        if key not in self._compiled:
+            started = time.perf_counter()
+            self._compiled[key] = self.traced(*args).lower().compile()
+            self._temporary_bytes[key] = _temporary_bytes(self._compiled[key])
+            self.compile_seconds += time.perf_counter() - started
+        return self._compiled[key]
+
+
+def _shapes_of(batch: Any) -> Any:
+    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
 
 
 def _temporary_bytes(compiled: Any) -> int:
@@ -105,6 +123,44 @@ def memory_of_host() -> int | None:
         with contextlib.suppress(OSError, ValueError):  # ValueError: it says `max`
             limits.append(int(Path("/sys/fs/cgroup", name).read_text(encoding="utf-8")))
     return min(limits, default=None)
+
+
+_NOT_FRAGMENTED = 0.97  # of an accelerator's memory; its allocator leaves gaps
+_FREE_TO_USE = 0.9  # of the main memory that is free; the host's own work takes some, too
+
+
+def free_memory() -> float | None:
+    """Bytes of the device at hand that nothing holds; None where nobody tells.
+
+    On the CPU those of the machine and of the container around this process, shared out among its devices.
+    """
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return _NOT_FRAGMENTED * stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    if device.platform != "cpu":
+        return None
+    free = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):  # of control groups, version 2 and 1
+        with contextlib.suppress(OSError, ValueError):
+            most, taken = (int(Path("/sys/fs/cgroup", name).read_text(encoding="utf-8")) for name in (limit, used))
+            free.append(most - taken)
+    return _FREE_TO_USE * min(free) / len(jax.local_devices()) if free else None
+
+
+def needed_memory(compiled: Any) -> int:
+    """Bytes that a compiled program takes on each device while it runs, beside its arguments."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return 0
+    results = max(analysis.output_size_in_bytes - analysis.alias_size_in_bytes, 0)
+    return int(analysis.temp_size_in_bytes + results + analysis.generated_code_size_in_bytes)
 
 
 def _put_batch(batch: Any, sharding: jax.sharding.Sharding) -> Any:

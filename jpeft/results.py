@@ -49,7 +49,9 @@ class RunRecord:
       trained_on_after: epochs that it was allowed each time before it was asked to train on.
       by_source: of a run on several files, rows and numbers of each file's part.
       seconds: by phase; `total` is the sum of the others but for `zero_shot`, and compilation is in `compile` alone.
-      mesh: parts along each axis of devices; `versions`: of packages by name.
+      mesh: parts along each axis of devices.
+      settled: what the config's `auto` became, by config key; empty where nothing was.
+      versions: of packages by name.
     """
 
     status: str = "done"
@@ -94,6 +96,7 @@ class RunRecord:
     device: str
     device_count: int
     mesh: Mapping[str, Any]
+    settled: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, Any]
     commit: str | None
     started: str
@@ -334,6 +337,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "device": _name,
     "device_count": _natural,
     "mesh": _object,
+    "settled": _object,
     "versions": _object,
     "commit": _optional(_name),
     "started": _name,

@@ -19,6 +19,7 @@ from jpeft.errors import UserError
 from jpeft.words import clipped
 
 ANY = float("inf")  # no bound
+AUTO = "auto"
 _LONGEST_TEXT = 20_000  # of a template, say
 _LONGEST_PATH, _LONGEST_NAME = 4096, 255  # bytes, on every file system there is
 
@@ -26,6 +27,11 @@ _LONGEST_PATH, _LONGEST_NAME = 4096, 255  # bytes, on every file system there is
 def left_open(default: Any) -> Any:
     """A field that a config may leave open, for something else to fill in; this default where nothing does."""
     return dataclasses.field(default=default, metadata={"open": True})
+
+
+def or_auto(default: Any) -> Any:
+    """A field as `left_open`, which may also be `auto`: what it is is found out when that can be known."""
+    return dataclasses.field(default=default, metadata={"open": True, "auto": True})
 
 
 def placeholders(cls: type) -> ConfigDict:
@@ -36,6 +42,8 @@ def placeholders(cls: type) -> ConfigDict:
             config[field.name] = placeholders(typing.cast(type, field.type))
         elif field.default is dataclasses.MISSING:
             config[field.name] = ConfigDict()  # keys of the user's own
+        elif field.metadata.get("auto"):
+            config[field.name] = config_dict.placeholder(object)  # a number or a word; `parse` says what it may be
         elif field.default is None or field.metadata.get("open"):
             config[field.name] = config_dict.placeholder(_value_type(field.type))
         else:
@@ -66,19 +74,21 @@ def parse(cls: type, values: Mapping[str, Any], path: str, root: tuple[type, str
             if not isinstance(value, Mapping):
                 raise UserError(f"{path}.{key} is {value!r}; it is a section with keys of its own.")
             parsed[key] = parse(typing.cast(type, kind), value, f"{path}.{key}", root)
+        elif fields[key].metadata.get("auto") and value is not None:
+            parsed[key] = value if value == AUTO else _checked_value(f"{path}.{key}", value, kind, also=f" or {AUTO}")
         elif not (value is None and fields[key].metadata.get("open")):
             parsed[key] = _checked_value(f"{path}.{key}", value, kind)
     return cls(**parsed)
 
 
-def _checked_value(path: str, value: Any, annotation: Any) -> Any:
+def _checked_value(path: str, value: Any, annotation: Any, *, also: str = "") -> Any:
     expected = _value_type(annotation)
     if value is None and isinstance(annotation, types.UnionType):
         return None
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
-        raise UserError(f"{path} is {shortened(value)}; expected {expected.__name__}.")
+        raise UserError(f"{path} is {shortened(value)}; expected {expected.__name__}{also}.")
     if isinstance(value, str):
         if not value.strip():
             raise UserError(f"{path} is empty; give a value, or leave it out.")
@@ -144,9 +154,9 @@ def one_of(key: str, value: str, known: Iterable[str]) -> str:
     return value
 
 
-def check_bounds(key: str, value: int | float | None, least: int | float, most: int | float = ANY) -> None:
-    """Raises `UserError` for a number that is there and below `least` or above `most`."""
-    if value is not None and not (least <= value <= most and math.isfinite(value)):
+def check_bounds(key: str, value: int | float | str | None, least: int | float, most: int | float = ANY) -> None:
+    """Raises `UserError` for a number that is there, is not `auto`, and is below `least` or above `most`."""
+    if value is not None and value != AUTO and not (least <= value <= most and math.isfinite(value)):
         expected = f"at most {most:,.15g}" if value > most else f"at least {least:,g}"
         raise UserError(f"{key} is {value}; expected {expected}.")
 

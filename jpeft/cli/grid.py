@@ -39,16 +39,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--workdir", type=path, help="of the grid; runs/<name of the config file> by default")
     which = parser.add_argument_group("which cells (lists are separated by commas)")
-    which.add_argument("--methods", default="full,lora,ia3,bitfit,prompt", help="(default: %(default)s)")
-    which.add_argument("--tasks", default="agnews,cola,e2e,samsum", help="(default: %(default)s)")
-    which.add_argument("--scales", default="low,medium,high", help="(default: %(default)s)")
-    which.add_argument(
-        "--ablations",
-        default="paper",
-        help="names, 'none', 'all', or 'paper': all at medium scale (default: %(default)s)",
-    )
+    add_which(which)
     which.add_argument("--seeds", default="0", help="seeds of training; the splits stay (default: %(default)s)")
-    which.add_argument("--only", metavar="PATTERN", help="cells whose name matches, such as 'ia3_*_medium'")
     how = parser.add_argument_group("what to do with them")
     how.add_argument("--dry-run", action="store_true", help="show every cell's state and run nothing")
     how.add_argument("--limit", type=whole(), metavar="N", help="begin at most N cells")
@@ -68,6 +60,19 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_grid, takes_config_keys=True)
 
 
+def add_which(which: argparse._ArgumentGroup) -> None:
+    """The flags that say which cells, but for their seeds."""
+    which.add_argument("--methods", default="full,lora,ia3,bitfit,prompt", help="(default: %(default)s)")
+    which.add_argument("--tasks", default="agnews,cola,e2e,samsum", help="(default: %(default)s)")
+    which.add_argument("--scales", default="low,medium,high", help="(default: %(default)s)")
+    which.add_argument(
+        "--ablations",
+        default="paper",
+        help="names, 'none', 'all', or 'paper': all at medium scale (default: %(default)s)",
+    )
+    which.add_argument("--only", metavar="PATTERN", help="cells whose name matches, such as 'ia3_*_medium'")
+
+
 def _grid(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -81,7 +86,7 @@ def _grid(arguments: argparse.Namespace) -> int:
     workdir = arguments.workdir or Path("runs") / Path(arguments.config).stem
     choice = CellsToDo(failed=arguments.retry_failed, stale=arguments.overwrite_stale, limit=arguments.limit)
     schedule = CellSchedule(
-        _cells(arguments),
+        cells_of(arguments),
         workdir.absolute(),
         choice,
         report=lambda line: console.print(line, markup=False, soft_wrap=True),
@@ -98,7 +103,8 @@ def _grid(arguments: argparse.Namespace) -> int:
     return 1 if not arguments.dry_run and schedule.counts()[State.FAILED] else 0
 
 
-def _cells(arguments: argparse.Namespace):
+def cells_of(arguments: argparse.Namespace):
+    """The cells that the flags of `add_which`, `--config`, `--seeds` and the config's keys name."""
     from jpeft.cli.config_flags import parse_call
     from jpeft.config import Run
     from jpeft.grid.cells import config_names, expand

@@ -1,4 +1,4 @@
-"""`jpeft plan`: whether a run fits, before any weight is loaded."""
+"""`jpeft plan`: whether a run fits, before any weight is loaded and with no such device at hand."""
 
 import argparse
 import contextlib
@@ -11,20 +11,25 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jpeft.cli.arguments import whole
+from jpeft.cli.grid import add_which, cells_of
 from jpeft.errors import UserError
 from jpeft.words import counted, size
 
 _DESCRIPTION = """Tells what a run needs of each device and whether it fits, from shapes alone.
 
   jpeft plan --config lora_agnews_low --mesh model=4 --device A10
-  jpeft plan --config full_samsum_high --mesh fsdp=4 --device-memory 80GB --input-length 512
+  jpeft plan --config full_samsum_high --mesh fsdp=4 --device v5e --config.train.batch_size=auto
+  jpeft plan --config lora_samsum_high --device A10 --devices 4 --best          which mesh is fastest
+  jpeft plan --grid --scales low --mesh model=4 --device A10                    every cell of a grid
 
-The run's train, validation and generation steps are compiled for the mesh on this machine's CPU; no such devices, no
-weights and no network are needed. Keys of the config are set by --config.KEY=VALUE (jpeft train --help lists
-them)."""
+The run's programs are compiled by the device's own compiler, with no such device, no weights and no network: of GPUs
+with `pip install 'jpeft[plan-gpu]'`, of TPUs with `pip install 'jpeft[plan-tpu]'`. Without these, or without --device,
+it is this machine's CPU for which they are compiled. Keys of the config are set by --config.KEY=VALUE (jpeft train
+--help lists them)."""
 
 _SECONDS_OF_SILENCE = 1.0
 _MESH = re.compile(r"(data|fsdp|model)=([1-9][0-9]*)")
+Tell = Callable[[str], None]
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -36,12 +41,13 @@ def add(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, metavar="FILE[:CELL]", help="as main.py takes it")
+    parser.add_argument("--config", metavar="FILE[:CELL]", help="as main.py takes it; of a grid: benchmark")
     parser.add_argument(
         "--mesh", default="", metavar="AXES", help="such as model=4 or data=2,model=2; one device if not given"
     )
-    parser.add_argument("--device", help="by name, for memory and speed: A10, A100-80GB, H100, TPU-v5e, ...")
+    parser.add_argument("--device", help="by name: A10, A100-80, H100, RTX4090, v5e, v6e, ...")
     parser.add_argument("--device-memory", metavar="SIZE", help="such as 24GB, in the place of the device's own")
+    parser.add_argument("--hosts", type=whole(most=4096), default=1, help="over which the mesh is spread evenly")
     parser.add_argument(
         "--input-length", type=whole(most=65_536), metavar="TOKENS", help="padded; the longest if not given"
     )
@@ -50,29 +56,54 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--no-search", action="store_true", help="do not look for a change that would make it fit")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_plan, takes_config_keys=True)
+    which = parser.add_argument_group("which mesh")
+    which.add_argument("--best", action="store_true", help="rank all meshes of --devices by the least time of a step")
+    which.add_argument("--devices", type=whole(most=65_536), metavar="N", help="how many there are, for --best")
+    grid = parser.add_argument_group("many runs (lists are separated by commas)")
+    grid.add_argument("--grid", action="store_true", help="plan every cell of a grid, in one table")
+    add_which(grid)
+    parser.set_defaults(run=_plan, takes_config_keys=True, seeds="0")
 
 
 def _plan(arguments: argparse.Namespace) -> int:
     axes = _axes(arguments.mesh)
-    devices = 1
-    for parts in axes.values():
-        devices *= parts
+    devices = arguments.devices or 1
+    if not arguments.best:
+        devices = 1
+        for parts in axes.values():
+            devices *= parts
+    _check(arguments, axes)
     # Before JAX starts: it then takes this machine's CPU for so many devices, and looks for no other.
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={max(devices, 1)}"
-    with _telling("plans from shapes alone: loads no weights, compiles the run's three steps") as tell:
-        plan, device, memory, other = _make(arguments, axes, tell)
+    with _telling("plans from shapes alone: loads no weights, compiles the run's programs") as tell:
+        answer = _planned(arguments, axes, tell)
     if arguments.json:
-        print(json.dumps(_as_json(plan, device, memory, other), indent=2))
+        print(json.dumps(answer.as_json(), indent=2))
     else:
-        _print(plan, device, memory, other, searched=not arguments.no_search)
+        answer.print()
     return 0
 
 
+def _check(arguments: argparse.Namespace, axes: dict[str, int]) -> None:
+    """Raises `UserError` for flags that exclude or need each other."""
+    if arguments.config is None and not arguments.grid:
+        raise UserError("--config is missing; name a file, or what comes with jpeft: custom, lora_agnews_low.")
+    if arguments.hosts < 1:
+        raise UserError(f"--hosts is {arguments.hosts}; expected at least 1.")
+    if arguments.best and (arguments.devices is None or arguments.devices < 1 or axes or arguments.grid):
+        raise UserError("--best looks for the mesh of --devices N; give these, and no --mesh and no --grid.")
+    if arguments.devices is not None and not arguments.best:
+        raise UserError("--devices is of --best; a mesh says with --mesh how many devices it has.")
+    if (arguments.best or arguments.grid) and not arguments.device:
+        raise UserError("--best and --grid need a --device, to tell what fits it.")
+    if arguments.grid and (arguments.input_length or arguments.target_length):
+        raise UserError("--input-length and --target-length are of one run; a grid's tasks have their own.")
+
+
 @contextlib.contextmanager
-def _telling(first: str) -> Iterator[Callable[[str], None]]:
+def _telling(first: str) -> Iterator[Tell]:
     """Yields what is told how far it is, and shows it on standard error: on a terminal a line with a clock.
 
     Elsewhere it is a line each time; the first after a second, so that a wrong call remains one line.
@@ -103,25 +134,85 @@ def _telling(first: str) -> Iterator[Callable[[str], None]]:
         yield lambda line: progress.update(task, description=line)
 
 
-def _make(arguments: argparse.Namespace, axes: dict[str, int], tell: Callable[[str], None]) -> tuple[Any, ...]:
-    """Plan, device, its memory, and the plan of what would fit where this one does not."""
+@dataclasses.dataclass(frozen=True)
+class _OfDevice:
+    """What a plan is for.
+
+    Attributes:
+      device: None where none was named.
+      memory: bytes, of the device or of `--device-memory`; None without either.
+      compiler: in words; `advice` how to have the device's own, where that is not it.
+    """
+
+    device: Any
+    memory: float | None
+    compiler: str
+    advice: str
+
+    def first_line(self) -> str:
+        return f"compiled by {self.compiler}{self.advice}"
+
+
+def _planned(arguments: argparse.Namespace, axes: dict[str, int], tell: Tell) -> Any:
+    """The answer to the call, whichever was asked for."""
+    from jpeft.plan.compile import Remote, Workshop, has_compiler
+    from jpeft.plan.devices import device_named, memory_bytes
+
+    device = device_named(arguments.device) if arguments.device else None
+    memory = memory_bytes(arguments.device_memory) if arguments.device_memory else device.memory if device else None
+    own = device is not None and has_compiler(device)
+    with Remote(device, hosts=arguments.hosts) if own else contextlib.nullcontext(Workshop()) as compiler:
+        advice = ""
+        if device is not None and not own:
+            advice = (
+                f", not {device.name}'s own: temporary memory and messages are another's, often twice as much; "
+                f"pip install 'jpeft[{device.extra}]' brings its own"
+            )
+        of_device = _OfDevice(device, memory, compiler.words, advice)
+        if arguments.grid:
+            return _plan_grid(arguments, axes, of_device, compiler, tell)
+        return _plan_one(arguments, axes, of_device, compiler, tell)
+
+
+def _plan_one(
+    arguments: argparse.Namespace, axes: dict[str, int], of_device: _OfDevice, compiler: Any, tell: Tell
+) -> Any:
     from jpeft.cli.config_flags import parse_call
     from jpeft.config import Run
-    from jpeft.mesh.hardware import hardware, memory_bytes
-    from jpeft.train.plan import longest_lengths, make_plan, smallest_change
+    from jpeft.plan.fit import best, fitted, longest_lengths, make_plan, smallest_change
 
-    keys = [*arguments.config_keys, *(f"--config.mesh.{axis}={parts}" for axis, parts in axes.items())]
+    keys = [*arguments.config_keys, *_mesh_keys(axes)]
     call = parse_call(["jpeft plan", f"--config={arguments.config}", *keys], Run, "")
     assert call is not None, "no --help among the config's keys"
     run = Run.from_config(call.config)
-    device = hardware(arguments.device) if arguments.device else None
-    memory = memory_bytes(arguments.device_memory) if arguments.device_memory else device.memory if device else None
-    lengths = _lengths(arguments, longest_lengths(run))
-    plan = make_plan(run, lengths, report=tell)
-    other = None
+    lengths, memory = _lengths(arguments, longest_lengths(run)), of_device.memory
+    if arguments.best:
+        assert memory is not None and of_device.device is not None
+        tried = best(run, compiler, of_device.device, memory, arguments.devices, lengths, report=tell)
+        return _Ranked(run, of_device, tried)
+    plan = None
+    if memory is not None and run != run.mildest():
+        plan = fitted(run, compiler, memory, lengths, report=tell)
+    plan, other = plan or make_plan(run, compiler, lengths, report=tell), None
     if memory is not None and not plan.fits(memory) and not arguments.no_search:
-        other = smallest_change(plan, memory, report=tell)
-    return plan, device, memory, other
+        other = smallest_change(plan, compiler, memory, report=tell)
+    return _One(plan, of_device, other, searched=not arguments.no_search)
+
+
+def _plan_grid(
+    arguments: argparse.Namespace, axes: dict[str, int], of_device: _OfDevice, compiler: Any, tell: Tell
+) -> Any:
+    from jpeft.plan.fit import plan_all
+
+    arguments.config = arguments.config or "benchmark"
+    arguments.config_keys = [*arguments.config_keys, *_mesh_keys(axes)]
+    assert of_device.memory is not None
+    cells = [(cell.config_name, cell.run) for cell in cells_of(arguments)]
+    return _Grid(of_device, list(plan_all(cells, compiler, of_device.memory, report=tell)))
+
+
+def _mesh_keys(axes: dict[str, int]) -> list[str]:
+    return [f"--config.mesh.{axis}={parts}" for axis, parts in axes.items()]
 
 
 def _axes(text: str) -> dict[str, int]:
@@ -143,91 +234,252 @@ def _lengths(arguments: argparse.Namespace, longest: Any) -> Any:
     return dataclasses.replace(longest, **{name: length for name, length in given.items() if length is not None})
 
 
-def _as_json(plan: Any, device: Any, memory: float | None, other: Any) -> dict[str, Any]:
+# --- the answers ---
+
+
+@dataclasses.dataclass(frozen=True)
+class _One:
+    """One run's plan."""
+
+    plan: Any
+    of_device: _OfDevice
+    other: Any
+    searched: bool
+
+    def as_json(self) -> dict[str, Any]:
+        from jpeft.train.fitting import differing
+
+        memory = self.of_device.memory
+        return {
+            "compiler": self.of_device.compiler,
+            **plan_as_json(self.plan, self.of_device.device),
+            "device_memory": memory,
+            "fits": None if memory is None else self.plan.fits(memory),
+            "would_fit_with": list(differing(self.plan.run, self.other.run)) if self.other else None,
+        }
+
+    def print(self) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        plan, device, memory = self.plan, self.of_device.device, self.of_device.memory
+        run, console = plan.run, Console()
+        print(self.of_device.first_line())
+        print(f"{run.method.name} of {run.model.name}, {_mesh_words(run)}: on each device")
+        table = Table()
+        table.add_column("what")
+        table.add_column("size", justify="right")
+        for name in ("weights", "adapter", "optimizer", "gradients"):
+            table.add_row(name, size(getattr(plan.held, name)))
+        for name in plan.programs:
+            table.add_row(f"while in {name}", size(plan.needs(name)))
+        table.add_row("peak", size(plan.peak), style="bold")
+        console.print(table)
+        print(
+            f"micro-batch {run.train.batch_size} x {run.train.accumulation_steps}, "
+            f"{counted(run.eval.batch_size, 'row')} evaluated at once; "
+            f"{plan.lengths.input} + {plan.lengths.target} tokens; remat {run.model.remat}; "
+            f"keys and values of generation {size(plan.held.cache)}"
+        )
+        for name, program in plan.programs.items():
+            calls = plan.calls(name)
+            if program.refused:
+                print(f"{name:10} the compiler refuses it: {program.refused}")
+                continue
+            moved = f"{size(calls * program.bytes_moved)} moved a device"
+            work = size(calls * program.flops, "FLOP")
+            print(f"{name:10} {work:>11}; {moved}{_messages(program, calls)}{_least(plan, name, device)}")
+        if memory is not None:
+            print(_verdict(plan, memory))
+            if self.searched and not plan.fits(memory):
+                print(_change(plan, self.other))
+
+
+def _change(plan: Any, other: Any) -> str:
+    from jpeft.train.fitting import differing
+
+    if other is None:
+        return "no smaller micro-batch fits; take more devices"
+    return f"would fit with {' '.join(differing(plan.run, other.run))}"
+
+
+def _verdict(plan: Any, memory: float) -> str:
+    from jpeft.plan.fit import USABLE
+
+    verdict = "fits" if plan.fits(memory) else "does not fit"
+    return f"{verdict}: {size(plan.peak)} of {size(USABLE * memory)} ({USABLE:.0%} of {size(memory)})"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ranked:
+    """Meshes by the least time of a step."""
+
+    run: Any
+    of_device: _OfDevice
+    tried: Any
+
+    def as_json(self) -> dict[str, Any]:
+        device = self.of_device.device
+        return {
+            "compiler": self.of_device.compiler,
+            "device_memory": self.of_device.memory,
+            "meshes": [
+                {"mesh": vars(one.mesh), "fits": False, "why": one.why}
+                if one.plan is None
+                else {"fits": True, "step_seconds": one.plan.step_seconds(device), **plan_as_json(one.plan, device)}
+                for one in self.tried
+            ],
+        }
+
+    def print(self) -> None:
+        from jpeft.plan.fit import mesh_words
+
+        run, device = self.run, self.of_device.device
+        print(self.of_device.first_line())
+        rows = run.rows()[0] * run.train.accumulation_steps
+        print(f"{run.method.name} of {run.model.name}, steps of {counted(rows, 'row')}; the fastest that fits is first")
+        table = _table("mesh", "remat", "micro-batch", "evaluated", "peak", "a step at least", "bound by", "answers")
+        for one in self.tried:
+            if one.plan is None:
+                table.add_row(mesh_words(one.mesh), one.why, *[""] * 6)
+                continue
+            plan = one.plan
+            train, answered = plan.seconds("train", device), plan.seconds("generation", device)
+            table.add_row(
+                mesh_words(one.mesh),
+                plan.run.model.remat,
+                f"{plan.run.train.batch_size} x {plan.run.train.accumulation_steps}",
+                str(plan.run.eval.batch_size),
+                size(plan.peak),
+                _short(plan.step_seconds(device)),
+                train.bound,
+                _short(answered.total),
+            )
+        _show(table)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Grid:
+    """Every cell's plan."""
+
+    of_device: _OfDevice
+    cells: Any
+
+    def as_json(self) -> dict[str, Any]:
+        from jpeft.train.fitting import differing
+
+        device = self.of_device.device
+        return {
+            "compiler": self.of_device.compiler,
+            "device_memory": self.of_device.memory,
+            "cells": [
+                {"cell": name, "fits": False, "why": why}
+                if plan is None
+                else {
+                    "cell": name,
+                    "fits": True,
+                    "changed": list(differing(run.mildest(), plan.run)),
+                    "step_seconds": plan.step_seconds(device),
+                    **plan_as_json(plan, device),
+                }
+                for name, run, plan, why in self.cells
+            ],
+        }
+
+    def print(self) -> None:
+        device = self.of_device.device
+        print(self.of_device.first_line())
+        table = _table("cell", "mesh", "remat", "micro-batch", "evaluated", "peak", "a step at least", "answers")
+        for name, run, plan, why in self.cells:
+            if plan is None:
+                table.add_row(name, _mesh_words(run), why, *[""] * 5)
+                continue
+            table.add_row(
+                name,
+                _mesh_words(run),
+                plan.run.model.remat,
+                f"{plan.run.train.batch_size} x {plan.run.train.accumulation_steps}",
+                str(plan.run.eval.batch_size),
+                size(plan.peak),
+                _short(plan.step_seconds(device)),
+                _short(plan.seconds("generation", device).total),
+            )
+        _show(table)
+        fitting = sum(plan is not None for _, _, plan, _ in self.cells)
+        print(f"{fitting} of {counted(len(self.cells), 'cell')} fit")
+
+
+def plan_as_json(plan: Any, device: Any) -> dict[str, Any]:
+    """A plan's numbers. Times are there where a device is known."""
     run = plan.run
     return {
         "model": run.model.name,
         "method": run.method.name,
-        "mesh": {"data": run.mesh.data, "fsdp": run.mesh.fsdp, "model": run.mesh.model},
+        "mesh": vars(run.mesh),
+        "remat": run.model.remat,
+        "batch_size": run.train.batch_size,
+        "accumulation_steps": run.train.accumulation_steps,
+        "eval_batch_size": run.eval.batch_size,
         "input_length": plan.lengths.input,
         "target_length": plan.lengths.target,
-        "bytes": {
-            "weights": plan.weights,
-            "adapter": plan.adapter,
-            "optimizer": plan.optimizer,
-            "gradients": plan.gradients,
-            "cache": plan.cache,
-            "peak": plan.peak,
-        },
-        "steps": {
-            name: {
-                "temporary_bytes": step.temporary_bytes,
-                "flops": step.flops,
-                "messages": {"count": step.messages.count, "bytes": step.messages.bytes, "calls": step.calls},
-                "least_seconds": plan.seconds(name, device) if device else None,
-            }
-            for name, step in plan.steps.items()
-        },
-        "device_memory": memory,
-        "fits": None if memory is None else plan.fits(memory),
-        "would_fit_with": _settings(other, plan) if other else None,
+        "bytes": {**dataclasses.asdict(plan.held), "peak": plan.peak},
+        "steps": {name: _step_as_json(plan, name, device) for name in plan.programs},
     }
 
 
-def _settings(other: Any, plan: Any) -> list[str]:
-    """Flags that turn one plan's run into the other's."""
-    from jpeft.typed_config import differences
+def _step_as_json(plan: Any, name: str, device: Any) -> dict[str, Any]:
+    program, calls = plan.programs[name], plan.calls(name)
+    least = plan.seconds(name, device) if device else None
+    return {
+        "temporary_bytes": program.temporary_bytes,
+        "result_bytes": program.result_bytes,
+        "code_bytes": program.code_bytes,
+        "flops": calls * program.flops,
+        "bytes_moved": calls * program.bytes_moved,
+        "messages": {**dataclasses.asdict(program.messages), "calls": calls},
+        "least_seconds": least.total if least else None,
+        "bound": least.bound if least else None,
+        "refused": program.refused,
+        "compile_seconds": program.seconds,
+    }
 
-    changed = differences(plan.run.to_dict(), other.run.to_dict())
-    return [f"--config.{line.partition(':')[0]}={line.rpartition('-> ')[2].strip(chr(39))}" for line in changed]
+
+def _mesh_words(run: Any) -> str:
+    from jpeft.plan.fit import mesh_words
+
+    return mesh_words(run.mesh)
 
 
-def _print(plan: Any, device: Any, memory: float | None, other: Any, *, searched: bool) -> None:
-    from rich.console import Console
+def _table(*columns: str) -> Any:
     from rich.table import Table
 
-    from jpeft.train.plan import USABLE
-
-    run, console = plan.run, Console()
-    mesh = ", ".join(f"{axis}={parts}" for axis, parts in vars(run.mesh).items() if parts > 1) or "one device"
-    print(f"{run.method.name} of {run.model.name}, {mesh}: on each device")
     table = Table()
-    table.add_column("what")
-    table.add_column("size", justify="right")
-    for name in ("weights", "adapter", "optimizer", "gradients"):
-        table.add_row(name, size(getattr(plan, name)))
-    for name, step in plan.steps.items():
-        table.add_row(f"while in {name}", size(step.temporary_bytes))
-    table.add_row("peak", size(plan.peak), style="bold")
-    console.print(table)
-    print(
-        f"micro-batch {run.train.batch_size} x {run.train.accumulation_steps}, "
-        f"{counted(run.eval.batch_size, 'row')} evaluated at once; "
-        f"{plan.lengths.input} + {plan.lengths.target} tokens; remat {run.model.remat}; "
-        f"keys and values of generation {size(plan.cache)}"
-    )
-    for name, step in plan.steps.items():
-        print(f"{name:10} {size(step.flops, 'FLOP'):>11}{_messages(step)}{_least(plan, name, device)}")
-    if memory is not None:
-        verdict = "fits" if plan.fits(memory) else "does not fit"
-        print(f"{verdict}: {size(plan.peak)} of {size(USABLE * memory)} ({USABLE:.0%} of {size(memory)})")
-        if searched and not plan.fits(memory):
-            print(
-                f"would fit with {' '.join(_settings(other, plan))}"
-                if other
-                else "no smaller micro-batch fits; take more devices"
-            )
+    for column in columns:
+        table.add_column(column)
+    return table
 
 
-def _messages(step: Any) -> str:
+def _show(table: Any) -> None:
+    import sys
+
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _messages(program: Any, calls: int) -> str:
     """Tells how many messages devices exchange in one step, by kind of message; empty where they exchange none."""
-    sent = ", ".join(f"{n} {kind}" for kind, n in step.messages.count.items())
-    times = f"{step.calls} x ({sent})" if step.calls > 1 else sent
+    messages = program.messages
+    sent = ", ".join(f"{n} {kind} of {size(messages.bytes[kind])}" for kind, n in messages.count.items())
+    times = f"{calls} x ({sent})" if calls > 1 else sent
     return f"; between devices {times}" if sent else ""
 
 
 def _least(plan: Any, name: str, device: Any) -> str:
-    return f"; at least {_short(plan.seconds(name, device))}" if device else ""
+    if not device:
+        return ""
+    seconds = plan.seconds(name, device)
+    return f"; at least {_short(seconds.total)}, bound by {seconds.bound}"
 
 
 def _short(seconds: float) -> str:

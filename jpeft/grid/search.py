@@ -302,7 +302,7 @@ class _Search:
             train=rows["train"],
             validation=rows["validation"],
             test=rows["test"],
-            eval_batch=run.eval.batch_size,
+            eval_batch=run.rows()[1],
             zero_shot=True,
         )
 
@@ -437,7 +437,7 @@ def _max_epochs(run: Run) -> int:
 
 def _short_epochs(run: Run, rows: int) -> int:
     """A third of the full run's, or more where that would be too few steps to judge by."""
-    steps = math.ceil(rows / (run.train.batch_size * run.train.accumulation_steps))
+    steps = math.ceil(rows / (run.rows()[0] * run.train.accumulation_steps))
     share = math.ceil(_max_epochs(run) * _SHORT_SHARE)
     return max(1, min(_max_epochs(run), max(share, math.ceil(_LEAST_STEPS / steps))))
 

@@ -52,8 +52,8 @@ class Layout:
                 f"of {jax.process_count()} processes; the product has to be {len(devices)}."
             )
         chosen = devices[:count]
-        if count == len(jax.devices()) and list(chosen) == jax.devices():  # JAX then knows how they are connected
-            return cls(jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES)))
+        if count == len(devices):  # JAX then knows how they are connected
+            return cls(jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices))
         return cls(Mesh(np.asarray(chosen).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES)))
 
     @property

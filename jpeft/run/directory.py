@@ -62,6 +62,7 @@ ENTRIES = (
     "worst_rows.jsonl",
     "learning_curve.png",
     "splits.json",
+    "settled.json",
     "earlier",
     "failure.json",
     "progress.json",
@@ -311,6 +312,14 @@ class RunDirectory:
             return
         with write_whole(self.path / name) as beside:
             beside.write_text(json.dumps(value, indent=2) + "\n")
+
+    def settled(self) -> dict[str, Any] | None:
+        """`settled.json`: what the run that goes on here has made of each `auto`; None where none has begun.
+
+        The first process alone is to ask. Raises `RunFailed`: it is damaged.
+        """
+        file = self.path / "settled.json"
+        return None if self._replaces or not file.is_file() else _read_own(file)
 
     def read_result(self) -> dict[str, Any] | None:
         """`result.json`, or None when the run has not finished, or is about to be done again.

@@ -104,6 +104,13 @@ def any_of(flags: Sequence[bool]) -> list[bool]:
     return multihost_utils.process_allgather(np.asarray(flags)).any(axis=0).tolist()
 
 
+def least_of(number: float) -> float:
+    """The least of what the processes give; every process of the run has to call it."""
+    if jax.process_count() == 1:
+        return number
+    return float(np.min(multihost_utils.process_allgather(np.float64(number))))
+
+
 def wait_for_all(what: str) -> None:
     """Returns when every process has come to this place."""
     if jax.process_count() > 1:

@@ -6,7 +6,8 @@ at any moment and started again ends with the same adapter, bit for bit.
 
 import dataclasses
 import datetime
-from collections.abc import Hashable
+import json
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,19 @@ from jpeft.run.directory import RunDirectory, run_once
 from jpeft.run.display import Display
 from jpeft.run.environment import commit, peak_memory_bytes, reset_peak_memory, versions
 from jpeft.run.estimate import Size
-from jpeft.run.processes import is_first, wait_for_all
-from jpeft.train import cautions
+from jpeft.run.processes import from_first, is_first, wait_for_all
+from jpeft.train import cautions, fitting
 from jpeft.train.aftermath import write_aftermath
+from jpeft.train.device_fit import DeviceFit
 from jpeft.train.monitor import Monitor
 from jpeft.train.optimizer import AdamW
-from jpeft.train.programs import AnsweringPrograms, build_answering, build_programs
+from jpeft.train.programs import AnsweringPrograms, Programs, build_answering, build_programs
 from jpeft.train.progress import Progress
 from jpeft.train.schedule import three_point_schedule
 from jpeft.train.session import Session
 from jpeft.train.setup import set_up
 from jpeft.train.shown import ShownEpochs
-from jpeft.train.step import init_state, zero_sums
+from jpeft.train.step import TrainState, init_state, zero_sums
 from jpeft.train.stream import Epochs, PaddedRows
 from jpeft.train.trainer import Course, TimedEvaluator, Trainer
 from jpeft.words import counted
@@ -94,6 +96,7 @@ class _Execution:
     """One run of the trainer at work: what its phases (data, set up, train, test, save) hand to each other."""
 
     def __init__(self, run: Run, directory: RunDirectory, display: Display, session: Session):
+        asked, run = run, run.mildest()  # what is `auto` begins with its first choice, and is settled below
         self.run, self.directory, self.display, self.session = run, directory, display, session
         # Functions of their own that whoever runs it named in the config.
         own.load_all([*run.build_task().metrics, *filter(None, [monitored_metric(run.train.monitor)])])
@@ -108,43 +111,50 @@ class _Execution:
         self.answer = answer_in_use(run.eval.answer, self.data.task)
         require_metrics(self.data.task, self.answer)
         self.monitor = self._monitor()
-        model, train = self.setup.model, run.train
-        graphdef, adapter, base = split(model)
+        graphdef, adapter, base = split(self.setup.model)
         adapter, self.base = self.layout.place(adapter), self.layout.place(base)
-        assert train.max_epochs is not None, "Run.from_config fills it in"
-        self.max_epochs = train.max_epochs
-        self.steps_per_epoch = num_steps(
-            len(self.data.tokens["train"]), batch_size=train.batch_size, accumulation_steps=train.accumulation_steps
-        )
-        schedule = three_point_schedule(
-            **dataclasses.asdict(train.learning_rate),
-            total_steps=self.steps_per_epoch * self.max_epochs,
-            warmup_fraction=train.warmup_fraction,
-        )
-        optimizer = AdamW(weight_decay=train.weight_decay, clip_grad_norm=train.clip_grad_norm)
+        optimizer = AdamW(weight_decay=run.train.weight_decay, clip_grad_norm=run.train.clip_grad_norm)
         state = self.layout.place(init_state(adapter, optimizer))
         self.answering = {
             "max_length": self.data.task.max_target_length,
             "num_beams": run.eval.num_beams,
             "labels": self._labels(),
         }
-        self.programs = build_programs(
-            graphdef,
-            state,
-            self.base,
-            jax.eval_shape(zero_sums, adapter),
-            optimizer,
-            self.layout,
-            label_smoothing=train.label_smoothing,
-            method=self.setup.method,
-            **self.answering,
-            made=session.programs,
+
+        def programs_of(graphdef: nnx.GraphDef) -> Programs:
+            return build_programs(
+                graphdef,
+                state,
+                self.base,
+                jax.eval_shape(zero_sums, adapter),
+                optimizer,
+                self.layout,
+                label_smoothing=run.train.label_smoothing,
+                method=self.setup.method,
+                **self.answering,
+                made=session.programs,
+            )
+
+        self.programs, self.settled = programs_of(graphdef), {}
+        if asked != run:
+            graphdef = self._settle(asked, state, programs_of)
+            run = self.run
+        train = run.train
+        assert train.max_epochs is not None, "Run.from_config fills it in"
+        self.max_epochs = train.max_epochs
+        self.steps_per_epoch = num_steps(
+            len(self.data.tokens["train"]), batch_size=run.rows()[0], accumulation_steps=train.accumulation_steps
+        )
+        schedule = three_point_schedule(
+            **dataclasses.asdict(train.learning_rate),
+            total_steps=self.steps_per_epoch * self.max_epochs,
+            warmup_fraction=train.warmup_fraction,
         )
         self.adapter_parameters = count(adapter)
         stream = Epochs(
             self._rows_of("train"),
             [example.id for example in self.data.examples["train"]],
-            batch_size=train.batch_size,
+            batch_size=run.rows()[0],
             accumulation_steps=train.accumulation_steps,
             seed=train.seed,
         )
@@ -176,7 +186,7 @@ class _Execution:
                 self.monitor,
                 self._size(),
                 steps_per_epoch=self.steps_per_epoch,
-                rows_per_step=train.batch_size * train.accumulation_steps,
+                rows_per_step=run.rows()[0] * train.accumulation_steps,
             ),
         )
         # The module tree keeps the structure alone: its initial arrays would otherwise stay in memory beside the state.
@@ -189,6 +199,29 @@ class _Execution:
         directory.begin(digest)
         record = data_record(self.data.row_ids(), self.data.tokens, self.data.shapes, digest)
         directory.write_json("splits.json", record)
+        if self.settled:
+            directory.write_json("settled.json", self.settled)
+
+    def _settle(self, asked: Run, state: TrainState, programs_of: Callable[[nnx.GraphDef], Programs]) -> nnx.GraphDef:
+        """Settles each `auto` of the config, as this run did before or by what fits the device, in every process alike.
+
+        Returns the structure of the model in that arrangement; data and programs are then those of the settled run.
+
+        Raises:
+          RunFailed: nothing fits.
+        """
+        known = self.directory.settled() if is_first() else None
+        known = json.loads(from_first(json.dumps(known)))
+        fit = DeviceFit(asked, self.setup, self.layout, self.data, state, self.base, programs_of)
+        run = fitting.with_settled(self.run, known) if known else fit.mildest()
+        self.display.say(f"{fit.words(run)}{', as before' if known else ''}")
+        self.settled = fitting.settled(run)
+        if run.rows() != self.run.rows():
+            self.run = run
+            self.data_key, self.data = self._prepare_data()
+        self.run = run
+        self.programs, graphdef = fit.programs(run.model.remat)
+        return graphdef
 
     def _prepare_data(self) -> tuple[Hashable, Data]:
         """The splits, and all that they were made from."""
@@ -224,7 +257,7 @@ class _Execution:
 
     def _evaluators(self) -> list[Evaluator]:
         """The validation loss, and where another number of the validation split is monitored, what gives that."""
-        tokens, batch_size, rows = self.data.tokens["validation"], self.run.eval.batch_size, self._rows_of("validation")
+        tokens, batch_size, rows = self.data.tokens["validation"], self.run.rows()[1], self._rows_of("validation")
         order = eval_order(tokens.lengths(), batch_size=batch_size)
         batches = lambda: ((rows.batch(batch, batch_size), len(batch)) for batch in order)
         evaluators: list[Evaluator] = [LossEvaluator("validation", self.programs.loss, batches, len(tokens))]
@@ -291,7 +324,7 @@ class _Execution:
             cautions.few_test_rows(len(data.tokens["test"])),
             cautions.few_steps(
                 len(data.tokens["train"]),
-                batch_size=run.train.batch_size,
+                batch_size=run.rows()[0],
                 accumulation_steps=run.train.accumulation_steps,
                 max_epochs=self.max_epochs,
             ),
@@ -352,8 +385,8 @@ class _Execution:
         """The arguments of `jpeft.eval.generate.by_row` that say how rows are batched when answers are generated."""
         return {
             "shapes": self.data.shapes,
-            "batch_size": self.run.eval.batch_size,
-            "part": programs.layout.rows_here(self.run.eval.batch_size),
+            "batch_size": self.run.rows()[1],
+            "part": programs.layout.rows_here(self.run.rows()[1]),
             "pad_token_id": self.setup.model.config.pad_token_id,
         }
 
@@ -370,7 +403,7 @@ class _Execution:
         if not self.data.sources:
             return None
         examples, of_source = self.data.examples["test"], {}
-        validation, batch_size = self.data.rows_by_source("validation"), self.run.eval.batch_size
+        validation, batch_size = self.data.rows_by_source("validation"), self.run.rows()[1]
         padded = self._rows_of("validation")
         for name, rows in self.data.rows_by_source("test").items():
             own = validation[name]
@@ -453,6 +486,7 @@ class _Execution:
             device=jax.devices()[0].device_kind,
             device_count=self.layout.mesh.size,
             mesh=self.layout.shape,
+            settled=self.settled,
             versions=versions(),
             commit=commit(),
             started=progress.started,

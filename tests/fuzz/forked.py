@@ -23,17 +23,6 @@ def warm() -> None:
     import rich.console  # noqa: F401
     import transformers  # noqa: F401
 
-    import jpeft.adapters.merge
-    import jpeft.cli
-    import jpeft.grid.search
-    import jpeft.predict.run
-    import jpeft.pretrain.loop
-    import jpeft.report.document
-    import jpeft.serve.app
-    import jpeft.serve.start
-    import jpeft.train.loop
-    import jpeft.train.plan  # noqa: F401
-
 
 def child(argv: list[str], cwd: str, out: int, err: int) -> None:
     from jpeft.cli import main, run_experiment

@@ -1,15 +1,12 @@
-"""Operations and messages of programs whose numbers can be told by hand."""
+"""Operations of programs whose numbers can be told by hand; devices and sizes of memory by name."""
 
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jpeft.errors import UserError
-from jpeft.mesh.hardware import HARDWARE, hardware, memory_bytes
-from jpeft.mesh.layout import Layout
-from jpeft.mesh.work import matmul_flops, messages
+from jpeft.plan.devices import DEVICES, device_named, memory_bytes
+from jpeft.plan.work import matmul_flops
 
 
 def shape(*dims):
@@ -34,22 +31,6 @@ def test_products_are_counted_with_their_batches_loops_and_gradients():
     assert matmul_flops(until, shape(3, 4), shape(4, 4), turns=11) == 11 * once
 
 
-def test_messages_are_counted_as_often_as_their_loop_runs():
-    """Each turn multiplies by columns, then by rows: the parts are summed over the devices, [8, 16] in float32."""
-    mesh = Layout.of_devices(model=4).mesh
-
-    def put(*dims, spec):
-        return jax.ShapeDtypeStruct(dims, jnp.float32, sharding=NamedSharding(mesh, spec))
-
-    def layers(x, first, second):
-        return jax.lax.scan(lambda x, pair: (jnp.tanh(x @ pair[0]) @ pair[1], None), x, (first, second))[0]
-
-    args = put(8, 16, spec=P()), put(5, 16, 32, spec=P(None, None, "model")), put(5, 32, 16, spec=P(None, "model"))
-    found = messages(jax.jit(layers).lower(*args).compile().as_text() or "")
-    assert found.count == {"all-reduce": 5}
-    assert found.bytes == {"all-reduce": 5 * 8 * 16 * 4}
-
-
 @pytest.mark.parametrize(("text", "size"), [("24GB", 24e9), ("80 GiB", 80 * 2**30), ("1.5tb", 1.5e12)])
 def test_amounts_of_memory(text, size):
     assert memory_bytes(text) == size
@@ -62,6 +43,7 @@ def test_what_is_no_amount_is_refused(text):
 
 
 def test_devices_are_known_however_they_are_written():
-    assert hardware("a100_80gb") == HARDWARE["A100-80GB"] and hardware("TPU v5e") == HARDWARE["TPU-v5e"]
+    assert device_named("a100_80gb") is DEVICES["A100-80"] and device_named("TPU v5e") is DEVICES["v5e"]
+    assert device_named("RTX 4090") is DEVICES["RTX4090"] and device_named("TPU-v5p") is DEVICES["v5p"]
     with pytest.raises(UserError, match="--device B7 is not known; there are A10, "):
-        hardware("B7")
+        device_named("B7")

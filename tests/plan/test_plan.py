@@ -11,8 +11,10 @@ from jpeft.cli import main
 from jpeft.config import Run
 from jpeft.mesh.layout import Layout
 from jpeft.peft.attaching import split
+from jpeft.plan.compile import Workshop
+from jpeft.plan.fit import make_plan, smallest_change
+from jpeft.plan.memory import Lengths
 from jpeft.train.optimizer import AdamW
-from jpeft.train.plan import Lengths, make_plan, smallest_change
 from jpeft.train.session import Session
 from jpeft.train.setup import set_up
 from jpeft.train.step import init_state, zero_sums
@@ -31,7 +33,8 @@ def run(four_headed_checkpoint):
 
 
 LENGTHS = Lengths(16, 8)
-SIGN_OF_LIFE = "plans from shapes alone: loads no weights, compiles the run's three steps\n"
+HERE = Workshop()
+SIGN_OF_LIFE = "plans from shapes alone: loads no weights, compiles the run's programs\n"
 
 
 def held(tree) -> int:
@@ -44,16 +47,16 @@ def held(tree) -> int:
 def test_its_bytes_are_those_of_the_arrays_that_a_run_holds(method, mesh, run):
     chosen = run(method, **mesh)
     chosen = dataclasses.replace(chosen, model=dataclasses.replace(chosen.model, dtype="bfloat16"))
-    plan = make_plan(chosen, LENGTHS)
+    planned = HERE.held(chosen, LENGTHS)
     layout = Layout.of_devices(**mesh)
     _, adapter, base = split(set_up(chosen, Session(), layout).model)
     adapter, base = layout.place(adapter), layout.place(base)
     state = layout.place(init_state(adapter, AdamW()))
-    assert plan.weights == held(base)
-    assert plan.adapter == held(state.adapter)
-    assert plan.optimizer == held(state.opt_state)
-    assert plan.gradients == held(layout.place(zero_sums(adapter)).grads)
-    assert plan.peak > plan.resident == plan.weights + plan.adapter + plan.optimizer + plan.gradients
+    assert planned.weights == held(base)
+    assert planned.adapter == held(state.adapter)
+    assert planned.optimizer == held(state.opt_state)
+    assert planned.gradients == held(layout.place(zero_sums(adapter)).grads)
+    assert planned.bytes == held(base) + held(state) - state.step.nbytes + planned.gradients
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -66,21 +69,21 @@ def test_answers_under_fsdp_gather_no_weights(method, run):
 
 @pytest.mark.slow
 def test_a_peft_step_does_two_thirds_of_the_work_of_a_full_one(run):
-    lora, full = (make_plan(run(method), LENGTHS).steps["train"].flops for method in ("bitfit", "full"))
+    lora, full = (make_plan(run(method), HERE, LENGTHS).programs["train"].flops for method in ("bitfit", "full"))
     assert 0.63 < lora / full < 0.75  # the head's own gradient and the attention's products blur it at this size
-    assert make_plan(run("bitfit"), LENGTHS).steps["train"].messages.count == {}
+    assert make_plan(run("bitfit"), HERE, LENGTHS).programs["train"].messages.count == {}
 
 
 @pytest.mark.slow
 def test_what_would_make_it_fit_is_found(run):
-    plan = make_plan(run("lora"), LENGTHS)
-    memory = (plan.resident + plan.peak) / 2 / 0.9
+    plan = make_plan(run("lora"), HERE, LENGTHS)
+    memory = (plan.held.bytes + plan.peak) / 2 / 0.9
     assert not plan.fits(memory)
-    other = smallest_change(plan, memory)
+    other = smallest_change(plan, HERE, memory)
     assert other is not None and other.fits(memory)
     train, before = other.run.train, plan.run.train
     assert train.batch_size * train.accumulation_steps == before.batch_size * before.accumulation_steps
-    assert smallest_change(plan, plan.resident / 2) is None
+    assert smallest_change(plan, HERE, plan.held.bytes / 2) is None
 
 
 @pytest.fixture
@@ -103,13 +106,16 @@ def test_the_command(command, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert (plan["input_length"], plan["target_length"]) == (16, 4)  # a flag for one length leaves the config's other
     assert plan["fits"] is True and plan["mesh"] == {"data": 2, "fsdp": 1, "model": 2}
+    assert plan["compiler"].startswith("XLA's compiler for this machine's CPU")
     assert plan["steps"]["train"]["least_seconds"] > 0 and plan["steps"]["train"]["messages"]["calls"] == 4
-    assert command(*short, "--device-memory=0.001GB", "--no-search") == 0
+    assert command(*short, "--mesh=data=2,model=2", "--device-memory=0.0003GB", "--no-search") == 0  # compiled before
     out, err = capsys.readouterr()
     assert "does not fit: " in out and "0.00 " not in out and "nothing" not in out and " kB" in out
     assert "no smaller micro-batch fits" not in out  # nobody looked
     lines = err.removeprefix(SIGN_OF_LIFE).splitlines()
-    assert [line.split(" (")[0] for line in lines] == ["compiles train", "compiles validation", "compiles generation"]
+    assert [line.split(" (")[0] for line in lines] == [
+        f"compiles {step}" for step in ("train", "update", "validation", "generation")
+    ]
 
 
 @pytest.mark.parametrize(

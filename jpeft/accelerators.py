@@ -1,0 +1,82 @@
+"""Whether this machine has an accelerator, asked before JAX is.
+
+The compilers of GPUs and TPUs may be installed where there is neither, to plan for them (`jpeft.plan`). JAX takes them
+for the drivers of devices that it then cannot find, and says so at length before it falls back on the CPU.
+"""
+
+import contextlib
+import ctypes
+import glob
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+_GPU_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
+_GOOGLE = "0x1ae0"  # the maker of TPUs, on a PCI bus
+
+
+def spare_what_is_missing() -> None:
+    """Makes JAX look for the CPU alone, where all that it could look for besides is surely not there.
+
+    To be called before JAX looks for devices. Whoever has set `JAX_PLATFORMS` has chosen.
+    """
+    if "JAX_PLATFORMS" in os.environ or not (compiles_for_gpus() or compiles_for_tpus()):
+        return
+    if _has_other_plugins() or (compiles_for_gpus() and has_gpu_driver()) or (compiles_for_tpus() and has_tpu()):
+        return
+    if "jax" in sys.modules:
+        import jax
+
+        if jax.config.jax_platforms is None:  # pyright: ignore[reportAttributeAccessIssue]  (made at run time)
+            jax.config.update("jax_platforms", "cpu")
+    else:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def compiles_for_gpus() -> bool:
+    """Whether XLA's compiler for NVIDIA GPUs is installed."""
+    return any(_is_there(name) for name in _GPU_PLUGINS)
+
+
+def compiles_for_tpus() -> bool:
+    """Whether XLA's compiler for TPUs is installed."""
+    return _is_there("libtpu")
+
+
+def has_gpu_driver() -> bool:
+    """Whether NVIDIA's driver is there, without which no program reaches a GPU."""
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libcuda.so.1")
+        return True
+    return any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
+
+
+def has_tpu() -> bool:
+    """Whether there is a TPU on the machine's bus, or a device file that may be one's."""
+    for vendor in glob.glob("/sys/bus/pci/devices/*/vendor"):
+        with contextlib.suppress(OSError):
+            if Path(vendor).read_text(encoding="utf-8").strip() == _GOOGLE:
+                return True
+    return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
+
+
+def _has_other_plugins() -> bool:
+    """Whether JAX has plug-ins for devices of other kinds, of which nothing is known here."""
+    try:
+        import jax_plugins
+    except ImportError:
+        return False
+    known = {name.rpartition(".")[2] for name in _GPU_PLUGINS}
+    return any(
+        child.is_dir() and child.name not in known and not child.name.startswith("_")
+        for place in jax_plugins.__path__
+        for child in Path(place).iterdir()
+    )
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False

@@ -1,0 +1,43 @@
+"""The process that compiles for a device that is not there: `python -m jpeft.plan.child DEVICE HOSTS`.
+
+It reads questions from standard input, a JSON object a line, and answers each with one: `made`, `user_error` or
+`failed`. Whatever libraries print goes to standard error.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from typing import IO, Any
+
+from jpeft.config import Run
+from jpeft.errors import UserError
+from jpeft.plan.compile import Workshop
+from jpeft.plan.devices import device_named
+from jpeft.plan.memory import Lengths
+from jpeft.trouble import first_line
+
+
+def main(argv: list[str], questions: IO[str], answers: IO[str]) -> None:
+    """Answers until there are no more questions."""
+    workshop = Workshop(device_named(argv[0]), hosts=int(argv[1]))
+    for line in questions:
+        print(json.dumps(answer(workshop, json.loads(line))), file=answers, flush=True)
+
+
+def answer(workshop: Workshop, question: dict[str, Any]) -> dict[str, Any]:
+    """The answer to one question."""
+    run, lengths, what = Run.from_config(question["run"]), Lengths(**question["lengths"]), question["what"]
+    try:
+        made = workshop.held(run, lengths) if what == "held" else workshop.compile(run, lengths, what)
+    except UserError as error:
+        return {"user_error": str(error)}
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {first_line(error)}"}
+    return {"made": dataclasses.asdict(made)}
+
+
+if __name__ == "__main__":
+    own = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    main(sys.argv[1:], sys.stdin, own)

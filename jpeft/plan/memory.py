@@ -1,0 +1,187 @@
+"""What a run holds on each device and what its compiled programs take, from shapes alone: no weights are loaded.
+
+The programs are the very ones that the run compiles (`jpeft.train.programs`), laid out over devices that need not be
+there.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jpeft.config import Run
+from jpeft.mesh.layout import Layout
+from jpeft.model.family import family_with
+from jpeft.model.source import load_config
+from jpeft.peft.attaching import attach, split
+from jpeft.peft.selection import select
+from jpeft.program import Program
+from jpeft.train.optimizer import AdamW
+from jpeft.train.programs import build_programs
+from jpeft.train.schedule import constant
+from jpeft.train.session import Recent
+from jpeft.train.setup import selection
+from jpeft.train.step import init_state, zero_sums
+
+STEPS = ("train", "update", "validation", "generation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Padded lengths in tokens; a run's longest, unless its data are known to be shorter."""
+
+    input: int
+    target: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """Bytes that are on each device, whatever is computed.
+
+    Attributes:
+      weights: of the frozen base.
+      adapter: trainable leaves, float32.
+      optimizer: its two moments.
+      gradients: the buffer that micro-batches add to.
+      cache: keys and values of a batch in generation, part of that step's temporary memory.
+      answering: weights and adapter once more while answers are generated, where these have them elsewhere than training
+        (`Layout.for_answers`); 0 where they take the same.
+    """
+
+    weights: int
+    adapter: int
+    optimizer: int
+    gradients: int
+    cache: int
+    answering: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """The sum of what is there all the time."""
+        return self.weights + self.adapter + self.optimizer + self.gradients
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """A run's programs with the shapes of what they are called with.
+
+    Attributes:
+      arguments: by step, what `Program.traced` takes.
+      turns: by step, of loops that end by a condition.
+    """
+
+    held: Held
+    programs: dict[str, Program]
+    arguments: dict[str, tuple[Any, ...]]
+    turns: dict[str, int]
+
+
+def longest_lengths(run: Run) -> Lengths:
+    """The longest that a batch of the run can be, padded."""
+    task = run.build_task()
+    return Lengths(
+        _up(run.data.max_input_length or task.max_input_length, 16),
+        _up(run.data.max_target_length or task.max_target_length, 4),
+    )
+
+
+def describe(run: Run, lengths: Lengths, devices: Sequence[Any] | None = None) -> Described:
+    """A run's programs for its mesh of `devices`; None for those of this process.
+
+    Raises:
+      UserError: there are too few, a dimension cannot be cut, or the model is not known.
+    """
+    run = run.mildest()
+    train_rows, eval_rows = run.rows()
+    layout = Layout.of_devices(**dataclasses.asdict(run.mesh), devices=devices)
+    graphdef, adapter, base = _trees(run)
+    optimizer = AdamW(run.train.weight_decay, run.train.clip_grad_norm)
+    state = layout.describe(jax.eval_shape(lambda adapter: init_state(adapter, optimizer), adapter))
+    sums = layout.describe(jax.eval_shape(zero_sums, adapter))
+    base = layout.describe(base)
+    programs = build_programs(
+        graphdef,
+        state,
+        base,
+        sums,
+        optimizer,
+        layout,
+        max_length=lengths.target,
+        num_beams=run.eval.num_beams,
+        label_smoothing=run.train.label_smoothing,
+        method=run.build_method(),
+        made=Recent(4),
+    )
+    family, shape = family_with(load_config(run.model.name)), (lengths.input, lengths.target)
+    inputs = jax.ShapeDtypeStruct((eval_rows, lengths.input), jnp.int32)
+    scalar, key = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(lambda: jax.random.key(0, impl="rbg"))
+    answering = programs.answering.layout
+    moved = answering.describe((state.adapter, base))
+    trained, evaluated = family.batch_shapes(train_rows, shape), family.batch_shapes(eval_rows, shape)
+    return Described(
+        Held(
+            weights=_bytes_on_a_device(base),
+            adapter=_bytes_on_a_device(state.adapter),
+            optimizer=_bytes_on_a_device(state.opt_state),
+            gradients=_bytes_on_a_device(sums.grads),
+            cache=_cache_bytes(run, lengths, answering),
+            answering=0 if programs.answering.move is None else _bytes_on_a_device(moved),
+        ),
+        {
+            "train": programs.accumulate,
+            "update": programs.update,
+            "validation": programs.loss,
+            "generation": programs.answering.generate,
+        },
+        {
+            "train": (sums, state.adapter, base, key, scalar, scalar, trained),
+            "update": (state, sums, constant(0.0)),
+            "validation": (state.adapter, base, evaluated),
+            "generation": (*moved, inputs),
+        },
+        {"train": 1, "update": 1, "validation": 1, "generation": lengths.target},
+    )
+
+
+def _trees(run: Run) -> tuple[nnx.GraphDef, Any, Any]:
+    """Structure, and shapes of the adapter and of the base, as the run would load them."""
+    config = load_config(run.model.name)
+    if run.model.dropout_rate is not None:
+        config = dataclasses.replace(config, dropout_rate=run.model.dropout_rate)
+    dtype = jnp.dtype("bfloat16" if run.model.dtype == "auto" else run.model.dtype)
+    method, family = run.build_method(), family_with(config)
+    structure = []
+
+    def make() -> tuple[nnx.State, nnx.State]:
+        model = family.build(config, dtype=dtype)
+        family.arrange(model, scan_layers=run.model.scan_layers, remat=run.model.remat)
+        if not method.trains_base:
+            nnx.update(model, jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.state(model, nnx.Param)))
+        model = attach(model, method, select(model, method, selection(run, model)), jax.random.key(0))
+        graphdef, adapter, base = split(model)
+        structure.append(graphdef)
+        return adapter, base
+
+    adapter, base = jax.eval_shape(make)
+    return structure[0], adapter, base
+
+
+def _bytes_on_a_device(tree: Any) -> int:
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _cache_bytes(run: Run, lengths: Lengths, layout: Layout) -> int:
+    """Keys and values that a device keeps while it generates, of what was written and of the encoder's output."""
+    config = load_config(run.model.name)
+    rows = run.rows()[1] * run.eval.num_beams // layout.batch_parts
+    itemsize = 4 if run.model.dtype == "float32" else 2
+    shape = (lengths.input, lengths.target)
+    return rows * family_with(config).cache_numbers(config, shape, parts=layout.shape["model"]) * itemsize
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple

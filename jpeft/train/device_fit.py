@@ -1,0 +1,169 @@
+"""The settings with which a run fits the device at hand: what its `auto` is settled by.
+
+The run's own programs are compiled for its largest batches, which it needs anyway, and kept for when they come.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jpeft.config import Run
+from jpeft.data.batches import fitting_shape
+from jpeft.data.prepare import Data
+from jpeft.errors import RunFailed
+from jpeft.mesh.layout import Layout
+from jpeft.model.family import family_of
+from jpeft.peft.attaching import split
+from jpeft.program import Program, free_memory, needed_memory
+from jpeft.run.processes import least_of
+from jpeft.train import fitting
+from jpeft.train.programs import Programs
+from jpeft.train.setup import Setup
+from jpeft.train.step import TrainState, zero_sums
+from jpeft.trouble import out_of_memory
+from jpeft.typed_config import AUTO
+from jpeft.words import counted, size
+
+_NOT_AT_ALL = 2**62  # bytes, of what a compiler refuses
+
+
+class DeviceFit:
+    """A run that leaves settings open, ready to be asked which of them fit.
+
+    Args:
+      asked: the run with its `auto`.
+      state, base: where the layout has them.
+      programs_of: the run's programs for a model of that structure.
+    """
+
+    def __init__(
+        self,
+        asked: Run,
+        setup: Setup,
+        layout: Layout,
+        data: Data,
+        state: TrainState,
+        base: nnx.State,
+        programs_of: Callable[[nnx.GraphDef], Programs],
+    ):
+        self._asked, self._first, self._setup, self._layout = asked, asked.mildest(), setup, layout
+        self._data, self._state, self._base, self._programs_of = data, state, base, programs_of
+        self._made: dict[str, tuple[Programs, nnx.GraphDef]] = {}
+        self._family = family_of(setup.model)
+        self._free: float | None = None
+        self._taken: list[int] = []
+        self._refused: list[int] = []
+
+    def programs(self, remat: str) -> tuple[Programs, nnx.GraphDef]:
+        """The run's programs, and the structure of its model, where the backward pass computes that anew."""
+        if remat not in self._made:
+            assert self._family is not None, "models of jpeft's own are trained"
+            self._family.arrange(self._setup.model, scan_layers=self._first.model.scan_layers, remat=remat)
+            graphdef, _, _ = split(self._setup.model)
+            self._made[remat] = self._programs_of(graphdef), graphdef
+        return self._made[remat]
+
+    def mildest(self) -> Run:
+        """The run with the mildest settings that fit the device; with its first ones, where nobody tells its memory.
+
+        Raises:
+          RunFailed: none fit.
+        """
+        free = free_memory()
+        if free is None:
+            return self._first
+        sums = jax.eval_shape(zero_sums, self._state.adapter)
+        self._free = least_of(
+            free - _bytes_on_a_device(self._layout.describe(sums.grads))
+        )  # where the gradients will be
+        open_ = {key: value == AUTO for key, value in fitting.settled(self._asked).items()}
+        settings = fitting.trainings(self._first, remat=open_["model.remat"], rows=open_["train.batch_size"])
+        training = fitting.first_training(settings, self._training_needs, self._free)
+        if training is None:
+            raise self._nothing_fits("a training step")
+        run = fitting.with_training(self._first, training)
+        rows = fitting.first_evaluation(
+            fitting.evaluations(run, rows=open_["eval.batch_size"]),
+            lambda rows: self._evaluation_needs(rows, training.remat),
+            self._free,
+        )
+        if rows is None:
+            raise self._nothing_fits("generating answers")
+        return fitting.with_evaluation(run, rows)
+
+    def _nothing_fits(self, what: str) -> RunFailed:
+        assert self._free is not None
+        told = [needs for needs in self._refused if needs < _NOT_AT_ALL]
+        needs = f"needs {size(min(told))} at least" if told else "is refused by the compiler"
+        return RunFailed(
+            f"nothing that `auto` may choose fits: {what} {needs}, and {size(max(self._free, 0))} of this device are "
+            "free; take more devices (mesh.fsdp, mesh.model), a smaller model, fewer tokens with "
+            "data.max_input_length, or leave more keys to `auto`."
+        )
+
+    def words(self, run: Run) -> str:
+        """What was settled, in one line."""
+        kept = "keeps all for the backward pass" if run.model.remat == "none" else f"remat {run.model.remat}"
+        of = "" if self._free is None else f"of {size(self._free)} that are free "
+        needs = f": takes {size(max(self._taken))} {of}beside what the run holds" if self._taken else ""
+        rows, evaluated = run.rows()
+        return (
+            f"auto: {kept}, micro-batches of {counted(rows, 'row')} x {run.train.accumulation_steps}, "
+            f"{counted(evaluated, 'row')} evaluated at once{needs}"
+        )
+
+    def _training_needs(self, setting: fitting.Training) -> int:
+        accumulate = self.programs(setting.remat)[0].accumulate
+        sums = self._layout.describe(jax.eval_shape(zero_sums, self._state.adapter))
+        key = jax.eval_shape(lambda: jax.random.key(0, impl="rbg"))
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self._layout.whole)
+        number = np.int32(0)
+        batch = self._batch(setting.rows, self._data.shapes[-1])
+        return self._judged(self._asks(accumulate, sums, self._state.adapter, self._base, key, number, number, batch))
+
+    def _evaluation_needs(self, rows: int, remat: str) -> int:
+        programs = self.programs(remat)[0]
+        trees = self._state.adapter, self._base
+        longest = self._data.tokens["test"].lengths()[:, :1]
+        shape = fitting_shape(self._data.shapes, np.concatenate([longest, np.ones_like(longest)], axis=1))
+        inputs = jax.ShapeDtypeStruct((rows, shape[0]), jnp.int32)
+        answering = programs.answering
+        moved = trees if answering.move is None else answering.layout.describe(trees)
+        again = 0 if answering.move is None else _bytes_on_a_device(moved)
+        needs = [
+            self._asks(answering.generate, *moved, inputs) + again,
+            self._asks(programs.loss, *trees, self._batch(rows, self._data.shapes[-1])),
+        ]
+        if answering.label_log_probs is not None:
+            needs.append(self._asks(answering.label_log_probs, *moved, inputs) + again)
+        return self._judged(max(needs))
+
+    def _judged(self, needs: int) -> int:
+        """The same number, which is remembered for what is said of it."""
+        assert self._free is not None
+        (self._taken if needs <= self._free else self._refused).append(needs)
+        return needs
+
+    def _batch(self, rows: int, shape: tuple[int, int]) -> Any:
+        assert self._family is not None
+        return self._family.batch_shapes(rows, shape)
+
+    def _asks(self, program: Program, *args: Any) -> int:
+        """Bytes that a program takes, of its compiler."""
+        try:
+            return needed_memory(program.prepare(*args))
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            return _NOT_AT_ALL
+
+
+def _bytes_on_a_device(tree: Any) -> int:
+    """Of leaves, or of their descriptions, that say where they are."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+    )

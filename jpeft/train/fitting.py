@@ -1,0 +1,134 @@
+"""Settings that make a run need less memory and change nothing of its result, mildest first, and the first that fits.
+
+Rows move from the micro-batch to accumulation, the backward pass computes anew what it would have kept, fewer rows are
+evaluated at once. How much a setting needs is asked of the compiled program itself.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from jpeft.config import Run
+from jpeft.typed_config import with_value
+
+_REMATS = ("none", "dots", "block")  # mildest first
+_CUTS = (1, 2, 4, 8, 16, 32, 64)
+_MILD_CUT = 4  # micro-batches of less than a quarter of the rows come after computing anew
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How a step is computed.
+
+    Attributes:
+      remat: as `model.remat`.
+      rows: of a micro-batch.
+      micro_batches: of a step.
+    """
+
+    remat: str
+    rows: int
+    micro_batches: int
+
+
+def trainings(run: Run, *, remat: bool, rows: bool) -> list[Training]:
+    """The settings of a step, mildest first: the run's own, and those that need less.
+
+    Where weights are gathered for each micro-batch (`mesh.fsdp`), one more of them costs more than computing anew.
+
+    Args:
+      run: without any `auto`.
+      remat, rows: whether these may change.
+    """
+    first, accumulated = run.rows()[0], run.train.accumulation_steps
+    remats = _REMATS[_REMATS.index(run.model.remat) :] if remat else (run.model.remat,)
+    cuts = _cuts(run, first) if rows else [1]
+    if run.mesh.fsdp > 1:
+        pairs = [(kind, cut) for cut in cuts for kind in remats]
+    else:
+        mild = [cut for cut in cuts if cut <= _MILD_CUT]
+        pairs = [(kind, cut) for some in (mild, cuts[len(mild) :]) for kind in remats for cut in some]
+    return [Training(kind, first // cut, accumulated * cut) for kind, cut in pairs]
+
+
+def evaluations(run: Run, *, rows: bool) -> list[int]:
+    """The rows at once of a run's evaluation, most first; arguments as of `trainings`."""
+    first = run.rows()[1]
+    return [first // cut for cut in _cuts(run, first)] if rows else [first]
+
+
+def _cuts(run: Run, rows: int) -> list[int]:
+    """Into how many parts so many rows can be cut, that the mesh's parts of a batch can share out evenly."""
+    parts = run.mesh.data * run.mesh.fsdp
+    return [cut for cut in _CUTS if not rows % cut and not rows // cut % parts] or [1]
+
+
+def with_training(run: Run, setting: Training) -> Run:
+    """The run with its training settled."""
+    return dataclasses.replace(
+        run,
+        model=dataclasses.replace(run.model, remat=setting.remat),
+        train=dataclasses.replace(run.train, batch_size=setting.rows, accumulation_steps=setting.micro_batches),
+    )
+
+
+def with_evaluation(run: Run, rows: int) -> Run:
+    """The run with the rows at once of its evaluation settled."""
+    return dataclasses.replace(run, eval=dataclasses.replace(run.eval, batch_size=rows))
+
+
+def first_training(settings: Sequence[Training], needs: Callable[[Training], int], room: float) -> Training | None:
+    """The first setting that needs no more than `room` bytes; None where none does.
+
+    What a micro-batch needs grows with its rows, and no faster than they do; so much is not asked again.
+
+    Args:
+      needs: bytes that a setting's program takes; each call may compile for a minute.
+    """
+    known: dict[str, list[tuple[int, int]]] = {}
+    for setting in settings:
+        least = max((need * setting.rows // rows for rows, need in known.get(setting.remat, [])), default=0)
+        if least > room:
+            continue
+        need = needs(setting)
+        if need <= room:
+            return setting
+        known.setdefault(setting.remat, []).append((setting.rows, need))
+    return None
+
+
+def first_evaluation(rows: Sequence[int], needs: Callable[[int], int], room: float) -> int | None:
+    """The first number of rows at once that needs no more than `room` bytes; None where none does."""
+    least_refused: tuple[int, int] | None = None
+    for number in rows:
+        if least_refused is not None and least_refused[1] * number // least_refused[0] > room:
+            continue
+        need = needs(number)
+        if need <= room:
+            return number
+        least_refused = number, need
+    return None
+
+
+def with_settled(run: Run, values: Mapping[str, Any]) -> Run:
+    """The run with what was settled before, as `settled` has it. Raises `UserError`: it is none of a run's values."""
+    for key in ("model.remat", "train.batch_size", "train.accumulation_steps", "eval.batch_size"):
+        if key in values:
+            run = with_value(run, key, values[key])
+    return Run.from_config(run.to_dict())
+
+
+def settled(run: Run) -> dict[str, int | str]:
+    """The settings that `auto` is settled by, by config key."""
+    return {
+        "model.remat": run.model.remat,
+        "train.batch_size": run.train.batch_size,
+        "train.accumulation_steps": run.train.accumulation_steps,
+        "eval.batch_size": run.eval.batch_size,
+    }
+
+
+def differing(before: Run, after: Run) -> Iterator[str]:
+    """The flags that turn one run's settings into another's."""
+    old, new = settled(before), settled(after)
+    yield from (f"--config.{key}={value}" for key, value in new.items() if value != old[key])
