@@ -75,7 +75,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     _check(arguments, axes)
     # Before JAX starts: it then takes this machine's CPU for so many devices, and looks for no other.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    flags = os.environ.get("XLA_FLAGS", "")
+    flags = re.sub(r" *--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={max(devices, 1)}"
     with _telling("plans from shapes alone: loads no weights, compiles the run's programs") as tell:
         answer = _planned(arguments, axes, tell)

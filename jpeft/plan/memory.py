@@ -48,8 +48,8 @@ class Held:
       optimizer: its two moments.
       gradients: the buffer that micro-batches add to.
       cache: keys and values of a batch in generation, part of that step's temporary memory.
-      answering: weights and adapter once more while answers are generated, where these have them elsewhere than training
-        (`Layout.for_answers`); 0 where they take the same.
+      answering: weights and adapter once more while answers are generated, where these have them elsewhere than
+        training has (`Layout.for_answers`); 0 where they take the same.
     """
 
     weights: int

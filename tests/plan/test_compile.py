@@ -14,7 +14,7 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.plan import child, compile
 from jpeft.plan.compile import Remote, Workshop, child_environment, needed_bytes, short_refusal
 from jpeft.plan.devices import DEVICES
-from jpeft.plan.fit import make_plan
+from jpeft.plan.fit import Plan, make_plan
 from jpeft.plan.memory import Lengths
 
 LENGTHS = Lengths(16, 4)
@@ -71,8 +71,9 @@ def test_a_refusal_is_an_answer_and_what_was_compiled_is_kept(small, monkeypatch
         refused = workshop.compile(small, LENGTHS, "update")
     assert refused.refused is not None and "15.75G" in refused.refused
     assert refused.bytes == int(16.92 * 2**30)
-    plan = make_plan(small, workshop, LENGTHS)
-    assert not dataclasses.replace(plan, programs={**plan.programs, "update": refused}).fits(1e15)
+    held = workshop.held(small, LENGTHS)
+    assert Plan(small, LENGTHS, held, {"update": first}, "").fits(1e15)
+    assert not Plan(small, LENGTHS, held, {"update": refused}, "").fits(1e15)
     with monkeypatch.context() as patch:  # from what was kept: nothing is compiled
         patch.setattr("jax.stages.Lowered.compile", None)
         assert Workshop().compile(small, LENGTHS, "update") == first

@@ -62,8 +62,8 @@ def test_its_bytes_are_those_of_the_arrays_that_a_run_holds(method, mesh, run):
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_answers_under_fsdp_gather_no_weights(method, run):
     """Gathered inside the loop over tokens they would be several times what a pass over whole rows gathers."""
-    plan = make_plan(run(method, fsdp=4), LENGTHS)
-    validation, generation = (plan.steps[name].messages.bytes for name in ("validation", "generation"))
+    fsdp = run(method, fsdp=4)
+    validation, generation = (HERE.compile(fsdp, LENGTHS, name).messages.bytes for name in ("validation", "generation"))
     assert validation["all-gather"] > 0 and generation.get("all-gather", 0) < 0.2 * validation["all-gather"]
 
 
