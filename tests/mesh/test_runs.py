@@ -1,5 +1,6 @@
 """Runs on four devices (of the CPU, split in four) come out as on one."""
 
+import dataclasses
 import json
 import signal
 
@@ -9,10 +10,12 @@ from safetensors.numpy import load_file
 
 from jpeft.config import Run
 from jpeft.errors import Stopped
+from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.peft.methods import METHODS
 from jpeft.run.display import Display
 from jpeft.run.metrics_log import MetricsLog
 from jpeft.train.loop import execute
+from tests.decoders import LLAMA, TINY_DECODERS, random_decoder
 
 MESHES = {"4x1": {"data": 4}, "1x4": {"model": 4}, "2x2": {"data": 2, "model": 2}, "fsdp": {"fsdp": 4}}
 ONE = {"data": 1, "fsdp": 1, "model": 1}
@@ -22,10 +25,10 @@ ONE = {"data": 1, "fsdp": 1, "model": 1}
 def cell(four_headed_checkpoint, toy_data):
     """Three steps of 16 rows of a method, on a mesh."""
 
-    def make(method: str, mesh: dict[str, int], **train) -> Run:
+    def make(method: str, mesh: dict[str, int], model=four_headed_checkpoint, **train) -> Run:
         return Run.from_config(
             {
-                "model": {"name": str(four_headed_checkpoint)},
+                "model": {"name": str(model)},
                 "method": {"name": method},
                 "data": {"task": "agnews", "path": str(toy_data), "max_train": 48, "max_target_length": 12},
                 "train": {"max_epochs": 1, "batch_size": 8, "accumulation_steps": 2, **train},
@@ -60,6 +63,37 @@ def test_three_steps_agree_with_one_device(method, mesh, cell, on_one_device, tm
     one, losses_of_one, answers_of_one, adapter_of_one = on_one_device[method]
     four, losses, answers, adapter = outcome(cell(method, MESHES[mesh]), tmp_path / "four")
     assert four["device_count"] == 4 and four["mesh"] == {**ONE, **MESHES[mesh]}
+    assert len(losses) == 3
+    np.testing.assert_allclose(losses, losses_of_one, atol=1e-5)
+    assert abs(four["validation_loss"] - one["validation_loss"]) < 1e-5
+    assert answers == answers_of_one
+    assert set(adapter) == set(adapter_of_one)
+
+
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory, tiny_tokenizer):
+    """Directories of tiny decoder-only models by kind; a Llama's two heads of keys are fewer than four devices."""
+    found = {}
+    for kind, config in {"llama": LLAMA, "bloom": dataclasses.replace(TINY_DECODERS["bloom"], num_heads=4)}.items():
+        config = dataclasses.replace(config, max_positions=2048)
+        if kind == "bloom":
+            config = dataclasses.replace(config, num_kv_heads=4, d_head=6)
+        found[kind] = tmp_path_factory.mktemp(kind)
+        DECODER_FAMILY.save(random_decoder(config), found[kind])
+        (found[kind] / "tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(("kind", "method"), [("llama", "lora"), ("llama", "prompt"), ("bloom", "full")])
+def test_three_steps_of_a_decoder_only_model_agree_with_one_device(
+    kind, method, mesh, cell, decoders, on_one_device, tmp_path
+):
+    if (kind, method) not in on_one_device:
+        on_one_device[kind, method] = outcome(cell(method, ONE, decoders[kind]), tmp_path / "one")
+    one, losses_of_one, answers_of_one, adapter_of_one = on_one_device[kind, method]
+    four, losses, answers, adapter = outcome(cell(method, MESHES[mesh], decoders[kind]), tmp_path / "four")
     assert len(losses) == 3
     np.testing.assert_allclose(losses, losses_of_one, atol=1e-5)
     assert abs(four["validation_loss"] - one["validation_loss"]) < 1e-5
