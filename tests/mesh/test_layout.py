@@ -3,14 +3,14 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import pytest
-from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from jpeft.errors import UserError
 from jpeft.mesh.layout import Layout
 from jpeft.mesh.rules import leaf_name, spec_of
-from jpeft.model.t5 import T5
+from jpeft.model.family import family_with
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.methods import METHODS, build
 from jpeft.peft.selection import select
@@ -19,6 +19,7 @@ from jpeft.train.optimizer import AdamW
 from jpeft.train.schedule import constant
 from jpeft.train.step import init_state, zero_sums
 from tests.conftest import TINY
+from tests.decoders import MORE, TINY_DECODERS
 
 FOUR_HEADS = dataclasses.replace(TINY, num_heads=4)
 
@@ -27,7 +28,7 @@ def trees(method: str, reading: str, config=FOUR_HEADS):
     """Shapes of what a run holds: base, state with its optimizer, sums."""
 
     def make():
-        model = T5(config, rngs=nnx.Rngs(0))
+        model = family_with(config).build(config, dtype=jnp.float32)
         chosen = build(method, reading, {})
         _, adapter, base = split(attach(model, chosen, select(model, chosen), jax.random.key(0)))
         state = init_state(adapter, AdamW(weight_decay=0.1, clip_grad_norm=1.0))
@@ -47,6 +48,19 @@ def test_every_leaf_has_a_rule(method, reading, tied, gated):
     layout = Layout.of_devices(model=4)
     for tree in trees(method, reading, config):
         jax.tree.map(lambda leaf, sharding: sharding.shard_shape(leaf.shape), tree, layout.shardings(tree))
+
+
+@pytest.mark.parametrize("kind", [*TINY_DECODERS, *MORE])
+@pytest.mark.parametrize("method", ["full", "lora", "bitfit", "prompt"])
+def test_every_leaf_of_a_decoder_only_model_has_a_rule(method, kind):
+    """And biases are cut as what they are added to: of a map into heads or widths, and of none out of them."""
+    layout = Layout.of_devices(model=4)
+    for tree in trees(method, "official", {**TINY_DECODERS, **MORE}[kind]):
+        jax.tree.map(lambda leaf, sharding: sharding.shard_shape(leaf.shape), tree, layout.shardings(tree))
+    key = jax.tree_util.DictKey
+    path = [key(part) for part in ("decoder", "segments", 0, "feed_forward", "up", "bias")]
+    assert spec_of(path, (3, 24)) == P(None, "model")
+    assert spec_of([*path[:4], key("down"), key("bias")], (3, 16)) in (P(None), P(None, None), P())
 
 
 def test_what_an_optimizer_sums_over_dimensions_is_whole():
