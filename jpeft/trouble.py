@@ -34,10 +34,10 @@ def explained(error: BaseException) -> UserError | RunFailed | None:
         return error
     if out_of_memory(error):
         return RunFailed(
-            f"there is too little memory ({first_line(error, 160)}); give --config.model.remat=auto, "
-            "--config.train.batch_size=auto and --config.eval.batch_size=auto, which take what fits and change no "
-            "result, or less of --config.data.max_input_length, more devices or a smaller model; `jpeft plan` tells "
-            "what a run needs."
+            f"there is too little memory ({first_line(error, 160)}); take less at once: a run with "
+            "--config.model.remat=auto, --config.train.batch_size=auto and --config.eval.batch_size=auto takes what "
+            "fits; else fewer rows, fewer tokens (--config.data.max_input_length), more devices or a smaller model. "
+            "`jpeft plan` tells what a run needs."
         )
     if isinstance(error, OSError):
         reason = error.strerror or first_line(error)

@@ -56,7 +56,7 @@ class DeviceFit:
         self._family = family_of(setup.model)
         self._free: float | None = None
         self._taken: list[int] = []
-        self._refused: list[int] = []
+        self._refused: list[tuple[int, int]] = []  # bytes, rows
 
     def programs(self, remat: str) -> tuple[Programs, nnx.GraphDef]:
         """The run's programs, and the structure of its model, where the backward pass computes that anew."""
@@ -97,8 +97,11 @@ class DeviceFit:
 
     def _nothing_fits(self, what: str) -> RunFailed:
         assert self._free is not None
-        told = [needs for needs in self._refused if needs < _NOT_AT_ALL]
-        needs = f"needs {size(min(told))} at least" if told else "is refused by the compiler"
+        told = [(needs, rows) for needs, rows in self._refused if needs < _NOT_AT_ALL]
+        if told:
+            needs = "needs {} at {}".format(size(min(told)[0]), counted(min(told)[1], "row"))
+        else:
+            needs = "is refused by the compiler" if self._refused else "has no room beside what the run holds"
         return RunFailed(
             f"nothing that `auto` may choose fits: {what} {needs}, and {size(max(self._free, 0))} of this device are "
             "free; take more devices (mesh.fsdp, mesh.model), a smaller model, fewer tokens with "
@@ -123,7 +126,8 @@ class DeviceFit:
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self._layout.whole)
         number = np.int32(0)
         batch = self._batch(setting.rows, self._data.shapes[-1])
-        return self._judged(self._asks(accumulate, sums, self._state.adapter, self._base, key, number, number, batch))
+        needs = self._asks(accumulate, sums, self._state.adapter, self._base, key, number, number, batch)
+        return self._judged(needs, setting.rows)
 
     def _evaluation_needs(self, rows: int, remat: str) -> int:
         programs = self.programs(remat)[0]
@@ -140,12 +144,15 @@ class DeviceFit:
         ]
         if answering.label_log_probs is not None:
             needs.append(self._asks(answering.label_log_probs, *moved, inputs) + again)
-        return self._judged(max(needs))
+        return self._judged(max(needs), rows)
 
-    def _judged(self, needs: int) -> int:
+    def _judged(self, needs: int, rows: int) -> int:
         """The same number, which is remembered for what is said of it."""
         assert self._free is not None
-        (self._taken if needs <= self._free else self._refused).append(needs)
+        if needs <= self._free:
+            self._taken.append(needs)
+        else:
+            self._refused.append((needs, rows))
         return needs
 
     def _batch(self, rows: int, shape: tuple[int, int]) -> Any:

@@ -1,0 +1,239 @@
+"""Makes the tables of docs/accelerators.md from programs that the devices' own compilers compile, with no such device.
+
+python scripts/accelerator_table.py                           what is not known yet, then the tables
+python scripts/accelerator_table.py --only A10,H100           of some devices; several such calls may work at once
+python scripts/accelerator_table.py --write                   nothing but the tables, of what is known
+
+What was planned is kept, a file a row, in docs/results/accelerators/: a call that was ended goes on where it was. Needs
+jpeft[plan-gpu] and jpeft[plan-tpu]. A row takes one to three minutes of a quiet core.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jpeft.cli.plan import plan_as_json
+from jpeft.config import Run
+from jpeft.errors import RunFailed, UserError
+from jpeft.files import write_whole
+from jpeft.plan.compile import Remote
+from jpeft.plan.devices import DEVICES
+from jpeft.plan.fit import Plan, fitted
+from jpeft.words import size
+
+ROOT = Path(__file__).parent.parent
+ROWS = ROOT / "docs" / "results" / "accelerators"
+PAGE = ROOT / "docs" / "accelerators.md"
+METHODS = ("lora", "ia3", "bitfit", "prompt", "full")
+TASKS = ("agnews", "samsum", "cola", "e2e")
+XL, XXL = "google/flan-t5-xl", "google/flan-t5-xxl"
+PLACES = (("A10", 4), ("H100", 1), ("v5e", 4), ("A100-40", 4), ("v6e", 4), ("v5p", 4), ("v5e", 8))
+OF_XXL = (("A10", 4), ("A100-40", 4), ("v5e", 8), ("H100", 1), ("v5p", 4))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One run on some devices.
+
+    Attributes:
+      axes: of the mesh that are tried, in this order, all devices along one; the first that fits stays.
+    """
+
+    model: str
+    method: str
+    task: str
+    device: str
+    devices: int
+    axes: tuple[str, ...]
+
+    @property
+    def file(self) -> Path:
+        """Where its plan is kept."""
+        return ROWS / f"{self.model.rpartition('-')[2]}_{self.method}_{self.task}_{self.device}x{self.devices}.json"
+
+    def run(self, axis: str) -> Run:
+        """The paper's cell on the mesh."""
+        return Run.from_config(
+            {
+                "model": {"name": self.model},
+                "method": {"name": self.method},
+                "data": {"task": self.task},
+                "mesh": {axis: self.devices},
+            }
+        )
+
+
+def rows() -> Iterator[Row]:
+    """Every row of the tables, what matters most first."""
+
+    def axes(devices: int) -> tuple[str, ...]:
+        return ("model", "fsdp") if devices > 1 else ("data",)
+
+    for task in ("samsum", "agnews"):
+        for method in METHODS:
+            yield Row(XL, method, task, "A10", 4, axes(4))
+    yield Row(XL, "full", "agnews", "v5e", 4, axes(4))
+    yield Row(XL, "lora", "agnews", "v5e", 4, axes(4))
+    for device, devices in PLACES[1:]:
+        for method in ("lora", "full"):
+            for task in TASKS[:2]:
+                yield Row(XL, method, task, device, devices, axes(devices))
+    for task in ("cola", "e2e"):
+        for method in METHODS:
+            yield Row(XL, method, task, "A10", 4, axes(4))
+    for device, devices in OF_XXL:
+        for method in ("lora", "full"):
+            yield Row(XXL, method, "agnews", device, devices, axes(devices))
+    for device, devices in PLACES[1:]:
+        for method in ("ia3", "bitfit", "prompt"):
+            for task in TASKS[:2]:
+                yield Row(XL, method, task, device, devices, axes(devices))
+
+
+def plan_row(row: Row, compiler: Remote) -> dict[str, Any]:
+    """The mildest settings that fit on the first mesh where some do; `why` where none do."""
+    device, why = DEVICES[row.device], []
+    for axis in row.axes:
+        telling = lambda line, axis=axis: print(f"  {axis}: {line}", flush=True)
+        try:
+            plan = fitted(row.run(axis), compiler, device.memory, anything=True, report=telling)
+        except (UserError, RunFailed) as error:
+            why.append(f"{axis}: {error}")
+            continue
+        if plan is not None:
+            return {"fits": True, "axis": axis, **_numbers(plan, row)}
+        held = compiler.held(row.run(axis), _lengths(row.run(axis)))
+        why.append(f"{axis}: {size(held.bytes)} are held by weights, adapter, optimizer and gradients alone")
+    return {"fits": False, "why": "; ".join(why)}
+
+
+def _lengths(run: Run) -> Any:
+    from jpeft.plan.fit import longest_lengths
+
+    return longest_lengths(run)
+
+
+def _numbers(plan: Plan, row: Row) -> dict[str, Any]:
+    device = DEVICES[row.device]
+    return {
+        "compiler": plan.compiler,
+        "step_seconds": plan.step_seconds(device),
+        "bound": plan.seconds("train", device).bound,
+        **plan_as_json(plan, device),
+    }
+
+
+def known(row: Row) -> dict[str, Any] | None:
+    """What was planned of it before."""
+    return json.loads(row.file.read_text(encoding="utf-8")) if row.file.is_file() else None
+
+
+# --- the tables ---
+
+
+def cell(found: dict[str, Any] | None) -> list[str]:
+    """What a table says of a row, as `HEAD` has it."""
+    if found is None:
+        return ["not planned", "", "", "", "", ""]
+    if not found["fits"]:
+        return [f"**does not fit**: {found['why']}", "", "", "", "", ""]
+    train = found["steps"]["train"]
+    calls = train["messages"]["calls"]
+    sent = sum(train["messages"]["bytes"].values()) * calls
+    return [
+        f"{found['axis']}={max(found['mesh'].values())}",
+        f"{found['remat']}, {found['batch_size']} x {found['accumulation_steps']}, {found['eval_batch_size']}",
+        f"{found['bytes']['peak'] / 1e9:.1f}",
+        f"{calls * sum(train['messages']['count'].values())} ({size(sent)})" if sent else "none",
+        f"{found['step_seconds']:.2f} ({found['bound']})",
+        f"{found['steps']['generation']['least_seconds']:.2f}",
+    ]
+
+
+HEAD = (
+    "mesh",
+    "remat, micro-batch, evaluated",
+    "peak, GB",
+    "messages a step",
+    "step, s at least",
+    "answers, s at least",
+)
+
+
+def table(first: tuple[str, ...], lines: list[list[str]]) -> str:
+    """A Markdown table."""
+    names = [*first, *HEAD]
+    return "\n".join(
+        [f"| {' | '.join(names)} |", f"| {' | '.join('---' for _ in names)} |"]
+        + [f"| {' | '.join(line)} |" for line in lines]
+    )
+
+
+def written() -> str:
+    """The tables, of what is known."""
+    order = {task: i for i, task in enumerate(TASKS)}
+    of_paper = [row for row in rows() if row.model == XL and row.device == "A10"]
+    of_paper.sort(key=lambda row: (order[row.task], METHODS.index(row.method)))
+    others = [row for row in rows() if row.model == XL and row.device != "A10"]
+    others.sort(key=lambda row: (PLACES.index((row.device, row.devices)), order[row.task], METHODS.index(row.method)))
+    xxl = [row for row in rows() if row.model == XXL]
+
+    def lines(chosen: list[Row], *names: str) -> list[list[str]]:
+        found = [(row, known(row)) for row in chosen]
+        of = {"devices": lambda row: f"{row.devices} x {row.device}"}
+        return [
+            [of[name](row) if name in of else getattr(row, name) for name in names] + cell(plan)
+            for row, plan in found
+            if plan is not None
+        ]
+
+    parts = [
+        "FLAN-T5-XL on four A10s (24 GB), the paper's devices, 64 rows a step:",
+        table(("task", "method"), lines(of_paper, "task", "method")),
+        "FLAN-T5-XL on others:",
+        table(("devices", "task", "method"), lines(others, "devices", "task", "method")),
+        "FLAN-T5-XXL on AG News:",
+        table(("devices", "method"), lines(xxl, "devices", "method")),
+    ]
+    return "\n\n".join(parts)
+
+
+BEGIN, END = "<!-- tables: scripts/accelerator_table.py -->", "<!-- end of tables -->"
+
+
+def write_page() -> None:
+    """Puts the tables into the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    with write_whole(PAGE) as beside:
+        beside.write_text(f"{before}{BEGIN}\n\n{written()}\n\n{END}{after}", encoding="utf-8")
+
+
+def main() -> int:
+    """Plans what is not known, and writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="devices, with commas")
+    parser.add_argument("--write", action="store_true", help="plan nothing; write the tables of what is known")
+    arguments = parser.parse_args()
+    if not arguments.write:
+        ROWS.mkdir(parents=True, exist_ok=True)
+        only = set(filter(None, arguments.only.split(",")))
+        for row in rows():
+            if row.file.is_file() or (only and row.device not in only):
+                continue
+            print(row.file.stem, flush=True)
+            with Remote(DEVICES[row.device]) as compiler:
+                found = plan_row(row, compiler)
+            with write_whole(row.file) as beside:
+                beside.write_text(json.dumps({**dataclasses.asdict(row), **found}, indent=1) + "\n", encoding="utf-8")
+    write_page()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
