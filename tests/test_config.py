@@ -70,9 +70,9 @@ def test_an_unknown_key_is_named_with_the_closest_known_one(key, closest):
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("train__batch_size", "16", "expected int"),
-        ("train__batch_size", 16.0, "expected int"),
-        ("train__batch_size", True, "expected int"),
+        ("train__batch_size", "16", "expected int or auto"),
+        ("train__batch_size", 16.0, "expected int or auto"),
+        ("train__batch_size", True, "expected int or auto"),
         ("train__seed", None, "expected int"),
         ("train__weight_decay", "none", "expected float"),
         ("train__weight_decay", True, "expected float"),
