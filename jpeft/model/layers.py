@@ -110,7 +110,7 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_model"]:
-        return jax.checkpoint(self._normalize)(x)
+        return self._normalize(x)
 
     def _normalize(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_model"]:
         # Statistics in float32: squares of bfloat16 activations lose the small channels.
@@ -128,7 +128,7 @@ class LayerNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_model"]:
-        return jax.checkpoint(self._normalize)(x)
+        return self._normalize(x)
 
     def _normalize(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_model"]:
         wide = x.astype(jnp.float32)

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from jpeft.leaves import segment_starts
+from jpeft.model.attention import MIXED
 from jpeft.model.placement import Place, current_place, placed
 
 REMAT_POLICIES = ("none", "dots", "block")
@@ -67,10 +68,15 @@ def block_program(remat: str, place: Place) -> Callable[..., Array]:
     def body(x, block, key, *others):
         return block(x, *others, key)
 
-    if remat == "none":
-        return jax.jit(body)
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    return jax.jit(jax.checkpoint(body, policy=policy))
+    policies = jax.checkpoint_policies
+    dots = policies.dots_with_no_batch_dims_saveable
+    policy = {
+        "none": policies.save_from_both_policies(dots, policies.save_only_these_names(MIXED)),
+        "dots": dots,
+        "block": policies.nothing_saveable,
+    }[remat]
+    # Where the compiler finds out that something is there already, it need not be made anew: as on a CPU.
+    return jax.jit(jax.checkpoint(body, policy=policy, prevent_cse=remat != "none"))
 
 
 def num_stacked(block: Any) -> int:

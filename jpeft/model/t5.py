@@ -19,6 +19,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
+from jpeft.model.attention import Bias, attend
 from jpeft.model.layers import ACTIVATIONS, MASKED, Embedding, Input, Linear, RMSNorm, apart, dropout, split_key
 from jpeft.model.placement import placed
 from jpeft.model.stack import SegmentCache, Segments, arrange, num_stacked
@@ -57,15 +58,10 @@ class Attention(nnx.Module):
         x: Float[Array, "batch q_len d_model"],
         k: Float[Array, "batch num_heads kv_len d_kv"],
         v: Float[Array, "batch num_heads kv_len d_kv"],
-        bias: Float[Array, "bias_batch bias_heads bias_q_len kv_len"],
+        bias: Bias,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch q_len d_model"]:
-        q = self._heads(self.q(x))
-        logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32) + bias
-        # A softmax whose division waits for the product with v: on `[q_len, d_kv]` values, not on `[q_len, kv_len]`.
-        weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-        total = jnp.sum(weights, axis=-1, keepdims=True).astype(x.dtype)
-        mixed = jnp.einsum("bhqk,bhkd->bhqd", dropout(weights.astype(x.dtype), self.dropout_rate, key), v) / total
+        mixed = attend(self._heads(self.q(x)), k, v, bias, dropout_rate=self.dropout_rate, key=key)
         return self.o(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
 
@@ -89,9 +85,9 @@ class FeedForward(nnx.Module):
     ) -> Float[Array, "batch length d_model"]:
         activation = ACTIVATIONS[self.activation]
         if self.is_gated:
-            hidden = jax.checkpoint(lambda gate, value: activation(gate) * value)(self.wi_0(x), self.wi_1(x))
+            hidden = activation(self.wi_0(x)) * self.wi_1(x)
         else:
-            hidden = jax.checkpoint(activation)(self.wi(x))
+            hidden = activation(self.wi(x))
         return self.wo(dropout(hidden, self.dropout_rate, key))
 
 
@@ -112,9 +108,9 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "batch length d_model"],
-        self_bias: Float[Array, "b #heads #length length"],
+        self_bias: Bias,
         encoded: Float[Array, "batch enc_len d_model"] | None = None,
-        cross_bias: Float[Array, "batch 1 #length enc_len"] | None = None,
+        cross_bias: Bias = (),
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch length d_model"]:
         """The whole sequence at once, as in training."""
@@ -123,7 +119,7 @@ class Block(nnx.Module):
         h = self.self_attention(h, *self.self_attention.keys_values(h), self_bias, keys[0])
         x = x + dropout(h, self.dropout_rate, keys[1])
         if self.decoder:
-            assert encoded is not None and cross_bias is not None
+            assert encoded is not None
             h = self.cross_attention_norm(x)
             h = self.cross_attention(h, *self.cross_attention.keys_values(encoded), cross_bias, keys[2])
             x = x + dropout(h, self.dropout_rate, keys[3])
@@ -133,9 +129,9 @@ class Block(nnx.Module):
     def step(
         self,
         x: Float[Array, "batch 1 d_model"],
-        self_bias: Float[Array, "1 num_heads 1 max_length"],
+        self_bias: Bias,
         cross_kv: tuple[Array, Array],
-        cross_bias: Float[Array, "batch 1 1 enc_len"],
+        cross_bias: Bias,
         cache: SegmentCache,
         layer: Int[Array, ""] | None,
         position: Int[Array, ""],
@@ -198,9 +194,9 @@ class Stack(Segments):
     def __call__(
         self,
         x: Float[Array, "batch length d_model"],
-        self_bias: Float[Array, "b #heads #length length"],
+        self_bias: Bias,
         encoded: Float[Array, "batch enc_len d_model"] | None = None,
-        cross_bias: Float[Array, "batch 1 #length enc_len"] | None = None,
+        cross_bias: Bias = (),
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch length d_model"]:
         """Runs every block over whole sequences."""
@@ -225,9 +221,9 @@ class Stack(Segments):
     def step(
         self,
         x: Float[Array, "batch 1 d_model"],
-        self_bias: Float[Array, "1 num_heads 1 max_length"],
+        self_bias: Bias,
         cross_kvs: list[tuple[Array, Array]],
-        cross_bias: Float[Array, "batch 1 1 enc_len"],
+        cross_bias: Bias,
         caches: list[SegmentCache],
         position: Int[Array, ""],
     ) -> tuple[Float[Array, "batch 1 d_model"], list[SegmentCache]]:
@@ -247,7 +243,7 @@ class T5Decoding:
     model: "T5"
     self_bias: Float[Array, "1 num_heads max_length max_length"]
     cross_kvs: list[tuple[Array, Array]]
-    cross_bias: Float[Array, "batch 1 1 enc_len"]
+    cross_bias: Bias
     first: Int[Array, " batch"]
     caches: list[SegmentCache]
 
@@ -257,7 +253,7 @@ class T5Decoding:
         """Logits of the token after `tokens`, which stand at `position`."""
         x = self.model.shared(tokens[:, None]).astype(self.model.dtype)
         self_bias = jax.lax.dynamic_slice_in_dim(self.self_bias, position, 1, axis=2)
-        x, caches = self.model.decoder.step(x, self_bias, self.cross_kvs, self.cross_bias, caches, position)
+        x, caches = self.model.decoder.step(x, (self_bias,), self.cross_kvs, self.cross_bias, caches, position)
         return self.model.logits(x)[:, 0], caches
 
 
@@ -287,18 +283,18 @@ class T5(nnx.Module):
         encoder_input_tokens: Int[Array, "batch enc_len"],
         key: Key[Array, ""] | None = None,
         segments: Int[Array, "batch enc_len"] | None = None,
-    ) -> tuple[Float[Array, "batch new_len d_model"], Float[Array, "batch 1 1 new_len"]]:
-        """The encoder's output and the additive bias that hides its padding; a soft prompt makes both longer.
+    ) -> tuple[Float[Array, "batch new_len d_model"], Bias]:
+        """The encoder's output and the bias that hides its padding; a soft prompt makes both longer.
 
         With `segments`, a position attends to those of its own segment only.
         """
         mask = encoder_input_tokens != self.config.pad_token_id
         x, mask = self.encoder_input(self.shared(encoder_input_tokens).astype(self.dtype), mask)
         mask_bias = jnp.where(mask, 0.0, MASKED)[:, None, None, :]
-        bias = self.encoder.relative_attention_bias.bias(x.shape[1], x.shape[1]) + mask_bias
+        bias = (self.encoder.relative_attention_bias.bias(x.shape[1], x.shape[1]), mask_bias)
         if segments is not None:
-            bias = bias + apart(segments, segments)
-        return self.encoder(x, bias, key=key), mask_bias
+            bias = (*bias, apart(segments, segments))
+        return self.encoder(x, bias, key=key), (mask_bias,)
 
     def logits(self, x: Float[Array, "batch dec_len d_model"]) -> Float[Array, "batch dec_len vocab"]:
         """Scores of the next token, float32, from the decoder's output.
@@ -346,10 +342,10 @@ class T5(nnx.Module):
         encoder_segments, decoder_segments = (None, None) if segments is None else segments
         encoded, cross_bias = self.encode(encoder_input_tokens, encoder_key, encoder_segments)
         x = self.shared(decoder_input_tokens).astype(self.dtype)
-        self_bias = self.causal_bias(x.shape[1])
+        self_bias: Bias = (self.causal_bias(x.shape[1]),)
         if encoder_segments is not None and decoder_segments is not None:
-            self_bias = self_bias + apart(decoder_segments, decoder_segments)
-            cross_bias = cross_bias + apart(decoder_segments, encoder_segments)
+            self_bias = (*self_bias, apart(decoder_segments, decoder_segments))
+            cross_bias = (*cross_bias, apart(decoder_segments, encoder_segments))
         return self.decoder(x, self_bias, encoded, cross_bias, decoder_key)
 
     def hidden_of(
@@ -369,13 +365,13 @@ class T5(nnx.Module):
         """The decoder's output for several answers to each input, packed in one row and kept apart by `segments`."""
         encoded, cross_bias = self.encode(inputs)
         x = self.shared(labels).astype(self.dtype)
-        return self.decoder(x, self.causal_bias(labels.shape[1]) + apart(segments, segments), encoded, cross_bias)
+        return self.decoder(x, (self.causal_bias(labels.shape[1]), apart(segments, segments)), encoded, cross_bias)
 
     def begin(self, inputs: Int[Array, "batch enc_len"], max_length: int, num_beams: int = 1) -> T5Decoding:
         """Encodes the inputs, and is ready for answers of `max_length` tokens; beams of a row are neighbours."""
         encoded, cross_bias = self.encode(inputs)
         if num_beams > 1:
-            encoded, cross_bias = (jnp.repeat(x, num_beams, axis=0) for x in (encoded, cross_bias))
+            encoded, cross_bias = jax.tree.map(lambda x: jnp.repeat(x, num_beams, axis=0), (encoded, cross_bias))
         cross_kvs = self.decoder.cross_keys_values(encoded)
         first = jnp.full((inputs.shape[0] * num_beams,), self.config.decoder_start_token_id, jnp.int32)
         caches = [SegmentCache.empty(k, max_length) for k, _ in cross_kvs]

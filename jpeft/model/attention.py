@@ -1,0 +1,123 @@
+"""Attention's heart: values mixed by how well queries and keys agree. Nothing as large as all the scores is kept.
+
+A score for each query and each key is the largest thing that a step of long rows makes. The backward pass makes them
+anew from queries and keys, as Dao et al. (2022) do; two numbers a query are kept of them, the largest and the sum that
+the softmax divides by.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import CustomVJPPrimal
+from jaxtyping import Array, Float, Key
+
+from jpeft.model.layers import dropout
+
+# What is added to scores, in parts: each `[batch, heads, queries, keys]`, of which any but the keys may be 1.
+Bias = tuple[Float[Array, "_ _ _ _"], ...]
+
+MIXED = "mixed"  # by this name `jax.checkpoint` knows what took scores to make
+
+
+def attend(
+    q: Float[Array, "batch num_heads q_len d_kv"],
+    k: Float[Array, "batch kv_heads kv_len d_kv"],
+    v: Float[Array, "batch kv_heads kv_len d_kv"],
+    bias: tuple[Float[Array, "#batch #num_heads #q_len kv_len"], ...],
+    *,
+    scale: float = 1.0,
+    dropout_rate: float = 0.0,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "batch num_heads q_len d_kv"]:
+    """The mean of the values, weighted by the softmax of `scale * (q @ k) + bias` over the keys.
+
+    Scores and their sums are float32, as results of their products; what comes out has q's dtype.
+
+    Args:
+      k, v: of as many heads as q, or of fewer, each for as many neighbouring heads of q.
+      bias: parts that are added up, each of its own size: a position's bias `[1, num_heads, q_len, kv_len]` and a mask
+        `[batch, 1, 1, kv_len]` need not be made into one array of all four sizes.
+      key: draws the dropout of weights; None is without.
+    """
+    return _attend(q, k, v, bias, key, scale, dropout_rate)
+
+
+def _scores(q: Array, k: Array, bias: Bias, scale: float) -> Float[Array, "batch num_heads q_len kv_len"]:
+    folded = q.reshape(*k.shape[:2], -1, q.shape[-1])  # the heads that share a key behind one another
+    scores = jnp.einsum("bhqd,bhkd->bhqk", folded, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(*q.shape[:3], -1)
+    return sum(bias, scores if scale == 1.0 else scores * scale)
+
+
+def _mixed(weights: Array, v: Array) -> Float[Array, "batch num_heads q_len d_kv"]:
+    folded = weights.reshape(*v.shape[:2], -1, v.shape[2])
+    return jnp.einsum("bhqk,bhkd->bhqd", folded, v).reshape(*weights.shape[:3], -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attend(q: Array, k: Array, v: Array, bias: Bias, key: Any, scale: float, rate: float) -> Array:
+    return _attend_and_keep(q, k, v, bias, key, scale, rate)[0]
+
+
+def _attend_and_keep(
+    q: Array, k: Array, v: Array, bias: Bias, key: Any, scale: float, rate: float
+) -> tuple[Array, Array, Array]:
+    """What is mixed, and of each query the largest score and the sum of the exponentials below it."""
+    scores = _scores(q, k, bias, scale)
+    largest = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - largest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    # The division waits for the product with v: on `[q_len, d_kv]` values, not on `[q_len, kv_len]`.
+    mixed = _mixed(dropout(weights.astype(q.dtype), rate, key), v) / total.astype(q.dtype)
+    return mixed, largest, total
+
+
+def _forward(
+    q: CustomVJPPrimal,
+    k: CustomVJPPrimal,
+    v: CustomVJPPrimal,
+    bias: tuple[CustomVJPPrimal, ...],
+    key: CustomVJPPrimal | None,
+    scale: float,
+    rate: float,
+) -> tuple[Array, tuple[Any, ...]]:
+    given = (q.value, k.value, v.value, tuple(part.value for part in bias), None if key is None else key.value)
+    mixed, largest, total = _attend_and_keep(*given, scale, rate)
+    asked = tuple(() if part.perturbed else None for part in bias)  # of structure alone: known when it is traced
+    kept = tuple(checkpoint_name(part, MIXED) for part in (mixed, largest, total))
+    return kept[0], (*given, *kept, asked)
+
+
+def _backward(scale: float, rate: float, kept: tuple[Any, ...], by: Array) -> tuple[Any, ...]:
+    q, k, v, bias, key, mixed, largest, total, asked = kept
+    weights = jnp.exp(_scores(q, k, bias, scale) - largest) / total
+    dropped = dropout(weights.astype(q.dtype), rate, key)
+    folded = by.reshape(*k.shape[:2], -1, by.shape[-1])
+    of_v = jnp.einsum("bhqk,bhqd->bhkd", dropped.reshape(*k.shape[:2], -1, k.shape[2]), folded)
+    of_weights = jnp.einsum("bhqd,bhkd->bhqk", folded, v, preferred_element_type=jnp.float32).reshape(weights.shape)
+    of_weights = dropout(of_weights, rate, key)
+    along = jnp.sum(by.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)
+    of_scores = weights * (of_weights - along)
+    narrow = (of_scores if scale == 1.0 else of_scores * scale).astype(q.dtype)
+    of_q = _mixed(narrow, k)
+    of_k = jnp.einsum(
+        "bhqk,bhqd->bhkd",
+        narrow.reshape(*k.shape[:2], -1, k.shape[2]),
+        q.reshape(*k.shape[:2], -1, q.shape[-1]),
+    )
+    of_bias = tuple(
+        None if it is None else _summed(of_scores, part.shape) for it, part in zip(asked, bias, strict=True)
+    )
+    return of_q, of_k, of_v, of_bias, None
+
+
+def _summed(x: Array, shape: tuple[int, ...]) -> Array:
+    """The sum of x over the axes along which an array of `shape` was repeated."""
+    axes = tuple(axis for axis, (size, own) in enumerate(zip(x.shape, shape, strict=True)) if own != size)
+    return jnp.sum(x, axis=axes, keepdims=True)
+
+
+_attend.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -1,0 +1,78 @@
+"""Attention against the plain formula, in values and gradients, and what its backward pass keeps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jpeft.model.attention import attend
+from jpeft.model.layers import MASKED, dropout
+
+ROWS, HEADS, QUERIES, KEYS, WIDTH = 2, 6, 7, 9, 4
+
+
+def given(kv_heads=HEADS, dtype=jnp.float32):
+    """q, k, v and two parts of a bias: of positions, and of which keys are padding (the last row's are all)."""
+    draw = np.random.default_rng(0)
+    q, k, v = (
+        jnp.asarray(draw.normal(size=(ROWS, heads, length, WIDTH)), dtype)
+        for heads, length in ((HEADS, QUERIES), (kv_heads, KEYS), (kv_heads, KEYS))
+    )
+    position = jnp.asarray(draw.normal(size=(1, HEADS, QUERIES, KEYS)), jnp.float32)
+    hidden = np.zeros((ROWS, 1, 1, KEYS), np.float32)
+    hidden[0, ..., -3:] = hidden[1] = MASKED
+    return q, k, v, (position, jnp.asarray(hidden))
+
+
+def plain(q, k, v, bias, *, scale=1.0, dropout_rate=0.0, key=None):
+    k, v = (jnp.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
+    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32) * scale + sum(bias)
+    weights = dropout(jax.nn.softmax(scores, axis=-1).astype(q.dtype), dropout_rate, key)
+    return jnp.einsum("bhqk,bhkd->bhqd", weights, v)
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": 0.3}, {"dropout_rate": 0.4, "key": jax.random.key(1)}])
+@pytest.mark.parametrize("kv_heads", [HEADS, 2, 1])
+def test_values_and_gradients_are_those_of_the_formula(kv_heads, options):
+    arguments = given(kv_heads)
+    weigh = jnp.asarray(np.random.default_rng(1).normal(size=(ROWS, HEADS, QUERIES, WIDTH)), jnp.float32)
+
+    def of(function):
+        return jax.value_and_grad(lambda *args: jnp.sum(function(*args, **options) * weigh), argnums=(0, 1, 2, 3))
+
+    (value, gradients), (expected, its) = of(attend)(*arguments), of(plain)(*arguments)
+    assert np.isclose(value, expected, atol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(its), strict=True):
+        assert ours.shape == theirs.shape and np.allclose(ours, theirs, atol=2e-6)
+
+
+def test_in_bfloat16_sums_are_float32():
+    """One key's weight in 300 is lost in a sum of bfloat16, whose next number after 256 is 258."""
+    ones = jnp.ones((1, 1, 300, 1), jnp.bfloat16)
+    value, gradient = jax.value_and_grad(lambda v: attend(ones[:, :, :1], ones, v, ())[0, 0, 0, 0])(ones)
+    assert value == 1.0 and gradient.dtype == jnp.bfloat16
+    assert np.allclose(np.asarray(gradient, np.float32), 1 / 300, rtol=2**-8)
+    jaxpr = str(jax.make_jaxpr(lambda q, k, v, bias: jax.grad(lambda q: attend(q, k, v, bias).sum())(q))(*given()))
+    assert jaxpr.count("preferred_element_type=float32") >= 3  # scores, scores again, gradients of weights
+
+
+@pytest.mark.parametrize("asked", ["q, k and v", "a bias"])
+def test_nothing_of_the_size_of_all_scores_is_kept(asked):
+    q, k, v, bias = given()
+    if asked == "a bias":
+        _, back = jax.eval_shape(lambda *bias: jax.vjp(lambda *bias: attend(q, k, v, bias), *bias), *bias)
+    else:
+        _, back = jax.eval_shape(lambda *qkv: jax.vjp(lambda *qkv: attend(*qkv, bias), *qkv), q, k, v)
+    kept = [leaf.shape for leaf in jax.tree.leaves(back)]
+    assert kept and (ROWS, HEADS, QUERIES, KEYS) not in kept
+    assert sum(np.prod(shape, dtype=int) for shape in kept) < 3 * (q.size + k.size + v.size) + sum(b.size for b in bias)
+
+
+def test_what_is_frozen_gets_no_gradient():
+    """The gradient of a bias is a sum over all scores; it is made where a bias trains, and nowhere else."""
+    q, k, v, bias = given()
+    with_bias, without = (
+        str(jax.make_jaxpr(jax.grad(lambda *args: attend(*args).sum(), argnums=of))(q, k, v, bias))
+        for of in ((0, 3), (0,))
+    )
+    assert with_bias.count("reduce_sum") > without.count("reduce_sum")
