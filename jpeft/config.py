@@ -52,8 +52,8 @@ class ModelConfig:
       name: hub id, local directory in Hugging Face layout, GGUF file, or a packaged model: mini, smollm2.
       dtype: of the frozen weights and of the computation; `auto` is bfloat16 on GPU and TPU, float32 on CPU.
       dropout_rate: None takes the checkpoint's own.
-      remat: what the backward pass computes anew: `none`, `dots` (all but matrix products), `block`; `auto` is the
-        first of them with which a step fits the device at hand (docs/accelerators.md).
+      remat: what the backward pass computes anew beside what costs little: `none`, `dots` (attention), `block`;
+        `auto` is the first of them with which a step fits the device at hand (docs/accelerators.md).
       scan_layers: whether a stack's layers are one compiled loop. Layer after layer takes longer to compile and runs
         faster, generation most, since no layer is cut out of the stacked weights; None is that for up to 8 layers.
     """

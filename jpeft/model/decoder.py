@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jpeft.errors import UserError
+from jpeft.model.attention import attend
 from jpeft.model.decoder_config import DecoderConfig
 from jpeft.model.layers import ACTIVATIONS, MASKED, Embedding, Input, LayerNorm, Linear, RMSNorm, dropout, split_key
 from jpeft.model.placement import placed
@@ -132,18 +133,9 @@ class Attention(nnx.Module):
     ) -> Float[Array, "batch queries d_model"]:
         q = self._heads(self.q(x))
         q = self._turned(self.q_norm(q) if self.config.qk_norm else q, places)
-        bias = places.bias(windowed)
-        group = (q.shape[0], k.shape[1], -1)  # heads of queries by the head of keys that they share
-        q = q.reshape(*group, *q.shape[2:])
-        bias = bias[:, :, None] if bias.shape[1] == 1 else bias.reshape(bias.shape[0], *group[1:], *bias.shape[2:])
-        scores = jnp.einsum("bkgqd,bkld->bkgql", q, k, preferred_element_type=jnp.float32)
-        scores = (scores * self.config.d_head**-0.5 if self.config.scales_scores else scores) + bias
-        # A softmax whose division waits for the product with v: on `[queries, d_head]` values.
-        weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-        total = jnp.sum(weights, axis=-1, keepdims=True).astype(x.dtype)
-        weights = dropout(weights.astype(x.dtype), self.config.dropout_rate, key)
-        mixed = jnp.einsum("bkgql,bkld->bkgqd", weights, v) / total
-        mixed = mixed.reshape(mixed.shape[0], -1, *mixed.shape[3:])
+        scale = self.config.d_head**-0.5 if self.config.scales_scores else 1.0
+        bias = (places.bias(windowed),)
+        mixed = attend(q, k, v, bias, scale=scale, dropout_rate=self.config.dropout_rate, key=key)
         return self.o(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
 
@@ -163,9 +155,9 @@ class FeedForward(nnx.Module):
     def __call__(self, x: Float[Array, "batch length d_model"]) -> Float[Array, "batch length d_model"]:
         activation = ACTIVATIONS[self.activation]
         if self.gated:
-            hidden = jax.checkpoint(lambda gate, value: activation(gate) * value)(self.gate(x), self.up(x))
+            hidden = activation(self.gate(x)) * self.up(x)
         else:
-            hidden = jax.checkpoint(activation)(self.up(x))
+            hidden = activation(self.up(x))
         return self.down(hidden)
 
 

@@ -18,6 +18,7 @@ from jpeft.leaves import segment_starts
 from jpeft.model.attention import MIXED
 from jpeft.model.placement import Place, current_place, placed
 
+# What the backward pass of a block makes anew: what costs little beside a matrix product; also attention; all of it.
 REMAT_POLICIES = ("none", "dots", "block")
 
 

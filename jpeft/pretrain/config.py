@@ -28,7 +28,7 @@ class NetworkConfig:
       start: a model to go on from, by name or directory, which then gives sizes and vocabulary; None makes a new one.
       d_model, d_kv, d_ff, num_heads, num_layers, num_decoder_layers: as `config.json` of a T5 calls them.
       dtype: of the computation; `auto` is bfloat16 on GPU and TPU, float32 on CPU. Weights are float32.
-      remat: what the backward pass computes anew: `none`, `dots` (all but matrix products), `block`.
+      remat: what the backward pass computes anew beside what costs little: `none`, `dots` (attention), `block`.
       dropout_rate: written into the new model's `config.json`, for fine-tuning; pretraining itself has none.
       stored_dtype: of the weights in the model that comes out.
       embeddings: what a new model's embeddings start from: `random`, or the corpus's word `cooccurrence`.
