@@ -12,6 +12,7 @@ import jpeft.configs as packaged
 from jpeft.config import Run
 from jpeft.configs import find
 from jpeft.errors import UserError
+from jpeft.model.settings import settings_of
 from jpeft.peft.methods import METHODS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -105,6 +106,18 @@ def test_every_cell_runs_on_mini_too(name):
     assert run.model.name == "mini" and run.eval.zero_shot
 
 
+@pytest.mark.parametrize("name", ["lora_agnews_low", "full_samsum_medium", "ia3_drop_attention_cola_medium"])
+def test_a_cell_of_smollm2_has_its_settings_and_fewer_rows_to_judge_by(name):
+    run = Run.from_config(load("smollm2").get_config(name))
+    assert (run.model.name, run.data.max_validation, run.data.max_test) == ("smollm2", 300, 500)
+    assert run.data.max_input_length == (384 if "samsum" in name else None)
+    settings = settings_of("smollm2")
+    assert settings is not None
+    recommended = settings.for_method(run.method.name, run.method.reading)
+    assert run.train.learning_rate.warmup == recommended["train.learning_rate.warmup"]
+    assert run.train.batch_size == recommended["train.batch_size"]
+
+
 def test_a_cell_of_mini_that_is_none_is_one_line(capsys):
     from jpeft.cli import run_experiment
 
@@ -157,6 +170,6 @@ def test_a_config_that_is_not_there_is_one_line_that_helps(given, says, tmp_path
 
 
 def test_the_checkouts_files_are_those_of_the_package():
-    for name in ("benchmark", "mini", "pretrain.mini", "pretrain.mini_pairs"):
+    for name in ("benchmark", "mini", "smollm2", "pretrain.mini", "pretrain.mini_pairs"):
         ours = importlib.import_module(f"jpeft.configs.{name}")
         assert importlib.import_module(f"configs.{name}").get_config is ours.get_config

@@ -9,7 +9,7 @@ from typing import Any
 from jpeft.adapters.merge import Agreement
 from jpeft.adapters.peft_layout import peft_lacks
 from jpeft.model.family import Family, family_with
-from jpeft.model.source import packaged_models
+from jpeft.model.source import INSTALLED, packaged_models
 from jpeft.peft.method import Method
 from jpeft.peft.sites import Site
 
@@ -155,12 +155,15 @@ def _code(language: str, *lines: str) -> str:
 
 
 def _with_peft(base: str, family: Family) -> str:
-    where, lines = repr(base), ["import peft, transformers", ""]
+    where, lines, given = repr(base), ["import peft, transformers", ""], "base"
     if base in packaged_models():
         lines = ["import peft, transformers", "from jpeft.model.source import resolve", ""]
         where = f"resolve({base!r})  # comes with jpeft"
+    elif base in INSTALLED or base.lower().endswith(".gguf"):
+        lines = ["import peft, transformers", "from jpeft.model.source import resolve", ""]
+        where, given = f"resolve({base!r})  # a GGUF file", "base.parent, gguf_file=base.name"
     lines += [f"base = {where}"]
-    lines += [f"model = transformers.{family.auto_class}.from_pretrained(base)"]
+    lines += [f"model = transformers.{family.auto_class}.from_pretrained({given})"]
     lines += ['model = peft.PeftModel.from_pretrained(model, "DIR")']
     return f"With Hugging Face PEFT:\n\n{_code('python', *lines)}"
 

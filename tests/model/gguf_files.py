@@ -161,7 +161,7 @@ def write_t5(path: Path, weights: dict[str, np.ndarray], config: dict, *, pieces
     writer.add_embedding_length(config["d_model"])
     writer.add_feed_forward_length(config["d_ff"])
     writer.add_block_count(config["num_layers"])
-    writer.add_decoder_block_count(config["num_decoder_layers"])
+    writer.add_uint32("t5.decoder_block_count", config["num_decoder_layers"])
     writer.add_head_count(config["num_heads"])
     writer.add_key_length(config["d_kv"])
     writer.add_value_length(config["d_kv"])
