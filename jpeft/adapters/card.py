@@ -52,7 +52,7 @@ def adapter_card(
                 *_results(result),
                 "## How to load it",
                 "`DIR` is this directory.",
-                *([_with_peft(base, family)] if lacks is None else [_without_peft(method, lacks, family)]),
+                *([_with_peft(base, family)] if lacks is None else [_without_peft(method, sites, lacks, family)]),
                 _with_jpeft(method, base),
             ]
         )
@@ -168,10 +168,11 @@ def _with_peft(base: str, family: Family) -> str:
     return f"With Hugging Face PEFT:\n\n{_code('python', *lines)}"
 
 
-def _without_peft(method: Method, lacks: str, family: Family) -> str:
+def _without_peft(method: Method, sites: Sequence[Site], lacks: str, family: Family) -> str:
     why = f"Hugging Face PEFT cannot open it: its format has no place for {lacks}."
-    if method.unmergeable is not None:
-        return f"{why} It cannot be merged into a {family.name} either: {method.unmergeable}."
+    unmergeable = method.unmergeable_at(sites)
+    if unmergeable is not None:
+        return f"{why} It cannot be merged into a {family.name} either: {unmergeable}."
     merge = _code("sh", "jpeft merge DIR --out MERGED")
     return f"{why} For PyTorch, merge it into its base:\n\n{merge}"
 

@@ -17,7 +17,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jpeft.adapters.peft_layout import peft_config, peft_lacks, peft_tensors, peft_types, read_peft
+from jpeft.adapters.peft_layout import peft_config, peft_lacks, peft_tensors, read_peft
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import check_fields, read_json_object, write_whole
 from jpeft.leaves import Part, fill, named_leaves
@@ -146,15 +146,6 @@ def stored_base_name(directory: Path) -> str | None:
     layout = layout_of(directory)
     name = None if layout is None else _read_config(directory / layout).get(_BASE_KEY[layout])
     return name if isinstance(name, str) and name else None
-
-
-def stored_method(directory: Path) -> type[Method] | None:
-    """The method of a directory's adapter by its config alone, None where that names none that there is."""
-    layout = layout_of(directory)
-    config = {} if layout is None else _read_config(directory / layout)
-    if layout == PEFTS:
-        return peft_types().get(str(config.get("peft_type")))
-    return METHODS.get(str(config.get("method")))
 
 
 def read_adapter(directory: Path, model: nnx.Module) -> tuple[Method, dict[str, np.ndarray], tuple[str, ...]]:

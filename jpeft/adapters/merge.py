@@ -9,20 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jpeft.adapters.files import stored_method
-from jpeft.errors import RunFailed
+from jpeft.adapters.files import open_adapter
+from jpeft.errors import RunFailed, UserError
 from jpeft.model import weights
 from jpeft.model.family import family_in, family_with, load_model
 from jpeft.model.gguf import is_gguf
 from jpeft.model.gguf_weights import GgufWeights
-from jpeft.peft.merging import refuse_unmergeable
 
 
-def refuse_unmergeable_file(directory: Path) -> None:
-    """Raises `UserError` where what a directory's adapter does is no change of weights; needs no base to know that."""
-    method = stored_method(directory)
-    if method is not None:
-        refuse_unmergeable(method)
+def refuse_unmergeable_file(directory: Path, base: Path) -> None:
+    """Raises `UserError` where what a directory's adapter does is no change of the base's weights; reads none of them.
+
+    Raises as `open_adapter`, too.
+    """
+    family = family_in(base)
+    opened = open_adapter(directory, family.abstract(family.read_config(base)))
+    why = opened.method.unmergeable_at(opened.sites)
+    if why is not None:
+        raise UserError(f"{opened.method.name} cannot be merged into a {family.name}: {why}.")
 
 
 @dataclasses.dataclass(frozen=True)

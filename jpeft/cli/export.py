@@ -53,7 +53,7 @@ def _export(arguments: argparse.Namespace) -> int:
     base = arguments.base_name or model
     size = write_adapter(opened, arguments.out, base=base, result=found.result, task=task_of(found.directory))
     lacks = peft_lacks(opened.method, opened.sites, opened.model)
-    unmergeable = opened.method.unmergeable
+    unmergeable = opened.method.unmergeable_at(opened.sites)
     if arguments.json:
         print(json.dumps(adapter_record(opened, arguments.out, base=base, weights_bytes=size), indent=2))
         return 0

@@ -12,8 +12,8 @@ _DESCRIPTION = """Merges an adapter into its base: a directory that transformers
   jpeft merge runs/lora_agnews_low --out merged
   jpeft merge adapter --model google/flan-t5-small --dtype bfloat16 --out merged
 
-LoRA, the paper's scaled LoRA and both readings of (IA)3 are changes of weights and can be merged. BitFit (a T5 has no
-biases) and prompt tuning (its vectors are a part of the input) cannot; full tuning leaves a whole model by itself.
+LoRA, the paper's scaled LoRA and both readings of (IA)3 are changes of weights and can be merged. BitFit where the base
+has no biases (a T5) and prompt tuning (its vectors are a part of the input) cannot; full tuning leaves a whole model.
 Weights are merged in float32 and rounded once, when they are written. How far the logits then are from those of base
 and adapter is measured on random tokens, before rounding and again from the files that were written. Both the base and
 what was written are also read by a second reader, which shares no code with the first; where the two disagree, or the
@@ -52,10 +52,10 @@ def _merge(arguments: argparse.Namespace) -> int:
     from jpeft.predict.answer_source import task_of
 
     found = locate(arguments.adapter)
-    refuse_unmergeable_file(found.directory)
     task = task_of(found.directory)
     name = base_of(found, arguments.model)
     directory = resolve(name, **words_for(found, arguments.model), report=lambda line: print(line, file=sys.stderr))
+    refuse_unmergeable_file(found.directory, directory)
     with output_directory(arguments.out) as out:
         base = load_model(directory)
         tokenizer = family_in(directory).tokenizer(directory, base.config)

@@ -27,8 +27,11 @@ class BiasSite(nnx.Module):
     def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         return added(compute(x), self.bias[...])
 
-    def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
-        """Kernel and bias that alone do what they and this do together; the bias is one where there was none."""
+    def fold(self, kernel: Float[Array, "*layers d_in d_out"] | None, bias: Any) -> tuple[Any, Any]:
+        """Kernel and bias that alone do what they and this do together; the bias is one where there was none.
+
+        A norm has no kernel.
+        """
         return kernel, self.bias[...] if bias is None else bias + self.bias[...]
 
 
@@ -57,7 +60,7 @@ class BitFit(AddedModules):
 
     name: ClassVar[str] = "bitfit"
     kinds: ClassVar[tuple[str, ...]] = ("linear", "norm")
-    unmergeable: ClassVar[str | None] = "it adds biases, and a T5 has none to hold them"
+    unmergeable: ClassVar[str | None] = "it adds biases where the base has none to hold them"
     leaf_axes: ClassVar = {"bias": ("out",)}
 
     norms: bool = False
@@ -73,6 +76,9 @@ class BitFit(AddedModules):
 
     def default_sites(self, candidates: Sequence[Site]) -> list[Site]:
         return [site for site in candidates if site.has_bias] or list(candidates)
+
+    def unmergeable_at(self, chosen: Sequence[Site]) -> str | None:
+        return None if all(site.has_bias for site in chosen) else self.unmergeable
 
     def create(self, site, key, model):
         return BiasSite(site.d_out)

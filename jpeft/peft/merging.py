@@ -10,15 +10,8 @@ from flax import nnx
 from jpeft.errors import UserError
 from jpeft.leaves import Model, copied
 from jpeft.peft.adapted import is_adapted, take_off
-from jpeft.peft.method import Method
 from jpeft.peft.sites import SiteModule, roles_of, site_modules
 from jpeft.peft.variables import Adapter
-
-
-def refuse_unmergeable(method: type[Method]) -> None:
-    """Raises `UserError` where what a method does is no change of weights."""
-    if method.unmergeable is not None:
-        raise UserError(f"{method.name} cannot be merged into a T5: {method.unmergeable}.")
 
 
 def merge(adapted: Model) -> Model:
@@ -48,17 +41,19 @@ def _fold(place: SiteModule, is_ours: bool, model: nnx.Module) -> None:
     view, path = place.view, place.sites[0].path
     before = None if is_ours or view.kind != "linear" else _outcome(place)
     adapter: Any = take_off(module)
-    if view.kernel is None or not hasattr(adapter, "fold"):
+    is_norm = view.kind == "norm" and view.bias is not None and is_ours
+    if (view.kernel is None and not is_norm) or not hasattr(adapter, "fold"):
         raise UserError(f"{type(adapter).__name__} at {path} is no change of a weight; it cannot be merged.")
     if view.kind == "embedding" and getattr(getattr(model, "config", None), "tie_word_embeddings", False):
         raise UserError(f"{path} is also the head of this model, which the adapter is not; it cannot be merged.")
-    kernel_dtype = getattr(module, view.kernel)[...].dtype
     bias = None if view.bias is None else getattr(module, view.bias)[...]
     wide_bias = None if bias is None else _flat(bias.astype(jnp.float32), view.d_out)
-    kernel, new_bias = adapter.fold(view.matrix(module).astype(jnp.float32), wide_bias)
+    kernel, new_bias = adapter.fold(None if is_norm else view.matrix(module).astype(jnp.float32), wide_bias)
     if new_bias is not None and view.bias is None:
         raise UserError(f"{type(adapter).__name__} at {path} needs a bias, and the module has none.")
-    view.set_matrix(module, kernel if is_ours else kernel.astype(kernel_dtype))
+    kernel_dtype = jnp.float32 if view.kernel is None else getattr(module, view.kernel)[...].dtype
+    if kernel is not None:
+        view.set_matrix(module, kernel if is_ours else kernel.astype(kernel_dtype))
     if bias is not None and view.bias is not None and new_bias is not None:
         new_bias = new_bias.reshape(bias.shape)
         getattr(module, view.bias).set_value(new_bias if is_ours else new_bias.astype(bias.dtype))

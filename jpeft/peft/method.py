@@ -40,7 +40,7 @@ class Method(abc.ABC):
       name: by which users call it.
       kinds: of site at which it can act, of `jpeft.peft.views.KINDS`.
       trains_base: the model's own weights: its steps reuse their buffers, and nothing else can share them.
-      unmergeable: why the weights of the base cannot hold what it does, where they cannot.
+      unmergeable: why the weights of the base cannot hold what it does, where they cannot, or not of every base.
       learning_rates: those that its authors, or the paper, trained it with.
       options: the config's keys under `method.` that it has, and the fields of the dataclass that they set.
       ablations: by name, those of the paper's Table 2, each a `jpeft.peft.ablations.Ablation`.
@@ -68,6 +68,10 @@ class Method(abc.ABC):
     def default_sites(self, candidates: Sequence[Site]) -> list[Site]:
         """Of the sites that have its default roles those at which it acts when nothing is selected: all of them."""
         return list(candidates)
+
+    def unmergeable_at(self, chosen: Sequence[Site]) -> str | None:
+        """Why the weights at these sites cannot hold what it does; None where they can."""
+        return self.unmergeable
 
     @abc.abstractmethod
     def attach_to(self, place: SiteModule, key: Key[Array, ""], model: nnx.Module, made: dict[int, Any]) -> None:

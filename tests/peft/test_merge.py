@@ -134,7 +134,7 @@ def test_the_merged_weights_are_of_the_dtype_asked_for_or_of_the_bases(
 
 
 @pytest.mark.parametrize(
-    ("method", "why"), [(BitFit(), "a T5 has none to hold them"), (Prompt(prompt_length=4), "a part of the input")]
+    ("method", "why"), [(BitFit(), "the base has none to hold them"), (Prompt(prompt_length=4), "a part of the input")]
 )
 def test_what_is_no_change_of_weights_is_refused_with_the_reason(method, why, tiny_checkpoint, tmp_path, capsys):
     saved(weights.load(tiny_checkpoint), method, tmp_path / "adapter", base=tiny_checkpoint)
