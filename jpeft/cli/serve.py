@@ -45,7 +45,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--model", required=True, metavar="BASE", help="hub id, directory or mini")
+    parser.add_argument(
+        "--model", required=True, metavar="BASE", help="mini, smollm2, a hub id, a directory or a GGUF file"
+    )
     parser.add_argument("--adapters", type=path, required=True, metavar="DIR", help="where adapters are loaded from")
     parser.add_argument(
         "--dtype",

@@ -3,8 +3,10 @@
 import pytest
 
 from jpeft.data.prompts import PromptTokens
+from jpeft.data.summary import check_labels
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import UserError
+from jpeft.eval.answering import as_labels
 from jpeft.eval.labels import PackedLabels
 from jpeft.model.chat import chat_template_of
 from jpeft.model.tokenizer import Tokenizer
@@ -80,6 +82,15 @@ def test_labels_and_questions_have_the_tokens_of_training(tokenizer):
         assert labels.targets[: len(expected)].tolist() == expected
         asked = QuestionTokens(chosen, 64, key="x")([Question("Q {text}", {"text": "a goal"})])
         assert asked.ids == PromptTokens("Q {text}", chosen, 64)([{"text": "a goal"}]).ids
+
+
+def test_labels_are_told_apart_by_their_tokens(tokenizer):
+    check_labels(["World", "Sports \U0001f642", "caf\u00e9"], tokenizer, 40)
+    with pytest.raises(UserError, match="are the same in their first 3 tokens; set data.max_target_length to "):
+        check_labels(["xylophone", "xyz"], tokenizer, 3)
+    with pytest.raises(UserError, match="are the same tokens to this model; rename one"):
+        check_labels(["World", "World"], tokenizer, 40)
+    assert as_labels([" caf\u00e9 "], ["caf\u00e9"], tokenizer) == ["caf\u00e9"]
 
 
 def test_a_template_of_ones_own_is_a_file(tokenizer, tmp_path):

@@ -153,6 +153,15 @@ def test_what_an_array_says_of_itself_is_held_against_the_file(made, tmp_path, f
         GgufFile(tmp_path / "x.gguf")
 
 
+def test_arrays_that_share_bytes_are_refused(made, tmp_path):
+    data = bytearray(made[0].read_bytes())
+    name = b"output_norm.weight"
+    struct.pack_into("<Q", data, data.index(name) + len(name) + 16, 0)  # where the first array begins
+    (tmp_path / "x.gguf").write_bytes(data)
+    with pytest.raises(RunFailed, match="inside of another"):
+        GgufFile(tmp_path / "x.gguf")
+
+
 def test_an_architecture_that_is_not_read_is_named(tmp_path):
     write_llama(tmp_path / "a.gguf", {}, arch="mamba")
     with pytest.raises(UserError, match="is of the architecture mamba; of GGUF files llama, qwen2, qwen3, t5 are read"):
