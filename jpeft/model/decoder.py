@@ -35,16 +35,17 @@ class Places:
 
     Attributes:
       turns: cosines and sines of the angles by which queries and keys are turned; None where positions are no angles.
-      biases: added to scores, `[batch, 1 or heads, queries, keys]`: of layers that see everything before a token, and,
-        where there are layers that see a few tokens back alone, of those.
+      biases: added to scores in parts, each `[batch, heads, queries, keys]` where it is not 1.
+      near: the same of layers alone that see a few tokens back; None where no layer is told apart from others.
     """
 
     turns: tuple[Float[Array, "batch 1 queries half"], Float[Array, "batch 1 queries half"]] | None
-    biases: tuple[Float[Array, "batch heads queries keys"], ...]
+    biases: tuple[Float[Array, "_ _ _ keys"], ...]
+    near: Float[Array, "batch 1 queries keys"] | None
 
-    def bias(self, windowed: Bool[Array, ""]) -> Float[Array, "batch heads queries keys"]:
-        """The bias of a layer that is one of those with a window, or is not."""
-        return self.biases[0] if len(self.biases) == 1 else jnp.where(windowed, self.biases[1], self.biases[0])
+    def of_layer(self, windowed: Bool[Array, ""]) -> tuple[Float[Array, "_ _ _ keys"], ...]:
+        """The biases of a layer that is one of those with a window, or is not."""
+        return self.biases if self.near is None else (*self.biases, jnp.where(windowed, self.near, 0.0))
 
 
 def norm_of(config: DecoderConfig, width: int) -> RMSNorm | LayerNorm:
@@ -134,8 +135,8 @@ class Attention(nnx.Module):
         q = self._heads(self.q(x))
         q = self._turned(self.q_norm(q) if self.config.qk_norm else q, places)
         scale = self.config.d_head**-0.5 if self.config.scales_scores else 1.0
-        bias = (places.bias(windowed),)
-        mixed = attend(q, k, v, bias, scale=scale, dropout_rate=self.config.dropout_rate, key=key)
+        rate = self.config.dropout_rate
+        mixed = attend(q, k, v, places.of_layer(windowed), scale=scale, dropout_rate=rate, key=key)
         return self.o(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
 
@@ -352,28 +353,30 @@ class Decoder(nnx.Module):
         self,
         queries: Int[Array, "batch queries"],
         keys: Int[Array, "batch keys"],
-        allowed: Bool[Array, "batch queries keys"],
+        *allowed: Bool[Array, "_ _ keys"],
     ) -> Places:
         """What tells blocks where tokens stand.
 
         Args:
           queries, keys: positions of the tokens that see, and of those that are seen.
-          allowed: whether one may see the other, in a layer without a window.
+          allowed: whether one may see the other in a layer without a window, `[batch, queries, keys]`: where all of
+            these are true. A mask that is the same for all rows or queries has 1 in their place.
         """
         config, turns = self.config, None
         if config.positions in ("halves", "pairs"):
             steps = np.arange(0, config.rotary_width, 2, dtype=np.float32) / np.float32(config.rotary_width)
             angles = queries[..., None].astype(jnp.float32) * (np.float32(1) / np.float32(config.rotary_base) ** steps)
             turns = (jnp.cos(angles)[:, None], jnp.sin(angles)[:, None])
-        masks = [allowed]
-        if config.window is not None and config.windowed and keys.shape[1] > config.window:
-            near = allowed & (queries[:, :, None] - keys[:, None, :] < config.window)
-            masks = [near] if len(config.windowed) == config.num_layers else [allowed, near]
-        biases = [jnp.where(mask, 0.0, MASKED)[:, None] for mask in masks]
+        biases = [hiding(mask) for mask in allowed]
         if config.positions == "alibi":  # softmax takes no notice of what is the same for all keys of a query
             slopes = alibi_slopes(config.num_heads)[None, :, None, None]
-            biases = [bias + slopes * keys[:, None, None, :].astype(jnp.float32) for bias in biases]
-        return Places(turns, tuple(biases))
+            biases.append(slopes * keys[:, None, None, :].astype(jnp.float32))
+        near = None
+        if config.window is not None and config.windowed and keys.shape[1] > config.window:
+            near = hiding(queries[:, :, None] - keys[:, None, :] < config.window)
+            if len(config.windowed) == config.num_layers:
+                biases, near = [*biases, near], None
+        return Places(turns, tuple(biases), near)
 
     def _refuse_length(self, slots: int) -> None:
         if self.config.positions == "learned" and slots > self.config.max_positions:
@@ -394,8 +397,7 @@ class Decoder(nnx.Module):
         x, shown = self.decoder_input(self.embedded(tokens), shown)
         self._refuse_length(x.shape[1])
         positions = positions_of(shown)
-        causal = np.tril(np.ones((x.shape[1], x.shape[1]), bool))
-        places = self.places(positions, positions, shown[:, None] & causal)
+        places = self.places(positions, positions, shown[:, None], before_itself(x.shape[1]))
         return self.decoder(self.with_positions(x, positions), places, key)
 
     def logits(self, x: Float[Array, "batch length d_model"]) -> Float[Array, "batch length vocab"]:
@@ -443,8 +445,7 @@ class Decoder(nnx.Module):
         own = (segments[:, :, None] == segments[:, None, :]) & (slots[:, None] >= slots[None])
         sees_prompt = jnp.broadcast_to(shown[:, None], (*labels.shape, before))
         of_labels = jnp.concatenate([sees_prompt, jnp.broadcast_to(own, (*labels.shape, labels.shape[1]))], axis=2)
-        causal = np.tril(np.ones((before, before), bool))
-        of_prompt = jnp.pad(shown[:, None] & causal, ((0, 0), (0, 0), (0, len(slots))))
+        of_prompt = jnp.pad(shown[:, None] & before_itself(before), ((0, 0), (0, 0), (0, len(slots))))
         start = jnp.sum(shown, axis=1, keepdims=True)
         positions = jnp.concatenate([positions_of(shown), start + offsets], axis=1)
         places = self.places(positions, positions, jnp.concatenate([of_prompt, of_labels], axis=1))
@@ -470,14 +471,23 @@ class Decoder(nnx.Module):
         x, shown = self.decoder_input(self.embedded(tokens), shown)
         self._refuse_length(x.shape[1] + max_length)
         positions = positions_of(shown)
-        causal = np.tril(np.ones((x.shape[1], x.shape[1]), bool))
-        places = self.places(positions, positions, shown[:, None] & causal)
+        places = self.places(positions, positions, shown[:, None], before_itself(x.shape[1]))
         prompts = self.decoder.keys_values(self.with_positions(x, positions), places)
         if num_beams > 1:
             shown, positions, first = (jnp.repeat(x, num_beams, axis=0) for x in (shown, positions, first))
             prompts = jax.tree.map(lambda x: jnp.repeat(x, num_beams, axis=x.ndim - 4), prompts)
         caches = [SegmentCache.empty(k, max_length) for k, _ in prompts]
         return DecoderDecoding(self, prompts, shown, positions, first.astype(jnp.int32), caches, max_length)
+
+
+def hiding(allowed: Bool[Array, "_ _ keys"]) -> Float[Array, "_ 1 _ keys"]:
+    """The additive bias that hides what is not allowed to be seen."""
+    return jnp.where(allowed, 0.0, MASKED)[:, None]
+
+
+def before_itself(length: int) -> Bool[Array, "1 {length} {length}"]:
+    """Whether one token may see another: itself, and what is before it."""
+    return jnp.tril(jnp.ones((1, length, length), bool))
 
 
 def positions_of(shown: Bool[Array, "batch slots"]) -> Int[Array, "batch slots"]:
