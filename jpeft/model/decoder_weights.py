@@ -18,6 +18,7 @@ from jpeft.leaves import Devices, Part, fill, named_leaves, on_first_device
 from jpeft.model.decoder import Decoder
 from jpeft.model.decoder_config import DecoderConfig
 from jpeft.model.weights import (
+    BUFFERS,
     Checkpoint,
     are_equal,
     open_checkpoint,
@@ -65,8 +66,6 @@ _NAMES: dict[str, dict[str, str]] = {
     | {"feed_forward/up": "mlp.dense_h_to_4h", "feed_forward/down": "mlp.dense_4h_to_h"},
 }
 _HEAD = "lm_head"
-# Masks and frequencies that old files hold and that are computed here.
-_BUFFERS = re.compile(r".*(\.attn(\.attention)?\.(bias|masked_bias|embed_positions)|rotary_emb\.inv_freq)")
 FUSED = ("q", "k", "v")  # in the order of a fused map
 
 
@@ -176,7 +175,7 @@ def load_tensors(
             shape = (*shape[:-1], 3 * shape[-1])
         return file_name.get(at.name, at.name), shape[::-1] if at.transposed else shape
 
-    passed_over = {name for name in tensors.names() if _BUFFERS.fullmatch(name)}
+    passed_over = {name for name in tensors.names() if BUFFERS.fullmatch(name)}
     if config.tie_word_embeddings and f"{_HEAD}.weight" in tensors.names():
         embedding = stored_as("shared/embedding", ())[0]
         if embedding in tensors.names() and not are_equal(tensors, embedding, f"{_HEAD}.weight"):

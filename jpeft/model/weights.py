@@ -8,6 +8,7 @@ import abc
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_to
 _HEAD = "lm_head.weight"
 _MOST_INDEX_BYTES = 16 * 2**20
 _MOST_OBJECTS = 2**20  # of a msgpack; a tree has a few for each weight
+# Masks and frequencies that old files of decoder-only models hold, some as booleans, and that networks make themselves.
+BUFFERS = re.compile(r".*(\.attn(\.attention)?\.(bias|masked_bias|embed_positions)|rotary_emb\.inv_freq)")
 _COMPARED_ROWS = 4096  # of two tables at once
 
 
@@ -204,7 +207,7 @@ def _read_torch(files: list[Path]) -> InMemory:
     for path in files:
         try:
             values = dict(torch.load(path, map_location="cpu", weights_only=True))
-            plain = {str(name): _as_numpy(value) for name, value in values.items()}
+            plain = {str(name): _as_numpy(value) for name, value in values.items() if not BUFFERS.fullmatch(str(name))}
         except Exception as error:  # a damaged zip, an unexpected pickle opcode: all mean the same to the caller
             reason = str(error).partition("\n")[0][:200]
             raise RunFailed(f"{path} is damaged, or holds more than plain weights ({reason}).") from None

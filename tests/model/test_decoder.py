@@ -1,12 +1,13 @@
 """Laws of the decoder-only network that hold for every kind of model and whatever its weights are."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import nnx, serialization
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.labels import PackedLabels, label_log_probs
@@ -308,6 +309,23 @@ def test_files_without_a_prefix_and_with_old_buffers_are_read():
     less = {name: value for name, value in weights.items() if name != "h.1.ln_2.bias"}
     with pytest.raises(UserError, match="here lacks transformer.h.1.ln_2.bias"):
         decoder_weights.load_tensors(config, InMemory(less), source="here")
+
+
+def test_what_flax_wrote_is_read(tmp_path):
+    """Kernels in its own orientation, and biases, which a T5 has not."""
+    config = TINY_DECODERS["gptj"]
+    model, tree = random_decoder(config), {}
+    for name, value in named_leaves(model, nnx.Param).items():
+        module, _, leaf = name.rpartition("/")
+        *parts, last = decoder_weights.hub_module(config, module).split(".")
+        node = tree
+        for part in (*parts, last):
+            node = node.setdefault(part, {})
+        node[leaf] = np.asarray(value)
+    (tmp_path / "flax_model.msgpack").write_bytes(serialization.msgpack_serialize(tree))
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    tokens = np.array([[7, 8, 9, 10, 11, 12]], np.int32)
+    np.testing.assert_array_equal(all_logits(load_model(tmp_path), tokens), all_logits(model, tokens))
 
 
 _LLAMA_JSON = LLAMA.to_dict()

@@ -181,6 +181,19 @@ def test_what_is_written_opens_in_transformers(pair, tmp_path):
         np.testing.assert_allclose(again.eval()(tokens).logits, theirs(tokens).logits, atol=1e-4)
 
 
+def test_an_old_pickle_with_masks_is_read(pair, tmp_path):
+    """As GPT-J's on the hub: masks as booleans, and no prefix before BLOOM's names."""
+    theirs, ours, directory = pair
+    state = dict(theirs.state_dict())
+    state["transformer.h.0.attn.attention.bias"] = torch.ones((1, 1, 4, 4), dtype=torch.bool)
+    state["transformer.h.0.attn.masked_bias"] = torch.tensor(-1e9)
+    state = {name.removeprefix("transformer."): value for name, value in state.items()}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_bytes((directory / "config.json").read_bytes())
+    tokens = np.arange(3, 23, dtype=np.int32)[None]
+    np.testing.assert_array_equal(all_logits(load_model(tmp_path), tokens), all_logits(ours, tokens))
+
+
 def test_every_weight_of_theirs_is_one_of_ours(pair):
     theirs, ours, _ = pair
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(ours, nnx.Param))) == theirs.num_parameters()
