@@ -1,0 +1,70 @@
+"""What a GPU's compiler makes of a step in bfloat16: its text is read, no GPU is needed."""
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from jpeft.accelerators import compiles_for_gpus
+from jpeft.plan.compile import child_environment
+from jpeft.plan.devices import DEVICES
+
+# FLAN-T5-small's: q, k and v; o; wi_0 and wi_1; wo. No two are each other's when turned but q and o.
+KERNELS = ((512, 384), (384, 512), (512, 1024), (1024, 512))
+
+_PRINTS_A_STEP = """
+    import sys
+    from jpeft.config import Run
+    from jpeft.plan.compile import Workshop
+    from jpeft.plan.devices import device_named
+    from jpeft.plan.memory import Lengths
+
+    run = Run.from_config({
+        "model": {"name": "google/flan-t5-small", "dtype": "bfloat16", "scan_layers": True},
+        "method": {"name": sys.argv[1]},
+        "mesh": {"model": 2},
+    })
+    lengths = Lengths(240, 20)  # times 16 rows they are no width of the model
+    described = Workshop(device_named("A10"))._describe(run, lengths)
+    print(described.programs["train"].traced(*described.arguments["train"]).lower().compile().as_text())
+"""
+
+
+@pytest.fixture(scope="module", params=["lora", "ia3"])
+def text(request):
+    if not compiles_for_gpus():
+        pytest.skip("needs jpeft[plan-gpu]")
+    command = [sys.executable, "-c", textwrap.dedent(_PRINTS_A_STEP), request.param]
+    environment = {**os.environ, **child_environment(DEVICES["A10"])}
+    environment.pop("XLA_FLAGS", None)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True).stdout
+
+
+def _parts(kernel):
+    """The shape of a kernel's half on each of two devices."""
+    return tuple(size // 2 if size != 512 else size for size in kernel)
+
+
+@pytest.mark.slow
+def test_a_bfloat16_step_copies_no_kernel(text):
+    """Neither in float32, nor turned: kernels of a frozen base are read as they lie."""
+    assert "bf16[8,512,192]{2,1,0}" in text  # the stacked kernels are there
+    for d_in, d_out in map(_parts, KERNELS):
+        assert not re.search(rf"f32\[(\d+,)?{d_in},{d_out}\]", text)
+        assert not re.search(rf"bf16\[(\d+,)?{d_in},{d_out}\]\{{(0,1|1,2,0|1,0,2)\}}", text)  # columns first
+        turned = re.findall(rf"= bf16\[(?:\d+,)?{d_out},{d_in}\]\S* transpose\(", text)
+        assert not turned
+
+
+@pytest.mark.slow
+def test_messages_of_a_bfloat16_step_are_bfloat16(text):
+    """All but small sums: what is as large as the batch's activations goes in bfloat16; a frozen base sends nothing."""
+    sent = re.findall(r"= \(?(\w+)\[([\d,]*)\]\S* (?:all-reduce|all-gather|reduce-scatter|all-to-all)", text)
+    assert sent
+    for kind, shape in sent:
+        sizes = [int(size) for size in shape.split(",") if size]
+        assert kind == "bf16" or len(sizes) < 2 or sizes[-1] <= 32, (kind, shape)
+        assert tuple(sizes[-2:]) not in {_parts(kernel) for kernel in KERNELS}
