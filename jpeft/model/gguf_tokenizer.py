@@ -66,7 +66,7 @@ def backend_of(file: GgufFile) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
       UserError: the file has none, one of a kind that is not read, or one whose pieces do not fit together.
     """
     kind = file.text("tokenizer.ggml.model")
-    if kind not in _MAKERS:
+    if kind is None or kind not in _MAKERS:
         said = "no tokenizer" if kind is None else f"a tokenizer of the kind {one_line(kind)}"
         raise UserError(f"{file.path} has {said}; of GGUF files {', '.join(_MAKERS)} are read.")
     pieces = file.items("tokenizer.ggml.tokens", str)

@@ -179,7 +179,7 @@ ARCHITECTURES: Mapping[str, _Layout] = {"llama": _LLAMA, "qwen2": _QWEN, "qwen3"
 
 def _layout(file: GgufFile) -> _Layout:
     arch = file.text("general.architecture")
-    if arch not in ARCHITECTURES:
+    if arch is None or arch not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"{file.path} is of the architecture {one_line(str(arch))}; of GGUF files {known} are read.")
     return ARCHITECTURES[arch]
