@@ -23,7 +23,17 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jpeft.errors import UserError
 from jpeft.model.attention import attend
 from jpeft.model.decoder_config import DecoderConfig
-from jpeft.model.layers import ACTIVATIONS, MASKED, Embedding, Input, LayerNorm, Linear, RMSNorm, dropout, split_key
+from jpeft.model.layers import (
+    ACTIVATIONS,
+    MASKED,
+    EmbeddedInput,
+    Embedding,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    dropout,
+    split_key,
+)
 from jpeft.model.placement import placed
 from jpeft.model.stack import SegmentCache, Segments, num_stacked
 
@@ -91,7 +101,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
     return np.asarray(slopes, np.float32)
 
 
-class Attention(nnx.Module):
+class CausalAttention(nnx.Module):
     """Causal attention; a head of keys and values may serve several heads of queries."""
 
     site_kind: ClassVar[str] = "attention"
@@ -140,7 +150,7 @@ class Attention(nnx.Module):
         return self.o(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
 
-class FeedForward(nnx.Module):
+class DecoderFeedForward(nnx.Module):
     """`down(act(up x))`, or gated: `down(act(gate x) * up x)`."""
 
     gate: Linear
@@ -162,14 +172,17 @@ class FeedForward(nnx.Module):
         return self.down(hidden)
 
 
-class Block(nnx.Module):
+class DecoderBlock(nnx.Module):
     """One layer: attention and feed-forward, one after the other or both of the same normed input."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        self.self_attention_norm, self.self_attention = norm_of(config, config.d_model), Attention(config, rngs=rngs)
+        self.self_attention_norm, self.self_attention = (
+            norm_of(config, config.d_model),
+            CausalAttention(config, rngs=rngs),
+        )
         if not config.parallel:
             self.feed_forward_norm = norm_of(config, config.d_model)
-        self.feed_forward = FeedForward(config, rngs=rngs)
+        self.feed_forward = DecoderFeedForward(config, rngs=rngs)
         self.parallel = config.parallel
         self.dropout_rate = config.dropout_rate
 
@@ -225,7 +238,7 @@ class DecoderStack(Segments):
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         keys = jax.random.split(rngs.params(), config.num_layers)
-        super().__init__(jax.vmap(lambda key: Block(config, rngs=nnx.Rngs(key)))(keys))
+        super().__init__(jax.vmap(lambda key: DecoderBlock(config, rngs=nnx.Rngs(key)))(keys))
         self.final_norm = norm_of(config, config.d_model)
         self.dropout_rate = config.dropout_rate
         self.windowed = tuple(layer in config.windowed for layer in range(config.num_layers))
@@ -321,7 +334,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         stddev = config.d_model**-0.5
         self.shared = Embedding(config.vocab_size, config.d_model, stddev=stddev, rngs=rngs)
-        self.decoder_input = Input(config.d_model)
+        self.decoder_input = EmbeddedInput(config.d_model)
         if config.positions == "learned":
             self.positions = Embedding(config.max_positions, config.d_model, stddev=stddev, rngs=rngs)
         if config.embedding_norm:

@@ -147,7 +147,7 @@ class Embedding(nnx.Module):
         return self.embedding[...][rows]
 
 
-class Input(nnx.Module):
+class EmbeddedInput(nnx.Module):
     """The embedded input on its way into the blocks, where a soft prompt is put before it."""
 
     site_kind: ClassVar[str] = "input"

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from jpeft.model.plain import Numbers
 from jpeft.model.weights import open_checkpoint, read_values
-
-Numbers = Float[np.ndarray, "..."]
 
 
 def plain_logits(directory: Path, tokens: Int[np.ndarray, "batch length"]) -> Float[np.ndarray, "batch length vocab"]:

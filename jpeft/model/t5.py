@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from jpeft.model.attention import Bias, attend
-from jpeft.model.layers import ACTIVATIONS, MASKED, Embedding, Input, Linear, RMSNorm, apart, dropout, split_key
+from jpeft.model.layers import ACTIVATIONS, MASKED, EmbeddedInput, Embedding, Linear, RMSNorm, apart, dropout, split_key
 from jpeft.model.placement import placed
 from jpeft.model.stack import SegmentCache, Segments, arrange, num_stacked
 from jpeft.model.t5_config import T5Config
@@ -270,7 +270,7 @@ class T5(nnx.Module):
 
     def __init__(self, config: T5Config, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.shared = Embedding(config.vocab_size, config.d_model, stddev=1.0, rngs=rngs)
-        self.encoder_input = Input(config.d_model)
+        self.encoder_input = EmbeddedInput(config.d_model)
         self.encoder = Stack(config, decoder=False, rngs=rngs)
         self.decoder = Stack(config, decoder=True, rngs=rngs)
         if not config.tie_word_embeddings:
