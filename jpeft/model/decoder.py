@@ -382,7 +382,7 @@ class Decoder(nnx.Module):
             turns = (jnp.cos(angles)[:, None], jnp.sin(angles)[:, None])
         biases = [hiding(mask) for mask in allowed]
         if config.positions == "alibi":  # softmax takes no notice of what is the same for all keys of a query
-            slopes = alibi_slopes(config.num_heads)[None, :, None, None]
+            slopes = jnp.asarray(alibi_slopes(config.num_heads))[None, :, None, None]
             biases.append(slopes * keys[:, None, None, :].astype(jnp.float32))
         near = None
         if config.window is not None and config.windowed and keys.shape[1] > config.window:
@@ -432,7 +432,7 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "batch targets d_model"]:
         """The last hidden state at each slot whose next token is a target, for a batch as the family makes it."""
         tokens, targets = batch["tokens"], batch["decoder_target_tokens"].shape[1]
-        slots = np.arange(tokens.shape[1])
+        slots = jnp.arange(tokens.shape[1])
         shown = slots >= tokens.shape[1] - targets - batch["input_lengths"][:, None]
         return self.hidden(tokens, shown, key)[:, -targets - 1 : -1]
 
@@ -514,6 +514,6 @@ def right_aligned(
     """Rows that are filled up behind their ends, filled up before them instead, and which slots are theirs."""
     length = rows.shape[1]
     used = jnp.max(jnp.where(rows != pad_token_id, np.arange(1, length + 1), 0), axis=1, keepdims=True)
-    source = np.arange(length) - (length - used)
+    source = jnp.arange(length) - (length - used)
     shown = source >= 0
     return jnp.where(shown, jnp.take_along_axis(rows, jnp.maximum(source, 0), axis=1), pad_token_id), shown

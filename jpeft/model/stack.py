@@ -88,6 +88,8 @@ def num_stacked(block: Any) -> int:
 class Segments(nnx.Module):
     """A `jpeft.leaves.LayerStack`: blocks as segments, and how to run them one after the other."""
 
+    segments: Any
+
     def __init__(self, blocks: nnx.Module):
         self.segments = nnx.List([blocks])
         self.remat = "none"
