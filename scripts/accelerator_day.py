@@ -52,7 +52,7 @@ PARTS = ("parity", "laws", "speed", "cells", "memory")
 WORKS = ("validation", "generation", "train_step")  # in this order: a process's peak of memory only rises
 DTYPE, ITEMSIZE = "bfloat16", 2
 LEAST_SECONDS = 15.0  # what is begun with less than these left could only be cut off
-_PARITY = ("tests/model/test_golden.py", "tests/model/test_attention.py", "tests/peft/test_golden.py")
+_GOLDEN = ("tests/model/test_golden.py", "tests/model/test_attention.py", "tests/peft/test_golden.py")
 _LAWS = ("tests/peft/test_laws.py", "tests/model/test_decode.py", "tests/model/test_t5.py")
 _REPEATS = {"train_step": 8, "validation": 8, "generation": 3}
 
@@ -72,6 +72,7 @@ class Piece:
       limit: seconds that it may take.
       command: of the process; `{out}` in it is a file or directory of its own, which need not be there.
       read: what is known by that file; called however the process ended, as it may have come half the way.
+      environment: of the process, beside this one's.
     """
 
     part: str
@@ -79,6 +80,7 @@ class Piece:
     limit: float
     command: tuple[str, ...]
     read: Callable[[Path], Entry | None]
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def run_piece(piece: Piece, seconds: float) -> Entry:
@@ -99,7 +101,7 @@ def run_piece(piece: Piece, seconds: float) -> Entry:
                 stdout=heard,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
-                env=_environment(),
+                env={**_environment(), **piece.environment},
                 start_new_session=True,
             )
             try:
@@ -192,16 +194,20 @@ def pieces(
         for size in sizes:
             yield child("memory", f"{size} {method}", 180, "planned", size=size, method=method)
 
-    tests = [_PARITY[0], "-k", "tied_relu and row"] if tiny else [*_PARITY, *_LAWS]
-    pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml={out}", *tests)
+    def tests(name: str, *chosen: str) -> Piece:
+        command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml={out}", *chosen)
+        return Piece("parity", name, 240, command, read_junit, {"JAX_DEFAULT_MATMUL_PRECISION": "highest"})
+
+    golden = (_GOLDEN[0], "-k", "tied_relu and row") if tiny else _GOLDEN
     found = [
-        Piece("parity", "tests", 240, pytest, read_junit),
+        tests("golden files", *golden),
         child("laws", "bfloat16", 180, "laws", size="tiny" if tiny else "mini", methods=list(methods)),
     ]
     first = [method for method in ("lora", "full") if method in methods]
     others = [method for method in methods if method not in first]
     found += [piece for method in first for piece in speed(method)]
     found += [_cell("mini", "mini:lora_agnews_medium", tiny)]
+    found += [] if tiny else [tests("laws of methods and networks", *_LAWS)]
     found += [piece for method in first for piece in memory(method)]
     found += [piece for method in others for piece in speed(method)]
     if has_smollm2() and not tiny:
@@ -547,15 +553,20 @@ def _in_short(day: Mapping[str, Any]) -> str:
 
 
 def _parity(day: Mapping[str, Any]) -> list[str]:
-    entry = day["parts"]["parity"].get("tests", {})
-    if "result" not in entry:
+    rows, failed = [], []
+    for name, entry in day["parts"]["parity"].items():
+        if (found := entry.get("result")) is not None:
+            bad = str(found["failed"]) if not found["failed"] else f"**{found['failed']}**"
+            rows.append([name, str(found["passed"]), bad, str(found["skipped"]), f"{entry['seconds']:.0f}"])
+            failed += [f"- failed: `{test}`" for test in found["names_of_failed"]]
+    if not rows:
         return ["Not known; see below."]
-    found = entry["result"]
-    lines = [
-        "Tests against what PyTorch, transformers and PEFT made of the same weights, and the methods' laws: "
-        f"**{found['passed']} passed, {found['failed']} failed**, {found['skipped']} skipped."
-    ]
-    return lines + (["\n".join(f"- `{name}`" for name in found["names_of_failed"])] if found["failed"] else [])
+    words = (
+        "The suite's tests on this device, in float32 products: against what PyTorch, transformers and PEFT made of "
+        "the same weights (golden files), and what holds of every method and network."
+    )
+    head = ["tests", "passed", "failed", "skipped", "s"]
+    return [words, table(head, rows, left=1), *(["\n".join(failed)] if failed else [])]
 
 
 def _laws(day: Mapping[str, Any]) -> list[str]:

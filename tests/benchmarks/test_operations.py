@@ -2,12 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
 from benchmarks import ours
 from benchmarks.breakdown import by_kind
 from benchmarks.operations import Product, measure, products_of, shared_time
-from benchmarks.work import SIZES, train_flops, write_checkpoint
+from benchmarks.work import SIZES, config_of, train_flops, write_checkpoint
+from jpeft.leaves import named_leaves
+from jpeft.model.t5 import T5
 
 
 def test_what_runs_side_by_side_shares_the_time():
@@ -23,6 +27,18 @@ def test_a_products_sizes_are_read_from_the_compiled_text():
     text = jax.jit(both).lower(*shapes).compile().as_text()
     found = {product for products in products_of(text).values() for product in products}
     assert found == {Product((2, 3, 16, 32), 8), Product((64, 64), 48)}
+
+
+def test_random_weights_are_spread_as_those_of_a_new_network():
+    size = SIZES["tiny"]
+    made = ours.random_model(size, dtype="bfloat16", stored_dtype="bfloat16")
+    new = T5(config_of(size, dropout_rate=0.0), rngs=nnx.Rngs(0))
+    expected, found = (named_leaves(model, nnx.Param) for model in (new, made))
+    for name, leaf in found.items():
+        assert leaf.dtype == jnp.bfloat16 and leaf.shape == expected[name].shape
+        if "relative" not in name:
+            spread, wanted = (float(np.sqrt(np.mean(np.square(x, dtype=np.float32)))) for x in (leaf, expected[name]))
+            assert spread == pytest.approx(wanted, rel=0.1), name
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

@@ -80,7 +80,7 @@ def test_a_device_is_known_by_what_it_calls_itself(script, kind, name):
 def test_each_method_and_size_is_run_on_both_sides_and_what_matters_most_comes_first(script):
     found = script.pieces(script.PARTS, ["large", "xl"], ["full", "lora", "ia3"], torch_device="cuda", tiny=False)
     names = [f"{piece.part} {piece.name}" for piece in found]
-    assert names[:4] == ["parity tests", "laws bfloat16", "speed large lora jpeft", "speed large lora torch"]
+    assert names[:4] == ["parity golden files", "laws bfloat16", "speed large lora jpeft", "speed large lora torch"]
     assert names.index("cells mini") < names.index("speed large ia3 jpeft")
     assert len(set(names)) == len(names) and sum(name.startswith("speed") for name in names) == 12
     alone = script.pieces(["speed"], ["xl"], ["lora"], torch_device=None, tiny=False)
@@ -120,7 +120,7 @@ def made_up(script):
         },
         **{"minutes": 25, "minutes_used": 20.0, "tiny": False, "sizes": ["xl"], "methods": ["lora", "full"]},
         "parts": {
-            "parity": {"tests": {"status": "done", "seconds": 20.0, "result": tests}},
+            "parity": {"golden files": {"status": "done", "seconds": 20.0, "result": tests}},
             "laws": {"bfloat16": {"status": "done", "seconds": 9.0, "result": {"1 % of any leaf of lora": law}}},
             "speed": {
                 "xl lora jpeft": side(0.2, 2.2e10),
@@ -141,7 +141,11 @@ def test_the_page_says_what_is_known_and_what_is_not(script, tmp_path):
         "# jpeft on NVIDIA H100 80GB HBM3\n\n2026-11-26T10:00+00:00, commit `abc`, 20.0 of 25 minutes"
     )
     assert "| xl | **2.50** (2.50 to 2.50) | **2.50** (2.50 to 2.50) |" in text
-    assert "30 passed, 1 failed" in text and "`tests.a.test_b`" in text and "**broken**" in text
+    assert (
+        "| golden files | 30 | **1** | 0 | 20 |" in text
+        and "- failed: `tests.a.test_b`" in text
+        and "**broken**" in text
+    )
     step = script.train_flops(script.SIZES["xl"], "lora") / 0.2 / 989e12
     assert f"| xl | lora | 0.200 | 0.500 | **2.50** | {100 * step:.1f} % |" in text
     read = script.generation_bytes(script.SIZES["xl"], "lora", rows=16, itemsize=2) / 0.2 / 3350e9
@@ -200,7 +204,7 @@ def test_a_tiny_day_comes_to_its_end_on_a_cpu(script, tmp_path, monkeypatch):
     for part, entries in day["parts"].items():
         for name, entry in entries.items():
             assert entry["status"] == ("not run" if name == "smollm2" else "done"), (part, name, entry)
-    assert day["parts"]["parity"]["tests"]["result"]["passed"] > 0
+    assert day["parts"]["parity"]["golden files"]["result"]["passed"] > 0
     laws = day["parts"]["laws"]["bfloat16"]["result"]
     assert len(laws) == 4 and all(law["holds"] for law in laws.values()), laws
     works = day["parts"]["speed"]["tiny lora jpeft"]["result"]
