@@ -589,7 +589,8 @@ def _speed(day: Mapping[str, Any]) -> list[str]:
         for size in day["sizes"]
     )
     lines = [
-        f"{shapes}. bfloat16, dropout 0, random weights made on the device (seconds do not depend on values, so no "
+        f"Sizes of FLAN-T5; {shapes}. bfloat16, dropout 0, "
+        "random weights made on the device (seconds do not depend on values, so no "
         "checkpoint is read), the same batches, each side alone on the device in a process of its own; medians of "
         "later calls. What trains is float32 in jpeft; in torch it is as PEFT makes it for a bfloat16 model, and with "
         "full tuning and BitFit, whose biases are added by hand, weights, gradients and moments are bfloat16.",
@@ -622,7 +623,7 @@ def _speed(day: Mapping[str, Any]) -> list[str]:
         )
     words = (
         "All tokens of each row, none ending early, the encoder's pass counted in the time. Of the bandwidth: weights, "
-        "keys and values that have to be read, over the time and the peak."
+        "keys and values that have to be read, in bfloat16, over the time and the peak."
     )
     return [*lines, f"### {_TITLES['generation']}", words, table(head, rows, left=2)]
 
