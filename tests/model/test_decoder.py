@@ -37,6 +37,11 @@ TOTALS = {
 INPUTS = [[7, 8, 9, 10, 11, 12, 13], [5, 6, 7], [250]]
 TARGETS = [[20, 21, 22, 1], [30, 1], [40, 41, 1]]
 each_kind = pytest.mark.parametrize("kind", TINY_DECODERS)
+# Of what takes seconds to compile the other half is of the slow suite.
+_FIRST = ("llama", "gpt_neo")
+each_here = pytest.mark.parametrize(
+    "kind", [kind if kind in _FIRST else pytest.param(kind, marks=pytest.mark.slow) for kind in TINY_DECODERS]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +148,7 @@ def naive_greedy(model, prompt, max_length, eos):
     return made + [0] * (max_length - len(made))
 
 
-@each_kind
+@each_here
 def test_greedy_decoding_with_a_cache_is_what_whole_passes_choose(models, kind):
     """For prompts of unequal length in one batch, with and without a loop over the layers."""
     model = models[kind]
@@ -201,7 +206,7 @@ def test_rows_are_moved_to_their_ends():
     assert shown.astype(int).tolist() == [[0, 0, 1, 1, 1], [0] * 5, [1] * 5]
 
 
-@each_kind
+@each_here
 def test_packed_labels_have_the_likelihood_that_each_has_alone(models, kind):
     model = models[kind]
     labels = [[20, 21, 1], [30, 1], [20, 1]]
@@ -221,7 +226,9 @@ def test_packed_labels_have_the_likelihood_that_each_has_alone(models, kind):
             assert abs(found[row, i] - expected) < 5e-5
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt_neo", "bloom"])
+@pytest.mark.parametrize(
+    "kind", ["gpt_neo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("llama", "bloom"))]
+)
 def test_a_soft_prompt_of_the_texts_own_vectors_is_that_text(models, kind, key):
     model = models[kind]
     method = Prompt(prompt_length=3)
@@ -237,7 +244,10 @@ def test_a_soft_prompt_of_the_texts_own_vectors_is_that_text(models, kind, key):
     np.testing.assert_array_equal(search(tuned, jnp.asarray(padded(INPUTS, 8, 0))), of_text)
 
 
-@pytest.mark.parametrize("remat", REMAT_POLICIES)
+@pytest.mark.parametrize(
+    "remat",
+    [policy if policy == "block" else pytest.param(policy, marks=pytest.mark.slow) for policy in REMAT_POLICIES],
+)
 def test_gradients_are_the_same_whatever_is_kept_and_however_layers_run(remat):
     batch, grads = jax.tree.map(jnp.asarray, batch_of(TINY_DECODERS["gpt_neo"])), []
     for policy, scan in (("none", True), (remat, False)):

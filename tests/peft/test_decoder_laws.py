@@ -111,7 +111,10 @@ def test_an_ablation_without_a_counterpart_is_refused_by_name(name):
         ablation_of(SMOLLM2, "lora", name)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("full", "lora", "prompt") else pytest.param(name, marks=pytest.mark.slow) for name in METHODS],
+)
 def test_steps_lower_the_loss_and_move_every_leaf_but_none_of_the_base(name, key):
     """And first, all but a prompt leave the model as it was; what is saved is what is loaded."""
     model = random_decoder(one_layer(LLAMA))
@@ -146,7 +149,15 @@ def test_save_and_load_round_trips(name, kind, key, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["llama", "bloom"])
-@pytest.mark.parametrize("name", ["lora", "lora_official", "ia3", "ia3_official", "bitfit_official"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lora",
+        "ia3_official",
+        "bitfit_official",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("lora_official", "ia3")),
+    ],
+)
 def test_merged_weights_do_what_base_and_adapter_do(name, kind, key):
     model, batch = random_decoder(TINY_DECODERS[kind]), batch_of(TINY_DECODERS[kind])
     tuned = filled(adapted(name, model, key), key)

@@ -34,7 +34,7 @@ for row in range(8):
     INPUTS[row, 6 - row % 4 :] = 0
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt_neo"])
+@pytest.fixture(scope="module", params=[pytest.param("llama", marks=pytest.mark.slow), "gpt_neo"])
 def held(request):
     """`(base, adapted models by name, bank)`; GPT-Neo has learned positions and a window."""
     base, key = random_decoder(TINY_DECODERS[request.param]), jax.random.key(3)
