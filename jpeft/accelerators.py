@@ -64,7 +64,7 @@ def has_tpu() -> bool:
 def _has_other_plugins() -> bool:
     """Whether JAX has plug-ins for devices of other kinds, of which nothing is known here."""
     try:
-        import jax_plugins
+        import jax_plugins  # pyright: ignore[reportMissingImports]  (a namespace, there where a plug-in is)
     except ImportError:
         return False
     known = {name.rpartition(".")[2] for name in _GPU_PLUGINS}

@@ -156,7 +156,10 @@ def one_of(key: str, value: str, known: Iterable[str]) -> str:
 
 def check_bounds(key: str, value: int | float | str | None, least: int | float, most: int | float = ANY) -> None:
     """Raises `UserError` for a number that is there, is not `auto`, and is below `least` or above `most`."""
-    if value is not None and value != AUTO and not (least <= value <= most and math.isfinite(value)):
+    if value is None or value == AUTO:
+        return
+    assert not isinstance(value, str), "of text there is `auto` alone"
+    if not (least <= value <= most and math.isfinite(value)):
         expected = f"at most {most:,.15g}" if value > most else f"at least {least:,g}"
         raise UserError(f"{key} is {value}; expected {expected}.")
 

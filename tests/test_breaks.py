@@ -60,7 +60,7 @@ BREAKS = {
         "tests/data/test_mixture.py tests/train/test_weighted_loss.py",
     ),
     "label smoothing is ignored": Break(
-        "train/loop.py", "label_smoothing=train.label_smoothing", "label_smoothing=0.0", _KEYS.format("smoothing")
+        "train/loop.py", "label_smoothing=run.train.label_smoothing", "label_smoothing=0.0", _KEYS.format("smoothing")
     ),
     "metrics that were asked for are ignored": Break(
         "eval/metrics/__init__.py",
@@ -87,10 +87,10 @@ BREAKS = {
         "tests/train/test_wiring.py -k best",
     ),
     "weight decay is ignored": Break(
-        "train/loop.py", "weight_decay=train.weight_decay", "weight_decay=0.0", _KEYS.format("weight_decay")
+        "train/loop.py", "weight_decay=run.train.weight_decay", "weight_decay=0.0", _KEYS.format("weight_decay")
     ),
     "clipping is ignored": Break(
-        "train/loop.py", "clip_grad_norm=train.clip_grad_norm", "clip_grad_norm=None", _KEYS.format("clip_grad")
+        "train/loop.py", "clip_grad_norm=run.train.clip_grad_norm", "clip_grad_norm=None", _KEYS.format("clip_grad")
     ),
     "beams are ignored": Break(
         "train/loop.py", '"num_beams": run.eval.num_beams', '"num_beams": 1', _KEYS.format("num_beams")
@@ -118,8 +118,8 @@ BREAKS = {
     ),
     "attention's weights are not dropped": Break(
         "model/t5.py",
-        "dropout(weights.astype(x.dtype), self.dropout_rate, key)",
-        "weights.astype(x.dtype)",
+        "bias, dropout_rate=self.dropout_rate, key=key)",
+        "bias)",
         "tests/model/test_t5.py -k wherever",
     ),
 }

@@ -160,10 +160,10 @@ def _planned(arguments: argparse.Namespace, axes: dict[str, int], tell: Tell) ->
 
     device = device_named(arguments.device) if arguments.device else None
     memory = memory_bytes(arguments.device_memory) if arguments.device_memory else device.memory if device else None
-    own = device is not None and has_compiler(device)
-    with Remote(device, hosts=arguments.hosts) if own else contextlib.nullcontext(Workshop()) as compiler:
+    own = device if device is not None and has_compiler(device) else None
+    with contextlib.nullcontext(Workshop()) if own is None else Remote(own, hosts=arguments.hosts) as compiler:
         advice = ""
-        if device is not None and not own:
+        if device is not None and own is None:
             advice = (
                 f", not {device.name}'s own: temporary memory and messages are another's, often twice as much; "
                 f"pip install 'jpeft[{device.extra}]' brings its own"

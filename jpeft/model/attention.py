@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 from jpeft.model.layers import dropout
 
 # What is added to scores, in parts: each `[batch, heads, queries, keys]`, of which any but the keys may be 1.
-Bias = tuple[Float[Array, "_ _ _ _"], ...]
+ScoreBias = tuple[Float[Array, "_ _ _ _"], ...]
 
 MIXED = "mixed"  # by this name `jax.checkpoint` knows what took scores to make
 
@@ -45,7 +45,7 @@ def attend(
     return _attend(q, k, v, bias, key, scale, dropout_rate)
 
 
-def _scores(q: Array, k: Array, bias: Bias, scale: float) -> Float[Array, "batch num_heads q_len kv_len"]:
+def _scores(q: Array, k: Array, bias: ScoreBias, scale: float) -> Float[Array, "batch num_heads q_len kv_len"]:
     folded = q.reshape(*k.shape[:2], -1, q.shape[-1])  # the heads that share a key behind one another
     scores = jnp.einsum("bhqd,bhkd->bhqk", folded, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(*q.shape[:3], -1)
@@ -58,12 +58,12 @@ def _mixed(weights: Array, v: Array) -> Float[Array, "batch num_heads q_len d_kv
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _attend(q: Array, k: Array, v: Array, bias: Bias, key: Any, scale: float, rate: float) -> Array:
+def _attend(q: Array, k: Array, v: Array, bias: ScoreBias, key: Any, scale: float, rate: float) -> Array:
     return _attend_and_keep(q, k, v, bias, key, scale, rate)[0]
 
 
 def _attend_and_keep(
-    q: Array, k: Array, v: Array, bias: Bias, key: Any, scale: float, rate: float
+    q: Array, k: Array, v: Array, bias: ScoreBias, key: Any, scale: float, rate: float
 ) -> tuple[Array, Array, Array]:
     """What is mixed, and of each query the largest score and the sum of the exponentials below it."""
     scores = _scores(q, k, bias, scale)

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from jpeft.model.attention import Bias, attend
+from jpeft.model.attention import ScoreBias, attend
 from jpeft.model.layers import ACTIVATIONS, MASKED, EmbeddedInput, Embedding, Linear, RMSNorm, apart, dropout, split_key
 from jpeft.model.placement import placed
 from jpeft.model.stack import SegmentCache, Segments, arrange, num_stacked
@@ -58,7 +58,7 @@ class Attention(nnx.Module):
         x: Float[Array, "batch q_len d_model"],
         k: Float[Array, "batch num_heads kv_len d_kv"],
         v: Float[Array, "batch num_heads kv_len d_kv"],
-        bias: Bias,
+        bias: ScoreBias,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch q_len d_model"]:
         mixed = attend(self._heads(self.q(x)), k, v, bias, dropout_rate=self.dropout_rate, key=key)
@@ -108,9 +108,9 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "batch length d_model"],
-        self_bias: Bias,
+        self_bias: ScoreBias,
         encoded: Float[Array, "batch enc_len d_model"] | None = None,
-        cross_bias: Bias = (),
+        cross_bias: ScoreBias = (),
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch length d_model"]:
         """The whole sequence at once, as in training."""
@@ -129,9 +129,9 @@ class Block(nnx.Module):
     def step(
         self,
         x: Float[Array, "batch 1 d_model"],
-        self_bias: Bias,
+        self_bias: ScoreBias,
         cross_kv: tuple[Array, Array],
-        cross_bias: Bias,
+        cross_bias: ScoreBias,
         cache: SegmentCache,
         layer: Int[Array, ""] | None,
         position: Int[Array, ""],
@@ -194,9 +194,9 @@ class Stack(Segments):
     def __call__(
         self,
         x: Float[Array, "batch length d_model"],
-        self_bias: Bias,
+        self_bias: ScoreBias,
         encoded: Float[Array, "batch enc_len d_model"] | None = None,
-        cross_bias: Bias = (),
+        cross_bias: ScoreBias = (),
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch length d_model"]:
         """Runs every block over whole sequences."""
@@ -221,9 +221,9 @@ class Stack(Segments):
     def step(
         self,
         x: Float[Array, "batch 1 d_model"],
-        self_bias: Bias,
+        self_bias: ScoreBias,
         cross_kvs: list[tuple[Array, Array]],
-        cross_bias: Bias,
+        cross_bias: ScoreBias,
         caches: list[SegmentCache],
         position: Int[Array, ""],
     ) -> tuple[Float[Array, "batch 1 d_model"], list[SegmentCache]]:
@@ -243,7 +243,7 @@ class T5Decoding:
     model: "T5"
     self_bias: Float[Array, "1 num_heads max_length max_length"]
     cross_kvs: list[tuple[Array, Array]]
-    cross_bias: Bias
+    cross_bias: ScoreBias
     first: Int[Array, " batch"]
     caches: list[SegmentCache]
 
@@ -283,7 +283,7 @@ class T5(nnx.Module):
         encoder_input_tokens: Int[Array, "batch enc_len"],
         key: Key[Array, ""] | None = None,
         segments: Int[Array, "batch enc_len"] | None = None,
-    ) -> tuple[Float[Array, "batch new_len d_model"], Bias]:
+    ) -> tuple[Float[Array, "batch new_len d_model"], ScoreBias]:
         """The encoder's output and the bias that hides its padding; a soft prompt makes both longer.
 
         With `segments`, a position attends to those of its own segment only.
@@ -342,7 +342,7 @@ class T5(nnx.Module):
         encoder_segments, decoder_segments = (None, None) if segments is None else segments
         encoded, cross_bias = self.encode(encoder_input_tokens, encoder_key, encoder_segments)
         x = self.shared(decoder_input_tokens).astype(self.dtype)
-        self_bias: Bias = (self.causal_bias(x.shape[1]),)
+        self_bias: ScoreBias = (self.causal_bias(x.shape[1]),)
         if encoder_segments is not None and decoder_segments is not None:
             self_bias = (*self_bias, apart(decoder_segments, decoder_segments))
             cross_bias = (*cross_bias, apart(decoder_segments, encoder_segments))

@@ -18,7 +18,7 @@ Report = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Seconds:
+class LeastSeconds:
     """The least that a step can take, by what it takes it for.
 
     Attributes:
@@ -80,12 +80,12 @@ class Plan:
         """How often the step's program is called for one step of the optimizer, or for one batch."""
         return self.run.train.accumulation_steps if step == "train" else 1
 
-    def seconds(self, step: str, device: Device) -> Seconds:
+    def seconds(self, step: str, device: Device) -> LeastSeconds:
         """The least that all calls of a step's program can take, by the device's data sheet."""
         program, calls = self.programs[step], self.calls(step)
         messages = program.messages
         talk = (messages.sent - messages.between_hosts) / device.interconnect + messages.between_hosts / device.network
-        return Seconds(
+        return LeastSeconds(
             compute=calls * program.flops / devices_of(self.run.mesh) / device.flops,
             memory=calls * program.bytes_moved / device.bandwidth,
             messages=calls * talk,
