@@ -34,6 +34,21 @@ def spare_what_is_missing() -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
 
 
+def take_most_of_the_gpu() -> None:
+    """Lets a process have 92 % of a GPU's memory: JAX takes three quarters for itself and leaves the rest to nobody.
+
+    To be called before JAX looks for devices. Whoever has set one of the variables that say so has chosen.
+    """
+    if not any(name in os.environ for name in _MEMORY_VARIABLES):
+        os.environ["XLA_CLIENT_MEM_FRACTION"] = "0.92"
+
+
+_MEMORY_VARIABLES = (
+    *("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"),
+    *("XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_ALLOCATOR"),
+)
+
+
 def compiles_for_gpus() -> bool:
     """Whether XLA's compiler for NVIDIA GPUs is installed."""
     return any(_is_there(name) for name in _GPU_PLUGINS)

@@ -48,8 +48,8 @@ class Held:
       optimizer: its two moments.
       gradients: the buffer that micro-batches add to.
       cache: keys and values of a batch in generation, part of that step's temporary memory.
-      answering: weights and adapter once more while answers are generated, where these have them elsewhere than
-        training has (`Layout.for_answers`); 0 where they take the same.
+      answering: what is there besides while answers are generated: the best adapter beside the last, and weights once
+        more where answers have them elsewhere than training has (`Layout.for_answers`).
     """
 
     weights: int
@@ -129,7 +129,8 @@ def describe(run: Run, lengths: Lengths, devices: Sequence[Any] | None = None) -
             optimizer=_bytes_on_a_device(state.opt_state),
             gradients=_bytes_on_a_device(sums.grads),
             cache=_cache_bytes(run, lengths, answering),
-            answering=0 if programs.answering.move is None else _bytes_on_a_device(moved),
+            answering=_bytes_on_a_device(state.adapter)
+            + (0 if programs.answering.move is None else _bytes_on_a_device(moved)),
         ),
         {
             "train": programs.accumulate,

@@ -137,7 +137,8 @@ class DeviceFit:
         inputs = jax.ShapeDtypeStruct((rows, shape[0]), jnp.int32)
         answering = programs.answering
         moved = trees if answering.move is None else answering.layout.describe(trees)
-        again = 0 if answering.move is None else _bytes_on_a_device(moved)
+        again = _bytes_on_a_device(self._state.adapter)  # the best, beside the last
+        again += 0 if answering.move is None else _bytes_on_a_device(moved)
         needs = [
             self._asks(answering.generate, *moved, inputs) + again,
             self._asks(programs.loss, *trees, self._batch(rows, self._data.shapes[-1])),

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jpeft.accelerators import take_most_of_the_gpu
 from jpeft.adapters.files import save_adapter
 from jpeft.allocator import keep_freed_memory
 from jpeft.config import Run, monitored_metric, of_any_version, require_labels
@@ -72,6 +73,7 @@ def execute(
         command goes on from the last checkpoint.
     """
     keep_freed_memory()  # before JAX is asked for anything
+    take_most_of_the_gpu()
     display = display or Display()
     return run_once(
         workdir,

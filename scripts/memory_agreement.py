@@ -1,0 +1,100 @@
+"""Whether what XLA says of a program's memory on a CPU is what the process then takes: for mini and FLAN-T5-small.
+
+python scripts/memory_agreement.py [--model mini|google/flan-t5-small] [--method lora]
+
+In a process of its own for each: a training step's program with random weights. `held` and `step` are what is planned;
+beside them what the process grew by. What is more than planned after compiling is the compiler's own.
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+CASES = [("mini", "lora"), ("mini", "full"), ("google/flan-t5-small", "lora"), ("google/flan-t5-small", "full")]
+
+
+def measured(model: str, method: str) -> dict[str, float]:
+    """Bytes that this process grew by, at each stage, beside what is planned."""
+    from jpeft.allocator import keep_freed_memory, return_freed_memory
+
+    keep_freed_memory()
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jpeft.config import Run
+    from jpeft.plan.memory import Lengths, describe
+    from jpeft.program import needed_memory
+
+    run = Run.from_config(
+        {"model": {"name": model, "dtype": "float32"}, "method": {"name": method}, "data": {"source": "sample"}}
+    )
+    lengths = Lengths(256, 16)
+    jax.block_until_ready(jnp.zeros(8) + 1)
+    start = _now("VmRSS")
+
+    described = describe(run, lengths)
+    program, shapes = described.programs["train"], described.arguments["train"]
+    arrays = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, leaf.dtype), shapes[:3])
+    opt = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), described.arguments["update"][0].opt_state)
+    batch = {name: np.ones(leaf.shape, leaf.dtype) for name, leaf in shapes[6].items()}
+    key = jax.random.key(0, impl="rbg")
+    jax.block_until_ready((arrays, opt))
+    gc.collect()
+    return_freed_memory()
+    loaded = _now("VmRSS")
+    arguments = (*arrays, key, np.int32(0), np.int32(0), batch)
+    program.prepare(*arguments)
+    gc.collect()
+    return_freed_memory()
+    compiled = _now("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    sums = program(*arguments)
+    jax.block_until_ready(program(sums, *arguments[1:]))
+    peak = _now("VmHWM")
+    held, step = described.held.bytes, needed_memory(program.compiled[0])
+    return {
+        "planned_held": held,
+        "planned_step": step,
+        "held": loaded - start,
+        "compiler": compiled - loaded,
+        "step": peak - compiled,
+        "peak": peak - start,
+        "peak_over_planned": (peak - start) / (held + step),
+        "peak_without_compiler_over_planned": (peak - start - compiled + loaded) / (held + step),
+    }
+
+
+def _now(what: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))
+
+
+def main() -> int:
+    """Measures each case in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="of one case; all, without it")
+    parser.add_argument("--method", default="lora")
+    arguments = parser.parse_args()
+    if arguments.model:
+        print(json.dumps(measured(arguments.model, arguments.method)))
+        return 0
+    print(
+        "model method | planned: held + step | grown: held, compiler, step | grown / planned, and without the compiler"
+    )
+    for model, method in CASES:
+        order = [sys.executable, __file__, f"--model={model}", f"--method={method}"]
+        found = json.loads(subprocess.run(order, check=True, capture_output=True, text=True).stdout)
+        mb = {name: f"{value / 1e6:,.0f}" for name, value in found.items()}
+        print(
+            f"{model} {method} | {mb['planned_held']} + {mb['planned_step']} | {mb['held']}, {mb['compiler']}, "
+            f"{mb['step']} MB | {found['peak_over_planned']:.3f}, {found['peak_without_compiler_over_planned']:.3f}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

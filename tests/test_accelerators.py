@@ -1,0 +1,58 @@
+"""Compilers of devices that are not there disturb nobody, and devices that are there are found."""
+
+import os
+import sys
+
+import jax
+import pytest
+
+from jpeft import accelerators
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with these compilers and these devices, asked before JAX was; returns what JAX is told."""
+
+    def make(*, gpu_compiler=False, tpu_compiler=False, driver=False, tpu=False, others=False, chosen=None):
+        for name, value in (
+            *(("compiles_for_gpus", gpu_compiler), ("compiles_for_tpus", tpu_compiler)),
+            *(("has_gpu_driver", driver), ("has_tpu", tpu), ("_has_other_plugins", others)),
+        ):
+            monkeypatch.setattr(accelerators, name, lambda value=value: value)
+        monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+        if chosen is not None:
+            monkeypatch.setenv("JAX_PLATFORMS", chosen)
+        monkeypatch.delitem(sys.modules, "jax")
+        accelerators.spare_what_is_missing()
+        monkeypatch.setitem(sys.modules, "jax", jax)
+        return os.environ.get("JAX_PLATFORMS")
+
+    return make
+
+
+def test_the_cpu_alone_is_looked_for_where_there_is_nothing_else(machine):
+    assert machine() is None  # no compiler that could disturb
+    assert machine(gpu_compiler=True) == machine(tpu_compiler=True) == "cpu"
+    assert machine(gpu_compiler=True, tpu_compiler=True) == "cpu"
+
+
+def test_what_is_there_is_not_hidden(machine):
+    assert machine(gpu_compiler=True, driver=True) is None
+    assert machine(gpu_compiler=True, tpu_compiler=True, driver=True) is None
+    assert machine(tpu_compiler=True, tpu=True) is None
+    assert machine(gpu_compiler=True, others=True) is None
+    assert machine(gpu_compiler=True, chosen="cuda") == "cuda"
+
+
+def test_a_gpus_memory_is_taken_unless_told_otherwise(monkeypatch):
+    for name in accelerators._MEMORY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    accelerators.take_most_of_the_gpu()
+    assert os.environ["XLA_CLIENT_MEM_FRACTION"] == "0.92"
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.5")
+    accelerators.take_most_of_the_gpu()
+    assert os.environ["XLA_CLIENT_MEM_FRACTION"] == "0.5"
+    monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION")
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    accelerators.take_most_of_the_gpu()
+    assert "XLA_CLIENT_MEM_FRACTION" not in os.environ
