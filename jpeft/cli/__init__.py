@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of `jpeft`, with every command."""
     parser = _Parser(
         prog="jpeft",
-        description="Parameter-efficient fine-tuning of T5 in JAX. It begins with `jpeft train`; see the README.",
+        description="Parameter-efficient fine-tuning in JAX. It begins with `jpeft train`; see the README.",
     )
     parser.add_argument("--version", action="version", version=f"jpeft {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -12,6 +12,7 @@ from jpeft.config import Run
 from jpeft.mesh.layout import Layout
 from jpeft.peft.attaching import split
 from jpeft.plan.compile import Workshop
+from jpeft.plan.devices import DEVICES
 from jpeft.plan.fit import make_plan, smallest_change
 from jpeft.plan.memory import Lengths
 from jpeft.train.optimizer import AdamW
@@ -93,9 +94,8 @@ def command(four_headed_checkpoint, monkeypatch):
         monkeypatch.setenv(name, "")
 
     def call(*flags: str) -> int:
-        return main(
-            ["plan", f"--config={CONFIG}:lora_agnews_low", f"--config.model.name={four_headed_checkpoint}", *flags]
-        )
+        config = [] if "--grid" in flags else [f"--config={CONFIG}:lora_agnews_low"]
+        return main(["plan", *config, f"--config.model.name={four_headed_checkpoint}", *flags])
 
     return call
 
@@ -134,3 +134,38 @@ def test_a_wrong_call_is_one_line(flag, says, command, capsys):
     assert command(flag) == 2
     line = capsys.readouterr().err.removeprefix(SIGN_OF_LIFE)  # which comes first on a slow machine
     assert says in line and line.startswith("error: ") and line.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_meshes_are_ranked_by_time_among_those_that_fit(command, capsys):
+    short = ("--input-length=16", "--target-length=4", "--device=A10", "--best", "--devices=2", "--json")
+    assert command(*short) == 0
+    meshes = json.loads(capsys.readouterr().out)["meshes"]
+    shapes = [tuple(one["mesh"].values()) for one in meshes]
+    assert sorted(shapes) == [(1, 1, 2), (1, 2, 1), (2, 1, 1)] and all(one["fits"] for one in meshes)
+    seconds = [one["step_seconds"] for one in meshes]
+    assert seconds == sorted(seconds) and seconds[0] > 0
+    assert command(*short, "--device-memory=0.0001GB") == 0  # compiled before
+    meshes = json.loads(capsys.readouterr().out)["meshes"]
+    assert not any(one["fits"] for one in meshes) and all(one["why"] for one in meshes)
+
+
+@pytest.mark.slow
+def test_a_grid_is_one_table_and_what_is_alike_is_compiled_once(command, capsys):
+    cells = ("--methods=lora,bitfit", "--tasks=agnews", "--scales=low,medium", "--ablations=none")
+    assert command("--grid", *cells, "--device=A10", "--json") == 0
+    out, err = capsys.readouterr()
+    planned = json.loads(out)["cells"]
+    assert [one["cell"] for one in planned] == [
+        f"{m}_agnews_{s}" for m in ("lora", "bitfit") for s in ("low", "medium")
+    ]
+    assert planned[0]["bytes"] == planned[1]["bytes"] != planned[2]["bytes"]
+    assert err.count("compiles train") == 2
+
+
+def test_messages_to_another_host_take_the_network(run):
+    """The least time of a step that sends what it did not send, by the slower of two ways."""
+    device = DEVICES["A10"]
+    of = {hosts: make_plan(run("full", data=2), Workshop(hosts=hosts), LENGTHS) for hosts in (1, 2)}
+    within, between = (of[hosts].seconds("train", device).messages for hosts in (1, 2))
+    assert between == pytest.approx(within * device.interconnect / device.network)
