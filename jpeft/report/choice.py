@@ -17,6 +17,7 @@ from jpeft.report.names import METHODS, METRICS, in_order, method_label
 from jpeft.report.ranking import Scarce
 from jpeft.report.records import Result
 from jpeft.report.table import Column, Table, Value
+from jpeft.results import PHASES
 
 _FEW_ROWS = 50  # of validation: what they choose may be chance
 
@@ -97,7 +98,7 @@ def _seconds_until(result: Result, limit: float) -> float | None:
     reached = next((epoch for epoch, loss in enumerate(result.validation_losses) if loss <= limit), None)
     if reached is None or not result.epochs_run:
         return None
-    return (result.seconds.train + result.seconds.validation) * (reached + 1) / result.epochs_run
+    return (result.seconds["train"] + result.seconds["validation"]) * (reached + 1) / result.epochs_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +248,7 @@ def _placed_data(one: Placed) -> dict[str, Any]:
         "good_enough": one.good_enough,
         "ties_with_first": one.tied,
         "seconds_until_good_enough": one.seconds,
-        "seconds": dataclasses.asdict(result.seconds),
+        "seconds": {phase: result.seconds[phase] for phase in PHASES},
         "trainable_parameters": result.trainable_parameters,
         "adapter_bytes": result.adapter_bytes,
         "peak_memory_bytes": result.peak_memory_bytes,
@@ -385,9 +386,9 @@ def _sizes_table(placed: Sequence[Placed]) -> Table:
             Value((result := one.full.result).trainable_parameters),
             Value(result.adapter_bytes),
             Value(result.peak_memory_bytes or None),
-            Value(result.seconds.train),
-            Value(result.seconds.validation),
-            Value(result.seconds.test),
+            Value(result.seconds["train"]),
+            Value(result.seconds["validation"]),
+            Value(result.seconds["test"]),
         ]
         for one in placed
     ]

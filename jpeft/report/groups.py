@@ -6,10 +6,12 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from jpeft.report.names import ABLATIONS, PAPER_MODEL, PAPER_SCALES, PAPER_TASKS, PAPER_TEST_ROWS, in_order, task_label
 from jpeft.report.published import published, published_metric, published_parameters
 from jpeft.report.records import Result
+from jpeft.results import shortened
 from jpeft.words import counted
 
 _LENGTHS = {"data.max_input_length": "Inputs", "data.max_target_length": "Targets"}
@@ -115,7 +117,7 @@ class CellMeans:
             key=key,
             metric=metric,
             best_epoch=mean(lambda r: r.best_epoch),
-            total_seconds=mean(lambda r: r.seconds.total),
+            total_seconds=mean(lambda r: r.seconds["total"]),
             seconds_to_best=mean(lambda r: r.seconds_to_best),
             parameters=mean(lambda r: r.trainable_parameters),
             results=ordered,
@@ -276,11 +278,17 @@ def _provenance(group: Group) -> dict[str, Counter[str]]:
         "commits of jpeft": lambda r: (
             "none (installed package)" if r.commit is None else r.commit[:10] + "-dirty" * r.commit.endswith("-dirty")
         ),
-        "versions": lambda r: r.versions,
+        "versions": lambda r: _in_a_line(r.versions),
         "devices": lambda r: f"{r.device_count} × {r.device}",
-        "meshes": lambda r: r.mesh,
+        "meshes": lambda r: _in_a_line(r.mesh),
     }
     return {what: Counter(of(result) for result in group.results) for what, of in get.items()}
+
+
+def _in_a_line(values: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{shortened(name, quoted=False)} {shortened(part, quoted=False)}" for name, part in values.items()
+    )
 
 
 def _differing(what: str, values: Counter[str]) -> str:

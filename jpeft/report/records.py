@@ -11,7 +11,7 @@ from typing import Any
 
 from jpeft.errors import UserError
 from jpeft.report.names import PAPER_TASKS
-from jpeft.results import PHASES, NotARecord, RunRecord, Uncertainty, read_object, shortened
+from jpeft.results import NotARecord, RunRecord, read_object, shortened
 from jpeft.words import counted
 
 # Directories of a run that hold no results and may hold thousands of files.
@@ -27,33 +27,15 @@ _MOST_CURVE_BYTES = 64 * 2**20
 _DIGEST_SHOWN = 7  # characters of a digest of rows, as of a commit
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Seconds:
-    """Where a run's time went. `total` is the sum of the others; compilation is in `compile` alone."""
-
-    total: float
-    train: float
-    validation: float
-    test: float
-    compile: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Result:
-    """One `result.json`, as `jpeft.results.RunRecord` has it, with what tells it from others.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Result(RunRecord):
+    """One `result.json`, with what tells it from others.
 
     Attributes:
       path: the file.
-      metric: the number that the task is judged by, within the metric's range.
-      metrics: all numbers of the test split, `metric` among them.
-      zero_shot: the same of the untrained model, where the run measured it.
-      validation_losses: by epoch, in nats a token.
-      best_epoch: counted from 0, as in the paper.
       settings: the `config.json` beside the file as sorted `(key, value)` pairs, without the seed and without paths;
         None where there is none. Runs of equal settings share one object.
-      data_digest: of the rows' content; None of runs of earlier versions.
       data_path: where the rows were, as the config says it; None without a config or a path.
-      uncertainty: of the metric; None of runs of earlier versions.
       data: a name of the rows that no others among those that were read with it have: `reviews.jsonl 3f2a9c1`. Empty
         for the benchmark's tasks, but for rows that are not those that most of the task's results are of.
       setting: where results of one cell and seed differ in their settings, which this one has: `rank 8`. All results
@@ -62,42 +44,8 @@ class Result:
     """
 
     path: Path
-    method: str
-    reading: str
-    ablation: str | None
-    task: str
-    scale: str
-    seed: int
-    model: str
-    source: str
-    trainable_parameters: int
-    total_parameters: int
-    metric_name: str
-    metric: float
-    metrics: Mapping[str, float]
-    zero_shot: Mapping[str, float] | None
-    validation_loss: float
-    validation_losses: tuple[float, ...]
-    best_epoch: int
-    epochs_run: int
-    train_examples: int
-    validation_examples: int
-    test_examples: int
-    seconds: Seconds
-    tokens_per_second: float
-    peak_memory_bytes: int
-    adapter_bytes: int
-    device: str
-    device_count: int
-    mesh: str
-    versions: str
-    commit: str | None
-    started: str
-    finished: str
     settings: tuple[tuple[str, str], ...] | None = None
-    data_digest: str | None = None
     data_path: str | None = None
-    uncertainty: Uncertainty | None = None
     data: str = ""
     setting: str = ""
     variant: str = ""
@@ -105,14 +53,14 @@ class Result:
     @property
     def examples_per_second(self) -> float | None:
         """Training rows a second, over the time of training alone."""
-        return self.train_examples * self.epochs_run / self.seconds.train if self.seconds.train > 0 else None
+        return self.train_examples * self.epochs_run / self.seconds["train"] if self.seconds["train"] > 0 else None
 
     @property
     def seconds_to_best(self) -> float | None:
         """Seconds of training and validation up to the best validation loss; epochs are taken as equally long."""
         if not self.epochs_run:
             return None
-        return (self.seconds.train + self.seconds.validation) * (self.best_epoch + 1) / self.epochs_run
+        return (self.seconds["train"] + self.seconds["validation"]) * (self.best_epoch + 1) / self.epochs_run
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -346,15 +294,17 @@ class _Shared:
     def __call__(self, value: Any) -> Any:
         return self.objects.setdefault(value, value)
 
+    def alike(self, value: Any) -> Any:
+        """The object for a value that is no key, such as a mapping, by what it looks like."""
+        return self.objects.setdefault(repr(value), value)
+
 
 def _result(file: Path, shared: _Shared) -> Result:
     record = RunRecord.read(file)
-    own = {field.name for field in dataclasses.fields(Result)}
-    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record) if field.name in own}
-    values["seconds"] = Seconds(**{phase: record.seconds[phase] for phase in PHASES})
-    values |= {name: _as_text(values[name]) for name in ("mesh", "versions")}
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     texts = {name: shared(value) for name, value in values.items() if isinstance(value, str)}
-    return Result(path=file, **{**values, **texts})
+    mappings = {name: shared.alike(value) for name, value in values.items() if isinstance(value, Mapping)}
+    return Result(path=file, **{**values, **texts, **mappings})
 
 
 def _settings(file: Path, shared: _Shared) -> tuple[tuple[tuple[str, str], ...] | None, str | None]:
@@ -374,8 +324,3 @@ def _settings(file: Path, shared: _Shared) -> tuple[tuple[tuple[str, str], ...] 
 
     settings = shared(tuple(sorted((_MEANT_BEFORE | dict(flat(config, ""))).items())))
     return settings, shared(path) if isinstance(path, str) and path else None
-
-
-def _as_text(value: Mapping[str, Any]) -> str:
-    parts = (f"{shortened(name, quoted=False)} {shortened(part, quoted=False)}" for name, part in value.items())
-    return ", ".join(parts)

@@ -307,7 +307,7 @@ def times(group: Group) -> Table:
     rows = []
     for cell in _ordered(group):
         seconds = [
-            Value.of(cell.mean(lambda r, n=name: getattr(r.seconds, n)))
+            Value.of(cell.mean(lambda r, n=name: r.seconds[n]))
             for name in ("total", "train", "validation", "test", "compile")
         ]
         rows.append(

@@ -7,7 +7,8 @@ import pytest
 
 from jpeft.judging import Baseline
 from jpeft.report.choice import Choice, FullRun, Short, rank_full_runs
-from jpeft.report.records import Uncertainty, load
+from jpeft.report.records import load
+from jpeft.results import Uncertainty
 from tests.report.synthetic import record, write_run
 
 

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jpeft.errors import UserError
-from jpeft.report.records import Uncertainty, load, training_curve
+from jpeft.report.records import load, training_curve
+from jpeft.results import Uncertainty
 from tests.report.synthetic import custom, record, write_run
 
 
@@ -38,7 +39,7 @@ def test_a_result_has_what_its_file_says(tmp_path):
         3,
     )
     assert result.metric == 0.4321 == result.metrics["rouge_l"]
-    assert result.seconds.train > 0 and result.path == file
+    assert result.seconds["train"] > 0 and result.path == file
 
 
 def test_what_is_derived_from_a_result(tmp_path):
