@@ -3,9 +3,9 @@
 import dataclasses
 import json
 import os
-import sys
 import textwrap
 
+import jax
 import pytest
 
 from jpeft.accelerators import compiles_for_gpus, compiles_for_tpus
@@ -141,4 +141,4 @@ def test_a_plan_by_the_devices_own_compiler(name, small, tmp_path, monkeypatch):
     assert train.messages.count["all-gather"] > 0 and train.messages.sent > 0
     assert plan.fits(DEVICES[name].memory) and not plan.fits(float(plan.held.bytes))
     assert json.loads(next((tmp_path / "plan").iterdir()).read_text())["seconds"] > 0
-    assert "jax_plugins.xla_cuda13" not in sys.modules and "libtpu" not in sys.modules
+    assert {device.platform for device in jax.devices()} == {"cpu"}  # this process looks for no such device
