@@ -12,7 +12,7 @@ import peft
 import torch
 import transformers
 
-from benchmarks.work import LEARNING_RATE, LORA_RANK, PROMPT_LENGTH, Size, token_batch
+from benchmarks.work import LEARNING_RATE, LORA_RANK, PROMPT_LENGTH, Size, config_values, token_batch
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -42,19 +42,7 @@ def adapted(
 
 
 def _random_model(size: Size, dtype: torch.dtype, device: str) -> torch.nn.Module:
-    config = transformers.T5Config(
-        vocab_size=size.vocab_size,
-        d_model=size.d_model,
-        d_kv=size.d_kv,
-        d_ff=size.d_ff,
-        num_layers=size.num_layers,
-        num_decoder_layers=size.num_layers,
-        num_heads=size.num_heads,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        dropout_rate=0.0,
-        decoder_start_token_id=0,
-    )
+    config = transformers.T5Config(**config_values(size), dropout_rate=0.0, decoder_start_token_id=0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -53,18 +53,19 @@ def config_of(size: Size, *, dropout_rate: float) -> "T5Config":
     """The size as jpeft's network has it."""
     from jpeft.model.t5_config import T5Config
 
-    return T5Config(
-        vocab_size=size.vocab_size,
-        d_model=size.d_model,
-        d_kv=size.d_kv,
-        d_ff=size.d_ff,
-        num_layers=size.num_layers,
-        num_decoder_layers=size.num_layers,
-        num_heads=size.num_heads,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        dropout_rate=dropout_rate,
-    )
+    return T5Config(**config_values(size), dropout_rate=dropout_rate)
+
+
+def config_values(size: Size) -> dict[str, Any]:
+    """What a T5 of the size has in its config, by the names that jpeft and `transformers` share."""
+    names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+    own = {name: getattr(size, name) for name in names}
+    return {
+        **own,
+        "num_decoder_layers": size.num_layers,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+    }
 
 
 def token_batch(size: Size, *, rows: int | None = None, seed: int = 0) -> dict[str, np.ndarray]:

@@ -98,6 +98,9 @@ def test_short_flags_are_a_call_in_full():
         (["--model=", "--data=x.csv"], "--model has no value; write --model mini"),
         (["--model=mini"], "--model goes with --data FILE"),
         (["--data=no.csv", "--model=mini"], "'no.csv' does not exist"),
+        (["--dta", "x.csv"], "--dta is no flag; did you mean --data? jpeft train --help lists them."),
+        (["--data=x.csv", "--modle=mini"], "--modle is no flag; did you mean --model?"),
+        (["--zzzzqqq"], "--zzzzqqq is no flag; jpeft train --help"),
     ],
 )
 def test_a_wrong_short_flag(flags, says, tmp_path, monkeypatch, capsys):

@@ -101,6 +101,11 @@ _LONGEST_LINE = 500
 _PROCESS_FLAGS = ("distributed", "coordinator_address", "num_processes", "process_id")
 
 
+def own_flags() -> tuple[str, ...]:
+    """The flags of such a command line beside `--config` and its keys."""
+    return ("workdir", "overwrite", "quiet", *_PROCESS_FLAGS)
+
+
 def _define_process_flags(values: Any) -> None:
     from absl import flags
 

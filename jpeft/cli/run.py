@@ -1,10 +1,11 @@
 """`jpeft train` and `main.py`: one run from a config and overrides."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jpeft.cli.config_flags import parse_call
+from jpeft.cli.config_flags import own_flags, parse_call
 from jpeft.errors import UserError
 
 _HELP = """One run of the benchmark, or of a task of your own: trains an adapter, tests it, writes result.json.
@@ -84,7 +85,10 @@ def _in_full(argv: Sequence[str]) -> list[str]:
         short[name] = value
         full.append(f"--config.{key}={value}")
     has = lambda *names: any(word.partition("=")[0] in names for word in full)
-    if not short or has("--config", "-config"):
+    if has("--config", "-config"):
+        return full
+    _require_known(full[1:])  # before a missing --config is: a misspelt flag may be why there is none
+    if not short:
         return full
     if "data" not in short:
         raise UserError(f"--{next(iter(short))} goes with --data FILE, rows of your own, or with a --config.")
@@ -95,6 +99,18 @@ def _in_full(argv: Sequence[str]) -> list[str]:
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(short["data"]).stem).strip("-.") or "rows"
         full.append(f"--workdir=runs/{short.get('method', 'lora')}_{stem[:80]}")
     return full
+
+
+def _require_known(words: Sequence[str]) -> None:
+    """Raises `UserError`: a word is written as a flag and is none."""
+    known = [*_SHORT, "config", "help", *own_flags()]
+    for word in words:
+        name = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and name.removeprefix("no") not in known and name not in known:
+            if not name.startswith("config."):
+                near = difflib.get_close_matches(name, known, n=1)
+                meant = f"did you mean --{near[0]}? " if near else ""
+                raise UserError(f"--{name[:60]} is no flag; {meant}jpeft train --help lists them.")
 
 
 def _print_result(result: dict, workdir: Path) -> None:

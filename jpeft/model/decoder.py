@@ -415,10 +415,7 @@ class Decoder(nnx.Module):
 
     def logits(self, x: Float[Array, "batch length d_model"]) -> Float[Array, "batch length vocab"]:
         """Scores of the next token, float32, from the last hidden states."""
-        if self.config.tie_word_embeddings:
-            scores = jnp.matmul(x, self.shared.embedding[...].astype(x.dtype).T, preferred_element_type=jnp.float32)
-        else:
-            scores = self.lm_head(x)
+        scores = self.shared.scores(x) if self.config.tie_word_embeddings else self.lm_head(x)
         return placed(scores, "logits")
 
     def __call__(

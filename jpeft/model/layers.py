@@ -146,6 +146,10 @@ class Embedding(nnx.Module):
     def __call__(self, rows: Int[Array, "*batch"]) -> Float[Array, "*batch width"]:
         return self.embedding[...][rows]
 
+    def scores(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch num_rows"]:
+        """The product of x with each row, float32, where the table is also the map to the vocabulary."""
+        return jnp.matmul(x, self.embedding[...].astype(x.dtype).T, preferred_element_type=jnp.float32)
+
 
 class EmbeddedInput(nnx.Module):
     """The embedded input on its way into the blocks, where a soft prompt is put before it."""

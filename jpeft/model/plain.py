@@ -119,7 +119,11 @@ def _buckets(distances: Int[np.ndarray, "q k"], buckets: int, most: int, both_wa
 
 def _activation(config: dict[str, Any]) -> Callable[[Numbers], Numbers]:
     name = config.get("feed_forward_proj") or ("gated-gelu" if config.get("model_type") == "mt5" else "relu")
-    name = config.get("dense_act_fn") or ("gelu_new" if name == "gated-gelu" else name.rpartition("-")[2])
+    return activation(config.get("dense_act_fn") or ("gelu_new" if name == "gated-gelu" else name.rpartition("-")[2]))
+
+
+def activation(name: str) -> Callable[[Numbers], Numbers]:
+    """The activation of that name in `transformers`; GELU by its tanh for any that is not known."""
     if name == "relu":
         return lambda x: np.maximum(x, 0)
     if name in ("silu", "swish"):

@@ -3,7 +3,6 @@
 As `jpeft.model.plain` for T5: it shares how bytes are read with the first reader, and nothing of what they mean.
 """
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from jpeft.model.plain import Numbers
+from jpeft.model.plain import Numbers, activation
 from jpeft.model.weights import open_checkpoint, read_values
 
 
@@ -53,7 +52,10 @@ def plain_logits(directory: Path, tokens: Int[np.ndarray, "batch length"]) -> Fl
 
     distance = np.arange(length)[:, None] - np.arange(length)[None, :]
     seen = np.where(distance >= 0, np.float32(0), np.float32(-1e9))
-    act, embedding = _activation(config), whole("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
+    act, embedding = (
+        activation(config.get("hidden_act") or config.get("activation_function") or "gelu_new"),
+        whole("embed_tokens.weight", "wte.weight", "word_embeddings.weight"),
+    )
     x = embedding[tokens]
     layer = 0
     if kind == "bloom":
@@ -152,15 +154,3 @@ def _windows(config: dict[str, Any]) -> Callable[[int, int], int]:
         return window if slides else length
 
     return of
-
-
-def _activation(config: dict[str, Any]) -> Callable[[Numbers], Numbers]:
-    name = config.get("hidden_act") or config.get("activation_function") or "gelu_new"
-    if name == "relu":
-        return lambda x: np.maximum(x, 0)
-    if name in ("silu", "swish"):
-        return lambda x: x * np.float32(0.5) * (1 + np.tanh(x / 2))
-    if name in ("gelu", "gelu_python"):
-        erf = np.vectorize(math.erf, otypes=[np.float32])
-        return lambda x: x * np.float32(0.5) * (1 + erf(x / np.float32(math.sqrt(2))))
-    return lambda x: np.float32(0.5) * x * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + 0.044715 * x**3)))

@@ -104,13 +104,15 @@ def resolve(
         raise UserError(
             f"{what} {clipped(name, 200)!r} cannot be opened ({error.strerror}); give {flag} another."
         ) from None
-    if not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name, re.ASCII):
+    if name.endswith(".gguf") or not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name, re.ASCII):
         raise UserError(_no_such_name(name, what, flag))
     return _download(name, what, flag, report)
 
 
 def _no_such_name(name: str, what: str, flag: str) -> str:
     asked = f"{what} {clipped(name, 200)!r}"
+    if name.endswith(".gguf"):
+        return f"{asked} does not exist; give {flag} a GGUF file that does, or another model."
     return f"{asked} is no directory here and no hub id such as google/flan-t5-small; {_without_network(flag)}."
 
 

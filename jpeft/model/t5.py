@@ -303,10 +303,7 @@ class T5(nnx.Module):
         """
         if self.config.scales_outputs:
             x = (x.astype(jnp.float32) * self.config.d_model**-0.5).astype(x.dtype)
-        if self.config.tie_word_embeddings:
-            scores = jnp.matmul(x, self.shared.embedding[...].astype(x.dtype).T, preferred_element_type=jnp.float32)
-        else:
-            scores = self.lm_head(x)
+        scores = self.shared.scores(x) if self.config.tie_word_embeddings else self.lm_head(x)
         return placed(scores, "logits")
 
     def __call__(

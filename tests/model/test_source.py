@@ -96,6 +96,13 @@ def test_a_name_that_is_neither_directory_nor_hub_id_is_answered_with_what_would
     assert "a local directory in Hugging Face layout, or mini (comes with jpeft)" in message
 
 
+def test_a_gguf_file_that_is_not_there_is_called_that():
+    with pytest.raises(
+        UserError, match=r"model\.name 'no/such\.gguf' does not exist; give --config\.model\.name a GGUF"
+    ):
+        resolve("no/such.gguf")
+
+
 def test_a_file_is_no_model(tiny_checkpoint):
     with pytest.raises(UserError, match="config.json' is a file; it must be a directory in Hugging Face layout"):
         resolve(str(tiny_checkpoint / "config.json"))
