@@ -1,12 +1,21 @@
 """Attention against the plain formula, in values and gradients, and what its backward pass keeps."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jpeft.model.attention import attend
 from jpeft.model.layers import MASKED, dropout
+from jpeft.model.stack import REMAT_POLICIES
+from jpeft.model.t5 import T5
+from jpeft.peft.attaching import attach, split
+from jpeft.peft.lora import Lora
+from jpeft.peft.selection import select
+from tests.conftest import TINY
 
 ROWS, HEADS, QUERIES, KEYS, WIDTH = 2, 6, 7, 9, 4
 
@@ -76,3 +85,28 @@ def test_what_is_frozen_gets_no_gradient():
         for of in ((0, 3), (0,))
     )
     assert with_bias.count("reduce_sum") > without.count("reduce_sum")
+
+
+def _kept(remat: str) -> list[tuple[tuple[int, ...], str]]:
+    """What the backward pass of LoRA on a T5 in bfloat16 keeps: shapes and dtypes."""
+    config = dataclasses.replace(TINY, num_layers=3, num_decoder_layers=3, dropout_rate=0.1)
+    model = T5(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    nnx.update(model, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.state(model, nnx.Param)))
+    model.encoder.remat = model.decoder.remat = remat
+    graphdef, adapter, base = split(attach(model, Lora(), select(model, Lora()), jax.random.key(0)))
+    tokens = jnp.ones((ROWS, 24), jnp.int32)
+
+    def hidden(adapter):
+        return nnx.merge(graphdef, adapter, base).hidden(tokens, tokens[:, :20], jax.random.key(0))
+
+    _, back = jax.eval_shape(lambda adapter: jax.vjp(hidden, adapter), adapter)
+    return [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(back)]
+
+
+def test_a_block_keeps_its_products_and_makes_the_rest_anew():
+    """Nothing elementwise in float32, no dropout mask, and with each way less than with the one before."""
+    kept = {remat: _kept(remat) for remat in REMAT_POLICIES}
+    layers = [one for one in kept["none"] if len(one[0]) == 4 and one[0][0] == 3 and one[0][1] == ROWS]
+    assert layers and not [one for one in layers if one[1] == "float32" or one[1] == "bool"]
+    sizes = [sum(np.prod(shape, dtype=int) for shape, _ in kept[remat]) for remat in REMAT_POLICIES]
+    assert sizes[0] > sizes[1] > sizes[2]
