@@ -5,9 +5,10 @@ import functools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from jpeft.eval.uncertainty import Uncertainty
 from jpeft.report.names import ABLATIONS, PAPER_MODEL, PAPER_SCALES, PAPER_TASKS, PAPER_TEST_ROWS, in_order, task_label
 from jpeft.report.published import published, published_metric, published_parameters
 from jpeft.report.records import Result
@@ -110,9 +111,7 @@ class CellMeans:
     def of(cls, key: Key, results: Iterable[Result]) -> "CellMeans":
         ordered = tuple(sorted(results, key=lambda result: result.seed))
         mean = lambda get: Spread.of(get(result) for result in ordered)
-        metric = mean(lambda r: r.metric)
-        if metric is not None and len(ordered) == 1 and ordered[0].uncertainty is not None:
-            metric = dataclasses.replace(metric, error=ordered[0].uncertainty.standard_error)
+        metric = _with_error(mean(lambda r: r.metric), [result.uncertainty for result in ordered])
         return cls(
             key=key,
             metric=metric,
@@ -128,8 +127,16 @@ class CellMeans:
         return Spread.of(get(result) for result in self.results)
 
     def number(self, name: str) -> Spread | None:
-        """Mean over seeds of one of the test split's numbers."""
-        return self.mean(lambda result: result.metrics.get(name))
+        """Mean over seeds of a number of the test split; of one seed, with its standard error where that is known."""
+        mean = self.mean(lambda result: result.metrics.get(name))
+        return _with_error(mean, [result.uncertainties.get(name) for result in self.results])
+
+
+def _with_error(mean: Spread | None, known: Sequence[Uncertainty | None]) -> Spread | None:
+    """The mean with the standard error over test rows, where it is of one seed and that is known."""
+    if mean is None or len(known) != 1 or known[0] is None:
+        return mean
+    return dataclasses.replace(mean, error=known[0].standard_error)
 
 
 @dataclasses.dataclass(frozen=True)

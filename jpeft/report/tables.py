@@ -43,7 +43,7 @@ def further_tables(group: Group) -> list[Table]:
 
 def own_tables(group: Group) -> list[Table]:
     """The cells that are not of the paper's kind: rows of a user's own, other scales and settings."""
-    return [own_results(group), *own_metrics(group)] if group.own else []
+    return [own_results(group), *own_metrics(group), *each_file(group)] if group.own else []
 
 
 def _what_is_there(table: Table) -> Table | None:
@@ -480,6 +480,40 @@ def own_metrics(group: Group) -> list[Table]:
     columns = [Column("Cell"), *(Column(METRICS.get(name, name), "metric") for name in names)]
     note = "Matthews correlation is 0 for whoever always gives the same answer, whatever the accuracy."
     return [Table("own-metrics", _title(group, "Other metrics"), columns, rows, (note,))]
+
+
+def each_file(group: Group) -> list[Table]:
+    """What a run on several files gives on the rows of each; no table where every run was on one."""
+    rows, names = [], []
+    for cell in _ordered(group, group.own):
+        files = list(dict.fromkeys(file for result in cell.results for file in result.by_source or {}))
+        names += [n for r in cell.results for part in (r.by_source or {}).values() for n in part["metrics"]]
+        rows += [(cell, file) for file in files]
+    if not rows:
+        return []
+    metrics = in_order(set(names), METRICS)
+    entries = []
+    for cell, file in rows:
+        parts = [part for result in cell.results if (part := (result.by_source or {}).get(file))]
+        loss = Spread.of(part["validation_loss"] for part in parts)
+        entries.append(
+            [
+                Value(cell_label(cell)),
+                Value(file),
+                Value(_range(part["test_examples"] for part in parts)),
+                *(Value.of(Spread.of(part["metrics"].get(name) for part in parts)) for name in metrics),
+                Value.of(loss),
+            ]
+        )
+    columns = [
+        Column("Cell"),
+        Column("File"),
+        Column("Test rows"),
+        *(Column(METRICS.get(name, name), "metric") for name in metrics),
+        Column("Validation loss", "metric"),
+    ]
+    note = f"Each run trained on all of its files together; a line is of the rows of one. {_SEEDS_NOTE}"
+    return [Table("files", _title(group, "Each file"), columns, entries, (note,))]
 
 
 def _range(values: Iterable[int]) -> str:

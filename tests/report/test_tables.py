@@ -118,6 +118,45 @@ def test_a_task_and_a_method_of_ones_own_are_in_the_table_of_every_cell(tmp_path
     assert tables.table_1(only).missing == 16 * 4 and not only.has_papers
 
 
+def test_a_run_on_several_files_has_a_line_for_each_and_other_metrics_their_error(tmp_path):
+    part = {"validation_examples": 10, "test_examples": 40, "validation_loss": 0.5, "metrics": {"accuracy": 0.9}}
+    files = {"old.jsonl": part, "new.jsonl": part | {"test_examples": 60, "metrics": {"accuracy": 0.7}}}
+    trust = {"metric": "macro_f1", "standard_error": 0.021, "interval": [0.7, 0.8], "method": "bootstrap", "rows": 100}
+    digest = {"data_digest": "3f2a9c1" + "0" * 57}
+    custom(
+        tmp_path,
+        "a",
+        by_source=files,
+        uncertainties={"macro_f1": trust},
+        metrics={"accuracy": 0.8, "macro_f1": 0.75},
+        metric=0.8,
+        **digest,
+    )
+    (only,) = group(load([tmp_path])[0])
+    (parts,) = tables.each_file(only)
+    assert [[value.value for value in row[1:]] for row in parts.rows] == [
+        ["old.jsonl", "40", 0.9, 0.5],
+        ["new.jsonl", "60", 0.7, 0.5],
+    ]
+    (other,) = tables.own_metrics(only)
+    assert (other.rows[0][1].value, other.rows[0][1].error) == (0.75, 0.021)
+    custom(
+        tmp_path,
+        "b",
+        by_source=files,
+        seed=1,
+        uncertainties={"macro_f1": trust},
+        metrics={"accuracy": 0.8, "macro_f1": 0.75},
+        metric=0.8,
+        **digest,
+    )
+    (both,) = group(load([tmp_path])[0])
+    (other,) = tables.own_metrics(both)
+    assert (other.rows[0][1].count, other.rows[0][1].error) == (2, None)  # of several seeds it is the spread that tells
+    assert len(tables.each_file(both)[0].rows) == 2
+    assert tables.own_tables(both)[-1].name == "files"
+
+
 def test_ones_own_results_show_rows_settings_and_how_far_one_seed_may_be_trusted(tmp_path):
     trust = {"metric": "accuracy", "standard_error": 0.0123, "interval": [0.78, 0.83], "method": "wilson", "rows": 900}
     digest = {"data_digest": "3f2a9c1" + "0" * 57}
