@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jpeft.api import save as save
     from jpeft.errors import RunFailed as RunFailed
     from jpeft.errors import UserError as UserError
+    from jpeft.peft.adapter import BottleneckAdapter as BottleneckAdapter
     from jpeft.peft.attaching import count as count
     from jpeft.peft.attaching import split as split
     from jpeft.peft.bitfit import BitFit as BitFit
@@ -44,6 +45,7 @@ _MODULES = {
     "jpeft.api": ("attach", "evaluate", "fit", "generate", "load", "load_adapter", "save"),
     "jpeft.errors": ("RunFailed", "UserError"),
     "jpeft.peft.attaching": ("count", "split"),
+    "jpeft.peft.adapter": ("BottleneckAdapter",),
     "jpeft.peft.bitfit": ("BitFit",),
     "jpeft.peft.full": ("Full",),
     "jpeft.peft.ia3": ("Ia3",),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jpeft.data.splits import SCALES
 from jpeft.data.tasks import BENCHMARK
-from jpeft.peft.methods import METHODS, ablations
+from jpeft.peft.methods import OF_THE_PAPER, ablations
 from jpeft.report.published import published_metric
 
 _NAMES = {"full": "Full tuning", "lora": "LoRA", "ia3": "(IA)³", "bitfit": "BitFit", "prompt": "Prompt tuning"}
@@ -47,7 +47,7 @@ def write(directory: Path, method: str, task: str, scale: str, ablation: str | N
 def main() -> None:
     directory = Path(__file__).parent.parent / "configs"
     for task in BENCHMARK:
-        for method in METHODS:
+        for method in OF_THE_PAPER:
             for scale in ("low", "medium", "high"):
                 write(directory, method, task, scale, None)
             for ablation in ablations().get(method, ()):

@@ -9,7 +9,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     params = commands.add_parser(
         "params",
         help="count trainable parameters of every method and ablation",
-        description="Counts what each method trains (Table 3 of the paper), on shapes alone: no weights, no network.",
+        description="Counts what each method trains (Table 3 of the paper, and methods that it has not), on shapes "
+        "alone: no weights, no network.",
     )
     params.add_argument("--model", default="google/flan-t5-xl", help="hub id or local directory (default: %(default)s)")
     params.add_argument("--json", action="store_true", help="print JSON")
@@ -19,9 +20,10 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _params(arguments: argparse.Namespace) -> int:
     from jpeft.model.family import abstract_model
     from jpeft.model.source import load_config
-    from jpeft.peft.counting import table_3
+    from jpeft.peft.counting import other_methods, table_3
 
-    rows = table_3(abstract_model(load_config(arguments.model, what="--model", flag="--model")))
+    model = abstract_model(load_config(arguments.model, what="--model", flag="--model"))
+    rows = table_3(model) + other_methods(model)
     total = rows[0].parameters
     if arguments.json:
         methods: dict[str, dict[str, int]] = {}
@@ -43,7 +45,8 @@ def _params(arguments: argparse.Namespace) -> int:
     for row in rows:
         cells = [row.method, row.ablation or "", f"{row.parameters:,}", f"{100 * row.parameters / total:.3g} %"]
         if published:
-            cells.append(f"{published[row.method, row.ablation]:,}")
+            paper = published.get((row.method, row.ablation))
+            cells.append("" if paper is None else f"{paper:,}")
         table.add_row(*cells)
     Console().print(table)
     return 0

@@ -8,7 +8,7 @@ from flax import nnx
 
 from jpeft.errors import UserError
 from jpeft.peft.sites import SiteModule
-from jpeft.peft.views import view_of
+from jpeft.peft.views import Original, view_of
 
 
 @functools.cache
@@ -28,7 +28,8 @@ def _adapted(original: type[nnx.Module]) -> type[nnx.Module]:
                 f"what is attached to a {original.__name__} is called with all its layers at once, and its weights "
                 "with one; where nnx.scan or nnx.vmap is told which variables to go along, name jpeft.Adapter, too."
             )
-        return view.call(self.adapter, functools.partial(original.__call__, self), *args, **kwargs)
+        compute = Original(functools.partial(original.__call__, self), view, self)
+        return view.call(self.adapter, compute, *args, **kwargs)
 
     names = {"__call__": call, "unadapted": original, "__doc__": original.__doc__, "__module__": original.__module__}
     return type(original.__name__, (original,), names)

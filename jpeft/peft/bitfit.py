@@ -4,7 +4,7 @@ What is added to a bias and trained from 0 is that bias, trained: the same funct
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jpeft.peft.method import AddedModules
 from jpeft.peft.rows import Leaves, Rows, each
 from jpeft.peft.sites import ATTENTION_ROLES, FEED_FORWARD_ROLES, Site
 from jpeft.peft.variables import Adapter
+from jpeft.peft.views import Original
 
 
 class BiasSite(nnx.Module):
@@ -27,10 +28,10 @@ class BiasSite(nnx.Module):
     def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         return added(compute(x), self.bias[...])
 
-    def fold(self, kernel: Float[Array, "*layers d_in d_out"] | None, bias: Any) -> tuple[Any, Any]:
+    def fold(self, kernel: Float[Array, "..."], bias: Any) -> tuple[Any, Any]:
         """Kernel and bias that alone do what they and this do together; the bias is one where there was none.
 
-        A norm has no kernel.
+        A norm's kernel is its scale.
         """
         return kernel, self.bias[...] if bias is None else bias + self.bias[...]
 
@@ -43,7 +44,7 @@ class Bias(Rows):
     order: ClassVar[int] = 2
 
     def __call__(
-        self, leaves: Leaves, compute: Callable[..., Any], x: Float[Array, "batch length d_in"]
+        self, leaves: Leaves, compute: Original, x: Float[Array, "batch length d_in"]
     ) -> Float[Array, "batch length d_out"]:
         return added(compute(x), each(leaves["bias"]))
 

@@ -7,13 +7,13 @@ from flax import nnx
 
 from jpeft.peft.attaching import attach, count, split
 from jpeft.peft.method import Method
-from jpeft.peft.methods import METHODS, ablation_of, lacks_for
+from jpeft.peft.methods import METHODS, OF_THE_PAPER, ablation_of, lacks_for
 from jpeft.peft.selection import Selection, select
 
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """Parameters of one row of the paper's Table 3."""
+    """Parameters of a method, or of an ablation of it, such as one row of the paper's Table 3."""
 
     method: str
     ablation: str | None
@@ -32,9 +32,10 @@ def trainable_parameters(model: nnx.Module, method: Method, selection: Selection
 
 
 def table_3(model: nnx.Module) -> list[Count]:
-    """Every method and ablation of the model in the paper's reading; the first row is the whole model."""
+    """The paper's methods and ablations of the model in its reading; the first row is the whole model."""
     rows = []
-    for name, method in METHODS.items():
+    for name in OF_THE_PAPER:
+        method = METHODS[name]
         rows.append(Count(name, None, trainable_parameters(model, method())))
         for ablated in method.ablations:
             if lacks_for(model, name, ablated) is not None:
@@ -42,3 +43,9 @@ def table_3(model: nnx.Module) -> list[Count]:
             selection = ablation_of(model, name, ablated)
             rows.append(Count(name, ablated, trainable_parameters(model, method(), selection)))
     return rows
+
+
+def other_methods(model: nnx.Module) -> list[Count]:
+    """The methods that the paper has not, each as it is by default."""
+    others = {name: method for name, method in METHODS.items() if name not in OF_THE_PAPER}
+    return [Count(name, None, trainable_parameters(model, method())) for name, method in others.items()]

@@ -1,7 +1,7 @@
 """LoRA: a low-rank update of a linear map (Hu et al. 2021), plain or with the scaling vectors of T-Few's layer."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -19,6 +19,7 @@ from jpeft.peft.rows import Leaves, Rescale, Rows, each
 from jpeft.peft.selection import Selection
 from jpeft.peft.sites import ATTENTION_ROLES, Site
 from jpeft.peft.variables import Adapter
+from jpeft.peft.views import Original
 
 
 class LoraSite(nnx.Module):
@@ -77,7 +78,7 @@ class LowRank(Rows):
     order: ClassVar[int] = 1
 
     def __call__(
-        self, leaves: Leaves, compute: Callable[..., Any], x: Float[Array, "batch length d_in"]
+        self, leaves: Leaves, compute: Original, x: Float[Array, "batch length d_in"]
     ) -> Float[Array, "batch length d_out"]:
         y = compute(x)
         inner = jnp.einsum("bld,brd->blr", x, leaves["lora_a"].astype(x.dtype))

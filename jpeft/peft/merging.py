@@ -39,21 +39,19 @@ def _fold(place: SiteModule, is_ours: bool, model: nnx.Module) -> None:
     """Puts what is attached to a module into its weights."""
     module: Any = place.module
     view, path = place.view, place.sites[0].path
-    before = None if is_ours or view.kind != "linear" else _outcome(place)
+    before = None if is_ours or view.kind not in ("linear", "norm") else _outcome(place)
     adapter: Any = take_off(module)
-    is_norm = view.kind == "norm" and view.bias is not None and is_ours
-    if (view.kernel is None and not is_norm) or not hasattr(adapter, "fold"):
+    if view.kernel is None or not hasattr(adapter, "fold"):
         raise UserError(f"{type(adapter).__name__} at {path} is no change of a weight; it cannot be merged.")
     if view.kind == "embedding" and getattr(getattr(model, "config", None), "tie_word_embeddings", False):
         raise UserError(f"{path} is also the head of this model, which the adapter is not; it cannot be merged.")
     bias = None if view.bias is None else getattr(module, view.bias)[...]
     wide_bias = None if bias is None else _flat(bias.astype(jnp.float32), view.d_out)
-    kernel, new_bias = adapter.fold(None if is_norm else view.matrix(module).astype(jnp.float32), wide_bias)
+    kernel, new_bias = adapter.fold(view.matrix(module).astype(jnp.float32), wide_bias)
     if new_bias is not None and view.bias is None:
         raise UserError(f"{type(adapter).__name__} at {path} needs a bias, and the module has none.")
-    kernel_dtype = jnp.float32 if view.kernel is None else getattr(module, view.kernel)[...].dtype
-    if kernel is not None:
-        view.set_matrix(module, kernel if is_ours else kernel.astype(kernel_dtype))
+    kernel_dtype = getattr(module, view.kernel)[...].dtype
+    view.set_matrix(module, kernel if is_ours else kernel.astype(kernel_dtype))
     if bias is not None and view.bias is not None and new_bias is not None:
         new_bias = new_bias.reshape(bias.shape)
         getattr(module, view.bias).set_value(new_bias if is_ours else new_bias.astype(bias.dtype))
@@ -70,9 +68,9 @@ def _fold(place: SiteModule, is_ours: bool, model: nnx.Module) -> None:
 def _outcome(place: SiteModule) -> np.ndarray:
     """What a module, or the first of its layers, makes of a random input."""
     module: Any = place.module
-    if place.in_stack or place.view.layers is not None:
-        graphdef, state = nnx.split(module)
-        module = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[0], state))
+    graphdef, state = nnx.split(module)  # a copy: batch statistics are those of no call here
+    one = (lambda leaf: leaf[0]) if place.in_stack or place.view.layers is not None else (lambda leaf: leaf)
+    module = nnx.merge(graphdef, jax.tree.map(one, state))
     x = place.view.example(jax.random.key(0))
     try:
         return np.asarray(module(x), np.float32)

@@ -8,6 +8,7 @@ from flax import nnx
 
 from jpeft.errors import UserError
 from jpeft.peft.ablations import Stacks
+from jpeft.peft.adapter import BottleneckAdapter
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.full import Full
 from jpeft.peft.ia3 import Ia3
@@ -17,8 +18,9 @@ from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection
 from jpeft.peft.sites import sites
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Full, Lora, Ia3, BitFit, Prompt)}
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Full, Lora, Ia3, BitFit, Prompt, BottleneckAdapter)}
 READINGS = ("paper", "official")
+OF_THE_PAPER = ("full", "lora", "ia3", "bitfit", "prompt")  # those that its tables have
 
 
 def build(name: str, reading: str = "paper", options: Mapping[str, Any] | None = None) -> Method:

@@ -1,7 +1,7 @@
 """Prompt tuning: trainable vectors put before a model's embedded input (Lester et al. 2021)."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -16,6 +16,7 @@ from jpeft.peft.method import AddedModules, LearningRates
 from jpeft.peft.rows import Leaves, Rows
 from jpeft.peft.sites import Site, site_modules
 from jpeft.peft.variables import Adapter
+from jpeft.peft.views import Original
 
 _COMMON_PIECES = 5000  # Lester et al. draw from the most common; sentence pieces are numbered by frequency
 _SPECIAL_PIECES = 3  # padding, </s>, <unk>
@@ -56,7 +57,7 @@ class Prompts(Rows):
     def __call__(
         self,
         leaves: Leaves,
-        compute: Callable[..., Any],
+        compute: Original,
         x: Float[Array, "batch enc_len d_model"],
         mask: Bool[Array, "batch enc_len"],
     ) -> tuple[Float[Array, "batch new_len d_model"], Bool[Array, "batch new_len"]]:

@@ -8,7 +8,7 @@ with scaling vectors and (IA)³ rescale by the same one, so that a batch of both
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jpeft.peft.variables import Adapter, AdapterRows
+from jpeft.peft.views import Original
 
 Leaves = Mapping[str, Array]  # by name, each `[batch, ...]`
 
@@ -40,7 +41,7 @@ class Rows(abc.ABC):
         return np.float32(0)
 
     @abc.abstractmethod
-    def __call__(self, leaves: Leaves, compute: Callable[..., Any], *args: Any) -> Any:
+    def __call__(self, leaves: Leaves, compute: Original, *args: Any) -> Any:
         """What `compute` gives of the arguments, each row with its own leaves applied."""
 
 
@@ -54,7 +55,7 @@ class Rescale(Rows):
         return np.float32(1)
 
     def __call__(
-        self, leaves: Leaves, compute: Callable[..., Any], x: Float[Array, "batch length d_in"]
+        self, leaves: Leaves, compute: Original, x: Float[Array, "batch length d_in"]
     ) -> Float[Array, "batch length d_out"]:
         y = compute(_rescaled(x, leaves["scale_in"]) if "scale_in" in leaves else x)
         return _rescaled(y, leaves["scale_out"]) if "scale_out" in leaves else y
@@ -95,7 +96,7 @@ class EachRow(Rows):
     def identity(self, leaf: str) -> np.ndarray | np.generic:
         return np.asarray(self.start[self.leaves.index(leaf)].value)
 
-    def __call__(self, leaves: Leaves, compute: Callable[..., Any], *args: Any) -> Any:
+    def __call__(self, leaves: Leaves, compute: Original, *args: Any) -> Any:
         state = nnx.from_flat_state([((name,), Adapter(value)) for name, value in leaves.items()])
         return nnx.merge(self.graphdef, state)(compute, *args)
 
@@ -118,23 +119,24 @@ class RowAdapters(nnx.Module):
     def _leaves(self, part: Rows) -> Leaves:
         return {name: getattr(self, name)[...] for name in part.leaves if hasattr(self, name)}
 
-    def __call__(self, compute: Callable[..., Any], *args: Any) -> Any:
+    def __call__(self, compute: Original, *args: Any) -> Any:
         mapped = [part for part in self.parts if isinstance(part, EachRow)]
         if mapped:
-            compute = functools.partial(_over_rows, mapped, [self._leaves(part) for part in mapped], compute)
+            each = functools.partial(_over_rows, mapped, [self._leaves(part) for part in mapped], compute)
+            compute = compute.by(each)
         for part in self.parts:
             if not isinstance(part, EachRow):
-                compute = functools.partial(part, self._leaves(part), compute)
+                compute = compute.by(functools.partial(part, self._leaves(part), compute))
         return compute(*args)
 
 
-def _over_rows(parts: Sequence[EachRow], leaves: Sequence[Leaves], compute: Callable[..., Any], *args: Any) -> Any:
+def _over_rows(parts: Sequence[EachRow], leaves: Sequence[Leaves], compute: Original, *args: Any) -> Any:
     """Applies modules to each row by itself: what they call is then given a batch of one row."""
 
     def one(leaves: Sequence[Leaves], *args: Any) -> Any:
         inner = compute
         for part, own in zip(parts, leaves, strict=True):
-            inner = functools.partial(part, own, inner)
+            inner = inner.by(functools.partial(part, own, inner))
         return jax.tree.map(lambda y: y[0], inner(*(x[None] for x in args)))
 
     return jax.vmap(one)(list(leaves), *args)

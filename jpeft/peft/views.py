@@ -9,6 +9,7 @@ Modules are known by what they hold and not by their class, so that a user's own
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,44 @@ from jpeft.peft.variables import Adapter
 
 KINDS = ("linear", "norm", "embedding", "input", "attention", "other")
 
-Compute = Callable[..., Any]  # what a module does without what is attached to it
+Compute = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Original:
+    """What a module does without what is attached to it, called like a function; and its weights, for who needs them.
+
+    Attributes:
+      call: what it does.
+      view: of the module.
+      module: that something is attached to.
+    """
+
+    call: Compute
+    view: "View"
+    module: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(*args, **kwargs)
+
+    def by(self, call: Compute) -> "Original":
+        """The same weights, called in another way."""
+        return dataclasses.replace(self, call=call)
+
+    def matrix(self) -> Array:
+        """The linear map as `[d_in, d_out]`, in the dtype that its weights have."""
+        return self.view.matrix(self.module)
+
+    def bias(self) -> Array | None:
+        """What the module adds to `x @ matrix`, `[d_out]`; None where it adds nothing."""
+        return None if self.view.bias is None else getattr(self.module, self.view.bias)[...].reshape(self.view.d_out)
+
+    def with_weights(self, **weights: Array) -> Compute:
+        """What the module does with other arrays in the place of its own, by attribute."""
+        own, other = type(self.module), object.__new__(type(self.module))
+        vars(other).update(vars(self.module))  # the same variables, so that what the module counts goes on
+        vars(other).update({name: nnx.Param(value) for name, value in weights.items()})
+        return functools.partial(getattr(own, "unadapted", own).__call__, other)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +71,8 @@ class View:
       kind: one of `KINDS`; `other` holds weights that only full tuning can train.
       d_in, d_out: widths of the vectors that go in and come out; of an embedding, its rows and their width.
       layers: number of layers whose weights the module holds stacked on a first axis; None where it is of one.
-      kernel, bias: names of the attributes that hold a linear map's or, the first, a table's or, the second, a norm's;
-        None where it has none.
+      kernel, bias: names of the attributes that hold a linear map's or a norm's, whose kernel is its scale, or, the
+        first, a table's; None where it has none.
     """
 
     kind: str
@@ -44,15 +82,18 @@ class View:
     kernel: str | None = None
     bias: str | None = None
 
-    def call(self, adapter: Callable[..., Any], compute: Compute, *args: Any, **kwargs: Any) -> Any:
+    def call(self, adapter: Callable[..., Any], compute: Original, *args: Any, **kwargs: Any) -> Any:
         """What the module gives with `adapter` attached, which is called as `adapter(compute, ...)`."""
         if self.kind != "linear":
             return adapter(compute, *args, **kwargs)
         x, on_x = _with_first(compute, args, kwargs)
-        return adapter(on_x, x)
+        return adapter(compute.by(on_x), x)
 
     def matrix(self, module: nnx.Pytree) -> Array:
-        """The linear map or table as `[d_in, d_out]`, or `[layers, d_in, d_out]`: what goes in is a row."""
+        """The linear map or table as `[d_in, d_out]`, or `[layers, d_in, d_out]`: what goes in is a row.
+
+        Of a norm its scale, `[width]` or `[layers, width]`.
+        """
         return getattr(module, self._kernel)[...]
 
     def set_matrix(self, module: nnx.Pytree, matrix: Array) -> None:
@@ -108,7 +149,7 @@ class _General(_Reshaped):
 
     axes: tuple[int, ...] = (-1,)
 
-    def call(self, adapter: Callable[..., Any], compute: Compute, *args: Any, **kwargs: Any) -> Any:
+    def call(self, adapter: Callable[..., Any], compute: Original, *args: Any, **kwargs: Any) -> Any:
         x, on_x = _with_first(compute, args, kwargs)
         ends = tuple(range(-len(self.axes), 0))
         axes = sorted(axis % x.ndim for axis in self.axes)  # as Flax orders them, whatever order they are given in
@@ -119,7 +160,8 @@ class _General(_Reshaped):
             y = on_x(jnp.moveaxis(vectors.reshape(*kept, *summed), ends, axes))
             return y.reshape(*kept, self.d_out)
 
-        return adapter(on_vectors, turned.reshape(*kept, self.d_in)).reshape(*kept, *self._out_shape)
+        y = adapter(compute.by(on_vectors), turned.reshape(*kept, self.d_in))
+        return y.reshape(*kept, *self._out_shape)
 
     def example(self, key: Array) -> Array:
         ndim = max(len(self.axes) + 1, *(axis + 1 if axis >= 0 else -axis for axis in self.axes))
@@ -137,7 +179,7 @@ class _Einsum(_Reshaped):
     summed: str = ""  # over which is summed, as the input has them
     made: str = ""  # that come from the kernel, as the output has them
 
-    def call(self, adapter: Callable[..., Any], compute: Compute, *args: Any, **kwargs: Any) -> Any:
+    def call(self, adapter: Callable[..., Any], compute: Original, *args: Any, **kwargs: Any) -> Any:
         x, on_x = _with_first(compute, args, kwargs)
         kept = "".join(letter for letter in self.of_x if letter not in self.summed)
         to_vectors = [self.of_x.index(letter) for letter in kept + self.summed]
@@ -151,7 +193,7 @@ class _Einsum(_Reshaped):
             y = on_x(jnp.transpose(vectors.reshape(turned.shape), from_vectors))
             return jnp.transpose(y, results).reshape(*shape, self.d_out)
 
-        y = adapter(on_vectors, turned.reshape(*shape, self.d_in))
+        y = adapter(compute.by(on_vectors), turned.reshape(*shape, self.d_in))
         return jnp.transpose(y.reshape(*shape, *self._out_shape), placed)
 
     def example(self, key: Array) -> Array:
@@ -272,7 +314,8 @@ def _table(module: Any, params: dict[str, nnx.Variable], layers: int | None) -> 
     stacked = len(shape) - 1
     if stacked == 0 and layers is None or stacked == 1 and _is_stacked(module, shape, layers, "num_features"):
         bias = "bias" if "bias" in params else None
-        return View("norm", shape[-1], shape[-1], layers=shape[0] if stacked else None, bias=bias)
+        scale = "scale" if "scale" in params else None
+        return View("norm", shape[-1], shape[-1], layers=shape[0] if stacked else None, kernel=scale, bias=bias)
     return None
 
 

@@ -6,6 +6,15 @@ from jpeft.eval import metrics
 from jpeft.report.published import ABLATION_LABELS
 
 METHODS = {"full": "Full Tuning", "ia3": "(IA)³", "lora": "LoRA", "bitfit": "BitFit", "prompt": "Prompt Tune"}
+# Methods that the paper has not.
+OTHERS = {
+    "adapter": "Adapter",
+    "prefix": "Prefix Tuning",
+    "dora": "DoRA",
+    "vera": "VeRA",
+    "ln": "LayerNorm Tuning",
+    "adalora": "AdaLoRA",
+}
 PEFT = ("ia3", "lora", "bitfit", "prompt")
 PAPER_TASKS = {"agnews": "AG News", "cola": "CoLA", "e2e": "E2E NLG", "samsum": "SAMSum"}
 PAPER_SCALES = {"low": "low", "medium": "med.", "high": "high"}
@@ -21,8 +30,8 @@ PAPER_TEST_ROWS = {"agnews": 2500, "cola": 522, "e2e": 2500, "samsum": 819}
 
 
 def method_label(method: str) -> str:
-    """`LoRA` of `lora`; a method that the paper has not keeps its name."""
-    return METHODS.get(method, method)
+    """`LoRA` of `lora`; a method of one's own keeps its name."""
+    return METHODS.get(method) or OTHERS.get(method, method)
 
 
 def task_label(task: str) -> str:

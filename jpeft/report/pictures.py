@@ -27,9 +27,33 @@ from jpeft.words import counted
 
 # On light ground. The page swaps each for a variable of its style sheet, so that figures follow light and dark.
 INK, MUTED, RULE = "#1f2328", "#667085", "#d8dde3"
-COLOURS = {"full": "#4b5563", "ia3": "#c2610c", "lora": "#2563eb", "bitfit": "#0d8a63", "prompt": "#b024c4"}
+COLOURS = {
+    "full": "#4b5563",
+    "ia3": "#c2610c",
+    "lora": "#2563eb",
+    "bitfit": "#0d8a63",
+    "prompt": "#b024c4",
+    "adapter": "#0e7490",
+    "prefix": "#9f1239",
+    "dora": "#6d4aff",
+    "vera": "#4d7c0f",
+    "ln": "#7c2d12",
+    "adalora": "#1e3a8a",
+}
 _OTHER_COLOUR = "#8a6d1d"
-_MARKERS = {"full": "s", "ia3": "o", "lora": "^", "bitfit": "D", "prompt": "v"}
+_MARKERS = {
+    "full": "s",
+    "ia3": "o",
+    "lora": "^",
+    "bitfit": "D",
+    "prompt": "v",
+    "adapter": "P",
+    "prefix": "X",
+    "dora": "<",
+    "vera": ">",
+    "ln": "p",
+    "adalora": "h",
+}
 _SCALE_MARKERS = {"low": "o", "medium": "s", "high": "^"}
 _TASK_MARKERS = {"agnews": "o", "cola": "s", "e2e": "^", "samsum": "D"}
 

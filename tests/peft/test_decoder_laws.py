@@ -13,6 +13,7 @@ from jpeft.leaves import named_leaves
 from jpeft.model.decoder_config import RELEASED
 from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.model.family import abstract_model
+from jpeft.peft.adapter import BottleneckAdapter
 from jpeft.peft.attaching import attach, count, split
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.counting import table_3, trainable_parameters
@@ -39,6 +40,7 @@ METHODS = {
     "bitfit": BitFit(),
     "bitfit_official": BitFit.official(),
     "prompt": Prompt(prompt_length=6),
+    "adapter": BottleneckAdapter(bottleneck=5),
 }
 # Formulas for LLAMA: d = 16, queries 16 wide, keys and values 8, f = 24; 3 layers.
 COUNTS = {
@@ -49,6 +51,7 @@ COUNTS = {
     "bitfit": 3 * (16 + 8 + 8 + 16 + 24 + 24 + 16),  # none of its own: one for each map
     "bitfit_official": 3 * (16 + 8 + 8 + 16 + 24 + 24 + 16) + (2 * 3 + 1) * 16,
     "prompt": 6 * 16,
+    "adapter": 3 * 2 * (2 * 16 * 5 + 5 + 16),
 }
 # Real biases, of linear maps and norms.
 BIASES = {

@@ -13,6 +13,7 @@ from jpeft.adapters.files import load_adapter, save_adapter
 from jpeft.eval.loss import loss_sums, make_loss
 from jpeft.leaves import named_leaves
 from jpeft.model.t5 import T5
+from jpeft.peft.adapter import BottleneckAdapter
 from jpeft.peft.attaching import attach, count, split
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.full import Full
@@ -41,6 +42,8 @@ METHODS = {
     "bitfit_official": BitFit.official(),
     "prompt": Prompt(prompt_length=6),
     "prompt_uniform": Prompt(prompt_length=6, init="uniform"),
+    "adapter": BottleneckAdapter(bottleneck=5),
+    "adapter_pfeiffer": BottleneckAdapter(bottleneck=5, placement="pfeiffer", activation="relu"),
     "rank_one": RankOne(),  # of examples/, as a user would add one
 }
 # Formulas for TINY: d = d_model 16, h = num_heads * d_kv 8, f = d_ff 24; 6 attentions, 4 feed-forwards.
@@ -55,6 +58,8 @@ COUNTS = {
     "bitfit_official": 6 * (3 * 8 + 16) + 4 * (2 * 24 + 16) + (2 * 2 + 2 * 3 + 2) * 16,
     "prompt": 6 * 16,
     "prompt_uniform": 6 * 16,
+    "adapter": (6 + 4) * (2 * 16 * 5 + 5 + 16),
+    "adapter_pfeiffer": 4 * (2 * 16 * 5 + 5 + 16),
     "rank_one": 6 * 2 * (16 + 8),
 }
 # Where the law is of one layer's numbers, a stack of them would only take longer to compile.

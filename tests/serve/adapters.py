@@ -8,6 +8,7 @@ from flax import nnx
 
 from jpeft.leaves import named_leaves
 from jpeft.model.t5 import T5
+from jpeft.peft.adapter import BottleneckAdapter
 from jpeft.peft.attaching import attach
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.ia3 import Ia3
@@ -34,6 +35,8 @@ METHODS: dict[str, tuple[Method, Selection]] = {
     "bitfit_official": (BitFit.official(), Selection()),
     "prompt": (Prompt(prompt_length=6), Selection()),
     "prompt_of_another_length": (Prompt(prompt_length=2, init="uniform"), Selection()),
+    "adapter": (BottleneckAdapter(bottleneck=4), Selection()),
+    "adapter_of_another_width": (BottleneckAdapter(bottleneck=2, placement="pfeiffer", activation="silu"), Selection()),
     "rank_one": (RankOne(), Selection()),  # by the row-wise form that every method has
 }
 ABLATED = {
@@ -72,5 +75,5 @@ def room_for_all(base: T5):
     return [
         *everything,
         (Lora.official(rank=2), select(base, Lora.official(), head)),
-        *room_for(base, Prompt(8), RankOne()),
+        *room_for(base, Prompt(8), BottleneckAdapter(bottleneck=5), RankOne()),
     ]

@@ -55,6 +55,7 @@ PROGRAMS = {"train", "loss", "generate"}
 SCHEDULE = {"rates", "saved"}  # of a run of more or fewer steps
 TREES = {"start", "update", *PROGRAMS}  # of an adapter with other leaves
 PROMPT = {"method.name": "prompt"}
+ADAPTER = {"method.name": "adapter"}
 COLA = {"data.task": "cola"}
 UNCAPPED = {"data.max_train": None, "train.max_epochs": None}
 CUSTOM = {"data.task": "custom", "data.path": "<custom>", "data.input": "text"}
@@ -72,6 +73,9 @@ CHANGES: dict[str, Change] = {
     "method.rank_stabilized": Change(True, PROGRAMS),
     "method.prompt_length": Change(7, TREES, PROMPT),
     "method.prompt_init": Change("uniform", {"start"}, PROMPT),
+    "method.bottleneck": Change(7, TREES, ADAPTER),
+    "method.placement": Change("pfeiffer", TREES, ADAPTER),
+    "method.activation": Change("relu", PROGRAMS, ADAPTER),
     "method.targets": Change("q", TREES),
     "method.stacks": Change("decoder", TREES),
     "method.layers": Change("1", TREES),
