@@ -70,13 +70,15 @@ class MethodConfig:
     """The PEFT method, its reading and options; None leaves an option to the reading.
 
     Attributes:
-      name: full, lora, ia3, bitfit, prompt, adapter.
+      name: full, lora, ia3, bitfit, prompt, adapter, prefix.
       reading: `paper` (Pu et al.) or `official` (the method's authors). Left open it is the paper's, but the official
         one for LoRA on rows of your own, which PEFT opens, and the adapter's with `from_adapter`.
       rank, alpha, rank_stabilized: of lora.
       prompt_length, prompt_init: of prompt; init is `vocabulary` or `uniform`.
       bottleneck, placement, activation: of adapter: its width; `houlsby` (after attention and feed-forward) or
         `pfeiffer` (after the feed-forward alone); gelu, relu or silu.
+      prefix_length, prefix_init, prefix_projection: of prefix; init is `vocabulary` or `normal`, the last the hidden
+        width of a network that makes keys and values while they train, 0 for none.
       targets: names of the sites to adapt, with commas: `q,v`.
       stacks: `encoder`, `decoder` or both, with commas.
       layers: indices of blocks in each stack, with commas and ranges: `0,2,6-11`.
@@ -94,6 +96,9 @@ class MethodConfig:
     bottleneck: int | None = None
     placement: str | None = None
     activation: str | None = None
+    prefix_length: int | None = None
+    prefix_init: str | None = None
+    prefix_projection: int | None = None
     targets: str | None = None
     stacks: str | None = None
     layers: str | None = None
@@ -236,6 +241,8 @@ _BOUNDS: Mapping[str, tuple[int | float, int | float]] = {
     "method.alpha": (0.0, 1e6),
     "method.prompt_length": (1, 16_384),
     "method.bottleneck": (1, 16_384),
+    "method.prefix_length": (1, 16_384),
+    "method.prefix_projection": (0, 65_536),
     "ablation.seed": _SEED,
     "data.max_train": (1, 10**9),
     "data.max_validation": (1, 10**9),

@@ -52,7 +52,7 @@ def save_adapter(model: nnx.Module, method: Method, chosen: Sequence[Site], dire
     if method.trains_base and not jax.tree.leaves(nnx.state(model, nnx.Param)):
         save_model(model, directory, kind=Adapter)
         return (directory / "model.safetensors").stat().st_size
-    tensors = {name: np.asarray(value) for name, value in named_leaves(model, Adapter).items()}
+    method, tensors = method.kept({name: np.asarray(value) for name, value in named_leaves(model, Adapter).items()})
     if peft_lacks(method, chosen, model) is None:
         layout, config = PEFTS, peft_config(model, method, chosen)
         tensors = peft_tensors(model, type(method), tensors)

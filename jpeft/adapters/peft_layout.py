@@ -13,7 +13,7 @@ from flax import nnx
 from jpeft.errors import UserError
 from jpeft.model.family import Family, family_of
 from jpeft.peft.attaching import count
-from jpeft.peft.interchange import KNOWN, PREFIX, REFUSED, PeftFile, PeftLayout, PeftNames, Tensors
+from jpeft.peft.interchange import KNOWN, REFUSED, PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS
 from jpeft.peft.sites import Site, sites
@@ -37,7 +37,9 @@ def peft_lacks(method: Method, chosen: Sequence[Site] = (), model: nnx.Module | 
         config: Any = getattr(model, "config", None)
         if any(site.kind == "linear" and family.fused_rows(config, site.path) is not None for site in chosen):
             return "changes of queries, keys and values apart, which this base's files have in one map"
-    lacks = (method.peft_lacks, *(method.peft_lacks_at(site) for site in chosen))
+    lacks = [method.peft_lacks, *(method.peft_lacks_at(site) for site in chosen)]
+    if model is not None:
+        lacks.append(method.peft_lacks_of(chosen, peft_names(model)))
     return next((what for what in lacks if what is not None), None)
 
 
@@ -56,6 +58,7 @@ def peft_names(model: Any) -> PeftNames:
         tied_head=model.config.tie_word_embeddings,
         num_layers=model.config.num_layers,
         num_heads=model.config.num_heads,
+        num_kv_heads=getattr(model.config, "num_kv_heads", model.config.num_heads),
         num_weights=count(nnx.state(model, nnx.Param)),
     )
 
@@ -78,13 +81,7 @@ def peft_config(model: nnx.Module, method: Method, chosen: Sequence[Site]) -> di
 def peft_tensors(model: Any, method: type[Method], named: Mapping[str, np.ndarray]) -> Tensors:
     """Leaves by our names as PEFT names and turns them in `adapter_model.safetensors`."""
     assert issubclass(method, PeftLayout), f"{method.name} has no layout of PEFT's"
-    tensors, module_name = {}, functools.partial(_family_of(model).module_name, model.config)
-    for name, value in named.items():
-        path, _, leaf = name.rpartition("/")
-        theirs, turned = method.peft_tensor(leaf, value)
-        whole = theirs[1:] if theirs.startswith("/") else f"{PREFIX}{module_name(path)}.{theirs}"
-        tensors[whole] = turned
-    return tensors
+    return method.peft_tensors(named, functools.partial(_family_of(model).module_name, model.config))
 
 
 def read_peft(

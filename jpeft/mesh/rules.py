@@ -96,7 +96,9 @@ def _spec_of_leaf(name: str) -> P | None:
     axes = leaf_axes().get(leaf)
     if axes is None:
         return None
-    weight = tuple(_spec_of_weight(f"{site}/kernel") or (None, None))
+    weight = _spec_of_weight(f"{site}/kernel")
+    weight = _spec_of_weight(f"{site}/k/kernel") if weight is None else weight  # of an attention, what makes its keys
+    weight = tuple(weight or (None, None))
     cut = {"in": weight[0], "out": weight[-1], None: None}
     spec = [axis if (axis := cut[dimension]) == "model" else None for dimension in axes]
     return P(*spec) if any(spec) else P()

@@ -6,18 +6,59 @@ the softmax divides by.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import CustomVJPPrimal
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
-from jpeft.model.layers import dropout
+from jpeft.model.layers import MASKED, dropout
+from jpeft.model.placement import placed
 
 # What is added to scores, in parts: each `[batch, heads, queries, keys]`, of which any but the keys may be 1.
 ScoreBias = tuple[Float[Array, "_ _ _ _"], ...]
+
+
+class Before(NamedTuple):
+    """Keys and values that stand before those of the text, which every query sees: a prefix (Li & Liang 2021).
+
+    Attributes:
+      keys, values: float32 `[rows, before, width]`, heads side by side as the maps to keys and values make them; `rows`
+        is 1 where all rows have the same.
+      shown: `[rows, before]`, those that are seen; None for all.
+    """
+
+    keys: Array
+    values: Array
+    shown: Array | None
+
+
+def with_before(
+    k: Float[Array, "batch kv_heads kv_len d_kv"],
+    v: Float[Array, "batch kv_heads kv_len d_kv"],
+    bias: tuple[Float[Array, "#batch #num_heads #q_len kv_len"], ...],
+    keys: Float[Array, "rows kv_heads before d_kv"],
+    values: Float[Array, "rows kv_heads before d_kv"],
+    shown: Bool[Array, "rows before"] | None,
+) -> tuple[Array, Array, ScoreBias]:
+    """Keys, values and biases with others before them, which no part of the biases hides and no position tells apart.
+
+    Args:
+      keys, values: float32, in which a batch's gradients of what its rows share are summed.
+    """
+
+    def joined(first: Array, then: Array) -> Array:
+        spread = jnp.broadcast_to(first, (then.shape[0], *first.shape[1:])).astype(then.dtype)
+        return placed(jnp.concatenate([placed(spread, "heads"), then], axis=2), "heads")
+
+    longer = tuple(jnp.pad(part, ((0, 0), (0, 0), (0, 0), (keys.shape[2], 0))) for part in bias)
+    if shown is not None:
+        hidden = jnp.where(shown, 0.0, MASKED)[:, None, None, :]
+        longer = (*longer, jnp.pad(hidden, ((0, 0), (0, 0), (0, 0), (0, k.shape[2]))))
+    return joined(keys, k), joined(values, v), longer
+
 
 MIXED = "mixed"  # by this name `jax.checkpoint` knows what took scores to make
 

@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jpeft.errors import UserError
-from jpeft.model.attention import attend
+from jpeft.model.attention import Before, ScoreBias, attend, with_before
 from jpeft.model.decoder_config import DecoderConfig
 from jpeft.model.layers import (
     ACTIVATIONS,
@@ -35,7 +35,7 @@ from jpeft.model.layers import (
     split_key,
 )
 from jpeft.model.placement import placed
-from jpeft.model.stack import SegmentCache, Segments, num_stacked
+from jpeft.model.stack import SegmentCache, Segments, num_stacked, side_by_side
 
 
 @jax.tree_util.register_dataclass
@@ -90,6 +90,15 @@ def turned(
     return jnp.concatenate([both.astype(x.dtype), x[..., 2 * half :]], axis=-1)
 
 
+def turns_of(
+    config: DecoderConfig, positions: Int[Array, "batch length"]
+) -> tuple[Float[Array, "batch 1 length half"], Float[Array, "batch 1 length half"]]:
+    """Cosines and sines of the angles by which heads at these positions are turned."""
+    steps = np.arange(0, config.rotary_width, 2, dtype=np.float32) / np.float32(config.rotary_width)
+    angles = positions[..., None].astype(jnp.float32) * (np.float32(1) / np.float32(config.rotary_base) ** steps)
+    return jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+
+
 def alibi_slopes(num_heads: int) -> np.ndarray:
     """How much a score changes with a key's position, by head (Press et al. 2022): a geometric series.
 
@@ -115,7 +124,7 @@ class CausalAttention(nnx.Module):
         if config.qk_norm:
             self.q_norm, self.k_norm = norm_of(config, config.d_head), norm_of(config, config.d_head)
         self.config = config
-        self.site_widths = (config.d_model, d_queries)
+        self.site_widths = (config.d_model, d_keys)
 
     def _heads(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch heads length d_head"]:
         return x.reshape(*x.shape[:2], -1, self.config.d_head).swapaxes(1, 2)
@@ -141,13 +150,37 @@ class CausalAttention(nnx.Module):
         places: Places,
         windowed: Bool[Array, ""],
         key: Key[Array, ""] | None = None,
+        before: tuple[Array, Array, Array | None] | None = None,
     ) -> Float[Array, "batch queries d_model"]:
+        """What queries of x make of the values; of those `before` them, too (a `Before`), whatever the window."""
         q = self._heads(self.q(x))
         q = self._turned(self.q_norm(q) if self.config.qk_norm else q, places)
         scale = self.config.d_head**-0.5 if self.config.scales_scores else 1.0
         rate = self.config.dropout_rate
-        mixed = attend(q, k, v, places.of_layer(windowed), scale=scale, dropout_rate=rate, key=key)
+        bias = places.of_layer(windowed)
+        if before is not None:
+            k, v, bias = self._with(Before(*before), k, v, bias)
+        mixed = attend(q, k, v, bias, scale=scale, dropout_rate=rate, key=key)
         return self.o(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1))
+
+    def _with(self, before: Before, k: Array, v: Array, bias: ScoreBias) -> tuple[Array, Array, ScoreBias]:
+        """Keys, values and biases with those that stand before the text, as `transformers` takes a cache of as many.
+
+        There the text begins at the position after theirs, and keys of a cache are turned already. Here the text begins
+        at 0 whatever is before it, so such keys are turned back by as many positions as there are: scores depend on
+        differences of positions alone, and these are the same. ALiBi's too: the i-th of p stands at i - p.
+        """
+        keys, values = self._heads(before.keys), self._heads(before.values)
+        rows, _, length, _ = keys.shape
+        if self.config.positions in ("halves", "pairs"):
+            shown = jnp.ones((rows, length), bool) if before.shown is None else before.shown
+            back = jnp.broadcast_to(-jnp.sum(shown, axis=1, keepdims=True), (rows, length))
+            keys = turned(keys, turns_of(self.config, back), neighbours=self.config.positions == "pairs")
+        k, v, bias = with_before(k, v, bias, keys, values, before.shown)
+        if self.config.positions == "alibi":
+            positions = np.pad(np.arange(-length, 0, dtype=np.float32), (0, k.shape[2] - length))
+            bias = (*bias, jnp.asarray(alibi_slopes(self.config.num_heads)[None, :, None, None] * positions))
+        return k, v, bias
 
 
 class DecoderFeedForward(nnx.Module):
@@ -358,7 +391,7 @@ class Decoder(nnx.Module):
         if self.config.embedding_norm:
             x = self.embedding_norm(x)
         if self.config.positions == "learned":
-            added = self.positions(positions).astype(jnp.float32)
+            added = self.positions(positions + self._before()[1]).astype(jnp.float32)
             x = (x.astype(jnp.float32) + added).astype(x.dtype)
         return x
 
@@ -377,9 +410,7 @@ class Decoder(nnx.Module):
         """
         config, turns = self.config, None
         if config.positions in ("halves", "pairs"):
-            steps = np.arange(0, config.rotary_width, 2, dtype=np.float32) / np.float32(config.rotary_width)
-            angles = queries[..., None].astype(jnp.float32) * (np.float32(1) / np.float32(config.rotary_base) ** steps)
-            turns = (jnp.cos(angles)[:, None], jnp.sin(angles)[:, None])
+            turns = turns_of(config, queries)
         biases = [hiding(mask) for mask in allowed]
         if config.positions == "alibi":  # softmax takes no notice of what is the same for all keys of a query
             slopes = jnp.asarray(alibi_slopes(config.num_heads))[None, :, None, None]
@@ -391,7 +422,18 @@ class Decoder(nnx.Module):
                 biases, near = [*biases, near], None
         return Places(turns, tuple(biases), near)
 
+    def _before(self) -> tuple[int, Int[Array, "batch 1"] | int]:
+        """Room for keys that are put before the text, and how many there are, of each row where rows have their own.
+
+        Learned positions count them, as a cache's in `transformers`. Others know differences alone, where it is enough
+        that attention counts them (`CausalAttention._with`).
+        """
+        attached = [getattr(block.self_attention, "adapter", None) for block in self.decoder.segments]
+        counts = [adapter.num_before() for adapter in attached if hasattr(adapter, "num_before")]
+        return max(counts, key=lambda count: count[0], default=(0, 0))
+
     def _refuse_length(self, slots: int) -> None:
+        slots += self._before()[0]
         if self.config.positions == "learned" and slots > self.config.max_positions:
             raise UserError(
                 f"{slots} tokens are more than the {self.config.max_positions} positions that this model knows; lower "
@@ -460,6 +502,16 @@ class Decoder(nnx.Module):
         positions = jnp.concatenate([positions_of(shown), start + offsets], axis=1)
         places = self.places(positions, positions, jnp.concatenate([of_prompt, of_labels], axis=1))
         return self.decoder(self.with_positions(x, positions), places)[:, before:]
+
+    def attended(self, tokens: Int[Array, " length"]) -> dict[str, tuple[Array, Array]]:
+        """Keys and values of each attention while the model reads `tokens`, `[layers, length, width]`, by its path.
+
+        A star stands in the path for the layer's index.
+        """
+        positions = jnp.arange(len(tokens))[None]
+        places = self.places(positions, positions, before_itself(len(tokens)))
+        x = self.with_positions(self.embedded(tokens[None]), positions)
+        return {"decoder/layers/*/self_attention": side_by_side(self.decoder.keys_values(x, places))}
 
     # --- generation ---
 

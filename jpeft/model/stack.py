@@ -85,6 +85,16 @@ def num_stacked(block: Any) -> int:
     return block.self_attention_norm.scale.shape[0]
 
 
+def side_by_side(kept: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Keys and values of the one row that was read, by segment, as `[layers, length, width]`: heads side by side."""
+    whole = []
+    for parts in zip(*kept, strict=True):
+        stacked = [part.reshape(-1, *part.shape[-3:]) for part in parts]  # a row takes no axis of its own
+        heads = jnp.concatenate(stacked)
+        whole.append(heads.swapaxes(1, 2).reshape(heads.shape[0], heads.shape[2], -1))
+    return whole[0], whole[1]
+
+
 class Segments(nnx.Module):
     """A `jpeft.leaves.LayerStack`: blocks as segments, and how to run them one after the other."""
 

@@ -19,10 +19,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from jpeft.model.attention import ScoreBias, attend
+from jpeft.model.attention import Before, ScoreBias, attend, with_before
 from jpeft.model.layers import ACTIVATIONS, MASKED, EmbeddedInput, Embedding, Linear, RMSNorm, apart, dropout, split_key
 from jpeft.model.placement import placed
-from jpeft.model.stack import SegmentCache, Segments, arrange, num_stacked
+from jpeft.model.stack import SegmentCache, Segments, arrange, num_stacked, side_by_side
 from jpeft.model.t5_config import T5Config
 
 
@@ -60,7 +60,12 @@ class Attention(nnx.Module):
         v: Float[Array, "batch num_heads kv_len d_kv"],
         bias: ScoreBias,
         key: Key[Array, ""] | None = None,
+        before: tuple[Array, Array, Array | None] | None = None,
     ) -> Float[Array, "batch q_len d_model"]:
+        """What queries of x make of the values; of those `before` them, too (a `Before`), at no position."""
+        if before is not None:
+            keys, values, shown = Before(*before)
+            k, v, bias = with_before(k, v, bias, self._heads(keys), self._heads(values), shown)
         mixed = attend(self._heads(self.q(x)), k, v, bias, dropout_rate=self.dropout_rate, key=key)
         return self.o(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
@@ -114,17 +119,30 @@ class Block(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch length d_model"]:
         """The whole sequence at once, as in training."""
-        keys = split_key(key, 6)
+        return self.read(x, self_bias, encoded, cross_bias, key)[0]
+
+    def read(
+        self,
+        x: Float[Array, "batch length d_model"],
+        self_bias: ScoreBias,
+        encoded: Float[Array, "batch enc_len d_model"] | None = None,
+        cross_bias: ScoreBias = (),
+        key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "batch length d_model"], dict[str, tuple[Array, Array]]]:
+        """The same, and the keys and values of each attention by its name."""
+        keys, kept = split_key(key, 6), {}
         h = self.self_attention_norm(x)
-        h = self.self_attention(h, *self.self_attention.keys_values(h), self_bias, keys[0])
+        kept["self_attention"] = self.self_attention.keys_values(h)
+        h = self.self_attention(h, *kept["self_attention"], self_bias, keys[0])
         x = x + dropout(h, self.dropout_rate, keys[1])
         if self.decoder:
             assert encoded is not None
             h = self.cross_attention_norm(x)
-            h = self.cross_attention(h, *self.cross_attention.keys_values(encoded), cross_bias, keys[2])
+            kept["cross_attention"] = self.cross_attention.keys_values(encoded)
+            h = self.cross_attention(h, *kept["cross_attention"], cross_bias, keys[2])
             x = x + dropout(h, self.dropout_rate, keys[3])
         h = self.feed_forward(self.feed_forward_norm(x), keys[4])
-        return placed(x + dropout(h, self.dropout_rate, keys[5]), "hidden")
+        return placed(x + dropout(h, self.dropout_rate, keys[5]), "hidden"), kept
 
     def step(
         self,
@@ -204,6 +222,25 @@ class Stack(Segments):
         x = dropout(x, self.dropout_rate, x_key)
         x = self.run(x, segment_keys, self_bias, encoded, cross_bias)
         return dropout(self.final_norm(x), self.dropout_rate, out_key)
+
+    def attended(
+        self,
+        x: Float[Array, "1 length d_model"],
+        self_bias: ScoreBias,
+        encoded: Float[Array, "1 enc_len d_model"] | None = None,
+        cross_bias: ScoreBias = (),
+    ) -> tuple[Float[Array, "1 length d_model"], dict[str, tuple[Array, Array]]]:
+        """The output for one row, and keys and values of each kind of attention, `[layers, length, d_heads]`."""
+
+        def body(x: Array, block: Block) -> tuple[Array, dict[str, tuple[Array, Array]]]:
+            return block.read(x, self_bias, encoded, cross_bias)
+
+        found: dict[str, list[tuple[Array, Array]]] = {}
+        for block in self.segments:
+            x, kept = jax.lax.scan(body, x, block)
+            for name, pair in kept.items():
+                found.setdefault(name, []).append(pair)
+        return self.final_norm(x), {name: side_by_side(pairs) for name, pairs in found.items()}
 
     def cross_keys_values(self, encoded: Float[Array, "batch enc_len d_model"]) -> list[tuple[Array, Array]]:
         """Per segment the keys and values of `encoded`, each `[layers, batch, num_heads, enc_len, d_kv]`.
@@ -363,6 +400,18 @@ class T5(nnx.Module):
         encoded, cross_bias = self.encode(inputs)
         x = self.shared(labels).astype(self.dtype)
         return self.decoder(x, (self.causal_bias(labels.shape[1]), apart(segments, segments)), encoded, cross_bias)
+
+    def attended(self, tokens: Int[Array, " length"]) -> dict[str, tuple[Array, Array]]:
+        """Keys and values of each attention while `tokens` are both read and written, each `[layers, length, d_heads]`.
+
+        By the attention's path, with a star for the layer's index.
+        """
+        x, length = self.shared(tokens[None]).astype(self.dtype), len(tokens)
+        encoded, of_encoder = self.encoder.attended(x, (self.encoder.relative_attention_bias.bias(length, length),))
+        nothing_hidden = jnp.zeros((1, 1, 1, length))
+        _, of_decoder = self.decoder.attended(x, (self.causal_bias(length),), encoded, (nothing_hidden,))
+        stacks = {"encoder": of_encoder, "decoder": of_decoder}
+        return {f"{stack}/layers/*/{name}": pair for stack, found in stacks.items() for name, pair in found.items()}
 
     def begin(self, inputs: Int[Array, "batch enc_len"], max_length: int, num_beams: int = 1) -> T5Decoding:
         """Encodes the inputs, and is ready for answers of `max_length` tokens; beams of a row are neighbours."""

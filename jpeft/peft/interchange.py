@@ -65,6 +65,7 @@ KNOWN = """
     megatron_config megatron_core loftq_config eva_config corda_config lora_ga_config qalora_group_size
     ensure_weight_tying num_virtual_tokens num_transformer_submodules token_dim num_layers num_attention_heads
     prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs
+    encoder_hidden_size prefix_projection init_weights
 """.split()
 
 
@@ -80,6 +81,7 @@ class PeftNames:
       task_type: PEFT's word for what such a base does: `SEQ_2_SEQ_LM`, `CAUSAL_LM`.
       tied_head: whether it has no head of its own.
       num_layers, num_heads: of its first stack.
+      num_kv_heads: of keys and values, where several heads of queries may share one.
       num_weights: how many numbers it holds.
     """
 
@@ -90,6 +92,7 @@ class PeftNames:
     tied_head: bool
     num_layers: int
     num_heads: int
+    num_kv_heads: int
     num_weights: int
 
     def target_modules(self, chosen: Sequence[Site]) -> list[str]:
@@ -251,6 +254,20 @@ class PeftLayout(abc.ABC):
     @abc.abstractmethod
     def peft_tensor(cls, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
         """PEFT's last name of a leaf, and the leaf as PEFT turns it. A name that begins with `/` is the whole name."""
+
+    @classmethod
+    def peft_tensors(cls, named: Mapping[str, np.ndarray], module: Callable[[str], str]) -> Tensors:
+        """Leaves by our names as PEFT's file has them: by default each by itself, as `peft_tensor` turns it.
+
+        Args:
+          module: the name in `transformers` of the module at one of our paths.
+        """
+        tensors = {}
+        for name, value in named.items():
+            path, _, leaf = name.rpartition("/")
+            theirs, turned = cls.peft_tensor(leaf, value)
+            tensors[theirs[1:] if theirs.startswith("/") else f"{PREFIX}{module(path)}.{theirs}"] = turned
+        return tensors
 
     @classmethod
     @abc.abstractmethod

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from jpeft.peft.adapted import put
-from jpeft.peft.interchange import PeftLayout
+from jpeft.peft.interchange import PeftLayout, PeftNames, Tensors
 from jpeft.peft.rows import EachRow, Rows
 from jpeft.peft.sites import Site, SiteModule
 
@@ -107,6 +107,16 @@ class Method(abc.ABC):
     def peft_lacks_at(self, site: Site) -> str | None:
         """Tells what PEFT's format cannot hold of the method at this one site, although it can at others."""
         return None
+
+    def peft_lacks_of(self, chosen: Sequence[Site], peft: PeftNames) -> str | None:
+        """Tells what PEFT's format cannot hold of the method at these sites of this base, although it can of others."""
+        return None
+
+    # --- after training ---
+
+    def kept(self, leaves: Tensors) -> tuple["Method", Tensors]:
+        """What a file holds of a trained adapter: method and leaves by name, which do the same. By default these."""
+        return self, leaves
 
     # --- in the step ---
 

@@ -14,11 +14,14 @@ from jpeft.peft.full import Full
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
 from jpeft.peft.method import Method
+from jpeft.peft.prefix import Prefix
 from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection
 from jpeft.peft.sites import sites
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Full, Lora, Ia3, BitFit, Prompt, BottleneckAdapter)}
+METHODS: dict[str, type[Method]] = {
+    cls.name: cls for cls in (Full, Lora, Ia3, BitFit, Prompt, BottleneckAdapter, Prefix)
+}
 READINGS = ("paper", "official")
 OF_THE_PAPER = ("full", "lora", "ia3", "bitfit", "prompt")  # those that its tables have
 

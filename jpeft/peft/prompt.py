@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
@@ -108,10 +108,7 @@ class Prompt(AddedModules, PeftLayout):
             shape = (self.prompt_length, site.d_out)
             return SoftPrompt(jax.random.uniform(key, shape, minval=-0.5, maxval=0.5))
         table = _vocabulary(model)
-        # Drawn with replacement only where the vocabulary is smaller than the prompt.
-        rows = jnp.arange(_SPECIAL_PIECES, min(_COMMON_PIECES, len(table)))
-        chosen = jax.random.choice(key, rows, (self.prompt_length,), replace=len(rows) < self.prompt_length)
-        return SoftPrompt(table[chosen].astype(jnp.float32))
+        return SoftPrompt(table[common_pieces(key, self.prompt_length, len(table))].astype(jnp.float32))
 
     # --- in words ---
 
@@ -171,6 +168,12 @@ class Prompt(AddedModules, PeftLayout):
             notes.append(f"left out {length} vectors that PEFT allocates for a decoder's prompt and never uses")
         (path,) = (site.path for site in file.names.sites if site.kind == "input")
         return cls(prompt_length=length), {f"{path}/prompt": prompt[:length]}, notes
+
+
+def common_pieces(key: Key[Array, ""], number: int, vocab_size: int) -> Int[Array, " number"]:
+    """Pieces drawn from the most common of a vocabulary: twice the same only where it is smaller than their number."""
+    rows = jnp.arange(_SPECIAL_PIECES, min(_COMMON_PIECES, vocab_size))
+    return jax.random.choice(key, rows, (number,), replace=len(rows) < number)
 
 
 def _vocabulary(model: nnx.Module) -> Float[Array, "vocab d_model"]:

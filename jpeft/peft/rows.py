@@ -40,6 +40,10 @@ class Rows(abc.ABC):
         """The value of a leaf of an adapter that does nothing: a scalar, or of the leaf's shape."""
         return np.float32(0)
 
+    def num_before(self, leaves: Leaves) -> tuple[int, Any]:
+        """Room for keys that it puts before the text, and how many it puts there in each row: by default none."""
+        return 0, 0
+
     @abc.abstractmethod
     def __call__(self, leaves: Leaves, compute: Original, *args: Any) -> Any:
         """What `compute` gives of the arguments, each row with its own leaves applied."""
@@ -118,6 +122,11 @@ class RowAdapters(nnx.Module):
 
     def _leaves(self, part: Rows) -> Leaves:
         return {name: getattr(self, name)[...] for name in part.leaves if hasattr(self, name)}
+
+    def num_before(self) -> tuple[int, Any]:
+        """Room for keys before the text, and how many of it each row uses, as `PrefixSite.num_before`."""
+        counts = [part.num_before(self._leaves(part)) for part in self.parts]
+        return max(counts, key=lambda count: count[0], default=(0, 0))
 
     def __call__(self, compute: Original, *args: Any) -> Any:
         mapped = [part for part in self.parts if isinstance(part, EachRow)]

@@ -1,0 +1,163 @@
+"""Prefix tuning: what stands before the text is seen as text is, in every pass of a model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jpeft.adapters.files import OURS, PEFTS, layout_of, load_adapter, save_adapter
+from jpeft.errors import UserError
+from jpeft.eval.loss import loss_sums
+from jpeft.leaves import named_leaves
+from jpeft.model.decode import beam_search, greedy
+from jpeft.model.t5 import T5, unroll
+from jpeft.peft.attaching import attach, split
+from jpeft.peft.merging import merge
+from jpeft.peft.prefix import Prefix
+from jpeft.peft.prompt import common_pieces
+from jpeft.peft.selection import Selection, select
+from jpeft.peft.variables import Adapter
+from tests.conftest import TINY
+from tests.decoders import LLAMA, MORE, TINY_DECODERS, random_decoder
+from tests.peft.filled import filled
+
+PREFIX = Prefix(prefix_length=5)
+forward = jax.jit(lambda model, *tokens: model(*tokens))
+
+
+def adapted(model, method=PREFIX, key=None, selection=None):
+    key = jax.random.key(7) if key is None else key
+    return attach(model, method, select(model, method, selection or Selection()), key)
+
+
+def tokens_of(config, rows=3, length=6, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).integers(3, config.vocab_size, (rows, length)), jnp.int32)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gptj", "bloom", "gpt_neo", "qwen3"])
+def test_a_prefix_of_pieces_that_were_read_is_that_text(kind, key):
+    """Keys and values of real text do what the text does, wherever positions are learned, turned or biased."""
+    config = {**TINY_DECODERS, **MORE}[kind]
+    if config.window is not None:  # of which a prefix is always seen, and a text is not
+        config = type(config)(**{**vars(config), "windowed": ()})
+    model = random_decoder(config)
+    pieces, tokens = common_pieces(key, 5, config.vocab_size), tokens_of(config)
+    text = jnp.concatenate([jnp.tile(pieces, (3, 1)), tokens], axis=1)
+    np.testing.assert_allclose(forward(adapted(model, key=key), tokens), forward(model, text)[:, 5:], atol=2e-5)
+
+
+def test_a_prefix_is_seen_from_behind_a_window():
+    """GPT-Neo's second layer of these sees four tokens back; what is moved in it alone is felt at the ninth."""
+    model = random_decoder(TINY_DECODERS["gpt_neo"])
+    tuned = adapted(model, selection=Selection(layers=[1]))
+    leaves = nnx.state(tuned, Adapter)
+    moved = nnx.clone(tuned)
+    nnx.update(moved, jax.tree.map(lambda leaf: leaf + 1.0, leaves))
+    tokens = tokens_of(model.config, length=9)
+    assert (np.abs(forward(moved, tokens) - forward(tuned, tokens)).max(axis=(0, 2)) > 1e-3).all()
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama", "gpt_neo"])
+def test_answers_with_caches_are_those_of_whole_passes(kind, key):
+    """Greedily and by beams, for rows of unequal length."""
+    if kind == "t5":
+        model = filled(adapted(T5(TINY, rngs=nnx.Rngs(0))), key)
+    else:
+        model = filled(adapted(random_decoder(TINY_DECODERS[kind])), key)
+    inputs = np.array(tokens_of(model.config))
+    inputs[1, 4:] = 0
+    found = np.asarray(jax.jit(lambda m, x: greedy(m, x, max_length=5))(model, jnp.asarray(inputs)))
+    for row, prompt in zip(found, inputs, strict=True):
+        if kind == "t5":
+            logits = forward(model, prompt[None], np.pad(row, (1, 0))[None, :-1])[0]
+        else:
+            prompt = prompt[prompt != 0]
+            logits = forward(model, np.concatenate([prompt, row])[None])[0][len(prompt) - 1 : -1]
+        real = np.arange(5) <= (np.argmax(row == 1) if 1 in row else 5)
+        np.testing.assert_array_equal(row[real], np.argmax(logits, axis=-1)[real])
+    beams = jax.jit(lambda m, x: beam_search(m, x, max_length=4, num_beams=2))
+    whole, alone = beams(model, jnp.asarray(inputs)), beams(model, jnp.asarray(inputs[1:2, :4]))
+    np.testing.assert_array_equal(whole[1], alone[0])
+
+
+@pytest.mark.parametrize("stacks", [("encoder",), ("decoder",), None])
+def test_where_it_is_and_where_it_is_not(stacks):
+    """Narrowed by stacks, names and layers; a layer without one is in a segment of its own."""
+    model = T5(TINY, rngs=nnx.Rngs(0))
+    names = set(named_leaves(adapted(model, selection=Selection(stacks=stacks)), Adapter))
+    wanted = {
+        f"{stack}/layers/{i}/{name}/prefix_{part}"
+        for stack, name in (
+            ("encoder", "self_attention"),
+            ("decoder", "self_attention"),
+            ("decoder", "cross_attention"),
+        )
+        for i in range(2)
+        for part in ("keys", "values")
+        if stacks is None or stack in stacks
+    }
+    assert names == wanted
+    cut = adapted(model, selection=Selection(layers=[1], names=["cross_attention"]))
+    assert len(cut.decoder.segments) == 2 and len(cut.encoder.segments) == 1
+    assert {name.rpartition("/")[0] for name in named_leaves(cut, Adapter)} == {"decoder/layers/1/cross_attention"}
+
+
+def test_layers_run_one_by_one_or_by_a_loop_and_kept_or_made_anew(batch, key):
+    found = []
+    for unrolled, remat in ((False, "none"), (True, "none"), (False, "block")):
+        model = T5(TINY, rngs=nnx.Rngs(0))
+        if unrolled:
+            unroll(model)
+        model.encoder.remat = model.decoder.remat = remat
+        graphdef, adapter, base = split(adapted(model, key=key))
+        grads = jax.jit(jax.grad(lambda a, g=graphdef, b=base: loss_sums(nnx.merge(g, a, b), batch)[0]))(adapter)
+        found.append(named_leaves(nnx.merge(graphdef, grads, base), Adapter))
+    assert all(np.abs(value).max() > 0 for value in found[0].values())
+    for other in found[1:]:
+        for name, value in found[0].items():
+            np.testing.assert_allclose(other[name], value, atol=1e-4, err_msg=name)
+
+
+def test_packed_examples_all_see_the_prefix_and_none_another(key):
+    model = filled(adapted(T5(TINY, rngs=nnx.Rngs(0))), key)
+    inputs, targets = tokens_of(TINY, rows=2, length=4), tokens_of(TINY, rows=2, length=3, seed=1)
+    packed = forward(
+        model, inputs.reshape(1, 8), targets.reshape(1, 6), None, (jnp.arange(8)[None] // 4, jnp.arange(6)[None] // 3)
+    )
+    np.testing.assert_allclose(packed.reshape(2, 3, -1), forward(model, inputs, targets), atol=1e-5)
+
+
+def test_a_network_makes_it_and_is_left_behind(key, tmp_path):
+    """What is saved is a plain prefix that says the same; PEFT's layout where PEFT has it."""
+    method = Prefix(prefix_length=4, projection=8)
+    for model, layout in ((T5(TINY, rngs=nnx.Rngs(0)), OURS), (random_decoder(LLAMA), PEFTS)):
+        tuned = filled(adapted(model, method), key)
+        save_adapter(tuned, method, select(model, method), tmp_path, base_name="tiny")
+        assert layout_of(tmp_path) == layout
+        loaded, found, _ = load_adapter(tmp_path, model)
+        assert found == Prefix(prefix_length=4)
+        tokens = (tokens_of(model.config),) * (2 if layout == OURS else 1)
+        np.testing.assert_allclose(forward(loaded, *tokens), forward(tuned, *tokens), atol=1e-5)
+
+
+def test_a_network_is_refused_initial_values_and_a_prefix_is_not_merged():
+    with pytest.raises(UserError, match="prefix_init is 'normal'.* leave one of the two away"):
+        Prefix(projection=8, init="normal")
+    with pytest.raises(UserError, match="prefix_init is 'zeros'; expected 'vocabulary' or 'normal'"):
+        Prefix(init="zeros")
+    with pytest.raises(UserError, match="cannot be merged"):
+        merge(adapted(T5(TINY, rngs=nnx.Rngs(0))))
+
+
+def test_a_prefix_of_some_layers_is_kept_in_our_layout(tmp_path):
+    model = random_decoder(LLAMA)
+    chosen = select(model, PREFIX, Selection(layers=[0]))
+    save_adapter(attach(model, PREFIX, chosen, jax.random.key(0)), PREFIX, chosen, tmp_path, base_name="tiny")
+    assert layout_of(tmp_path) == OURS
+
+
+def test_learned_positions_count_a_prefix(key):
+    model = adapted(random_decoder(TINY_DECODERS["gpt_neo"]))
+    with pytest.raises(UserError, match="65 tokens are more than the 64 positions"):
+        jax.eval_shape(model, jax.ShapeDtypeStruct((1, 60), jnp.int32))
