@@ -17,6 +17,7 @@ from jpeft.model.t5 import T5
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.attaching import attach
 from jpeft.peft.lora import Lora
+from jpeft.peft.prefix import Prefix
 from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import select
 from tests.conftest import TINY, TOPICS, make_batch
@@ -64,7 +65,7 @@ def one_by_one(model, tokens, texts, tokenizer) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-@pytest.mark.parametrize("method", [None, Lora(), Prompt(prompt_length=3)], ids=["base", "lora", "prompt"])
+@pytest.mark.parametrize("method", [None, Lora(), Prompt(3), Prefix(3)], ids=["base", "lora", "prompt", "prefix"])
 def test_packed_labels_score_as_each_does_alone(method, tokens, labels, tokenizer):
     model = adapted(method)
     scored = np.asarray(jax.jit(lambda m, t: label_log_probs(m, t, labels))(model, tokens))

@@ -51,7 +51,7 @@ def test_every_leaf_has_a_rule(method, reading, tied, gated):
 
 
 @pytest.mark.parametrize("kind", [*TINY_DECODERS, *MORE])
-@pytest.mark.parametrize("method", ["full", "lora", "bitfit", "prompt"])
+@pytest.mark.parametrize("method", ["full", "lora", "bitfit", "prompt", "prefix"])
 def test_every_leaf_of_a_decoder_only_model_has_a_rule(method, kind):
     """And biases are cut as what they are added to: of a map into heads or widths, and of none out of them."""
     layout = Layout.of_devices(model=4)

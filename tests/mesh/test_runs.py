@@ -86,7 +86,10 @@ def decoders(tmp_path_factory, tiny_tokenizer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize(("kind", "method"), [("llama", "lora"), ("llama", "prompt"), ("bloom", "full")])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("llama", "lora"), ("llama", "prompt"), ("llama", "prefix"), ("bloom", "full")],
+)
 def test_three_steps_of_a_decoder_only_model_agree_with_one_device(
     kind, method, mesh, cell, decoders, on_one_device, tmp_path
 ):

@@ -22,6 +22,7 @@ from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
 from jpeft.peft.merging import merge
 from jpeft.peft.methods import ablation_of
+from jpeft.peft.prefix import Prefix
 from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.variables import Adapter
@@ -41,6 +42,7 @@ METHODS = {
     "bitfit_official": BitFit.official(),
     "prompt": Prompt(prompt_length=6),
     "adapter": BottleneckAdapter(bottleneck=5),
+    "prefix": Prefix(prefix_length=6),
 }
 # Formulas for LLAMA: d = 16, queries 16 wide, keys and values 8, f = 24; 3 layers.
 COUNTS = {
@@ -52,6 +54,7 @@ COUNTS = {
     "bitfit_official": 3 * (16 + 8 + 8 + 16 + 24 + 24 + 16) + (2 * 3 + 1) * 16,
     "prompt": 6 * 16,
     "adapter": 3 * 2 * (2 * 16 * 5 + 5 + 16),
+    "prefix": 3 * 2 * 6 * 8,  # two heads of keys for four of queries
 }
 # Real biases, of linear maps and norms.
 BIASES = {
@@ -187,7 +190,7 @@ def test_a_frozen_prefix_of_layers_is_a_segment_of_its_own(key):
     assert np.abs(logits(tuned, batch) - logits(model, batch)).max() > 1e-2
 
 
-@pytest.mark.parametrize("name", ["lora", "ia3_official", "bitfit_official", "prompt"])
+@pytest.mark.parametrize("name", ["lora", "ia3_official", "bitfit_official", "prompt", "prefix"])
 def test_a_bfloat16_model_has_its_adapter_in_float32_and_feels_it(name, key):
     model = random_decoder(one_layer(LLAMA), dtype=jnp.bfloat16)
     nnx.update(model, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.state(model, nnx.Param)))

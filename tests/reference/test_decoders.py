@@ -1,5 +1,8 @@
 """Decoder-only models beside `transformers`, on random tiny models of each kind."""
 
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +13,7 @@ import transformers
 from flax import nnx
 
 from jpeft.adapters import files
-from jpeft.adapters.peft_layout import peft_names
+from jpeft.adapters.peft_layout import peft_names, peft_tensors
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import named_leaves
 from jpeft.model.decode import beam_search, greedy
@@ -21,6 +24,7 @@ from jpeft.peft.attaching import attach, split
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
 from jpeft.peft.merging import merge
+from jpeft.peft.prefix import Prefix
 from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.variables import Adapter
@@ -30,6 +34,7 @@ pytestmark = [
     pytest.mark.reference,
     # PEFT still asks under the old name.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning"),
 ]
 
 _IDS = dict(vocab_size=120, bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -206,6 +211,10 @@ _ADAPTERS = {
     "lora_everywhere": lambda: peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
     "ia3": lambda: peft.IA3Config(task_type="CAUSAL_LM"),
     "prompt": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "prefix_network": lambda: peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=7
+    ),
 }
 
 
@@ -253,10 +262,26 @@ def our_run(model, inputs, targets):
     return rows, float(loss), {name: np.asarray(value) for name, value in named.items()}
 
 
+def without_window(ours, directory, wide):
+    """A pair's directory, and ours of it, with windows that hide nothing of these rows.
+
+    PEFT's prefix is a text of the cache, which a window hides as it hides other text. Ours is always seen.
+    """
+    if ours.config.window is None:
+        return ours, directory
+    shutil.copytree(directory, wide)
+    config = json.loads((wide / "config.json").read_text())
+    config |= {key: 64 for key in ("sliding_window", "window_size") if config.get(key)}
+    (wide / "config.json").write_text(json.dumps(config))
+    return load_model(wide), wide
+
+
 @pytest.mark.parametrize("method", _ADAPTERS)
 def test_we_open_what_peft_saves(pair, method, tmp_path):
     """With its own defaults for each kind of model, and BLOOM's fused map among them."""
     _, ours, directory = pair
+    if method.startswith("prefix"):
+        ours, directory = without_window(ours, directory, tmp_path / "wide")
     torch.manual_seed(4)
     base = transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
     theirs = peft.get_peft_model(base, _ADAPTERS[method]())
@@ -273,6 +298,8 @@ def test_we_open_what_peft_saves(pair, method, tmp_path):
     for row, value in enumerate(expected):
         np.testing.assert_allclose(logits[row], value, atol=1e-4)
     assert abs(loss - their_loss.item()) < 1e-5
+    if method == "prefix_network":  # of which PEFT saves what it makes
+        return
     names, unread = peft_names(ours), dict(gradients)
     for name, weight in theirs.named_parameters():
         if not weight.requires_grad:
@@ -280,6 +307,8 @@ def test_we_open_what_peft_saves(pair, method, tmp_path):
         gradient = weight.grad.numpy()
         if method == "prompt":
             found = unread.pop("decoder_input/prompt")
+        elif method == "prefix":
+            (found,), unread = peft_tensors(ours, Prefix, unread).values(), {}
         else:
             module, _, leaf = name.removeprefix("base_model.model.").replace(".default", "").partition(".lora_")
             module = module.removesuffix(".ia3_l")
@@ -300,12 +329,14 @@ def test_we_open_what_peft_saves(pair, method, tmp_path):
     assert not unread
 
 
-@pytest.mark.parametrize("method", [Lora.official(rank=3, alpha=5.0), Ia3.official(), Prompt(prompt_length=5)])
+@pytest.mark.parametrize("method", [Lora.official(rank=3, alpha=5.0), Ia3.official(), Prompt(5), Prefix(5)])
 def test_peft_opens_what_we_save(pair, method, tmp_path):
     """Or it is not written for PEFT: separate updates of what BLOOM's files have in one map."""
     _, ours, directory = pair
+    if isinstance(method, Prefix):
+        ours, directory = without_window(ours, directory, tmp_path / "wide")
     selection = Selection()
-    if ours.config.model_type == "bloom" and not isinstance(method, Prompt):
+    if ours.config.model_type == "bloom" and not isinstance(method, Prompt | Prefix):
         everywhere = select(ours, method)
         attached = attach(ours, method, everywhere, jax.random.key(0))
         files.save_adapter(attached, method, everywhere, tmp_path, base_name="")

@@ -15,6 +15,7 @@ from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
 from jpeft.peft.method import Method
 from jpeft.peft.methods import ablation, ablations
+from jpeft.peft.prefix import Prefix
 from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import Site
@@ -37,6 +38,9 @@ METHODS: dict[str, tuple[Method, Selection]] = {
     "prompt_of_another_length": (Prompt(prompt_length=2, init="uniform"), Selection()),
     "adapter": (BottleneckAdapter(bottleneck=4), Selection()),
     "adapter_of_another_width": (BottleneckAdapter(bottleneck=2, placement="pfeiffer", activation="silu"), Selection()),
+    "prefix": (Prefix(prefix_length=5), Selection()),
+    "prefix_of_another_length": (Prefix(prefix_length=2, init="normal"), Selection(stacks=["decoder"])),
+    "prefix_network": (Prefix(prefix_length=3, projection=4), Selection(names=["cross_attention"])),
     "rank_one": (RankOne(), Selection()),  # by the row-wise form that every method has
 }
 ABLATED = {
@@ -75,5 +79,5 @@ def room_for_all(base: T5):
     return [
         *everything,
         (Lora.official(rank=2), select(base, Lora.official(), head)),
-        *room_for(base, Prompt(8), BottleneckAdapter(bottleneck=5), RankOne()),
+        *room_for(base, Prompt(8), BottleneckAdapter(bottleneck=5), Prefix(6), RankOne()),
     ]

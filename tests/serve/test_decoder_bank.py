@@ -12,6 +12,7 @@ from jpeft.peft.attaching import attach
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
+from jpeft.peft.prefix import Prefix
 from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import select
 from jpeft.peft.variables import Adapter
@@ -27,10 +28,12 @@ METHODS = {
     "bitfit_official": BitFit.official(),
     "prompt": Prompt(prompt_length=4),
     "prompt_of_another_length": Prompt(prompt_length=2, init="uniform"),
+    "prefix": Prefix(prefix_length=5),
+    "prefix_of_another_length": Prefix(prefix_length=2, init="normal"),
 }
 NAMES = [None, *METHODS, None]
-INPUTS = np.random.default_rng(0).integers(3, 320, (8, 6)).astype(np.int32)
-for row in range(8):
+INPUTS = np.random.default_rng(0).integers(3, 320, (len(NAMES), 6)).astype(np.int32)
+for row in range(len(NAMES)):
     INPUTS[row, 6 - row % 4 :] = 0
 
 
@@ -67,7 +70,7 @@ def test_answers_and_labels_of_a_mixed_batch_are_those_of_each_alone(held):
         inputs=np.array([0, 20, 21, 0, 30, 0, 0, 0], np.int32),
         segments=np.array([0, 0, 0, 1, 1, 4, 4, 4], np.int32),
     )
-    rows = [np.tile(ids, (8, 1)) for ids in (packed.inputs, packed.targets, packed.segments)]
+    rows = [np.tile(ids, (len(NAMES), 1)) for ids in (packed.inputs, packed.targets, packed.segments)]
     generated = np.asarray(bank.generate(INPUTS, NAMES, max_length=5))
     scored = np.asarray(bank.label_log_probs(INPUTS, NAMES, *rows))
 

@@ -56,6 +56,7 @@ SCHEDULE = {"rates", "saved"}  # of a run of more or fewer steps
 TREES = {"start", "update", *PROGRAMS}  # of an adapter with other leaves
 PROMPT = {"method.name": "prompt"}
 ADAPTER = {"method.name": "adapter"}
+PREFIX = {"method.name": "prefix"}
 COLA = {"data.task": "cola"}
 UNCAPPED = {"data.max_train": None, "train.max_epochs": None}
 CUSTOM = {"data.task": "custom", "data.path": "<custom>", "data.input": "text"}
@@ -76,6 +77,9 @@ CHANGES: dict[str, Change] = {
     "method.bottleneck": Change(7, TREES, ADAPTER),
     "method.placement": Change("pfeiffer", TREES, ADAPTER),
     "method.activation": Change("relu", PROGRAMS, ADAPTER),
+    "method.prefix_length": Change(7, TREES, PREFIX),
+    "method.prefix_init": Change("normal", {"start"}, PREFIX),
+    "method.prefix_projection": Change(4, TREES, PREFIX),
     "method.targets": Change("q", TREES),
     "method.stacks": Change("decoder", TREES),
     "method.layers": Change("1", TREES),
