@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from jpeft.peft.method import AddedModules as AddedModules
     from jpeft.peft.method import Method as Method
     from jpeft.peft.methods import METHODS as METHODS
+    from jpeft.peft.prefix import Prefix as Prefix
     from jpeft.peft.prompt import Prompt as Prompt
     from jpeft.peft.selection import Selection as Selection
     from jpeft.peft.sites import Site as Site
@@ -53,6 +54,7 @@ _MODULES = {
     "jpeft.peft.merging": ("merge",),
     "jpeft.peft.method": ("AddedModules", "Method"),
     "jpeft.peft.methods": ("METHODS",),
+    "jpeft.peft.prefix": ("Prefix",),
     "jpeft.peft.prompt": ("Prompt",),
     "jpeft.peft.selection": ("Selection",),
     "jpeft.peft.sites": ("Site", "sites"),

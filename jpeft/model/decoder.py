@@ -11,7 +11,7 @@ come before all, and are shown or hidden slots like others.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -428,7 +428,7 @@ class Decoder(nnx.Module):
         Learned positions count them, as a cache's in `transformers`. Others know differences alone, where it is enough
         that attention counts them (`CausalAttention._with`).
         """
-        attached = [getattr(block.self_attention, "adapter", None) for block in self.decoder.segments]
+        attached: list[Any] = [getattr(block.self_attention, "adapter", None) for block in self.decoder.segments]
         counts = [adapter.num_before() for adapter in attached if hasattr(adapter, "num_before")]
         return max(counts, key=lambda count: count[0], default=(0, 0))
 

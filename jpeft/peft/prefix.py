@@ -18,6 +18,7 @@ from jpeft.peft.prompt import common_pieces
 from jpeft.peft.rows import Leaves, Rows
 from jpeft.peft.sites import Site
 from jpeft.peft.variables import Adapter
+from jpeft.peft.views import Original
 
 INITIALISATIONS = ("vocabulary", "normal")
 _DEVIATION = 0.02  # of initial values that are drawn: keys of score 0 and values of nearly nothing
@@ -56,7 +57,7 @@ class ReparametrisedPrefix(PrefixSite):
 
     def __init__(self, length: int, d_model: int, hidden: int, width: int, key: Array):
         names = ("embedding", "inner", "inner_bias", "outer_keys", "outer_values", "bias_keys", "bias_values")
-        keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
+        keys: dict[str, Array] = dict(zip(names, jax.random.split(key, len(names)), strict=True))
 
         def uniform(
             name: str, *shape: int, fan_in: int
@@ -103,7 +104,7 @@ class Prefixes(Rows):
         counts = jnp.max(jnp.sum(shown, axis=-1), axis=tuple(range(shown.ndim - 2)))
         return shown.shape[-1], counts[:, None]
 
-    def __call__(self, leaves: Leaves, compute: Callable[..., Any], *args: Any) -> Any:
+    def __call__(self, leaves: Leaves, compute: Original, *args: Any) -> Any:
         return compute(*args, before=(leaves["prefix_keys"], leaves["prefix_values"], leaves["is_prefix"]))
 
 
