@@ -5,8 +5,9 @@
   jpeft train --config smollm2:ia3_samsum_low --config.data.path=DATA
 
 After the colon: <method>[_<ablation>]_<task>_<scale>. Its settings come with jpeft (docs/decoder-models.md): any config
-with `model.name=smollm2` takes them. Here 300 rows validate and 500 test, and an input of SAMSum has 384 tokens at
-most, all that the chat puts around it counted: a cell is then minutes on two cores. A zero-shot score is added.
+with `model.name=smollm2` takes them. Here 300 rows validate, of the low scale 100, as many as train there, and 500
+test; an input of SAMSum has 384 tokens at most, all that the chat puts around it counted: a cell is then minutes on two
+cores. A zero-shot score is added.
 """
 
 from ml_collections import ConfigDict
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from jpeft.configs.benchmark import cell, parts
 
 _INPUT_LENGTHS = {"samsum": 384}
+_VALIDATION_ROWS = {"low": 100}
 
 
 def get_config(name: str = "lora_agnews_low") -> ConfigDict:
@@ -23,7 +25,7 @@ def get_config(name: str = "lora_agnews_low") -> ConfigDict:
     config.update_from_flattened_dict(
         {
             "model.name": "smollm2",
-            "data.max_validation": 300,
+            "data.max_validation": _VALIDATION_ROWS.get(asked["scale"], 300),
             "data.max_test": 500,
             "data.max_input_length": _INPUT_LENGTHS.get(asked["task"]),
             "eval.zero_shot": True,
