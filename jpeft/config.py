@@ -19,6 +19,8 @@ from jpeft.data.weighting import given_weights
 from jpeft.errors import UserError
 from jpeft.eval.metrics import METRICS, check_metrics, listed, named, own
 from jpeft.model.family import stack_names
+from jpeft.model.quantized import CHOICES as QUANTIZATION_CHOICES
+from jpeft.model.quantized import Quantization
 from jpeft.model.settings import ModelSettings, settings_of
 from jpeft.model.stack import REMAT_POLICIES
 from jpeft.peft.interchange import PeftLayout
@@ -54,6 +56,10 @@ class ModelConfig:
       dropout_rate: None takes the checkpoint's own.
       remat: what the backward pass computes anew beside what costs little: `none`, `dots` (attention), `block`;
         `auto` is the first of them with which a step fits the device at hand (docs/accelerators.md).
+      quantization: of the frozen maps within the blocks: `int8` or `nf4`; `auto` keeps them as the files do, `none`
+        makes wide what a file has in fewer bits (docs/quantised-bases.md).
+      double_quantization: nf4's magnitudes in 8 bits.
+      quantize_wo: T5's wo, too, which otherwise stays wide.
       scan_layers: whether a stack's layers are one compiled loop. Layer after layer takes longer to compile and runs
         faster, generation most, since no layer is cut out of the stacked weights; None is that for up to 8 layers.
     """
@@ -62,6 +68,9 @@ class ModelConfig:
     dtype: str = "auto"
     dropout_rate: float | None = None
     remat: str = "none"
+    quantization: str = "auto"
+    double_quantization: bool = False
+    quantize_wo: bool = False
     scan_layers: bool | None = None
 
 
@@ -350,6 +359,7 @@ class Run:
             check_bounds(key, value_at(values, key), least, most)
         one_of("model.dtype", self.model.dtype, DTYPES)
         one_of("model.remat", self.model.remat, (*REMAT_POLICIES, AUTO))
+        self._check_quantization()
         task = self.build_task()
         paths = paths_of(self.data.path, self.data.mix)
         names_of(paths)
@@ -426,6 +436,20 @@ class Run:
             "max_target_length": data.max_target_length,
             "sample_seed": data.sample_seed,
         }
+
+    def quantization(self) -> Quantization | None:
+        """How the frozen base is kept; None as its files have it."""
+        model = self.model
+        kind = one_of("model.quantization", model.quantization, QUANTIZATION_CHOICES)
+        return Quantization.of(kind, double=model.double_quantization, wo=model.quantize_wo)
+
+    def _check_quantization(self) -> None:
+        quantization = self.quantization()
+        if quantization is not None and quantization.kind != "none" and METHODS[self.method.name].trains_base:
+            raise UserError(
+                f"model.quantization is {quantization.kind!r}, and method {self.method.name} trains the base's own "
+                "weights, which have to be wide; leave it open, or choose a method that adds to a frozen base."
+            )
 
     def build_task(self) -> Task:
         """The task, with the config's template, kind and metrics."""

@@ -6,6 +6,7 @@ regular expression and of error messages.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -42,6 +43,24 @@ def copied(model: Model) -> Model:
     return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf, state))
 
 
+class Quantized(nnx.Param):
+    """A leaf of a frozen weight that is kept in fewer bits, as codes or as their magnitudes; it never trains.
+
+    Made as `Quantized(value, numbers=2)`: how many numbers of the weight an item holds.
+    """
+
+
+WIDE = nnx.All(nnx.Param, nnx.Not(Quantized))  # weights that are kept as numbers of their own
+
+
+def num_weights(model: nnx.Module) -> int:
+    """How many numbers the weights of a model are, in however few bits they are kept."""
+    return sum(
+        math.prod(variable.shape) * (variable.get_metadata("numbers") if isinstance(variable, Quantized) else 1)
+        for _, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class StackedLeaf:
     """One variable of the model and the names of what it holds: one, or one per layer along its first axis."""
@@ -58,8 +77,8 @@ def segment_starts(stack: LayerStack) -> list[int]:
     return [sum(sizes[:i]) for i in range(len(sizes))]
 
 
-def stacked_leaves(model: nnx.Module, kind: type[nnx.Variable]) -> Iterator[StackedLeaf]:
-    """Every variable of type `kind`, in a fixed order."""
+def stacked_leaves(model: nnx.Module, kind: Any) -> Iterator[StackedLeaf]:
+    """Every variable of type `kind`, or of a filter of `nnx`, in a fixed order."""
     path: Any
     for path, variable in nnx.to_flat_state(nnx.state(model, kind)):
         at = path.index("segments") if "segments" in path else None
@@ -88,7 +107,7 @@ def _name(parts: Sequence[Any]) -> str:
     return "/".join(map(str, parts))
 
 
-def named_leaves(model: nnx.Module, kind: type[nnx.Variable]) -> dict[str, Any]:
+def named_leaves(model: nnx.Module, kind: Any) -> dict[str, Any]:
     """Copies of the leaves of type `kind`, each layer its own array."""
     named = {}
     for leaf in stacked_leaves(model, kind):
@@ -110,30 +129,36 @@ def on_first_device(path: tuple[Any, ...], shape: tuple[int, ...]) -> jax.shardi
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
-def fill(
-    model: nnx.Module, kind: type[nnx.Variable], read: Read, dtype: Any, devices: Devices = on_first_device
-) -> None:
-    """Sets every leaf of type `kind` in `dtype`, with one stacked leaf on the host at a time.
+def fill(model: nnx.Module, kind: Any, read: Read, dtype: Any, devices: Devices = on_first_device) -> None:
+    """Sets every leaf of type `kind`, or of a filter of `nnx`, with one stacked leaf on the host at a time.
 
     Args:
+      dtype: of all of them; None keeps each leaf's own.
       read: `(name, shape, part)` to that part of what one layer's leaf of that name and shape is; asked for what this
         process's devices hold, and no more.
       devices: `(path, shape)` to where a leaf is to be.
     """
     for leaf in stacked_leaves(model, kind):
         shape = leaf.variable.shape
+        its_dtype = leaf.variable.dtype if dtype is None else dtype
         parts: dict[Any, np.ndarray] = {}  # replicas ask for the same part
 
-        def part_of(index: Any, leaf: StackedLeaf = leaf, shape: tuple[int, ...] = shape, parts: dict = parts):
+        def part_of(
+            index: Any,
+            leaf: StackedLeaf = leaf,
+            shape: tuple[int, ...] = shape,
+            parts: dict = parts,
+            its_dtype: Any = its_dtype,
+        ):
             bounds = tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
             if bounds not in parts:
                 inner = tuple(slice(*bound) for bound in bounds[leaf.stacked :])
                 if leaf.stacked:
-                    host = np.empty([stop - start for start, stop in bounds], dtype)
-                    for row, name in zip(host, leaf.names[slice(*bounds[0])], strict=True):
-                        row[...] = read(name, shape[1:], inner)
+                    host = np.empty([stop - start for start, stop in bounds], its_dtype)
+                    for i, name in enumerate(leaf.names[slice(*bounds[0])]):
+                        host[i] = read(name, shape[1:], inner)
                 else:
-                    host = np.asarray(read(leaf.names[0], shape, inner)).astype(dtype)
+                    host = np.asarray(read(leaf.names[0], shape, inner)).astype(its_dtype)
                 parts[bounds] = host
             return parts[bounds]
 

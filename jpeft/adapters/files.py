@@ -20,10 +20,10 @@ from safetensors.numpy import save_file
 from jpeft.adapters.peft_layout import peft_config, peft_lacks, peft_tensors, read_peft
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import check_fields, read_json_object, write_whole
-from jpeft.leaves import Part, fill, named_leaves
+from jpeft.leaves import Part, fill, named_leaves, num_weights
 from jpeft.model.family import save_model
 from jpeft.model.t5_config import MOST_CONFIG_BYTES
-from jpeft.peft.attaching import attach, count
+from jpeft.peft.attaching import attach
 from jpeft.peft.interchange import LARGEST_NUMBER
 from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS
@@ -215,7 +215,7 @@ def _read_tensors(path: Path, model: nnx.Module) -> dict[str, np.ndarray]:
         )
     if not path.is_file():  # nor a pipe, reading which would wait for ever
         raise UserError(f"{path.parent} has no {path.name} beside its config.")
-    most = max(_LEAST_MOST_BYTES, _MOST_BYTES_A_WEIGHT * count(nnx.state(model, nnx.Param)))
+    most = max(_LEAST_MOST_BYTES, _MOST_BYTES_A_WEIGHT * num_weights(model))
     if path.stat().st_size > most:  # by its size alone: a file with holes takes no room on a disk, and all in memory
         raise UserError(f"{path} has {path.stat().st_size:,} bytes; expected {most:,} at most for this base.")
     try:

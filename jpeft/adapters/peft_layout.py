@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 
 from jpeft.errors import UserError
+from jpeft.leaves import num_weights
 from jpeft.model.family import Family, family_of
-from jpeft.peft.attaching import count
 from jpeft.peft.interchange import KNOWN, REFUSED, PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS
@@ -59,7 +59,7 @@ def peft_names(model: Any) -> PeftNames:
         num_layers=model.config.num_layers,
         num_heads=model.config.num_heads,
         num_kv_heads=getattr(model.config, "num_kv_heads", model.config.num_heads),
-        num_weights=count(nnx.state(model, nnx.Param)),
+        num_weights=num_weights(model),
     )
 
 

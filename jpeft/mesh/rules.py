@@ -27,8 +27,12 @@ _ROWS = r"(.*attention/o|feed_forward/(wo|down))"  # maps out of one
 # The first pattern that matches a whole name decides. Names are those of `leaf_name`.
 WEIGHTS: tuple[tuple[str, P], ...] = (
     (r"shared/embedding", P("model", "fsdp")),
-    (_COLUMNS + r"/kernel", P("fsdp", "model")),
-    (_ROWS + r"/kernel", P("model", "fsdp")),
+    # Of a map in few bits its codes and, a block of inputs each, their magnitudes are cut as its kernel would be.
+    (_COLUMNS + r"/(kernel|codes|absmax)", P("fsdp", "model")),
+    (_ROWS + r"/(kernel|codes|absmax)", P("model", "fsdp")),
+    (_COLUMNS + r"/channel_absmax", P("model")),
+    (_ROWS + r"/channel_absmax", P("fsdp")),
+    (r".*/(outer_absmax|absmax_mean)", P()),
     (_COLUMNS + r"/bias", P("model")),
     (_ROWS + r"/bias", P()),
     (r"positions/embedding", P(None, "fsdp")),
@@ -41,6 +45,9 @@ ACTIVATIONS: dict[str, P] = {
     "heads": P(BATCH_AXES, "model", None, None),  # [batch, num_heads, length, d_kv]
     "cache": P(None, BATCH_AXES, "model", None, None),  # [layers, batch, num_heads, length, d_kv]
     "logits": P(BATCH_AXES, None, "model"),  # [batch, length, vocab]
+    # One map's codes or magnitudes, as they are multiplied with: gathered where `fsdp` cuts them for storage.
+    "columns": P(None, "model"),  # [in, out]
+    "rows": P("model", None),
 }
 
 

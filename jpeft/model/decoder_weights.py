@@ -14,13 +14,15 @@ import numpy as np
 from flax import nnx
 
 from jpeft.errors import UserError
-from jpeft.leaves import Devices, Part, fill, named_leaves, on_first_device
+from jpeft.leaves import Devices, Part, named_leaves, on_first_device
 from jpeft.model.decoder import Decoder
 from jpeft.model.decoder_config import DecoderConfig
+from jpeft.model.quantized import Quantization
 from jpeft.model.weights import (
     BUFFERS,
     Checkpoint,
     are_equal,
+    fill_weights,
     open_checkpoint,
     read_values,
     refuse_misfits,
@@ -150,6 +152,7 @@ def load_tensors(
     dtype: Any = jnp.float32,
     stored_dtype: Any = None,
     place: Devices = on_first_device,
+    quantization: Quantization | None = None,
 ) -> Decoder:
     """A model of weights that stand under their `transformers` names, in PyTorch's orientation, wherever they are.
 
@@ -162,9 +165,10 @@ def load_tensors(
       dtype: that the model computes in.
       stored_dtype: of the weights in memory; None is `dtype`.
       place: `(path, shape)` to the devices of a weight.
+      quantization: of the maps within the blocks; None leaves them as the tensors are.
 
     Raises:
-      UserError: a weight is absent, of another shape, without a place in the model, or there twice.
+      UserError: as `chosen_forms`; or a weight is absent, of another shape, without a place in the model, or there twice.
     """
     model: Decoder = nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
     file_name = _file_names(config, tensors, source)
@@ -195,7 +199,7 @@ def load_tensors(
         rows = fused_rows(config, at.third)[part[-1]]
         return tensors.read(file, (whole, *part[:-1]))[rows].T
 
-    fill(model, nnx.Param, read, stored_dtype or dtype, place)
+    fill_weights(model, read, stored_dtype or dtype, place, quantization)
     return model
 
 

@@ -96,10 +96,13 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         dtype = jnp.dtype(jnp.float32) if self.wide else x.dtype
-        y: Array = product(x, self.kernel[...].astype(x.dtype), dtype)
+        y = self._product(x, dtype)
         if hasattr(self, "bias"):
             y = (y.astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(dtype)
         return y
+
+    def _product(self, x: Float[Array, "*batch d_in"], dtype: DTypeLike) -> Float[Array, "*batch d_out"]:
+        return product(x, self.kernel[...].astype(x.dtype), dtype)
 
 
 class RMSNorm(nnx.Module):

@@ -14,7 +14,7 @@ _place: contextvars.ContextVar[Place] = contextvars.ContextVar("place", default=
 
 
 def placed(x: Array, kind: str) -> Array:
-    """The array, cut over devices as what `kind` names is: `hidden`, `heads`, `cache`, `logits`."""
+    """The array, cut over devices as what `kind` names is: `hidden`, `heads`, `cache`, `logits`, `columns`, `rows`."""
     return _place.get()(x, kind)
 
 

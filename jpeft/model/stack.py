@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 from jpeft.leaves import segment_starts
 from jpeft.model.attention import MIXED
 from jpeft.model.placement import Place, current_place, placed
+from jpeft.model.quantized import PRODUCT
 
 # What the backward pass of a block makes anew: what costs little beside a matrix product; also attention; all of it.
 REMAT_POLICIES = ("none", "dots", "block")
@@ -72,8 +73,8 @@ def block_program(remat: str, place: Place) -> Callable[..., Array]:
     policies = jax.checkpoint_policies
     dots = policies.dots_with_no_batch_dims_saveable
     policy = {
-        "none": policies.save_from_both_policies(dots, policies.save_only_these_names(MIXED)),
-        "dots": dots,
+        "none": policies.save_from_both_policies(dots, policies.save_only_these_names(MIXED, PRODUCT)),
+        "dots": policies.save_from_both_policies(dots, policies.save_only_these_names(PRODUCT)),
         "block": policies.nothing_saveable,
     }[remat]
     # Where the compiler finds out that something is there already, it need not be made anew: as on a CPU.

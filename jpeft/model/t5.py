@@ -304,6 +304,7 @@ class T5(nnx.Module):
         **{f"{part}_norm": "norm" for part in ("self_attention", "cross_attention", "feed_forward", "final")},
         **{"shared": "vocabulary", "encoder_input": "input"},
     }
+    kept_wide: ClassVar[tuple[str, ...]] = ("wo",)  # of the maps that are quantised elsewhere, unless asked for
 
     def __init__(self, config: T5Config, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.shared = Embedding(config.vocab_size, config.d_model, stddev=1.0, rngs=rngs)

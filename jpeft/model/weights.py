@@ -23,8 +23,9 @@ from safetensors.numpy import save_file
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object, write_whole
-from jpeft.leaves import Devices, Part, fill, named_leaves, on_first_device, stacked_leaves
+from jpeft.leaves import WIDE, Devices, Part, Read, fill, named_leaves, on_first_device, stacked_leaves
 from jpeft.model.gguf import is_gguf
+from jpeft.model.quantized import Quantization, chosen_forms, fill_quantized, from_kernels, quantize_modules
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import MOST_CONFIG_BYTES, T5Config
 from jpeft.words import one_line
@@ -365,6 +366,7 @@ def load(
     stored_dtype: Any = None,
     dropout_rate: float | None = None,
     place: Devices = on_first_device,
+    quantization: Quantization | None = None,
 ) -> T5:
     """The model of a checkpoint directory, computing in `dtype`.
 
@@ -376,9 +378,10 @@ def load(
       stored_dtype: of the weights in memory; None is `dtype`.
       dropout_rate: None takes the checkpoint's.
       place: `(path, shape)` to the devices of a weight.
+      quantization: of the maps within the blocks; None leaves them as the files have them.
 
     Raises:
-      UserError: as `T5Config.from_dict`, `read_values` and `open_checkpoint`; or the weights do not fit `config.json`.
+      UserError: as `T5Config.from_dict`, `chosen_forms`, `read_values` and `open_checkpoint`; or the weights do not fit `config.json`.
       RunFailed: a file is damaged or cut short.
     """
     config = T5Config.from_dict(*read_values(directory))
@@ -403,8 +406,26 @@ def load(
         source = found_as.get(stored, stored)
         return checkpoint.read(source, part[::-1]).T if transposed else checkpoint.read(source, part)
 
-    fill(model, nnx.Param, read, stored_dtype or dtype, place)
+    fill_weights(model, read, stored_dtype or dtype, place, quantization)
     return model
+
+
+def fill_weights(
+    model: nnx.Module, read: Read, dtype: Any, place: Devices, quantization: Quantization | None = None
+) -> None:
+    """Fills a model that has shapes in the place of weights, and quantises what is to be, map by map.
+
+    Args:
+      dtype: of what stays wide.
+
+    Raises:
+      UserError: as `chosen_forms` and `quantize`.
+      RunFailed: a file is damaged.
+    """
+    forms = {} if quantization is None else chosen_forms(model, quantization)
+    quantize_modules(model, forms)
+    fill(model, WIDE, read, dtype, place)
+    fill_quantized(model, forms, from_kernels(read), place)
 
 
 def refuse_oversize(directory: Path, model: nnx.Module) -> None:

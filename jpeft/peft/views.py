@@ -5,7 +5,7 @@ where the matrix and the bias are, and how what the module is called with become
 
 Modules are known by what they hold and not by their class, so that a user's own needs no base class of ours:
 `kernel: [in, out]` is a linear map, `einsum_str` beside one array an Einsum, `embedding: [rows, width]` a table,
-`scale: [width]` a norm. What has no array of its own says what it is by a class attribute `site_kind`.
+`scale: [width]` a norm, and what has a method `dequantized` is a linear map in few bits. What has no array of its own says what it is by a class attribute `site_kind`.
 """
 
 import dataclasses
@@ -144,6 +144,17 @@ class _Reshaped(View):
 
 
 @dataclasses.dataclass(frozen=True)
+class _Quantized(View):
+    """A linear map kept in few bits, which says by `dequantized` what it stands for and becomes wide by `widen`."""
+
+    def matrix(self, module: Any) -> Array:
+        return module.dequantized()
+
+    def set_matrix(self, module: Any, matrix: Array) -> None:
+        module.widen(matrix)
+
+
+@dataclasses.dataclass(frozen=True)
 class _General(_Reshaped):
     """`nnx.LinearGeneral`: sums over some axes of its input and puts the new ones at the end."""
 
@@ -214,6 +225,9 @@ def view_of(module: Any, *, layers: int | None = None) -> View | None:
     params = _params(module)
     if not params:
         return None
+    if hasattr(type(module), "dequantized"):
+        bias = "bias" if "bias" in params else None
+        return _Quantized("linear", *module.site_widths, layers=module.layers, kernel="codes", bias=bias)
     return _linear(module, params, layers) or _table(module, params, layers) or View("other", 0, 0, layers)
 
 

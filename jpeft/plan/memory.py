@@ -16,6 +16,7 @@ from flax import nnx
 from jpeft.config import Run
 from jpeft.mesh.layout import Layout
 from jpeft.model.family import family_with
+from jpeft.model.quantized import chosen_forms, quantize_modules
 from jpeft.model.source import load_config
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.selection import select
@@ -154,7 +155,7 @@ def _trees(run: Run) -> tuple[nnx.GraphDef, Any, Any]:
     if run.model.dropout_rate is not None:
         config = dataclasses.replace(config, dropout_rate=run.model.dropout_rate)
     dtype = jnp.dtype("bfloat16" if run.model.dtype == "auto" else run.model.dtype)
-    method, family = run.build_method(), family_with(config)
+    method, family, quantization = run.build_method(), family_with(config), run.quantization()
     structure = []
 
     def make() -> tuple[nnx.State, nnx.State]:
@@ -162,6 +163,8 @@ def _trees(run: Run) -> tuple[nnx.GraphDef, Any, Any]:
         family.arrange(model, scan_layers=run.model.scan_layers, remat=run.model.remat)
         if not method.trains_base:
             nnx.update(model, jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.state(model, nnx.Param)))
+        if quantization is not None:
+            quantize_modules(model, chosen_forms(model, quantization), jnp.zeros)
         model = attach(model, method, select(model, method, selection(run, model)), jax.random.key(0))
         graphdef, adapter, base = split(model)
         structure.append(graphdef)

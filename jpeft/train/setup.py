@@ -13,12 +13,13 @@ from jpeft.adapters.files import load_adapter
 from jpeft.adapters.locate import locate, whole_model
 from jpeft.config import Run
 from jpeft.errors import UserError
+from jpeft.leaves import num_weights
 from jpeft.mesh.layout import Layout
 from jpeft.model.chat import chat_template_of
 from jpeft.model.family import family_in
 from jpeft.model.source import resolve
 from jpeft.model.tokenizer import Tokenizer
-from jpeft.peft.attaching import attach, count
+from jpeft.peft.attaching import attach
 from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS, ablation_of
 from jpeft.peft.selection import Selection, select
@@ -79,6 +80,7 @@ def _load_base(run: Run, session: Session, layout: Layout, report: Callable[[str
             stored_dtype=stored_dtype,
             dropout_rate=run.model.dropout_rate,
             place=layout.sharding_of,
+            quantization=run.quantization(),
         )
         family.arrange(model, scan_layers=run.model.scan_layers, remat=run.model.remat)
         return model, family.tokenizer(directory, model.config)
@@ -86,7 +88,16 @@ def _load_base(run: Run, session: Session, layout: Layout, report: Callable[[str
     if trains_the_base:  # its steps reuse the weights' own buffers: such a base cannot be shared
         return load()
     return session.bases.get(
-        (directory, dtype, run.model.dropout_rate, run.model.remat, run.model.scan_layers, layout), load
+        (
+            directory,
+            dtype,
+            run.quantization(),
+            run.model.dropout_rate,
+            run.model.remat,
+            run.model.scan_layers,
+            layout,
+        ),
+        load,
     )
 
 
@@ -126,7 +137,7 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
     chat_template = chat_template_of(run.data.chat_template)
     untuned, tokenizer = _load_base(run, session, layout, report)
     tokenizer = tokenizer.asked_by(chat_template)
-    total = count(nnx.state(untuned, nnx.Param))
+    total = num_weights(untuned)
     method = run.build_method()
     if run.method.from_adapter is not None:
         model, stored_method, sites = load_adapter(_adapter_directory(run.method.from_adapter), untuned)
