@@ -168,7 +168,7 @@ def load_tensors(
       quantization: of the maps within the blocks; None leaves them as the tensors are.
 
     Raises:
-      UserError: as `chosen_forms`; or a weight is absent, of another shape, without a place in the model, or there twice.
+      UserError: a weight is absent, of another shape, without a place in the model, or there twice; as `chosen_forms`.
     """
     model: Decoder = nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
     file_name = _file_names(config, tensors, source)

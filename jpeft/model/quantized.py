@@ -47,18 +47,15 @@ _NF4_BORDERS = ((NF4[1:].astype(np.float64) + NF4[:-1]) / 2).astype(np.float32)
 
 
 def _dynamic_map() -> np.ndarray:
-    """The 256 values of bitsandbytes' 8-bit numbers, rising: a sign, a power of ten, and linear parts of it."""
+    """The 256 values of bitsandbytes' 8-bit numbers, rising: a sign, a power of ten, and linear parts of it.
+
+    It rounds a few of them the other way in their last bit.
+    """
     values = [0.0, 1.0]
     for exponent in range(7):
-        count = 2**exponent
-        step, steps = np.float32((np.float32(1) - np.float32(0.1)) / np.float32(count)), np.arange(count + 1)
-        # As PyTorch counts: from the nearer end, in float32.
-        rising = np.float32(0.1) + step * steps.astype(np.float32)
-        falling = np.float32(1) - step * steps[::-1].astype(np.float32)
-        borders = np.where(steps < (count + 1) // 2, rising, falling)
-        means = (borders[:-1] + borders[1:]) / np.float32(2.0)
-        scaled = np.float32(10.0 ** (exponent - 6)) * means
-        values += [*scaled.tolist(), *(-scaled).tolist()]
+        borders = np.linspace(0.1, 1.0, 2**exponent + 1)
+        parts = 10.0 ** (exponent - 6) * (borders[:-1] + borders[1:]) / 2
+        values += [*parts, *-parts]
     return np.sort(np.asarray(values, np.float32))
 
 
@@ -232,10 +229,10 @@ def quantize_magnitudes(absmax: Float[np.ndarray, "blocks d_out"]) -> dict[str, 
 # --- making them wide again ---
 
 
-Leaves = Mapping[str, Array]
+MapLeaves = Mapping[str, Array]
 
 
-def magnitudes(form: Form, leaves: Leaves) -> Float[Array, "blocks d_out"]:
+def magnitudes(form: Form, leaves: MapLeaves) -> Float[Array, "blocks d_out"]:
     """The largest magnitude of each block of an nf4 map, float32."""
     if not form.double:
         return leaves["absmax"]
@@ -253,14 +250,14 @@ def nf4_values(codes: Array) -> Array:
     return values[0]
 
 
-def dequantized(form: Form, leaves: Leaves) -> Float[Array, "d_in d_out"]:
+def dequantized(form: Form, leaves: MapLeaves) -> Float[Array, "d_in d_out"]:
     """The map as it is multiplied with, float32."""
     if form.kind == "int8":
         return leaves["codes"].astype(jnp.float32) * _channel_scales(leaves)
     return _wide(form, leaves["codes"], magnitudes(form, leaves))
 
 
-def _channel_scales(leaves: Leaves) -> Float[Array, " d_out"]:
+def _channel_scales(leaves: MapLeaves) -> Float[Array, " d_out"]:
     return leaves["channel_absmax"] * np.float32(1 / 127)
 
 
@@ -276,7 +273,7 @@ def _wide(form: Form, codes: Array, absmax: Array) -> Array:
 # --- the product ---
 
 
-def _tile(form: Form, leaves: Leaves, index: Array, dtype: Any) -> Array:
+def _tile(form: Form, leaves: MapLeaves, index: Array, dtype: Any) -> Array:
     """One tile of the map in `dtype`; of int8 without the scale of its channel, which is the product's to have."""
     side, count = form.tiles()
     size = (form.d_in if side == "in" else form.d_out) // count
@@ -286,10 +283,12 @@ def _tile(form: Form, leaves: Leaves, index: Array, dtype: Any) -> Array:
     if side == "in":
         codes = cut(leaves["codes"], index * (size // 2), size // 2)
         return _wide(form, codes, cut(leaves["absmax"], index * (size // BLOCK), size // BLOCK)).astype(dtype)
-    return _wide(form, cut(leaves["codes"], index * size, size), cut(leaves["absmax"], index * size, size)).astype(dtype)
+    return _wide(form, cut(leaves["codes"], index * size, size), cut(leaves["absmax"], index * size, size)).astype(
+        dtype
+    )
 
 
-def _over_tiles(form: Form, x: Array, leaves: Leaves, dtype: Any, *, transposed: bool) -> Array:
+def _over_tiles(form: Form, x: Array, leaves: MapLeaves, dtype: Any, *, transposed: bool) -> Array:
     """`x` times the map, or the map transposed, float32: a tile adds to the sum or is a part of what comes out."""
     side, count = form.tiles()
     width = form.d_in if transposed else form.d_out
@@ -384,7 +383,7 @@ class QuantizedLinear(Linear):
             delattr(self, name)
         del self.form
         self.kernel = nnx.Param(kernel)
-        self.__class__ = Linear
+        self.__class__ = Linear  # pyright: ignore[reportAttributeAccessIssue]
 
 
 # --- a model ---
@@ -415,7 +414,7 @@ def chosen_forms(model: nnx.Module, quantization: Quantization) -> dict[tuple[An
         )
     sides, forms = quantizable(model), {}
     for path, module in nnx.iter_modules(model):
-        name = path[-1] if path else None
+        name = str(path[-1]) if path else ""
         if isinstance(module, Linear) and name in sides and (quantization.wo or name not in kept):
             d_in, d_out = module.kernel.shape[-2:]
             forms[path] = Form(quantization.kind, d_in, d_out, sides[name], quantization.double)
@@ -433,6 +432,7 @@ def quantize_modules(
       forms: by path.
       make: `(shape, dtype)` to the value of a leaf; shapes in the place of values if not given.
     """
+    module: Any
     for path, module in list(nnx.iter_modules(model)):
         if path in forms:
             of_layers = module.kernel.shape[:-2]
@@ -472,7 +472,7 @@ def fill_quantized(
             stack[0] = together
         if module not in kept:
             kept[module] = leaves_of(module, form)
-        return np.asarray(kept[module][leaf])[part]
+        return np.asarray(kept[module][leaf][part])
 
     fill(model, Quantized, read, None, place)
 

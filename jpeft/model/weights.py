@@ -381,7 +381,8 @@ def load(
       quantization: of the maps within the blocks; None leaves them as the files have them.
 
     Raises:
-      UserError: as `T5Config.from_dict`, `chosen_forms`, `read_values` and `open_checkpoint`; or the weights do not fit `config.json`.
+      UserError: as `T5Config.from_dict`, `chosen_forms`, `read_values` and `open_checkpoint`; or the weights do not fit
+        `config.json`.
       RunFailed: a file is damaged or cut short.
     """
     config = T5Config.from_dict(*read_values(directory))

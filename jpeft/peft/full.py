@@ -6,6 +6,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 from flax import nnx
 
+from jpeft.errors import UserError
+from jpeft.leaves import Quantized
 from jpeft.peft.method import LearningRates, Method
 from jpeft.peft.variables import Adapter
 
@@ -27,6 +29,11 @@ class Full(Method):
         return "full tuning of some weights"
 
     def attach_to(self, place, key, model, made):
+        if any(isinstance(value, Quantized) for value in vars(place.module).values()):
+            raise UserError(
+                f"{place.sites[0].path} is kept in 8 or 4 bits, which do not train; load the model without "
+                "quantization, or take a method that adds to a frozen base."
+            )
         for name, value in list(vars(place.module).items()):
             if isinstance(value, nnx.Param) and jnp.issubdtype(value[...].dtype, jnp.floating):
                 # A weight that two modules share stays one.

@@ -5,7 +5,8 @@ where the matrix and the bias are, and how what the module is called with become
 
 Modules are known by what they hold and not by their class, so that a user's own needs no base class of ours:
 `kernel: [in, out]` is a linear map, `einsum_str` beside one array an Einsum, `embedding: [rows, width]` a table,
-`scale: [width]` a norm, and what has a method `dequantized` is a linear map in few bits. What has no array of its own says what it is by a class attribute `site_kind`.
+`scale: [width]` a norm, and what has a method `dequantized` a linear map in few bits. What has no array of its own says
+what it is by a class attribute `site_kind`.
 """
 
 import dataclasses
