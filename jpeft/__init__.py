@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from jpeft.peft.attaching import count as count
     from jpeft.peft.attaching import split as split
     from jpeft.peft.bitfit import BitFit as BitFit
+    from jpeft.peft.dora import Dora as Dora
     from jpeft.peft.full import Full as Full
     from jpeft.peft.ia3 import Ia3 as Ia3
+    from jpeft.peft.ln import NormTuning as NormTuning
     from jpeft.peft.lora import Lora as Lora
     from jpeft.peft.merging import merge as merge
     from jpeft.peft.method import AddedModules as AddedModules
@@ -48,8 +50,10 @@ _MODULES = {
     "jpeft.peft.attaching": ("count", "split"),
     "jpeft.peft.adapter": ("BottleneckAdapter",),
     "jpeft.peft.bitfit": ("BitFit",),
+    "jpeft.peft.dora": ("Dora",),
     "jpeft.peft.full": ("Full",),
     "jpeft.peft.ia3": ("Ia3",),
+    "jpeft.peft.ln": ("NormTuning",),
     "jpeft.peft.lora": ("Lora",),
     "jpeft.peft.merging": ("merge",),
     "jpeft.peft.method": ("AddedModules", "Method"),

@@ -22,6 +22,7 @@ from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import Site, is_trained, site_modules
 from jpeft.peft.variables import Adapter
 from jpeft.program import Program
+from jpeft.train.optimizer import with_rate_factors
 
 LossBatch = Any  # a tree of arrays, as the loss takes it
 Loss = Callable[[Any, LossBatch], jax.Array]
@@ -187,7 +188,7 @@ def fit(
       loss: `(model, batch)` to a scalar. None is the mean cross-entropy of target tokens, for models of jpeft's.
       learning_rate: of AdamW; None is the middle one of the method's own, or 1e-3 without `method`.
       optimizer: in the place of AdamW.
-      method: for its learning rates, its penalty and what it does after each step.
+      method: for its learning rates, and those of single leaves, its penalty and what it does after each step.
 
     Raises:
       UserError: nothing trains.
@@ -200,6 +201,7 @@ def fit(
     if learning_rate is None:
         learning_rate = method.learning_rates.warmup if method is not None else 1e-3
     tx = optimizer or optax.adamw(learning_rate, weight_decay=0.0)
+    tx = with_rate_factors(tx, {} if method is None else method.rate_factors)
     loss = loss or _mean_cross_entropy
 
     def step(adapter: nnx.State, opt_state: Any, rest: nnx.State, weights: nnx.State, index: Any, batch: LossBatch):

@@ -79,15 +79,17 @@ class MethodConfig:
     """The PEFT method, its reading and options; None leaves an option to the reading.
 
     Attributes:
-      name: full, lora, ia3, bitfit, prompt, adapter, prefix.
+      name: full, lora, ia3, bitfit, prompt, adapter, prefix, ln, dora.
       reading: `paper` (Pu et al.) or `official` (the method's authors). Left open it is the paper's, but the official
         one for LoRA on rows of your own, which PEFT opens, and the adapter's with `from_adapter`.
-      rank, alpha, rank_stabilized: of lora.
+      rank, alpha, rank_stabilized: of lora and dora.
+      b_rate_ratio: of lora and dora: the learning rate of B over that of A (LoRA+).
       prompt_length, prompt_init: of prompt; init is `vocabulary` or `uniform`.
       bottleneck, placement, activation: of adapter: its width; `houlsby` (after attention and feed-forward) or
         `pfeiffer` (after the feed-forward alone); gelu, relu or silu.
       prefix_length, prefix_init, prefix_projection: of prefix; init is `vocabulary` or `normal`, the last the hidden
         width of a network that makes keys and values while they train, 0 for none.
+      norm_parts: of ln: `both`, `scale` or `bias`.
       targets: names of the sites to adapt, with commas: `q,v`.
       stacks: `encoder`, `decoder` or both, with commas.
       layers: indices of blocks in each stack, with commas and ranges: `0,2,6-11`.
@@ -100,6 +102,7 @@ class MethodConfig:
     rank: int | None = None
     alpha: float | None = None
     rank_stabilized: bool | None = None
+    b_rate_ratio: float | None = None
     prompt_length: int | None = None
     prompt_init: str | None = None
     bottleneck: int | None = None
@@ -108,6 +111,7 @@ class MethodConfig:
     prefix_length: int | None = None
     prefix_init: str | None = None
     prefix_projection: int | None = None
+    norm_parts: str | None = None
     targets: str | None = None
     stacks: str | None = None
     layers: str | None = None
@@ -248,6 +252,7 @@ _BOUNDS: Mapping[str, tuple[int | float, int | float]] = {
     "model.dropout_rate": (0.0, 1.0),
     "method.rank": (1, 4096),
     "method.alpha": (0.0, 1e6),
+    "method.b_rate_ratio": (0.0, 1e6),
     "method.prompt_length": (1, 16_384),
     "method.bottleneck": (1, 16_384),
     "method.prefix_length": (1, 16_384),

@@ -1,6 +1,6 @@
 """Adapters as files: Hugging Face PEFT's layout where PEFT knows the method, our own safetensors layout otherwise.
 
-PEFT's: `adapter_config.json`, `adapter_model.safetensors`; plain LoRA, published (IA)³, prompt tuning (`peft_layout`).
+PEFT's: `adapter_config.json`, `adapter_model.safetensors`; plain LoRA, published (IA)³, prompts, norms (`peft_layout`).
 Ours: `jpeft_adapter.json`, `jpeft_adapter.safetensors`; everything else that adds leaves to a base.
 Full tuning of every weight is a model directory instead, which `transformers` opens.
 """

@@ -19,9 +19,9 @@ from jpeft.peft.methods import METHODS
 from jpeft.peft.sites import Site, sites
 
 
-def peft_types() -> dict[str, type[Any]]:
-    """The methods that PEFT has, by PEFT's `peft_type`."""
-    return {method.peft_type: method for method in METHODS.values() if issubclass(method, PeftLayout)}
+def peft_methods() -> list[type[Any]]:
+    """The methods that PEFT has."""
+    return [method for method in METHODS.values() if issubclass(method, PeftLayout)]
 
 
 def peft_lacks(method: Method, chosen: Sequence[Site] = (), model: nnx.Module | None = None) -> str | None:
@@ -99,13 +99,15 @@ def read_peft(
       RunFailed: config or tensors contradict each other.
     """
     file = PeftFile(config, tensors, source, peft_names(model))
-    kind, known = config.get("peft_type"), peft_types()
-    if kind not in known:
-        raise UserError(f"{source} is of PEFT type {repr(kind)[:60]}; jpeft reads {', '.join(known)}.")
+    kind, known = config.get("peft_type"), peft_methods()
+    fitting = [method for method in known if method.peft_type == kind and method.peft_reads(config)]
+    if not fitting:
+        types = dict.fromkeys(method.peft_type for method in known)
+        raise UserError(f"{source} is of PEFT type {repr(kind)[:60]}; jpeft reads {', '.join(types)}.")
     for key in REFUSED:
         if config.get(key):
             raise UserError(f"{source} uses PEFT's {key}, which jpeft does not have.")
-    method, leaves, notes = known[kind].from_peft(file)
+    method, leaves, notes = fitting[0].from_peft(file)
     unknown = sorted(key for key, value in config.items() if value and key not in KNOWN)
     if unknown:
         notes.append(f"settings that jpeft does not know were passed over: {', '.join(unknown)}")

@@ -12,10 +12,10 @@ _DESCRIPTION = """Writes an adapter as Hugging Face PEFT opens it, with a card (
 
   peft.PeftModel.from_pretrained(base, "agnews-lora")       there, in Python
 
-Plain LoRA, the published (IA)3 and prompt tuning (method.reading=official, and prompts in either reading) are kept in
-PEFT's own layout. It has no place for the paper's scaled LoRA and two-sided (IA)3, nor for BitFit: these are kept in
-jpeft's layout, and the command says so; the first two reach PyTorch by jpeft merge. The adapter is checked against the
-sizes of its base, of which no weight is read."""
+Plain LoRA, the published (IA)3 (method.reading=official), prompt tuning, norm tuning and other methods that PEFT has
+are kept in PEFT's own layout (docs/adapters.md has the table). It has no place for the paper's scaled LoRA and
+two-sided (IA)3, nor for BitFit: these are kept in jpeft's layout, and the command says so; the first two reach PyTorch
+by jpeft merge. The adapter is checked against the sizes of its base, of which no weight is read."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:

@@ -32,6 +32,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "task_type": str,
     "bias": str,
     "use_rslora": bool,
+    "use_dora": bool,
     "init_lora_weights": (bool, str),
     "target_modules": (str, list),
     "exclude_modules": (str, list),
@@ -54,19 +55,30 @@ _LISTS_OF: dict[str, type] = {
 
 # Settings that change what an adapter computes, or of which model, in ways that we do not.
 REFUSED = """
-    use_dora lora_bias layer_replication target_parameters trainable_token_indices alora_invocation_tokens use_qalora
+    lora_bias layer_replication target_parameters trainable_token_indices alora_invocation_tokens use_qalora
     use_bdlora arrow_config kasa_config monteclora_config velora_config modules_to_save fan_in_fan_out
 """.split()
 # What the methods read, and what says nothing of the function.
 KNOWN = """
     base_model_name_or_path task_type peft_type inference_mode auto_mapping peft_version revision
-    r lora_alpha lora_dropout bias use_rslora init_lora_weights rank_pattern alpha_pattern
+    r lora_alpha lora_dropout bias use_rslora use_dora init_lora_weights rank_pattern alpha_pattern
     target_modules exclude_modules layers_to_transform layers_pattern feedforward_modules init_ia3_weights
     megatron_config megatron_core loftq_config eva_config corda_config lora_ga_config qalora_group_size
     ensure_weight_tying num_virtual_tokens num_transformer_submodules token_dim num_layers num_attention_heads
     prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs
     encoder_hidden_size prefix_projection init_weights
 """.split()
+
+
+# Last names of the tensors of one module.
+LEAVES = (
+    "lora_A.weight",
+    "lora_B.weight",
+    "ia3_l",
+    "ln_tuning_layers.weight",
+    "ln_tuning_layers.bias",
+    "lora_magnitude_vector",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +108,12 @@ class PeftNames:
     num_weights: int
 
     def target_modules(self, chosen: Sequence[Site]) -> list[str]:
-        """Short names where all linear sites of those names are chosen, else every module's whole name."""
+        """Short names where all sites of those names and kinds are chosen, else every module's whole name."""
         names = {self.module(site.path).rpartition(".")[2] for site in chosen}
-        linear = {self.module(site.path) for site in self.sites if site.kind == "linear"}
+        kinds = {site.kind for site in chosen}
+        alike = {self.module(site.path) for site in self.sites if site.kind in kinds}
         wanted = {self.module(site.path) for site in chosen}
-        if {module for module in linear if module.rpartition(".")[2] in names} == wanted:
+        if {module for module in alike if module.rpartition(".")[2] in names} == wanted:
             return sorted(names)
         return [self.module(site.path) for site in chosen]
 
@@ -188,15 +201,18 @@ class PeftFile:
                 return value
         return self.number(key, default)
 
-    def by_path(self) -> dict[str, tuple[str, Tensors]]:
+    def by_path(self, kind: str = "linear") -> dict[str, tuple[str, Tensors]]:
         """Per adapted module, by our path: its name in `transformers`, and its tensors by PEFT's last name.
+
+        Args:
+          kind: of the modules that the method can adapt.
 
         Raises:
           UserError: a module is not in the base, or those of config and tensors are not the same.
         """
         paths_of: dict[str, list[str]] = {}
         for site in self.names.sites:
-            if site.kind == "linear":
+            if site.kind == kind:
                 paths_of.setdefault(self.names.module(site.path), []).append(site.path)
         found: dict[str, Tensors] = {}
         for name, value in self.tensors.items():
@@ -205,7 +221,7 @@ class PeftFile:
                 tied = module == "lm_head" and self.names.tied_head
                 why = "its head is the embedding" if tied else "is it of another size?"
                 raise UserError(
-                    f"{self.source} does not fit this base, which has no linear {' '.join(module.split())[:120]}; {why}"
+                    f"{self.source} does not fit this base, which has no {kind} {' '.join(module.split())[:120]}; {why}"
                 )
             found.setdefault(module, {})[leaf] = value
         asked = _selected(self, list(paths_of))
@@ -230,8 +246,10 @@ class PeftFile:
             return tensors
         own = {}
         for leaf, value in tensors.items():
-            of_outputs = leaf == "lora_B.weight" or (leaf == "ia3_l" and value.shape[-1] == 1)
-            if of_outputs and (value.ndim != 2 or len(value) <= rows.max()):
+            column = leaf == "ia3_l" and value.shape[-1] == 1
+            of_outputs = column or leaf in ("lora_B.weight", "lora_magnitude_vector")
+            dimensions = 1 if leaf == "lora_magnitude_vector" else 2
+            if of_outputs and (value.ndim != dimensions or len(value) <= rows.max()):
                 raise RunFailed(f"{self.source}: {module}.{leaf} has shape {value.shape}, too few rows for this base.")
             own[leaf] = value[rows] if of_outputs else value
         return own
@@ -245,6 +263,11 @@ class PeftLayout(abc.ABC):
     """
 
     peft_type: ClassVar[str]
+
+    @classmethod
+    def peft_reads(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a config of this type is of this method, where several methods are of one type."""
+        return True
 
     @abc.abstractmethod
     def peft_config(self, chosen: Sequence[Site], peft: PeftNames) -> dict[str, Any]:
@@ -281,14 +304,14 @@ class PeftLayout(abc.ABC):
 
 
 def _parts(name: str, source: str) -> tuple[str, str]:
-    for leaf in ("lora_A.weight", "lora_B.weight", "ia3_l"):
+    for leaf in LEAVES:
         if name.startswith(PREFIX) and name.endswith(f".{leaf}"):
             return name.removeprefix(PREFIX).removesuffix(f".{leaf}"), leaf
     raise UserError(f"{source} holds {' '.join(name.split())[:120]}, which jpeft does not know.")
 
 
 def _selected(file: PeftFile, modules: list[str]) -> set[str] | None:
-    """The linear modules that the config's `target_modules` mean to PEFT; None where it names none."""
+    """Of these modules those that the config's `target_modules` mean to PEFT; None where it names none."""
     targets = file.config.get("target_modules")
     if targets is None:
         return None

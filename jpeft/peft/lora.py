@@ -95,10 +95,16 @@ class Lora(AddedModules, PeftLayout):
       alpha: the update is multiplied by `alpha / rank`, or `alpha / sqrt(rank)` when `rank_stabilized`.
       scaling_vectors: the rank-one input and output scaling of T-Few's layer; False is LoRA as published.
       rank_stabilized: rsLoRA (Kalajdzievski 2023), which keeps the update's size as the rank grows.
+      b_rate_ratio: the learning rate of B over that of A: LoRA+ (Hayou et al. 2024), whose authors advise 16.
     """
 
     name: ClassVar[str] = "lora"
-    options: ClassVar[Mapping[str, str]] = {"rank": "rank", "alpha": "alpha", "rank_stabilized": "rank_stabilized"}
+    options: ClassVar[Mapping[str, str]] = {
+        "rank": "rank",
+        "alpha": "alpha",
+        "rank_stabilized": "rank_stabilized",
+        "b_rate_ratio": "b_rate_ratio",
+    }
     leaf_axes: ClassVar = {
         "lora_a": ("in", None),
         "lora_b": (None, "out"),
@@ -112,20 +118,28 @@ class Lora(AddedModules, PeftLayout):
         "drop_query_output": Fixed(Selection(names=("k", "v"))),
     }
     peft_type: ClassVar[str] = "LORA"
+    peft_leaves: ClassVar[Mapping[str, str]] = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
 
     rank: int = 2
     alpha: float = 1.0
     scaling_vectors: bool = True
     rank_stabilized: bool = False
+    b_rate_ratio: float = dataclasses.field(default=1.0, compare=False)  # of training, not of what an adapter does
 
     def __post_init__(self):
         if self.rank < 1:
             raise UserError(f"method.rank is {self.rank}; a LoRA update needs a rank of at least 1.")
+        if not self.b_rate_ratio > 0:
+            raise UserError(f"method.b_rate_ratio is {self.b_rate_ratio}; expected more than 0.")
 
     @classmethod
-    def official(cls, rank: int = 8, alpha: float = 16.0, rank_stabilized: bool = False) -> "Lora":
+    def official(
+        cls, rank: int = 8, alpha: float = 16.0, rank_stabilized: bool = False, b_rate_ratio: float = 1.0
+    ) -> "Lora":
         """Plain LoRA, which Hugging Face PEFT can hold."""
-        return cls(rank=rank, alpha=alpha, scaling_vectors=False, rank_stabilized=rank_stabilized)
+        return cls(
+            rank=rank, alpha=alpha, scaling_vectors=False, rank_stabilized=rank_stabilized, b_rate_ratio=b_rate_ratio
+        )
 
     @property
     def kinds(self) -> tuple[str, ...]:  # T-Few's vectors rescale what goes in, and a table is asked with integers
@@ -156,16 +170,24 @@ class Lora(AddedModules, PeftLayout):
     def describe(self) -> str:
         parts = [f"LoRA of rank {self.rank}, alpha {self.alpha:g}"]
         parts += ["scaled by alpha / sqrt(rank)"] if self.rank_stabilized else []
+        parts += [f"B at {self.b_rate_ratio:g} times the rate of A"] if self.b_rate_ratio != 1 else []
         parts += ["with input and output scaling vectors"] if self.scaling_vectors else []
         return ", ".join(parts)
 
     def flags(self) -> dict[str, Any]:
-        stabilized = {"rank_stabilized": True} if self.rank_stabilized else {}
-        return {"rank": self.rank, "alpha": self.alpha, **stabilized}
+        more = {"rank_stabilized": True} if self.rank_stabilized else {}
+        more |= {"b_rate_ratio": self.b_rate_ratio} if self.b_rate_ratio != 1 else {}
+        return {"rank": self.rank, "alpha": self.alpha, **more}
 
     @property
     def reading(self) -> str:
         return "paper" if self.scaling_vectors else "official"
+
+    # --- in the step ---
+
+    @property
+    def rate_factors(self) -> Mapping[str, float]:
+        return {} if self.b_rate_ratio == 1 else {"lora_b": self.b_rate_ratio}
 
     # --- many in one batch ---
 
@@ -203,7 +225,11 @@ class Lora(AddedModules, PeftLayout):
 
     @classmethod
     def peft_tensor(cls, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-        return {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}[leaf], value.T
+        return cls.peft_leaves[leaf], value.T
+
+    @classmethod
+    def peft_reads(cls, config: Mapping[str, Any]) -> bool:
+        return not config.get("use_dora")
 
     @classmethod
     def from_peft(cls, file: PeftFile) -> tuple["Lora", Tensors, list[str]]:
@@ -225,10 +251,11 @@ class Lora(AddedModules, PeftLayout):
             )
         modules = file.by_path()
         for module, tensors in modules.values():
-            if set(tensors) != {"lora_A.weight", "lora_B.weight"}:
-                raise RunFailed(f"{file.source}: {module} should have lora_A and lora_B, not {sorted(tensors)}.")
+            if set(tensors) != set(cls.peft_leaves.values()):
+                there = ", ".join(name.removesuffix(".weight") for name in cls.peft_leaves.values())
+                raise RunFailed(f"{file.source}: {module} should have {there}, not {sorted(tensors)}.")
             for name, value in tensors.items():
-                if value.ndim != 2:
+                if value.ndim != (2 if name.endswith(".weight") else 1):
                     raise RunFailed(f"{file.source}: {module}.{name} has shape {value.shape}; expected two dimensions.")
         ranks = {path: _rank(file, module, tensors) for path, (module, tensors) in modules.items()}
         _refuse_filling_up(file, modules, ranks)
@@ -247,6 +274,8 @@ class Lora(AddedModules, PeftLayout):
                 b, rescaled = b * np.float32(own.scale / method.scale), True
             leaves[f"{path}/lora_a"] = np.pad(a, ((0, 0), (0, rank - own.rank)))
             leaves[f"{path}/lora_b"] = np.pad(b, ((0, rank - own.rank), (0, 0)))
+            vectors = {leaf: name for leaf, name in cls.peft_leaves.items() if leaf not in ("lora_a", "lora_b")}
+            leaves |= {f"{path}/{leaf}": tensors[name] for leaf, name in vectors.items()}
         notes = []
         if len(set(ranks.values())) > 1:
             notes.append(f"ranks {sorted(set(ranks.values()))} were filled up with zeros to {rank}")
@@ -263,7 +292,12 @@ _MOST_FILLED = 2**24  # numbers of an adapter whose ranks differ, however small 
 def _refuse_filling_up(file: PeftFile, modules: Mapping[str, tuple[str, Tensors]], ranks: Mapping[str, int]) -> None:
     """Raises `UserError`: one module's rank is so much larger that zeros for the others would outgrow the base."""
     largest, least = max(ranks.values()), min(ranks.values())
-    filled = sum(value.size // ranks[path] * largest for path, (_, each) in modules.items() for value in each.values())
+    filled = sum(
+        value.size // ranks[path] * largest
+        for path, (_, each) in modules.items()
+        for value in each.values()
+        if value.ndim > 1
+    )
     if largest > least and filled > max(_MOST_FILLED, file.names.num_weights):
         raise UserError(
             f"{file.source} has ranks from {least:,} to {largest:,}; jpeft has one for all modules, and filled up with "

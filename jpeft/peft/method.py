@@ -32,6 +32,9 @@ class LearningRates(NamedTuple):
     annealing: float
 
 
+SiteWeights = tuple[Array, Array | None]  # of one layer of a linear map: `[d_in, d_out]`, and `[d_out]` or None
+
+
 @dataclasses.dataclass(frozen=True)
 class Method(abc.ABC):
     """A PEFT method: which sites it acts on, and what it does to the module that stands there.
@@ -121,6 +124,11 @@ class Method(abc.ABC):
     # --- in the step ---
 
     @property
+    def rate_factors(self) -> Mapping[str, float]:
+        """By what a leaf's learning rate is multiplied, by its name, where that is not 1."""
+        return {}
+
+    @property
     def has_hooks(self) -> bool:
         """Whether it has a penalty or does something after an update: its update is then a program of its own."""
         own = type(self)
@@ -156,9 +164,17 @@ class AddedModules(Method):
         elif first.layers is not None:
             layers = jnp.arange(first.layers)
         else:
-            put(place, create(key))
-            return
-        put(place, jax.vmap(create)(jax.vmap(lambda layer: jax.random.fold_in(key, layer))(layers)))
+            layers = None
+        keys = key if layers is None else jax.vmap(lambda layer: jax.random.fold_in(key, layer))(layers)
+        adapter = create(keys) if layers is None else jax.vmap(create)(keys)
+        self.start(adapter, place)
+        put(place, adapter)
+
+    def start(self, adapter: nnx.Module, place: SiteModule) -> None:
+        """Sets those initial values of a module made by `create` that depend on the base's weights at its place.
+
+        Both have a first axis of layers where what stands there has.
+        """
 
     # --- many adapters in one batch ---
 
@@ -172,6 +188,16 @@ class AddedModules(Method):
     def row_leaves(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One adapter's leaves at one site as `rows` keeps them."""
         return dict(leaves)
+
+    def row_leaves_at(
+        self, site: Site, leaves: Mapping[str, np.ndarray], weights: Callable[[], SiteWeights] | None
+    ) -> dict[str, np.ndarray]:
+        """As `row_leaves`, for a method whose rows depend on the base's weights at the site, too.
+
+        Args:
+          weights: the linear map there and its bias; None where shapes alone are asked for.
+        """
+        return self.row_leaves(leaves)
 
     def row_size(self, leaf: str, size: int) -> str:
         """Names the size of the first dimension of a leaf of `row_leaves`, for error messages: `rank 8`."""

@@ -10,8 +10,10 @@ from jpeft.errors import UserError
 from jpeft.peft.ablations import Stacks
 from jpeft.peft.adapter import BottleneckAdapter
 from jpeft.peft.bitfit import BitFit
+from jpeft.peft.dora import Dora
 from jpeft.peft.full import Full
 from jpeft.peft.ia3 import Ia3
+from jpeft.peft.ln import NormTuning
 from jpeft.peft.lora import Lora
 from jpeft.peft.method import Method
 from jpeft.peft.prefix import Prefix
@@ -19,9 +21,14 @@ from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection
 from jpeft.peft.sites import sites
 
-METHODS: dict[str, type[Method]] = {
-    cls.name: cls for cls in (Full, Lora, Ia3, BitFit, Prompt, BottleneckAdapter, Prefix)
-}
+_ALL: tuple[type[Method], ...] = (
+    *(Full, Lora, Ia3, BitFit, Prompt),
+    BottleneckAdapter,
+    Prefix,
+    NormTuning,
+    Dora,
+)
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in _ALL}
 READINGS = ("paper", "official")
 OF_THE_PAPER = ("full", "lora", "ia3", "bitfit", "prompt")  # those that its tables have
 

@@ -1,5 +1,6 @@
 """Many adapters of one base, held on the device at once; each row of a batch is answered by its own, or by the base."""
 
+import functools
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ from jpeft.adapters.files import read_adapter, stored_base_name
 from jpeft.errors import UserError
 from jpeft.eval.labels import packed_log_probs
 from jpeft.model.decode import greedy
-from jpeft.peft.method import AddedModules, Method
-from jpeft.peft.sites import sites
+from jpeft.peft.method import AddedModules, Method, SiteWeights
+from jpeft.peft.sites import site_modules, sites
 from jpeft.peft.variables import AdapterRows
 from jpeft.program import Program
 from jpeft.serve.pool import LeafShapes, MadeShapes, PoolLayout, Room, attach_pool, rooms
@@ -238,13 +239,26 @@ class AdapterBank:
         values = {}
         for path, own in by_site.items():
             self._check_whole(method, path, own, source)
-            values |= {f"{path}/{leaf}": value for leaf, value in method.row_leaves(own).items()}
+            rows = method.row_leaves_at(self._sites[path], own, functools.partial(self._weights, path))
+            values |= {f"{path}/{leaf}": value for leaf, value in rows.items()}
         for name, value in values.items():
             self._check_room(name, value.shape, method, source)
         for path in by_site:
             if not self._rooms[path].parts >= set(method.rows(self._sites[path], self._model)):
                 raise UserError(f"{source}: the bank has no room for {method} at {path}, only for other options of it.")
         return values
+
+    def _weights(self, path: str) -> SiteWeights:
+        """Those of the linear map at one of the base's sites."""
+        place = next(place for place in site_modules(self._model) if any(site.path == path for site in place.sites))
+        module: Any = place.module
+        matrix, bias = place.view.matrix(module), None
+        if place.view.bias is not None:
+            bias = getattr(module, place.view.bias)[...]
+        if place.in_stack:
+            layer = next(i for i, site in enumerate(place.sites) if site.path == path)
+            matrix, bias = matrix[layer], None if bias is None else bias[layer]
+        return matrix, None if bias is None else bias.reshape(place.view.d_out)
 
     def _check_whole(self, method: AddedModules, path: str, leaves: Mapping[str, np.ndarray], source: str) -> None:
         """Raises `UserError` unless `leaves` are all that the method has at this site of this base, and finite."""

@@ -73,7 +73,7 @@ def rooms(model: nnx.Module, room: Room, shapes_of: MadeShapes) -> dict[str, Roo
         assert isinstance(method, AddedModules), "full tuning adds nothing that could be held beside the base"
         for site in chosen:
             empty = {name: np.empty(shape) for name, shape in shapes_of(method, site).items()}
-            shapes = {name: value.shape for name, value in method.row_leaves(empty).items()}
+            shapes = {name: value.shape for name, value in method.row_leaves_at(site, empty, None).items()}
             here = RoomAt(frozenset(method.rows(site, model)), shapes)
             at[site.path] = at.get(site.path, RoomAt()) | here
     return at
@@ -154,7 +154,7 @@ class PoolLayout:
         return cls(leaves), tuple(arrays)
 
     def entry(self, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-        """An adapter's entry from its leaves by name as `Method.row_leaves` has them; identities elsewhere.
+        """An adapter's entry from its leaves by name as `Method.row_leaves_at` has them; identities elsewhere.
 
         None is larger than `shapes`.
         """

@@ -115,7 +115,11 @@ class _Execution:
         self.monitor = self._monitor()
         graphdef, adapter, base = split(self.setup.model)
         adapter, self.base = self.layout.place(adapter), self.layout.place(base)
-        optimizer = AdamW(weight_decay=run.train.weight_decay, clip_grad_norm=run.train.clip_grad_norm)
+        optimizer = AdamW(
+            weight_decay=run.train.weight_decay,
+            clip_grad_norm=run.train.clip_grad_norm,
+            rate_factors=tuple(self.setup.method.rate_factors.items()),
+        )
         state = self.layout.place(init_state(adapter, optimizer))
         self.answering = {
             "max_length": self.data.task.max_target_length,

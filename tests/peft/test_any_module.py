@@ -78,6 +78,10 @@ CASES = {
     "embedding": (Flax, jpeft.Lora.official(rank=3), "embed"),
     "ia3": (Flax, jpeft.Ia3.official(), r"blocks/\d/(key|value)|head"),
     "bitfit": (Flax, jpeft.BitFit(), r"blocks/0/.*|head"),  # where there are biases to merge into
+    "ln": (Flax, jpeft.NormTuning(), "norm"),
+    "dora": (Flax, jpeft.Dora(rank=3), r"blocks/0/(query|out)|head"),
+    "scanned_dora": (Scanned, jpeft.Dora(rank=3), "layers"),
+    "einsum_dora": (Einsums, jpeft.Dora(rank=3), "kv|out"),
     "full": (Flax, jpeft.Full(), None),
     "einsum": (Einsums, jpeft.Lora.official(rank=3), "kv|out"),
     "einsum_ia3": (Einsums, jpeft.Ia3(), "kv|out"),

@@ -17,8 +17,10 @@ from jpeft.peft.adapter import BottleneckAdapter
 from jpeft.peft.attaching import attach, count, split
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.counting import table_3, trainable_parameters
+from jpeft.peft.dora import Dora
 from jpeft.peft.full import Full
 from jpeft.peft.ia3 import Ia3
+from jpeft.peft.ln import NormTuning
 from jpeft.peft.lora import Lora
 from jpeft.peft.merging import merge
 from jpeft.peft.methods import ablation_of
@@ -43,6 +45,8 @@ METHODS = {
     "prompt": Prompt(prompt_length=6),
     "adapter": BottleneckAdapter(bottleneck=5),
     "prefix": Prefix(prefix_length=6),
+    "ln": NormTuning(),
+    "dora": Dora(rank=3),
 }
 # Formulas for LLAMA: d = 16, queries 16 wide, keys and values 8, f = 24; 3 layers.
 COUNTS = {
@@ -53,6 +57,8 @@ COUNTS = {
     "bitfit": 3 * (16 + 8 + 8 + 16 + 24 + 24 + 16),  # none of its own: one for each map
     "bitfit_official": 3 * (16 + 8 + 8 + 16 + 24 + 24 + 16) + (2 * 3 + 1) * 16,
     "prompt": 6 * 16,
+    "dora": 3 * (3 * (16 + 16) + 16 + 2 * (3 * (16 + 8) + 8) + 2 * 3 * (16 + 24) + 24 + 16),
+    "ln": (2 * 3 + 1) * 16,
     "adapter": 3 * 2 * (2 * 16 * 5 + 5 + 16),
     "prefix": 3 * 2 * 6 * 8,  # two heads of keys for four of queries
 }
@@ -161,6 +167,8 @@ def test_save_and_load_round_trips(name, kind, key, tmp_path):
         "lora",
         "ia3_official",
         "bitfit_official",
+        "ln",
+        "dora",
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("lora_official", "ia3")),
     ],
 )

@@ -16,8 +16,10 @@ from jpeft.model.t5 import T5
 from jpeft.peft.adapter import BottleneckAdapter
 from jpeft.peft.attaching import attach, count, split
 from jpeft.peft.bitfit import BitFit
+from jpeft.peft.dora import Dora
 from jpeft.peft.full import Full
 from jpeft.peft.ia3 import Ia3
+from jpeft.peft.ln import NormTuning
 from jpeft.peft.lora import Lora
 from jpeft.peft.methods import METHODS as METHODS_BY_NAME
 from jpeft.peft.prefix import Prefix
@@ -48,6 +50,8 @@ METHODS = {
     "prefix": Prefix(prefix_length=6),
     "prefix_normal": Prefix(prefix_length=6, init="normal"),
     "prefix_network": Prefix.official(prefix_length=6, projection=5),
+    "ln": NormTuning(),
+    "dora": Dora(rank=3),
     "rank_one": RankOne(),  # of examples/, as a user would add one
 }
 # Formulas for TINY: d = d_model 16, h = num_heads * d_kv 8, f = d_ff 24; 6 attentions, 4 feed-forwards.
@@ -67,6 +71,8 @@ COUNTS = {
     "prefix": 6 * 2 * 6 * 8,
     "prefix_normal": 6 * 2 * 6 * 8,
     "prefix_network": 6 * (6 * 16 + 16 * 5 + 5 + 2 * (5 * 8 + 8)),
+    "ln": (2 * 2 + 2 * 3 + 2) * 16,
+    "dora": 6 * 3 * (3 * (16 + 8) + 8) + 4 * (2 * 3 * (16 + 24) + 24 + 16),
     "rank_one": 6 * 2 * (16 + 8),
 }
 # Where the law is of one layer's numbers, a stack of them would only take longer to compile.

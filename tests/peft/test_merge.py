@@ -18,8 +18,10 @@ from jpeft.model.t5 import T5
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.attaching import attach
 from jpeft.peft.bitfit import BitFit
+from jpeft.peft.dora import Dora
 from jpeft.peft.full import Full
 from jpeft.peft.ia3 import Ia3
+from jpeft.peft.ln import NormTuning
 from jpeft.peft.lora import Lora, LoraSite
 from jpeft.peft.merging import merge
 from jpeft.peft.methods import ablation, ablations
@@ -45,6 +47,8 @@ CASES = {
     "lora_rank_stabilized": (Lora.official(rank=4, alpha=2.0, rank_stabilized=True), Selection()),
     "ia3": (Ia3(), Selection()),
     "ia3_official": (Ia3.official(), Selection()),
+    "ln": (NormTuning(), Selection()),
+    "dora": (Dora(rank=3), Selection()),
     "full_of_some_weights": (Full(), Selection(pattern="shared|decoder/layers/1/.*")),
 } | {
     f"{method}_{name}": ({"lora": Lora(), "ia3": Ia3()}[method], ablation(method, name, TINY.stacks))

@@ -11,7 +11,9 @@ from jpeft.model.t5 import T5
 from jpeft.peft.adapter import BottleneckAdapter
 from jpeft.peft.attaching import attach
 from jpeft.peft.bitfit import BitFit
+from jpeft.peft.dora import Dora
 from jpeft.peft.ia3 import Ia3
+from jpeft.peft.ln import NormTuning
 from jpeft.peft.lora import Lora
 from jpeft.peft.method import Method
 from jpeft.peft.methods import ablation, ablations
@@ -41,6 +43,8 @@ METHODS: dict[str, tuple[Method, Selection]] = {
     "prefix": (Prefix(prefix_length=5), Selection()),
     "prefix_of_another_length": (Prefix(prefix_length=2, init="normal"), Selection(stacks=["decoder"])),
     "prefix_network": (Prefix(prefix_length=3, projection=4), Selection(names=["cross_attention"])),
+    "ln": (NormTuning(), Selection()),
+    "dora": (Dora(rank=3), Selection()),
     "rank_one": (RankOne(), Selection()),  # by the row-wise form that every method has
 }
 ABLATED = {
@@ -79,5 +83,5 @@ def room_for_all(base: T5):
     return [
         *everything,
         (Lora.official(rank=2), select(base, Lora.official(), head)),
-        *room_for(base, Prompt(8), BottleneckAdapter(bottleneck=5), Prefix(6), RankOne()),
+        *room_for(base, Prompt(8), BottleneckAdapter(bottleneck=5), Prefix(6), NormTuning(), Dora(rank=4), RankOne()),
     ]

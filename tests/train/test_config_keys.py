@@ -29,6 +29,7 @@ from jpeft.peft.variables import Adapter
 from jpeft.train.session import Session
 from jpeft.train.step import zero_sums
 from tests.conftest import TINY, news, write_parquet
+from tests.decoders import TINY_DECODERS, random_decoder
 from tests.model.gguf_files import write_chat_tokenizer
 from tests.train.scripted import digest, run_scripted, traced
 
@@ -75,6 +76,7 @@ CHANGES: dict[str, Change] = {
     "method.rank": Change(3, TREES),
     "method.alpha": Change(2.0, PROGRAMS),
     "method.rank_stabilized": Change(True, PROGRAMS),
+    "method.b_rate_ratio": Change(16.0, {"update"}),
     "method.prompt_length": Change(7, TREES, PROMPT),
     "method.prompt_init": Change("uniform", {"start"}, PROMPT),
     "method.bottleneck": Change(7, TREES, ADAPTER),
@@ -83,6 +85,7 @@ CHANGES: dict[str, Change] = {
     "method.prefix_length": Change(7, TREES, PREFIX),
     "method.prefix_init": Change("normal", {"start"}, PREFIX),
     "method.prefix_projection": Change(4, TREES, PREFIX),
+    "method.norm_parts": Change("scale", TREES, {"method.name": "ln", "model.name": "<bloom>"}),
     "method.targets": Change("q", TREES),
     "method.stacks": Change("decoder", TREES),
     "method.layers": Change("1", TREES),
@@ -171,8 +174,11 @@ def places(tmp_path_factory, tiny_checkpoint, tiny_tokenizer, toy_data):
     )
     DECODER_FAMILY.save(DECODER_FAMILY.build(chatting, dtype=jnp.float32), root / "chat")
     write_chat_tokenizer(root / "chat")
+    DECODER_FAMILY.save(random_decoder(TINY_DECODERS["bloom"]), root / "bloom")
+    (root / "bloom/tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
     return {
         "<chat>": str(root / "chat"),
+        "<bloom>": str(root / "bloom"),
         "<tiny>": str(tiny_checkpoint),
         "<toy>": str(toy_data),
         "<other>": str(root / "model"),
