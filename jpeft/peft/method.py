@@ -170,7 +170,7 @@ class AddedModules(Method):
         self.start(adapter, place)
         put(place, adapter)
 
-    def start(self, adapter: nnx.Module, place: SiteModule) -> None:
+    def start(self, adapter: Any, place: SiteModule) -> None:
         """Sets those initial values of a module made by `create` that depend on the base's weights at its place.
 
         Both have a first axis of layers where what stands there has.

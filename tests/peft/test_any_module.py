@@ -102,7 +102,8 @@ def test_attached_trained_saved_loaded_and_merged(case, tmp_path, key):
     model = network(nnx.Rngs(0))
     start = model(TOKENS)
     tuned = jpeft.attach(model, method, where=where)
-    np.testing.assert_array_equal(tuned(TOKENS), start)
+    off = 1e-6 if "dora" in case else 0  # the norm of a column is summed anew
+    np.testing.assert_allclose(tuned(TOKENS), start, rtol=0, atol=off)
     before = jax.tree.map(np.array, split(tuned))
     fitted = jpeft.fit(tuned, [TOKENS] * 3, loss, learning_rate=1e-2)
     after = split(fitted.model)

@@ -100,7 +100,8 @@ def logits(model: T5, batch):
 
 @pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith(("prompt", "prefix"))])
 def test_first_forward_pass_is_the_base_models(name, tiny_t5, batch, key):
-    np.testing.assert_array_equal(logits(adapted(name, tiny_t5, key), batch), logits(tiny_t5, batch))
+    off = 1e-5 if name == "dora" else 0  # the norm of a column is summed anew, in another program's order
+    np.testing.assert_allclose(logits(adapted(name, tiny_t5, key), batch), logits(tiny_t5, batch), rtol=0, atol=off)
 
 
 def test_first_forward_pass_of_a_prompt_is_the_base_models_on_the_text_that_it_was_copied_from(tiny_t5, batch, key):

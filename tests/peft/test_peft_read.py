@@ -172,7 +172,6 @@ def test_ia3_after_wi_1_as_peft_places_it_for_mt5_is_ia3_before_wo(saved, tiny_t
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"use_dora": True}, "uses PEFT's use_dora"),
         ({"modules_to_save": ["lm_head"]}, "uses PEFT's modules_to_save"),
         ({"trainable_token_indices": [1, 2]}, "uses PEFT's trainable_token_indices"),
         ({"layer_replication": [[0, 2]]}, "uses PEFT's layer_replication"),
@@ -180,7 +179,7 @@ def test_ia3_after_wi_1_as_peft_places_it_for_mt5_is_ia3_before_wo(saved, tiny_t
         ({"bias": "all"}, "trains biases"),
         ({"init_lora_weights": "pissa_niter_4"}, "initialised by 'pissa_niter_4'"),
         ({"peft_type": "ADALORA"}, "of PEFT type 'ADALORA'; jpeft reads LORA, IA3, PROMPT_TUNING"),
-        ({"peft_type": "PREFIX_TUNING"}, "of PEFT type 'PREFIX_TUNING'"),
+        ({"peft_type": "P_TUNING"}, "of PEFT type 'P_TUNING'"),
         ({"target_modules": "("}, "is no regular expression"),
         ({"target_modules": r".*\.[qv]", "layers_to_transform": [1]}, "goes with a list of target_modules"),
     ],
@@ -193,6 +192,7 @@ def test_what_jpeft_does_not_have_is_refused_by_name(changes, says, saved, tiny_
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"use_dora": True}, "should have lora_A, lora_B, lora_magnitude_vector, not"),
         ({"r": 8}, "is of rank 4 in the weights file and 8 in the config"),
         ({"rank_pattern": {"q": 2}}, "is of rank 4 in the weights file and 2 in the config"),
         ({"lora_alpha": "sixteen"}, "lora_alpha is 'sixteen'; expected a number"),

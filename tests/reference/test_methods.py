@@ -30,6 +30,7 @@ pytestmark = [
     # transformers and PEFT still ask under the old name.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer is part:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied after merging:UserWarning"),
     # PEFT's own LayerNorm tuning asks a norm for widths that it does not need.
     pytest.mark.filterwarnings("ignore:Unsupported layer type .*(LayerNorm|RMSNorm).* encountered:UserWarning"),
 ]

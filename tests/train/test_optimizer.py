@@ -7,6 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
+import jpeft
 from jpeft.leaves import named_leaves
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.bitfit import BitFit
@@ -53,6 +54,30 @@ def test_the_first_step_is_the_learning_rate_against_the_gradients_sign(tiny_t5,
     updates, _ = tx.update(grads, tx.init(adapter), adapter)
     for update in jax.tree.leaves(updates):
         np.testing.assert_allclose(update, 0.01, rtol=1e-5)
+
+
+def test_a_leafs_own_rate_is_the_learning_rate_times_its_factor(tiny_t5, key):
+    """LoRA+: of what moves a leaf, and of decay."""
+    method = Lora.official(rank=2, b_rate_ratio=16.0)
+    _, adapter, _ = split(attach(tiny_t5, method, select(tiny_t5, method), key))
+    ones = jax.tree.map(jnp.ones_like, adapter)
+    grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, -3.0), adapter)
+    tx = AdamW(weight_decay=0.5, rate_factors=tuple(method.rate_factors.items()))(constant(0.01))
+    updates, _ = tx.update(grads, tx.init(ones), ones)
+    for path, update in jax.tree.leaves_with_path(updates):
+        factor = 16 if "lora_b" in jax.tree_util.keystr(path) else 1
+        np.testing.assert_allclose(update, 0.005 * factor, rtol=1e-4)
+    assert "B at 16 times the rate of A" in method.describe() and method == Lora.official(rank=2)
+
+
+def test_a_fit_gives_leaves_their_own_rates(key):
+    model = nnx.Dict(it=nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+    for method in (Lora.official(rank=2), Lora.official(rank=2, b_rate_ratio=16.0)):
+        tuned = jpeft.attach(model, method, where="it")
+        loss = lambda model, x: jnp.mean((model.it(x) - 1.0) ** 2)
+        fitted = jpeft.fit(tuned, [jnp.ones((2, 4))], loss, learning_rate=1e-3, method=method)
+        moved = np.abs(fitted.model.it.adapter.lora_b[...])
+        np.testing.assert_allclose(moved, 1e-3 * method.b_rate_ratio, rtol=1e-3)
 
 
 def test_clipping_bounds_the_norm_over_the_whole_adapter(tiny_t5, key):
