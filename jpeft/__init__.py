@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jpeft.api import save as save
     from jpeft.errors import RunFailed as RunFailed
     from jpeft.errors import UserError as UserError
+    from jpeft.peft.adalora import AdaLora as AdaLora
     from jpeft.peft.adapter import BottleneckAdapter as BottleneckAdapter
     from jpeft.peft.attaching import count as count
     from jpeft.peft.attaching import split as split
@@ -48,6 +49,7 @@ _MODULES = {
     "jpeft.api": ("attach", "evaluate", "fit", "generate", "load", "load_adapter", "save"),
     "jpeft.errors": ("RunFailed", "UserError"),
     "jpeft.peft.attaching": ("count", "split"),
+    "jpeft.peft.adalora": ("AdaLora",),
     "jpeft.peft.adapter": ("BottleneckAdapter",),
     "jpeft.peft.bitfit": ("BitFit",),
     "jpeft.peft.dora": ("Dora",),

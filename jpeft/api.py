@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from pathlib import Path
 from typing import Any, cast
 
@@ -178,6 +178,7 @@ def fit(
     learning_rate: float | optax.Schedule | None = None,
     optimizer: optax.GradientTransformation | None = None,
     method: Method | None = None,
+    total_steps: int | None = None,
 ) -> Fitted:
     """Trains what a method has attached, one optimizer step a batch, until the batches end.
 
@@ -189,9 +190,10 @@ def fit(
       learning_rate: of AdamW; None is the middle one of the method's own, or 1e-3 without `method`.
       optimizer: in the place of AdamW.
       method: for its learning rates, and those of single leaves, its penalty and what it does after each step.
+      total_steps: for a method that plans by it, AdaLoRA; None is how many batches there are, where they have a length.
 
     Raises:
-      UserError: nothing trains.
+      UserError: nothing trains, or the method plans by steps and nothing says how many there are.
       RunFailed: the loss is not finite.
     """
     # What is neither trained nor a weight, such as dropout's counters and batch statistics, goes from step to step.
@@ -200,11 +202,16 @@ def fit(
         raise UserError("fit was given a model in which nothing trains; attach a method first.")
     if learning_rate is None:
         learning_rate = method.learning_rates.warmup if method is not None else 1e-3
+    steps = _steps_for(method, batches, total_steps)
     tx = optimizer or optax.adamw(learning_rate, weight_decay=0.0)
     tx = with_rate_factors(tx, {} if method is None else method.rate_factors)
     loss = loss or _mean_cross_entropy
 
-    def step(adapter: nnx.State, opt_state: Any, rest: nnx.State, weights: nnx.State, index: Any, batch: LossBatch):
+    def step(
+        adapter: nnx.State, kept: tuple[Any, Any], rest: nnx.State, weights: nnx.State, index: Any, batch: LossBatch
+    ):
+        opt_state, memory = kept
+
         def of(adapter: nnx.State) -> tuple[jax.Array, nnx.State]:
             # Variables of this trace, as `nnx.scan` wants them.
             frozen, moving = (jax.tree.map(lambda leaf: leaf, tree) for tree in (weights, rest))
@@ -216,14 +223,17 @@ def fit(
 
         (value, rest), grads = jax.value_and_grad(of, has_aux=True)(adapter)
         updates, opt_state = tx.update(grads, opt_state, adapter)
-        adapter = cast(nnx.State, optax.apply_updates(adapter, updates))
-        return adapter if method is None else method.after_update(adapter, index), opt_state, rest, value
+        after = cast(nnx.State, optax.apply_updates(adapter, updates))
+        if method is not None:
+            after, memory = method.after_step(after, memory, adapter, grads, index, jnp.int32(steps))
+        return after, (opt_state, memory), rest, value
 
     start = jax.tree.map(np.asarray, adapter)
     adapter, rest = (jax.tree.map(jnp.copy, tree) for tree in (adapter, rest))  # the step takes their buffers
-    opt_state, program, losses = tx.init(adapter), Program(step, donate=(0, 1, 2)), []
+    kept = (tx.init(adapter), () if method is None else method.first_memory(adapter))
+    program, losses = Program(step, donate=(0, 1, 2)), []
     for index, batch in enumerate(batches):
-        adapter, opt_state, rest, value = program(adapter, opt_state, rest, weights, np.int32(index), batch)
+        adapter, kept, rest, value = program(adapter, kept, rest, weights, np.int32(index), batch)
         losses.append(float(value))
         if not np.isfinite(losses[-1]):
             raise RunFailed(f"the loss is {losses[-1]} at step {index + 1}; try a lower learning rate.")
@@ -231,6 +241,17 @@ def fit(
         raise RunFailed(f"what trains holds NaN or infinity after step {len(losses)}; try a lower learning rate.")
     _warn_of_the_unmoved(start, adapter, len(losses))
     return Fitted(nnx.merge(graphdef, adapter, jax.tree.map(lambda leaf: leaf, weights), rest), losses)
+
+
+def _steps_for(method: Method | None, batches: Iterable[LossBatch], total_steps: int | None) -> int:
+    """How many steps a method that plans by them is told; 0 for others. Raises `UserError`: nothing says."""
+    if method is None or not method.plans_by_steps:
+        return 0
+    if total_steps is None and isinstance(batches, Sized):
+        total_steps = len(batches)
+    if not total_steps:
+        raise UserError(f"{method.name} plans by how many steps there are; tell fit by total_steps.")
+    return total_steps
 
 
 def _warn_of_the_unmoved(start: nnx.State, end: nnx.State, steps: int) -> None:

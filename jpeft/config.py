@@ -79,7 +79,7 @@ class MethodConfig:
     """The PEFT method, its reading and options; None leaves an option to the reading.
 
     Attributes:
-      name: full, lora, ia3, bitfit, prompt, adapter, prefix, ln, dora.
+      name: full, lora, ia3, bitfit, prompt, adapter, prefix, ln, dora, adalora.
       reading: `paper` (Pu et al.) or `official` (the method's authors). Left open it is the paper's, but the official
         one for LoRA on rows of your own, which PEFT opens, and the adapter's with `from_adapter`.
       rank, alpha, rank_stabilized: of lora and dora.
@@ -90,6 +90,9 @@ class MethodConfig:
       prefix_length, prefix_init, prefix_projection: of prefix; init is `vocabulary` or `normal`, the last the hidden
         width of a network that makes keys and values while they train, 0 for none.
       norm_parts: of ln: `both`, `scale` or `bias`.
+      initial_rank, orthogonality, allocate_every, initial_fraction, final_fraction: of adalora, beside rank (the mean
+        that remains) and alpha: the rank of each map at first, 0 for half as much again; weight of the penalty; steps
+        between two allocations; shares of the steps before ranks fall, and after.
       targets: names of the sites to adapt, with commas: `q,v`.
       stacks: `encoder`, `decoder` or both, with commas.
       layers: indices of blocks in each stack, with commas and ranges: `0,2,6-11`.
@@ -112,6 +115,11 @@ class MethodConfig:
     prefix_init: str | None = None
     prefix_projection: int | None = None
     norm_parts: str | None = None
+    initial_rank: int | None = None
+    orthogonality: float | None = None
+    allocate_every: int | None = None
+    initial_fraction: float | None = None
+    final_fraction: float | None = None
     targets: str | None = None
     stacks: str | None = None
     layers: str | None = None
@@ -257,6 +265,11 @@ _BOUNDS: Mapping[str, tuple[int | float, int | float]] = {
     "method.bottleneck": (1, 16_384),
     "method.prefix_length": (1, 16_384),
     "method.prefix_projection": (0, 65_536),
+    "method.initial_rank": (0, 4096),
+    "method.orthogonality": (0.0, 1e6),
+    "method.allocate_every": (1, 10**9),
+    "method.initial_fraction": (0.0, 1.0),
+    "method.final_fraction": (0.0, 1.0),
     "ablation.seed": _SEED,
     "data.max_train": (1, 10**9),
     "data.max_validation": (1, 10**9),

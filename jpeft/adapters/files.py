@@ -39,6 +39,7 @@ _LEAST_MOST_BYTES = 64 * 2**20
 _WEIGHTS = {OURS: "jpeft_adapter.safetensors", PEFTS: "adapter_model.safetensors"}
 # Of a tensor: a matrix or a vector, and in ours whatever a module of somebody else's has.
 _DIMENSIONS = {_WEIGHTS[OURS]: tuple(range(9)), _WEIGHTS[PEFTS]: (1, 2)}
+_OF_ANY_RANK = (".lora_A", ".lora_B", ".lora_E")  # AdaLoRA's: it may leave a map nothing
 _BASE_KEY = {OURS: "base_model", PEFTS: "base_model_name_or_path"}
 
 
@@ -222,7 +223,8 @@ def _read_tensors(path: Path, model: nnx.Module) -> dict[str, np.ndarray]:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():
                 shape = file.get_slice(name).get_shape()
-                if len(shape) not in _DIMENSIONS[path.name] or 0 in shape:
+                may_be_empty = path.name == _WEIGHTS[PEFTS] and name.endswith(_OF_ANY_RANK)
+                if len(shape) not in _DIMENSIONS[path.name] or (0 in shape and not may_be_empty):
                     dimensions = f"shape {tuple(shape)}" if len(shape) < 5 else f"{len(shape)} dimensions"
                     raise RunFailed(
                         f"{path}: {one_line(name)} has {dimensions}; expected {min(_DIMENSIONS[path.name])} to "

@@ -44,6 +44,9 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "r": (int, float),
     "lora_alpha": (int, float),
     "num_virtual_tokens": int,
+    "init_r": (int, float),
+    "target_r": (int, float),
+    "orth_reg_weight": (int, float),
 }
 _LISTS_OF: dict[str, type] = {
     "target_modules": str,
@@ -67,6 +70,7 @@ KNOWN = """
     ensure_weight_tying num_virtual_tokens num_transformer_submodules token_dim num_layers num_attention_heads
     prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs
     encoder_hidden_size prefix_projection init_weights
+    init_r target_r tinit tfinal deltaT beta1 beta2 orth_reg_weight total_step
 """.split()
 
 
@@ -78,6 +82,9 @@ LEAVES = (
     "ln_tuning_layers.weight",
     "ln_tuning_layers.bias",
     "lora_magnitude_vector",
+    "lora_A",
+    "lora_B",
+    "lora_E",
 )
 
 
@@ -153,8 +160,9 @@ class PeftFile:
                         raise RunFailed(f"{source}: {key} holds null.")
         for key in ("rank_pattern", "alpha_pattern"):
             for value in (self.config.get(key) or {}).values():
-                self._check_number(key, value)
-        for key in ("r", "lora_alpha", "num_virtual_tokens"):
+                if self.config.get("peft_type") != "ADALORA":  # whose pattern says which places of a rank remain
+                    self._check_number(key, value)
+        for key in ("r", "lora_alpha", "num_virtual_tokens", "init_r", "target_r", "orth_reg_weight"):
             if self.config.get(key) is not None:
                 self._check_number(key, self.config[key])
 
@@ -247,7 +255,7 @@ class PeftFile:
         own = {}
         for leaf, value in tensors.items():
             column = leaf == "ia3_l" and value.shape[-1] == 1
-            of_outputs = column or leaf in ("lora_B.weight", "lora_magnitude_vector")
+            of_outputs = column or leaf in ("lora_B.weight", "lora_B", "lora_magnitude_vector")
             dimensions = 1 if leaf == "lora_magnitude_vector" else 2
             if of_outputs and (value.ndim != dimensions or len(value) <= rows.max()):
                 raise RunFailed(f"{self.source}: {module}.{leaf} has shape {value.shape}, too few rows for this base.")

@@ -49,6 +49,7 @@ class Method(abc.ABC):
       ablations: by name, those of the paper's Table 2, each a `jpeft.peft.ablations.Ablation`.
       leaf_axes: for each leaf by name, what its dimensions are: `in` and `out` those of the site, None its own. On a
         mesh a leaf is cut where the site's weight is.
+      plans_by_steps: whether `after_step` goes by how many steps the run has.
       sizes: leaves whose dimension is an option: `{"rank": ("lora_a", -1)}`; held against an adapter's file before room
         is made for what its config asks for.
     """
@@ -62,6 +63,7 @@ class Method(abc.ABC):
     ablations: ClassVar[Mapping[str, Callable[..., Any]]] = {}
     leaf_axes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
     sizes: ClassVar[Mapping[str, tuple[str, int]]] = {}
+    plans_by_steps: ClassVar[bool] = False
 
     @property
     def default_roles(self) -> Collection[str] | None:
@@ -131,8 +133,8 @@ class Method(abc.ABC):
     @property
     def has_hooks(self) -> bool:
         """Whether it has a penalty or does something after an update: its update is then a program of its own."""
-        own = type(self)
-        return own.penalty is not Method.penalty or own.after_update is not Method.after_update
+        own, hooks = type(self), ("penalty", "after_update", "after_step")
+        return any(getattr(own, hook) is not getattr(Method, hook) for hook in hooks)
 
     def penalty(self, adapter: nnx.State) -> Array | None:
         """What is added to the mean loss of a step, a scalar of the trainable tree; None for nothing."""
@@ -141,6 +143,29 @@ class Method(abc.ABC):
     def after_update(self, adapter: nnx.State, step: Array) -> nnx.State:
         """The trainable tree after an optimizer step, counted from 0."""
         return adapter
+
+    def first_memory(self, adapter: nnx.State) -> Any:
+        """What it remembers from step to step, before the first: a tree of arrays, kept beside the optimizer's state.
+
+        By default nothing. A leaf's path ends as that of the adapter's leaf that it is of: on a mesh it lies where that
+        does.
+        """
+        return ()
+
+    def after_step(
+        self, adapter: nnx.State, memory: Any, before: nnx.State, grads: nnx.State, step: Array, steps: Any
+    ) -> tuple[nnx.State, Any]:
+        """The trainable tree after an optimizer step, and what is remembered: for methods that learn from gradients.
+
+        By default `after_update`, and nothing remembered.
+
+        Args:
+          before: the trainable tree that the step began with.
+          grads: of the mean loss and the penalty with respect to it, before any clipping.
+          step: counted from 0.
+          steps: how many the run has, an int32 scalar; right where `plans_by_steps`.
+        """
+        return self.after_update(adapter, step), memory
 
 
 @dataclasses.dataclass(frozen=True)

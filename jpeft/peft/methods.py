@@ -8,6 +8,7 @@ from flax import nnx
 
 from jpeft.errors import UserError
 from jpeft.peft.ablations import Stacks
+from jpeft.peft.adalora import AdaLora
 from jpeft.peft.adapter import BottleneckAdapter
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.dora import Dora
@@ -27,6 +28,7 @@ _ALL: tuple[type[Method], ...] = (
     Prefix,
     NormTuning,
     Dora,
+    AdaLora,
 )
 METHODS: dict[str, type[Method]] = {cls.name: cls for cls in _ALL}
 READINGS = ("paper", "official")

@@ -100,9 +100,9 @@ def describe(run: Run, lengths: Lengths, devices: Sequence[Any] | None = None) -
     train_rows, eval_rows = run.rows()
     layout = Layout.of_devices(**dataclasses.asdict(run.mesh), devices=devices)
     graphdef, adapter, base = _trees(run)
-    factors = tuple(run.build_method().rate_factors.items())
-    optimizer = AdamW(run.train.weight_decay, run.train.clip_grad_norm, factors)
-    state = layout.describe(jax.eval_shape(lambda adapter: init_state(adapter, optimizer), adapter))
+    method = run.build_method()
+    optimizer = AdamW(run.train.weight_decay, run.train.clip_grad_norm, tuple(method.rate_factors.items()))
+    state = layout.describe(jax.eval_shape(lambda adapter: init_state(adapter, optimizer, method), adapter))
     sums = layout.describe(jax.eval_shape(zero_sums, adapter))
     base = layout.describe(base)
     programs = build_programs(
@@ -115,7 +115,7 @@ def describe(run: Run, lengths: Lengths, devices: Sequence[Any] | None = None) -
         max_length=lengths.target,
         num_beams=run.eval.num_beams,
         label_smoothing=run.train.label_smoothing,
-        method=run.build_method(),
+        method=method,
         made=Recent(4),
     )
     family, shape = family_with(load_config(run.model.name)), (lengths.input, lengths.target)
@@ -128,7 +128,7 @@ def describe(run: Run, lengths: Lengths, devices: Sequence[Any] | None = None) -
         Held(
             weights=_bytes_on_a_device(base),
             adapter=_bytes_on_a_device(state.adapter),
-            optimizer=_bytes_on_a_device(state.opt_state),
+            optimizer=_bytes_on_a_device((state.opt_state, state.memory)),
             gradients=_bytes_on_a_device(sums.grads),
             cache=_cache_bytes(run, lengths, answering),
             answering=_bytes_on_a_device(state.adapter)

@@ -120,7 +120,7 @@ class _Execution:
             clip_grad_norm=run.train.clip_grad_norm,
             rate_factors=tuple(self.setup.method.rate_factors.items()),
         )
-        state = self.layout.place(init_state(adapter, optimizer))
+        state = self.layout.place(init_state(adapter, optimizer, self.setup.method))
         self.answering = {
             "max_length": self.data.task.max_target_length,
             "num_beams": run.eval.num_beams,

@@ -53,6 +53,11 @@ class Schedule:
     rise: Ramp
     fall: Ramp
 
+    @property
+    def total_steps(self) -> Any:
+        """How many steps `three_point_schedule` was made for, two at the least: the last has the last rate."""
+        return self.rise.steps + self.fall.steps + 1
+
     def __call__(self, step: Any) -> Any:
         """The learning rate at a step, counted from 0."""
         return jnp.where(step < self.rise.steps, self.rise(step), self.fall(step - self.rise.steps))

@@ -29,12 +29,14 @@ class TrainState:
       step: optimizer steps done, int32 scalar.
       adapter: the trainable tree, float32.
       opt_state: of the optimizer, with leaves for the adapter only.
+      memory: what the method remembers from step to step (`Method.first_memory`); of most methods nothing.
     """
 
     # `Any`: JAX also puts shapes, shardings and other descriptions of arrays in the places of the arrays.
     step: Any
     adapter: Any
     opt_state: Any
+    memory: Any = ()
 
 
 @jax.tree_util.register_dataclass
@@ -53,9 +55,10 @@ class StepSums:
     tokens: Any
 
 
-def init_state(adapter: nnx.State, optimizer: Optimizer) -> TrainState:
+def init_state(adapter: nnx.State, optimizer: Optimizer, method: Method | None = None) -> TrainState:
     """The state before the first step."""
-    return TrainState(jnp.int32(0), adapter, optimizer(constant(0.0)).init(adapter))  # no optimizer's depends on rates
+    opt_state = optimizer(constant(0.0)).init(adapter)  # no optimizer's depends on rates
+    return TrainState(jnp.int32(0), adapter, opt_state, () if method is None else method.first_memory(adapter))
 
 
 def zero_sums(adapter: nnx.State) -> StepSums:
@@ -119,8 +122,11 @@ def make_update(
             "learning_rate": schedule(state.step),
         }
         adapter: Any = optax.apply_updates(state.adapter, updates)
-        adapter = adapter if method is None else method.after_update(adapter, state.step)
-        new_state = TrainState(state.step + 1, adapter, opt_state)
+        memory = state.memory
+        if method is not None:
+            told = (memory, state.adapter, grads, state.step, schedule.total_steps)
+            adapter, memory = method.after_step(adapter, *told)
+        new_state = TrainState(state.step + 1, adapter, opt_state, memory)
         return new_state, zero_sums(state.adapter), metrics
 
     return update

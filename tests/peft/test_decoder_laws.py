@@ -13,6 +13,7 @@ from jpeft.leaves import named_leaves
 from jpeft.model.decoder_config import RELEASED
 from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.model.family import abstract_model
+from jpeft.peft.adalora import AdaLora
 from jpeft.peft.adapter import BottleneckAdapter
 from jpeft.peft.attaching import attach, count, split
 from jpeft.peft.bitfit import BitFit
@@ -47,6 +48,7 @@ METHODS = {
     "prefix": Prefix(prefix_length=6),
     "ln": NormTuning(),
     "dora": Dora(rank=3),
+    "adalora": AdaLora(rank=2),
 }
 # Formulas for LLAMA: d = 16, queries 16 wide, keys and values 8, f = 24; 3 layers.
 COUNTS = {
@@ -60,6 +62,7 @@ COUNTS = {
     "dora": 3 * (3 * (16 + 16) + 16 + 2 * (3 * (16 + 8) + 8) + 2 * 3 * (16 + 24) + 24 + 16),
     "ln": (2 * 3 + 1) * 16,
     "adapter": 3 * 2 * (2 * 16 * 5 + 5 + 16),
+    "adalora": 3 * 3 * (2 * (16 + 16 + 1) + 2 * (16 + 8 + 1) + 3 * (16 + 24 + 1)),
     "prefix": 3 * 2 * 6 * 8,  # two heads of keys for four of queries
 }
 # Real biases, of linear maps and norms.

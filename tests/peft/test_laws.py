@@ -13,6 +13,7 @@ from jpeft.adapters.files import load_adapter, save_adapter
 from jpeft.eval.loss import loss_sums, make_loss
 from jpeft.leaves import named_leaves
 from jpeft.model.t5 import T5
+from jpeft.peft.adalora import AdaLora
 from jpeft.peft.adapter import BottleneckAdapter
 from jpeft.peft.attaching import attach, count, split
 from jpeft.peft.bitfit import BitFit
@@ -52,6 +53,7 @@ METHODS = {
     "prefix_network": Prefix.official(prefix_length=6, projection=5),
     "ln": NormTuning(),
     "dora": Dora(rank=3),
+    "adalora": AdaLora(rank=2),
     "rank_one": RankOne(),  # of examples/, as a user would add one
 }
 # Formulas for TINY: d = d_model 16, h = num_heads * d_kv 8, f = d_ff 24; 6 attentions, 4 feed-forwards.
@@ -73,6 +75,7 @@ COUNTS = {
     "prefix_network": 6 * (6 * 16 + 16 * 5 + 5 + 2 * (5 * 8 + 8)),
     "ln": (2 * 2 + 2 * 3 + 2) * 16,
     "dora": 6 * 3 * (3 * (16 + 8) + 8) + 4 * (2 * 3 * (16 + 24) + 24 + 16),
+    "adalora": 3 * (6 * 4 * (16 + 8 + 1) + 4 * 3 * (16 + 24 + 1)),  # begins with a rank of 3
     "rank_one": 6 * 2 * (16 + 8),
 }
 # Where the law is of one layer's numbers, a stack of them would only take longer to compile.

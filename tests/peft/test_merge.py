@@ -16,6 +16,7 @@ from jpeft.cli import main
 from jpeft.model import weights
 from jpeft.model.t5 import T5
 from jpeft.model.tokenizer import Tokenizer
+from jpeft.peft.adalora import AdaLora
 from jpeft.peft.attaching import attach
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.dora import Dora
@@ -45,6 +46,7 @@ CASES = {
     "lora_official": (Lora.official(rank=3), Selection()),
     # Scaled as trained adapters are: at alpha 16 the update outweighs its kernel, and half an ulp moves logits by 4e-4.
     "lora_rank_stabilized": (Lora.official(rank=4, alpha=2.0, rank_stabilized=True), Selection()),
+    "adalora": (AdaLora(rank=2, alpha=1.0), Selection()),
     "ia3": (Ia3(), Selection()),
     "ia3_official": (Ia3.official(), Selection()),
     "ln": (NormTuning(), Selection()),

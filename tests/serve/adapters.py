@@ -8,6 +8,7 @@ from flax import nnx
 
 from jpeft.leaves import named_leaves
 from jpeft.model.t5 import T5
+from jpeft.peft.adalora import AdaLora
 from jpeft.peft.adapter import BottleneckAdapter
 from jpeft.peft.attaching import attach
 from jpeft.peft.bitfit import BitFit
@@ -45,6 +46,7 @@ METHODS: dict[str, tuple[Method, Selection]] = {
     "prefix_network": (Prefix(prefix_length=3, projection=4), Selection(names=["cross_attention"])),
     "ln": (NormTuning(), Selection()),
     "dora": (Dora(rank=3), Selection()),
+    "adalora": (AdaLora(rank=2), Selection(names=["q", "v"])),
     "rank_one": (RankOne(), Selection()),  # by the row-wise form that every method has
 }
 ABLATED = {

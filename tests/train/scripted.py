@@ -20,7 +20,6 @@ from jpeft.run.display import Display
 from jpeft.train import loop, trainer
 from jpeft.train.programs import AnsweringPrograms, Programs
 from jpeft.train.session import Session, spec
-from jpeft.train.step import TrainState
 
 
 def digest(*values: Any) -> str:
@@ -95,7 +94,7 @@ def _programs(script: Script, max_length: int) -> Programs:
         script.events.append(("update", int(state.step)))
         adapter = jax.tree.map(lambda leaf: np.full(leaf.shape, 100.0 + int(state.step), leaf.dtype), state.adapter)
         return (
-            TrainState(state.step + 1, adapter, state.opt_state),
+            dataclasses.replace(state, step=state.step + 1, adapter=adapter),
             sums,
             {"loss": 1.0, "grad_norm": 1.0, "learning_rate": 1.0},
         )

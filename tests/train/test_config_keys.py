@@ -58,6 +58,7 @@ TREES = {"start", "update", *PROGRAMS}  # of an adapter with other leaves
 PROMPT = {"method.name": "prompt"}
 ADAPTER = {"method.name": "adapter"}
 PREFIX = {"method.name": "prefix"}
+ADALORA = {"method.name": "adalora"}
 COLA = {"data.task": "cola"}
 UNCAPPED = {"data.max_train": None, "train.max_epochs": None}
 CUSTOM = {"data.task": "custom", "data.path": "<custom>", "data.input": "text"}
@@ -86,6 +87,11 @@ CHANGES: dict[str, Change] = {
     "method.prefix_init": Change("normal", {"start"}, PREFIX),
     "method.prefix_projection": Change(4, TREES, PREFIX),
     "method.norm_parts": Change("scale", TREES, {"method.name": "ln", "model.name": "<bloom>"}),
+    "method.initial_rank": Change(9, TREES, ADALORA),
+    "method.orthogonality": Change(0.3, {"update"}, ADALORA),
+    "method.allocate_every": Change(3, {"update"}, ADALORA),
+    "method.initial_fraction": Change(0.3, {"update"}, ADALORA),
+    "method.final_fraction": Change(0.1, {"update"}, ADALORA),
     "method.targets": Change("q", TREES),
     "method.stacks": Change("decoder", TREES),
     "method.layers": Change("1", TREES),

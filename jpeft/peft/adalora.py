@@ -1,0 +1,331 @@
+"""AdaLoRA: low-rank updates whose ranks are taken from where they matter least (Zhang et al. 2023)."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jpeft.errors import RunFailed, UserError
+from jpeft.peft.arithmetic import added, rescaled
+from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
+from jpeft.peft.lora import LowRank
+from jpeft.peft.method import AddedModules, LearningRates
+from jpeft.peft.rows import Rows
+from jpeft.peft.sites import ATTENTION_ROLES, FEED_FORWARD_ROLES, Site
+from jpeft.peft.variables import Adapter
+
+SMOOTHING = 0.85  # beta 1 and beta 2 of eq. 9 and 10, as in all of the paper's experiments
+
+
+class AdaLoraSite(nnx.Module):
+    """`y = W x + scale * P diag(lambda) Q x` (eq. 3), `lora_a` being Q, `lora_e` lambda, `lora_b` P, turned."""
+
+    def __init__(self, lora_a: Float[Array, "d_in rank"], lora_b: Float[Array, "rank d_out"], scale: float):
+        self.lora_a = Adapter(lora_a)
+        self.lora_e = Adapter(jnp.zeros(lora_a.shape[1]))  # zero: the first forward pass is the base model's
+        self.lora_b = Adapter(lora_b)
+        self.scale = scale
+
+    def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+        inner = rescaled(x @ self.lora_a[...].astype(x.dtype), self.lora_e[...])
+        update = inner @ self.lora_b[...].astype(x.dtype)
+        return added(compute(x), update.astype(jnp.float32) * self.scale)
+
+    def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
+        """Kernel and bias that alone do what they and this do together; `layers` is there where leaves are stacked."""
+        a = self.lora_a[...] * self.lora_e[...][..., None, :]
+        return kernel + self.scale * jnp.matmul(a, self.lora_b[...], precision="highest"), bias
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Importance:
+    """What AdaLoRA remembers from step to step.
+
+    Attributes:
+      sensitivity: of each number that trains, the running mean of `|number * gradient|` (eq. 9).
+      uncertainty: of each, the running mean of how far the last one was from that mean (eq. 10).
+      kept: of each `lora_e`, by site, which places remain once the last budget has been given out.
+    """
+
+    sensitivity: Any
+    uncertainty: Any
+    kept: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaLora(AddedModules, PeftLayout):
+    """Starts with a rank that is half as large again at every map, and ends with the budget where it matters most.
+
+    Importance is of triplets, a number of lambda with its row and column (eq. 7). Ranks fall by a cubic schedule
+    (section 3.3) over the run's steps: none at first, none in the end, where those that remain train on.
+
+    Attributes:
+      rank: mean rank that remains, over all maps.
+      initial_rank: of each map at the start; 0 is half as much again as `rank`, which the paper uses.
+      alpha: the update is multiplied by `alpha / initial_rank`, as long as it lasts.
+      orthogonality: weight of the penalty that keeps P's columns and Q's rows orthonormal (eq. 4). As the authors' code
+        and PEFT have it: the mean over all P and Q of the norm of `P^T P - I`, and not the sum of its square.
+      allocate_every: steps from one allocation of the budget to the next.
+      initial_fraction, final_fraction: of the run's steps, before ranks fall and after they have fallen.
+    """
+
+    name: ClassVar[str] = "adalora"
+    # The paper's range for GLUE is 5e-4 to 2.2e-3 (appendix).
+    learning_rates: ClassVar = LearningRates(1e-4, 1e-3, 1e-4)
+    options: ClassVar[Mapping[str, str]] = {
+        "rank": "rank",
+        "alpha": "alpha",
+        "initial_rank": "initial_rank",
+        "orthogonality": "orthogonality",
+        "allocate_every": "allocate_every",
+        "initial_fraction": "initial_fraction",
+        "final_fraction": "final_fraction",
+    }
+    leaf_axes: ClassVar = {"lora_a": ("in", None), "lora_e": (None,), "lora_b": (None, "out")}
+    sizes: ClassVar = {"width": ("lora_a", -1)}
+    peft_type: ClassVar[str] = "ADALORA"
+    plans_by_steps: ClassVar[bool] = True
+
+    rank: int = 8
+    initial_rank: int = 0
+    alpha: float = 16.0
+    orthogonality: float = 0.1
+    allocate_every: int = 10
+    initial_fraction: float = 0.1
+    final_fraction: float = 0.3
+
+    def __post_init__(self):
+        if self.rank < 1 or self.initial_rank < 0 or self.width < self.rank:
+            raise UserError(
+                f"method.rank is {self.rank} and method.initial_rank {self.initial_rank}; AdaLoRA needs a rank of at "
+                "least 1, and starts with at least as much (0: half as much again)."
+            )
+        if not self.alpha > 0:
+            raise UserError(f"method.alpha is {self.alpha}; AdaLoRA needs more than 0.")
+        if self.orthogonality < 0 or self.allocate_every < 1:
+            raise UserError(
+                f"method.orthogonality is {self.orthogonality} and method.allocate_every {self.allocate_every}; "
+                "expected 0 or more, and at least 1."
+            )
+        if min(self.initial_fraction, self.final_fraction) < 0 or not self.initial_fraction + self.final_fraction < 1:
+            raise UserError(
+                f"method.initial_fraction is {self.initial_fraction} and method.final_fraction {self.final_fraction}; "
+                "expected shares of the steps that leave some for ranks to fall in."
+            )
+
+    @property
+    def width(self) -> int:
+        """The rank that every map starts with."""
+        return self.initial_rank or math.ceil(1.5 * self.rank)
+
+    @property
+    def scale(self) -> float:
+        """The factor of the update, as PEFT computes it."""
+        return self.alpha / (self.width + 1e-5)
+
+    @property
+    def default_roles(self) -> tuple[str, ...]:
+        return (*ATTENTION_ROLES, *FEED_FORWARD_ROLES)
+
+    def create(self, site, key, model):
+        of_a, of_b = jax.random.split(key)
+        a = 0.02 * jax.random.normal(of_a, (site.d_in, self.width))  # as the authors' code
+        return AdaLoraSite(a, 0.02 * jax.random.normal(of_b, (self.width, site.d_out)), self.scale)
+
+    # --- in the step ---
+
+    def penalty(self, adapter: nnx.State) -> Array | None:
+        if not self.orthogonality:
+            return jnp.float32(0)
+        norms = []
+        for leaves in _by_site(adapter).values():
+            for name, of_pairs in (("lora_a", "...ir,...is->...rs"), ("lora_b", "...ro,...so->...rs")):
+                products = jnp.einsum(of_pairs, leaves[name], leaves[name], precision="highest")
+                squares = jnp.sum((products - jnp.eye(products.shape[-1])) ** 2, axis=(-2, -1))
+                norms.append(jnp.sqrt(squares + 1e-20).reshape(-1))  # where it is 0 the root has no gradient
+        return self.orthogonality * jnp.mean(jnp.concatenate(norms))
+
+    def first_memory(self, adapter: nnx.State) -> Importance:
+        sensitivity, uncertainty = (jax.tree.map(jnp.zeros_like, adapter) for _ in range(2))
+        kept = {site: jnp.ones(leaves["lora_e"].shape, bool) for site, leaves in _by_site(adapter).items()}
+        return Importance(sensitivity, uncertainty, _nested(kept))
+
+    def after_step(
+        self, adapter: nnx.State, memory: Importance, before: nnx.State, grads: nnx.State, step: Array, steps: Any
+    ) -> tuple[nnx.State, Importance]:
+        """Algorithm 1 of the paper, as PEFT's allocator counts its steps: the first is 1."""
+        now = step + 1
+        start, fall_ends = self._phases(steps)
+        is_falling = now < fall_ends
+
+        def mean(old: Array, new: Array) -> Array:
+            return jnp.where(is_falling, SMOOTHING * old + (1 - SMOOTHING) * new, old)
+
+        moved = jax.tree.map(lambda weight, grad: jnp.abs(weight * grad), before, grads)
+        sensitivity = jax.tree.map(mean, memory.sensitivity, moved)
+        off = jax.tree.map(lambda new, smooth: jnp.abs(new - smooth), moved, sensitivity)
+        uncertainty = jax.tree.map(mean, memory.uncertainty, off)
+        scores = _triplet_scores(jax.tree.map(jnp.multiply, sensitivity, uncertainty))
+        chosen = _largest(scores, self._budget(now, start, fall_ends, sum(map(jnp.size, scores.values()))))
+        kept = _by_path(memory.kept)
+        kept = {site: jnp.where(now == fall_ends, chosen[site], old) for site, old in kept.items()}
+        allocates = is_falling & (now > start) & (now % self.allocate_every == 0)
+
+        def masked(path: Any, leaf: Array) -> Array:
+            *site, name = _keys(path)
+            if name != "lora_e":
+                return leaf
+            stays = jnp.where(allocates, chosen[tuple(site)], True)
+            return jnp.where(jnp.where(is_falling, stays, kept[tuple(site)]), leaf, 0.0)
+
+        after = jax.tree.map_with_path(masked, adapter)
+        return after, Importance(sensitivity, uncertainty, _nested(kept))
+
+    def _phases(self, steps: Any) -> tuple[Array, Array]:
+        """The steps after which ranks begin to fall, and at which they have fallen."""
+        total = jnp.asarray(steps, jnp.float32)
+        start = jnp.floor(total * self.initial_fraction).astype(jnp.int32)
+        return start, steps - jnp.floor(total * self.final_fraction).astype(jnp.int32)
+
+    def _budget(self, now: Array, start: Array, fall_ends: Array, first: int) -> Array:
+        """How many triplets remain at a step, of `first` that there were (section 3.3, the cubic schedule)."""
+        last = first // self.width * self.rank
+        left = 1 - (now - start).astype(jnp.float32) / jnp.maximum(fall_ends - start, 1)
+        left = jnp.clip(left, 0.0, 1.0)
+        return jnp.floor((first - last) * left**3 + last).astype(jnp.int32)
+
+    # --- in words ---
+
+    def describe(self) -> str:
+        return f"AdaLoRA of mean rank {self.rank} (from {self.width}), alpha {self.alpha:g}"
+
+    # --- many in one batch ---
+
+    def rows(self, site: Site, model: nnx.Module) -> Sequence[Rows]:
+        return (LowRank(),)
+
+    def row_leaves(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        a = leaves["lora_a"] * leaves["lora_e"]
+        return {"lora_a": a.T, "lora_b": leaves["lora_b"], "lora_scale": np.full(1, self.scale, np.float32)}
+
+    def row_size(self, leaf: str, size: int) -> str:
+        return f"rank {size}"
+
+    # --- Hugging Face PEFT ---
+
+    def peft_config(self, chosen: Sequence[Site], peft: PeftNames) -> dict[str, Any]:
+        return {
+            "init_r": self.width,
+            "target_r": self.rank,
+            "lora_alpha": int(self.alpha) if float(self.alpha).is_integer() else self.alpha,
+            "orth_reg_weight": self.orthogonality,
+            "deltaT": self.allocate_every,
+            "tinit": 0,
+            "tfinal": 0,
+            "total_step": 1,  # PEFT asks for one; what is saved has been trained
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "target_modules": peft.target_modules(chosen),
+        }
+
+    @classmethod
+    def peft_tensor(cls, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+        if leaf == "lora_e":
+            return "lora_E", value[:, None]
+        return {"lora_a": "lora_A", "lora_b": "lora_B"}[leaf], value.T
+
+    @classmethod
+    def from_peft(cls, file: PeftFile) -> tuple["AdaLora", Tensors, list[str]]:
+        """Maps of fewer triplets than they began with, as PEFT stores them, are filled up with zeros: no function's.
+
+        A triplet of zeros has no gradient but the penalty's, so it stays as good as away if training goes on.
+        """
+        if file.config.get("bias") not in (None, "none"):
+            raise UserError(
+                f"{file.source} trains biases (bias={file.config['bias']!r}), which jpeft's AdaLoRA does not; have "
+                "PEFT merge it, or train without."
+            )
+        width = int(file.number("init_r", 12))
+        target = min(int(file.number("target_r", 8)), width)
+        alpha = file.number("lora_alpha", 8)
+        if width < 1 or target < 1 or not alpha > 0:
+            raise UserError(
+                f"{file.source} has init_r = {width}, target_r = {target} and lora_alpha = {alpha}; jpeft's AdaLoRA "
+                "needs ranks of at least 1 and an alpha of more than 0."
+            )
+        weight = file.number("orth_reg_weight", 0.5)
+        method = cls(rank=target, initial_rank=width, alpha=float(alpha), orthogonality=float(weight))
+        leaves, ranks = {}, set()
+        for path, (module, tensors) in file.by_path().items():
+            if set(tensors) != {"lora_A", "lora_B", "lora_E"}:
+                raise RunFailed(
+                    f"{file.source}: {module} should have lora_A, lora_B and lora_E, not {sorted(tensors)}."
+                )
+            a, b, e = (tensors[name] for name in ("lora_A", "lora_B", "lora_E"))
+            if a.ndim != 2 or b.ndim != 2 or e.shape != (len(a), 1) or b.shape[1] != len(a) or len(a) > width:
+                raise RunFailed(
+                    f"{file.source}: {module} has shapes {a.shape}, {b.shape} and {e.shape}; expected one rank of at "
+                    f"most {width}."
+                )
+            rest = (0, width - len(a))
+            leaves[f"{path}/lora_a"] = np.pad(a.T, ((0, 0), rest))
+            leaves[f"{path}/lora_e"] = np.pad(e[:, 0], rest)
+            leaves[f"{path}/lora_b"] = np.pad(b.T, (rest, (0, 0)))
+            ranks.add(len(a))
+        notes = []
+        if ranks != {width}:
+            notes.append(f"ranks from {min(ranks)} to {max(ranks)} were filled up with zeros to {width}")
+        return method, leaves, notes
+
+
+def _keys(path: Any) -> tuple[Any, ...]:
+    """The keys of a `jax.tree_util` path, without what a variable calls its value."""
+    return tuple(part.key for part in path if hasattr(part, "key"))
+
+
+def _by_path(tree: Any) -> dict[tuple[Any, ...], Any]:
+    """The leaves of a tree of `lora_e` alone, by the path of their sites."""
+    return {_keys(path)[:-1]: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _by_site(tree: Any) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The leaves at each site by name: `lora_a`, `lora_e`, `lora_b`, with an axis of layers before where stacked."""
+    sites: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        *site, name = _keys(path)
+        sites.setdefault(tuple(site), {})[name] = leaf
+    return sites
+
+
+def _nested(by_path: Mapping[tuple[Any, ...], Any]) -> dict[Any, Any]:
+    """A tree of one `lora_e` a site, whose paths are those of the adapter's: on a mesh it lies where that does."""
+    tree: dict[Any, Any] = {}
+    for path, leaf in by_path.items():
+        node = tree
+        for key in path:
+            node = node.setdefault(key, {})
+        node["lora_e"] = leaf
+    return tree
+
+
+def _triplet_scores(importance: nnx.State) -> dict[tuple[Any, ...], Array]:
+    """Of each site the importance of its triplets: lambda's, and the means of their columns and rows (eq. 7)."""
+    return {
+        site: leaves["lora_e"] + jnp.mean(leaves["lora_a"], axis=-2) + jnp.mean(leaves["lora_b"], axis=-1)
+        for site, leaves in _by_site(importance).items()
+    }
+
+
+def _largest(scores: Mapping[tuple[Any, ...], Array], number: Array) -> dict[tuple[Any, ...], Array]:
+    """Which places hold the `number` largest scores of all; those that are equal to the largest left out go, too."""
+    in_order = jnp.sort(jnp.concatenate([score.reshape(-1) for score in scores.values()]))
+    left_out = len(in_order) - number
+    largest_out = jnp.where(left_out > 0, in_order[jnp.maximum(left_out - 1, 0)], -jnp.inf)
+    return {site: score > largest_out for site, score in scores.items()}
