@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from jpeft.peft.sites import Site as Site
     from jpeft.peft.sites import sites as sites
     from jpeft.peft.variables import Adapter as Adapter
+    from jpeft.peft.vera import Vera as Vera
 
 _MODULES = {
     "jpeft.api": ("attach", "evaluate", "fit", "generate", "load", "load_adapter", "save"),
@@ -64,6 +65,7 @@ _MODULES = {
     "jpeft.peft.prompt": ("Prompt",),
     "jpeft.peft.selection": ("Selection",),
     "jpeft.peft.sites": ("Site", "sites"),
+    "jpeft.peft.vera": ("Vera",),
     "jpeft.peft.variables": ("Adapter",),
 }
 spare_what_is_missing()

@@ -118,6 +118,7 @@ def _require_made_by(tuned: nnx.Module, method: Method) -> None:
     places = [place for place in site_modules(tuned) if is_adapted(place.module) or is_trained(place.module)]
     if not places:
         raise UserError("nothing is attached to the model; there is nothing to save.")
+    method = method.settled([site for place in places for site in place.sites])
     for place in places:
         path, module = place.sites[0].path, cast(Any, place.module)
         if method.trains_base != is_trained(place.module) or is_adapted(place.module) == method.trains_base:

@@ -79,16 +79,17 @@ class MethodConfig:
     """The PEFT method, its reading and options; None leaves an option to the reading.
 
     Attributes:
-      name: full, lora, ia3, bitfit, prompt, adapter, prefix, ln, dora, adalora.
+      name: full, lora, ia3, bitfit, prompt, adapter, prefix, ln, dora, adalora, vera.
       reading: `paper` (Pu et al.) or `official` (the method's authors). Left open it is the paper's, but the official
         one for LoRA on rows of your own, which PEFT opens, and the adapter's with `from_adapter`.
-      rank, alpha, rank_stabilized: of lora and dora.
+      rank, alpha, rank_stabilized: of lora and dora; vera has a rank.
       b_rate_ratio: of lora and dora: the learning rate of B over that of A (LoRA+).
       prompt_length, prompt_init: of prompt; init is `vocabulary` or `uniform`.
       bottleneck, placement, activation: of adapter: its width; `houlsby` (after attention and feed-forward) or
         `pfeiffer` (after the feed-forward alone); gelu, relu or silu.
       prefix_length, prefix_init, prefix_projection: of prefix; init is `vocabulary` or `normal`, the last the hidden
         width of a network that makes keys and values while they train, 0 for none.
+      projection_seed: of vera: that its random matrices are made from.
       norm_parts: of ln: `both`, `scale` or `bias`.
       initial_rank, orthogonality, allocate_every, initial_fraction, final_fraction: of adalora, beside rank (the mean
         that remains) and alpha: the rank of each map at first, 0 for half as much again; weight of the penalty; steps
@@ -120,6 +121,7 @@ class MethodConfig:
     allocate_every: int | None = None
     initial_fraction: float | None = None
     final_fraction: float | None = None
+    projection_seed: int | None = None
     targets: str | None = None
     stacks: str | None = None
     layers: str | None = None
@@ -261,6 +263,7 @@ _BOUNDS: Mapping[str, tuple[int | float, int | float]] = {
     "method.rank": (1, 4096),
     "method.alpha": (0.0, 1e6),
     "method.b_rate_ratio": (0.0, 1e6),
+    "method.projection_seed": (0, 10**9),
     "method.prompt_length": (1, 16_384),
     "method.bottleneck": (1, 16_384),
     "method.prefix_length": (1, 16_384),

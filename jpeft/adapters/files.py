@@ -50,6 +50,7 @@ def save_adapter(model: nnx.Module, method: Method, chosen: Sequence[Site], dire
       base_name: name of the base model, for whoever opens the adapter.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    method = method.settled(chosen)
     if method.trains_base and not jax.tree.leaves(nnx.state(model, nnx.Param)):
         save_model(model, directory, kind=Adapter)
         return (directory / "model.safetensors").stat().st_size

@@ -23,7 +23,7 @@ def attach(model: Model, method: Method, chosen: Sequence[Site], key: Key[Array,
     Raises:
       UserError: something is attached at one of the sites already.
     """
-    model = copied(model)
+    model, method = copied(model), method.settled(chosen)
     chosen_at = {site.path for site in chosen}
     for path, stack in layer_stacks(model):
         adapted: dict[int, set[str]] = {}

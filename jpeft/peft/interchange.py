@@ -47,6 +47,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "init_r": (int, float),
     "target_r": (int, float),
     "orth_reg_weight": (int, float),
+    "projection_prng_key": int,
 }
 _LISTS_OF: dict[str, type] = {
     "target_modules": str,
@@ -69,6 +70,7 @@ KNOWN = """
     megatron_config megatron_core loftq_config eva_config corda_config lora_ga_config qalora_group_size
     ensure_weight_tying num_virtual_tokens num_transformer_submodules token_dim num_layers num_attention_heads
     prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs
+    projection_prng_key save_projection vera_dropout d_initial
     encoder_hidden_size prefix_projection init_weights
     init_r target_r tinit tfinal deltaT beta1 beta2 orth_reg_weight total_step
 """.split()
@@ -85,6 +87,8 @@ LEAVES = (
     "lora_A",
     "lora_B",
     "lora_E",
+    "vera_lambda_d",
+    "vera_lambda_b",
 )
 
 
@@ -162,7 +166,15 @@ class PeftFile:
             for value in (self.config.get(key) or {}).values():
                 if self.config.get("peft_type") != "ADALORA":  # whose pattern says which places of a rank remain
                     self._check_number(key, value)
-        for key in ("r", "lora_alpha", "num_virtual_tokens", "init_r", "target_r", "orth_reg_weight"):
+        for key in (
+            "r",
+            "lora_alpha",
+            "num_virtual_tokens",
+            "init_r",
+            "target_r",
+            "orth_reg_weight",
+            "projection_prng_key",
+        ):
             if self.config.get(key) is not None:
                 self._check_number(key, self.config[key])
 

@@ -118,7 +118,8 @@ class NormTuning(AddedModules, PeftLayout):
             raise UserError(f"{place.sites[0].path} is a {type(module).__name__} without a scale, which cannot train.")
         own = {"norm_scale": place.view.kernel, "norm_bias": place.view.bias}
         for leaf in _leaves(adapter):
-            setattr(adapter, leaf, Adapter(getattr(module, own[leaf])[...].astype(jnp.float32)))
+            # A copy: training takes the buffer of what trains, and the base keeps its own.
+            setattr(adapter, leaf, Adapter(jnp.array(getattr(module, own[leaf])[...], jnp.float32, copy=True)))
 
     def describe(self) -> str:
         what = {"both": "scales and biases", "scale": "scales", "bias": "biases"}[self.parts]

@@ -74,6 +74,10 @@ class Method(abc.ABC):
         """Of the sites that have its default roles those at which it acts when nothing is selected: all of them."""
         return list(candidates)
 
+    def settled(self, chosen: Sequence[Site]) -> "Method":
+        """The method with those of its fields set that follow from where it acts."""
+        return self
+
     def unmergeable_at(self, chosen: Sequence[Site]) -> str | None:
         """Why the weights at these sites cannot hold what it does; None where they can."""
         return self.unmergeable

@@ -21,6 +21,7 @@ from jpeft.peft.prefix import Prefix
 from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection
 from jpeft.peft.sites import sites
+from jpeft.peft.vera import Vera
 
 _ALL: tuple[type[Method], ...] = (
     *(Full, Lora, Ia3, BitFit, Prompt),
@@ -29,6 +30,7 @@ _ALL: tuple[type[Method], ...] = (
     NormTuning,
     Dora,
     AdaLora,
+    Vera,
 )
 METHODS: dict[str, type[Method]] = {cls.name: cls for cls in _ALL}
 READINGS = ("paper", "official")

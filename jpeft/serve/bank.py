@@ -236,7 +236,8 @@ class AdapterBank:
         for name, value in leaves.items():
             path, _, leaf = name.rpartition("/")
             by_site.setdefault(path, {})[leaf] = np.asarray(value)
-        values = {}
+        known = [site for path in by_site if (site := self._sites.get(path)) is not None]
+        method, values = method.settled(known) if known else method, {}
         for path, own in by_site.items():
             self._check_whole(method, path, own, source)
             rows = method.row_leaves_at(self._sites[path], own, functools.partial(self._weights, path))

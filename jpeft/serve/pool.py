@@ -71,6 +71,7 @@ def rooms(model: nnx.Module, room: Room, shapes_of: MadeShapes) -> dict[str, Roo
     at: dict[str, RoomAt] = {}
     for method, chosen in room:
         assert isinstance(method, AddedModules), "full tuning adds nothing that could be held beside the base"
+        method = method.settled(chosen)
         for site in chosen:
             empty = {name: np.empty(shape) for name, shape in shapes_of(method, site).items()}
             shapes = {name: value.shape for name, value in method.row_leaves_at(site, empty, None).items()}

@@ -82,6 +82,8 @@ CASES = {
     "dora": (Flax, jpeft.Dora(rank=3), r"blocks/0/(query|out)|head"),
     "scanned_dora": (Scanned, jpeft.Dora(rank=3), "layers"),
     "einsum_dora": (Einsums, jpeft.Dora(rank=3), "kv|out"),
+    "vera": (Flax, jpeft.Vera(rank=7), r"blocks/0/(query|out)|head"),
+    "scanned_vera": (Scanned, jpeft.Vera(rank=7), "layers"),
     "full": (Flax, jpeft.Full(), None),
     "einsum": (Einsums, jpeft.Lora.official(rank=3), "kv|out"),
     "einsum_ia3": (Einsums, jpeft.Ia3(), "kv|out"),

@@ -29,6 +29,7 @@ from jpeft.peft.prefix import Prefix
 from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.variables import Adapter
+from jpeft.peft.vera import Vera
 from jpeft.train.optimizer import AdamW
 from jpeft.train.schedule import constant
 from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
@@ -47,6 +48,7 @@ METHODS = {
     "adapter": BottleneckAdapter(bottleneck=5),
     "prefix": Prefix(prefix_length=6),
     "ln": NormTuning(),
+    "vera": Vera(rank=7),
     "dora": Dora(rank=3),
     "adalora": AdaLora(rank=2),
 }
@@ -60,6 +62,7 @@ COUNTS = {
     "bitfit_official": 3 * (16 + 8 + 8 + 16 + 24 + 24 + 16) + (2 * 3 + 1) * 16,
     "prompt": 6 * 16,
     "dora": 3 * (3 * (16 + 16) + 16 + 2 * (3 * (16 + 8) + 8) + 2 * 3 * (16 + 24) + 24 + 16),
+    "vera": 3 * (7 + 16 + 7 + 8),
     "ln": (2 * 3 + 1) * 16,
     "adapter": 3 * 2 * (2 * 16 * 5 + 5 + 16),
     "adalora": 3 * 3 * (2 * (16 + 16 + 1) + 2 * (16 + 8 + 1) + 3 * (16 + 24 + 1)),
@@ -172,6 +175,7 @@ def test_save_and_load_round_trips(name, kind, key, tmp_path):
         "bitfit_official",
         "ln",
         "dora",
+        "vera",
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("lora_official", "ia3")),
     ],
 )

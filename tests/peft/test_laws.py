@@ -27,6 +27,7 @@ from jpeft.peft.prefix import Prefix
 from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.variables import Adapter
+from jpeft.peft.vera import Vera
 from jpeft.program import Program
 from jpeft.train.optimizer import AdamW
 from jpeft.train.schedule import constant
@@ -54,6 +55,7 @@ METHODS = {
     "ln": NormTuning(),
     "dora": Dora(rank=3),
     "adalora": AdaLora(rank=2),
+    "vera": Vera(rank=7),
     "rank_one": RankOne(),  # of examples/, as a user would add one
 }
 # Formulas for TINY: d = d_model 16, h = num_heads * d_kv 8, f = d_ff 24; 6 attentions, 4 feed-forwards.
@@ -76,6 +78,7 @@ COUNTS = {
     "ln": (2 * 2 + 2 * 3 + 2) * 16,
     "dora": 6 * 3 * (3 * (16 + 8) + 8) + 4 * (2 * 3 * (16 + 24) + 24 + 16),
     "adalora": 3 * (6 * 4 * (16 + 8 + 1) + 4 * 3 * (16 + 24 + 1)),  # begins with a rank of 3
+    "vera": 6 * 2 * (7 + 8),
     "rank_one": 6 * 2 * (16 + 8),
 }
 # Where the law is of one layer's numbers, a stack of them would only take longer to compile.
@@ -147,6 +150,14 @@ def test_trainable_parameters_equal_the_formula(name, tiny_t5, key):
     adapter = split(adapted(name, tiny_t5, key))[1]
     assert count(adapter) == COUNTS[name]
     assert {leaf.dtype for leaf in jax.tree.leaves(adapter)} == {jnp.dtype("float32")}
+
+
+@adding_methods
+def test_no_leaf_is_an_array_of_the_base(name, tiny_t5, key):
+    """Training takes the buffers of what trains."""
+    _, adapter, base = split(adapted(name, tiny_t5, key))
+    pointers = [{leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)} for tree in (adapter, base)]
+    assert not pointers[0] & pointers[1]
 
 
 @each_method

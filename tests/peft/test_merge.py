@@ -29,6 +29,7 @@ from jpeft.peft.methods import ablation, ablations
 from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.variables import Adapter
+from jpeft.peft.vera import Vera
 from tests.conftest import TINY
 from tests.peft.filled import filled
 
@@ -51,6 +52,7 @@ CASES = {
     "ia3_official": (Ia3.official(), Selection()),
     "ln": (NormTuning(), Selection()),
     "dora": (Dora(rank=3), Selection()),
+    "vera": (Vera(rank=7), Selection(pattern=".*/(q|v|wi_1|wo)")),
     "full_of_some_weights": (Full(), Selection(pattern="shared|decoder/layers/1/.*")),
 } | {
     f"{method}_{name}": ({"lora": Lora(), "ia3": Ia3()}[method], ablation(method, name, TINY.stacks))

@@ -13,6 +13,7 @@ from flax import nnx
 
 from jpeft.adapters import files
 from jpeft.adapters.peft_layout import peft_tensors
+from jpeft.errors import UserError
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import named_leaves
 from jpeft.model.family import family_of, load_model
@@ -22,6 +23,7 @@ from jpeft.peft.ln import NormTuning
 from jpeft.peft.merging import merge
 from jpeft.peft.selection import select
 from jpeft.peft.variables import Adapter
+from jpeft.peft.vera import Vera, shared_matrices
 from tests.golden import make_golden
 from tests.peft.filled import filled
 
@@ -31,6 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer is part:UserWarning"),
     pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied after merging:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Specified to not (load|save) vera_A and vera_B:UserWarning"),
     # PEFT's own LayerNorm tuning asks a norm for widths that it does not need.
     pytest.mark.filterwarnings("ignore:Unsupported layer type .*(LayerNorm|RMSNorm).* encountered:UserWarning"),
 ]
@@ -142,11 +145,17 @@ NORMS = {
 MAPS = {"t5": ["q", "v", "wo"], "llama": ["q_proj", "v_proj", "down_proj"], "gpt_neo": ["q_proj", "v_proj", "c_proj"]}
 THEIRS = {
     "ln": lambda base: peft.LNTuningConfig(task_type=base.task, target_modules=NORMS[base.kind]),
+    "vera": lambda base: peft.VeraConfig(
+        task_type=base.task, r=9, projection_prng_key=5, target_modules=MAPS[base.kind]
+    ),
+    "vera without its matrices": lambda base: peft.VeraConfig(
+        task_type=base.task, r=9, target_modules=MAPS[base.kind], save_projection=False
+    ),
     "dora": lambda base: peft.LoraConfig(
         task_type=base.task, r=3, lora_alpha=5, use_dora=True, target_modules=MAPS[base.kind]
     ),
 }
-OURS = {"ln": NormTuning(), "dora": Dora(rank=3)}
+OURS = {"ln": NormTuning(), "dora": Dora(rank=3), "vera": Vera(rank=9, projection_seed=5)}
 
 
 def by_file_name(model: Any) -> dict[str, np.ndarray]:
@@ -198,3 +207,20 @@ def test_peft_opens_what_we_save_and_transformers_what_we_merge(case, base, tmp_
     np.testing.assert_allclose(
         base.their_output(theirs.merge_and_unload())[1].detach().numpy(), logits, rtol=0, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**31 + 3])
+def test_the_matrices_of_a_seed_are_peft_s(seed):
+    generator = torch.Generator().manual_seed(seed)
+    theirs = [peft.tuners.vera.model._kaiming_init(shape, generator) for shape in ((256, 576), (1536, 256))]
+    for ours, expected in zip(shared_matrices(seed, 256, 576, 1536), theirs, strict=True):
+        np.testing.assert_allclose(ours, expected.T, rtol=0, atol=2e-8)
+        assert (ours == expected.T.numpy()).mean() > 0.999
+
+
+def test_other_matrices_than_those_of_the_seed_are_refused(base, tmp_path):
+    theirs: Any = peft.get_peft_model(base.theirs(), THEIRS["vera"](base))
+    theirs.base_model.vera_A["default"][0, 0] += 1.0
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="vera_A is not what PEFT makes of projection_prng_key 5"):
+        files.load_adapter(tmp_path, base.ours)

@@ -23,6 +23,7 @@ from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import Site
 from jpeft.peft.variables import Adapter
+from jpeft.peft.vera import Vera
 from jpeft.serve.pool import room_for
 from tests.conftest import TINY
 from tests.own_method import RankOne
@@ -47,6 +48,8 @@ METHODS: dict[str, tuple[Method, Selection]] = {
     "ln": (NormTuning(), Selection()),
     "dora": (Dora(rank=3), Selection()),
     "adalora": (AdaLora(rank=2), Selection(names=["q", "v"])),
+    "vera": (Vera(rank=7), Selection()),
+    "vera_of_another_seed": (Vera(rank=5, projection_seed=3), Selection()),
     "rank_one": (RankOne(), Selection()),  # by the row-wise form that every method has
 }
 ABLATED = {
@@ -85,5 +88,15 @@ def room_for_all(base: T5):
     return [
         *everything,
         (Lora.official(rank=2), select(base, Lora.official(), head)),
-        *room_for(base, Prompt(8), BottleneckAdapter(bottleneck=5), Prefix(6), NormTuning(), Dora(rank=4), RankOne()),
+        *room_for(
+            base,
+            Prompt(8),
+            BottleneckAdapter(bottleneck=5),
+            Prefix(6),
+            NormTuning(),
+            Dora(rank=4),
+            Vera(rank=7),
+            Vera(rank=5, projection_seed=3),
+            RankOne(),
+        ),
     ]

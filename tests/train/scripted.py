@@ -179,5 +179,7 @@ def traced(program: Program, *args: Any) -> str:
     """What a program does, by content: two that differ in anything but names differ in it."""
     key = (program, spec(args))
     if key not in _TRACED:
-        _TRACED[key] = digest(re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(program.function)(*args))))
+        made = jax.make_jaxpr(program.function)(*args)
+        constants = [np.asarray(constant) for constant in made.consts]
+        _TRACED[key] = digest(re.sub(r"0x[0-9a-f]+", "", str(made)), *constants)
     return _TRACED[key]

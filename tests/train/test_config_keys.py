@@ -86,6 +86,7 @@ CHANGES: dict[str, Change] = {
     "method.prefix_length": Change(7, TREES, PREFIX),
     "method.prefix_init": Change("normal", {"start"}, PREFIX),
     "method.prefix_projection": Change(4, TREES, PREFIX),
+    "method.projection_seed": Change(1, PROGRAMS, {"method.name": "vera"}),
     "method.norm_parts": Change("scale", TREES, {"method.name": "ln", "model.name": "<bloom>"}),
     "method.initial_rank": Change(9, TREES, ADALORA),
     "method.orthogonality": Change(0.3, {"update"}, ADALORA),

@@ -1,0 +1,217 @@
+"""VeRA: one pair of random matrices for all maps, and two trained vectors for each (Kopiczko et al. 2024).
+
+The matrices are not kept: they are made from a seed, the very numbers that Hugging Face PEFT makes of it, and are
+constants of the programs that use them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jpeft.errors import RunFailed, UserError
+from jpeft.peft.arithmetic import added, rescaled
+from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
+from jpeft.peft.method import AddedModules, LearningRates
+from jpeft.peft.rows import Leaves, Rows, each
+from jpeft.peft.sites import Site
+from jpeft.peft.variables import Adapter
+from jpeft.peft.views import Original
+
+MOST_RANK = 16_384
+_THEIRS = {"vera_d": "vera_lambda_d", "vera_b": "vera_lambda_b"}
+_PROJECTION = ("base_model.vera_A", "base_model.vera_B")
+
+
+@functools.lru_cache(maxsize=8)
+def shared_matrices(seed: int, rank: int, width_in: int, width_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """A and B, `[width_in, rank]` and `[rank, width_out]` float32; a smaller map has the first rows and columns.
+
+    Kaiming-uniform, as PyTorch draws it: 24 bits of the Mersenne Twister for a number, A before B, by PEFT's rows.
+    """
+    draw = np.random.RandomState(seed)  # whose numbers NumPy keeps as they are for ever
+
+    def uniform(rows: int, columns: int) -> np.ndarray:
+        bits = draw.randint(0, 2**32, size=(rows, columns), dtype=np.uint32) & np.uint32(2**24 - 1)
+        bound = np.float32(3.0**0.5 * 2.0**0.5 / columns**0.5)
+        # Rounded once, as PyTorch's fused multiplication and addition.
+        return (bits * 2.0**-24 * np.float64(bound + bound) - np.float64(bound)).astype(np.float32)
+
+    a, b = uniform(rank, width_in), uniform(width_out, rank)
+    return np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
+
+
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """The part of the shared matrices that one map uses."""
+
+    seed: int
+    rank: int
+    width_in: int
+    width_out: int
+    d_in: int
+    d_out: int
+
+    def matrices(self, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
+        """`[d_in, rank]` and `[rank, d_out]`."""
+        a, b = shared_matrices(self.seed, self.rank, self.width_in, self.width_out)
+        return a[: self.d_in].astype(dtype), b[:, : self.d_out].astype(dtype)
+
+    @property
+    def tag(self) -> str:
+        """Names the whole that it is a part of."""
+        return f"{self.seed}_{self.rank}_{self.width_in}_{self.width_out}"
+
+
+class VeraSite(nnx.Module):
+    """`y = W x + b * (B (d * (A x)))` (Kopiczko et al. 2024, eq. 2): A and B are shared and do not train."""
+
+    def __init__(self, projection: Projection):
+        self.vera_d = Adapter(jnp.full(projection.rank, 0.1, jnp.float32))
+        self.vera_b = Adapter(jnp.zeros(projection.d_out))  # zero: the first forward pass is the base model's
+        self.projection = nnx.static(projection)
+
+    def __call__(self, compute: Original, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+        a, b = self.projection.matrices(x.dtype)
+        update = rescaled(x @ a, self.vera_d[...]) @ b
+        return added(compute(x), update.astype(jnp.float32) * self.vera_b[...])
+
+    def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
+        """Kernel and bias that alone do what they and this do together."""
+        a, b = self.projection.matrices()
+        turned = jnp.matmul(a * self.vera_d[...][..., None, :], b * self.vera_b[...][..., None, :], precision="highest")
+        return kernel + turned, bias
+
+
+@dataclasses.dataclass(frozen=True)
+class Projected(Rows):
+    """As `VeraSite`, each row with its own vectors: the products with A and B are those of the whole batch."""
+
+    projection: Projection
+    order: ClassVar[int] = 1
+
+    @property
+    def leaves(self) -> tuple[str, ...]:  # of one pair of matrices alone, so that a batch may mix several pairs
+        return tuple(f"{leaf}_{self.projection.tag}" for leaf in _THEIRS)
+
+    def __call__(
+        self, leaves: Leaves, compute: Original, x: Float[Array, "batch length d_in"]
+    ) -> Float[Array, "batch length d_out"]:
+        (a, b), (d, scale) = self.projection.matrices(x.dtype), (leaves[name] for name in self.leaves)
+        inner = ((x @ a).astype(jnp.float32) * each(d)).astype(x.dtype)
+        return added(compute(x), (inner @ b).astype(jnp.float32) * each(scale))
+
+
+@dataclasses.dataclass(frozen=True)
+class Vera(AddedModules, PeftLayout):
+    """On q and v, as its authors use it.
+
+    Attributes:
+      rank: of the shared matrices.
+      projection_seed: that they are made from; PEFT's `projection_prng_key`.
+      width_in, width_out: of the shared matrices: the largest of the maps at which it acts; set by `settled`.
+    """
+
+    name: ClassVar[str] = "vera"
+    options: ClassVar = {"rank": "rank", "projection_seed": "projection_seed"}
+    learning_rates: ClassVar = LearningRates(4e-4, 4e-3, 4e-4)  # the peak of its authors' runs with Llama
+    leaf_axes: ClassVar = {"vera_d": (None,), "vera_b": ("out",)}
+    sizes: ClassVar = {"rank": ("vera_d", -1)}
+    peft_type: ClassVar[str] = "VERA"
+
+    rank: int = 256
+    projection_seed: int = 0
+    width_in: int = dataclasses.field(default=0, compare=False)
+    width_out: int = dataclasses.field(default=0, compare=False)
+
+    def __post_init__(self):
+        if not 1 <= self.rank <= MOST_RANK:
+            raise UserError(f"method.rank is {self.rank}; VeRA's matrices need a rank of 1 to {MOST_RANK:,}.")
+        if not 0 <= self.projection_seed < 2**32:
+            raise UserError(f"method.projection_seed is {self.projection_seed}; expected 0 to {2**32 - 1:,}.")
+
+    @property
+    def default_roles(self) -> tuple[str, ...]:
+        return ("q", "v")
+
+    def settled(self, chosen: Sequence[Site]) -> "Vera":
+        widths = {"width_in": max(site.d_in for site in chosen), "width_out": max(site.d_out for site in chosen)}
+        return dataclasses.replace(self, **widths)
+
+    def _projection(self, site: Site) -> Projection:
+        widths = (max(self.width_in, site.d_in), max(self.width_out, site.d_out))
+        return Projection(self.projection_seed, self.rank, *widths, site.d_in, site.d_out)
+
+    def create(self, site, key, model):
+        return VeraSite(self._projection(site))
+
+    def describe(self) -> str:
+        return f"VeRA of rank {self.rank}, matrices from seed {self.projection_seed}"
+
+    def flags(self) -> dict[str, Any]:
+        seed = {"projection_seed": self.projection_seed} if self.projection_seed else {}
+        return {"rank": self.rank, **seed}
+
+    # --- many in one batch ---
+
+    def rows(self, site: Site, model: nnx.Module) -> Sequence[Rows]:
+        return (Projected(self._projection(site)),)
+
+    def row_leaves(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tag = Projection(self.projection_seed, self.rank, self.width_in, self.width_out, 0, 0).tag
+        return {f"{leaf}_{tag}": value for leaf, value in leaves.items()}
+
+    # --- Hugging Face PEFT ---
+
+    def peft_config(self, chosen: Sequence[Site], peft: PeftNames) -> dict[str, Any]:
+        return {
+            "r": self.rank,
+            "vera_dropout": 0.0,
+            "projection_prng_key": self.projection_seed,
+            "save_projection": False,
+            "bias": "none",
+            "target_modules": peft.target_modules(chosen),
+        }
+
+    @classmethod
+    def peft_tensor(cls, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+        return _THEIRS[leaf], value
+
+    @classmethod
+    def from_peft(cls, file: PeftFile) -> tuple["Vera", Tensors, list[str]]:
+        if file.config.get("bias") not in (None, "none"):
+            raise UserError(f"{file.source} trains biases (bias={file.config['bias']!r}), which jpeft's VeRA does not.")
+        projection = {name: file.tensors[name] for name in _PROJECTION if name in file.tensors}
+        rest = {name: value for name, value in file.tensors.items() if name not in projection}
+        leaves, by_path = {}, {site.path: site for site in file.names.sites}
+        modules = dataclasses.replace(file, tensors=rest).by_path()
+        for path, (module, tensors) in modules.items():
+            if set(tensors) != set(_THEIRS.values()):
+                raise RunFailed(
+                    f"{file.source}: {module} should have {', '.join(_THEIRS.values())}, not {sorted(tensors)}."
+                )
+            if file.names.rows(path) is not None:
+                raise UserError(
+                    f"{file.source} adapts {module}, one map there and several here; jpeft has no such VeRA."
+                )
+            leaves |= {f"{path}/{leaf}": tensors[theirs] for leaf, theirs in _THEIRS.items()}
+        rank = int(file.number("r", 256))
+        method = cls(rank=rank, projection_seed=int(file.number("projection_prng_key", 0)))
+        method = method.settled([by_path[path] for path in modules])
+        for name, value in leaves.items():
+            if name.endswith("vera_d") and value.shape != (rank,):
+                raise RunFailed(f"{file.source}: {name} has shape {value.shape}, and the config says r = {rank}.")
+        made = shared_matrices(method.projection_seed, rank, method.width_in, method.width_out)
+        for name, expected in zip(_PROJECTION, made, strict=True):
+            there = projection.get(name)
+            if there is not None and (there.shape != expected.T.shape or np.abs(there - expected.T).max() > 1e-6):
+                raise UserError(
+                    f"{file.source}: {name} is not what PEFT makes of projection_prng_key {method.projection_seed}, "
+                    "and jpeft keeps no other; have PEFT merge it."
+                )
+        return method, leaves, ["its matrices are made from their seed"] if projection else []
