@@ -3,11 +3,12 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jpeft.allocator import make_room
 
@@ -39,6 +40,7 @@ class Program:
           results: a sharding for each result, or for all below a node; None leaves them to the compiler.
         """
         self.function = function
+        self._donate, self._results = donate, results
         self._jitted = jax.jit(function, donate_argnums=donate, out_shardings=results)
         self._batch = batch
         self._compiled: dict[Any, Any] = {}
@@ -49,6 +51,10 @@ class Program:
     def num_shapes(self) -> int:
         """The number of programs compiled so far, one for each shape of arguments that came."""
         return len(self._compiled)
+
+    def is_ready_for(self, batch: Any) -> bool:
+        """Whether it is compiled for a last argument of these shapes."""
+        return _shapes_of(batch) in self._compiled
 
     @property
     def compiled(self) -> list[jax.stages.Compiled]:
@@ -67,6 +73,27 @@ class Program:
             self.compile_seconds += time.perf_counter() - started
         make_room(self._temporary_bytes[key])
         return self._compiled[key](*args)
+
+    def side_by_side(self, count: int, shared: Collection[int]) -> "Program":
+        """The same for `count` calls at once: each argument is a tuple of one for each, and so is the result.
+
+        What works on shared arguments alone is done once, a product with a shared matrix once over the rows of all.
+
+        Args:
+          shared: positions of arguments that are the same for all, and given as they are.
+        """
+
+        def of_all(*args: Any) -> tuple[Any, ...]:
+            stacked = [
+                arg if i in shared else jax.tree.map(lambda *leaves: jnp.stack(leaves), *arg)
+                for i, arg in enumerate(args)
+            ]
+            axes = [None if i in shared else 0 for i in range(len(args))]
+            results = jax.vmap(self.function, in_axes=axes)(*stacked)
+            return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(count))
+
+        results = None if self._results is None else (self._results,) * count
+        return Program(of_all, donate=self._donate, batch=self._batch, results=results)
 
     def traced(self, *shapes: Any) -> Any:
         """What JAX traces for arguments of these shapes: it can be looked at, and lowered for a compiler."""

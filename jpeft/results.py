@@ -50,6 +50,7 @@ class RunRecord:
       by_source: of a run on several files, rows and numbers of each file's part.
       seconds: by phase; `total` is the sum of the others but for `zero_shot`, and compilation is in `compile` alone.
       mesh: parts along each axis of devices.
+      together: the most runs, this one among them, that asked the device together; the seconds are then of all of them.
       settled: what the config's `auto` became, by config key; empty where nothing was.
       versions: of packages by name.
     """
@@ -96,6 +97,7 @@ class RunRecord:
     device: str
     device_count: int
     mesh: Mapping[str, Any]
+    together: int = 1
     settled: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, Any]
     commit: str | None
@@ -337,6 +339,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "device": _name,
     "device_count": _natural,
     "mesh": _object,
+    "together": _natural,
     "settled": _object,
     "versions": _object,
     "commit": _optional(_name),

@@ -27,6 +27,7 @@ TODAYS = {
     "per_class": {"macro_f1": 0.1, "majority": {"label": "a", "share": 0.5}},
     "warnings": ["few rows"],
     "trained_on_after": [2],
+    "together": 4,
     "settled": {"model.remat": "dots", "train.batch_size": 4},
     "monitor": "validation/rouge_l",
     "validation_metrics": [{"rouge_l": 0.5}] * 5,

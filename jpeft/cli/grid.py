@@ -53,6 +53,13 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="cells at once; local: the GPUs, or cores, are shared out (default: 1)",
     )
+    how.add_argument(
+        "--fuse",
+        default="1",
+        metavar="N",
+        help="cells of one worker that train side by side, their calls of the device made one (docs/grid.md): a "
+        "number, or auto for as many as fit, 8 at most (default: %(default)s)",
+    )
     how.add_argument("--address", default="auto", help="of the Ray cluster (default: %(default)s)")
     how.add_argument("--gpus", type=number(0, 1024), default=0.0, help="that a cell asks of Ray (default: none)")
     how.add_argument("--cpus", type=number(0, 4096), default=1.0, help="that a cell asks of Ray (default: %(default)s)")
@@ -165,16 +172,31 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+_MOST_LANES = 8  # of auto: more gain little, and each is a thread with a run's data
+
+
+def lanes_of(fuse: str) -> int:
+    """How many cells `--fuse` lets train side by side. Raises `UserError`: it is no such number."""
+    if fuse == "auto":
+        return _MOST_LANES
+    if not re.fullmatch("[0-9]{1,2}", fuse) or not 1 <= int(fuse) <= 64:
+        raise UserError(f"--fuse is {fuse!r}; expected auto, or a number from 1 to 64.")
+    return int(fuse)
+
+
 def _pool(arguments: argparse.Namespace):
     if arguments.jobs is not None and arguments.jobs < 1:
         raise UserError(f"--jobs is {arguments.jobs}; expected at least 1.")
+    lanes = lanes_of(arguments.fuse)
     if arguments.launcher == "ray":
+        if lanes > 1:
+            raise UserError("--fuse is for --launcher local; on a Ray cluster every cell has a worker of its own.")
         from jpeft.grid.ray_pool import RayPool
 
         return RayPool(arguments.address, jobs=arguments.jobs, cpus=arguments.cpus, gpus=arguments.gpus)
     from jpeft.grid.local import LocalPool, device_shares
 
-    return LocalPool(device_shares(arguments.jobs or 1))
+    return LocalPool(device_shares(arguments.jobs or 1), lanes=lanes)
 
 
 def _as_json(schedule) -> dict:

@@ -33,34 +33,39 @@ class DeviceShare:
 
 
 class LocalPool:
-    """Processes of `jpeft.grid.worker`. Closing it, and the end of this process however it comes, makes them save."""
+    """Processes of `jpeft.grid.worker`. Closing it, and the end of this process however it comes, makes them save.
 
-    def __init__(self, shares: Sequence[DeviceShare]):
-        """Starts one worker process for each share of this machine."""
-        self._shares = shares
+    Attributes:
+      lanes: how many workers are in one process, side by side; those of the first process come first.
+    """
+
+    def __init__(self, shares: Sequence[DeviceShare], *, lanes: int = 1):
+        """Will start one process for each share of this machine, when it gets its first job."""
+        self._shares, self.lanes = shares, lanes
         self._processes: dict[int, subprocess.Popen[str]] = {}
         self._selector = selectors.DefaultSelector()
 
     @property
     def size(self) -> int:
-        return len(self._shares)
+        return len(self._shares) * self.lanes
 
     def submit(self, worker: int, job: Job) -> None:
-        if worker not in self._processes:
-            self._processes[worker] = self._start(worker)
-        process = self._processes[worker]
+        number, lane = divmod(worker, self.lanes)
+        if number not in self._processes:
+            self._processes[number] = self._start(number)
+        process = self._processes[number]
         assert process.stdin is not None
         try:
-            process.stdin.write(json.dumps(dataclasses.asdict(job)) + "\n")
+            process.stdin.write(json.dumps(dataclasses.asdict(dataclasses.replace(job, lane=lane))) + "\n")
             process.stdin.flush()
         except BrokenPipeError:
             pass  # it has died: `wait` finds its output at an end
 
-    def _start(self, worker: int) -> subprocess.Popen[str]:
-        share = self._shares[worker]
+    def _start(self, number: int) -> subprocess.Popen[str]:
+        share = self._shares[number]
         environment = {} if share.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(share.gpus)}
         process = subprocess.Popen(
-            [sys.executable, "-m", "jpeft.grid.worker", *map(str, share.cores or ())],
+            [sys.executable, "-m", "jpeft.grid.worker", str(self.lanes), *map(str, share.cores or ())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -68,21 +73,23 @@ class LocalPool:
             start_new_session=True,  # a Ctrl-C reaches this process alone, which then makes them save
         )
         assert process.stdout is not None
-        self._selector.register(process.stdout, selectors.EVENT_READ, worker)
+        self._selector.register(process.stdout, selectors.EVENT_READ, number)
         return process
 
     def wait(self, timeout: float) -> list[Event]:
         events = []
         for key, _ in self._selector.select(timeout):
-            worker: int = key.data
-            process = self._processes[worker]
+            number: int = key.data
+            process = self._processes[number]
             assert process.stdout is not None
             line = process.stdout.readline()
             if line.endswith("\n"):
-                events.append(Event(worker, Outcome(**json.loads(line))))
+                outcome = Outcome(**json.loads(line))
+                events.append(Event(number * self.lanes + outcome.lane, outcome))
             else:
-                events.append(Event(worker, None, _how_it_ended(process.wait())))
-                self._forget(worker)
+                how = _how_it_ended(process.wait())
+                events += [Event(number * self.lanes + lane, None, how) for lane in range(self.lanes)]
+                self._forget(number)
         return events
 
     def close(self) -> None:
@@ -90,16 +97,16 @@ class LocalPool:
             assert process.stdin is not None
             with contextlib.suppress(OSError):
                 process.stdin.close()
-        for worker, process in list(self._processes.items()):
+        for number, process in list(self._processes.items()):
             try:
                 process.wait(_SECONDS_TO_SAVE)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            self._forget(worker)
+            self._forget(number)
 
-    def _forget(self, worker: int) -> None:
-        process = self._processes.pop(worker)
+    def _forget(self, number: int) -> None:
+        process = self._processes.pop(number)
         assert process.stdin is not None and process.stdout is not None
         self._selector.unregister(process.stdout)
         process.stdout.close()

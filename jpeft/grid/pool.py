@@ -21,7 +21,13 @@ class Event:
 
 @runtime_checkable
 class Pool(Protocol):
-    """Workers by number, each at one job at most. A worker that has died is replaced when it is given its next job."""
+    """Workers by number, each at one job at most. A worker that has died is replaced when it is given its next job.
+
+    Attributes:
+      lanes: how many workers, one number behind the other, are threads of one process, and ask the device together.
+    """
+
+    lanes: int
 
     @property
     def size(self) -> int:

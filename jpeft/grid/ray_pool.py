@@ -17,6 +17,8 @@ from jpeft.grid.worker import Job, Outcome
 class RayPool:
     """Actors on a cluster that runs already, or on this machine alone."""
 
+    lanes = 1
+
     def __init__(self, address: str, *, jobs: int | None, cpus: float, gpus: float):
         """Joins the cluster.
 

@@ -10,6 +10,7 @@ from jpeft.grid.cells import Cell
 from jpeft.grid.pool import Event, Pool
 from jpeft.grid.state import CellState, State, look, record_failure
 from jpeft.grid.worker import Job
+from jpeft.peft.methods import METHODS
 
 _MOST_DEATHS = 3  # of workers at one cell, before it is taken for the cell's fault
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -55,7 +56,7 @@ class CellSchedule:
         """Does every chosen cell, and waits for those that other processes are at; `on_change` is called often."""
         while True:
             for worker in range(pool.size):
-                if worker not in self._at_work and (cell := self._next(worker)) is not None:
+                if worker not in self._at_work and (cell := self._next(worker, pool.lanes)) is not None:
                     self._begin(worker, cell, pool)
             on_change()
             if not self._at_work and not self._waits_for_others():
@@ -83,13 +84,17 @@ class CellSchedule:
             or (state == State.STALE and self._choice.stale)
         )
 
-    def _next(self, worker: int) -> Cell | None:
-        """The cell that shares most with what the worker has in memory, and least with what the others are at."""
-        ready = self.to_do()
+    def _next(self, worker: int, lanes: int) -> Cell | None:
+        """The cell that shares most with what the worker has in memory, and least with what the others are at.
+
+        In a process that has others at work, only one that does the same on the device as they do.
+        """
+        here = [at for at in self._at_work if at // lanes == worker // lanes]
+        ready = [cell for cell in self.to_do() if all(_alike(cell, self._at_work[at]) for at in here)]
         if not ready:
             return None
-        own = self._last.get(worker)
-        others = [cell for at, cell in self._at_work.items() if at != worker]
+        own = self._at_work[here[0]] if here else self._last.get(worker)
+        others = [cell for at, cell in self._at_work.items() if at not in here]
 
         def distance(cell: Cell) -> tuple[int, int]:
             return -_shared(cell, own) if own else 0, max((_shared(cell, other) for other in others), default=0)
@@ -154,6 +159,12 @@ class CellSchedule:
                 now = look(cell, self._workdir)
                 if now.state == State.RUNNING or cell not in self._at_work.values():
                     self.states[cell] = now
+
+
+def _alike(one: Cell, other: Cell) -> bool:
+    """Whether two cells ask the same programs of one base, so that they can ask for them together."""
+    parts = [(cell.kinship, cell.run.model, cell.run.method, cell.run.mesh) for cell in (one, other)]
+    return not METHODS[one.run.method.name].trains_base and parts[0] == parts[1]
 
 
 def _shared(one: Cell, other: Cell) -> int:

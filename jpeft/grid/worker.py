@@ -1,7 +1,7 @@
-"""A process that does one cell after the other and keeps what they share.
+"""A process that does one cell after the other, or several side by side, and keeps what they share.
 
 Jobs come as lines of JSON on standard input, outcomes leave as lines of JSON on standard output; whatever else is
-printed goes to standard error. When the input ends, the process that handed out the jobs is gone: the cell at work is
+printed goes to standard error. When the input ends, the process that handed out the jobs is gone: the cells at work are
 saved and left.
 """
 
@@ -24,20 +24,28 @@ from jpeft.errors import Busy, Stopped
 from jpeft.files import write_whole
 from jpeft.grid.state import FAILURE_FILE, LOG_FILE, PROGRESS_FILE, record_failure
 from jpeft.run.display import Bar, Display
+from jpeft.run.stop import ask_all
 from jpeft.train.loop import execute
+from jpeft.train.meeting import Meeting
 from jpeft.train.session import Session
 from jpeft.trouble import explained, first_line
 
 _SECONDS_BETWEEN_RECORDS = 1.0
+_SECONDS_BETWEEN_LOOKS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A cell to do: its run as `config.json` holds it, its directory, and whether what is there may go."""
+    """A cell to do: its run as `config.json` holds it, its directory, and whether what is there may go.
+
+    Attributes:
+      lane: which of a process's places it is done in, where there are several.
+    """
 
     config: dict[str, Any]
     directory: str
     overwrite: bool = False
+    lane: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +62,15 @@ class Outcome:
     error: str = ""
     seconds: float = 0.0
     overhead_seconds: float = 0.0
+    lane: int = 0
 
 
 def do(job: Job, session: Session) -> Outcome:
     """Runs a cell; whatever goes wrong is an outcome."""
+    return dataclasses.replace(_do(job, session), lane=job.lane)
+
+
+def _do(job: Job, session: Session) -> Outcome:
     directory, started = Path(job.directory), time.monotonic()
     display = _CellDisplay(directory)
     try:
@@ -124,28 +137,48 @@ class _RecordedBar(Bar):
 
 
 def main() -> None:
-    """`python -m jpeft.grid.worker [CORE ...]`, as `jpeft.grid.local` starts it; bound to the cores that are named."""
-    if len(sys.argv) > 1:
-        os.sched_setaffinity(0, [int(core) for core in sys.argv[1:]])
+    """`python -m jpeft.grid.worker LANES [CORE ...]`, as `jpeft.grid.local` starts it; bound to the cores named."""
+    lanes, *cores = (int(argument) for argument in sys.argv[1:])
+    if cores:
+        os.sched_setaffinity(0, cores)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not come between the answers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the process that waits for us, and it tells us
-    jobs: queue.Queue[Job | None] = queue.Queue()
+    jobs: list[queue.SimpleQueue[Job | None]] = [queue.SimpleQueue() for _ in range(lanes)]
 
     def listen() -> None:
         for line in sys.stdin:
-            jobs.put(Job(**json.loads(line)))
-        jobs.put(None)
+            job = Job(**json.loads(line))
+            jobs[job.lane].put(job)
+        for lane in jobs:
+            lane.put(None)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # between two cells; a cell sets its own
     threading.Thread(target=listen, daemon=True).start()
-    session = Session()
-    while (job := jobs.get()) is not None:
-        outcome = do(job, session)
-        answers.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
-        if outcome.status == "stopped":
-            return
+    writing = threading.Lock()
+
+    def work(lane: int, session: Session) -> None:
+        while (job := jobs[lane].get()) is not None:
+            outcome = do(job, session)
+            with writing:
+                answers.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
+            if outcome.status == "stopped":
+                return
+
+    if lanes == 1:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # between two cells; a cell sets its own
+        work(0, Session())
+        return
+    told = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: told.set())
+    session = Session(Meeting())
+    threads = [threading.Thread(target=work, args=(lane, session)) for lane in range(lanes)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        if told.wait(_SECONDS_BETWEEN_LOOKS):
+            ask_all(signal.SIGTERM)  # again and again: a run that was still being set up hears of it when it trains
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 if __name__ == "__main__":

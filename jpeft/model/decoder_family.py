@@ -95,6 +95,27 @@ class DecoderFamily(Family):
             "decoder_loss_weights": counts,
         }
 
+    def widened(self, batches: Sequence[Batch], config: DecoderConfig) -> list[Batch]:
+        def lengths(batch: Batch) -> np.ndarray:  # of the part before the answers, and of these
+            target_length = batch["decoder_target_tokens"].shape[1]
+            return np.array([batch["tokens"].shape[1] - target_length, target_length])
+
+        longest = np.max([lengths(batch) for batch in batches], axis=0)
+
+        def filled(batch: Batch) -> Batch:
+            before, behind = longest - lengths(batch)
+            pad = config.pad_token_id
+            return {
+                "tokens": np.pad(batch["tokens"], ((0, 0), (before, behind)), constant_values=pad),
+                "input_lengths": batch["input_lengths"],
+                "decoder_target_tokens": np.pad(
+                    batch["decoder_target_tokens"], ((0, 0), (0, behind)), constant_values=pad
+                ),
+                "decoder_loss_weights": np.pad(batch["decoder_loss_weights"], ((0, 0), (0, behind))),
+            }
+
+        return [filled(batch) for batch in batches]
+
     def batch_shapes(self, rows: int, shape: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         return {
             "tokens": jax.ShapeDtypeStruct((rows, sum(shape)), jnp.int32),

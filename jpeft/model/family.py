@@ -119,6 +119,13 @@ class Family(abc.ABC):
         """
 
     @abc.abstractmethod
+    def widened(self, batches: Sequence[Batch], config: Any) -> list[Batch]:
+        """Batches of as many rows each, all filled up to the longest inputs and targets among them.
+
+        What they say is the same, but for how much padding stands beside it.
+        """
+
+    @abc.abstractmethod
     def batch_shapes(self, rows: int, shape: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of the arrays of a batch of `rows` rows padded to `shape`, by name."""
 

@@ -6,7 +6,7 @@ norms, and scales, are float32.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +34,15 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> 
     """
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bits(key, x.shape, jnp.uint32) < np.uint32(round((1.0 - rate) * 2**32))
+    keep = _coins(x.shape)(key) < np.uint32(round((1.0 - rate) * 2**32))
     return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
+
+
+@functools.cache
+def _coins(shape: tuple[int, ...]) -> Callable[[Any], Array]:
+    """Random 32-bit integers of a shape by a key; for the keys of several runs at once, those of each alone."""
+    # Drawn one key after the other: the `rbg` generator makes other bits of several keys together than of each.
+    return jax.custom_batching.sequential_vmap(lambda key: jax.random.bits(key, shape, jnp.uint32))
 
 
 def split_key(key: Key[Array, ""] | None, num: int) -> Sequence[Key[Array, ""] | None]:

@@ -97,6 +97,14 @@ class T5Family(Family):
             "decoder_loss_weights": counts,
         }
 
+    def widened(self, batches: Sequence[Batch], config: T5Config) -> list[Batch]:
+        def filled(name: str, leaf: np.ndarray) -> np.ndarray:
+            more = max(batch[name].shape[1] for batch in batches) - leaf.shape[1]
+            value = 0 if name == "decoder_loss_weights" else config.pad_token_id
+            return np.pad(leaf, ((0, 0), (0, more)), constant_values=value)
+
+        return [{name: filled(name, leaf) for name, leaf in batch.items()} for batch in batches]
+
     def batch_shapes(self, rows: int, shape: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         enc_len, dec_len = shape
 

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 import typing
 import warnings
 from collections.abc import Callable, Mapping
@@ -40,6 +41,8 @@ def _named(tree: Any) -> dict[str, Any]:
     }
 
 
+# Orbax numbers what a process saves, whoever in it does: two at once would wait for each other's files for ever.
+_ONE_AT_A_TIME = threading.RLock()
 _CHECKSUM = "checksum"  # beside the fields of the progress; checkpoints of earlier versions have none
 
 
@@ -72,7 +75,8 @@ def _digest_of(leaf: Any) -> str:
 class Checkpoints(Generic[Saved]):
     """The last two checkpoints of a run. Saving goes on in the background; a half-written one is never seen.
 
-    A checkpoint is a tree of arrays and a `Saved`.
+    A checkpoint is a tree of arrays and a `Saved`. Where runs have threads of their own, one saves after the other, and
+    each waits until it is written.
     """
 
     def __init__(self, directory: Path, progress_type: Callable[..., Saved], *, report: Callable[[str], None]):
@@ -80,7 +84,10 @@ class Checkpoints(Generic[Saved]):
         self._progress_type = progress_type
         self._report = report
         # Absolute, as Orbax wants it.
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2))
+        with _ONE_AT_A_TIME:
+            self._manager = ocp.CheckpointManager(
+                directory.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2)
+            )
 
     def save(self, number: int, arrays: Any, progress: Saved) -> None:
         """Starts to write; waits first for the one before. A later state of the run has a higher `number`.
@@ -88,7 +95,7 @@ class Checkpoints(Generic[Saved]):
         Raises:
           RunFailed: this one or the one before cannot be written, because the disk is full for example.
         """
-        with self._explained():
+        with self._explained(), _ONE_AT_A_TIME:
             self._manager.wait_until_finished()
             if number in self._manager.all_steps():
                 return
@@ -100,6 +107,8 @@ class Checkpoints(Generic[Saved]):
                     progress=ocp.args.JsonSave({**plain, _CHECKSUM: checksum(named, plain)}),
                 ),
             )
+            if threading.current_thread() is not threading.main_thread():
+                self._manager.wait_until_finished()
 
     def finish(self) -> None:
         """Waits until what was saved is on disk. Raises `RunFailed` as `save`."""
@@ -120,9 +129,8 @@ class Checkpoints(Generic[Saved]):
         for step in sorted(self._manager.all_steps(), reverse=True):
             args = ocp.args.Composite(arrays=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
             try:
-                with (
-                    warnings.catch_warnings()
-                ):  # Orbax leaves coroutines behind where it fails, of which Python complains
+                # Orbax leaves coroutines behind where it fails, of which Python complains.
+                with _ONE_AT_A_TIME, warnings.catch_warnings():
                     warnings.simplefilter("ignore", RuntimeWarning)
                     restored = self._manager.restore(step, args=args)
                 plain = dict(restored["progress"])

@@ -2,11 +2,23 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
+
+_elsewhere: "set[StopRequest]" = set()  # those entered in other threads than the main one
+
+
+def ask_all(number: int) -> None:
+    """Asks every run that is at work in a thread of its own to stop, as if that signal had reached it."""
+    for request in list(_elsewhere):
+        request.signal = number
 
 
 class StopRequest:
-    """Whether the process was asked to stop; while entered, SIGTERM and SIGINT ask instead of killing."""
+    """Whether the process was asked to stop; while entered, SIGTERM and SIGINT ask instead of killing.
+
+    In another thread than the main one no signal arrives: who owns the process hands it on by `ask_all`.
+    """
 
     def __init__(self):
         self.signal: int | None = None
@@ -14,12 +26,15 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         self._before = {}
-        with contextlib.suppress(ValueError):  # not the main thread: whoever owns the process handles its signals
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._ask)
+        if threading.current_thread() is not threading.main_thread():
+            _elsewhere.add(self)
+            return self
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *_: object) -> None:
+        _elsewhere.discard(self)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -4,6 +4,7 @@ The order of things is fixed by the config and its seeds alone, and a checkpoint
 at any moment and started again ends with the same adapter, bit for bit.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -43,9 +44,10 @@ from jpeft.run.processes import from_first, is_first, wait_for_all
 from jpeft.train import cautions, fitting
 from jpeft.train.aftermath import write_aftermath
 from jpeft.train.device_fit import DeviceFit
+from jpeft.train.meeting import Meeting
 from jpeft.train.monitor import Monitor
 from jpeft.train.optimizer import AdamW
-from jpeft.train.programs import AnsweringPrograms, Programs, build_answering, build_programs
+from jpeft.train.programs import AnsweringPrograms, Programs, build_answering, build_programs, meeting_others
 from jpeft.train.progress import Progress
 from jpeft.train.schedule import three_point_schedule
 from jpeft.train.session import Session
@@ -145,6 +147,8 @@ class _Execution:
         if asked != run:
             graphdef = self._settle(asked, state, programs_of)
             run = self.run
+        if (meeting := self._meeting()) is not None:
+            self.programs = meeting_others(self.programs, meeting, self.setup.model.config)
         train = run.train
         assert train.max_epochs is not None, "Run.from_config fills it in"
         self.max_epochs = train.max_epochs
@@ -229,6 +233,10 @@ class _Execution:
         self.programs, graphdef = fit.programs(run.model.remat)
         return graphdef
 
+    def _meeting(self) -> Meeting | None:
+        """Where its calls meet those of other runs; None where there are none, or it does not share its base."""
+        return None if self.setup.method.trains_base else self.session.meeting
+
     def _prepare_data(self) -> tuple[Hashable, Data]:
         """The splits, and all that they were made from."""
         run, data, choices = self.run, self.run.data, self.run.data_choices()
@@ -297,8 +305,9 @@ class _Execution:
                 kept["zero_shot"] = self._test_untuned()
                 self.trainer.save()
             self.setup = dataclasses.replace(self.setup, untuned=None)  # full tuning's first step takes its buffers
-            self.trainer.train()
-            scored = self._test_best()
+            with contextlib.nullcontext() if (meeting := self._meeting()) is None else meeting.at_work():
+                self.trainer.train()
+                scored = self._test_best()
         return self._write_result(scored)
 
     def _go_on(self) -> None:
@@ -492,6 +501,7 @@ class _Execution:
             device=jax.devices()[0].device_kind,
             device_count=self.layout.mesh.size,
             mesh=self.layout.shape,
+            together=getattr(self.programs.accumulate, "widest", 1),
             settled=self.settled,
             versions=versions(),
             commit=commit(),

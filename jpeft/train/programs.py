@@ -1,7 +1,7 @@
 """The compiled functions of a run, laid out over its devices."""
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from flax import nnx
@@ -10,8 +10,10 @@ from jpeft.eval.generate import make_generate
 from jpeft.eval.labels import PackedLabels, make_label_log_probs
 from jpeft.eval.loss import make_loss
 from jpeft.mesh.layout import Layout
+from jpeft.model.family import Batch, family_with
 from jpeft.peft.method import Method
 from jpeft.program import Program
+from jpeft.train.meeting import Meeting
 from jpeft.train.optimizer import Optimizer
 from jpeft.train.session import Recent, spec
 from jpeft.train.step import StepSums, TrainState, make_accumulate, make_update
@@ -44,7 +46,10 @@ class AnsweringPrograms:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What a run calls on its devices: gradients of a micro-batch, the update, the loss of a batch, answers to one."""
+    """What a run calls on its devices: gradients of a micro-batch, the update, the loss of a batch, answers to one.
+
+    Of a run that is one of several in a process they are what asks together with the others (`MeetingProgram`).
+    """
 
     accumulate: Program
     update: Program
@@ -55,6 +60,32 @@ class Programs:
         """Seconds spent compiling so far."""
         training = self.accumulate.compile_seconds + self.update.compile_seconds
         return training + self.loss.compile_seconds + self.answering.compile_seconds()
+
+
+def meeting_others(programs: Programs, meeting: Meeting, config: Any) -> Programs:
+    """The programs of a run that is one of several in this process, which ask for the same ones together.
+
+    Args:
+      config: of the network, whose family makes batches alike.
+    """
+
+    def widen(batches: Sequence[Batch]) -> list[Batch]:
+        return family_with(config).widened(batches, config)
+
+    def joined(program: Any, *, batches: bool = False, shared: Sequence[int] = (1,)) -> Any:
+        return program and meeting.joined(program, shared=shared, widen=widen if batches else None)
+
+    answering = programs.answering
+    return Programs(
+        accumulate=joined(programs.accumulate, batches=True, shared=(2,)),
+        update=joined(programs.update, shared=()),
+        loss=joined(programs.loss, batches=True),
+        answering=dataclasses.replace(
+            answering,
+            generate=joined(answering.generate),
+            label_log_probs=joined(answering.label_log_probs),
+        ),
+    )
 
 
 def build_programs(

@@ -74,6 +74,8 @@ def test_a_cell_that_fails_keeps_its_traceback_and_the_exit_status_says_so(grid_
         (["--config.train.seed=1"], "--config.train.seed is a grid's --seeds"),
         (["--limit=0"], "--limit is 0"),
         (["--jobs=0"], "--jobs is 0"),
+        (["--fuse=0"], "--fuse is '0'; expected auto, or a number from 1 to 64"),
+        (["--fuse=2", "--launcher=ray"], "--fuse is for --launcher local"),
         (["--tasks=,"], "--tasks is empty"),
         (["--config.train.sed=1"], "did you mean config.train.seed?"),
         (["--only=nothing"], "--only 'nothing' matches none"),
@@ -156,6 +158,24 @@ def test_being_told_to_stop_saves_what_is_at_work_and_a_killed_worker_is_replace
     assert b"error: interrupted; the same command goes on from there" in errors
     assert "stopped by" not in (first / "log.txt").read_text()
     assert any((tmp_path / "grid/lora_samsum_low_seed0/checkpoint").iterdir())
+
+
+@pytest.mark.slow
+def test_cells_side_by_side_are_as_one_after_the_other_also_when_killed(grid_flags, tmp_path):
+    flags = ["--methods=lora,prompt", "--tasks=agnews", "--seeds=0,1"]
+    flags += ["--config.train.max_epochs=12", "--config.train.patience=12"]
+    assert start(grid_flags(tmp_path / "alone", *flags)).wait() == 0
+    killed = tmp_path / "killed"
+    grid = start(grid_flags(killed, *flags, "--fuse=auto"))
+    wait_for(killed / "lora_agnews_low_seed1/checkpoint")
+    grid.kill()
+    grid.wait()
+    assert not list(killed.glob("*/result.json")), "the kill came too late"
+    assert start(grid_flags(killed, *flags, "--fuse=auto")).wait() == 0
+    for name in sorted(path.parent.name for path in (tmp_path / "alone").glob("*/result.json")):
+        ours, alone = (json.loads((tmp_path / d / name / "result.json").read_text()) for d in ("killed", "alone"))
+        assert ours["validation_losses"] == pytest.approx(alone["validation_losses"], abs=1e-5)
+        assert (ours["together"], alone["together"]) == (2, 1)
 
 
 def wait_for(path: Path) -> None:

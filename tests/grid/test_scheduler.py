@@ -30,8 +30,8 @@ def cell(name: str, seed: int = 0) -> Cell:
 class PretendedPool:
     """Does every job at once, as `act` says; the job's outcome, or None for a worker that dies."""
 
-    def __init__(self, size: int, act: Callable[[Job], Outcome | None]):
-        self.size, self.act = size, act
+    def __init__(self, size: int, act: Callable[[Job], Outcome | None], lanes: int = 1):
+        self.size, self.act, self.lanes = size, act, lanes
         self.begun: list[tuple[int, str]] = []
         self._events: list[Event] = []
 
