@@ -87,6 +87,7 @@ class MethodConfig:
       prompt_length, prompt_init: of prompt; init is `vocabulary` or `uniform`.
       bottleneck, placement, activation: of adapter: its width; `houlsby` (after attention and feed-forward) or
         `pfeiffer` (after the feed-forward alone); gelu, relu or silu.
+      lora_init: of lora: `plain`, or `pissa`, from the principal part of each map.
       prefix_length, prefix_init, prefix_projection: of prefix; init is `vocabulary` or `normal`, the last the hidden
         width of a network that makes keys and values while they train, 0 for none.
       projection_seed: of vera: that its random matrices are made from.
@@ -107,6 +108,7 @@ class MethodConfig:
     alpha: float | None = None
     rank_stabilized: bool | None = None
     b_rate_ratio: float | None = None
+    lora_init: str | None = None
     prompt_length: int | None = None
     prompt_init: str | None = None
     bottleneck: int | None = None

@@ -28,7 +28,7 @@ from jpeft.peft.interchange import LARGEST_NUMBER
 from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS
 from jpeft.peft.sites import Site, sites
-from jpeft.peft.variables import Adapter
+from jpeft.peft.variables import Adapter, Frozen
 from jpeft.words import one_line
 
 OURS, PEFTS = "jpeft_adapter.json", "adapter_config.json"
@@ -54,7 +54,8 @@ def save_adapter(model: nnx.Module, method: Method, chosen: Sequence[Site], dire
     if method.trains_base and not jax.tree.leaves(nnx.state(model, nnx.Param)):
         save_model(model, directory, kind=Adapter)
         return (directory / "model.safetensors").stat().st_size
-    method, tensors = method.kept({name: np.asarray(value) for name, value in named_leaves(model, Adapter).items()})
+    leaves = named_leaves(model, Adapter) | named_leaves(model, Frozen)
+    method, tensors = method.kept({name: np.asarray(value) for name, value in leaves.items()})
     if peft_lacks(method, chosen, model) is None:
         layout, config = PEFTS, peft_config(model, method, chosen)
         tensors = peft_tensors(model, type(method), tensors)

@@ -82,6 +82,8 @@ class Dora(Lora):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.init != "plain":
+            raise UserError(f"dora begins with B at 0; init={self.init!r} is of lora.")
         if self.scaling_vectors:
             raise UserError("dora has no scaling vectors; they are of lora in the paper's reading.")
 

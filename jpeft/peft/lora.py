@@ -18,7 +18,7 @@ from jpeft.peft.method import AddedModules
 from jpeft.peft.rows import Leaves, Rescale, Rows, each
 from jpeft.peft.selection import Selection
 from jpeft.peft.sites import ATTENTION_ROLES, Site
-from jpeft.peft.variables import Adapter
+from jpeft.peft.variables import Adapter, Frozen
 from jpeft.peft.views import Original
 
 
@@ -58,6 +58,38 @@ class ScaledLoraSite(LoraSite):
         return super().fold(scaled, None if bias is None else bias * self.scale_out[...])
 
 
+class PissaSite(LoraSite):
+    """`y = W x + scale * (B A - B0 A0) x`, where `scale * B0 A0` is the principal part of W (Meng et al. 2024, eq. 3).
+
+    A and B start as A0 and B0. The authors train on what is left of W without its principal part; here W stays as it is
+    and what was there at first is taken off again, by small differences, which bfloat16 keeps.
+    """
+
+    def __init__(self, lora_a: Float[Array, "d_in rank"], d_out: int, scale: float):
+        super().__init__(lora_a, d_out, scale)
+        self.first_a, self.first_b = Frozen(jnp.zeros_like(lora_a)), Frozen(jnp.zeros((lora_a.shape[1], d_out)))
+
+    def begin(self, kernel: Float[Array, "*layers d_in d_out"]) -> None:
+        """Sets A and B by the largest singular values of W (eq. 2), whose roots both have."""
+        u, values, v = jnp.linalg.svd(kernel.astype(jnp.float32), full_matrices=False)
+        rank = self.lora_a.shape[-1]
+        roots = jnp.sqrt(values[..., :rank] / self.scale)
+        a, b = u[..., :rank] * roots[..., None, :], roots[..., :, None] * v[..., :rank, :]
+        self.lora_a, self.lora_b = Adapter(a), Adapter(b)
+        self.first_a, self.first_b = Frozen(jnp.array(a, copy=True)), Frozen(jnp.array(b, copy=True))
+
+    def __call__(self, compute: Original, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+        first_a, first_b = self.first_a[...], self.first_b[...]
+        of_a = (x @ (self.lora_a[...] - first_a).astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
+        of_b = (x @ first_a.astype(x.dtype)) @ (self.lora_b[...] - first_b).astype(x.dtype)
+        update = of_a.astype(jnp.float32) + of_b.astype(jnp.float32)
+        return added(compute(x), update * self.scale)
+
+    def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
+        folded, bias = super().fold(kernel, bias)
+        return folded - self.scale * jnp.matmul(self.first_a[...], self.first_b[...], precision="highest"), bias
+
+
 class LoraEmbedding(LoraSite):
     """`y = E[i] + scale * A[i] B`: LoRA of a table, of which A holds a row for each row."""
 
@@ -95,6 +127,7 @@ class Lora(AddedModules, PeftLayout):
       alpha: the update is multiplied by `alpha / rank`, or `alpha / sqrt(rank)` when `rank_stabilized`.
       scaling_vectors: the rank-one input and output scaling of T-Few's layer; False is LoRA as published.
       rank_stabilized: rsLoRA (Kalajdzievski 2023), which keeps the update's size as the rank grows.
+      init: `plain`, A random and B 0; or `pissa`, both from the principal part of the matrix (Meng et al. 2024).
       b_rate_ratio: the learning rate of B over that of A: LoRA+ (Hayou et al. 2024), whose authors advise 16.
     """
 
@@ -104,12 +137,15 @@ class Lora(AddedModules, PeftLayout):
         "alpha": "alpha",
         "rank_stabilized": "rank_stabilized",
         "b_rate_ratio": "b_rate_ratio",
+        "lora_init": "init",
     }
     leaf_axes: ClassVar = {
         "lora_a": ("in", None),
         "lora_b": (None, "out"),
         "scale_in": ("in",),
         "scale_out": ("out",),
+        "first_a": ("in", None),
+        "first_b": (None, "out"),
     }
     sizes: ClassVar = {"rank": ("lora_a", -1)}
     ablations: ClassVar = HALVES | {
@@ -126,7 +162,15 @@ class Lora(AddedModules, PeftLayout):
     rank_stabilized: bool = False
     b_rate_ratio: float = dataclasses.field(default=1.0, compare=False)  # of training, not of what an adapter does
 
+    init: str = "plain"
+
     def __post_init__(self):
+        if self.init not in ("plain", "pissa"):
+            raise UserError(f"method.lora_init is {self.init!r}; expected plain or pissa.")
+        if self.init == "pissa" and self.scaling_vectors:
+            raise UserError("method.lora_init=pissa is of plain LoRA; set method.reading=official.")
+        if self.init == "pissa" and not self.alpha > 0:
+            raise UserError(f"method.alpha is {self.alpha}; with method.lora_init=pissa expected more than 0.")
         if self.rank < 1:
             raise UserError(f"method.rank is {self.rank}; a LoRA update needs a rank of at least 1.")
         if not self.b_rate_ratio > 0:
@@ -134,16 +178,26 @@ class Lora(AddedModules, PeftLayout):
 
     @classmethod
     def official(
-        cls, rank: int = 8, alpha: float = 16.0, rank_stabilized: bool = False, b_rate_ratio: float = 1.0
+        cls,
+        rank: int = 8,
+        alpha: float = 16.0,
+        rank_stabilized: bool = False,
+        b_rate_ratio: float = 1.0,
+        init: str = "plain",
     ) -> "Lora":
         """Plain LoRA, which Hugging Face PEFT can hold."""
         return cls(
-            rank=rank, alpha=alpha, scaling_vectors=False, rank_stabilized=rank_stabilized, b_rate_ratio=b_rate_ratio
+            rank=rank,
+            alpha=alpha,
+            scaling_vectors=False,
+            rank_stabilized=rank_stabilized,
+            b_rate_ratio=b_rate_ratio,
+            init=init,
         )
 
     @property
     def kinds(self) -> tuple[str, ...]:  # T-Few's vectors rescale what goes in, and a table is asked with integers
-        return ("linear",) if self.scaling_vectors else ("linear", "embedding")
+        return ("linear",) if self.scaling_vectors or self.init == "pissa" else ("linear", "embedding")
 
     @property
     def scale(self) -> float:
@@ -159,23 +213,51 @@ class Lora(AddedModules, PeftLayout):
         shape = (site.d_in, self.rank)
         if self.scaling_vectors:
             return ScaledLoraSite(0.01 * jax.random.normal(key, shape), site.d_out, self.scale)
+        if self.init == "pissa":
+            return PissaSite(jnp.zeros(shape), site.d_out, self.scale)
         bound = site.d_in**-0.5  # as in the authors' code: Kaiming-uniform with a = sqrt(5)
         lora_a = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
         if site.kind == "embedding":
             return LoraEmbedding(jax.random.normal(key, shape), site.d_out, self.scale)
         return LoraSite(lora_a, site.d_out, self.scale)
 
+    def start(self, adapter, place):
+        if self.init == "pissa":
+            kernel = place.view.matrix(place.module)
+            if self.rank > min(kernel.shape[-2:]):
+                raise UserError(
+                    f"method.rank is {self.rank}, and {place.sites[0].path} is {kernel.shape[-2]} by "
+                    f"{kernel.shape[-1]}: it has no so many singular values for method.lora_init=pissa."
+                )
+            adapter.begin(kernel)
+
+    def kept(self, leaves: Tensors) -> tuple["Lora", Tensors]:
+        """PiSSA as a plain LoRA of twice the rank, on the base as it was: `B A - B0 A0 = [B, -B0] [A; A0]`."""
+        if self.init != "pissa":
+            return self, leaves
+        sign = {"lora_a": 1, "lora_b": -1}
+        joined = {}
+        for name, value in leaves.items():
+            path, _, leaf = name.rpartition("/")
+            if leaf in sign:
+                first = leaves[f"{path}/{leaf.replace('lora', 'first')}"]
+                joined[name] = np.concatenate([value, sign[leaf] * first], axis=1 if leaf == "lora_a" else 0)
+        alpha = self.alpha * (2**0.5 if self.rank_stabilized else 2)  # which keeps the scale
+        return dataclasses.replace(self, rank=2 * self.rank, alpha=alpha, init="plain"), joined
+
     # --- in words ---
 
     def describe(self) -> str:
         parts = [f"LoRA of rank {self.rank}, alpha {self.alpha:g}"]
         parts += ["scaled by alpha / sqrt(rank)"] if self.rank_stabilized else []
+        parts += ["from the principal part of each map (PiSSA)"] if self.init == "pissa" else []
         parts += [f"B at {self.b_rate_ratio:g} times the rate of A"] if self.b_rate_ratio != 1 else []
         parts += ["with input and output scaling vectors"] if self.scaling_vectors else []
         return ", ".join(parts)
 
     def flags(self) -> dict[str, Any]:
         more = {"rank_stabilized": True} if self.rank_stabilized else {}
+        more |= {"lora_init": self.init} if self.init != "plain" else {}
         more |= {"b_rate_ratio": self.b_rate_ratio} if self.b_rate_ratio != 1 else {}
         return {"rank": self.rank, "alpha": self.alpha, **more}
 
@@ -197,6 +279,8 @@ class Lora(AddedModules, PeftLayout):
         return (Rescale(), LowRank()) if self.scaling_vectors else (LowRank(),)
 
     def row_leaves(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self.init == "pissa":
+            raise UserError("an adapter that began by PiSSA is a plain LoRA once it is saved; save it and add that.")
         # The scale is not multiplied into B: the same products in the same order give the same logits, to the last bit.
         turned = {"lora_a": leaves["lora_a"].T, "lora_scale": np.full(1, self.scale, np.float32)}
         return {**leaves, **turned}

@@ -124,7 +124,11 @@ class Method(abc.ABC):
     # --- after training ---
 
     def kept(self, leaves: Tensors) -> tuple["Method", Tensors]:
-        """What a file holds of a trained adapter: method and leaves by name, which do the same. By default these."""
+        """What a file holds of a trained adapter: method and leaves by name, which do the same. By default these.
+
+        Args:
+          leaves: those that train, and those that are `Frozen`.
+        """
         return self, leaves
 
     # --- in the step ---

@@ -41,6 +41,7 @@ METHODS = {
     "lora": Lora(),
     "lora_official": Lora.official(rank=3),
     "lora_rank_stabilized": Lora.official(rank=4, rank_stabilized=True),
+    "lora_pissa": Lora.official(rank=4, init="pissa"),
     "ia3": Ia3(),
     "ia3_official": Ia3.official(),
     "bitfit": BitFit(),
@@ -64,6 +65,7 @@ COUNTS = {
     "lora": 6 * 4 * (2 * (16 + 8) + (16 + 8)),
     "lora_official": 6 * 2 * 3 * (16 + 8),
     "lora_rank_stabilized": 6 * 2 * 4 * (16 + 8),
+    "lora_pissa": 6 * 2 * 4 * (16 + 8),
     "ia3": 6 * 2 * (16 + 8) + 4 * (16 + 24),
     "ia3_official": 6 * 2 * 8 + 4 * 24,
     "bitfit": 6 * (3 * 8 + 16) + 4 * (2 * 24 + 16),
@@ -218,7 +220,7 @@ def test_save_and_load_round_trips(name, tiny_t5, batch, key, tmp_path):
     save_adapter(model, method, select(tiny_t5, method), tmp_path, base_name="tiny")
     loaded, loaded_method, sites = load_adapter(tmp_path, tiny_t5)
     assert type(loaded_method) is type(method) and sites == select(tiny_t5, method)
-    if name == "prefix_network":  # which is left behind
+    if name in ("prefix_network", "lora_pissa"):  # whose network is left behind; which is a LoRA of twice the rank
         np.testing.assert_allclose(logits(loaded, batch), logits(model, batch), atol=1e-5)
         return
     np.testing.assert_array_equal(logits(loaded, batch), logits(model, batch))
@@ -255,6 +257,19 @@ def test_lora_tree(tiny_t5, key):
         f"{site}/scale_in": "f32[2,16]",
         f"{site}/scale_out": "f32[2,8]",
     }
+
+
+def test_pissa_begins_by_the_principal_part_of_each_map_and_is_kept_as_a_lora_of_twice_the_rank(tiny_t5, key, tmp_path):
+    method = METHODS["lora_pissa"]
+    model = adapted("lora_pissa", tiny_t5, key)
+    leaves, path = named_leaves(model, Adapter), "decoder/layers/1/self_attention/q"
+    kernel = np.asarray(named_leaves(tiny_t5, nnx.Param)[f"{path}/kernel"])
+    left = kernel - method.scale * leaves[f"{path}/lora_a"] @ leaves[f"{path}/lora_b"]
+    values = np.linalg.svd(kernel, compute_uv=False)
+    np.testing.assert_allclose(np.linalg.svd(left, compute_uv=False)[:4], values[4:], atol=1e-5)
+    assert values[3] > 10 * 1e-5  # there is something to take off
+    save_adapter(model, method, select(tiny_t5, method), tmp_path, base_name="tiny")
+    assert load_adapter(tmp_path, tiny_t5)[1] == Lora.official(rank=8, alpha=32.0)
 
 
 def test_attaching_leaves_the_model_that_it_was_given_as_it_was(tiny_t5, batch, key):

@@ -48,6 +48,7 @@ CASES = {
     # Scaled as trained adapters are: at alpha 16 the update outweighs its kernel, and half an ulp moves logits by 4e-4.
     "lora_rank_stabilized": (Lora.official(rank=4, alpha=2.0, rank_stabilized=True), Selection()),
     "adalora": (AdaLora(rank=2, alpha=1.0), Selection()),
+    "lora_pissa": (Lora.official(rank=4, init="pissa"), Selection()),
     "ia3": (Ia3(), Selection()),
     "ia3_official": (Ia3.official(), Selection()),
     "ln": (NormTuning(), Selection()),

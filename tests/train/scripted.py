@@ -180,6 +180,16 @@ def traced(program: Program, *args: Any) -> str:
     key = (program, spec(args))
     if key not in _TRACED:
         made = jax.make_jaxpr(program.function)(*args)
-        constants = [np.asarray(constant) for constant in made.consts]
-        _TRACED[key] = digest(re.sub(r"0x[0-9a-f]+", "", str(made)), *constants)
+        _TRACED[key] = digest(re.sub(r"0x[0-9a-f]+", "", str(made)), *_constants(made))
     return _TRACED[key]
+
+
+def _constants(jaxpr: Any) -> list[np.ndarray]:
+    """Arrays that stand in a program itself, of which its text says the shape alone."""
+    found = [np.asarray(constant) for constant in getattr(jaxpr, "consts", ())]
+    for equation in jaxpr.eqns:
+        found += [np.asarray(operand.val) for operand in equation.invars if np.ndim(getattr(operand, "val", 0))]
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else [value]:
+                found += _constants(inner) if hasattr(inner, "eqns") else []
+    return found

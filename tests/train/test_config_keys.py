@@ -77,6 +77,7 @@ CHANGES: dict[str, Change] = {
     "method.rank": Change(3, TREES),
     "method.alpha": Change(2.0, PROGRAMS),
     "method.rank_stabilized": Change(True, PROGRAMS),
+    "method.lora_init": Change("pissa", {"base", "start", *PROGRAMS}, {"method.reading": "official"}),
     "method.b_rate_ratio": Change(16.0, {"update"}),
     "method.prompt_length": Change(7, TREES, PROMPT),
     "method.prompt_init": Change("uniform", {"start"}, PROMPT),
