@@ -57,11 +57,12 @@ class Probe:
     merged: np.ndarray
 
     @classmethod
-    def of(cls, base: Any, adapted: Any, merged: Any, *, directory: Path) -> "Probe":
+    def of(cls, base: Any, adapted: Any, merged: Any, *, directory: Path | None) -> "Probe":
         """Runs the three; all of the same base and with float32 activations.
 
         Args:
-          directory: of the base, which is read a second time in another way.
+          directory: of the base, which is read a second time in another way; None of one that was rounded, which no
+            file holds.
 
         Raises:
           RunFailed: a logit of the adapted or the merged model is not finite, the base is another to the second reader,
@@ -70,7 +71,8 @@ class Probe:
         probe = cls(probe_logits(base), probe_logits(adapted), probe_logits(merged))
         if not (np.isfinite(probe.adapted).all() and np.isfinite(probe.merged).all()):
             raise RunFailed("the model with its adapter gives logits that are not finite; is the adapter damaged?")
-        _read_again(probe.base, directory, base.config)
+        if directory is not None:
+            _read_again(probe.base, directory, base.config)
         if not _agree(probe.adapted, probe.merged):
             raise RunFailed(
                 f"the merged weights give logits that differ by up to {_largest(probe.adapted, probe.merged):.3g} from "

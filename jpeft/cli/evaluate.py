@@ -36,6 +36,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     what.add_argument("--adapter", type=path, metavar="DIR", help="a run's directory, or an adapter's")
     what.add_argument("--model", metavar="NAME", help="mini, smollm2, a hub id, a directory or a GGUF file")
     what.add_argument("--dtype", help="auto, float32 or bfloat16 (default: the run's, or auto)")
+    what.add_argument(
+        "--quantization", metavar="HOW", help="of the base: none, int8, nf4, nf4,double (default: the run's, or auto)"
+    )
     rows = parser.add_argument_group("what is judged")
     rows.add_argument("--data", type=path, required=True, metavar="FILE", help="rows with their right answers")
     rows.add_argument("--split", default="test", metavar="NAME", help="which split of a directory (default: test)")
@@ -83,8 +86,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         answer=arguments.answer,
         num_beams=arguments.num_beams,
         dtype=arguments.dtype,
+        quantization=arguments.quantization,
         metrics=arguments.metrics,
     )
+    if (line := source.in_other_bits(test.quantization)) is not None:
+        display.say(line)
     name, rows = test.read(arguments.data, arguments.split, arguments.input)
     total = len(next(iter(rows.values()))) * (2 if test.answer == "score" else 1)
     with display.task(str(arguments.data), total) as bar:

@@ -14,6 +14,8 @@ _DESCRIPTION = """Merges an adapter into its base: a directory that transformers
 
 LoRA, the paper's scaled LoRA and both readings of (IA)3 are changes of weights and can be merged. BitFit where the base
 has no biases (a T5) and prompt tuning (its vectors are a part of the input) cannot; full tuning leaves a whole model.
+An adapter trained on a base in 8 or 4 bits is merged into the wide weights, which are not those that it was trained
+on; with --quantization, into the numbers that the rounded ones stand for. A directory in few bits is made wide.
 Weights are merged in float32 and rounded once, when they are written. How far the logits then are from those of base
 and adapter is measured on random tokens, before rounding and again from the files that were written. Both the base and
 what was written are also read by a second reader, which shares no code with the first; where the two disagree, or the
@@ -32,6 +34,11 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("adapter", type=path, metavar="RUN_OR_ADAPTER", help="a run's directory, or an adapter's")
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="the new model; new or empty")
     parser.add_argument("--model", metavar="BASE", help="hub id or directory (default: the base the adapter names)")
+    parser.add_argument(
+        "--quantization",
+        metavar="HOW",
+        help="merge into the numbers of a base in int8, nf4 or nf4,double (default: into the wide weights)",
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights (default: the base's)")
     parser.add_argument("--json", action="store_true", help="print what was measured as JSON")
     parser.set_defaults(run=_merge)
@@ -46,6 +53,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     from jpeft.adapters.merge import Probe, refuse_unmergeable_file, stored_dtype
     from jpeft.cli.output import output_directory
     from jpeft.model.family import family_in, load_model, save_model
+    from jpeft.model.quantized import Quantization, is_quantized
     from jpeft.model.settings import pass_on, settings_of
     from jpeft.model.source import resolve
     from jpeft.peft.merging import merge
@@ -56,12 +64,17 @@ def _merge(arguments: argparse.Namespace) -> int:
     name = base_of(found, arguments.model)
     directory = resolve(name, **words_for(found, arguments.model), report=lambda line: print(line, file=sys.stderr))
     refuse_unmergeable_file(found.directory, directory)
+    # Files in few bits are opened as they are; wide ones are not rounded unless asked for.
+    quantization = None if arguments.quantization is None else Quantization.parse(arguments.quantization)
+    note = _of_bits(task, arguments.quantization)
+    if note is not None:
+        print(f"note     {note}", file=sys.stderr)
     with output_directory(arguments.out) as out:
-        base = load_model(directory)
+        base = load_model(directory, quantization=quantization)
         tokenizer = family_in(directory).tokenizer(directory, base.config)
         adapted, method, sites = load_adapter(found.directory, base)
         merged = merge(adapted)
-        probe = Probe.of(base, adapted, merged, directory=directory)
+        probe = Probe.of(base, adapted, merged, directory=None if is_quantized(base) else directory)
         del base, adapted  # of a large model: room for what is read back
         dtype = np.dtype(arguments.dtype or stored_dtype(directory))
         save_model(merged, out, dtype=dtype)
@@ -90,3 +103,16 @@ def _merge(arguments: argparse.Namespace) -> int:
     print(f'next     {family.auto_class}.from_pretrained("{arguments.out}"); here')
     print(f"         --config.model.name={arguments.out}")
     return 0
+
+
+def _of_bits(task, quantization: str | None) -> str | None:
+    """What is to be said where an adapter's base was in few bits in its run, or is here; None where neither."""
+    made = "auto" if task is None else task.quantization
+    if quantization not in (None, "auto", "none"):
+        return f"merges into the numbers that {quantization} has for the base's maps, not into the wide weights"
+    if made in ("auto", "none"):
+        return None
+    return (
+        f"the adapter was trained on its base in {made} and is merged into the weights as their files have them; "
+        f"--quantization {made} merges into those that it was trained on"
+    )

@@ -45,6 +45,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     what.add_argument("--model", metavar="NAME", help="mini, smollm2, a hub id, a directory or a GGUF file")
     what.add_argument("--adapter", type=path, metavar="DIR", help="a run's directory, or an adapter's")
     what.add_argument("--dtype", help="auto, float32 or bfloat16 (default: the run's, or auto)")
+    what.add_argument(
+        "--quantization", metavar="HOW", help="of the base: none, int8, nf4, nf4,double (default: the run's, or auto)"
+    )
     rows = parser.add_argument_group("what is answered")
     rows.add_argument("--input", metavar="FILE", help="- is standard input (default)")
     rows.add_argument("--format", choices=_FORMATS, help="default: by FILE's ending, or the first line")
@@ -108,7 +111,10 @@ def _predict(arguments: argparse.Namespace) -> int:
             num_beams=arguments.num_beams,
             batch_size=arguments.batch_size,
             dtype=arguments.dtype,
+            quantization=arguments.quantization,
         )
+        if (line := source.in_other_bits(call.quantization)) is not None:
+            meter.say(line)
         if given.from_terminal:
             meter.say("reads lines from the terminal; Ctrl-D ends them")
         if arguments.output is None:

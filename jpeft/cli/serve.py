@@ -56,6 +56,12 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="of weights and activations (auto: bfloat16 on an accelerator, float32 otherwise)",
     )
     parser.add_argument(
+        "--quantization",
+        default="auto",
+        metavar="HOW",
+        help="of the base: none, int8, nf4, nf4,double (auto: as its files have it)",
+    )
+    parser.add_argument(
         "--also-base", action="append", default=[], metavar="NAME", help="what adapters may call the base, besides BASE"
     )
     parser.add_argument(
@@ -156,6 +162,7 @@ def _service(arguments: argparse.Namespace) -> "Service":
         capacity=arguments.capacity,
         room=tuple(arguments.room),
         follow_links=arguments.follow_links,
+        quantization=arguments.quantization,
     )
     limits = Limits(
         inputs=arguments.max_inputs,

@@ -13,6 +13,8 @@ from jpeft.files import check_fields, read_json_object, write_whole
 TASK_FILE = "task.json"
 ANSWERS = ("generate", "score")  # how a test row is answered
 DTYPES = ("auto", "float32", "bfloat16")
+# Of a base, as jpeft.model.quantized has them in words.
+QUANTIZED = ("auto", "none", *(f"{kind}{wo}" for kind in ("int8", "nf4", "nf4,double") for wo in ("", ",wo")))
 MOST_SCORED = 100  # labels that are scored unasked: each costs as much as a short answer
 
 # What a stranger's file may ask for. A run's own stay far below.
@@ -38,6 +40,7 @@ _KEYS = {
     "answer": str,
     "num_beams": int,
     "dtype": str,
+    "quantization": str,
     "metrics": list,
 }
 
@@ -59,6 +62,7 @@ class TaskOfRun:
       answer: how the run's own test answered, as `eval.answer` of its config.
       num_beams: of that test's generation.
       dtype: as `model.dtype` of the run.
+      quantization: of the run's base, such as `nf4,double`; `auto` as its files have it.
       metrics: names of what the run's answers were judged by, where it was asked for any. Names only: that of a
         function (`module:name`) is not imported for standing here.
     """
@@ -77,6 +81,7 @@ class TaskOfRun:
     answer: str = "generate"
     num_beams: int = 1
     dtype: str = "auto"
+    quantization: str = "auto"
     metrics: tuple[str, ...] = ()
 
     @classmethod
@@ -87,6 +92,7 @@ class TaskOfRun:
         answer: str,
         num_beams: int,
         dtype: str,
+        quantization: str = "auto",
         input: str | None = None,
         options: str | None = None,
         chat_template: str | None = None,
@@ -107,6 +113,7 @@ class TaskOfRun:
             answer=answer,
             num_beams=num_beams,
             dtype=dtype,
+            quantization=quantization,
             metrics=task.metrics,
         )
 
@@ -183,6 +190,7 @@ class TaskOfRun:
             ("kind", made.kind, KINDS),
             ("answer", made.answer, ANSWERS),
             ("dtype", made.dtype, DTYPES),
+            ("quantization", made.quantization, QUANTIZED),
         ):
             if value not in known:
                 raise RunFailed(f"{path}: {key} is {value[:40]!r}; expected {' or '.join(known)}.")

@@ -14,19 +14,21 @@ import numpy as np
 from flax import nnx
 
 from jpeft.errors import UserError
-from jpeft.leaves import Devices, Part, named_leaves, on_first_device
+from jpeft.leaves import WIDE, Devices, Part, named_leaves, on_first_device
+from jpeft.model.bitsandbytes import packed_tensors, to_file
 from jpeft.model.decoder import Decoder
 from jpeft.model.decoder_config import DecoderConfig
 from jpeft.model.quantized import Quantization
 from jpeft.model.weights import (
     BUFFERS,
     Checkpoint,
+    Filling,
     are_equal,
-    fill_weights,
     open_checkpoint,
     read_values,
     refuse_misfits,
     refuse_oversize,
+    said_of,
     write_model,
 )
 from jpeft.words import one_line
@@ -199,7 +201,11 @@ def load_tensors(
         rows = fused_rows(config, at.third)[part[-1]]
         return tensors.read(file, (whole, *part[:-1]))[rows].T
 
-    fill_weights(model, read, stored_dtype or dtype, place, quantization)
+    def stored_name(name: str) -> tuple[str, int | None]:
+        return stored_as(name, (0, 0))[0], stored(config, name).third
+
+    filling = Filling(model, tensors, read, stored_name, lambda third: fused_rows(config, third), source)
+    filling.fill(stored_dtype or dtype, place, quantization)
     return model
 
 
@@ -222,7 +228,15 @@ def save(model: Decoder, directory: Path, *, kind: type[nnx.Variable] = nnx.Para
       dtype: of the stored weights; None keeps each as it is.
     """
     config, weights, fused = model.config, {}, {}
-    for name, value in named_leaves(model, kind).items():
+    packed = packed_tensors(model)
+    if packed and is_fused(config):
+        raise UserError(
+            f"a {config.model_type} has queries, keys and values in one map of its files, which in 8 or 4 bits is not "
+            "written; save it wide, and quantise it when it is loaded."
+        )
+    for name, (form, leaves) in packed.items():
+        weights |= to_file(stored(config, f"{name}/kernel").name, form, leaves)
+    for name, value in named_leaves(model, WIDE if kind is nnx.Param else kind).items():
         at = stored(config, name)
         host = np.asarray(value if dtype is None else value.astype(dtype))
         host = np.ascontiguousarray(host.T if at.transposed else host)
@@ -235,4 +249,4 @@ def save(model: Decoder, directory: Path, *, kind: type[nnx.Variable] = nnx.Para
         for third, rows in thirds.items():
             whole[fused_rows(config, third)] = rows
         weights[name] = whole
-    write_model(directory, weights, config.to_dict())
+    write_model(directory, weights, config.to_dict() | said_of(packed, ["lm_head"]))

@@ -226,6 +226,24 @@ def quantize_magnitudes(absmax: Float[np.ndarray, "blocks d_out"]) -> dict[str, 
     return {"absmax": np.ascontiguousarray(codes), "outer_absmax": outer, "absmax_mean": np.asarray(mean)}
 
 
+def host_dequantized(form: Form, leaves: Mapping[str, np.ndarray]) -> Float[np.ndarray, "d_in d_out"]:
+    """The map that leaves on the host stand for, float32."""
+    codes = leaves["codes"]
+    if form.kind == "int8":
+        return codes.astype(np.float32) * (leaves["channel_absmax"] * np.float32(1 / 127))
+    values = NF4[np.stack([codes >> 4, codes & 15], axis=1).reshape(form.d_in, form.d_out)]
+    return values * np.repeat(host_magnitudes(form, leaves), BLOCK, axis=0)[: form.d_in]
+
+
+def host_magnitudes(form: Form, leaves: Mapping[str, np.ndarray]) -> Float[np.ndarray, "blocks d_out"]:
+    """As `magnitudes`, on the host."""
+    absmax = leaves["absmax"]
+    if not form.double:
+        return absmax
+    outer = np.repeat(leaves["outer_absmax"], OUTER_BLOCK)[: absmax.size]
+    return DYNAMIC[absmax] * outer.reshape(form.d_out, form.blocks).T + leaves["absmax_mean"]
+
+
 # --- making them wide again ---
 
 

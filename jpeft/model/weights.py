@@ -24,8 +24,17 @@ from safetensors.numpy import save_file
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object, write_whole
 from jpeft.leaves import WIDE, Devices, Part, Read, fill, named_leaves, on_first_device, stacked_leaves
+from jpeft.model.bitsandbytes import Packed, file_forms, packed_tensors, quantization_config, to_file
 from jpeft.model.gguf import is_gguf
-from jpeft.model.quantized import Quantization, chosen_forms, fill_quantized, from_kernels, quantize_modules
+from jpeft.model.quantized import (
+    Form,
+    Quantization,
+    chosen_forms,
+    fill_quantized,
+    from_kernels,
+    host_magnitudes,
+    quantize_modules,
+)
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import MOST_CONFIG_BYTES, T5Config
 from jpeft.words import one_line
@@ -85,6 +94,11 @@ class Checkpoint(abc.ABC):
     def read(self, name: str, part: Part) -> np.ndarray:
         """Reads one weight from the files, or only the slice `part` of it."""
 
+    @property
+    def packed(self) -> Packed | None:
+        """What is there in 8 or 4 bits, and is read as float32 by `read`; None where nothing is."""
+        return None
+
 
 class _Safetensors(Checkpoint):
     def __init__(self, files: list[Path]):
@@ -100,14 +114,34 @@ class _Safetensors(Checkpoint):
                     )
                 self._file_of[name] = path
 
+        packed = Packed(set(self._file_of), self._stored_shape, self._stored, str(files[0].parent))
+        self._packed = packed if packed.maps else None
+
+    @property
+    def packed(self) -> Packed | None:
+        return self._packed
+
     def names(self) -> set[str]:
-        return set(self._file_of)
+        return set(self._file_of) - (set() if self._packed is None else self._packed.beside)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        if self._packed is not None and name in self._packed.maps:
+            return self._packed.maps[name].shape
+        return self._stored_shape(name)
+
+    def _stored_shape(self, name: str) -> tuple[int, ...]:
         with safe_open(self._file_of[name], framework="numpy") as file:
             return tuple(file.get_slice(name).get_shape())
 
+    def _stored(self, name: str) -> np.ndarray:
+        path = self._file_of[name]
+        with _damage(path, SafetensorError, OSError, KeyError, TypeError, AttributeError):
+            with safe_open(path, framework="numpy") as file:
+                return file.get_tensor(name)
+
     def read(self, name: str, part: Part) -> np.ndarray:
+        if self._packed is not None and name in self._packed.maps:
+            return self._packed.wide(name, part)
         path = self._file_of[name]
         with _damage(path, SafetensorError, OSError, KeyError, TypeError, AttributeError):  # a dtype NumPy has not
             with safe_open(path, framework="numpy") as file:
@@ -407,26 +441,66 @@ def load(
         source = found_as.get(stored, stored)
         return checkpoint.read(source, part[::-1]).T if transposed else checkpoint.read(source, part)
 
-    fill_weights(model, read, stored_dtype or dtype, place, quantization)
+    filling = Filling(model, checkpoint, read, lambda name: (stored_as(name, ())[0], None), None, str(directory))
+    filling.fill(stored_dtype or dtype, place, quantization)
     return model
 
 
-def fill_weights(
-    model: nnx.Module, read: Read, dtype: Any, place: Devices, quantization: Quantization | None = None
-) -> None:
-    """Fills a model that has shapes in the place of weights, and quantises what is to be, map by map.
+@dataclasses.dataclass(frozen=True)
+class Filling:
+    """A model that has shapes in the place of weights, and how its files are read.
 
-    Args:
-      dtype: of what stays wide.
-
-    Raises:
-      UserError: as `chosen_forms` and `quantize`.
-      RunFailed: a file is damaged.
+    Attributes:
+      stored_name: of one of our weights: its name in the files, and which third it is of a fused map, or None.
+      third_rows: of a third the rows of the fused map; None where a family has none.
     """
-    forms = {} if quantization is None else chosen_forms(model, quantization)
-    quantize_modules(model, forms)
-    fill(model, WIDE, read, dtype, place)
-    fill_quantized(model, forms, from_kernels(read), place)
+
+    model: nnx.Module
+    checkpoint: Checkpoint
+    read: Read
+    stored_name: Callable[[str], tuple[str, int | None]]
+    third_rows: Callable[[int], np.ndarray] | None
+    source: str
+
+    def fill(self, dtype: Any, place: Devices, quantization: Quantization | None = None) -> None:
+        """Fills it, and quantises what is to be, map by map; what a file has in few bits is taken as it is.
+
+        Args:
+          dtype: of what stays wide.
+
+        Raises:
+          UserError: as `chosen_forms` and `quantize`; or the files are in other bits than asked for.
+          RunFailed: a file is damaged.
+        """
+        packed, model = self.checkpoint.packed, self.model
+        there: Mapping[tuple[Any, ...], Form] = {}
+        if packed is not None and (quantization is None or quantization.kind != "none"):
+            there = file_forms(model, packed, self.stored_name, self.source)
+        forms = {} if quantization is None else chosen_forms(model, quantization)
+        for path, form in there.items():
+            if path in forms and form.kind != forms[path].kind:
+                raise UserError(
+                    f"{self.source} is in {form.kind}, and {forms[path].kind} is asked for; what was rounded once is "
+                    "not rounded again: give the wide original, or leave quantization open."
+                )
+        forms = {**forms, **there}
+        quantize_modules(model, forms)
+        fill(model, WIDE, self.read, dtype, place)
+        made = from_kernels(self.read)
+
+        def leaves_of(module: str, form: Form) -> Mapping[str, np.ndarray]:
+            stored, third = self.stored_name(f"{module}/kernel")
+            if packed is None or stored not in packed.maps:
+                return made(module, form)
+            leaves = packed.leaves(stored)
+            if third is None or self.third_rows is None:
+                return leaves
+            rows = self.third_rows(third)
+            if form.kind == "nf4":  # magnitudes of a third are in other blocks than those of the whole
+                leaves = {"codes": leaves["codes"], "absmax": host_magnitudes(packed.form(stored), leaves)}
+            return {name: leaf[..., rows] for name, leaf in leaves.items()}
+
+        fill_quantized(model, forms, leaves_of, place)
 
 
 def refuse_oversize(directory: Path, model: nnx.Module) -> None:
@@ -505,13 +579,24 @@ def save(model: T5, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dt
       dtype: of the stored weights; None keeps each as it is.
     """
     config, weights = model.config, {}
-    for name, value in named_leaves(model, kind).items():
+    for name, value in named_leaves(model, WIDE if kind is nnx.Param else kind).items():
         stored, transposed = hub_weight(name)
         host = np.asarray(value if dtype is None else value.astype(dtype))
         weights[stored] = np.ascontiguousarray(host.T if transposed else host)
     if config.tie_word_embeddings and not config.scales_outputs:
         weights[_HEAD] = weights["shared.weight"].copy()  # else transformers 4 would scale, or find no head
-    write_model(directory, weights, config.to_dict())
+    packed = packed_tensors(model)
+    for name, (form, leaves) in packed.items():
+        weights |= to_file(hub_weight(f"{name}/kernel")[0], form, leaves)
+    write_model(directory, weights, config.to_dict() | said_of(packed, ["lm_head", "wo"]))
+
+
+def said_of(packed: Mapping[str, tuple[Form, Any]], wide: list[str]) -> dict[str, Any]:
+    """What a config says of maps in few bits, `wide` being those that may not be; nothing where there are none."""
+    if not packed:
+        return {}
+    wide = [module for module in wide if not any(name.endswith(f"/{module}") for name in packed)]
+    return {"quantization_config": quantization_config([form for form, _ in packed.values()], wide)}
 
 
 def write_model(directory: Path, weights: dict[str, np.ndarray], config: Mapping[str, Any]) -> None:

@@ -17,8 +17,9 @@ from jpeft.peft.variables import Adapter
 def merge(adapted: Model) -> Model:
     """A model without adapters whose weights do what base and adapter do together; the two share what is not changed.
 
-    The arithmetic is float32. So are the changed weights of jpeft's own models, whatever the base's dtype; those of
-    other modules keep the dtype that they had.
+    What is kept in few bits is made wide: float32 of the numbers that it stands for. The arithmetic is float32. So are
+    the changed weights of jpeft's own models, whatever the base's dtype; those of other modules keep the dtype that
+    they had.
 
     Raises:
       UserError: what is attached somewhere is no change of the weights that are there, or a module does not compute
@@ -29,6 +30,8 @@ def merge(adapted: Model) -> Model:
         module: Any = place.module
         if is_adapted(module):
             _fold(place, is_ours, model)
+        if hasattr(module, "widen"):
+            module.widen(module.dequantized())
         for name, value in list(vars(module).items()):
             if isinstance(value, Adapter):  # full tuning of a selection: the weight itself
                 setattr(module, name, nnx.Param(value[...]))
@@ -50,7 +53,7 @@ def _fold(place: SiteModule, is_ours: bool, model: nnx.Module) -> None:
     kernel, new_bias = adapter.fold(view.matrix(module).astype(jnp.float32), wide_bias)
     if new_bias is not None and view.bias is None:
         raise UserError(f"{type(adapter).__name__} at {path} needs a bias, and the module has none.")
-    kernel_dtype = getattr(module, view.kernel)[...].dtype
+    kernel_dtype = jnp.float32 if hasattr(module, "widen") else getattr(module, view.kernel)[...].dtype
     view.set_matrix(module, kernel if is_ours else kernel.astype(kernel_dtype))
     if bias is not None and view.bias is not None and new_bias is not None:
         new_bias = new_bias.reshape(bias.shape)

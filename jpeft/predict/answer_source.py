@@ -17,6 +17,7 @@ from jpeft.eval.labels import answer_in_use
 from jpeft.files import read_json_object
 from jpeft.model import weights
 from jpeft.model.family import family_in
+from jpeft.model.quantized import Quantization
 from jpeft.model.source import resolve
 from jpeft.model.tokenizer import TOKENIZER_FILES, Tokenizer
 from jpeft.results import NotARecord, RunRecord
@@ -99,6 +100,21 @@ class AnswerSource:
             name, resolve(name, **words_for(found, model), report=report), found.directory, task_of(found.directory)
         )
 
+    def in_other_bits(self, quantization: str) -> str | None:
+        """A line that says that the adapter was trained on a base in other bits than asked for; None where it was not.
+
+        Args:
+          quantization: in words, as `task.json` has it.
+        """
+        made = "auto" if self.task is None else self.task.quantization
+        if self.adapter is None or made == quantization:
+            return None
+        names = {"auto": "as its files have it", "none": "wide"}
+        return (
+            f"the adapter was trained on its base {names.get(made, f'in {made}')}, and answers on it "
+            f"{names.get(quantization, f'in {quantization}')}: answers differ by what rounding does"
+        )
+
     def identity(self) -> dict[str, Any]:
         """Names and contents of model and adapter, for telling whether answers are of the same ones."""
         files = [*weights.model_files(self.directory), *(self.directory / name for name in TOKENIZER_FILES)]
@@ -108,10 +124,10 @@ class AnswerSource:
         names = (*CONFIGS, *(path.name for path in self.adapter.glob("*.safetensors")))
         return {**identity, "adapter": f"{self.adapter} ({_digest([self.adapter / name for name in names])})"}
 
-    def load(self, dtype: DTypeLike) -> tuple[Any, Tokenizer]:
+    def load(self, dtype: DTypeLike, quantization: Quantization | None = None) -> tuple[Any, Tokenizer]:
         """The model with the adapter attached, computing in `dtype`. Raises as `weights.load` and `load_adapter`."""
         family = family_in(self.directory)
-        model = family.load(self.directory, dtype=dtype)
+        model = family.load(self.directory, dtype=dtype, quantization=quantization)
         family.arrange(model, scan_layers=None)
         tokenizer = family.tokenizer(self.directory, model.config)
         tokenizer = tokenizer.asked_by(None if self.task is None else self.task.chat_template)

@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from jpeft.data.task_file import DTYPES
+from jpeft.data.task_file import DTYPES, QUANTIZED
 from jpeft.errors import UserError
+from jpeft.model.quantized import Quantization
 from jpeft.predict.answer_source import AnswerSource
 from jpeft.predict.answering import Answering, Choosing, Generating
 from jpeft.predict.questions import PromptTemplate
@@ -25,6 +26,7 @@ class Call:
       max_input_length, max_output_length: in tokens, `</s>` counted.
       num_beams: of generation; 1 is greedy.
       dtype: as `model.dtype` of a run.
+      quantization: of the base, in words: `nf4,double`.
     """
 
     source: AnswerSource
@@ -35,6 +37,7 @@ class Call:
     num_beams: int
     batch_size: int
     dtype: str
+    quantization: str = "auto"
 
     @classmethod
     def of(
@@ -49,6 +52,7 @@ class Call:
         num_beams: int | None = None,
         batch_size: int = 32,
         dtype: str | None = None,
+        quantization: str | None = None,
     ) -> "Call":
         """Fills in what is None.
 
@@ -81,6 +85,7 @@ class Call:
             num_beams=num_beams or (task.num_beams if task and labels is None else 1),
             batch_size=batch_size,
             dtype=one_of("--dtype", dtype or (task.dtype if task else "auto"), DTYPES),
+            quantization=one_of("--quantization", quantization or (task.quantization if task else "auto"), QUANTIZED),
         )
 
     @property
@@ -104,7 +109,7 @@ class Call:
 
     def load(self) -> Answering:
         """Loads what answers. Raises as `AnswerSource.load` and `PackedLabels.of`."""
-        model, tokenizer = self.source.load(compute_dtype(self.dtype))
+        model, tokenizer = self.source.load(compute_dtype(self.dtype), Quantization.parse(self.quantization))
         batching = {"max_input_length": self.max_input_length, "batch_size": self.batch_size}
         if self.labels is not None:
             return Choosing(model, tokenizer, labels=self.labels, **batching)

@@ -12,7 +12,7 @@ from jpeft.config import ANSWERS, Run
 from jpeft.data.batches import Tokens, require_text, tokenize
 from jpeft.data.prompts import Template
 from jpeft.data.sources import Columns, load_rows, load_sources, source_in_use, together
-from jpeft.data.task_file import DTYPES, TaskOfRun
+from jpeft.data.task_file import DTYPES, QUANTIZED, TaskOfRun
 from jpeft.data.tasks import TASKS, Example, Task, check_template, examples, known_label, require_columns
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.answering import ScoredAnswers, answer_split
@@ -20,6 +20,7 @@ from jpeft.eval.generate import make_generate
 from jpeft.eval.labels import PackedLabels, answer_in_use, make_label_log_probs
 from jpeft.eval.metrics import METRICS, listed, own, require_metrics, rouge_tokenizer
 from jpeft.files import read_json_object
+from jpeft.model.quantized import Quantization
 from jpeft.peft.attaching import split
 from jpeft.predict.answer_source import AnswerSource
 from jpeft.predict.answering import lengths_up_to
@@ -42,6 +43,7 @@ class Evaluation:
     Attributes:
       task: of the run; with labels, where it knew any.
       answer: as `eval.answer`: `generate`, or `score` to choose from the labels.
+      quantization: of the base, in words: `nf4,double`.
       left_out: metrics of the run that cannot be computed here, a line each that says why.
     """
 
@@ -50,6 +52,7 @@ class Evaluation:
     answer: str
     num_beams: int
     dtype: str
+    quantization: str = "auto"
     left_out: tuple[str, ...] = ()
 
     @classmethod
@@ -62,6 +65,7 @@ class Evaluation:
         answer: str | None = None,
         num_beams: int | None = None,
         dtype: str | None = None,
+        quantization: str | None = None,
         metrics: str | None = None,
     ) -> "Evaluation":
         """Fills in from the adapter's run what is None; a model without one is asked for `input` as it stands.
@@ -84,13 +88,14 @@ class Evaluation:
         if answer == "score" and len(task.answers) < 2:
             raise UserError("--answer score chooses from the labels of a classification's run, and here are none.")
         dtype = one_of("--dtype", dtype or carried.dtype, DTYPES)
+        quantization = one_of("--quantization", quantization or carried.quantization, QUANTIZED)
         if metrics is None:
             task, left_out = _with_metrics_of_run(task, answer)
         else:
             task, left_out = dataclasses.replace(task, metrics=listed("--metrics", metrics)), ()
             own.load_all(task.metrics)
             require_metrics(task, answer, "--metrics")
-        return cls(source, task, answer, num_beams or carried.num_beams, dtype, left_out)
+        return cls(source, task, answer, num_beams or carried.num_beams, dtype, quantization, left_out)
 
     def read(self, path: Path, split_name: str, column: str | None) -> tuple[str, Columns]:
         """The rows of a file, or of a split of a directory as runs read it, and what to call them in messages.
@@ -227,7 +232,7 @@ def evaluate(
     wider = dataclasses.replace(task, answers=(*task.answers, *unknown)) if task.answers else task
     made = examples(wider, name, rows, range(len(next(iter(rows.values())))))
     seen, why_not = seen_by_the_run(test.source, made)
-    model, tokenizer = test.source.load(compute_dtype(test.dtype))
+    model, tokenizer = test.source.load(compute_dtype(test.dtype), Quantization.parse(test.quantization))
     tokens = tokenize(
         made,
         tokenizer,

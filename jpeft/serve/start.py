@@ -15,6 +15,7 @@ from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.labels import PackedLabels
 from jpeft.model.family import family_in
+from jpeft.model.quantized import Quantization
 from jpeft.model.source import resolve
 from jpeft.peft.method import AddedModules, Method
 from jpeft.peft.methods import METHODS, build
@@ -43,6 +44,7 @@ class Choices:
       model: name of the base.
       adapters: the directory that adapters come from.
       dtype: of the base's weights and of activations.
+      quantization: of the base's maps, in words: `nf4,double`.
       base_names: what adapters' files may call the base.
       capacity: how many adapters are loaded at once.
       room: `METHOD[:READING[:SIZE]]` each, to keep room for.
@@ -56,6 +58,7 @@ class Choices:
     capacity: int
     room: tuple[str, ...]
     follow_links: bool = False
+    quantization: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +102,11 @@ def start(choices: Choices, sizes: ShapeFlags, *, say: Callable[[str], None]) ->
     shelf = Shelf(choices.adapters, follow_links=choices.follow_links)
     asked = [parse_room(text) for text in choices.room]
     PaddedShapes(sizes.batch_sizes, sizes.input_lengths or _INPUTS, sizes.output_lengths or _OUTPUTS)  # before the work
-    dtype = compute_dtype(choices.dtype)
+    dtype, quantization = compute_dtype(choices.dtype), Quantization.parse(choices.quantization)
     directory = resolve(choices.model, what="--model", flag="--model", report=say)
     own_task = task_of(directory)
     family = family_in(directory)
-    model = family.load(directory, dtype=dtype)
+    model = family.load(directory, dtype=dtype, quantization=quantization)
     family.arrange(model, scan_layers=None)
     config = model.config
     tokenizer = family.tokenizer(directory, config)
@@ -126,7 +129,9 @@ def start(choices: Choices, sizes: ShapeFlags, *, say: Callable[[str], None]) ->
             labels = task.chosen_from
             asked = tokenizer.asked_by(task.chat_template)
             packed += [len(PackedLabels.of(labels, asked, config).targets)] if labels else []
-    engine = Engine(bank, tokenizer, sizes.shapes(tasks, max(packed)), dtype=dtype.name)
+    engine = Engine(
+        bank, tokenizer, sizes.shapes(tasks, max(packed)), dtype=dtype.name, quantization=choices.quantization
+    )
     engine.set_base_task(own_task)
     for name in names:
         try:

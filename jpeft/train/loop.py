@@ -528,6 +528,7 @@ class _Execution:
             answer=self.answer,
             num_beams=run.eval.num_beams,
             dtype=run.model.dtype,
+            quantization=str(run.quantization() or "auto"),
             input=run.data.input,
             options=run.data.options,
             chat_template=self.setup.tokenizer.wording.chat_template,

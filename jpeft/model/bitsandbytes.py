@@ -1,0 +1,259 @@
+"""Maps in 8 and 4 bits as bitsandbytes has them in safetensors, and as jpeft saves its own.
+
+8 bits: `weight` int8 `[out, in]` and `SCB` float32 `[out]`, the largest magnitude of each output. 4 bits: `weight`
+uint8, two numbers a byte, the first in the upper half, by rows of `[out, in]`; `weight.absmax` of each 64 of them;
+`weight.quant_map`, the sixteen values; `weight.quant_state.bitsandbytes__nf4`, the sizes as JSON in bytes. Where
+magnitudes are quantised themselves, `absmax` is uint8, with `weight.nested_absmax` and `weight.nested_quant_map`.
+
+A file may be a stranger's: names, shapes and sizes are held against each other before room is made.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from jpeft.errors import RunFailed, UserError
+from jpeft.leaves import Part, Quantized, named_leaves, stacked_leaves
+from jpeft.model.quantized import BLOCK, DYNAMIC, NF4, OUTER_BLOCK, Form, QuantizedLinear, host_dequantized, quantizable
+
+_SCALES = "SCB"
+_STATE = "weight.quant_state.bitsandbytes__"
+_MOST_STATE_BYTES = 65_536
+_BESIDE_NF4 = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A map of a file in few bits.
+
+    Attributes:
+      shape: `(out, in)`.
+      mean: of its magnitudes, where these are in 8 bits.
+    """
+
+    kind: str
+    shape: tuple[int, int]
+    double: bool = False
+    mean: float = 0.0
+
+
+class Packed:
+    """What a file of safetensors holds in few bits.
+
+    Args:
+      names: of all tensors.
+      shape, read: of a tensor by name, of any dtype.
+      source: what messages call the file.
+    """
+
+    def __init__(
+        self,
+        names: set[str],
+        shape: Callable[[str], tuple[int, ...]],
+        read: Callable[[str], np.ndarray],
+        source: str,
+    ):
+        self._shape, self._read, self._source = shape, read, source
+        self.maps: dict[str, Held] = {}
+        self.beside: set[str] = set()
+        for name in sorted(names):
+            if name.endswith(f".{_SCALES}"):
+                module = name.removesuffix(f".{_SCALES}")
+                self.beside |= {name, f"{module}.weight_format"} & names
+                self.maps[self._weight(module, names)] = self._int8(module, names)
+            elif f".{_STATE}" in name:
+                module, _, kind = name.partition(f".{_STATE}")
+                if kind != "nf4":
+                    raise UserError(f"{source}: {module[:100]} is in {kind[:20]}; of 4 bits nf4 is read.")
+                self.beside |= {name, *(f"{module}.weight.{part}" for part in _BESIDE_NF4)} & names
+                self.maps[self._weight(module, names)] = self._nf4(module, names)
+
+    def _weight(self, module: str, names: set[str]) -> str:
+        if f"{module}.weight" not in names:
+            raise self._damaged(f"{module[:100]} has magnitudes and no weight")
+        return f"{module}.weight"
+
+    def _damaged(self, what: str) -> RunFailed:
+        return RunFailed(f"{self._source} is damaged: {what}; copy it again.")
+
+    def _int8(self, module: str, names: set[str]) -> Held:
+        shape = self._shape(self._weight(module, names))
+        if len(shape) != 2 or 0 in shape or self._shape(f"{module}.{_SCALES}") not in ((shape[0],), (1, shape[0])):
+            raise self._damaged(f"{module[:100]} has not one magnitude for each output")
+        if f"{module}.weight_format" in names and self._read(f"{module}.weight_format").any():
+            raise UserError(f"{self._source}: {module[:100]} is not stored by rows; save it again with bitsandbytes.")
+        return Held("int8", (shape[0], shape[1]))
+
+    def _nf4(self, module: str, names: set[str]) -> Held:
+        name = f"{module}.{_STATE}nf4"
+        if math.prod(self._shape(name)) > _MOST_STATE_BYTES:
+            raise self._damaged(f"the sizes of {module[:100]} take {math.prod(self._shape(name)):,} bytes")
+        try:
+            state = json.loads(self._read(name).astype(np.uint8).tobytes())
+            d_out, d_in = state["shape"]
+            kind, block = state["quant_type"], state["blocksize"]
+            nested, mean = state.get("nested_blocksize"), state.get("nested_offset", 0.0)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise self._damaged(f"the sizes of {module[:100]} cannot be read") from None
+        if not all(type(size) is int and 0 < size < 2**31 for size in (d_out, d_in)) or kind != "nf4":
+            raise self._damaged(f"the sizes of {module[:100]} are none")
+        if block != BLOCK or nested not in (None, OUTER_BLOCK):
+            raise UserError(
+                f"{self._source}: {module[:100]} has blocks of {str(block)[:20]} and {str(nested)[:20]}; "
+                f"{BLOCK} and {OUTER_BLOCK} are read."
+            )
+        if d_in % BLOCK:
+            raise UserError(
+                f"{self._source}: blocks of {module[:100]} go over from one output to the next, since "
+                f"{d_in} inputs are no multiple of {BLOCK}; such files are not read."
+            )
+        double, blocks = nested is not None, d_out * d_in // BLOCK
+        sizes = {"weight": d_out * d_in // 2, "weight.absmax": blocks, "weight.quant_map": len(NF4)}
+        if double:
+            sizes |= {"weight.nested_absmax": -(-blocks // OUTER_BLOCK), "weight.nested_quant_map": len(DYNAMIC)}
+        for part, size in sizes.items():
+            if f"{module}.{part}" not in names or math.prod(self._shape(f"{module}.{part}")) != size:
+                raise self._damaged(f"{module[:100]} lacks {part} of {size:,} numbers")
+        for part, values in (("weight.quant_map", NF4), ("weight.nested_quant_map", DYNAMIC)):
+            if part in sizes and not np.allclose(self._read(f"{module}.{part}").reshape(-1), values, atol=1e-6):
+                raise UserError(f"{self._source}: {module[:100]} has other values than nf4's ({part}).")
+        if not isinstance(mean, int | float) or not math.isfinite(mean):
+            raise self._damaged(f"the mean of {module[:100]}'s magnitudes is no number")
+        return Held("nf4", (d_out, d_in), double, float(mean))
+
+    def leaves(self, name: str) -> dict[str, np.ndarray]:
+        """The leaves of the map called `name`, as `jpeft.model.quantized.Form.leaves` has them."""
+        held, module = self.maps[name], name.removesuffix(".weight")
+        d_out, d_in = held.shape
+        if held.kind == "int8":
+            return {
+                "codes": self._of(name, np.int8).T,
+                "channel_absmax": self._finite(f"{module}.{_SCALES}").reshape(-1),
+            }
+        codes = {"codes": self._of(name, np.uint8).reshape(d_out, d_in // 2).T}
+        in_order = (d_out, d_in // BLOCK)
+        if not held.double:
+            return {**codes, "absmax": self._finite(f"{name}.absmax").reshape(in_order).T}
+        return {
+            **codes,
+            "absmax": self._of(f"{name}.absmax", np.uint8).reshape(in_order).T,
+            "outer_absmax": self._finite(f"{name}.nested_absmax").reshape(-1),
+            "absmax_mean": np.asarray(held.mean, np.float32),
+        }
+
+    def form(self, name: str, side: str = "in") -> Form:
+        """How the map called `name` is kept."""
+        held = self.maps[name]
+        return Form(held.kind, held.shape[1], held.shape[0], side, held.double)
+
+    def wide(self, name: str, part: Part) -> np.ndarray:
+        """A part of the map called `name`, `[out, in]`, float32."""
+        return host_dequantized(self.form(name), self.leaves(name)).T[part]
+
+    def _of(self, name: str, dtype: Any) -> np.ndarray:
+        value = self._read(name)
+        if value.dtype != dtype:
+            raise self._damaged(f"{name[:100]} is of {value.dtype}; expected {np.dtype(dtype).name}")
+        return value
+
+    def _finite(self, name: str) -> np.ndarray:
+        value = self._read(name)
+        if value.dtype.kind != "f" or not np.isfinite(value).all():
+            raise self._damaged(f"{name[:100]} holds what is no number")
+        return value.astype(np.float32)
+
+
+def file_forms(
+    model: nnx.Module, packed: Packed, stored_name: Callable[[str], tuple[str, int | None]], source: str
+) -> dict[tuple[Any, ...], Form]:
+    """The form of each map that a file has in few bits, by the path of its module.
+
+    Args:
+      stored_name: of one of our weights: its name in the file, and which third it is of a fused map.
+
+    Raises:
+      UserError: a map is in few bits in some layers and not, or otherwise, in others.
+    """
+    sides, forms = quantizable(model), {}
+    for leaf in stacked_leaves(model, nnx.Param):
+        if leaf.path[-1] != "kernel":
+            continue
+        kinds = set()
+        for name in leaf.names:
+            stored, third = stored_name(name)
+            held = packed.maps.get(stored)
+            kinds.add(None if held is None else (held.kind, held.double and third is None))
+        if len(kinds) > 1:
+            raise UserError(
+                f"{source}: {leaf.names[0]} is kept otherwise than in other layers; they are one array here."
+            )
+        (kind,) = kinds
+        if kind is not None:
+            d_in, d_out = leaf.variable.shape[-2:]
+            forms[leaf.path[:-1]] = Form(kind[0], d_in, d_out, sides.get(str(leaf.path[-2]), "in"), kind[1])
+    return forms
+
+
+def packed_tensors(model: nnx.Module) -> dict[str, tuple[Form, dict[str, np.ndarray]]]:
+    """Form and leaves of every map in few bits, by the name of its module in one layer."""
+    forms = {}
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, QuantizedLinear):
+            forms[path] = module.form
+    by_module: dict[str, tuple[Form, dict[str, np.ndarray]]] = {}
+    for leaf in stacked_leaves(model, Quantized):
+        for name in leaf.names:
+            by_module.setdefault(name.rpartition("/")[0], (forms[leaf.path[:-1]], {}))
+    for name, value in named_leaves(model, Quantized).items():
+        module, _, leaf = name.rpartition("/")
+        by_module[module][1][leaf] = np.asarray(value)
+    return by_module
+
+
+def to_file(name: str, form: Form, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A map's tensors by their names in a file, in which the map is called `name`, as bitsandbytes has them.
+
+    Raises:
+      UserError: its inputs are no whole blocks, which no file of bitsandbytes has apart.
+    """
+    turned = lambda leaf: np.ascontiguousarray(leaves[leaf].T)
+    if form.kind == "int8":
+        scales = f"{name.removesuffix('.weight')}.{_SCALES}"
+        return {name: turned("codes"), scales: np.array(leaves["channel_absmax"])}
+    if form.d_in % BLOCK:
+        raise UserError(f"{name} has {form.d_in} inputs, no multiple of {BLOCK}; it cannot be saved as nf4: take int8.")
+    state: dict[str, Any] = {"quant_type": "nf4", "blocksize": BLOCK, "dtype": "float32"}
+    state |= {"shape": [form.d_out, form.d_in]}
+    tensors = {
+        name: turned("codes").reshape(-1, 1),
+        f"{name}.absmax": turned("absmax").reshape(-1),
+        f"{name}.quant_map": NF4.copy(),
+    }
+    if form.double:
+        state |= {"nested_blocksize": OUTER_BLOCK, "nested_dtype": "float32"}
+        state |= {"nested_offset": float(leaves["absmax_mean"])}
+        tensors[f"{name}.nested_absmax"] = np.array(leaves["outer_absmax"])
+        tensors[f"{name}.nested_quant_map"] = DYNAMIC.copy()
+    text = np.frombuffer(json.dumps(state).encode(), np.uint8).copy()
+    return {**tensors, f"{name.removesuffix('.weight')}.{_STATE}nf4": text}
+
+
+def quantization_config(forms: list[Form], wide_modules: list[str]) -> dict[str, Any]:
+    """What `config.json` says of it to `transformers`, which opens such a directory where bitsandbytes is installed."""
+    first, made = forms[0], {"quant_method": "bitsandbytes", "llm_int8_skip_modules": wide_modules}
+    if first.kind == "int8":
+        return {**made, "load_in_8bit": True, "load_in_4bit": False, "llm_int8_threshold": 0.0}
+    return {
+        **made,
+        "load_in_8bit": False,
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": first.double,
+        "bnb_4bit_compute_dtype": "float32",
+        "bnb_4bit_quant_storage": "uint8",
+    }

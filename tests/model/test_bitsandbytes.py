@@ -1,0 +1,250 @@
+"""Maps in few bits as files: what is saved is opened with the same numbers; files of others, whole and damaged."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from jpeft.data.task_file import TaskOfRun
+from jpeft.errors import RunFailed, UserError
+from jpeft.leaves import Quantized, named_leaves
+from jpeft.model import weights
+from jpeft.model.decoder_weights import load
+from jpeft.model.family import save_model
+from jpeft.model.quantized import DYNAMIC, NF4, Quantization, is_quantized
+from jpeft.model.stack import arrange
+from jpeft.model.t5 import T5
+from jpeft.peft.merging import merge
+from jpeft.predict.answer_source import AnswerSource
+from tests.conftest import make_batch
+from tests.decoders import TINY_DECODERS, random_decoder
+from tests.model.test_quantized import KINDS, SMALL, filled, widened
+
+QUERY = "encoder.block.0.layer.0.SelfAttention.q"
+
+
+def packed(model):
+    return {name: np.asarray(value) for name, value in named_leaves(model, Quantized).items()}
+
+
+def wide(model):
+    return {name: np.asarray(value) for name, value in named_leaves(widened(model), nnx.Param).items()}
+
+
+def same(one, other, **tolerance):
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], err_msg=name, **tolerance)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    path = tmp_path_factory.mktemp("original")
+    weights.save(T5(SMALL, rngs=nnx.Rngs(3)), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def saved(original, tmp_path_factory):
+    """Directories of the model in few bits, by kind."""
+    made = {}
+    for kind, quantization in KINDS.items():
+        made[kind] = tmp_path_factory.mktemp(kind)
+        save_model(weights.load(original, quantization=quantization), made[kind])
+    return made
+
+
+# Taking stacked maps apart compiles something for each shape: one kind in the default suite.
+SOME = [pytest.param(kind, marks=[] if kind == "double" else [pytest.mark.slow]) for kind in KINDS]
+
+
+@pytest.mark.parametrize("kind", SOME)
+def test_what_is_saved_in_few_bits_is_opened_as_it_was(kind, original, saved):
+    before, after = weights.load(original, quantization=KINDS[kind]), weights.load(saved[kind])
+    assert packed(before)
+    same(packed(before), packed(after), rtol=0)
+    same(wide(before), wide(after), rtol=0)
+    asked = weights.load(saved[kind], quantization=KINDS[kind])  # already so
+    same(packed(before), packed(asked), rtol=0)
+    said = json.loads((saved[kind] / "config.json").read_text())["quantization_config"]
+    assert said["load_in_8bit"] == (kind == "int8") and said["llm_int8_skip_modules"] == ["lm_head"]
+    size = (saved[kind] / "model.safetensors").stat().st_size
+    assert size < (original / "model.safetensors").stat().st_size / 2
+
+
+@pytest.mark.parametrize("kind", SOME)
+def test_none_makes_a_file_in_few_bits_wide(kind, saved):
+    model = weights.load(saved[kind], quantization=Quantization("none"))
+    assert not is_quantized(model)
+    same(wide(weights.load(saved[kind])), wide(model), atol=1e-6)
+
+
+def test_other_bits_than_the_files_are_not_made_of_them(saved):
+    with pytest.raises(UserError, match="is in int8, and nf4 is asked for"):
+        weights.load(saved["int8"], quantization=Quantization("nf4"))
+
+
+def by_definition(kernel: np.ndarray, name: str, kind: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """One map `[out, in]` in a file as bitsandbytes defines it, and the numbers that it holds."""
+    if kind == "int8":
+        largest = np.abs(kernel).max(axis=1)
+        codes = np.round(kernel * (127 / largest)[:, None]).astype(np.int8)
+        tensors = {f"{name}.weight": codes, f"{name}.SCB": largest, f"{name}.weight_format": np.zeros((), np.uint8)}
+        return tensors, codes * (largest / 127)[:, None]
+    blocks = kernel.reshape(-1, 64)
+    absmax = np.abs(blocks).max(axis=1)
+    codes = np.abs(blocks[..., None] / absmax[:, None, None] - NF4).argmin(axis=-1).reshape(-1)
+    state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": list(kernel.shape)}
+    tensors = {f"{name}.weight": (codes[::2] * 16 + codes[1::2]).astype(np.uint8).reshape(-1, 1)}
+    tensors[f"{name}.weight.quant_map"] = NF4
+    if kind == "double":
+        mean = absmax.mean()
+        outer = np.stack([np.abs(part).max() for part in np.split(absmax - mean, range(256, len(absmax), 256))])
+        scaled = (absmax - mean) / np.repeat(outer, 256)[: len(absmax)]
+        inner = np.abs(scaled[:, None] - DYNAMIC).argmin(axis=1)
+        absmax = DYNAMIC[inner] * np.repeat(outer, 256)[: len(absmax)] + mean
+        state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": float(mean)}
+        tensors |= {f"{name}.weight.absmax": inner.astype(np.uint8), f"{name}.weight.nested_absmax": outer}
+        tensors[f"{name}.weight.nested_quant_map"] = DYNAMIC
+    else:
+        tensors[f"{name}.weight.absmax"] = absmax
+    text = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    tensors[f"{name}.weight.quant_state.bitsandbytes__nf4"] = text
+    return tensors, (NF4[codes].reshape(-1, 64) * absmax[:, None]).reshape(kernel.shape)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_written_by_the_formats_definition_holds_its_numbers(kind, original, tmp_path):
+    stored = load_file(original / "model.safetensors")
+    numbers = {}
+    for name in [name for name in stored if name.endswith(("Attention.q.weight", "wi_1.weight"))]:
+        tensors, numbers[name] = by_definition(stored.pop(name), name.removesuffix(".weight"), kind)
+        stored |= tensors
+    save_file({name: np.array(value, order="C") for name, value in stored.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((original / "config.json").read_bytes())
+    model = weights.load(tmp_path)
+    assert {name.split("/")[-2] for name in packed(model)} == {"q", "wi_1"}  # the rest is wide, as in the file
+    kernels = wide(model)
+    for layer in range(2):
+        kernel = kernels[f"encoder/layers/{layer}/self_attention/q/kernel"]
+        right = numbers[f"encoder.block.{layer}.layer.0.SelfAttention.q.weight"]
+        np.testing.assert_allclose(kernel, right.T, atol=1e-6)
+
+
+def _state(**changed):
+    def change(tensors):
+        name = f"{QUERY}.weight.quant_state.bitsandbytes__nf4"
+        state = json.loads(tensors[name].tobytes()) | changed
+        tensors[name] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+
+    return change
+
+
+def _set(part, value):
+    return lambda tensors: tensors.update({f"{QUERY}.{part}": value(tensors[f"{QUERY}.{part}"])})
+
+
+def _cut(part):
+    return _set(part, lambda tensor: tensor[:-1].copy())
+
+
+DAMAGES = {
+    "int8 magnitudes": ("int8", _cut("SCB"), RunFailed, "not one magnitude for each output"),
+    "int8 infinite": ("int8", _set("SCB", lambda x: x * np.inf), RunFailed, "holds what is no number"),
+    "int8 of other bits": ("int8", _set("weight", lambda x: x.astype(np.int16)), RunFailed, "is of int16"),
+    "int8 alone": ("int8", lambda tensors: tensors.pop(f"{QUERY}.weight"), RunFailed, "magnitudes and no weight"),
+    "by columns": ("int8", lambda t: t.update({f"{QUERY}.weight_format": np.ones((), np.uint8)}), UserError, "by rows"),
+    "nf4 codes": ("nf4", _cut("weight"), RunFailed, "lacks weight of 8,192 numbers"),
+    "nf4 magnitudes": ("nf4", _cut("weight.absmax"), RunFailed, "lacks weight.absmax of 256"),
+    "nf4 table": ("nf4", _set("weight.quant_map", lambda x: x * 0.5), UserError, "other values than nf4's"),
+    "nf4 NaN": ("nf4", _set("weight.absmax", lambda x: x * np.nan), RunFailed, "holds what is no number"),
+    "nf4 sizes": ("nf4", _state(shape=[128, -128]), RunFailed, "sizes of .* are none"),
+    "nf4 huge": ("nf4", _state(shape=[2**30, 2**30]), RunFailed, "lacks weight of"),
+    "nf4 blocks": ("nf4", _state(blocksize=128), UserError, "blocks of 128"),
+    "nf4 over rows": ("nf4", _state(shape=[512, 32]), UserError, "no multiple of 64"),
+    "double mean": ("double", _state(nested_offset=None), RunFailed, "mean of .* is no number"),
+    "double table": ("double", _set("weight.nested_quant_map", lambda x: x[::-1].copy()), UserError, "other values"),
+    "one layer": (
+        "nf4",
+        lambda tensors: (
+            [tensors.pop(n) for n in list(tensors) if n.startswith(QUERY)]
+            and tensors.update({f"{QUERY}.weight": np.zeros((128, 128), np.float32)})
+        ),
+        UserError,
+        "other layers",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_one_line(damage, saved, tmp_path):
+    kind, change, error, says = DAMAGES[damage]
+    tensors = load_file(saved[kind] / "model.safetensors")
+    change(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((saved[kind] / "config.json").read_bytes())
+    with pytest.raises(error, match=says) as raised:
+        weights.load(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_other_four_bits_are_refused_by_name(saved, tmp_path):
+    tensors = load_file(saved["nf4"] / "model.safetensors")
+    name = f"{QUERY}.weight.quant_state.bitsandbytes__"
+    tensors[f"{name}fp4"] = tensors.pop(f"{name}nf4")
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((saved["nf4"] / "config.json").read_bytes())
+    with pytest.raises(UserError, match="is in fp4; of 4 bits nf4 is read"):
+        weights.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["int8"])
+def test_a_fused_map_in_few_bits_is_read_as_three_and_not_written(kind, tmp_path):
+    model = random_decoder(TINY_DECODERS["bloom"])
+    save_model(model, tmp_path / "wide")
+    stored = load_file(tmp_path / "wide/model.safetensors")
+    name = next(name for name in stored if name.endswith("h.0.self_attention.query_key_value.weight"))
+    numbers = {}
+    for layer in range(model.config.num_layers):
+        module = name.replace("h.0", f"h.{layer}").removesuffix(".weight")
+        tensors, right = by_definition(stored.pop(f"{module}.weight"), module, kind)
+        stored |= tensors
+        numbers[f"{module}.weight"] = right.astype(np.float32)
+    (tmp_path / "int8").mkdir()
+    save_file(stored, tmp_path / "int8/model.safetensors")
+    (tmp_path / "int8/config.json").write_bytes((tmp_path / "wide/config.json").read_bytes())
+    save_file(
+        {n: v for n, v in stored.items() if n.endswith(("weight", "bias"))} | numbers,
+        tmp_path / "wide/model.safetensors",
+    )
+    opened = load(tmp_path / "int8")
+    assert {name.split("/")[-2] for name in packed(opened)} == set("qkv")
+    same(wide(opened), wide(load(tmp_path / "wide")), atol=1e-6)
+    with pytest.raises(UserError, match="queries, keys and values in one map"):
+        save_model(opened, tmp_path / "again")
+    assert jnp.isfinite(opened.shared.embedding[...]).all()
+
+
+def test_a_base_in_few_bits_is_merged_with_its_adapter_into_wide_weights(original):
+    model = filled(weights.load(original, quantization=Quantization("int8")))
+    merged = merge(model)
+    assert not is_quantized(merged) and is_quantized(model)
+    arrange((model.encoder, model.decoder), scan=True)
+    inputs = make_batch(SMALL, rows=2, enc_len=8, dec_len=4)
+    tokens = inputs["encoder_input_tokens"], inputs["decoder_input_tokens"]
+    logits = jax.jit(lambda model: model(*tokens))
+    np.testing.assert_allclose(logits(model), logits(merged), atol=1e-4)
+
+
+def test_an_adapter_of_a_base_in_other_bits_says_so():
+    task = TaskOfRun("{text}?", quantization="nf4,double")
+    source = AnswerSource("mini", Path("mini"), Path("adapter"), task)
+    assert source.in_other_bits("nf4,double") is None
+    said = source.in_other_bits("auto")
+    assert said is not None and "trained on its base in nf4,double, and answers on it as its files have it" in said
+    assert AnswerSource("mini", Path("mini")).in_other_bits("int8") is None
