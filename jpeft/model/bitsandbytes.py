@@ -28,7 +28,7 @@ _BESIDE_NF4 = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
+class PackedMap:
     """A map of a file in few bits.
 
     Attributes:
@@ -59,7 +59,7 @@ class Packed:
         source: str,
     ):
         self._shape, self._read, self._source = shape, read, source
-        self.maps: dict[str, Held] = {}
+        self.maps: dict[str, PackedMap] = {}
         self.beside: set[str] = set()
         for name in sorted(names):
             if name.endswith(f".{_SCALES}"):
@@ -81,15 +81,15 @@ class Packed:
     def _damaged(self, what: str) -> RunFailed:
         return RunFailed(f"{self._source} is damaged: {what}; copy it again.")
 
-    def _int8(self, module: str, names: set[str]) -> Held:
+    def _int8(self, module: str, names: set[str]) -> PackedMap:
         shape = self._shape(self._weight(module, names))
         if len(shape) != 2 or 0 in shape or self._shape(f"{module}.{_SCALES}") not in ((shape[0],), (1, shape[0])):
             raise self._damaged(f"{module[:100]} has not one magnitude for each output")
         if f"{module}.weight_format" in names and self._read(f"{module}.weight_format").any():
             raise UserError(f"{self._source}: {module[:100]} is not stored by rows; save it again with bitsandbytes.")
-        return Held("int8", (shape[0], shape[1]))
+        return PackedMap("int8", (shape[0], shape[1]))
 
-    def _nf4(self, module: str, names: set[str]) -> Held:
+    def _nf4(self, module: str, names: set[str]) -> PackedMap:
         name = f"{module}.{_STATE}nf4"
         if math.prod(self._shape(name)) > _MOST_STATE_BYTES:
             raise self._damaged(f"the sizes of {module[:100]} take {math.prod(self._shape(name)):,} bytes")
@@ -124,7 +124,7 @@ class Packed:
                 raise UserError(f"{self._source}: {module[:100]} has other values than nf4's ({part}).")
         if not isinstance(mean, int | float) or not math.isfinite(mean):
             raise self._damaged(f"the mean of {module[:100]}'s magnitudes is no number")
-        return Held("nf4", (d_out, d_in), double, float(mean))
+        return PackedMap("nf4", (d_out, d_in), double, float(mean))
 
     def leaves(self, name: str) -> dict[str, np.ndarray]:
         """The leaves of the map called `name`, as `jpeft.model.quantized.Form.leaves` has them."""
