@@ -10,7 +10,7 @@ import abc
 import dataclasses
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ class Method(abc.ABC):
         """Of the sites that have its default roles those at which it acts when nothing is selected: all of them."""
         return list(candidates)
 
-    def settled(self, chosen: Sequence[Site]) -> "Method":
+    def settled(self, chosen: Sequence[Site]) -> Self:
         """The method with those of its fields set that follow from where it acts."""
         return self
 
