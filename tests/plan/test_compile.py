@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 import textwrap
 
 import jax
@@ -113,6 +115,19 @@ def test_a_child_that_fails_says_how(body, error, says, small, tmp_path, monkeyp
     with stand_in(tmp_path, monkeypatch, body, seconds=1.0 if "sleep" in body else 60.0) as compiler:
         with pytest.raises(error, match=says):
             compiler.compile(small, LENGTHS, "train")
+
+
+@pytest.mark.slow
+def test_a_child_whose_parent_is_gone_ends_in_the_middle_of_its_work():
+    body = "import sys, time; from jpeft.plan.child import lines_of; print(next(lines_of(sys.stdin))); time.sleep(600)"
+    child = subprocess.Popen([sys.executable, "-uc", body], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdin is not None and child.stdout is not None
+    child.stdin.write("a question\n")
+    child.stdin.flush()
+    assert child.stdout.readline() == "a question\n" and child.poll() is None
+    child.stdin.close()
+    assert child.wait(60) == 0
+    child.stdout.close()
 
 
 def test_the_childs_environment_is_its_own(monkeypatch):
