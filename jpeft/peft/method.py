@@ -10,7 +10,7 @@ import abc
 import dataclasses
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,9 @@ class LearningRates(NamedTuple):
 
 
 SiteWeights = tuple[Array, Array | None]  # of one layer of a linear map: `[d_in, d_out]`, and `[d_out]` or None
+
+
+Own = TypeVar("Own", bound="Method")  # the class of a method itself: beartype, in tests, does not take `Self`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Method(abc.ABC):
         """Of the sites that have its default roles those at which it acts when nothing is selected: all of them."""
         return list(candidates)
 
-    def settled(self, chosen: Sequence[Site]) -> Self:
+    def settled(self: "Own", chosen: Sequence[Site]) -> "Own":
         """The method with those of its fields set that follow from where it acts."""
         return self
 

@@ -7,7 +7,7 @@ constants of the programs that use them.
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -139,7 +139,7 @@ class Vera(AddedModules, PeftLayout):
     def default_roles(self) -> tuple[str, ...]:
         return ("q", "v")
 
-    def settled(self, chosen: Sequence[Site]) -> Self:
+    def settled(self, chosen: Sequence[Site]) -> "Vera":
         widths = {"width_in": max(site.d_in for site in chosen), "width_out": max(site.d_out for site in chosen)}
         return dataclasses.replace(self, **widths)
 
