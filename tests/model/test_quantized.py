@@ -43,6 +43,7 @@ from jpeft.peft.selection import select
 from jpeft.plan.text import Text
 from tests.conftest import make_batch
 from tests.decoders import LLAMA
+from tests.peft.test_laws import METHODS
 
 # Its maps are all of one size; its activations, tables and adapters are smaller.
 SMALL = T5Config(
@@ -200,11 +201,17 @@ def lora_of(model):
 
 def filled(model):
     """LoRA on a model, with numbers in all of its leaves."""
-    graphdef, adapter, base = split(lora_of(model))
-    adapter = jax.tree.map(
-        lambda leaf: 0.1 * jnp.cos(jnp.arange(leaf.size, dtype=jnp.float32)).reshape(leaf.shape), adapter
-    )
-    return nnx.merge(graphdef, adapter, base)
+    return moved(lora_of(model), start=0.0)
+
+
+def moved(model, *, start: float = 1.0):
+    """A model with something in all leaves that train, beside `start` times what they begin with.
+
+    Little of it: where activations are large, sums of another order differ in more than their last bits.
+    """
+    graphdef, adapter, base = split(model)
+    wave = lambda leaf: 0.1 * jnp.cos(jnp.arange(leaf.size, dtype=jnp.float32)).reshape(leaf.shape)
+    return nnx.merge(graphdef, jax.tree.map(lambda leaf: start * leaf + wave(leaf), adapter), base)
 
 
 def widened(model):
@@ -269,6 +276,30 @@ def test_lora_on_few_bits_is_lora_on_their_numbers_and_no_wide_map_is_made(kind,
     assert wide_arrays(texts[1], MAP) or not scan  # what it looks for is found where it is
     if scan:
         assert memory[0] < memory[1]
+
+
+# DoRA's norms and PiSSA's beginning are of a map's numbers, which they ask for whole.
+ASKS_FOR_THE_MAP = ("dora", "lora_pissa")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "full"])
+def test_every_method_on_few_bits_is_as_on_their_numbers(name, directory):
+    batch, key = make_batch(SMALL, rows=2, enc_len=8, dec_len=4), jax.random.key(0)
+    model, method = weights.load(directory, quantization=KINDS["double"]), METHODS[name]
+    results, texts = [], []
+    for base in (model, widened(model)):
+        arrange((base.encoder, base.decoder), scan=True, remat="none")
+        tuned = attach(base, method, select(base, method), key)
+        program, trees = loss_and_gradient(moved(tuned), batch)
+        texts.append(program.lower(*trees).compile().as_text())
+        results.append(program(*trees))
+    (loss, gradient), (loss_of_wide, gradient_of_wide) = results
+    np.testing.assert_allclose(loss, loss_of_wide, rtol=1e-5)
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient_of_wide))
+    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(gradient_of_wide), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-4 * max(float(jnp.abs(other).max()), 1e-3 * largest))
+    assert (wide_arrays(texts[0], MAP) == []) or name in ASKS_FOR_THE_MAP
 
 
 @pytest.mark.slow
