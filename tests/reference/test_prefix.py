@@ -127,6 +127,7 @@ def gradients(tuned, batch):
     return {name: np.asarray(v) for name, v in named_leaves(nnx.merge(graphdef, gradient, frozen), Adapter).items()}
 
 
+@pytest.mark.filterwarnings("ignore:Both `past_key_values` and `cache`:FutureWarning")  # of PEFT's own call
 def test_what_peft_makes_of_a_t5(base):
     """peft#386, peft#869: a prefix for the decoder's own attention alone, and answers that are not its own logits'.
 
