@@ -13,7 +13,7 @@ from jpeft.mesh.layout import Layout
 from jpeft.model.family import Batch, family_with
 from jpeft.peft.method import Method
 from jpeft.program import Program
-from jpeft.train.meeting import Meeting
+from jpeft.train.meeting import Meeting, MeetingProgram
 from jpeft.train.optimizer import Optimizer
 from jpeft.train.session import Recent, spec
 from jpeft.train.step import StepSums, TrainState, make_accumulate, make_update
@@ -30,8 +30,8 @@ class AnsweringPrograms:
     """
 
     layout: Layout
-    generate: Program
-    label_log_probs: Program | None
+    generate: Program | MeetingProgram
+    label_log_probs: Program | MeetingProgram | None
     move: Program | None = None
 
     def ready(self, adapter: nnx.State, base: nnx.State) -> tuple[nnx.State, nnx.State]:
@@ -51,9 +51,9 @@ class Programs:
     Of a run that is one of several in a process they are what asks together with the others (`MeetingProgram`).
     """
 
-    accumulate: Program
-    update: Program
-    loss: Program
+    accumulate: Program | MeetingProgram
+    update: Program | MeetingProgram
+    loss: Program | MeetingProgram
     answering: AnsweringPrograms
 
     def compile_seconds(self) -> float:
