@@ -8,7 +8,9 @@ base's weights, which have no such axis, becomes one product over the rows of al
 its products stay apart.
 
 So runs may begin, stop early, fail or be resumed at any time, whatever the others do: who has left is waited for no
-more, and costs nothing.
+more, and costs nothing. Runs that are not at the same place of a step or of an epoch are brought there: of calls that
+have a turn those of the earliest are answered, and the others wait (otherwise two runs that are one call apart would
+be so for ever).
 """
 
 import contextlib
@@ -63,15 +65,22 @@ class Meeting:
                 self._changed.notify_all()
 
     def joined(
-        self, program: Program, *, shared: Sequence[int], widen: "Callable[[Batches], Batches] | None" = None
+        self,
+        program: Program,
+        *,
+        shared: Sequence[int],
+        turn: int | None = None,
+        widen: "Callable[[Batches], Batches] | None" = None,
     ) -> "MeetingProgram":
         """The program as a run calls it, to meet the others' calls of the same.
 
         Args:
           shared: positions of arguments that have to be the very same arrays in all calls that become one: the base.
+          turn: its place in what every run does again and again: a call waits while another has an earlier one. None
+            waits for no turn.
           widen: makes the last arguments of several calls, batches, alike; None where only equal shapes may meet.
         """
-        return MeetingProgram(self, program, tuple(shared), widen)
+        return MeetingProgram(self, program, tuple(shared), turn, widen)
 
     def call(self, program: "MeetingProgram", args: tuple[Any, ...]) -> Any:
         """What the program gives for these arguments, when every run that is at work has come with a call of its own.
@@ -89,12 +98,18 @@ class Meeting:
                 if len(self._waiting) < len(self._places):
                     self._changed.wait()
                     continue
-                calls, self._waiting = sorted(self._waiting, key=lambda call: call.place), []
-                self._answer(calls)
+                self._answer(self._whose_turn_it_is())
                 self._changed.notify_all()
         if call.error is not None:
             raise call.error
         return call.result
+
+    def _whose_turn_it_is(self) -> list[_Call]:
+        """Takes those of the waiting calls that are to be answered now, one at least, in an order that stays."""
+        earliest = min((call.program.turn for call in self._waiting if call.program.turn is not None), default=None)
+        now = [call for call in self._waiting if call.program.turn in (None, earliest)]
+        self._waiting = [call for call in self._waiting if call not in now]
+        return sorted(now, key=lambda call: call.place)
 
     def _answer(self, calls: Sequence[_Call]) -> None:
         groups: dict[Hashable, list[_Call]] = {}
@@ -155,6 +170,7 @@ class MeetingProgram:
     Attributes:
       alone: the program of one run.
       shared: positions of the arguments that all runs have in common.
+      turn: as of `Meeting.joined`.
       widest: the largest number of runs that one program was for, so far.
     """
 
@@ -163,9 +179,10 @@ class MeetingProgram:
         meeting: Meeting,
         alone: Program,
         shared: tuple[int, ...],
+        turn: int | None,
         widen: Callable[[Batches], Batches] | None,
     ):
-        self._meeting, self.alone, self.shared, self._widen = meeting, alone, shared, widen
+        self._meeting, self.alone, self.shared, self.turn, self._widen = meeting, alone, shared, turn, widen
         self.widest, self.most = 1, LARGEST
 
     def __call__(self, *args: Any) -> Any:

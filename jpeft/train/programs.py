@@ -72,14 +72,14 @@ def meeting_others(programs: Programs, meeting: Meeting, config: Any) -> Program
     def widen(batches: Sequence[Batch]) -> list[Batch]:
         return family_with(config).widened(batches, config)
 
-    def joined(program: Any, *, batches: bool = False, shared: Sequence[int] = (1,)) -> Any:
-        return program and meeting.joined(program, shared=shared, widen=widen if batches else None)
+    def joined(program: Any, turn: int | None = None, *, batches: bool = False, shared: Sequence[int] = (1,)) -> Any:
+        return program and meeting.joined(program, shared=shared, turn=turn, widen=widen if batches else None)
 
     answering = programs.answering
     return Programs(
-        accumulate=joined(programs.accumulate, batches=True, shared=(2,)),
-        update=joined(programs.update, shared=()),
-        loss=joined(programs.loss, batches=True),
+        accumulate=joined(programs.accumulate, 0, batches=True, shared=(2,)),
+        update=joined(programs.update, 1, shared=()),
+        loss=joined(programs.loss, 2, batches=True),
         answering=dataclasses.replace(
             answering,
             generate=joined(answering.generate),

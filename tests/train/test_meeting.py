@@ -130,6 +130,33 @@ def test_calls_with_other_shared_arrays_or_shapes_do_not_meet():
     assert last.meets((one, np.ones(2))) != last.meets((one, np.ones(3)))
 
 
+def test_runs_that_are_a_call_apart_come_together():
+    """One has three micro-batches a step, and they begin one after the other."""
+    meeting, turns = Meeting(), [0, 1, 2]
+    programs = [meeting.joined(Program(lambda x: x + 1), shared=(), turn=turn) for turn in turns]
+    began, answered = threading.Event(), []
+
+    def run(micro_batches, first):
+        if not first:
+            began.wait(60)
+        with meeting.at_work():
+            for _ in range(4):
+                for _ in range(micro_batches):
+                    programs[0](np.zeros(1))
+                    began.set()
+                programs[1](np.zeros(1))
+            programs[2](np.zeros(1))
+            answered.append(micro_batches)
+
+    threads = [threading.Thread(target=run, args=(3 - 2 * i, not i)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(answered) == [1, 3]
+    assert [program.widest for program in programs] == [2, 2, 2]
+
+
 def test_an_error_of_the_program_reaches_every_run_and_nobody_waits():
     meeting = Meeting()
 
