@@ -18,7 +18,7 @@ from jpeft.errors import RunFailed
 from jpeft.mesh.layout import Layout
 from jpeft.model.family import family_of
 from jpeft.peft.attaching import split
-from jpeft.program import free_memory, needed_memory
+from jpeft.program import Program, free_memory, needed_memory
 from jpeft.run.processes import least_of
 from jpeft.train import fitting
 from jpeft.train.programs import Programs
@@ -160,7 +160,7 @@ class DeviceFit:
         assert self._family is not None
         return self._family.batch_shapes(rows, shape)
 
-    def _asks(self, program: Any, *args: Any) -> int:
+    def _asks(self, program: Program, *args: Any) -> int:
         """Bytes that a program takes, of its compiler."""
         try:
             return needed_memory(program.prepare(*args))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from flax import nnx
 
@@ -18,9 +18,12 @@ from jpeft.train.optimizer import Optimizer
 from jpeft.train.session import Recent, spec
 from jpeft.train.step import StepSums, TrainState, make_accumulate, make_update
 
+# One run's programs, or those of one that is among several: they are called alike.
+P = TypeVar("P", bound=Program | MeetingProgram)
+
 
 @dataclasses.dataclass(frozen=True)
-class AnsweringPrograms:
+class AnsweringPrograms(Generic[P]):
     """The programs that answer a batch of inputs.
 
     Attributes:
@@ -30,8 +33,8 @@ class AnsweringPrograms:
     """
 
     layout: Layout
-    generate: Program | MeetingProgram
-    label_log_probs: Program | MeetingProgram | None
+    generate: P
+    label_log_probs: P | None
     move: Program | None = None
 
     def ready(self, adapter: nnx.State, base: nnx.State) -> tuple[nnx.State, nnx.State]:
@@ -45,16 +48,16 @@ class AnsweringPrograms:
 
 
 @dataclasses.dataclass(frozen=True)
-class Programs:
+class Programs(Generic[P]):
     """What a run calls on its devices: gradients of a micro-batch, the update, the loss of a batch, answers to one.
 
     Of a run that is one of several in a process they are what asks together with the others (`MeetingProgram`).
     """
 
-    accumulate: Program | MeetingProgram
-    update: Program | MeetingProgram
-    loss: Program | MeetingProgram
-    answering: AnsweringPrograms
+    accumulate: P
+    update: P
+    loss: P
+    answering: AnsweringPrograms[P]
 
     def compile_seconds(self) -> float:
         """Seconds spent compiling so far."""
@@ -62,7 +65,7 @@ class Programs:
         return training + self.loss.compile_seconds + self.answering.compile_seconds()
 
 
-def meeting_others(programs: Programs, meeting: Meeting, config: Any) -> Programs:
+def meeting_others(programs: Programs[Program], meeting: Meeting, config: Any) -> Programs[MeetingProgram]:
     """The programs of a run that is one of several in this process, which ask for the same ones together.
 
     Args:
@@ -102,7 +105,7 @@ def build_programs(
     label_smoothing: float = 0.0,
     method: Method | None = None,
     made: Recent[Program],
-) -> Programs:
+) -> Programs[Program]:
     """The programs for trees of these shapes; those that were `made` before are taken from there.
 
     Args:
@@ -161,7 +164,7 @@ def build_answering(
     num_beams: int,
     labels: PackedLabels | None = None,
     made: Recent[Program],
-) -> AnsweringPrograms:
+) -> AnsweringPrograms[Program]:
     """The programs that answer, with a method attached or without any; arguments as of `build_programs`."""
     trained, layout = layout, layout.for_answers((adapter, base))
     model = (graphdef, spec(adapter), spec(base), layout)
