@@ -73,6 +73,19 @@ def test_an_unknown_command_is_a_wrong_call(capsys):
     assert ended.value.code == 2 and "params" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--model=--", "--batch-size=--"])
+def test_two_dashes_are_no_value(flag, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", flag, "a text"])
+    name = flag.removesuffix("=--")
+    assert capsys.readouterr().err.startswith(f"error: argument {name}: expected a value, not '--'")
+
+
+def test_two_dashes_end_the_flags(tmp_path, capsys):
+    assert main(["predict", f"--model={tmp_path}/none", "--", "--model=--"]) == 2
+    assert "none" in capsys.readouterr().err
+
+
 def test_short_flags_are_a_call_in_full():
     full = _in_full(["jpeft train", "--data", "my rows.csv", "--target=category", "--model", "mini", "--quiet"])
     assert full == [

@@ -5,7 +5,9 @@ Exit status: 0 done, 1 the work failed, 2 the call was wrong; both of the latter
 
 import argparse
 import io
+import itertools
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -116,6 +118,14 @@ def _prepare_process() -> None:
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong with a call in one line, as everything else here does."""
+
+    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As argparse does, but `--flag=--` is an error, of which argparse before Python 3.13 makes an empty list."""
+        given = sys.argv[1:] if args is None else list(args)
+        for arg in itertools.takewhile(lambda arg: arg != "--", given):
+            if re.fullmatch(r"--[^=]+=--", arg) and not arg.startswith("--config."):
+                self.error(f"argument {arg.removesuffix('=--')}: expected a value, not '--'")
+        return super().parse_known_args(given, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {' '.join(message.split())} (see {self.prog} --help)\n")

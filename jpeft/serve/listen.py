@@ -31,7 +31,7 @@ def bind(host: str, port: int) -> socket.socket:
             bound = undo.enter_context(socket.socket(family, kind, protocol))
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind((address[0], port, *address[2:]))  # the resolver takes ports of any size
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:  # of the last kind is a name longer than names may be
             raise UserError(f"cannot listen at {host}:{port} ({error}).") from None
         undo.pop_all()
     return bound

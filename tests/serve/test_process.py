@@ -42,6 +42,8 @@ def test_a_port_that_is_taken_is_known_at_once(capsys, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         arguments = call("--model", "mini", "--adapters", tmp_path, "--port", taken.getsockname()[1])
         refused(capsys, arguments, "cannot listen at 127.0.0.1:")
+    with pytest.raises(UserError, match="cannot listen at hhhh.*too long"):
+        bind("h" * 64, 0)
     with pytest.raises(UserError, match="cannot listen at 127.0.0.1:70000"):
         bind("127.0.0.1", 70000)
 
