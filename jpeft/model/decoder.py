@@ -35,7 +35,7 @@ from jpeft.model.layers import (
     split_key,
 )
 from jpeft.model.placement import placed
-from jpeft.model.stack import SegmentCache, Segments, num_stacked, side_by_side
+from jpeft.model.stack import SegmentCache, Segments, num_stacked, only_layer, side_by_side
 
 
 @jax.tree_util.register_dataclass
@@ -59,7 +59,7 @@ class Places:
 
 
 def norm_of(config: DecoderConfig, width: int) -> RMSNorm | LayerNorm:
-    """A norm of the kind that the model has."""
+    """A new norm over `width` numbers, of the kind that the model has: an RMSNorm or a LayerNorm."""
     return (RMSNorm if config.norm == "rms" else LayerNorm)(width, epsilon=config.norm_epsilon)
 
 
@@ -184,7 +184,7 @@ class CausalAttention(nnx.Module):
 
 
 class DecoderFeedForward(nnx.Module):
-    """`down(act(up x))`, or gated: `down(act(gate x) * up x)`."""
+    """The feed-forward of a block: `down(act(up x))`, or gated: `down(act(gate x) * up x)`."""
 
     gate: Linear
 
@@ -242,7 +242,7 @@ class DecoderBlock(nnx.Module):
         windowed: Bool[Array, ""],
         key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "batch length d_model"], tuple[Array, Array]]:
-        """The same, and the keys and values of the sequence."""
+        """As `__call__`, and the sequence's keys and values, each `[batch, kv_heads, length, d_head]`."""
         weights_key, *keys = split_key(key, 3)
         h = self.self_attention_norm(x)
         k, v = self.self_attention.keys_values(h, places)
@@ -292,7 +292,7 @@ class DecoderStack(Segments):
         found = []
         for block, windowed in zip(self.segments, self.per_segment(jnp.asarray(self.windowed)), strict=True):
             if num_stacked(block) == 1:
-                x, kept = jax.tree.map(lambda leaf: leaf[0], block).read(x, places, windowed[0])
+                x, kept = only_layer(block).read(x, places, windowed[0])
             else:
                 x, kept = jax.lax.scan(lambda x, layer: layer[0].read(x, places, layer[1]), x, (block, windowed))
                 kept = jax.tree.map(lambda leaf: placed(leaf, "cache"), kept)
@@ -381,7 +381,7 @@ class Decoder(nnx.Module):
     # --- from tokens to what the blocks are given ---
 
     def embedded(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length d_model"]:
-        """The tokens' vectors."""
+        """The tokens' vectors in the dtype that the model computes in, without positions."""
         return self.shared(tokens).astype(self.dtype)
 
     def with_positions(
@@ -543,7 +543,7 @@ class Decoder(nnx.Module):
 
 
 def hiding(allowed: Bool[Array, "_ _ keys"]) -> Float[Array, "_ 1 _ keys"]:
-    """The additive bias that hides what is not allowed to be seen."""
+    """A mask as the bias that is added to scores: 0 where one may see the other, `MASKED` where not."""
     return jnp.where(allowed, 0.0, MASKED)[:, None]
 
 

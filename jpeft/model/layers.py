@@ -46,7 +46,7 @@ def _coins(shape: tuple[int, ...]) -> Callable[[Any], Array]:
 
 
 def split_key(key: Key[Array, ""] | None, num: int) -> Sequence[Key[Array, ""] | None]:
-    """`num` keys of one, or as many times None."""
+    """`num` random keys made of one, or as many times None where there is none (no dropout)."""
     return [None] * num if key is None else list(jax.random.split(key, num))
 
 
@@ -113,7 +113,7 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """`x / rms(x) * scale`: no mean is subtracted and no bias added."""
+    """`x / rms(x) * scale` over the last axis (Zhang & Sennrich 2019): no mean is subtracted and no bias added."""
 
     def __init__(self, d_model: int, *, epsilon: float):
         self.scale = nnx.Param(jnp.ones(d_model))
@@ -130,7 +130,7 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """`(x - mean) / deviation * scale + bias`."""
+    """`(x - mean) / deviation * scale + bias` over the last axis (Ba et al. 2016); statistics are float32."""
 
     def __init__(self, d_model: int, *, epsilon: float):
         self.scale = nnx.Param(jnp.ones(d_model))
@@ -148,7 +148,7 @@ class LayerNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """A table of vectors, looked up by integer."""
+    """A table of vectors, `embedding: [num_rows, width]`, looked up by integer."""
 
     def __init__(self, num_rows: int, width: int, *, stddev: float, rngs: nnx.Rngs):
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (num_rows, width)) * stddev)

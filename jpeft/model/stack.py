@@ -55,7 +55,7 @@ class SegmentCache:
         return (self.k, self.v) if layer is None else (self.k[layer], self.v[layer])
 
     def reordered(self, rows: Int[Array, " batch"]) -> "SegmentCache":
-        """Row `i` of the batch becomes what row `rows[i]` was."""
+        """A cache whose row `i` is this one's row `rows[i]`: beam search follows the beams that it keeps."""
         return SegmentCache(*(jnp.take(x, rows, axis=x.ndim - 4) for x in (self.k, self.v)))
 
 
@@ -82,8 +82,13 @@ def block_program(remat: str, place: Place) -> Callable[..., Array]:
 
 
 def num_stacked(block: Any) -> int:
-    """How many layers a stacked block holds."""
+    """How many layers a stacked block holds: the length of the first axis of its leaves."""
     return block.self_attention_norm.scale.shape[0]
+
+
+def only_layer(stacked: Any) -> Any:
+    """The layer of a segment that holds one: every leaf without its axis of layers. Takes any tree of such leaves."""
+    return jax.tree.map(lambda leaf: leaf[0], stacked)
 
 
 def side_by_side(kept: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
@@ -106,7 +111,7 @@ class Segments(nnx.Module):
         self.remat = "none"
 
     def layer_counts(self) -> list[int]:
-        """How many layers each segment holds."""
+        """How many layers each segment holds, in order; their sum is the number of the stack's layers."""
         return [num_stacked(block) for block in self.segments]
 
     def cut(self, starts: Sequence[int]) -> None:
@@ -124,7 +129,7 @@ class Segments(nnx.Module):
         self.segments = nnx.List(segments)
 
     def per_segment(self, of_layers: Array) -> list[Array]:
-        """What holds one entry a layer, cut as the blocks are."""
+        """An array of `[layers, ...]` cut into one `[layers of the segment, ...]` for each segment."""
         starts = segment_starts(self)
         return [of_layers[i : i + n] for i, n in zip(starts, self.layer_counts(), strict=True)]
 
@@ -147,7 +152,7 @@ class Segments(nnx.Module):
             layers, own = num_stacked(block), tuple(one[i] for one in cut)
             layer_keys = None if segment_key is None else jax.random.split(segment_key, layers)
             if layers == 1:  # no loop: its operands would be copied out of the stacked leaves at every call
-                block, layer_keys, own = jax.tree.map(lambda leaf: leaf[0], (block, layer_keys, own))
+                block, layer_keys, own = only_layer((block, layer_keys, own))
                 x = body(x, block, layer_keys, *others, *own)
             else:
                 x, _ = jax.lax.scan(
@@ -177,7 +182,7 @@ class Segments(nnx.Module):
         new_caches = []
         for block, its_own, cache in zip(self.segments, kept, caches, strict=True):
             if num_stacked(block) == 1:
-                x, cache = step(jax.tree.map(lambda leaf: leaf[0], block), x, its_own, cache, None)
+                x, cache = step(only_layer(block), x, its_own, cache, None)
             else:
                 (x, cache), _ = jax.lax.scan(body, (x, cache), (jnp.arange(num_stacked(block)), block, its_own))
             new_caches.append(cache)

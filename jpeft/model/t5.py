@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, Key
 from jpeft.model.attention import Before, ScoreBias, attend, with_before
 from jpeft.model.layers import ACTIVATIONS, MASKED, EmbeddedInput, Embedding, Linear, RMSNorm, apart, dropout, split_key
 from jpeft.model.placement import placed
-from jpeft.model.stack import SegmentCache, Segments, arrange, num_stacked, side_by_side
+from jpeft.model.stack import SegmentCache, Segments, arrange, num_stacked, only_layer, side_by_side
 from jpeft.model.t5_config import T5Config
 
 
@@ -71,7 +71,7 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """`wo(act(wi x))`, or gated: `wo(act(wi_0 x) * wi_1 x)`."""
+    """The feed-forward of a block, without biases: `wo(act(wi x))`, or gated: `wo(act(wi_0 x) * wi_1 x)`."""
 
     wi: Linear
     wi_0: Linear
@@ -250,7 +250,7 @@ class Stack(Segments):
 
         def of_segment(block: Block) -> tuple[Array, Array]:
             if num_stacked(block) == 1:
-                return jax.tree.map(lambda leaf: leaf[0], block).cross_attention.keys_values(encoded)
+                return only_layer(block).cross_attention.keys_values(encoded)
             return jax.lax.map(lambda block: block.cross_attention.keys_values(encoded), block)
 
         return [of_segment(block) for block in self.segments]
@@ -430,11 +430,6 @@ class T5(nnx.Module):
         return self.decoder.relative_attention_bias.bias(length, length) + future[None, None]
 
 
-def unroll(model: T5) -> None:
-    """Makes every layer a segment of its own: slower to compile, no loop around the layers when run."""
-    arrange_layers(model, scan=False)
-
-
 def arrange_layers(model: T5, scan: bool | None) -> None:
-    """Unrolls the stacks unless they are to be scanned; None scans stacks of more than eight layers."""
+    """Has both stacks run their layers by a loop, or without one: see `jpeft.model.stack.arrange`."""
     arrange((model.encoder, model.decoder), scan=scan)

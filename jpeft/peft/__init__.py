@@ -1,1 +1,1 @@
-"""PEFT methods as small modules attached to the sites of a frozen T5: one file per method, and what they share."""
+"""PEFT methods as small modules attached to the sites of a frozen model: one file per method, and what they share."""

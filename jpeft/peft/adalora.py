@@ -61,7 +61,7 @@ class Importance:
 
 @dataclasses.dataclass(frozen=True)
 class AdaLora(AddedModules, PeftLayout):
-    """Starts with a rank that is half as large again at every map, and ends with the budget where it matters most.
+    """AdaLoRA: starts with half as much rank again at every map, and ends with the budget where it matters most.
 
     Importance is of triplets, a number of lambda with its row and column (eq. 7). Ranks fall by a cubic schedule
     (section 3.3) over the run's steps: none at first, none in the end, where those that remain train on.
@@ -122,12 +122,12 @@ class AdaLora(AddedModules, PeftLayout):
 
     @property
     def width(self) -> int:
-        """The rank that every map starts with."""
+        """The rank that every map starts with: `initial_rank`, or half as much again as `rank` where that is 0."""
         return self.initial_rank or math.ceil(1.5 * self.rank)
 
     @property
     def scale(self) -> float:
-        """The factor of the update, as PEFT computes it."""
+        """The factor of the update, `alpha` over the rank at the start, as PEFT computes it."""
         return self.alpha / (self.width + 1e-5)
 
     @property

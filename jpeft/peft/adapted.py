@@ -62,7 +62,7 @@ def put(place: SiteModule, adapter: nnx.Module) -> None:
 
 
 def take_off(module: Any) -> nnx.Module:
-    """Undoes `put` and returns what was attached."""
+    """Undoes `put`: the module has its own class again. Returns what was attached."""
     adapter = module.adapter
     del module.adapter, module.adapter_dimensions
     module.__class__ = type(module).unadapted

@@ -21,7 +21,7 @@ def attach(model: Model, method: Method, chosen: Sequence[Site], key: Key[Array,
     then costs no gradient work. A segment is copied only where it is cut.
 
     Raises:
-      UserError: something is attached at one of the sites already.
+      UserError: something is attached at one of the sites already, or the model has no such site.
     """
     model, method = copied(model), method.settled(chosen)
     chosen_at = {site.path for site in chosen}
@@ -50,5 +50,5 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
 
 
 def count(tree: nnx.State) -> int:
-    """Number of parameters in a tree."""
+    """How many numbers the arrays of a tree hold together; shapes in their place count as well."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -20,7 +20,7 @@ from jpeft.peft.views import Original
 
 
 class BiasSite(nnx.Module):
-    """`y = W x + b`, `b` starting at 0."""
+    """`y = W x + b`: a trained bias `b`, starting at 0, added to what comes out of a map or a norm."""
 
     def __init__(self, d_out: int):
         self.bias = Adapter(jnp.zeros(d_out))
@@ -38,7 +38,7 @@ class BiasSite(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Bias(Rows):
-    """`y + b`, each row with its own bias."""
+    """`y + b`: as `BiasSite`, each row of a batch with a bias of its own."""
 
     leaves: tuple[str, ...] = ("bias",)
     order: ClassVar[int] = 2
@@ -51,7 +51,7 @@ class Bias(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class BitFit(AddedModules):
-    """The paper's reading by default: the bias of every linear map inside the blocks.
+    """BitFit, by default in the paper's reading: the bias of every linear map inside the blocks.
 
     Where a model has biases, these are all that there are. Where it has none, as T5 and Llama, each map gets one.
 

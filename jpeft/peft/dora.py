@@ -50,7 +50,7 @@ class DoraSite(LoraSite):
         self.lora_magnitude = Adapter(jnp.ones(d_out))
 
     def factor(self, kernel: Float[Array, "*layers d_in d_out"]) -> Float[Array, "*layers d_out"]:
-        """By which each column of `W + scale B A` is multiplied."""
+        """`m / ||W + scale B A||`: by what each column of `W + scale B A` is multiplied (eq. 5)."""
         weights = jax.lax.stop_gradient((kernel, self.lora_a[...], self.lora_b[...]))
         return self.lora_magnitude[...] / column_norms(*weights, self.scale)
 
@@ -67,7 +67,7 @@ class DoraSite(LoraSite):
 
 @dataclasses.dataclass(frozen=True)
 class Dora(Lora):
-    """As its authors use it on Llama: q, k, v and the feed-forward's up and down. Options are LoRA's."""
+    """DoRA as its authors use it on Llama: on q, k, v and the feed-forward's up and down. Options are LoRA's."""
 
     name: ClassVar[str] = "dora"
     options: ClassVar[Mapping[str, str]] = {key: field for key, field in Lora.options.items() if key != "lora_init"}
@@ -83,9 +83,9 @@ class Dora(Lora):
     def __post_init__(self):
         super().__post_init__()
         if self.init != "plain":
-            raise UserError(f"dora begins with B at 0; init={self.init!r} is of lora.")
+            raise UserError(f"dora begins with B at 0; init={self.init!r} is of lora: leave it away.")
         if self.scaling_vectors:
-            raise UserError("dora has no scaling vectors; they are of lora in the paper's reading.")
+            raise UserError("dora has no scaling vectors, which lora has in the paper's reading; leave them away.")
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ class TwoSidedScale(nnx.Module):
 
 
 class InputScale(nnx.Module):
-    """`y = W (l * x)`: on `wo`, where `x` is the activation inside the feed-forward block (Liu et al., eq. in 3.3)."""
+    """`y = W (l * x)`: on `wo`, where `x` is the activation inside the feed-forward block (Liu et al., section 3.3)."""
 
     def __init__(self, d_in: int):
         self.scale_in = Adapter(jnp.ones(d_in))
@@ -51,7 +51,7 @@ class InputScale(nnx.Module):
 
 
 class OutputScale(nnx.Module):
-    """`y = l * W x`: on the keys and values of attention."""
+    """`y = l * W x`: on the keys and values of attention (Liu et al. 2022, section 3.3). `l` starts at 1."""
 
     def __init__(self, d_out: int):
         self.scale_out = Adapter(jnp.ones(d_out))
@@ -66,7 +66,7 @@ class OutputScale(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Ia3(AddedModules, PeftLayout):
-    """The paper's reading by default: both sides of k, v and the feed-forward's last input projection.
+    """(IA)³, by default in the paper's reading: both sides of k, v and the feed-forward's last input projection.
 
     Attributes:
       two_sided: False is (IA)³ as published: k and v scaled after, the feed-forward's activation before `wo`.

@@ -186,12 +186,12 @@ class PeftFile:
             )
 
     def number(self, key: str, default: Number) -> Number:
-        """A setting that is a number."""
+        """The value of a setting that is a number, or `default` where the config has none or null."""
         value = self.config.get(key)
         return default if value is None else value
 
     def pattern(self, key: str) -> dict[str, Number]:
-        """`rank_pattern` or `alpha_pattern`: numbers by regular expression."""
+        """`rank_pattern` or `alpha_pattern`: numbers by regular expression of a module's name; empty where absent."""
         return self.config.get(key) or {}
 
     def match(self, expression: str, text: str, key: str, *, whole: bool = False) -> Any:
@@ -210,7 +210,7 @@ class PeftFile:
         return pattern.fullmatch(text) if whole else pattern.match(text)
 
     def listed(self, key: str) -> list[Any]:
-        """A setting that may be one thing or a list of them."""
+        """A setting that PEFT writes as one thing or as a list of them, always as a list; empty where absent."""
         value = self.config.get(key)
         return [] if value is None else value if isinstance(value, list) else [value]
 
@@ -220,6 +220,22 @@ class PeftFile:
             if self.match(rf"(.*\.)?({pattern})$", module, pattern_key):
                 return value
         return self.number(key, default)
+
+    def virtual_tokens(self, what: str) -> tuple[np.ndarray, int]:
+        """`prompt_embeddings`, the one tensor of a prompt's or a prefix's file, and the config's `num_virtual_tokens`.
+
+        Args:
+          what: the file is of, for messages.
+
+        Raises:
+          RunFailed: the file holds another tensor, or not this one.
+        """
+        if set(self.tensors) != {"prompt_embeddings"}:
+            raise RunFailed(
+                f"{self.source}: a {what}'s file should hold prompt_embeddings alone, not {sorted(self.tensors)[:3]}."
+            )
+        vectors = self.tensors["prompt_embeddings"]
+        return vectors, int(self.number("num_virtual_tokens", len(vectors)))
 
     def by_path(self, kind: str = "linear") -> dict[str, tuple[str, Tensors]]:
         """Per adapted module, by our path: its name in `transformers`, and its tensors by PEFT's last name.

@@ -39,7 +39,7 @@ class NormSite(nnx.Module):
         return compute.with_weights(**_by_attribute(compute, _leaves(self)))(*args, **kwargs)
 
     def fold(self, kernel: Float[Array, "*layers width"], bias: Any) -> tuple[Any, Any]:
-        """Scale and bias of a norm that alone does what this does."""
+        """Scale and bias of a norm that alone does what this does; `kernel` is the base norm's scale."""
         leaves = _leaves(self)
         return leaves.get("norm_scale", kernel), leaves.get("norm_bias", bias)
 
@@ -56,7 +56,7 @@ def _by_attribute(compute: Original, leaves: Leaves) -> dict[str, Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Norms(Rows):
-    """Each row by a norm of its own, or by the base's."""
+    """As `NormSite`, each row of a batch by a norm of its own, or by the base's where it has no adapter."""
 
     # `[batch, width]`, and `[batch, 1]`: 1 where a row has its own.
     leaves: tuple[str, ...] = ("norm_scale", "norm_bias", "is_own_scale", "is_own_bias")
@@ -79,7 +79,7 @@ class Norms(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class NormTuning(AddedModules, PeftLayout):
-    """Every norm of the model, in its blocks and outside of them.
+    """Trains the weights of every norm of the model, in its blocks and outside of them (Zhao et al. 2024).
 
     Attributes:
       parts: `both` trains scales, and biases where norms have them, as a LayerNorm's and not an RMSNorm's; `scale` and

@@ -23,7 +23,7 @@ from jpeft.peft.views import Original
 
 
 class LoraSite(nnx.Module):
-    """`y = W x + scale * B A x` (Hu et al. 2021, eq. 3)."""
+    """`y = W x + scale * B A x` (Hu et al. 2021, eq. 3): A random and B zero at first, so that y starts as `W x`."""
 
     def __init__(self, lora_a: Float[Array, "d_in rank"], d_out: int, scale: float):
         self.lora_a = Adapter(lora_a)
@@ -120,7 +120,7 @@ class LowRank(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class Lora(AddedModules, PeftLayout):
-    """The paper's reading by default: rank 2 on q, k, v, o of every attention, with scaling vectors.
+    """LoRA, by default in the paper's reading: rank 2 on q, k, v, o of every attention, with scaling vectors.
 
     Attributes:
       rank: inner width of the update.
@@ -168,7 +168,10 @@ class Lora(AddedModules, PeftLayout):
         if self.init not in ("plain", "pissa"):
             raise UserError(f"method.lora_init is {self.init!r}; expected plain or pissa.")
         if self.init == "pissa" and self.scaling_vectors:
-            raise UserError("method.lora_init=pissa is of plain LoRA; set method.reading=official.")
+            raise UserError(
+                "method.lora_init is 'pissa', which plain LoRA has, without the paper's scaling vectors; set "
+                "method.reading=official."
+            )
         if self.init == "pissa" and not self.alpha > 0:
             raise UserError(f"method.alpha is {self.alpha}; with method.lora_init=pissa expected more than 0.")
         if self.rank < 1:
@@ -185,7 +188,7 @@ class Lora(AddedModules, PeftLayout):
         b_rate_ratio: float = 1.0,
         init: str = "plain",
     ) -> "Lora":
-        """Plain LoRA, which Hugging Face PEFT can hold."""
+        """LoRA as published (Hu et al. 2021), without scaling vectors, which Hugging Face PEFT can hold."""
         return cls(
             rank=rank,
             alpha=alpha,
@@ -227,7 +230,7 @@ class Lora(AddedModules, PeftLayout):
             if self.rank > min(kernel.shape[-2:]):
                 raise UserError(
                     f"method.rank is {self.rank}, and {place.sites[0].path} is {kernel.shape[-2]} by "
-                    f"{kernel.shape[-1]}: it has no so many singular values for method.lora_init=pissa."
+                    f"{kernel.shape[-1]}, with fewer singular values than method.lora_init=pissa needs; lower the rank."
                 )
             adapter.begin(kernel)
 
@@ -280,7 +283,10 @@ class Lora(AddedModules, PeftLayout):
 
     def row_leaves(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self.init == "pissa":
-            raise UserError("an adapter that began by PiSSA is a plain LoRA once it is saved; save it and add that.")
+            raise UserError(
+                "an adapter with lora_init='pissa' cannot share a batch with others as it trains; save it, which makes "
+                "it a plain LoRA, and add that."
+            )
         # The scale is not multiplied into B: the same products in the same order give the same logits, to the last bit.
         turned = {"lora_a": leaves["lora_a"].T, "lora_scale": np.full(1, self.scale, np.float32)}
         return {**leaves, **turned}

@@ -25,7 +25,7 @@ from jpeft.peft.sites import Site, SiteModule
 
 
 class LearningRates(NamedTuple):
-    """Three points of a schedule: rises linearly from `initial` to `warmup`, then falls linearly to `annealing`."""
+    """Three points of a schedule: the rate rises linearly from `initial` to `warmup`, then falls to `annealing`."""
 
     initial: float
     warmup: float
@@ -44,9 +44,9 @@ class Method(abc.ABC):
 
     Attributes:
       name: by which users call it.
-      kinds: of site at which it can act, of `jpeft.peft.views.KINDS`.
-      trains_base: the model's own weights: its steps reuse their buffers, and nothing else can share them.
-      unmergeable: why the weights of the base cannot hold what it does, where they cannot, or not of every base.
+      kinds: of sites at which it can act, each one of `jpeft.peft.views.KINDS`.
+      trains_base: whether it trains the model's own weights: its steps reuse their buffers, and nothing can share them.
+      unmergeable: why weights cannot hold what it does, of no base or of some; None where they always can.
       learning_rates: those that its authors, or the paper, trained it with.
       options: the config's keys under `method.` that it has, and the fields of the dataclass that they set.
       ablations: by name, those of the paper's Table 2, each a `jpeft.peft.ablations.Ablation`.
@@ -78,7 +78,7 @@ class Method(abc.ABC):
         return list(candidates)
 
     def settled(self: "Own", chosen: Sequence[Site]) -> "Own":
-        """The method with those of its fields set that follow from where it acts."""
+        """The method with those of its fields set that follow from where it acts; by default it has none."""
         return self
 
     def unmergeable_at(self, chosen: Sequence[Site]) -> str | None:
@@ -90,6 +90,9 @@ class Method(abc.ABC):
         """Attaches the method to one module at a place in the model, by putting trainable leaves there.
 
         Args:
+          place: the module, and the sites that it stands for.
+          key: of the whole model; a method folds the place's path in, so that a site starts alike in every selection.
+          model: that the module is in, for methods that begin by what it computes.
           made: one dictionary for all modules of a model, for what they share: by the `id` of a variable of the base.
         """
 
@@ -152,7 +155,12 @@ class Method(abc.ABC):
         return None
 
     def after_update(self, adapter: nnx.State, step: Array) -> nnx.State:
-        """The trainable tree after an optimizer step, counted from 0."""
+        """The trainable tree that an optimizer step ends with; by default the one that the optimizer made.
+
+        Args:
+          adapter: the tree after the optimizer's update.
+          step: its number, counted from 0, an int32 scalar.
+        """
         return adapter
 
     def first_memory(self, adapter: nnx.State) -> Any:
@@ -181,7 +189,10 @@ class Method(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class AddedModules(Method):
-    """A method that adds one module per site and layer and leaves the weights alone."""
+    """A method that adds one module per site and layer and leaves the model's own weights alone.
+
+    It has to say by `create` what it adds; what it does to the rows of a batch of many adapters follows from that.
+    """
 
     @abc.abstractmethod
     def create(self, site: Site, key: Key[Array, ""], model: nnx.Module) -> nnx.Module:
@@ -222,7 +233,7 @@ class AddedModules(Method):
         return (EachRow.of(self.create(site, jax.random.key(0), model)),)
 
     def row_leaves(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One adapter's leaves at one site as `rows` keeps them."""
+        """One adapter's leaves at one site, by name, as the parts of `rows` take them: without an axis of rows."""
         return dict(leaves)
 
     def row_leaves_at(

@@ -40,6 +40,9 @@ OF_THE_PAPER = ("full", "lora", "ia3", "bitfit", "prompt")  # those that its tab
 def build(name: str, reading: str = "paper", options: Mapping[str, Any] | None = None) -> Method:
     """A method in a reading: `paper` is Pu et al.'s, `official` its authors'.
 
+    Of a method that Pu et al. do not have, `paper` is the default of its class; where it has no `official` builder of
+    its own, both readings are the same.
+
     Args:
       options: by the config's keys under `method.`; they override that reading's own.
 
@@ -56,7 +59,8 @@ def build(name: str, reading: str = "paper", options: Mapping[str, Any] | None =
     for option in options or {}:
         if option not in known:
             has = f"it has {', '.join(sorted(known))}" if known else "it has none"
-            raise UserError(f"method.{option} is no option of {name} in the {reading} reading; {has}.")
+            where = f" with method.reading={reading}" if hasattr(method, "official") else ""
+            raise UserError(f"method.{option} is no option of {name}{where}; {has}.")
     return factory(**{known[key]: value for key, value in (options or {}).items()})
 
 
@@ -66,12 +70,12 @@ def method_options() -> list[str]:
 
 
 def ablations() -> dict[str, tuple[str, ...]]:
-    """Names of the ablations of each method that has any."""
+    """Names of the paper's ablations (Table 2) of each method that has any, by the method's name."""
     return {name: tuple(method.ablations) for name, method in METHODS.items() if method.ablations}
 
 
 def require_ablation(method: str, name: str) -> None:
-    """Raises `UserError`: the paper has no such ablation of this method."""
+    """Raises `UserError` unless the paper has an ablation of this name for this method."""
     known = METHODS[method].ablations
     if name not in known:
         has = ", ".join(ablations())
@@ -112,7 +116,7 @@ def ablation_of(model: nnx.Module, method: str, name: str, *, seed: int = 0) -> 
 
 
 def stacks_of(model: nnx.Module) -> dict[str, int]:
-    """Number of blocks of each of a model's stacks, in its order."""
+    """Number of blocks of each of a model's stacks, by the stack's name, in the model's order."""
     layers: dict[str, set[int]] = {}
     for site in sites(model):
         if site.layer is not None and site.stack is not None:

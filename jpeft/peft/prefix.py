@@ -59,10 +59,8 @@ class ReparametrisedPrefix(PrefixSite):
         names = ("embedding", "inner", "inner_bias", "outer_keys", "outer_values", "bias_keys", "bias_values")
         keys: dict[str, Array] = dict(zip(names, jax.random.split(key, len(names)), strict=True))
 
-        def uniform(
-            name: str, *shape: int, fan_in: int
-        ) -> Adapter:  # as PyTorch begins its linear maps, and PEFT with it
-            bound = fan_in**-0.5
+        def uniform(name: str, *shape: int, fan_in: int) -> Adapter:
+            bound = fan_in**-0.5  # as PyTorch begins its linear maps, and PEFT with it
             return Adapter(jax.random.uniform(keys[name], shape, minval=-bound, maxval=bound))
 
         self.prefix_embedding = Adapter(jax.random.normal(keys["embedding"], (length, d_model)))
@@ -110,7 +108,7 @@ class Prefixes(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class Prefix(AddedModules, PeftLayout):
-    """A prefix for each attention: in a T5 the encoder's, the decoder's own and that of the decoder to the encoder.
+    """Prefix tuning: a prefix for each attention, of a T5 the encoder's, the decoder's own and the cross-attention.
 
     The keys are seen by every query, whatever is hidden from it and however short the window of its layer is. In a T5
     they have no bias of position. In a decoder-only model they stand where PEFT puts them, as the cache of a text of
@@ -267,10 +265,7 @@ class Prefix(AddedModules, PeftLayout):
 
     @classmethod
     def from_peft(cls, file: PeftFile) -> tuple["Prefix", Tensors, list[str]]:
-        if set(file.tensors) != {"prompt_embeddings"}:
-            raise RunFailed(
-                f"{file.source}: a prefix's file should hold prompt_embeddings alone, not {sorted(file.tensors)[:3]}."
-            )
+        whole, length = file.virtual_tokens("prefix")
         task = file.config.get("task_type")
         if file.names.task_type != "CAUSAL_LM" or task not in (None, file.names.task_type):
             raise UserError(
@@ -278,8 +273,7 @@ class Prefix(AddedModules, PeftLayout):
                 "one. An encoder-decoder's PEFT gives the decoder's own attention alone: train it here."
             )
         attentions = [site for site in file.names.sites if site.kind == "attention"]
-        whole, width = file.tensors["prompt_embeddings"], attentions[0].d_out
-        length = int(file.number("num_virtual_tokens", len(whole)))
+        width = attentions[0].d_out
         if whole.shape != (length, 2 * width * len(attentions)):
             raise RunFailed(
                 f"{file.source}: prompt_embeddings has shape {whole.shape}; expected {length} virtual tokens with keys "

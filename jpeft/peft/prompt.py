@@ -68,7 +68,9 @@ class Prompts(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class Prompt(AddedModules, PeftLayout):
-    """100 soft tokens. The first forward pass is the base model's on an input with 100 pieces of text before it.
+    """Prompt tuning: trained vectors before the embedded input, by default 100.
+
+    The first forward pass is the base model's on an input with as many pieces of text before it.
 
     Attributes:
       prompt_length: number of soft tokens.
@@ -152,15 +154,10 @@ class Prompt(AddedModules, PeftLayout):
 
     @classmethod
     def from_peft(cls, file: PeftFile) -> tuple["Prompt", Tensors, list[str]]:
-        if set(file.tensors) != {"prompt_embeddings"}:
-            raise RunFailed(
-                f"{file.source}: a prompt's file should hold prompt_embeddings alone, not {sorted(file.tensors)[:3]}."
-            )
+        prompt, length = file.virtual_tokens("prompt")
         task = file.config.get("task_type")
         if task not in (None, file.names.task_type):
             raise UserError(f"{file.source} is a prompt for {task}; this base's is for {file.names.task_type}.")
-        prompt = file.tensors["prompt_embeddings"]
-        length = int(file.number("num_virtual_tokens", len(prompt)))
         if len(prompt) not in (length, 2 * length) or length < 1:
             raise RunFailed(f"{file.source} promises {length} soft tokens and holds {len(prompt)}.")
         notes = []

@@ -70,7 +70,7 @@ def _rescaled(x: Array, scale: Array) -> Array:  # as in jpeft.peft.arithmetic, 
 
 
 def each(leaf: Array) -> Float[Array, "batch 1 width"]:
-    """A vector a row, for all positions of the row."""
+    """One vector for each row as `[batch, 1, width]`, to be applied at all positions of its row."""
     return leaf.astype(jnp.float32)[:, None]
 
 

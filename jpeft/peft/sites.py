@@ -120,7 +120,7 @@ def roles_of(model: nnx.Module) -> dict[str, str]:
 
 
 def layer_stacks(model: nnx.Module) -> list[tuple[str, LayerStack]]:
-    """Every stack of layers with its path."""
+    """Every stack of layers in a model (`jpeft.leaves.LayerStack`), each with its path, in the order of attributes."""
     stacks: list[tuple[str, LayerStack]] = []
     for _ in _walk(model, stacks):
         pass
@@ -128,7 +128,7 @@ def layer_stacks(model: nnx.Module) -> list[tuple[str, LayerStack]]:
 
 
 def sites(model: nnx.Module) -> list[Site]:
-    """Every site of the model, layer by layer."""
+    """Every site of the model: those outside of stacks first, then those of each stack, layer by layer."""
     found = site_modules(model)
     by_layer: dict[tuple[str | None, int | None], list[Site]] = {}
     for one in found:

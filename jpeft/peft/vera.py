@@ -48,7 +48,12 @@ def shared_matrices(seed: int, rank: int, width_in: int, width_out: int) -> tupl
 
 @dataclasses.dataclass(frozen=True)
 class Projection:
-    """The part of the shared matrices that one map uses."""
+    """The part of the shared matrices that one map uses.
+
+    Attributes:
+      seed, rank, width_in, width_out: of the shared matrices, as `shared_matrices` takes them.
+      d_in, d_out: widths of the map, no larger than these.
+    """
 
     seed: int
     rank: int
@@ -58,13 +63,13 @@ class Projection:
     d_out: int
 
     def matrices(self, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
-        """`[d_in, rank]` and `[rank, d_out]`."""
+        """This map's part of A and of B, `[d_in, rank]` and `[rank, d_out]`."""
         a, b = shared_matrices(self.seed, self.rank, self.width_in, self.width_out)
         return a[: self.d_in].astype(dtype), b[:, : self.d_out].astype(dtype)
 
     @property
     def tag(self) -> str:
-        """Names the whole that it is a part of."""
+        """A name for the shared matrices that it is a part of: equal for all maps of one adapter."""
         return f"{self.seed}_{self.rank}_{self.width_in}_{self.width_out}"
 
 
@@ -109,7 +114,7 @@ class Projected(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class Vera(AddedModules, PeftLayout):
-    """On q and v, as its authors use it.
+    """VeRA on q and v, as its authors use it.
 
     Attributes:
       rank: of the shared matrices.

@@ -45,7 +45,7 @@ class Original:
         return self.call(*args, **kwargs)
 
     def by(self, call: Compute) -> "Original":
-        """The same weights, called in another way."""
+        """The same module and weights with another function in the place of `call`."""
         return dataclasses.replace(self, call=call)
 
     def matrix(self) -> Array:
@@ -102,7 +102,7 @@ class View:
         getattr(module, self._kernel).set_value(matrix)
 
     def example(self, key: Array) -> Array:
-        """Two random vectors as the module is called with them."""
+        """Random float32 activations in the shape that the module is called with: two rows, of `d_in` numbers."""
         return jax.random.normal(key, (2, self.d_in))
 
     @property

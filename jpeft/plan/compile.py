@@ -31,7 +31,7 @@ from jpeft.files import write_whole
 from jpeft.plan.devices import Device, GpuTarget, TpuTarget
 from jpeft.plan.memory import Described, Held, Lengths, describe
 from jpeft.plan.text import Messages, Text
-from jpeft.plan.work import traced_flops
+from jpeft.plan.work import matmul_flops
 from jpeft.trouble import out_of_memory
 from jpeft.words import clipped
 
@@ -126,7 +126,7 @@ class Workshop:
         file = self._file(lowered.as_text(), turns, per_host)
         if (kept := _read(file)) is not None:
             return kept
-        flops, started = traced_flops(traced.jaxpr, turns=turns), time.perf_counter()
+        flops, started = matmul_flops(traced.jaxpr, turns=turns), time.perf_counter()
         try:
             compiled = lowered.compile()
         except Exception as error:

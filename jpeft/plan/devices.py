@@ -87,7 +87,7 @@ _PCIE_4, _GIB, _MIB = 32e9, 2**30, 2**20
 _AMPERE = {"shared_bytes": 102_400, "block_bytes": 101_376}  # and Ada: of graphics, not of the A100
 _A100 = {"shared_bytes": 167_936, "block_bytes": 166_912, "threads_per_core": 2048, "lanes_per_core": 64}
 _HOPPER = {"shared_bytes": 233_472, "block_bytes": 232_448, "threads_per_core": 2048}  # and Blackwell
-_ONE_OF_TWO = {"chip_config_name": "megacore"}  # a chip's two cores are one device
+
 _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _CUBES = {1: "1x1x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}
 
@@ -135,7 +135,7 @@ DEVICES: dict[str, Device] = {
         ),
         Device(
             *("v4", 30.75 * _GIB, 275e12, 1228e9, 300e9),
-            TpuTarget(_slices("v4", _CUBES), {"chip_config_name": "megacore"}),
+            TpuTarget(_slices("v4", _CUBES), {"chip_config_name": "megacore"}),  # a chip's two cores are one device
         ),
         Device(*("v5e", 15.75 * _GIB, 197e12, 819e9, 200e9), TpuTarget(_slices("v5e", _FLAT))),
         Device(*("v5p", 95.74 * _GIB, 459e12, 2765e9, 600e9), TpuTarget(_slices("v5p", _CUBES))),

@@ -4,24 +4,16 @@ There loops over layers tell their length, whatever the compiler then makes of t
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import jax
 
-
-def matmul_flops(function: Callable[..., Any], *args: Any, turns: int = 1) -> float:
-    """Operations of the matrix products in `function(*args)`, over all devices; a product and a sum are two.
+def matmul_flops(jaxpr: Any, *, turns: int = 1) -> float:
+    """Operations of the matrix products in a program, over all devices; a product and a sum are two.
 
     Args:
-      args: arrays or their shapes.
+      jaxpr: the program as traced (`jax.make_jaxpr`, or `.jaxpr` of a traced jitted function).
       turns: of loops that end by a condition, as that of generation does.
     """
-    return traced_flops(jax.make_jaxpr(function)(*args), turns=turns)
-
-
-def traced_flops(jaxpr: Any, *, turns: int = 1) -> float:
-    """As `matmul_flops`, of what was traced already."""
     return _flops(jaxpr.jaxpr, turns)
 
 

@@ -16,7 +16,7 @@ from jpeft.model.decode import greedy
 from jpeft.model.layers import dropout, product
 from jpeft.model.placement import placing
 from jpeft.model.stack import REMAT_POLICIES, block_program, num_stacked
-from jpeft.model.t5 import T5, Block, RelativeBias, arrange_layers, unroll
+from jpeft.model.t5 import T5, Block, RelativeBias, arrange_layers
 from jpeft.model.t5_config import RELEASED
 from jpeft.peft.arithmetic import rescaled
 from tests.conftest import TINY, make_batch
@@ -77,7 +77,7 @@ def test_every_input_token_counts(tiny_t5, batch):
 
 def test_layers_one_by_one_give_the_logits_of_the_loop(deep_t5, batch):
     unrolled = nnx.clone(deep_t5)
-    unroll(unrolled)
+    arrange_layers(unrolled, scan=False)
     assert [len(unrolled.encoder.segments), len(unrolled.decoder.segments)] == [4, 3]
     np.testing.assert_allclose(logits_of(unrolled, batch), logits_of(deep_t5, batch), rtol=0, atol=1e-5)
 
@@ -240,7 +240,7 @@ def test_a_product_works_out_only_the_gradients_that_are_asked_for(trained, prod
 
 def test_layers_of_one_structure_are_traced_once(batch, monkeypatch):
     model = T5(dataclasses.replace(TINY, num_layers=4, num_decoder_layers=4), rngs=nnx.Rngs(0))
-    unroll(model)
+    arrange_layers(model, scan=False)
     passes = []
     of_block = Block.__call__
     monkeypatch.setattr(Block, "__call__", lambda self, *args: passes.append(self.decoder) or of_block(self, *args))

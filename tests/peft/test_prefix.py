@@ -11,7 +11,7 @@ from jpeft.errors import UserError
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import named_leaves
 from jpeft.model.decode import beam_search, greedy
-from jpeft.model.t5 import T5, unroll
+from jpeft.model.t5 import T5, arrange_layers
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.merging import merge
 from jpeft.peft.prefix import Prefix
@@ -108,7 +108,7 @@ def test_layers_run_one_by_one_or_by_a_loop_and_kept_or_made_anew(batch, key):
     for unrolled, remat in ((False, "none"), (True, "none"), (False, "block")):
         model = T5(TINY, rngs=nnx.Rngs(0))
         if unrolled:
-            unroll(model)
+            arrange_layers(model, scan=False)
         model.encoder.remat = model.decoder.remat = remat
         graphdef, adapter, base = split(adapted(model, key=key))
         grads = jax.jit(jax.grad(lambda a, g=graphdef, b=base: loss_sums(nnx.merge(g, a, b), batch)[0]))(adapter)

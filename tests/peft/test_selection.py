@@ -131,7 +131,7 @@ def test_a_frozen_prefix_of_layers_costs_no_gradient_work(key):
     import dataclasses
 
     from jpeft.eval.loss import loss_sums
-    from jpeft.model.t5 import unroll
+    from jpeft.model.t5 import arrange_layers
     from tests.conftest import make_batch
 
     config = dataclasses.replace(TINY, d_model=64, d_kv=32, d_ff=256, num_layers=4, num_decoder_layers=1)
@@ -141,7 +141,7 @@ def test_a_frozen_prefix_of_layers_costs_no_gradient_work(key):
         model = T5(config, rngs=nnx.Rngs(0))
         method = BitFit()
         model = attach(model, method, select(model, method, Selection(layers={"encoder": layers, "decoder": [0]})), key)
-        unroll(model)
+        arrange_layers(model, scan=False)
         graphdef, adapter, base = split(model)
 
         def loss(adapter, base, batch):
@@ -183,8 +183,11 @@ def test_unknown_names_and_options_are_refused_with_what_there_is():
         build("lorra")
     with pytest.raises(UserError, match="method.reading is 'theirs'"):
         build("lora", "theirs")
-    with pytest.raises(UserError, match="method.rank is no option of ia3 in the paper reading; it has none"):
+    with pytest.raises(UserError, match="method.rank is no option of ia3 with method.reading=paper; it has none"):
         build("ia3", options={"rank": 4})
+    # A method with one reading is not said to have an option less than in the other.
+    with pytest.raises(UserError, match="method.alpha is no option of vera; it has projection_seed, rank"):
+        build("vera", options={"alpha": 4.0})
     with pytest.raises(UserError, match="rank of at least 1"):
         build("lora", options={"rank": 0})
 
