@@ -1,4 +1,4 @@
-"""Parameter-efficient fine-tuning (PEFT) for Flax NNX: LoRA, (IA)³, BitFit, prompt and full tuning of any module.
+"""Parameter-efficient fine-tuning (PEFT) for Flax NNX: eleven methods, from LoRA to full tuning, on any module.
 
     model, tokenizer = jpeft.load("google/flan-t5-base")                # or "mini", a directory, a module of yours
     tuned = jpeft.attach(model, jpeft.Lora(rank=8), where=r".*/(q|v)")  # the base's arrays are shared, not copied

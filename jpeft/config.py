@@ -37,10 +37,10 @@ from jpeft.typed_config import (
     or_auto,
     parse,
     placeholders,
-    shortened,
     value_at,
     with_value,
 )
+from jpeft.words import shortened
 
 ANSWERS = ("auto", *task_file.ANSWERS)
 LOSS = "validation/loss"  # what is monitored unless a config says otherwise
@@ -483,16 +483,18 @@ class Run:
                 f"data.options is {data.options!r}, of rows of your own; the prompt of {task.name} is data.template."
             )
         if data.options == "list" and task.kind != "classification" and data.kind is not None:
-            raise UserError("data.options is 'list', and data.kind 'generation' has no labels to list; leave one away.")
+            raise UserError(
+                "data.options is 'list', and data.kind 'generation' has no labels to list; leave one of them out."
+            )
         return dataclasses.replace(task, metrics=listed("eval.metrics", self.eval.metrics))
 
     def build_method(self) -> Method:
-        """The method in its reading, with the options that the config gives."""
+        """The method in its reading, with the options that the config gives. Raises `UserError` as `build`."""
         given = {key: getattr(self.method, key) for key in method_options()}
         return build(self.method.name, self.method.reading, {k: v for k, v in given.items() if v is not None})
 
     def targets(self) -> tuple[str, ...] | None:
-        """Names of the sites to adapt, or None."""
+        """Names of the sites to adapt, such as `q` and `v`; None leaves them to the method."""
         return _listed(self.method.targets)
 
     def stacks(self) -> tuple[str, ...] | None:
@@ -500,7 +502,11 @@ class Run:
         return _listed(self.method.stacks)
 
     def layer_indices(self) -> frozenset[int] | None:
-        """Blocks to adapt in each stack, or None."""
+        """Indices of the blocks to adapt in each stack, counted from 0; None for all of them.
+
+        Raises:
+          UserError: `method.layers` is no list of indices and ranges.
+        """
         if self.method.layers is None:
             return None
         chosen: set[int] = set()

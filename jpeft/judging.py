@@ -18,12 +18,12 @@ GOOD_ENOUGH = (0.1, 0.05)
 
 
 def tie_limit(lowest: float) -> float:
-    """The highest loss that one seed cannot tell from the lowest."""
+    """The highest loss, in nats, that one seed cannot tell from the lowest: `TIE` says by how much it may be higher."""
     return lowest + max(TIE[0] * lowest, TIE[1])
 
 
 def good_enough_limit(lowest: float) -> float:
-    """The highest loss beside which a quicker or smaller method may be preferred."""
+    """The highest loss, in nats, at which a quicker or smaller method may be preferred to that of the lowest loss."""
     return lowest + max(GOOD_ENOUGH[0] * lowest, GOOD_ENOUGH[1])
 
 

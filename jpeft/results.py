@@ -14,6 +14,7 @@ from jpeft.eval.metrics import METRICS
 from jpeft.eval.metrics.base import UNBOUNDED
 from jpeft.eval.uncertainty import Uncertainty
 from jpeft.files import read_json_object
+from jpeft.words import clipped, shortened
 
 _MOST_CHARACTERS = 300
 _LARGEST_FILE_BYTES = 4 * 2**20
@@ -174,10 +175,9 @@ def read_object(file: Path) -> dict[str, Any]:
         raise NotARecord("is empty" if file.is_file() and not file.stat().st_size else text) from None
 
 
-def shortened(value: Any, *, quoted: bool = True) -> str:
-    """A value as a message shows it: printable, of 120 characters at most."""
-    text = repr(value) if quoted else "".join(c for c in str(value) if c.isprintable())
-    return text if len(text) <= 120 else f"{text[:117]}..."
+def printable(value: Any) -> str:
+    """A name from a stranger's file as a report shows it: its printable characters, 120 and `...` at most."""
+    return clipped("".join(c for c in str(value) if c.isprintable()), 120)
 
 
 def plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from jpeft.errors import UserError
-from jpeft.words import clipped
+from jpeft.words import shortened
 
 ANY = float("inf")  # no bound
 AUTO = "auto"
@@ -227,8 +227,3 @@ def filled_in(config: Mapping[str, Any], now: Mapping[str, Any], defaults: Mappi
         elif key not in config and default is not None:
             filled[key] = default
     return filled
-
-
-def shortened(value: Any) -> str:
-    """A value as a message shows it, its end left out where it is long."""
-    return clipped(repr(value), 120)

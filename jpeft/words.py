@@ -21,6 +21,11 @@ def clipped(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def shortened(value: object, most: int = 120) -> str:
+    """A value as Python writes it, quotes included, its end left out where that is long: for messages."""
+    return clipped(repr(value), most)
+
+
 def one_line(text: str, most: int = 120) -> str:
     """The beginning of a text whose white space, line breaks too, is single spaces: a stranger's may hold anything."""
     return " ".join(text.split())[:most]

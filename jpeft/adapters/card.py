@@ -70,7 +70,15 @@ def merged_card(
     agreement: Agreement,
     dtype: str,
 ) -> str:
-    """The card of a base with an adapter merged into it."""
+    """The card of a base with an adapter merged into it, as Markdown.
+
+    Args:
+      base: name of the model that the adapter was trained on.
+      family: of that model, for how `transformers` opens the result.
+      result: of the run that made the adapter; None where nothing tells.
+      agreement: how exactly the merged model does what base and adapter did.
+      dtype: of the weights as they are stored.
+    """
     rows = [("base", base), ("merged into it", method.describe()), ("at", places(sites)), ("dtype", dtype)]
     measured = (
         f"On random tokens the adapter moves the base's logits by up to {agreement.moved:.3g}. The merged weights give "
@@ -185,6 +193,6 @@ def _with_jpeft(method: Method, base: str) -> str:
 
 
 def config_flags(method: Method, directory: str) -> list[str]:
-    """The flags of `main.py` that start from an adapter of this method."""
+    """The flags of `jpeft train` that start from the adapter of this method in `directory`."""
     flags = {"name": method.name, "reading": method.reading, **method.flags(), "from_adapter": directory}
     return [f"--config.method.{key}={value}" for key, value in flags.items()]

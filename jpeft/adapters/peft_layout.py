@@ -20,7 +20,7 @@ from jpeft.peft.sites import Site, sites
 
 
 def peft_methods() -> list[type[Any]]:
-    """The methods that PEFT has."""
+    """The methods of `METHODS` that Hugging Face PEFT has, too, in the table's order."""
     return [method for method in METHODS.values() if issubclass(method, PeftLayout)]
 
 
@@ -79,7 +79,7 @@ def peft_config(model: nnx.Module, method: Method, chosen: Sequence[Site]) -> di
 
 
 def peft_tensors(model: Any, method: type[Method], named: Mapping[str, np.ndarray]) -> Tensors:
-    """Leaves by our names as PEFT names and turns them in `adapter_model.safetensors`."""
+    """Leaves by our names as PEFT names and shapes them in `adapter_model.safetensors`."""
     assert issubclass(method, PeftLayout), f"{method.name} has no layout of PEFT's"
     return method.peft_tensors(named, functools.partial(_family_of(model).module_name, model.config))
 

@@ -1,4 +1,4 @@
-"""The commands: `main.py` for one run, and the console script `jpeft`. One file a command.
+"""The commands of the console script `jpeft`, one file each; `main.py` of a checkout is `jpeft train`.
 
 Exit status: 0 done, 1 the work failed, 2 the call was wrong; both of the latter with one line on standard error.
 """
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_experiment(argv: Sequence[str]) -> int:
-    """`main.py`: one run from a config file and overrides."""
+    """`main.py`: one run from a config file and overrides, as `jpeft train`. Returns the exit status."""
     _prepare_process()
     return _one_line_errors(lambda: run.run(argv))
 

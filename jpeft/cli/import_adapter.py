@@ -6,7 +6,7 @@ import json
 from jpeft.cli.arguments import path
 from jpeft.errors import UserError
 
-_DESCRIPTION = """Reads an adapter that Hugging Face PEFT saved, checks it against a T5 and says what it is.
+_DESCRIPTION = """Reads an adapter that Hugging Face PEFT saved, checks it against its base model and says what it is.
 
   jpeft import their-lora --model google/flan-t5-base --out adapter
   jpeft merge adapter --out merged

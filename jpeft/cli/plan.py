@@ -41,7 +41,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE[:CELL]", help="as main.py takes it; of a grid: benchmark")
+    parser.add_argument("--config", metavar="FILE[:CELL]", help="as jpeft train takes it; of a grid: benchmark")
     parser.add_argument(
         "--mesh", default="", metavar="AXES", help="such as model=4 or data=2,model=2; one device if not given"
     )

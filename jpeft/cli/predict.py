@@ -8,7 +8,7 @@ from jpeft.cli.arguments import path, whole
 from jpeft.errors import UserError
 from jpeft.words import counted
 
-_FORMATS = ("lines", "jsonl", "json", "csv", "tsv", "parquet")  # as jpeft.predict.rows has them
+_FORMATS = ("lines", "jsonl", "json", "csv", "tsv", "parquet")
 _DESCRIPTION = """Answers texts, one JSON line each, in the order of the input: the row, `prediction` and `confidence`.
 
   jpeft predict --model google/flan-t5-base "Is the sky blue?"

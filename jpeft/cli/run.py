@@ -1,4 +1,4 @@
-"""`jpeft train` and `main.py`: one run from a config and overrides."""
+"""One run from a config and overrides: what `jpeft train` does, and `main.py` of a checkout."""
 
 import difflib
 import re

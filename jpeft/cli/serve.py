@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from jpeft.serve.app import Service
     from jpeft.serve.engine import Asking
 
-_DESCRIPTION = """Answers over HTTP by one T5 and any number of adapters of it, all on one device, rows of different
-adapters in one batch.
+_DESCRIPTION = """Answers over HTTP by one base model and any number of adapters of it, all on one device, rows of
+different adapters in one batch.
 
   jpeft serve --model mini --adapters runs
   curl localhost:8000/generate -H 'Content-Type: application/json' \\

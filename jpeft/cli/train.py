@@ -1,4 +1,4 @@
-"""`jpeft train`: one run, as `main.py` starts it from a checkout."""
+"""`jpeft train`: one run from a config and overrides (`jpeft.cli.run`)."""
 
 import argparse
 

@@ -150,7 +150,7 @@ def choose_shapes(lengths: np.ndarray, *, max_shapes: int = 6, least_gain: float
 
 
 def fitting_shape(shapes: Sequence[Shape], lengths: np.ndarray) -> Shape:
-    """The smallest of `shapes` that holds rows of these lengths."""
+    """The smallest of `shapes`, which rise, that holds rows of these lengths: `[rows, 2]`, tokens in and out."""
     longest = lengths.max(axis=0)
     return next(shape for shape in shapes if shape[0] >= longest[0] and shape[1] >= longest[1])
 

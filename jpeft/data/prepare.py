@@ -39,7 +39,7 @@ class Data:
     """All rows of a run, as text and as tokens; each mapping has `train`, `validation` and `test`.
 
     Attributes:
-      shapes: padded `(encoder, decoder)` lengths of the batches, smallest first.
+      shapes: padded `(input, target)` lengths of the batches in tokens, smallest first.
       digest: `rows_digest` of all that the source has, whether it was drawn or not.
       sources: of several files, which one each row of each split is of; empty for a single one.
     """

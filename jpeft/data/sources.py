@@ -222,7 +222,7 @@ def _from_files(task: Task, path: Path, report: Callable[[str], None]) -> dict[s
     splits = {split: _joined([read_columns(file) for file in found]) for split, found in of_split.items() if found}
     for split, columns in splits.items():
         if split != "train" and not any(columns.values()):
-            raise UserError(f"{of_split[split][0]} has no rows; fill it or take it away.")
+            raise UserError(f"{of_split[split][0]} has no rows; fill it or remove it.")
     return splits
 
 

@@ -35,6 +35,7 @@ class Split:
 
     @property
     def ids(self) -> list[str]:
+        """An id for each row, as `splits.json` and `predictions.jsonl` have it: `train/17`."""
         return [f"{self.source}/{row}" for row in self.rows]
 
 

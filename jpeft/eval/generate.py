@@ -15,11 +15,11 @@ from jpeft.model.tokenizer import Tokenizer
 
 
 def make_generate(graphdef: nnx.GraphDef, *, max_length: int, num_beams: int = 1) -> Callable:
-    """Returns `(adapter, base, encoder_input_tokens) -> tokens: [batch, max_length]`, ready to compile."""
+    """Returns `(adapter, base, inputs) -> tokens: [batch, max_length]`, ready to compile."""
     scored = make_generate_scored(graphdef, max_length=max_length, num_beams=num_beams)
 
-    def generate(adapter: nnx.State, base: nnx.State, encoder_input_tokens):
-        return scored(adapter, base, encoder_input_tokens).tokens
+    def generate(adapter: nnx.State, base: nnx.State, inputs):
+        return scored(adapter, base, inputs).tokens
 
     return generate
 
@@ -28,8 +28,8 @@ def make_generate_scored(graphdef: nnx.GraphDef, *, max_length: int, num_beams: 
     """Makes a function that generates like `make_generate`'s and also says how likely its tokens are: a `Generated`."""
     search = greedy_scored if num_beams == 1 else functools.partial(beam_search_scored, num_beams=num_beams)
 
-    def generate(adapter: nnx.State, base: nnx.State, encoder_input_tokens):
-        return search(nnx.merge(graphdef, adapter, base), encoder_input_tokens, max_length=max_length)
+    def generate(adapter: nnx.State, base: nnx.State, inputs):
+        return search(nnx.merge(graphdef, adapter, base), inputs, max_length=max_length)
 
     return generate
 
@@ -59,7 +59,7 @@ def by_row(
     Equal inputs (E2E has several references for each) are computed once; their results are equal anyway.
 
     Args:
-      program: `(adapter, base, encoder_input_tokens: [batch, enc_len]) -> ` a tree of arrays `[batch, ...]`.
+      program: `(adapter, base, inputs: [batch, length]) -> ` a tree of arrays `[batch, ...]`.
       part: the rows of each batch that this process gives to `program`, where there are several; all get all results.
       on_batch: called after each batch with the number of `inputs` that it was for.
     """

@@ -142,7 +142,7 @@ def answer_in_use(answer: str, task: Task) -> str:
 
 
 def label_log_probs(
-    model: LanguageModel, encoder_input_tokens: Int[Array, "batch enc_len"], labels: PackedLabels
+    model: LanguageModel, inputs: Int[Array, "batch in_length"], labels: PackedLabels
 ) -> Float[Array, "batch labels"]:
     """Log-probability in nats of each label, all of its tokens and `</s>`, as the answer to each input; float32.
 
@@ -150,13 +150,13 @@ def label_log_probs(
     each has the probability that it has by itself.
     """
     packed = (jnp.asarray(ids)[None] for ids in (labels.inputs, labels.targets, labels.segments))
-    return packed_log_probs(model, encoder_input_tokens, *packed, num_labels=len(labels.texts))
+    return packed_log_probs(model, inputs, *packed, num_labels=len(labels.texts))
 
 
 def packed_log_probs(
     model: LanguageModel,
-    encoder_input_tokens: Int[Array, "batch enc_len"],
-    inputs: Int[Array, "#batch length"],
+    inputs: Int[Array, "batch in_length"],
+    labels: Int[Array, "#batch length"],
     targets: Int[Array, "#batch length"],
     segments: Int[Array, "#batch length"],
     *,
@@ -165,21 +165,24 @@ def packed_log_probs(
     """`label_log_probs` for rows that each have labels of their own, given as arrays like those of `PackedLabels`.
 
     Args:
+      inputs: tokens of the prompts.
+      labels: as `PackedLabels.inputs`, tokens of all labels, each label's shifted right; `targets` are not shifted.
+      segments: the number of the label that each of these belongs to.
       num_labels: of every row; those that a row does not have get 0. Padding has this number as its segment.
     """
-    batch, length = encoder_input_tokens.shape[0], targets.shape[1]
+    batch, length = inputs.shape[0], targets.shape[1]
     row = lambda ids: jnp.broadcast_to(ids, (batch, length))
-    hidden = model.hidden_of_labels(encoder_input_tokens, row(inputs), segments)
+    hidden = model.hidden_of_labels(inputs, row(labels), segments)
     log_probs = target_log_probs(model.logits, hidden, row(targets), vocab_size=model.config.vocab_size)
     add_up = functools.partial(jax.ops.segment_sum, num_segments=num_labels + 1)
     return jax.vmap(add_up)(log_probs, row(segments))[:, :num_labels]  # without the padding
 
 
 def make_label_log_probs(graphdef: nnx.GraphDef, labels: PackedLabels) -> Callable:
-    """Returns `(adapter, base, encoder_input_tokens) -> [batch, labels]`, ready to compile."""
+    """Returns `(adapter, base, inputs) -> [batch, labels]`, ready to compile."""
 
-    def score(adapter: nnx.State, base: nnx.State, encoder_input_tokens: Array):
-        return label_log_probs(nnx.merge(graphdef, adapter, base), encoder_input_tokens, labels)
+    def score(adapter: nnx.State, base: nnx.State, inputs: Array):
+        return label_log_probs(nnx.merge(graphdef, adapter, base), inputs, labels)
 
     return score
 

@@ -1,1 +1,1 @@
-"""The T5 network, its generation loop, released checkpoints and tokenizers. Knows nothing of PEFT methods or tasks."""
+"""Networks of two families (T5, decoder-only), generation, checkpoints, tokenizers. Knows no PEFT method, no task."""

@@ -47,7 +47,7 @@ def chat_template_of(choice: str, *, key: str = "data.chat_template") -> str:
     """`auto`, `none`, or the text of the file that a choice names.
 
     Raises:
-      UserError: there is no such file, or it is none of a template.
+      UserError: there is no such file, or it holds no template.
     """
     if choice in (AUTO, NONE):
         return choice

@@ -48,7 +48,10 @@ def greedy(
 
 
 def greedy_scored(model: LanguageModel, inputs: Int[Array, "batch length"], *, max_length: int) -> Generated:
-    """The most likely token at every step."""
+    """Greedy search: the most likely token at every step, until `</s>` or `max_length`, and its log-probability.
+
+    A row of padding alone gets padding: it fills up a batch.
+    """
     config = model.config
     decoder = model.begin(inputs, max_length)
     batch = inputs.shape[0]
@@ -103,7 +106,7 @@ def beam_search(
     num_beams: int,
     length_penalty: float = 1.0,
 ) -> Int[Array, "batch max_length"]:
-    """The tokens of `beam_search_scored`."""
+    """The tokens of `beam_search_scored`, whose arguments these are."""
     return beam_search_scored(
         model, inputs, max_length=max_length, num_beams=num_beams, length_penalty=length_penalty
     ).tokens

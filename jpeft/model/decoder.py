@@ -1,7 +1,7 @@
 """One decoder-only network: GPT-Neo, GPT-J, BLOOM, and Llama with its like (SmolLM2, Mistral, Qwen2, Qwen3).
 
 In what they differ is a row of `jpeft.model.decoder_config.CHOICES`. Blocks are stored and run as T5's are
-(`jpeft.model.stack`), and dtypes are the same: softmax, norms' statistics, scales, turns of rotary positions and the
+(`jpeft.model.stack`), and dtypes are the same: softmax, norms' statistics, scales, rotations by position and the
 product that makes logits are float32, the rest is in the dtype of the activations.
 
 A row of a batch stands in *slots*. A prompt ends where its answer begins, at the same slot in every row, so what is
@@ -44,12 +44,13 @@ class Places:
     """Where the tokens of a batch stand, and what each may see.
 
     Attributes:
-      turns: cosines and sines of the angles by which queries and keys are turned; None where positions are no angles.
+      rotations: cosines and sines of the angles by which queries and keys are rotated (Su et al. 2021, RoPE); None
+        where positions are no angles.
       biases: added to scores in parts, each `[batch, heads, queries, keys]` where it is not 1.
       near: the same of layers alone that see a few tokens back; None where no layer is told apart from others.
     """
 
-    turns: tuple[Float[Array, "batch 1 queries half"], Float[Array, "batch 1 queries half"]] | None
+    rotations: tuple[Float[Array, "batch 1 queries half"], Float[Array, "batch 1 queries half"]] | None
     biases: tuple[Float[Array, "_ _ _ keys"], ...]
     near: Float[Array, "batch 1 queries keys"] | None
 
@@ -68,14 +69,14 @@ def linear_of(config: DecoderConfig, name: str, d_in: int, d_out: int, rngs: nnx
     return Linear(d_in, d_out, stddev=d_in**-0.5, rngs=rngs, wide=wide, has_bias=name in config.biases)
 
 
-def turned(
+def rotated(
     x: Float[Array, "batch heads length d_head"],
-    turns: tuple[Float[Array, "batch 1 length half"], Float[Array, "batch 1 length half"]],
+    rotations: tuple[Float[Array, "batch 1 length half"], Float[Array, "batch 1 length half"]],
     *,
     neighbours: bool,
 ) -> Float[Array, "batch heads length d_head"]:
-    """The first numbers of each head turned in pairs: of neighbours, or of the i-th and the one half a width on."""
-    cosines, sines = turns
+    """The first numbers of each head rotated in pairs: of neighbours, or of the i-th and the one half a width on."""
+    cosines, sines = rotations
     half = cosines.shape[-1]
     wide = x.astype(jnp.float32)
     if neighbours:
@@ -90,10 +91,10 @@ def turned(
     return jnp.concatenate([both.astype(x.dtype), x[..., 2 * half :]], axis=-1)
 
 
-def turns_of(
+def rotations_of(
     config: DecoderConfig, positions: Int[Array, "batch length"]
 ) -> tuple[Float[Array, "batch 1 length half"], Float[Array, "batch 1 length half"]]:
-    """Cosines and sines of the angles by which heads at these positions are turned."""
+    """Cosines and sines of the angles by which heads at these positions are rotated."""
     steps = np.arange(0, config.rotary_width, 2, dtype=np.float32) / np.float32(config.rotary_width)
     angles = positions[..., None].astype(jnp.float32) * (np.float32(1) / np.float32(config.rotary_base) ** steps)
     return jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
@@ -129,9 +130,9 @@ class CausalAttention(nnx.Module):
     def _heads(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch heads length d_head"]:
         return x.reshape(*x.shape[:2], -1, self.config.d_head).swapaxes(1, 2)
 
-    def _turned(self, x: Float[Array, "batch heads length d_head"], places: Places) -> Array:
-        if places.turns is not None:
-            x = turned(x, places.turns, neighbours=self.config.positions == "pairs")
+    def _rotated(self, x: Float[Array, "batch heads length d_head"], places: Places) -> Array:
+        if places.rotations is not None:
+            x = rotated(x, places.rotations, neighbours=self.config.positions == "pairs")
         return placed(x, "heads")
 
     def keys_values(
@@ -140,7 +141,7 @@ class CausalAttention(nnx.Module):
         """The keys and values of `x`, which queries attend to; when decoding they are computed once and kept."""
         k = self._heads(self.k(x))
         k = self.k_norm(k) if self.config.qk_norm else k
-        return self._turned(k, places), placed(self._heads(self.v(x)), "heads")
+        return self._rotated(k, places), placed(self._heads(self.v(x)), "heads")
 
     def __call__(
         self,
@@ -154,7 +155,7 @@ class CausalAttention(nnx.Module):
     ) -> Float[Array, "batch queries d_model"]:
         """What queries of x make of the values; of those `before` them, too (a `Before`), whatever the window."""
         q = self._heads(self.q(x))
-        q = self._turned(self.q_norm(q) if self.config.qk_norm else q, places)
+        q = self._rotated(self.q_norm(q) if self.config.qk_norm else q, places)
         scale = self.config.d_head**-0.5 if self.config.scales_scores else 1.0
         rate = self.config.dropout_rate
         bias = places.of_layer(windowed)
@@ -166,16 +167,16 @@ class CausalAttention(nnx.Module):
     def _with(self, before: Before, k: Array, v: Array, bias: ScoreBias) -> tuple[Array, Array, ScoreBias]:
         """Keys, values and biases with those that stand before the text, as `transformers` takes a cache of as many.
 
-        There the text begins at the position after theirs, and keys of a cache are turned already. Here the text begins
-        at 0 whatever is before it, so such keys are turned back by as many positions as there are: scores depend on
-        differences of positions alone, and these are the same. ALiBi's too: the i-th of p stands at i - p.
+        There the text begins at the position after theirs, and keys of a cache are rotated already. Here the text
+        begins at 0 whatever is before it, so such keys are rotated back by as many positions as there are: scores
+        depend on differences of positions alone, and these are the same. ALiBi's too: the i-th of p stands at i - p.
         """
         keys, values = self._heads(before.keys), self._heads(before.values)
         rows, _, length, _ = keys.shape
         if self.config.positions in ("halves", "pairs"):
             shown = jnp.ones((rows, length), bool) if before.shown is None else before.shown
             back = jnp.broadcast_to(-jnp.sum(shown, axis=1, keepdims=True), (rows, length))
-            keys = turned(keys, turns_of(self.config, back), neighbours=self.config.positions == "pairs")
+            keys = rotated(keys, rotations_of(self.config, back), neighbours=self.config.positions == "pairs")
         k, v, bias = with_before(k, v, bias, keys, values, before.shown)
         if self.config.positions == "alibi":
             positions = np.pad(np.arange(-length, 0, dtype=np.float32), (0, k.shape[2] - length))
@@ -408,9 +409,9 @@ class Decoder(nnx.Module):
           allowed: whether one may see the other in a layer without a window, `[batch, queries, keys]`: where all of
             these are true. A mask that is the same for all rows or queries has 1 in their place.
         """
-        config, turns = self.config, None
+        config, rotations = self.config, None
         if config.positions in ("halves", "pairs"):
-            turns = turns_of(config, queries)
+            rotations = rotations_of(config, queries)
         biases = [hiding(mask) for mask in allowed]
         if config.positions == "alibi":  # softmax takes no notice of what is the same for all keys of a query
             slopes = jnp.asarray(alibi_slopes(config.num_heads))[None, :, None, None]
@@ -420,7 +421,7 @@ class Decoder(nnx.Module):
             near = hiding(queries[:, :, None] - keys[:, None, :] < config.window)
             if len(config.windowed) == config.num_layers:
                 biases, near = [*biases, near], None
-        return Places(turns, tuple(biases), near)
+        return Places(rotations, tuple(biases), near)
 
     def _before(self) -> tuple[int, Int[Array, "batch 1"] | int]:
         """Room for keys that are put before the text, and how many there are, of each row where rows have their own.

@@ -10,7 +10,7 @@ from typing import Any
 from jpeft.errors import UserError
 from jpeft.files import check_fields
 from jpeft.model.t5_config import MOST_LAYERS, MOST_ROWS, MOST_WIDTH
-from jpeft.words import clipped
+from jpeft.words import shortened
 
 _BLOOM_BIASES = ("q", "k", "v", "o", "up", "down")
 
@@ -33,9 +33,9 @@ class DecoderConfig:
 
     Attributes:
       model_type: a key of `CHOICES`, as in `config.json`.
-      norm: `rms`, or `layer` with a mean taken away and a bias.
+      norm: `rms`, or `layer`, which also subtracts the mean and has a bias.
       positions: how a token knows where it stands. `learned` vectors are added to the embeddings; queries and keys are
-        turned by angles, two numbers of a head together, the i-th and the one half a width on (`halves`) or neighbours
+        rotated by angles, two numbers of a head together, the i-th and the one half a width on (`halves`) or neighbours
         (`pairs`); `alibi` adds to each score, by head, in proportion to the key's position.
       parallel: attention and feed-forward read the same norm and are added together; otherwise one after the other.
       gated: the feed-forward is `down(act(gate x) * up x)`; otherwise `down(act(up x))`.
@@ -45,7 +45,7 @@ class DecoderConfig:
       embedding_norm: there is a norm right after the embedding.
       d_head: the width of a head.
       num_kv_heads: heads of keys and values, each for as many neighbouring heads of queries.
-      rotary_width: how many numbers of a head are turned, from the first.
+      rotary_width: how many numbers of a head are rotated, from the first.
       rotary_base: of the angles' geometric series.
       max_positions: rows of the table of learned positions; of other models what they were trained with.
       window, windowed: layers of these indices see the last `window` tokens alone, their own among them.
@@ -241,7 +241,7 @@ _DEFAULT_EPSILON = {**dict.fromkeys(_LLAMA_LIKE, 1e-6)}
 
 
 def _short(value: Any) -> str:
-    return clipped(repr(value), 40)
+    return shortened(value, 40)
 
 
 def _check_range(
@@ -284,7 +284,7 @@ def _own_choices(kind: str, values: Mapping[str, Any], known: Mapping[str, Any],
     for name in ("window", "rotary_width"):
         _check_range(name, found, 1, MOST_WIDTH if name == "window" else width, {}, source)
     if CHOICES[kind]["positions"] in ("halves", "pairs") and found["rotary_width"] % 2:
-        raise UserError(f"{source}: {found['rotary_width']} numbers of a head are turned; expected an even number.")
+        raise UserError(f"{source}: {found['rotary_width']} numbers of a head are rotated; expected an even number.")
     return found
 
 

@@ -25,11 +25,11 @@ class _Layout:
 
     Attributes:
       config: makes the `config.json`.
-      stacks: begins of llama.cpp's names of blocks, and where they lead.
+      stacks: the paths of our stacks by the beginning of llama.cpp's names of their blocks.
       in_block: names within a block.
       alone: names outside of blocks.
       optional: which of the names, as Hugging Face has them, may be absent.
-      permuted: whether rows of q and k stand in pairs that are turned together, not in halves.
+      permuted: whether rows of q and k stand in pairs that are rotated together, not in halves.
     """
 
     config: Callable[[GgufFile], dict[str, Any]]
@@ -51,11 +51,11 @@ def _llama_config(file: GgufFile) -> dict[str, Any]:
     if isinstance(heads, list) or heads < 1 or width < 1:
         raise UserError(f"{file.path}: {key('attention.head_count')} is {heads} and the width {width}; expected 1 up.")
     head = file.number(key("attention.key_length"), default=width // heads)
-    turned = file.number(key("rope.dimension_count"), default=head)
-    if file.number(key("attention.value_length"), default=head) != head or turned != head:
+    rotated = file.number(key("rope.dimension_count"), default=head)
+    if file.number(key("attention.value_length"), default=head) != head or rotated != head:
         raise UserError(
-            f"{file.path}: heads of {head} numbers of which {turned} are turned by their position; a {arch} in "
-            "Hugging Face's layout turns all, and values are as wide."
+            f"{file.path}: heads of {head} numbers of which {rotated} are rotated by their position; a {arch} in "
+            "Hugging Face's layout rotates all, and values are as wide."
         )
     window = file.number(key("attention.sliding_window"), default=0)
     model_type = "mistral" if arch == "llama" and window else arch
@@ -199,7 +199,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
 class GgufWeights(Checkpoint):
     """The weights of a GGUF file under Hugging Face's names, in float32, dequantised one at a time.
 
-    llama.cpp turns numbers of q and k by pairs of neighbours where Hugging Face turns the first half with the second,
+    llama.cpp rotates numbers of q and k by pairs of neighbours, Hugging Face the first half with the second,
     and orders the rows of both maps for that; here they stand as Hugging Face has them.
     """
 

@@ -54,9 +54,9 @@ def split_key(key: Key[Array, ""] | None, num: int) -> Sequence[Key[Array, ""] |
 def product(
     x: Float[Array, "*batch d_in"], kernel: Float[Array, "d_in d_out"], dtype: DTypeLike
 ) -> Float[Array, "*batch d_out"]:
-    """`x @ kernel` in `dtype`; for the kernel's gradient the narrower of x and the output's gradient is turned.
+    """`x @ kernel` in `dtype`; for the kernel's gradient the narrower of x and the output's gradient is transposed.
 
-    JAX always turns the gradient. On a CPU, XLA then works out the elementwise part of a wide one again, column
+    JAX always transposes the latter. On a CPU, XLA then works out the elementwise part of a wide one again, column
     by column: for the gated feed-forward that took longer than all products of the step (docs/log.md).
     """
     return jnp.matmul(x, kernel, preferred_element_type=dtype)

@@ -6,7 +6,7 @@ from typing import Any
 
 from jpeft.errors import UserError
 from jpeft.files import check_fields
-from jpeft.words import clipped
+from jpeft.words import shortened
 
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu")
 _SAME_ACTIVATION = {
@@ -162,7 +162,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def _short(value: Any) -> str:
-    return clipped(repr(value), 40)
+    return shortened(value, 40)
 
 
 def _ranges(vocab_size: Any) -> dict[str, tuple[int, int]]:

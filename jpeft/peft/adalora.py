@@ -24,7 +24,7 @@ SMOOTHING = 0.85  # beta 1 and beta 2 of eq. 9 and 10, as in all of the paper's 
 
 
 class AdaLoraSite(nnx.Module):
-    """`y = W x + scale * P diag(lambda) Q x` (eq. 3), `lora_a` being Q, `lora_e` lambda, `lora_b` P, turned."""
+    """`y = W x + scale * P diag(lambda) Q x` (eq. 3), `lora_a` being Q, `lora_e` lambda, `lora_b` P, transposed."""
 
     def __init__(self, lora_a: Float[Array, "d_in rank"], lora_b: Float[Array, "rank d_out"], scale: float):
         self.lora_a = Adapter(lora_a)
@@ -245,13 +245,9 @@ class AdaLora(AddedModules, PeftLayout):
     def from_peft(cls, file: PeftFile) -> tuple["AdaLora", Tensors, list[str]]:
         """Maps of fewer triplets than they began with, as PEFT stores them, are filled up with zeros: no function's.
 
-        A triplet of zeros has no gradient but the penalty's, so it stays as good as away if training goes on.
+        A triplet of zeros has no gradient but the penalty's, so it is as good as not there if training goes on.
         """
-        if file.config.get("bias") not in (None, "none"):
-            raise UserError(
-                f"{file.source} trains biases (bias={file.config['bias']!r}), which jpeft's AdaLoRA does not; have "
-                "PEFT merge it, or train without."
-            )
+        file.refuse_trained_biases("AdaLoRA")
         width = int(file.number("init_r", 12))
         target = min(int(file.number("target_r", 8)), width)
         alpha = file.number("lora_alpha", 8)

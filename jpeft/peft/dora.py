@@ -83,9 +83,9 @@ class Dora(Lora):
     def __post_init__(self):
         super().__post_init__()
         if self.init != "plain":
-            raise UserError(f"dora begins with B at 0; init={self.init!r} is of lora: leave it away.")
+            raise UserError(f"dora begins with B at 0; init={self.init!r} is of lora: leave it out.")
         if self.scaling_vectors:
-            raise UserError("dora has no scaling vectors, which lora has in the paper's reading; leave them away.")
+            raise UserError("dora has no scaling vectors, which lora has in the paper's reading; leave them out.")
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -122,9 +122,9 @@ class Dora(Lora):
             factor = leaves["lora_magnitude"] / np.asarray(
                 column_norms(kernel, jnp.asarray(leaves["lora_a"]), jnp.asarray(leaves["lora_b"]), self.scale)
             )
-        turned = super().row_leaves({"lora_a": leaves["lora_a"], "lora_b": leaves["lora_b"] * factor})
+        in_rows = super().row_leaves({"lora_a": leaves["lora_a"], "lora_b": leaves["lora_b"] * factor})
         added = {"bias": (1 - factor) * np.asarray(bias, np.float32)} if site.has_bias else {}
-        return {**turned, "scale_out": factor, **added}
+        return {**in_rows, "scale_out": factor, **added}
 
     # --- Hugging Face PEFT ---
 

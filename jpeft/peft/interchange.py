@@ -221,6 +221,15 @@ class PeftFile:
                 return value
         return self.number(key, default)
 
+    def refuse_trained_biases(self, method: str) -> None:
+        """Raises `UserError` where the adapter trains biases beside what `method` does, which jpeft's does not."""
+        bias = self.config.get("bias")
+        if bias not in (None, "none"):
+            raise UserError(
+                f"{self.source} trains biases (bias={bias!r}), which jpeft's {method} does not; have PEFT merge it, or "
+                "train without."
+            )
+
     def virtual_tokens(self, what: str) -> tuple[np.ndarray, int]:
         """`prompt_embeddings`, the one tensor of a prompt's or a prefix's file, and the config's `num_virtual_tokens`.
 
@@ -312,11 +321,11 @@ class PeftLayout(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def peft_tensor(cls, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-        """PEFT's last name of a leaf, and the leaf as PEFT turns it. A name that begins with `/` is the whole name."""
+        """PEFT's last name of a leaf, and the leaf as PEFT shapes it. A name that begins with `/` is the whole name."""
 
     @classmethod
     def peft_tensors(cls, named: Mapping[str, np.ndarray], module: Callable[[str], str]) -> Tensors:
-        """Leaves by our names as PEFT's file has them: by default each by itself, as `peft_tensor` turns it.
+        """Leaves by our names as PEFT's file has them: by default each by itself, as `peft_tensor` shapes it.
 
         Args:
           module: the name in `transformers` of the module at one of our paths.
@@ -324,8 +333,8 @@ class PeftLayout(abc.ABC):
         tensors = {}
         for name, value in named.items():
             path, _, leaf = name.rpartition("/")
-            theirs, turned = cls.peft_tensor(leaf, value)
-            tensors[theirs[1:] if theirs.startswith("/") else f"{PREFIX}{module(path)}.{theirs}"] = turned
+            theirs, shaped = cls.peft_tensor(leaf, value)
+            tensors[theirs[1:] if theirs.startswith("/") else f"{PREFIX}{module(path)}.{theirs}"] = shaped
         return tensors
 
     @classmethod

@@ -100,7 +100,7 @@ class LoraEmbedding(LoraSite):
 
 @dataclasses.dataclass(frozen=True)
 class LowRank(Rows):
-    """`y + scale * B A x`, each row by its own matrices; A is turned, so that products of few rows run along memory."""
+    """`y + scale * B A x`, each row by its own matrices; A is transposed, so products of few rows run along memory."""
 
     leaves: tuple[str, ...] = (
         "lora_a",
@@ -288,8 +288,8 @@ class Lora(AddedModules, PeftLayout):
                 "it a plain LoRA, and add that."
             )
         # The scale is not multiplied into B: the same products in the same order give the same logits, to the last bit.
-        turned = {"lora_a": leaves["lora_a"].T, "lora_scale": np.full(1, self.scale, np.float32)}
-        return {**leaves, **turned}
+        in_rows = {"lora_a": leaves["lora_a"].T, "lora_scale": np.full(1, self.scale, np.float32)}
+        return {**leaves, **in_rows}
 
     def row_size(self, leaf: str, size: int) -> str:
         return f"rank {size}"
@@ -328,11 +328,7 @@ class Lora(AddedModules, PeftLayout):
         Neither changes the function. Rows and columns of zeros also stay zero when training goes on: each is the
         other's gradient.
         """
-        if file.config.get("bias") not in (None, "none"):
-            raise UserError(
-                f"{file.source} trains biases (bias={file.config['bias']!r}), which jpeft's LoRA does not; have PEFT "
-                "merge it, or train without."
-            )
+        file.refuse_trained_biases("LoRA")
         if file.config.get("init_lora_weights") not in _INITIALISATIONS:
             raise UserError(
                 f"{file.source} was initialised by {file.config['init_lora_weights']!r}, which changes the base's "

@@ -103,7 +103,7 @@ class Method(abc.ABC):
         return self.name
 
     def flags(self) -> dict[str, Any]:
-        """The options that `main.py` has to be told to build this method, by config key under `method.`."""
+        """The options that `jpeft train` has to be given to build this method, by config key under `method.`."""
         plain = {field.name: field.default for field in dataclasses.fields(self)}
         return {key: value for key, f in self.options.items() if (value := getattr(self, f)) != plain[f]}
 

@@ -113,7 +113,7 @@ class Prefix(AddedModules, PeftLayout):
     The keys are seen by every query, whatever is hidden from it and however short the window of its layer is. In a T5
     they have no bias of position. In a decoder-only model they stand where PEFT puts them, as the cache of a text of
     as many tokens: the text's positions begin after them where positions are learned, and scores are those of keys at
-    positions before it where they are turned or biased (rotary, ALiBi).
+    positions before it where they are rotated or biased (rotary positions, ALiBi).
 
     Attributes:
       prefix_length: how many keys and values each attention gets.
@@ -160,7 +160,7 @@ class Prefix(AddedModules, PeftLayout):
         if self.projection and self.init != "vocabulary":
             raise UserError(
                 f"method.prefix_init is {self.init!r}, of keys and values that train themselves; those that "
-                "method.prefix_projection makes begin as its network does: leave one of the two away."
+                "method.prefix_projection makes begin as its network does: leave one of the two out."
             )
 
     @classmethod

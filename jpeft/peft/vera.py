@@ -89,8 +89,8 @@ class VeraSite(nnx.Module):
     def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
         """Kernel and bias that alone do what they and this do together."""
         a, b = self.projection.matrices()
-        turned = jnp.matmul(a * self.vera_d[...][..., None, :], b * self.vera_b[...][..., None, :], precision="highest")
-        return kernel + turned, bias
+        update = jnp.matmul(a * self.vera_d[...][..., None, :], b * self.vera_b[...][..., None, :], precision="highest")
+        return kernel + update, bias
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,8 +189,7 @@ class Vera(AddedModules, PeftLayout):
 
     @classmethod
     def from_peft(cls, file: PeftFile) -> tuple["Vera", Tensors, list[str]]:
-        if file.config.get("bias") not in (None, "none"):
-            raise UserError(f"{file.source} trains biases (bias={file.config['bias']!r}), which jpeft's VeRA does not.")
+        file.refuse_trained_biases("VeRA")
         projection = {name: file.tensors[name] for name in _PROJECTION if name in file.tensors}
         rest = {name: value for name, value in file.tensors.items() if name not in projection}
         leaves, by_path = {}, {site.path: site for site in file.names.sites}

@@ -5,7 +5,6 @@ there.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jpeft.config import Run
-from jpeft.mesh.layout import Layout
+from jpeft.mesh.layout import Layout, bytes_on_a_device
 from jpeft.model.family import family_with
 from jpeft.model.quantized import chosen_forms, quantize_modules
 from jpeft.model.source import load_config
@@ -126,13 +125,13 @@ def describe(run: Run, lengths: Lengths, devices: Sequence[Any] | None = None) -
     trained, evaluated = family.batch_shapes(train_rows, shape), family.batch_shapes(eval_rows, shape)
     return Described(
         Held(
-            weights=_bytes_on_a_device(base),
-            adapter=_bytes_on_a_device(state.adapter),
-            optimizer=_bytes_on_a_device((state.opt_state, state.memory)),
-            gradients=_bytes_on_a_device(sums.grads),
+            weights=bytes_on_a_device(base),
+            adapter=bytes_on_a_device(state.adapter),
+            optimizer=bytes_on_a_device((state.opt_state, state.memory)),
+            gradients=bytes_on_a_device(sums.grads),
             cache=_cache_bytes(run, lengths, answering),
-            answering=_bytes_on_a_device(state.adapter)
-            + (0 if programs.answering.move is None else _bytes_on_a_device(moved)),
+            answering=bytes_on_a_device(state.adapter)
+            + (0 if programs.answering.move is None else bytes_on_a_device(moved)),
         ),
         {
             "train": programs.accumulate,
@@ -173,10 +172,6 @@ def _trees(run: Run) -> tuple[nnx.GraphDef, Any, Any]:
 
     adapter, base = jax.eval_shape(make)
     return structure[0], adapter, base
-
-
-def _bytes_on_a_device(tree: Any) -> int:
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _cache_bytes(run: Run, lengths: Lengths, layout: Layout) -> int:

@@ -92,7 +92,7 @@ class AnswerSource:
         whole = whole_model(adapter)
         if whole is not None:
             if model is not None:
-                raise UserError(f"{whole} is a whole model, the result of full tuning; leave --model away.")
+                raise UserError(f"{whole} is a whole model, the result of full tuning; leave --model out.")
             return cls(str(whole), whole, task=task_of(whole))
         found = locate(adapter)
         name = base_of(found, model)

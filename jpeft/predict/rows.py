@@ -15,7 +15,6 @@ from jpeft.rows.reading import PACKED, kind_of, read_rows, require_file, rows_of
 from jpeft.rows.text import MOST_ROW_BYTES, FileRow, Readable, is_object
 from jpeft.rows.values import as_json
 
-FORMATS = ("lines", "jsonl", "json", "csv", "tsv", "parquet")
 STDIN = "-"
 _ANSWER = ("prediction", "confidence", "probabilities")  # a row's own fields of these names are replaced
 _NO_TEXT = (".xlsx", ".xls", ".ods", ".arrow", ".feather", ".zip", ".tar", ".7z", ".pkl", ".pdf", ".docx")
@@ -57,8 +56,8 @@ class Input:
     Attributes:
       texts: given in the call; then there is no file.
       path: a file, or `-` for standard input.
-      format: of `FORMATS`; None, of standard input, is JSON lines where the first line is a JSON object, plain lines
-        otherwise.
+      format: `lines` or a kind of `jpeft.rows.reading.kind_of`; None, of standard input, is JSON lines where the first
+        line is a JSON object, plain lines otherwise.
     """
 
     texts: tuple[str, ...] = ()

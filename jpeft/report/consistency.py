@@ -28,7 +28,14 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The checks of one published table."""
+    """The checks of one published table.
+
+    Attributes:
+      name: anchor of its table in the report.
+      title: which table was checked against which.
+      how: how an entry is recomputed from the others, in words.
+      checks: an entry each.
+    """
 
     name: str
     title: str
@@ -37,10 +44,12 @@ class Comparison:
 
     @property
     def agreeing(self) -> int:
+        """How many of the entries agree with what was recomputed."""
         return sum(check.agrees for check in self.checks)
 
     @property
     def summary(self) -> str:
+        """`23 of 24 entries agree`."""
         return f"{self.agreeing} of {len(self.checks)} entries agree"
 
 

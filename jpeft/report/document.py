@@ -44,9 +44,11 @@ class Section:
         return parts
 
     def tables(self) -> list[Table]:
+        """Every table of its parts, in order; the findings' evidence is not among them."""
         return [block for _, blocks in self.parts for block in blocks if isinstance(block, Table)]
 
     def figures(self) -> list[Figure]:
+        """Every figure of its parts, in order."""
         return [block for _, blocks in self.parts for block in blocks if isinstance(block, Figure)]
 
 

@@ -12,7 +12,7 @@ from jpeft.eval.uncertainty import Uncertainty
 from jpeft.report.names import ABLATIONS, PAPER_MODEL, PAPER_SCALES, PAPER_TASKS, PAPER_TEST_ROWS, in_order, task_label
 from jpeft.report.published import published, published_metric, published_parameters
 from jpeft.report.records import Result
-from jpeft.results import shortened
+from jpeft.results import printable
 from jpeft.words import counted
 
 _LENGTHS = {"data.max_input_length": "Inputs", "data.max_target_length": "Targets"}
@@ -109,6 +109,7 @@ class CellMeans:
 
     @classmethod
     def of(cls, key: Key, results: Iterable[Result]) -> "CellMeans":
+        """The means over the results of one cell, one for each seed."""
         ordered = tuple(sorted(results, key=lambda result: result.seed))
         mean = lambda get: Spread.of(get(result) for result in ordered)
         metric = _with_error(mean(lambda r: r.metric), [result.uncertainty for result in ordered])
@@ -154,9 +155,11 @@ class Group:
     data: str = ""
 
     def get(self, method: str, task: str, scale: str, ablation: str | None = None) -> CellMeans | None:
+        """The cell of that method, task, scale and ablation on the benchmark's rows; None where it was not run."""
         return self.cells.get(Key(method, task, scale, ablation or ""))
 
     def metric(self, method: str, task: str, scale: str, ablation: str | None = None) -> Spread | None:
+        """The task's own metric of that cell, as `get` finds it; None where there is none."""
         cell = self.get(method, task, scale, ablation)
         return cell.metric if cell else None
 
@@ -180,6 +183,7 @@ class Group:
 
     @functools.cached_property
     def results(self) -> tuple[Result, ...]:
+        """The results of all cells, seed by seed; empty for the paper's."""
         return tuple(result for cell in self.cells.values() for result in cell.results)
 
     @property
@@ -189,6 +193,7 @@ class Group:
 
     @property
     def is_paper_model(self) -> bool:
+        """Whether the runs were of the paper's model, FLAN-T5-XL, so that their numbers may be compared with its."""
         return self.model == PAPER_MODEL
 
     @property
@@ -293,9 +298,7 @@ def _provenance(group: Group) -> dict[str, Counter[str]]:
 
 
 def _in_a_line(values: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{shortened(name, quoted=False)} {shortened(part, quoted=False)}" for name, part in values.items()
-    )
+    return ", ".join(f"{printable(name)} {printable(part)}" for name, part in values.items())
 
 
 def _differing(what: str, values: Counter[str]) -> str:

@@ -92,6 +92,7 @@ def pictures(group: Group) -> dict[str, Figure]:
 
 
 def colour(method: str) -> str:
+    """The colour of a method in every figure, as `#rrggbb`; methods that the paper does not have share one."""
     return COLOURS.get(method, _OTHER_COLOUR)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from jpeft.errors import UserError
 from jpeft.report.names import PAPER_TASKS
-from jpeft.results import NotARecord, RunRecord, read_object, shortened
-from jpeft.words import counted
+from jpeft.results import NotARecord, RunRecord, printable, read_object
+from jpeft.words import counted, shortened
 
 # Directories of a run that hold no results and may hold thousands of files.
 _NO_RESULTS_IN = {"checkpoint", "adapter", "tensorboard", "damaged", "model", "replaced", ".git"}
@@ -202,13 +202,13 @@ def _names_of_data(results: Sequence[Result]) -> dict[str, str]:
     names: dict[str, str] = {}
     for result in sorted(results, key=lambda one: (_identity(one), one.finished)):
         path = Path(result.data_path or "")
-        file = shortened(path.name, quoted=False)[:60]
+        file = printable(path.name)[:60]
         digest = (result.data_digest or "")[:_DIGEST_SHOWN]
         names[_identity(result)] = " ".join(filter(None, (file, digest))) or _identity(result)
     shown = Counter(names.values())
     for identity, name in names.items():
         if shown[name] > 1:
-            names[identity] = shortened(identity.removeprefix("path "), quoted=False)
+            names[identity] = printable(identity.removeprefix("path "))
     return names
 
 
@@ -320,7 +320,7 @@ def _settings(file: Path, shared: _Shared) -> tuple[tuple[tuple[str, str], ...] 
             if isinstance(value, dict):
                 yield from flat(value, f"{prefix}{key}.")
             elif f"{prefix}{key}" not in _OF_THE_RUN_ALONE:
-                yield shortened(f"{prefix}{key}", quoted=False), shortened(value)
+                yield printable(f"{prefix}{key}"), shortened(value)
 
     settings = shared(tuple(sorted((_MEANT_BEFORE | dict(flat(config, ""))).items())))
     return settings, shared(path) if isinstance(path, str) and path else None

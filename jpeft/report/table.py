@@ -58,6 +58,7 @@ class Column:
 
     @property
     def full_name(self) -> str:
+        """The heading with the one above it, for formats that have one line of headings: `AG News, seconds`."""
         return f"{self.group}, {self.name}" if self.group else self.name
 
 
@@ -69,7 +70,6 @@ class Table:
       name: of its file and its anchor, `table-1`.
       title: what it shows and of which model, in a line.
       notes: paragraphs below it: how numbers were made, what is not shown.
-      missing: how many entries are missing.
     """
 
     name: str
@@ -83,11 +83,8 @@ class Table:
 
     @property
     def missing(self) -> int:
+        """How many entries are missing."""
         return sum(value.value is None for row in self.rows for value in row)
-
-    @property
-    def has_published(self) -> bool:
-        return any(value.published is not None for row in self.rows for value in row)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -68,6 +68,7 @@ def _what_is_there(table: Table) -> Table | None:
 
 
 def table_1(group: Group) -> Table:
+    """Table 1 of the paper: the metric of each method at each scale, by task, with the untrained model above it."""
     rows = [[Value("Zero-shot"), *(Value.of(group.zero_shot(task)) for task in PAPER_TASKS)]]
     for scale in PAPER_SCALES:
         of_scale = []
@@ -90,6 +91,7 @@ def table_1(group: Group) -> Table:
 
 
 def table_2(group: Group) -> Table:
+    """Table 2 of the paper: the metric of (IA)³ and LoRA at medium scale with parts of the layers left out."""
     rows = []
     for ablation in dict.fromkeys((None, *ABLATIONS["ia3"][:3], *ABLATIONS["lora"][3:], *ABLATIONS["ia3"][3:])):
         for method, ablations in ABLATIONS.items():
@@ -104,6 +106,7 @@ def table_2(group: Group) -> Table:
 
 
 def table_3(group: Group) -> Table:
+    """Table 3 of the paper: how many parameters each method and ablation trains, and their share of the model."""
     total = Spread.single(max((result.total_parameters for result in group.results), default=None))
     rows: list[list[Value]] = []
 
@@ -126,6 +129,7 @@ def table_3(group: Group) -> Table:
 
 
 def table_4(group: Group) -> Table:
+    """Table 4 of the paper: the epoch of the lowest validation loss and the total run time in seconds, by task."""
     rows = []
     for scale in ("low", "medium"):
         for method in METHODS:
@@ -147,6 +151,7 @@ def table_4(group: Group) -> Table:
 
 
 def figure_1(group: Group) -> Table:
+    """The numbers of the paper's Figure 1: run time of each PEFT method over that of full tuning, by task."""
     rows = []
     for scale in ("low", "medium"):
         for method in PEFT:
@@ -166,6 +171,7 @@ def figure_1(group: Group) -> Table:
 
 
 def speedups(group: Group) -> Table:
+    """Section 3.2 of the paper: how much faster full tuning is than the mean of the PEFT methods, by scale and task."""
     printed = {} if group.generated else published()["section_3_2_full_tuning_speedup"]
     rows = [
         [
@@ -184,6 +190,7 @@ def speedups(group: Group) -> Table:
 
 
 def table_5(group: Group) -> Table:
+    """Table 5 of the paper: the metric per 100,000 trainable parameters (`per_parameters`)."""
     return _efficiency(
         group,
         "table-5",
@@ -195,6 +202,7 @@ def table_5(group: Group) -> Table:
 
 
 def table_6(group: Group) -> Table:
+    """Table 6 of the paper: the metric per minute of total run time (`per_minute`)."""
     return _efficiency(
         group,
         "table-6",

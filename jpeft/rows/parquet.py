@@ -1,6 +1,5 @@
 """Rows of a Parquet file, in batches: kilobytes may hold gigabytes, which is refused before they are unpacked."""
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -9,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from jpeft.errors import UserError
-from jpeft.rows.text import MOST_COLUMNS, MOST_ROW_BYTES, FileRow
+from jpeft.rows.text import MOST_ROW_BYTES, FileRow, column_names
 
 MOST_VALUES = 100_000_000  # of a column within a row group; where they are missing or equal they take no bytes at all
 _ROWS_AT_ONCE = 256
@@ -31,7 +30,7 @@ def batches(file: IO[bytes], name: str) -> Iterator[dict[str, list[Any]]]:
         _open_columns(file, metadata)
         deltas = _check(metadata, name)
         schema = metadata.schema.to_arrow_schema()
-        columns = _names(schema.names, name)
+        columns = column_names(schema.names, name)
         # Texts that repeat are then references to one: a thousand rows of the same megabyte are one megabyte.
         shared = [field.name for field in schema if _is_text(field.type) and field.name not in deltas]
         opened = pyarrow.parquet.ParquetFile(file, read_dictionary=shared)
@@ -65,16 +64,6 @@ def rows(file: IO[bytes], name: str, size: int) -> Iterator[FileRow]:
             number += 1
             share = size * number // count - size * (number - 1) // count
             yield FileRow(f"row {number}", dict(zip(batch, values, strict=True)), share)
-
-
-def _names(given: list[str], name: str) -> list[str]:
-    if len(given) > MOST_COLUMNS:
-        raise UserError(f"{name} has {len(given):,} columns; expected {MOST_COLUMNS:,} at most.")
-    columns = [column.strip() for column in given]
-    column, times = Counter(columns).most_common(1)[0] if columns else ("", 0)
-    if times > 1:
-        raise UserError(f"{name}: two columns have the same name, {column!r}; rename one.")
-    return columns
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -67,11 +67,16 @@ def lines(file: Readable, name: str) -> Iterator[Line]:
         yield Line(number, _decoded(line, where, first=number == 1), len(line))
 
 
-def _decoded(data: bytes, where: str, *, first: bool) -> str:
+def _refuse_other_encodings(data: bytes, where: str, *, first: bool) -> None:
+    """Raises `UserError` for what cannot be UTF-8; `first`: whether a file begins with it."""
     if first and data.startswith(_UTF_16):
         raise UserError(f"{where} begins as UTF-16 does; save the file as UTF-8.")
     if b"\0" in data:
         raise UserError(f"{where} holds NUL bytes: it is no text in UTF-8 (UTF-16, or no text at all).")
+
+
+def _decoded(data: bytes, where: str, *, first: bool) -> str:
+    _refuse_other_encodings(data, where, first=first)
     try:
         return data.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
@@ -175,10 +180,7 @@ class _JsonText:
             return False
         data = self._file.read(size)
         where = f"the text of {self._name}"
-        if not self._begun and data.startswith(_UTF_16):
-            raise UserError(f"{where} begins as UTF-16 does; save the file as UTF-8.")
-        if b"\0" in data:
-            raise UserError(f"{where} holds NUL bytes: it is no text in UTF-8 (UTF-16, or no text at all).")
+        _refuse_other_encodings(data, where, first=not self._begun)
         self._begun, self._ended = True, not data
         try:
             text = self._decoder.decode(data, final=not data)
@@ -377,9 +379,22 @@ def _separator(sample: list[str], *, tabs: bool) -> str:
     return max(order, key=fit)  # the first of equals
 
 
+def column_names(given: list[str], name: str) -> list[str]:
+    """Names of a file's columns without white space around them.
+
+    Raises:
+      UserError: there are more than `MOST_COLUMNS`, or two are the same.
+    """
+    if len(given) > MOST_COLUMNS:
+        raise UserError(f"{name} has {len(given):,} columns; expected {MOST_COLUMNS:,} at most.")
+    names = [column.strip() for column in given]
+    column, times = Counter(names).most_common(1)[0] if names else ("", 0)
+    if times > 1:
+        raise UserError(f"{name}: two columns have the same name, {column!r}; rename one.")
+    return names
+
+
 def _header(values: list[str], name: str) -> list[str]:
-    if len(values) > MOST_COLUMNS:
-        raise UserError(f"{name} has {len(values):,} columns; expected {MOST_COLUMNS:,} at most.")
     names = [value.strip() for value in values]
     if not names[0] and len(names) > 1:
         names[0] = "Unnamed: 0"  # the index that pandas writes without a name, by the name that pandas reads it under
@@ -388,10 +403,7 @@ def _header(values: list[str], name: str) -> list[str]:
             raise UserError(
                 f"column {number} of {name} has no name in the header ({_names(names)}); name it or remove it."
             )
-    column, times = Counter(names).most_common(1)[0]
-    if times > 1:
-        raise UserError(f"{name}: two columns have the same name, {column!r}; rename one.")
-    return names
+    return column_names(names, name)
 
 
 def _names(columns: list[str]) -> str:

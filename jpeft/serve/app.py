@@ -22,7 +22,7 @@ from jpeft.serve.middleware import CountRequests, LimitBody
 from jpeft.serve.page import document_page
 from jpeft.serve.shelf import NAME_PATTERN, NotOnShelf, Shelf
 
-_DESCRIPTION = """Answers of one T5 with many adapters. Requests for different adapters are answered together.
+_DESCRIPTION = """Answers of one base model with many adapters. Requests for different adapters are answered together.
 Every refusal is a JSON object whose `detail` is one line."""
 
 

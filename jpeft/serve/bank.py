@@ -104,7 +104,7 @@ class AdapterBank:
 
     @property
     def largest(self) -> LeafShapes:
-        """The largest shape of each leaf that fits, by the leaf's name; LoRA's A is turned here."""
+        """The largest shape of each leaf that fits, by the leaf's name; LoRA's A is transposed here."""
         return self._layout.shapes
 
     @property

@@ -15,7 +15,7 @@ from jpeft.config import Run
 from jpeft.data.batches import fitting_shape
 from jpeft.data.prepare import Data
 from jpeft.errors import RunFailed
-from jpeft.mesh.layout import Layout
+from jpeft.mesh.layout import Layout, bytes_on_a_device
 from jpeft.model.family import family_of
 from jpeft.peft.attaching import split
 from jpeft.program import Program, free_memory, needed_memory
@@ -78,7 +78,7 @@ class DeviceFit:
             return self._first
         sums = jax.eval_shape(zero_sums, self._state.adapter)
         self._free = least_of(
-            free - _bytes_on_a_device(self._layout.describe(sums.grads))
+            free - bytes_on_a_device(self._layout.describe(sums.grads))
         )  # where the gradients will be
         open_ = {key: value == AUTO for key, value in fitting.settled(self._asked).items()}
         settings = fitting.trainings(self._first, remat=open_["model.remat"], rows=open_["train.batch_size"])
@@ -137,8 +137,8 @@ class DeviceFit:
         inputs = jax.ShapeDtypeStruct((rows, shape[0]), jnp.int32)
         answering = programs.answering
         moved = trees if answering.move is None else answering.layout.describe(trees)
-        again = _bytes_on_a_device(self._state.adapter)  # the best, beside the last
-        again += 0 if answering.move is None else _bytes_on_a_device(moved)
+        again = bytes_on_a_device(self._state.adapter)  # the best, beside the last
+        again += 0 if answering.move is None else bytes_on_a_device(moved)
         needs = [
             self._asks(answering.generate, *moved, inputs) + again,
             self._asks(programs.loss, *trees, self._batch(rows, self._data.shapes[-1])),
@@ -168,10 +168,3 @@ class DeviceFit:
             if not out_of_memory(error):
                 raise
             return _NOT_AT_ALL
-
-
-def _bytes_on_a_device(tree: Any) -> int:
-    """Of leaves, or of their descriptions, that say where they are."""
-    return sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
-    )

@@ -163,7 +163,7 @@ def test_the_parts_of_a_split_that_the_hub_writes_are_joined(tmp_path):
 def test_a_held_out_file_without_rows_is_refused(tmp_path):
     write(tmp_path / "train.jsonl", ROWS)
     (tmp_path / "test.csv").write_text("input,target\n")
-    with pytest.raises(UserError, match="test.csv has no rows; fill it or take it away"):
+    with pytest.raises(UserError, match="test.csv has no rows; fill it or remove it"):
         load_rows(CUSTOM, "auto", str(tmp_path))
 
 

@@ -142,7 +142,7 @@ def test_a_network_makes_it_and_is_left_behind(key, tmp_path):
 
 
 def test_a_network_is_refused_initial_values_and_a_prefix_is_not_merged():
-    with pytest.raises(UserError, match="prefix_init is 'normal'.* leave one of the two away"):
+    with pytest.raises(UserError, match="prefix_init is 'normal'.* leave one of the two out"):
         Prefix(projection=8, init="normal")
     with pytest.raises(UserError, match="prefix_init is 'zeros'; expected 'vocabulary' or 'normal'"):
         Prefix(init="zeros")

@@ -304,7 +304,6 @@ def test_rows_times_columns_are_bounded(read, tmp_path, monkeypatch):
 
 def test_columns_are_bounded(read, tmp_path, monkeypatch):
     monkeypatch.setattr(text, "MOST_COLUMNS", 3)
-    monkeypatch.setattr(parquet, "MOST_COLUMNS", 3)
     assert "has 4 columns; expected 3 at most" in says(read, "a.csv", "a,b,c,d\n1,2,3,4\n")
     assert "has 4 columns; expected 3 at most" in says(read, "a.jsonl", '{"a": 1, "b": 2, "c": 3, "d": 4}')
     path = write(tmp_path / "a.parquet", {column: [1] for column in "abcd"})

@@ -25,6 +25,7 @@ class Draw:
         self._random = random.Random(seed).random
 
     def chance(self, share: float) -> bool:
+        """True with probability `share`."""
         return self._random() < share
 
     def number(self, least: int, most: int) -> int:
@@ -32,9 +33,11 @@ class Draw:
         return least + int(self._random() * (most - least + 1))
 
     def pick(self, options: Sequence[T]) -> T:
+        """One of the options, each as likely."""
         return options[int(self._random() * len(options))]
 
     def shuffled(self, options: Sequence[T]) -> list[T]:
+        """The options in a random order, as a new list."""
         left = list(options)
         return [left.pop(int(self._random() * len(left))) for _ in options]
 

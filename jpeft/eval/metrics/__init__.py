@@ -137,7 +137,7 @@ def metrics_of(task: Task, examples: Sequence[Example]) -> list[Metric]:
 
 
 def rouge_tokenizer(task: Task, examples: Sequence[Example]) -> str | None:
-    """What ROUGE counts in answers to these rows, a name of `rouge.TOKENIZERS`; None for a classification.
+    """What ROUGE counts in answers to these rows, `rouge_score` or `unicode` (`Rouge`); None for a classification.
 
     The benchmark's tasks are English and judged as published. For a user's rows their references decide, so that the
     numbers of all models on the same rows compare.

@@ -25,7 +25,7 @@ class Answered:
       references: of each row every acceptable answer, the row's own target first.
       labels: the classes of a classification; empty where they are not known or answers are text.
       probabilities: `[rows, labels]`, how likely the model finds each label; None where labels were not scored.
-      rouge_tokenizer: what ROUGE counts, a name of `jpeft.eval.metrics.rouge.TOKENIZERS`; None leaves it to the text.
+      rouge_tokenizer: what ROUGE counts, `rouge_score` or `unicode` (`Rouge`); None leaves it to the text.
     """
 
     predictions: Sequence[str]
@@ -92,7 +92,11 @@ class Metric:
         return self.of(Answered(predictions, references, **besides)).number
 
     def of(self, answered: Answered) -> "Computed":
-        """The number with what it was made of, for its uncertainty."""
+        """The number with what it was made of, for its uncertainty.
+
+        Raises:
+          ValueError: it needs the labels' probabilities, and there are none.
+        """
         if PROBABILITIES in self.needs and answered.probabilities is None:
             raise ValueError(f"{self.name} needs the probability of every label, and there are none.")
         if self.scores is not None:

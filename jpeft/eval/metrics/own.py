@@ -77,7 +77,7 @@ def loaded(name: str) -> Metric | None:
 
 
 class OwnMetric(Metric):
-    """A metric by a user's function."""
+    """A metric that a user's own function computes; `load` says what it is given and has to give."""
 
     @classmethod
     def of_function(cls, name: str, function: Callable[..., Any]) -> "OwnMetric":

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 from jpeft.eval.metrics.base import TEXTS, Answered, Metric
 
-TOKENIZERS = ("rouge_score", "unicode")
 # Scripts that are written without spaces: a character, with the marks that belong to it, is a token.
 _WITHOUT_SPACES = (
     (0x0E00, 0x0EFF, "Thai, Lao"),
