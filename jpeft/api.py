@@ -28,20 +28,43 @@ LossBatch = Any  # a tree of arrays, as the loss takes it
 Loss = Callable[[Any, LossBatch], jax.Array]
 
 
-def load(name: str | Path, *, dtype: Any = jnp.float32) -> tuple[Any, Any]:
+def load(
+    name: str | Path | None = None,
+    *,
+    adapter: str | Path | None = None,
+    dtype: Any = jnp.float32,
+    quantization: str | None = None,
+) -> tuple[Any, Any]:
     """A pretrained model and its tokenizer.
 
     Args:
-      name: a hub id, a directory in Hugging Face layout, or a model that comes with the package: `mini`.
+      name: a hub id, a directory in Hugging Face layout, or a model that comes with the package: `mini`. None is the
+        base that `adapter` names.
+      adapter: a run's directory or an adapter's, to be attached to the model.
       dtype: in which it computes, and in which its weights are kept.
+      quantization: of the frozen maps within the blocks, in words: `int8`, `nf4`, `nf4,double`, with `,wo` behind it
+        T5's `wo`, too; `auto` keeps them as the files do, `none` wide. None is as the adapter's run had them, and
+        `auto` without an adapter. Such a base is frozen: every method but full tuning attaches to it.
+
+    Warns where an adapter was tuned with its base in other bits than it gets.
 
     Raises:
-      UserError: there is no such model, or it is of a family that jpeft does not have.
+      UserError: there is no such model or adapter, it is of a family that jpeft does not have, or the files are in
+        other bits than asked for.
       RunFailed: a file is damaged, or the hub cannot be reached.
     """
+    from jpeft.model.quantized import Quantization
     from jpeft.predict.answer_source import AnswerSource
 
-    return AnswerSource.find(str(name), None, report=lambda line: None).load(dtype)
+    if name is None and adapter is None:
+        raise UserError("load was given neither a model's name nor an adapter; give one, or both.")
+    of_adapter = None if adapter is None else Path(adapter)
+    source = AnswerSource.find(None if name is None else str(name), of_adapter, report=lambda line: None)
+    return source.load(dtype, Quantization.parse(source.kept(quantization)), report=_warn)
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, stacklevel=4)
 
 
 def attach(
@@ -150,11 +173,20 @@ def _make(adapter: nnx.Module) -> tuple[Any, dict[str, tuple[int, ...]]]:
 def load_adapter(directory: str | Path, model: Model) -> Model:
     """`model` with the adapter of a directory attached, in either layout; `model` stays as it is.
 
+    Warns where the adapter was tuned with its base in other bits than `model` is kept in.
+
     Raises:
       UserError: there is no adapter, or it does not fit the model.
       RunFailed: a file is damaged or cut short.
     """
-    return files.load_adapter(Path(directory), model)[0]
+    from jpeft.data.task_file import TaskOfRun
+    from jpeft.model.quantized import quantization_of
+
+    adapted = files.load_adapter(Path(directory), model)[0]
+    task = TaskOfRun.read(Path(directory))
+    if task is not None and (line := task.in_other_bits(quantization_of(model))) is not None:
+        warnings.warn(f"the adapter {line}", stacklevel=2)
+    return adapted
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,6 +61,14 @@ def num_weights(model: nnx.Module) -> int:
     )
 
 
+def weight_bytes(model: nnx.Module, dtype: Any) -> int:
+    """How many bytes the weights of a model take, or of shapes in their place; `dtype` is of those kept wide."""
+    return sum(
+        math.prod(variable.shape) * np.dtype(variable.dtype if isinstance(variable, Quantized) else dtype).itemsize
+        for _, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class StackedLeaf:
     """One variable of the model and the names of what it holds: one, or one per layer along its first axis."""

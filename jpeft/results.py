@@ -14,7 +14,7 @@ from jpeft.eval.metrics import METRICS
 from jpeft.eval.metrics.base import UNBOUNDED
 from jpeft.eval.uncertainty import Uncertainty
 from jpeft.files import read_json_object
-from jpeft.words import clipped, shortened
+from jpeft.words import clipped, named_in_bits, shortened
 
 _MOST_CHARACTERS = 300
 _LARGEST_FILE_BYTES = 4 * 2**20
@@ -33,6 +33,8 @@ class RunRecord:
       source: where the rows came from, as `data.source` with `auto` resolved.
       data_digest: of the rows' content; None of runs that did not record it.
       answer: how test rows were answered, `generate` or `score`.
+      quantization: how the frozen base was kept, such as `nf4,double`, whether the run rounded it or its files have it
+        so; None where it was wide.
       labels: of a classification; None of texts.
       metric_name, metric: what the task is judged by, and its value on the test split.
       rouge_tokenizer: what ROUGE counted; None of a classification.
@@ -64,6 +66,7 @@ class RunRecord:
     scale: str
     seed: int
     model: str
+    quantization: str | None = None
     source: str
     data_digest: str | None = None
     trainable_parameters: int
@@ -137,6 +140,11 @@ class RunRecord:
     def read(cls, file: Path) -> "RunRecord":
         """The record in a `result.json`. Raises `NotARecord`: as `of`, or it is no JSON object."""
         return cls.of(read_object(file))
+
+    @property
+    def base(self) -> str:
+        """The model by its name, and in how few bits it was where it was not wide: `mini in nf4`."""
+        return named_in_bits(self.model, self.quantization)
 
     def _check(self) -> None:
         known = METRICS.get(self.metric_name)
@@ -305,6 +313,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "scale": _name,
     "seed": _natural,
     "model": _name,
+    "quantization": _optional(_name),
     "source": _name,
     "data_digest": _optional(_name),
     "trainable_parameters": _natural,

@@ -16,6 +16,21 @@ def size(amount: int | float, unit: str = "B") -> str:
     return f"{amount:.0f} {unit}"
 
 
+def in_bits(quantization: str | None) -> str:
+    """How a base is kept, behind the words for it: `in nf4`, or `wide`.
+
+    Args:
+      quantization: as `task.json` and `result.json` have it: `nf4,double`, or what stands for no fewer bits.
+    """
+    return "wide" if quantization in (None, "auto", "none") else f"in {quantization}"
+
+
+def named_in_bits(name: str, quantization: str | None) -> str:
+    """A model's name, and in how few bits it is kept where it is not wide: `mini in nf4`."""
+    bits = in_bits(quantization)
+    return name if bits == "wide" else f"{name} {bits}"
+
+
 def clipped(text: str, most: int) -> str:
     """A text as it is, or its first `most` characters and `...` where it has more."""
     return text if len(text) <= most else f"{text[:most]}..."

@@ -155,6 +155,15 @@ def test_training_on_does_not_begin_anew(tmp_path):
     assert command == "python main.py --config=c.py --config.train.max_epochs=1 --config.train.max_epochs=8"
 
 
+def test_the_next_commands_keep_the_base_in_the_bits_of_the_run(tmp_path):
+    commands = steps({"task": "agnews", "quantization": "nf4,double"}, tmp_path)
+    found = [command for command in commands if "quantization" in command]
+    assert [command.split()[1] for command in found] == ["serve", "merge", "train"]
+    assert all("--quantization nf4,double " in command for command in found[:2])
+    assert found[2].endswith("--config.model.quantization=nf4 --config.model.double_quantization=True")
+    assert "quantization" not in " ".join(steps({"task": "agnews", "quantization": None}, tmp_path))
+
+
 def test_a_run_with_labels_is_served_in_fewer_shapes(tmp_path):
     assert "--output-lengths 16" in " ".join(steps({"labels": ["a", "b"]}, tmp_path))
     assert "--output-lengths" not in " ".join(steps({"labels": None}, tmp_path))

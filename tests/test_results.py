@@ -12,6 +12,7 @@ from tests.report.synthetic import record
 
 OLD = Path(__file__).parent / "golden/runs_0_1_0"
 TODAYS = {
+    "quantization": "nf4,double",
     "data_digest": "ab12",
     "labels": ["a", "b"],
     "rouge_tokenizer": "unicode",

@@ -12,6 +12,7 @@ from jpeft.model.family import Family, family_with
 from jpeft.model.source import INSTALLED, packaged_models
 from jpeft.peft.method import Method
 from jpeft.peft.sites import Site
+from jpeft.words import in_bits
 
 ResultJson = Mapping[str, Any]
 
@@ -32,16 +33,20 @@ def adapter_card(
     parameters: int,
     result: ResultJson | None,
     notes: Sequence[str],
+    quantization: str | None = None,
 ) -> str:
     """The card of an adapter in the layout that `save_adapter` gives its method.
 
     Args:
+      quantization: how the base was kept in the adapter's run, in the words of `task.json`.
       model: the base, or shapes in its place.
       parameters: that it holds.
       notes: what was rewritten on reading it.
     """
     lacks, family = peft_lacks(method, sites, model), family_with(model.config)
     rows = [("method", method.describe()), ("at", places(sites)), ("parameters", f"{parameters:,}"), ("base", base)]
+    rounded = None if in_bits(quantization) == "wide" else quantization
+    rows += [] if rounded is None else [("base kept in", rounded)]
     return (
         "\n\n".join(
             [
@@ -52,8 +57,13 @@ def adapter_card(
                 *_results(result),
                 "## How to load it",
                 "`DIR` is this directory.",
-                *([_with_peft(base, family)] if lacks is None else [_without_peft(method, sites, lacks, family)]),
-                _with_jpeft(method, base),
+                *_told_of_bits(rounded),
+                *(
+                    [_with_peft(base, family, rounded)]
+                    if lacks is None
+                    else [_without_peft(method, sites, lacks, family, rounded)]
+                ),
+                _with_jpeft(method, base, rounded),
             ]
         )
         + "\n"
@@ -69,6 +79,7 @@ def merged_card(
     result: ResultJson | None,
     agreement: Agreement,
     dtype: str,
+    quantization: str | None = None,
 ) -> str:
     """The card of a base with an adapter merged into it, as Markdown.
 
@@ -78,8 +89,10 @@ def merged_card(
       result: of the run that made the adapter; None where nothing tells.
       agreement: how exactly the merged model does what base and adapter did.
       dtype: of the weights as they are stored.
+      quantization: how the base was kept whose numbers these are; None where it was wide.
     """
     rows = [("base", base), ("merged into it", method.describe()), ("at", places(sites)), ("dtype", dtype)]
+    rows += [] if quantization is None else [("numbers of the base", f"those that {quantization} has, made wide")]
     measured = (
         f"On random tokens the adapter moves the base's logits by up to {agreement.moved:.3g}. The merged weights give "
         f"logits within {agreement.merged:.2g} of base and adapter in float32, and within {agreement.stored:.2g} as "
@@ -132,6 +145,7 @@ def _number(value: object) -> str:
 
 
 _SHOWN = {
+    "quantization": "base kept in",
     "task": "task",
     "scale": "scale",
     "source": "rows from",
@@ -162,7 +176,24 @@ def _code(language: str, *lines: str) -> str:
     return "\n".join([f"```{language}", *lines, "```"])
 
 
-def _with_peft(base: str, family: Family) -> str:
+def _told_of_bits(quantization: str | None) -> list[str]:
+    if quantization is None:
+        return []
+    return [
+        f"Its run kept the base in {quantization}, 8 or 4 bits by bitsandbytes' arithmetic. On the wide base it "
+        "answers a little differently: by what rounding does."
+    ]
+
+
+def _bitsandbytes(quantization: str) -> str:
+    """The argument by which `transformers` rounds a base alike."""
+    kind, *more = quantization.split(",")
+    said = ["load_in_8bit=True"] if kind == "int8" else ["load_in_4bit=True", 'bnb_4bit_quant_type="nf4"']
+    said += ["bnb_4bit_use_double_quant=True"] if "double" in more else []
+    return f"transformers.BitsAndBytesConfig({', '.join(said)})"
+
+
+def _with_peft(base: str, family: Family, quantization: str | None = None) -> str:
     where, lines, given = repr(base), ["import peft, transformers", ""], "base"
     if base in packaged_models():
         lines = ["import peft, transformers", "from jpeft.model.source import resolve", ""]
@@ -171,25 +202,49 @@ def _with_peft(base: str, family: Family) -> str:
         lines = ["import peft, transformers", "from jpeft.model.source import resolve", ""]
         where, given = f"resolve({base!r})  # a GGUF file", "base.parent, gguf_file=base.name"
     lines += [f"base = {where}"]
+    if quantization is not None and "+" not in quantization:
+        lines += ["# as in its run; needs bitsandbytes, and is said already by a base that is saved so"]
+        lines += [f"bits = {_bitsandbytes(quantization)}"]
+        given += ", quantization_config=bits"
     lines += [f"model = transformers.{family.auto_class}.from_pretrained({given})"]
     lines += ['model = peft.PeftModel.from_pretrained(model, "DIR")']
     return f"With Hugging Face PEFT:\n\n{_code('python', *lines)}"
 
 
-def _without_peft(method: Method, sites: Sequence[Site], lacks: str, family: Family) -> str:
+def _without_peft(
+    method: Method, sites: Sequence[Site], lacks: str, family: Family, quantization: str | None = None
+) -> str:
     why = f"Hugging Face PEFT cannot open it: its format has no place for {lacks}."
     unmergeable = method.unmergeable_at(sites)
     if unmergeable is not None:
         return f"{why} It cannot be merged into a {family.name} either: {unmergeable}."
-    merge = _code("sh", "jpeft merge DIR --out MERGED")
+    bits = "" if quantization is None else f" --quantization {quantization}"
+    merge = _code("sh", f"jpeft merge DIR{bits} --out MERGED")
     return f"{why} For PyTorch, merge it into its base:\n\n{merge}"
 
 
-def _with_jpeft(method: Method, base: str) -> str:
-    flags = [f"--config.model.name={shlex.quote(base)}", *config_flags(method, "DIR")]
+def _with_jpeft(method: Method, base: str, quantization: str | None = None) -> str:
+    flags = [
+        f"--config.model.name={shlex.quote(base)}",
+        *quantization_flags(quantization),
+        *config_flags(method, "DIR"),
+    ]
     lines = ["jpeft train --config custom --config.data.path=my.jsonl", *flags]
     command = " \\\n    ".join(lines)
     return f"With jpeft, to train on from it:\n\n{_code('sh', command)}"
+
+
+def quantization_flags(quantization: str | None) -> list[str]:
+    """The flags of `jpeft train` that keep a base as a run did; none for a wide one.
+
+    Args:
+      quantization: in the words of `task.json` and `result.json`.
+    """
+    if quantization is None or in_bits(quantization) == "wide" or "+" in quantization:
+        return []
+    kind, *more = quantization.split(",")
+    keys = {"double": "double_quantization", "wo": "quantize_wo"}
+    return [f"--config.model.quantization={kind}", *(f"--config.model.{keys[word]}=True" for word in more)]
 
 
 def config_flags(method: Method, directory: str) -> list[str]:

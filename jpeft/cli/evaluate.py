@@ -89,12 +89,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         quantization=arguments.quantization,
         metrics=arguments.metrics,
     )
-    if (line := source.in_other_bits(test.quantization)) is not None:
-        display.say(line)
     name, rows = test.read(arguments.data, arguments.split, arguments.input)
     total = len(next(iter(rows.values()))) * (2 if test.answer == "score" else 1)
     with display.task(str(arguments.data), total) as bar:
-        outcome = evaluate(test, name, rows, batch_size=arguments.batch_size, on_rows=bar.advance)
+        outcome = evaluate(test, name, rows, batch_size=arguments.batch_size, on_rows=bar.advance, report=display.say)
     if output is not None:
         outcome.write(output)
     if arguments.json:

@@ -6,6 +6,7 @@ import json
 import sys
 
 from jpeft.cli.arguments import path
+from jpeft.words import in_bits
 
 _DESCRIPTION = """Merges an adapter into its base: a directory that transformers opens, with config and tokenizer.
 
@@ -53,7 +54,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     from jpeft.adapters.merge import Probe, refuse_unmergeable_file, stored_dtype
     from jpeft.cli.output import output_directory
     from jpeft.model.family import family_in, load_model, save_model
-    from jpeft.model.quantized import Quantization, is_quantized
+    from jpeft.model.quantized import Quantization, quantization_of
     from jpeft.model.settings import pass_on, settings_of
     from jpeft.model.source import resolve
     from jpeft.peft.merging import merge
@@ -66,15 +67,16 @@ def _merge(arguments: argparse.Namespace) -> int:
     refuse_unmergeable_file(found.directory, directory)
     # Files in few bits are opened as they are; wide ones are not rounded unless asked for.
     quantization = None if arguments.quantization is None else Quantization.parse(arguments.quantization)
-    note = _of_bits(task, arguments.quantization)
-    if note is not None:
-        print(f"note     {note}", file=sys.stderr)
     with output_directory(arguments.out) as out:
         base = load_model(directory, quantization=quantization)
+        kept = quantization_of(base)
+        note = _of_bits(task, kept)
+        if note is not None:
+            print(f"note     {note}", file=sys.stderr)
         tokenizer = family_in(directory).tokenizer(directory, base.config)
         adapted, method, sites = load_adapter(found.directory, base)
         merged = merge(adapted)
-        probe = Probe.of(base, adapted, merged, directory=None if is_quantized(base) else directory)
+        probe = Probe.of(base, adapted, merged, directory=directory if kept is None else None)
         del base, adapted  # of a large model: room for what is read back
         dtype = np.dtype(arguments.dtype or stored_dtype(directory))
         save_model(merged, out, dtype=dtype)
@@ -84,13 +86,21 @@ def _merge(arguments: argparse.Namespace) -> int:
         agreement = probe.agreement(out)
         family = family_in(directory)
         card = merged_card(
-            method, sites, base=name, family=family, result=found.result, agreement=agreement, dtype=dtype.name
+            method,
+            sites,
+            base=name,
+            family=family,
+            result=found.result,
+            agreement=agreement,
+            dtype=dtype.name,
+            quantization=kept,
         )
         if task is not None:
-            task.write(out)
+            dataclasses.replace(task, quantization="auto").write(out)  # of what is wide: it is not rounded again
         (out / "README.md").write_text(card, encoding="utf-8")
     if arguments.json:
         values = {"out": str(arguments.out), "base": name, "method": method.name, "dtype": dtype.name}
+        values |= {"quantization": kept}
         print(json.dumps({**values, "changed": len(sites), "logits": dataclasses.asdict(agreement)}, indent=2))
         return 0
     print(f"merged   {method.name} into {len(sites)} weights of {name}: {arguments.out} ({dtype.name})")
@@ -105,14 +115,19 @@ def _merge(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _of_bits(task, quantization: str | None) -> str | None:
-    """What is to be said where an adapter's base was in few bits in its run, or is here; None where neither."""
-    made = "auto" if task is None else task.quantization
-    if quantization not in (None, "auto", "none"):
-        return f"merges into the numbers that {quantization} has for the base's maps, not into the wide weights"
-    if made in ("auto", "none"):
+def _of_bits(task, kept: str | None) -> str | None:
+    """What is to be said where an adapter's base was in few bits in its run, or is here; None where neither.
+
+    Args:
+      kept: how the base that it is merged into is kept; None where it is wide.
+    """
+    made = None if task is None or in_bits(task.quantization) == "wide" else task.quantization
+    if kept is not None:
+        numbers = f"merges into the numbers that {kept} has for the base's maps, not into the wide weights"
+        return numbers if task is None or made == kept else f"{numbers}; the adapter {task.in_other_bits(kept)}"
+    if made is None:
         return None
     return (
-        f"the adapter was trained on its base in {made} and is merged into the weights as their files have them; "
-        f"--quantization {made} merges into those that it was trained on"
+        f"the adapter was tuned with its base in {made} and is merged into the wide weights; "
+        f"--quantization {made} merges into those that it was tuned with"
     )

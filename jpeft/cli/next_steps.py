@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jpeft.adapters.card import quantization_flags
 from jpeft.adapters.files import PEFTS, layout_of
 from jpeft.adapters.locate import whole_model
+from jpeft.data.task_file import QUANTIZED
 from jpeft.errors import RunFailed, UserError
 from jpeft.peft.methods import METHODS
 
@@ -18,6 +20,8 @@ def next_steps(result: Mapping[str, Any], workdir: Path, argv: Sequence[str]) ->
       argv: the call that ran it.
     """
     run, model = shlex.quote(str(workdir)), shlex.quote(result["model"])
+    kept = result.get("quantization")
+    bits = f" --quantization {kept}" if kept in QUANTIZED else ""
     steps = [
         ("answers to texts of yours", f"jpeft predict --adapter {run} 'a text'"),
         ("a test on other rows", f"jpeft evaluate --adapter {run} --data FILE"),
@@ -26,9 +30,9 @@ def next_steps(result: Mapping[str, Any], workdir: Path, argv: Sequence[str]) ->
     if whole is not None:
         steps.append(("train on from this model", f"jpeft train --data FILE --model {shlex.quote(str(whole))}"))
     else:
-        steps.append(("answers over HTTP", f"jpeft serve --model {model} --adapters {run}{_shapes(result)}"))
+        steps.append(("answers over HTTP", f"jpeft serve --model {model}{bits} --adapters {run}{_shapes(result)}"))
         if METHODS[result["method"]].unmergeable is None:
-            steps.append(("one model for transformers", f"jpeft merge {run} --out {run}/merged"))
+            steps.append(("one model for transformers", f"jpeft merge {run}{bits} --out {run}/merged"))
         if _in_peft_layout(workdir):
             steps.append(("for Hugging Face PEFT", f"jpeft export {run} --out {run}/for_peft"))
     epochs = result["epochs_run"]
@@ -38,7 +42,8 @@ def next_steps(result: Mapping[str, Any], workdir: Path, argv: Sequence[str]) ->
         command = shlex.join([*program, *given, f"--config.train.max_epochs={2 * epochs}"])
         steps.append(("train on, since the last epoch was the best", command))
     if result["task"] != "custom":
-        steps.append(("rows of your own", f"jpeft train --data FILE --target COLUMN --model {model}"))
+        own = [f"jpeft train --data FILE --target COLUMN --model {model}", *quantization_flags(kept)]
+        steps.append(("rows of your own", " ".join(own)))
     return steps
 
 

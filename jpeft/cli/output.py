@@ -53,6 +53,7 @@ def write_adapter(
             parameters=parameters(opened),
             result=result,
             notes=opened.notes,
+            quantization=(result or {}).get("quantization") if task is None else task.quantization,
         )
         if task is not None:
             task.write(beside)

@@ -10,26 +10,45 @@ def add(commands: argparse._SubParsersAction) -> None:
         "params",
         help="count trainable parameters of every method and ablation",
         description="Counts what each method trains (Table 3 of the paper, and methods that it has not), on shapes "
-        "alone: no weights, no network.",
+        "alone: no weights, no network. Beside it, what the base takes as it is kept.",
     )
     params.add_argument("--model", default="google/flan-t5-xl", help="hub id or local directory (default: %(default)s)")
+    params.add_argument(
+        "--quantization",
+        default="auto",
+        metavar="HOW",
+        help="of the base, whose bytes are told: none, int8, nf4, nf4,double (auto: as its files have it)",
+    )
     params.add_argument("--json", action="store_true", help="print JSON")
     params.set_defaults(run=_params)
 
 
 def _params(arguments: argparse.Namespace) -> int:
+    from jpeft.leaves import weight_bytes
     from jpeft.model.family import abstract_model
-    from jpeft.model.source import load_config
+    from jpeft.model.quantized import Quantization, chosen_forms, quantization_of, quantize_modules
+    from jpeft.model.source import load_config, load_quantization
     from jpeft.peft.counting import other_methods, table_3
+    from jpeft.words import in_bits, size
 
-    model = abstract_model(load_config(arguments.model, what="--model", flag="--model"))
+    asked = Quantization.parse(arguments.quantization)
+    words = {"what": "--model", "flag": "--model"}
+    config = load_config(arguments.model, **words)
+    base = abstract_model(config)
+    quantization = asked or load_quantization(arguments.model, **words)
+    if quantization is not None:
+        quantize_modules(base, chosen_forms(base, quantization))
+    kept = quantization_of(base)
+    held = {dtype: weight_bytes(base, dtype) for dtype in ("float32", "bfloat16")}
+    model = abstract_model(config)
     rows = table_3(model) + other_methods(model)
     total = rows[0].parameters
     if arguments.json:
         methods: dict[str, dict[str, int]] = {}
         for row in rows:
             methods.setdefault(row.method, {})[row.ablation or "all"] = row.parameters
-        print(json.dumps({"model": arguments.model, "total": total, "methods": methods}, indent=2))
+        of_base = {"total": total, "quantization": kept, "base_bytes": held}
+        print(json.dumps({"model": arguments.model, **of_base, "methods": methods}, indent=2))
         return 0
     from rich.console import Console
     from rich.table import Table
@@ -49,4 +68,12 @@ def _params(arguments: argparse.Namespace) -> int:
             cells.append("" if paper is None else f"{paper:,}")
         table.add_row(*cells)
     Console().print(table)
+    narrow, full = (size(held[dtype]) for dtype in ("bfloat16", "float32"))
+    if kept is None:
+        print(f"the base takes {narrow} in bfloat16, {full} in float32")
+    else:
+        print(
+            f"the base takes {narrow} with its blocks' maps {in_bits(kept)} and the rest in bfloat16; {full} with the"
+        )
+        print("rest in float32")
     return 0

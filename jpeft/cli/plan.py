@@ -13,7 +13,7 @@ from typing import Any
 from jpeft.cli.arguments import whole
 from jpeft.cli.grid import add_which, cells_of
 from jpeft.errors import UserError
-from jpeft.words import counted, size
+from jpeft.words import counted, named_in_bits, size
 
 _DESCRIPTION = """Tells what a run needs of each device and whether it fits, from shapes alone.
 
@@ -265,7 +265,7 @@ class _One:
         plan, device, memory = self.plan, self.of_device.device, self.of_device.memory
         run, console = plan.run, Console()
         print(self.of_device.first_line())
-        print(f"{run.method.name} of {run.model.name}, {_mesh_words(run)}: on each device")
+        print(f"{run.method.name} of {_base(run)}, {_mesh_words(run)}: on each device")
         table = Table()
         table.add_column("what")
         table.add_column("size", justify="right")
@@ -337,7 +337,7 @@ class _Ranked:
         run, device = self.run, self.of_device.device
         print(self.of_device.first_line())
         rows = run.rows()[0] * run.train.accumulation_steps
-        print(f"{run.method.name} of {run.model.name}, steps of {counted(rows, 'row')}; the fastest that fits is first")
+        print(f"{run.method.name} of {_base(run)}, steps of {counted(rows, 'row')}; the fastest that fits is first")
         table = _table("mesh", "remat", "micro-batch", "evaluated", "peak", "a step at least", "bound by", "answers")
         for one in self.tried:
             if one.plan is None:
@@ -409,11 +409,23 @@ class _Grid:
         print(f"{fitting} of {counted(len(self.cells), 'cell')} fit")
 
 
+def _kept(run: Any) -> str | None:
+    from jpeft.plan.memory import quantization_of_run
+
+    quantization = quantization_of_run(run)
+    return None if quantization is None or quantization.kind == "none" else str(quantization)
+
+
+def _base(run: Any) -> str:
+    return named_in_bits(run.model.name, _kept(run))
+
+
 def plan_as_json(plan: Any, device: Any) -> dict[str, Any]:
     """A plan's numbers. Times are there where a device is known."""
     run = plan.run
     return {
         "model": run.model.name,
+        "quantization": _kept(run),
         "method": run.method.name,
         "mesh": vars(run.mesh),
         "remat": run.model.remat,

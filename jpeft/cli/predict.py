@@ -113,8 +113,6 @@ def _predict(arguments: argparse.Namespace) -> int:
             dtype=arguments.dtype,
             quantization=arguments.quantization,
         )
-        if (line := source.in_other_bits(call.quantization)) is not None:
-            meter.say(line)
         if given.from_terminal:
             meter.say("reads lines from the terminal; Ctrl-D ends them")
         if arguments.output is None:

@@ -9,6 +9,7 @@ from typing import Any
 from jpeft.data.tasks import KINDS, TASKS, Task, check_template
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import check_fields, read_json_object, write_whole
+from jpeft.words import in_bits
 
 TASK_FILE = "task.json"
 ANSWERS = ("generate", "score")  # how a test row is answered
@@ -62,7 +63,8 @@ class TaskOfRun:
       answer: how the run's own test answered, as `eval.answer` of its config.
       num_beams: of that test's generation.
       dtype: as `model.dtype` of the run.
-      quantization: of the run's base, such as `nf4,double`; `auto` as its files have it.
+      quantization: of the run's base, such as `nf4,double`, whether the run rounded it or its files have it so; `auto`
+        and `none` of a wide one.
       metrics: names of what the run's answers were judged by, where it was asked for any. Names only: that of a
         function (`module:name`) is not imported for standing here.
     """
@@ -116,6 +118,19 @@ class TaskOfRun:
             quantization=quantization,
             metrics=task.metrics,
         )
+
+    def in_other_bits(self, here: str | None) -> str | None:
+        """A line that says that the run's base was in other bits than the one that answers; None where it was not.
+
+        It begins with a verb, so that whoever says it names the subject: the adapter, or the model.
+
+        Args:
+          here: how the base is kept that answers, as `jpeft.model.quantized.quantization_of` says it.
+        """
+        run, now = in_bits(self.quantization), in_bits(here)
+        if run == now:
+            return None
+        return f"was tuned with its base {run}, and answers with it {now}: answers differ by what rounding does"
 
     @property
     def chosen_from(self) -> tuple[str, ...]:

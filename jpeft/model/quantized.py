@@ -508,4 +508,21 @@ def from_kernels(read: Read) -> Callable[[str, Form], Mapping[str, np.ndarray]]:
 
 def is_quantized(model: nnx.Module) -> bool:
     """Whether a model has maps in few bits."""
-    return any(isinstance(module, QuantizedLinear) for _, module in nnx.iter_modules(model))
+    return quantization_of(model) is not None
+
+
+def quantization_of(model: nnx.Module) -> str | None:
+    """How a model is kept, whoever rounded it, in the words of `Quantization`: `nf4,double`; None where all is wide.
+
+    Of a stranger's file that has maps of several kinds, all of these: `int8+nf4`.
+    """
+    kept: tuple[str, ...] = getattr(type(model), "kept_wide", ())
+    found, wo = set(), False
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, QuantizedLinear):
+            found.add((module.form.kind, module.form.double))
+            wo = wo or str(path[-1]) in kept
+    if not found:
+        return None
+    kinds = sorted({kind for kind, _ in found})
+    return str(Quantization(kinds[0], any(double for _, double in found), wo)) if len(kinds) == 1 else "+".join(kinds)

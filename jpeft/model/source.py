@@ -10,8 +10,9 @@ from typing import Any
 from jpeft.errors import RunFailed, UserError
 from jpeft.model.family import families, family_in
 from jpeft.model.gguf import gguf_in, is_gguf
+from jpeft.model.quantized import Quantization
 from jpeft.model.tokenizer import TOKENIZER_FILES, VOCABULARIES
-from jpeft.model.weights import INDEXES, weight_files
+from jpeft.model.weights import INDEXES, quantization_in, weight_files
 from jpeft.network import why_unreachable
 from jpeft.words import clipped
 
@@ -186,3 +187,10 @@ def load_config(name: str, *, what: str = "model.name", flag: str = "--config.mo
             return family.released[name]
     directory = resolve(name, what=what, flag=flag)
     return family_in(directory).read_config(directory)
+
+
+def load_quantization(name: str, *, what: str = "model.name", flag: str = "--config.model.name") -> Quantization | None:
+    """How a model's files have its maps in few bits; None where they have them wide. Arguments as of `resolve`."""
+    if any(name in family.released for family in families()) and not Path(name).is_dir():
+        return None
+    return quantization_in(resolve(name, what=what, flag=flag))

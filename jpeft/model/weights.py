@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -301,6 +302,22 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     return _FORMATS[name](files)
 
 
+def quantization_in(directory: Path) -> Quantization | None:
+    """How the files of a directory have a model's maps in few bits; None where they have them wide, or are not there.
+
+    Raises as `open_checkpoint`, of files that may be in few bits.
+    """
+    first = next((name for name, index in INDEXES.items() if any((directory / n).is_file() for n in (name, index))), "")
+    if is_gguf(directory) or not first.endswith(".safetensors"):  # others hold no such maps, and are read whole
+        return None
+    packed = open_checkpoint(directory).packed
+    if packed is None:
+        return None
+    kinds = Counter((held.kind, held.double) for held in packed.maps.values())
+    (kind, double), _ = kinds.most_common(1)[0]
+    return Quantization(kind, double, any(name.endswith(".wo.weight") for name in packed.maps))
+
+
 def _shards(index: Path) -> list[Path]:
     mapped = read_json_object(index, error=RunFailed, most_bytes=_MOST_INDEX_BYTES).get("weight_map")
     if not isinstance(mapped, dict) or not mapped:
@@ -481,7 +498,7 @@ class Filling:
             if path in forms and form.kind != forms[path].kind:
                 raise UserError(
                     f"{self.source} is in {form.kind}, and {forms[path].kind} is asked for; what was rounded once is "
-                    "not rounded again: give the wide original, or leave quantization open."
+                    "not rounded again: give the wide original, or leave quantization open (auto)."
                 )
         forms = {**forms, **there}
         quantize_modules(model, forms)

@@ -15,8 +15,8 @@ from flax import nnx
 from jpeft.config import Run
 from jpeft.mesh.layout import Layout, bytes_on_a_device
 from jpeft.model.family import family_with
-from jpeft.model.quantized import chosen_forms, quantize_modules
-from jpeft.model.source import load_config
+from jpeft.model.quantized import Quantization, chosen_forms, quantize_modules
+from jpeft.model.source import load_config, load_quantization
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.selection import select
 from jpeft.program import Program
@@ -149,13 +149,19 @@ def describe(run: Run, lengths: Lengths, devices: Sequence[Any] | None = None) -
     )
 
 
+def quantization_of_run(run: Run) -> Quantization | None:
+    """How a run would keep its base: as it asks, or else as the files have it; None where these have it wide."""
+    return run.quantization() or load_quantization(run.model.name)
+
+
 def _trees(run: Run) -> tuple[nnx.GraphDef, Any, Any]:
     """Structure, and shapes of the adapter and of the base, as the run would load them."""
     config = load_config(run.model.name)
     if run.model.dropout_rate is not None:
         config = dataclasses.replace(config, dropout_rate=run.model.dropout_rate)
     dtype = jnp.dtype("bfloat16" if run.model.dtype == "auto" else run.model.dtype)
-    method, family, quantization = run.build_method(), family_with(config), run.quantization()
+    method, family = run.build_method(), family_with(config)
+    quantization = quantization_of_run(run)
     structure = []
 
     def make() -> tuple[nnx.State, nnx.State]:

@@ -17,7 +17,7 @@ from jpeft.eval.labels import answer_in_use
 from jpeft.files import read_json_object
 from jpeft.model import weights
 from jpeft.model.family import family_in
-from jpeft.model.quantized import Quantization
+from jpeft.model.quantized import Quantization, quantization_of
 from jpeft.model.source import resolve
 from jpeft.model.tokenizer import TOKENIZER_FILES, Tokenizer
 from jpeft.results import NotARecord, RunRecord
@@ -57,6 +57,7 @@ def _of_older_run(adapter: Path) -> TaskOfRun | None:
         max_target_length=run.data.max_target_length or task.max_target_length,
     )
     made = {"answer": answer_in_use(run.eval.answer, task), "num_beams": run.eval.num_beams, "dtype": run.model.dtype}
+    made |= {"quantization": str(run.quantization() or "auto")}
     return TaskOfRun.of(task, **made, input=run.data.input)
 
 
@@ -100,20 +101,9 @@ class AnswerSource:
             name, resolve(name, **words_for(found, model), report=report), found.directory, task_of(found.directory)
         )
 
-    def in_other_bits(self, quantization: str) -> str | None:
-        """A line that says that the adapter was trained on a base in other bits than asked for; None where it was not.
-
-        Args:
-          quantization: in words, as `task.json` has it.
-        """
-        made = "auto" if self.task is None else self.task.quantization
-        if self.adapter is None or made == quantization:
-            return None
-        names = {"auto": "as its files have it", "none": "wide"}
-        return (
-            f"the adapter was trained on its base {names.get(made, f'in {made}')}, and answers on it "
-            f"{names.get(quantization, f'in {quantization}')}: answers differ by what rounding does"
-        )
+    def kept(self, quantization: str | None) -> str:
+        """In words how the base is to be kept where somebody asks for `quantization`; None is as the run had it."""
+        return quantization or ("auto" if self.task is None else self.task.quantization)
 
     def identity(self) -> dict[str, Any]:
         """Names and contents of model and adapter, for telling whether answers are of the same ones."""
@@ -124,10 +114,21 @@ class AnswerSource:
         names = (*CONFIGS, *(path.name for path in self.adapter.glob("*.safetensors")))
         return {**identity, "adapter": f"{self.adapter} ({_digest([self.adapter / name for name in names])})"}
 
-    def load(self, dtype: DTypeLike, quantization: Quantization | None = None) -> tuple[Any, Tokenizer]:
-        """The model with the adapter attached, computing in `dtype`. Raises as `weights.load` and `load_adapter`."""
+    def load(
+        self,
+        dtype: DTypeLike,
+        quantization: Quantization | None = None,
+        *,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> tuple[Any, Tokenizer]:
+        """The model with the adapter attached, computing in `dtype`. Raises as `weights.load` and `load_adapter`.
+
+        `report` is told where the adapter was trained on a base in other bits.
+        """
         family = family_in(self.directory)
         model = family.load(self.directory, dtype=dtype, quantization=quantization)
+        if self.task is not None and (line := self.task.in_other_bits(quantization_of(model))) is not None:
+            report(f"the {'model' if self.adapter is None else 'adapter'} {line}")
         family.arrange(model, scan_layers=None)
         tokenizer = family.tokenizer(self.directory, model.config)
         tokenizer = tokenizer.asked_by(None if self.task is None else self.task.chat_template)

@@ -1,7 +1,7 @@
 """One call, what it leaves open filled in from the adapter's run."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jpeft.data.task_file import DTYPES, QUANTIZED
@@ -85,7 +85,7 @@ class Call:
             num_beams=num_beams or (task.num_beams if task and labels is None else 1),
             batch_size=batch_size,
             dtype=one_of("--dtype", dtype or (task.dtype if task else "auto"), DTYPES),
-            quantization=one_of("--quantization", quantization or (task.quantization if task else "auto"), QUANTIZED),
+            quantization=one_of("--quantization", source.kept(quantization), QUANTIZED),
         )
 
     @property
@@ -107,9 +107,10 @@ class Call:
             "labels": None if self.labels is None else list(self.labels),
         }
 
-    def load(self) -> Answering:
-        """Loads what answers. Raises as `AnswerSource.load` and `PackedLabels.of`."""
-        model, tokenizer = self.source.load(compute_dtype(self.dtype), Quantization.parse(self.quantization))
+    def load(self, *, report: Callable[[str], None] = lambda line: None) -> Answering:
+        """Loads what answers. Raises as `AnswerSource.load` and `PackedLabels.of`, which tells `report`."""
+        quantization = Quantization.parse(self.quantization)
+        model, tokenizer = self.source.load(compute_dtype(self.dtype), quantization, report=report)
         batching = {"max_input_length": self.max_input_length, "batch_size": self.batch_size}
         if self.labels is not None:
             return Choosing(model, tokenizer, labels=self.labels, **batching)

@@ -20,7 +20,7 @@ from jpeft.eval.generate import make_generate
 from jpeft.eval.labels import PackedLabels, answer_in_use, make_label_log_probs
 from jpeft.eval.metrics import METRICS, listed, own, require_metrics, rouge_tokenizer
 from jpeft.files import read_json_object
-from jpeft.model.quantized import Quantization
+from jpeft.model.quantized import Quantization, quantization_of
 from jpeft.peft.attaching import split
 from jpeft.predict.answer_source import AnswerSource
 from jpeft.predict.answering import lengths_up_to
@@ -88,7 +88,7 @@ class Evaluation:
         if answer == "score" and len(task.answers) < 2:
             raise UserError("--answer score chooses from the labels of a classification's run, and here are none.")
         dtype = one_of("--dtype", dtype or carried.dtype, DTYPES)
-        quantization = one_of("--quantization", quantization or carried.quantization, QUANTIZED)
+        quantization = one_of("--quantization", source.kept(quantization), QUANTIZED)
         if metrics is None:
             task, left_out = _with_metrics_of_run(task, answer)
         else:
@@ -163,6 +163,7 @@ class Evaluated:
       unknown_labels: rows by label, of labels that the run did not know.
       seen: rows whose prompt stood in the run's training or validation rows, by split; None where that is not known.
       why_not_seen: why it is not known.
+      quantization: how the base was kept that answered, such as `nf4,double`; None where it was wide.
     """
 
     test: Evaluation
@@ -172,6 +173,7 @@ class Evaluated:
     unknown_labels: Mapping[str, int]
     seen: Mapping[str, int] | None
     why_not_seen: str | None
+    quantization: str | None = None
 
     def record(self) -> dict[str, Any]:
         """The outcome as JSON can hold it; the names are those of a run's `result.json`."""
@@ -179,6 +181,7 @@ class Evaluated:
         seen, few = look_back(task, self.examples, scored, answer=self.test.answer), few_test_rows(len(self.examples))
         return {
             "model": self.test.source.model,
+            "quantization": self.quantization,
             "adapter": None if self.test.source.adapter is None else str(self.test.source.adapter),
             "task": task.name,
             "answer": self.test.answer,
@@ -232,7 +235,8 @@ def evaluate(
     wider = dataclasses.replace(task, answers=(*task.answers, *unknown)) if task.answers else task
     made = examples(wider, name, rows, range(len(next(iter(rows.values())))))
     seen, why_not = seen_by_the_run(test.source, made)
-    model, tokenizer = test.source.load(compute_dtype(test.dtype), Quantization.parse(test.quantization))
+    quantization = Quantization.parse(test.quantization)
+    model, tokenizer = test.source.load(compute_dtype(test.dtype), quantization, report=report)
     tokens = tokenize(
         made,
         tokenizer,
@@ -261,7 +265,8 @@ def evaluate(
         pad_token_id=config.pad_token_id,
         on_batch=on_rows,
     )
-    return Evaluated(test, made, tokens, given.scored(task, made), unknown, seen, why_not)
+    kept = quantization_of(model)
+    return Evaluated(test, made, tokens, given.scored(task, made), unknown, seen, why_not, kept)
 
 
 def _unknown_labels(task: Task, rows: Columns) -> dict[str, int]:

@@ -65,7 +65,7 @@ class Predicting:
 
     def _answers(self, questions: list[Question], size: int, stop: StopRequest) -> list[dict[str, Any]]:
         if self.answering is None:
-            self.answering = self._call.load()
+            self.answering = self._call.load(report=self._meter.say)
             self._meter.begins()
 
         def on_batch(rows: int) -> None:

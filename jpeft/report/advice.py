@@ -112,6 +112,7 @@ def _recommendation(one: Recommendation) -> dict[str, Any]:
     case = one.case
     return {
         "model": case.group.model,
+        "quantization": case.group.quantization,
         "source": case.group.source,
         "reading": case.group.reading,
         "scarce": case.scarce,

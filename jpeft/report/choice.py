@@ -172,7 +172,7 @@ class Choice:
             steps.append("a higher learning rate, this one is the highest tried: a --config file of your own")
         if result.train_examples < 1000:
             steps.append(f"more rows: {result.train_examples:,} trained")
-        steps.append(f"another model than {result.model}: --model")
+        steps.append(f"another model than {result.base}: --model")
         steps.append("look at predictions.jsonl in the full run's directory: are the targets what the inputs tell?")
         return steps
 
@@ -182,7 +182,7 @@ class Choice:
         facts = [*self._answer(), *_reasons(self.scarce, placed, self.untuned, self.baseline)]
         section = Section(
             name="choice",
-            heading=f"What to use on these rows; scarce: {self.scarce}; model {first.result.model}",
+            heading=f"What to use on these rows; scarce: {self.scarce}; model {first.result.base}",
             facts=facts,
             cautions=[*self.remarks, *(f"{method_label(m)} is left out: {why}" for m, why in self.left_out.items())]
             + list(self._cautions()),
@@ -209,6 +209,7 @@ class Choice:
         return {
             "scarce": self.scarce,
             "model": first.result.model,
+            "quantization": first.result.quantization,
             "use": None if nothing else first.result.method,
             "ties": [one.method for one in self.ranking if one.tied],
             "nothing_learned": nothing,

@@ -69,10 +69,11 @@ class Document:
 
 def of_runs(groups: Sequence[Group], problems: Sequence[LeftOut]) -> Document:
     """The report of some runs: a section for each model and source, none of which shares a table with another."""
-    names = _slugs([f"{group.model}-{group.source}" for group in groups])
+    names = _slugs(["-".join(filter(None, (g.model, g.quantization, g.source))) for g in groups])
     count = sum(len(group.results) for group in groups)
     papers = any(group.has_papers for group in groups)
-    where = f"{counted(count, 'result')} in {counted(len(groups), 'group')} (by model, source of the data and reading"
+    by = "model and its bits" if any(group.quantization is not None for group in groups) else "model"
+    where = f"{counted(count, 'result')} in {counted(len(groups), 'group')} (by {by}, source of the data and reading"
     lead = f"{where} of the methods)."
     if papers:
         lead = (

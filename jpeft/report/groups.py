@@ -13,7 +13,7 @@ from jpeft.report.names import ABLATIONS, PAPER_MODEL, PAPER_SCALES, PAPER_TASKS
 from jpeft.report.published import published, published_metric, published_parameters
 from jpeft.report.records import Result
 from jpeft.results import printable
-from jpeft.words import counted
+from jpeft.words import counted, named_in_bits
 
 _LENGTHS = {"data.max_input_length": "Inputs", "data.max_target_length": "Targets"}
 # Config keys that are meant to differ between the cells of one grid. All others should not.
@@ -142,9 +142,10 @@ def _with_error(mean: Spread | None, known: Sequence[Uncertainty | None]) -> Spr
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The cells of one model, source and reading: what may stand in one table.
+    """The cells of one model, kept in as few bits, source and reading: what may stand in one table.
 
     Attributes:
+      quantization: how the model was kept, such as `nf4,double`; None where it was wide.
       data: of a part of such a group, the rows that all of its cells are of; see `by_data`.
     """
 
@@ -153,6 +154,7 @@ class Group:
     reading: str
     cells: Mapping[Key, CellMeans]
     data: str = ""
+    quantization: str | None = None
 
     def get(self, method: str, task: str, scale: str, ablation: str | None = None) -> CellMeans | None:
         """The cell of that method, task, scale and ablation on the benchmark's rows; None where it was not run."""
@@ -193,16 +195,21 @@ class Group:
 
     @property
     def is_paper_model(self) -> bool:
-        """Whether the runs were of the paper's model, FLAN-T5-XL, so that their numbers may be compared with its."""
-        return self.model == PAPER_MODEL
+        """Whether the runs were of the paper's model, FLAN-T5-XL, kept wide, so that their numbers may be compared with its."""
+        return self.model == PAPER_MODEL and self.quantization is None
+
+    @property
+    def base(self) -> str:
+        """The model's name, and in how few bits it was where it was not wide."""
+        return named_in_bits(self.model, self.quantization)
 
     @property
     def title(self) -> str:
-        """A heading: the model, its data and, where it is not the paper's, the reading of the methods."""
+        """A heading: the model and its bits, its data and, where it is not the paper's, the reading of the methods."""
         data = "generated data (source `sample`)" if self.generated else f"source `{self.source}`"
         if self.source == "local" and all(key.task not in PAPER_TASKS for key in self.cells):
             data = self.data or "rows of your own"
-        return f"{self.model}, {data}" + ("" if self.reading == "paper" else f", {self.reading} reading")
+        return f"{self.base}, {data}" + ("" if self.reading == "paper" else f", {self.reading} reading")
 
     def zero_shot(self, task: str, name: str | None = None) -> Spread | None:
         """A number of the untrained model, by default the task's metric.
@@ -224,17 +231,23 @@ class Group:
 
 
 def group(results: Iterable[Result]) -> list[Group]:
-    """Results by model, source and reading, in the order of these; never two of them in one group."""
-    by_group: dict[tuple[str, str, str], dict[Key, list[Result]]] = {}
+    """Results by model, its bits, source and reading, in the order of these; never two of them in one group."""
+    by_group: dict[tuple[str, str, str, str], dict[Key, list[Result]]] = {}
     for result in results:
         key = Key(
             result.method, result.task, result.scale, result.ablation or "", data=result.data, variant=result.variant
         )
-        cells = by_group.setdefault((result.model, result.source, result.reading), {})
+        cells = by_group.setdefault((result.model, result.quantization or "", result.source, result.reading), {})
         cells.setdefault(key, []).append(result)
     return [
-        Group(*name, {key: CellMeans.of(key, found) for key, found in sorted(cells.items())})
-        for name, cells in sorted(by_group.items())
+        Group(
+            model,
+            source,
+            reading,
+            {key: CellMeans.of(key, found) for key, found in sorted(cells.items())},
+            quantization=quantization or None,
+        )
+        for (model, quantization, source, reading), cells in sorted(by_group.items())
     ]
 
 

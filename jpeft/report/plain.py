@@ -91,7 +91,8 @@ def _group(group: Group) -> dict[str, Any]:
                 "results": [str(result.path) for result in cell.results],
             }
         )
-    return {"model": group.model, "source": group.source, "reading": group.reading, "cells": cells}
+    names = {"model": group.model, "quantization": group.quantization}
+    return {**names, "source": group.source, "reading": group.reading, "cells": cells}
 
 
 def _spread(spread: Spread | None) -> dict[str, Any] | None:

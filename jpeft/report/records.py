@@ -100,6 +100,7 @@ def load(paths: Iterable[Path | str]) -> tuple[list[Result], list[LeftOut]]:
         try:
             settings, data_path = _settings(file.with_name("config.json"), shared)
             result = dataclasses.replace(result, settings=settings, data_path=data_path)
+            result = dataclasses.replace(result, quantization=result.quantization or _asked_for(settings))
         except NotARecord as why:
             problems.append(LeftOut(file.with_name("config.json"), f"{why}; the result counts, its settings do not"))
         results.append(result)
@@ -215,6 +216,7 @@ def _names_of_data(results: Sequence[Result]) -> dict[str, str]:
 def _cell(result: Result) -> tuple[Any, ...]:
     return (
         result.model,
+        result.quantization,
         result.source,
         result.reading,
         result.method,
@@ -283,6 +285,16 @@ def _one_per_seed(results: list[Result]) -> tuple[list[Result], list[LeftOut]]:
 
 
 # --- reading ---
+
+
+def _asked_for(settings: tuple[tuple[str, str], ...] | None) -> str | None:
+    """How a run was asked to keep its base, for a record of before it said so."""
+    asked = {key: value.strip("'") for key, value in settings or ()}
+    kind = asked.get("model.quantization")
+    if kind in (None, "auto", "none", "None"):
+        return None
+    more = (("double", "model.double_quantization"), ("wo", "model.quantize_wo"))
+    return ",".join([kind, *(word for word, key in more if asked.get(key) == "True")])
 
 
 class _Shared:

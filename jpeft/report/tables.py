@@ -565,7 +565,7 @@ def _comparison_note(group: Group) -> tuple[str, ...]:
         return ("Generated data: no published number stands beside these.",)
     if not group.is_paper_model:
         return (
-            f"The paper's numbers are of {PAPER_MODEL}, these are of {group.model}: the differences are between two "
+            f"The paper's numbers are of {PAPER_MODEL}, these are of {group.base}: the differences are between two "
             "models, not between two measurements of one.",
         )
     return ()

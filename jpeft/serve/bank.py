@@ -15,6 +15,7 @@ from jpeft.adapters.files import read_adapter, stored_base_name
 from jpeft.errors import UserError
 from jpeft.eval.labels import packed_log_probs
 from jpeft.model.decode import greedy
+from jpeft.model.quantized import quantization_of
 from jpeft.peft.method import AddedModules, Method, SiteWeights
 from jpeft.peft.sites import site_modules, sites
 from jpeft.peft.variables import AdapterRows
@@ -50,6 +51,7 @@ class AdapterBank:
     Attributes:
       capacity: how many adapters fit.
       base: the frozen weights, the model's own arrays.
+      quantization: how these are kept, such as `nf4,double`; None where they are wide.
     """
 
     def __init__(self, model: Any, *, capacity: int, room: Room, base_names: Collection[str] = ()):
@@ -66,6 +68,7 @@ class AdapterBank:
         self.capacity = capacity
         self._base_names = frozenset(base_names)
         self._model = model
+        self.quantization = quantization_of(model)
         self._sites = {site.path: site for site in sites(model)}
         self._shapes_of = MadeShapes(model)
         self._rooms = rooms(model, room, self._shapes_of)

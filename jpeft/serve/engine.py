@@ -139,13 +139,12 @@ class Engine:
         shapes: PaddedShapes,
         *,
         dtype: str | None = None,
-        quantization: str | None = None,
     ):
-        """Args: `dtype` and `quantization`: of computation and base, to tell whether an adapter was tested in these."""
+        """Args: `dtype`: of computation, to tell whether an adapter was tested in it."""
         self.bank = bank
         self.shapes = shapes
         self.left_out: dict[str, str] = {}
-        self._tokenizer, self._dtype, self._quantization = tokenizer, dtype, quantization
+        self._tokenizer, self._dtype = tokenizer, dtype
         self._alone = self._asking(None)
         self._asking_of: dict[str | None, Asking] = {}
 
@@ -197,10 +196,8 @@ class Engine:
             notes.append(f"its run gave answers of {task.max_target_length} tokens; here {longest_output} are given.")
         if labels is None and task.num_beams > 1:
             notes.append(f"its run's test searched with {task.num_beams} beams; here answers are greedy.")
-        if self._quantization is not None and task.quantization != self._quantization:
-            notes.append(
-                f"its run's base was in {task.quantization}; here it is in {self._quantization} (--quantization)."
-            )
+        if (line := task.in_other_bits(self.bank.quantization)) is not None:
+            notes.append(f"it {line}.")
         if self._dtype is not None and task.dtype not in ("auto", self._dtype):
             notes.append(f"its run computed in {task.dtype}; here it is {self._dtype}.")
         prompt = PromptTemplate(task.template, required=False)

@@ -129,9 +129,7 @@ def start(choices: Choices, sizes: ShapeFlags, *, say: Callable[[str], None]) ->
             labels = task.chosen_from
             asked = tokenizer.asked_by(task.chat_template)
             packed += [len(PackedLabels.of(labels, asked, config).targets)] if labels else []
-    engine = Engine(
-        bank, tokenizer, sizes.shapes(tasks, max(packed)), dtype=dtype.name, quantization=choices.quantization
-    )
+    engine = Engine(bank, tokenizer, sizes.shapes(tasks, max(packed)), dtype=dtype.name)
     engine.set_base_task(own_task)
     for name in names:
         try:

@@ -25,7 +25,7 @@ from jpeft.data.identity import data_record, digest_now, signature
 from jpeft.data.mixture import paths_of
 from jpeft.data.prepare import Data, prepare
 from jpeft.data.sources import require_path, source_in_use
-from jpeft.data.task_file import TaskOfRun
+from jpeft.data.task_file import QUANTIZED, TaskOfRun
 from jpeft.eval.answering import Answers, ScoredAnswers, answer_split
 from jpeft.eval.evaluators import AnswersEvaluator, Evaluator, LossEvaluator
 from jpeft.eval.labels import PackedLabels, answer_in_use
@@ -56,7 +56,7 @@ from jpeft.train.shown import ShownEpochs
 from jpeft.train.step import TrainState, init_state, zero_sums
 from jpeft.train.stream import Epochs, PaddedRows
 from jpeft.train.trainer import Course, TimedEvaluator, Trainer
-from jpeft.words import counted
+from jpeft.words import counted, named_in_bits
 
 
 def execute(
@@ -327,9 +327,10 @@ class _Execution:
     def _introduce(self) -> None:
         run, data, setup = self.run, self.data, self.setup
         share = 100 * self.adapter_parameters / setup.total_parameters
+        base = named_in_bits(run.model.name, setup.quantization)
         rows = {name: len(part) for name, part in data.tokens.items()}
         self.display.say(
-            f"{run.method.name}{f' ({run.ablation.name})' if run.ablation.name else ''} of {run.model.name} on "
+            f"{run.method.name}{f' ({run.ablation.name})' if run.ablation.name else ''} of {base} on "
             f"{data.task.name}: {self.adapter_parameters:,} of {setup.total_parameters:,} parameters train "
             f"({share:.3g} %); "
             f"{rows['train']:,} training, {rows['validation']:,} validation, {counted(rows['test'], 'test row')}; "
@@ -366,7 +367,8 @@ class _Execution:
         graphdef, nothing, base = split(self.setup.untuned)
         run, made = self.run, self.session.programs
         programs = build_answering(graphdef, nothing, base, self.layout, **self.answering, made=made)
-        key = (run.model.name, run.model.dtype, self.layout, self.data_key, run.eval.num_beams, self.answer)
+        of_base = (run.model.name, run.model.dtype, run.quantization())
+        key = (*of_base, self.layout, self.data_key, run.eval.num_beams, self.answer)
 
         with self.trainer.timed("zero_shot"):
             given = self.session.zero_shot.get(key, lambda: self._answers("zero-shot", programs, nothing, base))
@@ -452,7 +454,7 @@ class _Execution:
             self.data.examples["test"],
             scored,
             answer=self.answer,
-            title=f"{run.method.name} of {run.model.name} on {task.name}",
+            title=f"{run.method.name} of {named_in_bits(run.model.name, setup.quantization)} on {task.name}",
             cautioned=self.cautioned,
             best_epoch=best_epoch,
             epochs_run=len(losses),
@@ -470,6 +472,7 @@ class _Execution:
             scale=run.data.scale,
             seed=run.train.seed,
             model=run.model.name,
+            quantization=setup.quantization,
             source=source_in_use(run.data.source, run.data.path),
             data_digest=self.data.digest,
             trainable_parameters=self.adapter_parameters,
@@ -528,11 +531,16 @@ class _Execution:
             answer=self.answer,
             num_beams=run.eval.num_beams,
             dtype=run.model.dtype,
-            quantization=str(run.quantization() or "auto"),
+            quantization=self._kept(),
             input=run.data.input,
             options=run.data.options,
             chat_template=self.setup.tokenizer.wording.chat_template,
         )
+
+    def _kept(self) -> str:
+        """How the base is kept, for whoever is to keep it alike: also where nobody asked, and its files have it so."""
+        asked, is_kept = self.run.quantization(), self.setup.quantization
+        return str(asked) if asked is not None else is_kept if is_kept in QUANTIZED else "auto"
 
 
 def _shape_of(leaf: jax.Array) -> jax.ShapeDtypeStruct:

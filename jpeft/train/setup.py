@@ -17,6 +17,7 @@ from jpeft.leaves import num_weights
 from jpeft.mesh.layout import Layout
 from jpeft.model.chat import chat_template_of
 from jpeft.model.family import family_in
+from jpeft.model.quantized import quantization_of
 from jpeft.model.source import resolve
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.attaching import attach
@@ -36,6 +37,7 @@ class Setup:
       untuned: the base alone, around the same arrays; None once nobody asks for it any more.
       sites: where they are attached.
       total_parameters: of the base alone.
+      quantization: how the base is kept, such as `nf4,double`; None where it is wide.
     """
 
     model: Any
@@ -44,6 +46,7 @@ class Setup:
     sites: list[Site]
     tokenizer: Tokenizer
     total_parameters: int
+    quantization: str | None
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -149,4 +152,4 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
     else:
         sites = select(untuned, method, selection(run, untuned))
         model = attach(untuned, method, sites, jax.random.key(run.train.seed))
-    return Setup(model, untuned, method, sites, tokenizer, total)
+    return Setup(model, untuned, method, sites, tokenizer, total, quantization_of(untuned))

@@ -1,7 +1,6 @@
 """Maps in few bits as files: what is saved is opened with the same numbers; files of others, whole and damaged."""
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +15,10 @@ from jpeft.leaves import Quantized, named_leaves
 from jpeft.model import weights
 from jpeft.model.decoder_weights import load
 from jpeft.model.family import save_model
-from jpeft.model.quantized import DYNAMIC, NF4, Quantization, is_quantized
+from jpeft.model.quantized import DYNAMIC, NF4, Quantization, is_quantized, quantization_of
 from jpeft.model.stack import arrange
 from jpeft.model.t5 import T5
 from jpeft.peft.merging import merge
-from jpeft.predict.answer_source import AnswerSource
 from tests.conftest import make_batch
 from tests.decoders import TINY_DECODERS, random_decoder
 from tests.model.test_quantized import KINDS, SMALL, filled, widened
@@ -241,10 +239,26 @@ def test_a_base_in_few_bits_is_merged_with_its_adapter_into_wide_weights(origina
     np.testing.assert_allclose(logits(model), logits(merged), atol=1e-4)
 
 
-def test_an_adapter_of_a_base_in_other_bits_says_so():
-    task = TaskOfRun("{text}?", quantization="nf4,double")
-    source = AnswerSource("mini", Path("mini"), Path("adapter"), task)
-    assert source.in_other_bits("nf4,double") is None
-    said = source.in_other_bits("auto")
-    assert said is not None and "trained on its base in nf4,double, and answers on it as its files have it" in said
-    assert AnswerSource("mini", Path("mini")).in_other_bits("int8") is None
+@pytest.mark.parametrize(
+    ("run", "here", "says"),
+    [
+        ("nf4,double", "nf4,double", None),
+        ("nf4,double", None, "was tuned with its base in nf4,double, and answers with it wide: answers differ"),
+        ("auto", "int8", "was tuned with its base wide, and answers with it in int8: answers differ"),
+        ("int8", "nf4", "was tuned with its base in int8, and answers with it in nf4: answers differ"),
+        ("auto", None, None),
+        ("none", None, None),
+    ],
+)
+def test_a_task_of_a_base_in_other_bits_says_so(run, here, says):
+    said = TaskOfRun("{text}?", quantization=run).in_other_bits(here)
+    assert said is None if says is None else said is not None and said.startswith(says)
+
+
+@pytest.mark.parametrize("text", ["int8", "nf4", "nf4,double", "nf4,double,wo"])
+def test_how_a_model_is_kept_is_told_of_the_model_and_of_its_files(text, original, tmp_path):
+    model = weights.load(original, quantization=Quantization.parse(text))
+    assert quantization_of(model) == text and quantization_of(weights.load(original)) is None
+    save_model(model, tmp_path)
+    assert str(weights.quantization_in(tmp_path)) == text
+    assert weights.quantization_in(original) is None and weights.quantization_in(tmp_path / "nothing") is None

@@ -1,6 +1,7 @@
 """`jpeft export` and `jpeft import`: what is written, what is said, and what is refused."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from jpeft.adapters.files import load_adapter, save_adapter
 from jpeft.cli import main
 from jpeft.config import Run
+from jpeft.data.task_file import TaskOfRun
 from jpeft.leaves import named_leaves
 from jpeft.model import weights
 from jpeft.peft.attaching import attach
@@ -67,6 +69,21 @@ def test_what_peft_knows_is_exported_in_its_layout_with_a_card(method, run, tiny
         assert line in card.splitlines()
     assert "| device | a \\| b # c |" in card.splitlines()  # a value breaks out of no table
     assert 'peft.PeftModel.from_pretrained(model, "DIR")' in card
+
+
+def test_the_card_of_an_adapter_of_a_rounded_base_says_so_and_how_to_round_alike(run, tmp_path):
+    for method, out in ((Lora.official(rank=3), tmp_path / "out"), (Lora(), tmp_path / "scaled")):
+        directory = run(method)
+        TaskOfRun("{text}?", quantization="nf4,double").write(directory / "adapter")
+        assert main(["export", str(directory), "--out", str(out)]) == 0
+        card = (out / "README.md").read_text()
+        assert "| base kept in | nf4,double |" in card and "Its run kept the base in nf4,double" in card
+        assert "--config.model.quantization=nf4" in card and "--config.model.double_quantization=True" in card
+        shutil.rmtree(directory)
+    assert "jpeft merge DIR --quantization nf4,double --out MERGED" in card
+    card = (tmp_path / "out/README.md").read_text()
+    assert 'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)' in card
+    assert "quantization_config=bits)" in card
 
 
 @pytest.mark.parametrize(

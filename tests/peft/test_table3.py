@@ -5,8 +5,10 @@ import json
 import pytest
 
 from jpeft.cli import main
+from jpeft.leaves import num_weights
 from jpeft.model.family import abstract_model
 from jpeft.model.t5_config import RELEASED
+from jpeft.peft import counting
 from jpeft.peft.counting import table_3, trainable_parameters
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.methods import METHODS, OF_THE_PAPER
@@ -47,3 +49,18 @@ def test_a_local_checkpoint_is_counted_and_a_wrong_name_is_a_wrong_call(tiny_che
     assert json.loads(capsys.readouterr().out)["methods"]["lora"]["all"] == 1728
     assert main(["params", "--model", "flan"]) == 2
     assert "no directory here and no hub id" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "size"), [([], 5.70), (["--quantization", "int8"], 3.49), (["--quantization", "nf4,double,wo"], 1.67)]
+)
+def test_params_tells_what_the_base_takes_as_it_is_kept(flags, size, monkeypatch, capsys):
+    monkeypatch.setattr(counting, "table_3", lambda model: [counting.Count("full", None, num_weights(model))])
+    monkeypatch.setattr(counting, "other_methods", lambda model: [])
+    assert main(["params", "--json", *flags]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["total"] == 2_849_757_184 and printed["quantization"] == (flags[1] if flags else None)
+    assert printed["base_bytes"]["bfloat16"] == pytest.approx(size * 1e9, rel=3e-3)
+    assert main(["params", *flags]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert any(line.startswith(f"the base takes {size:.2f} GB ") for line in shown)

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from jpeft.report.document import of_runs
 from jpeft.report.groups import Group, Key, Spread, cautions, group, published_group
+from jpeft.report.plain import of_document
 from jpeft.report.records import load
 from tests.report.synthetic import record, write_run
 
@@ -30,9 +32,24 @@ def test_a_cell_is_the_mean_over_its_seeds(tmp_path):
     assert only.metric("lora", "cola", "low") is None
 
 
-@pytest.mark.parametrize("key", ["model", "source", "reading"])
+@pytest.mark.parametrize("key", ["model", "source", "reading", "quantization"])
 def test_another_model_source_or_reading_is_another_group(key, tmp_path):
     assert len(groups_of(tmp_path, record(), record(seed=1, **{key: "other"}))) == 2
+
+
+def test_a_base_in_few_bits_is_another_group_also_of_a_record_that_does_not_say_so(tmp_path):
+    write_run(tmp_path / "wide", record(), curve=False)
+    write_run(tmp_path / "nf4", record(seed=1), curve=False)
+    file = tmp_path / "nf4/config.json"
+    config = json.loads(file.read_text())
+    config["model"] |= {"quantization": "nf4", "double_quantization": True, "quantize_wo": False}
+    file.write_text(json.dumps(config))
+    wide, few = group(load([tmp_path])[0])
+    assert wide.title == "mini, source `local`" and few.title == "mini in nf4,double, source `local`"
+    assert [cell.metric.count for one in (wide, few) for cell in one.cells.values() if cell.metric] == [1, 1]
+    shown = of_document(of_runs([wide, few], []), [wide, few])
+    assert [one["quantization"] for one in shown["groups"]] == [None, "nf4,double"]
+    assert [section.name for section in of_runs([wide, few], []).sections] == ["mini-local", "mini-nf4-double-local"]
 
 
 @pytest.mark.parametrize(

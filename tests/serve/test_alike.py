@@ -152,10 +152,12 @@ def test_a_task_that_does_not_fit_the_server_is_refused_with_the_way_out(client,
         file.write_text(json.dumps({**values, "max_input_length": 4}))
         response = client.put("/adapters/classes")
         assert response.status_code == 422 and "no room is left" in response.json()["detail"]
-        file.write_text(json.dumps({**values, "max_input_length": 100, "num_beams": 3, "labels": None}))
+        bits = {"quantization": "nf4"}  # of a server whose base nobody asked to round
+        file.write_text(json.dumps({**values, "max_input_length": 100, "num_beams": 3, "labels": None, **bits}))
         assert client.put("/adapters/classes").status_code == 200
         notes = client.get("/adapters").json()["asked"]["classes"]["notes"]
-        assert len(notes) == 2 and "100 tokens" in notes[0] and "3 beams" in notes[1]
+        assert len(notes) == 3 and "100 tokens" in notes[0] and "3 beams" in notes[1]
+        assert notes[2].startswith("it was tuned with its base in nf4, and answers with it wide")
     finally:
         file.write_text(before)
         assert client.put("/adapters/classes").status_code == 200

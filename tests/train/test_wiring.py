@@ -6,6 +6,7 @@ import json
 import pytest
 
 from jpeft.config import Run
+from jpeft.data.task_file import TaskOfRun
 from jpeft.eval.evaluators import AnswersEvaluator
 from jpeft.train.session import Session
 from tests.train.scripted import run_scripted
@@ -133,3 +134,12 @@ def test_rows_of_a_batch_are_those_that_the_config_says(do):
     assert [len(event[2]) for event in script.of("train")[:4]] == [3, 3, 3, 3]
     assert [event[:2] for event in script.of("train")[:5]] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
     assert {event[1][0] for event in script.of("answer")} == {4}
+
+
+def test_a_run_on_a_rounded_base_is_not_taken_for_one_on_the_wide_base(do):
+    """Not in its records, and not in what runs of a session share: the untuned model's answers are another model's."""
+    wide, few = (do(eval__zero_shot=True, model__quantization=kind) for kind in ("none", "int8"))
+    assert wide.result["quantization"] is None and few.result["quantization"] == "int8"
+    kept = [TaskOfRun.read(script.workdir / "adapter") for script in (wide, few)]
+    assert [task and task.quantization for task in kept] == ["none", "int8"]
+    assert all(any(adapter is None for adapter, _ in script.of("answer")) for script in (wide, few))
