@@ -195,7 +195,7 @@ class Group:
 
     @property
     def is_paper_model(self) -> bool:
-        """Whether the runs were of the paper's model, FLAN-T5-XL, kept wide, so that their numbers may be compared with its."""
+        """Whether the runs were of the paper's model, FLAN-T5-XL, kept wide: their numbers may be held against its."""
         return self.model == PAPER_MODEL and self.quantization is None
 
     @property
