@@ -1,6 +1,6 @@
 """Adapters as files: Hugging Face PEFT's layout where PEFT knows the method, our own safetensors layout otherwise.
 
-PEFT's: `adapter_config.json`, `adapter_model.safetensors`; plain LoRA, published (IA)³, prompts, norms (`peft_layout`).
+PEFT's: `adapter_config.json`, `adapter_model.safetensors`; for what PEFT lacks nothing of (`peft_layout.peft_lacks`).
 Ours: `jpeft_adapter.json`, `jpeft_adapter.safetensors`; everything else that adds leaves to a base.
 Full tuning of every weight is a model directory instead, which `transformers` opens.
 """

@@ -14,8 +14,9 @@ _DESCRIPTION = """Writes an adapter as Hugging Face PEFT opens it, with a card (
 
 Plain LoRA, the published (IA)3 (method.reading=official), prompt tuning, norm tuning and other methods that PEFT has
 are kept in PEFT's own layout (docs/adapters.md has the table). It has no place for the paper's scaled LoRA and
-two-sided (IA)3, nor for BitFit: these are kept in jpeft's layout, and the command says so; the first two reach PyTorch
-by jpeft merge. The adapter is checked against the sizes of its base, of which no weight is read."""
+two-sided (IA)3, for BitFit and for bottleneck adapters: these are kept in jpeft's layout, and the command says so; the
+first two reach PyTorch by jpeft merge. The adapter is checked against the sizes of its base, of which no weight is
+read."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:

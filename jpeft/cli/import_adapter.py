@@ -11,10 +11,11 @@ _DESCRIPTION = """Reads an adapter that Hugging Face PEFT saved, checks it again
   jpeft import their-lora --model google/flan-t5-base --out adapter
   jpeft merge adapter --out merged
 
-LORA, IA3 and PROMPT_TUNING are read, with target_modules as a list or a pattern, layers_to_transform, rank_pattern,
-alpha_pattern and rsLoRA. What jpeft has no equal for (DoRA, trained biases, modules_to_save, ...) is refused by its
-name, as are pickled weights (adapter_model.bin). Config and weights must agree on which modules of the base are
-adapted. What is written computes the same in jpeft's terms, one rank and one alpha; what was rewritten is printed."""
+LORA (also DoRA and rsLoRA), ADALORA, VERA, IA3, LN_TUNING, PROMPT_TUNING and, for decoder-only models, PREFIX_TUNING
+are read, with target_modules as a list or a pattern, layers_to_transform, rank_pattern and alpha_pattern. What jpeft
+has no equal for (trained biases, modules_to_save, ...) is refused by its name, as are pickled weights
+(adapter_model.bin). Config and weights must agree on which modules of the base are adapted. What is written computes
+the same in jpeft's terms, one rank and one alpha; what was rewritten is printed. docs/adapters.md has the table."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:

@@ -13,8 +13,9 @@ _DESCRIPTION = """Merges an adapter into its base: a directory that transformers
   jpeft merge runs/lora_agnews_low --out merged
   jpeft merge adapter --model google/flan-t5-small --dtype bfloat16 --out merged
 
-LoRA, the paper's scaled LoRA and both readings of (IA)3 are changes of weights and can be merged. BitFit where the base
-has no biases (a T5) and prompt tuning (its vectors are a part of the input) cannot; full tuning leaves a whole model.
+What a method changes in the weights of its base can be merged: LoRA, the paper's scaled LoRA, DoRA, AdaLoRA, VeRA, both
+readings of (IA)3, norm tuning. What it adds beside them cannot: soft prompts, prefixes, bottleneck adapters, and the
+biases of BitFit where the base has none (a T5); full tuning leaves a whole model. docs/adapters.md has the table.
 An adapter trained on a base in 8 or 4 bits is merged into the wide weights, which are not those that it was trained
 on; with --quantization, into the numbers that the rounded ones stand for. A directory in few bits is made wide.
 Weights are merged in float32 and rounded once, when they are written. How far the logits then are from those of base

@@ -16,8 +16,9 @@ _HELP = """One run of the benchmark, or of a task of your own: trains an adapter
   jpeft train --config mini:lora_agnews_medium --config.data.source=sample                    to try it: generated rows
 
 --config is a file with get_config(), or what comes with jpeft: custom[:METHOD], the paper's cells by name
-(<method>[_<ablation>]_<task>_<scale>), mini:<cell>. --data, --target, --input, --template, --model and --method are
-short for --config=custom and config.data.path, data.target, data.input, data.template, model.name and method.name.
+(<method>[_<ablation>]_<task>_<scale>), mini:<cell>, smollm2:<cell>. --data, --target, --input, --template, --model and
+--method are short for --config=custom and config.data.path, data.target, data.input, data.template, model.name and
+method.name.
 `python main.py` in a checkout does the same.
 
 Killed and started again with the same command, it goes on where it was. Every key of the config can be set by a flag:

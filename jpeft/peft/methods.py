@@ -23,16 +23,10 @@ from jpeft.peft.selection import Selection
 from jpeft.peft.sites import sites
 from jpeft.peft.vera import Vera
 
-_ALL: tuple[type[Method], ...] = (
-    *(Full, Lora, Ia3, BitFit, Prompt),
-    BottleneckAdapter,
-    Prefix,
-    NormTuning,
-    Dora,
-    AdaLora,
-    Vera,
-)
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in _ALL}
+METHODS: dict[str, type[Method]] = {
+    cls.name: cls
+    for cls in (Full, Lora, Ia3, BitFit, Prompt, BottleneckAdapter, Prefix, NormTuning, Dora, AdaLora, Vera)
+}
 READINGS = ("paper", "official")
 OF_THE_PAPER = ("full", "lora", "ia3", "bitfit", "prompt")  # those that its tables have
 

@@ -34,6 +34,7 @@ _PAIRS = {
 
 
 def get_config() -> ConfigDict:
+    """The config of `mini`'s first stage, span corruption mixed with a few pairs; `data.path` is still to be given."""
     config = default_pretraining({**_TEXT, **_PAIRS})
     config.update_from_flattened_dict(
         {

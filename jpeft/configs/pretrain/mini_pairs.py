@@ -31,6 +31,7 @@ _RATES = {
 
 
 def get_config() -> ConfigDict:
+    """The config of `mini`'s second stage; `model.start` and `data.path` are still to be given."""
     config = mini.get_config()
     config.update_from_flattened_dict({f"data.sources.{name}.rate": rate for name, rate in _RATES.items()})
     config.update_from_flattened_dict(
