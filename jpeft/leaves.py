@@ -29,7 +29,7 @@ class LayerStack(Protocol):
     segments: Any  # nnx.List of blocks
 
     def layer_counts(self) -> list[int]:
-        """How many layers each segment holds."""
+        """How many layers each segment holds, in their order; the sum is the number of layers."""
         ...
 
     def cut(self, starts: Sequence[int]) -> None:

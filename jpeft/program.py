@@ -58,7 +58,7 @@ class Program:
 
     @property
     def compiled(self) -> list[jax.stages.Compiled]:
-        """The programs compiled so far, one a shape."""
+        """The executables compiled so far, one for each shape of the last argument, to be looked into."""
         return list(self._compiled.values())
 
     def __call__(self, *args: Any) -> Any:

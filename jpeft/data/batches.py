@@ -45,7 +45,7 @@ class Tokens:
         return len(self.inputs)
 
     def lengths(self) -> np.ndarray:
-        """`[rows, 2]`: tokens of each input and target."""
+        """`[rows, 2]`: how many tokens the input and the target of each row have."""
         return np.array([(len(i), len(t)) for i, t in zip(self.inputs, self.targets, strict=True)]).reshape(-1, 2)
 
 

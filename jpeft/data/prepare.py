@@ -59,7 +59,7 @@ class Data:
         return rows
 
     def row_ids(self) -> dict[str, list[str]]:
-        """Row ids of each split, as the run records them."""
+        """Row ids of each split, such as `train/17`, as `splits.json` records them."""
         return {split: [example.id for example in rows] for split, rows in self.examples.items()}
 
 

@@ -62,7 +62,7 @@ class Template:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns, each once."""
+        """Names of the columns that stand in it, each once, in the order of their first places."""
         return tuple(dict.fromkeys(column for _, column in self.parts if column is not None))
 
     @property

@@ -65,7 +65,7 @@ class ScoredAnswers:
 
     @classmethod
     def of(cls, predictions: Sequence[str], judged: Judged) -> "ScoredAnswers":
-        """These answers as they were judged."""
+        """Answers without probabilities, one a row, with what `judge` made of them."""
         return cls(list(predictions), judged.scores, judged.numbers, judged)
 
     def of_rows(self, rows: Sequence[int], task: Task, examples: Sequence[Example]) -> Judged:

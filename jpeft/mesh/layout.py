@@ -69,11 +69,15 @@ class Layout:
 
     @property
     def batch_parts(self) -> int:
-        """Into how many parts a batch is cut."""
+        """Into how many parts a batch is cut: the devices along `data` times those along `fsdp`."""
         return int(np.prod([self.mesh.shape[axis] for axis in BATCH_AXES]))
 
     def sharding(self, path: Sequence[Any], shape: Sequence[int]) -> NamedSharding:
-        """The sharding of a leaf of the model, of an adapter or of an optimizer's state.
+        """The sharding of a leaf of the model, of an adapter or of an optimizer's state, by the table of `rules`.
+
+        Args:
+          path: of the leaf in its tree, as `jax.tree_util` has it; its end says what the leaf is.
+          shape: of the whole leaf.
 
         Raises:
           UserError: a dimension cannot be cut into so many equal parts.
@@ -96,7 +100,7 @@ class Layout:
         return self.sharding(keys, shape)
 
     def shardings(self, tree: Any) -> Any:
-        """A tree of `sharding`s. Raises as that does."""
+        """A tree of the same structure with the `sharding` of each leaf in its place. Raises as that does."""
         return jax.tree_util.tree_map_with_path(lambda path, leaf: self.sharding(path, leaf.shape), tree)
 
     def describe(self, tree: Any) -> Any:
@@ -143,7 +147,7 @@ class Layout:
 
     @property
     def whole(self) -> NamedSharding:
-        """The sharding of what every device has whole."""
+        """The sharding of what every device has whole, such as a random key or a learning rate."""
         return NamedSharding(self.mesh, P())
 
     @property

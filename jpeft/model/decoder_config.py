@@ -84,7 +84,7 @@ class DecoderConfig:
 
     @property
     def stacks(self) -> dict[str, int]:
-        """Number of blocks of each stack."""
+        """Number of blocks of each stack by its name; there is one, `decoder`."""
         return {"decoder": self.num_layers}
 
     @property

@@ -19,7 +19,7 @@ from jpeft.model.weights import read_values
 
 
 class DecoderFamily(Family):
-    """GPT-Neo, GPT-J, BLOOM, Llama and its like."""
+    """Decoder-only models: GPT-Neo, GPT-J, BLOOM, Llama and its like (Mistral, SmolLM2, Qwen2, Qwen3)."""
 
     name: ClassVar[str] = "decoder-only model"
     tag: ClassVar[str] = "text-generation"
@@ -58,7 +58,7 @@ class DecoderFamily(Family):
         return config.stacks
 
     def probe(self, config: DecoderConfig) -> tuple[np.ndarray, ...]:
-        """Rows of tokens."""
+        """Rows of tokens `[4, length]` without padding."""
         low = min(3, config.vocab_size - 1)
         return (np.random.default_rng(0).integers(low, config.vocab_size, (4, 24)).astype(np.int32),)
 

@@ -106,7 +106,7 @@ def is_fused(config: DecoderConfig) -> bool:
 
 
 def stored(config: DecoderConfig, name: str) -> Stored:
-    """Where a file has one of our weights."""
+    """Where files of such a model have one of our weights: `decoder/layers/0/self_attention/q/kernel` and so on."""
     module, _, leaf = name.rpartition("/")
     file_name = f"{hub_module(config, module)}.{'bias' if leaf == 'bias' else 'weight'}"
     return Stored(file_name, leaf == "kernel", _third(config, module))

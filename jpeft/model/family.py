@@ -85,7 +85,7 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def build(self, config: Any, *, dtype: Any, seed: int = 0) -> Any:
-        """A network with new weights, computing in `dtype`."""
+        """A network with new, random float32 weights, computing in `dtype`."""
 
     @abc.abstractmethod
     def arrange(self, model: Any, *, scan_layers: bool | None, remat: str | None = None) -> None:
@@ -93,7 +93,7 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def stacks(self, config: Any) -> dict[str, int]:
-        """Number of blocks of each of its stacks."""
+        """Number of blocks of each of its stacks by the stack's name, such as `{"encoder": 12, "decoder": 12}`."""
 
     @abc.abstractmethod
     def probe(self, config: Any) -> tuple[np.ndarray, ...]:
@@ -134,7 +134,7 @@ class Family(abc.ABC):
         """How many numbers are kept for one row while an answer is generated, of heads that are cut in `parts`."""
 
     def abstract(self, config: Any, *, dtype: Any = np.float32) -> Any:
-        """The network with shapes in the place of weights."""
+        """The network with shapes (`jax.ShapeDtypeStruct`) in the place of weights: nothing is allocated."""
         return nnx.eval_shape(lambda: self.build(config, dtype=dtype))
 
 
@@ -152,7 +152,7 @@ def family_of(model: nnx.Module) -> Family | None:
 
 
 def family_with(config: Any) -> Family:
-    """The family that a config is of."""
+    """The family that a config, such as a `T5Config`, is of."""
     return next(family for family in families() if isinstance(config, family.config_type))
 
 

@@ -75,7 +75,7 @@ class Tensor:
 
     @property
     def rows(self) -> int:
-        """Number of rows of its last dimension."""
+        """How many rows it has, each of which runs along the last dimension."""
         return math.prod(self.shape[:-1])
 
 

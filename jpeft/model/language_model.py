@@ -60,7 +60,7 @@ class LanguageModel(Protocol):
         ...
 
     def logits(self, hidden: Float[Array, "batch length d_model"]) -> Float[Array, "batch length vocab"]:
-        """Scores of the next token, float32."""
+        """Scores of every token of the vocabulary as the next one, before softmax, float32."""
         ...
 
     def begin(self, inputs: Int[Array, "batch length"], max_length: int, num_beams: int = 1) -> Decoding:

@@ -58,7 +58,7 @@ class T5Config:
 
     @property
     def stacks(self) -> dict[str, int]:
-        """Number of blocks of each stack."""
+        """Number of blocks of each stack by its name, `encoder` and `decoder`."""
         return {"encoder": self.num_layers, "decoder": self.num_decoder_layers}
 
     @property

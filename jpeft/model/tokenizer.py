@@ -173,7 +173,7 @@ class Tokenizer:
         return [[*ids, end] for ids in self.ids([lead + text for text in texts])]
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each whole text, with nothing around it."""
+        """Ids of each whole text, with no special token before or behind it and nothing cut."""
         with self._working():
             return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 

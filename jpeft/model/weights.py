@@ -150,7 +150,7 @@ class _Safetensors(Checkpoint):
 
 
 class InMemory(Checkpoint):
-    """Weights that are arrays already."""
+    """Weights that are arrays in memory already, by their `transformers` names."""
 
     def __init__(self, weights: Mapping[str, np.ndarray]):
         self._weights = weights

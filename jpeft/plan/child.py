@@ -23,14 +23,22 @@ from jpeft.trouble import first_line
 
 
 def main(argv: list[str], questions: Iterable[str], answers: IO[str]) -> None:
-    """Answers until there are no more questions."""
+    """Answers every line of `questions`, a JSON object, by a line of `answers`, until there are no more.
+
+    Args:
+      argv: the name of the device, and over how many hosts a mesh of it is spread.
+    """
     workshop = Workshop(device_named(argv[0]), hosts=int(argv[1]))
     for line in questions:
         print(json.dumps(answer(workshop, json.loads(line))), file=answers, flush=True)
 
 
 def answer(workshop: Workshop, question: dict[str, Any]) -> dict[str, Any]:
-    """The answer to one question."""
+    """The answer to one question: `{"made": ...}`, `{"user_error": ...}` or `{"failed": ...}`.
+
+    Args:
+      question: `run`, its config; `lengths`; and `what`: `held`, or the step whose program is to be compiled.
+    """
     run, lengths, what = Run.from_config(question["run"]), Lengths(**question["lengths"]), question["what"]
     try:
         made = workshop.held(run, lengths) if what == "held" else workshop.compile(run, lengths, what)

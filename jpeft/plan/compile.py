@@ -71,7 +71,7 @@ class Compiled:
 
     @classmethod
     def of_dict(cls, values: Mapping[str, Any]) -> "Compiled":
-        """From what `dataclasses.asdict` made of it."""
+        """What `dataclasses.asdict` took apart, together again: from the child process, or from the cache."""
         return cls(**{**values, "messages": Messages(**values["messages"])})
 
 
@@ -247,7 +247,7 @@ def has_compiler(device: Device) -> bool:
 
 
 def compiler_versions(device: Device | None) -> str:
-    """Versions of jax and of the compiler's own package."""
+    """Versions of jax and of the compiler's own package, in words: `jax 0.10.2, libtpu 0.0.31`."""
     names = ["jax"]
     if device is not None:
         names += ["libtpu"] if device.is_tpu else ["jax-cuda13-plugin", "jax-cuda12-plugin"]

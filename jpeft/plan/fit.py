@@ -73,7 +73,7 @@ class Plan:
         return {step: program.refused for step, program in self.programs.items() if program.refused}
 
     def fits(self, memory: float) -> bool:
-        """Whether it fits a device of so many bytes."""
+        """Whether every program was made and the peak is within `USABLE` of a memory of so many bytes."""
         return not self.refused and self.peak <= USABLE * memory
 
     def calls(self, step: str) -> int:
@@ -92,12 +92,12 @@ class Plan:
         )
 
     def step_seconds(self, device: Device) -> float:
-        """The least that one step of the optimizer can take."""
+        """The least seconds that one step of the optimizer can take: its micro-batches and the update."""
         return self.seconds("train", device).total + self.seconds("update", device).total
 
 
 def devices_of(mesh: MeshConfig) -> int:
-    """How many devices a mesh has."""
+    """How many devices a mesh has: the product of its axes."""
     return math.prod(dataclasses.asdict(mesh).values())
 
 

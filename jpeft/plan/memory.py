@@ -81,7 +81,7 @@ class Described:
 
 
 def longest_lengths(run: Run) -> Lengths:
-    """The longest that a batch of the run can be, padded."""
+    """The longest input and target, in tokens, that a batch of the run can have, padded as batches are."""
     task = run.build_task()
     return Lengths(
         _up(run.data.max_input_length or task.max_input_length, 16),

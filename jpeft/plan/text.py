@@ -44,7 +44,7 @@ class Instruction:
 
     @functools.cached_property
     def bytes(self) -> int:
-        """Of its result, in the device's main memory."""
+        """Bytes of its result in the device's main memory."""
         return size_of(self.shape)
 
 
@@ -82,7 +82,7 @@ class Text:
 
     @classmethod
     def of(cls, text: str, *, turns: int = 1) -> "Text":
-        """Reads it.
+        """Reads the HLO text of a compiled program, as `jax.stages.Compiled.as_text` gives it.
 
         Args:
           turns: of loops that end by a condition on what they compute, as that of generation does.

@@ -28,7 +28,7 @@ class Output(abc.ABC):
 
 
 class Printed(Output):
-    """Standard output, which has no answers from before."""
+    """Answers on standard output, which has none from before: every row is answered."""
 
     def answered(self, rows: Sequence[RowToAnswer]) -> int:
         return 0

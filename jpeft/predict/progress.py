@@ -64,5 +64,5 @@ class Meter:
             self.say(note)
 
     def say(self, line: str) -> None:
-        """Prints one line."""
+        """Prints one line to standard error, above the bar where there is one."""
         self._console.print(line, markup=False, soft_wrap=True)

@@ -26,7 +26,7 @@ class Question:
 
     @classmethod
     def as_it_stands(cls, text: str) -> "Question":
-        """The question of a prompt that was made before."""
+        """The question of a whole prompt, to which no template is applied any more."""
         return cls(_AS_IT_STANDS, {"input": text})
 
     @property

@@ -48,7 +48,7 @@ class NetworkConfig:
     embeddings: str = "cooccurrence"
 
     def t5(self, vocab_size: int) -> T5Config:
-        """The sizes of a new model."""
+        """The config of a new T5 1.1 of these sizes, without dropout, with `vocab_size` pieces."""
         sizes = {key: getattr(self, key) for key in ("d_model", "d_kv", "d_ff", "num_heads")}
         return T5Config(
             **sizes,

@@ -83,7 +83,12 @@ class PairSource:
 
 @dataclasses.dataclass(frozen=True)
 class SourcePart:
-    """The training or the held-out pieces of one source."""
+    """The training or the held-out pieces of one source.
+
+    Attributes:
+      pieces: `[n]`, their numbers in the source.
+      lengths: `[n, 2]`, tokens of the input and the target of each.
+    """
 
     source: TextSource | PairSource
     pieces: np.ndarray

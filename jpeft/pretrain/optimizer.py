@@ -28,7 +28,7 @@ class RelativeOptimizer:
 
     @classmethod
     def of(cls, config: OptimizerConfig) -> "RelativeOptimizer":
-        """The one that a config names."""
+        """The optimizer that the section `train` of a pretraining config names."""
         return cls(config.optimizer, config.weight_decay, config.clip_grad_norm)
 
     def __call__(self, schedule: optax.Schedule) -> optax.GradientTransformation:

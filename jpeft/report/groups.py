@@ -124,7 +124,7 @@ class CellMeans:
         )
 
     def mean(self, get: Callable[[Result], float | int | None]) -> Spread | None:
-        """Mean over seeds of any number of a result."""
+        """Mean over seeds of what `get` takes from each result; None where no result has it."""
         return Spread.of(get(result) for result in self.results)
 
     def number(self, name: str) -> Spread | None:

@@ -60,6 +60,7 @@ class Ranked:
 
     @property
     def far_behind(self) -> bool:
+        """Whether its metric is more than `FAR_BEHIND` below the best method's on some task."""
         return self.behind is not None and self.behind[1] > FAR_BEHIND
 
 

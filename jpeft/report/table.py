@@ -34,7 +34,7 @@ class Value:
 
     @classmethod
     def of(cls, spread: Spread | None, published: float | int | None = None, *, scale: float = 1.0) -> "Value":
-        """A mean with its spread, in units of `scale`."""
+        """A mean over seeds with its spread, both times `scale`; `published` is in these units already."""
         if spread is None:
             return cls(None, published=published)
         sd, error = (None if one is None else one * scale for one in (spread.sd, spread.error))
@@ -96,12 +96,12 @@ class Shown:
     published: str = ""
 
     def line(self) -> str:
-        """The entry on one line."""
+        """The three parts on one line: `0.8463 ± 0.0040 (n=3) (paper 0.8588, −0.0125)`."""
         return " ".join(part for part in (self.main, self.spread, f"({self.published})" * bool(self.published)) if part)
 
 
 def show(value: Value, style: Style) -> Shown:
-    """An entry in words and digits."""
+    """An entry as people read it: numbers with as many digits as `style` gives them."""
     main = MISSING if value.value is None else _text(value.value, style)
     spread = f"± {_number(value.sd, style)}" if value.sd is not None else ""
     if value.count > 1:
@@ -117,7 +117,7 @@ def show(value: Value, style: Style) -> Shown:
 
 
 def signed(number: float | int, style: Style) -> str:
-    """A number with its sign, a real minus."""
+    """A number with its sign, `+` or `−` (U+2212, not a hyphen)."""
     text = _number(abs(number), style)
     return ("+" if number >= 0 else "−") + text
 

@@ -29,7 +29,7 @@ class Aside:
         return bool(self._kept())
 
     def take(self) -> None:
-        """Moves the run that is there aside."""
+        """Moves the files of the run that is there to `replaced/<number>`, by renames, whole or not at all."""
         number = 1 + max((int(place.name) for place in self._kept()), default=0)
         half = self._root / f"{number}{_HALF}"
         half.mkdir(parents=True)

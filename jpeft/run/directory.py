@@ -25,7 +25,11 @@ _LONGEST_LOOK = 0.5  # seconds; `is_claimed` holds the lock for an instant, whic
 
 
 def is_claimed(path: Path) -> bool:
-    """Whether a process holds the directory."""
+    """Whether a process is at work in a run's directory, by its lock.
+
+    Raises:
+      RunFailed: the file system does not say.
+    """
     try:
         with (path / _LOCK).open("r+") as lock:  # network file systems lock only what may be written
             return not _lock(lock, seconds=0.0)

@@ -13,7 +13,7 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 class Bar:
-    """One bar: how far, and what to say beside it."""
+    """How far one piece of work is, with rate and time left: a bar on a terminal, elsewhere a line now and then."""
 
     def __init__(
         self,

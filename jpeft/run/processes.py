@@ -93,12 +93,12 @@ def _resolve(address: str) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process writes what there is to write."""
+    """Whether this is the first of the run's processes, which alone writes files and prints."""
     return jax.process_index() == 0
 
 
 def any_of(flags: Sequence[bool]) -> list[bool]:
-    """Each flag as it stands in any of the processes."""
+    """For each flag whether it is set in any of the processes; every process of the run has to call it."""
     if jax.process_count() == 1:
         return list(flags)
     return multihost_utils.process_allgather(np.asarray(flags)).any(axis=0).tolist()
@@ -112,7 +112,7 @@ def least_of(number: float) -> float:
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process has come to this place."""
+    """Returns when every process of the run has called it with the same `what`, a name of the place."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 

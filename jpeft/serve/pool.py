@@ -61,7 +61,7 @@ class RoomAt:
         return RoomAt(self.parts | other.parts, shapes)
 
     def part_of(self, leaf: str) -> Rows:
-        """The part that has a leaf of this name."""
+        """The part among those there is room for that takes the leaf of this name."""
         (part,) = (part for part in self.parts if leaf in part.leaves)
         return part
 

@@ -109,7 +109,7 @@ class DeviceFit:
         )
 
     def words(self, run: Run) -> str:
-        """What was settled, in one line."""
+        """What each `auto` of the run became, in one line for its user, with the memory that it takes."""
         kept = "keeps all for the backward pass" if run.model.remat == "none" else f"remat {run.model.remat}"
         of = "" if self._free is None else f"of {size(self._free)} that are free "
         needs = f": takes {size(max(self._taken))} {of}beside what the run holds" if self._taken else ""

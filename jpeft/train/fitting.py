@@ -64,7 +64,7 @@ def _cuts(run: Run, rows: int) -> list[int]:
 
 
 def with_training(run: Run, setting: Training) -> Run:
-    """The run with its training settled."""
+    """The run with `model.remat`, `train.batch_size` and `train.accumulation_steps` as a setting has them."""
     return dataclasses.replace(
         run,
         model=dataclasses.replace(run.model, remat=setting.remat),
@@ -73,7 +73,7 @@ def with_training(run: Run, setting: Training) -> Run:
 
 
 def with_evaluation(run: Run, rows: int) -> Run:
-    """The run with the rows at once of its evaluation settled."""
+    """The run with `rows` as its `eval.batch_size`."""
     return dataclasses.replace(run, eval=dataclasses.replace(run.eval, batch_size=rows))
 
 

@@ -21,7 +21,7 @@ class Monitor:
     patience: int = 1
 
     def values(self, history: History) -> list[float]:
-        """Its value at every evaluation that gave it."""
+        """Its value at every evaluation that gave it, in order; `history` has the numbers of each by name."""
         return [numbers[self.name] for numbers in history if self.name in numbers]
 
     def best(self, history: History) -> int | None:
@@ -38,6 +38,6 @@ class Monitor:
         return bool(values) and self.name in history[-1] and self.best(history) == len(values) - 1
 
     def out_of_patience(self, history: History) -> bool:
-        """Whether it has not become better for long enough."""
+        """Whether the last `patience` evaluations gave nothing better than the best before them."""
         best = self.best(history)
         return best is not None and len(self.values(history)) - 1 - best >= self.patience

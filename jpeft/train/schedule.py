@@ -30,7 +30,7 @@ class Ramp:
 
     @classmethod
     def between(cls, start: float, end: float, steps: int) -> "Ramp":
-        """From `start` to `end` in so many steps."""
+        """The line from the rate `start` to `end` in so many steps; in no steps it is `end` at once."""
         if not steps:
             start = end
         return cls(np.float32(start - end), np.float32(end), np.int32(steps))
@@ -64,7 +64,7 @@ class Schedule:
 
 
 def constant(rate: float) -> Schedule:
-    """The same rate at every step."""
+    """The schedule that has the same rate at every step."""
     return Schedule(Ramp.between(rate, rate, 0), Ramp.between(rate, rate, 0))
 
 

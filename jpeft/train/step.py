@@ -56,13 +56,13 @@ class StepSums:
 
 
 def init_state(adapter: nnx.State, optimizer: Optimizer, method: Method | None = None) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step: no step done, and the optimizer's and the method's memory as they begin."""
     opt_state = optimizer(constant(0.0)).init(adapter)  # no optimizer's depends on rates
     return TrainState(jnp.int32(0), adapter, opt_state, () if method is None else method.first_memory(adapter))
 
 
 def zero_sums(adapter: nnx.State) -> StepSums:
-    """The sums before the first micro-batch."""
+    """The sums before the first micro-batch of a step, all 0: gradients shaped as the adapter, float32 scalars."""
     return StepSums(jax.tree.map(jnp.zeros_like, adapter), jnp.float32(0), jnp.float32(0))
 
 

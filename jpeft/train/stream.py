@@ -37,7 +37,7 @@ class Stream(Protocol):
     """Steps without end. A restarted run asks for those after the position that its checkpoint holds."""
 
     def start(self) -> dict[str, int]:
-        """The position before the first step."""
+        """The position before the first step, numbers by name for a checkpoint: `{"epoch": 0, "step_in_epoch": 0}`."""
         ...
 
     def steps(self, position: Position) -> Iterator[Step]:
