@@ -35,14 +35,14 @@ class PackedLabels:
       texts: the labels.
       targets: `[length]` int32, each label's tokens with its `</s>`; padding behind the last.
       inputs: `[length]` int32, `targets` shifted right within each label, behind the token that answers start with.
-      segments: `[length]` int32, the number of the label that a position belongs to; `len(texts)` on padding.
+      segment_ids: `[length]` int32, the number of the label that a position belongs to; `len(texts)` on padding.
       pad_token_id: what padding is.
     """
 
     texts: tuple[str, ...]
     targets: np.ndarray
     inputs: np.ndarray
-    segments: np.ndarray
+    segment_ids: np.ndarray
     pad_token_id: int = 0
 
     @classmethod
@@ -73,30 +73,30 @@ class PackedLabels:
                 + [config.pad_token_id] * padding,
                 np.int32,
             ),
-            segments=np.repeat(np.arange(len(rows) + 1), [*map(len, rows), padding]).astype(np.int32),
+            segment_ids=np.repeat(np.arange(len(rows) + 1), [*map(len, rows), padding]).astype(np.int32),
             pad_token_id=config.pad_token_id,
         )
 
     @property
     def key(self) -> tuple[int, ...]:
         """Hashable; two sets of labels with equal keys can share one compiled scoring program."""
-        return (*self.targets.tolist(), *self.segments.tolist())
+        return (*self.targets.tolist(), *self.segment_ids.tolist())
 
     def num_tokens(self) -> np.ndarray:
         """`[labels]`: tokens of each label, `</s>` counted."""
-        return np.bincount(self.segments, minlength=len(self.texts))[: len(self.texts)]
+        return np.bincount(self.segment_ids, minlength=len(self.texts))[: len(self.texts)]
 
     def filled_up(self, length: int, num_labels: int) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
-        """`inputs`, `targets` and `segments` of `length`, padding numbered `num_labels`, beside rows of other labels.
+        """`inputs`, `targets`, `segment_ids` of `length`, padding numbered `num_labels`, beside rows of other labels.
 
         Both are at least as large as they are here.
         """
         own = len(self.texts)
-        segments = np.where(self.segments == own, num_labels, self.segments)
+        segment_ids = np.where(self.segment_ids == own, num_labels, self.segment_ids)
         missing = length - len(self.targets)
         pad = self.targets.dtype.type(self.pad_token_id)
         fill = lambda ids, value: np.pad(ids, (0, missing), constant_values=value)
-        return fill(self.inputs, pad), fill(self.targets, pad), fill(segments, num_labels)
+        return fill(self.inputs, pad), fill(self.targets, pad), fill(segment_ids, num_labels)
 
     def choose(self, log_probs: np.ndarray) -> "ChosenLabel":
         """The likeliest of the labels.
@@ -149,7 +149,7 @@ def label_log_probs(
     A relative position within a label is the same wherever the label stands, and a label sees its own tokens alone, so
     each has the probability that it has by itself.
     """
-    packed = (jnp.asarray(ids)[None] for ids in (labels.inputs, labels.targets, labels.segments))
+    packed = (jnp.asarray(ids)[None] for ids in (labels.inputs, labels.targets, labels.segment_ids))
     return packed_log_probs(model, inputs, *packed, num_labels=len(labels.texts))
 
 
@@ -158,7 +158,7 @@ def packed_log_probs(
     inputs: Int[Array, "batch in_length"],
     labels: Int[Array, "#batch length"],
     targets: Int[Array, "#batch length"],
-    segments: Int[Array, "#batch length"],
+    segment_ids: Int[Array, "#batch length"],
     *,
     num_labels: int,
 ) -> Float[Array, "batch {num_labels}"]:
@@ -167,15 +167,15 @@ def packed_log_probs(
     Args:
       inputs: tokens of the prompts.
       labels: as `PackedLabels.inputs`, tokens of all labels, each label's shifted right; `targets` are not shifted.
-      segments: the number of the label that each of these belongs to.
-      num_labels: of every row; those that a row does not have get 0. Padding has this number as its segment.
+      segment_ids: the number of the label that each of these belongs to.
+      num_labels: of every row; those that a row does not have get 0. Padding has this number as its segment id.
     """
     batch, length = inputs.shape[0], targets.shape[1]
     row = lambda ids: jnp.broadcast_to(ids, (batch, length))
-    hidden = model.hidden_of_labels(inputs, row(labels), segments)
+    hidden = model.hidden_of_labels(inputs, row(labels), segment_ids)
     log_probs = target_log_probs(model.logits, hidden, row(targets), vocab_size=model.config.vocab_size)
     add_up = functools.partial(jax.ops.segment_sum, num_segments=num_labels + 1)
-    return jax.vmap(add_up)(log_probs, row(segments))[:, :num_labels]  # without the padding
+    return jax.vmap(add_up)(log_probs, row(segment_ids))[:, :num_labels]  # without the padding
 
 
 def make_label_log_probs(graphdef: nnx.GraphDef, labels: PackedLabels) -> Callable:

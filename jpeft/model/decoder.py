@@ -480,7 +480,7 @@ class Decoder(nnx.Module):
         self,
         inputs: Int[Array, "batch in_length"],
         labels: Int[Array, "batch length"],
-        segments: Int[Array, "#batch length"],
+        segment_ids: Int[Array, "#batch length"],
     ) -> Float[Array, "batch length d_model"]:
         """The same for several answers to each prompt, one behind the other, which do not see each other.
 
@@ -488,14 +488,14 @@ class Decoder(nnx.Module):
         """
         tokens, shown, first = self._but_last(inputs)
         slots = np.arange(labels.shape[1])
-        begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+        begins = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
         offsets = slots - jax.lax.cummax(jnp.where(begins, slots, 0), axis=1)
         labels = jnp.where(begins, first[:, None], labels)
         x, shown = self.decoder_input(self.embedded(tokens), shown)
         before = x.shape[1]
         self._refuse_length(before + labels.shape[1])
         x = jnp.concatenate([x, self.embedded(labels)], axis=1)
-        own = (segments[:, :, None] == segments[:, None, :]) & (slots[:, None] >= slots[None])
+        own = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (slots[:, None] >= slots[None])
         sees_prompt = jnp.broadcast_to(shown[:, None], (*labels.shape, before))
         of_labels = jnp.concatenate([sees_prompt, jnp.broadcast_to(own, (*labels.shape, labels.shape[1]))], axis=2)
         of_prompt = jnp.pad(shown[:, None] & before_itself(before), ((0, 0), (0, 0), (0, len(slots))))

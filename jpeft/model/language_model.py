@@ -49,13 +49,13 @@ class LanguageModel(Protocol):
         self,
         inputs: Int[Array, "batch in_length"],
         labels: Int[Array, "batch length"],
-        segments: Int[Array, "#batch length"],
+        segment_ids: Int[Array, "#batch length"],
     ) -> Float[Array, "batch length d_model"]:
         """The same for several answers to each input, one behind the other, which do not see each other.
 
         Args:
           labels: tokens, each label's shifted right behind the token that an answer starts with.
-          segments: the number of the label that a position belongs to.
+          segment_ids: the number of the label that a position belongs to.
         """
         ...
 

@@ -320,18 +320,18 @@ class T5(nnx.Module):
         self,
         encoder_input_tokens: Int[Array, "batch enc_len"],
         key: Key[Array, ""] | None = None,
-        segments: Int[Array, "batch enc_len"] | None = None,
+        segment_ids: Int[Array, "batch enc_len"] | None = None,
     ) -> tuple[Float[Array, "batch new_len d_model"], ScoreBias]:
         """The encoder's output and the bias that hides its padding; a soft prompt makes both longer.
 
-        With `segments`, a position attends to those of its own segment only.
+        With `segment_ids`, a position attends to those of its own segment only.
         """
         mask = encoder_input_tokens != self.config.pad_token_id
         x, mask = self.encoder_input(self.shared(encoder_input_tokens).astype(self.dtype), mask)
         mask_bias = jnp.where(mask, 0.0, MASKED)[:, None, None, :]
         bias = (self.encoder.relative_attention_bias.bias(x.shape[1], x.shape[1]), mask_bias)
-        if segments is not None:
-            bias = (*bias, apart(segments, segments))
+        if segment_ids is not None:
+            bias = (*bias, apart(segment_ids, segment_ids))
         return self.encoder(x, bias, key=key), (mask_bias,)
 
     def logits(self, x: Float[Array, "batch dec_len d_model"]) -> Float[Array, "batch dec_len vocab"]:
@@ -349,17 +349,17 @@ class T5(nnx.Module):
         encoder_input_tokens: Int[Array, "batch enc_len"],
         decoder_input_tokens: Int[Array, "batch dec_len"],
         key: Key[Array, ""] | None = None,
-        segments: tuple[Int[Array, "batch enc_len"], Int[Array, "batch dec_len"]] | None = None,
+        segment_ids: tuple[Int[Array, "batch enc_len"], Int[Array, "batch dec_len"]] | None = None,
     ) -> Float[Array, "batch dec_len vocab"]:
         """Logits of every target position; arguments as of `hidden`."""
-        return self.logits(self.hidden(encoder_input_tokens, decoder_input_tokens, key, segments))
+        return self.logits(self.hidden(encoder_input_tokens, decoder_input_tokens, key, segment_ids))
 
     def hidden(
         self,
         encoder_input_tokens: Int[Array, "batch enc_len"],
         decoder_input_tokens: Int[Array, "batch dec_len"],
         key: Key[Array, ""] | None = None,
-        segments: tuple[Int[Array, "batch enc_len"], Int[Array, "batch dec_len"]] | None = None,
+        segment_ids: tuple[Int[Array, "batch enc_len"], Int[Array, "batch dec_len"]] | None = None,
     ) -> Float[Array, "batch dec_len d_model"]:
         """The decoder's output at every target position, which `logits` takes.
 
@@ -369,38 +369,40 @@ class T5(nnx.Module):
         shifted right behind `decoder_start_token_id`; what stands after a row's last target changes nothing before it.
 
         Args:
-          segments: for rows packed of several examples, the number of the example that each position of the encoder
+          segment_ids: for rows packed of several examples, the number of the example that each position of the encoder
             and of the decoder belongs to; examples do not see each other. Relative positions need no change: a
             distance within an example is the same wherever the example stands. Not together with a soft prompt.
         """
         encoder_key, decoder_key = split_key(key, 2)
-        encoder_segments, decoder_segments = (None, None) if segments is None else segments
-        encoded, cross_bias = self.encode(encoder_input_tokens, encoder_key, encoder_segments)
+        encoder_segment_ids, decoder_segment_ids = (None, None) if segment_ids is None else segment_ids
+        encoded, cross_bias = self.encode(encoder_input_tokens, encoder_key, encoder_segment_ids)
         x = self.shared(decoder_input_tokens).astype(self.dtype)
         self_bias: ScoreBias = (self.causal_bias(x.shape[1]),)
-        if encoder_segments is not None and decoder_segments is not None:
-            self_bias = (*self_bias, apart(decoder_segments, decoder_segments))
-            cross_bias = (*cross_bias, apart(decoder_segments, encoder_segments))
+        if encoder_segment_ids is not None and decoder_segment_ids is not None:
+            self_bias = (*self_bias, apart(decoder_segment_ids, decoder_segment_ids))
+            cross_bias = (*cross_bias, apart(decoder_segment_ids, encoder_segment_ids))
         return self.decoder(x, self_bias, encoded, cross_bias, decoder_key)
 
     def hidden_of(
         self, batch: dict[str, Array], key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch dec_len d_model"]:
         """Calls `hidden` with the arrays of a batch, one that the family padded or that pretraining packed."""
-        packed = "encoder_segments" in batch
-        segments = (batch["encoder_segments"], batch["decoder_segments"]) if packed else None
-        return self.hidden(batch["encoder_input_tokens"], batch["decoder_input_tokens"], key, segments)
+        packed = "encoder_segment_ids" in batch
+        segment_ids = (batch["encoder_segment_ids"], batch["decoder_segment_ids"]) if packed else None
+        return self.hidden(batch["encoder_input_tokens"], batch["decoder_input_tokens"], key, segment_ids)
 
     def hidden_of_labels(
         self,
         inputs: Int[Array, "batch enc_len"],
         labels: Int[Array, "batch length"],
-        segments: Int[Array, "#batch length"],
+        segment_ids: Int[Array, "#batch length"],
     ) -> Float[Array, "batch length d_model"]:
-        """The decoder's output for several answers to each input, packed in one row and kept apart by `segments`."""
+        """The decoder's output for several answers to each input, packed in one row, kept apart by `segment_ids`."""
         encoded, cross_bias = self.encode(inputs)
         x = self.shared(labels).astype(self.dtype)
-        return self.decoder(x, (self.causal_bias(labels.shape[1]), apart(segments, segments)), encoded, cross_bias)
+        return self.decoder(
+            x, (self.causal_bias(labels.shape[1]), apart(segment_ids, segment_ids)), encoded, cross_bias
+        )
 
     def attended(self, tokens: Int[Array, " length"]) -> dict[str, tuple[Array, Array]]:
         """Keys and values of each attention while `tokens` are both read and written, each `[layers, length, d_heads]`.

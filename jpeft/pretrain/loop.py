@@ -240,11 +240,11 @@ class _Shown(Listener):
 
 def _rows(batch: Batch) -> np.ndarray:
     """The indices of the rows of a packed batch that hold any text; the others only fill it up."""
-    return np.flatnonzero((batch["encoder_segments"] > 0).any(axis=1))
+    return np.flatnonzero((batch["encoder_segment_ids"] > 0).any(axis=1))
 
 
 def unigram_entropy(batches: list[Batch]) -> float:
     """Nats per target token of the best guess that knows how often each token occurs in these targets, and no more."""
-    tokens = np.concatenate([batch["decoder_target_tokens"][batch["decoder_segments"] > 0] for batch in batches])
+    tokens = np.concatenate([batch["decoder_target_tokens"][batch["decoder_segment_ids"] > 0] for batch in batches])
     share = np.unique(tokens, return_counts=True)[1] / len(tokens)
     return float(-np.sum(share * np.log(share)))

@@ -56,8 +56,8 @@ def pack(
     """A batch of packed rows.
 
     Returns what T5's `Family.batch` does, with the targets of each example shifted right behind a start token of
-    its own, and `encoder_segments: [batch, enc_len]`, `decoder_segments: [batch, dec_len]` int32: 1 for a row's first
-    example, 2 for its second, 0 for padding.
+    its own, and `encoder_segment_ids: [batch, enc_len]`, `decoder_segment_ids: [batch, dec_len]` int32: 1 for a row's
+    first example, 2 for its second, 0 for padding.
     """
 
     def blank(length: int, value: int = 0) -> np.ndarray:
@@ -65,20 +65,20 @@ def pack(
 
     batch = {
         "encoder_input_tokens": blank(input_length, pad_token_id),
-        "encoder_segments": blank(input_length),
+        "encoder_segment_ids": blank(input_length),
         "decoder_input_tokens": blank(target_length, pad_token_id),
         "decoder_target_tokens": blank(target_length, pad_token_id),
-        "decoder_segments": blank(target_length),
+        "decoder_segment_ids": blank(target_length),
     }
     for i, examples in enumerate(rows):
         enc, dec = 0, 0
         for segment, example in enumerate(examples, start=1):
             enc_end, dec_end = enc + len(example.input), dec + len(example.target)
             batch["encoder_input_tokens"][i, enc:enc_end] = example.input
-            batch["encoder_segments"][i, enc:enc_end] = segment
+            batch["encoder_segment_ids"][i, enc:enc_end] = segment
             batch["decoder_input_tokens"][i, dec] = start_token_id
             batch["decoder_input_tokens"][i, dec + 1 : dec_end] = example.target[:-1]
             batch["decoder_target_tokens"][i, dec:dec_end] = example.target
-            batch["decoder_segments"][i, dec:dec_end] = segment
+            batch["decoder_segment_ids"][i, dec:dec_end] = segment
             enc, dec = enc_end, dec_end
-    return {**batch, "decoder_loss_weights": (batch["decoder_segments"] > 0).astype(np.float32)}
+    return {**batch, "decoder_loss_weights": (batch["decoder_segment_ids"] > 0).astype(np.float32)}

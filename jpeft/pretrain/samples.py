@@ -46,7 +46,7 @@ class Writer:
             rows = [
                 {key: values[i] for key, values in batch.items()}
                 for batch in batches
-                for i in np.flatnonzero((batch["encoder_segments"] == 1).any(axis=1))
+                for i in np.flatnonzero((batch["encoder_segment_ids"] == 1).any(axis=1))
             ][: self.wanted]
             if not rows:
                 continue
@@ -54,9 +54,9 @@ class Writer:
             inputs = np.full((-(-self.wanted // parts) * parts, self.input_length), self.config.pad_token_id, np.int32)
             targets = []
             for place, row in enumerate(rows):
-                ids = row["encoder_input_tokens"][row["encoder_segments"] == 1]
+                ids = row["encoder_input_tokens"][row["encoder_segment_ids"] == 1]
                 inputs[place, : len(ids)] = ids
-                targets.append(row["decoder_target_tokens"][row["decoder_segments"] == 1])
+                targets.append(row["decoder_target_tokens"][row["decoder_segment_ids"] == 1])
             here = self.layout.rows_here(len(inputs))
             outputs = np.asarray(self.generate(adapter, base, inputs[here]))[: len(rows)]
             texts = [self._readable(part) for part in (inputs[: len(rows)], targets, outputs)]

@@ -32,8 +32,8 @@ class Blocks:
         while True:
             batches, counts = [], {"input_tokens": 0, "target_tokens": 0}
             for batch, after in itertools.islice(numbered, self.accumulation_steps):
-                counts["input_tokens"] += int((batch["encoder_segments"] > 0).sum())
-                counts["target_tokens"] += int((batch["decoder_segments"] > 0).sum())
+                counts["input_tokens"] += int((batch["encoder_segment_ids"] > 0).sum())
+                counts["target_tokens"] += int((batch["decoder_segment_ids"] > 0).sum())
                 batches.append(rows_here(batch, self.layout))
                 position = after
             yield Step(batches, dict(position), self.mixture.shape.batch_size * len(batches), counts)

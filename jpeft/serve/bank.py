@@ -203,16 +203,16 @@ class AdapterBank:
         names: Names,
         labels: Int[np.ndarray, "batch length"],
         targets: Int[np.ndarray, "batch length"],
-        segments: Int[np.ndarray, "batch length"],
+        segment_ids: Int[np.ndarray, "batch length"],
     ) -> Float[Array, "batch labels"]:
         """Log-probability of each of a row's labels by its adapter; there are half as many labels as tokens.
 
         Raises as `generate`.
 
         Args:
-          labels, targets, segments: as `jpeft.eval.labels.PackedLabels.filled_up` gives them.
+          labels, targets, segment_ids: as `jpeft.eval.labels.PackedLabels.filled_up` gives them.
         """
-        return self._run(self._labels, names, inputs, labels, targets, segments)
+        return self._run(self._labels, names, inputs, labels, targets, segment_ids)
 
     def logits(self, *tokens: Int[np.ndarray, "batch _"], names: Names) -> Float[Array, "batch length vocab"]:
         """What the base gives when it is called with `tokens`, by each row's adapter. Raises as `generate`."""
@@ -303,7 +303,7 @@ def make_generate(graphdef: nnx.GraphDef, layout: PoolLayout, *, max_length: int
 
 
 def make_packed_log_probs(graphdef: nnx.GraphDef, layout: PoolLayout):
-    """Returns `(base, pool, (slots, inputs, labels, targets, segments)) -> [batch, labels]`, to compile."""
+    """Returns `(base, pool, (slots, inputs, labels, targets, segment_ids)) -> [batch, labels]`, to compile."""
 
     def score(base: nnx.State, pool: tuple[Array, ...], batch: tuple[Array, ...]):
         slots, inputs, *packed = batch

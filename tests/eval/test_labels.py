@@ -93,7 +93,7 @@ def test_how_labels_are_packed(tokenizer):
     assert packed.targets[:length].tolist() == [*world, 1, *sports, 1]
     assert packed.inputs[:length].tolist() == [0, *world, 0, *sports]
     assert packed.num_tokens().tolist() == [len(world) + 1, len(sports) + 1]
-    assert len(packed.targets) % 8 == 0 and set(packed.segments[length:].tolist()) <= {2}
+    assert len(packed.targets) % 8 == 0 and set(packed.segment_ids[length:].tolist()) <= {2}
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ def test_packed_labels_have_the_likelihood_that_each_has_alone(models, kind):
         texts=("a", "b", "c"),
         targets=np.array([*sum(labels, []), 0], np.int32),
         inputs=np.array([0, 20, 21, 0, 30, 0, 20, 0], np.int32),
-        segments=np.repeat(np.arange(4), [*lengths, 1]).astype(np.int32),
+        segment_ids=np.repeat(np.arange(4), [*lengths, 1]).astype(np.int32),
     )
     score = jax.jit(lambda model, inputs: label_log_probs(model, inputs, packed))
     found = np.asarray(score(model, jnp.asarray(padded(INPUTS, 8, 0))))

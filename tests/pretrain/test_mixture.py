@@ -49,7 +49,7 @@ def test_every_source_has_its_share_of_the_tokens(mixture):
 def test_batches_are_packed(mixture):
     batches = mixture.block(0)
     assert {batch["encoder_input_tokens"].shape for batch in batches} == {(4, 64)}
-    segments = np.concatenate([batch["encoder_segments"] for batch in batches])
+    segments = np.concatenate([batch["encoder_segment_ids"] for batch in batches])
     assert np.mean(segments > 0) > 0.6 and segments.max() >= 2
 
 

@@ -42,7 +42,7 @@ def test_a_packed_row_reads_as_its_examples():
     a, b = TokenPair(np.array([5, 6, 1]), np.array([7, 1])), TokenPair(np.array([8, 1]), np.array([9, 10, 1]))
     batch = packed([[a, b], []], enc=6, dec=6)
     assert batch["encoder_input_tokens"].tolist() == [[5, 6, 1, 8, 1, 0], [0] * 6]
-    assert batch["encoder_segments"].tolist() == [[1, 1, 1, 2, 2, 0], [0] * 6]
+    assert batch["encoder_segment_ids"].tolist() == [[1, 1, 1, 2, 2, 0], [0] * 6]
     assert batch["decoder_input_tokens"].tolist() == [[0, 7, 0, 9, 10, 0], [0] * 6]
     assert batch["decoder_target_tokens"].tolist() == [[7, 1, 9, 10, 1, 0], [0] * 6]
     assert batch["decoder_loss_weights"].tolist() == [[1, 1, 1, 1, 1, 0], [0] * 6]
@@ -56,7 +56,7 @@ def test_examples_of_a_row_do_not_see_each_other(tiny_t5: T5):
     np.testing.assert_allclose(together[0], sum(loss for loss, _ in alone), rtol=1e-5)
     assert together[1] == sum(tokens for _, tokens in alone)
     without_segments = as_arrays(packed([examples[:3], examples[3:]]))
-    del without_segments["encoder_segments"], without_segments["decoder_segments"]
+    del without_segments["encoder_segment_ids"], without_segments["decoder_segment_ids"]
     assert abs(loss_sums(tiny_t5, without_segments)[0] - together[0]) > 1e-2  # so the segments do hide something
 
 

@@ -12,7 +12,7 @@ from jpeft.pretrain.stream import Blocks, rows_here
 
 def batch(number: int) -> dict[str, np.ndarray]:
     segments = np.array([[1, 1, 0], [1, 2, 2]])
-    return {"name": np.full((2, 1), number), "encoder_segments": segments, "decoder_segments": segments[:, :2]}
+    return {"name": np.full((2, 1), number), "encoder_segment_ids": segments, "decoder_segment_ids": segments[:, :2]}
 
 
 @pytest.fixture

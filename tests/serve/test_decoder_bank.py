@@ -68,9 +68,9 @@ def test_answers_and_labels_of_a_mixed_batch_are_those_of_each_alone(held):
         texts=("a", "b"),
         targets=np.array([20, 21, 1, 30, 1, 0, 0, 0], np.int32),
         inputs=np.array([0, 20, 21, 0, 30, 0, 0, 0], np.int32),
-        segments=np.array([0, 0, 0, 1, 1, 4, 4, 4], np.int32),
+        segment_ids=np.array([0, 0, 0, 1, 1, 4, 4, 4], np.int32),
     )
-    rows = [np.tile(ids, (len(NAMES), 1)) for ids in (packed.inputs, packed.targets, packed.segments)]
+    rows = [np.tile(ids, (len(NAMES), 1)) for ids in (packed.inputs, packed.targets, packed.segment_ids)]
     generated = np.asarray(bank.generate(INPUTS, NAMES, max_length=5))
     scored = np.asarray(bank.label_log_probs(INPUTS, NAMES, *rows))
 
