@@ -115,6 +115,38 @@ def merged_card(
     )
 
 
+def quantized_card(*, base: str, family: Family, quantization: str, maps: int) -> str:
+    """The card of a base in few bits, as Markdown.
+
+    Args:
+      base: name of the wide model.
+      family: of that model, for how `transformers` opens the result.
+      quantization: what its maps are in, in the words of `jpeft.model.quantized.Quantization`.
+      maps: how many these are.
+    """
+    rows = [("base", base), ("kept in", quantization), ("rounded", f"{maps:,} linear maps within the blocks")]
+    load = _code("python", "import transformers", f'model = transformers.{family.auto_class}.from_pretrained("DIR")')
+    ours = _code("sh", "jpeft train --data my.csv --model DIR")
+    theirs = f"With transformers, where bitsandbytes is installed:\n\n{load}"
+    if quantization.endswith(",wo"):
+        theirs = "transformers keeps T5's `wo` wide and does not open it."
+    return (
+        "\n\n".join(
+            [
+                _front_matter("transformers", base, [family.tag, "bitsandbytes"]),
+                f"# {_plain(base)} in {quantization}",
+                _table(rows),
+                "Embeddings, norms, biases and the head are as they were. The arithmetic and the layout of the rounded "
+                "maps are those of bitsandbytes (Dettmers et al. 2023, QLoRA).",
+                "## How to load it",
+                f"`DIR` is this directory. With jpeft, to tune it:\n\n{ours}",
+                theirs,
+            ]
+        )
+        + "\n"
+    )
+
+
 def is_hub_id(name: str) -> bool:
     """Whether a base's name means something on another machine: it has a hub id's form and is no directory here."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None and not Path(name).exists()

@@ -25,6 +25,7 @@ from jpeft.cli import (
     plan,
     predict,
     pretrain,
+    quantize,
     recommend,
     report,
     run,
@@ -47,6 +48,7 @@ _COMMANDS = (
     grid,
     plan,
     params,
+    quantize,
     pretrain,
 )
 

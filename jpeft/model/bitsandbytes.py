@@ -225,8 +225,7 @@ def to_file(name: str, form: Form, leaves: Mapping[str, np.ndarray]) -> dict[str
     if form.kind == "int8":
         scales = f"{name.removesuffix('.weight')}.{_SCALES}"
         return {name: turned("codes"), scales: np.array(leaves["channel_absmax"])}
-    if form.d_in % BLOCK:
-        raise UserError(f"{name} has {form.d_in} inputs, no multiple of {BLOCK}; it cannot be saved as nf4: take int8.")
+    refuse_split_blocks(name, form)
     state: dict[str, Any] = {"quant_type": "nf4", "blocksize": BLOCK, "dtype": "float32"}
     state |= {"shape": [form.d_out, form.d_in]}
     tensors = {
@@ -241,6 +240,16 @@ def to_file(name: str, form: Form, leaves: Mapping[str, np.ndarray]) -> dict[str
         tensors[f"{name}.nested_quant_map"] = DYNAMIC.copy()
     text = np.frombuffer(json.dumps(state).encode(), np.uint8).copy()
     return {**tensors, f"{name.removesuffix('.weight')}.{_STATE}nf4": text}
+
+
+def refuse_split_blocks(name: str, form: Form) -> None:
+    """Raises `UserError`: a map's inputs are no whole blocks, which no file of bitsandbytes has apart.
+
+    Args:
+      name: that the map has in the file.
+    """
+    if form.kind == "nf4" and form.d_in % BLOCK:
+        raise UserError(f"{name} has {form.d_in} inputs, no multiple of {BLOCK}; it cannot be saved as nf4: take int8.")
 
 
 def quantization_config(forms: list[Form], wide_modules: list[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Decoder-only models: what the family says of itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from jpeft.model.decoder_config import CHOICES, RELEASED, DecoderConfig
 from jpeft.model.family import Batch, Family
 from jpeft.model.plain_decoder import plain_logits
 from jpeft.model.stack import arrange
-from jpeft.model.weights import read_values
+from jpeft.model.weights import Filling, read_values
 
 
 class DecoderFamily(Family):
@@ -38,6 +38,13 @@ class DecoderFamily(Family):
 
     def save(self, model: Decoder, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dtype: Any = None) -> None:
         decoder_weights.save(model, directory, kind=kind, dtype=dtype)
+
+    def open_filling(self, directory: Path) -> Filling[Decoder]:
+        return decoder_weights.open_filling(*decoder_weights.read_directory(directory), source=str(directory))
+
+    def written_in_few_bits(self, config: DecoderConfig) -> tuple[Sequence[str], Mapping[str, str]]:
+        decoder_weights.refuse_fused(config)
+        return decoder_weights.KEPT_WIDE, {}
 
     def module_name(self, config: DecoderConfig, path: str) -> str:
         return decoder_weights.hub_module(config, path)

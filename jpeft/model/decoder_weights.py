@@ -70,6 +70,7 @@ _NAMES: dict[str, dict[str, str]] = {
     | {"feed_forward/up": "mlp.dense_h_to_4h", "feed_forward/down": "mlp.dense_4h_to_h"},
 }
 _HEAD = "lm_head"
+KEPT_WIDE = (_HEAD,)  # modules that `transformers` is told of as wide in a file in few bits
 FUSED = ("q", "k", "v")  # in the order of a fused map
 
 
@@ -136,6 +137,17 @@ def load(directory: Path, *, dropout_rate: float | None = None, **options: Any) 
       dropout_rate: None takes the checkpoint's.
 
     Raises:
+      UserError: as `read_directory` and `load_tensors`.
+      RunFailed: a file is damaged or cut short.
+    """
+    config, tensors = read_directory(directory, dropout_rate=dropout_rate)
+    return load_tensors(config, tensors, source=str(directory), **options)
+
+
+def read_directory(directory: Path, *, dropout_rate: float | None = None) -> tuple[DecoderConfig, Checkpoint]:
+    """The config of a directory in Hugging Face layout, or of a GGUF file, and its weights, not yet read.
+
+    Raises:
       UserError: as `DecoderConfig.from_dict` and `open_checkpoint`; or the weights do not fit `config.json`.
       RunFailed: a file is damaged or cut short.
     """
@@ -143,7 +155,7 @@ def load(directory: Path, *, dropout_rate: float | None = None, **options: Any) 
     if dropout_rate is not None:
         config = dataclasses.replace(config, dropout_rate=dropout_rate)
     refuse_oversize(directory, nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
-    return load_tensors(config, open_checkpoint(directory), source=str(directory), **options)
+    return config, open_checkpoint(directory)
 
 
 def load_tensors(
@@ -170,7 +182,22 @@ def load_tensors(
       quantization: of the maps within the blocks; None leaves them as the tensors are.
 
     Raises:
-      UserError: a weight is absent, of another shape, without a place in the model, or there twice; as `chosen_forms`.
+      UserError: as `open_filling` and `chosen_forms`.
+    """
+    filling = open_filling(config, tensors, source=source, dtype=dtype)
+    filling.fill(stored_dtype or dtype, place, quantization)
+    return filling.model
+
+
+def open_filling(
+    config: DecoderConfig, tensors: Checkpoint, *, source: str, dtype: Any = jnp.float32
+) -> Filling[Decoder]:
+    """The model of a config with shapes in the place of weights, and how these are read.
+
+    Arguments as of `load_tensors`.
+
+    Raises:
+      UserError: a weight is absent, of another shape, without a place in the model, or there twice.
     """
     model: Decoder = nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
     file_name = _file_names(config, tensors, source)
@@ -204,9 +231,11 @@ def load_tensors(
     def stored_name(name: str) -> tuple[str, int | None]:
         return stored_as(name, (0, 0))[0], stored(config, name).third
 
-    filling = Filling(model, tensors, read, stored_name, lambda third: fused_rows(config, third), source)
-    filling.fill(stored_dtype or dtype, place, quantization)
-    return model
+    def hub_weight(name: str) -> tuple[str, bool]:
+        at = stored(config, name)
+        return at.name, at.transposed
+
+    return Filling(model, tensors, read, stored_name, lambda third: fused_rows(config, third), source, hub_weight)
 
 
 def _file_names(config: DecoderConfig, tensors: Checkpoint, source: str) -> dict[str, str]:
@@ -220,6 +249,15 @@ def _file_names(config: DecoderConfig, tensors: Checkpoint, source: str) -> dict
     return found
 
 
+def refuse_fused(config: DecoderConfig) -> None:
+    """Raises `UserError`: files of such a model have several maps in one, which is not written in few bits."""
+    if is_fused(config):
+        raise UserError(
+            f"a {config.model_type} has queries, keys and values in one map of its files, which in 8 or 4 bits is not "
+            "written; save it wide, and quantise it when it is loaded (model.quantization)."
+        )
+
+
 def save(model: Decoder, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dtype: Any = None) -> None:
     """Writes `config.json` and `model.safetensors`, which `transformers` opens as the model that it is.
 
@@ -229,11 +267,8 @@ def save(model: Decoder, directory: Path, *, kind: type[nnx.Variable] = nnx.Para
     """
     config, weights, fused = model.config, {}, {}
     packed = packed_tensors(model)
-    if packed and is_fused(config):
-        raise UserError(
-            f"a {config.model_type} has queries, keys and values in one map of its files, which in 8 or 4 bits is not "
-            "written; save it wide, and quantise it when it is loaded."
-        )
+    if packed:
+        refuse_fused(config)
     for name, (form, leaves) in packed.items():
         weights |= to_file(stored(config, f"{name}/kernel").name, form, leaves)
     for name, value in named_leaves(model, WIDE if kind is nnx.Param else kind).items():
@@ -249,4 +284,4 @@ def save(model: Decoder, directory: Path, *, kind: type[nnx.Variable] = nnx.Para
         for third, rows in thirds.items():
             whole[fused_rows(config, third)] = rows
         weights[name] = whole
-    write_model(directory, weights, config.to_dict() | said_of(packed, ["lm_head"]))
+    write_model(directory, weights, config.to_dict() | said_of(packed, KEPT_WIDE))

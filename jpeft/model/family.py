@@ -60,6 +60,18 @@ class Family(abc.ABC):
         """Writes a model's weights of a type of variable and its config, which `transformers` opens."""
 
     @abc.abstractmethod
+    def open_filling(self, directory: Path) -> Any:
+        """The model of a directory, its weights not yet read: a `jpeft.model.weights.Filling`. Raises as `load`."""
+
+    @abc.abstractmethod
+    def written_in_few_bits(self, config: Any) -> tuple[Sequence[str], Mapping[str, str]]:
+        """Of a file in few bits: modules that `transformers` is told of as wide, and tensors that are copies of others.
+
+        Raises:
+          UserError: such a model is not written so.
+        """
+
+    @abc.abstractmethod
     def module_name(self, config: Any, path: str) -> str:
         """The name in `transformers` of the module at one of our paths, in a model of that config."""
 

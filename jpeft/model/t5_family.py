@@ -1,6 +1,6 @@
 """T5, mT5, FLAN-T5 and their like: what the family says of itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,6 +37,12 @@ class T5Family(Family):
 
     def save(self, model: T5, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dtype: Any = None) -> None:
         weights.save(model, directory, kind=kind, dtype=dtype)
+
+    def open_filling(self, directory: Path) -> weights.Filling[T5]:
+        return weights.open_filling(directory)
+
+    def written_in_few_bits(self, config: T5Config) -> tuple[Sequence[str], Mapping[str, str]]:
+        return weights.KEPT_WIDE, weights.repeated(config)
 
     def module_name(self, config: T5Config, path: str) -> str:
         return weights.hub_module(path)

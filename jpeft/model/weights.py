@@ -10,9 +10,9 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object, write_whole
-from jpeft.leaves import WIDE, Devices, Part, Read, fill, named_leaves, on_first_device, stacked_leaves
+from jpeft.leaves import WIDE, Devices, Model, Part, Read, fill, named_leaves, on_first_device, stacked_leaves
 from jpeft.model.bitsandbytes import Packed, file_forms, packed_tensors, quantization_config, to_file
 from jpeft.model.gguf import is_gguf
 from jpeft.model.quantized import (
@@ -45,6 +45,7 @@ _IGNORED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weig
 # The embedding may be stored under any of these, or under several as copies.
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _HEAD = "lm_head.weight"
+KEPT_WIDE = ("lm_head", "wo")  # modules that `transformers` is told of as wide in a file in few bits, where they are
 _MOST_INDEX_BYTES = 16 * 2**20
 _MOST_OBJECTS = 2**20  # of a msgpack; a tree has a few for each weight
 # Masks and frequencies that old files of decoder-only models hold, some as booleans, and that networks make themselves.
@@ -432,8 +433,19 @@ def load(
       quantization: of the maps within the blocks; None leaves them as the files have them.
 
     Raises:
-      UserError: as `T5Config.from_dict`, `chosen_forms`, `read_values` and `open_checkpoint`; or the weights do not fit
-        `config.json`.
+      UserError: as `open_filling` and `chosen_forms`.
+      RunFailed: a file is damaged or cut short.
+    """
+    filling = open_filling(directory, dtype=dtype, dropout_rate=dropout_rate)
+    filling.fill(stored_dtype or dtype, place, quantization)
+    return filling.model
+
+
+def open_filling(directory: Path, *, dtype: Any = jnp.float32, dropout_rate: float | None = None) -> "Filling[T5]":
+    """The model of a checkpoint directory with shapes in the place of weights, and how these are read.
+
+    Raises:
+      UserError: as `T5Config.from_dict`, `read_values` and `open_checkpoint`; or the weights do not fit `config.json`.
       RunFailed: a file is damaged or cut short.
     """
     config = T5Config.from_dict(*read_values(directory))
@@ -458,26 +470,30 @@ def load(
         source = found_as.get(stored, stored)
         return checkpoint.read(source, part[::-1]).T if transposed else checkpoint.read(source, part)
 
-    filling = Filling(model, checkpoint, read, lambda name: (stored_as(name, ())[0], None), None, str(directory))
-    filling.fill(stored_dtype or dtype, place, quantization)
-    return model
+    return Filling(
+        model, checkpoint, read, lambda name: (stored_as(name, ())[0], None), None, str(directory), hub_weight
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class Filling:
+class Filling(Generic[Model]):
     """A model that has shapes in the place of weights, and how its files are read.
 
     Attributes:
+      read: `(name, shape, part)` to that part of one of our weights, of its dtype in the files.
       stored_name: of one of our weights: its name in the files, and which third it is of a fused map, or None.
       third_rows: of a third the rows of the fused map; None where a family has none.
+      source: what messages call the files.
+      hub_weight: of one of our weights: its name in `transformers`, and whether it is stored transposed there.
     """
 
-    model: nnx.Module
+    model: Model
     checkpoint: Checkpoint
     read: Read
     stored_name: Callable[[str], tuple[str, int | None]]
     third_rows: Callable[[int], np.ndarray] | None
     source: str
+    hub_weight: Callable[[str], tuple[str, bool]]
 
     def fill(self, dtype: Any, place: Devices, quantization: Quantization | None = None) -> None:
         """Fills it, and quantises what is to be, map by map; what a file has in few bits is taken as it is.
@@ -600,15 +616,20 @@ def save(model: T5, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dt
         stored, transposed = hub_weight(name)
         host = np.asarray(value if dtype is None else value.astype(dtype))
         weights[stored] = np.ascontiguousarray(host.T if transposed else host)
-    if config.tie_word_embeddings and not config.scales_outputs:
-        weights[_HEAD] = weights["shared.weight"].copy()  # else transformers 4 would scale, or find no head
+    for name, copied in repeated(config).items():
+        weights[name] = weights[copied].copy()
     packed = packed_tensors(model)
     for name, (form, leaves) in packed.items():
         weights |= to_file(hub_weight(f"{name}/kernel")[0], form, leaves)
-    write_model(directory, weights, config.to_dict() | said_of(packed, ["lm_head", "wo"]))
+    write_model(directory, weights, config.to_dict() | said_of(packed, KEPT_WIDE))
 
 
-def said_of(packed: Mapping[str, tuple[Form, Any]], wide: list[str]) -> dict[str, Any]:
+def repeated(config: T5Config) -> dict[str, str]:
+    """Tensors of a file that are copies of others, with these: without, transformers 4 would scale, or find no head."""
+    return {_HEAD: "shared.weight"} if config.tie_word_embeddings and not config.scales_outputs else {}
+
+
+def said_of(packed: Mapping[str, tuple[Form, Any]], wide: Sequence[str]) -> dict[str, Any]:
     """What a config says of maps in few bits, `wide` being those that may not be; nothing where there are none."""
     if not packed:
         return {}
@@ -621,5 +642,10 @@ def write_model(directory: Path, weights: dict[str, np.ndarray], config: Mapping
     directory.mkdir(parents=True, exist_ok=True)
     with write_whole(directory / "model.safetensors") as beside:
         save_file(weights, beside, metadata={"format": "pt"})
+    write_config(directory, config)
+
+
+def write_config(directory: Path, config: Mapping[str, Any]) -> None:
+    """Writes a model's `config.json`."""
     with write_whole(directory / "config.json") as beside:
         beside.write_text(json.dumps(config, indent=2) + "\n")

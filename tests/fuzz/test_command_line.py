@@ -240,6 +240,7 @@ def base_of(command: str, place: Place) -> tuple[list[str], list[str]]:
         "export": ([run], [out]),
         "import": ([run], [out]),
         "params": ([model], []),
+        "quantize": ([str(place.model)], [out]),
         "report": ([run], []),
         "recommend": ([f"--data={place.rows}"], [f"--model={place.directory}/no_model"]),
         "grid": ([f"--config={ROOT / 'configs/benchmark.py'}", "--scales=low", "--dry-run"], []),

@@ -1,0 +1,152 @@
+"""A model's files written once more in few bits, a map at a time: neither wide nor in few bits is the whole ever held.
+
+What comes out is what `transformers` and bitsandbytes write: `config.json` with its `quantization_config`, and
+`model.safetensors` or, of larger models, its parts with their index.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from jpeft.errors import UserError
+from jpeft.files import write_whole
+from jpeft.leaves import stacked_leaves
+from jpeft.model.bitsandbytes import refuse_split_blocks, to_file
+from jpeft.model.family import family_with
+from jpeft.model.quantized import Form, Quantization, chosen_forms, quantize
+from jpeft.model.weights import Filling, said_of, write_config
+
+MOST_BYTES = 2**30  # of a part: what is held at once
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizedFiles:
+    """What was written.
+
+    Attributes:
+      maps: that are in few bits.
+      wide: tensors that stayed as they were.
+      files: of weights.
+      bytes: that all of these tensors take.
+      bytes_before: that they take in the files that were read.
+    """
+
+    maps: int
+    wide: int
+    files: int
+    bytes: int
+    bytes_before: int
+
+
+class _Parts:
+    """Tensors by name, written to a directory in files of a bounded size."""
+
+    def __init__(self, directory: Path, most_bytes: int):
+        self._directory, self._most_bytes = directory, most_bytes
+        self._open: dict[str, np.ndarray] = {}
+        self._written: list[list[str]] = []
+        self.bytes = 0
+
+    def add(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Adds tensors that belong together; they come to stand in one file."""
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if self._open and sum(tensor.nbytes for tensor in self._open.values()) + size > self._most_bytes:
+            self._write()
+        self._open |= tensors
+        self.bytes += size
+
+    def _write(self) -> None:
+        self._written.append(list(self._open))
+        save_file(self._open, self._part(len(self._written)), metadata={"format": "pt"})
+        self._open = {}
+
+    def _part(self, number: int) -> Path:
+        return self._directory / f".part-{number:05d}.safetensors"
+
+    def finish(self) -> int:
+        """Gives the files their names, and an index where there are several; returns how many there are."""
+        self._write()
+        count, weight_map = len(self._written), {}
+        for number, names in enumerate(self._written, start=1):
+            name = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+            part = self._part(number)
+            with write_whole(self._directory / name) as beside:
+                part.replace(beside)
+            weight_map |= dict.fromkeys(names, name)
+        if count > 1:
+            index = {"metadata": {"total_size": self.bytes}, "weight_map": dict(sorted(weight_map.items()))}
+            with write_whole(self._directory / "model.safetensors.index.json") as beside:
+                beside.write_text(json.dumps(index, indent=2) + "\n")
+        return count
+
+
+def tensor_count(filling: Filling[Any]) -> int:
+    """How many weights a model has, one layer's at a time: steps that `write_quantized` takes."""
+    return sum(len(leaf.names) for leaf in stacked_leaves(filling.model, nnx.Param))
+
+
+def write_quantized(
+    filling: Filling[Any],
+    directory: Path,
+    quantization: Quantization,
+    *,
+    dtype: Any = None,
+    on_tensor: Callable[[], None] = lambda: None,
+    most_bytes: int = MOST_BYTES,
+) -> QuantizedFiles:
+    """Writes config and weights of a model to a directory that is there, its blocks' maps in few bits.
+
+    Args:
+      filling: the model, of whose weights none is read yet.
+      dtype: of the tensors that stay wide; None is each one's own.
+      on_tensor: is called after each of the `tensor_count`.
+      most_bytes: of a file, unless one map takes more.
+
+    Raises:
+      UserError: the files are in few bits already, or this family or a map's width is not written so; before anything
+        is written.
+      RunFailed: a file is damaged.
+    """
+    model, source = filling.model, filling.source
+    if filling.checkpoint.packed is not None:
+        kind = next(iter(filling.checkpoint.packed.maps.values())).kind
+        raise UserError(
+            f"{source} is in {kind} already, and what was rounded once is not rounded again; use it as it is, or give "
+            "the wide original."
+        )
+    family = family_with(model.config)
+    told_wide, copies = family.written_in_few_bits(model.config)
+    forms: dict[str, Form] = {}
+    by_path = chosen_forms(model, quantization)
+    leaves = list(stacked_leaves(model, nnx.Param))
+    for leaf in leaves:
+        form = by_path.get(leaf.path[:-1])
+        if form is not None and leaf.path[-1] == "kernel":
+            for name in leaf.names:
+                refuse_split_blocks(filling.hub_weight(name)[0], form)
+                forms[name] = form
+    before = 0
+    parts = _Parts(directory, most_bytes)
+    for leaf in leaves:
+        shape = tuple(leaf.variable.shape[int(leaf.stacked) :])
+        for name in leaf.names:
+            stored, transposed = filling.hub_weight(name)
+            value = filling.read(name, shape, tuple(slice(0, size) for size in shape))
+            before += value.nbytes
+            if name in forms:
+                parts.add(to_file(stored, forms[name], quantize(value, forms[name], name)))
+            else:
+                value = value if dtype is None else value.astype(dtype)
+                wide = np.ascontiguousarray(value.T if transposed else value)
+                parts.add({stored: wide} | {copy: wide.copy() for copy, of in copies.items() if of == stored})
+            on_tensor()
+    files = parts.finish()
+    modules = {name.rpartition("/")[0]: (form, None) for name, form in forms.items()}
+    write_config(directory, model.config.to_dict() | said_of(modules, told_wide))
+    return QuantizedFiles(len(forms), tensor_count(filling) - len(forms), files, parts.bytes, before)
