@@ -109,7 +109,8 @@ def _require_all_weights(tuned: nnx.Module) -> None:
     ]
     if left:
         raise UserError(
-            f"{len(left)} weights would not train, the first of them {left[0]}: they are kept where no site is found."
+            f"{len(left)} weights would not train, the first of them {left[0]}: they are kept where no site is found. "
+            "Give `where` to train the sites that there are (jpeft.sites lists them), or a method that adds to them."
         )
 
 

@@ -201,7 +201,7 @@ class TrainConfig:
     Attributes:
       seed: of initial values, of the order of rows and of dropout.
       max_epochs: None is the scale's.
-      batch_size: rows of a micro-batch. `auto` is as if left open, or fewer where the device at hand has not the memory
+      batch_size: rows of a micro-batch. `auto` is as if left open, or fewer where the device at hand lacks the memory
         (docs/accelerators.md); a step's rows stay the same, of more micro-batches.
       accumulation_steps: micro-batches of an optimizer step.
       patience: epochs without a better value of `monitor` before training stops.
@@ -246,7 +246,7 @@ class EvalConfig:
         theirs, with these beside it.
       num_beams: of generation; 1 is greedy.
       batch_size: rows of a validation or generation batch; `auto` is as if left open, or fewer where the device at
-        hand has not the memory.
+        hand lacks the memory.
     """
 
     zero_shot: bool = False

@@ -72,7 +72,11 @@ def parse(cls: type, values: Mapping[str, Any], path: str, root: tuple[type, str
         kind = fields[key].type
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping):
-                raise UserError(f"{path}.{key} is {value!r}; it is a section with keys of its own.")
+                first = dataclasses.fields(kind)[0].name
+                raise UserError(
+                    f"{path}.{key} is {shortened(value)}; it is a section with keys of its own: set these, such as "
+                    f"{path}.{key}.{first}."
+                )
             parsed[key] = parse(typing.cast(type, kind), value, f"{path}.{key}", root)
         elif fields[key].metadata.get("auto") and value is not None:
             parsed[key] = value if value == AUTO else _checked_value(f"{path}.{key}", value, kind, also=f" or {AUTO}")

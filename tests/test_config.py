@@ -81,8 +81,12 @@ def test_an_unknown_key_is_named_with_the_closest_known_one(key, closest):
         ("method__rank", "8", "expected int"),
         ("eval__zero_shot", 1, "expected bool"),
         ("model__name", None, "expected str"),
-        ("train__learning_rate", 3e-3, "it is a section with keys of its own"),
-        ("train", None, "it is a section with keys of its own"),
+        (
+            "train__learning_rate",
+            3e-3,
+            "it is a section with keys of its own: set these, such as config.train.learning_rate.initial",
+        ),
+        ("train", None, "it is a section with keys of its own: set these, such as config.train.seed"),
     ],
 )
 def test_a_value_of_another_type_is_refused_with_its_key(key, value, expected):

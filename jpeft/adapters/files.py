@@ -118,7 +118,8 @@ def _open(directory: Path, model: Any, attached: Callable[[Method, list[Site]], 
     strangers = sorted(adapted_paths - set(by_path))
     if strangers:
         raise UserError(
-            f"{directory} does not fit this base, which has no {one_line(strangers[0])}; is it of another size?"
+            f"{directory} does not fit this base, which has no {one_line(strangers[0])}; give the base that it was "
+            "trained on."
         )
     chosen = [site for path, site in by_path.items() if path in adapted_paths]
     adapted = attached(method, chosen)
@@ -135,7 +136,9 @@ def _open(directory: Path, model: Any, attached: Callable[[Method, list[Site]], 
 
     fill(adapted, Adapter, read, np.float32)
     if unread:
-        raise UserError(f"{directory} holds {one_line(sorted(unread)[0])}, which {method.name} has no place for.")
+        raise UserError(
+            f"{directory} holds {one_line(sorted(unread)[0])}, which {method.name} has no place for; copy it again."
+        )
     return Opened(adapted, method, chosen, notes)
 
 
@@ -165,7 +168,9 @@ def read_adapter(directory: Path, model: nnx.Module) -> tuple[Method, dict[str, 
     if layout is None:
         if (directory / "model.safetensors").is_file():
             raise UserError(f"{directory} is a whole model, the result of full tuning; give it as model.name instead.")
-        raise UserError(f"{directory} holds no adapter: neither {OURS} nor {PEFTS} is there.")
+        raise UserError(
+            f"{directory} holds no adapter: neither {OURS} nor {PEFTS} is there; name a run or an adapter's directory."
+        )
     config, tensors = _read_config(directory / layout), _read_tensors(directory / _WEIGHTS[layout], model)
     if layout == PEFTS:
         return read_peft(config, tensors, model, source=str(directory))
@@ -194,7 +199,7 @@ def _our_method(config: dict[str, Any], tensors: dict[str, np.ndarray], director
             if name.rpartition("/")[2] == leaf and value.shape[axis] != getattr(method, size):
                 raise RunFailed(
                     f"{source} has {size} = {getattr(method, size)}, and {one_line(name)} in its weights "
-                    f"{value.shape[axis]}."
+                    f"{value.shape[axis]}; copy both files again."
                 )
     return method
 
@@ -217,7 +222,7 @@ def _read_tensors(path: Path, model: nnx.Module) -> dict[str, np.ndarray]:
             "again as safetensors: PeftModel.from_pretrained(base, directory).save_pretrained(other)."
         )
     if not path.is_file():  # nor a pipe, reading which would wait for ever
-        raise UserError(f"{path.parent} has no {path.name} beside its config.")
+        raise UserError(f"{path.parent} has no {path.name} beside its config; copy the whole directory.")
     most = max(_LEAST_MOST_BYTES, _MOST_BYTES_A_WEIGHT * num_weights(model))
     if path.stat().st_size > most:  # by its size alone: a file with holes takes no room on a disk, and all in memory
         raise UserError(f"{path} has {path.stat().st_size:,} bytes; expected {most:,} at most for this base.")

@@ -26,7 +26,7 @@ def refuse_unmergeable_file(directory: Path, base: Path) -> None:
     opened = open_adapter(directory, family.abstract(family.read_config(base)))
     why = opened.method.unmergeable_at(opened.sites)
     if why is not None:
-        raise UserError(f"{opened.method.name} cannot be merged into a {family.name}: {why}.")
+        raise UserError(f"{opened.method.name} cannot be merged into a {family.name}: {why}; use it as an adapter.")
 
 
 @dataclasses.dataclass(frozen=True)

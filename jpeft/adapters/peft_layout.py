@@ -106,7 +106,7 @@ def read_peft(
         raise UserError(f"{source} is of PEFT type {repr(kind)[:60]}; jpeft reads {', '.join(types)}.")
     for key in REFUSED:
         if config.get(key):
-            raise UserError(f"{source} uses PEFT's {key}, which jpeft does not have.")
+            raise UserError(f"{source} uses PEFT's {key}, which jpeft does not have; have PEFT merge it.")
     method, leaves, notes = fitting[0].from_peft(file)
     unknown = sorted(key for key, value in config.items() if value and key not in KNOWN)
     if unknown:

@@ -83,7 +83,9 @@ def parse_call(
         raise UserError(f"{config_file} asks for more memory than there is.") from None
     except (Exception, SystemExit) as error:  # the file is Python of the user's own: it may raise anything, and exit
         if "has no attribute 'get_config'" in str(error):
-            raise UserError(f"{config_file} has no get_config(), which returns the run's config.") from None
+            raise UserError(
+                f"{config_file} has no get_config(), which returns the run's config; write one as in jpeft/configs/."
+            ) from None
         raise UserError(_explain_flag(error, argv, config_type, config_file)) from None
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is no flag; write --config.KEY=VALUE.")

@@ -33,7 +33,7 @@ def output_directory(out: Path) -> Iterator[Path]:
         reason = disk_trouble(error) or (error.strerror if isinstance(error, OSError) else None)
         if reason is None:
             raise
-        raise RunFailed(f"{out} cannot be written ({reason}).") from None
+        raise RunFailed(f"{out} cannot be written ({reason}); mend that and give the same command again.") from None
 
 
 def write_adapter(

@@ -9,7 +9,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     params = commands.add_parser(
         "params",
         help="count trainable parameters of every method and ablation",
-        description="Counts what each method trains (Table 3 of the paper, and methods that it has not), on shapes "
+        description="Counts what each method trains (Table 3 of the paper, and methods beside), on shapes "
         "alone: no weights, no network. Beside it, what the base takes as it is kept.",
     )
     params.add_argument("--model", default="google/flan-t5-xl", help="hub id or local directory (default: %(default)s)")

@@ -129,7 +129,9 @@ def draw(
             there = ", ".join(counted(size, f"{split} row") for split, size in sizes.items())
             if inputs and len(set(inputs[source])) < sizes[source]:
                 there += f", {len(set(inputs[source])):,} different inputs, and equal inputs stay in one split"
-            raise UserError(f"the {name} split is empty (data.max_{name} is {caps[name]}; the source has {there}).")
+            raise UserError(
+                f"the {name} split is empty (data.max_{name} is {caps[name]}; the source has {there}); give it rows."
+            )
     return parts
 
 

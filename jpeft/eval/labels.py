@@ -56,7 +56,9 @@ class PackedLabels:
         seen: dict[tuple[int, ...], str] = {}
         for text, row in zip(texts, rows, strict=True):
             if tuple(row) in seen:
-                raise UserError(f"the labels {seen[tuple(row)]!r} and {text!r} are the same tokens to this model.")
+                raise UserError(
+                    f"the labels {seen[tuple(row)]!r} and {text!r} are the same tokens to this model; rename one."
+                )
             seen[tuple(row)] = text
         together = sum(map(len, rows))
         if together > _MOST_TOKENS:

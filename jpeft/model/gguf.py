@@ -142,7 +142,7 @@ class GgufFile:
         self._data = _mapped(path)
         walk = _Walk(path, memoryview(self._data))
         if len(self._data) < 24 or walk.bytes(4) != _MAGIC:
-            raise UserError(f"{path} is no GGUF file: it does not begin as one.")
+            raise UserError(f"{path} is no GGUF file: it does not begin as one; copy it again, or name another.")
         version = walk.number("I")
         if version not in _VERSIONS:
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS

@@ -70,7 +70,9 @@ def settings_of(model: str) -> ModelSettings | None:
     held = read_json_object(file, most_bytes=_MOST_BYTES)
     check_fields(held, {"format_version": int, "settings": dict, "learning_rates": dict}, str(file))
     if held.get("format_version") != 1:
-        raise UserError(f"{file}: format_version is {held.get('format_version')!r}; this jpeft reads 1.")
+        raise UserError(
+            f"{file}: format_version is {held.get('format_version')!r}; this jpeft reads 1: take a newer one."
+        )
     values = held.get("settings") or {}
     _known(file, "settings", values, KEYS)
     check_fields(values, KEYS, f"{file}: settings")

@@ -383,7 +383,7 @@ def _tables(checkpoint: Checkpoint, directory: Path) -> tuple[str | None, str | 
     values; any other counts. Where a head is all that there is, it is the embedding.
 
     Raises:
-      UserError: encoder and decoder have embeddings of their own that differ, which this network has not.
+      UserError: encoder and decoder have embeddings of their own that differ, which this network does not have.
     """
     names = checkpoint.names()
     here = [name for name in _EMBEDDINGS if name in names]

@@ -46,6 +46,6 @@ def table_3(model: nnx.Module) -> list[Count]:
 
 
 def other_methods(model: nnx.Module) -> list[Count]:
-    """The methods that the paper has not, each as it is by default."""
+    """Parameters of the methods that the paper does not have, each as it is by default; see `table_3`."""
     others = {name: method for name, method in METHODS.items() if name not in OF_THE_PAPER}
     return [Count(name, None, trainable_parameters(model, method())) for name, method in others.items()]

@@ -142,7 +142,10 @@ class Ia3(AddedModules, PeftLayout):
                 moved[f"{down[block]}/scale_in"] = value.reshape(-1)
             else:
                 side = "input" if before else "output"
-                raise UserError(f"{file.source} rescales the {side} of {module}, which the published (IA)³ does not.")
+                raise UserError(
+                    f"{file.source} rescales the {side} of {module}, which the published (IA)³ does not; have PEFT "
+                    "merge it."
+                )
         for name, value in moved.items():  # down(act(gate x) * (l * up x)) = down(l * (act(gate x) * up x))
             leaves[name] = leaves[name] * value if name in leaves else value
         if moved:

@@ -295,7 +295,10 @@ class PeftFile:
             of_outputs = column or leaf in ("lora_B.weight", "lora_B", "lora_magnitude_vector")
             dimensions = 1 if leaf == "lora_magnitude_vector" else 2
             if of_outputs and (value.ndim != dimensions or len(value) <= rows.max()):
-                raise RunFailed(f"{self.source}: {module}.{leaf} has shape {value.shape}, too few rows for this base.")
+                raise RunFailed(
+                    f"{self.source}: {module}.{leaf} has shape {value.shape}, too few rows for this base; is it of "
+                    "another size?"
+                )
             own[leaf] = value[rows] if of_outputs else value
         return own
 

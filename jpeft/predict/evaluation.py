@@ -127,7 +127,7 @@ class Evaluation:
                 "--target."
             )
         if not any(rows.values()):
-            raise UserError(f"{path} has no rows.")
+            raise UserError(f"{path} has no rows; name a file with rows and their right answers.")
         missing = [each for each in self.task.columns if each not in rows]
         if missing:
             flag = "--target" if missing[0] == self.task.target else "--input or --template"

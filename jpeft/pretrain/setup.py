@@ -53,7 +53,10 @@ def load_tokenizer(run: Pretraining, workdir: Path, report: Callable[[str], None
     tokenizer = Tokenizer.load(directory, eos_token_id=eos)
     wait_for_all("the vocabulary is read")  # before the first process moves it in place
     if not tokenizer.sentinels:
-        raise UserError(f"{directory}: the vocabulary has no <extra_id_0>, which span corruption needs.")
+        raise UserError(
+            f"{directory}: the vocabulary has no <extra_id_0>, which span corruption needs; take one with T5's "
+            "sentinels, or leave tokenizer.path out, so that one is made."
+        )
     return tokenizer
 
 

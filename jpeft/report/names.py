@@ -6,7 +6,7 @@ from jpeft.eval import metrics
 from jpeft.report.published import ABLATION_LABELS
 
 METHODS = {"full": "Full Tuning", "ia3": "(IA)³", "lora": "LoRA", "bitfit": "BitFit", "prompt": "Prompt Tune"}
-# Methods that the paper has not.
+# Methods that the paper does not have.
 OTHERS = {
     "adapter": "Adapter",
     "prefix": "Prefix Tuning",

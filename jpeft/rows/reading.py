@@ -61,7 +61,7 @@ def require_file(path: Path, name: str) -> os.stat_result:
     try:
         status = path.stat()
     except FileNotFoundError:
-        raise UserError(f"{name} does not exist.") from None
+        raise UserError(f"{name} does not exist; name a file of rows.") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UserError(f"{clipped(name, 200)} cannot be read ({_reason(error)}).") from None
     if stat.S_ISDIR(status.st_mode):

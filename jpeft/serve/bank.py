@@ -133,7 +133,10 @@ class AdapterBank:
         base_name = stored_base_name(directory)
         if self._base_names and base_name is not None and not self._is_ours(base_name):
             ours = " or ".join(sorted(self._base_names))
-            raise UserError(f"{directory} is an adapter of {base_name}; the base here is {ours}.")
+            raise UserError(
+                f"{directory} is an adapter of {base_name}; the base here is {ours}. If it is the same under another "
+                "name, say so: --also-base, or base_names of the bank."
+            )
         method, leaves, _ = read_adapter(directory, self._model)
         self.put(name, method, leaves, source=str(directory))
         return method
@@ -285,10 +288,14 @@ class AdapterBank:
         largest = self._layout.shapes.get(name)
         path, _, leaf = name.rpartition("/")
         if largest is None:
-            raise UserError(f"{source}: the bank has no room for {method.name} at {path} ({leaf}).")
+            raise UserError(
+                f"{source}: the bank has no room for {method.name} at {path} ({leaf}); keep it when the bank is made "
+                "(--room, room_for)."
+            )
         if shape[0] > largest[0]:
             raise UserError(
-                f"{source}: {method.row_size(leaf, shape[0])} at {path}; the bank has room for {largest[0]}."
+                f"{source}: {method.row_size(leaf, shape[0])} at {path}; the bank has room for {largest[0]}: keep more "
+                "when it is made (--room, room_for)."
             )
 
 

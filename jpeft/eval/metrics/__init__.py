@@ -58,7 +58,7 @@ def listed(key: str, text: str | None) -> tuple[str, ...]:
             own.check_name(part)
         name = part if own.is_own(part) else named(part).name
         if name in names:
-            raise UserError(f"{key} names {name} twice.")
+            raise UserError(f"{key} names {name} twice; name it once.")
         names.append(name)
     if text is not None and not names:
         raise UserError(f"{key} is {text!r}; expected names of metrics, with commas: {', '.join(METRICS)}.")

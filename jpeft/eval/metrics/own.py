@@ -59,7 +59,7 @@ def load(name: str) -> Metric:
         if added:
             sys.path.remove(here)
     if not callable(found):
-        raise UserError(f"the metric {name!r}: the module has no function {function!r}.")
+        raise UserError(f"the metric {name!r}: the module has no function {function!r}; name one that it has.")
     _loaded[name] = metric = OwnMetric.of_function(name, found)
     return metric
 
