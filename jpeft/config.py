@@ -15,7 +15,7 @@ from jpeft.data.sources import check_source
 from jpeft.data.splits import MAX_EVALUATED, SCALES
 from jpeft.data.task_file import DTYPES
 from jpeft.data.tasks import OPTIONS, Task
-from jpeft.data.weighting import given_weights
+from jpeft.data.weighting import given_weights, require_classes
 from jpeft.errors import UserError
 from jpeft.eval.metrics import METRICS, check_metrics, listed, named, own
 from jpeft.model.family import stack_names
@@ -410,8 +410,7 @@ class Run:
             raise UserError(f"train.label_smoothing is {self.train.label_smoothing}; expected a share below 1.")
         if self.train.class_weights is not None:
             given_weights(self.train.class_weights, "train.class_weights")
-            if known == "generation":
-                raise UserError("train.class_weights is of classes, and the task's answers are text; give data.weight.")
+            require_classes(known)
         if self.data.task == "custom" and self.data.path is None:
             raise UserError("data.task is 'custom', rows of your own: name their file with --config.data.path.")
         if self.ablation.name is not None:

@@ -30,6 +30,17 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def add_what_answers(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say what answers, in `jpeft predict` and `jpeft evaluate` alike."""
+    what = parser.add_argument_group("what answers")
+    what.add_argument("--model", metavar="NAME", help="mini, smollm2, a hub id, a directory or a GGUF file")
+    what.add_argument("--adapter", type=path, metavar="DIR", help="a run's directory, or an adapter's")
+    what.add_argument("--dtype", help="auto, float32 or bfloat16 (default: the run's, or auto)")
+    what.add_argument(
+        "--quantization", metavar="HOW", help="of the base: none, int8, nf4, nf4,double (default: the run's, or auto)"
+    )
+
+
 def whole(least: int = -_LARGEST, most: int = _LARGEST) -> Callable[[str], int]:
     """A `type` of argparse: a whole number from `least` to `most`; commands say more of what is too little for them."""
 

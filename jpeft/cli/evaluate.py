@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from jpeft.cli.arguments import path, whole
+from jpeft.cli.arguments import add_what_answers, path, whole
 from jpeft.errors import UserError
 
 _DESCRIPTION = """Answers every row of a labelled file and says what the answers are worth, as the run's own test
@@ -32,13 +32,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    what = parser.add_argument_group("what answers")
-    what.add_argument("--adapter", type=path, metavar="DIR", help="a run's directory, or an adapter's")
-    what.add_argument("--model", metavar="NAME", help="mini, smollm2, a hub id, a directory or a GGUF file")
-    what.add_argument("--dtype", help="auto, float32 or bfloat16 (default: the run's, or auto)")
-    what.add_argument(
-        "--quantization", metavar="HOW", help="of the base: none, int8, nf4, nf4,double (default: the run's, or auto)"
-    )
+    add_what_answers(parser)
     rows = parser.add_argument_group("what is judged")
     rows.add_argument("--data", type=path, required=True, metavar="FILE", help="rows with their right answers")
     rows.add_argument("--split", default="test", metavar="NAME", help="which split of a directory (default: test)")

@@ -4,7 +4,7 @@ import argparse
 import csv
 from pathlib import Path
 
-from jpeft.cli.arguments import path, whole
+from jpeft.cli.arguments import add_what_answers, path, whole
 from jpeft.errors import UserError
 from jpeft.words import counted
 
@@ -41,13 +41,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="to answer, in the place of --input")
-    what = parser.add_argument_group("what answers")
-    what.add_argument("--model", metavar="NAME", help="mini, smollm2, a hub id, a directory or a GGUF file")
-    what.add_argument("--adapter", type=path, metavar="DIR", help="a run's directory, or an adapter's")
-    what.add_argument("--dtype", help="auto, float32 or bfloat16 (default: the run's, or auto)")
-    what.add_argument(
-        "--quantization", metavar="HOW", help="of the base: none, int8, nf4, nf4,double (default: the run's, or auto)"
-    )
+    add_what_answers(parser)
     rows = parser.add_argument_group("what is answered")
     rows.add_argument("--input", metavar="FILE", help="- is standard input (default)")
     rows.add_argument("--format", choices=_FORMATS, help="default: by FILE's ending, or the first line")

@@ -24,7 +24,7 @@ from jpeft.data.splits import Split, draw, labels_of, leak, same_inputs
 from jpeft.data.summary import check_labels, told_of_labels, told_of_rows, told_of_same_tokens, told_of_targets
 from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples, require_columns, template_columns
 from jpeft.data.weighting import class_weights as weights_of_classes
-from jpeft.data.weighting import column_weights, scaled, told_of_weights
+from jpeft.data.weighting import column_weights, require_classes, scaled, told_of_weights
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.rows.values import as_text, is_missing
@@ -290,8 +290,7 @@ def _weights(
         weights = weights * np.concatenate(given)
     of_labels = None
     if by_class is not None:
-        if task.kind != "classification":
-            raise UserError("train.class_weights is of classes, and the task's answers are text; give data.weight.")
+        require_classes(task.kind)
         targets = [example.target.strip() for example in training]
         of_labels = weights_of_classes(by_class, targets, task.answers, key="train.class_weights")
         weights = weights * np.array([of_labels[target] for target in targets])

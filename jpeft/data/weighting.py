@@ -47,6 +47,12 @@ def class_weights(text: str, targets: Sequence[str], labels: Sequence[str], *, k
     return weights
 
 
+def require_classes(kind: str | None) -> None:
+    """Raises `UserError` where rows are to weigh by class and the kind of their task is known to be `generation`."""
+    if kind == "generation":
+        raise UserError("train.class_weights is of classes, and the task's answers are text; give data.weight.")
+
+
 def given_weights(text: str, key: str) -> dict[str, float]:
     """`label=weight` with commas as a mapping; empty for `balanced`. Raises `UserError`: it is malformed."""
     found: dict[str, float] = {}
