@@ -18,3 +18,7 @@ class Busy(UserError):
 
 class Stopped(RunFailed):
     """The process was told to stop and has saved what it had."""
+
+
+class Paused(Exception):
+    """No bad end: a run has come to the epoch after which it was to wait, and has saved what it had."""

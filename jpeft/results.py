@@ -1,4 +1,5 @@
-"""The record of a finished run, `result.json`: one typed class, written by the run and read by all who ask for results.
+"""The records that runs leave, each a typed class, written by the run and read by all who ask: `result.json` of one
+that is finished, `paused.json` of one that waits.
 
 A record of an earlier version is read with today's meaning of what it lacks. What is no record is refused by name.
 """
@@ -163,6 +164,45 @@ class RunRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as `result.json` holds it."""
+        return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PausedRecord:
+    """The record of a run that waits after some of its epochs, `paused.json`: whoever compares runs may let it go on.
+
+    Attributes:
+      validation_losses: of each epoch so far, in nats a token.
+      seconds: by phase, so far.
+    """
+
+    validation_losses: tuple[float, ...]
+    train_examples: int
+    validation_examples: int
+    seconds: Mapping[str, float]
+
+    @property
+    def epochs(self) -> int:
+        """How many it has trained."""
+        return len(self.validation_losses)
+
+    @classmethod
+    def read(cls, file: Path) -> "PausedRecord":
+        """The record in a `paused.json`. Raises `NotARecord`: what is there is none."""
+        values, read = read_object(file), {}
+        for name in (field.name for field in dataclasses.fields(cls)):
+            if name not in values:
+                raise NotARecord(f"lacks {name}")
+            try:
+                read[name] = _CHECKS[name](values[name])
+            except NotARecord as why:
+                raise NotARecord(f"{name} is {shortened(values[name])}; expected {why}") from None
+        if not read["validation_losses"]:
+            raise NotARecord("is of a run without an epoch")
+        return cls(**read)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as `paused.json` holds it."""
         return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
 

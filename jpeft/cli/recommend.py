@@ -17,7 +17,7 @@ _DESCRIPTION = """Says which method to use, and what that rests on. Three ways t
   by your own runs (means over seeds; models and sources of data are never mixed):
     jpeft recommend --task agnews --examples 100 --scarce quality --runs runs/mini
 
-  by a search on your own rows: each method with a few learning rates, chosen by validation loss:
+  by a search on your own rows: each method with a few learning rates and ranks, chosen by validation loss:
     jpeft recommend --data my.jsonl --model mini --budget 20
     jpeft recommend --data my.jsonl --model google/flan-t5-base --methods lora,ia3 --scarce memory --jobs 2
     jpeft recommend --data tickets.csv --model mini --config.data.input=text --config.data.target=category
@@ -63,6 +63,12 @@ def add(commands: argparse._SubParsersAction) -> None:
     trying.add_argument("--workdir", type=path, help="of the search; runs/recommend_<data>_<model> by default")
     trying.add_argument(
         "--jobs", type=whole(most=4096), default=1, metavar="N", help="runs at once (default: %(default)s)"
+    )
+    trying.add_argument(
+        "--fuse",
+        default="1",
+        metavar="N",
+        help="runs of one process that train side by side, as for jpeft grid: a number, or auto (default: %(default)s)",
     )
     trying.add_argument("--retry-failed", action="store_true", help="run again what failed, too")
     parser.set_defaults(run=_recommend, takes_config_keys=True)

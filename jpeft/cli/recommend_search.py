@@ -1,6 +1,7 @@
 """`jpeft recommend --data`: the search on a user's own rows, from its flags to what is printed."""
 
 import argparse
+import dataclasses
 import math
 import re
 import shlex
@@ -12,6 +13,7 @@ from typing import Any
 
 from jpeft import judging
 from jpeft.cli.config_flags import parse_call
+from jpeft.cli.grid import lanes_of
 from jpeft.errors import RunFailed, Stopped, UserError
 from jpeft.judging import Baseline
 from jpeft.model.tokenizer import Tokenizer
@@ -60,7 +62,7 @@ def search_and_print(arguments: argparse.Namespace) -> int:
         rows=rows.counts,
         fingerprint=rows.digest,
         budget_seconds=None if arguments.budget is None else 60.0 * arguments.budget,
-        jobs=arguments.jobs,
+        jobs=arguments.jobs * lanes_of(arguments.fuse),
         baseline=baseline,
         report=say,
     )
@@ -151,7 +153,7 @@ class _Runner:
         from jpeft.grid.local import LocalPool, device_shares
         from jpeft.grid.scheduler import CellsToDo
 
-        self._pool = LocalPool(device_shares(arguments.jobs))
+        self._pool = LocalPool(device_shares(arguments.jobs), lanes=lanes_of(arguments.fuse))
         self._choice = CellsToDo(failed=arguments.retry_failed)
         self._workdir, self._console, self._say = workdir.absolute(), console, say
 
@@ -161,8 +163,8 @@ class _Runner:
     def __exit__(self, *ended) -> None:
         self._pool.close()
 
-    def run_cells(self, cells: Sequence):
-        """Runs those cells that are not done, and returns the state of each."""
+    def run_cells(self, cells: Sequence, epochs: int | None):
+        """Runs those cells that are not done, for so many epochs or to their ends, and returns the state of each."""
         from jpeft.grid.display import shown
         from jpeft.grid.scheduler import CellSchedule
 
@@ -172,7 +174,8 @@ class _Runner:
                     line = f"{cell.name}: validation loss {seen.result.validation_loss:.4f}"
             self._say(line)
 
-        schedule = CellSchedule(cells, self._workdir, self._choice, report=report)
+        choice = dataclasses.replace(self._choice, pause_after=epochs)
+        schedule = CellSchedule(cells, self._workdir, choice, report=report)
         try:
             with shown(schedule, self._console) as on_change:
                 schedule.run(self._pool, on_change=on_change)
@@ -190,17 +193,27 @@ def _print(arguments: argparse.Namespace, flags: _Flags, found, baseline: Baseli
     from jpeft.report.write import to_json
 
     short = [
-        choice.Short(one.method, one.factor, one.learning_rate, one.validation_loss, judged.chosen, judged.why)
+        choice.Short(
+            method=one.method,
+            factor=one.factor,
+            learning_rate=one.learning_rate,
+            rank=one.rank,
+            epochs=one.epochs,
+            validation_loss=one.validation_loss,
+            chosen=judged.chosen,
+            why=judged.why,
+        )
         for judged in found.short
         for one in [judged.candidate]
     ]
-    full, left_out = [], dict(found.left_out)
+    full, finished, left_out = [], [], dict(found.left_out)
     for attempt in found.full:
         directory = attempt.cell.directory(flags.workdir)
         results, problems = records.load([directory]) if attempt.seen.result else ([], [])
         if not results:
             left_out[attempt.method] = f"its full run failed: {problems[0] if problems else attempt.seen.detail}"
             continue
+        finished.append(directory)
         command = ["jpeft", "train", *flags.of_run(attempt.method, attempt.keys), f"--workdir={directory}"]
         full.append(choice.FullRun(results[0], attempt.learning_rate, shlex.join(command)))
     if not full:
@@ -214,7 +227,6 @@ def _print(arguments: argparse.Namespace, flags: _Flags, found, baseline: Baseli
             first = made.ranking[0].full  # in lines of any length: they are for copying
             print(f"\nadapter  {first.adapter}")
             print(f"command  {first.command}")
-        print(
-            f"next     jpeft report {flags.workdir}/full_*; for another seed --config.train.seed=1 and a new --workdir"
-        )
+        again = "for another seed --config.train.seed=1 and a new --workdir"
+        print(f"next     jpeft report {shlex.join(map(str, finished))}; {again}")
     return 1 if made.nothing_learned or len(full) < len(found.full) else 0

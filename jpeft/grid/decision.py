@@ -1,5 +1,5 @@
-"""What a search decides, as functions of what it has measured: which learning rate of each method, and what is run in
-full.
+"""What a search decides, as functions of what it has measured: which learning rate and rank of each method, which
+methods go on, and what is run in full.
 
 Three laws hold whatever was measured. A full run is never shorter than the short run that it was chosen by: not in
 epochs, not in rows, and so not in steps. Where one seed cannot tell two rates apart the config's own is taken. What
@@ -10,7 +10,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from jpeft.judging import Baseline, tie_limit
+from jpeft.judging import Baseline, good_enough_limit, tie_limit
+from jpeft.words import counted
 
 LEAST_TEST_ROWS = 100  # that a full run is tested on, where there are as many, however little time is left
 # A short run's one test row may end early; a batch of a full test lasts as long as its longest answer.
@@ -29,10 +30,11 @@ class Speed:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A short run: a method at a learning rate, how long it learned, and how it ended.
+    """A short run: a method at a learning rate and a rank, how long it learned, and how it ended.
 
     Attributes:
       factor: on the config's learning rates; `learning_rate` is the highest of the schedule.
+      rank: of an update, where the method has one; `rank_factor` is on the config's.
       validation_loss: None where it failed, with the `error`.
       speed: None where it failed.
     """
@@ -45,6 +47,13 @@ class Candidate:
     validation_loss: float | None
     error: str = ""
     speed: Speed | None = None
+    rank: int | None = None
+    rank_factor: int = 1
+
+    @property
+    def distance(self) -> float:
+        """How far its rate and rank are from the config's own."""
+        return abs(math.log(self.factor)) + abs(math.log(self.rank_factor))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +68,8 @@ class JudgedCandidate:
 def choose(candidates: Sequence[Candidate], baseline: Baseline | None = None) -> dict[str, Candidate]:
     """Each method's candidate, the best method first; without methods of which none ended well.
 
-    Of a method the rate of the lowest validation loss; of rates that tie with it the one nearest to the config's own.
+    Of a method the rate and rank of the lowest validation loss; of those that tie with it the ones nearest to the
+    config's own.
     Methods that have learned something come before those that have not.
     """
     chosen = {}
@@ -67,10 +77,29 @@ def choose(candidates: Sequence[Candidate], baseline: Baseline | None = None) ->
         known = [(c.validation_loss, c) for c in candidates if c.method == method and c.validation_loss is not None]
         if known:
             limit = tie_limit(min(loss for loss, _ in known))
-            tied = [(abs(math.log(c.factor)), loss, c) for loss, c in known if loss <= limit]
+            tied = [(c.distance, loss, c) for loss, c in known if loss <= limit]
             chosen[method] = min(tied, key=lambda one: one[:2])[2]
     order = lambda method: (not learned(chosen[method], baseline), chosen[method].validation_loss)
     return {method: chosen[method] for method in sorted(chosen, key=order)}
+
+
+def left_behind(chosen: Mapping[str, Candidate]) -> dict[str, str]:
+    """The methods that are not worth a full run, with why: neither among the better half nor near the best.
+
+    Args:
+      chosen: of each method, best first, all after equally much training.
+    """
+    methods = list(chosen)
+    losses = {method: candidate.validation_loss for method, candidate in chosen.items()}
+    kept = methods[: math.ceil(len(methods) / 2)]
+    lowest = min(loss for loss in losses.values() if loss is not None)
+    limit = good_enough_limit(lowest)
+    return {
+        method: f"after {counted(chosen[method].epochs, 'epoch')} its validation loss, {loss:.4f}, was neither in the "
+        f"better half nor near the lowest, {lowest:.4f}; for a full run of it give --methods {method}"
+        for method, loss in losses.items()
+        if method not in kept and loss is not None and loss > limit
+    }
 
 
 def learned(candidate: Candidate, baseline: Baseline | None) -> bool:
@@ -79,30 +108,77 @@ def learned(candidate: Candidate, baseline: Baseline | None) -> bool:
     return loss is not None and (baseline is None or baseline.is_beaten_by(loss))
 
 
+def best_of_each(candidates: Sequence[Candidate], baseline: Baseline | None = None) -> dict[str, Candidate]:
+    """What `choose` says of those candidates of each method that learned longest: others were not worth it."""
+    longest = {method: max(c.epochs for c in own) for method, own in _by_method(candidates).items()}
+    return choose([c for c in candidates if c.epochs == longest[c.method]], baseline)
+
+
+def _by_method(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
+    methods = dict.fromkeys(candidate.method for candidate in candidates)
+    return {method: [c for c in candidates if c.method == method] for method in methods}
+
+
 def explain(candidates: Sequence[Candidate], baseline: Baseline | None = None) -> list[JudgedCandidate]:
-    """Each candidate with what `choose` decided of it, chosen or not, and the reason in words."""
-    chosen = choose(candidates, baseline)
+    """Each rate and rank that was tried, as far as it went, with what was decided of it, and the reason in words.
+
+    Args:
+      candidates: those that went on once more, longer, with the same rate and rank.
+    """
     judged = []
-    for candidate in candidates:
-        own, loss = chosen.get(candidate.method), candidate.validation_loss
-        if loss is None:
+    for own in _by_method(candidates).values():
+        shortest = min(candidate.epochs for candidate in own)
+        longer = {(c.factor, c.rank_factor): c for c in own if c.epochs > shortest}
+        for one in _explained([c for c in own if c.epochs == shortest], baseline, checked=not longer):
+            later = longer.get((one.candidate.factor, one.candidate.rank_factor))
+            judged.append(one if later is None else _gone_on(one, later, baseline))
+    return judged
+
+
+def _gone_on(first: JudgedCandidate, later: Candidate, baseline: Baseline | None) -> JudgedCandidate:
+    if later.validation_loss is None:
+        return JudgedCandidate(later, False, f"failed: {later.error}")
+    why = f"{first.why}, {first.candidate.validation_loss:.4f} after {counted(first.candidate.epochs, 'epoch')}"
+    return JudgedCandidate(later, True, why + _nothing_learned(later, baseline))
+
+
+def _explained(own: Sequence[Candidate], baseline: Baseline | None, *, checked: bool) -> list[JudgedCandidate]:
+    """The candidates of one method after equally many epochs.
+
+    Args:
+      checked: whether to say of the chosen one that it has learned nothing.
+    """
+    known = [c.validation_loss for c in own if c.validation_loss is not None]
+    chosen = next(iter(choose(own, baseline).values()), None)
+    judged = []
+    for candidate in own:
+        loss = candidate.validation_loss
+        if loss is None or chosen is None:
             judged.append(JudgedCandidate(candidate, False, f"failed: {candidate.error}"))
             continue
-        assert own is not None and own.validation_loss is not None, "one of its method ended well"
-        known = [c.validation_loss for c in candidates if c.method == own.method and c.validation_loss is not None]
         lowest, tried = min(known), len(known)
-        if candidate is own:
-            why = "the only rate tried" if tried == 1 else "the lowest loss of its method"
+        if candidate is chosen:
+            why = "the only one tried" if tried == 1 else "the lowest loss of its method"
             if tried > 1 and loss > lowest:
                 why = f"ties with the lowest, {lowest:.4f}, and is nearest to the config's own rate"
-            if not learned(candidate, baseline) and baseline is not None:
-                why += f"; has learned nothing yet: {baseline.loss:.4f} is had without looking at the input"
+            why += _nothing_learned(candidate, baseline) if checked else ""
         elif loss <= tie_limit(lowest):
-            why = f"a tie: × {own.factor:.3g} is nearer to the config's own rate"
+            why = f"a tie: {_named(chosen)} is nearer to the config's own rate"
         else:
-            why = f"× {own.factor:.3g} has {own.validation_loss:.4f}"
-        judged.append(JudgedCandidate(candidate, candidate is own, why))
+            why = f"{_named(chosen)} has {chosen.validation_loss:.4f}"
+        judged.append(JudgedCandidate(candidate, candidate is chosen, why))
     return judged
+
+
+def _nothing_learned(candidate: Candidate, baseline: Baseline | None) -> str:
+    if learned(candidate, baseline) or baseline is None:
+        return ""
+    return f"; has learned nothing yet: {baseline.loss:.4f} is had without looking at the input"
+
+
+def _named(candidate: Candidate) -> str:
+    """A candidate among those of its method: `× 3`, `× 1 of rank 8`."""
+    return f"× {candidate.factor:.3g}" + (f" of rank {candidate.rank}" if candidate.rank_factor != 1 else "")
 
 
 # --- time ---
@@ -111,7 +187,7 @@ def explain(candidates: Sequence[Candidate], baseline: Baseline | None = None) -
 @dataclasses.dataclass(frozen=True)
 class FullRunSize:
     """A full run as the config wants it: its epochs, rows of each split, rows of a batch of answers, and whether the
-    untuned model is tested, too."""
+    untuned model is tested, too; and how many of the epochs are done already."""
 
     epochs: int
     train: int
@@ -119,6 +195,7 @@ class FullRunSize:
     test: int
     eval_batch: int
     zero_shot: bool
+    done: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +226,7 @@ def seconds_of(speed: Speed, full: FullRunSize) -> float:
     """An upper bound of the seconds that a full run takes, from the measured speed of the method's short run."""
     each_epoch = speed.train_row * full.train + speed.validation_row * full.validation
     batches = math.ceil(full.test / full.eval_batch) * (2 if full.zero_shot else 1)
-    return speed.once + full.epochs * each_epoch + _TEST_MARGIN * batches * speed.test_batch
+    return speed.once + max(0, full.epochs - full.done) * each_epoch + _TEST_MARGIN * batches * speed.test_batch
 
 
 def plan(

@@ -11,6 +11,7 @@ from jpeft.grid.pool import Event, Pool
 from jpeft.grid.state import CellState, State, look, record_failure
 from jpeft.grid.worker import Job
 from jpeft.peft.methods import METHODS
+from jpeft.words import counted
 
 _MOST_DEATHS = 3  # of workers at one cell, before it is taken for the cell's fault
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -24,11 +25,13 @@ class CellsToDo:
       failed: those that failed, too.
       stale: those whose directory holds work of another config, too; that work is lost.
       limit: at most so many, counted when they are begun; None for all.
+      pause_after: how many epochs of each are to be trained for now; None for all, and the test.
     """
 
     failed: bool = False
     stale: bool = False
     limit: int | None = None
+    pause_after: int | None = None
 
 
 class CellSchedule:
@@ -79,10 +82,15 @@ class CellSchedule:
             return False
         state = self.states[cell].state
         return (
-            state == State.MISSING
+            (state == State.MISSING and not self._waits(cell))
             or (state == State.FAILED and self._choice.failed)
             or (state == State.STALE and self._choice.stale)
         )
+
+    def _waits(self, cell: Cell) -> bool:
+        """Whether it has been trained for as long as is asked for now."""
+        paused, asked = self.states[cell].paused, self._choice.pause_after
+        return paused is not None and asked is not None and paused.epochs >= asked
 
     def _next(self, worker: int, lanes: int) -> Cell | None:
         """The cell that shares most with what the worker has in memory, and least with what the others are at.
@@ -108,7 +116,8 @@ class CellSchedule:
         self._left -= 1
         self._at_work[worker] = self._last[worker] = cell
         self.states[cell] = CellState(State.RUNNING, "starting")
-        pool.submit(worker, Job(cell.run.to_dict(), str(cell.directory(self._workdir)), overwrite))
+        directory = str(cell.directory(self._workdir))
+        pool.submit(worker, Job(cell.run.to_dict(), directory, overwrite, pause_after=self._choice.pause_after))
 
     def _end(self, event: Event) -> None:
         cell = self._at_work.pop(event.worker, None)
@@ -121,6 +130,8 @@ class CellSchedule:
             self._tried.add(cell)
             self.done.append(cell)
             self.overheads.append(event.outcome.overhead_seconds)
+        elif event.outcome.status == "paused":
+            self._tried.add(cell)
         elif event.outcome.status == "failed":
             self._tried.add(cell)
             self._report(f"{cell.name} failed: {event.outcome.error}")
@@ -130,8 +141,12 @@ class CellSchedule:
         error = event.outcome.error if event.outcome is not None and event.outcome.status == "failed" else died
         if error:  # its directory may not be ours to write to, or not be there
             self.states[cell] = CellState(State.FAILED, error)
+        paused = self.states[cell].paused
         if self.states[cell].state == State.DONE and cell in self.done:
             self._report(f"{cell.name}: {self.states[cell].detail}")
+        elif paused is not None and self._waits(cell):
+            lowest, epochs = min(paused.validation_losses), counted(paused.epochs, "epoch")
+            self._report(f"{cell.name}: validation loss {lowest:.4f} after {epochs}")
 
     def _died(self, cell: Cell, reason: str) -> str:
         """What is wrong with the cell, where its workers have died too often; empty where it is tried again."""

@@ -1,8 +1,13 @@
-"""A small search on a user's own rows: every method at a few learning rates in short, then each at its best in full.
+"""A small search on a user's own rows, by successive halving: many runs for few epochs, few of them to their ends.
+
+Every method at a few learning rates and ranks is begun as the full run that it may become. After a few epochs the best
+of each method goes on, after some more the better half of the methods, and these to their ends. The others wait in
+their directories, for good (Jamieson and Talwalkar 2016; Li et al. 2018, *Hyperband*). On a budget of minutes short
+runs of few rows are compared instead, since full ones may not fit.
 
 Whatever is chosen is chosen by validation loss, the mean cross-entropy of a target token: the same rows and the same
 tokens for every method, so losses may be compared. Test rows choose nothing: a short run tests one row that nobody
-looks at, since a run has to, and a full run tests all of them once, at its end.
+looks at, since a run has to, and a full run tests all of them once, at its end; one that waits has tested none.
 
 What has been run stands in the cells' directories, and what was decided in `search.json` beside them: a search that was
 killed goes on with the same call. What is decided, and why, is in `jpeft.grid.decision`, which runs nothing.
@@ -15,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jpeft.config import Run
 from jpeft.data.prepare import prepare
@@ -28,20 +33,28 @@ from jpeft.grid.decision import (
     JudgedCandidate,
     SearchPlan,
     Speed,
+    best_of_each,
     choose,
     explain,
     least_seconds,
+    left_behind,
     plan,
 )
 from jpeft.grid.state import CellState, State, look
 from jpeft.judging import Baseline
 from jpeft.model.tokenizer import Tokenizer
+from jpeft.peft.methods import METHODS
+from jpeft.results import PausedRecord, RunRecord
 from jpeft.words import counted
 
 FACTORS = (1.0, 3.0, 1 / 3)  # of the config's learning rates, in the order in which they are tried
 _SEARCH_FILE = "search.json"
-_SHORT_SHARE = 1 / 3  # of the epochs of a full run
-_LEAST_STEPS = 30  # of the optimizer in a short run, where the full one has as many: fewer tell methods apart by chance
+_VERSION = 2  # of what it holds
+RANK_FACTOR = 4  # on the config's rank, which is tried, too
+_SHORT_SHARE = 1 / 3  # of the epochs of a full run, before methods are compared
+_LEAST_STEPS = 30  # of the optimizer until then, where a full run has as many: fewer tell methods apart by chance
+_FIRST_LOOK_SHARE = 1 / 4  # of these epochs, before the rates and ranks of a method are compared
+_LEAST_STEPS_OF_A_RATE = 20
 _ROWS_ON_A_BUDGET = 256  # of training and of validation in a short run, at most, where time is limited
 _SHORT_RUNS_SHARE = 0.5  # of the budget: past it no further learning rate is begun
 
@@ -58,7 +71,7 @@ class Request:
       budget_seconds: None for no limit.
       rows: how many train, validate and test in a full run, by split.
       fingerprint: of the data, so that other rows are not taken for these.
-      jobs: cells at once.
+      jobs: runs at once.
       baseline: what is had without looking at the input, where the answers are labels.
       report: hears what is planned and how long it takes, before it is begun.
     """
@@ -74,20 +87,38 @@ class Request:
     report: Callable[[str], None] = lambda line: None
 
 
-@dataclasses.dataclass(frozen=True)
-class Attempt:
-    """A run of the search: a method at a learning rate, and how it ended.
-
-    Attributes:
-      overhead: seconds that it took beside its own work: a worker's start, loading the model; 0 where it was done.
-    """
+class Trial(NamedTuple):
+    """What is tried: a method with a factor on its config's learning rates, and one on its rank."""
 
     method: str
     factor: float
+    rank_factor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """A run of the search as far as it was to go: a trial with its config, and how it ended.
+
+    Attributes:
+      overhead: seconds that it took beside its own work: a worker's start, loading the model; 0 where it was done.
+      epochs: how far it was to go; None to its end.
+    """
+
+    trial: Trial
     keys: Mapping[str, Any]
     cell: Cell
     seen: CellState
     overhead: float = 0.0
+    epochs: int | None = None
+
+    @property
+    def method(self) -> str:
+        return self.trial.method
+
+    @property
+    def factor(self) -> float:
+        """On the config's learning rates."""
+        return self.trial.factor
 
     @property
     def learning_rate(self) -> float:
@@ -98,34 +129,55 @@ class Attempt:
 
     @property
     def validation_loss(self) -> float | None:
-        """The lowest validation loss over its epochs, in nats a token; None where it did not end well."""
-        return self.seen.result.validation_loss if self.seen.result else None
+        """The lowest validation loss over these epochs, in nats a token; None where it did not get so far."""
+        record = self._record
+        if record is None:
+            return None
+        if self.epochs is None and isinstance(record, RunRecord):
+            return record.validation_loss
+        return min(record.validation_losses[: self.epochs], default=None)
 
-    def candidate(self) -> Candidate:
-        """The attempt as `jpeft.grid.decision` takes it: method, rate and validation loss, without files."""
-        train, result = self.cell.run.train, self.seen.result
+    @property
+    def _record(self) -> RunRecord | PausedRecord | None:
+        return self.seen.result or self.seen.paused
+
+    @property
+    def untuned_batch(self) -> float:
+        """Seconds that a batch of answers took before training; 0 where none was asked for, or another run had them."""
+        run, record = self.cell.run, self._record
+        if record is None or not run.eval.zero_shot:
+            return 0.0
+        return record.seconds.get("zero_shot", 0.0) / math.ceil(run.data.max_test / run.rows()[1])
+
+    def candidate(self, test_batch: float = 0.0) -> Candidate:
+        """The attempt as `jpeft.grid.decision` takes it: method, rate, rank and validation loss, without files.
+
+        Args:
+          test_batch: seconds of a batch of answers, where this run has tested nothing.
+        """
+        train, record, loss = self.cell.run.train, self._record, self.validation_loss
         assert train.max_epochs is not None, "Run.from_config fills it in"
-        if result is None:
-            return Candidate(
-                self.method, self.factor, self.learning_rate, train.max_epochs, 0, None, self.seen.detail or "no result"
-            )
-        seconds, epochs = result.seconds, max(1, result.epochs_run)
+        method = self.cell.run.build_method()
+        candidate = Candidate(
+            method=self.method,
+            factor=self.factor,
+            learning_rate=self.learning_rate,
+            epochs=train.max_epochs if self.epochs is None else min(self.epochs, train.max_epochs),
+            rows=0 if record is None else record.train_examples,
+            validation_loss=loss,
+            rank=method.rank if _has_ranks(self.cell.run, chosen=True) else None,
+            rank_factor=self.trial.rank_factor,
+        )
+        if record is None or loss is None:
+            return dataclasses.replace(candidate, error=self.seen.detail or "no result")
+        seconds, epochs = record.seconds, max(1, len(record.validation_losses))
         speed = Speed(
-            train_row=seconds["train"] / max(1, result.train_examples * epochs),
-            validation_row=seconds["validation"] / max(1, result.validation_examples * epochs),
-            test_batch=seconds["test"],
+            train_row=seconds["train"] / max(1, record.train_examples * epochs),
+            validation_row=seconds["validation"] / max(1, record.validation_examples * epochs),
+            test_batch=seconds["test"] if isinstance(record, RunRecord) and self.epochs is None else test_batch,
             once=seconds["compile"] + self.overhead,
         )
-        return Candidate(
-            self.method,
-            self.factor,
-            self.learning_rate,
-            train.max_epochs,
-            result.train_examples,
-            result.validation_loss,
-            "",
-            speed,
-        )
+        return dataclasses.replace(candidate, speed=speed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,9 +214,8 @@ class SearchRows:
     labels: Mapping[str, Counter[str]] | None
 
 
-NameAndKeys = Callable[[str, float], tuple[str, Keys]]  # of the cell of a method and a factor
-RunCells = Callable[[Sequence[Cell]], Mapping[Cell, CellState]]
-Pair = tuple[str, float]  # a method and a factor on its config's learning rates
+NameAndKeys = Callable[[Trial], tuple[str, Keys]]  # of the cell of a trial
+RunCells = Callable[[Sequence[Cell], int | None], Mapping[Cell, CellState]]
 
 
 def look_at_data(run: Run, tokenizer: Tokenizer, *, report: Callable[[str], None]) -> SearchRows:
@@ -184,7 +235,8 @@ def search(request: Request, run_cells: RunCells, *, clock: Callable[[], float] 
     """Runs what is missing.
 
     Args:
-      run_cells: does cells and gives all of their states; it may be called several times.
+      run_cells: does cells, for so many epochs (None: to their ends), and gives all of their states; it may be called
+        several times.
 
     Raises:
       UserError: the directory holds a search of other rows, or work of another config.
@@ -203,55 +255,88 @@ class _Search:
         self._record = _open_record(request)
 
     def run(self) -> Found:
-        short = self._short_runs()
-        candidates = [attempt.candidate() for attempt in short]
-        chosen = choose(candidates, self._request.baseline)
+        baseline = self._request.baseline
+        short = self._looks() if self._request.budget_seconds is None else self._runs_on_a_budget()
+        test_batch = max(attempt.untuned_batch for attempt in short)
+        candidates = [attempt.candidate(test_batch) for attempt in short]
+        chosen = best_of_each(candidates, baseline)
         if not chosen:
             raise RunFailed(f"no method got through; the first error: {short[0].seen.detail}")
-        decided = self._decide(chosen, [(attempt.method, attempt.factor) for attempt in short])
-        full, left_out = self._full_runs(chosen, decided)
+        behind = left_behind(chosen)
+        kept = {method: candidate for method, candidate in chosen.items() if method not in behind}
+        decided = self._decide(kept, [attempt.trial for attempt in short])
+        full, left_out = self._full_runs(kept, decided)
         failed = {a.method: a.seen.detail for a in short if a.method not in chosen}
         return Found(
-            tuple(explain(candidates, self._request.baseline)),
+            tuple(explain(candidates, baseline)),
             tuple(full),
             decided,
-            {**failed, **self._untried, **decided.left_out, **left_out},
+            {**failed, **self._untried, **behind, **decided.left_out, **left_out},
             tuple(self._remarks),
         )
 
     # --- short runs ---
 
-    def _short_runs(self) -> list[Attempt]:
-        """All at once; on a budget one after the other, the config's own rate of every method first, while there is
-        time. What an earlier call decided stays, and what it has begun goes on."""
-        request = self._request
-        pairs = [(method, factor) for factor in FACTORS for method in request.methods]
-        if request.budget_seconds is None:
-            return self._attempts(pairs, self._short)
+    def _trials(self) -> list[Trial]:
+        """What is tried: the config's own rate of every method first, then other rates and ranks."""
+        methods = self._request.methods
+        by_rate = [Trial(method, factor) for factor in FACTORS for method in methods]
+        return by_rate + [Trial(m, 1.0, RANK_FACTOR) for m in methods if _has_ranks(self._request.configure(m, {}))]
+
+    def _looks(self) -> list[Attempt]:
+        """Every trial as the full run that it may become, as far as the first look; the best of each method as far as
+        the second. Those of the second look come last."""
+        trials, whole = self._trials(), self._full(self._whole)
+        epochs = {method: self._look_epochs(method) for method in self._request.methods}
+        each = ", ".join(sorted({f"{first}, then {second}" for first, second in epochs.values()}))
+        self._request.report(
+            f"{counted(len(trials), 'run')} (each method at its rates and ranks) are compared after {each} of their "
+            "epochs; the best go on from there, the others wait"
+        )
+        first = self._attempts(trials, whole, {trial: epochs[trial.method][0] for trial in trials})
+        best = choose([one.candidate() for one in first], self._request.baseline)
+        going_on = [Trial(one.method, one.factor, one.rank_factor) for one in best.values()]
+        return first + self._attempts(going_on, whole, {trial: epochs[trial.method][1] for trial in going_on})
+
+    def _look_epochs(self, method: str) -> tuple[int, int]:
+        """After how many epochs the rates of a method are compared, and then its best with other methods."""
+        run, rows = self._request.configure(method, {}), self._request.rows["train"]
+        second = _short_epochs(run, rows)
+        first = max(math.ceil(second * _FIRST_LOOK_SHARE), math.ceil(_LEAST_STEPS_OF_A_RATE / _steps(run, rows)))
+        return min(first, second), second
+
+    def _runs_on_a_budget(self) -> list[Attempt]:
+        """Short runs, one part after the other, the config's own rate of every method first, while there is time. What
+        an earlier call decided stays, and what it has begun goes on."""
+        request, trials = self._request, self._trials()
         before = self._decided()
         if before is not None:
-            done = self._attempts([pair for pair in pairs if list(pair) in before["tried"]], self._short)
-            self._say_missed([pair for pair in pairs if list(pair) not in before["tried"]], done)
+            done = self._attempts([trial for trial in trials if list(trial) in before["tried"]], self._short)
+            self._say_missed([trial for trial in trials if list(trial) not in before["tried"]], done)
             return done
+        assert request.budget_seconds is not None
         request.report(
             f"budget: {_minutes(request.budget_seconds)}; one short and one full run are made however long they take"
         )
         done: list[Attempt] = []
-        missed: list[Pair] = []
+        missed: list[Trial] = []
 
-        def attempt(pairs: Sequence[Pair], share: float) -> None:
-            for i in range(0, len(pairs), request.jobs):
-                part = pairs[i : i + request.jobs]
-                begun = any(self._is_done(pair, self._short) for pair in part)
+        def attempt(trials: Sequence[Trial], share: float) -> None:
+            for i in range(0, len(trials), request.jobs):
+                part = trials[i : i + request.jobs]
+                begun = any(self._is_done(trial, self._short) for trial in part)
                 if not done or begun or self._has_time(done, share):
                     done.extend(self._attempts(part, self._short))
                 else:
                     missed.extend(part)
 
-        own_rates = [(method, FACTORS[0]) for method in request.methods]
+        own_rates = trials[: len(request.methods)]
         attempt(own_rates, 1.0)
         best = choose([one.candidate() for one in done], request.baseline)
-        attempt([(method, factor) for factor in FACTORS[1:] for method in best], _SHORT_RUNS_SHARE)
+        others = trials[len(own_rates) :]
+        by_place = {method: place for place, method in enumerate(best)}
+        kinds = lambda trial: (trial.rank_factor, FACTORS.index(trial.factor), by_place[trial.method])
+        attempt(sorted((trial for trial in others if trial.method in best), key=kinds), _SHORT_RUNS_SHARE)
         self._say_missed(missed, done)
         return done
 
@@ -268,30 +353,28 @@ class _Search:
             self._spent() + next_one <= share * request.budget_seconds
         )
 
-    def _say_missed(self, missed: Sequence[Pair], done: Sequence[Attempt]) -> None:
+    def _say_missed(self, missed: Sequence[Trial], done: Sequence[Attempt]) -> None:
         tried = {attempt.method for attempt in done}
-        self._untried = {m: "the budget left no time to try it" for m, _ in missed if m not in tried}
-        for factor in FACTORS[1:]:
-            methods = [method for method, of in missed if of == factor and method in tried]
+        self._untried = {one.method: "the budget left no time to try it" for one in missed if one.method not in tried}
+        kinds = {(1, factor): f"learning rates × {factor:.3g}" for factor in FACTORS[1:]}
+        for (rank_factor, factor), what in [*kinds.items(), ((RANK_FACTOR, 1.0), f"ranks × {RANK_FACTOR}")]:
+            of_kind = [one for one in missed if (one.rank_factor, one.factor) == (rank_factor, factor)]
+            methods = [one.method for one in of_kind if one.method in tried]
             if methods:
                 where = "" if len(methods) == len(tried) else f" of {', '.join(methods)}"
-                self._remarks.append(f"the budget left no time to try learning rates × {factor:.3g}{where}")
+                self._remarks.append(f"the budget left no time to try {what}{where}")
 
-    def _short(self, method: str, factor: float) -> tuple[str, Keys]:
+    def _short(self, trial: Trial) -> tuple[str, Keys]:
+        """The name and keys of a short run on a budget: a whole run, on few rows."""
         request = self._request
-        default = request.configure(method, {})
-        keys: Keys = {**_rates(default, factor), "data.max_test": 1}
-        rows = request.rows["train"]
-        if request.budget_seconds is not None:
-            for split in ("train", "validation"):
-                keys[f"data.max_{split}"] = min(request.rows[split], _ROWS_ON_A_BUDGET)
-            rows = keys["data.max_train"]
+        default = request.configure(trial.method, {})
+        keys = _searched_keys(default, trial) | {"data.max_test": 1}
+        for split in ("train", "validation"):
+            keys[f"data.max_{split}"] = min(request.rows[split], _ROWS_ON_A_BUDGET)
+        rows = keys["data.max_train"]
         keys["train.max_epochs"] = epochs = _short_epochs(default, rows)
         keys["eval.zero_shot"] = False
-        name = f"short_{method}_lr{_peak(keys):.4g}_epochs{epochs}"
-        if request.budget_seconds is not None:
-            name += f"_rows{rows}"
-        return name, keys
+        return f"short_{_name(trial, keys)}_epochs{epochs}_rows{rows}", keys
 
     # --- full runs ---
 
@@ -304,9 +387,16 @@ class _Search:
             test=rows["test"],
             eval_batch=run.rows()[1],
             zero_shot=True,
+            done=0 if self._request.budget_seconds is not None else self._look_epochs(method)[1],
         )
 
-    def _decide(self, chosen: Mapping[str, Candidate], tried: Sequence[Pair]) -> SearchPlan:
+    @property
+    def _whole(self) -> SearchPlan:
+        """A plan that leaves nothing out."""
+        most = max(_max_epochs(self._request.configure(method, {})) for method in self._request.methods)
+        return SearchPlan(self._request.methods, most, None, None, True, {}, 0.0)
+
+    def _decide(self, chosen: Mapping[str, Candidate], tried: Sequence[Trial]) -> SearchPlan:
         """Which methods get a full run and how long: once, since the time that is left decides it."""
         request = self._request
         before = self._decided()
@@ -317,7 +407,7 @@ class _Search:
         made = plan(chosen, wanted, left, jobs=request.jobs)
         self._record["decided"] = {
             "asked": self._asked(),
-            "tried": [list(pair) for pair in tried],
+            "tried": [list(trial) for trial in tried],
             "plan": dataclasses.asdict(made),
         }
         _write_record(request.workdir, self._record)
@@ -333,11 +423,11 @@ class _Search:
         return decided if decided is not None and decided["asked"] == self._asked() else None
 
     def _full(self, decided: SearchPlan) -> NameAndKeys:
-        def full(method: str, factor: float) -> tuple[str, Keys]:
-            default = self._request.configure(method, {})
-            keys = _rates(default, factor)
+        def full(trial: Trial) -> tuple[str, Keys]:
+            default = self._request.configure(trial.method, {})
+            keys = _searched_keys(default, trial)
             epochs = min(decided.epochs, _max_epochs(default))
-            name = f"full_{method}_lr{_peak(keys):.4g}_epochs{epochs}"
+            name = f"full_{_name(trial, keys)}_epochs{epochs}"
             if epochs < _max_epochs(default):
                 keys["train.max_epochs"] = epochs
             for split, rows in (("train", decided.train), ("test", decided.test)):
@@ -352,7 +442,8 @@ class _Search:
     def _full_runs(self, chosen: Mapping[str, Candidate], decided: SearchPlan) -> tuple[list[Attempt], dict[str, str]]:
         """Best first; on a budget not all at once, so that it can be kept where the estimate was wrong."""
         request, full = self._request, self._full(decided)
-        wanted = [(method, chosen[method].factor) for method in decided.methods if method in chosen]
+        best = [chosen[method] for method in decided.methods if method in chosen]
+        wanted = [Trial(one.method, one.factor, one.rank_factor) for one in best]
         self._announce(decided, len(wanted))
         budget = request.budget_seconds
         together = len(wanted) if budget is None else request.jobs
@@ -362,10 +453,10 @@ class _Search:
             part = wanted[i : i + together]
             if budget is not None and done:
                 last = max(_own_seconds(attempt) + attempt.overhead for attempt in done)
-                ready = [pair for pair in part if self._is_done(pair, full)]
+                ready = [trial for trial in part if self._is_done(trial, full)]
                 if self._spent() + (0 if ready else last) > budget:
                     left_out |= {
-                        pair[0]: "the budget left no time for its full run" for pair in part if pair not in ready
+                        trial.method: "the budget left no time for its full run" for trial in part if trial not in ready
                     }
                     part = ready
             done += self._attempts(part, full)
@@ -396,18 +487,25 @@ class _Search:
 
     # --- cells ---
 
-    def _cell(self, pair: Pair, name_and_keys: NameAndKeys) -> tuple[Cell, Keys]:
-        name, keys = name_and_keys(*pair)
-        return Cell(name, self._request.configure(pair[0], keys)), keys
+    def _cell(self, trial: Trial, name_and_keys: NameAndKeys) -> tuple[Cell, Keys]:
+        name, keys = name_and_keys(trial)
+        return Cell(name, self._request.configure(trial.method, keys)), keys
 
-    def _is_done(self, pair: Pair, name_and_keys: NameAndKeys) -> bool:
-        cell, _ = self._cell(pair, name_and_keys)
+    def _is_done(self, trial: Trial, name_and_keys: NameAndKeys) -> bool:
+        cell, _ = self._cell(trial, name_and_keys)
         return look(cell, self._request.workdir).state == State.DONE
 
-    def _attempts(self, wanted: Sequence[Pair], name_and_keys: NameAndKeys) -> list[Attempt]:
-        made = [(pair, *self._cell(pair, name_and_keys)) for pair in wanted]
-        began = self._clock()
-        states = self._run_cells([cell for _, cell, _ in made])
+    def _attempts(
+        self, wanted: Sequence[Trial], name_and_keys: NameAndKeys, epochs: Mapping[Trial, int] | None = None
+    ) -> list[Attempt]:
+        """Runs what is wanted, to the end or for so many epochs."""
+        made = [(trial, *self._cell(trial, name_and_keys)) for trial in wanted]
+        by_epochs: dict[int | None, list[Cell]] = {}
+        for trial, cell, _ in made:
+            by_epochs.setdefault(None if epochs is None else epochs[trial], []).append(cell)
+        began, states = self._clock(), {}
+        for asked, cells in by_epochs.items():
+            states |= self._run_cells(cells, asked)
         took = self._clock() - began
         for _, cell, _ in made:
             if states[cell].state == State.STALE:
@@ -415,11 +513,15 @@ class _Search:
                     f"{cell.directory(self._request.workdir)} holds work of another config "
                     f"({states[cell].detail}); name another --workdir."
                 )
-        own = sum(state.result.seconds["total"] for state in states.values() if state.result) / self._request.jobs
+        records = [record for state in states.values() if (record := state.result or state.paused)]
+        own = sum(record.seconds["total"] for record in records) / self._request.jobs
         # What took no time now was done by an earlier call: its time counts, too.
         self._earlier += max(0.0, own - took)
         overhead = max(0.0, took - own) * self._request.jobs / max(1, len(made))
-        return [Attempt(*pair, keys, cell, states[cell], overhead) for pair, cell, keys in made]
+        return [
+            Attempt(trial, keys, cell, states[cell], overhead, None if epochs is None else epochs[trial])
+            for trial, cell, keys in made
+        ]
 
     def _spent(self) -> float:
         return self._clock() - self._began + self._earlier
@@ -437,23 +539,40 @@ def _max_epochs(run: Run) -> int:
 
 def _short_epochs(run: Run, rows: int) -> int:
     """A third of the full run's, or more where that would be too few steps to judge by."""
-    steps = math.ceil(rows / (run.rows()[0] * run.train.accumulation_steps))
     share = math.ceil(_max_epochs(run) * _SHORT_SHARE)
-    return max(1, min(_max_epochs(run), max(share, math.ceil(_LEAST_STEPS / steps))))
+    return max(1, min(_max_epochs(run), max(share, math.ceil(_LEAST_STEPS / _steps(run, rows)))))
+
+
+def _steps(run: Run, rows: int) -> int:
+    """Of the optimizer in an epoch."""
+    return max(1, math.ceil(rows / (run.rows()[0] * run.train.accumulation_steps)))
 
 
 def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
 
-def _rates(run: Run, factor: float) -> Keys:
-    """The config's three learning rates, times a factor: what lies between them stays."""
+def _searched_keys(run: Run, trial: Trial) -> Keys:
+    """What a trial changes of its method's run: the three learning rates, all times a factor; and the rank, with an
+    alpha that keeps the update's scale."""
     rates = dataclasses.asdict(run.train.learning_rate)
-    return {f"train.learning_rate.{name}": float(f"{rate * factor:.6g}") for name, rate in rates.items()}
+    keys: Keys = {f"train.learning_rate.{name}": float(f"{rate * trial.factor:.6g}") for name, rate in rates.items()}
+    if trial.rank_factor != 1:
+        method = run.build_method()
+        more = math.sqrt(trial.rank_factor) if run.method.rank_stabilized else trial.rank_factor
+        keys |= {"method.rank": method.rank * trial.rank_factor, "method.alpha": method.alpha * more}
+    return keys
 
 
-def _peak(keys: Keys) -> float:
-    return keys["train.learning_rate.warmup"]
+def _has_ranks(run: Run, *, chosen: bool = False) -> bool:
+    """Whether the run's method is an update of some rank; and, unless it is `chosen`, the config leaves it open."""
+    open_ = chosen or (run.method.rank is None and run.method.initial_rank is None)
+    return open_ and {"rank", "alpha"} <= METHODS[run.method.name].options.keys()
+
+
+def _name(trial: Trial, keys: Keys) -> str:
+    rank = f"_rank{keys['method.rank']}" if "method.rank" in keys else ""
+    return f"{trial.method}_lr{keys['train.learning_rate.warmup']:.4g}{rank}"
 
 
 # --- what is remembered ---
@@ -462,12 +581,12 @@ def _peak(keys: Keys) -> float:
 def _open_record(request: Request) -> dict[str, Any]:
     file = request.workdir / _SEARCH_FILE
     if not file.exists():
-        record: dict[str, Any] = {"rows": request.fingerprint}
+        record: dict[str, Any] = {"version": _VERSION, "rows": request.fingerprint}
         _write_record(request.workdir, record)
         return record
     try:
         record = read_json_object(file, error=_Damaged)
-        if "data" in record:
+        if "data" in record or ("rows" in record and record.get("version") != _VERSION):
             raise UserError(
                 f"{request.workdir} holds a search of an earlier version of jpeft, which decided otherwise; name "
                 "another --workdir."
@@ -475,11 +594,12 @@ def _open_record(request: Request) -> dict[str, Any]:
         rows, decided = record["rows"], record.get("decided")
         if decided is not None:
             _plan_of(decided["plan"])
-            known = {(method, factor) for method in request.methods for factor in FACTORS}
+            rates = {(method, factor, 1) for method in request.methods for factor in FACTORS}
+            known = rates | {(method, 1.0, RANK_FACTOR) for method in request.methods}
             if not decided["tried"] or not isinstance(decided["asked"], dict):
                 raise _Damaged("nothing was tried")
             if decided["asked"].get("methods") == sorted(request.methods) and any(
-                (method, factor) not in known for method, factor in decided["tried"]
+                (method, factor, rank_factor) not in known for method, factor, rank_factor in decided["tried"]
             ):
                 raise _Damaged("something else was tried")
     except (_Damaged, KeyError, TypeError, ValueError) as why:

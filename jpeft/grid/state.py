@@ -17,10 +17,10 @@ from jpeft.config import of_any_version
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object, write_whole
 from jpeft.grid.cells import Cell
-from jpeft.results import NotARecord, RunRecord
-from jpeft.run.directory import has_work, is_claimed, what_differs
+from jpeft.results import NotARecord, PausedRecord, RunRecord
+from jpeft.run.directory import PAUSE_FILE, has_work, is_claimed, what_differs
 from jpeft.train.loop import digest_of_rows
-from jpeft.words import the_first
+from jpeft.words import counted, the_first
 
 FAILURE_FILE = "failure.json"
 PROGRESS_FILE = "progress.json"
@@ -46,12 +46,14 @@ class CellState:
       detail: the metric of a cell that is done, what a running one is at, the error of a failed one, what differs in
         the config of a stale one.
       result: the record of a cell that is done.
+      paused: the record of a missing one that waits after some of its epochs.
       damaged: whether a failed one has to be begun anew, since its files are not what a run writes.
     """
 
     state: State
     detail: str = ""
     result: RunRecord | None = None
+    paused: PausedRecord | None = None
     damaged: bool = False
 
 
@@ -89,7 +91,19 @@ def look(cell: Cell, workdir: Path) -> CellState:
     failure = _read(directory / FAILURE_FILE)
     if failure is not None and not changed:
         return CellState(State.FAILED, str(failure.get("error"))[:_LONGEST_DETAIL])
-    return CellState(State.MISSING, "goes on from its checkpoint" if has_work(directory) else "")
+    if not has_work(directory):
+        return CellState(State.MISSING)
+    paused = _paused(directory)
+    waited = "" if paused is None else f": it waited after {counted(paused.epochs, 'epoch')}"
+    return CellState(State.MISSING, f"goes on from its checkpoint{waited}", paused=paused)
+
+
+def _paused(directory: Path) -> PausedRecord | None:
+    """The record of a run that waits, or None: then it is run up to there again, which costs next to nothing."""
+    try:
+        return PausedRecord.read(directory / PAUSE_FILE)
+    except NotARecord:
+        return None
 
 
 def record_failure(directory: Path, error: BaseException | str) -> None:

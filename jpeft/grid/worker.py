@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jpeft.config import Run
-from jpeft.errors import Busy, Stopped
+from jpeft.errors import Busy, Paused, Stopped
 from jpeft.files import write_whole
 from jpeft.grid.state import FAILURE_FILE, LOG_FILE, PROGRESS_FILE, record_failure
 from jpeft.run.display import Bar, Display
@@ -40,12 +40,14 @@ class Job:
 
     Attributes:
       lane: which of a process's places it is done in, where there are several.
+      pause_after: how many of its epochs are to be trained for now; None for all, and the test.
     """
 
     config: dict[str, Any]
     directory: str
     overwrite: bool = False
     lane: int = 0
+    pause_after: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +55,8 @@ class Outcome:
     """The outcome of one cell that a worker did: how it ended, and why if it failed.
 
     Attributes:
-      status: `done`; `failed`, with the error recorded in the directory; `busy`, another process has it; `stopped`, the
-        worker was told to.
+      status: `done`; `paused`, after the epochs that the job asks for; `failed`, with the error recorded in the
+        directory; `busy`, another process has it; `stopped`, the worker was told to.
       overhead_seconds: spent beside training, validating and testing (zero-shot too): loading, compiling, saving.
     """
 
@@ -76,10 +78,17 @@ def _do(job: Job, session: Session) -> Outcome:
     try:
         (directory / FAILURE_FILE).unlink(missing_ok=True)
         result = execute(
-            Run.from_config(job.config), directory, overwrite=job.overwrite, display=display, session=session
+            Run.from_config(job.config),
+            directory,
+            overwrite=job.overwrite,
+            display=display,
+            session=session,
+            pause_after=job.pause_after,
         )
     except Busy as error:
         return Outcome("busy", str(error))
+    except Paused as why:
+        return Outcome("paused", str(why), seconds=time.monotonic() - started)
     except (Stopped, KeyboardInterrupt) as error:
         return Outcome("stopped", str(error))
     except Exception as error:  # of whatever kind: the other cells go on, and the traceback is kept

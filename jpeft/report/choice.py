@@ -24,12 +24,14 @@ _FEW_ROWS = 50  # of validation: what they choose may be chance
 
 @dataclasses.dataclass(frozen=True)
 class Short:
-    """A short run: its method, the factor on the config's learning rates, the highest rate, how it ended, and what was
-    decided of it and why."""
+    """A short run: its method, the factor on the config's learning rates, the highest rate, the rank where it has
+    one, how many epochs it learned, how it ended, and what was decided of it and why."""
 
     method: str
     factor: float
     learning_rate: float
+    rank: int | None
+    epochs: int
     validation_loss: float | None
     chosen: bool
     why: str
@@ -321,12 +323,14 @@ def _cautions(short: Sequence[Short], placed: Sequence[Placed]) -> Iterator[str]
 def _short_table(short: Sequence[Short]) -> Table:
     rows = []
     for method in in_order({one.method for one in short}, METHODS):
-        for one in sorted((one for one in short if one.method == method), key=lambda one: one.factor):
+        for one in sorted((one for one in short if one.method == method), key=lambda one: (one.rank or 0, one.factor)):
             rows.append(
                 [
                     Value(method_label(method)),
                     Value(f"{one.learning_rate:g}"),
                     Value(f"× {one.factor:.3g}"),
+                    Value("" if one.rank is None else one.rank),
+                    Value(one.epochs),
                     Value("failed" if one.validation_loss is None else one.validation_loss),
                     Value("chosen" if one.chosen else "", tone="best" if one.chosen else ""),
                     Value(one.why, tone="weak"),
@@ -336,6 +340,8 @@ def _short_table(short: Sequence[Short]) -> Table:
         Column("method"),
         Column("rate"),
         Column("config's"),
+        Column("rank", "count"),
+        Column("epochs", "count"),
         Column("valid. loss", "metric"),
         Column(""),
         Column("why"),

@@ -49,6 +49,7 @@ def _as_it_is(config: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str,
     return config
 
 
+PAUSE_FILE = "paused.json"  # of a run that waits, until it is finished
 # All that a run, or the worker of a grid that does it, leaves in its directory.
 ENTRIES = (
     "checkpoint",
@@ -67,6 +68,7 @@ ENTRIES = (
     "learning_curve.png",
     "splits.json",
     "settled.json",
+    PAUSE_FILE,
     "earlier",
     "failure.json",
     "progress.json",
@@ -308,6 +310,7 @@ class RunDirectory:
         """Writes `result.json`; a run that this one has replaced goes now."""
         self.write_json("result.json", result)
         if is_first():
+            (self.path / PAUSE_FILE).unlink(missing_ok=True)
             self._aside.discard()
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:

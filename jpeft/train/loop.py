@@ -8,9 +8,9 @@ import contextlib
 import dataclasses
 import datetime
 import json
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from jpeft.data.mixture import paths_of
 from jpeft.data.prepare import Data, prepare
 from jpeft.data.sources import require_path, source_in_use
 from jpeft.data.task_file import QUANTIZED, TaskOfRun
+from jpeft.errors import Paused
 from jpeft.eval.answering import Answers, ScoredAnswers, answer_split
 from jpeft.eval.evaluators import AnswersEvaluator, Evaluator, LossEvaluator
 from jpeft.eval.labels import PackedLabels, answer_in_use
@@ -35,8 +36,8 @@ from jpeft.mesh.layout import Layout
 from jpeft.model.settings import pass_on
 from jpeft.peft.attaching import count, split
 from jpeft.program import use_compilation_cache
-from jpeft.results import RunRecord
-from jpeft.run.directory import RunDirectory, run_once
+from jpeft.results import PausedRecord, RunRecord
+from jpeft.run.directory import PAUSE_FILE, RunDirectory, run_once
 from jpeft.run.display import Display
 from jpeft.run.environment import commit, peak_memory_bytes, reset_peak_memory, versions
 from jpeft.run.estimate import Size
@@ -66,10 +67,16 @@ def execute(
     overwrite: bool = False,
     display: Display | None = None,
     session: Session | None = None,
+    pause_after: int | None = None,
 ) -> dict[str, Any]:
     """Does what is left of a run in `workdir` and returns its `result.json`; a finished run is not run again.
 
+    Args:
+      pause_after: how many of its epochs it is to train for now, where it does not end before; None for all. Called
+        again it goes on, and ends as if it had never waited.
+
     Raises:
+      Paused: it has trained that many, and says in `paused.json` (`jpeft.results.PausedRecord`) what they gave.
       UserError: the config, the directory, the data or the model is not as it has to be.
       RunFailed: the loss is not finite, the disk is full, a file is damaged, or the process was told to stop; the same
         command goes on from the last checkpoint.
@@ -80,7 +87,7 @@ def execute(
     return run_once(
         workdir,
         run.to_dict(),
-        lambda directory: _Execution(run, directory, display, session or Session()).result(),
+        lambda directory: _Execution(run, directory, display, session or Session()).result(pause_after),
         overwrite=overwrite,
         report=display.say,
         rows=lambda: digest_of_rows(run),
@@ -294,8 +301,8 @@ class _Execution:
             )
         return evaluators
 
-    def result(self) -> dict[str, Any]:
-        """Runs every phase that is left."""
+    def result(self, pause_after: int | None = None) -> dict[str, Any]:
+        """Runs every phase that is left, or a part of training. Raises `Paused`: that part is done, and no more."""
         self._introduce()
         with self.trainer.at_work() as restored:
             if restored:
@@ -306,9 +313,23 @@ class _Execution:
                 self.trainer.save()
             self.setup = dataclasses.replace(self.setup, untuned=None)  # full tuning's first step takes its buffers
             with contextlib.nullcontext() if (meeting := self._meeting()) is None else meeting.at_work():
-                self.trainer.train()
+                self.trainer.train(until=None if pause_after is None else pause_after * self.steps_per_epoch)
+                if not self.trainer.finished:
+                    self._pause()
                 scored = self._test_best()
         return self._write_result(scored)
+
+    def _pause(self) -> NoReturn:
+        """Says where it waits, in `paused.json`, and ends by `Paused`."""
+        progress = self.trainer.progress
+        waits = PausedRecord(
+            validation_losses=tuple(numbers["validation/loss"] for numbers in progress.history),
+            train_examples=len(self.data.tokens["train"]),
+            validation_examples=len(self.data.tokens["validation"]),
+            seconds={"total": _all_but_zero_shot(progress.seconds), **progress.seconds},
+        )
+        self.directory.write_json(PAUSE_FILE, waits.to_dict())
+        raise Paused(f"waits after {counted(waits.epochs, 'epoch')} in {self.directory.path}")
 
     def _go_on(self) -> None:
         """Says where; and at which rates, where a run that had ended trains on since its config has more epochs now."""
@@ -463,7 +484,6 @@ class _Execution:
         for note in notes:
             self.display.say(note)
         by_source = self._by_source(scored, self.layout.place(self.trainer.best))
-        total = sum(value for phase, value in progress.seconds.items() if phase != "zero_shot")
         record = RunRecord(
             method=run.method.name,
             reading=run.method.reading,
@@ -497,7 +517,7 @@ class _Execution:
             validation_examples=len(self.data.tokens["validation"]),
             test_examples=len(self.data.tokens["test"]),
             by_source=by_source,
-            seconds={"total": round(total, 3), **seconds},
+            seconds={"total": round(_all_but_zero_shot(progress.seconds), 3), **seconds},
             tokens_per_second=round(progress.counts["tokens"] / max(progress.seconds["train"], 1e-9), 1),
             peak_memory_bytes=peak_memory_bytes(),
             adapter_bytes=adapter_bytes,
@@ -541,6 +561,10 @@ class _Execution:
         """How the base is kept, for whoever is to keep it alike: also where nobody asked, and its files have it so."""
         asked, is_kept = self.run.quantization(), self.setup.quantization
         return str(asked) if asked is not None else is_kept if is_kept in QUANTIZED else "auto"
+
+
+def _all_but_zero_shot(seconds: Mapping[str, float]) -> float:
+    return sum(value for phase, value in seconds.items() if phase != "zero_shot")
 
 
 def _shape_of(leaf: jax.Array) -> jax.ShapeDtypeStruct:

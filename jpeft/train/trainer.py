@@ -190,6 +190,10 @@ class Trainer:
         """Whether no step and no evaluation is left."""
         return not self._owes_evaluation and (self.out_of_patience or self.step >= self.course.total_steps)
 
+    def _rests(self, until: int | None) -> bool:
+        """Whether it is finished, or done as far as to a step."""
+        return self.finished or (until is not None and self.step >= until and not self._owes_evaluation)
+
     @property
     def _owes_evaluation(self) -> bool:
         """Whether it was stopped between a step and the evaluation after it."""
@@ -207,8 +211,11 @@ class Trainer:
 
     # --- the loop ---
 
-    def train(self) -> None:
+    def train(self, *, until: int | None = None) -> None:
         """Runs every step and evaluation that is left, within `at_work`.
+
+        Args:
+          until: the evaluation after that step is the last for now; None for no such.
 
         Raises:
           RunFailed: a loss is not finite, or the disk is full.
@@ -226,12 +233,12 @@ class Trainer:
         self._saved_at = time.monotonic()
         with contextlib.closing(log):
             upcoming = self.stream.steps(self.progress.position)
-            while not self.finished:
+            while not self._rests(until):
                 if not self._owes_evaluation:
                     self._train_to_next_evaluation(upcoming, log)
                 self._evaluate(log)
                 self.save()
-                if not self.finished:
+                if not self._rests(until):
                     self.stop_if_asked()
             self._checkpoints.finish()
 

@@ -8,8 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jpeft.grid.decision import LEAST_TEST_ROWS, Candidate, FullRunSize, Speed, choose, explain, plan, seconds_of
-from jpeft.judging import Baseline, baseline, tie_limit
+from jpeft.grid.decision import (
+    LEAST_TEST_ROWS,
+    Candidate,
+    FullRunSize,
+    Speed,
+    best_of_each,
+    choose,
+    explain,
+    left_behind,
+    plan,
+    seconds_of,
+)
+from jpeft.judging import Baseline, baseline, good_enough_limit, tie_limit
 
 SPEED = Speed(train_row=0.01, validation_row=0.005, test_batch=1.0, once=20.0)
 FULL = FullRunSize(epochs=10, train=1000, validation=100, test=400, eval_batch=32, zero_shot=True)
@@ -82,9 +93,39 @@ def test_every_candidate_is_explained():
         (False, "failed: the loss is nan"),
         (
             True,
-            "the only rate tried; has learned nothing yet: 0.6000 is had without looking at the input",
+            "the only one tried; has learned nothing yet: 0.6000 is had without looking at the input",
         ),
     ]
+
+
+def test_a_candidate_that_went_on_is_told_with_both_of_its_losses():
+    first = [short("lora", 0.5, epochs=1), short("lora", 0.4, 3.0, epochs=1), short("ia3", 0.7, epochs=1)]
+    later = [short("lora", 0.3, 3.0, epochs=4), short("ia3", None, epochs=4)]
+    told = explain([*first, *later])
+    assert [(one.candidate.epochs, one.candidate.validation_loss, one.chosen, one.why) for one in told] == [
+        (1, 0.5, False, "× 3 has 0.4000"),
+        (4, 0.3, True, "the lowest loss of its method, 0.4000 after 1 epoch"),
+        (4, None, False, "failed: the loss is nan"),
+    ]
+    assert best_of_each([*first, *later]) == {"lora": later[0]}
+
+
+def test_of_ties_between_ranks_the_configs_own_is_taken():
+    wide = dataclasses.replace(short("lora", 0.195), rank=32, rank_factor=4)
+    assert choose([wide, short("lora", 0.197), short("lora", 0.5, 3.0)])["lora"].rank_factor == 1
+    assert choose([wide, short("lora", 0.3), short("lora", 0.5, 3.0)])["lora"] is wide
+    assert explain([wide, short("lora", 0.3)])[1].why == "× 1 of rank 32 has 0.1950"
+
+
+@given(st.dictionaries(st.sampled_from("abcdefgh"), st.floats(1e-3, 9.0), min_size=1))
+def test_the_better_half_goes_on_and_what_is_near_the_best(losses):
+    chosen = choose([short(method, loss) for method, loss in losses.items()])
+    behind = left_behind(chosen)
+    kept = [method for method in chosen if method not in behind]
+    assert len(kept) >= len(losses) / 2 and list(chosen)[: len(kept)] == kept
+    limit = good_enough_limit(min(losses.values()))
+    assert all(losses[method] > limit for method in behind)
+    assert all(losses[method] <= limit for method in kept[(len(losses) + 1) // 2 :])
 
 
 # --- how long ---

@@ -195,6 +195,40 @@ def test_a_checkpoint_alone_is_missing_and_goes_on(schedule, tmp_path):
     assert look(begun, tmp_path).state == State.MISSING and "checkpoint" in look(begun, tmp_path).detail
 
 
+def test_a_cell_is_trained_as_far_as_is_asked_and_waits_there(schedule, tmp_path):
+    asked = []
+
+    def act(job: Job) -> Outcome:
+        asked.append(job.pause_after)
+        directory = Path(job.directory)
+        (directory / "checkpoint/4").mkdir(parents=True, exist_ok=True)
+        (directory / "config.json").write_text(json.dumps(job.config))
+        if job.pause_after is None:
+            return succeed(job)
+        seconds = dict.fromkeys(("total", "train", "validation", "test", "compile"), 1.0)
+        losses = [1.0 / (epoch + 1) for epoch in range(job.pause_after)]
+        record = {"validation_losses": losses, "train_examples": 8, "validation_examples": 4, "seconds": seconds}
+        (directory / "paused.json").write_text(json.dumps(record))
+        return Outcome("paused")
+
+    waiting = cell("lora_agnews_low")
+    for pause_after in (2, 2, 1, 3):
+        made, lines = schedule([waiting], pause_after=pause_after)
+        made.run(PretendedPool(1, act))
+    assert asked == [2, 3]  # it was there already, or further
+    seen = made.states[waiting]
+    assert seen.state == State.MISSING and seen.detail == "goes on from its checkpoint: it waited after 3 epochs"
+    assert seen.paused is not None and seen.paused.validation_losses == (1.0, 1 / 2, 1 / 3)
+    assert lines[0] == f"{waiting.name}: validation loss 0.5000 after 2 epochs"
+    whole, _ = schedule([waiting])
+    assert whole.to_do() == [waiting]
+    whole.run(PretendedPool(1, act))
+    assert asked == [2, 3, None] and whole.states[waiting].state == State.DONE
+    (waiting.directory(tmp_path) / "result.json").unlink()
+    (waiting.directory(tmp_path) / "paused.json").write_text("{")
+    assert look(waiting, tmp_path).paused is None
+
+
 def test_what_another_process_is_at_is_left_to_it_and_waited_for(schedule, tmp_path):
     held, free = cell("lora_agnews_low"), cell("ia3_agnews_low")
     claim = RunDirectory(held.directory(tmp_path)).claim(held.run.to_dict(), overwrite=False)

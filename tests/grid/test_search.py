@@ -21,7 +21,7 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.grid.search import Request, search
 from jpeft.grid.state import CellState, State
 from jpeft.judging import tie_limit
-from jpeft.results import RunRecord
+from jpeft.results import PausedRecord, RunRecord
 from tests.report.synthetic import record
 
 ROOT = Path(__file__).parents[2]
@@ -51,18 +51,19 @@ class Made:
         self.losses, self.best_factor, self.row_seconds, self.failing = losses, best_factor, row_seconds, failing
         self.ran: list[str] = []
         self.cells: list = []
+        self.epochs: dict[str, int] = {}  # that each run has trained
         self.now = 0.0
 
     def clock(self) -> float:
         return self.now
 
-    def __call__(self, cells: Sequence) -> dict:
-        return {cell: self._one(cell) for cell in cells}
+    def __call__(self, cells: Sequence, epochs: int | None) -> dict:
+        return {cell: self._one(cell, epochs) for cell in cells}
 
     def runs(self, kind: str) -> list[Run]:
         return [cell.run for cell in self.cells if cell.config_name.startswith(kind)]
 
-    def _one(self, cell) -> CellState:
+    def _one(self, cell, asked: int | None) -> CellState:
         self.cells.append(cell)
         run, method = cell.run, cell.run.method.name
         self.ran.append(cell.config_name)
@@ -70,15 +71,29 @@ class Made:
             return CellState(State.FAILED, "the loss is nan")
         default = configure(method, {}).train.learning_rate.warmup or 0.0
         away = abs((run.train.learning_rate.warmup or 0.0) / default / self.best_factor - 1)
-        rows, epochs = min(run.data.max_train or 10**9, ROWS["train"]), run.train.max_epochs or 0
+        rows, most = min(run.data.max_train or 10**9, ROWS["train"]), run.train.max_epochs or 0
+        epochs, before = min(most, asked or most), self.epochs.get(cell.name, 0)
+        self.epochs[cell.name] = max(before, epochs)
+        loss = self.losses[method] + away + (0.02 if run.method.rank else 0.0)
+        if epochs < most:
+            self.now += rows * max(0, epochs - before) * self.row_seconds
+            seconds = {"train": rows * epochs * self.row_seconds, "validation": 0.0, "test": 0.0, "compile": 0.0}
+            paused = PausedRecord(
+                validation_losses=(loss + 1.0,) * (epochs - 1) + (loss,),
+                train_examples=rows,
+                validation_examples=100,
+                seconds={"total": seconds["train"], **seconds},
+            )
+            return CellState(State.MISSING, "goes on from its checkpoint", paused=paused)
         batches = -(-min(run.data.max_test, ROWS["test"]) // run.eval.batch_size) * (2 if run.eval.zero_shot else 1)
         seconds = {"train": rows * epochs * self.row_seconds, "validation": 0.0, "test": 0.1 * batches}
         seconds["compile"] = self.compile_seconds
         seconds["total"] = sum(seconds.values())
-        self.now += seconds["total"]
+        self.now += seconds["total"] - rows * before * self.row_seconds
         result = record(
             metric=min(1.0, away),  # on test rows the worst rate does best: that must choose nothing
-            validation_loss=self.losses[method] + away,
+            validation_loss=loss,
+            validation_losses=[loss] * epochs,
             seconds=seconds,
             train_examples=rows,
             validation_examples=100,
@@ -95,42 +110,77 @@ def ask(made: Made, workdir: Path, *, methods=("lora", "ia3", "full"), minutes: 
 
 
 LOSSES = {"lora": 0.3, "ia3": 0.2, "full": 0.9}
+ALIKE = {"lora": 0.21, "ia3": 0.2, "full": 0.22}
 
 
-def test_without_a_budget_all_rates_are_tried_in_short_and_the_best_in_full(tmp_path):
+def test_without_a_budget_the_best_of_each_method_goes_on_and_then_the_better_half_of_the_methods(tmp_path):
     made = Made(LOSSES, best_factor=3.0)
     found = ask(made, tmp_path)
-    assert len(found.short) == 9 and {one.candidate.epochs for one in found.short} == {4}  # of 10
-    assert [attempt.method for attempt in found.full] == ["ia3", "lora", "full"]
+    # Three rates of each method and LoRA at another rank; 1,000 rows are 16 steps, so 2 epochs and then 4 of 10.
+    assert len(found.short) == 10 and [one.candidate.epochs for one in found.short].count(4) == 3
+    assert sorted(made.epochs.values()) == [2] * 7 + [4, 10, 10]
+    assert [attempt.method for attempt in found.full] == ["ia3", "lora"]
+    assert "after 4 epochs its validation loss, 0.9000, was neither" in found.left_out["full"]
     assert {attempt.factor for attempt in found.full} == {3.0}
     assert {attempt.cell.run.train.max_epochs for attempt in found.full} == {10}
     rates = found.full[0].cell.run.train.learning_rate  # initial and annealing keep their ratios to the peak
     assert (rates.initial, rates.warmup, rates.annealing) == (9e-4, 9e-3, 9e-4)
-    assert any("3 full runs: up to 10 epochs on 1,000 rows" in line for line in made.said)
+    assert any("2 full runs: up to 10 epochs on 1,000 rows" in line for line in made.said)
 
 
-def test_short_runs_test_one_row_and_full_runs_all_and_the_untuned_model(tmp_path):
+def test_methods_that_are_near_the_best_go_on_however_many(tmp_path):
+    found = ask(Made({"lora": 0.3, "ia3": 0.31, "full": 0.32}), tmp_path)
+    assert [attempt.method for attempt in found.full] == ["lora", "ia3", "full"] and not found.left_out
+
+
+def test_a_higher_rank_is_taken_where_it_is_better_with_the_same_scale(tmp_path):
     made = Made(LOSSES)
-    found = ask(made, tmp_path)
+    run = lambda asked: configure("lora", asked).build_method()
+
+    class RanksHelp(Made):
+        def _one(self, cell, asked):
+            self.losses["lora"] = 0.1 if cell.run.method.rank else 0.3
+            return super()._one(cell, asked)
+
+    found = ask(RanksHelp(dict(LOSSES)), tmp_path, methods=("lora",))
+    (attempt,) = found.full
+    assert attempt.trial == ("lora", 1.0, 4) and attempt.cell.config_name == "full_lora_lr0.003_rank32_epochs10"
+    tuned, own = run(attempt.keys), run({})
+    assert tuned.rank == 4 * own.rank and tuned.alpha / tuned.rank == own.alpha / own.rank
+    assert [one.candidate.rank for one in found.short] == [8, 8, 8, 32]
+    ask(made, tmp_path / "own", methods=("ia3",))
+    assert len(made.cells) == 3 + 1 + 1  # a method without ranks has rates alone
+
+
+def test_a_rank_that_the_config_sets_is_not_searched(tmp_path):
+    made = Made(LOSSES)
+    fixed = lambda method, keys: configure(method, {"method.rank": 3, **keys})
+    search(Request(("lora",), fixed, tmp_path, ROWS, "rows"), made, clock=made.clock)
+    assert {run.method.rank for run in made.runs("full")} == {3} and len(made.epochs) == 3
+
+
+def test_on_a_budget_short_runs_test_one_row_and_full_runs_all_and_the_untuned_model(tmp_path):
+    made = Made(LOSSES)
+    found = ask(made, tmp_path, minutes=100)
     assert {run.data.max_test for run in made.runs("short")} == {1}
     assert {run.data.max_test for run in made.runs("full")} == {2500}
     assert not any(run.eval.zero_shot for run in made.runs("short"))
-    assert all(run.eval.zero_shot for run in made.runs("full")) and len(found.full) == 3
+    assert all(run.eval.zero_shot for run in made.runs("full")) and len(found.full) == 2
 
 
-def test_short_runs_of_few_rows_are_as_long_as_full_ones(tmp_path):
+def test_runs_of_few_rows_are_compared_at_their_ends(tmp_path):
     """A third of ten epochs of one step each would tell methods apart by chance."""
     made = Made(LOSSES)
     request = Request(("lora",), configure, tmp_path, {"train": 60, "validation": 9, "test": 9}, "rows")
     search(request, made, clock=made.clock)
-    assert {run.train.max_epochs for run in made.runs("short")} == {10}
+    assert set(made.epochs.values()) == {10}
 
 
 def test_a_tight_budget_cuts_epochs_before_methods_and_keeps_the_best(tmp_path):
     slow = {"row_seconds": 0.1}  # 100 s an epoch in full; a short run on 256 rows takes 205 s
-    cut = ask(Made(LOSSES, **slow), tmp_path / "a", minutes=80)
+    cut = ask(Made(ALIKE, **slow), tmp_path / "a", minutes=80)
     assert 8 <= cut.plan.epochs < 10 and not cut.left_out and any("no time for more" in text for text in cut.remarks)
-    dropped = ask(Made(LOSSES, **slow), tmp_path / "b", minutes=26)
+    dropped = ask(Made(ALIKE, **slow), tmp_path / "b", minutes=26)
     assert [attempt.method for attempt in dropped.full] == ["ia3"] and set(dropped.left_out) == {"lora", "full"}
     assert {one.candidate.factor for one in dropped.short} == {1.0}
     assert any("learning rates × 3" in text for text in dropped.remarks)
@@ -183,10 +233,11 @@ def test_a_search_that_is_asked_again_decides_the_same(tmp_path):
 
 
 def test_a_run_that_fails_is_passed_over_and_a_method_that_always_fails_is_named(tmp_path):
-    made = Made(LOSSES, failing=("full", "short_ia3_lr0.003_epochs4"))
+    made = Made(ALIKE, best_factor=1 / 3, failing=("full", "full_ia3_lr0.001_epochs10"))
     found = ask(made, tmp_path)
-    assert [attempt.method for attempt in found.full] == ["lora", "ia3"]  # (IA)³ at another rate
-    assert found.left_out == {"full": "the loss is nan"}
+    assert [attempt.method for attempt in found.full] == ["lora"]
+    assert found.left_out["full"] == "the loss is nan"
+    assert "its validation loss, 2.2000, was neither" in found.left_out["ia3"]  # at another rate
     with pytest.raises(RunFailed, match="no method got through; the first error: the loss is nan"):
         ask(Made(LOSSES, failing=("lora", "ia3", "full")), tmp_path / "b")
 
@@ -198,14 +249,20 @@ def test_a_run_that_fails_is_passed_over_and_a_method_that_always_fails_is_named
         "[]",
         "null",
         "{}",
-        '{"rows": "rows", "decided": 3}',
-        '{"rows": "rows", "decided": {"plan": {}}}',
+        '{"version": 2, "rows": "rows", "decided": 3}',
+        '{"version": 2, "rows": "rows", "decided": {"plan": {}}}',
         "[" * 10**5,
     ],
 )
 def test_a_damaged_record_is_one_line(tmp_path, text):
     (tmp_path / "search.json").write_text(text)
     with pytest.raises(UserError, match=r"search\.json is damaged; remove it to go on"):
+        ask(Made(LOSSES), tmp_path)
+
+
+def test_a_search_of_an_earlier_version_is_not_gone_on_with(tmp_path):
+    (tmp_path / "search.json").write_text('{"rows": "rows"}')
+    with pytest.raises(UserError, match="holds a search of an earlier version of jpeft"):
         ask(Made(LOSSES), tmp_path)
 
 
@@ -223,15 +280,15 @@ def test_a_run_whose_result_was_damaged_is_a_run_that_failed(tmp_path):
     made = Made(LOSSES)
     damaged = CellState(State.FAILED, "result.json is damaged (seconds is 3; expected seconds of total)", damaged=True)
 
-    def run_cells(cells):
-        return {cell: damaged if "lora" in cell.name else seen for cell, seen in made(cells).items()}
+    def run_cells(cells, epochs):
+        return {cell: damaged if "lora" in cell.name else seen for cell, seen in made(cells, epochs).items()}
 
     found = search(Request(("lora", "ia3"), configure, tmp_path, ROWS, "rows"), run_cells, clock=made.clock)
     assert "damaged" in found.left_out["lora"] and [attempt.method for attempt in found.full] == ["ia3"]
 
 
 def test_work_of_another_config_is_refused(tmp_path):
-    stale = lambda cells: {cell: CellState(State.STALE, "eval.num_beams: 1 -> 2") for cell in cells}
+    stale = lambda cells, epochs: {cell: CellState(State.STALE, "eval.num_beams: 1 -> 2") for cell in cells}
     with pytest.raises(UserError, match="eval.num_beams.*another --workdir"):
         search(Request(("lora",), configure, tmp_path, ROWS, "rows"), stale)
 

@@ -82,7 +82,7 @@ def test_near_zero_a_hair_is_a_tie_too(full):
 
 def test_a_rate_at_the_edge_of_those_tried_and_what_is_left_out_are_said(full):
     rates = ((1 / 3, 0.0003), (1.0, 0.0005), (3.0, 0.001))
-    tried = [Short("lora", factor, rate, 1.0, rate == 0.001, "") for factor, rate in rates]
+    tried = [Short("lora", factor, rate, 8, 4, 1.0, rate == 0.001, "") for factor, rate in rates]
     made = Choice("quality", tried, full(lora=([0.5], 1.0)), {"ia3": "it failed"}, ["no time"])
     remarks = made.as_data()["remarks"]
     assert remarks[0] == "no time" and remarks[1].startswith("the learning rate of LoRA, 0.001, is the highest tried")
@@ -101,7 +101,7 @@ LABELS = Baseline(loss=0.69, label="yes", share=0.5)
 
 
 def choice(full: list[FullRun], baseline: Baseline | None = LABELS, **changes) -> Choice:
-    tried = [Short(one.result.method, 1.0, one.learning_rate, 0.2, True, "") for one in full]
+    tried = [Short(one.result.method, 1.0, one.learning_rate, None, 4, 0.2, True, "") for one in full]
     return Choice("quality", tried, full, baseline=baseline, **changes)
 
 
@@ -149,14 +149,14 @@ def test_a_full_run_that_ended_worse_than_its_short_one_is_said(full):
 
 def test_every_short_run_is_explained(full):
     tried = [
-        Short("lora", 3.0, 0.03, 0.195, False, "a tie: × 1 is nearer"),
-        Short("lora", 1.0, 0.01, 0.1976, True, "own"),
+        Short("lora", 3.0, 0.03, 8, 4, 0.195, False, "a tie: × 1 is nearer"),
+        Short("lora", 1.0, 0.01, 8, 4, 0.1976, True, "own"),
     ]
     (section,) = Choice("quality", tried, full(lora=([0.19], 1.0))).document().sections
     table = section.tables()[0]
     assert [[value.value for value in row] for row in table.rows] == [
-        ["LoRA", "0.01", "× 1", 0.1976, "chosen", "own"],
-        ["LoRA", "0.03", "× 3", 0.195, "", "a tie: × 1 is nearer"],
+        ["LoRA", "0.01", "× 1", 8, 4, 0.1976, "chosen", "own"],
+        ["LoRA", "0.03", "× 3", 8, 4, 0.195, "", "a tie: × 1 is nearer"],
     ]
 
 
