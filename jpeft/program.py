@@ -74,23 +74,25 @@ class Program:
         make_room(self._temporary_bytes[key])
         return self._compiled[key](*args)
 
-    def side_by_side(self, count: int, shared: Collection[int]) -> "Program":
+    def side_by_side(self, count: int, shared: Collection[int], like: int | None = None) -> "Program":
         """The same for `count` calls at once: each argument is a tuple of one for each, and so is the result.
 
         What works on shared arguments alone is done once, a product with a shared matrix once over the rows of all.
+        Leaves that are smaller than another call's are filled up with zeros at their ends.
 
         Args:
           shared: positions of arguments that are the same for all, and given as they are.
+          like: the position of the argument whose shapes a call's result has; None where results are of one shape.
         """
 
         def of_all(*args: Any) -> tuple[Any, ...]:
-            stacked = [
-                arg if i in shared else jax.tree.map(lambda *leaves: jnp.stack(leaves), *arg)
-                for i, arg in enumerate(args)
-            ]
+            stacked = [arg if i in shared else jax.tree.map(_stacked, *arg) for i, arg in enumerate(args)]
             axes = [None if i in shared else 0 for i in range(len(args))]
             results = jax.vmap(self.function, in_axes=axes)(*stacked)
-            return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(count))
+            each = [jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(count)]
+            if like is not None:
+                each = [jax.tree.map(_first_part, result, own) for result, own in zip(each, args[like], strict=True)]
+            return tuple(each)
 
         results = None if self._results is None else (self._results,) * count
         return Program(of_all, donate=self._donate, batch=self._batch, results=results)
@@ -115,6 +117,23 @@ class Program:
             self._temporary_bytes[key] = _temporary_bytes(self._compiled[key])
             self.compile_seconds += time.perf_counter() - started
         return self._compiled[key]
+
+
+def _stacked(*leaves: jax.Array) -> jax.Array:
+    """The leaves along a new first axis, filled up with zeros to the largest size of each dimension."""
+    shapes = [jnp.shape(leaf) for leaf in leaves]
+    largest = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+
+    def filled(leaf: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        if shape == largest:
+            return leaf
+        return jnp.pad(leaf, [(0, most - own) for most, own in zip(largest, shape, strict=True)])
+
+    return jnp.stack([filled(leaf, shape) for leaf, shape in zip(leaves, shapes, strict=True)])
+
+
+def _first_part(leaf: jax.Array, like: jax.Array) -> jax.Array:
+    return leaf[tuple(slice(size) for size in jnp.shape(like))]
 
 
 def _shapes_of(batch: Any) -> Any:

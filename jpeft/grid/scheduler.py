@@ -178,8 +178,13 @@ class CellSchedule:
 
 def _alike(one: Cell, other: Cell) -> bool:
     """Whether two cells ask the same programs of one base, so that they can ask for them together."""
-    parts = [(cell.kinship, cell.run.model, cell.run.method, cell.run.mesh) for cell in (one, other)]
-    return not METHODS[one.run.method.name].trains_base and parts[0] == parts[1]
+    own = METHODS[one.run.method.name]
+    sizes = dict.fromkeys(own.filled_up)
+    parts = [
+        (cell.kinship, cell.run.model, dataclasses.replace(cell.run.method, **sizes), cell.run.mesh)
+        for cell in (one, other)
+    ]
+    return not own.trains_base and parts[0] == parts[1]
 
 
 def _shared(one: Cell, other: Cell) -> int:

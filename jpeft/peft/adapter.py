@@ -80,6 +80,7 @@ class BottleneckAdapter(AddedModules):
     options: ClassVar = {"bottleneck": "bottleneck", "placement": "placement", "activation": "activation"}
     leaf_axes: ClassVar = {"w_down": ("out", None), "b_down": (None,), "w_up": (None, "out"), "b_up": ("out",)}
     sizes: ClassVar = {"bottleneck": ("w_down", -1)}
+    filled_up: ClassVar = ("bottleneck",)  # every activation is 0 at 0
 
     bottleneck: int = 64
     placement: str = "houlsby"

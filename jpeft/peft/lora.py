@@ -148,6 +148,7 @@ class Lora(AddedModules, PeftLayout):
         "first_b": (None, "out"),
     }
     sizes: ClassVar = {"rank": ("lora_a", -1)}
+    filled_up: ClassVar = ("rank", "alpha")  # where the scale, their ratio, is the same
     ablations: ClassVar = HALVES | {
         "drop_self_attention": Fixed(Selection(sublayers=("cross_attention",)), needs=("cross_attention",)),
         "drop_cross_attention": Fixed(Selection(sublayers=("self_attention",)), needs=("cross_attention",)),

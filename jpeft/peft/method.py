@@ -55,6 +55,8 @@ class Method(abc.ABC):
       plans_by_steps: whether `after_step` goes by how many steps the run has.
       sizes: leaves whose dimension is an option: `{"rank": ("lora_a", -1)}`; held against an adapter's file before room
         is made for what its config asks for.
+      filled_up: config's keys under `method.` in which runs may differ that are trained side by side: the leaves of a
+        smaller one are filled up with zeros, which add nothing to what it does, and whose gradients are zero.
     """
 
     name: ClassVar[str]
@@ -67,6 +69,7 @@ class Method(abc.ABC):
     leaf_axes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
     sizes: ClassVar[Mapping[str, tuple[str, int]]] = {}
     plans_by_steps: ClassVar[bool] = False
+    filled_up: ClassVar[tuple[str, ...]] = ()
 
     @property
     def default_roles(self) -> Collection[str] | None:

@@ -48,7 +48,7 @@ from jpeft.train.device_fit import DeviceFit
 from jpeft.train.meeting import Meeting
 from jpeft.train.monitor import Monitor
 from jpeft.train.optimizer import AdamW
-from jpeft.train.programs import AnsweringPrograms, Programs, build_answering, build_programs, meeting_others
+from jpeft.train.programs import AnsweringPrograms, Programs, build_answering, build_programs, kind_of, meeting_others
 from jpeft.train.progress import Progress
 from jpeft.train.schedule import three_point_schedule
 from jpeft.train.session import Session
@@ -155,7 +155,10 @@ class _Execution:
             graphdef = self._settle(asked, state, programs_of)
             run = self.run
         if (meeting := self._meeting()) is not None:
-            self.programs = meeting_others(self.programs, meeting, self.setup.model.config)
+            kind = None
+            if self.setup.method.filled_up:
+                kind = kind_of(graphdef, adapter, self.base, self.layout, label_smoothing=run.train.label_smoothing)
+            self.programs = meeting_others(self.programs, meeting, self.setup.model.config, kind=kind)
         train = run.train
         assert train.max_epochs is not None, "Run.from_config fills it in"
         self.max_epochs = train.max_epochs

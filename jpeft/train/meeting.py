@@ -20,6 +20,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jpeft.program import Program, free_memory, needed_memory
 
@@ -49,7 +50,7 @@ class Meeting:
         self._changed = threading.Condition()  # its lock is held while the device works: nobody could use it meanwhile
         self._places: dict[int, int] = {}  # of the runs that are at work, by thread
         self._waiting: list[_Call] = []
-        self._together: dict[tuple[Program, int], Program] = {}
+        self._together: dict[tuple[Hashable, ...], Program] = {}
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -71,6 +72,8 @@ class Meeting:
         shared: Sequence[int],
         turn: int | None = None,
         widen: "Callable[[Batches], Batches] | None" = None,
+        kind: Hashable | None = None,
+        like: int | None = None,
     ) -> "MeetingProgram":
         """The program as a run calls it, to meet the others' calls of the same.
 
@@ -79,8 +82,11 @@ class Meeting:
           turn: its place in what every run does again and again: a call waits while another has an earlier one. None
             waits for no turn.
           widen: makes the last arguments of several calls, batches, alike; None where only equal shapes may meet.
+          kind: programs of one kind may meet, whose other arguments differ in sizes, such as a rank, and may be filled
+            up with zeros; None where only this very program does.
+          like: as of `Program.side_by_side`, where a kind is given.
         """
-        return MeetingProgram(self, program, tuple(shared), turn, widen)
+        return MeetingProgram(self, program, tuple(shared), turn, widen, kind, like)
 
     def call(self, program: "MeetingProgram", args: tuple[Any, ...]) -> Any:
         """What the program gives for these arguments, when every run that is at work has come with a call of its own.
@@ -123,11 +129,13 @@ class Meeting:
         """Answers the first of these calls, as many as fit, and returns how many."""
         first = waiting[0].program
         calls = waiting[: min(1 << (len(waiting).bit_length() - 1), first.most)]
+        calls = sorted(calls, key=lambda call: str(call.program.sizes(call.args)))  # few orders, few programs
         try:
             if len(calls) == 1:
                 calls[0].result = first.alone(*calls[0].args)
             else:
-                program, args = self._program(first, len(calls)), first.gathered([call.args for call in calls])
+                sizes = tuple(call.program.sizes(call.args) for call in calls)
+                program, args = self._program(first, sizes), first.gathered([call.args for call in calls])
                 if not _fits(program, args):
                     first.most = len(calls) // 2
                     return 0
@@ -141,16 +149,16 @@ class Meeting:
             call.program.widest = max(call.program.widest, len(calls))
         return len(calls)
 
-    def _program(self, program: "MeetingProgram", count: int) -> Program:
-        key = (program.alone, count)
+    def _program(self, program: "MeetingProgram", sizes: tuple[Hashable, ...]) -> Program:
+        key = (program.kind, *sizes)
         if key not in self._together:
-            self._together[key] = program.alone.side_by_side(count, program.shared)
+            self._together[key] = program.alone.side_by_side(len(sizes), program.shared, program.like)
         return self._together[key]
 
-    def made_of(self, program: Program) -> list[Program]:
-        """What was made of a program for several runs."""
+    def made_of(self, kind: Hashable) -> list[Program]:
+        """What was made of programs of a kind for several runs."""
         with self._changed:
-            return [made for (alone, _), made in self._together.items() if alone is program]
+            return [made for (of, *_), made in self._together.items() if of == kind]
 
 
 def _fits(program: Program, args: Sequence[Any]) -> bool:
@@ -170,7 +178,8 @@ class MeetingProgram:
     Attributes:
       alone: the program of one run.
       shared: positions of the arguments that all runs have in common.
-      turn: as of `Meeting.joined`.
+      kind: of programs that may meet; this very program's where none other may.
+      like, turn: as of `Meeting.joined`.
       widest: the largest number of runs that one program was for, so far.
     """
 
@@ -181,8 +190,12 @@ class MeetingProgram:
         shared: tuple[int, ...],
         turn: int | None,
         widen: Callable[[Batches], Batches] | None,
+        kind: Hashable | None,
+        like: int | None,
     ):
         self._meeting, self.alone, self.shared, self.turn, self._widen = meeting, alone, shared, turn, widen
+        self.kind, self.like = alone if kind is None else kind, like
+        self._any_sizes = kind is not None
         self.widest, self.most = 1, LARGEST
 
     def __call__(self, *args: Any) -> Any:
@@ -191,13 +204,13 @@ class MeetingProgram:
     @property
     def compile_seconds(self) -> float:
         """Seconds spent compiling so far, for one run and for several."""
-        made = self._meeting.made_of(self.alone)
+        made = self._meeting.made_of(self.kind)
         return self.alone.compile_seconds + sum(program.compile_seconds for program in made)
 
     @property
     def num_shapes(self) -> int:
         """The number of programs compiled so far, for one run and for several."""
-        made = self._meeting.made_of(self.alone)
+        made = self._meeting.made_of(self.kind)
         return self.alone.num_shapes + sum(program.num_shapes for program in made)
 
     def meets(self, args: tuple[Any, ...]) -> Hashable:
@@ -205,7 +218,14 @@ class MeetingProgram:
         same = tuple(id(leaf) for i in self.shared for leaf in jax.tree.leaves(args[i]))
         leaves = jax.tree.leaves(args[-1])
         alike = tuple(leaf.shape[:1] if self._widen else leaf.shape for leaf in leaves)
-        return self.alone, same, alike
+        return self.kind, same, alike
+
+    def sizes(self, args: tuple[Any, ...]) -> Hashable:
+        """The shapes in which calls of one kind may differ; nothing where they may not."""
+        if not self._any_sizes:
+            return ()
+        own = (arg for i, arg in enumerate(args[:-1]) if i not in self.shared)
+        return tuple(jnp.shape(leaf) for arg in own for leaf in jax.tree.leaves(arg))
 
     def gathered(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The arguments of several calls as those of one: in the place of each, one of every run."""

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
+import jax
 from flax import nnx
 
 from jpeft.eval.generate import make_generate
@@ -65,30 +66,47 @@ class Programs(Generic[P]):
         return training + self.loss.compile_seconds + self.answering.compile_seconds()
 
 
-def meeting_others(programs: Programs[Program], meeting: Meeting, config: Any) -> Programs[MeetingProgram]:
+def meeting_others(
+    programs: Programs[Program], meeting: Meeting, config: Any, *, kind: Hashable | None = None
+) -> Programs[MeetingProgram]:
     """The programs of a run that is one of several in this process, which ask for the same ones together.
 
     Args:
       config: of the network, whose family makes batches alike.
+      kind: `kind_of` the run, where those of other ranks may meet it; None where only the very same may.
     """
 
     def widen(batches: Sequence[Batch]) -> list[Batch]:
         return family_with(config).widened(batches, config)
 
-    def joined(program: Any, turn: int | None = None, *, batches: bool = False, shared: Sequence[int] = (1,)) -> Any:
-        return program and meeting.joined(program, shared=shared, turn=turn, widen=widen if batches else None)
+    def joined(program: Any, turn: int | None = None, *, shared: Sequence[int] = (1,)) -> Any:
+        return program and meeting.joined(program, shared=shared, turn=turn)
+
+    def passing(program: Program, turn: int, *, shared: Sequence[int], like: int | None = None) -> MeetingProgram:
+        """A pass over a batch, forward or backward, in which leaves may be filled up."""
+        of = None if kind is None else (turn, kind)
+        return meeting.joined(program, shared=shared, turn=turn, widen=widen, kind=of, like=like)
 
     answering = programs.answering
     return Programs(
-        accumulate=joined(programs.accumulate, 0, batches=True, shared=(2,)),
+        accumulate=passing(programs.accumulate, 0, shared=(2,), like=0),
         update=joined(programs.update, 1, shared=()),
-        loss=joined(programs.loss, 2, batches=True),
+        loss=passing(programs.loss, 2, shared=(1,)),
         answering=dataclasses.replace(
             answering,
             generate=joined(answering.generate),
             label_log_probs=joined(answering.label_log_probs),
         ),
     )
+
+
+def kind_of(
+    graphdef: nnx.GraphDef, adapter: nnx.State, base: nnx.State, layout: Layout, *, label_smoothing: float
+) -> Hashable:
+    """What runs agree in whose passes over a batch are the same but for the sizes of what they train."""
+    leaves, structure = jax.tree.flatten(adapter)
+    dtypes = tuple(str(leaf.dtype) for leaf in leaves)
+    return graphdef, structure, dtypes, spec(base), layout, label_smoothing
 
 
 def build_programs(

@@ -101,6 +101,25 @@ def test_a_worker_stays_with_what_it_has_in_memory_and_away_from_what_others_hav
     assert changes <= 3  # four kinds over two workers: one change each, and one more to share out what is left
 
 
+def test_cells_of_other_ranks_are_done_side_by_side_and_of_other_methods_are_not(schedule):
+    def of_rank(method: str, rank: int) -> Cell:
+        config = {"method": {"name": method, "rank": rank}, "data": {"task": "agnews", "scale": "low"}}
+        return Cell(f"{method}_rank{rank}", Run.from_config(config))
+
+    for method, together in (("lora", 3), ("vera", 1)):
+        at_once = []
+        pool = PretendedPool(3, lambda job: Outcome("stopped"), lanes=3)
+        pool.wait = lambda timeout, pool=pool, at_once=at_once: at_once.append(len(pool.begun)) or []
+        made, _ = schedule([of_rank(method, rank) for rank in (1, 2, 4)])
+        with pytest.raises(KeyboardInterrupt):
+            made.run(pool, on_change=lambda at_once=at_once: at_once and _interrupt())
+        assert at_once == [together]
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_failed_cell_is_recorded_the_others_go_on_and_it_waits_for_retry_failed(schedule):
     cells = [cell(name) for name in NAMES]
 

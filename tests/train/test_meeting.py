@@ -17,17 +17,23 @@ from safetensors.numpy import load_file
 from jpeft.config import Run
 from jpeft.errors import RunFailed, Stopped
 from jpeft.eval.loss import loss_sums
+from jpeft.mesh.layout import Layout
 from jpeft.model.decoder import Decoder
 from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.model.t5 import T5
 from jpeft.model.t5_family import T5_FAMILY
+from jpeft.peft.adapter import BottleneckAdapter
 from jpeft.peft.attaching import attach, split
+from jpeft.peft.dora import Dora
+from jpeft.peft.lora import Lora
+from jpeft.peft.methods import METHODS as ALL_METHODS
 from jpeft.peft.selection import select
 from jpeft.program import Program
 from jpeft.run.display import Display
 from jpeft.run.stop import ask_all
 from jpeft.train.loop import execute
 from jpeft.train.meeting import Meeting
+from jpeft.train.programs import kind_of
 from jpeft.train.session import Session
 from jpeft.train.step import make_accumulate, zero_sums
 from tests.conftest import TINY, make_batch
@@ -181,10 +187,10 @@ def test_an_error_of_the_program_reaches_every_run_and_nobody_waits():
     assert told == ["broken", "broken"]
 
 
-def assert_steps_as_alone(method, model, *, lengths=((6, 5), (8, 4))):
+def assert_steps_as_alone(methods, model, *, lengths=((6, 5), (8, 4))):
     """A micro-batch of two runs, of other adapters, rows and dropout masks, beside each other and alone."""
-    runs = []
-    for seed in range(2):
+    runs, kinds = [], []
+    for seed, method in enumerate(methods):
         adapted = filled(attach(model, method, select(model, method), jax.random.key(seed)), jax.random.key(seed))
         graphdef, adapter, base = split(adapted)
         enc_len, dec_len = lengths[seed]
@@ -192,14 +198,30 @@ def assert_steps_as_alone(method, model, *, lengths=((6, 5), (8, 4))):
         batch = jax.tree.map(np.asarray, batch)
         key = jax.random.key(seed, impl="rbg")
         runs.append((zero_sums(adapter), adapter, base, key, np.int32(0), np.int32(seed), batch))
+        kinds.append(kind_of(graphdef, adapter, base, Layout.of_devices(data=1, model=1), label_smoothing=0.0))
     base = runs[0][2]
     runs = [(*run[:2], base, *run[3:]) for run in runs]
-    accumulate = Program(make_accumulate(graphdef))
-    meeting = Meeting().joined(accumulate, shared=(2,), widen=lambda b: T5_FAMILY.widened(b, model.config))
-    beside = accumulate.side_by_side(2, (2,))(*meeting.gathered(runs))
-    assert meeting.meets(runs[0]) == meeting.meets(runs[1])
-    for run, sums in zip(runs, beside, strict=True):
-        alone = accumulate(*run)
+    meeting, widen = Meeting(), lambda b: T5_FAMILY.widened(b, model.config)
+    programs = [
+        meeting.joined(Program(make_accumulate(graphdef)), shared=(2,), widen=widen, kind=kind, like=0)
+        for kind in kinds
+    ]
+    assert programs[0].meets(runs[0]) == programs[1].meets(runs[1])
+    beside, gate = {}, threading.Barrier(2)
+
+    def run_beside(i):
+        with meeting.at_work():
+            gate.wait()
+            beside[i] = programs[i](*runs[i])
+
+    threads = [threading.Thread(target=run_beside, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert programs[0].widest == 2
+    for i, run in enumerate(runs):
+        sums, alone = beside[i], Program(make_accumulate(graphdef))(*run)
         np.testing.assert_allclose(sums.loss, alone.loss, rtol=1e-5)
         for ours, theirs in zip(jax.tree.leaves(sums.grads), jax.tree.leaves(alone.grads), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-4 * max(1.0, float(np.abs(theirs).max())))
@@ -214,14 +236,42 @@ each_method = [
 
 @pytest.mark.parametrize("name", each_method)
 def test_a_step_of_two_runs_is_that_of_each_alone(name):
-    assert_steps_as_alone(METHODS[name], T5(ONE_LAYER, rngs=nnx.Rngs(0)))
+    assert_steps_as_alone([METHODS[name]] * 2, T5(ONE_LAYER, rngs=nnx.Rngs(0)))
+
+
+OF_TWO_RANKS = {
+    "lora": [Lora(rank=3, alpha=3.0), Lora(rank=1, alpha=1.0)],
+    "lora_official": [Lora.official(rank=1, alpha=2.0), Lora.official(rank=4, alpha=8.0)],
+    "dora": [Dora(rank=2, alpha=4.0), Dora(rank=3, alpha=6.0)],
+    "adapter": [BottleneckAdapter(bottleneck=2), BottleneckAdapter(bottleneck=5, activation="gelu")],
+}
+
+
+def test_every_method_that_may_be_filled_up_is_tried_so():
+    filled_up = {name for name, method in ALL_METHODS.items() if method.filled_up}
+    assert filled_up == {type(methods[0]).name for methods in OF_TWO_RANKS.values()}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "lora" else pytest.param(name, marks=pytest.mark.slow) for name in OF_TWO_RANKS]
+)
+def test_a_step_of_two_ranks_is_that_of_each_alone(name):
+    assert_steps_as_alone(OF_TWO_RANKS[name], T5(ONE_LAYER, rngs=nnx.Rngs(0)))
+
+
+def test_updates_of_another_scale_do_not_meet(tiny_t5):
+    kinds = []
+    for method in (Lora(rank=2, alpha=1.0), Lora(rank=4, alpha=1.0), Lora(rank=4, alpha=2.0)):
+        parts = split(attach(tiny_t5, method, select(tiny_t5, method), jax.random.key(0)))
+        kinds.append(kind_of(*parts, Layout.of_devices(data=1, model=1), label_smoothing=0.0))
+    assert kinds[0] != kinds[1] and kinds[0] == kinds[2]
 
 
 @pytest.mark.slow
 def test_each_of_two_runs_has_its_own_dropout_masks():
     """Where its rows are as long as alone: a mask is drawn for padding, too."""
     config = dataclasses.replace(ONE_LAYER, dropout_rate=0.1)
-    assert_steps_as_alone(METHODS["ia3"], T5(config, rngs=nnx.Rngs(0)), lengths=((6, 5), (6, 5)))
+    assert_steps_as_alone([METHODS["ia3"]] * 2, T5(config, rngs=nnx.Rngs(0)), lengths=((6, 5), (6, 5)))
 
 
 def test_batches_are_made_as_long_as_the_longest_and_say_the_same(tiny_t5):
@@ -251,10 +301,12 @@ def test_runs_of_other_seeds_rates_and_lengths_are_as_alone(cell, tmp_path):
         cell(),
         cell(**{"train.seed": 1, "train.learning_rate.warmup": 1e-3}),
         cell(**{"train.seed": 2, "train.max_epochs": 1, "train.weight_decay": 0.0}),
+        cell(**{"train.seed": 3, "method.rank": 4, "method.alpha": 2.0}),
     ]
     session = Session(Meeting())
     results = beside_each_other(runs, tmp_path / "beside", session)
-    assert sorted(result["together"] for result in results)[1:] == [2, 2]
+    assert all(result["together"] >= 2 for result in results[:2] + results[3:])
+    assert results[3]["trainable_parameters"] > results[0]["trainable_parameters"]
     for i, run in enumerate(runs):
         assert_as_alone(run, tmp_path / "beside" / str(i), results[i], tmp_path / f"alone{i}")
 
@@ -263,7 +315,7 @@ def test_runs_of_other_seeds_rates_and_lengths_are_as_alone(cell, tmp_path):
 def test_stopped_in_the_middle_they_go_on_as_before_and_one_that_fails_holds_up_nobody(cell, tmp_path):
     runs = [
         cell(**{"train.max_epochs": 6}),
-        cell(**{"train.seed": 1, "train.max_epochs": 6}),
+        cell(**{"train.seed": 1, "train.max_epochs": 6, "method.rank": 4, "method.alpha": 2.0}),
         cell(**{"train.seed": 2, "train.learning_rate.warmup": 1e30}),
     ]
     session, directory = Session(Meeting()), tmp_path / "beside"
