@@ -317,7 +317,18 @@ def generate(
     num_beams: int = 1,
     batch_size: int = 32,
 ) -> list[str]:
-    """What a model of jpeft's writes to each of the inputs, with or without something attached."""
+    """What a model of jpeft's writes to each of the inputs, with or without something attached.
+
+    Args:
+      model, tokenizer: as `load` gives them; the model may have something attached.
+      max_output_length: tokens of an answer at most, the token that ends it counted.
+      max_input_length: tokens of an input at most; what is longer loses its end.
+      num_beams: of beam search; 1 is greedy.
+      batch_size: rows that are answered at once; it changes the memory needed, and the answers by rounding alone.
+
+    Raises:
+      UserError: `max_input_length` leaves no room for text, or the model knows fewer positions than are asked for.
+    """
     from jpeft.predict.answering import Generating
 
     answering = Generating(
@@ -337,8 +348,9 @@ def evaluate(
     """The value of a metric of what the model writes to `inputs`, held against `targets`.
 
     Args:
+      targets: the right answer of each input.
       metric: by name, of `jpeft.eval.metrics.METRICS`.
-      generation: as of `generate`.
+      generation: keyword arguments of `generate`.
 
     Raises:
       UserError: there is no such metric, or it needs more than texts.

@@ -65,6 +65,7 @@ def tokenize(
     """Tokens of every example, from the cache where the same texts met the same tokenizer before.
 
     Args:
+      max_input_length, max_target_length: in tokens, the one that ends each counted; what is longer is cut.
       template: what the examples' prompts were made with: what is too long is cut in their columns. An example whose
         columns are not known is cut at its end.
     """
@@ -115,12 +116,17 @@ def _prompts(examples: Sequence[Example], tokenizer: Tokenizer, template: str, m
 
 
 def longest_of(lengths: np.ndarray, batches: Iterable[Sequence[int]]) -> np.ndarray:
-    """`[batches, 2]`: the longest input and target of each batch, which is what it has to be padded to."""
+    """`[batches, 2]`: the longest input and target of each batch, which is what it has to be padded to.
+
+    Args:
+      lengths: `[rows, 2]`, as `Tokens.lengths` gives them.
+      batches: row numbers of each.
+    """
     return np.array([lengths[rows].max(axis=0) for rows in batches])
 
 
 def choose_shapes(lengths: np.ndarray, *, max_shapes: int = 6, least_gain: float = 0.07) -> list[Shape]:
-    """A few padded shapes that waste few encoder positions on batches of these lengths.
+    """At most `max_shapes` padded shapes that waste few positions of inputs on batches of these lengths.
 
     Every program is compiled once per shape, so a further shape is taken only where it saves at least `least_gain` of
     the positions. Shapes grow in both lengths together: the last holds every batch, and a batch takes the first that
@@ -156,7 +162,7 @@ def fitting_shape(shapes: Sequence[Shape], lengths: np.ndarray) -> Shape:
 
 
 def num_steps(num_rows: int, *, batch_size: int, accumulation_steps: int) -> int:
-    """Optimizer steps of an epoch; the last one may hold fewer rows."""
+    """Optimizer steps of an epoch, each of `batch_size * accumulation_steps` rows; the last one may have fewer."""
     return -(-num_rows // (batch_size * accumulation_steps))
 
 
@@ -169,6 +175,9 @@ def train_order(
     the step is the same sum, and short rows are padded with short ones.
 
     Args:
+      lengths: `[rows, 2]`, as `Tokens.lengths` gives them.
+      batch_size: rows of a micro-batch at most.
+      accumulation_steps: micro-batches of a step at most.
       mix: of several files' rows: which of them, and how often, make the epoch.
     """
     if mix is None:

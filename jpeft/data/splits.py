@@ -89,6 +89,9 @@ def draw(
     larger ones draw, and leave the other parts as they are.
 
     Args:
+      sizes: rows of each source split, by its name.
+      seed: draws the order of each source split's rows.
+      max_train, max_validation, max_test: rows of each part at most; None for no cap.
       inputs: as `same_inputs`; rows of one number stay in one part where parts are drawn from the same source split.
       labels: as `labels_of`; parts that are drawn from a source split have its labels in its shares, as far as counts
         and `inputs` allow, and a label's last row trains.
@@ -206,7 +209,12 @@ def _shares(count: int, there: Mapping[str, int]) -> Counter[str]:
 
 
 def leak(parts: Mapping[str, Split | Sequence[Split]], inputs: Mapping[str, Sequence[int]]) -> str | None:
-    """Says how many rows that validate or test ask what a training row asks, as given files may; None if none does."""
+    """Says how many rows that validate or test ask what a training row asks, as given files may; None if none does.
+
+    Args:
+      parts: `train`, `validation` and `test`; of several files one split for each.
+      inputs: as `same_inputs` gives them.
+    """
     trained = set(numbers_of(parts["train"], inputs))
     found = []
     for name in ("validation", "test"):

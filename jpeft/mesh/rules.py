@@ -80,6 +80,10 @@ _ROOTS = (
 def spec_of(path: Sequence[Any], shape: Sequence[int]) -> P:
     """The axes that cut each dimension of a leaf; scalars, such as an optimizer's step count, are whole everywhere.
 
+    Args:
+      path: of the leaf in its tree, as `jax.tree_util` has it.
+      shape: of the whole leaf, with its axis of layers where it is stacked.
+
     Raises:
       LookupError: no rule matches. Every leaf has to have one: what nobody thought of must not be whole in silence.
     """

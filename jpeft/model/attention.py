@@ -81,6 +81,7 @@ def attend(
       k, v: of as many heads as q, or of fewer, each for as many neighbouring heads of q.
       bias: parts that are added up, each of its own size: a position's bias `[1, num_heads, q_len, kv_len]` and a mask
         `[batch, 1, 1, kv_len]` need not be made into one array of all four sizes.
+      dropout_rate: share of the weights that are zeroed after the softmax.
       key: draws the dropout of weights; None is without.
     """
     return _attend(q, k, v, bias, key, scale, dropout_rate)

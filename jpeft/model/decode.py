@@ -122,6 +122,7 @@ def beam_search_scored(
 ) -> Generated:
     """The best of `num_beams` hypotheses by mean log-probability, as `transformers` searches with its default settings.
 
+    A hypothesis' score is the sum of its tokens' log-probabilities over its length to the power of `length_penalty`.
     A row stops when its best running hypothesis, at its present length, scores below its worst finished one
     (`early_stopping=False`). A hypothesis that reaches `max_length` counts as finished. `log_prob` is the score that it
     was chosen by: the mean where the penalty is 1.

@@ -57,7 +57,12 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def save(self, model: Any, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dtype: Any = None) -> None:
-        """Writes a model's weights of a type of variable and its config, which `transformers` opens."""
+        """Writes a model's weights and its config to a directory that `transformers` opens.
+
+        Args:
+          kind: the type of variable that holds the weights; `Adapter` after full tuning.
+          dtype: of the stored weights; None keeps each as it is.
+        """
 
     @abc.abstractmethod
     def open_filling(self, directory: Path) -> Any:
@@ -101,7 +106,12 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def arrange(self, model: Any, *, scan_layers: bool | None, remat: str | None = None) -> None:
-        """How its layers run: by a loop or one by one (None: as their number suggests), and what gradients keep."""
+        """Settles how a model's layers run, in place.
+
+        Args:
+          scan_layers: by one compiled loop, or one after the other; None is a loop for more than eight layers.
+          remat: what the backward pass makes anew, one of `jpeft.model.stack.REMAT_POLICIES`; None leaves it.
+        """
 
     @abc.abstractmethod
     def stacks(self, config: Any) -> dict[str, int]:
@@ -124,9 +134,12 @@ class Family(abc.ABC):
         config: Any,
         row_weights: Sequence[float] | None = None,
     ) -> Batch:
-        """Rows of tokens as the network is trained on them, filled up to `shape` (of inputs and targets) and rows.
+        """Rows of tokens as the network is trained on them: arrays by name, `decoder_target_tokens` and
+        `decoder_loss_weights` (`[batch_size, target length]`, 0 on padding) among them.
 
         Args:
+          inputs, targets: ids of each row, at most `batch_size` of them; missing rows are padding without weight.
+          shape: the lengths that inputs and targets are filled up to.
           row_weights: of each row, how much its tokens count; None is 1 for all.
         """
 
@@ -143,7 +156,12 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def cache_numbers(self, config: Any, shape: tuple[int, int], *, parts: int = 1) -> int:
-        """How many numbers are kept for one row while an answer is generated, of heads that are cut in `parts`."""
+        """How many numbers a device keeps as keys and values of one row while its answer is generated.
+
+        Args:
+          shape: padded lengths of the input and of the answer.
+          parts: over how many devices the heads are cut.
+        """
 
     def abstract(self, config: Any, *, dtype: Any = np.float32) -> Any:
         """The network with shapes (`jax.ShapeDtypeStruct`) in the place of weights: nothing is allocated."""

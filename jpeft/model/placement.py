@@ -14,7 +14,10 @@ _place: contextvars.ContextVar[Place] = contextvars.ContextVar("place", default=
 
 
 def placed(x: Array, kind: str) -> Array:
-    """The array, cut over devices as what `kind` names is: `hidden`, `heads`, `cache`, `logits`, `columns`, `rows`."""
+    """The array `x`, cut over devices as `kind` says: `hidden`, `heads`, `cache`, `logits`, `columns` or `rows`.
+
+    Without a place (`placing`), `x` as it is.
+    """
     return _place.get()(x, kind)
 
 

@@ -139,6 +139,8 @@ def fitted(
     """The plan of a run with the mildest settings that fit the device; None where none does.
 
     Args:
+      memory: of the device, in bytes.
+      lengths: of inputs and targets; None is the longest that the run can have.
       anything: may change all that changes no result, not only what the run says is `auto`.
 
     Raises as `make_plan`.

@@ -194,6 +194,11 @@ class AdapterBank:
     ) -> Int[Array, "batch max_length"]:
         """The greedy answer of each row's adapter, as `jpeft.model.decode.greedy` returns it.
 
+        Args:
+          inputs: ids of the prompts, padding behind them.
+          names: of each row's adapter; None is the base alone.
+          max_length: tokens of an answer at most; each new one is a program more.
+
         Raises:
           UnknownAdapter: the bank does not hold all of `names`.
         """

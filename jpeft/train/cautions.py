@@ -26,7 +26,12 @@ def few_test_rows(rows: int) -> str | None:
 
 
 def few_steps(train_rows: int, *, batch_size: int, accumulation_steps: int, max_epochs: int) -> str | None:
-    """Said before training where optimizer steps are too few to learn much, with the keys that make them more."""
+    """Said before training where a run has fewer than `FEWEST_STEPS` optimizer steps, with the keys that make more.
+
+    Args:
+      train_rows: of an epoch.
+      batch_size, accumulation_steps, max_epochs: as of the config's section `train`.
+    """
 
     def steps(accumulated: int) -> int:
         return -(-train_rows // (batch_size * accumulated)) * max_epochs
