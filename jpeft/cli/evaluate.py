@@ -57,7 +57,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     output = arguments.output
     if arguments.overwrite and output is None:
-        raise UserError("--overwrite is of --output, which is not given.")
+        raise UserError("--overwrite goes with --output, which is not given; name a FILE, or leave it out.")
     if output is not None and (output.is_dir() or (output.exists() and not arguments.overwrite)):
         what = "a directory; name a file" if output.is_dir() else "there already; name another, or give --overwrite"
         raise UserError(f"--output {output} is {what}.")

@@ -95,11 +95,13 @@ def _check(arguments: argparse.Namespace, axes: dict[str, int]) -> None:
     if arguments.best and (arguments.devices is None or arguments.devices < 1 or axes or arguments.grid):
         raise UserError("--best looks for the mesh of --devices N; give these, and no --mesh and no --grid.")
     if arguments.devices is not None and not arguments.best:
-        raise UserError("--devices is of --best; a mesh says with --mesh how many devices it has.")
+        raise UserError("--devices goes with --best; a mesh says with --mesh how many devices it has.")
     if (arguments.best or arguments.grid) and not arguments.device:
         raise UserError("--best and --grid need a --device, to tell what fits it.")
     if arguments.grid and (arguments.input_length or arguments.target_length):
-        raise UserError("--input-length and --target-length are of one run; a grid's tasks have their own.")
+        raise UserError(
+            "--input-length and --target-length are for one run; a grid's tasks have their own."
+        )
 
 
 @contextlib.contextmanager

@@ -89,7 +89,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     from jpeft.program import use_compilation_cache
 
     if arguments.overwrite and arguments.output is None:
-        raise UserError("--overwrite is of --output, which is not given.")
+        raise UserError("--overwrite goes with --output, which is not given; name a FILE, or leave it out.")
     given = Input.of(arguments.texts, arguments.input, arguments.format)
     keep_freed_memory()
     use_compilation_cache(cache_directory() / "compiled")

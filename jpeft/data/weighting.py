@@ -50,7 +50,7 @@ def class_weights(text: str, targets: Sequence[str], labels: Sequence[str], *, k
 def require_classes(kind: str | None) -> None:
     """Raises `UserError` where rows are to weigh by class and the kind of their task is known to be `generation`."""
     if kind == "generation":
-        raise UserError("train.class_weights is of classes, and the task's answers are text; give data.weight.")
+        raise UserError("train.class_weights is for classes, and the task's answers are text; give data.weight.")
 
 
 def given_weights(text: str, key: str) -> dict[str, float]:

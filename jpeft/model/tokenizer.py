@@ -108,7 +108,7 @@ class Tokenizer:
         chosen = chat_template or chat.AUTO
         if not self._continues and chosen not in (chat.AUTO, chat.NONE):
             raise UserError(
-                f"data.chat_template is of decoder-only models, and {self._directory} is an encoder-decoder; leave it."
+                f"data.chat_template is for decoder-only models, and {self._directory} is an encoder-decoder; leave it."
             )
         other = copy.copy(self)
         for made in ("wording", "fingerprint"):

@@ -83,7 +83,7 @@ class Dora(Lora):
     def __post_init__(self):
         super().__post_init__()
         if self.init != "plain":
-            raise UserError(f"dora begins with B at 0; init={self.init!r} is of lora: leave it out.")
+            raise UserError(f"dora begins with B at 0; init={self.init!r} is an option of lora: leave it out.")
         if self.scaling_vectors:
             raise UserError("dora has no scaling vectors, which lora has in the paper's reading; leave them out.")
 

@@ -70,7 +70,7 @@ class Call:
         if labels is not None and (num_beams or max_output_length):
             flag = "--num-beams" if num_beams else "--max-output-length"
             raise UserError(
-                f"{flag} is of generation, and labels are chosen from here; leave it out or add --generate."
+                f"{flag} is for generated answers, and labels are chosen from here; leave it out or add --generate."
             )
         if template is not None:
             prompt = PromptTemplate.given(template)

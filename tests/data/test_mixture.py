@@ -145,5 +145,5 @@ def test_files_that_are_listed_need_a_mix(tmp_path):
 
 
 def test_class_weights_of_texts_are_refused(prepared):
-    with pytest.raises(UserError, match="train.class_weights is of classes"):
+    with pytest.raises(UserError, match="train.class_weights is for classes"):
         prepared(kind="generation", class_weights="balanced")

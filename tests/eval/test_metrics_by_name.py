@@ -226,9 +226,9 @@ def test_directions():
     [
         (
             {"data": {"task": "agnews"}, "eval": {"metrics": "bleu"}},
-            "bleu is of texts, and the task is a clas",
+            "bleu judges texts, and the task is a clas",
         ),
-        ({"data": {"task": "samsum"}, "eval": {"metrics": "macro_f1"}}, "macro_f1 is of a classification"),
+        ({"data": {"task": "samsum"}, "eval": {"metrics": "macro_f1"}}, "macro_f1 judges classes"),
         (
             {"data": {"task": "cola"}, "eval": {"metrics": "expected_calibration_error"}},
             "needs the probability of every label; give eval.answer=score",
@@ -251,7 +251,7 @@ def test_what_cannot_be_computed_is_refused_before_anything_is_loaded(config, sa
 def test_what_only_the_rows_tell_is_refused_once_they_are_read():
     task = Run.from_config({"data": {"task": "custom", "path": "x.csv"}, "eval": {"metrics": "f1"}}).build_task()
     require_metrics(dataclasses.replace(task, kind="generation"), "generate")
-    with pytest.raises(UserError, match="f1 is of texts"):
+    with pytest.raises(UserError, match="f1 judges texts"):
         require_metrics(dataclasses.replace(task, kind="classification"), "score")
 
 

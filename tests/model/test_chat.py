@@ -131,7 +131,7 @@ def test_a_t5_has_no_chat(tiny_tokenizer):
     t5 = Tokenizer.load(tiny_tokenizer)
     assert t5.asked_by("none").fingerprint == t5.fingerprint
     assert t5.wording.chat_template is None
-    with pytest.raises(UserError, match="data.chat_template is of decoder-only models"):
+    with pytest.raises(UserError, match="data.chat_template is for decoder-only models"):
         t5.asked_by(CHAT)
 
 

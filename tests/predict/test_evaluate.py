@@ -156,7 +156,7 @@ def test_an_adapter_that_was_exported_is_asked_alike_and_what_it_saw_is_not_know
         (["--template", "{title}"], "has no column 'title'"),
         (["--template", "{title"], "--template '{title' is malformed"),
         (["--answer", "sing"], "--answer is 'sing'"),
-        (["--overwrite"], "--overwrite is of --output"),
+        (["--overwrite"], "--overwrite goes with --output"),
         (["--dtype", "float64"], "--dtype is 'float64'"),
     ],
 )
@@ -202,7 +202,7 @@ def test_metrics_are_the_runs_or_those_that_are_named_and_no_file_gets_code_run(
     assert (
         why[0] == "evil:metric is code, which a file does not get to run: give --metrics evil:metric if you trust it."
     )
-    assert why[1].startswith("of_tomorrow is no metric") and "bleu is of texts" in why[2] and len(why) == 3
+    assert why[1].startswith("of_tomorrow is no metric") and "bleu judges texts" in why[2] and len(why) == 3
     (tmp_path / "mine_for_evaluate.py").write_text("def first(predictions, references):\n    return 0.25\n")
     monkeypatch.chdir(tmp_path)
     names = "accuracy,expected_calibration_error,mine_for_evaluate:first"
@@ -210,5 +210,5 @@ def test_metrics_are_the_runs_or_those_that_are_named_and_no_file_gets_code_run(
     record, _ = evaluate("--adapter", run, "--data", file, "--metrics", names, "--json")
     assert record["metric_name"] == "accuracy" and record["metrics"]["mine_for_evaluate:first"] == 0.25
     assert record["uncertainties"].keys() >= {"accuracy", "expected_calibration_error"}
-    with pytest.raises(UserError, match="--metrics: f1 is of texts"):
+    with pytest.raises(UserError, match="--metrics: f1 judges texts"):
         Evaluation.of(source, metrics="f1")

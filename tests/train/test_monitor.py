@@ -47,8 +47,8 @@ def test_evaluations_of_something_else_do_not_count():
         ("test/accuracy", "agnews", "train.monitor is 'test/accuracy'; expected validation/loss"),
         ("validation/", "agnews", "expected validation/loss"),
         ("validation/acuracy", "agnews", "train.monitor: there is no metric 'acuracy'; did you mean accuracy?"),
-        ("validation/rouge_l", "agnews", "train.monitor: rouge_l is of texts, and the task is a classification"),
-        ("validation/macro_f1", "e2e", "train.monitor: macro_f1 is of a classification"),
+        ("validation/rouge_l", "agnews", "train.monitor: rouge_l judges texts, and the task is a classification"),
+        ("validation/macro_f1", "e2e", "train.monitor: macro_f1 judges classes"),
         ("validation/two words:f", "agnews", "names no function"),
     ],
 )

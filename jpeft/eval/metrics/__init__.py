@@ -91,9 +91,9 @@ def check_metrics(key: str, names: Sequence[str], *, kind: str | None, answer: s
         else:
             metric = named(name)
         if kind == "classification" and TEXTS in metric.needs:
-            raise UserError(f"{key}: {name} is of texts, and the task is a classification; {_these(LABELS)}.")
+            raise UserError(f"{key}: {name} judges texts, and the task is a classification; {_these(LABELS)}.")
         if kind == "generation" and LABELS in metric.needs:
-            raise UserError(f"{key}: {name} is of a classification, and the task's answers are text; {_these(TEXTS)}.")
+            raise UserError(f"{key}: {name} judges classes, and the task's answers are text; {_these(TEXTS)}.")
         if PROBABILITIES in metric.needs and answer == "generate":
             raise UserError(f"{key}: {name} needs the probability of every label; give eval.answer=score, too.")
         if metric.package is not None and importlib.util.find_spec(metric.package[0]) is None:
