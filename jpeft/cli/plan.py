@@ -99,9 +99,7 @@ def _check(arguments: argparse.Namespace, axes: dict[str, int]) -> None:
     if (arguments.best or arguments.grid) and not arguments.device:
         raise UserError("--best and --grid need a --device, to tell what fits it.")
     if arguments.grid and (arguments.input_length or arguments.target_length):
-        raise UserError(
-            "--input-length and --target-length are for one run; a grid's tasks have their own."
-        )
+        raise UserError("--input-length and --target-length are for one run; a grid's tasks have their own.")
 
 
 @contextlib.contextmanager

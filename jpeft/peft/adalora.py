@@ -61,7 +61,7 @@ class Importance:
 
 @dataclasses.dataclass(frozen=True)
 class AdaLora(AddedModules, PeftLayout):
-    """AdaLoRA: starts with half as much rank again at every map, and ends with the budget where it matters most.
+    """AdaLoRA (Zhang et al. 2023): starts with half as much rank again at every map, and keeps it where it matters.
 
     Importance is of triplets, a number of lambda with its row and column (eq. 7). Ranks fall by a cubic schedule
     (section 3.3) over the run's steps: none at first, none in the end, where those that remain train on.

@@ -66,7 +66,7 @@ class Bottlenecks(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class BottleneckAdapter(AddedModules):
-    """Bottleneck adapters: one after every sublayer, or after every feed-forward.
+    """Bottleneck adapters (Houlsby et al. 2019): one after every sublayer, or after every feed-forward.
 
     Attributes:
       bottleneck: its width. Houlsby et al. tried 8, 64 and 256 for GLUE, 64 for all else (sections 3.2 and 3.3).

@@ -51,9 +51,10 @@ class Bias(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class BitFit(AddedModules):
-    """BitFit, by default in the paper's reading: the bias of every linear map inside the blocks.
+    """BitFit (Ben Zaken et al. 2021), by default as Pu et al. (2023) count it: the bias of every map in the blocks.
 
-    Where a model has biases, these are all that there are. Where it has none, as T5 and Llama, each map gets one.
+    `BitFit.official()` trains biases of norms as well. Where a model has biases, these are all that there are. Where it
+    has none, as T5 and Llama, each map gets one.
 
     Attributes:
       norms: also a bias on every norm, as BERT's LayerNorms have and its authors train: their method on T5.

@@ -67,7 +67,7 @@ class DoraSite(LoraSite):
 
 @dataclasses.dataclass(frozen=True)
 class Dora(Lora):
-    """DoRA as its authors use it on Llama: on q, k, v and the feed-forward's up and down. Options are LoRA's."""
+    """DoRA (Liu et al. 2024) as its authors use it on Llama: on q, k, v, up and down. Options are LoRA's."""
 
     name: ClassVar[str] = "dora"
     options: ClassVar[Mapping[str, str]] = {key: field for key, field in Lora.options.items() if key != "lora_init"}

@@ -14,7 +14,7 @@ from jpeft.peft.variables import Adapter
 
 @dataclasses.dataclass(frozen=True)
 class Full(Method):
-    """The model's own weights become `Adapter` leaves, in float32. With a selection, only those of the chosen sites."""
+    """Full tuning: the model's own weights become float32 `Adapter` leaves; with a selection, those of its sites."""
 
     name: ClassVar[str] = "full"
     trains_base: ClassVar[bool] = True

@@ -66,7 +66,9 @@ class OutputScale(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Ia3(AddedModules, PeftLayout):
-    """(IA)³, by default in the paper's reading: both sides of k, v and the feed-forward's last input projection.
+    """(IA)³ (Liu et al. 2022), by default as Pu et al. (2023) count it: vectors on both sides of k, v and `up`.
+
+    `up` is the feed-forward's last input projection. `Ia3.official()` is (IA)³ as published, which PEFT can hold.
 
     Attributes:
       two_sided: False is (IA)³ as published: k and v scaled after, the feed-forward's activation before `wo`.

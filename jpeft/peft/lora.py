@@ -120,7 +120,9 @@ class LowRank(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class Lora(AddedModules, PeftLayout):
-    """LoRA, by default in the paper's reading: rank 2 on q, k, v, o of every attention, with scaling vectors.
+    """LoRA (Hu et al. 2021), by default as Pu et al. (2023) count it: rank 2 on q, k, v, o, with scaling vectors.
+
+    `Lora.official()` is plain LoRA, on q and v, which Hugging Face PEFT can hold.
 
     Attributes:
       rank: inner width of the update.

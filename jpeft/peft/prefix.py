@@ -108,7 +108,7 @@ class Prefixes(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class Prefix(AddedModules, PeftLayout):
-    """Prefix tuning: a prefix for each attention, of a T5 the encoder's, the decoder's own and the cross-attention.
+    """Prefix tuning (Li & Liang 2021): keys and values before those of each attention, in a T5 cross-attention's, too.
 
     The keys are seen by every query, whatever is hidden from it and however short the window of its layer is. In a T5
     they have no bias of position. In a decoder-only model they stand where PEFT puts them, as the cache of a text of

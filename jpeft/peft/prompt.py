@@ -68,7 +68,7 @@ class Prompts(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class Prompt(AddedModules, PeftLayout):
-    """Prompt tuning: trained vectors before the embedded input, by default 100.
+    """Prompt tuning (Lester et al. 2021): trained vectors before the embedded input, by default 100.
 
     The first forward pass is the base model's on an input with as many pieces of text before it.
 

@@ -114,7 +114,7 @@ class Projected(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class Vera(AddedModules, PeftLayout):
-    """VeRA on q and v, as its authors use it.
+    """VeRA (Kopiczko et al. 2024) on q and v, as its authors use it.
 
     Attributes:
       rank: of the shared matrices.
