@@ -9,6 +9,7 @@ anew, before any comes again.
 import dataclasses
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,14 @@ def rates_of(mix: str, sizes: Sequence[int]) -> list[float]:
     return [rate / sum(rates) for rate in rates]
 
 
+def whole_shares(shares: Sequence[float | Fraction], total: int) -> list[int]:
+    """Shares as whole numbers that add up to `total`: what does not come out even goes to the largest remainders."""
+    whole = [math.floor(share) for share in shares]
+    for i in sorted(range(len(shares)), key=lambda i: whole[i] - shares[i])[: total - sum(whole)]:
+        whole[i] += 1
+    return whole
+
+
 @dataclasses.dataclass(frozen=True)
 class Mix:
     """How an epoch is made of several files' training rows, which stand one file behind the other.
@@ -92,17 +101,13 @@ class Mix:
 
     @classmethod
     def of(cls, names: Sequence[str], sizes: Sequence[int], mix: str) -> "Mix":
-        """Shares an epoch out by rate; what does not come out even goes to the largest remainders.
+        """Shares an epoch out by rate, as `whole_shares` does.
 
         Raises:
           UserError: as `rates_of`, or a rate is so small that a file would give no row.
         """
         total = sum(sizes)
-        shares = [rate * total for rate in rates_of(mix, sizes)]
-        quotas = [math.floor(share) for share in shares]
-        remainders = sorted(range(len(shares)), key=lambda i: quotas[i] - shares[i])
-        for i in remainders[: total - sum(quotas)]:
-            quotas[i] += 1
+        quotas = whole_shares([rate * total for rate in rates_of(mix, sizes)], total)
         for name, quota in zip(names, quotas, strict=True):
             if not quota:
                 raise UserError(f"data.mix is {mix[:80]!r}, by which {name} gives no row of the {total:,} of an epoch.")

@@ -8,10 +8,12 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
+from jpeft.data.mixture import whole_shares
 from jpeft.data.tasks import Task, template_columns
 from jpeft.errors import UserError
 from jpeft.words import counted
@@ -199,13 +201,10 @@ def _something(waiting: list[list[int]], count: int, total: int) -> tuple[list[i
 
 
 def _shares(count: int, there: Mapping[str, int]) -> Counter[str]:
-    """`count` cut in the proportions of `there`; what does not come out even goes to the largest remainders."""
+    """`count` cut in the proportions of `there`, in whole rows."""
     total = sum(there.values())
-    shares = Counter({label: count * size // total for label, size in there.items()})
-    remainders = sorted(there, key=lambda label: -(count * there[label] % total))
-    for label in remainders[: count - sum(shares.values())]:
-        shares[label] += 1
-    return shares
+    shares = whole_shares([Fraction(count * size, total) for size in there.values()], count)
+    return Counter(dict(zip(there, shares, strict=True)))
 
 
 def leak(parts: Mapping[str, Split | Sequence[Split]], inputs: Mapping[str, Sequence[int]]) -> str | None:
