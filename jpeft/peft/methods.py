@@ -1,7 +1,7 @@
 """The methods by name: the one table that says which there are. A method of one's own joins it by an assignment."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import nnx
@@ -47,15 +47,25 @@ def build(name: str, reading: str = "paper", options: Mapping[str, Any] | None =
         raise UserError(f"method.name is {name!r}; expected one of {', '.join(METHODS)}.")
     if reading not in READINGS:
         raise UserError(f"method.reading is {reading!r}; expected 'paper' or 'official'.")
-    method = METHODS[name]
-    factory = getattr(method, "official", method) if reading == "official" else method
-    known = {key: field for key, field in method.options.items() if field in inspect.signature(factory).parameters}
+    method, known = METHODS[name], _options_in(METHODS[name], reading)
     for option in options or {}:
         if option not in known:
             has = f"it has {', '.join(sorted(known))}" if known else "it has none"
-            where = f" with method.reading={reading}" if hasattr(method, "official") else ""
+            depends = _options_in(method, "paper") != _options_in(method, "official")
+            where = f" with method.reading={reading}" if depends else ""
             raise UserError(f"method.{option} is no option of {name}{where}; {has}.")
-    return factory(**{known[key]: value for key, value in (options or {}).items()})
+    return _builder(method, reading)(**{known[key]: value for key, value in (options or {}).items()})
+
+
+def _builder(method: type[Method], reading: str) -> Callable[..., Method]:
+    """What builds a method in a reading: its class, or for `official` its `official`, where it has one."""
+    return getattr(method, "official", method) if reading == "official" else method
+
+
+def _options_in(method: type[Method], reading: str) -> dict[str, str]:
+    """The options that a method has in a reading: the builder's parameters by the config's keys under `method.`."""
+    parameters = inspect.signature(_builder(method, reading)).parameters
+    return {key: field for key, field in method.options.items() if field in parameters}
 
 
 def method_options() -> list[str]:

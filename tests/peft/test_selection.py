@@ -183,11 +183,13 @@ def test_unknown_names_and_options_are_refused_with_what_there_is():
         build("lorra")
     with pytest.raises(UserError, match="method.reading is 'theirs'"):
         build("lora", "theirs")
-    with pytest.raises(UserError, match="method.rank is no option of ia3 with method.reading=paper; it has none"):
+    # The reading is named where the other one has other options, and only there.
+    with pytest.raises(UserError, match="method.rank is no option of ia3; it has none"):
         build("ia3", options={"rank": 4})
-    # A method with one reading is not said to have an option less than in the other.
     with pytest.raises(UserError, match="method.alpha is no option of vera; it has projection_seed, rank"):
         build("vera", options={"alpha": 4.0})
+    with pytest.raises(UserError, match="_init is no option of prompt with method.reading=official; it has"):
+        build("prompt", "official", {"prompt_init": "uniform"})
     with pytest.raises(UserError, match="rank of at least 1"):
         build("lora", options={"rank": 0})
 
