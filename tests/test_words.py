@@ -33,3 +33,14 @@ def test_cannot_is_one_word():
     texts = [*SOURCES, ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.py")]
     written = re.compile(r"\bcan\s+not\b(?!\s+only)", re.IGNORECASE)
     assert [str(path) for path in texts if written.search(path.read_text())] == []
+
+
+def test_every_public_function_and_class_has_a_docstring():
+    without = []
+    for path in SOURCES:
+        module = ast.parse(path.read_text())
+        for node in module.body:
+            public = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name[0] != "_"
+            if public and not ast.get_docstring(node):
+                without.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}")
+    assert without == []
