@@ -158,12 +158,12 @@ def _explained(own: Sequence[Candidate], baseline: Baseline | None, *, checked: 
             continue
         lowest, tried = min(known), len(known)
         if candidate is chosen:
-            why = "the only one tried" if tried == 1 else "the lowest loss of its method"
+            why = "the only one tried" if tried == 1 else "the lowest of its method"
             if tried > 1 and loss > lowest:
-                why = f"ties with the lowest, {lowest:.4f}, and is nearest to the config's own rate"
+                why = f"ties with {lowest:.4f}, nearest to the config's own"
             why += _nothing_learned(candidate, baseline) if checked else ""
         elif loss <= tie_limit(lowest):
-            why = f"a tie: {_named(chosen)} is nearer to the config's own rate"
+            why = f"a tie: {_named(chosen)} is nearer to the config's own"
         else:
             why = f"{_named(chosen)} has {chosen.validation_loss:.4f}"
         judged.append(JudgedCandidate(candidate, candidate is chosen, why))

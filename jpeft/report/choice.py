@@ -326,24 +326,23 @@ def _short_table(short: Sequence[Short]) -> Table:
         for one in sorted((one for one in short if one.method == method), key=lambda one: (one.rank or 0, one.factor)):
             rows.append(
                 [
-                    Value(method_label(method)),
+                    Value(method_label(method) + ("" if one.rank is None else f", rank {one.rank}")),
                     Value(f"{one.learning_rate:g}"),
                     Value(f"× {one.factor:.3g}"),
-                    Value("" if one.rank is None else one.rank),
                     Value(one.epochs),
-                    Value("failed" if one.validation_loss is None else one.validation_loss),
-                    Value("chosen" if one.chosen else "", tone="best" if one.chosen else ""),
-                    Value(one.why, tone="weak"),
+                    Value(
+                        "failed" if one.validation_loss is None else one.validation_loss,
+                        tone="best" if one.chosen else "",
+                    ),
+                    Value(f"chosen: {one.why}" if one.chosen else one.why, tone="" if one.chosen else "weak"),
                 ]
             )
     columns = [
         Column("method"),
         Column("rate"),
         Column("config's"),
-        Column("rank", "count"),
         Column("epochs", "count"),
         Column("valid. loss", "metric"),
-        Column(""),
         Column("why"),
     ]
     return Table("short-runs", "Short runs, and what was decided of each", columns, rows)

@@ -87,8 +87,8 @@ def test_every_candidate_is_explained():
     ]
     why = [(one.chosen, one.why) for one in explain(candidates, Baseline(0.6, "yes", 0.5))]
     assert why == [
-        (False, "a tie: × 1 is nearer to the config's own rate"),
-        (True, "ties with the lowest, 0.1950, and is nearest to the config's own rate"),
+        (False, "a tie: × 1 is nearer to the config's own"),
+        (True, "ties with 0.1950, nearest to the config's own"),
         (False, "× 1 has 0.1976"),
         (False, "failed: the loss is nan"),
         (
@@ -104,7 +104,7 @@ def test_a_candidate_that_went_on_is_told_with_both_of_its_losses():
     told = explain([*first, *later])
     assert [(one.candidate.epochs, one.candidate.validation_loss, one.chosen, one.why) for one in told] == [
         (1, 0.5, False, "× 3 has 0.4000"),
-        (4, 0.3, True, "the lowest loss of its method, 0.4000 after 1 epoch"),
+        (4, 0.3, True, "the lowest of its method, 0.4000 after 1 epoch"),
         (4, None, False, "failed: the loss is nan"),
     ]
     assert best_of_each([*first, *later]) == {"lora": later[0]}

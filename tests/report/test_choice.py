@@ -155,8 +155,8 @@ def test_every_short_run_is_explained(full):
     (section,) = Choice("quality", tried, full(lora=([0.19], 1.0))).document().sections
     table = section.tables()[0]
     assert [[value.value for value in row] for row in table.rows] == [
-        ["LoRA", "0.01", "× 1", 8, 4, 0.1976, "chosen", "own"],
-        ["LoRA", "0.03", "× 3", 8, 4, 0.195, "", "a tie: × 1 is nearer"],
+        ["LoRA, rank 8", "0.01", "× 1", 4, 0.1976, "chosen: own"],
+        ["LoRA, rank 8", "0.03", "× 3", 4, 0.195, "a tie: × 1 is nearer"],
     ]
 
 
