@@ -288,14 +288,15 @@ class _Search:
         the second. Those of the second look come last."""
         trials, whole = self._trials(), self._full(self._whole)
         epochs = {method: self._look_epochs(method) for method in self._request.methods}
-        each = ", ".join(sorted({f"{first}, then {second}" for first, second in epochs.values()}))
+        each = ", ".join(dict.fromkeys(" and ".join(map(str, dict.fromkeys(looks))) for looks in epochs.values()))
         self._request.report(
             f"{counted(len(trials), 'run')} (each method at its rates and ranks) are compared after {each} of their "
             "epochs; the best go on from there, the others wait"
         )
         first = self._attempts(trials, whole, {trial: epochs[trial.method][0] for trial in trials})
         best = choose([one.candidate() for one in first], self._request.baseline)
-        going_on = [Trial(one.method, one.factor, one.rank_factor) for one in best.values()]
+        further = [one for one in best.values() if epochs[one.method][1] > one.epochs]
+        going_on = [Trial(one.method, one.factor, one.rank_factor) for one in further]
         return first + self._attempts(going_on, whole, {trial: epochs[trial.method][1] for trial in going_on})
 
     def _look_epochs(self, method: str) -> tuple[int, int]:

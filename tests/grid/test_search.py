@@ -172,8 +172,8 @@ def test_runs_of_few_rows_are_compared_at_their_ends(tmp_path):
     """A third of ten epochs of one step each would tell methods apart by chance."""
     made = Made(LOSSES)
     request = Request(("lora",), configure, tmp_path, {"train": 60, "validation": 9, "test": 9}, "rows")
-    search(request, made, clock=made.clock)
-    assert set(made.epochs.values()) == {10}
+    found = search(request, made, clock=made.clock)
+    assert set(made.epochs.values()) == {10} and len(found.short) == len(made.epochs) == 4
 
 
 def test_a_tight_budget_cuts_epochs_before_methods_and_keeps_the_best(tmp_path):
@@ -330,15 +330,15 @@ def test_from_rows_to_an_adapter_and_the_command_that_made_it(flags, tmp_path, t
     data = json.loads(capsys.readouterr().out)
     assert status == (1 if data["nothing_learned"] else 0)  # a model of random weights need not learn anything
     before = results(tmp_path / "search")
-    assert len(before) == 4 and data["ranking"][0]["method"] == "lora"  # three rates in short, one in full
+    # Three rates and another rank, each to its end, since two epochs of two steps are too few to compare by.
+    assert len(before) == 4 and data["ranking"][0]["method"] == "lora"
     assert {one["test"]["examples"] for one in data["ranking"]} == {9}
-    for short in (tmp_path / "search").glob("short_*/result.json"):
-        assert json.loads(short.read_text())["test_examples"] == 1
     chosen = {one["method"]: one["learning_rate"] for one in data["ranking"]}
     for method, rate in chosen.items():
-        tried = {one["learning_rate"]: one["validation_loss"] for one in data["short_runs"] if one["method"] == method}
-        assert len(tried) == 3 and tried[rate] <= tie_limit(min(tried.values()))
-        assert [one["learning_rate"] for one in data["short_runs"] if one["chosen"]] == [rate]
+        tried = [one for one in data["short_runs"] if one["method"] == method]
+        (taken,) = [one for one in tried if one["chosen"]]
+        assert len(tried) == 4 and taken["learning_rate"] == rate
+        assert taken["validation_loss"] <= tie_limit(min(one["validation_loss"] for one in tried))
     first = data["ranking"][0]
     assert list(Path(first["adapter"]).glob("*.safetensors"))
     assert any("9 validation rows chose" in text for text in data["remarks"])
@@ -418,8 +418,12 @@ def test_data_without_a_model_is_a_wrong_call(toy_jsonl, capsys):
 
 @pytest.mark.slow
 def test_killed_and_started_again_it_ends_as_if_it_had_not_been(flags, tmp_path):
+    # 40 rows in steps of 2: 20 steps an epoch, so rates are compared after the first of six.
+    more = ["--config.train.max_epochs=6", "--config.train.batch_size=2"]
+
     def start(workdir: Path) -> subprocess.Popen:
-        command = [sys.executable, "-m", "jpeft.cli", *flags(f"--workdir={workdir}", "--methods=lora,bitfit", "--json")]
+        asked = flags(f"--workdir={workdir}", "--methods=lora,bitfit", "--json", *more)
+        command = [sys.executable, "-m", "jpeft.cli", *asked]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
@@ -431,10 +435,10 @@ def test_killed_and_started_again_it_ends_as_if_it_had_not_been(flags, tmp_path)
     unbroken, killed = start(tmp_path / "unbroken"), tmp_path / "killed"
     expected = losses(unbroken)
     finished: dict[str, int] = {}
-    for done in (1, 4, 7):
+    for done in (1, 4, 6):
         process = start(killed)
         until = time.monotonic() + 240
-        while len(results(killed)) < done and time.monotonic() < until:
+        while len(list(killed.glob("*/paused.json"))) + len(results(killed)) < done and time.monotonic() < until:
             time.sleep(0.05)
         process.kill()
         process.communicate()
