@@ -83,6 +83,18 @@ def choose(candidates: Sequence[Candidate], baseline: Baseline | None = None) ->
     return {method: chosen[method] for method in sorted(chosen, key=order)}
 
 
+def going_on(candidates: Sequence[Candidate], baseline: Baseline | None = None) -> list[Candidate]:
+    """The better half of what was tried, and the best of each method: one more look decides between these.
+
+    Args:
+      candidates: all after a few epochs. The rate that falls fastest then need not be the one that ends lowest.
+    """
+    known = [c for c in candidates if c.validation_loss is not None]
+    half = sorted(known, key=lambda c: (c.validation_loss, c.distance))[: math.ceil(len(candidates) / 2)]
+    best = choose(candidates, baseline).values()
+    return [c for c in known if c in half or c in best]
+
+
 def left_behind(chosen: Mapping[str, Candidate]) -> dict[str, str]:
     """The methods that are not worth a full run, with why: neither among the better half nor near the best.
 
@@ -128,26 +140,24 @@ def explain(candidates: Sequence[Candidate], baseline: Baseline | None = None) -
     judged = []
     for own in _by_method(candidates).values():
         shortest = min(candidate.epochs for candidate in own)
-        longer = {(c.factor, c.rank_factor): c for c in own if c.epochs > shortest}
-        for one in _explained([c for c in own if c.epochs == shortest], baseline, checked=not longer):
-            later = longer.get((one.candidate.factor, one.candidate.rank_factor))
-            judged.append(one if later is None else _gone_on(one, later, baseline))
+        first = [candidate for candidate in own if candidate.epochs == shortest]
+        before = {(c.factor, c.rank_factor): c.validation_loss for c in first}
+        further = {
+            (one.candidate.factor, one.candidate.rank_factor): one
+            for one in _explained([c for c in own if c.epochs > shortest], baseline)
+        }
+        for one in _explained(first, baseline):
+            trial = (one.candidate.factor, one.candidate.rank_factor)
+            if trial in further:
+                after = f"; {before[trial]:.4f} after {counted(shortest, 'epoch')}"
+                judged.append(dataclasses.replace(further[trial], why=further[trial].why + after))
+            else:
+                judged.append(dataclasses.replace(one, chosen=one.chosen and not further))
     return judged
 
 
-def _gone_on(first: JudgedCandidate, later: Candidate, baseline: Baseline | None) -> JudgedCandidate:
-    if later.validation_loss is None:
-        return JudgedCandidate(later, False, f"failed: {later.error}")
-    why = f"{first.why}, {first.candidate.validation_loss:.4f} after {counted(first.candidate.epochs, 'epoch')}"
-    return JudgedCandidate(later, True, why + _nothing_learned(later, baseline))
-
-
-def _explained(own: Sequence[Candidate], baseline: Baseline | None, *, checked: bool) -> list[JudgedCandidate]:
-    """The candidates of one method after equally many epochs.
-
-    Args:
-      checked: whether to say of the chosen one that it has learned nothing.
-    """
+def _explained(own: Sequence[Candidate], baseline: Baseline | None) -> list[JudgedCandidate]:
+    """The candidates of one method after equally many epochs."""
     known = [c.validation_loss for c in own if c.validation_loss is not None]
     chosen = next(iter(choose(own, baseline).values()), None)
     judged = []
@@ -161,7 +171,7 @@ def _explained(own: Sequence[Candidate], baseline: Baseline | None, *, checked: 
             why = "the only one tried" if tried == 1 else "the lowest of its method"
             if tried > 1 and loss > lowest:
                 why = f"ties with {lowest:.4f}, nearest to the config's own"
-            why += _nothing_learned(candidate, baseline) if checked else ""
+            why += _nothing_learned(candidate, baseline)
         elif loss <= tie_limit(lowest):
             why = f"a tie: {_named(chosen)} is nearer to the config's own"
         else:

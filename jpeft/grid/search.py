@@ -1,9 +1,9 @@
 """A small search on a user's own rows, by successive halving: many runs for few epochs, few of them to their ends.
 
-Every method at a few learning rates and ranks is begun as the full run that it may become. After a few epochs the best
-of each method goes on, after some more the better half of the methods, and these to their ends. The others wait in
-their directories, for good (Jamieson and Talwalkar 2016; Li et al. 2018, *Hyperband*). On a budget of minutes short
-runs of few rows are compared instead, since full ones may not fit.
+Every method at a few learning rates and ranks is begun as the full run that it may become. After a few epochs the
+better half goes on, after some more the best of each method, and of these the better half to their ends. The others
+wait in their directories, for good (Jamieson and Talwalkar 2016; Li et al. 2018, *Hyperband*). On a budget of minutes
+short runs of few rows are compared instead, since full ones may not fit.
 
 Whatever is chosen is chosen by validation loss, the mean cross-entropy of a target token: the same rows and the same
 tokens for every method, so losses may be compared. Test rows choose nothing: a short run tests one row that nobody
@@ -36,6 +36,7 @@ from jpeft.grid.decision import (
     best_of_each,
     choose,
     explain,
+    going_on,
     least_seconds,
     left_behind,
     plan,
@@ -284,8 +285,8 @@ class _Search:
         return by_rate + [Trial(m, 1.0, RANK_FACTOR) for m in methods if _has_ranks(self._request.configure(m, {}))]
 
     def _looks(self) -> list[Attempt]:
-        """Every trial as the full run that it may become, as far as the first look; the best of each method as far as
-        the second. Those of the second look come last."""
+        """Every trial as the full run that it may become, as far as the first look; the better half and the best of
+        each method as far as the second. Those of the second look come last."""
         trials, whole = self._trials(), self._full(self._whole)
         epochs = {method: self._look_epochs(method) for method in self._request.methods}
         each = ", ".join(dict.fromkeys(" and ".join(map(str, dict.fromkeys(looks))) for looks in epochs.values()))
@@ -294,10 +295,10 @@ class _Search:
             "epochs; the best go on from there, the others wait"
         )
         first = self._attempts(trials, whole, {trial: epochs[trial.method][0] for trial in trials})
-        best = choose([one.candidate() for one in first], self._request.baseline)
-        further = [one for one in best.values() if epochs[one.method][1] > one.epochs]
-        going_on = [Trial(one.method, one.factor, one.rank_factor) for one in further]
-        return first + self._attempts(going_on, whole, {trial: epochs[trial.method][1] for trial in going_on})
+        better = going_on([one.candidate() for one in first], self._request.baseline)
+        further = [one for one in better if epochs[one.method][1] > one.epochs]
+        second = [Trial(one.method, one.factor, one.rank_factor) for one in further]
+        return first + self._attempts(second, whole, {trial: epochs[trial.method][1] for trial in second})
 
     def _look_epochs(self, method: str) -> tuple[int, int]:
         """After how many epochs the rates of a method are compared, and then its best with other methods."""

@@ -16,6 +16,7 @@ from jpeft.grid.decision import (
     best_of_each,
     choose,
     explain,
+    going_on,
     left_behind,
     plan,
     seconds_of,
@@ -104,8 +105,13 @@ def test_a_candidate_that_went_on_is_told_with_both_of_its_losses():
     told = explain([*first, *later])
     assert [(one.candidate.epochs, one.candidate.validation_loss, one.chosen, one.why) for one in told] == [
         (1, 0.5, False, "× 3 has 0.4000"),
-        (4, 0.3, True, "the lowest of its method, 0.4000 after 1 epoch"),
-        (4, None, False, "failed: the loss is nan"),
+        (4, 0.3, True, "the only one tried; 0.4000 after 1 epoch"),
+        (4, None, False, "failed: the loss is nan; 0.7000 after 1 epoch"),
+    ]
+    overtaken = [*later, short("lora", 0.2, epochs=4)]
+    assert [(one.candidate.factor, one.chosen, one.why) for one in explain([*first, *overtaken])][:2] == [
+        (1.0, True, "the lowest of its method; 0.5000 after 1 epoch"),
+        (3.0, False, "× 1 has 0.2000; 0.4000 after 1 epoch"),
     ]
     assert best_of_each([*first, *later]) == {"lora": later[0]}
 
@@ -115,6 +121,16 @@ def test_of_ties_between_ranks_the_configs_own_is_taken():
     assert choose([wide, short("lora", 0.197), short("lora", 0.5, 3.0)])["lora"].rank_factor == 1
     assert choose([wide, short("lora", 0.3), short("lora", 0.5, 3.0)])["lora"] is wide
     assert explain([wide, short("lora", 0.3)])[1].why == "× 1 of rank 32 has 0.1950"
+
+
+def test_the_better_half_of_what_was_tried_goes_on_and_the_best_of_each_method():
+    tried = [short("full", 0.30, 3.0), short("full", 0.36), short("full", 1.75, 1 / 3)]
+    tried += [short("ia3", 0.41, 3.0), short("ia3", 0.54), short("ia3", None, 1 / 3)]
+    tried += [short("prompt", 2.2), short("prompt", 1.8, 1 / 3)]
+    assert [(c.method, c.validation_loss) for c in going_on(tried)] == [
+        ("full", 0.30), ("full", 0.36), ("ia3", 0.41), ("ia3", 0.54), ("prompt", 1.8),
+    ]  # fmt: skip
+    assert going_on([short("lora", None)]) == []
 
 
 @given(st.dictionaries(st.sampled_from("abcdefgh"), st.floats(1e-3, 9.0), min_size=1))
