@@ -23,6 +23,7 @@ from jpeft.peft.sites import Site, is_trained, site_modules
 from jpeft.peft.variables import Adapter
 from jpeft.program import Program
 from jpeft.train.optimizer import with_rate_factors
+from jpeft.words import in_bits
 
 LossBatch = Any  # a tree of arrays, as the loss takes it
 Loss = Callable[[Any, LossBatch], jax.Array]
@@ -68,7 +69,12 @@ def _warn(line: str) -> None:
 
 
 def attach(
-    model: Model, method: Method, *, where: str | Selection | Sequence[Site] | None = None, seed: int = 0
+    model: Model,
+    method: Method,
+    *,
+    where: str | Selection | Sequence[Site] | None = None,
+    seed: int = 0,
+    wide: str | Path | None = None,
 ) -> Model:
     """A model with a method attached; `model` stays as it is, and the two share the base's arrays.
 
@@ -78,9 +84,11 @@ def attach(
       where: a regular expression that matches whole paths of sites (`jpeft.sites` lists them), a `Selection`, or
         sites. None is where the method acts by default, on models that say which of their parts are what.
       seed: of the initial values.
+      wide: by its name, as `load` takes it, the wide model of which `model` is the one in few bits: for `lora` with
+        `init="loftq"`, which begins with what rounding took away, map by map.
 
     Raises:
-      UserError: nothing matches, or something is attached there already.
+      UserError: nothing matches, something is attached there already, or `wide` is of no use or is lacking.
     """
     if where is None or isinstance(where, str | Selection):
         selection = Selection(pattern=where) if isinstance(where, str) else where or Selection()
@@ -94,10 +102,30 @@ def attach(
         unfit = next((site for site in chosen if site.kind not in method.kinds), None)
         if unfit is not None:
             raise UserError(f"{method.name} acts on {', '.join(method.kinds)}; {unfit.path} is of kind {unfit.kind}.")
+    if (wide is not None) != method.begins_with_what_is_lost:
+        says = "begins with what rounding took away: name the wide model" if wide is None else "has no use for one"
+        raise UserError(f"wide is {'missing' if wide is None else repr(str(wide))}, and {method.describe()} {says}.")
     tuned = attaching.attach(model, method, chosen, jax.random.key(seed))
+    if wide is not None:
+        attaching.begin_with_lost(tuned, method, _lost(model, str(wide)))
     if where is None and method.trains_base:
         _require_all_weights(tuned)
     return tuned
+
+
+def _lost(model: nnx.Module, wide: str) -> Callable[[str], np.ndarray | None]:
+    """What rounding took away of each map of a model in few bits, by the map's path."""
+    from jpeft.model.family import family_in
+    from jpeft.model.quantized import Quantization, quantization_of
+    from jpeft.model.source import resolve
+
+    kept = quantization_of(model)
+    if kept is None or "+" in kept:
+        raise UserError(f"the model is kept {in_bits(kept)}, and nothing was lost; load it by quantization='nf4'.")
+    quantization = Quantization.parse(kept)
+    assert quantization is not None
+    directory = resolve(wide, what="wide", flag="wide")
+    return family_in(directory).open_filling(directory).lost_by(quantization)
 
 
 def _require_all_weights(tuned: nnx.Module) -> None:

@@ -87,7 +87,7 @@ class MethodConfig:
       prompt_length, prompt_init: of prompt; init is `vocabulary` or `uniform`.
       bottleneck, placement, activation: of adapter: its width; `houlsby` (after attention and feed-forward) or
         `pfeiffer` (after the feed-forward alone); gelu, relu or silu.
-      lora_init: of lora: `plain`, or `pissa`, from the principal part of each map.
+      lora_init: of lora: `plain`; `pissa`, from the principal part of each map; `loftq`, from what rounding takes away.
       prefix_length, prefix_init, prefix_projection: of prefix; init is `vocabulary` or `normal`, the last the hidden
         width of a network that makes keys and values while they train, 0 for none.
       projection_seed: of vera: that its random matrices are made from.
@@ -467,7 +467,13 @@ class Run:
 
     def _check_quantization(self) -> None:
         quantization = self.quantization()
-        if quantization is not None and quantization.kind != "none" and METHODS[self.method.name].trains_base:
+        is_rounded = quantization is not None and quantization.kind != "none"
+        if not is_rounded and self.method.from_adapter is None and self.build_method().begins_with_what_is_lost:
+            raise UserError(
+                f"method.lora_init is {self.method.lora_init!r}, which begins with what rounding takes away of the "
+                "base; set model.quantization to nf4 or int8, of a wide model."
+            )
+        if quantization is not None and is_rounded and METHODS[self.method.name].trains_base:
             raise UserError(
                 f"model.quantization is {quantization.kind!r}, and method {self.method.name} trains the base's own "
                 "weights, which have to be wide; leave it open, or choose a method that adds to a frozen base."

@@ -33,7 +33,9 @@ from jpeft.model.quantized import (
     chosen_forms,
     fill_quantized,
     from_kernels,
+    host_dequantized,
     host_magnitudes,
+    quantize,
     quantize_modules,
 )
 from jpeft.model.t5 import T5
@@ -516,6 +518,9 @@ class Filling(Generic[Model]):
                     f"{self.source} is in {form.kind}, and {forms[path].kind} is asked for; what was rounded once is "
                     "not rounded again: give the wide original, or leave quantization open (auto)."
                 )
+        if there:  # what a file in few bits leaves wide stays so, but for T5's wo where it is asked for
+            kept = getattr(type(model), "kept_wide", ())
+            forms = {path: form for path, form in forms.items() if path in there or str(path[-1]) in kept}
         forms = {**forms, **there}
         quantize_modules(model, forms)
         fill(model, WIDE, self.read, dtype, place)
@@ -534,6 +539,34 @@ class Filling(Generic[Model]):
             return {name: leaf[..., rows] for name, leaf in leaves.items()}
 
         fill_quantized(model, forms, leaves_of, place)
+
+    def lost_by(self, quantization: Quantization) -> Callable[[str], np.ndarray | None]:
+        """What rounding takes away of the map at a path, one layer's: `[d_in, d_out]`; None of one that stays wide.
+
+        A path is such as `encoder/layers/0/self_attention/q`. Each call reads one map.
+
+        Raises:
+          UserError: the files are in few bits already, and hold no more than those.
+        """
+        if self.checkpoint.packed is not None:
+            raise UserError(
+                f"{self.source} is in few bits already, and what rounding took away of its maps is not there any more; "
+                "give the wide original."
+            )
+        by_path, forms = chosen_forms(self.model, quantization), {}
+        for leaf in stacked_leaves(self.model, nnx.Param):
+            if leaf.path[-1] == "kernel" and leaf.path[:-1] in by_path:
+                forms |= {name.rpartition("/")[0]: by_path[leaf.path[:-1]] for name in leaf.names}
+
+        def lost(path: str) -> np.ndarray | None:
+            if path not in forms:
+                return None
+            form, name = forms[path], f"{path}/kernel"
+            shape = (form.d_in, form.d_out)
+            kernel = np.asarray(self.read(name, shape, tuple(slice(0, size) for size in shape)), np.float32)
+            return kernel - host_dequantized(form, quantize(kernel, form, name))
+
+        return lost
 
 
 def refuse_oversize(directory: Path, model: nnx.Module) -> None:

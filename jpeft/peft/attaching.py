@@ -1,14 +1,16 @@
 """Attaching a method to a model, and the two trees of what trains and what does not."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key
 
 from jpeft.errors import UserError
 from jpeft.leaves import Model, copied
+from jpeft.peft.adapted import is_adapted
 from jpeft.peft.method import Method
 from jpeft.peft.sites import Site, layer_stacks, site_modules
 from jpeft.peft.variables import Adapter
@@ -41,6 +43,36 @@ def attach(model: Model, method: Method, chosen: Sequence[Site], key: Key[Array,
     for place in places:
         method.attach_to(place, key, model, made)
     return model
+
+
+def begin_with_lost(tuned: nnx.Module, method: Method, lost: Callable[[str], np.ndarray | None]) -> int:
+    """Begins a method that has just been attached with what rounding took away of a base in few bits, map by map.
+
+    What is attached to maps that are wide stays as it began. Returns how many maps there were.
+
+    Args:
+      tuned: what `attach` gave; it is changed.
+      lost: of the map at a path what rounding took away, `[d_in, d_out]`; None of one that is wide.
+
+    Raises:
+      UserError: no map that it is attached to is in few bits; or as the method's `begin_with_lost`.
+    """
+    begun = 0
+    for place in site_modules(tuned):
+        if not is_adapted(place.module):
+            continue
+        parts = [lost(site.path) for site in place.sites]
+        there = [part for part in parts if part is not None]
+        if there:  # the layers of a stack are kept alike
+            module: Any = place.module
+            method.begin_with_lost(module.adapter, np.stack(there) if place.in_stack else there[0], place.sites[0].path)
+            begun += len(there)
+    if not begun:
+        raise UserError(
+            f"{method.describe()} begins with what rounding took away, and no map that it is attached to is in few "
+            "bits; attach to others, or begin otherwise."
+        )
+    return begun
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

@@ -129,7 +129,8 @@ class Lora(AddedModules, PeftLayout):
       alpha: the update is multiplied by `alpha / rank`, or `alpha / sqrt(rank)` when `rank_stabilized`.
       scaling_vectors: the rank-one input and output scaling of T-Few's layer; False is LoRA as published.
       rank_stabilized: rsLoRA (Kalajdzievski 2023), which keeps the update's size as the rank grows.
-      init: `plain`, A random and B 0; or `pissa`, both from the principal part of the matrix (Meng et al. 2024).
+      init: `plain`, A random and B 0; `pissa`, both from the principal part of the matrix (Meng et al. 2024); or
+        `loftq`, both from what rounding takes away of a base in few bits (Li et al. 2023).
       b_rate_ratio: the learning rate of B over that of A: LoRA+ (Hayou et al. 2024), whose authors advise 16.
     """
 
@@ -168,15 +169,15 @@ class Lora(AddedModules, PeftLayout):
     init: str = "plain"
 
     def __post_init__(self):
-        if self.init not in ("plain", "pissa"):
-            raise UserError(f"method.lora_init is {self.init!r}; expected plain or pissa.")
-        if self.init == "pissa" and self.scaling_vectors:
+        if self.init not in ("plain", "pissa", "loftq"):
+            raise UserError(f"method.lora_init is {self.init!r}; expected plain, pissa or loftq.")
+        if self.init != "plain" and self.scaling_vectors:
             raise UserError(
-                "method.lora_init is 'pissa', which plain LoRA has, without the paper's scaling vectors; set "
+                f"method.lora_init is {self.init!r}, which plain LoRA has, without the paper's scaling vectors; set "
                 "method.reading=official."
             )
-        if self.init == "pissa" and not self.alpha > 0:
-            raise UserError(f"method.alpha is {self.alpha}; with method.lora_init=pissa expected more than 0.")
+        if self.init != "plain" and not self.alpha > 0:
+            raise UserError(f"method.alpha is {self.alpha}; with method.lora_init={self.init} expected more than 0.")
         if self.rank < 1:
             raise UserError(f"method.rank is {self.rank}; a LoRA update needs a rank of at least 1.")
         if not self.b_rate_ratio > 0:
@@ -237,10 +238,29 @@ class Lora(AddedModules, PeftLayout):
                 )
             adapter.begin(kernel)
 
+    @property
+    def begins_with_what_is_lost(self) -> bool:
+        return self.init == "loftq"
+
+    def begin_with_lost(self, adapter: Any, lost: Float[np.ndarray, "*layers d_in d_out"], path: str) -> None:
+        """`scale * A B` is the nearest to `W - Q` of all matrices of its rank (Li et al. 2023, Algorithm 1, T = 1)."""
+        if self.rank > min(lost.shape[-2:]):
+            raise UserError(
+                f"method.rank is {self.rank}, and {path} is {lost.shape[-2]} by {lost.shape[-1]}: it has no so many "
+                "singular values for method.lora_init=loftq."
+            )
+        factors = [nearest_of_rank(matrix, self.rank) for matrix in lost.reshape(-1, *lost.shape[-2:])]
+        for leaf, made in zip(("lora_a", "lora_b"), zip(*factors, strict=True), strict=True):
+            value = np.stack(made).reshape(*lost.shape[:-2], *made[0].shape) / np.sqrt(self.scale)
+            setattr(adapter, leaf, Adapter(jnp.asarray(value, jnp.float32)))
+
     def kept(self, leaves: Tensors) -> tuple["Lora", Tensors]:
-        """PiSSA as a plain LoRA of twice the rank, on the base as it was: `B A - B0 A0 = [B, -B0] [A; A0]`."""
+        """PiSSA as a plain LoRA of twice the rank, on the base as it was: `B A - B0 A0 = [B, -B0] [A; A0]`.
+
+        LoftQ as the plain LoRA that it is, of the base in few bits.
+        """
         if self.init != "pissa":
-            return self, leaves
+            return dataclasses.replace(self, init="plain"), leaves
         sign = {"lora_a": 1, "lora_b": -1}
         joined = {}
         for name, value in leaves.items():
@@ -257,6 +277,7 @@ class Lora(AddedModules, PeftLayout):
         parts = [f"LoRA of rank {self.rank}, alpha {self.alpha:g}"]
         parts += ["scaled by alpha / sqrt(rank)"] if self.rank_stabilized else []
         parts += ["from the principal part of each map (PiSSA)"] if self.init == "pissa" else []
+        parts += ["from what rounding takes away of each map (LoftQ)"] if self.init == "loftq" else []
         parts += [f"B at {self.b_rate_ratio:g} times the rate of A"] if self.b_rate_ratio != 1 else []
         parts += ["with input and output scaling vectors"] if self.scaling_vectors else []
         return ", ".join(parts)
@@ -371,6 +392,26 @@ class Lora(AddedModules, PeftLayout):
         if rescaled:
             notes.append("scales that differ between modules were multiplied into B")
         return method, leaves, notes
+
+
+def nearest_of_rank(
+    matrix: Float[np.ndarray, "d_in d_out"], rank: int
+) -> tuple[Float[np.ndarray, "d_in rank"], Float[np.ndarray, "rank d_out"]]:
+    """Two factors whose product is the nearest of that rank to a matrix; both have the roots of its singular values.
+
+    By the last eigenvectors of the smaller of `M Mᵀ` and `Mᵀ M`, in float64: a decomposition of M takes far longer.
+    """
+    import scipy.linalg
+
+    wide = matrix.astype(np.float64)
+    turned = wide.shape[0] > wide.shape[1]
+    wide = wide.T if turned else wide
+    size = len(wide)
+    vectors = scipy.linalg.eigh(wide @ wide.T, subset_by_index=[size - rank, size - 1])[1][:, ::-1]  # the largest first
+    rows = vectors.T @ wide
+    roots = np.sqrt(np.linalg.norm(rows, axis=1))
+    left, right = vectors * roots, rows / np.where(roots > 0, roots, 1)[:, None]
+    return (right.T, left.T) if turned else (left, right)
 
 
 # Initial values that leave the base alone. The others (PiSSA, OLoRA, CorDA, LoftQ, ...) take a part of it away.

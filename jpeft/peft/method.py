@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from jpeft.peft.adapted import put
 from jpeft.peft.interchange import PeftLayout, PeftNames, Tensors
@@ -70,6 +70,21 @@ class Method(abc.ABC):
     sizes: ClassVar[Mapping[str, tuple[str, int]]] = {}
     plans_by_steps: ClassVar[bool] = False
     filled_up: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def begins_with_what_is_lost(self) -> bool:
+        """Whether it has to be begun by `begin_with_lost`: with what rounding took away of a base in few bits."""
+        return False
+
+    def begin_with_lost(self, adapter: Any, lost: Float[np.ndarray, "*layers d_in d_out"], path: str) -> None:
+        """Sets the initial values of what is attached to a map in few bits, where `begins_with_what_is_lost`.
+
+        Args:
+          adapter: what stands at the map, with a first axis of layers where `lost` has one.
+          lost: the wide map without the rounded one.
+          path: of the map, for messages.
+        """
+        raise NotImplementedError(self.name)
 
     @property
     def default_roles(self) -> Collection[str] | None:

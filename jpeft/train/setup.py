@@ -1,6 +1,7 @@
 """From a run's config to its model with the method attached, and its tokenizer."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from jpeft.model.family import family_in
 from jpeft.model.quantized import quantization_of
 from jpeft.model.source import resolve
 from jpeft.model.tokenizer import Tokenizer
-from jpeft.peft.attaching import attach
+from jpeft.peft.attaching import attach, begin_with_lost
 from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS, ablation_of
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import Site
 from jpeft.train.session import Session
+
+_SECONDS_WORTH_TELLING = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +132,17 @@ def _require_same_sites(stored: list[Site], model: nnx.Module, method: Method, a
         )
 
 
+def _begin_with_lost(run: Run, model: nnx.Module, method: Method, report: Callable[[str], None]) -> None:
+    quantization = run.quantization()
+    assert quantization is not None and quantization.kind != "none", "a config without is refused"
+    directory = resolve(run.model.name)
+    started = time.perf_counter()
+    maps = begin_with_lost(model, method, family_in(directory).open_filling(directory).lost_by(quantization))
+    seconds = time.perf_counter() - started
+    if seconds > _SECONDS_WORTH_TELLING:
+        report(f"LoftQ began with what {quantization} takes away of {maps:,} maps, in {seconds:.0f} s")
+
+
 def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str], None] = lambda line: None) -> Setup:
     """Loads the base, unless the session has it, and attaches the method; `report` hears what takes long.
 
@@ -152,4 +166,6 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
     else:
         sites = select(untuned, method, selection(run, untuned))
         model = attach(untuned, method, sites, jax.random.key(run.train.seed))
+        if method.begins_with_what_is_lost:
+            _begin_with_lost(run, model, method, report)
     return Setup(model, untuned, method, sites, tokenizer, total, quantization_of(untuned))

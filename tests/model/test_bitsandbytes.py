@@ -127,6 +127,8 @@ def test_a_file_written_by_the_formats_definition_holds_its_numbers(kind, origin
     (tmp_path / "config.json").write_bytes((original / "config.json").read_bytes())
     model = weights.load(tmp_path)
     assert {name.split("/")[-2] for name in packed(model)} == {"q", "wi_1"}  # the rest is wide, as in the file
+    asked = weights.load(tmp_path, quantization=KINDS[kind])  # what the file leaves wide stays so, but for T5's wo
+    assert {name.split("/")[-2] for name in packed(asked)} == {"q", "wi_1", "wo"}
     kernels = wide(model)
     for layer in range(2):
         kernel = kernels[f"encoder/layers/{layer}/self_attention/q/kernel"]

@@ -4,6 +4,7 @@ import collections
 import json
 
 import pytest
+from flax import nnx
 
 from jpeft.config import Run
 from jpeft.data.task_file import TaskOfRun
@@ -143,3 +144,14 @@ def test_a_run_on_a_rounded_base_is_not_taken_for_one_on_the_wide_base(do):
     kept = [TaskOfRun.read(script.workdir / "adapter") for script in (wide, few)]
     assert [task and task.quantization for task in kept] == ["none", "int8"]
     assert all(any(adapter is None for adapter, _ in script.of("answer")) for script in (wide, few))
+
+
+def test_loftq_begins_a_run_with_what_rounding_took_away(do):
+    keys = {"method__reading": "official", "method__rank": 2, "model__quantization": "int8"}
+    plain, loftq = (do(method__lora_init=init, **keys) for init in ("plain", "loftq"))
+    norm = lambda script: {
+        leaf: float(sum((x**2).sum() for path, x in nnx.to_flat_state(script.start) if path[-1] == leaf))
+        for leaf in ("lora_a", "lora_b")
+    }
+    assert norm(plain)["lora_b"] == 0 and norm(loftq)["lora_b"] > 0
+    assert norm(loftq)["lora_a"] < 0.1 * norm(plain)["lora_a"]  # of what is lost, which is little
