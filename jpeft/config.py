@@ -462,7 +462,14 @@ class Run:
     def quantization(self) -> Quantization | None:
         """How the frozen base is kept; None as its files have it."""
         model = self.model
-        kind = one_of("model.quantization", model.quantization, QUANTIZATION_CHOICES)
+        kind, *more = model.quantization.split(",")
+        if kind in QUANTIZATION_CHOICES and more:  # the words of other commands' --quantization
+            keys = {"double": "double_quantization", "wo": "quantize_wo"}
+            set_too = "".join(f", model.{keys[word]}=True" for word in more if word in keys)
+            raise UserError(
+                f"model.quantization is {model.quantization[:40]!r}; set model.quantization={kind}{set_too}."
+            )
+        one_of("model.quantization", model.quantization, QUANTIZATION_CHOICES)
         return Quantization.of(kind, double=model.double_quantization, wo=model.quantize_wo)
 
     def _check_quantization(self) -> None:

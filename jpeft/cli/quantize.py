@@ -13,13 +13,13 @@ _DESCRIPTION = """Writes a model once more with its blocks' maps in 8 or 4 bits,
   jpeft quantize google/flan-t5-xl --out flan-t5-xl-int8 --quantization int8
   jpeft train --data my.csv --model flan-t5-xl-nf4
 
-The directory takes a third of the disk and is loaded without rounding anything; jpeft train, predict, evaluate, serve
-and jpeft.load open it as they open any model. It is in the layout of bitsandbytes, which transformers opens where that
-is installed. Rounding while loading, --config.model.quantization=nf4 on the wide model, gives the same numbers.
+The directory takes half of the disk or less and is loaded without rounding anything; jpeft train, predict, evaluate,
+serve and jpeft.load open it as they open any model. It is in the layout of bitsandbytes, which transformers opens where
+that is installed. Rounding while loading, --config.model.quantization=nf4 on the wide model, gives the same numbers.
 
 HOW is int8, nf4 or nf4,double (the magnitudes of nf4's blocks in 8 bits, too). With ,wo behind it T5's wo is rounded,
 too, which otherwise stays wide, and transformers does not open it. Embeddings, norms, biases and the head stay as they
-are. The model is read and written a map at a time: no more than 1 GB of it is held at once. What is in 8 or 4 bits
+are. The model is read and written a map at a time: about 1 GB of it is held at once. What is in 8 or 4 bits
 already is not rounded again, a BLOOM is not written so, and nf4 needs maps whose inputs are a multiple of 64.
 
 More: docs/quantised-bases.md."""

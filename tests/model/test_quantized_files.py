@@ -8,6 +8,7 @@ from flax import nnx
 
 import jpeft
 from jpeft.cli import main
+from jpeft.config import Run
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import UserError
 from jpeft.leaves import named_leaves
@@ -17,6 +18,7 @@ from jpeft.model.family import family_in, load_model, save_model
 from jpeft.model.quantized import Quantization, quantization_of
 from jpeft.model.quantized_files import tensor_count, write_quantized
 from jpeft.model.t5 import T5
+from jpeft.plan.memory import quantization_of_run
 from tests.decoders import TINY_DECODERS, random_decoder
 from tests.model.test_quantized import SMALL
 
@@ -54,6 +56,9 @@ def test_what_is_written_is_what_a_rounded_load_gives_in_however_many_parts(text
     opened, rounded = load_model(tmp_path), load_model(wide, quantization=quantization)
     same_weights(opened, rounded)
     assert quantization_of(opened) == text and str(weights.quantization_in(tmp_path)) == text
+    for directory, kept in ((wide, None), (tmp_path, text)):  # what `jpeft plan` counts by, where nothing is asked for
+        found = quantization_of_run(Run.from_config({"model": {"name": str(directory)}}))
+        assert (None if found is None else str(found)) == kept
     save_model(rounded, tmp_path / "saved")  # of a model that is in memory: the same files
     assert json.loads((tmp_path / "saved/config.json").read_text()) == json.loads(
         (tmp_path / "config.json").read_text()
