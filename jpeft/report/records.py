@@ -146,10 +146,15 @@ def _find(paths: Iterable[Path]) -> tuple[list[Path], list[LeftOut]]:
                 inner[:] = sorted(name for name in inner if name not in _NO_RESULTS_IN)
                 if "search.json" in names:  # of `jpeft recommend`
                     short = [name for name in inner if name.startswith("short_")]
-                    inner[:] = [name for name in inner if name not in short]
-                    if short:
-                        left_out = f"{counted(len(short), 'short run')} of a search left out: each tests one row"
-                        problems.append(LeftOut(Path(directory), left_out))
+                    waiting = [name for name in inner if _waits(Path(directory, name))]
+                    inner[:] = [name for name in inner if name not in [*short, *waiting]]
+                    for runs, what, why in (
+                        (short, "short run", "each tests one row"),
+                        (waiting, "waiting run", "not among the best"),
+                    ):
+                        if runs:
+                            left_out = f"{counted(len(runs), what)} of a search left out: {why}"
+                            problems.append(LeftOut(Path(directory), left_out))
                 if "result.json" in names:
                     file = Path(directory, "result.json")
                     found.setdefault(os.path.realpath(file), file)
@@ -160,6 +165,10 @@ def _find(paths: Iterable[Path]) -> tuple[list[Path], list[LeftOut]]:
         else:
             raise UserError(f"{path} does not exist; name run directories, directories of them, or result files.")
     return list(found.values()), problems
+
+
+def _waits(directory: Path) -> bool:
+    return (directory / "paused.json").is_file() and not (directory / "result.json").exists()
 
 
 def _unreadable(error: OSError) -> LeftOut:

@@ -197,10 +197,15 @@ def test_short_runs_of_a_search_are_left_out_in_one_line(tmp_path):
     for name in ("full_lora", "short_lora", "short_ia3"):
         custom(tmp_path / "search", name)
     (tmp_path / "search/search.json").write_text("{}")
+    for name in ("config.json", "metrics.jsonl", "paused.json"):
+        (tmp_path / "search/full_ia3").mkdir(exist_ok=True)
+        (tmp_path / "search/full_ia3" / name).write_text("{}")
+    (tmp_path / "search/full_lora/paused.json").write_text("{}")  # as a kill may leave it
     results, problems = load([tmp_path])
     assert [result.path.parent.name for result in results] == ["full_lora"]
     assert [str(problem) for problem in problems] == [
-        f"{tmp_path / 'search'}: 2 short runs of a search left out: each tests one row"
+        f"{tmp_path / 'search'}: 2 short runs of a search left out: each tests one row",
+        f"{tmp_path / 'search'}: 1 waiting run of a search left out: not among the best",
     ]
 
 
