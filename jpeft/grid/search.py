@@ -158,7 +158,7 @@ class Attempt:
         """
         train, record, loss = self.cell.run.train, self._record, self.validation_loss
         assert train.max_epochs is not None, "Run.from_config fills it in"
-        method = self.cell.run.build_method()
+        rank, _ = _rank_and_alpha(self.cell.run) or (None, None)
         candidate = Candidate(
             method=self.method,
             factor=self.factor,
@@ -166,7 +166,7 @@ class Attempt:
             epochs=train.max_epochs if self.epochs is None else min(self.epochs, train.max_epochs),
             rows=0 if record is None else record.train_examples,
             validation_loss=loss,
-            rank=method.rank if _has_ranks(self.cell.run, chosen=True) else None,
+            rank=rank,
             rank_factor=self.trial.rank_factor,
         )
         if record is None or loss is None:
@@ -282,7 +282,9 @@ class _Search:
         """What is tried: the config's own rate of every method first, then other rates and ranks."""
         methods = self._request.methods
         by_rate = [Trial(method, factor) for factor in FACTORS for method in methods]
-        return by_rate + [Trial(m, 1.0, RANK_FACTOR) for m in methods if _has_ranks(self._request.configure(m, {}))]
+        return by_rate + [
+            Trial(m, 1.0, RANK_FACTOR) for m in methods if _leaves_the_rank_open(self._request.configure(m, {}))
+        ]
 
     def _looks(self) -> list[Attempt]:
         """Every trial as the full run that it may become, as far as the first look; the better half and the best of
@@ -560,16 +562,23 @@ def _searched_keys(run: Run, trial: Trial) -> Keys:
     rates = dataclasses.asdict(run.train.learning_rate)
     keys: Keys = {f"train.learning_rate.{name}": float(f"{rate * trial.factor:.6g}") for name, rate in rates.items()}
     if trial.rank_factor != 1:
-        method = run.build_method()
+        of_method = _rank_and_alpha(run)
+        assert of_method is not None, "such trials are of methods with a rank"
         more = math.sqrt(trial.rank_factor) if run.method.rank_stabilized else trial.rank_factor
-        keys |= {"method.rank": method.rank * trial.rank_factor, "method.alpha": method.alpha * more}
+        keys |= {"method.rank": of_method[0] * trial.rank_factor, "method.alpha": of_method[1] * more}
     return keys
 
 
-def _has_ranks(run: Run, *, chosen: bool = False) -> bool:
-    """Whether the run's method is an update of some rank; and, unless it is `chosen`, the config leaves it open."""
-    open_ = chosen or (run.method.rank is None and run.method.initial_rank is None)
-    return open_ and {"rank", "alpha"} <= METHODS[run.method.name].options.keys()
+def _rank_and_alpha(run: Run) -> tuple[int, float] | None:
+    """Those of the run's method; None where it is no update of some rank."""
+    if not {"rank", "alpha"} <= METHODS[run.method.name].options.keys():
+        return None
+    method: Any = run.build_method()
+    return method.rank, method.alpha
+
+
+def _leaves_the_rank_open(run: Run) -> bool:
+    return _rank_and_alpha(run) is not None and run.method.rank is None and run.method.initial_rank is None
 
 
 def _name(trial: Trial, keys: Keys) -> str:

@@ -82,7 +82,7 @@ def meeting_others(
     def joined(program: Any, turn: int | None = None, *, shared: Sequence[int] = (1,)) -> Any:
         return program and meeting.joined(program, shared=shared, turn=turn)
 
-    def passing(program: Program, turn: int, *, shared: Sequence[int], like: int | None = None) -> MeetingProgram:
+    def passing(program: Program, turn: int, *, shared: Sequence[int], like: int | None = None) -> Any:
         """A pass over a batch, forward or backward, in which leaves may be filled up."""
         of = None if kind is None else (turn, kind)
         return meeting.joined(program, shared=shared, turn=turn, widen=widen, kind=of, like=like)
