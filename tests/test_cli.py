@@ -81,6 +81,21 @@ def test_two_dashes_are_no_value(flag, capsys):
     assert capsys.readouterr().err.startswith(f"error: argument {name}: expected a value, not '--'")
 
 
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (["grid", "--dry-run", "--seeds={}"], "--seeds is '999"),
+        (["plan", "--mesh=data={}"], "--mesh is 'data=999"),
+        (["serve", "--model=mini", "--adapters=.", "--port=0", "--room=lora:official:{}"], "takes no size '999"),
+    ],
+)
+def test_a_number_of_thousands_of_digits_is_one_line(call, says, capsys):
+    """Python refuses to make a number of them."""
+    assert main([arg.format("9" * 5000) for arg in call]) == 2
+    line = capsys.readouterr().err
+    assert says in line and len(line) < 1000
+
+
 def test_two_dashes_end_the_flags(tmp_path, capsys):
     assert main(["predict", f"--model={tmp_path}/none", "--", "--model=--"]) == 2
     assert "none" in capsys.readouterr().err

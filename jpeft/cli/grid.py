@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jpeft.cli.arguments import number, path, whole
 from jpeft.errors import UserError
+from jpeft.words import shortened
 
 _DESCRIPTION = """Runs the cells of a grid: methods x tasks x scales x ablations x seeds. What is done stays done.
 
@@ -132,8 +133,8 @@ def cells_of(arguments: argparse.Namespace):
         ablations,
     )
     seeds = _listed(arguments.seeds, "--seeds")
-    if not all(re.fullmatch("[0-9]+", seed) for seed in seeds):
-        raise UserError(f"--seeds is {arguments.seeds!r}; expected whole numbers: 0,1,2.")
+    if not all(re.fullmatch("[0-9]{1,20}", seed) for seed in seeds):
+        raise UserError(f"--seeds is {shortened(arguments.seeds)}; expected whole numbers: 0,1,2.")
     if any(key.startswith("--config.train.seed") for key in arguments.config_keys):
         raise UserError("--config.train.seed is a grid's --seeds.")
     return expand(names, [int(seed) for seed in seeds], configure, only=arguments.only)

@@ -13,7 +13,7 @@ from typing import Any
 from jpeft.cli.arguments import whole
 from jpeft.cli.grid import add_which, cells_of
 from jpeft.errors import UserError
-from jpeft.words import counted, named_in_bits, size
+from jpeft.words import counted, named_in_bits, shortened, size
 
 _DESCRIPTION = """Tells what a run needs of each device and whether it fits, from shapes alone.
 
@@ -28,7 +28,7 @@ it is this machine's CPU for which they are compiled. Keys of the config are set
 --help lists them)."""
 
 _SECONDS_OF_SILENCE = 1.0
-_MESH = re.compile(r"(data|fsdp|model)=([1-9][0-9]*)")
+_MESH = re.compile(r"(data|fsdp|model)=([1-9][0-9]{0,5})")
 Tell = Callable[[str], None]
 
 
@@ -220,7 +220,7 @@ def _axes(text: str) -> dict[str, int]:
     for part in filter(None, text.split(",")):
         match = _MESH.fullmatch(part.strip())
         if not match:
-            raise UserError(f"--mesh is {text!r}; expected axes such as model=4 or data=2,model=2.")
+            raise UserError(f"--mesh is {shortened(text)}; expected axes such as model=4 or data=2,model=2.")
         axes[match[1]] = int(match[2])
     return axes
 

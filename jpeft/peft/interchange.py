@@ -382,7 +382,7 @@ def _selected(file: PeftFile, modules: list[str]) -> set[str] | None:
 def _layer_of(file: PeftFile, module: str, patterns: list[str]) -> int | None:
     """The index that `layers_to_transform` speaks of: the first number in a module's name, or that after a pattern."""
     for pattern in patterns or [r"[^.]*"]:
-        match = file.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", module, "layers_pattern")
+        match = file.match(rf"(?:^|.*?\.){pattern}\.(?P<index>[0-9]{{1,9}})\.", module, "layers_pattern")
         if match:
             return int(match["index"])
     return None

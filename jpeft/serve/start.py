@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from jpeft.serve.engine import Engine, PaddedShapes
 from jpeft.serve.pool import Room, room_for
 from jpeft.serve.shelf import Shelf
 from jpeft.train.setup import compute_dtype
-from jpeft.words import counted
+from jpeft.words import counted, shortened
 
 _INPUTS, _OUTPUTS = (64, 256), (16, 64)  # tokens; the last of each grows with what the adapters' runs took and gave
 _MOST_INPUT, _MOST_OUTPUT = 1024, 256  # that it grows to by itself: a stranger's file must not fill the memory
@@ -208,9 +209,9 @@ def parse_room(text: str) -> Method:
     name, _, rest = text.partition(":")
     reading, _, size = rest.partition(":")
     sizes = {known: option for known, method in METHODS.items() for option in method.sizes}
-    if size and (name not in sizes or not size.isdecimal()):
+    if size and (name not in sizes or not re.fullmatch("[0-9]{1,9}", size)):
         have = ", ".join(f"{known} has its {option}" for known, option in sizes.items())
-        raise UserError(f"--room {text}: {name} takes no size {size!r}; {have}.")
+        raise UserError(f"--room {shortened(text)}: {shortened(name)} takes no size {shortened(size)}; {have}.")
     method = build(name, reading or "paper", {sizes[name]: int(size)} if size else {})
     if not isinstance(method, AddedModules):
         raise UserError(f"--room {text}: {name} tuning changes the base itself; serve its model as a base.")
