@@ -12,6 +12,7 @@ from rich.text import Text
 
 from jpeft.grid.scheduler import CellSchedule
 from jpeft.grid.state import State
+from jpeft.run.estimate import duration
 from jpeft.words import counted
 
 _COLOURS = {
@@ -78,9 +79,4 @@ def _rate(schedule: CellSchedule, seconds: float) -> str:
         return "none done yet"
     each = seconds / len(schedule.done)
     left = (len(schedule.to_do()) + len(_running(schedule))) * each
-    return f"{3600 / each:,.0f} cells an hour, about {_duration(left)} left"
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+    return f"{3600 / each:,.0f} cells an hour, about {duration(left)} left"

@@ -272,14 +272,14 @@ def dequantized(form: Form, leaves: MapLeaves) -> Float[Array, "d_in d_out"]:
     """The map as it is multiplied with, float32."""
     if form.kind == "int8":
         return leaves["codes"].astype(jnp.float32) * _channel_scales(leaves)
-    return _wide(form, leaves["codes"], magnitudes(form, leaves))
+    return _wide(leaves["codes"], magnitudes(form, leaves))
 
 
 def _channel_scales(leaves: MapLeaves) -> Float[Array, " d_out"]:
     return leaves["channel_absmax"] * np.float32(1 / 127)
 
 
-def _wide(form: Form, codes: Array, absmax: Array) -> Array:
+def _wide(codes: Array, absmax: Array) -> Array:
     """Of an nf4 map, or of a part of it that begins with a block."""
     both = jnp.stack([codes >> 4, codes & 15], axis=1).reshape(-1, codes.shape[1])  # two inputs in a byte
     values = nf4_values(both)
@@ -300,8 +300,8 @@ def _tile(form: Form, leaves: MapLeaves, index: Array, dtype: Any) -> Array:
         return cut(leaves["codes"], index * size, size).astype(dtype)
     if side == "in":
         codes = cut(leaves["codes"], index * (size // 2), size // 2)
-        return _wide(form, codes, cut(leaves["absmax"], index * (size // BLOCK), size // BLOCK)).astype(dtype)
-    return _wide(form, cut(leaves["codes"], index * size, size), cut(leaves["absmax"], index * size, size)).astype(
+        return _wide(codes, cut(leaves["absmax"], index * (size // BLOCK), size // BLOCK)).astype(dtype)
+    return _wide(cut(leaves["codes"], index * size, size), cut(leaves["absmax"], index * size, size)).astype(
         dtype
     )
 
