@@ -301,9 +301,7 @@ def _tile(form: Form, leaves: MapLeaves, index: Array, dtype: Any) -> Array:
     if side == "in":
         codes = cut(leaves["codes"], index * (size // 2), size // 2)
         return _wide(codes, cut(leaves["absmax"], index * (size // BLOCK), size // BLOCK)).astype(dtype)
-    return _wide(cut(leaves["codes"], index * size, size), cut(leaves["absmax"], index * size, size)).astype(
-        dtype
-    )
+    return _wide(cut(leaves["codes"], index * size, size), cut(leaves["absmax"], index * size, size)).astype(dtype)
 
 
 def _over_tiles(form: Form, x: Array, leaves: MapLeaves, dtype: Any, *, transposed: bool) -> Array:
