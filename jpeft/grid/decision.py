@@ -83,6 +83,16 @@ def choose(candidates: Sequence[Candidate], baseline: Baseline | None = None) ->
     return {method: chosen[method] for method in sorted(chosen, key=order)}
 
 
+def gains_by_a_higher_rate(own: Sequence[Candidate]) -> bool:
+    """Whether one method's loss is lower at a higher rate than the config's; then no lower one is worth a try.
+
+    The loss is taken to fall and then to rise with the rate, and a few steps favour high rates, not low ones.
+    """
+    by_factor = {c.factor: c.validation_loss for c in own if c.rank_factor == 1 and c.validation_loss is not None}
+    higher = [loss for factor, loss in by_factor.items() if factor > 1]
+    return bool(higher) and min(higher) < by_factor.get(1.0, math.inf)
+
+
 def going_on(candidates: Sequence[Candidate], baseline: Baseline | None = None) -> list[Candidate]:
     """The better half of what was tried, and the best of each method: one more look decides between these.
 

@@ -36,6 +36,7 @@ from jpeft.grid.decision import (
     best_of_each,
     choose,
     explain,
+    gains_by_a_higher_rate,
     going_on,
     least_seconds,
     left_behind,
@@ -289,14 +290,21 @@ class _Search:
     def _looks(self) -> list[Attempt]:
         """Every trial as the full run that it may become, as far as the first look; the better half and the best of
         each method as far as the second. Those of the second look come last."""
-        trials, whole = self._trials(), self._full(self._whole)
+        whole = self._full(self._whole)
+        trials = [trial for trial in self._trials() if trial.factor >= 1]
         epochs = {method: self._look_epochs(method) for method in self._request.methods}
         each = ", ".join(dict.fromkeys(" and ".join(map(str, dict.fromkeys(looks))) for looks in epochs.values()))
         self._request.report(
-            f"{counted(len(trials), 'run')} (each method at its rates and ranks) are compared after {each} of their "
-            "epochs; the best go on from there, the others wait"
+            f"{counted(len(trials), 'run')} or more (each method at its rates and ranks) are compared after {each} of "
+            "their epochs; the best go on from there, the others wait"
         )
         first = self._attempts(trials, whole, {trial: epochs[trial.method][0] for trial in trials})
+        lower = [
+            Trial(method, min(FACTORS))
+            for method in self._request.methods
+            if not gains_by_a_higher_rate([one.candidate() for one in first if one.method == method])
+        ]
+        first += self._attempts(lower, whole, {trial: epochs[trial.method][0] for trial in lower})
         better = going_on([one.candidate() for one in first], self._request.baseline)
         further = [one for one in better if epochs[one.method][1] > one.epochs]
         second = [Trial(one.method, one.factor, one.rank_factor) for one in further]

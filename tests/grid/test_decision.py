@@ -16,6 +16,7 @@ from jpeft.grid.decision import (
     best_of_each,
     choose,
     explain,
+    gains_by_a_higher_rate,
     going_on,
     left_behind,
     plan,
@@ -121,6 +122,21 @@ def test_of_ties_between_ranks_the_configs_own_is_taken():
     assert choose([wide, short("lora", 0.197), short("lora", 0.5, 3.0)])["lora"].rank_factor == 1
     assert choose([wide, short("lora", 0.3), short("lora", 0.5, 3.0)])["lora"] is wide
     assert explain([wide, short("lora", 0.3)])[1].why == "× 1 of rank 32 has 0.1950"
+
+
+@pytest.mark.parametrize(
+    ("losses", "gains"),
+    [
+        ({1.0: 0.5, 3.0: 0.4}, True),
+        ({1.0: 0.4, 3.0: 0.5}, False),
+        ({1.0: 0.4, 3.0: None}, False),
+        ({1.0: None, 3.0: 0.5}, True),
+        ({1.0: None, 3.0: None}, False),
+    ],
+)
+def test_a_lower_rate_is_tried_where_a_higher_one_does_not_gain(losses, gains):
+    wide = dataclasses.replace(short("lora", 0.1), rank=32, rank_factor=4)  # says nothing about rates
+    assert gains_by_a_higher_rate([wide, *(short("lora", loss, factor) for factor, loss in losses.items())]) == gains
 
 
 def test_the_better_half_of_what_was_tried_goes_on_and_the_best_of_each_method():

@@ -116,9 +116,10 @@ ALIKE = {"lora": 0.21, "ia3": 0.2, "full": 0.22}
 def test_without_a_budget_the_best_of_each_method_goes_on_and_then_the_better_half_of_the_methods(tmp_path):
     made = Made(LOSSES, best_factor=3.0)
     found = ask(made, tmp_path)
-    # Three rates of each method and LoRA at another rank; 1,000 rows are 16 steps, so 2 epochs and then 4 of 10.
-    assert len(found.short) == 10 and [one.candidate.epochs for one in found.short].count(4) == 5
-    assert sorted(made.epochs.values()) == [2] * 5 + [4] * 3 + [10] * 2
+    # Two rates of each method, since three times gains, and LoRA at another rank; 1,000 rows are 16 steps, so 2 epochs
+    # and then 4 of 10.
+    assert len(found.short) == 7 and [one.candidate.epochs for one in found.short].count(4) == 4
+    assert sorted(made.epochs.values()) == [2] * 3 + [4] * 2 + [10] * 2
     assert [attempt.method for attempt in found.full] == ["ia3", "lora"]
     assert "after 4 epochs its validation loss, 0.9000, was neither" in found.left_out["full"]
     assert {attempt.factor for attempt in found.full} == {3.0}
@@ -147,7 +148,9 @@ def test_a_higher_rank_is_taken_where_it_is_better_with_the_same_scale(tmp_path)
     assert attempt.trial == ("lora", 1.0, 4) and attempt.cell.config_name == "full_lora_lr0.003_rank32_epochs10"
     tuned, own = run(attempt.keys), run({})
     assert tuned.rank == 4 * own.rank and tuned.alpha / tuned.rank == own.alpha / own.rank
-    assert [one.candidate.rank for one in found.short] == [8, 8, 8, 32]
+    assert sorted((one.candidate.rank, one.candidate.factor) for one in found.short) == [
+        (8, 1 / 3), (8, 1.0), (8, 3.0), (32, 1.0),
+    ]  # fmt: skip
     ask(made, tmp_path / "own", methods=("ia3",))
     assert len(made.cells) == 3 + 2 + 1  # a method without ranks has rates alone
 
@@ -330,14 +333,14 @@ def test_from_rows_to_an_adapter_and_the_command_that_made_it(flags, tmp_path, t
     data = json.loads(capsys.readouterr().out)
     assert status == (1 if data["nothing_learned"] else 0)  # a model of random weights need not learn anything
     before = results(tmp_path / "search")
-    # Three rates and another rank, each to its end, since two epochs of two steps are too few to compare by.
-    assert len(before) == 4 and data["ranking"][0]["method"] == "lora"
+    # Two or three rates and another rank, each to its end, since two epochs of two steps are too few to compare by.
+    assert len(before) in (3, 4) and data["ranking"][0]["method"] == "lora"
     assert {one["test"]["examples"] for one in data["ranking"]} == {9}
     chosen = {one["method"]: one["learning_rate"] for one in data["ranking"]}
     for method, rate in chosen.items():
         tried = [one for one in data["short_runs"] if one["method"] == method]
         (taken,) = [one for one in tried if one["chosen"]]
-        assert len(tried) == 4 and taken["learning_rate"] == rate
+        assert len(tried) == len(before) and taken["learning_rate"] == rate
         assert taken["validation_loss"] <= tie_limit(min(one["validation_loss"] for one in tried))
     first = data["ranking"][0]
     assert list(Path(first["adapter"]).glob("*.safetensors"))
