@@ -25,6 +25,7 @@ def outcome(directory: Path) -> dict:
     return {key: result[key] for key in SAME}
 
 
+@pytest.mark.slow
 def test_a_grid_from_nothing_to_done(grid_flags, states, tmp_path, capsys):
     """One cell cannot be done; the others are, each as `main.py` would, and a second call finds nothing to do."""
     flags = ["--methods=lora,ia3", "--tasks=agnews,e2e"]

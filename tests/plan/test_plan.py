@@ -100,6 +100,7 @@ def command(four_headed_checkpoint, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_the_command(command, capsys):
     short = ("--input-length=16", "--config.data.max_target_length=4", "--device=A10")
     assert command(*short, "--mesh=data=2,model=2", "--json") == 0

@@ -144,6 +144,7 @@ def test_the_same_command_gives_the_same_adapter_and_another_seed_another(tiny_c
     assert rows[0] == rows[1]  # the seed of training does not move the splits
 
 
+@pytest.mark.slow
 def test_the_best_adapter_is_kept_not_the_last(tiny_checkpoint, toy_data, tmp_path):
     """A learning rate so high that the loss rises: training stops early and the adapter is that of the best epoch."""
     constant = [f"--config.train.learning_rate.{point}=2.0" for point in ("initial", "warmup", "annealing")]
@@ -163,6 +164,7 @@ def test_the_best_adapter_is_kept_not_the_last(tiny_checkpoint, toy_data, tmp_pa
     assert all(np.array_equal(kept[leaf], last[leaf]) for leaf in last)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_run_again_unless_told_to(tiny_checkpoint, toy_data, tmp_path, capsys):
     arguments = ("lora_agnews_low", tmp_path / "run", tiny_checkpoint, toy_data)
     assert run(*arguments) == 0
@@ -182,6 +184,7 @@ def test_a_custom_classification_from_jsonl(tiny_checkpoint, toy_jsonl, tmp_path
     assert (result["train_examples"], result["validation_examples"], result["test_examples"]) == (60, 9, 9)
 
 
+@pytest.mark.slow
 def test_a_run_can_start_from_an_earlier_adapter(tiny_checkpoint, toy_data, tmp_path, capsys):
     assert run("lora_agnews_low", tmp_path / "first", tiny_checkpoint, toy_data) == 0
     start = f"--config.method.from_adapter={tmp_path / 'first'}"  # a run, or the adapter in it
@@ -227,7 +230,8 @@ def signal_after(monkeypatch, steps: int, number: int):
         yield
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_exits_and_the_run_goes_on(number, tiny_checkpoint, toy_data, tmp_path, monkeypatch, capsys):
     assert threading.current_thread() is threading.main_thread()
     arguments = ("lora_agnews_low", tmp_path / "stopped", tiny_checkpoint, toy_data)
@@ -244,6 +248,7 @@ def test_a_signal_saves_and_exits_and_the_run_goes_on(number, tiny_checkpoint, t
     assert [step for step in steps if step] == list(range(1, 7))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(tiny_checkpoint, toy_data, tmp_path, monkeypatch):
     arguments = (
         "lora_agnews_low",
@@ -265,6 +270,7 @@ def test_a_damaged_checkpoint_is_passed_over(tiny_checkpoint, toy_data, tmp_path
     assert all(np.array_equal(mended[leaf], unbroken[leaf]) for leaf in unbroken)
 
 
+@pytest.mark.slow
 def test_when_no_checkpoint_can_be_read_the_way_out_is_named(tiny_checkpoint, toy_data, tmp_path, monkeypatch, capsys):
     arguments = ("lora_agnews_low", tmp_path / "run", tiny_checkpoint, toy_data)
     with signal_after(monkeypatch, 1, signal.SIGTERM):
@@ -279,6 +285,7 @@ def test_when_no_checkpoint_can_be_read_the_way_out_is_named(tiny_checkpoint, to
     assert run(*arguments, "--overwrite") == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(
     tiny_checkpoint, toy_data, tmp_path, monkeypatch, capsys
 ):
@@ -340,6 +347,7 @@ def test_bfloat16_rematerialised_blocks_beams_and_dropout(tiny_checkpoint, toy_d
     assert result_of(tmp_path / "drop")["validation_losses"] != plain["validation_losses"]
 
 
+@pytest.mark.slow
 def test_after_full_tuning_the_adapter_is_a_model_to_go_on_from(tiny_checkpoint, toy_data, tmp_path, capsys):
     assert run("full_agnews_low", tmp_path / "first", tiny_checkpoint, toy_data) == 0
     tuned = tmp_path / "first/adapter"

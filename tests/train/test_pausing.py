@@ -54,6 +54,7 @@ def test_a_run_that_waited_twice_ends_as_one_that_did_not(run, tmp_path):
     assert not (waited / "paused.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_before_it_is_to_wait_is_finished(run, tmp_path):
     result = execute(run, tmp_path / "run", display=Display(quiet=True), pause_after=3)
     assert result["epochs_run"] == 3 and (tmp_path / "run/adapter").is_dir()

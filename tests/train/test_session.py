@@ -70,6 +70,7 @@ def test_runs_of_one_session_come_out_as_alone(cell, tmp_path):
         assert all(np.array_equal(adapter[name], adapter_alone[name]) for name in adapter_alone)
 
 
+@pytest.mark.slow
 def test_a_second_run_of_a_shape_loads_tokenises_and_compiles_nothing(cell, tmp_path, monkeypatch):
     session = Session()
     first = outcome(cell("lora"), tmp_path / "first", session)[0]
@@ -81,6 +82,7 @@ def test_a_second_run_of_a_shape_loads_tokenises_and_compiles_nothing(cell, tmp_
     assert outcome(cell("lora", **others), tmp_path / "third", session)[0]["seconds"]["compile"] == 0
 
 
+@pytest.mark.slow
 def test_the_base_alone_answers_once_for_all_methods(cell, tmp_path, monkeypatch):
     """No method is attached for it, also not one that changes the first pass, as a prompt does."""
     session, asked = Session(), []
