@@ -84,13 +84,14 @@ def choose(candidates: Sequence[Candidate], baseline: Baseline | None = None) ->
 
 
 def gains_by_a_higher_rate(own: Sequence[Candidate]) -> bool:
-    """Whether one method's loss is lower at a higher rate than the config's; then no lower one is worth a try.
+    """Whether one method's loss is lower, by more than a tie, at a higher rate than the config's; then no lower one is
+    worth a try.
 
     The loss is taken to fall and then to rise with the rate, and a few steps favour high rates, not low ones.
     """
     by_factor = {c.factor: c.validation_loss for c in own if c.rank_factor == 1 and c.validation_loss is not None}
     higher = [loss for factor, loss in by_factor.items() if factor > 1]
-    return bool(higher) and min(higher) < by_factor.get(1.0, math.inf)
+    return bool(higher) and tie_limit(min(higher)) < by_factor.get(1.0, math.inf)
 
 
 def going_on(candidates: Sequence[Candidate], baseline: Baseline | None = None) -> list[Candidate]:

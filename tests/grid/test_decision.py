@@ -129,6 +129,7 @@ def test_of_ties_between_ranks_the_configs_own_is_taken():
     [
         ({1.0: 0.5, 3.0: 0.4}, True),
         ({1.0: 0.4, 3.0: 0.5}, False),
+        ({1.0: 2.27, 3.0: 2.24}, False),  # a tie, as recorded of prompts: a third of the rate had 1.79
         ({1.0: 0.4, 3.0: None}, False),
         ({1.0: None, 3.0: 0.5}, True),
         ({1.0: None, 3.0: None}, False),
