@@ -143,13 +143,12 @@ class Attempt:
     def _record(self) -> RunRecord | PausedRecord | None:
         return self.seen.result or self.seen.paused
 
-    @property
-    def untuned_batch(self) -> float:
+    def untuned_batch(self, test_rows: int) -> float:
         """Seconds that a batch of answers took before training; 0 where none was asked for, or another run had them."""
         run, record = self.cell.run, self._record
         if record is None or not run.eval.zero_shot:
             return 0.0
-        return record.seconds.get("zero_shot", 0.0) / math.ceil(run.data.max_test / run.rows()[1])
+        return record.seconds.get("zero_shot", 0.0) / math.ceil(test_rows / run.rows()[1])
 
     def candidate(self, test_batch: float = 0.0) -> Candidate:
         """The attempt as `jpeft.grid.decision` takes it: method, rate, rank and validation loss, without files.
@@ -259,7 +258,7 @@ class _Search:
     def run(self) -> Found:
         baseline = self._request.baseline
         short = self._looks() if self._request.budget_seconds is None else self._runs_on_a_budget()
-        test_batch = max(attempt.untuned_batch for attempt in short)
+        test_batch = max(attempt.untuned_batch(self._request.rows["test"]) for attempt in short)
         candidates = [attempt.candidate(test_batch) for attempt in short]
         chosen = best_of_each(candidates, baseline)
         if not chosen:

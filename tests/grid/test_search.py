@@ -78,6 +78,7 @@ class Made:
         if epochs < most:
             self.now += rows * max(0, epochs - before) * self.row_seconds
             seconds = {"train": rows * epochs * self.row_seconds, "validation": 0.0, "test": 0.0, "compile": 0.0}
+            seconds["zero_shot"] = 3.0
             paused = PausedRecord(
                 validation_losses=(loss + 1.0,) * (epochs - 1) + (loss,),
                 train_examples=rows,
@@ -127,6 +128,12 @@ def test_without_a_budget_the_best_of_each_method_goes_on_and_then_the_better_ha
     rates = found.full[0].cell.run.train.learning_rate  # initial and annealing keep their ratios to the peak
     assert (rates.initial, rates.warmup, rates.annealing) == (9e-4, 9e-3, 9e-4)
     assert any("2 full runs: up to 10 epochs on 1,000 rows" in line for line in made.said)
+
+
+def test_a_test_is_expected_to_take_as_long_as_the_untuned_models(tmp_path):
+    found = ask(Made(LOSSES), tmp_path, methods=("lora",))
+    # Six epochs of 1,000 rows at 0.01 s are left, and twice the test of 64 rows, 3 s each, with a margin of two.
+    assert found.plan.seconds == pytest.approx(6 * 10 + 2 * 2 * 3.0)
 
 
 def test_methods_that_are_near_the_best_go_on_however_many(tmp_path):
