@@ -18,7 +18,8 @@ from jpeft.cli import main
 from jpeft.config import Run, default_config
 from jpeft.data.sample import sample_rows
 from jpeft.errors import RunFailed, UserError
-from jpeft.grid.search import Request, search
+from jpeft.grid.cells import Cell
+from jpeft.grid.search import Attempt, Request, Trial, search
 from jpeft.grid.state import CellState, State
 from jpeft.judging import tie_limit
 from jpeft.results import PausedRecord, RunRecord
@@ -134,6 +135,19 @@ def test_a_test_is_expected_to_take_as_long_as_the_untuned_models(tmp_path):
     found = ask(Made(LOSSES), tmp_path, methods=("lora",))
     # Six epochs of 1,000 rows at 0.01 s are left, and twice the test of 64 rows, 3 s each, with a margin of two.
     assert found.plan.seconds == pytest.approx(6 * 10 + 2 * 2 * 3.0)
+
+
+def test_a_run_that_went_on_is_judged_by_what_it_had_when_it_was_looked_at(tmp_path):
+    """Else a search that is asked again would decide by what only its survivors had later."""
+    losses = [0.9, 0.5, 0.6, 0.2]
+    phases = dict.fromkeys(("total", "train", "validation", "test", "compile"), 1.0)
+    waits = PausedRecord(validation_losses=tuple(losses), train_examples=8, validation_examples=4, seconds=phases)
+    done = RunRecord.of(record(validation_loss=0.2, validation_losses=losses, epochs_run=4, best_epoch=3))
+    cell = Cell("full_lora", configure("lora", {}))
+    for seen in (CellState(State.MISSING, paused=waits), CellState(State.DONE, result=done)):
+        for epochs, loss in ((1, 0.9), (2, 0.5), (3, 0.5), (4, 0.2)):
+            candidate = Attempt(Trial("lora", 1.0), {}, cell, seen, epochs=epochs).candidate()
+            assert (candidate.epochs, candidate.validation_loss) == (epochs, loss)
 
 
 def test_methods_that_are_near_the_best_go_on_however_many(tmp_path):
