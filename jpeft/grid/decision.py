@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from jpeft.judging import Baseline, good_enough_limit, tie_limit
 from jpeft.words import counted
 
+FINALISTS = 2  # methods that are run to their ends at least, where there are as many
 LEAST_TEST_ROWS = 100  # that a full run is tested on, where there are as many, however little time is left
 # A short run's one test row may end early; a batch of a full test lasts as long as its longest answer.
 _TEST_MARGIN = 2.0
@@ -107,19 +108,19 @@ def going_on(candidates: Sequence[Candidate], baseline: Baseline | None = None) 
 
 
 def left_behind(chosen: Mapping[str, Candidate]) -> dict[str, str]:
-    """The methods that are not worth a full run, with why: neither among the better half nor near the best.
+    """The methods that are not worth a full run, with why: neither of the two best nor near the best.
 
     Args:
       chosen: of each method, best first, all after equally much training.
     """
     methods = list(chosen)
     losses = {method: candidate.validation_loss for method, candidate in chosen.items()}
-    kept = methods[: math.ceil(len(methods) / 2)]
+    kept = methods[:FINALISTS]
     lowest = min(loss for loss in losses.values() if loss is not None)
     limit = good_enough_limit(lowest)
     return {
-        method: f"after {counted(chosen[method].epochs, 'epoch')} its validation loss, {loss:.4f}, was neither in the "
-        f"better half nor near the lowest, {lowest:.4f}; for a full run of it give --methods {method}"
+        method: f"after {counted(chosen[method].epochs, 'epoch')} its validation loss, {loss:.4f}, was neither "
+        f"of the {FINALISTS} lowest nor near the lowest, {lowest:.4f}; for a full run of it give --methods {method}"
         for method, loss in losses.items()
         if method not in kept and loss is not None and loss > limit
     }

@@ -1,9 +1,9 @@
 """A small search on a user's own rows, by successive halving: many runs for few epochs, few of them to their ends.
 
-Every method at a few learning rates and ranks is begun as the full run that it may become. After a few epochs the
-better half goes on, after some more the best of each method, and of these the better half to their ends. The others
-wait in their directories, for good (Jamieson and Talwalkar 2016; Li et al. 2018, *Hyperband*). On a budget of minutes
-short runs of few rows are compared instead, since full ones may not fit.
+Every method at a few learning rates and ranks is begun as the full run that it may become. After a few epochs, and
+again after twice as many, the better half goes on and the best of each method; then the two best methods go on to their
+ends, and what is near the best. The others wait in their directories, for good (Jamieson and Talwalkar 2016; Li et al.
+2018, *Hyperband*). On a budget of minutes short runs of few rows are compared instead, since full ones may not fit.
 
 Whatever is chosen is chosen by validation loss, the mean cross-entropy of a target token: the same rows and the same
 tokens for every method, so losses may be compared. Test rows choose nothing: a short run tests one row that nobody
@@ -57,6 +57,7 @@ _SHORT_SHARE = 1 / 3  # of the epochs of a full run, before methods are compared
 _LEAST_STEPS = 30  # of the optimizer until then, where a full run has as many: fewer tell methods apart by chance
 _FIRST_LOOK_SHARE = 1 / 4  # of these epochs, before the rates and ranks of a method are compared
 _LEAST_STEPS_OF_A_RATE = 20
+_LOOKS = 3  # at what is tried, each after twice the epochs of the one before
 _ROWS_ON_A_BUDGET = 256  # of training and of validation in a short run, at most, where time is limited
 _SHORT_RUNS_SHARE = 0.5  # of the budget: past it no further learning rate is begun
 
@@ -287,34 +288,40 @@ class _Search:
         ]
 
     def _looks(self) -> list[Attempt]:
-        """Every trial as the full run that it may become, as far as the first look; the better half and the best of
-        each method as far as the second. Those of the second look come last."""
+        """Every trial as the full run that it may become, as far as the first look; from look to look the better half
+        and the best of each method. Those that came furthest are last."""
         whole = self._full(self._whole)
         trials = [trial for trial in self._trials() if trial.factor >= 1]
-        epochs = {method: self._look_epochs(method) for method in self._request.methods}
-        each = ", ".join(dict.fromkeys(" and ".join(map(str, dict.fromkeys(looks))) for looks in epochs.values()))
+        looks = {method: self._look_epochs(method) for method in self._request.methods}
+        each = ", ".join(dict.fromkeys(" and ".join(map(str, dict.fromkeys(own))) for own in looks.values()))
         self._request.report(
             f"{counted(len(trials), 'run')} or more (each method at its rates and ranks) are compared after {each} of "
             "their epochs; the best go on from there, the others wait"
         )
-        first = self._attempts(trials, whole, {trial: epochs[trial.method][0] for trial in trials})
+        first = self._attempts(trials, whole, {trial: looks[trial.method][0] for trial in trials})
         lower = [
             Trial(method, min(FACTORS))
             for method in self._request.methods
             if not gains_by_a_higher_rate([one.candidate() for one in first if one.method == method])
         ]
-        first += self._attempts(lower, whole, {trial: epochs[trial.method][0] for trial in lower})
-        better = going_on([one.candidate() for one in first], self._request.baseline)
-        further = [one for one in better if epochs[one.method][1] > one.epochs]
-        second = [Trial(one.method, one.factor, one.rank_factor) for one in further]
-        return first + self._attempts(second, whole, {trial: epochs[trial.method][1] for trial in second})
+        first += self._attempts(lower, whole, {trial: looks[trial.method][0] for trial in lower})
+        made, candidates = first, [one.candidate() for one in first]
+        for number in range(1, _LOOKS):
+            better = going_on(candidates, self._request.baseline)
+            further = [one for one in better if looks[one.method][number] > one.epochs]
+            trials = [Trial(one.method, one.factor, one.rank_factor) for one in further]
+            gone_on = self._attempts(trials, whole, {trial: looks[trial.method][number] for trial in trials})
+            made = made + gone_on
+            candidates = [one for one in better if one not in further] + [one.candidate() for one in gone_on]
+        return made
 
-    def _look_epochs(self, method: str) -> tuple[int, int]:
-        """After how many epochs the rates of a method are compared, and then its best with other methods."""
+    def _look_epochs(self, method: str) -> tuple[int, ...]:
+        """After how many epochs the rates of a method are compared, after how many again, and after how many its best
+        with other methods."""
         run, rows = self._request.configure(method, {}), self._request.rows["train"]
-        second = _short_epochs(run, rows)
-        first = max(math.ceil(second * _FIRST_LOOK_SHARE), math.ceil(_LEAST_STEPS_OF_A_RATE / _steps(run, rows)))
-        return min(first, second), second
+        last = _short_epochs(run, rows)
+        first = max(math.ceil(last * _FIRST_LOOK_SHARE), math.ceil(_LEAST_STEPS_OF_A_RATE / _steps(run, rows)))
+        return tuple(min(first * 2**look, last) for look in range(_LOOKS - 1)) + (last,)
 
     def _runs_on_a_budget(self) -> list[Attempt]:
         """Short runs, one part after the other, the config's own rate of every method first, while there is time. What
@@ -398,7 +405,7 @@ class _Search:
             test=rows["test"],
             eval_batch=run.rows()[1],
             zero_shot=True,
-            done=0 if self._request.budget_seconds is not None else self._look_epochs(method)[1],
+            done=0 if self._request.budget_seconds is not None else self._look_epochs(method)[-1],
         )
 
     @property
