@@ -46,6 +46,12 @@ def one_line(text: str, most: int = 120) -> str:
     return " ".join(text.split())[:most]
 
 
+def listed(texts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`: a list as a sentence has it."""
+    *others, last = texts
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def the_first(texts: Sequence[str], most: int = 3) -> str:
     """Texts with semicolons between them, ` ...` in the place of those after the first `most`."""
     return "; ".join(texts[:most]) + (" ..." if len(texts) > most else "")

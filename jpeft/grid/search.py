@@ -47,7 +47,7 @@ from jpeft.judging import Baseline
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.methods import METHODS
 from jpeft.results import PausedRecord, RunRecord
-from jpeft.words import counted
+from jpeft.words import counted, listed
 
 FACTORS = (1.0, 3.0, 1 / 3)  # of the config's learning rates, in the order in which they are tried
 _SEARCH_FILE = "search.json"
@@ -293,7 +293,7 @@ class _Search:
         whole = self._full(self._whole)
         trials = [trial for trial in self._trials() if trial.factor >= 1]
         looks = {method: self._look_epochs(method) for method in self._request.methods}
-        each = ", ".join(dict.fromkeys(" and ".join(map(str, dict.fromkeys(own))) for own in looks.values()))
+        each = " or ".join(dict.fromkeys(listed([*map(str, dict.fromkeys(own))]) for own in looks.values()))
         self._request.report(
             f"{counted(len(trials), 'run')} or more (each method at its rates and ranks) are compared after {each} of "
             "their epochs; the best go on from there, the others wait"

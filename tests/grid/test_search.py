@@ -131,6 +131,21 @@ def test_without_a_budget_the_best_of_each_method_goes_on_and_then_the_two_best_
     assert any("2 full runs: up to 10 epochs on 1,000 rows" in line for line in made.said)
 
 
+def test_from_look_to_look_half_of_what_is_left_goes_on_and_the_best_of_each_method(tmp_path):
+    """With 32 steps an epoch the looks are after 1, 2 and 4 of 10 epochs."""
+    made = Made({"ia3": 0.2, "bitfit": 0.25, "lora": 0.9, "full": 1.5, "prompt": 2.5}, best_factor=3.0)
+    rows = {**ROWS, "train": 2000}
+    request = Request(tuple(made.losses), configure, tmp_path, rows, "rows", report=made.said.append)
+    found = search(request, made, clock=made.clock)
+    # All eleven for one epoch: two rates of each method and LoRA at another rank. Six are the better half, and prompt
+    # tuning's best beside them; of these seven four, and the best of full and prompt tuning.
+    assert "after 1, 2 and 4 of their epochs" in " ".join(made.said)
+    stopped = {n: [name.split("_")[1] for name, epochs in made.epochs.items() if epochs == n] for n in (1, 2, 4, 10)}
+    assert sorted(stopped[1]) == ["full", "lora", "lora", "prompt"] and stopped[2] == ["bitfit"]
+    assert sorted(stopped[4]) == ["full", "ia3", "lora", "prompt"] and sorted(stopped[10]) == ["bitfit", "ia3"]
+    assert [one.candidate.epochs for one in found.short].count(4) == 6 and len(found.full) == 2
+
+
 def test_a_test_is_expected_to_take_as_long_as_the_untuned_models(tmp_path):
     found = ask(Made(LOSSES), tmp_path, methods=("lora",))
     # Six epochs of 1,000 rows at 0.01 s are left, and twice the test of 64 rows, 3 s each, with a margin of two.
