@@ -116,7 +116,7 @@ def left_behind(chosen: Mapping[str, Candidate]) -> dict[str, str]:
     methods = list(chosen)
     losses = {method: candidate.validation_loss for method, candidate in chosen.items()}
     kept = methods[:FINALISTS]
-    lowest = min(loss for loss in losses.values() if loss is not None)
+    lowest = min((loss for loss in losses.values() if loss is not None), default=math.inf)
     limit = good_enough_limit(lowest)
     return {
         method: f"after {counted(chosen[method].epochs, 'epoch')} its validation loss, {loss:.4f}, was neither "

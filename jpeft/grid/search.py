@@ -290,21 +290,17 @@ class _Search:
     def _looks(self) -> list[Attempt]:
         """Every trial as the full run that it may become, as far as the first look; from look to look the better half
         and the best of each method. Those that came furthest are last."""
-        whole = self._full(self._whole)
-        trials = [trial for trial in self._trials() if trial.factor >= 1]
+        whole, trials = self._full(self._whole), self._trials()
+        rates = [trial for trial in trials if trial.factor >= 1 and trial.rank_factor == 1]
         looks = {method: self._look_epochs(method) for method in self._request.methods}
         each = " or ".join(dict.fromkeys(listed([*map(str, dict.fromkeys(own))]) for own in looks.values()))
         self._request.report(
-            f"{counted(len(trials), 'run')} or more (each method at its rates and ranks) are compared after {each} of "
-            "their epochs; the best go on from there, the others wait"
+            f"{counted(len(rates), 'run')} or more (each method at its rates, the best at other ranks) are compared after "
+            f"{each} of their epochs; the best go on from there, the others wait"
         )
-        first = self._attempts(trials, whole, {trial: looks[trial.method][0] for trial in trials})
-        lower = [
-            Trial(method, min(FACTORS))
-            for method in self._request.methods
-            if not gains_by_a_higher_rate([one.candidate() for one in first if one.method == method])
-        ]
-        first += self._attempts(lower, whole, {trial: looks[trial.method][0] for trial in lower})
+        first = self._attempts(rates, whole, {trial: looks[trial.method][0] for trial in rates})
+        further = self._worth_a_try(trials, [one.candidate() for one in first])
+        first += self._attempts(further, whole, {trial: looks[trial.method][0] for trial in further})
         made, candidates = first, [one.candidate() for one in first]
         for number in range(1, _LOOKS):
             better = going_on(candidates, self._request.baseline)
@@ -314,6 +310,17 @@ class _Search:
             made = made + gone_on
             candidates = [one for one in better if one not in further] + [one.candidate() for one in gone_on]
         return made
+
+    def _worth_a_try(self, trials: Sequence[Trial], rates: Sequence[Candidate]) -> list[Trial]:
+        """Lower rates of the methods that gain nothing by higher ones, and other ranks of the methods that do best."""
+        gain = {m for m in self._request.methods if gains_by_a_higher_rate([one for one in rates if one.method == m])}
+        chosen = choose(rates, self._request.baseline)
+        best = set(chosen) - set(left_behind(chosen))
+        return [
+            trial
+            for trial in trials
+            if (trial.factor < 1 and trial.method not in gain) or (trial.rank_factor != 1 and trial.method in best)
+        ]
 
     def _look_epochs(self, method: str) -> tuple[int, ...]:
         """After how many epochs the rates of a method are compared, after how many again, and after how many its best
