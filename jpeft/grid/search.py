@@ -295,8 +295,8 @@ class _Search:
         looks = {method: self._look_epochs(method) for method in self._request.methods}
         each = " or ".join(dict.fromkeys(listed([*map(str, dict.fromkeys(own))]) for own in looks.values()))
         self._request.report(
-            f"{counted(len(rates), 'run')} or more (each method at its rates, the best at other ranks) are compared after "
-            f"{each} of their epochs; the best go on from there, the others wait"
+            f"{counted(len(rates), 'run')} or more (each method at its rates, the best at other ranks) are compared "
+            f"after {each} of their epochs; the best go on from there, the others wait"
         )
         first = self._attempts(rates, whole, {trial: looks[trial.method][0] for trial in rates})
         further = self._worth_a_try(trials, [one.candidate() for one in first])
