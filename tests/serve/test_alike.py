@@ -70,7 +70,8 @@ def test_predict_and_serve_give_one_answer(kind, client, shelf, rows, tmp_path):
     if kind == "classes":
         for answer, row in zip(answers, predicted, strict=True):
             assert answer["probabilities"] == pytest.approx(row["probabilities"], abs=1e-5)
-            assert answer["confidence"] == pytest.approx(row["confidence"], abs=1e-5)
+            # Against float64 each is right to 1e-5 on the worst of these rows, to 2e-6 on the others.
+            assert answer["confidence"] == pytest.approx(row["confidence"], abs=2e-5)
     else:
         assert len({row["prediction"] for row in predicted}) > 3  # a test of sameness needs answers that differ
         assert all(answer["probabilities"] is None for answer in answers)
