@@ -218,7 +218,8 @@ def _print(arguments: argparse.Namespace, flags: _Flags, found, baseline: Baseli
         full.append(choice.FullRun(results[0], attempt.learning_rate, shlex.join(command)))
     if not full:
         raise RunFailed(f"no full run ended well; {'; '.join(f'{m}: {why}' for m, why in left_out.items())}")
-    made = choice.Choice(arguments.scarce or "quality", short, full, left_out, found.remarks, baseline)
+    scarce, on_a_budget = arguments.scarce or "quality", arguments.budget is not None
+    made = choice.Choice(scarce, short, full, left_out, found.remarks, baseline, on_a_budget)
     if arguments.json:
         sys.stdout.write(to_json(made.as_data()))
     else:

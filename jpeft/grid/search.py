@@ -191,7 +191,7 @@ class Found:
       full: the run of each method at its best learning rate; some may have failed.
       plan: of the full runs.
       left_out: methods without a full run, and why.
-      remarks: what the budget cost.
+      remarks: what was not tried, or not in full, and why.
     """
 
     short: tuple[JudgedCandidate, ...]
@@ -316,6 +316,12 @@ class _Search:
         gain = {m for m in self._request.methods if gains_by_a_higher_rate([one for one in rates if one.method == m])}
         chosen = choose(rates, self._request.baseline)
         best = set(chosen) - set(left_behind(chosen))
+        behind = [trial.method for trial in trials if trial.rank_factor != 1 and trial.method not in best]
+        if behind:
+            self._remarks.append(
+                f"ranks × {RANK_FACTOR} of {listed(behind)} were not tried, since other methods did better; "
+                f"--methods {behind[0]} alone tries them"
+            )
         return [
             trial
             for trial in trials

@@ -109,8 +109,9 @@ class Choice:
 
     Attributes:
       left_out: methods without a full run, and why.
-      remarks: what the budget cost.
+      remarks: what was not tried, or not in full, and why.
       baseline: what is had without looking at the input; None where the targets are text.
+      on_a_budget: whether the search had a limit of time.
     """
 
     scarce: Scarce
@@ -119,6 +120,7 @@ class Choice:
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
     remarks: Sequence[str] = ()
     baseline: Baseline | None = None
+    on_a_budget: bool = False
 
     @functools.cached_property
     def ranking(self) -> list[Placed]:
@@ -167,7 +169,7 @@ class Choice:
         steps = []
         if result.epochs_run and result.best_epoch == result.epochs_run - 1:
             longer = 3 * result.epochs_run
-            budget = ", and no --budget or a larger one" * bool(self.remarks)
+            budget = ", and no --budget or a larger one" * self.on_a_budget
             steps.append(f"train longer, the loss was still falling: --config.train.max_epochs={longer}{budget}")
         tried = [one.learning_rate for one in self.short if one.method == result.method]
         if len(tried) > 1 and self.ranking[0].full.learning_rate == max(tried):

@@ -144,6 +144,7 @@ def test_from_look_to_look_half_of_what_is_left_goes_on_and_the_best_of_each_met
     assert sorted(stopped[1]) == ["full", "lora", "prompt"] and stopped[2] == ["bitfit"]
     assert sorted(stopped[4]) == ["full", "ia3", "lora", "prompt"] and sorted(stopped[10]) == ["bitfit", "ia3"]
     assert [one.candidate.epochs for one in found.short].count(4) == 6 and len(found.full) == 2
+    assert any(remark.startswith("ranks × 4 of lora were not tried") for remark in found.remarks)
 
 
 def test_a_test_is_expected_to_take_as_long_as_the_untuned_models(tmp_path):

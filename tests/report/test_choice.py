@@ -112,6 +112,10 @@ def test_a_loss_that_label_shares_have_too_is_no_answer(full):
     assert "1.6720, is no lower than the 0.6900 of giving each label its share" in data["nothing_learned"][0]
     assert "no higher than the 0.5000 of always answering 'yes'" in data["nothing_learned"][1]
     assert any("train longer" in step for step in data["what_to_do"])
+    # A budget is named where there was one, whatever else was not tried.
+    for on_a_budget in (False, True):
+        limited = choice(full({"full": 0.0}, full=([1.672], 10.0)), remarks=["left out"], on_a_budget=on_a_budget)
+        assert ("--budget" in " ".join(limited.what_to_do())) == on_a_budget
     facts = made.document().sections[0].facts
     assert facts[0] == ("use", "none of these: the best, Full Tuning, has learned nothing that shows")
 
