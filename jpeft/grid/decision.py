@@ -147,29 +147,29 @@ def explain(candidates: Sequence[Candidate], baseline: Baseline | None = None) -
     """Each rate and rank that was tried, as far as it went, with what was decided of it, and the reason in words.
 
     Args:
-      candidates: those that went on once more, longer, with the same rate and rank.
+      candidates: those that went on again, longer, with the same rate and rank, once for each look.
     """
     judged = []
     for own in _by_method(candidates).values():
-        shortest = min(candidate.epochs for candidate in own)
-        first = [candidate for candidate in own if candidate.epochs == shortest]
-        before = {(c.factor, c.rank_factor): c.validation_loss for c in first}
-        further = {
-            (one.candidate.factor, one.candidate.rank_factor): one
-            for one in _explained([c for c in own if c.epochs > shortest], baseline)
-        }
-        for one in _explained(first, baseline):
-            trial = (one.candidate.factor, one.candidate.rank_factor)
-            if trial in further:
-                after = f"; {before[trial]:.4f} after {counted(shortest, 'epoch')}"
-                judged.append(dataclasses.replace(further[trial], why=further[trial].why + after))
-            else:
-                judged.append(dataclasses.replace(one, chosen=one.chosen and not further))
+        looks = sorted({candidate.epochs for candidate in own})
+        last: dict[tuple[float, int], JudgedCandidate] = {}
+        before: dict[tuple[float, int], list[str]] = {}
+        for epochs in looks:
+            alone = "the only one tried" if epochs == looks[0] else "the only one left of its method"
+            for one in _explained([c for c in own if c.epochs == epochs], baseline, alone):
+                trial = (one.candidate.factor, one.candidate.rank_factor)
+                if trial in last:
+                    earlier = last[trial].candidate
+                    said = f"{earlier.validation_loss:.4f} after {counted(earlier.epochs, 'epoch')}"
+                    before.setdefault(trial, []).append(said)
+                last[trial] = dataclasses.replace(one, chosen=one.chosen and epochs == looks[-1])
+        for trial, one in last.items():
+            judged.append(dataclasses.replace(one, why="; ".join([one.why, *before.get(trial, [])])))
     return judged
 
 
-def _explained(own: Sequence[Candidate], baseline: Baseline | None) -> list[JudgedCandidate]:
-    """The candidates of one method after equally many epochs."""
+def _explained(own: Sequence[Candidate], baseline: Baseline | None, alone: str) -> list[JudgedCandidate]:
+    """The candidates of one method after equally many epochs; `alone` is said of one that has no other beside it."""
     known = [c.validation_loss for c in own if c.validation_loss is not None]
     chosen = next(iter(choose(own, baseline).values()), None)
     judged = []
@@ -180,7 +180,7 @@ def _explained(own: Sequence[Candidate], baseline: Baseline | None) -> list[Judg
             continue
         lowest, tried = min(known), len(known)
         if candidate is chosen:
-            why = "the only one tried" if tried == 1 else "the lowest of its method"
+            why = alone if tried == 1 else "the lowest of its method"
             if tried > 1 and loss > lowest:
                 why = f"ties with {lowest:.4f}, nearest to the config's own"
             why += _nothing_learned(candidate, baseline)

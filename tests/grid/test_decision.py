@@ -106,7 +106,7 @@ def test_a_candidate_that_went_on_is_told_with_both_of_its_losses():
     told = explain([*first, *later])
     assert [(one.candidate.epochs, one.candidate.validation_loss, one.chosen, one.why) for one in told] == [
         (1, 0.5, False, "× 3 has 0.4000"),
-        (4, 0.3, True, "the only one tried; 0.4000 after 1 epoch"),
+        (4, 0.3, True, "the only one left of its method; 0.4000 after 1 epoch"),
         (4, None, False, "failed: the loss is nan; 0.7000 after 1 epoch"),
     ]
     overtaken = [*later, short("lora", 0.2, epochs=4)]
@@ -115,6 +115,17 @@ def test_a_candidate_that_went_on_is_told_with_both_of_its_losses():
         (3.0, False, "× 1 has 0.2000; 0.4000 after 1 epoch"),
     ]
     assert best_of_each([*first, *later]) == {"lora": later[0]}
+
+
+def test_of_three_looks_the_last_chooses_and_each_is_told():
+    """As recorded: two were left at the second look, whose better one stood still until the third."""
+    first = [short("lora", 0.54, epochs=1), short("lora", 0.51, 3.0, epochs=1)]
+    second = [short("lora", 0.31, 3.0, epochs=2), short("lora", 0.29, epochs=2)]
+    told = explain([*first, *second, short("lora", 0.29, epochs=4)])
+    assert [(one.candidate.factor, one.candidate.epochs, one.chosen, one.why) for one in told] == [
+        (1.0, 4, True, "the only one left of its method; 0.5400 after 1 epoch; 0.2900 after 2 epochs"),
+        (3.0, 2, False, "× 1 has 0.2900; 0.5100 after 1 epoch"),
+    ]
 
 
 def test_of_ties_between_ranks_the_configs_own_is_taken():
