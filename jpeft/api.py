@@ -102,7 +102,7 @@ def attach(
         unfit = next((site for site in chosen if site.kind not in method.kinds), None)
         if unfit is not None:
             raise UserError(f"{method.name} acts on {', '.join(method.kinds)}; {unfit.path} is of kind {unfit.kind}.")
-    if (wide is not None) != method.begins_with_what_is_lost:
+    if (wide is None) != (method.begin_with_lost is None):
         says = "begins with what rounding took away: name the wide model" if wide is None else "has no use for one"
         raise UserError(f"wide is {'missing' if wide is None else repr(str(wide))}, and {method.describe()} {says}.")
     tuned = attaching.attach(model, method, chosen, jax.random.key(seed))

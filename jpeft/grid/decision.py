@@ -162,7 +162,7 @@ def explain(candidates: Sequence[Candidate], baseline: Baseline | None = None) -
                     earlier = last[trial].candidate
                     said = f"{earlier.validation_loss:.4f} after {counted(earlier.epochs, 'epoch')}"
                     before.setdefault(trial, []).append(said)
-                last[trial] = dataclasses.replace(one, chosen=one.chosen and epochs == looks[-1])
+                last[trial] = one  # what is chosen at one look is always at the next
         for trial, one in last.items():
             judged.append(dataclasses.replace(one, why="; ".join([one.why, *before.get(trial, [])])))
     return judged

@@ -316,7 +316,7 @@ class _Search:
         gain = {m for m in self._request.methods if gains_by_a_higher_rate([one for one in rates if one.method == m])}
         chosen = choose(rates, self._request.baseline)
         best = set(chosen) - set(left_behind(chosen))
-        behind = [trial.method for trial in trials if trial.rank_factor != 1 and trial.method not in best]
+        behind = [trial.method for trial in trials if trial.rank_factor != 1 and trial.method in set(chosen) - best]
         if behind:
             self._remarks.append(
                 f"ranks × {RANK_FACTOR} of {listed(behind)} were not tried, since other methods did better; "

@@ -57,7 +57,8 @@ def begin_with_lost(tuned: nnx.Module, method: Method, lost: Callable[[str], np.
     Raises:
       UserError: no map that it is attached to is in few bits; or as the method's `begin_with_lost`.
     """
-    begun = 0
+    begin, begun = method.begin_with_lost, 0
+    assert begin is not None, f"{method.name} begins as on a wide base"
     for place in site_modules(tuned):
         if not is_adapted(place.module):
             continue
@@ -65,7 +66,7 @@ def begin_with_lost(tuned: nnx.Module, method: Method, lost: Callable[[str], np.
         there = [part for part in parts if part is not None]
         if there:  # the layers of a stack are kept alike
             module: Any = place.module
-            method.begin_with_lost(module.adapter, np.stack(there) if place.in_stack else there[0], place.sites[0].path)
+            begin(module.adapter, np.stack(there) if place.in_stack else there[0], place.sites[0].path)
             begun += len(there)
     if not begun:
         raise UserError(

@@ -239,10 +239,10 @@ class Lora(AddedModules, PeftLayout):
             adapter.begin(kernel)
 
     @property
-    def begins_with_what_is_lost(self) -> bool:
-        return self.init == "loftq"
+    def begin_with_lost(self):
+        return self._begin_with_lost if self.init == "loftq" else None
 
-    def begin_with_lost(self, adapter: Any, lost: Float[np.ndarray, "*layers d_in d_out"], path: str) -> None:
+    def _begin_with_lost(self, adapter: Any, lost: Float[np.ndarray, "*layers d_in d_out"], path: str) -> None:
         """`scale * A B` is the nearest to `W - Q` of all matrices of its rank (Li et al. 2023, Algorithm 1, T = 1)."""
         if self.rank > min(lost.shape[-2:]):
             raise UserError(

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from jpeft.peft.adapted import put
 from jpeft.peft.interchange import PeftLayout, PeftNames, Tensors
@@ -72,19 +72,13 @@ class Method(abc.ABC):
     filled_up: ClassVar[tuple[str, ...]] = ()
 
     @property
-    def begins_with_what_is_lost(self) -> bool:
-        """Whether it has to be begun by `begin_with_lost`: with what rounding took away of a base in few bits."""
-        return False
+    def begin_with_lost(self) -> Callable[[Any, np.ndarray, str], None] | None:
+        """Sets initial values by what rounding took away of a base in few bits; None where it begins as on a wide one.
 
-    def begin_with_lost(self, adapter: Any, lost: Float[np.ndarray, "*layers d_in d_out"], path: str) -> None:
-        """Sets the initial values of what is attached to a map in few bits, where `begins_with_what_is_lost`.
-
-        Args:
-          adapter: what stands at the map, with a first axis of layers where `lost` has one.
-          lost: the wide map without the rounded one.
-          path: of the map, for messages.
+        Called with what is attached to a map, with the wide map without the rounded one, `[*layers, d_in, d_out]` (the
+        layers are the first axis of what is attached, too), and with the map's path for messages.
         """
-        raise NotImplementedError(self.name)
+        return None
 
     @property
     def default_roles(self) -> Collection[str] | None:

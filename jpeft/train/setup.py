@@ -166,6 +166,6 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
     else:
         sites = select(untuned, method, selection(run, untuned))
         model = attach(untuned, method, sites, jax.random.key(run.train.seed))
-        if method.begins_with_what_is_lost:
+        if method.begin_with_lost is not None:
             _begin_with_lost(run, model, method, report)
     return Setup(model, untuned, method, sites, tokenizer, total, quantization_of(untuned))

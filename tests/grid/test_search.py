@@ -147,6 +147,19 @@ def test_from_look_to_look_half_of_what_is_left_goes_on_and_the_best_of_each_met
     assert any(remark.startswith("ranks × 4 of lora were not tried") for remark in found.remarks)
 
 
+def test_no_look_is_beyond_the_last(tmp_path):
+    """With 7 steps an epoch 30 steps are 5 epochs, and twice the 3 of the first look would be 6."""
+    made = Made(LOSSES)
+    search(Request(("ia3",), configure, tmp_path, {**ROWS, "train": 448}, "rows", report=made.said.append), made)
+    assert "after 3 and 5 of their epochs" in " ".join(made.said) and 6 not in made.epochs.values()
+
+
+def test_a_method_of_which_nothing_got_through_is_not_said_to_be_worse(tmp_path):
+    made = Made({**LOSSES, "bitfit": 0.2}, failing=("lora",))
+    found = ask(made, tmp_path, methods=("lora", "ia3", "bitfit"))
+    assert "lora" in found.left_out and not any("ranks" in remark for remark in found.remarks)
+
+
 def test_a_test_is_expected_to_take_as_long_as_the_untuned_models(tmp_path):
     found = ask(Made(LOSSES), tmp_path, methods=("lora",))
     # Six epochs of 1,000 rows at 0.01 s are left, and twice the test of 64 rows, 3 s each, with a margin of two.
