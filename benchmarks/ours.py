@@ -20,6 +20,7 @@ from jpeft.allocator import keep_freed_memory
 from jpeft.eval.generate import make_generate
 from jpeft.eval.loss import make_loss
 from jpeft.model import weights
+from jpeft.model.quantized import Quantization, Quantized, chosen_forms, quantize_modules
 from jpeft.model.t5 import T5, arrange_layers
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.method import Method
@@ -59,17 +60,19 @@ def load(
     endless: bool = False,
     dtype: str = "float32",
     stored_dtype: str | None = None,
+    quantization: str = "none",
 ) -> T5:
     """The model of a checkpoint, or a random one of a size; an `endless` one never ends an answer.
 
     Args:
       dtype: of the computation.
       stored_dtype: of the weights; None is `dtype`.
+      quantization: of the maps of a random model: none, int8 or nf4.
     """
     keep_freed_memory()
     if directory is None:
         assert size is not None
-        model = random_model(size, dtype=dtype, stored_dtype=stored_dtype or dtype)
+        model = random_model(size, dtype=dtype, stored_dtype=stored_dtype or dtype, quantization=quantization)
     else:
         model = weights.load(directory, dtype=jnp.dtype(dtype), stored_dtype=stored_dtype and jnp.dtype(stored_dtype))
     arrange_layers(model, None)
@@ -78,22 +81,30 @@ def load(
     return model
 
 
-def random_model(size: Size, *, dtype: str, stored_dtype: str) -> T5:
+def random_model(size: Size, *, dtype: str, stored_dtype: str, quantization: str = "none") -> T5:
     """Random weights of about the usual spread, made on the device leaf by leaf, without dropout."""
     config = config_of(size, dropout_rate=0.0)
     model: T5 = nnx.eval_shape(lambda: T5(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))
-    leaves, structure = jax.tree_util.tree_flatten_with_path(nnx.state(model, nnx.Param))
+    quantize_modules(model, chosen_forms(model, Quantization(quantization)))
+    leaves, structure = jax.tree_util.tree_flatten_with_path(nnx.state(model, (nnx.Param, Quantized)))
     made = []
     for i, (path, leaf) in enumerate(leaves):
-        name = jax.tree_util.keystr(path)
+        name, key = jax.tree_util.keystr(path), jax.random.key(i)
         if "scale" in name:
             made.append(jnp.ones(leaf.shape, stored_dtype))
-            continue
-        spread = leaf.shape[-2] ** -0.5 if "kernel" in name else 1.0
-        spread *= size.d_kv**-0.5 if "['q']" in name else 1.0  # T5 has no 1/sqrt(d_kv) elsewhere
-        made.append(_normal(jax.random.key(i), spread, shape=leaf.shape, dtype=stored_dtype))
+        elif "codes" in name:
+            made.append(jax.random.bits(key, leaf.shape, "uint8").astype(leaf.dtype))
+        elif "absmax" in name:  # a map's numbers are about half as large as the largest of them: those of a kernel
+            made.append(jnp.full(leaf.shape, 2.0 * size.d_model**-0.5 * _of_queries(name, size), leaf.dtype))
+        else:
+            spread = leaf.shape[-2] ** -0.5 if "kernel" in name else 1.0
+            made.append(_normal(key, spread * _of_queries(name, size), shape=leaf.shape, dtype=stored_dtype))
     nnx.update(model, jax.tree.unflatten(structure, made))
     return model
+
+
+def _of_queries(name: str, size: Size) -> float:
+    return size.d_kv**-0.5 if "['q']" in name else 1.0  # T5 has no 1/sqrt(d_kv) elsewhere
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
@@ -123,10 +134,16 @@ def batch_of(size: Size) -> dict[str, np.ndarray]:
 
 
 def train_step(
-    directory: Path | None, size: Size, name: str, *, ablated: str | None = None, dtype: str = "float32"
+    directory: Path | None,
+    size: Size,
+    name: str,
+    *,
+    ablated: str | None = None,
+    dtype: str = "float32",
+    quantization: str = "none",
 ) -> Work:
     """One optimizer step; gives its loss, the mean over target tokens."""
-    model = load(directory, size, dtype=dtype, stored_dtype=stored_as(name, dtype))
+    model = load(directory, size, dtype=dtype, stored_dtype=stored_as(name, dtype), quantization=quantization)
     graphdef, adapter, base = split(adapted(model, name, ablated))
     del model  # its weights are donated, or held by `base`
     optimizer, schedule = AdamW(), constant(LEARNING_RATE)
@@ -166,3 +183,18 @@ def generation(directory: Path | None, size: Size, name: str | None, rows: int, 
     generate = Program(make_generate(graphdef, max_length=size.target_length))
     inputs = token_batch(size, rows=rows)["inputs"]
     return Work(lambda: np.asarray(generate(adapter, base, inputs)), generate)
+
+
+def steps_side_by_side(size: Size, name: str, runs: int, *, dtype: str = "float32") -> tuple[Work, Work]:
+    """The gradients of a micro-batch in so many runs over one base: one run after the other, and in one program."""
+    model = load(None, size, dtype=dtype, stored_dtype=stored_as(name, dtype))
+    graphdef, adapter, base = split(adapted(model, name))
+    alone = Program(make_accumulate(graphdef))
+    together = alone.side_by_side(runs, (2,))
+    key, batch = jax.random.key(0, impl="rbg"), batch_of(size)
+    each = [(zero_sums(adapter), adapter, base, key, np.int32(0), np.int32(i), batch) for i in range(runs)]
+    of_all = [each[0][i] if i == 2 else tuple(run[i] for run in each) for i in range(len(each[0]))]
+    return (
+        Work(lambda: [jax.block_until_ready(alone(*run)) for run in each], alone),
+        Work(lambda: jax.block_until_ready(together(*of_all)), together),
+    )

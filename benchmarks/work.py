@@ -36,6 +36,7 @@ SIZES = {
     "small": Size(512, 64, 1024, 8, 6, 32128),  # FLAN-T5-small
     "large": Size(1024, 64, 2816, 24, 16, 32128, input_length=256),  # FLAN-T5-large
     "xl": Size(2048, 64, 5120, 24, 32, 32128, input_length=256),  # FLAN-T5-XL
+    "xxl": Size(4096, 64, 10240, 24, 64, 32128, input_length=256),  # FLAN-T5-XXL
 }
 
 

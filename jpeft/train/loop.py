@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import os
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jpeft.accelerators import take_most_of_the_gpu
+from jpeft.accelerators import take_most_of_the_gpu, unchecked_products
 from jpeft.adapters.files import save_adapter
 from jpeft.allocator import keep_freed_memory
 from jpeft.config import Run, monitored_metric, of_any_version, require_labels
@@ -368,6 +369,7 @@ class _Execution:
                 accumulation_steps=run.train.accumulation_steps,
                 max_epochs=self.max_epochs,
             ),
+            unchecked_products(jax.default_backend(), os.environ.get("XLA_FLAGS", "")),
         ]
         self.cautioned = [line for line in found if line is not None]
         for line in self.cautioned:

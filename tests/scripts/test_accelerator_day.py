@@ -1,12 +1,16 @@
 """`scripts/accelerator_day.py`: pieces that fail or are too slow are entries, and the page says what is known."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from jpeft.peft.methods import METHODS
 from tests.conftest import of_devices
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "accelerator_day.py"
@@ -80,11 +84,66 @@ def test_a_device_is_known_by_what_it_calls_itself(script, kind, name):
 def test_each_method_and_size_is_run_on_both_sides_and_what_matters_most_comes_first(script):
     found = script.pieces(script.PARTS, ["large", "xl"], ["full", "lora", "ia3"], torch_device="cuda", tiny=False)
     names = [f"{piece.part} {piece.name}" for piece in found]
+    gradients = [f"gradients {method}" for method in METHODS]
+    assert names[: len(gradients)] == gradients
+    names = names[len(gradients) :]
     assert names[:4] == ["parity golden files", "laws bfloat16", "speed large lora jpeft", "speed large lora torch"]
     assert names.index("cells mini") < names.index("speed large ia3 jpeft")
+    assert [name for name in names if name.startswith("bits")] == [
+        *("bits xl none", "bits xl int8", "bits xl nf4", "bits xxl nf4", "bits xxl none")
+    ]
+    assert "together small 8 runs" in names
     assert len(set(names)) == len(names) and sum(name.startswith("speed") for name in names) == 12
     alone = script.pieces(["speed"], ["xl"], ["lora"], torch_device=None, tiny=False)
     assert [piece.name for piece in alone] == ["xl lora jpeft"]
+
+
+def test_a_leaf_that_is_wrong_is_found_among_others(script):
+    right = {"a": np.ones(4), "b": {"c": np.full(9, 1e-3), "none": np.zeros(3)}}
+    found = {"a": np.ones(4) * (1 + 1e-7), "b": {"c": np.full(9, 1e-3), "none": np.full(3, 1e-9)}}
+    off, name = script.farthest(found, right)
+    assert off < 1e-3 and name == "b/none"  # next to nothing beside the largest
+    off, name = script.farthest({**found, "b": {**found["b"], "c": np.full(9, 8e-4)}}, right)
+    assert off == pytest.approx(0.2) and name == "b/c"
+    off, name = script.farthest({**found, "a": np.array([1, 1, 1, np.nan])}, right)
+    assert not off <= 1.0 and name == "a"
+
+
+def test_untimed_pieces_run_at_once_and_all_end_with_a_day_that_is_told_to_stop(script, tmp_path, monkeypatch):
+    known = {"kind": "cpu", "platform": "cpu", "count": 1, "versions": {}, "commit": None}
+    known["torch"] = {"device": None, "why": "torch not installed"}
+    device = python(script, f"import sys; open(sys.argv[1], 'w').write({json.dumps(known)!r})", part="device")
+    meets = (  # waits for the other, so alone it would be too slow
+        "import pathlib, sys, time; own, other = (pathlib.Path(p) for p in sys.argv[2:]); own.touch();\n"
+        "while not other.exists(): time.sleep(0.01)\n"
+        "pathlib.Path(sys.argv[1]).write_text('{}')"
+    )
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    pair = [python(script, meets, name=name) for name in ("first", "second")]
+    pair = [
+        dataclasses.replace(piece, command=(*piece.command, *paths))
+        for piece, paths in zip(pair, ((a, b), (b, a)), strict=True)
+    ]
+    real = script.run_piece
+    monkeypatch.setattr(script, "run_piece", lambda p, s: real(device if p.part == "device" else p, s))
+    monkeypatch.setattr(script, "pieces", lambda *_, **__: pair)
+    arguments = script.parse(["--jobs", "2", "--only", "laws", "--out", str(tmp_path / "out")])
+    day = script.run_day(arguments, report=str)
+    assert [entry["status"] for entry in day["parts"]["laws"].values()] == ["done", "done"]
+
+    slow = [python(script, "import time; time.sleep(60)", name=name, limit=60) for name in ("slow", "slower")]
+    quick = python(script, "import sys; open(sys.argv[1], 'w').write('{}')", name="quick")
+    monkeypatch.setattr(script, "pieces", lambda *_, **__: [*slow, quick])
+    arguments = script.parse(["--jobs", "3", "--only", "laws", "--out", str(tmp_path / "out")])
+
+    def told(line: str) -> None:
+        if "quick" in line:
+            raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        script.run_day(arguments, report=told)
+    assert time.monotonic() - started < 30 and not script._AT_WORK
 
 
 def made_up(script):
@@ -112,6 +171,13 @@ def made_up(script):
     law = {"holds": False, "found": "1 move none: ['q']"}
     tests = {"passed": 30, "failed": 1, "skipped": 0, "seconds": 9.0, "names_of_failed": ["tests.a.test_b"]}
     plan = {work: {"bytes": 2e10} for work in script.WORKS}
+    apart, together = ({"first_seconds": 1.0, "seconds": [seconds]} for seconds in (0.04, 0.01))
+    beside = {"status": "done", "seconds": 9.0, "result": {"apart": apart, "together": together}}
+
+    def bits(seconds: float):
+        step = {"first_seconds": 9.0, "seconds": [seconds] * 3, "held_bytes": 7e9, "peak_bytes": 1.5e10}
+        return {"status": "done", "seconds": 30.0, "result": {"train_step": step}}
+
     return {
         "date": "2026-11-26T10:00+00:00",
         "device": {
@@ -129,6 +195,9 @@ def made_up(script):
                 "xl full torch": {"status": "not run", "why": "the time was over"},
             },
             "memory": {"xl lora": {"status": "done", "seconds": 30.0, "result": plan}},
+            "gradients": {"lora": {"status": "done", "seconds": 9.0, "result": {"lora, paper, float32": law}}},
+            "bits": {f"xxl {kind}": bits(seconds) for kind, seconds in (("nf4", 0.3), ("none", 0.2))},
+            "together": {"mini 4 runs": beside},
             "cells": {"mini": {"status": "done", "seconds": 40.0, "result": cell}},
         },
     }
@@ -152,6 +221,10 @@ def test_the_page_says_what_is_known_and_what_is_not(script, tmp_path):
     assert f"| 5,120 | 2,048 | {100 * read:.1f} % |" in text
     assert "| 22.00 | 20.00 | **1.10** | ≤ 22.00 | 20.00 | 22.00 | 20.00 | **1.10** | 30.00 |" in text
     assert "| mini | lora, agnews | accuracy | 0.710 | 0.250 | 1000 | 3 | 40 | 20 | 5 | 2.00 |" in text
+    assert "| lora, paper, float32 | **broken** | 1 move none: ['q'] |" in text
+    assert "| xxl | nf4 | 0.300 | **1.50** | 7.00 | 15.00 |" in text
+    assert "| xxl | bfloat16 | 0.200 | **1.00** | 7.00 | 15.00 |" in text
+    assert "| mini | 4 | 40.0 | 10.0 | **4.00** |" in text
     absent = text.partition("## What is not here")[2]
     assert "- speed, xl full jpeft: failed: ended with status 1: Out of memory\n" in absent
     assert "- speed, xl full torch: not run: the time was over" in absent
@@ -193,7 +266,7 @@ def test_a_day_ends_in_time_names_what_it_left_and_writes_after_each_piece(scrip
 def test_a_part_that_is_none_is_refused(script, capsys):
     with pytest.raises(SystemExit):
         script.parse(["--only", "laws,lows"])
-    assert "--only has lows; expected some of parity, laws" in capsys.readouterr().err
+    assert "--only has lows; expected some of gradients, parity, laws" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -207,6 +280,11 @@ def test_a_tiny_day_comes_to_its_end_on_a_cpu(script, tmp_path, monkeypatch):
     assert day["parts"]["parity"]["golden files"]["result"]["passed"] > 0
     laws = day["parts"]["laws"]["bfloat16"]["result"]
     assert len(laws) == 4 and all(law["holds"] for law in laws.values()), laws
+    checked = day["parts"]["gradients"]["lora"]["result"]
+    assert len(checked) == 4 and all(law["holds"] for law in checked.values()), checked
+    bits = {name: entry["result"]["train_step"]["seconds"] for name, entry in day["parts"]["bits"].items()}
+    assert set(bits) == {"tiny none", "tiny int8", "tiny nf4"}
+    assert set(day["parts"]["together"]["tiny 8 runs"]["result"]) == {"apart", "together"}
     works = day["parts"]["speed"]["tiny lora jpeft"]["result"]
     assert set(works) == set(script.WORKS) and works["train_step"]["flops_per_second"] > 0
     assert ("tiny lora torch" in day["parts"]["speed"]) == (day["device"]["torch"]["device"] is not None)

@@ -86,7 +86,8 @@ def mixed(bank, tokens):
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_a_row_of_a_mixed_batch_is_its_adapter_alone(name, adapters, mixed, tokens):
     expected = alone(adapters[name].model, *tokens)
-    np.testing.assert_allclose(mixed[name], expected, rtol=0, atol=1e-5)
+    # Of lora_official two compilations of `alone` itself differ by 9e-6, four times as much as of most others.
+    np.testing.assert_allclose(mixed[name], expected, rtol=0, atol=2e-5)
     assert np.abs(mixed[name] - mixed[None]).max() > 1e-2  # and no other's
 
 
