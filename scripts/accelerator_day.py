@@ -659,6 +659,7 @@ def page(day: Mapping[str, Any]) -> str:
             f"Peaks by data sheet ({peaks.name}): {peaks.flops / 1e12:,.0f} TFLOP/s in bfloat16, "
             f"{peaks.bandwidth / 1e12:.2f} TB/s."
         )
+    lines += day.get("notes", [])
     lines += [line for line in (_in_short(day),) if line]
     sections = (
         ("gradients", "Gradients", _gradients),
@@ -765,7 +766,7 @@ def _speed(day: Mapping[str, Any]) -> list[str]:
         head = ["size", "method", "jpeft s", "torch s", "torch / jpeft", "MFU", "torch's MFU"]
         head += ["first call s", "torch's first call s"]
         rows = []
-        for size, method in _cells_of(day):
+        for size, method in _timed_cells(day):
             mine, other = (_side(day, size, method, side).get(work, {}) for side in ("jpeft", "torch"))
             rows.append(
                 [size, method, _seconds(mine), _seconds(other), _bold(_ratio(day, size, method, work))]
@@ -776,7 +777,7 @@ def _speed(day: Mapping[str, Any]) -> list[str]:
     head = ["size", "method", "jpeft s", "torch s", "torch / jpeft", "tokens/s", "torch's tokens/s"]
     head += ["of the bandwidth", "torch's of it"]
     rows = []
-    for size, method in _cells_of(day):
+    for size, method in _timed_cells(day):
         mine, other = (_side(day, size, method, side).get("generation", {}) for side in ("jpeft", "torch"))
         rows.append(
             [size, method, _seconds(mine), _seconds(other), _bold(_ratio(day, size, method, "generation"))]
@@ -898,6 +899,10 @@ def _cells_of(day: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(size, method) for size in day["sizes"] for method in day["methods"]]
 
 
+def _timed_cells(day: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [cell for cell in _cells_of(day) if any(_side(day, *cell, side) for side in ("jpeft", "torch"))]
+
+
 def _side(day: Mapping[str, Any], size: str, method: str, side: str) -> Mapping[str, Any]:
     return day["parts"].get("speed", {}).get(f"{size} {method} {side}", {}).get("result", {})
 
@@ -971,6 +976,7 @@ def run_day(arguments: argparse.Namespace, report: Callable[[str], None] = print
         "tiny": arguments.tiny,
         "sizes": arguments.sizes,
         "methods": arguments.methods,
+        "notes": arguments.note,
         "parts": {part: {} for part in arguments.only},
     }
     todo = pieces(
@@ -1030,6 +1036,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--methods", default=",".join(METHODS), help=f"with commas, of {', '.join(METHODS)}")
     jobs = max(1, (os.cpu_count() or 1) // 4)
     parser.add_argument("--jobs", type=int, default=jobs, help="pieces at once, of those whose seconds say nothing")
+    parser.add_argument("--note", action="append", default=[], metavar="TEXT", help="stands at the head of the page")
     parser.add_argument("--tiny", action="store_true", help="sizes for a CPU, each thing once")
     parser.add_argument("--out", type=Path, default=OUT, help="directory of the JSON and the page")
     parser.add_argument("--page", type=Path, metavar="JSON", help="run nothing; write the page of this file beside it")

@@ -205,7 +205,10 @@ def made_up(script):
 
 def test_the_page_says_what_is_known_and_what_is_not(script, tmp_path):
     day = made_up(script)
+    day["methods"].append("ia3")  # of which nothing was measured
+    day["notes"] = ["The fan was loud."]
     text = script.write(day, tmp_path).read_text()
+    assert "\n\nThe fan was loud.\n\n" in text and "| xl | ia3 |  |  |" not in text.partition("## Memory")[0]
     assert text.startswith(
         "# jpeft on NVIDIA H100 80GB HBM3\n\n2026-11-26T10:00+00:00, commit `abc`, 20.0 of 25 minutes"
     )
@@ -257,7 +260,9 @@ def test_a_day_ends_in_time_names_what_it_left_and_writes_after_each_piece(scrip
     monkeypatch.setattr(script, "run_piece", run_piece)
     monkeypatch.setattr(script, "pieces", lambda *_, **__: todo)
     monkeypatch.setattr(script.time, "monotonic", lambda: clock[0])
-    day = script.run_day(script.parse(["--minutes", "1.8", "--only", "laws", "--out", str(tmp_path)]), report=str)
+    asked = ["--minutes", "1.8", "--only", "laws", "--note", "At night.", "--note", "Alone."]
+    day = script.run_day(script.parse([*asked, "--out", str(tmp_path)]), report=str)
+    assert "\n\nAt night.\n\nAlone.\n\n" in (tmp_path / "cpu.md").read_text()
     assert [entry["status"] for entry in day["parts"]["laws"].values()] == ["done", "done", "not run"]
     assert written == [[], ["cpu.json", "cpu.md"]]
     assert "laws, third: not run: the time was over" in (tmp_path / "cpu.md").read_text()
