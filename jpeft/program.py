@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Program:
         donate: tuple[int, ...] = (),
         batch: jax.sharding.Sharding | None = None,
         results: Any = None,
+        options: Mapping[str, Any] | None = None,
     ):
         """Compiles nothing yet.
 
@@ -38,11 +39,12 @@ class Program:
           batch: the devices that the last argument is put on; None leaves it where it is. Where those are of several
             processes, each gives the rows of its own devices.
           results: a sharding for each result, or for all below a node; None leaves them to the compiler.
+          options: of the compiler, by XLA's names for them.
         """
         self.function = function
         self._donate, self._results = donate, results
         self._jitted = jax.jit(function, donate_argnums=donate, out_shardings=results)
-        self._batch = batch
+        self._batch, self._options = batch, dict(options or {})
         self._compiled: dict[Any, Any] = {}
         self._temporary_bytes: dict[Any, int] = {}
         self.compile_seconds = 0.0
@@ -67,12 +69,16 @@ class Program:
         key = _shapes_of(args[-1])
         if key not in self._compiled:
             started = time.perf_counter()
-            compiled = self._jitted.lower(*args).compile()
+            compiled = self._jitted.lower(*args).compile(self._options)
             self._temporary_bytes[key] = _require_room(_temporary_bytes(compiled))
             self._compiled[key] = compiled
             self.compile_seconds += time.perf_counter() - started
         make_room(self._temporary_bytes[key])
         return self._compiled[key](*args)
+
+    def compiled_by(self, options: Mapping[str, Any]) -> "Program":
+        """The same with other options of the compiler."""
+        return Program(self.function, donate=self._donate, batch=self._batch, results=self._results, options=options)
 
     def side_by_side(self, count: int, shared: Collection[int], like: int | None = None) -> "Program":
         """The same for `count` calls at once: each argument is a tuple of one for each, and so is the result.
@@ -113,7 +119,7 @@ class Program:
         key = _shapes_of(args[-1])
         if key not in self._compiled:
             started = time.perf_counter()
-            self._compiled[key] = self.traced(*args).lower().compile()
+            self._compiled[key] = self.traced(*args).lower().compile(self._options)
             self._temporary_bytes[key] = _temporary_bytes(self._compiled[key])
             self.compile_seconds += time.perf_counter() - started
         return self._compiled[key]

@@ -46,6 +46,7 @@ from jpeft.run.processes import from_first, is_first, wait_for_all
 from jpeft.train import cautions, fitting
 from jpeft.train.aftermath import write_aftermath
 from jpeft.train.device_fit import DeviceFit
+from jpeft.train.kernel_check import kernel_caution
 from jpeft.train.meeting import Meeting
 from jpeft.train.monitor import Monitor
 from jpeft.train.optimizer import AdamW
@@ -370,10 +371,27 @@ class _Execution:
                 max_epochs=self.max_epochs,
             ),
             unchecked_products(jax.default_backend(), os.environ.get("XLA_FLAGS", "")),
+            self._kernel_caution(),
         ]
         self.cautioned = [line for line in found if line is not None]
         for line in self.cautioned:
             self.display.say(f"warning: {line}")
+
+    def _kernel_caution(self) -> str | None:
+        """What XLA's own kernels make of the first micro-batch, where a device has such; not of runs side by side."""
+        if self._meeting() is not None:
+            return None
+        trainer, trains_base = self.trainer, self.setup.method.trains_base
+        return kernel_caution(
+            trainer.programs.accumulate,
+            trainer.state.adapter,
+            lambda: (self.base, *trainer.first_batch()),
+            lambda: self.layout.place(zero_sums(trainer.state.adapter)),
+            move=not trains_base,
+            platform=jax.default_backend(),
+            kept_in=cache_directory() / "kernels",
+            report=self.display.say,
+        )
 
     # --- testing ---
 

@@ -27,6 +27,7 @@ from flax import nnx
 from jpeft.errors import RunFailed, Stopped
 from jpeft.eval.evaluators import Evaluator
 from jpeft.mesh.layout import Layout
+from jpeft.model.family import Batch
 from jpeft.run.checkpoint import Checkpoints
 from jpeft.run.metrics_log import MetricsLog, NoLog
 from jpeft.run.processes import any_of, host_copy, is_first
@@ -177,6 +178,11 @@ class Trainer:
             f"stopped by {name} after step {self.step}; saved to {self._directory}: the same command goes on from "
             "there."
         )
+
+    def first_batch(self) -> tuple[Any, np.int32, np.int32, Batch]:
+        """What the program of gradients is given of the first micro-batch: the key, step, micro-batch and batch."""
+        step = next(self.stream.steps(self.stream.start()))
+        return self._dropout_key, np.int32(0), np.int32(0), next(iter(step.batches))
 
     # --- how far it is ---
 

@@ -1,0 +1,130 @@
+"""`jpeft.train.kernel_check`: gradients by kernels that a compiler made wrong are told before a run trains."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jpeft.model.t5 import T5
+from jpeft.peft.attaching import attach, split
+from jpeft.peft.lora import Lora
+from jpeft.peft.selection import select
+from jpeft.program import Program
+from jpeft.train import kernel_check
+from jpeft.train.kernel_check import kernel_caution
+from jpeft.train.step import make_accumulate, zero_sums
+from tests.conftest import TINY, make_batch
+from tests.train.test_loop import result_of, run
+
+# Of the CPU's compiler: one that gives another program, and right results.
+OTHERWISE = {"cpu": {"xla_backend_optimization_level": 1}}
+
+
+class Wrong(Program):
+    """A program whose gradients in As are too small, unlike those that it gives when compiled otherwise."""
+
+    def __call__(self, *args):
+        sums = super().__call__(*args)
+        shrunk = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf * (0.5 if "lora_a" in jax.tree_util.keystr(path) else 1.0), sums.grads
+        )
+        return type(sums)(shrunk, sums.loss, sums.tokens)
+
+
+@pytest.fixture(scope="module")
+def step():
+    from flax import nnx
+
+    model = T5(TINY, rngs=nnx.Rngs(0))
+    method = Lora()
+    graphdef, adapter, base = split(attach(model, method, select(model, method), jax.random.key(0)))
+    batch = make_batch(TINY, rows=4, enc_len=8, dec_len=5)
+    key = jax.random.key(0, impl="rbg")
+    return graphdef, adapter, (base, key, np.int32(0), np.int32(0), batch)
+
+
+@pytest.fixture
+def check(step, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernel_check, "PLAIN", OTHERWISE)
+    graphdef, adapter, others = step
+
+    def caution(kind=Program, *, platform="cpu", report=lambda line: None, move=True, others=lambda: others):
+        program = kind(make_accumulate(graphdef), donate=(0,))
+        zeros = lambda: zero_sums(adapter)
+        asked = {"move": move, "platform": platform, "kept_in": tmp_path / "kernels", "report": report}
+        return kernel_caution(program, adapter, others, zeros, **asked)
+
+    return caution
+
+
+def test_right_kernels_pass_and_the_verdict_is_kept(check, tmp_path, monkeypatch):
+    assert check() is None
+    [verdict] = (tmp_path / "kernels").iterdir()
+    assert json.loads(verdict.read_text())["off"] < 1e-5
+    monkeypatch.setattr(kernel_check, "_measured", lambda *_, **__: pytest.fail("it is known"))
+    assert check() is None
+
+
+def test_wrong_kernels_are_told_each_time(check, tmp_path):
+    line = check(Wrong)
+    assert line is not None and line.startswith("a gradient of the first micro-batch by XLA's kernels and the")
+    [verdict] = (tmp_path / "kernels").iterdir()
+    assert json.loads(verdict.read_text())["off"] == pytest.approx(0.5, rel=1e-3) and "by 50 % of its norm" in line
+    assert check(Wrong) == line
+
+
+def test_an_adapter_is_moved_so_that_all_of_it_has_a_gradient(check):
+    assert check(Wrong, move=False) is None  # no A has one, next to a B of zeros
+
+
+def test_what_is_not_finite_is_wrong(check, monkeypatch):
+    monkeypatch.setattr(kernel_check, "_apart", lambda found, right: jnp.float32(np.nan))
+    assert "differ by inf %" in (check() or "")
+
+
+def test_other_flags_and_other_versions_are_looked_at_anew(check, tmp_path, monkeypatch):
+    check()
+    monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+    check()
+    monkeypatch.setattr(jax, "__version__", "9.9.9")
+    check()
+    files = list((tmp_path / "kernels").iterdir())
+    assert len(files) == 3
+    for file in files:
+        file.write_text("{")
+    monkeypatch.setattr(kernel_check, "_measured", lambda *_, **__: 0.5)
+    assert "differ by 50 %" in (check() or "")  # a damaged verdict is none
+
+
+def test_devices_without_such_kernels_are_not_looked_at(check):
+    assert check(Wrong, platform="tpu", others=lambda: pytest.fail("not needed")) is None
+
+
+def test_what_cannot_be_compared_is_said_and_stops_nothing(check, monkeypatch, tmp_path):
+    said = []
+    monkeypatch.setattr(kernel_check, "free_memory", lambda: 1e3)
+    assert check(Wrong, report=said.append) is None
+    assert "the compiler's kernels were not compared with the library's: that would take 0.0 GB" in said.pop()
+    monkeypatch.setattr(kernel_check, "PLAIN", {"cpu": {"no_such_option": True}})
+    assert check(Wrong, report=said.append) is None
+    assert said.pop().startswith("the compiler's kernels were not compared with the library's: ")
+    assert not (tmp_path / "kernels").exists()
+
+
+def test_a_run_is_looked_at_before_it_trains_and_is_what_it_would_be(tiny_checkpoint, toy_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("JPEFT_CACHE", str(tmp_path / "cache"))
+    assert run("lora_agnews_low", tmp_path / "plain", tiny_checkpoint, toy_data) == 0
+    assert not (tmp_path / "cache/kernels").exists()
+    monkeypatch.setattr(kernel_check, "PLAIN", OTHERWISE)
+    assert run("lora_agnews_low", tmp_path / "checked", tiny_checkpoint, toy_data) == 0
+    [verdict] = (tmp_path / "cache/kernels").iterdir()
+    assert json.loads(verdict.read_text())["off"] < 1e-5
+    plain, checked = (result_of(tmp_path / name) for name in ("plain", "checked"))
+    assert plain["validation_losses"] == checked["validation_losses"] and plain["warnings"] == checked["warnings"]
+
+    monkeypatch.setattr(kernel_check, "_kept_or_measured", lambda *_, **__: 0.3)
+    assert run("lora_agnews_low", tmp_path / "wrong", tiny_checkpoint, toy_data) == 0
+    [line] = set(result_of(tmp_path / "wrong")["warnings"]) - set(plain["warnings"])
+    assert "differ by 30 % of its norm" in line
