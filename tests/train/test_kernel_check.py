@@ -10,7 +10,7 @@ import pytest
 from jpeft.model.t5 import T5
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.lora import Lora
-from jpeft.peft.selection import select
+from jpeft.peft.selection import Selection, select
 from jpeft.program import Program
 from jpeft.train import kernel_check
 from jpeft.train.kernel_check import kernel_caution
@@ -38,8 +38,8 @@ def step():
     from flax import nnx
 
     model = T5(TINY, rngs=nnx.Rngs(0))
-    method = Lora()
-    graphdef, adapter, base = split(attach(model, method, select(model, method), jax.random.key(0)))
+    method, few = Lora.official(), Selection(pattern="encoder/layers/0/self_attention/[qv]")
+    graphdef, adapter, base = split(attach(model, method, select(model, method, few), jax.random.key(0)))
     batch = make_batch(TINY, rows=4, enc_len=8, dec_len=5)
     key = jax.random.key(0, impl="rbg")
     return graphdef, adapter, (base, key, np.int32(0), np.int32(0), batch)
@@ -115,16 +115,16 @@ def test_what_cannot_be_compared_is_said_and_stops_nothing(check, monkeypatch, t
 
 def test_a_run_is_looked_at_before_it_trains_and_is_what_it_would_be(tiny_checkpoint, toy_data, tmp_path, monkeypatch):
     monkeypatch.setenv("JPEFT_CACHE", str(tmp_path / "cache"))
-    assert run("lora_agnews_low", tmp_path / "plain", tiny_checkpoint, toy_data) == 0
+    few = ("--config.train.max_epochs=1", "--config.data.max_train=16")
+    assert run("ia3_agnews_low", tmp_path / "plain", tiny_checkpoint, toy_data, *few) == 0
     assert not (tmp_path / "cache/kernels").exists()
     monkeypatch.setattr(kernel_check, "PLAIN", OTHERWISE)
-    assert run("lora_agnews_low", tmp_path / "checked", tiny_checkpoint, toy_data) == 0
+    apart = kernel_check._apart
+    monkeypatch.setattr(kernel_check, "_apart", lambda found, right: 0.3 + apart(found, right))
+    assert run("ia3_agnews_low", tmp_path / "looked_at", tiny_checkpoint, toy_data, *few) == 0
     [verdict] = (tmp_path / "cache/kernels").iterdir()
-    assert json.loads(verdict.read_text())["off"] < 1e-5
-    plain, checked = (result_of(tmp_path / name) for name in ("plain", "checked"))
-    assert plain["validation_losses"] == checked["validation_losses"] and plain["warnings"] == checked["warnings"]
-
-    monkeypatch.setattr(kernel_check, "_kept_or_measured", lambda *_, **__: 0.3)
-    assert run("lora_agnews_low", tmp_path / "wrong", tiny_checkpoint, toy_data) == 0
-    [line] = set(result_of(tmp_path / "wrong")["warnings"]) - set(plain["warnings"])
+    assert json.loads(verdict.read_text())["off"] == pytest.approx(0.3, abs=1e-4)
+    plain, looked_at = (result_of(tmp_path / name) for name in ("plain", "looked_at"))
+    assert plain["validation_losses"] == looked_at["validation_losses"]
+    [line] = set(looked_at["warnings"]) - set(plain["warnings"])
     assert "differ by 30 % of its norm" in line
