@@ -1,5 +1,6 @@
 """What a GPU's compiler makes of a step in bfloat16: its text is read, no GPU is needed."""
 
+import json
 import os
 import re
 import subprocess
@@ -68,3 +69,32 @@ def test_messages_of_a_bfloat16_step_are_bfloat16(text):
         sizes = [int(size) for size in shape.split(",") if size]
         assert kind == "bf16" or len(sizes) < 2 or sizes[-1] <= 32, (kind, shape)
         assert tuple(sizes[-2:]) not in {_parts(kernel) for kernel in KERNELS}
+
+
+_COUNTS_PRODUCTS = """
+    import json
+    from jpeft.config import Run
+    from jpeft.plan.compile import Workshop
+    from jpeft.plan.devices import device_named
+    from jpeft.plan.memory import Lengths
+    from jpeft.train.kernel_check import PLAIN
+
+    run = Run.from_config({"model": {"name": "mini", "dtype": "bfloat16"}, "method": {"name": "ia3"}})
+    described = Workshop(device_named("A10"))._describe(run, Lengths(64, 16))
+    lowered = described.programs["train"].traced(*described.arguments["train"]).lower()
+    texts = [lowered.compile(options).as_text() for options in (None, PLAIN["gpu"])]
+    print(json.dumps([[text.count("__triton_nested_gemm"), text.count("__cublas$")] for text in texts]))
+"""
+
+
+@pytest.mark.slow
+def test_the_programs_that_kernels_are_held_beside_have_none_of_their_own():
+    """`jpeft.train.kernel_check`: as many products, all of them the library's."""
+    if not compiles_for_gpus():
+        pytest.skip("needs jpeft[plan-gpu]")
+    environment = {**os.environ, **child_environment(DEVICES["A10"])}
+    environment.pop("XLA_FLAGS", None)
+    command = [sys.executable, "-c", textwrap.dedent(_COUNTS_PRODUCTS)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    (own, _), (none, library) = json.loads(done.stdout)
+    assert own > 100 and none == 0 and library >= own
