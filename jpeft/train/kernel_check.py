@@ -131,7 +131,7 @@ def _moved(adapter: Any) -> Any:
 
 def _apart(found: Any, right: Any) -> jax.Array:
     """Of the leaf that differs most the norm of the difference, over the leaf's own or a hundredth of the largest's."""
-    norm = lambda leaf: jnp.linalg.norm(leaf.astype(jnp.float32).ravel())
+    norm = lambda leaf: jnp.sqrt(jnp.sum(jnp.square(leaf.astype(jnp.float32))))  # wherever its parts lie
     apart = [
         norm(a.astype(jnp.float32) - b.astype(jnp.float32))
         for a, b in zip(*map(jax.tree.leaves, (found, right)), strict=True)
