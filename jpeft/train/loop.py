@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -54,7 +55,7 @@ from jpeft.train.programs import AnsweringPrograms, Programs, build_answering, b
 from jpeft.train.progress import Progress
 from jpeft.train.schedule import three_point_schedule
 from jpeft.train.session import Session
-from jpeft.train.setup import set_up
+from jpeft.train.setup import compute_dtype, set_up
 from jpeft.train.shown import ShownEpochs
 from jpeft.train.step import TrainState, init_state, zero_sums
 from jpeft.train.stream import Epochs, PaddedRows
@@ -388,6 +389,7 @@ class _Execution:
             lambda: (self.base, *trainer.first_batch()),
             lambda: self.layout.place(zero_sums(trainer.state.adapter)),
             move=not trains_base,
+            narrow=compute_dtype(self.run.model.dtype) == jnp.bfloat16,
             platform=jax.default_backend(),
             kept_in=cache_directory() / "kernels",
             report=self.display.say,

@@ -53,7 +53,7 @@ def check(step, tmp_path, monkeypatch):
     def caution(kind=Program, *, platform="cpu", report=lambda line: None, move=True, others=lambda: others):
         program = kind(make_accumulate(graphdef), donate=(0,))
         zeros = lambda: zero_sums(adapter)
-        asked = {"move": move, "platform": platform, "kept_in": tmp_path / "kernels", "report": report}
+        asked = {"move": move, "narrow": False, "platform": platform, "kept_in": tmp_path / "kernels", "report": report}
         return kernel_caution(program, adapter, others, zeros, **asked)
 
     return caution
@@ -77,6 +77,11 @@ def test_wrong_kernels_are_told_each_time(check, tmp_path):
 
 def test_an_adapter_is_moved_so_that_all_of_it_has_a_gradient(check):
     assert check(Wrong, move=False) is None  # no A has one, next to a B of zeros
+
+
+def test_no_gradient_anywhere_is_no_difference():
+    nothing = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
+    assert kernel_check._apart(nothing, nothing) == 0
 
 
 def test_what_is_not_finite_is_wrong(check, monkeypatch):
