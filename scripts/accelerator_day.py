@@ -117,6 +117,8 @@ def run_piece(piece: Piece, seconds: float) -> Entry:
             )
             _AT_WORK.add(process)
             try:
+                if _TOLD_TO_STOP.is_set():  # between its start and its being known
+                    raise KeyboardInterrupt
                 status = process.wait(limit)
             except BaseException as error:  # also of a Ctrl-C: nothing may stay on the device
                 _kill(process)
@@ -138,6 +140,7 @@ def run_piece(piece: Piece, seconds: float) -> Entry:
         return entry if result is None else entry | {"result": result}
 
 
+_TOLD_TO_STOP = threading.Event()
 _AT_WORK: set[subprocess.Popen[bytes]] = set()  # those of all threads
 
 
@@ -188,7 +191,8 @@ def read_cell(out: Path) -> Entry:
     """What the page has of a run's `result.json`."""
     record = _read_json(out / "result.json")
     names = ("method", "task", "metric_name", "metric", "zero_shot", "train_examples", "epochs_run", "seconds")
-    return {name: record[name] for name in (*names, "tokens_per_second", "peak_memory_bytes")}
+    read = {name: record[name] for name in (*names, "tokens_per_second", "peak_memory_bytes")}
+    return {**read, "warnings": record.get("warnings", [])}
 
 
 def pieces(
@@ -371,9 +375,9 @@ def in_bits(report: Report, size: str, quantization: str, repeats: int) -> None:
 
     _keep_compiled()
     call = ours.train_step(None, SIZES[size], "lora", dtype=DTYPE, quantization=quantization)
-    held = _allocated().get("bytes_in_use")
-    timed = _timed(call, repeats)
-    report.add("train_step", {**timed, "held_bytes": held, "peak_bytes": _allocated().get("peak_bytes_in_use")})
+    held, before = (_allocated().get(name) for name in ("bytes_in_use", "peak_bytes_in_use"))
+    timed = {**_timed(call, repeats), "held_bytes": held, "peak_bytes_before": before}
+    report.add("train_step", {**timed, "peak_bytes": _allocated().get("peak_bytes_in_use")})
 
 
 def together(report: Report, size: str, runs: int, repeats: int) -> None:
@@ -502,7 +506,8 @@ def gradients(report: Report, size: str, method: str) -> None:
 def farthest(found: Any, right: Any) -> tuple[float, str]:
     """Of two trees of arrays the leaf that differs most, by the norm of the right one: how much, and its path.
 
-    A leaf a millionth as large as the largest, or smaller, is held against that.
+    A leaf less than a twentieth as large as the largest is held against that: the bias of a softmax's keys, which it
+    does not feel, has noise for a gradient.
     """
     import jax
     import numpy as np
@@ -517,7 +522,7 @@ def farthest(found: Any, right: Any) -> tuple[float, str]:
             jax.tree_util.tree_flatten_with_path(right)[0], jax.tree.leaves(found), strict=True
         )
     ]
-    least = 1e-6 * max(float(np.linalg.norm(leaf)) for _, leaf, _ in pairs)
+    least = 0.05 * max(float(np.linalg.norm(leaf)) for _, leaf, _ in pairs)
     off = {
         name: float(np.linalg.norm(other - leaf)) / max(float(np.linalg.norm(leaf)), least)
         for name, leaf, other in pairs
@@ -801,8 +806,7 @@ def _memory(day: Mapping[str, Any]) -> list[str]:
         mine, row = _side(day, size, method, "jpeft"), [size, method]
         for work in ("train_step", "validation", "generation"):
             measured, expected = mine.get(work, {}).get("peak_bytes"), plan.get(work, {}).get("bytes")
-            # A process's peak only rises: where a work did not move it, all that is known is that it needs no more.
-            most = measured is not None and measured == mine[work].get("peak_bytes_before")
+            most = measured is not None and not _moved(mine[work])
             ratio = measured / expected if measured and expected else None
             row += [f"{'≤ ' if most else ''}{_gb(measured)}", _gb(expected), "" if most else _bold(ratio)]
         rows.append([*row, _gb(_side(day, size, method, "torch").get("train_step", {}).get("peak_bytes"))])
@@ -826,14 +830,20 @@ def _in_bits(day: Mapping[str, Any]) -> list[str]:
         seconds = statistics.median(step["seconds"])
         rows.append(
             [size, DTYPE if kind == "none" else kind, f"{seconds:.3f}"]
-            + [_bold(seconds / wide[size] if size in wide else None), _gb(step["held_bytes"]), _gb(step["peak_bytes"])]
+            + [_bold(seconds / wide[size] if size in wide else None), _gb(step["held_bytes"])]
+            + [f"{'≤ ' if step['peak_bytes'] is not None and not _moved(step) else ''}{_gb(step['peak_bytes'])}"]
         )
     words = (
         "One LoRA step on random numbers, activations in bfloat16. Held: all that is on the device before the first "
-        "step; at most: what its allocator had in use."
+        "step; at most: what its allocator had in use (≤: as much had been in use while the numbers were made)."
     )
     head = ["size", "base", "step s", "of bfloat16's", "held, GB", "at most, GB"]
     return [words, table(head, rows, left=2)]
+
+
+def _moved(timed: Mapping[str, Any]) -> bool:
+    """Whether a work moved its process's peak of memory, which only rises: else it needed no more than that."""
+    return timed["peak_bytes"] != timed.get("peak_bytes_before")
 
 
 def _together(day: Mapping[str, Any]) -> list[str]:
@@ -858,11 +868,12 @@ def _of(entry: Entry) -> Entry:
 
 
 def _cells(day: Mapping[str, Any]) -> list[str]:
-    rows = []
+    rows, warnings = [], []
     for model, entry in day["parts"]["cells"].items():
         if (found := entry.get("result")) is None:
             continue
         seconds = found["seconds"]
+        warnings += [(model, line) for line in found.get("warnings", [])]
         before = (found["zero_shot"] or {}).get(found["metric_name"])
         rows.append(
             [model, f"{found['method']}, {found['task']}", found["metric_name"], _number(found["metric"], ".3f")]
@@ -878,9 +889,11 @@ def _cells(day: Mapping[str, Any]) -> list[str]:
         return ["None came to its end; see below."]
     head = ["model", "cell", "metric", "its value", "untuned", "rows", "epochs"]
     head += ["process s", "run s", "compiling s", "GB"]
+    warned = [f"- {model} was warned: {line}" for model, line in warnings]
     return [
         "From the call to the record, on the rows that jpeft makes (`data.source=sample`).",
         table(head, rows, left=3),
+        *(["\n".join(warned)] if warned else []),
     ]
 
 
@@ -1002,6 +1015,8 @@ def run_day(arguments: argparse.Namespace, report: Callable[[str], None] = print
         if left() < LEAST_SECONDS:
             return
         entry = run_piece(piece, left())
+        if _TOLD_TO_STOP.is_set():  # what was ended with the day is no failure
+            return
         if piece.part == "speed" and "result" in entry:
             size, method, _ = piece.name.split()
             entry["result"] = shares(entry["result"], size, method, peaks)
@@ -1017,6 +1032,7 @@ def run_day(arguments: argparse.Namespace, report: Callable[[str], None] = print
             for future in concurrent.futures.as_completed(begun):
                 future.result()
         except BaseException:  # told to stop: the threads wait for their processes, which have sessions of their own
+            _TOLD_TO_STOP.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(_AT_WORK):
                 _kill(process)

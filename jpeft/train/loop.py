@@ -47,7 +47,7 @@ from jpeft.run.processes import from_first, is_first, wait_for_all
 from jpeft.train import cautions, fitting
 from jpeft.train.aftermath import write_aftermath
 from jpeft.train.device_fit import DeviceFit
-from jpeft.train.kernel_check import kernel_caution
+from jpeft.train.kernel_check import MicroBatch, kernel_caution
 from jpeft.train.meeting import Meeting
 from jpeft.train.monitor import Monitor
 from jpeft.train.optimizer import AdamW
@@ -382,18 +382,22 @@ class _Execution:
         """What XLA's own kernels make of the first micro-batch, where a device has such; not of runs side by side."""
         if self._meeting() is not None:
             return None
-        trainer, trains_base = self.trainer, self.setup.method.trains_base
-        return kernel_caution(
+        trainer = self.trainer
+        first = lambda: MicroBatch(
             trainer.programs.accumulate,
-            trainer.state.adapter,
-            lambda: (self.base, *trainer.first_batch()),
             lambda: self.layout.place(zero_sums(trainer.state.adapter)),
-            move=not trains_base,
-            narrow=compute_dtype(self.run.model.dtype) == jnp.bfloat16,
-            platform=jax.default_backend(),
-            kept_in=cache_directory() / "kernels",
-            report=self.display.say,
+            trainer.state.adapter,
+            (self.base, *trainer.first_batch()),
+            move=not self.setup.method.trains_base,
         )
+        with trainer.timed("compile"):
+            return kernel_caution(
+                first,
+                narrow=compute_dtype(self.run.model.dtype) == jnp.bfloat16,
+                platform=jax.default_backend(),
+                kept_in=cache_directory() / "kernels",
+                report=self.display.say,
+            )
 
     # --- testing ---
 

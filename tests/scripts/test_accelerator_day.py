@@ -102,9 +102,11 @@ def test_a_leaf_that_is_wrong_is_found_among_others(script):
     right = {"a": np.ones(4), "b": {"c": np.full(9, 1e-3), "none": np.zeros(3)}}
     found = {"a": np.ones(4) * (1 + 1e-7), "b": {"c": np.full(9, 1e-3), "none": np.full(3, 1e-9)}}
     off, name = script.farthest(found, right)
-    assert off < 1e-3 and name == "b/none"  # next to nothing beside the largest
-    off, name = script.farthest({**found, "b": {**found["b"], "c": np.full(9, 8e-4)}}, right)
-    assert off == pytest.approx(0.2) and name == "b/c"
+    assert off < 1e-6  # next to nothing beside the largest
+    off, name = script.farthest({**found, "b": {**found["b"], "c": np.full(9, -1e-3)}}, right)
+    assert off == pytest.approx(2 * 3e-3 / 0.1) and name == "b/c"  # of a twentieth of the largest
+    off, name = script.farthest({**found, "a": np.full(4, 0.8)}, right)
+    assert off == pytest.approx(0.2) and name == "a"
     off, name = script.farthest({**found, "a": np.array([1, 1, 1, np.nan])}, right)
     assert not off <= 1.0 and name == "a"
 
@@ -134,6 +136,7 @@ def test_untimed_pieces_run_at_once_and_all_end_with_a_day_that_is_told_to_stop(
     slow = [python(script, "import time; time.sleep(60)", name=name, limit=60) for name in ("slow", "slower")]
     quick = python(script, "import sys; open(sys.argv[1], 'w').write('{}')", name="quick")
     monkeypatch.setattr(script, "pieces", lambda *_, **__: [*slow, quick])
+    monkeypatch.setattr(script, "_TOLD_TO_STOP", script.threading.Event())
     arguments = script.parse(["--jobs", "3", "--only", "laws", "--out", str(tmp_path / "out")])
 
     def told(line: str) -> None:
@@ -144,6 +147,9 @@ def test_untimed_pieces_run_at_once_and_all_end_with_a_day_that_is_told_to_stop(
     with pytest.raises(KeyboardInterrupt):
         script.run_day(arguments, report=told)
     assert time.monotonic() - started < 30 and not script._AT_WORK
+    [file] = (tmp_path / "out").glob("*.json")
+    told_of = json.loads(file.read_text())["parts"]["laws"]
+    assert [told_of[name]["status"] for name in ("quick", "slow", "slower")] == ["done", "not run", "not run"]
 
 
 def made_up(script):
@@ -166,7 +172,7 @@ def made_up(script):
             "zero_shot": {"accuracy": 0.25},
         },
         **{"train_examples": 1000, "epochs_run": 3, "seconds": {"total": 20.0, "compile": 5.0}},
-        **{"tokens_per_second": 1e5, "peak_memory_bytes": 2e9},
+        **{"tokens_per_second": 1e5, "peak_memory_bytes": 2e9, "warnings": ["kernels differ"]},
     }
     law = {"holds": False, "found": "1 move none: ['q']"}
     tests = {"passed": 30, "failed": 1, "skipped": 0, "seconds": 9.0, "names_of_failed": ["tests.a.test_b"]}
@@ -176,6 +182,7 @@ def made_up(script):
 
     def bits(seconds: float):
         step = {"first_seconds": 9.0, "seconds": [seconds] * 3, "held_bytes": 7e9, "peak_bytes": 1.5e10}
+        step["peak_bytes_before"] = 1.5e10 if seconds == 0.3 else 8e9
         return {"status": "done", "seconds": 30.0, "result": {"train_step": step}}
 
     return {
@@ -225,9 +232,10 @@ def test_the_page_says_what_is_known_and_what_is_not(script, tmp_path):
     assert "| 22.00 | 20.00 | **1.10** | ≤ 22.00 | 20.00 | 22.00 | 20.00 | **1.10** | 30.00 |" in text
     assert "| mini | lora, agnews | accuracy | 0.710 | 0.250 | 1000 | 3 | 40 | 20 | 5 | 2.00 |" in text
     assert "| lora, paper, float32 | **broken** | 1 move none: ['q'] |" in text
-    assert "| xxl | nf4 | 0.300 | **1.50** | 7.00 | 15.00 |" in text
+    assert "| xxl | nf4 | 0.300 | **1.50** | 7.00 | ≤ 15.00 |" in text
     assert "| xxl | bfloat16 | 0.200 | **1.00** | 7.00 | 15.00 |" in text
     assert "| mini | 4 | 40.0 | 10.0 | **4.00** |" in text
+    assert "- mini was warned: kernels differ" in text
     absent = text.partition("## What is not here")[2]
     assert "- speed, xl full jpeft: failed: ended with status 1: Out of memory\n" in absent
     assert "- speed, xl full torch: not run: the time was over" in absent

@@ -1,5 +1,6 @@
 """`jpeft.train.kernel_check`: gradients by kernels that a compiler made wrong are told before a run trains."""
 
+import gc
 import json
 
 import jax
@@ -13,7 +14,7 @@ from jpeft.peft.lora import Lora
 from jpeft.peft.selection import Selection, select
 from jpeft.program import Program
 from jpeft.train import kernel_check
-from jpeft.train.kernel_check import kernel_caution
+from jpeft.train.kernel_check import MicroBatch, kernel_caution
 from jpeft.train.step import make_accumulate, zero_sums
 from tests.conftest import TINY, make_batch
 from tests.train.test_loop import result_of, run
@@ -50,11 +51,11 @@ def check(step, tmp_path, monkeypatch):
     monkeypatch.setattr(kernel_check, "PLAIN", OTHERWISE)
     graphdef, adapter, others = step
 
-    def caution(kind=Program, *, platform="cpu", report=lambda line: None, move=True, others=lambda: others):
+    def caution(kind=Program, *, platform="cpu", report=lambda line: None, move=True, narrow=False, first=None):
         program = kind(make_accumulate(graphdef), donate=(0,))
-        zeros = lambda: zero_sums(adapter)
-        asked = {"move": move, "narrow": False, "platform": platform, "kept_in": tmp_path / "kernels", "report": report}
-        return kernel_caution(program, adapter, others, zeros, **asked)
+        first = first or (lambda: MicroBatch(program, lambda: zero_sums(adapter), adapter, others, move))
+        kept_in = tmp_path / "kernels"
+        return kernel_caution(first, narrow=narrow, platform=platform, kept_in=kept_in, report=report)
 
     return caution
 
@@ -63,7 +64,7 @@ def test_right_kernels_pass_and_the_verdict_is_kept(check, tmp_path, monkeypatch
     assert check() is None
     [verdict] = (tmp_path / "kernels").iterdir()
     assert json.loads(verdict.read_text())["off"] < 1e-5
-    monkeypatch.setattr(kernel_check, "_measured", lambda *_, **__: pytest.fail("it is known"))
+    monkeypatch.setattr(MicroBatch, "apart", lambda *_: pytest.fail("it is known"))
     assert check() is None
 
 
@@ -77,6 +78,37 @@ def test_wrong_kernels_are_told_each_time(check, tmp_path):
 
 def test_an_adapter_is_moved_so_that_all_of_it_has_a_gradient(check):
     assert check(Wrong, move=False) is None  # no A has one, next to a B of zeros
+
+
+def test_bfloat16_may_differ_by_more(check, monkeypatch):
+    monkeypatch.setattr(MicroBatch, "apart", lambda *_: 0.2)
+    assert check(narrow=True) is None and "by 20 %" in (check() or "")
+
+
+def test_a_verdict_that_cannot_be_kept_counts(check, tmp_path):
+    (tmp_path / "kernels").write_text("a file, where a directory should be")
+    assert "differ by 50 % of its norm" in (check(Wrong) or "")
+
+
+def test_it_can_be_switched_off_and_says_so(check, monkeypatch):
+    said = []
+    monkeypatch.setenv("JPEFT_KERNEL_CHECK", "0")
+    assert check(Wrong, report=said.append, first=lambda: pytest.fail("not needed")) is None
+    assert said == ["the compiler's kernels are not compared with the library's: JPEFT_KERNEL_CHECK is 0"]
+
+
+def test_nothing_of_the_other_program_stays_loaded(step):
+    graphdef, adapter, others = step
+    program = Program(make_accumulate(graphdef), donate=(0,))
+    first = MicroBatch(program, lambda: zero_sums(adapter), adapter, others, move=True)
+    first.compiled(program)
+    gc.collect()
+    before = len(jax.local_devices()[0].client.live_executables())
+    plain = program.compiled_by(OTHERWISE["cpu"])
+    first.compiled(plain)
+    del plain
+    gc.collect()
+    assert len(jax.local_devices()[0].client.live_executables()) == before
 
 
 def test_no_gradient_anywhere_is_no_difference():
@@ -99,12 +131,12 @@ def test_other_flags_and_other_versions_are_looked_at_anew(check, tmp_path, monk
     assert len(files) == 3
     for file in files:
         file.write_text("{")
-    monkeypatch.setattr(kernel_check, "_measured", lambda *_, **__: 0.5)
+    monkeypatch.setattr(MicroBatch, "apart", lambda *_: 0.5)
     assert "differ by 50 %" in (check() or "")  # a damaged verdict is none
 
 
 def test_devices_without_such_kernels_are_not_looked_at(check):
-    assert check(Wrong, platform="tpu", others=lambda: pytest.fail("not needed")) is None
+    assert check(Wrong, platform="tpu", first=lambda: pytest.fail("not needed")) is None
 
 
 def test_what_cannot_be_compared_is_said_and_stops_nothing(check, monkeypatch, tmp_path):
@@ -133,3 +165,10 @@ def test_a_run_is_looked_at_before_it_trains_and_is_what_it_would_be(tiny_checkp
     assert plain["validation_losses"] == looked_at["validation_losses"]
     [line] = set(looked_at["warnings"]) - set(plain["warnings"])
     assert "differ by 30 % of its norm" in line
+
+    # What trains is float32, what computes is not: the bound is bfloat16's.
+    monkeypatch.setattr(MicroBatch, "apart", lambda *_: 0.2)
+    few = (*few, "--config.model.dtype=bfloat16")
+    assert run("full_agnews_low", tmp_path / "narrow", tiny_checkpoint, toy_data, *few) == 0
+    assert not any("differ by" in line for line in result_of(tmp_path / "narrow")["warnings"])
+    assert len(list((tmp_path / "cache/kernels").iterdir())) == 2
