@@ -1060,6 +1060,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     arguments.sizes = (arguments.sizes or ("tiny" if arguments.tiny else "large,xl")).split(",")
     arguments.only, arguments.methods = arguments.only.split(","), arguments.methods.split(",")
+    if arguments.jobs < 1:
+        parser.error(f"--jobs is {arguments.jobs}; expected 1 or more")
     for what, known in (("only", PARTS), ("sizes", SIZES), ("methods", METHODS)):
         if unknown := set(getattr(arguments, what)) - set(known):
             parser.error(f"--{what} has {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
@@ -1074,8 +1076,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         spare_what_is_missing()
         CHILDREN[work](Report(Path(file)), **json.loads(options))
     elif arguments.page:
-        day = json.loads(arguments.page.read_text(encoding="utf-8"))
-        arguments.page.with_suffix(".md").write_text(page(day), encoding="utf-8")
+        try:
+            text = page(json.loads(arguments.page.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise SystemExit(
+                f"error: {arguments.page} cannot be read ({error.strerror}); --page takes a day's JSON."
+            ) from None
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise SystemExit(f"error: {arguments.page} is not the JSON of a day, as this script writes it.") from None
+        arguments.page.with_suffix(".md").write_text(text, encoding="utf-8")
     else:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a piece ends with its day
         run_day(arguments)

@@ -282,6 +282,21 @@ def test_a_part_that_is_none_is_refused(script, capsys):
     assert "--only has lows; expected some of gradients, parity, laws" in capsys.readouterr().err
 
 
+def test_what_is_no_day_or_no_number_of_jobs_is_one_line(script, tmp_path, capsys):
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    (tmp_path / "broken.json").write_text("{")
+    for name, says in (
+        ("none", "cannot be read"),
+        ("other", "not the JSON of a day"),
+        ("broken", "not the JSON of a day"),
+    ):
+        with pytest.raises(SystemExit, match=says):
+            script.main(["--page", str(tmp_path / f"{name}.json")])
+    with pytest.raises(SystemExit):
+        script.parse(["--jobs", "0"])
+    assert "--jobs is 0; expected 1 or more" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_tiny_day_comes_to_its_end_on_a_cpu(script, tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", of_devices(1)["XLA_FLAGS"])
