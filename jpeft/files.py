@@ -16,6 +16,7 @@ from jpeft.words import clipped
 # What foreign JSON may hold. Configs and indexes of released models stay far below either.
 MOST_BYTES = 64 * 2**20
 MOST_NESTING = 64
+_PARTIAL = ".partial"
 
 
 @contextlib.contextmanager
@@ -25,7 +26,7 @@ def write_whole(path: Path) -> Iterator[Path]:
     The file has the permissions that new files get from the umask, whoever writes it: safetensors' own are for
     their owner alone.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    beside = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
     try:
         beside.touch()
         permissions = stat.S_IMODE(beside.stat().st_mode)
@@ -36,6 +37,11 @@ def write_whole(path: Path) -> Iterator[Path]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a path is what `write_whole` and `write_directory` leave beside their target when they are killed."""
+    return path.name.startswith(".") and path.name.endswith(_PARTIAL)
 
 
 @contextlib.contextmanager
@@ -49,7 +55,7 @@ def write_directory(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} is there already; name a directory that is empty or still to be made.")
     path = path.absolute()  # `.` has no name to write beside
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    beside = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
     beside.mkdir()
     try:
         yield beside

@@ -157,8 +157,9 @@ def main() -> None:
 
     def listen() -> None:
         for line in sys.stdin:
-            job = Job(**json.loads(line))
-            jobs[job.lane].put(job)
+            if line.endswith("\n"):  # else whoever hands out the jobs died while writing this one
+                job = Job(**json.loads(line))
+                jobs[job.lane].put(job)
         for lane in jobs:
             lane.put(None)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -175,7 +176,9 @@ def main() -> None:
                 return
 
     if lanes == 1:
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # between two cells; a cell sets its own
+        # Where a cell does not train: as a kill, which a cell stands at any moment. An exception raised here would come
+        # up wherever the process is just then, and inside JAX be lost, or come out as an error of the cell.
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
         work(0, Session())
         return
     told = threading.Event()

@@ -1,5 +1,6 @@
 """`jpeft grid` as users call it, with real workers."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from jpeft.cli import main
 from jpeft.errors import UserError
 from jpeft.grid import local
 from jpeft.grid.local import DeviceShare, device_shares
+from jpeft.grid.worker import Job
 
 ROOT = Path(__file__).parents[2]
 # What a result says beside times, memory and dates.
@@ -113,13 +115,58 @@ def start(flags: list[str], errors: int = subprocess.DEVNULL) -> subprocess.Pope
     )
 
 
+def assert_done(flags: list[str]) -> None:
+    """Waits for the command to end well; what it says otherwise is in the failure."""
+    grid = start(flags, errors=subprocess.PIPE)
+    _, errors = grid.communicate()
+    assert grid.returncode == 0, errors.decode()
+
+
+_SWALLOWS = """
+import time
+from jpeft.grid import worker
+
+def do(job, session):
+    print("at work", flush=True)
+    try:
+        time.sleep(60)
+    except BaseException:
+        pass
+    return worker.Outcome("failed", "what came up was taken for an error")
+
+worker.do = do
+worker.main()
+"""
+
+
+def test_a_worker_told_to_stop_outside_training_ends_as_a_kill_would():
+    """An exception raised by the signal would come up inside whatever library is at work, and be taken for its own."""
+    worker = subprocess.Popen(
+        [sys.executable, "-c", _SWALLOWS, "1"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert worker.stdin is not None and worker.stderr is not None
+    worker.stdin.write(json.dumps(dataclasses.asdict(Job({}, "nowhere"))) + "\n" + '{"config": {}, "dire')
+    worker.stdin.flush()
+    assert "at work\n" in iter(worker.stderr.readline, "")
+    try:
+        outcomes, errors = worker.communicate(timeout=30)  # whoever hands out the jobs dies, in the middle of one
+    finally:
+        worker.kill()
+    assert worker.returncode == 0 and outcomes == "" and "Traceback" not in errors
+
+
 @pytest.mark.slow
 def test_killed_at_five_moments_it_ends_as_if_it_had_not_been(grid_flags, tmp_path):
     """SIGKILL for the command, twice for a worker too: the same results, and nothing done is done again."""
     flags = ["--methods=full,lora,prompt", "--tasks=agnews,samsum", "--seeds=0,1", "--jobs=2"]
     flags += ["--config.train.checkpoint_every_seconds=0"]
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
-    assert start(grid_flags(unbroken, *flags)).wait() == 0
+    assert_done(grid_flags(unbroken, *flags))
     finished: dict[Path, int] = {}
     for moment in range(5):
         grid = start(grid_flags(killed, *flags))
@@ -132,7 +179,7 @@ def test_killed_at_five_moments_it_ends_as_if_it_had_not_been(grid_flags, tmp_pa
         for path in killed.glob("*/result.json"):
             finished.setdefault(path, path.stat().st_mtime_ns)
     assert 2 <= len(finished) < 12, "the kills missed"
-    assert start(grid_flags(killed, *flags)).wait() == 0
+    assert_done(grid_flags(killed, *flags))
     assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
     names = sorted(path.parent.name for path in unbroken.glob("*/result.json"))
     assert len(names) == 12

@@ -361,3 +361,10 @@ def test_an_error_of_another_file_is_not_the_directorys(tmp_path):
     assert "run cannot be written (Permission denied)" in said(reads(str(tmp_path / "run/metrics.jsonl")))
     assert "run cannot be written (No space left on device)" in said(reads("", errno.ENOSPC))
     assert said(reads("", errno.EMFILE)) == "Too many open files."
+
+
+def test_who_is_killed_while_writing_the_config_can_run_again(tmp_path):
+    """What is left then is no run, and no file of the user's either."""
+    (tmp_path / ".config.json.1.partial").write_text('{"tas')
+    with RunDirectory(tmp_path).claim({"a": 1}, overwrite=False):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.json"]
