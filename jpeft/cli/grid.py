@@ -1,11 +1,8 @@
 """`jpeft grid`: many cells, as one command that can be killed and given again."""
 
 import argparse
-import contextlib
 import json
 import re
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 from jpeft.cli.arguments import number, path, whole
@@ -153,24 +150,13 @@ def _run(arguments: argparse.Namespace, schedule, console) -> None:
 
     pool = _pool(arguments)
     try:
-        with _sigterm_as_ctrl_c(), shown(schedule, console) as on_change:
+        with shown(schedule, console) as on_change:
             schedule.run(pool, on_change=on_change)
     except KeyboardInterrupt:
         console.print("stopping: the cells at work are saved first", markup=False)
         raise Stopped("interrupted; the same command goes on from there") from None
     finally:
         pool.close()
-
-
-@contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """A scheduler's notice is as good as a Ctrl-C, which a shell's background jobs would otherwise not hear."""
-    before = {n: signal.signal(n, signal.default_int_handler) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 _MOST_LANES = 8  # of auto: more gain little, and each is a thread with a run's data

@@ -11,6 +11,7 @@ from jpeft.grid.pool import Event, Pool
 from jpeft.grid.state import CellState, State, look, record_failure
 from jpeft.grid.worker import Job
 from jpeft.peft.methods import METHODS
+from jpeft.run.stop import StopRequest
 from jpeft.words import counted
 
 _MOST_DEATHS = 3  # of workers at one cell, before it is taken for the cell's fault
@@ -56,17 +57,23 @@ class CellSchedule:
         self._looked = time.monotonic()
 
     def run(self, pool: Pool, *, on_change: Callable[[], None] = lambda: None) -> None:
-        """Does every chosen cell, and waits for those that other processes are at; `on_change` is called often."""
-        while True:
-            for worker in range(pool.size):
-                if worker not in self._at_work and (cell := self._next(worker, pool.lanes)) is not None:
-                    self._begin(worker, cell, pool)
-            on_change()
-            if not self._at_work and not self._waits_for_others():
-                return
-            for event in pool.wait(0.3):
-                self._end(event)
-            self._look_again()
+        """Does every chosen cell, and waits for those that other processes are at; `on_change` is called often.
+
+        Raises:
+          KeyboardInterrupt: the process was told to stop, by Ctrl-C or by a scheduler's SIGTERM.
+        """
+        with StopRequest() as stop:
+            while stop.signal is None:
+                for worker in range(pool.size):
+                    if worker not in self._at_work and (cell := self._next(worker, pool.lanes)) is not None:
+                        self._begin(worker, cell, pool)
+                on_change()
+                if not self._at_work and not self._waits_for_others():
+                    return
+                for event in pool.wait(0.3):
+                    self._end(event)
+                self._look_again()
+        raise KeyboardInterrupt
 
     def counts(self) -> dict[State, int]:
         """How many cells there are of each state."""

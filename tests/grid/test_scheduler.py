@@ -1,6 +1,8 @@
 """Who does what next, with workers that only pretend."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +90,24 @@ def test_every_missing_cell_is_done_once_and_never_again(schedule):
     second, _ = schedule(cells)
     second.run(again)
     assert again.begun == [] and second.counts()[State.DONE] == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_it_ends_what_it_is_at_and_begins_nothing_more(number, schedule):
+    """An exception raised by the signal itself would come up anywhere, also where a library loses it."""
+    heard = []
+
+    def act(job: Job) -> Outcome:
+        os.kill(os.getpid(), number)
+        heard.append(job.directory)
+        return succeed(job)
+
+    pool, before = PretendedPool(1, act), signal.getsignal(number)
+    made, _ = schedule([cell(name) for name in NAMES])
+    with pytest.raises(KeyboardInterrupt):
+        made.run(pool)
+    assert len(heard) == len(pool.begun) == 1 and made.counts()[State.DONE] == 1
+    assert signal.getsignal(number) == before
 
 
 def test_a_worker_stays_with_what_it_has_in_memory_and_away_from_what_others_have(schedule):
