@@ -82,8 +82,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     from jpeft.predict.answer_file import AnswerFile
     from jpeft.predict.answer_source import AnswerSource
     from jpeft.predict.call import Call
+    from jpeft.predict.meter import Meter
     from jpeft.predict.output import Printed
-    from jpeft.predict.progress import Meter
     from jpeft.predict.rows import Input
     from jpeft.predict.run import Predicting
     from jpeft.program import use_compilation_cache

@@ -16,7 +16,7 @@ from jpeft.peft.arithmetic import added, rescaled
 from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.lora import LowRank
 from jpeft.peft.method import AddedModules, LearningRates
-from jpeft.peft.rows import Rows
+from jpeft.peft.row_wise import Rows
 from jpeft.peft.sites import ATTENTION_ROLES, FEED_FORWARD_ROLES, Site
 from jpeft.peft.variables import Adapter
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from jpeft.errors import UserError
 from jpeft.peft.arithmetic import added
 from jpeft.peft.method import AddedModules, LearningRates
-from jpeft.peft.rows import Leaves, Rows, each
+from jpeft.peft.row_wise import Leaves, Rows, each
 from jpeft.peft.sites import Site
 from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original

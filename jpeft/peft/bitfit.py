@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from jpeft.peft.arithmetic import added
 from jpeft.peft.method import AddedModules
-from jpeft.peft.rows import Leaves, Rows, each
+from jpeft.peft.row_wise import Leaves, Rows, each
 from jpeft.peft.sites import ATTENTION_ROLES, FEED_FORWARD_ROLES, Site
 from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original

@@ -16,7 +16,7 @@ from jpeft.peft.bitfit import Bias
 from jpeft.peft.interchange import PeftNames
 from jpeft.peft.lora import Lora, LoraSite, LowRank
 from jpeft.peft.method import LearningRates, SiteWeights
-from jpeft.peft.rows import Rescale, Rows
+from jpeft.peft.row_wise import Rescale, Rows
 from jpeft.peft.sites import Site
 from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original

@@ -14,7 +14,7 @@ from jpeft.peft.ablations import HALVES, Fixed
 from jpeft.peft.arithmetic import rescaled
 from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules
-from jpeft.peft.rows import Rescale, Rows
+from jpeft.peft.row_wise import Rescale, Rows
 from jpeft.peft.selection import Selection
 from jpeft.peft.sites import FEED_FORWARD_ROLES, Site
 from jpeft.peft.variables import Adapter

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from jpeft.errors import RunFailed, UserError
 from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules
-from jpeft.peft.rows import Leaves, Rows
+from jpeft.peft.row_wise import Leaves, Rows
 from jpeft.peft.sites import Site
 from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original

@@ -15,7 +15,7 @@ from jpeft.peft.ablations import HALVES, Fixed
 from jpeft.peft.arithmetic import added, rescaled
 from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules
-from jpeft.peft.rows import Leaves, Rescale, Rows, each
+from jpeft.peft.row_wise import Leaves, Rescale, Rows, each
 from jpeft.peft.selection import Selection
 from jpeft.peft.sites import ATTENTION_ROLES, Site
 from jpeft.peft.variables import Adapter, Frozen

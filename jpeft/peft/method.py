@@ -20,7 +20,7 @@ from jaxtyping import Array, Key
 
 from jpeft.peft.adapted import put
 from jpeft.peft.interchange import PeftLayout, PeftNames, Tensors
-from jpeft.peft.rows import EachRow, Rows
+from jpeft.peft.row_wise import EachRow, Rows
 from jpeft.peft.sites import Site, SiteModule
 
 

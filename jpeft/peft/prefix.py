@@ -15,7 +15,7 @@ from jpeft.peft.adapted import put
 from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules, LearningRates
 from jpeft.peft.prompt import common_pieces
-from jpeft.peft.rows import Leaves, Rows
+from jpeft.peft.row_wise import Leaves, Rows
 from jpeft.peft.sites import Site
 from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original

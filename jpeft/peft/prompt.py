@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jpeft.errors import RunFailed, UserError
 from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules, LearningRates
-from jpeft.peft.rows import Leaves, Rows
+from jpeft.peft.row_wise import Leaves, Rows
 from jpeft.peft.sites import Site, site_modules
 from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original

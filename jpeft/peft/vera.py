@@ -18,7 +18,7 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.peft.arithmetic import added, rescaled
 from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules, LearningRates
-from jpeft.peft.rows import Leaves, Rows, each
+from jpeft.peft.row_wise import Leaves, Rows, each
 from jpeft.peft.sites import Site
 from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original

@@ -30,7 +30,7 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.files import write_whole
 from jpeft.plan.devices import Device, GpuTarget, TpuTarget
 from jpeft.plan.memory import Described, Held, Lengths, describe
-from jpeft.plan.text import Messages, Text
+from jpeft.plan.program_text import Messages, Text
 from jpeft.plan.work import matmul_flops
 from jpeft.trouble import out_of_memory
 from jpeft.words import clipped

@@ -7,8 +7,8 @@ from typing import Any
 from jpeft.errors import Stopped
 from jpeft.predict.answering import Answering
 from jpeft.predict.call import Call
+from jpeft.predict.meter import Meter
 from jpeft.predict.output import Output
-from jpeft.predict.progress import Meter
 from jpeft.predict.questions import Question
 from jpeft.predict.rows import Input, RowToAnswer, windows
 from jpeft.run.stop import StopRequest

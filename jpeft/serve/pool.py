@@ -18,7 +18,7 @@ from jaxtyping import Array, Int, Shaped
 from jpeft.leaves import Model, copied, stacked_leaves
 from jpeft.peft.adapted import put
 from jpeft.peft.method import AddedModules, Method
-from jpeft.peft.rows import RowAdapters, Rows
+from jpeft.peft.row_wise import RowAdapters, Rows
 from jpeft.peft.selection import select
 from jpeft.peft.sites import Site, site_modules
 from jpeft.peft.variables import Adapter, AdapterRows

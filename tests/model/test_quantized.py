@@ -40,7 +40,7 @@ from jpeft.peft.attaching import attach, split
 from jpeft.peft.full import Full
 from jpeft.peft.lora import Lora
 from jpeft.peft.selection import select
-from jpeft.plan.text import Text
+from jpeft.plan.program_text import Text
 from tests.conftest import make_batch
 from tests.decoders import LLAMA
 from tests.peft.test_laws import METHODS

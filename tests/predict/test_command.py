@@ -24,7 +24,7 @@ from jpeft.peft.lora import Lora
 from jpeft.peft.selection import select
 from jpeft.predict import call
 from jpeft.predict.answering import lengths_up_to
-from jpeft.predict.progress import Meter
+from jpeft.predict.meter import Meter
 from tests.conftest import TOPICS, news
 from tests.peft.filled import filled
 from tests.report.synthetic import record

@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jpeft.mesh.layout import Layout
-from jpeft.plan.text import Text, groups_of, size_of
+from jpeft.plan.program_text import Text, groups_of, size_of
 
 
 def shape(*dims, spec=None, mesh=None):
