@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
@@ -39,9 +40,10 @@ def write_whole(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-def is_unfinished(path: Path) -> bool:
-    """Whether a path is what `write_whole` and `write_directory` leave beside their target when they are killed."""
-    return path.name.startswith(".") and path.name.endswith(_PARTIAL)
+def unfinished_target(path: Path) -> str | None:
+    """The name that a path was to become, where it is what `write_whole` leaves when it is killed; else None."""
+    left = re.fullmatch(rf"\.(.+)\.\d+{re.escape(_PARTIAL)}", path.name)
+    return left and left[1]
 
 
 @contextlib.contextmanager

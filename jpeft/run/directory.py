@@ -12,7 +12,7 @@ from typing import IO, Any
 import jax
 
 from jpeft.errors import Busy, RunFailed, Stopped, UserError
-from jpeft.files import is_unfinished, read_json_object, write_whole
+from jpeft.files import read_json_object, unfinished_target, write_whole
 from jpeft.run.aside import NAME as REPLACED
 from jpeft.run.aside import Aside
 from jpeft.run.background import explain_disk_trouble, quiet_threads
@@ -213,8 +213,8 @@ class RunDirectory:
 
     def _recover(self) -> None:
         """Leaves the directory as it has to be after whatever a kill may have cut short."""
-        for entry in filter(is_unfinished, list(self.path.iterdir())):
-            with contextlib.suppress(IsADirectoryError, PermissionError):  # of a directory: none of ours
+        for entry in list(self.path.iterdir()):
+            if unfinished_target(entry) in ENTRIES and entry.is_file():
                 entry.unlink(missing_ok=True)
         self._aside.mend()
         if (self.path / "result.json").exists():

@@ -368,3 +368,11 @@ def test_who_is_killed_while_writing_the_config_can_run_again(tmp_path):
     (tmp_path / ".config.json.1.partial").write_text('{"tas')
     with RunDirectory(tmp_path).claim({"a": 1}, overwrite=False):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.json"]
+
+
+@pytest.mark.parametrize("name", [".notes.txt.1.partial", ".config.json.partial", "config.json.1.partial"])
+def test_a_file_that_no_run_began_stays_and_is_nobodys_run(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match="holds no run"), RunDirectory(tmp_path).claim({"a": 1}, overwrite=False):
+        pass
+    assert (tmp_path / name).read_text() == "mine"
