@@ -1,9 +1,12 @@
 """Tiny models and tiny datasets in the shapes of the real ones; no network, nothing outside the test's directories."""
 
 import dataclasses
+import gc
+import hashlib
 import json
 import os
 import random
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +35,10 @@ from jpeft.model.t5 import T5
 from jpeft.model.t5_config import T5Config
 from jpeft.program import use_compilation_cache
 
+gc.set_threshold(
+    50_000, 50, 50
+)  # tracing makes little garbage and many objects; JAX has its own work at each collection
+
 pytest.register_assert_rewrite("tests.serve.alike")  # a failure there says what differs
 
 TINY = T5Config(
@@ -53,6 +60,28 @@ _WORDS = {
     "Business": "shares profit market bank merger earnings".split(),
     "Sci/Tech": "software chip planet robot browser gene".split(),
 }
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("a part of the tests, for who has not the time for all")
+    group.addoption("--order", metavar="TEXT", help="files of tests come in an order that is drawn by this text")
+    group.addoption("--minutes", type=float, help="after so many, no further test is begun: the rest are skipped")
+
+
+def pytest_configure(config):
+    config._begun = time.monotonic()
+
+
+@pytest.hookimpl(trylast=True)  # of what the other options leave
+def pytest_collection_modifyitems(config, items):
+    if text := config.getoption("--order"):
+        items.sort(key=lambda item: hashlib.sha256(f"{text} {item.nodeid.partition('::')[0]}".encode()).digest())
+
+
+def pytest_runtest_setup(item):
+    minutes = item.config.getoption("--minutes")
+    if minutes is not None and time.monotonic() - item.config._begun > 60 * minutes:
+        pytest.skip(f"the {minutes:g} minutes of --minutes are over")
 
 
 def of_devices(count: int) -> dict[str, str]:

@@ -26,7 +26,7 @@ def loss_sums(
     Where rows have weights (`jpeft.data.weighting`), each token counts as often as its row's weight says in both.
 
     Args:
-      batch: as `jpeft.model.family.Family.batch` makes it, or `jpeft.pretrain.packing.pack` with its segment_ids.
+      batch: as `jpeft.model.family.Family.batch` makes it, or a pretraining objective's `pack` with its segment_ids.
       key: draws dropout masks; None for evaluation.
       largest_slice: how many logits may exist at once.
       label_smoothing: as of `summed_cross_entropy`.

@@ -470,8 +470,17 @@ class Decoder(nnx.Module):
     def hidden_of(
         self, batch: dict[str, Array], key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch targets d_model"]:
-        """The last hidden state at each slot whose next token is a target, for a batch as the family makes it."""
+        """The last hidden state at each slot whose next token is a target.
+
+        Args:
+          batch: as the family makes it; or packed, with `segment_ids`, as `jpeft.pretrain.next_token` makes it. Then
+            each slot may have a target, and its example sees itself alone.
+        """
         tokens, targets = batch["tokens"], batch["decoder_target_tokens"].shape[1]
+        if "segment_ids" in batch:
+            positions, own = within_segments(batch["segment_ids"])
+            places = self.places(positions, positions, own)
+            return self.decoder(self.with_positions(self.embedded(tokens), positions), places, key)
         slots = jnp.arange(tokens.shape[1])
         shown = slots >= tokens.shape[1] - targets - batch["input_lengths"][:, None]
         return self.hidden(tokens, shown, key)[:, -targets - 1 : -1]
@@ -487,18 +496,15 @@ class Decoder(nnx.Module):
         Each begins with the last token of its row's prompt, in the place of whatever it begins with in `labels`.
         """
         tokens, shown, first = self._but_last(inputs)
-        slots = np.arange(labels.shape[1])
-        begins = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-        offsets = slots - jax.lax.cummax(jnp.where(begins, slots, 0), axis=1)
-        labels = jnp.where(begins, first[:, None], labels)
+        offsets, own = within_segments(segment_ids)
+        labels = jnp.where(offsets == 0, first[:, None], labels)
         x, shown = self.decoder_input(self.embedded(tokens), shown)
         before = x.shape[1]
         self._refuse_length(before + labels.shape[1])
         x = jnp.concatenate([x, self.embedded(labels)], axis=1)
-        own = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (slots[:, None] >= slots[None])
         sees_prompt = jnp.broadcast_to(shown[:, None], (*labels.shape, before))
         of_labels = jnp.concatenate([sees_prompt, jnp.broadcast_to(own, (*labels.shape, labels.shape[1]))], axis=2)
-        of_prompt = jnp.pad(shown[:, None] & before_itself(before), ((0, 0), (0, 0), (0, len(slots))))
+        of_prompt = jnp.pad(shown[:, None] & before_itself(before), ((0, 0), (0, 0), (0, labels.shape[1])))
         start = jnp.sum(shown, axis=1, keepdims=True)
         positions = jnp.concatenate([positions_of(shown), start + offsets], axis=1)
         places = self.places(positions, positions, jnp.concatenate([of_prompt, of_labels], axis=1))
@@ -551,6 +557,16 @@ def hiding(allowed: Bool[Array, "_ _ keys"]) -> Float[Array, "_ 1 _ keys"]:
 def before_itself(length: int) -> Bool[Array, "1 {length} {length}"]:
     """Whether one token may see another: itself, and what is before it."""
     return jnp.tril(jnp.ones((1, length, length), bool))
+
+
+def within_segments(
+    segment_ids: Int[Array, "batch slots"],
+) -> tuple[Int[Array, "batch slots"], Bool[Array, "batch slots slots"]]:
+    """Of texts one behind the other each slot's position in its own, and which slots of its text it may see."""
+    slots = jnp.arange(segment_ids.shape[1])
+    begins = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    offsets = slots - jax.lax.cummax(jnp.where(begins, slots, 0), axis=1)
+    return offsets, (segment_ids[:, :, None] == segment_ids[:, None, :]) & (slots[:, None] >= slots[None])
 
 
 def positions_of(shown: Bool[Array, "batch slots"]) -> Int[Array, "batch slots"]:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from jpeft.config import MeshConfig, require_even_batches
 from jpeft.data.task_file import DTYPES
 from jpeft.errors import UserError
+from jpeft.model.decoder_config import CHOICES, DecoderConfig
 from jpeft.model.stack import REMAT_POLICIES
 from jpeft.model.t5_config import T5Config
 from jpeft.pretrain.corpus import KINDS
@@ -18,15 +19,20 @@ from jpeft.typed_config import check_path, filled_in, one_of, parse, placeholder
 
 OPTIMIZERS = ("adamw", "adafactor")
 EMBEDDINGS = ("random", "cooccurrence")
+FAMILIES = ("t5", "llama")
+_OF_T5 = (("model", "num_decoder_layers"), ("data", "noise_density"), ("data", "mean_span_length"))
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """The T5 1.1 network (gated GELU, untied head, no dropout while pretraining).
+    """The network, without dropout while pretraining.
 
     Attributes:
-      start: a model to go on from, by name or directory, which then gives sizes and vocabulary; None makes a new one.
-      d_model, d_kv, d_ff, num_heads, num_layers, num_decoder_layers: as `config.json` of a T5 calls them.
+      start: a model of any family to go on from, by name, directory or GGUF file, which then gives architecture, sizes
+        and vocabulary; None makes a new one.
+      family: of a new one: `t5` (T5 1.1: gated GELU, untied head) or `llama` (decoder-only, head and embedding one).
+      d_model, d_kv, d_ff, num_heads, num_layers: as `config.json` of a T5 calls them; d_kv is the width of a head.
+      num_decoder_layers: of a T5.
       dtype: of the computation; `auto` is bfloat16 on GPU and TPU, float32 on CPU. Weights are float32.
       remat: what the backward pass computes anew beside what costs little: `none`, `dots` (attention), `block`.
       dropout_rate: written into the new model's `config.json`, for fine-tuning; pretraining itself has none.
@@ -35,6 +41,7 @@ class NetworkConfig:
     """
 
     start: str | None = None
+    family: str = "t5"
     d_model: int = 256
     d_kv: int = 64
     d_ff: int = 640
@@ -58,6 +65,23 @@ class NetworkConfig:
             dropout_rate=0.0,
             feed_forward_proj="gated-gelu",
             tie_word_embeddings=False,
+        )
+
+    def decoder(self, vocab_size: int, *, eos_token_id: int, max_positions: int) -> DecoderConfig:
+        """The config of a new decoder-only model of these sizes, without dropout."""
+        return DecoderConfig(
+            **{"model_type": self.family, **CHOICES[self.family]},
+            vocab_size=vocab_size,
+            d_model=self.d_model,
+            d_head=self.d_kv,
+            d_ff=self.d_ff,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_heads,
+            rotary_width=self.d_kv,
+            max_positions=max_positions,
+            tie_word_embeddings=True,
+            eos_token_id=eos_token_id,
         )
 
 
@@ -99,8 +123,9 @@ class CorpusConfig:
     Attributes:
       path: directory of the files.
       sources: by a name of your choice, each with `files`, `kind` and `rate`.
-      input_length, target_length: tokens of a packed row in the encoder and in the decoder.
-      noise_density, mean_span_length: of span corruption.
+      input_length, target_length: tokens of a packed row in the encoder and in the decoder; a decoder-only model's row
+        has as many as both together.
+      noise_density, mean_span_length: of span corruption, by which a T5 learns from texts.
     """
 
     path: str | None = None
@@ -188,6 +213,7 @@ class Pretraining:
         one_of("model.stored_dtype", self.model.stored_dtype, ("float32", "bfloat16"))
         one_of("model.remat", self.model.remat, REMAT_POLICIES)
         one_of("model.embeddings", self.model.embeddings, EMBEDDINGS)
+        one_of("model.family", self.model.family, FAMILIES)
         one_of("train.optimizer", self.train.optimizer, OPTIMIZERS)
         if self.data.path is None:
             raise UserError("data.path is not given; name the directory of the corpus with --config.data.path.")
@@ -197,8 +223,16 @@ class Pretraining:
             )
         if not any(source.kind == "text" for source in self.data.sources.values()):
             raise UserError("data.sources has no source of kind 'text'; span corruption needs one.")
+        if self.model.family != "t5":
+            self.refuse_keys_of_t5(f"model.family is {self.model.family!r}")
+            if self.model.d_kv % 2:
+                raise UserError(
+                    f"model.d_kv is {self.model.d_kv}; expected an even number, which are rotated in pairs."
+                )
         if self.model.start is not None and self.tokenizer.path is not None:
             raise UserError("model.start brings its own vocabulary; leave tokenizer.path out.")
+        if self.model.start is not None and self.model.family != "t5":
+            raise UserError("model.start brings its own architecture; leave model.family out.")
         for section in (self.model, self.tokenizer, self.data, self.train, self.log, self.mesh):
             for field in dataclasses.fields(section):
                 value = getattr(section, field.name)
@@ -213,6 +247,13 @@ class Pretraining:
         require_even_batches(self.mesh, {"train.batch_size": self.train.batch_size})
         if not self.data.noise_density < 1:
             raise UserError(f"data.noise_density is {self.data.noise_density}; expected a share below 1.")
+
+    def refuse_keys_of_t5(self, why: str) -> None:
+        """Raises `UserError`: a key is given that a decoder-only model has no use for. `why` begins the message."""
+        usual = Pretraining()
+        for section, key in _OF_T5:
+            if getattr(getattr(self, section), key) != getattr(getattr(usual, section), key):
+                raise UserError(f"{why}, and {section}.{key} is a T5's alone; leave it out.")
 
     def to_dict(self) -> dict[str, Any]:
         """The run as `config.json` of its directory holds it."""

@@ -3,25 +3,28 @@
 import contextlib
 import dataclasses
 import hashlib
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from jpeft.data.batches import cache_directory
+from jpeft.data.prompts import PromptTokens
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.pretrain.corpus_rows import read_texts
 from jpeft.rows.reading import kind_of
 
 KINDS = ("text", "pairs")
 COLUMNS = {"text": ("text",), "pairs": ("input", "target")}
+_MADE = {"text": "bare", "pairs": "as prompts and answers"}  # what the cache holds of each kind
 _ROWS_AT_ONCE = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Token ids of many texts, without `</s>`; `self[i]` are those of the i-th."""
+    """Token ids of many texts; `self[i]` are those of the i-th."""
 
     ids: np.ndarray
     ends: np.ndarray
@@ -42,10 +45,13 @@ def load_texts(
 ) -> tuple[Texts, ...]:
     """One `Texts` for a source of kind `text`, two (inputs, targets) for `pairs`; from the cache where it has them.
 
+    Of a text the ids of its own tokens alone; inputs and targets are prompts and answers as fine-tuning makes them,
+    with what stands around them (`Tokenizer.wording`).
+
     Raises:
       UserError: as `read_texts`.
     """
-    digest = hashlib.sha256(f"{tokenizer.fingerprint} {kind}".encode())
+    digest = hashlib.sha256(f"{tokenizer.fingerprint} {kind} {_MADE[kind]}".encode())
     for file in files:
         digest.update(f" {kind_of(file)}".encode())  # the same bytes are other rows as .csv than as .tsv
         with file.open("rb") as content:
@@ -73,7 +79,7 @@ def _tokenise(files: Sequence[Path], columns: Sequence[str], tokenizer: Tokenize
     for file in files:
         for rows in _groups(read_texts(file, columns)):
             for column, texts in zip(columns, zip(*rows, strict=True), strict=True):
-                for ids in tokenizer.ids(texts):
+                for ids in _IDS[column](tokenizer, texts):
                     raw[column].write(np.asarray(ids, np.uint32).tobytes())
                     lengths[column].append(len(ids))
     for column in columns:
@@ -85,6 +91,24 @@ def _tokenise(files: Sequence[Path], columns: Sequence[str], tokenizer: Tokenize
         np.save(directory / f"{column}.ends.npy", np.cumsum(lengths[column], dtype=np.int64), allow_pickle=False)
         del ids
         path.unlink()
+
+
+def bare_lengths(tokenizer: Tokenizer) -> tuple[int, int]:
+    """Tokens of an input and of a target of no text: those that stand around every one."""
+    (input_,), (target,) = _prompts(tokenizer, [""]), tokenizer.answers([""])
+    return len(input_), len(target)
+
+
+def _prompts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Whole inputs as prompts; what is too long for a row is left out elsewhere, and never cut."""
+    return PromptTokens("{input}", tokenizer, sys.maxsize)([{"input": text} for text in texts]).ids
+
+
+_IDS: Mapping[str, Callable[[Tokenizer, Sequence[str]], list[list[int]]]] = {
+    "text": lambda tokenizer, texts: tokenizer.ids(texts),
+    "input": _prompts,
+    "target": lambda tokenizer, texts: tokenizer.answers(texts),
+}
 
 
 def _groups(rows: Iterator[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:

@@ -20,14 +20,13 @@ from jpeft.allocator import keep_freed_memory
 from jpeft.data.batches import cache_directory
 from jpeft.eval.evaluators import Evaluator, LossEvaluator
 from jpeft.mesh.layout import Layout
-from jpeft.model import weights
-from jpeft.model.family import Batch
+from jpeft.model.family import Batch, family_with
 from jpeft.peft.attaching import count, split
 from jpeft.peft.variables import Adapter
 from jpeft.pretrain.config import Pretraining, of_any_version
 from jpeft.pretrain.mixture import PairSource, TextSource
 from jpeft.pretrain.optimizer import RelativeOptimizer
-from jpeft.pretrain.samples import Writer, write_samples
+from jpeft.pretrain.samples import Writer, rows_with_text, write_samples
 from jpeft.pretrain.setup import build_network, load_tokenizer, mixture_of_run, network_config
 from jpeft.pretrain.stream import Blocks, rows_here
 from jpeft.program import use_compilation_cache
@@ -132,10 +131,14 @@ class _Pretraining:
         """The loss of held-out texts, and of held-out pairs."""
 
         def batches(kind: str) -> Callable[[], Iterator[tuple[Batch, int]]]:
-            return lambda: ((rows_here(batch, self.layout), len(_rows(batch))) for batch in self.held_out[kind])
+            return lambda: (
+                (rows_here(batch, self.layout), len(rows_with_text(batch))) for batch in self.held_out[kind]
+            )
 
         return [
-            LossEvaluator(kind, self.programs.loss, batches(kind), sum(len(_rows(batch)) for batch in held_out))
+            LossEvaluator(
+                kind, self.programs.loss, batches(kind), sum(len(rows_with_text(batch)) for batch in held_out)
+            )
             for kind, held_out in self.held_out.items()
             if held_out
         ]
@@ -144,8 +147,8 @@ class _Pretraining:
         return Writer(
             self.programs.answering.generate,
             self.held_out,
+            self.mixture.objective,
             self.run.log.samples,
-            self.run.data.input_length,
             self.config,
             self.tokenizer,
             self.programs.answering.layout,
@@ -162,15 +165,14 @@ class _Pretraining:
         return self._write_result()
 
     def _introduce(self) -> None:
-        shape = self.mixture.shape
         sources = ", ".join(
             f"{name} {len(part.pieces):,} ({self.mixture.rates[name] / sum(self.mixture.rates.values()):.0%})"
             for name, part in self.mixture.training.items()
         )
         self.display.say(
             f"{self.num_parameters:,} parameters, {self.tokenizer.vocab_size:,} pieces; {self.run.train.steps:,} steps "
-            f"of {self.run.train.accumulation_steps} × {shape.batch_size} rows of {shape.input_length} + "
-            f"{shape.target_length} tokens; pieces of text and pairs (share of the tokens): {sources}"
+            f"of {self.run.train.accumulation_steps} × {self.mixture.batch_size} rows of {self.mixture.objective} "
+            f"tokens; pieces of text and pairs (share of the tokens): {sources}"
         )
 
     def _write_result(self) -> dict[str, Any]:
@@ -181,10 +183,10 @@ class _Pretraining:
         model.config = dataclasses.replace(self.config, dropout_rate=run.model.dropout_rate) if new else self.config
         if is_first():
             place = self.directory.path / "model"
-            weights.save(model, place, kind=Adapter, dtype=jnp.dtype(run.model.stored_dtype))
+            family_with(self.config).save(model, place, kind=Adapter, dtype=jnp.dtype(run.model.stored_dtype))
             self.tokenizer.save(place)
         entropy = {kind: unigram_entropy(batches) for kind, batches in self.held_out.items() if batches}
-        positions = self.trainer.step * run.train.accumulation_steps * run.train.batch_size
+        rows = self.trainer.step * run.train.accumulation_steps * run.train.batch_size
         seconds = {key: round(value, 3) for key, value in progress.seconds.items()}
         tokens = {name: progress.counts[name] for name in ("input_tokens", "target_tokens")}
         result = {
@@ -192,10 +194,7 @@ class _Pretraining:
             "parameters": self.num_parameters,
             "steps": self.trainer.step,
             **tokens,
-            "fill": {
-                "input": round(tokens["input_tokens"] / max(positions * run.data.input_length, 1), 4),
-                "target": round(tokens["target_tokens"] / max(positions * run.data.target_length, 1), 4),
-            },
+            "fill": {side: round(share, 4) for side, share in self.mixture.objective.fill(**tokens, rows=rows).items()},
             "validation_loss": {kind: progress.history[-1][f"{kind}/loss"] for kind in entropy},
             "unigram_entropy": entropy,
             "seconds": {"total": round(sum(progress.seconds.values()), 3), **seconds},
@@ -238,13 +237,8 @@ class _Shown(Listener):
             self._display.say("".join(f"    {key}: {' '.join(text.split())[:150]}\n" for key, text in sample.items()))
 
 
-def _rows(batch: Batch) -> np.ndarray:
-    """The indices of the rows of a packed batch that hold any text; the others only fill it up."""
-    return np.flatnonzero((batch["encoder_segment_ids"] > 0).any(axis=1))
-
-
 def unigram_entropy(batches: list[Batch]) -> float:
     """Nats per target token of the best guess that knows how often each token occurs in these targets, and no more."""
-    tokens = np.concatenate([batch["decoder_target_tokens"][batch["decoder_segment_ids"] > 0] for batch in batches])
+    tokens = np.concatenate([batch["decoder_target_tokens"][batch["decoder_loss_weights"] > 0] for batch in batches])
     share = np.unique(tokens, return_counts=True)[1] / len(tokens)
     return float(-np.sum(share * np.log(share)))

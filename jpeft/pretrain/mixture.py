@@ -16,9 +16,9 @@ from jpeft.errors import UserError
 from jpeft.model.family import Batch
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.pretrain.config import SourceConfig
-from jpeft.pretrain.corpus import Texts, load_texts
-from jpeft.pretrain.corruption import SpanCorruption
-from jpeft.pretrain.packing import TokenPair, assign_rows, pack
+from jpeft.pretrain.corpus import Texts, bare_lengths, load_texts
+from jpeft.pretrain.objective import Objective
+from jpeft.pretrain.packing import TokenPair, assign_rows
 from jpeft.words import counted
 
 _EXAMPLES_IN_BLOCK = 4096
@@ -27,21 +27,12 @@ _HOLDS_ONE_OUT = 10  # rows, from which on a source holds out one though the sha
 _LEAST_TEXT = 8  # tokens; a shorter text is left out
 
 
-@dataclasses.dataclass(frozen=True)
-class RowShape:
-    """The shape of a packed batch: its rows, and the tokens of a row in the encoder and in the decoder."""
-
-    batch_size: int
-    input_length: int
-    target_length: int
-
-
 class TextSource:
-    """Texts in pieces that fill at most one row, each hidden in part anew whenever it is drawn."""
+    """Texts in pieces that fill at most one row, each made an example anew whenever it is drawn."""
 
-    def __init__(self, texts: Texts, corruption: SpanCorruption, shape: RowShape):
-        self.texts, self._corruption = texts, corruption
-        longest = corruption.longest_text(shape.input_length, shape.target_length)
+    def __init__(self, texts: Texts, objective: Objective):
+        self.texts, self._objective = texts, objective
+        longest = objective.longest_text()
         lengths = texts.lengths()
         kept = np.flatnonzero(lengths >= _LEAST_TEXT)
         parts = -(-lengths[kept] // longest)  # of equal length, so that no crumb is left at the end
@@ -49,25 +40,32 @@ class TextSource:
         number = np.arange(len(self.document)) - np.repeat(np.cumsum(parts) - parts, parts)
         size, total = np.repeat(lengths[kept], parts), np.repeat(parts, parts)
         self._start, self._end = number * size // total, (number + 1) * size // total
+        self._is_end = self._end == size
         self.left_out = len(lengths) - len(kept)
 
     def lengths(self) -> np.ndarray:
         """`[pieces, 2]`: tokens of the input and the target of every piece."""
-        sizes = (self._end - self._start).tolist()
-        return np.array([self._corruption.lengths(length) for length in sizes]).reshape(-1, 2)
+        sizes = zip((self._end - self._start).tolist(), self._is_end.tolist(), strict=True)
+        pairs = [self._objective.text_lengths(length, is_end=is_end) for length, is_end in sizes]
+        return np.array(pairs).reshape(-1, 2)
 
     def example(self, index: int, rng: np.random.Generator) -> TokenPair:
         text = self.texts[int(self.document[index])][self._start[index] : self._end[index]]
-        return TokenPair(*self._corruption(text, rng))
+        return self._objective.of_text(text, is_end=bool(self._is_end[index]), rng=rng)
 
 
 class PairSource:
-    """Inputs and targets as they are. A pair longer than a row is left out: cut, it would teach to stop midway."""
+    """Inputs and targets as they are. A pair longer than a row is left out: cut, it would teach to stop midway.
 
-    def __init__(self, inputs: Texts, targets: Texts, eos_token_id: int, shape: RowShape):
-        self._inputs, self._targets, self._eos = inputs, targets, eos_token_id
-        lengths = np.stack([inputs.lengths(), targets.lengths()], axis=1) + 1
-        fits = (lengths <= [shape.input_length, shape.target_length]).all(axis=1) & (lengths > 1).all(axis=1)
+    Args:
+      inputs, targets: with all that stands around them.
+      bare: tokens of an input and of a target that say nothing; such pairs are left out, too.
+    """
+
+    def __init__(self, inputs: Texts, targets: Texts, objective: Objective, bare: tuple[int, int]):
+        self._inputs, self._targets = inputs, targets
+        lengths = np.stack([inputs.lengths(), targets.lengths()], axis=1)
+        fits = objective.fits(lengths) & (lengths > bare).all(axis=1)
         self.document = np.flatnonzero(fits)
         self._lengths = lengths[fits]
         self.left_out = len(lengths) - len(self.document)
@@ -78,7 +76,7 @@ class PairSource:
 
     def example(self, index: int, rng: np.random.Generator) -> TokenPair:
         row = int(self.document[index])
-        return TokenPair(np.append(self._inputs[row], self._eos), np.append(self._targets[row], self._eos))
+        return TokenPair(self._inputs[row], self._targets[row])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,14 +100,14 @@ class Mixture:
     Attributes:
       training, held_out: by name of the source.
       rates: each source's share of the tokens seen.
+      batch_size: packed rows of a batch.
     """
 
     training: Mapping[str, SourcePart]
     held_out: Mapping[str, SourcePart]
     rates: Mapping[str, float]
-    shape: RowShape
-    start_token_id: int
-    pad_token_id: int
+    objective: Objective
+    batch_size: int
     seed: int
 
     def block(self, number: int) -> list[Batch]:
@@ -125,19 +123,17 @@ class Mixture:
                 round_, place = divmod(k, len(part.pieces))
                 drawn.append((part, int(_order(self.seed, i, round_, len(part.pieces))[place])))
         drawn = [drawn[i] for i in rng.permutation(len(drawn))]
-        rows = assign_rows(
-            np.array([part.lengths[place] for part, place in drawn]), self.shape.input_length, self.shape.target_length
-        )
+        rows = self._rows(drawn)
         examples = [part.source.example(int(part.pieces[place]), rng) for part, place in drawn]
         packed = [[examples[i] for i in row] for row in rows]
         # Rows that do not fill a batch are left out: the emptiest, which were still open when the block ended.
         emptiest_last = sorted(range(len(rows)), key=lambda i: -sum(len(example.input) for example in packed[i]))
-        full = emptiest_last[: len(rows) - len(rows) % self.shape.batch_size]
+        full = emptiest_last[: len(rows) - len(rows) % self.batch_size]
         if not full:
             raise UserError(
-                f"train.batch_size is {self.shape.batch_size}, and {len(drawn):,} pieces of this corpus fill "
-                f"{counted(len(rows), 'row')} of {self.shape.input_length} + {self.shape.target_length} tokens; make "
-                "the batch smaller (train.accumulation_steps makes a step larger) or the rows shorter."
+                f"train.batch_size is {self.batch_size}, and {len(drawn):,} pieces of this corpus fill "
+                f"{counted(len(rows), 'row')} of {self.objective} tokens; make the batch smaller "
+                "(train.accumulation_steps makes a step larger) or the rows shorter."
             )
         return list(self._batches([packed[i] for i in rng.permutation(full)]))
 
@@ -161,23 +157,19 @@ class Mixture:
         drawn = [drawn[i] for i in rng.permutation(len(drawn))]
         if not drawn:
             return []
-        lengths = np.array([part.lengths[place] for part, place in drawn])
-        rows = assign_rows(lengths, self.shape.input_length, self.shape.target_length)
+        rows = self._rows(drawn)
         examples = [part.source.example(int(part.pieces[place]), rng) for part, place in drawn]
-        packed = [[examples[i] for i in row] for row in rows][: most_batches * self.shape.batch_size]
+        packed = [[examples[i] for i in row] for row in rows][: most_batches * self.batch_size]
         return list(self._batches(packed))
 
+    def _rows(self, drawn: Sequence[tuple[SourcePart, int]]) -> list[list[int]]:
+        lengths = np.array([part.lengths[place] for part, place in drawn])
+        return assign_rows(self.objective.sides(lengths), self.objective.room)
+
     def _batches(self, rows: Sequence[Sequence[TokenPair]]) -> Iterator[Batch]:
-        size = self.shape.batch_size
-        for start in range(0, len(rows), size):
-            batch = [*rows[start : start + size], *[[]] * (start + size - len(rows))]
-            yield pack(
-                batch,
-                input_length=self.shape.input_length,
-                target_length=self.shape.target_length,
-                start_token_id=self.start_token_id,
-                pad_token_id=self.pad_token_id,
-            )
+        for start in range(0, len(rows), self.batch_size):
+            batch = [*rows[start : start + self.batch_size], *[[]] * (start + self.batch_size - len(rows))]
+            yield self.objective.pack(batch)
 
 
 @functools.lru_cache(maxsize=64)
@@ -189,11 +181,9 @@ def load_mixture(
     directory: Path,
     sources: Mapping[str, SourceConfig],
     tokenizer: Tokenizer,
-    corruption: SpanCorruption,
-    shape: RowShape,
+    objective: Objective,
     *,
-    start_token_id: int,
-    pad_token_id: int,
+    batch_size: int,
     seed: int,
     report: Callable[[str], None] = lambda line: None,
 ) -> Mixture:
@@ -206,9 +196,9 @@ def load_mixture(
     for name, config in sources.items():
         texts = load_texts(source_files(directory, name, config), config.kind, tokenizer, report=report)
         source = (
-            TextSource(texts[0], corruption, shape)
+            TextSource(texts[0], objective)
             if config.kind == "text"
-            else PairSource(texts[0], texts[1], tokenizer.eos_token_id, shape)
+            else PairSource(texts[0], texts[1], objective, bare_lengths(tokenizer))
         )
         if source.left_out:
             why = f"shorter than {_LEAST_TEXT} tokens" if config.kind == "text" else "longer than a row, or empty"
@@ -224,11 +214,11 @@ def load_mixture(
             parts[name] = SourcePart(source, pieces, lengths[pieces])
         if not len(training[name].pieces):
             raise UserError(
-                f"data.sources.{name} has no row that fits {shape.input_length} input and {shape.target_length} target "
-                "tokens; make the rows longer."
+                f"data.sources.{name} has no row that fits {objective} tokens (data.input_length, data.target_length); "
+                "make the rows longer."
             )
     rates = {name: config.rate for name, config in sources.items()}
-    return Mixture(training, held_out, rates, shape, start_token_id, pad_token_id, seed)
+    return Mixture(training, held_out, rates, objective, batch_size, seed)
 
 
 def _num_held_out(rows: int) -> int:

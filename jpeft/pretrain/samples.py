@@ -12,8 +12,8 @@ from flax import nnx
 from jpeft.files import write_whole
 from jpeft.mesh.layout import Layout
 from jpeft.model.family import Batch
-from jpeft.model.t5_config import T5Config
 from jpeft.model.tokenizer import Tokenizer
+from jpeft.pretrain.objective import Objective
 from jpeft.run.processes import is_first
 
 
@@ -24,16 +24,18 @@ class Writer:
     Attributes:
       generate: a program as of `make_generate`.
       held_out: packed batches by kind of source; the first example of a packed row is written to.
+      objective: that packed them.
       wanted: inputs of each kind.
+      config: of the network.
       layout: of that program.
       ready: gives adapter and base as the program takes them.
     """
 
     generate: Callable
     held_out: Mapping[str, Sequence[Batch]]
+    objective: Objective
     wanted: int
-    input_length: int
-    config: T5Config
+    config: Any
     tokenizer: Tokenizer
     layout: Layout
     ready: Callable[[nnx.State, nnx.State], tuple[nnx.State, nnx.State]]
@@ -43,20 +45,16 @@ class Writer:
         samples = []
         adapter, base = self.ready(adapter, base)
         for batches in self.held_out.values():
-            rows = [
-                {key: values[i] for key, values in batch.items()}
-                for batch in batches
-                for i in np.flatnonzero((batch["encoder_segment_ids"] == 1).any(axis=1))
-            ][: self.wanted]
+            rows = [(batch, i) for batch in batches for i in rows_with_text(batch)][: self.wanted]
             if not rows:
                 continue
+            examples = [self.objective.to_answer(batch, i) for batch, i in rows]
             parts = self.layout.batch_parts
-            inputs = np.full((-(-self.wanted // parts) * parts, self.input_length), self.config.pad_token_id, np.int32)
-            targets = []
-            for place, row in enumerate(rows):
-                ids = row["encoder_input_tokens"][row["encoder_segment_ids"] == 1]
-                inputs[place, : len(ids)] = ids
-                targets.append(row["decoder_target_tokens"][row["decoder_segment_ids"] == 1])
+            shape = -(-self.wanted // parts) * parts, self.objective.input_length
+            inputs = np.full(shape, self.config.pad_token_id, np.int32)
+            for place, example in enumerate(examples):
+                inputs[place, : len(example.input)] = example.input
+            targets = [example.target for example in examples]
             here = self.layout.rows_here(len(inputs))
             outputs = np.asarray(self.generate(adapter, base, inputs[here]))[: len(rows)]
             texts = [self._readable(part) for part in (inputs[: len(rows)], targets, outputs)]
@@ -67,9 +65,14 @@ class Writer:
         return samples
 
     def _readable(self, rows: Any) -> list[str]:
-        """Texts with their sentinels, without padding and `</s>`."""
+        """Texts with their sentinels and marks of a chat, without padding and ends."""
         silent = (self.config.pad_token_id, self.config.eos_token_id)
         return self.tokenizer.decode([[int(i) for i in row if i not in silent] for row in rows], keep_special=True)
+
+
+def rows_with_text(batch: Batch) -> list[int]:
+    """The indices of the rows of a packed batch that hold any text; the others only fill it up."""
+    return np.flatnonzero((batch["decoder_loss_weights"] > 0).any(axis=1)).tolist()
 
 
 def write_samples(samples: Sequence[Mapping[str, str]], directory: Path, step: int) -> None:

@@ -6,24 +6,23 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from jpeft.errors import UserError
-from jpeft.model import weights
+from jpeft.model.decoder import Decoder
+from jpeft.model.decoder_config import DecoderConfig
+from jpeft.model.family import family_in, family_with
 from jpeft.model.source import resolve
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import T5Config
 from jpeft.model.tokenizer import Tokenizer
-from jpeft.model.weights import read_config
 from jpeft.peft.attaching import attach
 from jpeft.peft.full import Full
 from jpeft.peft.selection import select
 from jpeft.pretrain.config import Pretraining
 from jpeft.pretrain.corpus import COLUMNS
 from jpeft.pretrain.corpus_rows import read_texts
-from jpeft.pretrain.corruption import SpanCorruption
 from jpeft.pretrain.embeddings import cooccurrence_embeddings
-from jpeft.pretrain.mixture import Mixture, RowShape, TextSource, load_mixture, source_files
+from jpeft.pretrain.mixture import Mixture, TextSource, load_mixture, source_files
+from jpeft.pretrain.objective import objective_of
 from jpeft.pretrain.vocabulary import USUAL_SIZE, train_vocabulary
 from jpeft.run.processes import is_first, wait_for_all
 from jpeft.train.setup import compute_dtype
@@ -37,7 +36,7 @@ def load_tokenizer(run: Pretraining, workdir: Path, report: Callable[[str], None
     """The tokenizer that a run names, or one trained on its corpus, once and by one process, in `workdir/tokenizer`.
 
     Raises:
-      UserError: there is none under that name, it lacks sentinels, or the corpus cannot be read.
+      UserError: there is none under that name, or the corpus cannot be read.
     """
     given = run.model.start or run.tokenizer.path
     directory = workdir / "tokenizer" if given is None else resolve(given, report=report)
@@ -49,14 +48,12 @@ def load_tokenizer(run: Pretraining, workdir: Path, report: Callable[[str], None
         if made < (size or USUAL_SIZE):
             report(f"the corpus gives {made:,} pieces, not {USUAL_SIZE:,}: the vocabulary has those (tokenizer.size)")
     wait_for_all("the vocabulary is made")
-    eos = 1 if run.model.start is None else read_config(directory).eos_token_id
-    tokenizer = Tokenizer.load(directory, eos_token_id=eos)
+    if given is not None and run.model.start is not None:
+        family = family_in(directory)
+        tokenizer = family.tokenizer(directory, family.read_config(directory))
+    else:
+        tokenizer = Tokenizer.load(directory, eos_token_id=1, continues=run.model.family != "t5")
     wait_for_all("the vocabulary is read")  # before the first process moves it in place
-    if not tokenizer.sentinels:
-        raise UserError(
-            f"{directory}: the vocabulary has no <extra_id_0>, which span corruption needs; take one with T5's "
-            "sentinels, or leave tokenizer.path out, so that one is made."
-        )
     return tokenizer
 
 
@@ -76,50 +73,58 @@ def _sampled_texts(run: Pretraining) -> Iterator[str]:
             yield from row
 
 
-def network_config(run: Pretraining, tokenizer: Tokenizer) -> T5Config:
-    """Sizes of the network: the config's, or those of `model.start`."""
+def network_config(run: Pretraining, tokenizer: Tokenizer) -> T5Config | DecoderConfig:
+    """Sizes of the network: the config's, or those of `model.start`.
+
+    Raises:
+      UserError: `model.start` is no model, or a decoder-only one and a key is given that only a T5 has.
+    """
     if run.model.start is not None:
-        return read_config(resolve(run.model.start, what="model.start", flag="--config.model.start"))
-    return run.model.t5(-(-tokenizer.vocab_size // 128) * 128)
+        directory = resolve(run.model.start, what="model.start", flag="--config.model.start")
+        config = family_in(directory).read_config(directory)
+        if not isinstance(config, T5Config):
+            run.refuse_keys_of_t5(f"model.start is {run.model.start!r}, a decoder-only model")
+        return config
+    vocab_size = -(-tokenizer.vocab_size // 128) * 128
+    if run.model.family == "t5":
+        return run.model.t5(vocab_size)
+    longest = run.data.input_length + run.data.target_length
+    return run.model.decoder(vocab_size, eos_token_id=tokenizer.eos_token_id, max_positions=max(longest, 2048))
 
 
-def mixture_of_run(run: Pretraining, tokenizer: Tokenizer, config: T5Config, report: Callable[[str], None]) -> Mixture:
-    """The run's sources, tokenised. Raises `UserError` as `load_mixture`."""
+def mixture_of_run(
+    run: Pretraining, tokenizer: Tokenizer, config: T5Config | DecoderConfig, report: Callable[[str], None]
+) -> Mixture:
+    """The run's sources, tokenised. Raises `UserError` as `load_mixture` and `objective_of`."""
     data = run.data
     assert data.path is not None, "checked by Pretraining.from_config"
-    corruption = SpanCorruption(
-        tokenizer.sentinels,
-        tokenizer.eos_token_id,
-        noise_density=data.noise_density,
-        mean_span_length=data.mean_span_length,
-    )
     return load_mixture(
         Path(data.path).expanduser(),
         data.sources,
         tokenizer,
-        corruption,
-        RowShape(run.train.batch_size, data.input_length, data.target_length),
-        start_token_id=config.decoder_start_token_id,
-        pad_token_id=config.pad_token_id,
+        objective_of(config, tokenizer, data),
+        batch_size=run.train.batch_size,
         seed=run.train.seed,
         report=report,
     )
 
 
-def build_network(run: Pretraining, config: T5Config, mixture: Mixture, report: Callable[[str], None]) -> T5:
+def build_network(
+    run: Pretraining, config: T5Config | DecoderConfig, mixture: Mixture, report: Callable[[str], None]
+) -> T5 | Decoder:
     """The network to train, new or `model.start`'s, with every weight trainable and float32."""
-    dtype = compute_dtype(run.model.dtype)
+    dtype, family = compute_dtype(run.model.dtype), family_with(config)
     if run.model.start is not None:
         directory = resolve(run.model.start, what="model.start", flag="--config.model.start", report=report)
-        model = weights.load(directory, dtype=dtype, stored_dtype=jnp.float32, dropout_rate=0.0)
+        model = family.load(directory, dtype=dtype, stored_dtype=jnp.float32, dropout_rate=0.0)
     else:
-        model = T5(config, dtype=dtype, rngs=nnx.Rngs(run.train.seed))
+        model = family.build(config, dtype=dtype, seed=run.train.seed)
         _set_embeddings(model, run, mixture, report)
-    model.encoder.remat = model.decoder.remat = run.model.remat
+    family.arrange(model, scan_layers=True, remat=run.model.remat)
     return attach(model, Full(), select(model, Full()), jax.random.key(run.train.seed))
 
 
-def _set_embeddings(model: T5, run: Pretraining, mixture: Mixture, report: Callable[[str], None]) -> None:
+def _set_embeddings(model: T5 | Decoder, run: Pretraining, mixture: Mixture, report: Callable[[str], None]) -> None:
     table = model.shared.embedding
     if run.model.embeddings == "random":
         table.set_value(table[...] * _EMBEDDING_STDDEV)
@@ -134,4 +139,5 @@ def _set_embeddings(model: T5, run: Pretraining, mixture: Mixture, report: Calla
         cooccurrence_embeddings(texts, vocab_size=table.shape[0], width=table.shape[1], seed=run.train.seed)
     )
     table.set_value(vectors * _EMBEDDING_STDDEV)
-    model.lm_head.kernel.set_value(vectors.T * model.config.d_model**-0.5)
+    if not model.config.tie_word_embeddings:
+        model.lm_head.kernel.set_value(vectors.T * model.config.d_model**-0.5)

@@ -32,11 +32,12 @@ class Blocks:
         while True:
             batches, counts = [], {"input_tokens": 0, "target_tokens": 0}
             for batch, after in itertools.islice(numbered, self.accumulation_steps):
-                counts["input_tokens"] += int((batch["encoder_segment_ids"] > 0).sum())
-                counts["target_tokens"] += int((batch["decoder_segment_ids"] > 0).sum())
+                input_tokens, target_tokens = self.mixture.objective.token_counts(batch)
+                counts["input_tokens"] += input_tokens
+                counts["target_tokens"] += target_tokens
                 batches.append(rows_here(batch, self.layout))
                 position = after
-            yield Step(batches, dict(position), self.mixture.shape.batch_size * len(batches), counts)
+            yield Step(batches, dict(position), self.mixture.batch_size * len(batches), counts)
 
     def _batches(self, block: int, done: int) -> Iterator[tuple[Batch, Position]]:
         """Batches from the one after `done` of a block on, each with the position after it."""

@@ -60,7 +60,7 @@ def test_a_run_leaves_a_model_that_opens_and_a_result(tiny_pretraining, tmp_path
 def test_the_entropy_is_that_of_token_frequencies():
     batch = {
         "decoder_target_tokens": np.array([[5, 5, 6, 7, 0, 0]]),
-        "decoder_segment_ids": np.array([[1, 1, 2, 2, 0, 0]]),
+        "decoder_loss_weights": np.array([[1.0, 1, 1, 1, 0, 0]]),
     }
     assert unigram_entropy([batch]) == pytest.approx(1.5 * np.log(2))
 

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from jpeft.eval.loss import loss_sums
 from jpeft.model.t5 import T5
-from jpeft.pretrain.packing import TokenPair, assign_rows, pack
+from jpeft.pretrain.corruption import SpanCorruption
+from jpeft.pretrain.denoising import Denoising
+from jpeft.pretrain.packing import TokenPair, assign_rows
 from tests.conftest import TINY
 
 
@@ -22,7 +24,7 @@ def some_examples(count: int, seed: int = 0) -> list[TokenPair]:
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 10)), max_size=300))
 @settings(max_examples=100, deadline=None)
 def test_every_example_is_in_one_row_and_no_row_is_overfull(lengths):
-    rows = assign_rows(np.array(lengths).reshape(-1, 2), 20, 10)
+    rows = assign_rows(np.array(lengths).reshape(-1, 2), (20, 10))
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     for row in rows:
         assert (np.array(lengths)[row].sum(axis=0) <= [20, 10]).all() and row
@@ -30,12 +32,12 @@ def test_every_example_is_in_one_row_and_no_row_is_overfull(lengths):
 
 def test_rows_are_nearly_full():
     lengths = np.random.default_rng(0).integers([4, 2], [120, 30], (2000, 2))
-    rows = assign_rows(lengths, 256, 96)
+    rows = assign_rows(lengths, (256, 96))
     assert lengths[:, 0].sum() / (256 * len(rows)) > 0.93
 
 
 def packed(rows: list[list[TokenPair]], enc: int = 24, dec: int = 16) -> dict[str, np.ndarray]:
-    return pack(rows, input_length=enc, target_length=dec, start_token_id=0, pad_token_id=0)
+    return Denoising(SpanCorruption([], 1), enc, dec, start_token_id=0, pad_token_id=0).pack(rows)
 
 
 def test_a_packed_row_reads_as_its_examples():

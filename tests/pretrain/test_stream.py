@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from jpeft.mesh.layout import Layout
-from jpeft.pretrain.mixture import Mixture, RowShape
+from jpeft.pretrain.corruption import SpanCorruption
+from jpeft.pretrain.denoising import Denoising
+from jpeft.pretrain.mixture import Mixture
 from jpeft.pretrain.stream import Blocks, rows_here
 
 
@@ -20,7 +22,8 @@ def stream(monkeypatch):
     """Blocks of three batches, numbered through."""
     made = []
     monkeypatch.setattr(Mixture, "block", lambda self, n: made.append(n) or [batch(3 * n + i) for i in range(3)])
-    mixture = Mixture({}, {}, {}, RowShape(2, 3, 2), 0, 0, 0)
+    objective = Denoising(SpanCorruption([], 1), 3, 2, start_token_id=0, pad_token_id=0)
+    mixture = Mixture({}, {}, {}, objective, batch_size=2, seed=0)
     return Blocks(mixture, 2, Layout.of_devices()), made
 
 

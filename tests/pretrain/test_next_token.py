@@ -1,0 +1,155 @@
+"""A decoder-only model's pretraining: what its rows hold, that examples of a row are as if alone, and whole runs."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jpeft.errors import UserError
+from jpeft.eval.loss import loss_sums
+from jpeft.model.decoder_family import DECODER_FAMILY
+from jpeft.model.family import load_model
+from jpeft.model.tokenizer import Tokenizer
+from jpeft.pretrain import mixture
+from jpeft.pretrain.config import Pretraining
+from jpeft.pretrain.loop import pretrain
+from jpeft.pretrain.next_token import NextToken
+from jpeft.pretrain.packing import TokenPair
+from jpeft.pretrain.setup import load_tokenizer, mixture_of_run, network_config
+from jpeft.run.display import Display
+from tests.decoders import MORE, TINY_DECODERS, random_decoder
+
+QUIET = Display(quiet=True)
+
+
+def objective(room: int = 12, before: tuple[int, ...] = ()) -> NextToken:
+    return NextToken(room - 4, 4, before=before, eos_token_id=1, pad_token_id=0)
+
+
+def test_a_text_is_read_from_its_first_token_and_ends_where_it_is_whole():
+    ids, rng = np.array([5, 6, 7]), np.random.default_rng(0)
+    whole = objective().of_text(ids, is_end=True, rng=rng)
+    assert (whole.input.tolist(), whole.target.tolist()) == ([5], [6, 7, 1])
+    piece = objective(before=(3,)).of_text(ids, is_end=False, rng=rng)
+    assert (piece.input.tolist(), piece.target.tolist()) == ([3], [5, 6, 7])
+    for before in ((), (3,), (3, 4)):
+        some = objective(before=before)
+        for is_end in (False, True):
+            made = some.of_text(ids, is_end=is_end, rng=rng)
+            assert some.text_lengths(3, is_end=is_end) == (len(made.input), len(made.target))
+        longest = some.of_text(np.zeros(some.longest_text()), is_end=True, rng=rng)
+        assert len(longest.input) + len(longest.target) == 12
+    with pytest.raises(UserError, match="no text fits rows of 3 tokens"):
+        NextToken(2, 1, before=(3,), eos_token_id=1, pad_token_id=0).longest_text()
+
+
+def test_a_packed_row_has_at_each_token_the_next_of_its_example():
+    text, pair = TokenPair(np.array([5]), np.array([6, 1])), TokenPair(np.array([7, 8, 9]), np.array([10, 1]))
+    batch = objective(10).pack([[text, pair], []])
+    assert batch["tokens"].tolist() == [[5, 6, 1, 7, 8, 9, 10, 1, 0, 0], [0] * 10]
+    assert batch["segment_ids"].tolist() == [[1, 1, 1, 2, 2, 2, 2, 2, 0, 0], [0] * 10]
+    assert batch["decoder_target_tokens"].tolist() == [[6, 1, 0, 0, 0, 10, 1, 0, 0, 0], [0] * 10]
+    assert batch["decoder_loss_weights"].tolist() == [[1, 1, 0, 0, 0, 1, 1, 0, 0, 0], [0] * 10]
+    assert objective(10).token_counts(batch) == (4, 4)
+    assert objective(10).fill(4, 4, rows=2) == {"row": 0.4}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neo", "gptj", "bloom", "mistral"])
+def test_examples_of_a_row_do_not_see_each_other(kind):
+    """The loss of packed rows is the sum of its examples' by the batches of fine-tuning, whatever the positions."""
+    model = random_decoder((TINY_DECODERS | MORE)[kind])
+    draw = np.random.default_rng(1)
+    examples = [
+        TokenPair(draw.integers(3, 300, draw.integers(1, 7)), draw.integers(3, 300, draw.integers(1, 6)))
+        for _ in range(6)
+    ]
+    inputs, targets = [example.input for example in examples], [example.target for example in examples]
+    alone = DECODER_FAMILY.batch(inputs, targets, (6, 5), batch_size=6, config=model.config)
+    packed = objective(34).pack([examples[:3], examples[3:]])
+    loss = jax.jit(lambda batch: loss_sums(model, batch))
+    expected, tokens = loss({name: jnp.asarray(value) for name, value in alone.items()})
+    together = loss({name: jnp.asarray(value) for name, value in packed.items()})
+    np.testing.assert_allclose(together[0], expected, rtol=1e-5)
+    assert together[1] == tokens == sum(map(len, targets))
+    one_text = packed | {"segment_ids": np.minimum(packed["segment_ids"], 1)}
+    assert abs(loss({name: jnp.asarray(value) for name, value in one_text.items()})[0] - expected) > 1e-2
+
+
+def test_a_person_is_shown_half_a_text_and_a_whole_question():
+    some = objective(20)
+    pair = TokenPair(np.arange(20, 26), np.array([30, 1]))
+    batch = some.pack([[TokenPair(np.array([5]), np.array([6, 7, 8, 9, 1]))], [pair]])
+    text = some.to_answer(batch, 0)
+    assert (text.input.tolist(), text.target.tolist()) == ([5, 6, 7], [8, 9, 1])
+    assert (some.to_answer(batch, 1).input.tolist(), some.to_answer(batch, 1).target.tolist()) == (
+        pair.input.tolist(),
+        pair.target.tolist(),
+    )
+
+
+@pytest.fixture
+def decoder_pretraining(tiny_pretraining, monkeypatch):
+    monkeypatch.setattr(mixture, "_EXAMPLES_IN_BLOCK", 40)
+    tiny_pretraining.model.update({"family": "llama", "num_decoder_layers": Pretraining().model.num_decoder_layers})
+    return tiny_pretraining
+
+
+def test_pairs_are_what_fine_tuning_makes_of_them(decoder_pretraining, tmp_path):
+    run = Pretraining.from_config(decoder_pretraining)
+    tokenizer = load_tokenizer(run, tmp_path, print)
+    made = mixture_of_run(run, tokenizer, network_config(run, tokenizer), print)
+    source = made.training["pairs"].source
+    pair = source.example(0, np.random.default_rng(0))
+    first = json.loads((tmp_path / run.data.path / "pairs.jsonl").read_text().splitlines()[int(source.document[0])])
+    assert tokenizer.decode([pair.input.tolist(), pair.target.tolist()]) == [first["input"], first["target"]]
+    assert pair.input[-1] != tokenizer.eos_token_id == pair.target[-1]
+    packed = made.block(0)[0]
+    assert packed["tokens"].shape == (4, 64 + 24) and packed["segment_ids"].max() > 1
+
+
+def test_a_run_leaves_a_model_that_opens_and_goes_on(decoder_pretraining, tmp_path):
+    decoder_pretraining.train.steps = 40
+    run = Pretraining.from_config(decoder_pretraining)
+    result = pretrain(run, tmp_path / "run", display=QUIET)
+    log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [record["loss"] for record in log if "loss" in record]
+    assert losses[-1] < losses[0] - 0.5 and result["validation_loss"]["text"] < losses[0]
+    assert 0.5 < result["fill"]["row"] <= 1
+    model = load_model(tmp_path / "run/model")
+    assert (model.config.model_type, model.config.dropout_rate, model.config.tie_word_embeddings) == (
+        "llama",
+        0.1,
+        True,
+    )
+    samples = [json.loads(line) for line in (tmp_path / "run/samples/step_0000039.jsonl").read_text().splitlines()]
+    assert samples[-1]["input"].startswith("Last") and len(samples[-1]["target"].split()) == 1
+
+    decoder_pretraining.model.update({"family": "t5", "start": str(tmp_path / "run/model"), "stored_dtype": "float32"})
+    decoder_pretraining.tokenizer.path = None
+    decoder_pretraining.train.update({"steps": 1, "learning_rate": 1e-30})
+    pretrain(Pretraining.from_config(decoder_pretraining), tmp_path / "further", display=QUIET)
+    first, second = (load_file(tmp_path / name / "model/model.safetensors") for name in ("run", "further"))
+    for name, value in first.items():
+        np.testing.assert_array_equal(np.asarray(value, np.float32), second[name])
+    assert Tokenizer.load(tmp_path / "further/model").vocab_size == Tokenizer.load(tmp_path / "run/model").vocab_size
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.family", "gpt", "model.family is 'gpt'; expected one of t5, llama"),
+        ("model.num_decoder_layers", 2, "model.family is 'llama', and model.num_decoder_layers is a T5's alone"),
+        ("data.noise_density", 0.3, "data.noise_density is a T5's alone; leave it out"),
+        ("data.mean_span_length", 2.0, "data.mean_span_length is a T5's alone; leave it out"),
+        ("model.d_kv", 7, "model.d_kv is 7; expected an even number"),
+        ("model.start", "smollm2", "leave model.family out"),
+    ],
+)
+def test_what_such_a_model_has_no_use_for_is_refused(decoder_pretraining, key, value, message):
+    decoder_pretraining.tokenizer.path = None
+    decoder_pretraining.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=message):
+        Pretraining.from_config(decoder_pretraining)
