@@ -7,7 +7,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -82,6 +82,11 @@ def pytest_runtest_setup(item):
     minutes = item.config.getoption("--minutes")
     if minutes is not None and time.monotonic() - item.config._begun > 60 * minutes:
         pytest.skip(f"the {minutes:g} minutes of --minutes are over")
+
+
+def slow_but(quick: Sequence[str], names: Iterable[str]) -> list:
+    """Values of a parameter, of which all but the quick ones belong to the slow tests."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def of_devices(count: int) -> dict[str, str]:

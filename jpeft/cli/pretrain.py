@@ -1,4 +1,4 @@
-"""`jpeft pretrain`: a T5 from a corpus."""
+"""`jpeft pretrain`: a model from a corpus."""
 
 import argparse
 import shlex
@@ -8,7 +8,8 @@ from typing import Any
 
 from jpeft.cli.config_flags import parse_call
 
-_HELP = """Pretrains a T5 on a corpus: span corruption of texts, mixed with pairs of input and target.
+_HELP = """Pretrains a model on a corpus of texts, mixed with pairs of input and target: a T5 by span corruption, a
+decoder-only model by next tokens; a new one (config.model.family), or from what there is on (config.model.start).
 
   jpeft pretrain --config pretrain/mini --config.data.path=CORPUS --workdir runs/mini
 
@@ -22,7 +23,7 @@ processes do it together as they do `jpeft train` (docs/mesh.md). Every key of t
 def add(commands: argparse._SubParsersAction) -> None:
     """Adds the command, whose flags are the config's: argparse hands them on as they come."""
     parser = commands.add_parser(
-        "pretrain", help="pretrain a T5 on a corpus of your own", add_help=False, prefix_chars="\0"
+        "pretrain", help="pretrain a model on a corpus of your own", add_help=False, prefix_chars="\0"
     )
     parser.add_argument("argv", nargs="*")
     parser.set_defaults(run=lambda arguments: _pretrain(arguments.argv))

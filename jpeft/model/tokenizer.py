@@ -182,6 +182,12 @@ class Tokenizer:
         return self.decode(self.ids(texts))
 
     @property
+    def pad_token_id(self) -> int:
+        """The id that fills rows up: what the settings beside the vocabulary name, or the one that ends texts."""
+        id_ = self._source.token_to_id(self._roles().get("pad_token", ""))
+        return self.eos_token_id if id_ is None else id_
+
+    @property
     def unknown_token_id(self) -> int | None:
         """The id of the token for characters that the vocabulary lacks; None if it lacks none."""
         return self._control.get("<unk>")
@@ -250,6 +256,23 @@ class Tokenizer:
             beside.write_text(self._described, encoding="utf-8")
         with write_whole(directory / "tokenizer_config.json") as beside:
             beside.write_text(json.dumps(self._settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def end_of_texts(directory: Path) -> int:
+    """The id of the token that ends texts, by the settings beside a vocabulary.
+
+    Raises:
+      UserError: as `Tokenizer.load`; or they name none.
+    """
+    backend, settings = _read_gguf(directory) if is_gguf(directory) else _read(directory, with_settings=True)
+    name = settings.get("eos_token")
+    name = name.get("content") if isinstance(name, dict) else name
+    id_ = backend.token_to_id(name) if isinstance(name, str) else None
+    if id_ is None:
+        raise UserError(
+            f"{directory}: tokenizer_config.json names no eos_token of the vocabulary; write there what ends a text."
+        )
+    return id_
 
 
 def _read(directory: Path, *, with_settings: bool) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:

@@ -67,7 +67,7 @@ class NetworkConfig:
             tie_word_embeddings=False,
         )
 
-    def decoder(self, vocab_size: int, *, eos_token_id: int, max_positions: int) -> DecoderConfig:
+    def decoder(self, vocab_size: int, *, pad_token_id: int, eos_token_id: int, max_positions: int) -> DecoderConfig:
         """The config of a new decoder-only model of these sizes, without dropout."""
         return DecoderConfig(
             **{"model_type": self.family, **CHOICES[self.family]},
@@ -81,6 +81,7 @@ class NetworkConfig:
             rotary_width=self.d_kv,
             max_positions=max_positions,
             tie_word_embeddings=True,
+            pad_token_id=pad_token_id,
             eos_token_id=eos_token_id,
         )
 

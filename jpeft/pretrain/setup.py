@@ -13,7 +13,7 @@ from jpeft.model.family import family_in, family_with
 from jpeft.model.source import resolve
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import T5Config
-from jpeft.model.tokenizer import Tokenizer
+from jpeft.model.tokenizer import Tokenizer, end_of_texts
 from jpeft.peft.attaching import attach
 from jpeft.peft.full import Full
 from jpeft.peft.selection import select
@@ -38,8 +38,10 @@ def load_tokenizer(run: Pretraining, workdir: Path, report: Callable[[str], None
     Raises:
       UserError: there is none under that name, or the corpus cannot be read.
     """
-    given = run.model.start or run.tokenizer.path
-    directory = workdir / "tokenizer" if given is None else resolve(given, report=report)
+    given, key = (run.model.start, "model.start") if run.model.start else (run.tokenizer.path, "tokenizer.path")
+    directory = workdir / "tokenizer"
+    if given is not None:
+        directory = resolve(given, what=key, flag=f"--config.{key}", report=report)
     if given is None and is_first() and not (directory / "tokenizer.json").is_file():
         size = run.tokenizer.size
         wanted = f"{size:,} pieces" if size is not None else f"up to {USUAL_SIZE:,} pieces"
@@ -48,11 +50,13 @@ def load_tokenizer(run: Pretraining, workdir: Path, report: Callable[[str], None
         if made < (size or USUAL_SIZE):
             report(f"the corpus gives {made:,} pieces, not {USUAL_SIZE:,}: the vocabulary has those (tokenizer.size)")
     wait_for_all("the vocabulary is made")
-    if given is not None and run.model.start is not None:
+    if run.model.start is not None:
         family = family_in(directory)
         tokenizer = family.tokenizer(directory, family.read_config(directory))
     else:
-        tokenizer = Tokenizer.load(directory, eos_token_id=1, continues=run.model.family != "t5")
+        continues = run.model.family != "t5"
+        eos = end_of_texts(directory) if continues else 1
+        tokenizer = Tokenizer.load(directory, eos_token_id=eos, continues=continues)
     wait_for_all("the vocabulary is read")  # before the first process moves it in place
     return tokenizer
 
@@ -77,19 +81,30 @@ def network_config(run: Pretraining, tokenizer: Tokenizer) -> T5Config | Decoder
     """Sizes of the network: the config's, or those of `model.start`.
 
     Raises:
-      UserError: `model.start` is no model, or a decoder-only one and a key is given that only a T5 has.
+      UserError: `model.start` is no model, or a decoder-only one and a key is given that only a T5 has, or rows are
+        longer than it has positions.
     """
+    longest = run.data.input_length + run.data.target_length
     if run.model.start is not None:
         directory = resolve(run.model.start, what="model.start", flag="--config.model.start")
         config = family_in(directory).read_config(directory)
         if not isinstance(config, T5Config):
             run.refuse_keys_of_t5(f"model.start is {run.model.start!r}, a decoder-only model")
+            if config.positions == "learned" and longest > config.max_positions:
+                raise UserError(
+                    f"rows of data.input_length + data.target_length = {longest:,} tokens are longer than the "
+                    f"{config.max_positions:,} positions that {run.model.start!r} knows; make them shorter."
+                )
         return config
     vocab_size = -(-tokenizer.vocab_size // 128) * 128
     if run.model.family == "t5":
         return run.model.t5(vocab_size)
-    longest = run.data.input_length + run.data.target_length
-    return run.model.decoder(vocab_size, eos_token_id=tokenizer.eos_token_id, max_positions=max(longest, 2048))
+    return run.model.decoder(
+        vocab_size,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        max_positions=max(longest, 2048),
+    )
 
 
 def mixture_of_run(

@@ -41,6 +41,7 @@ def test_random_weights_are_spread_as_those_of_a_new_network():
             assert spread == pytest.approx(wanted, rel=0.1), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_steps_products_are_those_of_the_network(tmp_path, method):
     size = SIZES["tiny"]

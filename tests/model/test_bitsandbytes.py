@@ -230,6 +230,7 @@ def test_a_fused_map_in_few_bits_is_read_as_three_and_not_written(kind, tmp_path
     assert jnp.isfinite(opened.shared.embedding[...]).all()
 
 
+@pytest.mark.slow
 def test_a_base_in_few_bits_is_merged_with_its_adapter_into_wide_weights(original):
     model = filled(weights.load(original, quantization=Quantization("int8")))
     merged = merge(model)

@@ -248,13 +248,12 @@ def wide_arrays(text: str, least: int) -> list[str]:
     return found
 
 
-# One of them compiles in seconds; the others are of the slow suite.
 CASES = [("double", True, "none"), ("int8", True, "none"), ("nf4", True, "none")]
 CASES += [(kind, scan, remat) for kind in ("int8", "nf4") for scan, remat in ((False, "none"), (True, "block"))]
-MARKED = [pytest.param(*case, marks=[pytest.mark.slow] if i else []) for i, case in enumerate(CASES)]
 
 
-@pytest.mark.parametrize(("kind", "scan", "remat"), MARKED)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "scan", "remat"), CASES)
 def test_lora_on_few_bits_is_lora_on_their_numbers_and_no_wide_map_is_made(kind, scan, remat, directory):
     batch = make_batch(SMALL, rows=2, enc_len=8, dec_len=4)
     model = weights.load(directory, quantization=KINDS[kind])

@@ -13,7 +13,7 @@ from jpeft.model.t5 import T5
 from jpeft.peft.attaching import split
 from jpeft.peft.sites import sites
 from jpeft.peft.views import view_of
-from tests.conftest import TINY
+from tests.conftest import TINY, slow_but
 from tests.peft.filled import filled
 
 WIDTH = 16
@@ -98,7 +98,7 @@ def loss(model, batch):
     return jnp.mean((model(batch) - 1.0) ** 2)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(("list", "ia3", "einsum", "scanned"), CASES))
 def test_attached_trained_saved_loaded_and_merged(case, tmp_path, key):
     network, method, where = CASES[case]
     model = network(nnx.Rngs(0))

@@ -33,6 +33,7 @@ from jpeft.peft.vera import Vera
 from jpeft.train.optimizer import AdamW
 from jpeft.train.schedule import constant
 from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
+from tests.conftest import slow_but
 from tests.decoders import LLAMA, TINY_DECODERS, one_layer, random_decoder
 from tests.peft.filled import filled
 
@@ -129,10 +130,7 @@ def test_an_ablation_without_a_counterpart_is_refused_by_name(name):
         ablation_of(SMOLLM2, "lora", name)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name in ("full", "lora", "prompt") else pytest.param(name, marks=pytest.mark.slow) for name in METHODS],
-)
+@pytest.mark.parametrize("name", slow_but(("lora", "prompt"), METHODS))
 def test_steps_lower_the_loss_and_move_every_leaf_but_none_of_the_base(name, key):
     """And first, all but a prompt leave the model as it was; what is saved is what is loaded."""
     model = random_decoder(one_layer(LLAMA))

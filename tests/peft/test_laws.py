@@ -32,7 +32,7 @@ from jpeft.program import Program
 from jpeft.train.optimizer import AdamW
 from jpeft.train.schedule import constant
 from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
-from tests.conftest import TINY, make_batch, spec
+from tests.conftest import TINY, make_batch, slow_but, spec
 from tests.own_method import RankOne
 from tests.peft.filled import filled
 
@@ -86,6 +86,9 @@ COUNTS = {
 # Where the law is of one layer's numbers, a stack of them would only take longer to compile.
 ONE_LAYER = dataclasses.replace(TINY, num_layers=1, num_decoder_layers=1)
 each_method = pytest.mark.parametrize("name", METHODS)
+# Of laws that compile a step: the paper's methods all day, the others with the slow tests.
+PAPER = ("full", "lora", "ia3", "bitfit", "prompt")
+each_method_of_the_paper_first = pytest.mark.parametrize("name", slow_but(PAPER, METHODS))
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +134,7 @@ def test_a_filled_adapter_changes_what_the_model_says(name, tiny_t5, batch, key)
     assert np.abs(logits(model, batch) - logits(tiny_t5, batch)).max() > 1e-2
 
 
-@each_method
+@pytest.mark.parametrize("name", slow_but(("lora", "ia3"), METHODS))
 def test_a_small_change_of_any_leaf_is_felt_in_bfloat16(name, batch, key):
     """Where scales start, at 1, the next bfloat16 is 0.8 % away: a step of a usual rate must not be lost."""
     model = filled(adapted(name, T5(ONE_LAYER, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)), key), key)
@@ -162,7 +165,7 @@ def test_no_leaf_is_an_array_of_the_base(name, tiny_t5, key):
     assert not pointers[0] & pointers[1]
 
 
-@each_method
+@each_method_of_the_paper_first
 def test_three_steps_move_every_adapter_leaf_and_no_base_leaf(name, tiny_t5, key):
     """And the optimizer holds two moments per adapter leaf, and nothing of the base; no step compiles anew."""
     graphdef, adapter, base = split(adapted(name, tiny_t5, key))
@@ -196,7 +199,7 @@ def test_three_steps_move_every_adapter_leaf_and_no_base_leaf(name, tiny_t5, key
     jax.tree.map(np.testing.assert_array_equal, before[1], base)
 
 
-@each_method
+@pytest.mark.parametrize("name", slow_but(("lora", "prompt"), METHODS))
 def test_training_lowers_the_loss(name, tiny_t5, batch, key):
     graphdef, adapter, base = split(adapted(name, tiny_t5, key))
     optimizer = AdamW()
@@ -227,7 +230,7 @@ def test_save_and_load_round_trips(name, tiny_t5, batch, key, tmp_path):
     assert spec(split(loaded)[1]) == spec(split(model)[1])
 
 
-@each_method
+@pytest.mark.parametrize("name", slow_but(("lora", "prompt"), METHODS))
 def test_a_bfloat16_base_keeps_its_adapter_in_float32(name, batch, key):
     model = T5(ONE_LAYER, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.state(model, nnx.Param))

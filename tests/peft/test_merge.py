@@ -30,7 +30,7 @@ from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.variables import Adapter
 from jpeft.peft.vera import Vera
-from tests.conftest import TINY
+from tests.conftest import TINY, slow_but
 from tests.peft.filled import filled
 
 
@@ -74,7 +74,7 @@ def saved(model: T5, method, directory, *, base, selection=Selection()):  # noqa
     return filled_model
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(("lora", "ia3_official", "dora", "lora_early"), CASES))
 def test_merged_weights_do_what_base_and_adapter_do(case, tiny_t5):
     method, selection = CASES[case]
     model, _ = adapted(tiny_t5, method, selection)

@@ -29,6 +29,7 @@ def tuned(tiny_t5, key):
     return filled(attach(tiny_t5, RankOne(), select(tiny_t5, RankOne()), key), key)
 
 
+@pytest.mark.slow
 def test_it_lies_on_a_mesh_as_the_weights_of_its_sites_do(tuned, key):
     graphdef, adapter, base = split(tuned)
     layout = Layout.of_devices(fsdp=2, model=2)

@@ -18,7 +18,7 @@ from jpeft.peft.prefix import Prefix
 from jpeft.peft.prompt import common_pieces
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.variables import Adapter
-from tests.conftest import TINY
+from tests.conftest import TINY, slow_but
 from tests.decoders import LLAMA, MORE, TINY_DECODERS, random_decoder
 from tests.peft.filled import filled
 
@@ -58,7 +58,7 @@ def test_a_prefix_is_seen_from_behind_a_window():
     assert (np.abs(forward(moved, tokens) - forward(tuned, tokens)).max(axis=(0, 2)) > 1e-3).all()
 
 
-@pytest.mark.parametrize("kind", ["t5", "llama", "gpt_neo"])
+@pytest.mark.parametrize("kind", slow_but(("t5", "llama"), ["t5", "llama", "gpt_neo"]))
 def test_answers_with_caches_are_those_of_whole_passes(kind, key):
     """Greedily and by beams, for rows of unequal length."""
     if kind == "t5":
@@ -103,6 +103,7 @@ def test_where_it_is_and_where_it_is_not(stacks):
     assert {name.rpartition("/")[0] for name in named_leaves(cut, Adapter)} == {"decoder/layers/1/cross_attention"}
 
 
+@pytest.mark.slow
 def test_layers_run_one_by_one_or_by_a_loop_and_kept_or_made_anew(batch, key):
     found = []
     for unrolled, remat in ((False, "none"), (True, "none"), (False, "block")):

@@ -13,6 +13,7 @@ from jpeft.peft.counting import table_3, trainable_parameters
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.methods import METHODS, OF_THE_PAPER
 from jpeft.report.published import published_parameters
+from tests.conftest import slow_but
 
 
 def test_all_counts_equal_the_published_ones():
@@ -26,6 +27,7 @@ def test_official_ia3_has_its_authors_count():
     assert trainable_parameters(abstract_model(RELEASED["google/flan-t5-xl"]), Ia3.official()) == 540_672
 
 
+@pytest.mark.slow
 def test_params_prints_the_same_as_json_and_as_a_table(capsys):
     assert main(["params", "--model", "google/flan-t5-xl", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -38,7 +40,9 @@ def test_params_prints_the_same_as_json_and_as_a_table(capsys):
     assert all(f"{number:,}" in shown for number in published_parameters().values())
 
 
-@pytest.mark.parametrize("model", ["google/flan-t5-small", "google/flan-t5-xxl", "google-t5/t5-small"])
+@pytest.mark.parametrize(
+    "model", slow_but(("google-t5/t5-small",), ["google/flan-t5-small", "google/flan-t5-xxl", "google-t5/t5-small"])
+)
 def test_other_released_sizes_are_counted_without_a_network(model, capsys):
     assert main(["params", "--model", model, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["methods"]["lora"]["all"] > 0

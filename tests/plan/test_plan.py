@@ -60,6 +60,7 @@ def test_its_bytes_are_those_of_the_arrays_that_a_run_holds(method, mesh, run):
     assert planned.bytes == held(base) + held(state) - state.step.nbytes + planned.gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_answers_under_fsdp_gather_no_weights(method, run):
     """Gathered inside the loop over tokens they would be several times what a pass over whole rows gathers."""
@@ -164,6 +165,7 @@ def test_a_grid_is_one_table_and_what_is_alike_is_compiled_once(command, capsys)
     assert err.count("compiles train") == 2
 
 
+@pytest.mark.slow
 def test_messages_to_another_host_take_the_network(run):
     """The least time of a step that sends what it did not send, by the slower of two ways."""
     device = DEVICES["A10"]

@@ -78,7 +78,7 @@ def stopped_after(steps: int, monkeypatch) -> None:
     monkeypatch.setattr(MetricsLog, "step", counted)
 
 
-@pytest.mark.parametrize("steps", [2, 4])
+@pytest.mark.parametrize("steps", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_a_stopped_run_goes_on_to_the_same_weights(tiny_pretraining, tmp_path, monkeypatch, steps):
     run = Pretraining.from_config(tiny_pretraining)
     whole = pretrain(run, tmp_path / "whole", display=QUIET)

@@ -1,6 +1,7 @@
 """A decoder-only model's pretraining: what its rows hold, that examples of a row are as if alone, and whole runs."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -153,3 +154,29 @@ def test_what_such_a_model_has_no_use_for_is_refused(decoder_pretraining, key, v
     decoder_pretraining.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=message):
         Pretraining.from_config(decoder_pretraining)
+
+
+def test_a_vocabulary_of_somebody_elses_has_ends_of_its_own(decoder_pretraining, vocabulary, tmp_path):
+    """Not T5's 1 and 0: a new model ends its texts and fills up its rows by what stands beside its vocabulary."""
+    other = shutil.copytree(vocabulary, tmp_path / "other")
+    decoder_pretraining.tokenizer.path = str(other)
+    run = Pretraining.from_config(decoder_pretraining)
+    settings = json.loads((other / "tokenizer_config.json").read_text())
+    (other / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<unk>", "pad_token": "</s>"}))
+    tokenizer = load_tokenizer(run, tmp_path, print)
+    config = network_config(run, tokenizer)
+    assert (tokenizer.eos_token_id, config.eos_token_id, config.pad_token_id) == (2, 2, 1)
+    del settings["eos_token"]
+    (other / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="tokenizer_config.json names no eos_token"):
+        load_tokenizer(run, tmp_path, print)
+
+
+def test_rows_longer_than_learned_positions_are_refused(decoder_pretraining, vocabulary, tmp_path):
+    start = tmp_path / "gpt_neo"
+    DECODER_FAMILY.save(random_decoder(TINY_DECODERS["gpt_neo"]), start)
+    decoder_pretraining.model.update({"family": "t5", "start": str(start)})
+    decoder_pretraining.tokenizer.path = None
+    run = Pretraining.from_config(decoder_pretraining)
+    with pytest.raises(UserError, match="target_length = 88 tokens are longer than the 64 positions"):
+        network_config(run, Tokenizer.load(vocabulary))

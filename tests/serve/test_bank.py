@@ -22,7 +22,7 @@ from jpeft.peft.selection import Selection
 from jpeft.peft.variables import Adapter
 from jpeft.serve.bank import AdapterBank, BankFull, UnknownAdapter
 from jpeft.serve.pool import room_for
-from tests.conftest import TINY, make_batch
+from tests.conftest import TINY, make_batch, slow_but
 from tests.serve.adapters import ABLATED, METHODS, make, room_for_all, tiny_base
 
 SOME = ("lora_random", "lora_drop_self_attention", "ia3_later", "ia3_drop_attention")
@@ -83,7 +83,7 @@ def mixed(bank, tokens):
     return dict(zip(names, logits, strict=True))
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("name", slow_but(("lora", "ia3_official", "bitfit", "prompt", "dora"), ADAPTERS))
 def test_a_row_of_a_mixed_batch_is_its_adapter_alone(name, adapters, mixed, tokens):
     expected = alone(adapters[name].model, *tokens)
     # Of lora_official two compilations of `alone` itself differ by 9e-6, four times as much as of most others.

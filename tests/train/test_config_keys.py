@@ -281,20 +281,7 @@ def parts(places, tmp_path_factory):
 
 
 # Those that nothing else in the default suite looks at; all of them are a minute's work.
-DEFAULT = (
-    "model.dropout_rate",
-    "model.remat",
-    "train.warmup_fraction",
-    "train.weight_decay",
-    "train.clip_grad_norm",
-    "train.monitor",
-    "train.label_smoothing",
-    "train.class_weights",
-    "data.mix",
-    "data.weight",
-    "eval.metrics",
-    "eval.num_beams",
-)
+DEFAULT = ("train.warmup_fraction", "train.clip_grad_norm", "train.monitor", "data.weight")
 
 
 @pytest.mark.parametrize(

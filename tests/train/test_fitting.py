@@ -130,6 +130,7 @@ def test_a_run_takes_what_fits_and_says_and_records_it(cell, sized, tmp_path, mo
         assert found.of(kind) == same.of(kind) != []
 
 
+@pytest.mark.slow
 def test_a_restart_settles_nothing_anew(cell, sized, tmp_path, monkeypatch):
     script = run_scripted(cell(), tmp_path / "open", monkeypatch)
     adapter = gradients_of(script)  # as large as these: there twice while answers are generated
@@ -144,6 +145,7 @@ def test_a_restart_settles_nothing_anew(cell, sized, tmp_path, monkeypatch):
     assert again.result["settled"] == first.result["settled"]
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_one_line_says_so(cell, sized, tmp_path, monkeypatch):
     script = run_scripted(cell(), tmp_path / "open", monkeypatch)
     for free, says in (

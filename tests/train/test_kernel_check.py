@@ -121,6 +121,7 @@ def test_what_is_not_finite_is_wrong(check, monkeypatch):
     assert "differ by inf %" in (check() or "")
 
 
+@pytest.mark.slow
 def test_other_flags_and_other_versions_are_looked_at_anew(check, tmp_path, monkeypatch):
     check()
     monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")
@@ -150,6 +151,7 @@ def test_what_cannot_be_compared_is_said_and_stops_nothing(check, monkeypatch, t
     assert not (tmp_path / "kernels").exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_looked_at_before_it_trains_and_is_what_it_would_be(tiny_checkpoint, toy_data, tmp_path, monkeypatch):
     monkeypatch.setenv("JPEFT_CACHE", str(tmp_path / "cache"))
     few = ("--config.train.max_epochs=1", "--config.data.max_train=16")

@@ -15,6 +15,7 @@ from jpeft.cli import run_experiment
 from jpeft.run.checkpoint import Checkpoints
 from jpeft.run.metrics_log import MetricsLog
 from jpeft.train import loop
+from tests.conftest import slow_but
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RESULT_KEYS = set(
@@ -51,7 +52,7 @@ def adapter_of(workdir: Path) -> dict[str, np.ndarray]:
     return load_file(next((workdir / "adapter").glob("*.safetensors")))
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "ia3", "bitfit", "prompt"])
+@pytest.mark.parametrize("method", slow_but(("lora",), ["full", "lora", "ia3", "bitfit", "prompt"]))
 def test_one_cell_of_each_method(method, tiny_checkpoint, toy_data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(loop, "unchecked_products", lambda platform, flags: f"{platform} is told {flags}")
     assert run(f"{method}_agnews_low", tmp_path / "run", tiny_checkpoint, toy_data) == 0
@@ -69,6 +70,7 @@ def test_one_cell_of_each_method(method, tiny_checkpoint, toy_data, tmp_path, ca
     assert result["adapter_bytes"] == sum(f.stat().st_size for f in (tmp_path / "run/adapter").glob("*.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "test_rows", "metrics"),
     [
@@ -94,6 +96,7 @@ def test_rows_that_are_not_there_are_said_before_a_model_is_asked_for(tmp_path, 
     assert "rows.jsonl' does not exist" in error and "no_model" not in error
 
 
+@pytest.mark.slow
 def test_labels_scored_instead_of_generated(tiny_checkpoint, toy_data, tmp_path):
     """A random model generates no label at all; by scoring it always answers with one."""
     flags = ("--config.eval.answer=score", "--config.eval.zero_shot=True")
@@ -137,6 +140,7 @@ def test_a_run_directory_holds_what_it_should(tiny_checkpoint, toy_data, tmp_pat
     assert any(workdir.glob("tensorboard/events.*"))
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_adapter_and_another_seed_another(tiny_checkpoint, toy_data, tmp_path):
     for name, seed in [("a", 0), ("b", 0), ("c", 1)]:
         assert run("ia3_agnews_low", tmp_path / name, tiny_checkpoint, toy_data, f"--config.train.seed={seed}") == 0

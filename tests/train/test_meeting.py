@@ -36,7 +36,7 @@ from jpeft.train.meeting import Meeting
 from jpeft.train.programs import kind_of
 from jpeft.train.session import Session
 from jpeft.train.step import make_accumulate, zero_sums
-from tests.conftest import TINY, make_batch
+from tests.conftest import TINY, make_batch, slow_but
 from tests.decoders import LLAMA
 from tests.peft.filled import filled
 from tests.peft.test_laws import METHODS, ONE_LAYER
@@ -227,14 +227,7 @@ def assert_steps_as_alone(methods, model, *, lengths=((6, 5), (8, 4))):
             np.testing.assert_allclose(ours, theirs, atol=1e-4 * max(1.0, float(np.abs(theirs).max())))
 
 
-each_method = [
-    name if name in ("lora", "prompt") else pytest.param(name, marks=pytest.mark.slow)
-    for name in METHODS
-    if name != "full"
-]
-
-
-@pytest.mark.parametrize("name", each_method)
+@pytest.mark.parametrize("name", slow_but(("lora", "prompt"), [name for name in METHODS if name != "full"]))
 def test_a_step_of_two_runs_is_that_of_each_alone(name):
     assert_steps_as_alone([METHODS[name]] * 2, T5(ONE_LAYER, rngs=nnx.Rngs(0)))
 
@@ -252,9 +245,7 @@ def test_every_method_that_may_be_filled_up_is_tried_so():
     assert filled_up == {type(methods[0]).name for methods in OF_TWO_RANKS.values()}
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "lora" else pytest.param(name, marks=pytest.mark.slow) for name in OF_TWO_RANKS]
-)
+@pytest.mark.parametrize("name", slow_but(("lora",), OF_TWO_RANKS))
 def test_a_step_of_two_ranks_is_that_of_each_alone(name):
     assert_steps_as_alone(OF_TWO_RANKS[name], T5(ONE_LAYER, rngs=nnx.Rngs(0)))
 
@@ -274,6 +265,7 @@ def test_each_of_two_runs_has_its_own_dropout_masks():
     assert_steps_as_alone([METHODS["ia3"]] * 2, T5(config, rngs=nnx.Rngs(0)), lengths=((6, 5), (6, 5)))
 
 
+@pytest.mark.slow
 def test_batches_are_made_as_long_as_the_longest_and_say_the_same(tiny_t5):
     rng = np.random.default_rng(0)
     rows = [[rng.integers(3, 300, size).astype(np.int32) for size in sizes] for sizes in ((5, 2), (9, 3))]

@@ -35,6 +35,7 @@ def adapter_of(workdir) -> dict[str, np.ndarray]:
     return load_file(next((workdir / "adapter").glob("*.safetensors")))
 
 
+@pytest.mark.slow
 def test_a_run_that_waited_twice_ends_as_one_that_did_not(run, tmp_path):
     quiet, session = Display(quiet=True), Session()
     whole = execute(run, tmp_path / "whole", display=quiet, session=session)

@@ -137,6 +137,7 @@ def test_rows_of_a_batch_are_those_that_the_config_says(do):
     assert {event[1][0] for event in script.of("answer")} == {4}
 
 
+@pytest.mark.slow
 def test_a_run_on_a_rounded_base_is_not_taken_for_one_on_the_wide_base(do):
     """Not in its records, and not in what runs of a session share: the untuned model's answers are another model's."""
     wide, few = (do(eval__zero_shot=True, model__quantization=kind) for kind in ("none", "int8"))
@@ -146,6 +147,7 @@ def test_a_run_on_a_rounded_base_is_not_taken_for_one_on_the_wide_base(do):
     assert all(any(adapter is None for adapter, _ in script.of("answer")) for script in (wide, few))
 
 
+@pytest.mark.slow
 def test_loftq_begins_a_run_with_what_rounding_took_away(do):
     keys = {"method__reading": "official", "method__rank": 2, "model__quantization": "int8"}
     plain, loftq = (do(method__lora_init=init, **keys) for init in ("plain", "loftq"))
