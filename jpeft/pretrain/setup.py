@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from jpeft.errors import UserError
 from jpeft.model.decoder import Decoder
 from jpeft.model.decoder_config import DecoderConfig
 from jpeft.model.family import family_in, family_with
