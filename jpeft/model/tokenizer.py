@@ -74,23 +74,32 @@ class Tokenizer:
 
     @classmethod
     def load(
-        cls, directory: Path, *, vocab_size: int | None = None, eos_token_id: int = 1, continues: bool = False
+        cls, directory: Path, *, vocab_size: int | None = None, eos_token_id: int | None = 1, continues: bool = False
     ) -> "Tokenizer":
         """Opens `tokenizer.json`, converts `spiece.model` where that is all there is, or takes that of a GGUF file.
 
         Args:
           vocab_size: embeddings of the model that it is for; None when there is no model yet.
+          eos_token_id: of the token that ends texts; None is what the settings beside the vocabulary name.
           continues: whether that model goes on with a prompt, which is a decoder-only one, or answers it apart.
 
         Raises:
-          UserError: there is no tokenizer, it is damaged, or it has more pieces than the model has embeddings.
+          UserError: there is no tokenizer, it is damaged, it has more pieces than the model has embeddings, or no token
+            is named that ends texts.
         """
         backend, settings = _read_gguf(directory) if is_gguf(directory) else _read(directory, with_settings=continues)
-        pieces = max(backend.get_vocab_size(), max(backend.get_vocab().values(), default=0) + 1)
+        pieces = _num_ids(backend)
         if vocab_size is not None and pieces > vocab_size:
             raise UserError(
                 f"{directory}: the tokenizer has {pieces} pieces and the model {vocab_size} "
                 "embeddings; they are of different models."
+            )
+        if eos_token_id is None:
+            eos_token_id = _named(backend, settings, "eos_token")
+        if eos_token_id is None:
+            raise UserError(
+                f"{directory}: its settings (tokenizer_config.json) name no eos_token of the vocabulary; write there "
+                "what ends a text."
             )
         return cls(backend, eos_token_id=eos_token_id, directory=directory, continues=continues, settings=settings)
 
@@ -184,7 +193,7 @@ class Tokenizer:
     @property
     def pad_token_id(self) -> int:
         """The id that fills rows up: what the settings beside the vocabulary name, or the one that ends texts."""
-        id_ = self._source.token_to_id(self._roles().get("pad_token", ""))
+        id_ = _named(self._source, self._settings, "pad_token")
         return self.eos_token_id if id_ is None else id_
 
     @property
@@ -209,8 +218,8 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """The number of pieces in the vocabulary, special ones included."""
-        return self._backend.get_vocab_size()
+        """The number of ids that the vocabulary needs, those of special pieces and of holes included."""
+        return _num_ids(self._source)
 
     def token_starts(self, texts: Sequence[str]) -> list[list[int]]:
         """For each token of each text the character that it begins at."""
@@ -251,6 +260,8 @@ class Tokenizer:
             for name in TOKENIZER_FILES:
                 if (self._directory / name).is_file() and self._directory.resolve() != directory.resolve():
                     shutil.copyfile(self._directory / name, directory / name)
+            if not any((directory / name).is_file() for name in VOCABULARIES):
+                raise RunFailed(f"{self._directory}: the tokenizer's files are gone; {directory} has none now.")
             return
         with write_whole(directory / "tokenizer.json") as beside:
             beside.write_text(self._described, encoding="utf-8")
@@ -258,21 +269,15 @@ class Tokenizer:
             beside.write_text(json.dumps(self._settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def end_of_texts(directory: Path) -> int:
-    """The id of the token that ends texts, by the settings beside a vocabulary.
+def _num_ids(backend: tokenizers.Tokenizer) -> int:
+    return max(backend.get_vocab_size(), max(backend.get_vocab().values(), default=0) + 1)
 
-    Raises:
-      UserError: as `Tokenizer.load`; or they name none.
-    """
-    backend, settings = _read_gguf(directory) if is_gguf(directory) else _read(directory, with_settings=True)
-    name = settings.get("eos_token")
-    name = name.get("content") if isinstance(name, dict) else name
-    id_ = backend.token_to_id(name) if isinstance(name, str) else None
-    if id_ is None:
-        raise UserError(
-            f"{directory}: tokenizer_config.json names no eos_token of the vocabulary; write there what ends a text."
-        )
-    return id_
+
+def _named(backend: tokenizers.Tokenizer, settings: Mapping[str, Any], role: str) -> int | None:
+    """The id of the special token that has a role such as `eos_token`; None where the settings name none."""
+    token = settings.get(role)
+    name = token.get("content") if isinstance(token, dict) else token
+    return backend.token_to_id(name) if isinstance(name, str) else None
 
 
 def _read(directory: Path, *, with_settings: bool) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from jpeft.config import MeshConfig, require_even_batches
 from jpeft.data.task_file import DTYPES
 from jpeft.errors import UserError
+from jpeft.model.chat import AUTO
 from jpeft.model.decoder_config import CHOICES, DecoderConfig
 from jpeft.model.stack import REMAT_POLICIES
 from jpeft.model.t5_config import T5Config
@@ -20,6 +21,8 @@ from jpeft.typed_config import check_path, filled_in, one_of, parse, placeholder
 OPTIMIZERS = ("adamw", "adafactor")
 EMBEDDINGS = ("random", "cooccurrence")
 FAMILIES = ("t5", "llama")
+_SIZES = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers")
+_OF_NEW_MODELS = {"model": (*_SIZES, "dropout_rate", "embeddings"), "tokenizer": ("size", "megabytes")}
 _OF_T5 = (("model", "num_decoder_layers"), ("data", "noise_density"), ("data", "mean_span_length"))
 
 
@@ -108,7 +111,7 @@ class SourceConfig:
 
     Attributes:
       files: a pattern below `data.path`: `books-*.jsonl.xz`. JSON Lines (plain, .gz, .xz, .zst) or Parquet.
-      kind: `text` (column `text`, for span corruption) or `pairs` (columns `input` and `target`).
+      kind: `text` (column `text`) or `pairs` (columns `input` and `target`).
       rate: share of the tokens seen, in proportion to the other sources' rates.
     """
 
@@ -127,6 +130,8 @@ class CorpusConfig:
       input_length, target_length: tokens of a packed row in the encoder and in the decoder; a decoder-only model's row
         has as many as both together.
       noise_density, mean_span_length: of span corruption, by which a T5 learns from texts.
+      chat_template: how a decoder-only model is asked a pair's input: `auto`, as its files say; `none`; or a file with
+        a Jinja template.
     """
 
     path: str | None = None
@@ -135,6 +140,7 @@ class CorpusConfig:
     target_length: int = 96
     noise_density: float = 0.15
     mean_span_length: float = 3.0
+    chat_template: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +208,7 @@ class Pretraining:
             ("model.start", run.model.start),
             ("tokenizer.path", run.tokenizer.path),
             ("data.path", run.data.path),
+            ("data.chat_template", run.data.chat_template),
         ):
             check_path(key, path)
         sources = {name: _source(name, source) for name, source in sources.items()}
@@ -222,14 +229,24 @@ class Pretraining:
             raise UserError(
                 "data.sources is empty; the config has to name at least one (see jpeft/configs/pretrain/mini.py)."
             )
-        if not any(source.kind == "text" for source in self.data.sources.values()):
-            raise UserError("data.sources has no source of kind 'text'; span corruption needs one.")
+        is_new = self.model.start is None
+        has_texts = any(source.kind == "text" for source in self.data.sources.values())
+        if is_new and self.model.embeddings == "cooccurrence" and not has_texts:
+            raise UserError(
+                "data.sources has no source of kind 'text', at which model.embeddings=cooccurrence of a new model "
+                "looks; give one, or model.embeddings=random."
+            )
         if self.model.family != "t5":
             self.refuse_keys_of_t5(f"model.family is {self.model.family!r}")
             if self.model.d_kv % 2:
+                raise UserError(f"model.d_kv is {self.model.d_kv}; expected an even number: positions turn pairs.")
+            if self.model.d_model % self.model.num_heads:
                 raise UserError(
-                    f"model.d_kv is {self.model.d_kv}; expected an even number, which are rotated in pairs."
+                    f"model.d_model is {self.model.d_model} and model.num_heads {self.model.num_heads}; expected a "
+                    "multiple, which transformers needs to open such a model."
                 )
+        elif self.model.start is None:
+            self.refuse_chat_template("model.family is 't5'")
         if self.model.start is not None and self.tokenizer.path is not None:
             raise UserError("model.start brings its own vocabulary; leave tokenizer.path out.")
         if self.model.start is not None and self.model.family != "t5":
@@ -255,6 +272,21 @@ class Pretraining:
         for section, key in _OF_T5:
             if getattr(getattr(self, section), key) != getattr(getattr(usual, section), key):
                 raise UserError(f"{why}, and {section}.{key} is a T5's alone; leave it out.")
+
+    def not_used(self) -> list[str]:
+        """Keys that are given, and have no effect beside `model.start`, which brings what they are about."""
+        usual = Pretraining()
+        return [
+            f"{section}.{key}"
+            for section, keys in _OF_NEW_MODELS.items()
+            for key in keys
+            if getattr(getattr(self, section), key) != getattr(getattr(usual, section), key)
+        ]
+
+    def refuse_chat_template(self, why: str) -> None:
+        """Raises `UserError`: a chat template is given, which a T5 has no use for. `why` begins the message."""
+        if self.data.chat_template != AUTO:
+            raise UserError(f"{why}, and data.chat_template is for decoder-only models; leave it out.")
 
     def to_dict(self) -> dict[str, Any]:
         """The run as `config.json` of its directory holds it."""

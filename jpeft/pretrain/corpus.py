@@ -12,6 +12,7 @@ import numpy as np
 
 from jpeft.data.batches import cache_directory
 from jpeft.data.prompts import PromptTokens
+from jpeft.model.chat import NONE
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.pretrain.corpus_rows import read_texts
 from jpeft.rows.reading import kind_of
@@ -51,7 +52,8 @@ def load_texts(
     Raises:
       UserError: as `read_texts`.
     """
-    digest = hashlib.sha256(f"{tokenizer.fingerprint} {kind} {_MADE[kind]}".encode())
+    own = tokenizer.asked_by(NONE) if kind == "text" else tokenizer  # around a text stands nothing of a chat
+    digest = hashlib.sha256(f"{own.fingerprint} {kind} {_MADE[kind]}".encode())
     for file in files:
         digest.update(f" {kind_of(file)}".encode())  # the same bytes are other rows as .csv than as .tsv
         with file.open("rb") as content:
@@ -93,10 +95,19 @@ def _tokenise(files: Sequence[Path], columns: Sequence[str], tokenizer: Tokenize
         path.unlink()
 
 
-def bare_lengths(tokenizer: Tokenizer) -> tuple[int, int]:
-    """Tokens of an input and of a target of no text: those that stand around every one."""
+def says_nothing(texts: Texts, empty: Sequence[int]) -> np.ndarray:
+    """`[len(texts)]`: whether each is what is made of an empty text, `empty`."""
+    lengths = texts.lengths()
+    found = lengths == len(empty)
+    for i in np.flatnonzero(found):
+        found[i] = np.array_equal(texts[int(i)], empty)
+    return found
+
+
+def empty_pair(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """What is made of an input and of a target without any text."""
     (input_,), (target,) = _prompts(tokenizer, [""]), tokenizer.answers([""])
-    return len(input_), len(target)
+    return input_, target
 
 
 def _prompts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:

@@ -27,8 +27,8 @@ class Denoising(Objective):
         """That of a config's section `data`. Raises `UserError`: the vocabulary has no sentinels."""
         if not tokenizer.sentinels:
             raise UserError(
-                "the vocabulary has no <extra_id_0>, which span corruption needs; take one with T5's sentinels, or "
-                "leave tokenizer.path out, so that one is made."
+                "the vocabulary of model.start or tokenizer.path has no <extra_id_0>, which span corruption needs; "
+                "take one with T5's sentinels, or leave both out, so that one is made."
             )
         corruption = SpanCorruption(
             tokenizer.sentinels,
@@ -94,7 +94,7 @@ class Denoising(Objective):
             "target": target_tokens / max(rows * self.target_length, 1),
         }
 
-    def to_answer(self, batch: Batch, row: int) -> TokenPair:
+    def to_answer(self, batch: Batch, row: int, *, is_text: bool) -> TokenPair:
         return TokenPair(
             batch["encoder_input_tokens"][row][batch["encoder_segment_ids"][row] == 1],
             batch["decoder_target_tokens"][row][batch["decoder_segment_ids"][row] == 1],

@@ -126,6 +126,7 @@ class _Pretraining:
             listener=_Shown(display, self._writer(), directory.path),
         )
         directory.begin()
+        self.tokenizer = load_tokenizer(run, directory.path, display.say)  # a trained one has moved in place
 
     def _evaluators(self) -> list[Evaluator]:
         """The loss of held-out texts, and of held-out pairs."""

@@ -16,15 +16,14 @@ from jpeft.errors import UserError
 from jpeft.model.family import Batch
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.pretrain.config import SourceConfig
-from jpeft.pretrain.corpus import Texts, bare_lengths, load_texts
-from jpeft.pretrain.objective import Objective
+from jpeft.pretrain.corpus import Texts, empty_pair, load_texts, says_nothing
+from jpeft.pretrain.objective import LEAST_TEXT, Objective
 from jpeft.pretrain.packing import TokenPair, assign_rows
 from jpeft.words import counted
 
 _EXAMPLES_IN_BLOCK = 4096
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.005, 200  # of each source's rows, for validation
 _HOLDS_ONE_OUT = 10  # rows, from which on a source holds out one though the share is less
-_LEAST_TEXT = 8  # tokens; a shorter text is left out
 
 
 class TextSource:
@@ -34,7 +33,7 @@ class TextSource:
         self.texts, self._objective = texts, objective
         longest = objective.longest_text()
         lengths = texts.lengths()
-        kept = np.flatnonzero(lengths >= _LEAST_TEXT)
+        kept = np.flatnonzero(lengths >= LEAST_TEXT)
         parts = -(-lengths[kept] // longest)  # of equal length, so that no crumb is left at the end
         self.document = np.repeat(kept, parts)
         number = np.arange(len(self.document)) - np.repeat(np.cumsum(parts) - parts, parts)
@@ -59,13 +58,13 @@ class PairSource:
 
     Args:
       inputs, targets: with all that stands around them.
-      bare: tokens of an input and of a target that say nothing; such pairs are left out, too.
+      empty: an input and a target that say nothing; pairs with either are left out, too.
     """
 
-    def __init__(self, inputs: Texts, targets: Texts, objective: Objective, bare: tuple[int, int]):
+    def __init__(self, inputs: Texts, targets: Texts, objective: Objective, empty: tuple[Sequence[int], Sequence[int]]):
         self._inputs, self._targets = inputs, targets
         lengths = np.stack([inputs.lengths(), targets.lengths()], axis=1)
-        fits = objective.fits(lengths) & (lengths > bare).all(axis=1)
+        fits = objective.fits(lengths) & ~says_nothing(inputs, empty[0]) & ~says_nothing(targets, empty[1])
         self.document = np.flatnonzero(fits)
         self._lengths = lengths[fits]
         self.left_out = len(lengths) - len(self.document)
@@ -123,11 +122,11 @@ class Mixture:
                 round_, place = divmod(k, len(part.pieces))
                 drawn.append((part, int(_order(self.seed, i, round_, len(part.pieces))[place])))
         drawn = [drawn[i] for i in rng.permutation(len(drawn))]
-        rows = self._rows(drawn)
+        rows, taken = self._rows(drawn)
         examples = [part.source.example(int(part.pieces[place]), rng) for part, place in drawn]
         packed = [[examples[i] for i in row] for row in rows]
         # Rows that do not fill a batch are left out: the emptiest, which were still open when the block ended.
-        emptiest_last = sorted(range(len(rows)), key=lambda i: -sum(len(example.input) for example in packed[i]))
+        emptiest_last = sorted(range(len(rows)), key=lambda i: -int(taken[rows[i], 0].sum()))
         full = emptiest_last[: len(rows) - len(rows) % self.batch_size]
         if not full:
             raise UserError(
@@ -157,14 +156,15 @@ class Mixture:
         drawn = [drawn[i] for i in rng.permutation(len(drawn))]
         if not drawn:
             return []
-        rows = self._rows(drawn)
+        rows, _ = self._rows(drawn)
         examples = [part.source.example(int(part.pieces[place]), rng) for part, place in drawn]
         packed = [[examples[i] for i in row] for row in rows][: most_batches * self.batch_size]
         return list(self._batches(packed))
 
-    def _rows(self, drawn: Sequence[tuple[SourcePart, int]]) -> list[list[int]]:
-        lengths = np.array([part.lengths[place] for part, place in drawn])
-        return assign_rows(self.objective.sides(lengths), self.objective.room)
+    def _rows(self, drawn: Sequence[tuple[SourcePart, int]]) -> tuple[list[list[int]], np.ndarray]:
+        """Which of the drawn examples share a row, and how much room each takes on each side."""
+        taken = self.objective.sides(np.array([part.lengths[place] for part, place in drawn]))
+        return assign_rows(taken, self.objective.room), taken
 
     def _batches(self, rows: Sequence[Sequence[TokenPair]]) -> Iterator[Batch]:
         for start in range(0, len(rows), self.batch_size):
@@ -198,10 +198,10 @@ def load_mixture(
         source = (
             TextSource(texts[0], objective)
             if config.kind == "text"
-            else PairSource(texts[0], texts[1], objective, bare_lengths(tokenizer))
+            else PairSource(texts[0], texts[1], objective, empty_pair(tokenizer))
         )
+        why = f"shorter than {LEAST_TEXT} tokens" if config.kind == "text" else "longer than a row, or empty"
         if source.left_out:
-            why = f"shorter than {_LEAST_TEXT} tokens" if config.kind == "text" else "longer than a row, or empty"
             report(f"{name}: {source.left_out:,} of {len(texts[0]):,} rows left out, {why}")
         lengths = source.lengths()
         # Whole rows of the file are held out, not pieces: the rest of a text tells much of its pieces. The same rows
@@ -214,8 +214,8 @@ def load_mixture(
             parts[name] = SourcePart(source, pieces, lengths[pieces])
         if not len(training[name].pieces):
             raise UserError(
-                f"data.sources.{name} has no row that fits {objective} tokens (data.input_length, data.target_length); "
-                "make the rows longer."
+                f"data.sources.{name} has nothing to train on: no row of it that fits {objective} tokens "
+                f"(data.input_length, data.target_length) and is not {'empty' if config.kind == 'pairs' else why}."
             )
     rates = {name: config.rate for name, config in sources.items()}
     return Mixture(training, held_out, rates, objective, batch_size, seed)

@@ -9,15 +9,15 @@ from jpeft.model.chat import NONE
 from jpeft.model.family import Batch
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.pretrain.config import CorpusConfig
-from jpeft.pretrain.objective import Objective
+from jpeft.pretrain.objective import LEAST_TEXT, Objective
 from jpeft.pretrain.packing import TokenPair
 
 
 class NextToken(Objective):
     """Texts are learned whole; of a pair the answer alone, as in fine-tuning.
 
-    A row is one sequence of as many tokens as `data.input_length` and `data.target_length` have together. A text begins
-    with what the vocabulary begins texts with, and ends with its end where it is not cut into pieces. Nothing comes
+    A row is one sequence of as many tokens as `data.input_length` and `data.target_length` have together. Each piece of
+    a text begins with what the vocabulary begins texts with, and the last one ends with the text's end. Nothing comes
     before the first token of an example, so that one is read and is no target.
     """
 
@@ -30,7 +30,7 @@ class NextToken(Objective):
     @classmethod
     def of(cls, tokenizer: Tokenizer, data: CorpusConfig, *, pad_token_id: int) -> "NextToken":
         """That of a config's section `data`."""
-        before = [id_ for id_ in tokenizer.asked_by(NONE).wording.before if isinstance(id_, int)]
+        before = [int(id_) for id_ in tokenizer.asked_by(NONE).wording.before]  # without a chat these are ids alone
         return cls(
             data.input_length,
             data.target_length,
@@ -48,9 +48,9 @@ class NextToken(Objective):
 
     def longest_text(self) -> int:
         longest = self.room[0] - len(self._before) - 1
-        if longest < 2:
+        if longest < LEAST_TEXT:
             raise UserError(
-                f"no text fits rows of {self.room[0]} tokens; make data.input_length or data.target_length longer."
+                f"no text fits rows of {self.room[0]} tokens; make data.input_length or data.target_length larger."
             )
         return longest
 
@@ -95,11 +95,12 @@ class NextToken(Objective):
     def fill(self, input_tokens: int, target_tokens: int, rows: int) -> dict[str, float]:
         return {"row": (input_tokens + target_tokens) / max(rows * self.room[0], 1)}
 
-    def to_answer(self, batch: Batch, row: int) -> TokenPair:
-        """A pair's input and answer; of a text the first half, and the second, at most `target_length` of it."""
+    def to_answer(self, batch: Batch, row: int, *, is_text: bool) -> TokenPair:
+        """A pair's input, its end where it has more than `input_length` tokens, and answer; of a text its two halves.
+
+        No more of either than `input_length` and `target_length`.
+        """
         own = batch["segment_ids"][row] == 1
         tokens, is_target = batch["tokens"][row][own], batch["decoder_loss_weights"][row][own] > 0
-        begins = int(np.argmax(is_target)) + 1
-        if begins <= max(len(self._before), 1):  # a text, all of which is learned
-            begins = min(max(len(tokens) // 2, 1), self.input_length)
+        begins = min(len(tokens) // 2, self.input_length) if is_text else int(np.argmax(is_target)) + 1
         return TokenPair(tokens[:begins][-self.input_length :], tokens[begins:][: self.target_length])

@@ -11,6 +11,8 @@ from jpeft.model.tokenizer import Tokenizer
 from jpeft.pretrain.config import CorpusConfig
 from jpeft.pretrain.packing import TokenPair
 
+LEAST_TEXT = 8  # tokens; a shorter text is left out
+
 
 class Objective(abc.ABC):
     """A pretraining task: examples of texts and pairs, and batches of rows that hold several of them.
@@ -60,8 +62,12 @@ class Objective(abc.ABC):
         """The share of the room of `rows` rows that tokens take, by side."""
 
     @abc.abstractmethod
-    def to_answer(self, batch: Batch, row: int) -> TokenPair:
-        """Of a packed row's first example what a model is shown, and what stands behind that, for a person to read."""
+    def to_answer(self, batch: Batch, row: int, *, is_text: bool) -> TokenPair:
+        """Of a packed row's first example what a model is shown, and what stands behind that, for a person to read.
+
+        Args:
+          is_text: whether it is of a text, and of no pair.
+        """
 
     def fits(self, lengths: np.ndarray) -> np.ndarray:
         """`[examples]`: whether an example of these lengths fits a row."""

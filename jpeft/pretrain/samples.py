@@ -44,11 +44,11 @@ class Writer:
         """Each with `input`, `target` and `output`. All processes of a run have to ask."""
         samples = []
         adapter, base = self.ready(adapter, base)
-        for batches in self.held_out.values():
+        for kind, batches in self.held_out.items():
             rows = [(batch, i) for batch in batches for i in rows_with_text(batch)][: self.wanted]
             if not rows:
                 continue
-            examples = [self.objective.to_answer(batch, i) for batch, i in rows]
+            examples = [self.objective.to_answer(batch, i, is_text=kind == "text") for batch, i in rows]
             parts = self.layout.batch_parts
             shape = -(-self.wanted // parts) * parts, self.objective.input_length
             inputs = np.full(shape, self.config.pad_token_id, np.int32)

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from jpeft.errors import UserError
+from jpeft.model.chat import chat_template_of
 from jpeft.model.decoder import Decoder
 from jpeft.model.decoder_config import DecoderConfig
 from jpeft.model.family import family_in, family_with
 from jpeft.model.source import resolve
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import T5Config
-from jpeft.model.tokenizer import Tokenizer, end_of_texts
+from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.attaching import attach
 from jpeft.peft.full import Full
 from jpeft.peft.selection import select
@@ -47,7 +48,7 @@ def load_tokenizer(run: Pretraining, workdir: Path, report: Callable[[str], None
         size = run.tokenizer.size
         wanted = f"{size:,} pieces" if size is not None else f"up to {USUAL_SIZE:,} pieces"
         report(f"trains a vocabulary of {wanted} on up to {run.tokenizer.megabytes:g} MB of the corpus")
-        made = train_vocabulary(_sampled_texts(run), size, directory)
+        made = train_vocabulary(_sampled_texts(run), size, directory, with_sentinels=run.model.family == "t5")
         if made < (size or USUAL_SIZE):
             report(f"the corpus gives {made:,} pieces, not {USUAL_SIZE:,}: the vocabulary has those (tokenizer.size)")
     wait_for_all("the vocabulary is made")
@@ -56,10 +57,9 @@ def load_tokenizer(run: Pretraining, workdir: Path, report: Callable[[str], None
         tokenizer = family.tokenizer(directory, family.read_config(directory))
     else:
         continues = run.model.family != "t5"
-        eos = end_of_texts(directory) if continues else 1
-        tokenizer = Tokenizer.load(directory, eos_token_id=eos, continues=continues)
+        tokenizer = Tokenizer.load(directory, eos_token_id=None if continues else 1, continues=continues)
     wait_for_all("the vocabulary is read")  # before the first process moves it in place
-    return tokenizer
+    return tokenizer.asked_by(chat_template_of(run.data.chat_template))
 
 
 def _sampled_texts(run: Pretraining) -> Iterator[str]:
@@ -89,7 +89,9 @@ def network_config(run: Pretraining, tokenizer: Tokenizer) -> T5Config | Decoder
     if run.model.start is not None:
         directory = resolve(run.model.start, what="model.start", flag="--config.model.start")
         config = family_in(directory).read_config(directory)
-        if not isinstance(config, T5Config):
+        if isinstance(config, T5Config):
+            run.refuse_chat_template(f"model.start is {run.model.start!r}, a T5")
+        else:
             run.refuse_keys_of_t5(f"model.start is {run.model.start!r}, a decoder-only model")
             if config.positions == "learned" and longest > config.max_positions:
                 raise UserError(
@@ -132,6 +134,8 @@ def build_network(
     dtype, family = compute_dtype(run.model.dtype), family_with(config)
     if run.model.start is not None:
         directory = resolve(run.model.start, what="model.start", flag="--config.model.start", report=report)
+        if run.not_used():
+            report(f"model.start brings its own sizes and vocabulary; not used: {', '.join(run.not_used())}")
         model = family.load(directory, dtype=dtype, stored_dtype=jnp.float32, dropout_rate=0.0)
     else:
         model = family.build(config, dtype=dtype, seed=run.train.seed)

@@ -1,8 +1,8 @@
 """A SentencePiece vocabulary made from a corpus, as a Hugging Face tokenizer directory (Kudo 2018, unigram model).
 
-T5's special ids: pad 0, `</s>` 1, `<unk>` 2, the 100 sentinels `<extra_id_99>` ... `<extra_id_0>` last. Unlike T5's
-own vocabulary this one keeps line breaks, one piece however many blank lines there are, since dialogues and lists of
-options live on them; and it falls back to bytes, so that no text is `<unk>`.
+T5's special ids: pad 0, `</s>` 1, `<unk>` 2, and for a T5 the 100 sentinels `<extra_id_99>` ... `<extra_id_0>` last.
+Unlike T5's own vocabulary this one keeps line breaks, one piece however many blank lines there are, since dialogues and
+lists of options live on them; and it falls back to bytes, so that no text is `<unk>`.
 """
 
 import io
@@ -25,12 +25,14 @@ _LINE_BREAK = "▁\n"
 _MAX_SENTENCE = 2000  # characters; SentencePiece's trainer is slow on longer ones
 
 
-def train_vocabulary(texts: Iterable[str], size: int | None, directory: Path) -> int:
+def train_vocabulary(texts: Iterable[str], size: int | None, directory: Path, *, with_sentinels: bool = True) -> int:
     """Trains a vocabulary on `texts` and writes its tokenizer files to `directory`.
 
     Args:
       size: pieces, special ones and sentinels included; None is `USUAL_SIZE`, or as many as the texts give where they
         give fewer.
+      with_sentinels: and with `</s>` behind a text that `transformers` reads: as a T5 has it. A decoder-only model has
+        neither.
 
     Returns:
       How many pieces it has.
@@ -40,7 +42,8 @@ def train_vocabulary(texts: Iterable[str], size: int | None, directory: Path) ->
     """
     import sentencepiece
 
-    beside = NUM_SENTINELS + 1  # the sentinels and the line break, which are added here
+    sentinels = [f"<extra_id_{i}>" for i in range(NUM_SENTINELS)] if with_sentinels else []
+    beside = len(sentinels) + 1  # the line break, too, is added here
     normalizer = _normalizer()
     sentences = (piece for text in texts for piece in _sentences(normalizer.normalize_str(text)) if piece)
     first = next(sentences, None)
@@ -79,7 +82,7 @@ def train_vocabulary(texts: Iterable[str], size: int | None, directory: Path) ->
             f"tokenizer.size is {size:,}, and this corpus gives {made:,} pieces at most: give --config.tokenizer.size="
             f"{made} or none (which takes as many as there are, {USUAL_SIZE:,} at most), or more text."
         )
-    _write(_fast_tokenizer(pieces), directory)
+    _write(_fast_tokenizer(pieces, sentinels), sentinels, directory)
     return made
 
 
@@ -113,9 +116,8 @@ def _sentences(text: str) -> Iterable[str]:
             yield line[start : start + _MAX_SENTENCE]
 
 
-def _fast_tokenizer(pieces: list[tuple[str, float]]) -> tokenizers.Tokenizer:
-    sentinels = [f"<extra_id_{i}>" for i in reversed(range(NUM_SENTINELS))]
-    vocabulary = [*pieces, (_LINE_BREAK, 0.0), *((sentinel, 0.0) for sentinel in sentinels)]
+def _fast_tokenizer(pieces: list[tuple[str, float]], sentinels: list[str]) -> tokenizers.Tokenizer:
+    vocabulary = [*pieces, (_LINE_BREAK, 0.0), *((sentinel, 0.0) for sentinel in reversed(sentinels))]
     tokenizer = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=True))
     tokenizer.normalizer = _normalizer()  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")  # pyright: ignore[reportAttributeAccessIssue]
@@ -128,7 +130,9 @@ def _fast_tokenizer(pieces: list[tuple[str, float]]) -> tokenizers.Tokenizer:
             decoders.Strip(" ", 1, 0),
         ]
     )
-    tokenizer.add_special_tokens([_PAD, _EOS, _UNK, *sentinels])
+    tokenizer.add_special_tokens([_PAD, _EOS, _UNK, *reversed(sentinels)])
+    if not sentinels:
+        return tokenizer
     # What T5's own tokenizer does for transformers' users: an input and a label end with </s>.
     tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
         single=f"$A {_EOS}", pair=f"$A {_EOS} $B {_EOS}", special_tokens=[(_EOS, tokenizer.token_to_id(_EOS))]
@@ -136,21 +140,20 @@ def _fast_tokenizer(pieces: list[tuple[str, float]]) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _write(tokenizer: tokenizers.Tokenizer, directory: Path) -> None:
+def _write(tokenizer: tokenizers.Tokenizer, sentinels: list[str], directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     special = {"pad_token": _PAD, "eos_token": _EOS, "unk_token": _UNK}
-    extra = [f"<extra_id_{i}>" for i in range(NUM_SENTINELS)]
+    of_t5 = {"extra_ids": NUM_SENTINELS, "model_max_length": 512} if sentinels else {}
     config = {
         **special,
-        "extra_ids": NUM_SENTINELS,
-        "additional_special_tokens": extra,
+        **of_t5,
+        "additional_special_tokens": sentinels,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": 512,
         # Transformers' own T5 tokenizer would put T5's normalisation in the place of this one.
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     for name, value in {
-        "special_tokens_map.json": {**special, "additional_special_tokens": extra},
+        "special_tokens_map.json": {**special, "additional_special_tokens": sentinels},
         "tokenizer_config.json": config,
     }.items():
         with write_whole(directory / name) as beside:

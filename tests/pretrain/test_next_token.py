@@ -1,5 +1,6 @@
 """A decoder-only model's pretraining: what its rows hold, that examples of a row are as if alone, and whole runs."""
 
+import dataclasses
 import json
 import shutil
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import load_file
 
 from jpeft.errors import UserError
@@ -43,8 +45,8 @@ def test_a_text_is_read_from_its_first_token_and_ends_where_it_is_whole():
             assert some.text_lengths(3, is_end=is_end) == (len(made.input), len(made.target))
         longest = some.of_text(np.zeros(some.longest_text()), is_end=True, rng=rng)
         assert len(longest.input) + len(longest.target) == 12
-    with pytest.raises(UserError, match="no text fits rows of 3 tokens"):
-        NextToken(2, 1, before=(3,), eos_token_id=1, pad_token_id=0).longest_text()
+    with pytest.raises(UserError, match="no text fits rows of 9 tokens"):
+        NextToken(8, 1, before=(3, 4), eos_token_id=1, pad_token_id=0).longest_text()
 
 
 def test_a_packed_row_has_at_each_token_the_next_of_its_example():
@@ -83,12 +85,10 @@ def test_a_person_is_shown_half_a_text_and_a_whole_question():
     some = objective(20)
     pair = TokenPair(np.arange(20, 26), np.array([30, 1]))
     batch = some.pack([[TokenPair(np.array([5]), np.array([6, 7, 8, 9, 1]))], [pair]])
-    text = some.to_answer(batch, 0)
+    text = some.to_answer(batch, 0, is_text=True)
     assert (text.input.tolist(), text.target.tolist()) == ([5, 6, 7], [8, 9, 1])
-    assert (some.to_answer(batch, 1).input.tolist(), some.to_answer(batch, 1).target.tolist()) == (
-        pair.input.tolist(),
-        pair.target.tolist(),
-    )
+    shown = some.to_answer(batch, 1, is_text=False)
+    assert (shown.input.tolist(), shown.target.tolist()) == (pair.input.tolist(), pair.target.tolist())
 
 
 @pytest.fixture
@@ -146,6 +146,7 @@ def test_a_run_leaves_a_model_that_opens_and_goes_on(decoder_pretraining, tmp_pa
         ("data.noise_density", 0.3, "data.noise_density is a T5's alone; leave it out"),
         ("data.mean_span_length", 2.0, "data.mean_span_length is a T5's alone; leave it out"),
         ("model.d_kv", 7, "model.d_kv is 7; expected an even number"),
+        ("model.num_heads", 3, "model.d_model is 16 and model.num_heads 3; expected a multiple"),
         ("model.start", "smollm2", "leave model.family out"),
     ],
 )
@@ -168,7 +169,7 @@ def test_a_vocabulary_of_somebody_elses_has_ends_of_its_own(decoder_pretraining,
     assert (tokenizer.eos_token_id, config.eos_token_id, config.pad_token_id) == (2, 2, 1)
     del settings["eos_token"]
     (other / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match="tokenizer_config.json names no eos_token"):
+    with pytest.raises(UserError, match="name no eos_token"):
         load_tokenizer(run, tmp_path, print)
 
 
@@ -180,3 +181,91 @@ def test_rows_longer_than_learned_positions_are_refused(decoder_pretraining, voc
     run = Pretraining.from_config(decoder_pretraining)
     with pytest.raises(UserError, match="target_length = 88 tokens are longer than the 64 positions"):
         network_config(run, Tokenizer.load(vocabulary))
+
+
+SPACED_BY_ANSWERS = """
+{"input": "Is it good? yes", "target": "positive"}
+{"input": "Is it good? no", "target": "negative"}
+{"input": "Is it good? no", "target": ""}
+{"input": "", "target": "negative"}
+{"input": "Is it good? maybe", "target": "yes positive"}
+"""
+
+
+def byte_level(directory):
+    """A vocabulary that puts no space before texts, as GPT-2's: an answer's space is a part of its first token."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(["Is it good? yes no maybe positive negative"] * 9, trainer)
+    directory.mkdir()
+    backend.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+
+
+def test_an_answer_of_one_token_is_an_answer_and_none_is_left_out(decoder_pretraining, tmp_path, corpus, capsys):
+    byte_level(tmp_path / "vocabulary")
+    (corpus / "short.jsonl").write_text(SPACED_BY_ANSWERS.lstrip())
+    decoder_pretraining.tokenizer.path = str(tmp_path / "vocabulary")
+    decoder_pretraining.data.sources.pairs.files = "short.jsonl"
+    run = Pretraining.from_config(decoder_pretraining)
+    tokenizer = load_tokenizer(run, tmp_path, print)
+    assert len(tokenizer.answers(["positive"])[0]) == len(tokenizer.answers([""])[0]) == 2
+    made = mixture_of_run(run, tokenizer, network_config(run, tokenizer), print)
+    assert made.training["pairs"].source.document.tolist() == [0, 1, 4]
+    assert "pairs: 2 of 5 rows left out" in capsys.readouterr().out
+
+
+def test_of_rows_that_fill_no_batch_the_emptiest_are_left_out(decoder_pretraining, tmp_path):
+    decoder_pretraining.train.batch_size = 7
+    run = Pretraining.from_config(decoder_pretraining)
+    tokenizer = load_tokenizer(run, tmp_path, print)
+    made = mixture_of_run(run, tokenizer, network_config(run, tokenizer), print)
+    kept = np.concatenate([(batch["segment_ids"] > 0).sum(axis=1) for batch in made.block(0)])
+    made = dataclasses.replace(made, batch_size=1)
+    every = np.concatenate([(batch["segment_ids"] > 0).sum(axis=1) for batch in made.block(0)])
+    assert 0 < len(every) - len(kept) < 7
+    assert sorted(kept) == sorted(every)[len(every) - len(kept) :]
+
+
+@pytest.mark.parametrize(("family", "size"), [("t5", 400), ("llama", 330)])
+def test_a_vocabulary_made_by_a_run_that_replaces_another_is_saved(decoder_pretraining, tmp_path, family, size):
+    decoder_pretraining.model.family = family
+    decoder_pretraining.tokenizer.update({"path": None, "size": size, "megabytes": 0.1})
+    decoder_pretraining.train.steps = 1
+    for seed in (0, 1):
+        decoder_pretraining.train.seed = seed
+        run = Pretraining.from_config(decoder_pretraining)
+        pretrain(run, tmp_path / "run", overwrite=True, display=QUIET)
+        assert Tokenizer.load(tmp_path / "run/model").vocab_size == size
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "run/model/tokenizer.json"))
+    ends = backend.encode("the king").ids[-1] == backend.token_to_id("</s>")
+    assert ends == (family == "t5") == bool(Tokenizer.load(tmp_path / "run/model").sentinels)
+
+
+def test_pairs_are_asked_by_the_chat_template_that_is_given(decoder_pretraining, tmp_path):
+    template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}</s>{% endfor %}{{ '[assistant]' }}"
+    (tmp_path / "chat.jinja").write_text(template.replace("{{ '[assistant]' }}", "[assistant] "))
+    decoder_pretraining.data.chat_template = str(tmp_path / "chat.jinja")
+    run = Pretraining.from_config(decoder_pretraining)
+    tokenizer = load_tokenizer(run, tmp_path, print)
+    made = mixture_of_run(run, tokenizer, network_config(run, tokenizer), print)
+    pair = made.training["pairs"].source.example(0, np.random.default_rng(0))
+    assert tokenizer.decode([pair.input.tolist()])[0].startswith("[user] Last word?")
+    text = made.training["books"].source.example(0, np.random.default_rng(0))
+    assert "[user]" not in tokenizer.decode([[*text.input.tolist(), *text.target.tolist()]])[0]
+    decoder_pretraining.model.family = "t5"
+    with pytest.raises(UserError, match="model.family is 't5', and data.chat_template is for decoder-only models"):
+        Pretraining.from_config(decoder_pretraining)
+
+
+def test_what_a_model_to_start_from_brings_is_said_not_to_be_used(decoder_pretraining):
+    decoder_pretraining.model.update({"family": "t5", "start": "smollm2", "dropout_rate": 0.3})
+    decoder_pretraining.tokenizer.update({"path": None, "size": 999})
+    not_used = Pretraining.from_config(decoder_pretraining).not_used()
+    assert {"model.d_model", "model.dropout_rate", "tokenizer.size"} <= set(not_used)
+    assert "model.embeddings" not in not_used
