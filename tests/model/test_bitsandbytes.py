@@ -62,6 +62,7 @@ SOME = [pytest.param(kind, marks=[] if kind == "double" else [pytest.mark.slow])
 
 
 @pytest.mark.parametrize("kind", SOME)
+@pytest.mark.slow
 def test_what_is_saved_in_few_bits_is_opened_as_it_was(kind, original, saved):
     before, after = weights.load(original, quantization=KINDS[kind]), weights.load(saved[kind])
     assert packed(before)

@@ -129,6 +129,7 @@ def test_packed_examples_all_see_the_prefix_and_none_another(key):
     np.testing.assert_allclose(packed.reshape(2, 3, -1), forward(model, inputs, targets), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_network_makes_it_and_is_left_behind(key, tmp_path):
     """What is saved is a plain prefix that says the same; PEFT's layout where PEFT has it."""
     method = Prefix(prefix_length=4, projection=8)

@@ -125,6 +125,7 @@ def same_files(a: Path, b: Path) -> bool:
     return a.read_bytes() == b.read_bytes()
 
 
+@pytest.mark.slow
 def test_adafactor_and_random_embeddings_train_too(tiny_pretraining, tmp_path):
     tiny_pretraining.train.optimizer = "adafactor"
     tiny_pretraining.model.embeddings = "random"

@@ -226,6 +226,7 @@ def test_a_number_that_is_not_finite_never_reaches_the_json():
         to_json({"metric": float("nan")})
 
 
+@pytest.mark.slow
 def test_many_results(tmp_path):
     written = write_grid(tmp_path / "runs", seeds=5, only=500, curve=False)
     results, problems = load([tmp_path / "runs"])

@@ -116,6 +116,7 @@ def test_answers_of_a_mixed_batch_are_those_of_each_alone(bank, base, adapters, 
     assert len({row.tobytes() for row in generated}) > 4
 
 
+@pytest.mark.slow
 def test_layers_that_are_run_one_after_the_other(adapters, tokens, mixed):
     base = tiny_base()
     arrange_layers(base, scan=False)

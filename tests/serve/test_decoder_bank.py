@@ -61,6 +61,7 @@ def test_logits_of_a_mixed_batch_are_those_of_each_alone(held):
         assert (np.abs(mixed[row] - of_base[row]).max() > 1e-2) == (name is not None)
 
 
+@pytest.mark.slow
 def test_answers_and_labels_of_a_mixed_batch_are_those_of_each_alone(held):
     """For inputs of unequal length, behind soft prompts of unequal length."""
     _, models, bank = held

@@ -97,6 +97,7 @@ def test_it_can_be_switched_off_and_says_so(check, monkeypatch):
     assert said == ["the compiler's kernels are not compared with the library's: JPEFT_KERNEL_CHECK is 0"]
 
 
+@pytest.mark.slow
 def test_nothing_of_the_other_program_stays_loaded(step):
     graphdef, adapter, others = step
     program = Program(make_accumulate(graphdef), donate=(0,))

@@ -333,6 +333,7 @@ def test_two_processes_do_not_share_a_directory(tiny_checkpoint, toy_data, tmp_p
     assert "another process is at work" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_before_its_first_checkpoint_does_not_hold_its_directory(
     tiny_checkpoint, toy_data, tmp_path, capsys
 ):

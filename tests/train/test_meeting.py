@@ -245,7 +245,8 @@ def test_every_method_that_may_be_filled_up_is_tried_so():
     assert filled_up == {type(methods[0]).name for methods in OF_TWO_RANKS.values()}
 
 
-@pytest.mark.parametrize("name", slow_but(("lora",), OF_TWO_RANKS))
+@pytest.mark.parametrize("name", OF_TWO_RANKS)
+@pytest.mark.slow
 def test_a_step_of_two_ranks_is_that_of_each_alone(name):
     assert_steps_as_alone(OF_TWO_RANKS[name], T5(ONE_LAYER, rngs=nnx.Rngs(0)))
 
