@@ -281,7 +281,18 @@ def parts(places, tmp_path_factory):
 
 
 # Those that nothing else in the default suite looks at; all of them are a minute's work.
-DEFAULT = ("train.warmup_fraction", "train.clip_grad_norm", "train.monitor", "data.weight")
+DEFAULT = (  # what tests/test_breaks.py breaks is noticed by these
+    "model.remat",
+    "train.warmup_fraction",
+    "train.weight_decay",
+    "train.clip_grad_norm",
+    "train.monitor",
+    "train.label_smoothing",
+    "data.mix",
+    "data.weight",
+    "eval.metrics",
+    "eval.num_beams",
+)
 
 
 @pytest.mark.parametrize(
