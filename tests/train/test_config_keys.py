@@ -282,6 +282,7 @@ def parts(places, tmp_path_factory):
 
 # Those that nothing else in the default suite looks at; all of them are a minute's work.
 DEFAULT = (  # what tests/test_breaks.py breaks is noticed by these
+    "model.dropout_rate",
     "model.remat",
     "train.warmup_fraction",
     "train.weight_decay",
