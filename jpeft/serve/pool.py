@@ -73,8 +73,8 @@ def rooms(model: nnx.Module, room: Room, shapes_of: MadeShapes) -> dict[str, Roo
         assert isinstance(method, AddedModules), "full tuning adds nothing that could be held beside the base"
         method = method.settled(chosen)
         for site in chosen:
-            empty = {name: np.empty(shape) for name, shape in shapes_of(method, site).items()}
-            shapes = {name: value.shape for name, value in method.row_leaves_at(site, empty, None).items()}
+            blank = {name: np.zeros(shape, np.float32) for name, shape in shapes_of(method, site).items()}
+            shapes = {name: value.shape for name, value in method.row_leaves_at(site, blank, None).items()}
             here = RoomAt(frozenset(method.rows(site, model)), shapes)
             at[site.path] = at.get(site.path, RoomAt()) | here
     return at

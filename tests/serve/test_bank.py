@@ -59,6 +59,12 @@ def bank_of_three(base):
     return AdapterBank(base, capacity=3, room=room_for_all(base))
 
 
+def test_room_does_not_depend_on_what_memory_holds(base, monkeypatch):
+    """Sizes are worked out from leaves of no adapter: of numbers that stood there before, products may overflow."""
+    monkeypatch.setattr(np, "empty", lambda shape, dtype=float: np.full(shape, np.finfo(dtype).max, dtype))
+    AdapterBank(base, capacity=1, room=room_for_all(base))
+
+
 @pytest.fixture
 def small(bank_of_three):
     """A bank with room for three adapters, empty."""
