@@ -126,7 +126,8 @@ class _Pretraining:
             listener=_Shown(display, self._writer(), directory.path),
         )
         directory.begin()
-        self.tokenizer = load_tokenizer(run, directory.path, display.say)  # a trained one has moved in place
+        if run.model.start is None and run.tokenizer.path is None:
+            self.tokenizer = load_tokenizer(run, directory.path, display.say)  # the one that was made has moved
 
     def _evaluators(self) -> list[Evaluator]:
         """The loss of held-out texts, and of held-out pairs."""

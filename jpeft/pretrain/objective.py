@@ -2,13 +2,10 @@
 
 import abc
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from jpeft.model.family import Batch, family_with
-from jpeft.model.tokenizer import Tokenizer
-from jpeft.pretrain.config import CorpusConfig
+from jpeft.model.family import Batch
 from jpeft.pretrain.packing import TokenPair
 
 LEAST_TEXT = 8  # tokens; a shorter text is left out
@@ -75,20 +72,3 @@ class Objective(abc.ABC):
 
     def __str__(self) -> str:
         return " + ".join(f"{tokens}" for tokens in self.room)
-
-
-def objective_of(config: Any, tokenizer: Tokenizer, data: CorpusConfig) -> Objective:
-    """Span corruption for an encoder-decoder, the next token for a decoder-only model.
-
-    Args:
-      config: of the network.
-
-    Raises:
-      UserError: the vocabulary has no sentinels, which span corruption needs.
-    """
-    from jpeft.pretrain.denoising import Denoising
-    from jpeft.pretrain.next_token import NextToken
-
-    if family_with(config).task_type == "CAUSAL_LM":
-        return NextToken.of(tokenizer, data, pad_token_id=config.pad_token_id)
-    return Denoising.of(tokenizer, data, start_token_id=config.decoder_start_token_id, pad_token_id=config.pad_token_id)

@@ -19,12 +19,14 @@ from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.attaching import attach
 from jpeft.peft.full import Full
 from jpeft.peft.selection import select
-from jpeft.pretrain.config import Pretraining
+from jpeft.pretrain.config import CorpusConfig, Pretraining
 from jpeft.pretrain.corpus import COLUMNS
 from jpeft.pretrain.corpus_rows import read_texts
+from jpeft.pretrain.denoising import Denoising
 from jpeft.pretrain.embeddings import cooccurrence_embeddings
 from jpeft.pretrain.mixture import Mixture, TextSource, load_mixture, source_files
-from jpeft.pretrain.objective import objective_of
+from jpeft.pretrain.next_token import NextToken
+from jpeft.pretrain.objective import Objective
 from jpeft.pretrain.vocabulary import USUAL_SIZE, train_vocabulary
 from jpeft.run.processes import is_first, wait_for_all
 from jpeft.train.setup import compute_dtype
@@ -108,6 +110,17 @@ def network_config(run: Pretraining, tokenizer: Tokenizer) -> T5Config | Decoder
         eos_token_id=tokenizer.eos_token_id,
         max_positions=max(longest, 2048),
     )
+
+
+def objective_of(config: T5Config | DecoderConfig, tokenizer: Tokenizer, data: CorpusConfig) -> Objective:
+    """Span corruption for an encoder-decoder, the next token for a decoder-only model.
+
+    Raises:
+      UserError: the vocabulary has no sentinels, which span corruption needs.
+    """
+    if family_with(config).task_type == "CAUSAL_LM":
+        return NextToken.of(tokenizer, data, pad_token_id=config.pad_token_id)
+    return Denoising.of(tokenizer, data, start_token_id=config.decoder_start_token_id, pad_token_id=config.pad_token_id)
 
 
 def mixture_of_run(

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.extend.core import jaxprs_in_params
 
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import fill, named_leaves
@@ -266,8 +265,14 @@ def _equations(function, *args) -> list:
     while programs:
         for equation in programs.pop().eqns:
             found.append(equation)
-            programs += jaxprs_in_params(equation.params)
+            programs += _inner(equation.params)
     return found
+
+
+def _inner(parameters: dict) -> list:
+    """The programs among an operation's parameters, by themselves or in a tuple of branches."""
+    values = [one for value in parameters.values() for one in (value if isinstance(value, tuple) else [value])]
+    return [getattr(one, "jaxpr", one) for one in values if hasattr(getattr(one, "jaxpr", one), "eqns")]
 
 
 def _bucket(relative: int, *, bidirectional: bool, num_buckets: int, max_distance: int) -> int:
