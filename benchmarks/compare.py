@@ -3,6 +3,7 @@
   python -m benchmarks.compare --size small                     everything; about 15 minutes on two quiet cores
   python -m benchmarks.compare --size mini --only train,validation
   python -m benchmarks.compare --size small --dropout 0.1 --only train
+  python -m benchmarks.compare --size smollm2                   the sizes of SmolLM2-135M, decoder-only
 
 Both sides read one random checkpoint and are given the same batches, each in a process of its own; they take turns.
 Look at the ratios: a shared machine's seconds are for orientation.
@@ -22,7 +23,7 @@ from rich.table import Table
 
 from benchmarks.sides import Side
 from benchmarks.timing import Timing, alternate
-from benchmarks.work import METHODS, SIZES, forward_flops, train_flops, write_checkpoint
+from benchmarks.work import METHODS, SIZES, T5Size, write_checkpoint
 
 PARTS = ("train", "inside", "validation", "generation", "startup")
 
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parts, methods = arguments.only.split(","), arguments.methods.split(",")
     if unknown := {*parts} - {*PARTS} | {*methods} - {*METHODS}:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    if arguments.dropout and not isinstance(SIZES[arguments.size], T5Size):
+        parser.error(f"--dropout: {arguments.size} has none; the sizes of T5 have.")
 
     console = Console()
     with tempfile.TemporaryDirectory() as directory:
@@ -64,7 +67,7 @@ class _Bench:
         """A training step of every method."""
         table = _table("training step", "method", "jpeft s", "torch s", "torch / jpeft", "of the ceiling", "torch's")
         for method in self.methods:
-            self._add("train", table, method, train_flops(SIZES[self.size], method), "train_step", name=method)
+            self._add("train", table, method, SIZES[self.size].train_flops(method), "train_step", name=method)
         self.console.print(table)
 
     def validation(self) -> None:
@@ -72,7 +75,7 @@ class _Bench:
         table = _table("validation", "method", "jpeft s", "torch s", "torch / jpeft", "of the ceiling", "torch's")
         size = SIZES[self.size]
         for method in self.methods:
-            flops = forward_flops(size, method, rows=size.rows)
+            flops = size.forward_flops(method, rows=size.rows)
             self._add("validation", table, method, flops, "validation", name=method)
         self.console.print(table)
 

@@ -19,9 +19,8 @@ from benchmarks.work import LEARNING_RATE, LORA_RANK, Size, config_of, token_bat
 from jpeft.allocator import keep_freed_memory
 from jpeft.eval.generate import make_generate
 from jpeft.eval.loss import make_loss
-from jpeft.model import weights
+from jpeft.model.family import family_in, family_with
 from jpeft.model.quantized import Quantization, Quantized, chosen_forms, quantize_modules
-from jpeft.model.t5 import T5, arrange_layers
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.method import Method
 from jpeft.peft.methods import ablation, build
@@ -48,7 +47,8 @@ class Work:
 
 
 def method_of(name: str) -> Method:
-    """As PEFT has it: LoRA of q and v, (IA)³ of k, v and wo, 100 prompt vectors; and a bias on every linear map."""
+    """As PEFT has it: LoRA of q and v, (IA)³ of k, v and the feed-forward's last map, 100 prompt vectors; and a bias on
+    every linear map."""
     reading = "paper" if name in ("full", "bitfit", "prompt") else "official"
     return build(name, reading, {"rank": LORA_RANK, "alpha": 2.0 * LORA_RANK} if name == "lora" else {})
 
@@ -61,7 +61,7 @@ def load(
     dtype: str = "float32",
     stored_dtype: str | None = None,
     quantization: str = "none",
-) -> T5:
+) -> Any:
     """The model of a checkpoint, or a random one of a size; an `endless` one never ends an answer.
 
     Args:
@@ -74,37 +74,34 @@ def load(
         assert size is not None
         model = random_model(size, dtype=dtype, stored_dtype=stored_dtype or dtype, quantization=quantization)
     else:
-        model = weights.load(directory, dtype=jnp.dtype(dtype), stored_dtype=stored_dtype and jnp.dtype(stored_dtype))
-    arrange_layers(model, None)
+        stored = stored_dtype and jnp.dtype(stored_dtype)
+        model = family_in(directory).load(directory, dtype=jnp.dtype(dtype), stored_dtype=stored)
+    family_with(model.config).arrange(model, scan_layers=None)
     if endless:
         model.config = dataclasses.replace(model.config, eos_token_id=-1)
     return model
 
 
-def random_model(size: Size, *, dtype: str, stored_dtype: str, quantization: str = "none") -> T5:
+def random_model(size: Size, *, dtype: str, stored_dtype: str, quantization: str = "none") -> Any:
     """Random weights of about the usual spread, made on the device leaf by leaf, without dropout."""
     config = config_of(size, dropout_rate=0.0)
-    model: T5 = nnx.eval_shape(lambda: T5(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))
+    model = family_with(config).abstract(config, dtype=jnp.dtype(dtype))
     quantize_modules(model, chosen_forms(model, Quantization(quantization)))
     leaves, structure = jax.tree_util.tree_flatten_with_path(nnx.state(model, (nnx.Param, Quantized)))
     made = []
     for i, (path, leaf) in enumerate(leaves):
         name, key = jax.tree_util.keystr(path), jax.random.key(i)
-        if "scale" in name:
-            made.append(jnp.ones(leaf.shape, stored_dtype))
-        elif "codes" in name:
+        if "codes" in name:
             made.append(jax.random.bits(key, leaf.shape, "uint8").astype(leaf.dtype))
         elif "absmax" in name:  # a map's numbers are about half as large as the largest of them: those of a kernel
-            made.append(jnp.full(leaf.shape, 2.0 * size.d_model**-0.5 * _of_queries(name, size), leaf.dtype))
+            whole = size.spread(f"{name}['kernel']", (size.d_model, size.d_model))
+            made.append(jnp.full(leaf.shape, 2.0 * whole, leaf.dtype))
+        elif spread := size.spread(name, leaf.shape):
+            made.append(_normal(key, spread, shape=leaf.shape, dtype=stored_dtype))
         else:
-            spread = leaf.shape[-2] ** -0.5 if "kernel" in name else 1.0
-            made.append(_normal(key, spread * _of_queries(name, size), shape=leaf.shape, dtype=stored_dtype))
+            made.append(jnp.ones(leaf.shape, stored_dtype))
     nnx.update(model, jax.tree.unflatten(structure, made))
     return model
-
-
-def _of_queries(name: str, size: Size) -> float:
-    return size.d_kv**-0.5 if "['q']" in name else 1.0  # T5 has no 1/sqrt(d_kv) elsewhere
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
@@ -117,20 +114,16 @@ def stored_as(name: str | None, dtype: str) -> str:
     return "float32" if name is not None and method_of(name).trains_base else dtype
 
 
-def adapted(model: T5, name: str, ablated: str | None = None) -> T5:
+def adapted(model: Any, name: str, ablated: str | None = None) -> Any:
     method = method_of(name)
     selection = Selection() if ablated is None else ablation(name, ablated, model.config.stacks, seed=0)
     return attach(model, method, select(model, method, selection), jax.random.key(0))
 
 
 def batch_of(size: Size) -> dict[str, np.ndarray]:
-    tokens = token_batch(size)
-    return {
-        "encoder_input_tokens": tokens["inputs"],
-        "decoder_input_tokens": np.pad(tokens["targets"], ((0, 0), (1, 0)))[:, :-1],
-        "decoder_target_tokens": tokens["targets"],
-        "decoder_loss_weights": np.ones(tokens["targets"].shape, np.float32),
-    }
+    tokens, config = token_batch(size), config_of(size, dropout_rate=0.0)
+    rows, lengths = (list(tokens["inputs"]), list(tokens["targets"])), (size.input_length, size.target_length)
+    return family_with(config).batch(*rows, lengths, batch_size=size.rows, config=config)
 
 
 def train_step(

@@ -12,7 +12,7 @@ import peft
 import torch
 import transformers
 
-from benchmarks.work import LEARNING_RATE, LORA_RANK, PROMPT_LENGTH, Size, config_values, token_batch
+from benchmarks.work import LEARNING_RATE, LORA_RANK, PROMPT_LENGTH, Size, T5Size, token_batch
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -27,37 +27,44 @@ def adapted(
     if directory is None:
         model = _random_model(size, getattr(torch, dtype), device)
     else:
-        model = transformers.T5ForConditionalGeneration.from_pretrained(directory, dtype=getattr(torch, dtype))
+        opens = transformers.AutoModelForSeq2SeqLM if isinstance(size, T5Size) else transformers.AutoModelForCausalLM
+        model = opens.from_pretrained(directory, dtype=getattr(torch, dtype))
         model = model.to(device)
     if name == "bitfit":
         model.requires_grad_(False)
-        for part in (model.encoder, model.decoder):
+        for part in (model.encoder, model.decoder) if isinstance(size, T5Size) else (model.model,):
             for module in part.modules():
                 if isinstance(module, torch.nn.Linear):
                     like = {"dtype": module.weight.dtype, "device": module.weight.device}
                     module.bias = torch.nn.Parameter(torch.zeros(module.out_features, **like))
     elif name not in (None, "full"):
-        model = peft.get_peft_model(model, _peft_config(name))
+        model = peft.get_peft_model(model, _peft_config(name, size))
     return model.to(device)
 
 
 def _random_model(size: Size, dtype: torch.dtype, device: str) -> torch.nn.Module:
-    config = transformers.T5Config(**config_values(size), dropout_rate=0.0, decoder_start_token_id=0)
+    values = {key: value for key, value in size.config_values().items() if key != "model_type"}
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            return transformers.T5ForConditionalGeneration(config)
+            if isinstance(size, T5Size):
+                config = transformers.T5Config(**values, dropout_rate=0.0, decoder_start_token_id=0)
+                return transformers.T5ForConditionalGeneration(config)
+            return transformers.LlamaForCausalLM(transformers.LlamaConfig(**values))
     finally:
         torch.set_default_dtype(before)
 
 
-def _peft_config(name: str) -> peft.PeftConfig:
-    kind = peft.TaskType.SEQ_2_SEQ_LM
+def _peft_config(name: str, size: Size) -> peft.PeftConfig:
+    of_t5 = isinstance(size, T5Size)
+    kind = peft.TaskType.SEQ_2_SEQ_LM if of_t5 else peft.TaskType.CAUSAL_LM
     if name == "lora":
-        return peft.LoraConfig(task_type=kind, r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=["q", "v"])
+        modules = ["q", "v"] if of_t5 else ["q_proj", "v_proj"]
+        return peft.LoraConfig(task_type=kind, r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=modules)
     if name == "ia3":
-        return peft.IA3Config(task_type=kind, target_modules=["k", "v", "wo"], feedforward_modules=["wo"])
+        modules = ["k", "v", "wo"] if of_t5 else ["k_proj", "v_proj", "down_proj"]
+        return peft.IA3Config(task_type=kind, target_modules=modules, feedforward_modules=modules[2:])
     return peft.PromptTuningConfig(task_type=kind, num_virtual_tokens=PROMPT_LENGTH, num_transformer_submodules=1)
 
 
@@ -67,12 +74,10 @@ def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 def _batch(size: Size, device: str) -> dict[str, torch.Tensor]:
     tokens = token_batch(size)
-    inputs = torch.from_numpy(tokens["inputs"]).long().to(device)
-    return {
-        "input_ids": inputs,
-        "attention_mask": torch.ones_like(inputs),
-        "labels": torch.from_numpy(tokens["targets"]).long().to(device),
-    }
+    inputs, labels = (torch.from_numpy(tokens[name]).long().to(device) for name in ("inputs", "targets"))
+    if not isinstance(size, T5Size):  # the answer behind its prompt, whose tokens have no loss
+        inputs, labels = (torch.cat([before, labels], dim=1) for before in (inputs, torch.full_like(inputs, -100)))
+    return {"input_ids": inputs, "attention_mask": torch.ones_like(inputs), "labels": labels}
 
 
 def train_step(
@@ -126,6 +131,6 @@ def generation(
                 do_sample=False,
                 num_beams=1,
             )
-        return tokens[:, 1:].cpu().numpy()
+        return tokens[:, -size.target_length :].cpu().numpy()
 
     return generate

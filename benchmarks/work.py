@@ -1,13 +1,11 @@
 """What both sides do: sizes, random weights, token batches, and the arithmetic of it."""
 
+import abc
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from jpeft.model.t5_config import T5Config
 
 METHODS = ("full", "lora", "ia3", "bitfit", "prompt")
 PROMPT_LENGTH = 100
@@ -15,12 +13,11 @@ LORA_RANK = 8
 LEARNING_RATE = 1e-3
 
 
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """A T5 1.1 and the batch that it is given."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Size(abc.ABC):
+    """A network and the batch that it is given."""
 
     d_model: int
-    d_kv: int
     d_ff: int
     num_layers: int
     num_heads: int
@@ -29,44 +26,192 @@ class Size:
     input_length: int = 128
     target_length: int = 64
 
+    @abc.abstractmethod
+    def config_values(self) -> dict[str, Any]:
+        """What such a model has in its `config.json`, but for dropout."""
 
-SIZES = {
-    "tiny": Size(64, 16, 128, 2, 4, 1024, rows=4, input_length=32, target_length=16),
-    "mini": Size(192, 32, 512, 3, 6, 16384),
-    "small": Size(512, 64, 1024, 8, 6, 32128),  # FLAN-T5-small
-    "large": Size(1024, 64, 2816, 24, 16, 32128, input_length=256),  # FLAN-T5-large
-    "xl": Size(2048, 64, 5120, 24, 32, 32128, input_length=256),  # FLAN-T5-XL
-    "xxl": Size(4096, 64, 10240, 24, 64, 32128, input_length=256),  # FLAN-T5-XXL
+    @abc.abstractmethod
+    def spread(self, name: str, shape: tuple[int, ...]) -> float:
+        """The standard deviation of a new weight by its path and shape; 0 of one that begins at 1."""
+
+    @abc.abstractmethod
+    def forward_flops(self, method: str, *, rows: int) -> float:
+        """Arithmetic of the matrix products of one forward pass over `rows` rows; what adapters add is left out."""
+
+    @abc.abstractmethod
+    def generation_bytes(self, method: str | None, *, rows: int, itemsize: int) -> float:
+        """What must be read of memory to generate `target_length` tokens of each row, and nothing else."""
+
+    def train_flops(self, method: str) -> float:
+        """Of one step: forward and activations' gradients, and for full tuning the weights' gradients."""
+        return self.forward_flops(method, rows=self.rows) * (3 if method == "full" else 2)
+
+    def read_length(self, method: str | None) -> int:
+        """Tokens before the answer, the soft prompt among them."""
+        return self.input_length + (PROMPT_LENGTH if method == "prompt" else 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T5Size(Size):
+    """A T5 1.1."""
+
+    d_kv: int
+
+    def config_values(self) -> dict[str, Any]:
+        names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+        return {
+            "model_type": "t5",
+            **{name: getattr(self, name) for name in names},
+            "num_decoder_layers": self.num_layers,
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+        }
+
+    def spread(self, name: str, shape: tuple[int, ...]) -> float:
+        if "scale" in name:
+            return 0.0
+        of_queries = self.d_kv**-0.5 if "['q']" in name else 1.0  # T5 has no 1/sqrt(d_kv) elsewhere
+        return of_queries * (shape[-2] ** -0.5 if "kernel" in name else 1.0)
+
+    def forward_flops(self, method: str, *, rows: int) -> float:
+        inner = self.num_heads * self.d_kv
+        enc_len, dec_len = self.read_length(method), self.target_length
+        attention, feed_forward = 4 * self.d_model * inner, 3 * self.d_model * self.d_ff
+        encoder = enc_len * (attention + feed_forward) + 2 * enc_len**2 * inner
+        decoder = dec_len * (attention + 2 * self.d_model * inner + feed_forward) + enc_len * 2 * self.d_model * inner
+        decoder += 2 * dec_len**2 * inner + 2 * dec_len * enc_len * inner
+        head = dec_len * self.d_model * self.vocab_size
+        return 2.0 * rows * (self.num_layers * (encoder + decoder) + head)
+
+    def generation_bytes(self, method: str | None, *, rows: int, itemsize: int) -> float:
+        """The encoder's weights once; for every token the decoder's and the head's, and the keys and values of the
+        encoder's output and of half of the longest answer, which is what there is on average.
+        """
+        inner = self.num_heads * self.d_kv
+        feed_forward = 3 * self.d_model * self.d_ff
+        encoder = self.num_layers * (4 * self.d_model * inner + feed_forward)
+        # Of cross-attention q and o: its keys and values are made once.
+        decoder = self.num_layers * (6 * self.d_model * inner + feed_forward) + self.d_model * self.vocab_size
+        once = encoder + self.num_layers * 2 * self.d_model * inner
+        attended = 2 * self.num_layers * rows * inner * (self.read_length(method) + self.target_length / 2)
+        return itemsize * (once + self.target_length * (decoder + attended))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaSize(Size):
+    """A Llama whose output layer is its embedding, heads as wide as `d_model / num_heads`."""
+
+    num_kv_heads: int
+
+    def config_values(self) -> dict[str, Any]:
+        return {
+            "model_type": "llama",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.d_model,
+            "intermediate_size": self.d_ff,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "max_position_embeddings": 2048,
+            "rope_theta": 100000.0,
+            "tie_word_embeddings": True,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 2,
+        }
+
+    def spread(self, name: str, shape: tuple[int, ...]) -> float:
+        if "scale" in name:
+            return 0.0
+        return shape[-2] ** -0.5 if "kernel" in name else self.d_model**-0.5
+
+    def _block(self) -> int:
+        """Weights of one block."""
+        of_keys = self.d_model * self.num_kv_heads // self.num_heads
+        return self.d_model * (2 * self.d_model + 2 * of_keys + 3 * self.d_ff)
+
+    def forward_flops(self, method: str, *, rows: int) -> float:
+        """Logits of the answer alone."""
+        length = self.read_length(method) + self.target_length
+        blocks = self.num_layers * (length * self._block() + 2 * length**2 * self.d_model)
+        return 2.0 * rows * (blocks + self.target_length * self.d_model * self.vocab_size)
+
+    def generation_bytes(self, method: str | None, *, rows: int, itemsize: int) -> float:
+        """All weights once for the prompts and again for every token but the first; the keys and values of the prompts
+        and of half of the longest answer, which is what there is on average.
+        """
+        weights = self.num_layers * self._block() + self.d_model * self.vocab_size
+        of_keys = self.d_model * self.num_kv_heads // self.num_heads
+        attended = 2 * self.num_layers * rows * of_keys * (self.read_length(method) + self.target_length / 2)
+        return itemsize * self.target_length * (weights + attended)
+
+
+SIZES: dict[str, Size] = {
+    "tiny": T5Size(
+        d_model=64,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_heads=4,
+        vocab_size=1024,
+        rows=4,
+        input_length=32,
+        target_length=16,
+    ),
+    "mini": T5Size(d_model=192, d_kv=32, d_ff=512, num_layers=3, num_heads=6, vocab_size=16384),
+    # FLAN-T5-small, large, XL and XXL
+    "small": T5Size(d_model=512, d_kv=64, d_ff=1024, num_layers=8, num_heads=6, vocab_size=32128),
+    "large": T5Size(d_model=1024, d_kv=64, d_ff=2816, num_layers=24, num_heads=16, vocab_size=32128, input_length=256),
+    "xl": T5Size(d_model=2048, d_kv=64, d_ff=5120, num_layers=24, num_heads=32, vocab_size=32128, input_length=256),
+    "xxl": T5Size(d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, vocab_size=32128, input_length=256),
+    "tiny-llama": LlamaSize(
+        d_model=64,
+        d_ff=96,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        vocab_size=1024,
+        rows=4,
+        input_length=32,
+        target_length=16,
+    ),
+    "smollm2": LlamaSize(  # SmolLM2-135M
+        d_model=576,
+        d_ff=1536,
+        num_layers=30,
+        num_heads=9,
+        num_kv_heads=3,
+        vocab_size=49152,
+        rows=8,
+        input_length=96,
+        target_length=32,
+    ),
 }
+
+
+def config_of(size: Size, *, dropout_rate: float) -> Any:
+    """The size as jpeft's network of its family has it.
+
+    Raises:
+      ValueError: another dropout than 0 for a model that has none.
+    """
+    from jpeft.model.decoder_config import DecoderConfig
+    from jpeft.model.t5_config import T5Config
+
+    if isinstance(size, T5Size):
+        return T5Config.from_dict({**size.config_values(), "dropout_rate": dropout_rate})
+    if dropout_rate:
+        raise ValueError(f"dropout {dropout_rate:g}: a Llama has none.")
+    return DecoderConfig.from_dict(size.config_values())
 
 
 def write_checkpoint(size: Size, directory: Path, *, dropout_rate: float) -> None:
     """A random model in Hugging Face layout, which both sides read."""
-    from flax import nnx
+    from jpeft.model.family import family_with
 
-    from jpeft.model import weights
-    from jpeft.model.t5 import T5
-
-    weights.save(T5(config_of(size, dropout_rate=dropout_rate), rngs=nnx.Rngs(0)), directory)
-
-
-def config_of(size: Size, *, dropout_rate: float) -> "T5Config":
-    """The size as jpeft's network has it."""
-    from jpeft.model.t5_config import T5Config
-
-    return T5Config(**config_values(size), dropout_rate=dropout_rate)
-
-
-def config_values(size: Size) -> dict[str, Any]:
-    """What a T5 of the size has in its config, by the names that jpeft and `transformers` share."""
-    names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
-    own = {name: getattr(size, name) for name in names}
-    return {
-        **own,
-        "num_decoder_layers": size.num_layers,
-        "feed_forward_proj": "gated-gelu",
-        "tie_word_embeddings": False,
-    }
+    config = config_of(size, dropout_rate=dropout_rate)
+    family = family_with(config)
+    family.save(family.build(config, dtype=np.float32), directory)
 
 
 def token_batch(size: Size, *, rows: int | None = None, seed: int = 0) -> dict[str, np.ndarray]:
@@ -77,38 +222,3 @@ def token_batch(size: Size, *, rows: int | None = None, seed: int = 0) -> dict[s
         "inputs": draw.integers(3, size.vocab_size, (rows, size.input_length), dtype=np.int32),
         "targets": draw.integers(3, size.vocab_size, (rows, size.target_length), dtype=np.int32),
     }
-
-
-def forward_flops(size: Size, method: str, *, rows: int) -> float:
-    """Arithmetic of the matrix products of one forward pass over `rows` rows; what adapters add is left out."""
-    inner = size.num_heads * size.d_kv
-    enc_len = size.input_length + (PROMPT_LENGTH if method == "prompt" else 0)
-    dec_len = size.target_length
-    attention, feed_forward = 4 * size.d_model * inner, 3 * size.d_model * size.d_ff
-    encoder = enc_len * (attention + feed_forward) + 2 * enc_len**2 * inner
-    decoder = dec_len * (attention + 2 * size.d_model * inner + feed_forward) + enc_len * 2 * size.d_model * inner
-    decoder += 2 * dec_len**2 * inner + 2 * dec_len * enc_len * inner
-    head = dec_len * size.d_model * size.vocab_size
-    return 2.0 * rows * (size.num_layers * (encoder + decoder) + head)
-
-
-def train_flops(size: Size, method: str) -> float:
-    """Of one step: forward and activations' gradients, and for full tuning the weights' gradients."""
-    return forward_flops(size, method, rows=size.rows) * (3 if method == "full" else 2)
-
-
-def generation_bytes(size: Size, method: str | None, *, rows: int, itemsize: int) -> float:
-    """What must be read of memory to generate `target_length` tokens of each row, and nothing else.
-
-    The encoder's weights once; for every token the decoder's and the head's, and the keys and values of the encoder's
-    output and of half of the longest answer, which is what there is on average.
-    """
-    inner = size.num_heads * size.d_kv
-    enc_len = size.input_length + (PROMPT_LENGTH if method == "prompt" else 0)
-    feed_forward = 3 * size.d_model * size.d_ff
-    encoder = size.num_layers * (4 * size.d_model * inner + feed_forward)
-    # Of cross-attention q and o: its keys and values are made once.
-    decoder = size.num_layers * (6 * size.d_model * inner + feed_forward) + size.d_model * size.vocab_size
-    once = encoder + size.num_layers * 2 * size.d_model * inner
-    attended = 2 * size.num_layers * rows * inner * (enc_len + size.target_length / 2)
-    return itemsize * (once + size.target_length * (decoder + attended))

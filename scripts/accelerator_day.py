@@ -48,7 +48,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # `benchmarks` is no part of the package
 
-from benchmarks.work import METHODS, SIZES, forward_flops, generation_bytes, train_flops  # noqa: E402
+from benchmarks.work import METHODS, SIZES  # noqa: E402
 from jpeft.accelerators import spare_what_is_missing  # noqa: E402
 from jpeft.files import write_whole  # noqa: E402
 from jpeft.peft import methods as peft_methods  # noqa: E402
@@ -421,7 +421,7 @@ def _timed(call: Callable[[], Any], repeats: int) -> dict[str, Any]:
 def planned(report: Report, size: str, method: str) -> None:
     """What `jpeft plan` says that a device needs, of the same sizes, by the compiler of this process's devices."""
     from benchmarks.ours import method_of
-    from benchmarks.work import LORA_RANK, config_of
+    from benchmarks.work import LORA_RANK
     from jpeft.config import Run
     from jpeft.plan.compile import Workshop
     from jpeft.plan.memory import Lengths
@@ -429,8 +429,7 @@ def planned(report: Report, size: str, method: str) -> None:
     _keep_compiled()
     sizes = SIZES[size]
     with tempfile.TemporaryDirectory() as directory:
-        values = {"model_type": "t5", **dataclasses.asdict(config_of(sizes, dropout_rate=0.0))}
-        (Path(directory) / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+        (Path(directory) / "config.json").write_text(json.dumps({**sizes.config_values(), "dropout_rate": 0.0}))
         lora = {"rank": LORA_RANK, "alpha": 2.0 * LORA_RANK} if method == "lora" else {}
         run = Run.from_config(
             {
@@ -626,14 +625,12 @@ def shares(result: Mapping[str, Any], size: str, method: str, device: Device | N
         median = statistics.median(timed["seconds"])
         found[work] = {**timed, "median": median}
         if work == "generation":
-            speed = generation_bytes(sizes, method, rows=sizes.rows, itemsize=ITEMSIZE) / median
+            speed = sizes.generation_bytes(method, rows=sizes.rows, itemsize=ITEMSIZE) / median
             found[work] |= {"tokens_per_second": sizes.rows * sizes.target_length / median, "bytes_per_second": speed}
             if device is not None:
                 found[work]["bandwidth_share"] = speed / device.bandwidth
             continue
-        work_flops = (
-            train_flops(sizes, method) if work == "train_step" else forward_flops(sizes, method, rows=sizes.rows)
-        )
+        work_flops = sizes.train_flops(method) if work == "train_step" else sizes.forward_flops(method, rows=sizes.rows)
         found[work]["flops_per_second"] = work_flops / median
         if device is not None:
             found[work]["mfu"] = work_flops / median / device.flops

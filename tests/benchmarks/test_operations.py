@@ -9,9 +9,9 @@ from flax import nnx
 from benchmarks import ours
 from benchmarks.breakdown import by_kind
 from benchmarks.operations import Product, measure, products_of, shared_time
-from benchmarks.work import SIZES, config_of, train_flops, write_checkpoint
+from benchmarks.work import SIZES, config_of, write_checkpoint
 from jpeft.leaves import named_leaves
-from jpeft.model.t5 import T5
+from jpeft.model.family import family_with
 
 
 def test_what_runs_side_by_side_shares_the_time():
@@ -29,10 +29,12 @@ def test_a_products_sizes_are_read_from_the_compiled_text():
     assert found == {Product((2, 3, 16, 32), 8), Product((64, 64), 48)}
 
 
-def test_random_weights_are_spread_as_those_of_a_new_network():
-    size = SIZES["tiny"]
+@pytest.mark.parametrize("of", ["tiny", "tiny-llama"])
+def test_random_weights_are_spread_as_those_of_a_new_network(of):
+    size = SIZES[of]
     made = ours.random_model(size, dtype="bfloat16", stored_dtype="bfloat16")
-    new = T5(config_of(size, dropout_rate=0.0), rngs=nnx.Rngs(0))
+    config = config_of(size, dropout_rate=0.0)
+    new = family_with(config).build(config, dtype=jnp.float32)
     expected, found = (named_leaves(model, nnx.Param) for model in (new, made))
     for name, leaf in found.items():
         assert leaf.dtype == jnp.bfloat16 and leaf.shape == expected[name].shape
@@ -42,15 +44,16 @@ def test_random_weights_are_spread_as_those_of_a_new_network():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("of", ["tiny", "tiny-llama"])
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_steps_products_are_those_of_the_network(tmp_path, method):
-    size = SIZES["tiny"]
+def test_a_steps_products_are_those_of_the_network(tmp_path, method, of):
+    size = SIZES[of]
     write_checkpoint(size, tmp_path, dropout_rate=0.0)
     work = ours.train_step(tmp_path, size, method)
     work()
     operations, seconds = measure(work, work.program.compiled[0].as_text(), runs=3)
     kinds = by_kind(operations, size)
     of_network = sum(share.flops for kind, share in kinds.items() if kind != "adapter")
-    assert of_network == pytest.approx(train_flops(size, method), rel=0.03)
+    assert of_network == pytest.approx(size.train_flops(method), rel=0.03)
     assert ("adapter" in kinds) == (method == "lora")
     assert 0 < sum(share.seconds for share in kinds.values()) < seconds

@@ -225,9 +225,9 @@ def test_the_page_says_what_is_known_and_what_is_not(script, tmp_path):
         and "- failed: `tests.a.test_b`" in text
         and "**broken**" in text
     )
-    step = script.train_flops(script.SIZES["xl"], "lora") / 0.2 / 989e12
+    step = script.SIZES["xl"].train_flops("lora") / 0.2 / 989e12
     assert f"| xl | lora | 0.200 | 0.500 | **2.50** | {100 * step:.1f} % |" in text
-    read = script.generation_bytes(script.SIZES["xl"], "lora", rows=16, itemsize=2) / 0.2 / 3350e9
+    read = script.SIZES["xl"].generation_bytes("lora", rows=16, itemsize=2) / 0.2 / 3350e9
     assert f"| 5,120 | 2,048 | {100 * read:.1f} % |" in text
     assert "| 22.00 | 20.00 | **1.10** | ≤ 22.00 | 20.00 | 22.00 | 20.00 | **1.10** | 30.00 |" in text
     assert "| mini | lora, agnews | accuracy | 0.710 | 0.250 | 1000 | 3 | 40 | 20 | 5 | 2.00 |" in text
