@@ -274,16 +274,16 @@ def fit(
     ):
         opt_state, memory = kept
 
-        def of(adapter: nnx.State) -> tuple[jax.Array, nnx.State]:
+        def of(adapter: nnx.State) -> tuple[jax.Array, tuple[jax.Array, nnx.State]]:
             # Variables of this trace, as `nnx.scan` wants them.
             frozen, moving = (jax.tree.map(lambda leaf: leaf, tree) for tree in (weights, rest))
             model = nnx.merge(graphdef, adapter, frozen, moving)
             value = loss(model, batch)
             penalty = None if method is None else method.penalty(adapter)
             after = nnx.state(model, nnx.Not(nnx.Any(Adapter, nnx.Param)))
-            return value if penalty is None else value + penalty, after
+            return value if penalty is None else value + penalty, (value, after)
 
-        (value, rest), grads = jax.value_and_grad(of, has_aux=True)(adapter)
+        (_, (value, rest)), grads = jax.value_and_grad(of, has_aux=True)(adapter)
         updates, opt_state = tx.update(grads, opt_state, adapter)
         after = cast(nnx.State, optax.apply_updates(adapter, updates))
         if method is not None:

@@ -60,6 +60,7 @@ def peft_names(model: Any) -> PeftNames:
         num_heads=model.config.num_heads,
         num_kv_heads=getattr(model.config, "num_kv_heads", model.config.num_heads),
         num_weights=num_weights(model),
+        window=model.config.window if getattr(model.config, "windowed", ()) else None,
     )
 
 

@@ -89,11 +89,25 @@ def _weight(value: Any, what: str) -> float:
     return weight
 
 
+_LARGEST_RATIO = 1e30  # of two weights; sums over a step's tokens stay finite
+
+
 def scaled(weights: np.ndarray) -> np.ndarray:
-    """`[rows]` float32: the weights divided by the least above 0. Raises `UserError`: there is none above 0."""
+    """`[rows]` float32: the weights divided by the least above 0.
+
+    Raises:
+      UserError: there is none above 0, or one is so many times another that float32 does not hold it.
+    """
     if not (weights > 0).any():
         raise UserError("every training row weighs 0 (data.weight, train.class_weights), so nothing would be learned.")
-    return (weights / weights[weights > 0].min()).astype(np.float32)
+    least, most = weights[weights > 0].min(), weights.max()
+    with np.errstate(over="ignore"):
+        if not most / least < _LARGEST_RATIO:
+            raise UserError(
+                f"training rows weigh from {least:.3g} to {most:.3g} (data.weight, train.class_weights); beside the "
+                f"largest the least would be nothing: expected a ratio below {_LARGEST_RATIO:.0g}."
+            )
+    return (weights / least).astype(np.float32)
 
 
 def told_of_weights(
@@ -112,7 +126,8 @@ def told_of_weights(
         )
     if lines:
         positive = weights[weights > 0]
-        share = weights.sum() ** 2 / (weights**2).sum()
+        relative = weights.astype(np.float64) / positive.max()
+        share = relative.sum() ** 2 / (relative**2).sum()
         lines.append(
             f"the heaviest row counts {positive.max() / positive.min():.3g} times the lightest; together they teach as "
             f"{share:,.0f} equal rows would"

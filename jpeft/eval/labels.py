@@ -210,8 +210,18 @@ def likeliest_labels(
     labels: PackedLabels,
     **batching: Any,
 ) -> ChosenLabels:
-    """The label of the highest log-probability for each of the token rows; `batching` as of `by_row`."""
+    """The label of the highest log-probability for each of the token rows; `batching` as of `by_row`.
+
+    Raises:
+      RunFailed: a label's is not finite.
+    """
     scored = np.array(by_row(label_log_probs, adapter, base, inputs, **batching), np.float64)
+    if not (finite := np.isfinite(scored)).all():
+        row, label = np.argwhere(~finite)[0]
+        raise RunFailed(
+            f"the model computes {scored[row, label]} as the log-probability of {labels.texts[label]!r} for row {row}; "
+            "try float32 (model.dtype)."
+        )
     odds = np.exp(scored - scored.max(axis=1, keepdims=True))
     chosen = [labels.texts[i] for i in np.argmax(scored, axis=1)]
     return ChosenLabels(chosen, odds / odds.sum(axis=1, keepdims=True))

@@ -3,7 +3,8 @@
 8 bits: `weight` int8 `[out, in]` and `SCB` float32 `[out]`, the largest magnitude of each output. 4 bits: `weight`
 uint8, two numbers a byte, the first in the upper half, by rows of `[out, in]`; `weight.absmax` of each 64 of them;
 `weight.quant_map`, the sixteen values; `weight.quant_state.bitsandbytes__nf4`, the sizes as JSON in bytes. Where
-magnitudes are quantised themselves, `absmax` is uint8, with `weight.nested_absmax` and `weight.nested_quant_map`.
+magnitudes are quantised themselves, `absmax` is uint8, with `weight.nested_absmax` and `weight.nested_quant_map`. The
+bytes of `weight` may stand there as numbers of two or four (`quant_storage`, for sharding that wants one dtype).
 
 A file may be a stranger's: names, shapes and sizes are held against each other before room is made.
 """
@@ -117,7 +118,8 @@ class Packed:
         if double:
             sizes |= {"weight.nested_absmax": -(-blocks // OUTER_BLOCK), "weight.nested_quant_map": len(DYNAMIC)}
         for part, size in sizes.items():
-            if f"{module}.{part}" not in names or math.prod(self._shape(f"{module}.{part}")) != size:
+            allowed = {size, size // 2, size // 4} if part == "weight" else {size}
+            if f"{module}.{part}" not in names or math.prod(self._shape(f"{module}.{part}")) not in allowed:
                 raise self._damaged(f"{module[:100]} lacks {part} of {size:,} numbers")
         for part, values in (("weight.quant_map", NF4), ("weight.nested_quant_map", DYNAMIC)):
             if part in sizes and not np.allclose(self._read(f"{module}.{part}").reshape(-1), values, atol=1e-6):
@@ -135,7 +137,7 @@ class Packed:
                 "codes": self._of(name, np.int8).T,
                 "channel_absmax": self._finite(f"{module}.{_SCALES}").reshape(-1),
             }
-        codes = {"codes": self._of(name, np.uint8).reshape(d_out, d_in // 2).T}
+        codes = {"codes": self._bytes(name, d_out * d_in // 2).reshape(d_out, d_in // 2).T}
         in_order = (d_out, d_in // BLOCK)
         if not held.double:
             return {**codes, "absmax": self._finite(f"{name}.absmax").reshape(in_order).T}
@@ -160,6 +162,13 @@ class Packed:
         if value.dtype != dtype:
             raise self._damaged(f"{name[:100]} is of {value.dtype}; expected {np.dtype(dtype).name}")
         return value
+
+    def _bytes(self, name: str, size: int) -> np.ndarray:
+        """A tensor's bytes, whatever numbers they are stored as."""
+        value = self._read(name)
+        if value.nbytes != size:
+            raise self._damaged(f"{name[:100]} has {value.nbytes:,} bytes; expected {size:,}")
+        return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
     def _finite(self, name: str) -> np.ndarray:
         value = self._read(name)

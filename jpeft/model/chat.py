@@ -61,7 +61,14 @@ def chat_template_of(choice: str, *, key: str = "data.chat_template") -> str:
 
 
 def wording_of(
-    template: str, *, names: Mapping[str, str], control: Mapping[str, int], end: int, spaced: bool, source: str
+    template: str,
+    *,
+    names: Mapping[str, str],
+    control: Mapping[str, int],
+    end: int,
+    pad: int,
+    spaced: bool,
+    source: str,
 ) -> Wording:
     """What a chat template puts around a user's message and the assistant's.
 
@@ -69,11 +76,13 @@ def wording_of(
       names: special tokens by role, `bos_token` and so on, which templates use.
       control: ids of special tokens by name.
       end: id of the token with which the model stops.
+      pad: id of the token that fills rows up.
       spaced: whether the tokenizer puts a space before texts by itself.
       source: whose template it is, for messages.
 
     Raises:
-      UserError: it fails, does not write what it is given, or ends an answer with a token at which the model goes on.
+      UserError: it fails, does not write what it is given, ends an answer with a token at which the model goes on, or
+        ends a prompt with the one that fills rows up.
     """
     prompt, whole = _rendered(template, tuple(sorted(names.items())), source)
     if prompt.count(_QUESTION) != 1 or whole.count(_QUESTION) != 1 or whole.count(_ANSWER) != 1:
@@ -82,9 +91,18 @@ def wording_of(
     told, _, rest = whole.partition(_ANSWER)
     if not told.startswith(prompt):
         raise UserError(f"{source}: the chat template begins an answer otherwise than it asks for one; {_OTHERWISE}.")
-    lead = told[len(prompt) :]
+    written = told[len(prompt) :]
+    # What a template writes before an answer, asked to begin one or not, is the prompt's and not the model's to write.
+    own = written.rstrip(" ") if written.strip() else ""
+    lead = written[len(own) :]
     if spaced and lead.startswith(" "):
         lead = lead[1:]
+    asks = _pieces(after + own, control)
+    if asks and asks[-1] == pad:
+        raise UserError(
+            f"{source}: the chat template asks for an answer by the token that fills rows up ({pad}), which would be "
+            f"taken for nothing at the end of a prompt; {_OTHERWISE}."
+        )
     pieces = _pieces(rest, control)
     ends = [piece for piece in pieces if isinstance(piece, int)]
     if not ends:
@@ -95,7 +113,7 @@ def wording_of(
             f"{source}: the chat template ends answers with {one_line(name)} ({ends[0]}), and the model stops at "
             f"{end}; correct eos_token_id in its config.json, or {_OTHERWISE}."
         )
-    return Wording(_pieces(before, control), _pieces(after, control), lead, end, template)
+    return Wording(_pieces(before, control), asks, lead, end, template)
 
 
 _OTHERWISE = "give another with data.chat_template=FILE, or take data.chat_template=none"

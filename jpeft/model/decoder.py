@@ -430,8 +430,14 @@ class Decoder(nnx.Module):
         that attention counts them (`CausalAttention._with`).
         """
         attached: list[Any] = [getattr(block.self_attention, "adapter", None) for block in self.decoder.segments]
-        counts = [adapter.num_before() for adapter in attached if hasattr(adapter, "num_before")]
-        return max(counts, key=lambda count: count[0], default=(0, 0))
+        room, number = 0, 0
+        for adapter in attached:
+            if hasattr(adapter, "num_before"):
+                here, counted = adapter.num_before()
+                # A row's prefix may stand in a part of the layers, another row's in others.
+                plain = isinstance(number, int) and isinstance(counted, int)
+                room, number = max(room, here), max(number, counted) if plain else jnp.maximum(number, counted)
+        return room, number
 
     def _refuse_length(self, slots: int) -> None:
         slots += self._before()[0]
@@ -440,6 +446,15 @@ class Decoder(nnx.Module):
                 f"{slots} tokens are more than the {self.config.max_positions} positions that this model knows; lower "
                 "data.max_input_length or data.max_target_length."
             )
+
+    def longest_input(self, answer_length: int) -> int | None:
+        """How many tokens a prompt may have before answers of `answer_length`; None where positions have no end."""
+        if self.config.positions != "learned":
+            return None
+        token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        soft = jax.eval_shape(lambda x: self.decoder_input(self.embedded(x), x >= 0)[0], token).shape[1] - 1
+        # The last token of a prompt is the answer's first input.
+        return max(1, self.config.max_positions - answer_length - soft - self._before()[0] + 1)
 
     # --- whole sequences ---
 

@@ -104,6 +104,8 @@ class DecoderConfig:
         kind = values.get("model_type") or ""
         if kind not in CHOICES:
             raise UserError(f"{source}: model_type is {kind[:60]!r}; expected one of {', '.join(CHOICES)}.")
+        if kind == "gptj" and "rotary_dim" in values and values["rotary_dim"] is None:
+            values = {**values, "rotary_dim": 0}  # null is all of a head; what is left out is 64, as in `transformers`
         values = {_ALSO.get(kind, {}).get(key, key): value for key, value in values.items() if value is not None}
         keys = _KEYS[kind]
         check_fields(values, {key: _TYPES[name] for name, key in keys.items() if name in _TYPES}, source)
@@ -276,7 +278,7 @@ def _own_choices(kind: str, values: Mapping[str, Any], known: Mapping[str, Any],
         found |= {"window": values.get("window_size") or 256, "windowed": windowed} if windowed else {}
     if kind == "gptj":
         found["activation"] = _activation(values, "activation_function", "gelu_new", source)
-        found["rotary_width"] = values.get("rotary_dim") or width
+        found["rotary_width"] = values.get("rotary_dim", 64) or width
     if kind == "bloom":
         for key in ("apply_residual_connection_post_layernorm", "slow_but_exact"):
             if values.get(key):

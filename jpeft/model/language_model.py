@@ -63,6 +63,10 @@ class LanguageModel(Protocol):
         """Scores of every token of the vocabulary as the next one, before softmax, float32."""
         ...
 
+    def longest_input(self, answer_length: int) -> int | None:
+        """How many tokens an input may have before answers of `answer_length`; None where nothing limits them."""
+        ...
+
     def begin(self, inputs: Int[Array, "batch length"], max_length: int, num_beams: int = 1) -> Decoding:
         """Reads the inputs; of `num_beams` rows for each, as neighbours."""
         ...

@@ -88,7 +88,7 @@ def plain_logits(directory: Path, tokens: Int[np.ndarray, "batch length"]) -> Fl
         x = normed(x, "ln_f")
     elif kind == "gptj":
         width = x.shape[-1] // config["n_head"]
-        count = config.get("rotary_dim") or width
+        count = config.get("rotary_dim", 64) or width
         while find(f"h.{layer}.ln_1.weight"):
             at = f"h.{layer}"
             h = normed(x, f"{at}.ln_1")

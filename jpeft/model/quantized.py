@@ -33,6 +33,7 @@ CHOICES = ("auto", "none", *QUANTIZATIONS)  # of `model.quantization`
 BLOCK = 64  # numbers of a map that share one magnitude
 OUTER_BLOCK = 256  # magnitudes that share one, where they are quantised
 PRODUCT = "quantized_product"  # by which `jpeft.model.stack` keeps what a product gives for the backward pass
+_LEAST_DIVISOR = 1e-36  # of 127 in float32
 _TILE = 2**23  # numbers that are wide at once
 # The values of 4-bit NormalFloat, rising; a number is the nearest of them.
 NF4 = np.asarray(
@@ -179,8 +180,12 @@ def quantize(kernel: Float[np.ndarray, "d_in d_out"], form: Form, name: str = "a
     if form.kind == "int8":
         largest = np.abs(kernel).max(axis=0)
         _require_finite(largest, name)
-        factor = np.where(largest > 0, np.float32(127) / np.where(largest > 0, largest, 1), 0).astype(np.float32)
-        return {"codes": np.rint(kernel * factor).astype(np.int8), "channel_absmax": largest}
+        scale = np.where(largest > 0, largest, 1)
+        if (scale < _LEAST_DIVISOR).any():
+            codes = np.rint(kernel.astype(np.float64) * (127 / scale.astype(np.float64)))
+        else:
+            codes = np.rint(kernel * (np.float32(127) / scale))
+        return {"codes": codes.astype(np.int8), "channel_absmax": largest}
     if form.d_in % 2:
         raise UserError(f"nf4 keeps two inputs of a map in a byte, and {name} has {form.d_in}; take int8.")
     whole = np.zeros((form.blocks * BLOCK, form.d_out), np.float32)

@@ -416,6 +416,10 @@ class T5(nnx.Module):
         stacks = {"encoder": of_encoder, "decoder": of_decoder}
         return {f"{stack}/layers/*/{name}": pair for stack, found in stacks.items() for name, pair in found.items()}
 
+    def longest_input(self, answer_length: int) -> int | None:
+        """None: relative positions have no end."""
+        return None
+
     def begin(self, inputs: Int[Array, "batch enc_len"], max_length: int, num_beams: int = 1) -> T5Decoding:
         """Encodes the inputs, and is ready for answers of `max_length` tokens; beams of a row are neighbours."""
         encoded, cross_bias = self.encode(inputs)

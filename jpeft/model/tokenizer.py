@@ -144,6 +144,7 @@ class Tokenizer:
             names=self._roles(),
             control=self._control,
             end=eos,
+            pad=self.pad_token_id,
             spaced=spaced,
             source=str(self._directory) if self._chat == chat.AUTO else "data.chat_template",
         )

@@ -106,6 +106,7 @@ class PeftNames:
       num_layers, num_heads: of its first stack.
       num_kv_heads: of keys and values, where several heads of queries may share one.
       num_weights: how many numbers it holds.
+      window: how many tokens back some of its layers see; None where all see everything.
     """
 
     sites: Sequence[Site]
@@ -117,6 +118,7 @@ class PeftNames:
     num_heads: int
     num_kv_heads: int
     num_weights: int
+    window: int | None = None
 
     def target_modules(self, chosen: Sequence[Site]) -> list[str]:
         """Short names where all sites of those names and kinds are chosen, else every module's whole name."""

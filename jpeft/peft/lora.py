@@ -119,6 +119,22 @@ class LowRank(Rows):
 
 
 @dataclasses.dataclass(frozen=True)
+class LowRankOfTable(Rows):
+    """`E[i] + scale * B A[i]`: the same for the rows of a table, of which A holds a column for each."""
+
+    leaves: tuple[str, ...] = LowRank.leaves
+    order: ClassVar[int] = 1
+
+    def __call__(
+        self, leaves: Leaves, compute: Original, rows: Int[Array, "batch length"]
+    ) -> Float[Array, "batch length width"]:
+        y = compute(rows)
+        inner = jnp.take_along_axis(leaves["lora_a"], rows[:, None], axis=2)  # [batch, rank, length]
+        update = jnp.einsum("brl,brd->bld", inner, leaves["lora_b"])
+        return added(y, update * each(leaves["lora_scale"]))
+
+
+@dataclasses.dataclass(frozen=True)
 class Lora(AddedModules, PeftLayout):
     """LoRA (Hu et al. 2021), by default as Pu et al. (2023) count it: rank 2 on q, k, v, o, with scaling vectors.
 
@@ -302,7 +318,7 @@ class Lora(AddedModules, PeftLayout):
 
     def rows(self, site: Site, model: nnx.Module) -> Sequence[Rows]:
         if site.kind == "embedding":
-            return super().rows(site, model)
+            return (LowRankOfTable(),)
         return (Rescale(), LowRank()) if self.scaling_vectors else (LowRank(),)
 
     def row_leaves(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

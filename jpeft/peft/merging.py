@@ -14,22 +14,26 @@ from jpeft.peft.sites import SiteModule, roles_of, site_modules
 from jpeft.peft.variables import Adapter
 
 
-def merge(adapted: Model) -> Model:
+def merge(adapted: Model, *, heads_apart: bool = False) -> Model:
     """A model without adapters whose weights do what base and adapter do together; the two share what is not changed.
 
     What is kept in few bits is made wide: float32 of the numbers that it stands for. The arithmetic is float32. So are
     the changed weights of jpeft's own models, whatever the base's dtype; those of other modules keep the dtype that
     they had.
 
+    Args:
+      heads_apart: of a model that is not jpeft's: that it makes its logits of no table to which something is attached.
+        An adapter acts where the table is looked up, and merged it would act in the logits, too.
+
     Raises:
-      UserError: what is attached somewhere is no change of the weights that are there, or a module does not compute
-        what its weights look like.
+      UserError: what is attached somewhere is no change of the weights that are there, or may not be (a table, without
+        `heads_apart`), or a module does not compute what its weights look like.
     """
     model, is_ours = copied(adapted), bool(roles_of(adapted))
     for place in site_modules(model):
         module: Any = place.module
         if is_adapted(module):
-            _fold(place, is_ours, model)
+            _fold(place, is_ours, model, heads_apart)
         if hasattr(module, "widen"):
             module.widen(module.dequantized())
         for name, value in list(vars(module).items()):
@@ -38,7 +42,7 @@ def merge(adapted: Model) -> Model:
     return model
 
 
-def _fold(place: SiteModule, is_ours: bool, model: nnx.Module) -> None:
+def _fold(place: SiteModule, is_ours: bool, model: nnx.Module, heads_apart: bool) -> None:
     """Puts what is attached to a module into its weights."""
     module: Any = place.module
     view, path = place.view, place.sites[0].path
@@ -46,8 +50,14 @@ def _fold(place: SiteModule, is_ours: bool, model: nnx.Module) -> None:
     adapter: Any = take_off(module)
     if view.kernel is None or not hasattr(adapter, "fold"):
         raise UserError(f"{type(adapter).__name__} at {path} is no change of a weight; it cannot be merged.")
-    if view.kind == "embedding" and getattr(getattr(model, "config", None), "tie_word_embeddings", False):
-        raise UserError(f"{path} is also the head of this model, which the adapter is not; it cannot be merged.")
+    if view.kind == "embedding":
+        if getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+            raise UserError(f"{path} is also the head of this model, which the adapter is not; it cannot be merged.")
+        if not is_ours and not heads_apart:
+            raise UserError(
+                f"{path} is a {type(module).__name__}. If the model also makes its logits of that table, the adapter "
+                "has no part in them and merging would give it one: say heads_apart=True if it does not."
+            )
     bias = None if view.bias is None else getattr(module, view.bias)[...]
     wide_bias = None if bias is None else _flat(bias.astype(jnp.float32), view.d_out)
     kernel, new_bias = adapter.fold(view.matrix(module).astype(jnp.float32), wide_bias)

@@ -229,7 +229,9 @@ class Prefix(AddedModules, PeftLayout):
         if peft.task_type != "CAUSAL_LM":
             return "prefixes of an encoder-decoder, of which it gives the decoder's own attention one alone"
         everywhere = {site.path for site in peft.sites if site.kind == "attention"}
-        return None if {site.path for site in chosen} == everywhere else "prefixes of some layers and not of others"
+        if {site.path for site in chosen} != everywhere:
+            return "prefixes of some layers and not of others"
+        return None if peft.window is None else "a prefix that layers with a window see from anywhere"
 
     def peft_config(self, chosen: Sequence[Site], peft: PeftNames) -> dict[str, Any]:
         return {
@@ -282,7 +284,13 @@ class Prefix(AddedModules, PeftLayout):
         leaves, parts = {}, np.split(whole, 2 * len(attentions), axis=1)
         for i, site in enumerate(attentions):
             leaves[f"{site.path}/prefix_keys"], leaves[f"{site.path}/prefix_values"] = parts[2 * i : 2 * i + 2]
-        return cls(prefix_length=length), leaves, []
+        window, notes = file.names.window, []
+        if window is not None:
+            notes.append(
+                f"layers that see {window} tokens back see the prefix from anywhere here; PEFT hides it from what is "
+                "further away, so longer texts are read otherwise"
+            )
+        return cls(prefix_length=length), leaves, notes
 
 
 def _read(model: Any, key: Array, length: int) -> dict[str, tuple[Array, Array]]:

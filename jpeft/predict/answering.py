@@ -27,12 +27,13 @@ class Answering(abc.ABC):
 
     program: Program
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, *, max_input_length: int, batch_size: int):
+    def __init__(self, model: Any, tokenizer: Tokenizer, *, max_input_length: int, batch_size: int, answer_length: int):
+        """Args: `answer_length`: of an answer in tokens, or of all labels together."""
         self.graphdef, self._adapter, self._base = split(model)
         self._config, self._tokenizer = model.config, tokenizer
         self._tokens = QuestionTokens(tokenizer, max_input_length, key="--max-input-length")
         self._batch_size = batch_size
-        self._shapes = [(length, 1) for length in lengths_up_to(max_input_length)]
+        self._shapes = [(length, 1) for length in lengths_up_to(max_input_length, model.longest_input(answer_length))]
         self.answered = self.cut = 0
 
     def __call__(
@@ -67,7 +68,7 @@ class Generating(Answering):
     """Writes the answer; its confidence is the mean log-probability of its tokens, `</s>` counted."""
 
     def __init__(self, model: Any, tokenizer: Tokenizer, *, max_output_length: int, num_beams: int, **batching: Any):
-        super().__init__(model, tokenizer, **batching)
+        super().__init__(model, tokenizer, answer_length=max_output_length, **batching)
         self.program = Program(make_generate_scored(self.graphdef, max_length=max_output_length, num_beams=num_beams))
 
     def _answers(self, results: list[Any]) -> list[dict[str, Any]]:
@@ -82,8 +83,8 @@ class Choosing(Answering):
     """Takes the likeliest label. Its confidence is what it would have if generated; probabilities are among labels."""
 
     def __init__(self, model: Any, tokenizer: Tokenizer, *, labels: Sequence[str], **batching: Any):
-        super().__init__(model, tokenizer, **batching)
         self._labels = PackedLabels.of(labels, tokenizer, model.config)
+        super().__init__(model, tokenizer, answer_length=len(self._labels.targets), **batching)
         self.program = Program(make_label_log_probs(self.graphdef, self._labels))
 
     def _answers(self, results: list[Any]) -> list[dict[str, Any]]:
@@ -94,12 +95,17 @@ class Choosing(Answering):
         ]
 
 
-def lengths_up_to(longest: int) -> list[int]:
-    """Powers of two from 16 on, the last holding `longest`."""
+def lengths_up_to(longest: int, most: int | None = None) -> list[int]:
+    """Powers of two from 16 on, the last holding `longest`; above `most`, which a model takes, `most` in their place.
+
+    A `longest` above it is the last: the model says that it is too long.
+    """
     lengths = [_LEAST_LENGTH]
     while lengths[-1] < longest:
         lengths.append(lengths[-1] * 2)
-    return lengths
+    if most is None or lengths[-1] <= most:
+        return lengths
+    return [*(length for length in lengths if length < most), most, *([longest] if longest > most else [])]
 
 
 def _power_of_two(least: int) -> int:

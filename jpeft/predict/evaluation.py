@@ -250,6 +250,7 @@ def evaluate(
     generate = Program(make_generate(graphdef, max_length=task.max_target_length, num_beams=test.num_beams))
     score_labels = None if labels is None else Program(make_label_log_probs(graphdef, labels))
     longest = int(np.max(tokens.lengths()[:, 0]))
+    most = model.longest_input(max(task.max_target_length, 0 if labels is None else len(labels.targets)))
     report(f"answers {len(made):,} rows")
     given = answer_split(
         generate,
@@ -260,7 +261,7 @@ def evaluate(
         tokenizer,
         labels,
         classes=task.answers,
-        shapes=[(length, 1) for length in lengths_up_to(longest)],
+        shapes=[(length, 1) for length in lengths_up_to(longest, most)],
         batch_size=min(batch_size, 1 << (len(made) - 1).bit_length()),
         pad_token_id=config.pad_token_id,
         on_batch=on_rows,

@@ -249,9 +249,10 @@ class AdapterBank:
             by_site.setdefault(path, {})[leaf] = np.asarray(value)
         known = [site for path in by_site if (site := self._sites.get(path)) is not None]
         method, values = method.settled(known) if known else method, {}
-        for path, own in by_site.items():
+        weights = _BaseWeights(self._model)
+        for path, own in sorted(by_site.items(), key=lambda item: weights.order(item[0])):
             self._check_whole(method, path, own, source)
-            rows = method.row_leaves_at(self._sites[path], own, functools.partial(self._weights, path))
+            rows = method.row_leaves_at(self._sites[path], own, functools.partial(weights, path))
             values |= {f"{path}/{leaf}": value for leaf, value in rows.items()}
         for name, value in values.items():
             self._check_room(name, value.shape, method, source)
@@ -259,18 +260,6 @@ class AdapterBank:
             if not self._rooms[path].parts >= set(method.rows(self._sites[path], self._model)):
                 raise UserError(f"{source}: the bank has no room for {method} at {path}, only for other options of it.")
         return values
-
-    def _weights(self, path: str) -> SiteWeights:
-        """Those of the linear map at one of the base's sites."""
-        place = next(place for place in site_modules(self._model) if any(site.path == path for site in place.sites))
-        module: Any = place.module
-        matrix, bias = place.view.matrix(module), None
-        if place.view.bias is not None:
-            bias = getattr(module, place.view.bias)[...]
-        if place.in_stack:
-            layer = next(i for i, site in enumerate(place.sites) if site.path == path)
-            matrix, bias = matrix[layer], None if bias is None else bias[layer]
-        return matrix, None if bias is None else bias.reshape(place.view.d_out)
 
     def _check_whole(self, method: AddedModules, path: str, leaves: Mapping[str, np.ndarray], source: str) -> None:
         """Raises `UserError` unless `leaves` are all that the method has at this site of this base, and finite."""
@@ -302,6 +291,38 @@ class AdapterBank:
                 f"{source}: {method.row_size(leaf, shape[0])} at {path}; the bank has room for {largest[0]}: keep more "
                 "when it is made (--room, room_for)."
             )
+
+
+class _BaseWeights:
+    """The weights of a base's linear maps by site.
+
+    Layers of a stack have theirs in one place. What stands there is kept until another place is asked for: maps in few
+    bits, which are made wide for it, are so but once if sites are asked for in their `order`.
+    """
+
+    def __init__(self, model: nnx.Module):
+        self._places = list(site_modules(model))
+        self._where = {
+            site.path: (i, layer) for i, at in enumerate(self._places) for layer, site in enumerate(at.sites)
+        }
+        self._last: tuple[int, SiteWeights] | None = None
+
+    def order(self, path: str) -> tuple[int, int]:
+        """Sorts sites by place; one that the base has not comes last."""
+        return self._where.get(path, (len(self._places), 0))
+
+    def __call__(self, path: str) -> SiteWeights:
+        """The map at a site, `[d_in, d_out]`, and its bias."""
+        index, layer = self._where[path]
+        place = self._places[index]
+        if self._last is None or self._last[0] != index:
+            module: Any = place.module
+            bias = None if place.view.bias is None else getattr(module, place.view.bias)[...]
+            self._last = index, (place.view.matrix(module), bias)
+        matrix, bias = self._last[1]
+        if place.in_stack:
+            matrix, bias = matrix[layer], None if bias is None else bias[layer]
+        return matrix, None if bias is None else bias.reshape(place.view.d_out)
 
 
 def make_generate(graphdef: nnx.GraphDef, layout: PoolLayout, *, max_length: int):

@@ -49,6 +49,10 @@ def test_the_least_weight_above_nothing_is_one():
     assert scaled(np.array([0.25, 0, 0.5])).tolist() == [1, 0, 2]
     with pytest.raises(UserError, match="every training row weighs 0"):
         scaled(np.zeros(2))
+    for least in (1e-40, 1e-300):
+        with pytest.raises(UserError, match=f"weigh from {least:.3g} to 1 .*expected a ratio below 1e.30"):
+            scaled(np.array([least, 1]))
+    assert "as 1 equal rows" in told_of_weights(None, "w", scaled(np.array([1e-25, 1])))[-1]
     lines = told_of_weights({"no": 1.0, "yes": 3.0}, "w", np.array([1.0, 3.0, 0.0]))
     assert lines[0] == "class weights of the training loss: no 1, yes 3"
     assert lines[1] == "training rows are weighted by the column 'w'; 1 row weighs 0 and teach nothing"

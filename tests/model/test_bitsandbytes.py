@@ -194,6 +194,25 @@ def test_a_damaged_file_is_one_line(damage, saved, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_bytes_may_be_stored_as_other_numbers(dtype, saved, tmp_path):
+    """As `quant_storage` has them; a tensor of as many numbers and other bytes is damaged."""
+    tensors = load_file(saved["nf4"] / "model.safetensors")
+    as_numbers = {
+        name: value.reshape(-1).view(jnp.dtype(dtype)).reshape(-1, 1) if f"{name}.quant_map" in tensors else value
+        for name, value in tensors.items()
+    }
+    (tmp_path / "config.json").write_bytes((saved["nf4"] / "config.json").read_bytes())
+    save_file(as_numbers, tmp_path / "model.safetensors")
+    expected, found = (packed(weights.load(directory)) for directory in (saved["nf4"], tmp_path))
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+    name = next(name for name in tensors if f"{name}.quant_map" in tensors)
+    save_file({**tensors, name: tensors[name].astype(jnp.dtype(dtype))}, tmp_path / "model.safetensors")
+    with pytest.raises(RunFailed, match="bytes; expected"):
+        weights.load(tmp_path)
+
+
 def test_other_four_bits_are_refused_by_name(saved, tmp_path):
     tensors = load_file(saved["nf4"] / "model.safetensors")
     name = f"{QUERY}.weight.quant_state.bitsandbytes__"

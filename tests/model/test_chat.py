@@ -1,5 +1,7 @@
 """Prompts and answers of decoder-only models: chat templates, what is cut, and templates of strangers."""
 
+import dataclasses
+
 import pytest
 
 from jpeft.data.prompts import PromptTokens
@@ -42,6 +44,15 @@ def test_a_row_is_the_users_message_and_its_answer_the_assistants(tokenizer):
     [answer] = tokenizer.encode(["World"], max_length=9).ids
     assert answer == [*byte_level().encode("World").ids, 2]
     assert tokenizer.decode([answer]) == ["World"]
+
+
+def test_what_a_template_writes_before_an_answer_unasked_is_the_prompts(tokenizer):
+    """Older templates take no notice of `add_generation_prompt`: the model is not to write what begins its turn."""
+    unasked = tokenizer.asked_by(CHAT.partition("{% if add_generation_prompt %}")[0]).wording
+    assert dataclasses.replace(unasked, chat_template=CHAT) == tokenizer.wording and unasked.lead == ""
+    spoken = tokenizer.asked_by("{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}")
+    assert spoken.wording.after == (2, "assistant:")
+    assert spoken.wording.lead == " "  # a part of the answer's first token
 
 
 def test_without_a_template_the_answer_goes_on_with_the_prompt_after_a_space(tokenizer):
@@ -113,6 +124,10 @@ def test_a_template_of_ones_own_is_a_file(tokenizer, tmp_path):
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes too long"),
         ("{{ 'a' * 10**10 }}", "too much memory"),
         ("hello", "does not write each message once"),
+        (
+            "{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}",
+            r"asks for an answer by the token that fills rows up \(2\)",
+        ),
         (ALPACA, "begins an answer otherwise than it asks for one|ends answers with no special token"),
         (
             CHAT.replace("message['content'] + '<|im_end|>'", "message['content'] + '<|endoftext|>'"),

@@ -22,6 +22,7 @@ from jpeft.model.family import abstract_model, family_in, load_model
 from jpeft.model.stack import REMAT_POLICIES
 from jpeft.model.weights import InMemory
 from jpeft.peft.attaching import attach, count
+from jpeft.peft.prefix import Prefix
 from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import select
 from tests.decoders import LLAMA, MORE, TINY_DECODERS, one_layer, random_decoder
@@ -274,6 +275,26 @@ def test_more_tokens_than_there_are_learned_positions_are_refused(models):
     model = models["gpt_neo"]
     with pytest.raises(UserError, match="65 tokens are more than the 64 positions"):
         jax.eval_shape(model, jax.ShapeDtypeStruct((1, 65), jnp.int32))
+
+
+@pytest.mark.parametrize("method", [None, Prompt(prompt_length=6), Prefix(prefix_length=5)])
+def test_the_longest_input_is_the_last_that_learned_positions_hold(models, method):
+    model = models["gpt_neo"]
+    if method is not None:
+        model = attach(model, method, select(model, method), jax.random.key(0))
+    longest, asked = model.longest_input(8), jax.eval_shape
+    assert longest == 57 - (0 if method is None else 6 if method.name == "prompt" else 5)
+    answers = lambda tokens: greedy(model, tokens, max_length=8)
+    asked(answers, jax.ShapeDtypeStruct((1, longest), jnp.int32))
+    with pytest.raises(UserError, match="65 tokens are more than the 64 positions"):
+        asked(answers, jax.ShapeDtypeStruct((1, longest + 1), jnp.int32))
+    assert models["llama"].longest_input(8) is None
+
+
+def test_gptj_rotates_64_numbers_of_a_head_where_its_config_leaves_it_out():
+    values = {"model_type": "gptj", "vocab_size": 9, "n_embd": 256, "n_layer": 1, "n_head": 2, "eos_token_id": 1}
+    rotated_ = [DecoderConfig.from_dict({**values, **more}).rotary_width for more in ({}, {"rotary_dim": None})]
+    assert rotated_ == [64, 128]
 
 
 @pytest.mark.parametrize("kind", [*TINY_DECODERS, *MORE])

@@ -89,6 +89,8 @@ def test_int8_is_off_by_half_a_step_at_most_and_keeps_the_largest():
     step = np.abs(kernel).max(axis=0) / 127
     assert (np.abs(again - kernel) <= 0.5001 * step).all() and not again[:, 3].any()
     assert np.abs(leaves["codes"]).max(axis=0)[[0, 9]].tolist() == [127, 127]
+    tiny = quantize(np.array([[1e-38], [0], [-1e-38], [5e-39]], np.float32), Form("int8", 4, 1, "in"))
+    assert tiny["codes"][:, 0].tolist() == [127, 0, -127, 64]  # though float32 does not hold 127 over its largest
     second = quantize(again, form)  # what was rounded once is not rounded again
     np.testing.assert_array_equal(second["codes"], leaves["codes"])
 

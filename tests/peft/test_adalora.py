@@ -118,6 +118,16 @@ def test_fit_is_told_how_many_steps_there_are():
         jpeft.fit(tuned, iter([batch]), method=method)
 
 
+def test_losses_of_a_fit_are_without_the_penalty():
+    model, batch = T5(TINY, rngs=nnx.Rngs(0)), make_batch(TINY, rows=3, enc_len=8, dec_len=5)
+    tuned = jpeft.attach(model, AdaLora(rank=1), where=r"encoder/.*/q")
+    strict = dataclasses.replace(AdaLora(rank=1), orthogonality=100.0)
+    [of_strict], [of_none] = (
+        jpeft.fit(tuned, [batch], method=method, total_steps=4).losses for method in (strict, AdaLora(rank=1))
+    )
+    assert of_strict == pytest.approx(of_none, rel=1e-6)
+
+
 def test_peft_files_of_maps_with_fewer_triplets(tmp_path):
     """As PEFT stores them, one with none left; what is filled up does nothing."""
     model, draw = T5(TINY, rngs=nnx.Rngs(0)), np.random.default_rng(0)

@@ -229,6 +229,14 @@ def test_a_module_that_does_not_compute_what_its_kernel_looks_like_is_not_merged
         jpeft.merge(tuned)
 
 
+def test_a_table_that_may_be_the_head_is_merged_only_if_told_that_it_is_not(key):
+    """An adapter acts where a table is looked up; of `attend`, which makes logits of it, nothing tells."""
+    tuned = filled(jpeft.attach(Flax(nnx.Rngs(0)), LORA, where="embed"), key)
+    with pytest.raises(jpeft.UserError, match="embed is a Embed.* say heads_apart=True if it does not"):
+        jpeft.merge(tuned)
+    np.testing.assert_allclose(jpeft.merge(tuned, heads_apart=True)(TOKENS), tuned(TOKENS), atol=1e-5)
+
+
 def test_what_only_looks_like_a_stack_is_told_when_it_is_called():
     tuned = jpeft.attach(nnx.Dict(it=Convolution()), LORA, where="it")
     with pytest.raises(jpeft.UserError, match="a Convolution .*holds 3 layers and is called as one"):

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from jpeft.adapters.files import OURS, PEFTS, layout_of, load_adapter, save_adapter
+from jpeft.adapters.peft_layout import peft_config, peft_tensors, read_peft
 from jpeft.errors import UserError
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import named_leaves
@@ -157,6 +158,21 @@ def test_a_prefix_of_some_layers_is_kept_in_our_layout(tmp_path):
     chosen = select(model, PREFIX, Selection(layers=[0]))
     save_adapter(attach(model, PREFIX, chosen, jax.random.key(0)), PREFIX, chosen, tmp_path, base_name="tiny")
     assert layout_of(tmp_path) == OURS
+
+
+@pytest.mark.parametrize("kind", ["gpt_neo", "mistral", "llama"])
+def test_of_layers_with_a_window_pefts_layout_is_not_written_and_reading_it_is_told(kind, tmp_path):
+    """PEFT hides a prefix from what is further away than the window; here it is seen."""
+    model = random_decoder({**TINY_DECODERS, **MORE}[kind])
+    tuned, windowed = adapted(model), bool(model.config.windowed)
+    save_adapter(tuned, PREFIX, select(model, PREFIX), tmp_path, base_name="")
+    assert layout_of(tmp_path) == (OURS if windowed else PEFTS)
+    named = {name: np.asarray(value) for name, value in named_leaves(tuned, Adapter).items()}
+    config = peft_config(model, PREFIX, select(model, PREFIX))
+    _, _, notes = read_peft(config, peft_tensors(model, Prefix, named), model, source="here")
+    assert [f"see {model.config.window} tokens back see the prefix from anywhere" in note for note in notes] == (
+        [True] if windowed else []
+    )
 
 
 def test_learned_positions_count_a_prefix(key):

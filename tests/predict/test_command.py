@@ -263,3 +263,6 @@ def test_a_model_that_computes_no_number_answers_nothing(answer, tiny_checkpoint
 def test_lengths_are_few():
     assert lengths_up_to(512) == [16, 32, 64, 128, 256, 512]
     assert lengths_up_to(10) == [16] and lengths_up_to(100)[-1] == 128
+    # What a model takes at most is not filled up to more; what is longer than that is left to be refused.
+    assert lengths_up_to(50, 57) == [16, 32, 57] and lengths_up_to(30, 57) == [16, 32]
+    assert lengths_up_to(60, 57) == [16, 32, 57, 60] and lengths_up_to(9, 12) == [12]

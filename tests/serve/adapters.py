@@ -34,6 +34,8 @@ METHODS: dict[str, tuple[Method, Selection]] = {
     "lora_official": (Lora.official(rank=3), Selection()),
     "lora_of_another_rank_and_alpha": (Lora.official(rank=5, alpha=3.0, rank_stabilized=True), Selection()),
     "lora_of_the_head": (Lora.official(rank=2), Selection(pattern="lm_head|encoder/layers/0/feed_forward/.*")),
+    "lora_of_the_table": (Lora.official(rank=2), Selection(names=["shared"])),
+    "lora_of_the_table_of_another_rank": (Lora.official(rank=4, alpha=3.0), Selection(names=["shared"])),
     "ia3": (Ia3(), Selection()),
     "ia3_official": (Ia3.official(), Selection()),
     "bitfit": (BitFit(), Selection()),
@@ -88,6 +90,7 @@ def room_for_all(base: T5):
     return [
         *everything,
         (Lora.official(rank=2), select(base, Lora.official(), head)),
+        (Lora.official(rank=4), select(base, Lora.official(), Selection(names=["shared"]))),
         *room_for(
             base,
             Prompt(8),

@@ -20,6 +20,7 @@ from jpeft.peft.lora import Lora
 from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection
 from jpeft.peft.variables import Adapter
+from jpeft.peft.views import View
 from jpeft.serve.bank import AdapterBank, BankFull, UnknownAdapter
 from jpeft.serve.pool import room_for
 from tests.conftest import TINY, make_batch, slow_but
@@ -27,6 +28,7 @@ from tests.serve.adapters import ABLATED, METHODS, make, room_for_all, tiny_base
 
 SOME = ("lora_random", "lora_drop_self_attention", "ia3_later", "ia3_drop_attention")
 ADAPTERS = {**METHODS, **{name: ABLATED[name] for name in SOME}}
+QUICK = ("lora", "lora_of_the_table", "ia3_official", "bitfit", "prompt", "dora")
 ROWS = 8
 
 
@@ -89,12 +91,22 @@ def mixed(bank, tokens):
     return dict(zip(names, logits, strict=True))
 
 
-@pytest.mark.parametrize("name", slow_but(("lora", "ia3_official", "bitfit", "prompt", "dora"), ADAPTERS))
+@pytest.mark.parametrize("name", slow_but(QUICK, ADAPTERS))
 def test_a_row_of_a_mixed_batch_is_its_adapter_alone(name, adapters, mixed, tokens):
     expected = alone(adapters[name].model, *tokens)
     # Of lora_official two compilations of `alone` itself differ by 9e-6, four times as much as of most others.
     np.testing.assert_allclose(mixed[name], expected, rtol=0, atol=2e-5)
     assert np.abs(mixed[name] - mixed[None]).max() > 1e-2  # and no other's
+
+
+def test_each_map_of_the_base_is_made_wide_once_for_an_adapter(base, adapters, monkeypatch):
+    """DoRA needs them all, and those of a stack's layers stand in one array."""
+    bank = AdapterBank(base, capacity=1, room=room_for(base, adapters["dora"].method))
+    asked, matrix = [], View.matrix
+    monkeypatch.setattr(View, "matrix", lambda view, module: asked.append(id(module)) or matrix(view, module))
+    bank.put("dora", adapters["dora"].method, adapters["dora"].leaves)
+    sites = {leaf.rpartition("/")[0] for leaf in adapters["dora"].leaves}
+    assert 0 < len(asked) == len(set(asked)) < len(sites)
 
 
 @pytest.mark.slow

@@ -8,13 +8,14 @@ import pytest
 from jpeft.eval.labels import PackedLabels, packed_log_probs
 from jpeft.leaves import named_leaves
 from jpeft.model.decode import greedy
+from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.peft.attaching import attach
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
 from jpeft.peft.prefix import Prefix
 from jpeft.peft.prompt import Prompt
-from jpeft.peft.selection import select
+from jpeft.peft.selection import Selection, select
 from jpeft.peft.variables import Adapter
 from jpeft.serve.bank import AdapterBank
 from jpeft.serve.pool import room_for
@@ -59,6 +60,23 @@ def test_logits_of_a_mixed_batch_are_those_of_each_alone(held):
     for row, name in enumerate(NAMES):
         np.testing.assert_allclose(mixed[row], forward(models[name], tokens)[row], atol=2e-5)
         assert (np.abs(mixed[row] - of_base[row]).max() > 1e-2) == (name is not None)
+
+
+def test_prefixes_of_different_layers_shift_the_learned_positions_of_their_own_rows():
+    base = random_decoder(TINY_DECODERS["gpt_neo"])
+    table = base.positions.embedding
+    table.set_value(20 * table[...])  # so that a position that is off by some is felt
+    DECODER_FAMILY.arrange(base, scan_layers=False)
+    method, models = Prefix(prefix_length=5, init="normal"), {}
+    bank = AdapterBank(base, capacity=2, room=room_for(base, method))
+    for layer in (0, 2):
+        chosen = select(base, method, Selection(layers=[layer]))
+        models[str(layer)] = filled(attach(base, method, chosen, jax.random.key(layer)), jax.random.key(layer))
+        held = named_leaves(models[str(layer)], Adapter)
+        bank.put(str(layer), method, {leaf: np.asarray(value) for leaf, value in held.items()})
+    tokens = np.tile(np.arange(5, 11, dtype=np.int32), (2, 1))
+    for mixed, model in zip(bank.logits(tokens, names=list(models)), models.values(), strict=True):
+        np.testing.assert_allclose(mixed, jax.jit(lambda model, tokens: model(tokens))(model, tokens)[0], atol=5e-5)
 
 
 @pytest.mark.slow
