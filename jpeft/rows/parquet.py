@@ -117,10 +117,7 @@ def _values(array: pa.Array, where: str) -> list[Any]:
         return _as_text(array)
     if pa.types.is_nested(array.type) and array.nbytes > _MOST_NESTED_BYTES:
         raise UserError(f"{where} holds lists or objects of more than {_MOST_NESTED_BYTES:,} bytes; leave it out.")
-    try:
-        values = array.to_pylist()
-    except (ValueError, OverflowError):  # moments that Python's types do not reach, such as nanoseconds
-        values = array.cast(pa.string()).to_pylist()
+    values = _python_values(array)
     if pa.types.is_floating(array.type):
         # Not a number, as pandas writes what is missing; NaN alone differs from itself.
         values = [None if value is None or value - value != 0 else value for value in values]
@@ -130,27 +127,68 @@ def _values(array: pa.Array, where: str) -> list[Any]:
     return values
 
 
+_NANOSECONDS = pa.time64("ns")  # of a day, of which pyarrow (26.0) cuts off what Python's times do not have
+
+
+def _python_values(array: pa.Array) -> list[Any]:
+    """Values as Python has them; moments that it does not have, such as nanoseconds, as text."""
+    if array.type == _NANOSECONDS:
+        shown, cut = array.cast(pa.string()).to_pylist(), array.to_pylist()
+        return [time if text is None or text.endswith("000") else text for text, time in zip(shown, cut, strict=True)]
+    if pa.types.is_nested(array.type):
+        return array.cast(_with_shown_nanoseconds(array.type)).to_pylist()
+    try:
+        return array.to_pylist()
+    except (ValueError, OverflowError):
+        shown = array.cast(pa.string())
+        return [_moment(value, text.as_py()) for value, text in zip(array, shown, strict=True)]
+
+
+def _moment(value: pa.Scalar, shown: str | None) -> Any:
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError):
+        return shown
+
+
+def _with_shown_nanoseconds(kind: pa.DataType) -> pa.DataType:
+    """The type of lists and objects with text in the place of times of nanoseconds."""
+    if kind == _NANOSECONDS:
+        return pa.string()
+    of_field = lambda field: field.with_type(_with_shown_nanoseconds(field.type))
+    if pa.types.is_struct(kind):
+        return pa.struct([of_field(field) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(of_field(kind.key_field), of_field(kind.item_field))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(of_field(kind.value_field))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(of_field(kind.value_field), kind.list_size)
+    return pa.list_(of_field(kind.value_field)) if pa.types.is_list(kind) else kind
+
+
 def _shared_values(array: pa.DictionaryArray, where: str) -> list[Any]:
     used = array.indices.drop_null().unique()
     there = array.dictionary.take(used)
-    if _is_text(there.type):
-        _check_longest(there, where)
-    values: dict[int | None, Any] = dict(zip(used.to_pylist(), _as_text(there), strict=True))
+    values: dict[int | None, Any] = dict(zip(used.to_pylist(), _values(there, where), strict=True))
     values[None] = None
     return [values[index] for index in array.indices.to_pylist()]
 
 
 def _as_text(array: pa.Array) -> list[Any]:
-    """Bytes as text, which other programs write so; as they are where one of them is not UTF-8, as an image is not.
+    """Bytes as text, which other programs write so; each as it is where it is not UTF-8, as an image is not.
 
     Texts of a fixed size, as NumPy has them, lose the NULs that fill them up.
     """
-    values = array.to_pylist()
     filling = "\0" if pa.types.is_fixed_size_binary(array.type) else ""
-    try:
-        return [value.decode().rstrip(filling) if isinstance(value, bytes) else value for value in values]
-    except UnicodeDecodeError:
-        return values
+
+    def read(value: Any) -> Any:
+        try:
+            return value.decode().rstrip(filling) if isinstance(value, bytes) else value
+        except UnicodeDecodeError:
+            return value
+
+    return [read(value) for value in array.to_pylist()]
 
 
 def _check_longest(array: pa.Array, where: str) -> None:

@@ -264,8 +264,35 @@ def test_other_values_of_a_parquet_file_keep_their_kinds(tmp_path):
     assert read["list"] == [["a"], [], None, ["b", "c"]]
     assert read["struct"] == [{"x": 1}, {"x": None}, None, {"x": 2}]
     assert read["category"] == ["p", "n", None, "p"]
-    assert read["image"] == [b"\xff\xd8", b"\xff", None, b"ok"]
+    assert read["image"] == [b"\xff\xd8", b"\xff", None, "ok"]
     assert read["nanoseconds"][2] is None and read["far"][2] is None
+
+
+def test_moments_that_differ_by_nanoseconds_stay_apart(tmp_path):
+    times = pa.array([1, 2, 3000, None, 12 * 3600 * 10**9], pa.time64("ns"))
+    columns = {
+        "time": times,
+        "again": times.dictionary_encode(),
+        "stamp": pa.array([1, 2, 3000, None, 0], pa.timestamp("ns")),
+        "struct": pa.StructArray.from_arrays([times], ["t"]),
+        "list": pa.array([[1, 2], [3000], [], None, [None]], pa.list_(pa.time64("ns"))),
+        "large": pa.array([[1, 2], [3000], [], None, [None]], pa.large_list(pa.time64("ns"))),
+        "pair": pa.array([[1, 2], [3000, 1], None, None, [None, 2]], pa.list_(pa.time64("ns"), 2)),
+        "map": pa.array([[("a", 1)], [("a", 2)], [], None, [("b", 3)]], pa.map_(pa.string(), pa.time64("ns"))),
+    }
+    read = read_columns(write(tmp_path / "a.parquet", columns))
+    shown = ["00:00:00.000000001", "00:00:00.000000002", "00:00:00.000003", "None", "12:00:00"]
+    assert [str(value) for value in read["time"]] == shown
+    assert [str(value) for value in read["again"]] == shown
+    assert len({str(value) for value in read["stamp"]}) == 5
+    assert [str(value and value["t"])[:18] for value in read["struct"]][:2] == shown[:2]
+    assert all([str(each) for each in read[column][0]] == shown[:2] for column in ("list", "large", "pair"))
+    assert [read["map"][i][0][1] for i in (0, 1)] == shown[:2]
+
+
+def test_bytes_are_text_value_by_value_whatever_stands_beside_them(tmp_path):
+    path = write(tmp_path / "a.parquet", {"input": pa.array([b"ok", b"\xff", None])})
+    assert read_columns(path) == {"input": ["ok", b"\xff", None]}
 
 
 def test_a_parquet_file_of_kilobytes_that_holds_gigabytes_is_refused(tmp_path, monkeypatch):
