@@ -83,7 +83,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         quantization=arguments.quantization,
         metrics=arguments.metrics,
     )
-    name, rows = test.read(arguments.data, arguments.split, arguments.input)
+    name, rows = test.read(arguments.data, arguments.split, arguments.input, report=display.say)
     total = len(next(iter(rows.values()))) * (2 if test.answer == "score" else 1)
     with display.task(str(arguments.data), total) as bar:
         outcome = evaluate(test, name, rows, batch_size=arguments.batch_size, on_rows=bar.advance, report=display.say)

@@ -72,7 +72,7 @@ def load_rows(
       source: one of `SOURCES`; `auto` is `local` where a path is given and `hub` otherwise.
       path: of `local`: a file, a directory of `train`/`validation`/`test` files, or one that holds the task's own.
       sample_seed: of `sample`: which rows are generated.
-      report: hears which files of a directory are not read.
+      report: hears which files of a directory are not read, and of rows that may not be what was meant.
 
     Raises:
       UserError: no such file, an unreadable one, no training rows, or a source that this task does not have.
@@ -197,7 +197,7 @@ def _expanded(path: str) -> Path:
 def _from_files(task: Task, path: Path, report: Callable[[str], None]) -> dict[str, Columns]:
     require_path(str(path))
     if not path.is_dir():
-        return {"train": read_columns(path)}
+        return {"train": read_columns(path, report=report)}
     directory = path / task.local if task.local and (path / task.local).is_dir() else path
     try:
         files = sorted(file for file in directory.iterdir() if not file.name.startswith("."))
@@ -219,7 +219,8 @@ def _from_files(task: Task, path: Path, report: Callable[[str], None]) -> dict[s
         shown = ", ".join(unread[:5]) + (f" and {len(unread) - 5} more" if len(unread) > 5 else "")
         names = "; ".join(f"{split}: {' or '.join(names)}" for split, names in _SPLIT_NAMES.items())
         report(f"not read of {directory}: {shown} (what is read is called so: {names})")
-    splits = {split: _joined([read_columns(file) for file in found]) for split, found in of_split.items() if found}
+    read_all = lambda found: _joined([read_columns(file, report=report) for file in found])
+    splits = {split: read_all(found) for split, found in of_split.items() if found}
     for split, columns in splits.items():
         if split != "train" and not any(columns.values()):
             raise UserError(f"{of_split[split][0]} has no rows; fill it or remove it.")

@@ -97,22 +97,25 @@ class Evaluation:
             require_metrics(task, answer, "--metrics")
         return cls(source, task, answer, num_beams or carried.num_beams, dtype, quantization, left_out)
 
-    def read(self, path: Path, split_name: str, column: str | None) -> tuple[str, Columns]:
+    def read(
+        self, path: Path, split_name: str, column: str | None, *, report: Callable[[str], None] = lambda line: None
+    ) -> tuple[str, Columns]:
         """The rows of a file, or of a split of a directory as runs read it, and what to call them in messages.
 
         Args:
           column: of the file, in the place of the one that the template names.
+          report: hears of rows that may not be what was meant.
 
         Raises:
           UserError: there is no such file or split, it has no rows, or lacks a column.
         """
         if path.is_dir():
-            splits = load_rows(self.task, "local", str(path))
+            splits = load_rows(self.task, "local", str(path), report=report)
             if split_name not in splits:
                 raise UserError(f"{path} has no {split_name} split, only {', '.join(splits)}; give one by --split.")
             name, rows = split_name, splits[split_name]
         else:
-            name, rows = path.name, read_columns(path)
+            name, rows = path.name, read_columns(path, report=report)
         if column is not None:
             named = Template.parse(self.task.template).columns
             if len(named) != 1:

@@ -98,17 +98,24 @@ class Input:
         """Whether a person types the rows at a terminal."""
         return not self.texts and self.path == STDIN and sys.stdin.isatty()
 
-    def rows(self, prompt: PromptTemplate) -> Iterator[RowToAnswer]:
-        """The rows, as they are read. Raises `UserError`: one cannot be used; the message says which."""
+    def rows(
+        self, prompt: PromptTemplate, *, report: Callable[[str], None] = lambda line: None
+    ) -> Iterator[RowToAnswer]:
+        """The rows, as they are read; `report` hears of those that may not be what was meant.
+
+        Raises:
+          UserError: one cannot be used; the message says which.
+        """
         of_text = lambda fields: prompt.of_text(fields["input"])
         for number, text in enumerate(self.texts, start=1):
             yield self._row(f"line {number}", {"input": text}, of_text, size=0)
         if self.texts:
             return
         if self.path == STDIN:
-            kind, read = self._standard_input()
+            kind, read = self._standard_input(report)
         else:
-            kind, read = self.format or "lines", read_rows(Path(self.path), kind=self.format, name=self.path)
+            kind = self.format or "lines"
+            read = read_rows(Path(self.path), kind=self.format, name=self.path, report=report)
         make = of_text if kind == "lines" else prompt.of_fields
         for row in read:
             fields = row.fields
@@ -116,12 +123,12 @@ class Input:
                 fields = {column: as_json(value) for column, value in fields.items()}
             yield self._row(row.where, fields, make, row.size)
 
-    def _standard_input(self) -> tuple[str, Iterator[FileRow]]:
+    def _standard_input(self, report: Callable[[str], None]) -> tuple[str, Iterator[FileRow]]:
         if self.format == "parquet":
             raise UserError("Parquet cannot be read from standard input, since it is read from its end; name a file.")
         file = _Peeked(sys.stdin.buffer)
         kind = self.format or ("jsonl" if is_object(file.first) else "lines")
-        return kind, rows_of(file, kind, self.name)
+        return kind, rows_of(file, kind, self.name, report=report)
 
     def _row(self, where: str, fields: dict[str, Any], make: Callable[[Any], Question], size: int) -> RowToAnswer:
         try:

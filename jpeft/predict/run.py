@@ -37,7 +37,7 @@ class Predicting:
           RunFailed: the output cannot be written.
           Stopped: the process was told to stop.
         """
-        upcoming = windows(self._input.rows(self._call.prompt), self._call.window)
+        upcoming = windows(self._input.rows(self._call.prompt, report=self._meter.say), self._call.window)
         with StopRequest() as stop:
             try:
                 while True:

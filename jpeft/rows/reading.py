@@ -16,10 +16,12 @@ import pyarrow as pa
 
 from jpeft.errors import UserError
 from jpeft.rows import parquet
-from jpeft.rows.text import FileRow, Readable, csv_rows, json_line_rows, json_rows, lines, plain_rows
+from jpeft.rows.separated import csv_rows
+from jpeft.rows.text import FileRow, Readable, json_line_rows, json_rows, lines, plain_rows
 from jpeft.words import clipped
 
 Columns = dict[str, list[Any]]
+Report = Callable[[str], None]
 
 # What an ending says of a file, and how it may be packed besides.
 KINDS = {
@@ -72,12 +74,15 @@ def require_file(path: Path, name: str) -> os.stat_result:
     return status
 
 
-def read_rows(path: Path, *, kind: str | None = None, name: str | None = None) -> Iterator[FileRow]:
+def read_rows(
+    path: Path, *, kind: str | None = None, name: str | None = None, report: Report = lambda line: None
+) -> Iterator[FileRow]:
     """The rows of a file, one after the other, never all at once.
 
     Args:
       kind: as `kind_of`, or `lines`; None is what the ending says.
       name: what the file is called in messages; None for its path.
+      report: hears of rows that may not be what was meant.
 
     Raises:
       UserError: it cannot be read, or a row is malformed or too large; the message says which row, in one line.
@@ -91,22 +96,25 @@ def read_rows(path: Path, *, kind: str | None = None, name: str | None = None) -
         if kind == "parquet":
             yield from parquet.rows(file, name, status.st_size)
         else:
-            yield from rows_of(file, kind, name)
+            yield from rows_of(file, kind, name, report=report)
 
 
-def rows_of(file: Readable, kind: str, name: str) -> Iterator[FileRow]:
-    """The rows of an open file that is text: `lines`, `jsonl`, `json`, `csv` or `tsv`. Raises as `read_rows`."""
+def rows_of(file: Readable, kind: str, name: str, *, report: Report = lambda line: None) -> Iterator[FileRow]:
+    """The rows of an open file that is text: `lines`, `jsonl`, `json`, `csv` or `tsv`. As `read_rows`."""
     if kind == "json":
         return json_rows(file, name)
     if kind == "lines":
         return plain_rows(lines(file, name))
     if kind == "jsonl":
         return json_line_rows(lines(file, name), name)
-    return csv_rows(lines(file, name), name, tabs=kind == "tsv")
+    return csv_rows(lines(file, name), name, tabs=kind == "tsv", report=report)
 
 
-def read_columns(path: Path) -> Columns:
+def read_columns(path: Path, *, report: Report = lambda line: None) -> Columns:
     """A whole file by column; a value that a row does not have is None.
+
+    Args:
+      report: hears of rows that may not be what was meant.
 
     Raises:
       UserError: as `read_rows`; or it holds more than `MOST_BYTES`, or `MOST_CELLS` values.
@@ -116,7 +124,7 @@ def read_columns(path: Path) -> Columns:
         return _parquet_columns(path, name)
     columns: Columns = {}
     size = count = 0
-    for row in read_rows(path):
+    for row in read_rows(path, report=report):
         for column in row.fields:
             if column not in columns:
                 columns[column] = [None] * count

@@ -1,7 +1,6 @@
-"""Rows of the formats that are text, one after the other: plain lines, JSON lines, JSON, CSV and its kin."""
+"""Rows of the formats that are text, one after the other: plain lines, JSON lines, JSON."""
 
 import codecs
-import csv
 import itertools
 import json
 import re
@@ -11,12 +10,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jpeft.errors import UserError
 from jpeft.files import JsonParser, json_kind
-from jpeft.words import counted
 
 MOST_ROW_BYTES = 16 * 2**20  # one row; a book has one or two million
 MOST_COLUMNS = 10_000
-_SEPARATORS = ",;\t|"
-_LINES_LOOKED_AT, _BYTES_LOOKED_AT = 50, 2**20  # for the separator
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _JSON = JsonParser(missing=True, unique=True)
 
@@ -261,124 +257,6 @@ def _no_lone_table(rows: Iterator[FileRow], name: str) -> Iterator[FileRow]:
     yield from rows
 
 
-def csv_rows(of: Iterator[Line], name: str, *, tabs: bool = False) -> Iterator[FileRow]:
-    """Rows under a header; the separator is found: comma, semicolon, tab or bar. White space around names goes.
-
-    Args:
-      tabs: whether the file's ending says that tabs separate.
-
-    Raises:
-      UserError: two columns of one name, a column without, a row of more or fewer values, a misplaced quote.
-    """
-    csv.field_size_limit(max(csv.field_size_limit(), MOST_ROW_BYTES))
-    looked_at: list[Line] = []
-    while len(looked_at) < _LINES_LOOKED_AT and sum(line.size for line in looked_at) < _BYTES_LOOKED_AT:
-        line = next(of, None)
-        if line is None:
-            break
-        looked_at.append(line)
-    given = (
-        re.fullmatch(r"sep=(.)\r?\n?", looked_at[0].text) if looked_at else None
-    )  # a line that Excel writes and reads
-    if given:
-        del looked_at[0]
-    separator = given[1] if given else _separator([line.text for line in looked_at], tabs=tabs)
-    # Under `input, target` a quote behind a separator and a space opens a value, as in `"a, b", "c"`.
-    first = [line.text for line in looked_at[:2]]
-    spaced = len(first) == 2 and f"{separator} " in first[0] and f'{separator} "' in first[1]
-    feed = _Feed(itertools.chain(looked_at, of), name)
-    header: list[str] | None = None
-    for where, values, size in _records(feed, separator, name, spaced=spaced):
-        if header is None:
-            header = _header(values, name)
-        elif len(values) != len(header):
-            raise UserError(
-                f"{where} of {name} has {counted(len(values), 'value')}, the header names "
-                f"{counted(len(header), 'column')} ({_names(header)}), separated by {separator!r}."
-            )
-        else:
-            yield FileRow(where, dict(zip(header, values, strict=True)), size)
-
-
-class _Feed:
-    """Lines for `csv.reader`, counted and bounded by record."""
-
-    def __init__(self, of: Iterator[Line], name: str):
-        self._of, self._name = of, name
-        self.began = self.number = self.size = 0
-
-    def next_record(self) -> None:
-        self.began, self.size = 0, 0
-
-    def __iter__(self) -> "_Feed":
-        return self
-
-    def __next__(self) -> str:
-        line = next(self._of)
-        self.number = line.number
-        self.began = self.began or line.number
-        self.size += line.size
-        if self.size > MOST_ROW_BYTES:
-            raise UserError(
-                f"the row that begins in line {self.began} of {self._name} has more than {MOST_ROW_BYTES:,} bytes; is "
-                "a quote opened there and not closed?"
-            )
-        return line.text
-
-
-def _records(feed: _Feed, separator: str, name: str, *, spaced: bool) -> Iterator[tuple[str, list[str], int]]:
-    """`(where, values, bytes)` of each record that has any."""
-    records = csv.reader(feed, delimiter=separator, strict=True, skipinitialspace=spaced)
-    blank = 0
-    while True:
-        try:
-            values = next(records)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            where = (
-                f"line {feed.number}"
-                if feed.began in (0, feed.number)
-                else f"the row of lines {feed.began} to {feed.number}"
-            )
-            raise UserError(f"{where} of {name} {_csv_reason(str(error), separator)}.") from None
-        if values:
-            yield f"line {feed.began}", values, feed.size + blank
-            blank = 0
-        else:
-            blank += feed.size
-        feed.next_record()
-
-
-def _csv_reason(reason: str, separator: str) -> str:
-    if "expected after" in reason:
-        return (
-            f"has something other than {separator!r} after a closing quote; a quote within quotes is written twice, "
-            '"", not \\"'
-        )
-    if "unexpected end" in reason:
-        return "has a quote that is opened and never closed"
-    if "new-line character" in reason:
-        return "has a carriage return outside of quotes; lines end in LF or CRLF"
-    return f"is no CSV ({reason})"
-
-
-def _separator(sample: list[str], *, tabs: bool) -> str:
-    """The one that gives the header several names and the most rows as many values; a comma where none does."""
-    order = "\t" + _SEPARATORS.replace("\t", "") if tabs else _SEPARATORS
-
-    def fit(separator: str) -> tuple[bool, float, int]:
-        try:
-            rows = [row for row in csv.reader(sample, delimiter=separator) if row]
-        except csv.Error:
-            return (False, 0.0, 0)
-        if not rows or len(rows[0]) < 2:
-            return (False, 0.0, 0)
-        return (True, sum(len(row) == len(rows[0]) for row in rows) / len(rows), len(rows[0]))
-
-    return max(order, key=fit)  # the first of equals
-
-
 def column_names(given: list[str], name: str) -> list[str]:
     """Names of a file's columns without white space around them.
 
@@ -392,22 +270,6 @@ def column_names(given: list[str], name: str) -> list[str]:
     if times > 1:
         raise UserError(f"{name}: two columns have the same name, {column!r}; rename one.")
     return names
-
-
-def _header(values: list[str], name: str) -> list[str]:
-    names = [value.strip() for value in values]
-    if not names[0] and len(names) > 1:
-        names[0] = "Unnamed: 0"  # the index that pandas writes without a name, by the name that pandas reads it under
-    for number, column in enumerate(names, start=1):
-        if not column:
-            raise UserError(
-                f"column {number} of {name} has no name in the header ({_names(names)}); name it or remove it."
-            )
-    return column_names(names, name)
-
-
-def _names(columns: list[str]) -> str:
-    return ", ".join(column[:40] for column in columns[:8]) + (", ..." if len(columns) > 8 else "")
 
 
 def is_object(line: bytes) -> bool:

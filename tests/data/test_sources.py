@@ -80,6 +80,16 @@ def test_a_json_line_may_hold_other_kinds_of_values_blank_lines_and_line_separat
     assert rows == {"input": ["a\u2028b", "c"], "target": [1, "x"], "note": [None, True]}
 
 
+def test_rows_that_may_not_be_what_was_meant_are_told(tmp_path):
+    for place in (tmp_path / "train.tsv", tmp_path / "test.tsv"):
+        place.write_text('input\ttarget\n"a\tb\nc\td\n')
+    for path, count in ((tmp_path / "train.tsv", 1), (tmp_path, 2)):
+        said: list[str] = []
+        rows = load_rows(CUSTOM, "auto", str(path), report=said.append)
+        assert rows["train"]["input"] == ['"a', "c"] and len(said) == count
+        assert all("plain text" in line for line in said)
+
+
 def test_a_missing_path_is_named():
     with pytest.raises(UserError, match="data.path 'nowhere/rows.jsonl' does not exist"):
         load_rows(CUSTOM, "auto", "nowhere/rows.jsonl")

@@ -44,6 +44,16 @@ def test_json_lines_keep_their_fields_and_blank_lines_are_no_rows(read):
     assert sum(row.size for row in rows) == 47 + 1 + 3 + 36
 
 
+def test_rows_that_may_not_be_what_was_meant_are_told(tmp_path, monkeypatch):
+    content = 'input\tid\n"one\t1\ntwo\t2\n'
+    (tmp_path / "a.tsv").write_text(content)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    for given in (Input.of((), str(tmp_path / "a.tsv"), None), Input.of((), None, "tsv")):
+        said: list[str] = []
+        assert [row.text for row in given.rows(PromptTemplate(), report=said.append)] == ['"one', "two"]
+        assert len(said) == 1 and "plain text" in said[0]
+
+
 def test_a_template_makes_the_prompt_of_other_columns(read):
     prompt = PromptTemplate.given("{a} and {b}?")
     (row,) = read(b'{"a": "x", "b": 2, "input": "not this"}', prompt=prompt)

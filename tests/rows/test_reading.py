@@ -1,7 +1,9 @@
 """Files of rows as people have them and as strangers make them."""
 
 import bz2
+import csv
 import gzip
+import io
 import json
 import lzma
 import os
@@ -14,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from jpeft.errors import UserError
-from jpeft.rows import parquet, reading, text
+from jpeft.rows import parquet, reading, separated, text
 from jpeft.rows.reading import read_columns, read_rows
 
 ROWS = {"input": ["one", "two, three"], "target": ["1", "2"]}
@@ -212,6 +214,152 @@ def test_what_json_would_read_otherwise_than_it_was_meant_is_refused(read, name,
 def test_under_a_header_with_spaces_behind_separators_a_quote_there_opens_a_value(read):
     content = 'input, target\n"a, b", "pos"\nc, neg\n'
     assert read("a.csv", content) == {"input": ["a, b", "c"], "target": ["pos", "neg"]}
+
+
+# Quotes
+
+
+def table(separator: str, **instead: str) -> str:
+    """A file of 60 texts and their classes, from line 2 on; `r5` is the whole line of text 5."""
+    lines = [f"text {i}{separator}{'pos' if i % 2 else 'neg'}" for i in range(60)]
+    for row, line in instead.items():
+        lines[int(row[1:])] = line
+    return "\n".join([f"input{separator}target", *lines]) + "\n"
+
+
+@pytest.fixture
+def heard(tmp_path):
+    """Columns of a file of this name and content, and what was said while it was read."""
+
+    def columns(name: str, content: str):
+        (tmp_path / name).write_text(content)
+        said: list[str] = []
+        return read_columns(tmp_path / name, report=said.append), said
+
+    return columns
+
+
+@pytest.mark.parametrize("separator", [",", ";", "|", ", "])
+def test_quotes_that_make_one_row_of_many_in_a_csv_are_refused_with_their_lines(read, separator):
+    content = table(separator, r5=f'"text 5{separator}pos', r25=f'text 25"{separator}pos')
+    why = "lines 7 to 27 of .* are one row, for a quote that is opened in the first is closed in the last only"
+    for each in (content, content.replace("input, ", "input,")):
+        assert re.search(why, says(read, "a.csv", each))
+
+
+def test_rows_that_leave_a_column_empty_are_rows_too(read):
+    lines = ["id,text,label,note", *(f"{i},text {i},a," for i in range(60))]
+    lines[6], lines[26] = '5,"text 5,a,', '25,text 25",a,'
+    assert "lines 7 to 27 of" in says(read, "a.csv", "\n".join(lines))
+
+
+def test_few_lines_in_quotes_that_may_be_rows_are_said(heard):
+    columns, said = heard("a.csv", table(",", r5='"text 5,pos', r6='text 6",neg', r8='"text 8,neg', r9='text 9",pos'))
+    assert len(columns["input"]) == 58 and "text 5,pos\ntext 6" in columns["input"]
+    assert len(said) == 2 and said[0].startswith("lines 7 to 8 of ") and "a.csv are one row, in quotes" in said[0]
+    assert said[1].startswith("1 more row of ") and said[1].endswith("the last in lines 10 to 11")
+    columns, said = heard("b.csv", 'input\ntext 0\n"text 1\ntext 2\ntext 3\ntext 4\ntext 5"\ntext 6\n')
+    assert len(columns["input"]) == 3 and len(said) == 1 and said[0].startswith("lines 3 to 7 of ")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Dear sir,\nI write to you,\nin haste,\nyours,\nBob",
+        "roses, red\nviolets, blue\nsugar, sweet\nand so, too\nare you",
+        "one\ntwo\n\nthree\nfour",
+        "name,age\nBob,3\nAl,4\nJo,5\nMo,6",
+        "a, b, c\n" * 5,
+    ],
+)
+def test_a_value_of_several_lines_is_read_without_a_word(heard, value):
+    rest = [{"input": f"text {i}", "target": "neg"} for i in range(60)]
+    for header in (["input", "target"], ["target", "input"]):
+        content = io.StringIO()
+        writer = csv.DictWriter(content, header, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([{"input": value, "target": "pos"}, *rest])
+        columns, said = heard("a.csv", content.getvalue())
+        assert columns["input"][0] == value and len(columns["input"]) == 61 and said == []
+
+
+def test_a_quote_in_a_file_with_tabs_is_plain_text_where_no_value_stands_in_it(heard):
+    columns, said = heard("a.tsv", table("\t", r5='"text 5\tpos', r25='text 25"\tpos', r30='"Oh", he said\tneg'))
+    assert len(columns["input"]) == 60 and set(columns["target"]) == {"pos", "neg"}
+    assert [columns["input"][i] for i in (5, 25, 30)] == ['"text 5', 'text 25"', '"Oh", he said']
+    assert len(said) == 1 and said[0].startswith("line 7 of ") and "is read as plain text" in said[0]
+    columns, said = heard("b.csv", table("\t", r5='"text\tpos"', r7='pos 7\t"neg', r9='"6" x 9" board"\tpos'))
+    assert (columns["input"][5], columns["target"][5], columns["target"][7]) == ('"text', 'pos"', '"neg')
+    assert columns["input"][9] == '"6" x 9" board"' and len(columns["input"]) == 60
+    assert [line[:10] for line in said] == ["line 7 of ", "1 more row"]
+
+
+def test_a_whole_value_in_quotes_of_a_file_with_tabs_is_what_stands_in_them(heard):
+    values = ['a "b" c', "one\ttwo", 'first\nsecond\n\nlast, "it"', '"', "", ' "x" ', "a\r\nb"]
+    for header in (["input", "target"], ["target", "input"], ["id", "input", "note"]):
+        content = io.StringIO()
+        writer = csv.writer(content, delimiter="\t", quoting=csv.QUOTE_ALL, lineterminator="\r\n")
+        writer.writerow(header)
+        writer.writerows([value if name == "input" else f"{name} {value}" for name in header] for value in values)
+        columns, said = heard("a.tsv", content.getvalue())
+        assert columns["input"] == values and said == []
+        assert all(columns[name] == [f"{name} {value}" for value in values] for name in header if name != "input")
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ('"first\nsecond\tthird"\tpos', "line 2 of .* has 1 value, .* a quote is plain text .* holds no tab"),
+        ("a\rb\tpos", "line 2 of .* has a carriage return outside of quotes"),
+        ('"a\nb"\tpos\tneg', "lines 2 to 3 of .* has 3 values"),
+    ],
+)
+def test_a_malformed_line_of_a_file_with_tabs_is_named(read, row, why):
+    assert re.search(why, says(read, "a.tsv", f"input\ttarget\n{row}\nc\tneg\n"))
+
+
+def test_an_open_quote_in_a_file_of_one_column_with_tabs_takes_no_other_rows(heard, monkeypatch):
+    columns, said = heard("a.tsv", 'input\ntext 0\n"text 1\ntext 2\n')
+    assert columns == {"input": ["text 0", '"text 1', "text 2"]} and "plain text" in said[0]
+    columns, said = heard("a.tsv", 'input\n"text 0\ntext 1"\ntext 2\n')
+    assert columns == {"input": ["text 0\ntext 1", "text 2"]} and said[0].startswith("lines 2 to 3 of ")
+    monkeypatch.setattr(separated, "MOST_LINES_IN_QUOTES", 3)
+    columns, _ = heard("a.tsv", 'a\tb\n0\t"text 0\n' + "1\t1\n" * 5)
+    assert columns["b"] == ['"text 0', *"11111"]
+    assert len(heard("a.tsv", 'input\n"text 0\n1\n2\n3\n4"\n')[0]["input"]) == 5
+
+
+@pytest.mark.parametrize("header", ["input,target", "input, target"])
+@pytest.mark.parametrize("first", ["plain, pos", '"text, 1", "pos"', "plain,pos"])
+def test_a_quote_behind_a_space_opens_a_value_wherever_the_first_one_stands(read, header, first):
+    columns = read("a.csv", f'{header}\n{first}\ntext, "pos"\n"text, ""2""", "neg"\n"a\nb", "pos"\n')
+    assert columns["input"][1:] == ["text", 'text, "2"', "a\nb"]
+    assert columns["target"] == ["pos", "pos", "neg", "pos"]
+
+
+def test_a_quote_behind_a_space_that_comes_late_is_refused_and_one_within_a_text_is_text(read):
+    late = table(",") + 'text 60, "pos"\n'
+    assert "line 62 of" in (message := says(read, "a.csv", late)) and "take the space out" in message
+    texts = 'target,input\npos, "great" he said\nneg, "bad" too\n'
+    assert read("a.csv", texts)["input"] == [' "great" he said', ' "bad" too']
+    written = 'input,target\n"a, ""b"""," ""c"""\n'
+    assert read("a.csv", written) == {"input": ['a, "b"'], "target": [' "c"']}
+    assert read("a.tsv", 'input\ttarget\ntext\t "pos"\n') == {"input": ["text"], "target": ["pos"]}
+
+
+def test_a_header_that_comes_again_is_refused_with_its_line(read, heard):
+    for name, separator in (("a.csv", ","), ("a.tsv", "\t")):
+        whole = table(separator)
+        assert "line 62 of" in (message := says(read, name, whole + whole)) and "names the columns again" in message
+        assert "line 62 of" in says(read, name, whole + "\ufeff" + whole)
+        assert "line 62 of" in says(read, name, whole + f'"target"{separator} input \na{separator}b\n')
+    columns, said = heard("a.csv", "word\none\nword\ntwo\n")
+    assert columns == {"word": ["one", "word", "two"]} and said[0].startswith("line 3 of ")
+
+
+def test_the_line_that_names_the_separator_may_stand_in_quotes(read):
+    for line in ('"sep=;"', "sep=;", "\ufeffsep=;"):
+        assert read("a.csv", f"{line}\r\ninput;target\r\na,b;1\r\n") == {"input": ["a,b"], "target": ["1"]}
 
 
 # Parquet
@@ -417,8 +565,6 @@ def test_a_damaged_parquet_file_is_read_or_refused_in_one_line(tmp_path, damage,
 )
 @SETTINGS
 def test_what_pythons_csv_writer_writes_is_read_back(tmp_path, rows):
-    import csv
-
     with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["input", "target"])
         writer.writeheader()
