@@ -63,7 +63,7 @@ def load_texts(
         report(f"tokenises {', '.join(file.name for file in files)}")
         directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory.parent, ignore_cleanup_errors=True) as beside:
-            _tokenise(files, COLUMNS[kind], tokenizer, Path(beside))
+            _tokenise(files, COLUMNS[kind], tokenizer, Path(beside), report)
             with contextlib.suppress(OSError):  # another process was as fast
                 Path(beside).rename(directory)
     return tuple(
@@ -75,11 +75,17 @@ def load_texts(
     )
 
 
-def _tokenise(files: Sequence[Path], columns: Sequence[str], tokenizer: Tokenizer, directory: Path) -> None:
+def _tokenise(
+    files: Sequence[Path],
+    columns: Sequence[str],
+    tokenizer: Tokenizer,
+    directory: Path,
+    report: Callable[[str], None],
+) -> None:
     lengths: dict[str, list[int]] = {column: [] for column in columns}
     raw = {column: (directory / f"{column}.raw").open("wb") for column in columns}
     for file in files:
-        for rows in _groups(read_texts(file, columns)):
+        for rows in _groups(read_texts(file, columns, report=report)):
             for column, texts in zip(columns, zip(*rows, strict=True), strict=True):
                 for ids in _IDS[column](tokenizer, texts):
                     raw[column].write(np.asarray(ids, np.uint32).tobytes())

@@ -1,28 +1,37 @@
 """Texts of a corpus file, one row at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from jpeft.errors import UserError
 from jpeft.rows.reading import read_rows as rows_of_file
-from jpeft.rows.values import is_missing
+from jpeft.rows.text import FileRow
+from jpeft.rows.values import as_text, is_missing
 
 
-def read_texts(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """The texts of `columns`, row by row, without the whole file in memory.
+def read_texts(
+    path: Path, columns: Sequence[str], *, report: Callable[[str], None] = lambda line: None
+) -> Iterator[tuple[str, ...]]:
+    """The texts of `columns`, row by row, without the whole file in memory; of a number, the text that prompts have.
+
+    Args:
+      report: hears of rows that may not be what was meant.
 
     Raises:
-      UserError: as `jpeft.rows.reading.read_rows`; or a row lacks one of the columns as text.
+      UserError: as `jpeft.rows.reading.read_rows`; or a row lacks one of the columns, or it holds no text.
     """
-    for row in rows_of_file(path):
-        values = tuple(value for column in columns if isinstance(value := row.fields.get(column), str))
-        if len(values) < len(columns):
-            column = next(column for column in columns if not isinstance(row.fields.get(column), str))
-            if column not in row.fields:
-                holds = f"there are: {', '.join(row.fields) or 'no keys'}"
-            elif is_missing(row.fields[column]):
-                holds = f"{column!r} holds nothing; fill it in or remove the row"
-            else:
-                holds = f"{column!r} holds {ascii(row.fields[column])[:40]}; write text there"
-            raise UserError(f"{row.where} of {path}: expected text under {' and '.join(columns)}; {holds}.")
-        yield values
+    for row in rows_of_file(path, report=report):
+        yield tuple(_text(row, column, columns, path) for column in columns)
+
+
+def _text(row: FileRow, column: str, columns: Sequence[str], path: Path) -> str:
+    if column not in row.fields:
+        reason = f"there are: {', '.join(row.fields) or 'no keys'}"
+    elif is_missing(value := row.fields[column]):
+        reason = f"{column!r} holds nothing; fill it in or remove the row"
+    else:
+        try:
+            return as_text(value)
+        except ValueError as error:
+            reason = f"{column!r} {error}"
+    raise UserError(f"{row.where} of {path}: expected text under {' and '.join(columns)}; {reason}.")
