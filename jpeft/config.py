@@ -213,7 +213,7 @@ class TrainConfig:
       label_smoothing: share of each target token's probability that is spread evenly over the whole vocabulary, in the
         training loss alone.
       class_weights: how much the training rows of each class count: `balanced`, each class the same in all, or
-        `label=weight` with commas; None for all the same (docs/training.md).
+        `label=weight` with commas (a label with a comma in quotes); None for all the same (docs/training.md).
       checkpoint_every_seconds: besides at every epoch's end.
     """
 

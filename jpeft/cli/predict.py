@@ -1,7 +1,6 @@
 """`jpeft predict`: answers to rows of text, with any model and adapter."""
 
 import argparse
-import csv
 from pathlib import Path
 
 from jpeft.cli.arguments import add_what_answers, path, whole
@@ -79,6 +78,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _predict(arguments: argparse.Namespace) -> int:
     from jpeft.allocator import keep_freed_memory
     from jpeft.data.batches import cache_directory
+    from jpeft.data.labels import labels_between_commas
     from jpeft.predict.answer_file import AnswerFile
     from jpeft.predict.answer_source import AnswerSource
     from jpeft.predict.call import Call
@@ -98,7 +98,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         call = Call.of(
             source,
             template=arguments.template,
-            labels=None if arguments.labels is None else _labels(arguments.labels),
+            labels=None if arguments.labels is None else labels_between_commas(arguments.labels, "--labels"),
             generate=arguments.generate,
             max_input_length=arguments.max_input_length,
             max_output_length=arguments.max_output_length,
@@ -141,14 +141,3 @@ def _summarize(predicting, meter, output: Path | None) -> None:
         )
     if output is not None:
         meter.say(f"wrote     {output} ({counted(predicting.rows, 'answer')})")
-
-
-def _labels(given: str) -> list[str]:
-    """Labels between commas, as in CSV: one that holds a comma stands in quotes. Raises `UserError`: one is amiss."""
-    try:
-        rows = list(csv.reader([given], skipinitialspace=True, strict=True))
-    except csv.Error:
-        raise UserError(
-            f'--labels {given[:80]!r} has a quote amiss; write labels as A,B and one with a comma as "A, B".'
-        ) from None
-    return [label for row in rows for label in row]

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jpeft.data.labels import as_listed, labels_between_commas
 from jpeft.errors import UserError
 from jpeft.rows.values import as_text, is_missing
 from jpeft.words import counted
@@ -27,12 +28,12 @@ def class_weights(text: str, targets: Sequence[str], labels: Sequence[str], *, k
     """The weight of each label.
 
     Args:
-      text: `label=weight` with commas, where labels that are left out weigh 1; or `balanced`: rows / (labels * rows of
-        the label), by which every class weighs the same in all.
+      text: `label=weight` with commas, where labels that are left out weigh 1 and one with a comma stands in quotes; or
+        `balanced`: rows / (labels * rows of the label), by which every class weighs the same in all.
       targets: of the training rows.
 
     Raises:
-      UserError: an unknown label, or a weight that is no number of 0 or more.
+      UserError: an unknown label, a quote amiss, or a weight that is no number of 0 or more.
     """
     if text == BALANCED:
         counts = Counter(targets)
@@ -41,7 +42,8 @@ def class_weights(text: str, targets: Sequence[str], labels: Sequence[str], *, k
     for label, weight in given_weights(text, key).items():
         if label not in weights:
             raise UserError(
-                f"{key} has a weight for {label[:80]!r}, which is no label; there are: {', '.join(labels)}."
+                f"{key} has a weight for {label[:80]!r}, which is no label; there are: "
+                f"{', '.join(map(as_listed, labels))}."
             )
         weights[label] = weight
     return weights
@@ -56,7 +58,7 @@ def require_classes(kind: str | None) -> None:
 def given_weights(text: str, key: str) -> dict[str, float]:
     """`label=weight` with commas as a mapping; empty for `balanced`. Raises `UserError`: it is malformed."""
     found: dict[str, float] = {}
-    for part in () if text == BALANCED else text.split(","):
+    for part in () if text == BALANCED else labels_between_commas(text, key, behind="=") or [""]:
         label, equals, number = (piece.strip() for piece in part.rpartition("="))
         if not (label and equals):
             raise UserError(f"{key} is {text[:120]!r}; expected {BALANCED}, or label=weight with commas: yes=3,no=1.")
@@ -116,7 +118,7 @@ def told_of_weights(
     """Lines that tell the user, before training, how much rows or classes weigh in the loss."""
     lines = []
     if by_class is not None:
-        shown = ", ".join(f"{label} {weight:.3g}" for label, weight in list(by_class.items())[:most])
+        shown = ", ".join(f"{as_listed(label)} {weight:.3g}" for label, weight in list(by_class.items())[:most])
         lines.append(f"class weights of the training loss: {shown}" + (" ..." if len(by_class) > most else ""))
     if column is not None:
         nothing = int((weights == 0).sum())

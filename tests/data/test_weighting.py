@@ -20,6 +20,17 @@ def test_labels_that_are_left_out_weigh_one():
     assert class_weights("yes=3, a=b = 0.5", ["no"], LABELS, key="k") == {"no": 1, "yes": 3, "a=b": 0.5}
 
 
+@pytest.mark.parametrize("text", ['"a,b"=2,c=1', '"a,b=2", "c=1"', ' "a,b" = 2 ,c = 1'])
+def test_a_label_with_a_comma_stands_in_quotes(text):
+    assert class_weights(text, ["c"], ("a,b", "c", "d"), key="k") == {"a,b": 2, "c": 1, "d": 1}
+    assert class_weights('"a,""b"" = c"=2', ["c"], ('a,"b" = c', "d"), key="k") == {'a,"b" = c': 2, "d": 1}
+
+
+def test_a_weight_that_names_no_label_is_told_the_labels_as_they_are_written(text='"x,y"=2'):
+    with pytest.raises(UserError, match="'x,y', which is no label; there are: \"a,b\", c"):
+        class_weights(text, ["c"], ("a,b", "c"), key="k")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -28,6 +39,11 @@ def test_labels_that_are_left_out_weigh_one():
         ("yes=-1", "the weight of 'yes' is '-1'; expected a number, 0 or more"),
         ("yes=nan", "is 'nan'"),
         ("yes=1,yes=2", "two weights for 'yes'"),
+        ("", "expected balanced, or label=weight"),
+        ("yes=1,", "expected balanced, or label=weight"),
+        ('"yes=1', 'k .* has a quote amiss; .* one with a comma as "A, B"'),
+        ('"yes"no=1', "has a quote amiss"),
+        ('"yes"', "expected balanced, or label=weight"),
     ],
 )
 def test_weights_of_classes_that_cannot_be_meant_are_refused(text, says):
