@@ -74,7 +74,8 @@ def rates_of(mix: str, sizes: Sequence[int]) -> list[float]:
             raise UserError(f"data.mix has {len(rates)} rates and data.path {len(sizes)} files; give a rate for each.")
         if not all(math.isfinite(rate) and rate > 0 for rate in rates):
             raise UserError(f"data.mix is {mix[:80]!r}; expected rates above 0.")
-    return [rate / sum(rates) for rate in rates]
+    total = sum(map(Fraction, rates))  # exact: floats of any size may be added up
+    return [float(Fraction(rate) / total) for rate in rates]
 
 
 def whole_shares(shares: Sequence[float | Fraction], total: int) -> list[int]:

@@ -20,7 +20,7 @@ from jpeft.data.batches import (
 from jpeft.data.mixture import Mix
 from jpeft.data.prompts import PromptTokens, Template
 from jpeft.data.sources import Columns, load_sources, rows_digest, split_name, together
-from jpeft.data.splits import Split, draw, labels_of, leak, same_inputs
+from jpeft.data.splits import Split, draw, labels_of, leaks, same_inputs
 from jpeft.data.summary import check_labels, told_of_labels, told_of_rows, told_of_same_tokens, told_of_targets
 from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples, require_columns, template_columns
 from jpeft.data.weighting import class_weights as weights_of_classes
@@ -171,7 +171,7 @@ def prepare(
 
     Args:
       mix: as `data.mix`: `path` lists several files, of which each is split by itself and an epoch takes its share.
-      weight: column of how much each training row counts.
+      weight: column of how much each training row counts, white space around its name aside.
       class_weights: as `train.class_weights`: how much the training rows of each class count.
       options: of `OPTIONS`: whether the prompt of a user's classes lists them.
       max_train, max_validation, max_test: most rows of each split, of each file where there are several; None for all.
@@ -197,9 +197,8 @@ def prepare(
     caps = {"max_train": max_train, "max_validation": max_validation, "max_test": max_test}
     drawn = {name: _drawn(name, sources[name], inputs, labels, seed=split_seed, **caps) for name in sources}
     splits = {part: tuple(drawn[name][part] for name in sources) for part in PARTS}
-    leaked = leak(splits, inputs)
-    if leaked:
-        report(leaked)
+    for line in leaks(splits, inputs):
+        report(line)
     made = {
         name: [row for split in parts for row in examples(task, split.source, rows[split.source], split.rows)]
         for name, parts in splits.items()
@@ -286,6 +285,7 @@ def _weights(
     """The weight in the loss of each training row, from a column or by class; also tells the user of them."""
     weights = np.ones(len(training))
     if column is not None:
+        column = column.strip()  # as names of columns are where they are read
         given = [column_weights(column, rows[split.source], split.rows, split.source) for split in splits]
         weights = weights * np.concatenate(given)
     of_labels = None

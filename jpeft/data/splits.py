@@ -207,23 +207,31 @@ def _shares(count: int, there: Mapping[str, int]) -> Counter[str]:
     return Counter(dict(zip(there, shares, strict=True)))
 
 
-def leak(parts: Mapping[str, Split | Sequence[Split]], inputs: Mapping[str, Sequence[int]]) -> str | None:
-    """Says how many rows that validate or test ask what a training row asks, as given files may; None if none does.
+def leaks(parts: Mapping[str, Split | Sequence[Split]], inputs: Mapping[str, Sequence[int]]) -> list[str]:
+    """Says how many rows of given files ask what a row asks that they are to be new to; none where none do.
+
+    Rows that validate or test are to be new to those that train, and rows that test to those that validate.
 
     Args:
       parts: `train`, `validation` and `test`; of several files one split for each.
       inputs: as `same_inputs` gives them.
     """
-    trained = set(numbers_of(parts["train"], inputs))
-    found = []
-    for name in ("validation", "test"):
-        asked = numbers_of(parts[name], inputs)
-        twins = sum(number in trained for number in asked)
-        if twins:
-            found.append(f"{twins:,} of {counted(len(asked), f'{name} row')}")
-    if not found:
-        return None
-    return f"{' and '.join(found)} have the input of a row that trains: what is measured on them flatters the model"
+    numbers = {name: numbers_of(part, inputs) for name, part in parts.items()}
+
+    def twins(name: str, of: str) -> str | None:
+        known = set(numbers[of])
+        found = sum(number in known for number in numbers[name])
+        return f"{found:,} of {counted(len(numbers[name]), f'{name} row')}" if found else None
+
+    lines = []
+    trained = [found for name in ("validation", "test") if (found := twins(name, "train"))]
+    flatters = "what is measured on them flatters the model"
+    if trained:
+        lines.append(f"{' and '.join(trained)} have the input of a row that trains: {flatters}")
+    validated = twins("test", "validation")
+    if validated:
+        lines.append(f"{validated} have the input of a row that validates, by which the epoch is chosen: {flatters}")
+    return lines
 
 
 def numbers_of(part: Split | Sequence[Split], inputs: Mapping[str, Sequence[int]]) -> list[int]:

@@ -177,21 +177,23 @@ def told_of_rows(
 def told_of_same_tokens(
     splits: Mapping[str, Split | Sequence[Split]], inputs: Mapping[str, Sequence[int]], tokens: Mapping[str, Tokens]
 ) -> list[str]:
-    """Rows that validate or test and are to this model what a training row is, though their texts differ.
+    """Rows that validate or test and are to this model what a row is that trains, or validates, though texts differ.
 
     Args:
-      inputs: as of `jpeft.data.splits.same_inputs`; rows of equal texts are counted by `leak`.
+      inputs: as of `jpeft.data.splits.same_inputs`; rows of equal texts are counted by `jpeft.data.splits.leaks`.
     """
-    trained = {ids.tobytes() for ids in tokens["train"].inputs}
-    texts = set(numbers_of(splits["train"], inputs))
-    found = {}
-    for name in ("validation", "test"):
+
+    def twins(name: str, of: str) -> tuple[int, int]:
+        known, texts = {ids.tobytes() for ids in tokens[of].inputs}, set(numbers_of(splits[of], inputs))
         numbers = numbers_of(splits[name], inputs)
-        same = [ids.tobytes() in trained for ids in tokens[name].inputs]
-        twins = sum(twin and number not in texts for twin, number in zip(same, numbers, strict=True))
-        found[name] = (twins, len(numbers))
+        same = [ids.tobytes() in known for ids in tokens[name].inputs]
+        return sum(twin and number not in texts for twin, number in zip(same, numbers, strict=True)), len(numbers)
+
     note = "only what is cut off, or what this vocabulary does not tell apart, differs: what is measured flatters"
-    return _by_split("inputs that are the same tokens as a training row's", found, note)
+    trained = {name: twins(name, "train") for name in ("validation", "test")}
+    lines = _by_split("inputs that are the same tokens as a training row's", trained, note)
+    validated = {"test": twins("test", "validation")}
+    return lines + _by_split("inputs that are the same tokens as a validation row's", validated, note)
 
 
 def _told_of_repeats(task: Task, training: Sequence[Example]) -> list[str]:

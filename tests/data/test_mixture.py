@@ -51,6 +51,7 @@ def test_the_order_is_a_function_of_seed_and_epoch_and_differs_with_both():
         ("1,0", "expected rates above 0"),
         ("1,inf", "expected rates above 0"),
         ("1,1e-9", "b gives no row of the 36"),
+        ("1e308,1e-308", "b gives no row of the 36"),
     ],
 )
 def test_rates_that_cannot_be_meant_are_refused(mix, says):
@@ -67,6 +68,31 @@ def test_paths_and_their_names():
     with pytest.raises(UserError, match="twice"):
         names_of(("x/a.csv", "x/a.csv"))
     assert rates_of("3,1", [1, 1]) == [0.75, 0.25]
+
+
+def test_rates_of_any_size_are_shared_out(prepared):
+    assert rates_of("1e308,1e308", [1, 1]) == [0.5, 0.5]
+    assert Mix.of("ab", (6, 30), "1e308,0.5e308").quotas == (24, 12)
+    assert Mix.of("ab", (6, 30), "2e-320,1e-320").quotas == (24, 12)
+    data, _ = prepared(mix="1e308,1e308")
+    mix = data.tokens["train"].mix
+    assert mix is not None and len(mix.order(seed=0, epoch=0)) == 48
+
+
+def test_white_space_around_the_column_of_weights_is_no_part_of_its_name(prepared):
+    data, said = prepared(mix="proportional", weight=" w ")
+    assert set(data.tokens["train"].weights.tolist()) == {1, 4}
+    assert any("weighted by the column 'w'" in line for line in said)
+
+
+def test_test_rows_that_validate_are_told(prepared, tmp_path):
+    for part in ("train", "validation", "test"):
+        start = "train" if part == "train" else "held out"
+        rows = [{"input": f"{start} {i}", "target": "good" if i % 2 else "bad"} for i in range(20)]
+        (tmp_path / "own").mkdir(exist_ok=True)
+        (tmp_path / "own" / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, said = prepared(path=str(tmp_path / "own"), mix=None)
+    assert any(line.startswith("20 of 20 test rows have the input of a row that validates") for line in said)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jpeft.data.splits import SCALES, draw, labels_of, leak, same_inputs
+from jpeft.data.splits import SCALES, draw, labels_of, leaks, same_inputs
 from jpeft.data.tasks import TASKS
 from jpeft.errors import UserError
 
@@ -142,11 +142,14 @@ def test_a_leak_between_given_files_is_counted():
     sizes = {"train": 3, "validation": 2, "test": 4}
     inputs = {"train": [0, 1, 1], "validation": [5, 6], "test": [1, 0, 7, 0]}
     parts = draw(sizes, seed=0, max_train=None, inputs=inputs)
-    assert leak(parts, inputs) == (
+    assert leaks(parts, inputs) == [
         "3 of 4 test rows have the input of a row that trains: what is measured on them flatters the model"
-    )
-    assert leak(parts, {**inputs, "validation": [0, 6]}).startswith("1 of 2 validation rows and 3 of 4 test rows")
-    assert leak(parts, {**inputs, "test": [7, 7, 7, 7]}) is None
+    ]
+    trained, validated = leaks(parts, {**inputs, "validation": [0, 6]})
+    assert trained.startswith("1 of 2 validation rows and 3 of 4 test rows have the input of a row that trains")
+    assert validated.startswith("2 of 4 test rows have the input of a row that validates, by which the epoch is chosen")
+    assert leaks(parts, {**inputs, "test": [7, 7, 7, 7]}) == []
+    assert len(leaks(parts, {**inputs, "validation": [7, 8], "test": [7, 7, 9, 9]})) == 1
     assert {name: sorted(part.rows) for name, part in parts.items()} == {
         "train": [0, 1, 2], "validation": [0, 1], "test": [0, 1, 2, 3]
     }  # fmt: skip
