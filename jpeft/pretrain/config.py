@@ -305,6 +305,7 @@ _MOST = {
     **dict.fromkeys(("input_length", "target_length", "samples", "validation_batches"), 65_536),
 }
 _MOST_OF_ALL = 10**9
+_MOST_RATE = 1e100  # rates are added up, and multiplied by bytes
 _MAY_BE_ZERO = ("dropout_rate", "warmup_steps", "weight_decay", "seed", "samples", "checkpoint_every_seconds")
 
 
@@ -317,8 +318,8 @@ def _source(name: str, values: Any) -> SourceConfig:
         raise UserError(f"{path} lacks {', '.join(missing)}.")
     source = typing.cast(SourceConfig, parse(SourceConfig, values, path))
     one_of(f"{path}.kind", source.kind, KINDS)
-    if not (source.rate > 0 and math.isfinite(source.rate)):
-        raise UserError(f"{path}.rate is {source.rate}; expected more than 0.")
+    if not 0 < source.rate <= _MOST_RATE:
+        raise UserError(f"{path}.rate is {source.rate}; expected more than 0, {_MOST_RATE:g} at most.")
     return source
 
 

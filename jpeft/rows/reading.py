@@ -21,7 +21,6 @@ from jpeft.rows.text import FileRow, Readable, json_line_rows, json_rows, lines,
 from jpeft.words import clipped
 
 Columns = dict[str, list[Any]]
-Report = Callable[[str], None]
 
 # What an ending says of a file, and how it may be packed besides.
 KINDS = {
@@ -75,7 +74,7 @@ def require_file(path: Path, name: str) -> os.stat_result:
 
 
 def read_rows(
-    path: Path, *, kind: str | None = None, name: str | None = None, report: Report = lambda line: None
+    path: Path, *, kind: str | None = None, name: str | None = None, report: Callable[[str], None] = lambda line: None
 ) -> Iterator[FileRow]:
     """The rows of a file, one after the other, never all at once.
 
@@ -99,7 +98,9 @@ def read_rows(
             yield from rows_of(file, kind, name, report=report)
 
 
-def rows_of(file: Readable, kind: str, name: str, *, report: Report = lambda line: None) -> Iterator[FileRow]:
+def rows_of(
+    file: Readable, kind: str, name: str, *, report: Callable[[str], None] = lambda line: None
+) -> Iterator[FileRow]:
     """The rows of an open file that is text: `lines`, `jsonl`, `json`, `csv` or `tsv`. As `read_rows`."""
     if kind == "json":
         return json_rows(file, name)
@@ -110,7 +111,7 @@ def rows_of(file: Readable, kind: str, name: str, *, report: Report = lambda lin
     return csv_rows(lines(file, name), name, tabs=kind == "tsv", report=report)
 
 
-def read_columns(path: Path, *, report: Report = lambda line: None) -> Columns:
+def read_columns(path: Path, *, report: Callable[[str], None] = lambda line: None) -> Columns:
     """A whole file by column; a value that a row does not have is None.
 
     Args:

@@ -156,6 +156,7 @@ def test_a_model_can_be_trained_further(tiny_pretraining, tmp_path):
         ("model.embeddings", "word2vec", "expected one of random, cooccurrence"),
         ("data.sources.books.kind", "prose", "data.sources.books.kind is 'prose'"),
         ("data.sources.books.rate", 0.0, "data.sources.books.rate is 0.0"),
+        ("data.sources.books.rate", 1e308, "data.sources.books.rate is 1e+308; expected more than 0, 1e+100 at most"),
         ("mesh.data", 3, "train.batch_size=4 rows cannot be shared out evenly over mesh.data=3"),
         ("mesh.model", 0, "model is 0; expected 1"),
     ],
