@@ -343,13 +343,19 @@ def _is_unclosed(value: str) -> bool:
     return value.lstrip(" ").startswith('"') and value.count('"') % 2 == 1
 
 
+def _ends_open(record: str) -> bool:
+    """Whether the last value begins with a quote that a line further down may close."""
+    last, as_is = _values(record, _WHOLE)[-1]
+    return as_is and _OPEN.match(last) is not None
+
+
 def _with_lines_below(line: Line, lines: _Lines) -> tuple[str, list[Line]]:
     """A line, with those below it up to the end of the quotes in which its last value begins.
 
     Where a line has a tab before the quote is closed, the quote is plain text, and lines are as they stand.
     """
     record, below = line.text, []
-    while _OPEN.match(_bare(record), record.rfind("\t") + 1):
+    while _ends_open(_bare(record)):
         taken: list[Line] = []
         size, closed = sum(each.size for each in (line, *below)), False
         while not closed:

@@ -295,7 +295,7 @@ def test_a_quote_in_a_file_with_tabs_is_plain_text_where_no_value_stands_in_it(h
 
 
 def test_a_whole_value_in_quotes_of_a_file_with_tabs_is_what_stands_in_them(heard):
-    values = ['a "b" c', "one\ttwo", 'first\nsecond\n\nlast, "it"', '"', "", ' "x" ', "a\r\nb"]
+    values = ['a "b" c', "one\ttwo", "three\t", "\tfour", 'first\nsecond\n\nlast, "it"', '"', "", ' "x" ', "a\r\nb"]
     for header in (["input", "target"], ["target", "input"], ["id", "input", "note"]):
         content = io.StringIO()
         writer = csv.writer(content, delimiter="\t", quoting=csv.QUOTE_ALL, lineterminator="\r\n")
