@@ -427,6 +427,8 @@ def _refuse_swallowed_rows(record: _Record, style: _Style, columns: int, name: s
 
 def _all_are_rows(lines: Sequence[str], style: _Style, columns: int) -> bool:
     """Whether each line splits into as many values as there are columns, and nearly all look as if it were meant."""
+    if any('"' in line.replace('""', "") for line in lines[1:-1]):  # several values in quotes
+        return False
     meant = 0
     for line in lines:
         values = _bare(line).split(style.separator)

@@ -253,6 +253,11 @@ def test_rows_that_leave_a_column_empty_are_rows_too(read):
     assert "lines 7 to 27 of" in says(read, "a.csv", "\n".join(lines))
 
 
+def test_several_values_of_lines_in_a_row_are_read_without_a_word(heard):
+    columns, said = heard("a.csv", 'input,target\n"a,b\nc","d\ne,f\ng,h"\n')
+    assert columns == {"input": ["a,b\nc"], "target": ["d\ne,f\ng,h"]} and said == []
+
+
 def test_few_lines_in_quotes_that_may_be_rows_are_said(heard):
     columns, said = heard("a.csv", table(",", r5='"text 5,pos', r6='text 6",neg', r8='"text 8,neg', r9='text 9",pos'))
     assert len(columns["input"]) == 58 and "text 5,pos\ntext 6" in columns["input"]
