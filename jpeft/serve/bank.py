@@ -250,12 +250,13 @@ class AdapterBank:
         known = [site for path in by_site if (site := self._sites.get(path)) is not None]
         method, values = method.settled(known) if known else method, {}
         weights = _BaseWeights(self._model)
-        for path, own in sorted(by_site.items(), key=lambda item: weights.order(item[0])):
+        for path, own in by_site.items():
             self._check_whole(method, path, own, source)
-            rows = method.row_leaves_at(self._sites[path], own, functools.partial(weights, path))
+        for path in sorted(by_site, key=weights.order):
+            rows = method.row_leaves_at(self._sites[path], by_site[path], functools.partial(weights, path))
             values |= {f"{path}/{leaf}": value for leaf, value in rows.items()}
-        for name, value in values.items():
-            self._check_room(name, value.shape, method, source)
+        for name in sorted(values):
+            self._check_room(name, values[name].shape, method, source)
         for path in by_site:
             if not self._rooms[path].parts >= set(method.rows(self._sites[path], self._model)):
                 raise UserError(f"{source}: the bank has no room for {method} at {path}, only for other options of it.")
