@@ -94,8 +94,14 @@ class Family(abc.ABC):
     def tokenizer(self, directory: Path, config: Any) -> Tokenizer:
         """The tokenizer of a model's directory. Raises `UserError` as `Tokenizer.load`."""
         continues = self.task_type == "CAUSAL_LM"
+        # Of a decoder-only model they are known by the tokenizer's files: with no padding of its own, any id may be it.
+        special = () if continues else (config.pad_token_id, config.decoder_start_token_id)
         return Tokenizer.load(
-            directory, vocab_size=config.vocab_size, eos_token_id=config.eos_token_id, continues=continues
+            directory,
+            vocab_size=config.vocab_size,
+            eos_token_id=config.eos_token_id,
+            continues=continues,
+            special_ids=special,
         )
 
     # --- the network ---

@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ _MOST_BYTES = 256 * 2**20  # of a file; that of a vocabulary of 256,000 pieces h
 _MOST_SETTINGS_BYTES = 4 * 2**20
 _MOST_ADDED = 4096  # tokens beside a vocabulary's own; those of T5 are 100
 _MOST_GROWTH = 10_000  # characters that the rules of a tokenizer may make of one; those of T5 make 18
-_CONTROL = ("<pad>", "</s>", "<unk>", "<s>", "<mask>")
+_ROLES = ("pad_token", "eos_token", "bos_token", "unk_token", "mask_token")  # as the files beside a vocabulary say it
+_CONTROL = ("<pad>", "</s>", "<unk>", "<s>", "<mask>")  # as T5's own files call them, where nothing says so
 _SENTINEL = re.compile(r"\u2581?<extra_id_\d+>")
 
 
@@ -55,26 +56,34 @@ class Tokenizer:
         directory: Path,
         continues: bool = False,
         settings: Mapping[str, Any] | None = None,
+        special_ids: Collection[int] = (),
     ):
         self._directory, self._source = directory, backend
         self._continues, self._settings, self._chat = continues, dict(settings or {}), chat.AUTO
         self.eos_token_id = eos_token_id
+        described = json.loads(backend.to_str())
+        self._unknown = _unknown_of(described, backend)
+        ids = {eos_token_id, *special_ids, self._unknown, *(_named(backend, self._settings, role) for role in _ROLES)}
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self._control = {
-            name: id_
-            for name, id_ in vocabulary.items()
-            if name in _CONTROL or id_ == eos_token_id or _SENTINEL.fullmatch(name)
+            name: id_ for name, id_ in vocabulary.items() if name in _CONTROL or id_ in ids or _SENTINEL.fullmatch(name)
         }
         if continues:  # chats are written with them: a row that spells one must not begin another message
             added = backend.get_added_tokens_decoder()
             self._control |= {token.content: id_ for id_, token in added.items() if token.special}
         self._names = re.compile("|".join(map(re.escape, sorted(self._control, key=len, reverse=True))) or r"(?!)")
         self._silent = frozenset(self._control.values())
-        self._backend = _reading_text_as_text(backend, self._control)
+        self._backend = _reading_text_as_text(described, self._control)
 
     @classmethod
     def load(
-        cls, directory: Path, *, vocab_size: int | None = None, eos_token_id: int | None = 1, continues: bool = False
+        cls,
+        directory: Path,
+        *,
+        vocab_size: int | None = None,
+        eos_token_id: int | None = 1,
+        continues: bool = False,
+        special_ids: Collection[int] = (),
     ) -> "Tokenizer":
         """Opens `tokenizer.json`, converts `spiece.model` where that is all there is, or takes that of a GGUF file.
 
@@ -82,12 +91,14 @@ class Tokenizer:
           vocab_size: embeddings of the model that it is for; None when there is no model yet.
           eos_token_id: of the token that ends texts; None is what the settings beside the vocabulary name.
           continues: whether that model goes on with a prompt, which is a decoder-only one, or answers it apart.
+          special_ids: of other tokens that are no text to that model, such as its padding, whatever they are called.
+            Those with a role in the settings beside the vocabulary are known without.
 
         Raises:
           UserError: there is no tokenizer, it is damaged, it has more pieces than the model has embeddings, or no token
             is named that ends texts.
         """
-        backend, settings = _read_gguf(directory) if is_gguf(directory) else _read(directory, with_settings=continues)
+        backend, settings = _read_gguf(directory) if is_gguf(directory) else _read(directory)
         pieces = _num_ids(backend)
         if vocab_size is not None and pieces > vocab_size:
             raise UserError(
@@ -101,7 +112,14 @@ class Tokenizer:
                 f"{directory}: its settings (tokenizer_config.json) name no eos_token of the vocabulary; write there "
                 "what ends a text."
             )
-        return cls(backend, eos_token_id=eos_token_id, directory=directory, continues=continues, settings=settings)
+        return cls(
+            backend,
+            eos_token_id=eos_token_id,
+            directory=directory,
+            continues=continues,
+            settings=settings,
+            special_ids=special_ids,
+        )
 
     def asked_by(self, chat_template: str | None) -> "Tokenizer":
         """The same with prompts and answers put as a chat template says.
@@ -160,7 +178,7 @@ class Tokenizer:
         """By which tokens of texts are known again: another vocabulary, version or wording is another fingerprint."""
         # Told apart by content, so that token caches survive a moved directory and not a changed vocabulary. The
         # description holds the normaliser, the post-processor and added tokens, too.
-        made_of = [self._described, self.eos_token_id, tokenizers.__version__, "text is text"]
+        made_of = [self._described, self.eos_token_id, tokenizers.__version__, "text is text", sorted(self._control)]
         if self._continues:
             made_of += ["continues", *dataclasses.astuple(self.wording)]
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
@@ -199,8 +217,11 @@ class Tokenizer:
 
     @property
     def unknown_token_id(self) -> int | None:
-        """The id of the token for characters that the vocabulary lacks; None if it lacks none."""
-        return self._control.get("<unk>")
+        """The id of the token for characters that the vocabulary lacks; None if it lacks none.
+
+        None, too, where it is the one that ends texts: byte-level vocabularies name that, and lack nothing.
+        """
+        return None if self._unknown == self.eos_token_id else self._unknown
 
     def unknown_characters(self, text: str) -> list[str]:
         """Pieces of a text that the vocabulary does not have, each once, in order."""
@@ -281,8 +302,17 @@ def _named(backend: tokenizers.Tokenizer, settings: Mapping[str, Any], role: str
     return backend.token_to_id(name) if isinstance(name, str) else None
 
 
-def _read(directory: Path, *, with_settings: bool) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """The tokenizer of a model's directory and, where they are asked for, its settings. Raises as `Tokenizer.load`."""
+def _unknown_of(described: Mapping[str, Any], backend: tokenizers.Tokenizer) -> int | None:
+    """The id that a vocabulary gives to what it does not have, as its own model says."""
+    model = described["model"]
+    if model["type"] == "Unigram":
+        return model.get("unk_id")
+    name = model.get("unk_token")
+    return backend.token_to_id(name) if isinstance(name, str) else None
+
+
+def _read(directory: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """The tokenizer of a model's directory and the settings beside it. Raises as `Tokenizer.load`."""
     path = next((directory / name for name in VOCABULARIES if (directory / name).is_file()), None)
     if path is None:
         raise UserError(f"{directory} has no tokenizer; expected tokenizer.json or spiece.model beside config.json.")
@@ -306,7 +336,7 @@ def _read(directory: Path, *, with_settings: bool) -> tuple[tokenizers.Tokenizer
         if growth > _MOST_GROWTH:
             raise ValueError(f"its rules can make {growth:.0e} characters of one")
         _try_out(backend)
-    return backend, _settings(directory) if with_settings else {}
+    return backend, _settings(directory)
 
 
 def _read_gguf(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
@@ -327,9 +357,12 @@ def _try_out(backend: tokenizers.Tokenizer) -> None:
 
 
 def _settings(directory: Path) -> dict[str, Any]:
-    """What `tokenizer_config.json` says of special tokens, and the chat template, which may stand by itself."""
-    file, template = directory / "tokenizer_config.json", directory / "chat_template.jinja"
-    held = read_json_object(file, most_bytes=_MOST_SETTINGS_BYTES) if file.is_file() else {}
+    """What files say of special tokens, `tokenizer_config.json` before the other, and the chat template."""
+    held: dict[str, Any] = {}
+    for file in (directory / "special_tokens_map.json", directory / "tokenizer_config.json"):
+        values = read_json_object(file, most_bytes=_MOST_SETTINGS_BYTES) if file.is_file() else {}
+        held |= {key: value for key, value in values.items() if value is not None or key not in held}
+    template = directory / "chat_template.jinja"
     if template.is_file():
         held["chat_template"] = read_text(template, most_bytes=_MOST_SETTINGS_BYTES)
     templates = held.get("chat_template")
@@ -385,22 +418,17 @@ def _growth(described: Mapping[str, Any]) -> float:
     return max(of(described.get(name)) for name in ("normalizer", "pre_tokenizer", "decoder"))
 
 
-def _reading_text_as_text(backend: tokenizers.Tokenizer, control: Mapping[str, int]) -> tokenizers.Tokenizer:
-    """A copy that never makes a control token of text.
+def _reading_text_as_text(described: Mapping[str, Any], control: Mapping[str, int]) -> tokenizers.Tokenizer:
+    """The tokenizer of a description, which never makes a control token of text.
 
     Two ways lead there. The library looks for special tokens before all else, which can be switched off; and a
     unigram vocabulary holds them (and byte pieces) as pieces like others, which is barred by splitting their names
     behind the first character. A special token that is none of the control tokens is then looked for like any other
     added one.
     """
-    described = json.loads(backend.to_str())
-    added = [token for token in described["added_tokens"] if token["special"] and token["content"] not in control]
-    if added:
-        for token in added:
-            token["special"] = False
-        backend = tokenizers.Tokenizer.from_str(json.dumps(described))
-    else:
-        backend = tokenizers.Tokenizer.from_str(backend.to_str())
+    names = {token["content"] for token in described["added_tokens"] if token["special"]} & control.keys()
+    added = [{**token, "special": token["content"] in names} for token in described["added_tokens"]]
+    backend = tokenizers.Tokenizer.from_str(json.dumps({**described, "added_tokens": added}))
     backend.encode_special_tokens = True
     rests: dict[str, list[str]] = {}
     for name in control:

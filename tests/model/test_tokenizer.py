@@ -7,6 +7,8 @@ import pytest
 import tokenizers
 
 from jpeft.errors import UserError
+from jpeft.model.t5_config import T5Config
+from jpeft.model.t5_family import T5_FAMILY
 from jpeft.model.tokenizer import Tokenizer
 
 
@@ -229,3 +231,44 @@ def test_an_empty_vocabulary_is_one_line(name, tmp_path):
     (tmp_path / name).touch()
     with pytest.raises(UserError, match=f"{name} is empty"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.fixture(params=["tokenizer_config.json", "special_tokens_map.json", "config.json alone"])
+def bert_like(request, tmp_path):
+    """A WordPiece vocabulary whose special tokens have BERT's names, in files that say so in one place or another."""
+    words = ["[PAD]", "[SEP]", "[UNK]", "[MASK]", "<answer>", "good", "bad", "##ly", "hello"]
+    ids = {word: id_ for id_, word in enumerate(words)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.decoder = tokenizers.decoders.WordPiece()
+    backend.add_special_tokens(["[PAD]", "[SEP]", "[UNK]", "<answer>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    roles = {"pad_token": "[PAD]", "eos_token": {"content": "[SEP]"}, "unk_token": "[UNK]", "mask_token": "[MASK]"}
+    if request.param != "config.json alone":
+        (tmp_path / request.param).write_text(json.dumps(roles))
+    config = T5Config(vocab_size=16, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
+    return T5_FAMILY.tokenizer(tmp_path, config)
+
+
+def test_special_tokens_are_known_by_id_and_role_whatever_they_are_called(bert_like):
+    assert bert_like.decode([[5, 1, 0, 0], [4, 2, 1, 0]]) == ["good", "<answer>"]
+    assert bert_like.decode([[5, 1, 0]], keep_special=True) == ["good [SEP] [PAD]"]
+    assert bert_like.special_names("a [PAD] b [SEP] <answer>") == ["[PAD]", "[SEP]"]
+    assert not {0, 1} & set(bert_like.ids(["hello [PAD] [SEP]"])[0])
+    assert 4 in bert_like.ids(["hello <answer>"])[0]
+
+
+def test_what_is_unknown_is_known_by_the_vocabularys_own_word_for_it(bert_like):
+    assert bert_like.unknown_token_id == 2
+    assert bert_like.unknown_characters("hello goodly mouse") == ["mouse"]
+
+
+def test_an_end_that_stands_for_the_unknown_too_makes_no_text_unknown(tmp_path):
+    model = tokenizers.models.BPE({"<e>": 0, "a": 1}, [], unk_token="<e>")  # as GPT-2's files have it
+    tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.load(tmp_path, eos_token_id=0).unknown_token_id is None
+
+
+def test_texts_are_tokens_of_another_kind_where_other_tokens_are_special(bert_like, tmp_path):
+    again = Tokenizer.load(tmp_path, eos_token_id=1, special_ids=(0, 5))
+    assert again.fingerprint != bert_like.fingerprint
