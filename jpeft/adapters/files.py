@@ -43,6 +43,12 @@ _OF_ANY_RANK = (".lora_A", ".lora_B", ".lora_E")  # AdaLoRA's: it may leave a ma
 _BASE_KEY = {OURS: "base_model", PEFTS: "base_model_name_or_path"}
 
 
+def adapter_files(directory: Path) -> list[Path]:
+    """The files that an adapter's directory holds it in, in whichever layout."""
+    names = [name for layout in CONFIGS for name in (layout, _WEIGHTS[layout])]
+    return [directory / name for name in names if (directory / name).is_file()]
+
+
 def save_adapter(model: nnx.Module, method: Method, chosen: Sequence[Site], directory: Path, *, base_name: str) -> int:
     """Writes what `method` attached to `model` at the `chosen` sites; returns the bytes of the weights file.
 

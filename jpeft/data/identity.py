@@ -45,11 +45,20 @@ def signature(path: str | None, mix: str | None = None) -> Hashable:
 
 
 def data_record(
-    row_ids: Mapping[str, list[str]], tokens: Mapping[str, Tokens], shapes: Sequence[Any], digest: str
+    row_ids: Mapping[str, list[str]],
+    tokens: Mapping[str, Tokens],
+    shapes: Sequence[Any],
+    digest: str,
+    origins: Mapping[str, str],
 ) -> dict[str, Any]:
-    """`splits.json`: `rows_digest` of all rows, row ids of every split, what was cut, the padded shapes."""
+    """`splits.json`: `rows_digest` of all rows, row ids of every split, what was cut, the padded shapes.
+
+    Args:
+      origins: fingerprints of what else was read, the base among it.
+    """
     return {
         "data_digest": digest,
+        "origins": dict(origins),
         "rows": dict(row_ids),
         "cut": {name: {"inputs": part.cut_inputs, "targets": part.cut_targets} for name, part in tokens.items()},
         "shapes": [list(shape) for shape in shapes],

@@ -20,6 +20,7 @@ from jpeft.grid.cells import Cell
 from jpeft.results import NotARecord, PausedRecord, RunRecord
 from jpeft.run.directory import PAUSE_FILE, has_work, is_claimed, what_differs
 from jpeft.train.loop import digest_of_rows
+from jpeft.train.origins import origins
 from jpeft.words import counted, the_first
 
 FAILURE_FILE = "failure.json"
@@ -76,7 +77,8 @@ def look(cell: Cell, workdir: Path) -> CellState:
         return CellState(State.MISSING)
     asked = json.loads(json.dumps(cell.run.to_dict()))
     try:
-        changed = what_differs(directory, of_any_version(config, asked), asked, lambda: digest_of_rows(cell.run))
+        before = of_any_version(config, asked)
+        changed = what_differs(directory, before, asked, lambda: digest_of_rows(cell.run), lambda: origins(cell.run))
     except (UserError, RunFailed) as error:  # its rows cannot be read: what runs it will say so
         changed = [str(error)]
     if changed and has_work(directory):

@@ -110,6 +110,15 @@ def resolve(
     return _download(name, what, flag, report)
 
 
+def find_here(name: str) -> Path | None:
+    """What `resolve` leads to where that needs no network; None where it needs one, or leads nowhere."""
+    try:
+        is_of_hub = not Path(name).expanduser().exists() and name not in (*packaged_models(), *INSTALLED)
+        return _cached(name) if is_of_hub else resolve(name)
+    except (UserError, OSError, RuntimeError, ValueError):
+        return None
+
+
 def _no_such_name(name: str, what: str, flag: str) -> str:
     asked = f"{what} {clipped(name, 200)!r}"
     if name.endswith(".gguf"):
@@ -126,19 +135,28 @@ def _is_complete(directory: Path) -> bool:
     return (directory / "config.json").is_file() and any((directory / name).is_file() for name in VOCABULARIES)
 
 
+def _cached(repository: str) -> Path | None:
+    """A complete earlier download, which needs no network. Raises `ValueError`: no repository can have that name."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        # The hub's own notion of complete is the whole repository, with the formats that are never fetched: ask for one
+        # file, and look at the others here.
+        cached = Path(snapshot_download(repository, local_files_only=True, allow_patterns=["config.json"]))
+    except LocalEntryNotFoundError:
+        return None
+    return cached if _is_complete(cached) else None
+
+
 def _download(repository: str, what: str, flag: str, report: Callable[[str], None]) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub import logging as hub_logging
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
-        # A complete earlier download needs no network. The hub's own notion of complete is the whole repository, with
-        # the formats that are never fetched: ask for one file, and look at the others here.
-        cached = Path(snapshot_download(repository, local_files_only=True, allow_patterns=["config.json"]))
-        if _is_complete(cached):
+        if (cached := _cached(repository)) is not None:
             return cached
-    except LocalEntryNotFoundError:
-        pass
     except HFValidationError:
         raise UserError(_no_such_name(repository, what, flag)) from None
     unreachable = why_unreachable()

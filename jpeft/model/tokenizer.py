@@ -291,6 +291,12 @@ class Tokenizer:
             beside.write_text(json.dumps(self._settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def tokenizer_files(model: Path) -> list[Path]:
+    """The files beside a model's weights that its tokenizer is made of; none of a GGUF file, which holds its own."""
+    names = (*TOKENIZER_FILES, "added_tokens.json")
+    return [model / name for name in names if (model / name).is_file()]
+
+
 def _num_ids(backend: tokenizers.Tokenizer) -> int:
     return max(backend.get_vocab_size(), max(backend.get_vocab().values(), default=0) + 1)
 

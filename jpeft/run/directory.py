@@ -79,6 +79,14 @@ _NEW = ".new"
 _SAME = "the same command"  # as who was stopped says it
 _ANEW = "give --overwrite to run again from the start."
 _ROWS_FROM = ("data.path", "data.source")
+# What a run reads beside its rows and knows by content, as `splits.json` calls it, and what messages say of another.
+ORIGINS = {
+    "base": "the weights or the config of model.name are others than those it was run on",
+    "tokenizer": "the tokenizer of model.name is another than the one it was run with",
+    "chat_template": "the file of data.chat_template holds another template than the one it was run with",
+    "from_adapter": "the adapter of method.from_adapter is another than the one it started from",
+}
+Origins = Callable[[], Mapping[str, str]]  # fingerprints of what a run would read now, those that can be had
 
 
 def what_differs(
@@ -86,15 +94,35 @@ def what_differs(
     before: Mapping[str, Any],
     config: Mapping[str, Any],
     rows: Callable[[], str | None] | None = None,
+    origins: Origins | None = None,
 ) -> list[str]:
     """What tells the run in a directory from another one, as `differences` says it, with rows known by their content.
+
+    So are those of `ORIGINS`, where their names are the same.
 
     Args:
       before: the `config.json` of the run that is there.
       rows: `rows_digest` of what the other run would read now, or None where that is known to be the same if it is
         called the same. Asked only where the run that is there says which rows it is of; of versions that did not,
         where the rows lay has to be the same.
+      origins: likewise of what else the other run would read.
     """
+    others = other_origins(path, origins()) if origins is not None and has_work(path) else []
+    return [*others, *_differs_by_config_or_rows(path, before, config, rows)]
+
+
+def other_origins(path: Path, now: Mapping[str, str]) -> list[str]:
+    """What the run in a directory was made of that is another now; earlier versions recorded nothing of it."""
+    recorded: Any = {}
+    with contextlib.suppress(UserError):
+        recorded = read_json_object(path / "splits.json").get("origins")
+    recorded = recorded if isinstance(recorded, dict) else {}
+    return [said for name, said in ORIGINS.items() if len({recorded.get(name), now.get(name)} - {None}) > 1]
+
+
+def _differs_by_config_or_rows(
+    path: Path, before: Mapping[str, Any], config: Mapping[str, Any], rows: Callable[[], str | None] | None
+) -> list[str]:
     changed = differences(before, config)
     moved = [line for line in changed if line.startswith(_ROWS_FROM)]
     recorded = recorded_digest(path) if rows is not None and has_work(path) else None
@@ -178,6 +206,7 @@ class RunDirectory:
         *,
         overwrite: bool,
         rows: Callable[[], str | None] | None = None,
+        origins: Origins | None = None,
         of_today: OfToday = _as_it_is,
     ) -> Iterator[None]:
         """Holds the directory for this process, with this config.
@@ -186,12 +215,12 @@ class RunDirectory:
         before the new one has a checkpoint.
 
         Args:
-          rows: as of `what_differs`.
+          rows, origins: as of `what_differs`.
           of_today: reads the `config.json` that is there, which an earlier version may have written.
 
         Raises:
           Busy: another process is at work in it.
-          UserError: it holds a run of another config or of other rows, or it is no run's directory.
+          UserError: it holds a run of another config, of other rows or another base, or it is no run's directory.
           RunFailed: its `config.json` is damaged.
         """
         if self.path.exists() and not self.path.is_dir():
@@ -201,7 +230,7 @@ class RunDirectory:
             if not _lock(lock, seconds=_LONGEST_LOOK):
                 raise Busy(f"another process is at work in {self.path}; wait for it or name another --workdir.")
             self._recover()
-            self._take(config, overwrite=overwrite, rows=rows, of_today=of_today)
+            self._take(config, overwrite=overwrite, rows=rows, origins=origins, of_today=of_today)
             try:
                 yield
             except BaseException:
@@ -229,6 +258,7 @@ class RunDirectory:
         *,
         overwrite: bool,
         rows: Callable[[], str | None] | None,
+        origins: Origins | None,
         of_today: OfToday,
     ) -> None:
         self._config = config
@@ -241,7 +271,7 @@ class RunDirectory:
             self._replaces = True
             return
         before = of_today(_read_own(self.path / "config.json"), config)
-        changed = what_differs(self.path, before, config, rows)
+        changed = what_differs(self.path, before, config, rows, origins)
         # A run that ended before its first checkpoint has nothing to lose: its directory is free for the next try.
         self._replaces = bool(changed) and not has_work(self.path)
         if changed and any((self.path / "checkpoint").glob("*")) and _only_longer(before, config, changed):
@@ -255,14 +285,15 @@ class RunDirectory:
         if not changed and before != config and not (self.path / "result.json").exists():
             self.write_json("config.json", config)
 
-    def begin(self, data_digest: str | None = None) -> None:
+    def begin(self, data_digest: str | None = None, origins: Mapping[str, str] | None = None) -> None:
         """To be called when all that can be checked is checked: from here on the run may write.
 
         Args:
           data_digest: `rows_digest` of the rows that it is about to use, where it has such.
+          origins: fingerprints of what else it is about to use.
 
         Raises:
-          UserError: the checkpoints that are there are of other rows.
+          UserError: the checkpoints that are there are of other rows, or of another base.
         """
         if is_first():
             if self._replaces:
@@ -273,13 +304,17 @@ class RunDirectory:
                         path.rename(self.path / path.name)
                 self._replaces = False
             elif self.longer_than is not None:
-                self._check_rows(data_digest)
+                self._check_content(data_digest, origins or {})
                 self._reopen(self.longer_than)
             elif has_work(self.path):
-                self._check_rows(data_digest)
+                self._check_content(data_digest, origins or {})
         wait_for_all("the run's directory is its own")
 
-    def _check_rows(self, data_digest: str | None) -> None:
+    def _check_content(self, data_digest: str | None, origins: Mapping[str, str]) -> None:
+        if others := other_origins(self.path, origins):
+            raise UserError(
+                f"{self.path} holds another run ({the_first(others)}); name another --workdir, or give --overwrite."
+            )
         if len({recorded_digest(self.path), data_digest} - {None}) > 1:
             raise UserError(f"{self.path} holds a run of other rows; name another --workdir, or give --overwrite.")
 
@@ -354,20 +389,23 @@ def run_once(
     overwrite: bool,
     report: Callable[[str], None],
     rows: Callable[[], str | None] | None = None,
+    origins: Origins | None = None,
     of_today: OfToday = _as_it_is,
 ) -> dict[str, Any]:
     """Does `work` in its directory, claimed for it, and returns its result; what is finished is not done again.
 
     Args:
       work: calls `begin` of its directory, and `finish` with the result.
-      rows, of_today: as of `RunDirectory.claim`.
+      rows, origins, of_today: as of `RunDirectory.claim`.
 
     Raises:
       UserError: as `RunDirectory.claim`.
       RunFailed: the disk is full, or `work` failed.
     """
     directory = RunDirectory(workdir)
-    claim = entered_by_first(directory.claim(config, overwrite=overwrite, rows=rows, of_today=of_today))
+    claim = entered_by_first(
+        directory.claim(config, overwrite=overwrite, rows=rows, origins=origins, of_today=of_today)
+    )
     with explain_disk_trouble(workdir), claim, quiet_threads():
         if not (workdir / "config.json").is_file():
             raise UserError(f"process {jax.process_index()} does not see {workdir}; name a directory that all share.")

@@ -51,6 +51,7 @@ from jpeft.train.kernel_check import MicroBatch, kernel_caution
 from jpeft.train.meeting import Meeting
 from jpeft.train.monitor import Monitor
 from jpeft.train.optimizer import AdamW
+from jpeft.train.origins import origins
 from jpeft.train.programs import AnsweringPrograms, Programs, build_answering, build_programs, kind_of, meeting_others
 from jpeft.train.progress import Progress
 from jpeft.train.schedule import three_point_schedule
@@ -94,6 +95,7 @@ def execute(
         overwrite=overwrite,
         report=display.say,
         rows=lambda: digest_of_rows(run),
+        origins=lambda: origins(run),
         of_today=of_any_version,
     )
 
@@ -121,6 +123,7 @@ class _Execution:
         reset_peak_memory()
         self.layout = Layout.of_devices(**dataclasses.asdict(run.mesh))
         self.setup = set_up(run, session, self.layout, report=display.say)
+        made_of = origins(run)
         self.data_key, self.data = self._prepare_data()
         self.answer = answer_in_use(run.eval.answer, self.data.task)
         require_metrics(self.data.task, self.answer)
@@ -219,8 +222,8 @@ class _Execution:
         )
         # Nothing of a run that this one replaces was touched until here, where all that can be wrong has been seen.
         digest = self.data.digest
-        directory.begin(digest)
-        record = data_record(self.data.row_ids(), self.data.tokens, self.data.shapes, digest)
+        directory.begin(digest, made_of)
+        record = data_record(self.data.row_ids(), self.data.tokens, self.data.shapes, digest, made_of)
         directory.write_json("splits.json", record)
         if self.settled:
             directory.write_json("settled.json", self.settled)

@@ -26,6 +26,7 @@ from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS, ablation_of
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import Site
+from jpeft.train.origins import base_fingerprint
 from jpeft.train.session import Session
 
 _SECONDS_WORTH_TELLING = 2.0
@@ -96,6 +97,7 @@ def _load_base(run: Run, session: Session, layout: Layout, report: Callable[[str
     return session.bases.get(
         (
             directory,
+            base_fingerprint(directory),
             dtype,
             run.quantization(),
             run.model.dropout_rate,

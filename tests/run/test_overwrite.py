@@ -1,5 +1,6 @@
 """A directory never loses what it has: to a call that turns out wrong, to rows that were edited, to a kill."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -7,10 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from jpeft.cli import run_experiment
+from jpeft.config import DataConfig, MethodConfig, Run
 from jpeft.errors import RunFailed, Stopped, UserError
-from jpeft.run.directory import ENTRIES, RunDirectory, run_once
+from jpeft.run.directory import ENTRIES, RunDirectory, other_origins, run_once
+from jpeft.train.origins import origins
 from jpeft.trouble import explained
 
 CONFIG = Path(__file__).parents[2] / "configs/lora_custom.py"
@@ -163,6 +167,82 @@ def test_a_stopped_run_does_not_go_on_with_other_rows(finished, tiny_checkpoint,
     assert state(stopped) == before
     assert run_experiment(flags(stopped, tiny_checkpoint, rows)) == 0
     assert json.loads((stopped / "result.json").read_text())["status"] == "done"
+
+
+# --- base, tokenizer, template and adapter to start from, known by what they are ---
+
+
+@pytest.fixture(scope="module")
+def of_own_base(tmp_path_factory, tiny_checkpoint, rows):
+    """A finished run on a base that is a test's own to change, and that base as it was."""
+    home = tmp_path_factory.mktemp("own")
+    shutil.copytree(tiny_checkpoint, home / "base")
+    assert run_experiment(flags(home / "run", home / "base", rows)) == 0
+    return home
+
+
+def changed_weights(base: Path) -> None:
+    tensors = load_file(base / "model.safetensors")
+    tensors["shared.weight"] = tensors["shared.weight"] + 0.125
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+
+
+def changed_tokenizer(base: Path) -> None:
+    file = base / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": None, "padding": None}, indent=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (changed_weights, "the weights or the config of model.name are others than those it was run on"),
+        (changed_tokenizer, "the tokenizer of model.name is another than the one it was run with"),
+    ],
+)
+def test_a_run_does_not_go_on_with_another_base_under_the_same_name(
+    change, says, of_own_base, rows, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(of_own_base, tmp_path, dirs_exist_ok=True)
+    config = json.loads(Path("run/config.json").read_text())
+    config["model"]["name"] = "base"
+    Path("run/config.json").write_text(json.dumps(config))
+    call = flags(Path("run"), Path("base"), rows)
+    before = state(Path("run"))
+    assert run_experiment(call) == 0, "the same files in another place are the same base"
+    change(Path("base"))
+    for longer in ([], ["--config.train.max_epochs=2"]):
+        assert run_experiment([*call, *longer]) == 2
+        assert says in capsys.readouterr().err
+    assert state(Path("run")) == before
+    splits = json.loads(Path("run/splits.json").read_text())
+    assert splits.pop("origins").keys() == {"base", "tokenizer"}
+    Path("run/splits.json").write_text(json.dumps(splits))  # as an earlier version left it
+    assert run_experiment(call) == 0
+    shutil.rmtree("base")
+    assert run_experiment(call) == 0, "a finished run needs its base no more"
+
+
+def test_a_template_and_an_adapter_to_start_from_are_known_by_content(tmp_path):
+    template, adapter = tmp_path / "chat.jinja", tmp_path / "adapter"
+    adapter.mkdir()
+
+    def made_of(text: str, weights: bytes) -> dict[str, str]:
+        template.write_text(text)
+        (adapter / "adapter_config.json").write_text("{}")
+        (adapter / "adapter_model.safetensors").write_bytes(weights)
+        run = dataclasses.replace(
+            Run(), data=DataConfig(chat_template=str(template)), method=MethodConfig(from_adapter=str(adapter))
+        )
+        return {name: value for name, value in origins(run).items() if name in ("chat_template", "from_adapter")}
+
+    first = made_of("{{ messages }}", b"a")
+    (tmp_path / "splits.json").write_text(json.dumps({"origins": first}))
+    assert len(first) == 2 and other_origins(tmp_path, made_of("{{ messages }}", b"a")) == []
+    assert "data.chat_template" in other_origins(tmp_path, made_of("{{ messages }} ", b"a"))[0]
+    assert "method.from_adapter" in other_origins(tmp_path, made_of("{{ messages }}", b"b"))[0]
+    template.unlink()
+    assert other_origins(tmp_path, origins(Run())) == []
 
 
 # --- kills, at each moment of replacing ---
