@@ -7,6 +7,21 @@ from typing import Any
 import numpy as np
 
 
+def numbered(
+    targets: Sequence[str], predictions: Sequence[str], scores: Sequence[float], labels: Sequence[str] = ()
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """The classes, and of each row the number of its own and of its answer's, which is one more if it is no label.
+
+    Arguments as of `Confusion.of`. Two classes may differ by white space within alone, where a vocabulary has it.
+    """
+    known = tuple(dict.fromkeys(label.strip() for label in [*labels, *targets]))
+    number = {label: i for i, label in enumerate(known)}
+    true = [number[target.strip()] for target in targets]
+    given = zip(predictions, true, scores, strict=True)
+    answered = [own if score == 1 else number.get(prediction.strip(), len(known)) for prediction, own, score in given]
+    return known, np.array(true, int), np.array(answered, int)
+
+
 @dataclasses.dataclass(frozen=True)
 class Confusion:
     """A confusion matrix: how often rows of each class were answered as each class.
@@ -23,20 +38,16 @@ class Confusion:
     def of(
         cls, targets: Sequence[str], predictions: Sequence[str], scores: Sequence[float], labels: Sequence[str] = ()
     ) -> "Confusion":
-        """Sorts a test's rows by target and answer.
+        """Sorts a test's rows by target and answer, as texts without white space around them.
 
         Args:
           scores: 1 where an answer was judged right, which is then its target, however it is written.
           labels: the classes. A target that is none of them becomes one, so that no row is left out.
         """
-        plain = lambda text: " ".join(text.split())
-        known = {plain(label): label.strip() for label in [*labels, *targets]}
-        column = {label: i for i, label in enumerate(known)}
+        known, true, answered = numbered(targets, predictions, scores, labels)
         counts = np.zeros((len(known), len(known) + 1), int)
-        for target, prediction, score in zip(targets, predictions, scores, strict=True):
-            row = column[plain(target)]
-            counts[row, row if score == 1 else column.get(plain(prediction), len(known))] += 1
-        return cls(tuple(known.values()), counts)
+        np.add.at(counts, (true, answered), 1)
+        return cls(known, counts)
 
     @property
     def support(self) -> np.ndarray:

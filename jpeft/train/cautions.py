@@ -82,8 +82,7 @@ def no_label(confusion: Confusion, predictions: Sequence[str], *, answer: str) -
     rows = int(confusion.counts.sum())
     if 2 * confusion.unknown < rows:
         return None
-    labels = {" ".join(label.split()) for label in confusion.labels}
-    example = next((p for p in predictions if " ".join(p.split()) not in labels), "")
+    example = next((p for p in predictions if p.strip() not in confusion.labels), "")
     which = "all" if confusion.unknown == rows else f"{confusion.unknown} of"
     ways = "train longer (--config.train.max_epochs) or at another rate (--config.train.learning_rate.warmup)"
     if answer == "generate":

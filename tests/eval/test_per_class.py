@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jpeft.data.tasks import TASKS, Example
-from jpeft.eval.metrics import judge
+from jpeft.eval.metrics import METRICS, judge
 from jpeft.eval.metrics.classes import right
 from jpeft.eval.per_class import Confusion
 from jpeft.eval.worst_rows import worst_rows
@@ -46,7 +46,25 @@ def test_what_was_judged_right_is_right_however_it_is_written():
     """Where a label does not survive the tokenizer its answer is spelt otherwise and counts as right all the same."""
     found = Confusion.of(["very  bad", "good"], ["very bad", "VERY BAD"], [1.0, 0.0], ["very  bad", "good"])
     assert found.counts.tolist() == [[1, 0, 0], [0, 0, 1]]
-    assert Confusion.of(["good"], ["very bad"], [0.0], ["very  bad", "good"]).unknown == 0
+
+
+def test_classes_that_differ_by_white_space_within_are_two_to_every_number():
+    """A byte-level vocabulary tells them apart; one that folds them has such labels refused."""
+    targets, answers = ["very bad", "very  bad", "good", "very  bad"], ["very bad", " very bad", "good", "very  bad"]
+    labels = ("good", "very  bad", "very bad")
+    found = confusion(targets, answers, labels)
+    assert found.labels == labels and found.counts.tolist() == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0]]
+    references = [[target] for target in targets]
+    assert found.macro_f1 == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
+    assert METRICS["macro_f1"](answers, references, labels=labels) == pytest.approx(found.macro_f1)
+    assert METRICS["accuracy"](answers, references) == found.right.sum() / 4 == 0.75
+
+
+def test_an_answer_is_no_label_to_the_confusion_where_it_is_none_to_the_metric():
+    answers, labels = ["very\tbad", "very bad"], ("very bad", "good")
+    found = confusion(["good", "good"], answers, labels)
+    assert found.unknown == 1
+    assert METRICS["unknown_answers"](answers, [["good"], ["good"]], labels=labels) == 0.5
 
 
 def test_the_only_answer():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jpeft.eval.metrics.base import LABELS, PROBABILITIES, Answered, Metric, Weighted
-from jpeft.eval.per_class import Confusion
+from jpeft.eval.per_class import numbered
 
 _BINS = 15  # of confidence, as Guo et al. 2017
 
@@ -49,14 +49,10 @@ def _numbered(targets: Sequence[str], predictions: Sequence[str]) -> tuple[np.nd
 
 def _macro_f1(answered: Answered) -> Weighted:
     """As `Confusion.macro_f1`, of rows that count more than once or not at all."""
-    scores = _right_answers(answered)
-    once = Confusion.of(answered.targets, answered.predictions, scores, answered.labels)
-    column = {" ".join(label.split()): i for i, label in enumerate(once.labels)}
-    number = len(column)
-    plain = lambda text: " ".join(text.split())
-    true = np.array([column[plain(target)] for target in answered.targets])
-    given = zip(answered.predictions, true, scores, strict=True)
-    predicted = np.array([t if s == 1 else column.get(plain(p), number) for p, t, s in given])  # number: no label
+    classes, true, predicted = numbered(
+        answered.targets, answered.predictions, _right_answers(answered), answered.labels
+    )
+    number = len(classes)
 
     def of(weights: np.ndarray) -> float:
         support = np.bincount(true, weights, number)
