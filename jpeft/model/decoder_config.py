@@ -296,8 +296,14 @@ def _rotary_base(values: Mapping[str, Any], source: str) -> float:
     if not isinstance(scaling, Mapping):
         raise UserError(f"{source}: the rotary settings are {_short(scaling)}; expected an object.")
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind != "default" or scaling.get("partial_rotary_factor") not in (None, 1, 1.0):
+    if kind != "default":
         raise UserError(f"{source}: rotary positions of type {_short(kind)}, which jpeft does not have; use 'default'.")
+    for where in (scaling, values):
+        if (share := where.get("partial_rotary_factor")) not in (None, 1):
+            raise UserError(
+                f"{source}: partial_rotary_factor is {_short(share)}, and jpeft rotates all numbers of such a model's "
+                "heads; expected 1, or none."
+            )
     base = scaling.get("rope_theta") or values.get("rope_theta") or 10000.0
     if isinstance(base, bool) or not isinstance(base, int | float):
         raise UserError(f"{source}: rope_theta is {_short(base)}; expected a number.")

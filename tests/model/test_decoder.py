@@ -369,6 +369,8 @@ _LLAMA_JSON = LLAMA.to_dict()
         ({"num_key_value_heads": 3}, "4 heads and 3 of keys and values"),
         ({"head_dim": None, "hidden_size": 15}, "hidden_size is 15, which 4 heads do not divide"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rotary positions of type 'yarn'"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5, and .*; expected 1"),
+        ({"partial_rotary_factor": 0.25}, "partial_rotary_factor is 0.25"),
         ({"hidden_act": "mish"}, "hidden_act is 'mish'"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; expected an integer from 1 to 512"),
         ({"attention_dropout": 1.5}, "a dropout rate is"),
