@@ -116,6 +116,17 @@ def wording_of(
     return Wording(_pieces(before, control), asks, lead, end, template)
 
 
+def end_of(template: str, *, names: Mapping[str, str], control: Mapping[str, int], source: str) -> int | None:
+    """Id of the token with which a chat template ends an answer; None where it has none. Arguments as of `wording_of`.
+
+    Raises:
+      UserError: it fails.
+    """
+    _, whole = _rendered(template, tuple(sorted(names.items())), source)
+    pieces = _pieces(whole.partition(_ANSWER)[2], control)
+    return next((piece for piece in pieces if isinstance(piece, int)), None)
+
+
 _OTHERWISE = "give another with data.chat_template=FILE, or take data.chat_template=none"
 
 

@@ -4,6 +4,8 @@ Both are pure functions of a model; the caller jits them once per input shape an
 """
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,7 +21,8 @@ class Generated(NamedTuple):
     """Generated tokens, and how sure the model is of them.
 
     Attributes:
-      tokens: up to and with `</s>`, padding after it; the start token is not among them.
+      tokens: up to and with `</s>`, or any other of the model's ends, padding after it; the start token is not among
+        them.
       log_prob: mean log-probability in nats of a row's tokens, `</s>` counted and padding not; an answer that is cut at
         `max_length` has no `</s>` to count. Without meaning where the input is padding alone.
     """
@@ -38,6 +41,10 @@ def likeliest(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
     vocab = logits.shape[-1]
     first = jnp.min(jnp.where(logits == largest, jnp.arange(vocab, dtype=jnp.int32), vocab), axis=-1)
     return jnp.minimum(first, vocab - 1)  # where every logit is NaN none equals the largest
+
+
+def _is_end(tokens: Int[Array, "..."], ends: Sequence[int]) -> Bool[Array, "..."]:
+    return functools.reduce(jnp.logical_or, [tokens == end for end in ends])
 
 
 def greedy(
@@ -70,7 +77,7 @@ def greedy_scored(model: LanguageModel, inputs: Int[Array, "batch length"], *, m
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, new[:, None], position, axis=1)
         log_prob = jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)  # of the likeliest token
         total, length = total + jnp.where(ended, 0.0, log_prob), length + ~ended
-        return position + 1, new, tokens, ended | (new == config.eos_token_id), caches, total, length
+        return position + 1, new, tokens, ended | _is_end(new, config.ends), caches, total, length
 
     nothing = jnp.zeros(batch), jnp.zeros(batch, jnp.int32)
     init = (jnp.int32(0), decoder.first, tokens, ended, decoder.caches, *nothing)
@@ -150,7 +157,7 @@ def beam_search_scored(
         beam, new = flat // vocab, (flat % vocab).astype(jnp.int32)
         candidates = _gather_beams(state.tokens, beam)
         candidates = jax.lax.dynamic_update_slice_in_dim(candidates, new[:, :, None], position, axis=2)
-        ends = (new == config.eos_token_id) | (position + 1 == max_length)
+        ends = _is_end(new, config.ends) | (position + 1 == max_length)
 
         running_scores, chosen = jax.lax.top_k(jnp.where(ends, scores + _IMPOSSIBLE, scores), num_beams)
         running_tokens, running_beam = _gather_beams((candidates, beam), chosen)

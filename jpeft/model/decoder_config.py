@@ -9,7 +9,7 @@ from typing import Any
 
 from jpeft.errors import UserError
 from jpeft.files import check_fields
-from jpeft.model.t5_config import MOST_LAYERS, MOST_ROWS, MOST_WIDTH
+from jpeft.model.t5_config import MOST_LAYERS, MOST_ROWS, MOST_WIDTH, check_ends, several_ends
 from jpeft.words import shortened
 
 _BLOOM_BIASES = ("q", "k", "v", "o", "up", "down")
@@ -50,6 +50,7 @@ class DecoderConfig:
       max_positions: rows of the table of learned positions; of other models what they were trained with.
       window, windowed: layers of these indices see the last `window` tokens alone, their own among them.
       dropout_rate: on embeddings, on attention's weights and on what each sublayer adds.
+      other_eos_token_ids: tokens at which generation stops, too; `config.json` has all in one list.
     """
 
     model_type: str = "llama"
@@ -81,6 +82,12 @@ class DecoderConfig:
     pad_token_id: int = 0
     bos_token_id: int | None = None
     eos_token_id: int = 2
+    other_eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids of the tokens at which generation stops, the one that ends texts first."""
+        return (self.eos_token_id, *self.other_eos_token_ids)
 
     @property
     def stacks(self) -> dict[str, int]:
@@ -113,13 +120,14 @@ class DecoderConfig:
         missing = [keys[name] for name in ("vocab_size", "d_model", "num_layers", "num_heads") if name not in known]
         if missing:
             raise UserError(f"{source}: lacks {', '.join(missing)}; it must be the config.json of a {kind} model.")
-        ends = known.get("eos_token_id")
-        known["eos_token_id"] = (ends[0] if ends else 0) if isinstance(ends, list) else 0 if ends is None else ends
+        known.setdefault("eos_token_id", 0)
+        known |= several_ends(known["eos_token_id"])
         known.setdefault("pad_token_id", known["eos_token_id"])
         for name, (least, most) in _RANGES.items():
             _check_range(name, known, least, most, keys, source)
         for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
             _check_range(name, known, 0, known["vocab_size"] - 1, keys, source)
+        check_ends(known.get("other_eos_token_ids", ()), known["vocab_size"], source)
         heads = known["num_heads"]
         known.setdefault("num_kv_heads", heads)
         known.setdefault("d_ff", 4 * known["d_model"])
@@ -148,6 +156,7 @@ class DecoderConfig:
     def to_dict(self) -> dict[str, Any]:
         """The `config.json` that `transformers` opens as the model that it is."""
         held = {key: getattr(self, name) for name, key in _KEYS[self.model_type].items()}
+        held |= {"eos_token_id": list(self.ends)} if self.other_eos_token_ids else {}
         rates = dict.fromkeys(_DROPOUTS[self.model_type], self.dropout_rate)
         held |= rates | {"model_type": self.model_type, "architectures": [AUTO_CLASSES[self.model_type]]}
         if self.model_type in _LLAMA_LIKE:

@@ -101,6 +101,7 @@ class Family(abc.ABC):
             vocab_size=config.vocab_size,
             eos_token_id=config.eos_token_id,
             continues=continues,
+            other_ends=config.other_eos_token_ids,
             special_ids=special,
         )
 

@@ -39,7 +39,7 @@ class Decoding(Protocol):
 class LanguageModel(Protocol):
     """A network that answers: an `nnx.Module` with these methods."""
 
-    config: Any  # with vocab_size, pad_token_id and eos_token_id
+    config: Any  # with vocab_size, pad_token_id, eos_token_id and ends
 
     def hidden_of(self, batch: ArrayBatch, key: Key[Array, ""] | None = None) -> Float[Array, "batch length d_model"]:
         """The last hidden state at every position that has a target; `key` draws dropout masks, None is without."""

@@ -1,7 +1,7 @@
 """Sizes of a T5, as `config.json` of a released checkpoint states them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jpeft.errors import UserError
@@ -35,6 +35,7 @@ class T5Config:
       scale_decoder_outputs: the decoder's output is multiplied by `d_model ** -0.5` before the head; None: where the
         head is tied, as in T5 1.0. A T5 that transformers 5 makes new may be tied and not scaled.
       dense_act_fn: the activation where `feed_forward_proj` means another; None: what that means.
+      other_eos_token_ids: tokens at which generation stops, too; `config.json` has all in one list.
     """
 
     vocab_size: int = 32128
@@ -54,7 +55,13 @@ class T5Config:
     dense_act_fn: str | None = None
     pad_token_id: int = 0
     eos_token_id: int = 1
+    other_eos_token_ids: tuple[int, ...] = ()
     decoder_start_token_id: int = 0
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids of the tokens at which generation stops, the one that ends texts first."""
+        return (self.eos_token_id, *self.other_eos_token_ids)
 
     @property
     def stacks(self) -> dict[str, int]:
@@ -110,13 +117,13 @@ class T5Config:
         if missing:
             raise UserError(f"{source}: lacks {', '.join(missing)}; it must be the config.json of a T5 checkpoint.")
         known.setdefault("num_decoder_layers", known["num_layers"])
-        if isinstance(known.get("eos_token_id"), list):
-            known["eos_token_id"] = (known["eos_token_id"] or [[]])[0]
+        known |= several_ends(known.get("eos_token_id"))
         known |= _head(values, family) | _feed_forward(values, family, source)
         for name, (least, most) in _ranges(known.get("vocab_size", 0)).items():
             value = known.get(name, _DEFAULTS[name])
             if type(value) is not int or not least <= value <= most:
                 raise UserError(f"{source}: {name} is {_short(value)}; expected an integer from {least} to {most:,}.")
+        check_ends(known.get("other_eos_token_ids", ()), known["vocab_size"], source)
         if not 0 <= known.get("dropout_rate", 0) < 1:
             shown = _short(known["dropout_rate"])
             raise UserError(f"{source}: dropout_rate is {shown}; expected at least 0 and less than 1.")
@@ -136,8 +143,11 @@ class T5Config:
         """The `config.json` that `transformers` opens as a `T5ForConditionalGeneration`."""
         # `tie_word_embeddings` says to transformers 4 both that the head is tied and that outputs are scaled; 5 reads
         # `scale_decoder_outputs` and takes the head from the file.
+        held = dataclasses.asdict(self)
+        del held["other_eos_token_ids"]
         return {
-            **dataclasses.asdict(self),
+            **held,
+            "eos_token_id": list(self.ends) if self.other_eos_token_ids else self.eos_token_id,
             "tie_word_embeddings": self.tie_word_embeddings and self.scales_outputs,
             "scale_decoder_outputs": self.scales_outputs,
             "architectures": ["T5ForConditionalGeneration"],
@@ -151,7 +161,13 @@ class T5Config:
 
 _FLOATS = ("dropout_rate", "layer_norm_epsilon")
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(T5Config)}
-_FIELDS = _DEFAULTS.keys() - {"tie_word_embeddings", "scale_decoder_outputs", "feed_forward_proj", "dense_act_fn"}
+_FIELDS = _DEFAULTS.keys() - {
+    "tie_word_embeddings",
+    "scale_decoder_outputs",
+    "feed_forward_proj",
+    "dense_act_fn",
+    "other_eos_token_ids",
+}
 _KINDS: dict[str, type | tuple[type, ...]] = {
     **{field.name: field.type for field in dataclasses.fields(T5Config) if field.type in (float, str, bool)},
     "model_type": str,
@@ -159,6 +175,25 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "dense_act_fn": str,
     "is_gated_act": bool,
 }
+
+
+def several_ends(given: Any) -> dict[str, Any]:
+    """`eos_token_id` of a `config.json` as our fields have it where it is a list, else nothing; none is checked."""
+    if not isinstance(given, list):
+        return {}
+    first, *others = given or [[]]
+    kept = [end for i, end in enumerate(others) if end != first and end not in others[:i]]
+    return {"eos_token_id": first, "other_eos_token_ids": tuple(kept)}
+
+
+def check_ends(ends: Sequence[Any], vocab_size: int, source: str) -> None:
+    """Raises `UserError`: one of them is no id of the vocabulary."""
+    for end in ends:
+        if type(end) is not int or not 0 <= end < vocab_size:
+            raise UserError(
+                f"{source}: eos_token_id is {_short(end)}; expected an integer from 0 to {vocab_size - 1:,}, or a list "
+                "of such."
+            )
 
 
 def _short(value: Any) -> str:

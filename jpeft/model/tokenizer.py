@@ -56,14 +56,15 @@ class Tokenizer:
         directory: Path,
         continues: bool = False,
         settings: Mapping[str, Any] | None = None,
+        other_ends: Collection[int] = (),
         special_ids: Collection[int] = (),
     ):
         self._directory, self._source = directory, backend
         self._continues, self._settings, self._chat = continues, dict(settings or {}), chat.AUTO
-        self.eos_token_id = eos_token_id
+        self.eos_token_id, self.ends = eos_token_id, frozenset({eos_token_id, *other_ends})
         described = json.loads(backend.to_str())
         self._unknown = _unknown_of(described, backend)
-        ids = {eos_token_id, *special_ids, self._unknown, *(_named(backend, self._settings, role) for role in _ROLES)}
+        ids = {*self.ends, *special_ids, self._unknown, *(_named(backend, self._settings, role) for role in _ROLES)}
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self._control = {
             name: id_ for name, id_ in vocabulary.items() if name in _CONTROL or id_ in ids or _SENTINEL.fullmatch(name)
@@ -83,6 +84,7 @@ class Tokenizer:
         vocab_size: int | None = None,
         eos_token_id: int | None = 1,
         continues: bool = False,
+        other_ends: Collection[int] = (),
         special_ids: Collection[int] = (),
     ) -> "Tokenizer":
         """Opens `tokenizer.json`, converts `spiece.model` where that is all there is, or takes that of a GGUF file.
@@ -91,6 +93,7 @@ class Tokenizer:
           vocab_size: embeddings of the model that it is for; None when there is no model yet.
           eos_token_id: of the token that ends texts; None is what the settings beside the vocabulary name.
           continues: whether that model goes on with a prompt, which is a decoder-only one, or answers it apart.
+          other_ends: ids of further tokens at which that model stops; a chat template may end answers with one.
           special_ids: of other tokens that are no text to that model, such as its padding, whatever they are called.
             Those with a role in the settings beside the vocabulary are known without.
 
@@ -118,6 +121,7 @@ class Tokenizer:
             directory=directory,
             continues=continues,
             settings=settings,
+            other_ends=other_ends,
             special_ids=special_ids,
         )
 
@@ -157,14 +161,17 @@ class Tokenizer:
         if not isinstance(template, str) or template == chat.NONE:
             begin = tuple(begun[: begun.index(bare.ids[0])]) if bare.ids[0] in begun else ()
             return Wording(before=begin, lead="" if spaced else " ", end=eos, chat_template=chat.NONE)
+        source = str(self._directory) if self._chat == chat.AUTO else "data.chat_template"
+        names, control = self._roles(), self._control
+        end = chat.end_of(template, names=names, control=control, source=source)
         return chat.wording_of(
             template,
-            names=self._roles(),
-            control=self._control,
-            end=eos,
+            names=names,
+            control=control,
+            end=end if end is not None and end in self.ends else eos,
             pad=self.pad_token_id,
             spaced=spaced,
-            source=str(self._directory) if self._chat == chat.AUTO else "data.chat_template",
+            source=source,
         )
 
     def _roles(self) -> dict[str, str]:

@@ -66,7 +66,7 @@ class Writer:
 
     def _readable(self, rows: Any) -> list[str]:
         """Texts with their sentinels and marks of a chat, without padding and ends."""
-        silent = (self.config.pad_token_id, self.config.eos_token_id)
+        silent = (self.config.pad_token_id, *self.config.ends)
         return self.tokenizer.decode([[int(i) for i in row if i not in silent] for row in rows], keep_special=True)
 
 

@@ -295,9 +295,9 @@ class Engine:
         inputs = self._padded(rows, batch_size, input_length)
         generated = np.asarray(self.bank.generate(inputs, names, max_length=output_length))
         outputs = [self._until_end(ids[: row.max_output_tokens]) for ids, row in zip(generated, rows, strict=False)]
-        texts, eos = self._tokenizer.decode(outputs), self._tokenizer.eos_token_id
+        texts, ends = self._tokenizer.decode(outputs), self._tokenizer.ends
         return [
-            Answer(text, len(ids), bool(ids) and ids[-1] == eos, row.cut)
+            Answer(text, len(ids), bool(ids) and ids[-1] in ends, row.cut)
             for text, ids, row in zip(texts, outputs, rows, strict=True)
         ]
 
@@ -334,8 +334,8 @@ class Engine:
         return inputs
 
     def _until_end(self, ids: np.ndarray) -> list[int]:
-        """The ids up to and with `</s>`; what is after it is padding."""
-        ends = np.flatnonzero(ids == self._tokenizer.eos_token_id)
+        """The ids up to and with `</s>`, or another end of the model's; what is after it is padding."""
+        ends = np.flatnonzero(np.isin(ids, list(self._tokenizer.ends)))
         return ids[: ends[0] + 1].tolist() if len(ends) else ids.tolist()
 
 

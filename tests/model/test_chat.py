@@ -11,8 +11,11 @@ from jpeft.errors import UserError
 from jpeft.eval.answering import as_labels
 from jpeft.eval.labels import PackedLabels
 from jpeft.model.chat import chat_template_of
+from jpeft.model.decoder_config import DecoderConfig
+from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.predict.questions import Question, QuestionTokens
+from tests.decoders import LLAMA
 from tests.model.gguf_files import CHAT, byte_level, write_chat_tokenizer
 
 ALPACA = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
@@ -140,6 +143,18 @@ def test_a_template_that_cannot_be_used_is_one_line(tokenizer, template, said, m
     with pytest.raises(UserError, match=said) as raised:
         PromptTokens("{text}", tokenizer.asked_by(template), 99)
     assert "\n" not in str(raised.value)
+
+
+def test_a_model_that_stops_at_several_tokens_ends_an_answer_as_its_template_does(directory):
+    """As Llama-3-Instruct has it: the first of the list ends texts, another one ends answers."""
+    config = DecoderConfig.from_dict({**LLAMA.to_dict(), "vocab_size": 320, "eos_token_id": [0, 2]})
+    tokenizer = DECODER_FAMILY.tokenizer(directory, config)
+    assert tokenizer.answers(["World"])[0][-1] == tokenizer.wording.end == 2
+    assert tokenizer.asked_by("none").wording.end == tokenizer.eos_token_id == 0 and tokenizer.ends == {0, 2}
+    assert tokenizer.decode([[*byte_level().encode("World").ids, 2, 0]]) == ["World"]
+    ends_elsewhere = CHAT.replace("message['content'] + '<|im_end|>'", "message['content'] + '<|im_start|>'")
+    with pytest.raises(UserError, match=r"ends answers with <\|im_start\|> \(1\), and the model stops at 0"):
+        assert tokenizer.asked_by(ends_elsewhere).wording
 
 
 def test_a_t5_has_no_chat(tiny_tokenizer):

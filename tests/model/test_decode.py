@@ -1,5 +1,6 @@
 """Properties of greedy and beam search. `test_golden.py` compares their tokens with another implementation."""
 
+import dataclasses
 import functools
 
 import jax
@@ -102,6 +103,23 @@ def test_nothing_but_padding_after_the_end(search, model, tokens):
             assert np.all(row[ends[0] + 1 :] == TINY.pad_token_id)
             ended += 1
     assert 0 < ended
+
+
+@pytest.mark.parametrize("beams", [None, 4], ids=["greedy", "beam"])
+def test_any_of_several_ends_is_the_end(beams, model, tokens, chosen):
+    several = nnx.clone(model)
+    others = tuple(np.argsort(np.bincount(chosen[chosen > 1]))[-8:].tolist())  # what it writes most
+    several.config = dataclasses.replace(TINY, other_eos_token_ids=others)
+    search = greedy if beams is None else functools.partial(beam_search, num_beams=beams)
+    generated = np.asarray(jax.jit(functools.partial(search, max_length=MAX_LENGTH))(several, tokens))
+    assert np.isin(generated, others).any()
+    for row, before in zip(generated, chosen, strict=True):
+        ends = np.flatnonzero(np.isin(row, several.config.ends))
+        if len(ends):
+            assert np.all(row[ends[0] + 1 :] == TINY.pad_token_id)
+        if beams is None:
+            length = ends[0] + 1 if len(ends) else MAX_LENGTH
+            np.testing.assert_array_equal(row[:length], before[:length])
 
 
 @pytest.mark.parametrize("search", [_greedy, _four_beams], ids=["greedy", "beam"])

@@ -376,6 +376,7 @@ _LLAMA_JSON = LLAMA.to_dict()
         ({"attention_dropout": 1.5}, "a dropout rate is"),
         ({"rms_norm_eps": 0}, "rms_norm_eps is 0"),
         ({"eos_token_id": 400}, "eos_token_id is 400"),
+        ({"eos_token_id": [2, "3"]}, "eos_token_id is '3'; expected an integer"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
     ],
 )

@@ -16,9 +16,11 @@ from huggingface_hub.errors import (
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.model import source
+from jpeft.model.decoder_config import DecoderConfig
 from jpeft.model.source import load_config, packaged_models, resolve
 from jpeft.model.t5_config import RELEASED, T5Config
 from tests.conftest import TINY
+from tests.decoders import LLAMA
 
 # The HTTP library of the installed huggingface_hub: httpx, or httpx2 from version 2 on.
 HTTP = importlib.import_module(HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
@@ -265,6 +267,7 @@ def test_a_config_that_is_no_t5s_is_refused(tmp_path, content, message):
         ({"pad_token_id": 320}, "pad_token_id is 320; expected an integer from 0 to 319"),
         ({"eos_token_id": []}, r"eos_token_id is \[\]; expected an integer"),
         ({"eos_token_id": [True]}, "eos_token_id is True; expected an integer"),
+        ({"eos_token_id": [1, 320]}, "eos_token_id is 320; expected an integer from 0 to 319"),
         ({"num_layers": 100_000}, "num_layers is 100000; expected an integer from 1 to 512"),
         ({"d_ff": 10**4000}, r"d_ff is 10+\.\.\.; expected an integer"),
         ({"dropout_rate": "low"}, "dropout_rate is 'low'; expected a number"),
@@ -282,6 +285,15 @@ def test_a_config_that_is_no_t5s_is_refused(tmp_path, content, message):
 def test_a_size_or_activation_that_can_not_be_is_refused(change, message):
     with pytest.raises(UserError, match=message):
         T5Config.from_dict({**TINY.to_dict(), **change})
+
+
+@pytest.mark.parametrize(("family", "config"), [(T5Config, TINY), (DecoderConfig, LLAMA)])
+def test_all_tokens_that_a_model_stops_at_are_kept(family, config):
+    found = family.from_dict({**config.to_dict(), "eos_token_id": [3, 2, 3, 5]})
+    assert (found.eos_token_id, found.other_eos_token_ids, found.ends) == (3, (2, 5), (3, 2, 5))
+    assert found.to_dict()["eos_token_id"] == [3, 2, 5] and "other_eos_token_ids" not in found.to_dict()
+    assert family.from_dict(found.to_dict()) == found
+    assert family.from_dict({**config.to_dict(), "eos_token_id": [3]}).to_dict()["eos_token_id"] == 3
 
 
 def test_a_config_written_by_transformers_5_says_under_another_name_that_the_head_is_tied():
