@@ -139,6 +139,7 @@ def beam_search_scored(
     batch = inputs.shape[0]
     tokens = jnp.full((batch, num_beams, max_length), config.pad_token_id, jnp.int32)
     impossible = jnp.full((batch, num_beams), _IMPOSSIBLE)
+    num_candidates = (1 + len(config.ends)) * num_beams
 
     def unfinished(state: _Beams):
         return (state.position < max_length) & jnp.any(state.can_improve)
@@ -151,9 +152,9 @@ def beam_search_scored(
         logits, caches = decoder.step(last.reshape(-1), state.caches, position)
         vocab = logits.shape[-1]
 
-        # Twice as many candidates as beams: if every beam's best continuation is </s>, as many remain to go on with.
+        # As many candidates for each end as beams, and as many again: if every beam's best ones are ends, these remain.
         log_probs = jax.nn.log_softmax(logits).reshape(batch, num_beams, vocab) + state.scores[:, :, None]
-        scores, flat = jax.lax.top_k(log_probs.reshape(batch, -1), 2 * num_beams)
+        scores, flat = jax.lax.top_k(log_probs.reshape(batch, -1), num_candidates)
         beam, new = flat // vocab, (flat % vocab).astype(jnp.int32)
         candidates = _gather_beams(state.tokens, beam)
         candidates = jax.lax.dynamic_update_slice_in_dim(candidates, new[:, :, None], position, axis=2)
@@ -163,7 +164,7 @@ def beam_search_scored(
         running_tokens, running_beam = _gather_beams((candidates, beam), chosen)
         rows = (jnp.arange(batch)[:, None] * num_beams + running_beam).reshape(-1)  # of the decoder's batch
 
-        among_best = jnp.arange(2 * num_beams) < num_beams
+        among_best = jnp.arange(num_candidates) < num_beams
         may_finish = ends & among_best[None] & state.can_improve[:, None]
         length = (position + 1).astype(jnp.float32)
         ended_scores = jnp.where(may_finish, scores / length**length_penalty, _IMPOSSIBLE)
