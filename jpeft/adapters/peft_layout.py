@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from jpeft.adapters.peft_tensors import own_tensors
 from jpeft.errors import UserError
 from jpeft.leaves import num_weights
 from jpeft.model.family import Family, family_of
@@ -99,7 +100,9 @@ def read_peft(
       UserError: PEFT's type or a setting of it has no equal here, or the adapter does not fit the base.
       RunFailed: config or tensors contradict each other.
     """
-    file = PeftFile(config, tensors, source, peft_names(model))
+    names = peft_names(model)
+    tensors, told = own_tensors(tensors, model, names, source=source)
+    file = PeftFile(config, tensors, source, names)
     kind, known = config.get("peft_type"), peft_methods()
     fitting = [method for method in known if method.peft_type == kind and method.peft_reads(config)]
     if not fitting:
@@ -112,4 +115,4 @@ def read_peft(
     unknown = sorted(key for key, value in config.items() if value and key not in KNOWN)
     if unknown:
         notes.append(f"settings that jpeft does not know were passed over: {', '.join(unknown)}")
-    return method, leaves, tuple(notes)
+    return method, leaves, (*told, *notes)

@@ -8,16 +8,19 @@ import tempfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from jpeft.adapters.files import load_adapter, save_adapter
+from jpeft.adapters.files import load_adapter, open_adapter, read_adapter, save_adapter
 from jpeft.errors import RunFailed, UserError
 from jpeft.leaves import named_leaves
+from jpeft.model.family import abstract_model
 from jpeft.model.t5 import T5
 from jpeft.peft.attaching import attach
+from jpeft.peft.dora import Dora
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.lora import Lora
 from jpeft.peft.prompt import Prompt
@@ -221,8 +224,83 @@ def test_pickled_weights_are_not_opened(saved, tiny_t5):
 
 
 def test_a_strange_tensor_is_refused(saved, tiny_t5):
+    def stranger(tensors):
+        tensors["base_model.model.shared.lora_C"] = np.ones((4, 320), np.float32)
+
+    with pytest.raises(UserError, match="lora_C, which jpeft does not know"):
+        load_adapter(saved(edit=stranger), tiny_t5)
+
+
+HEAD = "base_model.model.lm_head"
+
+
+def with_copy_of_head(model, change=lambda weight: weight):
+    """What PEFT writes where LoRA is on the head: a copy of the base's own weight, in its own orientation."""
+
+    def edit(tensors):
+        tensors[f"{HEAD}.base_layer.weight"] = change(np.asarray(model.lm_head.kernel[...]).T)
+
+    return edit
+
+
+def test_a_copy_of_the_bases_own_weight_is_passed_over_with_a_note(saved, tiny_t5):
+    plain = leaves_of(saved(pattern="lm_head"), tiny_t5)
+    directory = saved(pattern="lm_head", edit=with_copy_of_head(tiny_t5))
+    found = leaves_of(directory, tiny_t5)
+    assert found.keys() == plain.keys() and all(np.array_equal(found[name], plain[name]) for name in plain)
+    [note] = open_adapter(directory, abstract_model(TINY)).notes
+    assert note == "lm_head.base_layer.weight has the shape of the base's own weight, of which PEFT writes a copy"
+    rounded = with_copy_of_head(tiny_t5, lambda weight: np.asarray(jnp.asarray(weight, jnp.bfloat16), np.float32))
+    _, _, notes = read_adapter(saved(pattern="lm_head", edit=rounded), tiny_t5)
+    assert notes == ("lm_head.base_layer.weight is a copy of the base's own weight",)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda weight: weight + 0.05, r"lm_head.base_layer.weight, a base's own weight, and this base has another"),
+        (lambda weight: weight[:-8], r"of shape \(312, 16\), and this base has one of \(320, 16\)"),
+    ],
+)
+def test_a_weight_of_another_base_is_refused(change, says, saved, tiny_t5):
+    with pytest.raises(UserError, match=says):
+        load_adapter(saved(pattern="lm_head", edit=with_copy_of_head(tiny_t5, change)), tiny_t5)
+
+
+def test_a_head_that_is_the_embedding_and_an_embedding_are_refused_by_their_reasons(saved, tiny_t5):
+    tied = T5(TINY.with_head(tied=True), rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match="adapts lm_head, and the head of this base is its embedding; have PEFT merge"):
+        load_adapter(saved(pattern="lm_head", edit=with_copy_of_head(tiny_t5)), tied)
+
     def embedding(tensors):
+        tensors["base_model.model.shared.base_layer.weight"] = np.ones((320, 16), np.float32)
         tensors["base_model.model.shared.lora_embedding_A"] = np.ones((4, 320), np.float32)
 
-    with pytest.raises(UserError, match="lora_embedding_A, which jpeft does not know"):
+    with pytest.raises(UserError, match="adapts shared, an embedding, which jpeft does not; have PEFT merge it"):
         load_adapter(saved(edit=embedding), tiny_t5)
+
+
+@pytest.mark.parametrize("method", [LORA, Dora.official(rank=4, alpha=8.0), Ia3.official()])
+def test_tensors_that_bear_an_adapters_name_are_read(method, saved, tiny_t5):
+    """As an adapter's state dict has them; `save_pretrained` leaves it out."""
+    plain = leaves_of(saved(method), tiny_t5)
+
+    def named(name: str) -> str:
+        if name.endswith("lora_magnitude_vector"):
+            return f"{name}.mine.weight"
+        return name.removesuffix(".weight") + ".mine" + (".weight" if name.endswith(".weight") else "")
+
+    def edit(tensors):
+        for name in list(tensors):
+            tensors[named(name)] = tensors.pop(name)
+
+    found = leaves_of(saved(method, edit=edit), tiny_t5)
+    assert found.keys() == plain.keys() and all(np.array_equal(found[name], plain[name]) for name in plain)
+
+    def of_two(tensors):
+        first = next(iter(tensors))
+        tensors[named(first).replace(".mine", ".other")] = tensors[first]
+        tensors[named(first)] = tensors.pop(first)
+
+    with pytest.raises(UserError, match="holds several adapters, 'mine' and 'other'; save one alone"):
+        load_adapter(saved(method, edit=of_two), tiny_t5)
