@@ -36,8 +36,8 @@ def own_tensors(tensors: Tensors, model: nnx.Module, names: PeftNames, *, source
         embedding = next((module.removesuffix(leaf) for leaf in _EMBEDDING if module.endswith(leaf)), None)
         if embedding is not None:
             raise UserError(
-                f"{source} adapts {one_line(embedding)}, an embedding, which jpeft does not; have PEFT merge it, or "
-                "train without."
+                f"{source} adapts {one_line(embedding)}, an embedding, which jpeft does not read; have PEFT merge it, "
+                "or train without."
             )
         if _COPY in name and module == "lm_head" and names.tied_head:
             raise UserError(

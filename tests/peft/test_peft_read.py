@@ -276,7 +276,7 @@ def test_a_head_that_is_the_embedding_and_an_embedding_are_refused_by_their_reas
         tensors["base_model.model.shared.base_layer.weight"] = np.ones((320, 16), np.float32)
         tensors["base_model.model.shared.lora_embedding_A"] = np.ones((4, 320), np.float32)
 
-    with pytest.raises(UserError, match="adapts shared, an embedding, which jpeft does not; have PEFT merge it"):
+    with pytest.raises(UserError, match="adapts shared, an embedding, which jpeft does not read; have PEFT"):
         load_adapter(saved(edit=embedding), tiny_t5)
 
 
