@@ -20,6 +20,7 @@ from jpeft.rows.reading import kind_of
 KINDS = ("text", "pairs")
 COLUMNS = {"text": ("text",), "pairs": ("input", "target")}
 _MADE = {"text": "bare", "pairs": "as prompts and answers"}  # what the cache holds of each kind
+_READ_AS = 2  # raised when other rows are read of the same bytes, as when quotes in a CSV came to mean something else
 _ROWS_AT_ONCE = 2000
 
 
@@ -53,7 +54,7 @@ def load_texts(
       UserError: as `read_texts`.
     """
     own = tokenizer.asked_by(NONE) if kind == "text" else tokenizer  # around a text stands nothing of a chat
-    digest = hashlib.sha256(f"{own.fingerprint} {kind} {_MADE[kind]}".encode())
+    digest = hashlib.sha256(f"{own.fingerprint} {kind} {_MADE[kind]} {_READ_AS}".encode())
     for file in files:
         digest.update(f" {kind_of(file)}".encode())  # the same bytes are other rows as .csv than as .tsv
         with file.open("rb") as content:
