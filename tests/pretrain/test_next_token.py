@@ -169,6 +169,7 @@ def test_a_vocabulary_of_somebody_elses_has_ends_of_its_own(decoder_pretraining,
     assert (tokenizer.eos_token_id, config.eos_token_id, config.pad_token_id) == (2, 2, 1)
     del settings["eos_token"]
     (other / "tokenizer_config.json").write_text(json.dumps(settings))
+    (other / "special_tokens_map.json").unlink(missing_ok=True)
     with pytest.raises(UserError, match="name no eos_token"):
         load_tokenizer(run, tmp_path, print)
 
