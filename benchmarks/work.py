@@ -127,8 +127,10 @@ class LlamaSize(Size):
 
     def _block(self) -> int:
         """Weights of one block."""
-        of_keys = self.d_model * self.num_kv_heads // self.num_heads
-        return self.d_model * (2 * self.d_model + 2 * of_keys + 3 * self.d_ff)
+        return self.d_model * (2 * self.d_model + 2 * self._width_of_keys() + 3 * self.d_ff)
+
+    def _width_of_keys(self) -> int:
+        return self.d_model * self.num_kv_heads // self.num_heads
 
     def forward_flops(self, method: str, *, rows: int) -> float:
         """Logits of the answer alone."""
@@ -141,8 +143,8 @@ class LlamaSize(Size):
         and of half of the longest answer, which is what there is on average.
         """
         weights = self.num_layers * self._block() + self.d_model * self.vocab_size
-        of_keys = self.d_model * self.num_kv_heads // self.num_heads
-        attended = 2 * self.num_layers * rows * of_keys * (self.read_length(method) + self.target_length / 2)
+        cached = self.read_length(method) + self.target_length / 2
+        attended = 2 * self.num_layers * rows * self._width_of_keys() * cached
         return itemsize * self.target_length * (weights + attended)
 
 
