@@ -122,6 +122,33 @@ def test_any_of_several_ends_is_the_end(beams, model, tokens, chosen):
             np.testing.assert_array_equal(row[:length], before[:length])
 
 
+class _ByTheLastToken:
+    """A model, and its decoding, whose next token depends on the last one alone."""
+
+    caches: list = []
+    hidden_of = hidden_of_labels = logits = longest_input = staticmethod(lambda *_: None)  # not asked
+
+    def __init__(self, config, probabilities):
+        self.config, self._table = config, jnp.log(probabilities)
+
+    def begin(self, inputs, max_length, num_beams=1):
+        self.first = jnp.zeros(inputs.shape[0] * num_beams, jnp.int32)
+        return self
+
+    def step(self, tokens, caches, position):
+        return self._table[tokens], caches
+
+
+def test_beams_that_go_on_are_as_many_however_many_ends_are_likelier():
+    """The second beam's first token comes after three ends; what follows it is certain."""
+    table = np.full((12, 12), 1 / 12, np.float32)  # of most tokens nothing follows in particular
+    table[0] = [0.02, 0.15, 0.15, 0.15, 0.02, 0.02, 0.02, 0.3, 0.14, 0.01, 0.01, 0.01]
+    table[8], table[9] = (np.where(np.arange(12) == token, 0.99, 0.01 / 11) for token in (9, 1))
+    config = dataclasses.replace(TINY, vocab_size=12, other_eos_token_ids=(2, 3))
+    found = beam_search(_ByTheLastToken(config, table), jnp.ones((1, 1), jnp.int32), max_length=4, num_beams=2)
+    assert found.tolist() == [[8, 9, 1, 0]]
+
+
 @pytest.mark.parametrize("search", [_greedy, _four_beams], ids=["greedy", "beam"])
 def test_nothing_is_generated_for_a_row_of_padding(search, model, tokens):
     with_padding = tokens.at[2].set(TINY.pad_token_id)
