@@ -77,9 +77,9 @@ class Program:
         return self._compiled[key](*args)
 
     def compiled_by(self, options: Mapping[str, Any]) -> "Program":
-        """The same with other options of the compiler, of which nothing stays loaded once it is gone."""
+        """The same by other options of the compiler, and without donating; nothing stays loaded once it is gone."""
         function = lambda *args: self.function(*args)  # JAX keeps executables as long as their function is there
-        return Program(function, donate=self._donate, batch=self._batch, results=self._results, options=options)
+        return Program(function, batch=self._batch, results=self._results, options=options)
 
     def side_by_side(self, count: int, shared: Collection[int], like: int | None = None) -> "Program":
         """The same for `count` calls at once: each argument is a tuple of one for each, and so is the result.

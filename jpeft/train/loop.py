@@ -47,7 +47,7 @@ from jpeft.run.processes import from_first, is_first, wait_for_all
 from jpeft.train import cautions, fitting
 from jpeft.train.aftermath import write_aftermath
 from jpeft.train.device_fit import DeviceFit
-from jpeft.train.kernel_check import MicroBatch, kernel_caution
+from jpeft.train.kernel_check import FirstUpdate, MicroBatch, kernel_caution, update_caution
 from jpeft.train.meeting import Meeting
 from jpeft.train.monitor import Monitor
 from jpeft.train.optimizer import AdamW
@@ -58,7 +58,7 @@ from jpeft.train.schedule import three_point_schedule
 from jpeft.train.session import Session
 from jpeft.train.setup import compute_dtype, set_up
 from jpeft.train.shown import ShownEpochs
-from jpeft.train.step import TrainState, init_state, zero_sums
+from jpeft.train.step import TrainState, init_state, make_update, zero_sums
 from jpeft.train.stream import Epochs, PaddedRows
 from jpeft.train.trainer import Course, TimedEvaluator, Trainer
 from jpeft.words import counted, named_in_bits
@@ -130,7 +130,7 @@ class _Execution:
         self.monitor = self._monitor()
         graphdef, adapter, base = split(self.setup.model)
         adapter, self.base = self.layout.place(adapter), self.layout.place(base)
-        optimizer = AdamW(
+        self.optimizer = optimizer = AdamW(
             weight_decay=run.train.weight_decay,
             clip_grad_norm=run.train.clip_grad_norm,
             rate_factors=tuple(self.setup.method.rate_factors.items()),
@@ -375,32 +375,35 @@ class _Execution:
                 max_epochs=self.max_epochs,
             ),
             unchecked_products(jax.default_backend(), os.environ.get("XLA_FLAGS", "")),
-            self._kernel_caution(),
+            *self._program_cautions(),
         ]
         self.cautioned = [line for line in found if line is not None]
         for line in self.cautioned:
             self.display.say(f"warning: {line}")
 
-    def _kernel_caution(self) -> str | None:
-        """What XLA's own kernels make of the first micro-batch, where a device has such; not of runs side by side."""
+    def _program_cautions(self) -> list[str | None]:
+        """What the compiler made of the first step, where it is not trusted; not of runs side by side."""
         if self._meeting() is not None:
-            return None
-        trainer = self.trainer
-        first = lambda: MicroBatch(
-            trainer.programs.accumulate,
-            lambda: self.layout.place(zero_sums(trainer.state.adapter)),
-            trainer.state.adapter,
-            (self.base, *trainer.first_batch()),
-            move=not self.setup.method.trains_base,
-        )
-        with trainer.timed("compile"):
-            return kernel_caution(
-                first,
-                narrow=compute_dtype(self.run.model.dtype) == jnp.bfloat16,
-                platform=jax.default_backend(),
-                kept_in=cache_directory() / "kernels",
-                report=self.display.say,
+            return []
+        trainer, told = self.trainer, {"platform": jax.default_backend(), "report": self.display.say}
+        told["kept_in"] = cache_directory() / "kernels"
+
+        def gradients() -> MicroBatch:
+            return MicroBatch(
+                trainer.programs.accumulate,
+                lambda: self.layout.place(zero_sums(trainer.state.adapter)),
+                trainer.state.adapter,
+                (self.base, *trainer.first_batch()),
+                move=not self.setup.method.trains_base,
             )
+
+        def update() -> FirstUpdate:
+            function = make_update(self.optimizer, self.setup.method)
+            return FirstUpdate(trainer.programs.update, function, trainer.state, trainer.rates, gradients())
+
+        narrow = compute_dtype(self.run.model.dtype) == jnp.bfloat16
+        with trainer.timed("compile"):
+            return [kernel_caution(gradients, narrow=narrow, **told), update_caution(update, **told)]
 
     # --- testing ---
 

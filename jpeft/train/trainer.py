@@ -184,6 +184,11 @@ class Trainer:
         step = next(self.stream.steps(self.stream.start()))
         return self._dropout_key, np.int32(0), np.int32(0), next(iter(step.batches))
 
+    @property
+    def rates(self) -> Schedule:
+        """What the program of updates is given of the learning rates: the schedule's numbers, on the devices."""
+        return self._rates
+
     # --- how far it is ---
 
     @property

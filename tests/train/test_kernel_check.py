@@ -14,8 +14,10 @@ from jpeft.peft.lora import Lora
 from jpeft.peft.selection import Selection, select
 from jpeft.program import Program
 from jpeft.train import kernel_check
-from jpeft.train.kernel_check import MicroBatch, kernel_caution
-from jpeft.train.step import make_accumulate, zero_sums
+from jpeft.train.kernel_check import FirstUpdate, MicroBatch, kernel_caution, update_caution
+from jpeft.train.optimizer import AdamW
+from jpeft.train.schedule import constant
+from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
 from tests.conftest import TINY, make_batch
 from tests.train.test_loop import result_of, run
 
@@ -94,7 +96,9 @@ def test_it_can_be_switched_off_and_says_so(check, monkeypatch):
     said = []
     monkeypatch.setenv("JPEFT_KERNEL_CHECK", "0")
     assert check(Wrong, report=said.append, first=lambda: pytest.fail("not needed")) is None
-    assert said == ["the compiler's kernels are not compared with the library's: JPEFT_KERNEL_CHECK is 0"]
+    assert said == [
+        "the first step is not computed twice, to see whether the compiler made it right: JPEFT_KERNEL_CHECK is 0"
+    ]
 
 
 @pytest.mark.slow
@@ -110,6 +114,69 @@ def test_nothing_of_the_other_program_stays_loaded(step):
     del plain
     gc.collect()
     assert len(jax.local_devices()[0].client.live_executables()) == before
+
+
+class Forgetful(Program):
+    """An update that leaves one leaf where it was."""
+
+    def __call__(self, *args):
+        before = jax.tree.leaves(jax.tree.map(jnp.copy, args[0].adapter))[0]
+        state, *others = super().__call__(*args)
+        leaves, structure = jax.tree.flatten(state.adapter)
+        state.adapter = jax.tree.unflatten(structure, [before, *leaves[1:]])
+        return (state, *others)
+
+
+class Misread(Program):
+    """An update that is told right but for the norm of its gradient."""
+
+    def __call__(self, *args):
+        *others, told = super().__call__(*args)
+        return (*others, {**told, "grad_norm": 0.885 * told["grad_norm"]})
+
+
+@pytest.fixture
+def check_update(step, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernel_check, "PLAIN", OTHERWISE)
+    graphdef, adapter, others = step
+    optimizer = AdamW(weight_decay=0.01)
+
+    def caution(kind=Program, *, platform="cpu", report=lambda line: None):
+        function, program = make_update(optimizer), Program(make_accumulate(graphdef), donate=(0,))
+        micro_batch = MicroBatch(program, lambda: zero_sums(adapter), adapter, others, True)
+        state, rates = init_state(jax.tree.map(jnp.copy, adapter), optimizer), constant(0.1)
+        first = FirstUpdate(kind(function, donate=(0, 1)), function, state, rates, micro_batch)
+        said = update_caution(lambda: first, platform=platform, kept_in=tmp_path / "kernels", report=report)
+        assert all(not leaf.is_deleted() for leaf in jax.tree.leaves(state))  # the run's own, which begins with it
+        return said
+
+    return caution
+
+
+def test_a_right_update_passes_and_the_verdict_is_kept(check_update, tmp_path, monkeypatch):
+    said = []
+    assert check_update(report=said.append) is None and not said
+    [verdict] = (tmp_path / "kernels").iterdir()
+    assert json.loads(verdict.read_text())["off"] < 1e-4
+    monkeypatch.setattr(FirstUpdate, "apart", lambda *_: pytest.fail("it is known"))
+    assert check_update() is None
+
+
+@pytest.mark.parametrize(("kind", "percent"), [(Forgetful, "100"), (Misread, "11.5")])
+def test_a_wrong_update_is_told(check_update, kind, percent):
+    line = check_update(kind)
+    assert line is not None and f"differ by {percent} %: one of them is wrong" in line
+
+
+def test_an_update_is_not_looked_at_where_nothing_is(check_update, monkeypatch):
+    assert check_update(Misread, platform="tpu") is None
+    said = []
+    monkeypatch.setattr(kernel_check, "_MOST_TO_UPDATE", 1.0)
+    assert check_update(Misread, report=said.append) is None
+    [line] = said
+    assert line == "the first update was not compared with the CPU's: 0.0 GB train, which would be updated on the host"
+    monkeypatch.setenv("JPEFT_KERNEL_CHECK", "0")
+    assert check_update(Misread, report=lambda line: pytest.fail(line)) is None
 
 
 def test_no_gradient_anywhere_is_no_difference():
@@ -162,16 +229,16 @@ def test_a_run_is_looked_at_before_it_trains_and_is_what_it_would_be(tiny_checkp
     apart = kernel_check._apart
     monkeypatch.setattr(kernel_check, "_apart", lambda found, right: 0.3 + apart(found, right))
     assert run("ia3_agnews_low", tmp_path / "looked_at", tiny_checkpoint, toy_data, *few) == 0
-    [verdict] = (tmp_path / "cache/kernels").iterdir()
-    assert json.loads(verdict.read_text())["off"] == pytest.approx(0.3, abs=1e-4)
+    verdicts = [json.loads(file.read_text())["off"] for file in (tmp_path / "cache/kernels").iterdir()]
+    assert verdicts == [pytest.approx(0.3, abs=1e-3)] * 2  # of the gradients, and of the update
     plain, looked_at = (result_of(tmp_path / name) for name in ("plain", "looked_at"))
     assert plain["validation_losses"] == looked_at["validation_losses"]
-    [line] = set(looked_at["warnings"]) - set(plain["warnings"])
-    assert "differ by 30 % of its norm" in line
+    lines = sorted(set(looked_at["warnings"]) - set(plain["warnings"]))
+    assert len(lines) == 2 and "differ by 30 % of its norm" in lines[0] and "differ by 30 %: " in lines[1]
 
     # What trains is float32, what computes is not: the bound is bfloat16's.
     monkeypatch.setattr(MicroBatch, "apart", lambda *_: 0.2)
     few = (*few, "--config.model.dtype=bfloat16")
     assert run("full_agnews_low", tmp_path / "narrow", tiny_checkpoint, toy_data, *few) == 0
-    assert not any("differ by" in line for line in result_of(tmp_path / "narrow")["warnings"])
-    assert len(list((tmp_path / "cache/kernels").iterdir())) == 2
+    assert not any("of its norm" in line for line in result_of(tmp_path / "narrow")["warnings"])
+    assert len(list((tmp_path / "cache/kernels").iterdir())) == 4
