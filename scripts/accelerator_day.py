@@ -506,7 +506,7 @@ def farthest(found: Any, right: Any) -> tuple[float, str]:
     """Of two trees of arrays the leaf that differs most, by the norm of the right one: how much, and its path.
 
     A leaf less than a twentieth as large as the largest is held against that: the bias of a softmax's keys, which it
-    does not feel, has noise for a gradient.
+    does not feel, has noise for a gradient. Scalars, such as a loss, are no measure for the others.
     """
     import jax
     import numpy as np
@@ -521,9 +521,9 @@ def farthest(found: Any, right: Any) -> tuple[float, str]:
             jax.tree_util.tree_flatten_with_path(right)[0], jax.tree.leaves(found), strict=True
         )
     ]
-    least = 0.05 * max(float(np.linalg.norm(leaf)) for _, leaf, _ in pairs)
+    least = 0.05 * max((float(np.linalg.norm(leaf)) for _, leaf, _ in pairs if leaf.ndim), default=0.0)
     off = {
-        name: float(np.linalg.norm(other - leaf)) / max(float(np.linalg.norm(leaf)), least)
+        name: float(np.linalg.norm(other - leaf)) / max(float(np.linalg.norm(leaf)), least, 1e-30)
         for name, leaf, other in pairs
     }
     name = max(off, key=lambda name: (not math.isfinite(off[name]), off[name]))

@@ -20,6 +20,7 @@ BESIDE = {
     "SECURITY.md": "security.md",
     "benchmarks/README.md": "benchmarks.md",
     "docs/results/mini_paper/README.md": "results/mini_paper/about.md",  # an index.html stands beside it
+    "docs/results/smollm2/README.md": "results/smollm2/about.md",  # and here
 }
 _LINK = re.compile(r"\[([^\]\[]*)\]\(([^)#\s]+)([^)]*)\)")
 

@@ -105,6 +105,8 @@ def test_a_leaf_that_is_wrong_is_found_among_others(script):
     assert off < 1e-6  # next to nothing beside the largest
     off, name = script.farthest({**found, "b": {**found["b"], "c": np.full(9, -1e-3)}}, right)
     assert off == pytest.approx(2 * 3e-3 / 0.1) and name == "b/c"  # of a twentieth of the largest
+    with_loss = [{**tree, "loss": np.float32(1e6)} for tree in ({**found, "a": np.full(4, 0.8)}, right)]
+    assert script.farthest(*with_loss) == (pytest.approx(0.2), "a")  # a sum of losses is no measure for gradients
     off, name = script.farthest({**found, "a": np.full(4, 0.8)}, right)
     assert off == pytest.approx(0.2) and name == "a"
     off, name = script.farthest({**found, "a": np.array([1, 1, 1, np.nan])}, right)
