@@ -1,8 +1,10 @@
 """`jpeft grid`: many cells, as one command that can be killed and given again."""
 
 import argparse
+import functools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from jpeft.cli.arguments import number, path, whole
@@ -49,7 +51,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--jobs",
         type=whole(most=4096),
         metavar="N",
-        help="cells at once; local: the GPUs, or cores, are shared out (default: 1)",
+        help="cells at once; local: the GPUs, or cores, are shared out, and a GPU by several where there are more jobs "
+        "(default: 1)",
     )
     how.add_argument(
         "--fuse",
@@ -148,7 +151,7 @@ def _run(arguments: argparse.Namespace, schedule, console) -> None:
     from jpeft.errors import Stopped
     from jpeft.grid.display import shown
 
-    pool = _pool(arguments)
+    pool = _pool(arguments, functools.partial(console.print, markup=False))
     try:
         with shown(schedule, console) as on_change:
             schedule.run(pool, on_change=on_change)
@@ -171,7 +174,7 @@ def lanes_of(fuse: str) -> int:
     return int(fuse)
 
 
-def _pool(arguments: argparse.Namespace):
+def _pool(arguments: argparse.Namespace, say: Callable[[str], None]):
     if arguments.jobs is not None and arguments.jobs < 1:
         raise UserError(f"--jobs is {arguments.jobs}; expected at least 1.")
     lanes = lanes_of(arguments.fuse)
@@ -181,9 +184,12 @@ def _pool(arguments: argparse.Namespace):
         from jpeft.grid.ray_pool import RayPool
 
         return RayPool(arguments.address, jobs=arguments.jobs, cpus=arguments.cpus, gpus=arguments.gpus)
-    from jpeft.grid.local import LocalPool, device_shares
+    from jpeft.grid.local import LocalPool, device_shares, told_of
 
-    return LocalPool(device_shares(arguments.jobs or 1), lanes=lanes)
+    shares = device_shares(arguments.jobs or 1)
+    if (line := told_of(shares)) is not None:
+        say(line)
+    return LocalPool(shares, lanes=lanes)
 
 
 def _as_json(schedule) -> dict:

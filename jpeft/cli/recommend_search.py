@@ -150,10 +150,13 @@ class _Runner:
     """Workers for as long as the search goes on."""
 
     def __init__(self, arguments: argparse.Namespace, workdir: Path, console, say):
-        from jpeft.grid.local import LocalPool, device_shares
+        from jpeft.grid.local import LocalPool, device_shares, told_of
         from jpeft.grid.scheduler import CellsToDo
 
-        self._pool = LocalPool(device_shares(arguments.jobs), lanes=lanes_of(arguments.fuse))
+        shares = device_shares(arguments.jobs)
+        if (line := told_of(shares)) is not None:
+            say(line)
+        self._pool = LocalPool(shares, lanes=lanes_of(arguments.fuse))
         self._choice = CellsToDo(failed=arguments.retry_failed)
         self._workdir, self._console, self._say = workdir.absolute(), console, say
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
+from jpeft.accelerators import part_of_the_gpu
 from jpeft.errors import UserError
 from jpeft.grid.pool import Event
 from jpeft.grid.worker import Job, Outcome
@@ -26,10 +27,17 @@ class DeviceShare:
     Attributes:
       gpus: as CUDA_VISIBLE_DEVICES names them; None for all.
       cores: numbers of CPU cores; None for all.
+      workers: how many have this share, each its part of the memory.
     """
 
     gpus: tuple[str, ...] | None = None
     cores: tuple[int, ...] | None = None
+    workers: int = 1
+
+    def environment(self) -> dict[str, str]:
+        """What a worker's environment has beside this process's."""
+        devices = {} if self.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)}
+        return devices | (part_of_the_gpu(self.workers) if self.workers > 1 else {})
 
 
 class LocalPool:
@@ -63,13 +71,12 @@ class LocalPool:
 
     def _start(self, number: int) -> subprocess.Popen[str]:
         share = self._shares[number]
-        environment = {} if share.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(share.gpus)}
         process = subprocess.Popen(
             [sys.executable, "-m", "jpeft.grid.worker", str(self.lanes), *map(str, share.cores or ())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **environment},
+            env={**os.environ, **share.environment()},
             start_new_session=True,  # a Ctrl-C reaches this process alone, which then makes them save
         )
         assert process.stdout is not None
@@ -124,22 +131,36 @@ def _how_it_ended(status: int) -> str:
 def device_shares(jobs: int) -> list[DeviceShare]:
     """Each worker's share of the machine, of its GPUs or of its cores, for so many workers.
 
+    More workers than GPUs have one each and share it with others: one small run leaves a large GPU idle.
+
     Raises:
-      UserError: there are fewer GPUs, or fewer cores, than workers.
+      UserError: there are no GPUs, and fewer cores than workers.
     """
     if jobs == 1:
         return [DeviceShare()]
     gpus = _visible_gpus()
+    if jobs > len(gpus) > 0:
+        at_most = -(-jobs // len(gpus))
+        return [DeviceShare(gpus=(gpus[i % len(gpus)],), workers=at_most) for i in range(jobs)]
     if gpus:
-        return [DeviceShare(gpus=share) for share in _parts(gpus, jobs, "GPUs")]
+        return [DeviceShare(gpus=share) for share in _parts(gpus, jobs)]
     if not hasattr(os, "sched_getaffinity"):  # this system does not bind processes to cores
         return [DeviceShare() for _ in range(jobs)]
-    return [DeviceShare(cores=share) for share in _parts(sorted(os.sched_getaffinity(0)), jobs, "CPU cores")]
+    cores = sorted(os.sched_getaffinity(0))
+    if jobs > len(cores):
+        raise UserError(f"--jobs {jobs} is more than the {len(cores)} CPU cores of this machine.")
+    return [DeviceShare(cores=share) for share in _parts(cores, jobs)]
 
 
-def _parts(devices: Sequence[T], jobs: int, what: str) -> list[tuple[T, ...]]:
-    if jobs > len(devices):
-        raise UserError(f"--jobs {jobs} is more than the {len(devices)} {what} of this machine.")
+def told_of(shares: Sequence[DeviceShare]) -> str | None:
+    """A line for who asked for so many workers that several share a GPU; None where each has devices of its own."""
+    most = max(share.workers for share in shares)
+    if most == 1:
+        return None
+    return f"{len(shares)} workers share the GPUs, up to {most} of them one, each with its part of the memory"
+
+
+def _parts(devices: Sequence[T], jobs: int) -> list[tuple[T, ...]]:
     each = len(devices) // jobs
     return [tuple(devices[i * each : (i + 1) * each]) for i in range(jobs)]
 

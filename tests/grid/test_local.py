@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from jpeft import accelerators
 from jpeft.cli import main
 from jpeft.errors import UserError
 from jpeft.grid import local
@@ -100,13 +101,32 @@ def test_devices_are_shared_out(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,5,7,9")
     assert device_shares(1) == [DeviceShare()]
     assert device_shares(2) == [DeviceShare(gpus=("3", "4")), DeviceShare(gpus=("5", "7"))]
-    with pytest.raises(UserError, match="--jobs 6 is more than the 5 GPUs"):
-        device_shares(6)
+    shared = device_shares(6)
+    assert [share.gpus for share in shared] == [("3",), ("4",), ("5",), ("7",), ("9",), ("3",)]
+    assert {share.workers for share in shared} == {2}  # the same for all, though four of them are alone
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(local.os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4})
     assert device_shares(2) == [DeviceShare(cores=(0, 1)), DeviceShare(cores=(2, 3))]
     with pytest.raises(UserError, match="--jobs 6 is more than the 5 CPU cores"):
         device_shares(6)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "chosen", "given"),
+    [(3, {}, "0.4250"), (3, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, None), (2, {}, None)],
+)
+def test_workers_that_share_a_gpu_have_a_part_of_its_memory(jobs, chosen, given, monkeypatch):
+    for name in accelerators._MEMORY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    shares = device_shares(jobs)
+    line = "3 workers share the GPUs, up to 2 of them one, each with its part of the memory"
+    assert local.told_of(shares) == (line if jobs == 3 else None)
+    environments = [share.environment() for share in shares]
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in environments] == ["0", "1", "0"][:jobs]
+    assert {environment.get("XLA_CLIENT_MEM_FRACTION") for environment in environments} == {given}
 
 
 def start(flags: list[str], errors: int = subprocess.DEVNULL) -> subprocess.Popen:
