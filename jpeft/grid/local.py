@@ -157,7 +157,8 @@ def told_of(shares: Sequence[DeviceShare]) -> str | None:
     most = max(share.workers for share in shares)
     if most == 1:
         return None
-    return f"{len(shares)} workers share the GPUs, up to {most} of them one, each with its part of the memory"
+    memory = "each has its part of the memory" if part_of_the_gpu(most) else "memory is taken as the environment says"
+    return f"{len(shares)} workers share the GPUs, up to {most} on one; {memory}"
 
 
 def _parts(devices: Sequence[T], jobs: int) -> list[tuple[T, ...]]:

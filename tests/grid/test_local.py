@@ -122,7 +122,8 @@ def test_workers_that_share_a_gpu_have_a_part_of_its_memory(jobs, chosen, given,
     for name, value in chosen.items():
         monkeypatch.setenv(name, value)
     shares = device_shares(jobs)
-    line = "3 workers share the GPUs, up to 2 of them one, each with its part of the memory"
+    memory = "memory is taken as the environment says" if chosen else "each has its part of the memory"
+    line = f"3 workers share the GPUs, up to 2 on one; {memory}"
     assert local.told_of(shares) == (line if jobs == 3 else None)
     environments = [share.environment() for share in shares]
     assert [environment["CUDA_VISIBLE_DEVICES"] for environment in environments] == ["0", "1", "0"][:jobs]
