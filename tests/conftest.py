@@ -1,6 +1,7 @@
 """Tiny models and tiny datasets in the shapes of the real ones; no network, nothing outside the test's directories."""
 
 import dataclasses
+import functools
 import gc
 import hashlib
 import json
@@ -20,6 +21,8 @@ if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # a later one e
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 # What the code rounds to bfloat16 is rounded: otherwise XLA leaves it out here and there, each program in other places.
 os.environ["XLA_FLAGS"] += " --xla_allow_excess_precision=false"
+
+from tests import type_checks  # noqa: F401, I001  (before anything of the package is imported)
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +56,8 @@ TINY = T5Config(
     tie_word_embeddings=False,
     dropout_rate=0.0,  # its random bits are most of what a tiny training step takes to compile
 )
+# Where a law is of one layer's numbers, a stack of them would only take longer to compile.
+ONE_LAYER = dataclasses.replace(TINY, num_layers=1, num_decoder_layers=1)
 TOPICS = ["World", "Sports", "Business", "Sci/Tech"]
 _WORDS = {
     "World": "president treaty border embassy election minister".split(),
@@ -101,7 +106,7 @@ def caches(tmp_path_factory):
     directory = tmp_path_factory.mktemp("cache")
     os.environ["JPEFT_CACHE"] = str(directory)
     use_compilation_cache(directory / "compiled")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # many tests compile the same small programs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
     return directory
 
 
@@ -110,10 +115,22 @@ def key():
     return jax.random.key(7)
 
 
+def random_t5(config: T5Config, *, dtype=jnp.float32, seed: int = 0) -> T5:
+    """A random model of a config, which is drawn once: each call gives another around copies of the same weights."""
+    graphdef, weights_ = _drawn(config, dtype, seed)
+    return nnx.merge(graphdef, jax.tree.map(jnp.array, weights_))
+
+
+@functools.lru_cache(maxsize=32)
+def _drawn(config: T5Config, dtype, seed: int):
+    graphdef, weights_ = nnx.split(T5(config, dtype=dtype, rngs=nnx.Rngs(seed)))
+    return graphdef, jax.tree.map(np.asarray, weights_)
+
+
 @pytest.fixture
 def tiny_t5():
     """A random model."""
-    return T5(TINY, rngs=nnx.Rngs(0))
+    return random_t5(TINY)
 
 
 @pytest.fixture
@@ -262,16 +279,23 @@ def make_tokenizer(
 @pytest.fixture(scope="session")
 def four_headed_checkpoint(tmp_path_factory, tiny_tokenizer) -> Path:
     """A tiny random T5 whose heads, widths and vocabulary four devices divide."""
-    directory = tmp_path_factory.mktemp("checkpoint") / "tiny4"
-    weights.save(T5(dataclasses.replace(TINY, num_heads=4), rngs=nnx.Rngs(3)), directory)
-    (directory / "tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
-    return directory
+    config = dataclasses.replace(TINY, num_heads=4)
+    return _checkpoint(config, tmp_path_factory.mktemp("checkpoint") / "tiny4", tiny_tokenizer)
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory, tiny_tokenizer) -> Path:
-    """A random T5 in Hugging Face layout with its tokenizer."""
-    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    weights.save(T5(TINY, rngs=nnx.Rngs(3)), directory)
-    (directory / "tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
+    """A random T5 of one block a stack in Hugging Face layout, with its tokenizer."""
+    return _checkpoint(ONE_LAYER, tmp_path_factory.mktemp("checkpoint") / "tiny", tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def deeper_checkpoint(tmp_path_factory, tiny_tokenizer) -> Path:
+    """The same of two blocks a stack, where it is layers that matter."""
+    return _checkpoint(TINY, tmp_path_factory.mktemp("checkpoint") / "deeper", tiny_tokenizer)
+
+
+def _checkpoint(config: T5Config, directory: Path, tokenizer: Path) -> Path:
+    weights.save(random_t5(config, seed=3), directory)
+    (directory / "tokenizer.json").write_bytes((tokenizer / "tokenizer.json").read_bytes())
     return directory

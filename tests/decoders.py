@@ -1,6 +1,7 @@
 """A tiny decoder-only model of each kind, with what is particular to it in force on a few tokens."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,16 @@ MORE = {
 
 
 def random_decoder(config: DecoderConfig, *, dtype=jnp.float32, seed: int = 0) -> Decoder:
-    """A model whose biases and norms are random, too: as they are made they would hide a mistake."""
+    """A model whose biases and norms are random, too: as they are made they would hide a mistake.
+
+    It is drawn once: each call gives another around copies of the same weights.
+    """
+    graphdef, weights = _drawn(config, dtype, seed)
+    return nnx.merge(graphdef, jax.tree.map(jnp.array, weights))
+
+
+@functools.lru_cache(maxsize=32)
+def _drawn(config: DecoderConfig, dtype, seed: int):
     model = Decoder(config, dtype=dtype, rngs=nnx.Rngs(seed))
     draw = np.random.default_rng(seed)
 
@@ -43,7 +53,8 @@ def random_decoder(config: DecoderConfig, *, dtype=jnp.float32, seed: int = 0) -
         return leaf
 
     nnx.update(model, jax.tree_util.tree_map_with_path(moved, nnx.state(model, nnx.Param)))
-    return model
+    graphdef, weights = nnx.split(model)
+    return graphdef, jax.tree.map(np.asarray, weights)
 
 
 def one_layer(config: DecoderConfig) -> DecoderConfig:

@@ -15,6 +15,7 @@ from flax import nnx
 
 from jpeft.errors import UserError
 from jpeft.leaves import WIDE, Devices, Part, named_leaves, on_first_device
+from jpeft.model.abstract import abstract
 from jpeft.model.bitsandbytes import packed_tensors, to_file
 from jpeft.model.decoder import Decoder
 from jpeft.model.decoder_config import DecoderConfig
@@ -154,7 +155,7 @@ def read_directory(directory: Path, *, dropout_rate: float | None = None) -> tup
     config = DecoderConfig.from_dict(*read_values(directory))
     if dropout_rate is not None:
         config = dataclasses.replace(config, dropout_rate=dropout_rate)
-    refuse_oversize(directory, nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    refuse_oversize(directory, abstract(Decoder, config))
     return config, open_checkpoint(directory)
 
 
@@ -199,7 +200,7 @@ def open_filling(
     Raises:
       UserError: a weight is absent, of another shape, without a place in the model, or there twice.
     """
-    model: Decoder = nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    model = abstract(Decoder, config, dtype=dtype)
     file_name = _file_names(config, tensors, source)
 
     def stored_as(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:

@@ -16,6 +16,7 @@ from flax import nnx
 
 from jpeft.errors import UserError
 from jpeft.files import read_json_object
+from jpeft.model.abstract import abstract
 from jpeft.model.gguf import is_gguf
 from jpeft.model.tokenizer import Tokenizer
 
@@ -172,7 +173,7 @@ class Family(abc.ABC):
 
     def abstract(self, config: Any, *, dtype: Any = np.float32) -> Any:
         """The network with shapes (`jax.ShapeDtypeStruct`) in the place of weights: nothing is allocated."""
-        return nnx.eval_shape(lambda: self.build(config, dtype=dtype))
+        return abstract(self.network, config, dtype=dtype)
 
 
 def families() -> tuple[Family, ...]:

@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object, write_whole
 from jpeft.leaves import WIDE, Devices, Model, Part, Read, fill, named_leaves, on_first_device, stacked_leaves
+from jpeft.model.abstract import abstract
 from jpeft.model.bitsandbytes import Packed, file_forms, packed_tensors, quantization_config, to_file
 from jpeft.model.gguf import is_gguf
 from jpeft.model.quantized import (
@@ -453,11 +454,11 @@ def open_filling(directory: Path, *, dtype: Any = jnp.float32, dropout_rate: flo
     config = T5Config.from_dict(*read_values(directory))
     if dropout_rate is not None:
         config = dataclasses.replace(config, dropout_rate=dropout_rate)
-    refuse_oversize(directory, nnx.eval_shape(lambda: T5(config.with_head(tied=False), rngs=nnx.Rngs(0))))
+    refuse_oversize(directory, abstract(T5, config.with_head(tied=False)))
     checkpoint = open_checkpoint(directory)
     embedding, head = _tables(checkpoint, directory)
     config = config.with_head(tied=head is None)
-    model: T5 = nnx.eval_shape(lambda: T5(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    model = abstract(T5, config, dtype=dtype)
     found_as = {"shared.weight": embedding or "shared.weight"}
 
     def stored_as(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:

@@ -340,7 +340,7 @@ def seen_by_the_run(source: AnswerSource, made: list[Example]) -> tuple[dict[str
     return {name: sum(example.input in known for example in made) for name, known in prompts.items()}, None
 
 
-def _prompts(task: Task, rows: Mapping[str, Columns], ids: list[str]) -> set[str]:
+def _prompts(task: Task, rows: Mapping[str, Columns], ids: list[Any]) -> set[str]:
     template, prompts = Template.parse(task.template), set()
     for split_name, columns in rows.items():
         require_columns(task, split_name, columns)

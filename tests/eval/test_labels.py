@@ -13,14 +13,13 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.eval.cross_entropy import target_log_probs
 from jpeft.eval.labels import PackedLabels, agreement_with_generation, answer_in_use, label_log_probs, likeliest_labels
 from jpeft.eval.metrics import judge
-from jpeft.model.t5 import T5
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.attaching import attach
 from jpeft.peft.lora import Lora
 from jpeft.peft.prefix import Prefix
 from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import select
-from tests.conftest import TINY, TOPICS, make_batch
+from tests.conftest import ONE_LAYER, TINY, TOPICS, make_batch, random_t5
 from tests.peft.filled import filled
 
 ROWS = 5
@@ -48,21 +47,24 @@ def tokens():
 
 
 def adapted(method):
-    model = T5(TINY, rngs=nnx.Rngs(4))
+    model = random_t5(ONE_LAYER, seed=4)
     if method is not None:
         model = filled(attach(model, method, select(model, method), jax.random.key(0)), jax.random.key(1))
     return model
 
 
 def one_by_one(model, tokens, texts, tokenizer) -> np.ndarray:
-    """`[batch, labels]` by a pass of the whole model for each label alone."""
-    columns = []
-    for ids in tokenizer.ids(texts):
-        target = jnp.broadcast_to(jnp.asarray([*ids, TINY.eos_token_id]), (len(tokens), len(ids) + 1))
-        logits = model(tokens, jnp.pad(target, ((0, 0), (1, 0)))[:, :-1])
-        each = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)
-        columns.append(each.sum(axis=(1, 2)))
+    """`[batch, labels]` by a pass of the whole model for each label alone; what stands behind one is not seen by it."""
+    targets = [[*ids, TINY.eos_token_id] for ids in tokenizer.ids(texts)]
+    longest, columns = max(map(len, targets)), []
+    for target in targets:
+        inputs = jnp.asarray([0, *target[:-1], *[0] * (longest - len(target))])
+        log_probs = jax.nn.log_softmax(_logits(model, tokens, jnp.broadcast_to(inputs, (len(tokens), longest))))
+        columns.append(np.asarray(log_probs)[:, range(len(target)), target].sum(axis=1))
     return np.stack(columns, axis=1)
+
+
+_logits = jax.jit(lambda model, *tokens: model(*tokens))
 
 
 @pytest.mark.parametrize("method", [None, Lora(), Prompt(3), Prefix(3)], ids=["base", "lora", "prompt", "prefix"])

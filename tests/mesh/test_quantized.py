@@ -5,14 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from jpeft.errors import UserError
 from jpeft.mesh.layout import Layout
 from jpeft.model import weights
 from jpeft.model.quantized import Quantization
-from jpeft.model.t5 import T5
-from tests.conftest import make_batch
+from tests.conftest import make_batch, random_t5
 from tests.model.test_quantized import KINDS, SMALL
 
 HEADS = dataclasses.replace(SMALL, d_model=256, d_ff=256, num_heads=4, num_layers=1, num_decoder_layers=1)
@@ -23,7 +21,7 @@ CASES = [(kind, mesh) for kind in ("int8", "double") for mesh in MESHES]
 @pytest.mark.slow  # compiling for four devices takes seconds
 @pytest.mark.parametrize(("kind", "mesh"), CASES)
 def test_logits_on_four_devices_are_those_of_one(kind, mesh, tmp_path):
-    weights.save(T5(HEADS, rngs=nnx.Rngs(3)), tmp_path)
+    weights.save(random_t5(HEADS, seed=3), tmp_path)
     batch = make_batch(HEADS, rows=4, enc_len=8, dec_len=4)
     tokens = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
     logits = []
@@ -39,7 +37,7 @@ def test_logits_on_four_devices_are_those_of_one(kind, mesh, tmp_path):
 
 
 def test_blocks_that_a_mesh_would_cut_are_refused_by_name(tmp_path):
-    weights.save(T5(dataclasses.replace(HEADS, d_model=192), rngs=nnx.Rngs(3)), tmp_path)
+    weights.save(random_t5(dataclasses.replace(HEADS, d_model=192), seed=3), tmp_path)
     place = Layout.of_devices(fsdp=4).sharding_of
     with pytest.raises(UserError, match="k/absmax has a dimension of 3, which mesh.fsdp=4 does not divide"):
         weights.load(tmp_path, quantization=Quantization("nf4"), place=place)

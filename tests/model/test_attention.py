@@ -11,11 +11,10 @@ from flax import nnx
 from jpeft.model.attention import attend
 from jpeft.model.layers import MASKED, dropout
 from jpeft.model.stack import REMAT_POLICIES
-from jpeft.model.t5 import T5
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.lora import Lora
 from jpeft.peft.selection import select
-from tests.conftest import TINY
+from tests.conftest import TINY, random_t5
 
 ROWS, HEADS, QUERIES, KEYS, WIDTH = 2, 6, 7, 9, 4
 
@@ -90,7 +89,7 @@ def test_what_is_frozen_gets_no_gradient():
 def _kept(remat: str) -> list[tuple[tuple[int, ...], str]]:
     """What the backward pass of LoRA on a T5 in bfloat16 keeps: shapes and dtypes."""
     config = dataclasses.replace(TINY, num_layers=3, num_decoder_layers=3, dropout_rate=0.1)
-    model = T5(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    model = random_t5(config, dtype=jnp.bfloat16)
     nnx.update(model, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.state(model, nnx.Param)))
     model.encoder.remat = model.decoder.remat = remat
     graphdef, adapter, base = split(attach(model, Lora(), select(model, Lora()), jax.random.key(0)))

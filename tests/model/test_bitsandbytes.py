@@ -17,9 +17,8 @@ from jpeft.model.decoder_weights import load
 from jpeft.model.family import save_model
 from jpeft.model.quantized import DYNAMIC, NF4, Quantization, is_quantized, quantization_of
 from jpeft.model.stack import arrange
-from jpeft.model.t5 import T5
 from jpeft.peft.merging import merge
-from tests.conftest import make_batch
+from tests.conftest import make_batch, random_t5
 from tests.decoders import TINY_DECODERS, random_decoder
 from tests.model.test_quantized import KINDS, SMALL, filled, widened
 
@@ -43,7 +42,7 @@ def same(one, other, **tolerance):
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     path = tmp_path_factory.mktemp("original")
-    weights.save(T5(SMALL, rngs=nnx.Rngs(3)), path)
+    weights.save(random_t5(SMALL, seed=3), path)
     return path
 
 

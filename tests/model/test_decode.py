@@ -11,8 +11,7 @@ from flax import nnx
 
 from jpeft.leaves import fill, named_leaves
 from jpeft.model.decode import beam_search, beam_search_scored, greedy, greedy_scored, likeliest
-from jpeft.model.t5 import T5
-from tests.conftest import TINY, make_batch
+from tests.conftest import TINY, make_batch, random_t5
 
 MAX_LENGTH = 24
 ROWS = 12
@@ -27,7 +26,7 @@ def exact():
 @pytest.fixture(scope="module")
 def model():
     """A random model whose rows end early, late and never; an untouched one would repeat one token for ever."""
-    model = T5(TINY, rngs=nnx.Rngs(6))
+    model = random_t5(TINY, seed=6)
     draw = np.random.default_rng(6)
     values = {name: np.array(value) for name, value in named_leaves(model, nnx.Param).items()}
     values["decoder/final_norm/scale"] = draw.standard_normal(TINY.d_model)  # of random sign: no repeating

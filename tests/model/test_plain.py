@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from jpeft.adapters.merge import probe_logits
 from jpeft.model import weights
+from jpeft.model.abstract import abstract
 from jpeft.model.plain import plain_logits
 from jpeft.model.t5 import T5
 from jpeft.model.t5_family import T5_FAMILY
@@ -30,7 +31,7 @@ def test_it_gives_the_golden_logits(name):
 @pytest.mark.parametrize("scaled", [True, False])
 def test_it_reads_every_layout_as_the_network_does(projection, scaled, tmp_path):
     config = dataclasses.replace(TINY, feed_forward_proj=projection, scale_decoder_outputs=scaled, pad_token_id=1)
-    model = nnx.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0)))
+    model = abstract(T5, config)
     draw = np.random.default_rng(0)
     random = jax.tree.map(lambda leaf: draw.standard_normal(leaf.shape).astype(np.float32) * 0.2, nnx.state(model))
     nnx.update(model, random)

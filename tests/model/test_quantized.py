@@ -33,7 +33,6 @@ from jpeft.model.quantized import (
     quantized_product,
 )
 from jpeft.model.stack import arrange
-from jpeft.model.t5 import T5
 from jpeft.model.t5_config import T5Config
 from jpeft.model.weights import InMemory
 from jpeft.peft.attaching import attach, split
@@ -41,7 +40,7 @@ from jpeft.peft.full import Full
 from jpeft.peft.lora import Lora
 from jpeft.peft.selection import select
 from jpeft.plan.program_text import Text
-from tests.conftest import make_batch
+from tests.conftest import make_batch, random_t5
 from tests.decoders import LLAMA
 from tests.peft.test_laws import METHODS
 
@@ -74,7 +73,7 @@ def on_device(leaves):
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("wide")
-    weights.save(T5(SMALL, rngs=nnx.Rngs(3)), path)
+    weights.save(random_t5(SMALL, seed=3), path)
     return path
 
 

@@ -17,8 +17,8 @@ from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.model.family import family_in, load_model, save_model
 from jpeft.model.quantized import Quantization, quantization_of
 from jpeft.model.quantized_files import tensor_count, write_quantized
-from jpeft.model.t5 import T5
 from jpeft.plan.memory import quantization_of_run
+from tests.conftest import random_t5
 from tests.decoders import TINY_DECODERS, random_decoder
 from tests.model.test_quantized import SMALL
 
@@ -26,7 +26,7 @@ from tests.model.test_quantized import SMALL
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     path = tmp_path_factory.mktemp("wide")
-    weights.save(T5(SMALL, rngs=nnx.Rngs(3)), path)
+    weights.save(random_t5(SMALL, seed=3), path)
     return path
 
 

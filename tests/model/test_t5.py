@@ -11,6 +11,7 @@ from flax import nnx
 
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import fill, named_leaves
+from jpeft.model.abstract import abstract
 from jpeft.model.decode import greedy
 from jpeft.model.layers import dropout, product
 from jpeft.model.placement import placing
@@ -18,7 +19,7 @@ from jpeft.model.stack import REMAT_POLICIES, block_program, num_stacked
 from jpeft.model.t5 import T5, Block, RelativeBias, arrange_layers
 from jpeft.model.t5_config import RELEASED
 from jpeft.peft.arithmetic import rescaled
-from tests.conftest import TINY, make_batch, slow_but
+from tests.conftest import TINY, make_batch, random_t5, slow_but
 
 DEEP = dataclasses.replace(TINY, num_layers=4, num_decoder_layers=3, dropout_rate=0.1)
 
@@ -31,7 +32,7 @@ def exact():
 
 @pytest.fixture(scope="module")
 def deep_t5():
-    return T5(DEEP, rngs=nnx.Rngs(1))
+    return random_t5(DEEP, seed=1)
 
 
 @jax.jit
@@ -154,7 +155,7 @@ def test_dropout_zeroes_its_share_and_scales_the_rest(key):
 
 def test_dropout_is_drawn_wherever_t5_has_it(key):
     """The embedded input, attention's weights, what a sublayer returns, inside the feed-forward, the end of a stack."""
-    model = T5(dataclasses.replace(TINY, num_layers=1, num_decoder_layers=1, dropout_rate=0.1), rngs=nnx.Rngs(0))
+    model = random_t5(dataclasses.replace(TINY, num_layers=1, num_decoder_layers=1, dropout_rate=0.1))
     tokens = lambda length: jnp.ones((3, length), jnp.int32)
     drawn = _equations(lambda key: model.hidden(tokens(8), tokens(5), key), key)
     masks = [equation.outvars[0].aval.shape for equation in drawn if equation.primitive.name == "random_bits"]
@@ -174,7 +175,7 @@ def test_dropout_of_the_model_follows_its_key(deep_t5, batch):
 
 
 def test_bfloat16_is_near_float32_and_returns_float32_logits(batch):
-    model = T5(TINY, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    model = random_t5(TINY, dtype=jnp.bfloat16)
     encoded, _ = jax.eval_shape(model.encode, batch["encoder_input_tokens"])
     assert encoded.dtype == jnp.bfloat16
     tokens = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
@@ -183,14 +184,14 @@ def test_bfloat16_is_near_float32_and_returns_float32_logits(batch):
     assert {variable.aval.dtype for product in products for variable in product.invars} == {jnp.dtype(jnp.bfloat16)}
     logits = logits_of(model, batch)
     assert logits.dtype == np.float32
-    exact = logits_of(T5(TINY, rngs=nnx.Rngs(0)), batch)
+    exact = logits_of(random_t5(TINY), batch)
     error = np.abs(logits - exact).max() / np.abs(exact).max()
     assert 1e-4 < error < 0.05
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_product_that_makes_logits_is_float32_in_a_pass_in_its_gradient_and_in_generation(tied, batch):
-    model = T5(dataclasses.replace(TINY, tie_word_embeddings=tied), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    model = random_t5(dataclasses.replace(TINY, tie_word_embeddings=tied), dtype=jnp.bfloat16)
     encoder, decoder = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
     loss = jax.grad(lambda model: loss_sums(model, batch)[0], allow_int=True)
     for function, *tokens in (
@@ -207,7 +208,7 @@ def test_the_product_that_makes_logits_is_float32_in_a_pass_in_its_gradient_and_
 
 
 def test_a_large_logit_is_not_rounded_to_bfloat16():
-    model = T5(TINY, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    model = random_t5(TINY, dtype=jnp.bfloat16)
     x = jnp.full((1, 1, 16), 3.0, jnp.bfloat16)
     model.lm_head.kernel.set_value(jnp.full((16, 320), 2.921875))  # of few bits: the sum is 140.25
     np.testing.assert_array_equal(model.logits(x), np.full((1, 1, 320), 140.25, np.float32))
@@ -238,7 +239,7 @@ def test_a_product_works_out_only_the_gradients_that_are_asked_for(trained, prod
 
 
 def test_layers_of_one_structure_are_traced_once(batch, monkeypatch):
-    model = T5(dataclasses.replace(TINY, num_layers=4, num_decoder_layers=4), rngs=nnx.Rngs(0))
+    model = random_t5(dataclasses.replace(TINY, num_layers=4, num_decoder_layers=4))
     arrange_layers(model, scan=False)
     passes = []
     of_block = Block.__call__
@@ -250,7 +251,7 @@ def test_layers_of_one_structure_are_traced_once(batch, monkeypatch):
 
 
 def test_what_is_traced_under_one_placement_is_not_taken_for_another(batch):
-    model, places = T5(TINY, rngs=nnx.Rngs(0)), []
+    model, places = random_t5(TINY), []
     tokens = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
     model(*tokens)
     with placing(lambda x, kind: places.append(kind) or x):
@@ -310,7 +311,7 @@ def test_relative_position_buckets(bidirectional, num_buckets, max_distance):
 
 
 def test_parameters_of_the_released_xl():
-    model = nnx.eval_shape(lambda: T5(RELEASED["google/flan-t5-xl"], rngs=nnx.Rngs(0)))
+    model = abstract(T5, RELEASED["google/flan-t5-xl"])
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == 2_849_757_184
 
 

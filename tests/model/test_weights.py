@@ -19,9 +19,8 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.files import write_whole
 from jpeft.leaves import named_leaves
 from jpeft.model import weights
-from jpeft.model.t5 import T5
 from jpeft.model.t5_config import T5Config
-from tests.conftest import TINY
+from tests.conftest import TINY, random_t5
 
 TIED = dataclasses.replace(TINY, feed_forward_proj="relu", tie_word_embeddings=True, num_decoder_layers=3)
 CONFIGS = {"gated-untied": TINY, "tied": TIED}
@@ -40,7 +39,7 @@ def same(a, b):
 @pytest.fixture(params=CONFIGS)
 def saved(request, tmp_path):
     """A model and the directory that it is saved in."""
-    model = T5(CONFIGS[request.param], rngs=nnx.Rngs(5))
+    model = random_t5(CONFIGS[request.param], seed=5)
     weights.save(model, tmp_path / "saved")
     return model, tmp_path / "saved"
 
@@ -48,7 +47,7 @@ def saved(request, tmp_path):
 @pytest.fixture
 def directory(tmp_path):
     """A directory with a saved model of the `TINY` sizes."""
-    weights.save(T5(TINY, rngs=nnx.Rngs(5)), tmp_path / "saved")
+    weights.save(random_t5(TINY, seed=5), tmp_path / "saved")
     return tmp_path / "saved"
 
 
@@ -236,14 +235,14 @@ def test_a_head_that_the_file_does_not_hold_is_the_embedding_and_stays_it_when_s
 
 
 def test_a_tied_checkpoint_may_hold_its_head_all_the_same(tmp_path):
-    weights.save(T5(TIED, rngs=nnx.Rngs(5)), tmp_path)
+    weights.save(random_t5(TIED, seed=5), tmp_path)
     rewrite(tmp_path, lambda stored: stored.update({"lm_head.weight": stored["shared.weight"].copy()}))
     model = weights.load(tmp_path)
     assert "lm_head/kernel" not in values(model) and model.config == TIED == weights.read_config(tmp_path)
 
 
 def test_a_head_that_differs_from_the_embedding_counts_whatever_the_config_says(tmp_path):
-    weights.save(T5(TIED, rngs=nnx.Rngs(5)), tmp_path)
+    weights.save(random_t5(TIED, seed=5), tmp_path)
     head = np.random.default_rng(0).standard_normal((320, 16)).astype(np.float32)
     rewrite(tmp_path, lambda stored: stored.update({"lm_head.weight": head}))
     model = weights.load(tmp_path)
@@ -260,7 +259,7 @@ def test_the_layout_says_what_logits_are():
     for tied in (True, False):
         for scaled in (True, False):
             config = dataclasses.replace(TINY, tie_word_embeddings=tied, scale_decoder_outputs=scaled)
-            model = T5(config, rngs=nnx.Rngs(2))
+            model = random_t5(config, seed=2)
             table = model.shared.embedding[...].T if tied else model.lm_head.kernel[...]
             expected = (hidden * (0.25 if scaled else 1.0)) @ np.asarray(table)
             np.testing.assert_allclose(model.logits(jnp.asarray(hidden)), expected, atol=1e-5)
@@ -291,7 +290,7 @@ def test_a_stack_with_an_embedding_of_its_own_is_refused(directory, name):
 
 
 def test_a_head_that_is_all_there_is_is_the_embedding(tmp_path):
-    model = T5(TIED, rngs=nnx.Rngs(5))
+    model = random_t5(TIED, seed=5)
     weights.save(model, tmp_path)
     rewrite(tmp_path, lambda stored: stored.update({"lm_head.weight": stored.pop("shared.weight")}))
     same(values(weights.load(tmp_path)), values(model))
@@ -324,7 +323,7 @@ def test_gate_and_activation_are_read_as_transformers_reads_them(change, activat
 def test_files_are_for_whoever_the_umask_says(tmp_path):
     before = os.umask(0o027)
     try:
-        weights.save(T5(TIED, rngs=nnx.Rngs(5)), tmp_path)
+        weights.save(random_t5(TIED, seed=5), tmp_path)
     finally:
         os.umask(before)
     assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o640}
@@ -408,7 +407,7 @@ def test_a_save_that_fails_leaves_the_earlier_checkpoint(directory, monkeypatch)
 
     monkeypatch.setattr(weights, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
-        weights.save(T5(TINY, rngs=nnx.Rngs(6)), directory)
+        weights.save(random_t5(TINY, seed=6), directory)
     assert (directory / "model.safetensors").read_bytes() == before
     assert sorted(path.name for path in directory.iterdir()) == ["config.json", "model.safetensors"]
 

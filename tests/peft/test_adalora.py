@@ -7,20 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 import jpeft
 from jpeft.adapters.files import PEFTS, layout_of, load_adapter, save_adapter
 from jpeft.adapters.peft_layout import read_peft
 from jpeft.errors import RunFailed, UserError
-from jpeft.model.t5 import T5
 from jpeft.peft.adalora import AdaLora, Importance
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.lora import Lora
 from jpeft.peft.selection import Selection, select
 from jpeft.train.schedule import three_point_schedule
 from jpeft.train.step import StepSums, init_state, make_update
-from tests.conftest import TINY, make_batch
+from tests.conftest import TINY, make_batch, random_t5
 from tests.peft.filled import filled
 
 METHOD = AdaLora(rank=2, initial_rank=4, allocate_every=3, initial_fraction=0.2, final_fraction=0.25)
@@ -30,7 +28,7 @@ sgd = lambda schedule: optax.sgd(schedule)
 
 @pytest.fixture(scope="module")
 def adapter():
-    model = T5(TINY, rngs=nnx.Rngs(0))
+    model = random_t5(TINY)
     chosen = select(model, METHOD, Selection(names=["q", "wo"]))  # 6 and 4 maps, in two stacks of two layers
     return split(attach(model, METHOD, chosen, jax.random.key(0)))[1]
 
@@ -109,7 +107,7 @@ def test_a_method_that_remembers_nothing_has_a_state_without_it(adapter):
 
 
 def test_fit_is_told_how_many_steps_there_are():
-    model, batch = T5(TINY, rngs=nnx.Rngs(0)), make_batch(TINY, rows=3, enc_len=8, dec_len=5)
+    model, batch = random_t5(TINY), make_batch(TINY, rows=3, enc_len=8, dec_len=5)
     method = AdaLora(rank=1, initial_rank=3, allocate_every=1, final_fraction=0.25)
     tuned = jpeft.attach(model, method, where=r"decoder/.*/q")
     fitted = jpeft.fit(tuned, [batch] * 8, method=method)
@@ -119,7 +117,7 @@ def test_fit_is_told_how_many_steps_there_are():
 
 
 def test_losses_of_a_fit_are_without_the_penalty():
-    model, batch = T5(TINY, rngs=nnx.Rngs(0)), make_batch(TINY, rows=3, enc_len=8, dec_len=5)
+    model, batch = random_t5(TINY), make_batch(TINY, rows=3, enc_len=8, dec_len=5)
     tuned = jpeft.attach(model, AdaLora(rank=1), where=r"encoder/.*/q")
     strict = dataclasses.replace(AdaLora(rank=1), orthogonality=100.0)
     [of_strict], [of_none] = (
@@ -130,7 +128,7 @@ def test_losses_of_a_fit_are_without_the_penalty():
 
 def test_peft_files_of_maps_with_fewer_triplets(tmp_path):
     """As PEFT stores them, one with none left; what is filled up does nothing."""
-    model, draw = T5(TINY, rngs=nnx.Rngs(0)), np.random.default_rng(0)
+    model, draw = random_t5(TINY), np.random.default_rng(0)
     q, k = (f"encoder.block.0.layer.0.SelfAttention.{name}" for name in "qk")
     tensors = {}
     for module, rank in ((q, 2), (k, 0)):
@@ -150,7 +148,7 @@ def test_peft_files_of_maps_with_fewer_triplets(tmp_path):
 
 
 def test_it_is_kept_in_pefts_layout(tmp_path, key):
-    model, method = T5(TINY, rngs=nnx.Rngs(0)), AdaLora(rank=2, alpha=5.0)
+    model, method = random_t5(TINY), AdaLora(rank=2, alpha=5.0)
     chosen = select(model, method)
     save_adapter(filled(attach(model, method, chosen, key), key), method, chosen, tmp_path, base_name="tiny")
     assert layout_of(tmp_path) == PEFTS

@@ -9,11 +9,10 @@ import pytest
 from flax import nnx
 
 import jpeft
-from jpeft.model.t5 import T5
 from jpeft.peft.attaching import split
 from jpeft.peft.sites import sites
 from jpeft.peft.views import view_of
-from tests.conftest import TINY, slow_but
+from tests.conftest import TINY, random_t5, slow_but
 from tests.peft.filled import filled
 
 WIDTH = 16
@@ -353,7 +352,7 @@ def test_a_fit_says_what_no_gradient_reaches():
 
 
 def test_the_table_of_a_tied_model_is_not_merged(key):
-    tied = T5(dataclasses.replace(TINY, tie_word_embeddings=True), rngs=nnx.Rngs(0))
+    tied = random_t5(dataclasses.replace(TINY, tie_word_embeddings=True))
     tuned = filled(jpeft.attach(tied, LORA, where="shared"), key)
     with pytest.raises(jpeft.UserError, match="shared is also the head of this model"):
         jpeft.merge(tuned)

@@ -178,7 +178,8 @@ def test_save_and_load_round_trips(name, kind, key, tmp_path):
     ],
 )
 def test_merged_weights_do_what_base_and_adapter_do(name, kind, key):
-    model, batch = random_decoder(TINY_DECODERS[kind]), batch_of(TINY_DECODERS[kind])
+    config = one_layer(TINY_DECODERS[kind])
+    model, batch = random_decoder(config), batch_of(config)
     tuned = filled(adapted(name, model, key), key)
     if name == "bitfit_official" and kind == "llama":
         with pytest.raises(UserError, match="(needs a bias, and the module has none|is no change of a weight)"):

@@ -134,7 +134,7 @@ def test_import_rewrites_what_it_found_and_gives_the_flags_that_train_on_from_it
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     assert main(["import", str(adapter), "--model", str(tiny_checkpoint), "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "LoRA of rank 3, alpha 6, at q, v of 4 layers: 864 parameters" in said
+    assert "LoRA of rank 3, alpha 6, at q, v of 2 layers: 432 parameters" in said
     assert "scales that differ between modules were multiplied into B" in said and "passed over: novelty" in said
     same_adapter(adapter, out, tiny_checkpoint)
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny_checkpoint)
@@ -151,8 +151,8 @@ def test_import_prints_json_and_refuses_what_is_ours_already(run, tiny_checkpoin
     flags = ["--model", str(tiny_checkpoint), "--json"]
     assert main(["import", str(adapter), *flags, "--out", str(tmp_path / "out")]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["method"] == "ia3" and found["options"] == {"two_sided": False} and found["parameters"] == 192
-    assert len(found["sites"]) == 6 * 2 + 4 and found["notes"] == []
+    assert found["method"] == "ia3" and found["options"] == {"two_sided": False} and found["parameters"] == 96
+    assert len(found["sites"]) == 3 * 2 + 2 and found["notes"] == []
     ours = tmp_path / "ours"
     model = weights.load(tiny_checkpoint)
     chosen = select(model, Lora())

@@ -9,9 +9,9 @@ from jpeft.config import Run
 from jpeft.leaves import named_leaves
 from jpeft.model import weights
 from jpeft.model.quantized import Quantization
-from jpeft.model.t5 import T5
 from jpeft.peft.lora import Lora, nearest_of_rank
 from jpeft.peft.variables import Adapter
+from tests.conftest import random_t5
 from tests.model.test_quantized import SMALL, widened
 
 SOME_MAPS, EVERY_MAP = "encoder/.*/(q|wi_0|wo)", ".*/(q|k|v|o|wi_0|wi_1|wo)"
@@ -21,7 +21,7 @@ METHOD = Lora.official(rank=4, alpha=2.0, init="loftq")
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("wide")
-    weights.save(T5(SMALL, rngs=nnx.Rngs(3)), path)
+    weights.save(random_t5(SMALL, seed=3), path)
     return path
 
 

@@ -30,14 +30,14 @@ from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.variables import Adapter
 from jpeft.peft.vera import Vera
-from tests.conftest import TINY, slow_but
+from tests.conftest import TINY, random_t5, slow_but
 from tests.peft.filled import filled
 
 
 @pytest.fixture(scope="module")
 def tiny_t5():
     """One random model for all: nothing here changes it."""
-    return T5(TINY, rngs=nnx.Rngs(0))
+    return random_t5(TINY)
 
 
 ABLATED = [(method, name) for method, names in ablations().items() for name in names]
@@ -87,7 +87,7 @@ def test_merged_weights_do_what_base_and_adapter_do(case, tiny_t5):
 
 
 def test_a_relu_model_with_a_tied_head_merges():
-    model = T5(dataclasses.replace(TINY, feed_forward_proj="relu", tie_word_embeddings=True), rngs=nnx.Rngs(0))
+    model = random_t5(dataclasses.replace(TINY, feed_forward_proj="relu", tie_word_embeddings=True))
     both, _ = adapted(model, Ia3())
     np.testing.assert_allclose(probe_logits(merge(both)), probe_logits(both), rtol=0, atol=1e-4)
 

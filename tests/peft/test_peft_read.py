@@ -11,14 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from jpeft.adapters.files import load_adapter, open_adapter, read_adapter, save_adapter
 from jpeft.errors import RunFailed, UserError
 from jpeft.leaves import named_leaves
 from jpeft.model.family import abstract_model
-from jpeft.model.t5 import T5
 from jpeft.peft.attaching import attach
 from jpeft.peft.dora import Dora
 from jpeft.peft.ia3 import Ia3
@@ -27,7 +25,7 @@ from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import Site
 from jpeft.peft.variables import Adapter
-from tests.conftest import TINY
+from tests.conftest import TINY, random_t5
 from tests.peft.filled import filled
 
 LORA = Lora.official(rank=4, alpha=8.0)
@@ -37,13 +35,13 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 @pytest.fixture(scope="module")
 def tiny_t5():
     """One random model for all: nothing here changes it."""
-    return T5(TINY, rngs=nnx.Rngs(0))
+    return random_t5(TINY)
 
 
 @functools.cache
 def stored(method, pattern: str | None) -> tuple[dict[str, bytes], list[Site]]:
     """The files of an adapter with something in it, and its sites."""
-    key, model = jax.random.key(3), T5(TINY, rngs=nnx.Rngs(0))
+    key, model = jax.random.key(3), random_t5(TINY)
     chosen = select(model, method, Selection(pattern=pattern))
     with tempfile.TemporaryDirectory() as directory:
         adapted = filled(attach(model, method, chosen, key), key)
@@ -115,7 +113,7 @@ def test_config_and_weights_have_to_agree_on_the_modules(changes, saved, tiny_t5
 
 
 def test_a_deeper_base_of_the_same_width_is_not_taken_for_the_right_one(saved, tiny_t5):
-    deeper = T5(dataclasses.replace(tiny_t5.config, num_layers=3), rngs=nnx.Rngs(0))
+    deeper = random_t5(dataclasses.replace(tiny_t5.config, num_layers=3))
     with pytest.raises(UserError, match=r"adapts 14 modules of it, its weights file 12; encoder.block.2"):
         load_adapter(saved(), deeper)
 
@@ -268,7 +266,7 @@ def test_a_weight_of_another_base_is_refused(change, says, saved, tiny_t5):
 
 
 def test_a_head_that_is_the_embedding_and_an_embedding_are_refused_by_their_reasons(saved, tiny_t5):
-    tied = T5(TINY.with_head(tied=True), rngs=nnx.Rngs(0))
+    tied = random_t5(TINY.with_head(tied=True))
     with pytest.raises(UserError, match="adapts lm_head, and the head of this base is its embedding; have PEFT merge"):
         load_adapter(saved(pattern="lm_head", edit=with_copy_of_head(tiny_t5)), tied)
 

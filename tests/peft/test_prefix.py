@@ -12,14 +12,14 @@ from jpeft.errors import UserError
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import named_leaves
 from jpeft.model.decode import beam_search, greedy
-from jpeft.model.t5 import T5, arrange_layers
+from jpeft.model.t5 import arrange_layers
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.merging import merge
 from jpeft.peft.prefix import Prefix
 from jpeft.peft.prompt import common_pieces
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.variables import Adapter
-from tests.conftest import TINY, slow_but
+from tests.conftest import TINY, random_t5, slow_but
 from tests.decoders import LLAMA, MORE, TINY_DECODERS, random_decoder
 from tests.peft.filled import filled
 
@@ -63,7 +63,7 @@ def test_a_prefix_is_seen_from_behind_a_window():
 def test_answers_with_caches_are_those_of_whole_passes(kind, key):
     """Greedily and by beams, for rows of unequal length."""
     if kind == "t5":
-        model = filled(adapted(T5(TINY, rngs=nnx.Rngs(0))), key)
+        model = filled(adapted(random_t5(TINY)), key)
     else:
         model = filled(adapted(random_decoder(TINY_DECODERS[kind])), key)
     inputs = np.array(tokens_of(model.config))
@@ -85,7 +85,7 @@ def test_answers_with_caches_are_those_of_whole_passes(kind, key):
 @pytest.mark.parametrize("stacks", [("encoder",), ("decoder",), None])
 def test_where_it_is_and_where_it_is_not(stacks):
     """Narrowed by stacks, names and layers; a layer without one is in a segment of its own."""
-    model = T5(TINY, rngs=nnx.Rngs(0))
+    model = random_t5(TINY)
     names = set(named_leaves(adapted(model, selection=Selection(stacks=stacks)), Adapter))
     wanted = {
         f"{stack}/layers/{i}/{name}/prefix_{part}"
@@ -108,7 +108,7 @@ def test_where_it_is_and_where_it_is_not(stacks):
 def test_layers_run_one_by_one_or_by_a_loop_and_kept_or_made_anew(batch, key):
     found = []
     for unrolled, remat in ((False, "none"), (True, "none"), (False, "block")):
-        model = T5(TINY, rngs=nnx.Rngs(0))
+        model = random_t5(TINY)
         if unrolled:
             arrange_layers(model, scan=False)
         model.encoder.remat = model.decoder.remat = remat
@@ -122,7 +122,7 @@ def test_layers_run_one_by_one_or_by_a_loop_and_kept_or_made_anew(batch, key):
 
 
 def test_packed_examples_all_see_the_prefix_and_none_another(key):
-    model = filled(adapted(T5(TINY, rngs=nnx.Rngs(0))), key)
+    model = filled(adapted(random_t5(TINY)), key)
     inputs, targets = tokens_of(TINY, rows=2, length=4), tokens_of(TINY, rows=2, length=3, seed=1)
     packed = forward(
         model, inputs.reshape(1, 8), targets.reshape(1, 6), None, (jnp.arange(8)[None] // 4, jnp.arange(6)[None] // 3)
@@ -134,7 +134,7 @@ def test_packed_examples_all_see_the_prefix_and_none_another(key):
 def test_a_network_makes_it_and_is_left_behind(key, tmp_path):
     """What is saved is a plain prefix that says the same; PEFT's layout where PEFT has it."""
     method = Prefix(prefix_length=4, projection=8)
-    for model, layout in ((T5(TINY, rngs=nnx.Rngs(0)), OURS), (random_decoder(LLAMA), PEFTS)):
+    for model, layout in ((random_t5(TINY), OURS), (random_decoder(LLAMA), PEFTS)):
         tuned = filled(adapted(model, method), key)
         save_adapter(tuned, method, select(model, method), tmp_path, base_name="tiny")
         assert layout_of(tmp_path) == layout
@@ -150,7 +150,7 @@ def test_a_network_is_refused_initial_values_and_a_prefix_is_not_merged():
     with pytest.raises(UserError, match="prefix_init is 'zeros'; expected 'vocabulary' or 'normal'"):
         Prefix(init="zeros")
     with pytest.raises(UserError, match="cannot be merged"):
-        merge(adapted(T5(TINY, rngs=nnx.Rngs(0))))
+        merge(adapted(random_t5(TINY)))
 
 
 def test_a_prefix_of_some_layers_is_kept_in_our_layout(tmp_path):

@@ -8,7 +8,6 @@ from flax import nnx
 from jpeft.adapters.files import load_adapter, save_adapter
 from jpeft.errors import RunFailed, UserError
 from jpeft.model.stack import num_stacked
-from jpeft.model.t5 import T5
 from jpeft.peft.adapted import is_adapted
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.bitfit import BitFit
@@ -19,7 +18,7 @@ from jpeft.peft.methods import ablation, ablations, build
 from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import sites
-from tests.conftest import TINY
+from tests.conftest import TINY, random_t5
 
 
 def layers_of(method: str, name: str, config=TINY, *, seed: int = 0) -> dict[str, set[int]]:
@@ -117,7 +116,7 @@ def test_full_tuning_of_a_selection_trains_those_weights_alone(tiny_t5, key):
 def test_segments_are_cut_where_what_is_adapted_changes(key):
     import dataclasses
 
-    model = T5(dataclasses.replace(TINY, num_layers=6), rngs=nnx.Rngs(0))
+    model = random_t5(dataclasses.replace(TINY, num_layers=6))
     method = Lora()
     chosen = select(model, method, Selection(layers={"encoder": [2, 3, 5], "decoder": [0, 1]}))
     cut = attach(model, method, chosen, key)
@@ -138,7 +137,7 @@ def test_a_frozen_prefix_of_layers_costs_no_gradient_work(key):
     batch = make_batch(config, rows=2, enc_len=128, dec_len=4)
 
     def flops(layers):
-        model = T5(config, rngs=nnx.Rngs(0))
+        model = random_t5(config)
         method = BitFit()
         model = attach(model, method, select(model, method, Selection(layers={"encoder": layers, "decoder": [0]})), key)
         arrange_layers(model, scan=False)
@@ -205,12 +204,12 @@ def test_an_adapter_of_another_size_does_not_fit(tiny_t5, key, tmp_path):
         tmp_path,
         base_name="tiny",
     )
-    wider = T5(dataclasses.replace(TINY, d_model=32), rngs=nnx.Rngs(0))
+    wider = random_t5(dataclasses.replace(TINY, d_model=32))
     with pytest.raises(
         UserError, match=r"does not fit this base: .* should have shape \(32, 2\), the file has shape \(16, 2\)"
     ):
         load_adapter(tmp_path, wider)
-    shallower = T5(dataclasses.replace(TINY, num_layers=1), rngs=nnx.Rngs(0))
+    shallower = random_t5(dataclasses.replace(TINY, num_layers=1))
     with pytest.raises(UserError, match="does not fit this base, which has no encoder/layers/1"):
         load_adapter(tmp_path, shallower)
 

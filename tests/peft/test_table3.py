@@ -50,7 +50,7 @@ def test_other_released_sizes_are_counted_without_a_network(model, capsys):
 
 def test_a_local_checkpoint_is_counted_and_a_wrong_name_is_a_wrong_call(tiny_checkpoint, capsys):
     assert main(["params", "--model", str(tiny_checkpoint), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["methods"]["lora"]["all"] == 1728
+    assert json.loads(capsys.readouterr().out)["methods"]["lora"]["all"] == 864
     assert main(["params", "--model", "flan"]) == 2
     assert "no directory here and no hub id" in capsys.readouterr().err
 

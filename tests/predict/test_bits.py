@@ -37,7 +37,7 @@ def test_load_keeps_a_base_as_it_is_asked_to(tiny_checkpoint):
 
 def test_load_takes_the_base_of_an_adapter_as_its_run_had_it_and_warns_of_other_bits(adapter, tiny_checkpoint):
     model, _ = jpeft.load(adapter=adapter)
-    assert quantization_of(model) == "int8" and len(jpeft.api.attached_at(model)) == 12
+    assert quantization_of(model) == "int8" and len(jpeft.api.attached_at(model)) == 6
     with pytest.warns(UserWarning, match="the adapter was tuned with its base in int8, and answers with it wide"):
         wide, _ = jpeft.load(tiny_checkpoint, adapter=adapter, quantization="none")
     assert quantization_of(wide) is None

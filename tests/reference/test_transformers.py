@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from flax import nnx
 
 from jpeft.errors import RunFailed
 from jpeft.eval.loss import loss_sums
@@ -18,6 +17,7 @@ from jpeft.model import weights
 from jpeft.model.decode import beam_search, greedy
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import T5Config
+from tests.conftest import random_t5
 from tests.golden import make_golden
 
 pytestmark = [
@@ -162,7 +162,7 @@ class _Malicious:
 @pytest.mark.parametrize("by_torch", [True, False], ids=["in torch's archive", "a bare pickle"])
 def test_a_pickle_that_runs_code_is_refused_and_does_not_run(by_torch, tmp_path):
     config = T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_decoder_layers=1, num_heads=2)
-    weights.save(T5(config, rngs=nnx.Rngs(0)), tmp_path)
+    weights.save(random_t5(config), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     harm = tmp_path / "harm"
     content = {"shared.weight": _Malicious(str(harm))}

@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import numpy as np
-from flax import nnx
 
 from jpeft.leaves import named_leaves
 from jpeft.model.t5 import T5
@@ -25,7 +24,7 @@ from jpeft.peft.sites import Site
 from jpeft.peft.variables import Adapter
 from jpeft.peft.vera import Vera
 from jpeft.serve.pool import room_for
-from tests.conftest import TINY
+from tests.conftest import TINY, random_t5
 from tests.own_method import RankOne
 from tests.peft.filled import filled
 
@@ -75,7 +74,7 @@ class Filled:
 
 
 def tiny_base() -> T5:
-    return T5(TINY, rngs=nnx.Rngs(0))
+    return random_t5(TINY)
 
 
 def make(base: T5, method: Method, selection: Selection = Selection(), *, seed: int = 0) -> Filled:  # noqa: B008

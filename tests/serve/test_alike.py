@@ -5,15 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
-from flax import nnx
 
 from jpeft.adapters.files import save_adapter
 from jpeft.cli import main
 from jpeft.data.task_file import TASK_FILE, TaskOfRun
 from jpeft.model import weights
-from jpeft.model.t5 import T5
 from jpeft.peft.lora import Lora
-from tests.conftest import _WORDS, TINY, make_tokenizer
+from tests.conftest import _WORDS, TINY, make_tokenizer, random_t5
 from tests.serve.adapters import make
 from tests.serve.alike import (
     KINDS,
@@ -31,7 +29,7 @@ def base(tmp_path_factory) -> Path:
     """A tiny random T5 that pads with 1 and ends with 2, as MADLAD-400 and CodeT5 do."""
     directory = tmp_path_factory.mktemp("checkpoint") / "pad1"
     config = dataclasses.replace(TINY, pad_token_id=1, eos_token_id=2, decoder_start_token_id=0)
-    weights.save(T5(config, rngs=nnx.Rngs(11)), directory)
+    weights.save(random_t5(config, seed=11), directory)
     texts = [" ".join(sum(_WORDS.values(), [])), "Is it {good} or bad? good bad"]
     make_tokenizer(directory, texts, special_tokens=["<s>", "<pad>", "</s>", "<unk>"])
     return directory

@@ -23,7 +23,7 @@ from jpeft.peft.variables import Adapter
 from jpeft.peft.views import View
 from jpeft.serve.bank import AdapterBank, BankFull, UnknownAdapter
 from jpeft.serve.pool import room_for
-from tests.conftest import TINY, make_batch, slow_but
+from tests.conftest import TINY, make_batch, random_t5, slow_but
 from tests.serve.adapters import ABLATED, METHODS, make, room_for_all, tiny_base
 
 SOME = ("lora_random", "lora_drop_self_attention", "ia3_later", "ia3_drop_attention")
@@ -149,7 +149,7 @@ def test_layers_that_are_run_one_after_the_other(adapters, tokens, mixed):
 
 @pytest.mark.slow
 def test_a_bfloat16_base(adapters, tokens):
-    base = T5(TINY, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    base = random_t5(TINY, dtype=jnp.bfloat16)
     nnx.update(base, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.state(base, nnx.Param)))
     bank = AdapterBank(base, capacity=3, room=room_for_all(base))
     names = ["lora", "ia3", "prompt"]

@@ -21,14 +21,13 @@ from jpeft.model import weights
 from jpeft.model.decoder_config import CHOICES, DecoderConfig
 from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.model.family import family_with
-from jpeft.model.t5 import T5
 from jpeft.peft.attaching import attach
 from jpeft.peft.lora import Lora
 from jpeft.peft.selection import select
 from jpeft.peft.variables import Adapter
 from jpeft.train.session import Session
 from jpeft.train.step import zero_sums
-from tests.conftest import TINY, news, write_parquet
+from tests.conftest import TINY, news, random_t5, write_parquet
 from tests.decoders import TINY_DECODERS, random_decoder
 from tests.model.gguf_files import write_chat_tokenizer
 from tests.train.scripted import digest, run_scripted, traced
@@ -164,7 +163,7 @@ def test_every_key_is_entered():
 def places(tmp_path_factory, tiny_checkpoint, tiny_tokenizer, toy_data):
     """What values in angle brackets stand for."""
     root = tmp_path_factory.mktemp("keys")
-    weights.save(T5(TINY, rngs=nnx.Rngs(8)), root / "model")
+    weights.save(random_t5(TINY, seed=8), root / "model")
     (root / "model/tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
     for split, rows in (("train", 120), ("test", 24)):
         write_parquet(root / f"data/ag_news/{split}.parquet", news(rows, seed=77))
@@ -173,7 +172,7 @@ def places(tmp_path_factory, tiny_checkpoint, tiny_tokenizer, toy_data):
     classes |= {"weight": [1, 2, 3] * 30}
     write_parquet(root / "custom.parquet", {**custom, **classes})
     write_parquet(root / "more.parquet", {"text": news(60, seed=9)["text"], "target": ["yes", "no"] * 30})
-    tuned = T5(TINY, rngs=nnx.Rngs(3))
+    tuned = random_t5(TINY, seed=3)
     tuned = attach(tuned, Lora(), select(tuned, Lora()), jax.random.key(5))
     save_adapter(tuned, Lora(), select(tuned, Lora()), root / "adapter", base_name="tiny")
     sizes = {"vocab_size": 320, "d_model": 16, "d_head": 4, "d_ff": 24, "num_heads": 4, "num_kv_heads": 2}

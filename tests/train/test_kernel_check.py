@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpeft.model.t5 import T5
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.lora import Lora
 from jpeft.peft.selection import Selection, select
@@ -18,7 +17,7 @@ from jpeft.train.kernel_check import FirstUpdate, MicroBatch, kernel_caution, up
 from jpeft.train.optimizer import AdamW
 from jpeft.train.schedule import constant
 from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
-from tests.conftest import TINY, make_batch
+from tests.conftest import ONE_LAYER, TINY, make_batch, random_t5
 from tests.train.test_loop import result_of, run
 
 # Of the CPU's compiler: one that gives another program, and right results.
@@ -38,9 +37,8 @@ class Wrong(Program):
 
 @pytest.fixture(scope="module")
 def step():
-    from flax import nnx
 
-    model = T5(TINY, rngs=nnx.Rngs(0))
+    model = random_t5(ONE_LAYER)
     method, few = Lora.official(), Selection(pattern="encoder/layers/0/self_attention/[qv]")
     graphdef, adapter, base = split(attach(model, method, select(model, method, few), jax.random.key(0)))
     batch = make_batch(TINY, rows=4, enc_len=8, dec_len=5)

@@ -79,8 +79,8 @@ def test_one_cell_of_each_method(method, tiny_checkpoint, toy_data, tmp_path, ca
         ("lora_later_samsum_medium", 18, {"rouge_l"}),
     ],
 )
-def test_one_cell_of_each_task_and_of_ablations(config, test_rows, metrics, tiny_checkpoint, toy_data, tmp_path):
-    assert run(config, tmp_path / "run", tiny_checkpoint, toy_data) == 0
+def test_one_cell_of_each_task_and_of_ablations(config, test_rows, metrics, deeper_checkpoint, toy_data, tmp_path):
+    assert run(config, tmp_path / "run", deeper_checkpoint, toy_data) == 0
     result = result_of(tmp_path / "run")
     assert set(result["metrics"]) == metrics and result["metric"] == result["metrics"][result["metric_name"]]
     lines = [json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()]

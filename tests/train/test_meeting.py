@@ -20,7 +20,6 @@ from jpeft.eval.loss import loss_sums
 from jpeft.mesh.layout import Layout
 from jpeft.model.decoder import Decoder
 from jpeft.model.decoder_family import DECODER_FAMILY
-from jpeft.model.t5 import T5
 from jpeft.model.t5_family import T5_FAMILY
 from jpeft.peft.adapter import BottleneckAdapter
 from jpeft.peft.attaching import attach, split
@@ -36,7 +35,7 @@ from jpeft.train.meeting import Meeting
 from jpeft.train.programs import kind_of
 from jpeft.train.session import Session
 from jpeft.train.step import make_accumulate, zero_sums
-from tests.conftest import TINY, make_batch, slow_but
+from tests.conftest import TINY, make_batch, random_t5, slow_but
 from tests.decoders import LLAMA
 from tests.peft.filled import filled
 from tests.peft.test_laws import METHODS, ONE_LAYER
@@ -229,7 +228,7 @@ def assert_steps_as_alone(methods, model, *, lengths=((6, 5), (8, 4))):
 
 @pytest.mark.parametrize("name", slow_but(("lora", "prompt"), [name for name in METHODS if name != "full"]))
 def test_a_step_of_two_runs_is_that_of_each_alone(name):
-    assert_steps_as_alone([METHODS[name]] * 2, T5(ONE_LAYER, rngs=nnx.Rngs(0)))
+    assert_steps_as_alone([METHODS[name]] * 2, random_t5(ONE_LAYER))
 
 
 OF_TWO_RANKS = {
@@ -248,7 +247,7 @@ def test_every_method_that_may_be_filled_up_is_tried_so():
 @pytest.mark.parametrize("name", OF_TWO_RANKS)
 @pytest.mark.slow
 def test_a_step_of_two_ranks_is_that_of_each_alone(name):
-    assert_steps_as_alone(OF_TWO_RANKS[name], T5(ONE_LAYER, rngs=nnx.Rngs(0)))
+    assert_steps_as_alone(OF_TWO_RANKS[name], random_t5(ONE_LAYER))
 
 
 def test_updates_of_another_scale_do_not_meet(tiny_t5):
@@ -263,7 +262,7 @@ def test_updates_of_another_scale_do_not_meet(tiny_t5):
 def test_each_of_two_runs_has_its_own_dropout_masks():
     """Where its rows are as long as alone: a mask is drawn for padding, too."""
     config = dataclasses.replace(ONE_LAYER, dropout_rate=0.1)
-    assert_steps_as_alone([METHODS["ia3"]] * 2, T5(config, rngs=nnx.Rngs(0)), lengths=((6, 5), (6, 5)))
+    assert_steps_as_alone([METHODS["ia3"]] * 2, random_t5(config), lengths=((6, 5), (6, 5)))
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def after_a_step_without_gradient(model, method, key, **options) -> dict[str, fl
     graphdef, adapter, base = split(attach(model, method, select(model, method), key))
     ones = jax.tree.map(jnp.ones_like, adapter)
     tx = AdamW(weight_decay=0.5, **options)(constant(1.0))
-    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, ones), tx.init(ones), ones)
+    updates, _ = jax.jit(tx.update)(jax.tree.map(jnp.zeros_like, ones), tx.init(ones), ones)
     named = named_leaves(nnx.merge(graphdef, optax.apply_updates(ones, updates), base), Adapter)
     return {name.rpartition("/")[2]: float(np.unique(value).item()) for name, value in named.items()}
 
@@ -51,7 +51,7 @@ def test_the_first_step_is_the_learning_rate_against_the_gradients_sign(tiny_t5,
     _, adapter, _ = split(attach(tiny_t5, method, select(tiny_t5, method), key))
     grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, -3.0), adapter)
     tx = AdamW()(constant(0.01))
-    updates, _ = tx.update(grads, tx.init(adapter), adapter)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(adapter), adapter)
     for update in jax.tree.leaves(updates):
         np.testing.assert_allclose(update, 0.01, rtol=1e-5)
 
@@ -63,7 +63,7 @@ def test_a_leafs_own_rate_is_the_learning_rate_times_its_factor(tiny_t5, key):
     ones = jax.tree.map(jnp.ones_like, adapter)
     grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, -3.0), adapter)
     tx = AdamW(weight_decay=0.5, rate_factors=tuple(method.rate_factors.items()))(constant(0.01))
-    updates, _ = tx.update(grads, tx.init(ones), ones)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(ones), ones)
     for path, update in jax.tree.leaves_with_path(updates):
         factor = 16 if "lora_b" in jax.tree_util.keystr(path) else 1
         np.testing.assert_allclose(update, 0.005 * factor, rtol=1e-4)
@@ -85,7 +85,7 @@ def test_clipping_bounds_the_norm_over_the_whole_adapter(tiny_t5, key):
     _, adapter, _ = split(attach(tiny_t5, method, select(tiny_t5, method), key))
     grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, 100.0), adapter)
     tx = AdamW(clip_grad_norm=1.0)(constant(0.01))
-    _, state = tx.update(grads, tx.init(adapter), adapter)
+    _, state = jax.jit(tx.update)(grads, tx.init(adapter), adapter)
     first_moment = optax.tree.get(state, "mu")
     np.testing.assert_allclose(optax.tree.norm(first_moment), 0.1 * 1.0, rtol=1e-5)  # 1 - beta_1 of the clipped one
 

@@ -34,13 +34,16 @@ def batches(tokens):
     return [padded(tokens, rows, shape, **given) for rows, shape in (([0, 1], (8, 4)), ([2, 3], (8, 8)))]
 
 
+_logits = jax.jit(lambda model, *ids: model(*ids))
+
+
 def by_hand(model, tokens, smoothing):
     """The formula of `jpeft.data.weighting`, row by row and token by token."""
     total = count = 0.0
     for row, weight in enumerate(WEIGHTS):
         target = tokens.targets[row]
         inputs = (tokens.inputs[row], np.concatenate([[0], target[:-1]]).astype(np.int32))
-        logits = model(*(jnp.asarray(ids)[None] for ids in inputs))
+        logits = _logits(model, *(jnp.asarray(ids)[None] for ids in inputs))
         log_p = np.asarray(jax.nn.log_softmax(logits.astype(jnp.float32)), np.float64)[0]
         right = log_p[np.arange(len(target)), target]
         total += weight * -((1 - smoothing) * right + smoothing * log_p.mean(axis=-1)).sum()
