@@ -215,9 +215,9 @@ def test_a_name_alone_brings_its_settings():
 
 
 @pytest.fixture(scope="module")
-def t5_file(tmp_path_factory, tiny_checkpoint):
+def t5_file(tmp_path_factory, deeper_checkpoint):
     """A T5's directory and the same model as a GGUF file."""
-    held = weights.open_checkpoint(tiny_checkpoint)
+    held = weights.open_checkpoint(deeper_checkpoint)
     values = {name: whole(held, name) for name in held.names()}
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
     pieces += [(letter, -4.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
@@ -225,7 +225,7 @@ def t5_file(tmp_path_factory, tiny_checkpoint):
     pieces += [(f"[PAD{number}]", -1000.0) for number in range(len(pieces), 320)]
     path = tmp_path_factory.mktemp("t5") / "t5.gguf"
     write_t5(path, values, TINY.to_dict(), pieces=pieces)
-    return tiny_checkpoint, path
+    return deeper_checkpoint, path
 
 
 def test_a_t5_of_a_gguf_file_is_the_same_model(t5_file):

@@ -19,7 +19,7 @@ from jpeft.model import source
 from jpeft.model.decoder_config import DecoderConfig
 from jpeft.model.source import load_config, packaged_models, resolve
 from jpeft.model.t5_config import RELEASED, T5Config
-from tests.conftest import TINY
+from tests.conftest import ONE_LAYER, TINY
 from tests.decoders import LLAMA
 
 # The HTTP library of the installed huggingface_hub: httpx, or httpx2 from version 2 on.
@@ -230,13 +230,13 @@ def test_the_sizes_of_a_released_model_need_no_network(name, monkeypatch):
 
 
 def test_the_sizes_of_another_model_are_those_of_its_config(tiny_checkpoint):
-    assert load_config(str(tiny_checkpoint)) == TINY
+    assert load_config(str(tiny_checkpoint)) == ONE_LAYER
 
 
 def test_a_directory_of_a_released_models_name_is_read(tiny_checkpoint, tmp_path, monkeypatch):
     shutil.copytree(tiny_checkpoint, tmp_path / "google" / "flan-t5-xl")
     monkeypatch.chdir(tmp_path)
-    assert load_config("google/flan-t5-xl") == TINY
+    assert load_config("google/flan-t5-xl") == ONE_LAYER
 
 
 @pytest.mark.parametrize(
