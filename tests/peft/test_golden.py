@@ -22,10 +22,18 @@ MODELS = ("tied_relu", "untied_gated", "tall_odd")
 ADAPTERS = ("lora", "ia3", "prompt")
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def golden_base(request):
+# Each architecture and each method once all day, the other pairs with the slow tests.
+QUICK = set(zip(MODELS, ADAPTERS, strict=True))
+PAIRS = [
+    pytest.param((model, adapter), marks=[] if (model, adapter) in QUICK else pytest.mark.slow, id=f"{model}-{adapter}")
+    for model in MODELS
+    for adapter in ADAPTERS
+]
+
+
+def golden_base(name):
     """`(directory, model, batch, logits)` of one architecture without an adapter."""
-    directory = GOLDEN / request.param
+    directory = GOLDEN / name
     expected = load_file(directory / "expected.safetensors")
     labels = expected["labels"]
     batch = {
@@ -37,12 +45,13 @@ def golden_base(request):
     return directory, weights.load(directory), batch, expected["logits"]
 
 
-@pytest.fixture(scope="module", params=ADAPTERS)
-def golden_adapter(request, golden_base):
+@pytest.fixture(scope="module", params=PAIRS)
+def golden_adapter(request):
     """`(logits, gradients in PEFT's layout, the same as PEFT has them, logits of the base)`."""
-    directory, model, batch, base_logits = golden_base
-    adapted, method, _ = load_adapter(directory / request.param, model)
-    assert method.name == request.param
+    architecture, name = request.param
+    directory, model, batch, base_logits = golden_base(architecture)
+    adapted, method, _ = load_adapter(directory / name, model)
+    assert method.name == name
     graphdef, adapter, frozen = split(adapted)
 
     def mean_loss(adapter):
@@ -54,7 +63,7 @@ def golden_adapter(request, golden_base):
         gradient, logits = jax.jit(jax.grad(mean_loss, has_aux=True))(adapter)
     named = named_leaves(nnx.merge(graphdef, gradient, frozen), Adapter)
     ours = peft_tensors(adapted, type(method), {name: np.asarray(value) for name, value in named.items()})
-    return logits, ours, load_file(directory / request.param / "expected.safetensors"), base_logits
+    return logits, ours, load_file(directory / name / "expected.safetensors"), base_logits
 
 
 def test_logits_with_an_adapter(golden_adapter):

@@ -19,8 +19,8 @@ from jpeft.peft.prefix import Prefix
 from jpeft.peft.prompt import common_pieces
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.variables import Adapter
-from tests.conftest import TINY, random_t5, slow_but
-from tests.decoders import LLAMA, MORE, TINY_DECODERS, random_decoder
+from tests.conftest import ONE_LAYER, TINY, random_t5, slow_but
+from tests.decoders import LLAMA, MORE, TINY_DECODERS, one_layer, random_decoder
 from tests.peft.filled import filled
 
 PREFIX = Prefix(prefix_length=5)
@@ -42,7 +42,7 @@ def test_a_prefix_of_pieces_that_were_read_is_that_text(kind, key):
     config = {**TINY_DECODERS, **MORE}[kind]
     if config.window is not None:  # of which a prefix is always seen, and a text is not
         config = type(config)(**{**vars(config), "windowed": ()})
-    model = random_decoder(config)
+    model = random_decoder(one_layer(config))
     pieces, tokens = common_pieces(key, 5, config.vocab_size), tokens_of(config)
     text = jnp.concatenate([jnp.tile(pieces, (3, 1)), tokens], axis=1)
     np.testing.assert_allclose(forward(adapted(model, key=key), tokens), forward(model, text)[:, 5:], atol=2e-5)
@@ -63,9 +63,9 @@ def test_a_prefix_is_seen_from_behind_a_window():
 def test_answers_with_caches_are_those_of_whole_passes(kind, key):
     """Greedily and by beams, for rows of unequal length."""
     if kind == "t5":
-        model = filled(adapted(random_t5(TINY)), key)
+        model = filled(adapted(random_t5(ONE_LAYER)), key)
     else:
-        model = filled(adapted(random_decoder(TINY_DECODERS[kind])), key)
+        model = filled(adapted(random_decoder(one_layer(TINY_DECODERS[kind]))), key)
     inputs = np.array(tokens_of(model.config))
     inputs[1, 4:] = 0
     found = np.asarray(jax.jit(lambda m, x: greedy(m, x, max_length=5))(model, jnp.asarray(inputs)))
@@ -122,7 +122,7 @@ def test_layers_run_one_by_one_or_by_a_loop_and_kept_or_made_anew(batch, key):
 
 
 def test_packed_examples_all_see_the_prefix_and_none_another(key):
-    model = filled(adapted(random_t5(TINY)), key)
+    model = filled(adapted(random_t5(ONE_LAYER)), key)
     inputs, targets = tokens_of(TINY, rows=2, length=4), tokens_of(TINY, rows=2, length=3, seed=1)
     packed = forward(
         model, inputs.reshape(1, 8), targets.reshape(1, 6), None, (jnp.arange(8)[None] // 4, jnp.arange(6)[None] // 3)

@@ -133,6 +133,7 @@ def test_adafactor_and_random_embeddings_train_too(tiny_pretraining, tmp_path):
     assert np.isfinite(result["validation_loss"]["text"])
 
 
+@pytest.mark.slow
 def test_a_model_can_be_trained_further(tiny_pretraining, tmp_path):
     pretrain(Pretraining.from_config(tiny_pretraining), tmp_path / "first", display=QUIET)
     tiny_pretraining.model.start = str(tmp_path / "first/model")

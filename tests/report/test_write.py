@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.report import csvs, document, markdown, page, plain
+from jpeft.report import csvs, document, figures, markdown, page, plain
 from jpeft.report.groups import group
 from jpeft.report.records import load
 from jpeft.report.table import Column, Table, Value
@@ -129,7 +129,14 @@ def test_generated_data_is_labelled_everywhere(tmp_path):
     assert "the paper 0" not in (tmp_path / "out/report.md").read_text()
 
 
-def test_groups_have_sections_and_files_of_their_own(tmp_path):
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures that are there and hold nothing, where it is files and text that matter."""
+    empty = figures.Drawn(b"png", b"<svg></svg>", "<svg></svg>")
+    monkeypatch.setattr(figures, "render", lambda figure: empty)
+
+
+def test_groups_have_sections_and_files_of_their_own(undrawn, tmp_path):
     for index, (model, source) in enumerate([("mini", "local"), ("mini", "sample"), ("Mini!", "local")]):
         write_run(tmp_path / "runs" / str(index), record(model=model, source=source))
     groups = group(load([tmp_path / "runs"])[0])
@@ -140,7 +147,7 @@ def test_groups_have_sections_and_files_of_their_own(tmp_path):
     assert names <= set(ids)
 
 
-def test_what_an_earlier_report_left_is_removed_and_nothing_else(tmp_path):
+def test_what_an_earlier_report_left_is_removed_and_nothing_else(undrawn, tmp_path):
     (tmp_path / "out/csv").mkdir(parents=True)
     (tmp_path / "out/csv/mine.csv").write_text("mine")
     write_run(tmp_path / "a", record())
