@@ -160,7 +160,7 @@ def test_every_key_is_entered():
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory, tiny_checkpoint, tiny_tokenizer, toy_data):
+def places(tmp_path_factory, deeper_checkpoint, tiny_tokenizer, toy_data):
     """What values in angle brackets stand for."""
     root = tmp_path_factory.mktemp("keys")
     weights.save(random_t5(TINY, seed=8), root / "model")
@@ -186,7 +186,7 @@ def places(tmp_path_factory, tiny_checkpoint, tiny_tokenizer, toy_data):
     return {
         "<chat>": str(root / "chat"),
         "<bloom>": str(root / "bloom"),
-        "<tiny>": str(tiny_checkpoint),
+        "<tiny>": str(deeper_checkpoint),
         "<toy>": str(toy_data),
         "<other>": str(root / "model"),
         "<other data>": str(root / "data"),

@@ -192,27 +192,27 @@ def test_a_custom_classification_from_jsonl(tiny_checkpoint, toy_jsonl, tmp_path
 
 
 @pytest.mark.slow
-def test_a_run_can_start_from_an_earlier_adapter(tiny_checkpoint, toy_data, tmp_path, capsys):
-    assert run("lora_agnews_low", tmp_path / "first", tiny_checkpoint, toy_data) == 0
+def test_a_run_can_start_from_an_earlier_adapter(deeper_checkpoint, toy_data, tmp_path, capsys):
+    assert run("lora_agnews_low", tmp_path / "first", deeper_checkpoint, toy_data) == 0
     start = f"--config.method.from_adapter={tmp_path / 'first'}"  # a run, or the adapter in it
     small_steps = [f"--config.train.learning_rate.{point}=1e-9" for point in ("initial", "warmup", "annealing")]
-    assert run("lora_agnews_low", tmp_path / "second", tiny_checkpoint, toy_data, start, *small_steps) == 0
+    assert run("lora_agnews_low", tmp_path / "second", deeper_checkpoint, toy_data, start, *small_steps) == 0
     first, second = adapter_of(tmp_path / "first"), adapter_of(tmp_path / "second")
     for leaf in first:
         np.testing.assert_allclose(second[leaf], first[leaf], atol=1e-6)
-    assert run("ia3_agnews_low", tmp_path / "third", tiny_checkpoint, toy_data, start) == 2
+    assert run("ia3_agnews_low", tmp_path / "third", deeper_checkpoint, toy_data, start) == 2
     assert "make them agree" in capsys.readouterr().err
     for elsewhere in ("method.targets=q", "method.stacks=encoder", "method.layers=0", "ablation.name=early"):
-        arguments = ("lora_agnews_low", tmp_path / "third", tiny_checkpoint, toy_data, start, f"--config.{elsewhere}")
+        arguments = ("lora_agnews_low", tmp_path / "third", deeper_checkpoint, toy_data, start, f"--config.{elsewhere}")
         assert run(*arguments) == 2
         assert "an adapter keeps its sites" in capsys.readouterr().err
     same = "--config.method.targets=q,k,v,o"
-    assert run("lora_agnews_low", tmp_path / "third", tiny_checkpoint, toy_data, start, same, *small_steps) == 0
+    assert run("lora_agnews_low", tmp_path / "third", deeper_checkpoint, toy_data, start, same, *small_steps) == 0
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_the_rows(tiny_checkpoint, toy_data, tmp_path, capsys):
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_rows(deeper_checkpoint, toy_data, tmp_path, capsys):
     absurd = [f"--config.train.learning_rate.{point}=1e30" for point in ("initial", "warmup", "annealing")]
-    assert run("full_agnews_low", tmp_path / "run", tiny_checkpoint, toy_data, *absurd) == 1
+    assert run("full_agnews_low", tmp_path / "run", deeper_checkpoint, toy_data, *absurd) == 1
     line = capsys.readouterr().err
     assert "is nan at step" in line or "is inf at step" in line
     assert "rows train/" in line and "lower train.learning_rate.warmup" in line
