@@ -1,0 +1,42 @@
+"""Networks of shapes alone, which are traced once for each config."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from jpeft.model import abstract as module
+from jpeft.model.abstract import abstract
+from jpeft.model.decoder import Decoder
+from jpeft.model.t5 import T5
+from tests.conftest import TINY, random_t5, spec
+from tests.decoders import LLAMA, random_decoder
+
+
+@pytest.mark.parametrize(("network", "made"), [(T5, random_t5(TINY)), (Decoder, random_decoder(LLAMA))])
+def test_it_has_the_shapes_of_one_with_weights(network, made):
+    found = abstract(network, made.config)
+    assert spec(nnx.state(found)) == spec(nnx.state(made))
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.state(found)))
+
+
+def test_each_is_its_owners():
+    """Filling one, or taking its layers away, leaves the next as it was."""
+    one, other = abstract(T5, TINY), abstract(T5, TINY)
+    before = spec(nnx.state(other))
+    one.shared.embedding.set_value(jnp.ones((320, 16)))
+    one.encoder.segments.pop()
+    one.config = None
+    assert spec(nnx.state(other)) == before == spec(nnx.state(abstract(T5, TINY)))
+    assert len(other.encoder.segments) == 1 and abstract(T5, TINY).config == TINY
+
+
+def test_a_config_is_traced_once_and_another_dtype_is_another(monkeypatch):
+    config, traced = dataclasses.replace(TINY, d_ff=40), []
+    monkeypatch.setattr(module.nnx, "eval_shape", lambda make, _eval=nnx.eval_shape: traced.append(1) or _eval(make))
+    for _ in range(3):
+        abstract(T5, config)
+    assert len(traced) == 1
+    assert abstract(T5, config, dtype=jnp.bfloat16).dtype == jnp.bfloat16 and len(traced) == 2
