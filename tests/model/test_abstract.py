@@ -25,12 +25,12 @@ def test_it_has_the_shapes_of_one_with_weights(network, made):
 def test_each_is_its_owners():
     """Filling one, or taking its layers away, leaves the next as it was."""
     one, other = abstract(T5, TINY), abstract(T5, TINY)
-    before = spec(nnx.state(other))
     one.shared.embedding.set_value(jnp.ones((320, 16)))
     one.encoder.segments.pop()
     one.config = None
-    assert spec(nnx.state(other)) == before == spec(nnx.state(abstract(T5, TINY)))
-    assert len(other.encoder.segments) == 1 and abstract(T5, TINY).config == TINY
+    for untouched in (other, abstract(T5, TINY)):
+        assert isinstance(untouched.shared.embedding[...], jax.ShapeDtypeStruct)
+        assert len(untouched.encoder.segments) == 1 and untouched.config == TINY
 
 
 def test_a_config_is_traced_once_and_another_dtype_is_another(monkeypatch):
