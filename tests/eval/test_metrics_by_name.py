@@ -310,6 +310,9 @@ def test_naming_a_function_imports_it_only_where_it_is_asked_for_by_load(module)
         ("return 'good'", "gave str of 4; expected one finite number, or one for each of 2 rows"),
         ("return [1.0]", "gave list of 1"),
         ("return float('nan')", "gave nan"),
+        ("import numpy\n    return numpy.ones((2, 1))", "gave an array of shape .2, 1.; expected one finite number"),
+        ("return [[1.0], [1.0, 2.0]]", r"fails on 2 rows \(ValueError"),
+        ("class Long:\n        __repr__ = lambda self: 'a\\n  b'\n    return Long()", "gave a b; expected"),
         ("return predictions[9]", r"fails on 2 rows \(IndexError"),
         ("return 1.5\nf.range = (0, 1)", "gave 1.5; .* 0 to 1"),
     ],
@@ -317,7 +320,8 @@ def test_naming_a_function_imports_it_only_where_it_is_asked_for_by_load(module)
 def test_what_a_function_gives_is_checked(body, says, module, request):
     name = module(f"own_c{abs(hash(body))}", f"def f(predictions, references):\n    {body}\n")
     own.load(f"{name}:f")
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=says) as refused:
         judge(custom("generation", f"{name}:f"), rows("a", "b"), ["a", "b"])
+    assert "\n" not in str(refused.value)
     with pytest.raises(UserError, match="the module has no function 'g'"):
         own.load(f"{name}:g")

@@ -98,12 +98,12 @@ class OwnMetric(Metric):
         rows = len(answered.predictions)
         try:
             given = self.scores(answered)
+            values = np.asarray(given)
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise UserError(f"the metric {self.name!r} fails on {rows:,} rows ({reason[:200]}).") from error
-        values = np.asarray(given)
         expected = f"one finite number, or one for each of {rows:,} rows, within its range"
-        shown = f"{type(given).__name__} of {len(given):,}" if isinstance(given, Sequence) else repr(given)[:60]
+        shown = _in_words(given, values)
         if values.dtype.kind not in "bif" or values.shape not in ((), (rows,)):
             raise UserError(f"the metric {self.name!r} gave {shown}; expected {expected}.")
         low, high = self.range
@@ -113,3 +113,12 @@ class OwnMetric(Metric):
             return Computed(self, float(values))
         scores = [float(value) for value in values]
         return Computed(self, math.fsum(scores) / rows, scores=scores)
+
+
+def _in_words(given: Any, values: np.ndarray) -> str:
+    """What a function gave, for one line."""
+    if isinstance(given, Sequence):
+        return f"{type(given).__name__} of {len(given):,}"
+    if values.ndim:
+        return f"an array of shape {list(values.shape)}"
+    return " ".join(repr(given).split())[:60]
