@@ -56,7 +56,7 @@ TINY = T5Config(
     tie_word_embeddings=False,
     dropout_rate=0.0,  # its random bits are most of what a tiny training step takes to compile
 )
-# Where a law is of one layer's numbers, a stack of them would only take longer to compile.
+# Half of it to compile, for what is not about layers: one alone is run without a loop, and no leaf has more than one.
 ONE_LAYER = dataclasses.replace(TINY, num_layers=1, num_decoder_layers=1)
 TOPICS = ["World", "Sports", "Business", "Sci/Tech"]
 _WORDS = {

@@ -2,7 +2,7 @@
 
 `--jaxtyping-packages` puts `jaxtyping.jaxtyped` on every function. Its bookkeeping of dimensions, and what it makes
 for a function that is defined anew at each call of another, took a fifth of all tests' time. So a function that speaks
-of no array's shape is checked by beartype alone, and one within another not at all.
+of no array's shape is checked by beartype alone, and such a one within another not at all.
 """
 
 import dataclasses
@@ -28,13 +28,11 @@ def checked(function: Any = None, *, typechecker: Callable[..., Any]) -> Any:
         return function
     if not inspect.isfunction(function):
         return _jaxtyped(function, typechecker=typechecker)
-    if "<locals>" in function.__qualname__:
-        return function
     annotations = list(function.__annotations__.values())
-    if not annotations:
-        return function
-    if any(isinstance(annotation, str) or _speaks_of_shapes(annotation) for annotation in annotations):
+    if any(map(_speaks_of_shapes, annotations)):
         return _jaxtyped(function, typechecker=typechecker)
+    if not annotations or "<locals>" in function.__qualname__:
+        return function
     return beartype.beartype(function)
 
 

@@ -29,7 +29,7 @@ class Family(abc.ABC):
     Attributes:
       name: by which messages call one of its models: `T5`.
       tag: by which the hub calls such models.
-      network: its class.
+      network: its class, called as `network(config, dtype=..., rngs=...)`.
       config_type: the class of its config.
       model_types: what a `config.json` of it has as `model_type`.
       released: configs of released models by their names on the hub.

@@ -310,7 +310,10 @@ def test_naming_a_function_imports_it_only_where_it_is_asked_for_by_load(module)
         ("return 'good'", "gave str of 4; expected one finite number, or one for each of 2 rows"),
         ("return [1.0]", "gave list of 1"),
         ("return float('nan')", "gave nan"),
-        ("import numpy\n    return numpy.ones((2, 1))", "gave an array of shape .2, 1.; expected one finite number"),
+        (
+            "import numpy\n    return numpy.ones((2, 1))",
+            "gave an array of float64s of shape .2, 1.; expected one finite number",
+        ),
         ("return [[1.0], [1.0, 2.0]]", r"fails on 2 rows \(ValueError"),
         ("class Long:\n        __repr__ = lambda self: 'a\\n  b'\n    return Long()", "gave a b; expected"),
         ("return predictions[9]", r"fails on 2 rows \(IndexError"),

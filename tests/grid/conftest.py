@@ -11,7 +11,7 @@ BENCHMARK = Path(__file__).parents[2] / "configs/benchmark.py"
 
 
 @pytest.fixture
-def grid_flags(tiny_checkpoint, toy_data):
+def grid_flags(deeper_checkpoint, toy_data):
     """Flags of a grid of tiny runs in a directory, with what else a test wants."""
 
     def flags(workdir: Path, *more: str) -> list[str]:
@@ -19,7 +19,7 @@ def grid_flags(tiny_checkpoint, toy_data):
             "grid",
             f"--config={BENCHMARK}",
             f"--workdir={workdir}",
-            f"--config.model.name={tiny_checkpoint}",
+            f"--config.model.name={deeper_checkpoint}",
             f"--config.data.path={toy_data}",
             "--config.train.max_epochs=2",
             "--config.train.batch_size=8",

@@ -165,9 +165,9 @@ def test_no_leaf_is_an_array_of_the_base(name, tiny_t5, key):
 
 
 @each_method_of_the_paper_first
-def test_three_steps_move_every_adapter_leaf_and_no_base_leaf(name, key):
+def test_three_steps_move_every_adapter_leaf_and_no_base_leaf(name, tiny_t5, key):
     """And the optimizer holds two moments per adapter leaf, and nothing of the base; no step compiles anew."""
-    graphdef, adapter, base = split(adapted(name, random_t5(ONE_LAYER), key))
+    graphdef, adapter, base = split(adapted(name, tiny_t5, key))
     before = jax.tree.map(np.array, (adapter, base))
     optimizer = AdamW(weight_decay=0.01, clip_grad_norm=1.0)
     state, sums = init_state(adapter, optimizer), zero_sums(adapter)
@@ -225,7 +225,7 @@ def test_save_and_load_round_trips(name, tiny_t5, batch, key, tmp_path):
     if name in ("prefix_network", "lora_pissa"):  # whose network is left behind; which is a LoRA of twice the rank
         np.testing.assert_allclose(logits(loaded, batch), logits(model, batch), atol=1e-5)
         return
-    assert spec(split(loaded)[1]) == spec(split(model)[1])
+    assert split(loaded)[0] == split(model)[0]  # scales, seeds, activations, and all else that is no leaf
     jax.tree.map(np.testing.assert_array_equal, split(loaded)[1], split(model)[1])
 
 

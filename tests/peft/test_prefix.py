@@ -1,5 +1,7 @@
 """Prefix tuning: what stands before the text is seen as text is, in every pass of a model."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,8 +43,8 @@ def test_a_prefix_of_pieces_that_were_read_is_that_text(kind, key):
     """Keys and values of real text do what the text does, wherever positions are learned, turned or biased."""
     config = {**TINY_DECODERS, **MORE}[kind]
     if config.window is not None:  # of which a prefix is always seen, and a text is not
-        config = type(config)(**{**vars(config), "windowed": ()})
-    model = random_decoder(one_layer(config))
+        config = dataclasses.replace(config, windowed=())
+    model = random_decoder(dataclasses.replace(config, num_layers=2))
     pieces, tokens = common_pieces(key, 5, config.vocab_size), tokens_of(config)
     text = jnp.concatenate([jnp.tile(pieces, (3, 1)), tokens], axis=1)
     np.testing.assert_allclose(forward(adapted(model, key=key), tokens), forward(model, text)[:, 5:], atol=2e-5)
@@ -65,7 +67,8 @@ def test_answers_with_caches_are_those_of_whole_passes(kind, key):
     if kind == "t5":
         model = filled(adapted(random_t5(ONE_LAYER)), key)
     else:
-        model = filled(adapted(random_decoder(one_layer(TINY_DECODERS[kind]))), key)
+        config = TINY_DECODERS[kind]
+        model = filled(adapted(random_decoder(config if config.windowed else one_layer(config))), key)
     inputs = np.array(tokens_of(model.config))
     inputs[1, 4:] = 0
     found = np.asarray(jax.jit(lambda m, x: greedy(m, x, max_length=5))(model, jnp.asarray(inputs)))

@@ -396,11 +396,12 @@ def _adapted(method: Lora) -> tuple[T5, Lora, Any]:
     return model, method, chosen
 
 
-def test_the_directories_that_are_broken_here_are_whole_before(tiny_checkpoint, adapters):
+def test_the_directories_that_are_broken_here_are_whole_before(tiny_checkpoint, deeper_checkpoint, adapters):
     assert weights.read_config(tiny_checkpoint) == ONE_LAYER
     for directory in adapters.values():
-        assert open_adapter(directory, abstract_model(TINY)).method.rank == 2
-    Tokenizer.load(tiny_checkpoint)
+        assert open_adapter(directory, abstract_model(weights.read_config(deeper_checkpoint))).method.rank == 2
+    for directory in (tiny_checkpoint, deeper_checkpoint):
+        Tokenizer.load(directory)
 
 
 @pytest.mark.parametrize("case", CONFIGS)
@@ -458,13 +459,13 @@ for line in sys.stdin:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_end_with_one_line_soon_and_in_little_memory(command, tiny_checkpoint, adapters, tmp_path):
+def test_commands_end_with_one_line_soon_and_in_little_memory(command, deeper_checkpoint, adapters, tmp_path):
     """One process for all of a table: whatever one leaves behind would show in the next."""
     table, good, arguments = COMMANDS[command]
     calls = []
     for number, damage in enumerate(table.values()):
-        directory = broken({"model": tiny_checkpoint, **adapters}[good], damage, tmp_path / str(number))
-        words = {"IT": str(directory), "BASE": str(tiny_checkpoint), "OUT": str(tmp_path / str(number) / "out")}
+        directory = broken({"model": deeper_checkpoint, **adapters}[good], damage, tmp_path / str(number))
+        words = {"IT": str(directory), "BASE": str(deeper_checkpoint), "OUT": str(tmp_path / str(number) / "out")}
         calls.append([words.get(word, word) for word in arguments])
     done = subprocess.run(
         [sys.executable, "-c", _STARTED_TOGETHER],

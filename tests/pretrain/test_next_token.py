@@ -233,8 +233,7 @@ def test_of_rows_that_fill_no_batch_the_emptiest_are_left_out(decoder_pretrainin
     assert sorted(kept) == sorted(every)[len(every) - len(kept) :]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("family", "size"), [("t5", 400), ("llama", 330)])
+@pytest.mark.parametrize(("family", "size"), [pytest.param("t5", 400, marks=pytest.mark.slow), ("llama", 330)])
 def test_a_vocabulary_made_by_a_run_that_replaces_another_is_saved(decoder_pretraining, tmp_path, family, size):
     decoder_pretraining.model.family = family
     decoder_pretraining.tokenizer.update({"path": None, "size": size, "megabytes": 0.1})

@@ -1,4 +1,4 @@
-"""A shelf of adapters of the tiny checkpoint, and an engine that answers by them."""
+"""A shelf of adapters of the checkpoint of two blocks, and an engine that answers by them."""
 
 from pathlib import Path
 
@@ -16,10 +16,10 @@ SIZES = ShapeFlags(batch_sizes=(4,), input_lengths=(16,), output_lengths=(4,))
 
 
 @pytest.fixture(scope="session")
-def tiny_shelf(tmp_path_factory, tiny_checkpoint) -> Path:
-    """Adapters of the tiny checkpoint, a directory each; not to be written to."""
+def tiny_shelf(tmp_path_factory, deeper_checkpoint) -> Path:
+    """Adapters of the checkpoint of two blocks, a directory each; not to be written to."""
     root = tmp_path_factory.mktemp("shelf")
-    base = weights.load(tiny_checkpoint)
+    base = weights.load(deeper_checkpoint)
     for seed, name in enumerate(ON_SHELF):
         adapter = make(base, *METHODS[name], seed=seed)
         save_adapter(adapter.model, adapter.method, adapter.sites, root / name, base_name="tiny")
@@ -27,13 +27,13 @@ def tiny_shelf(tmp_path_factory, tiny_checkpoint) -> Path:
 
 
 @pytest.fixture(scope="session")
-def started(tiny_checkpoint, tiny_shelf) -> tuple[Engine, Shelf]:
+def started(deeper_checkpoint, tiny_shelf) -> tuple[Engine, Shelf]:
     """An engine with all that is on the shelf, compiled. Who unloads an adapter loads it again."""
     choices = Choices(
-        model=str(tiny_checkpoint),
+        model=str(deeper_checkpoint),
         adapters=tiny_shelf,
         dtype="float32",
-        base_names=(str(tiny_checkpoint), "tiny"),
+        base_names=(str(deeper_checkpoint), "tiny"),
         capacity=4,
         room=(),
     )

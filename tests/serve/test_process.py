@@ -48,8 +48,8 @@ def test_a_port_that_is_taken_is_known_at_once(capsys, tmp_path):
         bind("127.0.0.1", 70000)
 
 
-def test_wrong_choices_are_named(capsys, tmp_path, tiny_checkpoint, tiny_shelf):
-    free = ("--port", 0, "--model", tiny_checkpoint)
+def test_wrong_choices_are_named(capsys, tmp_path, deeper_checkpoint, tiny_shelf):
+    free = ("--port", 0, "--model", deeper_checkpoint)
     refused(capsys, call(*free, "--adapters", tmp_path / "nowhere"), "is no directory")
     refused(capsys, call(*free, "--adapters", tmp_path), "holds no adapter to make room for")
     refused(capsys, call(*free, "--adapters", tiny_shelf, "--capacity", 2), "holds 3 adapters; --capacity is 2")
@@ -79,9 +79,9 @@ def tiny_server(checkpoint: Path, shelf: Path, *options: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_answers_what_it_accepted_and_exits_with_0(number, tiny_checkpoint, tiny_shelf):
+def test_told_to_stop_it_answers_what_it_accepted_and_exits_with_0(number, deeper_checkpoint, tiny_shelf):
     """Requests are kept waiting for their batch to fill; the signal comes while they all wait."""
-    with tiny_server(tiny_checkpoint, tiny_shelf, "--max-wait-ms", "3000", "--batch-sizes", "1,64") as server:
+    with tiny_server(deeper_checkpoint, tiny_shelf, "--max-wait-ms", "3000", "--batch-sizes", "1,64") as server:
 
         def ask(i: int) -> httpx2.Response:
             body = {"inputs": ["goal"], "adapter": ON_SHELF[i % 3]}
@@ -101,10 +101,10 @@ def test_told_to_stop_it_answers_what_it_accepted_and_exits_with_0(number, tiny_
 
 
 @pytest.mark.slow
-def test_under_load_every_answer_is_its_adapters_own(tiny_checkpoint, tmp_path):
-    known = write_adapters(tmp_path, str(tiny_checkpoint), 12)
+def test_under_load_every_answer_is_its_adapters_own(deeper_checkpoint, tmp_path):
+    known = write_adapters(tmp_path, str(deeper_checkpoint), 12)
     assert len({tuple(answers.values()) for answers in known.values()}) > 6
-    with tiny_server(tiny_checkpoint, tmp_path) as server:
+    with tiny_server(deeper_checkpoint, tmp_path) as server:
         figures = asyncio.run(load(server, known, seconds=8.0))
     assert figures["requests"] > 100 and figures["rows_per_batch"] > 1.5
     assert figures["wrong"] == figures["lost"] == figures["rows_answered_by_server_beyond_requests"] == 0
@@ -112,13 +112,15 @@ def test_under_load_every_answer_is_its_adapters_own(tiny_checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-def test_nothing_that_its_own_document_allows_or_forbids_is_answered_by_a_defect(tiny_checkpoint, tiny_shelf, tmp_path):
+def test_nothing_that_its_own_document_allows_or_forbids_is_answered_by_a_defect(
+    deeper_checkpoint, tiny_shelf, tmp_path
+):
     """Schemathesis: requests made from the OpenAPI document, right ones and wrong ones, and what may be answered."""
     shelf = tmp_path / "shelf"
     for name in "01aA":  # short ones are drawn often enough to be loaded and unloaded, too
         shutil.copytree(tiny_shelf / "ia3", shelf / name)
     # How many tokens a text has no schema can say: more are taken here than are drawn.
-    with tiny_server(tiny_checkpoint, shelf, "--input-lengths", "64,2048") as server:
+    with tiny_server(deeper_checkpoint, shelf, "--input-lengths", "64,2048") as server:
         fuzz = [str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json"]
         # Which columns an input has to have is for each adapter to say, and no schema can: right ones are refused.
         options = ["--max-time", "30", "--checks", "all", "--exclude-checks", "positive_data_acceptance"]

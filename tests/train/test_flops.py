@@ -19,7 +19,6 @@ from jpeft.peft.selection import select
 from jpeft.train.optimizer import AdamW
 from jpeft.train.schedule import constant
 from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
-from tests.conftest import random_t5
 
 # Without dropout, whose random bits are counted as FLOPs and are the same for every method.
 SMALL = dataclasses.replace(RELEASED["google/flan-t5-small"], dropout_rate=0.0)
@@ -30,7 +29,7 @@ def step_flops(method_name: str) -> float:
     method = build(method_name)
 
     def adapted() -> T5:
-        model = random_t5(SMALL)
+        model = T5(SMALL, rngs=nnx.Rngs(0))
         model = attach(model, method, select(model, method), jax.random.key(0))
         arrange_layers(model, scan=False)  # XLA counts the body of a loop once, whatever its length
         return model

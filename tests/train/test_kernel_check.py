@@ -37,7 +37,6 @@ class Wrong(Program):
 
 @pytest.fixture(scope="module")
 def step():
-
     model = random_t5(ONE_LAYER)
     method, few = Lora.official(), Selection(pattern="encoder/layers/0/self_attention/[qv]")
     graphdef, adapter, base = split(attach(model, method, select(model, method, few), jax.random.key(0)))

@@ -152,11 +152,11 @@ def test_the_same_command_gives_the_same_adapter_and_another_seed_another(tiny_c
 
 
 @pytest.mark.slow
-def test_the_best_adapter_is_kept_not_the_last(tiny_checkpoint, toy_data, tmp_path):
+def test_the_best_adapter_is_kept_not_the_last(deeper_checkpoint, toy_data, tmp_path):
     """A learning rate so high that the loss rises: training stops early and the adapter is that of the best epoch."""
     constant = [f"--config.train.learning_rate.{point}=2.0" for point in ("initial", "warmup", "annealing")]
     constant.append("--config.train.clip_grad_norm=1.0")
-    arguments = ("bitfit_agnews_low", tmp_path / "run", tiny_checkpoint, toy_data, *constant)
+    arguments = ("bitfit_agnews_low", tmp_path / "run", deeper_checkpoint, toy_data, *constant)
     assert run(*arguments, "--config.train.max_epochs=9") == 0
     result = result_of(tmp_path / "run")
     losses = result["validation_losses"]
@@ -165,7 +165,7 @@ def test_the_best_adapter_is_kept_not_the_last(tiny_checkpoint, toy_data, tmp_pa
     assert result["best_epoch"] == len(losses) - 2
 
     # With a constant learning rate, a run that ends after the best epoch goes the same way up to there.
-    arguments = ("bitfit_agnews_low", tmp_path / "shorter", tiny_checkpoint, toy_data, *constant)
+    arguments = ("bitfit_agnews_low", tmp_path / "shorter", deeper_checkpoint, toy_data, *constant)
     assert run(*arguments, f"--config.train.max_epochs={result['best_epoch'] + 1}") == 0
     kept, last = adapter_of(tmp_path / "run"), adapter_of(tmp_path / "shorter")
     assert all(np.array_equal(kept[leaf], last[leaf]) for leaf in last)

@@ -42,14 +42,14 @@ from tests.peft.test_laws import METHODS, ONE_LAYER
 
 
 @pytest.fixture
-def cell(tiny_checkpoint, toy_data):
+def cell(deeper_checkpoint, toy_data):
     """A run on AG News by method and overrides."""
 
     def make(method="lora", **overrides):
         config = importlib.import_module(f"configs.{method}_agnews_low").get_config()
         config.update_from_flattened_dict(
             {
-                "model.name": str(tiny_checkpoint),
+                "model.name": str(deeper_checkpoint),
                 "data.path": str(toy_data),
                 "data.max_train": 40,
                 "train.max_epochs": 2,

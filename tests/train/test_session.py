@@ -18,14 +18,14 @@ from jpeft.train.session import Recent, Session
 
 
 @pytest.fixture
-def cell(tiny_checkpoint, toy_data):
+def cell(deeper_checkpoint, toy_data):
     """A run on AG News by method, seed and overrides."""
 
     def make(method, seed=0, **overrides):
         config = importlib.import_module(f"configs.{method}_agnews_low").get_config()
         config.update_from_flattened_dict(
             {
-                "model.name": str(tiny_checkpoint),
+                "model.name": str(deeper_checkpoint),
                 "data.path": str(toy_data),
                 "data.max_train": 40,
                 "train.max_epochs": 2,

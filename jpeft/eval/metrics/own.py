@@ -117,8 +117,8 @@ class OwnMetric(Metric):
 
 def _in_words(given: Any, values: np.ndarray) -> str:
     """What a function gave, for one line."""
+    if values.ndim > 1 or (values.ndim and not isinstance(given, Sequence)):
+        return f"an array of {values.dtype.name}s of shape {list(values.shape)}"
     if isinstance(given, Sequence):
         return f"{type(given).__name__} of {len(given):,}"
-    if values.ndim:
-        return f"an array of shape {list(values.shape)}"
     return " ".join(repr(given).split())[:60]
