@@ -149,7 +149,10 @@ def told_of_rows(
         for split, part in tokens.items():
             ids = part.inputs if what == "inputs" else part.targets
             least = own if what == "inputs" else 0
-            rows = [i for i, row in enumerate(ids) if np.sum(row == tokenizer.unknown_token_id) > least]
+            if tokenizer.leaves_out_characters:  # no token says so
+                rows = [i for i, row in enumerate(examples[split]) if tokenizer.unknown_characters(texts(row))]
+            else:
+                rows = [i for i, row in enumerate(ids) if np.sum(row == tokenizer.unknown_token_id) > least]
             lost[split] = (len(rows), len(ids))
             if rows and not example:
                 row = examples[split][rows[0]]

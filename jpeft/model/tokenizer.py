@@ -230,8 +230,15 @@ class Tokenizer:
         """
         return None if self._unknown == self.eos_token_id else self._unknown
 
+    @functools.cached_property
+    def leaves_out_characters(self) -> bool:
+        """Whether a character that the vocabulary lacks becomes no token at all, or the one that ends texts."""
+        return self.unknown_token_id is None and bool(self._left_out("a\ue000"))
+
     def unknown_characters(self, text: str) -> list[str]:
         """Pieces of a text that the vocabulary does not have, each once, in order."""
+        if self.leaves_out_characters:
+            return list(dict.fromkeys(self._left_out(text)))
         with self._working():
             encoding = self._backend.encode(text, add_special_tokens=False)
         lost = [
@@ -240,6 +247,24 @@ class Tokenizer:
             if id_ == self.unknown_token_id
         ]
         return list(dict.fromkeys(lost))
+
+    def _left_out(self, text: str) -> list[str]:
+        """Characters, white space apart, that no token stands for; offsets of the others are not to be relied on."""
+        return [character for character in text if not character.isspace() and self._has_no_token(character)]
+
+    @functools.cached_property
+    def _has_no_token(self) -> Callable[[str], bool]:
+        """Whether a character, as the vocabulary folds it, has a part for which its model gives nothing."""
+        backend, unknown = self._source, self._unknown
+
+        @functools.cache
+        def has_none(character: str) -> bool:
+            folded = backend.normalizer.normalize_str(character) if backend.normalizer else character
+            pieces = backend.pre_tokenizer.pre_tokenize_str(folded) if backend.pre_tokenizer else [(folded, None)]
+            made = [backend.model.tokenize(part) for piece, _ in pieces for part in piece]
+            return any(all(token.id == unknown for token in tokens) for tokens in made)
+
+        return has_none
 
     def special_names(self, text: str) -> list[str]:
         """Names of padding, ends, sentinels and their like that a text spells, which are read as text."""

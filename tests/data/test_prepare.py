@@ -228,6 +228,16 @@ def test_characters_that_the_vocabulary_lacks_are_counted_with_an_example(prepar
     assert as_labels(poor_tokenizer.round_trip([label]), data.task.answers, poor_tokenizer) == [label]
 
 
+def test_characters_that_a_vocabulary_leaves_out_without_a_token_are_counted_too(prepared, tmp_path):
+    letters = [" ", *"abcdefghijklmnopqrstuvwxyz:?,.ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"]
+    model = tokenizers.models.BPE({"</s>": 0, **{letter: i + 1 for i, letter in enumerate(letters)}}, [])
+    tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    poor = Tokenizer.load(tmp_path, eos_token_id=0)
+    _, lines = prepared("custom", labelled(tmp_path, "très bon", "mauvais"), tokenizer=poor, options="none")
+    lost = [line for line in lines if "does not have" in line]
+    assert len(lost) == 1 and "targets" in lost[0] and "such as 'è' in train/" in lost[0]
+
+
 @pytest.mark.parametrize(
     ("labels", "why"),
     [

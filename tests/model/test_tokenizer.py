@@ -269,6 +269,30 @@ def test_an_end_that_stands_for_the_unknown_too_makes_no_text_unknown(tmp_path):
     assert Tokenizer.load(tmp_path, eos_token_id=0).unknown_token_id is None
 
 
+@pytest.mark.parametrize("unknown", [None, "<e>"])
+def test_a_vocabulary_that_leaves_characters_out_tells_which(tmp_path, unknown):
+    """BPE without a token for what is unknown drops it and says nothing."""
+    model = tokenizers.models.BPE({"<e>": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")], unk_token=unknown)
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    poor = Tokenizer.load(tmp_path, eos_token_id=0)
+    assert poor.leaves_out_characters
+    assert poor.unknown_characters("ab éa 😀 b é") == ["é", "😀"]
+    assert poor.unknown_characters("ab\n ba") == []
+
+
+def test_a_vocabulary_of_bytes_leaves_no_character_out(tmp_path):
+    letters = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    model = tokenizers.models.BPE({"<e>": 0, **{letter: i + 1 for i, letter in enumerate(sorted(letters))}}, [])
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    whole = Tokenizer.load(tmp_path, eos_token_id=0)
+    assert not whole.leaves_out_characters
+    assert whole.unknown_characters("ab é 😀") == []
+
+
 def test_texts_are_tokens_of_another_kind_where_other_tokens_are_special(bert_like, tmp_path):
     again = Tokenizer.load(tmp_path, eos_token_id=1, special_ids=(0, 5))
     assert again.fingerprint != bert_like.fingerprint
