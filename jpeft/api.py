@@ -187,9 +187,15 @@ def _require_made_by(tuned: nnx.Module, method: Method) -> None:
                     f"what is attached at {path} is not what {method.describe()} makes; save it with the method, and "
                     "the options, that it was attached with."
                 )
-    for path, leaf in nnx.to_flat_state(nnx.state(tuned, Adapter)):
-        if not bool(jnp.isfinite(leaf[...]).all()):
+    for path, is_finite in nnx.to_flat_state(_finite(nnx.state(tuned, Adapter))):
+        if not is_finite[...]:
             raise UserError(f"{'/'.join(map(str, path))} holds NaN or infinity; its training has diverged.")
+
+
+@jax.jit
+def _finite(leaves: nnx.State) -> nnx.State:
+    """Of each leaf, whether all of it is finite."""
+    return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), leaves)
 
 
 def _make(adapter: nnx.Module) -> tuple[Any, dict[str, tuple[int, ...]]]:
@@ -299,7 +305,7 @@ def fit(
         losses.append(float(value))
         if not np.isfinite(losses[-1]):
             raise RunFailed(f"the loss is {losses[-1]} at step {index + 1}; try a lower learning rate.")
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(adapter)):
+    if not all(map(bool, jax.tree.leaves(_finite(adapter)))):
         raise RunFailed(f"what trains holds NaN or infinity after step {len(losses)}; try a lower learning rate.")
     _warn_of_the_unmoved(start, adapter, len(losses))
     return Fitted(nnx.merge(graphdef, adapter, jax.tree.map(lambda leaf: leaf, weights), rest), losses)

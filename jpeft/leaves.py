@@ -115,11 +115,11 @@ def _name(parts: Sequence[Any]) -> str:
     return "/".join(map(str, parts))
 
 
-def named_leaves(model: nnx.Module, kind: Any) -> dict[str, Any]:
-    """Copies of the leaves of type `kind`, each layer its own array."""
+def named_leaves(model: nnx.Module, kind: Any) -> dict[str, np.ndarray]:
+    """The leaves of type `kind` as they are now, on the host, each layer its own array. They may not be written to."""
     named = {}
     for leaf in stacked_leaves(model, kind):
-        value = leaf.variable[...]
+        value = np.asarray(leaf.variable[...])
         for name, own in zip(leaf.names, value, strict=True) if leaf.stacked else [(leaf.names[0], value)]:
             if name in named:
                 raise UserError(f"two leaves of the model are called {name}; one of them would be lost in a file.")

@@ -118,7 +118,7 @@ def key():
 def random_t5(config: T5Config, *, dtype=jnp.float32, seed: int = 0) -> T5:
     """A random model of a config, which is drawn once: each call gives another around copies of the same weights."""
     graphdef, weights_ = _drawn(config, dtype, seed)
-    return nnx.merge(graphdef, jax.tree.map(jnp.array, weights_))
+    return nnx.merge(graphdef, jax.device_put(jax.tree.map(np.copy, weights_)))
 
 
 @functools.lru_cache(maxsize=32)
@@ -147,12 +147,13 @@ def make_batch(config: T5Config, *, rows: int, enc_len: int, dec_len: int, seed:
     encoder[1, enc_len // 2 :] = 0
     target[1, dec_len // 2 :] = 0
     weights_[1, dec_len // 2 :] = 0
-    return {
-        "encoder_input_tokens": jnp.asarray(encoder),
-        "decoder_input_tokens": jnp.asarray(np.concatenate([np.zeros((rows, 1), np.int32), target[:, :-1]], axis=1)),
-        "decoder_target_tokens": jnp.asarray(target),
-        "decoder_loss_weights": jnp.asarray(weights_),
+    batch = {
+        "encoder_input_tokens": encoder,
+        "decoder_input_tokens": np.concatenate([np.zeros((rows, 1), np.int32), target[:, :-1]], axis=1),
+        "decoder_target_tokens": target,
+        "decoder_loss_weights": weights_,
     }
+    return jax.device_put(batch)  # jnp.asarray would compile a program for each shape
 
 
 def spec(tree) -> dict[str, str]:

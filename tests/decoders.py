@@ -39,7 +39,7 @@ def random_decoder(config: DecoderConfig, *, dtype=jnp.float32, seed: int = 0) -
     It is drawn once: each call gives another around copies of the same weights.
     """
     graphdef, weights = _drawn(config, dtype, seed)
-    return nnx.merge(graphdef, jax.tree.map(jnp.array, weights))
+    return nnx.merge(graphdef, jax.device_put(jax.tree.map(np.copy, weights)))
 
 
 @functools.lru_cache(maxsize=32)
@@ -49,7 +49,7 @@ def _drawn(config: DecoderConfig, dtype, seed: int):
 
     def moved(path, leaf):
         if jax.tree_util.keystr(path).count("bias") or jax.tree_util.keystr(path).count("scale"):
-            return jnp.asarray(np.asarray(leaf) + 0.3 * draw.standard_normal(leaf.shape, np.float32))
+            return jax.device_put(np.asarray(leaf) + 0.3 * draw.standard_normal(leaf.shape, np.float32))
         return leaf
 
     nnx.update(model, jax.tree_util.tree_map_with_path(moved, nnx.state(model, nnx.Param)))

@@ -61,7 +61,7 @@ def save_adapter(model: nnx.Module, method: Method, chosen: Sequence[Site], dire
         save_model(model, directory, kind=Adapter)
         return (directory / "model.safetensors").stat().st_size
     leaves = named_leaves(model, Adapter) | named_leaves(model, Frozen)
-    method, tensors = method.kept({name: np.asarray(value) for name, value in leaves.items()})
+    method, tensors = method.kept(leaves)
     if peft_lacks(method, chosen, model) is None:
         layout, config = PEFTS, peft_config(model, method, chosen)
         tensors = peft_tensors(model, type(method), tensors)

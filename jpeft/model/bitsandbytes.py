@@ -220,7 +220,7 @@ def packed_tensors(model: nnx.Module) -> dict[str, tuple[Form, dict[str, np.ndar
             by_module.setdefault(name.rpartition("/")[0], (forms[leaf.path[:-1]], {}))
     for name, value in named_leaves(model, Quantized).items():
         module, _, leaf = name.rpartition("/")
-        by_module[module][1][leaf] = np.asarray(value)
+        by_module[module][1][leaf] = value
     return by_module
 
 

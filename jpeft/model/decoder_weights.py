@@ -274,7 +274,7 @@ def save(model: Decoder, directory: Path, *, kind: type[nnx.Variable] = nnx.Para
         weights |= to_file(stored(config, f"{name}/kernel").name, form, leaves)
     for name, value in named_leaves(model, WIDE if kind is nnx.Param else kind).items():
         at = stored(config, name)
-        host = np.asarray(value if dtype is None else value.astype(dtype))
+        host = value if dtype is None else value.astype(dtype)
         host = np.ascontiguousarray(host.T if at.transposed else host)
         if at.third is None:
             weights[at.name] = host

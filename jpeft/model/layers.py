@@ -88,6 +88,11 @@ def _product_backward(
 product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
+@functools.partial(jax.jit, static_argnames="shape", inline=True)
+def _normal(key: Key[Array, ""], shape: tuple[int, ...], stddev: float | Array) -> Array:
+    return jax.random.normal(key, shape) * stddev
+
+
 class Linear(nnx.Module):
     """`x @ kernel`, and a bias where it has one. What comes out has the dtype of x, or float32 where it is `wide`."""
 
@@ -97,7 +102,7 @@ class Linear(nnx.Module):
         self, d_in: int, d_out: int, *, stddev: float, rngs: nnx.Rngs, wide: bool = False, has_bias: bool = False
     ):
         self.wide = wide
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (d_in, d_out)) * stddev)
+        self.kernel = nnx.Param(_normal(rngs.params(), (d_in, d_out), stddev))
         if has_bias:
             self.bias = nnx.Param(jnp.zeros(d_out))
 
@@ -151,7 +156,7 @@ class Embedding(nnx.Module):
     """A table of vectors, `embedding: [num_rows, width]`, looked up by integer."""
 
     def __init__(self, num_rows: int, width: int, *, stddev: float, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (num_rows, width)) * stddev)
+        self.embedding = nnx.Param(_normal(rngs.params(), (num_rows, width), stddev))
 
     def __call__(self, rows: Int[Array, "*batch"]) -> Float[Array, "*batch width"]:
         return self.embedding[...][rows]

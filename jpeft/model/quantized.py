@@ -273,6 +273,7 @@ def nf4_values(codes: Array) -> Array:
     return values[0]
 
 
+@functools.partial(jax.jit, static_argnames="form", inline=True)
 def dequantized(form: Form, leaves: MapLeaves) -> Float[Array, "d_in d_out"]:
     """The map as it is multiplied with, float32."""
     if form.kind == "int8":

@@ -648,7 +648,7 @@ def save(model: T5, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dt
     config, weights = model.config, {}
     for name, value in named_leaves(model, WIDE if kind is nnx.Param else kind).items():
         stored, transposed = hub_weight(name)
-        host = np.asarray(value if dtype is None else value.astype(dtype))
+        host = value if dtype is None else value.astype(dtype)
         weights[stored] = np.ascontiguousarray(host.T if transposed else host)
     for name, copied in repeated(config).items():
         weights[name] = weights[copied].copy()

@@ -1,6 +1,7 @@
 """DoRA: the size and the direction of each column of a matrix are learned apart (Liu et al. 2024)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -22,11 +23,12 @@ from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original
 
 
+@functools.partial(jax.jit, inline=True)  # one program where it is called by itself, once for each map
 def column_norms(
     kernel: Float[Array, "*layers d_in d_out"],
     a: Float[Array, "*layers d_in rank"],
     b: Float[Array, "*layers rank d_out"],
-    scale: float,
+    scale: float | Array,
 ) -> Float[Array, "*layers d_out"]:
     """`||W + scale A B||` of each column, in float32; no matrix of the size of W is made.
 

@@ -91,7 +91,7 @@ def attach_pool(model: Model, slots: int, at: Mapping[str, RoomAt]) -> Model:
         if here.parts:
             layers = (len(place.sites),) if place.in_stack else ()
             leaves = {
-                name: jnp.asarray(np.broadcast_to(here.part_of(name).identity(name), (*layers, slots, *shape)))
+                name: jax.device_put(np.broadcast_to(here.part_of(name).identity(name), (*layers, slots, *shape)))
                 for name, shape in here.shapes.items()
             }
             put(place, RowAdapters(here.parts, leaves))

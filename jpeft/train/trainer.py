@@ -13,6 +13,7 @@ and processes, is `jpeft.run`'s; what a person sees of it is its `Listener`'s.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import signal
 import time
@@ -128,9 +129,7 @@ class Trainer:
         self.best = host_copy(state.adapter) if course.monitor else None
         self._sums = layout.place(zero_sums(state.adapter))
         self._rates = layout.place(course.schedule)
-        # The device's own generator: its bits are much cheaper than the default's, and as repeatable on one machine.
-        draw_key = jax.jit(lambda: jax.random.key(course.seed, impl="rbg"), out_shardings=layout.whole)
-        self._dropout_key = draw_key()
+        self._dropout_key = _dropout_key(course.seed, layout.whole)
         self._saved_at = time.monotonic()
         self._checkpoints: Checkpoints[Progress] | None = None
         self._stop = StopRequest()
@@ -338,3 +337,9 @@ class Trainer:
             compiling = self.programs.compile_seconds() - compiled
             seconds["compile"] += compiling
             seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - started - compiling
+
+
+@functools.lru_cache(maxsize=16)  # runs of one process with the same seed and devices share it
+def _dropout_key(seed: int, whole: jax.sharding.NamedSharding) -> jax.Array:
+    """A key of the device's own generator: its bits are much cheaper than the default's, and as repeatable."""
+    return jax.jit(lambda: jax.random.key(seed, impl="rbg"), out_shardings=whole)()

@@ -1,7 +1,6 @@
 """Adapters with something in them."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -15,6 +14,6 @@ def filled(model: T5, key) -> T5:
     draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))  # numpy: nothing to compile for each shape
 
     def moved(leaf):
-        return jnp.asarray(np.asarray(leaf) + 0.3 * draw.standard_normal(leaf.shape, np.float32))
+        return jax.device_put(np.asarray(leaf) + 0.3 * draw.standard_normal(leaf.shape, np.float32))
 
     return nnx.merge(graphdef, jax.tree.map(moved, adapter), base)
