@@ -208,7 +208,8 @@ def _make(adapter: nnx.Module) -> tuple[Any, dict[str, tuple[int, ...]]]:
 def load_adapter(directory: str | Path, model: Model) -> Model:
     """`model` with the adapter of a directory attached, in either layout; `model` stays as it is.
 
-    Warns where the adapter was tuned with its base in other bits than `model` is kept in.
+    Warns where the adapter was tuned with its base in other bits than `model` is kept in, and of what in its files was
+    rewritten or passed over.
 
     Raises:
       UserError: there is no adapter, or it does not fit the model.
@@ -217,7 +218,10 @@ def load_adapter(directory: str | Path, model: Model) -> Model:
     from jpeft.data.task_file import TaskOfRun
     from jpeft.model.quantized import quantization_of
 
-    adapted = files.load_adapter(Path(directory), model)[0]
+    notes: list[str] = []
+    adapted = files.load_adapter(Path(directory), model, report=notes.append)[0]
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
     task = TaskOfRun.read(Path(directory))
     if task is not None and (line := task.in_other_bits(quantization_of(model))) is not None:
         warnings.warn(f"the adapter {line}", stacklevel=2)

@@ -7,11 +7,12 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jpeft.errors import UserError
+from jpeft.errors import RunFailed, UserError
 from jpeft.words import clipped
 
 # What foreign JSON may hold. Configs and indexes of released models stay far below either.
@@ -38,6 +39,30 @@ def write_whole(path: Path) -> Iterator[Path]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def require_apart(output: Path, *, read: Iterable[Path], written: Iterable[Path] = ()) -> None:
+    """Raises `UserError`: a file that a command reads is one that it writes, by whatever name.
+
+    Args:
+      output: as the user named it.
+      written: what else comes beside it, such as a file that becomes it.
+    """
+    for theirs in read:
+        for ours in (output, *written):
+            with contextlib.suppress(OSError):  # one of them is not there
+                if theirs.samefile(ours):
+                    how = "" if ours == output else f", which is written by way of {ours.name},"
+                    raise UserError(f"--output {output}{how} would replace {theirs}, which is read; name another file.")
+
+
+def require_writable(path: Path) -> None:
+    """Raises `RunFailed`: no file can be written at a path, whose directory is made; what stands there stays."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise RunFailed(f"{path} cannot be written ({error.strerror or error}).") from None
 
 
 def unfinished_target(path: Path) -> str | None:

@@ -124,6 +124,11 @@ def test_short_flags_are_a_call_in_full():
         (["--data", "x.csv"], "--model is missing: mini"),
         (["--data"], "--data has no value; write --data my.csv"),
         (["--model=", "--data=x.csv"], "--model has no value; write --model mini"),
+        (["--data", "a.csv", "--data", "b.csv"], "--data is given twice, 'a.csv' and 'b.csv'; give it once; several"),
+        (
+            ["--data=x.csv", "--model=mini", "--model", "other"],
+            "--model is given twice, 'mini' and 'other'; give it once",
+        ),
         (["--model=mini"], "--model goes with --data FILE"),
         (["--data=no.csv", "--model=mini"], "'no.csv' does not exist"),
         (["--dta", "x.csv"], "--dta is no flag; did you mean --data? jpeft train --help lists them."),

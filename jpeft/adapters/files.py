@@ -49,6 +49,18 @@ def adapter_files(directory: Path) -> list[Path]:
     return [directory / name for name in names if (directory / name).is_file()]
 
 
+def require_whole(directory: Path, size: int) -> None:
+    """Raises `RunFailed`: a finished run's adapter has not the bytes of weights that it was saved with."""
+    weights = [directory / name for name in (*_WEIGHTS.values(), "model.safetensors")]
+    found = [file.stat().st_size for file in weights if file.is_file()]
+    if size not in found:
+        what = f"has {found[0]:,} bytes of weights" if found else "is not there"
+        raise RunFailed(
+            f"{directory}, of a finished run, {what}; {size:,} bytes were saved. Copy it again, or give --overwrite to "
+            "run again from the start."
+        )
+
+
 def save_adapter(model: nnx.Module, method: Method, chosen: Sequence[Site], directory: Path, *, base_name: str) -> int:
     """Writes what `method` attached to `model` at the `chosen` sites; returns the bytes of the weights file.
 
@@ -95,14 +107,21 @@ class Opened:
     notes: tuple[str, ...]
 
 
-def load_adapter(directory: Path, model: Any) -> tuple[Any, Method, list[Site]]:
+def load_adapter(
+    directory: Path, model: Any, *, report: Callable[[str], None] = lambda line: None
+) -> tuple[Any, Method, list[Site]]:
     """`model` with the adapter of a directory attached, its method and sites. Reads both layouts.
+
+    Args:
+      report: hears what of its files was rewritten or passed over.
 
     Raises:
       UserError: no adapter there, one of an unknown kind, or one that does not fit this base.
       RunFailed: a file is damaged or cut short.
     """
     opened = _open(directory, model, lambda method, chosen: attach(model, method, chosen, jax.random.key(0)))
+    for note in opened.notes:
+        report(f"adapter {directory}: {note}")
     return opened.model, opened.method, opened.sites
 
 

@@ -35,7 +35,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     add_what_answers(parser)
     rows = parser.add_argument_group("what is judged")
     rows.add_argument("--data", type=path, required=True, metavar="FILE", help="rows with their right answers")
-    rows.add_argument("--split", default="test", metavar="NAME", help="which split of a directory (default: test)")
+    rows.add_argument("--split", metavar="NAME", help="which split of a directory (default: test)")
     rows.add_argument("--target", metavar="COLUMN", help="column of the right answers (default: the run's)")
     rows.add_argument("--input", metavar="COLUMN", help="column of the texts, in the place of the template's")
     rows.add_argument("--template", metavar="TEXT", help="the prompt, with a row's columns in it (default: the run's)")
@@ -62,6 +62,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         what = "a directory; name a file" if output.is_dir() else "there already; name another, or give --overwrite"
         raise UserError(f"--output {output} is {what}.")
 
+    from jpeft.files import require_apart, require_writable
+
+    if output is not None:
+        data = arguments.data
+        require_apart(output, read=[data, *(data.rglob("*") if data.is_dir() else ())])
+        require_writable(output)  # before anything is answered
+
     from jpeft.allocator import keep_freed_memory
     from jpeft.data.batches import cache_directory
     from jpeft.predict.answer_source import AnswerSource
@@ -87,12 +94,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     total = len(next(iter(rows.values()))) * (2 if test.answer == "score" else 1)
     with display.task(str(arguments.data), total) as bar:
         outcome = evaluate(test, name, rows, batch_size=arguments.batch_size, on_rows=bar.advance, report=display.say)
-    if output is not None:
-        outcome.write(output)
     if arguments.json:
         print(json.dumps({"data": str(arguments.data), **outcome.record()}, indent=2, ensure_ascii=False))
     else:
         _print(outcome, arguments)
+    if output is not None:  # last: should the disk be full, the numbers have been said
+        outcome.write(output)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 
 from jpeft.cli.arguments import path
 
@@ -51,6 +52,8 @@ def _export(arguments: argparse.Namespace) -> int:
     found = locate(arguments.adapter)
     model = base_of(found, arguments.model)
     opened = open_adapter(found.directory, abstract_model(load_config(model, **words_for(found, arguments.model))))
+    for note in opened.notes:
+        print(f"note     {note}", file=sys.stderr)
     base = arguments.base_name or model
     size = write_adapter(opened, arguments.out, base=base, result=found.result, task=task_of(found.directory))
     lacks = peft_lacks(opened.method, opened.sites, opened.model)

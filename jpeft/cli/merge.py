@@ -75,7 +75,8 @@ def _merge(arguments: argparse.Namespace) -> int:
         if note is not None:
             print(f"note     {note}", file=sys.stderr)
         tokenizer = family_in(directory).tokenizer(directory, base.config)
-        adapted, method, sites = load_adapter(found.directory, base)
+        telling = lambda line: print(f"note     {line}", file=sys.stderr)
+        adapted, method, sites = load_adapter(found.directory, base, report=telling)
         merged = merge(adapted)
         probe = Probe.of(base, adapted, merged, directory=directory if kept is None else None)
         del base, adapted  # of a large model: room for what is read back

@@ -79,7 +79,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     from jpeft.allocator import keep_freed_memory
     from jpeft.data.batches import cache_directory
     from jpeft.data.labels import labels_between_commas
-    from jpeft.predict.answer_file import AnswerFile
+    from jpeft.files import require_apart
+    from jpeft.predict.answer_file import AnswerFile, files_beside
     from jpeft.predict.answer_source import AnswerSource
     from jpeft.predict.call import Call
     from jpeft.predict.meter import Meter
@@ -91,6 +92,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     if arguments.overwrite and arguments.output is None:
         raise UserError("--overwrite goes with --output, which is not given; name a FILE, or leave it out.")
     given = Input.of(arguments.texts, arguments.input, arguments.format)
+    if arguments.output is not None and given.file is not None:
+        require_apart(arguments.output, read=[given.file], written=files_beside(arguments.output))
     keep_freed_memory()
     use_compilation_cache(cache_directory() / "compiled")
     with Meter(given.size, quiet=arguments.quiet) as meter:

@@ -44,6 +44,7 @@ def run(argv: Sequence[str]) -> int:
     if call is None:
         return 0
 
+    from jpeft.adapters.files import require_whole
     from jpeft.cli.next_steps import next_steps
     from jpeft.model.settings import in_words
     from jpeft.results import check_result
@@ -61,6 +62,7 @@ def run(argv: Sequence[str]) -> int:
         result = execute(run, call.workdir, overwrite=call.overwrite, display=display)
         if is_first():
             check_result(result, call.workdir / "result.json")  # a finished run's may have been damaged since
+            require_whole(call.workdir / "adapter", result["adapter_bytes"])
             _print_result(result, call.workdir)
             _print_next(next_steps(result, call.workdir, argv))
     return 0
@@ -83,6 +85,9 @@ def _in_full(argv: Sequence[str]) -> list[str]:
         value = value if "=" in word else next(words, "")
         if not value:
             raise UserError(f"--{name} has no value; write --{name} {example}.")
+        if name in short:
+            several = "; several files are one --data A,B with --config.data.mix" if name == "data" else ""
+            raise UserError(f"--{name} is given twice, {short[name]!r} and {value!r}; give it once{several}.")
         short[name] = value
         full.append(f"--config.{key}={value}")
     has = lambda *names: any(word.partition("=")[0] in names for word in full)

@@ -28,7 +28,10 @@ _SPLIT_NAMES = {
     "test": ("test",),
 }
 # Files that may hold rows, too, and are not read: what else lies in a directory goes without saying.
-_OTHER_ENDINGS = (".txt", ".xlsx", ".xls", ".ods", ".arrow", ".feather", ".pkl", ".zip", ".tar", ".tgz", ".xml", ".db")
+_OTHER_ENDINGS = (
+    *(".txt", ".tab", ".jsonlines", ".xlsx", ".xls", ".ods", ".xml", ".db", ".pkl"),
+    *(".arrow", ".feather", ".parq", ".pq", ".orc", ".avro", ".zip", ".tar", ".tgz", ".gzip", ".lz4"),
+)
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")  # as the hub and TensorFlow name the parts of one split
 
 
@@ -93,7 +96,8 @@ def load_rows(
     else:
         splits = _from_tfds(task)
     if not splits.get("train") or not next(iter(splits["train"].values()), []):
-        raise UserError(f"{task.name}: the source has no training rows.")
+        where = task.name if path is None else f"{task.name}: {path}"
+        raise UserError(f"{where} has no training rows; a file needs lines with values below the names of its columns.")
     if task.name not in BENCHMARK:  # where -1 may be a class
         return splits
     # GLUE keeps the labels of its test splits secret: -1 in every row, nothing that could be scored.
@@ -210,11 +214,7 @@ def _from_files(task: Task, path: Path, report: Callable[[str], None]) -> dict[s
             f"{', '.join(file.name for file in files[:8]) or 'nothing'}."
         )
     read = {file for found in of_split.values() for file in found}
-    unread = [
-        file.name
-        for file in files
-        if file not in read and (kind_of(file) or file.suffix.lower() in _OTHER_ENDINGS) and not file.is_dir()
-    ]
+    unread = [file.name for file in files if file not in read and _may_hold_rows(file)]
     if unread:
         shown = ", ".join(unread[:5]) + (f" and {len(unread) - 5} more" if len(unread) > 5 else "")
         names = "; ".join(f"{split}: {' or '.join(names)}" for split, names in _SPLIT_NAMES.items())
@@ -225,6 +225,15 @@ def _from_files(task: Task, path: Path, report: Callable[[str], None]) -> dict[s
         if split != "train" and not any(columns.values()):
             raise UserError(f"{of_split[split][0]} has no rows; fill it or remove it.")
     return splits
+
+
+def _may_hold_rows(file: Path) -> bool:
+    """Whether somebody may take it for rows: by its ending, or since it is called as a split is, a directory too."""
+    first = file.name.partition(".")[0]
+    shard = _SHARD.fullmatch(first)
+    if (shard[1] if shard else first).lower() in {name for names in _SPLIT_NAMES.values() for name in names}:
+        return True
+    return bool(kind_of(file) or file.suffix.lower() in _OTHER_ENDINGS) and not file.is_dir()
 
 
 def _files_of(split: str, files: list[Path]) -> list[Path]:
@@ -242,10 +251,28 @@ def _files_of(split: str, files: list[Path]) -> list[Path]:
             "them there."
         )
     for parts in found.values():
-        shard = _SHARD.fullmatch(_stem(parts[0]))
-        if shard and len(parts) != int(shard[3]):
-            raise UserError(f"{parts[0].parent} has {len(parts)} of the {int(shard[3])} parts of its {split} split.")
+        if _SHARD.fullmatch(_stem(parts[0])):
+            _require_all_parts(split, parts)
     return [file for parts in found.values() for file in parts]
+
+
+def _require_all_parts(split: str, parts: list[Path]) -> None:
+    """Raises `UserError`: of the parts of a split, counted from 0 or from 1, one is missing or there twice."""
+    shards = [_SHARD.fullmatch(_stem(part)) for part in parts]
+    numbers, count = [int(shard[2]) for shard in shards if shard], int(shards[0][3]) if shards[0] else 0
+    where, seen = f"{parts[0].parent}", dict(zip(numbers[::-1], parts[::-1], strict=True))
+    for number, part in zip(numbers, parts, strict=True):
+        if seen[number] != part:
+            raise UserError(f"{where} has a part of its {split} split twice: {seen[number].name} and {part.name}.")
+    first = int(0 not in seen and count in seen)
+    if len(parts) > count or not set(seen) <= set(range(first, first + count)):
+        raise UserError(f"{where} has more than the {count} parts that its {split} split's files count themselves.")
+    if len(parts) < count:
+        lacking = next(number for number in range(first, first + count) if number not in seen)
+        raise UserError(
+            f"{where} has {len(parts)} of the {count} parts of its {split} split; the one numbered {lacking:05} is "
+            "missing."
+        )
 
 
 def _stem(file: Path) -> str:

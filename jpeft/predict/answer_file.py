@@ -23,6 +23,14 @@ from jpeft.predict.rows import RowToAnswer
 from jpeft.typed_config import differences
 from jpeft.words import the_first
 
+_BESIDE = (".partial", ".call.json", ".partial.call.json")
+
+
+def files_beside(path: Path) -> tuple[Path, Path, Path]:
+    """What is written beside a file of answers: those that are not all there yet, its record, and theirs."""
+    partial, call, of_partial = (path.with_name(path.name + ending) for ending in _BESIDE)
+    return partial, call, of_partial
+
 
 class AnswerFile(Output):
     """Answers that stay.
@@ -44,9 +52,7 @@ class AnswerFile(Output):
           RunFailed: it cannot be written.
         """
         self.path = path
-        self._partial = path.with_name(f"{path.name}.partial")
-        self._call_file = path.with_name(f"{path.name}.call.json")
-        self._partial_call_file = path.with_name(f"{path.name}.partial.call.json")
+        self._partial, self._call_file, self._partial_call_file = files_beside(path)
         self._call = call
         self._anew = overwrite  # until the first answers are written
         self._reading = not overwrite

@@ -123,7 +123,7 @@ class AnswerSource:
     ) -> tuple[Any, Tokenizer]:
         """The model with the adapter attached, computing in `dtype`. Raises as `weights.load` and `load_adapter`.
 
-        `report` is told where the adapter was trained on a base in other bits.
+        `report` is told where the adapter was trained on a base in other bits, and what of its files was passed over.
         """
         family = family_in(self.directory)
         model = family.load(self.directory, dtype=dtype, quantization=quantization)
@@ -133,7 +133,7 @@ class AnswerSource:
         tokenizer = family.tokenizer(self.directory, model.config)
         tokenizer = tokenizer.asked_by(None if self.task is None else self.task.chat_template)
         if self.adapter is not None:
-            model, _, _ = load_adapter(self.adapter, model)
+            model, _, _ = load_adapter(self.adapter, model, report=report)
         return model, tokenizer
 
 

@@ -98,18 +98,27 @@ class Evaluation:
         return cls(source, task, answer, num_beams or carried.num_beams, dtype, quantization, left_out)
 
     def read(
-        self, path: Path, split_name: str, column: str | None, *, report: Callable[[str], None] = lambda line: None
+        self,
+        path: Path,
+        split_name: str | None,
+        column: str | None,
+        *,
+        report: Callable[[str], None] = lambda line: None,
     ) -> tuple[str, Columns]:
         """The rows of a file, or of a split of a directory as runs read it, and what to call them in messages.
 
         Args:
+          split_name: None is the test split of a directory; a file has none.
           column: of the file, in the place of the one that the template names.
           report: hears of rows that may not be what was meant.
 
         Raises:
           UserError: there is no such file or split, it has no rows, or lacks a column.
         """
+        if split_name is not None and not path.is_dir():
+            raise UserError(f"--split is one of a directory's, and {path} is a file; leave it out.")
         if path.is_dir():
+            split_name = split_name or "test"
             splits = load_rows(self.task, "local", str(path), report=report)
             if split_name not in splits:
                 raise UserError(f"{path} has no {split_name} split, only {', '.join(splits)}; give one by --split.")

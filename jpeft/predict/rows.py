@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 
 from jpeft.errors import UserError
 from jpeft.predict.questions import PromptTemplate, Question
-from jpeft.rows.reading import PACKED, kind_of, read_rows, require_file, rows_of
+from jpeft.rows.reading import KINDS, PACKED, first_line, kind_of, read_rows, require_file, rows_of
 from jpeft.rows.text import MOST_ROW_BYTES, FileRow, Readable, is_object
 from jpeft.rows.values import as_json
 
 STDIN = "-"
 _ANSWER = ("prediction", "confidence", "probabilities")  # a row's own fields of these names are replaced
+_LIST = re.compile(rb"\s*\[\s*($|[{\[\"])")
 _NO_TEXT = (".xlsx", ".xls", ".ods", ".arrow", ".feather", ".zip", ".tar", ".7z", ".pkl", ".pdf", ".docx")
 
 
@@ -80,7 +82,12 @@ class Input:
         suffix = Path(path).suffix.lower()
         if format_ is None and suffix in _NO_TEXT:
             raise UserError(f"--input {path} is a {suffix} file; save it as CSV, JSON lines or Parquet.")
-        return cls((), path, format_ or kind_of(Path(path)) or "lines")
+        return cls((), path, format_ or kind_of(Path(path)) or _by_its_beginning(Path(path)))
+
+    @property
+    def file(self) -> Path | None:
+        """The file that is read; None for arguments and standard input."""
+        return None if self.texts or self.path == STDIN else Path(self.path)
 
     @property
     def name(self) -> str:
@@ -90,7 +97,7 @@ class Input:
     @property
     def size(self) -> int | None:
         """The size in bytes; None if it is not known, as of a compressed file."""
-        known = not self.texts and Path(self.path).is_file() and not self.path.lower().endswith(PACKED)
+        known = self.file is not None and self.file.is_file() and not self.path.lower().endswith(PACKED)
         return Path(self.path).stat().st_size if known else None
 
     @property
@@ -142,6 +149,28 @@ class Input:
 
     def _unusable(self, where: str, reason: str) -> UserError:
         return UserError(f"{where} of {self.name} {reason}.")
+
+
+def _by_its_beginning(path: Path) -> str:
+    """Whether a file whose ending says nothing has JSON lines or plain ones.
+
+    Raises:
+      UserError: it may be neither: a list in JSON, or another kind of rows under one more ending.
+    """
+    if not path.is_file():  # a pipe, which can be read only once
+        return "lines"
+    beginning = first_line(path, f"--input {path}")
+    if is_object(beginning):
+        return "jsonl"
+    inner = next((suffix for suffix in path.suffixes if suffix.lower() in KINDS), None)
+    looks = f"a {inner} file" if inner else "a list in JSON" if _LIST.match(beginning) else None
+    if looks is None:
+        return "lines"
+    kind = KINDS[inner.lower()] if inner else "json"
+    raise UserError(
+        f"--input {path} looks like {looks}, and its ending says nothing; give --format {kind}, or --format lines for "
+        "a prompt in each line."
+    )
 
 
 class _Peeked:

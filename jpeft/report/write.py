@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def write(document: Document, directory: Path, groups: Sequence[Group] = ()) -> 
       The files, the page first, and a line that says what is not there and why, or None.
 
     Raises:
-      UserError: `directory` is a file.
+      UserError: `directory` is a file, or a file that no report wrote stands where this one's would.
       RunFailed: it cannot be written to.
     """
     if directory.exists() and not directory.is_dir():
@@ -56,10 +56,12 @@ def write(document: Document, directory: Path, groups: Sequence[Group] = ()) -> 
     }
     data = plain.of_document(document, list(groups))
     texts[_INDEX] = to_json({**data, "files": [*texts, _INDEX]})
+    _require_no_others(directory, texts)
     try:
         _remove_earlier(directory, keep=set(texts))
-        for name, text in texts.items():
-            _write_whole(directory / name, text)
+        # The index first: what comes after it is known as a report's, should this be killed.
+        for name in sorted(texts, key=lambda name: name != _INDEX):
+            _write_whole(directory / name, texts[name])
     except OSError as error:
         raise RunFailed(f"{error.filename or directory} cannot be written: {error.strerror}") from None
     return [directory / name for name in texts], without
@@ -68,6 +70,17 @@ def write(document: Document, directory: Path, groups: Sequence[Group] = ()) -> 
 def to_json(value: Any) -> str:
     """JSON with a line for each key but the innermost."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _require_no_others(directory: Path, names: Iterable[str]) -> None:
+    """Raises `UserError`: files of these names are there, and nothing says that a report wrote them."""
+    if (directory / _INDEX).exists():
+        return
+    others = [name for name in names if (directory / name).exists()]
+    if others:
+        raise UserError(
+            f"--out {directory} has {', '.join(others[:3])} and no {_INDEX} of a report; name another directory."
+        )
 
 
 def _remove_earlier(directory: Path, keep: set[str]) -> None:

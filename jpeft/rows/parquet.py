@@ -9,6 +9,7 @@ import pyarrow.parquet
 
 from jpeft.errors import UserError
 from jpeft.rows.text import MOST_ROW_BYTES, FileRow, column_names
+from jpeft.rows.values import NoMoment
 
 MOST_VALUES = 100_000_000  # of a column within a row group; where they are missing or equal they take no bytes at all
 _ROWS_AT_ONCE = 256
@@ -127,6 +128,7 @@ def _values(array: pa.Array, where: str) -> list[Any]:
     return values
 
 
+_NO_MOMENT = "<value out of range:"  # as Arrow writes days and times of no year
 _NANOSECONDS = pa.time64("ns")  # of a day, of which pyarrow (26.0) cuts off what Python's times do not have
 
 
@@ -148,7 +150,9 @@ def _moment(value: pa.Scalar, shown: str | None) -> Any:
     try:
         return value.as_py()
     except (ValueError, OverflowError):
-        return shown
+        if shown is None or not shown.startswith(_NO_MOMENT):
+            return shown
+        return NoMoment(shown.removeprefix(_NO_MOMENT).removesuffix(">").strip())
 
 
 def _with_shown_nanoseconds(kind: pa.DataType) -> pa.DataType:

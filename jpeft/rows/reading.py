@@ -10,14 +10,14 @@ import stat
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from jpeft.errors import UserError
 from jpeft.rows import parquet
 from jpeft.rows.separated import csv_rows
-from jpeft.rows.text import FileRow, Readable, json_line_rows, json_rows, lines, plain_rows
+from jpeft.rows.text import MOST_ROW_BYTES, FileRow, Readable, json_line_rows, json_rows, lines, plain_rows
 from jpeft.words import clipped
 
 Columns = dict[str, list[Any]]
@@ -98,6 +98,12 @@ def read_rows(
             yield from rows_of(file, kind, name, report=report)
 
 
+def first_line(path: Path, name: str) -> bytes:
+    """What a file begins with, as far as a row may be long. Raises `UserError`: it cannot be read."""
+    with _explained(name), _open(path) as file:
+        return file.readline(MOST_ROW_BYTES + 1)
+
+
 def rows_of(
     file: Readable, kind: str, name: str, *, report: Callable[[str], None] = lambda line: None
 ) -> Iterator[FileRow]:
@@ -163,8 +169,50 @@ def _open(path: Path) -> Any:
     if packed == ".zst":
         stream: Any = pa.input_stream(str(path), compression="zstd")  # has no lines of its own
         return io.BufferedReader(stream)
-    openers: dict[str, Callable[[Path, str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-    return openers.get(packed, open)(path, "rb")
+    if packed in _Unpacked.MADE_BY:
+        return io.BufferedReader(_Unpacked(path, _Unpacked.MADE_BY[packed]), _Unpacked.CHUNK)
+    return (gzip.open if packed == ".gz" else open)(path, "rb")
+
+
+class _Unpacked(io.RawIOBase):
+    """A file of one or several compressed streams, all of them: Python's own readers end where another is damaged."""
+
+    CHUNK = 2**16
+    MADE_BY: ClassVar[dict[str, Callable[[], Any]]] = {".bz2": bz2.BZ2Decompressor, ".xz": lzma.LZMADecompressor}
+
+    def __init__(self, path: Path, make: Callable[[], Any]):
+        self._file, self._make, self._unpack, self._streams = path.open("rb"), make, make(), 1
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        while True:
+            if self._unpack.eof:
+                packed = self._unpack.unused_data.lstrip(b"\0")  # xz may fill streams up with zeros
+                while not packed and (chunk := self._file.read(self.CHUNK)):
+                    packed = chunk.lstrip(b"\0")
+                if not packed:
+                    return 0
+                self._unpack = self._make()
+                self._streams += 1
+            elif self._unpack.needs_input:
+                packed = self._file.read(self.CHUNK)
+                if not packed:
+                    raise EOFError(f"its compressed stream {self._streams} is cut short")
+            else:
+                packed = b""
+            try:
+                found = self._unpack.decompress(packed, len(buffer))
+            except (OSError, lzma.LZMAError):
+                raise OSError(f"its compressed stream {self._streams} is damaged") from None
+            if found:
+                buffer[: len(found)] = found
+                return len(found)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """What a value of a row must be to be read by a model: text, or what has one plain way of being written as text."""
 
 import base64
+import dataclasses
 import datetime
 import decimal
 import math
+import re
 import unicodedata
 import uuid
 from typing import Any
@@ -12,6 +14,17 @@ from jpeft.words import clipped
 
 _PLAIN = (int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta, uuid.UUID)
 _SHOWN = 60
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class NoMoment:
+    """A day or a time of a year that no calendar has, by its count, which is no text that anybody meant."""
+
+    count: str
+
+    def __str__(self) -> str:
+        return self.count
 
 
 def is_missing(value: Any) -> bool:
@@ -52,6 +65,8 @@ def as_text(value: Any) -> str:
         return str(value.item())
     if isinstance(value, list | tuple):
         raise ValueError(f"holds a list, {_shown(value)}; join it to one text, or write a row for each of its values")
+    if isinstance(value, NoMoment):
+        raise ValueError(f"holds a moment past any calendar, {clipped(value.count, _SHOWN)}; mend or remove it")
     if isinstance(value, dict):
         raise ValueError(f"holds an object, {_shown(value)}; give its parts columns of their own")
     raise ValueError(f"holds a value of the type {type(value).__name__}; write text there")
@@ -65,11 +80,13 @@ def alike(text: str) -> str:
     composed = unicodedata.normalize("NFKC", text)
     visible = "".join(each for each in composed if each.isspace() or unicodedata.category(each) not in ("Cf", "Cc"))
     folded = " ".join(visible.casefold().split())
-    try:
-        number = float(folded)
-    except ValueError:
+    if not _NUMBER.fullmatch(folded):
         return folded
-    return str(number) if math.isfinite(number) else folded
+    try:  # every digit counts: of 2**53 and 2**53 + 1 a float makes one
+        number = decimal.Decimal(folded).normalize(decimal.Context(prec=max(28, len(folded))))
+    except decimal.DecimalException:
+        return folded
+    return str(number) if number else "0"
 
 
 def as_json(value: Any) -> Any:

@@ -21,6 +21,7 @@ from jpeft.serve.metrics import Metrics
 from jpeft.serve.middleware import CountRequests, LimitBody
 from jpeft.serve.page import document_page
 from jpeft.serve.shelf import NAME_PATTERN, NotOnShelf, Shelf
+from jpeft.serve.strict_json import StrictJsonRoute
 
 _DESCRIPTION = """Answers of one base model with many adapters. Requests for different adapters are answered together.
 Every refusal is a JSON object whose `detail` is one line."""
@@ -236,6 +237,7 @@ def make_app(service: Service) -> FastAPI:
         docs_url=None,  # those fetch their scripts from another's server
         redoc_url=None,
     )
+    app.router.route_class = StrictJsonRoute
     app.add_middleware(LimitBody, max_bytes=limits.body_bytes)
     app.add_middleware(CountRequests, metrics=service.metrics)
     _answer_errors(app)
@@ -369,6 +371,9 @@ def _answer_errors(app: FastAPI) -> None:
         return handler
 
     async def wrong_value(request: Request, error: RequestValidationError) -> JSONResponse:
+        sent = request.headers.get("content-type", "")
+        if error.errors()[0]["loc"] == ("body",) and sent and "json" not in sent:
+            return JSONResponse({"detail": f"the body was sent as {sent[:80]!r}; send application/json."}, 422)
         return JSONResponse({"detail": _first_of(error.errors())}, 422)
 
     async def wrong_method(request: Request, error: HTTPException) -> JSONResponse:
@@ -399,9 +404,23 @@ def _answer_errors(app: FastAPI) -> None:
         app.add_exception_handler(error, answers(500))
 
 
+def _is_columns(part: Any) -> bool:
+    return str(part).startswith("dict[")
+
+
 def _first_of(errors: Sequence[Any]) -> str:
-    """Where the first wrong value stands and what is wrong with it."""
-    where = ".".join(str(part) for part in errors[0]["loc"])[:_LONGEST_PLACE]
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    line = f"{where}: {errors[0]['msg']}{more}"
+    """Where the first wrong value stands and what is wrong with it.
+
+    An input may be a text or columns, and there is an error of each: the one that leads furthest is meant. Names of
+    types are no part of a place.
+    """
+    inner = lambda error: error["loc"][:3] == errors[0]["loc"][:3]
+    error = max(filter(inner, errors), key=lambda error: len(error["loc"]))
+    place, columns = list(error["loc"]), any(_is_columns(part) for part in error["loc"])
+    if error["loc"][:2] == ("body", "inputs") and len(place) > 3:
+        place = [*place[:3], *place[4:5]] if columns else place[:3]
+    where = ".".join(map(str, place))[:_LONGEST_PLACE]
+    others = {error["loc"][:3] for error in errors} - {errors[0]["loc"][:3]}
+    more = f" (and {len(others)} more)" if others else ""
+    line = f"{where}: {error['msg']}{more}"
     return " ".join(line.encode(errors="replace").decode().split())  # a column's name may be anything

@@ -2,7 +2,7 @@
 
 import functools
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +123,11 @@ class AdapterBank:
             self._write_all(entries)
             jax.block_until_ready(self._pool)
 
-    def add(self, name: str, directory: Path) -> Method:
+    def add(self, name: str, directory: Path, *, report: Callable[[str], None] = lambda line: None) -> Method:
         """Reads the adapter of a directory, in either layout, and holds it under `name`; returns its method.
+
+        Args:
+          report: hears what of its files was rewritten or passed over.
 
         Raises:
           UserError: as `read_adapter` and `put`; or its file names another base.
@@ -137,8 +140,10 @@ class AdapterBank:
                 f"{directory} is an adapter of {base_name}; the base here is {ours}. If it is the same under another "
                 "name, say so: --also-base, or base_names of the bank."
             )
-        method, leaves, _ = read_adapter(directory, self._model)
+        method, leaves, notes = read_adapter(directory, self._model)
         self.put(name, method, leaves, source=str(directory))
+        for note in notes:
+            report(note)
         return method
 
     def _is_ours(self, base_name: str) -> bool:

@@ -157,12 +157,13 @@ class Engine:
         """
         try:
             asking = self._asking(task_of(directory))
-            method = self.bank.add(name, directory)
+            notes = list(asking.notes)
+            method = self.bank.add(name, directory, report=lambda note: notes.append(f"{note}."))
         except Exception as error:
             said = str(error) if isinstance(error, UserError | RunFailed) else f"a defect: {error!r}"
             self.left_out[name] = said.partition("\n")[0]
             raise
-        self._asking_of[name] = asking
+        self._asking_of[name] = dataclasses.replace(asking, notes=tuple(notes))
         self.left_out.pop(name, None)
         return method
 
@@ -247,6 +248,11 @@ class Engine:
         packed = (
             None if generate else asking.labels if labels is None else self._packed(labels, asking.tokens.tokenizer)
         )
+        if packed is not None and max_output_tokens is not None:
+            raise UserError(
+                "max_output_tokens is of generated answers, and these are chosen from labels; leave it out, or send "
+                '"generate": true.'
+            )
         limit = max_output_tokens or asking.max_output_tokens
         return [QueuedRow(ids, adapter, limit, packed, cut) for ids, cut in zip(encoded.ids, encoded.cut, strict=True)]
 

@@ -159,7 +159,7 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
     total = num_weights(untuned)
     method = run.build_method()
     if run.method.from_adapter is not None:
-        model, stored_method, sites = load_adapter(_adapter_directory(run.method.from_adapter), untuned)
+        model, stored_method, sites = load_adapter(_adapter_directory(run.method.from_adapter), untuned, report=report)
         if stored_method != method:
             raise UserError(
                 f"method.from_adapter holds {stored_method}, the config asks for {method}; make them agree."

@@ -1,5 +1,6 @@
 """Rows from files, the hub and TensorFlow Datasets, in the shapes that each really gives; no network."""
 
+import gzip
 import json
 import sys
 import time
@@ -132,7 +133,7 @@ def test_a_malformed_file_is_one_line_with_the_reason(tmp_path, name, content, r
 @pytest.mark.parametrize("name", ["empty.jsonl", "empty.csv", "head.csv"])
 def test_a_file_without_rows_is_refused(tmp_path, name):
     (tmp_path / name).write_text("input,target\n" if name.startswith("head") else "")
-    with pytest.raises(UserError, match="custom: the source has no training rows"):
+    with pytest.raises(UserError, match=f"custom: .*{name} has no training rows"):
         load_rows(CUSTOM, "auto", str(tmp_path / name))
 
 
@@ -166,8 +167,63 @@ def test_the_parts_of_a_split_that_the_hub_writes_are_joined(tmp_path):
         "train": {"input": ["one", "two", "three"], "target": ["1", "2", None], "more": [None, None, "x"]}
     }
     (tmp_path / "train-00001-of-00002.parquet").unlink()
-    with pytest.raises(UserError, match="has 1 of the 2 parts of its train split"):
+    with pytest.raises(UserError, match="has 1 of the 2 parts of its train split; the one numbered 00001 is missing"):
         load_rows(CUSTOM, "auto", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["00000-of-00002.csv", "00000-of-00002.jsonl"], "has 2 files for the train split"),
+        (["00000-of-00002.csv", "00000-of-00002.CSV"], "has a part of its train split twice: .* and .*"),
+        (["00000-of-00002.csv", "00002-of-00002.csv"], "has more than the 2 parts"),
+        (["00000-of-00003.csv", "00002-of-00003.csv"], "has 2 of the 3 parts .* the one numbered 00001 is missing"),
+        (["00001-of-00003.csv", "00003-of-00003.csv"], "has 2 of the 3 parts .* the one numbered 00002 is missing"),
+        (["00001-of-00002.csv", "00002-of-00002.csv"], None),
+    ],
+)
+def test_each_part_of_a_split_is_there_once(tmp_path, names, says):
+    for name in names:
+        write(tmp_path / f"train-{name}", ROWS)
+    if says is None:
+        assert load_rows(CUSTOM, "auto", str(tmp_path)) == {
+            "train": {name: 2 * column for name, column in ROWS.items()}
+        }
+    else:
+        with pytest.raises(UserError, match=says):
+            load_rows(CUSTOM, "auto", str(tmp_path))
+
+
+def test_a_part_that_is_there_packed_too_is_not_read_twice(tmp_path):
+    part = write(tmp_path / "train-00000-of-00002.csv", ROWS)
+    (tmp_path / "train-00000-of-00002.csv.gz").write_bytes(gzip.compress(part.read_bytes()))
+    with pytest.raises(UserError, match="has a part of its train split twice: .*00002.csv and .*00002.csv.gz"):
+        load_rows(CUSTOM, "auto", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test",
+        "test.csv.bak",
+        "test.parquet.gzip",
+        "test.pq",
+        "test.txt.gz",
+        "dev.data",
+        "test-00000-of-00001.orc",
+        "x.avro",
+    ],
+)
+def test_what_may_hold_a_split_and_is_not_read_is_named(tmp_path, name):
+    write(tmp_path / "train.jsonl", ROWS)
+    (tmp_path / name).write_bytes(b"x")
+    lines = []
+    load_rows(CUSTOM, "auto", str(tmp_path), report=lines.append)
+    assert len(lines) == 1 and f": {name} (what is read is called so" in lines[0]
+    (tmp_path / name).unlink()
+    (tmp_path / "test").mkdir()
+    load_rows(CUSTOM, "auto", str(tmp_path), report=lines.append)
+    assert len(lines) == 2 and ": test (what is read is called so" in lines[1]
 
 
 def test_a_held_out_file_without_rows_is_refused(tmp_path):

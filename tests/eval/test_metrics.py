@@ -162,6 +162,16 @@ def test_text_in_ascii_is_counted_as_rouge_score_does(text):
 def test_references_decide_what_is_counted_and_the_benchmarks_own_stay_as_published():
     assert tokenizer_for(["The running dogs.", "don't – “stop”"]) == "rouge_score"
     assert tokenizer_for(["The running dogs.", "A café."]) == "unicode"
-    assert tokenizer_for(["good 😀"]) == "unicode"
+    assert tokenizer_for(["good 😀"]) == "unicode" == tokenizer_for(["price ↑"])
+    assert tokenizer_for(["for £20-25"]) == "rouge_score"  # as E2E's figures are made
     assert rouge_tokenizer(TASKS["e2e"], [example("Café Rouge")]) == "rouge_score"
     assert rouge_tokenizer(TASKS["cola"], [example("acceptable")]) is None
+
+
+@pytest.mark.parametrize(
+    "texts", [("price ↑", "price ↓"), ("x ≥ 5", "x ≤ 5"), ("日本 5€", "日本 5£"), ("a × b", "a ± b")]
+)
+def test_symbols_that_differ_are_not_the_same(texts):
+    one, other = texts
+    rouge = Rouge("rougeL", tokenizer_for([other]))
+    assert rouge(one, other) < 1 and rouge(other, other) == 1

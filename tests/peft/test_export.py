@@ -125,6 +125,15 @@ def test_an_adapter_that_names_no_base_asks_for_one(run, tmp_path, capsys):
     assert "give --model" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["export", "merge"])
+def test_a_setting_that_is_passed_over_is_said(command, run, tmp_path, capsys):
+    directory = run(Lora.official())
+    file = directory / "adapter/adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"novelty": {"x": 1}}))
+    assert main([command, str(directory), "--out", str(tmp_path / "out")]) == 0
+    assert "settings that jpeft does not know were passed over: novelty\n" in capsys.readouterr().err
+
+
 def test_import_rewrites_what_it_found_and_gives_the_flags_that_train_on_from_it(
     run, tiny_checkpoint, tmp_path, capsys
 ):

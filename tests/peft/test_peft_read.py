@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import jpeft
 from jpeft.adapters.files import load_adapter, open_adapter, read_adapter, save_adapter
 from jpeft.errors import RunFailed, UserError
 from jpeft.leaves import named_leaves
@@ -246,6 +247,11 @@ def test_a_copy_of_the_bases_own_weight_is_passed_over_with_a_note(saved, tiny_t
     directory = saved(pattern="lm_head", edit=with_copy_of_head(tiny_t5))
     found = leaves_of(directory, tiny_t5)
     assert found.keys() == plain.keys() and all(np.array_equal(found[name], plain[name]) for name in plain)
+    told = []
+    load_adapter(directory, tiny_t5, report=told.append)
+    assert told == [f"adapter {directory}: lm_head.base_layer.weight is a copy of the base's own weight"]
+    with pytest.warns(UserWarning, match="lm_head.base_layer.weight is a copy"):
+        jpeft.load_adapter(directory, tiny_t5)
     [note] = open_adapter(directory, abstract_model(TINY)).notes
     assert note == "lm_head.base_layer.weight has the shape of the base's own weight, of which PEFT writes a copy"
     rounded = with_copy_of_head(tiny_t5, lambda weight: np.asarray(jnp.asarray(weight, jnp.bfloat16), np.float32))

@@ -251,6 +251,31 @@ def test_a_wrong_call_is_answered_in_one_line(arguments, says, answer):
     assert said.startswith("error: ") and says in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("read", "output"),
+    [("b.csv", "b.csv"), ("link.csv", "b.csv"), ("o.csv.partial", "o.csv"), ("b.csv", "sub/../b.csv")],
+)
+def test_no_output_takes_the_place_of_the_input(read, output, answer, tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("b.csv", "o.csv.partial"):
+        (tmp_path / name).write_text("input\nx\n")
+    (tmp_path / "link.csv").symlink_to("b.csv")
+    call = (
+        "--model",
+        "mini",
+        "--input",
+        tmp_path / read,
+        "--format",
+        "csv",
+        "--output",
+        tmp_path / output,
+        "--overwrite",
+    )
+    _, said = answer(*call, status=2)
+    assert "would replace" in said and said.count("\n") == 1
+    assert (tmp_path / read).read_text() == "input\nx\n"
+
+
 def test_a_model_that_computes_no_number_answers_nothing(answer, tiny_checkpoint, tmp_path):
     shutil.copytree(tiny_checkpoint, tmp_path / "broken")
     tensors = load_file(tmp_path / "broken/model.safetensors")

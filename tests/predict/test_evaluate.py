@@ -121,12 +121,12 @@ def test_columns_of_other_names_are_taken_where_the_call_says_so(run, tmp_path):
     other = tmp_path / "b.csv"
     other.write_text("body,label\n" + "".join(f"{row['text']},{row['topic']}\n" for row in rows))
     source = AnswerSource.find(None, run, report=print)
-    _, renamed = Evaluation.of(source, target="label").read(other, "test", "body")
+    _, renamed = Evaluation.of(source, target="label").read(other, None, "body")
     assert renamed["text"] == [row["text"] for row in rows] and renamed["label"] == [row["topic"] for row in rows]
     templated = Evaluation.of(source, target="label", template="{body}?")
-    assert templated.task.template == "{body}?" and templated.read(other, "test", None)[1].keys() == {"body", "label"}
+    assert templated.task.template == "{body}?" and templated.read(other, None, None)[1].keys() == {"body", "label"}
     with pytest.raises(UserError, match="--target says what to take"):
-        Evaluation.of(source).read(other, "test", "body")
+        Evaluation.of(source).read(other, None, "body")
 
 
 @pytest.mark.slow
@@ -157,6 +157,7 @@ def test_an_adapter_that_was_exported_is_asked_alike_and_what_it_saw_is_not_know
         (["--template", "{title"], "--template '{title' is malformed"),
         (["--answer", "sing"], "--answer is 'sing'"),
         (["--overwrite"], "--overwrite goes with --output"),
+        (["--split", "train"], "new.jsonl is a file; leave it out"),
         (["--dtype", "float64"], "--dtype is 'float64'"),
     ],
 )
@@ -172,6 +173,20 @@ def test_what_is_there_is_not_written_over_unasked(evaluate, run, tmp_path):
     output.write_text("mine")
     _, said = evaluate("--adapter", run, "--data", file, "--output", output, status=2)
     assert "is there already" in said and output.read_text() == "mine"
+
+
+def test_the_output_is_tried_before_anything_is_answered_and_is_not_the_data(evaluate, run, tmp_path, monkeypatch):
+    file = write_rows(tmp_path / "new.jsonl", rows_of(3, seed=7))
+    (tmp_path / "link.jsonl").symlink_to(file)
+    before = file.read_text()
+    monkeypatch.setattr(AnswerSource, "find", None)
+    for output in (file, tmp_path / "link.jsonl"):
+        _, said = evaluate("--adapter", run, "--data", file, "--output", output, "--overwrite", status=2)
+        assert "which is read; name another file" in said and file.read_text() == before
+    _, said = evaluate("--adapter", run, "--data", tmp_path, "--output", file, "--overwrite", status=2)
+    assert "which is read; name another file" in said and file.read_text() == before
+    _, said = evaluate("--adapter", run, "--data", file, "--output", "/proc/no/x.jsonl", status=1)
+    assert said.startswith("error: /proc/no/x.jsonl cannot be written")
 
 
 @pytest.mark.parametrize("damage", ["[]", '{"rows": {"train": ["train/99"]}}', '{"rows": {"train": [7]}}', "{", "{}"])

@@ -189,6 +189,28 @@ def test_standard_input_tells_by_its_first_line_what_it_is(format_, first, texts
     assert [row.text for row in Input.of((), "-", format_).rows(PromptTemplate())] == texts
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("m.jsonlines", '{"input": "x"}\n{"input": "y"}\n', ["x", "y"]),
+        ("rows", '{"input": "x"}\n', ["x"]),
+        ("rows.txt", "x\n[1] y\n", ["x", "[1] y"]),
+        ("rows.txt", "[1] y\nx\n", ["[1] y", "x"]),
+        ("a.csv.bak", "input\nx\n", "looks like a .csv file, and its ending says nothing; give --format csv, or"),
+        ("a.txt", '[{"input": "x"}]', "looks like a list in JSON, and its ending says nothing; give --format json, or"),
+        ("a.txt", '[\n{"input": "x"}]', "looks like a list in JSON"),
+    ],
+)
+def test_a_file_whose_ending_says_nothing_tells_by_its_beginning(name, content, texts, tmp_path):
+    (tmp_path / name).write_text(content)
+    if isinstance(texts, list):
+        assert [row.text for row in Input.of((), str(tmp_path / name), None).rows(PromptTemplate())] == texts
+    else:
+        with pytest.raises(UserError, match=texts):
+            Input.of((), str(tmp_path / name), None)
+        Input.of((), str(tmp_path / name), "lines")
+
+
 def test_windows_read_no_further_than_they_must(monkeypatch):
     read = []
 

@@ -160,6 +160,13 @@ def test_what_an_earlier_report_left_is_removed_and_nothing_else(undrawn, tmp_pa
     assert not {"figures/performance.png", "csv/table-1.csv"} & left
 
 
+def test_files_that_no_report_wrote_are_not_written_over(undrawn, tmp_path):
+    (tmp_path / "index.html").write_text("mine")
+    with pytest.raises(UserError, match="index.html and no report.json of a report; name another directory"):
+        write(document.of_paper(), tmp_path)
+    assert (tmp_path / "index.html").read_text() == "mine"
+
+
 def test_without_matplotlib_the_rest_is_written_and_it_is_said(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name == "jpeft.report.figures" or name.startswith("matplotlib")]:
         monkeypatch.delitem(sys.modules, name)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from jpeft.errors import UserError
 from jpeft.rows import parquet, reading, separated, text
 from jpeft.rows.reading import read_columns, read_rows
+from jpeft.rows.values import as_json, as_text
 
 ROWS = {"input": ["one", "two, three"], "target": ["1", "2"]}
 
@@ -506,6 +507,40 @@ def test_text_may_be_packed_and_endings_be_in_capitals(read, name, ending, pack)
     assert read(name + ending, pack(content)) == {"input": ["a"], "target": ["b"]}
     assert "cannot be read (" in says(read, name + ending, pack(content)[:-4])
     assert "cannot be read (" in says(read, name + ending, b"not packed")
+
+
+@pytest.mark.parametrize(
+    ("ending", "pack", "damage"),
+    [
+        (".bz2", bz2.compress, lambda stream: b"x" + stream[1:]),
+        (".xz", lzma.compress, lambda stream: b"x" + stream[1:]),
+        (".gz", gzip.compress, lambda stream: b"x" + stream[1:]),
+        (".bz2", bz2.compress, lambda stream: stream[:-5]),
+        (".xz", lzma.compress, lambda stream: stream[:-5]),
+        (".bz2", bz2.compress, lambda stream: b"garbage"),
+    ],
+)
+def test_all_streams_of_a_packed_file_are_read_or_it_is_refused(read, ending, pack, damage):
+    """As programs leave them that pack in parallel, or `cat` of several files."""
+    first, second = pack(b"input,target\na,b\n"), pack(b"c,d\n" * 30_000)
+    whole = {"input": ["a", *["c"] * 30_000], "target": ["b", *["d"] * 30_000]}
+    assert read("a.csv" + ending, first + second) == whole
+    assert "cannot be read (" in says(read, "a.csv" + ending, first + damage(second))
+
+
+def test_an_xz_file_may_be_filled_up_with_zeros(read):
+    first, second = lzma.compress(b"input,target\na,b\n"), lzma.compress(b"c,d\n")
+    zeros = b"\0" * 2**17
+    assert read("a.csv.xz", first + zeros + second + zeros) == {"input": ["a", "c"], "target": ["b", "d"]}
+
+
+@pytest.mark.parametrize("column", [pa.array([13_890_172], pa.date32()), pa.array([10**15], pa.timestamp("s"))])
+def test_a_moment_past_any_calendar_is_no_text(tmp_path, column):
+    path = write(tmp_path / "a.parquet", pa.table({"input": ["a"], "when": column}))
+    [value] = read_columns(path)["when"]
+    with pytest.raises(ValueError, match="holds a moment past any calendar, 1"):
+        as_text(value)
+    assert as_json(value) == str(value)
 
 
 def test_what_is_no_file_is_one_line(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from jpeft.rows.values import as_json, as_text, is_missing
+from jpeft.rows.values import alike, as_json, as_text, is_missing
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,25 @@ def test_any_value_of_a_parquet_file_can_be_written_as_json():
     assert json.dumps(as_json(value), allow_nan=False) == (
         '{"a": [null, "text", "/w==", ["2020-01-02", true]], "3": null}'
     )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("1", "1.0"), ("1", "+1"), ("0.5", ".50"), ("-0", "0.0"), ("1e2", "100"), ("１", "1"), ("A  b", "a B")],
+)
+def test_what_a_reader_takes_for_the_same_is_alike(one, other):
+    assert alike(one) == alike(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("9007199254740993", "9007199254740992"),
+        ("1_0", "10"),
+        ("1" * 40, "1" * 39 + "2"),
+        ("1e999999999", "1"),
+        ("1", "-1"),
+    ],
+)
+def test_numbers_that_differ_in_any_digit_are_not_alike(one, other):
+    assert alike(one) != alike(other)

@@ -334,6 +334,22 @@ def test_records_that_are_damaged_are_one_line_and_a_way_out(
     assert line.count("\n") == 1 and "--overwrite" in line and len(line) < 1000
 
 
+@pytest.mark.parametrize("damage", ["gone", "no weights", "cut short"])
+def test_a_finished_run_without_its_adapter_is_not_finished(damage, finished, tiny_checkpoint, rows, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    weights = tmp_path / "run/adapter/adapter_model.safetensors"
+    if damage == "gone":
+        shutil.rmtree(weights.parent)
+    elif damage == "no weights":
+        weights.unlink()
+    else:
+        weights.write_bytes(weights.read_bytes()[:-8])
+    assert run_experiment(flags(tmp_path / "run", tiny_checkpoint, rows)) == 1
+    said = capsys.readouterr()
+    says = "bytes of weights;" if damage == "cut short" else "adapter, of a finished run, is not there;"
+    assert says in said.err and "--overwrite" in said.err and "next " not in said.out
+
+
 def test_a_finished_run_trains_on_with_more_epochs(finished, tiny_checkpoint, rows, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)

@@ -139,9 +139,16 @@ def test_exported_and_merged_it_answers_alike(shelf, tmp_path, capsys):
     assert answers[2]["probabilities"] == pytest.approx(answers[0]["probabilities"], abs=1e-4)
 
 
+def test_a_limit_of_tokens_is_for_generated_answers(client):
+    asked = {"adapter": "classes", "inputs": [{"title": "goal", "body": "coach"}], "max_output_tokens": 2}
+    response = client.post("/generate", json=asked)
+    assert response.status_code == 422 and "these are chosen from labels; leave it out" in response.json()["detail"]
+    assert client.post("/generate", json={**asked, "generate": True}).status_code == 200
+
+
 def test_a_task_that_does_not_fit_the_server_is_refused_with_the_way_out(client, shelf):
-    file = shelf / "classes" / TASK_FILE
-    before = file.read_text()
+    file, settings = shelf / "classes" / TASK_FILE, shelf / "classes" / "adapter_config.json"
+    before, known = file.read_text(), settings.read_text()
     values = json.loads(before)
     try:
         file.write_text(json.dumps({**values, "labels": [f"label number {i}" for i in range(80)]}))
@@ -157,6 +164,12 @@ def test_a_task_that_does_not_fit_the_server_is_refused_with_the_way_out(client,
         notes = client.get("/adapters").json()["asked"]["classes"]["notes"]
         assert len(notes) == 3 and "100 tokens" in notes[0] and "3 beams" in notes[1]
         assert notes[2].startswith("it was tuned with its base in nf4, and answers with it wide")
+        file.write_text(before)
+        settings.write_text(json.dumps({**json.loads(known), "key_of_tomorrow": True}))
+        assert client.put("/adapters/classes").status_code == 200
+        [note] = client.get("/adapters").json()["asked"]["classes"]["notes"]
+        assert note == "settings that jpeft does not know were passed over: key_of_tomorrow."
     finally:
         file.write_text(before)
+        settings.write_text(known)
         assert client.put("/adapters/classes").status_code == 200

@@ -71,6 +71,9 @@ def test_each_input_is_answered_by_the_named_adapter(client, started):
         ({"adapter": "../secret"}, "body.adapter"),
         ({"adapter": ""}, "body.adapter"),
         ({"beams": 4}, "body.beams: Extra inputs are not permitted"),
+        ({"inputs": [{"text": ["a"]}]}, "body.inputs.0.text: Input should be a valid"),
+        ({"inputs": [{"text": {"a": 1}}, 7, 8]}, "body.inputs.0.text: Input should be a valid string (and 2 more)"),
+        ({"inputs": ["a", 7]}, "body.inputs.1: Input should be a valid"),
     ],
 )
 def test_a_wrong_value_is_named(changed, says, client):
@@ -83,6 +86,26 @@ def test_a_wrong_value_is_named(changed, says, client):
 def test_what_is_no_request_is_refused(body, client):
     response = client.post("/generate", content=body, headers={"Content-Type": "application/json"})
     assert response.status_code in (400, 422) and list(response.json()) == ["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"inputs": ["a"], "inputs": ["b"]}', "has the key 'inputs' twice"),
+        (b'{"inputs": [{"text": "a", "text": "b"}]}', "has the key 'text' twice"),
+        (b'{"inputs": [{"text": NaN}]}', "the body holds NaN, which is no JSON"),
+        (b'{"inputs": ["\\ud800"]}', "surrogate"),
+        (b'{"inputs": ["\xff"]}', "the body is not UTF-8"),
+        (b'{"inputs": ["a"]', "the body"),
+    ],
+)
+def test_a_body_is_json_in_the_strict_sense(body, says, client):
+    refused(client.post("/generate", content=body, headers={"Content-Type": "application/json"}), 422, says)
+
+
+def test_json_that_is_sent_as_something_else_is_told_so(client):
+    sent = client.post("/generate", content=b'{"inputs": ["a"]}', headers={"Content-Type": "text/plain"})
+    refused(sent, 422, "the body was sent as 'text/plain'; send application/json")
 
 
 def test_an_adapter_that_is_not_loaded_is_not_there(client):

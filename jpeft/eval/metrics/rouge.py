@@ -56,9 +56,14 @@ def tokenizer_for(texts: Iterable[str]) -> str:
     for text in texts:
         if not any(character.isascii() and character.isalnum() for character in text):
             return "unicode"  # nothing of it would be seen
-        if any(not character.isascii() and (_is_word(character) or stands_alone(character)) for character in text):
+        if any(not character.isascii() and _asks_for_unicode(character) for character in text):
             return "unicode"
     return "rouge_score"
+
+
+def _asks_for_unicode(character: str) -> bool:
+    # Not a currency's sign: in English `rouge-score` is what figures are compared by, E2E's with its pounds, too.
+    return _is_word(character) or (stands_alone(character) and unicodedata.category(character) != "Sc")
 
 
 class _Unicode:
@@ -102,11 +107,11 @@ def _is_word(character: str) -> bool:
 
 
 def stands_alone(character: str) -> bool:
-    """Whether it is a token by itself: of a script without spaces, or a symbol."""
+    """Whether it is a token by itself: of a script without spaces, or a symbol, such as an emoji or an arrow."""
     category = unicodedata.category(character)
     if category[0] == "L" or category[0] == "N":
         return without_spaces(character) is not None
-    return category == "So"
+    return category == "So" or (category in ("Sm", "Sc") and not character.isascii())
 
 
 def without_spaces(character: str) -> str | None:

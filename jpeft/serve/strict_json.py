@@ -1,0 +1,35 @@
+"""Bodies of requests as JSON in the strict sense, as rows of files are read: a key that stands twice is an error."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import HTTPException, Request, Response
+from fastapi.routing import APIRoute
+
+from jpeft.errors import UserError
+from jpeft.files import JsonParser
+
+_PARSER = JsonParser(unique=True)
+
+
+class StrictJsonRoute(APIRoute):
+    """A route whose requests' bodies are read by `JsonParser`; what that refuses is answered with 422 and its line."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """As FastAPI asks for it."""
+        answer = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            return await answer(_StrictRequest(request.scope, request.receive))
+
+        return handler
+
+
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        try:
+            return _PARSER.parse((await self.body()).decode(), "the body")
+        except UnicodeDecodeError:
+            raise HTTPException(422, "the body is not UTF-8.") from None
+        except UserError as error:
+            raise HTTPException(422, str(error)) from None
