@@ -66,7 +66,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     if output is not None:
         data = arguments.data
-        require_apart(output, read=[data, *(data.rglob("*") if data.is_dir() else ())])
+        require_apart(output, read=[data, *data.glob("*"), *data.glob("*/*")])  # a task's own directory may be in it
         require_writable(output)  # before anything is answered
 
     from jpeft.allocator import keep_freed_memory

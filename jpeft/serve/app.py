@@ -16,7 +16,7 @@ from jpeft import __version__
 from jpeft.errors import RunFailed, UserError
 from jpeft.serve.bank import BankFull, UnknownAdapter
 from jpeft.serve.batcher import Batcher, NotAnswered, QueueFull
-from jpeft.serve.engine import Engine, NoNumber
+from jpeft.serve.engine import Engine, NoNumber, Replaced
 from jpeft.serve.metrics import Metrics
 from jpeft.serve.middleware import CountRequests, LimitBody
 from jpeft.serve.page import document_page
@@ -157,7 +157,7 @@ Name = Annotated[
 _REASONS = {
     400: "The body cannot be read.",
     404: "No such adapter.",
-    409: "The bank is full.",
+    409: "The bank is full, or an adapter was replaced while this waited.",
     413: "The body is too large.",
     422: "A value is wrong, an input too long, or the adapter does not fit.",
     429: "The queue is full; `Retry-After` says when to come again.",
@@ -267,7 +267,7 @@ def make_app(service: Service) -> FastAPI:
         "/generate",
         tags=["answers"],
         dependencies=[Depends(accepting)],
-        responses=_problems(400, 404, 413, 422, 429, 500, 503, 504),
+        responses=_problems(400, 404, 409, 413, 422, 429, 500, 503, 504),
     )
     async def generate(request: Generation) -> Predictions:
         """Answers each input by the named adapter as its run did: its template, its labels, its lengths.
@@ -396,6 +396,7 @@ def _answer_errors(app: FastAPI) -> None:
         (UnknownAdapter, 404),
         (NotOnShelf, 404),
         (BankFull, 409),
+        (Replaced, 409),
         (UserError, 422),
         (RunFailed, 422),
     ]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from jpeft.serve.bank import UnknownAdapter
-from jpeft.serve.engine import Answer, NoNumber, QueuedRow
+from jpeft.serve.engine import Answer, NoNumber, QueuedRow, Replaced
 
 _log = logging.getLogger(__name__)
 _FAILED = "the work failed; the server's log has the cause."
@@ -52,7 +52,7 @@ class Batcher:
 
     def __init__(
         self,
-        answer: Callable[[Sequence[QueuedRow]], Sequence[Answer | UnknownAdapter | NoNumber]],
+        answer: Callable[[Sequence[QueuedRow]], Sequence[Answer | UnknownAdapter | Replaced | NoNumber]],
         *,
         fit_together: Callable[[QueuedRow, QueuedRow], bool],
         max_rows: int,
@@ -105,7 +105,7 @@ class Batcher:
 
         Raises:
           QueueFull: there is no place for all of them; none is queued.
-          UnknownAdapter: an adapter was removed meanwhile.
+          UnknownAdapter, Replaced: an adapter was removed meanwhile, or another has its name.
           NotAnswered: the work failed, or nothing is answered any more.
         """
         self._require_place(len(rows))

@@ -31,6 +31,7 @@ class QueuedRow:
       max_output_tokens: after which a generated answer is cut.
       labels: to choose from; None to generate.
       cut: whether the prompt was longer than the adapter's run took.
+      task: of the adapter's run, by which the prompt was made.
     """
 
     tokens: Sequence[int]
@@ -38,6 +39,7 @@ class QueuedRow:
     max_output_tokens: int
     labels: PackedLabels | None = None
     cut: bool = False
+    task: TaskOfRun | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,13 @@ class Answer:
 
 class NoNumber(Exception):
     """Raised for a row for which the model computes infinity or NaN."""
+
+
+class Replaced(UserError):
+    """A row was asked as one adapter's run did, and while it waited another took its name that is asked otherwise."""
+
+    def __init__(self, name: str):
+        super().__init__(f"while this waited {name!r} was replaced by an adapter that is asked otherwise; ask again.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +156,7 @@ class Engine:
         self._tokenizer, self._dtype = tokenizer, dtype
         self._alone = self._asking(None)
         self._asking_of: dict[str | None, Asking] = {}
+        self._changing: set[str] = set()  # names whose next adapter may be in the bank already, and its task not here
 
     def load(self, name: str, directory: Path) -> Method:
         """Loads an adapter and what it carries of its task; a refusal is remembered.
@@ -158,12 +168,16 @@ class Engine:
         try:
             asking = self._asking(task_of(directory))
             notes = list(asking.notes)
+            if self.asking(name).task != asking.task:
+                self._changing.add(name)
             method = self.bank.add(name, directory, report=lambda note: notes.append(f"{note}."))
+            self._asking_of[name] = dataclasses.replace(asking, notes=tuple(notes))
         except Exception as error:
             said = str(error) if isinstance(error, UserError | RunFailed) else f"a defect: {error!r}"
             self.left_out[name] = said.partition("\n")[0]
             raise
-        self._asking_of[name] = dataclasses.replace(asking, notes=tuple(notes))
+        finally:
+            self._changing.discard(name)
         self.left_out.pop(name, None)
         return method
 
@@ -254,7 +268,8 @@ class Engine:
                 '"generate": true.'
             )
         limit = max_output_tokens or asking.max_output_tokens
-        return [QueuedRow(ids, adapter, limit, packed, cut) for ids, cut in zip(encoded.ids, encoded.cut, strict=True)]
+        queued = zip(encoded.ids, encoded.cut, strict=True)
+        return [QueuedRow(ids, adapter, limit, packed, cut, asking.task) for ids, cut in queued]
 
     def compile(self, report: Callable[[int, tuple[int, int, int | None]], None] = lambda number, shape: None) -> int:
         """Compiles a program for each shape, by answering rows of padding with it; returns how many there are.
@@ -276,12 +291,13 @@ class Engine:
             return False
         return all(mine <= its for mine, its in zip(self.shapes.of(row), self.shapes.of(first), strict=True))
 
-    def answer(self, rows: Sequence[QueuedRow]) -> list[Answer | UnknownAdapter | NoNumber]:
-        """An answer for each row, or why it has none: its adapter is not there (any more), the model gives no number.
+    def answer(self, rows: Sequence[QueuedRow]) -> list[Answer | UnknownAdapter | Replaced | NoNumber]:
+        """An answer for each row, or why it has none.
 
+        Its adapter is not there (any more), another that is asked otherwise has its name, or the model gives no number.
         At most the largest batch of rows, all of them generated or all of them chosen.
         """
-        answers: dict[int, Answer | UnknownAdapter | NoNumber] = {}
+        answers: dict[int, Answer | UnknownAdapter | Replaced | NoNumber] = {}
         left = list(range(len(rows)))
         while left:
             try:
@@ -292,6 +308,10 @@ class Engine:
             except UnknownAdapter as gone:  # the others are answered without them
                 answers.update({i: UnknownAdapter([name]) for i in left if (name := rows[i].adapter) in gone.names})
                 left = [i for i in left if i not in answers]
+        for i, row in enumerate(rows):  # now: it may have been replaced while the batch was on its way
+            if row.adapter is not None and isinstance(answers[i], Answer):
+                if row.adapter in self._changing or self.asking(row.adapter).task != row.task:
+                    answers[i] = Replaced(row.adapter)
         return [answers[i] for i in range(len(rows))]
 
     def _generate(self, rows: Sequence[QueuedRow]) -> list[Answer]:

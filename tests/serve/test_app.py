@@ -334,7 +334,7 @@ def test_the_document_describes_every_refusal(client):
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     }
-    assert statuses["post /generate"] == ["200", "400", "404", "413", "422", "429", "500", "503", "504"]
+    assert statuses["post /generate"] == ["200", "400", "404", "409", "413", "422", "429", "500", "503", "504"]
     assert statuses["put /adapters/{name}"] == ["200", "404", "409", "422", "503"]
     assert statuses["delete /adapters/{name}"] == ["204", "404", "422", "503"]
     assert statuses["get /readyz"] == statuses["get /healthz"] == ["200", "503"]

@@ -1,13 +1,15 @@
 """Texts in, texts out: what an engine answers is what each adapter would, whatever it is padded to."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 
+from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import UserError
 from jpeft.serve.bank import UnknownAdapter
-from jpeft.serve.engine import PaddedShapes, QueuedRow
+from jpeft.serve.engine import PaddedShapes, QueuedRow, Replaced
 from tests.serve.conftest import ON_SHELF
 
 TEXTS = ["goal league", "bank merger profit market", "robot"]
@@ -45,6 +47,32 @@ def test_an_adapter_that_is_gone_leaves_the_others_answered(started):
     here, gone = rows(engine, "ia3")[:2]
     answers = engine.answer([here, dataclasses.replace(gone, adapter="gone"), here])
     assert isinstance(answers[1], UnknownAdapter) and answers[0] == answers[2] == engine.answer([here])[0]
+
+
+@pytest.mark.parametrize("moment", ["before the batch", "while it is answered"])
+def test_a_row_that_waited_is_not_answered_by_an_adapter_that_is_asked_otherwise(
+    moment, started, tiny_shelf, tmp_path, monkeypatch
+):
+    engine, _ = started
+    for name, template in (("a", "Is it {text}?"), ("b", "{text}: which?"), ("c", "Is it {text}?")):
+        shutil.copytree(tiny_shelf / ("bitfit" if name == "c" else "ia3"), tmp_path / name)
+        TaskOfRun(template=template, max_input_length=16, max_target_length=4).write(tmp_path / name)
+    engine.load("asked", tmp_path / "a")
+    try:
+        asked, other = engine.rows(["goal"], "asked")[0], rows(engine, "ia3")[0]
+        engine.load("asked", tmp_path / "c")
+        first, second = engine.answer([asked, other])
+        assert first == engine.answer(engine.rows(["goal"], "asked"))[0]  # another adapter, asked alike
+        if moment == "before the batch":
+            engine.load("asked", tmp_path / "b")
+        else:
+            generate = engine.bank.generate
+            replace = lambda *given, **named: engine.load("asked", tmp_path / "b") and generate(*given, **named)
+            monkeypatch.setattr(engine.bank, "generate", replace)
+        replaced, same = engine.answer([asked, other])
+        assert isinstance(replaced, Replaced) and "ask again" in str(replaced) and same == second
+    finally:
+        engine.unload("asked")
 
 
 def test_a_text_that_fits_no_shape_is_refused(started):

@@ -13,6 +13,7 @@ from jpeft.peft.attaching import attach, split
 from jpeft.peft.lora import Lora
 from jpeft.peft.selection import select
 from jpeft.train.step import make_accumulate, zero_sums
+from tests.conftest import ONE_LAYER, random_t5
 from tests.padded import padded
 from tests.peft.filled import filled
 
@@ -26,6 +27,11 @@ def tokens():
     ids = lambda lengths: [draw.integers(3, 60, length).astype(np.int32) for length in lengths]
     inputs, targets = (ids(lengths) for lengths in zip(*LENGTHS, strict=True))
     return Tokens(inputs, targets, 0, 0, WEIGHTS)
+
+
+@pytest.fixture
+def model():
+    return random_t5(ONE_LAYER)
 
 
 def batches(tokens):
@@ -52,18 +58,18 @@ def by_hand(model, tokens, smoothing):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_the_loss_of_a_step_is_the_weighted_mean_over_its_tokens(smoothing, tiny_t5, tokens):
+def test_the_loss_of_a_step_is_the_weighted_mean_over_its_tokens(smoothing, model, tokens):
     given = [jax.tree.map(jnp.asarray, batch) for batch in batches(tokens)]
-    loss = jax.jit(lambda batch: loss_sums(tiny_t5, batch, label_smoothing=smoothing))
+    loss = jax.jit(lambda batch: loss_sums(model, batch, label_smoothing=smoothing))
     sums = [loss(batch) for batch in given]
     loss, count = (sum(float(part[i]) for part in sums) for i in (0, 1))
     assert count == pytest.approx((WEIGHTS * [target for _, target in LENGTHS]).sum())
-    assert loss / count == pytest.approx(by_hand(tiny_t5, tokens, smoothing), rel=1e-5)
+    assert loss / count == pytest.approx(by_hand(model, tokens, smoothing), rel=1e-5)
 
 
-def test_the_gradient_is_that_of_the_weighted_mean_and_a_row_of_weight_0_has_no_part_in_it(tiny_t5, key, tokens):
-    chosen = select(tiny_t5, Lora())
-    graphdef, adapter, base = split(filled(attach(tiny_t5, Lora(), chosen, key), key))
+def test_the_gradient_is_that_of_the_weighted_mean_and_a_row_of_weight_0_has_no_part_in_it(model, key, tokens):
+    chosen = select(model, Lora())
+    graphdef, adapter, base = split(filled(attach(model, Lora(), chosen, key), key))
     accumulate = jax.jit(make_accumulate(graphdef, label_smoothing=0.1))
 
     def gradient(tokens):
