@@ -1,5 +1,6 @@
 """Files: writing that leaves a whole file or none, and reading JSON that a stranger may have written."""
 
+import collections
 import contextlib
 import json
 import math
@@ -220,8 +221,8 @@ class JsonParser:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        counts = collections.Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
         raise ValueError(f"has the key {ascii(twice)[:60]} twice; leave one of them")
     return made
 

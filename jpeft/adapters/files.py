@@ -54,10 +54,16 @@ def require_whole(directory: Path, size: int) -> None:
     weights = [directory / name for name in (*_WEIGHTS.values(), "model.safetensors")]
     found = [file.stat().st_size for file in weights if file.is_file()]
     if size not in found:
-        what = f"has {found[0]:,} bytes of weights" if found else "is not there"
+        what = (
+            f"has {found[0]:,} bytes of weights"
+            if found
+            else "has no weights"
+            if directory.is_dir()
+            else "is not there"
+        )
         raise RunFailed(
             f"{directory}, of a finished run, {what}; {size:,} bytes were saved. Copy it again, or give --overwrite to "
-            "run again from the start."
+            f"run again from the start; the run's numbers are in {directory.parent / 'result.json'}."
         )
 
 

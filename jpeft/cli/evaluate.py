@@ -62,15 +62,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         what = "a directory; name a file" if output.is_dir() else "there already; name another, or give --overwrite"
         raise UserError(f"--output {output} is {what}.")
 
-    from jpeft.files import require_apart, require_writable
-
-    if output is not None:
-        data = arguments.data
-        require_apart(output, read=[data, *data.glob("*"), *data.glob("*/*")])  # a task's own directory may be in it
-        require_writable(output)  # before anything is answered
-
     from jpeft.allocator import keep_freed_memory
     from jpeft.data.batches import cache_directory
+    from jpeft.data.sources import files_read
+    from jpeft.files import require_apart, require_writable
     from jpeft.predict.answer_source import AnswerSource
     from jpeft.predict.evaluation import Evaluation, evaluate
     from jpeft.program import use_compilation_cache
@@ -90,6 +85,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         quantization=arguments.quantization,
         metrics=arguments.metrics,
     )
+    if output is not None:  # before anything is answered
+        require_apart(output, read=files_read(test.task, arguments.data))
+        require_writable(output)
     name, rows = test.read(arguments.data, arguments.split, arguments.input, report=display.say)
     total = len(next(iter(rows.values()))) * (2 if test.answer == "score" else 1)
     with display.task(str(arguments.data), total) as bar:

@@ -32,6 +32,7 @@ _OTHER_ENDINGS = (
     *(".txt", ".tab", ".jsonlines", ".xlsx", ".xls", ".ods", ".xml", ".db", ".pkl"),
     *(".arrow", ".feather", ".parq", ".pq", ".orc", ".avro", ".zip", ".tar", ".tgz", ".gzip", ".lz4"),
 )
+_NO_ROWS = (".py", ".sh", ".md", ".log", ".ipynb", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".lock", ".png", ".svg")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")  # as the hub and TensorFlow name the parts of one split
 
 
@@ -202,12 +203,7 @@ def _from_files(task: Task, path: Path, report: Callable[[str], None]) -> dict[s
     require_path(str(path))
     if not path.is_dir():
         return {"train": read_columns(path, report=report)}
-    directory = path / task.local if task.local and (path / task.local).is_dir() else path
-    try:
-        files = sorted(file for file in directory.iterdir() if not file.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{directory} cannot be read ({error.strerror}).") from None
-    of_split = {split: _files_of(split, files) for split in _SPLIT_NAMES}
+    directory, files, of_split = _by_split(task, path)
     if not of_split["train"]:
         raise UserError(
             f"{directory} has no train.parquet (or .jsonl, .csv, ...); it holds: "
@@ -227,12 +223,29 @@ def _from_files(task: Task, path: Path, report: Callable[[str], None]) -> dict[s
     return splits
 
 
+def files_read(task: Task, path: Path) -> list[Path]:
+    """The files of rows that `load_rows` reads of a path. Raises `UserError`: a directory cannot be read."""
+    if not path.is_dir():
+        return [path]
+    return [file for found in _by_split(task, path)[2].values() for file in found]
+
+
+def _by_split(task: Task, path: Path) -> tuple[Path, list[Path], dict[str, list[Path]]]:
+    """The directory of a task's rows, all of its files, and those of each split."""
+    directory = path / task.local if task.local and (path / task.local).is_dir() else path
+    try:
+        files = sorted(file for file in directory.iterdir() if not file.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{directory} cannot be read ({error.strerror}).") from None
+    return directory, files, {split: _files_of(split, files) for split in _SPLIT_NAMES}
+
+
 def _may_hold_rows(file: Path) -> bool:
     """Whether somebody may take it for rows: by its ending, or since it is called as a split is, a directory too."""
     first = file.name.partition(".")[0]
     shard = _SHARD.fullmatch(first)
     if (shard[1] if shard else first).lower() in {name for names in _SPLIT_NAMES.values() for name in names}:
-        return True
+        return file.suffix.lower() not in _NO_ROWS
     return bool(kind_of(file) or file.suffix.lower() in _OTHER_ENDINGS) and not file.is_dir()
 
 
@@ -258,21 +271,26 @@ def _files_of(split: str, files: list[Path]) -> list[Path]:
 
 def _require_all_parts(split: str, parts: list[Path]) -> None:
     """Raises `UserError`: of the parts of a split, counted from 0 or from 1, one is missing or there twice."""
-    shards = [_SHARD.fullmatch(_stem(part)) for part in parts]
-    numbers, count = [int(shard[2]) for shard in shards if shard], int(shards[0][3]) if shards[0] else 0
-    where, seen = f"{parts[0].parent}", dict(zip(numbers[::-1], parts[::-1], strict=True))
-    for number, part in zip(numbers, parts, strict=True):
-        if seen[number] != part:
-            raise UserError(f"{where} has a part of its {split} split twice: {seen[number].name} and {part.name}.")
+    where, count, seen = parts[0].parent, 0, dict[int, Path]()
+    for part in parts:
+        shard = _SHARD.fullmatch(_stem(part))
+        assert shard is not None, "the caller looked"
+        number, count = int(shard[2]), int(shard[3])
+        other = seen.setdefault(number, part)
+        if other != part:
+            raise UserError(
+                f"{where} has a part of its {split} split twice: {other.name} and {part.name}; leave one of them."
+            )
     first = int(0 not in seen and count in seen)
-    if len(parts) > count or not set(seen) <= set(range(first, first + count)):
-        raise UserError(f"{where} has more than the {count} parts that its {split} split's files count themselves.")
+    beyond = next((part for number, part in seen.items() if not first <= number < first + count), None)
+    if beyond is not None:
+        raise UserError(
+            f"{beyond} is numbered past the {count} parts of its {split} split, from {first:05}; rename or remove it."
+        )
     if len(parts) < count:
         lacking = next(number for number in range(first, first + count) if number not in seen)
-        raise UserError(
-            f"{where} has {len(parts)} of the {count} parts of its {split} split; the one numbered {lacking:05} is "
-            "missing."
-        )
+        which = f"; the one numbered {lacking:05} is missing" if {0, count} & set(seen) else ""
+        raise UserError(f"{where} has {len(parts)} of the {count} parts of its {split} split{which}.")
 
 
 def _stem(file: Path) -> str:

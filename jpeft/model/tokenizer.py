@@ -64,6 +64,9 @@ class Tokenizer:
         self.eos_token_id, self.ends = eos_token_id, frozenset({eos_token_id, *other_ends})
         described = json.loads(backend.to_str())
         self._unknown = _unknown_of(described, backend)
+        model = described["model"]  # of others without a token for the unknown a text is an error, or a word is whole
+        affixes = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+        self._may_leave_out = model["type"] == "BPE" and not affixes
         ids = {*self.ends, *special_ids, self._unknown, *(_named(backend, self._settings, role) for role in _ROLES)}
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self._control = {
@@ -233,7 +236,7 @@ class Tokenizer:
     @functools.cached_property
     def leaves_out_characters(self) -> bool:
         """Whether a character that the vocabulary lacks becomes no token at all, or the one that ends texts."""
-        return self.unknown_token_id is None and bool(self._left_out("a\ue000"))
+        return self._may_leave_out and self.unknown_token_id is None and bool(self._left_out("a\ue000"))
 
     def unknown_characters(self, text: str) -> list[str]:
         """Pieces of a text that the vocabulary does not have, each once, in order."""

@@ -115,7 +115,7 @@ class Evaluation:
         Raises:
           UserError: there is no such file or split, it has no rows, or lacks a column.
         """
-        if split_name is not None and not path.is_dir():
+        if split_name is not None and path.is_file():
             raise UserError(f"--split is one of a directory's, and {path} is a file; leave it out.")
         if path.is_dir():
             split_name = split_name or "test"

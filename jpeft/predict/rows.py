@@ -166,6 +166,9 @@ def _by_its_beginning(path: Path) -> str:
     looks = f"a {inner} file" if inner else "a list in JSON" if _LIST.match(beginning) else None
     if looks is None:
         return "lines"
+    packed = next((suffix for suffix in path.suffixes if suffix.lower() in PACKED), None)
+    if inner and packed:
+        raise UserError(f"--input {path} looks like a packed {inner} file; let its name end in {inner}{packed}.")
     kind = KINDS[inner.lower()] if inner else "json"
     raise UserError(
         f"--input {path} looks like {looks}, and its ending says nothing; give --format {kind}, or --format lines for "

@@ -74,23 +74,27 @@ def to_json(value: Any) -> str:
 
 def _require_no_others(directory: Path, names: Iterable[str]) -> None:
     """Raises `UserError`: files of these names are there, and nothing says that a report wrote them."""
-    if (directory / _INDEX).exists():
-        return
-    others = [name for name in names if (directory / name).exists()]
+    ours = _written_before(directory)
+    others = [name for name in names if name not in ours and (directory / name).exists()]
     if others:
         raise UserError(
-            f"--out {directory} has {', '.join(others[:3])} and no {_INDEX} of a report; name another directory."
+            f"--out {directory} has {', '.join(others[:3])}, of which no {_INDEX} says that a report wrote it; name "
+            "another directory."
         )
+
+
+def _written_before(directory: Path) -> set[str]:
+    """What a report that was written here before says that it wrote."""
+    try:
+        files = read_json_object(directory / _INDEX).get("files")
+    except UserError:
+        return set()
+    return {name for name in files if isinstance(name, str)} if isinstance(files, list) else set()
 
 
 def _remove_earlier(directory: Path, keep: set[str]) -> None:
     """Removes what a report wrote here before and this one does not: it would be read as a part of this one."""
-    try:
-        before = read_json_object(directory / _INDEX).get("files")
-    except UserError:
-        return
-    names = {name for name in before if isinstance(name, str)} if isinstance(before, list) else set()
-    for name in names - keep:
+    for name in _written_before(directory) - keep:
         path = Path(name)
         ours = path.suffix in (".csv", ".png", ".svg") and path.parts[:1] in (("csv",), ("figures",))
         if ours and ".." not in path.parts:

@@ -10,7 +10,7 @@ import stat
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import pyarrow as pa
 
@@ -170,7 +170,7 @@ def _open(path: Path) -> Any:
         stream: Any = pa.input_stream(str(path), compression="zstd")  # has no lines of its own
         return io.BufferedReader(stream)
     if packed in _Unpacked.MADE_BY:
-        return io.BufferedReader(_Unpacked(path, _Unpacked.MADE_BY[packed]), _Unpacked.CHUNK)
+        return io.BufferedReader(_Unpacked(path.open("rb"), _Unpacked.MADE_BY[packed]), _Unpacked.CHUNK)
     return (gzip.open if packed == ".gz" else open)(path, "rb")
 
 
@@ -180,8 +180,8 @@ class _Unpacked(io.RawIOBase):
     CHUNK = 2**16
     MADE_BY: ClassVar[dict[str, Callable[[], Any]]] = {".bz2": bz2.BZ2Decompressor, ".xz": lzma.LZMADecompressor}
 
-    def __init__(self, path: Path, make: Callable[[], Any]):
-        self._file, self._make, self._unpack, self._streams = path.open("rb"), make, make(), 1
+    def __init__(self, file: BinaryIO, make: Callable[[], Any]):
+        self._file, self._make, self._unpack, self._streams = file, make, make(), 1
 
     def readable(self) -> bool:
         return True
@@ -205,7 +205,12 @@ class _Unpacked(io.RawIOBase):
             try:
                 found = self._unpack.decompress(packed, len(buffer))
             except (OSError, lzma.LZMAError):
-                raise OSError(f"its compressed stream {self._streams} is damaged") from None
+                what = (
+                    "is damaged"
+                    if self._streams == 1
+                    else "is damaged, or something else follows the last; pack it again"
+                )
+                raise OSError(f"its compressed stream {self._streams} {what}") from None
             if found:
                 buffer[: len(found)] = found
                 return len(found)

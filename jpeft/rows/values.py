@@ -14,7 +14,7 @@ from jpeft.words import clipped
 
 _PLAIN = (int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta, uuid.UUID)
 _SHOWN = 60
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,8 @@ def as_text(value: Any) -> str:
     Text stays as it is, bytes are read as UTF-8; numbers, true and false, dates and times as Python writes them.
 
     Raises:
-      ValueError: a list, an object, bytes or text that are no text. The message says what the value is and what to do,
-        for a sentence that begins with row and column.
+      ValueError: a list, an object, a moment past any calendar, bytes or text that are no text. The message says what
+        the value is and what to do, for a sentence that begins with row and column.
     """
     if isinstance(value, bytes):
         try:

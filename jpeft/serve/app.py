@@ -371,9 +371,9 @@ def _answer_errors(app: FastAPI) -> None:
         return handler
 
     async def wrong_value(request: Request, error: RequestValidationError) -> JSONResponse:
-        sent = request.headers.get("content-type", "")
-        if error.errors()[0]["loc"] == ("body",) and sent and "json" not in sent:
-            return JSONResponse({"detail": f"the body was sent as {sent[:80]!r}; send application/json."}, 422)
+        if error.errors()[0]["loc"] == ("body",) and not _is_json(sent := request.headers.get("content-type", "")):
+            how = f"as {sent[:80]!r}" if sent else "without a content type"
+            return JSONResponse({"detail": f"the body was sent {how}; send it as application/json."}, 422)
         return JSONResponse({"detail": _first_of(error.errors())}, 422)
 
     async def wrong_method(request: Request, error: HTTPException) -> JSONResponse:
@@ -405,6 +405,12 @@ def _answer_errors(app: FastAPI) -> None:
         app.add_exception_handler(error, answers(500))
 
 
+def _is_json(content_type: str) -> bool:
+    """Whether a body of this type is read as JSON: `application/json`, or `application/...+json`."""
+    kind, _, of_it = content_type.partition(";")[0].strip().lower().partition("/")
+    return kind == "application" and (of_it == "json" or of_it.endswith("+json"))
+
+
 def _is_columns(part: Any) -> bool:
     return str(part).startswith("dict[")
 
@@ -416,7 +422,8 @@ def _first_of(errors: Sequence[Any]) -> str:
     types are no part of a place.
     """
     inner = lambda error: error["loc"][:3] == errors[0]["loc"][:3]
-    error = max(filter(inner, errors), key=lambda error: len(error["loc"]))
+    of_columns = lambda error: isinstance(error.get("input"), dict) and _is_columns(error["loc"][-1])
+    error = max(filter(inner, errors), key=lambda error: (of_columns(error), len(error["loc"])))
     place, columns = list(error["loc"]), any(_is_columns(part) for part in error["loc"])
     if error["loc"][:2] == ("body", "inputs") and len(place) > 3:
         place = [*place[:3], *place[4:5]] if columns else place[:3]

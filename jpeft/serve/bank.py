@@ -2,7 +2,8 @@
 
 import functools
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,14 +124,22 @@ class AdapterBank:
             self._write_all(entries)
             jax.block_until_ready(self._pool)
 
-    def add(self, name: str, directory: Path, *, report: Callable[[str], None] = lambda line: None) -> Method:
+    def add(self, name: str, directory: Path) -> Method:
         """Reads the adapter of a directory, in either layout, and holds it under `name`; returns its method.
 
-        Args:
-          report: hears what of its files was rewritten or passed over.
+        Warns of what in its files was rewritten or passed over. Raises as `read` and `put`.
+        """
+        method, leaves, notes = self.read(directory)
+        self.put(name, method, leaves, source=str(directory))
+        for note in notes:
+            warnings.warn(f"adapter {directory}: {note}", stacklevel=2)
+        return method
+
+    def read(self, directory: Path) -> tuple[Method, dict[str, np.ndarray], tuple[str, ...]]:
+        """The adapter of a directory, in either layout, for `put`; and what of its files was rewritten or passed over.
 
         Raises:
-          UserError: as `read_adapter` and `put`; or its file names another base.
+          UserError: as `read_adapter`; or its file names another base.
           RunFailed: a file is damaged.
         """
         base_name = stored_base_name(directory)
@@ -140,11 +149,7 @@ class AdapterBank:
                 f"{directory} is an adapter of {base_name}; the base here is {ours}. If it is the same under another "
                 "name, say so: --also-base, or base_names of the bank."
             )
-        method, leaves, notes = read_adapter(directory, self._model)
-        self.put(name, method, leaves, source=str(directory))
-        for note in notes:
-            report(note)
-        return method
+        return read_adapter(directory, self._model)
 
     def _is_ours(self, base_name: str) -> bool:
         if base_name in self._base_names:

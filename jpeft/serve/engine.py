@@ -167,11 +167,12 @@ class Engine:
         """
         try:
             asking = self._asking(task_of(directory))
-            notes = list(asking.notes)
+            method, leaves, notes = self.bank.read(directory)
             if self.asking(name).task != asking.task:
                 self._changing.add(name)
-            method = self.bank.add(name, directory, report=lambda note: notes.append(f"{note}."))
-            self._asking_of[name] = dataclasses.replace(asking, notes=tuple(notes))
+            self.bank.put(name, method, leaves, source=str(directory))
+            notes = (*asking.notes, *(f"{note}." for note in notes))
+            self._asking_of[name] = dataclasses.replace(asking, notes=notes)
         except Exception as error:
             said = str(error) if isinstance(error, UserError | RunFailed) else f"a defect: {error!r}"
             self.left_out[name] = said.partition("\n")[0]
@@ -310,7 +311,8 @@ class Engine:
                 left = [i for i in left if i not in answers]
         for i, row in enumerate(rows):  # now: it may have been replaced while the batch was on its way
             if row.adapter is not None and isinstance(answers[i], Answer):
-                if row.adapter in self._changing or self.asking(row.adapter).task != row.task:
+                now = self._asking_of.get(row.adapter)  # None: it was unloaded since, and was there when it answered
+                if row.adapter in self._changing or (now is not None and now.task != row.task):
                     answers[i] = Replaced(row.adapter)
         return [answers[i] for i in range(len(rows))]
 

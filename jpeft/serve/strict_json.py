@@ -28,8 +28,8 @@ class StrictJsonRoute(APIRoute):
 class _StrictRequest(Request):
     async def json(self) -> Any:
         try:
-            return _PARSER.parse((await self.body()).decode(), "the body")
+            return _PARSER.parse((await self.body()).decode("utf-8-sig"), "the body")
         except UnicodeDecodeError:
-            raise HTTPException(422, "the body is not UTF-8.") from None
+            raise HTTPException(422, "the body is not UTF-8; send JSON in UTF-8.") from None
         except UserError as error:
             raise HTTPException(422, str(error)) from None

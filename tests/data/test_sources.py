@@ -147,7 +147,7 @@ def test_files_that_are_not_read_are_named_and_a_split_has_one_file(tmp_path):
     held_out = {"input": ["three"], "target": ["3"]}
     write(tmp_path / "train.jsonl", ROWS)
     write(tmp_path / "eval.jsonl", held_out)  # as others call what validates
-    for name in ("extra.csv", "train.txt", "README.md", ".hidden.csv"):
+    for name in ("extra.csv", "train.txt", "README.md", ".hidden.csv", "train.py", "test.log"):
         (tmp_path / name).write_text("input,target\n")
     lines = []
     assert load_rows(CUSTOM, "auto", str(tmp_path), report=lines.append) == {"train": ROWS, "validation": held_out}
@@ -176,7 +176,10 @@ def test_the_parts_of_a_split_that_the_hub_writes_are_joined(tmp_path):
     [
         (["00000-of-00002.csv", "00000-of-00002.jsonl"], "has 2 files for the train split"),
         (["00000-of-00002.csv", "00000-of-00002.CSV"], "has a part of its train split twice: .* and .*"),
-        (["00000-of-00002.csv", "00002-of-00002.csv"], "has more than the 2 parts"),
+        (
+            ["00000-of-00002.csv", "00002-of-00002.csv"],
+            "00002-of-00002.csv is numbered past the 2 parts of its train split, from 00000; rename",
+        ),
         (["00000-of-00003.csv", "00002-of-00003.csv"], "has 2 of the 3 parts .* the one numbered 00001 is missing"),
         (["00001-of-00003.csv", "00003-of-00003.csv"], "has 2 of the 3 parts .* the one numbered 00002 is missing"),
         (["00001-of-00002.csv", "00002-of-00002.csv"], None),

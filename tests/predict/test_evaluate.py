@@ -11,11 +11,11 @@ from jpeft.adapters.files import save_adapter
 from jpeft.cli import main
 from jpeft.config import Run
 from jpeft.data.task_file import TaskOfRun
-from jpeft.errors import UserError
+from jpeft.errors import RunFailed, UserError
 from jpeft.model import weights
 from jpeft.peft.lora import Lora
 from jpeft.predict.answer_source import AnswerSource
-from jpeft.predict.evaluation import Evaluation, seen_by_the_run, told_of_unknown
+from jpeft.predict.evaluation import Evaluated, Evaluation, seen_by_the_run, told_of_unknown
 from tests.conftest import TOPICS, news
 from tests.serve.adapters import make
 
@@ -176,17 +176,31 @@ def test_what_is_there_is_not_written_over_unasked(evaluate, run, tmp_path):
 
 
 def test_the_output_is_tried_before_anything_is_answered_and_is_not_the_data(evaluate, run, tmp_path, monkeypatch):
-    file = write_rows(tmp_path / "new.jsonl", rows_of(3, seed=7))
+    file = write_rows(tmp_path / "test.jsonl", rows_of(3, seed=7))
+    (tmp_path / "train.jsonl").write_text(file.read_text())
     (tmp_path / "link.jsonl").symlink_to(file)
     before = file.read_text()
-    monkeypatch.setattr(AnswerSource, "find", None)
+    monkeypatch.setattr(Evaluation, "read", None)
     for output in (file, tmp_path / "link.jsonl"):
         _, said = evaluate("--adapter", run, "--data", file, "--output", output, "--overwrite", status=2)
         assert "which is read; name another file" in said and file.read_text() == before
     _, said = evaluate("--adapter", run, "--data", tmp_path, "--output", file, "--overwrite", status=2)
     assert "which is read; name another file" in said and file.read_text() == before
     _, said = evaluate("--adapter", run, "--data", file, "--output", "/proc/no/x.jsonl", status=1)
-    assert said.startswith("error: /proc/no/x.jsonl cannot be written")
+    assert said.startswith("error: /proc/no/x.jsonl cannot be written") and said.count("\n") == 1
+
+
+def test_answers_may_stand_beside_the_splits_and_the_numbers_are_said_first(
+    evaluate, run, tmp_path, monkeypatch, capsys
+):
+    file = write_rows(tmp_path / "test.jsonl", rows_of(3, seed=7))
+    write_rows(tmp_path / "train.jsonl", rows_of(3, seed=8))
+    call = ["evaluate", "--adapter", run, "--data", tmp_path, "--output", tmp_path / "answers.jsonl", "--overwrite"]
+    for _ in range(2):
+        assert main(list(map(str, call))) == 0
+    monkeypatch.setattr(Evaluated, "write", lambda self, path: (_ for _ in ()).throw(RunFailed("the disk is full")))
+    assert main(list(map(str, call))) == 1
+    assert "accuracy" in capsys.readouterr().out and file.exists()
 
 
 @pytest.mark.parametrize("damage", ["[]", '{"rows": {"train": ["train/99"]}}', '{"rows": {"train": [7]}}', "{", "{}"])

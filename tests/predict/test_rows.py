@@ -197,6 +197,7 @@ def test_standard_input_tells_by_its_first_line_what_it_is(format_, first, texts
         ("rows.txt", "x\n[1] y\n", ["x", "[1] y"]),
         ("rows.txt", "[1] y\nx\n", ["[1] y", "x"]),
         ("a.csv.bak", "input\nx\n", "looks like a .csv file, and its ending says nothing; give --format csv, or"),
+        ("c.csv.gz.bak", "x", "looks like a packed .csv file; let its name end in .csv.gz"),
         ("a.txt", '[{"input": "x"}]', "looks like a list in JSON, and its ending says nothing; give --format json, or"),
         ("a.txt", '[\n{"input": "x"}]', "looks like a list in JSON"),
     ],

@@ -162,9 +162,12 @@ def test_what_an_earlier_report_left_is_removed_and_nothing_else(undrawn, tmp_pa
 
 def test_files_that_no_report_wrote_are_not_written_over(undrawn, tmp_path):
     (tmp_path / "index.html").write_text("mine")
-    with pytest.raises(UserError, match="index.html and no report.json of a report; name another directory"):
-        write(document.of_paper(), tmp_path)
-    assert (tmp_path / "index.html").read_text() == "mine"
+    for index in (None, '{"mine": 1}', "no JSON", '{"files": ["report.md"]}'):
+        if index is not None:
+            (tmp_path / "report.json").write_text(index)
+        with pytest.raises(UserError, match="has .*index.html.*, of which no report.json says that a report wrote it"):
+            write(document.of_paper(), tmp_path)
+        assert (tmp_path / "index.html").read_text() == "mine"
 
 
 def test_without_matplotlib_the_rest_is_written_and_it_is_said(tmp_path, monkeypatch):

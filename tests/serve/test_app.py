@@ -1,8 +1,10 @@
 """The HTTP side: every answer and every refusal, through the whole stack of the tiny engine."""
 
+import dataclasses
 import os
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -74,6 +76,7 @@ def test_each_input_is_answered_by_the_named_adapter(client, started):
         ({"inputs": [{"text": ["a"]}]}, "body.inputs.0.text: Input should be a valid"),
         ({"inputs": [{"text": {"a": 1}}, 7, 8]}, "body.inputs.0.text: Input should be a valid string (and 2 more)"),
         ({"inputs": ["a", 7]}, "body.inputs.1: Input should be a valid"),
+        ({"inputs": [{}]}, "body.inputs.0: Dictionary should have at least 1 item"),
     ],
 )
 def test_a_wrong_value_is_named(changed, says, client):
@@ -103,9 +106,29 @@ def test_a_body_is_json_in_the_strict_sense(body, says, client):
     refused(client.post("/generate", content=body, headers={"Content-Type": "application/json"}), 422, says)
 
 
-def test_json_that_is_sent_as_something_else_is_told_so(client):
-    sent = client.post("/generate", content=b'{"inputs": ["a"]}', headers={"Content-Type": "text/plain"})
-    refused(sent, 422, "the body was sent as 'text/plain'; send application/json")
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "text/json", "application/x-ndjson", "application/x-www-form-urlencoded"]
+)
+def test_json_that_is_sent_as_something_else_is_told_so(kind, client):
+    sent = client.post("/generate", content=b'{"inputs": ["a"]}', headers={"Content-Type": kind})
+    refused(sent, 422, f"the body was sent as {kind!r}; send it as application/json")
+
+
+@pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8", "application/problem+json"])
+def test_json_may_be_called_so_in_any_way_and_begin_with_a_byte_order_mark(kind, client):
+    body = b'\xef\xbb\xbf{"inputs": ["goal"], "adapter": "ia3"}'
+    assert client.post("/generate", content=body, headers={"Content-Type": kind}).status_code == 200
+    refused(client.post("/generate", content=b"[]", headers={"Content-Type": kind}), 422, "body: Input should be")
+
+
+def test_a_body_of_many_keys_is_refused_at_once(service):
+    large = dataclasses.replace(LIMITS, body_bytes=2**21)
+    keys = ", ".join(f'"k{i}": 1' for i in [*range(100_000), 0])
+    with TestClient(make_app(Service(service.engine, service.shelf, large))) as client:
+        started = time.monotonic()
+        response = client.post("/generate", content=f"{{{keys}}}", headers={"Content-Type": "application/json"})
+        refused(response, 422, "has the key 'k0' twice")
+        assert time.monotonic() - started < 5  # minutes, where each key is counted anew
 
 
 def test_an_adapter_that_is_not_loaded_is_not_there(client):

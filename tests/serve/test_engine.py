@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jpeft.data.task_file import TaskOfRun
-from jpeft.errors import UserError
+from jpeft.errors import RunFailed, UserError
 from jpeft.serve.bank import UnknownAdapter
 from jpeft.serve.engine import PaddedShapes, QueuedRow, Replaced
 from tests.serve.conftest import ON_SHELF
@@ -49,7 +49,7 @@ def test_an_adapter_that_is_gone_leaves_the_others_answered(started):
     assert isinstance(answers[1], UnknownAdapter) and answers[0] == answers[2] == engine.answer([here])[0]
 
 
-@pytest.mark.parametrize("moment", ["before the batch", "while it is answered"])
+@pytest.mark.parametrize("moment", ["before the batch", "while it is answered", "while it is put into the bank"])
 def test_a_row_that_waited_is_not_answered_by_an_adapter_that_is_asked_otherwise(
     moment, started, tiny_shelf, tmp_path, monkeypatch
 ):
@@ -65,14 +65,53 @@ def test_a_row_that_waited_is_not_answered_by_an_adapter_that_is_asked_otherwise
         assert first == engine.answer(engine.rows(["goal"], "asked"))[0]  # another adapter, asked alike
         if moment == "before the batch":
             engine.load("asked", tmp_path / "b")
-        else:
+        elif moment == "while it is answered":
             generate = engine.bank.generate
             replace = lambda *given, **named: engine.load("asked", tmp_path / "b") and generate(*given, **named)
             monkeypatch.setattr(engine.bank, "generate", replace)
-        replaced, same = engine.answer([asked, other])
+        if moment != "while it is put into the bank":
+            replaced, same = engine.answer([asked, other])
+        else:
+            put, meanwhile = engine.bank.put, []
+            monkeypatch.setattr(
+                engine.bank,
+                "put",
+                lambda *given, **named: (put(*given, **named), meanwhile.extend(engine.answer([asked, other]))),
+            )
+            engine.load("asked", tmp_path / "b")
+            replaced, same = meanwhile
         assert isinstance(replaced, Replaced) and "ask again" in str(replaced) and same == second
     finally:
         engine.unload("asked")
+
+
+def test_a_refused_replacement_and_an_unloading_leave_answers_alone(started, tiny_shelf, tmp_path, monkeypatch):
+    engine, _ = started
+    for name, template in (("a", "Is it {text}?"), ("b", "{text}: which?")):
+        shutil.copytree(tiny_shelf / "ia3", tmp_path / name)
+        TaskOfRun(template=template, max_input_length=16, max_target_length=4).write(tmp_path / name)
+    engine.load("asked", tmp_path / "a")
+    asked, meanwhile = engine.rows(["goal"], "asked"), []
+    expected = engine.answer(asked)
+
+    def damaged(directory):
+        meanwhile.extend(engine.answer(asked))
+        raise RunFailed("damaged")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.bank, "read", damaged)
+        with pytest.raises(RunFailed):
+            engine.load("asked", tmp_path / "b")
+    assert meanwhile == expected == engine.answer(asked)
+    generate = engine.bank.generate
+
+    def unloaded(*given, **named):
+        answers = generate(*given, **named)
+        engine.unload("asked")
+        return answers
+
+    monkeypatch.setattr(engine.bank, "generate", unloaded)
+    assert engine.answer(asked) == expected
 
 
 def test_a_text_that_fits_no_shape_is_refused(started):
