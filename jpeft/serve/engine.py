@@ -162,13 +162,14 @@ class Engine:
         """Loads an adapter and what it carries of its task; a refusal is remembered.
 
         Raises:
-          UserError: as `AdapterBank.add`; or its labels or its prompt do not fit this server.
+          UserError: as `AdapterBank.read` and `put`; or its labels or its prompt do not fit this server.
           RunFailed: a file is damaged.
         """
         try:
             asking = self._asking(task_of(directory))
             method, leaves, notes = self.bank.read(directory)
-            if self.asking(name).task != asking.task:
+            before = self._asking_of.get(name)  # None, too, where it was unloaded and rows of it are on their way
+            if before is None or before.task != asking.task:
                 self._changing.add(name)
             self.bank.put(name, method, leaves, source=str(directory))
             notes = (*asking.notes, *(f"{note}." for note in notes))

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from jpeft.data.task_file import TaskOfRun
+from jpeft.data.task_file import TASK_FILE, TaskOfRun
 from jpeft.errors import RunFailed, UserError
 from jpeft.serve.bank import UnknownAdapter
 from jpeft.serve.engine import PaddedShapes, QueuedRow, Replaced
@@ -110,8 +110,20 @@ def test_a_refused_replacement_and_an_unloading_leave_answers_alone(started, tin
         engine.unload("asked")
         return answers
 
-    monkeypatch.setattr(engine.bank, "generate", unloaded)
-    assert engine.answer(asked) == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.bank, "generate", unloaded)
+        assert engine.answer(asked) == expected
+    (tmp_path / "b" / TASK_FILE).unlink()  # unloaded, and another without a task of its own comes under the name
+    put = engine.bank.put
+
+    def while_put(*given, **named):
+        put(*given, **named)
+        [answer] = engine.answer(asked)
+        assert isinstance(answer, Replaced)
+
+    monkeypatch.setattr(engine.bank, "put", while_put)
+    engine.load("asked", tmp_path / "b")
+    engine.unload("asked")
 
 
 def test_a_text_that_fits_no_shape_is_refused(started):
