@@ -346,7 +346,7 @@ def test_a_finished_run_without_its_adapter_is_not_finished(damage, finished, ti
         weights.write_bytes(weights.read_bytes()[:-8])
     assert run_experiment(flags(tmp_path / "run", tiny_checkpoint, rows)) == 1
     said = capsys.readouterr()
-    says = "bytes of weights;" if damage == "cut short" else "adapter, of a finished run, is not there;"
+    says = {"gone": "is not there;", "no weights": "has no weights;", "cut short": "bytes of weights;"}[damage]
     assert says in said.err and "--overwrite" in said.err and "next " not in said.out
 
 
