@@ -172,7 +172,7 @@ def test_the_next_commands_have_the_runs_own_paths_quoted(tmp_path):
 def test_training_on_does_not_begin_anew(tmp_path):
     argv = ("main.py", "--config=c.py", "--overwrite", "--config.train.max_epochs=1")
     [command] = [step for step in steps({"best_epoch": 3}, tmp_path, argv) if "max_epochs" in step]
-    assert command == "python main.py --config=c.py --config.train.max_epochs=1 --config.train.max_epochs=8"
+    assert command == "python main.py --config=c.py --config.train.max_epochs=8"
 
 
 def test_the_next_commands_keep_the_base_in_the_bits_of_the_run(tmp_path):
@@ -206,8 +206,9 @@ def test_the_next_commands_are_those_that_work_for_the_method(tmp_path):
 def test_a_run_whose_last_epoch_was_its_best_is_told_how_to_go_on(tmp_path):
     last = {"best_epoch": 3}
     assert steps(last, tmp_path)[-1] == "jpeft train --data=x.csv --config.train.max_epochs=8"
-    again = steps(last, tmp_path, ["main.py", "--config=a b.py"])[-1]
-    assert again == "python main.py '--config=a b.py' --config.train.max_epochs=8"
+    for epochs in ([], ["--config.train.max_epochs=4"], ["--config.train.max_epochs", "4"]):
+        again = steps(last, tmp_path, ["main.py", "--overwrite", *epochs, "--config=a b.py"])[-1]
+        assert again == "python main.py '--config=a b.py' --config.train.max_epochs=8"
     assert "jpeft train --data FILE --target COLUMN --model 'my model'" in steps({"task": "agnews"}, tmp_path)
 
 

@@ -38,13 +38,25 @@ def next_steps(result: Mapping[str, Any], workdir: Path, argv: Sequence[str]) ->
     epochs = result["epochs_run"]
     if result["best_epoch"] == epochs - 1:  # the last was the best: it may not have been enough
         program = ["python", argv[0]] if argv[0].endswith(".py") else argv[0].split()
-        given = [arg for arg in argv[1:] if not arg.lstrip("-").startswith("overwrite")]  # which would begin anew
-        command = shlex.join([*program, *given, f"--config.train.max_epochs={2 * epochs}"])
+        command = shlex.join([*program, *_going_on(argv[1:]), f"--config.train.max_epochs={2 * epochs}"])
         steps.append(("train on, since the last epoch was the best", command))
     if result["task"] != "custom":
         own = [f"jpeft train --data FILE --target COLUMN --model {model}", *quantization_flags(kept)]
         steps.append(("rows of your own", " ".join(own)))
     return steps
+
+
+def _going_on(words: Sequence[str]) -> list[str]:
+    """The flags of a call but `--overwrite`, which would begin anew, and its number of epochs."""
+    left, given = iter(words), []
+    for word in left:
+        name, equals, _ = word.lstrip("-").partition("=")
+        if name == "config.train.max_epochs":
+            if not equals:
+                next(left, None)
+        elif not name.startswith("overwrite"):
+            given.append(word)
+    return given
 
 
 def _shapes(result: Mapping[str, Any]) -> str:
