@@ -30,13 +30,14 @@ docs: .venv/installed-docs  ## the documentation as a site, in site/
 	$(BIN)/mkdocs build
 
 .venv/installed: pyproject.toml
-	$(PYTHON) -m venv .venv
+	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -e .
 	touch $@
 
-.venv/installed-test: .venv/installed
+.venv/installed-test: pyproject.toml
+	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -e '.[test]'
-	touch $@
+	touch .venv/installed $@
 
 .venv/installed-docs: .venv/installed
 	$(BIN)/python -m pip install -q -e '.[docs]'

@@ -36,7 +36,10 @@ from flax import nnx
 from jpeft.model import weights
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import T5Config
+from jpeft.pretrain import loop as pretrain_loop
 from jpeft.program import use_compilation_cache
+from jpeft.train import loop as train_loop
+from jpeft.train.session import Recent, Session
 
 gc.set_threshold(
     50_000, 50, 50
@@ -108,6 +111,22 @@ def caches(tmp_path_factory):
     use_compilation_cache(directory / "compiled")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
     return directory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_of_runs():
+    """Runs of one test process that are given no session share their compiled programs, as a grid's cells do."""
+    programs = Recent(128)
+
+    def session() -> Session:
+        alone = Session()
+        alone.programs = programs
+        return alone
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (train_loop, pretrain_loop):
+            patch.setattr(module, "Session", session)
+        yield
 
 
 @pytest.fixture

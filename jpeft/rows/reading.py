@@ -1,28 +1,26 @@
 """Opens a file of rows by its ending, and reads it row by row or as columns."""
 
-import bz2
 import contextlib
-import gzip
-import io
 import lzma
 import os
 import stat
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any
 
 import pyarrow as pa
 
 from jpeft.errors import UserError
 from jpeft.rows import parquet
+from jpeft.rows.packed import PACKED, open_unpacked
 from jpeft.rows.separated import csv_rows
 from jpeft.rows.text import MOST_ROW_BYTES, FileRow, Readable, json_line_rows, json_rows, lines, plain_rows
 from jpeft.words import clipped
 
 Columns = dict[str, list[Any]]
 
-# What an ending says of a file, and how it may be packed besides.
+# What an ending says of a file; it may be packed besides (`jpeft.rows.packed`).
 KINDS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -31,7 +29,6 @@ KINDS = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
-PACKED = (".gz", ".bz2", ".xz", ".zst")
 # Where rows are kept in memory: bytes of their values, and rows times columns.
 MOST_BYTES = 2**30
 MOST_CELLS = 50_000_000
@@ -91,7 +88,7 @@ def read_rows(
     status = require_file(path, name)
     if kind is None:
         raise UserError(f"{clipped(name, 200)} has the ending {path.suffix[:20]!r}; jpeft reads {endings()}.")
-    with _explained(name), _open(path) as file:
+    with _explained(name), open_unpacked(path) as file:
         if kind == "parquet":
             yield from parquet.rows(file, name, status.st_size)
         else:
@@ -100,7 +97,7 @@ def read_rows(
 
 def first_line(path: Path, name: str) -> bytes:
     """What a file begins with, as far as a row may be long. Raises `UserError`: it cannot be read."""
-    with _explained(name), _open(path) as file:
+    with _explained(name), open_unpacked(path) as file:
         return file.readline(MOST_ROW_BYTES + 1)
 
 
@@ -162,62 +159,6 @@ def _check_whole(name: str, size: int, cells: int) -> None:
         raise UserError(f"{name} holds more than {MOST_BYTES:,} bytes of rows; take fewer of them.")
     if cells > MOST_CELLS:
         raise UserError(f"{name} holds more than {MOST_CELLS:,} values, rows times columns; take fewer of them.")
-
-
-def _open(path: Path) -> Any:
-    packed = path.suffix.lower()
-    if packed == ".zst":
-        stream: Any = pa.input_stream(str(path), compression="zstd")  # has no lines of its own
-        return io.BufferedReader(stream)
-    if packed in _Unpacked.MADE_BY:
-        return io.BufferedReader(_Unpacked(path.open("rb"), _Unpacked.MADE_BY[packed]), _Unpacked.CHUNK)
-    return (gzip.open if packed == ".gz" else open)(path, "rb")
-
-
-class _Unpacked(io.RawIOBase):
-    """A file of one or several compressed streams, all of them: Python's own readers end where another is damaged."""
-
-    CHUNK = 2**16
-    MADE_BY: ClassVar[dict[str, Callable[[], Any]]] = {".bz2": bz2.BZ2Decompressor, ".xz": lzma.LZMADecompressor}
-
-    def __init__(self, file: BinaryIO, make: Callable[[], Any]):
-        self._file, self._make, self._unpack, self._streams = file, make, make(), 1
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        while True:
-            if self._unpack.eof:
-                packed = self._unpack.unused_data.lstrip(b"\0")  # xz may fill streams up with zeros
-                while not packed and (chunk := self._file.read(self.CHUNK)):
-                    packed = chunk.lstrip(b"\0")
-                if not packed:
-                    return 0
-                self._unpack = self._make()
-                self._streams += 1
-            elif self._unpack.needs_input:
-                packed = self._file.read(self.CHUNK)
-                if not packed:
-                    raise EOFError(f"its compressed stream {self._streams} is cut short")
-            else:
-                packed = b""
-            try:
-                found = self._unpack.decompress(packed, len(buffer))
-            except (OSError, lzma.LZMAError):
-                what = (
-                    "is damaged"
-                    if self._streams == 1
-                    else "is damaged, or something else follows the last; pack it again"
-                )
-                raise OSError(f"its compressed stream {self._streams} {what}") from None
-            if found:
-                buffer[: len(found)] = found
-                return len(found)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 @contextlib.contextmanager
