@@ -27,6 +27,7 @@ class Criterion:
         CoLA are no one scale, accuracies are.
       paper_tables: where the paper's numbers of it stand.
       lacks: methods that the paper leaves out of its table of it.
+      above_0: what has to be above 0 for the quantity to say anything, in words; "" where nothing has to.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Criterion:
     shares: bool
     get: Callable[[Group, str, str, str], Spread | None]
     lacks: tuple[str, ...] = ()
+    above_0: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +46,13 @@ class Ranked:
     """A method's place.
 
     Attributes:
-      place: from 1; None where a number is missing.
+      place: from 1; None where a number is missing or says nothing.
       score: what it was ranked by, over all tasks: a mean metric, or a mean ratio to the best method of each task.
       by_task: the criterion's own number for each task.
       tied: whether it cannot be told from the first, which itself is not tied.
       behind: `(task, difference)` where its metric is furthest below the best method's; None where that is not known.
+      not_above_0: tasks of which the criterion says nothing, since its number is not above 0 (`Criterion.above_0`);
+        empty where another number is missing.
     """
 
     method: str
@@ -57,6 +61,7 @@ class Ranked:
     by_task: Mapping[str, Spread | None]
     tied: bool
     behind: tuple[str, float] | None
+    not_above_0: tuple[str, ...] = ()
 
     @property
     def far_behind(self) -> bool:
@@ -114,6 +119,8 @@ CRITERIA: dict[Scarce, Criterion] = {
         True,
         _per_100k_parameters,
         ("prompt",),
+        # Fewer parameters make a negative metric worse, and 0 stays 0: by such a ratio nothing can be ranked.
+        above_0="metric",
     ),
     "quality": Criterion("metric", "metric", "metric", "Table 1", False, False, _metric),
 }
@@ -124,7 +131,7 @@ def _rank(
 ) -> tuple[Ranked, ...]:
     best = {}
     for task in next(iter(numbers.values())):
-        known = [own.mean for of_task in numbers.values() if (own := of_task[task]) is not None]
+        known = [own.mean for of_task in numbers.values() if (own := of_task[task]) and _says(own, criterion)]
         best[task] = (min if criterion.lowest_first else max)(known, default=None)
     scores = {method: _score(of_task, best, criterion) for method, of_task in numbers.items()}
     sign = 1 if criterion.lowest_first else -1
@@ -136,18 +143,31 @@ def _rank(
         tied = score is not None and method != order[0] and not _clear(known[order[0]], score, criterion)
         place = order.index(method) + 1 if method in known else None
         behind = _behind(group, method, numbers, scale)
-        ranked.append(Ranked(method, place, score, numbers[method], tied, behind))
+        nothing = _not_above_0(numbers[method], criterion)
+        ranked.append(Ranked(method, place, score, numbers[method], tied, behind, nothing))
     return tuple(ranked)
+
+
+def _says(number: Spread, criterion: Criterion) -> bool:
+    """Whether a number can be ranked by."""
+    return not criterion.above_0 or number.mean > 0
+
+
+def _not_above_0(of_task: Mapping[str, Spread | None], criterion: Criterion) -> tuple[str, ...]:
+    """As `Ranked` has it."""
+    if None in of_task.values():
+        return ()
+    return tuple(task for task, own in of_task.items() if own and not _says(own, criterion))
 
 
 def _score(
     of_task: Mapping[str, Spread | None], best: Mapping[str, float | None], criterion: Criterion
 ) -> Spread | None:
-    """Over the tasks; None where one is missing: a mean of what is there would rank it by another thing."""
+    """Over the tasks; None where one is missing or says nothing: a mean of the others would be of another thing."""
     parts = []
     for task, own in of_task.items():
         reference = best[task] if criterion.shares else 1.0
-        if own is None or not reference:
+        if own is None or not reference or not _says(own, criterion):
             return None
         parts.append(_times(own, 1 / reference))
     spreads = [part.sd for part in parts if part.sd is not None]

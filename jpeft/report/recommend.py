@@ -63,7 +63,7 @@ class Case:
 
     @property
     def placed(self) -> list[Ranked]:
-        """The methods of which no number is missing, best first."""
+        """The methods of which no number is missing or says nothing, best first."""
         return [ranked for ranked in self.ranking if ranked.place is not None]
 
     @property
@@ -125,7 +125,10 @@ def recommend(group: Group, tasks: Sequence[str], scale: str, scarce: Scarce) ->
 
 def _answer(case: Case) -> str:
     if not case.placed:
-        where = "the paper prints none" if is_paper(case.group) else "the runs have none"
+        if any(ranked.not_above_0 for ranked in case.ranking):
+            where = "; ".join(line for _, line in _not_ranked(case))
+        else:
+            where = "the paper prints none" if is_paper(case.group) else "the runs have none"
         return f"cannot be said: no {case.criterion.name} for every task at {case.scale} scale ({where})"
     ties = f", which cannot be told from {_labels(case.ties)}" if case.ties else ""
     return f"{method_label(case.placed[0].method)}{ties}"
@@ -142,9 +145,7 @@ def _reasons(case: Case) -> Iterator[tuple[str, str]]:
     leaders = {task: _leader(case, task) for task in case.tasks}
     if len(set(leaders.values())) > 1:
         yield "by task", ", ".join(f"{method_label(method)} on {task_label(task)}" for task, method in leaders.items())
-    lacking = [ranked.method for ranked in case.ranking if ranked.place is None]
-    if lacking:
-        yield "missing", _missing(case, lacking)
+    yield from _not_ranked(case)
 
 
 def _what_ties(case: Case) -> str:
@@ -152,6 +153,24 @@ def _what_ties(case: Case) -> str:
     if all(ranked.score is not None and ranked.score.sd is not None for ranked in case.placed):
         return "a difference within the spread over seeds is called a tie"
     return f"a difference within {close} is called a tie where no spread over seeds is known"
+
+
+def _not_ranked(case: Case) -> Iterator[tuple[str, str]]:
+    """Why methods have no place: `(what, sentence)`."""
+    unplaced = [ranked for ranked in case.ranking if ranked.place is None]
+    without_sense = [ranked for ranked in unplaced if ranked.not_above_0]
+    if without_sense:
+        on = " and ".join(
+            task_label(task) for task in case.tasks if any(task in ranked.not_above_0 for ranked in without_sense)
+        )
+        yield (
+            "not above 0",
+            f"{_labels([ranked.method for ranked in without_sense])}: not ranked, the {case.criterion.above_0} on {on} "
+            f"is not above 0: {case.criterion.name} says nothing there",
+        )
+    lacking = [ranked.method for ranked in unplaced if not ranked.not_above_0]
+    if lacking:
+        yield "missing", _missing(case, lacking)
 
 
 def _missing(case: Case, lacking: list[str]) -> str:

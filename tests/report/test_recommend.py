@@ -149,6 +149,48 @@ def test_own_time_is_to_the_best_epoch_and_own_memory_shows_files_and_peak(tmp_p
     assert "7 MB" in shown and "1.59 GB" in shown and "3,538,944" in shown
 
 
+def write_matthews(root: Path, metrics: dict[str, tuple[float, int]]) -> None:
+    """A run on CoLA for each method: its Matthews correlation, which may be negative, and its trainable parameters."""
+    for method, (metric, parameters) in metrics.items():
+        one = record(method, "cola", "low", trainable_parameters=parameters, metric_name="matthews_correlation")
+        write_run(root / method, one | {"metric": metric, "metrics": {"matthews_correlation": metric}})
+
+
+def by_memory(root: Path) -> Recommendation:
+    (only,) = group(load([root])[0])
+    return recommend(only, ["cola"], "low", "memory")
+
+
+@pytest.mark.parametrize("worst", [-0.10, 0.0])
+def test_a_metric_that_is_not_above_0_has_no_place_by_metric_for_each_parameter(worst, tmp_path):
+    metrics = {"bitfit": (worst, 10_000), "lora": (0.2, 50_000), "ia3": (0.1, 10_000), "full": (-0.3, 70_000)}
+    write_matthews(tmp_path, metrics)
+    found = by_memory(tmp_path)
+    assert order(found) == ["ia3", "lora"]
+    assert dict(found.reasons)["not above 0"] == (
+        "Full Tuning and BitFit: not ranked, the metric on CoLA is not above 0: metric per 100,000 parameters says "
+        "nothing there"
+    )
+    assert dict(found.reasons)["missing"] == "Prompt Tune: not ranked, a number is missing"
+
+
+def test_without_any_metric_above_0_there_is_nothing_to_say_of_memory_and_the_reason_is_the_true_one(tmp_path):
+    write_matthews(tmp_path, {"bitfit": (-0.10, 10_000), "lora": (-0.001, 50_000), "full": (0.0, 70_000)})
+    found = by_memory(tmp_path)
+    assert not found.case.placed and found.paper.verdict == "cannot be said"
+    assert found.answer == (
+        "cannot be said: no metric per 100,000 parameters for every task at low scale (Full Tuning, LoRA and BitFit: "
+        "not ranked, the metric on CoLA is not above 0: metric per 100,000 parameters says nothing there; (IA)³ and "
+        "Prompt Tune: not ranked, a number is missing)"
+    )
+
+
+def test_by_quality_a_negative_metric_is_a_metric_like_any(tmp_path):
+    write_matthews(tmp_path, {"bitfit": (-0.10, 10_000), "lora": (-0.001, 50_000), "full": (0.0, 70_000)})
+    (only,) = group(load([tmp_path])[0])
+    assert order(recommend(only, ["cola"], "low", "quality")) == ["full", "lora", "bitfit"]
+
+
 def test_generated_rows_are_cautioned(tmp_path):
     write_own(tmp_path, {"lora": [0.9]}, source="sample")
     (only,) = group(load([tmp_path])[0])
