@@ -11,7 +11,7 @@ import numpy as np
 from jpeft.config import ANSWERS, Run
 from jpeft.data.batches import Tokens, require_text, tokenize
 from jpeft.data.prompts import Template
-from jpeft.data.sources import Columns, load_rows, load_sources, source_in_use, together
+from jpeft.data.sources import Columns, load_rows, load_sources, rows_digest, source_in_use, together
 from jpeft.data.task_file import DTYPES, QUANTIZED, TaskOfRun
 from jpeft.data.tasks import TASKS, Example, Task, check_template, examples, known_label, require_columns
 from jpeft.errors import RunFailed, UserError
@@ -334,13 +334,16 @@ def seen_by_the_run(source: AnswerSource, made: list[Example]) -> tuple[dict[str
         return None, "its run's directory is not here"
     try:
         run = Run.from_config(read_json_object(run_directory / "config.json", error=RunFailed))
-        drawn = read_json_object(run_directory / "splits.json", error=RunFailed)["rows"]
+        splits = read_json_object(run_directory / "splits.json", error=RunFailed)
+        drawn, digest = splits["rows"], splits.get("data_digest")  # old versions recorded no digest
         data = run.data
         if source_in_use(data.source, data.path) in ("hub", "tfds"):
             return None, "its run's rows came from the network"
         assert source.task is not None, "a run's adapter has a task"
         task = source.task.task()
         rows = together(load_sources(task, data.source, data.path, data.mix, sample_seed=data.sample_seed))
+        if digest is not None and digest != rows_digest(rows):  # the numbers in `drawn` would be those of other rows
+            return None, "its rows have changed since its run read them"
         prompts: dict[str, set[str]] = {}
         for name in ("train", "validation"):
             prompts[name] = _prompts(task, rows, drawn[name])

@@ -10,12 +10,14 @@ import pytest
 from jpeft.adapters.files import save_adapter
 from jpeft.cli import main
 from jpeft.config import Run
+from jpeft.data.sources import rows_digest
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, UserError
 from jpeft.model import weights
 from jpeft.peft.lora import Lora
 from jpeft.predict.answer_source import AnswerSource
 from jpeft.predict.evaluation import Evaluated, Evaluation, seen_by_the_run, told_of_unknown
+from jpeft.rows.reading import read_columns
 from tests.conftest import TOPICS, news
 from tests.serve.adapters import make
 
@@ -209,6 +211,21 @@ def test_splits_that_cannot_be_read_cost_the_finding_alone(damage, run, tmp_path
     (tmp_path / "run/splits.json").write_text(damage)
     seen, why = seen_by_the_run(AnswerSource.find(None, tmp_path / "run", report=print), [])
     assert seen is None and why is not None and why.startswith("the rows of its run cannot be read again (")
+
+
+def test_rows_that_changed_since_the_run_are_not_counted_by_the_numbers_of_the_old_ones(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    rows, splits = rows_of(20, seed=1), json.loads((run / "splits.json").read_text())
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["path"] = str(file)
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    digest = rows_digest({"train": read_columns(file)})
+    (tmp_path / "run/splits.json").write_text(json.dumps(splits | {"data_digest": digest}))
+    source = AnswerSource.find(None, tmp_path / "run", report=print)
+    assert seen_by_the_run(source, []) == ({"train": 0, "validation": 0}, None)
+    write_rows(file, rows[::-1])
+    assert seen_by_the_run(source, []) == (None, "its rows have changed since its run read them")
 
 
 @pytest.mark.slow
