@@ -113,8 +113,9 @@ def make_update(
     def update(state: TrainState, sums: StepSums, schedule: Schedule) -> tuple[TrainState, StepSums, dict[str, Array]]:
         tokens = jnp.maximum(sums.tokens, 1)
         grads = jax.tree.map(lambda grad: grad / tokens, sums.grads)
-        if method is not None and type(method).penalty is not Method.penalty:
-            grads = jax.tree.map(jnp.add, grads, jax.grad(method.penalty)(state.adapter))
+        penalty = None if method is None else _penalty_gradient(method, state.adapter)
+        if penalty is not None:
+            grads = jax.tree.map(jnp.add, grads, penalty)
         updates, opt_state = optimizer(schedule).update(grads, state.opt_state, state.adapter)
         metrics = {
             "loss": sums.loss / tokens,
@@ -130,3 +131,10 @@ def make_update(
         return new_state, zero_sums(state.adapter), metrics
 
     return update
+
+
+def _penalty_gradient(method: Method, adapter: nnx.State) -> Any:
+    """The gradient of a method's penalty, a tree like the adapter; None where it has none, which tracing tells."""
+    if jax.eval_shape(method.penalty, adapter) is None:
+        return None
+    return jax.grad(method.penalty)(adapter)

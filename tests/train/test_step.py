@@ -73,3 +73,22 @@ def test_a_methods_penalty_is_a_part_of_the_gradient_and_it_has_the_last_word_on
     np.testing.assert_allclose(after(Full(), 0.1), 1.0 - 0.1 * 6 / 4)
     np.testing.assert_allclose(after(Leashed(), 0.1), 1.0 - 0.1 * (6 / 4 + (1.0 - 3.0)), rtol=1e-6)
     assert after(Leashed(), 10.0) == 1.5
+
+
+class WithoutPenalty(Full):
+    """Has a penalty by its options alone, and here none."""
+
+    def penalty(self, adapter):
+        return None
+
+
+def test_a_penalty_that_is_none_changes_nothing():
+    _, adapter, _ = nnx.split(One(), Adapter, ...)
+    sgd = lambda schedule: optax.sgd(schedule)
+
+    def after(method):
+        sums = StepSums(jax.tree.map(lambda leaf: leaf * 6.0, adapter), jnp.float32(8.0), jnp.float32(4.0))
+        state = TrainState(jnp.int32(0), adapter, sgd(constant(0.1)).init(adapter))
+        return jax.jit(make_update(sgd, method))(state, sums, constant(0.1))
+
+    assert jax.tree.map(float, after(WithoutPenalty())[0].adapter) == jax.tree.map(float, after(Full())[0].adapter)
