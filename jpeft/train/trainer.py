@@ -302,7 +302,8 @@ class Trainer:
                     numbers |= evaluation.evaluator(self.state.adapter, self.base, on_rows)
         for name, value in numbers.items():
             if name.endswith("/loss") or (monitor is not None and name == monitor.name):
-                self._require_finite(name.rpartition("/")[2], value)
+                what = name.removeprefix("validation/").replace("/", " ")  # `text loss` of `text/loss`
+                self._require_finite(f"validation {what}", value)
         progress.history.append(numbers)
         progress.evaluated = True
         best = monitor is not None and monitor.is_best(progress.history)
@@ -313,7 +314,11 @@ class Trainer:
         self._listener.evaluated(self, numbers, best=best)
 
     def _require_finite(self, what: str, value: float, step: Step | None = None) -> None:
-        """Raises `RunFailed`, naming the step and its rows, of a number that became infinite or NaN."""
+        """Raises `RunFailed` of a number that became infinite or NaN, naming the step and its rows.
+
+        Args:
+          step: the one that is at work; None of an evaluation, which is after the last one.
+        """
         if math.isfinite(value):
             return
         assert self._checkpoints is not None, "within at_work"
@@ -321,9 +326,9 @@ class Trainer:
         position = self.progress.position if step is None else step.position
         where = "".join(f" ({name} {number})" for name, number in self.stream.where(position).items())
         rows = "" if step is None or not step.named() else f", {step.named()}"
+        when = f"after step {self.step}" if step is None else f"at step {self.step + 1}"
         raise RunFailed(
-            f"the {what} is {value} at step {self.step + 1}{where}{rows}; try {self.course.remedy}. "
-            "Checkpoints from before it are kept."
+            f"the {what} is {value} {when}{where}{rows}; try {self.course.remedy}. Checkpoints from before it are kept."
         )
 
     @contextlib.contextmanager

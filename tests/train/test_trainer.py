@@ -236,7 +236,7 @@ def test_the_best_is_kept_and_it_stops_when_nothing_is_better(trainer, in_memory
 def test_a_number_that_is_not_finite_ends_it_with_its_place(trainer):
     with pytest.raises(RunFailed, match=r"the loss is inf at step 1 \(part 0\), rows 0; try less\."):
         run(trainer("steps", scale=1e30))
-    with pytest.raises(RunFailed, match=r"the loss is nan at step 5 \(part 1\); try less\."):
+    with pytest.raises(RunFailed, match=r"the validation loss is nan after step 4 \(part 1\); try less\."):
         run(trainer("evaluation", evaluators=[TimedEvaluator(Away("validation", float("nan")), 4)]))
 
 
