@@ -126,7 +126,7 @@ class _JsonText:
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._text, self._at, self._lines = "", 0, 1
         self._begun = self._ended = False
-        self.size = 0  # characters before what comes next
+        self.size = 0  # bytes before what comes next
 
     def next(self) -> str:
         """The next character that is no space; empty at the end."""
@@ -167,7 +167,8 @@ class _JsonText:
             return value
 
     def _go_to(self, at: int) -> None:
-        self.size += at - self._at
+        passed = self._text[self._at : at]
+        self.size += len(passed) if passed.isascii() else len(passed.encode())
         self._at = at
 
     def _more(self, size: int) -> bool:

@@ -386,6 +386,17 @@ def test_text_of_a_parquet_file_is_text_however_it_is_stored(tmp_path, kind, how
     assert read_columns(write(tmp_path / "a.parquet", {"input": array}, **how)) == {"input": values}
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("begin", [b"", b"\xef\xbb\xbf"], ids=["", "byte order mark"])
+def test_sizes_of_rows_are_bytes_of_the_file(name, begin, tmp_path):
+    rows = [json.dumps({"input": text}, ensure_ascii=False) for text in ("天地玄黄" * 50, "plain", "宇宙😀" * 30)]
+    content = begin + ("\n".join(rows) if name == "a.jsonl" else f"[{', '.join(rows)}]").encode()
+    (tmp_path / name).write_bytes(content)
+    counted = sum(row.size for row in read_rows(tmp_path / name))
+    # Of a .json file the end of the list, after the last row, is of no row, nor is a byte order mark.
+    assert len(content) - len(begin) - 1 <= counted <= len(content)
+
+
 @pytest.mark.parametrize("size", [3, 5])
 def test_text_of_a_fixed_size_is_text_without_what_fills_it_up(tmp_path, size):
     array = pa.array([text.encode().ljust(size, b"\0") for text in ("pos", "neg")], pa.binary(size))
