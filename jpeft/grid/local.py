@@ -17,6 +17,7 @@ from jpeft.grid.pool import Event
 from jpeft.grid.worker import Job, Outcome
 
 _SECONDS_TO_SAVE = 60.0
+_BYTES_AT_ONCE = 1 << 16
 T = TypeVar("T")
 
 
@@ -50,7 +51,8 @@ class LocalPool:
     def __init__(self, shares: Sequence[DeviceShare], *, lanes: int = 1):
         """Will start one process for each share of this machine, when it gets its first job."""
         self._shares, self.lanes = shares, lanes
-        self._processes: dict[int, subprocess.Popen[str]] = {}
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._unfinished: dict[int, bytes] = {}  # the beginning of a line that a process has not written to its end
         self._selector = selectors.DefaultSelector()
 
     @property
@@ -64,18 +66,18 @@ class LocalPool:
         process = self._processes[number]
         assert process.stdin is not None
         try:
-            process.stdin.write(json.dumps(dataclasses.asdict(dataclasses.replace(job, lane=lane))) + "\n")
+            line = json.dumps(dataclasses.asdict(dataclasses.replace(job, lane=lane))) + "\n"
+            process.stdin.write(line.encode())
             process.stdin.flush()
         except BrokenPipeError:
             pass  # it has died: `wait` finds its output at an end
 
-    def _start(self, number: int) -> subprocess.Popen[str]:
+    def _start(self, number: int) -> subprocess.Popen[bytes]:
         share = self._shares[number]
         process = subprocess.Popen(
             [sys.executable, "-m", "jpeft.grid.worker", str(self.lanes), *map(str, share.cores or ())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
             env={**os.environ, **share.environment()},
             start_new_session=True,  # a Ctrl-C reaches this process alone, which then makes them save
         )
@@ -89,11 +91,13 @@ class LocalPool:
             number: int = key.data
             process = self._processes[number]
             assert process.stdout is not None
-            line = process.stdout.readline()
-            if line.endswith("\n"):
+            # Past Python's buffer, of which the selector knows nothing: lines left there would wait for the next one.
+            read = os.read(process.stdout.fileno(), _BYTES_AT_ONCE)
+            *lines, self._unfinished[number] = (self._unfinished.get(number, b"") + read).split(b"\n")
+            for line in lines:
                 outcome = Outcome(**json.loads(line))
                 events.append(Event(number * self.lanes + outcome.lane, outcome))
-            else:
+            if not read:
                 how = _how_it_ended(process.wait())
                 events += [Event(number * self.lanes + lane, None, how) for lane in range(self.lanes)]
                 self._forget(number)
@@ -114,6 +118,7 @@ class LocalPool:
 
     def _forget(self, number: int) -> None:
         process = self._processes.pop(number)
+        self._unfinished.pop(number, None)
         assert process.stdin is not None and process.stdout is not None
         self._selector.unregister(process.stdout)
         process.stdout.close()

@@ -181,6 +181,40 @@ def test_a_worker_told_to_stop_outside_training_ends_as_a_kill_would():
     assert worker.returncode == 0 and outcomes == "" and "Traceback" not in errors
 
 
+_ANSWERS_AT_ONCE = """
+import json, os, sys, time
+
+jobs = [json.loads(sys.stdin.readline()) for _ in range(3)]
+said = b"".join(b'{"status": "done", "lane": %d}\\n' % job["lane"] for job in jobs)
+os.write(1, said[:5])
+time.sleep(0.3)
+os.write(1, said[5:])
+sys.stdin.readline()
+"""
+
+
+def test_outcomes_that_come_together_and_in_parts_are_all_heard_of(monkeypatch):
+    """A line left in a buffer would be heard of only with the next one, and its lane be at work until then."""
+    popen = subprocess.Popen
+    start_script = lambda call, **options: popen([sys.executable, "-c", _ANSWERS_AT_ONCE], **options)
+    monkeypatch.setattr(local.subprocess, "Popen", start_script)
+    pool = local.LocalPool([DeviceShare()], lanes=3)
+    for worker in (0, 1, 2):
+        pool.submit(worker, Job({"a text": "é" * 100_000}, "nowhere"))
+    try:
+        until, heard = time.monotonic() + 5, []
+        while len(heard) < 3 and time.monotonic() < until:
+            heard += pool.wait(0.5)
+        assert [event.worker for event in heard] == [0, 1, 2]
+        assert all(event.outcome is not None and event.outcome.status == "done" for event in heard)
+        pool.submit(1, Job({}, "nowhere"))
+        ends = pool.wait(20.0)
+        assert [(event.worker, event.outcome) for event in ends] == [(0, None), (1, None), (2, None)]
+        assert ends[0].reason == "its process ended with status 0"
+    finally:
+        pool.close()
+
+
 @pytest.mark.slow
 def test_killed_at_five_moments_it_ends_as_if_it_had_not_been(grid_flags, tmp_path):
     """SIGKILL for the command, twice for a worker too: the same results, and nothing done is done again."""
