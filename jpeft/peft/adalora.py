@@ -107,12 +107,12 @@ class AdaLora(AddedModules, PeftLayout):
                 f"method.rank is {self.rank} and method.initial_rank {self.initial_rank}; AdaLoRA needs a rank of at "
                 "least 1, and starts with at least as much (0: half as much again)."
             )
-        if not self.alpha > 0:
-            raise UserError(f"method.alpha is {self.alpha}; AdaLoRA needs more than 0.")
-        if self.orthogonality < 0 or self.allocate_every < 1:
+        if not 0 < self.alpha < math.inf:
+            raise UserError(f"method.alpha is {self.alpha}; AdaLoRA needs a finite number above 0.")
+        if not 0 <= self.orthogonality < math.inf or self.allocate_every < 1:
             raise UserError(
                 f"method.orthogonality is {self.orthogonality} and method.allocate_every {self.allocate_every}; "
-                "expected 0 or more, and at least 1."
+                "expected a finite number of 0 or more, and at least 1."
             )
         if min(self.initial_fraction, self.final_fraction) < 0 or not self.initial_fraction + self.final_fraction < 1:
             raise UserError(

@@ -1,6 +1,7 @@
 """LoRA: a low-rank update of a linear map (Hu et al. 2021), plain or with the scaling vectors of T-Few's layer."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -197,12 +198,14 @@ class Lora(AddedModules, PeftLayout):
                 f"method.lora_init is {self.init!r}, which plain LoRA has, without the paper's scaling vectors; set "
                 "method.reading=official."
             )
+        if not math.isfinite(self.alpha):
+            raise UserError(f"method.alpha is {self.alpha}; expected a finite number.")
         if self.init != "plain" and not self.alpha > 0:
             raise UserError(f"method.alpha is {self.alpha}; with method.lora_init={self.init} expected more than 0.")
         if self.rank < 1:
             raise UserError(f"method.rank is {self.rank}; a LoRA update needs a rank of at least 1.")
-        if not self.b_rate_ratio > 0:
-            raise UserError(f"method.b_rate_ratio is {self.b_rate_ratio}; expected more than 0.")
+        if not 0 < self.b_rate_ratio < math.inf:
+            raise UserError(f"method.b_rate_ratio is {self.b_rate_ratio}; expected a finite number above 0.")
 
     @classmethod
     def official(

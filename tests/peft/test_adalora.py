@@ -161,6 +161,10 @@ def test_it_is_kept_in_pefts_layout(tmp_path, key):
     [
         ({"rank": 8, "initial_rank": 4}, "method.rank is 8 and method.initial_rank 4"),
         ({"alpha": 0.0}, "method.alpha is 0.0"),
+        ({"alpha": float("inf")}, "method.alpha is inf"),
+        ({"orthogonality": float("nan")}, "method.orthogonality is nan"),
+        ({"initial_fraction": float("nan")}, "method.initial_fraction is nan"),
+        ({"final_fraction": float("inf")}, "and method.final_fraction inf"),
         ({"allocate_every": 0}, "method.allocate_every 0"),
         ({"initial_fraction": 0.6, "final_fraction": 0.4}, "leave some for ranks to fall in"),
     ],

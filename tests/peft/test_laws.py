@@ -1,5 +1,6 @@
 """Laws of every PEFT method. A new method adds one line to `METHODS` here."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from flax import nnx
 
 from jpeft.adapters.files import load_adapter, save_adapter
+from jpeft.errors import UserError
 from jpeft.eval.loss import loss_sums, make_loss
 from jpeft.leaves import named_leaves
 from jpeft.model.t5 import T5
@@ -321,3 +323,26 @@ def test_a_program_compiles_once_per_shape(tiny_t5, key):
     for enc_len in (8, 8, 16, 8, 16):
         program(adapter, base, make_batch(TINY, rows=3, enc_len=enc_len, dec_len=5))
     assert program.num_shapes == 2 and program.compile_seconds > 0
+
+
+NUMBERS = [
+    (name, key, field.name)
+    for name, method in METHODS_BY_NAME.items()
+    for key, option in method.options.items()
+    for field in dataclasses.fields(method)
+    if field.name == option and field.type is float
+]
+
+
+@pytest.mark.parametrize(("name", "key", "field"), NUMBERS, ids=[f"{name} {key}" for name, key, _ in NUMBERS])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_an_option_that_is_no_finite_number_is_refused(name, key, field, value):
+    with pytest.raises(UserError, match=f"method.{key} (is )?{value}"):
+        METHODS_BY_NAME[name](**{field: value})
+
+
+def test_that_holds_of_lora_however_it_begins():
+    assert {("lora", "alpha", "alpha"), ("dora", "b_rate_ratio", "b_rate_ratio")} <= set(NUMBERS)
+    for init in ("plain", "pissa", "loftq"):
+        with pytest.raises(UserError, match="method.alpha is nan; expected"):
+            Lora.official(alpha=float("nan"), init=init)
