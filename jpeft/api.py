@@ -21,7 +21,7 @@ from jpeft.peft.method import AddedModules, Method
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import Site, is_trained, site_modules
 from jpeft.peft.variables import Adapter
-from jpeft.program import Program
+from jpeft.program import Program, Recent
 from jpeft.train.optimizer import with_rate_factors
 from jpeft.words import in_bits
 
@@ -148,21 +148,40 @@ def attached_at(model: nnx.Module) -> list[Site]:
     return [site for place in places for site in place.sites]
 
 
-def save(tuned: nnx.Module, method: Method, directory: str | Path, *, base_name: str = "") -> None:
+def save(
+    tuned: nnx.Module, method: Method, directory: str | Path, *, base_name: str = "", tokenizer: Any = None
+) -> None:
     """Writes what `method` trains in `tuned` to a directory: what was attached, and nothing of the base.
 
-    In Hugging Face PEFT's layout where PEFT has the method and knows the model's family, in jpeft's otherwise. An
-    adapter that is there already is overwritten.
+    In Hugging Face PEFT's layout where PEFT has the method and knows the model's family, in jpeft's otherwise; after
+    full tuning of every weight as a whole model, which `load` opens where `tokenizer` was given. An adapter that is
+    there already is overwritten.
 
     Args:
       method: the one that was attached, with the same options: an adapter's file holds one method.
       base_name: by which whoever loads it may find the base.
+      tokenizer: as `load` gives it, to be copied beside a whole model.
+
+    Warns where a `task.json` stands there, of a run whose adapter this one takes the place of: it stays, and says how
+    `jpeft predict` and `jpeft serve` ask.
 
     Raises:
-      UserError: nothing is attached, something that this method does not make, or numbers that are not finite.
+      UserError: nothing is attached, something that this method does not make, numbers that are not finite, or an
+        adapter is to be written to where a whole model is.
     """
+    from jpeft.data.task_file import TASK_FILE
+
     _require_made_by(tuned, method)
-    files.save_adapter(tuned, method, attached_at(tuned), Path(directory), base_name=base_name)
+    directory = Path(directory)
+    files.save_adapter(tuned, method, attached_at(tuned), directory, base_name=base_name)
+    if tokenizer is not None and files.layout_of(directory) is None:
+        tokenizer.save(directory)
+    if (directory / TASK_FILE).is_file():
+        warnings.warn(
+            f"{directory / TASK_FILE}, of the adapter that was there, stays: predict and serve ask this one by its "
+            "prompt and labels; delete it where they are others.",
+            stacklevel=2,
+        )
 
 
 def _require_made_by(tuned: nnx.Module, method: Method) -> None:
@@ -258,20 +277,28 @@ def fit(
 
     Args:
       batches: trees of arrays of few shapes; each new shape is compiled once.
-      loss: `(model, batch)` to a scalar. None is the mean cross-entropy of target tokens, for models of jpeft's.
+      loss: `(model, batch)` to a scalar. None is the mean cross-entropy of target tokens, without dropout, for models
+        of jpeft's; a batch is then a dict of int32 `[rows, length]` tokens, `encoder_input_tokens` of a T5 and for all
+        `decoder_input_tokens`, `decoder_target_tokens`, and float32 `decoder_loss_weights` of the same shape, 0 at
+        padding.
       learning_rate: of AdamW; None is the middle one of the method's own, or 1e-3 without `method`.
-      optimizer: in the place of AdamW.
+      optimizer: in the place of AdamW and of `learning_rate`.
       method: for its learning rates, and those of single leaves, its penalty and what it does after each step.
       total_steps: for a method that plans by it, AdaLoRA; None is how many batches there are, where they have a length.
 
     Raises:
-      UserError: nothing trains, or the method plans by steps and nothing says how many there are.
+      UserError: nothing trains, a rate is not above 0, both `optimizer` and `learning_rate` are given, or the method
+        plans by steps and nothing says how many there are.
       RunFailed: the loss is not finite.
     """
     # What is neither trained nor a weight, such as dropout's counters and batch statistics, goes from step to step.
     graphdef, adapter, weights, rest = nnx.split(tuned, Adapter, nnx.Param, ...)
     if not jax.tree.leaves(adapter):
         raise UserError("fit was given a model in which nothing trains; attach a method first.")
+    if optimizer is not None and learning_rate is not None:
+        raise UserError("fit was given an optimizer, which has its own rates, and a learning_rate; give one.")
+    if isinstance(learning_rate, int | float) and not (0 < learning_rate < float("inf")):
+        raise UserError(f"learning_rate is {learning_rate}; expected a number above 0.")
     if learning_rate is None:
         learning_rate = method.learning_rates.warmup if method is not None else 1e-3
     steps = _steps_for(method, batches, total_steps)
@@ -364,11 +391,22 @@ def generate(
       num_beams: of beam search; 1 is greedy.
       batch_size: rows that are answered at once; it changes the memory needed, and the answers by rounding alone.
 
+    The inputs are whole prompts: a template that an adapter's run put around its rows is not applied here, nor are its
+    labels chosen from; `jpeft predict` does both. What is compiled for a model's structure and these lengths is kept
+    for the next calls.
+
     Raises:
-      UserError: `max_input_length` leaves no room for text, or the model knows fewer positions than are asked for.
+      UserError: a size is below 1, `max_input_length` leaves no room for text, or the model knows fewer positions than
+        are asked for.
     """
     from jpeft.predict.answering import Generating
 
+    sizes = {"max_output_length": max_output_length, "max_input_length": max_input_length}
+    for name, size in {**sizes, "num_beams": num_beams, "batch_size": batch_size}.items():
+        if not size >= 1:
+            raise UserError(f"{name} is {size}; expected 1 or more.")
+    if not inputs:
+        return []
     answering = Generating(
         model,
         tokenizer,
@@ -376,8 +414,13 @@ def generate(
         num_beams=num_beams,
         max_input_length=max_input_length,
         batch_size=batch_size,
+        key="max_input_length",
+        made=_GENERATE,
     )
     return [answer["prediction"] for answer in answering(inputs)]
+
+
+_GENERATE: Recent[Program] = Recent(8)
 
 
 def evaluate(
@@ -386,14 +429,21 @@ def evaluate(
     """The value of a metric of what the model writes to `inputs`, held against `targets`.
 
     Args:
+      inputs: whole prompts, as of `generate`; `jpeft evaluate` asks as an adapter's run did.
       targets: the right answer of each input.
-      metric: by name, of `jpeft.eval.metrics.METRICS`.
+      metric: by name, of `jpeft.eval.metrics.METRICS`: one that needs no probabilities of labels.
       generation: keyword arguments of `generate`.
 
     Raises:
-      UserError: there is no such metric, or it needs more than texts.
+      UserError: there is no such metric, or it needs the probabilities of labels; there are no inputs, or not as many
+        targets; or as `generate`.
     """
     from jpeft.eval.metrics import named
+    from jpeft.eval.metrics.base import PROBABILITIES
 
-    answers = generate(model, tokenizer, inputs, **generation)
-    return named(metric)(answers, [(target,) for target in targets])
+    chosen = named(metric)
+    if len(inputs) != len(targets) or not inputs:
+        raise UserError(f"evaluate was given {len(inputs)} inputs and {len(targets)} targets; expected one each.")
+    if PROBABILITIES in chosen.needs:
+        raise UserError(f"{metric} needs the probability of every label, which no text has; take another metric.")
+    return chosen(generate(model, tokenizer, inputs, **generation), [(target,) for target in targets])

@@ -37,9 +37,9 @@ from jpeft.model import weights
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import T5Config
 from jpeft.pretrain import loop as pretrain_loop
-from jpeft.program import use_compilation_cache
+from jpeft.program import Recent, use_compilation_cache
 from jpeft.train import loop as train_loop
-from jpeft.train.session import Recent, Session
+from jpeft.train.session import Session
 
 gc.set_threshold(
     50_000, 50, 50

@@ -7,7 +7,7 @@ Full tuning of every weight is a model directory instead, which `transformers` o
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from jpeft.peft.attaching import attach
 from jpeft.peft.interchange import LARGEST_NUMBER
 from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS
-from jpeft.peft.sites import Site, sites
+from jpeft.peft.sites import Site, site_modules, sites
 from jpeft.peft.variables import Adapter, Frozen
 from jpeft.words import one_line
 
@@ -70,14 +70,22 @@ def require_whole(directory: Path, size: int) -> None:
 def save_adapter(model: nnx.Module, method: Method, chosen: Sequence[Site], directory: Path, *, base_name: str) -> int:
     """Writes what `method` attached to `model` at the `chosen` sites; returns the bytes of the weights file.
 
+    An adapter that is there already goes, in whichever layout it is.
+
     Args:
       base_name: name of the base model, for whoever opens the adapter.
+
+    Raises:
+      UserError: the directory holds a whole model and this is none, so that whoever opens it would find two.
     """
     directory.mkdir(parents=True, exist_ok=True)
     method = method.settled(chosen)
     if method.trains_base and not jax.tree.leaves(nnx.state(model, nnx.Param)):
         save_model(model, directory, kind=Adapter)
+        _remove_adapters(directory, but=None)
         return (directory / "model.safetensors").stat().st_size
+    if (whole := next(iter(sorted(directory.glob("model*.safetensors"))), None)) is not None:
+        raise UserError(f"{whole} is of a whole model; name another directory for the adapter.")
     leaves = named_leaves(model, Adapter) | named_leaves(model, Frozen)
     method, tensors = method.kept(leaves)
     if peft_lacks(method, chosen, model) is None:
@@ -86,15 +94,33 @@ def save_adapter(model: nnx.Module, method: Method, chosen: Sequence[Site], dire
     else:
         layout = OURS
         config = {"format_version": 1, "method": method.name, "options": dataclasses.asdict(method)}
+        if shared := _shared(model, tensors):
+            config |= {"format_version": 2, "shared": shared}
     file = directory / _WEIGHTS[layout]
     with write_whole(file) as beside:
         save_file({name: np.array(value, order="C") for name, value in tensors.items()}, beside, {"format": "pt"})
     with write_whole(directory / layout) as beside:
         beside.write_text(json.dumps({_BASE_KEY[layout]: base_name, **config}, indent=2) + "\n")
-    (other,) = {OURS, PEFTS} - {layout}
-    for stale in (other, _WEIGHTS[other]):  # of an adapter that was here before: whoever opens this must find one
-        (directory / stale).unlink(missing_ok=True)
+    _remove_adapters(directory, but=layout)
     return file.stat().st_size
+
+
+def _remove_adapters(directory: Path, *, but: str | None) -> None:
+    """Removes adapters of other layouts that were here before: whoever opens the directory must find one."""
+    for stale in (layout for layout in CONFIGS if layout != but):
+        (directory / stale).unlink(missing_ok=True)
+        (directory / _WEIGHTS[stale]).unlink(missing_ok=True)
+
+
+def _shared(model: nnx.Module, tensors: Mapping[str, Any]) -> dict[str, str]:
+    """Of weights that train and that modules share, which have one name among the tensors: each other name, with it."""
+    names: dict[int, list[str]] = {}
+    for place in site_modules(model):
+        for name, value in vars(place.module).items() if not place.in_stack else ():
+            if isinstance(value, Adapter):
+                names.setdefault(id(value), []).append(f"{place.sites[0].path}/{name}")
+    groups = [(next((name for name in group if name in tensors), None), group) for group in names.values()]
+    return {name: first for first, group in groups if first is not None for name in group if name not in tensors}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +192,8 @@ def _open(directory: Path, model: Any, attached: Callable[[Method, list[Site]], 
         return tensors[name][part]
 
     fill(adapted, Adapter, read, np.float32)
+    read_as_well = {id(tensor) for name, tensor in tensors.items() if name not in unread}  # by another module's name
+    unread = {name for name in unread if id(tensors[name]) not in read_as_well}
     if unread:
         raise UserError(
             f"{directory} holds {one_line(sorted(unread)[0])}, which {method.name} has no place for; copy it again."
@@ -198,26 +226,36 @@ def read_adapter(directory: Path, model: nnx.Module) -> tuple[Method, dict[str, 
     layout = layout_of(directory)
     if layout is None:
         if (directory / "model.safetensors").is_file():
-            raise UserError(f"{directory} is a whole model, the result of full tuning; give it as model.name instead.")
+            raise UserError(
+                f"{directory} is a whole model, the result of full tuning, and no adapter; open it by jpeft.load, or "
+                "name it as model.name."
+            )
         raise UserError(
             f"{directory} holds no adapter: neither {OURS} nor {PEFTS} is there; name a run or an adapter's directory."
         )
     config, tensors = _read_config(directory / layout), _read_tensors(directory / _WEIGHTS[layout], model)
     if layout == PEFTS:
         return read_peft(config, tensors, model, source=str(directory))
-    return _our_method(config, tensors, directory), tensors, ()
+    method = _our_method(config, tensors, directory)
+    for name, first in (config.get("shared") or {}).items():
+        if not isinstance(first, str) or first not in tensors or name in tensors:
+            raise RunFailed(f"{directory / layout} is damaged: {one_line(name)} is no name of another weight's.")
+        tensors[name] = tensors[first]
+    return method, tensors, ()
 
 
 def _our_method(config: dict[str, Any], tensors: dict[str, np.ndarray], directory: Path) -> Method:
     """The method that `jpeft_adapter.json` describes, of the sizes that the tensors have."""
     source = f"{directory / OURS}"
-    check_fields(config, {"format_version": int, "method": str, "options": dict}, source, error=RunFailed)
-    if config.get("format_version") != 1:
-        raise UserError(f"{directory} is of format version {config.get('format_version')}; this jpeft reads version 1.")
+    kinds: Any = {"format_version": int, "method": str, "options": dict, "shared": dict}
+    check_fields(config, kinds, source, error=RunFailed)
+    if config.get("format_version") not in (1, 2):  # 2: some weights have several names
+        version = config.get("format_version")
+        raise UserError(f"{directory} is of format version {version}; this jpeft reads versions 1 and 2.")
     factory, options = METHODS.get(config.get("method") or ""), config.get("options")
     if factory is None or options is None:
         raise RunFailed(f"{source} is damaged: it names no method of {', '.join(METHODS)}, or lacks its options.")
-    kinds: Any = {field.name: field.type for field in dataclasses.fields(factory)}
+    kinds = {field.name: field.type for field in dataclasses.fields(factory)}
     check_fields(options, kinds, source, error=RunFailed)
     strange = [name for name, value in options.items() if name not in kinds or value is None]
     if strange:

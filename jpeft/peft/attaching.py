@@ -1,9 +1,10 @@
 """Attaching a method to a model, and the two trees of what trains and what does not."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key
@@ -12,7 +13,7 @@ from jpeft.errors import UserError
 from jpeft.leaves import Model, copied
 from jpeft.peft.adapted import is_adapted
 from jpeft.peft.method import Method
-from jpeft.peft.sites import Site, layer_stacks, site_modules
+from jpeft.peft.sites import Site, SiteModule, layer_stacks, site_modules
 from jpeft.peft.variables import Adapter
 
 
@@ -23,7 +24,8 @@ def attach(model: Model, method: Method, chosen: Sequence[Site], key: Key[Array,
     then costs no gradient work. A segment is copied only where it is cut.
 
     Raises:
-      UserError: something is attached at one of the sites already, or the model has no such site.
+      UserError: something is attached at one of the sites already, the model has no such site, its weights are complex,
+        or some of the modules that share a weight would train it and others not.
     """
     model, method = copied(model), method.settled(chosen)
     chosen_at = {site.path for site in chosen}
@@ -41,8 +43,33 @@ def attach(model: Model, method: Method, chosen: Sequence[Site], key: Key[Array,
         raise UserError(f"the model has no site {min(lost)}; is it of another model?")
     made: dict[int, Any] = {}
     for place in places:
+        _require_real(place)
         method.attach_to(place, key, model, made)
+    if method.trains_base:
+        _require_whole_ties(model, made)
     return model
+
+
+def _require_real(place: SiteModule) -> None:
+    """Raises `UserError`: a module has complex weights, of which what methods add would be the real part alone."""
+    for name, value in vars(place.module).items():
+        if isinstance(value, nnx.Param) and jnp.issubdtype(value.dtype, jnp.complexfloating):
+            raise UserError(f"{place.sites[0].path}/{name} is {value.dtype}; methods attach to real weights only.")
+
+
+def _require_whole_ties(model: nnx.Module, made: Mapping[int, Any]) -> None:
+    """Raises `UserError`: of the modules that share a weight some train it, and some would keep it as it is.
+
+    Args:
+      made: the weights that train, by the `id` of those that they were made from.
+    """
+    for path, node in nnx.iter_graph(model):
+        for name, value in vars(node).items() if isinstance(node, nnx.Pytree) else ():
+            if id(value) in made:
+                where = "/".join(map(str, (*path, name)))
+                raise UserError(
+                    f"{where} is a weight that modules share, and not all of them are chosen; train all or none."
+                )
 
 
 def begin_with_lost(tuned: nnx.Module, method: Method, lost: Callable[[str], np.ndarray | None]) -> int:

@@ -19,11 +19,10 @@ from jpeft.model.quantized import Quantization, chosen_forms, quantize_modules
 from jpeft.model.source import load_config, load_quantization
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.selection import select
-from jpeft.program import Program
+from jpeft.program import Program, Recent
 from jpeft.train.optimizer import AdamW
 from jpeft.train.programs import build_programs
 from jpeft.train.schedule import constant
-from jpeft.train.session import Recent
 from jpeft.train.setup import selection
 from jpeft.train.step import init_state, zero_sums
 

@@ -4,6 +4,7 @@ import abc
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jpeft.eval.generate import by_row, make_generate_scored
@@ -11,7 +12,7 @@ from jpeft.eval.labels import PackedLabels, make_label_log_probs, rounded
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.attaching import split
 from jpeft.predict.questions import Question, QuestionTokens
-from jpeft.program import Program
+from jpeft.program import Program, Recent, spec
 
 _LEAST_LENGTH = 16
 
@@ -27,11 +28,25 @@ class Answering(abc.ABC):
 
     program: Program
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, *, max_input_length: int, batch_size: int, answer_length: int):
-        """Args: `answer_length`: of an answer in tokens, or of all labels together."""
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        *,
+        max_input_length: int,
+        batch_size: int,
+        answer_length: int,
+        key: str = "--max-input-length",
+    ):
+        """Compiles nothing yet.
+
+        Args:
+          answer_length: of an answer in tokens, or of all labels together.
+          key: what `max_input_length` is called in messages.
+        """
         self.graphdef, self._adapter, self._base = split(model)
         self._config, self._tokenizer = model.config, tokenizer
-        self._tokens = QuestionTokens(tokenizer, max_input_length, key="--max-input-length")
+        self._tokens = QuestionTokens(tokenizer, max_input_length, key=key)
         self._batch_size = batch_size
         self._shapes = [(length, 1) for length in lengths_up_to(max_input_length, model.longest_input(answer_length))]
         self.answered = self.cut = 0
@@ -67,9 +82,25 @@ class Answering(abc.ABC):
 class Generating(Answering):
     """Writes the answer; its confidence is the mean log-probability of its tokens, `</s>` counted."""
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, *, max_output_length: int, num_beams: int, **batching: Any):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        *,
+        max_output_length: int,
+        num_beams: int,
+        made: Recent[Program] | None = None,
+        **batching: Any,
+    ):
+        """Args: `made`: programs of earlier ones, to be taken from there where one is of the same structure."""
         super().__init__(model, tokenizer, answer_length=max_output_length, **batching)
-        self.program = Program(make_generate_scored(self.graphdef, max_length=max_output_length, num_beams=num_beams))
+        lengths = {"max_length": max_output_length, "num_beams": num_beams}
+        make = lambda: Program(make_generate_scored(self.graphdef, **lengths))
+        trees = (self._adapter, self._base)
+        shardings = tuple(leaf.sharding for leaf in jax.tree.leaves(trees))
+        self.program = (
+            make() if made is None else made.get((self.graphdef, spec(trees), shardings, *lengths.values()), make)
+        )
 
     def _answers(self, results: list[Any]) -> list[dict[str, Any]]:
         texts = self._tokenizer.decode([result.tokens.tolist() for result in results])

@@ -111,7 +111,7 @@ class Call:
         """Loads what answers. Raises as `AnswerSource.load` and `PackedLabels.of`, which tells `report`."""
         quantization = Quantization.parse(self.quantization)
         model, tokenizer = self.source.load(compute_dtype(self.dtype), quantization, report=report)
-        batching = {"max_input_length": self.max_input_length, "batch_size": self.batch_size}
+        batching: dict[str, Any] = {"max_input_length": self.max_input_length, "batch_size": self.batch_size}
         if self.labels is not None:
             return Choosing(model, tokenizer, labels=self.labels, **batching)
         return Generating(

@@ -13,10 +13,9 @@ from jpeft.eval.loss import make_loss
 from jpeft.mesh.layout import Layout
 from jpeft.model.family import Batch, family_with
 from jpeft.peft.method import Method
-from jpeft.program import Program
+from jpeft.program import Program, Recent, spec
 from jpeft.train.meeting import Meeting, MeetingProgram
 from jpeft.train.optimizer import Optimizer
-from jpeft.train.session import Recent, spec
 from jpeft.train.step import StepSums, TrainState, make_accumulate, make_update
 
 # One run's programs, or those of one that is among several: they are called alike.

@@ -1,35 +1,9 @@
 """What the runs of one process share: the loaded base, prepared data, compiled programs."""
 
-import collections
-import threading
-from collections.abc import Callable, Hashable
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-import jax
-
-from jpeft.program import Program
+from jpeft.program import Program, Recent
 from jpeft.train.meeting import Meeting
-
-T = TypeVar("T")
-
-
-class Recent(Generic[T]):
-    """The few things that were used last, by what they were made from. Of threads that want the same, one makes it."""
-
-    def __init__(self, size: int):
-        self._size = size
-        self._lock = threading.RLock()
-        self._made: collections.OrderedDict[Hashable, T] = collections.OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value kept for `key`, else `make()`, which is kept from then on; the value unused for longest goes."""
-        with self._lock:
-            if key not in self._made:
-                while len(self._made) >= self._size:  # before making: two bases at once may not fit
-                    self._made.popitem(last=False)
-                self._made[key] = make()
-            self._made.move_to_end(key)
-            return self._made[key]
 
 
 class Session:
@@ -52,9 +26,3 @@ class Session:
         self.data: Recent[Any] = Recent(6)
         self.programs: Recent[Program] = Recent(48)
         self.zero_shot: Recent[Any] = Recent(16)
-
-
-def spec(tree: Any) -> Hashable:
-    """Structure, shapes and dtypes of a tree: what a compiled program depends on besides its code."""
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -356,3 +357,147 @@ def test_the_table_of_a_tied_model_is_not_merged(key):
     tuned = filled(jpeft.attach(tied, LORA, where="shared"), key)
     with pytest.raises(jpeft.UserError, match="shared is also the head of this model"):
         jpeft.merge(tuned)
+
+
+class Siamese(nnx.Module):
+    """Two maps of one matrix, and a third of its own."""
+
+    def __init__(self):
+        self.a, self.b, self.c = (nnx.Linear(4, 4, rngs=nnx.Rngs(i)) for i in range(3))
+        self.b.kernel = self.a.kernel
+
+    def __call__(self, x):
+        return self.c(self.b(jnp.tanh(self.a(x))))
+
+
+@pytest.mark.parametrize("where", ["a", "b", "a|b", "a|c"])
+@pytest.mark.parametrize("method", [LORA, jpeft.Ia3(), jpeft.Dora(rank=2)], ids=lambda method: method.name)
+def test_what_is_merged_into_a_shared_weight_acts_where_it_was_attached(method, where, key):
+    tuned = filled(jpeft.attach(Siamese(), method, where=where), key)
+    x = jax.random.normal(key, (3, 4))
+    with pytest.warns(UserWarning, match="shared with other modules and are no longer, the first of them [ab]/kernel"):
+        merged = jpeft.merge(tuned)
+    np.testing.assert_allclose(merged(x), tuned(x), atol=1e-5)
+
+
+def test_full_tuning_keeps_shared_weights_shared(tmp_path, key):
+    tuned = filled(jpeft.attach(Siamese(), jpeft.Full(), where="a|b"), key)
+    x = jax.random.normal(key, (3, 4))
+    merged = jpeft.merge(tuned)
+    assert merged.a.kernel is merged.b.kernel
+    jpeft.save(tuned, jpeft.Full(), tmp_path)
+    loaded = jpeft.load_adapter(tmp_path, Siamese())
+    assert loaded.a.kernel is loaded.b.kernel
+    for model in (merged, loaded):
+        np.testing.assert_array_equal(model(x), tuned(x))
+    untied = Siamese()
+    untied.b.kernel = nnx.Param(untied.b.kernel[...])
+    np.testing.assert_array_equal(jpeft.load_adapter(tmp_path, untied)(x), tuned(x))
+    with pytest.raises(jpeft.UserError, match="b/kernel is a weight that modules share, and not all"):
+        jpeft.attach(Siamese(), jpeft.Full(), where="a|c")
+
+
+class Scaled(nnx.Module):
+    """A map that multiplies by four what it makes of its kernel."""
+
+    def __init__(self, dtype):
+        self.kernel = nnx.Param(jax.random.normal(jax.random.key(0), (8, 8)).astype(dtype))
+
+    def __call__(self, x):
+        return (x.astype(self.kernel.dtype) @ self.kernel[...]) * 4
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_a_small_change_is_held_against_the_kernel_in_any_dtype(dtype, key):
+    tuned = jpeft.attach(nnx.Dict(it=Scaled(dtype)), LORA, where="it")
+    tuned.it.adapter.lora_b.set_value(1e-3 * jax.random.normal(key, tuned.it.adapter.lora_b.shape))
+    with pytest.raises(jpeft.UserError, match="is off by 3 of what they change"):
+        jpeft.merge(tuned)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("computes_in", [None, jnp.bfloat16, jnp.float32])
+def test_narrow_weights_are_merged_and_keep_their_dtype(dtype, computes_in, key):
+    base = nnx.Dict(it=nnx.Linear(8, 8, param_dtype=dtype, dtype=computes_in, rngs=nnx.Rngs(0)))
+    tuned = filled(jpeft.attach(base, LORA, where="it"), key)
+    merged, x = jpeft.merge(tuned), jax.random.normal(key, (3, 8))
+    assert merged.it.kernel.dtype == dtype and merged.it.bias.dtype == dtype
+    np.testing.assert_allclose(*(model.it(x).astype(jnp.float32) for model in (merged, tuned)), atol=0.1)
+
+
+def test_whole_numbers_and_complex_ones_are_refused(key):
+    whole = Scaled(jnp.float32)
+    whole.kernel = nnx.Param(jnp.ones((8, 8), jnp.int8))
+    with pytest.raises(jpeft.UserError, match="it keeps its weights as int8"):
+        jpeft.merge(filled(jpeft.attach(nnx.Dict(it=whole), LORA, where="it"), key))
+    imaginary = nnx.Dict(it=nnx.Linear(4, 4, param_dtype=jnp.complex64, rngs=nnx.Rngs(0)))
+    with pytest.raises(jpeft.UserError, match="it/(kernel|bias) is complex64; methods attach to real weights only"):
+        jpeft.attach(imaginary, LORA, where="it")
+
+
+@pytest.mark.parametrize("norm", [nnx.WeightNorm, nnx.SpectralNorm])
+def test_what_its_parent_normalizes_is_not_merged(norm, key):
+    model = nnx.Dict(it=norm(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0)))
+    tuned = filled(jpeft.attach(model, LORA, where=".*layer_instance"), key)
+    with pytest.raises(jpeft.UserError, match=f"within {norm.__name__}, which would normalize"):
+        jpeft.merge(tuned)
+
+
+def test_a_directory_holds_one_adapter_or_one_model(tmp_path, tiny_checkpoint, key):
+    model, tokenizer = jpeft.load(tiny_checkpoint)
+    tuned, whole = (filled(jpeft.attach(model, method), key) for method in (jpeft.Lora(rank=2), jpeft.Full()))
+    jpeft.save(tuned, jpeft.Lora(rank=2), tmp_path / "first")
+    jpeft.save(whole, jpeft.Full(), tmp_path / "first", tokenizer=tokenizer)
+    with pytest.raises(jpeft.UserError, match="first is a whole model, .* open it by jpeft.load"):
+        jpeft.load_adapter(tmp_path / "first", model)
+    opened, _ = jpeft.load(tmp_path / "first")
+    own = jax.tree.leaves(nnx.state(whole, jpeft.Adapter))
+    for ours, its in zip(own, jax.tree.leaves(nnx.state(opened, nnx.Param)), strict=True):
+        np.testing.assert_array_equal(ours, its)
+    before = sorted(tmp_path.glob("first/*"))
+    with pytest.raises(jpeft.UserError, match="model.safetensors is of a whole model; name another directory"):
+        jpeft.save(tuned, jpeft.Lora(rank=2), tmp_path / "first")
+    assert sorted(tmp_path.glob("first/*")) == before
+
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second/task.json").write_text("{}")
+    with pytest.warns(UserWarning, match="second/task.json, of the adapter that was there, stays"):
+        jpeft.save(tuned, jpeft.Lora(rank=2), tmp_path / "second")
+
+
+def test_a_rate_that_trains_nothing_is_refused():
+    tuned = jpeft.attach(nnx.Dict(it=nnx.Linear(4, 4, rngs=nnx.Rngs(0))), LORA, where="it")
+    for rate in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(jpeft.UserError, match=f"learning_rate is {rate}; expected a number above 0"):
+            jpeft.fit(tuned, [jnp.ones((2, 4))], lambda model, x: jnp.mean(model.it(x)), learning_rate=rate)
+    with pytest.raises(jpeft.UserError, match="an optimizer, which has its own rates"):
+        jpeft.fit(tuned, [], lambda model, x: 0.0, learning_rate=1e-3, optimizer=optax.sgd(1e-3))
+
+
+def test_answers_in_code_compile_once_and_look_at_what_they_are_given_first(tiny_checkpoint, monkeypatch):
+    model, tokenizer = jpeft.load(tiny_checkpoint)
+    compiled = []
+    prepare = jax.stages.Lowered.compile
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *args: compiled.append(1) or prepare(*args))
+    sizes = {"max_output_length": 3, "batch_size": 2}
+    first = jpeft.generate(model, tokenizer, ["coach goal"], **sizes)
+    assert compiled == [1]
+    assert jpeft.generate(jpeft.load(tiny_checkpoint)[0], tokenizer, ["coach goal"], **sizes) == first
+    tuned = jpeft.attach(model, jpeft.Lora(rank=2))
+    for seed in range(2):
+        jpeft.generate(filled(tuned, jax.random.key(seed)), tokenizer, ["coach goal"], **sizes)
+    assert compiled == [1, 1]  # once with something attached, and not for each adapter
+    assert jpeft.generate(model, tokenizer, []) == []
+    monkeypatch.setattr(jpeft.api, "generate", None)
+    for call, says in (
+        (lambda: jpeft.evaluate(model, tokenizer, ["a"], ["b", "c"], metric="accuracy"), "1 inputs and 2 targets"),
+        (lambda: jpeft.evaluate(model, tokenizer, ["a"], ["b"], metric="acuracy"), "acuracy"),
+        (
+            lambda: jpeft.evaluate(model, tokenizer, ["a"], ["b"], metric="expected_calibration_error"),
+            "needs the probability of every label",
+        ),
+        (lambda: jpeft.generate(model, tokenizer, ["a"], num_beams=0), "num_beams is 0; expected 1 or more"),
+        (lambda: jpeft.generate(model, tokenizer, ["a"], max_input_length=1), "and max_input_length is 1: no room"),
+    ):
+        with pytest.raises(jpeft.UserError, match=says):
+            call()

@@ -15,11 +15,11 @@ import numpy as np
 
 from jpeft.config import Run
 from jpeft.mesh.layout import Layout
-from jpeft.program import Program
+from jpeft.program import Program, spec
 from jpeft.run.display import Display
 from jpeft.train import loop, trainer
 from jpeft.train.programs import AnsweringPrograms, Programs
-from jpeft.train.session import Session, spec
+from jpeft.train.session import Session
 
 
 def digest(*values: Any) -> str:
