@@ -380,6 +380,11 @@ class Run:
         values = self.to_dict()
         for key, (least, most) in _BOUNDS.items():
             check_bounds(key, value_at(values, key), least, most)
+        if not any(dataclasses.astuple(self.train.learning_rate)):
+            raise UserError(
+                "train.learning_rate is 0 at all three points, so nothing would be trained; set one of initial, warmup "
+                "and annealing above 0."
+            )
         one_of("model.dtype", self.model.dtype, DTYPES)
         one_of("model.remat", self.model.remat, (*REMAT_POLICIES, AUTO))
         self._check_quantization()

@@ -206,6 +206,14 @@ def test_the_learning_rates_are_the_papers(method):
     assert dataclasses.asdict(rates) == paper["hyperparameters"]["learning_rate"][method]
 
 
+def test_rates_that_are_all_0_are_refused_and_one_above_0_is_enough():
+    rates = {f"train__learning_rate__{point}": 0.0 for point in ("initial", "warmup", "annealing")}
+    with pytest.raises(UserError, match="train.learning_rate is 0 at all three points, so nothing would be trained"):
+        run(**rates)
+    for point in rates:
+        run(**rates | {point: 1e-3})
+
+
 def test_a_learning_rate_that_is_given_replaces_that_one_point():
     rates = run(method__name="prompt", train__learning_rate__warmup=0).train.learning_rate
     assert (rates.initial, rates.warmup, rates.annealing) == (3e-3, 0.0, 3e-2)
