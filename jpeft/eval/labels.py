@@ -109,10 +109,12 @@ class PackedLabels:
         Raises:
           RunFailed: one is not finite.
         """
+        rounded(log_probs.min())  # of finite logits none is -inf; of NaN and others the least is NaN
         best = int(np.argmax(log_probs))
+        confidence = rounded(log_probs[best] / self.num_tokens()[best])
         odds = np.exp(log_probs.astype(np.float64) - log_probs[best])
         probabilities = {text: rounded(p) for text, p in zip(self.texts, odds / odds.sum(), strict=True)}
-        return ChosenLabel(self.texts[best], rounded(log_probs[best] / self.num_tokens()[best]), probabilities)
+        return ChosenLabel(self.texts[best], confidence, probabilities)
 
 
 @dataclasses.dataclass(frozen=True)

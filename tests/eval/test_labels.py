@@ -126,12 +126,20 @@ def test_the_likeliest_label_of_each_row_in_the_order_of_rows(labels):
     assert chosen.probabilities[2] == pytest.approx(odds / odds.sum())
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_score_that_is_no_number_chooses_nothing(labels, bad):
     """Of NaN the largest is NaN, whichever label it is."""
     scores = lambda adapter, base, inputs: np.tile([-1.0, -2.0, bad, -4.0, -5.0], (len(inputs), 1))
     with pytest.raises(RunFailed, match=rf"computes {bad} as the log-probability of {labels.texts[2]!r} for row 0"):
         likeliest_labels(scores, *[nnx.State({})] * 2, [np.array([3])], labels, shapes=[(16, 1)], batch_size=2)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_single_row_is_as_strict(labels, bad):
+    """Of finite logits no logarithm of a probability is -inf: such a number is as broken as NaN."""
+    with pytest.raises(RunFailed, match=f"computes {bad} where a log-probability should be"):
+        labels.choose(np.array([-1.0, -2.0, bad, -4.0, -5.0], np.float32))
+    assert labels.choose(np.array([-1.0, -2.0, -90.0, -4.0, -5.0], np.float32)).text == labels.texts[0]
 
 
 def test_agreement_counts_rows_and_keeps_the_numbers_of_generation():
