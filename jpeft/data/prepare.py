@@ -266,10 +266,18 @@ def _drawn(
 
     Args:
       inputs, labels: of all files' source splits.
+
+    Raises:
+      UserError: as `draw`; of one of several files, with its name.
     """
     of_file = lambda values: None if values is None else {split: values[split_name(name, split)] for split in splits}
     sizes = {split: len(next(iter(columns.values()), [])) for split, columns in splits.items()}
-    parts = draw(sizes, inputs=of_file(inputs), labels=of_file(labels), **choices)
+    try:
+        parts = draw(sizes, inputs=of_file(inputs), labels=of_file(labels), **choices)
+    except UserError as error:
+        if name:
+            raise UserError(f"{name}: {error}") from None
+        raise
     return {part: Split(split_name(name, split.source), split.rows) for part, split in parts.items()}
 
 

@@ -79,6 +79,12 @@ def test_rates_of_any_size_are_shared_out(prepared):
     assert mix is not None and len(mix.order(seed=0, epoch=0)) == 48
 
 
+def test_a_file_with_too_few_rows_is_named(prepared, tmp_path):
+    (tmp_path / "one.jsonl").write_text('{"input": "alone", "target": "good"}\n')
+    with pytest.raises(UserError, match=r"^one\.jsonl: the \w+ split is empty \("):
+        prepared(path=f"{tmp_path}/one.jsonl,{tmp_path}/many.jsonl")
+
+
 def test_white_space_around_the_column_of_weights_is_no_part_of_its_name(prepared):
     data, said = prepared(mix="proportional", weight=" w ")
     assert set(data.tokens["train"].weights.tolist()) == {1, 4}
