@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.run.lifeline import Lifeline
+from jpeft.trouble import first_line
 
 _MOST_PROCESSES = 65_536
 _SECONDS_TO_GATHER = 300  # until all processes have to be there: a cluster does not start them at one moment
@@ -77,7 +78,7 @@ class ProcessGroup:
                 "job or on a TPU pod, or give each --coordinator_address=HOST:PORT --num_processes=N --process_id=I."
             ) from None
         except (RuntimeError, jax.errors.JaxRuntimeError) as error:
-            raise RunFailed(f"the processes of this run did not come together: {_first_line(error)}") from None
+            raise RunFailed(f"the processes of this run did not come together: {first_line(error)}") from None
 
 
 def _resolve(address: str) -> None:
@@ -135,7 +136,7 @@ def entered_by_first(context: contextlib.AbstractContextManager[Any]) -> Iterato
                 stack.enter_context(context)
             except Exception as error:
                 failure = error
-        message = from_first(_first_line(failure) if failure else "")
+        message = from_first(first_line(failure) if failure else "")
         if failure is not None:
             raise failure
         if message:
@@ -190,7 +191,7 @@ def ending_together(group: ProcessGroup | None) -> Iterator[None]:
     except Exception as error:
         lost = isinstance(error, jax.errors.JaxRuntimeError) and any(s in str(error) for s in _SIGNS_OF_LOSS)
         if lost:
-            _leave_after_loss(_first_line(error)[:120])
+            _leave_after_loss(first_line(error, 120))
         lifeline.close(failed=True)
         if isinstance(error, (UserError, RunFailed)):
             _leave(2 if isinstance(error, UserError) else 1, f"error: process {jax.process_index()}: {error}")
@@ -234,7 +235,3 @@ def _leave(status: int, message: str = "") -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]

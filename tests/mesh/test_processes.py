@@ -1,5 +1,6 @@
 """Two processes of two devices each do one run together, and end together when one is lost."""
 
+import contextlib
 import json
 import signal
 import socket
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jpeft.run import processes
 from tests.conftest import of_devices
 
 _ROOT = Path(__file__).parent.parent.parent
@@ -149,3 +151,19 @@ def test_a_signal_to_one_stops_both_after_saving(flags, tmp_path):
     for status, _, errors in stopped.ended():
         assert status == 1
         assert "stopped by SIGTERM" in errors
+
+
+def test_an_error_that_says_nothing_is_no_good_news_to_the_others(monkeypatch):
+    handed = []
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "from_first", lambda text: handed.append(text) or text)
+
+    @contextlib.contextmanager
+    def broken(error):
+        raise error
+        yield
+
+    for error in (ValueError(), OSError("one\ntwo"), OSError("long" * 1000)):
+        with pytest.raises(type(error)), processes.entered_by_first(broken(error)):
+            pass
+    assert handed == ["ValueError", "one", ("long" * 1000)[:300]]
