@@ -16,7 +16,7 @@ from jpeft import __version__
 from jpeft.errors import RunFailed, UserError
 from jpeft.serve.bank import BankFull, UnknownAdapter
 from jpeft.serve.batcher import Batcher, NotAnswered, QueueFull
-from jpeft.serve.engine import Engine, NoNumber, Replaced
+from jpeft.serve.engine import Asking, Engine, NoNumber, Replaced
 from jpeft.serve.metrics import Metrics
 from jpeft.serve.middleware import CountRequests, LimitBody
 from jpeft.serve.page import document_page
@@ -250,8 +250,7 @@ def make_app(service: Service) -> FastAPI:
         if service.draining:
             raise HTTPException(503, "the server is stopping.", {"Retry-After": "5"})
 
-    def shown(name: str | None) -> HowAsked:
-        asking = engine.asking(name)
+    def shown(asking: Asking) -> HowAsked:
         longest = engine.shapes.input_lengths[-1]
         return HowAsked(
             template=None if asking.prompt is None else asking.prompt.template,
@@ -274,8 +273,7 @@ def make_app(service: Service) -> FastAPI:
 
         Generated answers take the likeliest token at every step.
         """
-        if request.adapter is not None and request.adapter not in bank.names:
-            raise UnknownAdapter([request.adapter])
+        engine.asking(request.adapter)  # who asks for one that is not there is told before any work
         for i, given in enumerate(request.inputs):
             if _characters(given) > limits.characters:
                 raise UserError(f"inputs[{i}] has more than {limits.characters} characters; send less.")
@@ -299,15 +297,15 @@ def make_app(service: Service) -> FastAPI:
     @app.get("/adapters", tags=["adapters"])
     def adapters() -> Adapters:
         """Adapters that are loaded and how each is asked, those that could be, and those that cannot be and why."""
-        loaded, (available, not_served) = bank.names, service.shelf.survey()
+        askings, (available, not_served) = engine.askings, service.shelf.survey()
         left_out = {name: engine.left_out[name] for name in available if name in engine.left_out}
         return Adapters(
             capacity=bank.capacity,
-            loaded=loaded,
+            loaded=list(askings),
             available=available,
             not_served={**not_served, **left_out},
-            asked={name: shown(name) for name in loaded},
-            base=shown(None),
+            asked={name: shown(asking) for name, asking in askings.items()},
+            base=shown(engine.asking(None)),
         )
 
     @app.put(

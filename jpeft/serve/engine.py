@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class QueuedRow:
       max_output_tokens: after which a generated answer is cut.
       labels: to choose from; None to generate.
       cut: whether the prompt was longer than the adapter's run took.
-      task: of the adapter's run, by which the prompt was made.
+      way: number of the way of asking by which it was made, as `Asking.way`.
     """
 
     tokens: Sequence[int]
@@ -39,7 +40,7 @@ class QueuedRow:
     max_output_tokens: int
     labels: PackedLabels | None = None
     cut: bool = False
-    task: TaskOfRun | None = None
+    way: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +125,7 @@ class Asking:
       labels: to choose from; None to generate.
       max_output_tokens: of a generated answer that a request sets no limit to.
       notes: where an answer may differ from the run's own, in sentences.
+      way: number that rises where an adapter takes the name of one that was asked otherwise.
     """
 
     task: TaskOfRun | None
@@ -132,6 +134,7 @@ class Asking:
     labels: PackedLabels | None
     max_output_tokens: int
     notes: tuple[str, ...] = ()
+    way: int = 0
 
 
 class Engine:
@@ -154,9 +157,14 @@ class Engine:
         self.shapes = shapes
         self.left_out: dict[str, str] = {}
         self._tokenizer, self._dtype = tokenizer, dtype
-        self._alone = self._asking(None)
-        self._asking_of: dict[str | None, Asking] = {}
-        self._changing: set[str] = set()  # names whose next adapter may be in the bank already, and its task not here
+        self._base_asking = self._asking(None)
+        # An adapter is to be asked only as it was loaded, and loads and unloads of one name may come at once. So one of
+        # them at a time changes the bank and `_asking_of`, which has an adapter only after the bank has it. `_latest`
+        # has it before, and keeps it when it is gone: a row is answered while its way is the latest of its adapter's
+        # name, so by no successor that is asked otherwise, whatever comes and goes while it waits.
+        self._changes = threading.Lock()
+        self._asking_of: dict[str, Asking] = {}
+        self._latest: dict[str, Asking] = {}
 
     def load(self, name: str, directory: Path) -> Method:
         """Loads an adapter and what it carries of its task; a refusal is remembered.
@@ -168,34 +176,59 @@ class Engine:
         try:
             asking = self._asking(task_of(directory))
             method, leaves, notes = self.bank.read(directory)
-            before = self._asking_of.get(name)  # None, too, where it was unloaded and rows of it are on their way
-            if before is None or before.task != asking.task:
-                self._changing.add(name)
-            self.bank.put(name, method, leaves, source=str(directory))
-            notes = (*asking.notes, *(f"{note}." for note in notes))
-            self._asking_of[name] = dataclasses.replace(asking, notes=notes)
+            asking = dataclasses.replace(asking, notes=(*asking.notes, *(f"{note}." for note in notes)))
+            with self._changes:
+                self._put(name, method, leaves, str(directory), asking)
         except Exception as error:
             said = str(error) if isinstance(error, UserError | RunFailed) else f"a defect: {error!r}"
             self.left_out[name] = said.partition("\n")[0]
             raise
-        finally:
-            self._changing.discard(name)
         self.left_out.pop(name, None)
         return method
 
+    def _put(self, name: str, method: Method, leaves: Mapping[str, np.ndarray], source: str, asking: Asking) -> None:
+        """Puts an adapter into the bank, and with it how it is asked; if the bank refuses it all is as before."""
+        before = self._latest.get(name)
+        way = 0 if before is None else before.way + (before.task != asking.task)
+        self._latest[name] = asking = dataclasses.replace(asking, way=way)
+        try:
+            self.bank.put(name, method, leaves, source=source)
+        except BaseException:
+            if before is None:
+                del self._latest[name]
+            else:
+                self._latest[name] = before
+            raise
+        self._asking_of[name] = asking
+
     def unload(self, name: str) -> None:
         """Unloads an adapter, so that its name is free. Raises `UnknownAdapter`: none of that name is loaded."""
-        self.bank.remove(name)
-        self._asking_of.pop(name, None)
+        with self._changes:
+            self.bank.remove(name)
+            self._asking_of.pop(name, None)
 
     def set_base_task(self, task: TaskOfRun | None) -> None:
         """Sets the task that the base was tuned for, if it is a merged or fully tuned model. Raises as `load`."""
         if task is not None:
-            self._asking_of[None] = self._asking(task)
+            self._base_asking = self._asking(task)
+
+    @property
+    def askings(self) -> dict[str, Asking]:
+        """How each adapter that is loaded is asked, by name and in the names' order."""
+        return dict(sorted(self._asking_of.copy().items()))
 
     def asking(self, adapter: str | None) -> Asking:
-        """How the adapter of that name turns an input into a question and answers it; None is the base model."""
-        return self._asking_of.get(adapter, self._alone)
+        """How the adapter of that name turns an input into a question and answers it; None is the base model.
+
+        Raises:
+          UnknownAdapter: none of that name is loaded.
+        """
+        if adapter is None:
+            return self._base_asking
+        asking = self._asking_of.get(adapter)
+        if asking is None:
+            raise UnknownAdapter([adapter])
+        return asking
 
     def _asking(self, task: TaskOfRun | None) -> Asking:
         longest_input, longest_output = self.shapes.input_lengths[-1], self.shapes.output_lengths[-1]
@@ -250,7 +283,7 @@ class Engine:
           generate: whether to generate though the adapter has labels.
 
         Raises:
-          UserError: an input lacks a column, is longer than any shape, or labels are none.
+          UserError: an input lacks a column, is longer than any shape, or labels are none; `UnknownAdapter`.
         """
         if labels is not None and generate:
             raise UserError("labels and generate exclude each other: labels are chosen from, not generated.")
@@ -271,7 +304,7 @@ class Engine:
             )
         limit = max_output_tokens or asking.max_output_tokens
         queued = zip(encoded.ids, encoded.cut, strict=True)
-        return [QueuedRow(ids, adapter, limit, packed, cut, asking.task) for ids, cut in queued]
+        return [QueuedRow(ids, adapter, limit, packed, cut, asking.way) for ids, cut in queued]
 
     def compile(self, report: Callable[[int, tuple[int, int, int | None]], None] = lambda number, shape: None) -> int:
         """Compiles a program for each shape, by answering rows of padding with it; returns how many there are.
@@ -312,8 +345,8 @@ class Engine:
                 left = [i for i in left if i not in answers]
         for i, row in enumerate(rows):  # now: it may have been replaced while the batch was on its way
             if row.adapter is not None and isinstance(answers[i], Answer):
-                now = self._asking_of.get(row.adapter)  # None: it was unloaded since, and was there when it answered
-                if row.adapter in self._changing or (now is not None and now.task != row.task):
+                latest = self._latest.get(row.adapter)  # unloaded since or not: it was there when it answered
+                if latest is None or latest.way != row.way:
                     answers[i] = Replaced(row.adapter)
         return [answers[i] for i in range(len(rows))]
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -124,6 +126,130 @@ def test_a_refused_replacement_and_an_unloading_leave_answers_alone(started, tin
     monkeypatch.setattr(engine.bank, "put", while_put)
     engine.load("asked", tmp_path / "b")
     engine.unload("asked")
+
+
+@pytest.fixture
+def asked_ways(tiny_shelf, tmp_path):
+    """Directories of one adapter that is asked in two ways, `a` and `b`, and of one, `plain`, that has no task."""
+    for name, template in (("a", "Is it {text}?"), ("b", "{text}: which?"), ("plain", None)):
+        shutil.copytree(tiny_shelf / "ia3", tmp_path / name)
+        if template is not None:
+            TaskOfRun(template=template, max_input_length=16, max_target_length=4).write(tmp_path / name)
+    return tmp_path
+
+
+def beside(action, ended):
+    """Starts `action` in a thread, and lets it go on until it has got to where `ended` says or is held up."""
+    thread = threading.Thread(target=action)
+    thread.start()
+    until = time.monotonic() + 0.5
+    while not ended() and time.monotonic() < until:
+        time.sleep(0.01)
+    return thread
+
+
+def test_no_row_is_made_for_an_adapter_before_it_is_known_how_it_is_asked(started, asked_ways, monkeypatch):
+    engine, _ = started
+    put, made = engine.bank.put, []
+
+    def put_and_asked(*given, **named):
+        put(*given, **named)
+        with pytest.raises(UnknownAdapter):
+            made.extend(engine.rows(["goal"], "asked"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.bank, "put", put_and_asked)
+        engine.load("asked", asked_ways / "a")
+    try:
+        assert not made and engine.asking("asked").prompt.template == "Is it {text}?"
+    finally:
+        engine.unload("asked")
+    with pytest.raises(UnknownAdapter):
+        engine.rows(["goal"], "asked")
+
+
+def test_an_adapter_that_is_loaded_while_another_of_its_name_is_unloaded_is_asked_its_own_way(
+    started, asked_ways, monkeypatch
+):
+    engine, _ = started
+    engine.load("asked", asked_ways / "a")
+    remove, loading = engine.bank.remove, []
+
+    def remove_and_load(name):
+        remove(name)
+        loading.append(beside(lambda: engine.load("asked", asked_ways / "b"), lambda: "asked" in engine.bank.names))
+        loading[0].join(0.2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.bank, "remove", remove_and_load)
+        engine.unload("asked")
+    loading[0].join()
+    try:
+        assert engine.asking("asked").prompt.template == "{text}: which?"
+    finally:
+        engine.unload("asked")
+
+
+def test_of_two_loads_at_once_the_weights_and_the_way_to_ask_are_of_one(started, asked_ways, monkeypatch):
+    engine, _ = started
+    put, sources, second = engine.bank.put, [], []
+
+    def put_beside(*given, source, **named):
+        put(*given, source=source, **named)
+        sources.append(source)
+        if len(sources) == 1:
+            load = lambda: engine.load("asked", asked_ways / "b")
+            second.append(beside(load, lambda: len(sources) == 2))
+            second[0].join(0.2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.bank, "put", put_beside)
+        engine.load("asked", asked_ways / "a")
+        second[0].join()
+    try:
+        assert sources == [str(asked_ways / "a"), str(asked_ways / "b")]
+        assert engine.asking("asked").prompt.template == "{text}: which?"
+    finally:
+        engine.unload("asked")
+
+
+@pytest.mark.parametrize(("first", "second"), [("a", "b"), ("plain", "a"), ("a", "plain"), ("a", "a")])
+def test_a_row_is_not_answered_by_a_successor_that_is_asked_otherwise_and_gone_again(
+    first, second, started, asked_ways, monkeypatch
+):
+    engine, _ = started
+    engine.load("asked", asked_ways / first)
+    asked = engine.rows(["goal"], "asked")
+    expected = engine.answer(asked)
+    engine.unload("asked")
+    engine.load("asked", asked_ways / second)
+    generate = engine.bank.generate
+
+    def generate_and_unload(*given, **named):
+        answers = generate(*given, **named)
+        engine.unload("asked")
+        return answers
+
+    monkeypatch.setattr(engine.bank, "generate", generate_and_unload)
+    [answer] = engine.answer(asked)
+    assert answer == expected[0] if first == second else isinstance(answer, Replaced)
+
+
+def test_a_successor_that_the_bank_refuses_leaves_answers_alone(started, asked_ways, monkeypatch):
+    engine, _ = started
+    engine.load("asked", asked_ways / "a")
+    try:
+        asked = engine.rows(["goal"], "asked")
+        expected = engine.answer(asked)
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.bank, "put", lambda *_, **__: (_ for _ in ()).throw(UserError("no room")))
+            with pytest.raises(UserError, match="no room"):
+                engine.load("asked", asked_ways / "b")
+        assert engine.answer(asked) == expected == engine.answer(engine.rows(["goal"], "asked"))
+        engine.load("asked", asked_ways / "b")
+        assert isinstance(engine.answer(asked)[0], Replaced)
+    finally:
+        engine.unload("asked")
 
 
 def test_a_text_that_fits_no_shape_is_refused(started):
