@@ -353,7 +353,9 @@ OURS: dict[str, Damage] = {
     "no options": without("jpeft_adapter.json", "options"),
     "method is a list": keys("jpeft_adapter.json", method=["lora"]),
     "method is unknown": keys("jpeft_adapter.json", method="magic"),
-    "another version": keys("jpeft_adapter.json", format_version=2),
+    "another version": keys("jpeft_adapter.json", format_version=3),
+    "a name of a weight that is not there": keys("jpeft_adapter.json", shared={"a/kernel": "b/kernel"}),
+    "a weight's own name for another": keys("jpeft_adapter.json", shared={"a/kernel": 3}),
     "version is a list": keys("jpeft_adapter.json", format_version=[1]),
     "no version": without("jpeft_adapter.json", "format_version"),
 }
