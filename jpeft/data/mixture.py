@@ -127,7 +127,7 @@ class Mix:
         return rows[np.random.default_rng([seed, epoch]).permutation(len(rows))]
 
     def in_words(self) -> str:
-        """How many rows of each file an epoch takes: `a.csv 30 of its 100 rows, b.csv 70, its 7 rows 10.0 times`."""
+        """How many rows of each file an epoch takes: `an epoch mixes a.csv 24 (4 times its 6 rows), b.csv 12 (...)`."""
         said = []
         for name, size, quota in zip(self.names, self.sizes, self.quotas, strict=True):
             said.append(f"{name} {quota:,} ({quota / size:.3g} times its {size:,} rows)")

@@ -63,7 +63,7 @@ class Metric:
       range: the least and the most that it can be.
       needs: of `LABELS`, `TEXTS`, `PROBABILITIES`: what it cannot be computed without.
       uses_all_references: whether every reference of a row counts, or its own target alone.
-      package: that has to be installed for it, and the extra of jpeft that brings it; empty for none.
+      package: that has to be installed for it, and the extra of jpeft that brings it; None for none.
       told: how exactly it was computed on these answers, as a result file says it: tokenizer, version.
     """
 
