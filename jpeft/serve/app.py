@@ -48,13 +48,27 @@ class Limits:
     request_seconds: float = 60.0
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) <= 0 and field.name != "wait_seconds":
-                raise UserError(f"the limit {field.name} is {getattr(self, field.name)}; it must be above 0.")
+        for name, flag in _FLAGS.items():
+            if getattr(self, name) <= 0:
+                raise UserError(f"{flag} is {getattr(self, name):g}; give a number above 0.")
+        if self.wait_seconds < 0:
+            raise UserError(f"--max-wait-ms is {1000 * self.wait_seconds:g}; give 0 or more.")
         if self.queued_rows < self.inputs:
-            raise UserError(f"a queue of {self.queued_rows} inputs cannot take a request of {self.inputs}.")
+            raise UserError(
+                f"--max-queue is {self.queued_rows}, and a request may have {self.inputs} inputs (--max-inputs), which "
+                f"would never find a place; give a --max-queue of at least {self.inputs}, or a --max-inputs of at most "
+                f"{self.queued_rows}."
+            )
 
 
+_FLAGS = {  # of the limits that are above 0
+    "inputs": "--max-inputs",
+    "body_bytes": "--max-body-bytes",
+    "characters": "--max-input-chars",
+    "queued_rows": "--max-queue",
+    "request_seconds": "--timeout",
+}
+_COME_BACK = {"Retry-After": "5"}  # to a server that takes the place of one that stops, or has failed
 _MOST_COLUMNS = 64  # of a row
 _LONGEST_PLACE = 120  # characters of where a wrong value stands
 _Value: TypeAlias = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | None
@@ -244,11 +258,11 @@ def make_app(service: Service) -> FastAPI:
 
     def answering() -> None:
         if not service.batcher.running:
-            raise HTTPException(503, "nothing is answered any more; the server has to be started again.")
+            raise HTTPException(503, "nothing is answered any more; the server has to be started again.", _COME_BACK)
 
     def accepting() -> None:
         if service.draining:
-            raise HTTPException(503, "the server is stopping.", {"Retry-After": "5"})
+            raise HTTPException(503, "the server is stopping.", _COME_BACK)
 
     def shown(asking: Asking) -> HowAsked:
         longest = engine.shapes.input_lengths[-1]

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from jpeft.adapters.files import read_adapter, stored_base_name
 from jpeft.errors import UserError
 from jpeft.eval.labels import packed_log_probs
-from jpeft.model.decode import greedy
+from jpeft.model.decode import Generated, greedy_scored
 from jpeft.model.quantized import quantization_of
 from jpeft.peft.method import AddedModules, Method, SiteWeights
 from jpeft.peft.sites import site_modules, sites
@@ -202,7 +202,13 @@ class AdapterBank:
     def generate(
         self, inputs: Int[np.ndarray, "batch in_length"], names: Names, *, max_length: int
     ) -> Int[Array, "batch max_length"]:
-        """The greedy answer of each row's adapter, as `jpeft.model.decode.greedy` returns it.
+        """The tokens of `generate_scored`, whose arguments these are."""
+        return self.generate_scored(inputs, names, max_length=max_length).tokens
+
+    def generate_scored(
+        self, inputs: Int[np.ndarray, "batch in_length"], names: Names, *, max_length: int
+    ) -> Generated:
+        """The greedy answer of each row's adapter, as `jpeft.model.decode.greedy_scored` returns it.
 
         Args:
           inputs: ids of the prompts, padding behind them.
@@ -236,7 +242,7 @@ class AdapterBank:
         """What the base gives when it is called with `tokens`, by each row's adapter. Raises as `generate`."""
         return self._run(self._logits, names, *tokens)
 
-    def _run(self, program: Program, names: Names, *tokens: np.ndarray) -> Array:
+    def _run(self, program: Program, names: Names, *tokens: np.ndarray) -> Any:
         with self._device:
             with self._lock:
                 unknown = sorted({name for name in names if name is not None and name not in self._slots})
@@ -337,11 +343,11 @@ class _BaseWeights:
 
 
 def make_generate(graphdef: nnx.GraphDef, layout: PoolLayout, *, max_length: int):
-    """Returns `(base, pool, (slots, inputs)) -> tokens: [batch, max_length]`, ready to compile."""
+    """Returns `(base, pool, (slots, inputs)) -> Generated`, answers of up to `max_length` tokens, ready to compile."""
 
     def generate(base: nnx.State, pool: tuple[Array, ...], batch: tuple[Array, Array]):
         slots, inputs = batch
-        return greedy(nnx.merge(graphdef, layout.rows(pool, slots), base), inputs, max_length=max_length)
+        return greedy_scored(nnx.merge(graphdef, layout.rows(pool, slots), base), inputs, max_length=max_length)
 
     return generate
 

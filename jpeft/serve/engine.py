@@ -64,7 +64,14 @@ class Answer:
 
 
 class NoNumber(Exception):
-    """Raised for a row for which the model computes infinity or NaN."""
+    """Raised for a row for which the model computes infinity or NaN by an adapter, or the base model by itself."""
+
+    def __init__(self, adapter: str | None):
+        by, which = ("the base model", "model") if adapter is None else (f"adapter {adapter!r}", "adapter")
+        super().__init__(
+            f"what is computed by {by} is no number (infinity or NaN); start the server with --dtype float32, which "
+            f"holds larger ones, and if that does not help, serve another {which}."
+        )
 
 
 class Replaced(UserError):
@@ -317,7 +324,7 @@ class Engine:
                 self._label_log_probs([], batch_size, input_length)
             else:
                 tokens = self._padded([], batch_size, input_length)
-                self.bank.generate(tokens, [None] * batch_size, max_length=output_length)
+                self.bank.generate_scored(tokens, [None] * batch_size, max_length=output_length)
         return self.bank.num_programs
 
     def fit_together(self, first: QueuedRow, row: QueuedRow) -> bool:
@@ -350,17 +357,18 @@ class Engine:
                     answers[i] = Replaced(row.adapter)
         return [answers[i] for i in range(len(rows))]
 
-    def _generate(self, rows: Sequence[QueuedRow]) -> list[Answer]:
+    def _generate(self, rows: Sequence[QueuedRow]) -> list[Answer | NoNumber]:
         input_length, output_length = map(max, zip(*(self.shapes.of(row) for row in rows), strict=True))
         batch_size = _at_least(self.shapes.batch_sizes, len(rows))
         names = [row.adapter for row in rows] + [None] * (batch_size - len(rows))
         inputs = self._padded(rows, batch_size, input_length)
-        generated = np.asarray(self.bank.generate(inputs, names, max_length=output_length))
-        outputs = [self._until_end(ids[: row.max_output_tokens]) for ids, row in zip(generated, rows, strict=False)]
+        generated = self.bank.generate_scored(inputs, names, max_length=output_length)
+        tokens, are_numbers = np.asarray(generated.tokens), np.isfinite(np.asarray(generated.log_prob))
+        outputs = [self._until_end(ids[: row.max_output_tokens]) for ids, row in zip(tokens, rows, strict=False)]
         texts, ends = self._tokenizer.decode(outputs), self._tokenizer.ends
         return [
-            Answer(text, len(ids), bool(ids) and ids[-1] in ends, row.cut)
-            for text, ids, row in zip(texts, outputs, rows, strict=True)
+            Answer(text, len(ids), bool(ids) and ids[-1] in ends, row.cut) if is_number else NoNumber(row.adapter)
+            for text, ids, row, is_number in zip(texts, outputs, rows, are_numbers[: len(rows)], strict=True)
         ]
 
     def _choose(self, rows: Sequence[QueuedRow]) -> list[Answer | NoNumber]:
@@ -372,7 +380,7 @@ class Engine:
             try:
                 choice = row.labels.choose(scores[: len(row.labels.texts)])
             except RunFailed:
-                answers.append(NoNumber(f"what the model computes by {row.adapter} is no number."))
+                answers.append(NoNumber(row.adapter))
                 continue
             tokens = int(row.labels.num_tokens()[row.labels.texts.index(choice.text)])
             answers.append(Answer(choice.text, tokens, True, row.cut, choice.confidence, choice.probabilities))

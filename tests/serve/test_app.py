@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from jpeft.errors import UserError
+from jpeft.model.decode import Generated
 from jpeft.serve.app import Limits, Service, make_app
 from jpeft.serve.engine import Answer, NoNumber
 from jpeft.serve.shelf import Shelf
@@ -212,9 +214,9 @@ def test_a_full_queue_says_when_to_come_again(service, client, started, monkeypa
     def held(*arguments, **options):
         begun.set()
         gate.wait(20)
-        return np.zeros((4, 4), np.int32)
+        return Generated(np.zeros((4, 4), np.int32), np.zeros(4, np.float32))
 
-    monkeypatch.setattr(engine.bank, "generate", held)
+    monkeypatch.setattr(engine.bank, "generate_scored", held)
     threads = [threading.Thread(target=ask, args=(client, *"abc")) for _ in range(4)]
     threads[0].start()
     assert begun.wait(10)  # three rows are being answered; two more requests fill the queue, the next finds no place
@@ -277,7 +279,24 @@ def test_when_nothing_is_answered_any_more_it_says_so(service, client):
     assert client.get("/readyz").status_code == client.get("/healthz").status_code == 200
     service.batcher.running = False
     for path in ("/readyz", "/healthz"):
-        refused(client.get(path), 503, "has to be started again")
+        assert int(refused(client.get(path), 503, "has to be started again").headers["Retry-After"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"request_seconds": 0.0}, "--timeout is 0; give a number above 0."),
+        ({"inputs": 0}, "--max-inputs is 0; give a number above 0."),
+        ({"body_bytes": -1}, "--max-body-bytes is -1; give a number above 0."),
+        ({"wait_seconds": -0.001}, "--max-wait-ms is -1; give 0 or more."),
+        ({"queued_rows": 8}, "--max-queue is 8, and a request may have 16 inputs (--max-inputs), which would never"),
+        ({"queued_rows": 8}, "give a --max-queue of at least 16, or a --max-inputs of at most 8."),
+    ],
+)
+def test_a_wrong_limit_is_named_by_its_flag(wrong, says):
+    with pytest.raises(UserError) as error:
+        Limits(**wrong)
+    assert says in str(error.value)
 
 
 def test_a_full_queue_is_known_before_any_work(service, client, monkeypatch):
@@ -296,9 +315,9 @@ def test_an_input_of_many_characters_is_refused_before_any_work(started, monkeyp
 
 def test_a_row_for_which_the_model_gives_no_number_fails_alone(started, monkeypatch):
     engine, shelf = started
-    monkeypatch.setattr(engine, "answer", lambda rows: [NoNumber("it is no number.") for _ in rows])
+    monkeypatch.setattr(engine, "answer", lambda rows: [NoNumber(row.adapter) for row in rows])
     with TestClient(make_app(Service(engine, shelf, LIMITS))) as client:
-        refused(ask(client), 500, "it is no number")
+        refused(ask(client), 500, "by adapter 'ia3' is no number")
 
 
 def test_adapters_that_cannot_be_served_are_named_and_break_nothing(started, tiny_shelf, tmp_path):

@@ -5,13 +5,14 @@ import shutil
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from jpeft.data.task_file import TASK_FILE, TaskOfRun
 from jpeft.errors import RunFailed, UserError
 from jpeft.serve.bank import UnknownAdapter
-from jpeft.serve.engine import PaddedShapes, QueuedRow, Replaced
+from jpeft.serve.engine import NoNumber, PaddedShapes, QueuedRow, Replaced
 from tests.serve.conftest import ON_SHELF
 
 TEXTS = ["goal league", "bank merger profit market", "robot"]
@@ -44,6 +45,23 @@ def test_nothing_compiles_after_the_start(started):
     assert engine.bank.num_programs == compiled == len(list(engine.shapes)) + 1  # and the one that writes
 
 
+def test_a_generated_row_for_which_the_model_gives_no_number_fails_alone(started, tiny_shelf, monkeypatch):
+    engine, bank = started[0], started[0].bank
+    mixed = [rows(engine, name)[0] for name in ("ia3", "bitfit", None)]
+    expected = engine.answer(mixed)
+    slot = bank._slots["ia3"]
+    sick = tuple(leaf.at[:, slot].set(np.nan) for leaf in bank._pool)
+    with monkeypatch.context() as patch:
+        patch.setattr(bank, "_pool", sick)
+        refused, *answers = engine.answer(mixed)
+    assert isinstance(refused, NoNumber) and answers == expected[1:]
+    assert "by adapter 'ia3' is no number" in str(refused) and "--dtype float32" in str(refused)
+    with monkeypatch.context() as patch:
+        patch.setattr(bank, "base", jax.tree.map(lambda leaf: leaf * np.nan if leaf.ndim > 1 else leaf, bank.base))
+        [refused] = engine.answer(mixed[2:])
+    assert isinstance(refused, NoNumber) and "by the base model is no number" in str(refused)
+
+
 def test_an_adapter_that_is_gone_leaves_the_others_answered(started):
     engine, _ = started
     here, gone = rows(engine, "ia3")[:2]
@@ -68,9 +86,9 @@ def test_a_row_that_waited_is_not_answered_by_an_adapter_that_is_asked_otherwise
         if moment == "before the batch":
             engine.load("asked", tmp_path / "b")
         elif moment == "while it is answered":
-            generate = engine.bank.generate
+            generate = engine.bank.generate_scored
             replace = lambda *given, **named: engine.load("asked", tmp_path / "b") and generate(*given, **named)
-            monkeypatch.setattr(engine.bank, "generate", replace)
+            monkeypatch.setattr(engine.bank, "generate_scored", replace)
         if moment != "while it is put into the bank":
             replaced, same = engine.answer([asked, other])
         else:
@@ -105,7 +123,7 @@ def test_a_refused_replacement_and_an_unloading_leave_answers_alone(started, tin
         with pytest.raises(RunFailed):
             engine.load("asked", tmp_path / "b")
     assert meanwhile == expected == engine.answer(asked)
-    generate = engine.bank.generate
+    generate = engine.bank.generate_scored
 
     def unloaded(*given, **named):
         answers = generate(*given, **named)
@@ -113,7 +131,7 @@ def test_a_refused_replacement_and_an_unloading_leave_answers_alone(started, tin
         return answers
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.bank, "generate", unloaded)
+        patch.setattr(engine.bank, "generate_scored", unloaded)
         assert engine.answer(asked) == expected
     (tmp_path / "b" / TASK_FILE).unlink()  # unloaded, and another without a task of its own comes under the name
     put = engine.bank.put
@@ -223,14 +241,14 @@ def test_a_row_is_not_answered_by_a_successor_that_is_asked_otherwise_and_gone_a
     expected = engine.answer(asked)
     engine.unload("asked")
     engine.load("asked", asked_ways / second)
-    generate = engine.bank.generate
+    generate = engine.bank.generate_scored
 
     def generate_and_unload(*given, **named):
         answers = generate(*given, **named)
         engine.unload("asked")
         return answers
 
-    monkeypatch.setattr(engine.bank, "generate", generate_and_unload)
+    monkeypatch.setattr(engine.bank, "generate_scored", generate_and_unload)
     [answer] = engine.answer(asked)
     assert answer == expected[0] if first == second else isinstance(answer, Replaced)
 

@@ -54,8 +54,8 @@ def test_wrong_choices_are_named(capsys, tmp_path, deeper_checkpoint, tiny_shelf
     refused(capsys, call(*free, "--adapters", tmp_path), "holds no adapter to make room for")
     refused(capsys, call(*free, "--adapters", tiny_shelf, "--capacity", 2), "holds 3 adapters; --capacity is 2")
     refused(capsys, call(*free, "--adapters", tiny_shelf, "--batch-sizes", "4,1"), "batch_sizes")
-    refused(capsys, call(*free, "--adapters", tiny_shelf, "--timeout", 0), "request_seconds is 0")
-    refused(capsys, call(*free, "--adapters", tiny_shelf, "--max-queue", 3), "cannot take a request of 16")
+    refused(capsys, call(*free, "--adapters", tiny_shelf, "--timeout", 0), "--timeout is 0")
+    refused(capsys, call(*free, "--adapters", tiny_shelf, "--max-queue", 3), "give a --max-queue of at least 16")
 
 
 @pytest.mark.parametrize(
