@@ -97,7 +97,7 @@ class Generating(Answering):
         lengths = {"max_length": max_output_length, "num_beams": num_beams}
         make = lambda: Program(make_generate_scored(self.graphdef, **lengths))
         trees = (self._adapter, self._base)
-        shardings = tuple(leaf.sharding for leaf in jax.tree.leaves(trees))
+        shardings = tuple(getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(trees))
         self.program = (
             make() if made is None else made.get((self.graphdef, spec(trees), shardings, *lengths.values()), make)
         )
