@@ -145,7 +145,8 @@ def _off_where_moved(place: SiteModule) -> float:
     view = view_of(module)
     assert view is not None, "as it was within the model"
     matrix = view.matrix(module).astype(jnp.float32)
-    size = jnp.maximum(jnp.std(matrix), 1e-3)
+    bias = 0.0 if view.bias is None else jnp.abs(getattr(module, view.bias)[...]).max()
+    size = jnp.maximum(jnp.maximum(jnp.std(matrix), 1e-3), bias / matrix.shape[0] ** 0.5)  # seen beside the bias, too
     change = size * jax.random.normal(jax.random.key(1), matrix.shape)
     call = functools.partial(type(module).__call__, module)
     x = view.example(jax.random.key(0))

@@ -419,10 +419,11 @@ def test_a_small_change_is_held_against_the_kernel_in_any_dtype(dtype, key):
 @pytest.mark.parametrize("computes_in", [None, jnp.bfloat16, jnp.float32])
 def test_narrow_weights_are_merged_and_keep_their_dtype(dtype, computes_in, key):
     base = nnx.Dict(it=nnx.Linear(8, 8, param_dtype=dtype, dtype=computes_in, rngs=nnx.Rngs(0)))
+    base.it.bias.set_value(jnp.full(8, 100, dtype))  # beside which the rest is little
     tuned = filled(jpeft.attach(base, LORA, where="it"), key)
     merged, x = jpeft.merge(tuned), jax.random.normal(key, (3, 8))
     assert merged.it.kernel.dtype == dtype and merged.it.bias.dtype == dtype
-    np.testing.assert_allclose(*(model.it(x).astype(jnp.float32) for model in (merged, tuned)), atol=0.1)
+    np.testing.assert_allclose(*(model.it(x).astype(jnp.float32) for model in (merged, tuned)), atol=1.0)
 
 
 def test_whole_numbers_and_complex_ones_are_refused(key):
