@@ -21,7 +21,8 @@ from jpeft.peft.method import AddedModules, Method
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import Site, is_trained, site_modules
 from jpeft.peft.variables import Adapter
-from jpeft.program import Program, Recent
+from jpeft.program import Program
+from jpeft.recent import Recent
 from jpeft.train.optimizer import with_rate_factors
 from jpeft.words import in_bits
 

@@ -1,20 +1,16 @@
-"""Compiled programs that tell how long they took to compile and how often, and those of late, to be used again."""
+"""Compiled programs that tell how long they took to compile and how often."""
 
-import collections
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jpeft.allocator import make_room
-
-T = TypeVar("T")
 
 
 class Program:
@@ -128,25 +124,6 @@ class Program:
             self._temporary_bytes[key] = _temporary_bytes(self._compiled[key])
             self.compile_seconds += time.perf_counter() - started
         return self._compiled[key]
-
-
-class Recent(Generic[T]):
-    """The few things that were used last, by what they were made from. Of threads that want the same, one makes it."""
-
-    def __init__(self, size: int):
-        self._size = size
-        self._lock = threading.RLock()
-        self._made: collections.OrderedDict[Hashable, T] = collections.OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value kept for `key`, else `make()`, which is kept from then on; the value unused for longest goes."""
-        with self._lock:
-            if key not in self._made:
-                while len(self._made) >= self._size:  # before making: two bases at once may not fit
-                    self._made.popitem(last=False)
-                self._made[key] = make()
-            self._made.move_to_end(key)
-            return self._made[key]
 
 
 def spec(tree: Any) -> Hashable:

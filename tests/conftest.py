@@ -37,7 +37,8 @@ from jpeft.model import weights
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import T5Config
 from jpeft.pretrain import loop as pretrain_loop
-from jpeft.program import Recent, use_compilation_cache
+from jpeft.program import use_compilation_cache
+from jpeft.recent import Recent
 from jpeft.train import loop as train_loop
 from jpeft.train.session import Session
 

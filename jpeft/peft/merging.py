@@ -160,22 +160,17 @@ def _off_where_moved(place: SiteModule) -> float:
 
 
 def _outcome(place: SiteModule) -> np.ndarray:
-    """What a module, or the first of its layers, makes of a random input with float32 weights."""
+    """What a module, or the first of its layers, makes of a random input."""
     module = _alone(place)
     with jax.default_matmul_precision("highest"):
         return np.asarray(_called(place, lambda: module(place.view.example(jax.random.key(0)))), np.float32)
 
 
 def _alone(place: SiteModule) -> Any:
-    """A copy of a module, or of the first of its layers, with float32 weights."""
-    graphdef, state = nnx.split(place.module)  # a copy: batch statistics are those of no call here
+    """A copy of a module, or of the first of its layers: its batch statistics are those of no call here."""
+    graphdef, state = nnx.split(place.module)
     stacked = place.in_stack or place.view.layers is not None
-
-    def one(leaf: Any) -> Any:
-        leaf = leaf[0] if stacked else leaf
-        return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-    return nnx.merge(graphdef, jax.tree.map(one, state))
+    return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[0] if stacked else leaf, state))
 
 
 def _called(place: SiteModule, call: Any) -> Any:

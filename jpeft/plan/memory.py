@@ -19,7 +19,8 @@ from jpeft.model.quantized import Quantization, chosen_forms, quantize_modules
 from jpeft.model.source import load_config, load_quantization
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.selection import select
-from jpeft.program import Program, Recent
+from jpeft.program import Program
+from jpeft.recent import Recent
 from jpeft.train.optimizer import AdamW
 from jpeft.train.programs import build_programs
 from jpeft.train.schedule import constant

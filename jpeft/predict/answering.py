@@ -12,7 +12,8 @@ from jpeft.eval.labels import PackedLabels, make_label_log_probs, rounded
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.attaching import split
 from jpeft.predict.questions import Question, QuestionTokens
-from jpeft.program import Program, Recent, spec
+from jpeft.program import Program, spec
+from jpeft.recent import Recent
 
 _LEAST_LENGTH = 16
 

@@ -199,15 +199,7 @@ class AdapterBank:
                 raise UnknownAdapter([name])
             self._free.append(self._slots.pop(name))
 
-    def generate(
-        self, inputs: Int[np.ndarray, "batch in_length"], names: Names, *, max_length: int
-    ) -> Int[Array, "batch max_length"]:
-        """The tokens of `generate_scored`, whose arguments these are."""
-        return self.generate_scored(inputs, names, max_length=max_length).tokens
-
-    def generate_scored(
-        self, inputs: Int[np.ndarray, "batch in_length"], names: Names, *, max_length: int
-    ) -> Generated:
+    def generate(self, inputs: Int[np.ndarray, "batch in_length"], names: Names, *, max_length: int) -> Generated:
         """The greedy answer of each row's adapter, as `jpeft.model.decode.greedy_scored` returns it.
 
         Args:

@@ -324,7 +324,7 @@ class Engine:
                 self._label_log_probs([], batch_size, input_length)
             else:
                 tokens = self._padded([], batch_size, input_length)
-                self.bank.generate_scored(tokens, [None] * batch_size, max_length=output_length)
+                self.bank.generate(tokens, [None] * batch_size, max_length=output_length)
         return self.bank.num_programs
 
     def fit_together(self, first: QueuedRow, row: QueuedRow) -> bool:
@@ -362,7 +362,7 @@ class Engine:
         batch_size = _at_least(self.shapes.batch_sizes, len(rows))
         names = [row.adapter for row in rows] + [None] * (batch_size - len(rows))
         inputs = self._padded(rows, batch_size, input_length)
-        generated = self.bank.generate_scored(inputs, names, max_length=output_length)
+        generated = self.bank.generate(inputs, names, max_length=output_length)
         tokens, are_numbers = np.asarray(generated.tokens), np.isfinite(np.asarray(generated.log_prob))
         outputs = [self._until_end(ids[: row.max_output_tokens]) for ids, row in zip(tokens, rows, strict=False)]
         texts, ends = self._tokenizer.decode(outputs), self._tokenizer.ends

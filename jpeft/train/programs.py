@@ -13,7 +13,8 @@ from jpeft.eval.loss import make_loss
 from jpeft.mesh.layout import Layout
 from jpeft.model.family import Batch, family_with
 from jpeft.peft.method import Method
-from jpeft.program import Program, Recent, spec
+from jpeft.program import Program, spec
+from jpeft.recent import Recent
 from jpeft.train.meeting import Meeting, MeetingProgram
 from jpeft.train.optimizer import Optimizer
 from jpeft.train.step import StepSums, TrainState, make_accumulate, make_update

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from jpeft.program import Program, Recent
+from jpeft.program import Program
+from jpeft.recent import Recent
 from jpeft.train.meeting import Meeting
 
 

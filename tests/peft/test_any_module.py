@@ -1,6 +1,7 @@
 """Methods on modules that nobody here wrote: Flax's own parts, lists, plain attributes and stacked, scanned blocks."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -386,6 +387,8 @@ def test_full_tuning_keeps_shared_weights_shared(tmp_path, key):
     merged = jpeft.merge(tuned)
     assert merged.a.kernel is merged.b.kernel
     jpeft.save(tuned, jpeft.Full(), tmp_path)
+    written = json.loads((tmp_path / "jpeft_adapter.json").read_text())
+    assert (written["format_version"], written["shared"]) == (2, {"b/kernel": "a/kernel"})  # 1 knows no shared weights
     loaded = jpeft.load_adapter(tmp_path, Siamese())
     assert loaded.a.kernel is loaded.b.kernel
     for model in (merged, loaded):
@@ -488,6 +491,12 @@ def test_answers_in_code_compile_once_and_look_at_what_they_are_given_first(tiny
     for seed in range(2):
         jpeft.generate(filled(tuned, jax.random.key(seed)), tokenizer, ["coach goal"], **sizes)
     assert compiled == [1, 1]  # once with something attached, and not for each adapter
+    elsewhere = nnx.merge(nnx.graphdef(model), jax.device_put(nnx.state(model), jax.devices()[1]))
+    assert jpeft.generate(elsewhere, tokenizer, ["coach goal"], **sizes) == first
+    assert compiled == [1, 1, 1]
+    shorter = jpeft.generate(model, tokenizer, ["coach goal"], **{**sizes, "max_output_length": 1})
+    jpeft.generate(model, tokenizer, ["coach goal"], **sizes, num_beams=2)
+    assert compiled == [1] * 5 and len(shorter[0]) < len(first[0])
     assert jpeft.generate(model, tokenizer, []) == []
     monkeypatch.setattr(jpeft.api, "generate", None)
     for call, says in (

@@ -511,7 +511,16 @@ def test_columns_of_one_name_are_refused(tmp_path):
 # Files
 
 
-@pytest.mark.parametrize(("ending", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)])
+def zst(content: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    ("ending", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", zst)]
+)
 @pytest.mark.parametrize("name", ["a.csv", "a.JSONL", "a.json", "a.ndjson"])
 def test_text_may_be_packed_and_endings_be_in_capitals(read, name, ending, pack):
     content = b"input,target\na,b\n" if name == "a.csv" else b'{"input": "a", "target": "b"}\n'
@@ -529,6 +538,8 @@ def test_text_may_be_packed_and_endings_be_in_capitals(read, name, ending, pack)
         (".bz2", bz2.compress, lambda stream: stream[:-5]),
         (".xz", lzma.compress, lambda stream: stream[:-5]),
         (".bz2", bz2.compress, lambda stream: b"garbage"),
+        (".zst", zst, lambda stream: b"x" + stream[1:]),
+        (".zst", zst, lambda stream: stream[:-5]),
     ],
 )
 def test_all_streams_of_a_packed_file_are_read_or_it_is_refused(read, ending, pack, damage):

@@ -216,7 +216,7 @@ def test_a_full_queue_says_when_to_come_again(service, client, started, monkeypa
         gate.wait(20)
         return Generated(np.zeros((4, 4), np.int32), np.zeros(4, np.float32))
 
-    monkeypatch.setattr(engine.bank, "generate_scored", held)
+    monkeypatch.setattr(engine.bank, "generate", held)
     threads = [threading.Thread(target=ask, args=(client, *"abc")) for _ in range(4)]
     threads[0].start()
     assert begun.wait(10)  # three rows are being answered; two more requests fill the queue, the next finds no place

@@ -125,7 +125,7 @@ def test_a_row_without_an_adapter_is_the_base(base, mixed, tokens):
 
 def test_answers_of_a_mixed_batch_are_those_of_each_alone(bank, base, adapters, tokens):
     names = [None, "lora", "ia3_official", "bitfit_official", "prompt", "prompt_of_another_length", "lora_random", None]
-    generated = np.asarray(bank.generate(tokens[0], names, max_length=5))
+    generated = np.asarray(bank.generate(tokens[0], names, max_length=5).tokens)
     so_far = np.pad(generated, ((0, 0), (1, 0)))[:, :-1]  # behind the start token
     for row, name in enumerate(names):
         logits = alone(base if name is None else adapters[name].model, tokens[0], so_far)

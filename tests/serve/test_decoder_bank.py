@@ -90,7 +90,7 @@ def test_answers_and_labels_of_a_mixed_batch_are_those_of_each_alone(held):
         segment_ids=np.array([0, 0, 0, 1, 1, 4, 4, 4], np.int32),
     )
     rows = [np.tile(ids, (len(NAMES), 1)) for ids in (packed.inputs, packed.targets, packed.segment_ids)]
-    generated = np.asarray(bank.generate(INPUTS, NAMES, max_length=5))
+    generated = np.asarray(bank.generate(INPUTS, NAMES, max_length=5).tokens)
     scored = np.asarray(bank.label_log_probs(INPUTS, NAMES, *rows))
 
     @jax.jit

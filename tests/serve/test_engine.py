@@ -86,9 +86,9 @@ def test_a_row_that_waited_is_not_answered_by_an_adapter_that_is_asked_otherwise
         if moment == "before the batch":
             engine.load("asked", tmp_path / "b")
         elif moment == "while it is answered":
-            generate = engine.bank.generate_scored
+            generate = engine.bank.generate
             replace = lambda *given, **named: engine.load("asked", tmp_path / "b") and generate(*given, **named)
-            monkeypatch.setattr(engine.bank, "generate_scored", replace)
+            monkeypatch.setattr(engine.bank, "generate", replace)
         if moment != "while it is put into the bank":
             replaced, same = engine.answer([asked, other])
         else:
@@ -123,7 +123,7 @@ def test_a_refused_replacement_and_an_unloading_leave_answers_alone(started, tin
         with pytest.raises(RunFailed):
             engine.load("asked", tmp_path / "b")
     assert meanwhile == expected == engine.answer(asked)
-    generate = engine.bank.generate_scored
+    generate = engine.bank.generate
 
     def unloaded(*given, **named):
         answers = generate(*given, **named)
@@ -131,7 +131,7 @@ def test_a_refused_replacement_and_an_unloading_leave_answers_alone(started, tin
         return answers
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.bank, "generate_scored", unloaded)
+        patch.setattr(engine.bank, "generate", unloaded)
         assert engine.answer(asked) == expected
     (tmp_path / "b" / TASK_FILE).unlink()  # unloaded, and another without a task of its own comes under the name
     put = engine.bank.put
@@ -241,14 +241,14 @@ def test_a_row_is_not_answered_by_a_successor_that_is_asked_otherwise_and_gone_a
     expected = engine.answer(asked)
     engine.unload("asked")
     engine.load("asked", asked_ways / second)
-    generate = engine.bank.generate_scored
+    generate = engine.bank.generate
 
     def generate_and_unload(*given, **named):
         answers = generate(*given, **named)
         engine.unload("asked")
         return answers
 
-    monkeypatch.setattr(engine.bank, "generate_scored", generate_and_unload)
+    monkeypatch.setattr(engine.bank, "generate", generate_and_unload)
     [answer] = engine.answer(asked)
     assert answer == expected[0] if first == second else isinstance(answer, Replaced)
 

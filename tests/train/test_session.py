@@ -10,7 +10,7 @@ from jpeft.config import Run
 from jpeft.mesh.layout import Layout
 from jpeft.model import weights
 from jpeft.peft.full import Full
-from jpeft.program import Recent
+from jpeft.recent import Recent
 from jpeft.run.display import Display
 from jpeft.run.environment import peak_memory_bytes, reset_peak_memory
 from jpeft.train import loop, setup
