@@ -77,10 +77,17 @@ def tiny_base() -> T5:
     return random_t5(TINY)
 
 
-def make(base: T5, method: Method, selection: Selection = Selection(), *, seed: int = 0) -> Filled:  # noqa: B008
+def make(
+    base: T5,
+    method: Method,
+    selection: Selection = Selection(),  # noqa: B008
+    *,
+    seed: int = 0,
+    by: float = 0.3,
+) -> Filled:
     chosen = select(base, method, selection)
     key = jax.random.key(seed)
-    return Filled(filled(attach(base, method, chosen, key), key), method, chosen)
+    return Filled(filled(attach(base, method, chosen, key), key, by=by), method, chosen)
 
 
 def room_for_all(base: T5):

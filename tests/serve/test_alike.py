@@ -47,7 +47,7 @@ def shelf(base, tmp_path_factory) -> Path:
     """An adapter of a run of classes, and one of a run of text."""
     root, model = tmp_path_factory.mktemp("runs"), weights.load(base)
     for seed, (name, task) in enumerate(TASKS.items()):
-        adapter = make(model, Lora.official(rank=2), seed=seed)
+        adapter = make(model, Lora.official(rank=2), seed=seed, by=0.1)  # larger ones multiply the rounding of float32
         save_adapter(adapter.model, adapter.method, adapter.sites, root / name, base_name=str(base))
         task.write(root / name)
     return root
@@ -68,8 +68,7 @@ def test_predict_and_serve_give_one_answer(kind, client, shelf, rows, tmp_path):
     if kind == "classes":
         for answer, row in zip(answers, predicted, strict=True):
             assert answer["probabilities"] == pytest.approx(row["probabilities"], abs=1e-5)
-            # Against float64 each is right to 1e-5 on the worst of these rows, to 2e-6 on the others.
-            assert answer["confidence"] == pytest.approx(row["confidence"], abs=2e-5)
+            assert answer["confidence"] == pytest.approx(row["confidence"], abs=5e-6)
     else:
         assert len({row["prediction"] for row in predicted}) > 3  # a test of sameness needs answers that differ
         assert all(answer["probabilities"] is None for answer in answers)

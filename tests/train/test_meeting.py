@@ -139,16 +139,19 @@ def test_runs_that_are_a_call_apart_come_together():
     """One has three micro-batches a step, and they begin one after the other."""
     meeting, turns = Meeting(), [0, 1, 2]
     programs = [meeting.joined(Program(lambda x: x + 1), shared=(), turn=turn) for turn in turns]
-    began, answered = threading.Event(), []
+    began, followed, answered = threading.Event(), threading.Event(), []
 
     def run(micro_batches, first):
         if not first:
             began.wait(60)
         with meeting.at_work():
+            if not first:
+                followed.set()
             for _ in range(4):
                 for _ in range(micro_batches):
                     programs[0](np.zeros(1))
                     began.set()
+                    followed.wait(60)
                 programs[1](np.zeros(1))
             programs[2](np.zeros(1))
             answered.append(micro_batches)
