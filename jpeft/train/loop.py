@@ -112,126 +112,154 @@ class _Execution:
     """One run of the trainer at work: what its phases (data, set up, train, test, save) hand to each other."""
 
     def __init__(self, run: Run, directory: RunDirectory, display: Display, session: Session):
-        asked, run = run, run.mildest()  # what is `auto` begins with its first choice, and is settled below
-        self.run, self.directory, self.display, self.session = run, directory, display, session
-        # Functions of their own that whoever runs it named in the config.
-        own.load_all([*run.build_task().metrics, *filter(None, [monitored_metric(run.train.monitor)])])
-        if source_in_use(run.data.source, run.data.path) == "local":
-            for path in paths_of(run.data.path, run.data.mix):
-                require_path(path)
+        """Makes all that the phases need; writes nothing before all that can be wrong has been seen.
+
+        Args:
+          run: as it was asked for. What is `auto` in it begins with its first choice and is settled by what fits.
+        """
+        self.run, self.directory, self.display, self.session = run.mildest(), directory, display, session
+        self._see_what_it_names()
         use_compilation_cache(cache_directory() / "compiled")
         reset_peak_memory()
         self.layout = Layout.of_devices(**dataclasses.asdict(run.mesh))
-        self.setup = set_up(run, session, self.layout, report=display.say)
-        made_of = origins(run)
+        self.setup = set_up(self.run, session, self.layout, report=display.say)
+        made_of = origins(self.run)
         self.data_key, self.data = self._prepare_data()
         self.answer = answer_in_use(run.eval.answer, self.data.task)
         require_metrics(self.data.task, self.answer)
         self.monitor = self._monitor()
-        graphdef, adapter, base = split(self.setup.model)
-        adapter, self.base = self.layout.place(adapter), self.layout.place(base)
-        self.optimizer = optimizer = AdamW(
-            weight_decay=run.train.weight_decay,
-            clip_grad_norm=run.train.clip_grad_norm,
-            rate_factors=tuple(self.setup.method.rate_factors.items()),
-        )
-        state = self.layout.place(init_state(adapter, optimizer, self.setup.method))
         self.answering = {
             "max_length": self.data.task.max_target_length,
             "num_beams": run.eval.num_beams,
             "labels": self._labels(),
         }
+        graphdef, adapter, base = split(self.setup.model)
+        adapter, self.base = self.layout.place(adapter), self.layout.place(base)
+        self.adapter_parameters = count(adapter)
+        self.optimizer = AdamW(
+            weight_decay=run.train.weight_decay,
+            clip_grad_norm=run.train.clip_grad_norm,
+            rate_factors=tuple(self.setup.method.rate_factors.items()),
+        )
+        state = self.layout.place(init_state(adapter, self.optimizer, self.setup.method))
+        self.graphdef, self.programs, self.settled = self._build(graphdef, state, run)
+        # From here on the run is the settled one.
+        assert run.train.max_epochs is not None, "Run.from_config fills it in"
+        self.max_epochs = run.train.max_epochs
+        self.steps_per_epoch = num_steps(
+            len(self.data.tokens["train"]),
+            batch_size=self.run.rows()[0],
+            accumulation_steps=self.run.train.accumulation_steps,
+        )
+        self.trainer = self._trainer(state)
+        # The module tree keeps the structure alone: its initial arrays would otherwise stay in memory beside the state.
+        structure = nnx.merge(self.graphdef, *jax.tree.map(_shape_of, (adapter, self.base)))
+        self.setup = dataclasses.replace(self.setup, model=structure)
+        self._begin(made_of)
+
+    def _see_what_it_names(self) -> None:
+        """Functions of their own that whoever runs it named in the config, and the files that it reads."""
+        own.load_all([*self.run.build_task().metrics, *filter(None, [monitored_metric(self.run.train.monitor)])])
+        if source_in_use(self.run.data.source, self.run.data.path) == "local":
+            for path in paths_of(self.run.data.path, self.run.data.mix):
+                require_path(path)
+
+    def _build(
+        self, graphdef: nnx.GraphDef, state: TrainState, asked: Run
+    ) -> tuple[nnx.GraphDef, Programs, dict[str, Any]]:
+        """The run's structure and programs, and what was settled of it; they meet other runs' where there are any."""
 
         def programs_of(graphdef: nnx.GraphDef) -> Programs:
             return build_programs(
                 graphdef,
                 state,
                 self.base,
-                jax.eval_shape(zero_sums, adapter),
-                optimizer,
+                jax.eval_shape(zero_sums, state.adapter),
+                self.optimizer,
                 self.layout,
-                label_smoothing=run.train.label_smoothing,
+                label_smoothing=self.run.train.label_smoothing,
                 method=self.setup.method,
                 **self.answering,
-                made=session.programs,
+                made=self.session.programs,
             )
 
-        self.programs, self.settled = programs_of(graphdef), {}
-        if asked != run:
-            graphdef = self._settle(asked, state, programs_of)
-            run = self.run
+        if asked == self.run:
+            programs, settled = programs_of(graphdef), {}
+        else:
+            graphdef, programs, settled = self._settle(asked, state, programs_of)
         if (meeting := self._meeting()) is not None:
             kind = None
             if self.setup.method.filled_up:
-                kind = kind_of(graphdef, adapter, self.base, self.layout, label_smoothing=run.train.label_smoothing)
-            self.programs = meeting_others(self.programs, meeting, self.setup.model.config, kind=kind)
-        train = run.train
-        assert train.max_epochs is not None, "Run.from_config fills it in"
-        self.max_epochs = train.max_epochs
-        self.steps_per_epoch = num_steps(
-            len(self.data.tokens["train"]), batch_size=run.rows()[0], accumulation_steps=train.accumulation_steps
-        )
-        schedule = three_point_schedule(
-            **dataclasses.asdict(train.learning_rate),
-            total_steps=self.steps_per_epoch * self.max_epochs,
-            warmup_fraction=train.warmup_fraction,
-        )
-        self.adapter_parameters = count(adapter)
+                smoothing = self.run.train.label_smoothing
+                kind = kind_of(graphdef, state.adapter, self.base, self.layout, label_smoothing=smoothing)
+            programs = meeting_others(programs, meeting, self.setup.model.config, kind=kind)
+        return graphdef, programs, settled
+
+    def _trainer(self, state: TrainState) -> Trainer:
+        """What trains `state` on the training rows, from the first step to the last that the schedule has."""
+        train, rows = self.run.train, self.run.rows()[0]
         stream = Epochs(
             self._rows_of("train"),
             [example.id for example in self.data.examples["train"]],
-            batch_size=run.rows()[0],
+            batch_size=rows,
             accumulation_steps=train.accumulation_steps,
             seed=train.seed,
         )
+        total_steps = self.steps_per_epoch * self.max_epochs
         course = Course(
-            total_steps=self.steps_per_epoch * self.max_epochs,
-            schedule=schedule,
+            total_steps=total_steps,
+            schedule=three_point_schedule(
+                **dataclasses.asdict(train.learning_rate),
+                total_steps=total_steps,
+                warmup_fraction=train.warmup_fraction,
+            ),
             evaluations=[TimedEvaluator(evaluator, self.steps_per_epoch) for evaluator in self._evaluators()],
             monitor=self.monitor,
             seed=train.seed,
             checkpoint_every_seconds=train.checkpoint_every_seconds,
             remedy="a lower train.learning_rate.warmup, train.clip_grad_norm=1.0 or model.dtype=float32",
         )
-        self.trainer = Trainer(
+        progress = Progress(
+            stream.start(),
+            {"train": 0.0, "validation": 0.0, "test": 0.0, "compile": 0.0},
+            started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        listener = ShownEpochs(
+            self.display,
+            self.monitor,
+            self._size(),
+            steps_per_epoch=self.steps_per_epoch,
+            rows_per_step=rows * train.accumulation_steps,
+        )
+        return Trainer(
             state,
             self.base,
             self.programs,
             stream,
             course,
             self.layout,
-            Progress(
-                stream.start(),
-                {"train": 0.0, "validation": 0.0, "test": 0.0, "compile": 0.0},
-                started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            ),
-            directory=directory.path,
-            report=display.say,
-            listener=ShownEpochs(
-                display,
-                self.monitor,
-                self._size(),
-                steps_per_epoch=self.steps_per_epoch,
-                rows_per_step=run.rows()[0] * train.accumulation_steps,
-            ),
+            progress,
+            directory=self.directory.path,
+            report=self.display.say,
+            listener=listener,
         )
-        # The module tree keeps the structure alone: its initial arrays would otherwise stay in memory beside the state.
-        self.graphdef = graphdef
-        self.setup = dataclasses.replace(
-            self.setup, model=nnx.merge(graphdef, *jax.tree.map(_shape_of, (adapter, self.base)))
-        )
-        # Nothing of a run that this one replaces was touched until here, where all that can be wrong has been seen.
-        digest = self.data.digest
-        directory.begin(digest, made_of)
-        record = data_record(self.data.row_ids(), self.data.tokens, self.data.shapes, digest, made_of)
-        directory.write_json("splits.json", record)
-        if self.settled:
-            directory.write_json("settled.json", self.settled)
 
-    def _settle(self, asked: Run, state: TrainState, programs_of: Callable[[nnx.GraphDef], Programs]) -> nnx.GraphDef:
+    def _begin(self, made_of: dict[str, str]) -> None:
+        """Takes the directory, where a run that it replaces lay untouched, and writes what this one is made of."""
+        digest = self.data.digest
+        self.directory.begin(digest, made_of)
+        record = data_record(self.data.row_ids(), self.data.tokens, self.data.shapes, digest, made_of)
+        self.directory.write_json("splits.json", record)
+        if self.settled:
+            self.directory.write_json("settled.json", self.settled)
+
+    def _settle(
+        self, asked: Run, state: TrainState, programs_of: Callable[[nnx.GraphDef], Programs]
+    ) -> tuple[nnx.GraphDef, Programs, dict[str, Any]]:
         """Settles each `auto` of the config, as this run did before or by what fits the device, in every process alike.
 
-        Returns the structure of the model in that arrangement; data and programs are then those of the settled run.
+        Returns the model's structure in that arrangement, its programs and what was settled; run and data are then
+        those of the settled run.
 
         Raises:
           RunFailed: nothing fits.
@@ -241,13 +269,12 @@ class _Execution:
         fit = DeviceFit(asked, self.setup, self.layout, self.data, state, self.base, programs_of)
         run = fitting.with_settled(self.run, known) if known else fit.mildest()
         self.display.say(f"{fit.words(run)}{', as before' if known else ''}")
-        self.settled = fitting.settled(run)
         if run.rows() != self.run.rows():
             self.run = run
             self.data_key, self.data = self._prepare_data()
         self.run = run
-        self.programs, graphdef = fit.programs(run.model.remat)
-        return graphdef
+        programs, graphdef = fit.programs(run.model.remat)
+        return graphdef, programs, fitting.settled(run)
 
     def _meeting(self) -> Meeting | None:
         """Where its calls meet those of other runs; None where there are none, or it does not share its base."""
@@ -313,6 +340,7 @@ class _Execution:
     def result(self, pause_after: int | None = None) -> dict[str, Any]:
         """Runs every phase that is left, or a part of training. Raises `Paused`: that part is done, and no more."""
         self._introduce()
+        self.cautioned = self._caution()
         with self.trainer.at_work() as restored:
             if restored:
                 self._go_on()
@@ -355,6 +383,7 @@ class _Execution:
         )
 
     def _introduce(self) -> None:
+        """Says what runs on what, for how long at most."""
         run, data, setup = self.run, self.data, self.setup
         share = 100 * self.adapter_parameters / setup.total_parameters
         base = named_in_bits(run.model.name, setup.quantization)
@@ -366,20 +395,25 @@ class _Execution:
             f"{rows['train']:,} training, {rows['validation']:,} validation, {counted(rows['test'], 'test row')}; "
             f"{counted(self.steps_per_epoch, 'step')} an epoch, {counted(self.max_epochs, 'epoch')} at most"
         )
+
+    def _caution(self) -> list[str]:
+        """What to know of the data and of the first step's programs, compiled here: said, and kept for the result."""
+        rows = {name: len(part) for name, part in self.data.tokens.items()}
         found = [
-            cautions.few_test_rows(len(data.tokens["test"])),
+            cautions.few_test_rows(rows["test"]),
             cautions.few_steps(
-                len(data.tokens["train"]),
-                batch_size=run.rows()[0],
-                accumulation_steps=run.train.accumulation_steps,
+                rows["train"],
+                batch_size=self.run.rows()[0],
+                accumulation_steps=self.run.train.accumulation_steps,
                 max_epochs=self.max_epochs,
             ),
             unchecked_products(jax.default_backend(), os.environ.get("XLA_FLAGS", "")),
             *self._program_cautions(),
         ]
-        self.cautioned = [line for line in found if line is not None]
-        for line in self.cautioned:
+        told = [line for line in found if line is not None]
+        for line in told:
             self.display.say(f"warning: {line}")
+        return told
 
     def _program_cautions(self) -> list[str | None]:
         """What the compiler made of the first step, where it is not trusted; not of runs side by side."""
