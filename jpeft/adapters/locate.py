@@ -51,10 +51,7 @@ def locate(path: Path) -> Located:
 
 
 def base_of(found: Located, model: str | None) -> str:
-    """The base that `--model` names, or else the adapter. Raises `UserError`: neither does.
-
-    `words_for` are those in which to look for it.
-    """
+    """The base that `--model` names, or else the adapter. Raises `UserError`: neither does."""
     name = model or found.base_name
     if name is None:
         raise UserError(f"{found.directory} does not name the model that it was trained on; give --model.")

@@ -12,10 +12,12 @@ from jpeft.model.family import families, family_in
 from jpeft.model.gguf import gguf_in, is_gguf
 from jpeft.model.quantized import Quantization
 from jpeft.model.tokenizer import TOKENIZER_FILES, VOCABULARIES
-from jpeft.model.weights import INDEXES, quantization_in, weight_files
+from jpeft.model.weights import FORMATS, INDEXES, quantization_in, weight_files
 from jpeft.network import why_unreachable
 from jpeft.words import clipped
 
+# By which an adapter's directory is known, in Hugging Face PEFT's layout and in jpeft's.
+ADAPTER_FILES = ("adapter_config.json", "jpeft_adapter.json")
 # Models that come with the package: a directory here in Hugging Face layout is known by its name alone.
 PACKAGED = Path(__file__).parent / "pretrained"
 
@@ -88,6 +90,7 @@ def resolve(
     directory = Path(name).expanduser() if name.startswith("~/") or name == "~" else Path(name)
     try:
         if directory.is_dir():
+            _require_no_run(directory, what, flag)
             return gguf_in(directory) or directory
         if name in packaged_models():
             return PACKAGED / name
@@ -108,6 +111,19 @@ def resolve(
     if name.endswith(".gguf") or not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name, re.ASCII):
         raise UserError(_no_such_name(name, what, flag))
     return _download(name, what, flag, report)
+
+
+def _require_no_run(directory: Path, what: str, flag: str) -> None:
+    """Raises `UserError`: a run or an adapter is named where a model is asked for."""
+    if any((directory / name).is_file() for name in (*FORMATS, *INDEXES.values())):
+        return
+    inside = directory / "adapter"
+    if any((place / name).is_file() for place in (directory, inside) for name in ADAPTER_FILES):
+        raise UserError(
+            f"{what} {str(directory)!r} holds an adapter, not a model; give {flag} the one it was tuned on."
+        )
+    if any((inside / name).is_file() for name in FORMATS):
+        raise UserError(f"{what} {str(directory)!r} is a run's directory; give {flag} the model in it, {inside}.")
 
 
 def find_here(name: str) -> Path | None:

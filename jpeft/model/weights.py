@@ -268,7 +268,7 @@ def _as_numpy(value: Any) -> Any:
     return value.numpy()  # for whoever refuses it to name its dtype
 
 
-_FORMATS: dict[str, Callable[[list[Path]], Checkpoint]] = {
+FORMATS: dict[str, Callable[[list[Path]], Checkpoint]] = {
     "model.safetensors": _Safetensors,
     "flax_model.msgpack": _read_msgpack,
     "pytorch_model.bin": _read_torch,
@@ -287,12 +287,12 @@ def weight_files(directory: Path) -> tuple[str, list[Path]]:
       UserError: no weights, or an index that names a file which is absent or lies outside the directory.
       RunFailed: the index is damaged.
     """
-    for name in _FORMATS:
+    for name in FORMATS:
         if (directory / name).is_file():
             return name, [directory / name]
         if (directory / INDEXES[name]).is_file():
             return name, _shards(directory / INDEXES[name])
-    looked_for = ", ".join([*_FORMATS, *INDEXES.values()])
+    looked_for = ", ".join([*FORMATS, *INDEXES.values()])
     raise UserError(f"{directory} holds no weights; looked for {looked_for}.")
 
 
@@ -303,7 +303,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
         return GgufWeights(directory)
     name, files = weight_files(directory)
-    return _FORMATS[name](files)
+    return FORMATS[name](files)
 
 
 def quantization_in(directory: Path) -> Quantization | None:

@@ -105,6 +105,27 @@ def test_a_gguf_file_that_is_not_there_is_called_that():
         resolve("no/such.gguf")
 
 
+@pytest.mark.parametrize("below", ["", "adapter/"])
+@pytest.mark.parametrize("file", ["adapter_config.json", "jpeft_adapter.json"])
+def test_an_adapter_or_a_run_is_no_model(file, below, tmp_path):
+    (tmp_path / below).mkdir(exist_ok=True)
+    (tmp_path / below / file).write_text("{}")
+    (tmp_path / "config.json").write_text("{}")  # a run's
+    with pytest.raises(UserError, match=r"holds an adapter, not a model; give --model the one it was tuned on\.$"):
+        resolve(str(tmp_path), what="--model", flag="--model")
+    (tmp_path / "model.safetensors").write_bytes(b"")  # an adapter kept beside its base is not in the way
+    assert resolve(str(tmp_path)) == tmp_path
+
+
+def test_a_fully_tuned_run_says_where_its_model_is(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=f"is a run's directory; give --config.model.name the model in it, {tmp_path}/ad"
+    ):
+        resolve(str(tmp_path))
+
+
 def test_a_file_is_no_model(tiny_checkpoint):
     with pytest.raises(UserError, match="config.json' is a file; it must be a directory in Hugging Face layout"):
         resolve(str(tiny_checkpoint / "config.json"))
