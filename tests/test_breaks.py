@@ -60,7 +60,10 @@ BREAKS = {
         "tests/data/test_mixture.py tests/train/test_weighted_loss.py",
     ),
     "label smoothing is ignored": Break(
-        "train/loop.py", "label_smoothing=run.train.label_smoothing,", "label_smoothing=0.0,", _KEYS.format("smoothing")
+        "train/loop.py",
+        "label_smoothing=self.run.train.label_smoothing,",
+        "label_smoothing=0.0,",
+        _KEYS.format("smoothing"),
     ),
     "metrics that were asked for are ignored": Break(
         "eval/metrics/__init__.py",
