@@ -24,7 +24,7 @@ from jpeft.peft.variables import Adapter
 from jpeft.program import Program
 from jpeft.recent import Recent
 from jpeft.train.optimizer import with_rate_factors
-from jpeft.words import in_bits
+from jpeft.words import counted, in_bits
 
 LossBatch = Any  # a tree of arrays, as the loss takes it
 Loss = Callable[[Any, LossBatch], jax.Array]
@@ -396,6 +396,8 @@ def generate(
     labels chosen from; `jpeft predict` does both. What is compiled for a model's structure and these lengths is kept
     for the next calls.
 
+    Warns where inputs were cut.
+
     Raises:
       UserError: a size is below 1, `max_input_length` leaves no room for text, or the model knows fewer positions than
         are asked for.
@@ -418,7 +420,14 @@ def generate(
         key="max_input_length",
         made=_GENERATE,
     )
-    return [answer["prediction"] for answer in answering(inputs)]
+    answers = [answer["prediction"] for answer in answering(inputs)]
+    if answering.cut:
+        warnings.warn(
+            f"{answering.cut:,} of {counted(len(inputs), 'input')} lost their end: they are longer than "
+            f"max_input_length, {max_input_length} tokens.",
+            stacklevel=2,
+        )
+    return answers
 
 
 _GENERATE: Recent[Program] = Recent(8)

@@ -189,8 +189,16 @@ class AdapterBank:
         return entries
 
     def _write_all(self, entries: Mapping[int, tuple[np.ndarray, ...]]) -> None:
-        for slot, entry in entries.items():
-            self._pool = self._write(self._pool, entry, np.int32(slot))
+        """Writes what was taken; where the device fails, the rest waits again, so that no slot answers for another."""
+        left = dict(entries)
+        try:
+            for slot, entry in entries.items():
+                self._pool = self._write(self._pool, entry, np.int32(slot))
+                del left[slot]
+        except BaseException:
+            with self._lock:
+                self._unwritten = left | self._unwritten  # what was put meanwhile is newer
+            raise
 
     def remove(self, name: str) -> None:
         """Removes an adapter and frees its slot. Raises `UnknownAdapter`: none of that name is there."""

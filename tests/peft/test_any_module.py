@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -511,3 +512,13 @@ def test_answers_in_code_compile_once_and_look_at_what_they_are_given_first(tiny
     ):
         with pytest.raises(jpeft.UserError, match=says):
             call()
+
+
+def test_inputs_that_are_cut_in_code_are_counted(tiny_checkpoint):
+    model, tokenizer = jpeft.load(tiny_checkpoint)
+    ask = lambda *inputs: jpeft.generate(model, tokenizer, inputs, max_output_length=2, max_input_length=8)
+    with pytest.warns(UserWarning, match=r"^1 of 2 inputs lost their end: .* longer than max_input_length, 8 tokens"):
+        ask("coach goal " * 20, "coach")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ask("coach", "goal")

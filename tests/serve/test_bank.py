@@ -198,6 +198,24 @@ def test_a_slot_that_is_used_again_holds_nothing_of_the_one_before(small, adapte
         assert small.names == []
 
 
+def test_what_a_device_failed_to_write_is_written_before_it_answers(small, adapters, tokens, mixed, monkeypatch):
+    """The slot would otherwise answer with the adapter that had it before."""
+    small.put("before", adapters["bitfit_official"].method, adapters["bitfit_official"].leaves)
+    small.remove("before")
+    write = small._write
+
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(small, "_write", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        small.put("x", adapters["lora"].method, adapters["lora"].leaves)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        small.logits(*tokens, names=["x"] * ROWS)
+    monkeypatch.setattr(small, "_write", write)
+    np.testing.assert_allclose(small.logits(*tokens, names=["x"] * ROWS), mixed["lora"], rtol=0, atol=1e-5)
+
+
 def test_what_is_not_there_is_named(small, adapters, tokens):
     small.put("there", adapters["lora"].method, adapters["lora"].leaves)
     with pytest.raises(UnknownAdapter, match="no adapter 'gone'") as raised:
