@@ -1,7 +1,7 @@
 """Parameter-efficient fine-tuning (PEFT) for Flax NNX: eleven methods, from LoRA to full tuning, on any module.
 
     model, tokenizer = jpeft.load("google/flan-t5-base")  # or "mini", a directory
-    tuned = jpeft.attach(model, jpeft.Lora(rank=8), where=r".*/(q|v)")  # or to a module of yours; arrays are shared
+    tuned = jpeft.attach(model, jpeft.Lora(rank=8), where=r".*/(q|v)")  # or to any module
     graphdef, adapter, base = jpeft.split(tuned)  # what trains, and what does not
 
 What stands here is what others may build on; `jpeft.api` says what each does. Modules load when they are first used.

@@ -37,6 +37,7 @@ def reference_pages() -> dict[str, str]:
     pages = {}
     for package, names in modules.items():
         title = "jpeft" if package == "jpeft" else f"jpeft.{package}"
+        names.sort(key=lambda name: name not in ("jpeft", "jpeft.api"))  # what others build on comes first
         blocks = [f"::: {name}\n    options:\n      heading_level: 2\n" for name in names]
         pages[f"api/{package}.md"] = f"# {title}\n\n" + "\n".join(blocks)
     return pages
