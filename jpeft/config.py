@@ -318,6 +318,11 @@ class MeshConfig:
     fsdp: int = 1
     model: int = 1
 
+    @property
+    def size(self) -> int:
+        """The number of devices."""
+        return self.data * self.fsdp * self.model
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:

@@ -6,7 +6,7 @@ A record of an earlier version is read with today's meaning of what it lacks. Wh
 
 import dataclasses
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from jpeft.files import read_json_object
 from jpeft.words import clipped, named_in_bits, shortened
 
 _MOST_CHARACTERS = 300
+_ROUNDING = 1e-6  # by which an interval may go over the end of its metric's range
 _LARGEST_FILE_BYTES = 4 * 2**20
 PHASES = ("total", "train", "validation", "test", "compile")
 
@@ -152,10 +153,16 @@ class RunRecord:
         low, high = known.range if known is not None else UNBOUNDED
         if not low <= self.metric <= high:
             raise NotARecord(f"metric is {self.metric}; expected {low:g} to {high:g}")
+        for where, numbers in (("metrics", self.metrics), ("zero_shot", self.zero_shot or {})):
+            _require_in_range(where, numbers.items())
+        for uncertainty in filter(None, (self.uncertainty, *self.uncertainties.values())):
+            _require_in_range("uncertainty", ((uncertainty.metric, end) for end in uncertainty.interval))
         if self.metrics.get(self.metric_name, self.metric) != self.metric:
             raise NotARecord(f"metric and metrics[{self.metric_name!r}] are not the same number")
         if self.zero_shot and self.metric_name not in self.zero_shot:
             raise NotARecord(f"zero_shot lacks {shortened(self.metric_name)}")
+        if len(self.validation_losses) != self.epochs_run:
+            raise NotARecord(f"validation_losses are {len(self.validation_losses)}, of {self.epochs_run} epochs")
         if self.best_epoch >= max(self.epochs_run, 1):
             raise NotARecord(f"best_epoch is {self.best_epoch} of {self.epochs_run} epochs, counted from 0")
         by_epoch, monitored = self.validation_metrics or (), self.monitor.partition("/")[2]
@@ -237,6 +244,15 @@ def plain(value: Any) -> Any:
     return [plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
+def _require_in_range(where: str, numbers: Iterable[tuple[str, float]]) -> None:
+    """Raises `NotARecord`: a number is of a metric that cannot be so high or so low, but for rounding."""
+    for name, number in numbers:
+        known = METRICS.get(name)
+        low, high = known.range if known is not None else UNBOUNDED
+        if not low - _ROUNDING <= number <= high + _ROUNDING:
+            raise NotARecord(f"{where} has {shortened(name)} at {number:g}; expected {low:g} to {high:g}")
+
+
 # --- what each key may hold ---
 
 
@@ -250,6 +266,12 @@ def _name(value: Any) -> str:
 def _natural(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
         raise NotARecord("a whole number, 0 or more")
+    return value
+
+
+def _positive(value: Any) -> int:
+    if _natural(value) == 0:
+        raise NotARecord("a whole number, 1 or more")
     return value
 
 
@@ -306,6 +328,8 @@ def _uncertainty(value: Any) -> Uncertainty:
     error, interval = value["standard_error"], value["interval"]
     if not isinstance(interval, list) or len(interval) != 2:
         raise NotARecord(f"{expected}, the interval of two numbers")
+    if _number(interval[0]) > _number(interval[1]):
+        raise NotARecord(f"{expected}, the interval from the lower number to the higher")
     return Uncertainty(
         _name(value["metric"]) if value.get("metric") else "",
         None if error is None else _not_negative(error),
@@ -386,9 +410,9 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "peak_memory_bytes": _natural,
     "adapter_bytes": _natural,
     "device": _name,
-    "device_count": _natural,
+    "device_count": _positive,
     "mesh": _object,
-    "together": _natural,
+    "together": _positive,
     "settled": _object,
     "versions": _object,
     "commit": _optional(_name),

@@ -68,10 +68,20 @@ def test_a_value_that_no_run_writes_is_refused_by_its_key(name):
             RunRecord.of({**whole, name: value})
 
 
+INTERVAL = {"metric": "accuracy", "standard_error": 0.1, "method": "wilson", "rows": 9}
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
         ({"metric": 2.0, "metrics": {"accuracy": 2.0}}, "metric is 2.0; expected 0 to 1"),
+        ({"zero_shot": {"accuracy": 2}}, "zero_shot has 'accuracy' at 2; expected 0 to 1"),
+        ({"uncertainty": {**INTERVAL, "interval": [0.9, 0.1]}}, "from the lower number to the higher"),
+        ({"uncertainty": {**INTERVAL, "interval": [-1e300, 1]}}, "uncertainty has 'accuracy' at -1e"),
+        ({"uncertainties": {"accuracy": {**INTERVAL, "interval": [0, 2]}}}, "uncertainty has 'accuracy' at 2"),
+        ({"together": 0}, "together is 0; expected a whole number, 1 or more"),
+        ({"device_count": 0}, "device_count is 0; expected a whole number, 1 or more"),
+        ({"validation_losses": [0.5]}, "validation_losses are 1, of"),
         ({"zero_shot": {"f1": 1.0}}, "zero_shot lacks 'accuracy'"),
         ({"uncertainties": {"f1": {"interval": [1]}}}, "expected standard_error, interval"),
         ({"per_class": {"macro_f1": None, "majority": {"label": "a", "share": 1}}}, "per_class is"),

@@ -161,7 +161,11 @@ def _planned(arguments: argparse.Namespace, axes: dict[str, int], tell: Tell) ->
     device = device_named(arguments.device) if arguments.device else None
     memory = memory_bytes(arguments.device_memory) if arguments.device_memory else device.memory if device else None
     own = device if device is not None and has_compiler(device) else None
-    with contextlib.nullcontext(Workshop()) if own is None else Remote(own, hosts=arguments.hosts) as compiler:
+    with (
+        contextlib.nullcontext(Workshop(hosts=arguments.hosts))
+        if own is None
+        else Remote(own, hosts=arguments.hosts) as compiler
+    ):
         advice = ""
         if device is not None and own is None:
             advice = (
@@ -179,12 +183,14 @@ def _plan_one(
 ) -> Any:
     from jpeft.cli.config_flags import parse_call
     from jpeft.config import Run
+    from jpeft.plan.compile import require_even
     from jpeft.plan.fit import best, fitted, longest_lengths, make_plan, smallest_change
 
     keys = [*arguments.config_keys, *_mesh_keys(axes)]
     call = parse_call(["jpeft plan", f"--config={arguments.config}", *keys], Run, "")
     assert call is not None, "no --help among the config's keys"
     run = Run.from_config(call.config)
+    require_even(arguments.devices if arguments.best else run.mesh.size, arguments.hosts)
     lengths, memory = _lengths(arguments, longest_lengths(run)), of_device.memory
     if arguments.best:
         assert memory is not None and of_device.device is not None
@@ -221,6 +227,8 @@ def _axes(text: str) -> dict[str, int]:
         match = _MESH.fullmatch(part.strip())
         if not match:
             raise UserError(f"--mesh is {shortened(text)}; expected axes such as model=4 or data=2,model=2.")
+        if match[1] in axes:
+            raise UserError(f"--mesh is {shortened(text)}, which gives {match[1]} twice; give each axis once.")
         axes[match[1]] = int(match[2])
     return axes
 

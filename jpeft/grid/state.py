@@ -64,7 +64,7 @@ def look(cell: Cell, workdir: Path) -> CellState:
     - running: a process holds its directory;
     - stale: its directory holds work of another config;
     - done: its `result.json` says so;
-    - failed: it ended with an error, or its result cannot be read;
+    - failed: it ended with an error, or its result or config cannot be read;
     - missing: otherwise. If it has a checkpoint it will go on from there.
     """
     directory = cell.directory(workdir)
@@ -72,7 +72,7 @@ def look(cell: Cell, workdir: Path) -> CellState:
         return CellState(State.RUNNING, _progress(directory))
     config = _read(directory / "config.json")
     if config is None:
-        if has_work(directory):
+        if has_work(directory) or (directory / "config.json").exists():
             return CellState(State.FAILED, f"{directory / 'config.json'} is damaged", damaged=True)
         return CellState(State.MISSING)
     asked = json.loads(json.dumps(cell.run.to_dict()))

@@ -25,6 +25,7 @@ from jpeft.model.quantized import BLOCK, DYNAMIC, NF4, OUTER_BLOCK, Form, Quanti
 _SCALES = "SCB"
 _STATE = "weight.quant_state.bitsandbytes__"
 _MOST_STATE_BYTES = 65_536
+_LARGEST = float(np.finfo(np.float32).max)
 _BESIDE_NF4 = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
 
@@ -124,8 +125,8 @@ class Packed:
         for part, values in (("weight.quant_map", NF4), ("weight.nested_quant_map", DYNAMIC)):
             if part in sizes and not np.allclose(self._read(f"{module}.{part}").reshape(-1), values, atol=1e-6):
                 raise UserError(f"{self._source}: {module[:100]} has other values than nf4's ({part}).")
-        if not isinstance(mean, int | float) or not math.isfinite(mean):
-            raise self._damaged(f"the mean of {module[:100]}'s magnitudes is no number")
+        if type(mean) not in (int, float) or not abs(mean) <= _LARGEST:
+            raise self._damaged(f"the mean of {module[:100]}'s magnitudes is no number of float32's")
         return PackedMap("nf4", (d_out, d_in), double, float(mean))
 
     def leaves(self, name: str) -> dict[str, np.ndarray]:
@@ -135,16 +136,16 @@ class Packed:
         if held.kind == "int8":
             return {
                 "codes": self._of(name, np.int8).T,
-                "channel_absmax": self._finite(f"{module}.{_SCALES}").reshape(-1),
+                "channel_absmax": self._magnitudes(f"{module}.{_SCALES}").reshape(-1),
             }
         codes = {"codes": self._bytes(name, d_out * d_in // 2).reshape(d_out, d_in // 2).T}
         in_order = (d_out, d_in // BLOCK)
         if not held.double:
-            return {**codes, "absmax": self._finite(f"{name}.absmax").reshape(in_order).T}
+            return {**codes, "absmax": self._magnitudes(f"{name}.absmax").reshape(in_order).T}
         return {
             **codes,
             "absmax": self._of(f"{name}.absmax", np.uint8).reshape(in_order).T,
-            "outer_absmax": self._finite(f"{name}.nested_absmax").reshape(-1),
+            "outer_absmax": self._magnitudes(f"{name}.nested_absmax").reshape(-1),
             "absmax_mean": np.asarray(held.mean, np.float32),
         }
 
@@ -170,10 +171,11 @@ class Packed:
             raise self._damaged(f"{name[:100]} has {value.nbytes:,} bytes; expected {size:,}")
         return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
-    def _finite(self, name: str) -> np.ndarray:
+    def _magnitudes(self, name: str) -> np.ndarray:
+        """Magnitudes, float32."""
         value = self._read(name)
-        if value.dtype.kind != "f" or not np.isfinite(value).all():
-            raise self._damaged(f"{name[:100]} holds what is no number")
+        if value.dtype.kind != "f" or not ((0 <= value) & (value <= _LARGEST)).all():
+            raise self._damaged(f"{name[:100]} holds what is no magnitude")
         return value.astype(np.float32)
 
 

@@ -163,7 +163,7 @@ class Form:
                 counts = [n for n in range(wanted, length // unit + 1) if length % (n * unit) == 0]
                 if counts:
                     return side, counts[0]
-        return self.tiled, 1  # of a map with but one input and one output there is no part
+        return "out", 1  # of a map with one output and inputs that are no blocks, there is no part
 
 
 # --- making them, on the host ---

@@ -7,7 +7,6 @@ process (`jpeft.plan.child`) with an environment of its own. That of the CPU wor
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import re
 import select
@@ -33,7 +32,7 @@ from jpeft.plan.memory import Described, Held, Lengths, describe
 from jpeft.plan.program_text import Messages, Text
 from jpeft.plan.work import matmul_flops
 from jpeft.trouble import out_of_memory
-from jpeft.words import clipped
+from jpeft.words import clipped, counted
 
 MOST_SECONDS = 1800.0  # that one program may take to compile
 _FORMAT = 1  # of what is kept in the cache
@@ -119,10 +118,11 @@ class Workshop:
         return self._describe(run, lengths).held
 
     def compile(self, run: Run, lengths: Lengths, step: str) -> Compiled:
+        require_even(run.mesh.size, self._hosts)
         described = self._describe(run, lengths)
         traced = described.programs[step].traced(*described.arguments[step])
         turns = described.turns[step]
-        lowered, per_host = traced.lower(), self._devices_of(run) // self._hosts
+        lowered, per_host = traced.lower(), run.mesh.size // self._hosts
         file = self._file(lowered.as_text(), turns, per_host)
         if (kept := _read(file)) is not None:
             return kept
@@ -152,14 +152,11 @@ class Workshop:
         key = json.dumps([run.to_dict(), dataclasses.asdict(lengths)])
         if key not in self._described:
             self._described.clear()  # the steps of one run come after each other
-            self._described[key] = describe(run, lengths, self._devices(self._devices_of(run)))
+            self._described[key] = describe(run, lengths, self._devices(run.mesh.size))
         return self._described[key]
 
     def _devices(self, count: int) -> Any:
         return None if self._device is None else described_devices(self._device, count, self._hosts)
-
-    def _devices_of(self, run: Run) -> int:
-        return math.prod(dataclasses.asdict(run.mesh).values())
 
     def _file(self, lowered: str, turns: int, per_host: int) -> Path:
         """Where what is known of a program is kept: by all that it and its compiler are made from."""
@@ -188,6 +185,15 @@ def _keep(file: Path, made: Compiled) -> None:
 # --- for a device that is not there ---
 
 
+def require_even(devices: int, hosts: int) -> None:
+    """Raises `UserError`: so many devices are not spread evenly over so many hosts."""
+    if devices % hosts:
+        raise UserError(
+            f"{counted(devices, 'device')} cannot be shared out evenly over {counted(hosts, 'host')}; "
+            "give another --hosts."
+        )
+
+
 def described_devices(device: Device, count: int, hosts: int = 1) -> list[Any]:
     """`count` devices that JAX can compile for and that need not be there, of as many hosts.
 
@@ -196,8 +202,7 @@ def described_devices(device: Device, count: int, hosts: int = 1) -> list[Any]:
     """
     from jax.experimental import topologies
 
-    if count % hosts:
-        raise UserError(f"{count} devices cannot be shared out evenly over {hosts} hosts; give another --hosts.")
+    require_even(count, hosts)
     if isinstance(device.target, GpuTarget):
         found = topologies.get_topology_desc(
             platform="cuda",

@@ -6,6 +6,7 @@ checksum of what was saved.
 
 import concurrent.futures
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -99,6 +100,7 @@ class Checkpoints(Generic[Saved]):
             self._manager.wait_until_finished()
             if number in self._manager.all_steps():
                 return
+            self._require_writable()
             named, plain = _named(arrays), dataclasses.asdict(typing.cast(Any, progress))
             self._manager.save(
                 number,
@@ -109,6 +111,13 @@ class Checkpoints(Generic[Saved]):
             )
             if threading.current_thread() is not threading.main_thread():
                 self._manager.wait_until_finished()
+
+    def _require_writable(self) -> None:
+        """Raises `OSError`, before Orbax has threads at work that would wait minutes for a directory never made."""
+        if not self._directory.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is no directory")
+        if not os.access(self._directory, os.W_OK | os.X_OK):  # false on a read-only file system, for root, too
+            raise PermissionError(errno.EACCES, "it may not be written to")
 
     def finish(self) -> None:
         """Waits until what was saved is on disk. Raises `RunFailed` as `save`."""
@@ -182,8 +191,9 @@ class _Explained:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, Exception):
-            reason = disk_trouble(error) or str(error).partition("\n")[0][:300]
+            reason = disk_trouble(error) or getattr(error, "strerror", None) or str(error).partition("\n")[0][:300]
+            mend = "mend that" if isinstance(error, NotADirectoryError | PermissionError) else "free some space"
             raise RunFailed(
-                f"the checkpoint cannot be written to {self._directory} ({reason}); free some space and give the same "
-                "command again: the run goes on from the checkpoint before."
+                f"the checkpoint cannot be written to {self._directory} ({reason}); {mend} and give the same command "
+                "again: the run goes on from the checkpoint before."
             ) from None

@@ -112,10 +112,12 @@ def what_differs(
 
 
 def other_origins(path: Path, now: Mapping[str, str]) -> list[str]:
-    """What the run in a directory was made of that is another now; earlier versions recorded nothing of it."""
-    recorded: Any = {}
-    with contextlib.suppress(UserError):
-        recorded = read_json_object(path / "splits.json").get("origins")
+    """What the run in a directory was made of that is another now; earlier versions recorded nothing of it.
+
+    Raises:
+      RunFailed: what it recorded is damaged.
+    """
+    recorded = _recorded_splits(path).get("origins")
     recorded = recorded if isinstance(recorded, dict) else {}
     return [said for name, said in ORIGINS.items() if len({recorded.get(name), now.get(name)} - {None}) > 1]
 
@@ -149,13 +151,22 @@ def _only_longer(before: Mapping[str, Any], config: Mapping[str, Any], changed: 
 
 
 def recorded_digest(path: Path) -> str | None:
-    """The digest of the rows that the run in this directory was trained on; None if it does not record one."""
-    for name in ("splits.json", "result.json"):
+    """The digest of the rows that the run in this directory was trained on; None if it does not record one.
+
+    Raises:
+      RunFailed: `splits.json` is damaged: it may be of any rows.
+    """
+    digest = _recorded_splits(path).get("data_digest")
+    if digest is None:  # whoever reads the result says where that is damaged
         with contextlib.suppress(UserError):
-            digest = read_json_object(path / name).get("data_digest")
-            if isinstance(digest, str):
-                return digest
-    return None
+            digest = read_json_object(path / "result.json").get("data_digest")
+    return digest if isinstance(digest, str) else None
+
+
+def _recorded_splits(path: Path) -> dict[str, Any]:
+    """A run's `splits.json`; empty where it is not there. Raises `RunFailed`: it is damaged."""
+    file = path / "splits.json"
+    return _read_own(file) if file.exists() else {}
 
 
 def has_work(path: Path) -> bool:
@@ -294,6 +305,7 @@ class RunDirectory:
 
         Raises:
           UserError: the checkpoints that are there are of other rows, or of another base.
+          RunFailed: what says so is damaged or gone.
         """
         if is_first():
             if self._replaces:
@@ -311,6 +323,8 @@ class RunDirectory:
         wait_for_all("the run's directory is its own")
 
     def _check_content(self, data_digest: str | None, origins: Mapping[str, str]) -> None:
+        if data_digest is not None and not (self.path / "splits.json").exists():
+            raise RunFailed(f"{self.path} has lost its splits.json, which says of which rows it is; {_ANEW}")
         if others := other_origins(self.path, origins):
             raise UserError(
                 f"{self.path} holds another run ({the_first(others)}); name another --workdir, or give --overwrite."

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jpeft.config import Run
-from jpeft.typed_config import with_value
+from jpeft.errors import UserError
+from jpeft.typed_config import AUTO, with_value
 
 _REMATS = ("none", "dots", "block")  # mildest first
 _CUTS = (1, 2, 4, 8, 16, 32, 64)
@@ -110,12 +111,36 @@ def first_evaluation(rows: Sequence[int], needs: Callable[[int], int], room: flo
     return None
 
 
-def with_settled(run: Run, values: Mapping[str, Any]) -> Run:
-    """The run with what was settled before, as `settled` has it. Raises `UserError`: it is none of a run's values."""
-    for key in ("model.remat", "train.batch_size", "train.accumulation_steps", "eval.batch_size"):
-        if key in values:
-            run = with_value(run, key, values[key])
+def with_settled(asked: Run, values: Mapping[str, Any]) -> Run:
+    """The run with what was settled before, as `settled` has it.
+
+    Args:
+      asked: with each `auto` that was settled.
+
+    Raises:
+      UserError: that is not what such a run settles: a value is none of its key's, of a key that was not `auto`, or a
+        step has other rows.
+    """
+    mildest = asked.mildest()
+    run, first = mildest, settled(mildest)
+    opened = {
+        "model.remat": asked.model.remat == AUTO,
+        "train.batch_size": asked.train.batch_size == AUTO,
+        "train.accumulation_steps": asked.train.batch_size == AUTO,
+        "eval.batch_size": asked.eval.batch_size == AUTO,
+    }
+    for key, is_open in opened.items():
+        value = values.get(key)
+        if value in (AUTO, None) or not (is_open or value == first[key]):
+            raise UserError(f"{key} is {value!r}, and the config says {'auto' if is_open else first[key]!r}")
+        run = with_value(run, key, value)
+    if _step_rows(run) != _step_rows(mildest):
+        raise UserError(f"a step has {_step_rows(run)} rows, and the config says {_step_rows(mildest)}")
     return Run.from_config(run.to_dict())
+
+
+def _step_rows(run: Run) -> int:
+    return run.rows()[0] * run.train.accumulation_steps
 
 
 def settled(run: Run) -> dict[str, int | str]:

@@ -28,7 +28,7 @@ from jpeft.data.mixture import paths_of
 from jpeft.data.prepare import Data, prepare
 from jpeft.data.sources import require_path, source_in_use
 from jpeft.data.task_file import QUANTIZED, TaskOfRun
-from jpeft.errors import Paused
+from jpeft.errors import Paused, RunFailed, UserError
 from jpeft.eval.answering import Answers, ScoredAnswers, answer_split
 from jpeft.eval.evaluators import AnswersEvaluator, Evaluator, LossEvaluator
 from jpeft.eval.labels import PackedLabels, answer_in_use
@@ -267,7 +267,7 @@ class _Execution:
         known = self.directory.settled() if is_first() else None
         known = json.loads(from_first(json.dumps(known)))
         fit = DeviceFit(asked, self.setup, self.layout, self.data, state, self.base, programs_of)
-        run = fitting.with_settled(self.run, known) if known else fit.mildest()
+        run = self._settled_before(asked, known) if known else fit.mildest()
         self.display.say(f"{fit.words(run)}{', as before' if known else ''}")
         if run.rows() != self.run.rows():
             self.run = run
@@ -275,6 +275,14 @@ class _Execution:
         self.run = run
         programs, graphdef = fit.programs(run.model.remat)
         return graphdef, programs, fitting.settled(run)
+
+    def _settled_before(self, asked: Run, known: dict[str, Any]) -> Run:
+        """The run as its directory says that it was settled. Raises `RunFailed`: what it says is no run's."""
+        try:
+            return fitting.with_settled(asked, known)
+        except UserError as error:
+            file = self.directory.path / "settled.json"
+            raise RunFailed(f"{file} is damaged ({error}); give --overwrite to run again from the start.") from None
 
     def _meeting(self) -> Meeting | None:
         """Where its calls meet those of other runs; None where there are none, or it does not share its base."""

@@ -227,6 +227,17 @@ def test_a_result_that_is_none_is_not_done_and_says_why(text, schedule, tmp_path
     assert made.states[damaged].state == State.DONE
 
 
+def test_a_config_that_is_none_is_a_failure_that_can_be_run_again(schedule, tmp_path):
+    """Though nothing was done yet: a run would refuse the directory."""
+    damaged = cell("lora_agnews_low")
+    damaged.directory(tmp_path).mkdir(parents=True)
+    (damaged.directory(tmp_path) / "config.json").write_text('{"half')
+    made, _ = schedule([damaged], failed=True)
+    assert made.states[damaged].state == State.FAILED and "config.json is damaged" in made.states[damaged].detail
+    made.run(PretendedPool(1, lambda job: succeed(job) if job.overwrite else fail(job)))
+    assert made.states[damaged].state == State.DONE
+
+
 def test_a_checkpoint_alone_is_missing_and_goes_on(schedule, tmp_path):
     begun = cell("lora_agnews_low")
     (begun.directory(tmp_path) / "checkpoint/4").mkdir(parents=True)

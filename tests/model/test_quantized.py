@@ -192,6 +192,17 @@ def test_product_and_gradient_are_those_of_the_dequantised_map(form, dtype):
         np.testing.assert_allclose(np.asarray(made, np.float64), right, atol=tolerance * np.abs(right).max())
 
 
+@pytest.mark.parametrize("d_in", [2, 62, 64, 66, 130])
+@pytest.mark.parametrize("double", [False, True])
+def test_a_map_with_one_output_is_one_tile_where_its_inputs_are_no_blocks(d_in, double):
+    form = Form("nf4", d_in, 1, "in", double)
+    leaves = on_device(quantize(kernel_of(d_in, 1), form))
+    x, wide = kernel_of(3, d_in, seed=1), np.asarray(dequantized(form, leaves))
+    y, back = jax.vjp(lambda x: quantized_product(form, x.dtype, x.dtype, x, leaves), jnp.asarray(x))
+    np.testing.assert_allclose(y, x @ wide, atol=1e-5)
+    np.testing.assert_allclose(back(jnp.ones((3, 1)))[0], np.ones((3, 1)) @ wide.T, atol=1e-5)
+
+
 # --- a model ---
 
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -54,6 +56,23 @@ def test_it_gives_back_what_was_saved(saved, tmp_path):
     value, tree, progress, said = restored(tmp_path / "checkpoint")
     assert value == 2.5 and progress == Progress(2, [0.123456789, 0.1]) and not said
     assert tree["b"]["d"].dtype == jnp.bfloat16 and tree["b"]["c"].tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("place", ["file", "gone", "closed"])
+def test_where_it_cannot_be_written_one_line_says_so_at_once(place, tmp_path, monkeypatch):
+    """Orbax's threads would wait five minutes for a directory that was never made."""
+    directory = tmp_path / "checkpoint"
+    checkpoints = Checkpoints(directory, Progress, report=print)
+    if place == "closed":
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != directory)  # root may write everywhere
+    else:
+        directory.rmdir()
+    if place == "file":
+        directory.touch()
+    running = threading.active_count()
+    with pytest.raises(RunFailed, match="cannot be written to .*; mend that and give the same command again"):
+        checkpoints.save(1, arrays(1.5), Progress())
+    assert threading.active_count() == running
 
 
 def flip(file: Path, at: int) -> None:

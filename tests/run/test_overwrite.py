@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -167,6 +168,21 @@ def test_a_stopped_run_does_not_go_on_with_other_rows(finished, tiny_checkpoint,
     assert state(stopped) == before
     assert run_experiment(flags(stopped, tiny_checkpoint, rows)) == 0
     assert json.loads((stopped / "result.json").read_text())["status"] == "done"
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.write_text(file.read_text()[:100]), Path.unlink])
+def test_a_stopped_run_that_cannot_say_its_rows_does_not_go_on(
+    damage, finished, tiny_checkpoint, rows, tmp_path, capsys
+):
+    """It would test on rows of today what was trained on others, and record them as its own."""
+    stopped = tmp_path / "stopped"
+    shutil.copytree(finished, stopped)
+    (stopped / "result.json").unlink()
+    damage(stopped / "splits.json")
+    before = state(stopped)
+    assert run_experiment(flags(stopped, tiny_checkpoint, rows)) == 1
+    assert re.search(r"splits\.json.*give --overwrite to run again", capsys.readouterr().err)
+    assert state(stopped) == before
 
 
 # --- base, tokenizer, template and adapter to start from, known by what they are ---

@@ -130,6 +130,26 @@ def test_a_run_takes_what_fits_and_says_and_records_it(cell, sized, tmp_path, mo
         assert found.of(kind) == same.of(kind) != []
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"train.batch_size": 2, "train.accumulation_steps": 1}, "a step has 2 rows, and the config says 32"),
+        ({"train.batch_size": "auto"}, "train.batch_size is 'auto', and the config says 'auto'"),
+        ({"eval.batch_size": None}, "eval.batch_size"),
+        ({"model.remat": "some"}, "remat"),
+    ],
+)
+def test_what_was_settled_and_is_edited_is_not_taken(changes, says, cell):
+    asked = cell(**AUTO)
+    whole = {"model.remat": "dots", "train.batch_size": 4, "train.accumulation_steps": 8, "eval.batch_size": 2}
+    assert fitting.settled(fitting.with_settled(asked, whole)) == whole
+    with pytest.raises(UserError, match=says):
+        fitting.with_settled(asked, whole | changes)
+    part = cell(**{"model.remat": "auto"})
+    with pytest.raises(UserError, match="batch_size is 4, and the config says"):
+        fitting.with_settled(part, whole)
+
+
 @pytest.mark.slow
 def test_a_restart_settles_nothing_anew(cell, sized, tmp_path, monkeypatch):
     script = run_scripted(cell(), tmp_path / "open", monkeypatch)
