@@ -2,6 +2,7 @@
 
 python scripts/accelerator_table.py                           what is not known yet, then the tables
 python scripts/accelerator_table.py --only A10,H100           of some devices; several such calls may work at once
+python scripts/accelerator_table.py --methods lora,ia3        of some methods: full tuning's search can take an hour
 python scripts/accelerator_table.py --write                   nothing but the tables, of what is known
 
 What was planned is kept, a file a row, in docs/results/accelerators/: a call that was ended goes on where it was. Needs
@@ -191,15 +192,13 @@ def written() -> str:
             if plan is not None
         ]
 
-    parts = [
-        "FLAN-T5-XL on four A10s (24 GB), the paper's devices, 64 rows a step:",
-        table(("task", "method"), lines(of_paper, "task", "method")),
-        "FLAN-T5-XL on others:",
-        table(("devices", "task", "method"), lines(others, "devices", "task", "method")),
-        "FLAN-T5-XXL on AG News:",
-        table(("devices", "method"), lines(xxl, "devices", "method")),
-    ]
-    return "\n\n".join(parts)
+    parts = (
+        ("FLAN-T5-XL on four A10s (24 GB), the paper's devices, 64 rows a step:", ("task", "method"), of_paper),
+        ("FLAN-T5-XL on others:", ("devices", "task", "method"), others),
+        ("FLAN-T5-XXL on AG News:", ("devices", "method"), xxl),
+    )
+    made = ((title, names, lines(chosen, *names)) for title, names, chosen in parts)
+    return "\n\n".join(f"{title}\n\n{table(names, rows)}" for title, names, rows in made if rows)
 
 
 BEGIN, END = "<!-- tables: scripts/accelerator_table.py -->", "<!-- end of tables -->"
@@ -218,13 +217,14 @@ def main() -> int:
     """Plans what is not known, and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="devices, with commas")
+    parser.add_argument("--methods", default=",".join(METHODS), help="with commas")
     parser.add_argument("--write", action="store_true", help="plan nothing; write the tables of what is known")
     arguments = parser.parse_args()
     if not arguments.write:
         ROWS.mkdir(parents=True, exist_ok=True)
-        only = set(filter(None, arguments.only.split(",")))
+        only, methods = set(filter(None, arguments.only.split(","))), arguments.methods.split(",")
         for row in rows():
-            if row.file.is_file() or (only and row.device not in only):
+            if row.file.is_file() or (only and row.device not in only) or row.method not in methods:
                 continue
             print(row.file.stem, flush=True)
             with Remote(DEVICES[row.device]) as compiler:
