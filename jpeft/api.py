@@ -24,7 +24,7 @@ from jpeft.peft.variables import Adapter
 from jpeft.program import Program
 from jpeft.recent import Recent
 from jpeft.train.optimizer import with_rate_factors
-from jpeft.words import counted, in_bits
+from jpeft.words import counted, in_bits, shortened
 
 LossBatch = Any  # a tree of arrays, as the loss takes it
 Loss = Callable[[Any, LossBatch], jax.Array]
@@ -61,7 +61,7 @@ def load(
     if name is None and adapter is None:
         raise UserError("load was given neither a model's name nor an adapter; give one, or both.")
     of_adapter = None if adapter is None else Path(adapter)
-    source = AnswerSource.find(None if name is None else str(name), of_adapter, report=lambda line: None)
+    source = AnswerSource.find(None if name is None else str(name), of_adapter, report=lambda line: None, flag="name")
     return source.load(dtype, Quantization.parse(source.kept(quantization)), report=_warn)
 
 
@@ -399,8 +399,8 @@ def generate(
     Warns where inputs were cut.
 
     Raises:
-      UserError: a size is below 1, `max_input_length` leaves no room for text, or the model knows fewer positions than
-        are asked for.
+      UserError: `inputs` are no texts, a size is below 1, `max_input_length` leaves no room for text, or the model
+        knows fewer positions than are asked for.
     """
     from jpeft.predict.answering import Generating
 
@@ -408,6 +408,7 @@ def generate(
     for name, size in {**sizes, "num_beams": num_beams, "batch_size": batch_size}.items():
         if not size >= 1:
             raise UserError(f"{name} is {size}; expected 1 or more.")
+    _require_texts("inputs", inputs)
     if not inputs:
         return []
     answering = Generating(
@@ -428,6 +429,15 @@ def generate(
             stacklevel=2,
         )
     return answers
+
+
+def _require_texts(name: str, texts: Any) -> None:
+    """Raises `UserError`: something else than a sequence of texts is given; of one text, each letter would be one."""
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise UserError(f"{name} is {shortened(texts)}; expected a list of texts.")
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"{name} holds {shortened(text)}; expected texts.")
 
 
 _GENERATE: Recent[Program] = Recent(8)
@@ -452,6 +462,8 @@ def evaluate(
     from jpeft.eval.metrics.base import PROBABILITIES
 
     chosen = named(metric)
+    _require_texts("inputs", inputs)
+    _require_texts("targets", targets)
     if len(inputs) != len(targets) or not inputs:
         raise UserError(f"evaluate was given {len(inputs)} inputs and {len(targets)} targets; expected one each.")
     if PROBABILITIES in chosen.needs:

@@ -50,11 +50,11 @@ def locate(path: Path) -> Located:
     return Located(directory, stored_base_name(directory), result)
 
 
-def base_of(found: Located, model: str | None) -> str:
-    """The base that `--model` names, or else the adapter. Raises `UserError`: neither does."""
+def base_of(found: Located, model: str | None, flag: str = "--model") -> str:
+    """The base that `model` names, called `flag` in messages, or else the adapter. Raises `UserError`: neither does."""
     name = model or found.base_name
     if name is None:
-        raise UserError(f"{found.directory} does not name the model that it was trained on; give --model.")
+        raise UserError(f"{found.directory} does not name the model that it was trained on; give {flag}.")
     return name
 
 
@@ -69,10 +69,10 @@ def stored_reading(path: str) -> str:
     return "paper"
 
 
-def words_for(found: Located, model: str | None) -> dict[str, str]:
+def words_for(found: Located, model: str | None, flag: str = "--model") -> dict[str, str]:
     """What error messages call the base that `base_of` found, and what they say of how to name another."""
-    what = f"the base that {found.directory} names," if model is None else "--model"
-    return {"what": what, "flag": "--model"}
+    what = f"the base that {found.directory} names," if model is None else flag
+    return {"what": what, "flag": flag}
 
 
 def whole_model(path: Path) -> Path | None:

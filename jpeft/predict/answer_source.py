@@ -78,8 +78,14 @@ class AnswerSource:
     task: TaskOfRun | None = None
 
     @classmethod
-    def find(cls, model: str | None, adapter: Path | None, *, report: Callable[[str], None]) -> "AnswerSource":
-        """Finds the model and the adapter that a command names; `report` is told of what takes long.
+    def find(
+        cls, model: str | None, adapter: Path | None, *, report: Callable[[str], None], flag: str = "--model"
+    ) -> "AnswerSource":
+        """Finds the model and the adapter that somebody names.
+
+        Args:
+          report: is told of what takes long.
+          flag: what the model's name is called in messages.
 
         Raises:
           UserError: neither is named, or one is not there or not what it should be.
@@ -88,18 +94,17 @@ class AnswerSource:
         if adapter is None:
             if model is None:
                 raise UserError("name --model (mini, a hub id, a directory), --adapter (a run or an adapter), or both.")
-            directory = resolve(model, what="--model", flag="--model", report=report)
+            directory = resolve(model, what=flag, flag=flag, report=report)
             return cls(model, directory, task=task_of(directory))
         whole = whole_model(adapter)
         if whole is not None:
             if model is not None:
-                raise UserError(f"{whole} is a whole model, the result of full tuning; leave --model out.")
+                raise UserError(f"{whole} is a whole model, the result of full tuning; leave {flag} out.")
             return cls(str(whole), whole, task=task_of(whole))
         found = locate(adapter)
-        name = base_of(found, model)
-        return cls(
-            name, resolve(name, **words_for(found, model), report=report), found.directory, task_of(found.directory)
-        )
+        name = base_of(found, model, flag)
+        directory = resolve(name, **words_for(found, model, flag), report=report)
+        return cls(name, directory, found.directory, task_of(found.directory))
 
     def kept(self, quantization: str | None) -> str:
         """In words how the base is to be kept where somebody asks for `quantization`; None is as the run had it."""
