@@ -91,6 +91,8 @@ def attach(
     Raises:
       UserError: nothing matches, something is attached there already, or `wide` is of no use or is lacking.
     """
+    if not isinstance(method, Method):
+        raise UserError(f"method is {shortened(method)}; expected a method such as jpeft.Lora(rank=8).")
     if where is None or isinstance(where, str | Selection):
         selection = Selection(pattern=where) if isinstance(where, str) else where or Selection()
         chosen = select(model, method, selection)
@@ -145,8 +147,7 @@ def _require_all_weights(tuned: nnx.Module) -> None:
 
 def attached_at(model: nnx.Module) -> list[Site]:
     """The sites at which something is attached, or whose weights train."""
-    places = [place for place in site_modules(model) if is_adapted(place.module) or is_trained(place.module)]
-    return [site for place in places for site in place.sites]
+    return [site for place in _trained_places(model) for site in place.sites]
 
 
 def save(
@@ -163,18 +164,25 @@ def save(
       base_name: by which whoever loads it may find the base.
       tokenizer: as `load` gives it, to be copied beside a whole model.
 
-    Warns where a `task.json` stands there, of a run whose adapter this one takes the place of: it stays, and says how
-    `jpeft predict` and `jpeft serve` ask.
+    Warns where the base is in few bits, which an adapter's files do not say; and where a `task.json` stands there, of
+    a run whose adapter this one takes the place of: it stays, and says how `jpeft predict` and `jpeft serve` ask.
 
     Raises:
       UserError: nothing is attached, something that this method does not make, numbers that are not finite, or an
         adapter is to be written to where a whole model is.
     """
     from jpeft.data.task_file import TASK_FILE
+    from jpeft.model.quantized import quantization_of
 
     _require_made_by(tuned, method)
     directory = Path(directory)
     files.save_adapter(tuned, method, attached_at(tuned), directory, base_name=base_name)
+    if (kept := quantization_of(tuned)) is not None:
+        warnings.warn(
+            f"the base is kept {in_bits(kept)}, which the adapter's files do not say: load it with "
+            f"quantization={kept!r}, or it answers otherwise.",
+            stacklevel=2,
+        )
     if tokenizer is not None and files.layout_of(directory) is None:
         tokenizer.save(directory)
     if (directory / TASK_FILE).is_file():
@@ -187,29 +195,48 @@ def save(
 
 def _require_made_by(tuned: nnx.Module, method: Method) -> None:
     """Raises `UserError`: what trains in a model is not what a method attaches, or is not finite."""
-    places = [place for place in site_modules(tuned) if is_adapted(place.module) or is_trained(place.module)]
+    places = _trained_places(tuned)
     if not places:
         raise UserError("nothing is attached to the model; there is nothing to save.")
     method = method.settled([site for place in places for site in place.sites])
     for place in places:
-        path, module = place.sites[0].path, cast(Any, place.module)
-        if method.trains_base != is_trained(place.module) or is_adapted(place.module) == method.trains_base:
+        path = place.sites[0].path
+        if not _is_made_by(place, method, tuned):
             raise UserError(
-                f"what trains at {path} is not what {method.describe()} makes; save it with its own method."
+                f"what trains at {path} is not what {method.describe()} makes; name the method, with its options, that "
+                "was attached to all of it, in one call."
             )
-        if isinstance(method, AddedModules):
-            made = nnx.eval_shape(lambda place=place: method.create(place.sites[0], jax.random.key(0), tuned))
-            stacked = place.in_stack or place.view.layers is not None
-            ours, theirs = (_make(adapter) for adapter in (made, module.adapter))
-            shapes = {name: shape[stacked:] for name, shape in theirs[1].items()}
-            if ours[0] != theirs[0] or ours[1] != shapes:
-                raise UserError(
-                    f"what is attached at {path} is not what {method.describe()} makes; save it with the method, and "
-                    "the options, that it was attached with."
-                )
     for path, is_finite in nnx.to_flat_state(_finite(nnx.state(tuned, Adapter))):
         if not is_finite[...]:
             raise UserError(f"{'/'.join(map(str, path))} holds NaN or infinity; its training has diverged.")
+
+
+def _require_attached_by(tuned: nnx.Module, method: Method) -> None:
+    """Raises `UserError`: nothing of what trains in a model is what a method attaches."""
+    places = _trained_places(tuned)
+    settled = method.settled([site for place in places for site in place.sites])
+    if places and not any(_is_made_by(place, settled, tuned) for place in places):
+        raise UserError(
+            f"method is {method.describe()}, and what trains in the model, at {places[0].sites[0].path}, is not what "
+            "it makes; name the method, with its options, that was attached."
+        )
+
+
+def _trained_places(tuned: nnx.Module) -> list[Any]:
+    return [place for place in site_modules(tuned) if is_adapted(place.module) or is_trained(place.module)]
+
+
+def _is_made_by(place: Any, method: Method, tuned: nnx.Module) -> bool:
+    """Whether what trains at a place has the class, the settings and the shapes that a method makes there."""
+    module = cast(Any, place.module)
+    if method.trains_base != is_trained(module) or is_adapted(module) == method.trains_base:
+        return False
+    if not isinstance(method, AddedModules):
+        return True
+    made = nnx.eval_shape(lambda: method.create(place.sites[0], jax.random.key(0), tuned))
+    stacked = place.in_stack or place.view.layers is not None
+    ours, theirs = (_make(adapter) for adapter in (made, module.adapter))
+    return ours[0] == theirs[0] and ours[1] == {name: shape[stacked:] for name, shape in theirs[1].items()}
 
 
 @jax.jit
@@ -220,7 +247,13 @@ def _finite(leaves: nnx.State) -> nnx.State:
 
 def _make(adapter: nnx.Module) -> tuple[Any, dict[str, tuple[int, ...]]]:
     """Class and settings of a module that a method attaches, and the shapes of its leaves by name."""
-    settings = {name: value for name, value in vars(adapter).items() if isinstance(value, int | float | str | bool)}
+
+    def is_setting(name: str, value: Any) -> bool:
+        if name.startswith("_") or isinstance(value, nnx.Variable):
+            return False
+        return isinstance(value, int | float | str | bool) or dataclasses.is_dataclass(value)
+
+    settings = {name: value for name, value in vars(adapter).items() if is_setting(name, value)}
     shapes = {name: tuple(value.shape) for name, value in vars(adapter).items() if isinstance(value, Adapter)}
     return (type(adapter).__qualname__, settings), shapes
 
@@ -279,23 +312,27 @@ def fit(
     Args:
       batches: trees of arrays of few shapes; each new shape is compiled once.
       loss: `(model, batch)` to a scalar. None is the mean cross-entropy of target tokens, without dropout, for models
-        of jpeft's; a batch is then a dict of int32 `[rows, length]` tokens, `encoder_input_tokens` of a T5 and for all
-        `decoder_input_tokens`, `decoder_target_tokens`, and float32 `decoder_loss_weights` of the same shape, 0 at
-        padding.
+        of jpeft's; a batch is then a dict of int32 `[rows, length]` `decoder_target_tokens` and float32
+        `decoder_loss_weights` of the same shape, 0 at padding. Of a T5 also `encoder_input_tokens` and
+        `decoder_input_tokens`; of a decoder-only model `tokens`, each row's prompt and answer behind it, and either
+        `input_lengths` `[rows]` or, of targets at every token, `segment_ids`, 1 of each token.
       learning_rate: of AdamW; None is the middle one of the method's own, or 1e-3 without `method`.
       optimizer: in the place of AdamW and of `learning_rate`.
       method: for its learning rates, and those of single leaves, its penalty and what it does after each step.
       total_steps: for a method that plans by it, AdaLoRA; None is how many batches there are, where they have a length.
 
     Raises:
-      UserError: nothing trains, a rate is not above 0, both `optimizer` and `learning_rate` are given, or the method
-        plans by steps and nothing says how many there are.
+      UserError: nothing trains, or nothing that `method` attaches; a rate is not above 0; both `optimizer` and
+        `learning_rate` are given; the method plans by steps and nothing says how many, or fewer than there are; or a
+        batch lacks what the model's loss reads.
       RunFailed: the loss is not finite.
     """
     # What is neither trained nor a weight, such as dropout's counters and batch statistics, goes from step to step.
     graphdef, adapter, weights, rest = nnx.split(tuned, Adapter, nnx.Param, ...)
     if not jax.tree.leaves(adapter):
         raise UserError("fit was given a model in which nothing trains; attach a method first.")
+    if method is not None:
+        _require_attached_by(tuned, method)
     if optimizer is not None and learning_rate is not None:
         raise UserError("fit was given an optimizer, which has its own rates, and a learning_rate; give one.")
     if isinstance(learning_rate, int | float) and not (0 < learning_rate < float("inf")):
@@ -347,10 +384,12 @@ def _steps_for(method: Method | None, batches: Iterable[LossBatch], total_steps:
     """How many steps a method that plans by them is told; 0 for others. Raises `UserError`: nothing says."""
     if method is None or not method.plans_by_steps:
         return 0
-    if total_steps is None and isinstance(batches, Sized):
-        total_steps = len(batches)
-    if not total_steps:
+    known = len(batches) if isinstance(batches, Sized) else None
+    total_steps = known if total_steps is None else total_steps
+    if total_steps is None or total_steps < 1:
         raise UserError(f"{method.name} plans by how many steps there are; tell fit by total_steps.")
+    if known is not None and known > total_steps:
+        raise UserError(f"total_steps is {total_steps}, and there are {known} batches, one of each step.")
     return total_steps
 
 
@@ -369,7 +408,13 @@ def _warn_of_the_unmoved(start: nnx.State, end: nnx.State, steps: int) -> None:
 def _mean_cross_entropy(model: Any, batch: LossBatch) -> jax.Array:
     from jpeft.eval.loss import loss_sums
 
-    total, tokens = loss_sums(model, batch)
+    try:
+        total, tokens = loss_sums(model, batch)
+    except KeyError as missing:
+        raise UserError(
+            f"a batch has {', '.join(sorted(batch))} and lacks {missing}; give what this model's loss reads "
+            "(help(jpeft.fit)), or a loss of your own."
+        ) from None
     return total / jnp.maximum(tokens, 1)
 
 
@@ -406,8 +451,8 @@ def generate(
 
     sizes = {"max_output_length": max_output_length, "max_input_length": max_input_length}
     for name, size in {**sizes, "num_beams": num_beams, "batch_size": batch_size}.items():
-        if not size >= 1:
-            raise UserError(f"{name} is {size}; expected 1 or more.")
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"{name} is {size}; expected a whole number, 1 or more.")
     _require_texts("inputs", inputs)
     if not inputs:
         return []

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -318,6 +319,8 @@ def _source(name: str, values: Any) -> SourceConfig:
         raise UserError(f"{path} lacks {', '.join(missing)}.")
     source = typing.cast(SourceConfig, parse(SourceConfig, values, path))
     one_of(f"{path}.kind", source.kind, KINDS)
+    if Path(source.files).is_absolute() or ".." in Path(source.files).parts or not source.files:
+        raise UserError(f"{path}.files is {source.files!r}; expected a pattern below data.path, such as books-*.jsonl.")
     if not 0 < source.rate <= _MOST_RATE:
         raise UserError(f"{path}.rate is {source.rate}; expected more than 0, {_MOST_RATE:g} at most.")
     return source

@@ -26,6 +26,7 @@ from jpeft.peft.variables import Adapter
 from jpeft.pretrain.config import Pretraining, of_any_version
 from jpeft.pretrain.mixture import PairSource, TextSource
 from jpeft.pretrain.optimizer import RelativeOptimizer
+from jpeft.pretrain.origins import origins
 from jpeft.pretrain.samples import Writer, rows_with_text, write_samples
 from jpeft.pretrain.setup import build_network, load_tokenizer, mixture_of_run, network_config
 from jpeft.pretrain.stream import Blocks, rows_here
@@ -63,6 +64,7 @@ def pretrain(
         lambda directory: _Pretraining(run, directory, display).result(),
         overwrite=overwrite,
         report=display.say,
+        origins=lambda: origins(run),
         of_today=of_any_version,
     )
 
@@ -125,7 +127,9 @@ class _Pretraining:
             report=display.say,
             listener=_Shown(display, self._writer(), directory.path),
         )
-        directory.begin()
+        made_of = origins(run)
+        directory.begin(origins=made_of)
+        directory.write_json("splits.json", {"origins": made_of})
         if run.model.start is None and run.tokenizer.path is None:
             self.tokenizer = load_tokenizer(run, directory.path, display.say)  # the one that was made has moved
 

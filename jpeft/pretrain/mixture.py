@@ -19,6 +19,7 @@ from jpeft.pretrain.config import SourceConfig
 from jpeft.pretrain.corpus import Texts, empty_pair, load_texts, says_nothing
 from jpeft.pretrain.objective import LEAST_TEXT, Objective
 from jpeft.pretrain.packing import TokenPair, assign_rows
+from jpeft.rows.reading import require_file
 from jpeft.words import counted
 
 _EXAMPLES_IN_BLOCK = 4096
@@ -233,4 +234,6 @@ def source_files(directory: Path, name: str, config: SourceConfig) -> list[Path]
         raise UserError(
             f"data.sources.{name}: no file {config.files} in {directory}; name the corpus with --config.data.path."
         )
+    for file in files:  # before one is opened: a pipe would be waited for
+        require_file(file, str(file))
     return files

@@ -85,6 +85,9 @@ ORIGINS = {
     "tokenizer": "the tokenizer of model.name is another than the one it was run with",
     "chat_template": "the file of data.chat_template holds another template than the one it was run with",
     "from_adapter": "the adapter of method.from_adapter is another than the one it started from",
+    "corpus": "the corpus of data.path is another than the one it was run on",
+    "start": "the model of model.start is another than the one it started from",
+    "vocabulary": "the tokenizer of tokenizer.path is another than the one it was run with",
 }
 Origins = Callable[[], Mapping[str, str]]  # fingerprints of what a run would read now, those that can be had
 

@@ -311,7 +311,7 @@ def test_an_adapter_is_saved_by_its_own_method_alone_and_lies_alone(tmp_path, ke
     model = Flax(nnx.Rngs(0))
     tuned = filled(jpeft.attach(model, LORA, where="head"), key)
     for method in (jpeft.Ia3(), jpeft.Full(), jpeft.Lora.official(rank=3), jpeft.Lora.official(rank=2, alpha=1.0)):
-        with pytest.raises(jpeft.UserError, match="save it with"):
+        with pytest.raises(jpeft.UserError, match="name the method, with its options, that"):
             jpeft.save(tuned, method, tmp_path)
     with pytest.raises(jpeft.UserError, match="nothing is attached"):
         jpeft.save(model, LORA, tmp_path)
@@ -511,7 +511,7 @@ def test_answers_in_code_compile_once_and_look_at_what_they_are_given_first(tiny
         (lambda: jpeft.api._require_texts("inputs", ["a", 1]), "inputs holds 1; expected texts"),
         (lambda: jpeft.evaluate(model, tokenizer, ["a"], "b", metric="accuracy"), "targets is 'b'; expected a list"),
         (lambda: jpeft.load("nope"), "^name 'nope' is no directory here .* give name a local directory"),
-        (lambda: jpeft.generate(model, tokenizer, ["a"], num_beams=0), "num_beams is 0; expected 1 or more"),
+        (lambda: jpeft.generate(model, tokenizer, ["a"], num_beams=0), "num_beams is 0; expected a whole number, 1 or more"),
         (lambda: jpeft.generate(model, tokenizer, ["a"], max_input_length=1), "and max_input_length is 1: no room"),
     ):
         with pytest.raises(jpeft.UserError, match=says):
@@ -526,3 +526,42 @@ def test_inputs_that_are_cut_in_code_are_counted(tiny_checkpoint):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ask("coach", "goal")
+
+
+def test_what_has_other_random_matrices_is_not_saved_as_this(tmp_path):
+    """A file holds VeRA's seed and no matrices, of which the widest map attached to settles the sizes."""
+    vera = jpeft.Vera(rank=4)
+    model = random_t5(TINY)
+    with pytest.raises(jpeft.UserError, match="name the method, with its options, that was attached"):
+        jpeft.save(jpeft.attach(model, vera), jpeft.Vera(rank=4, projection_seed=5), tmp_path)
+    in_turns = jpeft.attach(jpeft.attach(model, vera, where=r"encoder/.*/(q|v)"), vera, where=r"encoder/.*/wo")
+    with pytest.raises(jpeft.UserError, match=r"attached to all of it, in one call"):
+        jpeft.save(in_turns, vera, tmp_path)
+    jpeft.save(jpeft.attach(model, vera), vera, tmp_path)
+
+
+def test_fit_takes_the_method_that_is_attached_and_steps_that_there_are():
+    model = nnx.Dict(it=nnx.Linear(4, 4, rngs=nnx.Rngs(0)))
+    allocated = jpeft.AdaLora(rank=1, initial_rank=2)
+    loss = lambda model, x: jnp.mean(model.it(x) ** 2)
+    batches = [jnp.ones((2, 4))] * 3
+    for attached, method in ((LORA, allocated), (allocated, LORA)):
+        with pytest.raises(jpeft.UserError, match="is not what it makes; name the method"):
+            jpeft.fit(jpeft.attach(model, attached, where="it"), batches, loss, method=method, total_steps=3)
+    tuned = jpeft.attach(model, allocated, where="it")
+    for steps, says in ((-1, "tell fit by total_steps"), (2, "total_steps is 2, and there are 3 batches")):
+        with pytest.raises(jpeft.UserError, match=says):
+            jpeft.fit(tuned, batches, loss, method=allocated, total_steps=steps)
+    assert len(jpeft.fit(tuned, batches, loss, method=allocated, total_steps=3).losses) == 3
+
+
+def test_a_batch_that_lacks_what_the_loss_reads_is_one_line():
+    tuned = jpeft.attach(random_t5(TINY), jpeft.Lora(rank=2))
+    with pytest.raises(jpeft.UserError, match="a batch has decoder_input_tokens and lacks '"):
+        jpeft.fit(tuned, [{"decoder_input_tokens": np.zeros((1, 2), np.int32)}])
+
+
+def test_a_base_in_few_bits_is_named_when_its_adapter_is_saved(tmp_path):
+    model, _ = jpeft.load("mini", quantization="int8")
+    with pytest.warns(UserWarning, match="the base is kept in int8, .* load it with quantization='int8'"):
+        jpeft.save(jpeft.attach(model, jpeft.Lora(rank=2)), jpeft.Lora(rank=2), tmp_path)

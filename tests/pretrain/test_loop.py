@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,9 @@ def stopped_after(steps: int, monkeypatch) -> None:
 
 @pytest.mark.parametrize("steps", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_a_stopped_run_goes_on_to_the_same_weights(tiny_pretraining, tmp_path, monkeypatch, steps):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(tiny_pretraining.data.path, corpus)
+    tiny_pretraining.data.path = str(corpus)
     run = Pretraining.from_config(tiny_pretraining)
     whole = pretrain(run, tmp_path / "whole", display=QUIET)
     with monkeypatch.context() as patch:
@@ -87,6 +91,11 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tiny_pretraining, tmp_path, m
         with pytest.raises(Stopped, match=f"stopped by SIGTERM after step {steps}"):
             pretrain(run, tmp_path / "broken", display=QUIET)
     assert not (tmp_path / "broken/result.json").exists()
+    news = (corpus / "news.jsonl").read_text()
+    (corpus / "news.jsonl").write_text(news.replace("the", "no", 1))
+    with pytest.raises(UserError, match=r"the corpus of data\.path is another than the one it was run on"):
+        pretrain(run, tmp_path / "broken", display=QUIET)
+    (corpus / "news.jsonl").write_text(news)
     resumed = pretrain(run, tmp_path / "broken", display=QUIET)
     assert same_files(tmp_path / "whole/model/model.safetensors", tmp_path / "broken/model/model.safetensors")
     for key in ("steps", "input_tokens", "target_tokens", "validation_loss"):

@@ -2,13 +2,14 @@
 
 import collections
 import dataclasses
+import os
 
 import numpy as np
 import pytest
 
 from jpeft.errors import UserError
-from jpeft.pretrain.config import Pretraining
-from jpeft.pretrain.mixture import Mixture, PairSource, TextSource, _num_held_out
+from jpeft.pretrain.config import Pretraining, SourceConfig
+from jpeft.pretrain.mixture import Mixture, PairSource, TextSource, _num_held_out, source_files
 from jpeft.pretrain.setup import load_tokenizer, mixture_of_run, network_config
 
 
@@ -134,3 +135,13 @@ def test_a_batch_that_no_block_fills_is_one_line_and_no_endless_search(tiny_pret
     tiny_pretraining.train.batch_size = 60_000
     with pytest.raises(UserError, match=r"train.batch_size is 60000, and [\d,]+ pieces of this corpus fill"):
         mixture_of(Pretraining.from_config(tiny_pretraining), tmp_path).block(0)
+
+
+def test_a_source_is_of_files_below_its_directory(tiny_pretraining, tmp_path):
+    for pattern in ("/etc/*.jsonl", "../*.jsonl", ""):
+        tiny_pretraining.data.sources.news.files = pattern
+        with pytest.raises(UserError, match=r"news\.files is .*; expected a pattern below data\.path"):
+            Pretraining.from_config(tiny_pretraining)
+    os.mkfifo(tmp_path / "pipe.jsonl")  # to open it would be to wait for who writes
+    with pytest.raises(UserError, match=r"pipe\.jsonl is no regular file"):
+        source_files(tmp_path, "news", SourceConfig("*.jsonl", "text", 1.0))
