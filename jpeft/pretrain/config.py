@@ -319,7 +319,7 @@ def _source(name: str, values: Any) -> SourceConfig:
         raise UserError(f"{path} lacks {', '.join(missing)}.")
     source = typing.cast(SourceConfig, parse(SourceConfig, values, path))
     one_of(f"{path}.kind", source.kind, KINDS)
-    if Path(source.files).is_absolute() or ".." in Path(source.files).parts or not source.files:
+    if Path(source.files).is_absolute() or ".." in Path(source.files).parts:
         raise UserError(f"{path}.files is {source.files!r}; expected a pattern below data.path, such as books-*.jsonl.")
     if not 0 < source.rate <= _MOST_RATE:
         raise UserError(f"{path}.rate is {source.rate}; expected more than 0, {_MOST_RATE:g} at most.")
