@@ -511,7 +511,10 @@ def test_answers_in_code_compile_once_and_look_at_what_they_are_given_first(tiny
         (lambda: jpeft.api._require_texts("inputs", ["a", 1]), "inputs holds 1; expected texts"),
         (lambda: jpeft.evaluate(model, tokenizer, ["a"], "b", metric="accuracy"), "targets is 'b'; expected a list"),
         (lambda: jpeft.load("nope"), "^name 'nope' is no directory here .* give name a local directory"),
-        (lambda: jpeft.generate(model, tokenizer, ["a"], num_beams=0), "num_beams is 0; expected a whole number, 1 or more"),
+        (
+            lambda: jpeft.generate(model, tokenizer, ["a"], num_beams=0),
+            "num_beams is 0; expected a whole number, 1 or more",
+        ),
         (lambda: jpeft.generate(model, tokenizer, ["a"], max_input_length=1), "and max_input_length is 1: no room"),
     ):
         with pytest.raises(jpeft.UserError, match=says):
