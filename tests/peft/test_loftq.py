@@ -65,7 +65,8 @@ def test_each_map_begins_nearer_to_the_wide_one_by_as_much_as_its_rank_can(kind,
 def test_it_is_kept_as_a_plain_lora_of_the_base_in_few_bits(directory, tmp_path):
     base = weights.load(directory, quantization=Quantization("int8"))
     tuned = jpeft.attach(base, METHOD, where="encoder/.*/q", wide=directory)
-    jpeft.save(tuned, METHOD, tmp_path)
+    with pytest.warns(UserWarning, match="the base is kept in int8"):
+        jpeft.save(tuned, METHOD, tmp_path)
     loaded = jpeft.load_adapter(tmp_path, base)
     before, after = (named_leaves(model, Adapter) for model in (tuned, loaded))
     assert before.keys() == after.keys()

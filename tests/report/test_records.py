@@ -44,7 +44,7 @@ def test_a_result_has_what_its_file_says(tmp_path):
 
 def test_what_is_derived_from_a_result(tmp_path):
     seconds = {"total": 100.0, "train": 60.0, "validation": 20.0, "test": 15.0, "compile": 5.0}
-    made = record(seconds=seconds, epochs_run=4, best_epoch=2, train_examples=300)
+    made = record(seconds=seconds, epochs_run=4, validation_losses=[0.5] * 4, best_epoch=2, train_examples=300)
     ((result,), _) = load([write_run(tmp_path, made)])
     assert result.examples_per_second == 20.0
     assert result.seconds_to_best == 60.0  # 80 s of training and validation, three of four epochs
