@@ -1,6 +1,7 @@
 """The functions that `import jpeft` offers: load a model, attach a method to any module, train, answer, save."""
 
 import dataclasses
+import numbers
 import warnings
 from collections.abc import Callable, Iterable, Sequence, Sized
 from pathlib import Path
@@ -212,14 +213,29 @@ def _require_made_by(tuned: nnx.Module, method: Method) -> None:
 
 
 def _require_attached_by(tuned: nnx.Module, method: Method) -> None:
-    """Raises `UserError`: nothing of what trains in a model is what a method attaches."""
+    """Raises `UserError`: nothing of what trains in a model is what a method attaches.
+
+    What other methods have attached elsewhere in it is not asked about, nor does it settle this one's sizes.
+    """
     places = _trained_places(tuned)
-    settled = method.settled([site for place in places for site in place.sites])
-    if places and not any(_is_made_by(place, settled, tuned) for place in places):
+    of_its_kind = [place for place in places if place.sites[0].kind in method.kinds]
+    if isinstance(method, AddedModules):
+        of_its_kind = [place for place in of_its_kind if _is_of_class(place, method, tuned)]
+    settled = method.settled([site for place in of_its_kind for site in place.sites]) if of_its_kind else method
+    if places and not any(_is_made_by(place, settled, tuned) for place in of_its_kind):
         raise UserError(
             f"method is {method.describe()}, and what trains in the model, at {places[0].sites[0].path}, is not what "
             "it makes; name the method, with its options, that was attached."
         )
+
+
+def _is_of_class(place: Any, method: AddedModules, tuned: nnx.Module) -> bool:
+    """Whether a method would attach a module of the class that is attached at a place."""
+    if not is_adapted(place.module):
+        return False
+    alone = cast(AddedModules, method.settled(place.sites))
+    made = nnx.eval_shape(lambda: alone.create(place.sites[0], jax.random.key(0), tuned))
+    return type(made) is type(cast(Any, place.module).adapter)
 
 
 def _trained_places(tuned: nnx.Module) -> list[Any]:
@@ -451,7 +467,7 @@ def generate(
 
     sizes = {"max_output_length": max_output_length, "max_input_length": max_input_length}
     for name, size in {**sizes, "num_beams": num_beams, "batch_size": batch_size}.items():
-        if not isinstance(size, int) or size < 1:
+        if not isinstance(size, numbers.Integral) or size < 1:
             raise UserError(f"{name} is {size}; expected a whole number, 1 or more.")
     _require_texts("inputs", inputs)
     if not inputs:

@@ -22,6 +22,7 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.files import check_fields, read_json_object, write_whole
 from jpeft.leaves import Part, fill, named_leaves, num_weights
 from jpeft.model.family import save_model
+from jpeft.model.source import ADAPTER_FILES
 from jpeft.model.t5_config import MOST_CONFIG_BYTES
 from jpeft.peft.attaching import attach
 from jpeft.peft.interchange import LARGEST_NUMBER
@@ -31,7 +32,7 @@ from jpeft.peft.sites import Site, site_modules, sites
 from jpeft.peft.variables import Adapter, Frozen
 from jpeft.words import one_line
 
-OURS, PEFTS = "jpeft_adapter.json", "adapter_config.json"
+PEFTS, OURS = ADAPTER_FILES
 CONFIGS = (OURS, PEFTS)  # one of them says that a directory holds an adapter
 # A LoRA of full rank has twice the numbers of what it adapts, and float64 takes 8 bytes for each.
 _MOST_BYTES_A_WEIGHT = 16

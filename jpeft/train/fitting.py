@@ -131,8 +131,10 @@ def with_settled(asked: Run, values: Mapping[str, Any]) -> Run:
     }
     for key, is_open in opened.items():
         value = values.get(key)
-        if value in (AUTO, None) or not (is_open or value == first[key]):
-            raise UserError(f"{key} is {value!r}, and the config says {'auto' if is_open else first[key]!r}")
+        if value in (AUTO, None):
+            raise UserError(f"{key} is {value!r}, which settles nothing")
+        if not is_open and value != first[key]:
+            raise UserError(f"{key} is {value!r}, and the config says {first[key]!r}")
         run = with_value(run, key, value)
     if _step_rows(run) != _step_rows(mildest):
         raise UserError(f"a step has {_step_rows(run)} rows, and the config says {_step_rows(mildest)}")

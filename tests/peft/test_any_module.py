@@ -558,6 +558,20 @@ def test_fit_takes_the_method_that_is_attached_and_steps_that_there_are():
     assert len(jpeft.fit(tuned, batches, loss, method=allocated, total_steps=3).losses) == 3
 
 
+def test_fit_looks_for_its_method_beside_what_others_have_attached():
+    """Whose wider maps do not settle VeRA's sizes."""
+    model, vera = random_t5(TINY), jpeft.Vera(rank=2)
+    both = jpeft.attach(jpeft.attach(model, vera, where=r"encoder/.*/q"), jpeft.Lora(rank=2), where=r"encoder/.*/wo")
+    tokens = {name: np.full((1, 2), 3, np.int32) for name in ("decoder_input_tokens", "decoder_target_tokens")}
+    batch = {**tokens, "encoder_input_tokens": np.full((1, 4), 3, np.int32)}
+    batch["decoder_loss_weights"] = np.ones((1, 2), np.float32)
+    for method in (vera, jpeft.Lora(rank=2)):
+        assert len(jpeft.fit(both, [batch], method=method).losses) == 1
+    for method in (jpeft.Vera(rank=2, projection_seed=1), jpeft.Ia3()):
+        with pytest.raises(jpeft.UserError, match="is not what it makes"):
+            jpeft.fit(both, [batch], method=method)
+
+
 def test_a_batch_that_lacks_what_the_loss_reads_is_one_line():
     tuned = jpeft.attach(random_t5(TINY), jpeft.Lora(rank=2))
     with pytest.raises(jpeft.UserError, match="a batch has decoder_input_tokens and lacks '"):

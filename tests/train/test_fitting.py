@@ -134,8 +134,8 @@ def test_a_run_takes_what_fits_and_says_and_records_it(cell, sized, tmp_path, mo
     ("changes", "says"),
     [
         ({"train.batch_size": 2, "train.accumulation_steps": 1}, "a step has 2 rows, and the config says 32"),
-        ({"train.batch_size": "auto"}, "train.batch_size is 'auto', and the config says 'auto'"),
-        ({"eval.batch_size": None}, "eval.batch_size"),
+        ({"train.batch_size": "auto"}, "train.batch_size is 'auto', which settles nothing"),
+        ({"eval.batch_size": None}, "eval.batch_size is None, which settles nothing"),
         ({"model.remat": "some"}, "remat"),
     ],
 )
