@@ -81,6 +81,12 @@ def pytest_configure(config):
     config._begun = time.monotonic()
 
 
+def pytest_sessionfinish():
+    # At its end pytest looks five times through all that is there for garbage that warns: once is enough.
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(trylast=True)  # of what the other options leave
 def pytest_collection_modifyitems(config, items):
     if text := config.getoption("--order"):

@@ -125,7 +125,7 @@ def _print(outcome, arguments: argparse.Namespace) -> None:
     for split, number in (outcome.seen or {}).items():
         if number:
             what = "trained on" if split == "train" else "chose its best epoch by"
-            print(f"seen     {number:,} of {counted(rows, 'row')} have a prompt that the run {what}: the number is too")
+            print(f"seen     {number:,} of {counted(rows, 'row')} have a text that the run {what}: the number is too")
             print("         good for them")
     if outcome.seen is None and outcome.test.source.task is not None:
         print(f"seen     whether the run trained on any of these rows is not known: {outcome.why_not_seen}")

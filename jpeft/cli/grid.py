@@ -115,7 +115,7 @@ def cells_of(arguments: argparse.Namespace):
     """The cells that the flags of `add_which`, `--config`, `--seeds` and the config's keys name."""
     from jpeft.cli.config_flags import parse_call
     from jpeft.config import Run
-    from jpeft.grid.cells import config_names, expand
+    from jpeft.grid.cells import ALL_ABLATIONS, config_names, expand
 
     def configure(name: str, seed: int) -> Run:
         call = parse_call(["jpeft grid", f"--config={arguments.config}:{name}", *arguments.config_keys], Run, "")
@@ -124,7 +124,7 @@ def cells_of(arguments: argparse.Namespace):
         return Run.from_config(call.config)
 
     ablations = arguments.ablations
-    if ablations not in ("paper", "all", "none"):
+    if ablations not in ALL_ABLATIONS:
         ablations = _listed(ablations, "--ablations")
     names = config_names(
         _listed(arguments.methods, "--methods"),

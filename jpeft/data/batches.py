@@ -18,6 +18,7 @@ from jpeft.data.tasks import Example
 from jpeft.errors import UserError
 from jpeft.files import write_whole
 from jpeft.model.tokenizer import Tokenizer
+from jpeft.rows.values import can_be_seen
 
 Shape = tuple[int, int]  # encoder length, decoder length
 
@@ -197,8 +198,8 @@ def eval_order(lengths: np.ndarray, *, batch_size: int) -> list[list[int]]:
     return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
 
 
-def require_text(tokens: Tokens, ids: Sequence[str]) -> None:
-    """Raises `UserError` when a target is empty: nothing could be learned from it or scored against it."""
-    for row, target in enumerate(tokens.targets):
-        if len(target) < 2:
-            raise UserError(f"row {ids[row]} has an empty target; fill it in or remove the row.")
+def require_text(tokens: Tokens, examples: Sequence[Example]) -> None:
+    """Raises `UserError` when nothing of a target can be seen: there is nothing to learn or to score against."""
+    for ids, example in zip(tokens.targets, examples, strict=True):
+        if len(ids) < 2 or not can_be_seen(example.target):
+            raise UserError(f"row {example.id} has an empty target; fill it in or remove the row.")

@@ -212,7 +212,7 @@ def prepare(
             max_target_length=task.max_target_length,
             template=task.template,
         )
-        require_text(tokens[name], [example.id for example in part])
+        require_text(tokens[name], part)
     if weight is not None or class_weights is not None:
         weights = _weights(task, splits["train"], rows, made["train"], weight, class_weights, report)
         tokens["train"] = dataclasses.replace(tokens["train"], weights=weights)

@@ -16,7 +16,7 @@ from jpeft.data.splits import Split, numbers_of
 from jpeft.data.tasks import Example, Task
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
-from jpeft.rows.values import alike, is_missing
+from jpeft.rows.values import alike, can_be_seen, is_missing
 from jpeft.words import clipped, counted
 
 _MOST_SHOWN = 8  # labels of one line
@@ -159,7 +159,7 @@ def told_of_rows(
                 characters = ", ".join(map(_short, tokenizer.unknown_characters(texts(row))[:4]))
                 example = f"such as {characters} in {row.id}: the model can neither read nor write them"
         lines += _by_split(f"{what} with characters that this vocabulary does not have", lost, example)
-    empty = {split: [row.id for row in part if not _texts_of(row).strip()] for split, part in examples.items()}
+    empty = {split: [row.id for row in part if not can_be_seen(_texts_of(row))] for split, part in examples.items()}
     some = next((ids[0] for ids in empty.values() if ids), "")
     lines += _by_split(
         "inputs without text", {split: (len(ids), len(examples[split])) for split, ids in empty.items()}, f"as {some}"

@@ -1,5 +1,6 @@
 """The benchmark's four tasks, and a user's own, as prompts, answers, metric and lengths."""
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
@@ -222,16 +223,19 @@ def examples(task: Task, split: str, rows: Mapping[str, list[Any]], indices: Ite
     """
     require_columns(task, split, rows)
     template = Template.parse(task.template)
-    references: dict[Any, list[int]] = {}
+    references: dict[str, list[int]] = {}
     if task.same_input is not None and task.same_input in rows:
         for row, value in enumerate(rows[task.same_input]):
-            references.setdefault(value, []).append(row)
+            with contextlib.suppress(ValueError):  # it holds no text: said below, if it is chosen
+                references.setdefault(as_text(value), []).append(row)
 
     made = []
     for row in indices:
         where = f"{split}/{row}"
         target = _answer(task, rows[task.target][row], where)
-        same = references.get(rows[task.same_input][row], []) if references and task.same_input else []
+        same = []
+        if references and task.same_input is not None:
+            same = references[_text(rows[task.same_input][row], task.same_input, where)]
         others = dict.fromkeys(_answer(task, rows[task.target][other], where) for other in same)
         fields = {column: _text(rows[column][row], column, where) for column in template.columns}
         references_ = tuple(dict.fromkeys([target, *others]))

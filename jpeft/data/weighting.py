@@ -10,6 +10,7 @@ weigh 1.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -80,10 +81,14 @@ def column_weights(column: str, columns: Mapping[str, Sequence[Any]], rows: Sequ
     return [_weight(columns[column][row], f"row {split}/{row}: its weight, {column!r},") for row in rows]
 
 
+# What `float` takes besides is Python's own: 1_0.
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
 def _weight(value: Any, what: str) -> float:
     try:
         text = "" if is_missing(value) or isinstance(value, bool) else as_text(value)
-        weight = float(text)
+        weight = float(text) if _NUMBER.fullmatch(text.strip()) else math.nan
     except ValueError:
         weight = math.nan
     if not (math.isfinite(weight) and weight >= 0):

@@ -3,7 +3,7 @@
 import dataclasses
 import fnmatch
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from jpeft.config import Run
@@ -14,6 +14,7 @@ from jpeft.words import counted
 
 # The paper ablates at medium scale only.
 _PAPER_ABLATION_SCALE = "medium"
+ALL_ABLATIONS = ("paper", "all", "none")  # words for many; each stands alone, instead of names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ def config_names(
     if isinstance(ablations, str):
         wanted = set() if ablations == "none" else known
     else:
-        wanted = {one_of("--ablations", name, known) for name in ablations}
+        wanted = {_known_ablation(name, known) for name in ablations}
     names = []
     for task, method in itertools.product(tasks, methods):
         names += [f"{method}_{task}_{scale}" for scale in scales]
@@ -71,6 +72,12 @@ def config_names(
                 if ablations != "paper" or scale == _PAPER_ABLATION_SCALE
             ]
     return names
+
+
+def _known_ablation(name: str, known: Collection[str]) -> str:
+    if name in ALL_ABLATIONS:
+        raise UserError(f"--ablations {name} stands alone; leave it out, or the other names.")
+    return one_of("--ablations", name, sorted(known))
 
 
 def expand(

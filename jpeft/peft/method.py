@@ -213,9 +213,6 @@ class AddedModules(Method):
     def attach_to(self, place: SiteModule, key: Key[Array, ""], model: nnx.Module, made: dict[int, Any]) -> None:
         first = place.sites[0]
 
-        def create(site_key: Key[Array, ""]) -> nnx.Module:
-            return self.create(first, site_key, model)
-
         path = first.any_layer if place.in_stack else first.path
         key = jax.random.fold_in(key, zlib.crc32(path.encode()))
         if place.in_stack:  # a layer's initial values depend on its index, not on the segment that it is stored in
@@ -224,8 +221,10 @@ class AddedModules(Method):
             layers = jnp.arange(first.layers)
         else:
             layers = None
-        keys = key if layers is None else jax.vmap(lambda layer: jax.random.fold_in(key, layer))(layers)
-        adapter = create(keys) if layers is None else jax.vmap(create)(keys)
+        if layers is None:
+            adapter = self.create(first, key, model)
+        else:
+            adapter = jax.vmap(lambda layer: self.create(first, jax.random.fold_in(key, layer), model))(layers)
         self.start(adapter, place)
         put(place, adapter)
 

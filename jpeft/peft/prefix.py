@@ -1,6 +1,7 @@
 """Prefix tuning: trainable keys and values put before those of each attention (Li & Liang 2021)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -301,13 +302,19 @@ def _read(model: Any, key: Array, length: int) -> dict[str, tuple[Array, Array]]
             "prefix_init='normal'."
         )
     graphdef, state = nnx.split(model)
+    return _reader(graphdef, length)(state, key)
 
-    def read(state: nnx.State) -> dict[str, tuple[Array, Array]]:
+
+@functools.lru_cache(maxsize=8)
+def _reader(graphdef: nnx.GraphDef, length: int) -> Callable[[nnx.State, Array], dict[str, tuple[Array, Array]]]:
+    """A program for all models of one structure: many runs of one process begin from the same."""
+
+    def read(state: nnx.State, key: Array) -> dict[str, tuple[Array, Array]]:
         base = nnx.merge(graphdef, state)
         found = base.attended(common_pieces(key, length, base.config.vocab_size))
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), found)
 
-    return jax.jit(read)(state)
+    return jax.jit(read)
 
 
 def _plain(leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -256,7 +256,7 @@ def evaluate(
         max_target_length=task.max_target_length,
         template=task.template,
     )
-    require_text(tokens, [example.id for example in made])
+    require_text(tokens, made)
     config, (graphdef, adapter, base) = model.config, split(model)
     labels = PackedLabels.of(task.answers, tokenizer, config) if test.answer == "score" else None
     generate = Program(make_generate(graphdef, max_length=task.max_target_length, num_beams=test.num_beams))
@@ -327,7 +327,10 @@ def shown_labels(unknown: Mapping[str, int]) -> str:
 
 
 def seen_by_the_run(source: AnswerSource, made: list[Example]) -> tuple[dict[str, int] | None, str | None]:
-    """How many examples have a prompt that the adapter's run trained on or validated with; or why that is not known."""
+    """How many examples have the text that the adapter's run trained on or validated with; or why that is not known.
+
+    Told by the columns that its prompts were made of, so that another template hides nothing.
+    """
     directory = source.adapter if source.adapter is not None else source.directory
     run_directory = directory.absolute().parent
     if directory.absolute().name != "adapter" or not (run_directory / "splits.json").is_file():
@@ -344,20 +347,23 @@ def seen_by_the_run(source: AnswerSource, made: list[Example]) -> tuple[dict[str
         rows = together(load_sources(task, data.source, data.path, data.mix, sample_seed=data.sample_seed))
         if digest is not None and digest != rows_digest(rows):  # the numbers in `drawn` would be those of other rows
             return None, "its rows have changed since its run read them"
-        prompts: dict[str, set[str]] = {}
+        columns = Template.parse(task.template).columns
+        if made and set(made[0].fields) != set(columns):
+            return None, f"its prompts were made of other columns ({', '.join(columns)})"
+        texts: dict[str, set[tuple[str, ...]]] = {}
         for name in ("train", "validation"):
-            prompts[name] = _prompts(task, rows, drawn[name])
+            texts[name] = _texts(task, columns, rows, drawn[name])
     except (RunFailed, UserError, KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         return None, f"the rows of its run cannot be read again ({str(error).rstrip('.')})"
-    return {name: sum(example.input in known for example in made) for name, known in prompts.items()}, None
+    asked = [tuple(example.fields[column] for column in columns) for example in made]
+    return {name: sum(each in known for each in asked) for name, known in texts.items()}, None
 
 
-def _prompts(task: Task, rows: Mapping[str, Columns], ids: list[Any]) -> set[str]:
-    template, prompts = Template.parse(task.template), set()
-    for split_name, columns in rows.items():
-        require_columns(task, split_name, columns)
+def _texts(task: Task, columns: Sequence[str], rows: Mapping[str, Columns], ids: list[Any]) -> set[tuple[str, ...]]:
+    for split_name, split_rows in rows.items():
+        require_columns(task, split_name, split_rows)
+    found = set()
     for each in ids:
         split_name, _, number = each.rpartition("/")
-        columns = rows[split_name]
-        prompts.add(template.render({column: as_text(columns[column][int(number)]) for column in template.columns}))
-    return prompts
+        found.add(tuple(as_text(rows[split_name][column][int(number)]) for column in columns))
+    return found

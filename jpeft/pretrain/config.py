@@ -98,7 +98,7 @@ class TokenizerConfig:
       path: a directory with a tokenizer, or the name of a model that has one; None trains one on the corpus.
       size: pieces of a trained one, special ids, bytes and sentinels included; None is 16,384, or as many as the
         corpus gives where it is too small for these.
-      megabytes: of text to train it on, taken from the sources by their rates.
+      megabytes: millions of characters of text to train it on, taken from the sources by their rates.
     """
 
     path: str | None = None

@@ -36,6 +36,7 @@ class TextSource:
         lengths = texts.lengths()
         kept = np.flatnonzero(lengths >= LEAST_TEXT)
         parts = -(-lengths[kept] // longest)  # of equal length, so that no crumb is left at the end
+        self.columns = (texts,)
         self.document = np.repeat(kept, parts)
         number = np.arange(len(self.document)) - np.repeat(np.cumsum(parts) - parts, parts)
         size, total = np.repeat(lengths[kept], parts), np.repeat(parts, parts)
@@ -63,7 +64,7 @@ class PairSource:
     """
 
     def __init__(self, inputs: Texts, targets: Texts, objective: Objective, empty: tuple[Sequence[int], Sequence[int]]):
-        self._inputs, self._targets = inputs, targets
+        self._inputs, self._targets = self.columns = inputs, targets
         lengths = np.stack([inputs.lengths(), targets.lengths()], axis=1)
         fits = objective.fits(lengths) & ~says_nothing(inputs, empty[0]) & ~says_nothing(targets, empty[1])
         self.document = np.flatnonzero(fits)
@@ -190,10 +191,13 @@ def load_mixture(
 ) -> Mixture:
     """Tokenises the sources, or finds their tokens in the cache, and holds rows out for validation.
 
+    What stands in a row held out does not train from another row either, of whatever source.
+
     Raises:
-      UserError: a file is absent or cannot be read, or no piece of a source fits a row.
+      UserError: a file is absent or cannot be read, or no piece of a source fits a row and may train.
     """
-    training, held_out = {}, {}
+    read: dict[str, TextSource | PairSource] = {}
+    apart: dict[str, np.ndarray] = {}
     for name, config in sources.items():
         texts = load_texts(source_files(directory, name, config), config.kind, tokenizer, report=report)
         source = (
@@ -204,22 +208,47 @@ def load_mixture(
         why = f"shorter than {LEAST_TEXT} tokens" if config.kind == "text" else "longer than a row, or empty"
         if source.left_out:
             report(f"{name}: {source.left_out:,} of {len(texts[0]):,} rows left out, {why}")
-        lengths = source.lengths()
+        read[name] = source
         # Whole rows of the file are held out, not pieces: the rest of a text tells much of its pieces. The same rows
         # whatever the seed, rates and other sources: a run that goes on from another has held out what that one had.
         order = np.random.default_rng([4, zlib.crc32(name.encode())]).permutation(len(texts[0]))
-        apart = order[: _num_held_out(len(order))]
-        is_apart = np.isin(source.document, apart)
-        for parts, chosen in ((training, ~is_apart), (held_out, is_apart)):
+        apart[name] = order[: _num_held_out(len(order))]
+    training, held_out = {}, {}
+    for name, source in read.items():
+        twins = _twins(name, read, apart)
+        if len(twins):
+            report(f"{name}: {counted(len(twins), 'row')} of the same text as rows held out, left out of training")
+        is_apart = np.isin(source.document, apart[name])
+        trains = ~is_apart & ~np.isin(source.document, twins)
+        lengths = source.lengths()
+        for parts, chosen in ((training, trains), (held_out, is_apart)):
             pieces = np.flatnonzero(chosen)
             parts[name] = SourcePart(source, pieces, lengths[pieces])
-        if not len(training[name].pieces):
+        if not trains.any():
+            kind = "empty" if sources[name].kind == "pairs" else f"shorter than {LEAST_TEXT} tokens"
             raise UserError(
                 f"data.sources.{name} has nothing to train on: no row of it that fits {objective} tokens "
-                f"(data.input_length, data.target_length) and is not {'empty' if config.kind == 'pairs' else why}."
+                f"(data.input_length, data.target_length), is not {kind} and does not say what a row held out says."
             )
     rates = {name: config.rate for name, config in sources.items()}
     return Mixture(training, held_out, rates, objective, batch_size, seed)
+
+
+def _twins(name: str, sources: Mapping[str, TextSource | PairSource], apart: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Numbers of a source's rows that are not held out and say what one says that is, of any source of the kind."""
+    here = sources[name]
+    known: set[tuple[bytes, ...]] = set()
+    for other, rows in apart.items():
+        if type(sources[other]) is type(here):
+            known.update(_content(sources[other], int(row)) for row in rows)
+    lengths = here.columns[-1].lengths()
+    alike = np.isin(lengths, [len(content[-1]) // here.columns[-1].ids.itemsize for content in known])
+    alike[apart[name]] = False
+    return np.array([row for row in np.flatnonzero(alike) if _content(here, int(row)) in known], int)
+
+
+def _content(source: TextSource | PairSource, row: int) -> tuple[bytes, ...]:
+    return tuple(texts[row].tobytes() for texts in source.columns)
 
 
 def _num_held_out(rows: int) -> int:

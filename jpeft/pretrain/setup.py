@@ -1,5 +1,7 @@
 """From a pretraining config to its vocabulary, its mixture of sources and its network."""
 
+import itertools
+import math
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,19 +67,22 @@ def load_tokenizer(run: Pretraining, workdir: Path, report: Callable[[str], None
 
 
 def _sampled_texts(run: Pretraining) -> Iterator[str]:
-    """Rows of every source until each has given its share of `tokenizer.megabytes`, evenly over its files."""
+    """Texts of every source until each has given its share of `tokenizer.megabytes`, evenly over its files.
+
+    The last one of a source is cut where its share ends, so that none goes without for having long texts alone.
+    """
     total = sum(source.rate for source in run.data.sources.values())
     assert run.data.path is not None, "checked by Pretraining.from_config"
     for name, source in run.data.sources.items():
         files = source_files(Path(run.data.path).expanduser(), name, source)
-        budget = run.tokenizer.megabytes * 1e6 * source.rate / total
+        budget = math.ceil(run.tokenizer.megabytes * 1e6 * source.rate / total)
         rows = [row for file in files for row in read_texts(file, COLUMNS[source.kind])]
         random.Random(run.train.seed).shuffle(rows)
-        for row in rows:
-            budget -= sum(map(len, row))
-            if budget < 0:
+        for text in itertools.chain.from_iterable(rows):
+            if budget <= 0:
                 break
-            yield from row
+            yield text[:budget]
+            budget -= len(text)
 
 
 def network_config(run: Pretraining, tokenizer: Tokenizer) -> T5Config | DecoderConfig:
@@ -147,14 +152,19 @@ def build_network(
     dtype, family = compute_dtype(run.model.dtype), family_with(config)
     if run.model.start is not None:
         directory = resolve(run.model.start, what="model.start", flag="--config.model.start", report=report)
-        if run.not_used():
-            report(f"model.start brings its own sizes and vocabulary; not used: {', '.join(run.not_used())}")
+        not_used = f"; not used: {', '.join(run.not_used())}" if run.not_used() else ""
+        report(f"model.start brings its own vocabulary and sizes ({_sizes(config)}){not_used}")
         model = family.load(directory, dtype=dtype, stored_dtype=jnp.float32, dropout_rate=0.0)
     else:
         model = family.build(config, dtype=dtype, seed=run.train.seed)
         _set_embeddings(model, run, mixture, report)
     family.arrange(model, scan_layers=True, remat=run.model.remat)
     return attach(model, Full(), select(model, Full()), jax.random.key(run.train.seed))
+
+
+def _sizes(config: T5Config | DecoderConfig) -> str:
+    names = ("d_model", "d_kv", "d_head", "d_ff", "num_heads", "num_layers", "num_decoder_layers")
+    return ", ".join(f"{name} {getattr(config, name)}" for name in names if hasattr(config, name))
 
 
 def _set_embeddings(model: T5 | Decoder, run: Pretraining, mixture: Mixture, report: Callable[[str], None]) -> None:

@@ -72,13 +72,21 @@ def as_text(value: Any) -> str:
     raise ValueError(f"holds a value of the type {type(value).__name__}; write text there")
 
 
+_UNSEEN = ("Cf", "Cc")  # categories of characters that a reader does not see: joiners, marks of direction, controls
+
+
+def can_be_seen(text: str) -> bool:
+    """Whether a reader sees anything of a text: white space, joiners and controls leave no mark."""
+    return any(not each.isspace() and unicodedata.category(each) not in _UNSEEN for each in text)
+
+
 def alike(text: str) -> str:
     """A key that is equal for texts that a reader takes for the same.
 
     Case, white space, what cannot be seen and the way in which a letter or a number (1, 1.0) is written are left aside.
     """
     composed = unicodedata.normalize("NFKC", text)
-    visible = "".join(each for each in composed if each.isspace() or unicodedata.category(each) not in ("Cf", "Cc"))
+    visible = "".join(each for each in composed if each.isspace() or unicodedata.category(each) not in _UNSEEN)
     folded = " ".join(visible.casefold().split())
     if not _NUMBER.fullmatch(folded):
         return folded

@@ -1,5 +1,7 @@
 """Tokens to batches: what is padded, what is cut, and that each row trains once an epoch."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -237,10 +239,15 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 
 
 def test_an_empty_target_is_named_by_its_row():
+    first = Example(id="train/4", input="", target="Sports", references=("Sports",))
+    second = dataclasses.replace(first, id="train/9")
     tokens = tokens_of(([5, 1], [8, 1]), ([5, 1], [1]))
     with pytest.raises(UserError, match="row train/9 has an empty target; fill it in or remove the row"):
-        require_text(tokens, ["train/4", "train/9"])
-    require_text(tokens_of(([1], [8, 1])), ["train/4"])  # an empty input may be meant
+        require_text(tokens, [first, second])
+    require_text(tokens_of(([1], [8, 1])), [first])  # an empty input may be meant
+    unseen = dataclasses.replace(second, target=" \u200b\u2060")
+    with pytest.raises(UserError, match="row train/9 has an empty target"):
+        require_text(tokens_of(([5, 1], [8, 1])), [unseen])
 
 
 def test_a_cache_that_can_not_be_written_is_done_without(tiny_tokenizer, tmp_path, monkeypatch):

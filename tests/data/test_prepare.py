@@ -426,6 +426,9 @@ def test_rows_without_text_and_prompts_that_show_the_answer_are_said(prepared, t
     assert "the prompt shows the column of the answers, 'target': what is measured is no ability" in lines
     _, lines = prepared("custom", path, keys={"template": "Q: { input }"})
     assert any(re.fullmatch(r"inputs without text: 1 of \d+ \w+ \(as train/3\)", line) for line in lines)
+    path = write(tmp_path / "mine.jsonl", [("\u200b" if i == 3 else f"goal {i}", "ab"[i % 2]) for i in range(40)])
+    _, lines = prepared("custom", path, keys={"template": "Q: { input }"})
+    assert any(line.startswith("inputs without text: 1 of") for line in lines)
 
 
 def test_one_column_cannot_be_the_text_and_its_answer(prepared, tmp_path):

@@ -66,6 +66,13 @@ def test_texts_of_the_same_meaning_are_each_others_references_with_their_own_fir
     assert made[1].references == ("Alimentum is open.",)
 
 
+def test_an_input_that_is_no_text_is_named_with_its_row_where_it_is_chosen():
+    rows = {"meaning_representation": ["name[A]", ["name[A]"], "name[A]"], "human_reference": ["x", "y", "z"]}
+    assert [row.references for row in examples(TASKS["e2e"], "test", rows, [0, 2])] == [("x", "z"), ("z", "x")]
+    with pytest.raises(UserError, match="row test/1: the column 'meaning_representation' holds a list"):
+        examples(TASKS["e2e"], "test", rows, [1])
+
+
 def test_references_come_from_rows_that_were_not_drawn_too():
     assert "Giraffe it is." in examples(TASKS["e2e"], "test", E2E_ROWS, [0])[0].references
 

@@ -38,6 +38,8 @@ def test_a_weight_that_names_no_label_is_told_the_labels_as_they_are_written(tex
         ("yes", "expected balanced, or label=weight"),
         ("yes=-1", "the weight of 'yes' is '-1'; expected a number, 0 or more"),
         ("yes=nan", "is 'nan'"),
+        ("yes=1_0", "is '1_0'"),
+        ("yes=\u0661", "is '\u0661'"),
         ("yes=1,yes=2", "two weights for 'yes'"),
         ("", "expected balanced, or label=weight"),
         ("yes=1,", "expected balanced, or label=weight"),
@@ -52,8 +54,8 @@ def test_weights_of_classes_that_cannot_be_meant_are_refused(text, says):
 
 
 def test_a_column_of_numbers_or_of_their_texts():
-    columns = {"w": [1, "2.5", 0, 3.0, None, "x", -1, True]}
-    assert column_weights("w", columns, [3, 0, 1, 2], "train") == [3, 1, 2.5, 0]
+    columns = {"w": [1, "2.5", 0, 3.0, None, "x", -1, True, 1e-7, " +.5e1 "]}
+    assert column_weights("w", columns, [3, 0, 1, 2, 8, 9], "train") == [3, 1, 2.5, 0, 1e-7, 5]
     for row, shown in ((4, "None"), (5, "'x'"), (6, "-1"), (7, "True")):
         with pytest.raises(UserError, match=f"row train/{row}: its weight, 'w', is {shown}; expected a number"):
             column_weights("w", columns, [row], "train")

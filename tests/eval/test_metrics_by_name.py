@@ -294,6 +294,13 @@ def test_a_function_of_ones_own_gives_a_number_or_one_a_row(module):
     assert not higher_is_better(f"{name}:whole")
 
 
+@pytest.mark.parametrize("given", ["100", "(0, 1, 2)", "('x', 2)", "(1, 0)", "None"])
+def test_a_range_that_is_no_pair_of_numbers_is_one_line(given, module):
+    name = module(f"own_r{abs(hash(given))}", f"def f(predictions, references):\n    return 0\nf.range = {given}\n")
+    with pytest.raises(UserError, match="has range=.* expected two numbers, the lower first"):
+        own.load(f"{name}:f")
+
+
 def test_naming_a_function_imports_it_only_where_it_is_asked_for_by_load(module):
     name = module("own_b", "raise SystemError('it ran')\n")
     run = Run.from_config({"data": {"task": "custom", "path": "x.csv"}, "eval": {"metrics": f"{name}:f"}})

@@ -42,6 +42,8 @@ def test_ablations_are_taken_for_the_methods_that_know_them(ablations, count):
 def test_an_ablation_that_no_method_knows_is_named():
     with pytest.raises(UserError, match="--ablations is 'drop_dense'; expected one of"):
         config_names(["full", "lora"], TASKS, SCALES, ["drop_dense"])
+    with pytest.raises(UserError, match="--ablations none stands alone"):
+        config_names(["lora"], TASKS, SCALES, ["none", "early"])
 
 
 def test_each_seed_is_a_cell_of_its_own():

@@ -346,3 +346,8 @@ def test_that_holds_of_lora_however_it_begins():
     for init in ("plain", "pissa", "loftq"):
         with pytest.raises(UserError, match="method.alpha is nan; expected"):
             Lora.official(alpha=float("nan"), init=init)
+
+
+def test_a_scale_of_zero_by_which_nothing_trains_is_refused():
+    with pytest.raises(UserError, match="method.alpha is 0, by which the update is multiplied: nothing would train"):
+        Lora.official(alpha=0)

@@ -12,6 +12,7 @@ from jpeft.cli import main
 from jpeft.config import Run
 from jpeft.data.sources import rows_digest
 from jpeft.data.task_file import TaskOfRun
+from jpeft.data.tasks import examples
 from jpeft.errors import RunFailed, UserError
 from jpeft.model import weights
 from jpeft.peft.lora import Lora
@@ -103,8 +104,22 @@ def test_it_says_what_a_reader_has_to_know(evaluate, run, tmp_path):
     assert "unknown  3 rows with labels that the run did not know ('Robots' 2, '3' 1)" in said
     assert "warning  only 9 test rows" in said
     assert "of 9 inputs to 24 tokens, in their longest column" in said
-    assert "seen     3 of 9 rows have a prompt that the run trained on" in said
-    assert "seen     1 of 9 rows have a prompt that the run chose its best epoch by" in said
+    assert "seen     3 of 9 rows have a text that the run trained on" in said
+    assert "seen     1 of 9 rows have a text that the run chose its best epoch by" in said
+
+
+def test_another_template_does_not_hide_what_the_run_has_seen(run, tmp_path):
+    source = AnswerSource.find(None, run, report=print)
+    file = write_rows(tmp_path / "known.jsonl", [{**row, "n": 1} for row in rows_of(20, seed=1)])
+
+    def seen(template):
+        test = Evaluation.of(source, template=template)
+        name, rows = test.read(file, None, None)
+        return seen_by_the_run(source, examples(test.task, name, rows, range(20)))
+
+    assert seen("About: {text}") == seen(None) and seen(None)[0]["train"] > 0
+    found, why = seen("{n}: {text}")
+    assert found is None and why == "its prompts were made of other columns (text)"
 
 
 def test_labels_that_are_written_otherwise_or_are_others_throughout_are_no_low_number_without_a_word():

@@ -20,6 +20,7 @@ from jpeft.model import weights
 from jpeft.pretrain import mixture
 from jpeft.pretrain.config import Pretraining
 from jpeft.pretrain.loop import pretrain, unigram_entropy
+from jpeft.pretrain.setup import build_network, load_tokenizer, mixture_of_run, network_config
 from jpeft.run.display import Display
 from jpeft.run.metrics_log import MetricsLog
 
@@ -154,6 +155,13 @@ def test_a_model_can_be_trained_further(tiny_pretraining, tmp_path):
     first, second = (load_file(tmp_path / name / "model/model.safetensors") for name in ("first", "second"))
     for name, value in first.items():
         np.testing.assert_array_equal(np.asarray(value, np.float32), second[name])
+    tiny_pretraining.model.d_model = 48
+    run, lines = Pretraining.from_config(tiny_pretraining), []
+    tokenizer = load_tokenizer(run, tmp_path, lines.append)
+    config = network_config(run, tokenizer)
+    build_network(run, config, mixture_of_run(run, tokenizer, config, lines.append), lines.append)
+    assert "brings its own vocabulary and sizes (d_model 16, d_kv 8, d_ff 16, num_heads 2, " in lines[-1]
+    assert "; not used: model.d_model, " in lines[-1]  # a size that is given
 
 
 @pytest.mark.parametrize(

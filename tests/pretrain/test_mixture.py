@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 import os
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from jpeft.errors import UserError
 from jpeft.pretrain.config import Pretraining, SourceConfig
 from jpeft.pretrain.mixture import Mixture, PairSource, TextSource, _num_held_out, source_files
-from jpeft.pretrain.setup import load_tokenizer, mixture_of_run, network_config
+from jpeft.pretrain.setup import _sampled_texts, load_tokenizer, mixture_of_run, network_config
 
 
 @pytest.fixture
@@ -108,6 +109,44 @@ def test_held_out_rows_never_train(mixture, run):
     np.testing.assert_array_equal(
         first[0]["encoder_input_tokens"], mixture.validation(PairSource, most_batches=1)[0]["encoder_input_tokens"]
     )
+
+
+def test_what_a_row_held_out_says_trains_from_no_other_row(tiny_pretraining, tmp_path, corpus, capsys):
+    """Of the same source, which repeats itself, or of another that reads the same file."""
+    rows = (corpus / "news.jsonl").read_text().splitlines()[:20] * 15
+    (corpus / "again.jsonl").write_text("\n".join(rows) + "\n")
+    tiny_pretraining.data.sources.news.files = "again.jsonl"
+    tiny_pretraining.data.sources.books.files = "*books-*.jsonl"
+    run = Pretraining.from_config(tiny_pretraining)
+    some = SourceConfig("books-0.jsonl", "text", 0.1)
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, sources={**run.data.sources, "some": some}))
+    mixture = mixture_of(run, tmp_path)
+
+    def texts(parts, name):
+        source = parts[name].source
+        return {source.texts[int(row)].tobytes() for row in source.document[parts[name].pieces]}
+
+    apart = set.union(*(texts(mixture.held_out, name) for name in ("books", "news", "some")))
+    assert len(apart) == 3 and not any(texts(mixture.training, name) & apart for name in ("books", "news", "some"))
+    said = capsys.readouterr().out
+    assert "news: 14 rows of the same text as rows held out, left out of training" in said
+    assert "books: 1 row of the same text" in said
+
+
+def test_rows_that_all_say_the_same_are_no_corpus(tiny_pretraining, tmp_path, corpus):
+    (corpus / "same.jsonl").write_text('{"input": "a", "target": "b c"}\n' * 30)
+    tiny_pretraining.data.sources.pairs.files = "same.jsonl"
+    with pytest.raises(UserError, match="nothing to train on: .* does not say what a row held out says"):
+        mixture_of(Pretraining.from_config(tiny_pretraining), tmp_path)
+
+
+def test_a_vocabulary_is_made_of_every_source_however_long_its_texts(tiny_pretraining, tmp_path, corpus):
+    (corpus / "hindi.jsonl").write_text(json.dumps({"text": "सही उत्तर यहाँ है " * 5_000}) + "\n")
+    tiny_pretraining.data.sources.news.files = "hindi.jsonl"
+    tiny_pretraining.tokenizer.update({"path": None, "megabytes": 0.01})
+    texts = list(_sampled_texts(Pretraining.from_config(tiny_pretraining)))
+    hindi = sum(len(text) for text in texts if "सही" in text)
+    assert hindi == 2_000 and sum(map(len, texts)) == pytest.approx(10_000, abs=3)
 
 
 def test_what_does_not_fit_a_row_is_left_out_and_said(tiny_pretraining, tmp_path, corpus, capsys):

@@ -82,15 +82,21 @@ class OwnMetric(Metric):
     @classmethod
     def of_function(cls, name: str, function: Callable[..., Any]) -> "OwnMetric":
         """Raises `UserError`: an attribute of the function cannot be what it says."""
-        low, high = getattr(function, "range", UNBOUNDED)
-        better = getattr(function, "higher_is_better", True)
+        given, better = getattr(function, "range", UNBOUNDED), getattr(function, "higher_is_better", True)
+        try:
+            low, high = map(float, given)
+        except (TypeError, ValueError):
+            low = high = math.nan
         if not isinstance(better, bool) or not low < high:
-            raise UserError(f"the metric {name!r} has the range {low} to {high} and higher_is_better={better!r}.")
+            raise UserError(
+                f"the metric {name!r} has range={given!r} and higher_is_better={better!r}; expected two numbers, the "
+                "lower first, and True or False."
+            )
 
         def whole(answered: Answered) -> Any:
             return function(list(answered.predictions), [list(r) for r in answered.references])
 
-        return cls(name, name, scores=whole, higher_is_better=better, range=(float(low), float(high)))
+        return cls(name, name, scores=whole, higher_is_better=better, range=(low, high))
 
     def of(self, answered: Answered) -> Computed:
         """Raises `UserError`: the function gives neither a number nor a number a row, or not a finite one."""
