@@ -350,4 +350,4 @@ def test_that_holds_of_lora_however_it_begins():
 
 def test_a_scale_of_zero_by_which_nothing_trains_is_refused():
     with pytest.raises(UserError, match="method.alpha is 0, by which the update is multiplied: nothing would train"):
-        Lora.official(alpha=0)
+        Lora.official(alpha=0.0)
