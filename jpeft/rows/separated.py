@@ -4,8 +4,7 @@ Between commas, semicolons and bars a quote is RFC 4180's: what it opens may hol
 that stand in two rows by chance make one row of all between them, which cannot be told from a long value by its syntax
 alone, but by its lines: each of them splits into as many values as the header has.
 
-Between tabs most files are written without quoting. There a quote is plain text, unless it stands around a whole value,
-as spreadsheets and pandas write one that holds a tab, a quote or lines; one that has both tabs and lines is not read.
+Between tabs it is another matter: `jpeft.rows.tabbed`.
 """
 
 import csv
@@ -16,29 +15,15 @@ from typing import NamedTuple
 
 from jpeft.errors import UserError
 from jpeft.rows import text
-from jpeft.rows.text import FileRow, Line, column_names
+from jpeft.rows.records import LINES_JUDGED, STRAY_RETURN, Doubts, Record
+from jpeft.rows.tabbed import rows_between_tabs
+from jpeft.rows.text import FileRow, Line, bare, column_names
 from jpeft.words import counted
 
-MOST_LINES_IN_QUOTES = 10_000  # of a file with tabs; they are held until the quote is closed, or is none
 _SEPARATORS = ",;\t|"
 _LINES_LOOKED_AT, _BYTES_LOOKED_AT = 50, 2**20  # for the separator
 # So many lines that each look like a row are rows. Where a space follows every separator, prose looks like that, too.
 _SURELY_ROWS, _SURELY_SPACED_ROWS = 4, 12
-_LINES_JUDGED = 1000  # of a row that has more
-
-
-class _Record(NamedTuple):
-    """Values of one row, and the lines that it is made of."""
-
-    began: int
-    ended: int
-    values: list[str]
-    size: int
-    lines: list[str]
-
-    @property
-    def where(self) -> str:
-        return _place(self.began, self.ended)
 
 
 class _Style(NamedTuple):
@@ -81,9 +66,9 @@ def csv_rows(
         del looked_at[0]
     sample = [line.text for line in looked_at]
     style = _style(given[2] if given else _separator(sample, tabs=tabs), sample)
-    doubts = _Doubts(name, report)
+    doubts = Doubts(name, report)
     lines = itertools.chain(looked_at, of)
-    records = _between_tabs(lines, name, doubts) if style.separator == "\t" else _records(lines, style, name)
+    records = rows_between_tabs(lines, name, doubts) if style.separator == "\t" else _records(lines, style, name)
     header: list[str] = []
     for record in records:
         if not header:
@@ -102,39 +87,6 @@ def csv_rows(
             _refuse_swallowed_rows(record, style, len(header), name, doubts)
         yield FileRow(f"line {record.began}", dict(zip(header, record.values, strict=True)), record.size)
     doubts.end()
-
-
-def _place(began: int, ended: int) -> str:
-    return f"line {began}" if began == ended else f"lines {began} to {ended}"
-
-
-class _Doubts:
-    """Tells of the first row of each kind that may not be what was meant, at once, and at the end of the others."""
-
-    def __init__(self, name: str, report: Callable[[str], None]):
-        self._name, self._report = name, report
-        self._others: dict[str, int] = {}
-        self._last: dict[str, str] = {}
-
-    def of(self, kind: str, where: str, line: str) -> None:
-        """Takes note of a row.
-
-        Args:
-          kind: what its kind does, for a sentence whose subject is `row` or `rows`.
-          line: said of the first.
-        """
-        if kind in self._others:
-            self._others[kind] += 1
-            self._last[kind] = where
-        else:
-            self._others[kind] = 0
-            self._report(line)
-
-    def end(self) -> None:
-        """Says how many more rows there were of each kind."""
-        for kind, others in self._others.items():
-            if others:
-                self._report(f"{counted(others, 'more row')} of {self._name} {kind}, the last in {self._last[kind]}")
 
 
 # What separates
@@ -213,12 +165,12 @@ class _Feed:
                 f"the row that begins in line {self.began} of {self._name} has more than {text.MOST_ROW_BYTES:,} "
                 "bytes; is a quote opened there and not closed?"
             )
-        if len(self.lines) < _LINES_JUDGED:
+        if len(self.lines) < LINES_JUDGED:
             self.lines.append(line.text)
         return line.text
 
 
-def _records(of: Iterator[Line], style: _Style, name: str) -> Iterator[_Record]:
+def _records(of: Iterator[Line], style: _Style, name: str) -> Iterator[Record]:
     """Each record that has any values."""
     feed = _Feed(of, name)
     records = csv.reader(feed, delimiter=style.separator, strict=True, skipinitialspace=style.quoted)
@@ -233,7 +185,7 @@ def _records(of: Iterator[Line], style: _Style, name: str) -> Iterator[_Record]:
             where = f"line {feed.number}" if one_line else f"the row of lines {feed.began} to {feed.number}"
             raise UserError(f"{where} of {name} {_csv_reason(str(error), style.separator)}.") from None
         if values:
-            yield _Record(feed.began, feed.number, values, feed.size + blank, feed.lines)
+            yield Record(feed.began, feed.number, values, feed.size + blank, feed.lines)
             blank = 0
         else:
             blank += feed.size
@@ -249,134 +201,14 @@ def _csv_reason(reason: str, separator: str) -> str:
     if "unexpected end" in reason:
         return "has a quote that is opened and never closed"
     if "new-line character" in reason:
-        return _STRAY_RETURN
+        return STRAY_RETURN
     return f"is no CSV ({reason})"
-
-
-_STRAY_RETURN = "has a carriage return outside of quotes; lines end in LF or CRLF"
-
-
-# Rows between tabs
-
-_WHOLE = re.compile(r' *"([^"]*(?:""[^"]*)*)" *(?=\t|\Z)')  # a value in quotes,
-_WHOLE_WITHOUT_TABS = re.compile(r' *"([^"\t]*(?:""[^"\t]*)*)" *(?=\t|\Z)')
-_OPEN = re.compile(r' *"[^"\t]*(?:""[^"\t]*)*\Z')  # and what may be one if it is closed in a line further down
-_GOES_ON = re.compile(r'[^"\t]*(?:""[^"\t]*)*\Z')
-_CLOSES = re.compile(r'[^"\t]*(?:""[^"\t]*)*" *(?=\t|\Z)')
-
-
-class _Lines:
-    """Lines of which some may be given back."""
-
-    def __init__(self, of: Iterator[Line]):
-        self._of = of
-        self._waiting: list[Line] = []
-
-    def next(self) -> Line | None:
-        return self._waiting.pop() if self._waiting else next(self._of, None)
-
-    def give_back(self, lines: Sequence[Line]) -> None:
-        self._waiting.extend(reversed(lines))
-
-
-def _between_tabs(of: Iterator[Line], name: str, doubts: _Doubts) -> Iterator[_Record]:
-    """Each line that is not blank, with those below it that belong to a value in quotes."""
-    lines = _Lines(of)
-    columns = blank = 0
-    while (line := lines.next()) is not None:
-        alone = _bare(line.text)
-        if not alone:
-            blank += line.size
-            continue
-        record, below = alone, []
-        if '"' in alone:
-            record, below = _with_lines_below(line, lines)
-        values = _values(record, _WHOLE)
-        if columns and len(values) != columns:
-            flat = _values(alone, _WHOLE_WITHOUT_TABS)  # a quote that spans values is none
-            if len(flat) == columns:
-                lines.give_back(below)
-                values, below = flat, []
-        columns = columns or len(values)
-        made = _Record(
-            line.number,
-            below[-1].number if below else line.number,
-            [value for value, _ in values],
-            blank + sum(each.size for each in (line, *below)),
-            [each.text for each in (line, *below)][:_LINES_JUDGED],
-        )
-        if any(as_is and "\r" in value for value, as_is in values):
-            raise UserError(f"{made.where} of {name} {_STRAY_RETURN}.")
-        if len(values) == columns and any(as_is and _is_unclosed(value) for value, as_is in values):
-            doubts.of(
-                "begin a value so",
-                made.where,
-                f"{made.where} of {name} begins a value with a quote that does not close it: between tabs that is read "
-                "as plain text",
-            )
-        blank = 0
-        yield made
-
-
-def _bare(line: str) -> str:
-    return line.removesuffix("\n").removesuffix("\r")
-
-
-def _values(record: str, whole: re.Pattern[str]) -> list[tuple[str, bool]]:
-    """The values between tabs, and whether each is what stands there; else it is what stands there in quotes."""
-    values, at = [], 0
-    while True:
-        found = whole.match(record, at)
-        if found is not None:
-            end = found.end()
-            values.append((found[1].replace('""', '"'), False))
-        else:
-            end = record.find("\t", at)
-            end = len(record) if end < 0 else end
-            values.append((record[at:end], True))
-        if end == len(record):
-            return values
-        at = end + 1
-
-
-def _is_unclosed(value: str) -> bool:
-    return value.lstrip(" ").startswith('"') and value.count('"') % 2 == 1
-
-
-def _ends_open(record: str) -> bool:
-    """Whether the last value begins with a quote that a line further down may close."""
-    last, as_is = _values(record, _WHOLE)[-1]
-    return as_is and _OPEN.match(last) is not None
-
-
-def _with_lines_below(line: Line, lines: _Lines) -> tuple[str, list[Line]]:
-    """A line, with those below it up to the end of the quotes in which its last value begins.
-
-    Where a line has a tab before the quote is closed, the quote is plain text, and lines are as they stand.
-    """
-    record, below = line.text, []
-    while _ends_open(_bare(record)):
-        taken: list[Line] = []
-        size, closed = sum(each.size for each in (line, *below)), False
-        while not closed:
-            further = lines.next()
-            if further is not None:
-                taken.append(further)
-                size += further.size
-                closed = bool(_CLOSES.match(_bare(further.text)))
-            goes_on = closed or further is not None and _GOES_ON.match(_bare(further.text))
-            if not goes_on or size > text.MOST_ROW_BYTES or len(below) + len(taken) > MOST_LINES_IN_QUOTES:
-                lines.give_back(taken)
-                return _bare(record), below
-        record = "".join([record, *(each.text for each in taken)])
-        below += taken
-    return _bare(record), below
 
 
 # What looks amiss
 
 
-def _refuse_header_again(record: _Record, header: Sequence[str], name: str, doubts: _Doubts) -> None:
+def _refuse_header_again(record: Record, header: Sequence[str], name: str, doubts: Doubts) -> None:
     """Refuses a row that holds the names of the columns, as files that stand one behind the other have it."""
     if (first := record.values[0].lstrip("\ufeff").strip()) not in header:
         return
@@ -392,7 +224,7 @@ def _refuse_header_again(record: _Record, header: Sequence[str], name: str, doub
     )
 
 
-def _refuse_late_quote(record: _Record, style: _Style, name: str) -> None:
+def _refuse_late_quote(record: Record, style: _Style, name: str) -> None:
     """Refuses a value in quotes behind a space where the first rows had none, and spaces are parts of values."""
     if style.quoted or style.separator == " " or not _late_quotes([record.values]):
         return
@@ -404,7 +236,7 @@ def _refuse_late_quote(record: _Record, style: _Style, name: str) -> None:
         )
 
 
-def _refuse_swallowed_rows(record: _Record, style: _Style, columns: int, name: str, doubts: _Doubts) -> None:
+def _refuse_swallowed_rows(record: Record, style: _Style, columns: int, name: str, doubts: Doubts) -> None:
     """Refuses a row of several lines that are rows by themselves; tells of one whose lines may be."""
     if columns == 1:
         doubts.of("are of several lines", record.where, f"{record.where} of {name} are one row, in quotes")
@@ -431,7 +263,7 @@ def _all_are_rows(lines: Sequence[str], style: _Style, columns: int) -> bool:
         return False
     meant = 0
     for line in lines:
-        values = _bare(line).split(style.separator)
+        values = bare(line).split(style.separator)
         if len(values) != columns:
             return False
         # Prose has a space behind its commas, and its lines may end in one.
@@ -440,7 +272,7 @@ def _all_are_rows(lines: Sequence[str], style: _Style, columns: int) -> bool:
     return 4 * meant >= 3 * len(lines)
 
 
-def _advice(record: _Record, style: _Style) -> str:
+def _advice(record: Record, style: _Style) -> str:
     if style.separator != "\t" or not any('"' in value for value in record.values):
         return ""
     return (

@@ -48,6 +48,11 @@ class Line(NamedTuple):
     size: int
 
 
+def bare(line: str) -> str:
+    """A line without its ending."""
+    return line.removesuffix("\n").removesuffix("\r")
+
+
 def lines(file: Readable, name: str) -> Iterator[Line]:
     """Lines that end in LF or CRLF; a byte order mark before the first is left out.
 
@@ -84,7 +89,7 @@ def _decoded(data: bytes, where: str, *, first: bool) -> str:
 def plain_rows(of: Iterable[Line]) -> Iterator[FileRow]:
     """Each line as `input`, blank ones too."""
     for line in of:
-        yield FileRow(f"line {line.number}", {"input": line.text.removesuffix("\n").removesuffix("\r")}, line.size)
+        yield FileRow(f"line {line.number}", {"input": bare(line.text)}, line.size)
 
 
 def json_line_rows(of: Iterable[Line], name: str) -> Iterator[FileRow]:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from jpeft.errors import UserError
-from jpeft.rows import parquet, reading, separated, text
+from jpeft.rows import parquet, reading, tabbed, text
 from jpeft.rows.reading import read_columns, read_rows
 from jpeft.rows.values import as_json, as_text
 
@@ -329,7 +329,7 @@ def test_an_open_quote_in_a_file_of_one_column_with_tabs_takes_no_other_rows(hea
     assert columns == {"input": ["text 0", '"text 1', "text 2"]} and "plain text" in said[0]
     columns, said = heard("a.tsv", 'input\n"text 0\ntext 1"\ntext 2\n')
     assert columns == {"input": ["text 0\ntext 1", "text 2"]} and said[0].startswith("lines 2 to 3 of ")
-    monkeypatch.setattr(separated, "MOST_LINES_IN_QUOTES", 3)
+    monkeypatch.setattr(tabbed, "MOST_LINES_IN_QUOTES", 3)
     columns, _ = heard("a.tsv", 'a\tb\n0\t"text 0\n' + "1\t1\n" * 5)
     assert columns["b"] == ['"text 0', *"11111"]
     assert len(heard("a.tsv", 'input\n"text 0\n1\n2\n3\n4"\n')[0]["input"]) == 5
