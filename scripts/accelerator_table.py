@@ -77,8 +77,6 @@ def rows() -> Iterator[Row]:
     for task in ("samsum", "agnews"):
         for method in METHODS:
             yield Row(XL, method, task, "A10", 4, axes(4))
-    yield Row(XL, "full", "agnews", "v5e", 4, axes(4))
-    yield Row(XL, "lora", "agnews", "v5e", 4, axes(4))
     for device, devices in PLACES[1:]:
         for method in ("lora", "full"):
             for task in TASKS[:2]:
