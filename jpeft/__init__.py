@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jpeft.api import load as load
     from jpeft.api import load_adapter as load_adapter
     from jpeft.api import save as save
+    from jpeft.api import text_batches as text_batches
     from jpeft.errors import RunFailed as RunFailed
     from jpeft.errors import UserError as UserError
     from jpeft.peft.adalora import AdaLora as AdaLora
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from jpeft.peft.vera import Vera as Vera
 
 _MODULES = {
-    "jpeft.api": ("attach", "evaluate", "fit", "generate", "load", "load_adapter", "save"),
+    "jpeft.api": ("attach", "evaluate", "fit", "generate", "load", "load_adapter", "save", "text_batches"),
     "jpeft.errors": ("RunFailed", "UserError"),
     "jpeft.peft.attaching": ("count", "split"),
     "jpeft.peft.adalora": ("AdaLora",),

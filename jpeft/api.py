@@ -3,7 +3,7 @@
 import dataclasses
 import numbers
 import warnings
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, cast
 
@@ -326,7 +326,7 @@ def fit(
     For a run with validation, early stopping, checkpoints and a result file use `jpeft train`.
 
     Args:
-      batches: trees of arrays of few shapes; each new shape is compiled once.
+      batches: trees of arrays of few shapes; each new shape is compiled once. `text_batches` makes them of texts.
       loss: `(model, batch)` to a scalar. None is the mean cross-entropy of target tokens, without dropout, for models
         of jpeft's; a batch is then a dict of int32 `[rows, length]` `decoder_target_tokens` and float32
         `decoder_loss_weights` of the same shape, 0 at padding. Of a T5 also `encoder_input_tokens` and
@@ -434,6 +434,67 @@ def _mean_cross_entropy(model: Any, batch: LossBatch) -> jax.Array:
     return total / jnp.maximum(tokens, 1)
 
 
+def text_batches(
+    model: Any,
+    tokenizer: Any,
+    inputs: Sequence[str],
+    targets: Sequence[str],
+    *,
+    batch_size: int = 16,
+    epochs: int = 1,
+    seed: int = 0,
+    max_input_length: int = 512,
+    max_target_length: int = 128,
+) -> Any:
+    """Pairs of texts as the batches that `fit` takes for a model of jpeft's: all that it reads, padded to few shapes.
+
+    Args:
+      model, tokenizer: as `load` gives them; the model may have something attached.
+      inputs: whole prompts, asked as `generate` asks them.
+      targets: the answer to each.
+      batch_size: rows of a batch, which is one step of `fit`.
+      epochs: how often every row comes, each time in another order.
+      seed: of these orders.
+      max_input_length, max_target_length: in tokens; what is longer loses its end.
+
+    Returns:
+      What has a length and gives dicts of arrays, the same each time.
+
+    Warns where texts were cut.
+
+    Raises:
+      UserError: there are no texts, or not as many targets as inputs; a target is empty; or a size is no whole number
+        of 1 or more (0, of the seed).
+    """
+    from jpeft.data.text_batches import TextBatches
+
+    sizes = {"batch_size": batch_size, "epochs": epochs}
+    lengths = {"max_input_length": max_input_length, "max_target_length": max_target_length}
+    _require_sizes({**sizes, **lengths})
+    _require_sizes({"seed": seed}, least=0)
+    _require_texts("inputs", inputs)
+    _require_texts("targets", targets)
+    if len(inputs) != len(targets) or not inputs:
+        raise UserError(f"text_batches was given {len(inputs)} inputs and {len(targets)} targets; expected one each.")
+    batches = TextBatches.of(model.config, tokenizer, inputs, targets, seed=seed, **sizes, **lengths)
+    for what, cut in (("input", batches.tokens.cut_inputs), ("target", batches.tokens.cut_targets)):
+        if cut:
+            longest = lengths[f"max_{what}_length"]
+            warnings.warn(
+                f"{cut:,} of {counted(len(inputs), what)} lost their end: they are longer than max_{what}_length, "
+                f"{longest} tokens.",
+                stacklevel=2,
+            )
+    return batches
+
+
+def _require_sizes(sizes: Mapping[str, Any], least: int = 1) -> None:
+    """Raises `UserError`: one of these arguments is no whole number of at least so many."""
+    for name, size in sizes.items():
+        if not isinstance(size, numbers.Integral) or size < least:
+            raise UserError(f"{name} is {size}; expected a whole number, {least} or more.")
+
+
 def generate(
     model: Any,
     tokenizer: Any,
@@ -466,9 +527,7 @@ def generate(
     from jpeft.predict.answering import Generating
 
     sizes = {"max_output_length": max_output_length, "max_input_length": max_input_length}
-    for name, size in {**sizes, "num_beams": num_beams, "batch_size": batch_size}.items():
-        if not isinstance(size, numbers.Integral) or size < 1:
-            raise UserError(f"{name} is {size}; expected a whole number, 1 or more.")
+    _require_sizes({**sizes, "num_beams": num_beams, "batch_size": batch_size})
     _require_texts("inputs", inputs)
     if not inputs:
         return []

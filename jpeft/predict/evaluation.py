@@ -348,14 +348,15 @@ def seen_by_the_run(source: AnswerSource, made: list[Example]) -> tuple[dict[str
         if digest is not None and digest != rows_digest(rows):  # the numbers in `drawn` would be those of other rows
             return None, "its rows have changed since its run read them"
         columns = Template.parse(task.template).columns
-        if made and set(made[0].fields or ()) != set(columns):
+        fields = [example.fields or {} for example in made]
+        if any(set(each) != set(columns) for each in fields):
             return None, f"its prompts were made of other columns ({', '.join(columns)})"
         texts: dict[str, set[tuple[str, ...]]] = {}
         for name in ("train", "validation"):
             texts[name] = _texts(task, columns, rows, drawn[name])
     except (RunFailed, UserError, KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         return None, f"the rows of its run cannot be read again ({str(error).rstrip('.')})"
-    asked = [tuple((example.fields or {})[column] for column in columns) for example in made]
+    asked = [tuple(each[column] for column in columns) for each in fields]
     return {name: sum(each in known for each in asked) for name, known in texts.items()}, None
 
 
