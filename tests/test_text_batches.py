@@ -32,7 +32,7 @@ def test_every_pair_comes_once_an_epoch_in_an_order_of_the_seed(model, tokenizer
         return [tokenizer.decode([row])[0] for row in ids if any(row)]
 
     first, second = told(list(made)[:2]), told(list(made)[2:])
-    assert sorted(first) == sorted(second) == sorted(TARGETS)
+    assert sorted(first) == sorted(second) == sorted(TARGETS) and first != second
     other = jpeft.text_batches(model, tokenizer, INPUTS, TARGETS, batch_size=4, epochs=2)
     assert told(made) == told(made) != told(other)
     assert {batch["decoder_target_tokens"].shape[0] for batch in made} == {4}  # what is missing is padding
