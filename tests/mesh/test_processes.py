@@ -130,6 +130,19 @@ def test_two_processes_end_as_one_and_go_on_after_a_kill(flags, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_is_auto_is_settled_alike_by_all_processes(flags, tmp_path):
+    auto = ("--config.model.remat=auto", "--config.train.batch_size=auto", "--config.eval.batch_size=auto")
+    [(status, _, errors)] = Processes(1, tmp_path / "one", *flags, *auto).ended()
+    assert status == 0, errors
+    both = Processes(2, tmp_path / "two", *flags, *auto).ended()
+    assert [status for status, _, _ in both] == [0, 0], both
+    assert "auto: keeps all for the backward pass, micro-batches of 16 rows x 2" in both[0][2] + both[0][1]
+    settled = [json.loads((tmp_path / name / "settled.json").read_text()) for name in ("one", "two")]
+    assert settled[0] == settled[1]
+    assert_same(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
 def test_slurm_tells_who_is_who_and_a_bad_call_ends_all(flags, tmp_path):
     for status, _, errors in Processes(2, tmp_path / "slurm", *flags, cluster=True).ended():
         assert status == 0, errors
