@@ -1,6 +1,8 @@
 """The functions that `import jpeft` offers: load a model, attach a method to any module, train, answer, save."""
 
+import contextlib
 import dataclasses
+import math
 import numbers
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
@@ -74,7 +76,7 @@ def attach(
     model: Model,
     method: Method,
     *,
-    where: str | Selection | Sequence[Site] | None = None,
+    where: str | Selection | Site | Sequence[Site] | None = None,
     seed: int = 0,
     wide: str | Path | None = None,
 ) -> Model:
@@ -83,17 +85,24 @@ def attach(
     Args:
       model: any `nnx.Module`. What stands at a site is called as before; a linear map may be an `nnx.Linear`,
         `nnx.LinearGeneral`, `nnx.Einsum` or a class of your own with a `kernel` of two dimensions.
-      where: a regular expression that matches whole paths of sites (`jpeft.sites` lists them), a `Selection`, or
-        sites. None is where the method acts by default, on models that say which of their parts are what.
+      where: a regular expression, as text, that matches whole paths of sites (`jpeft.sites` lists them), a
+        `Selection`, or sites. None is where the method acts by default, on models that say which of their parts are
+        what.
       seed: of the initial values.
       wide: by its name, as `load` takes it, the wide model of which `model` is the one in few bits: for `lora` with
         `init="loftq"`, which begins with what rounding took away, map by map.
 
     Raises:
-      UserError: nothing matches, something is attached there already, or `wide` is of no use or is lacking.
+      UserError: an argument is of another kind, nothing matches, something is attached there already, or `wide` is of
+        no use or is lacking.
     """
-    if not isinstance(method, Method):
-        raise UserError(f"method is {shortened(method)}; expected a method such as jpeft.Lora(rank=8).")
+    _require_module("model", model)
+    _require_method(method)
+    _require_sizes({"seed": seed}, least=0)
+    if isinstance(where, Site):
+        where = [where]
+    if where is not None and (isinstance(where, bytes) or not isinstance(where, str | Selection | Sequence)):
+        raise UserError(f"where is {shortened(where)}; {_WHERE}.")
     if where is None or isinstance(where, str | Selection):
         selection = Selection(pattern=where) if isinstance(where, str) else where or Selection()
         chosen = select(model, method, selection)
@@ -102,7 +111,7 @@ def attach(
         others = [site for site in chosen if not isinstance(site, Site)]
         if others or not chosen:
             what = f"holds {others[0]!r}" if others else "is empty"
-            raise UserError(f"where {what}; expected a regular expression, a Selection, or some of jpeft.sites(model).")
+            raise UserError(f"where {what}; {_WHERE}.")
         unfit = next((site for site in chosen if site.kind not in method.kinds), None)
         if unfit is not None:
             raise UserError(f"{method.name} acts on {', '.join(method.kinds)}; {unfit.path} is of kind {unfit.kind}.")
@@ -115,6 +124,19 @@ def attach(
     if where is None and method.trains_base:
         _require_all_weights(tuned)
     return tuned
+
+
+_WHERE = "expected a regular expression as text, a Selection, or some of jpeft.sites(model)"
+
+
+def _require_module(name: str, model: Any) -> None:
+    if not isinstance(model, nnx.Module):
+        raise UserError(f"{name} is {shortened(model)}; expected a flax.nnx.Module.")
+
+
+def _require_method(method: Any) -> None:
+    if not isinstance(method, Method):
+        raise UserError(f"method is {shortened(method)}; expected a method such as jpeft.Lora(rank=8).")
 
 
 def _lost(model: nnx.Module, wide: str) -> Callable[[str], np.ndarray | None]:
@@ -169,15 +191,21 @@ def save(
     a run whose adapter this one takes the place of: it stays, and says how `jpeft predict` and `jpeft serve` ask.
 
     Raises:
-      UserError: nothing is attached, something that this method does not make, numbers that are not finite, or an
-        adapter is to be written to where a whole model is.
+      UserError: an argument is of another kind, nothing is attached, something that this method does not make, numbers
+        that are not finite, or an adapter is to be written to where a whole model is.
+      RunFailed: the directory cannot be written.
     """
     from jpeft.data.task_file import TASK_FILE
     from jpeft.model.quantized import quantization_of
 
+    _require_module("tuned", tuned)
+    _require_method(method)
     _require_made_by(tuned, method)
     directory = Path(directory)
-    files.save_adapter(tuned, method, attached_at(tuned), directory, base_name=base_name)
+    try:
+        files.save_adapter(tuned, method, attached_at(tuned), directory, base_name=base_name)
+    except OSError as error:
+        raise RunFailed(f"{directory} cannot be written ({error.strerror or error}).") from None
     if (kept := quantization_of(tuned)) is not None:
         warnings.warn(
             f"the base is kept {in_bits(kept)}, which the adapter's files do not say: load it with "
@@ -287,6 +315,7 @@ def load_adapter(directory: str | Path, model: Model) -> Model:
     from jpeft.data.task_file import TaskOfRun
     from jpeft.model.quantized import quantization_of
 
+    _require_module("model", model)
     notes: list[str] = []
     adapted = files.load_adapter(Path(directory), model, report=notes.append)[0]
     for note in notes:
@@ -343,16 +372,26 @@ def fit(
         batch lacks what the model's loss reads.
       RunFailed: the loss is not finite.
     """
+    _require_module("tuned", tuned)
+    if isinstance(batches, Mapping):
+        raise UserError("batches is one batch; expected as many as there are to be steps: a list of them.")
     # What is neither trained nor a weight, such as dropout's counters and batch statistics, goes from step to step.
     graphdef, adapter, weights, rest = nnx.split(tuned, Adapter, nnx.Param, ...)
     if not jax.tree.leaves(adapter):
         raise UserError("fit was given a model in which nothing trains; attach a method first.")
     if method is not None:
+        _require_method(method)
         _require_attached_by(tuned, method)
+    if loss is None and not hasattr(tuned, "hidden_of"):
+        raise UserError(
+            f"{type(tuned).__name__} is no model of jpeft's, whose loss fit knows; give a loss of your own."
+        )
+    if total_steps is not None:
+        _require_sizes({"total_steps": total_steps})
     if optimizer is not None and learning_rate is not None:
         raise UserError("fit was given an optimizer, which has its own rates, and a learning_rate; give one.")
-    if isinstance(learning_rate, int | float) and not (0 < learning_rate < float("inf")):
-        raise UserError(f"learning_rate is {learning_rate}; expected a number above 0.")
+    if not (learning_rate is None or callable(learning_rate)):
+        learning_rate = _rate(learning_rate)
     if learning_rate is None:
         learning_rate = method.learning_rates.warmup if method is not None else 1e-3
     steps = _steps_for(method, batches, total_steps)
@@ -370,6 +409,9 @@ def fit(
             frozen, moving = (jax.tree.map(lambda leaf: leaf, tree) for tree in (weights, rest))
             model = nnx.merge(graphdef, adapter, frozen, moving)
             value = loss(model, batch)
+            if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+                shape = f"{jnp.result_type(value)}{list(jnp.shape(value))}"
+                raise UserError(f"the loss gives {shape}; expected one number with a fraction, such as a mean.")
             penalty = None if method is None else method.penalty(adapter)
             after = nnx.state(model, nnx.Not(nnx.Any(Adapter, nnx.Param)))
             return value if penalty is None else value + penalty, (value, after)
@@ -394,6 +436,17 @@ def fit(
         raise RunFailed(f"what trains holds NaN or infinity after step {len(losses)}; try a lower learning rate.")
     _warn_of_the_unmoved(start, adapter, len(losses))
     return Fitted(nnx.merge(graphdef, adapter, jax.tree.map(lambda leaf: leaf, weights), rest), losses)
+
+
+def _rate(given: Any) -> float:
+    """A learning rate as a number, of whatever library's. Raises `UserError`: it is none above 0."""
+    number = math.nan
+    if not isinstance(given, bool | str | bytes) and np.ndim(given) == 0:
+        with contextlib.suppress(TypeError, ValueError):
+            number = float(given)
+    if not 0 < number < math.inf:
+        raise UserError(f"learning_rate is {shortened(given)}; expected a number above 0, or a schedule of optax.")
+    return number
 
 
 def _steps_for(method: Method | None, batches: Iterable[LossBatch], total_steps: int | None) -> int:

@@ -136,6 +136,10 @@ def unknown_key(root: type, key: str, path: str = "config") -> str:
         return f"{path}.{key} is a section; give one of its keys: {', '.join(below)}."
     sections = {known.rpartition(".")[0] for known in keys} - {""}
     section, _, name = key.rpartition(".")
+    if section in sections:
+        within = sorted(known.removeprefix(f"{section}.") for known in keys if known.startswith(f"{section}."))
+        if not difflib.get_close_matches(name, within, n=1, cutoff=0.5) and len(within) <= 4:
+            return f"unknown config key {path}.{key}; there {path}.{section} has {', '.join(within)}."
 
     def likeness(known: str) -> tuple[float, float]:
         its_section, _, its_name = known.rpartition(".")

@@ -43,6 +43,9 @@ def test_a_key_of_a_section_that_is_none_is_looked_for_in_all():
     """As a flag gives it: `--config.trian.seed=1`."""
     assert unknown_key(Run, "trian.seed").endswith("did you mean config.train.seed?")
     assert unknown_key(Run, "optimizer.weight_decay").endswith("did you mean config.train.weight_decay?")
+    told = "there config.train.learning_rate has annealing, initial, warmup."
+    assert unknown_key(Run, "train.learning_rate.peak").endswith(told)
+    assert unknown_key(Run, "train.learning_rate.warm_up").endswith("did you mean config.train.learning_rate.warmup?")
     assert unknown_key(Run, "lora.rank").endswith("did you mean config.method.rank?")
 
 

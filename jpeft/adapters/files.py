@@ -94,7 +94,8 @@ def save_adapter(model: nnx.Module, method: Method, chosen: Sequence[Site], dire
         tensors = peft_tensors(model, type(method), tensors)
     else:
         layout = OURS
-        config = {"format_version": 1, "method": method.name, "options": dataclasses.asdict(method)}
+        options = dataclasses.asdict(method)
+        config = {"format_version": 1, "method": method.name, "options": options, "tensors": len(tensors)}
         if shared := _shared(model, tensors):
             config |= {"format_version": 2, "shared": shared}
     file = directory / _WEIGHTS[layout]
@@ -237,6 +238,11 @@ def read_adapter(directory: Path, model: nnx.Module) -> tuple[Method, dict[str, 
     config, tensors = _read_config(directory / layout), _read_tensors(directory / _WEIGHTS[layout], model)
     if layout == PEFTS:
         return read_peft(config, tensors, model, source=str(directory))
+    if config.get("tensors") not in (None, len(tensors)):  # older versions did not say how many
+        raise RunFailed(
+            f"{directory / _WEIGHTS[layout]} holds {len(tensors):,} tensors, and {layout} says {config['tensors']}: "
+            "one of the two was changed; copy both files again."
+        )
     method = _our_method(config, tensors, directory)
     for name, first in (config.get("shared") or {}).items():
         if not isinstance(first, str) or first not in tensors or name in tensors:
@@ -248,7 +254,7 @@ def read_adapter(directory: Path, model: nnx.Module) -> tuple[Method, dict[str, 
 def _our_method(config: dict[str, Any], tensors: dict[str, np.ndarray], directory: Path) -> Method:
     """The method that `jpeft_adapter.json` describes, of the sizes that the tensors have."""
     source = f"{directory / OURS}"
-    kinds: Any = {"format_version": int, "method": str, "options": dict, "shared": dict}
+    kinds: Any = {"format_version": int, "method": str, "options": dict, "shared": dict, "tensors": int}
     check_fields(config, kinds, source, error=RunFailed)
     if config.get("format_version") not in (1, 2):  # 2: some weights have several names
         version = config.get("format_version")

@@ -66,6 +66,9 @@ def _export(arguments: argparse.Namespace) -> int:
     print(
         f"base     {base}" + ("" if is_hub_id(base) else "  (means nothing elsewhere; --base-name calls it otherwise)")
     )
+    task = task_of(found.directory)
+    if task is not None and (line := task.in_other_bits(None)) is not None:
+        print(f"note     the adapter {line}")
     if lacks is None:
         print(f'next     peft.PeftModel.from_pretrained(base, "{arguments.out}")')
     else:

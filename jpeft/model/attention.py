@@ -128,7 +128,8 @@ def _forward(
 ) -> tuple[Array, tuple[Any, ...]]:
     given = (q.value, k.value, v.value, tuple(part.value for part in bias), None if key is None else key.value)
     mixed, largest, total = _attend_and_keep(*given, scale, rate)
-    asked = tuple(() if part.perturbed else None for part in bias)  # of structure alone: known when it is traced
+    # By its size, which is known when it is traced: of biases whose gradients are asked for it is 1.
+    asked = tuple(jnp.zeros(int(part.perturbed)) for part in bias)
     kept = tuple(checkpoint_name(part, MIXED) for part in (mixed, largest, total))
     return kept[0], (*given, *kept, asked)
 
@@ -150,9 +151,7 @@ def _backward(scale: float, rate: float, kept: tuple[Any, ...], by: Array) -> tu
         narrow.reshape(*k.shape[:2], -1, k.shape[2]),
         q.reshape(*k.shape[:2], -1, q.shape[-1]),
     )
-    of_bias = tuple(
-        None if it is None else _summed(of_scores, part.shape) for it, part in zip(asked, bias, strict=True)
-    )
+    of_bias = tuple(_summed(of_scores, part.shape) if it.size else None for it, part in zip(asked, bias, strict=True))
     return of_q, of_k, of_v, of_bias, None
 
 

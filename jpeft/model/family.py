@@ -239,5 +239,8 @@ def save_model(model: Any, directory: Path, *, kind: type[nnx.Variable] = nnx.Pa
     """Writes a model as `transformers` opens it. Raises `UserError`: it is of no family."""
     family = family_of(model)
     if family is None:
-        raise UserError(f"{type(model).__name__} is of no family that jpeft can write as a whole model.")
+        raise UserError(
+            f"{type(model).__name__} is of no family that jpeft can write as a whole model; write the state that "
+            "flax.nnx.split gives of it, by Orbax for instance."
+        )
     family.save(model, directory, kind=kind, dtype=dtype)

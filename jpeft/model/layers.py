@@ -64,18 +64,18 @@ def product(
 
 def _product_forward(
     x: CustomVJPPrimal, kernel: CustomVJPPrimal, dtype: DTypeLike
-) -> tuple[Array, tuple[Array | None, Array | None]]:
+) -> tuple[Array, tuple[Array, Array]]:
     # What is kept is what the backward pass needs: a frozen kernel asks for no x, an input that leads to nothing
-    # trainable for no kernel.
+    # trainable for no kernel. An empty array stands for what is not kept, and not None: layers share a
+    # program, and where the first one's x leads to nothing trainable and the second's does JAX wants one tree of both.
     y = jnp.matmul(x.value, kernel.value, preferred_element_type=dtype)
-    return y, (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
+    nothing = jnp.zeros(0, x.value.dtype)
+    return y, (x.value if kernel.perturbed else nothing, kernel.value if x.perturbed else nothing)
 
 
-def _product_backward(
-    dtype: DTypeLike, kept: tuple[Array | None, Array | None], by: Array
-) -> tuple[Array | None, Array | None]:
-    x, kernel = kept
-    for operand in kept:
+def _product_backward(dtype: DTypeLike, kept: tuple[Array, Array], by: Array) -> tuple[Array | None, Array | None]:
+    x, kernel = (operand if operand.size else None for operand in kept)
+    for operand in (x, kernel):
         by = by if operand is None else by.astype(operand.dtype)  # that of logits comes in float32
     of_x = None if kernel is None else by @ kernel.T
     if x is None:

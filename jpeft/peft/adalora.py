@@ -102,6 +102,7 @@ class AdaLora(AddedModules, PeftLayout):
     final_fraction: float = 0.3
 
     def __post_init__(self):
+        super().__post_init__()
         if self.rank < 1 or self.initial_rank < 0 or self.width < self.rank:
             raise UserError(
                 f"method.rank is {self.rank} and method.initial_rank {self.initial_rank}; AdaLoRA needs a rank of at "

@@ -87,6 +87,7 @@ class BottleneckAdapter(AddedModules):
     activation: str = "gelu"
 
     def __post_init__(self):
+        super().__post_init__()
         if self.bottleneck < 1:
             raise UserError(f"method.bottleneck is {self.bottleneck}; an adapter needs a width of at least 1.")
         for key, value, known in (

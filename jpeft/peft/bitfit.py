@@ -94,7 +94,7 @@ class BitFit(AddedModules):
 
     @property
     def peft_lacks(self) -> str | None:
-        return "biases where the base has none"
+        return "biases that train by themselves"
 
     def rows(self, site: Site, model: nnx.Module) -> Sequence[Rows]:
         return (Bias(),)

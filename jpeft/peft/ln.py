@@ -95,6 +95,7 @@ class NormTuning(AddedModules, PeftLayout):
     parts: str = "both"
 
     def __post_init__(self):
+        super().__post_init__()
         if self.parts not in PARTS:
             raise UserError(f"method.norm_parts is {self.parts!r}; expected one of {', '.join(PARTS)}.")
 

@@ -191,6 +191,7 @@ class Lora(AddedModules, PeftLayout):
     init: str = "plain"
 
     def __post_init__(self):
+        super().__post_init__()
         if self.init not in ("plain", "pissa", "loftq"):
             raise UserError(f"method.lora_init is {self.init!r}; expected plain, pissa or loftq.")
         if self.init != "plain" and self.scaling_vectors:
@@ -293,7 +294,7 @@ class Lora(AddedModules, PeftLayout):
             path, _, leaf = name.rpartition("/")
             if leaf in sign:
                 first = leaves[f"{path}/{leaf.replace('lora', 'first')}"]
-                joined[name] = np.concatenate([value, sign[leaf] * first], axis=1 if leaf == "lora_a" else 0)
+                joined[name] = np.concatenate([value, sign[leaf] * first], axis=-1 if leaf == "lora_a" else -2)
         alpha = self.alpha * (2**0.5 if self.rank_stabilized else 2)  # which keeps the scale
         return dataclasses.replace(self, rank=2 * self.rank, alpha=alpha, init="plain"), joined
 

@@ -8,6 +8,7 @@ is an attribute or a method here, with a default where there is a right one.
 
 import abc
 import dataclasses
+import numbers
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -18,10 +19,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key
 
+from jpeft.errors import UserError
 from jpeft.peft.adapted import put
 from jpeft.peft.interchange import PeftLayout, PeftNames, Tensors
 from jpeft.peft.row_wise import EachRow, Rows
 from jpeft.peft.sites import Site, SiteModule
+from jpeft.words import shortened
 
 
 class LearningRates(NamedTuple):
@@ -35,6 +38,13 @@ class LearningRates(NamedTuple):
 SiteWeights = tuple[Array, Array | None]  # of one layer of a linear map: `[d_in, d_out]`, and `[d_out]` or None
 
 
+# By the type that a method gives an option: what it may be, that in words, and what makes it Python's own.
+_KINDS_OF_OPTIONS: Mapping[Any, tuple[type, str, Callable[[Any], Any]]] = {
+    bool: (bool, "True or False", bool),
+    int: (numbers.Integral, "a whole number", int),
+    float: (numbers.Real, "a number", float),
+    str: (str, "a text", str),
+}
 Own = TypeVar("Own", bound="Method")  # the class of a method itself: beartype, in tests, does not take `Self`
 
 
@@ -70,6 +80,22 @@ class Method(abc.ABC):
     sizes: ClassVar[Mapping[str, tuple[str, int]]] = {}
     plans_by_steps: ClassVar[bool] = False
     filled_up: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self):
+        """Numbers become Python's own, which files can hold. A subclass that has more to check calls this first.
+
+        Raises:
+          UserError: an option that is a number, a text or a switch is something else.
+        """
+        for field in dataclasses.fields(self):
+            if field.type in _KINDS_OF_OPTIONS:
+                kind, words, plain = _KINDS_OF_OPTIONS[field.type]
+                value = getattr(self, field.name)
+                if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                    keys = {name: f"method.{key}" for key, name in self.options.items()}
+                    raise UserError(f"{keys.get(field.name, field.name)} is {shortened(value)}; expected {words}.")
+                if not isinstance(value, bool | int | float | str):
+                    object.__setattr__(self, field.name, plain(value))
 
     @property
     def begin_with_lost(self) -> Callable[[Any, np.ndarray, str], None] | None:

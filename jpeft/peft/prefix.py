@@ -152,6 +152,7 @@ class Prefix(AddedModules, PeftLayout):
     projection: int = 0
 
     def __post_init__(self):
+        super().__post_init__()
         if self.prefix_length < 1:
             raise UserError(f"method.prefix_length is {self.prefix_length}; a prefix needs at least 1 key.")
         if self.init not in INITIALISATIONS:

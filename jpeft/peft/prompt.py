@@ -91,6 +91,7 @@ class Prompt(AddedModules, PeftLayout):
     init: str = "vocabulary"
 
     def __post_init__(self):
+        super().__post_init__()
         if self.prompt_length < 1:
             raise UserError(f"method.prompt_length is {self.prompt_length}; a prompt needs at least 1 soft token.")
         if self.init not in ("vocabulary", "uniform"):

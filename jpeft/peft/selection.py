@@ -105,6 +105,11 @@ def _require_layers(selection: Selection, candidates: Sequence[Site]) -> None:
 
 
 def _nothing_matches(method: Method, selection: Selection, candidates: list[Site]) -> str:
+    if not candidates:
+        kinds = " or ".join(method.kinds)
+        return (
+            f"{method.name} acts on sites of the kind {kinds}, and the model has none (jpeft.sites lists what it has)."
+        )
     asked = {k: v for k, v in dataclasses.asdict(selection).items() if v is not None}
     message = f"the selection {asked} matches none of the {len(candidates)} sites that {method.name} can act on"
     if selection.pattern is not None:

@@ -135,6 +135,7 @@ class Vera(AddedModules, PeftLayout):
     width_out: int = dataclasses.field(default=0, compare=False)
 
     def __post_init__(self):
+        super().__post_init__()
         if not 1 <= self.rank <= MOST_RANK:
             raise UserError(f"method.rank is {self.rank}; VeRA's matrices need a rank of 1 to {MOST_RANK:,}.")
         if not 0 <= self.projection_seed < 2**32:

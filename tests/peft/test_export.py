@@ -71,11 +71,12 @@ def test_what_peft_knows_is_exported_in_its_layout_with_a_card(method, run, tiny
     assert 'peft.PeftModel.from_pretrained(model, "DIR")' in card
 
 
-def test_the_card_of_an_adapter_of_a_rounded_base_says_so_and_how_to_round_alike(run, tmp_path):
+def test_the_card_of_an_adapter_of_a_rounded_base_says_so_and_how_to_round_alike(run, tmp_path, capsys):
     for method, out in ((Lora.official(rank=3), tmp_path / "out"), (Lora(), tmp_path / "scaled")):
         directory = run(method)
         TaskOfRun("{text}?", quantization="nf4,double").write(directory / "adapter")
         assert main(["export", str(directory), "--out", str(out)]) == 0
+        assert "note     the adapter was tuned with its base in nf4,double, and" in capsys.readouterr().out
         card = (out / "README.md").read_text()
         assert "| base kept in | nf4,double |" in card and "Its run kept the base in nf4,double" in card
         assert "--config.model.quantization=nf4" in card and "--config.model.double_quantization=True" in card

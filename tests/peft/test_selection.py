@@ -1,12 +1,20 @@
 """Which sites a method acts on, and what is said when there are none."""
 
+import dataclasses
+import json
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from jpeft.adapters.files import load_adapter, save_adapter
 from jpeft.errors import RunFailed, UserError
+from jpeft.eval.loss import loss_sums
+from jpeft.model import layers
+from jpeft.model.family import family_of
 from jpeft.model.stack import num_stacked
 from jpeft.peft.adapted import is_adapted
 from jpeft.peft.attaching import attach, split
@@ -18,7 +26,8 @@ from jpeft.peft.methods import ablation, ablations, build
 from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import sites
-from tests.conftest import TINY, random_t5
+from tests.conftest import TINY, make_batch, random_t5
+from tests.decoders import LLAMA, random_decoder
 
 
 def layers_of(method: str, name: str, config=TINY, *, seed: int = 0) -> dict[str, set[int]]:
@@ -113,9 +122,39 @@ def test_full_tuning_of_a_selection_trains_those_weights_alone(tiny_t5, key):
     )
 
 
-def test_segments_are_cut_where_what_is_adapted_changes(key):
-    import dataclasses
+@pytest.mark.parametrize("family", ["t5", "llama"])
+@pytest.mark.parametrize(
+    ("names", "looped"),
+    [(["q"], False), (["q", "v"], False), (["up", "down", "wi_0", "wo"], False), (["k", "o"], True)],
+    ids=["q", "q and v", "feed-forward", "k and o, looped"],
+)
+def test_full_tuning_of_some_maps_has_the_gradients_of_plain_products(family, names, looped, key, monkeypatch):
+    """Layers share a program; the first one's input leads to nothing that trains, and the second one's does."""
+    if family == "t5":
+        model = random_t5(dataclasses.replace(TINY, num_layers=3, num_decoder_layers=3))
+        batch = make_batch(TINY, rows=2, enc_len=6, dec_len=4)
+    else:
+        model = random_decoder(LLAMA)
+        tokens = np.random.default_rng(0).integers(3, 320, (2, 8)).astype(np.int32)
+        weights = np.ones((2, 8), np.float32)
+        batch = {"tokens": tokens, "decoder_target_tokens": tokens, "decoder_loss_weights": weights}
+        batch = jax.device_put({**batch, "segment_ids": np.ones((2, 8), np.int32)})
+    kinds = {site.name for site in sites(model)}
+    chosen = select(model, Full(), Selection(names=[name for name in names if name in kinds]))
+    family_of(model).arrange(model, scan_layers=looped)
+    graphdef, adapter, base = split(attach(model, Full(), chosen, key))
 
+    def gradients():
+        return jax.jit(jax.grad(lambda adapter: loss_sums(nnx.merge(graphdef, adapter, base), batch)[0]))(adapter)
+
+    found = gradients()
+    monkeypatch.setattr(layers, "product", lambda x, kernel, dtype: jnp.matmul(x, kernel, preferred_element_type=dtype))
+    expected = gradients()
+    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(expected))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), found, expected)
+
+
+def test_segments_are_cut_where_what_is_adapted_changes(key):
     model = random_t5(dataclasses.replace(TINY, num_layers=6))
     method = Lora()
     chosen = select(model, method, Selection(layers={"encoder": [2, 3, 5], "decoder": [0, 1]}))
@@ -127,11 +166,7 @@ def test_segments_are_cut_where_what_is_adapted_changes(key):
 
 def test_a_frozen_prefix_of_layers_costs_no_gradient_work(key):
     """XLA's own count of a training step, blocks unrolled: the later half of the encoder alone costs a quarter less."""
-    import dataclasses
-
-    from jpeft.eval.loss import loss_sums
     from jpeft.model.t5 import arrange_layers
-    from tests.conftest import make_batch
 
     config = dataclasses.replace(TINY, d_model=64, d_kv=32, d_ff=256, num_layers=4, num_decoder_layers=1)
     batch = make_batch(config, rows=2, enc_len=128, dec_len=4)
@@ -163,8 +198,6 @@ def test_early_later_and_random_are_halves_of_each_stack(method):
 
 
 def test_random_layers_follow_the_seed():
-    import dataclasses
-
     config = dataclasses.replace(TINY, num_layers=24, num_decoder_layers=24)
     first, again, other = (layers_of("lora", "random", config, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
@@ -194,8 +227,6 @@ def test_unknown_names_and_options_are_refused_with_what_there_is():
 
 
 def test_an_adapter_of_another_size_does_not_fit(tiny_t5, key, tmp_path):
-    import dataclasses
-
     method = Lora()
     save_adapter(
         attach(tiny_t5, method, select(tiny_t5, method), key),
@@ -221,7 +252,15 @@ def test_a_damaged_or_absent_adapter_is_one_line(tiny_t5, key, tmp_path):
     chosen = select(tiny_t5, method)
     save_adapter(attach(tiny_t5, method, chosen, key), method, chosen, tmp_path, base_name="tiny")
     file = tmp_path / "jpeft_adapter.safetensors"
-    file.write_bytes(file.read_bytes()[:-10])
+    whole, tensors = file.read_bytes(), load_file(file)
+    save_file({name: value for name, value in tensors.items() if "/layers/1/" not in name}, file)
+    with pytest.raises(RunFailed, match=r"holds \d+ tensors, and jpeft_adapter.json says \d+: one of the two was"):
+        load_adapter(tmp_path, tiny_t5)
+    config = tmp_path / "jpeft_adapter.json"
+    written = json.loads(config.read_text())
+    config.write_text(json.dumps({key: value for key, value in written.items() if key != "tensors"}))  # an older one
+    load_adapter(tmp_path, tiny_t5)
+    file.write_bytes(whole[:-10])
     with pytest.raises(RunFailed, match="damaged or cut short"):
         load_adapter(tmp_path, tiny_t5)
     (tmp_path / "jpeft_adapter.json").write_text("{")

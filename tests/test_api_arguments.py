@@ -1,0 +1,128 @@
+"""Arguments of another kind than the functions of `import jpeft` take are one line, and no traceback of JAX's.
+
+In a process of its own, since in this one types are checked as they are annotated, before the functions see them.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+_CALLS = r"""
+import json, re, sys, tempfile, warnings
+import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
+import jpeft
+
+class Net(nnx.Module):
+    def __init__(self): self.lin, self.out = nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 2, rngs=nnx.Rngs(1))
+    def __call__(self, x): return self.out(self.lin(x))
+
+net, lora, x = Net(), jpeft.Lora.official(rank=2), np.ones((3, 4), np.float32)
+tuned, mean = jpeft.attach(net, lora, where="lin"), lambda model, x: jnp.mean(model(x) ** 2)
+aside = tempfile.mkdtemp()
+open(aside + "/file", "w").close()
+
+def fit(**others): return jpeft.fit(tuned, [x] * 2, **{"loss": mean, **others})
+
+CALLS = {
+    "pattern": lambda: jpeft.attach(net, lora, where=re.compile("lin")),
+    "bytes": lambda: jpeft.attach(net, lora, where=b"lin"),
+    "number": lambda: jpeft.attach(net, lora, where=5),
+    "no module": lambda: jpeft.attach(5, lora, where="lin"),
+    "seed": lambda: jpeft.attach(net, lora, where="lin", seed="a"),
+    "class saved": lambda: jpeft.save(tuned, jpeft.Lora, aside + "/x"),
+    "class fitted": lambda: fit(method=jpeft.Lora),
+    "no loss": lambda: fit(loss=None),
+    "loss of rows": lambda: fit(loss=lambda model, x: jnp.mean(model(x), axis=-1)),
+    "whole loss": lambda: fit(loss=lambda model, x: 3),
+    "one batch": lambda: jpeft.fit(tuned, {"x": x}, mean),
+    "total_steps": lambda: fit(total_steps="9"),
+    "onto a file": lambda: jpeft.save(tuned, lora, aside + "/file"),
+    "below a file": lambda: jpeft.save(tuned, lora, aside + "/file/x"),
+    "swapped": lambda: jpeft.load_adapter(net, aside),
+    "no attention": lambda: jpeft.attach(net, jpeft.Prefix(), where="lin"),
+    "negative": lambda: fit(learning_rate=np.float32(-1e-2)),
+    "negative of JAX's": lambda: fit(learning_rate=jnp.float32(-1e-2)),
+    "zero": lambda: fit(learning_rate=np.float32(0)),
+    "NaN": lambda: fit(learning_rate=np.float64("nan")),
+    "switch": lambda: fit(learning_rate=True),
+    "text": lambda: fit(learning_rate="0.1"),
+    "list": lambda: fit(learning_rate=[1.0]),
+    "rank text": lambda: jpeft.Lora.official(rank="8"),
+    "rank switch": lambda: jpeft.Lora.official(rank=True),
+    "rank fraction": lambda: jpeft.Dora(rank=1.5),
+    "rank of JAX's": lambda: jpeft.Lora.official(rank=jnp.int32(4)),
+    "alpha": lambda: jpeft.Lora.official(alpha=None),
+    "width": lambda: jpeft.BottleneckAdapter(bottleneck=2.0),
+    "two_sided": lambda: jpeft.Ia3(two_sided=1),
+    "one site": lambda: jpeft.attach(net, lora, where=jpeft.sites(net)[1]),
+    "rate of numpy's": lambda: fit(learning_rate=np.float32(1e-2)),
+    "rank of numpy's": lambda: jpeft.save(
+        jpeft.attach(net, jpeft.Lora.official(rank=np.int64(2), alpha=np.float32(3)), where="lin"),
+        jpeft.Lora.official(rank=np.int64(2), alpha=np.float32(3)), aside + "/numpy"),
+}
+warnings.simplefilter("ignore")
+said = {}
+for name, call in CALLS.items():
+    try:
+        call()
+        said[name] = "done"
+    except (jpeft.UserError, jpeft.RunFailed) as error:
+        said[name] = str(error)
+    except Exception as error:
+        said[name] = f"{type(error).__name__}: {error}"
+print(json.dumps(said))
+"""
+SAID = {
+    "pattern": "where is re.compile('lin'); expected a regular expression as text, a Selection",
+    "bytes": "where is b'lin'; expected a regular expression as text",
+    "number": "where is 5; expected",
+    "no module": "model is 5; expected a flax.nnx.Module",
+    "seed": "seed is a; expected a whole number, 0 or more",
+    "class saved": "expected a method such as jpeft.Lora(rank=8)",
+    "class fitted": "expected a method such as jpeft.Lora(rank=8)",
+    "no loss": "Net is no model of jpeft's, whose loss fit knows; give a loss of your own",
+    "loss of rows": "the loss gives float32[3]; expected one number",
+    "whole loss": "the loss gives int32[]; expected one number with a fraction",
+    "one batch": "batches is one batch",
+    "total_steps": "total_steps is 9; expected a whole number",
+    "onto a file": "cannot be written (File exists)",
+    "below a file": "cannot be written (Not a directory)",
+    "swapped": "model is '/",
+    "no attention": "prefix acts on sites of the kind attention, and the model has none",
+    "negative": "learning_rate is np.float32(-0.01); expected a number above 0",
+    "negative of JAX's": "learning_rate is ",
+    "zero": "learning_rate is np.float32(0.0); expected a number above 0",
+    "NaN": "learning_rate is np.float64(nan); expected",
+    "switch": "learning_rate is True; expected",
+    "text": "learning_rate is '0.1'; expected",
+    "list": "learning_rate is [1.0]; expected",
+    "rank text": "method.rank is '8'; expected a whole number",
+    "rank switch": "method.rank is True; expected a whole number",
+    "rank fraction": "method.rank is 1.5; expected a whole number",
+    "rank of JAX's": "method.rank is ",
+    "alpha": "method.alpha is None; expected a number",
+    "width": "method.bottleneck is 2.0; expected a whole number",
+    "two_sided": "two_sided is 1; expected True or False",
+    "one site": "done",
+    "rate of numpy's": "done",
+    "rank of numpy's": "done",
+}
+
+
+@pytest.fixture(scope="module")
+def said():
+    ran = subprocess.run([sys.executable, "-c", _CALLS], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+@pytest.mark.parametrize("call", SAID)
+def test_each_is_said_in_a_line(call, said):
+    assert SAID[call] in said[call] and "\n" not in said[call]
+
+
+def test_each_is_called(said):
+    assert set(said) == set(SAID)
