@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-import numbers
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
@@ -76,7 +76,7 @@ def attach(
     model: Model,
     method: Method,
     *,
-    where: str | Selection | Site | Sequence[Site] | None = None,
+    where: str | Selection | Site | Iterable[Site] | None = None,
     seed: int = 0,
     wide: str | Path | None = None,
 ) -> Model:
@@ -98,10 +98,12 @@ def attach(
     """
     _require_module("model", model)
     _require_method(method)
-    _require_sizes({"seed": seed}, least=0)
+    if method.trains_nothing is not None:
+        raise UserError(f"{method.trains_nothing}: nothing would train; change it.")
+    _require_sizes({"seed": seed}, least=None)
     if isinstance(where, Site):
         where = [where]
-    if where is not None and (isinstance(where, bytes) or not isinstance(where, str | Selection | Sequence)):
+    if where is not None and (isinstance(where, bytes) or not isinstance(where, str | Selection | Iterable)):
         raise UserError(f"where is {shortened(where)}; {_WHERE}.")
     if where is None or isinstance(where, str | Selection):
         selection = Selection(pattern=where) if isinstance(where, str) else where or Selection()
@@ -386,7 +388,7 @@ def fit(
         raise UserError(
             f"{type(tuned).__name__} is no model of jpeft's, whose loss fit knows; give a loss of your own."
         )
-    if total_steps is not None:
+    if total_steps is not None and method is not None and method.plans_by_steps:
         _require_sizes({"total_steps": total_steps})
     if optimizer is not None and learning_rate is not None:
         raise UserError("fit was given an optimizer, which has its own rates, and a learning_rate; give one.")
@@ -409,6 +411,8 @@ def fit(
             frozen, moving = (jax.tree.map(lambda leaf: leaf, tree) for tree in (weights, rest))
             model = nnx.merge(graphdef, adapter, frozen, moving)
             value = loss(model, batch)
+            if not isinstance(value, jax.Array | np.generic | np.ndarray | float | int):
+                raise UserError(f"the loss gives {type(value).__name__}; expected one number, and nothing beside it.")
             if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
                 shape = f"{jnp.result_type(value)}{list(jnp.shape(value))}"
                 raise UserError(f"the loss gives {shape}; expected one number with a fraction, such as a mean.")
@@ -508,7 +512,8 @@ def text_batches(
       batch_size: rows of a batch, which is one step of `fit`.
       epochs: how often every row comes, each time in another order.
       seed: of these orders.
-      max_input_length, max_target_length: in tokens; what is longer loses its end.
+      max_input_length, max_target_length: in tokens, 2 or more, the one that ends a text counted; what is longer loses
+        its end.
 
     Returns:
       What has a length and gives dicts of arrays, the same each time.
@@ -516,15 +521,21 @@ def text_batches(
     Warns where texts were cut.
 
     Raises:
-      UserError: there are no texts, or not as many targets as inputs; a target is empty; or a size is no whole number
-        of 1 or more (0, of the seed).
+      UserError: an argument is of another kind; there are no texts, or not as many targets as inputs; a target is
+        empty; or a number is too small.
     """
     from jpeft.data.text_batches import TextBatches
+    from jpeft.model.tokenizer import Tokenizer
 
     sizes = {"batch_size": batch_size, "epochs": epochs}
     lengths = {"max_input_length": max_input_length, "max_target_length": max_target_length}
-    _require_sizes({**sizes, **lengths})
+    _require_sizes(sizes)
+    _require_sizes(lengths, least=2)
     _require_sizes({"seed": seed}, least=0)
+    if not (hasattr(model, "hidden_of") and hasattr(model, "config")):
+        raise UserError(f"{type(model).__name__} is no model of jpeft's, which text_batches makes batches for.")
+    if not isinstance(tokenizer, Tokenizer):
+        raise UserError(f"tokenizer is {shortened(tokenizer)}; expected that of jpeft.load.")
     _require_texts("inputs", inputs)
     _require_texts("targets", targets)
     if len(inputs) != len(targets) or not inputs:
@@ -541,11 +552,16 @@ def text_batches(
     return batches
 
 
-def _require_sizes(sizes: Mapping[str, Any], least: int = 1) -> None:
-    """Raises `UserError`: one of these arguments is no whole number of at least so many."""
+def _require_sizes(sizes: Mapping[str, Any], least: int | None = 1) -> None:
+    """Raises `UserError`: one of these arguments is no whole number, of whatever library's, of at least so many."""
     for name, size in sizes.items():
-        if not isinstance(size, numbers.Integral) or size < least:
-            raise UserError(f"{name} is {size}; expected a whole number, {least} or more.")
+        number = None
+        if not isinstance(size, bool):
+            with contextlib.suppress(TypeError):
+                number = operator.index(size)
+        if number is None or (least is not None and number < least):
+            expected = "a whole number" if least is None else f"a whole number, {least} or more"
+            raise UserError(f"{name} is {shortened(size)}; expected {expected}.")
 
 
 def generate(

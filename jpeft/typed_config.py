@@ -128,7 +128,8 @@ def unknown_key(root: type, key: str, path: str = "config") -> str:
     """The error message for a key that a config at `path` lacks: that it is a section, or which is meant.
 
     Sections are easily mixed up, so all of them are looked through: what counts is the name itself, by its letters and
-    by its words (`lora_rank` is `method.rank`, `lr` a `learning_rate`), and then the section.
+    by its words (`lora_rank` is `method.rank`, `lr` a `learning_rate`), and then the section. Of a section within a
+    section all keys are told where none is like it.
     """
     key, keys = key[:200], keys_of(root)
     below = [known.removeprefix(f"{key}.") for known in keys if known.startswith(f"{key}.")]
@@ -136,7 +137,7 @@ def unknown_key(root: type, key: str, path: str = "config") -> str:
         return f"{path}.{key} is a section; give one of its keys: {', '.join(below)}."
     sections = {known.rpartition(".")[0] for known in keys} - {""}
     section, _, name = key.rpartition(".")
-    if section in sections:
+    if "." in section and section in sections:
         within = sorted(known.removeprefix(f"{section}.") for known in keys if known.startswith(f"{section}."))
         if not difflib.get_close_matches(name, within, n=1, cutoff=0.5) and len(within) <= 4:
             return f"unknown config key {path}.{key}; there {path}.{section} has {', '.join(within)}."

@@ -21,7 +21,7 @@ class Net(nnx.Module):
 
 net, lora, x = Net(), jpeft.Lora.official(rank=2), np.ones((3, 4), np.float32)
 tuned, mean = jpeft.attach(net, lora, where="lin"), lambda model, x: jnp.mean(model(x) ** 2)
-aside = tempfile.mkdtemp()
+aside, allocated = tempfile.mkdtemp(), jpeft.AdaLora(rank=1)
 open(aside + "/file", "w").close()
 
 def fit(**others): return jpeft.fit(tuned, [x] * 2, **{"loss": mean, **others})
@@ -37,8 +37,14 @@ CALLS = {
     "no loss": lambda: fit(loss=None),
     "loss of rows": lambda: fit(loss=lambda model, x: jnp.mean(model(x), axis=-1)),
     "whole loss": lambda: fit(loss=lambda model, x: 3),
+    "loss and more": lambda: fit(loss=lambda model, x: (mean(model, x), 1)),
+    "no number": lambda: fit(loss=lambda model, x: None),
+    "texts of a net": lambda: jpeft.text_batches(net, None, ["a"], ["b"]),
+    "length": lambda: jpeft.text_batches(net, None, ["a"], ["b"], max_target_length=1),
+    "batch_size": lambda: jpeft.text_batches(net, None, ["a"], ["b"], batch_size=True),
     "one batch": lambda: jpeft.fit(tuned, {"x": x}, mean),
-    "total_steps": lambda: fit(total_steps="9"),
+    "total_steps": lambda: jpeft.fit(
+        jpeft.attach(net, allocated, where="lin"), [x], mean, method=allocated, total_steps="9"),
     "onto a file": lambda: jpeft.save(tuned, lora, aside + "/file"),
     "below a file": lambda: jpeft.save(tuned, lora, aside + "/file/x"),
     "swapped": lambda: jpeft.load_adapter(net, aside),
@@ -57,6 +63,9 @@ CALLS = {
     "alpha": lambda: jpeft.Lora.official(alpha=None),
     "width": lambda: jpeft.BottleneckAdapter(bottleneck=2.0),
     "two_sided": lambda: jpeft.Ia3(two_sided=1),
+    "set of sites": lambda: jpeft.attach(net, lora, where={jpeft.sites(net)[1]}),
+    "seed below 0": lambda: jpeft.attach(net, lora, where="lin", seed=-1),
+    "switch of numpy's": lambda: jpeft.Ia3(two_sided=np.True_),
     "one site": lambda: jpeft.attach(net, lora, where=jpeft.sites(net)[1]),
     "rate of numpy's": lambda: fit(learning_rate=np.float32(1e-2)),
     "rank of numpy's": lambda: jpeft.save(
@@ -80,14 +89,19 @@ SAID = {
     "bytes": "where is b'lin'; expected a regular expression as text",
     "number": "where is 5; expected",
     "no module": "model is 5; expected a flax.nnx.Module",
-    "seed": "seed is a; expected a whole number, 0 or more",
+    "seed": "seed is 'a'; expected a whole number",
     "class saved": "expected a method such as jpeft.Lora(rank=8)",
     "class fitted": "expected a method such as jpeft.Lora(rank=8)",
     "no loss": "Net is no model of jpeft's, whose loss fit knows; give a loss of your own",
     "loss of rows": "the loss gives float32[3]; expected one number",
     "whole loss": "the loss gives int32[]; expected one number with a fraction",
+    "loss and more": "the loss gives tuple; expected one number",
+    "no number": "the loss gives NoneType; expected one number",
+    "texts of a net": "Net is no model of jpeft's",
+    "length": "max_target_length is 1; expected a whole number, 2 or more",
+    "batch_size": "batch_size is True; expected a whole number",
     "one batch": "batches is one batch",
-    "total_steps": "total_steps is 9; expected a whole number",
+    "total_steps": "total_steps is '9'; expected a whole number",
     "onto a file": "cannot be written (File exists)",
     "below a file": "cannot be written (Not a directory)",
     "swapped": "model is '/",
@@ -106,6 +120,9 @@ SAID = {
     "alpha": "method.alpha is None; expected a number",
     "width": "method.bottleneck is 2.0; expected a whole number",
     "two_sided": "two_sided is 1; expected True or False",
+    "set of sites": "done",
+    "seed below 0": "done",
+    "switch of numpy's": "done",
     "one site": "done",
     "rate of numpy's": "done",
     "rank of numpy's": "done",

@@ -238,12 +238,12 @@ def read_adapter(directory: Path, model: nnx.Module) -> tuple[Method, dict[str, 
     config, tensors = _read_config(directory / layout), _read_tensors(directory / _WEIGHTS[layout], model)
     if layout == PEFTS:
         return read_peft(config, tensors, model, source=str(directory))
+    method = _our_method(config, tensors, directory)
     if config.get("tensors") not in (None, len(tensors)):  # older versions did not say how many
         raise RunFailed(
             f"{directory / _WEIGHTS[layout]} holds {len(tensors):,} tensors, and {layout} says {config['tensors']}: "
             "one of the two was changed; copy both files again."
         )
-    method = _our_method(config, tensors, directory)
     for name, first in (config.get("shared") or {}).items():
         if not isinstance(first, str) or first not in tensors or name in tensors:
             raise RunFailed(f"{directory / layout} is damaged: {one_line(name)} is no name of another weight's.")

@@ -90,6 +90,10 @@ class Dora(Lora):
             raise UserError("dora has no scaling vectors, which lora has in the paper's reading; leave them out.")
 
     @property
+    def trains_nothing(self):
+        return None  # magnitudes train whatever the scale is
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         return ("linear",)
 

@@ -203,12 +203,16 @@ class Lora(AddedModules, PeftLayout):
             raise UserError(f"method.alpha is {self.alpha}; expected a finite number.")
         if self.init != "plain" and not self.alpha > 0:
             raise UserError(f"method.alpha is {self.alpha}; with method.lora_init={self.init} expected more than 0.")
-        if self.alpha == 0 and not self.scaling_vectors:
-            raise UserError("method.alpha is 0, by which the update is multiplied: nothing would train; raise it.")
         if self.rank < 1:
             raise UserError(f"method.rank is {self.rank}; a LoRA update needs a rank of at least 1.")
         if not 0 < self.b_rate_ratio < math.inf:
             raise UserError(f"method.b_rate_ratio is {self.b_rate_ratio}; expected a finite number above 0.")
+
+    @property
+    def trains_nothing(self):
+        if self.alpha == 0 and not self.scaling_vectors:
+            return "method.alpha is 0, by which the update is multiplied"
+        return None
 
     @classmethod
     def official(

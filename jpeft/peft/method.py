@@ -11,7 +11,7 @@ import dataclasses
 import numbers
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +39,8 @@ SiteWeights = tuple[Array, Array | None]  # of one layer of a linear map: `[d_in
 
 
 # By the type that a method gives an option: what it may be, that in words, and what makes it Python's own.
-_KINDS_OF_OPTIONS: Mapping[Any, tuple[type, str, Callable[[Any], Any]]] = {
-    bool: (bool, "True or False", bool),
+_KINDS_OF_OPTIONS: Mapping[Any, tuple[Any, str, Callable[[Any], Any]]] = {
+    bool: (bool | np.bool_, "True or False", bool),
     int: (numbers.Integral, "a whole number", int),
     float: (numbers.Real, "a number", float),
     str: (str, "a text", str),
@@ -87,15 +87,23 @@ class Method(abc.ABC):
         Raises:
           UserError: an option that is a number, a text or a switch is something else.
         """
+        types = get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            if field.type in _KINDS_OF_OPTIONS:
-                kind, words, plain = _KINDS_OF_OPTIONS[field.type]
+            if field.init and types[field.name] in _KINDS_OF_OPTIONS:
+                kind, words, plain = _KINDS_OF_OPTIONS[types[field.name]]
                 value = getattr(self, field.name)
-                if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                if value is field.default:
+                    continue
+                if not isinstance(value, kind) or (isinstance(value, bool) and plain is not bool):
                     keys = {name: f"method.{key}" for key, name in self.options.items()}
                     raise UserError(f"{keys.get(field.name, field.name)} is {shortened(value)}; expected {words}.")
                 if not isinstance(value, bool | int | float | str):
                     object.__setattr__(self, field.name, plain(value))
+
+    @property
+    def trains_nothing(self) -> str | None:
+        """Why training would change nothing, with these options, which a file may have all the same; None otherwise."""
+        return None
 
     @property
     def begin_with_lost(self) -> Callable[[Any, np.ndarray, str], None] | None:

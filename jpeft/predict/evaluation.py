@@ -347,17 +347,29 @@ def seen_by_the_run(source: AnswerSource, made: list[Example]) -> tuple[dict[str
         rows = together(load_sources(task, data.source, data.path, data.mix, sample_seed=data.sample_seed))
         if digest is not None and digest != rows_digest(rows):  # the numbers in `drawn` would be those of other rows
             return None, "its rows have changed since its run read them"
-        columns = Template.parse(task.template).columns
-        fields = [example.fields or {} for example in made]
-        if any(set(each) != set(columns) for each in fields):
-            return None, f"its prompts were made of other columns ({', '.join(columns)})"
-        texts: dict[str, set[tuple[str, ...]]] = {}
-        for name in ("train", "validation"):
-            texts[name] = _texts(task, columns, rows, drawn[name])
+        template = Template.parse(task.template)
+        texts = {name: _texts(task, template.columns, rows, drawn[name]) for name in ("train", "validation")}
+        prompts = {
+            name: {template.render(dict(zip(template.columns, each, strict=True))) for each in known}
+            for name, known in texts.items()
+        }
     except (RunFailed, UserError, KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         return None, f"the rows of its run cannot be read again ({str(error).rstrip('.')})"
-    asked = [tuple(each[column] for column in columns) for each in fields]
-    return {name: sum(each in known for each in asked) for name, known in texts.items()}, None
+    asked = [(example.input, _columns_of(example, template.columns)) for example in made]
+    found = {
+        name: sum(prompt in prompts[name] or columns in texts[name] for prompt, columns in asked) for name in texts
+    }
+    if not any(found.values()) and any(columns is None for _, columns in asked):
+        return None, f"its prompts were made of other columns ({', '.join(template.columns)})"
+    return found, None
+
+
+def _columns_of(example: Example, columns: Sequence[str]) -> tuple[str, ...] | None:
+    """An example's texts of these columns, by whatever name where there is one alone; None where it has them not."""
+    fields = example.fields or {}
+    if len(columns) == len(fields) == 1:
+        return tuple(fields.values())
+    return tuple(fields[column] for column in columns) if set(columns) <= set(fields) else None
 
 
 def _texts(task: Task, columns: Sequence[str], rows: Mapping[str, Columns], ids: list[Any]) -> set[tuple[str, ...]]:

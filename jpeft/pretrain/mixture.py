@@ -191,7 +191,8 @@ def load_mixture(
 ) -> Mixture:
     """Tokenises the sources, or finds their tokens in the cache, and holds rows out for validation.
 
-    What stands in a row held out does not train from another row either, of whatever source.
+    What stands in a row held out does not train from another row either, of any source of the same kind: the same
+    text, or the same input with the same target.
 
     Raises:
       UserError: a file is absent or cannot be read, or no piece of a source fits a row and may train.
@@ -241,9 +242,11 @@ def _twins(name: str, sources: Mapping[str, TextSource | PairSource], apart: Map
     for other, rows in apart.items():
         if type(sources[other]) is type(here):
             known.update(_content(sources[other], int(row)) for row in rows)
-    lengths = here.columns[-1].lengths()
-    alike = np.isin(lengths, [len(content[-1]) // here.columns[-1].ids.itemsize for content in known])
+    alike = np.zeros(len(here.columns[0]), bool)
+    alike[here.document] = True  # rows that were left out are no training rows
     alike[apart[name]] = False
+    for i, column in enumerate(here.columns):
+        alike &= np.isin(column.lengths(), [len(content[i]) // column.ids.itemsize for content in known])
     return np.array([row for row in np.flatnonzero(alike) if _content(here, int(row)) in known], int)
 
 

@@ -149,15 +149,17 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
     """Loads the base, unless the session has it, and attaches the method; `report` hears what takes long.
 
     Raises:
-      UserError: the model or adapter is not there, does not fit, or is attached elsewhere than the config selects; or
-        the selection matches nothing.
+      UserError: nothing would train by the method's options; the model or adapter is not there, does not fit, or is
+        attached elsewhere than the config selects; or the selection matches nothing.
       RunFailed: a file is damaged, or the hub cannot be reached.
     """
+    method = run.build_method()
+    if method.trains_nothing is not None:
+        raise UserError(f"{method.trains_nothing}: nothing would train; change it.")
     chat_template = chat_template_of(run.data.chat_template)
     untuned, tokenizer = _load_base(run, session, layout, report)
     tokenizer = tokenizer.asked_by(chat_template)
     total = num_weights(untuned)
-    method = run.build_method()
     if run.method.from_adapter is not None:
         model, stored_method, sites = load_adapter(_adapter_directory(run.method.from_adapter), untuned, report=report)
         if stored_method != method:

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import jpeft
 from jpeft.adapters.files import load_adapter, save_adapter
+from jpeft.config import Run
 from jpeft.errors import UserError
 from jpeft.eval.loss import loss_sums, make_loss
 from jpeft.leaves import named_leaves
+from jpeft.mesh.layout import Layout
 from jpeft.model.t5 import T5
 from jpeft.peft.adalora import AdaLora
 from jpeft.peft.adapter import BottleneckAdapter
@@ -32,6 +35,8 @@ from jpeft.peft.vera import Vera
 from jpeft.program import Program
 from jpeft.train.optimizer import AdamW
 from jpeft.train.schedule import constant
+from jpeft.train.session import Session
+from jpeft.train.setup import set_up
 from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
 from tests.conftest import ONE_LAYER, TINY, make_batch, random_t5, slow_but, spec
 from tests.own_method import RankOne
@@ -348,6 +353,12 @@ def test_that_holds_of_lora_however_it_begins():
             Lora.official(alpha=float("nan"), init=init)
 
 
-def test_a_scale_of_zero_by_which_nothing_trains_is_refused():
-    with pytest.raises(UserError, match="method.alpha is 0, by which the update is multiplied: nothing would train"):
-        Lora.official(alpha=0.0)
+def test_a_scale_of_zero_by_which_nothing_trains_is_refused_where_something_is_to_train(tiny_t5):
+    says = "method.alpha is 0, by which the update is multiplied: nothing would train"
+    with pytest.raises(UserError, match=says):
+        jpeft.attach(tiny_t5, Lora.official(alpha=0.0))
+    run = Run.from_config({"method": {"name": "lora", "reading": "official", "alpha": 0.0}})
+    with pytest.raises(UserError, match=says):
+        set_up(run, Session(), Layout.of_devices())
+    jpeft.attach(tiny_t5, METHODS_BY_NAME["dora"](alpha=0.0))  # whose magnitudes train
+    jpeft.attach(tiny_t5, Lora(alpha=0.0))  # whose vectors do

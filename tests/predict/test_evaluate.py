@@ -110,7 +110,9 @@ def test_it_says_what_a_reader_has_to_know(evaluate, run, tmp_path):
 
 def test_another_template_does_not_hide_what_the_run_has_seen(run, tmp_path):
     source = AnswerSource.find(None, run, report=print)
-    file = write_rows(tmp_path / "known.jsonl", [{**row, "n": 1} for row in rows_of(20, seed=1)])
+    file = write_rows(
+        tmp_path / "known.jsonl", [{**row, "n": 1, "n2": 2, "m": row["text"]} for row in rows_of(20, seed=1)]
+    )
 
     def seen(template):
         test = Evaluation.of(source, template=template)
@@ -118,7 +120,9 @@ def test_another_template_does_not_hide_what_the_run_has_seen(run, tmp_path):
         return seen_by_the_run(source, examples(test.task, name, rows, range(20)))
 
     assert seen("About: {text}") == seen(None) and seen(None)[0]["train"] > 0
-    found, why = seen("{n}: {text}")
+    assert seen("{n}: {text}") == seen("{m}?") == seen(None)  # with another beside it, or by another name
+    assert seen("{n}")[0] == {"train": 0, "validation": 0}
+    found, why = seen("{n} {n2}")
     assert found is None and why == "its prompts were made of other columns (text)"
 
 
