@@ -1,9 +1,6 @@
 """The functions that `import jpeft` offers: load a model, attach a method to any module, train, answer, save."""
 
-import contextlib
 import dataclasses
-import math
-import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
@@ -16,13 +13,14 @@ import optax
 from flax import nnx
 
 from jpeft.adapters import files
+from jpeft.arguments import rate_of, require_module, require_sizes, require_texts
 from jpeft.errors import RunFailed, UserError
 from jpeft.leaves import Model
 from jpeft.peft import attaching
-from jpeft.peft.adapted import is_adapted
-from jpeft.peft.method import AddedModules, Method
+from jpeft.peft.attached import finite, require_attached_by, require_made_by, require_method, trained_places
+from jpeft.peft.method import Method
 from jpeft.peft.selection import Selection, select
-from jpeft.peft.sites import Site, is_trained, site_modules
+from jpeft.peft.sites import Site
 from jpeft.peft.variables import Adapter
 from jpeft.program import Program
 from jpeft.recent import Recent
@@ -96,11 +94,11 @@ def attach(
       UserError: an argument is of another kind, nothing matches, something is attached there already, or `wide` is of
         no use or is lacking.
     """
-    _require_module("model", model)
-    _require_method(method)
+    require_module("model", model)
+    require_method(method)
     if method.trains_nothing is not None:
         raise UserError(f"{method.trains_nothing}: nothing would train; change it.")
-    _require_sizes({"seed": seed}, least=None)
+    require_sizes({"seed": seed}, least=None)
     if isinstance(where, Site):
         where = [where]
     if where is not None and (isinstance(where, bytes) or not isinstance(where, str | Selection | Iterable)):
@@ -129,16 +127,6 @@ def attach(
 
 
 _WHERE = "expected a regular expression as text, a Selection, or some of jpeft.sites(model)"
-
-
-def _require_module(name: str, model: Any) -> None:
-    if not isinstance(model, nnx.Module):
-        raise UserError(f"{name} is {shortened(model)}; expected a flax.nnx.Module.")
-
-
-def _require_method(method: Any) -> None:
-    if not isinstance(method, Method):
-        raise UserError(f"method is {shortened(method)}; expected a method such as jpeft.Lora(rank=8).")
 
 
 def _lost(model: nnx.Module, wide: str) -> Callable[[str], np.ndarray | None]:
@@ -172,7 +160,7 @@ def _require_all_weights(tuned: nnx.Module) -> None:
 
 def attached_at(model: nnx.Module) -> list[Site]:
     """The sites at which something is attached, or whose weights train."""
-    return [site for place in _trained_places(model) for site in place.sites]
+    return [site for place in trained_places(model) for site in place.sites]
 
 
 def save(
@@ -200,9 +188,9 @@ def save(
     from jpeft.data.task_file import TASK_FILE
     from jpeft.model.quantized import quantization_of
 
-    _require_module("tuned", tuned)
-    _require_method(method)
-    _require_made_by(tuned, method)
+    require_module("tuned", tuned)
+    require_method(method)
+    require_made_by(tuned, method)
     directory = Path(directory)
     try:
         files.save_adapter(tuned, method, attached_at(tuned), directory, base_name=base_name)
@@ -224,86 +212,6 @@ def save(
         )
 
 
-def _require_made_by(tuned: nnx.Module, method: Method) -> None:
-    """Raises `UserError`: what trains in a model is not what a method attaches, or is not finite."""
-    places = _trained_places(tuned)
-    if not places:
-        raise UserError("nothing is attached to the model; there is nothing to save.")
-    method = method.settled([site for place in places for site in place.sites])
-    for place in places:
-        path = place.sites[0].path
-        if not _is_made_by(place, method, tuned):
-            raise UserError(
-                f"what trains at {path} is not what {method.describe()} makes; name the method, with its options, that "
-                "was attached to all of it, in one call."
-            )
-    for path, is_finite in nnx.to_flat_state(_finite(nnx.state(tuned, Adapter))):
-        if not is_finite[...]:
-            raise UserError(f"{'/'.join(map(str, path))} holds NaN or infinity; its training has diverged.")
-
-
-def _require_attached_by(tuned: nnx.Module, method: Method) -> None:
-    """Raises `UserError`: nothing of what trains in a model is what a method attaches.
-
-    What other methods have attached elsewhere in it is not asked about, nor does it settle this one's sizes.
-    """
-    places = _trained_places(tuned)
-    of_its_kind = [place for place in places if place.sites[0].kind in method.kinds]
-    if isinstance(method, AddedModules):
-        of_its_kind = [place for place in of_its_kind if _is_of_class(place, method, tuned)]
-    settled = method.settled([site for place in of_its_kind for site in place.sites]) if of_its_kind else method
-    if places and not any(_is_made_by(place, settled, tuned) for place in of_its_kind):
-        raise UserError(
-            f"method is {method.describe()}, and what trains in the model, at {places[0].sites[0].path}, is not what "
-            "it makes; name the method, with its options, that was attached."
-        )
-
-
-def _is_of_class(place: Any, method: AddedModules, tuned: nnx.Module) -> bool:
-    """Whether a method would attach a module of the class that is attached at a place."""
-    if not is_adapted(place.module):
-        return False
-    alone = cast(AddedModules, method.settled(place.sites))
-    made = nnx.eval_shape(lambda: alone.create(place.sites[0], jax.random.key(0), tuned))
-    return type(made) is type(cast(Any, place.module).adapter)
-
-
-def _trained_places(tuned: nnx.Module) -> list[Any]:
-    return [place for place in site_modules(tuned) if is_adapted(place.module) or is_trained(place.module)]
-
-
-def _is_made_by(place: Any, method: Method, tuned: nnx.Module) -> bool:
-    """Whether what trains at a place has the class, the settings and the shapes that a method makes there."""
-    module = cast(Any, place.module)
-    if method.trains_base != is_trained(module) or is_adapted(module) == method.trains_base:
-        return False
-    if not isinstance(method, AddedModules):
-        return True
-    made = nnx.eval_shape(lambda: method.create(place.sites[0], jax.random.key(0), tuned))
-    stacked = place.in_stack or place.view.layers is not None
-    ours, theirs = (_make(adapter) for adapter in (made, module.adapter))
-    return ours[0] == theirs[0] and ours[1] == {name: shape[stacked:] for name, shape in theirs[1].items()}
-
-
-@jax.jit
-def _finite(leaves: nnx.State) -> nnx.State:
-    """Of each leaf, whether all of it is finite."""
-    return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), leaves)
-
-
-def _make(adapter: nnx.Module) -> tuple[Any, dict[str, tuple[int, ...]]]:
-    """Class and settings of a module that a method attaches, and the shapes of its leaves by name."""
-
-    def is_setting(name: str, value: Any) -> bool:
-        if name.startswith("_") or isinstance(value, nnx.Variable):
-            return False
-        return isinstance(value, int | float | str | bool) or dataclasses.is_dataclass(value)
-
-    settings = {name: value for name, value in vars(adapter).items() if is_setting(name, value)}
-    shapes = {name: tuple(value.shape) for name, value in vars(adapter).items() if isinstance(value, Adapter)}
-    return (type(adapter).__qualname__, settings), shapes
-
-
 def load_adapter(directory: str | Path, model: Model) -> Model:
     """`model` with the adapter of a directory attached, in either layout; `model` stays as it is.
 
@@ -317,7 +225,7 @@ def load_adapter(directory: str | Path, model: Model) -> Model:
     from jpeft.data.task_file import TaskOfRun
     from jpeft.model.quantized import quantization_of
 
-    _require_module("model", model)
+    require_module("model", model)
     notes: list[str] = []
     adapted = files.load_adapter(Path(directory), model, report=notes.append)[0]
     for note in notes:
@@ -374,7 +282,7 @@ def fit(
         batch lacks what the model's loss reads.
       RunFailed: the loss is not finite.
     """
-    _require_module("tuned", tuned)
+    require_module("tuned", tuned)
     if isinstance(batches, Mapping):
         raise UserError("batches is one batch; expected as many as there are to be steps: a list of them.")
     # What is neither trained nor a weight, such as dropout's counters and batch statistics, goes from step to step.
@@ -382,18 +290,18 @@ def fit(
     if not jax.tree.leaves(adapter):
         raise UserError("fit was given a model in which nothing trains; attach a method first.")
     if method is not None:
-        _require_method(method)
-        _require_attached_by(tuned, method)
+        require_method(method)
+        require_attached_by(tuned, method)
     if loss is None and not hasattr(tuned, "hidden_of"):
         raise UserError(
             f"{type(tuned).__name__} is no model of jpeft's, whose loss fit knows; give a loss of your own."
         )
     if total_steps is not None and method is not None and method.plans_by_steps:
-        _require_sizes({"total_steps": total_steps})
+        require_sizes({"total_steps": total_steps})
     if optimizer is not None and learning_rate is not None:
         raise UserError("fit was given an optimizer, which has its own rates, and a learning_rate; give one.")
     if not (learning_rate is None or callable(learning_rate)):
-        learning_rate = _rate(learning_rate)
+        learning_rate = rate_of(learning_rate)
     if learning_rate is None:
         learning_rate = method.learning_rates.warmup if method is not None else 1e-3
     steps = _steps_for(method, batches, total_steps)
@@ -436,21 +344,10 @@ def fit(
         losses.append(float(value))
         if not np.isfinite(losses[-1]):
             raise RunFailed(f"the loss is {losses[-1]} at step {index + 1}; try a lower learning rate.")
-    if not all(map(bool, jax.tree.leaves(_finite(adapter)))):
+    if not all(map(bool, jax.tree.leaves(finite(adapter)))):
         raise RunFailed(f"what trains holds NaN or infinity after step {len(losses)}; try a lower learning rate.")
     _warn_of_the_unmoved(start, adapter, len(losses))
     return Fitted(nnx.merge(graphdef, adapter, jax.tree.map(lambda leaf: leaf, weights), rest), losses)
-
-
-def _rate(given: Any) -> float:
-    """A learning rate as a number, of whatever library's. Raises `UserError`: it is none above 0."""
-    number = math.nan
-    if not isinstance(given, bool | str | bytes) and np.ndim(given) == 0:
-        with contextlib.suppress(TypeError, ValueError):
-            number = float(given)
-    if not 0 < number < math.inf:
-        raise UserError(f"learning_rate is {shortened(given)}; expected a number above 0, or a schedule of optax.")
-    return number
 
 
 def _steps_for(method: Method | None, batches: Iterable[LossBatch], total_steps: int | None) -> int:
@@ -529,15 +426,15 @@ def text_batches(
 
     sizes = {"batch_size": batch_size, "epochs": epochs}
     lengths = {"max_input_length": max_input_length, "max_target_length": max_target_length}
-    _require_sizes(sizes)
-    _require_sizes(lengths, least=2)
-    _require_sizes({"seed": seed}, least=0)
+    require_sizes(sizes)
+    require_sizes(lengths, least=2)
+    require_sizes({"seed": seed}, least=0)
     if not (hasattr(model, "hidden_of") and hasattr(model, "config")):
         raise UserError(f"{type(model).__name__} is no model of jpeft's, which text_batches makes batches for.")
     if not isinstance(tokenizer, Tokenizer):
         raise UserError(f"tokenizer is {shortened(tokenizer)}; expected that of jpeft.load.")
-    _require_texts("inputs", inputs)
-    _require_texts("targets", targets)
+    require_texts("inputs", inputs)
+    require_texts("targets", targets)
     if len(inputs) != len(targets) or not inputs:
         raise UserError(f"text_batches was given {len(inputs)} inputs and {len(targets)} targets; expected one each.")
     batches = TextBatches.of(model.config, tokenizer, inputs, targets, seed=seed, **sizes, **lengths)
@@ -550,18 +447,6 @@ def text_batches(
                 stacklevel=2,
             )
     return batches
-
-
-def _require_sizes(sizes: Mapping[str, Any], least: int | None = 1) -> None:
-    """Raises `UserError`: one of these arguments is no whole number, of whatever library's, of at least so many."""
-    for name, size in sizes.items():
-        number = None
-        if not isinstance(size, bool):
-            with contextlib.suppress(TypeError):
-                number = operator.index(size)
-        if number is None or (least is not None and number < least):
-            expected = "a whole number" if least is None else f"a whole number, {least} or more"
-            raise UserError(f"{name} is {shortened(size)}; expected {expected}.")
 
 
 def generate(
@@ -596,8 +481,8 @@ def generate(
     from jpeft.predict.answering import Generating
 
     sizes = {"max_output_length": max_output_length, "max_input_length": max_input_length}
-    _require_sizes({**sizes, "num_beams": num_beams, "batch_size": batch_size})
-    _require_texts("inputs", inputs)
+    require_sizes({**sizes, "num_beams": num_beams, "batch_size": batch_size})
+    require_texts("inputs", inputs)
     if not inputs:
         return []
     answering = Generating(
@@ -618,15 +503,6 @@ def generate(
             stacklevel=2,
         )
     return answers
-
-
-def _require_texts(name: str, texts: Any) -> None:
-    """Raises `UserError`: something else than a sequence of texts is given; of one text, each letter would be one."""
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
-        raise UserError(f"{name} is {shortened(texts)}; expected a list of texts.")
-    for text in texts:
-        if not isinstance(text, str):
-            raise UserError(f"{name} holds {shortened(text)}; expected texts.")
 
 
 _GENERATE: Recent[Program] = Recent(8)
@@ -651,8 +527,8 @@ def evaluate(
     from jpeft.eval.metrics.base import PROBABILITIES
 
     chosen = named(metric)
-    _require_texts("inputs", inputs)
-    _require_texts("targets", targets)
+    require_texts("inputs", inputs)
+    require_texts("targets", targets)
     if len(inputs) != len(targets) or not inputs:
         raise UserError(f"evaluate was given {len(inputs)} inputs and {len(targets)} targets; expected one each.")
     if PROBABILITIES in chosen.needs:

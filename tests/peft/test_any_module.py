@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 import jpeft
+from jpeft.arguments import require_texts
 from jpeft.peft.attaching import split
 from jpeft.peft.sites import sites
 from jpeft.peft.views import view_of
@@ -512,7 +513,7 @@ def test_answers_in_code_compile_once_and_look_at_what_they_are_given_first(tiny
             "needs the probability of every label",
         ),
         (lambda: jpeft.generate(model, tokenizer, "a b"), "inputs is 'a b'; expected a list of texts"),
-        (lambda: jpeft.api._require_texts("inputs", ["a", 1]), "inputs holds 1; expected texts"),
+        (lambda: require_texts("inputs", ["a", 1]), "inputs holds 1; expected texts"),
         (lambda: jpeft.evaluate(model, tokenizer, ["a"], "b", metric="accuracy"), "targets is 'b'; expected a list"),
         (lambda: jpeft.load("nope"), "^name 'nope' is no directory here .* give name a local directory"),
         (

@@ -1,0 +1,51 @@
+"""What the functions of `import jpeft` are given, looked at before it is used: of another kind, it is one line."""
+
+import contextlib
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from jpeft.errors import UserError
+from jpeft.words import shortened
+
+
+def require_module(name: str, model: Any) -> None:
+    """Raises `UserError`: an argument is no module of Flax NNX."""
+    if not isinstance(model, nnx.Module):
+        raise UserError(f"{name} is {shortened(model)}; expected a flax.nnx.Module.")
+
+
+def require_sizes(sizes: Mapping[str, Any], least: int | None = 1) -> None:
+    """Raises `UserError`: one of these arguments is no whole number, of whatever library's, of at least so many."""
+    for name, size in sizes.items():
+        number = None
+        if not isinstance(size, bool):
+            with contextlib.suppress(TypeError):
+                number = operator.index(size)
+        if number is None or (least is not None and number < least):
+            expected = "a whole number" if least is None else f"a whole number, {least} or more"
+            raise UserError(f"{name} is {shortened(size)}; expected {expected}.")
+
+
+def require_texts(name: str, texts: Any) -> None:
+    """Raises `UserError`: something else than a sequence of texts is given; of one text, each letter would be one."""
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise UserError(f"{name} is {shortened(texts)}; expected a list of texts.")
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"{name} holds {shortened(text)}; expected texts.")
+
+
+def rate_of(given: Any) -> float:
+    """A learning rate as a number, of whatever library's. Raises `UserError`: it is none above 0."""
+    number = math.nan
+    if not isinstance(given, bool | str | bytes) and np.ndim(given) == 0:
+        with contextlib.suppress(TypeError, ValueError):
+            number = float(given)
+    if not 0 < number < math.inf:
+        raise UserError(f"learning_rate is {shortened(given)}; expected a number above 0, or a schedule of optax.")
+    return number

@@ -1,0 +1,102 @@
+"""Whether what trains in a model is what a method makes: by modules, their options and their leaves."""
+
+import dataclasses
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jpeft.errors import UserError
+from jpeft.peft.adapted import is_adapted
+from jpeft.peft.method import AddedModules, Method
+from jpeft.peft.sites import is_trained, site_modules
+from jpeft.peft.variables import Adapter
+from jpeft.words import shortened
+
+
+def require_method(method: Any) -> None:
+    """Raises `UserError`: an argument is no method, such as its class in its place."""
+    if not isinstance(method, Method):
+        raise UserError(f"method is {shortened(method)}; expected a method such as jpeft.Lora(rank=8).")
+
+
+def require_made_by(tuned: nnx.Module, method: Method) -> None:
+    """Raises `UserError`: what trains in a model is not what a method attaches, or is not finite."""
+    places = trained_places(tuned)
+    if not places:
+        raise UserError("nothing is attached to the model; there is nothing to save.")
+    method = method.settled([site for place in places for site in place.sites])
+    for place in places:
+        path = place.sites[0].path
+        if not _is_made_by(place, method, tuned):
+            raise UserError(
+                f"what trains at {path} is not what {method.describe()} makes; name the method, with its options, that "
+                "was attached to all of it, in one call."
+            )
+    for path, is_finite in nnx.to_flat_state(finite(nnx.state(tuned, Adapter))):
+        if not is_finite[...]:
+            raise UserError(f"{'/'.join(map(str, path))} holds NaN or infinity; its training has diverged.")
+
+
+def require_attached_by(tuned: nnx.Module, method: Method) -> None:
+    """Raises `UserError`: nothing of what trains in a model is what a method attaches.
+
+    What other methods have attached elsewhere in it is not asked about, nor does it settle this one's sizes.
+    """
+    places = trained_places(tuned)
+    of_its_kind = [place for place in places if place.sites[0].kind in method.kinds]
+    if isinstance(method, AddedModules):
+        of_its_kind = [place for place in of_its_kind if _is_of_class(place, method, tuned)]
+    settled = method.settled([site for place in of_its_kind for site in place.sites]) if of_its_kind else method
+    if places and not any(_is_made_by(place, settled, tuned) for place in of_its_kind):
+        raise UserError(
+            f"method is {method.describe()}, and what trains in the model, at {places[0].sites[0].path}, is not what "
+            "it makes; name the method, with its options, that was attached."
+        )
+
+
+def _is_of_class(place: Any, method: AddedModules, tuned: nnx.Module) -> bool:
+    """Whether a method would attach a module of the class that is attached at a place."""
+    if not is_adapted(place.module):
+        return False
+    alone = cast(AddedModules, method.settled(place.sites))
+    made = nnx.eval_shape(lambda: alone.create(place.sites[0], jax.random.key(0), tuned))
+    return type(made) is type(cast(Any, place.module).adapter)
+
+
+def trained_places(tuned: nnx.Module) -> list[Any]:
+    """The modules of a model to which something is attached, or whose own weights train."""
+    return [place for place in site_modules(tuned) if is_adapted(place.module) or is_trained(place.module)]
+
+
+def _is_made_by(place: Any, method: Method, tuned: nnx.Module) -> bool:
+    """Whether what trains at a place has the class, the settings and the shapes that a method makes there."""
+    module = cast(Any, place.module)
+    if method.trains_base != is_trained(module) or is_adapted(module) == method.trains_base:
+        return False
+    if not isinstance(method, AddedModules):
+        return True
+    made = nnx.eval_shape(lambda: method.create(place.sites[0], jax.random.key(0), tuned))
+    stacked = place.in_stack or place.view.layers is not None
+    ours, theirs = (_make(adapter) for adapter in (made, module.adapter))
+    return ours[0] == theirs[0] and ours[1] == {name: shape[stacked:] for name, shape in theirs[1].items()}
+
+
+@jax.jit
+def finite(leaves: nnx.State) -> nnx.State:
+    """Of each leaf, whether all of it is finite."""
+    return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), leaves)
+
+
+def _make(adapter: nnx.Module) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """Class and settings of a module that a method attaches, and the shapes of its leaves by name."""
+
+    def is_setting(name: str, value: Any) -> bool:
+        if name.startswith("_") or isinstance(value, nnx.Variable):
+            return False
+        return isinstance(value, int | float | str | bool) or dataclasses.is_dataclass(value)
+
+    settings = {name: value for name, value in vars(adapter).items() if is_setting(name, value)}
+    shapes = {name: tuple(value.shape) for name, value in vars(adapter).items() if isinstance(value, Adapter)}
+    return (type(adapter).__qualname__, settings), shapes
