@@ -6,12 +6,29 @@ that there is to say of a test's answers.
 
 from collections.abc import Sequence
 
+from jpeft.config import Run
+from jpeft.data.sources import source_in_use
 from jpeft.eval.per_class import Confusion
 from jpeft.eval.uncertainty import wilson
 from jpeft.judging import FEWEST_TEST_ROWS
 from jpeft.words import clipped, counted
 
 FEWEST_STEPS = 50
+
+
+def without_effect(run: Run) -> str | None:
+    """Said before training where a key is set that nothing of this run reads, with what would read it."""
+    source = source_in_use(run.data.source, run.data.path)
+    unread = [
+        (f"data.sample_seed={run.data.sample_seed}", "data.source=sample", run.data.sample_seed and source != "sample"),
+        (
+            f"ablation.seed={run.ablation.seed}",
+            "ablation.name=random",
+            run.ablation.seed and run.ablation.name != "random",
+        ),
+    ]
+    lines = [f"{key} changes nothing here: it is for {what}" for key, what, is_unread in unread if is_unread]
+    return "; ".join(lines) or None
 
 
 def few_test_rows(rows: int) -> str | None:

@@ -408,6 +408,7 @@ class _Execution:
         """What to know of the data and of the first step's programs, compiled here: said, and kept for the result."""
         rows = {name: len(part) for name, part in self.data.tokens.items()}
         found = [
+            cautions.without_effect(self.run),
             cautions.few_test_rows(rows["test"]),
             cautions.few_steps(
                 rows["train"],

@@ -2,6 +2,7 @@
 
 import pytest
 
+from jpeft.config import Run
 from jpeft.eval.per_class import Confusion
 from jpeft.train.cautions import (
     few_steps,
@@ -11,11 +12,33 @@ from jpeft.train.cautions import (
     one_answer,
     same_text,
     still_learning,
+    without_effect,
 )
 
 
 def confusion(targets, predictions):
     return Confusion.of(targets, predictions, [float(t == p) for t, p in zip(targets, predictions, strict=True)])
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({}, None),
+        ({"data": {"source": "sample", "sample_seed": 3}}, None),
+        ({"ablation": {"name": "random", "seed": 3}}, None),
+        (
+            {"data": {"path": "rows", "sample_seed": 3}},
+            "data.sample_seed=3 changes nothing here: it is for data.source=sample",
+        ),
+        (
+            {"data": {"sample_seed": 4}, "ablation": {"name": "early", "seed": 2}},
+            "data.sample_seed=4 changes nothing here: it is for data.source=sample; "
+            "ablation.seed=2 changes nothing here: it is for ablation.name=random",
+        ),
+    ],
+)
+def test_keys_that_nothing_reads(config, told):
+    assert without_effect(Run.from_config(config)) == told
 
 
 def test_few_test_rows():
