@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jpeft.errors import UserError
@@ -165,11 +165,46 @@ class Layout:
 
         return within
 
+    def each_part(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function of a batch as that of each part into which `data` cuts it, with no message between the parts.
+
+        Args:
+          function: of whatever all parts share, a random key, of which each part gets its own, and a batch: arrays
+            whose first axis is that of rows.
+
+        Returns:
+          A function of the same arguments, to be traced; its results have an axis of parts in front.
+        """
+
+        def of_part(*args: Any) -> Any:
+            *shared, key, batch = args
+            with placing(self._constrain_part):
+                made = function(*shared, jax.random.fold_in(key, jax.lax.axis_index("data")), batch)
+            return jax.tree.map(lambda leaf: leaf[None], made)
+
+        def of_all(*args: Any) -> Any:
+            specs = (*[P()] * (len(args) - 1), P("data"))
+            # Not checked for what varies along `data`: JAX would sum the gradient of what all parts share there.
+            return jax.shard_map(
+                of_part, mesh=self.mesh, axis_names={"data"}, in_specs=specs, out_specs=P("data"), check_vma=False
+            )(*args)
+
+        return of_all
+
     def constrain(self, x: jax.Array, kind: str) -> jax.Array:
         """Says, within a compiled function, how an activation of that kind is cut: a key of `ACTIVATIONS`."""
-        spec = ACTIVATIONS[kind]
+        return self._constrained(x, ACTIVATIONS[kind], self.mesh)
+
+    def _constrain_part(self, x: jax.Array, kind: str) -> jax.Array:
+        """As `constrain` within the function of a part, which `data` does not cut any further."""
+        if self.mesh.size == self.mesh.shape["data"]:  # a part is one device's
+            return x
+        spec = P(*("fsdp" if axis == BATCH_AXES else axis for axis in ACTIVATIONS[kind]))
+        return self._constrained(x, spec, jax.sharding.get_abstract_mesh())
+
+    def _constrained(self, x: jax.Array, spec: P, mesh: Mesh | AbstractMesh) -> jax.Array:
         fits = all(
             axis is None or size % int(np.prod([self.mesh.shape[a] for a in np.atleast_1d(axis)])) == 0
             for size, axis in zip(x.shape, spec, strict=False)
         )
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec)) if fits else x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec)) if fits else x

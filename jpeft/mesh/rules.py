@@ -20,6 +20,9 @@ from jpeft.peft.methods import leaf_axes
 
 AXES = ("data", "fsdp", "model")
 BATCH_AXES = ("data", "fsdp")
+BY_PART = (
+    "by_part"  # leaves below a node of this name have an axis in front, of the parts into which `data` cuts a batch
+)
 
 _COLUMNS = r"(.*attention/(q|k|v)|feed_forward/(wi|wi_0|wi_1|gate|up)|lm_head)"  # maps into a cut dimension
 _ROWS = r"(.*attention/o|feed_forward/(wo|down))"  # maps out of one
@@ -87,6 +90,9 @@ def spec_of(path: Sequence[Any], shape: Sequence[int]) -> P:
     Raises:
       LookupError: no rule matches. Every leaf has to have one: what nobody thought of must not be whole in silence.
     """
+    if any(getattr(part, "name", None) == BY_PART for part in path):
+        whole = spec_of([part for part in path if getattr(part, "name", None) != BY_PART], shape[1:])
+        return P("data", *whole)
     if not shape:
         return P()
     name = leaf_name(path)

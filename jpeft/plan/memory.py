@@ -25,7 +25,7 @@ from jpeft.train.optimizer import AdamW
 from jpeft.train.programs import build_programs
 from jpeft.train.schedule import constant
 from jpeft.train.setup import selection
-from jpeft.train.step import init_state, zero_sums
+from jpeft.train.step import init_state
 
 STEPS = ("train", "update", "validation", "generation")
 
@@ -102,13 +102,11 @@ def describe(run: Run, lengths: Lengths, devices: Sequence[Any] | None = None) -
     method = run.build_method()
     optimizer = AdamW(run.train.weight_decay, run.train.clip_grad_norm, tuple(method.rate_factors.items()))
     state = layout.describe(jax.eval_shape(lambda adapter: init_state(adapter, optimizer, method), adapter))
-    sums = layout.describe(jax.eval_shape(zero_sums, adapter))
     base = layout.describe(base)
     programs = build_programs(
         graphdef,
         state,
         base,
-        sums,
         optimizer,
         layout,
         max_length=lengths.target,
@@ -117,6 +115,7 @@ def describe(run: Run, lengths: Lengths, devices: Sequence[Any] | None = None) -
         method=method,
         made=Recent(4),
     )
+    sums = layout.describe(jax.eval_shape(programs.zero_sums, adapter))
     family, shape = family_with(load_config(run.model.name)), (lengths.input, lengths.target)
     inputs = jax.ShapeDtypeStruct((eval_rows, lengths.input), jnp.int32)
     scalar, key = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(lambda: jax.random.key(0, impl="rbg"))

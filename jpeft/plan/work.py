@@ -28,9 +28,24 @@ def _flops(jaxpr: Any, turns: int) -> float:
             total += 2.0 * math.prod(left) * math.prod(right) / (inner * shared)
             continue
         inside = sum(_flops(inner, turns) for inner in _inner(equation.params))
-        repeats = {"scan": equation.params.get("length", 1), "while": turns}.get(equation.primitive.name, 1)
-        total += inside * repeats
+        total += inside * _repeats(equation, turns)
     return total
+
+
+def _repeats(equation: Any, turns: int) -> int:
+    """How often what is within an equation is done."""
+    match equation.primitive.name:
+        case "scan":
+            return equation.params["length"]
+        case "while":
+            return turns
+        case "shard_map":  # traced as one part of the mesh does it
+            given = equation.params
+            axes = (
+                given["newly_manual_axes"] if "newly_manual_axes" in given else given["manual_axes"]
+            )  # before jax 0.10
+            return math.prod(given["mesh"].shape[axis] for axis in axes)
+    return 1
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:

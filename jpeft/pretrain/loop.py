@@ -39,7 +39,7 @@ from jpeft.train.programs import build_programs
 from jpeft.train.progress import Progress
 from jpeft.train.schedule import warmup_then_linear
 from jpeft.train.session import Session
-from jpeft.train.step import init_state, zero_sums
+from jpeft.train.step import init_state
 from jpeft.train.stream import Step
 from jpeft.train.trainer import Course, Listener, TimedEvaluator, Trainer
 
@@ -92,7 +92,6 @@ class _Pretraining:
             self.graphdef,
             state,
             rest,
-            jax.eval_shape(zero_sums, parameters),
             optimizer,
             self.layout,
             max_length=run.data.target_length,

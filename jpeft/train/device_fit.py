@@ -120,13 +120,13 @@ class DeviceFit:
         )
 
     def _training_needs(self, setting: fitting.Training) -> int:
-        accumulate = self.programs(setting.remat)[0].accumulate
-        sums = self._layout.describe(jax.eval_shape(zero_sums, self._state.adapter))
+        programs = self.programs(setting.remat)[0]
+        sums = self._layout.describe(jax.eval_shape(programs.zero_sums, self._state.adapter))
         key = jax.eval_shape(lambda: jax.random.key(0, impl="rbg"))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self._layout.whole)
         number = np.int32(0)
         batch = self._batch(setting.rows, self._data.shapes[-1])
-        needs = self._asks(accumulate, sums, self._state.adapter, self._base, key, number, number, batch)
+        needs = self._asks(programs.accumulate, sums, self._state.adapter, self._base, key, number, number, batch)
         return self._judged(needs, setting.rows)
 
     def _evaluation_needs(self, rows: int, remat: str) -> int:

@@ -58,7 +58,7 @@ from jpeft.train.schedule import three_point_schedule
 from jpeft.train.session import Session
 from jpeft.train.setup import compute_dtype, set_up
 from jpeft.train.shown import ShownEpochs
-from jpeft.train.step import TrainState, init_state, make_update, zero_sums
+from jpeft.train.step import TrainState, init_state, make_update
 from jpeft.train.stream import Epochs, PaddedRows
 from jpeft.train.trainer import Course, TimedEvaluator, Trainer
 from jpeft.words import counted, named_in_bits
@@ -174,7 +174,6 @@ class _Execution:
                 graphdef,
                 state,
                 self.base,
-                jax.eval_shape(zero_sums, state.adapter),
                 self.optimizer,
                 self.layout,
                 label_smoothing=self.run.train.label_smoothing,
@@ -434,7 +433,7 @@ class _Execution:
         def gradients() -> MicroBatch:
             return MicroBatch(
                 trainer.programs.accumulate,
-                lambda: self.layout.place(zero_sums(trainer.state.adapter)),
+                lambda: self.layout.place(trainer.programs.zero_sums(trainer.state.adapter)),
                 trainer.state.adapter,
                 (self.base, *trainer.first_batch()),
                 move=not self.setup.method.trains_base,

@@ -17,7 +17,7 @@ from jpeft.program import Program, spec
 from jpeft.recent import Recent
 from jpeft.train.meeting import Meeting, MeetingProgram
 from jpeft.train.optimizer import Optimizer
-from jpeft.train.step import StepSums, TrainState, make_accumulate, make_update
+from jpeft.train.step import Sums, TrainState, make_accumulate, make_update, zero_sums
 
 # One run's programs, or those of one that is among several: they are called alike.
 P = TypeVar("P", bound=Program | MeetingProgram)
@@ -53,12 +53,20 @@ class Programs(Generic[P]):
     """What a run calls on its devices: gradients of a micro-batch, the update, the loss of a batch, answers to one.
 
     Of a run that is one of several in a process they are what asks together with the others (`MeetingProgram`).
+
+    Attributes:
+      parts: of a micro-batch whose sums stay apart until the update.
     """
 
     accumulate: P
     update: P
     loss: P
     answering: AnsweringPrograms[P]
+    parts: int = 1
+
+    def zero_sums(self, adapter: nnx.State) -> Sums:
+        """What the first `accumulate` of a run adds to, for a trainable tree of this structure; on no device yet."""
+        return zero_sums(adapter, self.parts)
 
     def compile_seconds(self) -> float:
         """Seconds spent compiling so far."""
@@ -89,6 +97,7 @@ def meeting_others(
 
     answering = programs.answering
     return Programs(
+        parts=programs.parts,
         accumulate=passing(programs.accumulate, 0, shared=(2,), like=0),
         update=joined(programs.update, 1, shared=()),
         loss=passing(programs.loss, 2, shared=(1,)),
@@ -113,7 +122,6 @@ def build_programs(
     graphdef: nnx.GraphDef,
     state: TrainState,
     base: nnx.State,
-    sums: StepSums,
     optimizer: Optimizer,
     layout: Layout,
     *,
@@ -127,17 +135,20 @@ def build_programs(
     """The programs for trees of these shapes; those that were `made` before are taken from there.
 
     Args:
-      state, base, sums: arrays, or their shapes alone.
+      state, base: arrays, or their shapes alone.
       optimizer: hashable where what is `made` is shared: it is part of the update, the rates are not.
       max_length, num_beams: of generation.
       labels: to be scored.
       label_smoothing: of the training loss.
-      method: for its hooks into the update, where it has any.
+      method: for its hooks into the update, where it has any. What one adds is small, so that the parts of `data` sum
+        up its gradients apart; None is for a whole model, whose gradients may be cut over the same devices.
 
     Raises:
       UserError: a dimension cannot be cut as the layout asks.
     """
     hooked = method if method is not None and method.has_hooks else None
+    parts = 1 if method is None or method.trains_base else layout.shape["data"]
+    sums = jax.eval_shape(lambda adapter: zero_sums(adapter, parts), state.adapter)
     of_state, of_sums = layout.shardings(state), layout.shardings(sums)
     model = (graphdef, spec(state.adapter), spec(base), layout)
 
@@ -145,15 +156,18 @@ def build_programs(
         return made.get(key, lambda: Program(layout.traced(make()), **options))
 
     return Programs(
+        parts=parts,
         accumulate=program(
-            ("accumulate", *model, label_smoothing),
-            lambda: make_accumulate(graphdef, label_smoothing=label_smoothing),
+            ("accumulate", *model, label_smoothing, parts),
+            lambda: make_accumulate(
+                graphdef, label_smoothing=label_smoothing, each_part=None if parts == 1 else layout.each_part
+            ),
             donate=(0,),
             batch=layout.batch,
             results=of_sums,
         ),
         update=program(
-            ("update", spec(state), layout, optimizer, hooked),
+            ("update", spec(state), layout, optimizer, hooked, parts),
             lambda: make_update(optimizer, hooked),
             donate=(0, 1),
             results=(of_state, of_sums, layout.whole),

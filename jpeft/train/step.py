@@ -2,11 +2,14 @@
 
 Micro-batches of one step may have different padded lengths, so each is a call of its own; between calls one buffer of
 the adapter's size is kept. `base` is an argument: never state, never differentiated, never captured as a constant.
+
+Devices that have parts of each batch may keep the sums of their own part (`PartSums`) until the update: gradients are
+then exchanged once a step.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -55,49 +58,91 @@ class StepSums:
     tokens: Any
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class PartSums:
+    """The sums of each part of the batches apart, for the devices that have it; added up in the update.
+
+    Attributes:
+      by_part: `StepSums`, whose leaves have an axis of parts in front. The rules of a mesh know it by this name.
+    """
+
+    by_part: Any
+
+    @property
+    def grads(self) -> Any:
+        """The gradients of each part."""
+        return self.by_part.grads
+
+    def total(self) -> StepSums:
+        """The sums over all parts."""
+        return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), self.by_part)
+
+
+Sums: TypeAlias = StepSums | PartSums
+
+
 def init_state(adapter: nnx.State, optimizer: Optimizer, method: Method | None = None) -> TrainState:
     """The state before the first step: no step done, and the optimizer's and the method's memory as they begin."""
     opt_state = optimizer(constant(0.0)).init(adapter)  # no optimizer's depends on rates
     return TrainState(jnp.int32(0), adapter, opt_state, () if method is None else method.first_memory(adapter))
 
 
-def zero_sums(adapter: nnx.State) -> StepSums:
-    """The sums before the first micro-batch of a step, all 0: gradients shaped as the adapter, float32 scalars."""
-    return StepSums(jax.tree.map(jnp.zeros_like, adapter), jnp.float32(0), jnp.float32(0))
+def zero_sums(adapter: nnx.State, parts: int = 1) -> Sums:
+    """The sums before the first micro-batch of a step, all 0: gradients shaped as the adapter, float32 scalars.
+
+    Args:
+      parts: of each batch whose sums are kept apart (`PartSums`); 1 for `StepSums`, over the whole batch.
+    """
+    sums = StepSums(jax.tree.map(jnp.zeros_like, adapter), jnp.float32(0), jnp.float32(0))
+    if parts == 1:
+        return sums
+    return PartSums(jax.tree.map(lambda leaf: jnp.zeros((parts, *leaf.shape), leaf.dtype), sums))
 
 
-def make_accumulate(graphdef: nnx.GraphDef, *, label_smoothing: float = 0.0) -> Callable[..., StepSums]:
+def make_accumulate(
+    graphdef: nnx.GraphDef,
+    *,
+    label_smoothing: float = 0.0,
+    each_part: Callable[[Callable[..., StepSums]], Callable[..., StepSums]] | None = None,
+) -> Callable[..., Sums]:
     """Returns `(sums, adapter, base, key, step, micro, batch) -> sums`, ready to compile with `sums` donated.
 
     `key` is the run's dropout key; step and micro-batch are folded in, so a resumed run draws the same masks.
 
     Args:
       label_smoothing: as of `jpeft.eval.cross_entropy.summed_cross_entropy`.
+      each_part: makes the function of a batch that of each of its parts, as `jpeft.mesh.layout.Layout.each_part`; the
+        sums are then `PartSums`.
     """
 
+    def sums_of(adapter: nnx.State, base: nnx.State, key: Key[Array, ""], batch: dict[str, Array]) -> StepSums:
+        def loss_of(adapter: nnx.State):
+            return loss_sums(nnx.merge(graphdef, adapter, base), batch, key, label_smoothing=label_smoothing)
+
+        (loss, tokens), grads = jax.value_and_grad(loss_of, has_aux=True)(adapter)
+        return StepSums(grads, loss, tokens)
+
     def accumulate(
-        sums: StepSums,
+        sums: Sums,
         adapter: nnx.State,
         base: nnx.State,
         key: Key[Array, ""],
         step: Int[Array, ""],
         micro: Int[Array, ""],
         batch: dict[str, Array],
-    ) -> StepSums:
+    ) -> Sums:
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, step), micro)
-
-        def loss_of(adapter: nnx.State):
-            return loss_sums(nnx.merge(graphdef, adapter, base), batch, dropout_key, label_smoothing=label_smoothing)
-
-        (loss, tokens), grads = jax.value_and_grad(loss_of, has_aux=True)(adapter)
-        return StepSums(jax.tree.map(jnp.add, sums.grads, grads), sums.loss + loss, sums.tokens + tokens)
+        given = (adapter, base, dropout_key, batch)
+        more = sums_of(*given) if each_part is None else PartSums(each_part(sums_of)(*given))
+        return jax.tree.map(jnp.add, sums, more)
 
     return accumulate
 
 
 def make_update(
     optimizer: Optimizer, method: Method | None = None
-) -> Callable[..., tuple[TrainState, StepSums, dict[str, Array]]]:
+) -> Callable[..., tuple[TrainState, Sums, dict[str, Array]]]:
     """Returns `(state, sums, schedule) -> (state, empty sums, metrics)`, ready to compile with state and sums donated.
 
     The gradient is the mean over all target tokens of the step, however they were cut into micro-batches; where rows
@@ -110,15 +155,16 @@ def make_update(
         trainable tree after the step.
     """
 
-    def update(state: TrainState, sums: StepSums, schedule: Schedule) -> tuple[TrainState, StepSums, dict[str, Array]]:
-        tokens = jnp.maximum(sums.tokens, 1)
-        grads = jax.tree.map(lambda grad: grad / tokens, sums.grads)
+    def update(state: TrainState, sums: Sums, schedule: Schedule) -> tuple[TrainState, Sums, dict[str, Array]]:
+        total = sums.total() if isinstance(sums, PartSums) else sums
+        tokens = jnp.maximum(total.tokens, 1)
+        grads = jax.tree.map(lambda grad: grad / tokens, total.grads)
         penalty = None if method is None else _penalty_gradient(method, state.adapter)
         if penalty is not None:
             grads = jax.tree.map(jnp.add, grads, penalty)
         updates, opt_state = optimizer(schedule).update(grads, state.opt_state, state.adapter)
         metrics = {
-            "loss": sums.loss / tokens,
+            "loss": total.loss / tokens,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
         }
@@ -128,7 +174,7 @@ def make_update(
             told = (memory, state.adapter, grads, state.step, schedule.total_steps)
             adapter, memory = method.after_step(adapter, *told)
         new_state = TrainState(state.step + 1, adapter, opt_state, memory)
-        return new_state, zero_sums(state.adapter), metrics
+        return new_state, jax.tree.map(jnp.zeros_like, sums), metrics
 
     return update
 

@@ -37,7 +37,7 @@ from jpeft.train.monitor import Monitor
 from jpeft.train.programs import Programs
 from jpeft.train.progress import Progress, read_progress
 from jpeft.train.schedule import Schedule
-from jpeft.train.step import TrainState, zero_sums
+from jpeft.train.step import TrainState
 from jpeft.train.stream import Step, Stream
 
 
@@ -127,7 +127,7 @@ class Trainer:
         self._directory, self._report, self._listener = directory, report, listener
         self.step = 0
         self.best = host_copy(state.adapter) if course.monitor else None
-        self._sums = layout.place(zero_sums(state.adapter))
+        self._sums = layout.place(programs.zero_sums(state.adapter))
         self._rates = layout.place(course.schedule)
         self._dropout_key = _dropout_key(course.seed, layout.whole)
         self._saved_at = time.monotonic()

@@ -3,6 +3,8 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
@@ -11,6 +13,7 @@ from jpeft.errors import UserError
 from jpeft.mesh.layout import Layout
 from jpeft.mesh.rules import leaf_name, spec_of
 from jpeft.model.family import family_with
+from jpeft.model.placement import placed
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.methods import METHODS, build
 from jpeft.peft.selection import select
@@ -124,3 +127,25 @@ def test_weights_are_whole_or_cut_by_heads_where_answers_are_written(mesh, confi
     others = layout.for_answers((state.adapter, base))
     assert others.shape == answers and (others == layout) == ("fsdp" not in mesh)
     assert list(others.mesh.devices.flat) == list(layout.mesh.devices.flat)
+
+
+def test_each_part_of_a_batch_draws_for_itself_and_gives_its_own_result():
+    layout = Layout.of_devices(data=2, model=2)
+
+    def part(offset, key, batch):
+        rows = placed(batch, "hidden") + offset
+        return jnp.sum(rows), jax.random.uniform(key), jax.grad(lambda offset: jnp.sum(batch * offset))(offset)
+
+    batch = np.arange(4.0, dtype=np.float32).reshape(4, 1, 1)
+    sums, drawn, grads = jax.jit(layout.traced(layout.each_part(part)))(jnp.float32(10), jax.random.key(0), batch)
+    assert sums.tolist() == [21.0, 25.0] and grads.tolist() == [1.0, 5.0]
+    assert drawn.shape == (2,) and drawn[0] != drawn[1]
+
+
+def test_sums_of_parts_lie_with_those_who_make_them():
+    layout = Layout.of_devices(data=2, model=2)
+    _, state, _ = trees("lora", "paper")
+    sums = layout.describe(jax.eval_shape(lambda adapter: zero_sums(adapter, 2), state.adapter))
+    assert sums.by_part.loss.sharding.spec == P("data")
+    for part, whole in zip(jax.tree.leaves(sums.grads), jax.tree.leaves(layout.describe(state.adapter)), strict=True):
+        assert part.shape == (2, *whole.shape) and part.sharding.spec == P("data", *whole.sharding.spec)

@@ -11,6 +11,7 @@ from jpeft.cli import main
 from jpeft.config import Run
 from jpeft.mesh.layout import Layout
 from jpeft.peft.attaching import split
+from jpeft.peft.methods import METHODS
 from jpeft.plan.compile import Workshop
 from jpeft.plan.devices import DEVICES
 from jpeft.plan.fit import make_plan, smallest_change
@@ -19,6 +20,7 @@ from jpeft.train.optimizer import AdamW
 from jpeft.train.session import Session
 from jpeft.train.setup import set_up
 from jpeft.train.step import init_state, zero_sums
+from tests.conftest import slow_but
 
 CONFIG = Path(__file__).parents[2] / "configs/benchmark.py"
 
@@ -58,6 +60,15 @@ def test_its_bytes_are_those_of_the_arrays_that_a_run_holds(method, mesh, run):
     assert planned.optimizer == held(state.opt_state)
     assert planned.gradients == held(layout.place(zero_sums(adapter)).grads)
     assert planned.bytes == held(base) + held(state) - state.step.nbytes + planned.gradients
+
+
+@pytest.mark.parametrize("method", slow_but(["lora"], [name for name in METHODS if name != "full"]))
+def test_parts_of_a_batch_tell_each_other_an_adapters_gradients_once_a_step(method, run):
+    parts = run(method, data=4)
+    train, update = (HERE.compile(parts, LENGTHS, name) for name in ("train", "update"))
+    assert train.messages.count == {}
+    loss_and_tokens = 8
+    assert update.messages.bytes == {"all-reduce": HERE.held(parts, LENGTHS).gradients + loss_and_tokens}
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from jpeft.errors import UserError
+from jpeft.mesh.layout import Layout
 from jpeft.plan.devices import DEVICES, device_named, memory_bytes
 from jpeft.plan.work import matmul_flops
 
@@ -33,6 +34,12 @@ def test_products_are_counted_with_their_batches_loops_and_gradients():
         return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ kernel, x)
 
     assert work_of(until, shape(3, 4), shape(4, 4), turns=11) == 11 * once
+
+
+def test_what_each_part_of_a_mesh_does_is_counted_for_all_parts():
+    each = Layout.of_devices(data=2, model=2).each_part(lambda kernel, key, batch: batch @ kernel)
+    args = (shape(4, 5), jax.eval_shape(lambda: jax.random.key(0)), shape(6, 4))
+    assert work_of(each, *args) == 2 * 6 * 4 * 5
 
 
 @pytest.mark.parametrize(("text", "size"), [("24GB", 24e9), ("80 GiB", 80 * 2**30), ("1.5tb", 1.5e12)])

@@ -10,7 +10,7 @@ from jpeft.peft.full import Full
 from jpeft.peft.variables import Adapter
 from jpeft.train import step
 from jpeft.train.schedule import constant
-from jpeft.train.step import StepSums, TrainState, make_accumulate, make_update, zero_sums
+from jpeft.train.step import PartSums, StepSums, TrainState, make_accumulate, make_update, zero_sums
 
 
 class One(nnx.Module):
@@ -45,6 +45,21 @@ def test_sums_add_up_over_micro_batches(monkeypatch):
         sums = accumulate(sums, adapter, base, jax.random.key(0), jnp.int32(0), jnp.int32(0), batch)
     assert (float(sums.loss), float(sums.tokens)) == (6.0, 8.0)
     np.testing.assert_allclose(jax.tree.leaves(sums.grads), [6.0])
+
+
+def test_sums_of_parts_are_added_up_in_the_update():
+    _, adapter, _ = nnx.split(One(), Adapter, ...)
+    sgd = lambda schedule: optax.sgd(schedule)
+    state = TrainState(jnp.int32(0), adapter, sgd(constant(0.1)).init(adapter))
+    zeros = zero_sums(adapter, 3)
+    assert isinstance(zeros, PartSums)
+    more = StepSums(
+        jax.tree.map(lambda leaf: leaf + jnp.array([1.0, 2.0, 3.0]), adapter), jnp.arange(3.0), jnp.full(3, 2.0)
+    )
+    new, again, metrics = make_update(sgd)(state, jax.tree.map(jnp.add, zeros, PartSums(more)), constant(0.1))
+    assert float(metrics["loss"]) == 3.0 / 6.0
+    np.testing.assert_allclose(jax.tree.leaves(new.adapter), [1.0 - 0.1 * (2.0 + 3.0 + 4.0) / 6.0])
+    assert jax.tree.all(jax.tree.map(lambda one, other: jnp.array_equal(one, other), again, zeros))
 
 
 class Leashed(Full):
