@@ -116,6 +116,7 @@ def test_short_flags_are_a_call_in_full():
     assert _in_full(given) == given
     assert _in_full(["main.py", "--config=lora_agnews_low", "--model=mini"])[2] == "--config.model.name=mini"
     assert _in_full(["main.py", "--data=x.csv", "--model=m", "--method=ia3"])[-1] == "--workdir=runs/ia3_x"
+    assert _in_full(["main.py", "--data=here/a.csv,there/b.csv", "--model=m"])[-1] == "--workdir=runs/lora_a-b"
 
 
 @pytest.mark.parametrize(

@@ -139,11 +139,17 @@ class _Flags:
 
     def configure(self, method: str, keys: Mapping[str, Any]):
         """The config of one run of the search: the command's flags, with this method and these config keys."""
-        from jpeft.config import Run
+        from jpeft.config import LOSS, Run
 
         call = parse_call(["jpeft recommend", *self.of_run(method, keys)], Run, "")
         assert call is not None, "no --help among the config's keys"
-        return Run.from_config(call.config)
+        run = Run.from_config(call.config)
+        if run.train.monitor != LOSS:
+            raise UserError(
+                f"train.monitor is {run.train.monitor!r}; a search compares runs by their validation loss: leave it "
+                f"{LOSS!r}, and give another to the `jpeft train` of what it recommends."
+            )
+        return run
 
 
 class _Runner:
@@ -201,7 +207,7 @@ def _print(arguments: argparse.Namespace, flags: _Flags, found, baseline: Baseli
             factor=one.factor,
             learning_rate=one.learning_rate,
             rank=one.rank,
-            epochs=one.epochs,
+            epochs=one.learned_epochs,
             validation_loss=one.validation_loss,
             chosen=judged.chosen,
             why=judged.why,

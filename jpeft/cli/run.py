@@ -102,7 +102,8 @@ def _in_full(argv: Sequence[str]) -> list[str]:
         raise UserError("--model is missing: mini (comes with jpeft), google/flan-t5-base, or a directory.")
     full.insert(1, "--config=custom")
     if not has("--workdir", "-workdir"):
-        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(short["data"]).stem).strip("-.") or "rows"
+        stems = ",".join(Path(file.strip()).stem for file in short["data"].split(","))
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stems).strip("-.") or "rows"
         full.append(f"--workdir=runs/{short.get('method', 'lora')}_{stem[:80]}")
     return full
 

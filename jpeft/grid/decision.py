@@ -35,9 +35,11 @@ class Candidate:
 
     Attributes:
       factor: on the config's learning rates; `learning_rate` is the highest of the schedule.
+      epochs: how far it was to go; candidates are compared after equally many.
       rank: of an update, where the method has one; `rank_factor` is on the config's.
       validation_loss: None where it failed, with the `error`.
       speed: None where it failed.
+      stopped_after: the epochs that it learned, where its loss stopped falling before `epochs`; None of others.
     """
 
     method: str
@@ -50,6 +52,12 @@ class Candidate:
     speed: Speed | None = None
     rank: int | None = None
     rank_factor: int = 1
+    stopped_after: int | None = None
+
+    @property
+    def learned_epochs(self) -> int:
+        """The epochs that it learned."""
+        return self.epochs if self.stopped_after is None else self.stopped_after
 
     @property
     def distance(self) -> float:
@@ -119,7 +127,7 @@ def left_behind(chosen: Mapping[str, Candidate]) -> dict[str, str]:
     lowest = min((loss for loss in losses.values() if loss is not None), default=math.inf)
     limit = good_enough_limit(lowest)
     return {
-        method: f"after {counted(chosen[method].epochs, 'epoch')} its validation loss, {loss:.4f}, was neither "
+        method: f"after {counted(chosen[method].learned_epochs, 'epoch')} its validation loss, {loss:.4f}, was neither "
         f"of the {FINALISTS} lowest nor near the lowest, {lowest:.4f}; for a full run of it give --methods {method}"
         for method, loss in losses.items()
         if method not in kept and loss is not None and loss > limit
@@ -160,7 +168,7 @@ def explain(candidates: Sequence[Candidate], baseline: Baseline | None = None) -
                 trial = (one.candidate.factor, one.candidate.rank_factor)
                 if trial in last:
                     earlier = last[trial].candidate
-                    said = f"{earlier.validation_loss:.4f} after {counted(earlier.epochs, 'epoch')}"
+                    said = f"{earlier.validation_loss:.4f} after {counted(earlier.learned_epochs, 'epoch')}"
                     before.setdefault(trial, []).append(said)
                 last[trial] = one  # what is chosen at one look is always at the next
         for trial, one in last.items():

@@ -160,11 +160,14 @@ class Attempt:
         train, record, loss = self.cell.run.train, self._record, self.validation_loss
         assert train.max_epochs is not None, "Run.from_config fills it in"
         rank, _ = _rank_and_alpha(self.cell.run) or (None, None)
+        asked = train.max_epochs if self.epochs is None else min(self.epochs, train.max_epochs)
+        learned = asked if record is None else min(len(record.validation_losses), asked)
         candidate = Candidate(
             method=self.method,
             factor=self.factor,
             learning_rate=self.learning_rate,
-            epochs=train.max_epochs if self.epochs is None else min(self.epochs, train.max_epochs),
+            epochs=asked,
+            stopped_after=learned if learned < asked else None,
             rows=0 if record is None else record.train_examples,
             validation_loss=loss,
             rank=rank,

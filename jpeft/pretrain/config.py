@@ -153,7 +153,8 @@ class OptimizerConfig:
       batch_size: packed rows of a micro-batch.
       accumulation_steps: micro-batches of a step.
       optimizer: `adamw` or `adafactor`, both with steps relative to the size of each weight.
-      learning_rate: the highest; rises linearly over `warmup_steps`, then falls linearly to 0 at the last step.
+      learning_rate: the highest. The first step has 0; it rises linearly over `warmup_steps`, then falls linearly, to
+        be 0 again after the last step.
       weight_decay: of matrices; adamw only.
       clip_grad_norm: largest norm of the gradient; None does not clip.
       seed: of initial values, of what is hidden and of the order of pieces.

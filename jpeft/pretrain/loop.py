@@ -179,6 +179,12 @@ class _Pretraining:
             f"of {self.run.train.accumulation_steps} × {self.mixture.batch_size} rows of {self.mixture.objective} "
             f"tokens; pieces of text and pairs (share of the tokens): {sources}"
         )
+        warmup, steps = self.run.train.warmup_steps, self.run.train.steps
+        if warmup >= steps:
+            self.display.say(
+                f"warning: train.warmup_steps={warmup:,} of {steps:,} steps: the learning rate ends at "
+                f"{(steps - 1) / warmup:.0%} of train.learning_rate; give fewer train.warmup_steps"
+            )
 
     def _write_result(self) -> dict[str, Any]:
         run, progress = self.run, self.trainer.progress

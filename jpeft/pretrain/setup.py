@@ -18,6 +18,7 @@ from jpeft.model.source import resolve
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import T5Config
 from jpeft.model.tokenizer import Tokenizer
+from jpeft.model.weights import quantization_in
 from jpeft.peft.attaching import attach
 from jpeft.peft.full import Full
 from jpeft.peft.selection import select
@@ -89,13 +90,18 @@ def network_config(run: Pretraining, tokenizer: Tokenizer) -> T5Config | Decoder
     """Sizes of the network: the config's, or those of `model.start`.
 
     Raises:
-      UserError: `model.start` is no model, or a decoder-only one and a key is given that only a T5 has, or rows are
-        longer than it has positions.
+      UserError: `model.start` is no model, one in few bits, or a decoder-only one and a key is given that only a T5
+        has, or rows are longer than it has positions.
     """
     longest = run.data.input_length + run.data.target_length
     if run.model.start is not None:
         directory = resolve(run.model.start, what="model.start", flag="--config.model.start")
         config = family_in(directory).read_config(directory)
+        if (kept := quantization_in(directory)) is not None:
+            raise UserError(
+                f"model.start is {run.model.start!r}, kept in {kept.kind}: weights in few bits do not train; name the "
+                "wide model that it was made of."
+            )
         if isinstance(config, T5Config):
             run.refuse_chat_template(f"model.start is {run.model.start!r}, a T5")
         else:

@@ -7,7 +7,7 @@ from typing import Any
 from jpeft.errors import UserError
 from jpeft.report.document import Document, Section
 from jpeft.report.groups import Group, Spread
-from jpeft.report.names import PAPER_TASKS, task_label
+from jpeft.report.names import PAPER_TASKS, method_label, task_label
 from jpeft.report.ranking import Ranked, Scarce, is_paper
 from jpeft.report.recommend import TASKS_OF, Recommendation, recommend, scale_of
 
@@ -78,7 +78,30 @@ def recommendations(asked: AdviceQuestion, groups: Sequence[Group], scarce: Sequ
     ]
     if not fitting:
         raise UserError(f"the results hold nothing of {asked.title}; another --examples asks for another scale.")
-    return [recommend(group, asked.tasks, asked.scale, of) for group in fitting for of in scarce]
+    found = []
+    for group in fitting:
+        apart = _of_other_readings(group, fitting, asked)
+        for of in scarce:
+            one = recommend(group, asked.tasks, asked.scale, of)
+            found.append(dataclasses.replace(one, cautions=(*one.cautions, *apart)))
+    return found
+
+
+def _of_other_readings(group: Group, groups: Sequence[Group], asked: AdviceQuestion) -> list[str]:
+    """A line for each other reading that has results on the group's rows of methods that are missing in it."""
+    methods = lambda of: {key.method for key in of.cells if key.task in asked.tasks and key.scale == asked.scale}
+    same = lambda of: (of.model, of.quantization, of.source, of.data)
+    lines = []
+    for other in groups:
+        more = sorted(methods(other) - methods(group))
+        if more and same(other) == same(group) and other.reading != group.reading:
+            named = ", ".join(method_label(method) for method in more)
+            lines.append(
+                f"{named}: there are runs in the {other.reading} reading, not compared with these of the "
+                f"{group.reading} one; run {'it' if len(more) == 1 else 'them'} with "
+                f"--config.method.reading={group.reading} to compare."
+            )
+    return lines
 
 
 def document(asked: AdviceQuestion, found: Sequence[Recommendation]) -> Document:

@@ -116,7 +116,7 @@ class CellMeans:
         return cls(
             key=key,
             metric=metric,
-            best_epoch=mean(lambda r: r.best_epoch),
+            best_epoch=mean(lambda r: r.lowest_loss_epoch),
             total_seconds=mean(lambda r: r.seconds["total"]),
             seconds_to_best=mean(lambda r: r.seconds_to_best),
             parameters=mean(lambda r: r.trainable_parameters),

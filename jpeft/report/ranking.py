@@ -5,15 +5,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from jpeft.eval.metrics import METRICS
 from jpeft.report.groups import Group, Spread
-from jpeft.report.names import METHODS, in_order
+from jpeft.report.names import METHODS as METHOD_LABELS
+from jpeft.report.names import in_order
 from jpeft.report.table import Style
 
 Scarce = Literal["time", "memory", "quality"]
-# Where no spread over seeds is known: of a metric, as a difference; of seconds and of metric per parameter, as a share.
+# Where no spread over seeds is known: of a metric, as a part of its whole (`_whole`); of seconds and of metric per
+# parameter, as a share.
 CLOSE_METRIC = 0.01
 CLOSE_SHARE = 0.05
-FAR_BEHIND = 0.1  # of the best metric: what is so much worse is no bargain, however fast or small
+FAR_BEHIND = 0.1  # of a metric's whole, below the best: what is so much worse is no bargain, however fast or small
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Ranked:
       score: what it was ranked by, over all tasks: a mean metric, or a mean ratio to the best method of each task.
       by_task: the criterion's own number for each task.
       tied: whether it cannot be told from the first, which itself is not tied.
-      behind: `(task, difference)` where its metric is furthest below the best method's; None where that is not known.
+      behind: where its metric is furthest below the best method's; None where that is not known.
       not_above_0: tasks of which the criterion says nothing, since its number is not above 0 (`Criterion.above_0`);
         empty where another number is missing.
     """
@@ -60,19 +63,28 @@ class Ranked:
     score: Spread | None
     by_task: Mapping[str, Spread | None]
     tied: bool
-    behind: tuple[str, float] | None
+    behind: "Behind | None"
     not_above_0: tuple[str, ...] = ()
 
     @property
     def far_behind(self) -> bool:
-        """Whether its metric is more than `FAR_BEHIND` below the best method's on some task."""
-        return self.behind is not None and self.behind[1] > FAR_BEHIND
+        """Whether its metric is more than `FAR_BEHIND` of its whole below the best method's on some task."""
+        return self.behind is not None and self.behind.difference > self.behind.most
+
+
+@dataclasses.dataclass(frozen=True)
+class Behind:
+    """How far a method's metric is below the best method's on a task, and how far is called far there."""
+
+    task: str
+    difference: float
+    most: float
 
 
 def rank(group: Group, tasks: Sequence[str], scale: str, scarce: Scarce) -> tuple[Ranked, ...]:
     """The methods of a group for these tasks at this scale; nothing missing is filled in."""
     criterion = CRITERIA[scarce]
-    methods = in_order({key.method for key in group.cells} | set(METHODS), METHODS)
+    methods = in_order({key.method for key in group.cells} | set(METHOD_LABELS), METHOD_LABELS)
     lacking = criterion.lacks if is_paper(group) else ()
     numbers = {
         method: {task: None if method in lacking else criterion.get(group, method, task, scale) for task in tasks}
@@ -137,12 +149,14 @@ def _rank(
     sign = 1 if criterion.lowest_first else -1
     known = {method: score for method, score in scores.items() if score is not None}
     order = sorted(known, key=lambda method: sign * known[method].mean)
+    wholes = {task: _whole(group, task, scale) for task in best}
+    close = CLOSE_METRIC * math.fsum(wholes.values()) / len(wholes)
     ranked = []
     for method in [*order, *(method for method in numbers if method not in known)]:
         score = scores[method]
-        tied = score is not None and method != order[0] and not _clear(known[order[0]], score, criterion)
+        tied = score is not None and method != order[0] and not _clear(known[order[0]], score, criterion, close)
         place = order.index(method) + 1 if method in known else None
-        behind = _behind(group, method, numbers, scale)
+        behind = _behind(group, method, numbers, scale, wholes)
         nothing = _not_above_0(numbers[method], criterion)
         ranked.append(Ranked(method, place, score, numbers[method], tied, behind, nothing))
     return tuple(ranked)
@@ -176,21 +190,36 @@ def _score(
     return Spread(mean, sd, min(part.count for part in parts), mean, mean)
 
 
-def _clear(one: Spread, other: Spread, criterion: Criterion) -> bool:
+def _whole(group: Group, task: str, scale: str) -> float:
+    """A metric's greatest value, 1 or 100; of one whose range is not known, a user's own, the best that was reached."""
+    cells = [cell for key, cell in group.cells.items() if key.task == task and key.scale == scale and cell.results]
+    if not cells:
+        return 1.0  # the paper's
+    known = METRICS.get(cells[0].results[0].metric_name)
+    if known is not None and math.isfinite(known.range[1]):
+        return known.range[1]
+    return max(abs(cell.metric.mean) for cell in cells if cell.metric is not None)
+
+
+def _clear(one: Spread, other: Spread, criterion: Criterion, close_metric: float) -> bool:
     """Whether they differ by more than their spread; where that is not known of both, by more than is called close."""
     if one.sd is not None and other.sd is not None:
         return one.clear_of(other)
-    close = CLOSE_SHARE * one.mean if criterion.shares else CLOSE_METRIC
+    close = CLOSE_SHARE * one.mean if criterion.shares else close_metric
     return round(abs(one.mean - other.mean), 9) > close  # rounded: 0.82 and 0.81 are close
 
 
 def _behind(
-    group: Group, method: str, numbers: Mapping[str, Mapping[str, Spread | None]], scale: str
-) -> tuple[str, float] | None:
+    group: Group,
+    method: str,
+    numbers: Mapping[str, Mapping[str, Spread | None]],
+    scale: str,
+    wholes: Mapping[str, float],
+) -> Behind | None:
     found = []
     for task in numbers[method]:
         metrics = [known.mean for other in numbers if (known := group.metric(other, task, scale)) is not None]
         own = group.metric(method, task, scale)
         if own is not None:
-            found.append((max(metrics) - own.mean, task))
-    return (max(found)[1], max(found)[0]) if found else None
+            found.append(Behind(task, max(metrics) - own.mean, FAR_BEHIND * wholes[task]))
+    return max(found, key=lambda one: one.difference - one.most, default=None)

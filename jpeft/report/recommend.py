@@ -15,7 +15,6 @@ from jpeft.report.ranking import (
     CLOSE_METRIC,
     CLOSE_SHARE,
     CRITERIA,
-    FAR_BEHIND,
     Criterion,
     Ranked,
     Scarce,
@@ -149,7 +148,7 @@ def _reasons(case: Case) -> Iterator[tuple[str, str]]:
 
 
 def _what_ties(case: Case) -> str:
-    close = f"{CLOSE_SHARE:.0%}" if case.criterion.shares else f"{CLOSE_METRIC}"
+    close = f"{CLOSE_SHARE:.0%}" if case.criterion.shares else f"{CLOSE_METRIC:.0%} of the most that the metric can be"
     if all(ranked.score is not None and ranked.score.sd is not None for ranked in case.placed):
         return "a difference within the spread over seeds is called a tie"
     return f"a difference within {close} is called a tie where no spread over seeds is known"
@@ -195,10 +194,11 @@ def _leader(case: Case, task: str) -> str:
 def _cautions(case: Case) -> Iterator[str]:
     if case.placed and case.placed[0].far_behind:
         first = case.placed[0]
-        task, difference = first.behind or ("", 0.0)
-        where = f"its metric on {task_label(task)} is {difference:.4f} below the best method's."
+        behind = first.behind
+        assert behind is not None, "it is far behind"
+        where = f"its metric on {task_label(behind.task)} is {behind.difference:.4f} below the best method's."
         other = next((ranked.method for ranked in case.placed if not ranked.far_behind), None)
-        instead = f" The first that is no more than {FAR_BEHIND} below is {method_label(other)}." if other else ""
+        instead = f" The first that is no more than {behind.most:.3g} below is {method_label(other)}." if other else ""
         yield f"{method_label(first.method)} is first, but {where}{instead}"
     if not is_paper(case.group):
         cells = case.group.cells.items()

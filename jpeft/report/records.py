@@ -18,6 +18,7 @@ from jpeft.words import counted, shortened
 _NO_RESULTS_IN = {"checkpoint", "adapter", "tensorboard", "damaged", "model", "replaced", ".git"}
 # Keys of a config that differ between runs that may be averaged: the seed, and where this machine keeps the rows.
 _OF_THE_RUN_ALONE = {"train.seed", "data.path", "train.checkpoint_every_seconds"}
+_LOSS = "validation/loss"  # `RunRecord.monitor` of runs whose adapter is that of the lowest validation loss
 # Settings that say how a run is computed, and not what.
 _NOT_WHAT = ("mesh.", "eval.batch_size", "model.scan_layers", "model.remat", "data.source")
 # What a config meant that was written before the key was there.
@@ -36,7 +37,8 @@ class Result(RunRecord):
       settings: the `config.json` beside the file as sorted `(key, value)` pairs, without the seed and without paths;
         None where there is none. Runs of equal settings share one object.
       data_path: where the rows were, as the config says it; None without a config or a path.
-      data: a name of the rows that no others among those that were read with it have: `reviews.jsonl 3f2a9c1`. Empty
+      data: a name of the rows that no others among those that were read with it have: `reviews.jsonl 3f2a9c1`, and
+        where results on the same rows are judged by different metrics, `reviews.jsonl 3f2a9c1 by macro_f1`. Empty
         for the benchmark's tasks, but for rows that are not those that most of the task's results are of.
       setting: where results of one cell and seed differ in their settings, which this one has: `rank 8`. All results
         of that cell have one.
@@ -56,11 +58,18 @@ class Result(RunRecord):
         return self.train_examples * self.epochs_run / self.seconds["train"] if self.seconds["train"] > 0 else None
 
     @property
+    def lowest_loss_epoch(self) -> int:
+        """The epoch of the lowest validation loss, from 0; not that of the adapter, where another number chose that."""
+        if self.monitor == _LOSS or not self.validation_losses:
+            return self.best_epoch
+        return self.validation_losses.index(min(self.validation_losses))
+
+    @property
     def seconds_to_best(self) -> float | None:
-        """Seconds of training and validation up to the best validation loss; epochs are taken as equally long."""
+        """Seconds of training and validation up to the lowest validation loss; epochs are taken as equally long."""
         if not self.epochs_run:
             return None
-        return (self.seconds["train"] + self.seconds["validation"]) * (self.best_epoch + 1) / self.epochs_run
+        return (self.seconds["train"] + self.seconds["validation"]) * (self.lowest_loss_epoch + 1) / self.epochs_run
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -192,7 +201,13 @@ def _with_data(results: Sequence[Result]) -> list[Result]:
             known = Counter(identity for result in here if (identity := _identity(result)))
             for identity, _ in [*known.most_common(1), ("", 0)]:
                 names[identity] = ""
-        named |= {result.path: names[_identity(result)] for result in here}
+        metrics: dict[str, set[str]] = {}
+        for result in here:
+            metrics.setdefault(_identity(result), set()).add(result.metric_name)
+        for result in here:
+            identity = _identity(result)
+            judged = f"by {printable(result.metric_name)}" if len(metrics[identity]) > 1 else ""
+            named[result.path] = " ".join(filter(None, (names[identity], judged)))
     return [dataclasses.replace(result, data=named[result.path]) for result in results]
 
 
@@ -211,8 +226,7 @@ def _names_of_data(results: Sequence[Result]) -> dict[str, str]:
     """A name for each identity, no two alike: the file's name, with the digest or, without one, with its directory."""
     names: dict[str, str] = {}
     for result in sorted(results, key=lambda one: (_identity(one), one.finished)):
-        path = Path(result.data_path or "")
-        file = printable(path.name)[:60]
+        file = printable(",".join(result.by_source) if result.by_source else Path(result.data_path or "").name)[:60]
         digest = (result.data_digest or "")[:_DIGEST_SHOWN]
         names[_identity(result)] = " ".join(filter(None, (file, digest))) or _identity(result)
     shown = Counter(names.values())

@@ -179,6 +179,13 @@ def test_a_run_that_went_on_is_judged_by_what_it_had_when_it_was_looked_at(tmp_p
             assert (candidate.epochs, candidate.validation_loss) == (epochs, loss)
 
 
+def test_a_run_that_stopped_early_is_told_with_the_epochs_that_it_learned():
+    done = RunRecord.of(record(validation_loss=0.5, validation_losses=[0.9, 0.5, 0.6], epochs_run=3, best_epoch=1))
+    seen, cell = CellState(State.DONE, result=done), Cell("full_lora", configure("lora", {}))
+    stopped, whole = (Attempt(Trial("lora", 1.0), {}, cell, seen, epochs=epochs).candidate() for epochs in (6, 3))
+    assert (stopped.epochs, stopped.learned_epochs) == (6, 3) and whole.stopped_after is None
+
+
 def test_methods_that_are_near_the_best_go_on_however_many(tmp_path):
     found = ask(Made({"lora": 0.3, "ia3": 0.31, "full": 0.32}), tmp_path)
     assert [attempt.method for attempt in found.full] == ["lora", "ia3", "full"] and not found.left_out
@@ -375,6 +382,13 @@ def flags(tiny_checkpoint, toy_jsonl, tmp_path):
 
 def results(workdir: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in workdir.glob("*/result.json")}
+
+
+def test_a_monitor_other_than_the_loss_by_which_runs_are_compared_is_refused(flags, capsys):
+    assert main(flags("--config.train.monitor=validation/accuracy")) == 2
+    assert "train.monitor is 'validation/accuracy'; a search compares runs by their validation loss" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow

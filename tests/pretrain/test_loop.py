@@ -164,6 +164,12 @@ def test_a_model_can_be_trained_further(tiny_pretraining, tmp_path):
     assert "; not used: model.d_model, " in lines[-1]  # a size that is given
 
 
+def test_a_warm_up_that_the_run_does_not_live_to_see_the_end_of_is_said(tiny_pretraining, tmp_path, capsys):
+    tiny_pretraining.train.steps, tiny_pretraining.train.warmup_steps = 3, 8
+    pretrain(Pretraining.from_config(tiny_pretraining), tmp_path / "run", display=Display())
+    assert "train.warmup_steps=8 of 3 steps: the learning rate ends at 25% of" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

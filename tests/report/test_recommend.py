@@ -12,7 +12,7 @@ from jpeft.report.groups import group, published_group
 from jpeft.report.ranking import Scarce
 from jpeft.report.recommend import TASKS_OF, Recommendation, recommend, scale_of
 from jpeft.report.records import load
-from tests.report.synthetic import record, write_run
+from tests.report.synthetic import custom, record, write_run
 
 
 def asked(capsys, *arguments: str) -> dict:
@@ -189,6 +189,38 @@ def test_by_quality_a_negative_metric_is_a_metric_like_any(tmp_path):
     write_matthews(tmp_path, {"bitfit": (-0.10, 10_000), "lora": (-0.001, 50_000), "full": (0.0, 70_000)})
     (only,) = group(load([tmp_path])[0])
     assert order(recommend(only, ["cola"], "low", "quality")) == ["full", "lora", "bitfit"]
+
+
+@pytest.mark.parametrize(
+    ("name", "metrics", "ties", "far"),
+    [
+        ("bleu", {"lora": 30.2, "ia3": 30.0, "full": 25.0, "bitfit": 10.0}, ["ia3"], {"bitfit"}),
+        ("mine:score", {"lora": 5000.0, "ia3": 4960.0, "full": 4600.0, "bitfit": 4000.0}, ["ia3"], {"bitfit"}),
+        ("accuracy", {"lora": 0.8, "ia3": 0.795, "full": 0.75, "bitfit": 0.6}, ["ia3"], {"bitfit"}),
+    ],
+)
+def test_what_is_close_and_what_is_far_is_told_by_the_metrics_own_range(name, metrics, ties, far, tmp_path):
+    for method, metric in metrics.items():
+        made = {"data_digest": "ab" * 32, "metric_name": name, "metrics": {name: metric}, "zero_shot": None}
+        file = custom(tmp_path, method, method=method, **made)
+        file.write_text(json.dumps({**json.loads(file.read_text()), "metric": metric, "metrics": {name: metric}}))
+    found, problems = load([tmp_path])
+    ((only,),) = [one.by_data() for one in group(found)]
+    case = recommend(only, ["custom"], "all", "quality").case
+    assert not problems and case.ties == ties
+    assert {ranked.method for ranked in case.placed if ranked.far_behind} == far
+
+
+def test_methods_that_are_there_in_another_reading_are_named(tmp_path, capsys):
+    for method, reading in (("lora", "official"), ("ia3", "paper")):
+        custom(tmp_path, method, method=method, reading=reading, data_digest="ab" * 32)
+    data = asked(capsys, "--task=custom", "--scarce=quality", f"--runs={tmp_path}")
+    assert {one["reading"]: one["cautions"][-1] for one in data["recommendations"]} == {
+        "official": "(IA)³: there are runs in the paper reading, not compared with these of the official one; run it "
+        "with --config.method.reading=official to compare.",
+        "paper": "LoRA: there are runs in the official reading, not compared with these of the paper one; run it with "
+        "--config.method.reading=paper to compare.",
+    }
 
 
 def test_generated_rows_are_cautioned(tmp_path):

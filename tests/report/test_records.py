@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jpeft.errors import UserError
+from jpeft.report.groups import group
 from jpeft.report.records import load, training_curve
 from jpeft.results import Uncertainty
 from tests.report.synthetic import custom, record, write_run
@@ -147,6 +148,37 @@ def test_the_same_rows_at_another_path_are_one_cell(tmp_path):
     custom(tmp_path, "b", path="/there/rows.parquet", data_digest="ab" * 32, seed=1)
     (one, other), problems = load([tmp_path])
     assert one.data == other.data and not problems
+
+
+def test_results_on_the_same_rows_by_different_metrics_are_never_averaged(tmp_path):
+    custom(tmp_path, "a", data_digest="ab" * 32, seed=0, metric=0.5)
+    custom(tmp_path, "b", data_digest="ab" * 32, seed=1, metric=0.9, metric_name="macro_f1")
+    custom(tmp_path, "c", data_digest="cd" * 32)
+    results, problems = load([tmp_path])
+    assert not problems and {result.path.parent.name: result.data for result in results} == {
+        "a": "mine.jsonl abababa by accuracy",
+        "b": "mine.jsonl abababa by macro_f1",
+        "c": "mine.jsonl cdcdcdc",
+    }
+    assert [cell.metric.count for one in group(results) for cell in one.cells.values() if cell.metric] == [1, 1, 1]
+
+
+def test_a_mixture_is_named_by_all_of_its_files(tmp_path):
+    part = {"validation_examples": 1, "test_examples": 1, "validation_loss": 0.5, "metrics": {"accuracy": 1.0}}
+    custom(
+        tmp_path, "mix", path="here/a.csv,there/b.csv", data_digest="ab" * 32, by_source={"a.csv": part, "b.csv": part}
+    )
+    assert [result.data for result in load([tmp_path])[0]] == ["a.csv,b.csv abababa"]
+
+
+def test_the_lowest_loss_is_not_where_another_number_chose_the_adapter(tmp_path):
+    seconds = {"total": 100.0, "train": 60.0, "validation": 20.0, "test": 15.0, "compile": 5.0}
+    made = record(
+        seconds=seconds, epochs_run=4, validation_losses=[0.5, 0.4, 0.2, 0.3], validation_loss=0.4, best_epoch=1
+    )
+    made |= {"monitor": "validation/accuracy", "validation_metrics": [{"accuracy": 0.5}] * 4}
+    (result,), problems = load([write_run(tmp_path, made)])
+    assert not problems and (result.lowest_loss_epoch, result.seconds_to_best) == (2, 60.0)
 
 
 def test_without_a_digest_rows_are_told_apart_by_their_path_and_without_a_path_by_their_number(tmp_path):
