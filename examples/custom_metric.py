@@ -1,7 +1,7 @@
 """A metric of one's own: a function of answers and of what would have been right, named `module:function` in a config.
 
 Run it: python examples/custom_metric.py
-In a run:  jpeft train --config custom --config.data.path=rows.jsonl
+In a run:  jpeft train --config custom --config.data.path=rows.jsonl --config.model.name=mini
       --config.eval.metrics=examples.custom_metric:first_words
 """
 

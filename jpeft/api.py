@@ -41,8 +41,8 @@ def load(
     """A pretrained model and its tokenizer.
 
     Args:
-      name: a hub id, a directory in Hugging Face layout, or a model that comes with the package: `mini`. None is the
-        base that `adapter` names.
+      name: `mini`, which comes with the package, `smollm2`, a hub id, a directory in Hugging Face layout or a GGUF
+        file. None is the base that `adapter` names.
       adapter: a run's directory or an adapter's, to be attached to the model.
       dtype: in which it computes, and in which its weights are kept.
       quantization: of the frozen maps within the blocks, in words: `int8`, `nf4`, `nf4,double`, with `,wo` behind it

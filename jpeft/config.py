@@ -57,7 +57,7 @@ class ModelConfig:
       remat: what the backward pass computes anew beside what costs little: `none`, `dots` (attention), `block`;
         `auto` is the first of them with which a step fits the device at hand (docs/accelerators.md).
       quantization: of the frozen maps within the blocks: `int8` or `nf4`; `auto` keeps them as the files do, `none`
-        makes wide what a file has in fewer bits (docs/quantised-bases.md).
+        makes wide, that is of 16 or 32 bits, what a file has in fewer (docs/quantised-bases.md).
       double_quantization: nf4's magnitudes in 8 bits.
       quantize_wo: T5's wo, too, which otherwise stays wide.
       scan_layers: whether a stack's layers are one compiled loop. Layer after layer takes longer to compile and runs

@@ -729,7 +729,8 @@ def _gradients(day: Mapping[str, Any]) -> list[str]:
         return ["Not known; see below."]
     words = (
         f"One micro-batch on this device and on the CPU beside it: each sum of gradients within {_OFF['float32']:g} of "
-        f"its norm in float32, {_OFF['bfloat16']:g} in bfloat16, with the compiler's options as they are."
+        f"its norm in float32, {_OFF['bfloat16']:g} in bfloat16, with the compiler's options as they are unless it "
+        "is said otherwise above."
     )
     return [words, table(["method", "", "found"], rows, left=3)]
 
@@ -899,7 +900,8 @@ def _absent(day: Mapping[str, Any]) -> list[str]:
     for part, entries in day["parts"].items():
         for name, entry in entries.items():
             if entry["status"] != "done":
-                lines.append(f"- {part}, {name}: {entry['status']}: {entry['why']}")
+                found = "; what it had found by then stands above" if entry.get("result") else ""
+                lines.append(f"- {part}, {name}: {entry['status']}: {entry['why']}{found}")
     if day["device"]["torch"]["device"] is None:
         lines.append(f"- torch + PEFT: {day['device']['torch']['why']}")
     return ["\n".join(lines) if lines else "Nothing is missing of what was asked for."]

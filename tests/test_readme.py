@@ -1,4 +1,4 @@
-"""What the README and the pages of `docs/` point at is there: files, commands, configs."""
+"""What the README and the other pages point at is there: files and places in them, commands, configs."""
 
 import functools
 import re
@@ -17,12 +17,37 @@ from jpeft.typed_config import keys_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BESIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")
+LINKING = [*PAGES, *(ROOT / name for name in BESIDE), *sorted((ROOT / "docs/results").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files(page):
-    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
-    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+def _text(page: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+@functools.cache
+def _anchors(page: Path) -> set[str]:
+    """What a link to a heading of a page ends with, as GitHub makes it."""
+    names: list[str] = []
+    for heading in re.findall(r"^#+ +(.*?) *$", _text(page), flags=re.MULTILINE):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        name = re.sub(r"[^\w -]", "", text).replace(" ", "-")
+        seen = sum(re.fullmatch(re.escape(name) + r"(-\d+)?", other) is not None for other in names)
+        names.append(f"{name}-{seen}" if seen else name)
+    return set(names)
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_to_headings_in_them(page):
+    missing = []
+    for link in re.findall(r"\]\(([^)\s]+)[^)]*\)", _text(page)):
+        name, _, anchor = link.partition("#")
+        there = page.parent / name if name else page
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        if not there.exists() or anchor and there.suffix == ".md" and anchor not in _anchors(there):
+            missing.append(link)
     assert missing == []
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from jpeft.errors import UserError
 
 _LARGEST = 10**9
+# What `jpeft.model.source.resolve` takes, in the help of every flag that names a model.
+MODEL = "mini, smollm2, a hub id, a directory or a GGUF file"
 
 
 def as_path(text: str, flag: str) -> Path:
@@ -33,7 +35,7 @@ def path(text: str) -> Path:
 def add_what_answers(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say what answers, in `jpeft predict` and `jpeft evaluate` alike."""
     what = parser.add_argument_group("what answers")
-    what.add_argument("--model", metavar="NAME", help="mini, smollm2, a hub id, a directory or a GGUF file")
+    what.add_argument("--model", metavar="NAME", help=MODEL)
     what.add_argument("--adapter", type=path, metavar="DIR", help="a run's directory, or an adapter's")
     what.add_argument("--dtype", help="auto, float32 or bfloat16 (default: the run's, or auto)")
     what.add_argument(

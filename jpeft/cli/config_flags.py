@@ -51,7 +51,11 @@ def parse_call(
         "config", None, "A file with get_config().", flag_values=values, sys_argv=list(argv)
     )
     flags.DEFINE_string(
-        "workdir", None, "Directory of the run; runs/<name of the config> by default.", flag_values=values
+        "workdir",
+        None,
+        "Directory of the run; by default runs/<name of the config>, or, with `jpeft train --data FILE` and no "
+        "--config, runs/<method>_<name of FILE without its ending>.",
+        flag_values=values,
     )
     flags.DEFINE_bool(
         "overwrite", False, "Run again what is finished, or was run with another config.", flag_values=values

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from jpeft.cli.arguments import path
+from jpeft.cli.arguments import MODEL, path
 
 _DESCRIPTION = """Writes an adapter as Hugging Face PEFT opens it, with a card (README.md) of what it is and scored.
 
@@ -31,7 +31,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("adapter", type=path, metavar="RUN_OR_ADAPTER", help="a run's directory, or an adapter's")
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="where to write; new or empty")
-    parser.add_argument("--model", metavar="BASE", help="hub id or directory (default: the base the adapter names)")
+    parser.add_argument("--model", metavar="BASE", help=f"{MODEL} (default: the base the adapter names)")
     parser.add_argument(
         "--base-name", metavar="NAME", help="what to call the base in the files, as others find it (default: BASE)"
     )

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from jpeft.cli.arguments import path
+from jpeft.cli.arguments import MODEL, path
 from jpeft.errors import UserError
 
 _DESCRIPTION = """Reads an adapter that Hugging Face PEFT saved, checks it against its base model and says what it is.
@@ -29,7 +29,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("adapter", type=path, metavar="PEFT_DIR", help="a directory with adapter_config.json")
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="where to write; new or empty")
-    parser.add_argument("--model", metavar="BASE", help="hub id or directory (default: the base the adapter names)")
+    parser.add_argument("--model", metavar="BASE", help=f"{MODEL} (default: the base the adapter names)")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     parser.set_defaults(run=_import)
 

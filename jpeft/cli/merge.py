@@ -5,7 +5,7 @@ import dataclasses
 import json
 import sys
 
-from jpeft.cli.arguments import path
+from jpeft.cli.arguments import MODEL, path
 from jpeft.words import in_bits
 
 _DESCRIPTION = """Merges an adapter into its base: a directory that transformers opens, with config and tokenizer.
@@ -35,7 +35,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("adapter", type=path, metavar="RUN_OR_ADAPTER", help="a run's directory, or an adapter's")
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="the new model; new or empty")
-    parser.add_argument("--model", metavar="BASE", help="hub id or directory (default: the base the adapter names)")
+    parser.add_argument("--model", metavar="BASE", help=f"{MODEL} (default: the base the adapter names)")
     parser.add_argument(
         "--quantization",
         metavar="HOW",

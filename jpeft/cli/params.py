@@ -3,6 +3,8 @@
 import argparse
 import json
 
+from jpeft.cli.arguments import MODEL
+
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Adds `jpeft params` with its flags to the command line."""
@@ -12,7 +14,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         description="Counts what each method trains (Table 3 of the paper, and methods beside), on shapes "
         "alone: no weights, no network. Beside it, what the base takes as it is kept.",
     )
-    params.add_argument("--model", default="google/flan-t5-xl", help="hub id or local directory (default: %(default)s)")
+    params.add_argument("--model", default="google/flan-t5-xl", help=f"{MODEL} (default: %(default)s)")
     params.add_argument(
         "--quantization",
         default="auto",

@@ -16,9 +16,9 @@ _DESCRIPTION = """Answers texts, one JSON line each, in the order of the input: 
   jpeft predict --model merged --input mine.jsonl --template 'Translate to German: {english}'
   jpeft predict --model mini --labels "positive,negative" --template "Review: {input} Sentiment?" < reviews.txt
 
-What answers: --model is mini, a hub id or a directory; --adapter a run's directory or an adapter's, jpeft's or PEFT's,
-with the base that it names unless --model names another. An adapter brings its run's task, wherever it was copied to:
-the prompt, the labels of a classification and the lengths.
+What answers: --model is mini, smollm2, a hub id, a directory or a GGUF file; --adapter a run's directory or an
+adapter's, jpeft's or PEFT's, with the base that it names unless --model names another. An adapter brings its run's
+task, wherever it was copied to: the prompt, the labels of a classification and the lengths.
 
 What is read: a file of rows (.jsonl, .json, .csv, .tsv, .parquet, packed or not; docs/data.md) or plain lines; standard
 input is JSON lines where its first line is a JSON object. The prompt is made by --template; or else by the run's own,

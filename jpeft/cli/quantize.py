@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from jpeft.cli.arguments import path
+from jpeft.cli.arguments import MODEL, path
 from jpeft.errors import UserError
 
 _DESCRIPTION = """Writes a model once more with its blocks' maps in 8 or 4 bits, with its tokenizer and a card.
@@ -34,7 +34,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("model", metavar="MODEL", help="mini, smollm2, a hub id, a directory or a GGUF file")
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="the new model; new or empty")
     parser.add_argument(
         "--quantization", default="nf4", metavar="HOW", help="int8, nf4, nf4,double; with ,wo (default: %(default)s)"

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from jpeft.cli.arguments import number, path, whole
+from jpeft.cli.arguments import MODEL, number, path, whole
 from jpeft.errors import RunFailed, UserError
 from jpeft.words import counted
 
@@ -48,7 +48,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     numbers.add_argument("--runs", nargs="+", metavar="DIR", help="your results instead of the published ones")
     trying = parser.add_argument_group("by a search on your own rows")
     trying.add_argument("--data", metavar="FILE", help="rows: JSONL, CSV, Parquet, or a directory of splits")
-    trying.add_argument("--model", metavar="NAME", help="mini, smollm2, a hub id, a directory or a GGUF file")
+    trying.add_argument("--model", metavar="NAME", help=MODEL)
     trying.add_argument(
         "--methods", default="lora,ia3,bitfit,prompt,full", help="to try, with commas (default: %(default)s)"
     )

@@ -6,7 +6,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from jpeft.cli.arguments import number, path, whole, wholes
+from jpeft.cli.arguments import MODEL, number, path, whole, wholes
 from jpeft.words import counted
 
 if TYPE_CHECKING:
@@ -45,9 +45,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--model", required=True, metavar="BASE", help="mini, smollm2, a hub id, a directory or a GGUF file"
-    )
+    parser.add_argument("--model", required=True, metavar="BASE", help=MODEL)
     parser.add_argument("--adapters", type=path, required=True, metavar="DIR", help="where adapters are loaded from")
     parser.add_argument(
         "--dtype",
