@@ -69,7 +69,7 @@ _MODULES = {
     "jpeft.peft.vera": ("Vera",),
     "jpeft.peft.variables": ("Adapter",),
 }
-spare_what_is_missing()
+spare_what_is_missing()  # before JAX looks for devices: a plug-in that brings a compiler alone is no device
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME)]
 

@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 
 from jpeft.adapters import files
-from jpeft.arguments import rate_of, require_module, require_sizes, require_texts
+from jpeft.arguments import float_dtype_of, rate_of, require_module, require_sizes, require_texts
 from jpeft.errors import RunFailed, UserError
 from jpeft.leaves import Model
 from jpeft.peft import attaching
@@ -52,22 +52,23 @@ def load(
     Warns where an adapter was tuned with its base in other bits than it gets.
 
     Raises:
-      UserError: there is no such model or adapter, it is of a family that jpeft does not have, or the files are in
-        other bits than asked for.
+      UserError: there is no such model, adapter or dtype, it is of a family that jpeft does not have, or the files are
+        in other bits than asked for.
       RunFailed: a file is damaged, or the hub cannot be reached.
     """
     from jpeft.model.quantized import Quantization
     from jpeft.predict.answer_source import AnswerSource
 
+    dtype = float_dtype_of(dtype)
     if name is None and adapter is None:
         raise UserError("load was given neither a model's name nor an adapter; give one, or both.")
     of_adapter = None if adapter is None else Path(adapter)
     source = AnswerSource.find(None if name is None else str(name), of_adapter, report=lambda line: None, flag="name")
-    return source.load(dtype, Quantization.parse(source.kept(quantization)), report=_warn)
-
-
-def _warn(line: str) -> None:
-    warnings.warn(line, stacklevel=4)
+    notes: list[str] = []
+    loaded = source.load(dtype, Quantization.parse(source.kept(quantization)), report=notes.append)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return loaded
 
 
 def attach(
@@ -388,6 +389,17 @@ def _mean_cross_entropy(model: Any, batch: LossBatch) -> jax.Array:
     return total / jnp.maximum(tokens, 1)
 
 
+def _require_loaded(model: Any, tokenizer: Any) -> None:
+    """Raises `UserError`: the two are not what `load` gives."""
+    from jpeft.model.tokenizer import Tokenizer
+
+    if not (isinstance(model, nnx.Module) and hasattr(model, "hidden_of") and hasattr(model, "config")):
+        what = shortened(model) if isinstance(model, str) else f"a {type(model).__name__}"
+        raise UserError(f"model is {what}; expected a model of jpeft's, such as jpeft.load gives.")
+    if not isinstance(tokenizer, Tokenizer):
+        raise UserError(f"tokenizer is {shortened(tokenizer)}; expected that of jpeft.load.")
+
+
 def text_batches(
     model: Any,
     tokenizer: Any,
@@ -422,17 +434,13 @@ def text_batches(
         empty; or a number is too small.
     """
     from jpeft.data.text_batches import TextBatches
-    from jpeft.model.tokenizer import Tokenizer
 
     sizes = {"batch_size": batch_size, "epochs": epochs}
     lengths = {"max_input_length": max_input_length, "max_target_length": max_target_length}
     require_sizes(sizes)
     require_sizes(lengths, least=2)
     require_sizes({"seed": seed}, least=0)
-    if not (hasattr(model, "hidden_of") and hasattr(model, "config")):
-        raise UserError(f"{type(model).__name__} is no model of jpeft's, which text_batches makes batches for.")
-    if not isinstance(tokenizer, Tokenizer):
-        raise UserError(f"tokenizer is {shortened(tokenizer)}; expected that of jpeft.load.")
+    _require_loaded(model, tokenizer)
     require_texts("inputs", inputs)
     require_texts("targets", targets)
     if len(inputs) != len(targets) or not inputs:
@@ -475,12 +483,13 @@ def generate(
     Warns where inputs were cut.
 
     Raises:
-      UserError: `inputs` are no texts, a size is below 1, `max_input_length` leaves no room for text, or the model
-        knows fewer positions than are asked for.
+      UserError: an argument is of another kind, a size is below 1, `max_input_length` leaves no room for text, or the
+        model knows fewer positions than are asked for.
     """
     from jpeft.predict.answering import Generating
 
     sizes = {"max_output_length": max_output_length, "max_input_length": max_input_length}
+    _require_loaded(model, tokenizer)
     require_sizes({**sizes, "num_beams": num_beams, "batch_size": batch_size})
     require_texts("inputs", inputs)
     if not inputs:
@@ -509,7 +518,16 @@ _GENERATE: Recent[Program] = Recent(8)
 
 
 def evaluate(
-    model: Any, tokenizer: Any, inputs: Sequence[str], targets: Sequence[str], *, metric: str, **generation: Any
+    model: Any,
+    tokenizer: Any,
+    inputs: Sequence[str],
+    targets: Sequence[str],
+    *,
+    metric: str,
+    max_output_length: int = 128,
+    max_input_length: int = 512,
+    num_beams: int = 1,
+    batch_size: int = 32,
 ) -> float:
     """The value of a metric of what the model writes to `inputs`, held against `targets`.
 
@@ -517,7 +535,7 @@ def evaluate(
       inputs: whole prompts, as of `generate`; `jpeft evaluate` asks as an adapter's run did.
       targets: the right answer of each input.
       metric: by name, of `jpeft.eval.metrics.METRICS`: one that needs no probabilities of labels.
-      generation: keyword arguments of `generate`.
+      max_output_length, max_input_length, num_beams, batch_size: as of `generate`.
 
     Raises:
       UserError: there is no such metric, or it needs the probabilities of labels; there are no inputs, or not as many
@@ -533,4 +551,13 @@ def evaluate(
         raise UserError(f"evaluate was given {len(inputs)} inputs and {len(targets)} targets; expected one each.")
     if PROBABILITIES in chosen.needs:
         raise UserError(f"{metric} needs the probability of every label, which no text has; take another metric.")
-    return chosen(generate(model, tokenizer, inputs, **generation), [(target,) for target in targets])
+    answers = generate(
+        model,
+        tokenizer,
+        inputs,
+        max_output_length=max_output_length,
+        max_input_length=max_input_length,
+        num_beams=num_beams,
+        batch_size=batch_size,
+    )
+    return chosen(answers, [(target,) for target in targets])

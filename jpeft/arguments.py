@@ -6,6 +6,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -38,6 +39,19 @@ def require_texts(name: str, texts: Any) -> None:
     for text in texts:
         if not isinstance(text, str):
             raise UserError(f"{name} holds {shortened(text)}; expected texts.")
+
+
+def float_dtype_of(given: Any) -> np.dtype:
+    """A dtype of numbers with a fraction, by whatever names it. Raises `UserError`: it is none."""
+    dtype = None
+    with contextlib.suppress(TypeError):
+        dtype = jnp.dtype(given)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(
+            f"dtype is {shortened(given)}; expected one with a fraction, such as 'bfloat16'; fewer bits are asked for "
+            "by quantization='int8'."
+        )
+    return dtype
 
 
 def rate_of(given: Any) -> float:

@@ -24,6 +24,9 @@ tuned, mean = jpeft.attach(net, lora, where="lin"), lambda model, x: jnp.mean(mo
 aside, allocated = tempfile.mkdtemp(), jpeft.AdaLora(rank=1)
 open(aside + "/file", "w").close()
 
+class Small(Net): hidden_of, config = None, None
+small = Small(), "tok"
+
 def fit(**others): return jpeft.fit(tuned, [x] * 2, **{"loss": mean, **others})
 
 CALLS = {
@@ -63,6 +66,13 @@ CALLS = {
     "alpha": lambda: jpeft.Lora.official(alpha=None),
     "width": lambda: jpeft.BottleneckAdapter(bottleneck=2.0),
     "two_sided": lambda: jpeft.Ia3(two_sided=1),
+    "int8 as a dtype": lambda: jpeft.load("mini", dtype="int8"),
+    "no dtype": lambda: jpeft.load("mini", dtype="bloat16"),
+    "sites of text": lambda: jpeft.sites("x"),
+    "text merged": lambda: jpeft.merge("x"),
+    "text split": lambda: jpeft.split("x"),
+    "text generates": lambda: jpeft.generate("x", None, ["a"]),
+    "no tokenizer": lambda: jpeft.generate(*small, ["a"]),
     "set of sites": lambda: jpeft.attach(net, lora, where={jpeft.sites(net)[1]}),
     "seed below 0": lambda: jpeft.attach(net, lora, where="lin", seed=-1),
     "switch of numpy's": lambda: jpeft.Ia3(two_sided=np.True_),
@@ -97,7 +107,7 @@ SAID = {
     "whole loss": "the loss gives int32[]; expected one number with a fraction",
     "loss and more": "the loss gives tuple; expected one number",
     "no number": "the loss gives NoneType; expected one number",
-    "texts of a net": "Net is no model of jpeft's",
+    "texts of a net": "model is a Net; expected a model of jpeft's, such as jpeft.load gives",
     "length": "max_target_length is 1; expected a whole number, 2 or more",
     "batch_size": "batch_size is True; expected a whole number",
     "one batch": "batches is one batch",
@@ -120,6 +130,13 @@ SAID = {
     "alpha": "method.alpha is None; expected a number",
     "width": "method.bottleneck is 2.0; expected a whole number",
     "two_sided": "two_sided is 1; expected True or False",
+    "int8 as a dtype": "dtype is 'int8'; expected one with a fraction, such as 'bfloat16'",
+    "no dtype": "dtype is 'bloat16'; expected one with a fraction",
+    "sites of text": "model is 'x'; expected a flax.nnx.Module",
+    "text merged": "adapted is 'x'; expected a flax.nnx.Module",
+    "text split": "model is 'x'; expected a flax.nnx.Module",
+    "text generates": "model is 'x'; expected a model of jpeft's",
+    "no tokenizer": "tokenizer is 'tok'; expected that of jpeft.load",
     "set of sites": "done",
     "seed below 0": "done",
     "switch of numpy's": "done",

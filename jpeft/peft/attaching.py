@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key
 
+from jpeft.arguments import require_module
 from jpeft.errors import UserError
 from jpeft.leaves import Model, copied
 from jpeft.peft.adapted import is_adapted
@@ -104,7 +105,12 @@ def begin_with_lost(tuned: nnx.Module, method: Method, lost: Callable[[str], np.
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """`(graphdef, adapter, base)`: the structure, the trainable tree and the frozen one; `nnx.merge` joins them."""
+    """`(graphdef, adapter, base)`: the structure, the trainable tree and the frozen one; `nnx.merge` joins them.
+
+    Raises:
+      UserError: the argument is no module.
+    """
+    require_module("model", model)
     graphdef, adapter, base = nnx.split(model, Adapter, ...)
     return graphdef, adapter, base
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jpeft.arguments import require_module
 from jpeft.errors import UserError
 from jpeft.leaves import Model, copied
 from jpeft.peft.adapted import is_adapted, take_off
@@ -34,10 +35,11 @@ def merge(adapted: Model, *, heads_apart: bool = False) -> Model:
         An adapter acts where the table is looked up, and merged it would act in the logits, too.
 
     Raises:
-      UserError: what is attached somewhere is no change of the weights that are there, or may not be (a table, without
-        `heads_apart`), or a module does not compute what its weights look like, keeps them as integers, or stands in
-        one that scales them (`nnx.WeightNorm`, `nnx.SpectralNorm`).
+      UserError: the argument is no module, what is attached somewhere is no change of the weights that are there, or
+        may not be (a table, without `heads_apart`), or a module does not compute what its weights look like, keeps
+        them as integers, or stands in one that scales them (`nnx.WeightNorm`, `nnx.SpectralNorm`).
     """
+    require_module("adapted", adapted)
     model, is_ours = copied(adapted), bool(roles_of(adapted))
     _require_unscaled(model)
     _give_each_its_own(model)

@@ -7,6 +7,7 @@ from typing import Any
 
 from flax import nnx
 
+from jpeft.arguments import require_module
 from jpeft.leaves import LayerStack, segment_starts
 from jpeft.peft.variables import Adapter
 from jpeft.peft.views import View, view_of
@@ -128,7 +129,12 @@ def layer_stacks(model: nnx.Module) -> list[tuple[str, LayerStack]]:
 
 
 def sites(model: nnx.Module) -> list[Site]:
-    """Every site of the model: those outside of stacks first, then those of each stack, layer by layer."""
+    """Every site of the model: those outside of stacks first, then those of each stack, layer by layer.
+
+    Raises:
+      UserError: the argument is no module.
+    """
+    require_module("model", model)
     found = site_modules(model)
     by_layer: dict[tuple[str | None, int | None], list[Site]] = {}
     for one in found:

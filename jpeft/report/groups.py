@@ -55,7 +55,7 @@ class Spread:
     @classmethod
     def of(cls, values: Iterable[float | int | None]) -> "Spread | None":
         """The spread of those values that are there; None without any."""
-        known = [float(value) for value in values if value is not None]
+        known = [float(value) + 0.0 for value in values if value is not None]  # -0.0 is 0.0
         if not known:
             return None
         mean, n = math.fsum(known) / len(known), len(known)

@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from jpeft.report.document import Document
 from jpeft.report.findings import FINDINGS_NOTE
-from jpeft.report.table import Column, Table, Value, show
+from jpeft.report.table import Table, Value, show
 
 
 def render(document: Document, svgs: dict[tuple[str, str], str], *, without: str | None = None) -> str:
@@ -56,7 +56,7 @@ def _head(table: Table) -> list[tuple[str, int]]:
     return [(name, len(list(columns))) for name, columns in groups]
 
 
-def _sort_key(value: Value, column: Column) -> str:
+def _sort_key(value: Value) -> str:
     """The text by which the page's script sorts a table's entry; empty if it is missing, and then it stays last."""
     if value.value is None or value.value == "":
         return ""
