@@ -193,21 +193,12 @@ class Method(abc.ABC):
     @property
     def has_hooks(self) -> bool:
         """Whether it has a penalty or does something after an update: its update is then a program of its own."""
-        own, hooks = type(self), ("penalty", "after_update", "after_step")
+        own, hooks = type(self), ("penalty", "after_step")
         return any(getattr(own, hook) is not getattr(Method, hook) for hook in hooks)
 
     def penalty(self, adapter: nnx.State) -> Array | None:
         """What is added to the mean loss of a step, a scalar of the trainable tree; None for nothing."""
         return None
-
-    def after_update(self, adapter: nnx.State, step: Array) -> nnx.State:
-        """The trainable tree that an optimizer step ends with; by default the one that the optimizer made.
-
-        Args:
-          adapter: the tree after the optimizer's update.
-          step: its number, counted from 0, an int32 scalar.
-        """
-        return adapter
 
     def first_memory(self, adapter: nnx.State) -> Any:
         """What it remembers from step to step, before the first: a tree of arrays, kept beside the optimizer's state.
@@ -220,17 +211,19 @@ class Method(abc.ABC):
     def after_step(
         self, adapter: nnx.State, memory: Any, before: nnx.State, grads: nnx.State, step: Array, steps: Any
     ) -> tuple[nnx.State, Any]:
-        """The trainable tree after an optimizer step, and what is remembered: for methods that learn from gradients.
+        """The trainable tree that an optimizer step ends with, and what is remembered for the next.
 
-        By default `after_update`, and nothing remembered.
+        By default the tree that the optimizer made, and what was remembered.
 
         Args:
+          adapter: the tree after the optimizer's update.
+          memory: what is remembered from before the step.
           before: the trainable tree that the step began with.
           grads: of the mean loss and the penalty with respect to it, before any clipping.
-          step: counted from 0.
+          step: counted from 0, an int32 scalar.
           steps: how many the run has, an int32 scalar; right where `plans_by_steps`.
         """
-        return self.after_update(adapter, step), memory
+        return adapter, memory
 
 
 @dataclasses.dataclass(frozen=True)

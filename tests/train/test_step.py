@@ -68,8 +68,8 @@ class Leashed(Full):
     def penalty(self, adapter):
         return sum(0.5 * jnp.sum((leaf - 3.0) ** 2) for leaf in jax.tree.leaves(adapter))
 
-    def after_update(self, adapter, step):
-        return jax.tree.map(lambda leaf: jnp.minimum(leaf, 1.5), adapter)
+    def after_step(self, adapter, memory, before, grads, step, steps):
+        return jax.tree.map(lambda leaf: jnp.minimum(leaf, 1.5), adapter), memory
 
 
 def test_a_methods_penalty_is_a_part_of_the_gradient_and_it_has_the_last_word_on_an_update():
