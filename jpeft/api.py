@@ -4,7 +4,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,9 @@ import optax
 from flax import nnx
 
 from jpeft.adapters import files
-from jpeft.arguments import float_dtype_of, rate_of, require_module, require_sizes, require_texts
+from jpeft.arguments import float_dtype_of, rate_of, require_module, require_scalar_loss, require_sizes, require_texts
 from jpeft.errors import RunFailed, UserError
+from jpeft.eval.loss import loss_sums
 from jpeft.leaves import Model
 from jpeft.peft import attaching
 from jpeft.peft.attached import finite, require_attached_by, require_made_by, require_method, trained_places
@@ -25,6 +26,7 @@ from jpeft.peft.variables import Adapter
 from jpeft.program import Program
 from jpeft.recent import Recent
 from jpeft.train.optimizer import with_rate_factors
+from jpeft.train.step import TrainState, apply_gradients, init_state
 from jpeft.words import counted, in_bits, shortened
 
 LossBatch = Any  # a tree of arrays, as the loss takes it
@@ -299,56 +301,61 @@ def fit(
         )
     if total_steps is not None and method is not None and method.plans_by_steps:
         require_sizes({"total_steps": total_steps})
+    tx = _optimizer_of(method, optimizer, learning_rate)
+    step = _make_step(graphdef, loss or _mean_cross_entropy, tx, method, _steps_for(method, batches, total_steps))
+    start = jax.tree.map(np.asarray, adapter)
+    adapter, rest = (jax.tree.map(jnp.copy, tree) for tree in (adapter, rest))  # the step takes their buffers
+    state = init_state(adapter, lambda schedule: tx, method)
+    program, losses = Program(step, donate=(0, 1)), []
+    for batch in batches:
+        state, rest, value = program(state, rest, weights, batch)
+        losses.append(float(value))
+        if not np.isfinite(losses[-1]):
+            raise RunFailed(f"the loss is {losses[-1]} at step {len(losses)}; try a lower learning rate.")
+    if not all(map(bool, jax.tree.leaves(finite(state.adapter)))):
+        raise RunFailed(f"what trains holds NaN or infinity after step {len(losses)}; try a lower learning rate.")
+    _warn_of_the_unmoved(start, state.adapter, len(losses))
+    return Fitted(nnx.merge(graphdef, state.adapter, jax.tree.map(lambda leaf: leaf, weights), rest), losses)
+
+
+def _optimizer_of(
+    method: Method | None, optimizer: optax.GradientTransformation | None, learning_rate: float | optax.Schedule | None
+) -> optax.GradientTransformation:
+    """What `fit` is asked to train by; arguments and errors are those of `fit`."""
     if optimizer is not None and learning_rate is not None:
         raise UserError("fit was given an optimizer, which has its own rates, and a learning_rate; give one.")
     if not (learning_rate is None or callable(learning_rate)):
         learning_rate = rate_of(learning_rate)
     if learning_rate is None:
         learning_rate = method.learning_rates.warmup if method is not None else 1e-3
-    steps = _steps_for(method, batches, total_steps)
     tx = optimizer or optax.adamw(learning_rate, weight_decay=0.0)
-    tx = with_rate_factors(tx, {} if method is None else method.rate_factors)
-    loss = loss or _mean_cross_entropy
+    return with_rate_factors(tx, {} if method is None else method.rate_factors)
+
+
+def _make_step(
+    graphdef: nnx.GraphDef, loss: Loss, tx: optax.GradientTransformation, method: Method | None, total_steps: int
+) -> Callable[..., tuple[TrainState, nnx.State, jax.Array]]:
+    """Returns `(state, rest, weights, batch) -> (state, rest, loss)`, ready to compile with the first two donated.
+
+    `rest` is what of the model is neither trained nor a weight, which forward passes may change.
+    """
 
     def step(
-        adapter: nnx.State, kept: tuple[Any, Any], rest: nnx.State, weights: nnx.State, index: Any, batch: LossBatch
-    ):
-        opt_state, memory = kept
-
-        def of(adapter: nnx.State) -> tuple[jax.Array, tuple[jax.Array, nnx.State]]:
+        state: TrainState, rest: nnx.State, weights: nnx.State, batch: LossBatch
+    ) -> tuple[TrainState, nnx.State, jax.Array]:
+        def loss_of(adapter: nnx.State) -> tuple[jax.Array, nnx.State]:
             # Variables of this trace, as `nnx.scan` wants them.
             frozen, moving = (jax.tree.map(lambda leaf: leaf, tree) for tree in (weights, rest))
             model = nnx.merge(graphdef, adapter, frozen, moving)
             value = loss(model, batch)
-            if not isinstance(value, jax.Array | np.generic | np.ndarray | float | int):
-                raise UserError(f"the loss gives {type(value).__name__}; expected one number, and nothing beside it.")
-            if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-                shape = f"{jnp.result_type(value)}{list(jnp.shape(value))}"
-                raise UserError(f"the loss gives {shape}; expected one number with a fraction, such as a mean.")
-            penalty = None if method is None else method.penalty(adapter)
-            after = nnx.state(model, nnx.Not(nnx.Any(Adapter, nnx.Param)))
-            return value if penalty is None else value + penalty, (value, after)
+            require_scalar_loss(value)
+            return value, nnx.state(model, nnx.Not(nnx.Any(Adapter, nnx.Param)))
 
-        (_, (value, rest)), grads = jax.value_and_grad(of, has_aux=True)(adapter)
-        updates, opt_state = tx.update(grads, opt_state, adapter)
-        after = cast(nnx.State, optax.apply_updates(adapter, updates))
-        if method is not None:
-            after, memory = method.after_step(after, memory, adapter, grads, index, jnp.int32(steps))
-        return after, (opt_state, memory), rest, value
+        (value, moved), grads = jax.value_and_grad(loss_of, has_aux=True)(state.adapter)
+        state, _ = apply_gradients(state, grads, tx, method, total_steps=jnp.int32(total_steps))
+        return state, moved, value
 
-    start = jax.tree.map(np.asarray, adapter)
-    adapter, rest = (jax.tree.map(jnp.copy, tree) for tree in (adapter, rest))  # the step takes their buffers
-    kept = (tx.init(adapter), () if method is None else method.first_memory(adapter))
-    program, losses = Program(step, donate=(0, 1, 2)), []
-    for index, batch in enumerate(batches):
-        adapter, kept, rest, value = program(adapter, kept, rest, weights, np.int32(index), batch)
-        losses.append(float(value))
-        if not np.isfinite(losses[-1]):
-            raise RunFailed(f"the loss is {losses[-1]} at step {index + 1}; try a lower learning rate.")
-    if not all(map(bool, jax.tree.leaves(finite(adapter)))):
-        raise RunFailed(f"what trains holds NaN or infinity after step {len(losses)}; try a lower learning rate.")
-    _warn_of_the_unmoved(start, adapter, len(losses))
-    return Fitted(nnx.merge(graphdef, adapter, jax.tree.map(lambda leaf: leaf, weights), rest), losses)
+    return step
 
 
 def _steps_for(method: Method | None, batches: Iterable[LossBatch], total_steps: int | None) -> int:
@@ -377,8 +384,6 @@ def _warn_of_the_unmoved(start: nnx.State, end: nnx.State, steps: int) -> None:
 
 
 def _mean_cross_entropy(model: Any, batch: LossBatch) -> jax.Array:
-    from jpeft.eval.loss import loss_sums
-
     try:
         total, tokens = loss_sums(model, batch)
     except KeyError as missing:

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -63,3 +64,12 @@ def rate_of(given: Any) -> float:
     if not 0 < number < math.inf:
         raise UserError(f"learning_rate is {shortened(given)}; expected a number above 0, or a schedule of optax.")
     return number
+
+
+def require_scalar_loss(value: Any) -> None:
+    """Raises `UserError`: what a loss of the caller's gave is not one number with a fraction."""
+    if not isinstance(value, jax.Array | np.generic | np.ndarray | float | int):
+        raise UserError(f"the loss gives {type(value).__name__}; expected one number, and nothing beside it.")
+    if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        shape = f"{jnp.result_type(value)}{list(jnp.shape(value))}"
+        raise UserError(f"the loss gives {shape}; expected one number with a fraction, such as a mean.")

@@ -159,24 +159,37 @@ def make_update(
         total = sums.total() if isinstance(sums, PartSums) else sums
         tokens = jnp.maximum(total.tokens, 1)
         grads = jax.tree.map(lambda grad: grad / tokens, total.grads)
-        penalty = None if method is None else _penalty_gradient(method, state.adapter)
-        if penalty is not None:
-            grads = jax.tree.map(jnp.add, grads, penalty)
-        updates, opt_state = optimizer(schedule).update(grads, state.opt_state, state.adapter)
+        new_state, grads = apply_gradients(state, grads, optimizer(schedule), method, total_steps=schedule.total_steps)
         metrics = {
             "loss": total.loss / tokens,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
         }
-        adapter: Any = optax.apply_updates(state.adapter, updates)
-        memory = state.memory
-        if method is not None:
-            told = (memory, state.adapter, grads, state.step, schedule.total_steps)
-            adapter, memory = method.after_step(adapter, *told)
-        new_state = TrainState(state.step + 1, adapter, opt_state, memory)
         return new_state, jax.tree.map(jnp.zeros_like, sums), metrics
 
     return update
+
+
+def apply_gradients(
+    state: TrainState, grads: nnx.State, tx: optax.GradientTransformation, method: Method | None, *, total_steps: Any
+) -> tuple[TrainState, nnx.State]:
+    """The state after one optimizer step, and the gradients of the loss and the penalty that the step went by.
+
+    Args:
+      grads: of the mean loss with respect to `state.adapter`, a tree like it.
+      tx: whose state `state.opt_state` is.
+      method: its penalty's gradients are added, and its `after_step` has the last word; None for neither.
+      total_steps: how many steps the run has, an int32 scalar, for methods that plan by it.
+    """
+    penalty = None if method is None else _penalty_gradient(method, state.adapter)
+    if penalty is not None:
+        grads = jax.tree.map(jnp.add, grads, penalty)
+    updates, opt_state = tx.update(grads, state.opt_state, state.adapter)
+    adapter: Any = optax.apply_updates(state.adapter, updates)
+    memory = state.memory
+    if method is not None:
+        adapter, memory = method.after_step(adapter, memory, state.adapter, grads, state.step, total_steps)
+    return TrainState(state.step + 1, adapter, opt_state, memory), grads
 
 
 def _penalty_gradient(method: Method, adapter: nnx.State) -> Any:

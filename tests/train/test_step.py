@@ -6,11 +6,12 @@ import numpy as np
 import optax
 from flax import nnx
 
+import jpeft
 from jpeft.peft.full import Full
 from jpeft.peft.variables import Adapter
 from jpeft.train import step
 from jpeft.train.schedule import constant
-from jpeft.train.step import PartSums, StepSums, TrainState, make_accumulate, make_update, zero_sums
+from jpeft.train.step import PartSums, StepSums, TrainState, init_state, make_accumulate, make_update, zero_sums
 
 
 class One(nnx.Module):
@@ -88,6 +89,24 @@ def test_a_methods_penalty_is_a_part_of_the_gradient_and_it_has_the_last_word_on
     np.testing.assert_allclose(after(Full(), 0.1), 1.0 - 0.1 * 6 / 4)
     np.testing.assert_allclose(after(Leashed(), 0.1), 1.0 - 0.1 * (6 / 4 + (1.0 - 3.0)), rtol=1e-6)
     assert after(Leashed(), 10.0) == 1.5
+
+
+def test_a_fit_takes_the_steps_of_a_run():
+    tuned = jpeft.attach(nnx.Dict(it=nnx.Linear(4, 3, rngs=nnx.Rngs(0))), Leashed(), where="it")
+    x, sgd = jnp.ones((2, 4)), lambda schedule: optax.sgd(0.3)
+    loss_of = lambda model: jnp.mean((model.it(x) - 1.0) ** 2)
+    graphdef, adapter, base = nnx.split(tuned, Adapter, ...)
+    state, losses = init_state(adapter, sgd, Leashed()), []
+    for _ in range(4):
+        loss, grads = jax.value_and_grad(lambda adapter: loss_of(nnx.merge(graphdef, adapter, base)))(state.adapter)
+        state, _, metrics = make_update(sgd, Leashed())(state, StepSums(grads, loss, jnp.float32(1)), constant(0.3))
+        losses.append(float(metrics["loss"]))
+    fitted = jpeft.fit(tuned, [x] * 4, lambda model, _: loss_of(model), optimizer=optax.sgd(0.3), method=Leashed())
+    np.testing.assert_allclose(fitted.losses, losses, rtol=1e-5)
+    for found, right in zip(
+        jax.tree.leaves(nnx.state(fitted.model, Adapter)), jax.tree.leaves(state.adapter), strict=True
+    ):
+        np.testing.assert_allclose(found, right, rtol=1e-5)
 
 
 class WithoutPenalty(Full):
