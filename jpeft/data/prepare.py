@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -187,72 +187,49 @@ def prepare(
     for split, columns in rows.items():  # before splits are drawn: a user's few rows may fail there for another reason
         require_columns(task, split, columns)
     targets = [target for name in sources for target in rows[split_name(name, "train")][task.target]]
-    task = dataclasses.replace(
+    unlisted = dataclasses.replace(
         with_answers(task, kind, {task.target: targets}),
         max_input_length=max_input_length or task.max_input_length,
         max_target_length=max_target_length or task.max_target_length,
     )
-    unlisted, task = task, _with_options(task, options, tokenizer)
-    inputs, labels = same_inputs(task, rows), labels_of(task, rows)
+    task = _with_options(unlisted, options, tokenizer)
+    inputs = same_inputs(task, rows)
     caps = {"max_train": max_train, "max_validation": max_validation, "max_test": max_test}
-    drawn = {name: _drawn(name, sources[name], inputs, labels, seed=split_seed, **caps) for name in sources}
-    splits = {part: tuple(drawn[name][part] for name in sources) for part in PARTS}
+    splits = _draw_splits(sources, inputs, labels_of(task, rows), seed=split_seed, **caps)
     for line in leaks(splits, inputs):
         report(line)
     made = {
-        name: [row for split in parts for row in examples(task, split.source, rows[split.source], split.rows)]
-        for name, parts in splits.items()
+        part: [row for split in of_files for row in examples(task, split.source, rows[split.source], split.rows)]
+        for part, of_files in splits.items()
     }
-    tokens = {}
-    for name, part in made.items():
-        tokens[name] = tokenize(
-            part,
-            tokenizer,
-            max_input_length=task.max_input_length,
-            max_target_length=task.max_target_length,
-            template=task.template,
-        )
-        require_text(tokens[name], part)
+    tokens = {part: _tokenized(of_part, task, tokenizer) for part, of_part in made.items()}
     if weight is not None or class_weights is not None:
         weights = _weights(task, splits["train"], rows, made["train"], weight, class_weights, report)
         tokens["train"] = dataclasses.replace(tokens["train"], weights=weights)
     if mix is not None:
-        made_of = Mix.of(tuple(sources), [len(split.rows) for split in splits["train"]], mix)
-        tokens["train"] = dataclasses.replace(tokens["train"], mix=made_of)
-        report(made_of.in_words())
-        for name in ("validation", "test"):
-            each = ", ".join(
-                f"{source} {len(split.rows):,}" for source, split in zip(sources, splits[name], strict=True)
-            )
-            report(f"{name} rows: {each}")
-    if task.name == "custom":
-        for line in told_of_targets(task, targets, kind=kind, few=FEW_ANSWERS):
-            report(line)
-    if task.answers:
-        for line in told_of_labels(task, made["train"], tokenizer, listed=task != unlisted, options=options):
-            report(line)
+        tokens["train"] = dataclasses.replace(tokens["train"], mix=_mixed(mix, tuple(sources), splits, report))
+    listed = task != unlisted
+    for line in _told_of_answers(task, targets, made["train"], tokenizer, kind=kind, options=options, listed=listed):
+        report(line)
     for line in [*told_of_rows(task, made, tokens, tokenizer), *told_of_same_tokens(splits, inputs, tokens)]:
         report(line)
     if task.answers:
         check_labels(task.answers, tokenizer, task.max_target_length)
-    lengths = {name: part.lengths() for name, part in tokens.items()}
-    # One order stands for all: runs of every seed then have the same shapes and can share what is compiled for them.
-    some_order = train_order(
-        lengths["train"],
-        batch_size=batch_size,
-        accumulation_steps=accumulation_steps,
-        seed=0,
-        epoch=0,
-        mix=tokens["train"].mix,
+    shapes = _shapes_for(
+        tokens, batch_size=batch_size, accumulation_steps=accumulation_steps, eval_batch_size=eval_batch_size
     )
-    batches = [
-        longest_of(lengths["train"], (micro for step in some_order for micro in step)),
-        longest_of(lengths["validation"], eval_order(lengths["validation"], batch_size=eval_batch_size)),
-        # In another order the longest rows may meet: the last shape has to hold them all.
-        np.max(np.concatenate(list(lengths.values())), axis=0, keepdims=True),
-    ]
-    of = {part: tuple(n for n in sources for _ in drawn[n][part].rows) for part in PARTS} if mix is not None else {}
-    return Data(task, made, tokens, choose_shapes(np.concatenate(batches)), digest, of)
+    return Data(task, made, tokens, shapes, digest, {} if mix is None else _sources_of_rows(tuple(sources), splits))
+
+
+def _draw_splits(
+    sources: Mapping[str, Mapping[str, Columns]],
+    inputs: Mapping[str, Sequence[int]],
+    labels: Mapping[str, Sequence[str]] | None,
+    **choices: Any,
+) -> dict[str, tuple[Split, ...]]:
+    """The three parts of a run, each with a split of every file. Arguments and errors are those of `_drawn`."""
+    drawn = [_drawn(name, sources[name], inputs, labels, **choices) for name in sources]
+    return {part: tuple(of_file[part] for of_file in drawn) for part in PARTS}
 
 
 def _drawn(
@@ -281,6 +258,27 @@ def _drawn(
     return {part: Split(split_name(name, split.source), split.rows) for part, split in parts.items()}
 
 
+def _sources_of_rows(sources: Sequence[str], splits: Mapping[str, Sequence[Split]]) -> dict[str, tuple[str, ...]]:
+    """Of which file each row of each part is."""
+    return {
+        part: tuple(source for source, split in zip(sources, of_files, strict=True) for _ in split.rows)
+        for part, of_files in splits.items()
+    }
+
+
+def _tokenized(rows: Sequence[Example], task: Task, tokenizer: Tokenizer) -> Tokens:
+    """One part's rows as tokens. Raises `UserError`: nothing of a row's target can be seen."""
+    tokens = tokenize(
+        rows,
+        tokenizer,
+        max_input_length=task.max_input_length,
+        max_target_length=task.max_target_length,
+        template=task.template,
+    )
+    require_text(tokens, rows)
+    return tokens
+
+
 def _weights(
     task: Task,
     splits: Sequence[Split],
@@ -306,3 +304,55 @@ def _weights(
     for line in told_of_weights(of_labels, column, counts):
         report(line)
     return counts
+
+
+def _mixed(
+    mix: str, sources: Sequence[str], splits: Mapping[str, Sequence[Split]], report: Callable[[str], None]
+) -> Mix:
+    """How an epoch takes its rows from the files; also tells the user of that, and of each file's evaluated rows."""
+    made_of = Mix.of(tuple(sources), [len(split.rows) for split in splits["train"]], mix)
+    report(made_of.in_words())
+    for part in ("validation", "test"):
+        each = ", ".join(f"{source} {len(split.rows):,}" for source, split in zip(sources, splits[part], strict=True))
+        report(f"{part} rows: {each}")
+    return made_of
+
+
+def _told_of_answers(
+    task: Task,
+    targets: Sequence[Any],
+    training: Sequence[Example],
+    tokenizer: Tokenizer,
+    *,
+    kind: str | None,
+    options: str,
+    listed: bool,
+) -> Iterator[str]:
+    """What a user should know of targets and labels, a line each; arguments as `jpeft.data.summary` has them."""
+    if task.name == "custom":
+        yield from told_of_targets(task, targets, kind=kind, few=FEW_ANSWERS)
+    if task.answers:
+        yield from told_of_labels(task, training, tokenizer, listed=listed, options=options)
+
+
+def _shapes_for(
+    tokens: Mapping[str, Tokens], *, batch_size: int, accumulation_steps: int, eval_batch_size: int
+) -> list[Shape]:
+    """Padded shapes for the batches that training and validation make of these rows; the last holds every row."""
+    lengths = {part: of_part.lengths() for part, of_part in tokens.items()}
+    # One order stands for all: runs of every seed then have the same shapes and can share what is compiled for them.
+    some_order = train_order(
+        lengths["train"],
+        batch_size=batch_size,
+        accumulation_steps=accumulation_steps,
+        seed=0,
+        epoch=0,
+        mix=tokens["train"].mix,
+    )
+    batches = [
+        longest_of(lengths["train"], (micro for step in some_order for micro in step)),
+        longest_of(lengths["validation"], eval_order(lengths["validation"], batch_size=eval_batch_size)),
+        # In another order the longest rows may meet: the last shape has to hold them all.
+        np.max(np.concatenate(list(lengths.values())), axis=0, keepdims=True),
+    ]
+    return choose_shapes(np.concatenate(batches))
