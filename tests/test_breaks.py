@@ -90,13 +90,16 @@ BREAKS = {
         "tests/train/test_wiring.py -k best",
     ),
     "weight decay is ignored": Break(
-        "train/loop.py", "weight_decay=run.train.weight_decay", "weight_decay=0.0", _KEYS.format("weight_decay")
+        "train/loop.py", "weight_decay=self.run.train.weight_decay", "weight_decay=0.0", _KEYS.format("weight_decay")
     ),
     "clipping is ignored": Break(
-        "train/loop.py", "clip_grad_norm=run.train.clip_grad_norm", "clip_grad_norm=None", _KEYS.format("clip_grad")
+        "train/loop.py",
+        "clip_grad_norm=self.run.train.clip_grad_norm",
+        "clip_grad_norm=None",
+        _KEYS.format("clip_grad"),
     ),
     "beams are ignored": Break(
-        "train/loop.py", '"num_beams": run.eval.num_beams', '"num_beams": 1', _KEYS.format("num_beams")
+        "train/loop.py", '"num_beams": self.run.eval.num_beams', '"num_beams": 1', _KEYS.format("num_beams")
     ),
     "the share of warm-up is ignored": Break(
         "train/loop.py", "warmup_fraction=train.warmup_fraction", "warmup_fraction=0.1", _KEYS.format("warmup")

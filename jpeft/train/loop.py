@@ -109,43 +109,47 @@ def digest_of_rows(run: Run) -> str | None:
 
 
 class _Execution:
-    """One run of the trainer at work: what its phases (data, set up, train, test, save) hand to each other."""
+    """One run of the trainer at work: what its phases (data, set up, train, test, save) hand to each other.
 
-    def __init__(self, run: Run, directory: RunDirectory, display: Display, session: Session):
+    Attributes:
+      run: until `_build` with the first choice for each key that may be settled by what fits, then as it was settled.
+      untuned: the base alone, until the model trains.
+    """
+
+    def __init__(self, asked: Run, directory: RunDirectory, display: Display, session: Session):
         """Makes all that the phases need; writes nothing before all that can be wrong has been seen.
 
         Args:
-          run: as it was asked for. What is `auto` in it begins with its first choice and is settled by what fits.
+          asked: the run with `auto` for what is to be settled by what fits.
         """
-        self.run, self.directory, self.display, self.session = run.mildest(), directory, display, session
+        self.run, self.directory, self.display, self.session = asked.mildest(), directory, display, session
         self._see_what_it_names()
         use_compilation_cache(cache_directory() / "compiled")
         reset_peak_memory()
-        self.layout = Layout.of_devices(**dataclasses.asdict(run.mesh))
+        self.layout = Layout.of_devices(**dataclasses.asdict(self.run.mesh))
         self.setup = set_up(self.run, session, self.layout, report=display.say)
         made_of = origins(self.run)
         self.data_key, self.data = self._prepare_data()
-        self.answer = answer_in_use(run.eval.answer, self.data.task)
+        self.answer = answer_in_use(self.run.eval.answer, self.data.task)
         require_metrics(self.data.task, self.answer)
         self.monitor = self._monitor()
         self.answering = {
             "max_length": self.data.task.max_target_length,
-            "num_beams": run.eval.num_beams,
+            "num_beams": self.run.eval.num_beams,
             "labels": self._labels(),
         }
         graphdef, adapter, base = split(self.setup.model)
         adapter, self.base = self.layout.place(adapter), self.layout.place(base)
         self.adapter_parameters = count(adapter)
         self.optimizer = AdamW(
-            weight_decay=run.train.weight_decay,
-            clip_grad_norm=run.train.clip_grad_norm,
+            weight_decay=self.run.train.weight_decay,
+            clip_grad_norm=self.run.train.clip_grad_norm,
             rate_factors=tuple(self.setup.method.rate_factors.items()),
         )
         state = self.layout.place(init_state(adapter, self.optimizer, self.setup.method))
-        self.graphdef, self.programs, self.settled = self._build(graphdef, state, run)
-        # From here on the run is the settled one.
-        assert run.train.max_epochs is not None, "Run.from_config fills it in"
-        self.max_epochs = run.train.max_epochs
+        self.graphdef, self.programs, self.settled = self._build(graphdef, state, asked)
+        assert self.run.train.max_epochs is not None, "Run.from_config fills it in"
+        self.max_epochs = self.run.train.max_epochs
         self.steps_per_epoch = num_steps(
             len(self.data.tokens["train"]),
             batch_size=self.run.rows()[0],
@@ -154,7 +158,7 @@ class _Execution:
         self.trainer = self._trainer(state)
         # The module tree keeps the structure alone: its initial arrays would otherwise stay in memory beside the state.
         structure = nnx.merge(self.graphdef, *jax.tree.map(_shape_of, (adapter, self.base)))
-        self.setup = dataclasses.replace(self.setup, model=structure)
+        self.untuned, self.setup = self.setup.untuned, dataclasses.replace(self.setup, model=structure, untuned=None)
         self._begin(made_of)
 
     def _see_what_it_names(self) -> None:
@@ -167,7 +171,10 @@ class _Execution:
     def _build(
         self, graphdef: nnx.GraphDef, state: TrainState, asked: Run
     ) -> tuple[nnx.GraphDef, Programs, dict[str, Any]]:
-        """The run's structure and programs, and what was settled of it; they meet other runs' where there are any."""
+        """The run's structure and programs, and what was settled of it; they meet other runs' where there are any.
+
+        After it `self.run` and `self.data` are those of what was settled.
+        """
 
         def programs_of(graphdef: nnx.GraphDef) -> Programs:
             return build_programs(
@@ -347,7 +354,7 @@ class _Execution:
     def result(self, pause_after: int | None = None) -> dict[str, Any]:
         """Runs every phase that is left, or a part of training. Raises `Paused`: that part is done, and no more."""
         self._introduce()
-        self.cautioned = self._caution()
+        cautioned = self._caution()
         with self.trainer.at_work() as restored:
             if restored:
                 self._go_on()
@@ -355,13 +362,13 @@ class _Execution:
             if self.run.eval.zero_shot and kept.get("zero_shot") is None:
                 kept["zero_shot"] = self._test_untuned()
                 self.trainer.save()
-            self.setup = dataclasses.replace(self.setup, untuned=None)  # full tuning's first step takes its buffers
+            self.untuned = None  # full tuning's first step takes its buffers
             with contextlib.nullcontext() if (meeting := self._meeting()) is None else meeting.at_work():
                 self.trainer.train(until=None if pause_after is None else pause_after * self.steps_per_epoch)
                 if not self.trainer.finished:
                     self._pause()
                 scored = self._test_best()
-        return self._write_result(scored)
+        return self._write_result(scored, cautioned)
 
     def _pause(self) -> NoReturn:
         """Says where it waits, in `paused.json`, and ends by `Paused`."""
@@ -461,8 +468,8 @@ class _Execution:
 
         Its seconds, compiling included, are a phase of their own and no part of the run's total: the paper has none.
         """
-        assert self.setup.untuned is not None, "asked for before training"
-        graphdef, nothing, base = split(self.setup.untuned)
+        assert self.untuned is not None, "asked for before training"
+        graphdef, nothing, base = split(self.untuned)
         run, made = self.run, self.session.programs
         programs = build_answering(graphdef, nothing, base, self.layout, **self.answering, made=made)
         of_base = (run.model.name, run.model.dtype, run.quantization())
@@ -530,7 +537,13 @@ class _Execution:
             of_source[name] = {**counts, "validation_loss": loss, "metrics": numbers}
         return of_source
 
-    def _write_result(self, scored: ScoredAnswers) -> dict[str, Any]:
+    def _write_result(self, scored: ScoredAnswers, cautioned: list[str]) -> dict[str, Any]:
+        """Writes adapter, judgements and `result.json`, and returns that.
+
+        Args:
+          scored: the answers to the test rows.
+          cautioned: what was warned of before training.
+        """
         numbers = scored.numbers
         run, progress, setup, task = self.run, self.trainer.progress, self.setup, self.data.task
         best = nnx.merge(self.graphdef, self.trainer.best, self.base)
@@ -553,7 +566,7 @@ class _Execution:
             scored,
             answer=self.answer,
             title=f"{run.method.name} of {named_in_bits(run.model.name, setup.quantization)} on {task.name}",
-            cautioned=self.cautioned,
+            cautioned=cautioned,
             best_epoch=best_epoch,
             epochs_run=len(losses),
             max_epochs=self.max_epochs,

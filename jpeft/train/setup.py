@@ -38,7 +38,7 @@ class Setup:
 
     Attributes:
       model: the base with the method's modules attached.
-      untuned: the base alone, around the same arrays; None once nobody asks for it any more.
+      untuned: the base alone, around the same arrays; None where `model` is kept for its structure.
       sites: where they are attached.
       total_parameters: of the base alone.
       quantization: how the base is kept, such as `nf4,double`; None where it is wide.
