@@ -116,13 +116,13 @@ class FirstUpdate:
         first = self.micro_batch
         sums = first.program(first.zeros(), first.elsewhere(), *first.others)
         given = jax.device_get((self.state, sums, self.rates))
-        found, _, told = jax.device_get(self.program(*jax.tree.map(jnp.copy, (self.state, sums)), self.rates))
+        found, _, metrics = jax.device_get(self.program(*jax.tree.map(jnp.copy, (self.state, sums)), self.rates))
         cpu = jax.local_devices(backend="cpu")[0]
-        right, _, said = jax.device_get(jax.jit(self.function)(*jax.device_put(given, cpu)))
+        right, _, right_metrics = jax.device_get(jax.jit(self.function)(*jax.device_put(given, cpu)))
         before = given[0].adapter
         changes = [jax.tree.map(np.subtract, after.adapter, before) for after in (found, right)]
         with jax.default_device(cpu):
-            off = [float(_apart(*changes)), float(_apart(told["grad_norm"], said["grad_norm"]))]
+            off = [float(_apart(*changes)), float(_apart(metrics["grad_norm"], right_metrics["grad_norm"]))]
         return max(value if np.isfinite(value) else float("inf") for value in off)
 
 
@@ -189,9 +189,10 @@ def _kept_or_measured(compiled: Any, measure: Callable[[], float], options: Mapp
     """The verdict on this very executable: the same function compiled again may have other kernels."""
     device = jax.local_devices()[0]
     flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION")]
-    told = [jax.__version__, version("jaxlib"), device.device_kind, device.client.platform_version, *flags, options]
+    versions = [jax.__version__, version("jaxlib")]
+    conditions = [*versions, device.device_kind, device.client.platform_version, *flags, options]
     text = _OF_SOURCE.sub("", compiled.as_text())
-    file = kept_in / f"{hashlib.sha256(json.dumps([*told, text]).encode()).hexdigest()}.json"
+    file = kept_in / f"{hashlib.sha256(json.dumps([*conditions, text]).encode()).hexdigest()}.json"
     try:
         return float(json.loads(file.read_text(encoding="utf-8"))["off"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -200,7 +201,8 @@ def _kept_or_measured(compiled: Any, measure: Callable[[], float], options: Mapp
     with contextlib.suppress(OSError):  # it is measured, whether it can be kept or not
         kept_in.mkdir(parents=True, exist_ok=True)
         with write_whole(file) as beside:
-            beside.write_text(json.dumps({"off": off, "versions": told[:2], "device": told[2]}), encoding="utf-8")
+            verdict = {"off": off, "versions": versions, "device": device.device_kind}
+            beside.write_text(json.dumps(verdict), encoding="utf-8")
     return off
 
 

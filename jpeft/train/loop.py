@@ -425,17 +425,21 @@ class _Execution:
             unchecked_products(jax.default_backend(), os.environ.get("XLA_FLAGS", "")),
             *self._program_cautions(),
         ]
-        told = [line for line in found if line is not None]
-        for line in told:
+        warnings = [line for line in found if line is not None]
+        for line in warnings:
             self.display.say(f"warning: {line}")
-        return told
+        return warnings
 
     def _program_cautions(self) -> list[str | None]:
         """What the compiler made of the first step, where it is not trusted; not of runs side by side."""
         if self._meeting() is not None:
             return []
-        trainer, told = self.trainer, {"platform": jax.default_backend(), "report": self.display.say}
-        told["kept_in"] = cache_directory() / "kernels"
+        trainer = self.trainer
+        checking: dict[str, Any] = {
+            "platform": jax.default_backend(),
+            "kept_in": cache_directory() / "kernels",
+            "report": self.display.say,
+        }
 
         def gradients() -> MicroBatch:
             return MicroBatch(
@@ -452,7 +456,7 @@ class _Execution:
 
         narrow = compute_dtype(self.run.model.dtype) == jnp.bfloat16
         with trainer.timed("compile"):
-            return [kernel_caution(gradients, narrow=narrow, **told), update_caution(update, **told)]
+            return [kernel_caution(gradients, narrow=narrow, **checking), update_caution(update, **checking)]
 
     # --- testing ---
 
