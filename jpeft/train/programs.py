@@ -17,7 +17,19 @@ from jpeft.program import Program, spec
 from jpeft.recent import Recent
 from jpeft.train.meeting import Meeting, MeetingProgram
 from jpeft.train.optimizer import Optimizer
-from jpeft.train.step import Sums, TrainState, make_accumulate, make_update, zero_sums
+from jpeft.train.step import (
+    ACCUMULATE_BASE,
+    ACCUMULATE_SUMS,
+    Sums,
+    TrainState,
+    make_accumulate,
+    make_update,
+    zero_sums,
+)
+
+# What every run does again and again, in this order (`Meeting.joined`).
+_ACCUMULATE_TURN, _UPDATE_TURN, _LOSS_TURN = range(3)
+_BASE = 1  # its position among the arguments of the loss and of what answers: adapter, base and a batch
 
 # One run's programs, or those of one that is among several: they are called alike.
 P = TypeVar("P", bound=Program | MeetingProgram)
@@ -87,10 +99,10 @@ def meeting_others(
     def widen(batches: Sequence[Batch]) -> list[Batch]:
         return family_with(config).widened(batches, config)
 
-    def joined(program: Any, turn: int | None = None, *, shared: Sequence[int] = (1,)) -> Any:
-        return program and meeting.joined(program, shared=shared, turn=turn)
+    def answers(program: Program) -> MeetingProgram:
+        return meeting.joined(program, shared=(_BASE,))
 
-    def passing(program: Program, turn: int, *, shared: Sequence[int], like: int | None = None) -> Any:
+    def passing(program: Program, turn: int, *, shared: Sequence[int], like: int | None = None) -> MeetingProgram:
         """A pass over a batch, forward or backward, in which leaves may be filled up."""
         of = None if kind is None else (turn, kind)
         return meeting.joined(program, shared=shared, turn=turn, widen=widen, kind=of, like=like)
@@ -98,13 +110,14 @@ def meeting_others(
     answering = programs.answering
     return Programs(
         parts=programs.parts,
-        accumulate=passing(programs.accumulate, 0, shared=(2,), like=0),
-        update=joined(programs.update, 1, shared=()),
-        loss=passing(programs.loss, 2, shared=(1,)),
-        answering=dataclasses.replace(
-            answering,
-            generate=joined(answering.generate),
-            label_log_probs=joined(answering.label_log_probs),
+        accumulate=passing(programs.accumulate, _ACCUMULATE_TURN, shared=(ACCUMULATE_BASE,), like=ACCUMULATE_SUMS),
+        update=meeting.joined(programs.update, shared=(), turn=_UPDATE_TURN),
+        loss=passing(programs.loss, _LOSS_TURN, shared=(_BASE,)),
+        answering=AnsweringPrograms(
+            layout=answering.layout,
+            generate=answers(answering.generate),
+            label_log_probs=None if answering.label_log_probs is None else answers(answering.label_log_probs),
+            move=answering.move,
         ),
     )
 
@@ -162,7 +175,7 @@ def build_programs(
             lambda: make_accumulate(
                 graphdef, label_smoothing=label_smoothing, each_part=None if parts == 1 else layout.each_part
             ),
-            donate=(0,),
+            donate=(ACCUMULATE_SUMS,),
             batch=layout.batch,
             results=of_sums,
         ),
@@ -204,6 +217,9 @@ def build_answering(
     def program(key: tuple[Hashable, ...], make: Callable[[], Callable]) -> Program:
         return made.get(key, lambda: Program(layout.traced(make()), batch=layout.batch, results=layout.whole))
 
+    def scoring(labels: PackedLabels) -> Program:
+        return program(("label_log_probs", *model, labels.key), lambda: make_label_log_probs(graphdef, labels))
+
     def moving() -> Program:
         return Program(lambda trees: trees, results=layout.shardings((adapter, base)))
 
@@ -214,6 +230,5 @@ def build_answering(
             ("generate", *model, max_length, num_beams),
             lambda: make_generate(graphdef, max_length=max_length, num_beams=num_beams),
         ),
-        label_log_probs=labels
-        and program(("label_log_probs", *model, labels.key), lambda: make_label_log_probs(graphdef, labels)),
+        label_log_probs=None if labels is None else scoring(labels),
     )

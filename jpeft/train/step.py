@@ -100,6 +100,10 @@ def zero_sums(adapter: nnx.State, parts: int = 1) -> Sums:
     return PartSums(jax.tree.map(lambda leaf: jnp.zeros((parts, *leaf.shape), leaf.dtype), sums))
 
 
+# Positions among the arguments of what `make_accumulate` returns.
+ACCUMULATE_SUMS, ACCUMULATE_BASE = 0, 2
+
+
 def make_accumulate(
     graphdef: nnx.GraphDef,
     *,

@@ -34,7 +34,7 @@ from jpeft.train.loop import execute
 from jpeft.train.meeting import Meeting
 from jpeft.train.programs import kind_of
 from jpeft.train.session import Session
-from jpeft.train.step import make_accumulate, zero_sums
+from jpeft.train.step import ACCUMULATE_BASE, ACCUMULATE_SUMS, make_accumulate, zero_sums
 from tests.conftest import TINY, make_batch, random_t5, slow_but
 from tests.decoders import LLAMA
 from tests.peft.filled import filled
@@ -205,7 +205,9 @@ def assert_steps_as_alone(methods, model, *, lengths=((6, 5), (8, 4))):
     runs = [(*run[:2], base, *run[3:]) for run in runs]
     meeting, widen = Meeting(), lambda b: T5_FAMILY.widened(b, model.config)
     programs = [
-        meeting.joined(Program(make_accumulate(graphdef)), shared=(2,), widen=widen, kind=kind, like=0)
+        meeting.joined(
+            Program(make_accumulate(graphdef)), shared=(ACCUMULATE_BASE,), widen=widen, kind=kind, like=ACCUMULATE_SUMS
+        )
         for kind in kinds
     ]
     assert programs[0].meets(runs[0]) == programs[1].meets(runs[1])
