@@ -28,7 +28,7 @@ from benchmarks.timing import alternate
 from jpeft.allocator import keep_freed_memory
 from jpeft.eval.generate import make_generate
 from jpeft.leaves import fill
-from jpeft.model import t5, weights
+from jpeft.model import t5, t5_weights
 from jpeft.model.source import resolve
 from jpeft.model.t5 import T5, arrange_layers
 from jpeft.peft.attaching import attach, split
@@ -74,7 +74,7 @@ def _resident_bytes() -> int:
 
 
 def _base(dtype: Any = jnp.float32) -> T5:
-    model = weights.load(resolve("mini"), dtype=dtype)
+    model = t5_weights.load(resolve("mini"), dtype=dtype)
     arrange_layers(model, None)
     return model
 

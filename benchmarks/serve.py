@@ -30,7 +30,7 @@ import numpy as np
 
 from jpeft.adapters.files import save_adapter
 from jpeft.leaves import fill
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.model.decode import greedy
 from jpeft.model.source import resolve
 from jpeft.model.t5 import T5
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def write_adapters(directory: Path, model: str, count: int) -> dict[str, dict[str, str]]:
     """Random adapters as files; returns `{adapter: {text: answer}}` of those answers that are clear."""
-    base = weights.load(resolve(model))
+    base = t5_weights.load(resolve(model))
     tokenizer = Tokenizer.load(resolve(model))
     sites = select(base, METHOD)
     known = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flax import nnx
 
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import T5Config
 from jpeft.model.tokenizer import Tokenizer
@@ -48,7 +48,7 @@ def main() -> None:
     tokenizer = Tokenizer.load(arguments.tokenizer, vocab_size=config.vocab_size)
     model = T5(config, rngs=nnx.Rngs(arguments.seed))
     model.shared.embedding.set_value(model.shared.embedding[...] * arguments.embedding_stddev)
-    weights.save(model, arguments.out)
+    t5_weights.save(model, arguments.out)
     tokenizer.save(arguments.out)
     print(f"{arguments.out}: a random T5, d_model {config.d_model}, {config.num_layers} + {config.num_layers} layers")
 

@@ -33,7 +33,7 @@ import pytest
 import tokenizers
 from flax import nnx
 
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import T5Config
 from jpeft.pretrain import loop as pretrain_loop
@@ -323,6 +323,6 @@ def deeper_checkpoint(tmp_path_factory, tiny_tokenizer) -> Path:
 
 
 def _checkpoint(config: T5Config, directory: Path, tokenizer: Path) -> Path:
-    weights.save(random_t5(config, seed=3), directory)
+    t5_weights.save(random_t5(config, seed=3), directory)
     (directory / "tokenizer.json").write_bytes((tokenizer / "tokenizer.json").read_bytes())
     return directory

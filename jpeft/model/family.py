@@ -54,7 +54,7 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def load(self, directory: Path, **options: Any) -> Any:
-        """The model of a directory; options as of `jpeft.model.weights.load`."""
+        """The model of a directory; options as of `jpeft.model.t5_weights.load`."""
 
     @abc.abstractmethod
     def save(self, model: Any, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dtype: Any = None) -> None:
@@ -231,7 +231,7 @@ def stack_names() -> list[str]:
 
 
 def load_model(directory: Path, **options: Any) -> Any:
-    """The model of a directory, of whichever family. Options as of `jpeft.model.weights.load`; raises as that does."""
+    """The model of a directory, of whichever family. Options and errors as of `jpeft.model.t5_weights.load`."""
     return family_in(directory).load(directory, **options)
 
 

@@ -31,7 +31,7 @@ class T5Config:
     (FLAN-T5-small: 64 * 6 against 512).
 
     Attributes:
-      tie_word_embeddings: the head is the embedding. Of a checkpoint, what its file holds decides (`weights.load`).
+      tie_word_embeddings: the head is the embedding. Of a checkpoint, what its file holds decides (`t5_weights.load`).
       scale_decoder_outputs: the decoder's output is multiplied by `d_model ** -0.5` before the head; None: where the
         head is tied, as in T5 1.0. A T5 that transformers 5 makes new may be tied and not scaled.
       dense_act_fn: the activation where `feed_forward_proj` means another; None: what that means.

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.model.family import Batch, Family
 from jpeft.model.plain import plain_logits
 from jpeft.model.stack import arrange
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import RELEASED, T5Config
+from jpeft.model.weights import Filling
 
 
 class T5Family(Family):
@@ -30,22 +31,22 @@ class T5Family(Family):
     auto_class: ClassVar[str] = "T5ForConditionalGeneration"
 
     def read_config(self, directory: Path) -> T5Config:
-        return weights.read_config(directory)
+        return t5_weights.read_config(directory)
 
     def load(self, directory: Path, **options: Any) -> T5:
-        return weights.load(directory, **options)
+        return t5_weights.load(directory, **options)
 
     def save(self, model: T5, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dtype: Any = None) -> None:
-        weights.save(model, directory, kind=kind, dtype=dtype)
+        t5_weights.save(model, directory, kind=kind, dtype=dtype)
 
-    def open_filling(self, directory: Path) -> weights.Filling[T5]:
-        return weights.open_filling(directory)
+    def open_filling(self, directory: Path) -> Filling[T5]:
+        return t5_weights.open_filling(directory)
 
     def written_in_few_bits(self, config: T5Config) -> tuple[Sequence[str], Mapping[str, str]]:
-        return weights.KEPT_WIDE, weights.repeated(config)
+        return t5_weights.KEPT_WIDE, t5_weights.repeated(config)
 
     def module_name(self, config: T5Config, path: str) -> str:
-        return weights.hub_module(path)
+        return t5_weights.hub_module(path)
 
     def plain_logits(self, directory: Path, *probe: np.ndarray) -> np.ndarray:
         return plain_logits(directory, *probe)

@@ -126,7 +126,7 @@ class AnswerSource:
         *,
         report: Callable[[str], None] = lambda line: None,
     ) -> tuple[Any, Tokenizer]:
-        """The model with the adapter attached, computing in `dtype`. Raises as `weights.load` and `load_adapter`.
+        """The model with the adapter attached, computing in `dtype`. Raises as `Family.load` and `load_adapter`.
 
         `report` is told where the adapter was trained on a base in other bits, and what of its files was passed over.
         """

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, UserError
 from jpeft.leaves import Quantized, named_leaves
-from jpeft.model import weights
+from jpeft.model import t5_weights, weights
 from jpeft.model.decoder_weights import load
 from jpeft.model.family import save_model
 from jpeft.model.quantized import DYNAMIC, NF4, Quantization, is_quantized, quantization_of
@@ -42,7 +42,7 @@ def same(one, other, **tolerance):
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     path = tmp_path_factory.mktemp("original")
-    weights.save(random_t5(SMALL, seed=3), path)
+    t5_weights.save(random_t5(SMALL, seed=3), path)
     return path
 
 
@@ -52,7 +52,7 @@ def saved(original, tmp_path_factory):
     made = {}
     for kind, quantization in KINDS.items():
         made[kind] = tmp_path_factory.mktemp(kind)
-        save_model(weights.load(original, quantization=quantization), made[kind])
+        save_model(t5_weights.load(original, quantization=quantization), made[kind])
     return made
 
 
@@ -63,11 +63,11 @@ SOME = [pytest.param(kind, marks=[] if kind == "double" else [pytest.mark.slow])
 @pytest.mark.parametrize("kind", SOME)
 @pytest.mark.slow
 def test_what_is_saved_in_few_bits_is_opened_as_it_was(kind, original, saved):
-    before, after = weights.load(original, quantization=KINDS[kind]), weights.load(saved[kind])
+    before, after = t5_weights.load(original, quantization=KINDS[kind]), t5_weights.load(saved[kind])
     assert packed(before)
     same(packed(before), packed(after), rtol=0)
     same(wide(before), wide(after), rtol=0)
-    asked = weights.load(saved[kind], quantization=KINDS[kind])  # already so
+    asked = t5_weights.load(saved[kind], quantization=KINDS[kind])  # already so
     same(packed(before), packed(asked), rtol=0)
     said = json.loads((saved[kind] / "config.json").read_text())["quantization_config"]
     assert said["load_in_8bit"] == (kind == "int8") and said["llm_int8_skip_modules"] == ["lm_head"]
@@ -77,14 +77,14 @@ def test_what_is_saved_in_few_bits_is_opened_as_it_was(kind, original, saved):
 
 @pytest.mark.parametrize("kind", SOME)
 def test_none_makes_a_file_in_few_bits_wide(kind, saved):
-    model = weights.load(saved[kind], quantization=Quantization("none"))
+    model = t5_weights.load(saved[kind], quantization=Quantization("none"))
     assert not is_quantized(model)
-    same(wide(weights.load(saved[kind])), wide(model), atol=1e-6)
+    same(wide(t5_weights.load(saved[kind])), wide(model), atol=1e-6)
 
 
 def test_other_bits_than_the_files_are_not_made_of_them(saved):
     with pytest.raises(UserError, match="is in int8, and nf4 is asked for"):
-        weights.load(saved["int8"], quantization=Quantization("nf4"))
+        t5_weights.load(saved["int8"], quantization=Quantization("nf4"))
 
 
 def by_definition(kernel: np.ndarray, name: str, kind: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -125,9 +125,9 @@ def test_a_file_written_by_the_formats_definition_holds_its_numbers(kind, origin
         stored |= tensors
     save_file({name: np.array(value, order="C") for name, value in stored.items()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((original / "config.json").read_bytes())
-    model = weights.load(tmp_path)
+    model = t5_weights.load(tmp_path)
     assert {name.split("/")[-2] for name in packed(model)} == {"q", "wi_1"}  # the rest is wide, as in the file
-    asked = weights.load(tmp_path, quantization=KINDS[kind])  # what the file leaves wide stays so, but for T5's wo
+    asked = t5_weights.load(tmp_path, quantization=KINDS[kind])  # what the file leaves wide stays so, but for T5's wo
     assert {name.split("/")[-2] for name in packed(asked)} == {"q", "wi_1", "wo"}
     kernels = wide(model)
     for layer in range(2):
@@ -194,7 +194,7 @@ def test_a_damaged_file_is_one_line(damage, saved, tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((saved[kind] / "config.json").read_bytes())
     with pytest.raises(error, match=says) as raised:
-        weights.load(tmp_path)
+        t5_weights.load(tmp_path)
     assert "\n" not in str(raised.value)
 
 
@@ -208,13 +208,13 @@ def test_bytes_may_be_stored_as_other_numbers(dtype, saved, tmp_path):
     }
     (tmp_path / "config.json").write_bytes((saved["nf4"] / "config.json").read_bytes())
     save_file(as_numbers, tmp_path / "model.safetensors")
-    expected, found = (packed(weights.load(directory)) for directory in (saved["nf4"], tmp_path))
+    expected, found = (packed(t5_weights.load(directory)) for directory in (saved["nf4"], tmp_path))
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value)
     name = next(name for name in tensors if f"{name}.quant_map" in tensors)
     save_file({**tensors, name: tensors[name].astype(jnp.dtype(dtype))}, tmp_path / "model.safetensors")
     with pytest.raises(RunFailed, match="bytes; expected"):
-        weights.load(tmp_path)
+        t5_weights.load(tmp_path)
 
 
 def test_other_four_bits_are_refused_by_name(saved, tmp_path):
@@ -224,7 +224,7 @@ def test_other_four_bits_are_refused_by_name(saved, tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((saved["nf4"] / "config.json").read_bytes())
     with pytest.raises(UserError, match="is in fp4; of 4 bits nf4 is read"):
-        weights.load(tmp_path)
+        t5_weights.load(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["int8"])
@@ -256,7 +256,7 @@ def test_a_fused_map_in_few_bits_is_read_as_three_and_not_written(kind, tmp_path
 
 @pytest.mark.slow
 def test_a_base_in_few_bits_is_merged_with_its_adapter_into_wide_weights(original):
-    model = filled(weights.load(original, quantization=Quantization("int8")))
+    model = filled(t5_weights.load(original, quantization=Quantization("int8")))
     merged = merge(model)
     assert not is_quantized(merged) and is_quantized(model)
     arrange((model.encoder, model.decoder), scan=True)
@@ -284,8 +284,8 @@ def test_a_task_of_a_base_in_other_bits_says_so(run, here, says):
 
 @pytest.mark.parametrize("text", ["int8", "nf4", "nf4,double", "nf4,double,wo"])
 def test_how_a_model_is_kept_is_told_of_the_model_and_of_its_files(text, original, tmp_path):
-    model = weights.load(original, quantization=Quantization.parse(text))
-    assert quantization_of(model) == text and quantization_of(weights.load(original)) is None
+    model = t5_weights.load(original, quantization=Quantization.parse(text))
+    assert quantization_of(model) == text and quantization_of(t5_weights.load(original)) is None
     save_model(model, tmp_path)
     assert str(weights.quantization_in(tmp_path)) == text
     assert weights.quantization_in(original) is None and weights.quantization_in(tmp_path / "nothing") is None

@@ -11,7 +11,7 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.model import weights
+from jpeft.model import t5_weights, weights
 from jpeft.model.family import family_in
 from jpeft.model.gguf import GgufFile, gguf_in
 from jpeft.model.gguf_weights import GgufWeights, gguf_config
@@ -233,10 +233,10 @@ def test_a_t5_of_a_gguf_file_is_the_same_model(t5_file):
     family = family_in(path)
     assert family.name == "T5"
     sizes = dataclasses.replace(family.read_config(path), dropout_rate=TINY.dropout_rate)  # of which it says nothing
-    assert sizes == weights.read_config(directory)
+    assert sizes == t5_weights.read_config(directory)
     from jpeft.adapters.merge import probe_logits
 
-    loaded, expected = weights.load(path), weights.load(directory)
+    loaded, expected = t5_weights.load(path), t5_weights.load(directory)
     assert isinstance(loaded, T5)
     np.testing.assert_array_equal(probe_logits(loaded), probe_logits(expected))
     np.testing.assert_allclose(

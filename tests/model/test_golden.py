@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jpeft.eval.loss import loss_sums
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.model.decode import beam_search, greedy
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -19,7 +19,7 @@ MODELS = ("tied_relu", "untied_gated", "tall_odd")
 @pytest.fixture(scope="module", params=MODELS)
 def golden(request):
     """`(model, expected)` of one architecture."""
-    return weights.load(GOLDEN / request.param), load_file(GOLDEN / request.param / "expected.safetensors")
+    return t5_weights.load(GOLDEN / request.param), load_file(GOLDEN / request.param / "expected.safetensors")
 
 
 def test_logits_of_a_padded_batch(golden):

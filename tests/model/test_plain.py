@@ -10,7 +10,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from jpeft.adapters.merge import probe_logits
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.model.abstract import abstract
 from jpeft.model.plain import plain_logits
 from jpeft.model.t5 import T5
@@ -35,7 +35,7 @@ def test_it_reads_every_layout_as_the_network_does(projection, scaled, tmp_path)
     draw = np.random.default_rng(0)
     random = jax.tree.map(lambda leaf: draw.standard_normal(leaf.shape).astype(np.float32) * 0.2, nnx.state(model))
     nnx.update(model, random)
-    weights.save(model, tmp_path)
+    t5_weights.save(model, tmp_path)
     np.testing.assert_allclose(plain_logits(tmp_path, *T5_FAMILY.probe(config)), probe_logits(model), rtol=0, atol=1e-4)
 
 
@@ -43,7 +43,7 @@ def test_it_takes_an_embedding_of_a_stacks_own_where_the_loader_refuses_it(tmp_p
     """What it knows it does not have from the loader."""
     directory = GOLDEN / "tied_relu"
     stored = load_file(directory / "model.safetensors")
-    tokens = T5_FAMILY.probe(weights.read_config(directory))
+    tokens = T5_FAMILY.probe(t5_weights.read_config(directory))
     before = plain_logits(directory, *tokens)
     save_file(stored | {"encoder.embed_tokens.weight": stored["shared.weight"] * 2}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((directory / "config.json").read_bytes())

@@ -10,7 +10,7 @@ import pytest
 from jpeft.data.batches import Tokens
 from jpeft.data.prompts import PromptTokens
 from jpeft.eval.loss import loss_sums
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.model.decode import greedy
 from jpeft.model.source import packaged_models, resolve
 from jpeft.model.t5_family import T5_FAMILY
@@ -29,7 +29,7 @@ def directory():
 
 @pytest.fixture(scope="module")
 def model(directory):
-    return weights.load(directory)
+    return t5_weights.load(directory)
 
 
 @pytest.fixture(scope="module")

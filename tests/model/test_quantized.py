@@ -14,7 +14,7 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.eval.labels import packed_log_probs
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import Quantized, named_leaves, num_weights
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.model.decode import greedy
 from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.model.decoder_weights import load_tensors, stored
@@ -73,7 +73,7 @@ def on_device(leaves):
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("wide")
-    weights.save(random_t5(SMALL, seed=3), path)
+    t5_weights.save(random_t5(SMALL, seed=3), path)
     return path
 
 
@@ -268,7 +268,7 @@ CASES += [(kind, scan, remat) for kind in ("int8", "nf4") for scan, remat in ((F
 @pytest.mark.parametrize(("kind", "scan", "remat"), CASES)
 def test_lora_on_few_bits_is_lora_on_their_numbers_and_no_wide_map_is_made(kind, scan, remat, directory):
     batch = make_batch(SMALL, rows=2, enc_len=8, dec_len=4)
-    model = weights.load(directory, quantization=KINDS[kind])
+    model = t5_weights.load(directory, quantization=KINDS[kind])
     assert is_quantized(model) and not is_quantized(widened(model))
     results, memory, texts = [], [], []
     for base in (model, widened(model)):
@@ -297,7 +297,7 @@ ASKS_FOR_THE_MAP = ("dora", "lora_pissa")
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "full"])
 def test_every_method_on_few_bits_is_as_on_their_numbers(name, directory):
     batch, key = make_batch(SMALL, rows=2, enc_len=8, dec_len=4), jax.random.key(0)
-    model, method = weights.load(directory, quantization=KINDS["double"]), METHODS[name]
+    model, method = t5_weights.load(directory, quantization=KINDS["double"]), METHODS[name]
     results, texts = [], []
     for base in (model, widened(model)):
         arrange((base.encoder, base.decoder), scan=True, remat="none")
@@ -316,7 +316,7 @@ def test_every_method_on_few_bits_is_as_on_their_numbers(name, directory):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_and_scores_are_those_of_the_dequantised_weights(kind, directory):
-    model = weights.load(directory, quantization=KINDS[kind])
+    model = t5_weights.load(directory, quantization=KINDS[kind])
     tokens = make_batch(SMALL, rows=2, enc_len=8, dec_len=4, seed=5)["encoder_input_tokens"]
     labels = jnp.asarray([[0, 7, 9, 0, 8, 11]] * 2), jnp.asarray([[7, 9, 1, 8, 11, 1]] * 2)
     segments = jnp.asarray([[0, 0, 0, 1, 1, 1]] * 2)
@@ -331,7 +331,7 @@ def test_answers_and_scores_are_those_of_the_dequantised_weights(kind, directory
 
 
 def test_what_is_quantised_and_what_stays(directory):
-    model = weights.load(directory, quantization=Quantization("nf4"), dtype=jnp.bfloat16)
+    model = t5_weights.load(directory, quantization=Quantization("nf4"), dtype=jnp.bfloat16)
     kept = {name.split("/", 3)[-1] for name in named_leaves(model, Quantized)}
     assert {name.rpartition("/")[2] for name in kept} == {"codes", "absmax"}
     maps = {name.rpartition("/")[0] for name in kept}
@@ -339,14 +339,14 @@ def test_what_is_quantised_and_what_stays(directory):
         "feed_forward/wi_0",
         "feed_forward/wi_1",
     }
-    assert num_weights(model) == num_weights(weights.load(directory))
-    whole = weights.load(directory, quantization=Quantization("nf4", wo=True))
+    assert num_weights(model) == num_weights(t5_weights.load(directory))
+    whole = t5_weights.load(directory, quantization=Quantization("nf4", wo=True))
     assert num_weights(whole) == num_weights(model)
     assert any(name.endswith("wo/codes") for name in named_leaves(whole, Quantized))
 
 
 def test_full_tuning_of_few_bits_is_refused(directory):
-    model = weights.load(directory, quantization=Quantization("int8"))
+    model = t5_weights.load(directory, quantization=Quantization("int8"))
     with pytest.raises(UserError, match="attention/. is kept in 8 or 4 bits, which do not train"):
         attach(model, Full(), select(model, Full()), jax.random.key(0))
 

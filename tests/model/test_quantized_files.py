@@ -12,7 +12,7 @@ from jpeft.config import Run
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import UserError
 from jpeft.leaves import named_leaves
-from jpeft.model import weights
+from jpeft.model import t5_weights, weights
 from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.model.family import family_in, load_model, save_model
 from jpeft.model.quantized import Quantization, quantization_of
@@ -26,7 +26,7 @@ from tests.model.test_quantized import SMALL
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     path = tmp_path_factory.mktemp("wide")
-    weights.save(random_t5(SMALL, seed=3), path)
+    t5_weights.save(random_t5(SMALL, seed=3), path)
     return path
 
 
@@ -41,7 +41,7 @@ def same_weights(one, other):
 
 @pytest.mark.parametrize("text", ["nf4,double", pytest.param("int8,wo", marks=pytest.mark.slow)])
 def test_what_is_written_is_what_a_rounded_load_gives_in_however_many_parts(text, wide, tmp_path):
-    quantization, filling, heard = Quantization.parse(text), weights.open_filling(wide), []
+    quantization, filling, heard = Quantization.parse(text), t5_weights.open_filling(wide), []
     written = write_quantized(filling, tmp_path, quantization, on_tensor=lambda: heard.append(1), most_bytes=100_000)
     assert len(heard) == tensor_count(filling) == written.maps + written.wide
     names = sorted(path.name for path in tmp_path.glob("model-*.safetensors"))

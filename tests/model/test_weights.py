@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import write_whole
 from jpeft.leaves import named_leaves
-from jpeft.model import weights
+from jpeft.model import t5_weights, weights
 from jpeft.model.t5_config import T5Config
 from tests.conftest import TINY, random_t5
 
@@ -40,14 +40,14 @@ def same(a, b):
 def saved(request, tmp_path):
     """A model and the directory that it is saved in."""
     model = random_t5(CONFIGS[request.param], seed=5)
-    weights.save(model, tmp_path / "saved")
+    t5_weights.save(model, tmp_path / "saved")
     return model, tmp_path / "saved"
 
 
 @pytest.fixture
 def directory(tmp_path):
     """A directory with a saved model of the `TINY` sizes."""
-    weights.save(random_t5(TINY, seed=5), tmp_path / "saved")
+    t5_weights.save(random_t5(TINY, seed=5), tmp_path / "saved")
     return tmp_path / "saved"
 
 
@@ -75,7 +75,7 @@ def as_msgpack(stored):
 
 def test_a_saved_model_is_loaded_as_it_was(saved):
     model, directory = saved
-    loaded = weights.load(directory)
+    loaded = t5_weights.load(directory)
     assert loaded.config == model.config
     same(values(loaded), values(model))
 
@@ -108,7 +108,7 @@ def test_shards_with_an_index_are_the_same_model(saved):
         save_file({name: stored[name] for name in part}, directory / file)
     index = {"metadata": {}, "weight_map": {name: file for file, part in parts.items() for name in part}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    same(values(weights.load(directory)), values(model))
+    same(values(t5_weights.load(directory)), values(model))
 
 
 def test_a_flax_checkpoint_is_the_same_model(saved):
@@ -121,31 +121,31 @@ def test_a_flax_checkpoint_is_the_same_model(saved):
     )
     assert names["encoder/block/0/layer/0/SelfAttention/q/kernel"].shape == (16, 8)
     assert {"shared/embedding", "encoder/block/0/layer/0/layer_norm/weight"} < set(names)
-    same(values(weights.load(directory)), values(model))
+    same(values(t5_weights.load(directory)), values(model))
 
 
 def test_bfloat16_weights_are_read_as_they_are_and_computed_with_in_the_dtype_asked_for(directory):
-    exact = values(weights.load(directory))
-    weights.save(weights.load(directory), directory, dtype=jnp.bfloat16)
+    exact = values(t5_weights.load(directory))
+    t5_weights.save(t5_weights.load(directory), directory, dtype=jnp.bfloat16)
     assert {value.dtype for value in load_file(directory / "model.safetensors").values()} == {np.dtype("bfloat16")}
     rounded = {name: value.astype(ml_dtypes.bfloat16) for name, value in exact.items()}
-    widened = weights.load(directory)
+    widened = t5_weights.load(directory)
     assert {str(value.dtype) for value in values(widened).values()} == {"float32"}
     same(values(widened), {name: value.astype(np.float32) for name, value in rounded.items()})
-    narrow = weights.load(directory, dtype=jnp.bfloat16)
+    narrow = t5_weights.load(directory, dtype=jnp.bfloat16)
     assert narrow.dtype == jnp.bfloat16
     same(values(narrow), rounded)
 
 
 def test_weights_may_be_kept_in_another_dtype_than_they_are_computed_in(directory):
-    model = weights.load(directory, dtype=jnp.bfloat16, stored_dtype=jnp.float32)
+    model = t5_weights.load(directory, dtype=jnp.bfloat16, stored_dtype=jnp.float32)
     assert model.dtype == jnp.bfloat16
-    same(values(model), values(weights.load(directory)))
+    same(values(model), values(t5_weights.load(directory)))
 
 
 def test_the_dropout_rate_is_the_checkpoints_unless_one_is_given(directory):
-    assert weights.load(directory).config.dropout_rate == TINY.dropout_rate
-    assert weights.load(directory, dropout_rate=0.25).config.dropout_rate == 0.25
+    assert t5_weights.load(directory).config.dropout_rate == TINY.dropout_rate
+    assert t5_weights.load(directory, dropout_rate=0.25).config.dropout_rate == 0.25
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_file_that_is_cut_short_is_one_line_that_names_it(directory, name, kee
     (directory / "model.safetensors").unlink()
     (directory / name).write_bytes(whole[: int(len(whole) * keep) if isinstance(keep, float) else keep])
     with pytest.raises(RunFailed, match=rf"{name} is damaged, or|{name} is damaged or cut short") as raised:
-        weights.load(directory)
+        t5_weights.load(directory)
     assert "\n" not in str(raised.value)
 
 
@@ -168,7 +168,7 @@ def test_a_file_that_is_something_else_is_one_line_that_names_it(directory, name
     (directory / "model.safetensors").unlink()
     (directory / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 307867048\n")
     with pytest.raises(RunFailed, match=f"{name} is damaged") as raised:
-        weights.load(directory)
+        t5_weights.load(directory)
     assert "\n" not in str(raised.value)
 
 
@@ -177,7 +177,7 @@ def test_a_missing_weight_is_named(directory):
     with pytest.raises(
         UserError, match=r"lacks encoder.block.1.layer.0.SelfAttention.k.weight; the weights and config"
     ):
-        weights.load(directory)
+        t5_weights.load(directory)
 
 
 def test_of_many_missing_weights_a_few_are_named(directory):
@@ -187,17 +187,17 @@ def test_of_many_missing_weights_a_few_are_named(directory):
 
     rewrite(directory, change)
     with pytest.raises(UserError, match=r"lacks decoder.block.1.*, .*, .* and 11 more; the weights and config.json"):
-        weights.load(directory)
+        t5_weights.load(directory)
 
 
 def test_a_weight_that_has_no_place_is_named(directory):
     rewrite(directory, lambda stored: stored.update({"encoder.block.7.layer.0.layer_norm.weight": np.ones(16)}))
     with pytest.raises(UserError, match="a T5 has no place for: encoder.block.7.layer.0.layer_norm.weight"):
-        weights.load(directory)
+        t5_weights.load(directory)
 
 
 def test_copies_of_the_embedding_and_the_bias_that_t5_never_used_may_be_there(directory):
-    before = values(weights.load(directory))
+    before = values(t5_weights.load(directory))
 
     def change(stored):
         for stack in ("encoder", "decoder"):
@@ -205,52 +205,52 @@ def test_copies_of_the_embedding_and_the_bias_that_t5_never_used_may_be_there(di
         stored["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = np.ones((32, 2), np.float32)
 
     rewrite(directory, change)
-    same(values(weights.load(directory)), before)
+    same(values(t5_weights.load(directory)), before)
 
 
 def test_an_embedding_that_is_stored_under_the_encoder_alone_is_found(directory):
-    before = values(weights.load(directory))
+    before = values(t5_weights.load(directory))
     rewrite(directory, lambda stored: stored.update({"encoder.embed_tokens.weight": stored.pop("shared.weight")}))
-    same(values(weights.load(directory)), before)
+    same(values(t5_weights.load(directory)), before)
 
 
 def test_a_weight_of_another_shape_is_named_with_both_shapes(directory):
     rewrite(directory, lambda stored: stored.update({"shared.weight": np.ones((319, 16), np.float32)}))
     with pytest.raises(UserError, match=r"shared.weight has shape \(319, 16\) where config.json asks for \(320, 16\)"):
-        weights.load(directory)
+        t5_weights.load(directory)
 
 
 def test_a_head_that_the_file_does_not_hold_is_the_embedding_and_stays_it_when_saved(directory, tmp_path):
     rewrite(directory, lambda stored: stored.pop("lm_head.weight"))
-    model = weights.load(directory)
+    model = t5_weights.load(directory)
     assert model.config == dataclasses.replace(TINY, tie_word_embeddings=True, scale_decoder_outputs=False)
     assert "lm_head/kernel" not in values(model)
-    assert weights.read_config(directory) == model.config
-    weights.save(model, tmp_path / "again")
+    assert t5_weights.read_config(directory) == model.config
+    t5_weights.save(model, tmp_path / "again")
     stored = load_file(tmp_path / "again/model.safetensors")
     np.testing.assert_array_equal(stored["lm_head.weight"], stored["shared.weight"])  # transformers 4 would scale
-    again = weights.load(tmp_path / "again")
+    again = t5_weights.load(tmp_path / "again")
     assert again.config == model.config
     same(values(again), values(model))
 
 
 def test_a_tied_checkpoint_may_hold_its_head_all_the_same(tmp_path):
-    weights.save(random_t5(TIED, seed=5), tmp_path)
+    t5_weights.save(random_t5(TIED, seed=5), tmp_path)
     rewrite(tmp_path, lambda stored: stored.update({"lm_head.weight": stored["shared.weight"].copy()}))
-    model = weights.load(tmp_path)
-    assert "lm_head/kernel" not in values(model) and model.config == TIED == weights.read_config(tmp_path)
+    model = t5_weights.load(tmp_path)
+    assert "lm_head/kernel" not in values(model) and model.config == TIED == t5_weights.read_config(tmp_path)
 
 
 def test_a_head_that_differs_from_the_embedding_counts_whatever_the_config_says(tmp_path):
-    weights.save(random_t5(TIED, seed=5), tmp_path)
+    t5_weights.save(random_t5(TIED, seed=5), tmp_path)
     head = np.random.default_rng(0).standard_normal((320, 16)).astype(np.float32)
     rewrite(tmp_path, lambda stored: stored.update({"lm_head.weight": head}))
-    model = weights.load(tmp_path)
+    model = t5_weights.load(tmp_path)
     np.testing.assert_array_equal(values(model)["lm_head/kernel"], head.T)
     assert model.config == dataclasses.replace(TIED, tie_word_embeddings=False, scale_decoder_outputs=True)
-    assert weights.read_config(tmp_path) == model.config
-    weights.save(model, tmp_path / "again")
-    assert weights.load(tmp_path / "again").config == model.config
+    assert t5_weights.read_config(tmp_path) == model.config
+    t5_weights.save(model, tmp_path / "again")
+    assert t5_weights.load(tmp_path / "again").config == model.config
 
 
 def test_the_layout_says_what_logits_are():
@@ -272,9 +272,9 @@ def test_an_mt5_is_never_scaled_and_its_head_is_what_the_file_holds(directory):
     }  # as transformers 5 writes it, without a word on scaling
     values_ = {k: v for k, v in TINY.to_dict().items() if k != "scale_decoder_outputs"} | config
     (directory / "config.json").write_text(json.dumps(values_))
-    assert weights.load(directory).config == TINY
+    assert t5_weights.load(directory).config == TINY
     rewrite(directory, lambda stored: stored.pop("lm_head.weight"))
-    tied = weights.load(directory).config
+    tied = t5_weights.load(directory).config
     assert tied.tie_word_embeddings and not tied.scales_outputs
 
 
@@ -286,14 +286,14 @@ def test_a_stack_with_an_embedding_of_its_own_is_refused(directory, name):
 
     rewrite(directory, change)
     with pytest.raises(UserError, match=f"{name} differs from shared.weight; a T5 has one embedding for encoder and"):
-        weights.load(directory)
+        t5_weights.load(directory)
 
 
 def test_a_head_that_is_all_there_is_is_the_embedding(tmp_path):
     model = random_t5(TIED, seed=5)
-    weights.save(model, tmp_path)
+    t5_weights.save(model, tmp_path)
     rewrite(tmp_path, lambda stored: stored.update({"lm_head.weight": stored.pop("shared.weight")}))
-    same(values(weights.load(tmp_path)), values(model))
+    same(values(t5_weights.load(tmp_path)), values(model))
 
 
 def test_a_weight_in_two_shards_is_refused(directory):
@@ -302,7 +302,7 @@ def test_a_weight_in_two_shards_is_refused(directory):
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     with pytest.raises(UserError, match="is both in .*model-00001.* and in model-00002.*; which one counts"):
-        weights.load(directory)
+        t5_weights.load(directory)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_gate_and_activation_are_read_as_transformers_reads_them(change, activat
 def test_files_are_for_whoever_the_umask_says(tmp_path):
     before = os.umask(0o027)
     try:
-        weights.save(random_t5(TIED, seed=5), tmp_path)
+        t5_weights.save(random_t5(TIED, seed=5), tmp_path)
     finally:
         os.umask(before)
     assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o640}
@@ -341,39 +341,39 @@ def test_an_index_that_leads_out_of_its_directory_is_refused(directory, shard):
     (directory.parent / "evil.safetensors").write_bytes((directory / "model.safetensors").read_bytes())
     write_index(directory, json.dumps({"weight_map": {"shared.weight": shard}}))
     with pytest.raises(UserError, match="a shard must be a file of the same directory"):
-        weights.load(directory)
+        t5_weights.load(directory)
 
 
 def test_an_index_that_names_an_absent_shard_is_refused(directory):
     write_index(directory, json.dumps({"weight_map": {"shared.weight": "model-00002-of-00002.safetensors"}}))
     with pytest.raises(UserError, match="names model-00002-of-00002.safetensors, which is not in .*download complete"):
-        weights.load(directory)
+        t5_weights.load(directory)
 
 
 @pytest.mark.parametrize("index", ["{", "{}", "[]", '{"weight_map": 3}', '{"weight_map": {}}', '"text"', "[" * 99999])
 def test_a_damaged_index_is_one_line(directory, index):
     write_index(directory, index)
     with pytest.raises(RunFailed, match=r"index.json (is damaged: it has no 'weight_map'|is not|holds a|is nested)"):
-        weights.load(directory)
+        t5_weights.load(directory)
 
 
 def test_a_directory_without_weights_is_told_what_was_looked_for(directory):
     (directory / "model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no weights; looked for model.safetensors, flax_model.msgpack, pytorch_"):
-        weights.load(directory)
+        t5_weights.load(directory)
 
 
 def test_pytorch_weights_without_pytorch_say_what_to_do(directory, monkeypatch):
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match="only where PyTorch is installed; install it, or save the model as"):
-        weights.load(directory)
+        t5_weights.load(directory)
 
 
 def test_safetensors_are_taken_before_formats_that_are_slower_to_open(directory):
     for name in ("flax_model.msgpack", "pytorch_model.bin"):
         (directory / name).write_bytes(b"never read")
-    weights.load(directory)
+    t5_weights.load(directory)
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -407,7 +407,7 @@ def test_a_save_that_fails_leaves_the_earlier_checkpoint(directory, monkeypatch)
 
     monkeypatch.setattr(weights, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
-        weights.save(random_t5(TINY, seed=6), directory)
+        t5_weights.save(random_t5(TINY, seed=6), directory)
     assert (directory / "model.safetensors").read_bytes() == before
     assert sorted(path.name for path in directory.iterdir()) == ["config.json", "model.safetensors"]
 
@@ -420,7 +420,7 @@ def test_pytorch_weights_are_the_same_model(saved):
     stored = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
     torch.save({name: torch.from_numpy(value) for name, value in stored.items()}, directory / "pytorch_model.bin")
-    same(values(weights.load(directory)), values(model))
+    same(values(t5_weights.load(directory)), values(model))
 
 
 @pytest.mark.reference
@@ -434,7 +434,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(directory, tmp
     (directory / "model.safetensors").unlink()
     torch.save({"shared.weight": Evil()}, directory / "pytorch_model.bin")
     with pytest.raises(RunFailed, match="pytorch_model.bin is damaged, or holds more than plain weights"):
-        weights.load(directory)
+        t5_weights.load(directory)
     assert not (tmp_path / "ran").exists()
 
 
@@ -457,7 +457,7 @@ def test_pytorch_weights_of_another_kind_are_one_line(directory, change):
     (directory / "model.safetensors").unlink()
     torch.save(stored | {"shared.weight": change(stored["shared.weight"])}, directory / "pytorch_model.bin")
     with pytest.raises((UserError, RunFailed)) as raised:
-        weights.load(directory)
+        t5_weights.load(directory)
     assert "\n" not in str(raised.value)
 
 
@@ -469,10 +469,10 @@ def test_a_pytorch_weight_in_two_shards_is_refused_and_one_that_was_trained_is_r
     (directory / "model.safetensors").unlink()
     stored["shared.weight"] = torch.nn.Parameter(stored["shared.weight"])
     torch.save(stored, directory / "pytorch_model.bin")
-    weights.load(directory)
+    t5_weights.load(directory)
     (directory / "pytorch_model.bin").rename(directory / "a.bin")
     torch.save({"shared.weight": stored["shared.weight"] + 1}, directory / "b.bin")
     index = {"weight_map": dict.fromkeys(stored, "a.bin") | {"shared.weight": "b.bin"}}
     (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"shared.weight is there twice"):
-        weights.load(directory)
+        t5_weights.load(directory)

@@ -12,7 +12,7 @@ from jpeft.cli import main
 from jpeft.config import Run
 from jpeft.data.task_file import TaskOfRun
 from jpeft.leaves import named_leaves
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.peft.attaching import attach
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.ia3 import Ia3
@@ -36,7 +36,7 @@ def run(tiny_checkpoint, tmp_path):
     """Makes a finished run's directory of a method, as far as exporting looks at it."""
 
     def make(method):
-        key, model = jax.random.key(5), weights.load(tiny_checkpoint)
+        key, model = jax.random.key(5), t5_weights.load(tiny_checkpoint)
         chosen = select(model, method)
         adapted = filled(attach(model, method, chosen, key), key)
         save_adapter(adapted, method, chosen, tmp_path / "run/adapter", base_name=str(tiny_checkpoint))
@@ -47,7 +47,7 @@ def run(tiny_checkpoint, tmp_path):
 
 
 def same_adapter(first, second, base) -> None:
-    model = weights.load(base)
+    model = t5_weights.load(base)
     one, other = (named_leaves(load_adapter(directory, model)[0], Adapter) for directory in (first, second))
     assert one.keys() == other.keys()
     for name, value in one.items():
@@ -153,7 +153,7 @@ def test_import_rewrites_what_it_found_and_gives_the_flags_that_train_on_from_it
     sections: dict = {"method": dict(flag.removeprefix("--config.method.").split("=") for flag in flags)}
     assert sections["method"].pop("from_adapter") == str(out)
     sections["method"] |= {"rank": int(sections["method"]["rank"]), "alpha": float(sections["method"]["alpha"])}
-    assert Run.from_config(sections).build_method() == load_adapter(out, weights.load(tiny_checkpoint))[1]
+    assert Run.from_config(sections).build_method() == load_adapter(out, t5_weights.load(tiny_checkpoint))[1]
 
 
 def test_import_prints_json_and_refuses_what_is_ours_already(run, tiny_checkpoint, tmp_path, capsys):
@@ -164,7 +164,7 @@ def test_import_prints_json_and_refuses_what_is_ours_already(run, tiny_checkpoin
     assert found["method"] == "ia3" and found["options"] == {"two_sided": False} and found["parameters"] == 96
     assert len(found["sites"]) == 3 * 2 + 2 and found["notes"] == []
     ours = tmp_path / "ours"
-    model = weights.load(tiny_checkpoint)
+    model = t5_weights.load(tiny_checkpoint)
     chosen = select(model, Lora())
     save_adapter(attach(model, Lora(), chosen, jax.random.key(0)), Lora(), chosen, ours, base_name="tiny")
     assert main(["import", str(ours), *flags, "--out", str(tmp_path / "other")]) == 2

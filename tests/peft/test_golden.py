@@ -13,7 +13,7 @@ from jpeft.adapters.files import load_adapter
 from jpeft.adapters.peft_layout import peft_tensors
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import named_leaves
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.peft.attaching import split
 from jpeft.peft.variables import Adapter
 
@@ -42,7 +42,7 @@ def golden_base(name):
         "decoder_target_tokens": jnp.asarray(np.maximum(labels, 0), jnp.int32),
         "decoder_loss_weights": jnp.asarray(labels != -100, jnp.float32),
     }
-    return directory, weights.load(directory), batch, expected["logits"]
+    return directory, t5_weights.load(directory), batch, expected["logits"]
 
 
 @pytest.fixture(scope="module", params=PAIRS)

@@ -7,7 +7,7 @@ from flax import nnx
 import jpeft
 from jpeft.config import Run
 from jpeft.leaves import named_leaves
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.model.quantized import Quantization
 from jpeft.peft.lora import Lora, nearest_of_rank
 from jpeft.peft.variables import Adapter
@@ -21,7 +21,7 @@ METHOD = Lora.official(rank=4, alpha=2.0, init="loftq")
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("wide")
-    weights.save(random_t5(SMALL, seed=3), path)
+    t5_weights.save(random_t5(SMALL, seed=3), path)
     return path
 
 
@@ -46,9 +46,9 @@ def test_the_nearest_of_a_rank_is_that_of_the_singular_values(shape):
     [("nf4,double", SOME_MAPS, 6), pytest.param("int8", EVERY_MAP, 36, marks=pytest.mark.slow)],
 )
 def test_each_map_begins_nearer_to_the_wide_one_by_as_much_as_its_rank_can(kind, where, count, directory):
-    base = weights.load(directory, quantization=Quantization.parse(kind))
+    base = t5_weights.load(directory, quantization=Quantization.parse(kind))
     tuned = jpeft.attach(base, METHOD, where=where, wide=directory)
-    wide, rounded, leaves = kernels(weights.load(directory)), kernels(widened(base)), named_leaves(tuned, Adapter)
+    wide, rounded, leaves = kernels(t5_weights.load(directory)), kernels(widened(base)), named_leaves(tuned, Adapter)
     maps = [path for path in wide if f"{path}/lora_a" in leaves]
     assert len(maps) == count
     for path in maps:
@@ -63,7 +63,7 @@ def test_each_map_begins_nearer_to_the_wide_one_by_as_much_as_its_rank_can(kind,
 
 
 def test_it_is_kept_as_a_plain_lora_of_the_base_in_few_bits(directory, tmp_path):
-    base = weights.load(directory, quantization=Quantization("int8"))
+    base = t5_weights.load(directory, quantization=Quantization("int8"))
     tuned = jpeft.attach(base, METHOD, where="encoder/.*/q", wide=directory)
     with pytest.warns(UserWarning, match="the base is kept in int8"):
         jpeft.save(tuned, METHOD, tmp_path)
@@ -76,7 +76,7 @@ def test_it_is_kept_as_a_plain_lora_of_the_base_in_few_bits(directory, tmp_path)
 
 
 def test_what_it_cannot_begin_with_is_refused(directory, tmp_path):
-    wide, base = weights.load(directory), weights.load(directory, quantization=Quantization("int8"))
+    wide, base = t5_weights.load(directory), t5_weights.load(directory, quantization=Quantization("int8"))
     for model, method, where, given, says in (
         (base, METHOD, None, None, "wide is missing, and LoRA of rank 4, alpha 2, from what rounding takes away"),
         (base, Lora.official(), None, directory, "has no use for one"),
@@ -86,7 +86,7 @@ def test_what_it_cannot_begin_with_is_refused(directory, tmp_path):
     ):
         with pytest.raises(jpeft.UserError, match=says):
             jpeft.attach(model, method, where=where, wide=given)
-    weights.save(base, tmp_path)
+    t5_weights.save(base, tmp_path)
     with pytest.raises(jpeft.UserError, match="is in few bits already, and what rounding took away"):
         jpeft.attach(base, METHOD, wide=tmp_path)
     asked = {"method": {"name": "lora", "reading": "official", "lora_init": "loftq"}}

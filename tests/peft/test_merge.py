@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from jpeft.adapters.files import save_adapter
 from jpeft.adapters.merge import probe_logits
 from jpeft.cli import main
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.model.t5 import T5
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.adalora import AdaLora
@@ -105,7 +105,7 @@ def test_a_bfloat16_base_is_merged_in_float32(tiny_t5):
 @pytest.fixture
 def run(tiny_checkpoint, tmp_path):
     """A finished run's directory, as far as merging looks at it."""
-    saved(weights.load(tiny_checkpoint), Lora(), tmp_path / "run/adapter", base=tiny_checkpoint)
+    saved(t5_weights.load(tiny_checkpoint), Lora(), tmp_path / "run/adapter", base=tiny_checkpoint)
     (tmp_path / "run/result.json").write_text(json.dumps({"task": "agnews", "metrics": {"accuracy": 0.75}}))
     return tmp_path / "run"
 
@@ -116,9 +116,9 @@ def test_merge_writes_a_model_that_opens_with_its_tokenizer_and_says_how_near_it
     out = tmp_path / "merged"
     assert main(["merge", str(run), "--out", str(out), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    model = weights.load(out)
+    model = t5_weights.load(out)
     Tokenizer.load(out, vocab_size=model.config.vocab_size)
-    expected = probe_logits(adapted(weights.load(tiny_checkpoint), Lora())[0])
+    expected = probe_logits(adapted(t5_weights.load(tiny_checkpoint), Lora())[0])
     np.testing.assert_allclose(probe_logits(model), expected, rtol=0, atol=1e-4)
     assert printed["dtype"] == "float32" and printed["logits"]["stored"] < 1e-4 and printed["logits"]["moved"] > 0.1
     card = (out / "README.md").read_text()
@@ -133,7 +133,7 @@ def test_merge_writes_a_model_that_opens_with_its_tokenizer_and_says_how_near_it
 def test_the_merged_weights_are_of_the_dtype_asked_for_or_of_the_bases(
     base, flags, stored, run, tiny_checkpoint, tmp_path, capsys
 ):
-    weights.save(weights.load(tiny_checkpoint), tmp_path / "base", dtype=jnp.dtype(base))
+    t5_weights.save(t5_weights.load(tiny_checkpoint), tmp_path / "base", dtype=jnp.dtype(base))
     (tmp_path / "base/tokenizer.json").write_bytes((tiny_checkpoint / "tokenizer.json").read_bytes())
     out = tmp_path / "merged"
     assert main(["merge", str(run), "--model", str(tmp_path / "base"), "--out", str(out), "--json", *flags]) == 0
@@ -146,7 +146,7 @@ def test_the_merged_weights_are_of_the_dtype_asked_for_or_of_the_bases(
     ("method", "why"), [(BitFit(), "the base has none to hold them"), (Prompt(prompt_length=4), "a part of the input")]
 )
 def test_what_is_no_change_of_weights_is_refused_with_the_reason(method, why, tiny_checkpoint, tmp_path, capsys):
-    saved(weights.load(tiny_checkpoint), method, tmp_path / "adapter", base=tiny_checkpoint)
+    saved(t5_weights.load(tiny_checkpoint), method, tmp_path / "adapter", base=tiny_checkpoint)
     assert main(["merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "merged")]) == 2
     said = capsys.readouterr().err
     assert f"{method.name} cannot be merged into a T5" in said and why in said and said.count("\n") == 1
@@ -167,7 +167,7 @@ def test_a_merge_that_fails_leaves_nothing(run, tmp_path, capsys):
 
 
 def test_an_adapter_whose_values_are_not_finite_is_not_merged(tiny_checkpoint, tmp_path, capsys):
-    model, chosen = adapted(weights.load(tiny_checkpoint), Ia3())
+    model, chosen = adapted(t5_weights.load(tiny_checkpoint), Ia3())
     nnx.update(model, jax.tree.map(lambda leaf: leaf * jnp.nan, nnx.state(model, Adapter)))
     save_adapter(model, Ia3(), chosen, tmp_path / "adapter", base_name=str(tiny_checkpoint))
     assert main(["merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "merged")]) == 1
@@ -190,27 +190,27 @@ def test_what_holds_no_adapter_is_told_apart(tiny_checkpoint, tmp_path, capsys):
 
 def test_a_base_that_a_second_reader_takes_for_another_is_not_merged(run, tmp_path, capsys, monkeypatch):
     """As when the loader dropped a head: the file that it then writes would agree with it."""
-    load = weights.load
+    load = t5_weights.load
 
     def without_its_head(directory, **options):
         model = load(directory, **options)
         model.lm_head.kernel.set_value(model.shared.embedding[...].T)
         return model
 
-    monkeypatch.setattr(weights, "load", without_its_head)
+    monkeypatch.setattr(t5_weights, "load", without_its_head)
     assert main(["merge", str(run), "--out", str(tmp_path / "merged")]) == 1
     assert "is not the same model to a second reader of its files" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 def test_what_was_written_is_held_against_base_and_adapter(run, tmp_path, capsys, monkeypatch):
-    save = weights.save
+    save = t5_weights.save
 
     def with_another_head(model, directory, **options):
         model.lm_head.kernel.set_value(model.lm_head.kernel[...] + 1)
         save(model, directory, **options)
 
-    monkeypatch.setattr(weights, "save", with_another_head)
+    monkeypatch.setattr(t5_weights, "save", with_another_head)
     assert main(["merge", str(run), "--out", str(tmp_path / "merged"), "--json"]) == 1
     assert "as it was stored" in capsys.readouterr().err
     assert not (tmp_path / "merged").exists()

@@ -25,7 +25,7 @@ from jpeft import patterns
 from jpeft.adapters.files import open_adapter, save_adapter
 from jpeft.errors import RunFailed, UserError
 from jpeft.leaves import fill
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.model.family import abstract_model
 from jpeft.model.source import load_config
 from jpeft.model.t5 import T5
@@ -399,9 +399,9 @@ def _adapted(method: Lora) -> tuple[T5, Lora, Any]:
 
 
 def test_the_directories_that_are_broken_here_are_whole_before(tiny_checkpoint, deeper_checkpoint, adapters):
-    assert weights.read_config(tiny_checkpoint) == ONE_LAYER
+    assert t5_weights.read_config(tiny_checkpoint) == ONE_LAYER
     for directory in adapters.values():
-        assert open_adapter(directory, abstract_model(weights.read_config(deeper_checkpoint))).method.rank == 2
+        assert open_adapter(directory, abstract_model(t5_weights.read_config(deeper_checkpoint))).method.rank == 2
     for directory in (tiny_checkpoint, deeper_checkpoint):
         Tokenizer.load(directory)
 
@@ -415,7 +415,7 @@ def test_a_config_that_is_wrong_is_one_line(case, tiny_checkpoint, tmp_path):
 @pytest.mark.parametrize("case", MODELS)
 def test_weights_that_are_wrong_are_one_line(case, tiny_checkpoint, tmp_path):
     directory = broken(tiny_checkpoint, MODELS[case], tmp_path)
-    one_line(lambda: weights.load(directory))
+    one_line(lambda: t5_weights.load(directory))
 
 
 @pytest.mark.parametrize("case", TOKENIZERS)

@@ -8,7 +8,7 @@ import jpeft
 from jpeft.adapters.files import save_adapter
 from jpeft.cli import main
 from jpeft.data.task_file import TaskOfRun
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.model.quantized import Quantization, quantization_of
 from jpeft.peft.lora import Lora
 from tests.serve.adapters import make
@@ -20,7 +20,7 @@ TASK = TaskOfRun("{text}?", max_input_length=16, max_target_length=4, quantizati
 def adapter(tmp_path_factory, tiny_checkpoint):
     """Made with the base in int8; not to be written to."""
     directory = tmp_path_factory.mktemp("adapter")
-    made = make(weights.load(tiny_checkpoint, quantization=Quantization("int8")), Lora.official(rank=2), seed=3)
+    made = make(t5_weights.load(tiny_checkpoint, quantization=Quantization("int8")), Lora.official(rank=2), seed=3)
     save_adapter(made.model, made.method, made.sites, directory, base_name=str(tiny_checkpoint))
     TASK.write(directory)
     return directory

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from jpeft.adapters.files import load_adapter, save_adapter
 from jpeft.cli import main
 from jpeft.config import Run
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.attaching import attach
 from jpeft.peft.full import Full
@@ -65,7 +65,7 @@ def run(tiny_checkpoint, tmp_path):
     """A finished run's directory, as far as predicting looks at it."""
 
     def make(method, *, task: str = "agnews"):
-        key, model = jax.random.key(5), weights.load(tiny_checkpoint)
+        key, model = jax.random.key(5), t5_weights.load(tiny_checkpoint)
         chosen = select(model, method)
         adapted = filled(attach(model, method, chosen, key), key)
         directory = tmp_path / "run"
@@ -99,7 +99,7 @@ def of_answer(model, prompt: list[int], answer: list[int]) -> np.ndarray:
 def test_answers_come_in_order_with_their_confidence(answer, lines, tiny_checkpoint):
     answers, said = answer("--model", tiny_checkpoint, "--input", lines, *SHORT)
     assert [row["input"] for row in answers] == TEXTS
-    model, tokenizer = weights.load(tiny_checkpoint), Tokenizer.load(tiny_checkpoint)
+    model, tokenizer = t5_weights.load(tiny_checkpoint), Tokenizer.load(tiny_checkpoint)
     too_long = sum(len(ids) + 1 > 16 for ids in tokenizer.ids(TEXTS))
     assert 0 < too_long < 11
     assert "answered  11 rows" in said and f"cut       {too_long} of them" in said
@@ -119,7 +119,7 @@ def test_a_run_brings_its_prompt_and_labels_and_its_adapter_acts(answer, run, ti
     assert list(row["probabilities"]) == TOPICS and sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
     tokenizer = Tokenizer.load(tiny_checkpoint)
-    model, _, _ = load_adapter(directory / "adapter", weights.load(tiny_checkpoint))
+    model, _, _ = load_adapter(directory / "adapter", t5_weights.load(tiny_checkpoint))
     prompt = f"{TEXTS[0]}\n\nWhich topic is this news article about?\n\nOPTIONS:\n- World"
     prompt += "\n- Sports\n- Business\n- Sci/Tech"
     ids = tokenizer.encode([prompt], max_length=128).ids[0]

@@ -14,7 +14,7 @@ from jpeft.data.sources import rows_digest
 from jpeft.data.task_file import TaskOfRun
 from jpeft.data.tasks import examples
 from jpeft.errors import RunFailed, UserError
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.peft.lora import Lora
 from jpeft.predict.answer_source import AnswerSource
 from jpeft.predict.evaluation import Evaluated, Evaluation, seen_by_the_run, told_of_unknown
@@ -47,7 +47,7 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_checkpoint) -> Path:
     """A run's directory, as far as evaluating looks at it: its adapter, and which of its rows trained."""
-    directory, model = tmp_path_factory.mktemp("run"), weights.load(tiny_checkpoint)
+    directory, model = tmp_path_factory.mktemp("run"), t5_weights.load(tiny_checkpoint)
     adapter = make(model, Lora.official(rank=2), seed=3)
     save_adapter(adapter.model, adapter.method, adapter.sites, directory / "adapter", base_name=str(tiny_checkpoint))
     TASK.write(directory / "adapter")
@@ -250,7 +250,7 @@ def test_rows_that_changed_since_the_run_are_not_counted_by_the_numbers_of_the_o
 @pytest.mark.slow
 def test_a_text_task_is_judged_by_its_own_metric(evaluate, run, tmp_path, tiny_checkpoint):
     directory = tmp_path / "text"
-    model = weights.load(tiny_checkpoint)
+    model = t5_weights.load(tiny_checkpoint)
     adapter = make(model, Lora.official(rank=2), seed=3)
     save_adapter(adapter.model, adapter.method, adapter.sites, directory, base_name=str(tiny_checkpoint))
     dataclasses.replace(TASK, labels=(), kind="generation", answer="generate").write(directory)

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from jpeft.cli import main
 from jpeft.errors import Stopped, UserError
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.pretrain import mixture
 from jpeft.pretrain.config import Pretraining
 from jpeft.pretrain.loop import pretrain, unigram_entropy
@@ -46,7 +46,7 @@ def test_a_run_leaves_a_model_that_opens_and_a_result(tiny_pretraining, tmp_path
     result = pretrain(Pretraining.from_config(tiny_pretraining), tmp_path / "run", display=QUIET)
     assert result == json.loads((tmp_path / "run/result.json").read_text())
     assert result["steps"] == 40 and result["status"] == "done"
-    model = weights.load(tmp_path / "run/model")
+    model = t5_weights.load(tmp_path / "run/model")
     assert model.config.dropout_rate == 0.1 and not model.config.tie_word_embeddings
     assert (tmp_path / "run/model/tokenizer.json").is_file()
     losses = [record["loss"] for record in records(tmp_path / "run") if "loss" in record]

@@ -12,7 +12,7 @@ from jpeft.adapters import files
 from jpeft.adapters.peft_layout import peft_tensors
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import named_leaves
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.peft.adalora import AdaLora
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.selection import Selection, select
@@ -73,7 +73,7 @@ def test_we_open_what_peft_saves_and_its_gradients_are_ours(base, tmp_path):
         for weight in their_parameters(theirs).values():
             weight.copy_(0.3 * torch.randn_like(weight))
     theirs.eval().save_pretrained(tmp_path / "theirs")
-    model = weights.load(directory)
+    model = t5_weights.load(directory)
     ours, method, _ = files.load_adapter(tmp_path / "theirs", model)
     assert (method.rank, method.width, method.alpha, method.orthogonality) == (2, 4, 5.0, 0.1)
     np.testing.assert_allclose(our_logits(ours, batch), their_logits(theirs, batch), rtol=0, atol=1e-4)
@@ -97,7 +97,7 @@ def test_we_open_what_peft_saves_and_its_gradients_are_ours(base, tmp_path):
 
 def test_peft_opens_what_we_save(base, tmp_path, key):
     directory, batch = base
-    model = weights.load(directory)
+    model = t5_weights.load(directory)
     chosen = select(model, METHOD, Selection(names=TARGETS))
     tuned = filled(attach(model, METHOD, chosen, key), key)
     files.save_adapter(tuned, METHOD, chosen, tmp_path / "ours", base_name=str(directory))
@@ -110,7 +110,7 @@ def test_the_budget_is_given_out_as_by_peft_and_read_from_its_file(base, tmp_pat
     """Twenty steps of the same numbers and gradients for both; then what PEFT stores of what remains."""
     directory, batch = base
     theirs = peft.get_peft_model(torch_base(directory), config())
-    model = weights.load(directory)
+    model = t5_weights.load(directory)
     chosen = select(model, METHOD, Selection(names=TARGETS))
     graphdef, adapter, frozen = split(attach(model, METHOD, chosen, key))
     step, memory, draw = jax.jit(METHOD.after_step), METHOD.first_memory(adapter), np.random.default_rng(1)

@@ -159,9 +159,9 @@ def test_a_t5_of_llama_cpp_is_the_model_that_was_written(tmp_path):
     pieces += [(f"[PAD{number}]", -1000.0) for number in range(len(pieces), 320)]
     write_t5(tmp_path / "t5.gguf", values, json.loads(config.to_json_string(use_diff=False)), pieces=pieces)
 
-    from jpeft.model import weights
+    from jpeft.model import t5_weights
 
-    ours = weights.load(tmp_path / "t5.gguf")
+    ours = t5_weights.load(tmp_path / "t5.gguf")
     draw = np.random.default_rng(0)
     inputs, targets = draw.integers(3, 320, (2, 9)).astype(np.int32), draw.integers(3, 320, (2, 5)).astype(np.int32)
     targets[:, 0] = 0

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from jpeft.adapters.files import save_adapter
 from jpeft.adapters.merge import probe_logits
 from jpeft.cli import main
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.model.decode import greedy
 from jpeft.model.t5_family import T5_FAMILY
 from jpeft.peft.attaching import attach
@@ -84,7 +84,7 @@ def saved(request, tmp_path_factory):
 
 def test_logits_and_answers_are_theirs(saved):
     theirs, directory = saved
-    ours = weights.load(directory)
+    ours = t5_weights.load(directory)
     inputs, targets = T5_FAMILY.probe(ours.config)
     expected = their_logits(theirs, inputs, targets)
     np.testing.assert_allclose(probe_logits(ours), expected, rtol=0, atol=1e-4)
@@ -105,7 +105,7 @@ def test_logits_and_answers_are_theirs(saved):
 def test_a_merged_model_gives_transformers_the_logits_of_base_and_adapter(saved, tiny_tokenizer, tmp_path):
     _, base = saved
     (base / "tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
-    model, method = weights.load(base), Lora.official(rank=2, alpha=2.0)
+    model, method = t5_weights.load(base), Lora.official(rank=2, alpha=2.0)
     chosen = select(model, method)
     adapted = filled(attach(model, method, chosen, jax.random.key(1)), jax.random.key(2))
     save_adapter(adapted, method, chosen, tmp_path / "adapter", base_name=str(base))
@@ -126,9 +126,9 @@ def test_an_embedding_under_the_stacks_alone_is_opened_as_transformers_opens_it(
     save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "config.json").write_bytes((directory / "config.json").read_bytes())
     logits = their_logits(
-        type(theirs).from_pretrained(tmp_path).eval(), *T5_FAMILY.probe(weights.read_config(directory))
+        type(theirs).from_pretrained(tmp_path).eval(), *T5_FAMILY.probe(t5_weights.read_config(directory))
     )
-    np.testing.assert_allclose(probe_logits(weights.load(tmp_path)), logits, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(probe_logits(t5_weights.load(tmp_path)), logits, rtol=0, atol=1e-4)
 
 
 # What their tokenizers put before the pieces; the ids are those of the layouts above.

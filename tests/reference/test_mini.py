@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from jpeft.data.prompts import PromptTokens
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.model.decode import greedy
 from jpeft.model.source import resolve
 from jpeft.model.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ TEXTS = [
 
 def test_transformers_reads_the_same_tokens_and_writes_the_same_answers():
     directory = resolve("mini")
-    ours = weights.load(directory)
+    ours = t5_weights.load(directory)
     theirs: Any = transformers.T5ForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
     tokenizer = Tokenizer.load(directory, vocab_size=ours.config.vocab_size)
     batch = transformers.AutoTokenizer.from_pretrained(directory)(TEXTS, padding=True, return_tensors="pt")

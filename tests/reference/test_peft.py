@@ -18,7 +18,7 @@ from jpeft.adapters.peft_layout import peft_tensors
 from jpeft.cli import main
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import named_leaves
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.model.decode import greedy
 from jpeft.peft.attaching import attach, count, split
 from jpeft.peft.merging import merge
@@ -115,7 +115,7 @@ def test_we_open_what_peft_saves(method, options, saved_base, tmp_path):
     directory, batch = saved_base
     theirs = make_golden.add_adapter(torch_base(directory), method, seed=SEED, **options)
     theirs.save_pretrained(tmp_path)
-    model = weights.load(directory)
+    model = t5_weights.load(directory)
     ours, method, _ = files.load_adapter(tmp_path, model)
     logits = our_logits(ours, batch)
     np.testing.assert_allclose(logits, their_logits(theirs, batch), rtol=0, atol=1e-4)
@@ -154,7 +154,7 @@ def test_we_open_what_peft_saves(method, options, saved_base, tmp_path):
 )
 def test_peft_opens_what_we_save(name, options, selection, saved_base, tmp_path, key):
     directory, batch = saved_base
-    model = weights.load(directory)
+    model = t5_weights.load(directory)
     if selection.names and "lm_head" in selection.names and model.config.tie_word_embeddings:
         selection = Selection(names=("q", "wo"))  # a tied head is no linear map of its own
     method = build(name, "official", options)
@@ -212,7 +212,7 @@ _GATED_ONLY = {"ia3 as for mt5", "ia3 around the activation"}
 )
 def test_shapes_that_are_published_compute_the_same_after_import(shape, saved_base, tmp_path):
     directory, batch = saved_base
-    config, model = PUBLISHED[shape], weights.load(directory)
+    config, model = PUBLISHED[shape], t5_weights.load(directory)
     torch.manual_seed(SEED)
     theirs: Any = peft.get_peft_model(torch_base(directory), copy.deepcopy(config)).eval()
     with torch.no_grad():
@@ -236,13 +236,13 @@ def test_shapes_that_are_published_compute_the_same_after_import(shape, saved_ba
 @pytest.mark.parametrize("name", ["lora", "ia3"])
 def test_transformers_opens_what_was_merged(name, reading, saved_base, tmp_path, key):
     directory, batch = saved_base
-    model, method = weights.load(directory), build(name, reading)
+    model, method = t5_weights.load(directory), build(name, reading)
     chosen = select(model, method)
     graphdef, adapter, frozen = split(attach(model, method, chosen, key))
     draw = np.random.default_rng(SEED)
     adapter = jax.tree.map(lambda leaf: leaf + 0.1 * draw.standard_normal(leaf.shape).astype(np.float32), adapter)
     adapted = nnx.merge(graphdef, adapter, frozen)
-    weights.save(merge(adapted), tmp_path)
+    t5_weights.save(merge(adapted), tmp_path)
     theirs = torch_base(tmp_path)
     logits = our_logits(adapted, batch)
     np.testing.assert_allclose(their_logits(theirs, batch), logits, rtol=0, atol=1e-4)

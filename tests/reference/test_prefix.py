@@ -13,7 +13,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import named_leaves
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.prefix import Prefix
 from jpeft.peft.selection import select
@@ -95,7 +95,7 @@ def base(request, tmp_path):
 def test_logits_and_gradients_are_those_of_the_definition(base):
     theirs, directory, batch = base
     method = Prefix(prefix_length=5)
-    model = weights.load(directory)
+    model = t5_weights.load(directory)
     tuned = filled(attach(model, method, select(model, method), jax.random.key(0)), jax.random.key(1))
     prefixes = {}
     for name, value in named_leaves(tuned, Adapter).items():

@@ -13,7 +13,7 @@ import transformers
 
 from jpeft.errors import RunFailed
 from jpeft.eval.loss import loss_sums
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.model.decode import beam_search, greedy
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import T5Config
@@ -49,7 +49,7 @@ def expected(pair):
 
 @pytest.fixture(scope="module")
 def ours(pair):
-    return weights.load(pair[1])
+    return t5_weights.load(pair[1])
 
 
 def logits_of(model: T5, expected) -> np.ndarray:
@@ -90,7 +90,7 @@ def test_generated_tokens(ours, expected):
 
 def test_transformers_opens_what_we_save(pair, ours, expected, tmp_path):
     theirs, _, batch = pair
-    weights.save(ours, tmp_path)
+    t5_weights.save(ours, tmp_path)
     opened: Any = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     again, loading = opened
     assert not any(loading[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -102,21 +102,21 @@ def test_transformers_opens_what_we_save(pair, ours, expected, tmp_path):
 def test_we_open_what_transformers_saves(pair, expected, tmp_path):
     theirs, _, _ = pair
     theirs.save_pretrained(tmp_path)
-    np.testing.assert_allclose(logits_of(weights.load(tmp_path), expected), expected["logits"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logits_of(t5_weights.load(tmp_path), expected), expected["logits"], rtol=0, atol=1e-4)
 
 
 def test_we_open_the_shards_that_transformers_saves(pair, expected, tmp_path):
     theirs, _, _ = pair
     theirs.save_pretrained(tmp_path, max_shard_size="40KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    np.testing.assert_allclose(logits_of(weights.load(tmp_path), expected), expected["logits"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logits_of(t5_weights.load(tmp_path), expected), expected["logits"], rtol=0, atol=1e-4)
 
 
 def test_we_open_a_pytorch_model_bin(pair, expected, tmp_path):
     theirs, directory, _ = pair
     (tmp_path / "config.json").write_bytes((directory / "config.json").read_bytes())
     torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
-    np.testing.assert_allclose(logits_of(weights.load(tmp_path), expected), expected["logits"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logits_of(t5_weights.load(tmp_path), expected), expected["logits"], rtol=0, atol=1e-4)
 
 
 def test_a_decoder_of_another_depth(tmp_path):
@@ -131,7 +131,7 @@ def test_a_decoder_of_another_depth(tmp_path):
     }
     with torch.no_grad():
         logits = make_golden.run(theirs, batch).logits.numpy()
-    np.testing.assert_allclose(logits_of(weights.load(tmp_path / "uneven"), tokens), logits, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logits_of(t5_weights.load(tmp_path / "uneven"), tokens), logits, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("projection", ["gated-silu", "gelu", "gelu_new"])
@@ -146,7 +146,7 @@ def test_other_activations(projection, tmp_path):
     }
     with torch.no_grad():
         logits = make_golden.run(theirs, batch).logits.numpy()
-    np.testing.assert_allclose(logits_of(weights.load(tmp_path / "other"), tokens), logits, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logits_of(t5_weights.load(tmp_path / "other"), tokens), logits, rtol=0, atol=1e-4)
 
 
 class _Malicious:
@@ -162,7 +162,7 @@ class _Malicious:
 @pytest.mark.parametrize("by_torch", [True, False], ids=["in torch's archive", "a bare pickle"])
 def test_a_pickle_that_runs_code_is_refused_and_does_not_run(by_torch, tmp_path):
     config = T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_decoder_layers=1, num_heads=2)
-    weights.save(random_t5(config), tmp_path)
+    t5_weights.save(random_t5(config), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     harm = tmp_path / "harm"
     content = {"shared.weight": _Malicious(str(harm))}
@@ -171,7 +171,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(by_torch, tmp_path)
     else:
         (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(content))
     with pytest.raises(RunFailed, match="holds more than plain weights"):
-        weights.load(tmp_path)
+        t5_weights.load(tmp_path)
     assert not harm.exists()
     pickle.loads(pickle.dumps(content))["shared.weight"].close()
     assert harm.exists()  # the trap works
@@ -184,7 +184,7 @@ def test_config_of_transformers_4(pair, expected, tmp_path):
     config["tie_word_embeddings"] = config.pop("scale_decoder_outputs")
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes((directory / "model.safetensors").read_bytes())
-    np.testing.assert_allclose(logits_of(weights.load(tmp_path), expected), expected["logits"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logits_of(t5_weights.load(tmp_path), expected), expected["logits"], rtol=0, atol=1e-4)
 
 
 def _ids(tokens: np.ndarray) -> jax.Array:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jpeft.adapters.files import save_adapter
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.serve.engine import Engine
 from jpeft.serve.shelf import Shelf
 from jpeft.serve.start import Choices, ShapeFlags, start
@@ -19,7 +19,7 @@ SIZES = ShapeFlags(batch_sizes=(4,), input_lengths=(16,), output_lengths=(4,))
 def tiny_shelf(tmp_path_factory, deeper_checkpoint) -> Path:
     """Adapters of the checkpoint of two blocks, a directory each; not to be written to."""
     root = tmp_path_factory.mktemp("shelf")
-    base = weights.load(deeper_checkpoint)
+    base = t5_weights.load(deeper_checkpoint)
     for seed, name in enumerate(ON_SHELF):
         adapter = make(base, *METHODS[name], seed=seed)
         save_adapter(adapter.model, adapter.method, adapter.sites, root / name, base_name="tiny")

@@ -9,7 +9,7 @@ import pytest
 from jpeft.adapters.files import save_adapter
 from jpeft.cli import main
 from jpeft.data.task_file import TASK_FILE, TaskOfRun
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.peft.lora import Lora
 from tests.conftest import _WORDS, TINY, make_tokenizer, random_t5
 from tests.serve.adapters import make
@@ -29,7 +29,7 @@ def base(tmp_path_factory) -> Path:
     """A tiny random T5 that pads with 1 and ends with 2, as MADLAD-400 and CodeT5 do."""
     directory = tmp_path_factory.mktemp("checkpoint") / "pad1"
     config = dataclasses.replace(TINY, pad_token_id=1, eos_token_id=2, decoder_start_token_id=0)
-    weights.save(random_t5(config, seed=11), directory)
+    t5_weights.save(random_t5(config, seed=11), directory)
     texts = [" ".join(sum(_WORDS.values(), [])), "Is it {good} or bad? good bad"]
     make_tokenizer(directory, texts, special_tokens=["<s>", "<pad>", "</s>", "<unk>"])
     return directory
@@ -45,7 +45,7 @@ def rows(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def shelf(base, tmp_path_factory) -> Path:
     """An adapter of a run of classes, and one of a run of text."""
-    root, model = tmp_path_factory.mktemp("runs"), weights.load(base)
+    root, model = tmp_path_factory.mktemp("runs"), t5_weights.load(base)
     for seed, (name, task) in enumerate(TASKS.items()):
         adapter = make(model, Lora.official(rank=2), seed=seed, by=0.1)  # larger ones multiply the rounding of float32
         save_adapter(adapter.model, adapter.method, adapter.sites, root / name, base_name=str(base))

@@ -17,7 +17,7 @@ from flax import nnx
 from jpeft.adapters.files import save_adapter
 from jpeft.config import Run
 from jpeft.leaves import named_leaves
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.model.decoder_config import CHOICES, DecoderConfig
 from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.model.family import family_with
@@ -163,7 +163,7 @@ def test_every_key_is_entered():
 def places(tmp_path_factory, deeper_checkpoint, tiny_tokenizer, toy_data):
     """What values in angle brackets stand for."""
     root = tmp_path_factory.mktemp("keys")
-    weights.save(random_t5(TINY, seed=8), root / "model")
+    t5_weights.save(random_t5(TINY, seed=8), root / "model")
     (root / "model/tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
     for split, rows in (("train", 120), ("test", 24)):
         write_parquet(root / f"data/ag_news/{split}.parquet", news(rows, seed=77))

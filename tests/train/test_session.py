@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from jpeft.config import Run
 from jpeft.mesh.layout import Layout
-from jpeft.model import weights
+from jpeft.model import t5_weights
 from jpeft.peft.full import Full
 from jpeft.recent import Recent
 from jpeft.run.display import Display
@@ -77,7 +77,7 @@ def test_a_second_run_of_a_shape_loads_tokenises_and_compiles_nothing(cell, tmp_
     first = outcome(cell("lora"), tmp_path / "first", session)[0]
     assert first["seconds"]["compile"] > 0
     monkeypatch.setattr(loop, "prepare", None)
-    monkeypatch.setattr(weights, "load", None)
+    monkeypatch.setattr(t5_weights, "load", None)
     assert outcome(cell("lora", seed=1), tmp_path / "second", session)[0]["seconds"]["compile"] == 0
     others = {"train.learning_rate.warmup": 1e-4, "train.warmup_fraction": 0.5, "train.max_epochs": 1}
     assert outcome(cell("lora", **others), tmp_path / "third", session)[0]["seconds"]["compile"] == 0
