@@ -7,11 +7,14 @@ training or merging does to a matrix changes nearly every number of it, and is s
 large file between those pieces alone: a few rows of an embedding set by hand, or a bit that a disk has lost.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
+
+from jpeft.errors import RunFailed, UserError
 
 _WHOLE = 32 * 2**20  # bytes of a file
 _SMALL_TENSOR = 64 * 2**10
@@ -36,6 +39,21 @@ def fingerprint(files: Sequence[Path]) -> str:
             _known[key] = _of_content(file, status.st_size)
         digest.update(f"{len(file.name)} {file.name} {status.st_size} {_known[key]} ".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def fingerprints_of(asked: Mapping[str, Callable[[], str | None]]) -> dict[str, str]:
+    """The fingerprints that these functions take, by the same names; a name whose function takes none is left out.
+
+    So is one whose files are not there, are damaged or have no name that a file can have (a `~` of nobody's: a
+    `RuntimeError`; a NUL: a `ValueError`). It is no error yet: fingerprints are asked for before anything is loaded,
+    and whoever loads such a file says what is wrong with it and what to do.
+    """
+    found = {}
+    for name, fingerprint_now in asked.items():
+        with contextlib.suppress(UserError, RunFailed, OSError, RuntimeError, ValueError):
+            if (value := fingerprint_now()) is not None:
+                found[name] = value
+    return found
 
 
 def _of_content(path: Path, size: int) -> str:

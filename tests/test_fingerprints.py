@@ -1,13 +1,15 @@
 """Large files are known again by little reading of them."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from jpeft import fingerprints
-from jpeft.fingerprints import fingerprint
+from jpeft.errors import RunFailed
+from jpeft.fingerprints import fingerprint, fingerprints_of
 
 
 @pytest.fixture
@@ -65,3 +67,20 @@ def test_a_file_that_is_replaced_within_a_clock_tick_is_read_again(tmp_path):
     assert fingerprint([file]) != first
     with pytest.raises(FileNotFoundError):
         fingerprint([other])
+
+
+def test_what_cannot_be_read_has_no_fingerprint_yet_and_is_no_error(tmp_path):
+    def damaged():
+        raise RunFailed("the index is damaged")
+
+    found = fingerprints_of(
+        {
+            "there": lambda: "0123",
+            "absent": lambda: fingerprint([tmp_path / "absent"]),
+            "unnameable": lambda: fingerprint([tmp_path / "a\0b"]),
+            "homeless": lambda: fingerprint([Path("~no-such-user/weights").expanduser()]),
+            "damaged": damaged,
+            "not asked for": lambda: None,
+        }
+    )
+    assert found == {"there": "0123"}

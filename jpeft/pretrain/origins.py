@@ -1,11 +1,9 @@
 """What a pretraining run reads, known by content: a run does not go on with another corpus, start or vocabulary."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jpeft.errors import RunFailed, UserError
-from jpeft.fingerprints import fingerprint
+from jpeft.fingerprints import fingerprint, fingerprints_of
 from jpeft.model.source import find_here
 from jpeft.model.tokenizer import tokenizer_files
 from jpeft.model.weights import model_files
@@ -16,24 +14,21 @@ from jpeft.pretrain.mixture import source_files
 def origins(run: Pretraining) -> dict[str, str]:
     """Fingerprints of what a run would read now, by the names in `jpeft.run.directory.ORIGINS`.
 
-    What is not on this machine, cannot be read or is not asked for has none: whoever loads it says what is wrong.
+    What is not on this machine, cannot be read or is not asked for has none.
     """
 
-    def of_model(name: str | None, files_of: Callable[[Path], Sequence[Path]]) -> list[Path]:
+    def of_model(name: str | None, files_of: Callable[[Path], Sequence[Path]]) -> str | None:
         directory = None if name is None else find_here(name)
-        return [] if directory is None else [*files_of(directory)]
+        files = [] if directory is None else files_of(directory)
+        return fingerprint(files) if files else None
 
-    asked: dict[str, Callable[[], list[Path]]] = {
-        "corpus": lambda: _corpus(run),
-        "start": lambda: of_model(run.model.start, lambda path: [*model_files(path), *tokenizer_files(path)]),
-        "vocabulary": lambda: of_model(run.tokenizer.path, tokenizer_files),
-    }
-    found = {}
-    for name, files_of in asked.items():
-        with contextlib.suppress(UserError, RunFailed, OSError, RuntimeError, ValueError):
-            if files := files_of():
-                found[name] = fingerprint(files)
-    return found
+    return fingerprints_of(
+        {
+            "corpus": lambda: fingerprint(_corpus(run)),
+            "start": lambda: of_model(run.model.start, lambda path: [*model_files(path), *tokenizer_files(path)]),
+            "vocabulary": lambda: of_model(run.tokenizer.path, tokenizer_files),
+        }
+    )
 
 
 def _corpus(run: Pretraining) -> list[Path]:
