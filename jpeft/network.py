@@ -5,6 +5,8 @@ import logging
 import threading
 from collections.abc import Iterator
 
+from jpeft.trouble import first_line
+
 _MOST_SECONDS = 5.0
 
 
@@ -24,7 +26,7 @@ def why_unreachable(most_seconds: float = _MOST_SECONDS) -> str | None:
             get_session().head(constants.ENDPOINT, timeout=most_seconds)
             answers.append(None)
         except Exception as error:  # which library's errors these are differs between versions of huggingface_hub
-            answers.append(str(error).partition("\n")[0] or type(error).__name__)
+            answers.append(first_line(error))
 
     # In a thread: what looks up the name of the host knows no limit of time.
     asking = threading.Thread(target=ask, daemon=True)

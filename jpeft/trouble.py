@@ -45,7 +45,7 @@ def explained(error: BaseException) -> UserError | RunFailed | None:
     text = str(error)
     if _raised_in(error) == "xla_bridge.py":  # by JAX's choice of a device, which has several ways to fail
         asked = os.environ.get("JAX_PLATFORMS", "")
-        said = f" ({text.splitlines()[0][:200]})" if text else ""
+        said = f" ({first_line(error, 200)})" if text else ""
         return UserError(
             f"JAX_PLATFORMS is {asked!r}, and JAX finds no such device here{said}; set this environment variable to "
             "cpu, or leave it out."
@@ -68,6 +68,12 @@ def _raised_in(error: BaseException) -> str:
 def first_line(error: BaseException, most: int = 300) -> str:
     """The beginning of what an error says, or its kind where it says nothing."""
     return (str(error).strip().partition("\n")[0] or type(error).__name__)[:most]
+
+
+def kind_and_first_line(error: BaseException, most: int = 300) -> str:
+    """`ValueError: no such axis`: of an error that nobody here knows, its kind before what it says."""
+    kind, said = type(error).__name__, first_line(error, most)
+    return kind if said == kind else f"{kind}: {said}"
 
 
 def shown(name: object) -> str:

@@ -19,6 +19,7 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.network import why_unreachable, without_network
 from jpeft.rows.reading import KINDS, PACKED, Columns, kind_of, read_columns, require_file
 from jpeft.rows.values import is_missing
+from jpeft.trouble import first_line
 
 SOURCES = ("auto", "hub", "local", "tfds", "sample")
 # What a source may call each split.
@@ -323,7 +324,7 @@ def _from_hub(task: Task) -> dict[str, Columns]:
         with contextlib.nullcontext() if unreachable is None else without_network():
             loaded: Any = datasets.load_dataset(repository, configuration, revision=revision)
     except Exception as error:  # what is raised differs by what is between here and the hub
-        reason = unreachable or str(error).partition("\n")[0] or type(error).__name__
+        reason = unreachable or first_line(error)
         raise RunFailed(
             f"the hub cannot be reached for {repository} ({reason}); without a network, give --config.data.path "
             f"a directory that holds {task.local}/train.parquet, validation.parquet and test.parquet, or try the task "
@@ -350,7 +351,7 @@ def _from_tfds(task: Task) -> dict[str, Columns]:
             split: builder.as_data_source(split=split) for split in _SPLIT_NAMES if split in builder.info.splits
         }
     except Exception as error:  # as for the hub
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise RunFailed(
             f"TensorFlow Datasets cannot provide {task.tfds} ({reason}); give --config.data.path."
         ) from None

@@ -12,6 +12,7 @@ from typing import Any
 from jpeft.errors import RunFailed, UserError
 from jpeft.grid.pool import Event
 from jpeft.grid.worker import Job, Outcome
+from jpeft.trouble import first_line
 
 
 class RayPool:
@@ -40,7 +41,7 @@ class RayPool:
         try:
             ray.init(address=address, log_to_driver=False, ignore_reinit_error=True, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, TimeoutError) as error:
-            said = str(error).partition("\n")[0]
+            said = first_line(error)
             raise RunFailed(f"no Ray cluster at {address!r} ({said}); start one: ray start --head") from None
         room = sum(_room(node["Resources"], cpus=cpus, gpus=gpus) for node in ray.nodes() if node["Alive"])
         if room < 1:

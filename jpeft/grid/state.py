@@ -21,6 +21,7 @@ from jpeft.results import NotARecord, PausedRecord, RunRecord
 from jpeft.run.directory import PAUSE_FILE, has_work, is_claimed, what_differs
 from jpeft.train.loop import digest_of_rows
 from jpeft.train.origins import origins
+from jpeft.trouble import kind_and_first_line
 from jpeft.words import counted, the_first
 
 FAILURE_FILE = "failure.json"
@@ -110,7 +111,7 @@ def _paused(directory: Path) -> PausedRecord | None:
 
 def record_failure(directory: Path, error: BaseException | str) -> None:
     """Leaves the error where `look` finds it, with its traceback where it has one."""
-    shown = error if isinstance(error, str) else f"{type(error).__name__}: {error}".partition("\n")[0]
+    shown = error if isinstance(error, str) else kind_and_first_line(error, 1000)
     trace = "" if isinstance(error, str) else "".join(traceback.format_exception(error))
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with contextlib.suppress(OSError), write_whole(directory / FAILURE_FILE) as beside:  # whoever asks says it, too

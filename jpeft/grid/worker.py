@@ -28,7 +28,7 @@ from jpeft.run.stop import ask_all
 from jpeft.train.loop import execute
 from jpeft.train.meeting import Meeting
 from jpeft.train.session import Session
-from jpeft.trouble import explained, first_line
+from jpeft.trouble import explained, kind_and_first_line
 
 _SECONDS_BETWEEN_RECORDS = 1.0
 _SECONDS_BETWEEN_LOOKS = 0.2
@@ -95,7 +95,7 @@ def _do(job: Job, session: Session) -> Outcome:
         if (directory / "config.json").is_file():  # otherwise the directory is not the cell's
             record_failure(directory, error)
         expected = explained(error)
-        return Outcome("failed", str(expected) if expected else f"{type(error).__name__}: {first_line(error)}")
+        return Outcome("failed", str(expected) if expected else kind_and_first_line(error))
     finally:
         display.close()
     seconds = time.monotonic() - started

@@ -14,6 +14,7 @@ from jpeft.model.quantized import Quantization
 from jpeft.model.tokenizer import TOKENIZER_FILES, VOCABULARIES
 from jpeft.model.weights import FORMATS, INDEXES, quantization_in, weight_files
 from jpeft.network import why_unreachable
+from jpeft.trouble import first_line
 from jpeft.words import clipped
 
 # By which an adapter's directory is known, in Hugging Face PEFT's layout and in jpeft's.
@@ -195,7 +196,7 @@ def _download(repository: str, what: str, flag: str, report: Callable[[str], Non
     except UserError:
         raise
     except Exception as error:  # which library's errors these are differs between versions of huggingface_hub
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise RunFailed(_not_reached(repository, reason, flag)) from None
 
 

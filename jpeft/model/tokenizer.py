@@ -20,6 +20,7 @@ from jpeft.files import read_json_object, read_text, write_whole
 from jpeft.model import chat
 from jpeft.model.chat import Wording
 from jpeft.model.gguf import is_gguf, open_gguf
+from jpeft.trouble import first_line
 
 VOCABULARIES = ("tokenizer.json", "spiece.model")  # either is enough
 TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -437,7 +438,7 @@ def _one_line(message: Callable[[str], str]) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UserError(message(str(error).partition("\n")[0])) from None
+        raise UserError(message(first_line(error))) from None
 
 
 def _growth(described: Mapping[str, Any]) -> float:

@@ -39,6 +39,7 @@ from jpeft.model.quantized import (
     quantize_modules,
 )
 from jpeft.model.t5_config import MOST_CONFIG_BYTES
+from jpeft.trouble import first_line
 from jpeft.words import one_line
 
 _MOST_INDEX_BYTES = 16 * 2**20
@@ -141,7 +142,7 @@ def _damage(path: Path, *errors: type[Exception]) -> Iterator[None]:
     except (UserError, RunFailed):
         raise
     except errors as error:
-        reason = (str(error).partition("\n")[0] or type(error).__name__)[:200]
+        reason = first_line(error, 200)
         raise RunFailed(f"{path} is damaged or cut short ({reason}); download or copy it again.") from None
 
 
@@ -213,7 +214,7 @@ def _read_torch(files: list[Path]) -> InMemory:
             values = dict(torch.load(path, map_location="cpu", weights_only=True))
             plain = {str(name): _as_numpy(value) for name, value in values.items() if not BUFFERS.fullmatch(str(name))}
         except Exception as error:  # a damaged zip, an unexpected pickle opcode: all mean the same to the caller
-            reason = str(error).partition("\n")[0][:200]
+            reason = first_line(error, 200)
             raise RunFailed(f"{path} is damaged, or holds more than plain weights ({reason}).") from None
         for name, value in plain.items():
             _put(weights, name, _as_weight(value, path, name), path)

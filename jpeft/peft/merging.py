@@ -16,6 +16,7 @@ from jpeft.peft.adapted import is_adapted, take_off
 from jpeft.peft.sites import SiteModule, roles_of, site_modules
 from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original, view_of
+from jpeft.trouble import kind_and_first_line
 
 # How far a module's outputs may be off: where its weights are float32, where it may round in itself, and where all of
 # them are moved.
@@ -182,10 +183,9 @@ def _called(place: SiteModule, call: Any) -> Any:
     except UserError:
         raise
     except Exception as error:  # of a module that nobody here knows
-        what = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
         raise UserError(
             f"{place.sites[0].path}, a {type(place.module).__name__}, cannot be merged: a call with a random input of "
-            f"its size fails ({what})."
+            f"its size fails ({kind_and_first_line(error, 120)})."
         ) from None
 
 

@@ -19,7 +19,7 @@ from jpeft.errors import UserError
 from jpeft.plan.compile import Workshop
 from jpeft.plan.devices import device_named
 from jpeft.plan.memory import Lengths
-from jpeft.trouble import first_line
+from jpeft.trouble import kind_and_first_line
 
 
 def main(argv: list[str], questions: Iterable[str], answers: IO[str]) -> None:
@@ -45,7 +45,7 @@ def answer(workshop: Workshop, question: dict[str, Any]) -> dict[str, Any]:
     except UserError as error:
         return {"user_error": str(error)}
     except Exception as error:
-        return {"failed": f"{type(error).__name__}: {first_line(error)}"}
+        return {"failed": kind_and_first_line(error)}
     return {"made": dataclasses.asdict(made)}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from jpeft.errors import UserError
 from jpeft.predict.questions import PromptTemplate, Question
-from jpeft.rows.reading import KINDS, PACKED, first_line, kind_of, read_rows, require_file, rows_of
+from jpeft.rows.reading import KINDS, PACKED, kind_of, read_first_line, read_rows, require_file, rows_of
 from jpeft.rows.text import MOST_ROW_BYTES, FileRow, Readable, is_object
 from jpeft.rows.values import as_json
 
@@ -159,7 +159,7 @@ def _by_its_beginning(path: Path) -> str:
     """
     if not path.is_file():  # a pipe, which can be read only once
         return "lines"
-    beginning = first_line(path, f"--input {path}")
+    beginning = read_first_line(path, f"--input {path}")
     if is_object(beginning):
         return "jsonl"
     inner = next((suffix for suffix in path.suffixes if suffix.lower() in KINDS), None)

@@ -10,6 +10,7 @@ import pyarrow.parquet
 from jpeft.errors import UserError
 from jpeft.rows.text import MOST_ROW_BYTES, FileRow, column_names
 from jpeft.rows.values import NoMoment
+from jpeft.trouble import first_line
 
 MOST_VALUES = 100_000_000  # of a column within a row group; where they are missing or equal they take no bytes at all
 _ROWS_AT_ONCE = 256
@@ -43,8 +44,7 @@ def batches(file: IO[bytes], name: str) -> Iterator[dict[str, list[Any]]]:
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
         if isinstance(error, UserError):
             raise
-        reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-        raise UserError(f"{name} cannot be read as Parquet ({reason}).") from None
+        raise _no_parquet(name, error) from None
 
 
 def count_rows(file: IO[bytes], name: str) -> int:
@@ -53,8 +53,12 @@ def count_rows(file: IO[bytes], name: str) -> int:
         rows = pyarrow.parquet.read_metadata(file).num_rows
         file.seek(0)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{name} cannot be read as Parquet ({str(error).partition(chr(10))[0].rstrip('.')}).") from None
+        raise _no_parquet(name, error) from None
     return rows
+
+
+def _no_parquet(name: str, error: Exception) -> UserError:
+    return UserError(f"{name} cannot be read as Parquet ({first_line(error).rstrip('.')}).")
 
 
 def rows(file: IO[bytes], name: str, size: int) -> Iterator[FileRow]:

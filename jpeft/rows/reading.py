@@ -16,6 +16,7 @@ from jpeft.rows import parquet
 from jpeft.rows.packed import PACKED, open_unpacked
 from jpeft.rows.separated import csv_rows
 from jpeft.rows.text import MOST_ROW_BYTES, FileRow, Readable, json_line_rows, json_rows, lines, plain_rows
+from jpeft.trouble import first_line
 from jpeft.words import clipped
 
 Columns = dict[str, list[Any]]
@@ -95,7 +96,7 @@ def read_rows(
             yield from rows_of(file, kind, name, report=report)
 
 
-def first_line(path: Path, name: str) -> bytes:
+def read_first_line(path: Path, name: str) -> bytes:
     """What a file begins with, as far as a row may be long. Raises `UserError`: it cannot be read."""
     with _explained(name), open_unpacked(path) as file:
         return file.readline(MOST_ROW_BYTES + 1)
@@ -170,5 +171,5 @@ def _explained(name: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text.partition("\n")[0].rstrip(".") or type(error).__name__
+    strerror = error.strerror if isinstance(error, OSError) else None
+    return (strerror or first_line(error)).rstrip(".")

@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 from jpeft.errors import RunFailed
 from jpeft.run.background import disk_trouble
 from jpeft.run.processes import host_copy, is_first, wait_for_all
+from jpeft.trouble import first_line
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports each save at length, each failure at more
 
@@ -148,7 +149,7 @@ class Checkpoints(Generic[Saved]):
                 if expected is not None and checksum(restored["arrays"], plain) != expected:
                     raise ValueError("what it holds is not what was saved: its checksum is another")
             except Exception as error:  # Orbax and TensorStore raise many types for damaged files
-                damaged[step] = str(error).partition("\n")[0][:200]
+                damaged[step] = first_line(error, 200)
                 continue
             self._set_aside(damaged)
             leaves = [restored["arrays"][name] for name in _named(like)]
@@ -191,7 +192,7 @@ class _Explained:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, Exception):
-            reason = disk_trouble(error) or getattr(error, "strerror", None) or str(error).partition("\n")[0][:300]
+            reason = disk_trouble(error) or getattr(error, "strerror", None) or first_line(error)
             mend = "mend that" if isinstance(error, NotADirectoryError | PermissionError) else "free some space"
             raise RunFailed(
                 f"the checkpoint cannot be written to {self._directory} ({reason}); {mend} and give the same command "

@@ -16,6 +16,7 @@ import numpy as np
 
 from jpeft.errors import UserError
 from jpeft.eval.metrics.base import UNBOUNDED, Answered, Computed, Metric
+from jpeft.trouble import kind_and_first_line
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*")
 _loaded: dict[str, Metric] = {}
@@ -53,8 +54,8 @@ def load(name: str) -> Metric:
     try:
         found = getattr(importlib.import_module(module), function, None)
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise UserError(f"the metric {name!r} cannot be imported ({reason[:200]}).") from error
+        reason = kind_and_first_line(error, 200)
+        raise UserError(f"the metric {name!r} cannot be imported ({reason}).") from error
     finally:
         if added:
             sys.path.remove(here)
@@ -106,8 +107,8 @@ class OwnMetric(Metric):
             given = self.scores(answered)
             values = np.asarray(given)
         except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            raise UserError(f"the metric {self.name!r} fails on {rows:,} rows ({reason[:200]}).") from error
+            reason = kind_and_first_line(error, 200)
+            raise UserError(f"the metric {self.name!r} fails on {rows:,} rows ({reason}).") from error
         expected = f"one finite number, or one for each of {rows:,} rows, within its range"
         shown = _in_words(given, values)
         if values.dtype.kind not in "bif" or values.shape not in ((), (rows,)):
