@@ -21,9 +21,9 @@ from jpeft.adapters.peft_layout import peft_config, peft_lacks, peft_tensors, re
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import check_fields, read_json_object, write_whole
 from jpeft.leaves import Part, fill, named_leaves, num_weights
+from jpeft.model.config_fields import MOST_CONFIG_BYTES
 from jpeft.model.family import save_model
 from jpeft.model.source import ADAPTER_FILES
-from jpeft.model.t5_config import MOST_CONFIG_BYTES
 from jpeft.peft.attaching import attach
 from jpeft.peft.interchange import LARGEST_NUMBER
 from jpeft.peft.method import Method

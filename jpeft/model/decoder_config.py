@@ -9,8 +9,17 @@ from typing import Any
 
 from jpeft.errors import UserError
 from jpeft.files import check_fields
-from jpeft.model.t5_config import MOST_LAYERS, MOST_ROWS, MOST_WIDTH, check_ends, several_ends
-from jpeft.words import shortened
+from jpeft.model.config_fields import (
+    ACTIVATIONS,
+    MOST_LAYERS,
+    MOST_ROWS,
+    MOST_WIDTH,
+    Ends,
+    activation_called,
+    check_ends,
+    several_ends,
+    short,
+)
 
 _BLOOM_BIASES = ("q", "k", "v", "o", "up", "down")
 
@@ -28,7 +37,7 @@ _LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(Ends):
     """One decoder-only architecture: its choices, then its sizes.
 
     Attributes:
@@ -83,11 +92,6 @@ class DecoderConfig:
     bos_token_id: int | None = None
     eos_token_id: int = 2
     other_eos_token_ids: tuple[int, ...] = ()
-
-    @property
-    def ends(self) -> tuple[int, ...]:
-        """Ids of the tokens at which generation stops, the one that ends texts first."""
-        return (self.eos_token_id, *self.other_eos_token_ids)
 
     @property
     def stacks(self) -> dict[str, int]:
@@ -148,7 +152,7 @@ class DecoderConfig:
                 raise UserError(f"{source}: {keys.get(name, 'rope_theta')} is {known[name]!r}; expected more than 0.")
         rates = [values[key] for key in _DROPOUTS[kind] if values.get(key) is not None]
         if not all(isinstance(rate, int | float) and 0 <= rate < 1 for rate in rates):
-            raise UserError(f"{source}: a dropout rate is {_short(rates)}; expected at least 0 and less than 1.")
+            raise UserError(f"{source}: a dropout rate is {short(rates)}; expected at least 0 and less than 1.")
         known["dropout_rate"] = float(max(rates, default=0.0))
         floats = {name: float(known[name]) for name in ("norm_epsilon", "rotary_base") if name in known}
         return cls(**{"model_type": kind, **CHOICES[kind], **known, **floats})
@@ -191,8 +195,6 @@ AUTO_CLASSES = {
     "gptj": "GPTJForCausalLM",
     "bloom": "BloomForCausalLM",
 }
-_SAME_ACTIVATION = {"gelu_fast": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu_python": "gelu", "swish": "silu"}
-_ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu")
 
 # What `config.json` calls our sizes.
 _IDS = {name: name for name in ("vocab_size", "tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")}
@@ -251,17 +253,13 @@ _DEFAULT_TIES = {"gpt_neo": True, "bloom": True}  # where the config does not sa
 _DEFAULT_EPSILON = {**dict.fromkeys(_LLAMA_LIKE, 1e-6)}
 
 
-def _short(value: Any) -> str:
-    return shortened(value, 40)
-
-
 def _check_range(
     name: str, known: Mapping[str, Any], least: int, most: int, keys: Mapping[str, str], source: str
 ) -> None:
     value = known.get(name)
     if value is not None and (type(value) is not int or not least <= value <= most):
         key = keys.get(name, name)
-        raise UserError(f"{source}: {key} is {_short(value)}; expected an integer from {least} to {most:,}.")
+        raise UserError(f"{source}: {key} is {short(value)}; expected an integer from {least} to {most:,}.")
 
 
 def _own_choices(kind: str, values: Mapping[str, Any], known: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -291,7 +289,7 @@ def _own_choices(kind: str, values: Mapping[str, Any], known: Mapping[str, Any],
     if kind == "bloom":
         for key in ("apply_residual_connection_post_layernorm", "slow_but_exact"):
             if values.get(key):
-                raise UserError(f"{source}: {key} is {_short(values[key])}, which jpeft does not have; expected false.")
+                raise UserError(f"{source}: {key} is {short(values[key])}, which jpeft does not have; expected false.")
     for name in ("window", "rotary_width"):
         _check_range(name, found, 1, MOST_WIDTH if name == "window" else width, {}, source)
     if CHOICES[kind]["positions"] in ("halves", "pairs") and found["rotary_width"] % 2:
@@ -303,27 +301,27 @@ def _rotary_base(values: Mapping[str, Any], source: str) -> float:
     """`rope_theta`, or what `rope_parameters` says of it in configs of transformers 5."""
     scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(scaling, Mapping):
-        raise UserError(f"{source}: the rotary settings are {_short(scaling)}; expected an object.")
+        raise UserError(f"{source}: the rotary settings are {short(scaling)}; expected an object.")
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind != "default":
-        raise UserError(f"{source}: rotary positions of type {_short(kind)}, which jpeft does not have; use 'default'.")
+        raise UserError(f"{source}: rotary positions of type {short(kind)}, which jpeft does not have; use 'default'.")
     for where in (scaling, values):
         if (share := where.get("partial_rotary_factor")) not in (None, 1):
             raise UserError(
-                f"{source}: partial_rotary_factor is {_short(share)}, and jpeft rotates all numbers of such a model's "
+                f"{source}: partial_rotary_factor is {short(share)}, and jpeft rotates all numbers of such a model's "
                 "heads; expected 1, or none."
             )
     base = scaling.get("rope_theta") or values.get("rope_theta") or 10000.0
     if isinstance(base, bool) or not isinstance(base, int | float):
-        raise UserError(f"{source}: rope_theta is {_short(base)}; expected a number.")
+        raise UserError(f"{source}: rope_theta is {short(base)}; expected a number.")
     return float(base)
 
 
 def _activation(values: Mapping[str, Any], key: str, default: str, source: str) -> str:
     asked = values.get(key) or default
-    name = _SAME_ACTIVATION.get(asked, asked) if isinstance(asked, str) else asked
-    if name not in _ACTIVATIONS:
-        raise UserError(f"{source}: {key} is {_short(asked)}; expected one of {', '.join(_ACTIVATIONS)}.")
+    name = activation_called(asked) if isinstance(asked, str) else asked
+    if name not in ACTIVATIONS:
+        raise UserError(f"{source}: {key} is {short(asked)}; expected one of {', '.join(ACTIVATIONS)}.")
     return name
 
 
@@ -340,7 +338,7 @@ def _window(kind: str, values: Mapping[str, Any], layers: int, source: str) -> d
         _check_range("max_window_layers", {"max_window_layers": first}, 0, MOST_WIDTH, {}, source)
         return {"window": window, "windowed": tuple(range(first, layers))}
     if not isinstance(kinds, list) or len(kinds) != layers:
-        raise UserError(f"{source}: layer_types is {_short(kinds)}; expected a list of {layers}.")
+        raise UserError(f"{source}: layer_types is {short(kinds)}; expected a list of {layers}.")
     return {"window": window, "windowed": tuple(i for i, one in enumerate(kinds) if one == "sliding_attention")}
 
 
@@ -355,7 +353,7 @@ def _gpt_neo_layers(values: Mapping[str, Any], layers: int, source: str) -> list
         kinds = []
     if len(kinds) != layers or set(kinds) - {"global", "local"}:
         raise UserError(
-            f"{source}: attention_types is {_short(types)}; expected 'global' or 'local' for each of {layers} layers."
+            f"{source}: attention_types is {short(types)}; expected 'global' or 'local' for each of {layers} layers."
         )
     return kinds
 

@@ -1,30 +1,26 @@
 """Sizes of a T5, as `config.json` of a released checkpoint states them."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from jpeft.errors import UserError
 from jpeft.files import check_fields
-from jpeft.words import shortened
-
-ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu")
-_SAME_ACTIVATION = {
-    "gelu_fast": "gelu_new",
-    "gelu_pytorch_tanh": "gelu_new",
-    "gelu_python": "gelu",
-    "swish": "silu",
-}
-
-# Far above every released T5; far below what a config may say to fill memory or to keep a counter busy for hours.
-MOST_LAYERS = 512
-MOST_CONFIG_BYTES = 4 * 2**20
-MOST_ROWS = 2**24  # vocab_size
-MOST_WIDTH = 2**20  # every other size
+from jpeft.model.config_fields import (
+    ACTIVATIONS,
+    MOST_LAYERS,
+    MOST_ROWS,
+    MOST_WIDTH,
+    Ends,
+    activation_called,
+    check_ends,
+    several_ends,
+    short,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Config:
+class T5Config(Ends):
     """One architecture for T5 1.0 (`relu`, tied head), T5 1.1 and FLAN-T5 (`gated-gelu`, untied head).
 
     Field names and meanings are those of the Hugging Face `config.json`. `d_kv * num_heads` need not equal `d_model`
@@ -59,11 +55,6 @@ class T5Config:
     decoder_start_token_id: int = 0
 
     @property
-    def ends(self) -> tuple[int, ...]:
-        """Ids of the tokens at which generation stops, the one that ends texts first."""
-        return (self.eos_token_id, *self.other_eos_token_ids)
-
-    @property
     def stacks(self) -> dict[str, int]:
         """Number of blocks of each stack by its name, `encoder` and `decoder`."""
         return {"encoder": self.num_layers, "decoder": self.num_decoder_layers}
@@ -79,7 +70,7 @@ class T5Config:
         if self.dense_act_fn is not None:
             return self.dense_act_fn
         name = self.feed_forward_proj.removeprefix("gated-")
-        return "gelu_new" if self.feed_forward_proj == "gated-gelu" else _SAME_ACTIVATION.get(name, name)
+        return "gelu_new" if self.feed_forward_proj == "gated-gelu" else activation_called(name)
 
     @property
     def scales_outputs(self) -> bool:
@@ -122,13 +113,13 @@ class T5Config:
         for name, (least, most) in _ranges(known.get("vocab_size", 0)).items():
             value = known.get(name, _DEFAULTS[name])
             if type(value) is not int or not least <= value <= most:
-                raise UserError(f"{source}: {name} is {_short(value)}; expected an integer from {least} to {most:,}.")
+                raise UserError(f"{source}: {name} is {short(value)}; expected an integer from {least} to {most:,}.")
         check_ends(known.get("other_eos_token_ids", ()), known["vocab_size"], source)
         if not 0 <= known.get("dropout_rate", 0) < 1:
-            shown = _short(known["dropout_rate"])
+            shown = short(known["dropout_rate"])
             raise UserError(f"{source}: dropout_rate is {shown}; expected at least 0 and less than 1.")
         if not 0 < known.get("layer_norm_epsilon", 1) <= 1:
-            shown = _short(known["layer_norm_epsilon"])
+            shown = short(known["layer_norm_epsilon"])
             raise UserError(f"{source}: layer_norm_epsilon is {shown}; expected more than 0 and at most 1.")
         floats: dict[str, Any] = {name: float(known[name]) for name in _FLOATS if name in known}
         config = cls(**known | floats)
@@ -177,29 +168,6 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def several_ends(given: Any) -> dict[str, Any]:
-    """`eos_token_id` of a `config.json` as our fields have it where it is a list, else nothing; none is checked."""
-    if not isinstance(given, list):
-        return {}
-    first, *others = given or [[]]
-    kept = [end for i, end in enumerate(others) if end != first and end not in others[:i]]
-    return {"eos_token_id": first, "other_eos_token_ids": tuple(kept)}
-
-
-def check_ends(ends: Sequence[Any], vocab_size: int, source: str) -> None:
-    """Raises `UserError`: one of them is no id of the vocabulary."""
-    for end in ends:
-        if type(end) is not int or not 0 <= end < vocab_size:
-            raise UserError(
-                f"{source}: eos_token_id is {_short(end)}; expected an integer from 0 to {vocab_size - 1:,}, or a list "
-                "of such."
-            )
-
-
-def _short(value: Any) -> str:
-    return shortened(value, 40)
-
-
 def _ranges(vocab_size: Any) -> dict[str, tuple[int, int]]:
     """The least and the most that each whole number of a config may be, `vocab_size` first: ids are of it."""
     width, layers = (1, MOST_WIDTH), (1, MOST_LAYERS)
@@ -230,13 +198,12 @@ def _feed_forward(values: Mapping[str, Any], family: str, source: str) -> dict[s
     asked = values.get("feed_forward_proj") or ("gated-gelu" if family == "mt5" else "relu")
     gate, _, name = asked.rpartition("-")
     if gate not in ("", "gated"):
-        raise UserError(f"{source}: feed_forward_proj is {_short(asked)}; expected a function, or gated- before it.")
+        raise UserError(f"{source}: feed_forward_proj is {short(asked)}; expected a function, or gated- before it.")
     named = "gelu_new" if asked == "gated-gelu" else name
-    activation = values.get("dense_act_fn") or named
-    activation = _SAME_ACTIVATION.get(activation, activation)
-    for what, function in (("feed_forward_proj", _SAME_ACTIVATION.get(named, named)), ("dense_act_fn", activation)):
+    activation = activation_called(values.get("dense_act_fn") or named)
+    for what, function in (("feed_forward_proj", activation_called(named)), ("dense_act_fn", activation)):
         if function not in ACTIVATIONS:
-            raise UserError(f"{source}: {what} is {_short(values[what])}; known: {', '.join(ACTIVATIONS)}.")
+            raise UserError(f"{source}: {what} is {short(values[what])}; known: {', '.join(ACTIVATIONS)}.")
     gated = values.get("is_gated_act")
     gated = bool(gate) if gated is None else gated
     projection = f"{'gated-' if gated else ''}{activation}".replace("gated-gelu_new", "gated-gelu")

@@ -26,6 +26,7 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object, write_whole
 from jpeft.leaves import WIDE, Devices, Model, Part, Read, fill, stacked_leaves
 from jpeft.model.bitsandbytes import Packed, file_forms, quantization_config
+from jpeft.model.config_fields import MOST_CONFIG_BYTES
 from jpeft.model.gguf import is_gguf
 from jpeft.model.quantized import (
     Form,
@@ -38,7 +39,6 @@ from jpeft.model.quantized import (
     quantize,
     quantize_modules,
 )
-from jpeft.model.t5_config import MOST_CONFIG_BYTES
 from jpeft.trouble import first_line
 from jpeft.words import one_line
 
