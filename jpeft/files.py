@@ -19,6 +19,9 @@ from jpeft.words import clipped
 # What foreign JSON may hold. Configs and indexes of released models stay far below either.
 MOST_BYTES = 64 * 2**20
 MOST_NESTING = 64
+# A LoRA of full rank has twice the numbers of what it adapts, and float64 takes 8 bytes for each.
+_MOST_BYTES_A_NUMBER = 16
+_MOST_BYTES_BESIDE = 64 * 2**20  # names, shapes, and whatever else a file of weights holds
 _PARTIAL = ".partial"
 
 
@@ -90,6 +93,11 @@ def write_directory(path: Path) -> Iterator[Path]:
         beside.replace(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def most_bytes_of(numbers: int) -> int:
+    """How large a stranger's files of weights may be, of a model of so many numbers, to be read whole."""
+    return _MOST_BYTES_BESIDE + _MOST_BYTES_A_NUMBER * numbers
 
 
 def read_text(path: Path, *, error: type[Exception] = UserError, most_bytes: int = MOST_BYTES) -> str:

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from jpeft.adapters.peft_layout import peft_config, peft_lacks, peft_tensors, read_peft
 from jpeft.errors import RunFailed, UserError
-from jpeft.files import check_fields, read_json_object, write_whole
+from jpeft.files import check_fields, most_bytes_of, read_json_object, write_whole
 from jpeft.leaves import Part, fill, named_leaves, num_weights
 from jpeft.model.config_fields import MOST_CONFIG_BYTES
 from jpeft.model.family import save_model
@@ -34,9 +34,6 @@ from jpeft.words import one_line
 
 PEFTS, OURS = ADAPTER_FILES
 CONFIGS = (OURS, PEFTS)  # one of them says that a directory holds an adapter
-# A LoRA of full rank has twice the numbers of what it adapts, and float64 takes 8 bytes for each.
-_MOST_BYTES_A_WEIGHT = 16
-_LEAST_MOST_BYTES = 64 * 2**20
 _WEIGHTS = {OURS: "jpeft_adapter.safetensors", PEFTS: "adapter_model.safetensors"}
 # Of a tensor: a matrix or a vector, and in ours whatever a module of somebody else's has.
 _DIMENSIONS = {_WEIGHTS[OURS]: tuple(range(9)), _WEIGHTS[PEFTS]: (1, 2)}
@@ -299,7 +296,7 @@ def _read_tensors(path: Path, model: nnx.Module) -> dict[str, np.ndarray]:
         )
     if not path.is_file():  # nor a pipe, reading which would wait for ever
         raise UserError(f"{path.parent} has no {path.name} beside its config; copy the whole directory.")
-    most = max(_LEAST_MOST_BYTES, _MOST_BYTES_A_WEIGHT * num_weights(model))
+    most = most_bytes_of(num_weights(model))
     if path.stat().st_size > most:  # by its size alone: a file with holes takes no room on a disk, and all in memory
         raise UserError(f"{path} has {path.stat().st_size:,} bytes; expected {most:,} at most for this base.")
     try:

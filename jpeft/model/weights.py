@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic
 
-import jax
 import jax.numpy as jnp
 import msgpack
 import numpy as np
@@ -23,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.files import read_json_object, write_whole
-from jpeft.leaves import WIDE, Devices, Model, Part, Read, fill, stacked_leaves
+from jpeft.files import most_bytes_of, read_json_object, write_whole
+from jpeft.leaves import WIDE, Devices, Model, Part, Read, fill, num_weights, stacked_leaves
 from jpeft.model.bitsandbytes import Packed, file_forms, quantization_config
 from jpeft.model.config_fields import MOST_CONFIG_BYTES
 from jpeft.model.gguf import is_gguf
@@ -445,7 +444,7 @@ def refuse_oversize(directory: Path, model: nnx.Module) -> None:
     name, files = weight_files(directory)
     if name == "model.safetensors":  # of which, as of GGUF files, only the parts that fit are read
         return
-    largest = 64 * 2**20 + 16 * sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    largest = most_bytes_of(num_weights(model))
     size = sum(file.stat().st_size for file in files)
     if size > largest:
         raise UserError(
