@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jpeft.peft.arithmetic import rescaled
 from jpeft.peft.variables import Adapter, AdapterRows
 from jpeft.peft.views import Original
 
@@ -61,12 +62,9 @@ class Rescale(Rows):
     def __call__(
         self, leaves: Leaves, compute: Original, x: Float[Array, "batch length d_in"]
     ) -> Float[Array, "batch length d_out"]:
-        y = compute(_rescaled(x, leaves["scale_in"]) if "scale_in" in leaves else x)
-        return _rescaled(y, leaves["scale_out"]) if "scale_out" in leaves else y
-
-
-def _rescaled(x: Array, scale: Array) -> Array:  # as in jpeft.peft.arithmetic, a row at a time
-    return (x.astype(jnp.float32) * each(scale)).astype(x.dtype)
+        rescale_rows = jax.vmap(rescaled)  # each row by a vector of its own
+        y = compute(rescale_rows(x, leaves["scale_in"]) if "scale_in" in leaves else x)
+        return rescale_rows(y, leaves["scale_out"]) if "scale_out" in leaves else y
 
 
 def each(leaf: Array) -> Float[Array, "batch 1 width"]:
