@@ -62,7 +62,6 @@ class Metric:
       higher_is_better: which way a better model moves it.
       range: the least and the most that it can be.
       needs: of `LABELS`, `TEXTS`, `PROBABILITIES`: what it cannot be computed without.
-      uses_all_references: whether every reference of a row counts, or its own target alone.
       package: that has to be installed for it, and the extra of jpeft that brings it; None for none.
       told: how exactly it was computed on these answers, as a result file says it: tokenizer, version.
     """
@@ -75,7 +74,6 @@ class Metric:
     higher_is_better: bool = True
     range: tuple[float, float] = (0.0, 1.0)
     needs: tuple[str, ...] = ()
-    uses_all_references: bool = False
     package: tuple[str, str] | None = None
     told: Callable[[Answered], str] | None = None
 

@@ -64,7 +64,6 @@ QUESTION_ANSWERING_METRICS = (
         scores=_best(_exact_match),
         is_share=True,
         needs=(TEXTS,),
-        uses_all_references=True,
     ),
-    Metric("f1", "F1 of words", scores=_best(_f1), needs=(TEXTS,), uses_all_references=True),
+    Metric("f1", "F1 of words", scores=_best(_f1), needs=(TEXTS,)),
 )

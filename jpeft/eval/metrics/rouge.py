@@ -164,7 +164,6 @@ ROUGE_METRICS = (
             f"{_TITLES[name]}, multi-reference",
             scores=_of_references(kind),
             needs=(TEXTS,),
-            uses_all_references=True,
             told=_told,
         )
         for name, kind in _KINDS.items()

@@ -73,7 +73,6 @@ def _metric(name: str, title: str, make: Callable[[Answered], Any]) -> Metric:
         of_split=_by_sacrebleu(make),
         range=(0.0, 100.0),
         needs=(TEXTS,),
-        uses_all_references=True,
         package=_PACKAGE,
         told=_signature(make),
     )
