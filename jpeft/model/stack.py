@@ -60,12 +60,16 @@ class SegmentCache:
 
 
 @functools.lru_cache(maxsize=32)
-def block_program(remat: str, place: Place) -> Callable[..., Array]:
+def block_program(remat: str, traced_under: Place) -> Callable[..., Array]:
     """A block's pass over whole sequences, traced once for all layers of one structure and not once a layer.
 
-    Under one `place` alone, which `placed` asks while tracing. Kept, so that a call outside of a compiled program does
-    not compile it anew.
+    Kept, so that a call outside of a compiled program does not compile it anew.
+
+    Args:
+      remat: one of `REMAT_POLICIES`.
+      traced_under: the place at present. The block finds it by itself (`placed`); here it tells kept programs apart.
     """
+    del traced_under
 
     def body(x, block, key, *others):
         return block(x, *others, key)
