@@ -8,7 +8,7 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,29 +54,52 @@ def explain_disk_trouble(workdir: Path) -> Iterator[None]:
         ) from None
 
 
+class _QuietHooks:
+    """The hooks of this process by which Python prints what threads fail at, but for what a run says by itself.
+
+    They are the process's, and runs may overlap: the first run sets them, and the last puts back what was there.
+    """
+
+    def __init__(self) -> None:
+        self._runs, self._changing = 0, threading.Lock()
+
+    def enter(self) -> None:
+        """Counts a run more."""
+        with self._changing:
+            self._runs += 1
+            if self._runs == 1:
+                asyncio_log = logging.getLogger("asyncio")
+                self._before = threading.excepthook, sys.unraisablehook, asyncio_log.level
+                threading.excepthook, sys.unraisablehook = map(self._unless_expected, self._before[:2])
+                asyncio_log.setLevel(logging.CRITICAL)
+
+    def leave(self) -> None:
+        """Counts a run less."""
+        with self._changing:
+            self._runs -= 1
+            if self._runs == 0:
+                threading.excepthook, sys.unraisablehook, level = self._before
+                logging.getLogger("asyncio").setLevel(level)
+
+    @staticmethod
+    def _unless_expected(hook: Callable[[Any], object]) -> Callable[[Any], None]:
+        def hooked(arguments: Any) -> None:
+            error = arguments.exc_value
+            if error is None or (disk_trouble(error) is None and str(error) not in _AFTERMATH):
+                hook(arguments)
+
+        return hooked
+
+
+_quiet = _QuietHooks()
+
+
 @contextlib.contextmanager
 def quiet_threads() -> Iterator[None]:
     """Keeps background threads from printing what the main thread will say in one line.
 
     After a failure they stay so: some complain only when the process ends. All else is still printed.
     """
-    thread_hook, unraisable_hook = threading.excepthook, sys.unraisablehook
-    asyncio_log = logging.getLogger("asyncio")
-    level = asyncio_log.level
-
-    def expected(error: BaseException | None) -> bool:
-        return error is not None and (disk_trouble(error) is not None or str(error) in _AFTERMATH)
-
-    def on_thread(arguments: Any) -> None:
-        if not expected(arguments.exc_value):
-            thread_hook(arguments)
-
-    def on_unraisable(arguments: Any) -> None:
-        if not expected(arguments.exc_value):
-            unraisable_hook(arguments)
-
-    threading.excepthook, sys.unraisablehook = on_thread, on_unraisable
-    asyncio_log.setLevel(logging.CRITICAL)
+    _quiet.enter()
     yield
-    threading.excepthook, sys.unraisablehook = thread_hook, unraisable_hook
-    asyncio_log.setLevel(level)
+    _quiet.leave()
