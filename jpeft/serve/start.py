@@ -120,17 +120,18 @@ def start(choices: Choices, sizes: ShapeFlags, *, say: Callable[[str], None]) ->
     if not room:
         raise UserError(f"{choices.adapters} holds no adapter to make room for; say by --room what is to come.")
     bank = AdapterBank(model, capacity=choices.capacity, room=room, base_names=choices.base_names)
-    tasks = [] if own_task is None else [own_task]
+    tasks = [] if own_task is None else [(choices.model, own_task)]
     for name in names:
-        with _left_for_later():
-            tasks += [task for task in [task_of(shelf.find(name))] if task is not None]
+        with _left_for_later(name):
+            if (task := task_of(shelf.find(name))) is not None:
+                tasks.append((name, task))
     packed = [0]
-    for task in tasks:
-        with _left_for_later():
+    for name, task in tasks:
+        with _left_for_later(name):
             labels = task.chosen_from
             asked = tokenizer.asked_by(task.chat_template)
             packed += [len(PackedLabels.of(labels, asked, config).targets)] if labels else []
-    engine = Engine(bank, tokenizer, sizes.shapes(tasks, max(packed)), dtype=dtype.name)
+    engine = Engine(bank, tokenizer, sizes.shapes([task for _, task in tasks], max(packed)), dtype=dtype.name)
     engine.set_base_task(own_task)
     for name in names:
         try:
@@ -148,14 +149,17 @@ def start(choices: Choices, sizes: ShapeFlags, *, say: Callable[[str], None]) ->
 
 
 @contextlib.contextmanager
-def _left_for_later() -> Iterator[None]:
-    """Passes over errors in files of an adapter: whoever loads it is told of them then."""
+def _left_for_later(name: str) -> Iterator[None]:
+    """Passes over what is wrong with the files of an adapter, which is said when it is loaded.
+
+    A defect of ours is passed over, too, for it must not keep a server down; its traceback is logged.
+    """
     try:
         yield
-    except (UserError, RunFailed):
+    except (UserError, RunFailed, OSError):
         pass
     except Exception:
-        _log.debug("an adapter cannot be looked at", exc_info=True)
+        _log.exception("%s cannot be looked at", name)
 
 
 def _compile(engine: Engine, say: Callable[[str], None]) -> None:
@@ -223,13 +227,8 @@ def _room_of(shelf: Shelf, names: Sequence[str], model: nnx.Module) -> Room:
     by_path = {site.path: site for site in sites(model)}
     room: dict[tuple[Method, frozenset[str]], None] = {}
     for name in names:
-        try:
+        with _left_for_later(name):
             method, leaves, _ = read_adapter(shelf.find(name), model)
-        except (UserError, RunFailed):
-            continue  # said when it is loaded
-        except Exception:
-            _log.debug("%s cannot be read", name, exc_info=True)
-            continue
-        if isinstance(method, AddedModules):
-            room[method, frozenset(by_path.keys() & {leaf.rpartition("/")[0] for leaf in leaves})] = None
+            if isinstance(method, AddedModules):
+                room[method, frozenset(by_path.keys() & {leaf.rpartition("/")[0] for leaf in leaves})] = None
     return [(method, [by_path[path] for path in paths]) for method, paths in room]
