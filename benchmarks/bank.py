@@ -30,7 +30,8 @@ from jpeft.eval.generate import make_generate
 from jpeft.leaves import fill
 from jpeft.model import t5, t5_weights
 from jpeft.model.source import resolve
-from jpeft.model.t5 import T5, arrange_layers
+from jpeft.model.stack import arrange
+from jpeft.model.t5 import T5
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.lora import Lora
 from jpeft.peft.selection import select
@@ -75,7 +76,7 @@ def _resident_bytes() -> int:
 
 def _base(dtype: Any = jnp.float32) -> T5:
     model = t5_weights.load(resolve("mini"), dtype=dtype)
-    arrange_layers(model, None)
+    arrange((model.encoder, model.decoder), scan=None)
     return model
 
 

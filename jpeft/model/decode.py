@@ -47,17 +47,11 @@ def _is_end(tokens: Int[Array, "..."], ends: Sequence[int]) -> Bool[Array, "..."
     return functools.reduce(jnp.logical_or, [tokens == end for end in ends])
 
 
-def greedy(
-    model: LanguageModel, inputs: Int[Array, "batch length"], *, max_length: int
-) -> Int[Array, "batch max_length"]:
-    """The tokens of `greedy_scored`, at less cost: compiled, the loop is rid of the scores that nobody takes."""
-    return greedy_scored(model, inputs, max_length=max_length).tokens
-
-
 def greedy_scored(model: LanguageModel, inputs: Int[Array, "batch length"], *, max_length: int) -> Generated:
     """Greedy search: the most likely token at every step, until `</s>` or `max_length`, and its log-probability.
 
-    A row of padding alone gets padding: it fills up a batch.
+    A row of padding alone gets padding: it fills up a batch. Compiled for its tokens alone, it computes no
+    log-probabilities.
     """
     config = model.config
     decoder = model.begin(inputs, max_length)
@@ -103,20 +97,6 @@ class _Beams:
 def _gather_beams(tree, beam: Int[Array, "batch new_beams"]):
     """Selects beams along axis 1 of every `[batch, beams, ...]` leaf."""
     return jax.tree.map(lambda x: jnp.take_along_axis(x, beam.reshape(beam.shape + (1,) * (x.ndim - 2)), axis=1), tree)
-
-
-def beam_search(
-    model: LanguageModel,
-    inputs: Int[Array, "batch length"],
-    *,
-    max_length: int,
-    num_beams: int,
-    length_penalty: float = 1.0,
-) -> Int[Array, "batch max_length"]:
-    """The tokens of `beam_search_scored`, whose arguments these are."""
-    return beam_search_scored(
-        model, inputs, max_length=max_length, num_beams=num_beams, length_penalty=length_penalty
-    ).tokens
 
 
 def beam_search_scored(

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, Key
 from jpeft.model.attention import Before, ScoreBias, attend, with_before
 from jpeft.model.layers import ACTIVATIONS, MASKED, EmbeddedInput, Embedding, Linear, RMSNorm, apart, dropout, split_key
 from jpeft.model.placement import placed
-from jpeft.model.stack import SegmentCache, Segments, arrange, num_stacked, only_layer, side_by_side
+from jpeft.model.stack import SegmentCache, Segments, num_stacked, only_layer, side_by_side
 from jpeft.model.t5_config import T5Config
 
 
@@ -434,8 +434,3 @@ class T5(nnx.Module):
         """Relative position bias of the decoder with the future hidden."""
         future = np.triu(np.full((length, length), MASKED, np.float32), k=1)
         return self.decoder.relative_attention_bias.bias(length, length) + future[None, None]
-
-
-def arrange_layers(model: T5, scan: bool | None) -> None:
-    """Has both stacks run their layers by a loop, or without one: see `jpeft.model.stack.arrange`."""
-    arrange((model.encoder, model.decoder), scan=scan)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from jpeft.leaves import fill, named_leaves
-from jpeft.model.decode import beam_search, beam_search_scored, greedy, greedy_scored, likeliest
+from jpeft.model.decode import beam_search_scored, greedy_scored, likeliest
 from tests.conftest import TINY, make_batch, random_t5
 
 MAX_LENGTH = 24
@@ -44,10 +44,13 @@ def tokens():
     return make_batch(TINY, rows=ROWS, enc_len=8, dec_len=2, seed=1)["encoder_input_tokens"]
 
 
-_greedy = jax.jit(functools.partial(greedy, max_length=MAX_LENGTH))
-_one_beam, _four_beams = (
-    jax.jit(functools.partial(beam_search, max_length=MAX_LENGTH, num_beams=beams)) for beams in (1, 4)
-)
+def _for_tokens(search, **options):
+    """A search compiled for its tokens alone."""
+    return jax.jit(lambda model, inputs: search(model, inputs, max_length=MAX_LENGTH, **options).tokens)
+
+
+_greedy = _for_tokens(greedy_scored)
+_one_beam, _four_beams = (_for_tokens(beam_search_scored, num_beams=beams) for beams in (1, 4))
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +112,8 @@ def test_any_of_several_ends_is_the_end(beams, model, tokens, chosen):
     several = nnx.clone(model)
     others = tuple(np.argsort(np.bincount(chosen[chosen > 1]))[-8:].tolist())  # what it writes most
     several.config = dataclasses.replace(TINY, other_eos_token_ids=others)
-    search = greedy if beams is None else functools.partial(beam_search, num_beams=beams)
-    generated = np.asarray(jax.jit(functools.partial(search, max_length=MAX_LENGTH))(several, tokens))
+    search = _greedy if beams is None else _four_beams
+    generated = np.asarray(search(several, tokens))
     assert np.isin(generated, others).any()
     for row, before in zip(generated, chosen, strict=True):
         ends = np.flatnonzero(np.isin(row, several.config.ends))
@@ -144,7 +147,9 @@ def test_beams_that_go_on_are_as_many_however_many_ends_are_likelier():
     table[0] = [0.02, 0.15, 0.15, 0.15, 0.02, 0.02, 0.02, 0.3, 0.14, 0.01, 0.01, 0.01]
     table[8], table[9] = (np.where(np.arange(12) == token, 0.99, 0.01 / 11) for token in (9, 1))
     config = dataclasses.replace(TINY, vocab_size=12, other_eos_token_ids=(2, 3))
-    found = beam_search(_ByTheLastToken(config, table), jnp.ones((1, 1), jnp.int32), max_length=4, num_beams=2)
+    found = beam_search_scored(
+        _ByTheLastToken(config, table), jnp.ones((1, 1), jnp.int32), max_length=4, num_beams=2
+    ).tokens
     assert found.tolist() == [[8, 9, 1, 0]]
 
 
@@ -194,11 +199,11 @@ def test_beams_tell_the_mean_log_probability_of_the_best(model, tokens):
 
 def test_greedy_computes_no_probabilities_that_nobody_asked_for(model, tokens):
     def logarithms(search) -> int:
-        compiled = jax.jit(functools.partial(search, max_length=MAX_LENGTH)).lower(model, tokens).compile()
-        return compiled.as_text().count(" log(")
+        return search.lower(model, tokens).compile().as_text().count(" log(")
 
     # Of the loop alone: the buckets of relative positions are taken on the host.
-    assert (logarithms(greedy), logarithms(greedy_scored)) == (0, 1)
+    with_them = jax.jit(functools.partial(greedy_scored, max_length=MAX_LENGTH))
+    assert (logarithms(_greedy), logarithms(with_them)) == (0, 1)
 
 
 def test_the_first_of_equal_logits_is_taken():

@@ -12,11 +12,11 @@ from flax import nnx
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import fill, named_leaves
 from jpeft.model.abstract import abstract
-from jpeft.model.decode import greedy
+from jpeft.model.decode import greedy_scored
 from jpeft.model.layers import dropout, product
 from jpeft.model.placement import placing
-from jpeft.model.stack import REMAT_POLICIES, block_program, num_stacked
-from jpeft.model.t5 import T5, Block, RelativeBias, arrange_layers
+from jpeft.model.stack import REMAT_POLICIES, arrange, block_program, num_stacked
+from jpeft.model.t5 import T5, Block, RelativeBias
 from jpeft.model.t5_config import RELEASED
 from jpeft.peft.arithmetic import rescaled
 from tests.conftest import TINY, make_batch, random_t5, slow_but
@@ -77,7 +77,7 @@ def test_every_input_token_counts(tiny_t5, batch):
 
 def test_layers_one_by_one_give_the_logits_of_the_loop(deep_t5, batch):
     unrolled = nnx.clone(deep_t5)
-    arrange_layers(unrolled, scan=False)
+    arrange((unrolled.encoder, unrolled.decoder), scan=False)
     assert [len(unrolled.encoder.segments), len(unrolled.decoder.segments)] == [4, 3]
     np.testing.assert_allclose(logits_of(unrolled, batch), logits_of(deep_t5, batch), rtol=0, atol=1e-5)
 
@@ -88,7 +88,7 @@ def test_layers_one_by_one_give_the_logits_of_the_loop(deep_t5, batch):
 def test_shallow_stacks_are_not_scanned_unless_asked(layers, scan, unrolled):
     def arranged():
         model = T5(dataclasses.replace(TINY, num_layers=layers), rngs=nnx.Rngs(0))
-        arrange_layers(model, scan)
+        arrange((model.encoder, model.decoder), scan=scan)
         return model
 
     model = nnx.eval_shape(arranged)
@@ -199,7 +199,7 @@ def test_the_product_that_makes_logits_is_float32_in_a_pass_in_its_gradient_and_
     for function, *tokens in (
         (lambda m, *x: m(*x), encoder, decoder),
         (lambda m: loss(m),),
-        (lambda m, x: greedy(m, x, max_length=3), encoder),
+        (lambda m, x: greedy_scored(m, x, max_length=3).tokens, encoder),
     ):
         products = [e for e in _equations(function, model, *tokens) if e.primitive.name == "dot_general"]
         shapes = [(e, e.outvars[0].aval.shape) for e in products]
@@ -242,7 +242,7 @@ def test_a_product_works_out_only_the_gradients_that_are_asked_for(trained, prod
 
 def test_layers_of_one_structure_are_traced_once(batch, monkeypatch):
     model = random_t5(dataclasses.replace(TINY, num_layers=4, num_decoder_layers=4))
-    arrange_layers(model, scan=False)
+    arrange((model.encoder, model.decoder), scan=False)
     passes = []
     of_block = Block.__call__
     monkeypatch.setattr(Block, "__call__", lambda self, *args: passes.append(self.decoder) or of_block(self, *args))

@@ -166,7 +166,7 @@ def test_segments_are_cut_where_what_is_adapted_changes(key):
 
 def test_a_frozen_prefix_of_layers_costs_no_gradient_work(key):
     """XLA's own count of a training step, blocks unrolled: the later half of the encoder alone costs a quarter less."""
-    from jpeft.model.t5 import arrange_layers
+    from jpeft.model.stack import arrange
 
     config = dataclasses.replace(TINY, d_model=64, d_kv=32, d_ff=256, num_layers=4, num_decoder_layers=1)
     batch = make_batch(config, rows=2, enc_len=128, dec_len=4)
@@ -175,7 +175,7 @@ def test_a_frozen_prefix_of_layers_costs_no_gradient_work(key):
         model = random_t5(config)
         method = BitFit()
         model = attach(model, method, select(model, method, Selection(layers={"encoder": layers, "decoder": [0]})), key)
-        arrange_layers(model, scan=False)
+        arrange((model.encoder, model.decoder), scan=False)
         graphdef, adapter, base = split(model)
 
         def loss(adapter, base, batch):

@@ -12,7 +12,8 @@ from flax import nnx
 from jpeft.adapters.files import save_adapter
 from jpeft.errors import UserError
 from jpeft.leaves import fill
-from jpeft.model.t5 import T5, arrange_layers
+from jpeft.model.stack import arrange
+from jpeft.model.t5 import T5
 from jpeft.peft.attaching import attach
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.full import Full
@@ -137,7 +138,7 @@ def test_answers_of_a_mixed_batch_are_those_of_each_alone(bank, base, adapters, 
 @pytest.mark.slow
 def test_layers_that_are_run_one_after_the_other(adapters, tokens, mixed):
     base = tiny_base()
-    arrange_layers(base, scan=False)
+    arrange((base.encoder, base.decoder), scan=False)
     bank = AdapterBank(base, capacity=3, room=room_for_all(base))
     names = ["lora", "ia3_drop_attention", "bitfit_official"]
     for name in names:
