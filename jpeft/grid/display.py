@@ -13,6 +13,7 @@ from rich.text import Text
 from jpeft.grid.scheduler import CellSchedule
 from jpeft.grid.state import State
 from jpeft.run.estimate import duration
+from jpeft.run.lines import NowAndThen
 from jpeft.words import counted
 
 _COLOURS = {
@@ -22,7 +23,7 @@ _COLOURS = {
     State.FAILED: "red",
     State.STALE: "yellow",
 }
-_SECONDS_BETWEEN_LINES = 30.0
+_SECONDS_BETWEEN_LINES = 30.0  # a grid takes hours, and each line names every cell at work
 
 
 def cell_table(schedule: CellSchedule) -> Table:
@@ -39,21 +40,18 @@ def cell_table(schedule: CellSchedule) -> Table:
 @contextlib.contextmanager
 def shown(schedule: CellSchedule, console: Console) -> Iterator[Callable[[], None]]:
     """Shows the schedule while it runs; gives what is to be called whenever something may have changed."""
-    started, said = time.monotonic(), time.monotonic()
+    started = time.monotonic()
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
             yield lambda: live.update(_live_view(schedule, time.monotonic() - started))
         return
 
-    def now_and_then() -> None:
-        nonlocal said
-        if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
-            line = f"{_counts(schedule)}; {_rate(schedule, said - started)}"
-            running = [f"{cell.name} {seen.detail}" for cell, seen in _running(schedule)]
-            console.print("; ".join([line, *running]), markup=False, soft_wrap=True)
+    def line() -> str:
+        running = [f"{cell.name} {seen.detail}" for cell, seen in _running(schedule)]
+        return "; ".join([_counts(schedule), _rate(schedule, time.monotonic() - started), *running])
 
-    yield now_and_then
+    lines = NowAndThen(console, _SECONDS_BETWEEN_LINES)
+    yield lambda: lines.print(line)
 
 
 def _live_view(schedule: CellSchedule, seconds: float) -> Group:

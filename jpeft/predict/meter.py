@@ -7,10 +7,10 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from jpeft.run.lines import NowAndThen, print_line
 from jpeft.words import counted
 
 _SECONDS_BEFORE_BAR = 2.0
-_SECONDS_BETWEEN_LINES = 15.0
 
 
 class Meter:
@@ -35,7 +35,7 @@ class Meter:
         self._timer.daemon = True
         self._rows = self._answered = 0
         self._started: float | None = None
-        self._said = time.monotonic()
+        self._lines = NowAndThen(self._console)
 
     def __enter__(self) -> "Meter":
         self._timer.start()
@@ -58,11 +58,8 @@ class Meter:
         if self._started is not None:
             note += f", {self._answered / max(time.monotonic() - self._started, 1e-9):,.1f} a second"
         self._progress.update(self._task, advance=size, note=note)
-        now = time.monotonic()
-        if not self._console.is_terminal and now - self._said > _SECONDS_BETWEEN_LINES:
-            self._said = now
-            self.say(note)
+        self._lines.print(lambda: note)
 
     def say(self, line: str) -> None:
         """Prints one line to standard error, above the bar where there is one."""
-        self._console.print(line, markup=False, soft_wrap=True)
+        print_line(self._console, line)

@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jpeft.run.estimate import duration
-
-_SECONDS_BETWEEN_LINES = 15.0
+from jpeft.run.lines import NowAndThen, print_line
 
 
 class Bar:
@@ -26,26 +25,24 @@ class Bar:
         unit: str,
         compiled: Callable[[], float],
     ):
-        self._console, self._progress, self._unit, self._compiled = console, progress, unit, compiled
+        self._progress, self._unit, self._compiled = progress, unit, compiled
         self._name, self._total, self._done, self._done_before = name, total, done, done
-        self._started = self._said = time.monotonic()
+        self._started, self._lines = time.monotonic(), NowAndThen(console)
         self._compiled_before = compiled()
         self._bar = progress.add_task(name, total=total, completed=done, note=note, left="")
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Moves on by `amount`; `note` stands beside the bar with the rate."""
         self._done += amount
-        now = time.monotonic()
         # What was compiled is not compiled again: counted, it would make the first estimate several times too long.
-        worked = now - self._started - (self._compiled() - self._compiled_before)
+        worked = time.monotonic() - self._started - (self._compiled() - self._compiled_before)
         rate = (self._done - self._done_before) / max(worked, 1e-9)
         left = duration((self._total - self._done) / max(rate, 1e-9)) if rate else ""
         note = f"{note}  {rate:,.1f} {self._unit}/s".strip()
         self._progress.update(self._bar, completed=self._done, note=note, left=f"{left} left" if left else "")
-        if not self._console.is_terminal and now - self._said > _SECONDS_BETWEEN_LINES:
-            self._said = now
-            line = f"{self._name}: {self._done:,}/{self._total:,}  {note}" + (f"  {left} left" if left else "")
-            self._console.print(line, markup=False, soft_wrap=True)
+        self._lines.print(
+            lambda: f"{self._name}: {self._done:,}/{self._total:,}  {note}" + (f"  {left} left" if left else "")
+        )
 
 
 class Display:
@@ -56,7 +53,7 @@ class Display:
 
     def say(self, line: str) -> None:
         """Prints one line above the progress bar, or among the lines where no bar is."""
-        self._console.print(line, markup=False, soft_wrap=True)
+        print_line(self._console, line)
 
     @contextlib.contextmanager
     def task(

@@ -32,7 +32,7 @@ from jpeft.words import counted, shortened
 _INPUTS, _OUTPUTS = (64, 256), (16, 64)  # tokens; the last of each grows with what the adapters' runs took and gave
 _MOST_INPUT, _MOST_OUTPUT = 1024, 256  # that it grows to by itself: a stranger's file must not fill the memory
 _LABEL_TOKENS = 32  # at least, where anything is chosen from labels: a request may bring its own
-_SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BETWEEN_LINES = 5.0  # about a program's compiling: whoever starts a server waits for it
 
 _log = logging.getLogger(__name__)
 

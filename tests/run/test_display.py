@@ -1,10 +1,14 @@
 """How long it will take, as it is said: what is compiled once is no part of it."""
 
-import pytest
+import io
 
-from jpeft.run import display
+import pytest
+from rich.console import Console
+
+from jpeft.run import display, lines
 from jpeft.run.display import Display
 from jpeft.run.estimate import Size, duration, most_seconds_left
+from jpeft.run.lines import NowAndThen
 
 
 class Clock:
@@ -18,6 +22,7 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(display, "time", clock)
+    monkeypatch.setattr(lines, "time", clock)
     return clock
 
 
@@ -43,6 +48,19 @@ def test_without_work_nothing_is_said_of_what_is_left(clock, capsys):
         clock.now += 20
         bar.advance(0)
     assert "left" not in capsys.readouterr().err
+
+
+def test_lines_are_apart_and_there_are_none_on_a_terminal(clock):
+    def printed(**console) -> str:
+        text = io.StringIO()
+        now_and_then = NowAndThen(Console(file=text, **console), seconds=10.0)
+        for _ in range(25):
+            clock.now += 1
+            now_and_then.print(lambda: f"[{clock.now:g}]")
+        return text.getvalue()
+
+    assert printed() == "[111]\n[122]\n"
+    assert printed(force_terminal=True) == ""
 
 
 SIZE = Size(max_epochs=10, train=100, validation=50, test=200)
