@@ -4,7 +4,7 @@
   python -m benchmarks.serve --clients 8 --seconds 10
 
 Every client asks for one input after another and holds each answer against what its adapter says alone, computed before
-by `jpeft.model.decode.greedy_scored` on base and adapter. An answer that differs or is missing is an error, and so is a
+by `jpeft.model.decode.greedy` on base and adapter. An answer that differs or is missing is an error, and so is a
 row that the server answered and nobody asked for.
 """
 
@@ -31,7 +31,7 @@ import numpy as np
 from jpeft.adapters.files import save_adapter
 from jpeft.leaves import fill
 from jpeft.model import t5_weights
-from jpeft.model.decode import greedy_scored
+from jpeft.model.decode import greedy
 from jpeft.model.source import resolve
 from jpeft.model.t5 import T5
 from jpeft.model.tokenizer import Tokenizer
@@ -107,7 +107,7 @@ def clear_answers(model: T5, tokenizer: Tokenizer) -> dict[str, str]:
 @jax.jit
 def _greedy_with_scores(model: T5, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Answers, `[batch, OUTPUT_TOKENS]`, and by one pass over the whole of them the scores at each of their tokens."""
-    generated = greedy_scored(model, inputs, max_length=OUTPUT_TOKENS).tokens
+    generated = greedy(model, inputs, max_length=OUTPUT_TOKENS).tokens
     return generated, model(inputs, jnp.pad(generated, ((0, 0), (1, 0)))[:, :-1])
 
 

@@ -30,7 +30,7 @@ def _params(arguments: argparse.Namespace) -> int:
     from jpeft.model.family import abstract_model
     from jpeft.model.quantized import Quantization, chosen_forms, quantization_of, quantize_modules
     from jpeft.model.source import load_config, load_quantization
-    from jpeft.peft.counting import other_methods, table_3
+    from jpeft.peft.counting import counts_of_the_paper, other_methods
     from jpeft.words import in_bits, size
 
     asked = Quantization.parse(arguments.quantization)
@@ -43,7 +43,7 @@ def _params(arguments: argparse.Namespace) -> int:
     kept = quantization_of(base)
     held = {dtype: weight_bytes(base, dtype) for dtype in ("float32", "bfloat16")}
     model = abstract_model(config)
-    rows = table_3(model) + other_methods(model)
+    rows = counts_of_the_paper(model) + other_methods(model)
     total = rows[0].parameters
     if arguments.json:
         methods: dict[str, dict[str, int]] = {}

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jpeft.data.batches import Shape, Tokens, eval_order, fitting_shape
-from jpeft.model.decode import beam_search_scored, greedy_scored
+from jpeft.model.decode import beam_search, greedy
 from jpeft.model.tokenizer import Tokenizer
 
 
@@ -26,7 +26,7 @@ def make_generate(graphdef: nnx.GraphDef, *, max_length: int, num_beams: int = 1
 
 def make_generate_scored(graphdef: nnx.GraphDef, *, max_length: int, num_beams: int = 1) -> Callable:
     """Makes a function that generates like `make_generate`'s and also says how likely its tokens are: a `Generated`."""
-    search = greedy_scored if num_beams == 1 else functools.partial(beam_search_scored, num_beams=num_beams)
+    search = greedy if num_beams == 1 else functools.partial(beam_search, num_beams=num_beams)
 
     def generate(adapter: nnx.State, base: nnx.State, inputs):
         return search(nnx.merge(graphdef, adapter, base), inputs, max_length=max_length)

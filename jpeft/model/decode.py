@@ -47,7 +47,7 @@ def _is_end(tokens: Int[Array, "..."], ends: Sequence[int]) -> Bool[Array, "..."
     return functools.reduce(jnp.logical_or, [tokens == end for end in ends])
 
 
-def greedy_scored(model: LanguageModel, inputs: Int[Array, "batch length"], *, max_length: int) -> Generated:
+def greedy(model: LanguageModel, inputs: Int[Array, "batch length"], *, max_length: int) -> Generated:
     """Greedy search: the most likely token at every step, until `</s>` or `max_length`, and its log-probability.
 
     A row of padding alone gets padding: it fills up a batch. Compiled for its tokens alone, it computes no
@@ -99,7 +99,7 @@ def _gather_beams(tree, beam: Int[Array, "batch new_beams"]):
     return jax.tree.map(lambda x: jnp.take_along_axis(x, beam.reshape(beam.shape + (1,) * (x.ndim - 2)), axis=1), tree)
 
 
-def beam_search_scored(
+def beam_search(
     model: LanguageModel,
     inputs: Int[Array, "batch length"],
     *,

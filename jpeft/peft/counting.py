@@ -31,7 +31,7 @@ def trainable_parameters(model: nnx.Module, method: Method, selection: Selection
     return count(jax.eval_shape(adapted, state))
 
 
-def table_3(model: nnx.Module) -> list[Count]:
+def counts_of_the_paper(model: nnx.Module) -> list[Count]:
     """The paper's methods and ablations of the model in its reading; the first row is the whole model."""
     rows = []
     for name in OF_THE_PAPER:
@@ -46,6 +46,6 @@ def table_3(model: nnx.Module) -> list[Count]:
 
 
 def other_methods(model: nnx.Module) -> list[Count]:
-    """Parameters of the methods that the paper does not have, each as it is by default; see `table_3`."""
+    """Parameters of the methods that the paper does not have, each as it is by default; see `counts_of_the_paper`."""
     others = {name: method for name, method in METHODS.items() if name not in OF_THE_PAPER}
     return [Count(name, None, trainable_parameters(model, method())) for name, method in others.items()]

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from jpeft.adapters.files import read_adapter, stored_base_name
 from jpeft.errors import UserError
 from jpeft.eval.labels import packed_log_probs
-from jpeft.model.decode import Generated, greedy_scored
+from jpeft.model.decode import Generated, greedy
 from jpeft.model.quantized import quantization_of
 from jpeft.peft.method import AddedModules, Method, SiteWeights
 from jpeft.peft.sites import site_modules, sites
@@ -208,7 +208,7 @@ class AdapterBank:
             self._free.append(self._slots.pop(name))
 
     def generate(self, inputs: Int[np.ndarray, "batch in_length"], names: Names, *, max_length: int) -> Generated:
-        """The greedy answer of each row's adapter, as `jpeft.model.decode.greedy_scored` returns it.
+        """The greedy answer of each row's adapter, as `jpeft.model.decode.greedy` returns it.
 
         Args:
           inputs: ids of the prompts, padding behind them.
@@ -347,7 +347,7 @@ def make_generate(graphdef: nnx.GraphDef, layout: PoolLayout, *, max_length: int
 
     def generate(base: nnx.State, pool: tuple[Array, ...], batch: tuple[Array, Array]):
         slots, inputs = batch
-        return greedy_scored(nnx.merge(graphdef, layout.rows(pool, slots), base), inputs, max_length=max_length)
+        return greedy(nnx.merge(graphdef, layout.rows(pool, slots), base), inputs, max_length=max_length)
 
     return generate
 

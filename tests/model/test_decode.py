@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from jpeft.leaves import fill, named_leaves
-from jpeft.model.decode import beam_search_scored, greedy_scored, likeliest
+from jpeft.model.decode import beam_search, greedy, likeliest
 from tests.conftest import TINY, make_batch, random_t5
 
 MAX_LENGTH = 24
@@ -49,8 +49,8 @@ def _for_tokens(search, **options):
     return jax.jit(lambda model, inputs: search(model, inputs, max_length=MAX_LENGTH, **options).tokens)
 
 
-_greedy = _for_tokens(greedy_scored)
-_one_beam, _four_beams = (_for_tokens(beam_search_scored, num_beams=beams) for beams in (1, 4))
+_greedy = _for_tokens(greedy)
+_one_beam, _four_beams = (_for_tokens(beam_search, num_beams=beams) for beams in (1, 4))
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +147,7 @@ def test_beams_that_go_on_are_as_many_however_many_ends_are_likelier():
     table[0] = [0.02, 0.15, 0.15, 0.15, 0.02, 0.02, 0.02, 0.3, 0.14, 0.01, 0.01, 0.01]
     table[8], table[9] = (np.where(np.arange(12) == token, 0.99, 0.01 / 11) for token in (9, 1))
     config = dataclasses.replace(TINY, vocab_size=12, other_eos_token_ids=(2, 3))
-    found = beam_search_scored(
-        _ByTheLastToken(config, table), jnp.ones((1, 1), jnp.int32), max_length=4, num_beams=2
-    ).tokens
+    found = beam_search(_ByTheLastToken(config, table), jnp.ones((1, 1), jnp.int32), max_length=4, num_beams=2).tokens
     assert found.tolist() == [[8, 9, 1, 0]]
 
 
@@ -186,13 +184,13 @@ def test_beams_find_better_hypotheses_than_greedy(model, tokens, chosen):
 
 
 def test_greedy_tells_the_mean_log_probability_of_its_tokens(model, tokens, chosen):
-    scored = jax.jit(functools.partial(greedy_scored, max_length=MAX_LENGTH))(model, tokens)
+    scored = jax.jit(functools.partial(greedy, max_length=MAX_LENGTH))(model, tokens)
     np.testing.assert_array_equal(scored.tokens, chosen)
     np.testing.assert_allclose(scored.log_prob, _mean_log_prob(model, tokens, chosen), atol=1e-5)
 
 
 def test_beams_tell_the_mean_log_probability_of_the_best(model, tokens):
-    scored = jax.jit(functools.partial(beam_search_scored, max_length=MAX_LENGTH, num_beams=4))(model, tokens)
+    scored = jax.jit(functools.partial(beam_search, max_length=MAX_LENGTH, num_beams=4))(model, tokens)
     np.testing.assert_array_equal(scored.tokens, _four_beams(model, tokens))
     np.testing.assert_allclose(scored.log_prob, _mean_log_prob(model, tokens, scored.tokens), atol=1e-5)
 
@@ -202,7 +200,7 @@ def test_greedy_computes_no_probabilities_that_nobody_asked_for(model, tokens):
         return search.lower(model, tokens).compile().as_text().count(" log(")
 
     # Of the loop alone: the buckets of relative positions are taken on the host.
-    with_them = jax.jit(functools.partial(greedy_scored, max_length=MAX_LENGTH))
+    with_them = jax.jit(functools.partial(greedy, max_length=MAX_LENGTH))
     assert (logarithms(_greedy), logarithms(with_them)) == (0, 1)
 
 

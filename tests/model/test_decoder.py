@@ -14,7 +14,7 @@ from jpeft.eval.labels import PackedLabels, label_log_probs
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import named_leaves
 from jpeft.model import decoder_weights
-from jpeft.model.decode import beam_search_scored, greedy_scored
+from jpeft.model.decode import beam_search, greedy
 from jpeft.model.decoder import Decoder, alibi_slopes, right_aligned
 from jpeft.model.decoder_config import RELEASED, DecoderConfig
 from jpeft.model.decoder_family import DECODER_FAMILY
@@ -155,7 +155,7 @@ def test_greedy_decoding_with_a_cache_is_what_whole_passes_choose(models, kind):
     model = models[kind]
     inputs = jnp.asarray(padded([*INPUTS, []], 8, 0))
     expected = [naive_greedy(model, prompt, 10, 1) for prompt in INPUTS] + [[0] * 10]
-    search = jax.jit(lambda model, inputs: greedy_scored(model, inputs, max_length=10).tokens)
+    search = jax.jit(lambda model, inputs: greedy(model, inputs, max_length=10).tokens)
     assert np.asarray(search(model, inputs)).tolist() == expected
     unrolled = random_decoder(model.config)
     DECODER_FAMILY.arrange(unrolled, scan_layers=False)
@@ -164,7 +164,7 @@ def test_greedy_decoding_with_a_cache_is_what_whole_passes_choose(models, kind):
 
 
 def test_a_prompt_of_one_token_can_be_gone_on_with(models):
-    tokens = jax.jit(lambda model, inputs: greedy_scored(model, inputs, max_length=4).tokens)(
+    tokens = jax.jit(lambda model, inputs: greedy(model, inputs, max_length=4).tokens)(
         models["llama"], jnp.asarray([[250]])
     )
     assert np.asarray(tokens)[0].tolist() == naive_greedy(models["llama"], [250], 4, 1)
@@ -173,8 +173,8 @@ def test_a_prompt_of_one_token_can_be_gone_on_with(models):
 def test_beams_keep_their_own_answers_and_share_the_prompt(models):
     """The best of four beams is at least as likely as what greedy decoding finds."""
     model, inputs = models["llama"], jnp.asarray(padded(INPUTS, 8, 0))
-    found = np.asarray(jax.jit(lambda m, i: beam_search_scored(m, i, max_length=5, num_beams=4).tokens)(model, inputs))
-    first = np.asarray(jax.jit(lambda m, i: greedy_scored(m, i, max_length=5).tokens)(model, inputs))
+    found = np.asarray(jax.jit(lambda m, i: beam_search(m, i, max_length=5, num_beams=4).tokens)(model, inputs))
+    first = np.asarray(jax.jit(lambda m, i: greedy(m, i, max_length=5).tokens)(model, inputs))
 
     def mean_log_prob(row, answer):
         answer = [int(t) for t in answer[: list(answer).index(1) + 1]] if 1 in answer else [int(t) for t in answer]
@@ -190,7 +190,7 @@ def test_what_ends_an_answer_may_also_fill_rows_up_and_stand_within_a_prompt():
     config = dataclasses.replace(LLAMA, pad_token_id=2, eos_token_id=2)
     model, prompts = random_decoder(config), [[7, 2, 9, 2, 11], [2, 5], [6, 2, 2, 8]]
     tokens = np.asarray(
-        jax.jit(lambda m, i: greedy_scored(m, i, max_length=6).tokens)(model, jnp.asarray(padded([*prompts, []], 8, 2)))
+        jax.jit(lambda m, i: greedy(m, i, max_length=6).tokens)(model, jnp.asarray(padded([*prompts, []], 8, 2)))
     )
     for row, prompt in enumerate(prompts):
         alone = naive_greedy(model, prompt, 6, 2)
@@ -242,7 +242,7 @@ def test_a_soft_prompt_of_the_texts_own_vectors_is_that_text(models, kind, key):
     base = models[kind]
     with_text = np.asarray(target_logits(base, batch_of(base.config, prefixed, shape=(12, 4))))
     np.testing.assert_allclose(target_logits(tuned, batch_of(base.config)), with_text, atol=2e-5)
-    search = jax.jit(lambda model, inputs: greedy_scored(model, inputs, max_length=6).tokens)
+    search = jax.jit(lambda model, inputs: greedy(model, inputs, max_length=6).tokens)
     of_text = search(base, jnp.asarray(padded(prefixed, 12, 0)))
     np.testing.assert_array_equal(search(tuned, jnp.asarray(padded(INPUTS, 8, 0))), of_text)
 
@@ -286,7 +286,7 @@ def test_the_longest_input_is_the_last_that_learned_positions_hold(models, metho
         model = attach(model, method, select(model, method), jax.random.key(0))
     longest, asked = model.longest_input(8), jax.eval_shape
     assert longest == 57 - (0 if method is None else 6 if method.name == "prompt" else 5)
-    answers = lambda tokens: greedy_scored(model, tokens, max_length=8).tokens
+    answers = lambda tokens: greedy(model, tokens, max_length=8).tokens
     asked(answers, jax.ShapeDtypeStruct((1, longest), jnp.int32))
     with pytest.raises(UserError, match="65 tokens are more than the 64 positions"):
         asked(answers, jax.ShapeDtypeStruct((1, longest + 1), jnp.int32))

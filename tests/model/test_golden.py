@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from jpeft.eval.loss import loss_sums
 from jpeft.model import t5_weights
-from jpeft.model.decode import beam_search_scored, greedy_scored
+from jpeft.model.decode import beam_search, greedy
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODELS = ("tied_relu", "untied_gated", "tall_odd")
@@ -58,13 +58,11 @@ def test_loss_is_the_mean_over_real_target_tokens(golden):
 @pytest.mark.parametrize(
     ("name", "search"),
     [
-        ("greedy", lambda model, tokens: greedy_scored(model, tokens, max_length=64).tokens),
-        ("beam_4", lambda model, tokens: beam_search_scored(model, tokens, max_length=64, num_beams=4).tokens),
+        ("greedy", lambda model, tokens: greedy(model, tokens, max_length=64).tokens),
+        ("beam_4", lambda model, tokens: beam_search(model, tokens, max_length=64, num_beams=4).tokens),
         (
             "beam_4_sum",
-            lambda model, tokens: (
-                beam_search_scored(model, tokens, max_length=64, num_beams=4, length_penalty=0.0).tokens
-            ),
+            lambda model, tokens: beam_search(model, tokens, max_length=64, num_beams=4, length_penalty=0.0).tokens,
         ),
     ],
     ids=["greedy", "beam", "beam without length penalty"],

@@ -11,7 +11,7 @@ from jpeft.data.batches import Tokens
 from jpeft.data.prompts import PromptTokens
 from jpeft.eval.loss import loss_sums
 from jpeft.model import t5_weights
-from jpeft.model.decode import greedy_scored
+from jpeft.model.decode import greedy
 from jpeft.model.source import packaged_models, resolve
 from jpeft.model.t5_family import T5_FAMILY
 from jpeft.model.tokenizer import Tokenizer
@@ -79,7 +79,7 @@ def answers(model, tokenizer, *questions: str) -> list[str]:
     inputs = np.zeros((len(questions), 64), np.int32)
     for row, ids in zip(inputs, tokenizer.encode(list(questions), max_length=64).ids, strict=True):
         row[: len(ids)] = ids
-    return tokenizer.decode(np.asarray(greedy_scored(model, jnp.asarray(inputs), max_length=24).tokens).tolist())
+    return tokenizer.decode(np.asarray(greedy(model, jnp.asarray(inputs), max_length=24).tokens).tolist())
 
 
 def test_it_answers_what_its_instruction_pairs_asked(model, tokenizer):

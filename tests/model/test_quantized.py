@@ -15,7 +15,7 @@ from jpeft.eval.labels import packed_log_probs
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import Quantized, named_leaves, num_weights
 from jpeft.model import t5_weights
-from jpeft.model.decode import greedy_scored
+from jpeft.model.decode import greedy
 from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.model.decoder_weights import load_tensors, stored
 from jpeft.model.quantized import (
@@ -323,7 +323,7 @@ def test_answers_and_scores_are_those_of_the_dequantised_weights(kind, directory
     found = []
     for base in (model, widened(model)):
         base = filled(base)
-        answers = jax.jit(lambda base: greedy_scored(base, tokens, max_length=6).tokens)(base)
+        answers = jax.jit(lambda base: greedy(base, tokens, max_length=6).tokens)(base)
         scores = jax.jit(lambda base: packed_log_probs(base, tokens, *labels, segments, num_labels=2))(base)
         found.append((answers, scores))
     np.testing.assert_array_equal(found[0][0], found[1][0])

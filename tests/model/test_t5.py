@@ -12,7 +12,7 @@ from flax import nnx
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import fill, named_leaves
 from jpeft.model.abstract import abstract
-from jpeft.model.decode import greedy_scored
+from jpeft.model.decode import greedy
 from jpeft.model.layers import dropout, product
 from jpeft.model.placement import placing
 from jpeft.model.stack import REMAT_POLICIES, arrange, block_program, num_stacked
@@ -199,7 +199,7 @@ def test_the_product_that_makes_logits_is_float32_in_a_pass_in_its_gradient_and_
     for function, *tokens in (
         (lambda m, *x: m(*x), encoder, decoder),
         (lambda m: loss(m),),
-        (lambda m, x: greedy_scored(m, x, max_length=3).tokens, encoder),
+        (lambda m, x: greedy(m, x, max_length=3).tokens, encoder),
     ):
         products = [e for e in _equations(function, model, *tokens) if e.primitive.name == "dot_general"]
         shapes = [(e, e.outvars[0].aval.shape) for e in products]

@@ -17,7 +17,7 @@ from jpeft.peft.adalora import AdaLora
 from jpeft.peft.adapter import BottleneckAdapter
 from jpeft.peft.attaching import attach, count, split
 from jpeft.peft.bitfit import BitFit
-from jpeft.peft.counting import table_3, trainable_parameters
+from jpeft.peft.counting import counts_of_the_paper, trainable_parameters
 from jpeft.peft.dora import Dora
 from jpeft.peft.full import Full
 from jpeft.peft.ia3 import Ia3
@@ -113,7 +113,7 @@ def test_bitfit_trains_the_biases_that_there_are(name):
 
 def test_smollm2_has_these_counts():
     """d_model 576, keys and values 192, d_ff 1536, 30 layers."""
-    counted = {(row.method, row.ablation): row.parameters for row in table_3(SMOLLM2)}
+    counted = {(row.method, row.ablation): row.parameters for row in counts_of_the_paper(SMOLLM2)}
     assert counted["full", None] == 134_515_008
     assert counted["lora", None] == 30 * (2 * 3 * (576 + 576) + 2 * 3 * (576 + 192))
     assert counted["lora", "drop_query_output"] == 30 * 2 * 3 * (576 + 192)

@@ -13,7 +13,7 @@ from jpeft.adapters.peft_layout import peft_config, peft_tensors, read_peft
 from jpeft.errors import UserError
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import named_leaves
-from jpeft.model.decode import beam_search_scored, greedy_scored
+from jpeft.model.decode import beam_search, greedy
 from jpeft.model.stack import arrange
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.merging import merge
@@ -71,7 +71,7 @@ def test_answers_with_caches_are_those_of_whole_passes(kind, key):
         model = filled(adapted(random_decoder(config if config.windowed else one_layer(config))), key)
     inputs = np.array(tokens_of(model.config))
     inputs[1, 4:] = 0
-    found = np.asarray(jax.jit(lambda m, x: greedy_scored(m, x, max_length=5).tokens)(model, jnp.asarray(inputs)))
+    found = np.asarray(jax.jit(lambda m, x: greedy(m, x, max_length=5).tokens)(model, jnp.asarray(inputs)))
     for row, prompt in zip(found, inputs, strict=True):
         if kind == "t5":
             logits = forward(model, prompt[None], np.pad(row, (1, 0))[None, :-1])[0]
@@ -80,7 +80,7 @@ def test_answers_with_caches_are_those_of_whole_passes(kind, key):
             logits = forward(model, np.concatenate([prompt, row])[None])[0][len(prompt) - 1 : -1]
         real = np.arange(5) <= (np.argmax(row == 1) if 1 in row else 5)
         np.testing.assert_array_equal(row[real], np.argmax(logits, axis=-1)[real])
-    beams = jax.jit(lambda m, x: beam_search_scored(m, x, max_length=4, num_beams=2).tokens)
+    beams = jax.jit(lambda m, x: beam_search(m, x, max_length=4, num_beams=2).tokens)
     whole, alone = beams(model, jnp.asarray(inputs)), beams(model, jnp.asarray(inputs[1:2, :4]))
     np.testing.assert_array_equal(whole[1], alone[0])
 

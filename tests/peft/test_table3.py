@@ -9,7 +9,7 @@ from jpeft.leaves import num_weights
 from jpeft.model.family import abstract_model
 from jpeft.model.t5_config import RELEASED
 from jpeft.peft import counting
-from jpeft.peft.counting import table_3, trainable_parameters
+from jpeft.peft.counting import counts_of_the_paper, trainable_parameters
 from jpeft.peft.ia3 import Ia3
 from jpeft.peft.methods import METHODS, OF_THE_PAPER
 from jpeft.report.published import published_parameters
@@ -18,7 +18,7 @@ from tests.conftest import slow_but
 
 def test_all_counts_equal_the_published_ones():
     model = abstract_model(RELEASED["google/flan-t5-xl"])
-    counted = {(row.method, row.ablation): row.parameters for row in table_3(model)}
+    counted = {(row.method, row.ablation): row.parameters for row in counts_of_the_paper(model)}
     assert counted == published_parameters()
     assert len(counted) == 16  # 15 of methods and ablations, and the total
 
@@ -59,7 +59,9 @@ def test_a_local_checkpoint_is_counted_and_a_wrong_name_is_a_wrong_call(tiny_che
     ("flags", "size"), [([], 5.70), (["--quantization", "int8"], 3.49), (["--quantization", "nf4,double,wo"], 1.67)]
 )
 def test_params_tells_what_the_base_takes_as_it_is_kept(flags, size, monkeypatch, capsys):
-    monkeypatch.setattr(counting, "table_3", lambda model: [counting.Count("full", None, num_weights(model))])
+    monkeypatch.setattr(
+        counting, "counts_of_the_paper", lambda model: [counting.Count("full", None, num_weights(model))]
+    )
     monkeypatch.setattr(counting, "other_methods", lambda model: [])
     assert main(["params", "--json", *flags]) == 0
     printed = json.loads(capsys.readouterr().out)

@@ -16,7 +16,7 @@ from jpeft.adapters import files
 from jpeft.adapters.peft_layout import peft_names, peft_tensors
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import named_leaves
-from jpeft.model.decode import beam_search_scored, greedy_scored
+from jpeft.model.decode import beam_search, greedy
 from jpeft.model.decoder import Decoder
 from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.model.family import load_model
@@ -166,11 +166,11 @@ def test_generated_tokens(pair, beams):
     expected = np.full((4, 64), pad)
     expected[:, : made.shape[1]] = made
     if beams == 1:
-        found = jax.jit(lambda model, rows: greedy_scored(model, rows, max_length=64).tokens)(
+        found = jax.jit(lambda model, rows: greedy(model, rows, max_length=64).tokens)(
             ours, jnp.asarray(right, jnp.int32)
         )
     else:
-        search = jax.jit(lambda model, rows: beam_search_scored(model, rows, max_length=64, num_beams=beams).tokens)
+        search = jax.jit(lambda model, rows: beam_search(model, rows, max_length=64, num_beams=beams).tokens)
         found = search(ours, jnp.asarray(right, jnp.int32))
     expected = [upto_end(row) for row in expected.tolist()]  # behind it, their beams are filled up with ends
     assert [upto_end(row) for row in np.asarray(found).tolist()] == expected

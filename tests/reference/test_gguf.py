@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from jpeft.data.prompts import PromptTokens
-from jpeft.model.decode import greedy_scored
+from jpeft.model.decode import greedy
 from jpeft.model.family import family_in
 from jpeft.model.gguf_weights import GgufWeights, gguf_config
 from jpeft.model.source import INSTALLED
@@ -134,7 +134,7 @@ def test_greedy_answers_to_prompts_of_unequal_length_are_those_of_transformers(n
     made = PromptTokens("{text}", tokenizers[0], 200)([{"text": text} for text in asked]).ids
     longest = max(map(len, made))
     rows = np.array([[*ids, *[2] * (longest - len(ids))] for ids in made], np.int32)
-    found = np.asarray(greedy_scored(network, jnp.asarray(rows), max_length=16).tokens)
+    found = np.asarray(greedy(network, jnp.asarray(rows), max_length=16).tokens)
     for ids, row in zip(made, found, strict=True):
         with torch.no_grad():
             expected = theirs.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False)[0, len(ids) :].tolist()

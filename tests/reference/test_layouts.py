@@ -14,7 +14,7 @@ from jpeft.adapters.files import save_adapter
 from jpeft.adapters.merge import probe_logits
 from jpeft.cli import main
 from jpeft.model import t5_weights
-from jpeft.model.decode import greedy_scored
+from jpeft.model.decode import greedy
 from jpeft.model.t5_family import T5_FAMILY
 from jpeft.peft.attaching import attach
 from jpeft.peft.lora import Lora
@@ -97,7 +97,7 @@ def test_logits_and_answers_are_theirs(saved):
         do_sample=False,
     )[:, 1:].numpy()
     with jax.default_matmul_precision("highest"):
-        found = np.asarray(jax.jit(lambda m, x: greedy_scored(m, x, max_length=16).tokens)(ours, jnp.asarray(inputs)))
+        found = np.asarray(jax.jit(lambda m, x: greedy(m, x, max_length=16).tokens)(ours, jnp.asarray(inputs)))
     np.testing.assert_array_equal(found[:, : answers.shape[1]], answers)
     assert (found[:, answers.shape[1] :] == ours.config.pad_token_id).all()
 

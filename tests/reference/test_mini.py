@@ -11,7 +11,7 @@ import transformers
 
 from jpeft.data.prompts import PromptTokens
 from jpeft.model import t5_weights
-from jpeft.model.decode import greedy_scored
+from jpeft.model.decode import greedy
 from jpeft.model.source import resolve
 from jpeft.model.tokenizer import Tokenizer
 
@@ -41,6 +41,6 @@ def test_transformers_reads_the_same_tokens_and_writes_the_same_answers():
     inputs = jnp.asarray(batch.input_ids.numpy())
     with jax.default_matmul_precision("highest"):
         logits = ours(inputs, jnp.asarray(decoder_input.numpy(), jnp.int32))
-        tokens = np.asarray(greedy_scored(ours, inputs, max_length=30).tokens)
+        tokens = np.asarray(greedy(ours, inputs, max_length=30).tokens)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
     np.testing.assert_array_equal(tokens[:, : answers.shape[1]], answers)

@@ -18,7 +18,7 @@ from jpeft.cli import main
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import named_leaves
 from jpeft.model import t5_weights
-from jpeft.model.decode import greedy_scored
+from jpeft.model.decode import greedy
 from jpeft.peft.attaching import attach, count, split
 from jpeft.peft.merging import merge
 from jpeft.peft.methods import build
@@ -84,7 +84,7 @@ def our_gradients(adapted, batch, method) -> dict[str, np.ndarray]:
 
 def our_answers(model, batch) -> np.ndarray:
     with jax.default_matmul_precision("highest"):
-        answer = jax.jit(lambda m, x: greedy_scored(m, x, max_length=make_golden.MAX_NEW_TOKENS).tokens)
+        answer = jax.jit(lambda m, x: greedy(m, x, max_length=make_golden.MAX_NEW_TOKENS).tokens)
         return np.asarray(answer(model, our_batch(batch)["encoder_input_tokens"]))
 
 

@@ -14,7 +14,7 @@ import transformers
 from jpeft.errors import RunFailed
 from jpeft.eval.loss import loss_sums
 from jpeft.model import t5_weights
-from jpeft.model.decode import beam_search_scored, greedy_scored
+from jpeft.model.decode import beam_search, greedy
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import T5Config
 from tests.conftest import random_t5
@@ -76,11 +76,9 @@ def test_logits_and_loss(ours, expected):
 
 def test_generated_tokens(ours, expected):
     searches = {
-        "greedy": lambda model, tokens: greedy_scored(model, tokens, max_length=64).tokens,
-        "beam_4": lambda model, tokens: beam_search_scored(model, tokens, max_length=64, num_beams=4).tokens,
-        "beam_4_sum": lambda model, x: (
-            beam_search_scored(model, x, max_length=64, num_beams=4, length_penalty=0.0).tokens
-        ),
+        "greedy": lambda model, tokens: greedy(model, tokens, max_length=64).tokens,
+        "beam_4": lambda model, tokens: beam_search(model, tokens, max_length=64, num_beams=4).tokens,
+        "beam_4_sum": lambda model, x: beam_search(model, x, max_length=64, num_beams=4, length_penalty=0.0).tokens,
     }
     for name, search in searches.items():
         lengths = np.sum(expected[name] != 0, axis=1)

@@ -7,7 +7,7 @@ import pytest
 
 from jpeft.eval.labels import PackedLabels, packed_log_probs
 from jpeft.leaves import named_leaves
-from jpeft.model.decode import greedy_scored
+from jpeft.model.decode import greedy
 from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.peft.attaching import attach
 from jpeft.peft.bitfit import BitFit
@@ -95,7 +95,7 @@ def test_answers_and_labels_of_a_mixed_batch_are_those_of_each_alone(held):
 
     @jax.jit
     def alone(model, inputs):
-        return greedy_scored(model, inputs, max_length=5).tokens, packed_log_probs(
+        return greedy(model, inputs, max_length=5).tokens, packed_log_probs(
             model, inputs, *map(jnp.asarray, rows), num_labels=4
         )
 
