@@ -22,7 +22,7 @@ from jpeft.peft.selection import select
 from jpeft.program import Program
 from jpeft.recent import Recent
 from jpeft.train.optimizer import AdamW
-from jpeft.train.programs import build_programs
+from jpeft.train.programs import build_programs, parts_apart
 from jpeft.train.schedule import constant
 from jpeft.train.setup import selection
 from jpeft.train.step import init_state
@@ -113,6 +113,7 @@ def describe(run: Run, lengths: Lengths, devices: Sequence[Any] | None = None) -
         num_beams=run.eval.num_beams,
         label_smoothing=run.train.label_smoothing,
         method=method,
+        parts=parts_apart(layout, method, _config_of(run).dropout_rate),
         made=Recent(4),
     )
     sums = layout.describe(jax.eval_shape(programs.zero_sums, adapter))
@@ -153,11 +154,16 @@ def quantization_of_run(run: Run) -> Quantization | None:
     return run.quantization() or load_quantization(run.model.name)
 
 
+def _config_of(run: Run) -> Any:
+    """The model's config, with the dropout that the run has."""
+    config = load_config(run.model.name)
+    rate = run.model.dropout_rate
+    return config if rate is None else dataclasses.replace(config, dropout_rate=rate)
+
+
 def _trees(run: Run) -> tuple[nnx.GraphDef, Any, Any]:
     """Structure, and shapes of the adapter and of the base, as the run would load them."""
-    config = load_config(run.model.name)
-    if run.model.dropout_rate is not None:
-        config = dataclasses.replace(config, dropout_rate=run.model.dropout_rate)
+    config = _config_of(run)
     dtype = jnp.dtype("bfloat16" if run.model.dtype == "auto" else run.model.dtype)
     method, family = run.build_method(), family_with(config)
     quantization = quantization_of_run(run)

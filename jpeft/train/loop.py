@@ -52,7 +52,15 @@ from jpeft.train.meeting import Meeting
 from jpeft.train.monitor import Monitor
 from jpeft.train.optimizer import AdamW
 from jpeft.train.origins import origins
-from jpeft.train.programs import AnsweringPrograms, Programs, build_answering, build_programs, kind_of, meeting_others
+from jpeft.train.programs import (
+    AnsweringPrograms,
+    Programs,
+    build_answering,
+    build_programs,
+    kind_of,
+    meeting_others,
+    parts_apart,
+)
 from jpeft.train.progress import Progress
 from jpeft.train.schedule import three_point_schedule
 from jpeft.train.session import Session
@@ -185,6 +193,7 @@ class _Execution:
                 self.layout,
                 label_smoothing=self.run.train.label_smoothing,
                 method=self.setup.method,
+                parts=parts_apart(self.layout, self.setup.method, self.setup.model.config.dropout_rate),
                 **self.answering,
                 made=self.session.programs,
             )

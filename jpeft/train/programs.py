@@ -131,6 +131,16 @@ def kind_of(
     return graphdef, structure, dtypes, spec(base), layout, label_smoothing
 
 
+def parts_apart(layout: Layout, method: Method, dropout_rate: float) -> int:
+    """Into how many parts of a batch the sums of a step are kept until the update, so that one message a step does.
+
+    As many as `mesh.data` has. But 1 where the base trains, whose sums are as large as the model and may be cut over
+    the same devices; and 1 with dropout: a GPU's compiler writes masks that are drawn for a part alone to memory,
+    which costs more than messages do, and makes those of a whole batch where they are used.
+    """
+    return 1 if method.trains_base or dropout_rate else layout.shape["data"]
+
+
 def build_programs(
     graphdef: nnx.GraphDef,
     state: TrainState,
@@ -143,6 +153,7 @@ def build_programs(
     labels: PackedLabels | None = None,
     label_smoothing: float = 0.0,
     method: Method | None = None,
+    parts: int = 1,
     made: Recent[Program],
 ) -> Programs[Program]:
     """The programs for trees of these shapes; those that were `made` before are taken from there.
@@ -153,14 +164,13 @@ def build_programs(
       max_length, num_beams: of generation.
       labels: to be scored.
       label_smoothing: of the training loss.
-      method: for its hooks into the update, where it has any. What one adds is small, so that the parts of `data` sum
-        up its gradients apart; None is for a whole model, whose gradients may be cut over the same devices.
+      method: for its hooks into the update, where it has any.
+      parts: `parts_apart` of the run.
 
     Raises:
       UserError: a dimension cannot be cut as the layout asks.
     """
     hooked = method if method is not None and method.has_hooks else None
-    parts = 1 if method is None or method.trains_base else layout.shape["data"]
     sums = jax.eval_shape(lambda adapter: zero_sums(adapter, parts), state.adapter)
     of_state, of_sums = layout.shardings(state), layout.shardings(sums)
     model = (graphdef, spec(state.adapter), spec(base), layout)

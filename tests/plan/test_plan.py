@@ -11,12 +11,15 @@ from jpeft.cli import main
 from jpeft.config import Run
 from jpeft.mesh.layout import Layout
 from jpeft.peft.attaching import split
+from jpeft.peft.full import Full
+from jpeft.peft.lora import Lora
 from jpeft.peft.methods import METHODS
 from jpeft.plan.compile import Workshop
 from jpeft.plan.devices import DEVICES
 from jpeft.plan.fit import make_plan, smallest_change
 from jpeft.plan.memory import Lengths
 from jpeft.train.optimizer import AdamW
+from jpeft.train.programs import parts_apart
 from jpeft.train.session import Session
 from jpeft.train.setup import set_up
 from jpeft.train.step import init_state, zero_sums
@@ -69,6 +72,12 @@ def test_parts_of_a_batch_tell_each_other_an_adapters_gradients_once_a_step(meth
     assert train.messages.count == {}
     loss_and_tokens = 8
     assert update.messages.bytes == {"all-reduce": HERE.held(parts, LENGTHS).gradients + loss_and_tokens}
+
+
+def test_with_dropout_or_a_base_that_trains_gradients_are_exchanged_as_they_come():
+    parts, whole = Layout.of_devices(data=4), Layout.of_devices(fsdp=2, model=2)
+    assert parts_apart(parts, Lora(), 0.0) == 4 and parts_apart(whole, Lora(), 0.0) == 1
+    assert parts_apart(parts, Lora(), 0.1) == parts_apart(parts, Full(), 0.0) == 1
 
 
 @pytest.mark.slow
