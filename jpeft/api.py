@@ -18,7 +18,7 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import Model
 from jpeft.peft import attaching
-from jpeft.peft.attached import finite, require_attached_by, require_made_by, require_method, trained_places
+from jpeft.peft.made_by import finite, require_attached_by, require_made_by, require_method, trained_places
 from jpeft.peft.method import Method
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import Site

@@ -12,10 +12,10 @@ from jaxtyping import Array, Key
 from jpeft.arguments import require_module
 from jpeft.errors import UserError
 from jpeft.leaves import Model, copied
-from jpeft.peft.adapted import is_adapted
 from jpeft.peft.method import Method
 from jpeft.peft.sites import Site, SiteModule, layer_stacks, site_modules
 from jpeft.peft.variables import Adapter
+from jpeft.peft.wrapping import is_adapted
 
 
 def attach(model: Model, method: Method, chosen: Sequence[Site], key: Key[Array, ""]) -> Model:

@@ -12,10 +12,10 @@ from flax import nnx
 from jpeft.arguments import require_module
 from jpeft.errors import UserError
 from jpeft.leaves import Model, copied
-from jpeft.peft.adapted import is_adapted, take_off
 from jpeft.peft.sites import SiteModule, roles_of, site_modules
 from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original, view_of
+from jpeft.peft.wrapping import is_adapted, take_off
 from jpeft.trouble import kind_and_first_line
 
 # How far a module's outputs may be off: where its weights are float32, where it may round in itself, and where all of

@@ -20,10 +20,10 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from jpeft.errors import UserError
-from jpeft.peft.adapted import put
 from jpeft.peft.interchange import PeftLayout, PeftNames, Tensors
 from jpeft.peft.row_wise import EachRow, Rows
 from jpeft.peft.sites import Site, SiteModule
+from jpeft.peft.wrapping import put
 from jpeft.words import shortened
 
 

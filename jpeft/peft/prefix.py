@@ -12,7 +12,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.peft.adapted import put
 from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules, LearningRates
 from jpeft.peft.prompt import common_pieces
@@ -20,6 +19,7 @@ from jpeft.peft.row_wise import Leaves, Rows
 from jpeft.peft.sites import Site
 from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original
+from jpeft.peft.wrapping import put
 
 INITIALISATIONS = ("vocabulary", "normal")
 _DEVIATION = 0.02  # of initial values that are drawn: keys of score 0 and values of nearly nothing

@@ -16,12 +16,12 @@ from flax import nnx
 from jaxtyping import Array, Int, Shaped
 
 from jpeft.leaves import Model, copied, stacked_leaves
-from jpeft.peft.adapted import put
 from jpeft.peft.method import AddedModules, Method
 from jpeft.peft.row_wise import RowAdapters, Rows
 from jpeft.peft.selection import select
 from jpeft.peft.sites import Site, site_modules
 from jpeft.peft.variables import Adapter, AdapterRows
+from jpeft.peft.wrapping import put
 
 Room = Sequence[tuple[Method, Sequence[Site]]]  # the largest adapters that a bank is to hold, and where they act
 LeafShapes = Mapping[str, tuple[int, ...]]

@@ -16,7 +16,6 @@ from jpeft.eval.loss import loss_sums
 from jpeft.model import layers
 from jpeft.model.family import family_of
 from jpeft.model.stack import num_stacked
-from jpeft.peft.adapted import is_adapted
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.bitfit import BitFit
 from jpeft.peft.full import Full
@@ -26,6 +25,7 @@ from jpeft.peft.methods import ablation, ablations, build
 from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import sites
+from jpeft.peft.wrapping import is_adapted
 from tests.conftest import TINY, make_batch, random_t5
 from tests.decoders import LLAMA, random_decoder
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jpeft.errors import UserError
-from jpeft.peft.adapted import is_adapted
 from jpeft.peft.method import AddedModules, Method
 from jpeft.peft.sites import is_trained, site_modules
 from jpeft.peft.variables import Adapter
+from jpeft.peft.wrapping import is_adapted
 from jpeft.words import shortened
 
 
