@@ -40,11 +40,8 @@ def _repeats(equation: Any, turns: int) -> int:
         case "while":
             return turns
         case "shard_map":  # traced as one part of the mesh does it
-            given = equation.params
-            axes = (
-                given["newly_manual_axes"] if "newly_manual_axes" in given else given["manual_axes"]
-            )  # before jax 0.10
-            return math.prod(given["mesh"].shape[axis] for axis in axes)
+            axes = next(value for key, value in equation.params.items() if key.endswith("manual_axes"))
+            return math.prod(equation.params["mesh"].shape[axis] for axis in axes)
     return 1
 
 

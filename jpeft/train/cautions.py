@@ -18,17 +18,13 @@ FEWEST_STEPS = 50
 
 def without_effect(run: Run) -> str | None:
     """Said before training where a key is set that nothing of this run reads, with what would read it."""
-    source = source_in_use(run.data.source, run.data.path)
-    unread = [
-        (f"data.sample_seed={run.data.sample_seed}", "data.source=sample", run.data.sample_seed and source != "sample"),
-        (
-            f"ablation.seed={run.ablation.seed}",
-            "ablation.name=random",
-            run.ablation.seed and run.ablation.name != "random",
-        ),
+    source, ablation = source_in_use(run.data.source, run.data.path), run.ablation
+    keys = [
+        ("data.sample_seed", run.data.sample_seed, source == "sample", "data.source=sample"),
+        ("ablation.seed", ablation.seed, ablation.name == "random", "ablation.name=random"),
     ]
-    lines = [f"{key} changes nothing here: it is for {what}" for key, what, is_unread in unread if is_unread]
-    return "; ".join(lines) or None
+    unread = [(key, value, reader) for key, value, is_read, reader in keys if value and not is_read]
+    return "; ".join(f"{key}={value} changes nothing here: it is for {reader}" for key, value, reader in unread) or None
 
 
 def few_test_rows(rows: int) -> str | None:

@@ -164,6 +164,15 @@ def test_a_model_can_be_trained_further(tiny_pretraining, tmp_path):
     assert "; not used: model.d_model, " in lines[-1]  # a size that is given
 
 
+def test_a_model_in_few_bits_is_no_start(tiny_pretraining, tiny_checkpoint, tmp_path):
+    main(["quantize", str(tiny_checkpoint), "--out", str(tmp_path / "bits"), "--quantization", "int8", "--quiet"])
+    tiny_pretraining.model.start = str(tmp_path / "bits")
+    tiny_pretraining.tokenizer.path = None
+    run = Pretraining.from_config(tiny_pretraining)
+    with pytest.raises(UserError, match="kept in int8: weights in few bits do not train; name the wide model"):
+        network_config(run, load_tokenizer(run, tmp_path, lambda line: None))
+
+
 def test_a_warm_up_that_the_run_does_not_live_to_see_the_end_of_is_said(tiny_pretraining, tmp_path, capsys):
     tiny_pretraining.train.steps, tiny_pretraining.train.warmup_steps = 3, 8
     pretrain(Pretraining.from_config(tiny_pretraining), tmp_path / "run", display=Display())
