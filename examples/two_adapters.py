@@ -36,7 +36,7 @@ def main() -> None:
     text = "The cat sat on the <extra_id_0>."
     tokens = np.array([tokenizer.ids([text])[0]] * 3, np.int32)
     answers = bank.generate(tokens, ["first", "second", None], max_length=8)
-    for name, ids in zip(("first", "second", "the base"), np.asarray(answers), strict=True):
+    for name, ids in zip(("first", "second", "the base"), np.asarray(answers.tokens), strict=True):
         print(f"{name:9} {ids.tolist()}")
 
 

@@ -27,7 +27,7 @@ def methods_as_they_were():
         ("custom_method", r"73 numbers trained; the loss went from 1\.\d+ to 0\.\d+"),
         ("custom_module", r"saved, loaded and merged: the largest difference is \d\.\de-0[5-9]"),
         ("custom_metric", r"0\.333 begin with the right word"),
-        pytest.param("two_adapters", r"first .*\nsecond .*\nthe base .*\n", marks=pytest.mark.slow),
+        ("two_adapters", r"first .*\nsecond .*\nthe base .*\n"),
     ],
 )
 def test_an_example_runs(name, says, capsys):

@@ -26,7 +26,6 @@ from jpeft.peft.lora import Lora
 from jpeft.peft.selection import select
 from jpeft.peft.variables import Adapter
 from jpeft.train.session import Session
-from jpeft.train.step import zero_sums
 from tests.conftest import TINY, news, random_t5, write_parquet
 from tests.decoders import TINY_DECODERS, random_decoder
 from tests.model.gguf_files import write_chat_tokenizer
@@ -141,7 +140,7 @@ CHANGES: dict[str, Change] = {
     "eval.metrics": Change("macro_f1", {"metric"}),
     "eval.num_beams": Change(3, {"generate"}),
     "eval.batch_size": Change(4, {"validated", "answered"}),
-    "mesh.data": Change(2, {"mesh", *PROGRAMS}),
+    "mesh.data": Change(2, {"mesh", "update", *PROGRAMS}),  # which adds up the sums of the parts
     "mesh.fsdp": Change(2, {"mesh", *PROGRAMS}),
     "mesh.model": Change(2, {"mesh", *PROGRAMS}),
 }
@@ -234,7 +233,7 @@ def parts_of(script) -> dict[str, typing.Any]:
     key = jax.eval_shape(lambda: jax.random.key(0, impl="rbg"))
     number = jax.ShapeDtypeStruct((), jnp.int32)
     trainer, schedule = execution.trainer, execution.trainer.course.schedule
-    sums = jax.eval_shape(zero_sums, adapter)
+    sums = jax.eval_shape(programs.zero_sums, adapter)
     trees = (shapes(adapter), shapes(base))
     return {
         "rows": data.row_ids(),
