@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from jpeft.data.mixture import Mix
 from jpeft.data.prompts import CUTTING, PromptIds, PromptTokens
-from jpeft.data.tasks import Example
+from jpeft.data.tasks import Example, Task
 from jpeft.errors import UserError
 from jpeft.files import write_whole
 from jpeft.model.tokenizer import Tokenizer
@@ -196,6 +196,19 @@ def eval_order(lengths: np.ndarray, *, batch_size: int) -> list[list[int]]:
     """Row numbers of batches over a whole split, longest first: what does not fit in memory fails at once."""
     order = np.lexsort((lengths[:, 1], lengths[:, 0]))[::-1]
     return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
+
+
+def tokenize_for(task: Task, examples: Sequence[Example], tokenizer: Tokenizer) -> Tokens:
+    """A part's rows as tokens, cut as the task says. Raises `UserError` as `require_text`."""
+    tokens = tokenize(
+        examples,
+        tokenizer,
+        max_input_length=task.max_input_length,
+        max_target_length=task.max_target_length,
+        template=task.template,
+    )
+    require_text(tokens, examples)
+    return tokens
 
 
 def require_text(tokens: Tokens, examples: Sequence[Example]) -> None:

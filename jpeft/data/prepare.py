@@ -13,8 +13,7 @@ from jpeft.data.batches import (
     choose_shapes,
     eval_order,
     longest_of,
-    require_text,
-    tokenize,
+    tokenize_for,
     train_order,
 )
 from jpeft.data.mixture import Mix
@@ -202,7 +201,7 @@ def prepare(
         part: [row for split in of_files for row in examples(task, split.source, rows[split.source], split.rows)]
         for part, of_files in splits.items()
     }
-    tokens = {part: _tokenized(of_part, task, tokenizer) for part, of_part in made.items()}
+    tokens = {part: tokenize_for(task, of_part, tokenizer) for part, of_part in made.items()}
     if weight is not None or class_weights is not None:
         weights = _weights(task, splits["train"], rows, made["train"], weight, class_weights, report)
         tokens["train"] = dataclasses.replace(tokens["train"], weights=weights)
@@ -264,19 +263,6 @@ def _sources_of_rows(sources: Sequence[str], splits: Mapping[str, Sequence[Split
         part: tuple(source for source, split in zip(sources, of_files, strict=True) for _ in split.rows)
         for part, of_files in splits.items()
     }
-
-
-def _tokenized(rows: Sequence[Example], task: Task, tokenizer: Tokenizer) -> Tokens:
-    """One part's rows as tokens. Raises `UserError`: nothing of a row's target can be seen."""
-    tokens = tokenize(
-        rows,
-        tokenizer,
-        max_input_length=task.max_input_length,
-        max_target_length=task.max_target_length,
-        template=task.template,
-    )
-    require_text(tokens, rows)
-    return tokens
 
 
 def _weights(

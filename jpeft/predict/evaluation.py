@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jpeft.config import ANSWERS, Run
-from jpeft.data.batches import Tokens, require_text, tokenize
+from jpeft.data.batches import Tokens, tokenize_for
 from jpeft.data.prompts import Template
 from jpeft.data.sources import Columns, load_rows, load_sources, rows_digest, source_in_use, together
 from jpeft.data.task_file import DTYPES, QUANTIZED, TaskOfRun
@@ -249,14 +249,7 @@ def evaluate(
     seen, why_not = seen_by_the_run(test.source, made)
     quantization = Quantization.parse(test.quantization)
     model, tokenizer = test.source.load(compute_dtype(test.dtype), quantization, report=report)
-    tokens = tokenize(
-        made,
-        tokenizer,
-        max_input_length=task.max_input_length,
-        max_target_length=task.max_target_length,
-        template=task.template,
-    )
-    require_text(tokens, made)
+    tokens = tokenize_for(task, made, tokenizer)
     config, (graphdef, adapter, base) = model.config, split(model)
     labels = PackedLabels.of(task.answers, tokenizer, config) if test.answer == "score" else None
     generate = Program(make_generate(graphdef, max_length=task.max_target_length, num_beams=test.num_beams))
