@@ -5,7 +5,7 @@ import os
 import pytest
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.files import check_fields, parse_json, read_json, read_json_object
+from jpeft.files import check_fields, parse_json, read_json, read_json_object, write_whole
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,25 @@ def test_a_field_of_another_type_is_named():
     for name, value in [("r", True), ("r", 8.0), ("r", "8"), ("alpha", [1]), ("modules", {}), ("flag", 1)]:
         with pytest.raises(UserError, match=f"x: {name} is .*; expected"):
             check_fields({name: value}, kinds, "x")
+
+
+def test_a_file_appears_whole(tmp_path):
+    path = tmp_path / "result.json"
+    with write_whole(path) as beside:
+        beside.write_text("{}")
+        assert not path.exists()
+        assert beside.parent == tmp_path
+    assert path.read_text() == "{}"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_file_that_was_not_finished_leaves_what_was_there(tmp_path, before):
+    path = tmp_path / "result.json"
+    if before is not None:
+        path.write_text(before)
+    with pytest.raises(OSError, match="disk full"):
+        with write_whole(path) as beside:
+            beside.write_text("half")
+            raise OSError("disk full")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == ({"result.json": "old"} if before else {})

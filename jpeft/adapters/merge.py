@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 
 from jpeft.adapters.files import open_adapter
 from jpeft.errors import RunFailed, UserError
-from jpeft.model import weights
 from jpeft.model.family import family_in, family_with, load_model
 from jpeft.model.gguf import is_gguf
 from jpeft.model.gguf_weights import GgufWeights
+from jpeft.model.weight_files import open_checkpoint, weight_files
 
 
 def refuse_unmergeable_file(directory: Path, base: Path) -> None:
@@ -149,10 +149,10 @@ def stored_dtype(base: Path) -> Any:
     """
     if is_gguf(base):
         return np.dtype(GgufWeights(base).stored_dtype)
-    name, _ = weights.weight_files(base)
+    name, _ = weight_files(base)
     if name != "model.safetensors":  # the others are read whole, and PyTorch's as float32
         return np.dtype(np.float32)
-    checkpoint = weights.open_checkpoint(base)
+    checkpoint = open_checkpoint(base)
     first = (slice(0, 1), slice(0, 1))
     family = family_in(base)
     config = family.read_config(base)

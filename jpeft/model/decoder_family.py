@@ -15,7 +15,8 @@ from jpeft.model.decoder_config import CHOICES, RELEASED, DecoderConfig
 from jpeft.model.family import Batch, Family
 from jpeft.model.plain_decoder import plain_logits
 from jpeft.model.stack import arrange
-from jpeft.model.weights import Filling, read_values
+from jpeft.model.weight_files import read_values
+from jpeft.model.weights import Filling
 
 
 class DecoderFamily(Family):

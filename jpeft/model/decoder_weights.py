@@ -20,18 +20,8 @@ from jpeft.model.bitsandbytes import packed_tensors, to_file
 from jpeft.model.decoder import Decoder
 from jpeft.model.decoder_config import DecoderConfig
 from jpeft.model.quantized import Quantization
-from jpeft.model.weights import (
-    BUFFERS,
-    Checkpoint,
-    Filling,
-    are_equal,
-    open_checkpoint,
-    read_values,
-    refuse_misfits,
-    refuse_oversize,
-    said_of,
-    write_model,
-)
+from jpeft.model.weight_files import BUFFERS, Checkpoint, are_equal, open_checkpoint, read_values
+from jpeft.model.weights import Filling, refuse_misfits, refuse_oversize, said_of, write_model
 from jpeft.words import one_line
 
 # Names of modules: outside of the blocks after the prefix, within a block after `<prefix><blocks>.<index>.`.

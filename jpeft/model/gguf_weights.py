@@ -15,7 +15,7 @@ import numpy as np
 from jpeft.errors import UserError
 from jpeft.leaves import Part
 from jpeft.model.gguf import GgufFile, Tensor, kind_of, open_gguf
-from jpeft.model.weights import Checkpoint
+from jpeft.model.weight_files import Checkpoint
 from jpeft.words import one_line
 
 

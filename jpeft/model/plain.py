@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from jpeft.model.weights import Checkpoint, open_checkpoint, read_values
+from jpeft.model.weight_files import Checkpoint, open_checkpoint, read_values
 
 Numbers = Float[np.ndarray, "..."]
 

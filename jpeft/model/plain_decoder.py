@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jpeft.model.plain import Numbers, activation
-from jpeft.model.weights import open_checkpoint, read_values
+from jpeft.model.weight_files import open_checkpoint, read_values
 
 
 def plain_logits(directory: Path, tokens: Int[np.ndarray, "batch length"]) -> Float[np.ndarray, "batch length vocab"]:

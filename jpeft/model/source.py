@@ -12,7 +12,7 @@ from jpeft.model.family import families, family_in
 from jpeft.model.gguf import gguf_in, is_gguf
 from jpeft.model.quantized import Quantization
 from jpeft.model.tokenizer import TOKENIZER_FILES, VOCABULARIES
-from jpeft.model.weights import FORMATS, INDEXES, quantization_in, weight_files
+from jpeft.model.weight_files import FORMATS, INDEXES, quantization_in, weight_files
 from jpeft.network import why_unreachable
 from jpeft.trouble import first_line
 from jpeft.words import clipped

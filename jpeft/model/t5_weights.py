@@ -16,18 +16,8 @@ from jpeft.model.gguf import is_gguf
 from jpeft.model.quantized import Quantization
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import T5Config
-from jpeft.model.weights import (
-    INDEXES,
-    Checkpoint,
-    Filling,
-    are_equal,
-    open_checkpoint,
-    read_values,
-    refuse_misfits,
-    refuse_oversize,
-    said_of,
-    write_model,
-)
+from jpeft.model.weight_files import INDEXES, Checkpoint, are_equal, open_checkpoint, read_values
+from jpeft.model.weights import Filling, refuse_misfits, refuse_oversize, said_of, write_model
 
 # A bias that T5 1.0 trained and never used, as transformers knows, too.
 _IGNORED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"

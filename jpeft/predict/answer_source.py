@@ -15,11 +15,11 @@ from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.labels import answer_in_use
 from jpeft.files import read_json_object
-from jpeft.model import weights
 from jpeft.model.family import family_in
 from jpeft.model.quantized import Quantization, quantization_of
 from jpeft.model.source import resolve
 from jpeft.model.tokenizer import TOKENIZER_FILES, Tokenizer
+from jpeft.model.weight_files import model_files
 from jpeft.results import NotARecord, RunRecord
 
 
@@ -112,7 +112,7 @@ class AnswerSource:
 
     def identity(self) -> dict[str, Any]:
         """Names and contents of model and adapter, for telling whether answers are of the same ones."""
-        files = [*weights.model_files(self.directory), *(self.directory / name for name in TOKENIZER_FILES)]
+        files = [*model_files(self.directory), *(self.directory / name for name in TOKENIZER_FILES)]
         identity = {"model": f"{self.model} ({_digest(files)})"}
         if self.adapter is None:
             return {**identity, "adapter": None}

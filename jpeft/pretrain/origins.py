@@ -6,7 +6,7 @@ from pathlib import Path
 from jpeft.fingerprints import fingerprint, fingerprints_of
 from jpeft.model.source import find_here
 from jpeft.model.tokenizer import tokenizer_files
-from jpeft.model.weights import model_files
+from jpeft.model.weight_files import model_files
 from jpeft.pretrain.config import Pretraining
 from jpeft.pretrain.mixture import source_files
 

@@ -18,7 +18,7 @@ from jpeft.model.source import resolve
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import T5Config
 from jpeft.model.tokenizer import Tokenizer
-from jpeft.model.weights import quantization_in
+from jpeft.model.weight_files import quantization_in
 from jpeft.peft.attaching import attach
 from jpeft.peft.full import Full
 from jpeft.peft.selection import select

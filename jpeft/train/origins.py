@@ -11,7 +11,7 @@ from jpeft.fingerprints import fingerprint, fingerprints_of
 from jpeft.model.chat import AUTO, NONE, chat_template_of
 from jpeft.model.source import find_here
 from jpeft.model.tokenizer import tokenizer_files
-from jpeft.model.weights import model_files
+from jpeft.model.weight_files import model_files
 
 
 def origins(run: Run) -> dict[str, str]:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, UserError
 from jpeft.leaves import Quantized, named_leaves
-from jpeft.model import t5_weights, weights
+from jpeft.model import t5_weights, weight_files
 from jpeft.model.decoder_weights import load
 from jpeft.model.family import save_model
 from jpeft.model.quantized import DYNAMIC, NF4, Quantization, is_quantized, quantization_of
@@ -287,5 +287,5 @@ def test_how_a_model_is_kept_is_told_of_the_model_and_of_its_files(text, origina
     model = t5_weights.load(original, quantization=Quantization.parse(text))
     assert quantization_of(model) == text and quantization_of(t5_weights.load(original)) is None
     save_model(model, tmp_path)
-    assert str(weights.quantization_in(tmp_path)) == text
-    assert weights.quantization_in(original) is None and weights.quantization_in(tmp_path / "nothing") is None
+    assert str(weight_files.quantization_in(tmp_path)) == text
+    assert weight_files.quantization_in(original) is None and weight_files.quantization_in(tmp_path / "nothing") is None

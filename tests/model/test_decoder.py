@@ -20,7 +20,7 @@ from jpeft.model.decoder_config import RELEASED, DecoderConfig
 from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.model.family import abstract_model, family_in, load_model
 from jpeft.model.stack import REMAT_POLICIES
-from jpeft.model.weights import InMemory
+from jpeft.model.weight_files import InMemory
 from jpeft.peft.attaching import attach, count
 from jpeft.peft.prefix import Prefix
 from jpeft.peft.prompt import Prompt

@@ -11,7 +11,7 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.model import t5_weights, weights
+from jpeft.model import t5_weights, weight_files
 from jpeft.model.family import family_in
 from jpeft.model.gguf import GgufFile, gguf_in
 from jpeft.model.gguf_weights import GgufWeights, gguf_config
@@ -217,7 +217,7 @@ def test_a_name_alone_brings_its_settings():
 @pytest.fixture(scope="module")
 def t5_file(tmp_path_factory, deeper_checkpoint):
     """A T5's directory and the same model as a GGUF file."""
-    held = weights.open_checkpoint(deeper_checkpoint)
+    held = weight_files.open_checkpoint(deeper_checkpoint)
     values = {name: whole(held, name) for name in held.names()}
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
     pieces += [(letter, -4.0) for letter in "abcdefghijklmnopqrstuvwxyz"]

@@ -34,7 +34,7 @@ from jpeft.model.quantized import (
 )
 from jpeft.model.stack import arrange
 from jpeft.model.t5_config import T5Config
-from jpeft.model.weights import InMemory
+from jpeft.model.weight_files import InMemory
 from jpeft.peft.attaching import attach, split
 from jpeft.peft.full import Full
 from jpeft.peft.lora import Lora

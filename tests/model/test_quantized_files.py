@@ -12,7 +12,7 @@ from jpeft.config import Run
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import UserError
 from jpeft.leaves import named_leaves
-from jpeft.model import t5_weights, weights
+from jpeft.model import t5_weights, weight_files
 from jpeft.model.decoder_family import DECODER_FAMILY
 from jpeft.model.family import family_in, load_model, save_model
 from jpeft.model.quantized import Quantization, quantization_of
@@ -55,7 +55,7 @@ def test_what_is_written_is_what_a_rounded_load_gives_in_however_many_parts(text
     assert {len(files) for files in modules.values()} <= {0, 1}, "what belongs to a map is in one file"
     opened, rounded = load_model(tmp_path), load_model(wide, quantization=quantization)
     same_weights(opened, rounded)
-    assert quantization_of(opened) == text and str(weights.quantization_in(tmp_path)) == text
+    assert quantization_of(opened) == text and str(weight_files.quantization_in(tmp_path)) == text
     for directory, kept in ((wide, None), (tmp_path, text)):  # what `jpeft plan` counts by, where nothing is asked for
         found = quantization_of_run(Run.from_config({"model": {"name": str(directory)}}))
         assert (None if found is None else str(found)) == kept
