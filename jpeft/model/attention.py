@@ -35,29 +35,137 @@ class Before(NamedTuple):
     shown: Array | None
 
 
-def with_before(
-    k: Float[Array, "batch kv_heads kv_len d_kv"],
-    v: Float[Array, "batch kv_heads kv_len d_kv"],
-    bias: tuple[Float[Array, "#batch #num_heads #q_len kv_len"], ...],
-    keys: Float[Array, "rows kv_heads before d_kv"],
-    values: Float[Array, "rows kv_heads before d_kv"],
-    shown: Bool[Array, "rows before"] | None,
-) -> tuple[Array, Array, ScoreBias]:
-    """Keys, values and biases with others before them, which no part of the biases hides and no position tells apart.
+class KeysValues(NamedTuple):
+    """Keys and values of whole texts, each `[batch, kv_heads, length, d_kv]`."""
 
-    Args:
-      keys, values: float32, in which a batch's gradients of what its rows share are summed.
+    keys: Array
+    values: Array
+
+    @property
+    def length(self) -> int:
+        return self.values.shape[2]
+
+    def cached(self) -> "Cached":
+        """The same, for queries that come one by one."""
+        return Cached(jnp.swapaxes(self.keys, -1, -2), self.values)
+
+    def behind(
+        self, keys: Float[Array, "rows kv_heads before d_kv"], values: Float[Array, "rows kv_heads before d_kv"]
+    ) -> "KeysValues":
+        """These with others before them, of one row where all rows have the same.
+
+        Args:
+          keys, values: float32, in which a batch's gradients of what its rows share are summed.
+        """
+
+        def joined(first: Array, then: Array) -> Array:
+            spread = jnp.broadcast_to(first, (then.shape[0], *first.shape[1:])).astype(then.dtype)
+            return placed(jnp.concatenate([placed(spread, "heads"), then], axis=2), "heads")
+
+        return KeysValues(joined(keys, self.keys), joined(values, self.values))
+
+    def mixed_by(
+        self,
+        q: Float[Array, "batch num_heads q_len d_kv"],
+        bias: ScoreBias,
+        *,
+        scale: float = 1.0,
+        dropout_rate: float = 0.0,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch num_heads q_len d_kv"]:
+        """What queries make of the values (`attend`)."""
+        return attend(q, self.keys, self.values, bias, scale=scale, dropout_rate=dropout_rate, key=key)
+
+
+class Cached(NamedTuple):
+    """Keys and values that are kept while answers are written.
+
+    Attributes:
+      keys: `[rows, kv_heads, d_kv, length]`: the product of one query with them reads memory in its order.
+      values: `[rows, kv_heads, length, d_kv]`.
     """
 
-    def joined(first: Array, then: Array) -> Array:
-        spread = jnp.broadcast_to(first, (then.shape[0], *first.shape[1:])).astype(then.dtype)
-        return placed(jnp.concatenate([placed(spread, "heads"), then], axis=2), "heads")
+    keys: Array
+    values: Array
 
-    longer = tuple(jnp.pad(part, ((0, 0), (0, 0), (0, 0), (keys.shape[2], 0))) for part in bias)
-    if shown is not None:
-        hidden = jnp.where(shown, 0.0, MASKED)[:, None, None, :]
-        longer = (*longer, jnp.pad(hidden, ((0, 0), (0, 0), (0, 0), (0, k.shape[2]))))
-    return joined(keys, k), joined(values, v), longer
+    def whole(self) -> KeysValues:
+        """The same in the order of texts that are read at once."""
+        return KeysValues(jnp.swapaxes(self.keys, -1, -2), self.values)
+
+
+class CachedParts(NamedTuple):
+    """Caches one behind the other, as what one query of each row attends to: the parts are not made into one array.
+
+    A part may have fewer rows than there are queries; each of them serves as many neighbours: the beams of a prompt, or
+    all rows where they share a prefix.
+    """
+
+    parts: tuple[Cached, ...]
+
+    @property
+    def length(self) -> int:
+        return sum(part.values.shape[2] for part in self.parts)
+
+    def behind(
+        self, keys: Float[Array, "rows kv_heads before d_kv"], values: Float[Array, "rows kv_heads before d_kv"]
+    ) -> "CachedParts":
+        """These with others before them, of one row where all rows have the same."""
+        dtype = self.parts[0].values.dtype
+        return CachedParts((KeysValues(keys.astype(dtype), values.astype(dtype)).cached(), *self.parts))
+
+    def mixed_by(
+        self,
+        q: Float[Array, "batch num_heads 1 d_kv"],
+        bias: ScoreBias,
+        *,
+        scale: float = 1.0,
+        dropout_rate: float = 0.0,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch num_heads 1 d_kv"]:
+        """What one query of each row makes of the values, as `attend` says; nothing is dropped."""
+        assert dropout_rate == 0.0 or key is None, "nothing is dropped while answers are written"
+        of_parts = []
+        for keys, values in self.parts:
+            folded = _by_keys(q, *values.shape[:2])
+            scores = jnp.einsum("bhqd,bhdk->bhqk", folded, keys, preferred_element_type=jnp.float32)
+            of_parts.append(_by_queries(scores, *q.shape[:2]))
+        scores = jnp.concatenate(of_parts, axis=-1)
+        scores = sum(bias, scores if scale == 1.0 else scores * scale)
+        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        mixed, start = jnp.zeros(q.shape, jnp.float32), 0
+        for _, values in self.parts:
+            stop = start + values.shape[2]
+            folded = _by_keys(weights[..., start:stop].astype(q.dtype), *values.shape[:2])
+            part = jnp.einsum("bhqk,bhkd->bhqd", folded, values, preferred_element_type=jnp.float32)
+            mixed, start = mixed + _by_queries(part, *q.shape[:2]), stop
+        return (mixed / total).astype(q.dtype)
+
+
+def _by_keys(x: Array, rows: int, kv_heads: int) -> Float[Array, "{rows} {kv_heads} queries width"]:
+    """Of one query a row, `[batch, num_heads, 1, width]`: those that meet the same keys, behind one another."""
+    batch, heads, _, width = x.shape
+    x = x.reshape(rows, batch // rows, kv_heads, heads // kv_heads, width)
+    return x.swapaxes(1, 2).reshape(rows, kv_heads, -1, width)
+
+
+def _by_queries(x: Array, batch: int, heads: int) -> Float[Array, "{batch} {heads} 1 width"]:
+    """The way back from `_by_keys`."""
+    rows, kv_heads, _, width = x.shape
+    x = x.reshape(rows, kv_heads, batch // rows, heads // kv_heads, width)
+    return x.swapaxes(1, 2).reshape(batch, heads, 1, width)
+
+
+def with_room(bias: ScoreBias, before: int, shown: Bool[Array, "rows before"] | None, length: int) -> ScoreBias:
+    """Biases of scores of `length` keys, where as many as `before` stand before these: which no part hides but `shown`.
+
+    No position tells them apart.
+    """
+    longer = tuple(jnp.pad(part, ((0, 0), (0, 0), (0, 0), (before, 0))) for part in bias)
+    if shown is None:
+        return longer
+    hidden = jnp.where(shown, 0.0, MASKED)[:, None, None, :]
+    return (*longer, jnp.pad(hidden, ((0, 0), (0, 0), (0, 0), (0, length))))
 
 
 MIXED = "mixed"  # by this name `jax.checkpoint` knows what took scores to make

@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jpeft.errors import UserError
-from jpeft.model.attention import Before, ScoreBias, attend, with_before
+from jpeft.model.attention import Before, Cached, CachedParts, KeysValues, ScoreBias, with_room
 from jpeft.model.decoder_config import DecoderConfig
 from jpeft.model.layers import (
     ACTIVATIONS,
@@ -135,36 +135,35 @@ class CausalAttention(nnx.Module):
             x = rotated(x, places.rotations, neighbours=self.config.positions == "pairs")
         return placed(x, "heads")
 
-    def keys_values(
-        self, x: Float[Array, "batch length d_model"], places: Places
-    ) -> tuple[Float[Array, "batch kv_heads length d_head"], Float[Array, "batch kv_heads length d_head"]]:
+    def keys_values(self, x: Float[Array, "batch length d_model"], places: Places) -> KeysValues:
         """The keys and values of `x`, which queries attend to; when decoding they are computed once and kept."""
         k = self._heads(self.k(x))
         k = self.k_norm(k) if self.config.qk_norm else k
-        return self._rotated(k, places), placed(self._heads(self.v(x)), "heads")
+        return KeysValues(self._rotated(k, places), placed(self._heads(self.v(x)), "heads"))
 
     def __call__(
         self,
         x: Float[Array, "batch queries d_model"],
-        k: Float[Array, "batch kv_heads keys d_head"],
-        v: Float[Array, "batch kv_heads keys d_head"],
+        read: KeysValues | CachedParts,
         places: Places,
         windowed: Bool[Array, ""],
         key: Key[Array, ""] | None = None,
         before: tuple[Array, Array, Array | None] | None = None,
     ) -> Float[Array, "batch queries d_model"]:
-        """What queries of x make of the values; of those `before` them, too (a `Before`), whatever the window."""
+        """What queries of x make of what was read; of what is `before` it, too (a `Before`), whatever the window."""
         q = self._heads(self.q(x))
         q = self._rotated(self.q_norm(q) if self.config.qk_norm else q, places)
         scale = self.config.d_head**-0.5 if self.config.scales_scores else 1.0
         rate = self.config.dropout_rate
         bias = places.of_layer(windowed)
         if before is not None:
-            k, v, bias = self._with(Before(*before), k, v, bias)
-        mixed = attend(q, k, v, bias, scale=scale, dropout_rate=rate, key=key)
+            read, bias = self._with(Before(*before), read, bias)
+        mixed = read.mixed_by(q, bias, scale=scale, dropout_rate=rate, key=key)
         return self.o(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
-    def _with(self, before: Before, k: Array, v: Array, bias: ScoreBias) -> tuple[Array, Array, ScoreBias]:
+    def _with(
+        self, before: Before, read: KeysValues | CachedParts, bias: ScoreBias
+    ) -> tuple[KeysValues | CachedParts, ScoreBias]:
         """Keys, values and biases with those that stand before the text, as `transformers` takes a cache of as many.
 
         There the text begins at the position after theirs, and keys of a cache are rotated already. Here the text
@@ -177,11 +176,11 @@ class CausalAttention(nnx.Module):
             shown = jnp.ones((rows, length), bool) if before.shown is None else before.shown
             back = jnp.broadcast_to(-jnp.sum(shown, axis=1, keepdims=True), (rows, length))
             keys = rotated(keys, rotations_of(self.config, back), neighbours=self.config.positions == "pairs")
-        k, v, bias = with_before(k, v, bias, keys, values, before.shown)
+        bias = with_room(bias, length, before.shown, read.length)
         if self.config.positions == "alibi":
-            positions = np.pad(np.arange(-length, 0, dtype=np.float32), (0, k.shape[2] - length))
+            positions = np.pad(np.arange(-length, 0, dtype=np.float32), (0, read.length))
             bias = (*bias, jnp.asarray(alibi_slopes(self.config.num_heads)[None, :, None, None] * positions))
-        return k, v, bias
+        return read.behind(keys, values), bias
 
 
 class DecoderFeedForward(nnx.Module):
@@ -242,29 +241,29 @@ class DecoderBlock(nnx.Module):
         places: Places,
         windowed: Bool[Array, ""],
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "batch length d_model"], tuple[Array, Array]]:
-        """As `__call__`, and the sequence's keys and values, each `[batch, kv_heads, length, d_head]`."""
+    ) -> tuple[Float[Array, "batch length d_model"], KeysValues]:
+        """As `__call__`, and the sequence's keys and values."""
         weights_key, *keys = split_key(key, 3)
         h = self.self_attention_norm(x)
-        k, v = self.self_attention.keys_values(h, places)
-        attended = self.self_attention(h, k, v, places, windowed, weights_key)
-        return self._joined(x, h, attended, keys), (k, v)
+        read = self.self_attention.keys_values(h, places)
+        attended = self.self_attention(h, read, places, windowed, weights_key)
+        return self._joined(x, h, attended, keys), read
 
     def step(
         self,
         x: Float[Array, "batch 1 d_model"],
         places: Places,
         windowed: Bool[Array, ""],
-        prompt: tuple[Array, Array],
+        prompt: Cached,
         cache: SegmentCache,
         layer: Int[Array, ""] | None,
         position: Int[Array, ""],
     ) -> tuple[Float[Array, "batch 1 d_model"], SegmentCache]:
         """One token of generation, attending to the prompt's keys and values and to what `cache` holds of `layer`."""
         h = self.self_attention_norm(x)
-        cache = cache.write(layer, position, *self.self_attention.keys_values(h, places))
-        k, v = (jnp.concatenate(both, axis=2) for both in zip(prompt, cache.of(layer), strict=True))
-        return self._joined(x, h, self.self_attention(h, k, v, places, windowed), (None, None)), cache
+        cache = cache.write(layer, position, self.self_attention.keys_values(h, places))
+        read = CachedParts((prompt, cache.of(layer)))
+        return self._joined(x, h, self.self_attention(h, read, places, windowed), (None, None)), cache
 
 
 class DecoderStack(Segments):
@@ -285,17 +284,20 @@ class DecoderStack(Segments):
         x = dropout(x, self.dropout_rate, x_key)
         return self.final_norm(self.run(x, segment_keys, places, each=(jnp.asarray(self.windowed),)))
 
-    def keys_values(self, x: Float[Array, "batch length d_model"], places: Places) -> list[tuple[Array, Array]]:
-        """Per segment the keys and values of a sequence, each `[layers, batch, kv_heads, length, d_head]`.
+    def read(self, x: Float[Array, "batch length d_model"], places: Places) -> list[Cached]:
+        """Per segment the keys and values of a sequence, with an axis of layers first where a segment has several."""
 
-        Without the axis of layers where a segment has one.
-        """
+        def body(x: Array, layer: tuple[DecoderBlock, Array]) -> tuple[Array, Cached]:
+            block, windowed = layer
+            x, read = block.read(x, places, windowed)
+            return x, read.cached()
+
         found = []
         for block, windowed in zip(self.segments, self.per_segment(jnp.asarray(self.windowed)), strict=True):
             if num_stacked(block) == 1:
-                x, kept = only_layer(block).read(x, places, windowed[0])
+                x, kept = body(x, (only_layer(block), windowed[0]))
             else:
-                x, kept = jax.lax.scan(lambda x, layer: layer[0].read(x, places, layer[1]), x, (block, windowed))
+                x, kept = jax.lax.scan(body, x, (block, windowed))
                 kept = jax.tree.map(lambda leaf: placed(leaf, "cache"), kept)
             found.append(kept)
         return found
@@ -304,7 +306,7 @@ class DecoderStack(Segments):
         self,
         x: Float[Array, "batch 1 d_model"],
         places: Places,
-        prompts: Sequence[tuple[Array, Array]],
+        prompts: Sequence[Cached],
         caches: Sequence[SegmentCache],
         position: Int[Array, ""],
     ) -> tuple[Float[Array, "batch 1 d_model"], list[SegmentCache]]:
@@ -332,7 +334,7 @@ class DecoderDecoding:
     """
 
     model: "Decoder"
-    prompts: list[tuple[Array, Array]]
+    prompts: list[Cached]
     shown: Bool[Array, "batch slots"]
     positions: Int[Array, "batch slots"]
     first: Int[Array, " batch"]
@@ -533,7 +535,9 @@ class Decoder(nnx.Module):
         positions = jnp.arange(len(tokens))[None]
         places = self.places(positions, positions, before_itself(len(tokens)))
         x = self.with_positions(self.embedded(tokens[None]), positions)
-        return {"decoder/layers/*/self_attention": side_by_side(self.decoder.keys_values(x, places))}
+        return {
+            "decoder/layers/*/self_attention": side_by_side([kept.whole() for kept in self.decoder.read(x, places)])
+        }
 
     # --- generation ---
 
@@ -556,11 +560,9 @@ class Decoder(nnx.Module):
         self._refuse_length(x.shape[1] + max_length)
         positions = positions_of(shown)
         places = self.places(positions, positions, shown[:, None], before_itself(x.shape[1]))
-        prompts = self.decoder.keys_values(self.with_positions(x, positions), places)
-        if num_beams > 1:
-            shown, positions, first = (jnp.repeat(x, num_beams, axis=0) for x in (shown, positions, first))
-            prompts = jax.tree.map(lambda x: jnp.repeat(x, num_beams, axis=x.ndim - 4), prompts)
-        caches = [SegmentCache.empty(k, max_length) for k, _ in prompts]
+        prompts = self.decoder.read(self.with_positions(x, positions), places)
+        shown, positions, first = (jnp.repeat(x, num_beams, axis=0) for x in (shown, positions, first))
+        caches = [SegmentCache.empty(prompt, max_length, num_beams) for prompt in prompts]
         return DecoderDecoding(self, prompts, shown, positions, first.astype(jnp.int32), caches, max_length)
 
 

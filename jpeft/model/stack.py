@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from jpeft.leaves import segment_starts
-from jpeft.model.attention import MIXED
+from jpeft.model.attention import MIXED, Cached, KeysValues
 from jpeft.model.placement import Place, current_place, placed
 from jpeft.model.quantized import PRODUCT
 
@@ -26,37 +26,47 @@ REMAT_POLICIES = ("none", "dots", "block")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class SegmentCache:
-    """Keys and values that a decoder segment has seen: `k, v: [layers, batch, num_heads, max_length, d_kv]`.
+    """Keys and values of the tokens that a decoder segment has written so far.
 
     Those of a segment of one layer have no axis of layers: with it, XLA copies a whole cache for every token.
+
+    Attributes:
+      keys: `[layers, batch, kv_heads, d_kv, max_length]`.
+      values: `[layers, batch, kv_heads, max_length, d_kv]`.
     """
 
-    k: Array
-    v: Array
+    keys: Array
+    values: Array
 
     @classmethod
-    def empty(cls, like: Array, max_length: int) -> "SegmentCache":
-        """An empty cache of `max_length` tokens for as many rows as `like` has, cross-attention's keys."""
-        kind = "heads" if like.ndim == 4 else "cache"
-        nothing = placed(jnp.zeros((*like.shape[:-2], max_length, like.shape[-1]), like.dtype), kind)
-        return cls(nothing, nothing)
-
-    def write(self, layer: Array | None, position: Array, k: Array, v: Array) -> "SegmentCache":
-        """Puts one token's `k, v: [batch, num_heads, 1, d_kv]` at `position` of `layer`, in place where XLA can."""
-        start = (0, 0, position, 0)
-        if layer is not None:
-            start, k, v = (layer, *start), k[None], v[None]
-        return SegmentCache(
-            jax.lax.dynamic_update_slice(self.k, k, start), jax.lax.dynamic_update_slice(self.v, v, start)
+    def empty(cls, like: Cached, max_length: int, num_beams: int) -> "SegmentCache":
+        """An empty cache of `max_length` tokens for so many beams of each row that `like` has."""
+        *layers, rows, heads, _, width = like.values.shape
+        shape, dtype = (*layers, rows * num_beams, heads), like.values.dtype
+        kind = "cache" if layers else "heads"
+        return cls(
+            placed(jnp.zeros((*shape, width, max_length), dtype), kind),
+            placed(jnp.zeros((*shape, max_length, width), dtype), kind),
         )
 
-    def of(self, layer: Array | None) -> tuple[Array, Array]:
-        """`k, v: [batch, num_heads, max_length, d_kv]` of `layer`, None where there is but one."""
-        return (self.k, self.v) if layer is None else (self.k[layer], self.v[layer])
+    def write(self, layer: Array | None, position: Array, new: KeysValues) -> "SegmentCache":
+        """Puts those of one token at `position` of `layer`, in place where XLA can."""
+        keys, values = new.cached()
+        first, at_keys, at_values = (), (0, 0, 0, position), (0, 0, position, 0)
+        if layer is not None:
+            first, keys, values = (layer,), keys[None], values[None]
+        return SegmentCache(
+            jax.lax.dynamic_update_slice(self.keys, keys, (*first, *at_keys)),
+            jax.lax.dynamic_update_slice(self.values, values, (*first, *at_values)),
+        )
+
+    def of(self, layer: Array | None) -> Cached:
+        """What is kept of `layer`, None where there is but one."""
+        return Cached(self.keys, self.values) if layer is None else Cached(self.keys[layer], self.values[layer])
 
     def reordered(self, rows: Int[Array, " batch"]) -> "SegmentCache":
         """A cache whose row `i` is this one's row `rows[i]`: beam search follows the beams that it keeps."""
-        return SegmentCache(*(jnp.take(x, rows, axis=x.ndim - 4) for x in (self.k, self.v)))
+        return SegmentCache(*(jnp.take(x, rows, axis=x.ndim - 4) for x in (self.keys, self.values)))
 
 
 @functools.lru_cache(maxsize=32)
@@ -95,7 +105,7 @@ def only_layer(stacked: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], stacked)
 
 
-def side_by_side(kept: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+def side_by_side(kept: Sequence[KeysValues]) -> tuple[Array, Array]:
     """Keys and values of the one row that was read, by segment, as `[layers, length, width]`: heads side by side."""
     whole = []
     for parts in zip(*kept, strict=True):

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from jpeft.model.attention import Before, ScoreBias, attend, with_before
+from jpeft.model.attention import Before, Cached, CachedParts, KeysValues, ScoreBias, with_room
 from jpeft.model.layers import ACTIVATIONS, MASKED, EmbeddedInput, Embedding, Linear, RMSNorm, apart, dropout, split_key
 from jpeft.model.placement import placed
 from jpeft.model.stack import SegmentCache, Segments, num_stacked, only_layer, side_by_side
@@ -47,26 +47,24 @@ class Attention(nnx.Module):
     def _heads(self, x: Float[Array, "batch length d_heads"]) -> Float[Array, "batch num_heads length d_kv"]:
         return placed(x.reshape(*x.shape[:2], self.num_heads, -1).swapaxes(1, 2), "heads")
 
-    def keys_values(
-        self, x: Float[Array, "batch kv_len d_model"]
-    ) -> tuple[Float[Array, "batch num_heads kv_len d_kv"], Float[Array, "batch num_heads kv_len d_kv"]]:
+    def keys_values(self, x: Float[Array, "batch kv_len d_model"]) -> KeysValues:
         """The keys and values of `x`, which queries attend to; when decoding they are computed once and kept."""
-        return self._heads(self.k(x)), self._heads(self.v(x))
+        return KeysValues(self._heads(self.k(x)), self._heads(self.v(x)))
 
     def __call__(
         self,
         x: Float[Array, "batch q_len d_model"],
-        k: Float[Array, "batch num_heads kv_len d_kv"],
-        v: Float[Array, "batch num_heads kv_len d_kv"],
+        read: KeysValues | CachedParts,
         bias: ScoreBias,
         key: Key[Array, ""] | None = None,
         before: tuple[Array, Array, Array | None] | None = None,
     ) -> Float[Array, "batch q_len d_model"]:
-        """What queries of x make of the values; of those `before` them, too (a `Before`), at no position."""
+        """What queries of x make of what was read; of what is `before` it, too (a `Before`), at no position."""
         if before is not None:
             keys, values, shown = Before(*before)
-            k, v, bias = with_before(k, v, bias, self._heads(keys), self._heads(values), shown)
-        mixed = attend(self._heads(self.q(x)), k, v, bias, dropout_rate=self.dropout_rate, key=key)
+            bias = with_room(bias, keys.shape[1], shown, read.length)
+            read = read.behind(self._heads(keys), self._heads(values))
+        mixed = read.mixed_by(self._heads(self.q(x)), bias, dropout_rate=self.dropout_rate, key=key)
         return self.o(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
 
@@ -128,18 +126,18 @@ class Block(nnx.Module):
         encoded: Float[Array, "batch enc_len d_model"] | None = None,
         cross_bias: ScoreBias = (),
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "batch length d_model"], dict[str, tuple[Array, Array]]]:
+    ) -> tuple[Float[Array, "batch length d_model"], dict[str, KeysValues]]:
         """The same, and the keys and values of each attention by its name."""
         keys, kept = split_key(key, 6), {}
         h = self.self_attention_norm(x)
         kept["self_attention"] = self.self_attention.keys_values(h)
-        h = self.self_attention(h, *kept["self_attention"], self_bias, keys[0])
+        h = self.self_attention(h, kept["self_attention"], self_bias, keys[0])
         x = x + dropout(h, self.dropout_rate, keys[1])
         if self.decoder:
             assert encoded is not None
             h = self.cross_attention_norm(x)
             kept["cross_attention"] = self.cross_attention.keys_values(encoded)
-            h = self.cross_attention(h, *kept["cross_attention"], cross_bias, keys[2])
+            h = self.cross_attention(h, kept["cross_attention"], cross_bias, keys[2])
             x = x + dropout(h, self.dropout_rate, keys[3])
         h = self.feed_forward(self.feed_forward_norm(x), keys[4])
         return placed(x + dropout(h, self.dropout_rate, keys[5]), "hidden"), kept
@@ -148,17 +146,17 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "batch 1 d_model"],
         self_bias: ScoreBias,
-        cross_kv: tuple[Array, Array],
+        read: Cached,
         cross_bias: ScoreBias,
         cache: SegmentCache,
         layer: Int[Array, ""] | None,
         position: Int[Array, ""],
     ) -> tuple[Float[Array, "batch 1 d_model"], SegmentCache]:
-        """One token of generation, attending to what `cache` holds of `layer` and to the encoder's keys and values."""
+        """One token of generation, attending to what `cache` holds of `layer` and to what was `read` of the encoder."""
         h = self.self_attention_norm(x)
-        cache = cache.write(layer, position, *self.self_attention.keys_values(h))
-        x = x + self.self_attention(h, *cache.of(layer), self_bias)
-        x = x + self.cross_attention(self.cross_attention_norm(x), *cross_kv, cross_bias)
+        cache = cache.write(layer, position, self.self_attention.keys_values(h))
+        x = x + self.self_attention(h, CachedParts((cache.of(layer),)), self_bias)
+        x = x + self.cross_attention(self.cross_attention_norm(x), CachedParts((read,)), cross_bias)
         return placed(x + self.feed_forward(self.feed_forward_norm(x)), "hidden"), cache
 
 
@@ -232,26 +230,23 @@ class Stack(Segments):
     ) -> tuple[Float[Array, "1 length d_model"], dict[str, tuple[Array, Array]]]:
         """The output for one row, and keys and values of each kind of attention, `[layers, length, d_heads]`."""
 
-        def body(x: Array, block: Block) -> tuple[Array, dict[str, tuple[Array, Array]]]:
+        def body(x: Array, block: Block) -> tuple[Array, dict[str, KeysValues]]:
             return block.read(x, self_bias, encoded, cross_bias)
 
-        found: dict[str, list[tuple[Array, Array]]] = {}
+        found: dict[str, list[KeysValues]] = {}
         for block in self.segments:
             x, kept = jax.lax.scan(body, x, block)
             for name, pair in kept.items():
                 found.setdefault(name, []).append(pair)
         return self.final_norm(x), {name: side_by_side(pairs) for name, pairs in found.items()}
 
-    def cross_keys_values(self, encoded: Float[Array, "batch enc_len d_model"]) -> list[tuple[Array, Array]]:
-        """Per segment the keys and values of `encoded`, each `[layers, batch, num_heads, enc_len, d_kv]`.
+    def read_by_cross_attention(self, encoded: Float[Array, "batch enc_len d_model"]) -> list[Cached]:
+        """Per segment the keys and values of `encoded`, with an axis of layers first where a segment has several."""
 
-        Without the axis of layers where a segment has one.
-        """
-
-        def of_segment(block: Block) -> tuple[Array, Array]:
+        def of_segment(block: Block) -> Cached:
             if num_stacked(block) == 1:
-                return only_layer(block).cross_attention.keys_values(encoded)
-            return jax.lax.map(lambda block: block.cross_attention.keys_values(encoded), block)
+                return only_layer(block).cross_attention.keys_values(encoded).cached()
+            return jax.lax.map(lambda block: block.cross_attention.keys_values(encoded).cached(), block)
 
         return [of_segment(block) for block in self.segments]
 
@@ -259,17 +254,17 @@ class Stack(Segments):
         self,
         x: Float[Array, "batch 1 d_model"],
         self_bias: ScoreBias,
-        cross_kvs: list[tuple[Array, Array]],
+        reads: list[Cached],
         cross_bias: ScoreBias,
         caches: list[SegmentCache],
         position: Int[Array, ""],
     ) -> tuple[Float[Array, "batch 1 d_model"], list[SegmentCache]]:
         """Runs every block over one new token; returns its output and the extended caches."""
 
-        def of_block(block, x, cross_kv, cache, layer):
-            return block.step(x, self_bias, cross_kv, cross_bias, cache, layer, position)
+        def of_block(block, x, read, cache, layer):
+            return block.step(x, self_bias, read, cross_bias, cache, layer, position)
 
-        x, new_caches = self.run_step(x, caches, cross_kvs, of_block)
+        x, new_caches = self.run_step(x, caches, reads, of_block)
         return self.final_norm(x), new_caches
 
 
@@ -279,7 +274,7 @@ class T5Decoding:
 
     model: "T5"
     self_bias: Float[Array, "1 num_heads max_length max_length"]
-    cross_kvs: list[tuple[Array, Array]]
+    reads: list[Cached]
     cross_bias: ScoreBias
     first: Int[Array, " batch"]
     caches: list[SegmentCache]
@@ -290,7 +285,7 @@ class T5Decoding:
         """Logits of the token after `tokens`, which stand at `position`."""
         x = self.model.shared(tokens[:, None]).astype(self.model.dtype)
         self_bias = jax.lax.dynamic_slice_in_dim(self.self_bias, position, 1, axis=2)
-        x, caches = self.model.decoder.step(x, (self_bias,), self.cross_kvs, self.cross_bias, caches, position)
+        x, caches = self.model.decoder.step(x, (self_bias,), self.reads, self.cross_bias, caches, position)
         return self.model.logits(x)[:, 0], caches
 
 
@@ -423,12 +418,11 @@ class T5(nnx.Module):
     def begin(self, inputs: Int[Array, "batch enc_len"], max_length: int, num_beams: int = 1) -> T5Decoding:
         """Encodes the inputs, and is ready for answers of `max_length` tokens; beams of a row are neighbours."""
         encoded, cross_bias = self.encode(inputs)
-        if num_beams > 1:
-            encoded, cross_bias = jax.tree.map(lambda x: jnp.repeat(x, num_beams, axis=0), (encoded, cross_bias))
-        cross_kvs = self.decoder.cross_keys_values(encoded)
+        reads = self.decoder.read_by_cross_attention(encoded)
+        cross_bias = tuple(jnp.repeat(part, num_beams, axis=0) for part in cross_bias)
         first = jnp.full((inputs.shape[0] * num_beams,), self.config.decoder_start_token_id, jnp.int32)
-        caches = [SegmentCache.empty(k, max_length) for k, _ in cross_kvs]
-        return T5Decoding(self, self.causal_bias(max_length), cross_kvs, cross_bias, first, caches)
+        caches = [SegmentCache.empty(read, max_length, num_beams) for read in reads]
+        return T5Decoding(self, self.causal_bias(max_length), reads, cross_bias, first, caches)
 
     def causal_bias(self, length: int) -> Float[Array, "1 num_heads length length"]:
         """Relative position bias of the decoder with the future hidden."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jpeft.model.attention import attend
+from jpeft.model.attention import CachedParts, KeysValues, attend, with_room
 from jpeft.model.layers import MASKED, dropout
 from jpeft.model.stack import REMAT_POLICIES
 from jpeft.peft.attaching import attach, split
@@ -109,3 +109,47 @@ def test_a_block_keeps_its_products_and_makes_the_rest_anew():
     assert layers and not [one for one in layers if one[1] == "float32" or one[1] == "bool"]
     sizes = [sum(np.prod(shape, dtype=int) for shape, _ in kept[remat]) for remat in REMAT_POLICIES]
     assert sizes[0] > sizes[1] > sizes[2]
+
+
+BEAMS = 3
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("kv_heads", [HEADS, 2, 1])
+@pytest.mark.parametrize("beams", [1, BEAMS])
+@pytest.mark.parametrize("prefixes", ["none", "shared", "each its own"])
+def test_a_query_makes_of_caches_in_parts_what_it_makes_of_one_text(prefixes, beams, kv_heads, dtype):
+    """What was read once a row, what each beam has written, and a prefix before both."""
+    draw = np.random.default_rng(3)
+
+    def drawn(rows, length):
+        return jnp.asarray(draw.normal(size=(rows, kv_heads, length, WIDTH)), dtype)
+
+    q = jnp.asarray(draw.normal(size=(ROWS * beams, HEADS, 1, WIDTH)), dtype)
+    read, written = (KeysValues(drawn(rows, length), drawn(rows, length)) for rows, length in ((ROWS, 5), (len(q), 4)))
+    hidden = np.zeros((len(q), 1, 1, 9), np.float32)
+    hidden[0, ..., :2] = hidden[-1, ..., 7:] = MASKED
+    position = jnp.asarray(draw.normal(size=(1, HEADS, 1, 9)), jnp.float32)
+    bias = (position, jnp.asarray(hidden))
+    parts = CachedParts((read.cached(), written.cached()))
+    whole = KeysValues(
+        *(jnp.concatenate([jnp.repeat(one, beams, axis=0), x], 2) for one, x in zip(read, written, strict=True))
+    )
+    if prefixes != "none":
+        rows = 1 if prefixes == "shared" else len(q)
+        keys, values = (jnp.asarray(draw.normal(size=(rows, kv_heads, 2, WIDTH)), jnp.float32) for _ in range(2))
+        shown = None if prefixes == "shared" else jnp.asarray(draw.random((rows, 2)) > 0.5)
+        bias = with_room(bias, 2, shown, whole.length)
+        parts, whole = parts.behind(keys, values), whole.behind(keys, values)
+    assert parts.length == whole.length == bias[0].shape[-1]
+    found, expected = parts.mixed_by(q, bias, scale=0.3), whole.mixed_by(q, bias, scale=0.3)
+    assert found.dtype == dtype
+    within = {jnp.float32: 1e-6, jnp.bfloat16: 0.02}[dtype]
+    assert np.allclose(found.astype(jnp.float32), expected.astype(jnp.float32), atol=within, rtol=within)
+
+
+def test_caches_in_parts_drop_nothing():
+    q, k, v, bias = given()
+    parts = CachedParts((KeysValues(k, v).cached(),))
+    with pytest.raises(AssertionError, match="nothing is dropped"):
+        parts.mixed_by(q[:, :, :1], bias, dropout_rate=0.1, key=jax.random.key(0))
