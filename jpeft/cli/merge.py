@@ -58,6 +58,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     from jpeft.model.quantized import Quantization, quantization_of
     from jpeft.model.settings import pass_on, settings_of
     from jpeft.model.source import resolve
+    from jpeft.model.weight_files import model_fingerprint
     from jpeft.peft.merging import merge
     from jpeft.predict.answer_source import task_of
 
@@ -71,9 +72,10 @@ def _merge(arguments: argparse.Namespace) -> int:
     with output_directory(arguments.out) as out:
         base = load_model(directory, quantization=quantization)
         kept = quantization_of(base)
-        note = _of_bits(task, kept)
-        if note is not None:
-            print(f"note     {note}", file=sys.stderr)
+        another = None if task is None else task.on_another_base(model_fingerprint(directory))
+        for note in (_of_bits(task, kept), None if another is None else f"the adapter {another}"):
+            if note is not None:
+                print(f"note     {note}", file=sys.stderr)
         tokenizer = family_in(directory).tokenizer(directory, base.config)
         telling = lambda line: print(f"note     {line}", file=sys.stderr)
         adapted, method, sites = load_adapter(found.directory, base, report=telling)
@@ -98,7 +100,9 @@ def _merge(arguments: argparse.Namespace) -> int:
             quantization=kept,
         )
         if task is not None:
-            dataclasses.replace(task, quantization="auto").write(out)  # of what is wide: it is not rounded again
+            dataclasses.replace(task, quantization="auto", base=None).write(
+                out
+            )  # of what is wide: it is not rounded again
         (out / "README.md").write_text(card, encoding="utf-8")
     if arguments.json:
         values = {"out": str(arguments.out), "base": name, "method": method.name, "dtype": dtype.name}

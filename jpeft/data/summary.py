@@ -4,6 +4,7 @@ Every function gives lines, each of one kind of finding with its number and an e
 """
 
 import collections
+import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -174,7 +175,33 @@ def told_of_rows(
             name = tokenizer.special_names(f"{_texts_of(rows[0])}\n{rows[0].target}")[0]
             example = f"such as {name!r} in {rows[0].id}; they are read as text"
     lines += _by_split("rows that spell a special token", spelt, example)
+    if task.kind == "generation":
+        lines += _told_of_writing({name: part for name, part in examples.items() if name != "train"}, tokenizer)
     return lines + _told_of_repeats(task, examples["train"])
+
+
+def _told_of_writing(judged: Mapping[str, Sequence[Example]], tokenizer: Tokenizer) -> list[str]:
+    """Targets that answers are held against, and that no answer can equal: the vocabulary folds what they hold.
+
+    Characters that it does not have are told of otherwise.
+    """
+    folded, example = {}, ""
+    for split, part in judged.items():
+        written = tokenizer.round_trip([row.target for row in part])
+        unlike = [(row, text) for row, text in zip(part, written, strict=True) if text.strip() != row.target.strip()]
+        unlike = [(row, text) for row, text in unlike if not tokenizer.unknown_characters(row.target)]
+        folded[split] = (len(unlike), len(part))
+        if unlike and not example:
+            row, text = unlike[0]
+            example = f"such as {row.id}, {_where_unlike(row.target.strip(), text.strip())}"
+    note = f"{example}; accuracy, BLEU and chrF count that as wrong"
+    return _by_split("targets that this vocabulary writes otherwise", folded, note)
+
+
+def _where_unlike(target: str, written: str) -> str:
+    """Two texts from a little before the first character in which they differ."""
+    begin = max(0, len(os.path.commonprefix([target, written])) - 10)
+    return f"{_short(target[begin:])} as {_short(written[begin:])}"
 
 
 def told_of_same_tokens(

@@ -42,6 +42,7 @@ _KEYS = {
     "num_beams": int,
     "dtype": str,
     "quantization": str,
+    "base": str,
     "metrics": list,
 }
 
@@ -65,6 +66,8 @@ class TaskOfRun:
       dtype: as `model.dtype` of the run.
       quantization: of the run's base, such as `nf4,double`, whether the run rounded it or its files have it so; `auto`
         and `none` of a wide one.
+      base: fingerprint of the model's files that the adapter was tuned on (`jpeft.model.weight_files`); None where
+        there was none, as after full tuning, and of older runs.
       metrics: names of what the run's answers were judged by, where it was asked for any. Names only: that of a
         function (`module:name`) is not imported for standing here.
     """
@@ -84,6 +87,7 @@ class TaskOfRun:
     num_beams: int = 1
     dtype: str = "auto"
     quantization: str = "auto"
+    base: str | None = None
     metrics: tuple[str, ...] = ()
 
     @classmethod
@@ -95,6 +99,7 @@ class TaskOfRun:
         num_beams: int,
         dtype: str,
         quantization: str = "auto",
+        base: str | None = None,
         input: str | None = None,
         options: str | None = None,
         chat_template: str | None = None,
@@ -116,6 +121,7 @@ class TaskOfRun:
             num_beams=num_beams,
             dtype=dtype,
             quantization=quantization,
+            base=base,
             metrics=task.metrics,
         )
 
@@ -131,6 +137,18 @@ class TaskOfRun:
         if run == now:
             return None
         return f"was tuned with its base {run}, and answers with it {now}: answers differ by what rounding does"
+
+    def on_another_base(self, here: str | None) -> str | None:
+        """A line that says that the base that answers is not the one that the adapter was tuned on; None where it is.
+
+        It begins with a verb, as `in_other_bits`. A name does not tell: a directory may be another model's by now.
+
+        Args:
+          here: fingerprint of the base at hand, None where nobody knows it.
+        """
+        if self.base is None or here is None or self.base == here:
+            return None
+        return "was tuned on a base of other files: unless these hold the same weights, it fits by shapes alone"
 
     @property
     def chosen_from(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import read_json_object
+from jpeft.fingerprints import fingerprint, fingerprints_of
 from jpeft.leaves import Part
 from jpeft.model.bitsandbytes import Packed
 from jpeft.model.config_fields import MOST_CONFIG_BYTES
@@ -296,6 +297,11 @@ def _is_file_name(name: str) -> bool:
 def model_files(model: Path) -> list[Path]:
     """The files that hold a model's sizes and weights. Raises as `weight_files`."""
     return [model] if is_gguf(model) else [*weight_files(model)[1], model / "config.json"]
+
+
+def model_fingerprint(model: Path) -> str | None:
+    """By what a model's weights and config are known again; None where they cannot be read."""
+    return fingerprints_of({"model": lambda: fingerprint(model_files(model))}).get("model")
 
 
 def read_values(model: Path) -> tuple[dict[str, Any], str]:

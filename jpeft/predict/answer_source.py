@@ -19,7 +19,7 @@ from jpeft.model.family import family_in
 from jpeft.model.quantized import Quantization, quantization_of
 from jpeft.model.source import resolve
 from jpeft.model.tokenizer import TOKENIZER_FILES, Tokenizer
-from jpeft.model.weight_files import model_files
+from jpeft.model.weight_files import model_files, model_fingerprint
 from jpeft.results import NotARecord, RunRecord
 
 
@@ -128,12 +128,16 @@ class AnswerSource:
     ) -> tuple[Any, Tokenizer]:
         """The model with the adapter attached, computing in `dtype`. Raises as `Family.load` and `load_adapter`.
 
-        `report` is told where the adapter was trained on a base in other bits, and what of its files was passed over.
+        `report` is told where the adapter was trained on a base in other bits, or on another one, and what of its files
+        was passed over.
         """
         family = family_in(self.directory)
         model = family.load(self.directory, dtype=dtype, quantization=quantization)
         if self.task is not None and (line := self.task.in_other_bits(quantization_of(model))) is not None:
             report(f"the {'model' if self.adapter is None else 'adapter'} {line}")
+        if self.adapter is not None and self.task is not None:
+            if (line := self.task.on_another_base(model_fingerprint(self.directory))) is not None:
+                report(f"the adapter {line}")
         family.arrange(model, scan_layers=None)
         tokenizer = family.tokenizer(self.directory, model.config)
         tokenizer = tokenizer.asked_by(None if self.task is None else self.task.chat_template)

@@ -158,12 +158,18 @@ class Engine:
         shapes: PaddedShapes,
         *,
         dtype: str | None = None,
+        base: str | None = None,
     ):
-        """Args: `dtype`: of computation, to tell whether an adapter was tested in it."""
+        """Takes what tells whether an adapter was made with other things than are here.
+
+        Args:
+          dtype: of computation.
+          base: fingerprint of the bank's base.
+        """
         self.bank = bank
         self.shapes = shapes
         self.left_out: dict[str, str] = {}
-        self._tokenizer, self._dtype = tokenizer, dtype
+        self._tokenizer, self._dtype, self._base = tokenizer, dtype, base
         self._base_asking = self._asking(None)
         # An adapter is to be asked only as it was loaded, and loads and unloads of one name may come at once. So one of
         # them at a time changes the bank and `_asking_of`, which has an adapter only after the bank has it. `_latest`
@@ -254,6 +260,8 @@ class Engine:
         if labels is None and task.num_beams > 1:
             notes.append(f"its run's test searched with {task.num_beams} beams; here answers are greedy.")
         if (line := task.in_other_bits(self.bank.quantization)) is not None:
+            notes.append(f"it {line}.")
+        if (line := task.on_another_base(self._base)) is not None:
             notes.append(f"it {line}.")
         if self._dtype is not None and task.dtype not in ("auto", self._dtype):
             notes.append(f"its run computed in {task.dtype}; here it is {self._dtype}.")

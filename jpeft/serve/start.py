@@ -18,6 +18,7 @@ from jpeft.eval.labels import PackedLabels
 from jpeft.model.family import family_in
 from jpeft.model.quantized import Quantization
 from jpeft.model.source import resolve
+from jpeft.model.weight_files import model_fingerprint
 from jpeft.peft.method import AddedModules, Method
 from jpeft.peft.methods import METHODS, build
 from jpeft.peft.sites import sites
@@ -131,7 +132,8 @@ def start(choices: Choices, sizes: ShapeFlags, *, say: Callable[[str], None]) ->
             labels = task.chosen_from
             asked = tokenizer.asked_by(task.chat_template)
             packed += [len(PackedLabels.of(labels, asked, config).targets)] if labels else []
-    engine = Engine(bank, tokenizer, sizes.shapes([task for _, task in tasks], max(packed)), dtype=dtype.name)
+    shapes = sizes.shapes([task for _, task in tasks], max(packed))
+    engine = Engine(bank, tokenizer, shapes, dtype=dtype.name, base=model_fingerprint(directory))
     engine.set_base_task(own_task)
     for name in names:
         try:

@@ -655,6 +655,7 @@ class _Execution:
             num_beams=run.eval.num_beams,
             dtype=run.model.dtype,
             quantization=self._kept(),
+            base=None if self.setup.method.trains_base else self.setup.base,
             input=run.data.input,
             options=run.data.options,
             chat_template=self.setup.tokenizer.wording.chat_template,

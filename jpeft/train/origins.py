@@ -11,7 +11,7 @@ from jpeft.fingerprints import fingerprint, fingerprints_of
 from jpeft.model.chat import AUTO, NONE, chat_template_of
 from jpeft.model.source import find_here
 from jpeft.model.tokenizer import tokenizer_files
-from jpeft.model.weight_files import model_files
+from jpeft.model.weight_files import model_fingerprint
 
 
 def origins(run: Run) -> dict[str, str]:
@@ -19,17 +19,12 @@ def origins(run: Run) -> dict[str, str]:
 
     What is not on this machine, cannot be read or is not asked for has none.
     """
-    made_of: dict[str, Callable[[], str]] = {}
+    made_of: dict[str, Callable[[], str | None]] = {}
     if (directory := find_here(run.model.name)) is not None:
-        made_of["base"] = lambda: fingerprint(model_files(directory))
+        made_of["base"] = lambda: model_fingerprint(directory)
         made_of["tokenizer"] = lambda: fingerprint(tokenizer_files(directory))
     if (template := run.data.chat_template) not in (None, AUTO, NONE):
         made_of["chat_template"] = lambda: hashlib.sha256(chat_template_of(template).encode()).hexdigest()
     if (adapter := run.method.from_adapter) is not None:
         made_of["from_adapter"] = lambda: fingerprint(adapter_files(locate(Path(adapter).expanduser()).directory))
     return fingerprints_of(made_of)
-
-
-def base_fingerprint(directory: Path) -> str | None:
-    """By what a model's weights and config are known again; None where they cannot be read."""
-    return fingerprints_of({"base": lambda: fingerprint(model_files(directory))}).get("base")

@@ -13,6 +13,7 @@ from flax import nnx
 from jpeft.adapters.files import load_adapter
 from jpeft.adapters.locate import locate, whole_model
 from jpeft.config import Run
+from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import UserError
 from jpeft.leaves import num_weights
 from jpeft.mesh.layout import Layout
@@ -21,12 +22,12 @@ from jpeft.model.family import family_in
 from jpeft.model.quantized import quantization_of
 from jpeft.model.source import resolve
 from jpeft.model.tokenizer import Tokenizer
+from jpeft.model.weight_files import model_fingerprint
 from jpeft.peft.attaching import attach, begin_with_lost
 from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS, ablation_of
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import Site
-from jpeft.train.origins import base_fingerprint
 from jpeft.train.session import Session
 
 _SECONDS_WORTH_TELLING = 2.0
@@ -42,6 +43,7 @@ class Setup:
       sites: where they are attached.
       total_parameters: of the base alone.
       quantization: how the base is kept, such as `nf4,double`; None where it is wide.
+      base: fingerprint of its files; None where they could not be read twice.
     """
 
     model: Any
@@ -51,6 +53,7 @@ class Setup:
     tokenizer: Tokenizer
     total_parameters: int
     quantization: str | None
+    base: str | None
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -72,8 +75,10 @@ def selection(run: Run, model: nnx.Module) -> Selection:
     )
 
 
-def _load_base(run: Run, session: Session, layout: Layout, report: Callable[[str], None]) -> tuple[Any, Tokenizer]:
-    directory = resolve(run.model.name, report=report)
+def _load_base(
+    run: Run, session: Session, layout: Layout, directory: Path, content: str | None
+) -> tuple[Any, Tokenizer]:
+    """The base of a directory of that content, and its tokenizer."""
     dtype = compute_dtype(run.model.dtype)
     trains_the_base = METHODS[run.method.name].trains_base
 
@@ -97,7 +102,7 @@ def _load_base(run: Run, session: Session, layout: Layout, report: Callable[[str
     return session.bases.get(
         (
             directory,
-            base_fingerprint(directory),
+            content,
             dtype,
             run.quantization(),
             run.model.dropout_rate,
@@ -157,11 +162,17 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
     if method.trains_nothing is not None:
         raise UserError(f"{method.trains_nothing}: nothing would train; change it.")
     chat_template = chat_template_of(run.data.chat_template)
-    untuned, tokenizer = _load_base(run, session, layout, report)
+    directory = resolve(run.model.name, report=report)
+    content = model_fingerprint(directory)
+    untuned, tokenizer = _load_base(run, session, layout, directory, content)
     tokenizer = tokenizer.asked_by(chat_template)
     total = num_weights(untuned)
     if run.method.from_adapter is not None:
-        model, stored_method, sites = load_adapter(_adapter_directory(run.method.from_adapter), untuned, report=report)
+        adapter = _adapter_directory(run.method.from_adapter)
+        task = TaskOfRun.read(adapter)
+        if task is not None and (line := task.on_another_base(content)) is not None:
+            report(f"method.from_adapter {line}")
+        model, stored_method, sites = load_adapter(adapter, untuned, report=report)
         if stored_method != method:
             raise UserError(
                 f"method.from_adapter holds {stored_method}, the config asks for {method}; make them agree."
@@ -172,4 +183,4 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
         model = attach(untuned, method, sites, jax.random.key(run.train.seed))
         if method.begin_with_lost is not None:
             _begin_with_lost(run, model, method, report)
-    return Setup(model, untuned, method, sites, tokenizer, total, quantization_of(untuned))
+    return Setup(model, untuned, method, sites, tokenizer, total, quantization_of(untuned), content)

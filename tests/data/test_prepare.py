@@ -12,6 +12,7 @@ from jpeft.data.batches import fitting_shape, train_order
 from jpeft.data.prepare import choose_task, prepare
 from jpeft.errors import UserError
 from jpeft.eval.answering import as_labels
+from jpeft.model.source import PACKAGED
 from jpeft.model.tokenizer import Tokenizer
 from tests.conftest import TOPICS
 
@@ -429,6 +430,18 @@ def test_rows_without_text_and_prompts_that_show_the_answer_are_said(prepared, t
     path = write(tmp_path / "mine.jsonl", [("\u200b" if i == 3 else f"goal {i}", "ab"[i % 2]) for i in range(40)])
     _, lines = prepared("custom", path, keys={"template": "Q: { input }"})
     assert any(line.startswith("inputs without text: 1 of") for line in lines)
+
+
+def test_targets_that_the_vocabulary_writes_otherwise_are_said_where_they_are_judged(prepared, tmp_path):
+    """The vocabulary folds a raised 2 and two spaces: no answer can equal a text that has them."""
+    tokenizer = Tokenizer.load(PACKAGED / "mini")
+    path = write(tmp_path / "mine.jsonl", [(f"goal {i}", f"the team has won²  by {i} goals") for i in range(40)])
+    _, lines = prepared("custom", path, tokenizer=tokenizer)
+    (said,) = (line for line in lines if line.startswith("targets that this vocabulary writes otherwise"))
+    assert re.search(r"otherwise: (\d+) of \1 validation, (\d+) of \2 test \(such as train/\d+, ", said)
+    assert "'am has won²  by" in said and "as 'am has won2 by" in said and "accuracy, BLEU and chrF" in said
+    path = write(tmp_path / "mine.jsonl", [(f"goal {i}", f" the team has won by {i} goals ") for i in range(40)])
+    assert not any("writes otherwise" in line for line in prepared("custom", path, tokenizer=tokenizer)[1])
 
 
 def test_one_column_cannot_be_the_text_and_its_answer(prepared, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import unicodedata
 
 import numpy as np
 import pytest
@@ -107,6 +108,17 @@ def test_bleu_and_chrf_are_sacrebleus():
         sacrebleu.corpus_bleu(chinese, [right[0]], tokenize="zh").score
     )
     assert METRICS["bleu"](chinese, right) > 30 and sacrebleu.corpus_bleu(chinese, [right[0]]).score == 0
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_a_letter_and_its_marks_are_one_character_to_bleu_and_chrf(name):
+    right = "안녕하세요 저는 학교에 갑니다 그리고 café"
+    apart = unicodedata.normalize("NFD", right)
+    assert apart != right and METRICS[name]([right], [[apart]]) == METRICS[name]([apart], [[right]]) == pytest.approx(
+        100
+    )
+    for texts, says in ((apart, True), (right, False)):
+        assert ("form:NFC" in judge(custom("generation", name), rows(texts), [texts]).told[name]) == says
 
 
 def test_bleu_by_hand():

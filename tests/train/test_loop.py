@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from jpeft.cli import run_experiment
+from jpeft.data.task_file import TaskOfRun
+from jpeft.model.weight_files import model_fingerprint
 from jpeft.run.checkpoint import Checkpoints
 from jpeft.run.metrics_log import MetricsLog
 from jpeft.train import loop
@@ -189,6 +192,8 @@ def test_a_custom_classification_from_jsonl(tiny_checkpoint, toy_jsonl, tmp_path
     result = result_of(tmp_path / "run")
     assert result["task"] == "custom" and result["metric_name"] == "accuracy"
     assert (result["train_examples"], result["validation_examples"], result["test_examples"]) == (60, 9, 9)
+    task = TaskOfRun.read(tmp_path / "run/adapter")
+    assert task is not None and task.base == model_fingerprint(tiny_checkpoint)
 
 
 @pytest.mark.slow
@@ -208,6 +213,13 @@ def test_a_run_can_start_from_an_earlier_adapter(deeper_checkpoint, toy_data, tm
         assert "an adapter keeps its sites" in capsys.readouterr().err
     same = "--config.method.targets=q,k,v,o"
     assert run("lora_agnews_low", tmp_path / "third", deeper_checkpoint, toy_data, start, same, *small_steps) == 0
+    other = shutil.copytree(deeper_checkpoint, tmp_path / "other")
+    (other / "config.json").write_text((other / "config.json").read_text() + "\n")
+    for base, says in ((deeper_checkpoint, False), (other, True)):
+        aloud = (start, *small_steps, "--quiet=false")
+        assert run("lora_agnews_low", tmp_path / f"on {base.name}", base, toy_data, *aloud) == 0
+        out = " ".join("".join(capsys.readouterr()).split())
+        assert ("method.from_adapter was tuned on a base of other files" in out) == says
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_rows(deeper_checkpoint, toy_data, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """BLEU and chrF of a whole split, by sacrebleu: on the scale of 0 to 100 that papers print."""
 
+import dataclasses
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -39,12 +41,26 @@ def _by_sacrebleu(make: Callable[[Answered], Any]) -> Callable[[Answered], Weigh
     """sacrebleu's number of any sample of rows: what each row adds to it is counted once."""
 
     def of_split(answered: Answered) -> Weighted:
+        answered = composed(answered)
         scorer = make(answered)
         # sacrebleu's own split of the work, between `corpus_score`'s two halves; tests hold the sum against that.
         counts = np.array(scorer._extract_corpus_statistics(list(answered.predictions), _streams(answered)))
         return lambda weights: scorer._compute_score_from_stats(np.rint(weights @ counts).astype(int).tolist()).score
 
     return of_split
+
+
+def composed(answered: Answered) -> Answered:
+    """The same texts with each letter and its marks as one character where there is one (NFC).
+
+    A decomposed text looks the same, and no letter of it with a mark would be found in the other.
+    """
+    one = lambda text: unicodedata.normalize("NFC", text)
+    return dataclasses.replace(
+        answered,
+        predictions=[one(text) for text in answered.predictions],
+        references=[[one(text) for text in texts] for texts in answered.references],
+    )
 
 
 def _streams(answered: Answered) -> list[list[str | None]]:
@@ -55,13 +71,16 @@ def _streams(answered: Answered) -> list[list[str | None]]:
 
 def _signature(make: Callable[[Answered], Any]) -> Callable[[Answered], str]:
     def told(answered: Answered) -> str:
-        scorer = make(answered)
+        scorer = make(composed(answered))
         scorer.corpus_score(list(answered.predictions[:1]), [stream[:1] for stream in _streams(answered)])
         several = {len(references) for references in answered.references}
         nrefs = str(several.pop()) if len(several) == 1 else "var"
-        return "|".join(
-            f"nrefs:{nrefs}" if part.startswith("nrefs:") else part for part in str(scorer.get_signature()).split("|")
-        )
+        parts = str(scorer.get_signature()).split("|")
+        parts = [f"nrefs:{nrefs}" if part.startswith("nrefs:") else part for part in parts]
+        texts = [*answered.predictions, *(text for references in answered.references for text in references)]
+        if not all(unicodedata.is_normalized("NFC", text) for text in texts):
+            parts.append("form:NFC")
+        return "|".join(parts)
 
     return told
 
