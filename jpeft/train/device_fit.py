@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jpeft.config import Run
+from jpeft.config import Run, monitored_metric
 from jpeft.data.batches import fitting_shape
 from jpeft.data.prepare import Data
 from jpeft.errors import RunFailed
@@ -132,9 +132,7 @@ class DeviceFit:
     def _evaluation_needs(self, rows: int, remat: str) -> int:
         programs = self.programs(remat)[0]
         trees = self._state.adapter, self._base
-        longest = self._data.tokens["test"].lengths()[:, :1]
-        shape = fitting_shape(self._data.shapes, np.concatenate([longest, np.ones_like(longest)], axis=1))
-        inputs = jax.ShapeDtypeStruct((rows, shape[0]), jnp.int32)
+        inputs = jax.ShapeDtypeStruct((rows, self._longest_answered()), jnp.int32)
         answering = programs.answering
         moved = trees if answering.move is None else answering.layout.describe(trees)
         again = bytes_on_a_device(self._state.adapter)  # the best, beside the last
@@ -146,6 +144,13 @@ class DeviceFit:
         if answering.label_log_probs is not None:
             needs.append(self._asks(answering.label_log_probs, *moved, inputs) + again)
         return self._judged(max(needs), rows)
+
+    def _longest_answered(self) -> int:
+        """The longest padded input that is answered: of the test split, and of validation where that is monitored."""
+        monitored = monitored_metric(self._first.train.monitor) is not None
+        splits = ["test", "validation"] if monitored else ["test"]
+        longest = max(self._data.tokens[split].lengths()[:, 0].max() for split in splits)
+        return fitting_shape(self._data.shapes, np.array([(longest, 1)]))[0]
 
     def _judged(self, needs: int, rows: int) -> int:
         """The same number, which is remembered for what is said of it."""

@@ -15,6 +15,7 @@ from jpeft.run.display import Display
 from jpeft.train import device_fit, fitting, loop
 from jpeft.train.fitting import Training
 from jpeft.train.session import Session
+from tests.conftest import news, write_parquet
 from tests.train import scripted
 from tests.train.scripted import run_scripted
 
@@ -128,6 +129,23 @@ def test_a_run_takes_what_fits_and_says_and_records_it(cell, sized, tmp_path, mo
     )
     for kind in ("train", "validate", "answer"):
         assert found.of(kind) == same.of(kind) != []
+
+
+@pytest.mark.parametrize("monitor", ["validation/loss", "validation/accuracy"])
+def test_answers_are_judged_by_the_longest_input_that_is_answered(monitor, cell, sized, tmp_path, monkeypatch):
+    """Of validation, too, where its answers are monitored; its inputs are longer than those of the test split here."""
+    rows = news(60, 1)
+    texts = [" ".join([text] * (6 if row % 2 else 1)) for row, text in enumerate(rows["text"])]
+    write_parquet(tmp_path / "ag_news/train.parquet", rows | {"text": texts})
+    write_parquet(tmp_path / "ag_news/test.parquet", news(24, 2))
+    sized(free=1e12)
+    judged = []  # what answers are generated for: token ids alone, no dict of a batch
+    needs = lambda args: 0 if isinstance(args[-1], dict) else judged.append(args[-1].shape) or 0
+    monkeypatch.setattr(device_fit, "needed_memory", needs)
+    script = run_scripted(
+        cell(**AUTO, **{"data.path": str(tmp_path), "train.monitor": monitor}), tmp_path / "run", monkeypatch
+    )
+    assert max(judged) == max(shape for _, shape in script.of("answer"))
 
 
 @pytest.mark.parametrize(
