@@ -8,7 +8,10 @@ import contextlib
 import ctypes
 import glob
 import importlib.util
+import itertools
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -99,6 +102,29 @@ def has_gpu_driver() -> bool:
         ctypes.CDLL("libcuda.so.1")
         return True
     return any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that JAX would find here, each as CUDA_VISIBLE_DEVICES names it.
+
+    None where JAX_PLATFORMS leaves GPUs out. A list of devices ends, as CUDA reads it, before the first word that names
+    none, such as -1.
+    """
+    platforms = {name.strip() for name in os.environ.get("JAX_PLATFORMS", "").split(",")} - {""}
+    if platforms and platforms.isdisjoint(_PLATFORMS_OF_GPUS):
+        return []
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        words = (word.strip() for word in os.environ["CUDA_VISIBLE_DEVICES"].split(","))
+        return list(itertools.takewhile(_NAME_OF_A_GPU.fullmatch, words))
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [str(i) for i, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+
+
+_PLATFORMS_OF_GPUS = {"gpu", "cuda", "rocm"}
+_NAME_OF_A_GPU = re.compile("[0-9]+|(GPU|MIG)-.+")
 
 
 def has_tpu() -> bool:

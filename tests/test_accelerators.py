@@ -1,6 +1,7 @@
 """Compilers of devices that are not there disturb nobody, and devices that are there are found."""
 
 import os
+import subprocess
 import sys
 
 import jax
@@ -69,3 +70,37 @@ def test_flags_that_keep_xla_from_checking_products_are_named():
         *(("gpu", "--xla_gpu_autotune_level=0 --xla_gpu_autotune_level=5"), ("gpu", "--xla_gpu_autotune_level=")),
     ):
         assert accelerators.unchecked_products(platform, flags) is None, (platform, flags)
+
+
+@pytest.mark.parametrize(
+    ("listed", "platforms", "visible"),
+    [
+        ("3,GPU-8932f937,MIG-5c6f", None, ["3", "GPU-8932f937", "MIG-5c6f"]),
+        ("0, 1", "", ["0", "1"]),
+        ("-1", None, []),
+        ("", None, []),
+        ("0,-1,2", None, ["0"]),  # as CUDA reads it
+        ("NoDevFiles", None, []),  # as SLURM says it to a job without GPUs
+        ("0,1", "cpu", []),
+        ("0,1", "tpu,cpu", []),
+        ("0,1", "cuda,cpu", ["0", "1"]),
+        ("0,1", "gpu", ["0", "1"]),
+    ],
+)
+def test_the_gpus_that_jax_may_use_are_those_that_cuda_and_jax_are_told_of(listed, platforms, visible, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    if platforms is not None:
+        monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    assert accelerators.visible_gpus() == visible
+
+
+def test_without_a_list_the_driver_is_asked_for_gpus_unless_jax_is_told_to_leave_them(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    listed = "GPU 0: One (UUID: GPU-1)\n  MIG 1g.10gb Device 0: (UUID: MIG-2)\nGPU 1: Other (UUID: GPU-3)\n"
+    asked = lambda command, **how: subprocess.CompletedProcess(command, 0, stdout=listed)
+    monkeypatch.setattr(accelerators.subprocess, "run", asked)
+    assert accelerators.visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert accelerators.visible_gpus() == []

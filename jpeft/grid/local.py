@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
-from jpeft.accelerators import part_of_the_gpu
+from jpeft.accelerators import part_of_the_gpu, visible_gpus
 from jpeft.errors import UserError
 from jpeft.grid.pool import Event
 from jpeft.grid.worker import Job, Outcome
@@ -143,7 +143,7 @@ def device_shares(jobs: int) -> list[DeviceShare]:
     """
     if jobs == 1:
         return [DeviceShare()]
-    gpus = _visible_gpus()
+    gpus = visible_gpus()
     if jobs > len(gpus) > 0:
         at_most = -(-jobs // len(gpus))
         return [DeviceShare(gpus=(gpus[i % len(gpus)],), workers=at_most) for i in range(jobs)]
@@ -169,13 +169,3 @@ def told_of(shares: Sequence[DeviceShare]) -> str | None:
 def _parts(devices: Sequence[T], jobs: int) -> list[tuple[T, ...]]:
     each = len(devices) // jobs
     return [tuple(devices[i * each : (i + 1) * each]) for i in range(jobs)]
-
-
-def _visible_gpus() -> list[str]:
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu]
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [str(i) for i, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]

@@ -98,15 +98,19 @@ def test_an_unknown_flag_is_refused(grid_flags, tmp_path, capsys):
 
 
 def test_devices_are_shared_out(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,5,7,9")
     assert device_shares(1) == [DeviceShare()]
     assert device_shares(2) == [DeviceShare(gpus=("3", "4")), DeviceShare(gpus=("5", "7"))]
     shared = device_shares(6)
     assert [share.gpus for share in shared] == [("3",), ("4",), ("5",), ("7",), ("9",), ("3",)]
     assert {share.workers for share in shared} == {2}  # the same for all, though four of them are alone
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(local.os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4})
-    assert device_shares(2) == [DeviceShare(cores=(0, 1)), DeviceShare(cores=(2, 3))]
+    for variable, value in (("CUDA_VISIBLE_DEVICES", ""), ("CUDA_VISIBLE_DEVICES", "-1"), ("JAX_PLATFORMS", "cpu")):
+        with monkeypatch.context() as without:
+            without.setenv(variable, value)
+            assert device_shares(2) == [DeviceShare(cores=(0, 1)), DeviceShare(cores=(2, 3))], (variable, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UserError, match="--jobs 6 is more than the 5 CPU cores"):
         device_shares(6)
 
@@ -118,6 +122,7 @@ def test_devices_are_shared_out(monkeypatch):
 def test_workers_that_share_a_gpu_have_a_part_of_its_memory(jobs, chosen, given, monkeypatch):
     for name in accelerators._MEMORY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     for name, value in chosen.items():
         monkeypatch.setenv(name, value)
