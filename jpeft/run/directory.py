@@ -174,7 +174,12 @@ def _recorded_splits(path: Path) -> dict[str, Any]:
 
 def has_work(path: Path) -> bool:
     """Whether a run left anything in the directory that its repetition could use: a result or a checkpoint."""
-    return (path / "result.json").exists() or any((path / "checkpoint").glob("*"))
+    return (path / "result.json").exists() or has_checkpoint(path)
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether a run left a whole checkpoint in the directory; one that is being written has a longer name."""
+    return any(entry.name.isdecimal() for entry in (path / "checkpoint").glob("*"))
 
 
 def _lock(file: IO, *, seconds: float) -> bool:
@@ -288,7 +293,7 @@ class RunDirectory:
         changed = what_differs(self.path, before, config, rows, origins)
         # A run that ended before its first checkpoint has nothing to lose: its directory is free for the next try.
         self._replaces = bool(changed) and not has_work(self.path)
-        if changed and any((self.path / "checkpoint").glob("*")) and _only_longer(before, config, changed):
+        if changed and has_checkpoint(self.path) and _only_longer(before, config, changed):
             self._check_longer(config)
             self.longer_than = before["train"]["max_epochs"]
         elif changed and not self._replaces:

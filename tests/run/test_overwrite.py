@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from jpeft.cli import run_experiment
 from jpeft.config import DataConfig, MethodConfig, Run
 from jpeft.errors import RunFailed, Stopped, UserError
-from jpeft.run.directory import ENTRIES, RunDirectory, other_origins, run_once
+from jpeft.run.directory import ENTRIES, RunDirectory, has_work, other_origins, run_once
 from jpeft.train.origins import origins
 from jpeft.trouble import explained
 
@@ -313,6 +313,27 @@ def test_killed_anywhere_while_it_is_replaced_the_old_run_is_there(kill_at, tmp_
         path, {}, lambda directory: found.append(files_of(path)) or {"status": "done"}, overwrite=True, report=print
     )
     assert found == [old]
+
+
+def test_a_checkpoint_that_a_kill_left_half_written_is_none(tmp_path):
+    """The run that was replaced comes back, as it does after a kill before the first save; and no such work is kept."""
+    path = tmp_path / "run"
+    make_run(path, "old")
+    old = files_of(path)
+
+    def killed(directory: RunDirectory):
+        directory.begin()
+        (path / "checkpoint/4.orbax-checkpoint-tmp").mkdir(parents=True)
+        raise RuntimeError("killed in the first save")
+
+    with pytest.raises(RuntimeError):
+        run_once(path, {"a": 1}, killed, overwrite=True, report=print)
+    assert files_of(path) == old
+    fresh = tmp_path / "fresh"
+    with pytest.raises(RuntimeError):
+        run_once(fresh, {"a": 1}, killed, overwrite=False, report=print)
+    assert not has_work(fresh)
+    assert run_once(fresh, {"a": 2}, lambda directory: {"status": "done"}, overwrite=False, report=print)
 
 
 def test_a_new_run_with_a_checkpoint_goes_on_and_the_old_one_stays_until_its_result(tmp_path):
