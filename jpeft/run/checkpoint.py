@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 
 from jpeft.errors import RunFailed
 from jpeft.run.background import disk_trouble
-from jpeft.run.processes import host_copy, is_first, wait_for_all
+from jpeft.run.processes import agreed, host_copy, is_first, wait_for_all
 from jpeft.trouble import first_line
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports each save at length, each failure at more
@@ -72,6 +72,14 @@ def _digest_of(leaf: Any) -> str:
     digest = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
     digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _check(arrays: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    """Raises `ValueError`: arrays and plain values are not those whose checksum stands among the plain values."""
+    plain = dict(plain)
+    expected = plain.pop(_CHECKSUM, None)
+    if expected is not None and checksum(arrays, plain) != expected:
+        raise ValueError("what it holds is not what was saved: its checksum is another")
 
 
 class Checkpoints(Generic[Saved]):
@@ -137,22 +145,17 @@ class Checkpoints(Generic[Saved]):
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(like))
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
-            args = ocp.args.Composite(arrays=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
-            try:
-                # Orbax leaves coroutines behind where it fails, of which Python complains.
-                with _ONE_AT_A_TIME, warnings.catch_warnings():
-                    warnings.simplefilter("ignore", RuntimeWarning)
-                    restored = self._manager.restore(step, args=args)
-                plain = dict(restored["progress"])
-                expected = plain.pop(_CHECKSUM, None)
-                progress = self._progress_type(**plain)
-                if expected is not None and checksum(restored["arrays"], plain) != expected:
-                    raise ValueError("what it holds is not what was saved: its checksum is another")
-            except Exception as error:  # Orbax and TensorStore raise many types for damaged files
-                damaged[step] = first_line(error, 200)
+            # Two agreements: in between the checksum is made, of spread arrays by all processes together or by none.
+            read, failure = agreed(lambda step=step: self._read(step, target))
+            if read is not None:
+                failure = agreed(lambda read=read: _check(read[0], read[2]))[1]
+            if failure is not None:
+                damaged[step] = first_line(failure, 200)
                 continue
+            assert read is not None, "what cannot be read has a reason"
+            arrays, progress, _ = read
             self._set_aside(damaged)
-            leaves = [restored["arrays"][name] for name in _named(like)]
+            leaves = [arrays[name] for name in _named(like)]
             return jax.tree.unflatten(jax.tree.structure(like), leaves), progress
         if damaged:
             raise RunFailed(
@@ -160,6 +163,19 @@ class Checkpoints(Generic[Saved]):
                 f"({damaged[max(damaged)]})."
             )
         return None
+
+    def _read(self, step: int, target: Mapping[str, Any]) -> tuple[Mapping[str, Any], Saved, dict[str, Any]]:
+        """Arrays, progress, and that as the plain values that were saved, the checksum among them.
+
+        Orbax and TensorStore raise many types for damaged files.
+        """
+        args = ocp.args.Composite(arrays=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
+        with _ONE_AT_A_TIME, warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # where Orbax fails it leaves coroutines behind
+            restored = self._manager.restore(step, args=args)
+        plain = dict(restored["progress"])
+        progress = self._progress_type(**{name: value for name, value in plain.items() if name != _CHECKSUM})
+        return restored["arrays"], progress, plain
 
     def _set_aside(self, damaged: Mapping[int, str]) -> None:
         for step, reason in damaged.items():

@@ -13,8 +13,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.run.lifeline import Lifeline
 from jpeft.trouble import first_line
 
+T = TypeVar("T")
 _MOST_PROCESSES = 65_536
 _SECONDS_TO_GATHER = 300  # until all processes have to be there: a cluster does not start them at one moment
 _SECONDS_WITHOUT_A_SIGN = 20  # of life, after which a process counts as lost
@@ -103,6 +104,21 @@ def any_of(flags: Sequence[bool]) -> list[bool]:
     if jax.process_count() == 1:
         return list(flags)
     return multihost_utils.process_allgather(np.asarray(flags)).any(axis=0).tolist()
+
+
+def agreed(read: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """What `read` gives, and None; or None and why not, where any process fails at it. Every process has to call it.
+
+    Of a failure in another process alone no more is known than that there was one.
+    """
+    value, failure = None, None
+    try:
+        value = read()
+    except Exception as error:
+        failure = error
+    if any_of([failure is not None])[0]:
+        return None, failure or RuntimeError("another process of this run cannot read it")
+    return value, None
 
 
 def least_of(number: float) -> float:

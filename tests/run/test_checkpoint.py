@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jpeft.errors import RunFailed
+from jpeft.run import processes
 from jpeft.run.checkpoint import Checkpoints, checksum
 
 # What Orbax's threads complain of after a read that failed; in a run `quiet_threads` keeps it from being printed.
@@ -125,6 +126,23 @@ def test_a_checkpoint_of_an_earlier_version_is_restored(saved, tmp_path):
     del plain["checksum"]
     file.write_text(json.dumps(plain))
     assert restored(tmp_path / "checkpoint")[0] == 2.5
+
+
+@pytest.mark.parametrize("stage", ["its files are read", "its checksum is told"])
+def test_what_another_process_cannot_read_is_read_in_none(stage, saved, tmp_path, monkeypatch):
+    """Each process alone would go on from the newest that it can read: some from one checkpoint, some from another."""
+    shutil.copytree(saved, tmp_path / "checkpoint")
+    asked = []
+
+    def any_of(flags):
+        asked.append(list(flags))
+        return [len(asked) == 1 if stage == "its files are read" else len(asked) == 2]
+
+    monkeypatch.setattr(processes, "any_of", any_of)
+    value, _, progress, said = restored(tmp_path / "checkpoint")
+    assert (value, progress.epoch) == (1.5, 1) and (tmp_path / "damaged/2").is_dir()
+    assert len(said) == 1 and "(another process of this run cannot read it)" in said[0]
+    assert asked == [[False]] * (3 if stage == "its files are read" else 4)  # before the checksum, which all make, too
 
 
 def test_where_none_is_whole_none_is_thrown_away(saved, tmp_path):
