@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 
 from jpeft.data.batches import cache_directory
 from jpeft.data.prompts import PromptTokens
+from jpeft.files import write_whole
 from jpeft.model.chat import NONE
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.pretrain.corpus_rows import read_texts
@@ -60,20 +62,35 @@ def load_texts(
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     directory = cache_directory() / "corpus" / digest.hexdigest()
-    if not directory.is_dir():
+    try:
+        return _read(directory, COLUMNS[kind])
+    except (OSError, ValueError, EOFError):  # it is not there, or it is damaged and made again
+        shutil.rmtree(directory, ignore_errors=True)
         report(f"tokenises {', '.join(file.name for file in files)}")
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent, ignore_cleanup_errors=True) as beside:
-            _tokenise(files, COLUMNS[kind], tokenizer, Path(beside), report)
-            with contextlib.suppress(OSError):  # another process was as fast
-                Path(beside).rename(directory)
-    return tuple(
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, ignore_cleanup_errors=True) as beside:
+        _tokenise(files, COLUMNS[kind], tokenizer, Path(beside), report)
+        with contextlib.suppress(OSError):  # another process was as fast
+            Path(beside).rename(directory)
+    return _read(directory, COLUMNS[kind])
+
+
+def _read(directory: Path, columns: Sequence[str]) -> tuple[Texts, ...]:
+    """The tokens of each column, as `_tokenise` wrote them. Raises whatever NumPy does, or `ValueError`: damaged."""
+    texts = tuple(
         Texts(
             np.load(directory / f"{column}.ids.npy", mmap_mode="r", allow_pickle=False),
             np.load(directory / f"{column}.ends.npy", allow_pickle=False),
         )
-        for column in COLUMNS[kind]
+        for column in columns
     )
+    for ids, ends in ((text.ids, text.ends) for text in texts):
+        if (ids.dtype, ids.ndim, ends.dtype, ends.ndim) != (np.uint32, 1, np.int64, 1):
+            raise ValueError("other arrays")
+        bounds = np.concatenate([[0], ends])
+        if len(ends) != len(texts[0]) or (np.diff(bounds) < 0).any() or bounds[-1] != len(ids):
+            raise ValueError("other rows")
+    return texts
 
 
 def _tokenise(
@@ -96,10 +113,15 @@ def _tokenise(
         path = directory / f"{column}.raw"
         # Without a copy in memory: what is mapped is written out piece by piece.
         ids = np.memmap(path, np.uint32, "r") if path.stat().st_size else np.zeros(0, np.uint32)
-        np.save(directory / f"{column}.ids.npy", ids, allow_pickle=False)
-        np.save(directory / f"{column}.ends.npy", np.cumsum(lengths[column], dtype=np.int64), allow_pickle=False)
+        _save(directory / f"{column}.ids.npy", ids)
+        _save(directory / f"{column}.ends.npy", np.cumsum(lengths[column], dtype=np.int64))
         del ids
         path.unlink()
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with write_whole(path) as beside, beside.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def says_nothing(texts: Texts, empty: Sequence[int]) -> np.ndarray:
