@@ -269,10 +269,11 @@ def _our_method(config: dict[str, Any], tensors: dict[str, np.ndarray], director
     method = factory(**options)
     for size, (leaf, axis) in method.sizes.items():  # before room is made for what a config asks for
         for name, value in tensors.items():
-            if name.rpartition("/")[2] == leaf and value.shape[axis] != getattr(method, size):
+            found = value.shape[axis] if value.ndim else "no dimensions"
+            if name.rpartition("/")[2] == leaf and found != getattr(method, size):
                 raise RunFailed(
-                    f"{source} has {size} = {getattr(method, size)}, and {one_line(name)} in its weights "
-                    f"{value.shape[axis]}; copy both files again."
+                    f"{source} has {size} = {getattr(method, size)}, and {one_line(name)} in its weights {found}; copy "
+                    "both files again."
                 )
     return method
 

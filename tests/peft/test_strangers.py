@@ -96,7 +96,7 @@ def tensors(name: str, change: Callable[[dict[str, np.ndarray]], Any]) -> Damage
     def damage(directory: Path) -> None:
         stored = load_file(directory / name)
         stored = change(stored) or stored
-        save_file({key: np.ascontiguousarray(value) for key, value in stored.items()}, directory / name)
+        save_file({key: np.asarray(value, order="C") for key, value in stored.items()}, directory / name)
 
     return damage
 
@@ -337,6 +337,8 @@ _OURS = "jpeft_adapter.safetensors"
 OURS: dict[str, Damage] = {
     **{name: damage for name, damage in of_every_json("jpeft_adapter.json").items() if "pipe" not in name},
     "NaN": tensors(_OURS, lambda s: next(iter(s.values())).fill(np.nan)),
+    "0 dimensions": tensors(_OURS, lambda s: s.update(dict.fromkeys(s, np.float32(1).reshape(())))),
+    "one dimension": tensors(_OURS, lambda s: s.update({name: value[..., 0] for name, value in s.items()})),
     "a site of lines": tensors(_OURS, lambda s: s.update({"a\nb/c\nd": np.ones(3, "f4")})),
     "a leaf of lines": tensors(
         _OURS, lambda s: s.update({f"{next(iter(s)).rpartition('/')[0]}/c\nd": np.ones(3, "f4")})
