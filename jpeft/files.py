@@ -87,6 +87,7 @@ def write_directory(path: Path) -> Iterator[Path]:
     path = path.absolute()  # `.` has no name to write beside
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
+    shutil.rmtree(beside, ignore_errors=True)  # left by a killed process of the same number
     beside.mkdir()
     try:
         yield beside

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.files import check_fields, parse_json, read_json, read_json_object, write_whole
+from jpeft.files import check_fields, parse_json, read_json, read_json_object, write_directory, write_whole
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,12 @@ def test_a_file_that_was_not_finished_leaves_what_was_there(tmp_path, before):
             beside.write_text("half")
             raise OSError("disk full")
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == ({"result.json": "old"} if before else {})
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_in_no_way_and_in_no_directory(tmp_path):
+    left = tmp_path / f".out.{os.getpid()}.partial"
+    left.mkdir()
+    (left / "half").write_text("of another")
+    with write_directory(tmp_path / "out") as beside:
+        (beside / "whole").write_text("ours")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "whole"]
