@@ -181,6 +181,8 @@ def _pool(arguments: argparse.Namespace, say: Callable[[str], None]):
     if arguments.launcher == "ray":
         if lanes > 1:
             raise UserError("--fuse is for --launcher local; on a Ray cluster every cell has a worker of its own.")
+        if not (arguments.cpus or arguments.gpus):
+            raise UserError("--cpus and --gpus are both 0; a cell on a Ray cluster asks for some of one of them.")
         from jpeft.grid.ray_pool import RayPool
 
         return RayPool(arguments.address, jobs=arguments.jobs, cpus=arguments.cpus, gpus=arguments.gpus)

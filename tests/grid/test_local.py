@@ -79,6 +79,7 @@ def test_a_cell_that_fails_keeps_its_traceback_and_the_exit_status_says_so(grid_
         (["--limit=0"], "--limit is 0"),
         (["--jobs=0"], "--jobs is 0"),
         (["--fuse=0"], "--fuse is '0'; expected auto, or a number from 1 to 64"),
+        (["--launcher=ray", "--cpus=0"], "--cpus and --gpus are both 0; a cell on a Ray cluster asks for some of one"),
         (["--fuse=2", "--launcher=ray"], "--fuse is for --launcher local"),
         (["--tasks=,"], "--tasks is empty"),
         (["--config.train.sed=1"], "did you mean config.train.seed?"),
