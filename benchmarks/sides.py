@@ -95,7 +95,7 @@ def _answer(name: str) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints must not come between the answers
     if name == "ours":
-        from jpeft.data.batches import cache_directory
+        from jpeft.files import cache_directory
         from jpeft.program import use_compilation_cache
 
         use_compilation_cache(cache_directory() / "compiled")

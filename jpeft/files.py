@@ -25,6 +25,11 @@ _MOST_BYTES_BESIDE = 64 * 2**20  # names, shapes, and whatever else a file of we
 _PARTIAL = ".partial"
 
 
+def cache_directory() -> Path:
+    """Where tokens and compiled programs are kept between runs: `$JPEFT_CACHE`, or `~/.cache/jpeft`."""
+    return Path(os.environ.get("JPEFT_CACHE", "~/.cache/jpeft")).expanduser()
+
+
 @contextlib.contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to; renames it to `path` when the block ends well, removes it otherwise.

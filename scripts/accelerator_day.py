@@ -393,7 +393,7 @@ def together(report: Report, size: str, runs: int, repeats: int) -> None:
 
 def _keep_compiled() -> None:
     """Keeps what is compiled, and what was tried for it: a GPU's compiler tries each product in many ways."""
-    from jpeft.data.batches import cache_directory
+    from jpeft.files import cache_directory
     from jpeft.program import use_compilation_cache
 
     use_compilation_cache(cache_directory() / "compiled")

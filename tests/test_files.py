@@ -5,7 +5,15 @@ import os
 import pytest
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.files import check_fields, parse_json, read_json, read_json_object, write_directory, write_whole
+from jpeft.files import (
+    cache_directory,
+    check_fields,
+    parse_json,
+    read_json,
+    read_json_object,
+    write_directory,
+    write_whole,
+)
 
 
 @pytest.mark.parametrize(
@@ -85,3 +93,11 @@ def test_what_a_killed_process_of_the_same_number_left_is_in_no_way_and_in_no_di
     with write_directory(tmp_path / "out") as beside:
         (beside / "whole").write_text("ours")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "whole"]
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("JPEFT_CACHE", str(tmp_path))
+    assert cache_directory() == tmp_path
+    monkeypatch.delenv("JPEFT_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    assert cache_directory() == tmp_path / "me" / ".cache" / "jpeft"

@@ -62,18 +62,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         what = "a directory; name a file" if output.is_dir() else "there already; name another, or give --overwrite"
         raise UserError(f"--output {output} is {what}.")
 
-    from jpeft.allocator import keep_freed_memory
-    from jpeft.data.batches import cache_directory
     from jpeft.data.sources import files_read
     from jpeft.files import require_apart, require_writable
     from jpeft.predict.answer_source import AnswerSource
     from jpeft.predict.evaluation import Evaluation, evaluate
-    from jpeft.program import use_compilation_cache
+    from jpeft.process import prepare_process
     from jpeft.run.display import Display
 
     display = Display(quiet=arguments.quiet)
-    keep_freed_memory()
-    use_compilation_cache(cache_directory() / "compiled")
+    prepare_process()
     source = AnswerSource.find(arguments.model, arguments.adapter, report=display.say)
     test = Evaluation.of(
         source,

@@ -76,8 +76,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from jpeft.allocator import keep_freed_memory
-    from jpeft.data.batches import cache_directory
     from jpeft.data.labels import labels_between_commas
     from jpeft.files import require_apart
     from jpeft.predict.answer_file import AnswerFile, files_beside
@@ -87,15 +85,14 @@ def _predict(arguments: argparse.Namespace) -> int:
     from jpeft.predict.output import Printed
     from jpeft.predict.rows import Input
     from jpeft.predict.run import Predicting
-    from jpeft.program import use_compilation_cache
+    from jpeft.process import prepare_process
 
     if arguments.overwrite and arguments.output is None:
         raise UserError("--overwrite goes with --output, which is not given; name a FILE, or leave it out.")
     given = Input.of(arguments.texts, arguments.input, arguments.format)
     if arguments.output is not None and given.file is not None:
         require_apart(arguments.output, read=[given.file], written=files_beside(arguments.output))
-    keep_freed_memory()
-    use_compilation_cache(cache_directory() / "compiled")
+    prepare_process()
     with Meter(given.size, quiet=arguments.quiet) as meter:
         source = AnswerSource.find(arguments.model, arguments.adapter, report=meter.say)
         call = Call.of(

@@ -37,9 +37,11 @@ def _pretrain(argv: Sequence[str]) -> int:
         return 0
 
     from jpeft.pretrain.loop import pretrain
+    from jpeft.process import prepare_process
     from jpeft.run.display import Display
     from jpeft.run.processes import ending_together, is_first
 
+    prepare_process()  # `is_first` asks for devices
     if call.group is not None:
         call.group.join()
     with ending_together(call.group):

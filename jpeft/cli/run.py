@@ -47,11 +47,13 @@ def run(argv: Sequence[str]) -> int:
     from jpeft.adapters.files import require_whole
     from jpeft.cli.next_steps import next_steps
     from jpeft.model.settings import in_words
+    from jpeft.process import prepare_process
     from jpeft.results import check_result
     from jpeft.run.display import Display
     from jpeft.run.processes import ending_together, is_first
     from jpeft.train.loop import execute
 
+    prepare_process()  # `is_first` asks for devices
     if call.group is not None:
         call.group.join()
     with ending_together(call.group):

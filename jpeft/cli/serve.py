@@ -139,14 +139,11 @@ def _example(url: str, name: str, asking: "Asking") -> str:
 
 def _service(arguments: argparse.Namespace) -> "Service":
     """Loads and compiles what the arguments ask for."""
-    from jpeft.allocator import keep_freed_memory
-    from jpeft.data.batches import cache_directory
-    from jpeft.program import use_compilation_cache
+    from jpeft.process import prepare_process
     from jpeft.serve.app import Limits, Service
     from jpeft.serve.start import Choices, ShapeFlags, start
 
-    keep_freed_memory()
-    use_compilation_cache(cache_directory() / "compiled")
+    prepare_process()
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)

@@ -4,9 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
@@ -16,7 +14,7 @@ from jpeft.data.mixture import Mix
 from jpeft.data.prompts import CUTTING, PromptIds, PromptTokens
 from jpeft.data.tasks import Example, Task
 from jpeft.errors import UserError
-from jpeft.files import write_whole
+from jpeft.files import cache_directory, write_whole
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.rows.values import can_be_seen
 
@@ -48,11 +46,6 @@ class Tokens:
     def lengths(self) -> np.ndarray:
         """`[rows, 2]`: how many tokens the input and the target of each row have."""
         return np.array([(len(i), len(t)) for i, t in zip(self.inputs, self.targets, strict=True)]).reshape(-1, 2)
-
-
-def cache_directory() -> Path:
-    """Where tokens and compiled programs are kept between runs: `$JPEFT_CACHE`, or `~/.cache/jpeft`."""
-    return Path(os.environ.get("JPEFT_CACHE", "~/.cache/jpeft")).expanduser()
 
 
 def tokenize(

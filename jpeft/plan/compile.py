@@ -24,9 +24,8 @@ import jax
 
 from jpeft.accelerators import compiles_for_gpus, compiles_for_tpus
 from jpeft.config import Run
-from jpeft.data.batches import cache_directory
 from jpeft.errors import RunFailed, UserError
-from jpeft.files import write_whole
+from jpeft.files import cache_directory, write_whole
 from jpeft.plan.devices import Device, GpuTarget, TpuTarget
 from jpeft.plan.memory import Described, Held, Lengths, describe
 from jpeft.plan.program_text import Messages, Text

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jpeft.data.batches import cache_directory
 from jpeft.data.prompts import PromptTokens
-from jpeft.files import write_whole
+from jpeft.files import cache_directory, write_whole
 from jpeft.model.chat import NONE
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.pretrain.corpus_rows import read_texts

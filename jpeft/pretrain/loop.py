@@ -16,8 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jpeft.allocator import keep_freed_memory
-from jpeft.data.batches import cache_directory
 from jpeft.eval.evaluators import Evaluator, LossEvaluator
 from jpeft.mesh.layout import Layout
 from jpeft.model.family import Batch, family_with
@@ -30,7 +28,7 @@ from jpeft.pretrain.origins import origins
 from jpeft.pretrain.samples import Writer, rows_with_text, write_samples
 from jpeft.pretrain.setup import build_network, load_tokenizer, mixture_of_run, network_config
 from jpeft.pretrain.stream import Blocks, rows_here
-from jpeft.program import use_compilation_cache
+from jpeft.process import prepare_process
 from jpeft.run.directory import RunDirectory, run_once
 from jpeft.run.display import Display
 from jpeft.run.environment import commit, peak_memory_bytes, versions
@@ -56,7 +54,7 @@ def pretrain(
       RunFailed: the loss is not finite, the disk is full, or the process was told to stop; the same command goes on
         from the last checkpoint.
     """
-    keep_freed_memory()  # before JAX is asked for anything
+    prepare_process()
     display = display or Display()
     return run_once(
         workdir,
@@ -74,7 +72,6 @@ class _Pretraining:
 
     def __init__(self, run: Pretraining, directory: RunDirectory, display: Display):
         self.run, self.directory, self.display = run, directory, display
-        use_compilation_cache(cache_directory() / "compiled")
         self.layout = Layout.of_devices(**dataclasses.asdict(run.mesh))
         self.tokenizer = load_tokenizer(run, Path(from_first(str(directory.staging))), display.say)
         self.config = network_config(run, self.tokenizer)

@@ -18,11 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jpeft.accelerators import take_most_of_the_gpu, unchecked_products
+from jpeft.accelerators import unchecked_products
 from jpeft.adapters.files import save_adapter
-from jpeft.allocator import keep_freed_memory
 from jpeft.config import Run, monitored_metric, of_any_version, require_labels
-from jpeft.data.batches import cache_directory, eval_order, num_steps
+from jpeft.data.batches import eval_order, num_steps
 from jpeft.data.identity import data_record, digest_now, signature
 from jpeft.data.mixture import paths_of
 from jpeft.data.prepare import Data, prepare
@@ -34,10 +33,11 @@ from jpeft.eval.evaluators import AnswersEvaluator, Evaluator, LossEvaluator
 from jpeft.eval.labels import PackedLabels, answer_in_use
 from jpeft.eval.loss import mean_loss
 from jpeft.eval.metrics import check_metrics, higher_is_better, own, require_metrics, rouge_tokenizer
+from jpeft.files import cache_directory
 from jpeft.mesh.layout import Layout
 from jpeft.model.settings import pass_on
 from jpeft.peft.attaching import count, split
-from jpeft.program import use_compilation_cache
+from jpeft.process import prepare_process
 from jpeft.results import PausedRecord, RunRecord
 from jpeft.run.directory import PAUSE_FILE, RunDirectory, run_once
 from jpeft.run.display import Display
@@ -93,8 +93,7 @@ def execute(
       RunFailed: the loss is not finite, the disk is full, a file is damaged, or the process was told to stop; the same
         command goes on from the last checkpoint.
     """
-    keep_freed_memory()  # before JAX is asked for anything
-    take_most_of_the_gpu()
+    prepare_process()
     display = display or Display()
     return run_once(
         workdir,
@@ -132,7 +131,6 @@ class _Execution:
         """
         self.run, self.directory, self.display, self.session = asked.mildest(), directory, display, session
         self._see_what_it_names()
-        use_compilation_cache(cache_directory() / "compiled")
         reset_peak_memory()
         self.layout = Layout.of_devices(**dataclasses.asdict(self.run.mesh))
         self.setup = set_up(self.run, session, self.layout, report=display.say)

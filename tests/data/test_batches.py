@@ -230,14 +230,6 @@ def test_a_damaged_cache_entry_is_made_again(tokenizer, cache, damage):
     assert entry.read_bytes() == whole
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("JPEFT_CACHE", str(tmp_path))
-    assert batches.cache_directory() == tmp_path
-    monkeypatch.delenv("JPEFT_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path / "me"))
-    assert batches.cache_directory() == tmp_path / "me" / ".cache" / "jpeft"
-
-
 def test_an_empty_target_is_named_by_its_row():
     first = Example(id="train/4", input="", target="Sports", references=("Sports",))
     second = dataclasses.replace(first, id="train/9")
