@@ -120,6 +120,7 @@ class _Execution:
 
     Attributes:
       run: until `_build` with the first choice for each key that may be settled by what fits, then as it was settled.
+      made_of: fingerprints of what it reads beside its rows (`origins`).
       untuned: the base alone, until the model trains.
     """
 
@@ -134,7 +135,7 @@ class _Execution:
         reset_peak_memory()
         self.layout = Layout.of_devices(**dataclasses.asdict(self.run.mesh))
         self.setup = set_up(self.run, session, self.layout, report=display.say)
-        made_of = origins(self.run)
+        self.made_of = origins(self.run)
         self.data_key, self.data = self._prepare_data()
         self.answer = answer_in_use(self.run.eval.answer, self.data.task)
         require_metrics(self.data.task, self.answer)
@@ -165,7 +166,7 @@ class _Execution:
         # The module tree keeps the structure alone: its initial arrays would otherwise stay in memory beside the state.
         structure = nnx.merge(self.graphdef, *jax.tree.map(_shape_of, (adapter, self.base)))
         self.untuned, self.setup = self.setup.untuned, dataclasses.replace(self.setup, model=structure, untuned=None)
-        self._begin(made_of)
+        self._begin()
 
     def _see_what_it_names(self) -> None:
         """Functions of their own that whoever runs it named in the config, and the files that it reads."""
@@ -257,11 +258,11 @@ class _Execution:
             listener=listener,
         )
 
-    def _begin(self, made_of: dict[str, str]) -> None:
+    def _begin(self) -> None:
         """Takes the directory, where a run that it replaces lay untouched, and writes what this one is made of."""
         digest = self.data.digest
-        self.directory.begin(digest, made_of)
-        record = data_record(self.data.row_ids(), self.data.tokens, self.data.shapes, digest, made_of)
+        self.directory.begin(digest, self.made_of)
+        record = data_record(self.data.row_ids(), self.data.tokens, self.data.shapes, digest, self.made_of)
         self.directory.write_json("splits.json", record)
         if self.settled:
             self.directory.write_json("settled.json", self.settled)
@@ -483,7 +484,7 @@ class _Execution:
         graphdef, nothing, base = split(self.untuned)
         run, made = self.run, self.session.programs
         programs = build_answering(graphdef, nothing, base, self.layout, **self.answering, made=made)
-        of_base = (run.model.name, run.model.dtype, run.quantization())
+        of_base = (run.model.name, self.made_of.get("base"), run.model.dtype, run.quantization())
         key = (*of_base, self.layout, self.data_key, run.eval.num_beams, self.answer)
 
         with self.trainer.timed("zero_shot"):

@@ -1,10 +1,11 @@
 """Runs that share a process: the same results as alone, and nothing loaded, tokenised or compiled twice."""
 
 import importlib
+import shutil
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from jpeft.config import Run
 from jpeft.mesh.layout import Layout
@@ -16,6 +17,7 @@ from jpeft.run.environment import peak_memory_bytes, reset_peak_memory
 from jpeft.train import loop, setup
 from jpeft.train.loop import execute
 from jpeft.train.session import Session
+from tests.train.scripted import run_scripted
 
 
 @pytest.fixture
@@ -136,3 +138,21 @@ def test_a_base_that_a_method_trains_is_its_own_whatever_the_method_is_called(ce
         monkeypatch.setitem(setup.METHODS, run.method.name, method)
         bases = [setup._load_base(run, session, layout, print)[0] for _ in range(2)]
         assert (bases[0] is bases[1]) == (not method.trains_base)
+
+
+def test_the_base_alone_is_tested_anew_where_it_is_another_under_the_same_name(
+    cell, deeper_checkpoint, tmp_path, monkeypatch
+):
+    base, session = tmp_path / "base", Session()
+    shutil.copytree(deeper_checkpoint, base)
+    run = cell("lora", **{"model.name": str(base), "eval.zero_shot": True})
+
+    def answers(name):
+        """How many batches are answered, of the base alone and of the tuned model."""
+        return len(run_scripted(run, tmp_path / name, monkeypatch, session=session).of("answer"))
+
+    both = answers("first")
+    assert answers("again") == both // 2  # the base's answers are known
+    weights = load_file(base / "model.safetensors")
+    save_file(weights | {"shared.weight": weights["shared.weight"] + 0.125}, base / "model.safetensors")
+    assert answers("of another base") == both
