@@ -14,7 +14,7 @@ from jpeft.allocator import make_room
 
 
 class Program:
-    """A function compiled once per shape of its last argument, ahead of the first run with that shape.
+    """A function compiled once for each `spec` of its last argument, ahead of the first run with such a one.
 
     The other arguments keep their shapes over a run, so looking at the batch alone is enough and cheap.
 
@@ -55,8 +55,8 @@ class Program:
         return len(self._compiled)
 
     def is_ready_for(self, batch: Any) -> bool:
-        """Whether it is compiled for a last argument of these shapes."""
-        return _shapes_of(batch) in self._compiled
+        """Whether it is compiled for a last argument like this one."""
+        return spec(batch) in self._compiled
 
     @property
     def compiled(self) -> list[jax.stages.Compiled]:
@@ -66,15 +66,11 @@ class Program:
     def __call__(self, *args: Any) -> Any:
         if self._batch is not None:
             args = (*args[:-1], _put_batch(args[-1], self._batch))
-        key = _shapes_of(args[-1])
-        if key not in self._compiled:
-            started = time.perf_counter()
-            compiled = self._jitted.lower(*args).compile(self._options)
+        compiled, key = self.prepare(*args), spec(args[-1])
+        if key not in self._temporary_bytes:
             self._temporary_bytes[key] = _require_room(_temporary_bytes(compiled))
-            self._compiled[key] = compiled
-            self.compile_seconds += time.perf_counter() - started
         make_room(self._temporary_bytes[key])
-        return self._compiled[key](*args)
+        return compiled(*args)
 
     def compiled_by(self, options: Mapping[str, Any]) -> "Program":
         """The same by other options of the compiler, and without donating; nothing stays loaded once it is gone."""
@@ -117,11 +113,10 @@ class Program:
         Args:
           args: as of a call; shapes may stand for the last.
         """
-        key = _shapes_of(args[-1])
+        key = spec(args[-1])
         if key not in self._compiled:
             started = time.perf_counter()
             self._compiled[key] = self.traced(*args).lower().compile(self._options)
-            self._temporary_bytes[key] = _temporary_bytes(self._compiled[key])
             self.compile_seconds += time.perf_counter() - started
         return self._compiled[key]
 
@@ -129,7 +124,12 @@ class Program:
 def spec(tree: Any) -> Hashable:
     """Structure, shapes and dtypes of a tree: what a compiled program depends on besides its code."""
     leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+    return structure, tuple((leaf.shape, _dtype_of(leaf)) for leaf in leaves)
+
+
+def _dtype_of(leaf: Any) -> str:
+    """As compiled programs have it: NumPy's numbers of 64 bits are of 32 to them."""
+    return str(jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True))
 
 
 def _stacked(*leaves: jax.Array) -> jax.Array:
@@ -147,10 +147,6 @@ def _stacked(*leaves: jax.Array) -> jax.Array:
 
 def _first_part(leaf: jax.Array, like: jax.Array) -> jax.Array:
     return leaf[tuple(slice(size) for size in jnp.shape(like))]
-
-
-def _shapes_of(batch: Any) -> Any:
-    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
 
 
 def _temporary_bytes(compiled: Any) -> int:

@@ -7,9 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
-from jpeft.program import needed_memory
+from jpeft import program
+from jpeft.program import Program, needed_memory
 
 _SCRIPT = Path(__file__).parents[1] / "scripts/memory_agreement.py"
 
@@ -34,6 +36,32 @@ def test_elsewhere_the_compilers_number_is_the_number(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(platform="gpu")])
     assert needed_memory(compiled(1_000, results=70, given_back=50)) == 1_020
     assert needed_memory(SimpleNamespace(memory_analysis=lambda: None)) == 0
+
+
+def test_a_batch_of_another_dtype_or_structure_has_a_program_of_its_own():
+    scaled = Program(lambda scale, batch: jax.tree.map(lambda leaf: leaf * scale, batch))
+    ones = np.ones((2, 3), np.float32)
+    batches = [ones, ones.astype(np.int32), {"a": ones}, {"b": ones}, (ones,)]
+    for batch in batches * 2:
+        assert jax.tree.all(jax.tree.map(np.array_equal, scaled(np.int32(1), batch), batch))
+    assert scaled.num_shapes == len(batches)
+    scaled(np.int32(1), ones.astype(np.int64))  # to JAX it is int32
+    scaled.prepare(np.int32(1), {"a": jax.ShapeDtypeStruct((2, 3), np.float32)})
+    assert scaled.num_shapes == len(batches)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_what_needs_more_memory_than_there_is_does_not_run_however_it_was_compiled(prepared, monkeypatch):
+    monkeypatch.setattr(program, "_temporary_bytes", lambda compiled: 3_000_000_000)
+    monkeypatch.setattr(program, "memory_of_host", lambda: 2_000_000_000)
+    greedy = Program(lambda x: x + 1)
+    if prepared:
+        greedy.prepare(np.ones(3, np.float32))
+    for _ in range(2):
+        with pytest.raises(MemoryError, match="a step needs 3.0 GB at once, this machine has 2.0"):
+            greedy(np.ones(3, np.float32))
+    monkeypatch.setattr(program, "memory_of_host", lambda: None)
+    assert greedy(np.ones(3, np.float32)).sum() == 6
 
 
 @pytest.mark.slow
