@@ -13,7 +13,15 @@ import optax
 from flax import nnx
 
 from jpeft.adapters import files
-from jpeft.arguments import float_dtype_of, rate_of, require_module, require_scalar_loss, require_sizes, require_texts
+from jpeft.arguments import (
+    float_dtype_of,
+    rate_of,
+    require_module,
+    require_scalar_loss,
+    require_seed,
+    require_sizes,
+    require_texts,
+)
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import Model
@@ -89,7 +97,7 @@ def attach(
       where: a regular expression, as text, that matches whole paths of sites (`jpeft.sites` lists them), a
         `Selection`, or sites. None is where the method acts by default, on models that say which of their parts are
         what.
-      seed: of the initial values.
+      seed: of the initial values, below 2^32.
       wide: by its name, as `load` takes it, the wide model of which `model` is the one in few bits: for `lora` with
         `init="loftq"`, which begins with what rounding took away, map by map.
 
@@ -101,7 +109,7 @@ def attach(
     require_method(method)
     if method.trains_nothing is not None:
         raise UserError(f"{method.trains_nothing}: nothing would train; change it.")
-    require_sizes({"seed": seed}, least=None)
+    require_seed(seed)
     if isinstance(where, Site):
         where = [where]
     if where is not None and (isinstance(where, bytes) or not isinstance(where, str | Selection | Iterable)):
@@ -444,7 +452,7 @@ def text_batches(
     lengths = {"max_input_length": max_input_length, "max_target_length": max_target_length}
     require_sizes(sizes)
     require_sizes(lengths, least=2)
-    require_sizes({"seed": seed}, least=0)
+    require_seed(seed)
     _require_loaded(model, tokenizer)
     require_texts("inputs", inputs)
     require_texts("targets", targets)

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jpeft.errors import UserError
+from jpeft.typed_config import SEEDS
 from jpeft.words import shortened
 
 
@@ -21,16 +22,27 @@ def require_module(name: str, model: Any) -> None:
         raise UserError(f"{name} is {shortened(model)}; expected a flax.nnx.Module.")
 
 
-def require_sizes(sizes: Mapping[str, Any], least: int | None = 1) -> None:
+def require_sizes(sizes: Mapping[str, Any], least: int = 1) -> None:
     """Raises `UserError`: one of these arguments is no whole number, of whatever library's, of at least so many."""
     for name, size in sizes.items():
-        number = None
-        if not isinstance(size, bool):
-            with contextlib.suppress(TypeError):
-                number = operator.index(size)
-        if number is None or (least is not None and number < least):
-            expected = "a whole number" if least is None else f"a whole number, {least} or more"
-            raise UserError(f"{name} is {shortened(size)}; expected {expected}.")
+        number = _whole_number(size)
+        if number is None or number < least:
+            raise UserError(f"{name} is {shortened(size)}; expected a whole number, {least} or more.")
+
+
+def require_seed(seed: Any) -> None:
+    """Raises `UserError`: an argument is no seed, of those that a config may have."""
+    number, (least, most) = _whole_number(seed), SEEDS
+    if number is None or not least <= number <= most:
+        raise UserError(f"seed is {shortened(seed)}; expected a whole number from {least} to {most:,}.")
+
+
+def _whole_number(given: Any) -> int | None:
+    if isinstance(given, bool):
+        return None
+    with contextlib.suppress(TypeError):
+        return operator.index(given)
+    return None
 
 
 def require_texts(name: str, texts: Any) -> None:

@@ -29,6 +29,7 @@ from jpeft.peft.methods import METHODS, build, method_options, require_ablation
 from jpeft.typed_config import (
     ANY,
     AUTO,
+    SEEDS,
     check_bounds,
     check_path,
     filled_in,
@@ -257,7 +258,6 @@ class EvalConfig:
 
 
 _MOST_LAYERS = 10_000
-_SEED = (0, 2**32 - 1)  # what JAX's keys are made of
 # The least and the most that a number can be. Those of rows, tokens and sizes are far above what anyone trains with and
 # below what stops the host: whether a run fits a device is `jpeft plan`'s to say.
 _BOUNDS: Mapping[str, tuple[int | float, int | float]] = {
@@ -275,15 +275,15 @@ _BOUNDS: Mapping[str, tuple[int | float, int | float]] = {
     "method.allocate_every": (1, 10**9),
     "method.initial_fraction": (0.0, 1.0),
     "method.final_fraction": (0.0, 1.0),
-    "ablation.seed": _SEED,
+    "ablation.seed": SEEDS,
     "data.max_train": (1, 10**9),
     "data.max_validation": (1, 10**9),
     "data.max_test": (1, 10**9),
     "data.max_input_length": (2, 65_536),
     "data.max_target_length": (2, 4_096),  # generating takes memory by its square
-    "data.split_seed": _SEED,
-    "data.sample_seed": _SEED,
-    "train.seed": _SEED,
+    "data.split_seed": SEEDS,
+    "data.sample_seed": SEEDS,
+    "train.seed": SEEDS,
     "train.learning_rate.initial": (0.0, ANY),
     "train.learning_rate.warmup": (0.0, ANY),
     "train.learning_rate.annealing": (0.0, ANY),

@@ -20,6 +20,7 @@ from jpeft.words import shortened
 
 ANY = float("inf")  # no bound
 AUTO = "auto"
+SEEDS = (0, 2**32 - 1)  # what JAX's keys are made of
 _LONGEST_TEXT = 20_000  # of a template, say
 _LONGEST_PATH, _LONGEST_NAME = 4096, 255  # bytes, on every file system there is
 
