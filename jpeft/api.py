@@ -14,6 +14,7 @@ from flax import nnx
 
 from jpeft.adapters import files
 from jpeft.arguments import (
+    arrays_of,
     float_dtype_of,
     rate_of,
     require_module,
@@ -276,7 +277,8 @@ def fit(
     For a run with validation, early stopping, checkpoints and a result file use `jpeft train`.
 
     Args:
-      batches: trees of arrays of few shapes; each new shape is compiled once. `text_batches` makes them of texts.
+      batches: trees of arrays of few shapes; each new shape, dtype or structure is compiled once. `text_batches` makes
+        them of texts.
       loss: `(model, batch)` to a scalar. None is the mean cross-entropy of target tokens, without dropout, for models
         of jpeft's; a batch is then a dict of int32 `[rows, length]` `decoder_target_tokens` and float32
         `decoder_loss_weights` of the same shape, 0 at padding. Of a T5 also `encoder_input_tokens` and
@@ -289,8 +291,8 @@ def fit(
 
     Raises:
       UserError: nothing trains, or nothing that `method` attaches; a rate is not above 0; both `optimizer` and
-        `learning_rate` are given; the method plans by steps and nothing says how many, or fewer than there are; or a
-        batch lacks what the model's loss reads.
+        `learning_rate` are given; the method plans by steps and nothing says how many, or fewer than there are; or
+        there is no batch, or one lacks what the model's loss reads or holds something else than numbers.
       RunFailed: the loss is not finite.
     """
     require_module("tuned", tuned)
@@ -316,10 +318,14 @@ def fit(
     state = init_state(adapter, lambda schedule: tx, method)
     program, losses = Program(step, donate=(0, 1)), []
     for batch in batches:
-        state, rest, value = program(state, rest, weights, batch)
+        state, rest, value = program(state, rest, weights, arrays_of(batch))
         losses.append(float(value))
         if not np.isfinite(losses[-1]):
             raise RunFailed(f"the loss is {losses[-1]} at step {len(losses)}; try a lower learning rate.")
+    if not losses:
+        raise UserError(
+            "batches gave none, so nothing was trained; an iterator that was read before gives none again: give a list."
+        )
     if not all(map(bool, jax.tree.leaves(finite(state.adapter)))):
         raise RunFailed(f"what trains holds NaN or infinity after step {len(losses)}; try a lower learning rate.")
     _warn_of_the_unmoved(start, state.adapter, len(losses))

@@ -45,6 +45,20 @@ def _whole_number(given: Any) -> int | None:
     return None
 
 
+def arrays_of(batch: Any) -> Any:
+    """A batch with an array in the place of each number of Python's. Raises `UserError`: it holds something else."""
+
+    def array_of(leaf: Any) -> Any:
+        with contextlib.suppress(TypeError, OverflowError):
+            if isinstance(leaf, bool | int | float | complex):
+                return jnp.asarray(leaf)
+            jax.typeof(leaf)
+            return leaf
+        raise UserError(f"a batch holds {shortened(leaf)}; expected arrays of numbers, in a tree.")
+
+    return jax.tree.map(array_of, batch)
+
+
 def require_texts(name: str, texts: Any) -> None:
     """Raises `UserError`: something else than a sequence of texts is given; of one text, each letter would be one."""
     if isinstance(texts, str) or not isinstance(texts, Sequence):
