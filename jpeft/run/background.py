@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jpeft.errors import RunFailed, UserError
+from jpeft.errors import Paused, RunFailed, Stopped, UserError
 from jpeft.trouble import first_line, is_disk_full, is_within, out_of_memory
 
 _DISK = ("RESOURCE_EXHAUSTED", "No space left", "Disk quota exceeded", "File too large", "Read-only file system")
@@ -98,8 +98,13 @@ _quiet = _QuietHooks()
 def quiet_threads() -> Iterator[None]:
     """Keeps background threads from printing what the main thread will say in one line.
 
-    After a failure they stay so: some complain only when the process ends. All else is still printed.
+    After a failure they stay so: some complain only when the process ends. All else is still printed. A run that waits
+    or was told to stop has not failed.
     """
     _quiet.enter()
-    yield
+    try:
+        yield
+    except (Paused, Stopped):
+        _quiet.leave()
+        raise
     _quiet.leave()

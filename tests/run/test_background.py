@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from jpeft.errors import Paused, Stopped
 from jpeft.run import background
 from jpeft.run.background import quiet_threads
 
@@ -73,3 +74,14 @@ def test_after_a_failure_threads_stay_quiet_and_the_next_runs_wrap_nothing_anew(
         pass
     fails_in_a_thread("No space left on device")
     assert printed == [] and hooks() == kept
+
+
+@pytest.mark.parametrize("end", [Paused("waits after 1 epoch"), Stopped("told to stop")])
+def test_a_run_that_waits_or_was_stopped_leaves_the_hooks_as_they_were(end, printed):
+    """It has saved what it had, and nothing has failed: a search pauses runs by the dozen in one process."""
+    before = hooks()
+    with pytest.raises(type(end)), quiet_threads():
+        raise end
+    assert hooks() == before
+    fails_in_a_thread("No space left on device")
+    assert printed == ["No space left on device"]
