@@ -35,6 +35,39 @@ class Question:
         return Template.parse(self.template).render(self.fields)
 
 
+class NoQuestion(ValueError):
+    """What a row has is no question. The message is for whoever gave rows of a file; others have words of their own."""
+
+
+class ColumnMissing(NoQuestion):
+    """A row lacks a column that the prompt is made of.
+
+    Attributes:
+      column: its name.
+      there: the names of those that the row has, with commas.
+    """
+
+    def __init__(self, column: str, fields: Mapping[str, Any]):
+        self.column, self.there = column, ", ".join(fields) or "none"
+        super().__init__(f"has no column {column!r}, only {self.there}; --template makes the prompt of other columns")
+
+
+class ColumnEmpty(NoQuestion):
+    """A row holds nothing in a column that the prompt is made of; `column` is its name."""
+
+    def __init__(self, column: str):
+        self.column = column
+        super().__init__(f"has nothing in {column!r}; fill it in or remove the row")
+
+
+class SeveralColumns(NoQuestion):
+    """A bare text is given, and the prompt is made of several columns; `columns` are their names, as one text."""
+
+    def __init__(self, columns: Sequence[str]):
+        self.columns = " and ".join(columns)
+        super().__init__(f"is one text and the template names {self.columns}; give rows with these columns")
+
+
 @dataclasses.dataclass(frozen=True)
 class PromptTemplate:
     """A template over a row's columns.
@@ -60,19 +93,17 @@ class PromptTemplate:
         return Template.parse(self.template).columns
 
     def of_fields(self, fields: Mapping[str, Any]) -> Question:
-        """The question of a row given by its columns. Raises ValueError: a column is missing or holds nothing."""
+        """The question of a row given by its columns. Raises `NoQuestion`: one is missing, empty or holds no text."""
         columns = self.columns
         if not self.required and "input" in fields and not set(columns) <= fields.keys():
             return Question.as_it_stands(_text(fields, "input"))
         return Question(self.template, {column: _text(fields, column) for column in columns})
 
     def of_text(self, text: str) -> Question:
-        """What a bare text asks, which is the template's one column. Raises ValueError: there are several."""
+        """What a bare text asks, which is the template's one column. Raises `SeveralColumns`: it has more of them."""
         columns = self.columns
         if len(columns) > 1:
-            raise ValueError(
-                f"is one text and the template names {' and '.join(columns)}; give rows with these columns"
-            )
+            raise SeveralColumns(columns)
         return Question(self.template, dict.fromkeys(columns, text))
 
 
@@ -115,11 +146,10 @@ class QuestionTokens:
 
 def _text(fields: Mapping[str, Any], column: str) -> str:
     if column not in fields:
-        there = ", ".join(fields) or "none"
-        raise ValueError(f"has no column {column!r}, only {there}; --template makes the prompt of other columns")
+        raise ColumnMissing(column, fields)
     if is_missing(fields[column]):
-        raise ValueError(f"has nothing in {column!r}; fill it in or remove the row")
+        raise ColumnEmpty(column)
     try:
         return as_text(fields[column])
     except ValueError as error:
-        raise ValueError(f"has a column {column!r} that {error}") from None
+        raise NoQuestion(f"has a column {column!r} that {error}") from None

@@ -15,8 +15,15 @@ from jpeft.eval.labels import PackedLabels
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.method import Method
 from jpeft.predict.answer_source import task_of
-from jpeft.predict.questions import PromptTemplate, Question, QuestionTokens
-from jpeft.rows.values import as_text
+from jpeft.predict.questions import (
+    ColumnEmpty,
+    ColumnMissing,
+    NoQuestion,
+    PromptTemplate,
+    Question,
+    QuestionTokens,
+    SeveralColumns,
+)
 from jpeft.serve.bank import AdapterBank, UnknownAdapter
 
 _UNCUT = 2**31  # tokens: no text that is taken has so many
@@ -303,7 +310,7 @@ class Engine:
         if labels is not None and generate:
             raise UserError("labels and generate exclude each other: labels are chosen from, not generated.")
         asking = self.asking(adapter)
-        prompt = asking.prompt if template else None
+        prompt = (asking.prompt if template else None) or PromptTemplate()
         encoded = asking.tokens([_question(f"inputs[{i}]", each, prompt) for i, each in enumerate(inputs)])
         longest = self.shapes.input_lengths[-1]
         for i, ids in enumerate(encoded.ids):
@@ -417,28 +424,19 @@ class Engine:
         return ids[: ends[0] + 1].tolist() if len(ends) else ids.tolist()
 
 
-def _question(where: str, given: str | Mapping[str, Any], prompt: PromptTemplate | None) -> Question:
-    """Makes the question of one input, a text or columns. Raises `UserError`: a column of the template is missing."""
-    if isinstance(given, str):
-        if prompt is None:
-            return Question.as_it_stands(given)
-        if len(prompt.columns) > 1:
-            raise UserError(
-                f"{where} is one text and the adapter's template names {' and '.join(prompt.columns)}; send an object "
-                'with these, or "template": false with a whole prompt.'
-            )
-        return prompt.of_text(given)
-    columns = prompt.columns if prompt is not None else ("input",)
-    lacking = [column for column in columns if column not in given]
-    if lacking and "input" not in given:
-        there = ", ".join(given) or "none"
-        raise UserError(f"{where} has no column {lacking[0]!r}, only {there}; the prompt is made of {columns}.")
-    if lacking:  # a prompt that was made before
-        prompt, columns = None, ("input",)
-    empty = [column for column in columns if given[column] is None]
-    if empty:
-        raise UserError(f"{where} has nothing in {empty[0]!r}.")
+def _question(where: str, given: str | Mapping[str, Any], prompt: PromptTemplate) -> Question:
+    """The question of one input, a text or columns. Raises `UserError`: it is none, and how its sender mends it."""
     try:
-        return Question.as_it_stands(as_text(given["input"])) if prompt is None else prompt.of_fields(given)
-    except ValueError as error:
-        raise UserError(f"{where} {error}.") from None
+        return prompt.of_text(given) if isinstance(given, str) else prompt.of_fields(given)
+    except SeveralColumns as error:
+        said = (
+            f"is one text and the adapter's template names {error.columns}; send an object with these, or "
+            '"template": false with a whole prompt.'
+        )
+    except ColumnMissing as error:
+        said = f"has no column {error.column!r}, only {error.there}; the prompt is made of {prompt.columns}."
+    except ColumnEmpty as error:
+        said = f"has nothing in {error.column!r}."
+    except NoQuestion as error:
+        said = f"{error}."
+    raise UserError(f"{where} {said}")
