@@ -155,6 +155,14 @@ def fitting_shape(shapes: Sequence[Shape], lengths: np.ndarray) -> Shape:
     return next(shape for shape in shapes if shape[0] >= longest[0] and shape[1] >= longest[1])
 
 
+def padded(rows: Sequence[Sequence[int] | np.ndarray], shape: tuple[int, int], pad_token_id: int) -> np.ndarray:
+    """`shape`, int32: token ids row by row with padding behind them, and rows of padding where there are fewer."""
+    matrix = np.full(shape, pad_token_id, np.int32)
+    for place, ids in enumerate(rows):
+        matrix[place, : len(ids)] = ids
+    return matrix
+
+
 def num_steps(num_rows: int, *, batch_size: int, accumulation_steps: int) -> int:
     """Optimizer steps of an epoch, each of `batch_size * accumulation_steps` rows; the last one may have fewer."""
     return -(-num_rows // (batch_size * accumulation_steps))

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jpeft.data.batches import Shape, Tokens, eval_order, fitting_shape
+from jpeft.data.batches import Shape, Tokens, eval_order, fitting_shape, padded
 from jpeft.model.decode import beam_search, greedy
 from jpeft.model.tokenizer import Tokenizer
 
@@ -73,10 +73,8 @@ def by_row(
     for batch in eval_order(lengths, batch_size=batch_size):
         shape = fitting_shape(shapes, lengths[batch])
         rows = [distinct[i] for i in batch]
-        padded = np.full((batch_size, shape[0]), pad_token_id, np.int32)
-        for i, row in enumerate(rows):
-            padded[i, : len(inputs[row])] = inputs[row]
-        results = jax.tree.map(np.asarray, program(adapter, base, padded[part]))
+        batch_inputs = padded([inputs[row] for row in rows], (batch_size, shape[0]), pad_token_id)
+        results = jax.tree.map(np.asarray, program(adapter, base, batch_inputs[part]))
         result_of.update((row, jax.tree.map(lambda leaf, i=i: leaf[i], results)) for i, row in enumerate(rows))
         on_batch(sum(rows_per_input[row] for row in rows))
     return [result_of[row] for row in same]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from jpeft.data.batches import padded
 from jpeft.files import write_whole
 from jpeft.mesh.layout import Layout
 from jpeft.model.family import Batch
@@ -51,9 +52,7 @@ class Writer:
             examples = [self.objective.to_answer(batch, i, is_text=kind == "text") for batch, i in rows]
             parts = self.layout.batch_parts
             shape = -(-self.wanted // parts) * parts, self.objective.input_length
-            inputs = np.full(shape, self.config.pad_token_id, np.int32)
-            for place, example in enumerate(examples):
-                inputs[place, : len(example.input)] = example.input
+            inputs = padded([example.input for example in examples], shape, self.config.pad_token_id)
             targets = [example.target for example in examples]
             here = self.layout.rows_here(len(inputs))
             outputs = np.asarray(self.generate(adapter, base, inputs[here]))[: len(rows)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jpeft.data.batches import padded
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.labels import PackedLabels
@@ -413,10 +414,7 @@ class Engine:
         return np.asarray(self.bank.label_log_probs(inputs, names, *map(np.stack, zip(*packed, strict=True))))
 
     def _padded(self, rows: Sequence[QueuedRow], batch_size: int, length: int) -> np.ndarray:
-        inputs = np.full((batch_size, length), self.bank.config.pad_token_id, np.int32)
-        for tokens, row in zip(inputs, rows, strict=False):
-            tokens[: len(row.tokens)] = row.tokens
-        return inputs
+        return padded([row.tokens for row in rows], (batch_size, length), self.bank.config.pad_token_id)
 
     def _until_end(self, ids: np.ndarray) -> list[int]:
         """The ids up to and with `</s>`, or another end of the model's; what is after it is padding."""

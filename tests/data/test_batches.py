@@ -248,3 +248,9 @@ def test_a_cache_that_can_not_be_written_is_done_without(tiny_tokenizer, tmp_pat
     tokenizer = Tokenizer.load(tiny_tokenizer, vocab_size=320)
     example = Example(id="train/0", input="coach goal", target="Sports", references=("Sports",))
     assert len(tokenize([example], tokenizer, max_input_length=8, max_target_length=8)) == 1
+
+
+def test_rows_of_tokens_are_padded_behind_and_below():
+    found = batches.padded([np.array([3, 4]), [5], []], (4, 3), pad_token_id=9)
+    assert found.dtype == np.int32
+    assert found.tolist() == [[3, 4, 9], [5, 9, 9], [9, 9, 9], [9, 9, 9]]
