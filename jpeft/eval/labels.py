@@ -112,14 +112,13 @@ class PackedLabels:
         rounded(log_probs.min())  # of finite logits none is -inf; of NaN and others the least is NaN
         best = int(np.argmax(log_probs))
         confidence = rounded(log_probs[best] / self.num_tokens()[best])
-        odds = np.exp(log_probs.astype(np.float64) - log_probs[best])
-        probabilities = {text: rounded(p) for text, p in zip(self.texts, odds / odds.sum(), strict=True)}
-        return ChosenLabel(self.texts[best], confidence, probabilities)
+        probabilities = map(rounded, label_probabilities(log_probs))
+        return ChosenLabel(self.texts[best], confidence, dict(zip(self.texts, probabilities, strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)
 class ChosenLabel:
-    """The label that was chosen.
+    """The label that was chosen, with numbers as they are written: rounded.
 
     Attributes:
       confidence: mean log-probability of its tokens, `</s>` counted: what it would have if generated.
@@ -129,6 +128,13 @@ class ChosenLabel:
     text: str
     confidence: float
     probabilities: dict[str, float]
+
+
+def label_probabilities(log_probs: np.ndarray) -> np.ndarray:
+    """`[..., labels]` float64: how likely each label is among these, by their log-probabilities, which are finite."""
+    log_probs = np.asarray(log_probs, np.float64)
+    odds = np.exp(log_probs - log_probs.max(axis=-1, keepdims=True))
+    return odds / odds.sum(axis=-1, keepdims=True)
 
 
 def rounded(value: Any) -> float:
@@ -197,7 +203,7 @@ class ChosenLabels:
 
     Attributes:
       texts: the labels.
-      probabilities: `[rows, labels]`, of each label among all of them.
+      probabilities: `[rows, labels]`, of each label among all of them; not rounded.
     """
 
     texts: list[str]
@@ -224,9 +230,8 @@ def likeliest_labels(
             f"the model computes {scored[row, label]} as the log-probability of {labels.texts[label]!r} for row {row}; "
             "try float32 (model.dtype)."
         )
-    odds = np.exp(scored - scored.max(axis=1, keepdims=True))
     chosen = [labels.texts[i] for i in np.argmax(scored, axis=1)]
-    return ChosenLabels(chosen, odds / odds.sum(axis=1, keepdims=True))
+    return ChosenLabels(chosen, label_probabilities(scored))
 
 
 def agreement_with_generation(

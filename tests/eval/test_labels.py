@@ -11,7 +11,14 @@ from flax import nnx
 from jpeft.data.tasks import TASKS, Example
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.cross_entropy import target_log_probs
-from jpeft.eval.labels import PackedLabels, agreement_with_generation, answer_in_use, label_log_probs, likeliest_labels
+from jpeft.eval.labels import (
+    PackedLabels,
+    agreement_with_generation,
+    answer_in_use,
+    label_log_probs,
+    label_probabilities,
+    likeliest_labels,
+)
 from jpeft.eval.metrics import judge
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.attaching import attach
@@ -140,6 +147,15 @@ def test_a_single_row_is_as_strict(labels, bad):
     with pytest.raises(RunFailed, match=f"computes {bad} where a log-probability should be"):
         labels.choose(np.array([-1.0, -2.0, bad, -4.0, -5.0], np.float32))
     assert labels.choose(np.array([-1.0, -2.0, -90.0, -4.0, -5.0], np.float32)).text == labels.texts[0]
+
+
+def test_probabilities_are_the_same_of_one_row_and_of_many_and_rounded_where_they_are_written(labels):
+    log_probs = np.array([[-1.0, -2.0, -90.0, -4.0, -5.5], [-700.0, -701.0, -702.0, -703.0, -704.0]], np.float32)
+    odds = np.exp(log_probs.astype(np.float64) - log_probs.max(axis=1, keepdims=True))
+    exact = odds / odds.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(label_probabilities(log_probs), exact, rtol=1e-14)
+    for row, expected in zip(log_probs, exact, strict=True):
+        assert labels.choose(row).probabilities == dict(zip(labels.texts, np.round(expected, 6), strict=True))
 
 
 def test_agreement_counts_rows_and_keeps_the_numbers_of_generation():
