@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -228,6 +229,16 @@ def abstract_model(config: Any) -> Any:
 def stack_names() -> list[str]:
     """The names of all layer stacks of all families, such as `encoder`, `decoder`, `blocks`."""
     return list(dict.fromkeys(stack for family in families() for stack in family.stacks(family.config_type())))
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """What activations are computed in, by the name that a config or a flag gives it.
+
+    `auto` is bfloat16 where there is an accelerator that is fast in it.
+    """
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
 
 
 def load_model(directory: Path, **options: Any) -> Any:

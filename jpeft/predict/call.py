@@ -6,11 +6,11 @@ from typing import Any
 
 from jpeft.data.task_file import DTYPES, QUANTIZED
 from jpeft.errors import UserError
+from jpeft.model.family import compute_dtype
 from jpeft.model.quantized import Quantization
 from jpeft.predict.answer_source import AnswerSource
 from jpeft.predict.answering import Answering, Choosing, Generating
 from jpeft.predict.questions import PromptTemplate
-from jpeft.train.setup import compute_dtype
 from jpeft.typed_config import one_of
 
 _MAX_INPUT_LENGTH, _MAX_OUTPUT_LENGTH = 512, 128  # where no run says otherwise

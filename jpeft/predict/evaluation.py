@@ -18,8 +18,10 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.eval.answering import ScoredAnswers, answer_split
 from jpeft.eval.generate import make_generate
 from jpeft.eval.labels import PackedLabels, answer_in_use, make_label_log_probs
+from jpeft.eval.look_back import few_test_rows, look_back
 from jpeft.eval.metrics import METRICS, listed, own, require_metrics, rouge_tokenizer
 from jpeft.files import read_json_object
+from jpeft.model.family import compute_dtype
 from jpeft.model.quantized import Quantization, quantization_of
 from jpeft.peft.attaching import split
 from jpeft.predict.answer_source import AnswerSource
@@ -28,9 +30,6 @@ from jpeft.program import Program
 from jpeft.results import plain
 from jpeft.rows.reading import read_columns
 from jpeft.rows.values import alike, as_text, is_missing
-from jpeft.train.aftermath import look_back
-from jpeft.train.cautions import few_test_rows
-from jpeft.train.setup import compute_dtype
 from jpeft.typed_config import one_of
 
 _SHOWN = 5  # unknown labels in a message

@@ -13,7 +13,7 @@ from jpeft.errors import UserError
 from jpeft.model.chat import chat_template_of
 from jpeft.model.decoder import Decoder
 from jpeft.model.decoder_config import DecoderConfig
-from jpeft.model.family import family_in, family_with
+from jpeft.model.family import compute_dtype, family_in, family_with
 from jpeft.model.source import resolve
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import T5Config
@@ -32,7 +32,6 @@ from jpeft.pretrain.next_token import NextToken
 from jpeft.pretrain.objective import Objective
 from jpeft.pretrain.vocabulary import USUAL_SIZE, train_vocabulary
 from jpeft.run.processes import is_first, wait_for_all
-from jpeft.train.setup import compute_dtype
 
 # Spread of a new model's embeddings. T5's own, 1, hardly moves in the few thousand steps of a small model with AdamW,
 # whose steps do not grow with the weights.

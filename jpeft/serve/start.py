@@ -15,7 +15,7 @@ from jpeft.adapters.files import read_adapter
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.labels import PackedLabels
-from jpeft.model.family import family_in
+from jpeft.model.family import compute_dtype, family_in
 from jpeft.model.quantized import Quantization
 from jpeft.model.source import resolve
 from jpeft.model.weight_files import model_fingerprint
@@ -27,7 +27,6 @@ from jpeft.serve.bank import AdapterBank
 from jpeft.serve.engine import Engine, PaddedShapes
 from jpeft.serve.pool import Room, room_for
 from jpeft.serve.shelf import Shelf
-from jpeft.train.setup import compute_dtype
 from jpeft.words import counted, shortened
 
 _INPUTS, _OUTPUTS = (64, 256), (16, 64)  # tokens; the last of each grows with what the adapters' runs took and gave

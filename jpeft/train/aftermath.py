@@ -1,16 +1,12 @@
 """What a run says of itself once it is tested: how far its number goes, where it fails, and what to do about it."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from jpeft.data.tasks import Example, Task
 from jpeft.eval.answering import ScoredAnswers
-from jpeft.eval.metrics.base import Answered
-from jpeft.eval.metrics.classes import ACCURACY
-from jpeft.eval.per_class import Confusion
-from jpeft.eval.uncertainty import Uncertainty, share_uncertainty
+from jpeft.eval.look_back import look_back
 from jpeft.eval.worst_rows import worst_rows
 from jpeft.files import write_whole
 from jpeft.run.directory import RunDirectory
@@ -19,44 +15,6 @@ from jpeft.train import cautions
 from jpeft.train.curve import WITHOUT, Curve, draw_curve
 
 _said: set[str] = set()  # once a process, however many runs it does
-
-
-@dataclasses.dataclass(frozen=True)
-class LookBack:
-    """A look at a test's answers besides their metric: uncertainty, each class, the worst rows.
-
-    Attributes:
-      trust: how far each metric may be trusted, by name, where that can be told.
-      confusion: of a classification, how often each class was answered as each; None of texts.
-      warnings: where the metric is not what it seems, a line each.
-    """
-
-    trust: dict[str, Uncertainty]
-    confusion: Confusion | None
-    warnings: list[str]
-
-    def uncertainties(self, metric: str) -> dict[str, Any]:
-        """As `RunRecord` has them: that of the task's metric alone, and those of all metrics by name."""
-        return {"uncertainty": self.trust.get(metric), "uncertainties": self.trust}
-
-
-def look_back(task: Task, examples: Sequence[Example], scored: ScoredAnswers, *, answer: str) -> LookBack:
-    """Looks at the answers to a test, of a run or of `jpeft evaluate`.
-
-    Args:
-      answer: `generate` or `score`, how the test answered.
-    """
-    targets, confusion = [example.target for example in examples], None
-    trust = scored.judged.uncertainties(examples)
-    accuracy = ACCURACY.of(Answered(scored.predictions, [[target] for target in targets]))
-    assert accuracy.scores is not None
-    if task.kind == "classification":
-        confusion = Confusion.of(targets, scored.predictions, accuracy.scores, task.answers)
-    interval = share_uncertainty(ACCURACY.name, accuracy.scores, [example.input for example in examples]).interval
-    warnings = cautions.of_test(
-        scored.predictions, targets, confusion, accuracy=accuracy.number, interval=interval, answer=answer
-    )
-    return LookBack(trust, confusion, warnings)
 
 
 def write_aftermath(

@@ -31,10 +31,12 @@ from jpeft.errors import Paused, RunFailed, UserError
 from jpeft.eval.answering import Answers, ScoredAnswers, answer_split
 from jpeft.eval.evaluators import AnswersEvaluator, Evaluator, LossEvaluator
 from jpeft.eval.labels import PackedLabels, answer_in_use
+from jpeft.eval.look_back import few_test_rows
 from jpeft.eval.loss import mean_loss
 from jpeft.eval.metrics import check_metrics, higher_is_better, own, require_metrics, rouge_tokenizer
 from jpeft.files import cache_directory
 from jpeft.mesh.layout import Layout
+from jpeft.model.family import compute_dtype
 from jpeft.model.settings import pass_on
 from jpeft.peft.attaching import count, split
 from jpeft.process import prepare_process
@@ -64,7 +66,7 @@ from jpeft.train.programs import (
 from jpeft.train.progress import Progress
 from jpeft.train.schedule import three_point_schedule
 from jpeft.train.session import Session
-from jpeft.train.setup import compute_dtype, set_up
+from jpeft.train.setup import set_up
 from jpeft.train.shown import ShownEpochs
 from jpeft.train.step import TrainState, init_state, make_update
 from jpeft.train.stream import Epochs, PaddedRows
@@ -423,7 +425,7 @@ class _Execution:
         rows = {name: len(part) for name, part in self.data.tokens.items()}
         found = [
             cautions.without_effect(self.run),
-            cautions.few_test_rows(rows["test"]),
+            few_test_rows(rows["test"]),
             cautions.few_steps(
                 rows["train"],
                 batch_size=self.run.rows()[0],

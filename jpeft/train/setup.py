@@ -18,7 +18,7 @@ from jpeft.errors import UserError
 from jpeft.leaves import num_weights
 from jpeft.mesh.layout import Layout
 from jpeft.model.chat import chat_template_of
-from jpeft.model.family import family_in
+from jpeft.model.family import compute_dtype, family_in
 from jpeft.model.quantized import quantization_of
 from jpeft.model.source import resolve
 from jpeft.model.tokenizer import Tokenizer
@@ -54,13 +54,6 @@ class Setup:
     total_parameters: int
     quantization: str | None
     base: str | None
-
-
-def compute_dtype(name: str) -> jnp.dtype:
-    """`model.dtype` of a config; `auto` is bfloat16 where there is an accelerator that is fast in it."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
 
 
 def selection(run: Run, model: nnx.Module) -> Selection:
