@@ -452,7 +452,7 @@ def text_batches(
       UserError: an argument is of another kind; there are no texts, or not as many targets as inputs; a target is
         empty; or a number is too small.
     """
-    from jpeft.data.text_batches import TextBatches
+    from jpeft.train.text_batches import TextBatches
 
     sizes = {"batch_size": batch_size, "epochs": epochs}
     lengths = {"max_input_length": max_input_length, "max_target_length": max_target_length}

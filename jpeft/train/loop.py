@@ -334,7 +334,7 @@ class _Execution:
         return Size(self.max_epochs, rows["train"], rows["validation"], rows["test"] * passes)
 
     def _rows_of(self, part: str) -> PaddedRows:
-        return PaddedRows(self.data.tokens[part], self.data.shapes, self.layout, self.setup.model.config)
+        return PaddedRows(self.data.tokens[part], self.data.shapes, self.setup.model.config, self.layout)
 
     def _evaluators(self) -> list[Evaluator]:
         """The validation loss, and where another number of the validation split is monitored, what gives that."""

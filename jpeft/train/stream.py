@@ -55,18 +55,19 @@ class PaddedRows:
 
     Attributes:
       config: of the network, whose family says what a batch is.
+      layout: whose rows of a batch are made; None for all of them.
     """
 
     tokens: Tokens
     shapes: Sequence[Shape]
-    layout: Layout
     config: Any
+    layout: Layout | None = None
 
     def batch(self, rows: list[int], batch_size: int) -> Batch:
         """These rows as a batch of so many, missing ones being padding."""
         tokens = self.tokens
         shape = fitting_shape(self.shapes, np.array([(len(tokens.inputs[r]), len(tokens.targets[r])) for r in rows]))
-        here = self.layout.rows_here(batch_size)
+        here = slice(0, batch_size) if self.layout is None else self.layout.rows_here(batch_size)
         return family_with(self.config).batch(
             [tokens.inputs[row] for row in rows[here]],
             [tokens.targets[row] for row in rows[here]],

@@ -8,15 +8,15 @@ from jpeft.data.batches import (
     Shape,
     Tokens,
     choose_shapes,
-    fitting_shape,
     longest_of,
     require_text,
     tokenize,
     train_order,
 )
 from jpeft.data.tasks import Example
-from jpeft.model.family import Batch, family_with
+from jpeft.model.family import Batch
 from jpeft.model.tokenizer import Tokenizer
+from jpeft.train.stream import PaddedRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +68,9 @@ class TextBatches:
         return self.epochs * -(-len(self.tokens) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        lengths = self.tokens.lengths()
+        padded = PaddedRows(self.tokens, self.shapes, self.config)
         for rows in self._rows():
-            yield family_with(self.config).batch(
-                [self.tokens.inputs[row] for row in rows],
-                [self.tokens.targets[row] for row in rows],
-                fitting_shape(self.shapes, lengths[rows]),
-                batch_size=self.batch_size,
-                config=self.config,
-            )
+            yield padded.batch(rows, self.batch_size)
 
     def _rows(self) -> Iterator[list[int]]:
         lengths = self.tokens.lengths()
