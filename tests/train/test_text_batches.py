@@ -71,7 +71,7 @@ def test_cut_texts_are_counted(model, tokenizer):
         ({"targets": [*TARGETS[:5], " "]}, "row 5 has an empty target"),
         ({"batch_size": 0}, "batch_size is 0; expected a whole number, 1 or more"),
         ({"epochs": -2}, "epochs is -2"),
-        ({"seed": -1}, "seed is -1; expected a whole number, 0 or more"),
+        ({"seed": -1}, "seed is -1; expected a whole number from 0 to 4,294,967,295"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(change, says, model, tokenizer):
