@@ -3,7 +3,8 @@
 As `jpeft.model.plain` for T5: it shares how bytes are read with the first reader, and nothing of what they mean.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,117 +12,148 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jpeft.model.plain import Numbers, activation
-from jpeft.model.weight_files import open_checkpoint, read_values
+from jpeft.model.weight_files import Checkpoint, open_checkpoint, read_values
 
 
 def plain_logits(directory: Path, tokens: Int[np.ndarray, "batch length"]) -> Float[np.ndarray, "batch length vocab"]:
     """Logits of the token after each, of a model directory in Hugging Face layout; float32."""
-    config, files = read_values(directory)[0], open_checkpoint(directory)
-    kind, names = config["model_type"], files.names()
-    length = tokens.shape[1]
+    config = read_values(directory)[0]
+    stored, kind = _Stored(open_checkpoint(directory), config, directory), config["model_type"]
+    embedding = stored.whole("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
+    x = {"bloom": _bloom, "gpt_neo": _gpt_neo, "gptj": _gptj}.get(kind, _llama)(stored, config, embedding[tokens])
+    head_bias = stored.whole("lm_head.bias") if stored.find("lm_head.bias") else np.float32(0)
+    tied = config.get("tie_word_embeddings", kind in ("bloom", "gpt_neo"))
+    return x @ (embedding if tied else stored.whole("lm_head.weight")).T + head_bias
 
-    def find(*endings: str) -> str | None:
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """The weights of a directory by their names, with or without the name of the model before them."""
+
+    files: Checkpoint
+    config: dict[str, Any]
+    directory: Path
+
+    def find(self, *endings: str) -> str | None:
+        names = self.files.names()
         return next((n for e in endings for n in (e, f"model.{e}", f"transformer.{e}") if n in names), None)
 
-    def whole(*endings: str) -> Numbers:
-        name = find(*endings)
-        assert name is not None, f"{directory} lacks {endings[0]}"
-        return np.asarray(files.read(name, tuple(slice(0, size) for size in files.shape(name)))).astype(np.float32)
+    def whole(self, *endings: str) -> Numbers:
+        name = self.find(*endings)
+        assert name is not None, f"{self.directory} lacks {endings[0]}"
+        everything = tuple(slice(0, size) for size in self.files.shape(name))
+        return np.asarray(self.files.read(name, everything)).astype(np.float32)
 
-    def linear(x: Numbers, name: str) -> Numbers:
-        return x @ whole(f"{name}.weight").T + (whole(f"{name}.bias") if find(f"{name}.bias") else 0)
+    def layers(self, name: str, first: str) -> Iterator[str]:
+        """What the names of each layer begin with, as long as there is one that holds `first`."""
+        layer = 0
+        while self.find(f"{name}.{layer}.{first}"):
+            yield f"{name}.{layer}"
+            layer += 1
 
-    def normed(x: Numbers, name: str) -> Numbers:
-        if "rms_norm_eps" in config:
-            size = np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(config["rms_norm_eps"]))
-            return x / size * whole(f"{name}.weight")
+    def linear(self, x: Numbers, name: str) -> Numbers:
+        return x @ self.whole(f"{name}.weight").T + (self.whole(f"{name}.bias") if self.find(f"{name}.bias") else 0)
+
+    def normed(self, x: Numbers, name: str) -> Numbers:
+        if "rms_norm_eps" in self.config:
+            size = np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(self.config["rms_norm_eps"]))
+            return x / size * self.whole(f"{name}.weight")
         x = x - x.mean(axis=-1, keepdims=True)
-        size = np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(config["layer_norm_epsilon"]))
-        return x / size * whole(f"{name}.weight") + whole(f"{name}.bias")
+        size = np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(self.config["layer_norm_epsilon"]))
+        return x / size * self.whole(f"{name}.weight") + self.whole(f"{name}.bias")
 
-    def attention(q: Numbers, k: Numbers, v: Numbers, bias: Numbers, scale: float) -> Numbers:
-        """`[batch, length, heads, width]` each; fewer heads of keys and values serve neighbours."""
-        k, v = (np.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
-        scores = np.einsum("bqhd,bkhd->bhqk", q, k) * np.float32(scale) + bias
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        mixed = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(axis=-1, keepdims=True), v)
-        return mixed.reshape(*mixed.shape[:2], -1)
+    @property
+    def act(self) -> Callable[[Numbers], Numbers]:
+        return activation(self.config.get("hidden_act") or self.config.get("activation_function") or "gelu_new")
 
-    def heads(x: Numbers, width: int) -> Numbers:
-        return x.reshape(*x.shape[:2], -1, width)
 
-    distance = np.arange(length)[:, None] - np.arange(length)[None, :]
-    seen = np.where(distance >= 0, np.float32(0), np.float32(-1e9))
-    act, embedding = (
-        activation(config.get("hidden_act") or config.get("activation_function") or "gelu_new"),
-        whole("embed_tokens.weight", "wte.weight", "word_embeddings.weight"),
-    )
-    x = embedding[tokens]
-    layer = 0
-    if kind == "bloom":
-        x = normed(x, "word_embeddings_layernorm")
-        num_heads = config.get("n_head") or config["num_attention_heads"]
-        alibi = np.asarray(_slopes(num_heads), np.float32)[:, None, None] * -distance.astype(np.float32)
-        while find(f"h.{layer}.input_layernorm.weight"):
-            at = f"h.{layer}"
-            fused = linear(normed(x, f"{at}.input_layernorm"), f"{at}.self_attention.query_key_value")
-            q, k, v = np.moveaxis(fused.reshape(*x.shape[:2], num_heads, 3, -1), 3, 0)
-            mixed = attention(q, k, v, seen + alibi, q.shape[-1] ** -0.5)
-            x = x + linear(mixed, f"{at}.self_attention.dense")
-            h = act(linear(normed(x, f"{at}.post_attention_layernorm"), f"{at}.mlp.dense_h_to_4h"))
-            x = x + linear(h, f"{at}.mlp.dense_4h_to_h")
-            layer += 1
-        x = normed(x, "ln_f")
-    elif kind == "gpt_neo":
-        x = x + whole("wpe.weight")[:length]
-        kinds = [one for several, times in config["attention_types"] for _ in range(times) for one in several]
-        width = x.shape[-1] // config["num_heads"]
-        while find(f"h.{layer}.ln_1.weight"):
-            at = f"h.{layer}"
-            h = normed(x, f"{at}.ln_1")
-            q, k, v = (heads(linear(h, f"{at}.attn.attention.{name}_proj"), width) for name in "qkv")
-            near = np.where(distance < config.get("window_size", 256), np.float32(0), np.float32(-1e9))
-            mixed = attention(q, k, v, seen + near if kinds[layer] == "local" else seen, 1.0)
-            x = x + linear(mixed, f"{at}.attn.attention.out_proj")
-            x = x + linear(act(linear(normed(x, f"{at}.ln_2"), f"{at}.mlp.c_fc")), f"{at}.mlp.c_proj")
-            layer += 1
-        x = normed(x, "ln_f")
-    elif kind == "gptj":
-        width = x.shape[-1] // config["n_head"]
-        count = config.get("rotary_dim", 64) or width
-        while find(f"h.{layer}.ln_1.weight"):
-            at = f"h.{layer}"
-            h = normed(x, f"{at}.ln_1")
-            q, k, v = (heads(linear(h, f"{at}.attn.{name}_proj"), width) for name in "qkv")
-            for each in (q, k):
-                _turn(each, np.arange(0, count, 2), np.arange(1, count, 2), 10000.0, count)
-            mixed = attention(q, k, v, seen, width**-0.5)
-            x = x + linear(mixed, f"{at}.attn.out_proj") + linear(act(linear(h, f"{at}.mlp.fc_in")), f"{at}.mlp.fc_out")
-            layer += 1
-        x = normed(x, "ln_f")
-    else:
-        width = config.get("head_dim") or x.shape[-1] // config["num_attention_heads"]
-        base = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta") or 10000.0
-        windows = _windows(config)
-        while find(f"layers.{layer}.input_layernorm.weight"):
-            at = f"layers.{layer}"
-            h = normed(x, f"{at}.input_layernorm")
-            q, k, v = (heads(linear(h, f"{at}.self_attn.{name}_proj"), width) for name in "qkv")
-            if find(f"{at}.self_attn.q_norm.weight"):
-                q, k = normed(q, f"{at}.self_attn.q_norm"), normed(k, f"{at}.self_attn.k_norm")
-            for each in (q, k):
-                _turn(each, np.arange(width // 2), np.arange(width // 2, width), float(base), width)
-            near = np.where(distance < windows(layer, length), np.float32(0), np.float32(-1e9))
-            x = x + linear(attention(q, k, v, seen + near, width**-0.5), f"{at}.self_attn.o_proj")
-            h = normed(x, f"{at}.post_attention_layernorm")
-            x = x + linear(
-                act(linear(h, f"{at}.mlp.gate_proj")) * linear(h, f"{at}.mlp.up_proj"), f"{at}.mlp.down_proj"
-            )
-            layer += 1
-        x = normed(x, "norm")
-    head_bias = whole("lm_head.bias") if find("lm_head.bias") else np.float32(0)
-    tied = config.get("tie_word_embeddings", kind in ("bloom", "gpt_neo"))
-    return x @ (embedding if tied else whole("lm_head.weight")).T + head_bias
+def _bloom(stored: _Stored, config: dict[str, Any], x: Numbers) -> Numbers:
+    x = stored.normed(x, "word_embeddings_layernorm")
+    num_heads = config.get("n_head") or config["num_attention_heads"]
+    distance = _distances(x)
+    alibi = np.asarray(_slopes(num_heads), np.float32)[:, None, None] * -distance.astype(np.float32)
+    for at in stored.layers("h", "input_layernorm.weight"):
+        h = stored.normed(x, f"{at}.input_layernorm")
+        fused = stored.linear(h, f"{at}.self_attention.query_key_value")
+        q, k, v = np.moveaxis(fused.reshape(*x.shape[:2], num_heads, 3, -1), 3, 0)
+        mixed = _attention(q, k, v, _hiding(distance >= 0) + alibi, q.shape[-1] ** -0.5)
+        x = x + stored.linear(mixed, f"{at}.self_attention.dense")
+        h = stored.normed(x, f"{at}.post_attention_layernorm")
+        x = x + stored.linear(stored.act(stored.linear(h, f"{at}.mlp.dense_h_to_4h")), f"{at}.mlp.dense_4h_to_h")
+    return stored.normed(x, "ln_f")
+
+
+def _gpt_neo(stored: _Stored, config: dict[str, Any], x: Numbers) -> Numbers:
+    x = x + stored.whole("wpe.weight")[: x.shape[1]]
+    distance, width = _distances(x), x.shape[-1] // config["num_heads"]
+    kinds = [one for several, times in config["attention_types"] for _ in range(times) for one in several]
+    for kind, at in zip(kinds, stored.layers("h", "ln_1.weight"), strict=True):
+        h = stored.normed(x, f"{at}.ln_1")
+        q, k, v = (_heads(stored.linear(h, f"{at}.attn.attention.{name}_proj"), width) for name in "qkv")
+        sees = distance >= 0
+        if kind == "local":
+            sees &= distance < config.get("window_size", 256)
+        x = x + stored.linear(_attention(q, k, v, _hiding(sees), 1.0), f"{at}.attn.attention.out_proj")
+        h = stored.normed(x, f"{at}.ln_2")
+        x = x + stored.linear(stored.act(stored.linear(h, f"{at}.mlp.c_fc")), f"{at}.mlp.c_proj")
+    return stored.normed(x, "ln_f")
+
+
+def _gptj(stored: _Stored, config: dict[str, Any], x: Numbers) -> Numbers:
+    width = x.shape[-1] // config["n_head"]
+    count = config.get("rotary_dim", 64) or width
+    for at in stored.layers("h", "ln_1.weight"):
+        h = stored.normed(x, f"{at}.ln_1")
+        q, k, v = (_heads(stored.linear(h, f"{at}.attn.{name}_proj"), width) for name in "qkv")
+        for each in (q, k):
+            _turn(each, np.arange(0, count, 2), np.arange(1, count, 2), 10000.0, count)
+        mixed = _attention(q, k, v, _hiding(_distances(x) >= 0), width**-0.5)
+        dense = stored.linear(stored.act(stored.linear(h, f"{at}.mlp.fc_in")), f"{at}.mlp.fc_out")
+        x = x + stored.linear(mixed, f"{at}.attn.out_proj") + dense
+    return stored.normed(x, "ln_f")
+
+
+def _llama(stored: _Stored, config: dict[str, Any], x: Numbers) -> Numbers:
+    """Llama and its like."""
+    width = config.get("head_dim") or x.shape[-1] // config["num_attention_heads"]
+    base = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta") or 10000.0
+    distance, windows = _distances(x), _windows(config)
+    for layer, at in enumerate(stored.layers("layers", "input_layernorm.weight")):
+        h = stored.normed(x, f"{at}.input_layernorm")
+        q, k, v = (_heads(stored.linear(h, f"{at}.self_attn.{name}_proj"), width) for name in "qkv")
+        if stored.find(f"{at}.self_attn.q_norm.weight"):
+            q, k = stored.normed(q, f"{at}.self_attn.q_norm"), stored.normed(k, f"{at}.self_attn.k_norm")
+        for each in (q, k):
+            _turn(each, np.arange(width // 2), np.arange(width // 2, width), float(base), width)
+        sees = (distance >= 0) & (distance < windows(layer, x.shape[1]))
+        x = x + stored.linear(_attention(q, k, v, _hiding(sees), width**-0.5), f"{at}.self_attn.o_proj")
+        h = stored.normed(x, f"{at}.post_attention_layernorm")
+        gated = stored.act(stored.linear(h, f"{at}.mlp.gate_proj")) * stored.linear(h, f"{at}.mlp.up_proj")
+        x = x + stored.linear(gated, f"{at}.mlp.down_proj")
+    return stored.normed(x, "norm")
+
+
+def _attention(q: Numbers, k: Numbers, v: Numbers, bias: Numbers, scale: float) -> Numbers:
+    """`[batch, length, heads, width]` each; fewer heads of keys and values serve neighbours."""
+    k, v = (np.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    scores = np.einsum("bqhd,bkhd->bhqk", q, k) * np.float32(scale) + bias
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    mixed = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(axis=-1, keepdims=True), v)
+    return mixed.reshape(*mixed.shape[:2], -1)
+
+
+def _heads(x: Numbers, width: int) -> Numbers:
+    return x.reshape(*x.shape[:2], -1, width)
+
+
+def _distances(x: Numbers) -> Int[np.ndarray, "length length"]:
+    """How many tokens each is behind each other; below 0 where it is before it."""
+    positions = np.arange(x.shape[1])
+    return positions[:, None] - positions[None, :]
+
+
+def _hiding(sees: np.ndarray) -> Numbers:
+    return np.where(sees, np.float32(0), np.float32(-1e9))
 
 
 def _turn(x: Numbers, ones: np.ndarray, others: np.ndarray, base: float, count: int) -> None:
