@@ -560,18 +560,10 @@ class _Execution:
         """
         numbers = scored.numbers
         run, progress, setup, task = self.run, self.trainer.progress, self.setup, self.data.task
-        best = nnx.merge(self.graphdef, self.trainer.best, self.base)
         losses = [numbers["validation/loss"] for numbers in progress.history]
         best_epoch = self.monitor.best(progress.history)
         assert best_epoch is not None, "a run has an epoch or more"
-        adapter_directory = self.directory.path / "adapter"
-        adapter_bytes = 0
-        if is_first():
-            adapter_bytes = save_adapter(best, setup.method, setup.sites, adapter_directory, base_name=run.model.name)
-            if (adapter_directory / "config.json").is_file():  # full tuning leaves a whole model: give it its tokenizer
-                setup.tokenizer.save(adapter_directory)
-                pass_on(run.model.name, adapter_directory)
-            self._task_of_run().write(adapter_directory)
+        adapter_bytes = self._save_adapter()
         seconds = {key: round(value, 3) for key, value in progress.seconds.items()}
         looked_back, notes = write_aftermath(
             self.directory,
@@ -639,6 +631,22 @@ class _Execution:
         self.directory.finish(result)
         wait_for_all("result.json is written")
         return result
+
+    def _save_adapter(self) -> int:
+        """Writes the best adapter, and beside it what its run was about; the bytes of its weights.
+
+        The first process alone does: of another it is 0.
+        """
+        if not is_first():
+            return 0
+        run, setup, directory = self.run, self.setup, self.directory.path / "adapter"
+        best = nnx.merge(self.graphdef, self.trainer.best, self.base)
+        size = save_adapter(best, setup.method, setup.sites, directory, base_name=run.model.name)
+        if (directory / "config.json").is_file():  # full tuning leaves a whole model: give it its tokenizer
+            setup.tokenizer.save(directory)
+            pass_on(run.model.name, directory)
+        self._task_of_run().write(directory)
+        return size
 
     def _validation_metrics(self) -> tuple[dict[str, float], ...] | None:
         """What validation gave at each epoch besides the loss, by name; None where it gives the loss alone."""
