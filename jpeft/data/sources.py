@@ -77,7 +77,8 @@ def load_rows(
       source: one of `SOURCES`; `auto` is `local` where a path is given and `hub` otherwise.
       path: of `local`: a file, a directory of `train`/`validation`/`test` files, or one that holds the task's own.
       sample_seed: of `sample`: which rows are generated.
-      report: hears which files of a directory are not read, and of rows that may not be what was meant.
+      report: hears which files of a directory are not read, of a split that is left out, and of rows that may not be
+        what was meant.
 
     Raises:
       UserError: no such file, an unreadable one, no training rows, or a source that this task does not have.
@@ -100,12 +101,19 @@ def load_rows(
     if not splits.get("train") or not next(iter(splits["train"].values()), []):
         where = task.name if path is None else f"{task.name}: {path}"
         raise UserError(f"{where} has no training rows; a file needs lines with values below the names of its columns.")
-    if task.name not in BENCHMARK:  # where -1 may be a class
-        return splits
-    # GLUE keeps the labels of its test splits secret: -1 in every row, nothing that could be scored.
-    labels = {name: columns.get(task.target) for name, columns in splits.items()}
-    secret = {name for name, column in labels.items() if column and all(label == -1 for label in column)}
+    secret = [name for name, columns in splits.items() if name != "train" and labels_are_secret(task, columns)]
+    for name in secret:
+        report(f"the {name} split is left out: each of its labels is -1, which stands for one that is kept secret")
     return {name: columns for name, columns in splits.items() if name not in secret}
+
+
+def labels_are_secret(task: Task, columns: Columns) -> bool:
+    """Whether every label is the -1 that GLUE's test rows have, so that nothing could be scored.
+
+    In rows of one's own -1 may be a class.
+    """
+    labels = columns.get(task.target)
+    return task.name in BENCHMARK and bool(labels) and all(str(label).strip() in ("-1", "-1.0") for label in labels)
 
 
 def load_sources(

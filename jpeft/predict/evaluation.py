@@ -11,9 +11,17 @@ import numpy as np
 from jpeft.config import ANSWERS, Run
 from jpeft.data.batches import Tokens, tokenize_for
 from jpeft.data.prompts import Template
-from jpeft.data.sources import Columns, load_rows, load_sources, rows_digest, source_in_use, together
+from jpeft.data.sources import (
+    Columns,
+    labels_are_secret,
+    load_rows,
+    load_sources,
+    rows_digest,
+    source_in_use,
+    together,
+)
 from jpeft.data.task_file import DTYPES, QUANTIZED, TaskOfRun
-from jpeft.data.tasks import TASKS, Example, Task, check_template, examples, known_label, require_columns
+from jpeft.data.tasks import BENCHMARK, TASKS, Example, Task, check_template, examples, known_label, require_columns
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.answering import ScoredAnswers, answer_split
 from jpeft.eval.generate import make_generate
@@ -120,7 +128,9 @@ class Evaluation:
             split_name = split_name or "test"
             splits = load_rows(self.task, "local", str(path), report=report)
             if split_name not in splits:
-                raise UserError(f"{path} has no {split_name} split, only {', '.join(splits)}; give one by --split.")
+                known = " with known labels" if self.task.name in BENCHMARK else ""
+                there = ", ".join(splits)
+                raise UserError(f"{path} has no {split_name} split{known}, only {there}; give one by --split.")
             name, rows = split_name, splits[split_name]
         else:
             name, rows = path.name, read_columns(path, report=report)
@@ -144,6 +154,11 @@ class Evaluation:
             flag = "--target" if missing[0] == self.task.target else "--input or --template"
             raise UserError(
                 f"{path} has no column {missing[0]!r}; there are: {', '.join(rows)}. {flag} says what to take."
+            )
+        if labels_are_secret(self.task, rows):
+            raise UserError(
+                f"each label of {path} is -1, which stands for one that is kept secret: no answer can be scored by it; "
+                "name rows whose labels are known, such as the validation rows."
             )
         return name, rows
 

@@ -363,6 +363,24 @@ def test_a_test_split_with_secret_labels_is_left_out(hub):
     assert set(load_rows(TASKS["agnews"], "hub", None)) == {"train", "test"}
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("secret", [-1, -1.0])
+def test_secret_labels_of_files_are_left_out_in_every_format_and_that_is_told_once(tmp_path, suffix, secret):
+    for split, labels in (("train", [0, 1]), ("validation", [1, 0]), ("test", [secret, secret])):
+        write(tmp_path / f"{split}.{suffix}", {"sentence": ["He ran.", "Him ran."], "label": labels})
+    lines = []
+    assert set(load_rows(TASKS["cola"], "local", str(tmp_path), report=lines.append)) == {"train", "validation"}
+    assert lines == ["the test split is left out: each of its labels is -1, which stands for one that is kept secret"]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_training_rows_are_never_left_out_as_secret(tmp_path, suffix):
+    path = write(tmp_path / f"train.{suffix}", {"sentence": ["He ran.", "Him ran."], "label": [-1, -1]})
+    rows = load_rows(TASKS["cola"], "local", str(path))["train"]
+    with pytest.raises(UserError, match="row train/0 has the unknown label .*-1"):
+        examples(TASKS["cola"], "train", rows, [0])
+
+
 def test_an_empty_dialogue_of_the_hub_is_empty_text(hub):
     assert load_rows(TASKS["samsum"], "hub", None)["train"]["dialogue"] == ["A: hi", ""]
 

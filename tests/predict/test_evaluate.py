@@ -12,7 +12,7 @@ from jpeft.cli import main
 from jpeft.config import Run
 from jpeft.data.sources import rows_digest
 from jpeft.data.task_file import TaskOfRun
-from jpeft.data.tasks import examples
+from jpeft.data.tasks import TASKS, examples
 from jpeft.errors import RunFailed, UserError
 from jpeft.model import t5_weights
 from jpeft.peft.lora import Lora
@@ -187,6 +187,22 @@ def test_a_wrong_call_is_answered_in_one_line(flags, says, evaluate, run, tmp_pa
     data = [] if "--data" in flags else ["--data", file]
     _, said = evaluate("--adapter", run, *data, *flags, status=2)
     assert said.startswith("error: ") and says in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("", "has no test split with known labels, only train, validation; give one by --split"),
+        ("test.jsonl", "each label of .*test.jsonl is -1, which stands for one that is kept secret"),
+    ],
+)
+def test_secret_labels_are_refused_and_not_counted_as_wrong(data, says, run, tmp_path):
+    for split, label in (("train", 1), ("validation", 0), ("test", -1)):
+        write_rows(tmp_path / f"{split}.jsonl", [{"sentence": "He ran.", "label": label}])
+    test = dataclasses.replace(Evaluation.of(AnswerSource.find(None, run, report=print)), task=TASKS["cola"])
+    with pytest.raises(UserError, match=says):
+        test.read(tmp_path / data, None, None)
+    assert test.read(tmp_path, "validation", None)[0] == "validation"
 
 
 def test_what_is_there_is_not_written_over_unasked(evaluate, run, tmp_path):
