@@ -1,5 +1,6 @@
 """Numbers, long texts and long lists in sentences."""
 
+import re
 from collections.abc import Sequence
 
 
@@ -39,6 +40,29 @@ def clipped(text: str, most: int) -> str:
 def shortened(value: object, most: int = 120) -> str:
     """A value as Python writes it, quotes included, its end left out where that is long: for messages."""
     return clipped(repr(value), most)
+
+
+_HALF = re.compile(r"[\ud800-\udfff]")
+
+
+def told_of_no_text(text: str, mend: str = "rename the file, or write the text in UTF-8") -> str | None:
+    """What a message says of a text, or of a file's name, that UTF-8 cannot write; None of all others.
+
+    Python keeps bytes that are not UTF-8 as halves of surrogate pairs, which no file of ours and no tokenizer takes.
+
+    Args:
+      mend: what to do.
+    """
+    if text.isascii() or not (first := _HALF.search(text)):
+        return None
+    shown = _HALF.sub(lambda half: _escaped(half[0]), text[max(0, first.start() - 60) : first.start() + 60])
+    what = "bytes that are not UTF-8" if _escaped(first[0]).startswith("\\x") else "half of a surrogate pair"
+    return f"'{shown}' holds {what}; {mend}"
+
+
+def _escaped(half: str) -> str:
+    """The byte that half of a surrogate pair stands for, as Python keeps those of names, or which half it is."""
+    return f"\\x{ord(half) - 0xDC00:02x}" if "\udc80" <= half <= "\udcff" else f"\\u{ord(half):04x}"
 
 
 def one_line(text: str, most: int = 120) -> str:

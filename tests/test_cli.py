@@ -259,6 +259,33 @@ def test_a_flag_that_no_run_can_have(flags, says, capsys):
     assert says in answer(capsys, f"--config={CONFIG}", *flags)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--data", "\udcff.csv", "--model", "mini"],
+        ["train", "--data", "x.csv", "--model", "mini", "--workdir", "r/w\udcff"],
+        ["train", "--data", "x.csv", "--model", "mini", "--template", "x\udcff {text}"],
+        ["predict", "--model", "mini", "--input", "\udcff.csv", "--output", "o.jsonl"],
+        ["predict", "--model", "mini", "--labels", "a\udcff,b", "a text"],
+        ["recommend", "--data", "\udcff.csv", "--model", "mini"],
+        ["report", "\udcff"],
+    ],
+)
+def test_words_that_are_not_utf_8_are_refused_before_anything_is_done(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "\\xff" in said and "holds bytes that are not UTF-8; rename the file, or write the text" in said
+    assert said.startswith("error: ") and said.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_run_within_a_directory_whose_name_is_not_utf_8_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "w\udcff").mkdir()
+    monkeypatch.chdir(tmp_path / "w\udcff")
+    assert "w\\xff/runs/lora_agnews_low' holds bytes that are not UTF-8" in answer(capsys, f"--config={CONFIG}")
+    assert "x\\xff' holds bytes" in answer(capsys, f"--config={CONFIG}", "--workdir=/tmp/x\udcff")
+
+
 def test_a_home_directory_is_meant_by_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     call = parse_call(["main.py", f"--config={CONFIG}", "--workdir=~/x"], Run, "")

@@ -161,6 +161,8 @@ def test_a_value_of_another_type_is_refused_with_its_key(key, value, expected):
         ({"model__name": " "}, "config.model.name is empty"),
         ({"data__path": "~no_such_user_here/rows"}, "no such home directory"),
         ({"data__path": "rows\0.csv"}, "holds a NUL character"),
+        ({"data__path": "\udcff.csv"}, r"data.path: '\xff.csv' holds bytes that are not UTF-8; rename the file"),
+        ({"data__template": "{text} \ud83d"}, r"data.template: '{text} \ud83d' holds half of a surrogate pair"),
         ({"train__batch_size": 0}, "train.batch_size is 0; expected at least 1"),
         ({"train__accumulation_steps": 0}, "train.accumulation_steps is 0; expected at least 1"),
         ({"train__patience": 0}, "train.patience is 0; expected at least 1"),

@@ -32,6 +32,7 @@ from jpeft.cli import (
     serve,
     train,
 )
+from jpeft.cli.arguments import require_utf8
 from jpeft.errors import RunFailed, UserError
 from jpeft.trouble import explained
 
@@ -69,19 +70,30 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `jpeft ARGUMENTS` and returns its exit status."""
     _prepare_process()
+    return _one_line_errors(lambda: _command(sys.argv[1:] if argv is None else argv))
+
+
+def _command(argv: Sequence[str]) -> int:
+    """Does what `jpeft ARGUMENTS` asks for."""
+    require_utf8(argv)
     parser = build_parser()
     arguments, others = parser.parse_known_args(argv)
     keys = [arg for arg in others if arg.startswith("--config.")] if hasattr(arguments, "takes_config_keys") else []
     if len(keys) < len(others):
         parser.error(f"unrecognized arguments: {' '.join(arg for arg in others if arg not in keys)}")
     arguments.config_keys = keys
-    return _one_line_errors(lambda: arguments.run(arguments))
+    return arguments.run(arguments)
 
 
 def run_experiment(argv: Sequence[str]) -> int:
     """`main.py`: one run from a config file and overrides, as `jpeft train`. Returns the exit status."""
     _prepare_process()
-    return _one_line_errors(lambda: run.run(argv))
+    return _one_line_errors(lambda: _experiment(argv))
+
+
+def _experiment(argv: Sequence[str]) -> int:
+    require_utf8(argv)
+    return run.run(argv)
 
 
 def _one_line_errors(command: Callable[[], int]) -> int:

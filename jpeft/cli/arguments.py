@@ -2,10 +2,11 @@
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from jpeft.errors import UserError
+from jpeft.words import told_of_no_text
 
 _LARGEST = 10**9
 # What `jpeft.model.source.resolve` takes, in the help of every flag that names a model.
@@ -22,6 +23,13 @@ def as_path(text: str, flag: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise UserError(f"{flag} is {text[:80]!r}: there is no such home directory; write the path in full.") from None
+
+
+def require_utf8(words: Iterable[str]) -> None:
+    """Raises `UserError` for a word of a command line, or a path, that holds bytes that are not UTF-8."""
+    for word in words:
+        if said := told_of_no_text(word):
+            raise UserError(f"{said}.")
 
 
 def path(text: str) -> Path:

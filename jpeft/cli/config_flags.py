@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jpeft import configs
-from jpeft.cli.arguments import as_path
+from jpeft.cli.arguments import as_path, require_utf8
 from jpeft.configs import ConfigFile
 from jpeft.errors import UserError
 
@@ -98,6 +98,7 @@ def parse_call(
         kind = type(given["config"]).__name__
         raise UserError(f"get_config() of {config_file} returns {kind}; expected a config (ConfigDict) or a dict.")
     workdir = Path("runs") / found.name if given["workdir"] is None else as_path(given["workdir"], "--workdir")
+    require_utf8([str(workdir.absolute())])  # the directory that this is called in may have such a name, too
     return ConfigCall(
         given["config"], workdir, given["overwrite"], given["quiet"], _group(given) if in_processes else None
     )
