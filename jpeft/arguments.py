@@ -13,7 +13,7 @@ from flax import nnx
 
 from jpeft.errors import UserError
 from jpeft.typed_config import SEEDS
-from jpeft.words import shortened
+from jpeft.words import shortened, told_of_no_text
 
 
 def require_module(name: str, model: Any) -> None:
@@ -60,12 +60,14 @@ def arrays_of(batch: Any) -> Any:
 
 
 def require_texts(name: str, texts: Any) -> None:
-    """Raises `UserError`: something else than a sequence of texts is given; of one text, each letter would be one."""
+    """Raises `UserError`: no sequence of texts is given (of one text, each letter would be one), or UTF-8 lacks one."""
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise UserError(f"{name} is {shortened(texts)}; expected a list of texts.")
-    for text in texts:
+    for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(f"{name} holds {shortened(text)}; expected texts.")
+        if said := told_of_no_text(text):
+            raise UserError(f"{name}[{i}]: {said}.")
 
 
 def float_dtype_of(given: Any) -> np.dtype:

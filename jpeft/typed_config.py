@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from jpeft.errors import UserError
-from jpeft.words import shortened, told_of_no_text
+from jpeft.words import NAME_OR_TEXT, shortened, told_of_no_text
 
 ANY = float("inf")  # no bound
 AUTO = "auto"
@@ -100,7 +100,7 @@ def _checked_value(path: str, value: Any, annotation: Any, *, also: str = "") ->
         if "\0" in value or len(value) > _LONGEST_TEXT:
             what = "a NUL character" if "\0" in value else f"{len(value):,} characters"
             raise UserError(f"{path} holds {what}; expected text of {_LONGEST_TEXT:,} characters at most.")
-        if said := told_of_no_text(value):
+        if said := told_of_no_text(value, NAME_OR_TEXT):
             raise UserError(f"{path}: {said}.")
     elif isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{path} is {value}; expected a number.")

@@ -42,10 +42,11 @@ def shortened(value: object, most: int = 120) -> str:
     return clipped(repr(value), most)
 
 
+NAME_OR_TEXT = "rename the file, or write the text in UTF-8"  # a mend for `told_of_no_text`
 _HALF = re.compile(r"[\ud800-\udfff]")
 
 
-def told_of_no_text(text: str, mend: str = "rename the file, or write the text in UTF-8") -> str | None:
+def told_of_no_text(text: str, mend: str = "remove it") -> str | None:
     """What a message says of a text, or of a file's name, that UTF-8 cannot write; None of all others.
 
     Python keeps bytes that are not UTF-8 as halves of surrogate pairs, which no file of ours and no tokenizer takes.
@@ -55,8 +56,9 @@ def told_of_no_text(text: str, mend: str = "rename the file, or write the text i
     """
     if text.isascii() or not (first := _HALF.search(text)):
         return None
+    is_byte = _escaped(first[0]).startswith("\\x")
     shown = _HALF.sub(lambda half: _escaped(half[0]), text[max(0, first.start() - 60) : first.start() + 60])
-    what = "bytes that are not UTF-8" if _escaped(first[0]).startswith("\\x") else "half of a surrogate pair"
+    what = "bytes that are not UTF-8" if is_byte else "half of a surrogate pair"
     return f"'{shown}' holds {what}; {mend}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from jpeft.errors import UserError
-from jpeft.words import told_of_no_text
+from jpeft.words import NAME_OR_TEXT, told_of_no_text
 
 _LARGEST = 10**9
 # What `jpeft.model.source.resolve` takes, in the help of every flag that names a model.
@@ -28,7 +28,7 @@ def as_path(text: str, flag: str) -> Path:
 def require_utf8(words: Iterable[str]) -> None:
     """Raises `UserError` for a word of a command line, or a path, that holds bytes that are not UTF-8."""
     for word in words:
-        if said := told_of_no_text(word):
+        if said := told_of_no_text(word, NAME_OR_TEXT):
             raise UserError(f"{said}.")
 
 

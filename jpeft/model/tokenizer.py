@@ -21,6 +21,7 @@ from jpeft.model import chat
 from jpeft.model.chat import Wording
 from jpeft.model.gguf import is_gguf, open_gguf
 from jpeft.trouble import first_line
+from jpeft.words import told_of_no_text
 
 VOCABULARIES = ("tokenizer.json", "spiece.model")  # either is enough
 TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -213,7 +214,7 @@ class Tokenizer:
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each whole text, with no special token before or behind it and nothing cut."""
-        with self._working():
+        with self._working(texts):
             return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def round_trip(self, texts: Sequence[str]) -> list[str]:
@@ -243,7 +244,7 @@ class Tokenizer:
         """Pieces of a text that the vocabulary does not have, each once, in order."""
         if self.leaves_out_characters:
             return list(dict.fromkeys(self._left_out(text)))
-        with self._working():
+        with self._working([text]):
             encoding = self._backend.encode(text, add_special_tokens=False)
         lost = [
             text[start:end]
@@ -281,7 +282,7 @@ class Tokenizer:
 
     def token_starts(self, texts: Sequence[str]) -> list[list[int]]:
         """For each token of each text the character that it begins at."""
-        with self._working():
+        with self._working(texts):
             encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         return [[start for start, _ in encoding.offsets] for encoding in encodings]
 
@@ -307,10 +308,13 @@ class Tokenizer:
         with self._working():
             return [text.strip() for text in self._backend.decode_batch(rows, skip_special_tokens=False)]
 
-    def _working(self) -> contextlib.AbstractContextManager[None]:
-        return _one_line(
-            lambda reason: f"the tokenizer of {self._directory} fails on a text ({reason}); it cannot be used."
-        )
+    def _working(self, texts: Sequence[str] = ()) -> contextlib.AbstractContextManager[None]:
+        def why(reason: str) -> str:
+            said = next(filter(None, map(told_of_no_text, texts)), None)  # no fault of the tokenizer's
+            told = f"the tokenizer of {self._directory} fails on a text ({reason}); it cannot be used"
+            return f"{said or told}."
+
+        return _one_line(why)
 
     def save(self, directory: Path) -> None:
         """Copies the tokenizer's files, so that a saved model opens with its own; of a GGUF file it writes them."""

@@ -201,6 +201,13 @@ def test_an_expression_that_gives_up_on_a_text_is_one_line(tmp_path, tiny_tokeni
         tokenizer.ids(["a" * 40 + "b!"])
 
 
+def test_a_text_that_is_none_is_not_put_down_to_the_tokenizer(tiny_tokenizer):
+    tokenizer = Tokenizer.load(tiny_tokenizer)
+    for use in (tokenizer.ids, tokenizer.token_starts, lambda texts: tokenizer.unknown_characters(texts[-1])):
+        with pytest.raises(UserError, match=r"^'a\\ud83d' holds half of a surrogate pair; remove it\.$"):
+            use(["a text", "a\ud83d"])
+
+
 def test_an_id_beyond_the_embeddings_counts_though_the_pieces_are_few(tmp_path):
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 900}, "<unk>"))
     backend.save(str(tmp_path / "tokenizer.json"))

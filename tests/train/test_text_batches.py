@@ -69,6 +69,8 @@ def test_cut_texts_are_counted(model, tokenizer):
         ({"targets": ["x"]}, "6 inputs and 1 targets; expected one each"),
         ({"inputs": [], "targets": []}, "0 inputs and 0 targets"),
         ({"targets": [*TARGETS[:5], " "]}, "row 5 has an empty target"),
+        ({"inputs": [*INPUTS[:5], "a\ud83d"]}, r"inputs[5]: 'a\ud83d' holds half of a surrogate pair; remove it"),
+        ({"targets": [*TARGETS[:5], "a\udcff"]}, r"targets[5]: 'a\xff' holds bytes that are not UTF-8; remove it"),
         ({"batch_size": 0}, "batch_size is 0; expected a whole number, 1 or more"),
         ({"epochs": -2}, "epochs is -2"),
         ({"seed": -1}, "seed is -1; expected a whole number from 0 to 4,294,967,295"),
