@@ -21,6 +21,7 @@ from jpeft.data.prompts import PromptTokens, Template
 from jpeft.data.sources import Columns, load_sources, rows_digest, split_name, together
 from jpeft.data.splits import Split, draw, labels_of, leaks, same_inputs
 from jpeft.data.summary import check_labels, told_of_labels, told_of_rows, told_of_same_tokens, told_of_targets
+from jpeft.data.task_file import require_recordable
 from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples, require_columns, template_columns
 from jpeft.data.weighting import class_weights as weights_of_classes
 from jpeft.data.weighting import column_weights, require_classes, scaled, told_of_weights
@@ -177,7 +178,7 @@ def prepare(
       sample_seed: which rows the source `sample` generates.
 
     Raises:
-      UserError: as `load_rows`, `draw` and `examples`; or a target is empty.
+      UserError: as `load_rows`, `draw`, `examples` and `require_recordable`; or a target is empty.
       RunFailed: the hub cannot be reached.
     """
     sources = load_sources(task, source, path, mix, sample_seed=sample_seed, report=report)
@@ -192,6 +193,7 @@ def prepare(
         max_target_length=max_target_length or task.max_target_length,
     )
     task = _with_options(unlisted, options, tokenizer)
+    require_recordable(task)
     inputs = same_inputs(task, rows)
     caps = {"max_train": max_train, "max_validation": max_validation, "max_test": max_test}
     splits = _draw_splits(sources, inputs, labels_of(task, rows), seed=split_seed, **caps)

@@ -9,7 +9,7 @@ from typing import Any
 from jpeft.data.tasks import KINDS, TASKS, Task, check_template
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import check_fields, read_json_object, write_whole
-from jpeft.words import in_bits
+from jpeft.words import clipped, in_bits
 
 TASK_FILE = "task.json"
 ANSWERS = ("generate", "score")  # how a test row is answered
@@ -18,7 +18,7 @@ DTYPES = ("auto", "float32", "bfloat16")
 QUANTIZED = ("auto", "none", *(f"{kind}{wo}" for kind in ("int8", "nf4", "nf4,double") for wo in ("", ",wo")))
 MOST_SCORED = 100  # labels that are scored unasked: each costs as much as a short answer
 
-# What a stranger's file may ask for. A run's own stay far below.
+# What a stranger's file may ask for. A run's own stay below, most of them far: `require_recordable`.
 _LONGEST_TEXT = 100_000  # characters of a template, of a prompt or a chat, of a label or a column's name
 _MOST_LABELS = 10_000
 _MOST_TOKENS = 65_536
@@ -232,6 +232,26 @@ class TaskOfRun:
         except UserError as error:
             raise RunFailed(f"{path}: {error}") from None
         return made
+
+
+def require_recordable(task: Task) -> None:
+    """Raises `UserError`: an adapter's `task.json` could not hold a run's task, so that nothing could answer by it."""
+    if len(task.answers) > _MOST_LABELS:
+        raise UserError(
+            f"the targets are {len(task.answers):,} labels; expected {_MOST_LABELS:,} at most. Take them as text, "
+            "--config.data.kind=generation, or name another column with --config.data.target."
+        )
+    longest = max(task.answers, key=len, default="")
+    if len(longest) > _LONGEST_TEXT:
+        raise UserError(
+            f"the label {clipped(longest, 40)!r} has {len(longest):,} characters; expected {_LONGEST_TEXT:,} at most. "
+            "Take the targets as text, --config.data.kind=generation."
+        )
+    if len(task.template) > _LONGEST_TEXT:
+        raise UserError(
+            f"the prompt, with the labels listed in it, has {len(task.template):,} characters; expected "
+            f"{_LONGEST_TEXT:,} at most. Leave them out: --config.data.options=none."
+        )
 
 
 def _texts(key: str, values: Sequence[Any], path: Path) -> tuple[str, ...]:

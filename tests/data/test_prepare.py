@@ -80,6 +80,20 @@ def test_targets_that_hardly_repeat_are_texts_unless_the_user_says_classes(prepa
     assert len(data.task.answers) == 20
 
 
+@pytest.mark.parametrize(
+    ("rows", "options", "says"),
+    [
+        ([(f"goal {i}", f"{i % 20}" + "x" * 6000) for i in range(80)], {"options": "list"}, "listed in it, has 120,1"),
+        ([(f"goal {i}", f"class {i % 10_001}") for i in range(20_002)], {}, "10,001 labels; expected 10,000 at most"),
+        ([(f"goal {i}", f"{i % 2}" + "x" * 100_000) for i in range(40)], {}, "100,001 characters; expected 100,000"),
+    ],
+)
+def test_a_task_that_no_adapter_could_answer_again_is_refused_before_training(prepared, tmp_path, rows, options, says):
+    path = write(tmp_path / "mine.jsonl", rows)
+    with pytest.raises(UserError, match=says):
+        prepared("custom", path, kind="classification", **options)
+
+
 def test_labels_that_are_numbers_stay_the_numbers_that_they_are(prepared, tmp_path):
     path = write(tmp_path / "mine.jsonl", [(f"goal {i}", i % 3 + 1) for i in range(60)])
     data, _ = prepared("custom", path, options="none")
