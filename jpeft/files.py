@@ -26,8 +26,8 @@ _PARTIAL = ".partial"
 
 
 def cache_directory() -> Path:
-    """Where tokens and compiled programs are kept between runs: `$JPEFT_CACHE`, or `~/.cache/jpeft`."""
-    return Path(os.environ.get("JPEFT_CACHE", "~/.cache/jpeft")).expanduser()
+    """Where tokens and compiled programs are kept between runs: `$JPEFT_CACHE`, or `~/.cache/jpeft` if empty."""
+    return Path(os.environ.get("JPEFT_CACHE", "").strip() or "~/.cache/jpeft").expanduser()
 
 
 @contextlib.contextmanager

@@ -101,3 +101,5 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.delenv("JPEFT_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     assert cache_directory() == tmp_path / "me" / ".cache" / "jpeft"
+    monkeypatch.setenv("JPEFT_CACHE", " ")  # as a script leaves it that has no value for it
+    assert cache_directory() == tmp_path / "me" / ".cache" / "jpeft"
