@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -233,8 +235,37 @@ def _put_batch(batch: Any, sharding: jax.sharding.Sharding) -> Any:
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
-def use_compilation_cache(directory: Path) -> None:
-    """Keeps compiled programs in `directory`, unless JAX was told another place: a second run starts at once."""
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]  (made at run time)
-        jax.config.update("jax_compilation_cache_dir", str(directory))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+_told_of: set[Path] = set()  # directories that cannot be written
+
+
+def use_compilation_cache(directory: Path, report: Callable[[str], None] = lambda line: None) -> None:
+    """Keeps compiled programs in `directory`, unless JAX was told another place: a second run starts at once.
+
+    Args:
+      report: hears where nothing can be kept, once a process. What another has kept there is used, if it can be read.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]  (made at run time)
+        return
+    reason = _why_not_written(directory)
+    if reason is not None:
+        if directory not in _told_of:
+            _told_of.add(directory)
+            report(
+                f"nothing that is made here is kept for the next run: {directory} cannot be written ({reason}); set "
+                "the environment variable JPEFT_CACHE to a directory that can be"
+            )
+        if not os.access(directory, os.R_OK | os.X_OK):
+            return
+        warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _why_not_written(directory: Path) -> str | None:
+    """Why no file can be made in a directory, which is made where it is missing; None if one can."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)

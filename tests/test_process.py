@@ -15,7 +15,7 @@ from jpeft.cli import main
 class Prepared(BaseException):
     pass
 
-def prepare():
+def prepare(report):
     raise Prepared
 
 process.prepare_process = prepare
@@ -55,6 +55,6 @@ def test_a_process_is_prepared_in_memory_and_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("JPEFT_CACHE", str(tmp_path))
     monkeypatch.setattr(process, "keep_freed_memory", lambda: done.append("memory"))
     monkeypatch.setattr(process, "take_most_of_the_gpu", lambda: done.append("gpu"))
-    monkeypatch.setattr(process, "use_compilation_cache", done.append)
-    process.prepare_process()
-    assert done == ["memory", "gpu", tmp_path / "compiled"]
+    monkeypatch.setattr(process, "use_compilation_cache", lambda *given: done.append(given))
+    process.prepare_process(print)
+    assert done == ["memory", "gpu", (tmp_path / "compiled", print)]

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import tempfile
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from jpeft import program
-from jpeft.program import Program, needed_memory
+from jpeft.program import Program, needed_memory, use_compilation_cache
 
 _SCRIPT = Path(__file__).parents[1] / "scripts/memory_agreement.py"
 
@@ -62,6 +64,42 @@ def test_what_needs_more_memory_than_there_is_does_not_run_however_it_was_compil
             greedy(np.ones(3, np.float32))
     monkeypatch.setattr(program, "memory_of_host", lambda: None)
     assert greedy(np.ones(3, np.float32)).sum() == 6
+
+
+@pytest.fixture
+def without_cache():
+    """JAX as it is before a command has told it where to keep programs."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], None)
+    yield lambda: getattr(jax.config, names[0])
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_a_cache_that_cannot_be_written_is_one_line_that_says_what_to_set(without_cache, tmp_path):
+    (tmp_path / "file").write_text("")
+    lines = []
+    use_compilation_cache(tmp_path / "file/compiled", report=lines.append)
+    assert lines == [
+        f"nothing that is made here is kept for the next run: {tmp_path}/file/compiled cannot be written (Not a "
+        "directory); set the environment variable JPEFT_CACHE to a directory that can be"
+    ]
+    assert without_cache() is None
+
+
+def test_a_cache_that_is_for_reading_alone_is_read(without_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: (_ for _ in ()).throw(OSError(30, "Read-only")))
+    lines = []
+    with warnings.catch_warnings():
+        use_compilation_cache(tmp_path, report=lines.append)
+        warnings.warn("Error writing persistent compilation cache entry for 'jit_f': no", stacklevel=1)
+    assert "cannot be written (Read-only)" in lines[0] and without_cache() == str(tmp_path)
+
+
+def test_a_cache_that_can_be_written_is_used_without_a_word(without_cache, tmp_path):
+    use_compilation_cache(tmp_path / "compiled", report=pytest.fail)
+    assert without_cache() == str(tmp_path / "compiled")
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from jpeft.run.display import Display
 
     display = Display(quiet=arguments.quiet)
-    prepare_process()
+    prepare_process(display.say)
     source = AnswerSource.find(arguments.model, arguments.adapter, report=display.say)
     test = Evaluation.of(
         source,

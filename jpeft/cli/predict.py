@@ -92,8 +92,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     given = Input.of(arguments.texts, arguments.input, arguments.format)
     if arguments.output is not None and given.file is not None:
         require_apart(arguments.output, read=[given.file], written=files_beside(arguments.output))
-    prepare_process()
     with Meter(given.size, quiet=arguments.quiet) as meter:
+        prepare_process(meter.say)
         source = AnswerSource.find(arguments.model, arguments.adapter, report=meter.say)
         call = Call.of(
             source,

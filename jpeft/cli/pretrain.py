@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def _pretrain(argv: Sequence[str]) -> int:
     from jpeft.run.display import Display
     from jpeft.run.processes import ending_together, is_first
 
-    prepare_process()  # `is_first` asks for devices
+    prepare_process(lambda line: print(line, file=sys.stderr))  # before `is_first` asks for devices
     if call.group is not None:
         call.group.join()
     with ending_together(call.group):

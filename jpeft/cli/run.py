@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
     from jpeft.run.processes import ending_together, is_first
     from jpeft.train.loop import execute
 
-    prepare_process()  # `is_first` asks for devices
+    prepare_process(lambda line: print(line, file=sys.stderr))  # before `is_first` asks for devices
     if call.group is not None:
         call.group.join()
     with ending_together(call.group):

@@ -143,11 +143,10 @@ def _service(arguments: argparse.Namespace) -> "Service":
     from jpeft.serve.app import Limits, Service
     from jpeft.serve.start import Choices, ShapeFlags, start
 
-    prepare_process()
-
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    prepare_process(say)
     sizes = ShapeFlags(arguments.batch_sizes, arguments.input_lengths, arguments.output_lengths, arguments.label_tokens)
     choices = Choices(
         model=arguments.model,

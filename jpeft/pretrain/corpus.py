@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from jpeft.data.prompts import PromptTokens
+from jpeft.errors import RunFailed
 from jpeft.files import cache_directory, write_whole
 from jpeft.model.chat import NONE
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.pretrain.corpus_rows import read_texts
 from jpeft.rows.reading import kind_of
+from jpeft.trouble import is_disk_full, is_within
 
 KINDS = ("text", "pairs")
 COLUMNS = {"text": ("text",), "pairs": ("input", "target")}
@@ -53,6 +55,7 @@ def load_texts(
 
     Raises:
       UserError: as `read_texts`.
+      RunFailed: the cache cannot be written.
     """
     own = tokenizer.asked_by(NONE) if kind == "text" else tokenizer  # around a text stands nothing of a chat
     digest = hashlib.sha256(f"{own.fingerprint} {kind} {_MADE[kind]} {_READ_AS}".encode())
@@ -66,11 +69,12 @@ def load_texts(
     except (OSError, ValueError, EOFError):  # it is not there, or it is damaged and made again
         shutil.rmtree(directory, ignore_errors=True)
         report(f"tokenises {', '.join(file.name for file in files)}")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, ignore_cleanup_errors=True) as beside:
-        _tokenise(files, COLUMNS[kind], tokenizer, Path(beside), report)
-        with contextlib.suppress(OSError):  # another process was as fast
-            Path(beside).rename(directory)
+    with _written_in(directory.parent):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory.parent, ignore_cleanup_errors=True) as beside:
+            _tokenise(files, COLUMNS[kind], tokenizer, Path(beside), report)
+            with contextlib.suppress(OSError):  # another process was as fast
+                Path(beside).rename(directory)
     return _read(directory, COLUMNS[kind])
 
 
@@ -90,6 +94,22 @@ def _read(directory: Path, columns: Sequence[str]) -> tuple[Texts, ...]:
         if len(ends) != len(texts[0]) or (np.diff(bounds) < 0).any() or bounds[-1] != len(ids):
             raise ValueError("other rows")
     return texts
+
+
+@contextlib.contextmanager
+def _written_in(directory: Path) -> Iterator[None]:
+    """Raises `RunFailed` where the system cannot write there: what could not, and what to set."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename if isinstance(error.filename, str) else ""
+        above = bool(named) and is_within(directory, Path(named))
+        if not (is_disk_full(error) or above or is_within(named, directory)):
+            raise  # of a file of the corpus
+        raise RunFailed(
+            f"{directory} cannot be written ({error.strerror or error}), where the tokens of a corpus are kept; set "
+            "the environment variable JPEFT_CACHE to a directory that can be and has room."
+        ) from None
 
 
 def _tokenise(

@@ -95,8 +95,8 @@ def execute(
       RunFailed: the loss is not finite, the disk is full, a file is damaged, or the process was told to stop; the same
         command goes on from the last checkpoint.
     """
-    prepare_process()
     display = display or Display()
+    prepare_process(display.say)
     return run_once(
         workdir,
         run.to_dict(),

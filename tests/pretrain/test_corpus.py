@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jpeft.errors import RunFailed
 from jpeft.model.tokenizer import Tokenizer
-from jpeft.pretrain.corpus import load_texts
+from jpeft.pretrain.corpus import _written_in, load_texts
 
 
 @pytest.fixture
@@ -66,3 +67,23 @@ def test_tokens_are_on_the_disk_before_their_names_are(load, monkeypatch):
     monkeypatch.setattr(Path, "rename", lambda path, target: moved.append(len(synced)) or rename(path, target))
     load()
     assert moved == [4]
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_variable_that_moves_it(tmp_path, tiny_tokenizer, monkeypatch):
+    (tmp_path / "corpus.txt").write_text("a text\n")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JPEFT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(RunFailed) as raised:
+        load_texts([tmp_path / "corpus.txt"], "text", Tokenizer.load(tiny_tokenizer))
+    assert str(raised.value) == (
+        f"{tmp_path}/file/corpus cannot be written (Not a directory), where the tokens of a corpus are kept; set the "
+        "environment variable JPEFT_CACHE to a directory that can be and has room."
+    )
+
+
+def test_a_corpus_that_cannot_be_read_is_not_put_down_to_the_cache(tmp_path):
+    with pytest.raises(PermissionError), _written_in(tmp_path / "cache/corpus"):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "corpus.txt"))
+    for where in ("cache", "cache/corpus/made/text.raw"):
+        with pytest.raises(RunFailed, match="Permission denied.*JPEFT_CACHE"), _written_in(tmp_path / "cache/corpus"):
+            raise PermissionError(13, "Permission denied", str(tmp_path / where))
