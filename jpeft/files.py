@@ -67,11 +67,19 @@ def require_apart(output: Path, *, read: Iterable[Path], written: Iterable[Path]
 
 def require_writable(path: Path) -> None:
     """Raises `RunFailed`: no file can be written at a path, whose directory is made; what stands there stays."""
+    reason = why_not_writable(path.parent)
+    if reason is not None:
+        raise RunFailed(f"{path} cannot be written ({reason}).")
+
+
+def why_not_writable(directory: Path) -> str | None:
+    """Why no file can be made in a directory, which is made where it is missing; None if one can."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
     except OSError as error:
-        raise RunFailed(f"{path} cannot be written ({error.strerror or error}).") from None
+        return error.strerror or str(error)
+    return None
 
 
 def unfinished_target(path: Path) -> str | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Collection, Hashable, Mapping
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jpeft.allocator import make_room
+from jpeft.files import why_not_writable
 
 
 class Program:
@@ -246,7 +246,7 @@ def use_compilation_cache(directory: Path, report: Callable[[str], None] = lambd
     """
     if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]  (made at run time)
         return
-    reason = _why_not_written(directory)
+    reason = why_not_writable(directory)
     if reason is not None:
         if directory not in _told_of:
             _told_of.add(directory)
@@ -259,13 +259,3 @@ def use_compilation_cache(directory: Path, report: Callable[[str], None] = lambd
         warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
-def _why_not_written(directory: Path) -> str | None:
-    """Why no file can be made in a directory, which is made where it is missing; None if one can."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            return None
-    except OSError as error:
-        return error.strerror or str(error)

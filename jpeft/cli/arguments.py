@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from jpeft.errors import UserError
+from jpeft.files import why_not_writable
 from jpeft.words import NAME_OR_TEXT, told_of_no_text
 
 _LARGEST = 10**9
@@ -30,6 +31,14 @@ def require_utf8(words: Iterable[str]) -> None:
     for word in words:
         if said := told_of_no_text(word, NAME_OR_TEXT):
             raise UserError(f"{said}.")
+
+
+def require_workdir(workdir: Path) -> None:
+    """Raises `UserError` where the directories of many runs cannot be made in `workdir`; makes it."""
+    require_utf8([str(workdir.absolute())])
+    reason = why_not_writable(workdir)
+    if reason is not None:
+        raise UserError(f"--workdir {workdir} cannot be written ({reason}); name another.")
 
 
 def path(text: str) -> Path:

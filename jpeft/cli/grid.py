@@ -4,10 +4,10 @@ import argparse
 import functools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jpeft.cli.arguments import number, path, whole
+from jpeft.cli.arguments import number, path, require_workdir, whole
 from jpeft.errors import UserError
 from jpeft.words import shortened
 
@@ -99,6 +99,8 @@ def _grid(arguments: argparse.Namespace) -> int:
         choice,
         report=lambda line: console.print(line, markup=False, soft_wrap=True),
     )
+    if not arguments.dry_run and schedule.to_do():
+        _require_what_all_need(schedule.to_do(), workdir, here=arguments.launcher == "local")
     if not arguments.dry_run:
         _run(arguments, schedule, console)
     if arguments.json:
@@ -109,6 +111,19 @@ def _grid(arguments: argparse.Namespace) -> int:
     else:
         _print_summary(schedule, workdir)
     return 1 if not arguments.dry_run and schedule.counts()[State.FAILED] else 0
+
+
+def _require_what_all_need(cells: Sequence, workdir: Path, *, here: bool) -> None:
+    """Raises `UserError` for what would fail one cell after the other: rows are not there, or no run can be written.
+
+    Args:
+      here: whether the cells run on this machine; of others only the directory is known, which all write to.
+    """
+    from jpeft.data.sources import require_paths
+
+    for data in {cell.run.data for cell in cells if here}:
+        require_paths(data.source, data.path, data.mix)
+    require_workdir(workdir)
 
 
 def cells_of(arguments: argparse.Namespace):

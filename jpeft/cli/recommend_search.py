@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jpeft import judging
+from jpeft.cli.arguments import require_workdir
 from jpeft.cli.config_flags import parse_call
 from jpeft.cli.grid import lanes_of
 from jpeft.errors import RunFailed, Stopped, UserError
@@ -35,7 +36,7 @@ def search_and_print(arguments: argparse.Namespace) -> int:
     """Runs the search; its exit status."""
     from rich.console import Console
 
-    from jpeft.data.sources import require_path
+    from jpeft.data.sources import require_paths
     from jpeft.grid.search import Request, look_at_data, search
     from jpeft.model.chat import chat_template_of
     from jpeft.model.family import family_in
@@ -44,7 +45,8 @@ def search_and_print(arguments: argparse.Namespace) -> int:
     flags = _Flags(arguments)
     methods = flags.methods()
     runs = [flags.configure(method, {}) for method in methods]
-    require_path(arguments.data)
+    data = runs[0].data
+    require_paths(data.source, data.path, data.mix)
     console = Console(stderr=True, highlight=False)
     say = lambda line: console.print(line, markup=False, soft_wrap=True)
     # A wrong name is one error, not one of each run.
@@ -73,6 +75,7 @@ def search_and_print(arguments: argparse.Namespace) -> int:
             f"without looking at the input: always {baseline.label!r} is right in {baseline.share:.4f} of the test "
             f"rows; labels by their shares have a validation loss of {baseline.loss:.4f}"
         )
+    require_workdir(flags.workdir)
     with _Runner(arguments, flags.workdir, console, say) as runner:
         found = search(request, runner.run_cells)
     return _print(arguments, flags, found, baseline)
@@ -97,7 +100,7 @@ class _Flags:
             raise UserError("--data searches on rows of yours; --runs and --examples are for numbers that exist.")
         if arguments.task not in (None, "classification", "generation"):
             raise UserError(f"--task is {arguments.task!r}; of rows of your own it is classification or generation.")
-        if not Path(arguments.data).expanduser().exists():
+        if "," not in arguments.data and not Path(arguments.data).expanduser().exists():
             raise UserError(f"--data {arguments.data} does not exist; name a file of rows, or a directory of splits.")
         if arguments.budget is not None and not 0 < arguments.budget < math.inf:
             raise UserError(f"--budget is {arguments.budget:g}; expected minutes, more than 0.")

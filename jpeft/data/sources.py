@@ -173,6 +173,17 @@ def _framed(value: Any) -> bytes:
     return b"%d %b " % (len(data), data)
 
 
+def require_paths(source: str, path: str | None, mix: str | None) -> None:
+    """Raises `UserError` where rows are to be read from files and one of these is not there.
+
+    Args:
+      source, path, mix: as of a run's `data`.
+    """
+    if source_in_use(source, path) == "local":
+        for each in paths_of(path, mix):
+            require_path(each)
+
+
 def require_path(path: str | None) -> None:
     """Raises `UserError` where `data.path` leads nowhere: cheap, so that it is said before a model is asked for."""
     if path is None:

@@ -23,9 +23,8 @@ from jpeft.adapters.files import save_adapter
 from jpeft.config import Run, monitored_metric, of_any_version, require_labels
 from jpeft.data.batches import eval_order, num_steps
 from jpeft.data.identity import data_record, digest_now, signature
-from jpeft.data.mixture import paths_of
 from jpeft.data.prepare import Data, prepare
-from jpeft.data.sources import require_path, source_in_use
+from jpeft.data.sources import require_paths, source_in_use
 from jpeft.data.task_file import QUANTIZED, TaskOfRun
 from jpeft.errors import Paused, RunFailed, UserError
 from jpeft.eval.answering import Answers, ScoredAnswers, answer_split
@@ -173,9 +172,7 @@ class _Execution:
     def _see_what_it_names(self) -> None:
         """Functions of their own that whoever runs it named in the config, and the files that it reads."""
         own.load_all([*self.run.build_task().metrics, *filter(None, [monitored_metric(self.run.train.monitor)])])
-        if source_in_use(self.run.data.source, self.run.data.path) == "local":
-            for path in paths_of(self.run.data.path, self.run.data.mix):
-                require_path(path)
+        require_paths(self.run.data.source, self.run.data.path, self.run.data.mix)
 
     def _build(
         self, graphdef: nnx.GraphDef, state: TrainState, asked: Run

@@ -92,6 +92,26 @@ def test_a_wrong_call_is_one_line(flags, says, grid_flags, tmp_path, capsys):
     assert says in line and line.startswith("error: ") and line.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--config.data.path=no/such/rows"], "data.path 'no/such/rows' does not exist"),
+        (["--config.data.path={rows},{rows}"], "data.path lists 2 files; say how they are mixed"),
+        (["--workdir={file}/grid"], "--workdir {file}/grid cannot be written (Not a directory)"),
+        (["--workdir={file}/grid", "--launcher=ray"], "--workdir {file}/grid cannot be written (Not a directory)"),
+    ],
+)
+def test_what_would_fail_every_cell_is_one_line_before_any_begins(flags, says, grid_flags, tmp_path, capsys, toy_jsonl):
+    (tmp_path / "file").write_text("")
+    named = {"file": tmp_path / "file", "rows": toy_jsonl}
+    given = grid_flags(tmp_path / "grid", *(flag.format(**named) for flag in flags))
+    assert main([*given, "--dry-run"]) == 0
+    capsys.readouterr()
+    assert main(given) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and says.format(**named) in said and said.count("\n") == 1
+
+
 def test_an_unknown_flag_is_refused(grid_flags, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(grid_flags(tmp_path, "--dryrun"))

@@ -448,6 +448,9 @@ def test_a_row_that_would_stop_a_run_stops_the_search_before_its_first(test, say
     ("more", "says"),
     [
         (["--data=nothing.jsonl"], "--data nothing.jsonl does not exist"),
+        (["--data={data},{data}"], "data.path lists 2 files; say how they are mixed"),
+        (["--data={data},no.csv", "--config.data.mix=equal"], "data.path 'no.csv' does not exist"),
+        (["--workdir={data}/search"], "/search cannot be written (Not a directory)"),
         (["--methods=lora,lara"], "--methods is 'lara'; expected one of full, lora"),
         (["--methods=,"], "--methods is empty"),
         (["--budget=0"], "--budget is 0; expected minutes"),
@@ -460,9 +463,9 @@ def test_a_row_that_would_stop_a_run_stops_the_search_before_its_first(test, say
         (["--model=no/such/dir/here"], "no/such/dir/here"),
     ],
 )
-def test_a_wrong_call_is_one_line(more, says, flags, tmp_path, capsys):
+def test_a_wrong_call_is_one_line(more, says, flags, tmp_path, capsys, toy_jsonl):
     try:
-        status = main(flags(*more))
+        status = main(flags(*(flag.format(data=toy_jsonl) for flag in more)))
     except SystemExit as ended:  # what argparse itself finds
         status = ended.code
     line = capsys.readouterr().err.splitlines()[-1]
