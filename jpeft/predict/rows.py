@@ -125,10 +125,7 @@ class Input:
             read = read_rows(Path(self.path), kind=self.format, name=self.path, report=report)
         make = of_text if kind == "lines" else prompt.of_fields
         for row in read:
-            fields = row.fields
-            if kind == "parquet":  # the one format that has more kinds of values than JSON
-                fields = {column: as_json(value) for column, value in fields.items()}
-            yield self._row(row.where, fields, make, row.size)
+            yield self._row(row.where, row.fields, make, row.size)
 
     def _standard_input(self, report: Callable[[str], None]) -> tuple[str, Iterator[FileRow]]:
         if self.format == "parquet":
@@ -139,7 +136,9 @@ class Input:
 
     def _row(self, where: str, fields: dict[str, Any], make: Callable[[Any], Question], size: int) -> RowToAnswer:
         try:
-            row = RowToAnswer(make(fields), {key: value for key, value in fields.items() if key not in _ANSWER}, size)
+            # The question is made of what was read: what is kept as JSON may look like text that nobody wrote.
+            kept = {key: as_json(value) for key, value in fields.items() if key not in _ANSWER}
+            row = RowToAnswer(make(fields), kept, size)
             _ = row.text.encode(), row.opening  # neither can be written where a text holds half of a surrogate pair
         except UnicodeEncodeError:
             raise self._unusable(where, "holds half of a surrogate pair, which is no text; remove it") from None

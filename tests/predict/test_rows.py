@@ -131,6 +131,22 @@ def test_a_value_that_is_no_text_is_refused_by_line_and_column(value, says, read
         read(f'{{"input": {value}, "id": 1}}\n'.encode())
 
 
+@pytest.mark.parametrize(
+    ("column", "says"),
+    [
+        (pa.array([b"caf\xe9"]), "row 1 of .* has a column 'input' that holds bytes that are not UTF-8"),
+        (pa.array([2**60], pa.timestamp("ms")), "row 1 of .* has a column .input. that holds a moment past"),
+    ],
+)
+def test_what_is_no_text_in_parquet_is_kept_beside_the_prompt_and_never_asked(column, says, tmp_path):
+    pyarrow.parquet.write_table(pa.table({"input": ["x"], "more": column}), tmp_path / "kept.parquet")
+    (row,) = Input.of((), str(tmp_path / "kept.parquet"), None).rows(PromptTemplate())
+    assert row.text == "x" and isinstance(json.loads(row.line({}))["more"], str)
+    pyarrow.parquet.write_table(pa.table({"input": column}), tmp_path / "asked.parquet")
+    with pytest.raises(UserError, match=says):
+        list(Input.of((), str(tmp_path / "asked.parquet"), None).rows(PromptTemplate()))
+
+
 def test_standard_input_may_be_any_text_format_and_no_parquet(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"input;id\none;1\n")))
     assert [row.fields for row in Input.of((), None, "csv").rows(PromptTemplate())] == [{"input": "one", "id": "1"}]
