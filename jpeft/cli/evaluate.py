@@ -111,11 +111,10 @@ def _print(outcome, arguments: argparse.Namespace) -> None:
         print_classes(record["per_class"])
     if outcome.unknown_labels:
         unknown = sum(outcome.unknown_labels.values())
-        labels, known = shown_labels(outcome.unknown_labels), rows - unknown
-        right = record["metrics"].get("accuracy", 0.0) * rows
-        others = f"accuracy of the others {right / known:.4f}" if known else "there are no others"
+        labels, known = shown_labels(outcome.unknown_labels), outcome.accuracy_of_known
+        others = "there are no others" if known is None else f"accuracy of the others {known:.4f}"
         print(f"unknown  {counted(unknown, 'row')} with labels that the run did not know ({labels}): wrong whatever")
-        print("         is answered" + (f"; {others}" if "accuracy" in record["metrics"] else ""))
+        print(f"         is answered; {others}")
     if record["cut"]["inputs"]:
         longest = outcome.test.task.max_input_length
         print(f"cut      {record['cut']['inputs']:,} of {rows:,} inputs to {longest} tokens, in their longest column")

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,7 @@ class Evaluated:
     """The result of an evaluation: the rows, their answers, and the scores.
 
     Attributes:
+      answers: of each row, as they were given; `scored` has those that are an unknown label marked as such.
       unknown_labels: rows by label, of labels that the run did not know.
       seen: rows whose prompt stood in the run's training or validation rows, by split; None where that is not known.
       why_not_seen: why it is not known.
@@ -196,10 +197,18 @@ class Evaluated:
     examples: list[Example]
     tokens: Tokens
     scored: ScoredAnswers
+    answers: Sequence[str]
     unknown_labels: Mapping[str, int]
     seen: Mapping[str, int] | None
     why_not_seen: str | None
     quantization: str | None = None
+
+    @property
+    def accuracy_of_known(self) -> float | None:
+        """The accuracy on the rows with a label that the run knew; None where there are none."""
+        rows = zip(self.examples, self.scored.scores, strict=True)
+        scores = [score for example, score in rows if example.target not in self.unknown_labels]
+        return float(np.mean(scores)) if scores else None
 
     def record(self) -> dict[str, Any]:
         """The outcome as JSON can hold it; the names are those of a run's `result.json`."""
@@ -235,7 +244,7 @@ class Evaluated:
         """One line a row, as a run's `predictions.jsonl`. Raises `RunFailed`: it cannot be written."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.scored.write(path, self.examples)
+            dataclasses.replace(self.scored, predictions=list(self.answers)).write(path, self.examples)
         except OSError as error:
             raise RunFailed(f"{path} cannot be written ({error.strerror or error}).") from None
 
@@ -285,8 +294,14 @@ def evaluate(
         pad_token_id=config.pad_token_id,
         on_batch=on_rows,
     )
-    kept = quantization_of(model)
-    return Evaluated(test, made, tokens, given.scored(task, made), unknown, seen, why_not, kept)
+    answered = given.generated if given.chosen is None else given.chosen.texts
+    scored = dataclasses.replace(given, generated=_marked(given.generated, unknown)).scored(task, made)
+    return Evaluated(test, made, tokens, scored, answered, unknown, seen, why_not, quantization_of(model))
+
+
+def _marked(generated: Sequence[str], unknown: Collection[str]) -> list[str]:
+    """The answers, those that are an unknown label made unequal to it: no metric then takes one for right."""
+    return [f"{text} (no label of the run)" if text.strip() in unknown else text for text in generated]
 
 
 def _unknown_labels(task: Task, rows: Columns) -> dict[str, int]:

@@ -14,8 +14,10 @@ from jpeft.data.sources import rows_digest
 from jpeft.data.task_file import TaskOfRun
 from jpeft.data.tasks import TASKS, examples
 from jpeft.errors import RunFailed, UserError
+from jpeft.eval.answering import Answers
 from jpeft.model import t5_weights
 from jpeft.peft.lora import Lora
+from jpeft.predict import evaluation
 from jpeft.predict.answer_source import AnswerSource
 from jpeft.predict.evaluation import Evaluated, Evaluation, seen_by_the_run, told_of_unknown
 from jpeft.rows.reading import read_columns
@@ -293,3 +295,20 @@ def test_metrics_are_the_runs_or_those_that_are_named_and_no_file_gets_code_run(
     assert record["uncertainties"].keys() >= {"accuracy", "expected_calibration_error"}
     with pytest.raises(UserError, match="--metrics: f1 judges texts"):
         Evaluation.of(source, metrics="f1")
+
+
+def test_a_row_whose_label_the_run_did_not_know_is_wrong_whatever_is_written(evaluate, run, tmp_path, monkeypatch):
+    rows = [{"text": "a", "topic": "Sports"}, {"text": "b", "topic": "World"}, {"text": "c", "topic": "Robots"}]
+    rows += [{"text": "d", "topic": "Robots"}]
+    written = ["Sports", "Robots", "Robots", " Robots"]
+    monkeypatch.setattr(evaluation, "answer_split", lambda *_, **options: Answers(written, None))
+    file, output = write_rows(tmp_path / "new.jsonl", rows), tmp_path / "answers.jsonl"
+    call = ("--adapter", run, "--data", file, "--answer", "generate")
+    record, _ = evaluate(*call, "--json", "--output", output)
+    assert record["metrics"]["accuracy"] == 0.25 and record["metrics"]["unknown_answers"] == 0.75
+    assert record["per_class"]["classes"]["Robots"]["recall"] == 0 and record["unknown_labels"] == {"Robots": 2}
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(line["prediction"], line["score"]) for line in lines] == list(zip(written, [1, 0, 0, 0], strict=True))
+    said, _ = evaluate(*call)
+    assert "unknown  2 rows with labels that the run did not know ('Robots' 2): wrong whatever" in said
+    assert "accuracy of the others 0.5000" in said
