@@ -1,5 +1,7 @@
 """What is to be answered: arguments, lines of text or a file of rows, read one after the other, never all at once."""
 
+import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -12,13 +14,16 @@ from typing import Any
 
 from jpeft.errors import UserError
 from jpeft.predict.questions import PromptTemplate, Question
-from jpeft.rows.reading import KINDS, PACKED, kind_of, read_first_line, read_rows, require_file, rows_of
-from jpeft.rows.text import MOST_ROW_BYTES, FileRow, Readable, is_object
+from jpeft.rows.reading import KINDS, PACKED, kind_of, read_beginning, read_rows, require_file, rows_of
+from jpeft.rows.text import FileRow, Readable, beginning, is_object
 from jpeft.rows.values import as_json
+from jpeft.words import clipped
 
 STDIN = "-"
 _ANSWER = ("prediction", "confidence", "probabilities")  # a row's own fields of these names are replaced
-_LIST = re.compile(rb"\s*\[\s*($|[{\[\"])")
+_LIST = re.compile(r"\[\s*($|[{\[\"])")
+_OR_LINES = "or --format lines for a prompt in each line"
+_ENDINGS = {**KINDS, ".tab": "tsv"}  # that speak against plain lines, also where another follows
 _NO_TEXT = (".xlsx", ".xls", ".ods", ".arrow", ".feather", ".zip", ".tar", ".7z", ".pkl", ".pdf", ".docx")
 
 
@@ -58,13 +63,15 @@ class Input:
     Attributes:
       texts: given in the call; then there is no file.
       path: a file, or `-` for standard input.
-      format: `lines` or a kind of `jpeft.rows.reading.kind_of`; None, of standard input, is JSON lines where the first
-        line is a JSON object, plain lines otherwise.
+      format: `lines` or a kind of `jpeft.rows.reading.kind_of`; None, of standard input or a pipe, which can be read
+        only once: to be told by its beginning.
+      guessed: whether neither the call nor an ending says the format.
     """
 
     texts: tuple[str, ...] = ()
     path: str = STDIN
     format: str | None = None
+    guessed: bool = False
 
     @classmethod
     def of(cls, texts: Iterable[str], path: str | None, format_: str | None) -> "Input":
@@ -77,12 +84,13 @@ class Input:
         if texts and (path is not None or format_ is not None):
             raise UserError("texts were given, and --input or --format, too; give one of them.")
         if path is None or path == STDIN:
-            return cls(texts, STDIN, format_)
+            return cls(texts, STDIN, format_, guessed=format_ is None)
         require_file(Path(path), f"--input {path}")
         suffix = Path(path).suffix.lower()
         if format_ is None and suffix in _NO_TEXT:
             raise UserError(f"--input {path} is a {suffix} file; save it as CSV, JSON lines or Parquet.")
-        return cls((), path, format_ or kind_of(Path(path)) or _by_its_beginning(Path(path)))
+        known = format_ or kind_of(Path(path))
+        return cls((), path, known or _by_its_beginning(Path(path)), guessed=known is None)
 
     @property
     def file(self) -> Path | None:
@@ -113,26 +121,33 @@ class Input:
         Raises:
           UserError: one cannot be used; the message says which.
         """
-        of_text = lambda fields: prompt.of_text(fields["input"])
-        for number, text in enumerate(self.texts, start=1):
-            yield self._row(f"line {number}", {"input": text}, of_text, size=0)
         if self.texts:
+            for number, text in enumerate(self.texts, start=1):
+                yield self._row(f"line {number}", {"input": text}, _of_line(prompt), size=0)
             return
-        if self.path == STDIN:
-            kind, read = self._standard_input(report)
-        else:
-            kind = self.format or "lines"
-            read = read_rows(Path(self.path), kind=self.format, name=self.path, report=report)
-        make = of_text if kind == "lines" else prompt.of_fields
-        for row in read:
-            yield self._row(row.where, row.fields, make, row.size)
+        with self._read(report) as (kind, read):
+            if kind == "lines" and self.guessed and not self.from_terminal:
+                report(f"{self.name} is read as plain lines, a text in each (--format says otherwise)")
+            make = _of_line(prompt) if kind == "lines" else prompt.of_fields
+            for row in read:
+                yield self._row(row.where, row.fields, make, row.size)
 
-    def _standard_input(self, report: Callable[[str], None]) -> tuple[str, Iterator[FileRow]]:
+    @contextlib.contextmanager
+    def _read(self, report: Callable[[str], None]) -> Iterator[tuple[str, Iterator[FileRow]]]:
+        """While entered: the format, and the rows."""
+        if self.path != STDIN and self.format is not None:
+            yield self.format, read_rows(Path(self.path), kind=self.format, name=self.path, report=report)
+            return
         if self.format == "parquet":
             raise UserError("Parquet cannot be read from standard input, since it is read from its end; name a file.")
-        file = _Peeked(sys.stdin.buffer)
-        kind = self.format or ("jsonl" if is_object(file.first) else "lines")
-        return kind, rows_of(file, kind, self.name, report=report)
+        stream = contextlib.nullcontext(sys.stdin.buffer) if self.path == STDIN else Path(self.path).open("rb")
+        with stream as given:
+            if self.format is not None:
+                yield self.format, rows_of(given, self.format, self.name, report=report)
+                return
+            file = _Peeked(given)
+            kind = _kind_by(file.first, self.name)
+            yield kind, rows_of(file, kind, self.name, report=report)
 
     def _row(self, where: str, fields: dict[str, Any], make: Callable[[Any], Question], size: int) -> RowToAnswer:
         try:
@@ -150,45 +165,69 @@ class Input:
         return UserError(f"{where} of {self.name} {reason}.")
 
 
-def _by_its_beginning(path: Path) -> str:
-    """Whether a file whose ending says nothing has JSON lines or plain ones.
+def _of_line(prompt: PromptTemplate) -> Callable[[Mapping[str, Any]], Question]:
+    return lambda fields: prompt.of_text(fields["input"])
+
+
+def _by_its_beginning(path: Path) -> str | None:
+    """Whether a file whose ending says nothing has JSON lines or plain ones; None where it can be read only once.
 
     Raises:
       UserError: it may be neither: a list in JSON, or another kind of rows under one more ending.
     """
-    if not path.is_file():  # a pipe, which can be read only once
-        return "lines"
-    beginning = read_first_line(path, f"--input {path}")
-    if is_object(beginning):
-        return "jsonl"
-    inner = next((suffix for suffix in path.suffixes if suffix.lower() in KINDS), None)
-    looks = f"a {inner} file" if inner else "a list in JSON" if _LIST.match(beginning) else None
-    if looks is None:
-        return "lines"
+    if not path.is_file():  # a pipe
+        return None
+    name = f"--input {path}"
+    kind = _kind_by(read_beginning(path, name), name)
+    inner = next((suffix for suffix in path.suffixes if suffix.lower() in _ENDINGS), None)
+    if kind == "jsonl" or inner is None:
+        return kind
     packed = next((suffix for suffix in path.suffixes if suffix.lower() in PACKED), None)
-    if inner and packed:
-        raise UserError(f"--input {path} looks like a packed {inner} file; let its name end in {inner}{packed}.")
-    kind = KINDS[inner.lower()] if inner else "json"
+    if packed:
+        raise UserError(f"{name} looks like a packed {inner} file; let its name end in {inner}{packed}.")
     raise UserError(
-        f"--input {path} looks like {looks}, and its ending says nothing; give --format {kind}, or --format lines for "
-        "a prompt in each line."
+        f"{name} looks like a {inner} file, and its ending says nothing; give --format {_ENDINGS[inner.lower()]}, "
+        f"{_OR_LINES}."
     )
 
 
+def _kind_by(first: bytes, name: str) -> str:
+    """`jsonl` or `lines`, by the first line that is not blank.
+
+    Raises:
+      UserError: it begins as JSON does and is no object: a list, an object over several lines, or one with a mistake.
+    """
+    if is_object(first):
+        return "jsonl"
+    begun = first.decode("utf-8-sig", errors="replace").lstrip()
+    if _LIST.match(begun):
+        raise UserError(f"{name} looks like a list in JSON; give --format json, {_OR_LINES}.")
+    if begun.startswith("{"):
+        raise UserError(
+            f"{name} begins with {clipped(begun.rstrip(), 40)!r}, which is no whole JSON object; give --format json "
+            f"for objects over several lines, --format jsonl for one in each line, {_OR_LINES}."
+        )
+    return "lines"
+
+
 class _Peeked:
-    """A file whose first line was read before."""
+    """A file whose beginning was read before.
+
+    Attributes:
+      first: the first line that is not blank.
+    """
 
     def __init__(self, file: Readable):
-        self._file = file
-        self.first = self._waiting = file.readline(MOST_ROW_BYTES + 1)
+        self._file, self._waiting = file, collections.deque(beginning(file))
+        self.first = self._waiting[-1] if self._waiting else b""
 
     def readline(self, size: int = -1, /) -> bytes:
-        line, self._waiting = self._waiting, b""
-        return line or self._file.readline(size)
+        return self._waiting.popleft() if self._waiting else self._file.readline(size)
 
     def read(self, size: int = -1, /) -> bytes:
-        line, self._waiting = self._waiting, b""
-        return line + self._file.read(size if size < 0 else max(0, size - len(line)))
+        waiting = b"".join(self._waiting)
+        self._waiting.clear()
+        return waiting + self._file.read(size if size < 0 else max(0, size - len(waiting)))
 
 
 def windows(rows: Iterable[RowToAnswer], size: int) -> Iterator[list[RowToAnswer]]:

@@ -15,7 +15,7 @@ from jpeft.errors import UserError
 from jpeft.rows import parquet
 from jpeft.rows.packed import PACKED, open_unpacked
 from jpeft.rows.separated import csv_rows
-from jpeft.rows.text import MOST_ROW_BYTES, FileRow, Readable, json_line_rows, json_rows, lines, plain_rows
+from jpeft.rows.text import FileRow, Readable, beginning, json_line_rows, json_rows, lines, plain_rows
 from jpeft.trouble import first_line
 from jpeft.words import clipped
 
@@ -96,10 +96,10 @@ def read_rows(
             yield from rows_of(file, kind, name, report=report)
 
 
-def read_first_line(path: Path, name: str) -> bytes:
-    """What a file begins with, as far as a row may be long. Raises `UserError`: it cannot be read."""
+def read_beginning(path: Path, name: str) -> bytes:
+    """The first line of a file that is not blank; empty if there is none. Raises `UserError`: it cannot be read."""
     with _explained(name), open_unpacked(path) as file:
-        return file.readline(MOST_ROW_BYTES + 1)
+        return (beginning(file) or [b""])[-1]
 
 
 def rows_of(

@@ -53,6 +53,18 @@ def bare(line: str) -> str:
     return line.removesuffix("\n").removesuffix("\r")
 
 
+def beginning(file: Readable) -> list[bytes]:
+    """The lines of a file up to the first that is not blank, and with it; of blank ones as much as a row may have."""
+    read: list[bytes] = []
+    size = 0
+    while size <= MOST_ROW_BYTES and (line := file.readline(MOST_ROW_BYTES + 1)):
+        read.append(line)
+        size += len(line)
+        if line.removeprefix(codecs.BOM_UTF8).strip():
+            break
+    return read
+
+
 def lines(file: Readable, name: str) -> Iterator[Line]:
     """Lines that end in LF or CRLF; a byte order mark before the first is left out.
 

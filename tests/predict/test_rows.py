@@ -197,6 +197,8 @@ def test_an_input_that_is_none(arguments, says, tmp_path, monkeypatch):
         (None, '"x"', ['"x"', '{"input": "y"}']),
         ("lines", '{"input": "x"}', ['{"input": "x"}', '{"input": "y"}']),
         ("jsonl", "\ufeff", ["y"]),
+        (None, "\ufeff\n \n", ["y"]),
+        (None, "\n[1] x", ["", "[1] x", '{"input": "y"}']),
     ],
 )
 def test_standard_input_tells_by_its_first_line_what_it_is(format_, first, texts, monkeypatch):
@@ -214,8 +216,13 @@ def test_standard_input_tells_by_its_first_line_what_it_is(format_, first, texts
         ("rows.txt", "[1] y\nx\n", ["[1] y", "x"]),
         ("a.csv.bak", "input\nx\n", "looks like a .csv file, and its ending says nothing; give --format csv, or"),
         ("c.csv.gz.bak", "x", "looks like a packed .csv file; let its name end in .csv.gz"),
-        ("a.txt", '[{"input": "x"}]', "looks like a list in JSON, and its ending says nothing; give --format json, or"),
+        ("a.txt", '[{"input": "x"}]', "looks like a list in JSON; give --format json, or --format lines"),
         ("a.txt", '[\n{"input": "x"}]', "looks like a list in JSON"),
+        ("a.txt", '\n\n{"input": "x"}\n', ["x"]),
+        ("a.txt", '{\n "input": "x"}\n', "begins with '{', which is no whole JSON object; give --format json for"),
+        ("a.txt", '{"input": "x"\n{"input": "y"}\n', "--format jsonl for one in each line, or --format lines for"),
+        ("a.tab", "input\tid\nx\t1\n", "looks like a .tab file, and its ending says nothing; give --format tsv, or"),
+        ("a.txt", "", []),
     ],
 )
 def test_a_file_whose_ending_says_nothing_tells_by_its_beginning(name, content, texts, tmp_path):
@@ -226,6 +233,33 @@ def test_a_file_whose_ending_says_nothing_tells_by_its_beginning(name, content, 
         with pytest.raises(UserError, match=texts):
             Input.of((), str(tmp_path / name), None)
         Input.of((), str(tmp_path / name), "lines")
+
+
+@pytest.mark.parametrize("content", ['[{"input": "x"}]', '\n{\n "input": "x"}', '{"input": "x"\n{"input": "y"}\n'])
+def test_what_begins_as_json_and_is_no_object_is_no_line_of_text(content, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    with pytest.raises(UserError, match="standard input .*; give --format json.*, or --format lines for a prompt"):
+        list(Input.of((), None, None).rows(PromptTemplate()))
+    read, write = os.pipe()
+    os.write(write, content.encode())
+    os.close(write)
+    with pytest.raises(UserError, match="/dev/fd/.*; give --format json"):
+        list(Input.of((), f"/dev/fd/{read}", None).rows(PromptTemplate()))
+    os.close(read)
+
+
+def test_it_is_said_once_that_lines_are_plain_where_nobody_said_so(tmp_path, monkeypatch):
+    (tmp_path / "rows.txt").write_text("x\ny\n")
+
+    def said(*given) -> list[str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x\ny\n")))
+        heard: list[str] = []
+        assert [row.text for row in Input.of((), *given).rows(PromptTemplate(), report=heard.append)] == ["x", "y"]
+        return heard
+
+    assert said(None, None) == ["standard input is read as plain lines, a text in each (--format says otherwise)"]
+    assert "rows.txt is read as plain lines, a text in each" in said(str(tmp_path / "rows.txt"), None)[0]
+    assert said(None, "lines") == said(str(tmp_path / "rows.txt"), "lines") == []
 
 
 def test_windows_read_no_further_than_they_must(monkeypatch):
