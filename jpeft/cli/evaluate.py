@@ -118,6 +118,9 @@ def _print(outcome, arguments: argparse.Namespace) -> None:
     if record["cut"]["inputs"]:
         longest = outcome.test.task.max_input_length
         print(f"cut      {record['cut']['inputs']:,} of {rows:,} inputs to {longest} tokens, in their longest column")
+    if outcome.test.answer == "generate" and (cut := record["cut"]["targets"]):
+        most = outcome.test.task.max_target_length
+        print(f"cut      {cut:,} of {rows:,} targets are longer than the {most} tokens of an answer: none can be it")
     for split, number in (outcome.seen or {}).items():
         if number:
             what = "trained on" if split == "train" else "chose its best epoch by"

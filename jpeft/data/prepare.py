@@ -20,7 +20,15 @@ from jpeft.data.mixture import Mix
 from jpeft.data.prompts import PromptTokens, Template
 from jpeft.data.sources import Columns, load_sources, rows_digest, split_name, together
 from jpeft.data.splits import Split, draw, labels_of, leaks, same_inputs
-from jpeft.data.summary import check_labels, told_of_labels, told_of_rows, told_of_same_tokens, told_of_targets
+from jpeft.data.summary import (
+    check_labels,
+    told_of_cuts,
+    told_of_labels,
+    told_of_repeats,
+    told_of_rows,
+    told_of_same_tokens,
+    told_of_targets,
+)
 from jpeft.data.task_file import require_recordable
 from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples, require_columns, template_columns
 from jpeft.data.weighting import class_weights as weights_of_classes
@@ -212,7 +220,12 @@ def prepare(
     listed = task != unlisted
     for line in _told_of_answers(task, targets, made["train"], tokenizer, kind=kind, options=options, listed=listed):
         report(line)
-    for line in [*told_of_rows(task, made, tokens, tokenizer), *told_of_same_tokens(splits, inputs, tokens)]:
+    for line in [
+        *told_of_cuts(task, tokens),
+        *told_of_rows(task, made, tokens, tokenizer),
+        *told_of_repeats(task, made["train"]),
+        *told_of_same_tokens(splits, inputs, tokens),
+    ]:
         report(line)
     if task.answers:
         check_labels(task.answers, tokenizer, task.max_target_length)

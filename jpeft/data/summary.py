@@ -133,15 +133,23 @@ def told_of_labels(
     return lines
 
 
-def told_of_rows(
-    task: Task, examples: Mapping[str, Sequence[Example]], tokens: Mapping[str, Tokens], tokenizer: Tokenizer
-) -> list[str]:
-    """Warnings about rows, a line each: inputs and targets cut, characters the model cannot write, duplicates."""
+def told_of_cuts(task: Task, tokens: Mapping[str, Tokens]) -> list[str]:
+    """Warnings about inputs and targets that are longer than a run takes, a line each, with the key of the length."""
     where = "" if all(part.cut_inputs == 0 for part in tokens.values()) else _where_cut(task)
     counts = {split: (part.cut_inputs, len(part)) for split, part in tokens.items()}
     lines = _by_split(f"inputs cut to {task.max_input_length} tokens", counts, f"{where}; data.max_input_length")
     counts = {split: (part.cut_targets, len(part)) for split, part in tokens.items()}
-    lines += _by_split(f"targets cut to {task.max_target_length} tokens", counts, "data.max_target_length")
+    return lines + _by_split(f"targets cut to {task.max_target_length} tokens", counts, "data.max_target_length")
+
+
+def told_of_rows(
+    task: Task, examples: Mapping[str, Sequence[Example]], tokens: Mapping[str, Tokens], tokenizer: Tokenizer
+) -> list[str]:
+    """Warnings about rows, whether they train or test, a line each.
+
+    Characters that the model cannot write, inputs without text, a prompt that shows its answer, special tokens.
+    """
+    lines: list[str] = []
     of_template = tokenizer.ids([Template.parse(task.template).render(collections.defaultdict(str))])[0]
     unknown = tokenizer.unknown_token_id
     own = 0 if unknown is None else of_template.count(unknown)  # the template's author wrote those, in every row
@@ -177,7 +185,7 @@ def told_of_rows(
     lines += _by_split("rows that spell a special token", spelt, example)
     if task.kind == "generation":
         lines += _told_of_writing({name: part for name, part in examples.items() if name != "train"}, tokenizer)
-    return lines + _told_of_repeats(task, examples["train"])
+    return lines
 
 
 def _told_of_writing(judged: Mapping[str, Sequence[Example]], tokenizer: Tokenizer) -> list[str]:
@@ -226,7 +234,7 @@ def told_of_same_tokens(
     return lines + _by_split("inputs that are the same tokens as a validation row's", validated, note)
 
 
-def _told_of_repeats(task: Task, training: Sequence[Example]) -> list[str]:
+def told_of_repeats(task: Task, training: Sequence[Example]) -> list[str]:
     """Training rows that say the same again, and those that contradict each other. References are neither."""
     by_input: dict[str, dict[str, str]] = {}
     repeated = 0

@@ -20,6 +20,7 @@ from jpeft.data.sources import (
     source_in_use,
     together,
 )
+from jpeft.data.summary import told_of_rows
 from jpeft.data.task_file import DTYPES, QUANTIZED, TaskOfRun
 from jpeft.data.tasks import BENCHMARK, TASKS, Example, Task, check_template, examples, known_label, require_columns
 from jpeft.errors import RunFailed, UserError
@@ -191,6 +192,7 @@ class Evaluated:
       seen: rows whose prompt stood in the run's training or validation rows, by split; None where that is not known.
       why_not_seen: why it is not known.
       quantization: how the base was kept that answered, such as `nf4,double`; None where it was wide.
+      told: what is amiss with the rows, a line each, as a run says it of its own.
     """
 
     test: Evaluation
@@ -202,6 +204,7 @@ class Evaluated:
     seen: Mapping[str, int] | None
     why_not_seen: str | None
     quantization: str | None = None
+    told: Sequence[str] = ()
 
     @property
     def accuracy_of_known(self) -> float | None:
@@ -229,6 +232,7 @@ class Evaluated:
             "per_class": None if seen.confusion is None else seen.confusion.to_dict(),
             "warnings": [
                 *self.test.left_out,
+                *self.told,
                 *([] if few is None else [few]),
                 *told_of_unknown(self.unknown_labels, task.answers, len(self.examples)),
                 *seen.warnings,
@@ -273,6 +277,7 @@ def evaluate(
     quantization = Quantization.parse(test.quantization)
     model, tokenizer = test.source.load(compute_dtype(test.dtype), quantization, report=report)
     tokens = tokenize_for(task, made, tokenizer)
+    told = told_of_rows(task, {"rows": made}, {"rows": tokens}, tokenizer)
     config, (graphdef, adapter, base) = model.config, split(model)
     labels = PackedLabels.of(task.answers, tokenizer, config) if test.answer == "score" else None
     generate = Program(make_generate(graphdef, max_length=task.max_target_length, num_beams=test.num_beams))
@@ -296,7 +301,7 @@ def evaluate(
     )
     answered = given.generated if given.chosen is None else given.chosen.texts
     scored = dataclasses.replace(given, generated=_marked(given.generated, unknown)).scored(task, made)
-    return Evaluated(test, made, tokens, scored, answered, unknown, seen, why_not, quantization_of(model))
+    return Evaluated(test, made, tokens, scored, answered, unknown, seen, why_not, quantization_of(model), told)
 
 
 def _marked(generated: Sequence[str], unknown: Collection[str]) -> list[str]:

@@ -312,3 +312,29 @@ def test_a_row_whose_label_the_run_did_not_know_is_wrong_whatever_is_written(eva
     said, _ = evaluate(*call)
     assert "unknown  2 rows with labels that the run did not know ('Robots' 2): wrong whatever" in said
     assert "accuracy of the others 0.5000" in said
+
+
+def test_rows_are_told_of_as_before_training(evaluate, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "answer_split", lambda *_, **options: Answers(["Sports"] * 3, None))
+    rows = [{"text": "goal \u4e2d", "topic": "Sports"}, {"text": " \u200b", "topic": "World"}]
+    rows += [{"text": "shares </s>", "topic": "Business"}]
+    file = write_rows(tmp_path / "new.jsonl", rows)
+    call = ("--adapter", run, "--data", file, "--answer", "generate", "--template", "{text} {topic}")
+    record, _ = evaluate(*call, "--json")
+    said = "\n".join(record["warnings"])
+    assert "inputs with characters that this vocabulary does not have: 2 of 3 rows (such as '\u4e2d" in said
+    assert "inputs without text: 1 of 3 rows (as new.jsonl/1)" not in said  # the topic is text, too
+    assert "the prompt shows the column of the answers, 'topic'" in said
+    assert "rows that spell a special token: 1 of 3 rows (such as '</s>' in new.jsonl/2" in said
+    printed, _ = evaluate(*call[:-2])
+    assert "warning  inputs without text: 1 of 3 rows (as new.jsonl/1)" in printed
+    assert "the prompt shows" not in printed
+
+
+def test_targets_longer_than_an_answer_may_be_are_told(evaluate, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "answer_split", lambda *_, **options: Answers(["x", "y"], None))
+    shutil.copytree(run / "adapter", tmp_path / "text")
+    dataclasses.replace(TASK, labels=(), kind="generation", answer="generate").write(tmp_path / "text")
+    rows = [{"text": "a", "topic": "coach goal season striker league final"}, {"text": "b", "topic": "x"}]
+    said, _ = evaluate("--adapter", tmp_path / "text", "--data", write_rows(tmp_path / "new.jsonl", rows))
+    assert "cut      1 of 2 targets are longer than the 6 tokens of an answer: none can be it" in said
