@@ -17,7 +17,7 @@ from jpeft.predict.questions import PromptTemplate, Question
 from jpeft.rows.reading import KINDS, PACKED, kind_of, read_beginning, read_rows, require_file, rows_of
 from jpeft.rows.text import FileRow, Readable, beginning, is_object
 from jpeft.rows.values import as_json
-from jpeft.words import clipped
+from jpeft.words import clipped, counted
 
 STDIN = "-"
 _ANSWER = ("prediction", "confidence", "probabilities")  # a row's own fields of these names are replaced
@@ -129,8 +129,16 @@ class Input:
             if kind == "lines" and self.guessed and not self.from_terminal:
                 report(f"{self.name} is read as plain lines, a text in each (--format says otherwise)")
             make = _of_line(prompt) if kind == "lines" else prompt.of_fields
-            for row in read:
-                yield self._row(row.where, row.fields, make, row.size)
+            count = whole = 0
+            for count, row in enumerate(read, start=1):  # noqa: B007  (used behind the loop)
+                made = self._row(row.where, row.fields, make, row.size)
+                if made.question.template != prompt.template:
+                    whole += 1
+                    if whole == 1:
+                        report(self._taken_whole(row, prompt))
+                yield made
+            if whole > 1:
+                report(f"{whole:,} of {counted(count, 'row')} were taken so")
 
     @contextlib.contextmanager
     def _read(self, report: Callable[[str], None]) -> Iterator[tuple[str, Iterator[FileRow]]]:
@@ -148,6 +156,11 @@ class Input:
             file = _Peeked(given)
             kind = _kind_by(file.first, self.name)
             yield kind, rows_of(file, kind, self.name, report=report)
+
+    def _taken_whole(self, row: FileRow, prompt: PromptTemplate) -> str:
+        lacking = next(column for column in prompt.columns if column not in row.fields)
+        whole = "its `input` is taken as a whole prompt, without the template"
+        return f"{row.where} of {self.name} has no {lacking!r}: {whole}"
 
     def _row(self, where: str, fields: dict[str, Any], make: Callable[[Any], Question], size: int) -> RowToAnswer:
         try:

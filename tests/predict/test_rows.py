@@ -68,6 +68,17 @@ def test_the_template_of_a_run_gives_way_to_an_input_that_is_there(read):
     assert [row.text for row in Input.of(["x", "y\nz"], None, None).rows(prompt)] == ["Topic of x?", "Topic of y\nz?"]
 
 
+def test_it_is_told_where_a_runs_template_gives_way(read, tmp_path):
+    prompt, said = PromptTemplate("Topic of {text}, {title}?", required=False), []
+    content = b'{"text": "x", "title": "t"}\n{"input": "y", "text": "x"}\n{"input": "y"}\n'
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    list(Input.of((), str(tmp_path / "rows.jsonl"), None).rows(prompt, report=said.append))
+    assert said == [
+        f"line 2 of {tmp_path}/rows.jsonl has no 'title': its `input` is taken as a whole prompt, without the template",
+        "2 of 3 rows were taken so",
+    ]
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
