@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jpeft.cli import main, run_experiment
+from jpeft.cli import build_parser, main, run_experiment
 from jpeft.cli.config_flags import parse_call
 from jpeft.cli.next_steps import next_steps
 from jpeft.cli.run import _in_full
@@ -82,6 +82,28 @@ def test_two_dashes_are_no_value(flag, capsys):
 
 
 @pytest.mark.parametrize(
+    ("call", "flag"),
+    [
+        (["predict", "--adapter", "a", "--adapter=b", "x"], "--adapter: is given twice, 'a' and 'b'"),
+        (["predict", "--model=mini", "--input=a", "--input", "a"], "--input: is given twice, 'a' and 'a'"),
+        (["evaluate", "--data=a.csv", "--data=b.csv"], "--data: is given twice, 'a.csv' and 'b.csv'"),
+        (["recommend", "--runs", "a", "b", "--runs", "c"], "--runs: is given twice"),
+    ],
+)
+def test_a_flag_that_is_given_twice_is_refused(call, flag, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(call)
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: argument {flag}") and "; give it once" in said and said.count("\n") == 1
+
+
+def test_a_flag_is_counted_for_one_call_alone():
+    for _ in range(2):
+        given = build_parser().parse_args(["serve", "--model=mini", "--also-base=x", "--also-base=y", "--adapters=z"])
+        assert given.also_base == ["x", "y"] and not any(name.startswith("_") for name in vars(given))
+
+
+@pytest.mark.parametrize(
     ("call", "says"),
     [
         (["grid", "--dry-run", "--seeds={}"], "--seeds is '999"),
@@ -131,6 +153,11 @@ def test_short_flags_are_a_call_in_full():
             "--model is given twice, 'mini' and 'other'; give it once",
         ),
         (["--model=mini"], "--model goes with --data FILE"),
+        (
+            ["--data", "w.csv", "--model=mini", "--config.data.path=c.csv"],
+            "--data is short for --config.data.path, which is given, too; give one of them.",
+        ),
+        (["--config=custom", "--config.method.name", "ia3", "--method=lora"], "--method is short for --config.m"),
         (["--data=no.csv", "--model=mini"], "'no.csv' does not exist"),
         (["--dta", "x.csv"], "--dta is no flag; did you mean --data? jpeft train --help lists them."),
         (["--data=x.csv", "--modle=mini"], "--modle is no flag; did you mean --model?"),

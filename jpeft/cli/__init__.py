@@ -35,6 +35,7 @@ from jpeft.cli import (
 from jpeft.cli.arguments import require_utf8
 from jpeft.errors import RunFailed, UserError
 from jpeft.trouble import explained
+from jpeft.words import clipped
 
 _COMMANDS = (
     train,
@@ -130,8 +131,28 @@ def _prepare_process() -> None:
         os.environ["HOME"] = str(Path(tempfile.gettempdir()) / f"jpeft-{os.getuid()}")
 
 
+_SEEN = "_given"  # where a call that is being read keeps its flags
+
+
+class _Once(argparse._StoreAction):
+    """A flag with a value that may be given once: of two, argparse would take the last without a word."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        seen = vars(namespace).setdefault(_SEEN, {})
+        if option_string is not None and self.dest in seen:
+            before, again = (clipped(str(value), 40) for value in (seen[self.dest], values))
+            raise argparse.ArgumentError(self, f"is given twice, {before!r} and {again!r}; give it once")
+        seen[self.dest] = values
+        super().__call__(parser, namespace, values, option_string)
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong with a call in one line, as everything else here does."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for name in (None, "store"):
+            self.register("action", name, _Once)
 
     def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         """As argparse does, but `--flag=--` is an error, of which argparse before Python 3.13 makes an empty list."""
@@ -139,7 +160,9 @@ class _Parser(argparse.ArgumentParser):
         for arg in itertools.takewhile(lambda arg: arg != "--", given):
             if re.fullmatch(r"--[^=]+=--", arg) and not arg.startswith("--config."):
                 self.error(f"argument {arg.removesuffix('=--')}: expected a value, not '--'")
-        return super().parse_known_args(given, namespace)
+        parsed, others = super().parse_known_args(given, namespace)
+        vars(parsed).pop(_SEEN, None)
+        return parsed, others
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {' '.join(message.split())} (see {self.prog} --help)\n")

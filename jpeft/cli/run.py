@@ -3,7 +3,7 @@
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from jpeft.cli.config_flags import own_flags, parse_call
@@ -93,6 +93,7 @@ def _in_full(argv: Sequence[str]) -> list[str]:
             raise UserError(f"--{name} is given twice, {short[name]!r} and {value!r}; give it once{several}.")
         short[name] = value
         full.append(f"--config.{key}={value}")
+    _require_one_of_each(short, full[1:])
     has = lambda *names: any(word.partition("=")[0] in names for word in full)
     if has("--config", "-config"):
         return full
@@ -109,6 +110,19 @@ def _in_full(argv: Sequence[str]) -> list[str]:
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stems).strip("-.") or "rows"
         full.append(f"--workdir=runs/{short.get('method', 'lora')}_{stem[:80]}")
     return full
+
+
+def _require_one_of_each(short: Iterable[str], words: Sequence[str]) -> None:
+    """Raises `UserError`: beside a short flag stands the key that it is short for.
+
+    Args:
+      short: the short flags that were given.
+      words: of the call in full.
+    """
+    for name in short:
+        key = f"--config.{_SHORT[name][0]}"
+        if sum(word.partition("=")[0] == key for word in words) > 1:
+            raise UserError(f"--{name} is short for {key}, which is given, too; give one of them.")
 
 
 def _require_known(words: Sequence[str]) -> None:
