@@ -165,8 +165,8 @@ class Input:
     def _row(self, where: str, fields: dict[str, Any], make: Callable[[Any], Question], size: int) -> RowToAnswer:
         try:
             # The question is made of what was read: what is kept as JSON may look like text that nobody wrote.
-            kept = {key: as_json(value) for key, value in fields.items() if key not in _ANSWER}
-            row = RowToAnswer(make(fields), kept, size)
+            question = make(fields)
+            row = RowToAnswer(question, _kept(fields, question), size)
             _ = row.text.encode(), row.opening  # neither can be written where a text holds half of a surrogate pair
         except UnicodeEncodeError:
             raise self._unusable(where, "holds half of a surrogate pair, which is no text; remove it") from None
@@ -176,6 +176,22 @@ class Input:
 
     def _unusable(self, where: str, reason: str) -> UserError:
         return UserError(f"{where} of {self.name} {reason}.")
+
+
+def _kept(fields: Mapping[str, Any], question: Question) -> dict[str, Any]:
+    """The fields that a row's line keeps, as JSON has them: all that the question was made of, by which it is known.
+
+    Raises:
+      ValueError: a column would be kept by a name that another has.
+    """
+    kept = {key: as_json(value) for key, value in fields.items() if key not in _ANSWER}
+    for key in _ANSWER:
+        if key in fields and key in question.fields:
+            name = f"input_{key}"
+            if name in fields:
+                raise ValueError(f"has {key!r}, of the prompt, which is kept as {name!r}, and that, too; rename one")
+            kept[name] = as_json(fields[key])
+    return kept
 
 
 def _of_line(prompt: PromptTemplate) -> Callable[[Mapping[str, Any]], Question]:

@@ -60,6 +60,18 @@ def test_a_template_makes_the_prompt_of_other_columns(read):
     assert row.text == "x and 2?" and row.fields == {"a": "x", "b": 2, "input": "not this"}
 
 
+def test_a_column_of_the_prompt_that_is_called_as_an_answer_is_kept_by_another_name(read):
+    prompt = PromptTemplate.given("Is {prediction} right?")
+    (row,) = read(b'{"id": 1, "prediction": 7, "confidence": -1}', prompt=prompt)
+    assert row.text == "Is 7 right?"
+    assert row.line({"prediction": "yes"}) == '{"id": 1, "input_prediction": 7, "prediction": "yes"}'
+    assert row.opening == b'{"id": 1, "input_prediction": 7, "prediction": '
+    with pytest.raises(UserError, match="line 1 of .* has 'prediction', .* kept as 'input_prediction', and that, too"):
+        read(b'{"prediction": 7, "input_prediction": 8}', prompt=prompt)
+    (line,) = read(b"7\n", "rows.txt", prompt)
+    assert (line.text, line.fields) == ("Is 7 right?", {"input": "7"})
+
+
 def test_the_template_of_a_run_gives_way_to_an_input_that_is_there(read):
     prompt = PromptTemplate("Topic of {text}?", required=False)
     rows = read(b'{"text": "x", "input": "y"}\n{"input": "y"}\n', prompt=prompt)
