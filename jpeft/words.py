@@ -1,6 +1,7 @@
 """Numbers, long texts and long lists in sentences."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 
@@ -35,6 +36,18 @@ def named_in_bits(name: str, quantization: str | None) -> str:
 def clipped(text: str, most: int) -> str:
     """A text as it is, or its first `most` characters and `...` where it has more."""
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def short(text: str, *, quoted: bool = True) -> str:
+    """The beginning of a label or of what a row holds, so that what looks like another text does not.
+
+    Args:
+      quoted: whether also a text that can be read without quotes is in quotes.
+    """
+    text = clipped(text, 40)
+    if not unicodedata.is_normalized("NFC", text):  # looks like another text and is not
+        return ascii(text)
+    return repr(text) if quoted or not text.isprintable() or text != " ".join(text.split()) else text
 
 
 def shortened(value: object, most: int = 120) -> str:

@@ -5,7 +5,6 @@ Every function gives lines, each of one kind of finding with its number and an e
 
 import collections
 import os
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from jpeft.data.tasks import Example, Task
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.rows.values import alike, can_be_seen, is_missing
-from jpeft.words import clipped, counted
+from jpeft.words import counted, short
 
 _MOST_SHOWN = 8  # labels of one line
 
@@ -39,15 +38,15 @@ def check_labels(labels: Sequence[str], tokenizer: Tokenizer, max_target_length:
             longest = max(len(whole[before]), len(whole[i])) + 1
             cut = f"are the same in their first {max_target_length} tokens"
             reason = f"{cut}; set data.max_target_length to {longest} or more"
-        raise UserError(f"the labels {_short(labels[before])} and {_short(label)} {reason}.")
+        raise UserError(f"the labels {short(labels[before])} and {short(label)} {reason}.")
     for label, written in zip(labels, tokenizer.round_trip(labels), strict=True):
         if not written:
-            raise UserError(f"the label {_short(label)} is nothing to this model{_lost(tokenizer, label)}; rename it.")
+            raise UserError(f"the label {short(label)} is nothing to this model{_lost(tokenizer, label)}; rename it.")
 
 
 def _lost(tokenizer: Tokenizer, text: str) -> str:
     characters = tokenizer.unknown_characters(text)
-    return f", whose vocabulary does not have {', '.join(map(_short, characters[:4]))}" if characters else ""
+    return f", whose vocabulary does not have {', '.join(map(short, characters[:4]))}" if characters else ""
 
 
 def told_of_targets(task: Task, targets: Sequence[Any], *, kind: str | None, few: int) -> list[str]:
@@ -78,7 +77,7 @@ def told_of_targets(task: Task, targets: Sequence[Any], *, kind: str | None, few
     spaced = [text for text in texts if text != text.strip()]
     if spaced and task.kind == "classification":
         lines.append(
-            f"{len(spaced):,} of {rows:,} targets have white space at an end, such as {_short(spaced[0])}: "
+            f"{len(spaced):,} of {rows:,} targets have white space at an end, such as {short(spaced[0])}: "
             "it is no part of a label"
         )
     return lines
@@ -90,9 +89,9 @@ def told_of_labels(
     """A classification's labels with how many rows train each, and what may be wrong with them."""
     counts = collections.Counter(example.target for example in training)
     order = sorted(task.answers, key=lambda label: -counts[label])
-    shown = ", ".join(f"{_short(label, quoted=False)} {counts[label]:,}" for label in order[:_MOST_SHOWN])
+    shown = ", ".join(f"{short(label, quoted=False)} {counts[label]:,}" for label in order[:_MOST_SHOWN])
     if len(order) > _MOST_SHOWN:
-        shown += f" ... {_short(order[-1], quoted=False)} {counts[order[-1]]:,}"
+        shown += f" ... {short(order[-1], quoted=False)} {counts[order[-1]]:,}"
     lines = [f"{counted(len(order), 'class', 'classes')}, of {len(training):,} training rows: {shown}"]
     if len(order) == 1:
         lines.append("every row has the same label: there is nothing to tell apart")
@@ -123,7 +122,7 @@ def told_of_labels(
         longest = max(map(len, whole)) + 1
         lines.append(
             f"{counted(len(too_long), 'label')} cannot be answered in {task.max_target_length} tokens, such as "
-            f"{_short(too_long[0])}: generated, it is never right; data.max_target_length={longest} holds all"
+            f"{short(too_long[0])}: generated, it is never right; data.max_target_length={longest} holds all"
         )
     if listed:
         why = " (data.options=none leaves them out)" if options == "auto" else ""
@@ -165,7 +164,7 @@ def told_of_rows(
             lost[split] = (len(rows), len(ids))
             if rows and not example:
                 row = examples[split][rows[0]]
-                characters = ", ".join(map(_short, tokenizer.unknown_characters(texts(row))[:4]))
+                characters = ", ".join(map(short, tokenizer.unknown_characters(texts(row))[:4]))
                 example = f"such as {characters} in {row.id}: the model can neither read nor write them"
         lines += _by_split(f"{what} with characters that this vocabulary does not have", lost, example)
     empty = {split: [row.id for row in part if not can_be_seen(_texts_of(row))] for split, part in examples.items()}
@@ -209,7 +208,7 @@ def _told_of_writing(judged: Mapping[str, Sequence[Example]], tokenizer: Tokeniz
 def _where_unlike(target: str, written: str) -> str:
     """Two texts from a little before the first character in which they differ."""
     begin = max(0, len(os.path.commonprefix([target, written])) - 10)
-    return f"{_short(target[begin:])} as {_short(written[begin:])}"
+    return f"{short(target[begin:])} as {short(written[begin:])}"
 
 
 def told_of_same_tokens(
@@ -276,13 +275,6 @@ def _by_split(what: str, counts: Mapping[str, tuple[int, int]], note: str) -> li
     return [f"{what}: {shares} ({note})"]
 
 
-def _short(text: str, *, quoted: bool = True) -> str:
-    text = clipped(text, 40)
-    if not unicodedata.is_normalized("NFC", text):  # looks like another text and is not
-        return ascii(text)
-    return repr(text) if quoted or not text.isprintable() or text != " ".join(text.split()) else text
-
-
 def _listed(labels: Sequence[str]) -> str:
     more = f" and {len(labels) - _MOST_SHOWN} more" if len(labels) > _MOST_SHOWN else ""
-    return ", ".join(_short(label) for label in labels[:_MOST_SHOWN]) + more
+    return ", ".join(short(label) for label in labels[:_MOST_SHOWN]) + more

@@ -19,6 +19,8 @@ from jpeft.eval.cross_entropy import target_log_probs
 from jpeft.eval.generate import by_row
 from jpeft.model.language_model import LanguageModel
 from jpeft.model.tokenizer import Tokenizer
+from jpeft.rows.values import can_be_seen
+from jpeft.words import short
 
 _MOST_TOKENS = 4096  # of all labels together: attention among them takes memory by its square
 _MULTIPLE = 8  # of the packed length: it can then be cut into slices for the output layer
@@ -49,15 +51,16 @@ class PackedLabels:
     def of(cls, texts: Sequence[str], tokenizer: Tokenizer, config: Any) -> "PackedLabels":
         """Raises `UserError`: fewer than two labels or too many, an empty one, or two that are the same tokens."""
         texts = tuple(text.strip() for text in texts)
-        if len(texts) < 2 or not all(texts):
-            shown = ", ".join(map(repr, texts)) or "none"
+        if len(texts) < 2 or not all(map(can_be_seen, texts)):
+            shown = ", ".join(map(short, texts)) or "none"
             raise UserError(f"the labels are {shown}; expected two or more, none of them empty.")
         rows = tokenizer.answers(texts)
         seen: dict[tuple[int, ...], str] = {}
         for text, row in zip(texts, rows, strict=True):
             if tuple(row) in seen:
                 raise UserError(
-                    f"the labels {seen[tuple(row)]!r} and {text!r} are the same tokens to this model; rename one."
+                    f"the labels {short(seen[tuple(row)])} and {short(text)} are the same tokens to this model; "
+                    "rename one."
                 )
             seen[tuple(row)] = text
         together = sum(map(len, rows))

@@ -111,6 +111,8 @@ def test_how_labels_are_packed(tokenizer):
         (["World"], "expected two or more"),
         (["World", " "], "none of them empty"),
         (["World", "World "], "'World' and 'World' are the same tokens"),
+        (["World", "\u200b"], r"'World', '\\u200b'; expected two or more, none of them empty"),
+        (["e\u0301", "e\u0301 "], r"'e\\u0301' and 'e\\u0301' are the same tokens"),
     ],
 )
 def test_labels_that_can_not_be_told_apart_are_refused(texts, says, tokenizer):
