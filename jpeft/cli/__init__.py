@@ -124,6 +124,11 @@ def _fail(status: int, error: object) -> int:
 
 def _prepare_process() -> None:
     """Makes up for what a container or a shell may lack, before a library asks for it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: a file that is opened would get its number, and with it what libraries print there
+            os.open(os.devnull, os.O_RDWR)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a locale that cannot print a letter is no reason to fail
             stream.reconfigure(errors="backslashreplace")

@@ -484,7 +484,7 @@ def _show(table: Any) -> None:
 
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 160).print(table)
 
 
 def _messages(program: Any, calls: int) -> str:

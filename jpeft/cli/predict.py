@@ -1,6 +1,7 @@
 """`jpeft predict`: answers to rows of text, with any model and adapter."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from jpeft.cli.arguments import add_what_answers, path, whole
@@ -87,6 +88,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     from jpeft.predict.run import Predicting
     from jpeft.process import prepare_process
 
+    if arguments.output is None and sys.stdout is None:
+        raise UserError("standard output is closed; open it, or name a file by --output.")
     if arguments.overwrite and arguments.output is None:
         raise UserError("--overwrite goes with --output, which is not given; name a FILE, or leave it out.")
     given = Input.of(arguments.texts, arguments.input, arguments.format)

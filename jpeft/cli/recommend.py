@@ -110,7 +110,7 @@ def _by_numbers(arguments: argparse.Namespace) -> int:
     question = advice.question(arguments.task, arguments.examples, groups, own=bool(arguments.runs))
     found = advice.recommendations(question, groups, [arguments.scarce] if arguments.scarce else _SCARCE)
     if arguments.json:
-        sys.stdout.write(to_json(advice.as_data(question, found)))
+        print(to_json(advice.as_data(question, found)), end="")
         return 0
     from rich.console import Console
 

@@ -5,7 +5,6 @@ import dataclasses
 import math
 import re
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -233,7 +232,7 @@ def _print(arguments: argparse.Namespace, flags: _Flags, found, baseline: Baseli
     scarce, on_a_budget = arguments.scarce or "quality", arguments.budget is not None
     made = choice.Choice(scarce, short, full, left_out, found.remarks, baseline, on_a_budget)
     if arguments.json:
-        sys.stdout.write(to_json(made.as_data()))
+        print(to_json(made.as_data()), end="")
     else:
         print_document(made.document(), Console())
         if not made.nothing_learned:

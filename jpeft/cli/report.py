@@ -49,7 +49,7 @@ def _report(arguments: argparse.Namespace) -> int:
         report = document.of_runs(found, problems)
     written, without = write(report, arguments.out, found) if arguments.out else ([], None)
     if arguments.json:
-        sys.stdout.write(to_json(plain.of_document(report, found)))
+        print(to_json(plain.of_document(report, found)), end="")
         return 0
     from rich.console import Console
 

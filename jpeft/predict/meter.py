@@ -27,7 +27,7 @@ class Meter:
             TimeRemainingColumn(),
             console=self._console,
             # What is answered on a terminal shows itself how far it is.
-            disable=not self._console.is_terminal or sys.stdout.isatty(),
+            disable=not self._console.is_terminal or (sys.stdout is not None and sys.stdout.isatty()),
             redirect_stdout=False,  # the answers: they must not be taken for messages
         )
         self._task = self._progress.add_task("", total=total_bytes, note="loading")

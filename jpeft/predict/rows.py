@@ -84,6 +84,8 @@ class Input:
         if texts and (path is not None or format_ is not None):
             raise UserError("texts were given, and --input or --format, too; give one of them.")
         if path is None or path == STDIN:
+            if sys.stdin is None and not texts:
+                raise UserError("standard input is closed; name a file by --input, or give texts.")
             return cls(texts, STDIN, format_, guessed=format_ is None)
         require_file(Path(path), f"--input {path}")
         suffix = Path(path).suffix.lower()

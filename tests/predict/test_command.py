@@ -223,6 +223,12 @@ def test_another_model_or_flag_is_another_call(answer, lines, run, tiny_checkpoi
     assert "another call" in said
 
 
+def test_standard_output_that_is_closed_is_said_before_anything_is_loaded(monkeypatch, capfd, lines):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["predict", "--model", "there/is/none", "--input", str(lines)]) == 2
+    assert capfd.readouterr().err == "error: standard output is closed; open it, or name a file by --output.\n"
+
+
 def test_nothing_in_nothing_out(answer, tiny_checkpoint, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     flags = ("--model", tiny_checkpoint, "--input", tmp_path / "empty.txt")

@@ -179,6 +179,13 @@ def test_standard_input_may_be_any_text_format_and_no_parquet(monkeypatch):
         list(Input.of((), None, "parquet").rows(PromptTemplate()))
 
 
+def test_standard_input_that_is_closed_is_said_so(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match="standard input is closed; name a file by --input, or give texts"):
+        Input.of((), None, None)
+    assert [row.text for row in Input.of(["x"], None, None).rows(PromptTemplate())] == ["x"]
+
+
 def test_what_a_shell_puts_in_a_files_place_is_read(tmp_path):
     read, write = os.pipe()
     os.write(write, b"one\ntwo\n")
