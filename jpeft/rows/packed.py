@@ -1,9 +1,9 @@
 """Opens files that are packed with gzip, bzip2, xz or Zstandard, however many compressed streams they are made of."""
 
 import bz2
-import gzip
 import io
 import lzma
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,8 +11,36 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")
-_DECOMPRESSORS: dict[str, Callable[[], Any]] = {".bz2": bz2.BZ2Decompressor, ".xz": lzma.LZMADecompressor}
 _CHUNK = 2**16
+
+
+class _GzipDecompressor:
+    """One stream of gzip, as Python's own of bzip2 and xz have theirs."""
+
+    def __init__(self):
+        self._zlib = zlib.decompressobj(zlib.MAX_WBITS + 16)  # with gzip's header and checksum
+
+    @property
+    def eof(self) -> bool:
+        return self._zlib.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._zlib.unused_data
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._zlib.unconsumed_tail
+
+    def decompress(self, packed: bytes, most: int) -> bytes:
+        return self._zlib.decompress(self._zlib.unconsumed_tail + packed, most)
+
+
+_DECOMPRESSORS: dict[str, Callable[[], Any]] = {
+    ".gz": _GzipDecompressor,
+    ".bz2": bz2.BZ2Decompressor,
+    ".xz": lzma.LZMADecompressor,
+}
 
 
 def open_unpacked(path: Path) -> Any:
@@ -23,7 +51,7 @@ def open_unpacked(path: Path) -> Any:
         return io.BufferedReader(stream)
     if packed in _DECOMPRESSORS:
         return io.BufferedReader(_Streams(path.open("rb"), _DECOMPRESSORS[packed]), _CHUNK)
-    return (gzip.open if packed == ".gz" else open)(path, "rb")
+    return path.open("rb")
 
 
 class _Streams(io.RawIOBase):
@@ -56,7 +84,7 @@ class _Streams(io.RawIOBase):
 
     def _next_stream(self) -> bytes:
         """What follows the stream that has ended; nothing where the file ends, too."""
-        packed = self._decompressor.unused_data.lstrip(b"\0")  # xz may fill streams up with zeros
+        packed = self._decompressor.unused_data.lstrip(b"\0")  # gzip and xz may fill up with zeros
         while not packed and (chunk := self._file.read(_CHUNK)):
             packed = chunk.lstrip(b"\0")
         return packed
@@ -64,10 +92,10 @@ class _Streams(io.RawIOBase):
     def _decompressed(self, packed: bytes, most: int) -> bytes:
         try:
             return self._decompressor.decompress(packed, most)
-        except (OSError, lzma.LZMAError):
+        except (OSError, lzma.LZMAError, zlib.error):
             which = f"its compressed stream {self._number}"
             if self._number == 1:
-                raise OSError(f"{which} is damaged") from None
+                raise OSError(f"{which} is damaged, or it is packed otherwise than its ending says") from None
             raise OSError(f"{which} is damaged, or something else follows the last; pack it again") from None
 
     def close(self) -> None:

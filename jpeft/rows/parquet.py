@@ -38,7 +38,7 @@ def batches(file: IO[bytes], name: str) -> Iterator[dict[str, list[Any]]]:
         opened = pyarrow.parquet.ParquetFile(file, read_dictionary=shared)
         for chunk in opened.iter_batches(batch_size=_ROWS_AT_ONCE_OF_DELTAS if deltas else _ROWS_AT_ONCE):
             yield {
-                column: _values(array, f"column {column!r} of {name}")
+                column: _values_of_column(array, f"column {column!r} of {name}")
                 for column, array in zip(columns, chunk.columns, strict=True)
             }
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
@@ -112,6 +112,13 @@ def _check(metadata: pyarrow.parquet.FileMetaData, name: str) -> set[str]:
             if any(encoding.startswith("DELTA") for encoding in column.encodings):
                 deltas.add(column.path_in_schema)
     return deltas
+
+
+def _values_of_column(array: pa.Array, where: str) -> list[Any]:
+    try:
+        return _values(array, where)
+    except UnicodeDecodeError:  # within lists or objects
+        raise UserError(f"{where} holds bytes that are not UTF-8; write text there.") from None
 
 
 def _values(array: pa.Array, where: str) -> list[Any]:
@@ -196,7 +203,11 @@ def _as_text(array: pa.Array) -> list[Any]:
         except UnicodeDecodeError:
             return value
 
-    return [read(value) for value in array.to_pylist()]
+    try:
+        values = array.to_pylist()
+    except UnicodeDecodeError:  # what is called text need not be any
+        values = array.cast(pa.large_binary()).to_pylist()
+    return [read(value) for value in values]
 
 
 def _check_longest(array: pa.Array, where: str) -> None:

@@ -551,10 +551,35 @@ def test_all_streams_of_a_packed_file_are_read_or_it_is_refused(read, ending, pa
     assert "cannot be read (" in says(read, "a.csv" + ending, first + damage(second))
 
 
+@pytest.mark.parametrize(("ending", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)])
+def test_what_follows_a_packed_file_and_is_something_else_is_said_alike_of_every_kind(read, ending, pack):
+    first, second = pack(b"input,target\na,b\n"), pack(b"c,d\n")
+    for behind in (b"garbage", second + b"ga"):
+        said = says(read, "a.csv" + ending, first + behind)
+        which = 2 if behind == b"garbage" else 3
+        assert f"(its compressed stream {which} is damaged, or something else follows the last; pack it again)" in said
+
+
 def test_an_xz_file_may_be_filled_up_with_zeros(read):
     first, second = lzma.compress(b"input,target\na,b\n"), lzma.compress(b"c,d\n")
     zeros = b"\0" * 2**17
     assert read("a.csv.xz", first + zeros + second + zeros) == {"input": ["a", "c"], "target": ["b", "d"]}
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_a_text_of_parquet_that_is_none_stays_bytes_as_in_a_column_of_bytes(kind, tmp_path):
+    """So that who needs the column names it with its row, and nobody else minds."""
+    values = [b"fine"] * 300 + [b"a\xff", None, b"other"]
+    texts = pa.array(values, pa.binary()).view(pa.string()).cast(kind)
+    pyarrow.parquet.write_table(pa.table({"input": texts}), tmp_path / "a.parquet")
+    assert read_columns(tmp_path / "a.parquet")["input"] == ["fine"] * 300 + [b"a\xff", None, "other"]
+
+
+def test_a_list_of_texts_of_parquet_that_are_none_is_told_of_with_its_column(tmp_path):
+    texts = pa.ListArray.from_arrays([0, 1], pa.array([b"a\xff"], pa.binary()).view(pa.string()))
+    pyarrow.parquet.write_table(pa.table({"tags": texts}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"column 'tags' of .*a\.parquet holds bytes that are not UTF-8"):
+        read_columns(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("column", [pa.array([13_890_172], pa.date32()), pa.array([10**15], pa.timestamp("s"))])
