@@ -45,7 +45,10 @@ class Template:
             name = name.strip()  # as those of columns are where they are read
             asked = re.search(r"[!:]", name)
             if asked and _FORMAT.fullmatch(name, asked.start()):
-                raise ValueError(f"{piece} asks for a format; write {{{name[: asked.start()]}}}, a column's name alone")
+                raise ValueError(
+                    f"{piece} asks for a format; write {{{name[: asked.start()]}}}, a column's name alone; a column of "
+                    f"the name {name!r} has to be renamed"
+                )
             parts.append(("", name))
         return cls(text, tuple(parts))
 

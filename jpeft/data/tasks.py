@@ -258,6 +258,9 @@ def known_label(task: Task, value: Any, text: str) -> str | None:
     return None
 
 
+_NUMBER = re.compile(r"[-+]?[0-9.]{1,40}")
+
+
 def _answer(task: Task, value: Any, where: str) -> str:
     text = _text(value, task.target, where)
     if not task.answers:
@@ -267,7 +270,7 @@ def _answer(task: Task, value: Any, where: str) -> str:
     label = known_label(task, value, text)
     if label is not None:
         return label
-    numbers = task.numbered and isinstance(value, int)
+    numbers = task.numbered and not isinstance(value, bool) and _NUMBER.fullmatch(text.strip())
     known = ", ".join(f"{i} ({answer})" if numbers else answer for i, answer in enumerate(task.answers))
     near = next((answer for answer in task.answers if alike(answer) == alike(text)), None)
     mend = "" if near is None else f" It is written otherwise than {ascii(near)}; if they mean one class, write one."

@@ -144,3 +144,9 @@ def test_an_unknown_task_or_kind_is_refused():
         choose_task("custom", kind="regression")
     with pytest.raises(UserError, match="'generation' does not fit agnews, which is a classification task"):
         choose_task("agnews", kind="generation")
+
+
+@pytest.mark.parametrize("label", [4, 0.0, "0.0", "-1", "4"])
+def test_of_a_number_that_is_no_label_it_is_told_which_are(label):
+    with pytest.raises(UserError, match=r"unknown label .*; known: 0 \(World\), 1 \(Sports\), 2 .*, 3 \(Sci/Tech\)"):
+        examples(TASKS["agnews"], "train", {"text": ["Oil rises"], "label": [label]}, [0])
