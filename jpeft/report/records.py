@@ -23,6 +23,8 @@ _LOSS = "validation/loss"  # `RunRecord.monitor` of runs whose adapter is that o
 _NOT_WHAT = ("mesh.", "eval.batch_size", "model.scan_layers", "model.remat", "data.source")
 # What a config meant that was written before the key was there.
 _MEANT_BEFORE = {"eval.answer": "'generate'"}
+# Why something is left out.
+_UNFINISHED, _CANNOT_BE_READ = "has no result.json: the run has not finished", "cannot be read"
 _MOST_CURVE_POINTS = 120
 _MOST_CURVE_BYTES = 64 * 2**20
 _DIGEST_SHOWN = 7  # characters of a digest of rows, as of a commit
@@ -94,10 +96,7 @@ def load(paths: Iterable[Path | str]) -> tuple[list[Result], list[LeftOut]]:
     """
     files, problems = _find(Path(path) for path in paths)
     if not files:
-        raise UserError(
-            f"no result.json under {', '.join(str(path) for path in paths)}; name directories of finished runs."
-            + (f" {counted(len(problems), 'run')} there did not finish." if problems else "")
-        )
+        raise UserError(_why_none(", ".join(str(path) for path in paths), problems))
     results: list[Result] = []
     shared = _Shared()
     for file in files:
@@ -115,6 +114,17 @@ def load(paths: Iterable[Path | str]) -> tuple[list[Result], list[LeftOut]]:
         results.append(result)
     results, repeated = _one_per_seed(_with_variants(_with_data(results)))
     return results, problems + repeated
+
+
+def _why_none(where: str, problems: Sequence[LeftOut]) -> str:
+    """Why there is no result to read: directories that cannot be looked into, or runs that have not finished."""
+    unreadable = [problem for problem in problems if problem.reason.startswith(_CANNOT_BE_READ)]
+    if unreadable:
+        more = f", nor can {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+        return f"no result.json was found under {where}: {unreadable[0].path} {unreadable[0].reason}{more}."
+    unfinished = sum(problem.reason == _UNFINISHED for problem in problems)
+    said = f" {counted(unfinished, 'run')} there did not finish." if unfinished else ""
+    return f"no result.json under {where}; name directories of finished runs.{said}"
 
 
 def training_curve(result: Result) -> list[tuple[float, float]]:
@@ -168,7 +178,7 @@ def _find(paths: Iterable[Path]) -> tuple[list[Path], list[LeftOut]]:
                     file = Path(directory, "result.json")
                     found.setdefault(os.path.realpath(file), file)
                 elif "config.json" in names and "metrics.jsonl" in names:
-                    problems.append(LeftOut(Path(directory), "has no result.json: the run has not finished"))
+                    problems.append(LeftOut(Path(directory), _UNFINISHED))
         elif path.exists():
             found.setdefault(os.path.realpath(path), path)
         else:
@@ -181,7 +191,7 @@ def _waits(directory: Path) -> bool:
 
 
 def _unreadable(error: OSError) -> LeftOut:
-    return LeftOut(Path(str(error.filename)), f"cannot be read ({error.strerror})")
+    return LeftOut(Path(str(error.filename)), f"{_CANNOT_BE_READ} ({error.strerror})")
 
 
 # --- telling apart ---

@@ -22,6 +22,25 @@ def test_a_directory_of_many_runs_is_searched(grid):
     assert {result.seed for result in results} == {0, 1}
 
 
+def test_a_directory_that_cannot_be_read_is_no_run_that_did_not_finish(tmp_path, monkeypatch):
+    scandir, closed = os.scandir, tmp_path / "runs/closed"
+
+    def refuse(path):
+        if str(path) == str(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    (tmp_path / "runs/begun").mkdir(parents=True)
+    closed.mkdir()
+    for name in ("config.json", "metrics.jsonl"):
+        (tmp_path / "runs/begun" / name).write_text("{}")
+    with pytest.raises(UserError, match=r"name directories of finished runs\. 1 run there did not finish"):
+        load([tmp_path / "runs"])
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=rf"was found under .*runs: {closed} cannot be read \(Permission denied\)\.$"):
+        load([tmp_path / "runs"])
+
+
 def test_a_result_that_is_named_twice_counts_once(tmp_path):
     file = write_run(tmp_path / "runs/a", record())
     (tmp_path / "link").symlink_to(tmp_path / "runs/a")
