@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.words import clipped
+from jpeft.words import clipped, told_of_no_text
 
 # What foreign JSON may hold. Configs and indexes of released models stay far below either.
 MOST_BYTES = 64 * 2**20
@@ -26,8 +26,15 @@ _PARTIAL = ".partial"
 
 
 def cache_directory() -> Path:
-    """Where tokens and compiled programs are kept between runs: `$JPEFT_CACHE`, or `~/.cache/jpeft` if empty."""
-    return Path(os.environ.get("JPEFT_CACHE", "").strip() or "~/.cache/jpeft").expanduser()
+    """Where tokens and compiled programs are kept between runs: `$JPEFT_CACHE`, or `~/.cache/jpeft` if empty.
+
+    Raises:
+      UserError: its name is not UTF-8, with which JAX could not work.
+    """
+    directory = Path(os.environ.get("JPEFT_CACHE", "").strip() or "~/.cache/jpeft").expanduser()
+    if said := told_of_no_text(str(directory), "set the environment variable JPEFT_CACHE to another directory"):
+        raise UserError(f"{said}.")
+    return directory
 
 
 @contextlib.contextmanager

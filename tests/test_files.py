@@ -103,3 +103,9 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     assert cache_directory() == tmp_path / "me" / ".cache" / "jpeft"
     monkeypatch.setenv("JPEFT_CACHE", " ")  # as a script leaves it that has no value for it
     assert cache_directory() == tmp_path / "me" / ".cache" / "jpeft"
+
+
+def test_a_cache_whose_name_is_not_utf_8_is_refused(monkeypatch):
+    monkeypatch.setenv("JPEFT_CACHE", "/tmp/\udcff")
+    with pytest.raises(UserError, match=r"^'/tmp/\\xff' holds bytes that are not UTF-8; set .* JPEFT_CACHE to another"):
+        cache_directory()

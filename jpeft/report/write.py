@@ -103,9 +103,10 @@ def _remove_earlier(directory: Path, keep: set[str]) -> None:
 
 def _write_whole(path: Path, text: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    data = text if isinstance(text, bytes) else text.encode(errors="backslashreplace")  # a directory may have any name
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        beside.write_bytes(text if isinstance(text, bytes) else text.encode())
+        beside.write_bytes(data)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

@@ -302,3 +302,12 @@ def test_of_a_few_cells_of_the_paper_only_what_they_speak_of_is_shown(tmp_path):
     assert "Findings of the paper of which no cell was run: For (IA)³ later layers" in section.remarks[0]
     table = next(table for table in section.tables() if table.name == "table-1")
     assert len(table.rows) == 3 and len(table.columns) == 2 and not table.missing
+
+
+def test_a_run_whose_directory_has_a_name_that_is_not_utf_8_is_reported(undrawn, tmp_path):
+    write_run(tmp_path / "runs/a\udcff", record())
+    results, problems = load([tmp_path / "runs"])
+    groups = group(results)
+    write(document.of_runs(groups, problems), tmp_path / "out", groups)
+    written = json.dumps(json.loads((tmp_path / "out/report.json").read_text()))
+    assert "runs/a\\udcff/result.json" in written
