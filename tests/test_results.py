@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,11 @@ def test_a_run_that_did_not_finish_or_another_programs_file_is_none():
         RunRecord.of({"status": "done", "steps": 3})
     with pytest.raises(NotARecord, match="lacks device, seed|lacks seed, device"):
         RunRecord.of({k: v for k, v in record().items() if k not in ("seed", "device")})
+
+
+def test_reading_results_loads_neither_a_network_nor_a_tokenizer():
+    """A report is a function of files: it starts at once, and where JAX is not."""
+    heavy = ["jax", "flax", "tokenizers", "transformers", "jpeft.model", "jpeft.peft"]
+    code = f"import sys, jpeft.report.records, jpeft.results; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -17,7 +17,7 @@ from jpeft.data.batches import (
     train_order,
 )
 from jpeft.data.mixture import Mix
-from jpeft.data.prompts import PromptTokens, Template
+from jpeft.data.prompts import PromptTokens
 from jpeft.data.sources import Columns, load_sources, rows_digest, split_name, together
 from jpeft.data.splits import Split, draw, labels_of, leaks, same_inputs
 from jpeft.data.summary import (
@@ -31,6 +31,7 @@ from jpeft.data.summary import (
 )
 from jpeft.data.task_file import require_recordable
 from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples, require_columns, template_columns
+from jpeft.data.template import Template
 from jpeft.data.weighting import class_weights as weights_of_classes
 from jpeft.data.weighting import column_weights, require_classes, scaled, told_of_weights
 from jpeft.errors import UserError

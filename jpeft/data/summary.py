@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from jpeft.data.batches import Tokens
-from jpeft.data.prompts import Template
 from jpeft.data.splits import Split, numbers_of
 from jpeft.data.tasks import Example, Task
+from jpeft.data.template import Template
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.rows.values import alike, can_be_seen, is_missing

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jpeft.data.prompts import Template
+from jpeft.data.template import Template
 from jpeft.errors import UserError
 from jpeft.rows.values import alike, as_text, is_missing
 from jpeft.words import clipped

@@ -10,7 +10,6 @@ import numpy as np
 
 from jpeft.config import ANSWERS, Run
 from jpeft.data.batches import Tokens, tokenize_for
-from jpeft.data.prompts import Template
 from jpeft.data.sources import (
     Columns,
     labels_are_secret,
@@ -23,6 +22,7 @@ from jpeft.data.sources import (
 from jpeft.data.summary import told_of_rows
 from jpeft.data.task_file import DTYPES, QUANTIZED, TaskOfRun
 from jpeft.data.tasks import BENCHMARK, TASKS, Example, Task, check_template, examples, known_label, require_columns
+from jpeft.data.template import Template
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.answering import ScoredAnswers, answer_split
 from jpeft.eval.generate import make_generate

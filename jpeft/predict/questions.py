@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jpeft.data.prompts import PromptIds, PromptTokens, Template
+from jpeft.data.prompts import PromptIds, PromptTokens
 from jpeft.data.tasks import check_template
+from jpeft.data.template import Template
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.rows.values import as_text, is_missing
 

@@ -1,11 +1,11 @@
-"""What the model is asked: templates, and which part of a prompt is cut."""
+"""What the model is asked, as tokens, and which part of a prompt is cut."""
 
 import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jpeft.data.prompts import PromptTokens, Template
+from jpeft.data.prompts import PromptTokens
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
 
@@ -24,41 +24,6 @@ def with_sentinels(tiny_tokenizer, tmp_path_factory):
     directory = tmp_path_factory.mktemp("sentinels")
     backend.save(str(directory / "tokenizer.json"))
     return Tokenizer.load(directory)
-
-
-@pytest.mark.parametrize(
-    ("text", "columns"),
-    [
-        ("{input}", ("input",)),
-        ("{Review Text}: {a.b} {0} {naïve-列}", ("Review Text", "a.b", "0", "naïve-列")),
-        ("{{{x}}} {{y}}", ("x",)),
-        ("{x} and {x}", ("x",)),
-        ("{time:zone} {Why?!}", ("time:zone", "Why?!")),
-        ("no column", ()),
-    ],
-)
-def test_a_template_names_columns_as_they_are_called(text, columns):
-    assert Template.parse(text).columns == columns
-
-
-def test_a_template_is_filled_with_the_columns_texts_and_braces_in_them_are_text():
-    fields = {"Review Text": "{a.b} {{", "a.b": "2", "0": "zero"}
-    assert Template.parse("{{{Review Text}}} = {a.b}{0}}}").render(fields) == "{{a.b} {{} = 2zero}"
-
-
-@pytest.mark.parametrize(
-    "template", ["{text:>1000000000}", "{text!r}", "{text:d}", "{text!s:10}", "{text:}", "{t:.3f}"]
-)
-def test_a_format_in_a_template_is_refused_by_name(template):
-    says = r"asks for a format; write {te?x?t?}, a column's name alone; a column of the name 't.*' has to be renamed$"
-    with pytest.raises(ValueError, match=says):
-        Template.parse(template)
-
-
-@pytest.mark.parametrize("template", ["{input", "input}", "{a {b}}", "{input:{width}}", "}{", "{{{a}}"])
-def test_a_brace_that_stands_alone_is_named_with_its_place(template):
-    with pytest.raises(ValueError, match=r"the brace '[{}]' at character \d+ stands alone"):
-        Template.parse(template)
 
 
 def test_a_prompt_that_fits_is_its_text_and_an_end(tokenizer):
