@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import re
+import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -195,20 +196,29 @@ def require_columns(task: Task, split: str, rows: Mapping[str, list[Any]]) -> No
         mend = " Name the answers' column with --config.data.target=COLUMN."
     else:
         mend = " Name the text's column with --config.data.input=COLUMN, or several with --config.data.template."
-        part = re.split(r"[.\[]", missing)[0]
-        if part != missing and part in rows:
-            mend = f" A template names whole columns: {{{part}}}."
-    near = next((column for column in rows if alike(column) == alike(missing)), None)
+    only = {column: values[0] for column, values in rows.items() if len(values) == 1}
+    meant = meant_by(missing, rows, only)
+    raise UserError(f"{split} rows lack the column {missing!r}; there are: {clipped(there, 1000)}.{meant}{mend}")
+
+
+def meant_by(missing: str, there: Iterable[str], row: Mapping[str, Any] = types.MappingProxyType({})) -> str:
+    """What somebody may have meant by a column that is not there, in a sentence behind a space; else nothing.
+
+    Args:
+      there: the columns that there are.
+      row: values by column, of a row that may hold all rows.
+    """
+    columns = list(there)
+    near = next((column for column in columns if alike(column) == alike(missing)), None)
     if near is not None:
-        mend = f" It is written {ascii(near)} there, not {ascii(missing)}.{mend}"
-    wrapped = next((column for column, values in rows.items() if len(values) == 1 and _holds_objects(values[0])), None)
-    if wrapped is not None:
-        mend = f" The only row's {wrapped!r} is a list of objects: if they are the rows, save that list alone."
-    raise UserError(f"{split} rows lack the column {missing!r}; there are: {clipped(there, 1000)}.{mend}")
-
-
-def _holds_objects(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+        return f" It is written {ascii(near)} there, not {ascii(missing)}."
+    part = re.split(r"[.\[]", missing)[0]
+    if part != missing and part in columns:
+        return f" A template names whole columns: {{{part}}}."
+    for column, value in row.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return f" The row's {column!r} is a list of objects: if they are the rows, save that list alone."
+    return ""
 
 
 def examples(task: Task, split: str, rows: Mapping[str, list[Any]], indices: Iterable[int]) -> list[Example]:
@@ -232,6 +242,7 @@ def examples(task: Task, split: str, rows: Mapping[str, list[Any]], indices: Ite
     made = []
     for row in indices:
         where = f"{split}/{row}"
+        _require_filled(task, rows, row, where)
         target = _answer(task, rows[task.target][row], where)
         same = []
         if references and task.same_input is not None:
@@ -241,6 +252,17 @@ def examples(task: Task, split: str, rows: Mapping[str, list[Any]], indices: Ite
         references_ = tuple(dict.fromkeys([target, *others]))
         made.append(Example(where, template.render(fields), target, references_, fields))
     return made
+
+
+def _require_filled(task: Task, rows: Mapping[str, list[Any]], row: int, where: str) -> None:
+    """Raises `UserError`: a row has no value in a column, though it may have one by another spelling of its name."""
+    for column in (task.target, *task.columns):
+        if is_missing(rows[column][row]):
+            others = [each for each in rows if each != column and not is_missing(rows[each][row])]
+            near = next((each for each in others if alike(each) == alike(column)), None)
+            if near is None:
+                raise UserError(f"row {where} has no {column!r}; fill it in or remove the row.")
+            raise UserError(f"row {where} has no {column!r}, but {ascii(near)}: write one name in every row.")
 
 
 def known_label(task: Task, value: Any, text: str) -> str | None:

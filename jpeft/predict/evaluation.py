@@ -21,7 +21,17 @@ from jpeft.data.sources import (
 )
 from jpeft.data.summary import told_of_rows
 from jpeft.data.task_file import DTYPES, QUANTIZED, TaskOfRun
-from jpeft.data.tasks import BENCHMARK, TASKS, Example, Task, check_template, examples, known_label, require_columns
+from jpeft.data.tasks import (
+    BENCHMARK,
+    TASKS,
+    Example,
+    Task,
+    check_template,
+    examples,
+    known_label,
+    meant_by,
+    require_columns,
+)
 from jpeft.data.template import Template
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.answering import ScoredAnswers, answer_split
@@ -88,7 +98,7 @@ class Evaluation:
         carried = source.task or TaskOfRun(template=TASKS["custom"].template)
         task = carried.task()
         if target is not None:
-            task = dataclasses.replace(task, target=target)
+            task = dataclasses.replace(task, target=target.strip())
         if template is not None:
             check_template(template, "--template", besides=task.target)
             task = dataclasses.replace(task, template=template)
@@ -136,11 +146,14 @@ class Evaluation:
         else:
             name, rows = path.name, read_columns(path, report=report)
         if column is not None:
+            column = column.strip()  # as names of columns are where they are read
             named = Template.parse(self.task.template).columns
             if len(named) != 1:
                 raise UserError(f"--input is one column and the template names {' and '.join(named)}; give --template.")
             if column not in rows:
-                raise UserError(f"{path} has no column {column!r}; there are: {', '.join(rows) or 'none'}.")
+                raise UserError(
+                    f"{path} has no column {column!r}; there are: {', '.join(rows) or 'none'}.{meant_by(column, rows)}"
+                )
             rows = {**rows, named[0]: rows[column]}
         asked_of = (column,) if column is not None else Template.parse(self.task.template).columns
         if asked_of == (self.task.target,):
@@ -152,9 +165,11 @@ class Evaluation:
             raise UserError(f"{path} has no rows; name a file with rows and their right answers.")
         missing = [each for each in self.task.columns if each not in rows]
         if missing:
+            only = {name: values[0] for name, values in rows.items() if len(values) == 1}
             flag = "--target" if missing[0] == self.task.target else "--input or --template"
             raise UserError(
                 f"{path} has no column {missing[0]!r}; there are: {', '.join(rows)}. {flag} says what to take."
+                f"{meant_by(missing[0], rows, only)}"
             )
         if labels_are_secret(self.task, rows):
             raise UserError(

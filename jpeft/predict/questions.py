@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jpeft.data.prompts import PromptIds, PromptTokens
-from jpeft.data.tasks import check_template
+from jpeft.data.tasks import check_template, meant_by
 from jpeft.data.template import Template
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.rows.values import as_text, is_missing
@@ -50,7 +50,9 @@ class ColumnMissing(NoQuestion):
 
     def __init__(self, column: str, fields: Mapping[str, Any]):
         self.column, self.there = column, ", ".join(fields) or "none"
-        super().__init__(f"has no column {column!r}, only {self.there}; --template makes the prompt of other columns")
+        meant = meant_by(column, fields, fields).removesuffix(".")
+        other = f"--template makes the prompt of other columns{'.' if meant else ''}{meant}"
+        super().__init__(f"has no column {column!r}, only {self.there}; {other}")
 
 
 class ColumnEmpty(NoQuestion):

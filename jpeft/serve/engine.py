@@ -11,6 +11,7 @@ import numpy as np
 
 from jpeft.data.batches import padded
 from jpeft.data.task_file import TaskOfRun
+from jpeft.data.tasks import meant_by
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.labels import PackedLabels
 from jpeft.model.tokenizer import Tokenizer
@@ -424,6 +425,10 @@ class Engine:
 
 def _question(where: str, given: str | Mapping[str, Any], prompt: PromptTemplate) -> Question:
     """The question of one input, a text or columns. Raises `UserError`: it is none, and how its sender mends it."""
+    if not isinstance(given, str):
+        given, by_name = {column.strip(): value for column, value in given.items()}, given  # as in files
+        if len(given) < len(by_name):
+            raise UserError(f"{where} has two columns whose names differ by white space only; rename one.")
     try:
         return prompt.of_text(given) if isinstance(given, str) else prompt.of_fields(given)
     except SeveralColumns as error:
@@ -432,7 +437,8 @@ def _question(where: str, given: str | Mapping[str, Any], prompt: PromptTemplate
             '"template": false with a whole prompt.'
         )
     except ColumnMissing as error:
-        said = f"has no column {error.column!r}, only {error.there}; the prompt is made of {prompt.columns}."
+        meant = meant_by(error.column, given)
+        said = f"has no column {error.column!r}, only {error.there}; the prompt is made of {prompt.columns}.{meant}"
     except ColumnEmpty as error:
         said = f"has nothing in {error.column!r}."
     except NoQuestion as error:

@@ -482,7 +482,7 @@ def test_a_column_under_another_spelling_is_named_as_it_stands_there(prepared, t
 def test_rows_under_a_key_beside_others_are_found(prepared, tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"version": "1.1", "data": [{"input": "a", "target": "b"}]}))
-    with pytest.raises(UserError, match="The only row's 'data' is a list of objects: if they are the rows, save that"):
+    with pytest.raises(UserError, match="The row's 'data' is a list of objects: if they are the rows, save that"):
         prepared("custom", path)
 
 

@@ -150,3 +150,11 @@ def test_an_unknown_task_or_kind_is_refused():
 def test_of_a_number_that_is_no_label_it_is_told_which_are(label):
     with pytest.raises(UserError, match=r"unknown label .*; known: 0 \(World\), 1 \(Sports\), 2 .*, 3 \(Sci/Tech\)"):
         examples(TASKS["agnews"], "train", {"text": ["Oil rises"], "label": [label]}, [0])
+
+
+def test_a_row_that_writes_a_columns_name_otherwise_is_told_so():
+    rows = {"input": ["a", None], "Input": [None, "b"], "target": ["x", "y"]}
+    with pytest.raises(UserError, match="row train/1 has no 'input', but 'Input': write one name in every row"):
+        examples(TASKS["custom"], "train", rows, [0, 1])
+    with pytest.raises(UserError, match="row train/1 has no 'input'; fill it in or remove the row"):
+        examples(TASKS["custom"], "train", {**rows, "Input": [None, None]}, [0, 1])

@@ -148,6 +148,8 @@ def test_columns_of_other_names_are_taken_where_the_call_says_so(run, tmp_path):
     assert renamed["text"] == [row["text"] for row in rows] and renamed["label"] == [row["topic"] for row in rows]
     templated = Evaluation.of(source, target="label", template="{body}?")
     assert templated.task.template == "{body}?" and templated.read(other, None, None)[1].keys() == {"body", "label"}
+    _, spaced = Evaluation.of(source, target=" label ").read(other, None, " body ")
+    assert spaced == renamed
     with pytest.raises(UserError, match="--target says what to take"):
         Evaluation.of(source).read(other, None, "body")
 
@@ -178,6 +180,9 @@ def test_an_adapter_that_was_exported_is_asked_alike_and_what_it_saw_is_not_know
         (["--target", "text"], "'text' would be both the text and its right answer"),
         (["--template", "{title}"], "has no column 'title'"),
         (["--template", "{title"], "--template '{title' is malformed"),
+        (["--template", "{text.lower}"], "says what to take. A template names whole columns: {text}."),
+        (["--target", "Topic"], "--target says what to take. It is written 'topic' there, not 'Topic'."),
+        (["--input", "Text"], "there are: text, topic. It is written 'text' there, not 'Text'."),
         (["--answer", "sing"], "--answer is 'sing'"),
         (["--overwrite"], "--overwrite goes with --output"),
         (["--split", "train"], "new.jsonl is a file; leave it out"),

@@ -100,6 +100,8 @@ def test_it_is_told_where_a_runs_template_gives_way(read, tmp_path):
         (b'["x"]', "line 2 of .* is .*; expected an object"),
         (b"null", "line 2 of .* is None; expected an object"),
         (b'{"text": "x"}', "line 2 of .* has no column 'input', only text; --template"),
+        (b'{"Input": "x"}', "line 2 of .* has no column 'input', .*It is written 'Input' there, not 'input'.$"),
+        (b'{"v": 1, "data": [{"input": "x"}]}', "The row's 'data' is a list of objects: if they are the rows"),
         (b'{"input": null}', "line 2 of .* has nothing in 'input'"),
         (b'{"input": "\\ud800"}', "line 2 of .* holds half of a surrogate pair"),
         (b'{"input": "x", "id": "\\ud800"}', "line 2 of .* holds half of a surrogate pair"),
@@ -290,6 +292,11 @@ def test_it_is_said_once_that_lines_are_plain_where_nobody_said_so(tmp_path, mon
     assert said(None, None) == ["standard input is read as plain lines, a text in each (--format says otherwise)"]
     assert "rows.txt is read as plain lines, a text in each" in said(str(tmp_path / "rows.txt"), None)[0]
     assert said(None, "lines") == said(str(tmp_path / "rows.txt"), "lines") == []
+
+
+def test_a_template_that_names_a_part_of_a_column_is_told_the_whole(read):
+    with pytest.raises(UserError, match=r"has no column 'text.lower', .* A template names whole columns: {text}.$"):
+        read(b'{"text": "x"}', prompt=PromptTemplate.given("{text.lower}"))
 
 
 def test_windows_read_no_further_than_they_must(monkeypatch):

@@ -59,6 +59,8 @@ def test_each_input_is_answered_by_the_named_adapter(client, started):
         ({"inputs": [{}]}, "body.inputs.0"),
         ({"inputs": [{"input": ["x"]}]}, "body.inputs.0"),
         ({"inputs": [{"inpt": "x"}]}, "inputs[0] has no column 'input', only inpt"),
+        ({"inputs": [{"Input": "x"}]}, "It is written 'Input' there, not 'input'."),
+        ({"inputs": [{"input": "x", " input": "y"}]}, "inputs[0] has two columns whose names differ by white space"),
         ({"inputs": [{"input": None}]}, "inputs[0] has nothing in 'input'"),
         ({"template": "yes"}, "body.template"),
         ({"labels": ["a"]}, "body.labels"),
