@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jpeft import configs
 from jpeft.cli import build_parser, main, run_experiment
 from jpeft.cli.config_flags import parse_call
 from jpeft.cli.next_steps import next_steps
 from jpeft.cli.run import _in_full
 from jpeft.config import Run
+from jpeft.predict.rows import Input
 from jpeft.program import Program
 
 CONFIG = Path(__file__).parents[1] / "configs/lora_agnews_low.py"
@@ -73,6 +75,17 @@ def test_no_file_gets_the_number_of_a_closed_stream():
     call = [sys.executable, "-c", f"import os; os.close(0); os.close(2)\n{script}"]
     said = subprocess.run(call, stdout=subprocess.PIPE, check=True, text=True).stdout
     assert int(said) > 2
+
+
+def test_a_home_directory_is_found_behind_an_equals_sign_and_in_quotes(tmp_path, monkeypatch):
+    """A shell resolves `~` in neither place."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.csv").write_text("input\nx\n")
+    (tmp_path / "mine.py").write_text("def get_config():\n    return {}\n")
+    assert Input.of((), "~/c.csv", None).file == tmp_path / "c.csv"
+    assert configs.find("~/mine.py:x").path == tmp_path / "mine.py"
+    assert build_parser().parse_args(["report", "~/runs"]).runs == [tmp_path / "runs"]
+    assert build_parser().parse_args(["recommend", "--runs", "~/runs", "b"]).runs == [tmp_path / "runs", Path("b")]
 
 
 def test_an_unknown_command_is_a_wrong_call(capsys):

@@ -45,7 +45,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--task", metavar="TASK", help="classification, generation, or agnews, cola, e2e, samsum; custom with --runs"
     )
     numbers.add_argument("--examples", type=whole(), metavar="N", help="rows that you have to train on")
-    numbers.add_argument("--runs", nargs="+", metavar="DIR", help="your results instead of the published ones")
+    numbers.add_argument(
+        "--runs", nargs="+", type=path, metavar="DIR", help="your results instead of the published ones"
+    )
     trying = parser.add_argument_group("by a search on your own rows")
     trying.add_argument("--data", metavar="FILE", help="rows: JSONL, CSV, Parquet, or a directory of splits")
     trying.add_argument("--model", metavar="NAME", help=MODEL)

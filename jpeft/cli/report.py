@@ -20,7 +20,9 @@ def add(commands: argparse._SubParsersAction) -> None:
             "lacks: spreads over seeds, zero-shot scores, times apart, memory, findings. Without --out it prints them."
         ),
     )
-    report.add_argument("runs", nargs="*", metavar="RUNS", help="run directories, directories of many, or result files")
+    report.add_argument(
+        "runs", nargs="*", type=path, metavar="RUNS", help="run directories, directories of many, or result files"
+    )
     report.add_argument("--out", type=path, metavar="DIR", help="write an HTML page, Markdown, CSV and figures there")
     report.add_argument("--paper", action="store_true", help="recompute the published tables from each other; no runs")
     report.add_argument("--json", action="store_true", help="print the collected numbers as JSON")

@@ -6,6 +6,7 @@ cell of the paper, each a few lines over what stands here.
 
 import dataclasses
 import difflib
+import os
 from pathlib import Path
 
 from jpeft.errors import UserError
@@ -41,7 +42,7 @@ def find(given: str) -> ConfigFile:
       UserError: there is neither a file nor a config of that name.
     """
     name, _, argument = given.partition(":")
-    path = Path(name)
+    path = Path(os.path.expanduser(name))
     try:
         if path.is_file():
             return _config(path, argument)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -87,6 +88,7 @@ class Input:
             if sys.stdin is None and not texts:
                 raise UserError("standard input is closed; name a file by --input, or give texts.")
             return cls(texts, STDIN, format_, guessed=format_ is None)
+        path = os.path.expanduser(path)  # a shell does it not behind `--input=`
         require_file(Path(path), f"--input {path}")
         suffix = Path(path).suffix.lower()
         if format_ is None and suffix in _NO_TEXT:
