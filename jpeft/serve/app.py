@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 from fastapi import Depends, FastAPI, HTTPException, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StrictBool
 from starlette.routing import Match
 
 from jpeft import __version__
@@ -71,8 +71,7 @@ _FLAGS = {  # of the limits that are above 0
 _COME_BACK = {"Retry-After": "5"}  # to a server that takes the place of one that stops, or has failed
 _MOST_COLUMNS = 64  # of a row
 _LONGEST_PLACE = 120  # characters of where a wrong value stands
-_Value: TypeAlias = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | None
-_Columns: TypeAlias = Annotated[dict[str, _Value], Field(min_length=1, max_length=_MOST_COLUMNS)]
+_Columns: TypeAlias = Annotated[dict[str, JsonValue], Field(min_length=1, max_length=_MOST_COLUMNS)]
 
 
 class Service:

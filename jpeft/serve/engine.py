@@ -26,6 +26,7 @@ from jpeft.predict.questions import (
     QuestionTokens,
     SeveralColumns,
 )
+from jpeft.rows.values import can_be_seen
 from jpeft.serve.bank import AdapterBank, UnknownAdapter
 
 _UNCUT = 2**31  # tokens: no text that is taken has so many
@@ -424,7 +425,15 @@ class Engine:
 
 
 def _question(where: str, given: str | Mapping[str, Any], prompt: PromptTemplate) -> Question:
-    """The question of one input, a text or columns. Raises `UserError`: it is none, and how its sender mends it."""
+    """Makes the question of one input. Raises `UserError`: as `_asked_by`; or nothing of it can be seen."""
+    question = _asked_by(where, given, prompt)
+    if not any(map(can_be_seen, question.fields.values())):
+        raise UserError(f"{where} has no text that can be seen; leave it out, or send its text.")
+    return question
+
+
+def _asked_by(where: str, given: str | Mapping[str, Any], prompt: PromptTemplate) -> Question:
+    """What one input asks, a text or columns. Raises `UserError`: it is none, and how its sender mends it."""
     if not isinstance(given, str):
         given, by_name = {column.strip(): value for column, value in given.items()}, given  # as in files
         if len(given) < len(by_name):

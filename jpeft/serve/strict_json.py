@@ -27,6 +27,9 @@ class StrictJsonRoute(APIRoute):
 
 class _StrictRequest(Request):
     async def json(self) -> Any:
+        encoding = self.headers.get("content-encoding", "identity")
+        if encoding.strip().lower() != "identity":
+            raise HTTPException(422, f"the body has the Content-Encoding {encoding[:40]!r}; send it as plain JSON.")
         try:
             return _PARSER.parse((await self.body()).decode("utf-8-sig"), "the body")
         except UnicodeDecodeError:
