@@ -107,6 +107,26 @@ def load_rows(
     return {name: columns for name, columns in splits.items() if name not in secret}
 
 
+def read_split(
+    task: Task, path: Path, name: str, *, report: Callable[[str], None] = lambda line: None
+) -> tuple[str, Columns]:
+    """One split of a directory, by any name that it may have, and what it is called; no other is read.
+
+    Raises:
+      UserError: it is not there, has no labels, or cannot be read.
+    """
+    split = next((split for split, names in _SPLIT_NAMES.items() if name.lower() in names), name)
+    directory, files, of_split = _by_split(task, path)
+    if not of_split.get(split):
+        there = ", ".join(each for each, found in of_split.items() if found)
+        shown = f"only {there}" if there else f"it holds: {', '.join(file.name for file in files[:8]) or 'nothing'}"
+        raise UserError(f"{directory} has no {name[:40]} split, {shown}; give one by --split.")
+    columns = _joined([read_columns(file, report=report) for file in of_split[split]])
+    if labels_are_secret(task, columns):
+        raise UserError(f"the {split} split of {directory} has no labels, -1 in every row; give another by --split.")
+    return split, columns
+
+
 def labels_are_secret(task: Task, columns: Columns) -> bool:
     """Whether every label is the -1 that GLUE's test rows have, so that nothing could be scored.
 

@@ -13,8 +13,8 @@ from jpeft.data.batches import Tokens, tokenize_for
 from jpeft.data.sources import (
     Columns,
     labels_are_secret,
-    load_rows,
     load_sources,
+    read_split,
     rows_digest,
     source_in_use,
     together,
@@ -22,7 +22,6 @@ from jpeft.data.sources import (
 from jpeft.data.summary import told_of_rows
 from jpeft.data.task_file import DTYPES, QUANTIZED, TaskOfRun
 from jpeft.data.tasks import (
-    BENCHMARK,
     TASKS,
     Example,
     Task,
@@ -136,13 +135,7 @@ class Evaluation:
         if split_name is not None and path.is_file():
             raise UserError(f"--split is one of a directory's, and {path} is a file; leave it out.")
         if path.is_dir():
-            split_name = split_name or "test"
-            splits = load_rows(self.task, "local", str(path), report=report)
-            if split_name not in splits:
-                known = " with known labels" if self.task.name in BENCHMARK else ""
-                there = ", ".join(splits)
-                raise UserError(f"{path} has no {split_name} split{known}, only {there}; give one by --split.")
-            name, rows = split_name, splits[split_name]
+            name, rows = read_split(self.task, path, split_name or "test", report=report)
         else:
             name, rows = path.name, read_columns(path, report=report)
         if column is not None:

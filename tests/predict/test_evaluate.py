@@ -154,6 +154,30 @@ def test_columns_of_other_names_are_taken_where_the_call_says_so(run, tmp_path):
         Evaluation.of(source).read(other, None, "body")
 
 
+def test_one_split_of_a_directory_is_read_by_any_name_that_it_may_have(run, tmp_path):
+    test = Evaluation.of(AnswerSource.find(None, run, report=print))
+    write_rows(tmp_path / "test.jsonl", rows_of(3, seed=9))  # no others: nothing trains here
+    assert test.read(tmp_path, None, None)[0] == "test"
+    write_rows(tmp_path / "dev.jsonl", rows_of(2, seed=8))
+    (tmp_path / "train.jsonl").write_text("{ not read")
+    for name in ("dev", "validation", "Val"):
+        split, rows = test.read(tmp_path, name, None)
+        assert split == "validation" and len(rows["text"]) == 2
+    with pytest.raises(UserError, match="has no nightly split, only train, validation, test; give one by --split"):
+        test.read(tmp_path, "nightly", None)
+    (tmp_path / "test.jsonl").rename(tmp_path / "last.jsonl")
+    with pytest.raises(UserError, match="has no test split, only train, validation; give one by --split"):
+        test.read(tmp_path, None, None)
+
+
+def test_labels_that_are_kept_secret_are_said_so(run, tmp_path):
+    source = AnswerSource.find(None, run, report=print)
+    cola = dataclasses.replace(Evaluation.of(source), task=TASKS["cola"])
+    write_rows(tmp_path / "test.jsonl", [{"sentence": "x", "label": -1}])
+    with pytest.raises(UserError, match="the test split of .* has no labels, -1 in every row; give another by --split"):
+        cola.read(tmp_path, None, None)
+
+
 @pytest.mark.slow
 def test_a_call_may_ask_for_generated_answers(evaluate, run, tmp_path):
     file = write_rows(tmp_path / "a.jsonl", rows_of(4, seed=9))
@@ -199,7 +223,7 @@ def test_a_wrong_call_is_answered_in_one_line(flags, says, evaluate, run, tmp_pa
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        ("", "has no test split with known labels, only train, validation; give one by --split"),
+        ("", "the test split of .* has no labels, -1 in every row; give another by --split"),
         ("test.jsonl", "each label of .*test.jsonl is -1, which stands for one that is kept secret"),
     ],
 )
