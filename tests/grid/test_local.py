@@ -93,18 +93,20 @@ def test_a_wrong_call_is_one_line(flags, says, grid_flags, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("workdir", "flags", "says"),
     [
-        (["--config.data.path=no/such/rows"], "data.path 'no/such/rows' does not exist"),
-        (["--config.data.path={rows},{rows}"], "data.path lists 2 files; say how they are mixed"),
-        (["--workdir={file}/grid"], "--workdir {file}/grid cannot be written (Not a directory)"),
-        (["--workdir={file}/grid", "--launcher=ray"], "--workdir {file}/grid cannot be written (Not a directory)"),
+        ("grid", ["--config.data.path=no/such/rows"], "data.path 'no/such/rows' does not exist"),
+        ("grid", ["--config.data.path={rows},{rows}"], "data.path lists 2 files; say how they are mixed"),
+        ("file/grid", [], "--workdir {file}/grid cannot be written (Not a directory)"),
+        ("file/grid", ["--launcher=ray"], "--workdir {file}/grid cannot be written (Not a directory)"),
     ],
 )
-def test_what_would_fail_every_cell_is_one_line_before_any_begins(flags, says, grid_flags, tmp_path, capsys, toy_jsonl):
+def test_what_would_fail_every_cell_is_one_line_before_any_begins(
+    workdir, flags, says, grid_flags, tmp_path, capsys, toy_jsonl
+):
     (tmp_path / "file").write_text("")
     named = {"file": tmp_path / "file", "rows": toy_jsonl}
-    given = grid_flags(tmp_path / "grid", *(flag.format(**named) for flag in flags))
+    given = grid_flags(tmp_path / workdir, *(flag.format(**named) for flag in flags))
     assert main([*given, "--dry-run"]) == 0
     capsys.readouterr()
     assert main(given) == 2

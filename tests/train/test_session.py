@@ -2,6 +2,7 @@
 
 import importlib
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,9 +135,10 @@ def test_a_base_that_a_method_trains_is_its_own_whatever_the_method_is_called(ce
         trains_base = False
 
     run, session, layout = cell("lora"), Session(), Layout.of_devices()
+    directory = Path(run.model.name)
     for method in (Toy, Frozen):
         monkeypatch.setitem(setup.METHODS, run.method.name, method)
-        bases = [setup._load_base(run, session, layout, print)[0] for _ in range(2)]
+        bases = [setup._load_base(run, session, layout, directory, "its content")[0] for _ in range(2)]
         assert (bases[0] is bases[1]) == (not method.trains_base)
 
 
