@@ -248,6 +248,7 @@ def _leave(status: int, message: str = "") -> NoReturn:
     with _LEAVING:
         if message:
             print(message, file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # it was closed
+                stream.flush()
         os._exit(status)
