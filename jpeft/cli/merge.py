@@ -100,9 +100,8 @@ def _merge(arguments: argparse.Namespace) -> int:
             quantization=kept,
         )
         if task is not None:
-            dataclasses.replace(task, quantization="auto", base=None).write(
-                out
-            )  # of what is wide: it is not rounded again
+            # Of what is wide, which is not rounded again, and is no adapter's.
+            dataclasses.replace(task, quantization="auto", base=None).write(out)
         (out / "README.md").write_text(card, encoding="utf-8")
     if arguments.json:
         values = {"out": str(arguments.out), "base": name, "method": method.name, "dtype": dtype.name}
