@@ -107,8 +107,8 @@ def has_gpu_driver() -> bool:
 def visible_gpus() -> list[str]:
     """The GPUs that JAX would find here, each as CUDA_VISIBLE_DEVICES names it.
 
-    There are none where JAX_PLATFORMS leaves GPUs out. A list of devices ends, as CUDA reads it, before the first word that names
-    none, such as -1.
+    There are none where JAX_PLATFORMS leaves GPUs out. A list of devices ends, as CUDA reads it, before the first word
+    that names none, such as -1.
     """
     platforms = {name.strip() for name in os.environ.get("JAX_PLATFORMS", "").split(",")} - {""}
     if platforms and platforms.isdisjoint(_PLATFORMS_OF_GPUS):
