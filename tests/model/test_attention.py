@@ -114,10 +114,18 @@ def test_a_block_keeps_its_products_and_makes_the_rest_anew():
 BEAMS = 3
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("kv_heads", [HEADS, 2, 1])
-@pytest.mark.parametrize("beams", [1, BEAMS])
-@pytest.mark.parametrize("prefixes", ["none", "shared", "each its own"])
+@pytest.mark.parametrize(
+    ("prefixes", "beams", "kv_heads", "dtype"),
+    [
+        ("none", 1, HEADS, jnp.float32),
+        ("none", BEAMS, 2, jnp.float32),
+        ("none", BEAMS, 1, jnp.bfloat16),
+        ("shared", 1, 1, jnp.float32),
+        ("shared", BEAMS, 2, jnp.bfloat16),
+        ("each its own", 1, HEADS, jnp.float32),
+        ("each its own", BEAMS, 2, jnp.float32),
+    ],
+)
 def test_a_query_makes_of_caches_in_parts_what_it_makes_of_one_text(prefixes, beams, kv_heads, dtype):
     """What was read once a row, what each beam has written, and a prefix before both."""
     draw = np.random.default_rng(3)
