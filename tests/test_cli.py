@@ -71,7 +71,9 @@ def test_help_names_every_section_and_flag(capsys):
 
 def test_no_file_gets_the_number_of_a_closed_stream():
     """Else what a library prints would stand in a file that was opened."""
-    script = "import os; from jpeft.cli import _prepare_process; _prepare_process(); print(os.open('/', 0), flush=True)"
+    script = (
+        "import os; from jpeft.cli import _mend_environment; _mend_environment(); print(os.open('/', 0), flush=True)"
+    )
     call = [sys.executable, "-c", f"import os; os.close(0); os.close(2)\n{script}"]
     said = subprocess.run(call, stdout=subprocess.PIPE, check=True, text=True).stdout
     assert int(said) > 2

@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `jpeft ARGUMENTS` and returns its exit status."""
-    _prepare_process()
+    _mend_environment()
     return _one_line_errors(lambda: _command(sys.argv[1:] if argv is None else argv))
 
 
@@ -88,7 +88,7 @@ def _command(argv: Sequence[str]) -> int:
 
 def run_experiment(argv: Sequence[str]) -> int:
     """`main.py`: one run from a config file and overrides, as `jpeft train`. Returns the exit status."""
-    _prepare_process()
+    _mend_environment()
     return _one_line_errors(lambda: _experiment(argv))
 
 
@@ -122,7 +122,7 @@ def _fail(status: int, error: object) -> int:
     return status
 
 
-def _prepare_process() -> None:
+def _mend_environment() -> None:
     """Makes up for what a container or a shell may lack, before a library asks for it."""
     for number in range(3):
         try:

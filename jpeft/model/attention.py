@@ -3,6 +3,8 @@
 A score for each query and each key is the largest thing that a step of long rows makes. The backward pass makes them
 anew from queries and keys, as Dao et al. (2022) do; two numbers a query are kept of them, the largest and the sum that
 the softmax divides by.
+
+While answers are written one query of each row attends to keys and values that are kept, in parts (`CachedParts`).
 """
 
 import functools

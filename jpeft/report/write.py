@@ -1,13 +1,12 @@
 """A report as files in a directory, each whole or not there."""
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.files import read_json_object
+from jpeft.files import read_json_object, write_whole
 from jpeft.report import csvs, markdown, page, plain
 from jpeft.report.document import Document
 from jpeft.report.groups import Group
@@ -61,7 +60,7 @@ def write(document: Document, directory: Path, groups: Sequence[Group] = ()) -> 
         _remove_earlier(directory, keep=set(texts))
         # The index first: what comes after it is known as a report's, should this be killed.
         for name in sorted(texts, key=lambda name: name != _INDEX):
-            _write_whole(directory / name, texts[name])
+            _write(directory / name, texts[name])
     except OSError as error:
         raise RunFailed(f"{error.filename or directory} cannot be written: {error.strerror}") from None
     return [directory / name for name in texts], without
@@ -101,12 +100,8 @@ def _remove_earlier(directory: Path, keep: set[str]) -> None:
             (directory / path).unlink(missing_ok=True)
 
 
-def _write_whole(path: Path, text: str | bytes) -> None:
+def _write(path: Path, text: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = text if isinstance(text, bytes) else text.encode(errors="backslashreplace")  # a directory may have any name
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(data)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with write_whole(path) as beside:
+        # A directory that is named in a report may have any name.
+        beside.write_bytes(text if isinstance(text, bytes) else text.encode(errors="backslashreplace"))
