@@ -456,6 +456,10 @@ def test_targets_that_the_vocabulary_writes_otherwise_are_said_where_they_are_ju
     assert "'am has won²  by" in said and "as 'am has won2 by" in said and "accuracy, BLEU and chrF" in said
     path = write(tmp_path / "mine.jsonl", [(f"goal {i}", f" the team has won by {i} goals ") for i in range(40)])
     assert not any("writes otherwise" in line for line in prepared("custom", path, tokenizer=tokenizer)[1])
+    path = write(tmp_path / "mine.jsonl", [(f"goal {i}", "goal\n" + " team" * i) for i in range(40)])
+    _, lines = prepared("custom", path)  # a vocabulary without line breaks
+    assert any(line.startswith("targets with characters that this vocabulary does not have") for line in lines)
+    assert not any("writes otherwise" in line for line in lines)  # said once, by what is lost
 
 
 def test_one_column_cannot_be_the_text_and_its_answer(prepared, tmp_path):

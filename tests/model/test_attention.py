@@ -156,6 +156,13 @@ def test_a_query_makes_of_caches_in_parts_what_it_makes_of_one_text(prefixes, be
     assert np.allclose(found.astype(jnp.float32), expected.astype(jnp.float32), atol=within, rtol=within)
 
 
+def test_keys_before_the_text_that_are_not_shown_are_as_none():
+    q, k, v, bias = given()
+    first, shown = jnp.full((ROWS, HEADS, 2, WIDTH), 3.0), jnp.zeros((ROWS, 2), bool)
+    before = KeysValues(k, v).behind(first, first).mixed_by(q, with_room(bias, 2, shown, KEYS))
+    assert np.allclose(before[0], attend(q, k, v, bias)[0], atol=1e-6)  # in the other row nothing at all is seen
+
+
 def test_caches_in_parts_drop_nothing():
     q, k, v, bias = given()
     parts = CachedParts((KeysValues(k, v).cached(),))

@@ -1,6 +1,7 @@
 """An adapter on a base that it was not tuned on, whatever its name: whoever answers by both says so."""
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -11,9 +12,7 @@ from jpeft.model import t5_weights
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.model.weight_files import model_fingerprint
 from jpeft.peft.lora import Lora
-from jpeft.serve.bank import AdapterBank
-from jpeft.serve.engine import Engine, PaddedShapes
-from jpeft.serve.pool import room_for
+from jpeft.serve import start
 from tests.conftest import random_t5
 from tests.serve.adapters import make
 
@@ -53,13 +52,15 @@ def test_predict_and_merge_tell_a_base_by_its_content(which, adapter, other, tmp
     assert merged is not None and merged.base is None  # a whole model stands on no other
 
 
-def test_a_server_says_so_of_each_adapter(adapter, other, tiny_checkpoint):
+def test_a_server_says_so_of_each_adapter(adapter, other, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(start, "_compile", lambda engine, say: None)
+    shutil.copytree(adapter, tmp_path / "a")
     for base in (tiny_checkpoint, other):
-        model = t5_weights.load(base)
-        bank = AdapterBank(model, capacity=1, room=room_for(model, Lora.official(rank=2)))
-        engine = Engine(bank, Tokenizer.load(base), PaddedShapes((1,), (16,), (4,)), base=model_fingerprint(base))
-        engine.load("a", adapter)
+        lines = []
+        choices = start.Choices(str(base), tmp_path, "float32", base_names=(), capacity=1, room=())
+        engine, _ = start.start(choices, start.ShapeFlags(), say=lines.append)
         assert any(SAYS in note for note in engine.asking("a").notes) == (base == other)
+        assert any(line.startswith("note     a: it ") and SAYS in line for line in lines) == (base == other)
 
 
 def test_of_what_nobody_knows_nothing_is_said():

@@ -370,6 +370,8 @@ def test_bfloat16_rematerialised_blocks_beams_and_dropout(tiny_checkpoint, toy_d
 @pytest.mark.slow
 def test_after_full_tuning_the_adapter_is_a_model_to_go_on_from(tiny_checkpoint, toy_data, tmp_path, capsys):
     assert run("full_agnews_low", tmp_path / "first", tiny_checkpoint, toy_data) == 0
+    task = TaskOfRun.read(tmp_path / "first/adapter")
+    assert task is not None and task.base is None  # a whole model stands on no other
     tuned = tmp_path / "first/adapter"
     assert run("lora_agnews_low", tmp_path / "second", tuned, toy_data, "--config.eval.zero_shot=True") == 0
     first, second = result_of(tmp_path / "first"), result_of(tmp_path / "second")

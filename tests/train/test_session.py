@@ -140,6 +140,7 @@ def test_a_base_that_a_method_trains_is_its_own_whatever_the_method_is_called(ce
         monkeypatch.setitem(setup.METHODS, run.method.name, method)
         bases = [setup._load_base(run, session, layout, directory, "its content")[0] for _ in range(2)]
         assert (bases[0] is bases[1]) == (not method.trains_base)
+        assert setup._load_base(run, session, layout, directory, "another's under its name")[0] is not bases[1]
 
 
 def test_the_base_alone_is_tested_anew_where_it_is_another_under_the_same_name(
