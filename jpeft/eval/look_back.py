@@ -49,7 +49,7 @@ def look_back(task: Task, examples: Sequence[Example], scored: ScoredAnswers, *,
     if task.kind == "classification":
         confusion = Confusion.of(targets, scored.predictions, accuracy.scores, task.answers)
     interval = share_uncertainty(ACCURACY.name, accuracy.scores, [example.input for example in examples]).interval
-    warnings = of_test(
+    warnings = _warnings_of(
         scored.predictions, targets, confusion, accuracy=accuracy.number, interval=interval, answer=answer
     )
     return LookBack(trust, confusion, warnings)
@@ -66,7 +66,7 @@ def few_test_rows(rows: int) -> str | None:
     )
 
 
-def of_test(
+def _warnings_of(
     predictions: Sequence[str],
     targets: Sequence[str],
     confusion: Confusion | None,
