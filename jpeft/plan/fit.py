@@ -11,7 +11,6 @@ from jpeft.plan.compile import Compiled, Compiler
 from jpeft.plan.devices import Device
 from jpeft.plan.memory import STEPS, Held, Lengths, longest_lengths
 from jpeft.train import fitting
-from jpeft.typed_config import AUTO
 
 USABLE = 0.9  # of a device's memory; the rest is the driver's, the allocator's gaps and what no plan foresees
 Report = Callable[[str], None]
@@ -150,28 +149,27 @@ def fitted(
     room = USABLE * memory - held.bytes
     if room <= 0:
         return None
-    open_ = {key: anything or value == AUTO for key, value in fitting.settled(run).items()}
 
     def needs_training(setting: fitting.Training) -> int:
         report(f"does it fit with {setting.rows} rows a micro-batch, remat {setting.remat}?")
         return _needs(compiler.compile(fitting.with_training(first, setting), lengths, "train"), room)
 
-    def needs_evaluation(rows: int) -> int:
-        report(f"does it fit with {rows} rows evaluated at once?")
-        changed = fitting.with_evaluation(first, rows)
+    def needs_evaluation(changed: Run) -> int:
+        report(f"does it fit with {changed.rows()[1]} rows evaluated at once?")
         generation = _needs(compiler.compile(changed, lengths, "generation"), room) + held.answering
         return max(generation, _needs(compiler.compile(changed, lengths, "validation"), room))
 
-    settings = fitting.trainings(first, remat=open_["model.remat"], rows=open_["train.batch_size"])
-    training = fitting.first_training(settings, needs_training, room)
-    if training is None:
+    try:
+        settled = fitting.mildest_fitting(
+            first,
+            fitting.settled(run) if anything else fitting.open_keys(run),
+            training_needs=needs_training,
+            evaluation_needs=needs_evaluation,
+            room=room,
+        )
+    except fitting.NothingFits:
         return None
-    rows = fitting.first_evaluation(fitting.evaluations(first, rows=open_["eval.batch_size"]), needs_evaluation, room)
-    if rows is None:
-        return None
-    made = make_plan(
-        fitting.with_evaluation(fitting.with_training(first, training), rows), compiler, lengths, report=report
-    )
+    made = make_plan(settled, compiler, lengths, report=report)
     return made if made.fits(memory) else None
 
 

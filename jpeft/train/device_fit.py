@@ -25,7 +25,6 @@ from jpeft.train.programs import Programs
 from jpeft.train.setup import Setup
 from jpeft.train.step import TrainState, zero_sums
 from jpeft.trouble import out_of_memory
-from jpeft.typed_config import AUTO
 from jpeft.words import counted, size
 
 _NOT_AT_ALL = 2**62  # bytes, of what a compiler refuses
@@ -80,20 +79,16 @@ class DeviceFit:
         self._free = least_of(
             free - bytes_on_a_device(self._layout.describe(sums.grads))
         )  # where the gradients will be
-        open_ = {key: value == AUTO for key, value in fitting.settled(self._asked).items()}
-        settings = fitting.trainings(self._first, remat=open_["model.remat"], rows=open_["train.batch_size"])
-        training = fitting.first_training(settings, self._training_needs, self._free)
-        if training is None:
-            raise self._nothing_fits("a training step")
-        run = fitting.with_training(self._first, training)
-        rows = fitting.first_evaluation(
-            fitting.evaluations(run, rows=open_["eval.batch_size"]),
-            lambda rows: self._evaluation_needs(rows, training.remat),
-            self._free,
-        )
-        if rows is None:
-            raise self._nothing_fits("generating answers")
-        return fitting.with_evaluation(run, rows)
+        try:
+            return fitting.mildest_fitting(
+                self._first,
+                fitting.open_keys(self._asked),
+                training_needs=self._training_needs,
+                evaluation_needs=self._evaluation_needs,
+                room=self._free,
+            )
+        except fitting.NothingFits as error:
+            raise self._nothing_fits(str(error)) from None
 
     def _nothing_fits(self, what: str) -> RunFailed:
         assert self._free is not None
@@ -129,8 +124,8 @@ class DeviceFit:
         needs = self._asks(programs.accumulate, sums, self._state.adapter, self._base, key, number, number, batch)
         return self._judged(needs, setting.rows)
 
-    def _evaluation_needs(self, rows: int, remat: str) -> int:
-        programs = self.programs(remat)[0]
+    def _evaluation_needs(self, run: Run) -> int:
+        programs, rows = self.programs(run.model.remat)[0], run.rows()[1]
         trees = self._state.adapter, self._base
         inputs = jax.ShapeDtypeStruct((rows, self._longest_answered()), jnp.int32)
         answering = programs.answering

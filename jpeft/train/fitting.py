@@ -5,7 +5,7 @@ evaluated at once. How much a setting needs is asked of the compiled program its
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from jpeft.config import Run
@@ -111,6 +111,41 @@ def first_evaluation(rows: Sequence[int], needs: Callable[[int], int], room: flo
     return None
 
 
+class NothingFits(Exception):
+    """No setting that may be taken fits; the text is what does not: `a training step`, `generating answers`."""
+
+
+def mildest_fitting(
+    run: Run,
+    changeable: Container[str],
+    *,
+    training_needs: Callable[[Training], int],
+    evaluation_needs: Callable[[Run], int],
+    room: float,
+) -> Run:
+    """The run with the mildest settings that need no more than `room` bytes.
+
+    Args:
+      run: without any `auto`.
+      changeable: of `model.remat`, `train.batch_size` and `eval.batch_size` those that may change.
+      training_needs: bytes that a micro-batch's program takes; each call may compile for a minute.
+      evaluation_needs: bytes that the programs of evaluation take, of a run whose training is settled; likewise.
+
+    Raises:
+      NothingFits: no setting does.
+    """
+    settings = trainings(run, remat="model.remat" in changeable, rows="train.batch_size" in changeable)
+    training = first_training(settings, training_needs, room)
+    if training is None:
+        raise NothingFits("a training step")
+    trained = with_training(run, training)
+    numbers = evaluations(trained, rows="eval.batch_size" in changeable)
+    rows = first_evaluation(numbers, lambda rows: evaluation_needs(with_evaluation(trained, rows)), room)
+    if rows is None:
+        raise NothingFits("generating answers")
+    return with_evaluation(trained, rows)
+
+
 def with_settled(asked: Run, values: Mapping[str, Any]) -> Run:
     """The run with what was settled before, as `settled` has it.
 
@@ -123,17 +158,14 @@ def with_settled(asked: Run, values: Mapping[str, Any]) -> Run:
     """
     mildest = asked.mildest()
     run, first = mildest, settled(mildest)
-    opened = {
-        "model.remat": asked.model.remat == AUTO,
-        "train.batch_size": asked.train.batch_size == AUTO,
-        "train.accumulation_steps": asked.train.batch_size == AUTO,
-        "eval.batch_size": asked.eval.batch_size == AUTO,
-    }
-    for key, is_open in opened.items():
+    opened = open_keys(asked)
+    if "train.batch_size" in opened:
+        opened.add("train.accumulation_steps")
+    for key in first:
         value = values.get(key)
         if value in (AUTO, None):
             raise UserError(f"{key} is {value!r}, which settles nothing")
-        if not is_open and value != first[key]:
+        if key not in opened and value != first[key]:
             raise UserError(f"{key} is {value!r}, and the config says {first[key]!r}")
         run = with_value(run, key, value)
     if _step_rows(run) != _step_rows(mildest):
@@ -143,6 +175,11 @@ def with_settled(asked: Run, values: Mapping[str, Any]) -> Run:
 
 def _step_rows(run: Run) -> int:
     return run.rows()[0] * run.train.accumulation_steps
+
+
+def open_keys(run: Run) -> set[str]:
+    """The settings that a run leaves open: those that are `auto`, by config key."""
+    return {key for key, value in settled(run).items() if value == AUTO}
 
 
 def settled(run: Run) -> dict[str, int | str]:
