@@ -140,7 +140,8 @@ def _example(url: str, name: str, asking: "Asking") -> str:
 def _service(arguments: argparse.Namespace) -> "Service":
     """Loads and compiles what the arguments ask for."""
     from jpeft.process import prepare_process
-    from jpeft.serve.app import Limits, Service
+    from jpeft.serve.app import Service
+    from jpeft.serve.limits import Limits
     from jpeft.serve.start import Choices, ShapeFlags, start
 
     def say(line: str) -> None:

@@ -10,7 +10,8 @@ from fastapi.testclient import TestClient
 
 from jpeft.cli import main, run_experiment
 from jpeft.data.task_file import TaskOfRun
-from jpeft.serve.app import Limits, Service, make_app
+from jpeft.serve.app import Service, make_app
+from jpeft.serve.limits import Limits
 from jpeft.serve.start import Choices, ShapeFlags, start
 from tests.conftest import _WORDS
 

@@ -13,8 +13,9 @@ from fastapi.testclient import TestClient
 
 from jpeft.errors import UserError
 from jpeft.model.decode import Generated
-from jpeft.serve.app import Limits, Service, make_app
+from jpeft.serve.app import Service, make_app
 from jpeft.serve.engine import Answer, NoNumber
+from jpeft.serve.limits import Limits
 from jpeft.serve.shelf import Shelf
 from tests.serve.conftest import ON_SHELF
 
