@@ -181,6 +181,11 @@ def test_short_flags_are_a_call_in_full():
             "--data is short for --config.data.path, which is given, too; give one of them.",
         ),
         (["--config=custom", "--config.method.name", "ia3", "--method=lora"], "--method is short for --config.m"),
+        (
+            ["--config=mini:lora_custom_all", "--config.train.seed=1", "--config.train.seed", "2"],
+            "--config.train.seed is given twice, '1' and '2'; give it once.",
+        ),
+        (["--config=custom", "--workdir=a", "-workdir=b"], "--workdir is given twice, 'a' and 'b'; give it once."),
         (["--data=no.csv", "--model=mini"], "'no.csv' does not exist"),
         (["--dta", "x.csv"], "--dta is no flag; did you mean --data? jpeft train --help lists them."),
         (["--data=x.csv", "--modle=mini"], "--modle is no flag; did you mean --model?"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,6 +73,7 @@ def parse_call(
         return None
     if found is None:
         raise UserError(_MISSING)
+    _require_once(argv)
     config_file = found.path
     sys.modules.pop(
         "config_config", None
@@ -156,6 +158,19 @@ def _with_file(argv: Sequence[str]) -> tuple[list[str], ConfigFile | None]:
         found = configs.find(given)
         changed[at] = f"{before}{found.path}" + (f":{found.argument}" if found.argument else "")
     return changed, found
+
+
+def _require_once(argv: Sequence[str]) -> None:
+    """Raises `UserError` where a key, or the directory, is given two values, of which `absl` takes the last."""
+    given: dict[str, str] = {}
+    for arg, after in zip(argv[1:], [*argv[2:], ""], strict=True):
+        named = re.match(r"--?(config\.[^=]+|workdir)(=|$)", arg)
+        if named is None:
+            continue
+        name, value = named[1], arg[named.end() :] if named[2] else after
+        before = given.setdefault(name, value)
+        if before != value:
+            raise UserError(f"--{name} is given twice, {before[:80]!r} and {value[:80]!r}; give it once.")
 
 
 def _explain_flag(error: BaseException, argv: Sequence[str], config_type: type, config_file: Path) -> str:
