@@ -181,11 +181,6 @@ def test_short_flags_are_a_call_in_full():
             "--data is short for --config.data.path, which is given, too; give one of them.",
         ),
         (["--config=custom", "--config.method.name", "ia3", "--method=lora"], "--method is short for --config.m"),
-        (
-            ["--config=mini:lora_custom_all", "--config.train.seed=1", "--config.train.seed", "2"],
-            "--config.train.seed is given twice, '1' and '2'; give it once.",
-        ),
-        (["--config=custom", "--workdir=a", "-workdir=b"], "--workdir is given twice, 'a' and 'b'; give it once."),
         (["--data=no.csv", "--model=mini"], "'no.csv' does not exist"),
         (["--dta", "x.csv"], "--dta is no flag; did you mean --data? jpeft train --help lists them."),
         (["--data=x.csv", "--modle=mini"], "--modle is no flag; did you mean --model?"),
@@ -196,6 +191,16 @@ def test_a_wrong_short_flag(flags, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run_experiment(["main.py", *flags]) == 2
     assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_key_given_again_overrides_and_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    call = ["main.py", "--config=custom", "--config.data.path=none.csv", "--config.train.seed=1", "--workdir=a"]
+    assert run_experiment([*call, "--config.train.seed", "2", "-workdir=a"]) == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if "twice" in line]
+    assert told == ["note: --config.train.seed is given twice, '1' and '2'; the last counts"]
+    assert run_experiment([*call, "--config.train.seed=2", "--quiet"]) == 2
+    assert "twice" not in capsys.readouterr().err
 
 
 def test_jpeft_train_is_main_py(tmp_path, monkeypatch, capsys):

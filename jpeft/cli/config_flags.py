@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,26 +44,10 @@ def parse_call(
       UserError: the file or a flag is not as it has to be.
     """
     from absl import flags
-    from ml_collections import ConfigDict, config_flags
 
     argv, found = _with_file(argv)
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "A file with get_config().", flag_values=values, sys_argv=list(argv)
-    )
-    flags.DEFINE_string(
-        "workdir",
-        None,
-        "Directory of the run; by default runs/<name of the config>, or, with `jpeft train --data FILE` and no "
-        "--config, runs/<method>_<name of FILE without its ending>.",
-        flag_values=values,
-    )
-    flags.DEFINE_bool(
-        "overwrite", False, "Run again what is finished, or was run with another config.", flag_values=values
-    )
-    flags.DEFINE_bool("quiet", False, "Print the result and errors only.", flag_values=values)
-    if in_processes:
-        _define_process_flags(values)
+    _define_flags(values, argv, in_processes)
     if len(argv) < 2 or any(arg in ("-h", "-help", "--help") for arg in argv[1:]):
         print(help_text + _describe_keys(config_type))
         for name in ("workdir", "overwrite", "quiet", *(_PROCESS_FLAGS if in_processes else ())):
@@ -73,11 +57,26 @@ def parse_call(
         return None
     if found is None:
         raise UserError(_MISSING)
-    _require_once(argv)
-    config_file = found.path
-    sys.modules.pop(
-        "config_config", None
-    )  # ml_collections loads every config file into one module, over what was there
+    given = _given(values, argv, config_type, found.path)
+    for line in () if given["quiet"] else _overridden(argv):
+        print(f"note: {line}", file=sys.stderr)
+    workdir = Path("runs") / found.name if given["workdir"] is None else as_path(given["workdir"], "--workdir")
+    require_utf8([str(workdir.absolute())])  # the directory that this is called in may have such a name, too
+    return ConfigCall(
+        given["config"], workdir, given["overwrite"], given["quiet"], _group(given) if in_processes else None
+    )
+
+
+def _given(values: Any, argv: Sequence[str], config_type: type, config_file: Path) -> dict[str, Any]:
+    """What the flags hold by name, the config file's config with its overrides as `config`.
+
+    Raises:
+      UserError: the file is no config, whatever its code does, or a flag is not as it has to be.
+    """
+    from ml_collections import ConfigDict
+
+    # ml_collections loads every config file into one module, over what was there.
+    sys.modules.pop("config_config", None)
     try:
         rest = values(list(argv))
     except (SyntaxError, ImportError, NameError) as error:
@@ -99,11 +98,7 @@ def parse_call(
     if not isinstance(given["config"], Mapping | ConfigDict):
         kind = type(given["config"]).__name__
         raise UserError(f"get_config() of {config_file} returns {kind}; expected a config (ConfigDict) or a dict.")
-    workdir = Path("runs") / found.name if given["workdir"] is None else as_path(given["workdir"], "--workdir")
-    require_utf8([str(workdir.absolute())])  # the directory that this is called in may have such a name, too
-    return ConfigCall(
-        given["config"], workdir, given["overwrite"], given["quiet"], _group(given) if in_processes else None
-    )
+    return given
 
 
 _LONGEST_LINE = 500
@@ -115,9 +110,26 @@ def own_flags() -> tuple[str, ...]:
     return ("workdir", "overwrite", "quiet", *_PROCESS_FLAGS)
 
 
-def _define_process_flags(values: Any) -> None:
+def _define_flags(values: Any, argv: Sequence[str], in_processes: bool) -> None:
     from absl import flags
+    from ml_collections import config_flags
 
+    config_flags.DEFINE_config_file(
+        "config", None, "A file with get_config().", flag_values=values, sys_argv=list(argv)
+    )
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Directory of the run; by default runs/<name of the config>, or, with `jpeft train --data FILE` and no "
+        "--config, runs/<method>_<name of FILE without its ending>.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "overwrite", False, "Run again what is finished, or was run with another config.", flag_values=values
+    )
+    flags.DEFINE_bool("quiet", False, "Print the result and errors only.", flag_values=values)
+    if not in_processes:
+        return
     flags.DEFINE_bool(
         "distributed",
         False,
@@ -160,17 +172,17 @@ def _with_file(argv: Sequence[str]) -> tuple[list[str], ConfigFile | None]:
     return changed, found
 
 
-def _require_once(argv: Sequence[str]) -> None:
-    """Raises `UserError` where a key, or the directory, is given two values, of which `absl` takes the last."""
+def _overridden(argv: Sequence[str]) -> Iterator[str]:
+    """A line for each key that is given again with another value, as who appends to an earlier command does."""
     given: dict[str, str] = {}
     for arg, after in zip(argv[1:], [*argv[2:], ""], strict=True):
         named = re.match(r"--?(config\.[^=]+|workdir)(=|$)", arg)
         if named is None:
             continue
         name, value = named[1], arg[named.end() :] if named[2] else after
-        before = given.setdefault(name, value)
+        before, given[name] = given.get(name, value), value
         if before != value:
-            raise UserError(f"--{name} is given twice, {before[:80]!r} and {value[:80]!r}; give it once.")
+            yield f"--{name} is given twice, {before[:80]!r} and {value[:80]!r}; the last counts"
 
 
 def _explain_flag(error: BaseException, argv: Sequence[str], config_type: type, config_file: Path) -> str:

@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from jpeft.cli.arguments import MODEL, path
 from jpeft.words import in_bits
@@ -103,21 +105,31 @@ def _merge(arguments: argparse.Namespace) -> int:
             # Of what is wide, which is not rounded again, and is no adapter's.
             dataclasses.replace(task, quantization="auto", base=None).write(out)
         (out / "README.md").write_text(card, encoding="utf-8")
-    if arguments.json:
-        values = {"out": str(arguments.out), "base": name, "method": method.name, "dtype": dtype.name}
-        values |= {"quantization": kept}
-        print(json.dumps({**values, "changed": len(sites), "logits": dataclasses.asdict(agreement)}, indent=2))
-        return 0
-    print(f"merged   {method.name} into {len(sites)} weights of {name}: {arguments.out} ({dtype.name})")
-    print(
-        f"logits   the adapter moves them by up to {agreement.moved:.3g}; merged, they differ from base and adapter by"
-    )
-    print(f"         up to {agreement.merged:.2g} in float32, by {agreement.stored:.2g} as stored")
-    print(f"reread   a second reader of these files differs by up to {agreement.reread:.2g}")
-    print(f"choice   the same token is the most likely at {100 * agreement.same_choice:.1f} % of positions, as stored")
-    print(f'next     {family.auto_class}.from_pretrained("{arguments.out}"); here')
-    print(f"         --config.model.name={arguments.out}")
+    values = {
+        "out": str(arguments.out),
+        "base": name,
+        "method": method.name,
+        "dtype": dtype.name,
+        "quantization": kept,
+        "changed": len(sites),
+        "logits": dataclasses.asdict(agreement),
+    }
+    print(json.dumps(values, indent=2) if arguments.json else _in_words(values, family.auto_class))
     return 0
+
+
+def _in_words(values: Mapping[str, Any], auto_class: str) -> str:
+    """What was merged and measured, for people; `values` as `--json` prints them."""
+    return """\
+merged   {method} into {changed} weights of {base}: {out} ({dtype})
+logits   the adapter moves them by up to {moved:.3g}; merged, they differ from base and adapter by
+         up to {merged:.2g} in float32, by {stored:.2g} as stored
+reread   a second reader of these files differs by up to {reread:.2g}
+choice   the same token is the most likely at {same:.1f} % of positions, as stored
+next     {auto_class}.from_pretrained("{out}"); here
+         --config.model.name={out}""".format(
+        **values, **values["logits"], same=100 * values["logits"]["same_choice"], auto_class=auto_class
+    )
 
 
 def _of_bits(task, kept: str | None) -> str | None:
