@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 
 from jpeft.adapters import files
+from jpeft.adapters.locate import adapter_directory
 from jpeft.arguments import (
     arrays_of,
     float_dtype_of,
@@ -32,6 +33,7 @@ from jpeft.peft.method import Method
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import Site
 from jpeft.peft.variables import Adapter
+from jpeft.peft.wrapping import attached_method, is_adapted, remember_method
 from jpeft.program import Program
 from jpeft.recent import Recent
 from jpeft.train.optimizer import with_rate_factors
@@ -131,11 +133,38 @@ def attach(
         says = "begins with what rounding took away: name the wide model" if wide is None else "has no use for one"
         raise UserError(f"wide is {'missing' if wide is None else repr(str(wide))}, and {method.describe()} {says}.")
     tuned = attaching.attach(model, method, chosen, jax.random.key(seed))
+    _remember(method, tuned)
     if wide is not None:
         attaching.begin_with_lost(tuned, method, _lost(model, str(wide)))
     if where is None and method.trains_base:
         _require_all_weights(tuned)
     return tuned
+
+
+def _remember(method: Method, tuned: nnx.Module) -> None:
+    """Keeps the method with what it has just attached, so that `fit` need not be told."""
+    for place in trained_places(tuned):
+        if is_adapted(place.module) and attached_method(place.module) is None:
+            remember_method(place.module, method)
+
+
+def _remembered(tuned: nnx.Module) -> Method | None:
+    """The method that was attached to the model, where it was one alone.
+
+    Raises:
+      UserError: there are several, and one of them trains otherwise than by its gradients alone.
+    """
+    found: set[Method | None] = {attached_method(place.module) for place in trained_places(tuned)}
+    methods = [method for method in found if method is not None]
+    if len(methods) == 1:
+        return methods[0]
+    special = [method for method in methods if method.plans_by_steps or method.rate_factors]
+    if special:
+        raise UserError(
+            f"the model has several methods attached, and {special[0].describe()} has learning rates or steps of its "
+            "own; say by `method` which one is followed."
+        )
+    return None
 
 
 _WHERE = "expected a regular expression as text, a Selection, or some of jpeft.sites(model)"
@@ -225,7 +254,10 @@ def save(
 
 
 def load_adapter(directory: str | Path, model: Model) -> Model:
-    """`model` with the adapter of a directory attached, in either layout; `model` stays as it is.
+    """`model` with a saved adapter attached; `model` itself stays as it is.
+
+    Args:
+      directory: an adapter's, in jpeft's layout or Hugging Face PEFT's, or a run's.
 
     Warns where the adapter was tuned with its base in other bits than `model` is kept in, and of what in its files was
     rewritten or passed over.
@@ -239,10 +271,12 @@ def load_adapter(directory: str | Path, model: Model) -> Model:
 
     require_module("model", model)
     notes: list[str] = []
-    adapted = files.load_adapter(Path(directory), model, report=notes.append)[0]
+    directory = adapter_directory(Path(directory))
+    adapted, method, _ = files.load_adapter(directory, model, report=notes.append)
+    _remember(method, adapted)
     for note in notes:
         warnings.warn(note, stacklevel=2)
-    task = TaskOfRun.read(Path(directory))
+    task = TaskOfRun.read(directory)
     if task is not None and (line := task.in_other_bits(quantization_of(model))) is not None:
         warnings.warn(f"the adapter {line}", stacklevel=2)
     return adapted
@@ -284,9 +318,10 @@ def fit(
         `decoder_loss_weights` of the same shape, 0 at padding. Of a T5 also `encoder_input_tokens` and
         `decoder_input_tokens`; of a decoder-only model `tokens`, each row's prompt and answer behind it, and either
         `input_lengths` `[rows]` or, of targets at every token, `segment_ids`, 1 of each token.
-      learning_rate: of AdamW; None is the middle one of the method's own, or 1e-3 without `method`.
+      learning_rate: of AdamW. None is the highest of the method's own default rates, or 1e-3 where no method is known.
       optimizer: in the place of AdamW and of `learning_rate`.
-      method: for its learning rates, and those of single leaves, its penalty and what it does after each step.
+      method: whose default rates, rates of single leaves (LoRA+), penalty and work after each step (AdaLoRA) apply.
+        None is the one that `attach` or `load_adapter` has attached to `tuned`, where it was one alone.
       total_steps: for a method that plans by it, AdaLoRA; None is how many batches there are, where they have a length.
 
     Raises:
@@ -302,7 +337,9 @@ def fit(
     graphdef, adapter, weights, rest = nnx.split(tuned, Adapter, nnx.Param, ...)
     if not jax.tree.leaves(adapter):
         raise UserError("fit was given a model in which nothing trains; attach a method first.")
-    if method is not None:
+    if method is None:
+        method = _remembered(tuned)
+    else:
         require_method(method)
         require_attached_by(tuned, method)
     if loss is None and not hasattr(tuned, "hidden_of"):
@@ -313,12 +350,12 @@ def fit(
         require_sizes({"total_steps": total_steps})
     tx = _optimizer_of(method, optimizer, learning_rate)
     step = _make_step(graphdef, loss or _mean_cross_entropy, tx, method, _steps_for(method, batches, total_steps))
-    start = jax.tree.map(np.asarray, adapter)
+    reached = jax.tree.map(lambda leaf: jnp.bool_(False), adapter)
     adapter, rest = (jax.tree.map(jnp.copy, tree) for tree in (adapter, rest))  # the step takes their buffers
     state = init_state(adapter, lambda schedule: tx, method)
-    program, losses = Program(step, donate=(0, 1)), []
+    program, losses = Program(step, donate=(0, 1, 2)), []
     for batch in batches:
-        state, rest, value = program(state, rest, weights, arrays_of(batch))
+        state, rest, reached, value = program(state, rest, reached, weights, arrays_of(batch))
         losses.append(float(value))
         if not np.isfinite(losses[-1]):
             raise RunFailed(f"the loss is {losses[-1]} at step {len(losses)}; try a lower learning rate.")
@@ -328,7 +365,7 @@ def fit(
         )
     if not all(map(bool, jax.tree.leaves(finite(state.adapter)))):
         raise RunFailed(f"what trains holds NaN or infinity after step {len(losses)}; try a lower learning rate.")
-    _warn_of_the_unmoved(start, state.adapter, len(losses))
+    _warn_of_unreached(reached, len(losses))
     return Fitted(nnx.merge(graphdef, state.adapter, jax.tree.map(lambda leaf: leaf, weights), rest), losses)
 
 
@@ -348,15 +385,17 @@ def _optimizer_of(
 
 def _make_step(
     graphdef: nnx.GraphDef, loss: Loss, tx: optax.GradientTransformation, method: Method | None, total_steps: int
-) -> Callable[..., tuple[TrainState, nnx.State, jax.Array]]:
-    """Returns `(state, rest, weights, batch) -> (state, rest, loss)`, ready to compile with the first two donated.
+) -> Callable[..., tuple[TrainState, nnx.State, nnx.State, jax.Array]]:
+    """One training step, `(state, rest, reached, weights, batch) -> (state, rest, reached, loss)`.
 
-    `rest` is what of the model is neither trained nor a weight, which forward passes may change.
+    `rest` holds the model's other variables, such as batch statistics and random counters, which a forward pass may
+    change. `reached` says of each trainable leaf whether its gradient was other than zero at some step so far. The
+    first three arguments may be donated.
     """
 
     def step(
-        state: TrainState, rest: nnx.State, weights: nnx.State, batch: LossBatch
-    ) -> tuple[TrainState, nnx.State, jax.Array]:
+        state: TrainState, rest: nnx.State, reached: nnx.State, weights: nnx.State, batch: LossBatch
+    ) -> tuple[TrainState, nnx.State, nnx.State, jax.Array]:
         def loss_of(adapter: nnx.State) -> tuple[jax.Array, nnx.State]:
             # Variables of this trace, as `nnx.scan` wants them.
             frozen, moving = (jax.tree.map(lambda leaf: leaf, tree) for tree in (weights, rest))
@@ -366,8 +405,9 @@ def _make_step(
             return value, nnx.state(model, nnx.Not(nnx.Any(Adapter, nnx.Param)))
 
         (value, moved), grads = jax.value_and_grad(loss_of, has_aux=True)(state.adapter)
+        reached = jax.tree.map(lambda was, grad: was | jnp.any(grad != 0), reached, grads)
         state, _ = apply_gradients(state, grads, tx, method, total_steps=jnp.int32(total_steps))
-        return state, moved, value
+        return state, moved, reached, value
 
     return step
 
@@ -385,14 +425,13 @@ def _steps_for(method: Method | None, batches: Iterable[LossBatch], total_steps:
     return total_steps
 
 
-def _warn_of_the_unmoved(start: nnx.State, end: nnx.State, steps: int) -> None:
-    """Warns where leaves are as they were: no gradient reached them."""
-    pairs = zip(jax.tree.leaves_with_path(start), jax.tree.leaves(end), strict=True)
-    unmoved = [jax.tree_util.keystr(path) for (path, before), after in pairs if np.array_equal(before, after)]
-    if unmoved and steps >= 3:  # of two matrices whose product is added, one waits for the other
+def _warn_of_unreached(reached: nnx.State, steps: int) -> None:
+    """Warns of trainable leaves whose gradient was zero at every step."""
+    unreached = [jax.tree_util.keystr(path) for path, was in jax.tree.leaves_with_path(reached) if not was]
+    if unreached and steps >= 3:  # with two matrices whose product is added, one is zero until the other has moved
         warnings.warn(
-            f"{len(unmoved)} trained leaves are as they were, the first of them {unmoved[0]}: no gradient reaches "
-            "them. Are the weights there read otherwise than by a call of the module, or zero behind it?",
+            f"{len(unreached)} trainable leaves had no gradient at any step, the first of them {unreached[0]}. Does "
+            "the model read the weights there otherwise than by calling the module, or multiply its output by zero?",
             stacklevel=3,
         )
 

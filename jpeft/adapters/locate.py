@@ -33,7 +33,7 @@ def locate(path: Path) -> Located:
     """
     if not path.is_dir():
         raise UserError(f"{path} is {'a file' if path.exists() else 'not there'}; name a run or an adapter directory.")
-    directory = _directory(path)
+    directory = adapter_directory(path)
     if whole_model(path) is not None:
         raise UserError(
             f"{directory} is already a whole model that transformers opens, the result of full tuning; use it as it is."
@@ -64,7 +64,7 @@ def stored_reading(path: str) -> str:
     `paper` where there is no adapter: whoever loads it says so.
     """
     with contextlib.suppress(UserError, RunFailed, OSError, RuntimeError, ValueError):
-        if layout_of(_directory(Path(path).expanduser())) == PEFTS:
+        if layout_of(adapter_directory(Path(path).expanduser())) == PEFTS:
             return "official"
     return "paper"
 
@@ -77,11 +77,12 @@ def words_for(found: Located, model: str | None, flag: str = "--model") -> dict[
 
 def whole_model(path: Path) -> Path | None:
     """The directory of a fully tuned model that lies at `path` or in its `adapter/`; None if there is none."""
-    directory = _directory(path)
+    directory = adapter_directory(path)
     return directory if (directory / "model.safetensors").is_file() else None
 
 
-def _directory(path: Path) -> Path:
+def adapter_directory(path: Path) -> Path:
+    """The directory of a run's adapter, or `path` itself where it is no run's directory."""
     return path if layout_of(path) or not (path / "adapter").is_dir() else path / "adapter"
 
 

@@ -293,12 +293,12 @@ def _by_path(tree: Any) -> dict[tuple[Any, ...], Any]:
 
 
 def _by_site(tree: Any) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """The leaves at each site by name: `lora_a`, `lora_e`, `lora_b`, with an axis of layers before where stacked."""
+    """The leaves of each AdaLoRA site by name: `lora_a`, `lora_e`, `lora_b`, stacked layers along a first axis."""
     sites: dict[tuple[Any, ...], dict[str, Any]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         *site, name = _keys(path)
         sites.setdefault(tuple(site), {})[name] = leaf
-    return sites
+    return {site: leaves for site, leaves in sites.items() if "lora_e" in leaves}  # other methods may be attached, too
 
 
 def _nested(by_path: Mapping[tuple[Any, ...], Any]) -> dict[Any, Any]:

@@ -1,6 +1,7 @@
 """Attaching a module to another, of any class, without a change to its code, its attributes or its paths."""
 
 import functools
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -65,8 +66,23 @@ def take_off(module: Any) -> nnx.Module:
     """Undoes `put`: the module has its own class again. Returns what was attached."""
     adapter = module.adapter
     del module.adapter, module.adapter_dimensions
+    vars(module).pop("attached_method", None)
     module.__class__ = type(module).unadapted
     return adapter
+
+
+def remember_method(module: Any, method: Any) -> None:
+    """Keeps with an adapted module the method that it came from; `attached_method` finds it again.
+
+    The method becomes part of the model's structure (its `nnx.GraphDef`), so one that has no hash is not kept.
+    """
+    if isinstance(method, Hashable):
+        module.attached_method = method
+
+
+def attached_method(module: Any) -> Any | None:
+    """The method that `remember_method` kept with a module, or None."""
+    return getattr(module, "attached_method", None)
 
 
 def is_adapted(module: Any) -> bool:

@@ -355,8 +355,48 @@ def test_a_fit_says_what_no_gradient_reaches():
             return self.used(x) @ self.unused.kernel[...]
 
     tuned = jpeft.attach(Unread(), LORA, where="used|unused")
-    with pytest.warns(UserWarning, match="2 trained leaves are as they were, the first of them .*unused"):
+    with pytest.warns(UserWarning, match="2 trainable leaves had no gradient at any step, the first of them .*unused"):
         jpeft.fit(tuned, [jnp.ones((2, 4))] * 3, lambda model, x: jnp.mean(model(x) ** 2))
+
+
+class Chain(nnx.Module):
+    """Two linear maps of width 4, one after the other."""
+
+    def __init__(self):
+        self.first, self.second = nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 4, rngs=nnx.Rngs(1))
+
+    def __call__(self, x):
+        return self.second(self.first(x))
+
+
+def squares(model, x):
+    return jnp.mean((model(x) - 1) ** 2)
+
+
+ADALORA = jpeft.AdaLora(initial_rank=3, rank=1, allocate_every=1, final_fraction=0.2)
+
+
+@pytest.mark.parametrize("method", [jpeft.Lora.official(rank=2, b_rate_ratio=16.0), ADALORA], ids=lambda m: m.name)
+def test_a_fit_knows_the_method_that_was_attached(method, tmp_path, recwarn):
+    tuned = jpeft.attach(Chain(), method, where="first|second")
+    batches = [jax.random.normal(jax.random.key(i), (8, 4)) for i in range(8)]
+    options = {"loss": squares, "learning_rate": 1e-2}
+    named, unnamed = jpeft.fit(tuned, batches, method=method, **options), jpeft.fit(tuned, batches, **options)
+    same_leaves(named.model, unnamed.model)
+    jpeft.save(unnamed.model, method, tmp_path)
+    again = jpeft.load_adapter(tmp_path, Chain())
+    same_leaves(*(jpeft.fit(again, batches, **more, **options).model for more in ({"method": method}, {})))
+    # Another's, where it is named, and none where the methods are several.
+    several = jpeft.attach(jpeft.attach(Chain(), method, where="first"), jpeft.Ia3(), where="second")
+    with pytest.raises(jpeft.UserError, match="several methods attached.* say by `method` which one is followed"):
+        jpeft.fit(several, batches, **options)
+    jpeft.fit(several, batches, method=method, **options)
+    assert not recwarn.list, "AdaLoRA prunes values to zero, which is no lack of gradients"
+
+
+def same_leaves(one, other):
+    for a, b in zip(*(jax.tree.leaves(nnx.state(model, jpeft.Adapter)) for model in (one, other)), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_the_table_of_a_tied_model_is_not_merged(key):
