@@ -4,7 +4,7 @@
     tuned = jpeft.attach(model, jpeft.Lora(rank=8), where=r".*/(q|v)")  # or to any module
     graphdef, adapter, base = jpeft.split(tuned)  # what trains, and what does not
 
-What stands here is what others may build on; `jpeft.api` says what each does. Modules load when they are first used.
+This is the public interface, documented in `jpeft.api` and `jpeft.peft`. Submodules are imported on first use.
 """
 
 import importlib
@@ -69,7 +69,7 @@ _MODULES = {
     "jpeft.peft.vera": ("Vera",),
     "jpeft.peft.variables": ("Adapter",),
 }
-spare_what_is_missing()  # before JAX looks for devices: a plug-in that brings a compiler alone is no device
+spare_what_is_missing()  # before JAX looks for devices: a plug-in installed for its compiler alone has none
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME)]
 

@@ -1,10 +1,10 @@
-"""The functions that `import jpeft` offers: load a model, attach a method to any module, train, answer, save."""
+"""The public functions of `jpeft`: load a model, attach a method to any module, train, generate, evaluate, save."""
 
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from jpeft.arguments import (
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.loss import loss_sums
 from jpeft.leaves import Model
+from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft import attaching
 from jpeft.peft.made_by import finite, require_attached_by, require_made_by, require_method, trained_places
 from jpeft.peft.method import Method
@@ -38,6 +39,7 @@ from jpeft.program import Program
 from jpeft.recent import Recent
 from jpeft.train.optimizer import with_rate_factors
 from jpeft.train.step import TrainState, apply_gradients, init_state
+from jpeft.train.text_batches import TextBatches
 from jpeft.words import counted, in_bits, shortened
 
 LossBatch = Any  # a tree of arrays, as the loss takes it
@@ -50,23 +52,23 @@ def load(
     adapter: str | Path | None = None,
     dtype: Any = jnp.float32,
     quantization: str | None = None,
-) -> tuple[Any, Any]:
-    """A pretrained model and its tokenizer.
+) -> tuple[Any, Tokenizer]:
+    """A pretrained model, an `nnx.Module`, and its tokenizer.
 
     Args:
       name: `mini`, which comes with the package, `smollm2`, a hub id, a directory in Hugging Face layout or a GGUF
         file. None is the base that `adapter` names.
-      adapter: a run's directory or an adapter's, to be attached to the model.
-      dtype: in which it computes, and in which its weights are kept.
-      quantization: of the frozen maps within the blocks, in words: `int8`, `nf4`, `nf4,double`, with `,wo` behind it
-        T5's `wo`, too; `auto` keeps them as the files do, `none` wide. None is as the adapter's run had them, and
-        `auto` without an adapter. Such a base is frozen: every method but full tuning attaches to it.
+      adapter: the directory of a run or of an adapter, which is attached to the model.
+      dtype: floating-point type of the weights and of the computation.
+      quantization: how the linear maps of the blocks are stored: `int8`, `nf4`, `nf4,double` (with `,wo` appended, T5's
+        `wo` as well), `none` for unquantized, `auto` for whatever the files hold. None means as in the adapter's run,
+        or `auto` without an adapter. A quantized base is frozen: every method but full tuning can be attached.
 
-    Warns where an adapter was tuned with its base in other bits than it gets.
+    Warns if the adapter was trained on a base that was quantized differently.
 
     Raises:
-      UserError: there is no such model, adapter or dtype, it is of a family that jpeft does not have, or the files are
-        in other bits than asked for.
+      UserError: no such model, adapter or dtype; a model family that jpeft does not know; or files that are quantized
+        otherwise than asked for.
       RunFailed: a file is damaged, or the hub cannot be reached.
     """
     from jpeft.model.quantized import Quantization
@@ -92,21 +94,21 @@ def attach(
     seed: int = 0,
     wide: str | Path | None = None,
 ) -> Model:
-    """A model with a method attached; `model` stays as it is, and the two share the base's arrays.
+    """A copy of `model` with a method attached. `model` is not changed; both share the arrays of the base.
 
     Args:
-      model: any `nnx.Module`. What stands at a site is called as before; a linear map may be an `nnx.Linear`,
-        `nnx.LinearGeneral`, `nnx.Einsum` or a class of your own with a `kernel` of two dimensions.
-      where: a regular expression, as text, that matches whole paths of sites (`jpeft.sites` lists them), a
-        `Selection`, or sites. None is where the method acts by default, on models that say which of their parts are
-        what.
+      model: any `nnx.Module`. Adapted modules are called as before. Linear maps are `nnx.Linear`, `nnx.LinearGeneral`,
+        `nnx.Einsum`, and classes of your own with a two-dimensional `kernel`.
+      where: the sites to adapt: a regular expression (a string) that must match the whole path of a site, a
+        `Selection`, or sites from `jpeft.sites(model)`. None selects the method's defaults, for models that declare
+        the roles of their parts, as jpeft's own do.
       seed: of the initial values, below 2^32.
-      wide: by its name, as `load` takes it, the wide model of which `model` is the one in few bits: for `lora` with
-        `init="loftq"`, which begins with what rounding took away, map by map.
+      wide: only for `Lora(init="loftq")`, which starts from the quantization error: the name, as for `load`, of the
+        unquantized model that `model` was quantized from.
 
     Raises:
-      UserError: an argument is of another kind, nothing matches, something is attached there already, or `wide` is of
-        no use or is lacking.
+      UserError: an argument has the wrong type, nothing matches, a site is adapted already, or `wide` is missing or
+        has no use.
     """
     require_module("model", model)
     require_method(method)
@@ -142,17 +144,17 @@ def attach(
 
 
 def _remember(method: Method, tuned: nnx.Module) -> None:
-    """Keeps the method with what it has just attached, so that `fit` need not be told."""
+    """Stores the method in the modules that it has just adapted, so that `fit` finds it there."""
     for place in trained_places(tuned):
         if is_adapted(place.module) and attached_method(place.module) is None:
             remember_method(place.module, method)
 
 
 def _remembered(tuned: nnx.Module) -> Method | None:
-    """The method that was attached to the model, where it was one alone.
+    """The method that was attached to the model; None if it is unknown, or if there are several.
 
     Raises:
-      UserError: there are several, and one of them trains otherwise than by its gradients alone.
+      UserError: there are several, and one of them has learning rates or a schedule of its own.
     """
     found: set[Method | None] = {attached_method(place.module) for place in trained_places(tuned)}
     methods = [method for method in found if method is not None]
@@ -171,7 +173,7 @@ _WHERE = "expected a regular expression as text, a Selection, or some of jpeft.s
 
 
 def _lost(model: nnx.Module, wide: str) -> Callable[[str], np.ndarray | None]:
-    """What rounding took away of each map of a model in few bits, by the map's path."""
+    """The quantization error of each linear map of a quantized model, as a function of the map's path."""
     from jpeft.model.family import family_in
     from jpeft.model.quantized import Quantization, quantization_of
     from jpeft.model.source import resolve
@@ -186,7 +188,7 @@ def _lost(model: nnx.Module, wide: str) -> Callable[[str], np.ndarray | None]:
 
 
 def _require_all_weights(tuned: nnx.Module) -> None:
-    """Raises `UserError`: weights are where no site is found, so that not all of them train."""
+    """Raises `UserError` if some weights belong to no site, so that full tuning would not train them."""
     left = [
         "/".join(map(str, path))
         for path, weight in nnx.to_flat_state(nnx.state(tuned, nnx.Param))
@@ -200,30 +202,30 @@ def _require_all_weights(tuned: nnx.Module) -> None:
 
 
 def attached_at(model: nnx.Module) -> list[Site]:
-    """The sites at which something is attached, or whose weights train."""
+    """The sites that are adapted or whose own weights are trainable."""
     return [site for place in trained_places(model) for site in place.sites]
 
 
 def save(
     tuned: nnx.Module, method: Method, directory: str | Path, *, base_name: str = "", tokenizer: Any = None
 ) -> None:
-    """Writes what `method` trains in `tuned` to a directory: what was attached, and nothing of the base.
+    """Saves the trained parameters of `method` to a directory, without the base model.
 
-    In Hugging Face PEFT's layout where PEFT has the method and knows the model's family, in jpeft's otherwise; after
-    full tuning of every weight as a whole model, which `load` opens where `tokenizer` was given. An adapter that is
-    there already is overwritten.
+    The files have Hugging Face PEFT's layout if PEFT has the method and knows the model's family, and jpeft's own
+    otherwise. After full tuning of all weights they are a whole model, which `load` opens if `tokenizer` was given. An
+    adapter that is already in the directory is overwritten.
 
     Args:
-      method: the one that was attached, with the same options: an adapter's file holds one method.
-      base_name: by which whoever loads it may find the base.
-      tokenizer: as `load` gives it, to be copied beside a whole model.
+      method: the one that was attached, with the same options; an adapter's files hold one method.
+      base_name: name or path of the base model, stored so that the adapter can be loaded without naming it.
+      tokenizer: from `load`; saved beside a whole model.
 
-    Warns where the base is in few bits, which an adapter's files do not say; and where a `task.json` stands there, of
-    a run whose adapter this one takes the place of: it stays, and says how `jpeft predict` and `jpeft serve` ask.
+    Warns if the base is quantized, which an adapter's files do not record, and if the directory holds a `task.json` of
+    an earlier run, whose prompt and labels `jpeft predict` and `jpeft serve` will go on to use.
 
     Raises:
-      UserError: an argument is of another kind, nothing is attached, something that this method does not make, numbers
-        that are not finite, or an adapter is to be written to where a whole model is.
+      UserError: an argument has the wrong type, nothing is attached, what is attached does not come from this method,
+        values are not finite, or an adapter would be written over a whole model.
       RunFailed: the directory cannot be written.
     """
     from jpeft.data.task_file import TASK_FILE
@@ -259,12 +261,12 @@ def load_adapter(directory: str | Path, model: Model) -> Model:
     Args:
       directory: an adapter's, in jpeft's layout or Hugging Face PEFT's, or a run's.
 
-    Warns where the adapter was tuned with its base in other bits than `model` is kept in, and of what in its files was
-    rewritten or passed over.
+    Warns if the adapter was trained on a base that was quantized differently, and of everything in its files that was
+    converted or ignored.
 
     Raises:
       UserError: there is no adapter, or it does not fit the model.
-      RunFailed: a file is damaged or cut short.
+      RunFailed: a file is damaged or truncated.
     """
     from jpeft.data.task_file import TaskOfRun
     from jpeft.model.quantized import quantization_of
@@ -283,21 +285,21 @@ def load_adapter(directory: str | Path, model: Model) -> Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitted:
-    """The result of `fit`: the trained adapter and how its training went.
+class Fitted(Generic[Model]):
+    """The result of `fit`.
 
     Attributes:
-      model: with what was trained, and with what its forward passes changed (statistics, counters of random numbers);
-        the base's weights are those it had.
-      losses: of each step, before it.
+      model: the model after training. Its trainable parameters have changed, and so have variables that forward passes
+        update, such as batch statistics and random counters; the weights of the base have not.
+      losses: the loss of each step's batch, computed before the update.
     """
 
-    model: Any
+    model: Model
     losses: list[float]
 
 
 def fit(
-    tuned: nnx.Module,
+    tuned: Model,
     batches: Iterable[LossBatch],
     loss: Loss | None = None,
     *,
@@ -305,30 +307,33 @@ def fit(
     optimizer: optax.GradientTransformation | None = None,
     method: Method | None = None,
     total_steps: int | None = None,
-) -> Fitted:
-    """Trains what a method has attached, one optimizer step a batch, until the batches end.
+) -> Fitted[Model]:
+    """Trains what a method has attached, with one optimizer step per batch.
 
     For a run with validation, early stopping, checkpoints and a result file use `jpeft train`.
 
     Args:
-      batches: trees of arrays of few shapes; each new shape, dtype or structure is compiled once. `text_batches` makes
-        them of texts.
-      loss: `(model, batch)` to a scalar. None is the mean cross-entropy of target tokens, without dropout, for models
-        of jpeft's; a batch is then a dict of int32 `[rows, length]` `decoder_target_tokens` and float32
-        `decoder_loss_weights` of the same shape, 0 at padding. Of a T5 also `encoder_input_tokens` and
-        `decoder_input_tokens`; of a decoder-only model `tokens`, each row's prompt and answer behind it, and either
-        `input_lengths` `[rows]` or, of targets at every token, `segment_ids`, 1 of each token.
+      batches: pytrees of arrays. Every new combination of structure, shapes and dtypes is compiled once, so pad to few
+        shapes. `text_batches` makes batches from texts.
+      loss: maps `(model, batch)` to a scalar. None, for jpeft's own models, is the mean cross-entropy of the target
+        tokens, without dropout. A batch is then a dict with `decoder_target_tokens`, int32 `[rows, length]`, and
+        `decoder_loss_weights`, float32 of the same shape, 0 at padding; for a T5 also `encoder_input_tokens` and
+        `decoder_input_tokens`; for a decoder-only model also `tokens` (each row's prompt followed by its answer) and
+        either `input_lengths` `[rows]` or, to train on every token, `segment_ids`, 1 at each token.
       learning_rate: of AdamW. None is the highest of the method's own default rates, or 1e-3 where no method is known.
-      optimizer: in the place of AdamW and of `learning_rate`.
+      optimizer: replaces AdamW and `learning_rate`.
       method: whose default rates, rates of single leaves (LoRA+), penalty and work after each step (AdaLoRA) apply.
         None is the one that `attach` or `load_adapter` has attached to `tuned`, where it was one alone.
-      total_steps: for a method that plans by it, AdaLoRA; None is how many batches there are, where they have a length.
+      total_steps: how many steps there will be, for a method with a schedule (AdaLoRA). None is the length of
+        `batches`, if they have one.
+
+    Warns of trainable parameters that had no gradient at any step.
 
     Raises:
-      UserError: nothing trains, or nothing that `method` attaches; a rate is not above 0; both `optimizer` and
-        `learning_rate` are given; the method plans by steps and nothing says how many, or fewer than there are; or
-        there is no batch, or one lacks what the model's loss reads or holds something else than numbers.
-      RunFailed: the loss is not finite.
+      UserError: nothing is trainable, or nothing that `method` attaches; the learning rate is not positive; both
+        `optimizer` and `learning_rate` are given; the method needs `total_steps` and it is unknown or too small; there
+        are no batches; or a batch lacks what the loss reads or holds something other than numbers.
+      RunFailed: the loss or a trained parameter is not finite.
     """
     require_module("tuned", tuned)
     if isinstance(batches, Mapping):
@@ -372,7 +377,7 @@ def fit(
 def _optimizer_of(
     method: Method | None, optimizer: optax.GradientTransformation | None, learning_rate: float | optax.Schedule | None
 ) -> optax.GradientTransformation:
-    """What `fit` is asked to train by; arguments and errors are those of `fit`."""
+    """The optimizer of `fit`; arguments and errors as there."""
     if optimizer is not None and learning_rate is not None:
         raise UserError("fit was given an optimizer, which has its own rates, and a learning_rate; give one.")
     if not (learning_rate is None or callable(learning_rate)):
@@ -413,7 +418,7 @@ def _make_step(
 
 
 def _steps_for(method: Method | None, batches: Iterable[LossBatch], total_steps: int | None) -> int:
-    """How many steps a method that plans by them is told; 0 for others. Raises `UserError`: nothing says."""
+    """The number of steps for a method with a schedule, 0 for others. Raises `UserError` if it is unknown."""
     if method is None or not method.plans_by_steps:
         return 0
     known = len(batches) if isinstance(batches, Sized) else None
@@ -448,9 +453,7 @@ def _mean_cross_entropy(model: Any, batch: LossBatch) -> jax.Array:
 
 
 def _require_loaded(model: Any, tokenizer: Any) -> None:
-    """Raises `UserError`: the two are not what `load` gives."""
-    from jpeft.model.tokenizer import Tokenizer
-
+    """Raises `UserError` unless the two are a model and a tokenizer as `load` returns them."""
     if not (isinstance(model, nnx.Module) and hasattr(model, "hidden_of") and hasattr(model, "config")):
         what = shortened(model) if isinstance(model, str) else f"a {type(model).__name__}"
         raise UserError(f"model is {what}; expected a model of jpeft's, such as jpeft.load gives.")
@@ -469,30 +472,28 @@ def text_batches(
     seed: int = 0,
     max_input_length: int = 512,
     max_target_length: int = 128,
-) -> Any:
-    """Pairs of texts as the batches that `fit` takes for a model of jpeft's: all that it reads, padded to few shapes.
+) -> TextBatches:
+    """Tokenizes pairs of texts into batches for `fit`, padded to few shapes.
 
     Args:
-      model, tokenizer: as `load` gives them; the model may have something attached.
-      inputs: whole prompts, asked as `generate` asks them.
-      targets: the answer to each.
-      batch_size: rows of a batch, which is one step of `fit`.
-      epochs: how often every row comes, each time in another order.
+      model, tokenizer: from `load`; the model may have a method attached.
+      inputs: complete prompts, as for `generate`.
+      targets: the answer to each prompt.
+      batch_size: rows per batch, and so per optimizer step.
+      epochs: passes over the rows, each in another random order.
       seed: of these orders.
-      max_input_length, max_target_length: in tokens, 2 or more, the one that ends a text counted; what is longer loses
-        its end.
+      max_input_length, max_target_length: in tokens, at least 2, including the end-of-sequence token; longer texts are
+        truncated at their end.
 
     Returns:
-      What has a length and gives dicts of arrays, the same each time.
+      A sized iterable of dicts of arrays, which yields the same batches every time.
 
-    Warns where texts were cut.
+    Warns if texts were truncated.
 
     Raises:
-      UserError: an argument is of another kind; there are no texts, or not as many targets as inputs; a target is
-        empty; or a number is too small.
+      UserError: an argument has the wrong type, there are no texts, their numbers differ, a target is empty, or a
+        number is too small.
     """
-    from jpeft.train.text_batches import TextBatches
-
     sizes = {"batch_size": batch_size, "epochs": epochs}
     lengths = {"max_input_length": max_input_length, "max_target_length": max_target_length}
     require_sizes(sizes)
@@ -525,24 +526,23 @@ def generate(
     num_beams: int = 1,
     batch_size: int = 32,
 ) -> list[str]:
-    """What a model of jpeft's writes to each of the inputs, with or without something attached.
+    """Generates an answer to each prompt, by greedy decoding or beam search.
+
+    The inputs are complete prompts: the template and the labels of an adapter's run are not applied here; `jpeft
+    predict` applies them. Compiled programs are cached for further calls with the same model structure and lengths.
 
     Args:
-      model, tokenizer: as `load` gives them; the model may have something attached.
-      max_output_length: tokens of an answer at most, the token that ends it counted.
-      max_input_length: tokens of an input at most; what is longer loses its end.
-      num_beams: of beam search; 1 is greedy.
-      batch_size: rows that are answered at once; it changes the memory needed, and the answers by rounding alone.
+      model, tokenizer: from `load`; the model may have a method attached.
+      max_output_length: the most tokens of an answer, including the end-of-sequence token.
+      max_input_length: the most tokens of a prompt; longer ones are truncated at their end.
+      num_beams: beams of beam search; 1 is greedy decoding.
+      batch_size: prompts answered at once. It changes memory and speed, and results only by rounding.
 
-    The inputs are whole prompts: a template that an adapter's run put around its rows is not applied here, nor are its
-    labels chosen from; `jpeft predict` does both. What is compiled for a model's structure and these lengths is kept
-    for the next calls.
-
-    Warns where inputs were cut.
+    Warns if prompts were truncated.
 
     Raises:
-      UserError: an argument is of another kind, a size is below 1, `max_input_length` leaves no room for text, or the
-        model knows fewer positions than are asked for.
+      UserError: an argument has the wrong type, a size is below 1, `max_input_length` leaves no room for text, or the
+        model has fewer positions than asked for.
     """
     from jpeft.predict.answering import Generating
 
@@ -587,17 +587,20 @@ def evaluate(
     num_beams: int = 1,
     batch_size: int = 32,
 ) -> float:
-    """The value of a metric of what the model writes to `inputs`, held against `targets`.
+    """Generates answers to `inputs` and scores them against `targets`.
 
     Args:
-      inputs: whole prompts, as of `generate`; `jpeft evaluate` asks as an adapter's run did.
-      targets: the right answer of each input.
-      metric: by name, of `jpeft.eval.metrics.METRICS`: one that needs no probabilities of labels.
-      max_output_length, max_input_length, num_beams, batch_size: as of `generate`.
+      inputs: complete prompts, as for `generate`; `jpeft evaluate` applies the template of an adapter's run.
+      targets: the reference answer to each prompt.
+      metric: a name in `jpeft.eval.metrics.METRICS` whose metric needs no label probabilities.
+      max_output_length, max_input_length, num_beams, batch_size: as for `generate`.
+
+    Returns:
+      The metric's value, on the scale that its description gives.
 
     Raises:
-      UserError: there is no such metric, or it needs the probabilities of labels; there are no inputs, or not as many
-        targets; or as `generate`.
+      UserError: there is no such metric, or it needs label probabilities; there are no inputs, or their number is not
+        that of the targets; or as `generate`.
     """
     from jpeft.eval.metrics import named
     from jpeft.eval.metrics.base import PROBABILITIES
