@@ -1,4 +1,4 @@
-"""A PEFT method of one's own, in one file: a rank-one update whose leaves are two vectors.
+"""A custom PEFT method in one file: a rank-one update with two trainable vectors per linear map.
 
 Run it: python examples/custom_method.py
 """
@@ -15,7 +15,7 @@ import jpeft
 
 
 class RankOneSite(nnx.Module):
-    """`y = W x + (u . x) v`: what stands at one site. `v` starts at zero, so the first pass is the base model's."""
+    """The module for one site: `y = W x + (u . x) v`. `v` starts at zero, so the first pass equals the base model's."""
 
     def __init__(self, u: jax.Array, d_out: int):
         self.one_u = jpeft.Adapter(u)
@@ -28,7 +28,7 @@ class RankOneSite(nnx.Module):
         return (y.astype(jnp.float32) + update).astype(y.dtype)
 
     def fold(self, kernel: jax.Array, bias: Any) -> tuple[Any, Any]:
-        """The kernel that alone does what `kernel` and this do together; for `jpeft.merge`."""
+        """The kernel with the update folded in; used by `jpeft.merge`."""
         return kernel + self.one_u[...][..., :, None] * self.one_v[...][..., None, :], bias
 
 
@@ -37,11 +37,11 @@ class RankOne(jpeft.AddedModules):
     """A rank-one update of q and v.
 
     Attributes:
-      stddev: of the initial u.
+      stddev: standard deviation of the initial u.
     """
 
     name: ClassVar[str] = "rank_one"
-    leaf_axes: ClassVar = {"one_u": ("in",), "one_v": ("out",)}  # where they lie on a mesh: as the weight does
+    leaf_axes: ClassVar = {"one_u": ("in",), "one_v": ("out",)}  # sharded on a mesh like the weight's axes
 
     stddev: float = 0.1
 
@@ -56,7 +56,7 @@ class RankOne(jpeft.AddedModules):
         return f"a rank-one update, u of deviation {self.stddev:g}"
 
 
-jpeft.METHODS["rank_one"] = RankOne  # from here on `method.name=rank_one` trains, saves, serves it like the others
+jpeft.METHODS["rank_one"] = RankOne  # now `method.name=rank_one` trains, saves and serves like the built-in methods
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def main() -> None:
     y = x[:, :1] * x[:, 1:2]
     fitted = jpeft.fit(tuned, [(x, y)] * 200, lambda model, batch: jnp.mean((model(batch[0]) - batch[1]) ** 2))
     trained = jpeft.count(jpeft.split(tuned)[1])
-    print(f"{trained} numbers trained; the loss went from {fitted.losses[0]:.3f} to {fitted.losses[-1]:.3f}")
+    print(f"{trained} trainable parameters; the loss went from {fitted.losses[0]:.3f} to {fitted.losses[-1]:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A metric of one's own: a function of answers and of what would have been right, named `module:function` in a config.
+"""A custom metric: a function of predictions and references, named as `module:function` in a config.
 
 Run it: python examples/custom_metric.py
 In a run:  jpeft train --config custom --config.data.path=rows.jsonl --config.model.name=mini
@@ -11,13 +11,13 @@ from jpeft.eval.metrics.own import load
 
 
 def first_words(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Share of answers that begin with the right word."""
+    """Share of predictions whose first word is that of the reference."""
     right = [p.split()[:1] == r[0].split()[:1] for p, r in zip(predictions, references, strict=True)]
     return sum(right) / len(right)
 
 
 def main() -> None:
-    """Holds three answers against what would have been right."""
+    """Scores three predictions."""
     metric = load("examples.custom_metric:first_words")
     print(f"{metric(['red fox', 'a dog', ''], [['red wolf'], ['the dog'], ['cat']]):.3f} begin with the right word")
 

@@ -1,4 +1,4 @@
-"""LoRA on a module of one's own, which says nothing about itself: sites are chosen by a pattern of their paths.
+"""LoRA on a custom module, which needs no changes: the linear maps to adapt are chosen by a pattern of their paths.
 
 Run it: python examples/custom_module.py
 """
@@ -14,7 +14,7 @@ import jpeft
 
 
 class Block(nnx.Module):
-    """A transformer block of Flax's own parts."""
+    """A transformer block made of Flax modules."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(width, rngs=rngs)
@@ -27,7 +27,7 @@ class Block(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """Says of a row of tokens which of a few classes it is."""
+    """A small transformer classifier of token sequences."""
 
     def __init__(self, vocabulary: int = 50, width: int = 32, layers: int = 2, classes: int = 3, *, rngs: nnx.Rngs):
         self.embed = nnx.Embed(vocabulary, width, rngs=rngs)
@@ -58,7 +58,7 @@ def main() -> None:
     batch = (tokens, tokens[:, 0] % 3)
     fitted = jpeft.fit(tuned, [batch] * 60, loss, learning_rate=1e-2)
     print(
-        f"{jpeft.count(jpeft.split(tuned)[1]):,} numbers trained; the loss went from {fitted.losses[0]:.3f} to "
+        f"{jpeft.count(jpeft.split(tuned)[1]):,} trainable parameters; the loss went from {fitted.losses[0]:.3f} to "
         f"{fitted.losses[-1]:.3f}"
     )
     with tempfile.TemporaryDirectory() as directory:

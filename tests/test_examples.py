@@ -24,7 +24,7 @@ def methods_as_they_were():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("custom_method", r"73 numbers trained; the loss went from 1\.\d+ to 0\.\d+"),
+        ("custom_method", r"73 trainable parameters; the loss went from 1\.\d+ to 0\.\d+"),
         ("custom_module", r"saved, loaded and merged: the largest difference is \d\.\de-0[5-9]"),
         ("custom_metric", r"0\.333 begin with the right word"),
         ("two_adapters", r"first .*\nsecond .*\nthe base .*\n"),
