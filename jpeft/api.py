@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from pathlib import Path
 from typing import Any, Generic
 
@@ -18,7 +18,11 @@ from jpeft.arguments import (
     arrays_of,
     float_dtype_of,
     rate_of,
+    require_batches,
+    require_loss,
     require_module,
+    require_optimizer,
+    require_path,
     require_scalar_loss,
     require_seed,
     require_sizes,
@@ -26,13 +30,13 @@ from jpeft.arguments import (
 )
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.loss import loss_sums
-from jpeft.leaves import Model
+from jpeft.leaves import Model, copied
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft import attaching
 from jpeft.peft.made_by import finite, require_attached_by, require_made_by, require_method, trained_places
 from jpeft.peft.method import Method
 from jpeft.peft.selection import Selection, select
-from jpeft.peft.sites import Site
+from jpeft.peft.sites import Site, site_modules
 from jpeft.peft.variables import Adapter
 from jpeft.peft.wrapping import attached_method, is_adapted, remember_method
 from jpeft.program import Program
@@ -122,6 +126,8 @@ def attach(
     if where is None or isinstance(where, str | Selection):
         selection = Selection(pattern=where) if isinstance(where, str) else where or Selection()
         chosen = select(model, method, selection)
+        if isinstance(where, str):
+            _warn_of_unknown_shapes(model, method, selection)
     else:
         chosen = list(where)
         others = [site for site in chosen if not isinstance(site, Site)]
@@ -141,6 +147,24 @@ def attach(
     if where is None and method.trains_base:
         _require_all_weights(tuned)
     return tuned
+
+
+def _warn_of_unknown_shapes(model: nnx.Module, method: Method, selection: Selection) -> None:
+    """Warns of modules that `where` matches and that look like maps or norms, but have weights of other shapes."""
+    unknown = [
+        f"{place.sites[0].path} ({name} {list(value.shape)})"
+        for place in site_modules(model)
+        if place.view.kind == "other" and "other" not in method.kinds and selection.allows(place.sites[0])
+        for name, value in vars(place.module).items()
+        if name in ("kernel", "scale") and isinstance(value, nnx.Param) and not hasattr(place.module, "kernel_size")
+    ]
+    if unknown:
+        warnings.warn(
+            f"nothing is attached to {counted(len(unknown), 'module')} that `where` matches, the first of them "
+            f"{unknown[0]}: the weights are neither those of a linear map nor of a norm. A class of your own whose "
+            "instances are stacked along a first axis needs attributes in_features and out_features, or num_features.",
+            stacklevel=3,
+        )
 
 
 def _remember(method: Method, tuned: nnx.Module) -> None:
@@ -192,7 +216,7 @@ def _require_all_weights(tuned: nnx.Module) -> None:
     left = [
         "/".join(map(str, path))
         for path, weight in nnx.to_flat_state(nnx.state(tuned, nnx.Param))
-        if jnp.issubdtype(weight[...].dtype, jnp.floating)
+        if jnp.issubdtype(jnp.result_type(weight.get_value()), jnp.floating)
     ]
     if left:
         raise UserError(
@@ -272,6 +296,7 @@ def load_adapter(directory: str | Path, model: Model) -> Model:
     from jpeft.model.quantized import quantization_of
 
     require_module("model", model)
+    require_path("directory", directory)
     notes: list[str] = []
     directory = adapter_directory(Path(directory))
     adapted, method, _ = files.load_adapter(directory, model, report=notes.append)
@@ -336,10 +361,12 @@ def fit(
       RunFailed: the loss or a trained parameter is not finite.
     """
     require_module("tuned", tuned)
-    if isinstance(batches, Mapping):
-        raise UserError("batches is one batch; expected as many as there are to be steps: a list of them.")
-    # What is neither trained nor a weight, such as dropout's counters and batch statistics, goes from step to step.
-    graphdef, adapter, weights, rest = nnx.split(tuned, Adapter, nnx.Param, ...)
+    require_batches(batches)
+    require_loss(loss)
+    model = copied(tuned)
+    nnx.pop(model, nnx.Intermediate)  # what forward passes sow is nobody's here
+    # Other variables, such as batch statistics and random counters, are carried from step to step.
+    graphdef, adapter, weights, rest = nnx.split(model, Adapter, nnx.Param, ...)
     if not jax.tree.leaves(adapter):
         raise UserError("fit was given a model in which nothing trains; attach a method first.")
     if method is None:
@@ -354,12 +381,18 @@ def fit(
     if total_steps is not None and method is not None and method.plans_by_steps:
         require_sizes({"total_steps": total_steps})
     tx = _optimizer_of(method, optimizer, learning_rate)
-    step = _make_step(graphdef, loss or _mean_cross_entropy, tx, method, _steps_for(method, batches, total_steps))
+    planned = _steps_for(method, batches, total_steps)
+    step = _make_step(graphdef, loss or _mean_cross_entropy, tx, method, planned)
     reached = jax.tree.map(lambda leaf: jnp.bool_(False), adapter)
     adapter, rest = (jax.tree.map(jnp.copy, tree) for tree in (adapter, rest))  # the step takes their buffers
     state = init_state(adapter, lambda schedule: tx, method)
     program, losses = Program(step, donate=(0, 1, 2)), []
     for batch in batches:
+        if planned and len(losses) == planned:
+            raise UserError(
+                f"batches gives more than the {planned} steps of total_steps, by which "
+                f"{'' if method is None else method.name} plans."
+            )
         state, rest, reached, value = program(state, rest, reached, weights, arrays_of(batch))
         losses.append(float(value))
         if not np.isfinite(losses[-1]):
@@ -378,6 +411,7 @@ def _optimizer_of(
     method: Method | None, optimizer: optax.GradientTransformation | None, learning_rate: float | optax.Schedule | None
 ) -> optax.GradientTransformation:
     """The optimizer of `fit`; arguments and errors as there."""
+    require_optimizer(optimizer)
     if optimizer is not None and learning_rate is not None:
         raise UserError("fit was given an optimizer, which has its own rates, and a learning_rate; give one.")
     if not (learning_rate is None or callable(learning_rate)):
@@ -407,14 +441,40 @@ def _make_step(
             model = nnx.merge(graphdef, adapter, frozen, moving)
             value = loss(model, batch)
             require_scalar_loss(value)
-            return value, nnx.state(model, nnx.Not(nnx.Any(Adapter, nnx.Param)))
+            nnx.pop(model, nnx.Intermediate)
+            moved = nnx.state(model, nnx.Not(nnx.Any(Adapter, nnx.Param)))
+            _require_same_shapes(rest, moved)
+            return value, moved
 
         (value, moved), grads = jax.value_and_grad(loss_of, has_aux=True)(state.adapter)
         reached = jax.tree.map(lambda was, grad: was | jnp.any(grad != 0), reached, grads)
-        state, _ = apply_gradients(state, grads, tx, method, total_steps=jnp.int32(total_steps))
+        try:
+            state, _ = apply_gradients(state, grads, tx, method, total_steps=jnp.int32(total_steps))
+        except TypeError as error:
+            if "keyword-only argument" not in str(error):
+                raise
+            raise UserError(
+                f"the optimizer needs more than gradients and parameters ({error}); write a loop of your own over "
+                "jpeft.split, which can give it those."
+            ) from None
         return state, moved, reached, value
 
     return step
+
+
+def _require_same_shapes(before: nnx.State, after: nnx.State) -> None:
+    """Raises `UserError` if a forward pass adds or removes variables, or changes their shapes or dtypes."""
+    old, new = (
+        {jax.tree_util.keystr(path): (leaf.shape, leaf.dtype) for path, leaf in jax.tree.leaves_with_path(state)}
+        for state in (before, after)
+    )
+    changed = next((path for path in [*old, *new] if old.get(path) != new.get(path)), None)
+    if changed is not None:
+        told = ["nothing" if at is None else f"{at[1]}{list(at[0])}" for at in (old.get(changed), new.get(changed))]
+        raise UserError(
+            f"a forward pass changes {changed} of the model from {told[0]} to {told[1]}; fit needs variables that keep "
+            "their shapes from step to step: create them before, or keep them out of the model."
+        )
 
 
 def _steps_for(method: Method | None, batches: Iterable[LossBatch], total_steps: int | None) -> int:

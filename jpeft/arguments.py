@@ -3,6 +3,7 @@
 import contextlib
 import math
 import operator
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,7 +81,38 @@ def float_dtype_of(given: Any) -> np.dtype:
             f"dtype is {shortened(given)}; expected one with a fraction, such as 'bfloat16'; fewer bits are asked for "
             "by quantization='int8'."
         )
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise UserError(f"dtype is {dtype}, which JAX has only where jax_enable_x64 is set; set it, or take float32.")
     return dtype
+
+
+def require_batches(given: Any) -> None:
+    """Raises `UserError` for batches that are one batch, or cannot be iterated over."""
+    if isinstance(given, Mapping):
+        raise UserError("batches is one batch; expected as many as there are to be steps: a list of them.")
+    try:
+        iter(given)
+    except TypeError:
+        raise UserError(f"batches is {shortened(given)}; expected a list of batches, one for each step.") from None
+
+
+def require_loss(given: Any) -> None:
+    """Raises `UserError` for a loss that is no function."""
+    if not (given is None or callable(given)):
+        raise UserError(f"loss is {shortened(given)}; expected a function of the model and a batch.")
+
+
+def require_optimizer(given: Any) -> None:
+    """Raises `UserError` for an optimizer that is not one of optax's, such as the function that makes one."""
+    is_one = all(callable(getattr(given, name, None)) for name in ("init", "update")) and not isinstance(given, type)
+    if given is not None and not is_one:
+        raise UserError(f"optimizer is {shortened(given)}; expected one of optax's, such as optax.adamw(1e-3).")
+
+
+def require_path(name: str, given: Any) -> None:
+    """Raises `UserError` for what is no path."""
+    if not isinstance(given, str | os.PathLike):
+        raise UserError(f"{name} is {shortened(given)}; expected a path.")
 
 
 def rate_of(given: Any) -> float:

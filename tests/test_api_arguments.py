@@ -11,7 +11,7 @@ import pytest
 
 _CALLS = r"""
 import json, re, sys, tempfile, warnings
-import jax, jax.numpy as jnp, numpy as np
+import jax, jax.numpy as jnp, numpy as np, optax
 from flax import nnx
 import jpeft
 
@@ -45,6 +45,12 @@ CALLS = {
     "texts of a net": lambda: jpeft.text_batches(net, None, ["a"], ["b"]),
     "length": lambda: jpeft.text_batches(net, None, ["a"], ["b"], max_target_length=1),
     "batch_size": lambda: jpeft.text_batches(net, None, ["a"], ["b"], batch_size=True),
+    "maker of an optimizer": lambda: fit(optimizer=optax.adam),
+    "no batches at all": lambda: jpeft.fit(tuned, 3, mean),
+    "loss and batches swapped": lambda: jpeft.fit(tuned, mean, [x]),
+    "no function": lambda: fit(loss=3),
+    "no path": lambda: jpeft.load_adapter(3, net),
+    "float64": lambda: jpeft.load("mini", dtype="float64"),
     "one batch": lambda: jpeft.fit(tuned, {"x": x}, mean),
     "total_steps": lambda: jpeft.fit(
         jpeft.attach(net, allocated, where="lin"), [x], mean, method=allocated, total_steps="9"),
@@ -121,6 +127,12 @@ SAID = {
     "texts of a net": "model is a Net; expected a model of jpeft's, such as jpeft.load gives",
     "length": "max_target_length is 1; expected a whole number, 2 or more",
     "batch_size": "batch_size is True; expected a whole number",
+    "maker of an optimizer": "expected one of optax's, such as optax.adamw(1e-3)",
+    "no batches at all": "batches is 3; expected a list of batches, one for each step",
+    "loss and batches swapped": "batches is <function",
+    "no function": "loss is 3; expected a function of the model and a batch",
+    "no path": "directory is 3; expected a path",
+    "float64": "dtype is float64, which JAX has only where jax_enable_x64 is set",
     "one batch": "batches is one batch",
     "total_steps": "total_steps is '9'; expected a whole number",
     "onto a file": "cannot be written (File exists)",

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.peft.arithmetic import added, rescaled
+from jpeft.peft.arithmetic import added, rescaled, widened
 from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.lora import LowRank
 from jpeft.peft.method import AddedModules, LearningRates
@@ -35,7 +35,7 @@ class AdaLoraSite(nnx.Module):
     def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         inner = rescaled(x @ self.lora_a[...].astype(x.dtype), self.lora_e[...])
         update = inner @ self.lora_b[...].astype(x.dtype)
-        return added(compute(x), update.astype(jnp.float32) * self.scale)
+        return added(compute(x), widened(update) * self.scale)
 
     def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
         """Kernel and bias that alone do what they and this do together; `layers` is there where leaves are stacked."""

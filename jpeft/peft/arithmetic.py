@@ -5,9 +5,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+def widened(x: Array) -> Array:
+    """`x` in float32, or in its own dtype where that is wider (float64)."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def rescaled(x: Float[Array, "*batch width"], scale: Float[Array, " width"]) -> Float[Array, "*batch width"]:
     """`x * scale`, multiplied in float32 and rounded once: as a bfloat16, a scale of 1.003 is 1."""
-    return x * scale.astype(x.dtype) if x.dtype == jnp.float32 else _rescaled(x, scale)
+    return _rescaled(x, scale) if x.dtype in (jnp.bfloat16, jnp.float16) else x * scale.astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -28,4 +33,4 @@ _rescaled.defvjp(lambda x, scale: (_rescaled(x, scale), (x, scale)), _rescaled_b
 
 def added(y: Float[Array, "*batch width"], *more: Float[Array, "..."]) -> Float[Array, "*batch width"]:
     """The sum of `y` and what a method adds to it, made in float32 and rounded once."""
-    return sum((x.astype(jnp.float32) for x in more), y.astype(jnp.float32)).astype(y.dtype)
+    return sum(map(widened, more), widened(y)).astype(y.dtype)

@@ -91,6 +91,12 @@ def begin_with_lost(tuned: nnx.Module, method: Method, lost: Callable[[str], np.
         if not is_adapted(place.module):
             continue
         parts = [lost(site.path) for site in place.sites]
+        for site, part in zip(place.sites, parts, strict=True):
+            if part is not None and part.shape != (site.d_in, site.d_out):
+                raise UserError(
+                    f"{site.path} is a map of {site.d_in} to {site.d_out} and in the wide model of {part.shape[0]} to "
+                    f"{part.shape[1]}; name the model that this one was quantized from."
+                )
         there = [part for part in parts if part is not None]
         if there:  # the layers of a stack are kept alike
             module: Any = place.module

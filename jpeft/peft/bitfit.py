@@ -61,7 +61,6 @@ class BitFit(AddedModules):
     """
 
     name: ClassVar[str] = "bitfit"
-    kinds: ClassVar[tuple[str, ...]] = ("linear", "norm")
     unmergeable: ClassVar[str | None] = "it adds biases where the base has none to hold them"
     leaf_axes: ClassVar = {"bias": ("out",)}
 
@@ -71,6 +70,10 @@ class BitFit(AddedModules):
     def official(cls) -> "BitFit":
         """Every bias that a transformer with biases has, as its authors train them."""
         return cls(norms=True)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  (an option decides)
+        return ("linear", "norm") if self.norms else ("linear",)
 
     @property
     def default_roles(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jpeft.errors import UserError
-from jpeft.peft.arithmetic import added
+from jpeft.peft.arithmetic import added, widened
 from jpeft.peft.bitfit import Bias
 from jpeft.peft.interchange import PeftNames
 from jpeft.peft.lora import Lora, LoraSite, LowRank
@@ -59,8 +59,8 @@ class DoraSite(LoraSite):
     def __call__(self, compute: Original, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         update = (x @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
         y, factor, bias = compute(x), self.factor(compute.matrix()), compute.bias()
-        product = y.astype(jnp.float32) if bias is None else y.astype(jnp.float32) - bias.astype(jnp.float32)
-        return added(y, (factor - 1) * product, update.astype(jnp.float32) * (self.scale * factor))
+        product = widened(y) if bias is None else widened(y) - bias
+        return added(y, (factor - 1) * product, widened(update) * (self.scale * factor))
 
     def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
         factor = self.factor(kernel)

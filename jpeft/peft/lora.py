@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.peft.ablations import HALVES, Fixed
-from jpeft.peft.arithmetic import added, rescaled
+from jpeft.peft.arithmetic import added, rescaled, widened
 from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules
 from jpeft.peft.row_wise import Leaves, Rescale, Rows, each
@@ -33,7 +33,7 @@ class LoraSite(nnx.Module):
 
     def __call__(self, compute, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         update = (x @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
-        return added(compute(x), update.astype(jnp.float32) * self.scale)
+        return added(compute(x), widened(update) * self.scale)
 
     def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
         """Kernel and bias that alone do what they and this do together; `layers` is there where leaves are stacked."""
@@ -88,7 +88,7 @@ class PissaSite(LoraSite):
         first_a, first_b = self.first_a[...], self.first_b[...]
         of_a = (x @ (self.lora_a[...] - first_a).astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
         of_b = (x @ first_a.astype(x.dtype)) @ (self.lora_b[...] - first_b).astype(x.dtype)
-        update = of_a.astype(jnp.float32) + of_b.astype(jnp.float32)
+        update = widened(of_a) + widened(of_b)
         return added(compute(x), update * self.scale)
 
     def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
@@ -121,7 +121,7 @@ class LowRank(Rows):
         y = compute(x)
         inner = jnp.einsum("bld,brd->blr", x, leaves["lora_a"].astype(x.dtype))
         update = jnp.einsum("blr,brd->bld", inner, leaves["lora_b"].astype(x.dtype))
-        return added(y, update.astype(jnp.float32) * each(leaves["lora_scale"]))
+        return added(y, widened(update) * each(leaves["lora_scale"]))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -155,7 +155,8 @@ def _walk(model: nnx.Module, stacks: list[tuple[str, LayerStack]]) -> Iterator[t
         if isinstance(node, nnx.Pytree):
             yield path, node
         segments = None
-        if isinstance(node, LayerStack):
+        # Instances may answer any name: what bridges a Linen module does.
+        if isinstance(node, nnx.Pytree) and "segments" in vars(node) and isinstance(node, LayerStack):
             stacks.append((path, node))
             segments = node.segments
         for name, child in _children(node):

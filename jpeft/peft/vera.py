@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.peft.arithmetic import added, rescaled
+from jpeft.peft.arithmetic import added, rescaled, widened
 from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules, LearningRates
 from jpeft.peft.row_wise import Leaves, Rows, each
@@ -84,7 +84,7 @@ class VeraSite(nnx.Module):
     def __call__(self, compute: Original, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         a, b = self.projection.matrices(x.dtype)
         update = rescaled(x @ a, self.vera_d[...]) @ b
-        return added(compute(x), update.astype(jnp.float32) * self.vera_b[...])
+        return added(compute(x), widened(update) * self.vera_b[...])
 
     def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
         """Kernel and bias that alone do what they and this do together."""

@@ -11,6 +11,7 @@ what it is by a class attribute `site_kind`.
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from jpeft.errors import UserError
 from jpeft.peft.variables import Adapter
 
 KINDS = ("linear", "norm", "embedding", "input", "attention", "other")
@@ -87,8 +89,32 @@ class View:
         """What the module gives with `adapter` attached, which is called as `adapter(compute, ...)`."""
         if self.kind != "linear":
             return adapter(compute, *args, **kwargs)
-        x, on_x = _with_first(compute, args, kwargs)
+        x, on_x = self._activations(compute, args, kwargs)
+        if x.ndim == 0 or x.shape[-1] != self.d_in:
+            raise UserError(
+                f"a {type(compute.module).__name__} with something attached is called with an array of shape {x.shape} "
+                f"first; expected activations of width {self.d_in}."
+            )
         return adapter(compute.by(on_x), x)
+
+    def _activations(self, compute: Original, args: tuple, kwargs: dict[str, Any]) -> tuple[Array, Compute]:
+        """The activations that a linear map is called with, and the map as a function of them alone.
+
+        They are the argument of its first parameter. Integers and booleans become the floating-point numbers that a
+        product with the weights would make of them.
+
+        Raises:
+          UserError: they are complex, of which methods would keep the real part alone.
+        """
+        x, on_x = _with_first(compute, args, kwargs)
+        x = jnp.asarray(x)
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            name = type(compute.module).__name__
+            raise UserError(f"a {name} with something attached is called with {x.dtype}; methods act on real numbers.")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            kernel = getattr(compute.module, self._kernel)[...].dtype
+            x = x.astype(jnp.promote_types(x.dtype, kernel if jnp.issubdtype(kernel, jnp.floating) else jnp.float32))
+        return x, on_x
 
     def matrix(self, module: nnx.Pytree) -> Array:
         """The linear map or table as `[d_in, d_out]`, or `[layers, d_in, d_out]`: what goes in is a row.
@@ -111,11 +137,14 @@ class View:
         return self.kernel
 
 
-def _with_first(compute: Compute, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
-    """The activations that a module is called with, and the module as a function of them alone."""
+def _with_first(compute: Original, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
+    """The argument of a module's first parameter, and the module as a function of it alone."""
     if args:
         return args[0], lambda x: compute(x, *args[1:], **kwargs)
-    name = next(name for name, value in kwargs.items() if hasattr(value, "dtype"))
+    own = type(compute.module)
+    _, *parameters = inspect.signature(getattr(own, "unadapted", own).__call__).parameters
+    arrays = (name for name, value in kwargs.items() if hasattr(value, "dtype"))
+    name = parameters[0] if parameters and parameters[0] in kwargs else next(arrays)
     return kwargs[name], lambda x: compute(**{**kwargs, name: x})
 
 
@@ -162,7 +191,7 @@ class _General(_Reshaped):
     axes: tuple[int, ...] = (-1,)
 
     def call(self, adapter: Callable[..., Any], compute: Original, *args: Any, **kwargs: Any) -> Any:
-        x, on_x = _with_first(compute, args, kwargs)
+        x, on_x = self._activations(compute, args, kwargs)
         ends = tuple(range(-len(self.axes), 0))
         axes = sorted(axis % x.ndim for axis in self.axes)  # as Flax orders them, whatever order they are given in
         turned = jnp.moveaxis(x, axes, ends)
@@ -192,7 +221,13 @@ class _Einsum(_Reshaped):
     made: str = ""  # that come from the kernel, as the output has them
 
     def call(self, adapter: Callable[..., Any], compute: Original, *args: Any, **kwargs: Any) -> Any:
-        x, on_x = _with_first(compute, args, kwargs)
+        x, on_x = self._activations(compute, args, kwargs)
+        for given in (*args[1:], kwargs.get("einsum_str")):
+            if isinstance(given, str) and given.replace(" ", "") != compute.module.einsum_str.replace(" ", ""):
+                raise UserError(
+                    f"a {type(compute.module).__name__} of {compute.module.einsum_str!r} with something attached is "
+                    f"called with {given!r}, for which that was not made; attach to other sites."
+                )
         kept = "".join(letter for letter in self.of_x if letter not in self.summed)
         to_vectors = [self.of_x.index(letter) for letter in kept + self.summed]
         from_vectors = [(kept + self.summed).index(letter) for letter in self.of_x]
@@ -226,6 +261,8 @@ def view_of(module: Any, *, layers: int | None = None) -> View | None:
     params = _params(module)
     if not params:
         return None
+    if isinstance(module, nnx.bridge.ToNNX):  # it hands every attribute to Linen: nothing can be attached
+        return View("other", 0, 0, layers)
     if hasattr(type(module), "dequantized"):
         bias = "bias" if "bias" in params else None
         return _Quantized("linear", *module.site_widths, layers=module.layers, kernel="codes", bias=bias)
@@ -233,8 +270,12 @@ def view_of(module: Any, *, layers: int | None = None) -> View | None:
 
 
 def _params(module: nnx.Pytree) -> dict[str, nnx.Variable]:
-    """The weights that a module holds itself, trainable leaves too, by attribute."""
-    return {name: value for name, value in vars(module).items() if isinstance(value, nnx.Param | Adapter)}
+    """The arrays that a module holds itself as weights, trainable ones too, by attribute."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, nnx.Param | Adapter) and hasattr(value.get_value(), "shape")
+    }
 
 
 def _linear(module: Any, params: dict[str, nnx.Variable], layers: int | None) -> View | None:

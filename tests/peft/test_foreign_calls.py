@@ -1,0 +1,173 @@
+"""Modules of other people's, called in ways that jpeft's own never are: what is attached is right, or refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+from flax.nnx import bridge
+
+import jpeft
+from tests.peft.filled import filled
+
+LORA = jpeft.Lora.official(rank=2)
+X = jax.random.normal(jax.random.key(0), (3, 4))
+
+
+def linear(**options):
+    return nnx.Linear(4, 4, rngs=nnx.Rngs(0), **options)
+
+
+def squares(model, x):
+    return jnp.mean((model(x) - 1) ** 2)
+
+
+METHODS = (LORA, jpeft.Lora(rank=2), jpeft.Ia3(), jpeft.Dora(rank=2), jpeft.AdaLora(rank=2), jpeft.Vera(rank=2))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: f"{method.name}-{method.reading}")
+def test_integers_are_activations_as_they_are_to_the_base(method, key):
+    tuned = filled(jpeft.attach(nnx.Dict(a=linear()), method, where="a"), key).a
+    whole = jnp.arange(12).reshape(3, 4)
+    np.testing.assert_array_equal(tuned(whole), tuned(whole.astype(jnp.float32)))
+    np.testing.assert_array_equal(tuned(whole > 5), tuned((whole > 5).astype(jnp.float32)))
+    with pytest.raises(jpeft.UserError, match="is called with complex64; methods act on real numbers"):
+        tuned(X + 1j * X)
+
+
+def test_integers_keep_the_dtype_that_the_base_gives():
+    base = linear(param_dtype=jnp.bfloat16)
+    tuned = jpeft.attach(nnx.Dict(a=base), LORA, where="a").a
+    whole = jnp.arange(12).reshape(3, 4)
+    assert tuned(whole).dtype == base(whole).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(tuned(whole), base(whole))
+
+
+class Gated(nnx.Module):
+    """A linear map with another array beside its activations."""
+
+    def __init__(self):
+        self.kernel = nnx.Param(jax.random.normal(jax.random.key(1), (4, 4)))
+
+    def __call__(self, x, *, gate):
+        return (x @ self.kernel[...]) * gate
+
+
+def test_activations_are_the_first_parameter_in_whatever_order_arrays_come(key):
+    tuned = filled(jpeft.attach(nnx.Dict(a=Gated()), LORA, where="a"), key).a
+    gate = jnp.full((3, 4), 0.3)
+    right = tuned(X, gate=gate)
+    np.testing.assert_array_equal(tuned(x=X, gate=gate), right)
+    np.testing.assert_array_equal(tuned(gate=gate, x=X), right)
+    with pytest.raises(jpeft.UserError, match=r"called with an array of shape \(3, 5\) first; expected .* width 4"):
+        tuned(jnp.ones((3, 5)), gate=gate)
+
+
+def test_an_einsum_of_another_string_is_refused(key):
+    tuned = filled(jpeft.attach(nnx.Dict(a=nnx.Einsum("bi,io->bo", (4, 4), rngs=nnx.Rngs(0))), LORA, where="a"), key).a
+    np.testing.assert_array_equal(tuned(X, "bi, io -> bo"), tuned(X))
+    for call in (lambda: tuned(X, "bo,io->bi"), lambda: tuned(X, einsum_str="bo,io->bi")):
+        with pytest.raises(jpeft.UserError, match="'bi,io->bo' with something attached is called with 'bo,io->bi'"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "module", [linen.Dense(3), linen.LayerNorm(), linen.Embed(5, 3)], ids=lambda m: type(m).__name__
+)
+def test_a_bridged_linen_module_has_weights_and_no_sites_for_what_is_added(module):
+    bridged = bridge.ToNNX(module, rngs=nnx.Rngs(0))
+    bridge.lazy_init(bridged, jnp.ones((2, 4), jnp.int32 if isinstance(module, linen.Embed) else jnp.float32))
+    assert [site.kind for site in jpeft.sites(bridged)] == ["other"]
+    with pytest.raises(jpeft.UserError, match="the model has none"):
+        jpeft.attach(bridged, LORA, where=".*")
+
+
+class Scaled(nnx.Module):
+    """A linear map times a Python number."""
+
+    def __init__(self):
+        self.linear, self.times = linear(), nnx.Param(0.5)
+
+    def __call__(self, x):
+        return self.linear(x) * self.times
+
+
+def test_a_number_of_python_is_no_weight_of_a_site():
+    assert [site.path for site in jpeft.sites(Scaled())] == ["linear"]
+    fitted = jpeft.fit(jpeft.attach(Scaled(), LORA, where="linear"), [X] * 3, squares)
+    assert fitted.losses[2] < fitted.losses[0]
+    with pytest.raises(jpeft.UserError, match="1 weights would not train, the first of them times"):
+        jpeft.attach(Scaled(), jpeft.Full())
+
+
+class OwnMap(nnx.Module):
+    def __init__(self, rngs):
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (4, 4)))
+
+    def __call__(self, x):
+        return x @ self.kernel[...]
+
+
+class OwnMapOfWidths(OwnMap):
+    in_features = out_features = 4
+
+
+class Pair(nnx.Module):
+    def __init__(self, rngs):
+        self.unknown, self.known = OwnMap(rngs), OwnMapOfWidths(rngs)
+
+
+def test_a_stacked_map_of_ones_own_is_known_by_its_widths_or_told():
+    model = nnx.vmap(Pair)(nnx.Rngs(0).split(3))
+    assert {site.path: site.kind for site in jpeft.sites(model)} == {"unknown": "other", "known": "linear"}
+    with pytest.warns(UserWarning, match=r"1 module that `where` matches, .* unknown \(kernel \[3, 4, 4"):
+        jpeft.attach(model, LORA, where=".*")
+    jpeft.attach(model, LORA, where="known")
+
+
+def test_norms_are_left_out_of_bitfit_where_its_option_says_so():
+    model = nnx.Dict(map=linear(), norm=nnx.LayerNorm(4, rngs=nnx.Rngs(0)))
+    for norms, paths in ((False, {"map"}), (True, {"map", "norm"})):
+        tuned = jpeft.attach(model, jpeft.BitFit(norms=norms), where=".*")
+        assert {path[0] for path, _ in nnx.to_flat_state(nnx.state(tuned, jpeft.Adapter))} == paths
+
+
+def test_a_loftq_start_from_a_model_of_other_sizes_is_refused(tiny_checkpoint):
+    model, _ = jpeft.load(tiny_checkpoint, quantization="nf4")
+    with pytest.raises(jpeft.UserError, match="in the wide model of 192 to 192; name the model that this one was quan"):
+        jpeft.attach(model, jpeft.Lora.official(rank=2, init="loftq"), wide="mini")
+
+
+class Sowing(nnx.Module):
+    """Changes variables beside its weights: `grown` says how."""
+
+    def __init__(self, grown):
+        self.linear, self.grown, self.last = linear(), grown, nnx.Variable(jnp.zeros((1, 4)))
+
+    def __call__(self, x):
+        y = self.linear(x)
+        if self.grown:
+            self.last.set_value(y)
+        else:
+            self.last.set_value(self.last[...] + jnp.mean(y))
+        return y
+
+
+def test_a_fit_carries_variables_of_one_shape_and_refuses_others():
+    kept, grown = (jpeft.attach(Sowing(grown), LORA, where="linear") for grown in (False, True))
+    assert float(jpeft.fit(kept, [X] * 3, squares).model.last[...].sum()) != 0
+    with pytest.raises(jpeft.UserError, match=r"changes .*last.* from float32\[1, 4\] to float32\[3, 4\]"):
+        jpeft.fit(grown, [X] * 3, squares)
+
+
+def test_an_optimizer_that_asks_for_more_than_gradients_is_refused():
+    tuned = jpeft.attach(nnx.Sequential(linear()), LORA, where=".*")
+    with pytest.raises(jpeft.UserError, match="needs more than gradients and parameters .*value_fn"):
+        jpeft.fit(tuned, [X] * 3, squares, optimizer=optax.lbfgs())
+
+
+def test_more_batches_than_a_planned_number_of_steps_are_refused():
+    tuned = jpeft.attach(nnx.Sequential(linear()), jpeft.AdaLora(rank=2), where=".*")
+    with pytest.raises(jpeft.UserError, match="more than the 3 steps of total_steps, by which adalora plans"):
+        jpeft.fit(tuned, (X for _ in range(6)), squares, total_steps=3)
