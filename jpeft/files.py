@@ -42,8 +42,12 @@ def write_whole(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to; renames it to `path` when the block ends well, removes it otherwise.
 
     The file has the permissions that new files get from the umask, whoever writes it: safetensors' own are for
-    their owner alone.
+    their owner alone. Where `path` is a link, what it leads to is replaced and the link stays.
+
+    Raises:
+      UserError: `path` is a device, a pipe or a socket.
     """
+    path = output_path(path, str(path))
     beside = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
     try:
         beside.touch()
@@ -55,6 +59,20 @@ def write_whole(path: Path) -> Iterator[Path]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def output_path(path: Path, named: str) -> Path:
+    """The file that is written where a user names `path`: what a link leads to, or the path itself.
+
+    Args:
+      named: how messages call it.
+
+    Raises:
+      UserError: it is a device, a pipe or a socket. A directory is the caller's to refuse.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{named} is no regular file but a device, a pipe or a socket; name a file.")
+    return path.resolve() if path.is_symlink() else path
 
 
 def require_apart(output: Path, *, read: Iterable[Path], written: Iterable[Path] = ()) -> None:

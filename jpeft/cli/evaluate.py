@@ -5,6 +5,7 @@ import json
 
 from jpeft.cli.arguments import add_what_answers, path, whole
 from jpeft.errors import UserError
+from jpeft.files import output_path
 
 _DESCRIPTION = """Answers every row of a labelled file and says what the answers are worth, as the run's own test
 does: with its prompt, labels, lengths, way of answering and metric.
@@ -61,6 +62,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if output is not None and (output.is_dir() or (output.exists() and not arguments.overwrite)):
         what = "a directory; name a file" if output.is_dir() else "there already; name another, or give --overwrite"
         raise UserError(f"--output {output} is {what}.")
+    if output is not None:
+        output_path(output, f"--output {output}")
 
     from jpeft.data.sources import files_read
     from jpeft.files import require_apart, require_writable

@@ -5,6 +5,7 @@ import json
 import sys
 
 from jpeft.cli.arguments import MODEL, path
+from jpeft.errors import UserError
 
 _DESCRIPTION = """Writes an adapter as Hugging Face PEFT opens it, with a card (README.md) of what it is and scored.
 
@@ -54,6 +55,8 @@ def _export(arguments: argparse.Namespace) -> int:
     opened = open_adapter(found.directory, abstract_model(load_config(model, **words_for(found, arguments.model))))
     for note in opened.notes:
         print(f"note     {note}", file=sys.stderr)
+    if arguments.base_name is not None and not arguments.base_name.strip():
+        raise UserError("--base-name is empty; name the base, or leave the flag out.")
     base = arguments.base_name or model
     size = write_adapter(opened, arguments.out, base=base, result=found.result, task=task_of(found.directory))
     lacks = peft_lacks(opened.method, opened.sites, opened.model)

@@ -58,8 +58,13 @@ def same_inputs(task: Task, rows: Mapping[str, Mapping[str, Sequence[Any]]]) -> 
     return numbers
 
 
+def without_spacing(text: str) -> str:
+    """A text with single spaces for all white space, and none at its ends: what makes two inputs equal."""
+    return " ".join(text.split())
+
+
 def _digest(values: Iterable[Any]) -> bytes:
-    text = "\0".join(" ".join(str(value).split()) for value in values)
+    text = "\0".join(without_spacing(str(value)) for value in values)
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()  # texts may be large
 
 

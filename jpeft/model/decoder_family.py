@@ -15,7 +15,6 @@ from jpeft.model.decoder_config import CHOICES, RELEASED, DecoderConfig
 from jpeft.model.family import Batch, Family
 from jpeft.model.plain_decoder import plain_logits
 from jpeft.model.stack import arrange
-from jpeft.model.weight_files import read_values
 from jpeft.model.weights import Filling
 
 
@@ -32,7 +31,7 @@ class DecoderFamily(Family):
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
 
     def read_config(self, directory: Path) -> DecoderConfig:
-        return DecoderConfig.from_dict(*read_values(directory))
+        return decoder_weights.read_config(directory)
 
     def load(self, directory: Path, **options: Any) -> Decoder:
         return decoder_weights.load(directory, **options)

@@ -19,6 +19,7 @@ from jpeft.model.abstract import abstract
 from jpeft.model.bitsandbytes import packed_tensors, to_file
 from jpeft.model.decoder import Decoder
 from jpeft.model.decoder_config import DecoderConfig
+from jpeft.model.ends import named_by_tokenizer
 from jpeft.model.quantized import Quantization
 from jpeft.model.weight_files import BUFFERS, Checkpoint, are_equal, open_checkpoint, read_values
 from jpeft.model.weights import Filling, refuse_misfits, refuse_oversize, said_of, write_model
@@ -135,6 +136,16 @@ def load(directory: Path, *, dropout_rate: float | None = None, **options: Any) 
     return load_tensors(config, tensors, source=str(directory), **options)
 
 
+def read_config(directory: Path) -> DecoderConfig:
+    """The config of a directory in Hugging Face layout, or of a GGUF file; where it names no end, the tokenizer's.
+
+    Raises:
+      UserError: as `DecoderConfig.from_dict`, or nothing names a token that ends a text.
+    """
+    values, source = read_values(directory)
+    return DecoderConfig.from_dict(named_by_tokenizer(directory, values), source)
+
+
 def read_directory(directory: Path, *, dropout_rate: float | None = None) -> tuple[DecoderConfig, Checkpoint]:
     """The config of a directory in Hugging Face layout, or of a GGUF file, and its weights, not yet read.
 
@@ -142,7 +153,7 @@ def read_directory(directory: Path, *, dropout_rate: float | None = None) -> tup
       UserError: as `DecoderConfig.from_dict` and `open_checkpoint`; or the weights do not fit `config.json`.
       RunFailed: a file is damaged or cut short.
     """
-    config = DecoderConfig.from_dict(*read_values(directory))
+    config = read_config(directory)
     if dropout_rate is not None:
         config = dataclasses.replace(config, dropout_rate=dropout_rate)
     refuse_oversize(directory, abstract(Decoder, config))

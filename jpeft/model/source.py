@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jpeft.errors import RunFailed, UserError
+from jpeft.model.ends import GENERATION_CONFIG
 from jpeft.model.family import families, family_in
 from jpeft.model.gguf import gguf_in, is_gguf
 from jpeft.model.quantized import Quantization
@@ -188,7 +189,11 @@ def _download(repository: str, what: str, flag: str, report: Callable[[str], Non
             raise UserError(
                 f"{repository} on the hub holds no weights that jpeft reads; it has {', '.join(sorted(files)[:8])}."
             )
-        return Path(snapshot_download(repository, allow_patterns=["config.json", *TOKENIZER_FILES, *patterns]))
+        return Path(
+            snapshot_download(
+                repository, allow_patterns=["config.json", GENERATION_CONFIG, *TOKENIZER_FILES, *patterns]
+            )
+        )
     except RepositoryNotFoundError:
         raise UserError(
             f"the hub has no model {repository!r}, or it is private: log in with `hf auth login`."

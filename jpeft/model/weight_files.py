@@ -24,6 +24,7 @@ from jpeft.fingerprints import fingerprint, fingerprints_of
 from jpeft.leaves import Part
 from jpeft.model.bitsandbytes import Packed
 from jpeft.model.config_fields import MOST_CONFIG_BYTES
+from jpeft.model.ends import with_generation_ends
 from jpeft.model.gguf import is_gguf
 from jpeft.model.quantized import Quantization
 from jpeft.trouble import first_line
@@ -307,6 +308,8 @@ def model_fingerprint(model: Path) -> str | None:
 def read_values(model: Path) -> tuple[dict[str, Any], str]:
     """What `config.json` of a model's directory says, or a GGUF file as such a file would; and the file's name.
 
+    Where a `generation_config.json` says at which tokens generation stops, that counts.
+
     Raises:
       UserError: there is none, or it is malformed; of a GGUF file, its architecture is none that is read.
       RunFailed: the GGUF file is damaged.
@@ -318,7 +321,7 @@ def read_values(model: Path) -> tuple[dict[str, Any], str]:
     path = model / "config.json"
     if not path.exists():
         raise UserError(f"{model} holds no config.json; a model directory in Hugging Face layout has one.")
-    return read_json_object(path, most_bytes=MOST_CONFIG_BYTES), str(path)
+    return with_generation_ends(model, read_json_object(path, most_bytes=MOST_CONFIG_BYTES)), str(path)
 
 
 def are_equal(checkpoint: Checkpoint, first: str, second: str) -> bool:

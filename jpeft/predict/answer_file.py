@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jpeft.errors import Busy, RunFailed, UserError
-from jpeft.files import read_json_object, write_whole
+from jpeft.files import output_path, read_json_object, write_whole
 from jpeft.predict.output import Output
 from jpeft.predict.rows import RowToAnswer
 from jpeft.typed_config import differences
@@ -51,7 +51,7 @@ class AnswerFile(Output):
           Busy: another process is at work on it.
           RunFailed: it cannot be written.
         """
-        self.path = path
+        path = self.path = output_path(path, f"--output {path}")
         self._partial, self._call_file, self._partial_call_file = files_beside(path)
         self._call = call
         self._anew = overwrite  # until the first answers are written

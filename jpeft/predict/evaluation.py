@@ -19,6 +19,7 @@ from jpeft.data.sources import (
     source_in_use,
     together,
 )
+from jpeft.data.splits import without_spacing
 from jpeft.data.summary import told_of_rows
 from jpeft.data.task_file import DTYPES, QUANTIZED, TaskOfRun
 from jpeft.data.tasks import (
@@ -385,12 +386,12 @@ def seen_by_the_run(source: AnswerSource, made: list[Example]) -> tuple[dict[str
         template = Template.parse(task.template)
         texts = {name: _texts(task, template.columns, rows, drawn[name]) for name in ("train", "validation")}
         prompts = {
-            name: {template.render(dict(zip(template.columns, each, strict=True))) for each in known}
+            name: {without_spacing(template.render(dict(zip(template.columns, each, strict=True)))) for each in known}
             for name, known in texts.items()
         }
     except (RunFailed, UserError, KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         return None, f"the rows of its run cannot be read again ({str(error).rstrip('.')})"
-    asked = [(example.input, _columns_of(example, template.columns)) for example in made]
+    asked = [(without_spacing(example.input), _columns_of(example, template.columns)) for example in made]
     found = {
         name: sum(prompt in prompts[name] or columns in texts[name] for prompt, columns in asked) for name in texts
     }
@@ -400,11 +401,11 @@ def seen_by_the_run(source: AnswerSource, made: list[Example]) -> tuple[dict[str
 
 
 def _columns_of(example: Example, columns: Sequence[str]) -> tuple[str, ...] | None:
-    """An example's texts of these columns, by whatever name where there is one alone; None where it has them not."""
+    """An example's texts of these columns, white space aside, by any name if there is one; None if it lacks some."""
     fields = example.fields or {}
     if len(columns) == len(fields) == 1:
-        return tuple(fields.values())
-    return tuple(fields[column] for column in columns) if set(columns) <= set(fields) else None
+        columns = list(fields)
+    return tuple(without_spacing(fields[column]) for column in columns) if set(columns) <= set(fields) else None
 
 
 def _texts(task: Task, columns: Sequence[str], rows: Mapping[str, Columns], ids: list[Any]) -> set[tuple[str, ...]]:
@@ -413,5 +414,5 @@ def _texts(task: Task, columns: Sequence[str], rows: Mapping[str, Columns], ids:
     found = set()
     for each in ids:
         split_name, _, number = each.rpartition("/")
-        found.add(tuple(as_text(rows[split_name][column][int(number)]) for column in columns))
+        found.add(tuple(without_spacing(as_text(rows[split_name][column][int(number)])) for column in columns))
     return found

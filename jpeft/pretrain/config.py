@@ -265,6 +265,8 @@ class Pretraining:
                     most = _MOST.get(field.name, _MOST_OF_ALL)
                     raise UserError(f"{field.name} is {value:g}; expected at most {most:,}.")
         require_even_batches(self.mesh, {"train.batch_size": self.train.batch_size})
+        if not self.model.dropout_rate < 1:
+            raise UserError(f"model.dropout_rate is {self.model.dropout_rate}; expected at least 0 and less than 1.")
         if not self.data.noise_density < 1:
             raise UserError(f"data.noise_density is {self.data.noise_density}; expected a share below 1.")
 

@@ -1,5 +1,6 @@
 """Rows of a Parquet file, in batches: kilobytes may hold gigabytes, which is refused before they are unpacked."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -9,7 +10,7 @@ import pyarrow.parquet
 
 from jpeft.errors import UserError
 from jpeft.rows.text import MOST_ROW_BYTES, FileRow, column_names
-from jpeft.rows.values import NoMoment
+from jpeft.rows.values import NoMoment, Unreadable
 from jpeft.trouble import first_line
 
 MOST_VALUES = 100_000_000  # of a column within a row group; where they are missing or equal they take no bytes at all
@@ -33,6 +34,8 @@ def batches(file: IO[bytes], name: str) -> Iterator[dict[str, list[Any]]]:
         deltas = _check(metadata, name)
         schema = metadata.schema.to_arrow_schema()
         columns = column_names(schema.names, name)
+        if "" in columns:
+            raise UserError(f"{name} has a column without a name; give it one.")
         # Texts that repeat are then references to one: a thousand rows of the same megabyte are one megabyte.
         shared = [field.name for field in schema if _is_text(field.type) and field.name not in deltas]
         opened = pyarrow.parquet.ParquetFile(file, read_dictionary=shared)
@@ -119,6 +122,8 @@ def _values_of_column(array: pa.Array, where: str) -> list[Any]:
         return _values(array, where)
     except UnicodeDecodeError:  # within lists or objects
         raise UserError(f"{where} holds bytes that are not UTF-8; write text there.") from None
+    except pa.ArrowException as error:  # a type that cannot be converted here; the column may not be used at all
+        return [Unreadable(first_line(error).rstrip("."))] * len(array)
 
 
 def _values(array: pa.Array, where: str) -> list[Any]:
@@ -130,6 +135,8 @@ def _values(array: pa.Array, where: str) -> list[Any]:
     if pa.types.is_nested(array.type) and array.nbytes > _MOST_NESTED_BYTES:
         raise UserError(f"{where} holds lists or objects of more than {_MOST_NESTED_BYTES:,} bytes; leave it out.")
     values = _python_values(array)
+    if pa.types.is_decimal(array.type):  # as digits: as text, a zero of 18 places is "0E-18"
+        return [None if value is None else format(value, "f") for value in values]
     if pa.types.is_floating(array.type):
         # Not a number, as pandas writes what is missing; NaN alone differs from itself.
         values = [None if value is None or value - value != 0 else value for value in values]
@@ -145,6 +152,9 @@ _NANOSECONDS = pa.time64("ns")  # of a day, of which pyarrow (26.0) cuts off wha
 
 def _python_values(array: pa.Array) -> list[Any]:
     """Values as Python has them; moments that it does not have, such as nanoseconds, as text."""
+    if array.type == pa.duration("ns"):  # pandas' own, which writes itself otherwise than Python's
+        with contextlib.suppress(pa.ArrowInvalid):  # of parts of a microsecond
+            return array.cast(pa.duration("us")).to_pylist()
     if array.type == _NANOSECONDS:
         shown, cut = array.cast(pa.string()).to_pylist(), array.to_pylist()
         return [time if text is None or text.endswith("000") else text for text, time in zip(shown, cut, strict=True)]

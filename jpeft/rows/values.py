@@ -27,6 +27,17 @@ class NoMoment:
         return self.count
 
 
+@dataclasses.dataclass(frozen=True)
+class Unreadable:
+    """A value of a column whose type cannot be converted here, such as a time zone that is not installed.
+
+    Attributes:
+      reason: why, as the library that reads the file says it.
+    """
+
+    reason: str
+
+
 def is_missing(value: Any) -> bool:
     """Whether there is no value: null; or NaN or an infinity, by which pandas and NumPy say so."""
     if value is None:
@@ -59,12 +70,16 @@ def as_text(value: Any) -> str:
             except UnicodeEncodeError:
                 raise ValueError("holds half of a surrogate pair, which is no text; remove it") from None
         return value
+    if isinstance(value, decimal.Decimal):
+        return format(value, "f")  # not 0E-18
     if isinstance(value, _PLAIN):
         return str(value)
     if _is_number(value):  # NumPy's
         return str(value.item())
     if isinstance(value, list | tuple):
         raise ValueError(f"holds a list, {_shown(value)}; join it to one text, or write a row for each of its values")
+    if isinstance(value, Unreadable):
+        raise ValueError(f"cannot be read ({value.reason}); mend or remove the column")
     if isinstance(value, NoMoment):
         raise ValueError(f"holds a moment past any calendar, {clipped(value.count, _SHOWN)}; mend or remove it")
     if isinstance(value, dict):
@@ -110,6 +125,8 @@ def as_json(value: Any) -> Any:
             return value.decode()
         except UnicodeDecodeError:
             return base64.b64encode(value).decode()
+    if isinstance(value, decimal.Decimal):
+        return format(value, "f")
     return value if isinstance(value, str | int | float) else str(value)
 
 

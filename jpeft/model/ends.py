@@ -1,0 +1,55 @@
+"""The tokens at which generation stops, from the files of a checkpoint that name them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jpeft.errors import UserError
+from jpeft.files import read_json_object
+from jpeft.model.config_fields import MOST_CONFIG_BYTES, short
+
+GENERATION_CONFIG = "generation_config.json"
+
+
+def with_generation_ends(directory: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a `config.json` with the `eos_token_id` of the `generation_config.json` beside it, if there is one.
+
+    That is what `transformers` stops at when it generates. The token of `config.json`, which ends texts in training,
+    comes first where it is one of them.
+
+    Raises:
+      UserError: the file is malformed, or begins answers with another token than `config.json`.
+    """
+    file = directory / GENERATION_CONFIG
+    if not file.is_file():
+        return values
+    generation = read_json_object(file, most_bytes=MOST_CONFIG_BYTES)
+    start, own_start = (held.get("decoder_start_token_id") for held in (generation, values))
+    if None not in (start, own_start) and start != own_start:
+        raise UserError(
+            f"{file}: decoder_start_token_id is {short(start)}, and {short(own_start)} in config.json: answers would "
+            "begin otherwise than in training; make them the same."
+        )
+    ends = generation.get("eos_token_id")
+    if ends is None:
+        return values
+    ends = list(ends) if isinstance(ends, list) else [ends]
+    own = values.get("eos_token_id")
+    if own in ends:
+        ends = [own, *(end for end in ends if end != own)]
+    return {**values, "eos_token_id": ends if len(ends) > 1 else ends[0] if ends else own}
+
+
+def named_by_tokenizer(directory: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a decoder's `config.json`, with the tokenizer's end of sequence where they have none.
+
+    A directory without a tokenizer, of which only logits can be asked, stays as it is.
+
+    Raises:
+      UserError: there is a tokenizer that names no end, either.
+    """
+    from jpeft.model.tokenizer import VOCABULARIES, Tokenizer
+
+    if values.get("eos_token_id") is not None or not any((directory / name).is_file() for name in VOCABULARIES):
+        return dict(values)
+    return {**values, "eos_token_id": Tokenizer.load(directory, eos_token_id=None, continues=True).eos_token_id}
