@@ -102,7 +102,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _print(outcome, arguments: argparse.Namespace) -> None:
-    from jpeft.cli.aftermath import print_classes, print_macro_f1, print_numbers
+    from jpeft.cli.run_summary import print_classes, print_macro_f1, print_numbers
     from jpeft.predict.evaluation import shown_labels
     from jpeft.words import counted
 

@@ -162,7 +162,7 @@ def _planned(arguments: argparse.Namespace, axes: dict[str, int], tell: Tell) ->
     memory = memory_bytes(arguments.device_memory) if arguments.device_memory else device.memory if device else None
     own = device if device is not None and has_compiler(device) else None
     with (
-        contextlib.nullcontext(Workshop(hosts=arguments.hosts))
+        contextlib.nullcontext(Workshop(hosts=arguments.hosts, stands_in=device is not None))
         if own is None
         else Remote(own, hosts=arguments.hosts) as compiler
     ):

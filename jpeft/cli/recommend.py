@@ -95,7 +95,8 @@ def _recommend(arguments: argparse.Namespace) -> int:
 
 
 def _by_numbers(arguments: argparse.Namespace) -> int:
-    from jpeft.report import advice, records
+    from jpeft.recommend import advice
+    from jpeft.report import records
     from jpeft.report.groups import group, published_group
     from jpeft.report.write import to_json
 

@@ -36,10 +36,10 @@ def search_and_print(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from jpeft.data.sources import require_paths
-    from jpeft.grid.search import Request, look_at_data, search
     from jpeft.model.chat import chat_template_of
     from jpeft.model.family import family_in
     from jpeft.model.source import resolve
+    from jpeft.recommend.search import Request, look_at_data, search
 
     flags = _Flags(arguments)
     methods = flags.methods()
@@ -199,7 +199,8 @@ class _Runner:
 def _print(arguments: argparse.Namespace, flags: _Flags, found, baseline: Baseline | None) -> int:
     from rich.console import Console
 
-    from jpeft.report import choice, records
+    from jpeft.recommend import choice
+    from jpeft.report import records
     from jpeft.report.terminal import print_document
     from jpeft.report.write import to_json
 

@@ -138,7 +138,7 @@ def _require_known(words: Sequence[str]) -> None:
 
 
 def _print_result(result: dict, workdir: Path) -> None:
-    from jpeft.cli.aftermath import print_aftermath, print_numbers
+    from jpeft.cli.run_summary import print_numbers, print_summary
 
     seconds = result["seconds"]
     print_numbers(result)
@@ -152,7 +152,7 @@ def _print_result(result: dict, workdir: Path) -> None:
     print(f"seconds  {', '.join(f'{key} {value:.1f}' for key, value in seconds.items())}")
     print(f"result   {workdir / 'result.json'}")
     print(f"adapter  {workdir / 'adapter'}  ({result['adapter_bytes']:,} bytes)")
-    print_aftermath(result, workdir)
+    print_summary(result, workdir)
 
 
 def _print_next(steps: Sequence[tuple[str, str]]) -> None:

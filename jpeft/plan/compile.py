@@ -105,11 +105,14 @@ class Workshop:
 
     Args:
       device: None for the devices of this process.
-      hosts: over how many the devices of a mesh are spread.
+      hosts: number of hosts that the devices of a mesh are spread over.
+      stands_in: whether this process's devices stand in for an accelerator whose own compiler is not installed; then
+        `model.dtype=auto` is bfloat16, as it is on the accelerator.
     """
 
-    def __init__(self, device: Device | None = None, *, hosts: int = 1):
+    def __init__(self, device: Device | None = None, *, hosts: int = 1, stands_in: bool = False):
         self._device, self._hosts = device, hosts
+        self._auto_dtype = "auto" if device is None and not stands_in else "bfloat16"
         self._described: dict[Any, Described] = {}
         self.words = f"XLA's compiler for this machine's CPU, jax {jax.__version__}"
 
@@ -151,7 +154,7 @@ class Workshop:
         key = json.dumps([run.to_dict(), dataclasses.asdict(lengths)])
         if key not in self._described:
             self._described.clear()  # the steps of one run come after each other
-            self._described[key] = describe(run, lengths, self._devices(run.mesh.size))
+            self._described[key] = describe(run, lengths, self._devices(run.mesh.size), auto_dtype=self._auto_dtype)
         return self._described[key]
 
     def _devices(self, count: int) -> Any:

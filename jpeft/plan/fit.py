@@ -85,7 +85,7 @@ class Plan:
         messages = program.messages
         talk = (messages.sent - messages.between_hosts) / device.interconnect + messages.between_hosts / device.network
         return LeastSeconds(
-            compute=calls * program.flops / devices_of(self.run.mesh) / device.flops,
+            compute=calls * program.flops / self.run.mesh.size / device.flops,
             memory=calls * program.bytes_moved / device.bandwidth,
             messages=calls * talk,
         )
@@ -93,11 +93,6 @@ class Plan:
     def step_seconds(self, device: Device) -> float:
         """The least seconds that one step of the optimizer can take: its micro-batches and the update."""
         return self.seconds("train", device).total + self.seconds("update", device).total
-
-
-def devices_of(mesh: MeshConfig) -> int:
-    """How many devices a mesh has: the product of its axes."""
-    return math.prod(dataclasses.asdict(mesh).values())
 
 
 def make_plan(

@@ -14,7 +14,7 @@ from flax import nnx
 
 from jpeft.config import Run
 from jpeft.mesh.layout import Layout, bytes_on_a_device
-from jpeft.model.family import family_with
+from jpeft.model.family import compute_dtype, family_with
 from jpeft.model.quantized import Quantization, chosen_forms, quantize_modules
 from jpeft.model.source import load_config, load_quantization
 from jpeft.peft.attaching import attach, split
@@ -89,16 +89,23 @@ def longest_lengths(run: Run) -> Lengths:
     )
 
 
-def describe(run: Run, lengths: Lengths, devices: Sequence[Any] | None = None) -> Described:
-    """A run's programs for its mesh of `devices`; None for those of this process.
+def describe(
+    run: Run, lengths: Lengths, devices: Sequence[Any] | None = None, *, auto_dtype: str = "auto"
+) -> Described:
+    """Describes a run's programs for its mesh of devices.
+
+    Args:
+      devices: to lay the mesh out over; None for those of this process.
+      auto_dtype: what `model.dtype=auto` stands for; by default the same as for a run in this process.
 
     Raises:
-      UserError: there are too few, a dimension cannot be cut, or the model is not known.
+      UserError: there are too few devices, a dimension cannot be cut, or the model is not known.
     """
     run = run.mildest()
+    dtype = compute_dtype(auto_dtype if run.model.dtype == "auto" else run.model.dtype)
     train_rows, eval_rows = run.rows()
     layout = Layout.of_devices(**dataclasses.asdict(run.mesh), devices=devices)
-    graphdef, adapter, base = _trees(run)
+    graphdef, adapter, base = _trees(run, dtype)
     method = run.build_method()
     optimizer = AdamW(run.train.weight_decay, run.train.clip_grad_norm, tuple(method.rate_factors.items()))
     state = layout.describe(jax.eval_shape(lambda adapter: init_state(adapter, optimizer, method), adapter))
@@ -129,7 +136,7 @@ def describe(run: Run, lengths: Lengths, devices: Sequence[Any] | None = None) -
             adapter=bytes_on_a_device(state.adapter),
             optimizer=bytes_on_a_device((state.opt_state, state.memory)),
             gradients=bytes_on_a_device(sums.grads),
-            cache=_cache_bytes(run, lengths, answering),
+            cache=_cache_bytes(run, lengths, answering, dtype),
             answering=bytes_on_a_device(state.adapter)
             + (0 if programs.answering.move is None else bytes_on_a_device(moved)),
         ),
@@ -161,10 +168,9 @@ def _config_of(run: Run) -> Any:
     return config if rate is None else dataclasses.replace(config, dropout_rate=rate)
 
 
-def _trees(run: Run) -> tuple[nnx.GraphDef, Any, Any]:
+def _trees(run: Run, dtype: jnp.dtype) -> tuple[nnx.GraphDef, Any, Any]:
     """Structure, and shapes of the adapter and of the base, as the run would load them."""
     config = _config_of(run)
-    dtype = jnp.dtype("bfloat16" if run.model.dtype == "auto" else run.model.dtype)
     method, family = run.build_method(), family_with(config)
     quantization = quantization_of_run(run)
     structure = []
@@ -185,13 +191,12 @@ def _trees(run: Run) -> tuple[nnx.GraphDef, Any, Any]:
     return structure[0], adapter, base
 
 
-def _cache_bytes(run: Run, lengths: Lengths, layout: Layout) -> int:
+def _cache_bytes(run: Run, lengths: Lengths, layout: Layout, dtype: jnp.dtype) -> int:
     """Keys and values that a device keeps while it generates, of what was written and of the encoder's output."""
     config = load_config(run.model.name)
     rows = run.rows()[1] * run.eval.num_beams // layout.batch_parts
-    itemsize = 4 if run.model.dtype == "float32" else 2
     shape = (lengths.input, lengths.target)
-    return rows * family_with(config).cache_numbers(config, shape, parts=layout.shape["model"]) * itemsize
+    return rows * family_with(config).cache_numbers(config, shape, parts=layout.shape["model"]) * dtype.itemsize
 
 
 def _up(size: int, multiple: int) -> int:

@@ -11,8 +11,8 @@ from typing import Literal
 
 from jpeft.report.groups import CellMeans, Group, Spread, published_group
 from jpeft.report.names import (
-    ABLATIONS,
-    METHODS,
+    PAPER_ABLATIONS,
+    PAPER_METHODS,
     PAPER_SCALES,
     PAPER_TASKS,
     PEFT,
@@ -214,7 +214,7 @@ def _later_over_early(group: Group) -> _Answer:
 
 def _attention_falls_most(group: Group) -> _Answer:
     rows, outcomes, furthest = [], [], []
-    others = [name for name in ABLATIONS["ia3"] if name != "drop_attention"]
+    others = [name for name in PAPER_ABLATIONS["ia3"] if name != "drop_attention"]
     over_dense: list[ClaimHolds] = []
     for task in PAPER_TASKS:
         without = group.metric("ia3", task, "medium", "drop_attention")
@@ -330,7 +330,7 @@ def _lora_more_robust(group: Group) -> _Answer:
 def _mean_relative_loss(group: Group, method: str, task: str) -> Spread | None:
     """1 - ablation / all layers, mean over the ablations; its spread from theirs, as if independent."""
     full = group.metric(method, task, "medium")
-    known = [group.metric(method, task, "medium", ablation) for ablation in ABLATIONS[method]]
+    known = [group.metric(method, task, "medium", ablation) for ablation in PAPER_ABLATIONS[method]]
     own = [spread for spread in known if spread is not None]
     if full is None or not full.mean or len(own) < len(known):
         return None
@@ -350,11 +350,11 @@ def _no_best_method(group: Group) -> _Answer:
     ties = within = 0
     for scale in PAPER_SCALES:
         for task in PAPER_TASKS:
-            metrics = {method: group.metric(method, task, scale) for method in METHODS}
+            metrics = {method: group.metric(method, task, scale) for method in PAPER_METHODS}
             known = {method: spread for method, spread in metrics.items() if spread is not None}
             row = [Value(f"{task_label(task)} ({scale})")]
-            if len(known) < len(METHODS):
-                absent = in_order(set(METHODS).difference(known), METHODS)
+            if len(known) < len(PAPER_METHODS):
+                absent = in_order(set(PAPER_METHODS).difference(known), PAPER_METHODS)
                 remark = f"cannot be said: {', '.join(map(method_label, absent))} missing"
                 rows.append([*row, *[Value(None)] * 5, Value(remark, tone="weak")])
                 outcomes.append("cannot be said")
@@ -385,7 +385,7 @@ def _no_best_method(group: Group) -> _Answer:
     by_scale = []
     for scale in PAPER_SCALES:
         of_scale = [method for at, method in leads if at == scale]
-        shown = ", ".join(f"{method_label(m)} {of_scale.count(m)}" for m in METHODS if m in of_scale)
+        shown = ", ".join(f"{method_label(m)} {of_scale.count(m)}" for m in PAPER_METHODS if m in of_scale)
         by_scale += [f"{scale}: {shown}"] * bool(of_scale)
     missing = outcomes.count("cannot be said")
     parts = [f"best of the five methods, by scale ({'; '.join(by_scale) or 'none'})."]

@@ -9,7 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jpeft.eval.uncertainty import Uncertainty
-from jpeft.report.names import ABLATIONS, PAPER_MODEL, PAPER_SCALES, PAPER_TASKS, PAPER_TEST_ROWS, in_order, task_label
+from jpeft.report.names import (
+    PAPER_ABLATIONS,
+    PAPER_MODEL,
+    PAPER_SCALES,
+    PAPER_TASKS,
+    PAPER_TEST_ROWS,
+    in_order,
+    task_label,
+)
 from jpeft.report.published import published, published_metric, published_parameters
 from jpeft.report.records import Result
 from jpeft.results import printable
@@ -272,7 +280,7 @@ def published_group() -> Group:
         for method, tasks in methods.items():
             for task, metric in tasks.items():
                 add(method, task, scale, None, metric)
-    for method, ablations in ABLATIONS.items():
+    for method, ablations in PAPER_ABLATIONS.items():
         for ablation in ablations:
             for task in PAPER_TEST_ROWS:
                 add(method, task, "medium", ablation, published_metric(method, task, "medium", ablation))

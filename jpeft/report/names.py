@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from jpeft.eval import metrics
 from jpeft.report.published import ABLATION_LABELS
 
-METHODS = {"full": "Full Tuning", "ia3": "(IA)³", "lora": "LoRA", "bitfit": "BitFit", "prompt": "Prompt Tune"}
+PAPER_METHODS = {"full": "Full Tuning", "ia3": "(IA)³", "lora": "LoRA", "bitfit": "BitFit", "prompt": "Prompt Tune"}
 # Methods that the paper does not have.
-OTHERS = {
+OTHER_METHODS = {
     "adapter": "Adapter",
     "prefix": "Prefix Tuning",
     "dora": "DoRA",
@@ -19,8 +19,8 @@ PEFT = ("ia3", "lora", "bitfit", "prompt")
 PAPER_TASKS = {"agnews": "AG News", "cola": "CoLA", "e2e": "E2E NLG", "samsum": "SAMSum"}
 PAPER_SCALES = {"low": "low", "medium": "med.", "high": "high"}
 _PAPERS_METRICS = ("accuracy", "rouge_l", "matthews_correlation", "unknown_answers", "rouge_l_multi_reference")
-METRICS = {name: metrics.METRICS[name].title for name in dict.fromkeys([*_PAPERS_METRICS, *metrics.METRICS])}
-ABLATIONS = {
+METRIC_LABELS = {name: metrics.METRICS[name].title for name in dict.fromkeys([*_PAPERS_METRICS, *metrics.METRICS])}
+PAPER_ABLATIONS = {
     "ia3": ("early", "later", "random", "drop_attention", "drop_dense"),
     "lora": ("early", "later", "random", "drop_self_attention", "drop_cross_attention", "drop_query_output"),
 }
@@ -31,7 +31,7 @@ PAPER_TEST_ROWS = {"agnews": 2500, "cola": 522, "e2e": 2500, "samsum": 819}
 
 def method_label(method: str) -> str:
     """`LoRA` of `lora`; a method of one's own keeps its name."""
-    return METHODS.get(method) or OTHERS.get(method, method)
+    return PAPER_METHODS.get(method) or OTHER_METHODS.get(method, method)
 
 
 def task_label(task: str) -> str:

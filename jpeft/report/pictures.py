@@ -11,8 +11,8 @@ from typing import Any
 
 from jpeft.report.groups import CellMeans, Group, Key, Spread, median_seed, place_label, published_group
 from jpeft.report.names import (
-    ABLATIONS,
-    METHODS,
+    PAPER_ABLATIONS,
+    PAPER_METHODS,
     PAPER_SCALES,
     PAPER_TASKS,
     PEFT,
@@ -106,7 +106,7 @@ def _performance(group: Group) -> Figure | None:
     def draw(figure: Any) -> None:
         axes = _panels(figure, 2, 2).flat
         for ax, task in zip(axes, PAPER_TASKS, strict=True):
-            for index, method in enumerate(METHODS):
+            for index, method in enumerate(PAPER_METHODS):
                 at = [place + 0.07 * (index - 2) for place in range(len(PAPER_SCALES))]
                 if not group.generated:
                     paper = [_mean(published_group().metric(method, task, scale)) for scale in PAPER_SCALES]
@@ -117,7 +117,7 @@ def _performance(group: Group) -> Figure | None:
             ax.set_xlim(-0.35, len(PAPER_SCALES) - 0.65)
             ax.set_title(task_label(task))
             ax.set_ylabel("accuracy" if task in ("agnews", "cola") else "ROUGE-L")
-        _legend(figure, METHODS)
+        _legend(figure, PAPER_METHODS)
 
     caption = (
         f"Metric by scale of the data, {group.title}. Bars are ± one standard deviation over seeds. "
@@ -132,8 +132,8 @@ def _ablations(group: Group) -> Figure | None:
 
     def draw(figure: Any) -> None:
         axes = _panels(figure, 1, 2, left=1.85, wide=2.15)[0]
-        for ax, method in zip(axes, ABLATIONS, strict=True):
-            names = ABLATIONS[method]
+        for ax, method in zip(axes, PAPER_ABLATIONS, strict=True):
+            names = PAPER_ABLATIONS[method]
             for index, task in enumerate(PAPER_TASKS):
                 places = [-place + 0.16 * (1.5 - index) for place in range(len(names))]
                 for source, filled in ((group, True), *([] if group.generated else [(published_group(), False)])):
@@ -242,7 +242,7 @@ def _pareto(group: Group, what: str) -> Figure | None:
         marks = [_handle(_SCALE_MARKERS.get(scale, "P"), MUTED, _scale_name(scale)) for scale in scales]
         if any(key.ablation for key in group.cells):
             marks.append(_handle("o", MUTED, "an ablation", filled=False))
-        _legend(figure, in_order({key.method for key in group.cells}, METHODS), colours_only=True, extra=marks)
+        _legend(figure, in_order({key.method for key in group.cells}, PAPER_METHODS), colours_only=True, extra=marks)
 
     caption = (
         f"Metric against {axis}, {group.title}. Further up and further left is better; the grey steps join, for each "
@@ -312,7 +312,7 @@ def _validation_curves(group: Group) -> Figure | None:
             ax.set_xticks(range(0, most[ax], max(2 if most[ax] > 6 else 1, math.ceil(most[ax] / 8))))
         for ax, losses in drawn.items():
             _log(ax.yaxis, losses)
-        _legend(figure, in_order({cell.key.method for cell in cells}, METHODS))
+        _legend(figure, in_order({cell.key.method for cell in cells}, PAPER_METHODS))
 
     caption = (
         f"Validation loss (nats a token) after each epoch, counted from 0, {group.title}; mean over the seeds that ran "
@@ -338,7 +338,7 @@ def _training_curves(group: Group) -> Figure | None:
             drawn.setdefault(ax, []).extend(losses)
         for ax, losses in drawn.items():
             _log(ax.yaxis, losses)
-        _legend(figure, in_order({cell.key.method for cell in cells}, METHODS), line=True)
+        _legend(figure, in_order({cell.key.method for cell in cells}, PAPER_METHODS), line=True)
 
     caption = (
         f"Training loss (nats a token) by optimizer step, {group.title}; of each cell the seed whose metric is the "

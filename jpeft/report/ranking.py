@@ -7,8 +7,7 @@ from typing import Literal
 
 from jpeft.eval.metrics import METRICS
 from jpeft.report.groups import Group, Spread
-from jpeft.report.names import METHODS as METHOD_LABELS
-from jpeft.report.names import in_order
+from jpeft.report.names import PAPER_METHODS, in_order
 from jpeft.report.table import Style
 
 Scarce = Literal["time", "memory", "quality"]
@@ -84,7 +83,7 @@ class Behind:
 def rank(group: Group, tasks: Sequence[str], scale: str, scarce: Scarce) -> tuple[Ranked, ...]:
     """The methods of a group for these tasks at this scale; nothing missing is filled in."""
     criterion = CRITERIA[scarce]
-    methods = in_order({key.method for key in group.cells} | set(METHOD_LABELS), METHOD_LABELS)
+    methods = in_order({key.method for key in group.cells} | set(PAPER_METHODS), PAPER_METHODS)
     lacking = criterion.lacks if is_paper(group) else ()
     numbers = {
         method: {task: None if method in lacking else criterion.get(group, method, task, scale) for task in tasks}

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 
 from jpeft.report.groups import CellMeans, Group, Spread, place_label, published_group
 from jpeft.report.names import (
-    ABLATIONS,
-    METHODS,
-    METRICS,
+    METRIC_LABELS,
+    PAPER_ABLATIONS,
+    PAPER_METHODS,
     PAPER_MODEL,
     PAPER_SCALES,
     PAPER_TASKS,
@@ -72,7 +72,7 @@ def table_1(group: Group) -> Table:
     rows = [[Value("Zero-shot"), *(Value.of(group.zero_shot(task)) for task in PAPER_TASKS)]]
     for scale in PAPER_SCALES:
         of_scale = []
-        for method in METHODS:
+        for method in PAPER_METHODS:
             values = [_beside(group, lambda g, m=method, t=task, s=scale: g.metric(m, t, s)) for task in PAPER_TASKS]
             of_scale.append([Value(row_label(method, scale)), *values])
         rows += mark_best(of_scale, range(1, len(PAPER_TASKS) + 1))
@@ -93,8 +93,10 @@ def table_1(group: Group) -> Table:
 def table_2(group: Group) -> Table:
     """Table 2 of the paper: the metric of (IA)³ and LoRA at medium scale with parts of the layers left out."""
     rows = []
-    for ablation in dict.fromkeys((None, *ABLATIONS["ia3"][:3], *ABLATIONS["lora"][3:], *ABLATIONS["ia3"][3:])):
-        for method, ablations in ABLATIONS.items():
+    for ablation in dict.fromkeys(
+        (None, *PAPER_ABLATIONS["ia3"][:3], *PAPER_ABLATIONS["lora"][3:], *PAPER_ABLATIONS["ia3"][3:])
+    ):
+        for method, ablations in PAPER_ABLATIONS.items():
             if ablation is None or ablation in ablations:
                 values = [
                     _beside(group, lambda g, m=method, t=task, a=ablation: g.metric(m, t, "medium", a))
@@ -117,8 +119,8 @@ def table_3(group: Group) -> Table:
 
     add("Total Parameters (no PEFT)", total, "full", None)
     for method in ("ia3", "lora", "bitfit", "prompt"):
-        for ablation in (None, *ABLATIONS.get(method, ())):
-            if ablation or method in ABLATIONS:
+        for ablation in (None, *PAPER_ABLATIONS.get(method, ())):
+            if ablation or method in PAPER_ABLATIONS:
                 label = f"{method_label(method)} ({ablation_label(ablation) if ablation else 'full layers/modules'})"
             else:
                 label = method_label(method)
@@ -132,7 +134,7 @@ def table_4(group: Group) -> Table:
     """Table 4 of the paper: the epoch of the lowest validation loss and the total run time in seconds, by task."""
     rows = []
     for scale in ("low", "medium"):
-        for method in METHODS:
+        for method in PAPER_METHODS:
             row = [Value(row_label(method, scale))]
             for task in PAPER_TASKS:
                 row.append(_beside(group, lambda g, m=method, t=task, s=scale: _of(g.get(m, t, s), "best_epoch")))
@@ -287,7 +289,7 @@ def other_metrics(group: Group) -> Table:
     for task in in_order({key.task for key in group.cells if key.is_papers}, PAPER_TASKS):
         own = {r.metric_name for r in group.results if r.task == task}
         names = {name for r in group.results if r.task == task for name in r.metrics}
-        columns += [(task, name) for name in in_order(names - own, METRICS)]
+        columns += [(task, name) for name in in_order(names - own, METRIC_LABELS)]
     rows = [[Value("Zero-shot"), *(Value.of(group.zero_shot(task, name)) for task, name in columns)]]
     for method, scale in _method_rows(group):
         values = [Value.of(cell.number(name)) if (cell := group.get(method, task, scale)) else Value(None)
@@ -297,7 +299,7 @@ def other_metrics(group: Group) -> Table:
         "Matthews correlation is 0 for whoever always gives the same answer, whatever the accuracy. Multi-reference "
         f"ROUGE-L takes the best of all human references of a row. {_SEEDS_NOTE}",
     )
-    heads = [Column(METRICS.get(name, name), "metric", task_label(task)) for task, name in columns]
+    heads = [Column(METRIC_LABELS.get(name, name), "metric", task_label(task)) for task, name in columns]
     return Table("other-metrics", _title(group, "Other metrics"), [Column("Method"), *heads], rows, notes)
 
 
@@ -345,8 +347,8 @@ def sizes(group: Group) -> Table:
         by_method.setdefault((cell.key.method, cell.key.ablation), []).append(cell)
     tasks = in_order({key.task for key in group.cells}, PAPER_TASKS)
     rows = []
-    for method in in_order({method for method, _ in by_method}, METHODS):
-        for ablation in in_order({a for m, a in by_method if m == method}, ("", *ABLATIONS.get(method, ()))):
+    for method in in_order({method for method, _ in by_method}, PAPER_METHODS):
+        for ablation in in_order({a for m, a in by_method if m == method}, ("", *PAPER_ABLATIONS.get(method, ()))):
             results = [result for cell in by_method[method, ablation] for result in cell.results]
             label = method_label(method) + (f" ({ablation_label(ablation)})" if ablation else "")
             peak = {
@@ -444,7 +446,7 @@ def own_results(group: Group) -> Table:
                 Value(method),
                 Value("" if key.scale == "all" else key.scale),
                 Value(results[0].setting),
-                Value(METRICS.get(results[0].metric_name, results[0].metric_name)),
+                Value(METRIC_LABELS.get(results[0].metric_name, results[0].metric_name)),
                 Value.of(cell.metric),
                 Value("" if not zero or zero[0] is None else zero[0]),
                 Value.of(cell.mean(lambda r: r.validation_loss)),
@@ -479,13 +481,13 @@ def own_results(group: Group) -> Table:
 def own_metrics(group: Group) -> list[Table]:
     """What else the test rows of these cells were scored by; no table where that is nothing."""
     cells = _ordered(group, group.own)
-    names = in_order({n for c in cells for r in c.results for n in r.metrics if n != r.metric_name}, METRICS)
+    names = in_order({n for c in cells for r in c.results for n in r.metrics if n != r.metric_name}, METRIC_LABELS)
     if not names:
         return []
     rows = [[Value(cell_label(cell)), *(Value.of(cell.number(name)) for name in names)] for cell in cells]
     for row in rows:
         row[1:] = [Value("") if value.value is None else value for value in row[1:]]
-    columns = [Column("Cell"), *(Column(METRICS.get(name, name), "metric") for name in names)]
+    columns = [Column("Cell"), *(Column(METRIC_LABELS.get(name, name), "metric") for name in names)]
     note = "Matthews correlation is 0 for whoever always gives the same answer, whatever the accuracy."
     return [Table("own-metrics", _title(group, "Other metrics"), columns, rows, (note,))]
 
@@ -499,7 +501,7 @@ def each_file(group: Group) -> list[Table]:
         rows += [(cell, file) for file in files]
     if not rows:
         return []
-    metrics = in_order(set(names), METRICS)
+    metrics = in_order(set(names), METRIC_LABELS)
     entries = []
     for cell, file in rows:
         parts = [part for result in cell.results if (part := (result.by_source or {}).get(file))]
@@ -517,7 +519,7 @@ def each_file(group: Group) -> list[Table]:
         Column("Cell"),
         Column("File"),
         Column("Test rows"),
-        *(Column(METRICS.get(name, name), "metric") for name in metrics),
+        *(Column(METRIC_LABELS.get(name, name), "metric") for name in metrics),
         Column("Validation loss", "metric"),
     ]
     note = f"Each run trained on all of its files together; a line is of the rows of one. {_SEEDS_NOTE}"
@@ -590,13 +592,13 @@ def _method_rows(group: Group) -> list[tuple[str, str]]:
     return [
         (method, scale)
         for scale in in_order({s for _, s in found}, PAPER_SCALES)
-        for method in in_order({m for m, s in found if s == scale}, METHODS)
+        for method in in_order({m for m, s in found if s == scale}, PAPER_METHODS)
     ]
 
 
 def _ordered(group: Group, cells: Iterable[CellMeans] | None = None) -> list[CellMeans]:
-    tasks, scales, methods = list(PAPER_TASKS), list(PAPER_SCALES), list(METHODS)
-    ablations = list(dict.fromkeys(("", *ABLATIONS["ia3"], *ABLATIONS["lora"])))
+    tasks, scales, methods = list(PAPER_TASKS), list(PAPER_SCALES), list(PAPER_METHODS)
+    ablations = list(dict.fromkeys(("", *PAPER_ABLATIONS["ia3"], *PAPER_ABLATIONS["lora"])))
     place = lambda name, known: (known.index(name) if name in known else len(known), name)
     return sorted(
         group.cells.values() if cells is None else cells,

@@ -65,6 +65,17 @@ def test_its_bytes_are_those_of_the_arrays_that_a_run_holds(method, mesh, run):
     assert planned.bytes == held(base) + held(state) - state.step.nbytes + planned.gradients
 
 
+def test_auto_dtype_is_this_machines_or_else_an_accelerators(run):
+    """On this CPU a run with `model.dtype=auto` computes in float32; on a named accelerator in bfloat16."""
+    auto = run("lora")
+    with_dtype = lambda dtype: dataclasses.replace(auto, model=dataclasses.replace(auto.model, dtype=dtype))
+    assert auto.model.dtype == "auto"
+    here, accelerator = HERE.held(auto, LENGTHS), Workshop(stands_in=True).held(auto, LENGTHS)
+    assert here == HERE.held(with_dtype("float32"), LENGTHS)
+    assert accelerator == HERE.held(with_dtype("bfloat16"), LENGTHS)
+    assert (here.weights, here.cache) == (2 * accelerator.weights, 2 * accelerator.cache)
+
+
 @pytest.mark.parametrize("method", slow_but(["lora"], [name for name in METHODS if name != "full"]))
 def test_parts_of_a_batch_tell_each_other_an_adapters_gradients_once_a_step(method, run):
     parts = run(method, data=4)

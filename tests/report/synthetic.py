@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jpeft.report.names import ABLATIONS, METHODS, PAPER_SCALES, PAPER_TASKS
+from jpeft.report.names import PAPER_ABLATIONS, PAPER_METHODS, PAPER_SCALES, PAPER_TASKS
 from jpeft.report.published import published_metric, published_parameters
 
 EPOCHS = {"low": 10, "medium": 5, "high": 1}
@@ -25,9 +25,9 @@ TEST_ROWS = {"agnews": 2500, "cola": 522, "e2e": 2500, "samsum": 819}
 
 def cells() -> Iterator[tuple[str, str, str, str | None]]:
     """Method, task, scale and ablation of the paper's 104 cells."""
-    for scale, method, task in itertools.product(PAPER_SCALES, METHODS, PAPER_TASKS):
+    for scale, method, task in itertools.product(PAPER_SCALES, PAPER_METHODS, PAPER_TASKS):
         yield method, task, scale, None
-    for method, names in ABLATIONS.items():
+    for method, names in PAPER_ABLATIONS.items():
         for name, task in itertools.product(names, PAPER_TASKS):
             yield method, task, "medium", name
 

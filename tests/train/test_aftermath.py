@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from jpeft.cli.aftermath import metric_line, print_aftermath
+from jpeft.cli.run_summary import metric_line, print_summary
 from jpeft.data.tasks import TASKS, Example
 from jpeft.eval.answering import ScoredAnswers
 from jpeft.eval.metrics import judge
@@ -57,11 +57,11 @@ def test_a_classification(write, tmp_path, capsys):
         "accuracy  0.7000  (95 %: 0.397 to 0.892, standard error 0.145; 10 test rows; "
         "always answering 'World' gives 0.6000)"
     )
-    print_aftermath(result, tmp_path)
+    print_summary(result, tmp_path)
     out = capsys.readouterr().out
     assert "World 1, no label 1" in out and "warning  said before" in out and "learning_curve.png" in out
     (tmp_path / "per_class.json").write_text("[")  # a file that somebody damaged takes nothing else away
-    print_aftermath(result, tmp_path)
+    print_summary(result, tmp_path)
     assert "warning  said before" in capsys.readouterr().out
 
 
@@ -70,7 +70,7 @@ def test_texts_have_no_classes(write, tmp_path, capsys):
     assert result["per_class"] is None and not (tmp_path / "per_class.json").exists()
     assert any(line.startswith("every answer is empty") for line in result["warnings"])
     assert metric_line(result).startswith("rouge_l  0.0000  (95 %: 0.000 to 0.658")
-    print_aftermath(result, tmp_path)
+    print_summary(result, tmp_path)
     assert "macro_f1" not in capsys.readouterr().out
 
 
@@ -78,14 +78,14 @@ def test_many_classes_show_the_weakest(write, tmp_path, capsys):
     labels = [f"class {i:02}" for i in range(20)] * 2
     result, _ = write(TASKS["custom"].__class__("custom", "classification", "{input}", "target"), labels,
                       labels[:21] + ["class 00"] * 19)  # fmt: skip
-    print_aftermath(result, tmp_path)
+    print_summary(result, tmp_path)
     out = capsys.readouterr().out
     assert "the 12 of 20 classes with the lowest F1" in out and "class 00" in out and "class 19" not in out
 
 
 def test_a_result_of_an_earlier_version_prints_what_it_has(tmp_path, capsys):
     assert metric_line({"metric_name": "rouge_l", "metric": 0.5, "test_examples": 1}) == "rouge_l  0.5000  (1 test row)"
-    print_aftermath({}, tmp_path)
+    print_summary({}, tmp_path)
     assert capsys.readouterr().out == ""
 
 
@@ -119,5 +119,5 @@ def test_a_curve_leaves_out_lines_that_are_no_records(tmp_path):
 def test_each_file_of_rows_has_its_line(write, tmp_path, capsys):
     result, _ = write(TASKS["cola"], ["acceptable"] * 4, ["acceptable"] * 4)
     part = {"validation_examples": 3, "test_examples": 1, "validation_loss": 0.5, "metrics": {"accuracy": 1.0}}
-    print_aftermath({**result, "by_source": {"a.csv": part}}, tmp_path)
+    print_summary({**result, "by_source": {"a.csv": part}}, tmp_path)
     assert "of a.csv  accuracy 1.0000 (1 test row), validation loss 0.5000" in capsys.readouterr().out

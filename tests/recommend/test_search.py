@@ -19,9 +19,10 @@ from jpeft.config import Run, default_config
 from jpeft.data.sample import sample_rows
 from jpeft.errors import RunFailed, UserError
 from jpeft.grid.cells import Cell
-from jpeft.grid.search import Attempt, Request, Trial, search
 from jpeft.grid.state import CellState, State
 from jpeft.judging import tie_limit
+from jpeft.recommend.search import Request, search
+from jpeft.recommend.trials import Attempt, Trial
 from jpeft.results import PausedRecord, RunRecord
 from tests.report.synthetic import record
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from jpeft.judging import FEWEST_TEST_ROWS, GOOD_ENOUGH, TIE, Baseline, good_enough_limit, tie_limit
 from jpeft.report.document import Document, Section
-from jpeft.report.names import METHODS, METRICS, in_order, method_label
+from jpeft.report.names import METRIC_LABELS, PAPER_METHODS, in_order, method_label
 from jpeft.report.ranking import Scarce
 from jpeft.report.records import Result
 from jpeft.report.table import Column, Table, Value
@@ -142,7 +142,7 @@ class Choice:
     def _against(self, result: Result) -> Iterator[tuple[str, bool]]:
         """Reasons to think that a run learned nothing, each with whether it is certain: few test rows may mislead."""
         enough = result.test_examples >= FEWEST_TEST_ROWS
-        metric = METRICS.get(result.metric_name, result.metric_name)
+        metric = METRIC_LABELS.get(result.metric_name, result.metric_name)
         if self.baseline is not None and not self.baseline.is_beaten_by(result.validation_loss):
             yield (
                 f"its validation loss, {result.validation_loss:.4f}, is no lower than the {self.baseline.loss:.4f} of "
@@ -289,7 +289,7 @@ def _reasons(
             f"losses within {TIE[0]:.0%} or {TIE[1]} of the lowest are called ties: one seed tells no more. The "
             f"smallest of these is {method_label(smallest.method)}",
         )
-    metric = METRICS.get(result.metric_name, result.metric_name)
+    metric = METRIC_LABELS.get(result.metric_name, result.metric_name)
     error = result.uncertainty.standard_error if result.uncertainty else None
     yield (
         "test",
@@ -324,7 +324,7 @@ def _cautions(short: Sequence[Short], placed: Sequence[Placed]) -> Iterator[str]
 
 def _short_table(short: Sequence[Short]) -> Table:
     rows = []
-    for method in in_order({one.method for one in short}, METHODS):
+    for method in in_order({one.method for one in short}, PAPER_METHODS):
         for one in sorted((one for one in short if one.method == method), key=lambda one: (one.rank or 0, one.factor)):
             rows.append(
                 [
@@ -357,7 +357,7 @@ def _full_table(placed: Sequence[Placed]) -> Table:
         Column("rate"),
         Column("valid. loss", "metric"),
         Column("good enough in s", "seconds"),
-        Column(f"test {METRICS.get(name := placed[0].full.result.metric_name, name)}", "metric"),
+        Column(f"test {METRIC_LABELS.get(name := placed[0].full.result.metric_name, name)}", "metric"),
         Column("remark"),
     ]
     rows = []

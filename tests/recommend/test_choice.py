@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jpeft.judging import Baseline
-from jpeft.report.choice import Choice, FullRun, Short, rank_full_runs
+from jpeft.recommend.choice import Choice, FullRun, Short, rank_full_runs
 from jpeft.report.records import load
 from jpeft.results import Uncertainty
 from tests.report.synthetic import record, write_run

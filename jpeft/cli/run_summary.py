@@ -41,7 +41,7 @@ def _majority(per_class: Mapping[str, Any] | None, metric: str) -> str:
     return f"always answering {majority['label']!r} gives {of}{majority['share']:.4f}"
 
 
-def print_aftermath(result: Mapping[str, Any], workdir: Path) -> None:
+def print_summary(result: Mapping[str, Any], workdir: Path) -> None:
     """Prints the numbers of each file of rows, the table of classes, the run's files to look at, and its warnings."""
     for source, part in (result.get("by_source") or {}).items():
         numbers = ", ".join(f"{name} {value:.4f}" for name, value in part["metrics"].items())

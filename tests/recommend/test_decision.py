@@ -8,21 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jpeft.grid.decision import (
-    LEAST_TEST_ROWS,
+from jpeft.judging import Baseline, baseline, good_enough_limit, tie_limit
+from jpeft.recommend.budget import LEAST_TEST_ROWS, FullRunSize, estimate_seconds, plan
+from jpeft.recommend.decision import (
     Candidate,
-    FullRunSize,
     Speed,
     best_of_each,
     choose,
     explain,
     gains_by_a_higher_rate,
-    going_on,
     left_behind,
-    plan,
-    seconds_of,
+    survivors,
 )
-from jpeft.judging import Baseline, baseline, good_enough_limit, tie_limit
 
 SPEED = Speed(train_row=0.01, validation_row=0.005, test_batch=1.0, once=20.0)
 FULL = FullRunSize(epochs=10, train=1000, validation=100, test=400, eval_batch=32, zero_shot=True)
@@ -155,10 +152,10 @@ def test_the_better_half_of_what_was_tried_goes_on_and_the_best_of_each_method()
     tried = [short("full", 0.30, 3.0), short("full", 0.36), short("full", 1.75, 1 / 3)]
     tried += [short("ia3", 0.41, 3.0), short("ia3", 0.54), short("ia3", None, 1 / 3)]
     tried += [short("prompt", 2.2), short("prompt", 1.8, 1 / 3)]
-    assert [(c.method, c.validation_loss) for c in going_on(tried)] == [
+    assert [(c.method, c.validation_loss) for c in survivors(tried)] == [
         ("full", 0.30), ("full", 0.36), ("ia3", 0.41), ("ia3", 0.54), ("prompt", 1.8),
     ]  # fmt: skip
-    assert going_on([short("lora", None)]) == []
+    assert survivors([short("lora", None)]) == []
 
 
 @given(st.dictionaries(st.sampled_from("abcdefgh"), st.floats(1e-3, 9.0), min_size=1))
@@ -234,7 +231,7 @@ def test_epochs_go_before_methods_and_methods_before_rows():
 
 
 def test_what_a_full_run_takes_counts_compiling_every_epoch_and_both_tests():
-    assert seconds_of(SPEED, FULL) == pytest.approx(20 + 10 * (10 + 0.5) + 2 * 2 * 13 * 1.0)
+    assert estimate_seconds(SPEED, FULL) == pytest.approx(20 + 10 * (10 + 0.5) + 2 * 2 * 13 * 1.0)
 
 
 # --- what is had without looking at the input ---

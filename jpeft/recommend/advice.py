@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from jpeft.errors import UserError
+from jpeft.recommend.by_numbers import TASKS_OF, Recommendation, recommend, scale_of
 from jpeft.report.document import Document, Section
 from jpeft.report.groups import Group, Spread
 from jpeft.report.names import PAPER_TASKS, method_label, task_label
 from jpeft.report.ranking import Ranked, Scarce, is_paper
-from jpeft.report.recommend import TASKS_OF, Recommendation, recommend, scale_of
 
 
 @dataclasses.dataclass(frozen=True)

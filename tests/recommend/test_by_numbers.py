@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from jpeft.cli import main
+from jpeft.recommend.by_numbers import TASKS_OF, Recommendation, recommend, scale_of
 from jpeft.report.groups import group, published_group
 from jpeft.report.ranking import Scarce
-from jpeft.report.recommend import TASKS_OF, Recommendation, recommend, scale_of
 from jpeft.report.records import load
 from tests.report.synthetic import custom, record, write_run
 
