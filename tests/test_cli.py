@@ -52,7 +52,7 @@ def test_a_config_that_is_not_there(capsys):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("def get_config(: pass", "line 1 is no working Python"),
+        ("def get_config(: pass", "line 1 is not valid Python"),
         ("import there_is_no_such_module", "No module named 'there_is_no_such_module'"),
         ("x = 1", "has no get_config()"),
         ("def get_config():\n    return {'train': {'sed': 1}}", "did you mean config.train.seed?"),
@@ -71,9 +71,7 @@ def test_help_names_every_section_and_flag(capsys):
 
 def test_no_file_gets_the_number_of_a_closed_stream():
     """Else what a library prints would stand in a file that was opened."""
-    script = (
-        "import os; from jpeft.cli import _mend_environment; _mend_environment(); print(os.open('/', 0), flush=True)"
-    )
+    script = "import os, jpeft.cli; jpeft.cli._repair_environment(); print(os.open('/', 0), flush=True)"
     call = [sys.executable, "-c", f"import os; os.close(0); os.close(2)\n{script}"]
     said = subprocess.run(call, stdout=subprocess.PIPE, check=True, text=True).stdout
     assert int(said) > 2

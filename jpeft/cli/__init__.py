@@ -1,6 +1,6 @@
 """The commands of the console script `jpeft`, one file each; `main.py` of a checkout is `jpeft train`.
 
-Exit status: 0 done, 1 the work failed, 2 the call was wrong; both of the latter with one line on standard error.
+Exit status: 0 done, 1 the work failed, 2 the call was wrong; a failure prints one line on standard error.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of `jpeft`, with every command."""
     parser = _Parser(
         prog="jpeft",
-        description="Parameter-efficient fine-tuning in JAX. It begins with `jpeft train`; see the README.",
+        description="Parameter-efficient fine-tuning in JAX. Start with `jpeft train`; see the README.",
     )
     parser.add_argument("--version", action="version", version=f"jpeft {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -70,12 +70,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `jpeft ARGUMENTS` and returns its exit status."""
-    _mend_environment()
+    _repair_environment()
     return _one_line_errors(lambda: _command(sys.argv[1:] if argv is None else argv))
 
 
 def _command(argv: Sequence[str]) -> int:
-    """Does what `jpeft ARGUMENTS` asks for."""
+    """Parses the command line and runs the command."""
     require_utf8(argv)
     parser = build_parser()
     arguments, others = parser.parse_known_args(argv)
@@ -88,7 +88,7 @@ def _command(argv: Sequence[str]) -> int:
 
 def run_experiment(argv: Sequence[str]) -> int:
     """`main.py`: one run from a config file and overrides, as `jpeft train`. Returns the exit status."""
-    _mend_environment()
+    _repair_environment()
     return _one_line_errors(lambda: _experiment(argv))
 
 
@@ -98,14 +98,14 @@ def _experiment(argv: Sequence[str]) -> int:
 
 
 def _one_line_errors(command: Callable[[], int]) -> int:
-    """Runs a command; an error that is not a defect of ours becomes one line and an exit status."""
+    """Runs a command; an expected error becomes one line and an exit status, a bug keeps its traceback."""
     try:
         return command()
     except UserError as error:
         return _fail(2, error)
     except RunFailed as error:
         return _fail(1, error)
-    except BrokenPipeError:  # `jpeft ... | head` has read enough; nothing is left to flush at exit
+    except BrokenPipeError:  # the reader of a pipe is gone (`| head`); /dev/null takes what is flushed at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -113,7 +113,7 @@ def _one_line_errors(command: Callable[[], int]) -> int:
     except Exception as error:
         explanation = explained(error)
         if explanation is None:
-            raise  # a defect of ours, with its traceback
+            raise  # a bug, with its traceback
         return _fail(2 if isinstance(explanation, UserError) else 1, explanation)
 
 
@@ -122,25 +122,25 @@ def _fail(status: int, error: object) -> int:
     return status
 
 
-def _mend_environment() -> None:
-    """Makes up for what a container or a shell may lack, before a library asks for it."""
+def _repair_environment() -> None:
+    """Provides what a container or shell may lack (open standard streams, a home directory) before libraries load."""
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # closed: a file that is opened would get its number, and with it what libraries print there
+        except OSError:  # closed: the next opened file would get this number, and what libraries print
             os.open(os.devnull, os.O_RDWR)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a locale that cannot print a letter is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):  # do not fail on a character that the locale cannot print
             stream.reconfigure(errors="backslashreplace")
-    if os.path.expanduser("~") == "~":  # neither $HOME nor a name for this user: libraries would make a directory `~`
+    if os.path.expanduser("~") == "~":  # no $HOME and no user name: libraries would make a directory `~`
         os.environ["HOME"] = str(Path(tempfile.gettempdir()) / f"jpeft-{os.getuid()}")
 
 
-_SEEN = "_given"  # where a call that is being read keeps its flags
+_SEEN = "_given"  # namespace attribute with the flags seen so far, while parsing
 
 
 class _Once(argparse._StoreAction):
-    """A flag with a value that may be given once: of two, argparse would take the last without a word."""
+    """An argparse action for a flag that may be given once; argparse would silently take the last of two."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         seen = vars(namespace).setdefault(_SEEN, {})
@@ -152,7 +152,7 @@ class _Once(argparse._StoreAction):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with a call in one line, as everything else here does."""
+    """An argument parser whose errors are one line."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -160,7 +160,7 @@ class _Parser(argparse.ArgumentParser):
             self.register("action", name, _Once)
 
     def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As argparse does, but `--flag=--` is an error, of which argparse before Python 3.13 makes an empty list."""
+        """As argparse, but `--flag=--` is an error; before Python 3.13 argparse parses it as an empty list."""
         given = sys.argv[1:] if args is None else list(args)
         for arg in itertools.takewhile(lambda arg: arg != "--", given):
             if re.fullmatch(r"--[^=]+=--", arg) and not arg.startswith("--config."):

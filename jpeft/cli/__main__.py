@@ -1,4 +1,4 @@
-"""`python -m jpeft.cli`: the console script, where it is not on the path."""
+"""`python -m jpeft.cli`: the same as the console script `jpeft`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Values of flags, checked as they are read: paths, whole numbers, numbers."""
+"""Types of command-line flags, checked while they are parsed: paths, integers, numbers."""
 
 import argparse
 import math
@@ -10,16 +10,16 @@ from jpeft.files import why_not_writable
 from jpeft.words import NAME_OR_TEXT, told_of_no_text
 
 _LARGEST = 10**9
-# What `jpeft.model.source.resolve` takes, in the help of every flag that names a model.
+# Help text of every flag that names a model: what `jpeft.model.source.resolve` accepts.
 MODEL = "mini, smollm2, a hub id, a directory or a GGUF file"
 
 
 def as_path(text: str, flag: str) -> Path:
-    """The path that a flag gives, `~` resolved. Raises `UserError` where it can be none."""
+    """The value of a flag as a path, with `~` expanded. Raises `UserError` if it cannot be a path."""
     if not text.strip():
         raise UserError(f"{flag} is empty; name a path.")
     if "\0" in text:
-        raise UserError(f"{flag} holds a NUL character, which no file's name can.")
+        raise UserError(f"{flag} contains a NUL character, which no file name can; name a path without it.")
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -27,14 +27,14 @@ def as_path(text: str, flag: str) -> Path:
 
 
 def require_utf8(words: Iterable[str]) -> None:
-    """Raises `UserError` for a word of a command line, or a path, that holds bytes that are not UTF-8."""
+    """Raises `UserError` for a word of a command line, or a path, with bytes that are not UTF-8."""
     for word in words:
         if said := told_of_no_text(word, NAME_OR_TEXT):
             raise UserError(f"{said}.")
 
 
 def require_workdir(workdir: Path) -> None:
-    """Raises `UserError` where the directories of many runs cannot be made in `workdir`; makes it."""
+    """Makes the directory of many runs. Raises `UserError` if it cannot be written."""
     require_utf8([str(workdir.absolute())])
     reason = why_not_writable(workdir)
     if reason is not None:
@@ -42,7 +42,7 @@ def require_workdir(workdir: Path) -> None:
 
 
 def path(text: str) -> Path:
-    """A `type` of argparse: a path, as `as_path` reads it."""
+    """An argparse `type`: a path, as of `as_path`."""
     try:
         return as_path(text, "it")
     except UserError as error:
@@ -50,7 +50,7 @@ def path(text: str) -> Path:
 
 
 def add_what_answers(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say what answers, in `jpeft predict` and `jpeft evaluate` alike."""
+    """Adds the flags of `jpeft predict` and `jpeft evaluate` that name the model and adapter."""
     what = parser.add_argument_group("what answers")
     what.add_argument("--model", metavar="NAME", help=MODEL)
     what.add_argument("--adapter", type=path, metavar="DIR", help="a run's directory, or an adapter's")
@@ -61,13 +61,13 @@ def add_what_answers(parser: argparse.ArgumentParser) -> None:
 
 
 def whole(least: int = -_LARGEST, most: int = _LARGEST) -> Callable[[str], int]:
-    """A `type` of argparse: a whole number from `least` to `most`; commands say more of what is too little for them."""
+    """An argparse `type`: an integer from `least` to `most`; commands may check further, with a message of theirs."""
 
     def number(text: str) -> int:
         try:
             value = int(text)
-        except ValueError:  # also of thousands of digits
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number") from None
+        except ValueError:  # also raised for thousands of digits
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number") from None
         if not least <= value <= most:
             raise argparse.ArgumentTypeError(f"{text[:40]} is not from {least:,} to {most:,}")
         return value
@@ -76,19 +76,19 @@ def whole(least: int = -_LARGEST, most: int = _LARGEST) -> Callable[[str], int]:
 
 
 def wholes(least: int, most: int = _LARGEST) -> Callable[[str], tuple[int, ...]]:
-    """A `type` of argparse: whole numbers with commas."""
+    """An argparse `type`: integers separated by commas."""
     one = whole(least, most)
     return lambda text: tuple(one(part) for part in text.split(","))
 
 
 def number(least: int | float = -_LARGEST, most: int | float = _LARGEST) -> Callable[[str], float]:
-    """A `type` of argparse: a finite number from `least` to `most`."""
+    """An argparse `type`: a finite number from `least` to `most`."""
 
     def parsed(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number") from None
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number") from None
         if not (math.isfinite(value) and least <= value <= most):
             raise argparse.ArgumentTypeError(f"{text[:40]} is not from {least:g} to {most:g}")
         return value

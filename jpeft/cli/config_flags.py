@@ -1,10 +1,10 @@
-"""A command line that names a config file and sets its keys: `--config FILE[:ARG] --config.KEY=VALUE --workdir DIR`."""
+"""Command lines that name a config file and set its keys: `--config FILE[:ARG] --config.KEY=VALUE --workdir DIR`."""
 
 import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,14 @@ from jpeft.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ConfigCall:
-    """A command line that names a config file: what it holds after the overrides, and where and how to run it.
+    """A parsed command line that names a config file.
 
     Attributes:
-      group: the `jpeft.run.processes.ProcessGroup` that this process is one of, or None where it is alone.
+      config: the file's config with the command line's keys set.
+      workdir: the run's directory.
+      overwrite: whether a finished or different run in that directory is replaced.
+      quiet: whether only the result and errors are printed.
+      group: the `jpeft.run.processes.ProcessGroup` that this process belongs to; None if it runs alone.
     """
 
     config: Any
@@ -32,16 +36,21 @@ class ConfigCall:
 def parse_call(
     argv: Sequence[str], config_type: type, help_text: str, *, in_processes: bool = False
 ) -> ConfigCall | None:
-    """Reads `--config FILE [--config.KEY=VALUE ...] [--workdir DIR]`; prints help and returns None where that is asked.
+    """Parses `--config FILE [--config.KEY=VALUE ...] [--workdir DIR]`.
 
-    FILE may be a config that comes with the package (`jpeft.configs`).
+    FILE may be the name of a config that comes with the package (`jpeft.configs`).
 
     Args:
-      config_type: the dataclass of sections that the file's config is read into.
-      in_processes: whether several processes may do it together, which further flags are for.
+      argv: the command's name, then its words.
+      config_type: the dataclass whose sections and fields are the config's keys.
+      help_text: printed before the list of keys by `--help`.
+      in_processes: whether to accept the flags of a run by several processes.
+
+    Returns:
+      The call; None for `--help`, which is printed.
 
     Raises:
-      UserError: the file or a flag is not as it has to be.
+      UserError: the config file or a flag is wrong.
     """
     from absl import flags
 
@@ -58,35 +67,35 @@ def parse_call(
     if found is None:
         raise UserError(_MISSING)
     given = _given(values, argv, config_type, found.path)
-    for line in () if given["quiet"] else _overridden(argv):
-        print(f"note: {line}", file=sys.stderr)
+    if not given["quiet"]:
+        note_repeated_keys(argv[1:])
     workdir = Path("runs") / found.name if given["workdir"] is None else as_path(given["workdir"], "--workdir")
-    require_utf8([str(workdir.absolute())])  # the directory that this is called in may have such a name, too
+    require_utf8([str(workdir.absolute())])  # the current directory's name counts, too
     return ConfigCall(
         given["config"], workdir, given["overwrite"], given["quiet"], _group(given) if in_processes else None
     )
 
 
 def _given(values: Any, argv: Sequence[str], config_type: type, config_file: Path) -> dict[str, Any]:
-    """What the flags hold by name, the config file's config with its overrides as `config`.
+    """The values of all flags by name; `config` is the file's config with the command line's keys set.
 
     Raises:
-      UserError: the file is no config, whatever its code does, or a flag is not as it has to be.
+      UserError: a flag is wrong, or the file has no usable config; its code may fail in any way.
     """
     from ml_collections import ConfigDict
 
-    # ml_collections loads every config file into one module, over what was there.
+    # ml_collections executes every config file in the same module, which keeps the names of the previous file.
     sys.modules.pop("config_config", None)
     try:
         rest = values(list(argv))
     except (SyntaxError, ImportError, NameError) as error:
         where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise UserError(f"{config_file}{where} is no working Python: {error.args[0]}.") from None
+        raise UserError(f"{config_file}{where} is not valid Python: {error.args[0]}.") from None
     except RecursionError:
-        raise UserError(f"{config_file} calls itself without end.") from None
+        raise UserError(f"{config_file} recurses without end.") from None
     except MemoryError:
-        raise UserError(f"{config_file} asks for more memory than there is.") from None
-    except (Exception, SystemExit) as error:  # the file is Python of the user's own: it may raise anything, and exit
+        raise UserError(f"{config_file} needs more memory than there is.") from None
+    except (Exception, SystemExit) as error:  # the file is the user's Python: it may raise anything, or exit
         if "has no attribute 'get_config'" in str(error):
             raise UserError(
                 f"{config_file} has no get_config(), which returns the run's config; write one as in jpeft/configs/."
@@ -106,7 +115,7 @@ _PROCESS_FLAGS = ("distributed", "coordinator_address", "num_processes", "proces
 
 
 def own_flags() -> tuple[str, ...]:
-    """The flags of such a command line beside `--config` and its keys."""
+    """The flags of these command lines besides `--config` and its keys."""
     return ("workdir", "overwrite", "quiet", *_PROCESS_FLAGS)
 
 
@@ -133,14 +142,14 @@ def _define_flags(values: Any, argv: Sequence[str], in_processes: bool) -> None:
     flags.DEFINE_bool(
         "distributed",
         False,
-        "This is one of several processes of a run; SLURM, Open MPI, Kubernetes or a TPU pod tells which.",
+        "This is one of several processes of a run; SLURM, Open MPI, Kubernetes or a TPU pod says which.",
         flag_values=values,
     )
     flags.DEFINE_string(
-        "coordinator_address", None, "HOST:PORT of the first process, where no cluster tells.", flag_values=values
+        "coordinator_address", None, "HOST:PORT of the first process, if no cluster sets it.", flag_values=values
     )
-    flags.DEFINE_integer("num_processes", None, "How many there are, where no cluster tells.", flag_values=values)
-    flags.DEFINE_integer("process_id", None, "Which one this is, from 0, where no cluster tells.", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "How many there are, if no cluster sets it.", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "Which one this is, from 0, if no cluster sets it.", flag_values=values)
 
 
 def _group(given: dict[str, Any]) -> Any:
@@ -156,7 +165,7 @@ _MISSING = "--config is missing; name a file, or what comes with jpeft: custom, 
 
 
 def _with_file(argv: Sequence[str]) -> tuple[list[str], ConfigFile | None]:
-    """The call with `--config` leading to a file, whatever name it gives, and what that file is."""
+    """The command line with the value of `--config` replaced by a file's path, and that file; None without a config."""
     changed, found = list(argv), None
     for i, arg in enumerate(changed):
         if arg in ("--config", "-config") and i + 1 < len(changed):
@@ -172,37 +181,38 @@ def _with_file(argv: Sequence[str]) -> tuple[list[str], ConfigFile | None]:
     return changed, found
 
 
-def _overridden(argv: Sequence[str]) -> Iterator[str]:
-    """A line for each key that is given again with another value, as who appends to an earlier command does."""
+def note_repeated_keys(words: Sequence[str]) -> None:
+    """Prints a note for each key that is given again with another value, as by appending to an earlier command."""
     given: dict[str, str] = {}
-    for arg, after in zip(argv[1:], [*argv[2:], ""], strict=True):
-        named = re.match(r"--?(config\.[^=]+|workdir)(=|$)", arg)
+    for word, after in zip(words, [*words[1:], ""][: len(words)], strict=True):
+        named = re.match(r"--?(config\.[^=]+|workdir)(=|$)", word)
         if named is None:
             continue
-        name, value = named[1], arg[named.end() :] if named[2] else after
+        name, value = named[1], word[named.end() :] if named[2] else after
         before, given[name] = given.get(name, value), value
         if before != value:
-            yield f"--{name} is given twice, {before[:80]!r} and {value[:80]!r}; the last counts"
+            line = f"--{name} is given twice, {before[:80]!r} and {value[:80]!r}; the last counts"
+            print(f"note: {line}", file=sys.stderr)
 
 
 def _explain_flag(error: BaseException, argv: Sequence[str], config_type: type, config_file: Path) -> str:
-    """One line about a flag that could not be taken, with the closest known key."""
+    """The error message for a flag or config file that was refused, with the closest known key."""
     from absl import flags
 
     known = _config_keys(config_type)
     for arg in argv[1:]:
         name = arg.lstrip("-").partition("=")[0]
         key = name.removeprefix("config.")
-        users_own = any(key.startswith(f"{section}.") for section in known)  # below a section of keys of their choice
+        users_own = any(key.startswith(f"{section}.") for section in known)  # in a section whose keys users choose
         if name.startswith("config.") and key not in known and not users_own:
-            from jpeft.typed_config import unknown_key  # loads ml_collections: other commands do without
+            from jpeft.typed_config import unknown_key  # loads ml_collections, which other commands need not
 
             return unknown_key(config_type, key)
     text = str(error.args[0] if error.args else error).strip()
-    if "Traceback (most recent call last)" in text:  # get_config() itself raised: what it said stands last
+    if "Traceback (most recent call last)" in text:  # get_config() itself raised: its error is the last line
         kind, _, said = text.splitlines()[-1].partition(": ")
         return said or f"{config_file} raises {kind}."
-    if isinstance(error, flags.Error | ValueError) and text:  # of a flag's value, or what a config says of its argument
+    if isinstance(error, flags.Error | ValueError) and text:  # about a flag's value, or a config file's argument
         return text.partition("\n")[0][:_LONGEST_LINE]
     return f"{config_file} raises {type(error).__name__}{f' ({text.splitlines()[0]})' if text else ''}."[:_LONGEST_LINE]
 

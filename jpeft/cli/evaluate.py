@@ -1,4 +1,4 @@
-"""`jpeft evaluate`: a labelled file that a run never saw, answered and judged as the run's own test was."""
+"""`jpeft evaluate`: evaluates an adapter or model on a labelled file, as a run evaluates its test split."""
 
 import argparse
 import json
@@ -7,8 +7,8 @@ from jpeft.cli.arguments import add_what_answers, path, whole
 from jpeft.errors import UserError
 from jpeft.files import output_path
 
-_DESCRIPTION = """Answers every row of a labelled file and says what the answers are worth, as the run's own test
-does: with its prompt, labels, lengths, way of answering and metric.
+_DESCRIPTION = """Answers every row of a labelled file and computes the metrics, as the run's own test does: with its
+prompt, labels, lengths, way of answering and metric.
 
   jpeft evaluate --adapter runs/tickets --data new.csv
   jpeft evaluate --adapter runs/tickets --data other.jsonl --target label --input body --output answers.jsonl
@@ -19,16 +19,16 @@ tuning, or the base of an adapter that has moved. --data is a file (.csv, .tsv, 
 as runs read it, of which --split is taken. Columns are called as in the run's own rows unless --target, --input or
 --template say otherwise.
 
-Rows with a label that the run did not know count as wrong, and are counted. Where the run's rows are still there, it
-says how many rows of the file the run trained on. --output writes one line a row, as a run's predictions.jsonl. More:
-docs/evaluate.md."""
+Rows with a label that the run did not know count as wrong; their number is printed. If the run's own rows still exist,
+so is how many rows of the file the run trained on. --output writes one line per row, as a run's predictions.jsonl.
+More: docs/evaluate.md."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Adds `jpeft evaluate` with its flags to the command line."""
     parser = commands.add_parser(
         "evaluate",
-        help="a labelled file judged as a run's own test was",
+        help="evaluate an adapter or model on a labelled file",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -38,18 +38,18 @@ def add(commands: argparse._SubParsersAction) -> None:
     rows.add_argument("--data", type=path, required=True, metavar="FILE", help="rows with their right answers")
     rows.add_argument("--split", metavar="NAME", help="which split of a directory (default: test)")
     rows.add_argument("--target", metavar="COLUMN", help="column of the right answers (default: the run's)")
-    rows.add_argument("--input", metavar="COLUMN", help="column of the texts, in the place of the template's")
+    rows.add_argument("--input", metavar="COLUMN", help="column of the texts, instead of the template's columns")
     rows.add_argument("--template", metavar="TEXT", help="the prompt, with a row's columns in it (default: the run's)")
     how = parser.add_argument_group("how")
     how.add_argument("--answer", help="generate, or score to choose from the labels (default: as the run's test)")
     how.add_argument(
-        "--metrics", metavar="NAMES", help="what is computed, names with commas (default: as the run's test)"
+        "--metrics", metavar="NAMES", help="metrics to compute, separated by commas (default: those of the run's test)"
     )
     how.add_argument("--num-beams", type=whole(1, 256), metavar="N", help="beams of generation (default: the run's)")
     how.add_argument("--batch-size", type=whole(1, 65_536), default=32, metavar="ROWS", help="default: %(default)s")
     out = parser.add_argument_group("what comes out")
     out.add_argument("--output", type=path, metavar="FILE", help="one JSON line a row: input, target, answer, score")
-    out.add_argument("--overwrite", action="store_true", help="make --output anew")
+    out.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     out.add_argument("--json", action="store_true", help="print the numbers as JSON")
     out.add_argument("--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=_evaluate)
@@ -85,7 +85,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         quantization=arguments.quantization,
         metrics=arguments.metrics,
     )
-    if output is not None:  # before anything is answered
+    if output is not None:  # checked before the work
         require_apart(output, read=files_read(test.task, arguments.data))
         require_writable(output)
     name, rows = test.read(arguments.data, arguments.split, arguments.input, report=display.say)
@@ -96,7 +96,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         print(json.dumps({"data": str(arguments.data), **outcome.record()}, indent=2, ensure_ascii=False))
     else:
         _print(outcome, arguments)
-    if output is not None:  # last: should the disk be full, the numbers have been said
+    if output is not None:  # last: if the disk is full, the metrics have been printed
         outcome.write(output)
     return 0
 

@@ -1,4 +1,4 @@
-"""`jpeft export`: a run's adapter as others open it."""
+"""`jpeft export`: writes an adapter in the layout of Hugging Face PEFT."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import sys
 from jpeft.cli.arguments import MODEL, path
 from jpeft.errors import UserError
 
-_DESCRIPTION = """Writes an adapter as Hugging Face PEFT opens it, with a card (README.md) of what it is and scored.
+_DESCRIPTION = """Writes an adapter as Hugging Face PEFT opens it, with a model card (README.md).
 
   jpeft export runs/lora_agnews_low --out agnews-lora
   jpeft export runs/lora_agnews_low --base-name google/flan-t5-small --out agnews-lora

@@ -1,4 +1,4 @@
-"""`jpeft grid`: many cells, as one command that can be killed and given again."""
+"""`jpeft grid`: runs many cells; the same command resumes a grid that was stopped."""
 
 import argparse
 import functools
@@ -11,15 +11,15 @@ from jpeft.cli.arguments import number, path, require_workdir, whole
 from jpeft.errors import UserError
 from jpeft.words import shortened
 
-_DESCRIPTION = """Runs the cells of a grid: methods x tasks x scales x ablations x seeds. What is done stays done.
+_DESCRIPTION = """Runs the cells of a grid: methods x tasks x scales x ablations x seeds. Cells that are done are kept.
 
-  jpeft grid --config mini --config.data.source=sample --scales low --dry-run    what there is to do
-  jpeft grid --config mini --config.data.source=sample --scales low              do it
+  jpeft grid --config mini --config.data.source=sample --scales low --dry-run    show the cells
+  jpeft grid --config mini --config.data.source=sample --scales low              run them
   jpeft grid --config benchmark --workdir runs/paper --jobs 4                    the paper, a GPU a cell
 
-A cell is a run directory below WORKDIR, named after the cell. It is done when its result.json says so and its config is
-the one asked for; with another config it is stale. One that fails is recorded and the others go on. Keys of every
-cell's config are set by --config.KEY=VALUE (jpeft train --help lists them)."""
+A cell is a run directory below WORKDIR, named after the cell. It is done if it has a result.json and the requested
+config; with another config it is stale. A cell that fails is recorded, and the others go on. Keys of every cell's
+config are set by --config.KEY=VALUE (jpeft train --help lists them)."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -43,33 +43,33 @@ def add(commands: argparse._SubParsersAction) -> None:
     which.add_argument("--seeds", default="0", help="seeds of training; the splits stay (default: %(default)s)")
     how = parser.add_argument_group("what to do with them")
     how.add_argument("--dry-run", action="store_true", help="show every cell's state and run nothing")
-    how.add_argument("--limit", type=whole(), metavar="N", help="begin at most N cells")
-    how.add_argument("--retry-failed", action="store_true", help="run those that failed, too")
-    how.add_argument("--overwrite-stale", action="store_true", help="run those of another config again; theirs is lost")
+    how.add_argument("--limit", type=whole(), metavar="N", help="start at most N cells")
+    how.add_argument("--retry-failed", action="store_true", help="run failed cells again, too")
+    how.add_argument("--overwrite-stale", action="store_true", help="run stale cells again; their work is deleted")
     how.add_argument("--launcher", choices=("local", "ray"), default="local", help="(default: %(default)s)")
     how.add_argument(
         "--jobs",
         type=whole(most=4096),
         metavar="N",
-        help="cells at once; local: the GPUs, or cores, are shared out, and a GPU by several where there are more jobs "
-        "(default: 1)",
+        help="cells at once; locally the GPUs, or the cores, are divided among them, and with more jobs than GPUs "
+        "several share one (default: 1)",
     )
     how.add_argument(
         "--fuse",
         default="1",
         metavar="N",
-        help="cells of one worker that train side by side, their calls of the device made one (docs/grid.md): a "
-        "number, or auto for as many as fit, 8 at most (default: %(default)s)",
+        help="cells that one worker trains side by side, their device calls combined (docs/grid.md): a number, or auto "
+        "for as many as fit, at most 8 (default: %(default)s)",
     )
     how.add_argument("--address", default="auto", help="of the Ray cluster (default: %(default)s)")
-    how.add_argument("--gpus", type=number(0, 1024), default=0.0, help="that a cell asks of Ray (default: none)")
-    how.add_argument("--cpus", type=number(0, 4096), default=1.0, help="that a cell asks of Ray (default: %(default)s)")
+    how.add_argument("--gpus", type=number(0, 1024), default=0.0, help="per cell on Ray (default: none)")
+    how.add_argument("--cpus", type=number(0, 4096), default=1.0, help="per cell on Ray (default: %(default)s)")
     how.add_argument("--json", action="store_true", help="print every cell's state as JSON at the end")
     parser.set_defaults(run=_grid, takes_config_keys=True)
 
 
 def add_which(which: argparse._ArgumentGroup) -> None:
-    """The flags that say which cells, but for their seeds."""
+    """Adds the flags that select cells, all but `--seeds`."""
     which.add_argument("--methods", default="full,lora,ia3,bitfit,prompt", help="(default: %(default)s)")
     which.add_argument("--tasks", default="agnews,cola,e2e,samsum", help="(default: %(default)s)")
     which.add_argument("--scales", default="low,medium,high", help="(default: %(default)s)")
@@ -114,10 +114,10 @@ def _grid(arguments: argparse.Namespace) -> int:
 
 
 def _require_what_all_need(cells: Sequence, workdir: Path, *, here: bool) -> None:
-    """Raises `UserError` for what would fail one cell after the other: rows are not there, or no run can be written.
+    """Raises `UserError` for what would fail every cell: missing rows, or a directory that cannot be written.
 
     Args:
-      here: whether the cells run on this machine; of others only the directory is known, which all write to.
+      here: whether the cells run on this machine; else the rows may be on another one and are not looked for.
     """
     from jpeft.data.sources import require_paths
 
@@ -127,13 +127,14 @@ def _require_what_all_need(cells: Sequence, workdir: Path, *, here: bool) -> Non
 
 
 def cells_of(arguments: argparse.Namespace):
-    """The cells that the flags of `add_which`, `--config`, `--seeds` and the config's keys name."""
-    from jpeft.cli.config_flags import parse_call
+    """The cells selected by the flags of `add_which`, `--config`, `--seeds` and the config keys."""
+    from jpeft.cli.config_flags import note_repeated_keys, parse_call
     from jpeft.config import Run
     from jpeft.grid.cells import ALL_ABLATIONS, config_names, expand
 
     def configure(name: str, seed: int) -> Run:
-        call = parse_call(["jpeft grid", f"--config={arguments.config}:{name}", *arguments.config_keys], Run, "")
+        flags = [f"--config={arguments.config}:{name}", *arguments.config_keys, "--quiet"]
+        call = parse_call(["jpeft grid", *flags], Run, "")
         assert call is not None, "no --help among the config's keys"
         call.config.train.seed = seed
         return Run.from_config(call.config)
@@ -151,14 +152,15 @@ def cells_of(arguments: argparse.Namespace):
     if not all(re.fullmatch("[0-9]{1,20}", seed) for seed in seeds):
         raise UserError(f"--seeds is {shortened(arguments.seeds)}; expected whole numbers: 0,1,2.")
     if any(key.startswith("--config.train.seed") for key in arguments.config_keys):
-        raise UserError("--config.train.seed is a grid's --seeds.")
+        raise UserError("--config.train.seed is set by the grid; give --seeds instead.")
+    note_repeated_keys(arguments.config_keys)  # once, not for each cell
     return expand(names, [int(seed) for seed in seeds], configure, only=arguments.only)
 
 
 def _listed(text: str, flag: str) -> list[str]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
-        raise UserError(f"{flag} is empty.")
+        raise UserError(f"{flag} is empty; name one or more, separated by commas.")
     return list(dict.fromkeys(parts))
 
 
@@ -177,11 +179,11 @@ def _run(arguments: argparse.Namespace, schedule, console) -> None:
         pool.close()
 
 
-_MOST_LANES = 8  # of auto: more gain little, and each is a thread with a run's data
+_MOST_LANES = 8  # for auto: more gain little, and each is a thread with a run's data
 
 
 def lanes_of(fuse: str) -> int:
-    """How many cells `--fuse` lets train side by side. Raises `UserError`: it is no such number."""
+    """The number of cells that one process trains side by side, from `--fuse`. Raises `UserError` for anything else."""
     if fuse == "auto":
         return _MOST_LANES
     if not re.fullmatch("[0-9]{1,2}", fuse) or not 1 <= int(fuse) <= 64:
@@ -197,14 +199,14 @@ def _pool(arguments: argparse.Namespace, say: Callable[[str], None]):
         if lanes > 1:
             raise UserError("--fuse is for --launcher local; on a Ray cluster every cell has a worker of its own.")
         if not (arguments.cpus or arguments.gpus):
-            raise UserError("--cpus and --gpus are both 0; a cell on a Ray cluster asks for some of one of them.")
+            raise UserError("--cpus and --gpus are both 0; a cell on a Ray cluster needs some of one of them.")
         from jpeft.grid.ray_pool import RayPool
 
         return RayPool(arguments.address, jobs=arguments.jobs, cpus=arguments.cpus, gpus=arguments.gpus)
-    from jpeft.grid.local import LocalPool, device_shares, told_of
+    from jpeft.grid.local import LocalPool, device_shares, shared_gpus_line
 
     shares = device_shares(arguments.jobs or 1)
-    if (line := told_of(shares)) is not None:
+    if (line := shared_gpus_line(shares)) is not None:
         say(line)
     return LocalPool(shares, lanes=lanes)
 

@@ -1,4 +1,4 @@
-"""`jpeft import`: an adapter of Hugging Face PEFT, checked against a base and written as jpeft would have it."""
+"""`jpeft import`: checks an adapter of Hugging Face PEFT against its base and writes it for jpeft."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ import json
 from jpeft.cli.arguments import MODEL, path
 from jpeft.errors import UserError
 
-_DESCRIPTION = """Reads an adapter that Hugging Face PEFT saved, checks it against its base model and says what it is.
+_DESCRIPTION = """Reads an adapter that Hugging Face PEFT saved, checks it against its base model and describes it.
 
   jpeft import their-lora --model google/flan-t5-base --out adapter
   jpeft merge adapter --out merged

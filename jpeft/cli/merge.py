@@ -1,4 +1,4 @@
-"""`jpeft merge`: base and adapter as one model that needs neither jpeft nor PEFT."""
+"""`jpeft merge`: merges an adapter into its base, a model that needs neither jpeft nor PEFT."""
 
 import argparse
 import dataclasses
@@ -69,13 +69,13 @@ def _merge(arguments: argparse.Namespace) -> int:
     name = base_of(found, arguments.model)
     directory = resolve(name, **words_for(found, arguments.model), report=lambda line: print(line, file=sys.stderr))
     refuse_unmergeable_file(found.directory, directory)
-    # Files in few bits are opened as they are; wide ones are not rounded unless asked for.
+    # Quantized files are opened as they are; others are only quantized by --quantization.
     quantization = None if arguments.quantization is None else Quantization.parse(arguments.quantization)
     with output_directory(arguments.out) as out:
         base = load_model(directory, quantization=quantization)
         kept = quantization_of(base)
         another = None if task is None else task.on_another_base(model_fingerprint(directory))
-        for note in (_of_bits(task, kept), None if another is None else f"the adapter {another}"):
+        for note in (_quantization_note(task, kept), None if another is None else f"the adapter {another}"):
             if note is not None:
                 print(f"note     {note}", file=sys.stderr)
         tokenizer = family_in(directory).tokenizer(directory, base.config)
@@ -83,7 +83,7 @@ def _merge(arguments: argparse.Namespace) -> int:
         adapted, method, sites = load_adapter(found.directory, base, report=telling)
         merged = merge(adapted)
         probe = Probe.of(base, adapted, merged, directory=directory if kept is None else None)
-        del base, adapted  # of a large model: room for what is read back
+        del base, adapted  # a large model needs this memory for reading the files back
         dtype = np.dtype(arguments.dtype or stored_dtype(directory))
         save_model(merged, out, dtype=dtype)
         tokenizer.save(out)
@@ -102,7 +102,7 @@ def _merge(arguments: argparse.Namespace) -> int:
             quantization=kept,
         )
         if task is not None:
-            # Of what is wide, which is not rounded again, and is no adapter's.
+            # The merged model is not quantized and is not an adapter's base.
             dataclasses.replace(task, quantization="auto", base=None).write(out)
         (out / "README.md").write_text(card, encoding="utf-8")
     values = {
@@ -119,7 +119,7 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _in_words(values: Mapping[str, Any], auto_class: str) -> str:
-    """What was merged and measured, for people; `values` as `--json` prints them."""
+    """The text output: what was merged and measured, from the values that `--json` prints."""
     return """\
 merged   {method} into {changed} weights of {base}: {out} ({dtype})
 logits   the adapter moves them by up to {moved:.3g}; merged, they differ from base and adapter by
@@ -132,11 +132,11 @@ next     {auto_class}.from_pretrained("{out}"); here
     )
 
 
-def _of_bits(task, kept: str | None) -> str | None:
-    """What is to be said where an adapter's base was in few bits in its run, or is here; None where neither.
+def _quantization_note(task, kept: str | None) -> str | None:
+    """A note for the user if the adapter was trained on a quantized base or is merged into one; else None.
 
     Args:
-      kept: how the base that it is merged into is kept; None where it is wide.
+      kept: the quantization of the base that it is merged into; None for float weights.
     """
     made = None if task is None or in_bits(task.quantization) == "wide" else task.quantization
     if kept is not None:

@@ -1,4 +1,4 @@
-"""What a user may want after a run, as commands with this run's own paths."""
+"""The commands that a user may want after a run, with the run's own paths."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,13 @@ from jpeft.peft.methods import METHODS
 
 
 def next_steps(result: Mapping[str, Any], workdir: Path, argv: Sequence[str]) -> list[tuple[str, str]]:
-    """What can be done after a finished run, each as what it is for and its command.
+    """The next commands after a finished run.
 
     Args:
-      argv: the call that ran it.
+      argv: the command line of the run.
+
+    Returns:
+      `(purpose, command)` for each.
     """
     run, model = shlex.quote(str(workdir)), shlex.quote(result["model"])
     kept = result.get("quantization")
@@ -36,9 +39,9 @@ def next_steps(result: Mapping[str, Any], workdir: Path, argv: Sequence[str]) ->
         if _in_peft_layout(workdir):
             steps.append(("for Hugging Face PEFT", f"jpeft export {run} --out {run}/for_peft"))
     epochs = result["epochs_run"]
-    if result["best_epoch"] == epochs - 1:  # the last was the best: it may not have been enough
+    if result["best_epoch"] == epochs - 1:  # the last epoch was the best: more may be better
         program = ["python", argv[0]] if argv[0].endswith(".py") else argv[0].split()
-        command = shlex.join([*program, *_going_on(argv[1:]), f"--config.train.max_epochs={2 * epochs}"])
+        command = shlex.join([*program, *_resuming_flags(argv[1:]), f"--config.train.max_epochs={2 * epochs}"])
         steps.append(("train on, since the last epoch was the best", command))
     if result["task"] != "custom":
         own = [f"jpeft train --data FILE --target COLUMN --model {model}", *quantization_flags(kept)]
@@ -46,8 +49,8 @@ def next_steps(result: Mapping[str, Any], workdir: Path, argv: Sequence[str]) ->
     return steps
 
 
-def _going_on(words: Sequence[str]) -> list[str]:
-    """The flags of a call but `--overwrite`, which would begin anew, and its number of epochs."""
+def _resuming_flags(words: Sequence[str]) -> list[str]:
+    """The flags of a command line without `--overwrite`, which would start over, and without the number of epochs."""
     left, given = iter(words), []
     for word in left:
         name, equals, _ = word.lstrip("-").partition("=")
@@ -60,7 +63,7 @@ def _going_on(words: Sequence[str]) -> list[str]:
 
 
 def _shapes(result: Mapping[str, Any]) -> str:
-    """Flags of `jpeft serve` where its few shapes are too many: labels are chosen, nothing long is written."""
+    """Flags of `jpeft serve` that compile fewer shapes, for a classification, which generates no long answers."""
     return " --batch-sizes 1,16 --output-lengths 16" if result.get("labels") else ""
 
 

@@ -1,4 +1,4 @@
-"""What commands that take an adapter and write a directory share: what is written, and a disk that fails."""
+"""Writing an output directory with an adapter, for the commands that do."""
 
 import contextlib
 import dataclasses
@@ -18,10 +18,10 @@ from jpeft.run.background import disk_trouble
 
 @contextlib.contextmanager
 def output_directory(out: Path) -> Iterator[Path]:
-    """A directory to write to that becomes `out` when the block ends well.
+    """Yields a directory to write to, which becomes `out` if the block raises nothing.
 
     Raises:
-      UserError: `out` holds something.
+      UserError: `out` is not empty.
       RunFailed: the disk is full or cannot be written.
     """
     try:
@@ -29,17 +29,17 @@ def output_directory(out: Path) -> Iterator[Path]:
             yield beside
     except (UserError, RunFailed):
         raise
-    except Exception as error:  # safetensors has its own for a full disk
+    except Exception as error:  # safetensors has its own exception for a full disk
         reason = disk_trouble(error) or (error.strerror if isinstance(error, OSError) else None)
         if reason is None:
             raise
-        raise RunFailed(f"{out} cannot be written ({reason}); mend that and give the same command again.") from None
+        raise RunFailed(f"{out} cannot be written ({reason}); fix that and give the same command again.") from None
 
 
 def write_adapter(
     opened: Opened, out: Path, *, base: str, result: dict[str, Any] | None, task: TaskOfRun | None
 ) -> int:
-    """Writes an adapter, what is known of its task, and its card to `out`; returns the bytes of the weights.
+    """Writes an adapter, its task and its model card to `out`; returns the bytes of the weights.
 
     Raises as `output_directory`.
     """
@@ -62,12 +62,12 @@ def write_adapter(
 
 
 def parameters(opened: Opened) -> int:
-    """The number of parameters that an adapter has, counted value by value."""
+    """The number of trainable parameters of an adapter."""
     return count(split(opened.model)[1])
 
 
 def adapter_record(opened: Opened, out: Path, *, base: str, weights_bytes: int) -> dict[str, Any]:
-    """The JSON record that `--json` prints once an adapter was written to `out`."""
+    """The record of an adapter written to `out`, as `--json` prints it."""
     return {
         "out": str(out),
         "base": base,

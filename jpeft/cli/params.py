@@ -1,4 +1,4 @@
-"""`jpeft params`: how many parameters each method trains."""
+"""`jpeft params`: counts the parameters that each method trains."""
 
 import argparse
 import json
@@ -11,15 +11,15 @@ def add(commands: argparse._SubParsersAction) -> None:
     params = commands.add_parser(
         "params",
         help="count trainable parameters of every method and ablation",
-        description="Counts what each method trains (Table 3 of the paper, and methods beside), on shapes "
-        "alone: no weights, no network. Beside it, what the base takes as it is kept.",
+        description="Counts the trainable parameters of each method (Table 3 of the paper, and the other methods) from "
+        "shapes alone: no weights, no network. Also prints the memory of the base.",
     )
     params.add_argument("--model", default="google/flan-t5-xl", help=f"{MODEL} (default: %(default)s)")
     params.add_argument(
         "--quantization",
         default="auto",
         metavar="HOW",
-        help="of the base, whose bytes are told: none, int8, nf4, nf4,double (auto: as its files have it)",
+        help="of the base, for its memory: none, int8, nf4, nf4,double (auto: as its files have it)",
     )
     params.add_argument("--json", action="store_true", help="print JSON")
     params.set_defaults(run=_params)

@@ -1,4 +1,4 @@
-"""`jpeft plan`: whether a run fits, before any weight is loaded and with no such device at hand."""
+"""`jpeft plan`: whether a run fits a device, without the device and without loading weights."""
 
 import argparse
 import contextlib
@@ -8,35 +8,35 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from jpeft.cli.arguments import whole
 from jpeft.cli.grid import add_which, cells_of
 from jpeft.errors import UserError
 from jpeft.words import counted, named_in_bits, shortened, size
 
-_DESCRIPTION = """Tells what a run needs of each device and whether it fits, from shapes alone.
+_DESCRIPTION = """Computes what a run needs of each device and whether it fits, from shapes alone.
 
   jpeft plan --config lora_agnews_low --mesh model=4 --device A10
   jpeft plan --config full_samsum_high --mesh fsdp=4 --device v5e --config.train.batch_size=auto
   jpeft plan --config lora_samsum_high --device A10 --devices 4 --best          which mesh is fastest
   jpeft plan --grid --scales low --mesh model=4 --device A10                    every cell of a grid
 
-The run's programs are compiled by the device's own compiler, with no such device, no weights and no network: of GPUs
-with `pip install 'jpeft[plan-gpu]'`, of TPUs with `pip install 'jpeft[plan-tpu]'`. Without these, or without --device,
-it is this machine's CPU for which they are compiled. Keys of the config are set by --config.KEY=VALUE (jpeft train
---help lists them)."""
+The run's programs are compiled by the device's own compiler, which needs no such device, no weights and no network:
+`pip install 'jpeft[plan-gpu]'` for GPUs, `pip install 'jpeft[plan-tpu]'` for TPUs. Without these, or without --device,
+they are compiled for this machine's CPU. Keys of the config are set by --config.KEY=VALUE (jpeft train --help lists
+them)."""
 
 _SECONDS_OF_SILENCE = 1.0
 _MESH = re.compile(r"(data|fsdp|model)=([1-9][0-9]{0,5})")
-Tell = Callable[[str], None]
+Report = Callable[[str], None]  # takes a line of progress
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Adds `jpeft plan` with its flags to the command line."""
     parser = commands.add_parser(
         "plan",
-        help="tell what a run needs of each device, and whether it fits",
+        help="what a run needs of each device, and whether it fits",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -46,7 +46,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--mesh", default="", metavar="AXES", help="such as model=4 or data=2,model=2; one device if not given"
     )
     parser.add_argument("--device", help="by name: A10, A100-80, H100, RTX4090, v5e, v6e, ...")
-    parser.add_argument("--device-memory", metavar="SIZE", help="such as 24GB, in the place of the device's own")
+    parser.add_argument("--device-memory", metavar="SIZE", help="such as 24GB, instead of the device's own")
     parser.add_argument("--hosts", type=whole(most=4096), default=1, help="over which the mesh is spread evenly")
     parser.add_argument(
         "--input-length", type=whole(most=65_536), metavar="TOKENS", help="padded; the longest if not given"
@@ -73,12 +73,12 @@ def _plan(arguments: argparse.Namespace) -> int:
         for parts in axes.values():
             devices *= parts
     _check(arguments, axes)
-    # Before JAX starts: it then takes this machine's CPU for so many devices, and looks for no other.
+    # Before JAX starts: it then splits this machine's CPU into this many devices and looks for no others.
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags = re.sub(r" *--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={max(devices, 1)}"
-    with _telling("plans from shapes alone: loads no weights, compiles the run's programs") as tell:
-        answer = _planned(arguments, axes, tell)
+    with _progress("plans from shapes alone: loads no weights, compiles the run's programs") as report:
+        answer = _planned(arguments, axes, report)
     if arguments.json:
         print(json.dumps(answer.as_json(), indent=2))
     else:
@@ -95,18 +95,19 @@ def _check(arguments: argparse.Namespace, axes: dict[str, int]) -> None:
     if arguments.best and (arguments.devices is None or arguments.devices < 1 or axes or arguments.grid):
         raise UserError("--best looks for the mesh of --devices N; give these, and no --mesh and no --grid.")
     if arguments.devices is not None and not arguments.best:
-        raise UserError("--devices goes with --best; a mesh says with --mesh how many devices it has.")
+        raise UserError("--devices is for --best; without it, --mesh says how many devices there are.")
     if (arguments.best or arguments.grid) and not arguments.device:
-        raise UserError("--best and --grid need a --device, to tell what fits it.")
+        raise UserError("--best and --grid need a --device, to know what fits.")
     if arguments.grid and (arguments.input_length or arguments.target_length):
         raise UserError("--input-length and --target-length are for one run; a grid's tasks have their own.")
 
 
 @contextlib.contextmanager
-def _telling(first: str) -> Iterator[Tell]:
-    """Yields what is told how far it is, and shows it on standard error: on a terminal a line with a clock.
+def _progress(first: str) -> Iterator[Report]:
+    """Shows progress on standard error; yields the callback that takes each line.
 
-    Elsewhere it is a line each time; the first after a second, so that a wrong call remains one line.
+    On a terminal the latest line is shown with a clock. Elsewhere every line is printed; the first one only after a
+    second, so that a wrong call prints nothing but its error.
     """
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -118,12 +119,12 @@ def _telling(first: str) -> Iterator[Tell]:
         timer.daemon = True
         timer.start()
 
-        def tell(line: str) -> None:
-            timer.cancel()  # there is a later sign of life than the first
+        def report(line: str) -> None:
+            timer.cancel()  # the first line is out of date
             show(line)
 
         try:
-            yield tell
+            yield report
         finally:
             timer.cancel()
             timer.join()
@@ -135,13 +136,14 @@ def _telling(first: str) -> Iterator[Tell]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _OfDevice:
-    """What a plan is for.
+class _Target:
+    """The device that a plan is for, and the compiler that it is made with.
 
     Attributes:
-      device: None where none was named.
-      memory: bytes, of the device or of `--device-memory`; None without either.
-      compiler: in words; `advice` how to have the device's own, where that is not it.
+      device: None if none was named.
+      memory: bytes, of `--device-memory` or else of the device; None without either.
+      compiler: in words.
+      advice: how to install the device's own compiler, if another one is used; else empty.
     """
 
     device: Any
@@ -153,8 +155,8 @@ class _OfDevice:
         return f"compiled by {self.compiler}{self.advice}"
 
 
-def _planned(arguments: argparse.Namespace, axes: dict[str, int], tell: Tell) -> Any:
-    """The answer to the call, whichever was asked for."""
+def _planned(arguments: argparse.Namespace, axes: dict[str, int], report: Report) -> "_Answer":
+    """Makes the plans that the command line asks for."""
     from jpeft.plan.compile import Remote, Workshop, has_compiler
     from jpeft.plan.devices import device_named, memory_bytes
 
@@ -172,14 +174,14 @@ def _planned(arguments: argparse.Namespace, axes: dict[str, int], tell: Tell) ->
                 f", not {device.name}'s own: temporary memory and messages are another's, often twice as much; "
                 f"pip install 'jpeft[{device.extra}]' brings its own"
             )
-        of_device = _OfDevice(device, memory, compiler.words, advice)
+        target = _Target(device, memory, compiler.words, advice)
         if arguments.grid:
-            return _plan_grid(arguments, axes, of_device, compiler, tell)
-        return _plan_one(arguments, axes, of_device, compiler, tell)
+            return _plan_grid(arguments, axes, target, compiler, report)
+        return _plan_one(arguments, axes, target, compiler, report)
 
 
 def _plan_one(
-    arguments: argparse.Namespace, axes: dict[str, int], of_device: _OfDevice, compiler: Any, tell: Tell
+    arguments: argparse.Namespace, axes: dict[str, int], target: _Target, compiler: Any, report: Report
 ) -> Any:
     from jpeft.cli.config_flags import parse_call
     from jpeft.config import Run
@@ -191,30 +193,30 @@ def _plan_one(
     assert call is not None, "no --help among the config's keys"
     run = Run.from_config(call.config)
     require_even(arguments.devices if arguments.best else run.mesh.size, arguments.hosts)
-    lengths, memory = _lengths(arguments, longest_lengths(run)), of_device.memory
+    lengths, memory = _lengths(arguments, longest_lengths(run)), target.memory
     if arguments.best:
-        assert memory is not None and of_device.device is not None
-        tried = best(run, compiler, of_device.device, memory, arguments.devices, lengths, report=tell)
-        return _Ranked(run, of_device, tried)
+        assert memory is not None and target.device is not None
+        tried = best(run, compiler, target.device, memory, arguments.devices, lengths, report=report)
+        return _Ranked(run, target, tried)
     plan = None
     if memory is not None and run != run.mildest():
-        plan = fitted(run, compiler, memory, lengths, report=tell)
-    plan, other = plan or make_plan(run, compiler, lengths, report=tell), None
+        plan = fitted(run, compiler, memory, lengths, report=report)
+    plan, other = plan or make_plan(run, compiler, lengths, report=report), None
     if memory is not None and not plan.fits(memory) and not arguments.no_search:
-        other = smallest_change(plan, compiler, memory, report=tell)
-    return _One(plan, of_device, other, searched=not arguments.no_search)
+        other = smallest_change(plan, compiler, memory, report=report)
+    return _One(plan, target, other, searched=not arguments.no_search)
 
 
 def _plan_grid(
-    arguments: argparse.Namespace, axes: dict[str, int], of_device: _OfDevice, compiler: Any, tell: Tell
+    arguments: argparse.Namespace, axes: dict[str, int], target: _Target, compiler: Any, report: Report
 ) -> Any:
     from jpeft.plan.fit import plan_all
 
     arguments.config = arguments.config or "benchmark"
     arguments.config_keys = [*arguments.config_keys, *_mesh_keys(axes)]
-    assert of_device.memory is not None
+    assert target.memory is not None
     cells = [(cell.config_name, cell.run) for cell in cells_of(arguments)]
-    return _Grid(of_device, list(plan_all(cells, compiler, of_device.memory, report=tell)))
+    return _Grid(target, list(plan_all(cells, compiler, target.memory, report=report)))
 
 
 def _mesh_keys(axes: dict[str, int]) -> list[str]:
@@ -234,7 +236,7 @@ def _axes(text: str) -> dict[str, int]:
 
 
 def _lengths(arguments: argparse.Namespace, longest: Any) -> Any:
-    """The lengths in tokens to plan for: those of `--input-length` and `--target-length`, else the config's longest."""
+    """The lengths in tokens to plan for: `--input-length` and `--target-length`, by default the config's longest."""
     given = {"input": arguments.input_length, "target": arguments.target_length}
     for name, length in given.items():
         if length is not None and length < 2:
@@ -245,22 +247,28 @@ def _lengths(arguments: argparse.Namespace, longest: Any) -> Any:
 # --- the answers ---
 
 
+class _Answer(Protocol):
+    def as_json(self) -> dict[str, Any]: ...
+
+    def print(self) -> None: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class _One:
-    """One run's plan."""
+    """The plan of one run."""
 
     plan: Any
-    of_device: _OfDevice
+    target: _Target
     other: Any
     searched: bool
 
     def as_json(self) -> dict[str, Any]:
         from jpeft.train.fitting import differing
 
-        memory = self.of_device.memory
+        memory = self.target.memory
         return {
-            "compiler": self.of_device.compiler,
-            **plan_as_json(self.plan, self.of_device.device),
+            "compiler": self.target.compiler,
+            **plan_as_json(self.plan, self.target.device),
             "device_memory": memory,
             "fits": None if memory is None else self.plan.fits(memory),
             "would_fit_with": list(differing(self.plan.run, self.other.run)) if self.other else None,
@@ -270,9 +278,9 @@ class _One:
         from rich.console import Console
         from rich.table import Table
 
-        plan, device, memory = self.plan, self.of_device.device, self.of_device.memory
+        plan, device, memory = self.plan, self.target.device, self.target.memory
         run, console = plan.run, Console()
-        print(self.of_device.first_line())
+        print(self.target.first_line())
         print(f"{run.method.name} of {_base(run)}, {_mesh_words(run)}: on each device")
         table = Table()
         table.add_column("what")
@@ -320,17 +328,17 @@ def _verdict(plan: Any, memory: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Ranked:
-    """Meshes by the least time of a step."""
+    """The meshes of a number of devices, ranked by the least time of a step."""
 
     run: Any
-    of_device: _OfDevice
+    target: _Target
     tried: Any
 
     def as_json(self) -> dict[str, Any]:
-        device = self.of_device.device
+        device = self.target.device
         return {
-            "compiler": self.of_device.compiler,
-            "device_memory": self.of_device.memory,
+            "compiler": self.target.compiler,
+            "device_memory": self.target.memory,
             "meshes": [
                 {"mesh": vars(one.mesh), "fits": False, "why": one.why}
                 if one.plan is None
@@ -342,8 +350,8 @@ class _Ranked:
     def print(self) -> None:
         from jpeft.plan.fit import mesh_words
 
-        run, device = self.run, self.of_device.device
-        print(self.of_device.first_line())
+        run, device = self.run, self.target.device
+        print(self.target.first_line())
         rows = run.rows()[0] * run.train.accumulation_steps
         print(f"{run.method.name} of {_base(run)}, steps of {counted(rows, 'row')}; the fastest that fits is first")
         table = _table("mesh", "remat", "micro-batch", "evaluated", "peak", "a step at least", "bound by", "answers")
@@ -368,18 +376,18 @@ class _Ranked:
 
 @dataclasses.dataclass(frozen=True)
 class _Grid:
-    """Every cell's plan."""
+    """The plans of all cells of a grid."""
 
-    of_device: _OfDevice
+    target: _Target
     cells: Any
 
     def as_json(self) -> dict[str, Any]:
         from jpeft.train.fitting import differing
 
-        device = self.of_device.device
+        device = self.target.device
         return {
-            "compiler": self.of_device.compiler,
-            "device_memory": self.of_device.memory,
+            "compiler": self.target.compiler,
+            "device_memory": self.target.memory,
             "cells": [
                 {"cell": name, "fits": False, "why": why}
                 if plan is None
@@ -395,8 +403,8 @@ class _Grid:
         }
 
     def print(self) -> None:
-        device = self.of_device.device
-        print(self.of_device.first_line())
+        device = self.target.device
+        print(self.target.first_line())
         table = _table("cell", "mesh", "remat", "micro-batch", "evaluated", "peak", "a step at least", "answers")
         for name, run, plan, why in self.cells:
             if plan is None:
@@ -429,7 +437,7 @@ def _base(run: Any) -> str:
 
 
 def plan_as_json(plan: Any, device: Any) -> dict[str, Any]:
-    """A plan's numbers. Times are there where a device is known."""
+    """A plan's numbers; times are None without a device."""
     run = plan.run
     return {
         "model": run.model.name,
@@ -488,7 +496,7 @@ def _show(table: Any) -> None:
 
 
 def _messages(program: Any, calls: int) -> str:
-    """Tells how many messages devices exchange in one step, by kind of message; empty where they exchange none."""
+    """The messages that devices exchange in one step, by kind; empty if there are none."""
     messages = program.messages
     sent = ", ".join(f"{n} {kind} of {size(messages.bytes[kind])}" for kind, n in messages.count.items())
     times = f"{calls} x ({sent})" if calls > 1 else sent

@@ -1,4 +1,4 @@
-"""`jpeft predict`: answers to rows of text, with any model and adapter."""
+"""`jpeft predict`: answers rows of text with any model and adapter."""
 
 import argparse
 import sys
@@ -9,7 +9,8 @@ from jpeft.errors import UserError
 from jpeft.words import counted
 
 _FORMATS = ("lines", "jsonl", "json", "csv", "tsv", "parquet")
-_DESCRIPTION = """Answers texts, one JSON line each, in the order of the input: the row, `prediction` and `confidence`.
+_DESCRIPTION = """Answers texts. Prints one JSON line each, in the order of the input: the row, `prediction` and
+`confidence`.
 
   jpeft predict --model google/flan-t5-base "Is the sky blue?"
   jpeft predict --adapter runs/lora_custom --input questions.txt --output answers.jsonl
@@ -28,19 +29,19 @@ where the row has its columns; or it is the row's `input` as it stands.
 With labels, the likeliest is taken, and `probabilities` are printed; without, an answer is generated. `confidence` is
 the mean log-probability of the answer's tokens, </s> counted. More: docs/predict.md.
 
-A call with --output that was stopped or killed goes on with the same command."""
+The same command resumes a call with --output that was stopped or killed."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Adds `jpeft predict` with its flags to the command line."""
     parser = commands.add_parser(
         "predict",
-        help="answers to texts, with any model and adapter",
+        help="answer texts with any model and adapter",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="to answer, in the place of --input")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="to answer, instead of --input")
     add_what_answers(parser)
     rows = parser.add_argument_group("what is answered")
     rows.add_argument("--input", metavar="FILE", help="- is standard input (default)")
@@ -71,7 +72,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     how.add_argument("--batch-size", type=whole(1, 65_536), default=32, metavar="ROWS", help="default: %(default)s")
     out = parser.add_argument_group("where answers go")
     out.add_argument("--output", type=path, metavar="FILE", help="default: standard output")
-    out.add_argument("--overwrite", action="store_true", help="make --output anew")
+    out.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     out.add_argument("--quiet", action="store_true", help="no progress and no summary")
     parser.set_defaults(run=_predict)
 

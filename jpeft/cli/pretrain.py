@@ -1,4 +1,4 @@
-"""`jpeft pretrain`: a model from a corpus."""
+"""`jpeft pretrain`: pretrains a model on a corpus."""
 
 import argparse
 import shlex
@@ -22,7 +22,7 @@ processes do it together as they do `jpeft train` (docs/mesh.md). Every key of t
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Adds the command, whose flags are the config's: argparse hands them on as they come."""
+    """Adds `jpeft pretrain`; its flags are those of the config, which argparse passes on unparsed."""
     parser = commands.add_parser(
         "pretrain", help="pretrain a model on a corpus of your own", add_help=False, prefix_chars="\0"
     )
@@ -42,7 +42,7 @@ def _pretrain(argv: Sequence[str]) -> int:
     from jpeft.run.display import Display
     from jpeft.run.processes import ending_together, is_first
 
-    prepare_process(lambda line: print(line, file=sys.stderr))  # before `is_first` asks for devices
+    prepare_process(lambda line: print(line, file=sys.stderr))  # before `is_first` starts JAX
     if call.group is not None:
         call.group.join()
     with ending_together(call.group):

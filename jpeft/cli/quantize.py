@@ -1,4 +1,4 @@
-"""`jpeft quantize`: a base in 8 or 4 bits as a directory of its own."""
+"""`jpeft quantize`: writes a model quantized to 8 or 4 bits."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import sys
 from jpeft.cli.arguments import MODEL, path
 from jpeft.errors import UserError
 
-_DESCRIPTION = """Writes a model once more with its blocks' maps in 8 or 4 bits, with its tokenizer and a card.
+_DESCRIPTION = """Writes a copy of a model with its blocks' linear maps in 8 or 4 bits, its tokenizer and a model card.
 
   jpeft quantize google/flan-t5-xl --out flan-t5-xl-nf4
   jpeft quantize google/flan-t5-xl --out flan-t5-xl-int8 --quantization int8
@@ -29,7 +29,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     """Adds `jpeft quantize` with its flags to the command line."""
     parser = commands.add_parser(
         "quantize",
-        help="a base in 8 or 4 bits as a directory of its own",
+        help="write a model quantized to 8 or 4 bits",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -85,7 +85,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
             )
         tokenizer.save(out)
         pass_on(str(directory) if settings_of(arguments.model) is None else arguments.model, out)
-        if task is not None:  # of a merged or a wholly tuned model
+        if task is not None:  # the model was merged or fully tuned
             task.write(out)
         card = quantized_card(base=arguments.model, family=family, quantization=str(quantization), maps=written.maps)
         (out / "README.md").write_text(card, encoding="utf-8")

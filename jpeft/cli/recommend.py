@@ -1,4 +1,4 @@
-"""`jpeft recommend`: which method to use, by published numbers, by those of own runs, or by trying them on own rows."""
+"""`jpeft recommend`: recommends a method by published numbers, by the user's results or by a search on their rows."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.words import counted
 
 _SCARCE = ("quality", "time", "memory")
-_DESCRIPTION = """Says which method to use, and what that rests on. Three ways to ask:
+_DESCRIPTION = """Recommends a method and says why. Three ways to ask:
 
   by the published numbers (section 3.2 of the paper, as code; nothing is run):
     jpeft recommend --task classification --examples 80
@@ -22,7 +22,7 @@ _DESCRIPTION = """Says which method to use, and what that rests on. Three ways t
     jpeft recommend --data my.jsonl --model google/flan-t5-base --methods lora,ia3 --scarce memory --jobs 2
     jpeft recommend --data tickets.csv --model mini --config.data.input=text --config.data.target=category
 
-A search that was stopped goes on with the same command. Keys of every run's config are set by --config.KEY=VALUE."""
+The same command resumes a search that was stopped. Keys of every run's config are set by --config.KEY=VALUE."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -37,7 +37,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--scarce",
         choices=_SCARCE,
-        help="what there is least of; all three are shown by default, a search takes quality",
+        help="what matters most; by default all three are shown, and a search takes quality",
     )
     parser.add_argument("--json", action="store_true", help="print the ranking and its numbers as JSON")
     numbers = parser.add_argument_group("by numbers that exist")
@@ -52,17 +52,19 @@ def add(commands: argparse._SubParsersAction) -> None:
     trying.add_argument("--data", metavar="FILE", help="rows: JSONL, CSV, Parquet, or a directory of splits")
     trying.add_argument("--model", metavar="NAME", help=MODEL)
     trying.add_argument(
-        "--methods", default="lora,ia3,bitfit,prompt,full", help="to try, with commas (default: %(default)s)"
+        "--methods",
+        default="lora,ia3,bitfit,prompt,full",
+        help="methods to try, separated by commas (default: %(default)s)",
     )
     trying.add_argument(
-        "--budget", type=number(), metavar="MINUTES", help="that it may take, about; no limit by default"
+        "--budget", type=number(), metavar="MINUTES", help="the time the search may take, about; no limit by default"
     )
     trying.add_argument(
         "--config",
         metavar="FILE",
-        help="a config file whose get_config takes a cell's name; by default the one that comes with jpeft",
+        help="a config file whose get_config takes a cell's name (default: the benchmark config of jpeft)",
     )
-    trying.add_argument("--workdir", type=path, help="of the search; runs/recommend_<data>_<model> by default")
+    trying.add_argument("--workdir", type=path, help="directory of the search (default: runs/recommend_<data>_<model>)")
     trying.add_argument(
         "--jobs", type=whole(most=4096), default=1, metavar="N", help="runs at once (default: %(default)s)"
     )
@@ -70,9 +72,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--fuse",
         default="1",
         metavar="N",
-        help="runs of one process that train side by side, as for jpeft grid: a number, or auto (default: %(default)s)",
+        help="runs that one process trains side by side, as for jpeft grid: a number, or auto (default: %(default)s)",
     )
-    trying.add_argument("--retry-failed", action="store_true", help="run again what failed, too")
+    trying.add_argument("--retry-failed", action="store_true", help="run failed runs again, too")
     parser.set_defaults(run=_recommend, takes_config_keys=True)
 
 
@@ -88,9 +90,9 @@ def _recommend(arguments: argparse.Namespace) -> int:
         )
     for flag in ("model", "budget", "config", "workdir"):
         if getattr(arguments, flag) is not None:
-            raise UserError(f"--{flag} is of a search alone; give --data, too.")
+            raise UserError(f"--{flag} is for a search only; give --data, too.")
     if arguments.config_keys:
-        raise UserError(f"{arguments.config_keys[0].partition('=')[0]} is of a search alone; give --data, too.")
+        raise UserError(f"{arguments.config_keys[0].partition('=')[0]} is for a search only; give --data, too.")
     return _by_numbers(arguments)
 
 

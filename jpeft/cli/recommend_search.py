@@ -1,25 +1,24 @@
-"""`jpeft recommend --data`: the search on a user's own rows, from its flags to what is printed."""
+"""`jpeft recommend --data`: the command line of the search on a user's own rows."""
 
 import argparse
-import dataclasses
 import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jpeft import judging
 from jpeft.cli.arguments import require_workdir
-from jpeft.cli.config_flags import parse_call
+from jpeft.cli.config_flags import note_repeated_keys, parse_call
 from jpeft.cli.grid import lanes_of
-from jpeft.errors import RunFailed, Stopped, UserError
+from jpeft.errors import RunFailed, UserError
 from jpeft.judging import Baseline
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.words import counted
 
-# Config keys that the search sets itself, and what sets them.
+# Config keys that the search sets itself, and what to use in their place.
 _OURS = {
     "data.path": "--data",
     "data.task": "--data",
@@ -32,7 +31,7 @@ _OURS = {
 
 
 def search_and_print(arguments: argparse.Namespace) -> int:
-    """Runs the search; its exit status."""
+    """Runs the search, prints its result and returns the exit status."""
     from rich.console import Console
 
     from jpeft.data.sources import require_paths
@@ -40,15 +39,17 @@ def search_and_print(arguments: argparse.Namespace) -> int:
     from jpeft.model.family import family_in
     from jpeft.model.source import resolve
     from jpeft.recommend.search import Request, look_at_data, search
+    from jpeft.recommend.workers import SearchWorkers
 
-    flags = _Flags(arguments)
+    flags, lanes = _Flags(arguments), lanes_of(arguments.fuse)
+    note_repeated_keys(arguments.config_keys)
     methods = flags.methods()
     runs = [flags.configure(method, {}) for method in methods]
     data = runs[0].data
     require_paths(data.source, data.path, data.mix)
     console = Console(stderr=True, highlight=False)
     say = lambda line: console.print(line, markup=False, soft_wrap=True)
-    # A wrong name is one error, not one of each run.
+    # Resolved before any run, so that a wrong name is one error and not one per run.
     directory = resolve(arguments.model, what="--model", flag="--model", report=say)
     family = family_in(directory)
     tokenizer = family.tokenizer(directory, family.read_config(directory)).asked_by(
@@ -63,7 +64,7 @@ def search_and_print(arguments: argparse.Namespace) -> int:
         rows=rows.counts,
         fingerprint=rows.digest,
         budget_seconds=None if arguments.budget is None else 60.0 * arguments.budget,
-        jobs=arguments.jobs * lanes_of(arguments.fuse),
+        jobs=arguments.jobs * lanes,
         baseline=baseline,
         report=say,
     )
@@ -75,13 +76,20 @@ def search_and_print(arguments: argparse.Namespace) -> int:
             f"rows; labels by their shares have a validation loss of {baseline.loss:.4f}"
         )
     require_workdir(flags.workdir)
-    with _Runner(arguments, flags.workdir, console, say) as runner:
-        found = search(request, runner.run_cells)
+    with SearchWorkers(
+        flags.workdir,
+        jobs=arguments.jobs,
+        lanes=lanes,
+        retry_failed=arguments.retry_failed,
+        console=console,
+        say=say,
+    ) as workers:
+        found = search(request, workers.run_cells)
     return _print(arguments, flags, found, baseline)
 
 
 def _baseline(labels: Mapping[str, Counter[str]] | None, tokenizer: Tokenizer) -> Baseline | None:
-    """The loss of the best answer that never looks at the input; None where targets are free text, not labels."""
+    """The baseline of answers that ignore the input; None if the targets are free text, not labels."""
     if labels is None:
         return None
     kinds = list(dict.fromkeys(label for part in labels.values() for label in part))
@@ -90,15 +98,17 @@ def _baseline(labels: Mapping[str, Counter[str]] | None, tokenizer: Tokenizer) -
 
 
 class _Flags:
-    """The call's flags, checked, and the runs that they stand for."""
+    """The checked flags of the command, and the configs of the runs that they describe."""
 
     def __init__(self, arguments: argparse.Namespace):
         if arguments.model is None:
             raise UserError("--model is missing: mini (comes with jpeft), google/flan-t5-base, or a directory.")
         if arguments.runs or arguments.examples is not None:
-            raise UserError("--data searches on rows of yours; --runs and --examples are for numbers that exist.")
+            raise UserError(
+                "--runs and --examples are for numbers that exist, not for a search (--data); leave them out."
+            )
         if arguments.task not in (None, "classification", "generation"):
-            raise UserError(f"--task is {arguments.task!r}; of rows of your own it is classification or generation.")
+            raise UserError(f"--task is {arguments.task!r}; with --data it is classification or generation.")
         if "," not in arguments.data and not Path(arguments.data).expanduser().exists():
             raise UserError(f"--data {arguments.data} does not exist; name a file of rows, or a directory of splits.")
         if arguments.budget is not None and not 0 < arguments.budget < math.inf:
@@ -123,11 +133,11 @@ class _Flags:
 
         named = [part.strip() for part in self._arguments.methods.split(",") if part.strip()]
         if not named:
-            raise UserError("--methods is empty.")
+            raise UserError("--methods is empty; name one or more methods, separated by commas.")
         return list(dict.fromkeys(one_of("--methods", name, METHODS) for name in named))
 
-    def of_run(self, method: str, keys: Mapping[str, Any]) -> list[str]:
-        """The flags of `jpeft train` for a run, without its directory."""
+    def train_flags(self, method: str, keys: Mapping[str, Any]) -> list[str]:
+        """The flags of `jpeft train` for a run of the search, without its `--workdir`."""
         arguments = self._arguments
         task = [] if arguments.task is None else [f"--config.data.kind={arguments.task}"]
         return [
@@ -143,7 +153,7 @@ class _Flags:
         """The config of one run of the search: the command's flags, with this method and these config keys."""
         from jpeft.config import LOSS, Run
 
-        call = parse_call(["jpeft recommend", *self.of_run(method, keys)], Run, "")
+        call = parse_call(["jpeft recommend", *self.train_flags(method, keys), "--quiet"], Run, "")
         assert call is not None, "no --help among the config's keys"
         run = Run.from_config(call.config)
         if run.train.monitor != LOSS:
@@ -152,48 +162,6 @@ class _Flags:
                 f"{LOSS!r}, and give another to the `jpeft train` of what it recommends."
             )
         return run
-
-
-class _Runner:
-    """Workers for as long as the search goes on."""
-
-    def __init__(self, arguments: argparse.Namespace, workdir: Path, console, say):
-        from jpeft.grid.local import LocalPool, device_shares, told_of
-        from jpeft.grid.scheduler import CellsToDo
-
-        shares = device_shares(arguments.jobs)
-        if (line := told_of(shares)) is not None:
-            say(line)
-        self._pool = LocalPool(shares, lanes=lanes_of(arguments.fuse))
-        self._choice = CellsToDo(failed=arguments.retry_failed)
-        self._workdir, self._console, self._say = workdir.absolute(), console, say
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *ended) -> None:
-        self._pool.close()
-
-    def run_cells(self, cells: Sequence, epochs: int | None):
-        """Runs those cells that are not done, for so many epochs or to their ends, and returns the state of each."""
-        from jpeft.grid.display import shown
-        from jpeft.grid.scheduler import CellSchedule
-
-        def report(line: str) -> None:
-            for cell, seen in schedule.states.items():
-                if seen.result and line == f"{cell.name}: {seen.detail}":  # that is a test metric: not before the end
-                    line = f"{cell.name}: validation loss {seen.result.validation_loss:.4f}"
-            self._say(line)
-
-        choice = dataclasses.replace(self._choice, pause_after=epochs)
-        schedule = CellSchedule(cells, self._workdir, choice, report=report)
-        try:
-            with shown(schedule, self._console) as on_change:
-                schedule.run(self._pool, on_change=on_change)
-        except KeyboardInterrupt:
-            self._say("stopping: the runs at work are saved first")
-            raise Stopped("interrupted; the same command goes on from there") from None
-        return schedule.states
 
 
 def _print(arguments: argparse.Namespace, flags: _Flags, found, baseline: Baseline | None) -> int:
@@ -226,7 +194,7 @@ def _print(arguments: argparse.Namespace, flags: _Flags, found, baseline: Baseli
             left_out[attempt.method] = f"its full run failed: {problems[0] if problems else attempt.seen.detail}"
             continue
         finished.append(directory)
-        command = ["jpeft", "train", *flags.of_run(attempt.method, attempt.keys), f"--workdir={directory}"]
+        command = ["jpeft", "train", *flags.train_flags(attempt.method, attempt.keys), f"--workdir={directory}"]
         full.append(choice.FullRun(results[0], attempt.learning_rate, shlex.join(command)))
     if not full:
         raise RunFailed(f"no full run ended well; {'; '.join(f'{m}: {why}' for m, why in left_out.items())}")
@@ -237,7 +205,7 @@ def _print(arguments: argparse.Namespace, flags: _Flags, found, baseline: Baseli
     else:
         print_document(made.document(), Console())
         if not made.nothing_learned:
-            first = made.ranking[0].full  # in lines of any length: they are for copying
+            first = made.ranking[0].full  # not wrapped, since they are for copying
             print(f"\nadapter  {first.adapter}")
             print(f"command  {first.command}")
         again = "for another seed --config.train.seed=1 and a new --workdir"

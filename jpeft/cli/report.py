@@ -1,4 +1,4 @@
-"""`jpeft report`: tables and figures from result files, beside the paper; or the paper against itself."""
+"""`jpeft report`: tables and figures from result files beside the paper's, or the paper's own tables recomputed."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from jpeft.cli.arguments import path
 from jpeft.errors import RunFailed, UserError
 from jpeft.words import counted
 
-_MOST_LINES = 50  # of files left out; a report names all of them
+_MOST_LINES = 50  # printed for files left out; the report names all of them
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -17,7 +17,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="tables and figures from results, beside the paper's",
         description=(
             "Every table and figure of the paper from result files, beside the published numbers, and what the paper "
-            "lacks: spreads over seeds, zero-shot scores, times apart, memory, findings. Without --out it prints them."
+            "lacks: spreads over seeds, zero-shot scores, times, memory, findings. Without --out it prints them."
         ),
     )
     report.add_argument(

@@ -1,4 +1,4 @@
-"""One run from a config and overrides: what `jpeft train` does, and `main.py` of a checkout."""
+"""One run from a config and its keys on the command line: `jpeft train`, and `main.py` of a checkout."""
 
 import difflib
 import re
@@ -22,11 +22,11 @@ _HELP = """One run of the benchmark, or of a task of your own: trains an adapter
 method.name.
 `python main.py` in a checkout does the same.
 
-Killed and started again with the same command, it goes on where it was. Every key of the config can be set by a flag:
+The same command resumes a run that was stopped or killed. Every key of the config can be set by a flag:
 
 """
 
-# What a short flag stands for, and what may follow it.
+# The config key that each short flag sets, and an example value.
 _SHORT = {
     "data": ("data.path", "my.csv"),
     "target": ("data.target", "category"),
@@ -38,7 +38,7 @@ _SHORT = {
 
 
 def run(argv: Sequence[str]) -> int:
-    """Does the run that a command line names, prints what came of it, and returns the exit status."""
+    """Does the run of a command line, prints its result and returns the exit status."""
     from jpeft.config import Run, taken_from_model
 
     call = parse_call(_in_full(argv), Run, _HELP, in_processes=True)
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
     from jpeft.run.processes import ending_together, is_first
     from jpeft.train.loop import execute
 
-    prepare_process(lambda line: print(line, file=sys.stderr))  # before `is_first` asks for devices
+    prepare_process(lambda line: print(line, file=sys.stderr))  # before `is_first` starts JAX
     if call.group is not None:
         call.group.join()
     with ending_together(call.group):
@@ -64,7 +64,7 @@ def run(argv: Sequence[str]) -> int:
             display.say(in_words(run.model.name, taken))
         result = execute(run, call.workdir, overwrite=call.overwrite, display=display)
         if is_first():
-            check_result(result, call.workdir / "result.json")  # a finished run's may have been damaged since
+            check_result(result, call.workdir / "result.json")  # that of a finished run may have been damaged since
             require_whole(call.workdir / "adapter", result["adapter_bytes"])
             _print_result(result, call.workdir)
             _print_next(next_steps(result, call.workdir, argv))
@@ -72,10 +72,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _in_full(argv: Sequence[str]) -> list[str]:
-    """The call with short flags written out, and with what they leave unsaid: the config and the directory.
+    """The command line with short flags replaced by config keys, and the default `--config` and `--workdir` added.
 
     Raises:
-      UserError: a short flag without a value, or rows of one's own without a model, which would be the paper's.
+      UserError: a short flag has no value or is given twice, or `--data` comes without `--model` (the default would be
+        the paper's 3-billion-parameter model).
     """
     full, short = [argv[0]], {}
     words = iter(argv[1:])
@@ -97,7 +98,7 @@ def _in_full(argv: Sequence[str]) -> list[str]:
     has = lambda *names: any(word.partition("=")[0] in names for word in full)
     if has("--config", "-config"):
         return full
-    _require_known(full[1:])  # before a missing --config is: a misspelt flag may be why there is none
+    _require_known(full[1:])  # first, since a missing --config may be a misspelt flag
     if not short:
         return full
     if "data" not in short:
@@ -113,11 +114,11 @@ def _in_full(argv: Sequence[str]) -> list[str]:
 
 
 def _require_one_of_each(short: Iterable[str], words: Sequence[str]) -> None:
-    """Raises `UserError`: beside a short flag stands the key that it is short for.
+    """Raises `UserError` if a short flag and the key that it is short for are both given.
 
     Args:
       short: the short flags that were given.
-      words: of the call in full.
+      words: the command line with short flags replaced by keys.
     """
     for name in short:
         key = f"--config.{_SHORT[name][0]}"
@@ -126,7 +127,7 @@ def _require_one_of_each(short: Iterable[str], words: Sequence[str]) -> None:
 
 
 def _require_known(words: Sequence[str]) -> None:
-    """Raises `UserError`: a word is written as a flag and is none."""
+    """Raises `UserError` for a word that looks like a flag but is unknown."""
     known = [*_SHORT, "config", "help", *own_flags()]
     for word in words:
         name = word.removeprefix("--").partition("=")[0]

@@ -1,4 +1,4 @@
-"""What a finished run prints of its test: the metric with its uncertainty, each class, warnings, files to look at."""
+"""Prints a test's summary: the metric with its uncertainty, a table of classes, files to look at, and warnings."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ _MOST_MISTAKES = 3  # beside each class
 
 
 def metric_line(result: Mapping[str, Any]) -> str:
-    """The metric, how far it may be trusted, and what it would be without a model; of old results, what they hold."""
+    """The metric with its uncertainty, number of rows and majority baseline, as far as the result has them."""
     said = [
         in_words(result.get("uncertainty")),
         (result.get("computed_by") or {}).get(result["metric_name"]),
@@ -25,7 +25,7 @@ def metric_line(result: Mapping[str, Any]) -> str:
 
 
 def print_numbers(result: Mapping[str, Any]) -> None:
-    """Prints the metric with what belongs to it, and the other metrics of the test, each with how it was computed."""
+    """Prints the metric and the other metrics of the test, each with its uncertainty and how it was computed."""
     print(metric_line(result))
     trust, ways = (result.get(key) or {} for key in ("uncertainties", "computed_by"))
     for name, value in result["metrics"].items():
@@ -42,7 +42,7 @@ def _majority(per_class: Mapping[str, Any] | None, metric: str) -> str:
 
 
 def print_summary(result: Mapping[str, Any], workdir: Path) -> None:
-    """Prints the numbers of each file of rows, the table of classes, the run's files to look at, and its warnings."""
+    """Prints the metrics of each file of rows, the table of classes, the run's files to look at, and its warnings."""
     for source, part in (result.get("by_source") or {}).items():
         numbers = ", ".join(f"{name} {value:.4f}" for name, value in part["metrics"].items())
         rows = counted(part["test_examples"], "test row")
@@ -51,7 +51,7 @@ def print_summary(result: Mapping[str, Any], workdir: Path) -> None:
         print_macro_f1(result)
         try:
             print_classes(read_json_object(workdir / "per_class.json"))
-        except (UserError, KeyError, TypeError):  # taken away or damaged since: the result stands without it
+        except (UserError, KeyError, TypeError):  # removed or damaged since: the result is valid without it
             pass
     for name, what in (
         ("worst_rows.jsonl", "the rows answered worst, and why"),
@@ -65,13 +65,13 @@ def print_summary(result: Mapping[str, Any], workdir: Path) -> None:
 
 
 def print_macro_f1(result: Mapping[str, Any]) -> None:
-    """Prints the macro F1 of a classification, where it does not stand among the metrics anyway."""
+    """Prints the macro F1 of a classification, unless it is among the metrics anyway."""
     if "macro_f1" not in result.get("metrics", {}):
         print(f"macro_f1  {result['per_class']['macro_f1']:.4f}")
 
 
 def print_classes(record: Mapping[str, Any]) -> None:
-    """Prints a table of what `per_class.json` holds."""
+    """Prints the contents of `per_class.json` as a table."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -1,4 +1,4 @@
-"""`jpeft serve`: one base and many adapters behind HTTP."""
+"""`jpeft serve`: serves many adapters of one base over HTTP."""
 
 import argparse
 import json
@@ -112,7 +112,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from jpeft.serve.listen import bind, require_extra, serve_until_told
 
     require_extra()
-    with bind(arguments.host, arguments.port) as bound:  # before the work: a port that is taken is known at once
+    with bind(arguments.host, arguments.port) as bound:  # first, so that a port in use is an error at once
         service = _service(arguments)
 
         def listening(url: str) -> None:
@@ -130,7 +130,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _example(url: str, name: str, asking: "Asking") -> str:
-    """A call that asks an adapter."""
+    """An example `curl` command for an adapter."""
     columns = () if asking.prompt is None else asking.prompt.columns
     given = "a text" if len(columns) < 2 else {column: "a text" for column in columns}
     body = shlex.quote(json.dumps({"adapter": name, "inputs": [given]}, ensure_ascii=False))
@@ -138,7 +138,7 @@ def _example(url: str, name: str, asking: "Asking") -> str:
 
 
 def _service(arguments: argparse.Namespace) -> "Service":
-    """Loads and compiles what the arguments ask for."""
+    """Loads the model and adapters, and compiles all shapes."""
     from jpeft.process import prepare_process
     from jpeft.serve.app import Service
     from jpeft.serve.limits import Limits

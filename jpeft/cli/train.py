@@ -6,7 +6,7 @@ from jpeft.cli import run
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Adds the command, whose flags are the config's: argparse hands them on as they come."""
+    """Adds `jpeft train`; its flags are those of the config, which argparse passes on unparsed."""
     parser = commands.add_parser(
         "train", help="train and test an adapter: one run from a config", add_help=False, prefix_chars="\0"
     )

@@ -1,1 +1,1 @@
-"""Many runs as one: which cells there are, what state each is in, and who works on them (docs/grid.md)."""
+"""Grids of runs: their cells, the state of each cell on disk, and the scheduler and workers (docs/grid.md)."""

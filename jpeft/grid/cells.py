@@ -1,4 +1,4 @@
-"""Cells of a grid: every combination of method, ablation, task, scale and seed that was asked for."""
+"""The cells of a grid: the requested combinations of method, ablation, task, scale and seed."""
 
 import dataclasses
 import fnmatch
@@ -14,7 +14,7 @@ from jpeft.words import counted
 
 # The paper ablates at medium scale only.
 _PAPER_ABLATION_SCALE = "medium"
-ALL_ABLATIONS = ("paper", "all", "none")  # words for many; each stands alone, instead of names
+ALL_ABLATIONS = ("paper", "all", "none")  # each stands for many names and is given alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Cell:
     """One run of a grid.
 
     Attributes:
-      config_name: what a config file knows it by, `<method>[_<ablation>]_<task>_<scale>`.
-      run: all that it is.
+      config_name: the argument that a config file makes it from, `<method>[_<ablation>]_<task>_<scale>`.
+      run: its whole config.
     """
 
     config_name: str
@@ -31,12 +31,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The name of the cell and of its directory; no two cells of a grid share it."""
+        """The name of the cell and of its directory, unique within a grid."""
         return f"{self.config_name}_seed{self.run.train.seed}"
 
     @property
     def kinship(self) -> tuple[str, str, str]:
-        """Cells that agree in it, or in its beginning, can share what is loaded and compiled for them."""
+        """Task, method and ablation: the longer the common prefix of two cells, the more one process reuses."""
         return self.run.data.task, self.run.method.name, self.run.ablation.name or ""
 
     def directory(self, workdir: Path) -> Path:
@@ -46,12 +46,12 @@ class Cell:
 def config_names(
     methods: Sequence[str], tasks: Sequence[str], scales: Sequence[str], ablations: Sequence[str] | str
 ) -> list[str]:
-    """Names of the cells, those that share most next to each other.
+    """The cells' config names; those that share most are next to each other.
 
     Args:
-      ablations: names, each taken for the methods that know it; `none`; `all`, at every scale; or `paper`, all at
-        medium scale: with the paper's methods, tasks and scales these are its 60 cells of Table 1 and the 44 of Table 2
-        that are not in it.
+      ablations: names, each used for the methods that have it; or `none`; `all` (every ablation at every scale); or
+        `paper` (every ablation at medium scale). With the paper's methods, tasks and scales, `paper` gives the 60 cells
+        of Table 1 and the 44 of Table 2 that are not in Table 1.
 
     Raises:
       UserError: none of the methods knows an ablation of that name.
@@ -76,18 +76,18 @@ def config_names(
 
 def _known_ablation(name: str, known: Collection[str]) -> str:
     if name in ALL_ABLATIONS:
-        raise UserError(f"--ablations {name} stands alone; leave it out, or the other names.")
+        raise UserError(f"--ablations {name} is given alone; leave it out, or the other names.")
     return one_of("--ablations", name, sorted(known))
 
 
 def expand(
     names: Sequence[str], seeds: Sequence[int], configure: Callable[[str, int], Run], *, only: str | None = None
 ) -> list[Cell]:
-    """A cell for each name and seed.
+    """Makes a cell for each name and seed.
 
     Args:
-      configure: the run of that name and seed.
-      only: pattern with `*` and `?` that a cell's whole name, without the seed, has to match.
+      configure: makes the run of a name and a seed.
+      only: a pattern with `*` and `?` that the whole config name has to match; None keeps all.
 
     Raises:
       UserError: no name matches, or as `configure` does.

@@ -1,4 +1,4 @@
-"""What a person sees of a grid: its cells as a table, and, while it runs, how far it is and what is at work."""
+"""The display of a grid: a table of its cells, and the progress while it runs."""
 
 import contextlib
 import time
@@ -23,11 +23,11 @@ _COLOURS = {
     State.FAILED: "red",
     State.STALE: "yellow",
 }
-_SECONDS_BETWEEN_LINES = 30.0  # a grid takes hours, and each line names every cell at work
+_SECONDS_BETWEEN_LINES = 30.0  # a grid takes hours, and each line names every running cell
 
 
 def cell_table(schedule: CellSchedule) -> Table:
-    """A table of all cells of a grid and the state of each."""
+    """A table of all cells of a grid with the state of each."""
     table = Table(title=_counts(schedule))
     for column in ("cell", "state", "", "seconds"):
         table.add_column(column, justify="right" if column == "seconds" else "left")
@@ -39,7 +39,7 @@ def cell_table(schedule: CellSchedule) -> Table:
 
 @contextlib.contextmanager
 def shown(schedule: CellSchedule, console: Console) -> Iterator[Callable[[], None]]:
-    """Shows the schedule while it runs; gives what is to be called whenever something may have changed."""
+    """Shows the schedule while it runs; yields the callback that updates the display."""
     started = time.monotonic()
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:

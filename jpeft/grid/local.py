@@ -1,4 +1,4 @@
-"""Workers on this machine, one process for each set of its devices."""
+"""Worker processes on this machine, one for each share of its devices."""
 
 import contextlib
 import dataclasses
@@ -26,9 +26,9 @@ class DeviceShare:
     """The share of this machine that one worker process may use: its devices and CPU cores.
 
     Attributes:
-      gpus: as CUDA_VISIBLE_DEVICES names them; None for all.
-      cores: numbers of CPU cores; None for all.
-      workers: how many have this share, each its part of the memory.
+      gpus: names as in CUDA_VISIBLE_DEVICES; None for all.
+      cores: indices of CPU cores; None for all.
+      workers: how many workers use these GPUs, each with a part of the memory.
     """
 
     gpus: tuple[str, ...] | None = None
@@ -36,23 +36,25 @@ class DeviceShare:
     workers: int = 1
 
     def environment(self) -> dict[str, str]:
-        """What a worker's environment has beside this process's."""
+        """The environment variables of the worker process, added to those of this process."""
         devices = {} if self.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)}
         return devices | (part_of_the_gpu(self.workers) if self.workers > 1 else {})
 
 
 class LocalPool:
-    """Processes of `jpeft.grid.worker`. Closing it, and the end of this process however it comes, makes them save.
+    """A pool of `jpeft.grid.worker` processes.
+
+    When it is closed, or this process ends for any reason, the workers save their cells and exit.
 
     Attributes:
-      lanes: how many workers are in one process, side by side; those of the first process come first.
+      lanes: workers per process; workers `p * lanes` to `(p + 1) * lanes - 1` are in process `p`.
     """
 
     def __init__(self, shares: Sequence[DeviceShare], *, lanes: int = 1):
-        """Will start one process for each share of this machine, when it gets its first job."""
+        """Prepares one process per share; each is started with its first job."""
         self._shares, self.lanes = shares, lanes
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        self._unfinished: dict[int, bytes] = {}  # the beginning of a line that a process has not written to its end
+        self._unfinished: dict[int, bytes] = {}  # by process, the incomplete last line of its output
         self._selector = selectors.DefaultSelector()
 
     @property
@@ -70,7 +72,7 @@ class LocalPool:
             process.stdin.write(line.encode())
             process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has died: `wait` finds its output at an end
+            pass  # the process has died; `wait` reports it at the end of its output
 
     def _start(self, number: int) -> subprocess.Popen[bytes]:
         share = self._shares[number]
@@ -79,7 +81,7 @@ class LocalPool:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **share.environment()},
-            start_new_session=True,  # a Ctrl-C reaches this process alone, which then makes them save
+            start_new_session=True,  # Ctrl-C reaches this process only, which then lets the workers save
         )
         assert process.stdout is not None
         self._selector.register(process.stdout, selectors.EVENT_READ, number)
@@ -91,7 +93,7 @@ class LocalPool:
             number: int = key.data
             process = self._processes[number]
             assert process.stdout is not None
-            # Past Python's buffer, of which the selector knows nothing: lines left there would wait for the next one.
+            # Not through Python's buffer: the selector would not see lines that are left in it.
             read = os.read(process.stdout.fileno(), _BYTES_AT_ONCE)
             *lines, self._unfinished[number] = (self._unfinished.get(number, b"") + read).split(b"\n")
             for line in lines:
@@ -122,7 +124,7 @@ class LocalPool:
         assert process.stdin is not None and process.stdout is not None
         self._selector.unregister(process.stdout)
         process.stdout.close()
-        with contextlib.suppress(OSError):  # it died before it had read its job, which would go out now
+        with contextlib.suppress(OSError):  # it died before reading its job, which `close` would flush
             process.stdin.close()
 
 
@@ -134,9 +136,12 @@ def _how_it_ended(status: int) -> str:
 
 
 def device_shares(jobs: int) -> list[DeviceShare]:
-    """Each worker's share of the machine, of its GPUs or of its cores, for so many workers.
+    """Divides this machine's GPUs or, without any, its CPU cores among workers.
 
-    More workers than GPUs have one each and share it with others: one small run leaves a large GPU idle.
+    If there are more workers than GPUs, several share one: a small run leaves a large GPU mostly idle.
+
+    Args:
+      jobs: the number of workers.
 
     Raises:
       UserError: there are no GPUs, and fewer cores than workers.
@@ -149,7 +154,7 @@ def device_shares(jobs: int) -> list[DeviceShare]:
         return [DeviceShare(gpus=(gpus[i % len(gpus)],), workers=at_most) for i in range(jobs)]
     if gpus:
         return [DeviceShare(gpus=share) for share in _parts(gpus, jobs)]
-    if not hasattr(os, "sched_getaffinity"):  # this system does not bind processes to cores
+    if not hasattr(os, "sched_getaffinity"):  # this system cannot bind processes to cores
         return [DeviceShare() for _ in range(jobs)]
     cores = sorted(os.sched_getaffinity(0))
     if jobs > len(cores):
@@ -157,8 +162,8 @@ def device_shares(jobs: int) -> list[DeviceShare]:
     return [DeviceShare(cores=share) for share in _parts(cores, jobs)]
 
 
-def told_of(shares: Sequence[DeviceShare]) -> str | None:
-    """A line for who asked for so many workers that several share a GPU; None where each has devices of its own."""
+def shared_gpus_line(shares: Sequence[DeviceShare]) -> str | None:
+    """A line for the user if several workers share a GPU; None if each has devices of its own."""
     most = max(share.workers for share in shares)
     if most == 1:
         return None

@@ -1,4 +1,4 @@
-"""What a scheduler asks of the processes that do the work, wherever they are."""
+"""The interface between the scheduler and a pool of workers."""
 
 import dataclasses
 from typing import Protocol, runtime_checkable
@@ -8,10 +8,12 @@ from jpeft.grid.worker import Job, Outcome
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """A worker has ended its job: with an outcome, or, with none, by dying.
+    """The end of a worker's job.
 
     Attributes:
-      reason: how it died.
+      worker: its number.
+      outcome: None if the worker died.
+      reason: how it died, else empty.
     """
 
     worker: int
@@ -21,27 +23,27 @@ class Event:
 
 @runtime_checkable
 class Pool(Protocol):
-    """Workers by number, each at one job at most. A worker that has died is replaced when it is given its next job.
+    """Numbered workers, each with one job at a time. A worker that died is replaced when it gets its next job.
 
     Attributes:
-      lanes: how many workers, one number behind the other, are threads of one process, and ask the device together.
+      lanes: how many consecutive workers are threads of one process, whose device calls are combined.
     """
 
     lanes: int
 
     @property
     def size(self) -> int:
-        """The number of worker processes, which is how many cells can run at a time."""
+        """The number of workers: how many cells can run at a time."""
         ...
 
     def submit(self, worker: int, job: Job) -> None:
-        """Gives a job to a worker that has none."""
+        """Gives a job to an idle worker."""
         ...
 
     def wait(self, timeout: float) -> list[Event]:
-        """Waits up to `timeout` seconds for news of the workers, and returns what there is."""
+        """Waits up to `timeout` seconds for workers to end their jobs, and returns these events."""
         ...
 
     def close(self) -> None:
-        """Ends the workers; a cell at work is saved first where the pool can."""
+        """Stops the workers; a pool that can lets them save their cells first."""
         ...

@@ -1,7 +1,7 @@
-"""Workers on a Ray cluster, each an actor that asks for the devices of one cell.
+"""Workers on a Ray cluster, each an actor that requests the devices of one cell.
 
-The grid's directory has to be at the same path on every node, and jpeft installed there. A worker that dies, with its
-node or alone, is replaced wherever there is room; its cell goes on from its last checkpoint.
+Every node needs jpeft and the grid's directory at the same path. A worker that dies, alone or with its node, is
+replaced wherever the cluster has room; its cell resumes from its last checkpoint.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from jpeft.trouble import first_line
 
 
 class RayPool:
-    """Actors on a cluster that runs already, or on this machine alone."""
+    """A pool of Ray actors, on a running cluster or on this machine alone."""
 
     lanes = 1
 
@@ -24,9 +24,9 @@ class RayPool:
         """Joins the cluster.
 
         Args:
-          address: as `ray.init` takes it: `auto`, `ray://...`, `host:port`, or `local` for this machine alone.
-          jobs: workers; None for as many as the cluster has room for.
-          cpus, gpus: that each asks for.
+          address: as for `ray.init`: `auto`, `ray://...`, `host:port`, or `local` for this machine alone.
+          jobs: number of workers; None for as many as the cluster has room for.
+          cpus, gpus: requested per worker.
 
         Raises:
           UserError: Ray is not installed, or the cluster has no node with room for one worker.
@@ -51,7 +51,7 @@ class RayPool:
         self._size = jobs or room
         self._actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Worker)
         self._actors: dict[int, Any] = {}
-        self._at_work: dict[Any, int] = {}  # what a worker will answer to, and who it is
+        self._at_work: dict[Any, int] = {}  # the pending result of each worker's job, and its number
 
     @property
     def size(self) -> int:
@@ -78,7 +78,7 @@ class RayPool:
         return events
 
     def close(self) -> None:
-        """Ends the workers at once: what is at work is as of its last checkpoint."""
+        """Kills the workers; running cells keep their last checkpoints."""
         for actor in self._actors.values():
             self._ray.kill(actor)
         self._actors.clear()
@@ -87,7 +87,7 @@ class RayPool:
 
 
 class _Worker:
-    """A Ray actor, which is a process on some machine of the cluster: it runs one cell after the other."""
+    """A Ray actor: a process on some node of the cluster that runs one cell after the other."""
 
     def __init__(self):
         from jpeft.train.session import Session
@@ -101,6 +101,6 @@ class _Worker:
 
 
 def _room(resources: dict[str, float], *, cpus: float, gpus: float) -> int:
-    """Workers that fit on a node."""
+    """How many workers fit on a node."""
     asked = {"CPU": cpus, "GPU": gpus}
     return int(min(resources.get(kind, 0.0) // amount for kind, amount in asked.items() if amount > 0))

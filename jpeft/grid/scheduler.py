@@ -1,4 +1,4 @@
-"""Which worker does which cell next, until none is left."""
+"""The scheduler of a grid: it gives cells to workers until all are done."""
 
 import dataclasses
 import statistics
@@ -14,19 +14,19 @@ from jpeft.peft.methods import METHODS
 from jpeft.run.stop import StopRequest
 from jpeft.words import counted
 
-_MOST_DEATHS = 3  # of workers at one cell, before it is taken for the cell's fault
+_MOST_DEATHS = 3  # of workers that ran the same cell, after which the cell counts as failed
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class CellsToDo:
-    """Which cells to do besides those that are missing.
+    """Which cells to run besides the missing ones, and how far.
 
     Attributes:
-      failed: those that failed, too.
-      stale: those whose directory holds work of another config, too; that work is lost.
-      limit: at most so many, counted when they are begun; None for all.
-      pause_after: how many epochs of each are to be trained for now; None for all, and the test.
+      failed: whether failed cells are run again.
+      stale: whether cells whose directory holds work of another config are run again; that work is deleted.
+      limit: the most cells to start; None for all.
+      pause_after: epochs after which each cell is paused; None runs it to its end, test included.
     """
 
     failed: bool = False
@@ -36,31 +36,48 @@ class CellsToDo:
 
 
 class CellSchedule:
-    """The cells of a grid, their states, and what is still to be done.
+    """The cells of a grid with their states.
+
+    Args:
+      choice: which cells are run.
+      report: called with a line for the user when a cell ends.
+      done_line: makes the line of a cell that is done.
 
     Attributes:
-      states: by cell, as last seen.
-      done: cells that this process has seen to their end.
-      overheads: seconds that each of them cost beside its own training, validating and testing.
+      states: by cell, as last read from its directory.
+      done: cells that this scheduler's workers have finished.
+      overheads: of each of these, seconds outside training, validation and test.
     """
 
-    def __init__(self, cells: Sequence[Cell], workdir: Path, choice: CellsToDo, *, report: Callable[[str], None]):
-        self.cells, self._workdir, self._choice, self._report = cells, workdir, choice, report
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        workdir: Path,
+        choice: CellsToDo,
+        *,
+        report: Callable[[str], None],
+        done_line: Callable[[Cell, CellState], str] = lambda cell, seen: f"{cell.name}: {seen.detail}",
+    ):
+        self.cells, self._workdir, self._choice = cells, workdir, choice
+        self._report, self._done_line = report, done_line
         self.states = {cell: look(cell, workdir) for cell in cells}
         self.done: list[Cell] = []
         self.overheads: list[float] = []
         self._left = float("inf") if choice.limit is None else choice.limit
         self._tried: set[Cell] = set()
         self._deaths: dict[Cell, int] = {}
-        self._last: dict[int, Cell] = {}  # what each worker did last, or is at
+        self._last: dict[int, Cell] = {}  # each worker's current or latest cell
         self._at_work: dict[int, Cell] = {}
         self._looked = time.monotonic()
 
     def run(self, pool: Pool, *, on_change: Callable[[], None] = lambda: None) -> None:
-        """Does every chosen cell, and waits for those that other processes are at; `on_change` is called often.
+        """Runs every chosen cell, and waits for cells that other processes are running.
+
+        Args:
+          on_change: called often, to update a display.
 
         Raises:
-          KeyboardInterrupt: the process was told to stop, by Ctrl-C or by a scheduler's SIGTERM.
+          KeyboardInterrupt: on Ctrl-C or SIGTERM.
         """
         with StopRequest() as stop:
             while stop.signal is None:
@@ -76,11 +93,11 @@ class CellSchedule:
         raise KeyboardInterrupt
 
     def counts(self) -> dict[State, int]:
-        """How many cells there are of each state."""
+        """The number of cells in each state."""
         return {state: sum(seen.state == state for seen in self.states.values()) for state in State}
 
     def to_do(self) -> list[Cell]:
-        """Cells that are to be done and that nobody is at."""
+        """The cells that are still to be started."""
         ready = [cell for cell in self.cells if self._is_ready(cell)]
         return ready if self._left == float("inf") else ready[: int(self._left)]
 
@@ -95,14 +112,14 @@ class CellSchedule:
         )
 
     def _waits(self, cell: Cell) -> bool:
-        """Whether it has been trained for as long as is asked for now."""
+        """Whether the cell is paused after at least `pause_after` epochs."""
         paused, asked = self.states[cell].paused, self._choice.pause_after
         return paused is not None and asked is not None and paused.epochs >= asked
 
     def _next(self, worker: int, lanes: int) -> Cell | None:
-        """The cell that shares most with what the worker has in memory, and least with what the others are at.
+        """Chooses the cell that shares most with the worker's previous one, and least with those of other processes.
 
-        In a process that has others at work, only one that does the same on the device as they do.
+        If the worker's process is running other cells, only one that uses the same programs as these is chosen.
         """
         here = [at for at in self._at_work if at // lanes == worker // lanes]
         ready = [cell for cell in self.to_do() if all(_alike(cell, self._at_work[at]) for at in here)]
@@ -118,7 +135,7 @@ class CellSchedule:
 
     def _begin(self, worker: int, cell: Cell, pool: Pool) -> None:
         state = self.states[cell].state
-        # A failed cell goes on from its checkpoint like any other, but for files that cannot be read.
+        # A failed cell resumes from its checkpoint like any other, unless its files are damaged.
         overwrite = state == State.STALE or self.states[cell].damaged
         self._left -= 1
         self._at_work[worker] = self._last[worker] = cell
@@ -128,7 +145,7 @@ class CellSchedule:
 
     def _end(self, event: Event) -> None:
         cell = self._at_work.pop(event.worker, None)
-        if cell is None:  # it died without a job
+        if cell is None:  # the worker died while idle
             return
         died = ""
         if event.outcome is None:
@@ -142,21 +159,21 @@ class CellSchedule:
         elif event.outcome.status == "failed":
             self._tried.add(cell)
             self._report(f"{cell.name} failed: {event.outcome.error}")
-        else:  # another process was quicker, or the worker was told to stop: as if it had not been begun
+        else:  # another process has the cell, or the worker was stopped: it does not count as started
             self._left += 1
         self.states[cell] = look(cell, self._workdir)
         error = event.outcome.error if event.outcome is not None and event.outcome.status == "failed" else died
-        if error:  # its directory may not be ours to write to, or not be there
+        if error:  # the cell's directory may be missing or not writable, and then does not hold the error
             self.states[cell] = CellState(State.FAILED, error)
         paused = self.states[cell].paused
         if self.states[cell].state == State.DONE and cell in self.done:
-            self._report(f"{cell.name}: {self.states[cell].detail}")
+            self._report(self._done_line(cell, self.states[cell]))
         elif paused is not None and self._waits(cell):
             lowest, epochs = min(paused.validation_losses), counted(paused.epochs, "epoch")
             self._report(f"{cell.name}: validation loss {lowest:.4f} after {epochs}")
 
     def _died(self, cell: Cell, reason: str) -> str:
-        """What is wrong with the cell, where its workers have died too often; empty where it is tried again."""
+        """Handles the death of a cell's worker; returns the cell's error, or "" if the cell is tried again."""
         self._left += 1
         self._deaths[cell] = self._deaths.get(cell, 0) + 1
         if self._deaths[cell] < _MOST_DEATHS:
@@ -164,7 +181,7 @@ class CellSchedule:
             return ""
         self._tried.add(cell)
         error, directory = f"{reason}, {self._deaths[cell]} times", cell.directory(self._workdir)
-        if (directory / "config.json").is_file():  # otherwise it died before the directory was the cell's
+        if (directory / "config.json").is_file():  # else the worker died before the directory was the cell's
             record_failure(directory, error)
         self._report(f"{cell.name} failed: {error}")
         return error
@@ -184,7 +201,7 @@ class CellSchedule:
 
 
 def _alike(one: Cell, other: Cell) -> bool:
-    """Whether two cells ask the same programs of one base, so that they can ask for them together."""
+    """Whether two cells use the same programs and base, so that their calls can be combined."""
     own = METHODS[one.run.method.name]
     sizes = dict.fromkeys(own.filled_up)
     parts = [
@@ -195,11 +212,11 @@ def _alike(one: Cell, other: Cell) -> bool:
 
 
 def _shared(one: Cell, other: Cell) -> int:
-    """How well one process can do two cells in turn: 0 if they share nothing, 3 if they share all compiled programs."""
+    """How much one process can reuse from one cell for the next: 0 for nothing, 3 for all compiled programs."""
     pairs = list(zip(one.kinship, other.kinship, strict=True))
     return next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
 
 
 def median_overhead(schedule: CellSchedule) -> float | None:
-    """Seconds a cell cost beside its own work, in the middle of all."""
+    """The median of the cells' seconds outside training, validation and test; None if none is done."""
     return statistics.median(schedule.overheads) if schedule.overheads else None

@@ -1,7 +1,6 @@
-"""What a cell's directory tells of it.
+"""The state of a cell, as read from its directory.
 
-All that is known of a grid stands in its cells' directories: nothing else has to be right, and several commands, on
-several machines, may look at once.
+The cells' directories are the only record of a grid, so several commands, on several machines, may work on one at once.
 """
 
 import contextlib
@@ -31,7 +30,7 @@ _LONGEST_DETAIL = 500
 
 
 class State(enum.StrEnum):
-    """The state of a cell, such as done, failed or missing; `look` finds it out from the cell's directory."""
+    """The state of a cell; `look` reads it from the cell's directory and says what each means."""
 
     MISSING = "missing"
     RUNNING = "running"
@@ -42,14 +41,14 @@ class State(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class CellState:
-    """A cell's state with what is to be said about it.
+    """A cell's state with its details.
 
     Attributes:
-      detail: the metric of a cell that is done, what a running one is at, the error of a failed one, what differs in
-        the config of a stale one.
-      result: the record of a cell that is done.
-      paused: the record of a missing one that waits after some of its epochs.
-      damaged: whether a failed one has to be begun anew, since its files are not what a run writes.
+      detail: for the user: the metric of a done cell, the progress of a running one, the error of a failed one, the
+        config keys that differ in a stale one.
+      result: the record of a done cell.
+      paused: the record of a missing cell that is paused after some epochs.
+      damaged: whether a failed cell has damaged files, so that it can only be started over.
     """
 
     state: State
@@ -60,13 +59,13 @@ class CellState:
 
 
 def look(cell: Cell, workdir: Path) -> CellState:
-    """A cell is
+    """Reads the state of a cell from its directory.
 
     - running: a process holds its directory;
     - stale: its directory holds work of another config;
-    - done: its `result.json` says so;
+    - done: it has a `result.json`;
     - failed: it ended with an error, or its result or config cannot be read;
-    - missing: otherwise. If it has a checkpoint it will go on from there.
+    - missing: otherwise. If it has a checkpoint, it will resume from there.
     """
     directory = cell.directory(workdir)
     if is_claimed(directory):
@@ -80,7 +79,7 @@ def look(cell: Cell, workdir: Path) -> CellState:
     try:
         before = of_any_version(config, asked)
         changed = what_differs(directory, before, asked, lambda: digest_of_rows(cell.run), lambda: origins(cell.run))
-    except (UserError, RunFailed) as error:  # its rows cannot be read: what runs it will say so
+    except (UserError, RunFailed) as error:  # its rows cannot be read, which is an error when it runs
         changed = [str(error)]
     if changed and has_work(directory):
         return CellState(State.STALE, the_first(changed))
@@ -102,7 +101,7 @@ def look(cell: Cell, workdir: Path) -> CellState:
 
 
 def _paused(directory: Path) -> PausedRecord | None:
-    """The record of a run that waits, or None: then it is run up to there again, which costs next to nothing."""
+    """The record of a paused run; None without a readable one: resuming up to its checkpoint costs next to nothing."""
     try:
         return PausedRecord.read(directory / PAUSE_FILE)
     except NotARecord:
@@ -110,11 +109,11 @@ def _paused(directory: Path) -> PausedRecord | None:
 
 
 def record_failure(directory: Path, error: BaseException | str) -> None:
-    """Leaves the error where `look` finds it, with its traceback where it has one."""
+    """Writes the error, with the traceback of an exception, to the cell's directory for `look`."""
     shown = error if isinstance(error, str) else kind_and_first_line(error, 1000)
     trace = "" if isinstance(error, str) else "".join(traceback.format_exception(error))
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    with contextlib.suppress(OSError), write_whole(directory / FAILURE_FILE) as beside:  # whoever asks says it, too
+    with contextlib.suppress(OSError), write_whole(directory / FAILURE_FILE) as beside:  # the scheduler reports it, too
         beside.write_text(json.dumps({"error": shown, "time": now, "traceback": trace}, indent=2) + "\n")
 
 
@@ -128,7 +127,7 @@ def _progress(directory: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is no whole one."""
+    """The JSON object in a file; None if the file is missing or damaged."""
     try:
         return read_json_object(path)
     except UserError:

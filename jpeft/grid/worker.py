@@ -1,8 +1,7 @@
-"""A process that does one cell after the other, or several side by side, and keeps what they share.
+"""A worker process: it runs one cell after the other, or several in threads, and reuses models and programs.
 
-Jobs come as lines of JSON on standard input, outcomes leave as lines of JSON on standard output; whatever else is
-printed goes to standard error. When the input ends, the process that handed out the jobs is gone: the cells at work are
-saved and left.
+Jobs are read as JSON lines from standard input, outcomes are written as JSON lines to standard output; anything else
+that is printed goes to standard error. At the end of the input the running cells are saved and the process exits.
 """
 
 import contextlib
@@ -36,11 +35,14 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A cell to do: its run as `config.json` holds it, its directory, and whether what is there may go.
+    """A cell to run.
 
     Attributes:
-      lane: which of a process's places it is done in, where there are several.
-      pause_after: how many of its epochs are to be trained for now; None for all, and the test.
+      config: its run as in `config.json`.
+      directory: of the cell.
+      overwrite: whether work that is in the directory may be deleted.
+      lane: the thread of the worker process that runs it.
+      pause_after: epochs after which the cell is paused; None runs it to its end, test included.
     """
 
     config: dict[str, Any]
@@ -52,12 +54,15 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The outcome of one cell that a worker did: how it ended, and why if it failed.
+    """How a job ended.
 
     Attributes:
-      status: `done`; `paused`, after the epochs that the job asks for; `failed`, with the error recorded in the
-        directory; `busy`, another process has it; `stopped`, the worker was told to.
-      overhead_seconds: spent beside training, validating and testing (zero-shot too): loading, compiling, saving.
+      status: `done`; `paused` after `Job.pause_after` epochs; `failed`, with the error recorded in the directory;
+        `busy` if another process is running the cell; `stopped` if the worker was stopped.
+      error: the reason, unless it is done.
+      seconds: of the whole job.
+      overhead_seconds: those outside training, validation and tests: loading, compiling, saving.
+      lane: of the job.
     """
 
     status: str
@@ -68,7 +73,7 @@ class Outcome:
 
 
 def do(job: Job, session: Session) -> Outcome:
-    """Runs a cell; whatever goes wrong is an outcome."""
+    """Runs a cell; an error becomes an outcome, never an exception."""
     return dataclasses.replace(_do(job, session), lane=job.lane)
 
 
@@ -91,8 +96,8 @@ def _do(job: Job, session: Session) -> Outcome:
         return Outcome("paused", str(why), seconds=time.monotonic() - started)
     except (Stopped, KeyboardInterrupt) as error:
         return Outcome("stopped", str(error))
-    except Exception as error:  # of whatever kind: the other cells go on, and the traceback is kept
-        if (directory / "config.json").is_file():  # otherwise the directory is not the cell's
+    except Exception as error:  # any error: the other cells go on, and the traceback is recorded
+        if (directory / "config.json").is_file():  # else the directory is not the cell's
             record_failure(directory, error)
         expected = explained(error)
         return Outcome("failed", str(expected) if expected else kind_and_first_line(error))
@@ -104,7 +109,7 @@ def _do(job: Job, session: Session) -> Outcome:
 
 
 class _CellDisplay(Display):
-    """Leaves what a person would see in the cell's directory: `log.txt`, and where it is in `progress.json`."""
+    """Writes a run's display to the cell's directory: lines to `log.txt`, progress to `progress.json`."""
 
     def __init__(self, directory: Path):
         super().__init__(quiet=True)
@@ -127,7 +132,7 @@ class _CellDisplay(Display):
 
 
 class _RecordedBar(Bar):
-    """A bar that nobody looks at, and a file that says where it stands."""
+    """A progress bar that is written to `progress.json`."""
 
     def __init__(self, task: Bar, directory: Path, name: str, total: int, done: int, note: str):
         self._task, self._directory, self._written = task, directory, float("-inf")
@@ -146,18 +151,18 @@ class _RecordedBar(Bar):
 
 
 def main() -> None:
-    """`python -m jpeft.grid.worker LANES [CORE ...]`, as `jpeft.grid.local` starts it; bound to the cores named."""
+    """`python -m jpeft.grid.worker LANES [CORE ...]`: `jpeft.grid.local` starts it, bound to these CPU cores."""
     lanes, *cores = (int(argument) for argument in sys.argv[1:])
     if cores:
         os.sched_setaffinity(0, cores)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints must not come between the answers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the process that waits for us, and it tells us
+    os.dup2(2, 1)  # what libraries print must not mix with the outcomes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent process, which then closes the input
     jobs: list[queue.SimpleQueue[Job | None]] = [queue.SimpleQueue() for _ in range(lanes)]
 
     def listen() -> None:
         for line in sys.stdin:
-            if line.endswith("\n"):  # else whoever hands out the jobs died while writing this one
+            if line.endswith("\n"):  # else the parent process died while writing it
                 job = Job(**json.loads(line))
                 jobs[job.lane].put(job)
         for lane in jobs:
@@ -176,20 +181,20 @@ def main() -> None:
                 return
 
     if lanes == 1:
-        # Where a cell does not train: as a kill, which a cell stands at any moment. An exception raised here would come
-        # up wherever the process is just then, and inside JAX be lost, or come out as an error of the cell.
+        # Outside training SIGTERM exits at once, which is as safe for a cell as a kill. An exception raised here would
+        # surface anywhere, and inside JAX it could be lost or look like an error of the cell.
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
         work(0, Session())
         return
-    told = threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: told.set())
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
     session = Session(Meeting())
     threads = [threading.Thread(target=work, args=(lane, session)) for lane in range(lanes)]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        if told.wait(_SECONDS_BETWEEN_LOOKS):
-            ask_all(signal.SIGTERM)  # again and again: a run that was still being set up hears of it when it trains
+        if stopping.wait(_SECONDS_BETWEEN_LOOKS):
+            ask_all(signal.SIGTERM)  # repeated: a run that is being set up only reacts once it trains
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 

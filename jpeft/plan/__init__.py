@@ -1,1 +1,1 @@
-"""What a run needs of a device, told by that device's own compiler, with no such device at hand."""
+"""Plans the memory and time of a run on a device, with that device's own compiler and without the device."""

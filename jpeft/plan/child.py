@@ -1,8 +1,7 @@
-"""The process that compiles for a device that is not there: `python -m jpeft.plan.child DEVICE HOSTS`.
+"""The child process that compiles for a device: `python -m jpeft.plan.child DEVICE HOSTS`.
 
-It reads questions from standard input, a JSON object a line, and answers each with one: `made`, `user_error` or
-`failed`. Whatever libraries print goes to standard error. When the input ends, whoever asked is gone: so is this
-process then, in the middle of a program too.
+It reads requests from standard input, one JSON object per line, and answers each with a line: `made`, `user_error` or
+`failed`. What libraries print goes to standard error. At the end of the input it exits at once, even while compiling.
 """
 
 import dataclasses
@@ -23,10 +22,12 @@ from jpeft.trouble import kind_and_first_line
 
 
 def main(argv: list[str], questions: Iterable[str], answers: IO[str]) -> None:
-    """Answers every line of `questions`, a JSON object, by a line of `answers`, until there are no more.
+    """Answers every request with a line.
 
     Args:
-      argv: the name of the device, and over how many hosts a mesh of it is spread.
+      argv: the name of the device, and the number of hosts.
+      questions: requests, one JSON object per line.
+      answers: the file to write answers to.
     """
     workshop = Workshop(device_named(argv[0]), hosts=int(argv[1]))
     for line in questions:
@@ -34,10 +35,10 @@ def main(argv: list[str], questions: Iterable[str], answers: IO[str]) -> None:
 
 
 def answer(workshop: Workshop, question: dict[str, Any]) -> dict[str, Any]:
-    """The answer to one question: `{"made": ...}`, `{"user_error": ...}` or `{"failed": ...}`.
+    """The answer to one request: `{"made": ...}`, `{"user_error": ...}` or `{"failed": ...}`.
 
     Args:
-      question: `run`, its config; `lengths`; and `what`: `held`, or the step whose program is to be compiled.
+      question: `run`, its config; `lengths`; and `what`: `held`, or the step whose program to compile.
     """
     run, lengths, what = Run.from_config(question["run"]), Lengths(**question["lengths"]), question["what"]
     try:
@@ -49,12 +50,12 @@ def answer(workshop: Workshop, question: dict[str, Any]) -> dict[str, Any]:
     return {"made": dataclasses.asdict(made)}
 
 
-def lines_of(whoever_asks: IO[str]) -> Iterator[str]:
-    """Lines as they come. Ends this process at their end, whatever it is at: a compiler does not look up."""
+def lines_of(requests: IO[str]) -> Iterator[str]:
+    """Yields lines as they arrive; at the end of the file it exits the process, since a compiler cannot be stopped."""
     waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def listen() -> None:
-        for line in whoever_asks:
+        for line in requests:
             waiting.put(line)
         os._exit(0)
 

@@ -1,7 +1,7 @@
-"""A run's programs compiled for a device by that device's own compiler, which needs no such device.
+"""Compiles a run's programs for a device with that device's own compiler, which does not need the device.
 
-The compilers of GPUs and TPUs are plug-ins of JAX that disturb a process that has no such device: they work in a child
-process (`jpeft.plan.child`) with an environment of its own. That of the CPU works here.
+The compilers of GPUs and TPUs are JAX plug-ins that interfere with a process on a machine without such a device, so
+they run in a child process (`jpeft.plan.child`) with its own environment. The CPU's compiler runs in this process.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ from jpeft.plan.work import matmul_flops
 from jpeft.trouble import out_of_memory
 from jpeft.words import clipped, counted
 
-MOST_SECONDS = 1800.0  # that one program may take to compile
-_FORMAT = 1  # of what is kept in the cache
+MOST_SECONDS = 1800.0  # for compiling one program
+_FORMAT = 1  # of the cached records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +42,15 @@ class Compiled:
     """One compiled program of a run.
 
     Attributes:
-      temporary_bytes: that each device needs while it runs, beside its arguments and results.
-      result_bytes: of results that take the place of no argument.
-      code_bytes: of its instructions, where the compiler tells.
+      temporary_bytes: that each device needs while it runs, besides its arguments and results.
+      result_bytes: of results that do not reuse a donated argument.
+      code_bytes: of its instructions; 0 if the compiler does not report them.
       flops: of matrix products over all devices, in one call.
       bytes_moved: between a device and its memory, in one call.
       messages: between the devices, in one call.
-      seconds: that compiling took.
-      refused: why the compiler did not make it: the device has not so much memory. What it needs is then what the
-        compiler says, and messages and bytes moved are not known.
+      seconds: taken by compiling.
+      refused: the compiler's message if the program needs more memory than the device has; else None. Then
+        `temporary_bytes` is taken from the message, and messages and bytes moved are unknown.
     """
 
     temporary_bytes: int
@@ -64,12 +64,12 @@ class Compiled:
 
     @property
     def bytes(self) -> int:
-        """What a device needs for it beside what it holds anyway."""
+        """Bytes that a device needs for the program in addition to its arguments."""
         return self.temporary_bytes + self.result_bytes + self.code_bytes
 
     @classmethod
     def of_dict(cls, values: Mapping[str, Any]) -> "Compiled":
-        """What `dataclasses.asdict` took apart, together again: from the child process, or from the cache."""
+        """The inverse of `dataclasses.asdict`, for the child process and the cache."""
         return cls(**{**values, "messages": Messages(**values["messages"])})
 
 
@@ -78,21 +78,21 @@ class Compiler(Protocol):
     """Compiles runs' programs for one kind of device.
 
     Attributes:
-      words: which compiler it is, for a person.
+      words: the name of the compiler, for the user.
     """
 
     @property
     def words(self) -> str: ...
 
     def held(self, run: Run, lengths: Lengths) -> Held:
-        """What the run holds on each device. Raises `UserError`: a dimension cannot be cut as its mesh asks."""
+        """The run's arrays on each device. Raises `UserError` if a dimension cannot be sharded as the mesh asks."""
         ...
 
     def compile(self, run: Run, lengths: Lengths, step: str) -> Compiled:
-        """One of the run's programs, of `jpeft.plan.memory.STEPS`.
+        """Compiles the program of one step of `jpeft.plan.memory.STEPS`.
 
         Raises:
-          RunFailed: the compiler came to no end.
+          RunFailed: the compiler failed or ran out of time.
         """
         ...
 
@@ -101,10 +101,10 @@ class Compiler(Protocol):
 
 
 class Workshop:
-    """Compiles in this process: for its own devices, or for those that a plug-in of JAX describes.
+    """Compiles in this process, for its own devices or for those that a JAX plug-in describes.
 
     Args:
-      device: None for the devices of this process.
+      device: to compile for; None for the devices of this process.
       hosts: number of hosts that the devices of a mesh are spread over.
       stands_in: whether this process's devices stand in for an accelerator whose own compiler is not installed; then
         `model.dtype=auto` is bfloat16, as it is on the accelerator.
@@ -153,7 +153,7 @@ class Workshop:
     def _describe(self, run: Run, lengths: Lengths) -> Described:
         key = json.dumps([run.to_dict(), dataclasses.asdict(lengths)])
         if key not in self._described:
-            self._described.clear()  # the steps of one run come after each other
+            self._described.clear()  # one entry suffices: the steps of a run are compiled in turn
             self._described[key] = describe(run, lengths, self._devices(run.mesh.size), auto_dtype=self._auto_dtype)
         return self._described[key]
 
@@ -161,7 +161,7 @@ class Workshop:
         return None if self._device is None else described_devices(self._device, count, self._hosts)
 
     def _file(self, lowered: str, turns: int, per_host: int) -> Path:
-        """Where what is known of a program is kept: by all that it and its compiler are made from."""
+        """The cache file of a program; its name is a digest of the program, its compiler and the compiler's flags."""
         target = repr(self._device and self._device.target)
         flags = os.environ.get("XLA_FLAGS", "") if self._device is None else ""
         parts = [str(_FORMAT), target, self._hosts, compiler_versions(self._device), flags, turns, per_host, lowered]
@@ -172,7 +172,7 @@ def _read(file: Path) -> Compiled | None:
     try:
         return Compiled.of_dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError):
-        return None  # not there, or damaged: it is made anew
+        return None  # missing or damaged: the program is compiled
 
 
 def _keep(file: Path, made: Compiled) -> None:
@@ -181,26 +181,26 @@ def _keep(file: Path, made: Compiled) -> None:
         with write_whole(file) as beside:
             beside.write_text(json.dumps(dataclasses.asdict(made)), encoding="utf-8")
     except OSError:
-        pass  # a cache that cannot be written to saves no time, and that is all
+        pass  # the cache cannot be written: the next plan compiles again
 
 
 # --- for a device that is not there ---
 
 
 def require_even(devices: int, hosts: int) -> None:
-    """Raises `UserError`: so many devices are not spread evenly over so many hosts."""
+    """Raises `UserError` if the devices cannot be divided evenly among the hosts."""
     if devices % hosts:
         raise UserError(
-            f"{counted(devices, 'device')} cannot be shared out evenly over {counted(hosts, 'host')}; "
+            f"{counted(devices, 'device')} cannot be divided evenly among {counted(hosts, 'host')}; "
             "give another --hosts."
         )
 
 
 def described_devices(device: Device, count: int, hosts: int = 1) -> list[Any]:
-    """`count` devices that JAX can compile for and that need not be there, of as many hosts.
+    """JAX descriptions of `count` devices on `hosts` hosts, for compiling without the devices.
 
     Raises:
-      UserError: they are not so many on each host, or there is no slice of so many.
+      UserError: they cannot be divided evenly among the hosts, or no TPU slice is that large.
     """
     from jax.experimental import topologies
 
@@ -217,7 +217,7 @@ def described_devices(device: Device, count: int, hosts: int = 1) -> list[Any]:
 
 
 def tpu_devices(target: TpuTarget, count: int, hosts: int) -> list[Any]:
-    """The first `count` devices of the smallest slice that has so many."""
+    """The first `count` devices of the smallest slice that is large enough. Raises `UserError` if there is none."""
     from jax.experimental import topologies
 
     size = next((size for size in sorted(target.slices) if size >= count), None)
@@ -233,7 +233,7 @@ def tpu_devices(target: TpuTarget, count: int, hosts: int) -> list[Any]:
 
 
 def target_config(device: Device, target: GpuTarget) -> str:
-    """A GPU as XLA's compiler takes it: the text of a `GpuTargetConfigProto`."""
+    """The text of a GPU's `GpuTargetConfigProto`, which XLA compiles for."""
     major, minor = target.capability
     return f"""gpu_device_info {{
       threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -268,12 +268,12 @@ def compiler_versions(device: Device | None) -> str:
 
 
 class Remote:
-    """Compiles for a device that is not there, in a child process, which begins with the first thing asked of it.
-
-    To be closed; as a context manager it closes itself.
+    """Compiles for a device in a child process, which is started by the first request. A context manager.
 
     Args:
-      seconds: that one program may take.
+      device: to compile for.
+      hosts: number of hosts that the devices of a mesh are spread over.
+      seconds: the time limit of one program.
     """
 
     def __init__(self, device: Device, *, hosts: int = 1, seconds: float = MOST_SECONDS):
@@ -340,7 +340,7 @@ class Remote:
                 stdout=subprocess.PIPE,
                 stderr=self._said,
                 env=child_environment(self._device),
-                start_new_session=True,  # a Ctrl-C is this process's to answer
+                start_new_session=True,  # Ctrl-C is handled by this process
             )
         return self._child
 
@@ -363,12 +363,12 @@ def _with_article(device: Device) -> str:
 
 
 def child_environment(device: Device) -> dict[str, str]:
-    """The environment of a process that compiles for a device that is not there."""
+    """The environment of the child process that compiles for this device."""
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_CHILDREN}
     package = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     environment |= {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    if device.is_tpu:  # what libtpu would else ask of a machine that it takes for a TPU's host
+    if device.is_tpu:  # what libtpu would otherwise query, as if this were a TPU's host
         environment |= {
             "TPU_SKIP_MDS_QUERY": "1",
             "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -380,11 +380,11 @@ def child_environment(device: Device) -> dict[str, str]:
 
 
 _CHILD = ["-m", "jpeft.plan.child"]
-# Flags for this process's devices; a cache of programs that only such a device could run.
+# Flags that are for this process's devices, and a cache that the child could not use.
 _NOT_FOR_CHILDREN = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "LIBTPU_INIT_ARGS")
 
 
-# --- what a compiler says that refuses ---
+# --- the messages of a compiler that refuses a program ---
 
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -392,7 +392,7 @@ _SIZE = r"([\d.]+) ?([KMGT]?)i?B?"
 
 
 def needed_bytes(said: str) -> int:
-    """What a program needs beside its arguments, of the compiler's words when it refused it; 0 where it did not say."""
+    """The bytes that a refused program needs besides its arguments, from the compiler's message; 0 if it has none."""
     for pattern in (rf"temporaries \({_SIZE}\)", rf"\bprogram +{_SIZE}", rf"allocate {_SIZE}", rf"Used {_SIZE} of"):
         match = re.search(pattern, said)
         if match:
@@ -401,6 +401,6 @@ def needed_bytes(said: str) -> int:
 
 
 def short_refusal(said: str) -> str:
-    """A compiler's refusal in one line, without its name for it."""
+    """The first line of a compiler's refusal, without its status code."""
     first = said.strip().partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
     return clipped(" ".join(first.split()), 200)

@@ -1,11 +1,11 @@
-"""The devices that a run can be planned for: what they can do at most, and how their own compilers are told of them.
+"""The devices that a run can be planned for: their peak performance, and their descriptions for their compilers.
 
-Memory, bandwidth, interconnect and the peak of bfloat16 products (dense, summed in float32) are of the makers' data
-sheets: NVIDIA's of each card, Google's "TPU system architecture" pages. Of a TPU's memory it is what its compiler gives
-to a program, which it tells when it refuses one.
+Memory, bandwidth, interconnect and the peak of bfloat16 products (dense, accumulated in float32) are from the makers'
+data sheets: NVIDIA's for each card, Google's "TPU system architecture" pages. The memory of a TPU is what its compiler
+grants to a program, which it prints when it refuses one.
 
-The description of a GPU that its compiler takes is of XLA's own `target_config/specs` for A100, H100, H200 and B200,
-and for the others of NVIDIA's architecture papers and the tables of compute capabilities in its programming guide.
+The descriptions of GPUs for their compiler are from XLA's own `target_config/specs` for A100, H100, H200 and B200; for
+the others, from NVIDIA's architecture papers and the tables of compute capabilities in its programming guide.
 """
 
 import dataclasses
@@ -17,13 +17,14 @@ from jpeft.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class GpuTarget:
-    """A GPU as XLA's compiler sees it: sizes of one core (a streaming multiprocessor) and of the whole.
+    """A GPU as XLA's compiler sees it; a core is a streaming multiprocessor.
 
     Attributes:
-      name: by which its driver calls it.
-      capability: the version of its instructions, major and minor.
-      l2_bytes: of the cache that all cores share.
-      shared_bytes: of the memory that threads of one core share; one block of them has `block_bytes` of it at most.
+      name: as its driver reports it.
+      capability: compute capability, major and minor.
+      l2_bytes: of the L2 cache.
+      shared_bytes: shared memory of one core.
+      block_bytes: the most shared memory of one block of threads.
     """
 
     name: str
@@ -42,8 +43,8 @@ class TpuTarget:
     """The slices of a TPU that can be compiled for.
 
     Attributes:
-      slices: names of topologies by the number of their devices.
-      options: further arguments of a topology's description.
+      slices: names of topologies by number of devices.
+      options: further options of a topology description.
     """
 
     slices: Mapping[int, str]
@@ -52,16 +53,16 @@ class TpuTarget:
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """A device.
+    """A GPU or TPU model.
 
     Attributes:
       name: as `--device` takes it.
       memory: bytes.
-      flops: per second, bfloat16 products summed in float32.
-      bandwidth: of its memory, bytes a second.
-      interconnect: to the other devices of its host or slice, bytes a second in one direction.
-      target: what its compiler is told of it.
-      network: to devices of other hosts, bytes a second and device in one direction; a slice of TPUs is one network.
+      flops: per second, of bfloat16 products accumulated in float32.
+      bandwidth: of its memory, bytes per second.
+      interconnect: to the other devices of its host or slice, bytes per second in one direction.
+      target: its description for the compiler.
+      network: to devices of other hosts, bytes per second and device in one direction; not used within a TPU slice.
     """
 
     name: str
@@ -74,12 +75,12 @@ class Device:
 
     @property
     def is_tpu(self) -> bool:
-        """Whether it is a TPU, and a GPU otherwise."""
+        """Whether it is a TPU; otherwise it is a GPU."""
         return isinstance(self.target, TpuTarget)
 
     @property
     def extra(self) -> str:
-        """The extra of the package that brings its compiler."""
+        """The extra of the package that installs its compiler."""
         return "plan-tpu" if self.is_tpu else "plan-gpu"
 
 
@@ -145,7 +146,7 @@ DEVICES: dict[str, Device] = {
 
 
 def device_named(name: str) -> Device:
-    """A device by its name, however it is written: `A100-80GB`, `TPU v5e`. Raises `UserError` with the names."""
+    """The device of a name, also as `A100-80GB` or `TPU v5e`. Raises `UserError` for an unknown one."""
     plain = re.sub(r"[-_ ]", "", name.lower())
     by_name = {key.lower().replace("-", ""): device for key, device in DEVICES.items()}
     for wanted in (plain, plain.removesuffix("gb"), plain.removeprefix("tpu")):
@@ -155,7 +156,7 @@ def device_named(name: str) -> Device:
 
 
 def memory_bytes(text: str) -> float:
-    """`24GB` and the like in bytes; GB are 10^9 and GiB 2^30. Raises `UserError` for anything else."""
+    """The bytes of a size such as `24GB`; GB are 10^9 and GiB 2^30. Raises `UserError` for anything else."""
     match = re.fullmatch(r"([0-9.]+) ?([GMT])(i?)B", text.strip(), re.IGNORECASE)
     try:
         size = float(match[1]) if match else 0.0

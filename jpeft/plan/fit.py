@@ -1,4 +1,4 @@
-"""Whether a run fits a device, how fast it can be at most, and what would make it fit: by compiled programs."""
+"""Plans of runs, from their compiled programs: whether a run fits a device, how fast it can be, what makes it fit."""
 
 import dataclasses
 import math
@@ -12,18 +12,18 @@ from jpeft.plan.devices import Device
 from jpeft.plan.memory import STEPS, Held, Lengths, longest_lengths
 from jpeft.train import fitting
 
-USABLE = 0.9  # of a device's memory; the rest is the driver's, the allocator's gaps and what no plan foresees
+USABLE = 0.9  # share of a device's memory; the rest is for the driver, fragmentation and what no plan foresees
 Report = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class LeastSeconds:
-    """The least that a step can take, by what it takes it for.
+    """A lower bound of a step's seconds, by resource.
 
     Attributes:
-      compute: products at the device's peak.
-      memory: what kernels read and write, at the memory's full bandwidth.
-      messages: what a device sends, at full speed of its links.
+      compute: of the matrix products, at the device's peak.
+      memory: of what kernels read and write, at the memory's full bandwidth.
+      messages: of what a device sends, at the full speed of its links.
     """
 
     compute: float
@@ -32,23 +32,25 @@ class LeastSeconds:
 
     @property
     def total(self) -> float:
-        """Computing and memory go on at once; messages are waited for."""
+        """The bound of the whole step: compute and memory overlap, messages do not."""
         return max(self.compute, self.memory) + self.messages
 
     @property
     def bound(self) -> str:
-        """What most of it is: `compute`, `memory` or `messages`."""
+        """The largest part: `compute`, `memory` or `messages`."""
         return max(dataclasses.asdict(self).items(), key=lambda item: item[1])[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one device needs, in bytes, and what the steps do.
+    """The memory that a run needs on each device, and its compiled programs.
 
     Attributes:
-      run: planned for; without any `auto`.
-      programs: by step, `train`, `update`, `validation`, `generation`; `train` is of a micro-batch.
-      compiler: by which they were compiled, in words.
+      run: the planned run, without any `auto` in the settings that are chosen by what fits.
+      lengths: the padded lengths of its batches.
+      held: bytes that are on each device throughout the run.
+      programs: by step of `STEPS`; `train` is one micro-batch.
+      compiler: which compiler made them, in words.
     """
 
     run: Run
@@ -59,28 +61,28 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Bytes of the step that needs most, with what is there all the time."""
+        """The largest number of bytes that a device needs at any time."""
         return self.held.bytes + max(self.needs(step) for step in self.programs)
 
     def needs(self, step: str) -> int:
-        """Bytes that a step needs beside what is there all the time."""
+        """Bytes that a step needs on each device in addition to `held`."""
         return self.programs[step].bytes + (self.held.answering if step == "generation" else 0)
 
     @property
     def refused(self) -> dict[str, str]:
-        """By step what the compiler says that refused it for want of memory."""
+        """The compiler's messages for steps that it refused for lack of memory, by step."""
         return {step: program.refused for step, program in self.programs.items() if program.refused}
 
     def fits(self, memory: float) -> bool:
-        """Whether every program was made and the peak is within `USABLE` of a memory of so many bytes."""
+        """Whether every program was compiled and the peak is within `USABLE` of this memory, in bytes."""
         return not self.refused and self.peak <= USABLE * memory
 
     def calls(self, step: str) -> int:
-        """How often the step's program is called for one step of the optimizer, or for one batch."""
+        """How often the step's program is called per optimizer step, or per batch."""
         return self.run.train.accumulation_steps if step == "train" else 1
 
     def seconds(self, step: str, device: Device) -> LeastSeconds:
-        """The least that all calls of a step's program can take, by the device's data sheet."""
+        """A lower bound of the seconds of all calls of a step's program, by the device's data sheet."""
         program, calls = self.programs[step], self.calls(step)
         messages = program.messages
         talk = (messages.sent - messages.between_hosts) / device.interconnect + messages.between_hosts / device.network
@@ -91,22 +93,23 @@ class Plan:
         )
 
     def step_seconds(self, device: Device) -> float:
-        """The least seconds that one step of the optimizer can take: its micro-batches and the update."""
+        """A lower bound of the seconds of one optimizer step: its micro-batches and the update."""
         return self.seconds("train", device).total + self.seconds("update", device).total
 
 
 def make_plan(
     run: Run, compiler: Compiler, lengths: Lengths | None = None, *, report: Report = lambda line: None
 ) -> Plan:
-    """Compiles a run's steps for its mesh.
+    """Compiles a run's programs for its mesh.
 
     Args:
-      run: an `auto` of it is taken for its first choice.
-      report: hears what is compiled next, each of which can take a minute.
+      run: its first choice is taken for each `auto`.
+      lengths: of inputs and targets; None for the longest that the run can have.
+      report: called with a line before each program, which can take a minute.
 
     Raises:
-      UserError: a dimension cannot be cut, or the model is not known.
-      RunFailed: the compiler came to no end.
+      UserError: a dimension cannot be sharded as the mesh asks, or the model is not known.
+      RunFailed: the compiler failed or ran out of time.
     """
     lengths, run = lengths or longest_lengths(run), run.mildest()
     held, programs = compiler.held(run, lengths), {}
@@ -130,12 +133,16 @@ def fitted(
     anything: bool = False,
     report: Report = lambda line: None,
 ) -> Plan | None:
-    """The plan of a run with the mildest settings that fit the device; None where none does.
+    """The plan of a run with the first settings that fit the device, those that cost least time first.
 
     Args:
       memory: of the device, in bytes.
-      lengths: of inputs and targets; None is the longest that the run can have.
-      anything: may change all that changes no result, not only what the run says is `auto`.
+      lengths: as of `make_plan`.
+      anything: whether to change every setting that changes no result, and not only those that are `auto`.
+      report: called with a line before each program.
+
+    Returns:
+      The plan; None if no settings fit.
 
     Raises as `make_plan`.
     """
@@ -169,15 +176,14 @@ def fitted(
 
 
 def _needs(program: Compiled, room: float) -> int:
-    """Bytes; of a program that was refused more than there are, whatever the compiler says."""
+    """The bytes that a program needs; more than `room` if the compiler refused it."""
     return max(program.bytes, int(room) + 1) if program.refused else program.bytes
 
 
 def smallest_change(
     plan: Plan, compiler: Compiler, memory: float, *, report: Report = lambda line: None
 ) -> Plan | None:
-    """The first of a few changes, mildest first, that makes a run fit and changes none of its results; None where none
-    does."""
+    """The plan with the smallest change of settings that makes the run fit without changing its results, or None."""
     return fitted(plan.run, compiler, memory, plan.lengths, anything=True, report=report)
 
 
@@ -185,7 +191,7 @@ def smallest_change(
 
 
 def meshes(devices: int) -> Iterator[MeshConfig]:
-    """Every way to share out so many devices over the axes of a mesh."""
+    """Every mesh of this number of devices."""
     for data in _divisors(devices):
         for fsdp in _divisors(devices // data):
             yield MeshConfig(data, fsdp, devices // data // fsdp)
@@ -200,8 +206,8 @@ class Tried:
     """One mesh, with the fastest settings that fit.
 
     Attributes:
-      plan: None where nothing fits.
-      why: where nothing does.
+      plan: None if nothing fits.
+      why: the reason, if nothing fits.
     """
 
     mesh: MeshConfig
@@ -219,12 +225,17 @@ def best(
     *,
     report: Report = lambda line: None,
 ) -> list[Tried]:
-    """Every mesh of so many devices with the rematerialisation and micro-batch that are fastest among those that fit.
+    """Finds the fastest rematerialisation and micro-batch that fit, for every mesh of this number of devices.
 
-    By the least time of a step, fastest first; then those that do not fit. The rows of a step stay what they are.
+    The number of rows of an optimizer step stays the same.
 
-    Raises:
-      RunFailed: the compiler came to no end.
+    Args:
+      memory: of a device, in bytes.
+      lengths: as of `make_plan`.
+      report: called with a line before each program.
+
+    Returns:
+      All meshes, fastest step first; those where nothing fits are last.
     """
     lengths, tried = lengths or longest_lengths(run), []
     for mesh in meshes(devices):
@@ -243,9 +254,9 @@ def best(
 def _fastest(
     run: Run, mesh: MeshConfig, compiler: Compiler, device: Device, memory: float, lengths: Lengths, report: Report
 ) -> Plan | None:
-    """Of each rematerialisation the largest micro-batch that fits, and the fastest of these."""
+    """The plan with the fastest of the largest micro-batches that fit, one for each rematerialisation; or None."""
     first = run.mildest()
-    rows = first.rows()[0] * first.train.accumulation_steps  # of a step: all at once, where they fit
+    rows = first.rows()[0] * first.train.accumulation_steps  # of an optimizer step, in one micro-batch if that fits
     parts = mesh.data * mesh.fsdp
     evaluated = max(first.rows()[1] // parts, 1) * parts
     first = dataclasses.replace(
@@ -255,7 +266,7 @@ def _fastest(
         eval=dataclasses.replace(first.eval, batch_size=evaluated),
     )
     if rows % parts:
-        raise UserError(f"{rows} rows of a step cannot be shared out evenly over {parts} parts.")
+        raise UserError(f"{rows} rows of a step cannot be divided evenly over {parts} parts.")
     held = compiler.held(first, lengths)
     room = USABLE * memory - held.bytes
     found: list[tuple[float, Run]] = []
@@ -269,7 +280,7 @@ def _fastest(
         kind = dataclasses.replace(first, model=dataclasses.replace(first.model, remat=remat))
         settings = [s for s in fitting.trainings(kind, remat=False, rows=True) if s.rows > largest]
         setting = fitting.first_training(settings, needs, room)
-        if setting is not None:  # one that computes more anew is faster with more rows only
+        if setting is not None:  # more rematerialisation can only be faster with more rows
             largest = setting.rows
             changed = fitting.with_training(first, setting)
             program = {"train": compiler.compile(changed, lengths, "train")}
@@ -292,7 +303,7 @@ def _with_fitting_evaluation(
 
 
 def mesh_words(mesh: MeshConfig) -> str:
-    """A mesh as `--mesh` takes it; `one device` where it has but one."""
+    """A mesh as `--mesh` takes it, or `one device`."""
     return ",".join(f"{axis}={parts}" for axis, parts in vars(mesh).items() if parts > 1) or "one device"
 
 
@@ -302,11 +313,12 @@ def mesh_words(mesh: MeshConfig) -> str:
 def plan_all(
     runs: Sequence[tuple[str, Run]], compiler: Compiler, memory: float, *, report: Report = lambda line: None
 ) -> Iterator[tuple[str, Run, Plan | None, str]]:
-    """Plans each of the named runs: as it is where it fits, else with what makes it fit.
+    """Plans each of the named runs, changing settings that change no result if it does not fit as it is.
 
-    Runs whose programs are the same are planned once, whatever else they differ in.
+    Runs with the same programs are planned once.
 
-    Yields the name, the run, its plan or None where nothing fits, and why there is none.
+    Yields:
+      The name, the run, its plan or None if nothing fits, and the reason if there is no plan.
     """
     known: dict[Any, tuple[Plan | None, str]] = {}
     for name, run in runs:
@@ -322,7 +334,7 @@ def plan_all(
 
 
 def _program_key(run: Run) -> str:
-    """What a run's programs depend on: not its rows, seed, rates or number of epochs."""
+    """A key of what a run's programs depend on; its rows, seed, rates and epochs are not part of it."""
     run = run.mildest()
     train = {
         name: getattr(run.train, name)

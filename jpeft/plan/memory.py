@@ -1,7 +1,6 @@
-"""What a run holds on each device and what its compiled programs take, from shapes alone: no weights are loaded.
+"""The arrays that a run holds on each device, and its programs, from shapes alone: no weights are loaded.
 
-The programs are the very ones that the run compiles (`jpeft.train.programs`), laid out over devices that need not be
-there.
+The programs are the same as those of the run (`jpeft.train.programs`), for devices that need not exist.
 """
 
 import dataclasses
@@ -32,7 +31,7 @@ STEPS = ("train", "update", "validation", "generation")
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Padded lengths in tokens; a run's longest, unless its data are known to be shorter."""
+    """The padded lengths of a batch in tokens; by default the run's longest."""
 
     input: int
     target: int
@@ -40,16 +39,16 @@ class Lengths:
 
 @dataclasses.dataclass(frozen=True)
 class Held:
-    """Bytes that are on each device, whatever is computed.
+    """Bytes of arrays on each device.
 
     Attributes:
       weights: of the frozen base.
       adapter: trainable leaves, float32.
       optimizer: its two moments.
-      gradients: the buffer that micro-batches add to.
-      cache: keys and values of a batch in generation, part of that step's temporary memory.
-      answering: what is there besides while answers are generated: the best adapter beside the last, and weights once
-        more where answers have them elsewhere than training has (`Layout.for_answers`).
+      gradients: the buffer for gradient accumulation.
+      cache: keys and values of a batch in generation; part of the temporary memory of that step.
+      answering: additional arrays during generation: the best adapter besides the last, and a copy of the weights if
+        generation shards them differently from training (`Layout.for_answers`).
     """
 
     weights: int
@@ -61,17 +60,17 @@ class Held:
 
     @property
     def bytes(self) -> int:
-        """The sum of what is there all the time."""
+        """The sum of what is held throughout the run."""
         return self.weights + self.adapter + self.optimizer + self.gradients
 
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """A run's programs with the shapes of what they are called with.
+    """A run's programs with the shapes of their arguments.
 
     Attributes:
-      arguments: by step, what `Program.traced` takes.
-      turns: by step, of loops that end by a condition.
+      arguments: by step, the arguments for `Program.traced`.
+      turns: by step, the assumed iterations of a loop that ends by a condition.
     """
 
     held: Held
@@ -81,7 +80,7 @@ class Described:
 
 
 def longest_lengths(run: Run) -> Lengths:
-    """The longest input and target, in tokens, that a batch of the run can have, padded as batches are."""
+    """The longest padded input and target, in tokens, that a batch of the run can have."""
     task = run.build_task()
     return Lengths(
         _up(run.data.max_input_length or task.max_input_length, 16),
@@ -157,19 +156,19 @@ def describe(
 
 
 def quantization_of_run(run: Run) -> Quantization | None:
-    """How a run would keep its base: as it asks, or else as the files have it; None where these have it wide."""
+    """The quantization of a run's base: as requested, else as in the model's files; None for float weights."""
     return run.quantization() or load_quantization(run.model.name)
 
 
 def _config_of(run: Run) -> Any:
-    """The model's config, with the dropout that the run has."""
+    """The model's config, with the run's dropout rate."""
     config = load_config(run.model.name)
     rate = run.model.dropout_rate
     return config if rate is None else dataclasses.replace(config, dropout_rate=rate)
 
 
 def _trees(run: Run, dtype: jnp.dtype) -> tuple[nnx.GraphDef, Any, Any]:
-    """Structure, and shapes of the adapter and of the base, as the run would load them."""
+    """The structure of the model, and the shapes of the adapter and of the base as the run would load them."""
     config = _config_of(run)
     method, family = run.build_method(), family_with(config)
     quantization = quantization_of_run(run)
@@ -192,7 +191,7 @@ def _trees(run: Run, dtype: jnp.dtype) -> tuple[nnx.GraphDef, Any, Any]:
 
 
 def _cache_bytes(run: Run, lengths: Lengths, layout: Layout, dtype: jnp.dtype) -> int:
-    """Keys and values that a device keeps while it generates, of what was written and of the encoder's output."""
+    """Bytes of keys and values on a device during generation, of self-attention and cross-attention."""
     config = load_config(run.model.name)
     rows = run.rows()[1] * run.eval.num_beams // layout.batch_parts
     shape = (lengths.input, lengths.target)

@@ -1,7 +1,7 @@
-"""What a compiled program does, read from its text (HLO): messages between devices, and bytes read and written.
+"""Counts a compiled program's messages between devices and its memory traffic, from its text (HLO).
 
-XLA's own analysis counts the body of a loop once; layers here are the turns of one. The text tells how often a loop
-runs, in a note of the compiler's or in the loop's condition.
+XLA's own analysis counts the body of a loop once, and layers are iterations of one here. The text says how often a loop
+runs, in the compiler's annotation or in the loop's condition.
 """
 
 import collections
@@ -17,7 +17,7 @@ _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "col
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "f32": 4}
 _BYTES |= {"s64": 8, "u64": 8, "f64": 8, "s4": 1, "u4": 1, "token": 0}
 _BYTES |= dict.fromkeys(("f8e4m3fn", "f8e5m2", "f8e4m3", "f8e8m0fnu"), 1)
-# Instructions that move nothing themselves: names for parts of memory, loops whose bodies do, ends of what has begun.
+# Instructions without memory traffic of their own: aliases, and loops, whose bodies are counted.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
     *("while", "conditional", "call", "iota", "opt-barrier", "add-dependency", "async-update", "async-done", "domain"),
@@ -30,9 +30,9 @@ class Instruction:
     """One instruction of a compiled program.
 
     Attributes:
-      shape: of its result, as the text has it.
-      operands: names of the instructions whose results it takes.
-      rest: what stands behind them.
+      shape: of its result, as in the text.
+      operands: names of its operands.
+      rest: the text from its operands on.
     """
 
     name: str
@@ -56,10 +56,10 @@ class Messages:
     """The messages that devices exchange in one call of a program, by kind.
 
     Attributes:
-      count: by kind of message.
-      bytes: by kind, that each device holds of the results.
-      sent: bytes that each device sends, where they go around in a ring.
-      between_hosts: the part of `sent` in messages of devices of several hosts.
+      count: by kind.
+      bytes: by kind, of the results on each device.
+      sent: bytes that each device sends, assuming ring algorithms.
+      between_hosts: the part of `sent` in messages among devices of several hosts.
     """
 
     count: dict[str, int]
@@ -70,11 +70,11 @@ class Messages:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """The text of a compiled program, taken apart.
+    """The parsed text of a compiled program.
 
     Attributes:
       computations: by name; the entry is named ENTRY.
-      repeats: how often each runs in one call of the program, those within a fused instruction aside.
+      repeats: how often each runs in one call of the program; fused computations are not included.
     """
 
     computations: Mapping[str, Computation]
@@ -82,10 +82,10 @@ class Text:
 
     @classmethod
     def of(cls, text: str, *, turns: int = 1) -> "Text":
-        """Reads the HLO text of a compiled program, as `jax.stages.Compiled.as_text` gives it.
+        """Parses the HLO text of a compiled program, as `jax.stages.Compiled.as_text` gives it.
 
         Args:
-          turns: of loops that end by a condition on what they compute, as that of generation does.
+          turns: the assumed iterations of loops whose end depends on the data, such as that of generation.
         """
         computations = _computations(text)
         return cls(computations, _repeats(computations, turns))
@@ -94,7 +94,7 @@ class Text:
         """Counts the messages between devices.
 
         Args:
-          devices_per_host: neighbours that are on one host; None: all are.
+          devices_per_host: consecutive devices that are on one host; None if all are on the same.
         """
         count: collections.Counter[str] = collections.Counter()
         size: collections.Counter[str] = collections.Counter()
@@ -114,7 +114,7 @@ class Text:
         return Messages(dict(count), dict(size), sent, between)
 
     def bytes_moved(self) -> int:
-        """Bytes that a device reads from its main memory and writes to it, in all kernels as they were fused."""
+        """Bytes that the kernels of a device read from its main memory and write to it."""
         total = 0
         for name, times in self.repeats.items():
             computation = self.computations.get(name, {})
@@ -150,14 +150,14 @@ class Text:
         return sum(operand.bytes for operand in operands) + _held(instruction, computation)
 
     def _read(self, inner: Computation, number: int, whole: int) -> int:
-        """Bytes that a fused computation reads of its operand of that number: slices of it, or all."""
+        """Bytes that a fused computation reads of its `number`-th operand: those of slices, or all."""
         parameter = next(
             (i for i in inner.values() if i.operation == "parameter" and i.rest.startswith(f"({number})")), None
         )
         if parameter is None or not whole:
             return whole
         names, total = {parameter.name}, 0
-        for user in inner.values():  # in the order of their dependence
+        for user in inner.values():  # in order of dependence
             if not names & set(user.operands):
                 continue
             if user.operation in ("bitcast", "reshape"):
@@ -165,7 +165,7 @@ class Text:
             elif user.operation in _SLICES and user.operands[0] in names:
                 total += user.bytes
             elif user.operation == "dynamic-update-slice" and user.operands[0] in names:
-                continue  # in place
+                continue  # updated in place
             elif user.operation == "fusion":
                 below = self.computations.get(_called(user.rest), {})
                 total += sum(self._read(below, i, whole) for i, name in enumerate(user.operands) if name in names)
@@ -175,7 +175,7 @@ class Text:
 
 
 def size_of(shapes: str) -> int:
-    """Bytes of `f32[2,3]{1,0}`, or of a tuple of such, in main memory: what has a space of its own, `S(1)`, is not."""
+    """Bytes in main memory of a shape such as `f32[2,3]{1,0}`, or a tuple; other memory spaces, `S(1)`, count 0."""
     total = 0
     for kind, dims, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shapes):
         if "S(" not in layout or "S(0)" in layout:
@@ -184,12 +184,12 @@ def size_of(shapes: str) -> int:
 
 
 def _all_bytes(shapes: str) -> int:
-    """As `size_of`, wherever it lies."""
+    """As `size_of`, in all memory spaces."""
     return size_of(re.sub(r"S\(\d+\)", "", shapes))
 
 
 def _held(instruction: Instruction, computation: Computation) -> int:
-    """Bytes of an instruction's result: of one that begins a transfer, without the operands that it passes on."""
+    """Bytes of an instruction's result; the operands in the result of an asynchronous start are left out."""
     if not instruction.operation.endswith("-start"):
         return _all_bytes(instruction.shape)
     kind, whole = instruction.operation.removesuffix("-start"), _all_bytes(instruction.shape)
@@ -200,7 +200,7 @@ def _held(instruction: Instruction, computation: Computation) -> int:
 
 
 def _written(inner: Computation, instruction: Instruction) -> int:
-    """Bytes that a fused instruction writes: of a larger array that it changes in place, the part that it changes."""
+    """Bytes that a fused instruction writes; of an array that it updates in place, only the updated part."""
 
     def of(part: Instruction | None) -> int:
         while part is not None and part.operation in ("bitcast", "convert", "copy") and part.operands:
@@ -216,7 +216,7 @@ def _written(inner: Computation, instruction: Instruction) -> int:
 
 
 def _computations(text: str) -> dict[str, Computation]:
-    """The instructions of each computation of an HLO text by their names."""
+    """The instructions of each computation of an HLO text, by name."""
     found: dict[str, Computation] = {}
     current: Computation | None = None
     for line in text.splitlines():
@@ -251,14 +251,14 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _bare_names(operation: str, inside: str) -> tuple[str, ...]:
-    """Names of operands in a text that does not mark them with `%`."""
+    """The names of operands in a text without `%` before names."""
     if operation in ("parameter", "constant", "iota"):
         return ()
     return tuple(part.split()[-1] for part in re.sub(r"\{[^}]*\}|\[[^\]]*\]", "", inside).split(",") if part.strip())
 
 
 def _closing(text: str) -> int:
-    """The place of the bracket that closes the one with which `text` begins."""
+    """The index of the bracket that closes the first one of `text`."""
     depth = 0
     for place, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
@@ -273,7 +273,7 @@ def _called(rest: str) -> str:
 
 
 def _repeats(computations: Mapping[str, Computation], turns: int) -> dict[str, int]:
-    """The number of times that each computation runs in one call of the program, those within fusions aside."""
+    """How often each computation runs in one call of the program; fused computations are not included."""
     repeats: collections.Counter[str] = collections.Counter()
 
     def visit(name: str, times: int) -> None:
@@ -298,12 +298,15 @@ def _repeats(computations: Mapping[str, Computation], turns: int) -> dict[str, i
 
 
 def _trips(loop: Instruction, condition: Computation, turns: int) -> int:
-    """How often a loop runs: as the compiler notes, else as far as its condition counts, else `turns`."""
+    """The iterations of a loop: by the compiler's annotation, else by a condition that counts, else `turns`."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
     if known:
         return int(known[1])
     root = next((i for i in condition.values() if i.root), None)
-    if root is not None and root.operation in ("compare", "fusion"):  # a count alone; `and` asks for more
+    if root is not None and root.operation in (
+        "compare",
+        "fusion",
+    ):  # only a count; not `and`
         numbers = {
             int(match[1])
             for i in condition.values()
@@ -315,7 +318,7 @@ def _trips(loop: Instruction, condition: Computation, turns: int) -> int:
 
 
 def groups_of(rest: str) -> Sequence[Sequence[int]]:
-    """The groups of devices that exchange a message among each other; empty where the text does not say."""
+    """The groups of devices that exchange a message; empty if the text has none."""
     listed = re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", rest)
     if listed:
         return [[int(i) for i in group.split(",") if i.strip()] for group in re.findall(r"\{([\d, ]*)\}", listed[1])]
@@ -335,10 +338,10 @@ def groups_of(rest: str) -> Sequence[Sequence[int]]:
 
 
 def _groups_by_axes(mesh: str, along: str) -> Sequence[Sequence[int]]:
-    """The groups that lie along axes of a mesh: `'a'=2,'b'=4` and `'b'`, or a part of an axis, `'b':(1)2`."""
+    """The groups of devices along axes of a mesh: `'a'=2,'b'=4` and `'b'`, or a part of an axis, `'b':(1)2`."""
     sizes = {name: int(size) for name, size in re.findall(r"'?([\w.]+)'?=(\d+)", mesh)}
     dims: list[int] = []
-    inner: list[int] = []  # places in `dims` of what a group is along
+    inner: list[int] = []  # indices in `dims` of the axes that a group is along
     parts = {name: (int(before), int(size)) for name, before, size in re.findall(r"'?([\w.]+)'?:\((\d+)\)(\d+)", along)}
     whole = set(re.findall(r"'?([\w.]+)'?(?:,|$)", re.sub(r":\(\d+\)\d+", ":", along)))
     for name, size in sizes.items():
@@ -350,7 +353,7 @@ def _groups_by_axes(mesh: str, along: str) -> Sequence[Sequence[int]]:
 
 
 def _share_sent(kind: str, devices: int) -> float:
-    """Bytes that a device of a group sends for each byte of its result, around a ring."""
+    """Bytes that a device of a group sends per byte of its result, with ring algorithms."""
     if devices < 2:
         return 0.0
     part = (devices - 1) / devices

@@ -1,6 +1,6 @@
-"""The work of a program: floating-point operations of its matrix products, counted in what JAX traces of it.
+"""Counts the floating-point operations of a program's matrix products in its jaxpr.
 
-There loops over layers tell their length, whatever the compiler then makes of them.
+In the jaxpr loops over layers have a known length, whatever the compiler makes of them.
 """
 
 import math
@@ -8,11 +8,11 @@ from typing import Any
 
 
 def matmul_flops(jaxpr: Any, *, turns: int = 1) -> float:
-    """Operations of the matrix products in a program, over all devices; a product and a sum are two.
+    """Operations of the matrix products of a program, over all devices; a multiply-add is two.
 
     Args:
       jaxpr: the program as traced (`jax.make_jaxpr`, or `.jaxpr` of a traced jitted function).
-      turns: of loops that end by a condition, as that of generation does.
+      turns: the assumed iterations of loops that end by a condition, such as that of generation.
     """
     return _flops(jaxpr.jaxpr, turns)
 
@@ -33,20 +33,20 @@ def _flops(jaxpr: Any, turns: int) -> float:
 
 
 def _repeats(equation: Any, turns: int) -> int:
-    """How often what is within an equation is done."""
+    """How often the inner programs of an equation run."""
     match equation.primitive.name:
         case "scan":
             return equation.params["length"]
         case "while":
             return turns
-        case "shard_map":  # traced as one part of the mesh does it
+        case "shard_map":  # its body is the work of one part of the mesh
             axes = next(value for key, value in equation.params.items() if key.endswith("manual_axes"))
             return math.prod(equation.params["mesh"].shape[axis] for axis in axes)
     return 1
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:
-    """The programs within an equation; of alternatives the longest would do, and there are none here."""
+    """The inner programs of an equation. Branches (`cond`) would be counted all; there are none."""
     found = []
     for value in params.values():
         for part in value if isinstance(value, tuple | list) else (value,):

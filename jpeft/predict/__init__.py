@@ -1,1 +1,1 @@
-"""Answers to rows of text, with any model and adapter: rows in, prompts, answers by window, a file that goes on."""
+"""Answers rows of text with any model and adapter, to standard output or a resumable file; evaluates labelled rows."""

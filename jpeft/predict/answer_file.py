@@ -1,11 +1,11 @@
-"""`--output`: a file of answers whose making may be killed at any moment and goes on after the last whole line.
+"""The file of `--output`, which may be killed at any moment and is resumed after its last complete line.
 
-Answers are appended to `FILE.partial`, which becomes FILE when all are there; `FILE.partial.call.json` beside it, which
-becomes `FILE.call.json`, says what call they are of. Nothing else is remembered: each line holds its row, so the file
-itself tells how far it is and whether the rows are still those that it answers.
+Answers are appended to `FILE.partial`, which is renamed to FILE when it is complete. `FILE.partial.call.json`, which
+becomes `FILE.call.json`, records the call. There is no other state: each line holds its row, so the file itself shows
+how many rows are answered and whether they are still the same.
 
-What was there before stays until it is replaced: a finished FILE until the new one is whole, an unfinished one until
-the new call has its first answers.
+Earlier files stay until they are replaced: a finished FILE until the new one is complete, an unfinished one until the
+new call has its first answers.
 """
 
 import contextlib
@@ -27,34 +27,34 @@ _BESIDE = (".partial", ".call.json", ".partial.call.json")
 
 
 def files_beside(path: Path) -> tuple[Path, Path, Path]:
-    """What is written beside a file of answers: those that are not all there yet, its record, and theirs."""
+    """The files beside a file of answers: the partial file, the finished file's record, and the partial file's."""
     partial, call, of_partial = (path.with_name(path.name + ending) for ending in _BESIDE)
     return partial, call, of_partial
 
 
 class AnswerFile(Output):
-    """Answers that stay.
+    """The output to a resumable file.
 
     Attributes:
-      complete: whether all answers were there when it was opened.
+      complete: whether the file was finished when it was opened.
     """
 
     def __init__(self, path: Path, call: Mapping[str, Any], *, overwrite: bool = False):
-        """Opens what is there of the same call, or begins.
+        """Opens the file of the same call, or begins a new one.
 
         Args:
-          call: all that answers depend on but the rows, as JSON can hold it.
-          overwrite: whether what is there is to be done again.
+          call: everything that answers depend on except the rows, as JSON values.
+          overwrite: whether to start over if the file exists.
 
         Raises:
-          UserError: what is there is of another call.
-          Busy: another process is at work on it.
+          UserError: the existing file is of another call.
+          Busy: another process is writing it.
           RunFailed: it cannot be written.
         """
         path = self.path = output_path(path, f"--output {path}")
         self._partial, self._call_file, self._partial_call_file = files_beside(path)
         self._call = call
-        self._anew = overwrite  # until the first answers are written
+        self._anew = overwrite  # an existing file is kept until the first answers
         self._reading = not overwrite
         if path.is_dir():
             raise UserError(f"--output {path} is a directory; name a file.")
@@ -62,7 +62,7 @@ class AnswerFile(Output):
             path.parent.mkdir(parents=True, exist_ok=True)
             self.complete = path.exists() and not overwrite
             if self.complete:
-                if self._partial_call_file.exists() and not self._partial.exists():  # killed between two renames
+                if self._partial_call_file.exists() and not self._partial.exists():  # killed between the two renames
                     self._partial_call_file.replace(self._call_file)
                 self._require_same(call, self._call_file)
                 self._file = path.open("rb")
@@ -77,15 +77,13 @@ class AnswerFile(Output):
 
     def _go_on_or_begin(self, call: Mapping[str, Any], *, overwrite: bool) -> None:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed, or the process ends
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when it is closed or the process ends
         except BlockingIOError:
-            raise Busy(
-                f"another process is at work on {self._partial}; wait for it or name another --output."
-            ) from None
+            raise Busy(f"another process is writing {self._partial}; wait for it or name another --output.") from None
         if overwrite:
             return
         if os.fstat(self._file.fileno()).st_size:
-            # Of earlier versions the unfinished file has the finished one's record.
+            # Earlier versions of jpeft recorded an unfinished file's call in `FILE.call.json`.
             own = self._partial_call_file.exists() or self.path.exists()
             self._require_same(call, self._partial_call_file if own else self._call_file)
         else:
@@ -97,17 +95,17 @@ class AnswerFile(Output):
             before = read_json_object(file)
         except UserError as error:
             raise UserError(
-                f"{self.path} is there, and no {file.name} says of what call ({error}); {way_out}."
+                f"{self.path} exists, and its call is not known from {file.name} ({error}); {way_out}."
             ) from None
         changed = differences(before, call)
         if changed:
             raise UserError(f"{self.path} holds answers of another call ({the_first(changed)}); {way_out}.")
 
     def answered(self, rows: Sequence[RowToAnswer]) -> int:
-        """Counts rows that have an answer, as `Output.answered`; half a line behind them is cut off.
+        """The number of rows that have an answer already, as `Output.answered`; an incomplete last line is removed.
 
         Raises:
-          UserError: a line is of another row.
+          UserError: a line answers another row.
         """
         for number, row in enumerate(rows):
             line = self._file.readline() if self._reading else b""
@@ -134,14 +132,14 @@ class AnswerFile(Output):
         return UserError(f"{self.path} answers another input: {why}; name another --output, or give --overwrite.")
 
     def write(self, lines: Sequence[str]) -> None:
-        """Adds the answers that come next. Raises `RunFailed`: the disk is full."""
+        """Appends answers. Raises `RunFailed` if the disk is full."""
         with self._explained():
             self._begin()
             self._file.write("".join(f"{line}\n" for line in lines).encode())
             self._file.flush()
 
     def _begin(self) -> None:
-        """Makes room for the first answers of this call; what was unfinished of another one ends here."""
+        """Starts the partial file of this call; an unfinished file of another call is replaced."""
         if not self._anew:
             return
         self._file.seek(0)
@@ -151,7 +149,7 @@ class AnswerFile(Output):
         self._anew = self._reading = False
 
     def finish(self) -> None:
-        """After the last row: the file takes its name.
+        """Renames the complete file to its name.
 
         Raises:
           UserError: it has more answers than there were rows.
@@ -163,8 +161,8 @@ class AnswerFile(Output):
         if not self.complete:
             self._cut_off(len(rest))
             with self._explained():
-                self._begin()  # of no rows
-                os.fsync(self._file.fileno())  # else a crash of the machine may leave the name without the bytes
+                self._begin()  # there were no rows
+                os.fsync(self._file.fileno())  # else a crash of the machine may leave an empty file
                 self._partial.replace(self.path)
                 if self._partial_call_file.exists():
                     self._partial_call_file.replace(self._call_file)
@@ -176,7 +174,7 @@ class AnswerFile(Output):
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # what a full disk kept from being written was said before
+        with contextlib.suppress(OSError):  # a full disk was reported before
             self._file.close()
 
     @contextlib.contextmanager
@@ -186,5 +184,5 @@ class AnswerFile(Output):
         except OSError as error:
             reason = error.strerror or error
             raise RunFailed(
-                f"{self.path} cannot be written ({reason}); mend that, and the same command goes on."
+                f"{self.path} cannot be written ({reason}); fix that, and the same command resumes it."
             ) from None

@@ -1,4 +1,4 @@
-"""What answers: a model, an adapter, and what the adapter's run knows of its task."""
+"""The model and adapter that answer, and the task of the run that trained them."""
 
 import dataclasses
 import hashlib
@@ -24,13 +24,13 @@ from jpeft.results import NotARecord, RunRecord
 
 
 def task_of(directory: Path) -> TaskOfRun | None:
-    """The task that an adapter or a model was tuned for, as far as its files tell; all that answer read it by this.
+    """Reads the task that an adapter or a model was tuned for; None if its files do not say.
 
-    `task.json` says it, wherever the directory was copied, exported or merged to. An adapter in the directory of a run
-    that wrote none is known by its run's config and result.
+    It is in `task.json`, which copies, exports and merged models keep. Runs of versions that wrote none are read from
+    their config and result.
 
     Raises:
-      RunFailed: a file is damaged, or of a version that has other keys.
+      RunFailed: a file is damaged, or of an incompatible version.
     """
     return TaskOfRun.read(directory) or _of_older_run(directory.absolute())
 
@@ -46,10 +46,10 @@ def _of_older_run(adapter: Path) -> TaskOfRun | None:
         raise RunFailed(f"{directory / 'result.json'} is damaged ({why}); copy the adapter elsewhere.") from None
     except (RunFailed, UserError) as error:
         raise RunFailed(
-            f"{directory} is no run that this jpeft can read ({str(error).rstrip('.')}); copy its adapter elsewhere."
+            f"{directory} is not a run that this jpeft can read ({str(error).rstrip('.')}); copy its adapter elsewhere."
         ) from None
     task = run.build_task()
-    if labels:  # a user's own are told from the rows, by the run
+    if labels:  # of a user's own task the run takes them from the rows
         task = dataclasses.replace(task, kind="classification", answers=tuple(labels))
     task = dataclasses.replace(
         task,
@@ -63,13 +63,13 @@ def _of_older_run(adapter: Path) -> TaskOfRun | None:
 
 @dataclasses.dataclass(frozen=True)
 class AnswerSource:
-    """A model and, on it, an adapter; found and not yet loaded.
+    """A model and an optional adapter, located but not loaded.
 
     Attributes:
-      model: its name, as it was given or as the adapter names it.
-      directory: where the model is.
-      adapter: where the adapter is, None without one.
-      task: of the run that made the adapter or, by full tuning, the model.
+      model: the model's name, as given or from the adapter's files.
+      directory: of the model.
+      adapter: directory of the adapter; None without one.
+      task: of the run that trained the adapter or, by full tuning, the model; None if unknown.
     """
 
     model: str
@@ -81,19 +81,21 @@ class AnswerSource:
     def find(
         cls, model: str | None, adapter: Path | None, *, report: Callable[[str], None], flag: str = "--model"
     ) -> "AnswerSource":
-        """Finds the model and the adapter that somebody names.
+        """Locates a model and an adapter.
 
         Args:
-          report: is told of what takes long.
-          flag: what the model's name is called in messages.
+          model: name of the model; None for the adapter's base.
+          adapter: directory of a run or an adapter; None for the model alone.
+          report: called with a line about a download.
+          flag: the name of `model` in messages.
 
         Raises:
-          UserError: neither is named, or one is not there or not what it should be.
+          UserError: neither is given, or one does not exist or is of the wrong kind.
           RunFailed: the hub cannot be reached, or a file is damaged.
         """
         if adapter is None:
             if model is None:
-                raise UserError("name --model (mini, a hub id, a directory), --adapter (a run or an adapter), or both.")
+                raise UserError("give --model (mini, a hub id, a directory), --adapter (a run or an adapter), or both.")
             directory = resolve(model, what=flag, flag=flag, report=report)
             return cls(model, directory, task=task_of(directory))
         whole = whole_model(adapter)
@@ -107,11 +109,11 @@ class AnswerSource:
         return cls(name, directory, found.directory, task_of(found.directory))
 
     def kept(self, quantization: str | None) -> str:
-        """In words how the base is to be kept where somebody asks for `quantization`; None is as the run had it."""
+        """The quantization of the base, in words: as requested or, for None, that of the run."""
         return quantization or ("auto" if self.task is None else self.task.quantization)
 
     def identity(self) -> dict[str, Any]:
-        """Names and contents of model and adapter, for telling whether answers are of the same ones."""
+        """Names and digests of model and adapter, to recognise answers by the same ones."""
         files = [*model_files(self.directory), *(self.directory / name for name in TOKENIZER_FILES)]
         identity = {"model": f"{self.model} ({_digest(files)})"}
         if self.adapter is None:
@@ -126,10 +128,15 @@ class AnswerSource:
         *,
         report: Callable[[str], None] = lambda line: None,
     ) -> tuple[Any, Tokenizer]:
-        """The model with the adapter attached, computing in `dtype`. Raises as `Family.load` and `load_adapter`.
+        """Loads the model with the adapter attached, and the tokenizer.
 
-        `report` is told where the adapter was trained on a base in other bits, or on another one, and what of its files
-        was passed over.
+        Args:
+          dtype: of computation.
+          quantization: of the base; None as in its files.
+          report: called with notes: the adapter was trained on another base or another quantization of it, or parts of
+            its files are ignored.
+
+        Raises as `Family.load` and `load_adapter`.
         """
         family = family_in(self.directory)
         model = family.load(self.directory, dtype=dtype, quantization=quantization)
@@ -147,7 +154,7 @@ class AnswerSource:
 
 
 def _digest(paths: list[Path]) -> str:
-    """The first digits of the SHA-256 of those of the files that are there."""
+    """The first digits of the SHA-256 of those files that exist."""
     digest = hashlib.sha256()
     for path in sorted(path for path in paths if path.is_file()):
         with path.open("rb") as file:

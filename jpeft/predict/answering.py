@@ -1,4 +1,4 @@
-"""Answers to a window of rows: generated, or chosen from labels by how likely the model finds each."""
+"""Answers a window of rows: generates answers, or chooses the likeliest label."""
 
 import abc
 from collections.abc import Callable, Sequence
@@ -19,12 +19,12 @@ _LEAST_LENGTH = 16
 
 
 class Answering(abc.ABC):
-    """A loaded model at work. Its programs are compiled for few shapes: lengths and short batches are powers of two.
+    """A loaded model that answers. Few shapes are compiled: lengths, and sizes of short batches, are powers of two.
 
     Attributes:
-      answered: rows so far.
-      cut: how many of them had an input that was longer than `max_input_length`.
-      program: what is compiled; knows how long that took.
+      answered: the number of rows answered so far.
+      cut: how many of them had an input longer than `max_input_length`.
+      program: the compiled program, with its compile time.
     """
 
     program: Program
@@ -39,11 +39,13 @@ class Answering(abc.ABC):
         answer_length: int,
         key: str = "--max-input-length",
     ):
-        """Compiles nothing yet.
+        """Prepares answering; programs are compiled with the first batch of each shape.
 
         Args:
-          answer_length: of an answer in tokens, or of all labels together.
-          key: what `max_input_length` is called in messages.
+          max_input_length: in tokens; longer prompts are cut as in training.
+          batch_size: rows.
+          answer_length: tokens of an answer, or of all labels together.
+          key: the name of `max_input_length` in messages.
         """
         self.graphdef, self._adapter, self._base = split(model)
         self._config, self._tokenizer = model.config, tokenizer
@@ -55,9 +57,13 @@ class Answering(abc.ABC):
     def __call__(
         self, questions: Sequence[Question | str], *, on_batch: Callable[[int], None] = lambda rows: None
     ) -> list[dict[str, Any]]:
-        """An answer for each question, as fields of its line; a text is a whole prompt.
+        """Answers questions; a text is a whole prompt.
 
-        `on_batch` hears after each batch for how many questions it was.
+        Args:
+          on_batch: called after each batch with its number of questions.
+
+        Returns:
+          For each question the fields of its answer's line.
         """
         asked = [Question.as_it_stands(each) if isinstance(each, str) else each for each in questions]
         encoded = self._tokens(asked)
@@ -77,11 +83,11 @@ class Answering(abc.ABC):
 
     @abc.abstractmethod
     def _answers(self, results: list[Any]) -> list[dict[str, Any]]:
-        """The answers, from what the program returned for each row."""
+        """The answers' fields, from the program's result for each row."""
 
 
 class Generating(Answering):
-    """Writes the answer; its confidence is the mean log-probability of its tokens, `</s>` counted."""
+    """Generates answers; the confidence is the mean log-probability of an answer's tokens, `</s>` included."""
 
     def __init__(
         self,
@@ -93,7 +99,7 @@ class Generating(Answering):
         made: Recent[Program] | None = None,
         **batching: Any,
     ):
-        """Args: `made`: programs of earlier ones, to be taken from there where one is of the same structure."""
+        """Args: `made`: programs of earlier instances, reused for a model of the same structure."""
         super().__init__(model, tokenizer, answer_length=max_output_length, **batching)
         lengths = {"max_length": max_output_length, "num_beams": num_beams}
         make = lambda: Program(make_generate_scored(self.graphdef, **lengths))
@@ -112,7 +118,7 @@ class Generating(Answering):
 
 
 class Choosing(Answering):
-    """Takes the likeliest label. Its confidence is what it would have if generated; probabilities are among labels."""
+    """Chooses the likeliest label; its confidence is as if it were generated, probabilities are among the labels."""
 
     def __init__(self, model: Any, tokenizer: Tokenizer, *, labels: Sequence[str], **batching: Any):
         self._labels = PackedLabels.of(labels, tokenizer, model.config)
@@ -128,9 +134,9 @@ class Choosing(Answering):
 
 
 def lengths_up_to(longest: int, most: int | None = None) -> list[int]:
-    """Powers of two from 16 on, the last holding `longest`; above `most`, which a model takes, `most` in their place.
+    """The padded lengths up to `longest`: powers of two from 16 on, capped at `most`, the model's limit.
 
-    A `longest` above it is the last: the model says that it is too long.
+    A `longest` above `most` is the last length, so that the model raises its own error.
     """
     lengths = [_LEAST_LENGTH]
     while lengths[-1] < longest:

@@ -1,4 +1,4 @@
-"""One call, what it leaves open filled in from the adapter's run."""
+"""A call of `jpeft predict`, with defaults from the adapter's run."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,19 +13,19 @@ from jpeft.predict.answering import Answering, Choosing, Generating
 from jpeft.predict.questions import PromptTemplate
 from jpeft.typed_config import one_of
 
-_MAX_INPUT_LENGTH, _MAX_OUTPUT_LENGTH = 512, 128  # where no run says otherwise
-_BATCHES_IN_WINDOW = 16  # rows of like length are found among so many batches; as many are lost at most by a kill
+_MAX_INPUT_LENGTH, _MAX_OUTPUT_LENGTH = 512, 128  # without a run's own
+_BATCHES_IN_WINDOW = 16  # rows are sorted by length within so many batches, which are the most that a kill loses
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """All that answers depend on but the rows.
+    """Everything that answers depend on except the rows.
 
     Attributes:
       labels: to choose from; None to generate.
-      max_input_length, max_output_length: in tokens, `</s>` counted.
-      num_beams: of generation; 1 is greedy.
-      dtype: as `model.dtype` of a run.
+      max_input_length, max_output_length: in tokens, `</s>` included.
+      num_beams: of generation; 1 is greedy decoding.
+      dtype: as the config key `model.dtype`.
       quantization: of the base, in words: `nf4,double`.
     """
 
@@ -54,13 +54,13 @@ class Call:
         dtype: str | None = None,
         quantization: str | None = None,
     ) -> "Call":
-        """Fills in what is None.
+        """Makes a call; what is None is taken from the adapter's run, or is a default.
 
         Args:
-          generate: whether to generate though the run's task has labels.
+          generate: whether to generate although the run's task has labels.
 
         Raises:
-          UserError: a value that cannot be meant, or two that exclude each other.
+          UserError: a value is invalid, or two exclude each other.
         """
         if labels is not None and generate:
             raise UserError("--labels and --generate exclude each other: labels are chosen from, not generated.")
@@ -90,14 +90,14 @@ class Call:
 
     @property
     def window(self) -> int:
-        """Rows that are sorted by length, answered and written together.
+        """The number of rows that are sorted by length, answered and written together.
 
-        Windows begin at fixed rows, so a call that goes on makes the same batches and the same answers to the last bit.
+        Windows start at fixed rows, so that a resumed call makes the same batches and bit-identical answers.
         """
         return _BATCHES_IN_WINDOW * self.batch_size
 
     def record(self) -> dict[str, Any]:
-        """The call as JSON can hold it, for telling whether another one is the same. Reads every weight once."""
+        """The call as JSON values, to recognise the same call. Reads every weight once."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del fields["source"]
         return {
@@ -108,7 +108,7 @@ class Call:
         }
 
     def load(self, *, report: Callable[[str], None] = lambda line: None) -> Answering:
-        """Loads what answers. Raises as `AnswerSource.load` and `PackedLabels.of`, which tells `report`."""
+        """Loads the model. Raises as `AnswerSource.load` and `PackedLabels.of`; notes go to `report`."""
         quantization = Quantization.parse(self.quantization)
         model, tokenizer = self.source.load(compute_dtype(self.dtype), quantization, report=report)
         batching: dict[str, Any] = {"max_input_length": self.max_input_length, "batch_size": self.batch_size}

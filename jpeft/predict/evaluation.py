@@ -1,4 +1,4 @@
-"""A labelled file answered and judged as a run's own test was: the same prompts, cuts, answers and metrics."""
+"""Evaluates a labelled file as a run's own test: with the same prompts, cuts, way of answering and metrics."""
 
 import collections
 import dataclasses
@@ -56,13 +56,14 @@ _SHOWN = 5  # unknown labels in a message
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """An evaluation to be done: what answers, on which task, and how it is judged.
+    """The settings of an evaluation.
 
     Attributes:
-      task: of the run; with labels, where it knew any.
-      answer: as `eval.answer`: `generate`, or `score` to choose from the labels.
+      source: the model and adapter.
+      task: of the run, with its labels if it has any.
+      answer: as the config key `eval.answer`: `generate`, or `score` to choose from the labels.
       quantization: of the base, in words: `nf4,double`.
-      left_out: metrics of the run that cannot be computed here, a line each that says why.
+      left_out: a line for each metric of the run that cannot be computed here, with the reason.
     """
 
     source: AnswerSource
@@ -86,14 +87,14 @@ class Evaluation:
         quantization: str | None = None,
         metrics: str | None = None,
     ) -> "Evaluation":
-        """Fills in from the adapter's run what is None; a model without one is asked for `input` as it stands.
+        """Makes an evaluation; what is None is taken from the adapter's run. Without one the prompt is `{input}`.
 
         Args:
-          metrics: names with commas. A function in it (`module:name`) is imported: the caller's own, never a file's.
+          metrics: names separated by commas. A function among them (`module:name`) is imported, which is safe since it
+            is named by the caller and never by a file.
 
         Raises:
-          UserError: a template is malformed, labels are to be scored where there are none, or a metric cannot be
-            computed on such a task.
+          UserError: the template is malformed, there are no labels to score, or a metric does not suit the task.
         """
         carried = source.task or TaskOfRun(template=TASKS["custom"].template)
         task = carried.task()
@@ -104,7 +105,7 @@ class Evaluation:
             task = dataclasses.replace(task, template=template)
         answer = answer_in_use(one_of("--answer", answer or carried.answer, ANSWERS), task)
         if answer == "score" and len(task.answers) < 2:
-            raise UserError("--answer score chooses from the labels of a classification's run, and here are none.")
+            raise UserError("--answer score needs a run with labels, and here are none; leave it out.")
         dtype = one_of("--dtype", dtype or carried.dtype, DTYPES)
         quantization = one_of("--quantization", source.kept(quantization), QUANTIZED)
         if metrics is None:
@@ -123,24 +124,27 @@ class Evaluation:
         *,
         report: Callable[[str], None] = lambda line: None,
     ) -> tuple[str, Columns]:
-        """The rows of a file, or of a split of a directory as runs read it, and what to call them in messages.
+        """Reads the rows of a file, or of one split of a directory as runs read it.
 
         Args:
-          split_name: None is the test split of a directory; a file has none.
-          column: of the file, in the place of the one that the template names.
-          report: hears of rows that may not be what was meant.
+          split_name: of a directory; None for the test split, and for a file.
+          column: to use instead of the template's one column.
+          report: called with warnings about suspicious rows.
+
+        Returns:
+          The name of the rows for messages, and the rows as columns.
 
         Raises:
-          UserError: there is no such file or split, it has no rows, or lacks a column.
+          UserError: the file or split does not exist, has no rows, or lacks a column.
         """
         if split_name is not None and path.is_file():
-            raise UserError(f"--split is one of a directory's, and {path} is a file; leave it out.")
+            raise UserError(f"--split is for a directory, and {path} is a file; leave it out.")
         if path.is_dir():
             name, rows = read_split(self.task, path, split_name or "test", report=report)
         else:
             name, rows = path.name, read_columns(path, report=report)
         if column is not None:
-            column = column.strip()  # as names of columns are where they are read
+            column = column.strip()  # as column names are when they are read
             named = Template.parse(self.task.template).columns
             if len(named) != 1:
                 raise UserError(f"--input is one column and the template names {' and '.join(named)}; give --template.")
@@ -174,7 +178,7 @@ class Evaluation:
 
 
 def _with_metrics_of_run(task: Task, answer: str) -> tuple[Task, tuple[str, ...]]:
-    """The task with those of its run's metrics that can be computed here, and why others cannot."""
+    """The task with those of its run's metrics that can be computed here, and a line for each other one."""
     kept: list[str] = []
     left_out = []
     for name in task.metrics:
@@ -183,7 +187,7 @@ def _with_metrics_of_run(task: Task, answer: str) -> tuple[Task, tuple[str, ...]
                 why = f"is code, which a file does not get to run: give --metrics {name[:80]} if you trust it"
                 raise UserError(f"{name[:80]} {why}.")
             if name not in METRICS:
-                raise UserError(f"{name[:80]} is no metric of this version.")
+                raise UserError(f"{name[:80]} is not a metric of this version.")
             require_metrics(dataclasses.replace(task, metrics=(*kept, name)), answer, "of the run's metrics")
             kept.append(name)
         except UserError as error:
@@ -196,12 +200,12 @@ class Evaluated:
     """The result of an evaluation: the rows, their answers, and the scores.
 
     Attributes:
-      answers: of each row, as they were given; `scored` has those that are an unknown label marked as such.
-      unknown_labels: rows by label, of labels that the run did not know.
-      seen: rows whose prompt stood in the run's training or validation rows, by split; None where that is not known.
-      why_not_seen: why it is not known.
-      quantization: how the base was kept that answered, such as `nf4,double`; None where it was wide.
-      told: what is amiss with the rows, a line each, as a run says it of its own.
+      answers: of each row, as given; in `scored`, answers that equal an unknown label are changed so as to be wrong.
+      unknown_labels: the number of rows of each label that the run did not know.
+      seen: the number of rows whose text is in the run's training or validation rows, by split; None if unknown.
+      why_not_seen: why `seen` is unknown.
+      quantization: of the base, such as `nf4,double`; None for float weights.
+      row_warnings: warnings about the rows, as a run prints about its own.
     """
 
     test: Evaluation
@@ -213,17 +217,17 @@ class Evaluated:
     seen: Mapping[str, int] | None
     why_not_seen: str | None
     quantization: str | None = None
-    told: Sequence[str] = ()
+    row_warnings: Sequence[str] = ()
 
     @property
     def accuracy_of_known(self) -> float | None:
-        """The accuracy on the rows with a label that the run knew; None where there are none."""
+        """The accuracy on the rows whose label the run knew; None without such rows."""
         rows = zip(self.examples, self.scored.scores, strict=True)
         scores = [score for example, score in rows if example.target not in self.unknown_labels]
         return float(np.mean(scores)) if scores else None
 
     def record(self) -> dict[str, Any]:
-        """The outcome as JSON can hold it; the names are those of a run's `result.json`."""
+        """The result as JSON values, with the keys of a run's `result.json`."""
         task, scored = self.test.task, self.scored
         seen, few = look_back(task, self.examples, scored, answer=self.test.answer), few_test_rows(len(self.examples))
         return {
@@ -241,9 +245,9 @@ class Evaluated:
             "per_class": None if seen.confusion is None else seen.confusion.to_dict(),
             "warnings": [
                 *self.test.left_out,
-                *self.told,
+                *self.row_warnings,
                 *([] if few is None else [few]),
-                *told_of_unknown(self.unknown_labels, task.answers, len(self.examples)),
+                *unknown_label_warnings(self.unknown_labels, task.answers, len(self.examples)),
                 *seen.warnings,
             ],
             "labels": list(task.answers) or None,
@@ -254,7 +258,7 @@ class Evaluated:
         }
 
     def write(self, path: Path) -> None:
-        """One line a row, as a run's `predictions.jsonl`. Raises `RunFailed`: it cannot be written."""
+        """Writes one line per row, as in a run's `predictions.jsonl`. Raises `RunFailed` if it cannot be written."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             dataclasses.replace(self.scored, predictions=list(self.answers)).write(path, self.examples)
@@ -271,7 +275,15 @@ def evaluate(
     on_rows: Callable[[int], None] = lambda rows: None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Evaluated:
-    """Answers and judges every row; `on_rows` hears of each as often as it is answered, `report` what goes on.
+    """Answers every row and computes the metrics.
+
+    Args:
+      test: the settings.
+      name: of the rows, for messages.
+      rows: as columns.
+      batch_size: rows answered at once.
+      on_rows: called with a number of rows after each batch; rows with labels to score are counted twice.
+      report: called with lines of progress and warnings.
 
     Raises:
       UserError: a row has no text or no target.
@@ -279,14 +291,14 @@ def evaluate(
     """
     task = test.task
     unknown = _unknown_labels(task, rows)
-    # A label that the run did not know is a right answer that it cannot give: such rows count, as wrong.
+    # A label that the run did not know is an answer that it cannot give: such rows count as wrong.
     wider = dataclasses.replace(task, answers=(*task.answers, *unknown)) if task.answers else task
     made = examples(wider, name, rows, range(len(next(iter(rows.values())))))
     seen, why_not = seen_by_the_run(test.source, made)
     quantization = Quantization.parse(test.quantization)
     model, tokenizer = test.source.load(compute_dtype(test.dtype), quantization, report=report)
     tokens = tokenize_for(task, made, tokenizer)
-    told = told_of_rows(task, {"rows": made}, {"rows": tokens}, tokenizer)
+    row_warnings = told_of_rows(task, {"rows": made}, {"rows": tokens}, tokenizer)
     config, (graphdef, adapter, base) = model.config, split(model)
     labels = PackedLabels.of(task.answers, tokenizer, config) if test.answer == "score" else None
     generate = Program(make_generate(graphdef, max_length=task.max_target_length, num_beams=test.num_beams))
@@ -310,22 +322,22 @@ def evaluate(
     )
     answered = given.generated if given.chosen is None else given.chosen.texts
     scored = dataclasses.replace(given, generated=_marked(given.generated, unknown)).scored(task, made)
-    return Evaluated(test, made, tokens, scored, answered, unknown, seen, why_not, quantization_of(model), told)
+    return Evaluated(test, made, tokens, scored, answered, unknown, seen, why_not, quantization_of(model), row_warnings)
 
 
 def _marked(generated: Sequence[str], unknown: Collection[str]) -> list[str]:
-    """The answers, those that are an unknown label made unequal to it: no metric then takes one for right."""
+    """The answers, with those that equal an unknown label changed, so that every metric counts them as wrong."""
     return [f"{text} (no label of the run)" if text.strip() in unknown else text for text in generated]
 
 
 def _unknown_labels(task: Task, rows: Columns) -> dict[str, int]:
-    """Labels in the rows that the task does not know, each with the number of its rows."""
+    """The labels in the rows that the task does not know, with their numbers of rows."""
     if not task.answers:
         return {}
     counts: collections.Counter[str] = collections.Counter()
     for value in rows[task.target]:
         if is_missing(value):
-            continue  # refused with its row when examples are made
+            continue  # refused later, when examples are made, with the row's number
         try:
             text = as_text(value)
         except ValueError:
@@ -335,13 +347,13 @@ def _unknown_labels(task: Task, rows: Columns) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def told_of_unknown(unknown: Mapping[str, int], labels: Sequence[str], rows: int) -> list[str]:
-    """Warns of labels that the run did not know, and says if they are only written otherwise.
+def unknown_label_warnings(unknown: Mapping[str, int], labels: Sequence[str], rows: int) -> list[str]:
+    """Warnings about labels that the run did not know, and whether they only differ in spelling from known ones.
 
     Args:
-      unknown: rows by label.
+      unknown: numbers of rows by unknown label.
       labels: that the run knew.
-      rows: of the whole file.
+      rows: number of rows of the whole file.
     """
     lines = []
     for label in unknown:
@@ -357,15 +369,18 @@ def told_of_unknown(unknown: Mapping[str, int], labels: Sequence[str], rows: int
 
 
 def shown_labels(unknown: Mapping[str, int]) -> str:
-    """The most frequent of unknown labels with their rows, for a sentence."""
+    """The most frequent unknown labels with their numbers of rows, for a sentence."""
     listed = [f"{label[:40]!r} {rows:,}" for label, rows in list(unknown.items())[:_SHOWN]]
     return ", ".join(listed) + (f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else "")
 
 
 def seen_by_the_run(source: AnswerSource, made: list[Example]) -> tuple[dict[str, int] | None, str | None]:
-    """How many examples have the text that the adapter's run trained on or validated with; or why that is not known.
+    """Counts the examples whose text the adapter's run trained on or validated with.
 
-    Told by the columns that its prompts were made of, so that another template hides nothing.
+    Texts are compared by the columns that the run's prompts were made of, so that a different template does not matter.
+
+    Returns:
+      The counts by split, or None; and, with None, the reason why they are unknown.
     """
     directory = source.adapter if source.adapter is not None else source.directory
     run_directory = directory.absolute().parent
@@ -374,14 +389,14 @@ def seen_by_the_run(source: AnswerSource, made: list[Example]) -> tuple[dict[str
     try:
         run = Run.from_config(read_json_object(run_directory / "config.json", error=RunFailed))
         splits = read_json_object(run_directory / "splits.json", error=RunFailed)
-        drawn, digest = splits["rows"], splits.get("data_digest")  # old versions recorded no digest
+        drawn, digest = splits["rows"], splits.get("data_digest")  # earlier versions recorded no digest
         data = run.data
         if source_in_use(data.source, data.path) in ("hub", "tfds"):
             return None, "its run's rows came from the network"
         assert source.task is not None, "a run's adapter has a task"
         task = source.task.task()
         rows = together(load_sources(task, data.source, data.path, data.mix, sample_seed=data.sample_seed))
-        if digest is not None and digest != rows_digest(rows):  # the numbers in `drawn` would be those of other rows
+        if digest is not None and digest != rows_digest(rows):  # `drawn` holds row numbers of other rows
             return None, "its rows have changed since its run read them"
         template = Template.parse(task.template)
         texts = {name: _texts(task, template.columns, rows, drawn[name]) for name in ("train", "validation")}
@@ -401,7 +416,7 @@ def seen_by_the_run(source: AnswerSource, made: list[Example]) -> tuple[dict[str
 
 
 def _columns_of(example: Example, columns: Sequence[str]) -> tuple[str, ...] | None:
-    """An example's texts of these columns, white space aside, by any name if there is one; None if it lacks some."""
+    """An example's texts of these columns, of any name if it is one column; None if it lacks them."""
     fields = example.fields or {}
     if len(columns) == len(fields) == 1:
         columns = list(fields)

@@ -1,4 +1,4 @@
-"""How far the answers are, on standard error: a bar for what takes long, a line now and then where no terminal is."""
+"""The progress of `jpeft predict` on standard error: a bar on a terminal, otherwise a line now and then."""
 
 import sys
 import threading
@@ -14,7 +14,7 @@ _SECONDS_BEFORE_BAR = 2.0
 
 
 class Meter:
-    """While entered, shows the share of the input's bytes that is answered, where its size is known, and the rate."""
+    """A context manager that shows the rate and, if the input's size is known, the share of it that is answered."""
 
     def __init__(self, total_bytes: int | None, *, quiet: bool = False):
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
@@ -26,9 +26,9 @@ class Meter:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self._console,
-            # What is answered on a terminal shows itself how far it is.
+            # Answers that are printed on the terminal show the progress themselves.
             disable=not self._console.is_terminal or (sys.stdout is not None and sys.stdout.isatty()),
-            redirect_stdout=False,  # the answers: they must not be taken for messages
+            redirect_stdout=False,  # standard output is for the answers
         )
         self._task = self._progress.add_task("", total=total_bytes, note="loading")
         self._timer = threading.Timer(_SECONDS_BEFORE_BAR, self._progress.start)
@@ -47,11 +47,11 @@ class Meter:
         self._progress.stop()
 
     def begins(self) -> None:
-        """Answering begins: rates count from here."""
+        """Starts the clock of the rate."""
         self._started = self._started or time.monotonic()
 
     def advance(self, rows: int, size: int | float, *, answered: bool = True) -> None:
-        """So many more rows, and bytes of the input; `answered` now, or found to have been before."""
+        """Adds rows and bytes of the input, `answered` now or by an earlier call."""
         self._rows += rows
         self._answered += rows if answered else 0
         note = counted(self._rows, "row")
@@ -61,5 +61,5 @@ class Meter:
         self._lines.print(lambda: note)
 
     def say(self, line: str) -> None:
-        """Prints one line to standard error, above the bar where there is one."""
+        """Prints a line to standard error, above the bar if there is one."""
         print_line(self._console, line)

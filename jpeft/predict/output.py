@@ -1,4 +1,4 @@
-"""Where answers go: what `jpeft predict` asks of standard output and of a file alike."""
+"""The interface of outputs of `jpeft predict`, and the one to standard output."""
 
 import abc
 import sys
@@ -8,27 +8,27 @@ from jpeft.predict.rows import RowToAnswer
 
 
 class Output(abc.ABC):
-    """Answers in the order of the rows; asked, window by window from the first row on, which of them it has."""
+    """An output that takes answers in the order of the rows, and may hold answers of an earlier call."""
 
     @abc.abstractmethod
     def answered(self, rows: Sequence[RowToAnswer]) -> int:
-        """How many of the rows that come next have an answer from before."""
+        """How many of these rows, which are the next window, are answered already by an earlier call."""
 
     @abc.abstractmethod
     def write(self, lines: Sequence[str]) -> None:
-        """Adds the answers that come next."""
+        """Appends the next answers."""
 
     @abc.abstractmethod
     def finish(self) -> None:
-        """Ends the output; to be called once, after the last row."""
+        """Completes the output; called once, after the last row."""
 
     @abc.abstractmethod
     def after_stop(self) -> str:
-        """Tells a user who stopped the command what is kept of its answers and how to go on."""
+        """A message for the user who stopped the command: what is kept, and how to resume."""
 
 
 class Printed(Output):
-    """Answers on standard output, which has none from before: every row is answered."""
+    """The output to standard output, which cannot be resumed."""
 
     def answered(self, rows: Sequence[RowToAnswer]) -> int:
         return 0
@@ -38,7 +38,7 @@ class Printed(Output):
         sys.stdout.buffer.flush()
 
     def finish(self) -> None:
-        """Nothing is left to do: every window of answers was flushed as it was written."""
+        """A no-op: every window was flushed when it was written."""
 
     def after_stop(self) -> str:
         return "with --output FILE, the same command would go on"

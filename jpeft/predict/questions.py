@@ -1,4 +1,4 @@
-"""How a row becomes what the model reads."""
+"""Prompts: from a row's columns or text, through a template, to token ids."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,11 @@ _AS_IT_STANDS = "{input}"
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """The question of one row: a prompt template with the texts to fill in.
+    """A prompt that is not filled in yet, so that its longest text can be cut.
 
     Attributes:
-      template: the template of the prompt.
-      fields: texts of the template's columns.
+      template: the prompt template.
+      fields: the texts of the template's columns.
     """
 
     template: str
@@ -27,17 +27,17 @@ class Question:
 
     @classmethod
     def as_it_stands(cls, text: str) -> "Question":
-        """The question of a whole prompt, to which no template is applied any more."""
+        """The question of a complete prompt, to which no template is applied."""
         return cls(_AS_IT_STANDS, {"input": text})
 
     @property
     def text(self) -> str:
-        """The whole prompt: the template with the texts of its columns filled in."""
+        """The prompt: the template with its columns filled in."""
         return Template.parse(self.template).render(self.fields)
 
 
 class NoQuestion(ValueError):
-    """What a row has is no question. The message is for whoever gave rows of a file; others have words of their own."""
+    """Raised for a row that gives no question. The message suits rows of a file; the server words its own."""
 
 
 class ColumnMissing(NoQuestion):
@@ -45,7 +45,7 @@ class ColumnMissing(NoQuestion):
 
     Attributes:
       column: its name.
-      there: the names of those that the row has, with commas.
+      there: the names of the row's columns, separated by commas.
     """
 
     def __init__(self, column: str, fields: Mapping[str, Any]):
@@ -56,7 +56,7 @@ class ColumnMissing(NoQuestion):
 
 
 class ColumnEmpty(NoQuestion):
-    """A row holds nothing in a column that the prompt is made of; `column` is its name."""
+    """A row has an empty column that the prompt is made of; `column` is its name."""
 
     def __init__(self, column: str):
         self.column = column
@@ -64,7 +64,7 @@ class ColumnEmpty(NoQuestion):
 
 
 class SeveralColumns(NoQuestion):
-    """A bare text is given, and the prompt is made of several columns; `columns` are their names, as one text."""
+    """A text was given for a prompt of several columns; `columns` are their names, in words."""
 
     def __init__(self, columns: Sequence[str]):
         self.columns = " and ".join(columns)
@@ -77,8 +77,7 @@ class PromptTemplate:
 
     Attributes:
       template: text with `{column}` in it.
-      required: whether a row has to have its columns. Otherwise one that lacks any and has `input` is taken as it is:
-        a prompt that was made before.
+      required: whether a row must have the columns. If not, the `input` of a row that lacks one is its prompt.
     """
 
     template: str = _AS_IT_STANDS
@@ -86,24 +85,24 @@ class PromptTemplate:
 
     @classmethod
     def given(cls, template: str) -> "PromptTemplate":
-        """A user's own. Raises `UserError`: it is malformed or names no column."""
+        """A template that the user gave. Raises `UserError` if it is malformed or names no column."""
         check_template(template, "--template")
         return cls(template)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns that the template takes text from."""
+        """The names of the template's columns."""
         return Template.parse(self.template).columns
 
     def of_fields(self, fields: Mapping[str, Any]) -> Question:
-        """The question of a row given by its columns. Raises `NoQuestion`: one is missing, empty or holds no text."""
+        """The question of a row by its columns. Raises `NoQuestion` if one is missing, empty or not text."""
         columns = self.columns
         if not self.required and "input" in fields and not set(columns) <= fields.keys():
             return Question.as_it_stands(_text(fields, "input"))
         return Question(self.template, {column: _text(fields, column) for column in columns})
 
     def of_text(self, text: str) -> Question:
-        """What a bare text asks, which is the template's one column. Raises `SeveralColumns`: it has more of them."""
+        """The question of a text for the template's one column. Raises `SeveralColumns` if it has several."""
         columns = self.columns
         if len(columns) > 1:
             raise SeveralColumns(columns)
@@ -111,11 +110,12 @@ class PromptTemplate:
 
 
 class QuestionTokens:
-    """Token ids of questions, all that a model reads: over `max_length` they are cut as in training, never elsewhere.
+    """Tokenises questions; those over `max_length` are cut as in training, in their longest text.
 
     Args:
-      tokenizer: also says what stands around a prompt.
-      key: how `max_length` was given.
+      tokenizer: of the model, with its chat template if it has one.
+      max_length: in tokens.
+      key: the name of `max_length` in messages.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int, *, key: str):
@@ -123,7 +123,7 @@ class QuestionTokens:
         self._of_template: dict[str, PromptTokens] = {}
 
     def __call__(self, questions: Sequence[Question]) -> PromptIds:
-        """Ids of each. Raises `UserError`: a template leaves no room for a row's text."""
+        """The token ids of each question. Raises `UserError` if a template leaves no room for a row's text."""
         rows_of: dict[str, list[int]] = {}
         for i, question in enumerate(questions):
             rows_of.setdefault(question.template, []).append(i)
@@ -136,14 +136,14 @@ class QuestionTokens:
         return PromptIds(ids, cut)
 
     def check(self, template: str) -> None:
-        """Raises `UserError` as calling this with a question of that template would."""
+        """Raises `UserError` if this template leaves no room for a row's text."""
         self._tokens_of(template)
 
     def _tokens_of(self, template: str) -> PromptTokens:
         made = self._of_template.get(template)
         if made is None:
             made = PromptTokens(template, self.tokenizer, self._max_length, key=self._key)
-            self._of_template = {template: made, **dict(list(self._of_template.items())[:7])}  # the few latest
+            self._of_template = {template: made, **dict(list(self._of_template.items())[:7])}  # the latest few
         return made
 
 

@@ -1,4 +1,4 @@
-"""What is to be answered: arguments, lines of text or a file of rows, read one after the other, never all at once."""
+"""The rows to answer, from arguments, lines of text or a file of rows, read as a stream."""
 
 import collections
 import contextlib
@@ -21,21 +21,21 @@ from jpeft.rows.values import as_json
 from jpeft.words import clipped, counted
 
 STDIN = "-"
-_ANSWER = ("prediction", "confidence", "probabilities")  # a row's own fields of these names are replaced
+_ANSWER = ("prediction", "confidence", "probabilities")  # these fields replace a row's own
 _LIST = re.compile(r"\[\s*($|[{\[\"])")
 _OR_LINES = "or --format lines for a prompt in each line"
-_ENDINGS = {**KINDS, ".tab": "tsv"}  # that speak against plain lines, also where another follows
+_ENDINGS = {**KINDS, ".tab": "tsv"}  # endings of files that are not plain lines, also before another ending
 _NO_TEXT = (".xlsx", ".xls", ".ods", ".arrow", ".feather", ".zip", ".tar", ".7z", ".pkl", ".pdf", ".docx")
 
 
 @dataclasses.dataclass(frozen=True)
 class RowToAnswer:
-    """One row to be answered.
+    """One row to answer.
 
     Attributes:
-      question: what the model is asked.
-      fields: that its line of the output keeps.
-      size: bytes of the input up to its end, since the row before.
+      question: the prompt.
+      fields: kept in its line of the output.
+      size: bytes of the input since the previous row.
     """
 
     question: Question
@@ -44,16 +44,16 @@ class RowToAnswer:
 
     @property
     def text(self) -> str:
-        """The whole prompt, before it is cut to the model's length."""
+        """The prompt, before it is cut to the maximal length."""
         return self.question.text
 
     def line(self, answer: Mapping[str, Any]) -> str:
-        """The row with its answer, whose first field is `prediction`, as a JSON line."""
+        """The row with its answer as a JSON line; the answer's first field is `prediction`."""
         return json.dumps({**self.fields, **answer}, ensure_ascii=False)
 
     @functools.cached_property
     def opening(self) -> bytes:
-        """What the row's line begins with, whatever the answer is."""
+        """The part of the row's line before the answer."""
         return self.line({"prediction": ""}).removesuffix('""}').encode()
 
 
@@ -62,11 +62,11 @@ class Input:
     """The input of `jpeft predict`: arguments, standard input or a file.
 
     Attributes:
-      texts: given in the call; then there is no file.
+      texts: given as arguments; then there is no file.
       path: a file, or `-` for standard input.
-      format: `lines` or a kind of `jpeft.rows.reading.kind_of`; None, of standard input or a pipe, which can be read
-        only once: to be told by its beginning.
-      guessed: whether neither the call nor an ending says the format.
+      format: `lines` or a kind of `jpeft.rows.reading.kind_of`; None for standard input or a pipe whose format is
+        detected from its first line, since it can be read only once.
+      guessed: whether the format is detected, not given by the call or the file's ending.
     """
 
     texts: tuple[str, ...] = ()
@@ -76,19 +76,19 @@ class Input:
 
     @classmethod
     def of(cls, texts: Iterable[str], path: str | None, format_: str | None) -> "Input":
-        """The input that a call's arguments name; None for arguments that were not given.
+        """The input of a command line; None for flags that were not given.
 
         Raises:
-          UserError: both texts and a file, a file that is not there, or one of another kind.
+          UserError: both texts and a file are given, or the file does not exist or is of another kind.
         """
         texts = tuple(texts)
         if texts and (path is not None or format_ is not None):
             raise UserError("texts were given, and --input or --format, too; give one of them.")
         if path is None or path == STDIN:
             if sys.stdin is None and not texts:
-                raise UserError("standard input is closed; name a file by --input, or give texts.")
+                raise UserError("standard input is closed; name a file with --input, or give texts.")
             return cls(texts, STDIN, format_, guessed=format_ is None)
-        path = os.path.expanduser(path)  # a shell does it not behind `--input=`
+        path = os.path.expanduser(path)  # shells do not expand `~` after `--input=`
         require_file(Path(path), f"--input {path}")
         suffix = Path(path).suffix.lower()
         if format_ is None and suffix in _NO_TEXT:
@@ -98,32 +98,36 @@ class Input:
 
     @property
     def file(self) -> Path | None:
-        """The file that is read; None for arguments and standard input."""
+        """The file; None for arguments and standard input."""
         return None if self.texts or self.path == STDIN else Path(self.path)
 
     @property
     def name(self) -> str:
-        """The name of the input in messages: the file, `standard input`, or that it was given as arguments."""
+        """The name of the input in messages."""
         return "the arguments" if self.texts else "standard input" if self.path == STDIN else self.path
 
     @property
     def size(self) -> int | None:
-        """The size in bytes; None if it is not known, as of a compressed file."""
+        """The size in bytes; None if unknown, as for a compressed file."""
         known = self.file is not None and self.file.is_file() and not self.path.lower().endswith(PACKED)
         return Path(self.path).stat().st_size if known else None
 
     @property
     def from_terminal(self) -> bool:
-        """Whether a person types the rows at a terminal."""
+        """Whether the rows are typed at a terminal."""
         return not self.texts and self.path == STDIN and sys.stdin.isatty()
 
     def rows(
         self, prompt: PromptTemplate, *, report: Callable[[str], None] = lambda line: None
     ) -> Iterator[RowToAnswer]:
-        """The rows, as they are read; `report` hears of those that may not be what was meant.
+        """Yields the rows as they are read.
+
+        Args:
+          prompt: the template.
+          report: called with warnings about suspicious rows.
 
         Raises:
-          UserError: one cannot be used; the message says which.
+          UserError: a row cannot be used; the message says which.
         """
         if self.texts:
             for number, text in enumerate(self.texts, start=1):
@@ -146,7 +150,7 @@ class Input:
 
     @contextlib.contextmanager
     def _read(self, report: Callable[[str], None]) -> Iterator[tuple[str, Iterator[FileRow]]]:
-        """While entered: the format, and the rows."""
+        """Yields the format and the rows, while the file is open."""
         if self.path != STDIN and self.format is not None:
             yield self.format, read_rows(Path(self.path), kind=self.format, name=self.path, report=report)
             return
@@ -168,12 +172,12 @@ class Input:
 
     def _row(self, where: str, fields: dict[str, Any], make: Callable[[Any], Question], size: int) -> RowToAnswer:
         try:
-            # The question is made of what was read: what is kept as JSON may look like text that nobody wrote.
+            # The question is made of the values as read, not of `fields`, where they were converted for JSON.
             question = make(fields)
             row = RowToAnswer(question, _kept(fields, question), size)
-            _ = row.text.encode(), row.opening  # neither can be written where a text holds half of a surrogate pair
+            _ = row.text.encode(), row.opening  # both raise for an unpaired surrogate
         except UnicodeEncodeError:
-            raise self._unusable(where, "holds half of a surrogate pair, which is no text; remove it") from None
+            raise self._unusable(where, "holds half of a surrogate pair, which is not text; remove it") from None
         except ValueError as error:
             raise self._unusable(where, str(error)) from None
         return row
@@ -183,10 +187,10 @@ class Input:
 
 
 def _kept(fields: Mapping[str, Any], question: Question) -> dict[str, Any]:
-    """The fields that a row's line keeps, as JSON has them: all that the question was made of, by which it is known.
+    """The fields of a row's line as JSON values, including all columns of its question, by which it is recognised.
 
     Raises:
-      ValueError: a column would be kept by a name that another has.
+      ValueError: a column would be kept under the name of another.
     """
     kept = {key: as_json(value) for key, value in fields.items() if key not in _ANSWER}
     for key in _ANSWER:
@@ -203,10 +207,10 @@ def _of_line(prompt: PromptTemplate) -> Callable[[Mapping[str, Any]], Question]:
 
 
 def _by_its_beginning(path: Path) -> str | None:
-    """Whether a file whose ending says nothing has JSON lines or plain ones; None where it can be read only once.
+    """The format, `jsonl` or `lines`, of a file with an unknown ending; None for a pipe, which can be read only once.
 
     Raises:
-      UserError: it may be neither: a list in JSON, or another kind of rows under one more ending.
+      UserError: it may be neither: a JSON list, or another kind of rows with a further ending.
     """
     if not path.is_file():  # a pipe
         return None
@@ -225,10 +229,10 @@ def _by_its_beginning(path: Path) -> str | None:
 
 
 def _kind_by(first: bytes, name: str) -> str:
-    """`jsonl` or `lines`, by the first line that is not blank.
+    """The format, `jsonl` or `lines`, by the first line that is not blank.
 
     Raises:
-      UserError: it begins as JSON does and is no object: a list, an object over several lines, or one with a mistake.
+      UserError: it begins like JSON and is not an object: a list, an object over several lines, or malformed.
     """
     if is_object(first):
         return "jsonl"
@@ -244,7 +248,7 @@ def _kind_by(first: bytes, name: str) -> str:
 
 
 class _Peeked:
-    """A file whose beginning was read before.
+    """A file whose first line was read to detect its format.
 
     Attributes:
       first: the first line that is not blank.
@@ -264,7 +268,7 @@ class _Peeked:
 
 
 def windows(rows: Iterable[RowToAnswer], size: int) -> Iterator[list[RowToAnswer]]:
-    """Consecutive rows in lists of `size`, the last one shorter."""
+    """Consecutive rows in lists of `size`; the last may be shorter."""
     rows = iter(rows)
     while window := list(itertools.islice(rows, size)):
         yield window

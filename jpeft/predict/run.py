@@ -1,4 +1,4 @@
-"""Answers the rows of `jpeft predict` window by window and writes what comes of them."""
+"""Answers the rows of `jpeft predict` window by window and writes the answers."""
 
 import signal
 import time
@@ -15,12 +15,12 @@ from jpeft.run.stop import StopRequest
 
 
 class Predicting:
-    """A call at work on an input.
+    """The execution of a call on an input.
 
     Attributes:
-      rows: that have an answer.
-      seconds: spent answering, compiling not counted.
-      answering: the loaded model, None as long as every row had its answer from before.
+      rows: the number of rows with an answer.
+      seconds: spent answering, without compiling.
+      answering: the loaded model; None while every row was answered by an earlier call.
     """
 
     def __init__(self, call: Call, given: Input, output: Output, meter: Meter):
@@ -30,12 +30,12 @@ class Predicting:
         self.answering: Answering | None = None
 
     def run(self) -> None:
-        """Answers every row that has no answer.
+        """Answers every row that has no answer yet.
 
         Raises:
-          UserError: a row cannot be used; what stands before its window is answered.
+          UserError: a row cannot be used; the windows before it are answered.
           RunFailed: the output cannot be written.
-          Stopped: the process was told to stop.
+          Stopped: on Ctrl-C or SIGTERM.
         """
         upcoming = windows(self._input.rows(self._call.prompt, report=self._meter.say), self._call.window)
         with StopRequest() as stop:
@@ -52,7 +52,7 @@ class Predicting:
                 raise Stopped(f"stopped by {name} after {self.rows:,} answers; {self._output.after_stop()}.") from None
 
     def _answer(self, window: list[RowToAnswer], stop: StopRequest) -> None:
-        """Answers a whole window, whatever part of it was answered before: batches are then always the same ones."""
+        """Answers a whole window, even if a part was answered before, so that batches are always the same."""
         before = self._output.answered(window)
         size = sum(row.size for row in window)
         if before < len(window):

@@ -1,4 +1,4 @@
-"""Recommendations from numbers that exist, as they are asked for and shown: a question, its answers, text and data."""
+"""Recommendations from existing numbers, published or a user's own: the question, the answers, and their output."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,11 +14,14 @@ from jpeft.report.ranking import Ranked, Scarce, is_paper
 
 @dataclasses.dataclass(frozen=True)
 class AdviceQuestion:
-    """The question to `jpeft recommend`, in the names that result files use.
+    """The question to `jpeft recommend`, in the names of result files.
 
     Attributes:
-      examples: rows to train on; None where the scale does not follow from them.
-      remark: what to say about the scale, or "".
+      task: as asked: a kind of task, or a task.
+      tasks: the tasks that it stands for.
+      scale: of the results to use.
+      examples: rows to train on; None if they do not determine the scale.
+      remark: a sentence about the scale, or "".
     """
 
     task: str
@@ -36,14 +39,16 @@ class AdviceQuestion:
 
 
 def question(task: str, examples: int | None, groups: Sequence[Group], *, own: bool) -> AdviceQuestion:
-    """The question that a call asks.
+    """Makes the question of a command line.
 
     Args:
-      task: a kind of task, a task of the paper or, of own results, any task that they are of.
-      own: whether the groups are own results.
+      task: a kind of task, a task of the paper or, with own results, any task of theirs.
+      examples: rows to train on.
+      groups: the results to answer from.
+      own: whether these are the user's own results.
 
     Raises:
-      UserError: there is no such task, or nothing tells the scale.
+      UserError: the task is unknown, or the scale cannot be determined.
     """
     tasks = TASKS_OF.get(task, (task,))
     there = {key.task for group in groups for key in group.cells}
@@ -53,22 +58,22 @@ def question(task: str, examples: int | None, groups: Sequence[Group], *, own: b
         raise UserError(f"--task is {task!r}; {what} {', '.join(known)}.")
     if tasks[0] in PAPER_TASKS:
         if examples is None:
-            raise UserError("--examples is missing: how many rows there are to train on decides the scale.")
+            raise UserError("--examples is missing; give the number of rows to train on, which decides the scale.")
         scale, remark = scale_of(examples)
         return AdviceQuestion(task, tasks, scale, examples, remark)
-    # Rows of a user's own: a run's scale is what was asked for, `all` by default, whatever their number.
+    # A user's own rows: the scale of a run is that of its config, by default `all`, whatever the number of rows.
     scales = sorted({key.scale for group in groups for key in group.cells if key.task in tasks})
     wanted = scale_of(examples)[0] if examples is not None else None
     if wanted not in scales and len(scales) > 1:
-        raise UserError(f"the results of {task} are of the scales {', '.join(scales)}; --examples has to tell which.")
+        raise UserError(f"the results of {task} are of the scales {', '.join(scales)}; choose one by --examples.")
     return AdviceQuestion(task, tasks, wanted if wanted in scales else scales[0], examples)
 
 
 def recommendations(asked: AdviceQuestion, groups: Sequence[Group], scarce: Sequence[Scarce]) -> list[Recommendation]:
-    """One for each group that has such results and each thing that is scarce.
+    """One recommendation per group with results for the question and per scarce resource.
 
     Raises:
-      UserError: no group has.
+      UserError: no group has such results.
     """
     fitting = [
         group
@@ -77,7 +82,7 @@ def recommendations(asked: AdviceQuestion, groups: Sequence[Group], scarce: Sequ
         if any(key.task in asked.tasks and key.scale == asked.scale and not key.ablation for key in group.cells)
     ]
     if not fitting:
-        raise UserError(f"the results hold nothing of {asked.title}; another --examples asks for another scale.")
+        raise UserError(f"there are no results for {asked.title}; another --examples may select another scale.")
     found = []
     for group in fitting:
         apart = _of_other_readings(group, fitting, asked)
@@ -88,7 +93,7 @@ def recommendations(asked: AdviceQuestion, groups: Sequence[Group], scarce: Sequ
 
 
 def _of_other_readings(group: Group, groups: Sequence[Group], asked: AdviceQuestion) -> list[str]:
-    """A line for each other reading that has results on the group's rows of methods that are missing in it."""
+    """A line for each other reading with results, on the same rows, of methods that the group lacks."""
     methods = lambda of: {key.method for key in of.cells if key.task in asked.tasks and key.scale == asked.scale}
     same = lambda of: (of.model, of.quantization, of.source, of.data)
     lines = []
@@ -105,7 +110,7 @@ def _of_other_readings(group: Group, groups: Sequence[Group], asked: AdviceQuest
 
 
 def document(asked: AdviceQuestion, found: Sequence[Recommendation]) -> Document:
-    """The answers as a document, for a terminal."""
+    """The recommendations as a document, for a terminal."""
     sections = [
         Section(
             name=one.case.scarce,
@@ -120,7 +125,7 @@ def document(asked: AdviceQuestion, found: Sequence[Recommendation]) -> Document
 
 
 def as_data(asked: AdviceQuestion, found: Sequence[Recommendation]) -> dict[str, Any]:
-    """The same as plain data, numbers unrounded, None where missing."""
+    """The recommendations as JSON values, with unrounded numbers, and None for missing ones."""
     return {
         "task": asked.task,
         "tasks": list(asked.tasks),

@@ -1,7 +1,7 @@
-"""The decision framework of the paper's section 3.2 as code: which method, given the task, the rows and what is scarce.
+"""The paper's decision framework, section 3.2: which method, by the task, the number of rows and what is scarce.
 
-It ranks by numbers alone, the published ones or those of own runs, and then says whether the paper's own sentence names
-what these numbers put first. The two do not always agree.
+Methods are ranked by numbers alone, the published ones or a user's own. The recommendation then says whether the
+paper's own sentence names the method that these numbers rank first; the two do not always agree.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ TASKS_OF = {"classification": ("agnews", "cola"), "generation": ("e2e", "samsum"
 _FAST = ("full tuning across low/medium data splits […] for time-constrained scenarios", ("full",))
 _GOOD = ("(IA)³, LoRA or BitFit for low/medium-resource", ("ia3", "lora", "bitfit"))
 _SMALL = ("(IA)³ performs best in medium/high-resource scenarios", ("ia3",))
-# By what is scarce and by scale: the words of section 3.2, and the methods that they name.
+# By scarce resource and scale: the quotation of section 3.2, and the methods that it names.
 _SECTION_3_2: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "time": {
         "low": _FAST,
@@ -48,7 +48,7 @@ _SECTION_3_2: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One question for the best method: the runs to answer from, what is scarce, and the ranking that follows."""
+    """The results, tasks and scale of a question for the best method, what is scarce, and the ranking that follows."""
 
     group: Group
     tasks: tuple[str, ...]
@@ -62,18 +62,18 @@ class Case:
 
     @property
     def placed(self) -> list[Ranked]:
-        """The methods of which no number is missing or says nothing, best first."""
+        """The ranked methods, best first; those without usable numbers are left out."""
         return [ranked for ranked in self.ranking if ranked.place is not None]
 
     @property
     def ties(self) -> list[str]:
-        """The methods that cannot be told from the first."""
+        """The methods that tie with the first."""
         return [ranked.method for ranked in self.ranking if ranked.tied]
 
 
 @dataclasses.dataclass(frozen=True)
 class PaperSentence:
-    """Section 3.2's sentence for a case, whether the case's numbers put first what it names, and that in a line."""
+    """Section 3.2's sentence for a case, the verdict whether the numbers agree with it, and a line that says so."""
 
     sentence: str
     verdict: Verdict
@@ -82,13 +82,14 @@ class PaperSentence:
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
-    """A ranking with what is to be said of it.
+    """A ranking in words and tables.
 
     Attributes:
-      answer: what to use, in a line.
-      reasons: `(what, sentence)`.
-      cautions: what must not be overlooked.
-      tables: the ranking, and what else bears on it.
+      answer: the method to use, in a line.
+      reasons: `(label, sentence)` pairs.
+      paper: how the ranking compares with the paper's sentence.
+      cautions: warnings.
+      tables: the ranking, and further numbers of the methods.
     """
 
     case: Case
@@ -100,7 +101,7 @@ class Recommendation:
 
 
 def scale_of(examples: int) -> tuple[str, str]:
-    """The paper's scale that a number of training examples falls into, and what to say about it, or ""."""
+    """The paper's scale for a number of training examples, and a remark if it is beyond the largest scale, or ""."""
     limits = published()["scales"]
     for scale, limit in limits.items():
         if examples <= limit["max_train"]:
@@ -112,7 +113,7 @@ def scale_of(examples: int) -> tuple[str, str]:
 
 
 def recommend(group: Group, tasks: Sequence[str], scale: str, scarce: Scarce) -> Recommendation:
-    """Ranks the methods of a group for these tasks at this scale; nothing missing is filled in."""
+    """Recommends a method of a group for these tasks at this scale; methods with missing numbers are not ranked."""
     case = Case(group, tuple(tasks), scale, scarce, rank(group, tasks, scale, scarce))
     return Recommendation(
         case, _answer(case), tuple(_reasons(case)), _compare(case), tuple(_cautions(case)), _tables(case)
@@ -140,14 +141,14 @@ def _reasons(case: Case) -> Iterator[tuple[str, str]]:
     next_one = f" Next is {method_label(others[0].method)}: {_numbers(others[0], case)}." if others else ""
     yield "why", f"{case.criterion.name}: {_numbers(first, case)}.{next_one}"
     if case.ties:
-        yield "ties", _what_ties(case)
+        yield "ties", _tie_rule(case)
     leaders = {task: _leader(case, task) for task in case.tasks}
     if len(set(leaders.values())) > 1:
         yield "by task", ", ".join(f"{method_label(method)} on {task_label(task)}" for task, method in leaders.items())
     yield from _not_ranked(case)
 
 
-def _what_ties(case: Case) -> str:
+def _tie_rule(case: Case) -> str:
     close = f"{CLOSE_SHARE:.0%}" if case.criterion.shares else f"{CLOSE_METRIC:.0%} of the most that the metric can be"
     if all(ranked.score is not None and ranked.score.sd is not None for ranked in case.placed):
         return "a difference within the spread over seeds is called a tie"
@@ -155,7 +156,7 @@ def _what_ties(case: Case) -> str:
 
 
 def _not_ranked(case: Case) -> Iterator[tuple[str, str]]:
-    """Why methods have no place: `(what, sentence)`."""
+    """Why methods are not ranked, as `(label, sentence)` pairs."""
     unplaced = [ranked for ranked in case.ranking if ranked.place is None]
     without_sense = [ranked for ranked in unplaced if ranked.not_above_0]
     if without_sense:
@@ -219,7 +220,7 @@ def _compare(case: Case) -> PaperSentence:
         tied = [method for method in case.ties if method in named]
         if tied:
             return PaperSentence(sentence, "agrees within a tie", f"{line}, level with {_labels(tied)}")
-    # Of several that it names, one may stand far down.
+    # One of several named methods may be ranked low.
     low = [r for r in case.placed if r.method in named and (r.place or 0) > len(named)]
     aside = "".join(f", {method_label(ranked.method)} at place {ranked.place}" for ranked in low)
     return PaperSentence(sentence, "agrees" if first in named else "disagrees", f"{line}{aside}")
@@ -234,7 +235,7 @@ def _labels(methods: Sequence[str]) -> str:
 
 
 def _tables(case: Case) -> tuple[Table, ...]:
-    """The ranking; and, in a second table since terminals are narrow, other numbers that bear on it."""
+    """The ranking and, in a second table since terminals are narrow, further numbers of the methods."""
     criterion, several = case.criterion, len(case.tasks) > 1
     columns = [Column("#"), Column("method")]
     columns += [Column(task_label(task), criterion.style, criterion.heading) for task in case.tasks]
@@ -271,7 +272,7 @@ def _further(case: Case, name: str) -> Iterator[Table]:
 
 
 def _views(case: Case) -> list[tuple[str, Style, Callable[[Ranked, str], Value]]]:
-    """Further columns that a ranking's table has for each task, as (heading, style, value of a method)."""
+    """The further columns with a number per task, as `(heading, style, get)`; `get` gives a method's value."""
 
     def metric(ranked: Ranked, task: str) -> Value:
         return Value.of(case.group.metric(ranked.method, task, case.scale))
@@ -287,7 +288,7 @@ def _views(case: Case) -> list[tuple[str, Style, Callable[[Ranked, str], Value]]
 
 
 def _sizes(case: Case) -> list[tuple[str, Style, Callable[[Ranked], Value]]]:
-    """Further columns with one number for all tasks, the largest of theirs, as (heading, style, value of a method)."""
+    """The further columns with one number for all tasks, the largest, as `(heading, style, get)`."""
 
     def largest(get: Callable[[CellMeans], Spread | None]) -> Callable[[Ranked], Value]:
         def of(ranked: Ranked) -> Value:
@@ -303,6 +304,6 @@ def _sizes(case: Case) -> list[tuple[str, Style, Callable[[Ranked], Value]]]:
     found = [("parameters", "count", largest(lambda cell: cell.parameters))]
     if not is_paper(case.group):
         found.append(("adapter", "bytes", largest(lambda cell: cell.mean(lambda r: r.adapter_bytes))))
-        # 0 where the device does not tell
+        # 0 means that the device does not report it
         found.append(("peak memory", "bytes", largest(lambda cell: cell.mean(lambda r: r.peak_memory_bytes or None))))
     return found

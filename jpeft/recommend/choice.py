@@ -1,9 +1,9 @@
-"""The end of a search on a user's own rows: its full runs ranked by what is scarce, as text and as data.
+"""The answer of a search on a user's own rows: its full runs ranked by what is scarce, as text and as data.
 
-Quality is the validation loss: mean cross-entropy of a target token on the same rows, in nats, so that it may be
-compared between methods. Time and memory are ranked among those that are good enough in it; a quick or a small method
-that has not learned the task is none. Test metrics are shown and rank nothing; but where the first in rank does no
-better than an answer that never looks at the input, or than the untuned model, there is nothing to recommend.
+Quality is the validation loss, the mean cross-entropy per target token in nats, which is comparable between methods
+since the rows are the same. Time and memory rank only the methods with a good enough loss. Test metrics are shown but
+rank nothing; yet if the first method does no better than an answer that ignores the input, or than the untuned model,
+nothing is recommended.
 """
 
 import dataclasses
@@ -19,13 +19,22 @@ from jpeft.report.records import Result
 from jpeft.report.table import Column, Table, Value
 from jpeft.results import PHASES
 
-_FEW_ROWS = 50  # of validation: what they choose may be chance
+_FEW_ROWS = 50  # of validation: with fewer the choice may be chance
 
 
 @dataclasses.dataclass(frozen=True)
 class Short:
-    """A short run: its method, the factor on the config's learning rates, the highest rate, the rank where it has
-    one, how many epochs it learned, how it ended, and what was decided of it and why."""
+    """A short run of the search.
+
+    Attributes:
+      factor: applied to the config's learning rates.
+      learning_rate: the highest of its schedule.
+      rank: None for a method without one.
+      epochs: that it trained for.
+      validation_loss: None if it failed.
+      chosen: whether it is its method's best.
+      why: the reason, in words.
+    """
 
     method: str
     factor: float
@@ -39,7 +48,7 @@ class Short:
 
 @dataclasses.dataclass(frozen=True)
 class FullRun:
-    """A full run: its learning rate, its result, and the command that is the same run."""
+    """A full run: its result, its highest learning rate, and the `jpeft train` command of the same run."""
 
     result: Result
     learning_rate: float
@@ -47,18 +56,18 @@ class FullRun:
 
     @property
     def adapter(self) -> str:
-        """The directory of the adapter that this run trained, beside its result."""
+        """The directory of the adapter."""
         return str(self.result.path.parent / "adapter")
 
 
 @dataclasses.dataclass(frozen=True)
 class Placed:
-    """A full run in its place.
+    """A ranked full run.
 
     Attributes:
-      good_enough: whether its validation loss is close to the best one.
-      tied: whether what it is ranked by cannot be told from the first's.
-      seconds: of training and validation until its loss was good enough; None where it never was.
+      good_enough: whether its validation loss is near the lowest.
+      tied: whether it ties with the first; only with quality as the criterion.
+      seconds: of training and validation until its loss was good enough; None if it never was.
     """
 
     full: FullRun
@@ -72,7 +81,7 @@ class Placed:
 
 
 def rank_full_runs(full: Sequence[FullRun], scarce: Scarce) -> list[Placed]:
-    """The full runs in their places, the best first."""
+    """Ranks the full runs by what is scarce, best first."""
     lowest = min(run.result.validation_loss for run in full)
     limit, tie = good_enough_limit(lowest), tie_limit(lowest)
 
@@ -96,7 +105,7 @@ def rank_full_runs(full: Sequence[FullRun], scarce: Scarce) -> list[Placed]:
 
 
 def _seconds_until(result: Result, limit: float) -> float | None:
-    """Seconds of training and validation to the end of the first epoch with such a loss, all epochs equally long."""
+    """Seconds of training and validation up to the first epoch with such a loss, if epochs take equally long."""
     reached = next((epoch for epoch, loss in enumerate(result.validation_losses) if loss <= limit), None)
     if reached is None or not result.epochs_run:
         return None
@@ -105,13 +114,14 @@ def _seconds_until(result: Result, limit: float) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A search that has ended.
+    """The outcome of a finished search.
 
     Attributes:
+      scarce: what the full runs are ranked by.
       left_out: methods without a full run, and why.
       remarks: what was not tried, or not in full, and why.
-      baseline: what is had without looking at the input; None where the targets are text.
-      on_a_budget: whether the search had a limit of time.
+      baseline: loss and accuracy of answers that ignore the input; None if the targets are not labels.
+      on_a_budget: whether the search had a time limit.
     """
 
     scarce: Scarce
@@ -128,7 +138,7 @@ class Choice:
 
     @functools.cached_property
     def untuned(self) -> float | None:
-        """The test metric of the model before any training; prompt tuning's own is of another prompt."""
+        """The test metric of the untuned model; not from prompt tuning, whose untrained prompt changes the model."""
         for run in self.full:
             if run.result.zero_shot and run.result.method != "prompt":
                 return run.result.zero_shot.get(run.result.metric_name)
@@ -136,11 +146,11 @@ class Choice:
 
     @property
     def nothing_learned(self) -> list[str]:
-        """Why the first in rank is no answer; empty where it is one."""
+        """Why the first method cannot be recommended; empty if it can."""
         return [reason for reason, certain in self._against(self.ranking[0].full.result) if certain]
 
     def _against(self, result: Result) -> Iterator[tuple[str, bool]]:
-        """Reasons to think that a run learned nothing, each with whether it is certain: few test rows may mislead."""
+        """The reasons to think that a run learned nothing, and whether each is certain: few test rows may mislead."""
         enough = result.test_examples >= FEWEST_TEST_ROWS
         metric = METRIC_LABELS.get(result.metric_name, result.metric_name)
         if self.baseline is not None and not self.baseline.is_beaten_by(result.validation_loss):
@@ -164,7 +174,7 @@ class Choice:
             )
 
     def what_to_do(self) -> list[str]:
-        """Advice for a search in which no method learned anything: what may help, the likeliest first."""
+        """What may help if no method learned anything, the most promising first."""
         result = self.ranking[0].full.result
         steps = []
         if result.epochs_run and result.best_epoch == result.epochs_run - 1:
@@ -181,7 +191,7 @@ class Choice:
         return steps
 
     def document(self) -> Document:
-        """The answer as a document, for a terminal."""
+        """The outcome as a document, for a terminal."""
         placed, first = self.ranking, self.ranking[0].full
         facts = [*self._answer(), *_reasons(self.scarce, placed, self.untuned, self.baseline)]
         section = Section(
@@ -207,7 +217,7 @@ class Choice:
         yield "use", method_label(first.method) + (f", which cannot be told from {', '.join(ties)}" * bool(ties))
 
     def as_data(self) -> dict[str, Any]:
-        """The same as plain data; `use`, `adapter` and `command` are None where nothing was learned."""
+        """The outcome as JSON values; `use`, `adapter` and `command` are None if nothing was learned."""
         first = self.ranking[0].full
         nothing = self.nothing_learned
         return {

@@ -1,1 +1,1 @@
-"""Result files and the published numbers as tables. Reads JSON and nothing else of jpeft."""
+"""Reports: tables and figures from result files, beside the published numbers. Reads JSON and never loads JAX."""

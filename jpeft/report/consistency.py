@@ -1,4 +1,4 @@
-"""The paper against itself: what its derived tables say, and what follows from the tables that they derive from."""
+"""The paper's consistency: its derived tables compared with the same numbers recomputed from its other tables."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from jpeft.report.table import Column, Table, Value
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Check:
-    """A published entry and the same one recomputed, exactly, from other published entries."""
+    """A published entry, and the same entry recomputed exactly from other published entries."""
 
     label: str
     task: str
@@ -21,7 +21,7 @@ class Check:
 
     @property
     def agrees(self) -> bool:
-        """To the last printed digit, whether the recomputed one was rounded or cut to it."""
+        """Whether both are equal to the last printed digit, by rounding or by truncation."""
         digit = Decimal(1).scaleb(int(self.printed.as_tuple().exponent))
         return self.printed in {self.recomputed.quantize(digit, rounding) for rounding in (ROUND_HALF_UP, ROUND_DOWN)}
 
@@ -32,9 +32,9 @@ class Comparison:
 
     Attributes:
       name: anchor of its table in the report.
-      title: which table was checked against which.
-      how: how an entry is recomputed from the others, in words.
-      checks: an entry each.
+      title: the table, and those that it was recomputed from.
+      how: the computation, in words.
+      checks: one per entry.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Comparison:
 
     @property
     def agreeing(self) -> int:
-        """How many of the entries agree with what was recomputed."""
+        """The number of entries that agree."""
         return sum(check.agrees for check in self.checks)
 
     @property
@@ -59,7 +59,7 @@ def comparisons() -> list[Comparison]:
 
 
 def table(comparison: Comparison) -> Table:
-    """The checks as a table, those that fail marked."""
+    """The checks as a table; failed ones are marked."""
     rows = [
         [
             Value(check.label),
@@ -99,7 +99,7 @@ def disagreements(compared: list[Comparison]) -> Table:
 
 
 def remarks() -> list[str]:
-    """Statements of section 3.2 that Table 4 does not bear out."""
+    """The statements of section 3.2 that Table 4 contradicts."""
     group = published_group()
     exceptions = []
     for scale in ("low", "medium"):
@@ -118,11 +118,11 @@ def remarks() -> list[str]:
 
 
 def _decimal(number: float) -> Decimal:
-    return Decimal(repr(number))  # the shortest decimal that is this float: the digits that were printed
+    return Decimal(repr(number))  # the shortest decimal of this float: the digits as printed
 
 
 def _derived(table: str, derive: Callable[[str, str, str], Decimal]) -> tuple[Check, ...]:
-    """Every entry of a table beside what `derive(method, task, scale)` makes of the other tables."""
+    """A check per entry of a table; `derive(method, task, scale)` recomputes it from the other tables."""
     return tuple(
         Check(row_label(method, scale), task, _decimal(printed), derive(method, task, scale))
         for scale, methods in published()[table].items()
@@ -180,6 +180,6 @@ def _table_2() -> Comparison:
 
 
 def sorted_by_digits(one: float, other: float) -> tuple[Decimal, Decimal]:
-    """Two printings of one number, the one with fewer digits first."""
+    """Two published forms of one number, the one with fewer digits first."""
     first, second = sorted((_decimal(one), _decimal(other)), key=lambda d: -int(d.as_tuple().exponent))
     return first, second

@@ -1,4 +1,4 @@
-"""Tables as CSV: plain numbers, the spread and the paper's number in columns of their own."""
+"""Tables as CSV, with unformatted numbers; the spread and the paper's number have columns of their own."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ from jpeft.report.table import Table, Value
 
 
 def render(table: Table) -> str:
-    """One table. A missing number is an empty entry; units are the table's (seconds, bytes, shares of 1)."""
+    """Renders one table. A missing number is empty; units are the table's (seconds, bytes, fractions of 1)."""
     extras = [
         (
             any(row[i].sd is not None for row in table.rows),
@@ -38,7 +38,7 @@ def render(table: Table) -> str:
 
 def _plain(value: Value) -> str | float | int:
     if isinstance(value.value, str) and value.value[:1] in "=+-@\t":
-        return f"'{value.value}" if value.value else ""  # a spreadsheet would run it as a formula
+        return f"'{value.value}" if value.value else ""  # else a spreadsheet would evaluate it as a formula
     return _blank(value.value)
 
 

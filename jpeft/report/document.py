@@ -1,4 +1,4 @@
-"""What a report says, before any format: sections of cautions, findings, tables and figures."""
+"""The content of a report, independent of its format: sections of cautions, findings, tables and figures."""
 
 import dataclasses
 import re
@@ -20,11 +20,11 @@ class Section:
     """The tables and figures of one model on one source of data, or of the paper's check against itself.
 
     Attributes:
-      name: anchor, and directory of its files; empty where a document has one section alone.
-      facts: `(what, value)` lines to know before reading on.
-      cautions: what must not be overlooked.
+      name: anchor, and directory of its files; empty if it is the only section.
+      facts: `(label, value)` lines at the top.
+      cautions: warnings.
       parts: `(heading, tables and figures)`.
-      findings_after: how many of the parts stand before the findings.
+      findings_after: the number of parts before the findings.
     """
 
     name: str
@@ -37,18 +37,18 @@ class Section:
     findings_after: int = 0
 
     def parts_and_findings(self) -> list[tuple[str, Sequence[Table | Figure]] | None]:
-        """The parts in order, with None where the findings stand; they stand nowhere where there are none."""
+        """The parts in order, with None in the place of the findings, if there are any."""
         parts: list[tuple[str, Sequence[Table | Figure]] | None] = list(self.parts)
         if self.findings:
             parts.insert(self.findings_after, None)
         return parts
 
     def tables(self) -> list[Table]:
-        """Every table of its parts, in order; the findings' evidence is not among them."""
+        """The tables of its parts, in order, without those of the findings."""
         return [block for _, blocks in self.parts for block in blocks if isinstance(block, Table)]
 
     def figures(self) -> list[Figure]:
-        """Every figure of its parts, in order."""
+        """The figures of its parts, in order."""
         return [block for _, blocks in self.parts for block in blocks if isinstance(block, Figure)]
 
 
@@ -68,7 +68,7 @@ class Document:
 
 
 def of_runs(groups: Sequence[Group], problems: Sequence[LeftOut]) -> Document:
-    """The report of some runs: a section for each model and source, none of which shares a table with another."""
+    """The report of runs, with a section per group; results of different groups never share a table."""
     names = _slugs(["-".join(filter(None, (g.model, g.quantization, g.source))) for g in groups])
     count = sum(len(group.results) for group in groups)
     papers = any(group.has_papers for group in groups)
@@ -87,7 +87,7 @@ def of_runs(groups: Sequence[Group], problems: Sequence[LeftOut]) -> Document:
 
 
 def of_paper() -> Document:
-    """The published tables recomputed from each other, and the paper's findings asked of its own tables."""
+    """The report of the paper itself: its tables recomputed from each other, its findings checked by its tables."""
     compared = consistency.comparisons()
     section = Section(
         name="paper",
@@ -167,7 +167,7 @@ def _listed(values: Any) -> str:
 
 
 def _slugs(names: Sequence[str]) -> list[str]:
-    """A short name for files of each, no two alike."""
+    """A short, unique file name for each."""
     slugs: list[str] = []
     for name in names:
         slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")[-60:].strip("-.") or "runs"

@@ -1,4 +1,4 @@
-"""Figures drawn with matplotlib (the extra `plots`), through its objects: no pyplot, no window."""
+"""Draws figures with matplotlib (the extra `plots`), through its object interface: no pyplot, no window."""
 
 import dataclasses
 import io
@@ -30,11 +30,11 @@ _STYLE: dict[Any, Any] = {
     "xtick.color": pictures.MUTED,
     "ytick.color": pictures.MUTED,
     "text.color": pictures.INK,
-    "text.parse_math": False,  # a dollar in a model's name is no formula
+    "text.parse_math": False,  # a dollar sign in a model's name must not start a formula
     "legend.fontsize": 9.5,
-    "svg.fonttype": "none",  # text stays text: small, and read aloud
+    "svg.fonttype": "none",  # keep text as text: smaller, and accessible
 }
-# What the page's style sheet calls each colour.
+# The variable of the page's style sheet for each colour.
 _VARIABLES = {
     pictures.INK: "--ink",
     pictures.MUTED: "--muted",
@@ -45,7 +45,7 @@ _VARIABLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A figure as files, and as SVG to stand in the page: its colours are the page's variables."""
+    """A figure as files, and as SVG for embedding in the page, with the page's variables as colours."""
 
     png: bytes
     svg: bytes
@@ -53,9 +53,9 @@ class Drawn:
 
 
 def render(figure: pictures.Figure) -> Drawn:
-    """Draws a figure; the same cells give the same bytes."""
+    """Draws a figure; the output is deterministic."""
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": figure.name}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a name with letters that the font lacks is drawn with boxes
+        warnings.simplefilter("ignore")  # the font may lack characters
         drawn = matplotlib.figure.Figure(figsize=figure.size)
         figure.draw(drawn)
         drawn.text(0.008, 0.99, figure.label.replace("`", ""), va="top", fontsize=9, color=pictures.MUTED)
@@ -68,11 +68,13 @@ def render(figure: pictures.Figure) -> Drawn:
 def _inline(svg: str, figure: pictures.Figure) -> str:
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r"<g id=\"patch_1\">.*?</g>", "", body, count=1, flags=re.DOTALL)  # the white ground
-    body = re.sub(r"\bid=\"([^\"]+)\"", rf'id="{figure.name}-\1"', body)  # ids are the page's, which has many figures
+    body = re.sub(r"<g id=\"patch_1\">.*?</g>", "", body, count=1, flags=re.DOTALL)  # the white background
+    body = re.sub(
+        r"\bid=\"([^\"]+)\"", rf'id="{figure.name}-\1"', body
+    )  # ids must be unique in a page with many figures
     body = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{figure.name}-", body)
     body = re.sub(r"width=\"[\d.]+pt\" height=\"[\d.]+pt\"", "", body, count=1)
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, f"var({variable})")
-    # The axes' own white ground, so that the page's shows.
+    # Remove the axes' white background, so that the page's shows.
     return re.sub(r"fill: #ffffff", "fill: none", body)

@@ -1,7 +1,7 @@
-"""The paper's findings in plain words, and whether they hold in a set of results: computed, with what they rest on.
+"""The paper's findings, and whether they hold in a set of results, with the evidence.
 
-A finding is a number of comparisons. One whose cells are missing, or whose difference lies within the spread over
-seeds, decides nothing and is counted apart; a verdict is taken over the others.
+A finding consists of comparisons. A comparison with missing cells, or a difference within the spread over seeds, is
+undecided and counted separately; the verdict is over the others.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from jpeft.report.names import (
 )
 from jpeft.report.table import Column, Style, Table, Value
 
-# Half of the parameters is "enough" within so much of the metric of all layers.
+# Half of the parameters is "enough" if its metric is at most this much below that of all layers.
 HALF_MARGIN = 0.02
 _HALVES = {"ia3": ("early", "later", "random"), "lora": ("early", "later", "random", "drop_query_output")}
 
@@ -48,12 +48,12 @@ class Finding:
     """One finding of the paper.
 
     Attributes:
-      claim: what the paper says.
+      claim: the paper's statement.
       verdict: `holds`, `mostly holds`, `mixed`, `does not hold`, `within the spread` or `cannot be said`.
-      summary: what was counted, in words.
-      of_paper: the same question asked of the paper's own tables; empty where these are the paper's.
-      evidence: every comparison with its figures.
-      decides: whether any comparison does: without, nothing that it needs was run.
+      summary: the counts, in words.
+      of_paper: the verdict for the paper's own tables; empty if the results are the paper's.
+      evidence: a table of all comparisons.
+      decides: whether any comparison is decided; if not, none of the runs that it needs are there.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class _Answer:
-    """`outcomes`: every comparison; `verdict` is taken over them where it is not given."""
+    """The result of a finding's comparisons; `given` replaces the verdict over `outcomes`."""
 
     outcomes: Sequence[ClaimHolds]
     summary: str
@@ -88,7 +88,7 @@ class _Answer:
 
 
 def findings(group: Group) -> list[Finding]:
-    """Every finding, asked of a group and, beside it, of the paper's own tables."""
+    """All findings, for a group and, beside it, for the paper's own tables."""
     found = []
     for name, (claim, ask) in _FINDINGS.items():
         answer, of_paper = ask(group), ask(published_group())
@@ -105,7 +105,7 @@ def findings(group: Group) -> list[Finding]:
 
 
 def more(one: Spread | None, other: Spread | None) -> ClaimHolds:
-    """Whether `one` is larger than `other`, beyond their spread."""
+    """Whether `one` is larger than `other` by more than their spread over seeds."""
     if one is None or other is None:
         return "cannot be said"
     if (one.sd or other.sd) and not one.clear_of(other):
@@ -114,13 +114,14 @@ def more(one: Spread | None, other: Spread | None) -> ClaimHolds:
 
 
 def verdict(outcomes: Iterable[ClaimHolds]) -> str:
-    """`holds` where all comparisons that decide say yes, `mostly holds` from 3/4 on, `does not hold` up to 1/4.
+    """The verdict over comparisons.
 
-    Where less than half of them decide, there is no verdict but the reason.
+    `holds` if all decided ones are yes, `mostly holds` from 3/4 on, `does not hold` up to 1/4, else `mixed`. If fewer
+    than half are decided, it is the most frequent reason for that.
     """
     outcomes = list(outcomes)
     yes, no = outcomes.count("yes"), outcomes.count("no")
-    if 2 * (yes + no) < len(outcomes):  # most decide nothing: of that, what there is most of
+    if 2 * (yes + no) < len(outcomes):  # most are undecided: the more frequent reason
         missing, within = outcomes.count("cannot be said"), outcomes.count("within the spread")
         return "cannot be said" if missing >= within else "within the spread"
     share = yes / (yes + no)
@@ -146,7 +147,7 @@ def _outcome(outcome: ClaimHolds) -> Value:
 
 
 def _slower_to_converge(group: Group) -> _Answer:
-    """Seconds decide, as they do in section 3.2; epochs are counted beside them."""
+    """The verdict is by seconds, as in section 3.2; epochs are counted for information."""
     rows, by_epoch, by_seconds = [], [], []
     for scale in ("low", "medium"):
         for task in PAPER_TASKS:
@@ -245,7 +246,7 @@ def _attention_falls_most(group: Group) -> _Answer:
 
 
 def _all(outcomes: Sequence[ClaimHolds]) -> ClaimHolds:
-    """Yes where all are; no where one is; else what keeps it from being said."""
+    """`yes` if all are, `no` if one is, else the reason why it is undecided."""
     for outcome in ("no", "cannot be said", "within the spread"):
         if outcome in outcomes:
             return outcome
@@ -253,7 +254,7 @@ def _all(outcomes: Sequence[ClaimHolds]) -> ClaimHolds:
 
 
 def _half_is_enough(group: Group) -> _Answer:
-    """One and the same half has to do on every task: another one for each task would be chosen by the test."""
+    """The same half has to suffice on every task: choosing one per task would be a choice by test metric."""
     rows, parts = [], []
     by_half: dict[tuple[str, str], list[ClaimHolds]] = {}
     for method, halves in _HALVES.items():
@@ -299,7 +300,7 @@ def _within_margin(own: Spread, full: Spread) -> ClaimHolds:
     room = own.mean - (full.mean - HALF_MARGIN)
     if abs(room) < math.hypot(own.sd or 0.0, full.sd or 0.0):
         return "within the spread"
-    return "yes" if room >= -1e-12 else "no"  # a difference of just the margin is within it, as people count
+    return "yes" if room >= -1e-12 else "no"  # a difference equal to the margin counts as within it
 
 
 def _lora_more_robust(group: Group) -> _Answer:
@@ -328,7 +329,7 @@ def _lora_more_robust(group: Group) -> _Answer:
 
 
 def _mean_relative_loss(group: Group, method: str, task: str) -> Spread | None:
-    """1 - ablation / all layers, mean over the ablations; its spread from theirs, as if independent."""
+    """1 - ablation / all layers, averaged over the ablations; the spread is propagated as if they were independent."""
     full = group.metric(method, task, "medium")
     known = [group.metric(method, task, "medium", ablation) for ablation in PAPER_ABLATIONS[method]]
     own = [spread for spread in known if spread is not None]
@@ -345,7 +346,7 @@ def _mean_relative_loss(group: Group, method: str, task: str) -> Spread | None:
 
 def _no_best_method(group: Group) -> _Answer:
     rows: list[list[Value]] = []
-    leads: list[tuple[str, str]] = []  # (scale, best method); without ties
+    leads: list[tuple[str, str]] = []  # (scale, best method), without ties
     outcomes: list[ClaimHolds] = []
     ties = within = 0
     for scale in PAPER_SCALES:
@@ -392,7 +393,7 @@ def _no_best_method(group: Group) -> _Answer:
     parts += [f"{within} of {len(leads)} leads lie within the spread over seeds."] * bool(within)
     parts += [f"{ties} tie{'s' if ties > 1 else ''}."] * bool(ties)
     parts += [f"{missing} of {len(outcomes)} cannot be said, cells are missing."] * bool(missing)
-    # Two different leaders settle it, whatever is missing; one leader only where nothing is.
+    # Two different leaders decide it whatever is missing; a single one only if nothing is missing.
     given = "holds" if len({method for _, method in leads}) > 1 else "cannot be said"
     if given != "holds" and not missing:
         given = "does not hold" if len(leads) == len(outcomes) else "within the spread"

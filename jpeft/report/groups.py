@@ -1,4 +1,4 @@
-"""Results of one model on one source of data, as means over seeds; and what in them may not be compared."""
+"""Groups of comparable results, as means over seeds; and warnings about differences between the results of a group."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ from jpeft.results import printable
 from jpeft.words import counted, named_in_bits
 
 _LENGTHS = {"data.max_input_length": "Inputs", "data.max_target_length": "Targets"}
-# Config keys that are meant to differ between the cells of one grid. All others should not.
+# Config keys that may differ between the cells of a grid; all others should be equal.
 _OF_A_CELL = (
     "method.",
     "ablation.",
@@ -48,9 +48,10 @@ class Spread:
     """A mean over seeds.
 
     Attributes:
-      sd: sample standard deviation (over n - 1); None for one seed.
-      count: of seeds; 0 where it is not known, as in the paper.
-      error: of one seed, the standard error over its test rows; None where that is not known, or of several seeds.
+      sd: sample standard deviation (n - 1); None for one seed.
+      count: number of seeds; 0 if unknown, as in the paper.
+      low, high: the smallest and largest value.
+      error: for one seed, the standard error over its test rows; None if unknown, or for several seeds.
     """
 
     mean: float
@@ -62,7 +63,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float | int | None]) -> "Spread | None":
-        """The spread of those values that are there; None without any."""
+        """The spread of the values that are not None; None without any."""
         known = [float(value) + 0.0 for value in values if value is not None]  # -0.0 is 0.0
         if not known:
             return None
@@ -72,22 +73,22 @@ class Spread:
 
     @classmethod
     def single(cls, value: float | int | None) -> "Spread | None":
-        """A published number, of which no spread is known."""
+        """A published number, whose spread is unknown."""
         return None if value is None else cls(float(value), None, 0, float(value), float(value))
 
     def clear_of(self, other: "Spread") -> bool:
-        """Whether the means differ by more than a difference's spread, √(sd² + sd²); 0 where none is known."""
+        """Whether the means differ by more than the spread of the difference, √(sd² + sd²), with 0 if unknown."""
         spread = math.hypot(self.sd or 0.0, other.sd or 0.0)
         return abs(self.mean - other.mean) > spread
 
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
 class Key:
-    """A cell of the grid, or one on rows of a user's own.
+    """The key of a cell of the benchmark, or of a cell on a user's own rows.
 
     Attributes:
-      data: the name of the rows; empty for those of the benchmark's tasks.
-      variant: of settings besides, where a cell was run with several; empty for the one that stands for it.
+      data: the name of the rows; empty for the rows of the benchmark's tasks.
+      variant: the settings that differ, if a cell was run with several; empty for the one that represents the cell.
     """
 
     method: str
@@ -99,13 +100,13 @@ class Key:
 
     @property
     def is_papers(self) -> bool:
-        """Whether it is of a kind that the paper has: a task and a scale of its own, its rows, nothing varied."""
+        """Whether it is a cell of the paper's kind: its tasks, scales and rows, with no other settings varied."""
         return self.task in PAPER_TASKS and self.scale in PAPER_SCALES and not self.data and not self.variant
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CellMeans:
-    """A cell of a grid with its numbers, means over its seeds; None where missing. The paper's have no `results`."""
+    """The numbers of a cell, as means over its seeds; None if missing. The paper's cells have no `results`."""
 
     key: Key
     metric: Spread | None
@@ -117,7 +118,7 @@ class CellMeans:
 
     @classmethod
     def of(cls, key: Key, results: Iterable[Result]) -> "CellMeans":
-        """The means over the results of one cell, one for each seed."""
+        """The means over the results of one cell, one per seed."""
         ordered = tuple(sorted(results, key=lambda result: result.seed))
         mean = lambda get: Spread.of(get(result) for result in ordered)
         metric = _with_error(mean(lambda r: r.metric), [result.uncertainty for result in ordered])
@@ -132,17 +133,17 @@ class CellMeans:
         )
 
     def mean(self, get: Callable[[Result], float | int | None]) -> Spread | None:
-        """Mean over seeds of what `get` takes from each result; None where no result has it."""
+        """The mean over seeds of a number that `get` takes from a result; None if no result has it."""
         return Spread.of(get(result) for result in self.results)
 
     def number(self, name: str) -> Spread | None:
-        """Mean over seeds of a number of the test split; of one seed, with its standard error where that is known."""
+        """The mean over seeds of a test metric; for one seed with its standard error, if known."""
         mean = self.mean(lambda result: result.metrics.get(name))
         return _with_error(mean, [result.uncertainties.get(name) for result in self.results])
 
 
 def _with_error(mean: Spread | None, known: Sequence[Uncertainty | None]) -> Spread | None:
-    """The mean with the standard error over test rows, where it is of one seed and that is known."""
+    """The mean with the standard error over test rows, for one seed if known."""
     if mean is None or len(known) != 1 or known[0] is None:
         return mean
     return dataclasses.replace(mean, error=known[0].standard_error)
@@ -150,11 +151,14 @@ def _with_error(mean: Spread | None, known: Sequence[Uncertainty | None]) -> Spr
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The cells of one model, kept in as few bits, source and reading: what may stand in one table.
+    """The cells of one model, quantization, source of data and reading: those that may share a table.
 
     Attributes:
-      quantization: how the model was kept, such as `nf4,double`; None where it was wide.
-      data: of a part of such a group, the rows that all of its cells are of; see `by_data`.
+      model: name of the base.
+      source: where the rows are from, as `data.source`.
+      reading: of the methods, `paper` or `official`.
+      data: for a part made by `by_data`, the name of the rows of all its cells.
+      quantization: of the base, such as `nf4,double`; None for float weights.
     """
 
     model: str
@@ -165,16 +169,16 @@ class Group:
     quantization: str | None = None
 
     def get(self, method: str, task: str, scale: str, ablation: str | None = None) -> CellMeans | None:
-        """The cell of that method, task, scale and ablation on the benchmark's rows; None where it was not run."""
+        """The cell of a method, task, scale and ablation on the benchmark's rows; None if it was not run."""
         return self.cells.get(Key(method, task, scale, ablation or ""))
 
     def metric(self, method: str, task: str, scale: str, ablation: str | None = None) -> Spread | None:
-        """The task's own metric of that cell, as `get` finds it; None where there is none."""
+        """The task's metric of a cell as of `get`; None if there is none."""
         cell = self.get(method, task, scale, ablation)
         return cell.metric if cell else None
 
     def by_data(self) -> "list[Group]":
-        """One for each name of rows, in which `get` finds what is of these; the benchmark's own first."""
+        """A group per name of rows, for `get` to find their cells; the benchmark's rows first."""
         parts = []
         for data in sorted({key.data for key in self.cells}):
             cells = {dataclasses.replace(k, data=""): cell for k, cell in self.cells.items() if k.data == data}
@@ -183,7 +187,7 @@ class Group:
 
     @property
     def own(self) -> list[CellMeans]:
-        """Cells that are not of the paper's kind: rows of a user's own, another scale, other settings."""
+        """The cells that are not of the paper's kind: a user's own rows, another scale, other settings."""
         return [cell for key, cell in self.cells.items() if not key.is_papers]
 
     @property
@@ -198,31 +202,31 @@ class Group:
 
     @property
     def generated(self) -> bool:
-        """Whether the rows were generated: such results say nothing about a model or a method."""
+        """Whether the rows were generated (`data.source=sample`); such results say nothing about models or methods."""
         return self.source == "sample"
 
     @property
     def is_paper_model(self) -> bool:
-        """Whether the runs were of the paper's model, FLAN-T5-XL, kept wide: their numbers may be held against its."""
+        """Whether the model is the paper's, FLAN-T5-XL, not quantized, so that its numbers compare with the paper's."""
         return self.model == PAPER_MODEL and self.quantization is None
 
     @property
     def base(self) -> str:
-        """The model's name, and in how few bits it was where it was not wide."""
+        """The model's name, with its quantization if any."""
         return named_in_bits(self.model, self.quantization)
 
     @property
     def title(self) -> str:
-        """A heading: the model and its bits, its data and, where it is not the paper's, the reading of the methods."""
+        """A heading: the model with its quantization, its data and, if it is not the paper's, the reading."""
         data = "generated data (source `sample`)" if self.generated else f"source `{self.source}`"
         if self.source == "local" and all(key.task not in PAPER_TASKS for key in self.cells):
             data = self.data or "rows of your own"
         return f"{self.base}, {data}" + ("" if self.reading == "paper" else f", {self.reading} reading")
 
     def zero_shot(self, task: str, name: str | None = None) -> Spread | None:
-        """A number of the untrained model, by default the task's metric.
+        """A test metric of the untrained model, by default the task's.
 
-        Prompt tuning's untrained prompt, and an adapter that a run started from, are no part of that model.
+        Runs of prompt tuning, and runs that started from an adapter, are left out: they test another model.
         """
         values = [
             result.zero_shot.get(name or result.metric_name)
@@ -234,12 +238,12 @@ class Group:
             and dict(result.settings or ()).get("method.from_adapter", "None") == "None"
         ]
         known = Spread.of(values)
-        # Every run measured the same model on the same rows: the count is of no seeds.
+        # Every run measured the same model on the same rows: the runs do not count as seeds.
         return known and dataclasses.replace(known, count=1, sd=known.sd if known.low != known.high else None)
 
 
 def group(results: Iterable[Result]) -> list[Group]:
-    """Results by model, its bits, source and reading, in the order of these; never two of them in one group."""
+    """Groups results by model, quantization, source and reading, sorted by these."""
     by_group: dict[tuple[str, str, str, str], dict[Key, list[Result]]] = {}
     for result in results:
         key = Key(
@@ -261,7 +265,7 @@ def group(results: Iterable[Result]) -> list[Group]:
 
 @functools.cache
 def published_group() -> Group:
-    """The paper's tables 1 to 4 as cells, so that what is asked of runs can be asked of the paper."""
+    """The paper's Tables 1 to 4 as a group, so that everything computed from runs can be computed from the paper."""
     tables, counts = published(), published_parameters()
     cells = {}
 
@@ -291,7 +295,7 @@ def published_group() -> Group:
 
 
 def cautions(group: Group) -> list[str]:
-    """Warnings about results in one group that were made differently, such as on other rows; a sentence each."""
+    """Warnings about differences between the results of a group, such as other rows or devices; a sentence each."""
     found = [_differing(what, values) for what, values in _provenance(group).items()]
     found += _row_counts(group)
     found += _cut_texts(group)
@@ -366,7 +370,7 @@ def _row_counts(group: Group) -> list[str]:
 
 
 def place_label(task: str, data: str = "") -> str:
-    """`AG News`; of rows of a user's own their name."""
+    """The label of a task, such as `AG News`, or the name of a user's own rows."""
     return (
         (data or "rows of your own")
         if task not in PAPER_TASKS
@@ -377,7 +381,7 @@ def place_label(task: str, data: str = "") -> str:
 
 
 def _cut_texts(group: Group) -> list[str]:
-    """The lengths that somebody set in the place of the tasks' own."""
+    """Warnings about maximal lengths that were set instead of the tasks' own."""
     set_here = {(key, value) for r in group.results for key, value in r.settings or () if key in _LENGTHS}
     return [
         f"{_LENGTHS[key]} were cut to {value} tokens, not to the task's own length."
@@ -434,6 +438,6 @@ def _keys_that_differ(settings: Iterable[tuple[tuple[str, str], ...] | None]) ->
 
 
 def median_seed(cell: CellMeans) -> Result:
-    """The run whose metric is the median of its cell's: the one to show where one has to stand for all."""
+    """The run with the median metric of its cell, to represent the cell."""
     middle = statistics.median_low(result.metric for result in cell.results)
     return next(result for result in cell.results if result.metric == middle)

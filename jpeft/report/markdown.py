@@ -1,4 +1,4 @@
-"""Makes the Markdown text of a report, which shows pictures from files beside it."""
+"""Renders a report as Markdown, with figures as files beside it."""
 
 import html
 import re
@@ -9,7 +9,11 @@ from jpeft.report.table import Table, show
 
 
 def render(document: Document, figure_files: dict[tuple[str, str], str]) -> str:
-    """The report. `figure_files`: paths of the figures that were drawn, by section and figure name."""
+    """Renders a report.
+
+    Args:
+      figure_files: paths of the drawn figures, by section and figure name.
+    """
     lines = [f"# {escape(document.title)}", ""]
     for paragraph in document.lead:
         lines += [paragraph, ""]
@@ -23,7 +27,7 @@ def render(document: Document, figure_files: dict[tuple[str, str], str]) -> str:
 
 
 def escape(text: str) -> str:
-    """A text that may come from a result file, so that it is shown as it is, whatever it holds."""
+    """Escapes a text, which may come from a result file, so that Markdown shows it literally."""
     return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(text, quote=False))
 
 
@@ -86,7 +90,7 @@ def _row(cells) -> str:
 
 
 def _prose(text: str) -> str:
-    """Our own sentences, which may hold names from results and `code`: code stays, the rest is escaped."""
+    """Escapes a sentence of the report except for its `code`."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(
         f"`{html.escape(part[1:-1], quote=False)}`" if part.startswith("`") and len(part) > 1 else escape(part)

@@ -1,4 +1,4 @@
-"""Names that result files use, in the paper's order and with the paper's words for them."""
+"""Labels of the names in result files, in the paper's order and words; written out here since JAX is not loaded."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from jpeft.eval import metrics
 from jpeft.report.published import ABLATION_LABELS
 
 PAPER_METHODS = {"full": "Full Tuning", "ia3": "(IA)³", "lora": "LoRA", "bitfit": "BitFit", "prompt": "Prompt Tune"}
-# Methods that the paper does not have.
+# The methods that are not in the paper.
 OTHER_METHODS = {
     "adapter": "Adapter",
     "prefix": "Prefix Tuning",
@@ -25,31 +25,31 @@ PAPER_ABLATIONS = {
     "lora": ("early", "later", "random", "drop_self_attention", "drop_cross_attention", "drop_query_output"),
 }
 PAPER_MODEL = "google/flan-t5-xl"
-# Rows that the paper tests on: 2,500 at most, half of CoLA's 1,043 labelled validation rows, all of SAMSum's.
+# Test rows of the paper: at most 2,500; half of CoLA's 1,043 labelled validation rows; all of SAMSum's.
 PAPER_TEST_ROWS = {"agnews": 2500, "cola": 522, "e2e": 2500, "samsum": 819}
 
 
 def method_label(method: str) -> str:
-    """`LoRA` of `lora`; a method of one's own keeps its name."""
+    """The label of a method, such as `LoRA`; a user's own method keeps its name."""
     return PAPER_METHODS.get(method) or OTHER_METHODS.get(method, method)
 
 
 def task_label(task: str) -> str:
-    """`AG News` of `agnews`."""
+    """The label of a task, such as `AG News`."""
     return PAPER_TASKS.get(task, task)
 
 
 def row_label(method: str, scale: str) -> str:
-    """A row of the paper's tables: `LoRA (med.)`."""
+    """The label of a row in the paper's tables, such as `LoRA (med.)`."""
     return f"{method_label(method)} ({PAPER_SCALES.get(scale, scale)})"
 
 
 def ablation_label(ablation: str | None) -> str:
-    """`drop attention` of `drop_attention`, as Table 3 words it."""
+    """The label of an ablation in Table 3, such as `drop attention`."""
     return ABLATION_LABELS.get(ablation) or str(ablation).replace("_", " ")
 
 
 def in_order(found: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Sorts `found`: names that are in `known` by their order there, then all others by the alphabet."""
+    """Sorts names: those in `known` by their order there, then all others alphabetically."""
     found, known = set(found), list(known)
     return [name for name in known if name in found] + sorted(found.difference(known))

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing beside it: style, script and figures stand in the file."""
+"""Renders a report as one HTML page with style, script and figures embedded."""
 
 import functools
 import itertools
@@ -14,7 +14,12 @@ from jpeft.report.table import Table, Value, show
 
 
 def render(document: Document, svgs: dict[tuple[str, str], str], *, without: str | None = None) -> str:
-    """The page. `svgs`: the figures that were drawn, by section and name; `without`: why there are none."""
+    """Renders a report.
+
+    Args:
+      svgs: the drawn figures, by section and name.
+      without: the reason, if figures were not drawn.
+    """
     return _template().render(
         document=document,
         svgs={name: Markup(svg) for name, svg in svgs.items()},
@@ -27,7 +32,7 @@ def render(document: Document, svgs: dict[tuple[str, str], str], *, without: str
 
 @functools.cache
 def _template() -> jinja2.Template:
-    # Everything is escaped but what is Markup: names in result files are anybody's text.
+    # Everything except Markup is escaped: names in result files are untrusted.
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -43,13 +48,13 @@ def _file(name: str) -> str:
 
 
 def _prose(text: str) -> Markup:
-    """Our own sentences: `code` and *emphasis* are marked up, all else is escaped."""
+    """Escapes a sentence of the report, and marks up its `code` and *emphasis*."""
     html = re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text)))
     return Markup(re.sub(r"\*([^*]+)\*", r"<em>\1</em>", html))
 
 
 def _head(table: Table) -> list[tuple[str, int]]:
-    """`(heading over several columns, how many)`, empty where no column has one."""
+    """`(heading, number of columns that it spans)`; empty if no column has such a heading."""
     if not any(column.group for column in table.columns):
         return []
     groups = itertools.groupby(table.columns, key=lambda column: column.group)
@@ -57,7 +62,7 @@ def _head(table: Table) -> list[tuple[str, int]]:
 
 
 def _sort_key(value: Value) -> str:
-    """The text by which the page's script sorts a table's entry; empty if it is missing, and then it stays last."""
+    """The key by which the page's script sorts an entry; empty for a missing one, which is sorted last."""
     if value.value is None or value.value == "":
         return ""
     return repr(float(value.value)) if isinstance(value.value, int | float) else value.value.lower()

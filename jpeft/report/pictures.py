@@ -1,6 +1,6 @@
-"""What the figures show. Each is a function that fills a matplotlib figure; this module itself needs no matplotlib.
+"""The figures of a report, each a function that fills a matplotlib figure; this module does not import matplotlib.
 
-A missing cell leaves a gap: no line is drawn across it, and where a bar would stand there is a cross.
+A missing cell leaves a gap in a line, and a cross in the place of a bar.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from jpeft.report.records import training_curve
 from jpeft.report.tables import relative_time
 from jpeft.words import counted
 
-# On light ground. The page swaps each for a variable of its style sheet, so that figures follow light and dark.
+# For a light background. The page replaces each by a variable of its style sheet, for its light and dark modes.
 INK, MUTED, RULE = "#1f2328", "#667085", "#d8dde3"
 COLOURS = {
     "full": "#4b5563",
@@ -60,14 +60,14 @@ _TASK_MARKERS = {"agnews": "o", "cola": "s", "e2e": "^", "samsum": "D"}
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A picture to be drawn.
+    """A figure, not drawn yet.
 
     Attributes:
       name: of its files and its anchor.
-      caption: what is drawn and how to read it.
-      label: the model and the data, which stand in the picture itself: it may be seen without its caption.
+      caption: what is shown and how to read it.
+      label: the model and the data, drawn in the figure, which may be seen without its caption.
       size: in inches.
-      draw: fills a matplotlib `Figure` that it is given.
+      draw: draws into a matplotlib `Figure`.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Figure:
 
 
 def pictures(group: Group) -> dict[str, Figure]:
-    """The figures that a group has cells for, by the name of the table that they belong to or by their own."""
+    """The figures that a group has cells for, by the name of their table or, without one, by their own."""
     figures = {
         "table-1": _performance(group),
         "table-2": _ablations(group),
@@ -92,7 +92,7 @@ def pictures(group: Group) -> dict[str, Figure]:
 
 
 def colour(method: str) -> str:
-    """The colour of a method in every figure, as `#rrggbb`; methods that the paper does not have share one."""
+    """The colour of a method as `#rrggbb`; methods that are not in the paper share one."""
     return COLOURS.get(method, _OTHER_COLOUR)
 
 
@@ -199,7 +199,7 @@ def _run_time(group: Group) -> Figure | None:
 
 def _pareto(group: Group, what: str) -> Figure | None:
     axis = {"seconds": "total seconds of the run", "parameters": "trainable parameters"}[what]
-    # One point alone shows nothing; of rows of a user's own each has a panel, since metrics of different rows are.
+    # A single point shows nothing. Each set of a user's own rows has its own panel, since metrics are not comparable.
     several = Counter(_place(key) for key in group.cells)
     places, more = _first_panels(
         [place for place in _places(group.cells) if several[place] > 1 or place[0] in PAPER_TASKS]
@@ -251,7 +251,7 @@ def _pareto(group: Group, what: str) -> Figure | None:
     return Figure(f"pareto-{what}", caption, group.title, (8.6, 0.9 + 3.1 * math.ceil(len(places) / 2)), draw)
 
 
-_Place = tuple[str, str]  # task, and name of the rows where they are not the task's own
+_Place = tuple[str, str]  # task, and the name of the rows if they are not the task's own
 _MOST_PANELS = 24
 
 
@@ -260,14 +260,14 @@ def _place(key: Key) -> _Place:
 
 
 def _places(keys: Iterable[Key]) -> list[_Place]:
-    """The data sets of these cells: the paper's in its order, then a user's own by the alphabet."""
+    """The data sets of these cells: the paper's in its order, then a user's own alphabetically."""
     found = {_place(key) for key in keys}
     tasks = in_order({task for task, _ in found}, PAPER_TASKS)
     return sorted(found, key=lambda place: (tasks.index(place[0]), place[1]))
 
 
 def _first_panels(places: list[_Place]) -> tuple[list[_Place], str]:
-    """The first data sets, as many as a picture has room for, and a note on how many others are left out."""
+    """The data sets that a figure has room for, and a note on how many others are left out."""
     more = len(places) - _MOST_PANELS
     return places[:_MOST_PANELS], f" {counted(more, 'more data set')} not drawn." if more > 0 else ""
 
@@ -282,7 +282,7 @@ def _scale_name(scale: str) -> str:
 
 
 def frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those `(cost, metric)` points that no other one beats: none costs as little or less and scores higher."""
+    """The Pareto-optimal `(cost, metric)` points: no other point costs as little or less and has a higher metric."""
     best, kept = -math.inf, []
     for cost, metric in sorted(points, key=lambda point: (point[0], -point[1])):
         if metric > best:
@@ -351,9 +351,14 @@ def _training_curves(group: Group) -> Figure | None:
 
 
 def _panels(figure: Any, rows: int, columns: int, *, left: float = 0.75, wide: float = 0.75, legend: int = 1) -> Any:
-    """Axes with room, in inches, for labels at the left of each and for a legend of so many lines below.
+    """Makes a grid of axes.
 
-    By hand, since matplotlib's own layouts draw everything a second time to find the places.
+    The layout is computed here, since matplotlib's own layouts draw everything twice.
+
+    Args:
+      left: inches at the left of the figure, for labels.
+      wide: inches between columns, for labels.
+      legend: lines of the legend below.
     """
     width, height = figure.get_size_inches()
     bottom, top, high = 0.55 + 0.25 * legend, 0.55, 0.75
@@ -375,7 +380,7 @@ def _panels(figure: Any, rows: int, columns: int, *, left: float = 0.75, wide: f
 
 
 def _log(axis: Any, values: Iterable[float]) -> None:
-    """A logarithmic axis over the values, with few and plain ticks; linear where they are close to each other."""
+    """Makes an axis logarithmic, with few plain ticks; if the values are close to each other it stays linear."""
     known = [value for value in values if value > 0 and math.isfinite(value)]
     low, high = min(known, default=1.0), max(known, default=1.0)
     if high < 3 * low:
@@ -390,7 +395,7 @@ def _log(axis: Any, values: Iterable[float]) -> None:
 
 
 def _plain(value: float | int) -> str:
-    """`200k` of 200,000."""
+    """A short form of a number: `200k` for 200,000."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:g}{unit}"
@@ -412,7 +417,7 @@ def _relative_change(group: Group, method: str, task: str, ablation: str) -> flo
 
 
 def _line(ax: Any, at: list[float] | list[int], spreads: list[Spread | None], method: str) -> None:
-    """Means joined where neighbours are there, with their spread."""
+    """Draws means with their spread, and lines between neighbours that are not missing."""
     ax.errorbar(
         at,
         [_mean(spread) for spread in spreads],
@@ -425,12 +430,15 @@ def _line(ax: Any, at: list[float] | list[int], spreads: list[Spread | None], me
     )
 
 
-_Panel = tuple[str, _Place] | None  # a scale and a place; None is no panel
+_Panel = tuple[str, _Place] | None  # a scale and a data set; None for an empty place
 
 
 def _grid_of(cells: list[CellMeans]) -> tuple[list[list[_Panel]] | None, str]:
-    """Rows of panels, and what to say of those that are not drawn: of the benchmark a row for each scale and a column
-    for each task; of rows of a user's own, which have no such order, three in a row."""
+    """Arranges panels: scales by tasks for the benchmark; three in a row for a user's own rows.
+
+    Returns:
+      Rows of panels, or None; and a note on those that are not drawn.
+    """
     if not cells:
         return None, ""
     places = _places(cell.key for cell in cells)
@@ -451,7 +459,7 @@ def _grid_of(cells: list[CellMeans]) -> tuple[list[list[_Panel]] | None, str]:
 def _on_grid(
     figure: Any, cells: list[CellMeans], grid: list[list[_Panel]], x: str, y: str
 ) -> list[tuple[CellMeans, Any]]:
-    """Draws the empty panels; every cell that has one with its panel."""
+    """Makes the axes of the panels; returns each cell that has a panel with its axes."""
     axes = _panels(figure, len(grid), len(grid[0]), wide=0.55)
     by_panel: dict[_Panel, Any] = {}
     there = {(cell.key.scale, _place(cell.key)) for cell in cells}

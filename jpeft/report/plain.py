@@ -1,4 +1,4 @@
-"""A report as plain data, for `--json` and `report.json`."""
+"""A report as JSON values, for `--json` and `report.json`."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from jpeft.report.table import Table, Value
 
 
 def of_document(document: Document, groups: tuple[Group, ...] | list[Group] = ()) -> dict[str, Any]:
-    """Everything that the report shows, numbers unrounded; of runs also every cell with its seeds."""
+    """Everything in the report with unrounded numbers, and for runs also every cell with its seeds."""
     return {
         "title": document.title,
         "sections": [_section(section) for section in document.sections],
@@ -42,7 +42,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
 
 
 def of_table(table: Table) -> dict[str, Any]:
-    """A table; an entry is its value, or an object where it has a spread or a published number beside it."""
+    """A table; an entry is its value, or an object if it has a spread or a published number."""
     return {
         "name": table.name,
         "title": table.title,

@@ -1,11 +1,11 @@
-"""The numbers that Pu et al. (2023) print, from `published.json`, under the names that jpeft uses."""
+"""The published numbers of Pu et al. (2023), from `published.json`, by jpeft's names."""
 
 import functools
 import json
 from importlib import resources
 from typing import Any
 
-# What the paper's tables call each ablation.
+# The paper's labels of the ablations.
 ABLATION_LABELS = {
     None: "full layers/modules",
     "early": "select early layers",
@@ -23,12 +23,12 @@ TABLE_2_LABELS = {**ABLATION_LABELS, None: "all layers", "random": "select 50% r
 
 @functools.cache
 def published() -> dict[str, Any]:
-    """All numbers of the paper that jpeft compares with, by table, as they are printed there."""
+    """All numbers of the paper that jpeft compares with, by table, as printed."""
     return json.loads(resources.files("jpeft.report").joinpath("published.json").read_text(encoding="utf-8"))
 
 
 def published_parameters() -> dict[tuple[str, str | None], int]:
-    """Table 3 and the text of appendix A.4: parameters by method and ablation."""
+    """Trainable parameters by method and ablation, from Table 3 and the text of appendix A.4."""
     table = published()["table3_parameters"]
     counts: dict[tuple[str, str | None], int]
     counts = {("full", None): table["total"], ("bitfit", None): table["bitfit"], ("prompt", None): table["prompt"]}
@@ -40,7 +40,7 @@ def published_parameters() -> dict[tuple[str, str | None], int]:
 
 
 def published_metric(method: str, task: str, scale: str, ablation: str | None = None) -> float | None:
-    """Table 1, or Table 2 for an ablation; None where the paper prints nothing."""
+    """The metric of Table 1, or of Table 2 for an ablation; None if the paper has none."""
     if ablation is None:
         return published()["table1_metric"][scale][method][task]
     if scale != "medium":

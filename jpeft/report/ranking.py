@@ -1,4 +1,4 @@
-"""Methods ranked by what is scarce: by metric, by seconds to converge, by metric for each parameter."""
+"""Ranks methods by what is scarce: by metric, by seconds to converge, or by metric per parameter."""
 
 import dataclasses
 import math
@@ -11,25 +11,25 @@ from jpeft.report.names import PAPER_METHODS, in_order
 from jpeft.report.table import Style
 
 Scarce = Literal["time", "memory", "quality"]
-# Where no spread over seeds is known: of a metric, as a part of its whole (`_whole`); of seconds and of metric per
-# parameter, as a share.
+# The difference that counts as a tie if no spread over seeds is known: for a metric relative to its range (`_whole`),
+# for seconds and metric per parameter relative to the value.
 CLOSE_METRIC = 0.01
 CLOSE_SHARE = 0.05
-FAR_BEHIND = 0.1  # of a metric's whole, below the best: what is so much worse is no bargain, however fast or small
+FAR_BEHIND = 0.1  # of a metric's range below the best: a method so much worse gets a caution
 
 
 @dataclasses.dataclass(frozen=True)
 class Criterion:
-    """The criterion by which methods are ranked when time, memory or something else is scarce.
+    """The criterion by which methods are ranked for a scarce resource.
 
     Attributes:
-      name: of the quantity; `heading` is shorter.
-      get: that quantity of a method's cell: `(group, method, task, scale)`.
-      shares: whether a task's numbers are divided by its best before tasks are averaged: seconds of AG News and of
-        CoLA are no one scale, accuracies are.
-      paper_tables: where the paper's numbers of it stand.
-      lacks: methods that the paper leaves out of its table of it.
-      above_0: what has to be above 0 for the quantity to say anything, in words; "" where nothing has to.
+      name: of the quantity; `heading` is a shorter one.
+      get: takes the quantity from a cell: `(group, method, task, scale)`.
+      shares: whether each task's numbers are divided by the best one's before averaging over tasks. Seconds of AG News
+        and of CoLA have different scales; accuracies have not.
+      paper_tables: the paper's tables of the quantity.
+      lacks: methods that the paper leaves out of that table.
+      above_0: in words, the number that has to be above 0 for the quantity to be meaningful; "" if there is none.
     """
 
     name: str
@@ -45,16 +45,16 @@ class Criterion:
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """A method's place.
+    """A method in a ranking.
 
     Attributes:
-      place: from 1; None where a number is missing or says nothing.
-      score: what it was ranked by, over all tasks: a mean metric, or a mean ratio to the best method of each task.
-      by_task: the criterion's own number for each task.
-      tied: whether it cannot be told from the first, which itself is not tied.
-      behind: where its metric is furthest below the best method's; None where that is not known.
-      not_above_0: tasks of which the criterion says nothing, since its number is not above 0 (`Criterion.above_0`);
-        empty where another number is missing.
+      place: from 1; None if a number is missing or meaningless.
+      score: the mean over tasks of the metric, or of the ratio to the task's best method.
+      by_task: the criterion's number for each task.
+      tied: whether it ties with the first method; False for the first itself.
+      behind: the task where its metric is furthest below the best method's; None if unknown.
+      not_above_0: tasks whose number is meaningless since it is not above 0 (`Criterion.above_0`); empty if another
+        number is missing.
     """
 
     method: str
@@ -67,13 +67,13 @@ class Ranked:
 
     @property
     def far_behind(self) -> bool:
-        """Whether its metric is more than `FAR_BEHIND` of its whole below the best method's on some task."""
+        """Whether on some task its metric is below the best one by more than `FAR_BEHIND` of its range."""
         return self.behind is not None and self.behind.difference > self.behind.most
 
 
 @dataclasses.dataclass(frozen=True)
 class Behind:
-    """How far a method's metric is below the best method's on a task, and how far is called far there."""
+    """How far a method's metric is below the best method's on a task, and from where on that counts as far."""
 
     task: str
     difference: float
@@ -81,7 +81,7 @@ class Behind:
 
 
 def rank(group: Group, tasks: Sequence[str], scale: str, scarce: Scarce) -> tuple[Ranked, ...]:
-    """The methods of a group for these tasks at this scale; nothing missing is filled in."""
+    """Ranks the methods of a group for these tasks at this scale; those with missing numbers come last, unplaced."""
     criterion = CRITERIA[scarce]
     methods = in_order({key.method for key in group.cells} | set(PAPER_METHODS), PAPER_METHODS)
     lacking = criterion.lacks if is_paper(group) else ()
@@ -93,7 +93,7 @@ def rank(group: Group, tasks: Sequence[str], scale: str, scarce: Scarce) -> tupl
 
 
 def is_paper(group: Group) -> bool:
-    """Whether it holds the published numbers and not those of runs."""
+    """Whether the group holds the published numbers and not those of runs."""
     return not group.results
 
 
@@ -102,7 +102,7 @@ def _metric(group: Group, method: str, task: str, scale: str) -> Spread | None:
 
 
 def _seconds(group: Group, method: str, task: str, scale: str) -> Spread | None:
-    """To the best validation loss; the paper prints total run time alone."""
+    """Seconds to the best validation loss; for the paper, which has no others, the total run time."""
     cell = group.get(method, task, scale)
     return (cell.seconds_to_best or cell.total_seconds) if cell else None
 
@@ -130,7 +130,7 @@ CRITERIA: dict[Scarce, Criterion] = {
         True,
         _per_100k_parameters,
         ("prompt",),
-        # Fewer parameters make a negative metric worse, and 0 stays 0: by such a ratio nothing can be ranked.
+        # A ratio with a metric of 0 or less cannot be ranked: fewer parameters would make a negative one worse.
         above_0="metric",
     ),
     "quality": Criterion("metric", "metric", "metric", "Table 1", False, False, _metric),
@@ -162,12 +162,12 @@ def _rank(
 
 
 def _says(number: Spread, criterion: Criterion) -> bool:
-    """Whether a number can be ranked by."""
+    """Whether a number is meaningful for ranking."""
     return not criterion.above_0 or number.mean > 0
 
 
 def _not_above_0(of_task: Mapping[str, Spread | None], criterion: Criterion) -> tuple[str, ...]:
-    """As `Ranked` has it."""
+    """`Ranked.not_above_0`."""
     if None in of_task.values():
         return ()
     return tuple(task for task, own in of_task.items() if own and not _says(own, criterion))
@@ -176,7 +176,7 @@ def _not_above_0(of_task: Mapping[str, Spread | None], criterion: Criterion) -> 
 def _score(
     of_task: Mapping[str, Spread | None], best: Mapping[str, float | None], criterion: Criterion
 ) -> Spread | None:
-    """Over the tasks; None where one is missing or says nothing: a mean of the others would be of another thing."""
+    """The score over all tasks; None if one is missing or meaningless, since a mean of the others is not comparable."""
     parts = []
     for task, own in of_task.items():
         reference = best[task] if criterion.shares else 1.0
@@ -190,10 +190,10 @@ def _score(
 
 
 def _whole(group: Group, task: str, scale: str) -> float:
-    """A metric's greatest value, 1 or 100; of one whose range is not known, a user's own, the best that was reached."""
+    """A metric's largest value, 1 or 100; for a user's own metric of unknown range, the best value that was reached."""
     cells = [cell for key, cell in group.cells.items() if key.task == task and key.scale == scale and cell.results]
     if not cells:
-        return 1.0  # the paper's
+        return 1.0  # the paper's metrics
     known = METRICS.get(cells[0].results[0].metric_name)
     if known is not None and math.isfinite(known.range[1]):
         return known.range[1]
@@ -201,11 +201,11 @@ def _whole(group: Group, task: str, scale: str) -> float:
 
 
 def _clear(one: Spread, other: Spread, criterion: Criterion, close_metric: float) -> bool:
-    """Whether they differ by more than their spread; where that is not known of both, by more than is called close."""
+    """Whether two scores differ by more than their spread or, if one's is unknown, by more than a tie."""
     if one.sd is not None and other.sd is not None:
         return one.clear_of(other)
     close = CLOSE_SHARE * one.mean if criterion.shares else close_metric
-    return round(abs(one.mean - other.mean), 9) > close  # rounded: 0.82 and 0.81 are close
+    return round(abs(one.mean - other.mean), 9) > close  # rounded, so that 0.82 and 0.81 tie
 
 
 def _behind(

@@ -1,4 +1,4 @@
-"""Result files, found, checked and read into `Result`. What cannot be used is named, with the reason, and left out."""
+"""Finds result files and reads them into `Result`; unusable files are left out and reported with the reason."""
 
 import dataclasses
 import json
@@ -14,16 +14,16 @@ from jpeft.report.names import PAPER_TASKS
 from jpeft.results import NotARecord, RunRecord, printable, read_object
 from jpeft.words import counted, shortened
 
-# Directories of a run that hold no results and may hold thousands of files.
+# Subdirectories of a run that hold no results and may hold thousands of files.
 _NO_RESULTS_IN = {"checkpoint", "adapter", "tensorboard", "damaged", "model", "replaced", ".git"}
-# Keys of a config that differ between runs that may be averaged: the seed, and where this machine keeps the rows.
+# Config keys that may differ between runs that are averaged: the seed, and paths on this machine.
 _OF_THE_RUN_ALONE = {"train.seed", "data.path", "train.checkpoint_every_seconds"}
 _LOSS = "validation/loss"  # `RunRecord.monitor` of runs whose adapter is that of the lowest validation loss
-# Settings that say how a run is computed, and not what.
+# Settings of how a run is computed, which do not change its result.
 _NOT_WHAT = ("mesh.", "eval.batch_size", "model.scan_layers", "model.remat", "data.source")
-# What a config meant that was written before the key was there.
+# The values of keys that configs of earlier versions lack.
 _MEANT_BEFORE = {"eval.answer": "'generate'"}
-# Why something is left out.
+# Reasons for leaving a file out.
 _UNFINISHED, _CANNOT_BE_READ = "has no result.json: the run has not finished", "cannot be read"
 _MOST_CURVE_POINTS = 120
 _MOST_CURVE_BYTES = 64 * 2**20
@@ -32,19 +32,18 @@ _DIGEST_SHOWN = 7  # characters of a digest of rows, as of a commit
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Result(RunRecord):
-    """One `result.json`, with what tells it from others.
+    """A `result.json`, with what distinguishes it from the others that were read.
 
     Attributes:
       path: the file.
-      settings: the `config.json` beside the file as sorted `(key, value)` pairs, without the seed and without paths;
-        None where there is none. Runs of equal settings share one object.
-      data_path: where the rows were, as the config says it; None without a config or a path.
-      data: a name of the rows that no others among those that were read with it have: `reviews.jsonl 3f2a9c1`, and
-        where results on the same rows are judged by different metrics, `reviews.jsonl 3f2a9c1 by macro_f1`. Empty
-        for the benchmark's tasks, but for rows that are not those that most of the task's results are of.
-      setting: where results of one cell and seed differ in their settings, which this one has: `rank 8`. All results
-        of that cell have one.
-      variant: the same, and empty for the setting that stands for the cell: the one with most seeds, then the latest.
+      settings: the `config.json` beside it as sorted `(key, value)` pairs, without the seed and paths; None without
+        one. Runs with equal settings share one object.
+      data_path: the path of the rows in the config; None without a config or a path.
+      data: a unique name of the rows: `reviews.jsonl 3f2a9c1`, or `reviews.jsonl 3f2a9c1 by macro_f1` if results on the
+        same rows have different metrics. Empty for a benchmark's task, unless its rows differ from those of most
+        results of the task.
+      setting: this result's settings, such as `rank 8`, if results of its cell and seed differ in them.
+      variant: the same, but empty for the setting that represents the cell: that with most seeds, or else the latest.
     """
 
     path: Path
@@ -56,19 +55,19 @@ class Result(RunRecord):
 
     @property
     def examples_per_second(self) -> float | None:
-        """Training rows a second, over the time of training alone."""
+        """Training rows per second of training time."""
         return self.train_examples * self.epochs_run / self.seconds["train"] if self.seconds["train"] > 0 else None
 
     @property
     def lowest_loss_epoch(self) -> int:
-        """The epoch of the lowest validation loss, from 0; not that of the adapter, where another number chose that."""
+        """The epoch of the lowest validation loss, from 0; not the adapter's if another number was monitored."""
         if self.monitor == _LOSS or not self.validation_losses:
             return self.best_epoch
         return self.validation_losses.index(min(self.validation_losses))
 
     @property
     def seconds_to_best(self) -> float | None:
-        """Seconds of training and validation up to the lowest validation loss; epochs are taken as equally long."""
+        """Seconds of training and validation up to the lowest validation loss, if all epochs take equally long."""
         if not self.epochs_run:
             return None
         return (self.seconds["train"] + self.seconds["validation"]) * (self.lowest_loss_epoch + 1) / self.epochs_run
@@ -76,7 +75,7 @@ class Result(RunRecord):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A file that was left out, or a part of it, and why."""
+    """A file that was left out, entirely or in part, and why."""
 
     path: Path
     reason: str
@@ -86,13 +85,16 @@ class LeftOut:
 
 
 def load(paths: Iterable[Path | str]) -> tuple[list[Result], list[LeftOut]]:
-    """Reads every result under the given run directories, directories of many, and result files.
+    """Reads all results under the given run directories, directories of runs, and result files.
 
-    A file that is reached twice is read once. Of two results of one cell, its rows and settings included, and of one
-    seed the one that finished last counts and the other is named as a problem: a copy is no second seed.
+    A file that is reached twice is read once. Of two results of the same cell, rows, settings and seed, the one that
+    finished last counts and the other is left out: a copy is not a second seed.
+
+    Returns:
+      The results, and the files that were left out.
 
     Raises:
-      UserError: a path does not exist, or no result file is under any of them.
+      UserError: a path does not exist, or no result file is found.
     """
     files, problems = _find(Path(path) for path in paths)
     if not files:
@@ -117,7 +119,7 @@ def load(paths: Iterable[Path | str]) -> tuple[list[Result], list[LeftOut]]:
 
 
 def _why_none(where: str, problems: Sequence[LeftOut]) -> str:
-    """Why there is no result to read: directories that cannot be looked into, or runs that have not finished."""
+    """Why no result was found: unreadable directories, or runs that have not finished."""
     unreadable = [problem for problem in problems if problem.reason.startswith(_CANNOT_BE_READ)]
     if unreadable:
         more = f", nor can {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
@@ -128,14 +130,14 @@ def _why_none(where: str, problems: Sequence[LeftOut]) -> str:
 
 
 def training_curve(result: Result) -> list[tuple[float, float]]:
-    """`(step, mean training loss)` of at most 120 stretches, from `metrics.jsonl` beside the result; empty if none.
+    """The training loss from `metrics.jsonl` beside the result, as at most 120 `(step, mean loss)`; empty without it.
 
-    A line that cannot be read is passed over: a curve is a picture, not a number of the report.
+    Damaged lines are skipped: the curve is for a figure only.
     """
     points = []
     file = result.path.with_name("metrics.jsonl")
     try:
-        if not file.is_file():  # reading a pipe would wait forever
+        if not file.is_file():  # reading a pipe would block
             return []
         with file.open(encoding="utf-8", errors="replace") as lines:
             for line in lines.read(_MOST_CURVE_BYTES).splitlines():
@@ -157,7 +159,7 @@ def training_curve(result: Result) -> list[tuple[float, float]]:
 
 
 def _find(paths: Iterable[Path]) -> tuple[list[Path], list[LeftOut]]:
-    found: dict[str, Path] = {}  # by real path, so that a link or a directory named twice does not count twice
+    found: dict[str, Path] = {}  # by real path, so that links and directories named twice do not count twice
     problems: list[LeftOut] = []
     for path in paths:
         if path.is_dir():
@@ -198,7 +200,7 @@ def _unreadable(error: OSError) -> LeftOut:
 
 
 def _with_data(results: Sequence[Result]) -> list[Result]:
-    """The same results, each with a name of its rows."""
+    """The results with the names of their rows set."""
     by_place: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         where = () if result.task not in PAPER_TASKS else (result.model, result.source, result.reading)
@@ -207,7 +209,7 @@ def _with_data(results: Sequence[Result]) -> list[Result]:
     for (task, *_), here in by_place.items():
         names = _names_of_data(here)
         if task in PAPER_TASKS:
-            # The rows of most results are the task's; so are, as far as is known, those of results without a digest.
+            # The task's rows are those of most results, and are assumed for results without a digest.
             known = Counter(identity for result in here if (identity := _identity(result)))
             for identity, _ in [*known.most_common(1), ("", 0)]:
                 names[identity] = ""
@@ -222,7 +224,7 @@ def _with_data(results: Sequence[Result]) -> list[Result]:
 
 
 def _identity(result: Result) -> str:
-    """A key that is equal for runs on the same rows: by their content if it is known, else by the path of the file."""
+    """A key that is equal for runs on the same rows: their digest if known, else the path of the file."""
     if result.data_digest is not None:
         return result.data_digest
     if result.task in PAPER_TASKS:
@@ -233,7 +235,7 @@ def _identity(result: Result) -> str:
 
 
 def _names_of_data(results: Sequence[Result]) -> dict[str, str]:
-    """A name for each identity, no two alike: the file's name, with the digest or, without one, with its directory."""
+    """A unique name per identity: the file's name with the digest or, without one, with its directory."""
     names: dict[str, str] = {}
     for result in sorted(results, key=lambda one: (_identity(one), one.finished)):
         file = printable(",".join(result.by_source) if result.by_source else Path(result.data_path or "").name)[:60]
@@ -261,7 +263,7 @@ def _cell(result: Result) -> tuple[Any, ...]:
 
 
 def _with_variants(results: Sequence[Result]) -> list[Result]:
-    """The same results; those of one cell and seed that differ in settings are told apart by them, as no copies."""
+    """The results with `setting` and `variant` set, for cells whose results of one seed differ in settings."""
     by_cell: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
         by_cell.setdefault(_cell(result), []).append(result)
@@ -286,7 +288,7 @@ def _with_variants(results: Sequence[Result]) -> list[Result]:
 
 
 def _differing_settings(results: Sequence[Result]) -> list[str]:
-    """The config keys of which two of these have different values; what an earlier version had not is no difference."""
+    """The config keys that differ between these results; a key that an earlier version lacked has its old meaning."""
     values: dict[str, set[str]] = {}
     for settings in {result.settings for result in results}:
         for key, value in settings or ():
@@ -321,7 +323,7 @@ def _one_per_seed(results: list[Result]) -> tuple[list[Result], list[LeftOut]]:
 
 
 def _asked_for(settings: tuple[tuple[str, str], ...] | None) -> str | None:
-    """How a run was asked to keep its base, for a record of before it said so."""
+    """The quantization in a run's config, for results of versions that did not record it."""
     asked = {key: value.strip("'") for key, value in settings or ()}
     kind = asked.get("model.quantization")
     if kind in (None, "auto", "none", "None"):
@@ -331,7 +333,7 @@ def _asked_for(settings: tuple[tuple[str, str], ...] | None) -> str | None:
 
 
 class _Shared:
-    """One object for equal texts and settings: ten thousand results repeat a few hundred of them."""
+    """Interns equal texts and settings: ten thousand results repeat a few hundred of them."""
 
     def __init__(self) -> None:
         self.objects: dict[Any, Any] = {}
@@ -340,7 +342,7 @@ class _Shared:
         return self.objects.setdefault(value, value)
 
     def alike(self, value: Any) -> Any:
-        """The object for a value that is no key, such as a mapping, by what it looks like."""
+        """The shared object of a value that is not hashable, such as a mapping, by its repr."""
         return self.objects.setdefault(repr(value), value)
 
 
@@ -353,7 +355,7 @@ def _result(file: Path, shared: _Shared) -> Result:
 
 
 def _settings(file: Path, shared: _Shared) -> tuple[tuple[tuple[str, str], ...] | None, str | None]:
-    """Settings and the path of the rows."""
+    """The settings and the path of the rows, from the config beside a result."""
     if not file.exists():
         return None, None
     config = read_object(file)

@@ -1,4 +1,4 @@
-"""The one kind of table of the report, and how its numbers are written. Every format renders this."""
+"""The tables of a report and the formatting of their numbers; every output format renders these."""
 
 import dataclasses
 import math
@@ -18,11 +18,11 @@ class Value:
     """One entry of a table.
 
     Attributes:
-      value: what is sorted by and what CSV and JSON hold; None is missing, "" is no entry here at all.
-      sd, count: of a mean over seeds; count 0 where it is no mean.
+      value: unformatted, for sorting, CSV and JSON; None if missing, "" for an entry that does not apply.
+      sd, count: of a mean over seeds; count is 0 if it is not a mean.
       error: of one seed's metric, the standard error over its test rows.
-      published: the paper's number for the same thing.
-      tone: how it stands out: `best` of its column, `good` and `bad` for a check that passed or not, `weak`.
+      published: the paper's number for the same quantity.
+      tone: its emphasis: `best` of its column, `good` or `bad` for a check, `weak`.
     """
 
     value: float | int | str | None
@@ -34,7 +34,7 @@ class Value:
 
     @classmethod
     def of(cls, spread: Spread | None, published: float | int | None = None, *, scale: float = 1.0) -> "Value":
-        """A mean over seeds with its spread, both times `scale`; `published` is in these units already."""
+        """A mean over seeds with its spread, both multiplied by `scale`; `published` is not."""
         if spread is None:
             return cls(None, published=published)
         sd, error = (None if one is None else one * scale for one in (spread.sd, spread.error))
@@ -42,15 +42,15 @@ class Value:
 
     @property
     def difference(self) -> float | int | None:
-        """Ours less the paper's; None where either is missing."""
+        """The value minus the paper's; None if either is missing."""
         if self.published is None or not isinstance(self.value, int | float):
             return None
-        return round(self.value - self.published, 12)  # without the noise of binary fractions
+        return round(self.value - self.published, 12)  # removes binary rounding noise
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Column:
-    """A column's heading, with a heading over several columns where `group` is given, and how its numbers look."""
+    """A column: its heading, the style of its numbers, and `group`, a heading above several columns."""
 
     name: str
     style: Style = "text"
@@ -58,7 +58,7 @@ class Column:
 
     @property
     def full_name(self) -> str:
-        """The heading with the one above it, for formats that have one line of headings: `AG News, seconds`."""
+        """The heading with its group, for formats with one line of headings: `AG News, seconds`."""
         return f"{self.group}, {self.name}" if self.group else self.name
 
 
@@ -68,8 +68,8 @@ class Table:
 
     Attributes:
       name: of its file and its anchor, `table-1`.
-      title: what it shows and of which model, in a line.
-      notes: paragraphs below it: how numbers were made, what is not shown.
+      title: one line: the content and the model.
+      notes: paragraphs below it, on how numbers were computed and what is not shown.
     """
 
     name: str
@@ -83,13 +83,13 @@ class Table:
 
     @property
     def missing(self) -> int:
-        """How many entries are missing."""
+        """The number of missing entries."""
         return sum(value.value is None for row in self.rows for value in row)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shown:
-    """An entry as people read it: `0.8463`, `± 0.0040 (n=3)`, `paper 0.8588, −0.0125`."""
+    """A formatted entry in three parts: `0.8463`, `± 0.0040 (n=3)`, `paper 0.8588, −0.0125`."""
 
     main: str
     spread: str = ""
@@ -101,7 +101,7 @@ class Shown:
 
 
 def show(value: Value, style: Style) -> Shown:
-    """An entry as people read it: numbers with as many digits as `style` gives them."""
+    """Formats an entry, with the number of digits that `style` has."""
     main = MISSING if value.value is None else _text(value.value, style)
     spread = f"± {_number(value.sd, style)}" if value.sd is not None else ""
     if value.count > 1:
@@ -117,7 +117,7 @@ def show(value: Value, style: Style) -> Shown:
 
 
 def signed(number: float | int, style: Style) -> str:
-    """A number with its sign, `+` or `−` (U+2212, not a hyphen)."""
+    """Formats a number with its sign, `+` or `−` (U+2212, not a hyphen)."""
     text = _number(abs(number), style)
     return ("+" if number >= 0 else "−") + text
 
@@ -141,7 +141,7 @@ def _number(number: float | int, style: Style) -> str:
         return _bytes(number)
     if style == "seconds":
         return f"{number:,.0f}" if number >= 100 else f"{number:.1f}" if number >= 1 else f"{number:.2g}"
-    if style == "published":  # with the digits that the paper prints, no more
+    if style == "published":  # with the digits that the paper prints
         return f"{number:.10g}"
     if style == "exact":
         return f"{number:.6g}"
@@ -158,7 +158,7 @@ def _bytes(number: float | int) -> str:
 
 
 def mark_best(rows: Iterable[Sequence[Value]], columns: Iterable[int], *, lowest: bool = False) -> list[list[Value]]:
-    """The rows with the best entry of each of the columns marked: of our own values, where there are two or more."""
+    """Marks the best entry of each of these columns, by value; columns with fewer than two values are left alone."""
     marked = [list(row) for row in rows]
     for column in columns:
         known = [row[column].value for row in marked]

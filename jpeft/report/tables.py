@@ -1,4 +1,4 @@
-"""Tables 1 to 6, Figure 1's numbers and the speed-ups of section 3.2 from cells, and what the paper lacks."""
+"""The paper's tables and the numbers of its Figure 1, from cells of any results, and the further tables of a report."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -30,24 +30,24 @@ _SEEDS_NOTE = (
 
 
 def paper_tables(group: Group) -> list[Table]:
-    """What the paper prints, from a group's cells: Tables 1 to 6, Figure 1's numbers, the speed-ups."""
+    """The paper's tables from a group's cells: Tables 1 to 6, the numbers of Figure 1, the speed-ups."""
     make = (table_1, table_2, table_3, table_4, figure_1, speedups, table_5, table_6)
     return [shown for table in make if (shown := _what_is_there(table(group))) is not None]
 
 
 def further_tables(group: Group) -> list[Table]:
-    """Tables that the paper does not have: other metrics, times, sizes, and all cells one by one."""
+    """The tables that the paper does not have: other metrics, times, sizes, and all cells."""
     others = [other_metrics(group)] if group.has_papers else []
     return [*others, times(group), sizes(group), all_cells(group)]
 
 
 def own_tables(group: Group) -> list[Table]:
-    """The cells that are not of the paper's kind: rows of a user's own, other scales and settings."""
+    """The tables of cells that are not of the paper's kind: a user's own rows, other scales and settings."""
     return [own_results(group), *own_metrics(group), *each_file(group)] if group.own else []
 
 
 def _what_is_there(table: Table) -> Table | None:
-    """The table without rows and columns of which nothing was run; None where nothing at all was."""
+    """The table without empty rows and columns; None if all are empty."""
     known = [[i for i, value in enumerate(row) if i and value.value is not None] for row in table.rows]
     columns = [0, *sorted({i for found in known for i in found})]
     rows = [[row[i] for i in columns] for row, found in zip(table.rows, known, strict=True) if found]
@@ -249,7 +249,7 @@ def _efficiency(
 
 
 def per_parameters(group: Group, method: str, task: str, scale: str) -> float | None:
-    """Table 5: the metric for each hundred thousand trainable parameters."""
+    """The metric per 100,000 trainable parameters (Table 5)."""
     cell = group.get(method, task, scale)
     if cell is None or cell.metric is None or cell.parameters is None or not cell.parameters.mean:
         return None
@@ -257,7 +257,7 @@ def per_parameters(group: Group, method: str, task: str, scale: str) -> float | 
 
 
 def per_minute(group: Group, method: str, task: str, scale: str) -> float | None:
-    """Table 6: the metric for each minute of the total run time."""
+    """The metric per minute of total run time (Table 6)."""
     cell = group.get(method, task, scale)
     if cell is None or cell.metric is None or cell.total_seconds is None or not cell.total_seconds.mean:
         return None
@@ -265,13 +265,13 @@ def per_minute(group: Group, method: str, task: str, scale: str) -> float | None
 
 
 def relative_time(group: Group, method: str, task: str, scale: str) -> Spread | None:
-    """Figure 1: total run time over full tuning's."""
+    """The total run time divided by that of full tuning (Figure 1)."""
     own, full = (_of(group.get(m, task, scale), "total_seconds") for m in (method, "full"))
     return Spread.single(own.mean / full.mean) if own and full and full.mean else None
 
 
 def speedup(group: Group, task: str, scale: str) -> float | None:
-    """Section 3.2: 1 - full tuning's seconds / mean seconds of the four PEFT methods; None where one is missing."""
+    """1 - seconds of full tuning / mean seconds of the four PEFT methods (section 3.2); None if one is missing."""
     full = _of(group.get("full", task, scale), "total_seconds")
     others = [_of(group.get(method, task, scale), "total_seconds") for method in PEFT]
     known = [other.mean for other in others if other]
@@ -284,7 +284,7 @@ def speedup(group: Group, task: str, scale: str) -> float | None:
 
 
 def other_metrics(group: Group) -> Table:
-    """Matthews correlation, multi-reference ROUGE-L and whatever else the test split was scored by."""
+    """The table of further test metrics, such as Matthews correlation and multi-reference ROUGE-L."""
     columns: list[tuple[str, str]] = []
     for task in in_order({key.task for key in group.cells if key.is_papers}, PAPER_TASKS):
         own = {r.metric_name for r in group.results if r.task == task}
@@ -304,7 +304,7 @@ def other_metrics(group: Group) -> Table:
 
 
 def times(group: Group) -> Table:
-    """The table of where each cell's time went: training, validation, test, compilation, and so on."""
+    """The table of each cell's seconds by phase: training, validation, test, compilation, and so on."""
     columns = [
         Column("Cell"),
         Column("best epoch", "count"),
@@ -341,7 +341,7 @@ def times(group: Group) -> Table:
 
 
 def sizes(group: Group) -> Table:
-    """Parameters, adapter files and memory by method and ablation."""
+    """The table of parameters, adapter sizes and memory by method and ablation."""
     by_method: dict[tuple[str, str], list[CellMeans]] = {}
     for cell in _ordered(group):
         by_method.setdefault((cell.key.method, cell.key.ablation), []).append(cell)
@@ -376,7 +376,7 @@ def sizes(group: Group) -> Table:
 
 
 def all_cells(group: Group) -> Table:
-    """Every cell there is, whether the paper has it or not."""
+    """The table of all cells, in the paper or not."""
     rows = []
     for cell in _ordered(group):
         key, metric, trust = cell.key, cell.metric, _interval(cell)
@@ -423,18 +423,18 @@ def all_cells(group: Group) -> Table:
 
 
 def _without_empty(columns: list[Column], rows: list[list[Value]]) -> tuple[list[Column], list[list[Value]]]:
-    """The columns and rows without those columns that hold no text in any row."""
+    """The columns and rows without the columns that are empty in every row."""
     kept = [i for i in range(len(columns)) if any(row[i].value != "" for row in rows)]
     return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
 def _interval(cell: CellMeans) -> str:
     trust = cell.results[0].uncertainty if len(cell.results) == 1 else None
-    return f"{trust.interval[0]:.3f}–{trust.interval[1]:.3f}" if trust else ""  # no word: it is not to be broken
+    return f"{trust.interval[0]:.3f}–{trust.interval[1]:.3f}" if trust else ""  # no spaces, so that it is not broken
 
 
 def own_results(group: Group) -> Table:
-    """What was run beside the paper's cells, in a few columns."""
+    """The table of cells that are not of the paper's kind, in a few columns."""
     rows = []
     for cell in _ordered(group, group.own):
         key, results = cell.key, cell.results
@@ -479,7 +479,7 @@ def own_results(group: Group) -> Table:
 
 
 def own_metrics(group: Group) -> list[Table]:
-    """What else the test rows of these cells were scored by; no table where that is nothing."""
+    """The table of further test metrics of these cells; none if there are no such metrics."""
     cells = _ordered(group, group.own)
     names = in_order({n for c in cells for r in c.results for n in r.metrics if n != r.metric_name}, METRIC_LABELS)
     if not names:
@@ -493,7 +493,7 @@ def own_metrics(group: Group) -> list[Table]:
 
 
 def each_file(group: Group) -> list[Table]:
-    """What a run on several files gives on the rows of each; no table where every run was on one."""
+    """The table of metrics per file, of runs on several files; none if there are no such runs."""
     rows, names = [], []
     for cell in _ordered(group, group.own):
         files = list(dict.fromkeys(file for result in cell.results for file in result.by_source or {}))
@@ -532,7 +532,7 @@ def _range(values: Iterable[int]) -> str:
 
 
 def cell_label(cell: CellMeans) -> str:
-    """`LoRA, select early layers, CoLA (med.)`; `LoRA, reviews.jsonl 3f2a9c1, rank 8`."""
+    """The label of a cell: `LoRA, select early layers, CoLA (med.)`, or `LoRA, reviews.jsonl 3f2a9c1, rank 8`."""
     key = cell.key
     parts = [
         method_label(key.method),
@@ -552,7 +552,7 @@ def _of(cell: CellMeans | None, name: str) -> Spread | None:
 
 
 def _beside(group: Group, get: Callable[[Group], Spread | None], *, spread: bool = True) -> Value:
-    """Ours, with the paper's number, got in the same way, beside it. Beside generated data no number is set."""
+    """An entry with the paper's number for the same quantity, unless the group's data are generated."""
     paper = None if group.generated else get(published_group())
     value = Value.of(get(group), paper.mean if paper else None)
     return value if spread else Value(value.value, published=value.published)
@@ -587,7 +587,7 @@ def _parameters(group: Group, method: str, ablation: str | None) -> Spread | Non
 
 
 def _method_rows(group: Group) -> list[tuple[str, str]]:
-    """Methods by scale, as in Table 1, of the cells without an ablation."""
+    """`(method, scale)` of the rows of Table 1, for the cells without an ablation."""
     found = {(key.method, key.scale) for key in group.cells if not key.ablation and key.is_papers}
     return [
         (method, scale)

@@ -1,4 +1,4 @@
-"""Prints a report in a terminal as tables that fit its width."""
+"""Prints a report to a terminal, with tables that fit its width."""
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -22,7 +22,7 @@ _VERDICTS = {
 
 
 def print_document(document: Document, console: Console, *, brief: bool = False) -> None:
-    """Prints the tables and the findings; where `brief`, headings, cautions, findings and a user's own results."""
+    """Prints a report; if `brief`, only headings, cautions, findings and a user's own results."""
     for section in document.sections:
         console.print(Text(f"\n{section.heading}", "bold underline"))
         for what, value in section.facts:
@@ -49,7 +49,7 @@ def _finding(finding: Finding) -> Text:
 
 
 def _table(table: Table, width: int) -> RichTable:
-    """A table of as many columns as fit without a word or number being broken; how many do not is said below it."""
+    """A table of as many columns as fit without breaking words or numbers; the number of others is noted below it."""
     shown = [[_entry(column, value) for column, value in zip(table.columns, row, strict=True)] for row in table.rows]
     columns = [[column.full_name, *(row[i].plain for row in shown)] for i, column in enumerate(table.columns)]
     least = [max(len(part) for text in texts for part in _unbroken(text)) for texts in columns]
@@ -59,7 +59,7 @@ def _table(table: Table, width: int) -> RichTable:
         fits -= 1
     room = max(0, width - sum(least[:fits]) - 3 * fits - 1)
     widths = []
-    for part, most in zip(least[:fits], whole, strict=False):  # what is left goes to the first columns, which are text
+    for part, most in zip(least[:fits], whole, strict=False):  # the rest goes to the first columns, which are text
         widths.append(part + min(room, most - part))
         room -= widths[-1] - part
     more = f"{counted(len(columns) - fits, 'more column')} in --out and --json" if fits < len(columns) else None
@@ -75,7 +75,7 @@ def _table(table: Table, width: int) -> RichTable:
 
 
 def _unbroken(text: str) -> list[str]:
-    """What of an entry stays on one line: words, and lines that are short."""
+    """The parts of an entry that must not be broken: words, and short lines."""
     return [part for line in text.split("\n") for part in ([line] if len(line) <= _SHORT_LINE else line.split())]
 
 

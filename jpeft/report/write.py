@@ -1,4 +1,4 @@
-"""A report as files in a directory, each whole or not there."""
+"""Writes a report to a directory; each file is written whole or not at all."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -15,14 +15,14 @@ _INDEX = "report.json"
 
 
 def write(document: Document, directory: Path, groups: Sequence[Group] = ()) -> tuple[list[Path], str | None]:
-    """Writes `index.html`, `report.md`, `report.json`, `csv/` and `figures/`; what an earlier report left there goes.
+    """Writes `index.html`, `report.md`, `report.json`, `csv/` and `figures/`, and removes files of an earlier report.
 
     Returns:
-      The files, the page first, and a line that says what is not there and why, or None.
+      The files, the page first; and a line on what could not be made and why, or None.
 
     Raises:
-      UserError: `directory` is a file, or a file that no report wrote stands where this one's would.
-      RunFailed: it cannot be written to.
+      UserError: `directory` is a file, or holds a file of the same name that no report wrote.
+      RunFailed: the directory cannot be written.
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--out {directory} is a file; name a directory.")
@@ -58,7 +58,7 @@ def write(document: Document, directory: Path, groups: Sequence[Group] = ()) -> 
     _require_no_others(directory, texts)
     try:
         _remove_earlier(directory, keep=set(texts))
-        # The index first: what comes after it is known as a report's, should this be killed.
+        # The index first: if this is killed, the files that follow are known to be a report's.
         for name in sorted(texts, key=lambda name: name != _INDEX):
             _write(directory / name, texts[name])
     except OSError as error:
@@ -67,23 +67,23 @@ def write(document: Document, directory: Path, groups: Sequence[Group] = ()) -> 
 
 
 def to_json(value: Any) -> str:
-    """JSON with a line for each key but the innermost."""
+    """JSON with one line per key, except for the innermost objects."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _require_no_others(directory: Path, names: Iterable[str]) -> None:
-    """Raises `UserError`: files of these names are there, and nothing says that a report wrote them."""
+    """Raises `UserError` if files of these names exist that no report is known to have written."""
     ours = _written_before(directory)
     others = [name for name in names if name not in ours and (directory / name).exists()]
     if others:
         raise UserError(
-            f"--out {directory} has {', '.join(others[:3])}, of which no {_INDEX} says that a report wrote it; name "
-            "another directory."
+            f"--out {directory} has {', '.join(others[:3])}, which by its {_INDEX} no report wrote; name another "
+            "directory."
         )
 
 
 def _written_before(directory: Path) -> set[str]:
-    """What a report that was written here before says that it wrote."""
+    """The files of an earlier report in this directory, from its index."""
     try:
         files = read_json_object(directory / _INDEX).get("files")
     except UserError:
@@ -92,7 +92,7 @@ def _written_before(directory: Path) -> set[str]:
 
 
 def _remove_earlier(directory: Path, keep: set[str]) -> None:
-    """Removes what a report wrote here before and this one does not: it would be read as a part of this one."""
+    """Removes files of an earlier report that this one does not have, since they would seem to belong to it."""
     for name in _written_before(directory) - keep:
         path = Path(name)
         ours = path.suffix in (".csv", ".png", ".svg") and path.parts[:1] in (("csv",), ("figures",))
@@ -103,5 +103,5 @@ def _remove_earlier(directory: Path, keep: set[str]) -> None:
 def _write(path: Path, text: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_whole(path) as beside:
-        # A directory that is named in a report may have any name.
+        # A report's index may name any directory.
         beside.write_bytes(text if isinstance(text, bytes) else text.encode(errors="backslashreplace"))

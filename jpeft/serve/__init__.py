@@ -1,1 +1,1 @@
-"""Many adapters of one base at once: a bank of them on the device, and a server over HTTP that answers from it."""
+"""Serving many adapters of one base: a bank that holds them on the device, and an HTTP server that answers from it."""

@@ -1,4 +1,4 @@
-"""The server's routes: each asks the batcher or the engine. What they take and give is in `schema`."""
+"""The HTTP routes of the server; their requests and responses are defined in `schema`."""
 
 import asyncio
 import contextlib
@@ -36,11 +36,11 @@ from jpeft.serve.strict_json import StrictJsonRoute
 
 _DESCRIPTION = """Answers of one base model with many adapters. Requests for different adapters are answered together.
 Every refusal is a JSON object whose `detail` is one line."""
-_COME_BACK = {"Retry-After": "5"}  # to a server that takes the place of one that stops, or has failed
+_COME_BACK = {"Retry-After": "5"}  # sent while the server stops or after it failed: another may take its place
 
 
 class Service:
-    """What all routes of the server use. While it is `draining`, new work is refused and accepted work finished."""
+    """The state that all routes share. While `draining`, new work is refused and accepted work is finished."""
 
     def __init__(self, engine: Engine, shelf: Shelf, limits: Limits):
         self.engine, self.shelf, self.limits = engine, shelf, limits
@@ -56,25 +56,25 @@ class Service:
         )
 
     def answering(self) -> None:
-        """Refuses a request where nothing is answered any more."""
+        """Refuses a request if the batcher has stopped."""
         if not self.batcher.running:
-            raise HTTPException(503, "nothing is answered any more; the server has to be started again.", _COME_BACK)
+            raise HTTPException(503, "the server no longer answers; it has to be restarted.", _COME_BACK)
 
     def accepting(self) -> None:
-        """Refuses new work of a server that stops."""
+        """Refuses new work while the server is stopping."""
         if self.draining:
             raise HTTPException(503, "the server is stopping.", _COME_BACK)
 
 
 def make_app(service: Service) -> FastAPI:
-    """The application. Its engine has to be compiled before the first request."""
+    """Makes the FastAPI application. The engine has to be compiled before the first request."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI):
         answering = asyncio.create_task(service.batcher.run())
         yield
         answering.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):  # the batcher has said it
+        with contextlib.suppress(asyncio.CancelledError, Exception):  # the batcher has logged it
             await answering
 
     app = FastAPI(
@@ -82,7 +82,7 @@ def make_app(service: Service) -> FastAPI:
         description=_DESCRIPTION,
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # those fetch their scripts from another's server
+        docs_url=None,  # FastAPI's own page loads scripts from another server
         redoc_url=None,
     )
     app.router.route_class = StrictJsonRoute
@@ -95,14 +95,14 @@ def make_app(service: Service) -> FastAPI:
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:
-        """This document for people."""
+        """This document as a page."""
         return HTMLResponse(document_page(app.openapi()))
 
     return app
 
 
 def _answers(app: FastAPI, service: Service) -> None:
-    """The route that answers inputs."""
+    """Adds the route that answers inputs."""
     limits, engine = service.limits, service.engine
 
     class Generation(GenerationFields):
@@ -132,17 +132,17 @@ def _answers(app: FastAPI, service: Service) -> None:
         responses=problems(400, 404, 409, 413, 422, 429, 500, 503, 504),
     )
     async def generate(request: Generation) -> Predictions:
-        """Answers each input by the named adapter as its run did: its template, its labels, its lengths.
+        """Answers each input with the named adapter, using the template, labels and lengths of its run.
 
-        Generated answers take the likeliest token at every step.
+        Generated answers are decoded greedily.
         """
-        engine.asking(request.adapter)  # who asks for one that is not there is told before any work
+        engine.asking(request.adapter)  # an unknown adapter is refused before any work
         for i, given in enumerate(request.inputs):
             if _characters(given) > limits.characters:
                 raise UserError(f"inputs[{i}] has more than {limits.characters} characters; send less.")
         async with asyncio.timeout(limits.request_seconds):
-            with service.batcher.place_for(len(request.inputs)):  # before the work: none is done in vain
-                # In a thread: a body of the largest size would hold up all others.
+            with service.batcher.place_for(len(request.inputs)):  # first: a full queue would waste the work
+                # In a thread: tokenising the largest body would block the event loop.
                 rows = await asyncio.to_thread(
                     engine.rows,
                     request.inputs,
@@ -163,12 +163,12 @@ def _characters(given: str | Mapping[str, Any]) -> int:
 
 
 def _adapters(app: FastAPI, service: Service) -> None:
-    """The routes that tell of adapters, and load and unload them."""
+    """Adds the routes that list, load and unload adapters."""
     engine = service.engine
 
     @app.get("/adapters", tags=["adapters"])
     def adapters() -> Adapters:
-        """Adapters that are loaded and how each is asked, those that could be, and those that cannot be and why."""
+        """The adapters that are loaded, with their settings; those that could be loaded; those that cannot, and why."""
         askings, (available, not_served) = engine.askings, service.shelf.survey()
         left_out = {name: engine.left_out[name] for name in available if name in engine.left_out}
         return Adapters(
@@ -187,7 +187,7 @@ def _adapters(app: FastAPI, service: Service) -> None:
         responses=problems(404, 409, 422, 503),
     )
     def load(name: Name) -> Loaded:
-        """Loads an adapter of the operator's directory; one that is loaded is read again."""
+        """Loads an adapter from the operator's directory, or reloads it."""
         method = engine.load(name, service.shelf.find(name))
         return Loaded(name=name, method=method.name)
 
@@ -199,7 +199,7 @@ def _adapters(app: FastAPI, service: Service) -> None:
         responses=problems(404, 422, 503),
     )
     def unload(name: Name) -> None:
-        """Takes an adapter from the device; its files stay. Requests that wait for it are answered with 404."""
+        """Unloads an adapter; its files stay. Queued requests for it are answered with 404."""
         engine.unload(name)
 
 
@@ -217,21 +217,21 @@ def _how_asked(engine: Engine, asking: Asking) -> HowAsked:
 
 
 def _operation(app: FastAPI, service: Service) -> None:
-    """The routes for those who run the server."""
+    """Adds the routes for the server's operator: health checks and metrics."""
 
     @app.get("/healthz", tags=["operation"], dependencies=[Depends(service.answering)], responses=problems(503))
     async def healthz() -> Health:
-        """200 while the process answers at all; 503 is for whoever restarts it."""
+        """200 while the server can answer; at 503 it has to be restarted."""
         return Health(status="ok")
 
     ready = [Depends(service.accepting), Depends(service.answering)]
 
     @app.get("/readyz", tags=["operation"], dependencies=ready, responses=problems(503))
     async def readyz() -> Health:
-        """200 while new requests are taken: every program is compiled before the first connection is."""
+        """200 while new requests are accepted; every program is compiled before the server listens."""
         return Health(status="ready")
 
     @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse)
     def metrics() -> PlainTextResponse:
-        """Figures for Prometheus."""
+        """Metrics for Prometheus."""
         return PlainTextResponse(service.metrics.text())

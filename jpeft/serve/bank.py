@@ -1,4 +1,4 @@
-"""Many adapters of one base, held on the device at once; each row of a batch is answered by its own, or by the base."""
+"""A bank: many adapters of one base on the device, of which each row of a batch uses one, or the base alone."""
 
 import functools
 import threading
@@ -23,14 +23,14 @@ from jpeft.peft.variables import AdapterRows
 from jpeft.program import Program
 from jpeft.serve.pool import LeafShapes, MadeShapes, PoolLayout, Room, attach_pool, rooms
 
-Names = Sequence[str | None]  # of each row's adapter; None is the base alone
+Names = Sequence[str | None]  # one per row of a batch; None is the base alone
 
 
 class UnknownAdapter(UserError):
-    """A batch names adapters that the bank does not hold.
+    """Raised for adapters that the bank does not hold.
 
     Attributes:
-      names: the names of the adapters.
+      names: their names.
     """
 
     def __init__(self, names: Sequence[str]):
@@ -43,29 +43,29 @@ class BankFull(UserError):
 
 
 class AdapterBank:
-    """Up to `capacity` adapters of one base, any mix of methods, behind programs that are compiled once a batch shape.
+    """Up to `capacity` adapters of one base, of any mix of methods; programs are compiled once per batch shape.
 
-    The base is shared, never copied. Methods may be called from several threads: a batch is answered by the adapters
-    that its names meant when it was given to the device, whatever is added or removed while it runs. Nobody who adds
-    or removes waits for a batch: what is added while one runs is written to the device before the next.
+    The base is shared, never copied. The bank is thread-safe: a batch uses the adapters that its names referred to when
+    it started, whatever is added or removed meanwhile. Adding and removing do not wait for a running batch: what is
+    added while one runs is written to the device before the next.
 
     Attributes:
-      capacity: how many adapters fit.
+      capacity: the most adapters held at once.
       base: the frozen weights, the model's own arrays.
-      quantization: how these are kept, such as `nf4,double`; None where they are wide.
+      quantization: of the base, such as `nf4,double`; None for float weights.
     """
 
     def __init__(self, model: Any, *, capacity: int, room: Room, base_names: Collection[str] = ()):
-        """Takes the memory of a full bank at once; no larger adapter than `room` names fits later.
+        """Allocates the memory of a full bank; adapters larger than `room` cannot be added later.
 
         Args:
           model: the base, without adapters.
-          room: the largest adapters to hold and where they act, as `room_for` gives them for whole methods. A program
-            computes what there is room for, so a bank for LoRA alone adds no biases.
-          base_names: what adapters' files may call this base; empty for whatever they say.
+          room: the largest adapters to hold and the sites where they act; `room_for` makes it from methods. The
+            programs compute everything that there is room for, so a bank for LoRA alone adds no biases.
+          base_names: the names of this base that adapters' files may have; empty accepts any.
         """
         if capacity < 1:
-            raise UserError(f"a bank of {capacity} adapters holds none; capacity must be at least 1.")
+            raise UserError(f"capacity is {capacity}; expected at least 1.")
         self.capacity = capacity
         self._base_names = frozenset(base_names)
         self._model = model
@@ -76,12 +76,12 @@ class AdapterBank:
         with_pool = attach_pool(model, capacity + 1, self._rooms)
         self._layout, self._pool = PoolLayout.of(with_pool, self._rooms)
         self._graphdef, _, self.base = nnx.split(with_pool, AdapterRows, ...)
-        del with_pool  # it would keep the first pool's arrays, which the first `add` gives away
+        del with_pool  # it refers to the first pool's arrays, which the first `add` donates
         self._slots: dict[str, int] = {}
         self._free = list(range(capacity, 0, -1))
-        # Entries by slot that are still to be written. `_lock` guards names, slots and these, and is held for an
-        # instant; `_device` guards the pool's arrays, and is held while the device works with them. Who needs both
-        # takes `_device` first.
+        # `_unwritten` holds entries by slot that are not on the device yet. `_lock` guards it, names and slots, and is
+        # held briefly; `_device` guards the pool's arrays, and is held while the device uses them. To hold both,
+        # acquire `_device` first.
         self._unwritten: dict[int, tuple[np.ndarray, ...]] = {}
         self._lock, self._device = threading.Lock(), threading.Lock()
         self._write = Program(self._layout.write, donate=(0,))
@@ -92,23 +92,23 @@ class AdapterBank:
 
     @property
     def config(self) -> Any:
-        """Sizes and special ids of the base."""
+        """The base's config: its sizes and special token ids."""
         return self._model.config
 
     @property
     def names(self) -> list[str]:
-        """Names of the adapters that it holds, in order."""
+        """The sorted names of the adapters in the bank."""
         return sorted(self._slots.copy())
 
     @property
     def num_programs(self) -> int:
-        """Programs compiled so far."""
+        """The number of programs compiled so far."""
         programs = (self._write, self._logits, self._labels, *self._generate.values())
         return sum(program.num_shapes for program in programs)
 
     @property
     def largest(self) -> LeafShapes:
-        """The largest shape of each leaf that fits, by the leaf's name; LoRA's A is transposed here."""
+        """The largest shape that fits of each leaf, by the leaf's name; LoRA's A is transposed."""
         return self._layout.shapes
 
     @property
@@ -117,7 +117,7 @@ class AdapterBank:
         return sum(array.nbytes for array in self._pool)
 
     def block_until_ready(self) -> None:
-        """Waits until all that was added is on the device."""
+        """Waits until all added adapters are on the device."""
         with self._device:
             with self._lock:
                 entries = self._take_unwritten()
@@ -125,9 +125,9 @@ class AdapterBank:
             jax.block_until_ready(self._pool)
 
     def add(self, name: str, directory: Path) -> Method:
-        """Reads the adapter of a directory, in either layout, and holds it under `name`; returns its method.
+        """Reads an adapter, in jpeft's or PEFT's layout, and adds it under `name`; returns its method.
 
-        Warns of what in its files was rewritten or passed over. Raises as `read` and `put`.
+        Warns of anything in its files that was converted or ignored. Raises as `read` and `put`.
         """
         method, leaves, notes = self.read(directory)
         self.put(name, method, leaves, source=str(directory))
@@ -136,10 +136,13 @@ class AdapterBank:
         return method
 
     def read(self, directory: Path) -> tuple[Method, dict[str, np.ndarray], tuple[str, ...]]:
-        """The adapter of a directory, in either layout, for `put`; and what of its files was rewritten or passed over.
+        """Reads an adapter, in jpeft's or PEFT's layout.
+
+        Returns:
+          Its method, its leaves by name (for `put`), and notes on what in its files was converted or ignored.
 
         Raises:
-          UserError: as `read_adapter`; or its file names another base.
+          UserError: as `read_adapter`, or its files name another base.
           RunFailed: a file is damaged.
         """
         base_name = stored_base_name(directory)
@@ -154,18 +157,19 @@ class AdapterBank:
     def _is_ours(self, base_name: str) -> bool:
         if base_name in self._base_names:
             return True
-        same = lambda name: Path(name).is_dir() and Path(base_name).samefile(name)  # two ways to write one directory
+        same = lambda name: Path(name).is_dir() and Path(base_name).samefile(name)  # two paths of one directory
         return Path(base_name).is_dir() and any(map(same, self._base_names))
 
     def put(self, name: str, method: Method, leaves: Mapping[str, np.ndarray], *, source: str | None = None) -> None:
-        """Holds an adapter under `name`; one that is there under that name gives way to it.
+        """Adds an adapter under `name`, replacing one of that name.
 
         Args:
-          leaves: by name, as `named_leaves(model, Adapter)` gives them.
-          source: what to call the adapter in messages.
+          leaves: arrays by name, as `named_leaves(model, Adapter)` gives them.
+          source: the adapter's name in messages.
 
         Raises:
-          UserError: the adapter is of another base or not whole, or the bank has no room for it; `BankFull`.
+          UserError: the adapter does not fit the base, is incomplete, or is larger than the bank's room.
+          BankFull: every slot is in use.
         """
         entry = self._layout.entry(self._fitting(method, leaves, source or f"adapter {name!r}"))
         with self._lock:
@@ -176,7 +180,7 @@ class AdapterBank:
                 slot = self._free.pop()
             self._unwritten[slot] = entry
             self._slots[name] = slot
-        if self._device.acquire(blocking=False):  # otherwise a batch is at work, and the next one writes it
+        if self._device.acquire(blocking=False):  # else a batch is running, and the next one writes it
             try:
                 with self._lock:
                     entries = self._take_unwritten()
@@ -189,7 +193,7 @@ class AdapterBank:
         return entries
 
     def _write_all(self, entries: Mapping[int, tuple[np.ndarray, ...]]) -> None:
-        """Writes what was taken; where the device fails, the rest waits again, so that no slot answers for another."""
+        """Writes entries to the pool; if that fails, the rest stay unwritten, so that no slot holds a wrong adapter."""
         left = dict(entries)
         try:
             for slot, entry in entries.items():
@@ -197,29 +201,32 @@ class AdapterBank:
                 del left[slot]
         except BaseException:
             with self._lock:
-                self._unwritten = left | self._unwritten  # what was put meanwhile is newer
+                self._unwritten = left | self._unwritten  # entries added meanwhile are newer
             raise
 
     def remove(self, name: str) -> None:
-        """Removes an adapter and frees its slot. Raises `UnknownAdapter`: none of that name is there."""
+        """Removes an adapter and frees its slot. Raises `UnknownAdapter` if there is none of that name."""
         with self._lock:
             if name not in self._slots:
                 raise UnknownAdapter([name])
             self._free.append(self._slots.pop(name))
 
     def generate(self, inputs: Int[np.ndarray, "batch in_length"], names: Names, *, max_length: int) -> Generated:
-        """The greedy answer of each row's adapter, as `jpeft.model.decode.greedy` returns it.
+        """Decodes greedily with each row's adapter; the result is that of `jpeft.model.decode.greedy`.
 
         Args:
-          inputs: ids of the prompts, padding behind them.
-          names: of each row's adapter; None is the base alone.
-          max_length: tokens of an answer at most; each new one is a program more.
+          inputs: token ids of the prompts, padded at the end.
+          names: each row's adapter; None is the base alone.
+          max_length: the most tokens of an answer; each value is a program of its own.
 
         Raises:
           UnknownAdapter: the bank does not hold all of `names`.
         """
-        made = Program(make_generate(self._graphdef, self._layout, max_length=max_length))
-        return self._run(self._generate.setdefault(max_length, made), names, inputs)
+        program = self._generate.get(max_length)
+        if program is None:
+            made = Program(make_generate(self._graphdef, self._layout, max_length=max_length))
+            program = self._generate.setdefault(max_length, made)  # another thread may have made it meanwhile
+        return self._run(program, names, inputs)
 
     def label_log_probs(
         self,
@@ -229,17 +236,17 @@ class AdapterBank:
         targets: Int[np.ndarray, "batch length"],
         segment_ids: Int[np.ndarray, "batch length"],
     ) -> Float[Array, "batch labels"]:
-        """Log-probability of each of a row's labels by its adapter; there are half as many labels as tokens.
-
-        Raises as `generate`.
+        """The log-probability of each of a row's labels with its adapter; there are half as many labels as tokens.
 
         Args:
           labels, targets, segment_ids: as `jpeft.eval.labels.PackedLabels.filled_up` gives them.
+
+        Raises as `generate`.
         """
         return self._run(self._labels, names, inputs, labels, targets, segment_ids)
 
     def logits(self, *tokens: Int[np.ndarray, "batch _"], names: Names) -> Float[Array, "batch length vocab"]:
-        """What the base gives when it is called with `tokens`, by each row's adapter. Raises as `generate`."""
+        """The logits of the model called with `tokens`, with each row's adapter. Raises as `generate`."""
         return self._run(self._logits, names, *tokens)
 
     def _run(self, program: Program, names: Names, *tokens: np.ndarray) -> Any:
@@ -252,13 +259,13 @@ class AdapterBank:
                 entries = self._take_unwritten()
             self._write_all(entries)
             batch = (slots, *(np.asarray(ids, np.int32) for ids in tokens))
-            # Waited for here: a write to arrays that a program still reads would wait for it, and hold up who adds.
+            # Wait here: a write to arrays that a running program reads would block, and with it `put`.
             return jax.block_until_ready(program(self.base, self._pool, batch))
 
     def _fitting(self, method: Method, leaves: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
-        """The leaves as the pool keeps them, checked against the base, the method and the bank's room."""
+        """The leaves in the pool's layout, checked against the base, the method and the bank's room."""
         if not isinstance(method, AddedModules):
-            raise UserError(f"{source} changes weights of the base ({method.name} tuning); a bank holds what is added.")
+            raise UserError(f"{source} changes weights of the base ({method.name} tuning), which a bank cannot hold.")
         by_site: dict[str, dict[str, np.ndarray]] = {}
         for name, value in leaves.items():
             path, _, leaf = name.rpartition("/")
@@ -279,13 +286,13 @@ class AdapterBank:
         return values
 
     def _check_whole(self, method: AddedModules, path: str, leaves: Mapping[str, np.ndarray], source: str) -> None:
-        """Raises `UserError` unless `leaves` are all that the method has at this site of this base, and finite."""
+        """Raises `UserError` unless `leaves` are exactly the method's leaves at this site, of its shapes and finite."""
         site = self._sites.get(path)
         if site is None:
             raise UserError(f"{source} does not fit this base, which has no {path}; is it of another size?")
         shapes = self._shapes_of(method, site)
         if set(leaves) != set(shapes):
-            raise UserError(f"{source} is not whole: at {path} it has {sorted(leaves)}; expected {sorted(shapes)}.")
+            raise UserError(f"{source} is incomplete: at {path} it has {sorted(leaves)}; expected {sorted(shapes)}.")
         for leaf, value in leaves.items():
             if value.shape != shapes[leaf]:
                 raise UserError(
@@ -313,8 +320,8 @@ class AdapterBank:
 class _BaseWeights:
     """The weights of a base's linear maps by site.
 
-    Layers of a stack have theirs in one place. What stands there is kept until another place is asked for: maps in few
-    bits, which are made wide for it, are so but once if sites are asked for in their `order`.
+    The layers of a stack share one array. The latest array is kept, so if sites are visited in their `order`, each
+    quantized one is dequantized once.
     """
 
     def __init__(self, model: nnx.Module):
@@ -325,11 +332,11 @@ class _BaseWeights:
         self._last: tuple[int, SiteWeights] | None = None
 
     def order(self, path: str) -> tuple[int, int]:
-        """Sorts sites by place; one that the base has not comes last."""
+        """The sort key of a site, by array; unknown sites come last."""
         return self._where.get(path, (len(self._places), 0))
 
     def __call__(self, path: str) -> SiteWeights:
-        """The map at a site, `[d_in, d_out]`, and its bias."""
+        """The kernel at a site, `[d_in, d_out]`, and its bias."""
         index, layer = self._where[path]
         place = self._places[index]
         if self._last is None or self._last[0] != index:
@@ -343,7 +350,7 @@ class _BaseWeights:
 
 
 def make_generate(graphdef: nnx.GraphDef, layout: PoolLayout, *, max_length: int):
-    """Returns `(base, pool, (slots, inputs)) -> Generated`, answers of up to `max_length` tokens, ready to compile."""
+    """Returns `(base, pool, (slots, inputs)) -> Generated`, which decodes up to `max_length` tokens, to be jitted."""
 
     def generate(base: nnx.State, pool: tuple[Array, ...], batch: tuple[Array, Array]):
         slots, inputs = batch
@@ -353,7 +360,7 @@ def make_generate(graphdef: nnx.GraphDef, layout: PoolLayout, *, max_length: int
 
 
 def make_packed_log_probs(graphdef: nnx.GraphDef, layout: PoolLayout):
-    """Returns `(base, pool, (slots, inputs, labels, targets, segment_ids)) -> [batch, labels]`, to compile."""
+    """Returns `(base, pool, (slots, inputs, labels, targets, segment_ids)) -> [batch, labels]`, to be jitted."""
 
     def score(base: nnx.State, pool: tuple[Array, ...], batch: tuple[Array, ...]):
         slots, inputs, *packed = batch
@@ -364,7 +371,7 @@ def make_packed_log_probs(graphdef: nnx.GraphDef, layout: PoolLayout):
 
 
 def make_logits(graphdef: nnx.GraphDef, layout: PoolLayout):
-    """Returns `(base, pool, (slots, *tokens)) -> logits`, ready to compile."""
+    """Returns `(base, pool, (slots, *tokens)) -> logits`, to be jitted."""
 
     def logits(base: nnx.State, pool: tuple[Array, ...], batch: tuple[Array, ...]):
         slots, *tokens = batch

@@ -1,4 +1,4 @@
-"""Rows of many requests gathered into batches: a queue on the event loop, and one thread that answers."""
+"""Batches the rows of many requests: a queue on the event loop, and one thread that answers."""
 
 import asyncio
 import contextlib
@@ -14,11 +14,11 @@ from jpeft.serve.engine import Answer, NoNumber, QueuedRow, Replaced
 
 _log = logging.getLogger(__name__)
 _FAILED = "the work failed; the server's log has the cause."
-_NO_MORE = "nothing is answered any more; the server's log has the cause, and it has to be started again."
+_NO_MORE = "the server no longer answers; its log has the cause, and it has to be restarted."
 
 
 class QueueFull(Exception):
-    """No place for so many more rows. `retry_after_seconds` is when there might be."""
+    """Raised if the queue has no room for a request's rows; `retry_after_seconds` estimates when it may have."""
 
     def __init__(self, retry_after_seconds: int):
         super().__init__("the queue is full; try again later.")
@@ -26,7 +26,7 @@ class QueueFull(Exception):
 
 
 class NotAnswered(Exception):
-    """The work on a batch failed; the log has the cause."""
+    """Raised for rows whose batch failed; the cause is in the log."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +37,13 @@ class _Waiting:
 
 
 class Batcher:
-    """Answers rows in the order of their coming, several at once.
+    """Answers queued rows in batches, first come first served.
 
-    The row that has waited longest decides what a batch is padded to; others of the queue join it where they fit. A
-    batch leaves when it is full, or when its first row has waited for `max_wait_seconds`; while one is answered the
-    next gathers. All but the answering happens on the event loop's thread.
+    The oldest row decides what a batch is padded to; other queued rows join it if they fit. A batch starts when it is
+    full or its oldest row has waited for `max_wait_seconds`; while it is answered, the next one fills. Everything but
+    the answering runs on the event loop's thread.
 
-    Whatever goes wrong with a batch is told to its rows and the next one is answered. Should `run` end all the same,
-    `running` says so, those who wait are told, and nothing more is taken.
+    An error in a batch fails its rows only. If `run` itself ends, all waiting rows fail and no more are accepted.
 
     Attributes:
       running: whether rows are answered.
@@ -60,13 +59,15 @@ class Batcher:
         max_queue: int,
         on_batch: Callable[[int, float], None] = lambda rows, seconds: None,
     ):
-        """Answers nothing until `run`.
+        """Prepares the queue; `run` answers.
 
         Args:
-          answer: called in a thread of its own, with at most `max_rows` rows that `fit_together` with the first; gives
-            each row's answer, or why it has none.
-          max_queue: rows that may wait.
-          on_batch: called after each batch with its rows and the seconds that it took.
+          answer: called in a thread of its own with a batch; returns each row's answer, or the error for this row.
+          fit_together: whether the second row may join a batch that is padded for the first.
+          max_rows: of a batch.
+          max_wait_seconds: how long a row waits for others to join its batch.
+          max_queue: the most rows waiting.
+          on_batch: called after each batch with its number of rows and its seconds.
         """
         self._answer, self._fit_together, self._on_batch = answer, fit_together, on_batch
         self._max_rows, self._max_wait_seconds, self._max_queue = max_rows, max_wait_seconds, max_queue
@@ -78,15 +79,15 @@ class Batcher:
 
     @property
     def queued(self) -> int:
-        """The number of rows that wait for their batch."""
+        """The number of waiting rows."""
         return len(self._queue)
 
     @contextlib.contextmanager
     def place_for(self, rows: int) -> Iterator[None]:
-        """Keeps places in the queue while rows are made ready for it; `submit` them right after the block.
+        """Reserves places in the queue while rows are prepared; `submit` them right after the block.
 
         Raises:
-          QueueFull: there are not so many.
+          QueueFull: there are not enough places.
         """
         self._require_place(rows)
         self._on_their_way += rows
@@ -101,12 +102,13 @@ class Batcher:
             raise QueueFull(max(1, math.ceil(taken / self._max_rows * self._last_batch_seconds)))
 
     async def submit(self, rows: Sequence[QueuedRow]) -> list[Answer]:
-        """The answers to a request's rows. Cancelled, it takes those that still wait out of the queue.
+        """Queues a request's rows and returns their answers. If it is cancelled, waiting rows leave the queue.
 
         Raises:
-          QueueFull: there is no place for all of them; none is queued.
-          UnknownAdapter, Replaced: an adapter was removed meanwhile, or another has its name.
-          NotAnswered: the work failed, or nothing is answered any more.
+          QueueFull: there is no room for all rows; none is queued.
+          UnknownAdapter: an adapter was removed meanwhile.
+          Replaced: an adapter was replaced meanwhile by one with other settings.
+          NotAnswered: the batch failed, or the batcher has stopped.
         """
         self._require_place(len(rows))
         if self._ended:
@@ -119,11 +121,11 @@ class Batcher:
             return await asyncio.gather(*(each.answer for each in waiting))
         finally:
             for each in waiting:
-                each.answer.cancel()  # of a request that is given up; nothing to those that are answered
+                each.answer.cancel()  # the request was given up; no effect on rows already answered
             self._queue = [each for each in self._queue if not each.answer.cancelled()]
 
     async def run(self) -> None:
-        """Takes waiting rows in batches and answers them, one batch after the other, until it is cancelled."""
+        """Answers waiting rows batch by batch until it is cancelled."""
         self.running, self._ended = True, False
         try:
             with ThreadPoolExecutor(1, thread_name_prefix="answer") as thread:
@@ -150,7 +152,7 @@ class Batcher:
             results = answers
         except Exception:
             _log.exception("a batch of %d rows failed", len(batch))
-        finally:  # also when this is cancelled: nobody waits for what never comes
+        finally:  # on cancellation, too: waiting requests must end
             for each, result in zip(batch, results, strict=True):
                 _settle(each.answer, result)
         self._last_batch_seconds = time.monotonic() - started
@@ -160,9 +162,9 @@ class Batcher:
             _log.exception("a batch of %d rows was answered and not counted", len(batch))
 
     def _fitting(self, first: _Waiting) -> list[_Waiting]:
-        """The rows that may be answered with the first, itself among them; one that cannot be compared is told so."""
+        """The queued rows that fit with the first, itself included; a row whose comparison raises fails with that."""
         fitting = []
-        for each in self._queue:  # the first comes first: it has to fit itself
+        for each in self._queue:  # the first row is the first of the queue
             try:
                 if self._fit_together(first.row, each.row):
                     fitting.append(each)
@@ -175,7 +177,7 @@ class Batcher:
         return fitting[: self._max_rows]
 
     async def _next_batch(self) -> list[_Waiting]:
-        """Waits for rows to come, and for others to join them; takes them out of the queue."""
+        """Waits until a batch is full or due, and takes its rows out of the queue."""
         while True:
             self._arrival.clear()
             patience = None
@@ -196,7 +198,7 @@ class Batcher:
 
 
 def _settle(future: asyncio.Future[Answer], result: Answer | Exception) -> None:
-    if future.done():  # its request was given up while the batch was answered
+    if future.done():  # the request was given up while the batch ran
         return
     if isinstance(result, Exception):
         future.set_exception(result)

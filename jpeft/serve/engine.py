@@ -1,4 +1,4 @@
-"""Questions in, answers out, by a bank: a few padded shapes, every one of them compiled before the first request."""
+"""The engine: it answers texts with the adapters of a bank, in a few padded shapes that are compiled in advance."""
 
 import dataclasses
 import itertools
@@ -29,20 +29,20 @@ from jpeft.predict.questions import (
 from jpeft.rows.values import can_be_seen
 from jpeft.serve.bank import AdapterBank, UnknownAdapter
 
-_UNCUT = 2**31  # tokens: no text that is taken has so many
+_UNCUT = 2**31  # tokens: more than any accepted text has
 
 
 @dataclasses.dataclass(frozen=True)
 class QueuedRow:
-    """One question on its way to an answer.
+    """One tokenised input that waits for its answer.
 
     Attributes:
       tokens: of the prompt, `</s>` included.
       adapter: None for the base alone.
-      max_output_tokens: after which a generated answer is cut.
+      max_output_tokens: the limit of a generated answer.
       labels: to choose from; None to generate.
-      cut: whether the prompt was longer than the adapter's run took.
-      way: number of the way of asking by which it was made, as `Asking.way`.
+      cut: whether the prompt was cut to the input length of the adapter's run.
+      way: `Asking.way` of the settings by which the prompt was made.
     """
 
     tokens: Sequence[int]
@@ -58,11 +58,12 @@ class Answer:
     """The answer to one row.
 
     Attributes:
-      output_tokens: of the text, `</s>` included.
-      ended: False where the answer was cut at the row's limit.
-      input_cut: whether the prompt was longer than the adapter's run took.
-      confidence: of a chosen label, the mean log-probability of its tokens.
-      probabilities: of each label, where one was chosen.
+      text: the answer.
+      output_tokens: the number of its tokens, `</s>` included.
+      ended: False if the answer was cut at the row's limit.
+      input_cut: whether the prompt was cut to the input length of the adapter's run.
+      confidence: the mean log-probability of a chosen label's tokens; None if generated.
+      probabilities: of each label; None if generated.
     """
 
     text: str
@@ -74,7 +75,7 @@ class Answer:
 
 
 class NoNumber(Exception):
-    """Raised for a row for which the model computes infinity or NaN by an adapter, or the base model by itself."""
+    """The error of a row for which the model, with the row's adapter or alone, computes infinity or NaN."""
 
     def __init__(self, adapter: str | None):
         by, which = ("the base model", "model") if adapter is None else (f"adapter {adapter!r}", "adapter")
@@ -85,7 +86,7 @@ class NoNumber(Exception):
 
 
 class Replaced(UserError):
-    """A row was asked as one adapter's run did, and while it waited another took its name that is asked otherwise."""
+    """The error of a waiting row whose adapter was replaced by one with another prompt, labels or lengths."""
 
     def __init__(self, name: str):
         super().__init__(f"while this waited {name!r} was replaced by an adapter that is asked otherwise; ask again.")
@@ -93,10 +94,12 @@ class Replaced(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class PaddedShapes:
-    """What batches are padded to: any of `batch_sizes` rows, of `input_lengths` and `output_lengths` tokens.
+    """The shapes that batches are padded to; the last size of each kind is the largest that is accepted.
 
     Attributes:
-      label_tokens: that the labels of one row may have together; 0 where nothing is chosen from labels.
+      batch_sizes: rows, ascending.
+      input_lengths, output_lengths: tokens, ascending.
+      label_tokens: the most tokens of all labels of a row together; 0 if no labels are scored.
     """
 
     batch_sizes: tuple[int, ...] = (1, 4, 16)
@@ -108,23 +111,23 @@ class PaddedShapes:
         for name in ("batch_sizes", "input_lengths", "output_lengths"):
             values = getattr(self, name)
             if not values or min(values) < 1 or list(values) != sorted(set(values)):
-                raise UserError(f"{name} are {values}; expected numbers of at least 1 that rise.")
+                raise UserError(f"{name} are {values}; expected ascending numbers of at least 1.")
         if self.label_tokens < 0:
             raise UserError(f"label_tokens is {self.label_tokens}; expected 0 or more.")
 
     def __iter__(self) -> Iterator[tuple[int, int, int | None]]:
-        """Rows, input length and output length of every program; None in its place where labels are scored."""
+        """Batch size, input length and output length of every program; the last is None for scoring labels."""
         outputs = (*((None,) if self.label_tokens else ()), *self.output_lengths)
         return itertools.product(self.batch_sizes, self.input_lengths, outputs)
 
     def of(self, row: QueuedRow) -> tuple[int, int]:
-        """The input and output length that a row is padded to when it is alone."""
+        """The input and output length that a row alone is padded to."""
         output = 0 if row.labels is not None else _at_least(self.output_lengths, row.max_output_tokens)
         return _at_least(self.input_lengths, len(row.tokens)), output
 
     @property
     def num_labels(self) -> int:
-        """Labels of a row at most: each has a token and `</s>`."""
+        """The most labels of a row: each has at least one token and `</s>`."""
         return self.label_tokens // 2
 
 
@@ -134,15 +137,16 @@ def _at_least(sizes: Sequence[int], needed: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Asking:
-    """How inputs for an adapter, or for the base, become questions, and how its answers are made.
+    """How an adapter, or the base, is prompted and how its answers are made, as by the run that trained it.
 
     Attributes:
-      task: of the run that made it; None where nothing says.
-      prompt: that is made of a request's columns, or of its text; None without a task.
+      task: of that run; None if unknown.
+      prompt: the template for a request's columns or text; None without a task.
+      tokens: tokenises prompts and cuts them to the run's input length.
       labels: to choose from; None to generate.
-      max_output_tokens: of a generated answer that a request sets no limit to.
-      notes: where an answer may differ from the run's own, in sentences.
-      way: number that rises where an adapter takes the name of one that was asked otherwise.
+      max_output_tokens: the limit of a generated answer if the request sets none.
+      notes: sentences on where answers may differ from the run's own.
+      way: a number that changes when an adapter of the same name but other settings is loaded.
     """
 
     task: TaskOfRun | None
@@ -155,10 +159,10 @@ class Asking:
 
 
 class Engine:
-    """Answers rows of many adapters together, each as the run that made the adapter answered.
+    """Answers rows of many adapters in one batch, each with the prompt, labels and lengths of the adapter's run.
 
     Attributes:
-      left_out: adapters that could not be loaded, each with the reason.
+      left_out: adapters that could not be loaded, with the reasons.
     """
 
     def __init__(
@@ -170,30 +174,30 @@ class Engine:
         dtype: str | None = None,
         base: str | None = None,
     ):
-        """Takes what tells whether an adapter was made with other things than are here.
+        """Makes an engine without adapters.
 
         Args:
-          dtype: of computation.
-          base: fingerprint of the bank's base.
+          dtype: of computation, and
+          base: fingerprint of the bank's base; adapters that were trained with others get a note.
         """
         self.bank = bank
         self.shapes = shapes
         self.left_out: dict[str, str] = {}
         self._tokenizer, self._dtype, self._base = tokenizer, dtype, base
         self._base_asking = self._asking(None)
-        # An adapter is to be asked only as it was loaded, and loads and unloads of one name may come at once. So one of
-        # them at a time changes the bank and `_asking_of`, which has an adapter only after the bank has it. `_latest`
-        # has it before, and keeps it when it is gone: a row is answered while its way is the latest of its adapter's
-        # name, so by no successor that is asked otherwise, whatever comes and goes while it waits.
+        # A row must be answered by an adapter with the settings by which the row was made, while adapters of its name
+        # may be loaded and unloaded concurrently. Loads and unloads therefore take turns. `_asking_of` has an adapter
+        # only after the bank has it; `_latest` has it before that, and keeps it after unloading. A row is answered only
+        # if its `way` is still that of the latest adapter of the name.
         self._changes = threading.Lock()
         self._asking_of: dict[str, Asking] = {}
         self._latest: dict[str, Asking] = {}
 
     def load(self, name: str, directory: Path) -> Method:
-        """Loads an adapter and what it carries of its task; a refusal is remembered.
+        """Loads an adapter with its task; a failure is recorded in `left_out`.
 
         Raises:
-          UserError: as `AdapterBank.read` and `put`; or its labels or its prompt do not fit this server.
+          UserError: as `AdapterBank.read` and `put`, or its labels or prompt do not fit this server.
           RunFailed: a file is damaged.
         """
         try:
@@ -210,7 +214,7 @@ class Engine:
         return method
 
     def _put(self, name: str, method: Method, leaves: Mapping[str, np.ndarray], source: str, asking: Asking) -> None:
-        """Puts an adapter into the bank, and with it how it is asked; if the bank refuses it all is as before."""
+        """Adds an adapter and its settings to the bank; if the bank refuses it, nothing changes."""
         before = self._latest.get(name)
         way = 0 if before is None else before.way + (before.task != asking.task)
         self._latest[name] = asking = dataclasses.replace(asking, way=way)
@@ -225,7 +229,7 @@ class Engine:
         self._asking_of[name] = asking
 
     def unload(self, name: str) -> None:
-        """Unloads an adapter, so that its name is free. Raises `UnknownAdapter`: none of that name is loaded."""
+        """Unloads an adapter. Raises `UnknownAdapter` if none of that name is loaded."""
         with self._changes:
             self.bank.remove(name)
             self._asking_of.pop(name, None)
@@ -237,11 +241,11 @@ class Engine:
 
     @property
     def askings(self) -> dict[str, Asking]:
-        """How each adapter that is loaded is asked, by name and in the names' order."""
+        """The settings of the loaded adapters by name, sorted."""
         return dict(sorted(self._asking_of.copy().items()))
 
     def asking(self, adapter: str | None) -> Asking:
-        """How the adapter of that name turns an input into a question and answers it; None is the base model.
+        """The settings of an adapter; None is the base model.
 
         Raises:
           UnknownAdapter: none of that name is loaded.
@@ -299,16 +303,18 @@ class Engine:
         generate: bool = False,
         max_output_tokens: int | None = None,
     ) -> list[QueuedRow]:
-        """Makes the rows of a request, ready to be queued: questions as tokens, with adapter and limits.
+        """Tokenises the inputs of a request and returns them as rows for the batcher.
 
         Args:
-          inputs: texts, or columns of rows by name.
-          template: whether the adapter's own template is applied; without, a text is the whole prompt.
-          labels: to choose from, in the place of the adapter's own.
-          generate: whether to generate though the adapter has labels.
+          inputs: texts, or the columns of rows by name.
+          template: whether the adapter's template is applied; if not, a text is the whole prompt.
+          labels: to choose from, instead of the adapter's own.
+          generate: whether to generate although the adapter has labels.
+          max_output_tokens: None for the adapter's own limit.
 
         Raises:
-          UserError: an input lacks a column, is longer than any shape, or labels are none; `UnknownAdapter`.
+          UserError: an input lacks a column or is too long, or labels are not usable.
+          UnknownAdapter: the adapter is not loaded.
         """
         if labels is not None and generate:
             raise UserError("labels and generate exclude each other: labels are chosen from, not generated.")
@@ -324,7 +330,7 @@ class Engine:
         )
         if packed is not None and max_output_tokens is not None:
             raise UserError(
-                "max_output_tokens is of generated answers, and these are chosen from labels; leave it out, or send "
+                "max_output_tokens is for generated answers, and these are chosen from labels; leave it out, or send "
                 '"generate": true.'
             )
         limit = max_output_tokens or asking.max_output_tokens
@@ -332,9 +338,10 @@ class Engine:
         return [QueuedRow(ids, adapter, limit, packed, cut, asking.way) for ids, cut in queued]
 
     def compile(self, report: Callable[[int, tuple[int, int, int | None]], None] = lambda number, shape: None) -> int:
-        """Compiles a program for each shape, by answering rows of padding with it; returns how many there are.
+        """Compiles a program for each shape by running it on padding; returns the number of programs.
 
-        `report` hears before each of them how many are done, and which one comes.
+        Args:
+          report: called before each program with the number of those done and the shape of the next.
         """
         for number, (batch_size, input_length, output_length) in enumerate(self.shapes):
             report(number, (batch_size, input_length, output_length))
@@ -346,16 +353,20 @@ class Engine:
         return self.bank.num_programs
 
     def fit_together(self, first: QueuedRow, row: QueuedRow) -> bool:
-        """Whether a row may join a batch that is padded as `first` needs it."""
+        """Whether a row may join a batch that is padded for `first`."""
         if (first.labels is None) != (row.labels is None):
             return False
         return all(mine <= its for mine, its in zip(self.shapes.of(row), self.shapes.of(first), strict=True))
 
     def answer(self, rows: Sequence[QueuedRow]) -> list[Answer | UnknownAdapter | Replaced | NoNumber]:
-        """An answer for each row, or why it has none.
+        """Answers a batch of rows.
 
-        Its adapter is not there (any more), another that is asked otherwise has its name, or the model gives no number.
-        At most the largest batch of rows, all of them generated or all of them chosen.
+        Args:
+          rows: at most the largest batch size; all with labels, or all without.
+
+        Returns:
+          For each row its answer, or the error: its adapter is not loaded, was replaced by one with other settings, or
+          the model computes infinity or NaN.
         """
         answers: dict[int, Answer | UnknownAdapter | Replaced | NoNumber] = {}
         left = list(range(len(rows)))
@@ -365,12 +376,12 @@ class Engine:
                 answer = self._generate if chosen[0].labels is None else self._choose
                 answers.update(zip(left, answer(chosen), strict=True))
                 break
-            except UnknownAdapter as gone:  # the others are answered without them
+            except UnknownAdapter as gone:  # the other rows are answered without these
                 answers.update({i: UnknownAdapter([name]) for i in left if (name := rows[i].adapter) in gone.names})
                 left = [i for i in left if i not in answers]
-        for i, row in enumerate(rows):  # now: it may have been replaced while the batch was on its way
+        for i, row in enumerate(rows):  # checked afterwards: it may have been replaced while the batch ran
             if row.adapter is not None and isinstance(answers[i], Answer):
-                latest = self._latest.get(row.adapter)  # unloaded since or not: it was there when it answered
+                latest = self._latest.get(row.adapter)  # kept when unloaded: it was there when it answered
                 if latest is None or latest.way != row.way:
                     answers[i] = Replaced(row.adapter)
         return [answers[i] for i in range(len(rows))]
@@ -405,7 +416,7 @@ class Engine:
         return answers
 
     def _label_log_probs(self, rows: Sequence[QueuedRow], batch_size: int, input_length: int) -> np.ndarray:
-        """`[batch, num_labels]`; a row's own labels come first."""
+        """Log-probabilities of labels, `[batch, num_labels]`; the entries behind a row's own labels are padding."""
         length, num_labels = self.shapes.label_tokens, self.shapes.num_labels
         padding = np.full(length, self.bank.config.pad_token_id, np.int32)
         nothing = padding, padding, np.full(length, num_labels, np.int32)
@@ -419,23 +430,23 @@ class Engine:
         return padded([row.tokens for row in rows], (batch_size, length), self.bank.config.pad_token_id)
 
     def _until_end(self, ids: np.ndarray) -> list[int]:
-        """The ids up to and with `</s>`, or another end of the model's; what is after it is padding."""
+        """The ids up to and including the first end token; the rest is padding."""
         ends = np.flatnonzero(np.isin(ids, list(self._tokenizer.ends)))
         return ids[: ends[0] + 1].tolist() if len(ends) else ids.tolist()
 
 
 def _question(where: str, given: str | Mapping[str, Any], prompt: PromptTemplate) -> Question:
-    """Makes the question of one input. Raises `UserError`: as `_asked_by`; or nothing of it can be seen."""
+    """Makes the question of one input. Raises `UserError` as `_asked_by`, and for text without a visible character."""
     question = _asked_by(where, given, prompt)
     if not any(map(can_be_seen, question.fields.values())):
-        raise UserError(f"{where} has no text that can be seen; leave it out, or send its text.")
+        raise UserError(f"{where} has no visible text; leave it out, or send its text.")
     return question
 
 
 def _asked_by(where: str, given: str | Mapping[str, Any], prompt: PromptTemplate) -> Question:
-    """What one input asks, a text or columns. Raises `UserError`: it is none, and how its sender mends it."""
+    """Makes the question of one input, a text or columns. Raises `UserError`, saying how to correct the request."""
     if not isinstance(given, str):
-        given, by_name = {column.strip(): value for column, value in given.items()}, given  # as in files
+        given, by_name = {column.strip(): value for column, value in given.items()}, given  # as for files
         if len(given) < len(by_name):
             raise UserError(f"{where} has two columns whose names differ by white space only; rename one.")
     try:

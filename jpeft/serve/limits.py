@@ -1,4 +1,4 @@
-"""What a client of the server may ask for."""
+"""The limits on requests to the server."""
 
 import dataclasses
 
@@ -7,15 +7,15 @@ from jpeft.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Limits on what a client may ask for, and for how long.
+    """Limits on requests.
 
     Attributes:
       inputs: the most inputs of one request.
       body_bytes: the largest body of a request.
-      characters: of one input, all of its columns together.
-      queued_rows: that may wait; further requests are told to come again.
-      wait_seconds: that a row waits for others to join its batch.
-      request_seconds: after which a request is given up.
+      characters: the most characters of one input, all of its columns together.
+      queued_rows: the most waiting rows; further requests are told to retry later.
+      wait_seconds: how long a row waits for others to join its batch.
+      request_seconds: the timeout of a request.
     """
 
     inputs: int = 16

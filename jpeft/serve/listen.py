@@ -1,4 +1,4 @@
-"""The process: the socket it listens at, and its end. Web libraries are imported where they are used."""
+"""The server process: its socket, its start and its graceful stop. Web libraries are imported lazily."""
 
 import contextlib
 import importlib.util
@@ -17,30 +17,31 @@ _SECONDS_BEYOND_A_REQUEST = 5
 
 
 def require_extra() -> None:
-    """Raises `UserError` where the libraries of the extra `serve` are not installed."""
+    """Raises `UserError` if the libraries of the extra `serve` are not installed."""
     missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"jpeft serve needs {', '.join(missing)}; install them: pip install 'jpeft[serve]'.")
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at that address, at which nobody can connect yet. Raises `UserError`: the address is taken, or none."""
+    """Binds a socket without listening yet. Raises `UserError` if the address is in use or invalid."""
     with contextlib.ExitStack() as undo:
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             bound = undo.enter_context(socket.socket(family, kind, protocol))
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind((address[0], port, *address[2:]))  # the resolver takes ports of any size
-        except (OSError, OverflowError, UnicodeError) as error:  # of the last kind is a name longer than names may be
+            bound.bind((address[0], port, *address[2:]))  # the resolver accepts ports of any size
+        except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: too long a host name
             raise UserError(f"cannot listen at {host}:{port} ({error}).") from None
         undo.pop_all()
     return bound
 
 
 def serve_until_told(service: "Service", bound: socket.socket, listening: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or SIGINT, then answers what was accepted.
+    """Serves until SIGTERM or SIGINT, then finishes accepted requests.
 
-    `listening` hears the URL once connections are taken.
+    Args:
+      listening: called with the URL once connections are accepted.
     """
     import uvicorn
 
@@ -53,7 +54,7 @@ def serve_until_told(service: "Service", bound: socket.socket, listening: Callab
             listening(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
         def handle_exit(self, sig: int, frame) -> None:
-            service.draining = True  # for connections that are open
+            service.draining = True  # open connections are told that the server stops
             super().handle_exit(sig, frame)
 
     config = uvicorn.Config(
@@ -63,8 +64,8 @@ def serve_until_told(service: "Service", bound: socket.socket, listening: Callab
         timeout_graceful_shutdown=int(service.limits.request_seconds) + _SECONDS_BEYOND_A_REQUEST,
     )
     server = Server(config)
-    # uvicorn takes the signals over and, when it is done, raises what came again, for whoever listened before it: not
-    # Python's own handlers, with which the exit status would not be 0.
+    # uvicorn handles the signals and afterwards raises the one it received again, for the previous handlers. These must
+    # not be Python's own, with which the exit status would not be 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     server.run(sockets=[bound])

@@ -1,4 +1,4 @@
-"""What Prometheus reads of a server."""
+"""The server's metrics for Prometheus."""
 
 from collections.abc import Callable
 
@@ -14,10 +14,10 @@ from prometheus_client import (
 
 
 class Metrics:
-    """One server's figures; two servers of a process do not share them."""
+    """The metrics of one server; two servers in one process do not share them."""
 
     def __init__(self, *, queued: Callable[[], int], adapters: Callable[[], int]):
-        """Args are asked whenever the figures are read."""
+        """Registers the metrics; the arguments are called whenever the metrics are read."""
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
@@ -46,19 +46,19 @@ class Metrics:
         Gauge("jpeft_adapters", "Adapters loaded.", registry=self._registry).set_function(adapters)
 
     def batch(self, rows: int, seconds: float) -> None:
-        """Counts a batch of so many rows that took so many seconds."""
+        """Counts a batch."""
         self._batch_rows.observe(rows)
         self._batch_seconds.observe(seconds)
 
     def cut(self, inputs: int) -> None:
-        """Counts inputs that were longer than their adapters' runs took."""
+        """Counts inputs that were cut to the input lengths of their adapters' runs."""
         self._cut.inc(inputs)
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Counts an HTTP request by route, method and status, and how long it took."""
+        """Counts an HTTP request and its duration by route, method and status."""
         self._requests.labels(route, method, status).inc()
         self._request_seconds.labels(route).observe(seconds)
 
     def text(self) -> bytes:
-        """All figures in Prometheus' format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""What happens to every request, whatever it asks for: it is counted, and its body is limited."""
+"""Middleware for every request: it counts requests and limits the size of their bodies."""
 
 import time
 
@@ -11,7 +11,7 @@ from jpeft.serve.metrics import Metrics
 
 
 class CountRequests:
-    """Middleware that counts requests by route and method, of which there are few whatever clients ask for."""
+    """Middleware that counts requests by route and method; unknown ones are counted as one, to bound the number."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics):
         self._app, self._metrics = app, metrics
@@ -36,9 +36,9 @@ class CountRequests:
 
 
 class LimitBody:
-    """Middleware that refuses a body of more than `max_bytes`, by its declared length or as soon as it has grown.
+    """Middleware that refuses a body of more than `max_bytes`, by its declared length or while it is received.
 
-    Starlette's own answers with plain text where the length is declared.
+    Not Starlette's own, which responds with plain text if the length is declared.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int):

@@ -1,4 +1,4 @@
-"""`/docs`: the server's own OpenAPI document as one plain page, which needs no script, no network and no other file."""
+"""`/docs`: the server's OpenAPI document as one static page without scripts or other files."""
 
 import html
 import json
@@ -14,7 +14,7 @@ td, th { text-align: left; vertical-align: top; padding: 2px 1.2rem 2px 0; }
 
 
 def document_page(document: Mapping[str, Any]) -> str:
-    """The page of an OpenAPI document."""
+    """Renders an OpenAPI document as an HTML page."""
     info = document["info"]
     parts = [
         "<!doctype html>",
@@ -50,7 +50,7 @@ def _operations(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _call(document: Mapping[str, Any], path: str, content: Mapping[str, Any]) -> str:
-    """A `curl` line with the examples that the schema has."""
+    """A `curl` command with the examples of the schema."""
     schema = _resolved(document, content)
     examples = {
         name: each["examples"][0] for name, each in schema.get("properties", {}).items() if each.get("examples")
@@ -74,7 +74,7 @@ def _schemas(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _named(schema: Mapping[str, Any]) -> str:
-    """A schema in a few words; what has a name of its own as a link to it."""
+    """A short description of a schema; a named schema is a link to it."""
     if "$ref" in schema:
         name = _text(schema["$ref"].rpartition("/")[2])
         return f'<a href="#{name}">{name}</a>'

@@ -1,7 +1,7 @@
-"""The arrays of a bank: for each leaf that an adapter may have, one entry a slot. Slot 0 is no adapter at all.
+"""The arrays of a bank: for each leaf that an adapter may have, one entry per slot. Slot 0 is the identity.
 
-All of it is fixed when a bank is made: where adapters may act, how large they may be, how many there are. Which slots a
-batch uses and which one is written are arguments of compiled programs, so that none has to be compiled again.
+Sites, the largest sizes and the number of slots are fixed when a bank is made. The slots that a batch uses, and the one
+that is written, are arguments of the compiled programs, so nothing is compiled again.
 """
 
 import dataclasses
@@ -23,24 +23,24 @@ from jpeft.peft.sites import Site, site_modules
 from jpeft.peft.variables import Adapter, AdapterRows
 from jpeft.peft.wrapping import put
 
-Room = Sequence[tuple[Method, Sequence[Site]]]  # the largest adapters that a bank is to hold, and where they act
+Room = Sequence[tuple[Method, Sequence[Site]]]  # the largest adapters that a bank can hold, and their sites
 LeafShapes = Mapping[str, tuple[int, ...]]
 
 
 def room_for(model: nnx.Module, *methods: Method) -> Room:
-    """Room for adapters up to the size of these, wherever they act unless a selection says otherwise."""
+    """The room for adapters up to the size of these methods, at all the sites that each selects."""
     return [(method, select(model, method)) for method in methods]
 
 
 class MadeShapes:
-    """Shape of each leaf that a method makes at a site of a base, by the leaf's name; nothing is allocated."""
+    """The shapes of the leaves that a method makes at a site, by the leaf's name; nothing is allocated."""
 
     def __init__(self, model: nnx.Module):
         self._model = model
         self._known: dict[tuple, LeafShapes] = {}
 
     def __call__(self, method: AddedModules, site: Site) -> LeafShapes:
-        key = (method, site.kind, site.sublayer, site.name, site.d_in, site.d_out)  # layers are alike
+        key = (method, site.kind, site.sublayer, site.name, site.d_in, site.d_out)  # the same in every layer
         if key not in self._known:
             module = nnx.eval_shape(lambda: method.create(site, jax.random.key(0), self._model))
             self._known[key] = {name: leaf.shape for name, leaf in vars(module).items() if isinstance(leaf, Adapter)}
@@ -49,7 +49,7 @@ class MadeShapes:
 
 @dataclasses.dataclass(frozen=True)
 class RoomAt:
-    """What a bank has room for at one site: parts of row-wise adapters, and the largest shape of each leaf."""
+    """The room of a bank at one site: the parts of row-wise adapters, and the largest shape of each leaf."""
 
     parts: frozenset[Rows] = frozenset()
     shapes: LeafShapes = dataclasses.field(default_factory=dict)
@@ -61,13 +61,13 @@ class RoomAt:
         return RoomAt(self.parts | other.parts, shapes)
 
     def part_of(self, leaf: str) -> Rows:
-        """The part among those there is room for that takes the leaf of this name."""
+        """The part that has the leaf of this name."""
         (part,) = (part for part in self.parts if leaf in part.leaves)
         return part
 
 
 def rooms(model: nnx.Module, room: Room, shapes_of: MadeShapes) -> dict[str, RoomAt]:
-    """For each site's path, the parts and leaf shapes that the largest adapters need there."""
+    """The room that the largest adapters need at each site, by the site's path."""
     at: dict[str, RoomAt] = {}
     for method, chosen in room:
         assert isinstance(method, AddedModules), "full tuning adds nothing that could be held beside the base"
@@ -81,9 +81,9 @@ def rooms(model: nnx.Module, room: Room, shapes_of: MadeShapes) -> dict[str, Roo
 
 
 def attach_pool(model: Model, slots: int, at: Mapping[str, RoomAt]) -> Model:
-    """A model whose adapters are those of a pool, every slot at its identity; it shares the base's arrays with `model`.
+    """Attaches a pool's adapters to a model, every slot at its identity; the base's arrays are shared with `model`.
 
-    Stacks stay cut as they are: where one layer of a segment has room for something, all of them have.
+    Stacks keep their segments: if one layer of a segment has room for an adapter, all of its layers have.
     """
     model = copied(model)
     for place in site_modules(model):
@@ -100,13 +100,13 @@ def attach_pool(model: Model, slots: int, at: Mapping[str, RoomAt]) -> Model:
 
 @dataclasses.dataclass(frozen=True)
 class PoolLeaf:
-    """One array of a pool: `[slots, *shape]`, or `[layers, slots, *shape]` where its layers are stacked.
+    """One array of a pool: `[slots, *shape]`, or `[layers, slots, *shape]` if its layers are stacked.
 
     Attributes:
       path: in the model's state.
-      names: of what it holds of one adapter, one a layer, as `jpeft.leaves` names leaves.
-      shape: of one name's entry.
-      part: of a row-wise adapter, that has it.
+      names: the names, as of `jpeft.leaves`, of the leaves of one adapter that it holds, one per layer.
+      shape: of one leaf.
+      part: the part of a row-wise adapter that has it.
     """
 
     path: tuple[Any, ...]
@@ -116,20 +116,20 @@ class PoolLeaf:
     part: Rows
 
     def identity(self) -> np.ndarray:
-        """The entry of an adapter that does nothing here: `shape`, or `[layers, *shape]`."""
+        """The entry of an adapter that changes nothing: `shape`, or `[layers, *shape]`."""
         layers = (len(self.names),) if self.stacked else ()
         return np.array(np.broadcast_to(self.part.identity(self.leaf), (*layers, *self.shape)))
 
     @property
     def leaf(self) -> str:
-        """The name of the leaf itself, the last part of its path."""
+        """The leaf's own name, the last part of its path."""
         return str(self.path[-1])
 
 
 class PoolLayout:
-    """Which arrays a pool is made of, and the pure functions that read and write them.
+    """The arrays of a pool, and the pure functions that read and write them.
 
-    A pool is a tuple of arrays, an adapter's entry in it one of numpy arrays, both in the order of `leaves`.
+    A pool is a tuple of arrays and an adapter's entry a tuple of NumPy arrays, both in the order of `leaves`.
     """
 
     def __init__(self, leaves: Sequence[PoolLeaf]):
@@ -143,7 +143,7 @@ class PoolLayout:
 
     @classmethod
     def of(cls, model: nnx.Module, at: Mapping[str, RoomAt]) -> tuple["PoolLayout", tuple[Array, ...]]:
-        """The layout of what `attach_pool` attached, and its arrays."""
+        """The layout of the pool that `attach_pool` attached to a model, and its arrays."""
         leaves, arrays = [], []
         for leaf in stacked_leaves(model, AdapterRows):
             array = leaf.variable[...]
@@ -155,9 +155,10 @@ class PoolLayout:
         return cls(leaves), tuple(arrays)
 
     def entry(self, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-        """An adapter's entry from its leaves by name as `Method.row_leaves_at` has them; identities elsewhere.
+        """Makes an adapter's entry, with identities where it has no leaf.
 
-        None is larger than `shapes`.
+        Args:
+          values: leaves by name, as of `Method.row_leaves_at`; none larger than the pool's shapes.
         """
         entry = tuple(leaf.identity() for leaf in self.leaves)
         for name, value in values.items():
@@ -170,14 +171,14 @@ class PoolLayout:
     def write(
         self, pool: tuple[Array, ...], entry: tuple[Array, ...], slot: Int[Array, ""]
     ) -> tuple[Shaped[Array, "..."], ...]:
-        """The pool with `entry` at `slot`; in place where the pool is donated."""
+        """The pool with `entry` at `slot`; written in place if the pool is donated."""
         return tuple(
             jax.lax.dynamic_update_index_in_dim(array, part, slot, axis=int(leaf.stacked))
             for leaf, array, part in zip(self.leaves, pool, entry, strict=True)
         )
 
     def rows(self, pool: tuple[Array, ...], slots: Int[Array, " batch"]) -> nnx.State:
-        """What to merge with a base so that row `i` of a batch has the adapter of `slots[i]`."""
+        """The state to merge with a base so that row `i` of a batch uses the adapter of `slots[i]`."""
         return nnx.from_flat_state(
             (leaf.path, AdapterRows(jnp.take(array, slots, axis=int(leaf.stacked), mode="clip")))
             for leaf, array in zip(self.leaves, pool, strict=True)

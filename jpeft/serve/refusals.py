@@ -1,4 +1,4 @@
-"""Every way in which the server refuses: a status, and one line in the place of a list or a traceback."""
+"""The server's error responses: a status, and one line instead of a list or a traceback."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from jpeft.serve.engine import NoNumber, Replaced
 from jpeft.serve.schema import Problem
 from jpeft.serve.shelf import NotOnShelf
 
-_LONGEST_PLACE = 120  # characters of where a wrong value stands
+_LONGEST_PLACE = 120  # characters of the location of a wrong value
 _REASONS = {
     400: "The body cannot be read.",
     404: "No such adapter.",
@@ -31,7 +31,7 @@ _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"t
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of these statuses."""
+    """The OpenAPI entries of these statuses."""
     documented: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
         documented[status] = {"model": Problem, "description": _REASONS[status]}
@@ -41,7 +41,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def answer_errors(app: FastAPI) -> None:
-    """Gives each error its status, and one line in the place of a list or a traceback."""
+    """Adds the handlers that turn each error into a status and one line."""
 
     def answers(status: int, headers: dict[str, str] | None = None):
         async def handler(request: Request, error: Exception) -> JSONResponse:
@@ -56,7 +56,7 @@ def answer_errors(app: FastAPI) -> None:
         return JSONResponse({"detail": _first_of(error.errors())}, 422)
 
     async def wrong_method(request: Request, error: HTTPException) -> JSONResponse:
-        # Of all routes of this path; each alone knows its own method.
+        # The methods of all routes with this path; each route knows only its own.
         routes = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
         methods = {method for route in routes for method in getattr(route, "methods", None) or ()}
         return JSONResponse({"detail": error.detail}, 405, {"Allow": ", ".join(sorted(methods))})
@@ -85,7 +85,7 @@ def answer_errors(app: FastAPI) -> None:
 
 
 def _is_json(content_type: str) -> bool:
-    """Whether a body of this type is read as JSON: `application/json`, or `application/...+json`."""
+    """Whether a body of this content type is parsed as JSON: `application/json`, or `application/...+json`."""
     kind, _, of_it = content_type.partition(";")[0].strip().lower().partition("/")
     return kind == "application" and (of_it == "json" or of_it.endswith("+json"))
 
@@ -95,10 +95,10 @@ def _is_columns(part: Any) -> bool:
 
 
 def _first_of(errors: Sequence[Any]) -> str:
-    """Where the first wrong value stands and what is wrong with it.
+    """The location of the first wrong value and what is wrong with it.
 
-    An input may be a text or columns, and there is an error of each: the one that leads furthest is meant. Names of
-    types are no part of a place.
+    An input may be a text or columns, with an error for each alternative: the one with the deepest location is taken.
+    The names of types in pydantic's locations are left out.
     """
     inner = lambda error: error["loc"][:3] == errors[0]["loc"][:3]
     of_columns = lambda error: isinstance(error.get("input"), dict) and _is_columns(error["loc"][-1])
@@ -110,4 +110,4 @@ def _first_of(errors: Sequence[Any]) -> str:
     others = {error["loc"][:3] for error in errors} - {errors[0]["loc"][:3]}
     more = f" (and {len(others)} more)" if others else ""
     line = f"{where}: {error['msg']}{more}"
-    return " ".join(line.encode(errors="replace").decode().split())  # a column's name may be anything
+    return " ".join(line.encode(errors="replace").decode().split())  # a column's name may hold anything

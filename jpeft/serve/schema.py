@@ -1,4 +1,4 @@
-"""What requests and answers of the server hold, as its OpenAPI document has them."""
+"""The server's requests and responses, as its OpenAPI document describes them."""
 
 from typing import Annotated, Any, TypeAlias
 
@@ -58,7 +58,7 @@ class HowAsked(BaseModel):
 
 
 class Adapters(BaseModel):
-    """The names of the adapters that are loaded, and of those that could be."""
+    """The adapters that are loaded, and the names of those that could be."""
 
     capacity: int = Field(description="How many adapters can be loaded at once.")
     loaded: list[str]
@@ -71,14 +71,14 @@ class Adapters(BaseModel):
 
 
 class Loaded(BaseModel):
-    """The answer to a request to load an adapter: the one that was loaded."""
+    """The adapter that was loaded."""
 
     name: str
     method: str
 
 
 class Health(BaseModel):
-    """The answer to a health check: the server is there."""
+    """The response to a health check."""
 
     status: str
 
@@ -89,14 +89,14 @@ Name = Annotated[
 
 
 def no_other_kind(value: Any) -> Any:
-    """Refuses what Python would take for an integer and JSON Schema would not."""
+    """Refuses values that Python accepts as integers and JSON Schema does not, such as booleans."""
     if isinstance(value, bool | str):
         raise ValueError("should be a number")
     return value
 
 
 class GenerationFields(BaseModel):
-    """What a request for answers holds; a server narrows `inputs` and `max_output_tokens` to its own limits."""
+    """A request for answers; a server restricts `inputs` and `max_output_tokens` to its own limits."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,4 +1,4 @@
-"""From what the operator asked for to an engine that is ready: base, bank, adapters, compiled programs."""
+"""Starts an engine: loads the base and the adapters, makes the bank and compiles all programs."""
 
 import contextlib
 import dataclasses
@@ -29,10 +29,10 @@ from jpeft.serve.pool import Room, room_for
 from jpeft.serve.shelf import Shelf
 from jpeft.words import counted, shortened
 
-_INPUTS, _OUTPUTS = (64, 256), (16, 64)  # tokens; the last of each grows with what the adapters' runs took and gave
-_MOST_INPUT, _MOST_OUTPUT = 1024, 256  # that it grows to by itself: a stranger's file must not fill the memory
-_LABEL_TOKENS = 32  # at least, where anything is chosen from labels: a request may bring its own
-_SECONDS_BETWEEN_LINES = 5.0  # about a program's compiling: whoever starts a server waits for it
+_INPUTS, _OUTPUTS = (64, 256), (16, 64)  # tokens; the last of each is raised to the adapters' runs' lengths
+_MOST_INPUT, _MOST_OUTPUT = 1024, 256  # the limit of that: an adapter's file must not be able to fill the memory
+_LABEL_TOKENS = 32  # at least, if any adapter has labels: a request may bring its own
+_SECONDS_BETWEEN_LINES = 5.0  # of progress while compiling
 
 _log = logging.getLogger(__name__)
 
@@ -43,13 +43,13 @@ class Choices:
 
     Attributes:
       model: name of the base.
-      adapters: the directory that adapters come from.
+      adapters: the directory with the adapters.
       dtype: of the base's weights and of activations.
-      quantization: of the base's maps, in words: `nf4,double`.
-      base_names: what adapters' files may call the base.
-      capacity: how many adapters are loaded at once.
-      room: `METHOD[:READING[:SIZE]]` each, to keep room for.
+      base_names: the names of the base that adapters' files may have.
+      capacity: the most adapters loaded at once.
+      room: `METHOD[:READING[:SIZE]]` of further adapters to keep room for.
       follow_links: whether links that lead out of the directory are followed.
+      quantization: of the base's linear maps, such as `nf4,double`.
     """
 
     model: str
@@ -64,11 +64,7 @@ class Choices:
 
 @dataclasses.dataclass(frozen=True)
 class ShapeFlags:
-    """The shapes to pad to, as the command line gives them; None takes those of the adapters' runs.
-
-    Attributes:
-      label_tokens: as of `PaddedShapes`.
-    """
+    """The shapes to pad to, from the command line; as in `PaddedShapes`, with None for those of the adapters' runs."""
 
     batch_sizes: tuple[int, ...] = (1, 4, 16)
     input_lengths: tuple[int, ...] | None = None
@@ -76,10 +72,10 @@ class ShapeFlags:
     label_tokens: int | None = None
 
     def shapes(self, tasks: Sequence[TaskOfRun], label_tokens: int) -> PaddedShapes:
-        """Few shapes that hold what these tasks ask, up to 1,024 tokens in and 256 out.
+        """A few shapes that suffice for these tasks, up to inputs of 1,024 and outputs of 256 tokens.
 
         Args:
-          label_tokens: of the task with the most of them.
+          label_tokens: the most tokens that all labels of one task have together.
         """
         generating = [task for task in tasks if not task.chosen_from]
         longest_input = max([_INPUTS[-1], *(task.max_input_length for task in tasks)])
@@ -93,16 +89,20 @@ class ShapeFlags:
 
 
 def start(choices: Choices, sizes: ShapeFlags, *, say: Callable[[str], None]) -> tuple[Engine, Shelf]:
-    """An engine with every adapter of the directory loaded and every shape compiled.
+    """Makes an engine, loads every adapter of the directory and compiles every shape.
 
-    An adapter that cannot be loaded is named to `say` and left out: one damaged file must not keep a server down.
+    An adapter that cannot be loaded is reported and left out: a damaged file must not keep the server from starting.
+
+    Args:
+      say: called with lines for the operator.
 
     Raises:
-      UserError: the base, the directory or a choice is wrong; there is nothing to make room for, or too little room.
+      UserError: the base, the directory or a flag is wrong, there is no adapter to make room for, or there are more
+        adapters than the capacity.
     """
     shelf = Shelf(choices.adapters, follow_links=choices.follow_links)
-    asked = [parse_room(text) for text in choices.room]
-    PaddedShapes(sizes.batch_sizes, sizes.input_lengths or _INPUTS, sizes.output_lengths or _OUTPUTS)  # before the work
+    reserved = [parse_room(text) for text in choices.room]
+    PaddedShapes(sizes.batch_sizes, sizes.input_lengths or _INPUTS, sizes.output_lengths or _OUTPUTS)  # checks
     dtype, quantization = compute_dtype(choices.dtype), Quantization.parse(choices.quantization)
     directory = resolve(choices.model, what="--model", flag="--model", report=say)
     own_task = task_of(directory)
@@ -116,21 +116,21 @@ def start(choices: Choices, sizes: ShapeFlags, *, say: Callable[[str], None]) ->
     names = shelf.names()
     if len(names) > choices.capacity:
         raise UserError(f"{choices.adapters} holds {counted(len(names), 'adapter')}; --capacity is {choices.capacity}.")
-    room = [*room_for(model, *asked), *_room_of(shelf, names, model)]
+    room = [*room_for(model, *reserved), *_room_of(shelf, names, model)]
     if not room:
-        raise UserError(f"{choices.adapters} holds no adapter to make room for; say by --room what is to come.")
+        raise UserError(f"{choices.adapters} holds no adapter to make room for; name those that will come with --room.")
     bank = AdapterBank(model, capacity=choices.capacity, room=room, base_names=choices.base_names)
     tasks = [] if own_task is None else [(choices.model, own_task)]
     for name in names:
-        with _left_for_later(name):
+        with _errors_deferred(name):
             if (task := task_of(shelf.find(name))) is not None:
                 tasks.append((name, task))
     packed = [0]
     for name, task in tasks:
-        with _left_for_later(name):
+        with _errors_deferred(name):
             labels = task.chosen_from
-            asked = tokenizer.asked_by(task.chat_template)
-            packed += [len(PackedLabels.of(labels, asked, config).targets)] if labels else []
+            templated = tokenizer.asked_by(task.chat_template)
+            packed += [len(PackedLabels.of(labels, templated, config).targets)] if labels else []
     shapes = sizes.shapes([task for _, task in tasks], max(packed))
     engine = Engine(bank, tokenizer, shapes, dtype=dtype.name, base=model_fingerprint(directory))
     engine.set_base_task(own_task)
@@ -150,10 +150,10 @@ def start(choices: Choices, sizes: ShapeFlags, *, say: Callable[[str], None]) ->
 
 
 @contextlib.contextmanager
-def _left_for_later(name: str) -> Iterator[None]:
-    """Passes over what is wrong with the files of an adapter, which is said when it is loaded.
+def _errors_deferred(name: str) -> Iterator[None]:
+    """Ignores errors in an adapter's files, which are reported when it is loaded.
 
-    A defect of ours is passed over, too, for it must not keep a server down; its traceback is logged.
+    Unexpected errors are ignored, too, since they must not keep the server from starting; they are logged.
     """
     try:
         yield
@@ -164,7 +164,7 @@ def _left_for_later(name: str) -> Iterator[None]:
 
 
 def _compile(engine: Engine, say: Callable[[str], None]) -> None:
-    """Compiles all shapes; says what for, and every few seconds how far it is."""
+    """Compiles all shapes and reports the progress every few seconds."""
     shapes, started = engine.shapes, time.monotonic()
     total, done = len(list(shapes)), [0, shapes.batch_sizes[0], shapes.input_lengths[0], None, started]
     rows, inputs, outputs = (
@@ -210,7 +210,7 @@ def _every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
 
 
 def parse_room(text: str) -> Method:
-    """`lora:official:16` as the method that it means. Raises `UserError`."""
+    """The method of a `--room` such as `lora:official:16`. Raises `UserError` for anything else."""
     name, _, rest = text.partition(":")
     reading, _, size = rest.partition(":")
     sizes = {known: option for known, method in METHODS.items() for option in method.sizes}
@@ -219,16 +219,16 @@ def parse_room(text: str) -> Method:
         raise UserError(f"--room {shortened(text)}: {shortened(name)} takes no size {shortened(size)}; {have}.")
     method = build(name, reading or "paper", {sizes[name]: int(size)} if size else {})
     if not isinstance(method, AddedModules):
-        raise UserError(f"--room {text}: {name} tuning changes the base itself; serve its model as a base.")
+        raise UserError(f"--room {text}: {name} tuning changes the base itself; serve its model with --model.")
     return method
 
 
 def _room_of(shelf: Shelf, names: Sequence[str], model: nnx.Module) -> Room:
-    """Room for each of the adapters that can be read; whether they fit the base is for the bank to say."""
+    """The room for each adapter that can be read; the bank checks later whether they fit the base."""
     by_path = {site.path: site for site in sites(model)}
     room: dict[tuple[Method, frozenset[str]], None] = {}
     for name in names:
-        with _left_for_later(name):
+        with _errors_deferred(name):
             method, leaves, _ = read_adapter(shelf.find(name), model)
             if isinstance(method, AddedModules):
                 room[method, frozenset(by_path.keys() & {leaf.rpartition("/")[0] for leaf in leaves})] = None

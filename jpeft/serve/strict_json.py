@@ -1,4 +1,4 @@
-"""Bodies of requests as JSON in the strict sense, as rows of files are read: a key that stands twice is an error."""
+"""Strict JSON request bodies, parsed as files of rows are: a repeated key is an error."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -13,10 +13,10 @@ _PARSER = JsonParser(unique=True)
 
 
 class StrictJsonRoute(APIRoute):
-    """A route whose requests' bodies are read by `JsonParser`; what that refuses is answered with 422 and its line."""
+    """A route that parses bodies with `JsonParser` and responds to its errors with status 422."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """As FastAPI asks for it."""
+        """Overrides FastAPI's handler to parse the body first."""
         answer = super().get_route_handler()
 
         async def handler(request: Request) -> Response:

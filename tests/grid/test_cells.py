@@ -42,7 +42,7 @@ def test_ablations_are_taken_for_the_methods_that_know_them(ablations, count):
 def test_an_ablation_that_no_method_knows_is_named():
     with pytest.raises(UserError, match="--ablations is 'drop_dense'; expected one of"):
         config_names(["full", "lora"], TASKS, SCALES, ["drop_dense"])
-    with pytest.raises(UserError, match="--ablations none stands alone"):
+    with pytest.raises(UserError, match="--ablations none is given alone"):
         config_names(["lora"], TASKS, SCALES, ["none", "early"])
 
 

@@ -75,11 +75,11 @@ def test_a_cell_that_fails_keeps_its_traceback_and_the_exit_status_says_so(grid_
     [
         (["--methods=lara"], "there is no cell 'lara_agnews_low'"),
         (["--seeds=a"], "--seeds is 'a'; expected whole numbers"),
-        (["--config.train.seed=1"], "--config.train.seed is a grid's --seeds"),
+        (["--config.train.seed=1"], "--config.train.seed is set by the grid; give --seeds"),
         (["--limit=0"], "--limit is 0"),
         (["--jobs=0"], "--jobs is 0"),
         (["--fuse=0"], "--fuse is '0'; expected auto, or a number from 1 to 64"),
-        (["--launcher=ray", "--cpus=0"], "--cpus and --gpus are both 0; a cell on a Ray cluster asks for some of one"),
+        (["--launcher=ray", "--cpus=0"], "--cpus and --gpus are both 0; a cell on a Ray cluster needs some of one"),
         (["--fuse=2", "--launcher=ray"], "--fuse is for --launcher local"),
         (["--tasks=,"], "--tasks is empty"),
         (["--config.train.sed=1"], "did you mean config.train.seed?"),
@@ -110,8 +110,11 @@ def test_what_would_fail_every_cell_is_one_line_before_any_begins(
     assert main([*given, "--dry-run"]) == 0
     capsys.readouterr()
     assert main(given) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and says.format(**named) in said and said.count("\n") == 1
+    notes, said = capsys.readouterr().err.rsplit("error: ", 1)
+    assert says.format(**named) in said and said.count("\n") == 1
+    # The flags that each of these grids has are repeated by some: that is said once, not for each cell.
+    assert notes.count("\n") == len(flags) - ("--launcher=ray" in flags)
+    assert all(line.startswith("note: --config.data.path is given twice") for line in notes.splitlines())
 
 
 def test_an_unknown_flag_is_refused(grid_flags, tmp_path, capsys):
@@ -152,7 +155,7 @@ def test_workers_that_share_a_gpu_have_a_part_of_its_memory(jobs, chosen, given,
     shares = device_shares(jobs)
     memory = "memory is taken as the environment says" if chosen else "each has its part of the memory"
     line = f"3 workers share the GPUs, up to 2 on one; {memory}"
-    assert local.told_of(shares) == (line if jobs == 3 else None)
+    assert local.shared_gpus_line(shares) == (line if jobs == 3 else None)
     environments = [share.environment() for share in shares]
     assert [environment["CUDA_VISIBLE_DEVICES"] for environment in environments] == ["0", "1", "0"][:jobs]
     assert {environment.get("XLA_CLIENT_MEM_FRACTION") for environment in environments} == {given}

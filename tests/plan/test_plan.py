@@ -159,7 +159,7 @@ def test_the_command(command, capsys):
         ("--mesh=model=8", "asks for 8 devices; there are 4"),
         ("--mesh=data=3", "cannot be shared out evenly"),
         ("--mesh=model=2,model=1", "gives model twice"),
-        ("--hosts=3", "1 device cannot be shared out evenly over 3 hosts"),
+        ("--hosts=3", "1 device cannot be divided evenly among 3 hosts"),
         ("--device=B7", "--device B7 is not known"),
         ("--device-memory=24", "expected an amount such as 24GB"),
         ("--input-length=1", "expected at least 2"),

@@ -98,7 +98,7 @@ def test_a_row_that_only_begins_alike_is_another(path):
 
 def test_a_file_that_is_of_something_else_is_not_touched(path):
     path.write_text("mine\n")
-    with pytest.raises(UserError, match=r"is there, and no answers.jsonl.call.json says of what call"):
+    with pytest.raises(UserError, match=r"exists, and its call is not known from answers.jsonl.call.json"):
         answer(path)
     assert path.read_text() == "mine\n" and not path.with_name("answers.jsonl.partial").exists()
 
@@ -143,13 +143,13 @@ def test_an_unfinished_file_of_an_earlier_version_goes_on(path):
 
 
 def test_two_processes_do_not_write_to_one_file(path):
-    with AnswerFile(path, CALL), pytest.raises(Busy, match="another process is at work on"):
+    with AnswerFile(path, CALL), pytest.raises(Busy, match="another process is writing"):
         AnswerFile(path, CALL)
 
 
 def test_a_disk_that_fails_is_said_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFailed, match="cannot be written .*same command goes on"):
+    with pytest.raises(RunFailed, match="cannot be written .*same command resumes it"):
         AnswerFile(tmp_path / "file/answers.jsonl", CALL)
     with pytest.raises(UserError, match="is a directory"):
         AnswerFile(tmp_path, CALL)

@@ -241,7 +241,7 @@ def test_nothing_in_nothing_out(answer, tiny_checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["text"], "name --model"),
+        (["text"], "give --model"),
         (["--model", "there/is/none", "text"], "is no directory here"),
         (["--adapter", "absent", "text"], "absent is not there"),
         (["--model", "mini", "--overwrite", "text"], "--overwrite goes with --output"),

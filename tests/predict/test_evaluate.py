@@ -19,7 +19,7 @@ from jpeft.model import t5_weights
 from jpeft.peft.lora import Lora
 from jpeft.predict import evaluation
 from jpeft.predict.answer_source import AnswerSource
-from jpeft.predict.evaluation import Evaluated, Evaluation, seen_by_the_run, told_of_unknown
+from jpeft.predict.evaluation import Evaluated, Evaluation, seen_by_the_run, unknown_label_warnings
 from jpeft.rows.reading import read_columns
 from tests.conftest import TOPICS, news
 from tests.serve.adapters import make
@@ -129,12 +129,12 @@ def test_another_template_does_not_hide_what_the_run_has_seen(run, tmp_path):
 
 
 def test_labels_that_are_written_otherwise_or_are_others_throughout_are_no_low_number_without_a_word():
-    assert told_of_unknown({}, LABELS, 3) == told_of_unknown({"Robots": 2}, LABELS, 3) == []
-    assert told_of_unknown({"sports\u200b": 1, "x": 1}, LABELS, 3) == [
+    assert unknown_label_warnings({}, LABELS, 3) == unknown_label_warnings({"Robots": 2}, LABELS, 3) == []
+    assert unknown_label_warnings({"sports\u200b": 1, "x": 1}, LABELS, 3) == [
         r"rows labelled 'sports\u200b' count as wrong, since the run's label is written 'Sports': if they mean one "
         "class, make them one"
     ]
-    assert told_of_unknown({"Robots": 3}, LABELS, 3) == [
+    assert unknown_label_warnings({"Robots": 3}, LABELS, 3) == [
         "no row has a label that the run knows: nothing was measured (--target names the labels)"
     ]
 
@@ -314,7 +314,7 @@ def test_metrics_are_the_runs_or_those_that_are_named_and_no_file_gets_code_run(
     assert (
         why[0] == "evil:metric is code, which a file does not get to run: give --metrics evil:metric if you trust it."
     )
-    assert why[1].startswith("of_tomorrow is no metric") and "bleu judges texts" in why[2] and len(why) == 3
+    assert why[1].startswith("of_tomorrow is not a metric") and "bleu judges texts" in why[2] and len(why) == 3
     (tmp_path / "mine_for_evaluate.py").write_text("def first(predictions, references):\n    return 0.25\n")
     monkeypatch.chdir(tmp_path)
     names = "accuracy,expected_calibration_error,mine_for_evaluate:first"

@@ -183,7 +183,7 @@ def test_standard_input_may_be_any_text_format_and_no_parquet(monkeypatch):
 
 def test_standard_input_that_is_closed_is_said_so(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(UserError, match="standard input is closed; name a file by --input, or give texts"):
+    with pytest.raises(UserError, match="standard input is closed; name a file with --input, or give texts"):
         Input.of((), None, None)
     assert [row.text for row in Input.of(["x"], None, None).rows(PromptTemplate())] == ["x"]
 

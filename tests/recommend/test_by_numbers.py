@@ -240,7 +240,7 @@ def test_generated_rows_are_cautioned(tmp_path):
         (["--task=agnws", "--examples=5"], "expected one of classification, generation, agnews"),
         (["--task=agnews", "--examples=0"], "--examples"),
         (["--task=agnews", "--examples=5", "--runs=there/is/nothing"], "does not exist"),
-        (["--task=agnews", "--examples=5", "--config.train.seed=1"], "--config.train.seed is of a search alone"),
+        (["--task=agnews", "--examples=5", "--config.train.seed=1"], "--config.train.seed is for a search only"),
     ],
 )
 def test_a_wrong_call_is_one_line(arguments, says, capsys):
@@ -255,7 +255,7 @@ def test_a_wrong_call_is_one_line(arguments, says, capsys):
 def test_runs_without_such_a_cell_are_a_wrong_call(tmp_path, capsys):
     write_own(tmp_path, {"lora": [0.9]})
     assert main(["recommend", "--task=agnews", "--examples=5000", f"--runs={tmp_path}"]) == 2
-    assert "hold nothing of AG News, 5,000 examples: high scale" in capsys.readouterr().err
+    assert "no results for AG News, 5,000 examples: high scale" in capsys.readouterr().err
     assert main(["recommend", "--task=cola", "--examples=50", f"--runs={tmp_path}"]) == 2
     assert "the results are of agnews" in capsys.readouterr().err
 

@@ -165,7 +165,7 @@ def test_files_that_no_report_wrote_are_not_written_over(undrawn, tmp_path):
     for index in (None, '{"mine": 1}', "no JSON", '{"files": ["report.md"]}'):
         if index is not None:
             (tmp_path / "report.json").write_text(index)
-        with pytest.raises(UserError, match="has .*index.html.*, of which no report.json says that a report wrote it"):
+        with pytest.raises(UserError, match="has .*index.html.*, which by its report.json no report wrote"):
             write(document.of_paper(), tmp_path)
         assert (tmp_path / "index.html").read_text() == "mine"
 

@@ -60,8 +60,8 @@ def test_each_input_is_answered_by_the_named_adapter(client, started):
         ({"inputs": [""]}, "body.inputs.0"),
         ({"inputs": [{}]}, "body.inputs.0"),
         ({"inputs": [{"input": ["x"]}]}, "inputs[0] has a column 'input' that holds a list, ['x']; join it"),
-        ({"inputs": ["a", " \u200b"]}, "inputs[1] has no text that can be seen"),
-        ({"inputs": [{"input": ""}]}, "inputs[0] has no text that can be seen"),
+        ({"inputs": ["a", " \u200b"]}, "inputs[1] has no visible text"),
+        ({"inputs": [{"input": ""}]}, "inputs[0] has no visible text"),
         ({"inputs": [{"inpt": "x"}]}, "inputs[0] has no column 'input', only inpt"),
         ({"inputs": [{"Input": "x"}]}, "It is written 'Input' there, not 'input'."),
         ({"inputs": [{"input": "x", " input": "y"}]}, "inputs[0] has two columns whose names differ by white space"),
@@ -284,7 +284,7 @@ def test_when_nothing_is_answered_any_more_it_says_so(service, client):
     assert client.get("/readyz").status_code == client.get("/healthz").status_code == 200
     service.batcher.running = False
     for path in ("/readyz", "/healthz"):
-        assert int(refused(client.get(path), 503, "has to be started again").headers["Retry-After"]) >= 1
+        assert int(refused(client.get(path), 503, "has to be restarted").headers["Retry-After"]) >= 1
 
 
 @pytest.mark.parametrize(

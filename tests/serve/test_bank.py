@@ -293,7 +293,7 @@ def test_a_damaged_adapter_is_refused(base, narrow):
     method = Lora.official(rank=2)
     leaves = make(base, method).leaves
     first = "encoder/layers/0/self_attention/q/lora_b"
-    with pytest.raises(UserError, match="is not whole: .* it has \\['lora_a'\\]"):
+    with pytest.raises(UserError, match="is incomplete: .* it has \\['lora_a'\\]"):
         narrow.put("x", method, {name: value for name, value in leaves.items() if name != first})
     with pytest.raises(UserError, match="not finite"):
         narrow.put("x", method, {**leaves, first: np.full_like(leaves[first], np.nan)})

@@ -208,7 +208,7 @@ def test_when_it_ends_all_the_same_nobody_waits_and_nothing_is_taken(caplog):
             assert isinstance(error, NotAnswered)
         await running
         assert not batcher.running and batcher.queued == 0
-        with pytest.raises(NotAnswered, match="started again"):
+        with pytest.raises(NotAnswered, match="restarted"):
             await batcher.submit([row(9)])
 
     async def _swallowed(run):
