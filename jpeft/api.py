@@ -137,13 +137,13 @@ def attach(
         unfit = next((site for site in chosen if site.kind not in method.kinds), None)
         if unfit is not None:
             raise UserError(f"{method.name} acts on {', '.join(method.kinds)}; {unfit.path} is of kind {unfit.kind}.")
-    if (wide is None) != (method.begin_with_lost is None):
+    if (wide is None) != (method.init_from_residual is None):
         says = "begins with what rounding took away: name the wide model" if wide is None else "has no use for one"
         raise UserError(f"wide is {'missing' if wide is None else repr(str(wide))}, and {method.describe()} {says}.")
     tuned = attaching.attach(model, method, chosen, jax.random.key(seed))
     _remember(method, tuned)
     if wide is not None:
-        attaching.begin_with_lost(tuned, method, _lost(model, str(wide)))
+        attaching.init_from_residual(tuned, method, _lost(model, str(wide)))
     if where is None and method.trains_base:
         _require_all_weights(tuned)
     return tuned

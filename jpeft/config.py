@@ -485,7 +485,7 @@ class Run:
     def _check_quantization(self) -> None:
         quantization = self.quantization()
         is_rounded = quantization is not None and quantization.kind != "none"
-        if not is_rounded and self.method.from_adapter is None and self.build_method().begin_with_lost is not None:
+        if not is_rounded and self.method.from_adapter is None and self.build_method().init_from_residual is not None:
             raise UserError(
                 f"method.lora_init is {self.method.lora_init!r}, which begins with what rounding takes away of the "
                 "base; set model.quantization to nf4 or int8, of a wide model."

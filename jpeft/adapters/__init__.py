@@ -1,1 +1,1 @@
-"""Adapters as files, in our layout and in Hugging Face PEFT's: saved, opened, merged into a base, described."""
+"""Adapter files in jpeft's and Hugging Face PEFT's layouts: saving, loading, checks of merged models, model cards."""

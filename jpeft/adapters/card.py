@@ -1,4 +1,4 @@
-"""`README.md` beside an adapter or a merged model: what it is, what it scored, how to load it. No files."""
+"""Model cards of adapters, merged models and quantized bases, as Markdown text: description, results, loading."""
 
 import re
 import shlex
@@ -18,7 +18,7 @@ ResultJson = Mapping[str, Any]
 
 
 def places(sites: Sequence[Site]) -> str:
-    """Where a method is attached, in a few words: `q, v of 16 layers`."""
+    """Where a method is attached, in a few words, as `q, v of 16 layers`."""
     names = ", ".join(sorted({site.name for site in sites}))
     layers = len({(site.stack, site.layer) for site in sites if site.layer is not None})
     return f"{names} of {layers} layer{'s' if layers > 1 else ''}" if layers else names
@@ -35,18 +35,22 @@ def adapter_card(
     notes: Sequence[str],
     quantization: str | None = None,
 ) -> str:
-    """The card of an adapter in the layout that `save_adapter` gives its method.
+    """The card of an adapter as `save_adapter` writes it.
 
     Args:
-      quantization: how the base was kept in the adapter's run, in the words of `task.json`.
-      model: the base, or shapes in its place.
-      parameters: that it holds.
-      notes: what was rewritten on reading it.
+      method: the method of the adapter.
+      sites: the sites where it is attached.
+      base: name of the base.
+      model: the base, which may hold shapes instead of arrays.
+      parameters: number of parameters of the adapter.
+      result: content of the run's `result.json`; None if there is none.
+      notes: what was rewritten when the adapter was read.
+      quantization: quantization of the base in the adapter's run, as in `task.json`.
     """
     lacks, family = peft_lacks(method, sites, model), family_with(model.config)
     rows = [("method", method.describe()), ("at", places(sites)), ("parameters", f"{parameters:,}"), ("base", base)]
-    rounded = None if in_bits(quantization) == "wide" else quantization
-    rows += [] if rounded is None else [("base kept in", rounded)]
+    quantized = None if in_bits(quantization) == "wide" else quantization
+    rows += [] if quantized is None else [("base kept in", quantized)]
     return (
         "\n\n".join(
             [
@@ -57,13 +61,13 @@ def adapter_card(
                 *_results(result),
                 "## How to load it",
                 "`DIR` is this directory.",
-                *_told_of_bits(rounded),
+                *_about_quantization(quantized),
                 *(
-                    [_with_peft(base, family, rounded)]
+                    [_with_peft(base, family, quantized)]
                     if lacks is None
-                    else [_without_peft(method, sites, lacks, family, rounded)]
+                    else [_without_peft(method, sites, lacks, family, quantized)]
                 ),
-                _with_jpeft(method, base, rounded),
+                _with_jpeft(method, base, quantized),
             ]
         )
         + "\n"
@@ -84,19 +88,21 @@ def merged_card(
     """The card of a base with an adapter merged into it, as Markdown.
 
     Args:
+      method: the method of the adapter.
+      sites: the sites where it was attached.
       base: name of the model that the adapter was trained on.
-      family: of that model, for how `transformers` opens the result.
-      result: of the run that made the adapter; None where nothing tells.
-      agreement: how exactly the merged model does what base and adapter did.
-      dtype: of the weights as they are stored.
-      quantization: how the base was kept whose numbers these are; None where it was wide.
+      family: family of that model, which decides how `transformers` opens the result.
+      result: content of the run's `result.json`; None if there is none.
+      agreement: measured differences between the merged model and base with adapter.
+      dtype: dtype of the weights as saved.
+      quantization: quantization of the base before it was merged; None if it was not quantized.
     """
     rows = [("base", base), ("merged into it", method.describe()), ("at", places(sites)), ("dtype", dtype)]
-    rows += [] if quantization is None else [("numbers of the base", f"those that {quantization} has, made wide")]
+    rows += [] if quantization is None else [("weights of the base", f"dequantized from {quantization}")]
     measured = (
-        f"On random tokens the adapter moves the base's logits by up to {agreement.moved:.3g}. The merged weights give "
-        f"logits within {agreement.merged:.2g} of base and adapter in float32, and within {agreement.stored:.2g} as "
-        f"stored here; the most likely token is the same at {100 * agreement.same_choice:.1f} % of positions."
+        f"On random tokens the adapter changes the base's logits by up to {agreement.moved:.3g}. The merged weights "
+        f"give logits within {agreement.merged:.2g} of base and adapter in float32, and within {agreement.stored:.2g} "
+        f"as saved here; the most likely token is the same at {100 * agreement.same_choice:.1f} % of positions."
     )
     load = _code("python", "import transformers", f'model = transformers.{family.auto_class}.from_pretrained("DIR")')
     return (
@@ -116,15 +122,15 @@ def merged_card(
 
 
 def quantized_card(*, base: str, family: Family, quantization: str, maps: int) -> str:
-    """The card of a base in few bits, as Markdown.
+    """The card of a quantized base, as Markdown.
 
     Args:
-      base: name of the wide model.
-      family: of that model, for how `transformers` opens the result.
-      quantization: what its maps are in, in the words of `jpeft.model.quantized.Quantization`.
-      maps: how many these are.
+      base: name of the original model.
+      family: family of that model, which decides how `transformers` opens the result.
+      quantization: the quantization, as `jpeft.model.quantized.Quantization` writes it.
+      maps: number of quantized linear maps.
     """
-    rows = [("base", base), ("kept in", quantization), ("rounded", f"{maps:,} linear maps within the blocks")]
+    rows = [("base", base), ("kept in", quantization), ("quantized", f"{maps:,} linear maps within the blocks")]
     load = _code("python", "import transformers", f'model = transformers.{family.auto_class}.from_pretrained("DIR")')
     ours = _code("sh", "jpeft train --data my.csv --model DIR")
     theirs = f"With transformers, where bitsandbytes is installed:\n\n{load}"
@@ -136,8 +142,8 @@ def quantized_card(*, base: str, family: Family, quantization: str, maps: int) -
                 _front_matter("transformers", base, [family.tag, "bitsandbytes"]),
                 f"# {_plain(base)} in {quantization}",
                 _table(rows),
-                "Embeddings, norms, biases and the head are as they were. The arithmetic and the layout of the rounded "
-                "maps are those of bitsandbytes (Dettmers et al. 2023, QLoRA).",
+                "Embeddings, norms, biases and the head are as they were. The arithmetic and the layout of the "
+                "quantized maps are those of bitsandbytes (Dettmers et al. 2023, QLoRA).",
                 "## How to load it",
                 f"`DIR` is this directory. With jpeft, to tune it:\n\n{ours}",
                 theirs,
@@ -148,7 +154,7 @@ def quantized_card(*, base: str, family: Family, quantization: str, maps: int) -
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a base's name means something on another machine: it has a hub id's form and is no directory here."""
+    """Whether a base's name is valid on other machines: it has the form of a hub id and is no local path."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None and not Path(name).exists()
 
 
@@ -164,7 +170,7 @@ def _title(method: Method, result: ResultJson | None) -> str:
 
 
 def _plain(value: object) -> str:
-    """A value that breaks out of no table: what stands in a result file may have come from anywhere."""
+    """A value escaped for a Markdown table cell; result files may hold untrusted text."""
     return re.sub(r"\s+", " ", str(value)).replace("|", "\\|")
 
 
@@ -176,7 +182,7 @@ def _number(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-_SHOWN = {
+_RESULT_LABELS = {
     "quantization": "base kept in",
     "task": "task",
     "scale": "scale",
@@ -200,7 +206,7 @@ def _results(result: ResultJson | None, *, of: str = "the run that made it") -> 
     for kind, metrics in (("", result.get("metrics")), ("zero-shot ", result.get("zero_shot"))):
         if isinstance(metrics, Mapping):
             rows += [(f"{kind}{_plain(name)}", _number(value)) for name, value in metrics.items()]
-    rows += [(shown, _number(result[key])) for key, shown in _SHOWN.items() if result.get(key) is not None]
+    rows += [(label, _number(result[key])) for key, label in _RESULT_LABELS.items() if result.get(key) is not None]
     return [f"## Results of {of}", _table(rows)]
 
 
@@ -208,21 +214,21 @@ def _code(language: str, *lines: str) -> str:
     return "\n".join([f"```{language}", *lines, "```"])
 
 
-def _told_of_bits(quantization: str | None) -> list[str]:
+def _about_quantization(quantization: str | None) -> list[str]:
     if quantization is None:
         return []
     return [
-        f"Its run kept the base in {quantization}, 8 or 4 bits by bitsandbytes' arithmetic. On the wide base it "
-        "answers a little differently: by what rounding does."
+        f"Its run quantized the base to {quantization}, with bitsandbytes' arithmetic. On the base without "
+        "quantization its answers differ a little."
     ]
 
 
 def _bitsandbytes(quantization: str) -> str:
-    """The argument by which `transformers` rounds a base alike."""
+    """The `quantization_config` with which `transformers` quantizes a base in the same way, as Python code."""
     kind, *more = quantization.split(",")
-    said = ["load_in_8bit=True"] if kind == "int8" else ["load_in_4bit=True", 'bnb_4bit_quant_type="nf4"']
-    said += ["bnb_4bit_use_double_quant=True"] if "double" in more else []
-    return f"transformers.BitsAndBytesConfig({', '.join(said)})"
+    arguments = ["load_in_8bit=True"] if kind == "int8" else ["load_in_4bit=True", 'bnb_4bit_quant_type="nf4"']
+    arguments += ["bnb_4bit_use_double_quant=True"] if "double" in more else []
+    return f"transformers.BitsAndBytesConfig({', '.join(arguments)})"
 
 
 def _with_peft(base: str, family: Family, quantization: str | None = None) -> str:
@@ -235,7 +241,7 @@ def _with_peft(base: str, family: Family, quantization: str | None = None) -> st
         where, given = f"resolve({base!r})  # a GGUF file", "base.parent, gguf_file=base.name"
     lines += [f"base = {where}"]
     if quantization is not None and "+" not in quantization:
-        lines += ["# as in its run; needs bitsandbytes, and is said already by a base that is saved so"]
+        lines += ["# as in its run; needs bitsandbytes, and is not needed for a base that was saved quantized"]
         lines += [f"bits = {_bitsandbytes(quantization)}"]
         given += ", quantization_config=bits"
     lines += [f"model = transformers.{family.auto_class}.from_pretrained({given})"]
@@ -267,10 +273,10 @@ def _with_jpeft(method: Method, base: str, quantization: str | None = None) -> s
 
 
 def quantization_flags(quantization: str | None) -> list[str]:
-    """The flags of `jpeft train` that keep a base as a run did; none for a wide one.
+    """The flags of `jpeft train` that quantize a base as a run did; none if it was not quantized.
 
     Args:
-      quantization: in the words of `task.json` and `result.json`.
+      quantization: the quantization as in `task.json` and `result.json`.
     """
     if quantization is None or in_bits(quantization) == "wide" or "+" in quantization:
         return []
@@ -280,6 +286,6 @@ def quantization_flags(quantization: str | None) -> list[str]:
 
 
 def config_flags(method: Method, directory: str) -> list[str]:
-    """The flags of `jpeft train` that start from the adapter of this method in `directory`."""
+    """The flags of `jpeft train` that start from the adapter of this method in a directory."""
     flags = {"name": method.name, "reading": method.reading, **method.flags(), "from_adapter": directory}
     return [f"--config.method.{key}={value}" for key, value in flags.items()]

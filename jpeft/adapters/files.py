@@ -1,8 +1,10 @@
-"""Adapters as files: Hugging Face PEFT's layout where PEFT knows the method, our own safetensors layout otherwise.
+"""Saving and loading adapters, in one of two layouts.
 
-PEFT's: `adapter_config.json`, `adapter_model.safetensors`; for what PEFT lacks nothing of (`peft_layout.peft_lacks`).
-Ours: `jpeft_adapter.json`, `jpeft_adapter.safetensors`; everything else that adds leaves to a base.
-Full tuning of every weight is a model directory instead, which `transformers` opens.
+- Hugging Face PEFT's: `adapter_config.json` and `adapter_model.safetensors`, where PEFT's format can hold the adapter
+  (`peft_layout.peft_lacks`).
+- jpeft's own: `jpeft_adapter.json` and `jpeft_adapter.safetensors`, for all other adapters.
+
+Full tuning of every weight is saved as a model directory that `transformers` opens.
 """
 
 import dataclasses
@@ -33,22 +35,30 @@ from jpeft.peft.variables import Adapter, Frozen
 from jpeft.words import one_line
 
 PEFTS, OURS = ADAPTER_FILES
-CONFIGS = (OURS, PEFTS)  # one of them says that a directory holds an adapter
+CONFIGS = (OURS, PEFTS)  # the config files of the two layouts; an adapter directory has one of them
 _WEIGHTS = {OURS: "jpeft_adapter.safetensors", PEFTS: "adapter_model.safetensors"}
-# Of a tensor: a matrix or a vector, and in ours whatever a module of somebody else's has.
+# Accepted numbers of dimensions of a tensor; in our layout users' modules may have any.
 _DIMENSIONS = {_WEIGHTS[OURS]: tuple(range(9)), _WEIGHTS[PEFTS]: (1, 2)}
-_OF_ANY_RANK = (".lora_A", ".lora_B", ".lora_E")  # AdaLoRA's: it may leave a map nothing
+_MAY_BE_EMPTY = (".lora_A", ".lora_B", ".lora_E")  # AdaLoRA may prune all ranks of a map
 _BASE_KEY = {OURS: "base_model", PEFTS: "base_model_name_or_path"}
 
 
 def adapter_files(directory: Path) -> list[Path]:
-    """The files that an adapter's directory holds it in, in whichever layout."""
+    """The config and weights files of the adapter in a directory, in either layout."""
     names = [name for layout in CONFIGS for name in (layout, _WEIGHTS[layout])]
     return [directory / name for name in names if (directory / name).is_file()]
 
 
 def require_whole(directory: Path, size: int) -> None:
-    """Raises `RunFailed`: a finished run's adapter has not the bytes of weights that it was saved with."""
+    """Checks the size of the weights file of a finished run's adapter.
+
+    Args:
+      directory: the adapter's directory.
+      size: the bytes that were saved.
+
+    Raises:
+      RunFailed: no weights file has that size.
+    """
     weights = [directory / name for name in (*_WEIGHTS.values(), "model.safetensors")]
     found = [file.stat().st_size for file in weights if file.is_file()]
     if size not in found:
@@ -66,26 +76,31 @@ def require_whole(directory: Path, size: int) -> None:
 
 
 def save_adapter(model: nnx.Module, method: Method, chosen: Sequence[Site], directory: Path, *, base_name: str) -> int:
-    """Writes what `method` attached to `model` at the `chosen` sites; returns the bytes of the weights file.
-
-    An adapter that is there already goes, in whichever layout it is.
+    """Saves the adapter of a model, replacing an adapter of either layout that is in the directory.
 
     Args:
-      base_name: name of the base model, for whoever opens the adapter.
+      model: the model with the adapter attached.
+      method: the method that attached it.
+      chosen: the sites where it is attached.
+      directory: where to save; created if missing.
+      base_name: name of the base model, stored in the adapter's config.
+
+    Returns:
+      The size of the weights file in bytes.
 
     Raises:
-      UserError: the directory holds a whole model and this is none, so that whoever opens it would find two.
+      UserError: the directory holds a whole model, and the adapter would be a second thing to load from it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     method = method.settled(chosen)
     if method.trains_base and not jax.tree.leaves(nnx.state(model, nnx.Param)):
         save_model(model, directory, kind=Adapter)
-        _remove_adapters(directory, but=None)
+        _remove_adapters(directory, except_layout=None)
         return (directory / "model.safetensors").stat().st_size
     if (whole := next(iter(sorted(directory.glob("model*.safetensors"))), None)) is not None:
         raise UserError(f"{whole} is of a whole model; name another directory for the adapter.")
     leaves = named_leaves(model, Adapter) | named_leaves(model, Frozen)
-    method, tensors = method.kept(leaves)
+    method, tensors = method.to_save(leaves)
     if peft_lacks(method, chosen, model) is None:
         layout, config = PEFTS, peft_config(model, method, chosen)
         tensors = peft_tensors(model, type(method), tensors)
@@ -100,19 +115,19 @@ def save_adapter(model: nnx.Module, method: Method, chosen: Sequence[Site], dire
         save_file({name: np.array(value, order="C") for name, value in tensors.items()}, beside, {"format": "pt"})
     with write_whole(directory / layout) as beside:
         beside.write_text(json.dumps({_BASE_KEY[layout]: base_name, **config}, indent=2) + "\n")
-    _remove_adapters(directory, but=layout)
+    _remove_adapters(directory, except_layout=layout)
     return file.stat().st_size
 
 
-def _remove_adapters(directory: Path, *, but: str | None) -> None:
-    """Removes adapters of other layouts that were here before: whoever opens the directory must find one."""
-    for stale in (layout for layout in CONFIGS if layout != but):
+def _remove_adapters(directory: Path, *, except_layout: str | None) -> None:
+    """Removes the files of adapters in other layouts, so that a directory never holds two adapters."""
+    for stale in (layout for layout in CONFIGS if layout != except_layout):
         (directory / stale).unlink(missing_ok=True)
         (directory / _WEIGHTS[stale]).unlink(missing_ok=True)
 
 
 def _shared(model: nnx.Module, tensors: Mapping[str, Any]) -> dict[str, str]:
-    """Of weights that train and that modules share, which have one name among the tensors: each other name, with it."""
+    """Maps the further names of trainable weights that modules share to the name that the tensor is saved under."""
     names: dict[int, list[str]] = {}
     for place in site_modules(model):
         for name, value in vars(place.module).items() if not place.in_stack else ():
@@ -124,12 +139,13 @@ def _shared(model: nnx.Module, tensors: Mapping[str, Any]) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """An adapter's directory, read and found to fit a base.
+    """An adapter that was read from a directory and fits its base.
 
     Attributes:
       model: the base with the adapter attached.
-      sites: where it is attached.
-      notes: what was rewritten, in sentences: where a file says in another way what the method says.
+      method: the method with its options.
+      sites: the sites where it is attached.
+      notes: sentences on what was rewritten or dropped when converting it to the method's terms.
     """
 
     model: Any
@@ -141,13 +157,18 @@ class Opened:
 def load_adapter(
     directory: Path, model: Any, *, report: Callable[[str], None] = lambda line: None
 ) -> tuple[Any, Method, list[Site]]:
-    """`model` with the adapter of a directory attached, its method and sites. Reads both layouts.
+    """Loads an adapter of either layout onto its base.
 
     Args:
-      report: hears what of its files was rewritten or passed over.
+      directory: the adapter's directory.
+      model: the base; it is not changed.
+      report: called with a line on each thing that was rewritten or ignored.
+
+    Returns:
+      The model with the adapter attached, the method, and the sites where it is attached.
 
     Raises:
-      UserError: no adapter there, one of an unknown kind, or one that does not fit this base.
+      UserError: the directory holds no adapter, one of an unknown kind, or one that does not fit this base.
       RunFailed: a file is damaged or cut short.
     """
     opened = _open(directory, model, lambda method, chosen: attach(model, method, chosen, jax.random.key(0)))
@@ -157,7 +178,7 @@ def load_adapter(
 
 
 def open_adapter(directory: Path, model: nnx.Module) -> Opened:
-    """As `load_adapter`, on a base of which no weight is there: `model` has shapes in their place."""
+    """Like `load_adapter`, for a base that holds shapes instead of arrays."""
     graphdef, shapes = nnx.split(model)
 
     def attached(method: Method, chosen: list[Site]) -> nnx.Module:
@@ -171,10 +192,10 @@ def _open(directory: Path, model: Any, attached: Callable[[Method, list[Site]], 
     method, tensors, notes = read_adapter(directory, model)
     adapted_paths = {name.rpartition("/")[0] for name in tensors}
     by_path = {site.path: site for site in sites(model)}
-    strangers = sorted(adapted_paths - set(by_path))
-    if strangers:
+    unknown = sorted(adapted_paths - set(by_path))
+    if unknown:
         raise UserError(
-            f"{directory} does not fit this base, which has no {one_line(strangers[0])}; give the base that it was "
+            f"{directory} does not fit this base, which has no {one_line(unknown[0])}; give the base that it was "
             "trained on."
         )
     chosen = [site for path, site in by_path.items() if path in adapted_paths]
@@ -191,8 +212,8 @@ def _open(directory: Path, model: Any, attached: Callable[[Method, list[Site]], 
         return tensors[name][part]
 
     fill(adapted, Adapter, read, np.float32)
-    read_as_well = {id(tensor) for name, tensor in tensors.items() if name not in unread}  # by another module's name
-    unread = {name for name in unread if id(tensors[name]) not in read_as_well}
+    read_under_other_name = {id(tensor) for name, tensor in tensors.items() if name not in unread}  # shared weights
+    unread = {name for name in unread if id(tensors[name]) not in read_under_other_name}
     if unread:
         raise UserError(
             f"{directory} holds {one_line(sorted(unread)[0])}, which {method.name} has no place for; copy it again."
@@ -201,25 +222,29 @@ def _open(directory: Path, model: Any, attached: Callable[[Method, list[Site]], 
 
 
 def layout_of(directory: Path) -> str | None:
-    """The file of `CONFIGS` that a directory has; None where it holds no adapter."""
+    """The layout of the adapter in a directory, as the name of its config file; None if there is no adapter."""
     return next((name for name in CONFIGS if (directory / name).is_file()), None)
 
 
 def stored_base_name(directory: Path) -> str | None:
-    """The base that an adapter's directory names, or None. Raises `RunFailed`: its config is damaged."""
+    """The name of the base in an adapter's config; None if it has none. Raises `RunFailed` if the config is damaged."""
     layout = layout_of(directory)
     name = None if layout is None else _read_config(directory / layout).get(_BASE_KEY[layout])
     return name if isinstance(name, str) and name else None
 
 
 def read_adapter(directory: Path, model: nnx.Module) -> tuple[Method, dict[str, np.ndarray], tuple[str, ...]]:
-    """The method of a directory's adapter, its leaves by name and what was rewritten; not yet held against the base.
+    """Reads an adapter without attaching it; its leaves are not compared with the shapes of the base yet.
 
     Args:
-      model: the base, or shapes in its place.
+      directory: the adapter's directory.
+      model: the base, which may hold shapes instead of arrays.
+
+    Returns:
+      The method, the leaves by name, and notes on what was rewritten.
 
     Raises:
-      UserError: no adapter there, or one of an unknown kind.
+      UserError: the directory holds no adapter, or one of an unknown kind.
       RunFailed: a file is damaged or cut short.
     """
     layout = layout_of(directory)
@@ -227,7 +252,7 @@ def read_adapter(directory: Path, model: nnx.Module) -> tuple[Method, dict[str, 
         if (directory / "model.safetensors").is_file():
             raise UserError(
                 f"{directory} is a whole model, the result of full tuning, and no adapter; open it by jpeft.load, or "
-                "name it as model.name."
+                "give it as model.name."
             )
         raise UserError(
             f"{directory} holds no adapter: neither {OURS} nor {PEFTS} is there; name a run or an adapter's directory."
@@ -236,38 +261,42 @@ def read_adapter(directory: Path, model: nnx.Module) -> tuple[Method, dict[str, 
     if layout == PEFTS:
         return read_peft(config, tensors, model, source=str(directory))
     method = _our_method(config, tensors, directory)
-    if config.get("tensors") not in (None, len(tensors)):  # older versions did not say how many
+    if config.get("tensors") not in (None, len(tensors)):  # older versions did not write the number
         raise RunFailed(
             f"{directory / _WEIGHTS[layout]} holds {len(tensors):,} tensors, and {layout} says {config['tensors']}: "
             "one of the two was changed; copy both files again."
         )
     for name, first in (config.get("shared") or {}).items():
         if not isinstance(first, str) or first not in tensors or name in tensors:
-            raise RunFailed(f"{directory / layout} is damaged: {one_line(name)} is no name of another weight's.")
+            raise RunFailed(
+                f"{directory / layout} is damaged: {one_line(name)} in `shared` names no other tensor of the file."
+            )
         tensors[name] = tensors[first]
     return method, tensors, ()
 
 
 def _our_method(config: dict[str, Any], tensors: dict[str, np.ndarray], directory: Path) -> Method:
-    """The method that `jpeft_adapter.json` describes, of the sizes that the tensors have."""
+    """Builds the method from `jpeft_adapter.json`, after checking its sizes against the tensors."""
     source = f"{directory / OURS}"
     kinds: Any = {"format_version": int, "method": str, "options": dict, "shared": dict, "tensors": int}
     check_fields(config, kinds, source, error=RunFailed)
-    if config.get("format_version") not in (1, 2):  # 2: some weights have several names
+    if config.get("format_version") not in (1, 2):  # version 2 adds names of shared weights
         version = config.get("format_version")
         raise UserError(f"{directory} is of format version {version}; this jpeft reads versions 1 and 2.")
     factory, options = METHODS.get(config.get("method") or ""), config.get("options")
     if factory is None or options is None:
-        raise RunFailed(f"{source} is damaged: it names no method of {', '.join(METHODS)}, or lacks its options.")
+        raise RunFailed(
+            f"{source} is damaged: it names none of the methods {', '.join(METHODS)}, or lacks its options."
+        )
     kinds = {field.name: field.type for field in dataclasses.fields(factory)}
     check_fields(options, kinds, source, error=RunFailed)
-    strange = [name for name, value in options.items() if name not in kinds or value is None]
-    if strange:
-        raise RunFailed(f"{source} is damaged: {factory.name} has no option {strange[0][:60]!r} of that value.")
+    unknown = [name for name, value in options.items() if name not in kinds or value is None]
+    if unknown:
+        raise RunFailed(f"{source} is damaged: {factory.name} has no option {unknown[0][:60]!r} of that value.")
     if any(isinstance(value, int | float) and abs(value) > LARGEST_NUMBER for value in options.values()):
         raise RunFailed(f"{source} is damaged: an option is larger than {LARGEST_NUMBER:g}.")
     method = factory(**options)
-    for size, (leaf, axis) in method.sizes.items():  # before room is made for what a config asks for
+    for size, (leaf, axis) in method.sizes.items():  # before memory is allocated for the sizes in the config
         for name, value in tensors.items():
             found = value.shape[axis] if value.ndim else "no dimensions"
             if name.rpartition("/")[2] == leaf and found != getattr(method, size):
@@ -283,11 +312,15 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_tensors(path: Path, model: nnx.Module) -> dict[str, np.ndarray]:
-    """All tensors of an adapter's file, in float32.
+    """Reads all tensors of an adapter's weights file as float32.
+
+    Args:
+      path: the weights file.
+      model: the base, whose size limits that of the file.
 
     Raises:
-      UserError: there is none, or it is far larger than a base of this size has adapters.
-      RunFailed: it is damaged, or holds what no adapter does.
+      UserError: the file is missing, or too large for an adapter of this base.
+      RunFailed: it is damaged, or has tensors that no adapter has.
     """
     pickled = path.with_suffix(".bin")
     if not path.exists() and pickled.is_file():
@@ -295,16 +328,16 @@ def _read_tensors(path: Path, model: nnx.Module) -> dict[str, np.ndarray]:
             f"{path.parent} keeps its weights in {pickled.name}, a pickle, which jpeft does not open; save it "
             "again as safetensors: PeftModel.from_pretrained(base, directory).save_pretrained(other)."
         )
-    if not path.is_file():  # nor a pipe, reading which would wait for ever
+    if not path.is_file():  # reading a pipe would block
         raise UserError(f"{path.parent} has no {path.name} beside its config; copy the whole directory.")
     most = most_bytes_of(num_weights(model))
-    if path.stat().st_size > most:  # by its size alone: a file with holes takes no room on a disk, and all in memory
+    if path.stat().st_size > most:  # a sparse file takes little space on disk, but its full size in memory
         raise UserError(f"{path} has {path.stat().st_size:,} bytes; expected {most:,} at most for this base.")
     try:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():
                 shape = file.get_slice(name).get_shape()
-                may_be_empty = path.name == _WEIGHTS[PEFTS] and name.endswith(_OF_ANY_RANK)
+                may_be_empty = path.name == _WEIGHTS[PEFTS] and name.endswith(_MAY_BE_EMPTY)
                 if len(shape) not in _DIMENSIONS[path.name] or (0 in shape and not may_be_empty):
                     dimensions = f"shape {tuple(shape)}" if len(shape) < 5 else f"{len(shape)} dimensions"
                     raise RunFailed(
@@ -314,17 +347,17 @@ def _read_tensors(path: Path, model: nnx.Module) -> dict[str, np.ndarray]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise RunFailed(f"{path} is damaged or cut short ({error}); copy it again.") from None
-    except (TypeError, KeyError, AttributeError, OSError) as error:  # a dtype that NumPy does not have
+    except (TypeError, KeyError, AttributeError, OSError) as error:  # such as a dtype that NumPy lacks
         raise RunFailed(f"{path} cannot be read ({str(error)[:120] or type(error).__name__}).") from None
     for name, value in tensors.items():
         if not jax.numpy.issubdtype(value.dtype, np.floating):
             raise RunFailed(f"{path}: {one_line(name)} is of {value.dtype}; expected floating-point numbers.")
-        with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and refused
+        with np.errstate(over="ignore"):  # overflow gives infinity, which is refused below
             tensors[name] = value.astype(np.float32)
         if not np.isfinite(tensors[name]).all():
             raise RunFailed(
-                f"{path}: {one_line(name)} holds NaN or infinity, so every answer would be no number; its training may "
-                "have diverged, or the file is damaged."
+                f"{path}: {one_line(name)} holds NaN or infinity; its training may have diverged, or the file is "
+                "damaged."
             )
     if not tensors:
         raise RunFailed(f"{path} holds no tensors; copy it again.")

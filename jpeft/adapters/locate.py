@@ -1,4 +1,4 @@
-"""Where a path that a user names has an adapter: in a run's directory, or in a directory of its own."""
+"""Finding the adapter at a path that a user gives, which may be a run's directory or an adapter's own."""
 
 import contextlib
 import dataclasses
@@ -12,11 +12,12 @@ from jpeft.files import read_json_object
 
 @dataclasses.dataclass(frozen=True)
 class Located:
-    """An adapter's directory, and what is known of where it comes from.
+    """An adapter's directory and its origin.
 
     Attributes:
-      base_name: of the model that it was trained on, None where nothing names it.
-      result: the run's `result.json`, None where the adapter comes without one.
+      directory: the directory with the adapter's files.
+      base_name: name of the model that it was trained on; None if its config has none.
+      result: content of the run's `result.json`; None if the adapter is not in a run's directory with one.
     """
 
     directory: Path
@@ -25,10 +26,10 @@ class Located:
 
 
 def locate(path: Path) -> Located:
-    """The adapter of a run's directory, or of a directory that holds one in either layout.
+    """Finds the adapter, in either layout, of a run's directory or of an adapter directory.
 
     Raises:
-      UserError: there is none, the run has not got so far, or full tuning left a whole model in its place.
+      UserError: there is none, the run is not finished, or it is a whole model, the result of full tuning.
       RunFailed: a file is damaged.
     """
     if not path.is_dir():
@@ -39,10 +40,10 @@ def locate(path: Path) -> Located:
             f"{directory} is already a whole model that transformers opens, the result of full tuning; use it as it is."
         )
     if layout_of(directory) is None:
-        begun = (path / "config.json").is_file() and (path / "checkpoint").is_dir()
+        is_unfinished_run = (path / "config.json").is_file() and (path / "checkpoint").is_dir()
         why = (
             "a run that has not finished; the adapter comes at its end"
-            if begun
+            if is_unfinished_run
             else f"looked for {' or '.join(CONFIGS)}"
         )
         raise UserError(f"{path} holds no adapter ({why}).")
@@ -51,7 +52,16 @@ def locate(path: Path) -> Located:
 
 
 def base_of(found: Located, model: str | None, flag: str = "--model") -> str:
-    """The base that `model` names, called `flag` in messages, or else the adapter. Raises `UserError`: neither does."""
+    """The name of an adapter's base.
+
+    Args:
+      found: the adapter.
+      model: the base that the user gave, which takes precedence over the adapter's config.
+      flag: the flag of `model`, for messages.
+
+    Raises:
+      UserError: neither names a base.
+    """
     name = model or found.base_name
     if name is None:
         raise UserError(f"{found.directory} does not name the model that it was trained on; give {flag}.")
@@ -59,9 +69,9 @@ def base_of(found: Located, model: str | None, flag: str = "--model") -> str:
 
 
 def stored_reading(path: str) -> str:
-    """The reading of the adapter that `method.from_adapter` names: PEFT's layout holds only what is `official`.
+    """The reading of the adapter at the path `method.from_adapter`: `official` in PEFT's layout, else `paper`.
 
-    `paper` where there is no adapter: whoever loads it says so.
+    A missing or damaged adapter counts as `paper`; loading it reports the error.
     """
     with contextlib.suppress(UserError, RunFailed, OSError, RuntimeError, ValueError):
         if layout_of(adapter_directory(Path(path).expanduser())) == PEFTS:
@@ -70,13 +80,13 @@ def stored_reading(path: str) -> str:
 
 
 def words_for(found: Located, model: str | None, flag: str = "--model") -> dict[str, str]:
-    """What error messages call the base that `base_of` found, and what they say of how to name another."""
+    """Keyword arguments for loading the base of `base_of`: its name in messages, and the flag that gives another."""
     what = f"the base that {found.directory} names," if model is None else flag
     return {"what": what, "flag": flag}
 
 
 def whole_model(path: Path) -> Path | None:
-    """The directory of a fully tuned model that lies at `path` or in its `adapter/`; None if there is none."""
+    """The directory of a fully tuned model: `path` or its subdirectory `adapter/`; None if neither holds one."""
     directory = adapter_directory(path)
     return directory if (directory / "model.safetensors").is_file() else None
 

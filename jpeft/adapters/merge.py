@@ -1,4 +1,4 @@
-"""How exactly a merged model does what base and adapter did together, before and after it is stored."""
+"""Checks that a merged model computes what base and adapter do, before and after it is saved."""
 
 import dataclasses
 from pathlib import Path
@@ -18,9 +18,15 @@ from jpeft.model.weight_files import open_checkpoint, weight_files
 
 
 def refuse_unmergeable_file(directory: Path, base: Path) -> None:
-    """Raises `UserError` where what a directory's adapter does is no change of the base's weights; reads none of them.
+    """Checks, without reading the weights of the base, that an adapter can be merged into it.
 
-    Raises as `open_adapter`, too.
+    Args:
+      directory: the adapter's directory.
+      base: the base's directory.
+
+    Raises:
+      UserError: it cannot, or the directory holds no adapter that fits the base.
+      RunFailed: a file of the adapter is damaged.
     """
     family = family_in(base)
     opened = open_adapter(directory, family.abstract(family.read_config(base)))
@@ -31,14 +37,14 @@ def refuse_unmergeable_file(directory: Path, base: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How a merged model's logits compare with those of base and adapter, on tokens drawn at random; all in float32.
+    """Largest absolute differences between logits on random tokens, all computed in float32.
 
     Attributes:
-      moved: the largest difference that the adapter makes to the base's logits; what the others are to be held against.
-      merged: the largest between base and adapter and the merged weights before rounding.
-      stored: the same of the weights as they were stored.
-      reread: the largest between what jpeft opens and what a second reader makes of the same files (`model.plain`).
-      same_choice: share of positions at which the stored model finds the same token the most likely.
+      moved: between the base and the base with the adapter; the scale to compare the others with.
+      merged: between the base with the adapter and the merged weights before rounding.
+      stored: between the base with the adapter and the merged weights as saved.
+      reread: between the saved model as jpeft loads it and as a second, independent reader does (`model.plain`).
+      same_choice: fraction of positions at which the saved model has the same most likely token as base and adapter.
     """
 
     moved: float
@@ -50,7 +56,13 @@ class Agreement:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """Logits of the base, of base and adapter, and of the merged model, for the same random tokens: numpy float32."""
+    """Logits of three models for the same random tokens, as NumPy float32 arrays.
+
+    Attributes:
+      base: of the base.
+      adapted: of the base with the adapter.
+      merged: of the merged model.
+    """
 
     base: np.ndarray
     adapted: np.ndarray
@@ -58,15 +70,18 @@ class Probe:
 
     @classmethod
     def of(cls, base: Any, adapted: Any, merged: Any, *, directory: Path | None) -> "Probe":
-        """Runs the three; all of the same base and with float32 activations.
+        """Computes the logits and checks that they agree.
 
         Args:
-          directory: of the base, which is read a second time in another way; None of one that was rounded, which no
-            file holds.
+          base: the base, with float32 activations like the other two.
+          adapted: the base with the adapter.
+          merged: the merged model.
+          directory: the base's directory, which a second reader loads for comparison; None for a base that was
+            quantized when it was loaded, whose weights are in no file.
 
         Raises:
-          RunFailed: a logit of the adapted or the merged model is not finite, the base is another to the second reader,
-            or the merged weights do not do what base and adapter do.
+          RunFailed: logits of the adapted or the merged model are not finite, the second reader's logits of the base
+            differ, or the merged model's differ from those of base and adapter.
         """
         probe = cls(probe_logits(base), probe_logits(adapted), probe_logits(merged))
         if not (np.isfinite(probe.adapted).all() and np.isfinite(probe.merged).all()):
@@ -81,17 +96,20 @@ class Probe:
         return probe
 
     def agreement(self, directory: Path) -> Agreement:
-        """Opens a stored merged model anew and compares its logits with those of base and adapter.
+        """Loads the saved merged model and compares its logits with those of base and adapter.
+
+        Args:
+          directory: the directory of the merged model.
 
         Raises:
-          RunFailed: one of its logits is not finite: a merged weight is beyond what its dtype holds; or it is another
-            to a second reader.
+          RunFailed: its logits are not finite, because a merged weight overflows its dtype; or they differ too much
+            from those before saving, or from a second reader's.
         """
         stored = load_model(directory)
         logits = probe_logits(stored)
         if not np.isfinite(logits).all():
             raise RunFailed("the merged weights are too large for the dtype they are stored in; try --dtype float32.")
-        # Rounding to half the bits moves logits by a hundredth of their spread and more, another head by all of it.
+        # Rounding to a 16-bit dtype changes logits by a hundredth of their spread or more, a wrong head by all of it.
         if not _agree(self.merged, logits, 0.5):
             raise RunFailed(
                 f"the merged model as it was stored gives logits that differ by up to "
@@ -106,7 +124,7 @@ class Probe:
         )
 
 
-# Of the logits' own spread. Rounding in float32 is a thousandth of it, another head or scale a hundred times more.
+# Relative to the standard deviation of the logits. Float32 rounding gives a thousandth, a wrong head or scale 0.1.
 _TOLERANCE = 0.01
 
 
@@ -115,15 +133,15 @@ def _agree(first: np.ndarray, second: np.ndarray, tolerance: float = _TOLERANCE)
 
 
 def _read_again(logits: np.ndarray, directory: Path, config: Any) -> float:
-    """How far a second reader's logits of a directory are from these. Raises `RunFailed`: it reads another model."""
+    """The largest difference from a second reader's logits of a directory. Raises `RunFailed` if they do not agree."""
     family = family_with(config)
-    again = family.plain_logits(directory, *family.probe(config))
-    if not _agree(logits, again):
+    second = family.plain_logits(directory, *family.probe(config))
+    if not _agree(logits, second):
         raise RunFailed(
             f"{directory} is not the same model to a second reader of its files: logits differ by up to "
-            f"{_largest(logits, again):.3g}; please report its config.json. Nothing is written."
+            f"{_largest(logits, second):.3g}; please report its config.json. Nothing is written."
         )
-    return _largest(logits, again)
+    return _largest(logits, second)
 
 
 def _largest(first: np.ndarray, second: np.ndarray) -> float:
@@ -136,27 +154,28 @@ def _logits(model: Any, probe: tuple[Any, ...]) -> Float[Array, "batch length vo
 
 
 def probe_logits(model: Any) -> Float[np.ndarray, "batch length vocab"]:
-    """A model's logits of its family's `probe`, its products exact to float32 on every device."""
+    """A model's logits for its family's `probe` inputs, with float32 matrix products on every device."""
     probe = family_with(model.config).probe(model.config)
     with jax.default_matmul_precision("highest"):
         return np.asarray(_logits(model, tuple(map(jnp.asarray, probe))))
 
 
 def stored_dtype(base: Path) -> Any:
-    """The dtype in which a base's directory stores its matrices; float32 where PyTorch or Flax stored it.
+    """The dtype in which a base's directory stores its matrices.
 
-    Of a quantised GGUF file float32 as well: what its numbers come to is exact in that alone.
+    It is float32 for files of PyTorch and Flax, and for quantised GGUF files, whose dequantised numbers need it to be
+    exact.
     """
     if is_gguf(base):
         return np.dtype(GgufWeights(base).stored_dtype)
     name, _ = weight_files(base)
-    if name != "model.safetensors":  # the others are read whole, and PyTorch's as float32
+    if name != "model.safetensors":  # the other formats are read whole, PyTorch's as float32
         return np.dtype(np.float32)
     checkpoint = open_checkpoint(base)
     first = (slice(0, 1), slice(0, 1))
     family = family_in(base)
     config = family.read_config(base)
     query = f"{family.module_name(config, f'{next(iter(family.stacks(config)))}/layers/0/self_attention/q')}.weight"
-    # Some files of decoder-only models lack what transformers has before their names.
+    # Some files of decoder-only models lack the prefix that names have in transformers.
     stored = next(name for name in sorted(checkpoint.names()) if f".{query}".endswith(f".{name}"))
     return checkpoint.read(stored, first).dtype

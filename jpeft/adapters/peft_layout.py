@@ -1,6 +1,7 @@
-"""Hugging Face PEFT's layout of an adapter: what a method attached in PEFT's words, and such an adapter as a method.
+"""Conversion of adapters to and from Hugging Face PEFT's layout.
 
-What PEFT calls a method's settings and tensors is the method's to say; here is what they share.
+This module has what all methods share. Settings and tensors of a single method are converted by the method itself
+(`jpeft.peft.interchange.PeftLayout`).
 """
 
 import functools
@@ -14,22 +15,24 @@ from jpeft.adapters.peft_tensors import own_tensors
 from jpeft.errors import UserError
 from jpeft.leaves import num_weights
 from jpeft.model.family import Family, family_of
-from jpeft.peft.interchange import KNOWN, REFUSED, PeftFile, PeftLayout, PeftNames, Tensors
+from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS
 from jpeft.peft.sites import Site, sites
 
 
 def peft_methods() -> list[type[Any]]:
-    """The methods of `METHODS` that Hugging Face PEFT has, too, in the table's order."""
+    """The methods of `METHODS` that Hugging Face PEFT has as well, in the order of the table."""
     return [method for method in METHODS.values() if issubclass(method, PeftLayout)]
 
 
 def peft_lacks(method: Method, chosen: Sequence[Site] = (), model: nnx.Module | None = None) -> str | None:
-    """Tells what Hugging Face PEFT's format cannot hold of a method at these sites; None if it holds all of it.
+    """What Hugging Face PEFT's format cannot hold of a method at these sites, as a phrase; None if it holds all of it.
 
     Args:
-      model: the base, where it may be of no family that PEFT knows.
+      method: the method.
+      chosen: the sites where it is attached.
+      model: the base. Without it, only the method's options are considered.
     """
     if model is not None:
         family = family_of(model)
@@ -38,17 +41,16 @@ def peft_lacks(method: Method, chosen: Sequence[Site] = (), model: nnx.Module | 
         config: Any = getattr(model, "config", None)
         if any(site.kind == "linear" and family.fused_rows(config, site.path) is not None for site in chosen):
             return "changes of queries, keys and values apart, which this base's files have in one map"
-    lacks = [method.peft_lacks, *(method.peft_lacks_at(site) for site in chosen)]
-    if model is not None:
-        lacks.append(method.peft_lacks_of(chosen, peft_names(model)))
-    return next((what for what in lacks if what is not None), None)
+    if method.peft_lacks is not None or model is None:
+        return method.peft_lacks
+    return method.peft_lacks_at(chosen, peft_names(model))
 
 
 def peft_names(model: Any) -> PeftNames:
-    """The names that Hugging Face PEFT has for a base's modules; the base may have shapes in place of weights.
+    """The names that Hugging Face PEFT has for the modules of a base, which may hold shapes instead of arrays.
 
     Raises:
-      UserError: it is of no family of `transformers`, so PEFT knows nothing of it.
+      UserError: the base belongs to no model family of `transformers`.
     """
     family = _family_of(model)
     return PeftNames(
@@ -73,7 +75,7 @@ def _family_of(model: nnx.Module) -> Family:
 
 
 def peft_config(model: nnx.Module, method: Method, chosen: Sequence[Site]) -> dict[str, Any]:
-    """`adapter_config.json` of a method of which PEFT lacks nothing, without the name of the base."""
+    """The content of `adapter_config.json`, without the name of the base, for a method that PEFT's format can hold."""
     assert isinstance(method, PeftLayout), f"{method.name} has no layout of PEFT's"
     names = peft_names(model)
     config = {"task_type": names.task_type, "inference_mode": True, "peft_type": method.peft_type}
@@ -81,7 +83,7 @@ def peft_config(model: nnx.Module, method: Method, chosen: Sequence[Site]) -> di
 
 
 def peft_tensors(model: Any, method: type[Method], named: Mapping[str, np.ndarray]) -> Tensors:
-    """Leaves by our names as PEFT names and shapes them in `adapter_model.safetensors`."""
+    """Converts leaves by our names to the tensors of `adapter_model.safetensors`."""
     assert issubclass(method, PeftLayout), f"{method.name} has no layout of PEFT's"
     return method.peft_tensors(named, functools.partial(_family_of(model).module_name, model.config))
 
@@ -89,30 +91,39 @@ def peft_tensors(model: Any, method: type[Method], named: Mapping[str, np.ndarra
 def read_peft(
     config: Mapping[str, Any], tensors: Tensors, model: nnx.Module, *, source: str
 ) -> tuple[Method, Tensors, tuple[str, ...]]:
-    """The method, its leaves by our names (float32, our orientation), and notes on what was written in another way.
+    """Converts an adapter that PEFT wrote.
 
     Args:
-      tensors: what `adapter_model.safetensors` holds, by name.
-      model: the base, or shapes in its place.
-      source: what messages call the adapter.
+      config: the content of `adapter_config.json`.
+      tensors: the tensors of `adapter_model.safetensors`, by name.
+      model: the base, which may hold shapes instead of arrays.
+      source: how messages name the adapter.
+
+    Returns:
+      The method, its leaves by our names (float32, in our orientation), and notes on what was rewritten.
 
     Raises:
-      UserError: PEFT's type or a setting of it has no equal here, or the adapter does not fit the base.
-      RunFailed: config or tensors contradict each other.
+      UserError: jpeft has no equivalent of the PEFT type or of a setting, or the adapter does not fit the base.
+      RunFailed: config and tensors contradict each other.
     """
-    names = peft_names(model)
-    tensors, told = own_tensors(tensors, model, names, source=source)
-    file = PeftFile(config, tensors, source, names)
-    kind, known = config.get("peft_type"), peft_methods()
-    fitting = [method for method in known if method.peft_type == kind and method.peft_reads(config)]
-    if not fitting:
-        types = dict.fromkeys(method.peft_type for method in known)
-        raise UserError(f"{source} is of PEFT type {repr(kind)[:60]}; jpeft reads {', '.join(types)}.")
-    for key in REFUSED:
-        if config.get(key):
-            raise UserError(f"{source} uses PEFT's {key}, which jpeft does not have; have PEFT merge it.")
-    method, leaves, notes = fitting[0].from_peft(file)
-    unknown = sorted(key for key, value in config.items() if value and key not in KNOWN)
+    layout, names = _layout_for(config, source), peft_names(model)
+    tensors, tensor_notes = own_tensors(tensors, model, names, layout.peft_leaves.values(), source=source)
+    file = PeftFile(config, tensors, source, names, layout)
+    unsupported = layout.peft_unsupported(config)
+    if unsupported is not None:
+        raise UserError(f"{source} uses PEFT's {unsupported}, which jpeft does not have; have PEFT merge it.")
+    method, leaves, notes = layout.from_peft(file)
+    unknown = layout.peft_unknown(config)
     if unknown:
         notes.append(f"settings that jpeft does not know were passed over: {', '.join(unknown)}")
-    return method, leaves, (*told, *notes)
+    return method, leaves, (*tensor_notes, *notes)
+
+
+def _layout_for(config: Mapping[str, Any], source: str) -> type[PeftLayout]:
+    """The method that reads a config. Raises `UserError` if none does."""
+    peft_type, known = config.get("peft_type"), peft_methods()
+    layout = next((one for one in known if one.peft_type == peft_type and one.peft_reads(config)), None)
+    if layout is None:
+        types = dict.fromkeys(method.peft_type for method in known)
+        raise UserError(f"{source} is of PEFT type {repr(peft_type)[:60]}; jpeft reads {', '.join(types)}.")
+    return layout

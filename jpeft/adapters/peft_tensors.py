@@ -1,7 +1,7 @@
-"""Tensors of an adapter that Hugging Face PEFT wrote, by the names that its methods know; others are told."""
+"""Cleaning the tensors of a Hugging Face PEFT adapter: adapter names in tensor names, copies of base weights."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -10,27 +10,33 @@ from flax import nnx
 
 from jpeft.errors import UserError
 from jpeft.leaves import stacked_leaves
-from jpeft.peft.interchange import LEAVES, PREFIX, PeftNames, Tensors
+from jpeft.peft.interchange import PREFIX, PeftNames, Tensors
 from jpeft.words import one_line
 
 _COPY = ".base_layer."
 _EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
-# As a state dict has them: `q.lora_A.default.weight`, of the adapter `default`.
-_STEMS = "|".join(sorted({leaf.partition(".")[0] for leaf in LEAVES}))
-_NAMED = re.compile(rf"(?P<stem>.+\.(?:{_STEMS}))\.(?P<adapter>[^.]+)(?P<rest>\.weight|\.bias|)")
-_ROUNDING = 2.0**-7  # a copy may be in bfloat16 where the base is not, or the other way round
+_ROUNDING = 2.0**-7  # relative tolerance of a copy: either it or the base may be in bfloat16
 
 
-def own_tensors(tensors: Tensors, model: nnx.Module, names: PeftNames, *, source: str) -> tuple[Tensors, list[str]]:
-    """The tensors of one adapter without its name in theirs and without copies of the base's weights, and notes.
+def own_tensors(
+    tensors: Tensors, model: nnx.Module, names: PeftNames, leaves: Collection[str], *, source: str
+) -> tuple[Tensors, list[str]]:
+    """Removes an adapter's name from the names of its tensors, and copies of the base's weights from among them.
 
     Args:
-      model: the base, or shapes in its place: a copy is then known by its shape alone.
+      tensors: the tensors of the file, by name.
+      model: the base. If it holds shapes instead of arrays, a copy is recognised by its shape alone.
+      names: module names of the base.
+      leaves: last parts of the names of the tensors that the method has (`PeftLayout.peft_leaves`).
+      source: how messages name the adapter.
+
+    Returns:
+      The remaining tensors, and notes on the copies that were dropped.
 
     Raises:
-      UserError: they are of several adapters, a base's weight is not this base's, or an embedding is adapted.
+      UserError: the file holds several adapters, a copy differs from this base's weight, or an embedding is adapted.
     """
-    tensors = _without_adapters_name(tensors, source)
+    tensors = _without_adapter_name(tensors, leaves, source)
     for name in tensors:
         module = name.removeprefix(PREFIX).partition(_COPY)[0]
         embedding = next((module.removesuffix(leaf) for leaf in _EMBEDDING if module.endswith(leaf)), None)
@@ -48,21 +54,25 @@ def own_tensors(tensors: Tensors, model: nnx.Module, names: PeftNames, *, source
     for name, value in tensors.items():
         module, is_copy, leaf = name.removeprefix(PREFIX).partition(_COPY)
         if is_copy and name.startswith(PREFIX):
-            notes.append(_copy_of_the_base(module, leaf, value, model, names, source))
+            notes.append(_note_on_copy(module, leaf, value, model, names, source))
         else:
             own[name] = value
     return own, notes
 
 
-def _without_adapters_name(tensors: Tensors, source: str) -> Tensors:
+def _without_adapter_name(tensors: Tensors, leaves: Collection[str], source: str) -> Tensors:
+    """Converts names of a state dict, as `q.lora_A.default.weight` of the adapter `default`, to those of a file."""
+    ends = tuple(f".{leaf}" for leaf in leaves)
+    stems = "|".join(sorted({re.escape(leaf.partition(".")[0]) for leaf in leaves}))
+    in_state_dict = re.compile(rf"(?P<stem>.+\.(?:{stems}))\.(?P<adapter>[^.]+)(?P<rest>\.weight|\.bias|)")
     found, adapters = {}, set()
     for name, value in tensors.items():
-        match = None if name.endswith(tuple(f".{leaf}" for leaf in LEAVES)) else _NAMED.fullmatch(name)
+        match = None if not leaves or name.endswith(ends) else in_state_dict.fullmatch(name)
         plain = name
         if match is not None:
-            # DoRA's vector is a module of its own in a state dict, and a tensor in a file.
-            rest = "" if match["stem"].endswith(".lora_magnitude_vector") else match["rest"]
-            plain = f"{match['stem']}{rest}"
+            # A leaf without `.weight` in a file may be a module with a `weight` in a state dict: DoRA's magnitudes.
+            whole = f"{match['stem']}{match['rest']}"
+            plain = whole if whole.endswith(ends) else match["stem"]
             adapters.add(match["adapter"])
         if len(adapters) > 1:
             listed = " and ".join(repr(one_line(adapter)) for adapter in sorted(adapters))
@@ -75,13 +85,11 @@ def _without_adapters_name(tensors: Tensors, source: str) -> Tensors:
     return found
 
 
-def _copy_of_the_base(
-    module: str, leaf: str, value: np.ndarray, model: nnx.Module, names: PeftNames, source: str
-) -> str:
-    """A note on a tensor that is the base's own weight. Raises `UserError`: it is another base's."""
+def _note_on_copy(module: str, leaf: str, value: np.ndarray, model: nnx.Module, names: PeftNames, source: str) -> str:
+    """A note that a tensor is a copy of the base's own weight. Raises `UserError` if it is not this base's."""
     called = one_line(f"{module}{_COPY}{leaf}")
     sites = [site for site in names.sites if site.kind == "linear" and names.module(site.path) == module]
-    if len(sites) != 1 or leaf not in ("weight", "bias"):  # none, or several of ours that are one there
+    if len(sites) != 1 or leaf not in ("weight", "bias"):  # not in this base, or fused from several of our maps
         raise UserError(f"{source} holds {called}, which jpeft does not know.")
     (site,) = sites
     expected = (site.d_out, site.d_in) if leaf == "weight" else (site.d_out,)
@@ -103,7 +111,7 @@ def _copy_of_the_base(
 
 
 def _weights(model: nnx.Module, name: str) -> Iterator[np.ndarray]:
-    """The base's weight of a name, if it is here, and wide."""
+    """The base's weight of a name in float32; nothing if it is a shape, quantized, or partly on other processes."""
     for leaf in stacked_leaves(model, nnx.Param):
         value: Any = leaf.variable.get_value()
         if name in leaf.names and isinstance(value, jax.Array | np.ndarray):

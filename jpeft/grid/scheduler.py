@@ -203,7 +203,7 @@ class CellSchedule:
 def _alike(one: Cell, other: Cell) -> bool:
     """Whether two cells use the same programs and base, so that their calls can be combined."""
     own = METHODS[one.run.method.name]
-    sizes = dict.fromkeys(own.filled_up)
+    sizes = dict.fromkeys(own.padded_options)
     parts = [
         (cell.kinship, cell.run.model, dataclasses.replace(cell.run.method, **sizes), cell.run.mesh)
         for cell in (one, other)

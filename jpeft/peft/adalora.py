@@ -1,4 +1,4 @@
-"""AdaLoRA: low-rank updates whose ranks are taken from where they matter least (Zhang et al. 2023)."""
+"""AdaLoRA: low-rank updates whose ranks are reduced where they are least important (Zhang et al. 2023)."""
 
 import dataclasses
 import math
@@ -13,18 +13,18 @@ from jaxtyping import Array, Float
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.peft.arithmetic import added, rescaled, widened
-from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
-from jpeft.peft.lora import LowRank
+from jpeft.peft.interchange import NUMBER, PeftFile, PeftLayout, PeftNames, Tensors
+from jpeft.peft.lora import Lora, LowRank
 from jpeft.peft.method import AddedModules, LearningRates
 from jpeft.peft.row_wise import Rows
 from jpeft.peft.sites import ATTENTION_ROLES, FEED_FORWARD_ROLES, Site
 from jpeft.peft.variables import Adapter
 
-SMOOTHING = 0.85  # beta 1 and beta 2 of eq. 9 and 10, as in all of the paper's experiments
+SMOOTHING = 0.85  # beta 1 and beta 2 of eq. 9 and 10, as in all experiments of the paper
 
 
 class AdaLoraSite(nnx.Module):
-    """`y = W x + scale * P diag(lambda) Q x` (eq. 3), `lora_a` being Q, `lora_e` lambda, `lora_b` P, transposed."""
+    """`y = W x + scale * P diag(lambda) Q x` (eq. 3), with Qᵀ in `lora_a`, lambda in `lora_e` and Pᵀ in `lora_b`."""
 
     def __init__(self, lora_a: Float[Array, "d_in rank"], lora_b: Float[Array, "rank d_out"], scale: float):
         self.lora_a = Adapter(lora_a)
@@ -38,7 +38,10 @@ class AdaLoraSite(nnx.Module):
         return added(compute(x), widened(update) * self.scale)
 
     def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
-        """Kernel and bias that alone do what they and this do together; `layers` is there where leaves are stacked."""
+        """The kernel and bias of a linear map that computes the same as kernel, bias and this adapter together.
+
+        `layers` is present where the layers of a block are stacked.
+        """
         a = self.lora_a[...] * self.lora_e[...][..., None, :]
         return kernel + self.scale * jnp.matmul(a, self.lora_b[...], precision="highest"), bias
 
@@ -46,12 +49,12 @@ class AdaLoraSite(nnx.Module):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Importance:
-    """What AdaLoRA remembers from step to step.
+    """The state that AdaLoRA carries from step to step.
 
     Attributes:
-      sensitivity: of each number that trains, the running mean of `|number * gradient|` (eq. 9).
-      uncertainty: of each, the running mean of how far the last one was from that mean (eq. 10).
-      kept: of each `lora_e`, by site, which places remain once the last budget has been given out.
+      sensitivity: for each trainable parameter, the running mean of `|parameter * gradient|` (eq. 9).
+      uncertainty: for each, the running mean of the absolute deviation from the sensitivity (eq. 10).
+      kept: for each `lora_e`, by site, a mask of the triplets that remain after the final allocation.
     """
 
     sensitivity: Any
@@ -61,19 +64,20 @@ class Importance:
 
 @dataclasses.dataclass(frozen=True)
 class AdaLora(AddedModules, PeftLayout):
-    """AdaLoRA (Zhang et al. 2023): starts with half as much rank again at every map, and keeps it where it matters.
+    """AdaLoRA (Zhang et al. 2023): starts with 1.5 times the target rank at every map and prunes the least important.
 
-    Importance is of triplets, a number of lambda with its row and column (eq. 7). Ranks fall by a cubic schedule
-    (section 3.3) over the run's steps: none at first, none in the end, where those that remain train on.
+    What is pruned are triplets: an entry of lambda with its column of P and row of Q, scored together (eq. 7). Over the
+    steps of a run the number of triplets stays constant at first, falls by a cubic schedule (section 3.3), and is
+    constant at the end, where the remaining ones train on.
 
     Attributes:
-      rank: mean rank that remains, over all maps.
-      initial_rank: of each map at the start; 0 is half as much again as `rank`, which the paper uses.
-      alpha: the update is multiplied by `alpha / initial_rank`, as long as it lasts.
-      orthogonality: weight of the penalty that keeps P's columns and Q's rows orthonormal (eq. 4). As the authors' code
-        and PEFT have it: the mean over all P and Q of the norm of `P^T P - I`, and not the sum of its square.
-      allocate_every: steps from one allocation of the budget to the next.
-      initial_fraction, final_fraction: of the run's steps, before ranks fall and after they have fallen.
+      rank: mean rank of all maps after pruning.
+      initial_rank: rank of each map at the start; 0 means 1.5 times `rank`, as in the paper.
+      alpha: the update is multiplied by `alpha / initial_rank`, throughout training.
+      orthogonality: weight of the penalty that keeps P's columns and Q's rows orthonormal (eq. 4). As in the authors'
+        code and in PEFT, it is the mean over all P and Q of the norm of `P^T P - I`, not the sum of its square.
+      allocate_every: number of steps between two allocations of the budget.
+      initial_fraction, final_fraction: fractions of the run's steps before pruning begins and after it has ended.
     """
 
     name: ClassVar[str] = "adalora"
@@ -91,6 +95,18 @@ class AdaLora(AddedModules, PeftLayout):
     leaf_axes: ClassVar = {"lora_a": ("in", None), "lora_e": (None,), "lora_b": (None, "out")}
     sizes: ClassVar = {"width": ("lora_a", -1)}
     peft_type: ClassVar[str] = "ADALORA"
+    peft_settings: ClassVar = {
+        "lora_alpha": NUMBER,
+        "init_r": NUMBER,
+        "target_r": NUMBER,
+        "orth_reg_weight": NUMBER,
+    }
+    peft_ignored: ClassVar = (
+        *(*Lora.peft_settings, *Lora.peft_ignored),  # PEFT's AdaLoraConfig has all fields of its LoraConfig
+        *("tinit", "tfinal", "deltaT", "beta1", "beta2", "total_step"),
+    )
+    peft_refused: ClassVar = Lora.peft_refused
+    peft_leaves: ClassVar = {"lora_a": "lora_A", "lora_b": "lora_B", "lora_e": "lora_E"}
     plans_by_steps: ClassVar[bool] = True
 
     rank: int = 8
@@ -106,7 +122,7 @@ class AdaLora(AddedModules, PeftLayout):
         if self.rank < 1 or self.initial_rank < 0 or self.width < self.rank:
             raise UserError(
                 f"method.rank is {self.rank} and method.initial_rank {self.initial_rank}; AdaLoRA needs a rank of at "
-                "least 1, and starts with at least as much (0: half as much again)."
+                "least 1, and an initial rank that is no smaller (or 0, for 1.5 times the rank)."
             )
         if not 0 < self.alpha < math.inf:
             raise UserError(f"method.alpha is {self.alpha}; AdaLoRA needs a finite number above 0.")
@@ -118,17 +134,17 @@ class AdaLora(AddedModules, PeftLayout):
         if min(self.initial_fraction, self.final_fraction) < 0 or not self.initial_fraction + self.final_fraction < 1:
             raise UserError(
                 f"method.initial_fraction is {self.initial_fraction} and method.final_fraction {self.final_fraction}; "
-                "expected shares of the steps that leave some for ranks to fall in."
+                "expected fractions of 0 or more, of a sum below 1."
             )
 
     @property
     def width(self) -> int:
-        """The rank that every map starts with: `initial_rank`, or half as much again as `rank` where that is 0."""
+        """The rank that every map starts with: `initial_rank`, or 1.5 times `rank`, rounded up, where that is 0."""
         return self.initial_rank or math.ceil(1.5 * self.rank)
 
     @property
     def scale(self) -> float:
-        """The factor of the update, `alpha` over the rank at the start, as PEFT computes it."""
+        """The factor of the update: `alpha` over the initial rank, computed as in PEFT."""
         return self.alpha / (self.width + 1e-5)
 
     @property
@@ -136,21 +152,21 @@ class AdaLora(AddedModules, PeftLayout):
         return (*ATTENTION_ROLES, *FEED_FORWARD_ROLES)
 
     def create(self, site, key, model):
-        of_a, of_b = jax.random.split(key)
-        a = 0.02 * jax.random.normal(of_a, (site.d_in, self.width))  # as the authors' code
-        return AdaLoraSite(a, 0.02 * jax.random.normal(of_b, (self.width, site.d_out)), self.scale)
+        key_a, key_b = jax.random.split(key)
+        a = 0.02 * jax.random.normal(key_a, (site.d_in, self.width))  # as in the authors' code
+        return AdaLoraSite(a, 0.02 * jax.random.normal(key_b, (self.width, site.d_out)), self.scale)
 
-    # --- in the step ---
+    # --- training ---
 
     def penalty(self, adapter: nnx.State) -> Array | None:
         if not self.orthogonality:
             return jnp.float32(0)
         norms = []
         for leaves in _by_site(adapter).values():
-            for name, of_pairs in (("lora_a", "...ir,...is->...rs"), ("lora_b", "...ro,...so->...rs")):
-                products = jnp.einsum(of_pairs, leaves[name], leaves[name], precision="highest")
+            for name, gram in (("lora_a", "...ir,...is->...rs"), ("lora_b", "...ro,...so->...rs")):
+                products = jnp.einsum(gram, leaves[name], leaves[name], precision="highest")
                 squares = jnp.sum((products - jnp.eye(products.shape[-1])) ** 2, axis=(-2, -1))
-                norms.append(jnp.sqrt(squares + 1e-20).reshape(-1))  # where it is 0 the root has no gradient
+                norms.append(jnp.sqrt(squares + 1e-20).reshape(-1))  # the gradient of the root is infinite at 0
         return self.orthogonality * jnp.mean(jnp.concatenate(norms))
 
     def first_memory(self, adapter: nnx.State) -> Importance:
@@ -161,7 +177,7 @@ class AdaLora(AddedModules, PeftLayout):
     def after_step(
         self, adapter: nnx.State, memory: Importance, before: nnx.State, grads: nnx.State, step: Array, steps: Any
     ) -> tuple[nnx.State, Importance]:
-        """Algorithm 1 of the paper, as PEFT's allocator counts its steps: the first is 1."""
+        """Algorithm 1 of the paper; steps are counted from 1, as in PEFT's allocator."""
         now = step + 1
         start, fall_ends = self._phases(steps)
         is_falling = now < fall_ends
@@ -169,10 +185,10 @@ class AdaLora(AddedModules, PeftLayout):
         def mean(old: Array, new: Array) -> Array:
             return jnp.where(is_falling, SMOOTHING * old + (1 - SMOOTHING) * new, old)
 
-        moved = jax.tree.map(lambda weight, grad: jnp.abs(weight * grad), before, grads)
-        sensitivity = jax.tree.map(mean, memory.sensitivity, moved)
-        off = jax.tree.map(lambda new, smooth: jnp.abs(new - smooth), moved, sensitivity)
-        uncertainty = jax.tree.map(mean, memory.uncertainty, off)
+        products = jax.tree.map(lambda weight, grad: jnp.abs(weight * grad), before, grads)
+        sensitivity = jax.tree.map(mean, memory.sensitivity, products)
+        deviation = jax.tree.map(lambda new, smooth: jnp.abs(new - smooth), products, sensitivity)
+        uncertainty = jax.tree.map(mean, memory.uncertainty, deviation)
         scores = _triplet_scores(jax.tree.map(jnp.multiply, sensitivity, uncertainty))
         chosen = _largest(scores, self._budget(now, start, fall_ends, sum(map(jnp.size, scores.values()))))
         kept = _by_path(memory.kept)
@@ -190,24 +206,24 @@ class AdaLora(AddedModules, PeftLayout):
         return after, Importance(sensitivity, uncertainty, _nested(kept))
 
     def _phases(self, steps: Any) -> tuple[Array, Array]:
-        """The steps after which ranks begin to fall, and at which they have fallen."""
+        """The step after which pruning begins, and the step at which it has ended."""
         total = jnp.asarray(steps, jnp.float32)
         start = jnp.floor(total * self.initial_fraction).astype(jnp.int32)
         return start, steps - jnp.floor(total * self.final_fraction).astype(jnp.int32)
 
     def _budget(self, now: Array, start: Array, fall_ends: Array, first: int) -> Array:
-        """How many triplets remain at a step, of `first` that there were (section 3.3, the cubic schedule)."""
+        """The number of triplets that remain at a step, of `first` at the start: the cubic schedule of section 3.3."""
         last = first // self.width * self.rank
         left = 1 - (now - start).astype(jnp.float32) / jnp.maximum(fall_ends - start, 1)
         left = jnp.clip(left, 0.0, 1.0)
         return jnp.floor((first - last) * left**3 + last).astype(jnp.int32)
 
-    # --- in words ---
+    # --- description ---
 
     def describe(self) -> str:
         return f"AdaLoRA of mean rank {self.rank} (from {self.width}), alpha {self.alpha:g}"
 
-    # --- many in one batch ---
+    # --- many adapters in one batch ---
 
     def rows(self, site: Site, model: nnx.Module) -> Sequence[Rows]:
         return (LowRank(),)
@@ -230,23 +246,25 @@ class AdaLora(AddedModules, PeftLayout):
             "deltaT": self.allocate_every,
             "tinit": 0,
             "tfinal": 0,
-            "total_step": 1,  # PEFT asks for one; what is saved has been trained
+            "total_step": 1,  # required by PEFT, which uses it for training only
             "lora_dropout": 0.0,
             "bias": "none",
             "target_modules": peft.target_modules(chosen),
         }
 
     @classmethod
-    def peft_tensor(cls, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-        if leaf == "lora_e":
-            return "lora_E", value[:, None]
-        return {"lora_a": "lora_A", "lora_b": "lora_B"}[leaf], value.T
+    def peft_tensor(cls, leaf: str, value: np.ndarray) -> np.ndarray:
+        return value[:, None] if leaf == "lora_e" else value.T
+
+    @classmethod
+    def peft_has_output_rows(cls, leaf: str, value: np.ndarray) -> bool:
+        return leaf == "lora_B"
 
     @classmethod
     def from_peft(cls, file: PeftFile) -> tuple["AdaLora", Tensors, list[str]]:
-        """Maps of fewer triplets than they began with, as PEFT stores them, are filled up with zeros: no function's.
+        """Pads maps whose pruned triplets PEFT did not store with zeros, which do not change the outputs.
 
-        A triplet of zeros has no gradient but the penalty's, so it is as good as not there if training goes on.
+        In further training a triplet of zeros gets a gradient from the penalty only, so it stays without effect.
         """
         file.refuse_trained_biases("AdaLoRA")
         width = int(file.number("init_r", 12))
@@ -278,22 +296,22 @@ class AdaLora(AddedModules, PeftLayout):
             ranks.add(len(a))
         notes = []
         if ranks != {width}:
-            notes.append(f"ranks from {min(ranks)} to {max(ranks)} were filled up with zeros to {width}")
+            notes.append(f"ranks from {min(ranks)} to {max(ranks)} were padded with zeros to {width}")
         return method, leaves, notes
 
 
 def _keys(path: Any) -> tuple[Any, ...]:
-    """The keys of a `jax.tree_util` path, without what a variable calls its value."""
+    """The keys of a `jax.tree_util` path, without the attribute by which an `nnx.Variable` holds its value."""
     return tuple(part.key for part in path if hasattr(part, "key"))
 
 
 def _by_path(tree: Any) -> dict[tuple[Any, ...], Any]:
-    """The leaves of a tree of `lora_e` alone, by the path of their sites."""
+    """The leaves of a tree that has `lora_e` leaves only, by the path of their sites."""
     return {_keys(path)[:-1]: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _by_site(tree: Any) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """The leaves of each AdaLoRA site by name: `lora_a`, `lora_e`, `lora_b`, stacked layers along a first axis."""
+    """The leaves `lora_a`, `lora_e` and `lora_b` of each AdaLoRA site, with a leading axis of layers where stacked."""
     sites: dict[tuple[Any, ...], dict[str, Any]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         *site, name = _keys(path)
@@ -302,7 +320,7 @@ def _by_site(tree: Any) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 
 def _nested(by_path: Mapping[tuple[Any, ...], Any]) -> dict[Any, Any]:
-    """A tree of one `lora_e` a site, whose paths are those of the adapter's: on a mesh it lies where that does."""
+    """A tree with one `lora_e` per site, at the paths of the adapter's tree, so that it is sharded like that."""
     tree: dict[Any, Any] = {}
     for path, leaf in by_path.items():
         node = tree
@@ -313,7 +331,7 @@ def _nested(by_path: Mapping[tuple[Any, ...], Any]) -> dict[Any, Any]:
 
 
 def _triplet_scores(importance: nnx.State) -> dict[tuple[Any, ...], Array]:
-    """Of each site the importance of its triplets: lambda's, and the means of their columns and rows (eq. 7)."""
+    """The importance of each site's triplets: lambda's plus the means over their row and column (eq. 7)."""
     return {
         site: leaves["lora_e"] + jnp.mean(leaves["lora_a"], axis=-2) + jnp.mean(leaves["lora_b"], axis=-1)
         for site, leaves in _by_site(importance).items()
@@ -321,8 +339,8 @@ def _triplet_scores(importance: nnx.State) -> dict[tuple[Any, ...], Array]:
 
 
 def _largest(scores: Mapping[tuple[Any, ...], Array], number: Array) -> dict[tuple[Any, ...], Array]:
-    """Which places hold the `number` largest scores of all; those that are equal to the largest left out go, too."""
-    in_order = jnp.sort(jnp.concatenate([score.reshape(-1) for score in scores.values()]))
-    left_out = len(in_order) - number
-    largest_out = jnp.where(left_out > 0, in_order[jnp.maximum(left_out - 1, 0)], -jnp.inf)
-    return {site: score > largest_out for site, score in scores.items()}
+    """Masks of the `number` largest scores over all sites; scores equal to the largest pruned one are pruned, too."""
+    ascending = jnp.sort(jnp.concatenate([score.reshape(-1) for score in scores.values()]))
+    num_pruned = len(ascending) - number
+    largest_pruned = jnp.where(num_pruned > 0, ascending[jnp.maximum(num_pruned - 1, 0)], -jnp.inf)
+    return {site: score > largest_pruned for site, score in scores.items()}

@@ -1,7 +1,7 @@
-"""Bottleneck adapters: two small maps with a nonlinearity between them, after a sublayer (Houlsby et al. 2019).
+"""Bottleneck adapters: a small two-layer network with a skip connection after a sublayer (Houlsby et al. 2019).
 
-They act on what a sublayer gives, before it is added to the residual stream: after attention and after the feed-forward
-(Houlsby et al., section 2.1), or after the feed-forward alone (Pfeiffer et al. 2021).
+They act on the output of a sublayer before it is added to the residual stream: after attention and after the
+feed-forward (Houlsby et al., section 2.1), or after the feed-forward only (Pfeiffer et al. 2021).
 """
 
 import dataclasses
@@ -22,20 +22,18 @@ from jpeft.peft.sites import Site
 from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original
 
-ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "silu": jax.nn.silu}  # each 0 at 0
+ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "silu": jax.nn.silu}  # all are 0 at 0
 PLACEMENTS = {"houlsby": ("o", "down"), "pfeiffer": ("down",)}
 
 
 class BottleneckSite(nnx.Module):
-    """`h + W_up act(W_down h + b_down) + b_up` of what comes out of a map, `h = W x`."""
+    """`h + W_up act(W_down h + b_down) + b_up`, where `h = W x` is the output of the adapted map."""
 
     def __init__(self, w_down: Float[Array, "d_out width"], activation: str):
         d_out, width = w_down.shape
         self.w_down, self.b_down = Adapter(w_down), Adapter(jnp.zeros(width))
-        self.w_up, self.b_up = (
-            Adapter(jnp.zeros((width, d_out))),
-            Adapter(jnp.zeros(d_out)),
-        )  # zero: at first the base's
+        # Zero: the first forward pass is the base model's.
+        self.w_up, self.b_up = Adapter(jnp.zeros((width, d_out))), Adapter(jnp.zeros(d_out))
         self.activation = activation
 
     def __call__(self, compute: Original, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
@@ -46,11 +44,11 @@ class BottleneckSite(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Bottlenecks(Rows):
-    """As `BottleneckSite`, each row with its own; narrower ones are filled up with zeros, where activations are 0."""
+    """`BottleneckSite` with an adapter per row; narrower ones are padded with zeros, for which activations are 0."""
 
-    # `[batch, width, d_out]` and `[batch, width]`, so that a narrower one is filled up along the first dimension.
+    # `[batch, width, d_out]` and `[batch, width]`, so that padding is along the first dimension of an adapter's leaf.
     leaves: tuple[str, ...] = ("w_down", "b_down", "w_up", "b_up", "activation")
-    order: ClassVar[int] = 3  # behind whatever changes the map itself
+    order: ClassVar[int] = 3  # after the parts that change the map itself
 
     def __call__(
         self, leaves: Leaves, compute: Original, x: Float[Array, "batch length d_in"]
@@ -69,9 +67,10 @@ class BottleneckAdapter(AddedModules):
     """Bottleneck adapters (Houlsby et al. 2019): one after every sublayer, or after every feed-forward.
 
     Attributes:
-      bottleneck: its width. Houlsby et al. tried 8, 64 and 256 for GLUE, 64 for all else (sections 3.2 and 3.3).
-      placement: `houlsby`, after attention and feed-forward; `pfeiffer`, after the feed-forward alone.
-      activation: between the two maps, one of `ACTIVATIONS`.
+      bottleneck: width of the hidden layer. Houlsby et al. try 8, 64 and 256 on GLUE and use 64 elsewhere (sections 3.2
+        and 3.3).
+      placement: `houlsby`: after attention and feed-forward; `pfeiffer`: after the feed-forward only.
+      activation: activation of the hidden layer, one of `ACTIVATIONS`.
     """
 
     name: ClassVar[str] = "adapter"
@@ -80,7 +79,7 @@ class BottleneckAdapter(AddedModules):
     options: ClassVar = {"bottleneck": "bottleneck", "placement": "placement", "activation": "activation"}
     leaf_axes: ClassVar = {"w_down": ("out", None), "b_down": (None,), "w_up": (None, "out"), "b_up": ("out",)}
     sizes: ClassVar = {"bottleneck": ("w_down", -1)}
-    filled_up: ClassVar = ("bottleneck",)  # every activation is 0 at 0
+    padded_options: ClassVar = ("bottleneck",)  # every activation is 0 at 0
 
     bottleneck: int = 64
     placement: str = "houlsby"
@@ -114,7 +113,7 @@ class BottleneckAdapter(AddedModules):
     def peft_lacks(self) -> str | None:
         return "bottleneck adapters"
 
-    # --- many in one batch ---
+    # --- many adapters in one batch ---
 
     def rows(self, site: Site, model: nnx.Module) -> Sequence[Rows]:
         return (Bottlenecks(),)

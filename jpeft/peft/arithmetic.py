@@ -1,4 +1,4 @@
-"""What methods do to activations: multiply by a vector and add, in float32, rounded once to the activations' dtype."""
+"""Scaling and adding activations in float32, with a single rounding to the dtype of the activations."""
 
 import jax
 import jax.numpy as jnp
@@ -11,26 +11,26 @@ def widened(x: Array) -> Array:
 
 
 def rescaled(x: Float[Array, "*batch width"], scale: Float[Array, " width"]) -> Float[Array, "*batch width"]:
-    """`x * scale`, multiplied in float32 and rounded once: as a bfloat16, a scale of 1.003 is 1."""
+    """`x * scale` in float32, rounded once to the dtype of `x`; as a bfloat16, a scale of 1.003 would be 1."""
     return _rescaled(x, scale) if x.dtype in (jnp.bfloat16, jnp.float16) else x * scale.astype(x.dtype)
 
 
 @jax.custom_vjp
 def _rescaled(x: Float[Array, "*batch width"], scale: Float[Array, " width"]) -> Float[Array, "*batch width"]:
-    """`rescaled` for a narrower x, which is kept for the gradient as it is: JAX would keep it in float32."""
+    """`rescaled` for `x` below float32; saves `x` for the backward pass in its dtype, where JAX would save float32."""
     return (x.astype(jnp.float32) * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def _rescaled_backward(kept: tuple[Array, Array], by: Array) -> tuple[Array, Array]:
-    x, scale = kept
-    wide = by.astype(jnp.float32)
-    of_scale = jnp.sum(wide * x.astype(jnp.float32), axis=tuple(range(x.ndim - 1)))
-    return (wide * scale.astype(jnp.float32)).astype(x.dtype), of_scale.astype(scale.dtype)
+def _rescaled_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, scale = saved
+    wide = grad.astype(jnp.float32)
+    grad_scale = jnp.sum(wide * x.astype(jnp.float32), axis=tuple(range(x.ndim - 1)))
+    return (wide * scale.astype(jnp.float32)).astype(x.dtype), grad_scale.astype(scale.dtype)
 
 
 _rescaled.defvjp(lambda x, scale: (_rescaled(x, scale), (x, scale)), _rescaled_backward)
 
 
 def added(y: Float[Array, "*batch width"], *more: Float[Array, "..."]) -> Float[Array, "*batch width"]:
-    """The sum of `y` and what a method adds to it, made in float32 and rounded once."""
+    """The sum of all arguments in float32, rounded once to the dtype of `y`."""
     return sum(map(widened, more), widened(y)).astype(y.dtype)

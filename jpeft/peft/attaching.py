@@ -1,4 +1,4 @@
-"""Attaching a method to a model, and the two trees of what trains and what does not."""
+"""Attaching a method to a model, and splitting a model into its trainable and its frozen tree."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,14 +19,20 @@ from jpeft.peft.wrapping import is_adapted
 
 
 def attach(model: Model, method: Method, chosen: Sequence[Site], key: Key[Array, ""]) -> Model:
-    """A model with `method` attached at the chosen sites; `model` stays as it is, and the two share the base's arrays.
+    """Returns a copy of a model with `method` attached at the chosen sites; the copy shares the arrays of the base.
 
-    Stacks of layers are cut so that within a segment every layer has the same sites adapted: a frozen prefix of layers
-    then costs no gradient work. A segment is copied only where it is cut.
+    Stacks of layers are cut into segments whose layers have the same sites adapted, so that no gradient is computed for
+    the frozen layers below the first adapted one. Only a segment that is cut is copied.
+
+    Args:
+      model: the model, which stays as it is.
+      method: the method to attach.
+      chosen: the sites, as `select` returns them.
+      key: PRNG key of the initial values.
 
     Raises:
-      UserError: something is attached at one of the sites already, the model has no such site, its weights are complex,
-        or some of the modules that share a weight would train it and others not.
+      UserError: a site has an adapter already or is not in the model, its weights are complex, or a weight that several
+        modules share would train in some of them only.
     """
     model, method = copied(model), method.settled(chosen)
     chosen_at = {site.path for site in chosen}
@@ -39,30 +45,30 @@ def attach(model: Model, method: Method, chosen: Sequence[Site], key: Key[Array,
         layers = range(1, sum(stack.layer_counts()))
         stack.cut([i for i in layers if adapted.get(i, set()) != adapted.get(i - 1, set())])
     places = [place for place in site_modules(model) if place.sites[0].path in chosen_at]
-    lost = chosen_at - {site.path for place in places for site in place.sites}
-    if lost:
-        raise UserError(f"the model has no site {min(lost)}; is it of another model?")
+    missing = chosen_at - {site.path for place in places for site in place.sites}
+    if missing:
+        raise UserError(f"the model has no site {min(missing)}; choose among jpeft.sites(model).")
     made: dict[int, Any] = {}
     for place in places:
         _require_real(place)
         method.attach_to(place, key, model, made)
     if method.trains_base:
-        _require_whole_ties(model, made)
+        _require_tied_weights_chosen(model, made)
     return model
 
 
 def _require_real(place: SiteModule) -> None:
-    """Raises `UserError`: a module has complex weights, of which what methods add would be the real part alone."""
+    """Raises `UserError` if a module has complex weights, to which the methods would add real updates only."""
     for name, value in vars(place.module).items():
         if isinstance(value, nnx.Param) and jnp.issubdtype(value.dtype, jnp.complexfloating):
             raise UserError(f"{place.sites[0].path}/{name} is {value.dtype}; methods attach to real weights only.")
 
 
-def _require_whole_ties(model: nnx.Module, made: Mapping[int, Any]) -> None:
-    """Raises `UserError`: of the modules that share a weight some train it, and some would keep it as it is.
+def _require_tied_weights_chosen(model: nnx.Module, made: Mapping[int, Any]) -> None:
+    """Raises `UserError` if a module still holds a weight that trains in another module.
 
     Args:
-      made: the weights that train, by the `id` of those that they were made from.
+      made: the trainable weights, by the `id` of the original variables that they replace.
     """
     for path, node in nnx.iter_graph(model):
         for name, value in vars(node).items() if isinstance(node, nnx.Pytree) else ():
@@ -73,48 +79,52 @@ def _require_whole_ties(model: nnx.Module, made: Mapping[int, Any]) -> None:
                 )
 
 
-def begin_with_lost(tuned: nnx.Module, method: Method, lost: Callable[[str], np.ndarray | None]) -> int:
-    """Begins a method that has just been attached with what rounding took away of a base in few bits, map by map.
+def init_from_residual(tuned: nnx.Module, method: Method, residual: Callable[[str], np.ndarray | None]) -> int:
+    """Initialises freshly attached adapters from the quantization residual of their maps, in place.
 
-    What is attached to maps that are wide stays as it began. Returns how many maps there were.
+    Adapters of maps that are not quantized keep their values.
 
     Args:
-      tuned: what `attach` gave; it is changed.
-      lost: of the map at a path what rounding took away, `[d_in, d_out]`; None of one that is wide.
+      tuned: the model as `attach` returned it.
+      method: the method that is attached, with an `init_from_residual` of its own.
+      residual: returns wide minus quantized weights `[d_in, d_out]` of the map at a path; None if it is not quantized.
+
+    Returns:
+      The number of initialised maps, counting each layer.
 
     Raises:
-      UserError: no map that it is attached to is in few bits; or as the method's `begin_with_lost`.
+      UserError: no adapted map is quantized, or the method's `init_from_residual` refuses one.
     """
-    begin, begun = method.begin_with_lost, 0
-    assert begin is not None, f"{method.name} begins as on a wide base"
+    init, num_maps = method.init_from_residual, 0
+    assert init is not None, f"{method.name} is not initialised from the quantization residual"
     for place in site_modules(tuned):
         if not is_adapted(place.module):
             continue
-        parts = [lost(site.path) for site in place.sites]
-        for site, part in zip(place.sites, parts, strict=True):
+        of_layers = [residual(site.path) for site in place.sites]
+        for site, part in zip(place.sites, of_layers, strict=True):
             if part is not None and part.shape != (site.d_in, site.d_out):
                 raise UserError(
                     f"{site.path} is a map of {site.d_in} to {site.d_out} and in the wide model of {part.shape[0]} to "
                     f"{part.shape[1]}; name the model that this one was quantized from."
                 )
-        there = [part for part in parts if part is not None]
-        if there:  # the layers of a stack are kept alike
+        residuals = [part for part in of_layers if part is not None]
+        if residuals:  # all layers of a stack or none
             module: Any = place.module
-            begin(module.adapter, np.stack(there) if place.in_stack else there[0], place.sites[0].path)
-            begun += len(there)
-    if not begun:
+            init(module.adapter, np.stack(residuals) if place.in_stack else residuals[0], place.sites[0].path)
+            num_maps += len(residuals)
+    if not num_maps:
         raise UserError(
-            f"{method.describe()} begins with what rounding took away, and no map that it is attached to is in few "
-            "bits; attach to others, or begin otherwise."
+            f"{method.describe()} starts from the quantization residual, and none of the maps that it is attached to "
+            "is quantized; attach it to others, or choose another initialisation."
         )
-    return begun
+    return num_maps
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """`(graphdef, adapter, base)`: the structure, the trainable tree and the frozen one; `nnx.merge` joins them.
+    """Splits a model into `(graphdef, adapter, base)`: structure, trainable and frozen tree; `nnx.merge` joins them.
 
     Raises:
-      UserError: the argument is no module.
+      UserError: the argument is no `nnx.Module`.
     """
     require_module("model", model)
     graphdef, adapter, base = nnx.split(model, Adapter, ...)
@@ -122,5 +132,5 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
 
 
 def count(tree: nnx.State) -> int:
-    """How many numbers the arrays of a tree hold together; shapes in their place count as well."""
+    """The total number of elements in the arrays, or `jax.ShapeDtypeStruct`s, of a tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -1,6 +1,7 @@
-"""BitFit: only biases train (Ben Zaken et al. 2021): zeros are added to those there are, or where there are none.
+"""BitFit: only biases train (Ben Zaken et al. 2021).
 
-What is added to a bias and trained from 0 is that bias, trained: the same function, the same gradient.
+The trained leaf is a vector that starts at 0 and is added to the output, whether or not the module has a bias. To train
+it is to train the bias: outputs and gradients are the same.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from jpeft.peft.views import Original
 
 
 class BiasSite(nnx.Module):
-    """`y = W x + b`: a trained bias `b`, starting at 0, added to what comes out of a map or a norm."""
+    """`y = W x + b`: a trained bias `b`, starting at 0, added to the output of a linear map or a norm."""
 
     def __init__(self, d_out: int):
         self.bias = Adapter(jnp.zeros(d_out))
@@ -29,16 +30,16 @@ class BiasSite(nnx.Module):
         return added(compute(x), self.bias[...])
 
     def fold(self, kernel: Float[Array, "..."], bias: Any) -> tuple[Any, Any]:
-        """Kernel and bias that alone do what they and this do together; the bias is one where there was none.
+        """The kernel, unchanged, and a bias to which this one is added; a norm's kernel is its scale.
 
-        A norm's kernel is its scale.
+        The result has a bias even where the module has none; `merge` refuses such a module.
         """
         return kernel, self.bias[...] if bias is None else bias + self.bias[...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Bias(Rows):
-    """`y + b`: as `BiasSite`, each row of a batch with a bias of its own."""
+    """`y + b`, each row of a batch with its own bias."""
 
     leaves: tuple[str, ...] = ("bias",)
     order: ClassVar[int] = 2
@@ -53,11 +54,11 @@ class Bias(Rows):
 class BitFit(AddedModules):
     """BitFit (Ben Zaken et al. 2021), by default as Pu et al. (2023) count it: the bias of every map in the blocks.
 
-    `BitFit.official()` trains biases of norms as well. Where a model has biases, these are all that there are. Where it
-    has none, as T5 and Llama, each map gets one.
+    In a model that has biases, only the maps with a bias are adapted by default. In a model without any, such as T5 and
+    Llama, every map gets one. `BitFit.official()` includes the norms.
 
     Attributes:
-      norms: also a bias on every norm, as BERT's LayerNorms have and its authors train: their method on T5.
+      norms: whether norms get a bias as well; the authors train those of BERT's LayerNorms.
     """
 
     name: ClassVar[str] = "bitfit"
@@ -68,7 +69,7 @@ class BitFit(AddedModules):
 
     @classmethod
     def official(cls) -> "BitFit":
-        """Every bias that a transformer with biases has, as its authors train them."""
+        """BitFit as published: biases of linear maps and of norms."""
         return cls(norms=True)
 
     @property

@@ -1,4 +1,4 @@
-"""Trainable parameters of a method on a model, counted on shapes alone: no weight is allocated."""
+"""Trainable parameters of a method on a model, counted from shapes without allocating weights."""
 
 import dataclasses
 
@@ -7,13 +7,13 @@ from flax import nnx
 
 from jpeft.peft.attaching import attach, count, split
 from jpeft.peft.method import Method
-from jpeft.peft.methods import METHODS, OF_THE_PAPER, ablation_of, lacks_for
+from jpeft.peft.methods import METHODS, OF_THE_PAPER, ablation_of, missing_sublayer
 from jpeft.peft.selection import Selection, select
 
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """Parameters of a method, or of an ablation of it, such as one row of the paper's Table 3."""
+    """The number of trainable parameters of a method or of one of its ablations; a row of the paper's Table 3."""
 
     method: str
     ablation: str | None
@@ -21,7 +21,7 @@ class Count:
 
 
 def trainable_parameters(model: nnx.Module, method: Method, selection: Selection = Selection()) -> int:  # noqa: B008
-    """Size of the trainable tree of `method` on a model, or on shapes in its place."""
+    """The number of trainable parameters of `method` on a model, which may hold shapes instead of arrays."""
     chosen = select(model, method, selection)
     graphdef, state = nnx.split(model)
 
@@ -32,13 +32,13 @@ def trainable_parameters(model: nnx.Module, method: Method, selection: Selection
 
 
 def counts_of_the_paper(model: nnx.Module) -> list[Count]:
-    """The paper's methods and ablations of the model in its reading; the first row is the whole model."""
+    """Counts of the paper's methods and of the ablations that the model has the sublayers for; full tuning is first."""
     rows = []
     for name in OF_THE_PAPER:
         method = METHODS[name]
         rows.append(Count(name, None, trainable_parameters(model, method())))
         for ablated in method.ablations:
-            if lacks_for(model, name, ablated) is not None:
+            if missing_sublayer(model, name, ablated) is not None:
                 continue
             selection = ablation_of(model, name, ablated)
             rows.append(Count(name, ablated, trainable_parameters(model, method(), selection)))
@@ -46,6 +46,6 @@ def counts_of_the_paper(model: nnx.Module) -> list[Count]:
 
 
 def other_methods(model: nnx.Module) -> list[Count]:
-    """Parameters of the methods that the paper does not have, each as it is by default; see `counts_of_the_paper`."""
+    """Counts of the methods that are not in the paper, with their default options."""
     others = {name: method for name, method in METHODS.items() if name not in OF_THE_PAPER}
     return [Count(name, None, trainable_parameters(model, method())) for name, method in others.items()]

@@ -1,4 +1,4 @@
-"""DoRA: the size and the direction of each column of a matrix are learned apart (Liu et al. 2024)."""
+"""DoRA: the magnitude and the direction of each column of a matrix are trained separately (Liu et al. 2024)."""
 
 import dataclasses
 import functools
@@ -23,16 +23,16 @@ from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original
 
 
-@functools.partial(jax.jit, inline=True)  # one program where it is called by itself, once for each map
+@functools.partial(jax.jit, inline=True)  # one compiled program when called eagerly, once per map
 def column_norms(
     kernel: Float[Array, "*layers d_in d_out"],
     a: Float[Array, "*layers d_in rank"],
     b: Float[Array, "*layers rank d_out"],
     scale: float | Array,
 ) -> Float[Array, "*layers d_out"]:
-    """`||W + scale A B||` of each column, in float32; no matrix of the size of W is made.
+    """The norm of each column of `W + scale A B` in float32, computed without a temporary of the size of W.
 
-    It is `||W||² + 2 scale (AᵀW)·B + scale² B·(AᵀA)B`, by column. A is rounded to the dtype of W where they meet.
+    Its square is `||W||² + 2 scale (AᵀW)·B + scale² B·(AᵀA)B`, by column. A is rounded to the dtype of W in `AᵀW`.
     """
     own = jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=-2)
     product = lambda text, *arrays: jnp.einsum(text, *arrays, precision="highest", preferred_element_type=jnp.float32)
@@ -42,9 +42,9 @@ def column_norms(
 
 
 class DoraSite(LoraSite):
-    """`y = m (W + scale B A) x / ||W + scale B A||`, and a bias as it was (Liu et al. 2024, eq. 5).
+    """`y = m (W + scale B A) x / ||W + scale B A||`, plus the original bias (Liu et al. 2024, eq. 5).
 
-    The norm is a constant to the gradient (section 4.3). The magnitude `m` starts as the norm of W.
+    No gradient flows through the norm (section 4.3). The magnitude `m` starts as the norm of W.
     """
 
     def __init__(self, lora_a: Float[Array, "d_in rank"], d_out: int, scale: float):
@@ -52,7 +52,7 @@ class DoraSite(LoraSite):
         self.lora_magnitude = Adapter(jnp.ones(d_out))
 
     def factor(self, kernel: Float[Array, "*layers d_in d_out"]) -> Float[Array, "*layers d_out"]:
-        """`m / ||W + scale B A||`: by what each column of `W + scale B A` is multiplied (eq. 5)."""
+        """`m / ||W + scale B A||`, the factor of each column of `W + scale B A` (eq. 5)."""
         weights = jax.lax.stop_gradient((kernel, self.lora_a[...], self.lora_b[...]))
         return self.lora_magnitude[...] / column_norms(*weights, self.scale)
 
@@ -69,7 +69,10 @@ class DoraSite(LoraSite):
 
 @dataclasses.dataclass(frozen=True)
 class Dora(Lora):
-    """DoRA (Liu et al. 2024) as its authors use it on Llama: on q, k, v, up and down. Options are LoRA's."""
+    """DoRA (Liu et al. 2024), by default on q, k, v, up and down, as its authors use it on Llama.
+
+    The options are those of LoRA, without `init` and `scaling_vectors`.
+    """
 
     name: ClassVar[str] = "dora"
     options: ClassVar[Mapping[str, str]] = {key: field for key, field in Lora.options.items() if key != "lora_init"}
@@ -85,9 +88,9 @@ class Dora(Lora):
     def __post_init__(self):
         super().__post_init__()
         if self.init != "plain":
-            raise UserError(f"dora begins with B at 0; init={self.init!r} is an option of lora: leave it out.")
+            raise UserError(f"dora starts with B at 0, and init={self.init!r} is an option of lora; leave it out.")
         if self.scaling_vectors:
-            raise UserError("dora has no scaling vectors, which lora has in the paper's reading; leave them out.")
+            raise UserError("dora has no scaling vectors, which are an option of lora; leave scaling_vectors out.")
 
     @property
     def trains_nothing(self):
@@ -113,7 +116,7 @@ class Dora(Lora):
     def describe(self) -> str:
         return super().describe().replace("LoRA", "DoRA", 1)
 
-    # --- many in one batch ---
+    # --- many adapters in one batch ---
 
     def rows(self, site: Site, model: nnx.Module) -> Sequence[Rows]:
         return (Rescale(), LowRank(), *([Bias()] if site.has_bias else []))
@@ -121,8 +124,11 @@ class Dora(Lora):
     def row_leaves_at(
         self, site: Site, leaves: Mapping[str, np.ndarray], weights: Callable[[], SiteWeights] | None
     ) -> dict[str, np.ndarray]:
-        """As the paper's LoRA, whose vector after the map is the factor: the norm is worked out once."""
-        factor, bias = leaves["lora_magnitude"], leaves["lora_magnitude"]  # for their shapes
+        """The leaves of a LoRA whose output is scaled by DoRA's factor, which is computed once, here."""
+        factor, bias = (
+            leaves["lora_magnitude"],
+            leaves["lora_magnitude"],
+        )  # of the right shapes, if there are no weights
         if weights is not None:
             kernel, bias = weights()
             factor = leaves["lora_magnitude"] / np.asarray(
@@ -137,6 +143,10 @@ class Dora(Lora):
     @classmethod
     def peft_reads(cls, config: Mapping[str, Any]) -> bool:
         return bool(config.get("use_dora"))
+
+    @classmethod
+    def peft_has_output_rows(cls, leaf: str, value: np.ndarray) -> bool:
+        return leaf == cls.peft_leaves["lora_magnitude"] or super().peft_has_output_rows(leaf, value)
 
     def peft_config(self, chosen: Sequence[Site], peft: PeftNames) -> dict[str, Any]:
         return {**super().peft_config(chosen, peft), "use_dora": True}

@@ -1,4 +1,4 @@
-"""Full tuning: every weight trains. The paper's baseline, by the same code path as the methods."""
+"""Full tuning, the paper's baseline: every weight trains, by the same code path as the other methods."""
 
 import dataclasses
 from typing import ClassVar
@@ -14,7 +14,7 @@ from jpeft.peft.variables import Adapter
 
 @dataclasses.dataclass(frozen=True)
 class Full(Method):
-    """Full tuning: the model's own weights become float32 `Adapter` leaves; with a selection, those of its sites."""
+    """Full tuning: the model's own weights, or those at the selected sites, become float32 `Adapter` leaves."""
 
     name: ClassVar[str] = "full"
     trains_base: ClassVar[bool] = True
@@ -32,10 +32,10 @@ class Full(Method):
         if any(isinstance(value, Quantized) for value in vars(place.module).values()):
             raise UserError(
                 f"{place.sites[0].path} is kept in 8 or 4 bits, which do not train; load the model without "
-                "quantization, or take a method that adds to a frozen base."
+                "quantization, or choose a method that adds to a frozen base."
             )
         for name, value in list(vars(place.module).items()):
             if isinstance(value, nnx.Param) and jnp.issubdtype(value[...].dtype, jnp.floating):
-                # A weight that two modules share stays one.
+                # A weight that several modules share stays one shared weight.
                 trained = made.setdefault(id(value), (value, Adapter(jnp.asarray(value[...], jnp.float32))))[1]
                 setattr(place.module, name, trained)

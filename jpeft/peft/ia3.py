@@ -1,4 +1,4 @@
-"""(IA)³: learned vectors rescale activations (Liu et al. 2022), on both sides as the paper counts, or as published."""
+"""(IA)³: trained vectors rescale activations (Liu et al. 2022), as published or two-sided as in Pu et al. (2023)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -31,13 +31,16 @@ class TwoSidedScale(nnx.Module):
         return rescaled(compute(rescaled(x, self.scale_in[...])), self.scale_out[...])
 
     def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
-        """Kernel and bias that alone do what they and this do together; `layers` is there where leaves are stacked."""
+        """The kernel and bias of a linear map that computes the same as kernel, bias and this adapter together.
+
+        `layers` is present where the layers of a block are stacked.
+        """
         scaled = self.scale_in[..., :, None] * kernel * self.scale_out[..., None, :]
         return scaled, None if bias is None else bias * self.scale_out[...]
 
 
 class InputScale(nnx.Module):
-    """`y = W (l * x)`: on `wo`, where `x` is the activation inside the feed-forward block (Liu et al., section 3.3)."""
+    """`y = W (l * x)`, for `wo`, whose input is the hidden activation of the feed-forward (Liu et al., section 3.3)."""
 
     def __init__(self, d_in: int):
         self.scale_in = Adapter(jnp.ones(d_in))
@@ -51,7 +54,7 @@ class InputScale(nnx.Module):
 
 
 class OutputScale(nnx.Module):
-    """`y = l * W x`: on the keys and values of attention (Liu et al. 2022, section 3.3). `l` starts at 1."""
+    """`y = l * W x`, for the keys and values of attention (Liu et al. 2022, section 3.3). `l` starts at 1."""
 
     def __init__(self, d_out: int):
         self.scale_out = Adapter(jnp.ones(d_out))
@@ -68,10 +71,12 @@ class OutputScale(nnx.Module):
 class Ia3(AddedModules, PeftLayout):
     """(IA)³ (Liu et al. 2022), by default as Pu et al. (2023) count it: vectors on both sides of k, v and `up`.
 
-    `up` is the feed-forward's last input projection. `Ia3.official()` is (IA)³ as published, which PEFT can hold.
+    `up` is the linear projection of a gated feed-forward (`wi_1` in T5). `Ia3.official()` is (IA)³ as published, which
+    Hugging Face PEFT's format can hold.
 
     Attributes:
-      two_sided: False is (IA)³ as published: k and v scaled after, the feed-forward's activation before `wo`.
+      two_sided: whether inputs and outputs of each map are scaled. False is (IA)³ as published: the outputs of k and v,
+        and the input of the feed-forward's last map.
     """
 
     name: ClassVar[str] = "ia3"
@@ -81,12 +86,15 @@ class Ia3(AddedModules, PeftLayout):
         "drop_dense": Fixed(Selection(sublayers=("self_attention", "cross_attention"))),
     }
     peft_type: ClassVar[str] = "IA3"
+    peft_settings: ClassVar = {"feedforward_modules": (str, list)}
+    peft_ignored: ClassVar = ("init_ia3_weights",)
+    peft_leaves: ClassVar = {"scale_in": "ia3_l", "scale_out": "ia3_l"}
 
     two_sided: bool = True
 
     @classmethod
     def official(cls) -> "Ia3":
-        """(IA)³ as its authors published it, which Hugging Face PEFT can hold."""
+        """(IA)³ as published; Hugging Face PEFT's format can hold it."""
         return cls(two_sided=False)
 
     @property
@@ -122,28 +130,32 @@ class Ia3(AddedModules, PeftLayout):
         }
 
     @classmethod
-    def peft_tensor(cls, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-        return "ia3_l", {"scale_in": value[None, :], "scale_out": value[:, None]}[leaf]
+    def peft_tensor(cls, leaf: str, value: np.ndarray) -> np.ndarray:
+        return {"scale_in": value[None, :], "scale_out": value[:, None]}[leaf]
+
+    @classmethod
+    def peft_has_output_rows(cls, leaf: str, value: np.ndarray) -> bool:
+        return value.shape[-1:] == (1,)  # a column scales outputs, a row inputs
 
     @classmethod
     def from_peft(cls, file: PeftFile) -> tuple["Ia3", Tensors, list[str]]:
         leaves, notes = {}, []
         by_path = {site.path: site for site in file.names.sites}
         down = {path.rpartition("/")[0]: path for path, site in by_path.items() if site.role == "down"}
-        moved: Tensors = {}  # what stood on the output of `up`, by the leaf of its `down`
+        moved: Tensors = {}  # vectors on the output of an `up`, by the leaf of the `down` to whose input they move
         for path, (module, tensors) in file.by_path().items():
             value = tensors.get("ia3_l", np.zeros(()))
             if value.ndim != 2 or 1 not in value.shape:
                 raise RunFailed(f"{file.source}: {module}.ia3_l has shape {value.shape}; expected a row or a column.")
-            before = value.shape[0] == 1  # a row multiplies what comes in, a column what goes out
+            on_input = value.shape[0] == 1  # a row scales the input, a column the output
             block, role = path.rpartition("/")[0], by_path[path].role
             gated = any(f"{block}/{site.name}" == site.path and site.role == "gate" for site in by_path.values())
-            if (role in FEED_FORWARD_ROLES) == before:
-                leaves[f"{path}/{'scale_in' if before else 'scale_out'}"] = value.reshape(-1)
+            if (role in FEED_FORWARD_ROLES) == on_input:
+                leaves[f"{path}/{'scale_in' if on_input else 'scale_out'}"] = value.reshape(-1)
             elif role == "up" and gated and block in down:
                 moved[f"{down[block]}/scale_in"] = value.reshape(-1)
             else:
-                side = "input" if before else "output"
+                side = "input" if on_input else "output"
                 raise UserError(
                     f"{file.source} rescales the {side} of {module}, which the published (IA)³ does not; have PEFT "
                     "merge it."
@@ -153,5 +165,5 @@ class Ia3(AddedModules, PeftLayout):
         if moved:
             (up,) = {site.name for site in by_path.values() if site.role == "up"}
             (end,) = {path.rpartition("/")[2] for path in down.values()}
-            notes.append(f"vectors after {len(moved)} {up} were moved before {end}, where they do the same")
+            notes.append(f"vectors after {len(moved)} {up} were moved before {end}, where they have the same effect")
         return cls(two_sided=False), leaves, notes

@@ -1,14 +1,14 @@
-"""An adapter as Hugging Face PEFT writes it: its settings and tensors, checked, and the modules that they speak of.
+"""Hugging Face PEFT's adapter files: their settings and tensors, checked, and the modules of a base that they adapt.
 
-`adapter_config.json` says which modules are adapted and how; the tensors say so too, by being there. Both are read and
-have to agree, or the adapter would do less here than PEFT makes it do, or more. What the tensors mean is each method's
-to say (`Method.from_peft`).
+`adapter_config.json` says which modules are adapted and how, and the tensors imply it as well. Both are read and have
+to agree; otherwise the adapter would act on other modules here than in PEFT. The meaning of settings and tensors is
+declared by each method (`PeftLayout`), so that a method from outside the package can be read, too.
 """
 
 import abc
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,93 +20,45 @@ from jpeft.peft.sites import Site
 
 Tensors = dict[str, np.ndarray]
 Number = int | float
+SettingType = type | tuple[type, ...]  # of a value in JSON; null stands for absent
 
-PREFIX = "base_model.model."  # of every tensor but a prompt's
-LARGEST_NUMBER = 1e9  # of any setting; float32 holds what such a rank or alpha makes of others
-_SECONDS = 10.0  # for all expressions of one adapter
+NUMBER: SettingType = (int, float)
+PREFIX = "base_model.model."  # of every tensor name but those of prompts, prefixes and VeRA's matrices
+LARGEST_NUMBER = 1e9  # limit of every number in a config; with such a rank or alpha, float32 does not overflow yet
+_SECONDS = 10.0  # time limit of all regular expressions of one adapter
 _MOST_PATTERNS = 4096
 
-# What each setting that is read may be; null stands for absent.
-_KINDS: dict[str, type | tuple[type, ...]] = {
+# Settings that common code reads, whatever the method, with the types that PEFT writes.
+_COMMON_SETTINGS: dict[str, SettingType] = {
     "peft_type": str,
     "task_type": str,
     "bias": str,
-    "use_rslora": bool,
-    "use_dora": bool,
-    "init_lora_weights": (bool, str),
     "target_modules": (str, list),
     "exclude_modules": (str, list),
-    "feedforward_modules": (str, list),
     "layers_pattern": (str, list),
     "layers_to_transform": (int, list),
-    "rank_pattern": dict,
-    "alpha_pattern": dict,
-    "r": (int, float),
-    "lora_alpha": (int, float),
-    "num_virtual_tokens": int,
-    "init_r": (int, float),
-    "target_r": (int, float),
-    "orth_reg_weight": (int, float),
-    "projection_prng_key": int,
 }
-_LISTS_OF: dict[str, type] = {
-    "target_modules": str,
-    "exclude_modules": str,
-    "feedforward_modules": str,
-    "layers_pattern": str,
-    "layers_to_transform": int,
-}
-
-# Settings that change what an adapter computes, or of which model, in ways that we do not.
-REFUSED = """
-    lora_bias layer_replication target_parameters trainable_token_indices alora_invocation_tokens use_qalora
-    use_bdlora arrow_config kasa_config monteclora_config velora_config modules_to_save fan_in_fan_out
-""".split()
-# What the methods read, and what says nothing of the function.
-KNOWN = """
-    base_model_name_or_path task_type peft_type inference_mode auto_mapping peft_version revision
-    r lora_alpha lora_dropout bias use_rslora use_dora init_lora_weights rank_pattern alpha_pattern
-    target_modules exclude_modules layers_to_transform layers_pattern feedforward_modules init_ia3_weights
-    megatron_config megatron_core loftq_config eva_config corda_config lora_ga_config qalora_group_size
-    ensure_weight_tying num_virtual_tokens num_transformer_submodules token_dim num_layers num_attention_heads
-    prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs
-    projection_prng_key save_projection vera_dropout d_initial
-    encoder_hidden_size prefix_projection init_weights
-    init_r target_r tinit tfinal deltaT beta1 beta2 orth_reg_weight total_step
-""".split()
-
-
-# Last names of the tensors of one module.
-LEAVES = (
-    "lora_A.weight",
-    "lora_B.weight",
-    "ia3_l",
-    "ln_tuning_layers.weight",
-    "ln_tuning_layers.bias",
-    "lora_magnitude_vector",
-    "lora_A",
-    "lora_B",
-    "lora_E",
-    "vera_lambda_d",
-    "vera_lambda_b",
-)
+# Settings that PEFT writes for every method and that do not change what an adapter computes.
+_COMMON_IGNORED = ("base_model_name_or_path", "inference_mode", "auto_mapping", "peft_version", "revision")
+# Settings of several methods that change what an adapter computes, in ways that jpeft does not.
+_COMMON_REFUSED = ("modules_to_save", "fan_in_fan_out")
 
 
 @dataclasses.dataclass(frozen=True)
 class PeftNames:
-    """A base as Hugging Face PEFT knows it: the names of its modules in `transformers`, and the kind of its task.
+    """A base model as Hugging Face PEFT sees it: module names in `transformers`, the task type, and sizes.
 
     Attributes:
       sites: all sites of the base.
-      module: the name in `transformers` of the module at one of our paths.
-      rows: of the output of that module those that are our path's; None where they are all of it. A module that is
-        several of ours has one matrix A, which is then each one's.
-      task_type: PEFT's word for what such a base does: `SEQ_2_SEQ_LM`, `CAUSAL_LM`.
-      tied_head: whether it has no head of its own.
-      num_layers, num_heads: of its first stack.
-      num_kv_heads: of keys and values, where several heads of queries may share one.
-      num_weights: how many numbers it holds.
-      window: how many tokens back some of its layers see; None where all see everything.
+      module: maps one of our paths to the name of the module in `transformers`.
+      rows: maps one of our paths to the indices of the module's output rows that belong to it, None if all do. Where
+        several of our maps are one fused module, they share its matrix A and each has its own rows of B.
+      task_type: PEFT's task type of such a base: `SEQ_2_SEQ_LM` or `CAUSAL_LM`.
+      tied_head: whether the head is the embedding.
+      num_layers, num_heads: those of the first stack.
+      num_kv_heads: number of key and value heads; fewer than `num_heads` in grouped-query attention.
+      num_weights: number of parameters of the base.
+      window: size of the sliding window of attention in tokens, if some layers have one; else None.
     """
 
     sites: Sequence[Site]
@@ -121,7 +73,7 @@ class PeftNames:
     window: int | None = None
 
     def target_modules(self, chosen: Sequence[Site]) -> list[str]:
-        """Short names where all sites of those names and kinds are chosen, else every module's whole name."""
+        """`target_modules` for the chosen sites: short names if they select exactly these, else full module names."""
         names = {self.module(site.path).rpartition(".")[2] for site in chosen}
         kinds = {site.kind for site in chosen}
         alike = {self.module(site.path) for site in self.sites if site.kind in kinds}
@@ -131,54 +83,139 @@ class PeftNames:
         return [self.module(site.path) for site in chosen]
 
 
-@dataclasses.dataclass(frozen=True)
-class PeftFile:
-    """One adapter as PEFT wrote it.
+class PeftLayout(abc.ABC):
+    """What a method declares to be read from and written to PEFT's files; a second base class beside `Method`.
 
     Attributes:
-      config: its `adapter_config.json`.
-      tensors: of its `adapter_model.safetensors`, float32, by PEFT's names.
-      source: what messages call it.
-      names: of the base that it is held against.
+      peft_type: the `peft_type` in `adapter_config.json`.
+      peft_settings: settings that `from_peft` reads beside the common ones, with the types that PEFT writes. A type of
+        numbers is also checked for size; `dict` is a pattern setting, numbers by regular expression; where a list is
+        allowed, its items have to be of the other types allowed.
+      peft_ignored: settings that PEFT writes for the method and that do not change what an adapter computes.
+      peft_refused: settings that change what an adapter computes in ways that jpeft does not implement.
+      peft_leaves: for each leaf that modules have, the last part of its tensor's name in PEFT's files.
+    """
 
-    Raises `RunFailed`, when made: a setting is of another type than PEFT writes, or out of all proportion.
+    peft_type: ClassVar[str]
+    peft_settings: ClassVar[Mapping[str, SettingType]] = {}
+    peft_ignored: ClassVar[Collection[str]] = ()
+    peft_refused: ClassVar[Collection[str]] = ()
+    peft_leaves: ClassVar[Mapping[str, str]] = {}
+
+    # --- reading ---
+
+    @classmethod
+    def peft_reads(cls, config: Mapping[str, Any]) -> bool:
+        """Whether this method reads a config of its `peft_type`; for methods that share a type. True by default."""
+        return True
+
+    @classmethod
+    def peft_unknown(cls, config: Mapping[str, Any]) -> list[str]:
+        """The settings that are set in a config and that neither this method nor common code knows."""
+        known = {*_COMMON_SETTINGS, *_COMMON_IGNORED, *cls.peft_settings, *cls.peft_ignored}
+        return sorted(key for key, value in config.items() if value and key not in known)
+
+    @classmethod
+    def peft_unsupported(cls, config: Mapping[str, Any]) -> str | None:
+        """The first setting of a config that jpeft refuses; None if it has none."""
+        return next((key for key in (*cls.peft_refused, *_COMMON_REFUSED) if config.get(key)), None)
+
+    @classmethod
+    def peft_has_output_rows(cls, leaf: str, value: np.ndarray) -> bool:
+        """Whether the first axis of a module's tensor is the module's outputs; False by default.
+
+        Asked for fused modules, to take from the tensor the rows of one of our maps.
+
+        Args:
+          leaf: last part of the tensor's name, one of the values of `peft_leaves`.
+          value: the tensor as PEFT stores it.
+        """
+        return False
+
+    @classmethod
+    @abc.abstractmethod
+    def from_peft(cls, file: "PeftFile") -> tuple[Any, Tensors, list[str]]:
+        """Converts an adapter that PEFT wrote.
+
+        Returns:
+          The method, its leaves by our names, and notes on what was rewritten.
+
+        Raises:
+          UserError: jpeft has no equivalent of a setting, or the adapter does not fit the base.
+          RunFailed: config and tensors contradict each other.
+        """
+
+    # --- writing ---
+
+    @abc.abstractmethod
+    def peft_config(self, chosen: Sequence[Site], peft: PeftNames) -> dict[str, Any]:
+        """The method's own settings in `adapter_config.json` for these sites, beside `peft_type` and `task_type`."""
+
+    @classmethod
+    def peft_tensor(cls, leaf: str, value: np.ndarray) -> np.ndarray:
+        """A module's leaf in the shape that PEFT stores; by default as it is."""
+        return value
+
+    @classmethod
+    def peft_tensors(cls, named: Mapping[str, np.ndarray], module: Callable[[str], str]) -> Tensors:
+        """The tensors of `adapter_model.safetensors`; by default one for each leaf, from `peft_leaves`.
+
+        Args:
+          named: all leaves by our names.
+          module: maps one of our paths to the name of the module in `transformers`.
+        """
+        tensors = {}
+        for name, value in named.items():
+            path, _, leaf = name.rpartition("/")
+            tensors[f"{PREFIX}{module(path)}.{cls.peft_leaves[leaf]}"] = cls.peft_tensor(leaf, value)
+        return tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class PeftFile:
+    """One adapter that PEFT wrote, with typed access to its settings and its tensors by module.
+
+    Attributes:
+      config: the content of `adapter_config.json`.
+      tensors: the tensors of `adapter_model.safetensors` by PEFT's names, float32.
+      source: how messages name the adapter.
+      names: module names and sizes of the base that it is read for.
+      layout: the method that reads it.
+      started: time of the clock at which the limit on the time of all expressions began to run.
+      patterns: the regular expressions compiled so far.
+
+    Raises:
+      RunFailed: on creation, if a setting has another type than PEFT writes, or a number exceeds `LARGEST_NUMBER`.
     """
 
     config: Mapping[str, Any]
     tensors: Tensors
     source: str
     names: PeftNames
+    layout: type[PeftLayout]
     started: float = dataclasses.field(default_factory=time.monotonic)
     patterns: dict[str, Pattern] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         source = f"{self.source}: adapter_config.json"
-        check_fields(self.config, _KINDS, source, error=RunFailed)
-        for key, kind in _LISTS_OF.items():
-            if isinstance(self.config.get(key), list):
-                if len(self.config[key]) > _MOST_PATTERNS:
-                    raise RunFailed(
-                        f"{source}: {key} has {len(self.config[key]):,} entries; at most {_MOST_PATTERNS:,}."
-                    )
-                for item in self.config[key]:
-                    check_fields({key: item}, {key: kind}, source, error=RunFailed)
+        settings = {**_COMMON_SETTINGS, **self.layout.peft_settings}
+        check_fields(self.config, settings, source, error=RunFailed)
+        for key, types in settings.items():
+            value = self.config.get(key)
+            allowed = types if isinstance(types, tuple) else (types,)
+            if isinstance(value, list):
+                if len(value) > _MOST_PATTERNS:
+                    raise RunFailed(f"{source}: {key} has {len(value):,} entries; expected at most {_MOST_PATTERNS:,}.")
+                of_items = tuple(one for one in allowed if one is not list)
+                for item in value:
+                    check_fields({key: item}, {key: of_items}, source, error=RunFailed)
                     if item is None:
-                        raise RunFailed(f"{source}: {key} holds null.")
-        for key in ("rank_pattern", "alpha_pattern"):
-            for value in (self.config.get(key) or {}).values():
-                if self.config.get("peft_type") != "ADALORA":  # whose pattern says which places of a rank remain
-                    self._check_number(key, value)
-        for key in (
-            "r",
-            "lora_alpha",
-            "num_virtual_tokens",
-            "init_r",
-            "target_r",
-            "orth_reg_weight",
-            "projection_prng_key",
-        ):
-            if self.config.get(key) is not None:
-                self._check_number(key, self.config[key])
+                        raise RunFailed(f"{source}: {key} holds null; expected text or numbers.")
+            elif isinstance(value, dict):
+                for item in value.values():
+                    self._check_number(key, item)
+            elif value is not None and set(allowed) <= {int, float}:
+                self._check_number(key, value)
 
     def _check_number(self, key: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > LARGEST_NUMBER:
@@ -188,43 +225,59 @@ class PeftFile:
             )
 
     def number(self, key: str, default: Number) -> Number:
-        """The value of a setting that is a number, or `default` where the config has none or null."""
+        """The value of a numeric setting, or `default` where it is absent or null."""
         value = self.config.get(key)
         return default if value is None else value
 
     def pattern(self, key: str) -> dict[str, Number]:
-        """`rank_pattern` or `alpha_pattern`: numbers by regular expression of a module's name; empty where absent."""
+        """The value of `rank_pattern` or `alpha_pattern`, numbers by regular expression; empty where absent."""
         return self.config.get(key) or {}
 
     def match(self, expression: str, text: str, key: str, *, whole: bool = False) -> Any:
-        """A match at the start of `text` or, if `whole`, of all of it.
+        """Matches a regular expression of the config at the start of `text`, or against all of it if `whole`.
+
+        Args:
+          expression: the regular expression.
+          text: the name of a module.
+          key: the setting that the expression is from, for messages.
+          whole: whether all of `text` must match.
 
         Raises:
-          UserError: it is no expression, takes too long, or all of the adapter's together do.
+          UserError: the expression is invalid or takes too long, or all of the adapter's together do.
         """
         if expression not in self.patterns:
             if len(self.patterns) >= _MOST_PATTERNS:
-                raise UserError(f"{self.source}: its config has over {_MOST_PATTERNS:,} expressions.")
+                raise UserError(f"{self.source}: its config has over {_MOST_PATTERNS:,} regular expressions.")
             self.patterns[expression] = Pattern(expression, what=f"{self.source}: its config's {key}")
         if time.monotonic() - self.started > _SECONDS:
-            raise UserError(f"{self.source}: the expressions of its config take more than {_SECONDS:g} s to match.")
+            raise UserError(
+                f"{self.source}: the regular expressions of its config take more than {_SECONDS:g} s to match."
+            )
         pattern = self.patterns[expression]
         return pattern.fullmatch(text) if whole else pattern.match(text)
 
     def listed(self, key: str) -> list[Any]:
-        """A setting that PEFT writes as one thing or as a list of them, always as a list; empty where absent."""
+        """The value of a setting that PEFT writes as one item or as a list, always as a list; empty where absent."""
         value = self.config.get(key)
         return [] if value is None else value if isinstance(value, list) else [value]
 
     def setting(self, key: str, pattern_key: str, module: str, default: Number) -> Number:
-        """A number that may be a module's own: by the first pattern that matches the end of its name, as in PEFT."""
+        """A numeric setting of one module, which a pattern setting may override, as in PEFT.
+
+        Args:
+          key: the setting, such as `r`.
+          pattern_key: the pattern setting, such as `rank_pattern`. Its first expression that matches the end of the
+            module's name decides.
+          module: the module's name in `transformers`.
+          default: the value where the config has none.
+        """
         for pattern, value in self.pattern(pattern_key).items():
             if self.match(rf"(.*\.)?({pattern})$", module, pattern_key):
                 return value
         return self.number(key, default)
 
     def refuse_trained_biases(self, method: str) -> None:
-        """Raises `UserError` where the adapter trains biases beside what `method` does, which jpeft's does not."""
+        """Raises `UserError` if the adapter also trains biases, which jpeft's `method` does not."""
         bias = self.config.get("bias")
         if bias not in (None, "none"):
             raise UserError(
@@ -233,13 +286,13 @@ class PeftFile:
             )
 
     def virtual_tokens(self, what: str) -> tuple[np.ndarray, int]:
-        """`prompt_embeddings`, the one tensor of a prompt's or a prefix's file, and the config's `num_virtual_tokens`.
+        """The tensor `prompt_embeddings`, the only one of a prompt or a prefix, and the setting `num_virtual_tokens`.
 
         Args:
-          what: the file is of, for messages.
+          what: `prompt` or `prefix`, for messages.
 
         Raises:
-          RunFailed: the file holds another tensor, or not this one.
+          RunFailed: the file lacks this tensor or holds another one.
         """
         if set(self.tensors) != {"prompt_embeddings"}:
             raise RunFailed(
@@ -249,13 +302,14 @@ class PeftFile:
         return vectors, int(self.number("num_virtual_tokens", len(vectors)))
 
     def by_path(self, kind: str = "linear") -> dict[str, tuple[str, Tensors]]:
-        """Per adapted module, by our path: its name in `transformers`, and its tensors by PEFT's last name.
+        """The adapted modules by our path, each with its name in `transformers` and its tensors by last name.
 
         Args:
-          kind: of the modules that the method can adapt.
+          kind: the kind of sites that the method can adapt.
 
         Raises:
-          UserError: a module is not in the base, or those of config and tensors are not the same.
+          UserError: a tensor or module is unknown, or config and tensors adapt different modules.
+          RunFailed: a tensor of a fused module has too few rows.
         """
         paths_of: dict[str, list[str]] = {}
         for site in self.names.sites:
@@ -263,7 +317,7 @@ class PeftFile:
                 paths_of.setdefault(self.names.module(site.path), []).append(site.path)
         found: dict[str, Tensors] = {}
         for name, value in self.tensors.items():
-            module, leaf = _parts(name, self.source)
+            module, leaf = self._module_and_leaf(name)
             if module not in paths_of:
                 tied = module == "lm_head" and self.names.tied_head
                 why = "its head is the embedding" if tied else "is it of another size?"
@@ -271,97 +325,46 @@ class PeftFile:
                     f"{self.source} does not fit this base, which has no {kind} {' '.join(module.split())[:120]}; {why}"
                 )
             found.setdefault(module, {})[leaf] = value
-        asked = _selected(self, list(paths_of))
-        if asked is not None and asked != set(found):
-            only_config, only_file = sorted(asked - set(found)), sorted(set(found) - asked)
-            alone = (only_config[0], "config") if only_config else (only_file[0], "file")
-            which = f"{alone[0]} stands in the {alone[1]} alone"
+        selected = _selected(self, list(paths_of))
+        if selected is not None and selected != set(found):
+            only_config, only_file = sorted(selected - set(found)), sorted(set(found) - selected)
+            example, where = (only_config[0], "config") if only_config else (only_file[0], "file")
             raise UserError(
-                f"{self.source} does not fit this base: its config adapts {len(asked)} modules of it, its weights file "
-                f"{len(found)}; {which}. Is the base of another size?"
+                f"{self.source} does not fit this base: its config adapts {len(selected)} modules of it, its weights "
+                f"file {len(found)}; {example} stands in the {where} alone. Is the base of another size?"
             )
         return {
-            path: (module, self._own(path, module, tensors))
+            path: (module, self._rows_of(path, module, tensors))
             for module, tensors in found.items()
             for path in paths_of[module]
         }
 
-    def _own(self, path: str, module: str, tensors: Tensors) -> Tensors:
-        """Of a module's tensors what is of one of our paths: of outputs its own rows, of inputs everything."""
+    def _module_and_leaf(self, name: str) -> tuple[str, str]:
+        for leaf in self.layout.peft_leaves.values():
+            if name.startswith(PREFIX) and name.endswith(f".{leaf}"):
+                return name.removeprefix(PREFIX).removesuffix(f".{leaf}"), leaf
+        raise UserError(f"{self.source} holds {' '.join(name.split())[:120]}, which jpeft does not know.")
+
+    def _rows_of(self, path: str, module: str, tensors: Tensors) -> Tensors:
+        """A module's tensors for one of our paths: only its rows of those with an axis of outputs, the others whole."""
         rows = self.names.rows(path)
         if rows is None:
             return tensors
         own = {}
         for leaf, value in tensors.items():
-            column = leaf == "ia3_l" and value.shape[-1] == 1
-            of_outputs = column or leaf in ("lora_B.weight", "lora_B", "lora_magnitude_vector")
-            dimensions = 1 if leaf == "lora_magnitude_vector" else 2
-            if of_outputs and (value.ndim != dimensions or len(value) <= rows.max()):
-                raise RunFailed(
-                    f"{self.source}: {module}.{leaf} has shape {value.shape}, too few rows for this base; is it of "
-                    "another size?"
-                )
-            own[leaf] = value[rows] if of_outputs else value
+            if self.layout.peft_has_output_rows(leaf, value):
+                if not value.ndim or len(value) <= rows.max():
+                    raise RunFailed(
+                        f"{self.source}: {module}.{leaf} has shape {value.shape}, too few rows for this base; is it of "
+                        "another size?"
+                    )
+                value = value[rows]
+            own[leaf] = value
         return own
 
 
-class PeftLayout(abc.ABC):
-    """What a method that Hugging Face PEFT has, too, says of PEFT's files: a second base of its class.
-
-    Attributes:
-      peft_type: of `adapter_config.json`.
-    """
-
-    peft_type: ClassVar[str]
-
-    @classmethod
-    def peft_reads(cls, config: Mapping[str, Any]) -> bool:
-        """Whether a config of this type is of this method, where several methods are of one type."""
-        return True
-
-    @abc.abstractmethod
-    def peft_config(self, chosen: Sequence[Site], peft: PeftNames) -> dict[str, Any]:
-        """The method's own fields of `adapter_config.json`, besides type and task, for these sites."""
-
-    @classmethod
-    @abc.abstractmethod
-    def peft_tensor(cls, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-        """PEFT's last name of a leaf, and the leaf as PEFT shapes it. A name that begins with `/` is the whole name."""
-
-    @classmethod
-    def peft_tensors(cls, named: Mapping[str, np.ndarray], module: Callable[[str], str]) -> Tensors:
-        """Leaves by our names as PEFT's file has them: by default each by itself, as `peft_tensor` shapes it.
-
-        Args:
-          module: the name in `transformers` of the module at one of our paths.
-        """
-        tensors = {}
-        for name, value in named.items():
-            path, _, leaf = name.rpartition("/")
-            theirs, shaped = cls.peft_tensor(leaf, value)
-            tensors[theirs[1:] if theirs.startswith("/") else f"{PREFIX}{module(path)}.{theirs}"] = shaped
-        return tensors
-
-    @classmethod
-    @abc.abstractmethod
-    def from_peft(cls, file: PeftFile) -> tuple[Any, Tensors, list[str]]:
-        """The method, its leaves by our names and notes, of an adapter as PEFT wrote it.
-
-        Raises:
-          UserError: a setting has no equal here, or the adapter does not fit the base.
-          RunFailed: config and tensors contradict each other.
-        """
-
-
-def _parts(name: str, source: str) -> tuple[str, str]:
-    for leaf in LEAVES:
-        if name.startswith(PREFIX) and name.endswith(f".{leaf}"):
-            return name.removeprefix(PREFIX).removesuffix(f".{leaf}"), leaf
-    raise UserError(f"{source} holds {' '.join(name.split())[:120]}, which jpeft does not know.")
-
-
 def _selected(file: PeftFile, modules: list[str]) -> set[str] | None:
-    """Of these modules those that the config's `target_modules` mean to PEFT; None where it names none."""
+    """The modules, of those given, that PEFT would adapt by `target_modules`; None where the config names none."""
     targets = file.config.get("target_modules")
     if targets is None:
         return None
@@ -382,7 +385,7 @@ def _selected(file: PeftFile, modules: list[str]) -> set[str] | None:
 
 
 def _layer_of(file: PeftFile, module: str, patterns: list[str]) -> int | None:
-    """The index that `layers_to_transform` speaks of: the first number in a module's name, or that after a pattern."""
+    """The layer index that `layers_to_transform` refers to: the first number in a module's name, or after a pattern."""
     for pattern in patterns or [r"[^.]*"]:
         match = file.match(rf"(?:^|.*?\.){pattern}\.(?P<index>[0-9]{{1,9}})\.", module, "layers_pattern")
         if match:

@@ -1,7 +1,7 @@
 """Norm tuning: only the scales and biases of norms train (Zhao et al. 2024, "Tuning LayerNorm in Attention").
 
-A leaf is the weight itself, starting as the base has it, and not a difference: the gradient is the same, and so is what
-Hugging Face PEFT keeps in a file, so that reading one asks nothing of the base.
+A leaf is a copy of the norm's weight, not a difference from it. The gradient is the same, and Hugging Face PEFT stores
+the weight, too, so that its files can be read without the base's values.
 """
 
 import dataclasses
@@ -23,11 +23,10 @@ from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original
 
 PARTS = ("both", "scale", "bias")
-_THEIRS = {"norm_scale": "ln_tuning_layers.weight", "norm_bias": "ln_tuning_layers.bias"}
 
 
 class NormSite(nnx.Module):
-    """The norm that stands there, with a scale, a bias or both in the place of its own."""
+    """The adapted norm with its scale, its bias or both replaced by trained ones."""
 
     def __init__(self, width: int, *, scale: bool, bias: bool):
         if scale:
@@ -39,7 +38,7 @@ class NormSite(nnx.Module):
         return compute.with_weights(**_by_attribute(compute, _leaves(self)))(*args, **kwargs)
 
     def fold(self, kernel: Float[Array, "*layers width"], bias: Any) -> tuple[Any, Any]:
-        """Scale and bias of a norm that alone does what this does; `kernel` is the base norm's scale."""
+        """The scale and bias of the norm with the trained ones in place; `kernel` is the scale of the base."""
         leaves = _leaves(self)
         return leaves.get("norm_scale", kernel), leaves.get("norm_bias", bias)
 
@@ -49,16 +48,16 @@ def _leaves(site: nnx.Module) -> dict[str, Array]:
 
 
 def _by_attribute(compute: Original, leaves: Leaves) -> dict[str, Array]:
-    """Leaves by the names that the norm's class has for what they stand for."""
+    """The leaves by the attributes of the norm that they replace."""
     names = {"norm_scale": compute.view.kernel, "norm_bias": compute.view.bias}
     return {str(names[leaf]): value for leaf, value in leaves.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Norms(Rows):
-    """As `NormSite`, each row of a batch by a norm of its own, or by the base's where it has no adapter."""
+    """`NormSite` with an adapter per row of a batch; rows without one are normalised by the base's norm."""
 
-    # `[batch, width]`, and `[batch, 1]`: 1 where a row has its own.
+    # The weights are `[batch, width]`; the flags, 1 where a row has its own weight, are `[batch, 1]`.
     leaves: tuple[str, ...] = ("norm_scale", "norm_bias", "is_own_scale", "is_own_bias")
     order: ClassVar[int] = -2
 
@@ -79,11 +78,11 @@ class Norms(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class NormTuning(AddedModules, PeftLayout):
-    """Trains the weights of every norm of the model, in its blocks and outside of them (Zhao et al. 2024).
+    """Norm tuning (Zhao et al. 2024): trains the weights of every norm of the model, inside and outside its blocks.
 
     Attributes:
-      parts: `both` trains scales, and biases where norms have them, as a LayerNorm's and not an RMSNorm's; `scale` and
-        `bias` train one of the two.
+      parts: `scale`, `bias`, or `both`: scales, and the biases of norms that have one (a LayerNorm has, an RMSNorm has
+        not).
     """
 
     name: ClassVar[str] = "ln"
@@ -91,6 +90,7 @@ class NormTuning(AddedModules, PeftLayout):
     options: ClassVar = {"norm_parts": "parts"}
     leaf_axes: ClassVar = {"norm_scale": (None,), "norm_bias": (None,)}
     peft_type: ClassVar[str] = "LN_TUNING"
+    peft_leaves: ClassVar = {"norm_scale": "ln_tuning_layers.weight", "norm_bias": "ln_tuning_layers.bias"}
 
     parts: str = "both"
 
@@ -119,14 +119,14 @@ class NormTuning(AddedModules, PeftLayout):
             raise UserError(f"{place.sites[0].path} is a {type(module).__name__} without a scale, which cannot train.")
         own = {"norm_scale": place.view.kernel, "norm_bias": place.view.bias}
         for leaf in _leaves(adapter):
-            # A copy: training takes the buffer of what trains, and the base keeps its own.
+            # A copy, since training donates the buffers of trainable leaves.
             setattr(adapter, leaf, Adapter(jnp.array(getattr(module, own[leaf])[...], jnp.float32, copy=True)))
 
     def describe(self) -> str:
         what = {"both": "scales and biases", "scale": "scales", "bias": "biases"}[self.parts]
         return f"norm tuning: {what} of norms"
 
-    # --- many in one batch ---
+    # --- many adapters in one batch ---
 
     def rows(self, site: Site, model: nnx.Module) -> Sequence[Rows]:
         return (Norms(),)
@@ -140,24 +140,23 @@ class NormTuning(AddedModules, PeftLayout):
         return {"target_modules": peft.target_modules(chosen)}
 
     @classmethod
-    def peft_tensor(cls, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-        return _THEIRS[leaf], value
-
-    @classmethod
     def from_peft(cls, file: PeftFile) -> tuple["NormTuning", Tensors, list[str]]:
-        ours = {theirs: leaf for leaf, theirs in _THEIRS.items()}
+        ours = {theirs: leaf for leaf, theirs in cls.peft_leaves.items()}
         has_bias = {site.path: site.has_bias for site in file.names.sites}
         leaves: Tensors = {}
         kinds: set[str] = set()
         for path, (module, tensors) in file.by_path("norm").items():
-            strange = sorted(set(tensors) - set(ours))
-            if strange:
+            unknown = sorted(set(tensors) - set(ours))
+            if unknown:
                 raise RunFailed(
-                    f"{file.source}: {module} is a norm and has {strange[0]}; expected its weight and bias."
+                    f"{file.source}: {module} is a norm and has {unknown[0]}; expected its weight and bias."
                 )
             leaves |= {f"{path}/{ours[name]}": value for name, value in tensors.items()}
             if has_bias[path]:
                 kinds.add("both" if len(tensors) == 2 else ours[next(iter(tensors))].removeprefix("norm_"))
         if len(kinds) > 1:
-            raise RunFailed(f"{file.source} has weight and bias of some norms, and one of the two of others.")
+            raise RunFailed(
+                f"{file.source} has weight and bias of some norms and only one of the two of others; jpeft needs the "
+                "same of all."
+            )
         return cls(parts=kinds.pop() if kinds else "both"), leaves, []

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from jpeft.errors import RunFailed, UserError
 from jpeft.peft.ablations import HALVES, Fixed
 from jpeft.peft.arithmetic import added, rescaled, widened
-from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
+from jpeft.peft.interchange import NUMBER, PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules
 from jpeft.peft.row_wise import Leaves, Rescale, Rows, each
 from jpeft.peft.selection import Selection
@@ -24,7 +24,7 @@ from jpeft.peft.views import Original
 
 
 class LoraSite(nnx.Module):
-    """`y = W x + scale * B A x` (Hu et al. 2021, eq. 3): A random and B zero at first, so that y starts as `W x`."""
+    """`y = W x + scale * B A x` (Hu et al. 2021, eq. 3), with A random and B zero at initialisation."""
 
     def __init__(self, lora_a: Float[Array, "d_in rank"], d_out: int, scale: float):
         self.lora_a = Adapter(lora_a)
@@ -36,17 +36,20 @@ class LoraSite(nnx.Module):
         return added(compute(x), widened(update) * self.scale)
 
     def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
-        """Kernel and bias that alone do what they and this do together; `layers` is there where leaves are stacked."""
+        """The kernel and bias of a linear map that computes the same as kernel, bias and this adapter together.
+
+        `layers` is present where the layers of a block are stacked.
+        """
         return _plus_product(kernel, self.lora_a[...], self.lora_b[...], self.scale), bias
 
 
-@jax.jit  # one program in the place of three for each map that is merged
+@jax.jit  # one compiled program instead of one for each of three operations, called once per merged map
 def _plus_product(kernel: Array, a: Array, b: Array, scale: float | Array) -> Array:
     return kernel + scale * jnp.matmul(a, b, precision="highest")
 
 
 class ScaledLoraSite(LoraSite):
-    """`y = s_out * W (s_in * x) + (1 / rank) * B A x`: T-Few's layer, whose counts Table 3 of Pu et al. shows."""
+    """`y = s_out * W (s_in * x) + (1 / rank) * B A x`: T-Few's layer, which Table 3 of Pu et al. counts."""
 
     def __init__(self, lora_a: Float[Array, "d_in rank"], d_out: int, scale: float):
         super().__init__(lora_a, d_out, scale)
@@ -67,8 +70,9 @@ class ScaledLoraSite(LoraSite):
 class PissaSite(LoraSite):
     """`y = W x + scale * (B A - B0 A0) x`, where `scale * B0 A0` is the principal part of W (Meng et al. 2024, eq. 3).
 
-    A and B start as A0 and B0. The authors train on what is left of W without its principal part; here W stays as it is
-    and what was there at first is taken off again, by small differences, which bfloat16 keeps.
+    A and B start as A0 and B0. The authors subtract the principal part from W; here W stays unchanged, so that the base
+    can be shared, and the initial update is subtracted from the output. That is computed from `A - A0` and `B - B0`,
+    which are small, so that it stays accurate in bfloat16.
     """
 
     def __init__(self, lora_a: Float[Array, "d_in rank"], d_out: int, scale: float):
@@ -76,7 +80,7 @@ class PissaSite(LoraSite):
         self.first_a, self.first_b = Frozen(jnp.zeros_like(lora_a)), Frozen(jnp.zeros((lora_a.shape[1], d_out)))
 
     def begin(self, kernel: Float[Array, "*layers d_in d_out"]) -> None:
-        """Sets A and B by the largest singular values of W (eq. 2), whose roots both have."""
+        """Initialises A and B from the largest singular values of W and their vectors (eq. 2)."""
         u, values, v = jnp.linalg.svd(kernel.astype(jnp.float32), full_matrices=False)
         rank = self.lora_a.shape[-1]
         roots = jnp.sqrt(values[..., :rank] / self.scale)
@@ -86,9 +90,9 @@ class PissaSite(LoraSite):
 
     def __call__(self, compute: Original, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         first_a, first_b = self.first_a[...], self.first_b[...]
-        of_a = (x @ (self.lora_a[...] - first_a).astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
-        of_b = (x @ first_a.astype(x.dtype)) @ (self.lora_b[...] - first_b).astype(x.dtype)
-        update = widened(of_a) + widened(of_b)
+        change_of_a = (x @ (self.lora_a[...] - first_a).astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
+        change_of_b = (x @ first_a.astype(x.dtype)) @ (self.lora_b[...] - first_b).astype(x.dtype)
+        update = widened(change_of_a) + widened(change_of_b)
         return added(compute(x), update * self.scale)
 
     def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
@@ -97,7 +101,7 @@ class PissaSite(LoraSite):
 
 
 class LoraEmbedding(LoraSite):
-    """`y = E[i] + scale * A[i] B`: LoRA of a table, of which A holds a row for each row."""
+    """`y = E[i] + scale * A[i] B`: LoRA of an embedding table; A has one row for each row of the table."""
 
     def __call__(self, compute, rows: Int[Array, "*batch"]) -> Float[Array, "*batch width"]:
         y = compute(rows)
@@ -106,13 +110,16 @@ class LoraEmbedding(LoraSite):
 
 @dataclasses.dataclass(frozen=True)
 class LowRank(Rows):
-    """`y + scale * B A x`, each row by its own matrices; A is transposed, so products of few rows run along memory."""
+    """`y + scale * B A x`, each row of a batch with its own matrices.
+
+    A is stored transposed, `[batch, rank, d_in]`, so that the product of a few activations reads contiguous memory.
+    """
 
     leaves: tuple[str, ...] = (
         "lora_a",
         "lora_b",
         "lora_scale",
-    )  # `[batch, rank, width]` and `[batch, 1]`
+    )  # the matrices `[batch, rank, width]`, then `[batch, 1]`
     order: ClassVar[int] = 1
 
     def __call__(
@@ -125,8 +132,8 @@ class LowRank(Rows):
 
 
 @dataclasses.dataclass(frozen=True)
-class LowRankOfTable(Rows):
-    """`E[i] + scale * B A[i]`: the same for the rows of a table, of which A holds a column for each."""
+class LowRankEmbedding(Rows):
+    """`E[i] + scale * B A[i]`: `LowRank` for an embedding table; A has one column for each row of the table."""
 
     leaves: tuple[str, ...] = LowRank.leaves
     order: ClassVar[int] = 1
@@ -144,16 +151,17 @@ class LowRankOfTable(Rows):
 class Lora(AddedModules, PeftLayout):
     """LoRA (Hu et al. 2021), by default as Pu et al. (2023) count it: rank 2 on q, k, v, o, with scaling vectors.
 
-    `Lora.official()` is plain LoRA, on q and v, which Hugging Face PEFT can hold.
+    `Lora.official()` is plain LoRA on q and v, which Hugging Face PEFT's format can hold.
 
     Attributes:
-      rank: inner width of the update.
+      rank: rank of the update.
       alpha: the update is multiplied by `alpha / rank`, or `alpha / sqrt(rank)` when `rank_stabilized`.
-      scaling_vectors: the rank-one input and output scaling of T-Few's layer; False is LoRA as published.
-      rank_stabilized: rsLoRA (Kalajdzievski 2023), which keeps the update's size as the rank grows.
-      init: `plain`, A random and B 0; `pissa`, both from the principal part of the matrix (Meng et al. 2024); or
-        `loftq`, both from what rounding takes away of a base in few bits (Li et al. 2023).
-      b_rate_ratio: the learning rate of B over that of A: LoRA+ (Hayou et al. 2024), whose authors advise 16.
+      scaling_vectors: whether inputs and outputs are also scaled by trained vectors, as in T-Few's layer; False is LoRA
+        as published.
+      rank_stabilized: rsLoRA (Kalajdzievski 2023), which keeps the size of the update as the rank grows.
+      init: `plain`: A random and B zero; `pissa`: both from the principal part of the matrix (Meng et al. 2024);
+        `loftq`: both from the quantization residual of the matrix (Li et al. 2023).
+      b_rate_ratio: ratio of the learning rate of B to that of A: LoRA+ (Hayou et al. 2024), whose authors advise 16.
     """
 
     name: ClassVar[str] = "lora"
@@ -173,21 +181,37 @@ class Lora(AddedModules, PeftLayout):
         "first_b": (None, "out"),
     }
     sizes: ClassVar = {"rank": ("lora_a", -1)}
-    filled_up: ClassVar = ("rank", "alpha")  # where the scale, their ratio, is the same
+    padded_options: ClassVar = ("rank", "alpha")  # runs must agree on their ratio, the scale
     ablations: ClassVar = HALVES | {
         "drop_self_attention": Fixed(Selection(sublayers=("cross_attention",)), needs=("cross_attention",)),
         "drop_cross_attention": Fixed(Selection(sublayers=("self_attention",)), needs=("cross_attention",)),
         "drop_query_output": Fixed(Selection(names=("k", "v"))),
     }
     peft_type: ClassVar[str] = "LORA"
+    peft_settings: ClassVar = {
+        "r": NUMBER,
+        "lora_alpha": NUMBER,
+        "use_rslora": bool,
+        "use_dora": bool,
+        "init_lora_weights": (bool, str),
+        "rank_pattern": dict,
+        "alpha_pattern": dict,
+    }
+    peft_ignored: ClassVar = (
+        *("lora_dropout", "megatron_config", "megatron_core", "qalora_group_size", "ensure_weight_tying"),
+        *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+    )
+    peft_refused: ClassVar = (
+        *("lora_bias", "layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens"),
+        *("use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
+    )
     peft_leaves: ClassVar[Mapping[str, str]] = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
 
     rank: int = 2
     alpha: float = 1.0
     scaling_vectors: bool = True
     rank_stabilized: bool = False
-    b_rate_ratio: float = dataclasses.field(default=1.0, compare=False)  # of training, not of what an adapter does
-
+    b_rate_ratio: float = dataclasses.field(default=1.0, compare=False)  # affects training, not the outputs
     init: str = "plain"
 
     def __post_init__(self):
@@ -196,7 +220,7 @@ class Lora(AddedModules, PeftLayout):
             raise UserError(f"method.lora_init is {self.init!r}; expected plain, pissa or loftq.")
         if self.init != "plain" and self.scaling_vectors:
             raise UserError(
-                f"method.lora_init is {self.init!r}, which plain LoRA has, without the paper's scaling vectors; set "
+                f"method.lora_init is {self.init!r}, which needs plain LoRA, without the paper's scaling vectors; set "
                 "method.reading=official."
             )
         if not math.isfinite(self.alpha):
@@ -223,7 +247,7 @@ class Lora(AddedModules, PeftLayout):
         b_rate_ratio: float = 1.0,
         init: str = "plain",
     ) -> "Lora":
-        """LoRA as published (Hu et al. 2021), without scaling vectors, which Hugging Face PEFT can hold."""
+        """LoRA as published (Hu et al. 2021), without scaling vectors; Hugging Face PEFT's format can hold it."""
         return cls(
             rank=rank,
             alpha=alpha,
@@ -234,17 +258,18 @@ class Lora(AddedModules, PeftLayout):
         )
 
     @property
-    def kinds(self) -> tuple[str, ...]:  # T-Few's vectors rescale what goes in, and a table is asked with integers
+    def kinds(self) -> tuple[str, ...]:
+        # The inputs of an embedding are token ids, which T-Few's input vector cannot scale.
         return ("linear",) if self.scaling_vectors or self.init == "pissa" else ("linear", "embedding")
 
     @property
     def scale(self) -> float:
-        """The factor of the low-rank update: `alpha / rank`, or `alpha / sqrt(rank)` where that was chosen."""
+        """The factor of the low-rank update: `alpha / rank`, or `alpha / sqrt(rank)` if `rank_stabilized`."""
         return self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
 
     @property
     def default_roles(self) -> tuple[str, ...]:
-        # Hu et al. (2021) adapt q and v alone and find all four at a lower rank as good: section 7.1.
+        # Hu et al. (2021) adapt q and v only; all four at a lower rank work equally well (section 7.1).
         return ATTENTION_ROLES if self.scaling_vectors else ("q", "v")
 
     def create(self, site, key, model):
@@ -270,25 +295,26 @@ class Lora(AddedModules, PeftLayout):
             adapter.begin(kernel)
 
     @property
-    def begin_with_lost(self):
-        return self._begin_with_lost if self.init == "loftq" else None
+    def init_from_residual(self):
+        return self._init_loftq if self.init == "loftq" else None
 
-    def _begin_with_lost(self, adapter: Any, lost: Float[np.ndarray, "*layers d_in d_out"], path: str) -> None:
-        """`scale * A B` is the nearest to `W - Q` of all matrices of its rank (Li et al. 2023, Algorithm 1, T = 1)."""
-        if self.rank > min(lost.shape[-2:]):
+    def _init_loftq(self, adapter: Any, residual: Float[np.ndarray, "*layers d_in d_out"], path: str) -> None:
+        """Makes `scale * A B` the best approximation of its rank of `W - Q` (Li et al. 2023, Algorithm 1, T = 1)."""
+        *layers, d_in, d_out = residual.shape
+        if self.rank > min(d_in, d_out):
             raise UserError(
-                f"method.rank is {self.rank}, and {path} is {lost.shape[-2]} by {lost.shape[-1]}: it has no so many "
-                "singular values for method.lora_init=loftq."
+                f"method.rank is {self.rank}, and {path} is {d_in} by {d_out}, with fewer singular values than "
+                "method.lora_init=loftq needs; lower the rank."
             )
-        factors = [nearest_of_rank(matrix, self.rank) for matrix in lost.reshape(-1, *lost.shape[-2:])]
-        for leaf, made in zip(("lora_a", "lora_b"), zip(*factors, strict=True), strict=True):
-            value = np.stack(made).reshape(*lost.shape[:-2], *made[0].shape) / np.sqrt(self.scale)
+        factors = [nearest_of_rank(matrix, self.rank) for matrix in residual.reshape(-1, d_in, d_out)]
+        for leaf, of_layers in zip(("lora_a", "lora_b"), zip(*factors, strict=True), strict=True):
+            value = np.stack(of_layers).reshape(*layers, *of_layers[0].shape) / np.sqrt(self.scale)
             setattr(adapter, leaf, Adapter(jnp.asarray(value, jnp.float32)))
 
-    def kept(self, leaves: Tensors) -> tuple["Lora", Tensors]:
-        """PiSSA as a plain LoRA of twice the rank, on the base as it was: `B A - B0 A0 = [B, -B0] [A; A0]`.
+    def to_save(self, leaves: Tensors) -> tuple["Lora", Tensors]:
+        """Converts to plain LoRA: PiSSA to one of twice the rank on the original base, LoftQ without a change.
 
-        LoftQ as the plain LoRA that it is, of the base in few bits.
+        For PiSSA, `B A - B0 A0 = [B, -B0] [A; A0]`.
         """
         if self.init != "pissa":
             return dataclasses.replace(self, init="plain"), leaves
@@ -299,16 +325,16 @@ class Lora(AddedModules, PeftLayout):
             if leaf in sign:
                 first = leaves[f"{path}/{leaf.replace('lora', 'first')}"]
                 joined[name] = np.concatenate([value, sign[leaf] * first], axis=-1 if leaf == "lora_a" else -2)
-        alpha = self.alpha * (2**0.5 if self.rank_stabilized else 2)  # which keeps the scale
+        alpha = self.alpha * (2**0.5 if self.rank_stabilized else 2)  # keeps the scale the same
         return dataclasses.replace(self, rank=2 * self.rank, alpha=alpha, init="plain"), joined
 
-    # --- in words ---
+    # --- description ---
 
     def describe(self) -> str:
         parts = [f"LoRA of rank {self.rank}, alpha {self.alpha:g}"]
         parts += ["scaled by alpha / sqrt(rank)"] if self.rank_stabilized else []
-        parts += ["from the principal part of each map (PiSSA)"] if self.init == "pissa" else []
-        parts += ["from what rounding takes away of each map (LoftQ)"] if self.init == "loftq" else []
+        parts += ["initialised from the principal part of each map (PiSSA)"] if self.init == "pissa" else []
+        parts += ["initialised from the quantization residual of each map (LoftQ)"] if self.init == "loftq" else []
         parts += [f"B at {self.b_rate_ratio:g} times the rate of A"] if self.b_rate_ratio != 1 else []
         parts += ["with input and output scaling vectors"] if self.scaling_vectors else []
         return ", ".join(parts)
@@ -323,26 +349,26 @@ class Lora(AddedModules, PeftLayout):
     def reading(self) -> str:
         return "paper" if self.scaling_vectors else "official"
 
-    # --- in the step ---
+    # --- training ---
 
     @property
     def rate_factors(self) -> Mapping[str, float]:
         return {} if self.b_rate_ratio == 1 else {"lora_b": self.b_rate_ratio}
 
-    # --- many in one batch ---
+    # --- many adapters in one batch ---
 
     def rows(self, site: Site, model: nnx.Module) -> Sequence[Rows]:
         if site.kind == "embedding":
-            return (LowRankOfTable(),)
+            return (LowRankEmbedding(),)
         return (Rescale(), LowRank()) if self.scaling_vectors else (LowRank(),)
 
     def row_leaves(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self.init == "pissa":
             raise UserError(
-                "an adapter with lora_init='pissa' cannot share a batch with others as it trains; save it, which makes "
-                "it a plain LoRA, and add that."
+                "an adapter with lora_init='pissa' cannot share a batch with others in the form in which it trains; "
+                "save it, which converts it to plain LoRA, and add the saved one."
             )
-        # The scale is not multiplied into B: the same products in the same order give the same logits, to the last bit.
+        # The scale is not multiplied into B: the products and their order stay those of `LoraSite`, and so do all bits.
         in_rows = {"lora_a": leaves["lora_a"].T, "lora_scale": np.full(1, self.scale, np.float32)}
         return {**leaves, **in_rows}
 
@@ -355,8 +381,9 @@ class Lora(AddedModules, PeftLayout):
     def peft_lacks(self) -> str | None:
         return "the scaling vectors of the paper's LoRA" if self.scaling_vectors else None
 
-    def peft_lacks_at(self, site: Site) -> str | None:
-        return "LoRA of an embedding as jpeft keeps it" if site.kind == "embedding" else None
+    def peft_lacks_at(self, chosen: Sequence[Site], peft: PeftNames) -> str | None:
+        has_embedding = any(site.kind == "embedding" for site in chosen)
+        return "LoRA of an embedding as jpeft stores it" if has_embedding else None
 
     def peft_config(self, chosen: Sequence[Site], peft: PeftNames) -> dict[str, Any]:
         return {
@@ -369,8 +396,12 @@ class Lora(AddedModules, PeftLayout):
         }
 
     @classmethod
-    def peft_tensor(cls, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-        return cls.peft_leaves[leaf], value.T
+    def peft_tensor(cls, leaf: str, value: np.ndarray) -> np.ndarray:
+        return value.T
+
+    @classmethod
+    def peft_has_output_rows(cls, leaf: str, value: np.ndarray) -> bool:
+        return leaf == cls.peft_leaves["lora_b"]
 
     @classmethod
     def peft_reads(cls, config: Mapping[str, Any]) -> bool:
@@ -378,10 +409,11 @@ class Lora(AddedModules, PeftLayout):
 
     @classmethod
     def from_peft(cls, file: PeftFile) -> tuple["Lora", Tensors, list[str]]:
-        """One rank and one scale for all sites, as our LoRA has them: smaller ranks are filled up, scales go into B.
+        """Converts ranks and scales that differ between modules to one rank and one scale, which jpeft's LoRA has.
 
-        Neither changes the function. Rows and columns of zeros also stay zero when training goes on: each is the
-        other's gradient.
+        Smaller ranks are padded with zeros, and the ratio of the scales is multiplied into B; neither changes the
+        outputs. The padding stays zero in further training, since the gradient of each half is proportional to the
+        other.
         """
         file.refuse_trained_biases("LoRA")
         if file.config.get("init_lora_weights") not in _INITIALISATIONS:
@@ -393,13 +425,13 @@ class Lora(AddedModules, PeftLayout):
         modules = file.by_path()
         for module, tensors in modules.values():
             if set(tensors) != set(cls.peft_leaves.values()):
-                there = ", ".join(name.removesuffix(".weight") for name in cls.peft_leaves.values())
-                raise RunFailed(f"{file.source}: {module} should have {there}, not {sorted(tensors)}.")
+                expected = ", ".join(name.removesuffix(".weight") for name in cls.peft_leaves.values())
+                raise RunFailed(f"{file.source}: {module} should have {expected}, not {sorted(tensors)}.")
             for name, value in tensors.items():
                 if value.ndim != (2 if name.endswith(".weight") else 1):
                     raise RunFailed(f"{file.source}: {module}.{name} has shape {value.shape}; expected two dimensions.")
         ranks = {path: _rank(file, module, tensors) for path, (module, tensors) in modules.items()}
-        _refuse_filling_up(file, modules, ranks)
+        _refuse_excessive_padding(file, modules, ranks)
         alphas = {path: file.setting("lora_alpha", "alpha_pattern", module, 8) for path, (module, _) in modules.items()}
         rank = max(ranks.values())
         alpha = alphas[next(path for path in modules if ranks[path] == rank)]
@@ -419,7 +451,7 @@ class Lora(AddedModules, PeftLayout):
             leaves |= {f"{path}/{leaf}": tensors[name] for leaf, name in vectors.items()}
         notes = []
         if len(set(ranks.values())) > 1:
-            notes.append(f"ranks {sorted(set(ranks.values()))} were filled up with zeros to {rank}")
+            notes.append(f"ranks {sorted(set(ranks.values()))} were padded with zeros to {rank}")
         if rescaled:
             notes.append("scales that differ between modules were multiplied into B")
         return method, leaves, notes
@@ -428,47 +460,52 @@ class Lora(AddedModules, PeftLayout):
 def nearest_of_rank(
     matrix: Float[np.ndarray, "d_in d_out"], rank: int
 ) -> tuple[Float[np.ndarray, "d_in rank"], Float[np.ndarray, "rank d_out"]]:
-    """Two factors whose product is the nearest of that rank to a matrix; both have the roots of its singular values.
+    """Factors of the best approximation of a rank to a matrix; the singular values are split evenly between them.
 
-    By the last eigenvectors of the smaller of `M Mᵀ` and `Mᵀ M`, in float64: a decomposition of M takes far longer.
+    Computed in float64 from the last eigenvectors of the smaller of `M Mᵀ` and `Mᵀ M`, which is much faster than a
+    singular value decomposition of M.
     """
     import scipy.linalg
 
     wide = matrix.astype(np.float64)
-    turned = wide.shape[0] > wide.shape[1]
-    wide = wide.T if turned else wide
+    transposed = wide.shape[0] > wide.shape[1]
+    wide = wide.T if transposed else wide
     size = len(wide)
-    vectors = scipy.linalg.eigh(wide @ wide.T, subset_by_index=[size - rank, size - 1])[1][:, ::-1]  # the largest first
+    vectors = scipy.linalg.eigh(wide @ wide.T, subset_by_index=[size - rank, size - 1])[1][:, ::-1]  # largest first
     rows = vectors.T @ wide
     roots = np.sqrt(np.linalg.norm(rows, axis=1))
     left, right = vectors * roots, rows / np.where(roots > 0, roots, 1)[:, None]
-    return (right.T, left.T) if turned else (left, right)
+    return (right.T, left.T) if transposed else (left, right)
 
 
-# Initial values that leave the base alone. The others (PiSSA, OLoRA, CorDA, LoftQ, ...) take a part of it away.
+# Values of `init_lora_weights` that leave the base unchanged. The others (PiSSA, OLoRA, LoftQ, ...) modify its weights.
 _INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
-_MOST_FILLED = 2**24  # numbers of an adapter whose ranks differ, however small the base
+_MOST_PADDED = 2**24  # parameters of an adapter after padding that are accepted for a base of any size
 
 
-def _refuse_filling_up(file: PeftFile, modules: Mapping[str, tuple[str, Tensors]], ranks: Mapping[str, int]) -> None:
-    """Raises `UserError`: one module's rank is so much larger that zeros for the others would outgrow the base."""
+def _refuse_excessive_padding(
+    file: PeftFile, modules: Mapping[str, tuple[str, Tensors]], ranks: Mapping[str, int]
+) -> None:
+    """Raises `UserError` if padding all modules to the largest rank would make the adapter larger than the base."""
     largest, least = max(ranks.values()), min(ranks.values())
-    filled = sum(
+    padded = sum(
         value.size // ranks[path] * largest
         for path, (_, each) in modules.items()
         for value in each.values()
         if value.ndim > 1
     )
-    if largest > least and filled > max(_MOST_FILLED, file.names.num_weights):
+    if largest > least and padded > max(_MOST_PADDED, file.names.num_weights):
         raise UserError(
-            f"{file.source} has ranks from {least:,} to {largest:,}; jpeft has one for all modules, and filled up with "
-            "zeros they would be larger than the base."
+            f"{file.source} has ranks from {least:,} to {largest:,}; jpeft has one for all modules, and padded to it "
+            "with zeros the adapter would be larger than the base; have PEFT merge it."
         )
 
 
 def _rank(file: PeftFile, module: str, tensors: Tensors) -> int:
     rank = len(tensors["lora_A.weight"])
-    says = file.setting("r", "rank_pattern", module, rank)
-    if says != rank:
-        raise RunFailed(f"{file.source}: {module} is of rank {rank} in the weights file and {says} in the config.")
+    configured = file.setting("r", "rank_pattern", module, rank)
+    if configured != rank:
+        raise RunFailed(
+            f"{file.source}: {module} is of rank {rank} in the weights file and {configured} in the config."
+        )
     return rank

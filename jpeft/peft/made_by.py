@@ -1,4 +1,4 @@
-"""Whether what trains in a model is what a method makes: by modules, their options and their leaves."""
+"""Checks that the trainable leaves of a model are those that a given method, with its options, attaches."""
 
 import dataclasses
 from typing import Any, cast
@@ -16,13 +16,17 @@ from jpeft.words import shortened
 
 
 def require_method(method: Any) -> None:
-    """Raises `UserError`: an argument is no method, such as its class in its place."""
+    """Raises `UserError` if the argument is not an instance of a method, such as its class."""
     if not isinstance(method, Method):
         raise UserError(f"method is {shortened(method)}; expected a method such as jpeft.Lora(rank=8).")
 
 
 def require_made_by(tuned: nnx.Module, method: Method) -> None:
-    """Raises `UserError`: what trains in a model is not what a method attaches, or is not finite."""
+    """Checks that a method attached all trainable leaves of a model and that they are finite.
+
+    Raises:
+      UserError: nothing is attached, a leaf is of another method or of other options, or a leaf is not finite.
+    """
     places = trained_places(tuned)
     if not places:
         raise UserError("nothing is attached to the model; there is nothing to save.")
@@ -40,24 +44,26 @@ def require_made_by(tuned: nnx.Module, method: Method) -> None:
 
 
 def require_attached_by(tuned: nnx.Module, method: Method) -> None:
-    """Raises `UserError`: nothing of what trains in a model is what a method attaches.
+    """Checks that a method attached at least some trainable leaves of a model; other methods may have attached more.
 
-    What other methods have attached elsewhere in it is not asked about, nor does it settle this one's sizes.
+    Raises:
+      UserError: it attached none of them.
     """
     places = trained_places(tuned)
-    of_its_kind = [place for place in places if place.sites[0].kind in method.kinds]
+    # Sites of other methods must not influence the fields that `settled` derives from the sites.
+    candidates = [place for place in places if place.sites[0].kind in method.kinds]
     if isinstance(method, AddedModules):
-        of_its_kind = [place for place in of_its_kind if _is_of_class(place, method, tuned)]
-    settled = method.settled([site for place in of_its_kind for site in place.sites]) if of_its_kind else method
-    if places and not any(_is_made_by(place, settled, tuned) for place in of_its_kind):
+        candidates = [place for place in candidates if _has_class_of(place, method, tuned)]
+    settled = method.settled([site for place in candidates for site in place.sites]) if candidates else method
+    if places and not any(_is_made_by(place, settled, tuned) for place in candidates):
         raise UserError(
             f"method is {method.describe()}, and what trains in the model, at {places[0].sites[0].path}, is not what "
             "it makes; name the method, with its options, that was attached."
         )
 
 
-def _is_of_class(place: Any, method: AddedModules, tuned: nnx.Module) -> bool:
-    """Whether a method would attach a module of the class that is attached at a place."""
+def _has_class_of(place: Any, method: AddedModules, tuned: nnx.Module) -> bool:
+    """Whether the module attached at a place is of the class that a method would attach there."""
     if not is_adapted(place.module):
         return False
     alone = cast(AddedModules, method.settled(place.sites))
@@ -66,12 +72,12 @@ def _is_of_class(place: Any, method: AddedModules, tuned: nnx.Module) -> bool:
 
 
 def trained_places(tuned: nnx.Module) -> list[Any]:
-    """The modules of a model to which something is attached, or whose own weights train."""
+    """The places of a model that have an adapter, or whose own weights train."""
     return [place for place in site_modules(tuned) if is_adapted(place.module) or is_trained(place.module)]
 
 
 def _is_made_by(place: Any, method: Method, tuned: nnx.Module) -> bool:
-    """Whether what trains at a place has the class, the settings and the shapes that a method makes there."""
+    """Whether the adapter at a place has the class, settings and leaf shapes that a method creates there."""
     module = cast(Any, place.module)
     if method.trains_base != is_trained(module) or is_adapted(module) == method.trains_base:
         return False
@@ -79,18 +85,18 @@ def _is_made_by(place: Any, method: Method, tuned: nnx.Module) -> bool:
         return True
     made = nnx.eval_shape(lambda: method.create(place.sites[0], jax.random.key(0), tuned))
     stacked = place.in_stack or place.view.layers is not None
-    ours, theirs = (_make(adapter) for adapter in (made, module.adapter))
-    return ours[0] == theirs[0] and ours[1] == {name: shape[stacked:] for name, shape in theirs[1].items()}
+    (ours, shapes), (theirs, their_shapes) = (_description(adapter) for adapter in (made, module.adapter))
+    return ours == theirs and shapes == {name: shape[stacked:] for name, shape in their_shapes.items()}
 
 
 @jax.jit
 def finite(leaves: nnx.State) -> nnx.State:
-    """Of each leaf, whether all of it is finite."""
+    """Replaces each leaf by whether all of its elements are finite."""
     return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), leaves)
 
 
-def _make(adapter: nnx.Module) -> tuple[Any, dict[str, tuple[int, ...]]]:
-    """Class and settings of a module that a method attaches, and the shapes of its leaves by name."""
+def _description(adapter: nnx.Module) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """The class and settings of an adapter module, and the shapes of its leaves by name."""
 
     def is_setting(name: str, value: Any) -> bool:
         if name.startswith("_") or isinstance(value, nnx.Variable):

@@ -1,9 +1,9 @@
-"""What a PEFT method is: all that is particular to one stands in its own file, and `jpeft.peft.methods` lists them.
+"""The base classes of all PEFT methods, and the hooks by which the rest of the package uses one.
 
-A method is a frozen dataclass whose fields are its options. It says at which sites it acts and builds the module for
-one of them; that module is called as `adapter(compute, x)`, where `compute` is what the model does without it.
-Everything that the rest of the house asks of a method, from where its leaves lie on a mesh to what a card says of it,
-is an attribute or a method here, with a default where there is a right one.
+A method is a frozen dataclass whose fields are its options. It chooses the sites at which it acts and builds a module
+for each of them; that module is called as `adapter(compute, x)`, where `compute` is the original call of the adapted
+module. Everything specific to a method (sharding, learning rates, file formats, merging, how it is described) is a
+class attribute or a hook below, overridden in the method's own file; `jpeft.peft.methods` lists the methods.
 """
 
 import abc
@@ -28,45 +28,49 @@ from jpeft.words import shortened
 
 
 class LearningRates(NamedTuple):
-    """Three points of a schedule: the rate rises linearly from `initial` to `warmup`, then falls to `annealing`."""
+    """Three points of a schedule: the rate rises linearly from `initial` to `warmup`, then decays to `annealing`."""
 
     initial: float
     warmup: float
     annealing: float
 
 
-SiteWeights = tuple[Array, Array | None]  # of one layer of a linear map: `[d_in, d_out]`, and `[d_out]` or None
+SiteWeights = tuple[Array, Array | None]  # kernel `[d_in, d_out]` and bias `[d_out]` of one layer of a linear map
 
 
-# By the type that a method gives an option: what it may be, that in words, and what makes it Python's own.
-_KINDS_OF_OPTIONS: Mapping[Any, tuple[Any, str, Callable[[Any], Any]]] = {
+# For the annotated type of an option: the accepted types, their name in messages, and the conversion to a Python type.
+_OPTION_TYPES: Mapping[Any, tuple[Any, str, Callable[[Any], Any]]] = {
     bool: (bool | np.bool_, "True or False", bool),
     int: (numbers.Integral, "a whole number", int),
     float: (numbers.Real, "a number", float),
     str: (str, "a text", str),
 }
-Own = TypeVar("Own", bound="Method")  # the class of a method itself: beartype, in tests, does not take `Self`
+Own = TypeVar("Own", bound="Method")  # the method's own class; beartype, which the tests use, does not support `Self`
 
 
 @dataclasses.dataclass(frozen=True)
 class Method(abc.ABC):
-    """A PEFT method: which sites it acts on, and what it does to the module that stands there.
+    """A PEFT method: the sites at which it acts, and what it adds to or changes in the modules there.
+
+    Only `name` and `attach_to` are required (`AddedModules` implements `attach_to`). Every other hook has a default,
+    which its docstring states.
 
     Attributes:
-      name: by which users call it.
-      kinds: of sites at which it can act, each one of `jpeft.peft.views.KINDS`.
-      trains_base: whether it trains the model's own weights: its steps reuse their buffers, and nothing can share them.
-      unmergeable: why weights cannot hold what it does, of no base or of some; None where they always can.
-      learning_rates: those that its authors, or the paper, trained it with.
-      options: the config's keys under `method.` that it has, and the fields of the dataclass that they set.
-      ablations: by name, those of the paper's Table 2, each a `jpeft.peft.ablations.Ablation`.
-      leaf_axes: for each leaf by name, what its dimensions are: `in` and `out` those of the site, None its own. On a
-        mesh a leaf is cut where the site's weight is.
-      plans_by_steps: whether `after_step` goes by how many steps the run has.
-      sizes: leaves whose dimension is an option: `{"rank": ("lora_a", -1)}`; held against an adapter's file before room
-        is made for what its config asks for.
-      filled_up: config's keys under `method.` in which runs may differ that are trained side by side: the leaves of a
-        smaller one are filled up with zeros, which add nothing to what it does, and whose gradients are zero.
+      name: the name under which users select the method, and its key in `METHODS`.
+      kinds: the kinds of sites at which it can act, each one of `jpeft.peft.views.KINDS`.
+      trains_base: whether it trains the model's own weights. Training steps then donate the buffers of the base, so
+        nothing else can share them.
+      unmergeable: why the adapter cannot be merged into the weights of every base; None if it always can.
+      learning_rates: the default rates, those of the method's authors or of Pu et al.
+      options: the config keys under `method.` that it has, each with the dataclass field that it sets.
+      ablations: the ablations of the paper's Table 2, by name; each a `jpeft.peft.ablations.Ablation`.
+      leaf_axes: for each leaf, the meaning of its dimensions: `in` or `out` for a dimension of the site's weight, None
+        for the leaf's own. On a mesh a leaf is sharded along the dimensions in which the site's weight is.
+      sizes: options that are the size of a leaf's dimension, as `{"rank": ("lora_a", -1)}`. When an adapter is loaded
+        they are checked against the file's tensors before memory is allocated for the sizes in its config.
+      plans_by_steps: whether `after_step` depends on the total number of steps.
+      padded_options: config keys under `method.` in which runs that are trained side by side may differ. The leaves of
+        the smaller run are padded with zeros, which must change neither its outputs nor its gradients.
     """
 
     name: ClassVar[str]
@@ -79,163 +83,196 @@ class Method(abc.ABC):
     leaf_axes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
     sizes: ClassVar[Mapping[str, tuple[str, int]]] = {}
     plans_by_steps: ClassVar[bool] = False
-    filled_up: ClassVar[tuple[str, ...]] = ()
+    padded_options: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
-        """Numbers become Python's own, which files can hold. A subclass that has more to check calls this first.
+        """Checks the types of the options and converts NumPy scalars to Python's, which JSON can hold.
+
+        A subclass that checks more calls this first.
 
         Raises:
-          UserError: an option that is a number, a text or a switch is something else.
+          UserError: an option annotated as a number, a string or a boolean is of another type.
         """
         types = get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            if field.init and types[field.name] in _KINDS_OF_OPTIONS:
-                kind, words, plain = _KINDS_OF_OPTIONS[types[field.name]]
+            if field.init and types[field.name] in _OPTION_TYPES:
+                accepted, expected, convert = _OPTION_TYPES[types[field.name]]
                 value = getattr(self, field.name)
                 if value is field.default:
                     continue
-                if not isinstance(value, kind) or (isinstance(value, bool) and plain is not bool):
+                if not isinstance(value, accepted) or (isinstance(value, bool) and convert is not bool):
                     keys = {name: f"method.{key}" for key, name in self.options.items()}
-                    raise UserError(f"{keys.get(field.name, field.name)} is {shortened(value)}; expected {words}.")
+                    raise UserError(f"{keys.get(field.name, field.name)} is {shortened(value)}; expected {expected}.")
                 if not isinstance(value, bool | int | float | str):
-                    object.__setattr__(self, field.name, plain(value))
+                    object.__setattr__(self, field.name, convert(value))
 
-    @property
-    def trains_nothing(self) -> str | None:
-        """Why training would change nothing, with these options, which a file may have all the same; None otherwise."""
-        return None
-
-    @property
-    def begin_with_lost(self) -> Callable[[Any, np.ndarray, str], None] | None:
-        """Sets initial values by what rounding took away of a base in few bits; None where it begins as on a wide one.
-
-        Called with what is attached to a map, with the wide map without the rounded one, `[*layers, d_in, d_out]` (the
-        layers are the first axis of what is attached, too), and with the map's path for messages.
-        """
-        return None
+    # --- choosing sites ---
 
     @property
     def default_roles(self) -> Collection[str] | None:
-        """Roles of the sites at which it acts when nothing is selected; None for every site of its kinds."""
+        """Roles of the sites at which it acts when the user selects nothing; None (default) for all sites of `kinds`.
+
+        Read by `select`, unless the selection gives names or a pattern.
+        """
         return None
 
     def default_sites(self, candidates: Sequence[Site]) -> list[Site]:
-        """Of the sites that have its default roles those at which it acts when nothing is selected: all of them."""
+        """Filters the sites with default roles when the user selects nothing; keeps all of them by default."""
         return list(candidates)
 
     def settled(self: "Own", chosen: Sequence[Site]) -> "Own":
-        """The method with those of its fields set that follow from where it acts; by default it has none."""
+        """The method with the fields set that depend on the chosen sites; by default it has none and returns itself.
+
+        Called before attaching, saving and serving, whenever the sites are known.
+        """
         return self
 
-    def unmergeable_at(self, chosen: Sequence[Site]) -> str | None:
-        """Why the weights at these sites cannot hold what it does; None where they can."""
-        return self.unmergeable
+    # --- attaching ---
 
     @abc.abstractmethod
     def attach_to(self, place: SiteModule, key: Key[Array, ""], model: nnx.Module, made: dict[int, Any]) -> None:
-        """Attaches the method to one module at a place in the model, by putting trainable leaves there.
+        """Attaches the method to one module of the model, in place; called once per module by `attach`.
 
         Args:
           place: the module, and the sites that it stands for.
-          key: of the whole model; a method folds the place's path in, so that a site starts alike in every selection.
-          model: that the module is in, for methods that begin by what it computes.
-          made: one dictionary for all modules of a model, for what they share: by the `id` of a variable of the base.
+          key: the PRNG key of the whole model. Fold the path of the place into it, so that a site starts with the same
+            values whichever other sites are selected.
+          model: the model that the module belongs to, for methods whose initial values depend on it.
+          made: a dictionary shared by all calls for one model, in which a method can keep what its modules share, keyed
+            by the `id` of a variable of the base.
         """
 
-    # --- in words ---
-
-    def describe(self) -> str:
-        """The method and its options in a few words: `LoRA of rank 8, alpha 16`."""
-        return self.name
-
-    def flags(self) -> dict[str, Any]:
-        """The options that `jpeft train` has to be given to build this method, by config key under `method.`."""
-        plain = {field.name: field.default for field in dataclasses.fields(self)}
-        return {key: value for key, f in self.options.items() if (value := getattr(self, f)) != plain[f]}
-
     @property
-    def reading(self) -> str:
-        """`paper` or `official`: the reading whose builder gives this method."""
-        return "paper"
+    def init_from_residual(self) -> Callable[[Any, np.ndarray, str], None] | None:
+        """Initialises an adapter from the quantization residual of its map; None (default) if the method does not.
 
-    # --- Hugging Face PEFT ---
-
-    @property
-    def peft_lacks(self) -> str | None:
-        """Tells which part of the method Hugging Face PEFT's format cannot hold; None if it holds all of it."""
-        return None if isinstance(self, PeftLayout) else self.name
-
-    def peft_lacks_at(self, site: Site) -> str | None:
-        """Tells what PEFT's format cannot hold of the method at this one site, although it can at others."""
-        return None
-
-    def peft_lacks_of(self, chosen: Sequence[Site], peft: PeftNames) -> str | None:
-        """Tells what PEFT's format cannot hold of the method at these sites of this base, although it can of others."""
-        return None
-
-    # --- after training ---
-
-    def kept(self, leaves: Tensors) -> tuple["Method", Tensors]:
-        """What a file holds of a trained adapter: method and leaves by name, which do the same. By default these.
-
-        Args:
-          leaves: those that train, and those that are `Frozen`.
+        Called after attaching to a quantized base, for each quantized map, with the adapter, the residual (wide minus
+        quantized weights) `[*layers, d_in, d_out]`, whose layers are also the first axis of the adapter's leaves, and
+        the map's path for messages.
         """
-        return self, leaves
+        return None
 
-    # --- in the step ---
+    @property
+    def trains_nothing(self) -> str | None:
+        """Why training with these options would change nothing; None (default) if it would change something.
+
+        Training is then refused. Loading is not: a file may hold such an adapter.
+        """
+        return None
+
+    # --- training ---
 
     @property
     def rate_factors(self) -> Mapping[str, float]:
-        """By what a leaf's learning rate is multiplied, by its name, where that is not 1."""
+        """Factors on the learning rate of single leaves, by leaf name; 1 for all others, and for all by default."""
         return {}
 
     @property
     def has_hooks(self) -> bool:
-        """Whether it has a penalty or does something after an update: its update is then a program of its own."""
+        """Whether the method overrides `penalty` or `after_step`, so that its update needs a program of its own."""
         own, hooks = type(self), ("penalty", "after_step")
         return any(getattr(own, hook) is not getattr(Method, hook) for hook in hooks)
 
     def penalty(self, adapter: nnx.State) -> Array | None:
-        """What is added to the mean loss of a step, a scalar of the trainable tree; None for nothing."""
+        """A scalar that is added to the mean loss of each step, from the trainable tree; None (default) for none."""
         return None
 
     def first_memory(self, adapter: nnx.State) -> Any:
-        """What it remembers from step to step, before the first: a tree of arrays, kept beside the optimizer's state.
+        """The initial value of the state that `after_step` carries from step to step: a tree of arrays.
 
-        By default nothing. A leaf's path ends as that of the adapter's leaf that it is of: on a mesh it lies where that
-        does.
+        It is kept beside the optimizer state and checkpointed with it; empty by default. A leaf whose path ends like
+        that of an adapter leaf is sharded like that leaf.
         """
         return ()
 
     def after_step(
         self, adapter: nnx.State, memory: Any, before: nnx.State, grads: nnx.State, step: Array, steps: Any
     ) -> tuple[nnx.State, Any]:
-        """The trainable tree that an optimizer step ends with, and what is remembered for the next.
-
-        By default the tree that the optimizer made, and what was remembered.
+        """Changes the trainable tree after each optimizer step; by default returns `adapter` and `memory` unchanged.
 
         Args:
           adapter: the tree after the optimizer's update.
-          memory: what is remembered from before the step.
-          before: the trainable tree that the step began with.
-          grads: of the mean loss and the penalty with respect to it, before any clipping.
-          step: counted from 0, an int32 scalar.
-          steps: how many the run has, an int32 scalar; right where `plans_by_steps`.
+          memory: the state carried over from the previous step.
+          before: the tree before the update.
+          grads: gradients of the mean loss plus the penalty with respect to `before`, unclipped.
+          step: index of the step, from 0; an int32 scalar.
+          steps: total number of steps of the run, an int32 scalar; valid only where `plans_by_steps`.
+
+        Returns:
+          The tree for the next step, and the state for its `after_step`.
         """
         return adapter, memory
+
+    # --- saving and merging ---
+
+    def to_save(self, leaves: Tensors) -> tuple["Method", Tensors]:
+        """The method and leaves that are written to a file, which compute the same; by default these themselves.
+
+        Called when an adapter is saved, for methods that train in another form than they are used in.
+
+        Args:
+          leaves: the trainable and the `Frozen` leaves, by name.
+        """
+        return self, leaves
+
+    def unmergeable_at(self, chosen: Sequence[Site]) -> str | None:
+        """Why the adapter cannot be merged at these sites, None if it can; by default `unmergeable`."""
+        return self.unmergeable
+
+    # --- description ---
+
+    def describe(self) -> str:
+        """The method and its options in a few words, as `LoRA of rank 8, alpha 16`; the bare name by default."""
+        return self.name
+
+    def flags(self) -> dict[str, Any]:
+        """The options with which `jpeft train` builds this method, by config key under `method.`.
+
+        By default those that differ from the defaults of the class.
+        """
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {key: value for key, f in self.options.items() if (value := getattr(self, f)) != defaults[f]}
+
+    @property
+    def reading(self) -> str:
+        """The value of `method.reading` that builds this method: `paper` (default) or `official`."""
+        return "paper"
+
+    # --- Hugging Face PEFT (a method that PEFT has is a `PeftLayout`, too) ---
+
+    @property
+    def peft_lacks(self) -> str | None:
+        """What PEFT's format cannot hold of the method with these options, at any site; None if it holds all of it.
+
+        By default None for a `PeftLayout`, else the method's name. Decides the layout in which an adapter is saved.
+        """
+        return None if isinstance(self, PeftLayout) else self.name
+
+    def peft_lacks_at(self, chosen: Sequence[Site], peft: PeftNames) -> str | None:
+        """What PEFT's format cannot hold of the method at these sites of this base; None (default) if nothing.
+
+        Asked in addition to `peft_lacks`.
+        """
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
 class AddedModules(Method):
-    """A method that adds one module per site and layer and leaves the model's own weights alone.
+    """A method that adds one module per site and layer, and leaves the model's own weights unchanged.
 
-    It has to say by `create` what it adds; what it does to the rows of a batch of many adapters follows from that.
+    Only `create` is required: by default the module is also what serves a batch in which each row has its own adapter.
     """
 
     @abc.abstractmethod
     def create(self, site: Site, key: Key[Array, ""], model: nnx.Module) -> nnx.Module:
-        """The module for one site of one layer, its trainable leaves float32 `Adapter`s."""
+        """The module for one site of one layer; its trainable leaves are float32 `Adapter`s."""
+
+    def start(self, adapter: Any, place: SiteModule) -> None:
+        """Sets initial values that depend on the base's weights, in place; a no-op by default.
+
+        Called once per place with the modules of `create` stacked along a first axis of layers, where the place has
+        layers.
+        """
 
     def attach_to(self, place: SiteModule, key: Key[Array, ""], model: nnx.Module, made: dict[int, Any]) -> None:
         first = place.sites[0]
@@ -255,35 +292,33 @@ class AddedModules(Method):
         self.start(adapter, place)
         put(place, adapter)
 
-    def start(self, adapter: Any, place: SiteModule) -> None:
-        """Sets those initial values of a module made by `create` that depend on the base's weights at its place.
-
-        Both have a first axis of layers where what stands there has.
-        """
-
     # --- many adapters in one batch ---
 
     def rows(self, site: Site, model: nnx.Module) -> Sequence[Rows]:
-        """What applies adapters of this method to a batch, each to its own row.
+        """The parts that apply adapters of this method to a batch in which each row has its own adapter.
 
-        By default the method's own module, mapped over rows: adapters of one batch then have the same options.
+        By default the module of `create` mapped over the rows, for which all adapters of a batch must have the same
+        options.
         """
         return (EachRow.of(self.create(site, jax.random.key(0), model)),)
 
     def row_leaves(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One adapter's leaves at one site, by name, as the parts of `rows` take them: without an axis of rows."""
+        """Converts one adapter's leaves at one site to those of the parts of `rows`, without the batch axis.
+
+        By default they are the same.
+        """
         return dict(leaves)
 
     def row_leaves_at(
         self, site: Site, leaves: Mapping[str, np.ndarray], weights: Callable[[], SiteWeights] | None
     ) -> dict[str, np.ndarray]:
-        """As `row_leaves`, for a method whose rows depend on the base's weights at the site, too.
+        """Like `row_leaves`, for methods that also need the base's weights; calls `row_leaves` by default.
 
         Args:
-          weights: the linear map there and its bias; None where shapes alone are asked for.
+          weights: returns the kernel and bias of the linear map at the site; None where only shapes are needed.
         """
         return self.row_leaves(leaves)
 
     def row_size(self, leaf: str, size: int) -> str:
-        """Names the size of the first dimension of a leaf of `row_leaves`, for error messages: `rank 8`."""
+        """Describes the size of the first dimension of a leaf of `row_leaves` in messages, as `rank 8`."""
         return f"a {leaf} of {size}"

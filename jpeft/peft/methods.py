@@ -1,4 +1,4 @@
-"""The methods by name: the one table that says which there are. A method of one's own joins it by an assignment."""
+"""The table of methods by name, and lookups over it. `METHODS[name] = MyMethod` adds a method from outside."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -27,21 +27,23 @@ METHODS: dict[str, type[Method]] = {
     cls.name: cls
     for cls in (Full, Lora, Ia3, BitFit, Prompt, BottleneckAdapter, Prefix, NormTuning, Dora, AdaLora, Vera)
 }
-READINGS = ("paper", "official")
-OF_THE_PAPER = ("full", "lora", "ia3", "bitfit", "prompt")  # those that its tables have
+READINGS = ("paper", "official")  # as counted by Pu et al., or as published by the method's authors
+OF_THE_PAPER = ("full", "lora", "ia3", "bitfit", "prompt")  # the methods in the tables of Pu et al.
 
 
 def build(name: str, reading: str = "paper", options: Mapping[str, Any] | None = None) -> Method:
-    """A method in a reading: `paper` is Pu et al.'s, `official` its authors'.
+    """Builds a method from its name, a reading and options.
 
-    Of a method that Pu et al. do not have, `paper` is the default of its class; where it has no `official` builder of
-    its own, both readings are the same.
+    The `paper` reading is the class with its defaults, which for the methods of Pu et al. are theirs. The `official`
+    reading is the class's `official` constructor where it has one, and the same as `paper` otherwise.
 
     Args:
-      options: by the config's keys under `method.`; they override that reading's own.
+      name: a key of `METHODS`.
+      reading: `paper` or `official`.
+      options: values by config key under `method.`; they override the defaults of the reading.
 
     Raises:
-      UserError: an unknown name or reading, or an option that this method does not have in this reading.
+      UserError: the name or the reading is unknown, the method has no such option in this reading, or a value is wrong.
     """
     if name not in METHODS:
         raise UserError(f"method.name is {name!r}; expected one of {', '.join(METHODS)}.")
@@ -54,32 +56,35 @@ def build(name: str, reading: str = "paper", options: Mapping[str, Any] | None =
             depends = _options_in(method, "paper") != _options_in(method, "official")
             where = f" with method.reading={reading}" if depends else ""
             raise UserError(f"method.{option} is no option of {name}{where}; {has}.")
-    return _builder(method, reading)(**{known[key]: value for key, value in (options or {}).items()})
+    return _constructor(method, reading)(**{known[key]: value for key, value in (options or {}).items()})
 
 
-def _builder(method: type[Method], reading: str) -> Callable[..., Method]:
-    """What builds a method in a reading: its class, or for `official` its `official`, where it has one."""
+def _constructor(method: type[Method], reading: str) -> Callable[..., Method]:
     return getattr(method, "official", method) if reading == "official" else method
 
 
 def _options_in(method: type[Method], reading: str) -> dict[str, str]:
-    """The options that a method has in a reading: the builder's parameters by the config's keys under `method.`."""
-    parameters = inspect.signature(_builder(method, reading)).parameters
+    """Fields by config key of the options that the constructor of a reading takes; `official` may fix some of them."""
+    parameters = inspect.signature(_constructor(method, reading)).parameters
     return {key: field for key, field in method.options.items() if field in parameters}
 
 
 def method_options() -> list[str]:
-    """The config's keys under `method.` that are options of some method."""
+    """The config keys under `method.` that are an option of at least one method."""
     return list(dict.fromkeys(key for method in METHODS.values() for key in method.options))
 
 
 def ablations() -> dict[str, tuple[str, ...]]:
-    """Names of the paper's ablations (Table 2) of each method that has any, by the method's name."""
+    """Names of the paper's ablations (Table 2) by method name, for each method that has any."""
     return {name: tuple(method.ablations) for name, method in METHODS.items() if method.ablations}
 
 
 def require_ablation(method: str, name: str) -> None:
-    """Raises `UserError` unless the paper has an ablation of this name for this method."""
+    """Checks that the paper has an ablation of this name for this method.
+
+    Raises:
+      UserError: it has none.
+    """
     known = METHODS[method].ablations
     if name not in known:
         has = ", ".join(ablations())
@@ -88,7 +93,13 @@ def require_ablation(method: str, name: str) -> None:
 
 
 def ablation(method: str, name: str, stacks: Stacks, *, seed: int = 0) -> Selection:
-    """The selection that an ablation stands for. `seed` draws the half of the blocks of each stack for `random`.
+    """The sites that an ablation leaves to a method, as a selection.
+
+    Args:
+      method: name of the method.
+      name: name of the ablation.
+      stacks: number of blocks of each stack of the model.
+      seed: seed of the random half of each stack's blocks in the ablation `random`.
 
     Raises:
       UserError: the paper has no such ablation of this method.
@@ -97,30 +108,30 @@ def ablation(method: str, name: str, stacks: Stacks, *, seed: int = 0) -> Select
     return METHODS[method].ablations[name](stacks, seed)
 
 
-def lacks_for(model: nnx.Module, method: str, name: str) -> str | None:
-    """The sublayer that an ablation is about and that a model does not have; None if it has all of them."""
-    there = {site.sublayer for site in sites(model)}
-    return next((part for part in getattr(METHODS[method].ablations[name], "needs", ()) if part not in there), None)
+def missing_sublayer(model: nnx.Module, method: str, name: str) -> str | None:
+    """The first sublayer that an ablation needs and the model does not have; None if the model has all of them."""
+    present = {site.sublayer for site in sites(model)}
+    return next((part for part in getattr(METHODS[method].ablations[name], "needs", ()) if part not in present), None)
 
 
 def ablation_of(model: nnx.Module, method: str, name: str, *, seed: int = 0) -> Selection:
-    """The selection that an ablation stands for on a model; arguments as of `ablation`.
+    """Like `ablation`, for the stacks of a model, whose sublayers are checked.
 
     Raises:
-      UserError: the paper has no such ablation of this method, or the model has no part that it is about.
+      UserError: the paper has no such ablation of this method, or the model lacks a sublayer that it needs.
     """
     selection = ablation(method, name, stacks_of(model), seed=seed)
-    lacking = lacks_for(model, method, name)
-    if lacking is not None:
+    missing = missing_sublayer(model, method, name)
+    if missing is not None:
         raise UserError(
-            f"ablation.name is {name!r}, which is about {lacking}, and a {type(model).__name__} has none; choose "
+            f"ablation.name is {name!r}, which is about {missing}, and a {type(model).__name__} has none; choose "
             "another ablation."
         )
     return selection
 
 
 def stacks_of(model: nnx.Module) -> dict[str, int]:
-    """Number of blocks of each of a model's stacks, by the stack's name, in the model's order."""
+    """The number of blocks of each stack of a model, by the stack's name, in the model's order."""
     layers: dict[str, set[int]] = {}
     for site in sites(model):
         if site.layer is not None and site.stack is not None:
@@ -129,10 +140,10 @@ def stacks_of(model: nnx.Module) -> dict[str, int]:
 
 
 def leaf_axes() -> dict[str, tuple[str | None, ...]]:
-    """What the dimensions of every leaf that a method has are, by the leaf's name: see `Method.leaf_axes`."""
+    """The `Method.leaf_axes` of all methods in one table, by leaf name."""
     axes: dict[str, tuple[str | None, ...]] = {}
     for method in METHODS.values():
-        for leaf, its_axes in method.leaf_axes.items():
-            if axes.setdefault(leaf, its_axes) != its_axes:
-                raise AssertionError(f"{method.name} has a leaf {leaf!r} as another method has, of other axes")
+        for leaf, own_axes in method.leaf_axes.items():
+            if axes.setdefault(leaf, own_axes) != own_axes:
+                raise AssertionError(f"{method.name} declares other axes for the leaf {leaf!r} than another method")
     return axes

@@ -22,13 +22,13 @@ from jpeft.peft.views import Original
 from jpeft.peft.wrapping import put
 
 INITIALISATIONS = ("vocabulary", "normal")
-_DEVIATION = 0.02  # of initial values that are drawn: keys of score 0 and values of nearly nothing
+_STDDEV = 0.02  # of random initial values, small enough that scores and outputs of the prefix start near 0
 
 
 class PrefixSite(nnx.Module):
-    """Keys and values `[prefix_length, width]` before those of one attention; every query sees them.
+    """Keys and values `[prefix_length, width]` before those of one attention, visible to every query.
 
-    The attention puts them there (`before`): what a position is, is the model's to know.
+    They are passed to the attention as its argument `before`, since positions are handled by the model.
     """
 
     def __init__(self, keys: Float[Array, "*layers length width"], values: Float[Array, "*layers length width"]):
@@ -36,11 +36,11 @@ class PrefixSite(nnx.Module):
         self.prefix_values = Adapter(values)
 
     def keys_values(self) -> tuple[Float[Array, "*layers length width"], Float[Array, "*layers length width"]]:
-        """What stands before the text's keys and values; `layers` is there where leaves are stacked."""
+        """The keys and values of the prefix; `layers` is present where the layers of a block are stacked."""
         return self.prefix_keys[...], self.prefix_values[...]
 
     def num_before(self) -> tuple[int, int]:
-        """Room for keys before the text, and how many there are: the same in every row."""
+        """The allocated and the used length of the prefix, which are the same in every row; see `Rows.num_before`."""
         length = self.keys_values()[0].shape[-2]
         return length, length
 
@@ -50,10 +50,11 @@ class PrefixSite(nnx.Module):
 
 
 class ReparametrisedPrefix(PrefixSite):
-    """A prefix that a network with one hidden layer makes of a trained vector for each of its places.
+    """A prefix computed by a network with one hidden layer from a trained embedding of each position.
 
-    Li & Liang (2021), section 4.3: keys and values that are trained themselves are sensitive to the learning rate and
-    to how they begin. Each attention has a network of its own; afterwards only what it makes is needed (`Prefix.kept`).
+    Keys and values that are trained directly are sensitive to the learning rate and the initialisation (Li & Liang
+    2021, section 4.3). Each attention has its own network; after training only its outputs are saved
+    (`Prefix.to_save`).
     """
 
     def __init__(self, length: int, d_model: int, hidden: int, width: int, key: Array):
@@ -61,7 +62,7 @@ class ReparametrisedPrefix(PrefixSite):
         keys: dict[str, Array] = dict(zip(names, jax.random.split(key, len(names)), strict=True))
 
         def uniform(name: str, *shape: int, fan_in: int) -> Adapter:
-            bound = fan_in**-0.5  # as PyTorch begins its linear maps, and PEFT with it
+            bound = fan_in**-0.5  # PyTorch's initialisation of linear layers, which PEFT uses
             return Adapter(jax.random.uniform(keys[name], shape, minval=-bound, maxval=bound))
 
         self.prefix_embedding = Adapter(jax.random.normal(keys["embedding"], (length, d_model)))
@@ -74,11 +75,11 @@ class ReparametrisedPrefix(PrefixSite):
 
     def keys_values(self) -> tuple[Float[Array, "*layers length width"], Float[Array, "*layers length width"]]:
         leaves = {name: leaf[...] for name, leaf in vars(self).items() if isinstance(leaf, Adapter)}
-        return _made(leaves, jnp)
+        return _network_outputs(leaves, jnp)
 
 
-def _made(leaves: Mapping[str, Any], xp: Any) -> tuple[Any, Any]:
-    """The keys and values that the network of `ReparametrisedPrefix` makes, in NumPy or in JAX's."""
+def _network_outputs(leaves: Mapping[str, Any], xp: Any) -> tuple[Any, Any]:
+    """The keys and values that the network of `ReparametrisedPrefix` computes; `xp` is `numpy` or `jax.numpy`."""
 
     def row(name: str) -> Any:
         return leaves[name][..., None, :]
@@ -90,7 +91,7 @@ def _made(leaves: Mapping[str, Any], xp: Any) -> tuple[Any, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Prefixes(Rows):
-    """A prefix of its own before the keys and values of each row, or none; shorter ones end where the text begins."""
+    """A prefix per row of a batch, or none. Shorter ones are aligned with the start of the text and padded before."""
 
     leaves: tuple[str, ...] = ("prefix_keys", "prefix_values", "is_prefix")  # [batch, prefix_length, width]
     filled_at_start: ClassVar[tuple[str, ...]] = ("prefix_keys", "prefix_values", "is_prefix")
@@ -99,9 +100,9 @@ class Prefixes(Rows):
         return np.False_ if leaf == "is_prefix" else np.float32(0)
 
     def num_before(self, leaves: Leaves) -> tuple[int, Any]:
-        shown = leaves["is_prefix"]  # [layers, batch, prefix_length]: alike in all layers that have one
-        counts = jnp.max(jnp.sum(shown, axis=-1), axis=tuple(range(shown.ndim - 2)))
-        return shown.shape[-1], counts[:, None]
+        visible = leaves["is_prefix"]  # [layers, batch, prefix_length], the same in all layers that have a prefix
+        counts = jnp.max(jnp.sum(visible, axis=-1), axis=tuple(range(visible.ndim - 2)))
+        return visible.shape[-1], counts[:, None]
 
     def __call__(self, leaves: Leaves, compute: Original, *args: Any) -> Any:
         return compute(*args, before=(leaves["prefix_keys"], leaves["prefix_values"], leaves["is_prefix"]))
@@ -109,24 +110,25 @@ class Prefixes(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class Prefix(AddedModules, PeftLayout):
-    """Prefix tuning (Li & Liang 2021): keys and values before those of each attention, in a T5 cross-attention's, too.
+    """Prefix tuning (Li & Liang 2021): trained keys and values before those of each attention, also of cross-attention.
 
-    The keys are seen by every query, whatever is hidden from it and however short the window of its layer is. In a T5
-    they have no bias of position. In a decoder-only model they stand where PEFT puts them, as the cache of a text of
-    as many tokens: the text's positions begin after them where positions are learned, and scores are those of keys at
-    positions before it where they are rotated or biased (rotary positions, ALiBi).
+    Every query attends to the prefix, whatever its mask and the window of its layer. In a T5 the prefix has no position
+    bias. In a decoder-only model it is placed as in PEFT, like the key-value cache of a text of as many tokens: learned
+    positions of the text start after it, and with rotary positions or ALiBi its keys have the positions before the
+    text's.
 
     Attributes:
-      prefix_length: how many keys and values each attention gets.
-      init: `vocabulary` begins with those of common pieces of text, read by the base (Li & Liang, section 7.4, find
-        that best where there is little data); `normal` draws small numbers.
-      projection: hidden width of the network that makes them while they train (section 4.3); 0 trains them themselves.
+      prefix_length: number of keys and values per attention.
+      init: `vocabulary`: the base's keys and values of common vocabulary pieces, which Li & Liang (section 7.4) find
+        best with little data; `normal`: small random numbers.
+      projection: hidden width of a network that computes keys and values during training (section 4.3); 0 trains them
+        directly.
     """
 
     name: ClassVar[str] = "prefix"
     kinds: ClassVar[tuple[str, ...]] = ("attention",)
     unmergeable: ClassVar[str | None] = "its keys and values are beside those of the text, not a change of a weight"
-    # Liu et al. (2022), P-Tuning v2, who train keys and values themselves as the default here: 5e-3 to 1e-2.
+    # P-Tuning v2 (Liu et al. 2022), which trains keys and values directly like the default here, uses 5e-3 to 1e-2.
     learning_rates: ClassVar = LearningRates(5e-4, 5e-3, 5e-4)
     options: ClassVar[Mapping[str, str]] = {
         "prefix_length": "prefix_length",
@@ -146,6 +148,11 @@ class Prefix(AddedModules, PeftLayout):
     }
     sizes: ClassVar = {"prefix_length": ("prefix_keys", 0)}
     peft_type: ClassVar[str] = "PREFIX_TUNING"
+    peft_settings: ClassVar = {"num_virtual_tokens": int}
+    peft_ignored: ClassVar = (
+        *("num_transformer_submodules", "token_dim", "num_layers", "num_attention_heads"),
+        *("encoder_hidden_size", "prefix_projection", "init_weights"),
+    )
 
     prefix_length: int = 20
     init: str = "vocabulary"
@@ -161,33 +168,33 @@ class Prefix(AddedModules, PeftLayout):
             raise UserError(f"method.prefix_projection is {self.projection}; expected a width, or 0 for no network.")
         if self.projection and self.init != "vocabulary":
             raise UserError(
-                f"method.prefix_init is {self.init!r}, of keys and values that train themselves; those that "
-                "method.prefix_projection makes begin as its network does: leave one of the two out."
+                f"method.prefix_init is {self.init!r}, for keys and values that are trained directly; those of "
+                "method.prefix_projection start from its network: leave one of the two out."
             )
 
     @classmethod
     def official(cls, prefix_length: int = 10, projection: int = 512) -> "Prefix":
-        """With the network that the authors train their prefixes by, of their hidden width."""
+        """Prefix tuning as published: trained through a network, whose hidden width is the authors'."""
         return cls(prefix_length=prefix_length, projection=projection)
 
     def create(self, site, key, model):
-        """As `init` says but for `vocabulary`, where `attach_to` puts the values that the whole model makes."""
+        """Creates a random prefix; `attach_to` initialises from the vocabulary, which needs the whole model."""
         if self.projection:
             return ReparametrisedPrefix(self.prefix_length, site.d_in, self.projection, site.d_out, key)
-        drawn = _DEVIATION * jax.random.normal(key, (2, self.prefix_length, site.d_out))
+        drawn = _STDDEV * jax.random.normal(key, (2, self.prefix_length, site.d_out))
         return PrefixSite(drawn[0], drawn[1])
 
     def attach_to(self, place, key, model, made):
         if self.projection or self.init != "vocabulary":
             super().attach_to(place, key, model, made)
             return
-        if id(model) not in made:  # nothing is attached yet: every attention reads as the base does
-            made[id(model)] = _read(model, key, self.prefix_length)
+        if id(model) not in made:  # computed at the first place, before any prefix changes the activations
+            made[id(model)] = _vocabulary_prefix(model, key, self.prefix_length)
         keys, values = made[id(model)][place.sites[0].any_layer]
         layers = np.asarray([site.layer for site in place.sites])
         put(place, PrefixSite(keys[layers], values[layers]))
 
-    # --- in words ---
+    # --- description ---
 
     def describe(self) -> str:
         network = f", made by a network of {self.projection} hidden units" if self.projection else ""
@@ -202,38 +209,40 @@ class Prefix(AddedModules, PeftLayout):
         init = {"prefix_init": self.init} if self.init != "vocabulary" else {}
         return {"prefix_length": self.prefix_length, **network, **init}
 
-    def kept(self, leaves: Tensors) -> tuple["Prefix", Tensors]:
-        """Of a prefix that a network made the keys and values alone: the network has done its work."""
+    def to_save(self, leaves: Tensors) -> tuple["Prefix", Tensors]:
+        """Replaces the leaves of the network by the keys and values that it computes."""
         if not self.projection:
             return self, leaves
-        at: dict[str, Tensors] = {}
+        by_path: dict[str, Tensors] = {}
         for name, value in leaves.items():
             path, _, leaf = name.rpartition("/")
-            at.setdefault(path, {})[leaf] = value
-        found = {f"{path}/{leaf}": value for path, own in at.items() for leaf, value in _plain(own).items()}
-        return dataclasses.replace(self, projection=0), found
+            by_path.setdefault(path, {})[leaf] = value
+        direct = {
+            f"{path}/{leaf}": value for path, own in by_path.items() for leaf, value in _keys_and_values(own).items()
+        }
+        return dataclasses.replace(self, projection=0), direct
 
-    # --- many in one batch ---
+    # --- many adapters in one batch ---
 
     def rows(self, site: Site, model: nnx.Module) -> Sequence[Rows]:
         return (Prefixes(),)
 
     def row_leaves(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        plain = _plain(leaves)
-        return {**plain, "is_prefix": np.ones(len(plain["prefix_keys"]), bool)}
+        direct = _keys_and_values(leaves)
+        return {**direct, "is_prefix": np.ones(len(direct["prefix_keys"]), bool)}
 
     def row_size(self, leaf: str, size: int) -> str:
         return f"a prefix of {size}"
 
     # --- Hugging Face PEFT ---
 
-    def peft_lacks_of(self, chosen: Sequence[Site], peft: PeftNames) -> str | None:
+    def peft_lacks_at(self, chosen: Sequence[Site], peft: PeftNames) -> str | None:
         if peft.task_type != "CAUSAL_LM":
-            return "prefixes of an encoder-decoder, of which it gives the decoder's own attention one alone"
+            return "prefixes of an encoder-decoder, of which it adapts only the decoder's self-attention"
         everywhere = {site.path for site in peft.sites if site.kind == "attention"}
         if {site.path for site in chosen} != everywhere:
             return "prefixes of some layers and not of others"
-        return None if peft.window is None else "a prefix that layers with a window see from anywhere"
+        return None if peft.window is None else "a prefix that is visible beyond the window of a layer"
 
     def peft_config(self, chosen: Sequence[Site], peft: PeftNames) -> dict[str, Any]:
         return {
@@ -247,12 +256,8 @@ class Prefix(AddedModules, PeftLayout):
         }
 
     @classmethod
-    def peft_tensor(cls, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-        raise AssertionError("one tensor holds all leaves: `peft_tensors`")
-
-    @classmethod
     def peft_tensors(cls, named: Mapping[str, np.ndarray], module: Callable[[str], str]) -> Tensors:
-        """`prompt_embeddings: [prefix_length, layers * 2 * width]`: of each layer the keys, and then the values."""
+        """One tensor, `prompt_embeddings: [prefix_length, layers * 2 * width]`: keys, then values, of each layer."""
         layers = sorted({int(name.split("/")[-3]) for name in named})
         (before,) = {name.rsplit("/", 3)[0] for name in named}
         (attention,) = {name.split("/")[-2] for name in named}
@@ -273,8 +278,9 @@ class Prefix(AddedModules, PeftLayout):
         task = file.config.get("task_type")
         if file.names.task_type != "CAUSAL_LM" or task not in (None, file.names.task_type):
             raise UserError(
-                f"{file.source} is a prefix for {task or 'no task'}; jpeft reads PEFT's prefixes for a CAUSAL_LM onto "
-                "one. An encoder-decoder's PEFT gives the decoder's own attention alone: train it here."
+                f"{file.source} is a prefix for {task or 'no task'}; jpeft reads PEFT's prefixes of decoder-only "
+                "models (CAUSAL_LM). Those of an encoder-decoder adapt only the decoder's self-attention; train one "
+                "here."
             )
         attentions = [site for site in file.names.sites if site.kind == "attention"]
         width = attentions[0].d_out
@@ -289,26 +295,28 @@ class Prefix(AddedModules, PeftLayout):
         window, notes = file.names.window, []
         if window is not None:
             notes.append(
-                f"layers that see {window} tokens back see the prefix from anywhere here; PEFT hides it from what is "
-                "further away, so longer texts are read otherwise"
+                f"layers with a window of {window} tokens see the prefix from any distance here, and in PEFT only "
+                "within the window, so outputs for longer texts differ"
             )
         return cls(prefix_length=length), leaves, notes
 
 
-def _read(model: Any, key: Array, length: int) -> dict[str, tuple[Array, Array]]:
-    """Float32 keys and values of each attention, `[layers, length, width]`, while the base reads common pieces."""
+def _vocabulary_prefix(model: Any, key: Array, length: int) -> dict[str, tuple[Array, Array]]:
+    """The base's keys and values of random common pieces, float32 `[layers, length, width]`, by path of attention."""
     if not hasattr(model, "attended"):
         raise UserError(
-            f"{type(model).__name__} does not say what its attentions make of a text, with which a prefix starts; use "
-            "prefix_init='normal'."
+            f"{type(model).__name__} has no method `attended`, which returns the keys and values that a prefix starts "
+            "from; use prefix_init='normal'."
         )
     graphdef, state = nnx.split(model)
-    return _reader(graphdef, length)(state, key)
+    return _compiled_attended(graphdef, length)(state, key)
 
 
 @functools.lru_cache(maxsize=8)
-def _reader(graphdef: nnx.GraphDef, length: int) -> Callable[[nnx.State, Array], dict[str, tuple[Array, Array]]]:
-    """A program for all models of one structure: many runs of one process begin from the same."""
+def _compiled_attended(
+    graphdef: nnx.GraphDef, length: int
+) -> Callable[[nnx.State, Array], dict[str, tuple[Array, Array]]]:
+    """The program of `_vocabulary_prefix`, compiled once for all runs of a process on models of one structure."""
 
     def read(state: nnx.State, key: Array) -> dict[str, tuple[Array, Array]]:
         base = nnx.merge(graphdef, state)
@@ -318,9 +326,9 @@ def _reader(graphdef: nnx.GraphDef, length: int) -> Callable[[nnx.State, Array],
     return jax.jit(read)
 
 
-def _plain(leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """One attention's keys and values themselves, as a file and a bank have them."""
+def _keys_and_values(leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The leaves of a `PrefixSite` for one attention, from its leaves or from those of a `ReparametrisedPrefix`."""
     if "prefix_keys" in leaves:
         return dict(leaves)
-    keys, values = _made(leaves, np)
+    keys, values = _network_outputs(leaves, np)
     return {"prefix_keys": keys, "prefix_values": values}

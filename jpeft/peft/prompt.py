@@ -1,7 +1,7 @@
 """Prompt tuning: trainable vectors put before a model's embedded input (Lester et al. 2021)."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -18,12 +18,12 @@ from jpeft.peft.sites import Site, site_modules
 from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original
 
-_COMMON_PIECES = 5000  # Lester et al. draw from the most common; sentence pieces are numbered by frequency
+_COMMON_PIECES = 5000  # Lester et al. sample from the most common; SentencePiece orders its pieces by frequency
 _SPECIAL_PIECES = 3  # padding, </s>, <unk>
 
 
 class SoftPrompt(nnx.Module):
-    """Lengthens `x: [batch, enc_len, d_model]` by `prompt_length` rows at its start, and the mask with it."""
+    """Prepends `prompt_length` trained vectors to `x: [batch, enc_len, d_model]`, and extends the mask by as many."""
 
     def __init__(self, prompt: Float[Array, "prompt_length d_model"]):
         self.prompt = Adapter(prompt)
@@ -42,13 +42,14 @@ class SoftPrompt(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Prompts(Rows):
-    """A soft prompt of its own before each row's input, or none.
+    """A soft prompt per row of a batch, or none.
 
-    Prompts end where the input begins, and what is left of a shorter one is hidden. T5 knows positions by their
-    distances alone, a decoder-only model counts what is shown: they are what they would be without the others.
+    Shorter prompts are padded at the start, and the padding is masked, so that every prompt directly precedes its
+    input. Positions are therefore as in a batch of one: T5's are relative, and a decoder-only model counts unmasked
+    tokens.
     """
 
-    leaves: tuple[str, ...] = ("prompt", "is_prompt")  # [batch, prompt_length, d_model]; False where there is nothing
+    leaves: tuple[str, ...] = ("prompt", "is_prompt")  # [batch, prompt_length, d_model], [batch, prompt_length]
     filled_at_start: ClassVar[tuple[str, ...]] = ("prompt", "is_prompt")
 
     def identity(self, leaf: str) -> np.ndarray | np.generic:
@@ -62,20 +63,20 @@ class Prompts(Rows):
         mask: Bool[Array, "batch enc_len"],
     ) -> tuple[Float[Array, "batch new_len d_model"], Bool[Array, "batch new_len"]]:
         x, mask = compute(x, mask)
-        prompts, shown = leaves["prompt"].astype(x.dtype), leaves["is_prompt"]
-        return jnp.concatenate([prompts, x], axis=1), jnp.concatenate([shown, mask], axis=1)
+        prompts, visible = leaves["prompt"].astype(x.dtype), leaves["is_prompt"]
+        return jnp.concatenate([prompts, x], axis=1), jnp.concatenate([visible, mask], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt(AddedModules, PeftLayout):
     """Prompt tuning (Lester et al. 2021): trained vectors before the embedded input, by default 100.
 
-    The first forward pass is the base model's on an input with as many pieces of text before it.
+    With `init='vocabulary'` the first forward pass is that of the base on an input with as many more tokens before it.
 
     Attributes:
       prompt_length: number of soft tokens.
-      init: `vocabulary` copies embeddings of common pieces (Lester et al., section 3.2, "sampled vocabulary");
-        `uniform` draws from [-0.5, 0.5], their random initialisation.
+      init: `vocabulary`: embeddings of common vocabulary pieces ("sampled vocabulary" in Lester et al., section 3.2);
+        `uniform`: random numbers from [-0.5, 0.5], their random initialisation.
     """
 
     name: ClassVar[str] = "prompt"
@@ -86,6 +87,11 @@ class Prompt(AddedModules, PeftLayout):
     leaf_axes: ClassVar = {"prompt": (None, None)}
     sizes: ClassVar = {"prompt_length": ("prompt", 0)}
     peft_type: ClassVar[str] = "PROMPT_TUNING"
+    peft_settings: ClassVar = {"num_virtual_tokens": int}
+    peft_ignored: ClassVar = (
+        *("num_transformer_submodules", "token_dim", "num_layers", "num_attention_heads"),
+        *("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),
+    )
 
     prompt_length: int = 100
     init: str = "vocabulary"
@@ -99,7 +105,7 @@ class Prompt(AddedModules, PeftLayout):
 
     @classmethod
     def official(cls, prompt_length: int = 100) -> "Prompt":
-        """Prompt tuning as its authors recommend it, which Hugging Face PEFT can hold."""
+        """Prompt tuning as recommended by its authors, initialised from the vocabulary."""
         return cls(prompt_length=prompt_length, init="vocabulary")
 
     @property
@@ -113,7 +119,7 @@ class Prompt(AddedModules, PeftLayout):
         table = _vocabulary(model)
         return SoftPrompt(table[common_pieces(key, self.prompt_length, len(table))].astype(jnp.float32))
 
-    # --- in words ---
+    # --- description ---
 
     def describe(self) -> str:
         return f"prompt tuning, {self.prompt_length} soft tokens"
@@ -124,9 +130,11 @@ class Prompt(AddedModules, PeftLayout):
 
     @property
     def reading(self) -> str:
-        return "official" if self.init == "vocabulary" else "paper"  # alike, but that the first has no `init`
+        return (
+            "official" if self.init == "vocabulary" else "paper"
+        )  # the same, except that `official` has no option `prompt_init`
 
-    # --- many in one batch ---
+    # --- many adapters in one batch ---
 
     def rows(self, site: Site, model: nnx.Module) -> Sequence[Rows]:
         return (Prompts(),)
@@ -150,17 +158,20 @@ class Prompt(AddedModules, PeftLayout):
         }
 
     @classmethod
-    def peft_tensor(cls, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-        return "/prompt_embeddings", value
+    def peft_tensors(cls, named: Mapping[str, np.ndarray], module: Callable[[str], str]) -> Tensors:
+        (prompt,) = named.values()
+        return {"prompt_embeddings": prompt}
 
     @classmethod
     def from_peft(cls, file: PeftFile) -> tuple["Prompt", Tensors, list[str]]:
         prompt, length = file.virtual_tokens("prompt")
         task = file.config.get("task_type")
         if task not in (None, file.names.task_type):
-            raise UserError(f"{file.source} is a prompt for {task}; this base's is for {file.names.task_type}.")
+            raise UserError(
+                f"{file.source} is a prompt for {task}; expected {file.names.task_type}, the task of this base."
+            )
         if len(prompt) not in (length, 2 * length) or length < 1:
-            raise RunFailed(f"{file.source} promises {length} soft tokens and holds {len(prompt)}.")
+            raise RunFailed(f"{file.source} has num_virtual_tokens = {length} and holds {len(prompt)} soft tokens.")
         notes = []
         if len(prompt) > length:  # PEFT's default for an encoder-decoder
             notes.append(f"left out {length} vectors that PEFT allocates for a decoder's prompt and never uses")
@@ -169,17 +180,17 @@ class Prompt(AddedModules, PeftLayout):
 
 
 def common_pieces(key: Key[Array, ""], number: int, vocab_size: int) -> Int[Array, " number"]:
-    """Pieces drawn from the most common of a vocabulary: twice the same only where it is smaller than their number."""
+    """Token ids sampled from the most common of a vocabulary, without replacement if it has enough of them."""
     rows = jnp.arange(_SPECIAL_PIECES, min(_COMMON_PIECES, vocab_size))
     return jax.random.choice(key, rows, (number,), replace=len(rows) < number)
 
 
 def _vocabulary(model: nnx.Module) -> Float[Array, "vocab d_model"]:
-    """The table of a model's input embeddings."""
+    """The input embeddings of a model."""
     for place in site_modules(model):
         if place.sites[0].role == "vocabulary":
             return place.view.matrix(place.module)
     raise UserError(
-        f"{type(model).__name__} does not say where its vocabulary is, from which a soft prompt starts; use "
-        "prompt_init='uniform'."
+        f"{type(model).__name__} does not say where its vocabulary is (a site of the role `vocabulary`), from which a "
+        "soft prompt starts; use prompt_init='uniform'."
     )

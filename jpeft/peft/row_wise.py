@@ -1,8 +1,8 @@
-"""The adapters of a batch, each applied to its own row: what serves many adapters of one base in one program.
+"""Batches in which each row has its own adapter, so that one program serves many adapters of one base.
 
-A method says in *parts* how its adapters act on the rows of a batch. A part names leaves, which have one entry a row
-(`[batch, ...]`), and is called around what the model computes, or around another part. Methods may share a part: LoRA
-with scaling vectors and (IA)³ rescale by the same one, so that a batch of both is rescaled once.
+A method describes how its adapters act on the rows of a batch by *parts* (`Rows`). A part takes leaves with one entry
+per row, `[batch, ...]`, and wraps the original call of the module or another part. Methods may share a part: LoRA with
+scaling vectors and (IA)³ use the same `Rescale`, so that a batch of both is rescaled once.
 """
 
 import abc
@@ -25,12 +25,13 @@ Leaves = Mapping[str, Array]  # by name, each `[batch, ...]`
 
 
 class Rows(abc.ABC):
-    """One part of what adapters do to the rows of a batch. Equal parts compute the same.
+    """One part of the effect of adapters on the rows of a batch. Parts that are equal compute the same.
 
     Attributes:
-      leaves: names of those that it takes.
-      order: parts with a smaller number act nearer to what the model computes.
-      filled_at_start: leaves that, where they have fewer entries than there is room for, stand at the end of it.
+      leaves: names of the leaves that it takes.
+      order: position among the parts of a site; smaller ones are nearer to the original call.
+      filled_at_start: leaves that are padded at the start, where they are shorter than the allocated size, instead of
+        at the end.
     """
 
     leaves: tuple[str, ...]
@@ -38,16 +39,19 @@ class Rows(abc.ABC):
     filled_at_start: ClassVar[tuple[str, ...]] = ()
 
     def identity(self, leaf: str) -> np.ndarray | np.generic:
-        """The value of a leaf of an adapter that does nothing: a scalar, or of the leaf's shape."""
+        """The value of a leaf with which the part is a no-op: a scalar or an array of its shape; 0 by default."""
         return np.float32(0)
 
     def num_before(self, leaves: Leaves) -> tuple[int, Any]:
-        """Room for keys that it puts before the text, and how many it puts there in each row: by default none."""
+        """The number of keys that it puts before the text: the allocated size, and the number in use in each row.
+
+        None by default.
+        """
         return 0, 0
 
     @abc.abstractmethod
     def __call__(self, leaves: Leaves, compute: Original, *args: Any) -> Any:
-        """What `compute` gives of the arguments, each row with its own leaves applied."""
+        """Calls `compute` with the arguments and applies to each row its own leaves."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,23 +66,24 @@ class Rescale(Rows):
     def __call__(
         self, leaves: Leaves, compute: Original, x: Float[Array, "batch length d_in"]
     ) -> Float[Array, "batch length d_out"]:
-        rescale_rows = jax.vmap(rescaled)  # each row by a vector of its own
+        rescale_rows = jax.vmap(rescaled)  # one vector per row
         y = compute(rescale_rows(x, leaves["scale_in"]) if "scale_in" in leaves else x)
         return rescale_rows(y, leaves["scale_out"]) if "scale_out" in leaves else y
 
 
 def each(leaf: Array) -> Float[Array, "batch 1 width"]:
-    """One vector for each row as `[batch, 1, width]`, to be applied at all positions of its row."""
+    """Float32 vectors `[batch, width]` as `[batch, 1, width]`, to apply each at all positions of its row."""
     return leaf.astype(jnp.float32)[:, None]
 
 
 @dataclasses.dataclass(frozen=True)
 class EachRow(Rows):
-    """A method's own module, mapped over rows.
+    """The default part of a method: its own module, mapped over the rows.
 
     Attributes:
-      graphdef: of the module, whose leaves are arguments.
-      start: the leaves as the method makes them, which leave a row as it was.
+      graphdef: structure of the module; its leaves are passed as arguments.
+      leaves: names of the module's leaves.
+      start: the initial values of the leaves, with which the module is a no-op.
     """
 
     graphdef: nnx.GraphDef
@@ -88,11 +93,11 @@ class EachRow(Rows):
 
     @classmethod
     def of(cls, module: nnx.Module) -> "EachRow":
-        """The part that applies modules such as this one, whose values leave the model as it is."""
+        """The part for modules like this freshly created one, whose leaves must make it a no-op."""
         graphdef, state = nnx.split(module, Adapter)
         flat = dict(nnx.to_flat_state(state))
         names = tuple(str(path[0]) for path in flat)
-        assert all(len(path) == 1 for path in flat), "a method's module holds its leaves itself"
+        assert all(len(path) == 1 for path in flat), "a method's module holds its leaves as its own attributes"
         return cls(graphdef, names, tuple(_Fixed(leaf[...]) for leaf in flat.values()))
 
     def identity(self, leaf: str) -> np.ndarray | np.generic:
@@ -104,14 +109,14 @@ class EachRow(Rows):
 
 
 class _Fixed:
-    """An array that a frozen dataclass may hold."""
+    """Wraps an array, which is not hashable, for a frozen dataclass."""
 
     def __init__(self, value: Any):
         self.value = value
 
 
 class RowAdapters(nnx.Module):
-    """Stands at a site where one adapter would: holds the parts of every method that a batch may mix at that site."""
+    """The adapter of a site in a batch of many adapters: the parts of all methods that such a batch may mix there."""
 
     def __init__(self, parts: Collection[Rows], leaves: Leaves):
         self.parts = nnx.static(tuple(sorted(set(parts), key=lambda part: part.order)))
@@ -122,15 +127,15 @@ class RowAdapters(nnx.Module):
         return {name: getattr(self, name)[...] for name in part.leaves if hasattr(self, name)}
 
     def num_before(self) -> tuple[int, Any]:
-        """Room for keys before the text, and how many of it each row uses, as `PrefixSite.num_before`."""
+        """The largest `Rows.num_before` of its parts: the allocated number of keys, and those in use in each row."""
         counts = [part.num_before(self._leaves(part)) for part in self.parts]
         return max(counts, key=lambda count: count[0], default=(0, 0))
 
     def __call__(self, compute: Original, *args: Any) -> Any:
         mapped = [part for part in self.parts if isinstance(part, EachRow)]
         if mapped:
-            each = functools.partial(_over_rows, mapped, [self._leaves(part) for part in mapped], compute)
-            compute = compute.by(each)
+            on_rows = functools.partial(_over_rows, mapped, [self._leaves(part) for part in mapped], compute)
+            compute = compute.by(on_rows)
         for part in self.parts:
             if not isinstance(part, EachRow):
                 compute = compute.by(functools.partial(part, self._leaves(part), compute))
@@ -138,7 +143,7 @@ class RowAdapters(nnx.Module):
 
 
 def _over_rows(parts: Sequence[EachRow], leaves: Sequence[Leaves], compute: Original, *args: Any) -> Any:
-    """Applies modules to each row by itself: what they call is then given a batch of one row."""
+    """Applies modules to each row separately; `compute` is then called with batches of one row."""
 
     def one(leaves: Sequence[Leaves], *args: Any) -> Any:
         inner = compute

@@ -1,4 +1,4 @@
-"""Which sites a method acts on: its own by default, narrowed or replaced by what a user selects."""
+"""Choosing the sites of a method: its defaults, narrowed or replaced by the user's selection."""
 
 import dataclasses
 import difflib
@@ -16,14 +16,14 @@ from jpeft.peft.sites import Site, roles_of, sites
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Narrows the sites of a method. Every field that is given must agree; None leaves that question open.
+    """Conditions on the sites of a method. A site has to meet all of them; None stands for no condition.
 
     Attributes:
-      stacks: `encoder`, `decoder`, or what holds a model's layers: `blocks`.
-      layers: indices of blocks, in every stack or by stack.
-      sublayers: parts of a block: `self_attention`, `cross_attention`, `feed_forward`.
-      names: last parts of paths: `q`, `wi_1`, ...
-      pattern: regular expression that must match the whole path.
+      stacks: names of stacks of blocks, such as `encoder`, `decoder` or `blocks`.
+      layers: indices of blocks, the same for every stack or by stack.
+      sublayers: parts of a block, such as `self_attention`, `cross_attention` or `feed_forward`.
+      names: last parts of paths, such as `q` or `wi_1`.
+      pattern: a regular expression that must match the whole path.
     """
 
     stacks: Collection[str] | None = None
@@ -34,20 +34,20 @@ class Selection:
 
     def __post_init__(self):
         if self.pattern is not None:
-            assert self._matcher  # an expression that is none is told at once
+            assert self._matcher  # compiled now, so that an invalid expression is reported early
 
     @functools.cached_property
     def _matcher(self) -> Pattern | None:
         return None if self.pattern is None else Pattern(self.pattern, what="method.pattern")
 
     def layers_of(self, stack: str | None) -> Collection[int] | None:
-        """The blocks of a stack that are left; None where the selection leaves that open."""
+        """The indices of the selected blocks of a stack; None if all are."""
         if isinstance(self.layers, Mapping):
             return cast(Mapping[str, Collection[int]], self.layers).get(stack or "", ())
         return self.layers
 
     def allows(self, site: Site) -> bool:
-        """Whether the selection keeps this site, so that a method is attached to it."""
+        """Whether a site meets all conditions."""
         layers = self.layers_of(site.stack)
         return (
             (self.stacks is None or site.stack in self.stacks)
@@ -59,18 +59,23 @@ class Selection:
 
 
 def select(model: nnx.Module, method: Method, selection: Selection = Selection()) -> list[Site]:
-    """The sites that `method` will act on.
+    """The sites of a model at which a method will act.
 
-    The method's default roles apply unless the selection gives names or a pattern of its own.
+    The method's default roles apply unless the selection gives names or a pattern.
+
+    Args:
+      model: the model, which may hold shapes instead of arrays.
+      method: the method.
+      selection: conditions on the sites.
 
     Raises:
-      UserError: nothing matches, in which case the message lists what there is; a layer or a name is not there; or the
-        method goes by roles, and the model does not say which of its parts has which.
+      UserError: no site matches, a selected layer or name does not exist, or the method has default roles and the model
+        does not declare the roles of its parts.
     """
     candidates = [site for site in sites(model) if site.kind in method.kinds]
     _require_layers(selection, candidates)
-    own_choice = selection.names is not None or selection.pattern is not None
-    default = None if own_choice else method.default_roles
+    replaces_default = selection.names is not None or selection.pattern is not None
+    default = None if replaces_default else method.default_roles
     if default is not None and not roles_of(model):
         raise UserError(
             f"{type(model).__name__} does not say which of its parts are {', '.join(sorted(default))}, where "
@@ -91,16 +96,16 @@ def select(model: nnx.Module, method: Method, selection: Selection = Selection()
 
 
 def _require_layers(selection: Selection, candidates: Sequence[Site]) -> None:
-    """Raises `UserError`: a block is selected that a selected stack does not have."""
+    """Raises `UserError` if a block is selected that one of the selected stacks does not have."""
     stacks = dict.fromkeys(site.stack for site in candidates if site.layer is not None)
     for stack in stacks if selection.stacks is None else selection.stacks:
         blocks = {site.layer for site in candidates if site.stack == stack and site.layer is not None}
         past = sorted(set(selection.layers_of(stack) or ()) - blocks)
         if past and blocks:
-            others = "" if selection.stacks is not None else ", or one stack alone by method.stacks"
+            others = "" if selection.stacks is not None else ", or a single stack by method.stacks"
             raise UserError(
                 f"method.layers names block {past[0]}, and the {stack} has {len(blocks)}, 0 to {max(blocks)}; name "
-                f"blocks that are there{others}."
+                f"existing blocks{others}."
             )
 
 

@@ -1,4 +1,4 @@
-"""Sites: the places of a model at which a method can act, found in any `nnx.Module` and named by path."""
+"""Sites: the places of a model at which a method can act, found in any `nnx.Module` and identified by path."""
 
 import dataclasses
 import re
@@ -18,16 +18,16 @@ FEED_FORWARD_ROLES = ("gate", "up", "down")  # `down(act(gate x) * up x)`, or `d
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """One place of one layer to which something can be attached.
+    """A module of one layer to which an adapter can be attached.
 
     Attributes:
-      path: `encoder/layers/3/self_attention/q`, `encoder/final_norm`, `blocks/0/mlp/up`, `shared`, ...
-      kind: what stands there: one of `jpeft.peft.views.KINDS`.
-      d_in, d_out: widths of the vectors that go in and come out.
-      role: what it is to its family: `q`, `k`, `v`, `o`, `gate`, `up`, `down`, `norm`, `vocabulary`, `input`; None
-        where the model does not say.
-      layers: of a module whose layers are stacked and cannot be told apart; None where the site is of one layer.
-      has_bias: whether what stands there has a bias of its own.
+      path: such as `encoder/layers/3/self_attention/q`, `encoder/final_norm`, `blocks/0/mlp/up` or `shared`.
+      kind: kind of the module, one of `jpeft.peft.views.KINDS`.
+      d_in, d_out: widths of the module's input and output vectors.
+      role: function of the module in its model, independent of its name: `q`, `k`, `v`, `o`, `gate`, `up`, `down`,
+        `norm`, `vocabulary` or `input`; None if the model does not declare it.
+      layers: number of layers of a module that holds several in one array and is adapted as a whole; else None.
+      has_bias: whether the module has a bias.
     """
 
     path: str
@@ -40,12 +40,12 @@ class Site:
 
     @property
     def name(self) -> str:
-        """Last part of the path: `q`, `wi_1`, `self_attention_norm`, ..."""
+        """Last part of the path, such as `q`, `wi_1` or `self_attention_norm`."""
         return self.path.rpartition("/")[2]
 
     @property
     def stack(self) -> str | None:
-        """The stack of layers that it is in, such as `encoder`; outside of all stacks the first part of its path."""
+        """The stack of blocks that it is in, such as `encoder`; outside of all stacks the first part of its path."""
         index = self._layer_at
         parts = self.path.split("/")
         if index is None:
@@ -60,7 +60,7 @@ class Site:
 
     @property
     def sublayer(self) -> str | None:
-        """The name of the sublayer that holds it, `self_attention` or `feed_forward`; None if the block itself does."""
+        """The sublayer that it is in, such as `self_attention`; None outside the blocks, or directly within one."""
         index = self._layer_at
         parts = self.path.split("/")
         return parts[index + 1] if index is not None and len(parts) > index + 2 else None
@@ -71,16 +71,19 @@ class Site:
 
     @property
     def any_layer(self) -> str:
-        """The path with a star in the place of the layer's index: the same for every layer of a stack."""
+        """The path with `*` for the index of the layer, so that it is the same for every layer of a stack."""
         return re.sub(r"/layers/\d+/", "/layers/*/", self.path)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SiteModule:
-    """One module and the sites that it stands for: one, or one per layer where it is of a `LayerStack`.
+    """A module and its sites: one, or one per layer within a `LayerStack`.
 
     Attributes:
-      in_stack: whether it is, and its leaves have a leading axis of layers.
+      module: the module.
+      view: the module as methods see it.
+      sites: the sites, in the order of layers.
+      in_stack: whether the module is within a `LayerStack`, so that its leaves have a leading axis of layers.
     """
 
     module: nnx.Pytree
@@ -90,7 +93,7 @@ class SiteModule:
 
 
 def site_modules(model: nnx.Module) -> list[SiteModule]:
-    """Every module at which something can be attached; those of stacks of layers last."""
+    """Every module of a model to which an adapter can be attached, those in stacks of layers last."""
     found: list[SiteModule] = []
     stacks: list[tuple[str, LayerStack]] = []
     roles = roles_of(model)
@@ -116,12 +119,12 @@ def _site(path: str, view: View, roles: dict[str, str], layers: int | None = Non
 
 
 def roles_of(model: nnx.Module) -> dict[str, str]:
-    """Role of a site by its name, as the model's class says by an attribute `site_roles`; empty where it does not."""
+    """Roles by site name, from the attribute `site_roles` of the model's class; empty if it has none."""
     return dict(getattr(model, "site_roles", {}))
 
 
 def layer_stacks(model: nnx.Module) -> list[tuple[str, LayerStack]]:
-    """Every stack of layers in a model (`jpeft.leaves.LayerStack`), each with its path, in the order of attributes."""
+    """Every `jpeft.leaves.LayerStack` of a model with its path, in the order of attributes."""
     stacks: list[tuple[str, LayerStack]] = []
     for _ in _walk(model, stacks):
         pass
@@ -129,27 +132,30 @@ def layer_stacks(model: nnx.Module) -> list[tuple[str, LayerStack]]:
 
 
 def sites(model: nnx.Module) -> list[Site]:
-    """Every site of the model: those outside of stacks first, then those of each stack, layer by layer.
+    """Every site of a model: those outside of stacks first, then those of each stack, layer by layer.
 
     Raises:
-      UserError: the argument is no module.
+      UserError: the argument is no `nnx.Module`.
     """
     require_module("model", model)
-    found = site_modules(model)
+    places = site_modules(model)
     by_layer: dict[tuple[str | None, int | None], list[Site]] = {}
-    for one in found:
-        for site in one.sites if one.in_stack else ():
+    for place in places:
+        for site in place.sites if place.in_stack else ():
             by_layer.setdefault((site.stack, site.layer), []).append(site)
-    apart = [site for one in found if not one.in_stack for site in one.sites]
-    return apart + [site for several in by_layer.values() for site in several]
+    outside_stacks = [site for place in places if not place.in_stack for site in place.sites]
+    return outside_stacks + [site for of_layer in by_layer.values() for site in of_layer]
 
 
 def _walk(model: nnx.Module, stacks: list[tuple[str, LayerStack]]) -> Iterator[tuple[str, Any]]:
-    """Modules with their paths, in the order of attributes, each once; stacks go to `stacks`, and are not entered."""
+    """Yields each module once with its path, in the order of attributes.
+
+    Stacks of layers are appended to `stacks` with their paths; the walk does not descend into their segments.
+    """
     seen: set[int] = set()
 
     def below(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-        if id(node) in seen:  # one module at two places is one module
+        if id(node) in seen:  # a shared module has the path at which it is found first
             return
         seen.add(id(node))
         if isinstance(node, nnx.Pytree):
@@ -177,10 +183,10 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
         case dict():
             yield from ((str(name), child) for name, child in node.items())
         case _:
-            attached = "adapter" if hasattr(type(node), "unadapted") else None  # is no part of the model
-            yield from ((name, child) for name, child in vars(node).items() if name != attached)
+            skipped = "adapter" if hasattr(type(node), "unadapted") else None  # an adapter is no part of the model
+            yield from ((name, child) for name, child in vars(node).items() if name != skipped)
 
 
 def is_trained(module: nnx.Pytree) -> bool:
-    """Whether weights of the module itself are trainable leaves."""
+    """Whether weights of the module itself are trainable leaves, as after full tuning."""
     return any(isinstance(value, Adapter) for value in vars(module).values())

@@ -1,18 +1,18 @@
-"""The variable types that tell apart what a method trains from what it leaves alone."""
+"""Variable types of the leaves that methods add to a model, trainable and not."""
 
 from flax import nnx
 
 
 class Adapter(nnx.Variable):
-    """A trainable leaf. `nnx.split(model, Adapter, ...)` separates these from the frozen base."""
+    """A trainable leaf. `nnx.split(model, Adapter, ...)` separates the trainable tree from the frozen base."""
 
 
 class Frozen(nnx.Param):
-    """A leaf that a method adds and does not train: a part of the base that a model has only with that method."""
+    """A leaf that a method adds and does not train; it belongs to the frozen tree."""
 
 
 class AdapterRows(nnx.Variable):
-    """A leaf of many adapters at once: `[slots, ...]` where they are kept, `[batch, ...]` where each row has its own.
+    """A leaf of many adapters: `[slots, ...]` in a pool of adapters, `[batch, ...]` gathered for the rows of a batch.
 
-    Before that axis stands `layers` where the layers of a block are stacked.
+    Where the layers of a block are stacked, an axis of layers comes first.
     """

@@ -1,7 +1,7 @@
-"""VeRA: one pair of random matrices for all maps, and two trained vectors for each (Kopiczko et al. 2024).
+"""VeRA: one pair of random matrices shared by all maps, and two trained vectors per map (Kopiczko et al. 2024).
 
-The matrices are not kept: they are made from a seed, the very numbers that Hugging Face PEFT makes of it, and are
-constants of the programs that use them.
+The matrices are not stored. They are generated from a seed, with the same numbers as in Hugging Face PEFT, and are
+constants in the compiled programs that use them.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from jpeft.errors import RunFailed, UserError
 from jpeft.peft.arithmetic import added, rescaled, widened
-from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
+from jpeft.peft.interchange import NUMBER, PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules, LearningRates
 from jpeft.peft.row_wise import Leaves, Rows, each
 from jpeft.peft.sites import Site
@@ -24,22 +24,22 @@ from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original
 
 MOST_RANK = 16_384
-_THEIRS = {"vera_d": "vera_lambda_d", "vera_b": "vera_lambda_b"}
 _PROJECTION = ("base_model.vera_A", "base_model.vera_B")
 
 
 @functools.lru_cache(maxsize=8)
 def shared_matrices(seed: int, rank: int, width_in: int, width_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """A and B, `[width_in, rank]` and `[rank, width_out]` float32; a smaller map has the first rows and columns.
+    """The float32 matrices A `[width_in, rank]` and B `[rank, width_out]`; smaller maps use the first rows and columns.
 
-    Kaiming-uniform, as PyTorch draws it: 24 bits of the Mersenne Twister for a number, A before B, by PEFT's rows.
+    They are Kaiming-uniform and equal to PyTorch's numbers: 24 bits of the Mersenne Twister for each, A before B, drawn
+    row by row in PEFT's orientation, which is the transposed one.
     """
-    draw = np.random.RandomState(seed)  # whose numbers NumPy keeps as they are for ever
+    draw = np.random.RandomState(seed)  # NumPy guarantees that the numbers of this legacy generator do not change
 
     def uniform(rows: int, columns: int) -> np.ndarray:
         bits = draw.randint(0, 2**32, size=(rows, columns), dtype=np.uint32) & np.uint32(2**24 - 1)
         bound = np.float32(3.0**0.5 * 2.0**0.5 / columns**0.5)
-        # Rounded once, as PyTorch's fused multiplication and addition.
+        # In float64 and rounded once, like PyTorch's fused multiply-add.
         return (bits * 2.0**-24 * np.float64(bound + bound) - np.float64(bound)).astype(np.float32)
 
     a, b = uniform(rank, width_in), uniform(width_out, rank)
@@ -51,8 +51,8 @@ class Projection:
     """The part of the shared matrices that one map uses.
 
     Attributes:
-      seed, rank, width_in, width_out: of the shared matrices, as `shared_matrices` takes them.
-      d_in, d_out: widths of the map, no larger than these.
+      seed, rank, width_in, width_out: arguments of `shared_matrices`.
+      d_in, d_out: widths of the map, at most `width_in` and `width_out`.
     """
 
     seed: int
@@ -63,18 +63,18 @@ class Projection:
     d_out: int
 
     def matrices(self, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
-        """This map's part of A and of B, `[d_in, rank]` and `[rank, d_out]`."""
+        """The rows of A and columns of B of this map, `[d_in, rank]` and `[rank, d_out]`."""
         a, b = shared_matrices(self.seed, self.rank, self.width_in, self.width_out)
         return a[: self.d_in].astype(dtype), b[:, : self.d_out].astype(dtype)
 
     @property
     def tag(self) -> str:
-        """A name for the shared matrices that it is a part of: equal for all maps of one adapter."""
+        """An identifier of the shared matrices, the same for all maps of one adapter."""
         return f"{self.seed}_{self.rank}_{self.width_in}_{self.width_out}"
 
 
 class VeraSite(nnx.Module):
-    """`y = W x + b * (B (d * (A x)))` (Kopiczko et al. 2024, eq. 2): A and B are shared and do not train."""
+    """`y = W x + b * (B (d * (A x)))` (Kopiczko et al. 2024, eq. 2), with A and B shared and frozen."""
 
     def __init__(self, projection: Projection):
         self.vera_d = Adapter(jnp.full(projection.rank, 0.1, jnp.float32))
@@ -87,7 +87,7 @@ class VeraSite(nnx.Module):
         return added(compute(x), widened(update) * self.vera_b[...])
 
     def fold(self, kernel: Float[Array, "*layers d_in d_out"], bias: Any) -> tuple[Any, Any]:
-        """Kernel and bias that alone do what they and this do together."""
+        """The kernel and bias of a linear map that computes the same as kernel, bias and this adapter together."""
         a, b = self.projection.matrices()
         update = jnp.matmul(a * self.vera_d[...][..., None, :], b * self.vera_b[...][..., None, :], precision="highest")
         return kernel + update, bias
@@ -95,14 +95,14 @@ class VeraSite(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Projected(Rows):
-    """As `VeraSite`, each row with its own vectors: the products with A and B are those of the whole batch."""
+    """`VeraSite` with vectors per row of a batch; the products with A and B are over the whole batch."""
 
     projection: Projection
     order: ClassVar[int] = 1
 
     @property
-    def leaves(self) -> tuple[str, ...]:  # of one pair of matrices alone, so that a batch may mix several pairs
-        return tuple(f"{leaf}_{self.projection.tag}" for leaf in _THEIRS)
+    def leaves(self) -> tuple[str, ...]:  # tagged, so that a batch may mix adapters of different matrices
+        return tuple(f"{leaf}_{self.projection.tag}" for leaf in ("vera_d", "vera_b"))
 
     def __call__(
         self, leaves: Leaves, compute: Original, x: Float[Array, "batch length d_in"]
@@ -114,12 +114,12 @@ class Projected(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class Vera(AddedModules, PeftLayout):
-    """VeRA (Kopiczko et al. 2024) on q and v, as its authors use it.
+    """VeRA (Kopiczko et al. 2024), by default on q and v, as its authors use it.
 
     Attributes:
-      rank: of the shared matrices.
-      projection_seed: that they are made from; PEFT's `projection_prng_key`.
-      width_in, width_out: of the shared matrices: the largest of the maps at which it acts; set by `settled`.
+      rank: rank of the shared matrices.
+      projection_seed: seed of the shared matrices; PEFT's `projection_prng_key`.
+      width_in, width_out: widths of the shared matrices, the largest of all adapted maps; set by `settled`.
     """
 
     name: ClassVar[str] = "vera"
@@ -128,6 +128,9 @@ class Vera(AddedModules, PeftLayout):
     leaf_axes: ClassVar = {"vera_d": (None,), "vera_b": ("out",)}
     sizes: ClassVar = {"rank": ("vera_d", -1)}
     peft_type: ClassVar[str] = "VERA"
+    peft_settings: ClassVar = {"r": NUMBER, "projection_prng_key": int}
+    peft_ignored: ClassVar = ("save_projection", "vera_dropout", "d_initial", "init_weights")
+    peft_leaves: ClassVar = {"vera_d": "vera_lambda_d", "vera_b": "vera_lambda_b"}
 
     rank: int = 256
     projection_seed: int = 0
@@ -163,7 +166,7 @@ class Vera(AddedModules, PeftLayout):
         seed = {"projection_seed": self.projection_seed} if self.projection_seed else {}
         return {"rank": self.rank, **seed}
 
-    # --- many in one batch ---
+    # --- many adapters in one batch ---
 
     def rows(self, site: Site, model: nnx.Module) -> Sequence[Rows]:
         return (Projected(self._projection(site)),)
@@ -185,10 +188,6 @@ class Vera(AddedModules, PeftLayout):
         }
 
     @classmethod
-    def peft_tensor(cls, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-        return _THEIRS[leaf], value
-
-    @classmethod
     def from_peft(cls, file: PeftFile) -> tuple["Vera", Tensors, list[str]]:
         file.refuse_trained_biases("VeRA")
         projection = {name: file.tensors[name] for name in _PROJECTION if name in file.tensors}
@@ -196,15 +195,15 @@ class Vera(AddedModules, PeftLayout):
         leaves, by_path = {}, {site.path: site for site in file.names.sites}
         modules = dataclasses.replace(file, tensors=rest).by_path()
         for path, (module, tensors) in modules.items():
-            if set(tensors) != set(_THEIRS.values()):
+            if set(tensors) != set(cls.peft_leaves.values()):
                 raise RunFailed(
-                    f"{file.source}: {module} should have {', '.join(_THEIRS.values())}, not {sorted(tensors)}."
+                    f"{file.source}: {module} should have {', '.join(cls.peft_leaves.values())}, not {sorted(tensors)}."
                 )
             if file.names.rows(path) is not None:
                 raise UserError(
-                    f"{file.source} adapts {module}, one map there and several here; jpeft has no such VeRA."
+                    f"{file.source} adapts {module}, which is several maps here; jpeft has no VeRA of them together."
                 )
-            leaves |= {f"{path}/{leaf}": tensors[theirs] for leaf, theirs in _THEIRS.items()}
+            leaves |= {f"{path}/{leaf}": tensors[theirs] for leaf, theirs in cls.peft_leaves.items()}
         rank = int(file.number("r", 256))
         method = cls(rank=rank, projection_seed=int(file.number("projection_prng_key", 0)))
         method = method.settled([by_path[path] for path in modules])
@@ -213,10 +212,10 @@ class Vera(AddedModules, PeftLayout):
                 raise RunFailed(f"{file.source}: {name} has shape {value.shape}, and the config says r = {rank}.")
         made = shared_matrices(method.projection_seed, rank, method.width_in, method.width_out)
         for name, expected in zip(_PROJECTION, made, strict=True):
-            there = projection.get(name)
-            if there is not None and (there.shape != expected.T.shape or np.abs(there - expected.T).max() > 1e-6):
+            stored = projection.get(name)
+            if stored is not None and (stored.shape != expected.T.shape or np.abs(stored - expected.T).max() > 1e-6):
                 raise UserError(
                     f"{file.source}: {name} is not what PEFT makes of projection_prng_key {method.projection_seed}, "
-                    "and jpeft keeps no other; have PEFT merge it."
+                    "and jpeft has only matrices made from a seed; have PEFT merge it."
                 )
-        return method, leaves, ["its matrices are made from their seed"] if projection else []
+        return method, leaves, ["its matrices were left out; they are generated from their seed"] if projection else []

@@ -1,12 +1,12 @@
-"""What a module is to a method: a map of vectors, a table of vectors, a norm, an input, an attention, or bare weights.
+"""A uniform view of modules of any library: linear maps, embeddings, norms, model inputs, attentions, other weights.
 
-A method is written for vectors of one width in and of another out. A `View` shows a module of any library so: it knows
-where the matrix and the bias are, and how what the module is called with becomes such vectors and back.
+Methods are written for maps from vectors `[..., d_in]` to vectors `[..., d_out]`. A `View` presents a module in that
+form: it finds the kernel and the bias, and reshapes the arguments of a call to such vectors and the results back.
 
-Modules are known by what they hold and not by their class, so that a user's own needs no base class of ours:
-`kernel: [in, out]` is a linear map, `einsum_str` beside one array an Einsum, `embedding: [rows, width]` a table,
-`scale: [width]` a norm, and what has a method `dequantized` a linear map in few bits. What has no array of its own says
-what it is by a class attribute `site_kind`.
+Modules are recognised by their attributes instead of their class, so that users' modules need no base class:
+`kernel: [in, out]` is a linear map, `einsum_str` beside one array an einsum, `embedding: [rows, width]` an embedding,
+`scale: [width]` a norm, and a module with a method `dequantized` a quantized linear map. A module without arrays of its
+own declares its kind by a class attribute `site_kind`.
 """
 
 import dataclasses
@@ -31,12 +31,12 @@ Compute = Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True)
 class Original:
-    """What a module does without what is attached to it, called like a function; and its weights, for who needs them.
+    """The original call of an adapted module, as a function, with access to the module's weights.
 
     Attributes:
-      call: what it does.
-      view: of the module.
-      module: that something is attached to.
+      call: the function.
+      view: the view of the module.
+      module: the adapted module.
     """
 
     call: Compute
@@ -47,35 +47,37 @@ class Original:
         return self.call(*args, **kwargs)
 
     def by(self, call: Compute) -> "Original":
-        """The same module and weights with another function in the place of `call`."""
+        """Returns a copy with another function; module and weights are the same."""
         return dataclasses.replace(self, call=call)
 
     def matrix(self) -> Array:
-        """The linear map as `[d_in, d_out]`, in the dtype that its weights have."""
+        """The kernel as `[d_in, d_out]`, in the dtype of the weights."""
         return self.view.matrix(self.module)
 
     def bias(self) -> Array | None:
-        """What the module adds to `x @ matrix`, `[d_out]`; None where it adds nothing."""
+        """The bias as `[d_out]`; None if the module has none."""
         return None if self.view.bias is None else getattr(self.module, self.view.bias)[...].reshape(self.view.d_out)
 
     def with_weights(self, **weights: Array) -> Compute:
-        """What the module does with other arrays in the place of its own, by attribute."""
+        """The original call with some weights replaced, by attribute name."""
         own, other = type(self.module), object.__new__(type(self.module))
-        vars(other).update(vars(self.module))  # the same variables, so that what the module counts goes on
+        vars(other).update(
+            vars(self.module)
+        )  # shares the variables, so that updates of e.g. batch statistics are not lost
         vars(other).update({name: nnx.Param(value) for name, value in weights.items()})
         return functools.partial(getattr(own, "unadapted", own).__call__, other)
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A module of any kind (linear, embedding, norm) as methods see it, with the same functions for all kinds.
+    """A module as methods see it, with the same interface for all kinds.
 
     Attributes:
-      kind: one of `KINDS`; `other` holds weights that only full tuning can train.
-      d_in, d_out: widths of the vectors that go in and come out; of an embedding, its rows and their width.
-      layers: number of layers whose weights the module holds stacked on a first axis; None where it is of one.
-      kernel, bias: names of the attributes that hold a linear map's or a norm's, whose kernel is its scale, or, the
-        first, a table's; None where it has none.
+      kind: one of `KINDS`; `other` has weights that only full tuning can train.
+      d_in, d_out: widths of input and output vectors; for an embedding, the number of its rows and their width.
+      layers: number of layers whose weights the module holds, stacked along a first axis; None if it is a single layer.
+      kernel: attribute that holds a linear map's kernel, an embedding's table or a norm's scale, or None.
+      bias: attribute that holds the bias of a linear map or a norm, or None.
     """
 
     kind: str
@@ -86,7 +88,7 @@ class View:
     bias: str | None = None
 
     def call(self, adapter: Callable[..., Any], compute: Original, *args: Any, **kwargs: Any) -> Any:
-        """What the module gives with `adapter` attached, which is called as `adapter(compute, ...)`."""
+        """Calls the module with an adapter attached, which is called as `adapter(compute, ...)`."""
         if self.kind != "linear":
             return adapter(compute, *args, **kwargs)
         x, on_x = self._activations(compute, args, kwargs)
@@ -117,18 +119,15 @@ class View:
         return x, on_x
 
     def matrix(self, module: nnx.Pytree) -> Array:
-        """The linear map or table as `[d_in, d_out]`, or `[layers, d_in, d_out]`: what goes in is a row.
-
-        Of a norm its scale, `[width]` or `[layers, width]`.
-        """
+        """The kernel or table as `[d_in, d_out]` or `[layers, d_in, d_out]`; a norm's scale as `[width]` likewise."""
         return getattr(module, self._kernel)[...]
 
     def set_matrix(self, module: nnx.Pytree, matrix: Array) -> None:
-        """Puts a matrix as `matrix` gives it in the place of the module's."""
+        """Replaces the module's kernel, table or scale; `matrix` has the shape that `View.matrix` returns."""
         getattr(module, self._kernel).set_value(matrix)
 
     def example(self, key: Array) -> Array:
-        """Random float32 activations in the shape that the module is called with: two rows, of `d_in` numbers."""
+        """Random float32 activations in a shape that the module can be called with."""
         return jax.random.normal(key, (2, self.d_in))
 
     @property
@@ -153,14 +152,14 @@ class _Reshaped(View):
     """A linear map between arrays of several dimensions."""
 
     shape: tuple[int, ...] = ()  # of one layer's kernel
-    order: tuple[int, ...] = ()  # of its dimensions: those that are summed over, then those that come out
-    num_in: int = 1  # how many are summed over
+    order: tuple[int, ...] = ()  # its dimensions as [contracted ones, output ones]
+    num_in: int = 1  # number of contracted dimensions
 
     def matrix(self, module: nnx.Pytree) -> Array:
         kernel = getattr(module, self._kernel)[...]
         first = kernel.ndim - len(self.shape)
-        turned = jnp.transpose(kernel, (*range(first), *(first + axis for axis in self.order)))
-        return turned.reshape(*kernel.shape[:first], self.d_in, self.d_out)
+        ordered = jnp.transpose(kernel, (*range(first), *(first + axis for axis in self.order)))
+        return ordered.reshape(*kernel.shape[:first], self.d_in, self.d_out)
 
     def set_matrix(self, module: nnx.Pytree, matrix: Array) -> None:
         first = matrix.ndim - 2
@@ -175,7 +174,7 @@ class _Reshaped(View):
 
 @dataclasses.dataclass(frozen=True)
 class _Quantized(View):
-    """A linear map kept in few bits, which says by `dequantized` what it stands for and becomes wide by `widen`."""
+    """A quantized linear map, which `dequantized` converts to a float matrix and `widen` replaces by one."""
 
     def matrix(self, module: Any) -> Array:
         return module.dequantized()
@@ -186,23 +185,23 @@ class _Quantized(View):
 
 @dataclasses.dataclass(frozen=True)
 class _General(_Reshaped):
-    """`nnx.LinearGeneral`: sums over some axes of its input and puts the new ones at the end."""
+    """`nnx.LinearGeneral`: contracts some axes of its input and puts the new ones at the end."""
 
     axes: tuple[int, ...] = (-1,)
 
     def call(self, adapter: Callable[..., Any], compute: Original, *args: Any, **kwargs: Any) -> Any:
         x, on_x = self._activations(compute, args, kwargs)
         ends = tuple(range(-len(self.axes), 0))
-        axes = sorted(axis % x.ndim for axis in self.axes)  # as Flax orders them, whatever order they are given in
-        turned = jnp.moveaxis(x, axes, ends)
-        kept, summed = turned.shape[: -len(ends)], turned.shape[-len(ends) :]
+        axes = sorted(axis % x.ndim for axis in self.axes)  # Flax sorts them, too
+        moved = jnp.moveaxis(x, axes, ends)
+        batch, contracted = moved.shape[: -len(ends)], moved.shape[-len(ends) :]
 
         def on_vectors(vectors: Array) -> Array:
-            y = on_x(jnp.moveaxis(vectors.reshape(*kept, *summed), ends, axes))
-            return y.reshape(*kept, self.d_out)
+            y = on_x(jnp.moveaxis(vectors.reshape(*batch, *contracted), ends, axes))
+            return y.reshape(*batch, self.d_out)
 
-        y = adapter(compute.by(on_vectors), turned.reshape(*kept, self.d_in))
-        return y.reshape(*kept, *self._out_shape)
+        y = adapter(compute.by(on_vectors), moved.reshape(*batch, self.d_in))
+        return y.reshape(*batch, *self._out_shape)
 
     def example(self, key: Array) -> Array:
         ndim = max(len(self.axes) + 1, *(axis + 1 if axis >= 0 else -axis for axis in self.axes))
@@ -215,10 +214,10 @@ class _General(_Reshaped):
 class _Einsum(_Reshaped):
     """`nnx.Einsum`, or any module with an `einsum_str` of two operands and one array: the second operand."""
 
-    of_x: str = ""  # letters of the dimensions
-    of_y: str = ""
-    summed: str = ""  # over which is summed, as the input has them
-    made: str = ""  # that come from the kernel, as the output has them
+    x_axes: str = ""  # subscripts of the input
+    y_axes: str = ""  # subscripts of the output
+    contracted: str = ""  # subscripts of input and kernel only, in the order of the input
+    new: str = ""  # subscripts of kernel and output only, in the order of the output
 
     def call(self, adapter: Callable[..., Any], compute: Original, *args: Any, **kwargs: Any) -> Any:
         x, on_x = self._activations(compute, args, kwargs)
@@ -228,31 +227,32 @@ class _Einsum(_Reshaped):
                     f"a {type(compute.module).__name__} of {compute.module.einsum_str!r} with something attached is "
                     f"called with {given!r}, for which that was not made; attach to other sites."
                 )
-        kept = "".join(letter for letter in self.of_x if letter not in self.summed)
-        to_vectors = [self.of_x.index(letter) for letter in kept + self.summed]
-        from_vectors = [(kept + self.summed).index(letter) for letter in self.of_x]
-        turned = jnp.transpose(x, to_vectors)
-        shape = turned.shape[: len(kept)]
-        results = [self.of_y.index(letter) for letter in kept + self.made]
-        placed = [(kept + self.made).index(letter) for letter in self.of_y]
+        batch = "".join(letter for letter in self.x_axes if letter not in self.contracted)
+        x_to_vectors = [self.x_axes.index(letter) for letter in batch + self.contracted]
+        vectors_to_x = [(batch + self.contracted).index(letter) for letter in self.x_axes]
+        y_to_vectors = [self.y_axes.index(letter) for letter in batch + self.new]
+        vectors_to_y = [(batch + self.new).index(letter) for letter in self.y_axes]
+        moved = jnp.transpose(x, x_to_vectors)
+        shape = moved.shape[: len(batch)]
 
         def on_vectors(vectors: Array) -> Array:
-            y = on_x(jnp.transpose(vectors.reshape(turned.shape), from_vectors))
-            return jnp.transpose(y, results).reshape(*shape, self.d_out)
+            y = on_x(jnp.transpose(vectors.reshape(moved.shape), vectors_to_x))
+            return jnp.transpose(y, y_to_vectors).reshape(*shape, self.d_out)
 
-        y = adapter(compute.by(on_vectors), turned.reshape(*shape, self.d_in))
-        return jnp.transpose(y.reshape(*shape, *self._out_shape), placed)
+        y = adapter(compute.by(on_vectors), moved.reshape(*shape, self.d_in))
+        return jnp.transpose(y.reshape(*shape, *self._out_shape), vectors_to_y)
 
     def example(self, key: Array) -> Array:
-        sizes = dict(zip(self.summed, (self.shape[axis] for axis in self.order[: self.num_in]), strict=True))
-        return jax.random.normal(key, tuple(sizes.get(letter, 2) for letter in self.of_x))
+        sizes = dict(zip(self.contracted, (self.shape[axis] for axis in self.order[: self.num_in]), strict=True))
+        return jax.random.normal(key, tuple(sizes.get(letter, 2) for letter in self.x_axes))
 
 
 def view_of(module: Any, *, layers: int | None = None) -> View | None:
-    """The `View` of a module; None if it is of no kind known here and holds no weights itself.
+    """The `View` of a module; None if it has no weights of its own and declares no `site_kind`.
 
     Args:
-      layers: of the stack that the module stands in, where whoever asks knows; otherwise told from shapes.
+      module: the module.
+      layers: number of layers stacked in its weights, for a module of a `LayerStack`; otherwise inferred from shapes.
     """
     kind = getattr(type(module), "site_kind", None)
     if kind is not None:
@@ -266,11 +266,11 @@ def view_of(module: Any, *, layers: int | None = None) -> View | None:
     if hasattr(type(module), "dequantized"):
         bias = "bias" if "bias" in params else None
         return _Quantized("linear", *module.site_widths, layers=module.layers, kernel="codes", bias=bias)
-    return _linear(module, params, layers) or _table(module, params, layers) or View("other", 0, 0, layers)
+    return _linear(module, params, layers) or _embedding_or_norm(module, params, layers) or View("other", 0, 0, layers)
 
 
 def _params(module: nnx.Pytree) -> dict[str, nnx.Variable]:
-    """The arrays that a module holds itself as weights, trainable ones too, by attribute."""
+    """The module's own weights, trainable ones included, by attribute."""
     return {
         name: value
         for name, value in vars(module).items()
@@ -282,7 +282,7 @@ def _linear(module: Any, params: dict[str, nnx.Variable], layers: int | None) ->
     bias = "bias" if "bias" in params else None
     if isinstance(getattr(module, "einsum_str", None), str):
         return _einsum(module.einsum_str, params, bias, layers)
-    if "kernel" not in params or hasattr(module, "kernel_size"):  # of a convolution
+    if "kernel" not in params or hasattr(module, "kernel_size"):  # a convolution has one
         return None
     shape = params["kernel"].shape
     widths = tuple(getattr(module, name, None) for name in ("in_features", "out_features"))
@@ -296,7 +296,7 @@ def _linear(module: Any, params: dict[str, nnx.Variable], layers: int | None) ->
 
 def _general(module: Any, shape: tuple[int, ...], bias: str | None, layers: int | None) -> View | None:
     into, out = _as_tuple(module.in_features), _as_tuple(module.out_features)
-    if _as_tuple(getattr(module, "batch_axis", ())):  # a map of its own for each place of an axis
+    if _as_tuple(getattr(module, "batch_axis", ())):  # a separate map for each index of an axis
         return None
     stacked = len(shape) - len(into) - len(out)
     if shape[stacked:] != (*into, *out) or stacked not in (0, 1) or (layers is not None and not stacked):
@@ -316,57 +316,59 @@ def _general(module: Any, shape: tuple[int, ...], bias: str | None, layers: int 
 
 
 def _as_tuple(value: Any) -> tuple:
-    if hasattr(value, "items"):  # nnx.LinearGeneral keeps batch axes by number
+    if hasattr(value, "items"):  # nnx.LinearGeneral has its batch axes as keys of a dict
         return tuple(value)
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
 def _einsum(text: str, params: dict[str, nnx.Variable], bias: str | None, layers: int | None) -> View | None:
     arrays = [name for name in params if name != bias]
-    operands, arrow, of_y = text.replace(" ", "").partition("->")
-    of_x, comma, of_kernel = operands.partition(",")
-    if len(arrays) != 1 or not (arrow and comma) or "." in text or "," in of_kernel:
+    operands, arrow, y_axes = text.replace(" ", "").partition("->")
+    x_axes, comma, kernel_axes = operands.partition(",")
+    if len(arrays) != 1 or not (arrow and comma) or "." in text or "," in kernel_axes:
         return None
     shape = params[arrays[0]].shape
-    stacked = len(shape) - len(of_kernel)
-    summed = "".join(letter for letter in of_x if letter in of_kernel and letter not in of_y)
-    made = "".join(letter for letter in of_y if letter in of_kernel and letter not in of_x)
-    # A letter that all three have would be a map of its own for each place of it; one that is lost is no linear map.
-    apart = len(summed) + len(made) != len(of_kernel) or not (summed and made)
-    if stacked not in (0, 1) or (layers is not None and not stacked) or apart:
+    stacked = len(shape) - len(kernel_axes)
+    contracted = "".join(letter for letter in x_axes if letter in kernel_axes and letter not in y_axes)
+    new = "".join(letter for letter in y_axes if letter in kernel_axes and letter not in x_axes)
+    # A subscript in all three would be a separate map for each index; one in the kernel only is summed out of it.
+    is_no_map = len(contracted) + len(new) != len(kernel_axes) or not (contracted and new)
+    if stacked not in (0, 1) or (layers is not None and not stacked) or is_no_map:
         return None
-    if set(of_x) - set(summed) != set(of_y) - set(made) or any(len(set(part)) < len(part) for part in (of_x, of_y)):
+    if set(x_axes) - set(contracted) != set(y_axes) - set(new):
         return None
-    sizes = dict(zip(of_kernel, shape[stacked:], strict=True))
+    if any(len(set(axes)) < len(axes) for axes in (x_axes, y_axes)):  # a repeated subscript takes a diagonal
+        return None
+    sizes = dict(zip(kernel_axes, shape[stacked:], strict=True))
     return _Einsum(
         "linear",
-        math.prod(sizes[letter] for letter in summed),
-        math.prod(sizes[letter] for letter in made),
+        math.prod(sizes[letter] for letter in contracted),
+        math.prod(sizes[letter] for letter in new),
         layers=shape[0] if stacked else None,
         kernel=arrays[0],
         bias=bias,
         shape=tuple(shape[stacked:]),
-        order=tuple(of_kernel.index(letter) for letter in summed + made),
-        num_in=len(summed),
-        of_x=of_x,
-        of_y=of_y,
-        summed=summed,
-        made=made,
+        order=tuple(kernel_axes.index(letter) for letter in contracted + new),
+        num_in=len(contracted),
+        x_axes=x_axes,
+        y_axes=y_axes,
+        contracted=contracted,
+        new=new,
     )
 
 
-def _table(module: Any, params: dict[str, nnx.Variable], layers: int | None) -> View | None:
-    """An embedding or a norm: `embedding: [rows, width]`, or vectors alone."""
+def _embedding_or_norm(module: Any, params: dict[str, nnx.Variable], layers: int | None) -> View | None:
+    """The view of an embedding, which has `embedding: [rows, width]`, or of a norm, which has vectors only."""
     shape: tuple[int, ...] = params["embedding"].shape if "embedding" in params else ()
     if len(shape) == 2 and layers is None:
         return View("embedding", *shape, kernel="embedding")
     if len(shape) == 3 and _is_stacked(module, shape, layers, "features"):
         return View("embedding", *shape[1:], layers=shape[0], kernel="embedding")
-    vectors = [value.shape for name, value in params.items()]
+    shapes = {value.shape for value in params.values()}
     is_norm = "scale" in params or type(module).__name__.lower().endswith("norm")
-    if not is_norm or len(set(vectors)) > 1:
+    if not is_norm or len(shapes) > 1:
         return None
-    (shape,) = set(vectors)
+    (shape,) = shapes
     stacked = len(shape) - 1
     if stacked == 0 and layers is None or stacked == 1 and _is_stacked(module, shape, layers, "num_features"):
         bias = "bias" if "bias" in params else None

@@ -1,4 +1,4 @@
-"""Attaching a module to another, of any class, without a change to its code, its attributes or its paths."""
+"""Attaching an adapter to a module of any class, without changing its code, its attributes or its paths."""
 
 import functools
 from collections.abc import Hashable
@@ -14,20 +14,20 @@ from jpeft.peft.views import Original, view_of
 
 @functools.cache
 def _adapted(original: type[nnx.Module]) -> type[nnx.Module]:
-    """The class of `original` modules with something attached: as theirs, but that calls go through `adapter`."""
+    """A subclass of `original` whose calls go through the attribute `adapter`."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         view = view_of(self)
-        assert view is not None, f"{original.__name__} has changed since something was attached to it"
+        assert view is not None, f"{original.__name__} has changed since an adapter was attached to it"
         if view.layers is not None:
             raise UserError(
-                f"a {original.__name__} with something attached holds {view.layers} layers and is called as one; if "
-                "its kernel is no stack of layers, attach to other sites."
+                f"a {original.__name__} with an adapter holds {view.layers} layers and is called as one; if its "
+                "kernel is no stack of layers, attach to other sites."
             )
         if num_dimensions(self.adapter) != self.adapter_dimensions:
             raise UserError(
-                f"what is attached to a {original.__name__} is called with all its layers at once, and its weights "
-                "with one; where nnx.scan or nnx.vmap is told which variables to go along, name jpeft.Adapter, too."
+                f"the adapter of a {original.__name__} has all layers in a call in which its weights have one; where "
+                "nnx.scan or nnx.vmap lists the variables to map over, name jpeft.Adapter, too."
             )
         compute = Original(functools.partial(original.__call__, self), view, self)
         return view.call(self.adapter, compute, *args, **kwargs)
@@ -37,21 +37,21 @@ def _adapted(original: type[nnx.Module]) -> type[nnx.Module]:
 
 
 def num_dimensions(adapter: nnx.Module) -> int:
-    """How many dimensions the leaves of what is attached have together: fewer where one layer of a stack is called."""
+    """The total number of dimensions of an adapter's leaves; it is smaller within a call for one layer of a stack."""
     return sum(leaf.ndim for leaf in jax.tree.leaves(adapter))
 
 
 def put(place: SiteModule, adapter: nnx.Module) -> None:
-    """Attaches a module where another stands: that stays the object it was, and its calls go through `adapter`.
+    """Attaches an adapter to the module at a place, which stays the same object and gets another class.
 
     Raises:
-      UserError: something is attached there already, or the module has an attribute `adapter` of its own.
+      UserError: the module is not callable, has an adapter already, or has an attribute `adapter` of its own.
     """
     module: Any = place.module
     if not callable(module):
         raise UserError(
-            f"{place.sites[0].path} is a {type(module).__name__}, which is not called itself; what would be attached "
-            "there would do nothing."
+            f"{place.sites[0].path} is a {type(module).__name__}, which is not called itself, so an adapter there "
+            "would have no effect; attach to other sites."
         )
     if hasattr(module, "adapter"):
         why = "has an adapter already" if is_adapted(module) else "has an attribute `adapter` of its own"
@@ -63,7 +63,7 @@ def put(place: SiteModule, adapter: nnx.Module) -> None:
 
 
 def take_off(module: Any) -> nnx.Module:
-    """Undoes `put`: the module has its own class again. Returns what was attached."""
+    """Undoes `put`: gives the module its own class back and returns the adapter."""
     adapter = module.adapter
     del module.adapter, module.adapter_dimensions
     vars(module).pop("attached_method", None)
@@ -86,5 +86,5 @@ def attached_method(module: Any) -> Any | None:
 
 
 def is_adapted(module: Any) -> bool:
-    """Whether something is attached to the module itself."""
+    """Whether the module itself has an adapter."""
     return hasattr(type(module), "unadapted")

@@ -202,7 +202,7 @@ class _Execution:
             graphdef, programs, settled = self._settle(asked, state, programs_of)
         if (meeting := self._meeting()) is not None:
             kind = None
-            if self.setup.method.filled_up:
+            if self.setup.method.padded_options:
                 smoothing = self.run.train.label_smoothing
                 kind = kind_of(graphdef, state.adapter, self.base, self.layout, label_smoothing=smoothing)
             programs = meeting_others(programs, meeting, self.setup.model.config, kind=kind)

@@ -23,7 +23,7 @@ from jpeft.model.quantized import quantization_of
 from jpeft.model.source import resolve
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.model.weight_files import model_fingerprint
-from jpeft.peft.attaching import attach, begin_with_lost
+from jpeft.peft.attaching import attach, init_from_residual
 from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS, ablation_of
 from jpeft.peft.selection import Selection, select
@@ -137,7 +137,7 @@ def _begin_with_lost(run: Run, model: nnx.Module, method: Method, report: Callab
     assert quantization is not None and quantization.kind != "none", "a config without is refused"
     directory = resolve(run.model.name)
     started = time.perf_counter()
-    maps = begin_with_lost(model, method, family_in(directory).open_filling(directory).lost_by(quantization))
+    maps = init_from_residual(model, method, family_in(directory).open_filling(directory).lost_by(quantization))
     seconds = time.perf_counter() - started
     if seconds > _SECONDS_WORTH_TELLING:
         report(f"LoftQ began with what {quantization} takes away of {maps:,} maps, in {seconds:.0f} s")
@@ -174,6 +174,6 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
     else:
         sites = select(untuned, method, selection(run, untuned))
         model = attach(untuned, method, sites, jax.random.key(run.train.seed))
-        if method.begin_with_lost is not None:
+        if method.init_from_residual is not None:
             _begin_with_lost(run, model, method, report)
     return Setup(model, untuned, method, sites, tokenizer, total, quantization_of(untuned), content)

@@ -138,7 +138,7 @@ def test_peft_files_of_maps_with_fewer_triplets(tmp_path):
     config |= {"rank_pattern": {f"{q}.lora_E": [True, False, True], f"{k}.lora_E": [False] * 3}}
     method, leaves, notes = read_peft(config, tensors, model, source="here")
     assert method == AdaLora(rank=1, initial_rank=3, alpha=6.0, orthogonality=0.5)
-    assert notes == ("ranks from 0 to 2 were filled up with zeros to 3",)
+    assert notes == ("ranks from 0 to 2 were padded with zeros to 3",)
     found = leaves["encoder/layers/0/self_attention/q/lora_e"]
     np.testing.assert_array_equal(found, [*tensors[f"base_model.model.{q}.lora_E"][:, 0], 0])
     assert not leaves["encoder/layers/0/self_attention/k/lora_a"].any()
@@ -166,7 +166,7 @@ def test_it_is_kept_in_pefts_layout(tmp_path, key):
         ({"initial_fraction": float("nan")}, "method.initial_fraction is nan"),
         ({"final_fraction": float("inf")}, "and method.final_fraction inf"),
         ({"allocate_every": 0}, "method.allocate_every 0"),
-        ({"initial_fraction": 0.6, "final_fraction": 0.4}, "leave some for ranks to fall in"),
+        ({"initial_fraction": 0.6, "final_fraction": 0.4}, "of a sum below 1"),
     ],
 )
 def test_what_makes_no_schedule_is_refused(options, says):

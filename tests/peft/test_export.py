@@ -78,7 +78,7 @@ def test_the_card_of_an_adapter_of_a_rounded_base_says_so_and_how_to_round_alike
         assert main(["export", str(directory), "--out", str(out)]) == 0
         assert "note     the adapter was tuned with its base in nf4,double, and" in capsys.readouterr().out
         card = (out / "README.md").read_text()
-        assert "| base kept in | nf4,double |" in card and "Its run kept the base in nf4,double" in card
+        assert "| base kept in | nf4,double |" in card and "Its run quantized the base to nf4,double" in card
         assert "--config.model.quantization=nf4" in card and "--config.model.double_quantization=True" in card
         shutil.rmtree(directory)
     assert "jpeft merge DIR --quantization nf4,double --out MERGED" in card

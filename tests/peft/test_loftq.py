@@ -78,11 +78,23 @@ def test_it_is_kept_as_a_plain_lora_of_the_base_in_few_bits(directory, tmp_path)
 def test_what_it_cannot_begin_with_is_refused(directory, tmp_path):
     wide, base = t5_weights.load(directory), t5_weights.load(directory, quantization=Quantization("int8"))
     for model, method, where, given, says in (
-        (base, METHOD, None, None, "wide is missing, and LoRA of rank 4, alpha 2, from what rounding takes away"),
+        (
+            base,
+            METHOD,
+            None,
+            None,
+            "wide is missing, and LoRA of rank 4, alpha 2, initialised from the quantization residual",
+        ),
         (base, Lora.official(), None, directory, "has no use for one"),
         (wide, METHOD, None, directory, "the model is kept wide, and nothing was lost"),
-        (base, METHOD, ".*/wo", directory, "no map that it is attached to is in few bits"),
-        (base, Lora.official(rank=129, init="loftq"), None, directory, "has no so many singular values"),
+        (base, METHOD, ".*/wo", directory, "none of the maps that it is attached to is quantized"),
+        (
+            base,
+            Lora.official(rank=129, init="loftq"),
+            None,
+            directory,
+            "with fewer singular values than method.lora_init=loftq needs",
+        ),
     ):
         with pytest.raises(jpeft.UserError, match=says):
             jpeft.attach(model, method, where=where, wide=given)

@@ -173,9 +173,9 @@ def test_of_layers_with_a_window_pefts_layout_is_not_written_and_reading_it_is_t
     named = {name: np.asarray(value) for name, value in named_leaves(tuned, Adapter).items()}
     config = peft_config(model, PREFIX, select(model, PREFIX))
     _, _, notes = read_peft(config, peft_tensors(model, Prefix, named), model, source="here")
-    assert [f"see {model.config.window} tokens back see the prefix from anywhere" in note for note in notes] == (
-        [True] if windowed else []
-    )
+    assert [
+        f"with a window of {model.config.window} tokens see the prefix from any distance" in note for note in notes
+    ] == ([True] if windowed else [])
 
 
 def test_learned_positions_count_a_prefix(key):

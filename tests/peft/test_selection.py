@@ -72,7 +72,7 @@ def test_names_reach_beyond_a_methods_defaults(tiny_t5):
     [
         ({"encoder": [0, 2], "decoder": [0]}, None, "names block 2, and the encoder has 2, 0 to 1.*method.stacks"),
         ({"encoder": [0], "decoder": [1, 7, 9]}, None, "names block 7, and the decoder has 2, 0 to 1"),
-        ({"encoder": [5], "decoder": [5]}, ["decoder"], "names block 5, and the decoder has 2.*are there\\.$"),
+        ({"encoder": [5], "decoder": [5]}, ["decoder"], "names block 5, and the decoder has 2.*existing blocks\\.$"),
     ],
 )
 def test_a_block_that_is_not_there_is_refused_beside_those_that_are(tiny_t5, layers, stacks, says):

@@ -136,6 +136,6 @@ def test_the_budget_is_given_out_as_by_peft_and_read_from_its_file(base, tmp_pat
         for weight in their_parameters(theirs).values():
             weight.mul_(0.3)
     theirs.eval().save_pretrained(tmp_path / "theirs")
-    assert "were filled up with zeros to 4" in files.open_adapter(tmp_path / "theirs", model).notes[0]
+    assert "were padded with zeros to 4" in files.open_adapter(tmp_path / "theirs", model).notes[0]
     ours = files.load_adapter(tmp_path / "theirs", model)[0]
     np.testing.assert_allclose(our_logits(ours, batch), their_logits(theirs, batch), rtol=0, atol=1e-4)

@@ -245,7 +245,7 @@ OF_TWO_RANKS = {
 
 
 def test_every_method_that_may_be_filled_up_is_tried_so():
-    filled_up = {name for name, method in ALL_METHODS.items() if method.filled_up}
+    filled_up = {name for name, method in ALL_METHODS.items() if method.padded_options}
     assert filled_up == {type(methods[0]).name for methods in OF_TWO_RANKS.values()}
 
 
