@@ -1,4 +1,4 @@
-"""Adapters with something in them."""
+"""Adapters with random values, as after training."""
 
 import jax
 import numpy as np
@@ -9,12 +9,12 @@ from jpeft.peft.attaching import split
 
 
 def filled(model: T5, key, *, by: float = 0.3) -> T5:
-    """The model with every adapter leaf moved at random, by that standard deviation.
+    """Adds Gaussian noise of standard deviation `by` to every adapter leaf of a model.
 
-    A fresh adapter proves nothing where it starts at the identity.
+    A new adapter often starts as a no-op, with which most tests would prove nothing.
     """
     graphdef, adapter, base = split(model)
-    draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))  # numpy: nothing to compile for each shape
+    draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))  # NumPy needs no compilation per shape
 
     def moved(leaf):
         return jax.device_put(np.asarray(leaf) + by * draw.standard_normal(leaf.shape, np.float32))

@@ -1,4 +1,4 @@
-"""AdaLoRA's budget: how many triplets remain at each step, which ones, and what is remembered for it."""
+"""AdaLoRA's budget: how many triplets remain at each step, which ones, and the state that is carried between steps."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ from tests.conftest import ONE_LAYER, TINY, make_batch, random_t5
 from tests.peft.filled import filled
 
 METHOD = AdaLora(rank=2, initial_rank=4, allocate_every=3, initial_fraction=0.2, final_fraction=0.25)
-STEPS = 20  # ranks fall after step 4, and have fallen at step 15
+STEPS = 20  # pruning starts after step 4 and has ended at step 15
 sgd = lambda schedule: optax.sgd(schedule)
 
 
@@ -35,7 +35,7 @@ def adapter():
 
 @pytest.fixture(scope="module")
 def course(adapter):
-    """The states before the first step and after each, under gradients drawn at random."""
+    """The states before the first step and after each step, with random gradients."""
     update = jax.jit(make_update(sgd, METHOD))
     schedule = three_point_schedule(0.1, 0.1, 0.1, total_steps=STEPS, warmup_fraction=0.1)
     draw = np.random.default_rng(0)
@@ -47,13 +47,13 @@ def course(adapter):
 
 
 def lambdas(tree):
-    """The numbers of lambda, in one row."""
+    """The entries of all lambdas in one vector."""
     paths = jax.tree_util.tree_leaves_with_path(tree)
     return np.concatenate([np.ravel(leaf) for path, leaf in paths if "lora_e" in jax.tree_util.keystr(path)])
 
 
 def test_how_many_triplets_remain_at_each_step(course):
-    """Section 3.3, eq. (b): the first budget, a cubic fall, the last; given out at every third step between."""
+    """Section 3.3, eq. (b): the initial budget, a cubic decay, the final one; allocated at every third step between."""
     first, last = 10 * 4, 10 * 2
     for now, state in enumerate(course[1:], start=1):
         remaining = np.count_nonzero(lambdas(state.adapter))
@@ -102,7 +102,7 @@ def test_the_penalty_is_the_mean_distance_from_orthonormal(adapter):
 
 def test_a_method_that_remembers_nothing_has_a_state_without_it(adapter):
     assert jax.tree.leaves(init_state(adapter, sgd, Lora()).memory) == []
-    kept = len(jax.tree.leaves(adapter)) // 3  # a lambda for each site
+    kept = len(jax.tree.leaves(adapter)) // 3  # one lambda per site
     assert len(jax.tree.leaves(init_state(adapter, sgd, METHOD).memory)) == 2 * len(jax.tree.leaves(adapter)) + kept
 
 
@@ -127,7 +127,7 @@ def test_losses_of_a_fit_are_without_the_penalty():
 
 
 def test_peft_files_of_maps_with_fewer_triplets(tmp_path):
-    """As PEFT stores them, one with none left; what is filled up does nothing."""
+    """PEFT stores only the remaining triplets, of one map none; the padding has no effect."""
     model, draw = random_t5(TINY), np.random.default_rng(0)
     q, k = (f"encoder.block.0.layer.0.SelfAttention.{name}" for name in "qk")
     tensors = {}

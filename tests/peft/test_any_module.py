@@ -1,4 +1,4 @@
-"""Methods on modules that nobody here wrote: Flax's own parts, lists, plain attributes and stacked, scanned blocks."""
+"""Methods on modules from outside jpeft: Flax's own layers, lists, plain attributes and stacked, scanned blocks."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ class Flax(nnx.Module):
 
 
 class Einsums(nnx.Module):
-    """Maps into and out of heads, with axes in unusual orders."""
+    """Linear maps into and out of heads, with axes in unusual orders."""
 
     def __init__(self, rngs):
         self.embed = nnx.Embed(20, WIDTH, rngs=rngs)
@@ -55,7 +55,7 @@ class Einsums(nnx.Module):
 
 
 class Scanned(nnx.Module):
-    """Blocks made by `nnx.vmap` and run by `nnx.scan`: every weight has a first axis of layers."""
+    """Blocks created by `nnx.vmap` and run by `nnx.scan`; every weight has a leading axis of layers."""
 
     def __init__(self, rngs):
         self.embed = nnx.Embed(20, WIDTH, rngs=rngs)
@@ -80,7 +80,7 @@ CASES = {
     "scaled": (Flax, jpeft.Lora(rank=2), r"blocks/\d/(query|out)"),
     "embedding": (Flax, jpeft.Lora.official(rank=3), "embed"),
     "ia3": (Flax, jpeft.Ia3.official(), r"blocks/\d/(key|value)|head"),
-    "bitfit": (Flax, jpeft.BitFit(), r"blocks/0/.*|head"),  # where there are biases to merge into
+    "bitfit": (Flax, jpeft.BitFit(), r"blocks/0/.*|head"),  # sites with biases to merge into
     "ln": (Flax, jpeft.NormTuning(), "norm"),
     "dora": (Flax, jpeft.Dora(rank=3), r"blocks/0/(query|out)|head"),
     "scanned_dora": (Scanned, jpeft.Dora(rank=3), "layers"),
@@ -108,7 +108,7 @@ def test_attached_trained_saved_loaded_and_merged(case, tmp_path, key):
     model = network(nnx.Rngs(0))
     start = model(TOKENS)
     tuned = jpeft.attach(model, method, where=where)
-    off = 1e-6 if "dora" in case or "pissa" in case else 0  # a column's norm, or what is subtracted, is summed anew
+    off = 1e-6 if "dora" in case or "pissa" in case else 0  # the base's output goes through additional float32 sums
     np.testing.assert_allclose(tuned(TOKENS), start, rtol=0, atol=off)
     before = jax.tree.map(np.array, split(tuned))
     fitted = jpeft.fit(tuned, [TOKENS] * 3, loss, learning_rate=1e-2)
@@ -116,7 +116,7 @@ def test_attached_trained_saved_loaded_and_merged(case, tmp_path, key):
     jax.tree.map(np.testing.assert_array_equal, after[2], before[2])
     moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), after[1], before[1])
     assert all(jax.tree.leaves(moved)) and fitted.losses[-1] < fitted.losses[0]
-    np.testing.assert_array_equal(model(TOKENS), start)  # what was attached to stays as it was
+    np.testing.assert_array_equal(model(TOKENS), start)  # the original model is unchanged
 
     said = fitted.model(TOKENS)
     assert np.abs(said - start).max() > 1e-3
@@ -144,7 +144,7 @@ def test_sites_of_lists_plain_attributes_and_stacks_are_found():
     [
         lambda rngs: nnx.Conv(3, 4, (2, 2), rngs=rngs),
         lambda rngs: nnx.LinearGeneral((2, 3), 4, axis=(-2, -1), batch_axis={0: 5}, rngs=rngs),
-        lambda rngs: nnx.Einsum("EBD,EDH->EBH", (2, 3, 4), None, rngs=rngs),  # a map of its own for each E
+        lambda rngs: nnx.Einsum("EBD,EDH->EBH", (2, 3, 4), None, rngs=rngs),  # a separate map for each index of E
     ],
 )
 def test_what_is_no_map_of_vectors_is_not_taken_for_one(module):
@@ -191,7 +191,7 @@ def test_each_step_of_a_fit_drops_anew_and_statistics_move():
 
 
 class Table(nnx.Module):
-    """A table that is asked by methods of its own."""
+    """A table that is not callable and is used through its own methods."""
 
     def __init__(self):
         self.embedding = nnx.Param(jnp.ones((5, 4)))
@@ -214,7 +214,7 @@ class Turned(nnx.Module):
 
 
 class Convolution(nnx.Module):
-    """What only looks like a stack of three layers."""
+    """A module whose kernel only looks like a stack of three layers."""
 
     def __init__(self):
         self.in_features = self.out_features = 4
@@ -237,7 +237,7 @@ def test_a_module_that_does_not_compute_what_its_kernel_looks_like_is_not_merged
 
 
 def test_a_table_that_may_be_the_head_is_merged_only_if_told_that_it_is_not(key):
-    """An adapter acts where a table is looked up; of `attend`, which makes logits of it, nothing tells."""
+    """An adapter acts on the lookup; whether the model also calls `attend` for its logits cannot be known."""
     tuned = filled(jpeft.attach(Flax(nnx.Rngs(0)), LORA, where="embed"), key)
     with pytest.raises(jpeft.UserError, match="embed is a Embed.* say heads_apart=True if it does not"):
         jpeft.merge(tuned)
@@ -323,7 +323,7 @@ def test_an_adapter_is_saved_by_its_own_method_alone_and_lies_alone(tmp_path, ke
     graphdef, adapter, base = split(tuned)
     with pytest.raises(jpeft.UserError, match="holds NaN"):
         jpeft.save(nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf * np.nan, adapter), base), LORA, tmp_path)
-    (tmp_path / "adapter_config.json").write_text("{}")  # of an adapter in PEFT's layout that was here before
+    (tmp_path / "adapter_config.json").write_text("{}")  # left by an earlier adapter in PEFT's layout
     jpeft.save(tuned, LORA, tmp_path)
     np.testing.assert_array_equal(jpeft.load_adapter(tmp_path, model)(TOKENS), tuned(TOKENS))
     assert not (tmp_path / "adapter_config.json").exists()
@@ -407,7 +407,7 @@ def test_the_table_of_a_tied_model_is_not_merged(key):
 
 
 class Siamese(nnx.Module):
-    """Two maps of one matrix, and a third of its own."""
+    """Two linear maps that share a kernel, and a third with its own."""
 
     def __init__(self):
         self.a, self.b, self.c = (nnx.Linear(4, 4, rngs=nnx.Rngs(i)) for i in range(3))
@@ -434,7 +434,10 @@ def test_full_tuning_keeps_shared_weights_shared(tmp_path, key):
     assert merged.a.kernel is merged.b.kernel
     jpeft.save(tuned, jpeft.Full(), tmp_path)
     written = json.loads((tmp_path / "jpeft_adapter.json").read_text())
-    assert (written["format_version"], written["shared"]) == (2, {"b/kernel": "a/kernel"})  # 1 knows no shared weights
+    assert (written["format_version"], written["shared"]) == (
+        2,
+        {"b/kernel": "a/kernel"},
+    )  # not in version 1
     loaded = jpeft.load_adapter(tmp_path, Siamese())
     assert loaded.a.kernel is loaded.b.kernel
     for model in (merged, loaded):
@@ -447,7 +450,7 @@ def test_full_tuning_keeps_shared_weights_shared(tmp_path, key):
 
 
 class Scaled(nnx.Module):
-    """A map that multiplies by four what it makes of its kernel."""
+    """A linear map that multiplies its output by four."""
 
     def __init__(self, dtype):
         self.kernel = nnx.Param(jax.random.normal(jax.random.key(0), (8, 8)).astype(dtype))
@@ -468,7 +471,7 @@ def test_a_small_change_is_held_against_the_kernel_in_any_dtype(dtype, key):
 @pytest.mark.parametrize("computes_in", [None, jnp.bfloat16, jnp.float32])
 def test_narrow_weights_are_merged_and_keep_their_dtype(dtype, computes_in, key):
     base = nnx.Dict(it=nnx.Linear(8, 8, param_dtype=dtype, dtype=computes_in, rngs=nnx.Rngs(0)))
-    base.it.bias.set_value(jnp.full(8, 100, dtype))  # beside which the rest is little
+    base.it.bias.set_value(jnp.full(8, 100, dtype))  # large beside the rest of the output
     tuned = filled(jpeft.attach(base, LORA, where="it"), key)
     merged, x = jpeft.merge(tuned), jax.random.normal(key, (3, 8))
     assert merged.it.kernel.dtype == dtype and merged.it.bias.dtype == dtype
@@ -536,7 +539,7 @@ def test_answers_in_code_compile_once_and_look_at_what_they_are_given_first(tiny
     tuned = jpeft.attach(model, jpeft.Lora(rank=2))
     for seed in range(2):
         jpeft.generate(filled(tuned, jax.random.key(seed)), tokenizer, ["coach goal"], **sizes)
-    assert compiled == [1, 1]  # once with something attached, and not for each adapter
+    assert compiled == [1, 1]  # once with an adapter, not once per adapter
     elsewhere = nnx.merge(nnx.graphdef(model), jax.device_put(nnx.state(model), jax.devices()[1]))
     assert jpeft.generate(elsewhere, tokenizer, ["coach goal"], **sizes) == first
     assert compiled == [1, 1, 1]
@@ -577,7 +580,7 @@ def test_inputs_that_are_cut_in_code_are_counted(tiny_checkpoint):
 
 
 def test_what_has_other_random_matrices_is_not_saved_as_this(tmp_path):
-    """A file holds VeRA's seed and no matrices, of which the widest map attached to settles the sizes."""
+    """A file has VeRA's seed but not its matrices, whose sizes are those of the widest adapted map."""
     vera = jpeft.Vera(rank=4)
     model = random_t5(TINY)
     with pytest.raises(jpeft.UserError, match="name the method, with its options, that was attached"):
@@ -607,7 +610,7 @@ def test_fit_takes_the_method_that_is_attached_and_steps_that_there_are():
 
 
 def test_fit_looks_for_its_method_beside_what_others_have_attached():
-    """Whose wider maps do not settle VeRA's sizes."""
+    """The wider maps of the other method do not determine the sizes of VeRA's matrices."""
     model, vera = random_t5(TINY), jpeft.Vera(rank=2)
     both = jpeft.attach(jpeft.attach(model, vera, where=r"encoder/.*/q"), jpeft.Lora(rank=2), where=r"encoder/.*/wo")
     tokens = {name: np.full((1, 2), 3, np.int32) for name in ("decoder_input_tokens", "decoder_target_tokens")}

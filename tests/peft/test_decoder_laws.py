@@ -1,4 +1,4 @@
-"""Every method on decoder-only models: what it attaches, trains, saves, and what it costs."""
+"""Every method on decoder-only models: parameters, training, saving, merging and cost."""
 
 import jax
 import jax.numpy as jnp
@@ -55,11 +55,11 @@ METHODS = {
 }
 # Formulas for LLAMA: d = 16, queries 16 wide, keys and values 8, f = 24; 3 layers.
 COUNTS = {
-    "lora": 3 * (2 * 3 * (16 + 16) + 2 * 3 * (16 + 8)),  # rank 2 and two vectors at q and o, and at k and v
+    "lora": 3 * (2 * 3 * (16 + 16) + 2 * 3 * (16 + 8)),  # rank 2 and two vectors, at q and o, and at k and v
     "lora_official": 3 * 3 * ((16 + 16) + (16 + 8)),
     "ia3": 3 * (2 * (16 + 8) + (16 + 24)),
     "ia3_official": 3 * (8 + 8 + 24),
-    "bitfit": 3 * (16 + 8 + 8 + 16 + 24 + 24 + 16),  # none of its own: one for each map
+    "bitfit": 3 * (16 + 8 + 8 + 16 + 24 + 24 + 16),  # Llama has no biases, so each map gets one
     "bitfit_official": 3 * (16 + 8 + 8 + 16 + 24 + 24 + 16) + (2 * 3 + 1) * 16,
     "prompt": 6 * 16,
     "dora": 3 * (3 * (16 + 16) + 16 + 2 * (3 * (16 + 8) + 8) + 2 * 3 * (16 + 24) + 24 + 16),
@@ -67,9 +67,9 @@ COUNTS = {
     "ln": (2 * 3 + 1) * 16,
     "adapter": 3 * 2 * (2 * 16 * 5 + 5 + 16),
     "adalora": 3 * 3 * (2 * (16 + 16 + 1) + 2 * (16 + 8 + 1) + 3 * (16 + 24 + 1)),
-    "prefix": 3 * 2 * 6 * 8,  # two heads of keys for four of queries
+    "prefix": 3 * 2 * 6 * 8,  # two heads of keys and values for four of queries
 }
-# Real biases, of linear maps and norms.
+# The models' own biases, of linear maps and norms.
 BIASES = {
     "EleutherAI/gpt-neo-125m": 74_496,
     "EleutherAI/gpt-neo-1.3B": 395_264,
@@ -132,7 +132,7 @@ def test_an_ablation_without_a_counterpart_is_refused_by_name(name):
 
 @pytest.mark.parametrize("name", slow_but(("lora", "prompt"), METHODS))
 def test_steps_lower_the_loss_and_move_every_leaf_but_none_of_the_base(name, key):
-    """And first, all but a prompt leave the model as it was; what is saved is what is loaded."""
+    """Also: all but a prompt start as a no-op, and a saved adapter is loaded unchanged."""
     model = random_decoder(one_layer(LLAMA))
     graphdef, adapter, base = split(adapted(name, model, key))
     before = jax.tree.map(np.array, (adapter, base))
@@ -198,9 +198,7 @@ def test_a_frozen_prefix_of_layers_is_a_segment_of_its_own(key):
     assert all("layers/2/" in name for name in named_leaves(tuned, Adapter))
     batch = batch_of(TINY_DECODERS["gpt_neo"])
     untouched = attach(model, METHODS["lora"], select(model, METHODS["lora"], Selection(layers=[2])), key)
-    np.testing.assert_allclose(
-        logits(untouched, batch), logits(model, batch), atol=1e-5
-    )  # windows stay where they were
+    np.testing.assert_allclose(logits(untouched, batch), logits(model, batch), atol=1e-5)  # each layer keeps its window
     assert np.abs(logits(tuned, batch) - logits(model, batch)).max() > 1e-2
 
 
@@ -218,14 +216,14 @@ FUSED = r".*h\.0\.self_attention\.query_key_value"
 
 
 def of_fused_map(leaves, seed=0):
-    """A file of PEFT's for the fused map of the first layer of BLOOM, 24 wide with 6 heads."""
+    """PEFT's tensors for the fused map of the first layer of a BLOOM of width 24 with 6 heads."""
     draw = np.random.default_rng(seed)
     module = "base_model.model.transformer.h.0.self_attention.query_key_value"
     return {f"{module}.{leaf}": draw.standard_normal(shape, np.float32) for leaf, shape in leaves.items()}
 
 
 def test_an_update_of_a_fused_map_is_one_of_each_of_its_three(key):
-    """A is each one's, and of B the rows that are its own: head by head q, k and v."""
+    """All three share A, and each has its own rows of B, which are ordered by head, then q, k and v."""
     model = random_decoder(TINY_DECODERS["bloom"])
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": FUSED}
     tensors = of_fused_map({"lora_A.weight": (2, 24), "lora_B.weight": (72, 2)})

@@ -1,4 +1,4 @@
-"""`jpeft export` and `jpeft import`: what is written, what is said, and what is refused."""
+"""`jpeft export` and `jpeft import`: the files, the output and the errors."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ RESULT = {
 
 @pytest.fixture
 def run(tiny_checkpoint, tmp_path):
-    """Makes a finished run's directory of a method, as far as exporting looks at it."""
+    """Creates those parts of a finished run's directory that exporting reads."""
 
     def make(method):
         key, model = jax.random.key(5), t5_weights.load(tiny_checkpoint)
@@ -67,7 +67,7 @@ def test_what_peft_knows_is_exported_in_its_layout_with_a_card(method, run, tiny
     assert card.startswith("---\nlibrary_name: peft\nbase_model: google/flan-t5-tiny\n")
     for line in ("| accuracy | 0.8125 |", "| zero-shot accuracy | 0.2500 |", "| training rows | 100 |"):
         assert line in card.splitlines()
-    assert "| device | a \\| b # c |" in card.splitlines()  # a value breaks out of no table
+    assert "| device | a \\| b # c |" in card.splitlines()  # values are escaped for the table
     assert 'peft.PeftModel.from_pretrained(model, "DIR")' in card
 
 

@@ -1,4 +1,4 @@
-"""Against what PyTorch and Hugging Face PEFT made of the same base and adapter: `tests/golden/make_golden.py`."""
+"""Comparison with outputs of PyTorch and Hugging Face PEFT for the same weights (`tests/golden/make_golden.py`)."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ MODELS = ("tied_relu", "untied_gated", "tall_odd")
 ADAPTERS = ("lora", "ia3", "prompt")
 
 
-# Each architecture and each method once all day, the other pairs with the slow tests.
+# The default suite has each architecture and each method once; the other pairs are slow tests.
 QUICK = set(zip(MODELS, ADAPTERS, strict=True))
 PAIRS = [
     pytest.param((model, adapter), marks=[] if (model, adapter) in QUICK else pytest.mark.slow, id=f"{model}-{adapter}")
@@ -47,7 +47,7 @@ def golden_base(name):
 
 @pytest.fixture(scope="module", params=PAIRS)
 def golden_adapter(request):
-    """`(logits, gradients in PEFT's layout, the same as PEFT has them, logits of the base)`."""
+    """`(logits, gradients in PEFT's layout, PEFT's gradients, logits of the base)`."""
     architecture, name = request.param
     directory, model, batch, base_logits = golden_base(architecture)
     adapted, method, _ = load_adapter(directory / name, model)
@@ -69,7 +69,7 @@ def golden_adapter(request):
 def test_logits_with_an_adapter(golden_adapter):
     logits, _, expected, base_logits = golden_adapter
     np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=1e-4)
-    assert np.abs(logits - base_logits).max() > 0.5  # an adapter that does nothing would prove nothing
+    assert np.abs(logits - base_logits).max() > 0.5  # the adapter is no no-op
 
 
 def test_gradient_of_every_adapter_leaf(golden_adapter):

@@ -63,7 +63,7 @@ METHODS = {
     "dora": Dora(rank=3),
     "adalora": AdaLora(rank=2),
     "vera": Vera(rank=7),
-    "rank_one": RankOne(),  # of examples/, as a user would add one
+    "rank_one": RankOne(),  # from examples/, as a user would add it
 }
 # Formulas for TINY: d = d_model 16, h = num_heads * d_kv 8, f = d_ff 24; 6 attentions, 4 feed-forwards.
 COUNTS = {
@@ -85,12 +85,12 @@ COUNTS = {
     "prefix_network": 6 * (6 * 16 + 16 * 5 + 5 + 2 * (5 * 8 + 8)),
     "ln": (2 * 2 + 2 * 3 + 2) * 16,
     "dora": 6 * 3 * (3 * (16 + 8) + 8) + 4 * (2 * 3 * (16 + 24) + 24 + 16),
-    "adalora": 3 * (6 * 4 * (16 + 8 + 1) + 4 * 3 * (16 + 24 + 1)),  # begins with a rank of 3
+    "adalora": 3 * (6 * 4 * (16 + 8 + 1) + 4 * 3 * (16 + 24 + 1)),  # starts with a rank of 3
     "vera": 6 * 2 * (7 + 8),
     "rank_one": 6 * 2 * (16 + 8),
 }
 each_method = pytest.mark.parametrize("name", METHODS)
-# Of laws that compile a step: the paper's methods all day, the others with the slow tests.
+# Laws that compile a step: the default suite has the paper's methods, the slow tests the others.
 PAPER = ("full", "lora", "ia3", "bitfit", "prompt")
 each_method_of_the_paper_first = pytest.mark.parametrize("name", slow_but(PAPER, METHODS))
 
@@ -116,7 +116,7 @@ def logits(model: T5, batch):
 @pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith(("prompt", "prefix"))])
 def test_first_forward_pass_is_the_base_models(name, batch, key):
     base = random_t5(ONE_LAYER)
-    off = 1e-5 if name == "dora" else 0  # the norm of a column is summed anew, in another program's order
+    off = 1e-5 if name == "dora" else 0  # the column norms are computed in two programs, with other summation orders
     np.testing.assert_allclose(logits(adapted(name, base, key), batch), logits(base, batch), rtol=0, atol=off)
 
 
@@ -125,7 +125,7 @@ def test_first_forward_pass_of_a_prompt_is_the_base_models_on_the_text_that_it_w
     prompt = named_leaves(model, Adapter)["encoder_input/prompt"]
     table = tiny_t5.shared.embedding[...]
     pieces = jnp.argmin(jnp.sum((prompt[:, None] - table[None]) ** 2, axis=-1), axis=-1)
-    assert len(set(pieces.tolist())) == 6 and min(pieces.tolist()) > 2  # distinct, and no special piece
+    assert len(set(pieces.tolist())) == 6 and min(pieces.tolist()) > 2  # distinct, and without special tokens
     rows = batch["encoder_input_tokens"]
     prefixed = jnp.concatenate([jnp.tile(pieces[None], (rows.shape[0], 1)), rows], axis=1)
     np.testing.assert_allclose(
@@ -142,7 +142,7 @@ def test_a_filled_adapter_changes_what_the_model_says(name, batch, key):
 
 @pytest.mark.parametrize("name", slow_but(("lora", "ia3"), METHODS))
 def test_a_small_change_of_any_leaf_is_felt_in_bfloat16(name, batch, key):
-    """Where scales start, at 1, the next bfloat16 is 0.8 % away: a step of a usual rate must not be lost."""
+    """Near 1, where scales start, bfloat16 has steps of 0.8 %; an update at a usual learning rate must not be lost."""
     model = filled(adapted(name, random_t5(ONE_LAYER, dtype=jnp.bfloat16), key), key)
     graphdef, adapter, base = split(model)
 
@@ -165,7 +165,7 @@ def test_trainable_parameters_equal_the_formula(name, tiny_t5, key):
 
 @adding_methods
 def test_no_leaf_is_an_array_of_the_base(name, tiny_t5, key):
-    """Training takes the buffers of what trains."""
+    """Training donates the buffers of trainable leaves."""
     _, adapter, base = split(adapted(name, tiny_t5, key))
     pointers = [{leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)} for tree in (adapter, base)]
     assert not pointers[0] & pointers[1]
@@ -173,7 +173,7 @@ def test_no_leaf_is_an_array_of_the_base(name, tiny_t5, key):
 
 @each_method_of_the_paper_first
 def test_three_steps_move_every_adapter_leaf_and_no_base_leaf(name, tiny_t5, key):
-    """And the optimizer holds two moments per adapter leaf, and nothing of the base; no step compiles anew."""
+    """Also: the optimizer has two moments per adapter leaf and nothing for the base, and no step recompiles."""
     graphdef, adapter, base = split(adapted(name, tiny_t5, key))
     before = jax.tree.map(np.array, (adapter, base))
     optimizer = AdamW(weight_decay=0.01, clip_grad_norm=1.0)
@@ -183,7 +183,7 @@ def test_three_steps_move_every_adapter_leaf_and_no_base_leaf(name, tiny_t5, key
 
     traces, function = 0, make_accumulate(graphdef)
 
-    @functools.wraps(function)  # by its name, compiled once for this test and the next
+    @functools.wraps(function)  # keeps the name, so that the cached program serves the next test, too
     def counted(*args):
         nonlocal traces
         traces += 1
@@ -229,10 +229,10 @@ def test_save_and_load_round_trips(name, tiny_t5, batch, key, tmp_path):
     save_adapter(model, method, select(tiny_t5, method), tmp_path, base_name="tiny")
     loaded, loaded_method, sites = load_adapter(tmp_path, tiny_t5)
     assert type(loaded_method) is type(method) and sites == select(tiny_t5, method)
-    if name in ("prefix_network", "lora_pissa"):  # whose network is left behind; which is a LoRA of twice the rank
+    if name in ("prefix_network", "lora_pissa"):  # saved without its network; saved as a LoRA of twice the rank
         np.testing.assert_allclose(logits(loaded, batch), logits(model, batch), atol=1e-5)
         return
-    assert split(loaded)[0] == split(model)[0]  # scales, seeds, activations, and all else that is no leaf
+    assert split(loaded)[0] == split(model)[0]  # scales, seeds, activations and other static attributes
     jax.tree.map(np.testing.assert_array_equal, split(loaded)[1], split(model)[1])
 
 
@@ -276,7 +276,7 @@ def test_pissa_begins_by_the_principal_part_of_each_map_and_is_kept_as_a_lora_of
     left = kernel - method.scale * leaves[f"{path}/lora_a"] @ leaves[f"{path}/lora_b"]
     values = np.linalg.svd(kernel, compute_uv=False)
     np.testing.assert_allclose(np.linalg.svd(left, compute_uv=False)[:4], values[4:], atol=1e-5)
-    assert values[3] > 10 * 1e-5  # there is something to take off
+    assert values[3] > 10 * 1e-5  # the initial update is not negligible
     save_adapter(model, method, select(tiny_t5, method), tmp_path, base_name="tiny")
     assert load_adapter(tmp_path, tiny_t5)[1] == Lora.official(rank=8, alpha=32.0)
 
@@ -360,5 +360,5 @@ def test_a_scale_of_zero_by_which_nothing_trains_is_refused_where_something_is_t
     run = Run.from_config({"method": {"name": "lora", "reading": "official", "alpha": 0.0}})
     with pytest.raises(UserError, match=says):
         set_up(run, Session(), Layout.of_devices())
-    jpeft.attach(tiny_t5, METHODS_BY_NAME["dora"](alpha=0.0))  # whose magnitudes train
-    jpeft.attach(tiny_t5, Lora(alpha=0.0))  # whose vectors do
+    jpeft.attach(tiny_t5, METHODS_BY_NAME["dora"](alpha=0.0))  # the magnitudes train
+    jpeft.attach(tiny_t5, Lora(alpha=0.0))  # the scaling vectors train

@@ -1,4 +1,4 @@
-"""LoftQ: LoRA of a base in few bits begins with the best of its rank of what rounding took away."""
+"""LoftQ: LoRA on a quantized base starts as the best approximation, of its rank, of the quantization residual."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_each_map_begins_nearer_to_the_wide_one_by_as_much_as_its_rank_can(kind,
     for path in maps:
         update = METHOD.scale * np.asarray(leaves[f"{path}/lora_a"]) @ np.asarray(leaves[f"{path}/lora_b"])
         lost = wide[path] - rounded[path]
-        if not lost.any():  # T5's wo, which stays wide: it begins as a plain LoRA
+        if not lost.any():  # T5's wo, which is not quantized and starts as plain LoRA
             assert path.endswith("wo") and np.asarray(leaves[f"{path}/lora_a"]).any() and not update.any()
             continue
         left = np.linalg.norm(lost - update)

@@ -1,4 +1,4 @@
-"""Base and adapter as one T5: what it computes, what it is stored as, and what is said where it cannot be."""
+"""Merging an adapter into a T5: outputs, files, and the errors where it cannot be merged."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ from tests.peft.filled import filled
 
 @pytest.fixture(scope="module")
 def tiny_t5():
-    """One random model for all: nothing here changes it."""
+    """A random model, shared by all tests, none of which changes it."""
     return random_t5(TINY)
 
 
@@ -45,7 +45,7 @@ CASES = {
     "lora": (Lora(), Selection()),
     "lora_of_all_linear_maps": (Lora(rank=3), Selection(pattern=".*/(q|k|v|o|wi_0|wi_1|wo)|lm_head")),
     "lora_official": (Lora.official(rank=3), Selection()),
-    # Scaled as trained adapters are: at alpha 16 the update outweighs its kernel, and half an ulp moves logits by 4e-4.
+    # Scaled like trained adapters: at alpha 16 updates outweigh their kernels, and half an ulp changes logits by 4e-4.
     "lora_rank_stabilized": (Lora.official(rank=4, alpha=2.0, rank_stabilized=True), Selection()),
     "adalora": (AdaLora(rank=2, alpha=1.0), Selection()),
     "lora_pissa": (Lora.official(rank=4, init="pissa"), Selection()),
@@ -83,7 +83,7 @@ def test_merged_weights_do_what_base_and_adapter_do(case, tiny_t5):
     expected = probe_logits(model)
     np.testing.assert_allclose(probe_logits(merged), expected, rtol=0, atol=1e-4)
     assert np.abs(expected - probe_logits(tiny_t5)).max() > 0.1
-    assert jax.tree.leaves(nnx.state(model, Adapter))  # the model that was given is as it was
+    assert jax.tree.leaves(nnx.state(model, Adapter))  # the given model is unchanged
 
 
 def test_a_relu_model_with_a_tied_head_merges():
@@ -104,7 +104,7 @@ def test_a_bfloat16_base_is_merged_in_float32(tiny_t5):
 
 @pytest.fixture
 def run(tiny_checkpoint, tmp_path):
-    """A finished run's directory, as far as merging looks at it."""
+    """Those parts of a finished run's directory that merging reads."""
     saved(t5_weights.load(tiny_checkpoint), Lora(), tmp_path / "run/adapter", base=tiny_checkpoint)
     (tmp_path / "run/result.json").write_text(json.dumps({"task": "agnews", "metrics": {"accuracy": 0.75}}))
     return tmp_path / "run"
@@ -139,7 +139,7 @@ def test_the_merged_weights_are_of_the_dtype_asked_for_or_of_the_bases(
     assert main(["merge", str(run), "--model", str(tmp_path / "base"), "--out", str(out), "--json", *flags]) == 0
     assert {str(value.dtype) for value in load_file(out / "model.safetensors").values()} == {stored}
     logits = json.loads(capsys.readouterr().out)["logits"]
-    assert logits["merged"] < 1e-4 < logits["stored"]  # what rounding costs is measured, not hidden
+    assert logits["merged"] < 1e-4 < logits["stored"]  # the rounding error is measured and reported
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_what_holds_no_adapter_is_told_apart(tiny_checkpoint, tmp_path, capsys):
 
 
 def test_a_base_that_a_second_reader_takes_for_another_is_not_merged(run, tmp_path, capsys, monkeypatch):
-    """As when the loader dropped a head: the file that it then writes would agree with it."""
+    """As if the loader dropped a head: the file written by the same code would agree with it."""
     load = t5_weights.load
 
     def without_its_head(directory, **options):

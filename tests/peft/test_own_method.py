@@ -1,4 +1,7 @@
-"""A method from outside the package, in one file, does all that the others do; its laws are in `test_laws.py`."""
+"""A method from outside the package, in one file, works everywhere like the others; its laws are in `test_laws.py`."""
+
+import dataclasses
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -7,10 +10,13 @@ from flax import nnx
 
 import jpeft
 from jpeft.adapters.files import load_adapter, save_adapter
-from jpeft.adapters.peft_layout import peft_lacks
+from jpeft.adapters.peft_layout import peft_config, peft_lacks, peft_tensors, read_peft
 from jpeft.cli import main
+from jpeft.errors import RunFailed
+from jpeft.leaves import named_leaves
 from jpeft.mesh.layout import Layout
 from jpeft.peft.attaching import attach, split
+from jpeft.peft.interchange import NUMBER, PeftLayout
 from jpeft.peft.methods import METHODS
 from jpeft.peft.selection import select
 from jpeft.train.step import make_accumulate, zero_sums
@@ -34,7 +40,7 @@ def test_it_lies_on_a_mesh_as_the_weights_of_its_sites_do(tuned, key):
     graphdef, adapter, base = split(tuned)
     layout = Layout.of_devices(fsdp=2, model=2)
     cut = {str(path[-2].key): sharding.spec for path, sharding in jax.tree.leaves_with_path(layout.shardings(adapter))}
-    assert cut["one_v"][-1] == "model" and not any(cut["one_u"])  # q and v are maps into a cut dimension
+    assert cut["one_v"][-1] == "model" and not any(cut["one_u"])  # the outputs of q and v are sharded
     batch = {name: np.asarray(x) for name, x in make_batch(TINY, rows=4, enc_len=8, dec_len=5).items()}
     accumulate = make_accumulate(graphdef)
     alone = jax.jit(accumulate)(zero_sums(adapter), adapter, base, key, 0, 0, batch)
@@ -58,6 +64,49 @@ def test_hugging_face_peft_has_no_place_for_it_and_export_says_so(tuned, tiny_t5
     assert (tmp_path / "adapter" / "jpeft_adapter.json").is_file()
     _, method, sites = load_adapter(tmp_path / "adapter", tiny_t5)
     assert (method, sites) == (RankOne(), chosen)
+
+
+@dataclasses.dataclass(frozen=True)
+class PeftRankOne(RankOne, PeftLayout):
+    """`RankOne` with a layout as PEFT might have it."""
+
+    name: ClassVar[str] = "peft_rank_one"
+    peft_type: ClassVar[str] = "RANK_ONE"
+    peft_settings: ClassVar = {"one_stddev": NUMBER}
+    peft_ignored: ClassVar = ("one_dropout",)
+    peft_refused: ClassVar = ("one_bias",)
+    peft_leaves: ClassVar = {"one_u": "one_U.weight", "one_v": "one_V"}
+
+    def peft_config(self, chosen, peft):
+        return {"one_stddev": self.stddev, "target_modules": peft.target_modules(chosen)}
+
+    @classmethod
+    def from_peft(cls, file):
+        leaves = {}
+        for path, (_, tensors) in file.by_path().items():
+            leaves |= {f"{path}/{leaf}": tensors[theirs] for leaf, theirs in cls.peft_leaves.items()}
+        return cls(stddev=float(file.number("one_stddev", 0.1))), leaves, []
+
+
+def test_a_layout_of_peft_that_it_declares_is_written_and_read(tiny_t5, key, monkeypatch):
+    monkeypatch.setitem(METHODS, PeftRankOne.name, PeftRankOne)
+    method = PeftRankOne(stddev=0.5)
+    chosen = select(tiny_t5, method)
+    assert peft_lacks(method, chosen, tiny_t5) is None
+    model = attach(tiny_t5, method, chosen, key)
+    leaves = {name: np.asarray(value) for name, value in named_leaves(model, jpeft.Adapter).items()}
+    config, tensors = peft_config(tiny_t5, method, chosen), peft_tensors(tiny_t5, PeftRankOne, leaves)
+    in_state_dict = {name: name.replace("one_U.", "one_U.mine.").replace("one_V", "one_V.mine") for name in tensors}
+    for stored in (tensors, {in_state_dict[name]: value for name, value in tensors.items()}):
+        read, found, notes = read_peft(config | {"one_dropout": 0.1}, stored, tiny_t5, source="here")
+        assert read == method and notes == () and found.keys() == leaves.keys()
+        assert all(np.array_equal(found[name], leaves[name]) for name in leaves)
+    _, _, notes = read_peft(config | {"r": 8}, tensors, tiny_t5, source="here")
+    assert notes == ("settings that jpeft does not know were passed over: r",)
+    with pytest.raises(RunFailed, match="one_stddev is 'large'; expected a number"):
+        read_peft(config | {"one_stddev": "large"}, tensors, tiny_t5, source="here")
+    with pytest.raises(jpeft.UserError, match="uses PEFT's one_bias"):
+        read_peft(config | {"one_bias": True}, tensors, tiny_t5, source="here")
 
 
 @pytest.mark.slow

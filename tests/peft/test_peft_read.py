@@ -1,4 +1,4 @@
-"""Shapes of `adapter_config.json` that are published for T5s: understood, or refused by name."""
+"""Forms of `adapter_config.json` that are published for T5s are read, or refused with the name of the setting."""
 
 import dataclasses
 import functools
@@ -35,13 +35,13 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 @pytest.fixture(scope="module")
 def tiny_t5():
-    """One random model for all: nothing here changes it."""
+    """A random model, shared by all tests, none of which changes it."""
     return random_t5(TINY)
 
 
 @functools.cache
 def stored(method, pattern: str | None) -> tuple[dict[str, bytes], list[Site]]:
-    """The files of an adapter with something in it, and its sites."""
+    """The files of an adapter with random values, and its sites."""
     key, model = jax.random.key(3), random_t5(TINY)
     chosen = select(model, method, Selection(pattern=pattern))
     with tempfile.TemporaryDirectory() as directory:
@@ -234,7 +234,7 @@ HEAD = "base_model.model.lm_head"
 
 
 def with_copy_of_head(model, change=lambda weight: weight):
-    """What PEFT writes where LoRA is on the head: a copy of the base's own weight, in its own orientation."""
+    """Adds the copy of the base's weight that PEFT writes for LoRA on the head, in PyTorch's orientation."""
 
     def edit(tensors):
         tensors[f"{HEAD}.base_layer.weight"] = change(np.asarray(model.lm_head.kernel[...]).T)
@@ -286,7 +286,7 @@ def test_a_head_that_is_the_embedding_and_an_embedding_are_refused_by_their_reas
 
 @pytest.mark.parametrize("method", [LORA, Dora.official(rank=4, alpha=8.0), Ia3.official()])
 def test_tensors_that_bear_an_adapters_name_are_read(method, saved, tiny_t5):
-    """As an adapter's state dict has them; `save_pretrained` leaves it out."""
+    """Names as in an adapter's state dict; `save_pretrained` removes the adapter's name."""
     plain = leaves_of(saved(method), tiny_t5)
 
     def named(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Prefix tuning: what stands before the text is seen as text is, in every pass of a model."""
+"""Prefix tuning: a prefix acts like the key-value cache of a text, in every kind of forward pass."""
 
 import dataclasses
 
@@ -40,9 +40,9 @@ def tokens_of(config, rows=3, length=6, seed=0):
 
 @pytest.mark.parametrize("kind", ["llama", "gptj", "bloom", "gpt_neo", "qwen3"])
 def test_a_prefix_of_pieces_that_were_read_is_that_text(kind, key):
-    """Keys and values of real text do what the text does, wherever positions are learned, turned or biased."""
+    """A prefix of a text's keys and values acts like the text, with learned positions, rotary positions and ALiBi."""
     config = {**TINY_DECODERS, **MORE}[kind]
-    if config.window is not None:  # of which a prefix is always seen, and a text is not
+    if config.window is not None:  # windows hide a text, but not a prefix
         config = dataclasses.replace(config, windowed=())
     model = random_decoder(dataclasses.replace(config, num_layers=2))
     pieces, tokens = common_pieces(key, 5, config.vocab_size), tokens_of(config)
@@ -51,7 +51,7 @@ def test_a_prefix_of_pieces_that_were_read_is_that_text(kind, key):
 
 
 def test_a_prefix_is_seen_from_behind_a_window():
-    """GPT-Neo's second layer of these sees four tokens back; what is moved in it alone is felt at the ninth."""
+    """The second layer of this GPT-Neo has a window of four tokens; a prefix in it alone affects the ninth token."""
     model = random_decoder(TINY_DECODERS["gpt_neo"])
     tuned = adapted(model, selection=Selection(layers=[1]))
     leaves = nnx.state(tuned, Adapter)
@@ -63,7 +63,7 @@ def test_a_prefix_is_seen_from_behind_a_window():
 
 @pytest.mark.parametrize("kind", slow_but(("t5", "llama"), ["t5", "llama", "gpt_neo"]))
 def test_answers_with_caches_are_those_of_whole_passes(kind, key):
-    """Greedily and by beams, for rows of unequal length."""
+    """By greedy decoding and beam search, for rows of unequal length."""
     if kind == "t5":
         model = filled(adapted(random_t5(ONE_LAYER)), key)
     else:
@@ -87,7 +87,7 @@ def test_answers_with_caches_are_those_of_whole_passes(kind, key):
 
 @pytest.mark.parametrize("stacks", [("encoder",), ("decoder",), None])
 def test_where_it_is_and_where_it_is_not(stacks):
-    """Narrowed by stacks, names and layers; a layer without one is in a segment of its own."""
+    """Selected by stacks, names and layers; a layer without a prefix is in a segment of its own."""
     model = random_t5(TINY)
     names = set(named_leaves(adapted(model, selection=Selection(stacks=stacks)), Adapter))
     wanted = {
@@ -135,7 +135,7 @@ def test_packed_examples_all_see_the_prefix_and_none_another(key):
 
 @pytest.mark.slow
 def test_a_network_makes_it_and_is_left_behind(key, tmp_path):
-    """What is saved is a plain prefix that says the same; PEFT's layout where PEFT has it."""
+    """A plain prefix with the same outputs is saved, in PEFT's layout where PEFT has it."""
     method = Prefix(prefix_length=4, projection=8)
     for model, layout in ((random_t5(TINY), OURS), (random_decoder(LLAMA), PEFTS)):
         tuned = filled(adapted(model, method), key)
@@ -165,7 +165,7 @@ def test_a_prefix_of_some_layers_is_kept_in_our_layout(tmp_path):
 
 @pytest.mark.parametrize("kind", ["gpt_neo", "mistral", "llama"])
 def test_of_layers_with_a_window_pefts_layout_is_not_written_and_reading_it_is_told(kind, tmp_path):
-    """PEFT hides a prefix from what is further away than the window; here it is seen."""
+    """PEFT hides a prefix from queries beyond the window, and jpeft does not."""
     model = random_decoder({**TINY_DECODERS, **MORE}[kind])
     tuned, windowed = adapted(model), bool(model.config.windowed)
     save_adapter(tuned, PREFIX, select(model, PREFIX), tmp_path, base_name="")

@@ -1,4 +1,4 @@
-"""Which sites a method acts on, and what is said when there are none."""
+"""The sites that a method acts on, and the errors where there are none."""
 
 import dataclasses
 import json
@@ -129,7 +129,7 @@ def test_full_tuning_of_a_selection_trains_those_weights_alone(tiny_t5, key):
     ids=["q", "q and v", "feed-forward", "k and o, looped"],
 )
 def test_full_tuning_of_some_maps_has_the_gradients_of_plain_products(family, names, looped, key, monkeypatch):
-    """Layers share a program; the first one's input leads to nothing that trains, and the second one's does."""
+    """Layers share a program, in which only layers after the first need a gradient of their input."""
     if family == "t5":
         model = random_t5(dataclasses.replace(TINY, num_layers=3, num_decoder_layers=3))
         batch = make_batch(TINY, rows=2, enc_len=6, dec_len=4)
@@ -165,7 +165,7 @@ def test_segments_are_cut_where_what_is_adapted_changes(key):
 
 
 def test_a_frozen_prefix_of_layers_costs_no_gradient_work(key):
-    """XLA's own count of a training step, blocks unrolled: the later half of the encoder alone costs a quarter less."""
+    """By XLA's FLOP count of a training step with unrolled blocks, the encoder's later half costs a quarter less."""
     from jpeft.model.stack import arrange
 
     config = dataclasses.replace(TINY, d_model=64, d_kv=32, d_ff=256, num_layers=4, num_decoder_layers=1)
@@ -215,7 +215,7 @@ def test_unknown_names_and_options_are_refused_with_what_there_is():
         build("lorra")
     with pytest.raises(UserError, match="method.reading is 'theirs'"):
         build("lora", "theirs")
-    # The reading is named where the other one has other options, and only there.
+    # The message names the reading only if the other reading has other options.
     with pytest.raises(UserError, match="method.rank is no option of ia3; it has none"):
         build("ia3", options={"rank": 4})
     with pytest.raises(UserError, match="method.alpha is no option of vera; it has projection_seed, rank"):
@@ -258,7 +258,9 @@ def test_a_damaged_or_absent_adapter_is_one_line(tiny_t5, key, tmp_path):
         load_adapter(tmp_path, tiny_t5)
     config = tmp_path / "jpeft_adapter.json"
     written = json.loads(config.read_text())
-    config.write_text(json.dumps({key: value for key, value in written.items() if key != "tensors"}))  # an older one
+    config.write_text(
+        json.dumps({key: value for key, value in written.items() if key != "tensors"})
+    )  # an older version's
     load_adapter(tmp_path, tiny_t5)
     file.write_bytes(whole[:-10])
     with pytest.raises(RunFailed, match="damaged or cut short"):

@@ -1,7 +1,7 @@
-"""Directories that somebody else made, wrong in every way: one line, soon, and an exit status that says whose fault.
+"""Damaged and malicious directories: the error is one line, comes soon, and has the right exit status.
 
-A good tiny directory and a table of what is done to it. The quick part reads with the library; `slow` starts commands,
-and looks at time and memory, too.
+Each case damages a valid tiny directory in one way. The default tests read it with the library; the slow ones start
+commands and check time and memory, too.
 """
 
 import json
@@ -49,7 +49,7 @@ def text(name: str, content: str | bytes) -> Damage:
 
 
 def keys(name: str, **values: Any) -> Damage:
-    """Sets keys of a JSON file; a value that is a `bytes` goes in as it is."""
+    """Sets keys of a JSON file; a value of type `bytes` is inserted as raw JSON."""
 
     def damage(directory: Path) -> None:
         whole = json.loads((directory / name).read_text())
@@ -80,7 +80,7 @@ def without(name: str, key: str) -> Damage:
 
 
 def instead(name: str, what: str) -> Damage:
-    """A directory, a pipe or nothing in a file's place."""
+    """Replaces a file by a directory, a pipe or nothing."""
 
     def damage(directory: Path) -> None:
         (directory / name).unlink()
@@ -102,7 +102,7 @@ def tensors(name: str, change: Callable[[dict[str, np.ndarray]], Any]) -> Damage
 
 
 def header(name: str, entries: dict[str, Any], data: bytes = b"") -> Damage:
-    """A safetensors file by hand."""
+    """Writes a safetensors file with a given header."""
 
     def damage(directory: Path) -> None:
         head = json.dumps(entries).encode()
@@ -121,7 +121,7 @@ def msgpack(value: Any) -> Damage:
 
 
 def flax(change: Callable[[dict[str, Any]], Any]) -> Damage:
-    """The weights as Flax has them, with a change to the tree; it need not be whole."""
+    """Writes weights in Flax's format after a change to their (incomplete) tree."""
 
     def damage(directory: Path) -> None:
         stored = load_file(directory / "model.safetensors")
@@ -133,7 +133,7 @@ def flax(change: Callable[[dict[str, Any]], Any]) -> Damage:
 
 
 def sparse(name: str, size: int) -> Damage:
-    """A file of holes in the place of the weights: it takes no room on the disk, and all of it in memory."""
+    """Replaces the weights by a sparse file, which takes no space on disk and its full size in memory."""
 
     def damage(directory: Path) -> None:
         for path in directory.glob("*.safetensors"):
@@ -266,7 +266,7 @@ TOKENIZERS: dict[str, Damage] = {
         "tokenizer.json", model={"type": "Unigram", "unk_id": 9, "vocab": [["a", 0.0]]}
     ),
 }
-_EVIL = "(.|.)*[!?]"  # takes a time that doubles with every character
+_EVIL = "(.|.)*[!?]"  # exponential in the length of the text
 _B = "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_B.weight"
 _A = "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight"
 
@@ -365,7 +365,7 @@ OURS: dict[str, Damage] = {
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    """Expressions are given up on sooner: tests on a busy machine need not wait."""
+    """Lowers the time limit of regular expressions, so that tests on a busy machine need not wait."""
     monkeypatch.setattr(patterns, "_SECONDS", 0.1)
 
 
@@ -385,7 +385,7 @@ def broken(good: Path, damage: Damage, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory) -> dict[str, Path]:
-    """One adapter in each layout, of random numbers."""
+    """One adapter with random values in each layout."""
     made = {}
     for name, method in {"peft": Lora.official(rank=2), "ours": Lora(rank=2)}.items():
         made[name] = tmp_path_factory.mktemp("adapters") / name
@@ -455,7 +455,7 @@ for line in sys.stdin:
     except SystemExit as end:
         status = end.code
     sys.stderr.flush()
-    # Not getrusage: what it tells begins with the memory of the process that started this one.
+    # Not getrusage, whose peak includes the memory of the parent process before exec.
     kilobytes = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
     print(json.dumps([status, time.monotonic() - started, kilobytes]), flush=True)
 """
@@ -464,7 +464,7 @@ for line in sys.stdin:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_end_with_one_line_soon_and_in_little_memory(command, deeper_checkpoint, adapters, tmp_path):
-    """One process for all of a table: whatever one leaves behind would show in the next."""
+    """One process runs all cases of a table, so that a leak of one would show in the next."""
     table, good, arguments = COMMANDS[command]
     calls = []
     for number, damage in enumerate(table.values()):

@@ -1,4 +1,4 @@
-"""Every count of the paper's Table 3, from shapes alone."""
+"""Every count of the paper's Table 3, computed from shapes."""
 
 import json
 
@@ -20,7 +20,7 @@ def test_all_counts_equal_the_published_ones():
     model = abstract_model(RELEASED["google/flan-t5-xl"])
     counted = {(row.method, row.ablation): row.parameters for row in counts_of_the_paper(model)}
     assert counted == published_parameters()
-    assert len(counted) == 16  # 15 of methods and ablations, and the total
+    assert len(counted) == 16  # 15 methods and ablations, and the total
 
 
 def test_official_ia3_has_its_authors_count():
