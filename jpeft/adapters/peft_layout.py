@@ -40,7 +40,7 @@ def peft_lacks(method: Method, chosen: Sequence[Site] = (), model: nnx.Module | 
             return "modules of this model"
         config: Any = getattr(model, "config", None)
         if any(site.kind == "linear" and family.fused_rows(config, site.path) is not None for site in chosen):
-            return "changes of queries, keys and values apart, which this base's files have in one map"
+            return "separate updates of queries, keys and values, which this base's files fuse into one map"
     if method.peft_lacks is not None or model is None:
         return method.peft_lacks
     return method.peft_lacks_at(chosen, peft_names(model))
@@ -70,7 +70,10 @@ def peft_names(model: Any) -> PeftNames:
 def _family_of(model: nnx.Module) -> Family:
     family = family_of(model)
     if family is None:
-        raise UserError(f"{type(model).__name__} is of no family that Hugging Face PEFT knows of.")
+        raise UserError(
+            f"{type(model).__name__} is of no model family of transformers, for which Hugging Face PEFT has adapters; "
+            "use jpeft's layout."
+        )
     return family
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -101,11 +101,13 @@ class AdaLora(AddedModules, PeftLayout):
         "target_r": NUMBER,
         "orth_reg_weight": NUMBER,
     }
-    peft_ignored: ClassVar = (
-        *(*Lora.peft_settings, *Lora.peft_ignored),  # PEFT's AdaLoraConfig has all fields of its LoraConfig
-        *("tinit", "tfinal", "deltaT", "beta1", "beta2", "total_step"),
-    )
-    peft_refused: ClassVar = Lora.peft_refused
+    # PEFT's AdaLoraConfig has all fields of its LoraConfig as well.
+    peft_ignored: ClassVar[Collection[str]] = [
+        *Lora.peft_settings,
+        *Lora.peft_ignored,
+        *"tinit tfinal deltaT beta1 beta2 total_step".split(),
+    ]
+    peft_refused: ClassVar[Collection[str]] = Lora.peft_refused
     peft_leaves: ClassVar = {"lora_a": "lora_A", "lora_b": "lora_B", "lora_e": "lora_E"}
     plans_by_steps: ClassVar[bool] = True
 

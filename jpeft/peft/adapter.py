@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from jpeft.errors import UserError
 from jpeft.peft.arithmetic import added
 from jpeft.peft.method import AddedModules, LearningRates
-from jpeft.peft.row_wise import Leaves, Rows, each
+from jpeft.peft.row_wise import Leaves, Rows, per_row
 from jpeft.peft.sites import Site
 from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original
@@ -55,11 +55,11 @@ class Bottlenecks(Rows):
     ) -> Float[Array, "batch length d_out"]:
         h = compute(x)
         inner = jnp.einsum("bld,bwd->blw", h, leaves["w_down"].astype(h.dtype))
-        inner = added(inner, each(leaves["b_down"]))
-        which = each(leaves["activation"])
+        inner = added(inner, per_row(leaves["b_down"]))
+        which = per_row(leaves["activation"])
         inner = sum(jnp.where(which == i, act(inner), 0) for i, act in enumerate(ACTIVATIONS.values()))
         update = jnp.einsum("blw,bwd->bld", inner, leaves["w_up"].astype(h.dtype))
-        return added(h, update, each(leaves["b_up"]))
+        return added(h, update, per_row(leaves["b_up"]))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jpeft.peft.arithmetic import added
 from jpeft.peft.method import AddedModules
-from jpeft.peft.row_wise import Leaves, Rows, each
+from jpeft.peft.row_wise import Leaves, Rows, per_row
 from jpeft.peft.sites import ATTENTION_ROLES, FEED_FORWARD_ROLES, Site
 from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original
@@ -47,7 +47,7 @@ class Bias(Rows):
     def __call__(
         self, leaves: Leaves, compute: Original, x: Float[Array, "batch length d_in"]
     ) -> Float[Array, "batch length d_out"]:
-        return added(compute(x), each(leaves["bias"]))
+        return added(compute(x), per_row(leaves["bias"]))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -16,7 +16,7 @@ from jpeft.peft.ablations import HALVES, Fixed
 from jpeft.peft.arithmetic import added, rescaled, widened
 from jpeft.peft.interchange import NUMBER, PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules
-from jpeft.peft.row_wise import Leaves, Rescale, Rows, each
+from jpeft.peft.row_wise import Leaves, Rescale, Rows, per_row
 from jpeft.peft.selection import Selection
 from jpeft.peft.sites import ATTENTION_ROLES, Site
 from jpeft.peft.variables import Adapter, Frozen
@@ -79,7 +79,7 @@ class PissaSite(LoraSite):
         super().__init__(lora_a, d_out, scale)
         self.first_a, self.first_b = Frozen(jnp.zeros_like(lora_a)), Frozen(jnp.zeros((lora_a.shape[1], d_out)))
 
-    def begin(self, kernel: Float[Array, "*layers d_in d_out"]) -> None:
+    def init_from(self, kernel: Float[Array, "*layers d_in d_out"]) -> None:
         """Initialises A and B from the largest singular values of W and their vectors (eq. 2)."""
         u, values, v = jnp.linalg.svd(kernel.astype(jnp.float32), full_matrices=False)
         rank = self.lora_a.shape[-1]
@@ -128,7 +128,7 @@ class LowRank(Rows):
         y = compute(x)
         inner = jnp.einsum("bld,brd->blr", x, leaves["lora_a"].astype(x.dtype))
         update = jnp.einsum("blr,brd->bld", inner, leaves["lora_b"].astype(x.dtype))
-        return added(y, widened(update) * each(leaves["lora_scale"]))
+        return added(y, widened(update) * per_row(leaves["lora_scale"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ class LowRankEmbedding(Rows):
         y = compute(rows)
         inner = jnp.take_along_axis(leaves["lora_a"], rows[:, None], axis=2)  # [batch, rank, length]
         update = jnp.einsum("brl,brd->bld", inner, leaves["lora_b"])
-        return added(y, update * each(leaves["lora_scale"]))
+        return added(y, update * per_row(leaves["lora_scale"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,14 +197,14 @@ class Lora(AddedModules, PeftLayout):
         "rank_pattern": dict,
         "alpha_pattern": dict,
     }
-    peft_ignored: ClassVar = (
-        *("lora_dropout", "megatron_config", "megatron_core", "qalora_group_size", "ensure_weight_tying"),
-        *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),
-    )
-    peft_refused: ClassVar = (
-        *("lora_bias", "layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens"),
-        *("use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
-    )
+    peft_ignored: ClassVar[Collection[str]] = """
+        lora_dropout megatron_config megatron_core loftq_config eva_config corda_config lora_ga_config
+        qalora_group_size ensure_weight_tying
+    """.split()
+    peft_refused: ClassVar[Collection[str]] = """
+        lora_bias layer_replication target_parameters trainable_token_indices alora_invocation_tokens use_qalora
+        use_bdlora arrow_config kasa_config monteclora_config velora_config
+    """.split()
     peft_leaves: ClassVar[Mapping[str, str]] = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
 
     rank: int = 2
@@ -292,7 +292,7 @@ class Lora(AddedModules, PeftLayout):
                     f"method.rank is {self.rank}, and {place.sites[0].path} is {kernel.shape[-2]} by "
                     f"{kernel.shape[-1]}, with fewer singular values than method.lora_init=pissa needs; lower the rank."
                 )
-            adapter.begin(kernel)
+            adapter.init_from(kernel)
 
     @property
     def init_from_residual(self):

@@ -56,8 +56,8 @@ def _require_not_normalized(model: nnx.Module) -> None:
         inner: Any = getattr(node, "layer_instance", None)
         if isinstance(node, nnx.WeightNorm | nnx.SpectralNorm) and inner is not None and is_adapted(inner):
             raise UserError(
-                f"something is attached to a {type(inner).__name__} within {type(node).__name__}, which would "
-                "normalize what is merged into its weights; it cannot be merged."
+                f"an adapter is attached to a {type(inner).__name__} within {type(node).__name__}, which would "
+                "normalize the merged weights; it cannot be merged."
             )
 
 
@@ -79,7 +79,7 @@ def _untie_adapted_weights(model: nnx.Module) -> None:
     if untied:
         warnings.warn(
             f"{len(untied)} weights were shared with other modules and are no longer, the first of them {untied[0]}: "
-            "what is attached acts in one of them only.",
+            "their adapter acts in one of them only.",
             stacklevel=3,
         )
 
@@ -121,7 +121,8 @@ def _weight_dtypes(place: SiteModule) -> dict[str, Any]:
     dtypes = {name: getattr(module, name)[...].dtype for name in (kernel, place.view.bias) if name is not None}
     if kernel is not None and not jnp.issubdtype(dtypes[kernel], jnp.floating):
         raise UserError(
-            f"{place.sites[0].path} keeps its weights as {dtypes[kernel]}, which what is merged would be rounded to."
+            f"{place.sites[0].path} keeps its weights as {dtypes[kernel]}, to which merged ones would be rounded; it "
+            "cannot be merged."
         )
     return dtypes
 
@@ -130,11 +131,13 @@ def _require_no_head(place: SiteModule, model: nnx.Module, *, is_ours: bool, hea
     """Raises `UserError` if an adapted embedding is also the output head of the model, or may be."""
     path = place.sites[0].path
     if getattr(getattr(model, "config", None), "tie_word_embeddings", False):
-        raise UserError(f"{path} is also the head of this model, which the adapter is not; it cannot be merged.")
+        raise UserError(
+            f"{path} is also the head of this model, on which the adapter does not act; it cannot be merged."
+        )
     if not is_ours and not heads_apart:
         raise UserError(
-            f"{path} is a {type(place.module).__name__}. If the model also makes its logits of that table, the adapter "
-            "has no part in them and merging would give it one: say heads_apart=True if it does not."
+            f"{path} is a {type(place.module).__name__}. If the model also computes its logits from that table, "
+            "the adapter does not act on them, and merged it would: say heads_apart=True if it does not."
         )
 
 

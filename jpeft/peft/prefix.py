@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -94,7 +94,7 @@ class Prefixes(Rows):
     """A prefix per row of a batch, or none. Shorter ones are aligned with the start of the text and padded before."""
 
     leaves: tuple[str, ...] = ("prefix_keys", "prefix_values", "is_prefix")  # [batch, prefix_length, width]
-    filled_at_start: ClassVar[tuple[str, ...]] = ("prefix_keys", "prefix_values", "is_prefix")
+    padded_at_start: ClassVar[tuple[str, ...]] = ("prefix_keys", "prefix_values", "is_prefix")
 
     def identity(self, leaf: str) -> np.ndarray | np.generic:
         return np.False_ if leaf == "is_prefix" else np.float32(0)
@@ -149,10 +149,10 @@ class Prefix(AddedModules, PeftLayout):
     sizes: ClassVar = {"prefix_length": ("prefix_keys", 0)}
     peft_type: ClassVar[str] = "PREFIX_TUNING"
     peft_settings: ClassVar = {"num_virtual_tokens": int}
-    peft_ignored: ClassVar = (
-        *("num_transformer_submodules", "token_dim", "num_layers", "num_attention_heads"),
-        *("encoder_hidden_size", "prefix_projection", "init_weights"),
-    )
+    peft_ignored: ClassVar[Collection[str]] = """
+        num_transformer_submodules token_dim num_layers num_attention_heads
+        encoder_hidden_size prefix_projection init_weights
+    """.split()
 
     prefix_length: int = 20
     init: str = "vocabulary"

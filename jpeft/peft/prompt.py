@@ -1,7 +1,7 @@
 """Prompt tuning: trainable vectors put before a model's embedded input (Lester et al. 2021)."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -50,7 +50,7 @@ class Prompts(Rows):
     """
 
     leaves: tuple[str, ...] = ("prompt", "is_prompt")  # [batch, prompt_length, d_model], [batch, prompt_length]
-    filled_at_start: ClassVar[tuple[str, ...]] = ("prompt", "is_prompt")
+    padded_at_start: ClassVar[tuple[str, ...]] = ("prompt", "is_prompt")
 
     def identity(self, leaf: str) -> np.ndarray | np.generic:
         return np.False_ if leaf == "is_prompt" else np.float32(0)
@@ -88,10 +88,10 @@ class Prompt(AddedModules, PeftLayout):
     sizes: ClassVar = {"prompt_length": ("prompt", 0)}
     peft_type: ClassVar[str] = "PROMPT_TUNING"
     peft_settings: ClassVar = {"num_virtual_tokens": int}
-    peft_ignored: ClassVar = (
-        *("num_transformer_submodules", "token_dim", "num_layers", "num_attention_heads"),
-        *("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),
-    )
+    peft_ignored: ClassVar[Collection[str]] = """
+        num_transformer_submodules token_dim num_layers num_attention_heads
+        prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs
+    """.split()
 
     prompt_length: int = 100
     init: str = "vocabulary"

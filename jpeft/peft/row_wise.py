@@ -30,23 +30,20 @@ class Rows(abc.ABC):
     Attributes:
       leaves: names of the leaves that it takes.
       order: position among the parts of a site; smaller ones are nearer to the original call.
-      filled_at_start: leaves that are padded at the start, where they are shorter than the allocated size, instead of
+      padded_at_start: leaves that are padded at the start, where they are shorter than the allocated size, instead of
         at the end.
     """
 
     leaves: tuple[str, ...]
     order: ClassVar[int] = 0
-    filled_at_start: ClassVar[tuple[str, ...]] = ()
+    padded_at_start: ClassVar[tuple[str, ...]] = ()
 
     def identity(self, leaf: str) -> np.ndarray | np.generic:
         """The value of a leaf with which the part is a no-op: a scalar or an array of its shape; 0 by default."""
         return np.float32(0)
 
     def num_before(self, leaves: Leaves) -> tuple[int, Any]:
-        """The number of keys that it puts before the text: the allocated size, and the number in use in each row.
-
-        None by default.
-        """
+        """The number of keys that it puts before the text, as allocated and as used in each row; 0 by default."""
         return 0, 0
 
     @abc.abstractmethod
@@ -71,7 +68,7 @@ class Rescale(Rows):
         return rescale_rows(y, leaves["scale_out"]) if "scale_out" in leaves else y
 
 
-def each(leaf: Array) -> Float[Array, "batch 1 width"]:
+def per_row(leaf: Array) -> Float[Array, "batch 1 width"]:
     """Float32 vectors `[batch, width]` as `[batch, 1, width]`, to apply each at all positions of its row."""
     return leaf.astype(jnp.float32)[:, None]
 

@@ -18,7 +18,7 @@ from jpeft.errors import RunFailed, UserError
 from jpeft.peft.arithmetic import added, rescaled, widened
 from jpeft.peft.interchange import NUMBER, PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import AddedModules, LearningRates
-from jpeft.peft.row_wise import Leaves, Rows, each
+from jpeft.peft.row_wise import Leaves, Rows, per_row
 from jpeft.peft.sites import Site
 from jpeft.peft.variables import Adapter
 from jpeft.peft.views import Original
@@ -108,8 +108,8 @@ class Projected(Rows):
         self, leaves: Leaves, compute: Original, x: Float[Array, "batch length d_in"]
     ) -> Float[Array, "batch length d_out"]:
         (a, b), (d, scale) = self.projection.matrices(x.dtype), (leaves[name] for name in self.leaves)
-        inner = ((x @ a).astype(jnp.float32) * each(d)).astype(x.dtype)
-        return added(compute(x), (inner @ b).astype(jnp.float32) * each(scale))
+        inner = ((x @ a).astype(jnp.float32) * per_row(d)).astype(x.dtype)
+        return added(compute(x), (inner @ b).astype(jnp.float32) * per_row(scale))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -164,7 +164,7 @@ class PoolLayout:
         for name, value in values.items():
             i, layer = self._where[name]
             whole = entry[i][layer]
-            at_end = self.leaves[i].leaf in self.leaves[i].part.filled_at_start
+            at_end = self.leaves[i].leaf in self.leaves[i].part.padded_at_start
             whole[len(whole) - len(value) if at_end else 0 :][: len(value)] = value
         return entry
 
