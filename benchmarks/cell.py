@@ -29,7 +29,7 @@ from rich.table import Table
 
 from benchmarks.work import LORA_RANK, SIZES, write_checkpoint
 from jpeft.config import DataConfig
-from jpeft.data.prepare import Data, choose_task, prepare
+from jpeft.data.prepare import Data, DataRequest, choose_task, prepare
 from jpeft.data.sources import require_path
 from jpeft.data.tasks import Task
 from jpeft.errors import UserError
@@ -97,12 +97,9 @@ def _model(size: str, directory: Path) -> Path:
 def _data(arguments: argparse.Namespace, model: Path) -> Data:
     """The rows that jpeft draws for the cell, for the other side to be given."""
     defaults = DataConfig()
-    return prepare(
-        choose_task(arguments.task),
-        Tokenizer.load(model, vocab_size=SIZES[arguments.size].vocab_size),
+    request = DataRequest(
         source="local" if arguments.data else "sample",
         path=arguments.data,
-        kind=None,
         split_seed=defaults.split_seed,
         max_train=arguments.train,
         max_validation=arguments.validation,
@@ -112,6 +109,8 @@ def _data(arguments: argparse.Namespace, model: Path) -> Data:
         eval_batch_size=EVAL_BATCH_SIZE,
         max_input_length=arguments.max_input_length,
     )
+    tokenizer = Tokenizer.load(model, vocab_size=SIZES[arguments.size].vocab_size)
+    return prepare(choose_task(arguments.task), tokenizer, request)
 
 
 def _ours(arguments: argparse.Namespace, model: Path, workdir: Path, *, seed: int, cache: Path) -> float:

@@ -1,4 +1,4 @@
-"""What the functions of `import jpeft` are given, looked at before it is used: of another kind, it is one line."""
+"""Checks of arguments of the functions of `import jpeft`: a wrong one raises `UserError` with a one-line message."""
 
 import contextlib
 import math
@@ -14,17 +14,21 @@ from flax import nnx
 
 from jpeft.errors import UserError
 from jpeft.typed_config import SEEDS
-from jpeft.words import shortened, told_of_no_text
+from jpeft.words import shortened, why_not_utf8
 
 
 def require_module(name: str, model: Any) -> None:
-    """Raises `UserError`: an argument is no module of Flax NNX."""
+    """Raises `UserError` if the argument `name` is not a Flax NNX module."""
     if not isinstance(model, nnx.Module):
         raise UserError(f"{name} is {shortened(model)}; expected a flax.nnx.Module.")
 
 
 def require_sizes(sizes: Mapping[str, Any], least: int = 1) -> None:
-    """Raises `UserError`: one of these arguments is no whole number, of whatever library's, of at least so many."""
+    """Raises `UserError` if an argument is not an integer (of Python, NumPy or JAX) of at least `least`.
+
+    Args:
+      sizes: argument values by argument name.
+    """
     for name, size in sizes.items():
         number = _whole_number(size)
         if number is None or number < least:
@@ -32,7 +36,7 @@ def require_sizes(sizes: Mapping[str, Any], least: int = 1) -> None:
 
 
 def require_seed(seed: Any) -> None:
-    """Raises `UserError`: an argument is no seed, of those that a config may have."""
+    """Raises `UserError` if `seed` is not an integer within `jpeft.typed_config.SEEDS`."""
     number, (least, most) = _whole_number(seed), SEEDS
     if number is None or not least <= number <= most:
         raise UserError(f"seed is {shortened(seed)}; expected a whole number from {least} to {most:,}.")
@@ -47,7 +51,11 @@ def _whole_number(given: Any) -> int | None:
 
 
 def arrays_of(batch: Any) -> Any:
-    """A batch with an array in the place of each number of Python's. Raises `UserError`: it holds something else."""
+    """Returns a batch with its Python numbers converted to JAX arrays.
+
+    Raises:
+      UserError: a leaf is neither an array nor a number.
+    """
 
     def array_of(leaf: Any) -> Any:
         with contextlib.suppress(TypeError, OverflowError):
@@ -61,25 +69,28 @@ def arrays_of(batch: Any) -> Any:
 
 
 def require_texts(name: str, texts: Any) -> None:
-    """Raises `UserError`: no sequence of texts is given (of one text, each letter would be one), or UTF-8 lacks one."""
+    """Raises `UserError` if `texts` is not a sequence of strings that UTF-8 can encode.
+
+    A single string is refused: it would be read as a sequence of letters.
+    """
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise UserError(f"{name} is {shortened(texts)}; expected a list of texts.")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(f"{name} holds {shortened(text)}; expected texts.")
-        if said := told_of_no_text(text):
-            raise UserError(f"{name}[{i}]: {said}.")
+        if reason := why_not_utf8(text):
+            raise UserError(f"{name}[{i}]: {reason}.")
 
 
 def float_dtype_of(given: Any) -> np.dtype:
-    """A dtype of numbers with a fraction, by whatever names it. Raises `UserError`: it is none."""
+    """Returns the floating-point dtype that an argument names. Raises `UserError` if it names no such dtype."""
     dtype = None
     with contextlib.suppress(TypeError):
         dtype = jnp.dtype(given)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise UserError(
-            f"dtype is {shortened(given)}; expected one with a fraction, such as 'bfloat16'; fewer bits are asked for "
-            "by quantization='int8'."
+            f"dtype is {shortened(given)}; expected a floating-point dtype, such as 'bfloat16'; for fewer bits give "
+            "quantization='int8'."
         )
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise UserError(f"dtype is {dtype}, which JAX has only where jax_enable_x64 is set; set it, or take float32.")
@@ -116,7 +127,7 @@ def require_path(name: str, given: Any) -> None:
 
 
 def rate_of(given: Any) -> float:
-    """A learning rate as a number, of whatever library's. Raises `UserError`: it is none above 0."""
+    """Returns a learning rate as a Python float. Raises `UserError` if it is not a finite number above 0."""
     number = math.nan
     if not isinstance(given, bool | str | bytes) and np.ndim(given) == 0:
         with contextlib.suppress(TypeError, ValueError):
@@ -127,9 +138,9 @@ def rate_of(given: Any) -> float:
 
 
 def require_scalar_loss(value: Any) -> None:
-    """Raises `UserError`: what a loss of the caller's gave is not one number with a fraction."""
+    """Raises `UserError` if the caller's loss function returned anything but one floating-point scalar."""
     if not isinstance(value, jax.Array | np.generic | np.ndarray | float | int):
-        raise UserError(f"the loss gives {type(value).__name__}; expected one number, and nothing beside it.")
+        raise UserError(f"the loss gives {type(value).__name__}; expected one number, without auxiliary outputs.")
     if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
         shape = f"{jnp.result_type(value)}{list(jnp.shape(value))}"
-        raise UserError(f"the loss gives {shape}; expected one number with a fraction, such as a mean.")
+        raise UserError(f"the loss gives {shape}; expected one floating-point number, such as a mean.")

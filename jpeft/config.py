@@ -1,4 +1,4 @@
-"""A run as typed data. `ml_collections` holds it in files and flags; everything behind this module sees `Run`."""
+"""The typed config of a run, `Run`. `ml_collections` configs of files and flags are converted to it here."""
 
 import dataclasses
 import re
@@ -10,11 +10,11 @@ from ml_collections import ConfigDict
 from jpeft.adapters.locate import stored_reading
 from jpeft.data import task_file
 from jpeft.data.mixture import names_of, paths_of
-from jpeft.data.prepare import choose_task
+from jpeft.data.prepare import DataRequest, choose_task
 from jpeft.data.sources import check_source
 from jpeft.data.splits import MAX_EVALUATED, SCALES
 from jpeft.data.task_file import DTYPES
-from jpeft.data.tasks import OPTIONS, Task
+from jpeft.data.tasks import CUSTOM, OPTIONS, Task
 from jpeft.data.weighting import given_weights, require_classes
 from jpeft.errors import UserError
 from jpeft.eval.metrics import METRICS, check_metrics, listed, named, own
@@ -44,7 +44,7 @@ from jpeft.typed_config import (
 from jpeft.words import shortened
 
 ANSWERS = ("auto", *task_file.ANSWERS)
-LOSS = "validation/loss"  # what is monitored unless a config says otherwise
+LOSS = "validation/loss"  # the default of `train.monitor`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +54,15 @@ class ModelConfig:
     Attributes:
       name: hub id, local directory in Hugging Face layout, GGUF file, or a packaged model: mini, smollm2.
       dtype: of the frozen weights and of the computation; `auto` is bfloat16 on GPU and TPU, float32 on CPU.
-      dropout_rate: None takes the checkpoint's own.
-      remat: what the backward pass computes anew beside what costs little: `none`, `dots` (attention), `block`;
-        `auto` is the first of them with which a step fits the device at hand (docs/accelerators.md).
-      quantization: of the frozen maps within the blocks: `int8` or `nf4`; `auto` keeps them as the files do, `none`
-        makes wide, that is of 16 or 32 bits, what a file has in fewer (docs/quantised-bases.md).
-      double_quantization: nf4's magnitudes in 8 bits.
-      quantize_wo: T5's wo, too, which otherwise stays wide.
-      scan_layers: whether a stack's layers are one compiled loop. Layer after layer takes longer to compile and runs
-        faster, generation most, since no layer is cut out of the stacked weights; None is that for up to 8 layers.
+      dropout_rate: None is the checkpoint's own.
+      remat: what the backward pass rematerialises, apart from cheap operations: `none`, `dots` (attention), `block`;
+        `auto` is the first of them with which a training step fits the device (docs/accelerators.md).
+      quantization: of the frozen linear maps within the blocks: `int8` or `nf4`; `auto` keeps them as the files have
+        them, `none` dequantizes quantized files to 16 or 32 bits (docs/quantised-bases.md).
+      double_quantization: whether nf4's scales are quantized to 8 bits.
+      quantize_wo: whether to quantize T5's wo, too, which is left at 16 or 32 bits otherwise.
+      scan_layers: whether the layers of a stack are one compiled loop. Unrolled layers take longer to compile and run
+        faster, generation above all, since no layer is sliced out of the stacked weights; None unrolls up to 8 layers.
     """
 
     name: str = "google/flan-t5-xl"
@@ -77,30 +77,31 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MethodConfig:
-    """The PEFT method, its reading and options; None leaves an option to the reading.
+    """The PEFT method, its reading and its options. An option that is None has the default of the reading.
 
     Attributes:
       name: full, lora, ia3, bitfit, prompt, adapter, prefix, ln, dora, adalora, vera.
-      reading: `paper` (Pu et al.) or `official` (the method's authors). Left open it is the paper's, but the official
-        one for LoRA on rows of your own, which PEFT opens, and the adapter's with `from_adapter`.
-      rank, alpha, rank_stabilized: of lora and dora; vera has a rank.
-      b_rate_ratio: of lora and dora: the learning rate of B over that of A (LoRA+).
+      reading: `paper` (Pu et al.) or `official` (the method's authors). The default is `paper`, except `official` for
+        LoRA on rows of your own (Hugging Face PEFT can load it), and the adapter's own with `from_adapter`.
+      rank, alpha, rank_stabilized: of lora and dora; vera has a rank, too.
+      b_rate_ratio: of lora and dora: ratio of the learning rates of B and A (LoRA+).
       prompt_length, prompt_init: of prompt; init is `vocabulary` or `uniform`.
       bottleneck, placement, activation: of adapter: its width; `houlsby` (after attention and feed-forward) or
-        `pfeiffer` (after the feed-forward alone); gelu, relu or silu.
-      lora_init: of lora: `plain`; `pissa`, from the principal part of each map; `loftq`, from what rounding takes away.
-      prefix_length, prefix_init, prefix_projection: of prefix; init is `vocabulary` or `normal`, the last the hidden
-        width of a network that makes keys and values while they train, 0 for none.
-      projection_seed: of vera: that its random matrices are made from.
+        `pfeiffer` (after the feed-forward only); gelu, relu or silu.
+      lora_init: of lora: `plain`; `pissa`, from the principal components of each map; `loftq`, from the error of
+        quantization.
+      prefix_length, prefix_init, prefix_projection: of prefix; init is `vocabulary` or `normal`; projection is the
+        hidden width of a network that produces keys and values during training, 0 for none.
+      projection_seed: of vera: seed of its random matrices.
       norm_parts: of ln: `both`, `scale` or `bias`.
-      initial_rank, orthogonality, allocate_every, initial_fraction, final_fraction: of adalora, beside rank (the mean
-        that remains) and alpha: the rank of each map at first, 0 for half as much again; weight of the penalty; steps
-        between two allocations; shares of the steps before ranks fall, and after.
-      targets: names of the sites to adapt, with commas: `q,v`.
-      stacks: `encoder`, `decoder` or both, with commas.
-      layers: indices of blocks in each stack, with commas and ranges: `0,2,6-11`.
-      pattern: regular expression that must match a site's whole path, `decoder/layers/.*/cross_attention/.*`.
-      from_adapter: an earlier run, or an adapter's directory, to start from.
+      initial_rank, orthogonality, allocate_every, initial_fraction, final_fraction: of adalora, with rank (the final
+        mean rank) and alpha: initial rank of each map, 0 for 1.5 times the rank; weight of the penalty; steps between
+        two allocations; fractions of the steps before the ranks decrease, and after.
+      targets: names of the sites to adapt, separated by commas: `q,v`.
+      stacks: `encoder`, `decoder` or both, separated by a comma.
+      layers: indices of the blocks of each stack, and ranges, separated by commas: `0,2,6-11`.
+      pattern: regular expression that matches the whole path of a site: `decoder/layers/.*/cross_attention/.*`.
+      from_adapter: an earlier run, or the directory of an adapter, to start from.
     """
 
     name: str = "lora"
@@ -134,7 +135,12 @@ class MethodConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AblationConfig:
-    """One of the paper's ablations, or None; `seed` draws the layers of `random`."""
+    """One of the paper's ablations.
+
+    Attributes:
+      name: of the ablation; None for no ablation.
+      seed: of the layers that the ablation `random` selects.
+    """
 
     name: str | None = None
     seed: int = 0
@@ -142,27 +148,28 @@ class AblationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The config's section `data`: the task to learn, and where its rows are.
+    """The config's section `data`: the task to learn, and its rows.
 
     Attributes:
       task: agnews, cola, e2e, samsum, or custom for rows of your own.
-      scale: low, medium, high (the paper's), or all: how many rows train and for how many epochs.
-      source: auto, hub, local, tfds, sample. `auto` is local where `path` is given, the hub otherwise; `sample` makes
-        rows in the shapes of the four tasks, to try the program on without a network.
-      path: a file or directory of rows (docs/data.md); with `mix` several, with commas.
-      mix: how several files' rows are mixed: `proportional` to their numbers, `equal`, or a rate for each: `3,1`.
-      weight: a column of how much each training row counts, a number of 0 or more; None for all the same.
-      input, target: columns of the text and of the answer of rows of your own; None is `input` and `target`.
-      template: prompt with `{column}` in it; None is the task's own, or `input` alone.
-      options: whether the prompt of your own classes lists them: `list`, `none`, or `auto`, which lists them behind a
-        template with words of its own that does not name them, where they leave the text three quarters of the input.
-      kind: of a custom task, `classification` or `generation`; None tells it from the targets.
-      chat_template: how a decoder-only model is asked: `auto`, as the user of a chat if its files hold the template of
-        one; `none`, by the prompt alone, which the answer continues; or a file with a Jinja template. A T5 has none.
-      max_train, max_validation, max_test: rows at most; None is the scale's, and 2,500.
-      max_input_length, max_target_length: tokens at most; None is the task's.
-      split_seed: draws the splits; the same for every method.
-      sample_seed: which rows `sample` makes.
+      scale: low, medium, high (the paper's), or all: sets the number of training rows and of epochs.
+      source: auto, hub, local, tfds, sample. `auto` is local if `path` is given and the hub otherwise; `sample`
+        generates rows in the format of the four tasks, to try jpeft without a network.
+      path: a file or directory of rows (docs/data.md); with `mix` several of them, separated by commas.
+      mix: how the rows of several files are mixed: `proportional` to their numbers, `equal`, or a rate for each: `3,1`.
+      weight: column with the weight of each training row in the loss, 0 or more; None weights all rows equally.
+      input, target: columns of the text and of the answer in rows of your own; None is `input` and `target`.
+      template: the prompt, with columns in braces, `{column}`; None is the task's own, or the column `input`.
+      options: whether the prompt of your own classes lists them: `list`, `none`, or `auto`, which appends the list to a
+        template that has words of its own and does not name the classes, if the list takes a quarter of the input
+        length at most.
+      kind: of a custom task, `classification` or `generation`; None infers it from the targets.
+      chat_template: how a decoder-only model is prompted: `auto`, as a chat if its files have a chat template; `none`,
+        by the plain prompt, which the answer continues; or a file with a Jinja template. T5 has no chat template.
+      max_train, max_validation, max_test: maximum number of rows; None is the scale's, or 2,500.
+      max_input_length, max_target_length: maximum number of tokens; None is the task's.
+      split_seed: seed of the splits, the same for every method.
+      sample_seed: seed of the rows that `sample` generates.
     """
 
     task: str = "agnews"
@@ -188,7 +195,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LearningRate:
-    """The schedule's three points: rises linearly from `initial` to `warmup`, then falls linearly to `annealing`."""
+    """The learning rate: it rises linearly from `initial` to `warmup`, then falls linearly to `annealing`."""
 
     initial: float | None = None
     warmup: float | None = None
@@ -197,25 +204,24 @@ class LearningRate:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The config's section `train`. A model may bring settings for what is left open here (docs/mini.md).
+    """The config's section `train`. Keys that are left open take the model's recommended settings (docs/mini.md).
 
     Attributes:
-      seed: of initial values, of the order of rows and of dropout.
+      seed: of initial values, the order of rows, and dropout.
       max_epochs: None is the scale's.
-      batch_size: rows of a micro-batch. `auto` is as if left open, or fewer where the device at hand lacks the memory
-        (docs/accelerators.md); a step's rows stay the same, of more micro-batches.
+      batch_size: rows of a micro-batch. `auto` is the default, or fewer rows if the device lacks the memory
+        (docs/accelerators.md); an optimizer step keeps its number of rows, in more micro-batches.
       accumulation_steps: micro-batches of an optimizer step.
-      patience: epochs without a better value of `monitor` before training stops.
-      monitor: the number that says which epoch was the best: its adapter is tested and kept. `validation/loss`, or
-        `validation/` and a metric (docs/metrics.md), for which every epoch ends with answers to the validation rows.
-      warmup_fraction: share of all steps in which the learning rate rises; the paper does not print it.
-      weight_decay: AdamW's, on matrices only.
-      clip_grad_norm: largest norm of the gradient, which is scaled down to it where it is larger; None does not clip.
-      label_smoothing: share of each target token's probability that is spread evenly over the whole vocabulary, in the
-        training loss alone.
-      class_weights: how much the training rows of each class count: `balanced`, each class the same in all, or
-        `label=weight` with commas (a label with a comma in quotes); None for all the same (docs/training.md).
-      checkpoint_every_seconds: besides at every epoch's end.
+      patience: number of epochs without a better value of `monitor` before training stops.
+      monitor: the number that selects the best epoch, whose adapter is tested and kept: `validation/loss`, or
+        `validation/` and a metric (docs/metrics.md), for which the validation rows are answered after every epoch.
+      warmup_fraction: fraction of all steps in which the learning rate rises; the paper does not print it.
+      weight_decay: of AdamW, on matrices only.
+      clip_grad_norm: maximum norm of the gradient, to which a larger one is scaled down; None does not clip.
+      label_smoothing: probability that is spread evenly over the vocabulary in each target of the training loss.
+      class_weights: weights of the classes in the training loss: `balanced`, the same total weight for each class, or
+        `label=weight` pairs separated by commas (quote a label with a comma); None for no weights (docs/training.md).
+      checkpoint_every_seconds: interval of checkpoints in addition to the one after every epoch.
     """
 
     seed: int = 0
@@ -238,16 +244,15 @@ class EvalConfig:
     """The config's section `eval`: how to validate and test.
 
     Attributes:
-      zero_shot: also score the model alone, before any method is attached.
-      answer: how a test row is answered: `generate` writes the answer, `score` takes the likeliest of the task's labels
-        and generates too, to say how often the two agree (docs/predict.md). `auto` scores classes of your own rows, as
-        `predict` and `serve` then do, and generates otherwise, as the paper does.
-      metrics: what answers are judged by, names with commas (docs/metrics.md), a function of your own by
-        `module:name`. None is the task's own. Your own rows are judged by the first of them; the benchmark's tasks by
-        theirs, with these beside it.
-      num_beams: of generation; 1 is greedy.
-      batch_size: rows of a validation or generation batch; `auto` is as if left open, or fewer where the device at
-        hand lacks the memory.
+      zero_shot: whether to test the base before training, too.
+      answer: how test rows are answered: `generate` generates the answer; `score` takes the most likely of the task's
+        labels, and also generates, to report how often the two agree (docs/predict.md). `auto` scores classes of your
+        own rows, as `predict` and `serve` do, and generates otherwise, as the paper does.
+      metrics: names of metrics, separated by commas (docs/metrics.md), or functions of your own by `module:name`. None
+        is the task's own. Your own rows are judged by the first of them; the benchmark's tasks keep their main metric.
+      num_beams: of generation; 1 is greedy decoding.
+      batch_size: rows of a validation or generation batch; `auto` is the default, or fewer rows if the device lacks the
+        memory.
     """
 
     zero_shot: bool = False
@@ -258,8 +263,8 @@ class EvalConfig:
 
 
 _MOST_LAYERS = 10_000
-# The least and the most that a number can be. Those of rows, tokens and sizes are far above what anyone trains with and
-# below what stops the host: whether a run fits a device is `jpeft plan`'s to say.
+# Lower and upper bounds of numbers. Those of rows, tokens and sizes are far above any sensible value and only protect
+# the host; `jpeft plan` estimates whether a run fits a device.
 _BOUNDS: Mapping[str, tuple[int | float, int | float]] = {
     "model.dropout_rate": (0.0, 1.0),
     "method.rank": (1, 4096),
@@ -280,7 +285,7 @@ _BOUNDS: Mapping[str, tuple[int | float, int | float]] = {
     "data.max_validation": (1, 10**9),
     "data.max_test": (1, 10**9),
     "data.max_input_length": (2, 65_536),
-    "data.max_target_length": (2, 4_096),  # generating takes memory by its square
+    "data.max_target_length": (2, 4_096),  # the memory of generation grows with its square
     "data.split_seed": SEEDS,
     "data.sample_seed": SEEDS,
     "train.seed": SEEDS,
@@ -306,12 +311,12 @@ _BOUNDS: Mapping[str, tuple[int | float, int | float]] = {
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Over how many devices, along each axis, a run is spread (docs/mesh.md). Their product is the number of devices.
+    """The number of devices along each axis of the mesh (docs/mesh.md). Their product is the number of devices.
 
     Attributes:
-      data: parts of each batch; every part has all weights.
-      fsdp: parts of each batch, with the weights stored in as many parts and gathered where they are used.
-      model: parts of the heads, inner widths and vocabulary, computed apart.
+      data: shards of each batch, with all weights on every device.
+      fsdp: further shards of each batch, with the weights sharded as well and gathered where they are used.
+      model: shards of the attention heads, inner widths and vocabulary.
     """
 
     data: int = 1
@@ -326,7 +331,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run: a model, a method, a task, and how to train and judge it. What a file leaves open is filled in."""
+    """The complete config of a run: model, method, task, training and evaluation. Keys left open are filled in."""
 
     model: ModelConfig = ModelConfig()
     method: MethodConfig = MethodConfig()
@@ -338,10 +343,10 @@ class Run:
 
     @classmethod
     def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "Run":
-        """Checks every key and value before anything is loaded.
+        """Parses a config, fills in the keys that it leaves open, and checks every key and value.
 
         Raises:
-          UserError: an unknown key (the message names the closest known one), or a value that cannot be meant.
+          UserError: a key is unknown (the message names the closest known one), or a value is invalid.
         """
         config = config.to_dict() if isinstance(config, ConfigDict) else config
         run = parse(cls, config, "config")
@@ -349,7 +354,7 @@ class Run:
             check_path(key, value_at(config, key))
         for path in paths_of(run.data.path, run.data.mix):
             check_path("data.path", path)
-        if run.eval.answer == "auto" and (run.data.task != "custom" or run.data.kind == "generation"):
+        if run.eval.answer == "auto" and (run.data.task != CUSTOM or run.data.kind == "generation"):
             run = with_value(run, "eval.answer", "generate")
         settings, taken = _model_settings(config, run)
         for key, value in taken.items():
@@ -398,15 +403,12 @@ class Run:
         names_of(paths)
         for path in paths:
             check_source(task, self.data.source, path)
+        kind = None if task.is_custom and self.data.kind is None else task.kind  # None: inferred from the rows later
         if one_of("eval.answer", self.eval.answer, ANSWERS) == "score":
-            told_from_rows = task.name == "custom" and self.data.kind is None
-            require_labels(told_from_rows or task.kind == "classification", task.name)
-        known = None if self.data.task == "custom" and self.data.kind is None else task.kind
-        check_metrics(
-            "eval.metrics", task.metrics, kind=known, answer=self.eval.answer, custom=self.data.task == "custom"
-        )
+            require_labels(kind != "generation", task.name)
+        check_metrics("eval.metrics", task.metrics, kind=kind, answer=self.eval.answer, custom=task.is_custom)
         if (metric := monitored_metric(self.train.monitor)) is not None:
-            check_metrics("train.monitor", [metric], kind=known, answer=self.eval.answer)
+            check_metrics("train.monitor", [metric], kind=kind, answer=self.eval.answer)
         self.build_method()
         self.layer_indices()
         for stack in self.stacks() or ():
@@ -420,8 +422,8 @@ class Run:
             raise UserError(f"train.label_smoothing is {self.train.label_smoothing}; expected a share below 1.")
         if self.train.class_weights is not None:
             given_weights(self.train.class_weights, "train.class_weights")
-            require_classes(known)
-        if self.data.task == "custom" and self.data.path is None:
+            require_classes(kind)
+        if task.is_custom and self.data.path is None:
             raise UserError("data.task is 'custom', rows of your own: name their file with --config.data.path.")
         if self.ablation.name is not None:
             require_ablation(self.method.name, self.ablation.name)
@@ -431,7 +433,7 @@ class Run:
             raise UserError("ablation.name and method.{targets,stacks,layers,pattern} both select; give one of them.")
 
     def mildest(self) -> "Run":
-        """The run with the first choice for every key that is `auto`: what a run is without it."""
+        """Returns the run with its default instead of every `auto`: the model's recommended setting, or jpeft's."""
         left, run = [key for key in FITTED if value_at(self.to_dict(), key) == AUTO], self
         if not left:
             return self
@@ -442,38 +444,38 @@ class Run:
         return run
 
     def rows(self) -> tuple[int, int]:
-        """Rows of a micro-batch, and of a batch that is evaluated; of those that are `auto` the first choice."""
+        """Returns `train.batch_size` and `eval.batch_size`, with the defaults instead of `auto`."""
         run = self.mildest()
         return int(run.train.batch_size), int(run.eval.batch_size)
 
-    def data_choices(self) -> dict[str, Any]:
-        """The arguments of `jpeft.data.prepare.prepare` besides the task: where rows come from, how they are drawn."""
-        data, (rows, evaluated) = self.data, self.rows()
-        return {
-            "source": data.source,
-            "path": data.path,
-            "mix": data.mix,
-            "weight": data.weight,
-            "class_weights": self.train.class_weights,
-            "kind": data.kind,
-            "options": data.options,
-            "split_seed": data.split_seed,
-            "max_train": data.max_train,
-            "max_validation": data.max_validation,
-            "max_test": data.max_test,
-            "batch_size": rows,
-            "accumulation_steps": self.train.accumulation_steps,
-            "eval_batch_size": evaluated,
-            "max_input_length": data.max_input_length,
-            "max_target_length": data.max_target_length,
-            "sample_seed": data.sample_seed,
-        }
+    def data_request(self) -> DataRequest:
+        """Returns what `jpeft.data.prepare.prepare` needs to know besides the task and the tokenizer."""
+        data, (batch_size, eval_batch_size) = self.data, self.rows()
+        return DataRequest(
+            source=data.source,
+            path=data.path,
+            sample_seed=data.sample_seed,
+            mix=data.mix,
+            weight=data.weight,
+            class_weights=self.train.class_weights,
+            kind=data.kind,
+            options=data.options,
+            split_seed=data.split_seed,
+            max_train=data.max_train,
+            max_validation=data.max_validation,
+            max_test=data.max_test,
+            batch_size=batch_size,
+            accumulation_steps=self.train.accumulation_steps,
+            eval_batch_size=eval_batch_size,
+            max_input_length=data.max_input_length,
+            max_target_length=data.max_target_length,
+        )
 
     def quantization(self) -> Quantization | None:
-        """How the frozen base is kept; None as its files have it."""
+        """Returns the quantization of the frozen base; None leaves it as the model's files have it."""
         model = self.model
         kind, *more = model.quantization.split(",")
-        if kind in QUANTIZATION_CHOICES and more:  # the words of other commands' --quantization
+        if kind in QUANTIZATION_CHOICES and more:  # the syntax of --quantization of other commands
             keys = {"double": "double_quantization", "wo": "quantize_wo"}
             set_too = "".join(f", model.{keys[word]}=True" for word in more if word in keys)
             raise UserError(
@@ -487,22 +489,23 @@ class Run:
         is_rounded = quantization is not None and quantization.kind != "none"
         if not is_rounded and self.method.from_adapter is None and self.build_method().init_from_residual is not None:
             raise UserError(
-                f"method.lora_init is {self.method.lora_init!r}, which begins with what rounding takes away of the "
-                "base; set model.quantization to nf4 or int8, of a wide model."
+                f"method.lora_init is {self.method.lora_init!r}, which starts from the error of quantizing the base; "
+                "set model.quantization to nf4 or int8, for a model that is not quantized yet."
             )
         if quantization is not None and is_rounded and METHODS[self.method.name].trains_base:
             raise UserError(
                 f"model.quantization is {quantization.kind!r}, and method {self.method.name} trains the base's own "
-                "weights, which have to be wide; leave it open, or choose a method that adds to a frozen base."
+                "weights, which cannot be quantized; leave it open, or choose a method that adds to a frozen base."
             )
 
     def build_task(self) -> Task:
-        """The task, with the config's template, kind and metrics."""
+        """Returns the task with the config's template, kind and metrics. Raises `UserError` like `choose_task`."""
         data = self.data
         task = choose_task(data.task, template=data.template, kind=data.kind, input=data.input, target=data.target)
-        if one_of("data.options", data.options, OPTIONS) != "auto" and task.name != "custom":
+        if one_of("data.options", data.options, OPTIONS) != "auto" and not task.is_custom:
             raise UserError(
-                f"data.options is {data.options!r}, of rows of your own; the prompt of {task.name} is data.template."
+                f"data.options is {data.options!r}, which is for rows of your own; set the prompt of {task.name} with "
+                "data.template."
             )
         if data.options == "list" and task.kind != "classification" and data.kind is not None:
             raise UserError(
@@ -511,23 +514,23 @@ class Run:
         return dataclasses.replace(task, metrics=listed("eval.metrics", self.eval.metrics))
 
     def build_method(self) -> Method:
-        """The method in its reading, with the options that the config gives. Raises `UserError` as `build`."""
+        """Returns the method in its reading, with the config's options. Raises `UserError` like `build`."""
         given = {key: getattr(self.method, key) for key in method_options()}
         return build(self.method.name, self.method.reading, {k: v for k, v in given.items() if v is not None})
 
     def targets(self) -> tuple[str, ...] | None:
-        """Names of the sites to adapt, such as `q` and `v`; None leaves them to the method."""
+        """Returns the names of the sites to adapt, such as `q` and `v`; None for the method's default."""
         return _listed(self.method.targets)
 
     def stacks(self) -> tuple[str, ...] | None:
-        """Names of the layer stacks to adapt, such as `encoder`; None for all of them."""
+        """Returns the names of the stacks to adapt, such as `encoder`; None for all of them."""
         return _listed(self.method.stacks)
 
     def layer_indices(self) -> frozenset[int] | None:
-        """Indices of the blocks to adapt in each stack, counted from 0; None for all of them.
+        """Returns the indices, from 0, of the blocks to adapt in each stack; None for all of them.
 
         Raises:
-          UserError: `method.layers` is no list of indices and ranges.
+          UserError: `method.layers` is not a list of indices and ranges.
         """
         if self.method.layers is None:
             return None
@@ -544,17 +547,17 @@ class Run:
         return frozenset(chosen)
 
     def to_dict(self) -> dict[str, Any]:
-        """The run as `config.json` of its directory holds it."""
+        """Returns the run as the content of `config.json`."""
         return dataclasses.asdict(self)
 
 
-# Keys that may be `auto`: what they are then is settled by what fits the device (`jpeft.train.fitting`).
+# Keys that may be `auto`, and are then set to values that fit the device (`jpeft.train.fitting`).
 FITTED = ("model.remat", "train.batch_size", "eval.batch_size")
 _DEFAULTS = Run().to_dict()
 
 
 def taken_from_model(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-    """What a run takes from its model's own settings, by config key: all that the config leaves open."""
+    """Returns the values, by config key, that a run takes from its model's recommended settings."""
     config = config.to_dict() if isinstance(config, ConfigDict) else config
     return _model_settings(config, parse(Run, config, "config"))[1]
 
@@ -567,48 +570,48 @@ def _model_settings(config: Mapping[str, Any], run: Run) -> tuple[ModelSettings 
 
 
 def _usual_reading(run: Run) -> str:
-    """The reading of a run whose config leaves it open."""
+    """Returns the default reading of a run."""
     if run.method.from_adapter is not None and _peft_holds_another_reading(run.method.name):
         return stored_reading(run.method.from_adapter)
-    return "official" if (run.data.task, run.method.name) == ("custom", "lora") else "paper"
+    return "official" if (run.data.task, run.method.name) == (CUSTOM, "lora") else "paper"
 
 
 def _peft_holds_another_reading(name: str) -> bool:
-    """Whether Hugging Face PEFT has the method in its authors' reading and not in the paper's."""
+    """Whether Hugging Face PEFT can load the method's official reading but not the paper's."""
     method = METHODS.get(name)
     return method is not None and issubclass(method, PeftLayout) and method().peft_lacks is not None
 
 
 def default_config() -> ConfigDict:
-    """Every key with its default, for config files to change. An unset key takes a value of its type from a flag."""
+    """Returns a config with every key at its default, for config files to change; see `placeholders` for unset keys."""
     return placeholders(Run)
 
 
-# What a run did before there was a key for it, by its config, where that is not the key's default.
-_BEFORE_THE_KEY: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+# Values of keys that older versions lacked, if their behaviour was not that of today's default.
+_OLD_BEHAVIOUR: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "eval.answer": lambda config: "generate",
-    "data.options": lambda config: "none" if value_at(config, "data.task") == "custom" else "auto",
+    "data.options": lambda config: "none" if value_at(config, "data.task") == CUSTOM else "auto",
 }
 
 
 def of_any_version(config: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """A `config.json` with the keys that its version did not have yet, as that version would have had them.
+    """Completes the `config.json` of an older version with the keys that it lacks, set to that version's behaviour.
 
     Args:
-      now: a whole config of the same kind, of today. Not changed and not copied from but for its keys.
+      now: a complete config of this version, for its keys.
     """
     defaults = Run().to_dict()
-    for key, meant in _BEFORE_THE_KEY.items():
+    for key, old_value in _OLD_BEHAVIOUR.items():
         section, name = key.split(".")
-        defaults[section][name] = meant(config)
+        defaults[section][name] = old_value(config)
     return filled_in(config, now, defaults)
 
 
 def monitored_metric(monitor: str) -> str | None:
-    """The metric that `train.monitor` is of, as `METRICS` has it or by `module:name`; None where it is the loss.
+    """Returns the name of the metric that `train.monitor` selects; None if it is the loss.
 
     Raises:
-      UserError: there is no such number.
+      UserError: `monitor` is neither the loss nor a known metric.
     """
     split, _, name = monitor.partition("/")
     if monitor == LOSS:
@@ -628,7 +631,11 @@ def monitored_metric(monitor: str) -> str | None:
 
 
 def require_even_batches(mesh: MeshConfig, batches: Mapping[str, int]) -> None:
-    """Raises `UserError` where a batch, its rows given by config key, cannot be cut into the mesh's equal parts."""
+    """Raises `UserError` if the mesh cannot divide a batch into equal shards.
+
+    Args:
+      batches: batch sizes by config key.
+    """
     for key, rows in batches.items():
         if rows % (mesh.data * mesh.fsdp):
             raise UserError(
@@ -637,9 +644,9 @@ def require_even_batches(mesh: MeshConfig, batches: Mapping[str, int]) -> None:
             )
 
 
-def require_labels(there: bool, task: str) -> None:
-    """Raises `UserError` where labels are to be scored and the task's answers are free text."""
-    if not there:
+def require_labels(has_labels: bool, task: str) -> None:
+    """Raises `UserError` if labels are to be scored but the task's answers are free text."""
+    if not has_labels:
         raise UserError(f"eval.answer is 'score', but {task} has no fixed set of labels; use eval.answer=generate.")
 
 

@@ -1,24 +1,24 @@
-"""The two ways a call can end badly, told apart so that the command line can answer each with one line.
+"""The expected exceptions of a call. The command line prints them as one line and exits with their status.
 
-Every other exception is a defect of ours and keeps its traceback.
+Any other exception is a bug in jpeft and keeps its traceback.
 """
 
 
 class UserError(ValueError):
-    """The call was wrong: a flag, a config value, a file or a column. Exit status 2."""
+    """The call is wrong: a flag, a config value, a file or a column. Exit status 2."""
 
 
 class RunFailed(RuntimeError):
-    """The call was right and the work failed: a loss that is not finite, a full disk, no hub. Exit status 1."""
+    """The call is right but the work failed: a loss that is not finite, a full disk, no network. Exit status 1."""
 
 
 class Busy(UserError):
-    """Another process is at work in the directory."""
+    """Another process holds the directory's lock."""
 
 
 class Stopped(RunFailed):
-    """The process was told to stop and has saved what it had."""
+    """The process was asked to stop, and has saved its state."""
 
 
 class Paused(Exception):
-    """No bad end: a run has come to the epoch after which it was to wait, and has saved what it had."""
+    """A run reached the epoch after which it was asked to pause, and has saved its state. Not a failure."""

@@ -1,4 +1,4 @@
-"""Files: writing that leaves a whole file or none, and reading JSON that a stranger may have written."""
+"""Atomic writes of files and directories, and strict, bounded reading of text and JSON from untrusted sources."""
 
 import collections
 import contextlib
@@ -14,35 +14,36 @@ from pathlib import Path
 from typing import Any
 
 from jpeft.errors import RunFailed, UserError
-from jpeft.words import clipped, told_of_no_text
+from jpeft.words import clipped, why_not_utf8
 
-# What foreign JSON may hold. Configs and indexes of released models stay far below either.
+# Limits of untrusted JSON. Configs and weight indexes of released models stay far below both.
 MOST_BYTES = 64 * 2**20
 MOST_NESTING = 64
-# A LoRA of full rank has twice the numbers of what it adapts, and float64 takes 8 bytes for each.
+# A LoRA of full rank has twice as many numbers as the weights that it adapts, and float64 takes 8 bytes for each.
 _MOST_BYTES_A_NUMBER = 16
-_MOST_BYTES_BESIDE = 64 * 2**20  # names, shapes, and whatever else a file of weights holds
+_MOST_HEADER_BYTES = 64 * 2**20  # names, shapes, and other metadata of a file of weights
 _PARTIAL = ".partial"
 
 
 def cache_directory() -> Path:
-    """Where tokens and compiled programs are kept between runs: `$JPEFT_CACHE`, or `~/.cache/jpeft` if empty.
+    """Returns the directory of cached tokens and compiled programs: `$JPEFT_CACHE`, or `~/.cache/jpeft` if it is empty.
 
     Raises:
-      UserError: its name is not UTF-8, with which JAX could not work.
+      UserError: the path is not UTF-8, which JAX's compilation cache requires.
     """
     directory = Path(os.environ.get("JPEFT_CACHE", "").strip() or "~/.cache/jpeft").expanduser()
-    if said := told_of_no_text(str(directory), "set the environment variable JPEFT_CACHE to another directory"):
-        raise UserError(f"{said}.")
+    if reason := why_not_utf8(str(directory), "set the environment variable JPEFT_CACHE to another directory"):
+        raise UserError(f"{reason}.")
     return directory
 
 
 @contextlib.contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; renames it to `path` when the block ends well, removes it otherwise.
+    """Writes a file atomically: yields a temporary path that is renamed to `path` on success and removed otherwise.
 
-    The file has the permissions that new files get from the umask, whoever writes it: safetensors' own are for
-    their owner alone. Where `path` is a link, what it leads to is replaced and the link stays.
+    The file gets the umask's default permissions, whichever library writes it: safetensors creates files that only
+    their owner can read.
+    If `path` is a link, its target is replaced and the link stays.
 
     Raises:
       UserError: `path` is a device, a pipe or a socket.
@@ -55,7 +56,7 @@ def write_whole(path: Path) -> Iterator[Path]:
         yield beside
         beside.chmod(permissions)
         with beside.open("rb") as file:
-            os.fsync(file.fileno())  # else a crash of the machine may leave the name without the bytes
+            os.fsync(file.fileno())  # otherwise a crash of the machine may leave an empty file under the final name
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -76,29 +77,30 @@ def output_path(path: Path, named: str) -> Path:
 
 
 def require_apart(output: Path, *, read: Iterable[Path], written: Iterable[Path] = ()) -> None:
-    """Raises `UserError`: a file that a command reads is one that it writes, by whatever name.
+    """Raises `UserError` if a command would overwrite a file that it reads, also through a link.
 
     Args:
-      output: as the user named it.
-      written: what else comes beside it, such as a file that becomes it.
+      output: the output file as the user named it.
+      read: the input files.
+      written: other files that the command writes, such as a temporary file that is renamed to `output`.
     """
     for theirs in read:
         for ours in (output, *written):
-            with contextlib.suppress(OSError):  # one of them is not there
+            with contextlib.suppress(OSError):  # one of them does not exist
                 if theirs.samefile(ours):
                     how = "" if ours == output else f", which is written by way of {ours.name},"
-                    raise UserError(f"--output {output}{how} would replace {theirs}, which is read; name another file.")
+                    raise UserError(f"--output {output}{how} would replace the input {theirs}; name another file.")
 
 
 def require_writable(path: Path) -> None:
-    """Raises `RunFailed`: no file can be written at a path, whose directory is made; what stands there stays."""
+    """Raises `RunFailed` if no file can be written at `path`. Creates its directory; keeps an existing file."""
     reason = why_not_writable(path.parent)
     if reason is not None:
         raise RunFailed(f"{path} cannot be written ({reason}).")
 
 
 def why_not_writable(directory: Path) -> str | None:
-    """Why no file can be made in a directory, which is made where it is missing; None if one can."""
+    """Returns why no file can be created in a directory, or None if one can. Creates the directory if it is missing."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=directory).close()
@@ -108,24 +110,24 @@ def why_not_writable(directory: Path) -> str | None:
 
 
 def unfinished_target(path: Path) -> str | None:
-    """The name that a path was to become, where it is what `write_whole` leaves when it is killed; else None."""
+    """Returns the final name of a temporary file that a killed `write_whole` left behind; None for any other file."""
     left = re.fullmatch(rf"\.(.+)\.\d+{re.escape(_PARTIAL)}", path.name)
     return left and left[1]
 
 
 @contextlib.contextmanager
 def write_directory(path: Path) -> Iterator[Path]:
-    """Writes a directory whole or not at all: what the block puts into the one given becomes `path` if it ends well.
+    """Writes a directory atomically: yields a temporary one that is renamed to `path` on success and removed otherwise.
 
     Raises:
-      UserError: `path` is there already and is not an empty directory.
+      UserError: `path` exists and is not an empty directory.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} is there already; name a directory that is empty or still to be made.")
-    path = path.absolute()  # `.` has no name to write beside
+        raise UserError(f"{path} exists already; name a directory that is empty or does not exist yet.")
+    path = path.absolute()  # `.` has no name to derive the temporary one from
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
-    shutil.rmtree(beside, ignore_errors=True)  # left by a killed process of the same number
+    shutil.rmtree(beside, ignore_errors=True)  # left by a killed process that had the same id
     beside.mkdir()
     try:
         yield beside
@@ -135,23 +137,26 @@ def write_directory(path: Path) -> Iterator[Path]:
 
 
 def most_bytes_of(numbers: int) -> int:
-    """How large a stranger's files of weights may be, of a model of so many numbers, to be read whole."""
-    return _MOST_BYTES_BESIDE + _MOST_BYTES_A_NUMBER * numbers
+    """Returns the largest plausible size in bytes of the weight files of a model with `numbers` parameters.
+
+    Larger files from untrusted sources are not read into memory.
+    """
+    return _MOST_HEADER_BYTES + _MOST_BYTES_A_NUMBER * numbers
 
 
 def read_text(path: Path, *, error: type[Exception] = UserError, most_bytes: int = MOST_BYTES) -> str:
-    """The text of a small file in UTF-8, with or without a byte order mark.
+    """Reads a small UTF-8 text file, with or without a byte order mark.
 
     Raises:
-      error: it is not there, is no regular file (reading a pipe would wait forever), is larger than `most_bytes`, or is
-        not UTF-8. The message is one line that names the file.
+      error: the file does not exist, is not a regular file (reading a pipe could block forever), is larger than
+        `most_bytes`, or is not UTF-8. The message is one line that names the file.
     """
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise error(f"{path} is a directory; expected a file.")
         if not stat.S_ISREG(status.st_mode):
-            raise error(f"{path} is no regular file; copy what it holds into one.")
+            raise error(f"{path} is not a regular file; copy its contents into one.")
         if status.st_size > most_bytes:
             raise error(f"{path} has {status.st_size:,} bytes; expected {most_bytes:,} at most.")
         return path.read_text(encoding="utf-8-sig")
@@ -167,16 +172,16 @@ def read_text(path: Path, *, error: type[Exception] = UserError, most_bytes: int
 
 
 def read_json(path: Path, *, error: type[Exception] = UserError, most_bytes: int = MOST_BYTES) -> Any:
-    """Reads a JSON file that may come from anywhere, and be damaged or hostile.
+    """Reads a JSON file that may be damaged or hostile.
 
     Raises:
-      error: as `read_text` and `parse_json`; the message names the file.
+      error: see `read_text` and `parse_json`; the message names the file.
     """
     return parse_json(read_text(path, error=error, most_bytes=most_bytes), str(path), error=error)
 
 
 def read_json_object(path: Path, *, error: type[Exception] = UserError, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
-    """As `read_json`, for files that hold one object: `{"key": ...}`. Raises `error` also where it is anything else."""
+    """Reads a JSON file that holds one object, `{"key": ...}`. Raises `error` like `read_json`, or for other values."""
     value = read_json(path, error=error, most_bytes=most_bytes)
     if not isinstance(value, dict):
         raise error(f"{path} holds {json_kind(value)}; expected an object, {{...}}.")
@@ -184,27 +189,28 @@ def read_json_object(path: Path, *, error: type[Exception] = UserError, most_byt
 
 
 def parse_json(text: str, source: str, *, error: type[Exception] = UserError) -> Any:
-    """JSON in the strict sense, bounded.
+    """Parses JSON strictly and within limits.
 
-    Refused besides what is malformed: NaN and infinities, which JSON does not have and other programs write; integers
-    of thousands of digits; nesting deeper than `MOST_NESTING`, on which recursive code would fail later; halves of
-    surrogate pairs, which no text encoding can write.
+    Besides malformed JSON it refuses NaN and infinities, which other programs write although they are not JSON;
+    integers of thousands of digits; nesting deeper than `MOST_NESTING`, which would break recursive code later; and
+    unpaired surrogates, which UTF-8 cannot encode.
 
     Args:
-      source: what the text is, for messages: a path, or a path and a line.
+      source: where the text is from, for messages: a path, or a path and a line.
 
     Raises:
-      error: with one line that begins with `source`.
+      error: the message is one line that begins with `source`.
     """
     return JsonParser(error=error).parse(text, source)
 
 
 class JsonParser:
-    """Parses many JSON texts, each as `parse_json` does.
+    """A reusable strict JSON parser; see `parse_json` for what it refuses.
 
     Attributes:
-      missing: whether NaN, infinities and numbers past the range of a float are read as null instead of being refused.
-      unique: whether an object that has a key twice is refused; otherwise the last one counts, as Python has it.
+      missing: whether NaN, infinities and numbers beyond the range of a float become null instead of an error.
+      unique: whether a duplicate key in an object, or nested in one, is an error; otherwise the last value wins, as in
+        Python.
     """
 
     def __init__(self, *, missing: bool = False, unique: bool = False, error: type[Exception] = UserError):
@@ -216,31 +222,34 @@ class JsonParser:
     def _constant(self, constant: str) -> Any:
         if self.missing:
             return None
-        raise ValueError(f"holds {constant}, which is no JSON")
+        raise ValueError(f"holds {constant}, which is not JSON")
 
     def _number(self, digits: str) -> float | None:
         value = float(digits)
         return value if math.isfinite(value) else self._constant(digits[:20])
 
     def parse(self, text: str, source: str) -> Any:
-        """The one value of a text. Raises as `parse_json`."""
+        """Parses a text that holds exactly one value. Raises like `parse_json`."""
         with self._explained(source):
             value = self._decoder.decode(text)
             self._check(value, text)
             return value
 
     def parse_at(self, text: str, start: int, source: str) -> tuple[Any, int]:
-        """The value that begins at `start`, and where it ends. Raises as `parse_json`, places from `start`."""
+        """Parses the value that begins at `start`, and returns it with its end.
+
+        Raises like `parse_json`, with positions counted from `start`.
+        """
         with self._explained(source, start):
             value, end = self._decoder.raw_decode(text, start)
             self._check(value, text[start:end])
             return value, end
 
     def _check(self, value: Any, text: str) -> None:
-        # An object without a key twice has a colon for each key, and few texts have more: only those are read again.
+        # Without duplicate keys there is one colon a key, and few texts have more: only those are parsed a second time.
         if self.unique and isinstance(value, dict) and text.count(":") > len(value):
             self._by_pairs.decode(text)
-        # Most texts need no closer look: so few brackets nest no deeper, and without escapes there is no surrogate.
+        # Skip the walk for most texts: few brackets cannot nest too deep, and only escapes can spell a surrogate.
         surrogates = "\\u" in text
         if surrogates or text.count("[") + text.count("{") > MOST_NESTING:
             _check_nesting(value, surrogates=surrogates)
@@ -270,7 +279,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         counts = collections.Counter(key for key, _ in pairs)
         twice = next(key for key, count in counts.items() if count > 1)
-        raise ValueError(f"has the key {ascii(twice)[:60]} twice; leave one of them")
+        raise ValueError(f"has the key {ascii(twice)[:60]} twice; remove one of them")
     return made
 
 
@@ -289,7 +298,7 @@ def _check_nesting(value: Any, *, surrogates: bool) -> None:
                 try:
                     item.encode()
                 except UnicodeEncodeError:
-                    raise ValueError("holds half of a surrogate pair, which is no text") from None
+                    raise ValueError("holds half of a surrogate pair, which is not valid text") from None
         level, depth = below, depth + 1
         if depth > MOST_NESTING:
             raise RecursionError
@@ -299,7 +308,7 @@ _KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false
 
 
 def json_kind(value: Any) -> str:
-    """The type of a JSON value in words, for messages: `a list`, `a number`, `null`."""
+    """Returns the type of a JSON value in words, for messages: `a list`, `a number`, `null`."""
     return _KINDS.get(type(value), "null")
 
 
@@ -310,14 +319,14 @@ def check_fields(
     *,
     error: type[Exception] = UserError,
 ) -> None:
-    """Checks the types of those fields of a JSON object that are there and not null; other fields are left alone.
+    """Checks the types of known fields of a JSON object. Missing, null and unknown fields pass.
 
     Args:
-      kinds: what each field may be: `{"r": int, "target_modules": (str, list)}`. A whole number passes for a float;
-        true and false pass for nothing but `bool`.
+      kinds: the types that each field may have: `{"r": int, "target_modules": (str, list)}`. An integer passes as a
+        float; true and false pass as `bool` only.
 
     Raises:
-      error: a field is of another type; the message says which, and what was expected.
+      error: a field has another type; the message names the field and the expected types.
     """
     for name, kind in kinds.items():
         value = values.get(name)

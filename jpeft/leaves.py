@@ -1,8 +1,8 @@
-"""Leaves of a model by name, one entry a layer, however its layers are stored.
+"""Leaves of a model by name, one name per layer, whether the layers are stacked or stored separately.
 
-`encoder/layers/3/self_attention/q/kernel` is the kernel of the fourth encoder block's query projection; what a method
-attached there is `encoder/layers/3/self_attention/q/lora_a`. These names are the interface of files, of selections by
-regular expression and of error messages.
+`encoder/layers/3/self_attention/q/kernel` is the kernel of the fourth encoder block's query projection, and
+`encoder/layers/3/self_attention/q/lora_a` the leaf of a method attached to it. Files, selections by regular expression
+and error messages use these names.
 """
 
 import dataclasses
@@ -21,40 +21,40 @@ Model = TypeVar("Model", bound=nnx.Module)
 
 @runtime_checkable
 class LayerStack(Protocol):
-    """Layers of equal structure kept in *segments*: blocks whose every leaf has a leading axis of layers.
+    """Layers of equal structure, stored in *segments*: blocks whose leaves all have a leading axis of layers.
 
-    Within a segment all layers have the same adapters; `cut` makes segments smaller where they are to differ.
+    All layers of a segment have the same adapters; `cut` splits segments so that layers can differ.
     """
 
     segments: Any  # nnx.List of blocks
 
     def layer_counts(self) -> list[int]:
-        """How many layers each segment holds, in their order; the sum is the number of layers."""
+        """Returns the number of layers of each segment, in order."""
         ...
 
     def cut(self, starts: Sequence[int]) -> None:
-        """Makes a segment begin at each of these layers, as well as where one begins now."""
+        """Splits segments so that one begins at each of these layer indices; existing boundaries stay."""
         ...
 
 
 def copied(model: Model) -> Model:
-    """New modules and variables around the same arrays: what changes in one is not changed in the other."""
+    """Copies modules and variables, and shares the arrays: setting a variable of the copy leaves the original alone."""
     graphdef, state = nnx.split(model)
     return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf, state))
 
 
 class Quantized(nnx.Param):
-    """A leaf of a frozen weight that is kept in fewer bits, as codes or as their magnitudes; it never trains.
+    """A leaf of a quantized weight, which is frozen: its codes or their scales.
 
-    Made as `Quantized(value, numbers=2)`: how many numbers of the weight an item holds.
+    Created as `Quantized(value, numbers=2)`, with the number of weights that each item of `value` encodes.
     """
 
 
-WIDE = nnx.All(nnx.Param, nnx.Not(Quantized))  # weights that are kept as numbers of their own
+WIDE = nnx.All(nnx.Param, nnx.Not(Quantized))  # weights that are not quantized
 
 
 def num_weights(model: nnx.Module) -> int:
-    """How many numbers the weights of a model are, in however few bits they are kept."""
+    """Returns the number of parameters of a model, quantized or not."""
     return sum(
         math.prod(variable.shape) * (variable.get_metadata("numbers") if isinstance(variable, Quantized) else 1)
         for _, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
@@ -62,7 +62,11 @@ def num_weights(model: nnx.Module) -> int:
 
 
 def weight_bytes(model: nnx.Module, dtype: Any) -> int:
-    """How many bytes the weights of a model take, or of shapes in their place; `dtype` is of those kept wide."""
+    """Returns the size in bytes of a model's weights, or of their abstract shapes.
+
+    Args:
+      dtype: of the weights that are not quantized.
+    """
     return sum(
         math.prod(variable.shape) * np.dtype(variable.dtype if isinstance(variable, Quantized) else dtype).itemsize
         for _, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
@@ -71,7 +75,13 @@ def weight_bytes(model: nnx.Module, dtype: Any) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class StackedLeaf:
-    """One variable of the model and the names of what it holds: one, or one per layer along its first axis."""
+    """A variable of a model with its leaf names.
+
+    Attributes:
+      path: of the variable in the model's state.
+      names: one name per layer along the first axis if the variable is stacked, otherwise a single name.
+      stacked: whether the first axis is an axis of layers.
+    """
 
     path: tuple[Any, ...]
     variable: nnx.Variable
@@ -80,13 +90,13 @@ class StackedLeaf:
 
 
 def segment_starts(stack: LayerStack) -> list[int]:
-    """Index of each segment's first layer within its stack."""
+    """Returns the index, within the stack, of each segment's first layer."""
     sizes = stack.layer_counts()
     return [sum(sizes[:i]) for i in range(len(sizes))]
 
 
 def stacked_leaves(model: nnx.Module, kind: Any) -> Iterator[StackedLeaf]:
-    """Every variable of type `kind`, or of a filter of `nnx`, in a fixed order."""
+    """Yields the variables that an `nnx` filter, such as a variable type, selects, in a fixed order."""
     path: Any
     for path, variable in nnx.to_flat_state(nnx.state(model, kind)):
         at = path.index("segments") if "segments" in path else None
@@ -102,7 +112,7 @@ def stacked_leaves(model: nnx.Module, kind: Any) -> Iterator[StackedLeaf]:
 
 
 def _own_parts(model: nnx.Module, path: Sequence[Any]) -> list[Any]:
-    """A path without the step from a module to what a method has attached to it; one's own `adapter` stays."""
+    """Drops the `adapter` part that attaching a method inserts into a path; a model's own `adapter` attribute stays."""
     parts, node = [], model
     for part in path:
         if not (part == "adapter" and hasattr(type(node), "unadapted")):
@@ -116,7 +126,11 @@ def _name(parts: Sequence[Any]) -> str:
 
 
 def named_leaves(model: nnx.Module, kind: Any) -> dict[str, np.ndarray]:
-    """The leaves of type `kind` as they are now, on the host, each layer its own array. They may not be written to."""
+    """Copies the leaves that an `nnx` filter selects to the host, one read-only array per layer, by name.
+
+    Raises:
+      UserError: two leaves have the same name.
+    """
     named = {}
     for leaf in stacked_leaves(model, kind):
         value = np.asarray(leaf.variable[...])
@@ -127,29 +141,30 @@ def named_leaves(model: nnx.Module, kind: Any) -> dict[str, np.ndarray]:
     return named
 
 
-Part = tuple[slice, ...]  # of an array, one slice for each dimension
+Part = tuple[slice, ...]  # a part of an array: one slice per dimension
 Read = Callable[[str, tuple[int, ...], Part], np.ndarray]
 Devices = Callable[[tuple[Any, ...], tuple[int, ...]], jax.sharding.Sharding]
 
 
 def on_first_device(path: tuple[Any, ...], shape: tuple[int, ...]) -> jax.sharding.Sharding:
-    """The sharding of any leaf when only one device is used: the first one holds all of it."""
+    """A `Devices` function that places every leaf on the first device."""
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def fill(model: nnx.Module, kind: Any, read: Read, dtype: Any, devices: Devices = on_first_device) -> None:
-    """Sets every leaf of type `kind`, or of a filter of `nnx`, with one stacked leaf on the host at a time.
+    """Sets the leaves that an `nnx` filter selects, holding one stacked leaf at a time in host memory.
 
     Args:
-      dtype: of all of them; None keeps each leaf's own.
-      read: `(name, shape, part)` to that part of what one layer's leaf of that name and shape is; asked for what this
-        process's devices hold, and no more.
-      devices: `(path, shape)` to where a leaf is to be.
+      kind: the filter, such as a variable type.
+      read: `(name, shape, part) -> array`, that part of one layer's leaf of that name and shape. Called only for the
+        parts that this process's devices hold.
+      dtype: of the new leaves; None keeps each leaf's own.
+      devices: `(path, shape) -> sharding` of each leaf.
     """
     for leaf in stacked_leaves(model, kind):
         shape = leaf.variable.shape
         its_dtype = leaf.variable.dtype if dtype is None else dtype
-        parts: dict[Any, np.ndarray] = {}  # replicas ask for the same part
+        parts: dict[Any, np.ndarray] = {}  # a cache: replicas ask for the same part
 
         def part_of(
             index: Any,

@@ -1,4 +1,4 @@
-"""The way to the Hugging Face hub: whether it can be reached, asked shortly before libraries try for half a minute."""
+"""A quick check whether the Hugging Face hub can be reached, instead of its libraries' half a minute of retries."""
 
 import contextlib
 import logging
@@ -11,45 +11,45 @@ _MOST_SECONDS = 5.0
 
 
 def why_unreachable(most_seconds: float = _MOST_SECONDS) -> str | None:
-    """Why the hub cannot be reached, in a few words, or None where it answers, whatever it says.
+    """Returns why the hub cannot be reached, in a few words; None if it responds, with whatever status.
 
-    Asked through the client of huggingface_hub, so that its endpoint, proxies and `HF_HUB_OFFLINE` count.
+    The request goes through the client of huggingface_hub, so its endpoint, proxies and `HF_HUB_OFFLINE` apply.
     """
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
-    answers: list[str | None] = []
+    reasons: list[str | None] = []
 
-    def ask() -> None:
+    def request() -> None:
         try:
             get_session().head(constants.ENDPOINT, timeout=most_seconds)
-            answers.append(None)
-        except Exception as error:  # which library's errors these are differs between versions of huggingface_hub
-            answers.append(first_line(error))
+            reasons.append(None)
+        except Exception as error:  # the HTTP library, and so its errors, depends on the version of huggingface_hub
+            reasons.append(first_line(error))
 
-    # In a thread: what looks up the name of the host knows no limit of time.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(most_seconds)
-    return answers[0] if answers else f"no answer from {constants.ENDPOINT} in {most_seconds:g} s"
+    # In a thread, because resolving the host name has no timeout.
+    thread = threading.Thread(target=request, daemon=True)
+    thread.start()
+    thread.join(most_seconds)
+    return reasons[0] if reasons else f"no answer from {constants.ENDPOINT} in {most_seconds:g} s"
 
 
 @contextlib.contextmanager
 def without_network() -> Iterator[None]:
-    """Within it the hub's libraries look in their caches alone, at once and without warnings of their own."""
-    from datasets import config as of_datasets
+    """A context in which the hub's libraries use only their local caches, without requests or warnings."""
+    from datasets import config as datasets_config
     from huggingface_hub import constants
 
     loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
-    before = constants.HF_HUB_OFFLINE, of_datasets.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = of_datasets.HF_HUB_OFFLINE = True
+    before = constants.HF_HUB_OFFLINE, datasets_config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = datasets_config.HF_HUB_OFFLINE = True
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         yield
     finally:
-        constants.HF_HUB_OFFLINE, of_datasets.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE, datasets_config.HF_HUB_OFFLINE = before
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

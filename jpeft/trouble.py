@@ -1,4 +1,4 @@
-"""What the machine says when it cannot, in the one line that a user can do something with."""
+"""Explanations of errors of the machine (memory, disk, devices): one line that says what a user can do."""
 
 import errno
 import os
@@ -12,23 +12,25 @@ _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "bad_a
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory is what there was too little of, on the host or on a device."""
+    """Whether an error means that the host or a device ran out of memory."""
     if isinstance(error, MemoryError):
         return True
-    # By name: this module is for commands, too, that never load JAX. A full disk is RESOURCE_EXHAUSTED to TensorStore.
-    of_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
-    return of_jax and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+    # By class name, since some commands never import JAX. Only JAX's errors count: TensorStore reports a full disk as
+    # RESOURCE_EXHAUSTED, too.
+    is_from_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    return is_from_jax and any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the system refused to write and did not say where: what was being written is the place."""
+    """Whether an error means that a write failed for lack of space, or the like, and does not name the file."""
     return isinstance(error, OSError) and error.errno in _DISK_FULL and error.filename is None
 
 
 def explained(error: BaseException) -> UserError | RunFailed | None:
-    """The line for an error that comes of the machine or of the call; None for what is a defect of ours.
+    """Returns an expected error with a one-line message for an error of the machine or of the call.
 
-    Where it is about a file the line names it.
+    Returns:
+      `error` itself if it is expected already; None for an error that points to a bug in jpeft.
     """
     if isinstance(error, UserError | RunFailed):
         return error
@@ -37,13 +39,13 @@ def explained(error: BaseException) -> UserError | RunFailed | None:
             f"there is too little memory ({first_line(error, 160)}); take less at once: a run with "
             "--config.model.remat=auto, --config.train.batch_size=auto and --config.eval.batch_size=auto takes what "
             "fits; else fewer rows, fewer tokens (--config.data.max_input_length), more devices or a smaller model. "
-            "`jpeft plan` tells what a run needs."
+            "`jpeft plan` estimates what a run needs."
         )
     if isinstance(error, OSError):
         reason = error.strerror or first_line(error)
-        return RunFailed(f"{shown(error.filename)}: {reason}." if error.filename is not None else f"{reason}.")
+        return RunFailed(f"{_file_name(error.filename)}: {reason}." if error.filename is not None else f"{reason}.")
     text = str(error)
-    if _raised_in(error) == "xla_bridge.py":  # by JAX's choice of a device, which has several ways to fail
+    if _raised_in(error) == "xla_bridge.py":  # where JAX selects a backend; the errors that it raises there differ
         asked = os.environ.get("JAX_PLATFORMS", "")
         said = f" ({first_line(error, 200)})" if text else ""
         return UserError(
@@ -53,12 +55,12 @@ def explained(error: BaseException) -> UserError | RunFailed | None:
     if isinstance(error, RuntimeError) and "determine home directory" in text:
         return UserError("a path begins with ~ and there is no such home directory; write the path in full.")
     if isinstance(error, ValueError) and "null byte" in text:
-        return UserError("a path holds a NUL character, which no file's name can.")
+        return UserError("a path holds a NUL character, which no file name can hold; remove it.")
     return None
 
 
 def _raised_in(error: BaseException) -> str:
-    """Name of the file of the code that raised it."""
+    """Returns the name of the source file whose code raised an error; empty without a traceback."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -66,24 +68,23 @@ def _raised_in(error: BaseException) -> str:
 
 
 def first_line(error: BaseException, most: int = 300) -> str:
-    """The beginning of what an error says, or its kind where it says nothing."""
+    """Returns the first line of an error's message, at most `most` characters; its type's name if it has no message."""
     return (str(error).strip().partition("\n")[0] or type(error).__name__)[:most]
 
 
 def kind_and_first_line(error: BaseException, most: int = 300) -> str:
-    """`ValueError: no such axis`: of an error that nobody here knows, its kind before what it says."""
+    """Returns an unexpected error's type and `first_line`: `ValueError: no such axis`."""
     kind, said = type(error).__name__, first_line(error, most)
     return kind if said == kind else f"{kind}: {said}"
 
 
-def shown(name: object) -> str:
-    """A file's name as a message can hold it."""
+def _file_name(name: object) -> str:
     text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
     return clipped(text, 200)
 
 
 def is_within(name: object, directory: Path) -> bool:
-    """Whether a file that an error names lies in a directory, or is it."""
+    """Whether `name`, an error's `filename`, is a directory or a path inside it."""
     if not isinstance(name, str | Path):
         return False
     path = Path(name)

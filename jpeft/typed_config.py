@@ -1,6 +1,6 @@
-"""Configs as typed data: dataclasses of sections, read from nested values with every key and every value checked.
+"""Typed configs: nested dataclasses, parsed from nested mappings with every key and value checked.
 
-Nothing here knows what a config is for: `jpeft.config` has a run's, `jpeft.pretrain.config` that of a pretraining.
+This module is generic; `jpeft.config` defines the config of a run, `jpeft.pretrain.config` that of a pretraining.
 """
 
 import dataclasses
@@ -16,35 +16,38 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from jpeft.errors import UserError
-from jpeft.words import NAME_OR_TEXT, shortened, told_of_no_text
+from jpeft.words import RENAME_OR_REENCODE, shortened, why_not_utf8
 
 ANY = float("inf")  # no bound
 AUTO = "auto"
-SEEDS = (0, 2**32 - 1)  # what JAX's keys are made of
-_LONGEST_TEXT = 20_000  # of a template, say
-_LONGEST_PATH, _LONGEST_NAME = 4096, 255  # bytes, on every file system there is
+SEEDS = (0, 2**32 - 1)  # the range of seeds of JAX's keys
+_LONGEST_TEXT = 20_000  # characters, of a template for example
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255  # bytes; the limits of common file systems
 
 
 def left_open(default: Any) -> Any:
-    """A field that a config may leave open, for something else to fill in; this default where nothing does."""
+    """A dataclass field that a config may leave unset, for the model or the method to fill in; else the default."""
     return dataclasses.field(default=default, metadata={"open": True})
 
 
 def or_auto(default: Any) -> Any:
-    """A field as `left_open`, which may also be `auto`: what it is is found out when that can be known."""
+    """A field like `left_open` that may also be `auto`: its value is then determined during the run."""
     return dataclasses.field(default=default, metadata={"open": True, "auto": True})
 
 
 def placeholders(cls: type) -> ConfigDict:
-    """A config with every key of a dataclass at its default; an unset one takes a value of its type from a flag."""
+    """Returns a `ConfigDict` with every key of a dataclass: its default, or a placeholder of its type if it is unset.
+
+    A flag can set a placeholder only to a value of that type.
+    """
     config = ConfigDict()
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(field.type):
             config[field.name] = placeholders(typing.cast(type, field.type))
         elif field.default is dataclasses.MISSING:
-            config[field.name] = ConfigDict()  # keys of the user's own
+            config[field.name] = ConfigDict()  # a section whose keys the user chooses
         elif field.metadata.get("auto"):
-            config[field.name] = config_dict.placeholder(object)  # a number or a word; `parse` says what it may be
+            config[field.name] = config_dict.placeholder(object)  # a number or `auto`; `parse` checks which
         elif field.default is None or field.metadata.get("open"):
             config[field.name] = config_dict.placeholder(_value_type(field.type))
         else:
@@ -53,14 +56,14 @@ def placeholders(cls: type) -> ConfigDict:
 
 
 def parse(cls: type, values: Mapping[str, Any], path: str, root: tuple[type, str] | None = None) -> Any:
-    """The dataclass `cls` of a config's values.
+    """Parses a config's values into the dataclass `cls`.
 
     Args:
-      path: of the section, from `config` on.
-      root: what the whole config is read into, and its path; `cls` and `path` where that is this.
+      path: the path of this section in messages, from `config` on.
+      root: class and path of the whole config, for suggestions of keys; by default `cls` and `path`.
 
     Raises:
-      UserError: an unknown key, or a value of another type.
+      UserError: a key is unknown, or a value has the wrong type.
     """
     root = root or (cls, path)
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -100,8 +103,8 @@ def _checked_value(path: str, value: Any, annotation: Any, *, also: str = "") ->
         if "\0" in value or len(value) > _LONGEST_TEXT:
             what = "a NUL character" if "\0" in value else f"{len(value):,} characters"
             raise UserError(f"{path} holds {what}; expected text of {_LONGEST_TEXT:,} characters at most.")
-        if said := told_of_no_text(value, NAME_OR_TEXT):
-            raise UserError(f"{path}: {said}.")
+        if reason := why_not_utf8(value, RENAME_OR_REENCODE):
+            raise UserError(f"{path}: {reason}.")
     elif isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{path} is {value}; expected a number.")
     elif isinstance(value, int) and abs(value) >= 2**63:
@@ -110,14 +113,14 @@ def _checked_value(path: str, value: Any, annotation: Any, *, also: str = "") ->
 
 
 def _value_type(annotation: Any) -> type:
-    """`int` of `int | None`, `int` of `int`."""
+    """Returns `int` for the annotations `int` and `int | None`."""
     if isinstance(annotation, types.UnionType):
         return next(arg for arg in typing.get_args(annotation) if arg is not type(None))
     return annotation
 
 
 def keys_of(cls: type, prefix: str = "") -> list[str]:
-    """Every key below a section of a config: `model.name`; of a section with keys of the user's own its name alone."""
+    """Lists every key of a config, such as `model.name`; a section whose keys the user chooses is one key."""
     keys = []
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(field.type):
@@ -128,11 +131,11 @@ def keys_of(cls: type, prefix: str = "") -> list[str]:
 
 
 def unknown_key(root: type, key: str, path: str = "config") -> str:
-    """The error message for a key that a config at `path` lacks: that it is a section, or which is meant.
+    """Returns the error message for an unknown key: that it names a section, or which key was probably meant.
 
-    Sections are easily mixed up, so all of them are looked through: what counts is the name itself, by its letters and
-    by its words (`lora_rank` is `method.rank`, `lr` a `learning_rate`), and then the section. Of a section within a
-    section all keys are told where none is like it.
+    Suggestions come from all sections, since these are easily mixed up. The similarity of the last name counts most, by
+    its letters and by its words (`lora_rank` suggests `method.rank`, `lr` a `learning_rate`), then that of the section.
+    For a nested section without a similar key the message lists all of its keys.
     """
     key, keys = key[:200], keys_of(root)
     below = [known.removeprefix(f"{key}.") for known in keys if known.startswith(f"{key}.")]
@@ -143,7 +146,7 @@ def unknown_key(root: type, key: str, path: str = "config") -> str:
     if "." in section and section in sections:
         within = sorted(known.removeprefix(f"{section}.") for known in keys if known.startswith(f"{section}."))
         if not difflib.get_close_matches(name, within, n=1, cutoff=0.5) and len(within) <= 4:
-            return f"unknown config key {path}.{key}; there {path}.{section} has {', '.join(within)}."
+            return f"unknown config key {path}.{key}; {path}.{section} has {', '.join(within)}."
 
     def likeness(known: str) -> tuple[float, float]:
         its_section, _, its_name = known.rpartition(".")
@@ -159,7 +162,7 @@ def unknown_key(root: type, key: str, path: str = "config") -> str:
 
 
 def one_of(key: str, value: str, known: Iterable[str]) -> str:
-    """The value, which has to be one of those known. Raises `UserError` otherwise."""
+    """Returns `value`. Raises `UserError` if it is not one of the known ones."""
     known = list(known)
     if value not in known:
         raise UserError(f"{key} is {shortened(value)}; expected one of {', '.join(known)}.")
@@ -167,17 +170,17 @@ def one_of(key: str, value: str, known: Iterable[str]) -> str:
 
 
 def check_bounds(key: str, value: int | float | str | None, least: int | float, most: int | float = ANY) -> None:
-    """Raises `UserError` for a number that is there, is not `auto`, and is below `least` or above `most`."""
+    """Raises `UserError` if a number is below `least` or above `most`. None and `auto` pass."""
     if value is None or value == AUTO:
         return
-    assert not isinstance(value, str), "of text there is `auto` alone"
+    assert not isinstance(value, str), "the only text is `auto`"
     if not (least <= value <= most and math.isfinite(value)):
         expected = f"at most {most:,.15g}" if value > most else f"at least {least:,g}"
         raise UserError(f"{key} is {value}; expected {expected}.")
 
 
 def check_path(key: str, value: str | None) -> None:
-    """Raises `UserError` for a path, or a name that may be one, that no file can have."""
+    """Raises `UserError` if a value that may be a path is too long for one, or has a `~` of an unknown user."""
     if value is None:
         return
     parts = Path(value).parts
@@ -191,7 +194,7 @@ def check_path(key: str, value: str | None) -> None:
 
 
 def value_at(config: Mapping[str, Any], key: str) -> Any:
-    """The value at `section.key` of nested mappings; None if there is none."""
+    """Returns the value at `section.key` of nested mappings; None if it is missing."""
     value: Any = config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -199,16 +202,16 @@ def value_at(config: Mapping[str, Any], key: str) -> Any:
 
 
 def with_value(section: Any, key: str, value: Any) -> Any:
-    """A section, or a whole run, with another value at `key`, which may lead into sections below."""
+    """Returns a copy of a config or section with another value at `key`, such as `model.name`."""
     name, _, below = key.partition(".")
     return dataclasses.replace(section, **{name: with_value(getattr(section, name), below, value) if below else value})
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`key: before -> after` of every key whose value differs between two nested configs of runs.
+    """Lists, as `key: before -> after`, the keys whose values differ between two nested configs of runs.
 
-    But for `mesh`: it says where a run is computed, not what; a run may go on on other devices. Numbers that differ by
-    rounding alone are the same.
+    `mesh` is left out: it says where a run is computed, and a run may resume on other devices. Floats that differ by
+    rounding alone are equal.
     """
     found = []
     for key in sorted({*before, *after} - {"mesh"}):
@@ -221,14 +224,19 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str
 
 
 def _same(old: Any, new: Any) -> bool:
-    """Whether two values mean the same: 3e-4 / 10 is not to the last bit 3e-5, and is no other rate."""
+    """Whether two values are equal up to rounding, as 3e-4 / 10 and 3e-5 are."""
     if isinstance(old, float) and isinstance(new, float):
         return math.isclose(old, new, rel_tol=1e-12)
     return old == new
 
 
 def filled_in(config: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with the keys of `now` that it lacks, each with its value in `defaults` where that has one."""
+    """Returns a copy of a config with its missing keys added.
+
+    Args:
+      now: a complete config, for its keys.
+      defaults: values of the missing keys; a key without one stays missing.
+    """
     filled = dict(config)
     for key, value in now.items():
         default = defaults.get(key)

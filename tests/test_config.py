@@ -43,7 +43,7 @@ def test_a_key_of_a_section_that_is_none_is_looked_for_in_all():
     """As a flag gives it: `--config.trian.seed=1`."""
     assert unknown_key(Run, "trian.seed").endswith("did you mean config.train.seed?")
     assert unknown_key(Run, "optimizer.weight_decay").endswith("did you mean config.train.weight_decay?")
-    told = "there config.train.learning_rate has annealing, initial, warmup."
+    told = "; config.train.learning_rate has annealing, initial, warmup."
     assert unknown_key(Run, "train.learning_rate.peak").endswith(told)
     assert unknown_key(Run, "train.learning_rate.warm_up").endswith("did you mean config.train.learning_rate.warmup?")
     assert unknown_key(Run, "lora.rank").endswith("did you mean config.method.rank?")
@@ -128,7 +128,7 @@ def test_a_value_of_another_type_is_refused_with_its_key(key, value, expected):
         ({"data__template": "Topic?"}, "data.template 'Topic?' names no column"),
         ({"data__template": "{text:>1000000000}"}, "asks for a format; write {text}, a column's name alone"),
         ({"data__options": "some"}, "data.options is 'some'; expected one of auto, list, none"),
-        ({"data__options": "none"}, "data.options is 'none', of rows of your own; the prompt of agnews is"),
+        ({"data__options": "none"}, "data.options is 'none', which is for rows of your own; set the prompt of agnews"),
         ({"data__input": "text"}, "data.input names a column of your own rows, of data.task=custom"),
         (
             {"data__task": "custom", "data__path": "x.jsonl", "data__kind": "generation", "data__options": "list"},

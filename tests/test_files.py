@@ -46,7 +46,12 @@ def test_a_file_that_is_none_is_refused_without_waiting(tmp_path):
     (tmp_path / "latin").write_bytes(b'{"a": "\xe4"}')
     (tmp_path / "list").write_text("[]")
     (tmp_path / "marked").write_bytes(b"\xef\xbb\xbf{}")
-    for name, says in [("pipe", "no regular file"), (".", "directory"), ("none", "not exist"), ("latin", "not UTF-8")]:
+    for name, says in [
+        ("pipe", "not a regular file"),
+        (".", "directory"),
+        ("none", "not exist"),
+        ("latin", "not UTF-8"),
+    ]:
         with pytest.raises(RunFailed, match=says):
             read_json(tmp_path / name, error=RunFailed)
     with pytest.raises(UserError, match="bytes; expected 1 at most"):

@@ -14,7 +14,7 @@ from jpeft.fingerprints import fingerprint, fingerprints_of
 
 @pytest.fixture
 def small_limits(monkeypatch):
-    for name, value in {"_WHOLE": 1000, "_SMALL_TENSOR": 256, "_PIECE": 64, "_BEGINNING": 512}.items():
+    for name, value in {"_LARGEST_HASHED_WHOLE": 1000, "_SMALL_TENSOR": 256, "_SAMPLE": 64, "_BEGINNING": 512}.items():
         monkeypatch.setattr(fingerprints, name, value)
 
 

@@ -19,7 +19,7 @@ def test_an_expression_that_never_ends_is_given_up():
 
 def test_what_is_no_expression_or_too_long_is_refused():
     for expression in ("(", "[", "*a", "(" * 1500):
-        with pytest.raises(UserError, match="is no regular expression"):
+        with pytest.raises(UserError, match="is not a regular expression"):
             Pattern(expression, what="method.pattern")
     for expression in ("(((a{1000}){1000}){1000}){1000}", "(a{,99999})", "(a{2,300}){300,}"):
         with pytest.raises(UserError, match="repeats parts more than 10,000 times"):

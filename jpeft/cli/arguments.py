@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jpeft.errors import UserError
 from jpeft.files import why_not_writable
-from jpeft.words import NAME_OR_TEXT, told_of_no_text
+from jpeft.words import RENAME_OR_REENCODE, why_not_utf8
 
 _LARGEST = 10**9
 # Help text of every flag that names a model: what `jpeft.model.source.resolve` accepts.
@@ -29,7 +29,7 @@ def as_path(text: str, flag: str) -> Path:
 def require_utf8(words: Iterable[str]) -> None:
     """Raises `UserError` for a word of a command line, or a path, with bytes that are not UTF-8."""
     for word in words:
-        if said := told_of_no_text(word, NAME_OR_TEXT):
+        if said := why_not_utf8(word, RENAME_OR_REENCODE):
             raise UserError(f"{said}.")
 
 

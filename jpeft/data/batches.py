@@ -1,4 +1,4 @@
-"""Token rows to padded batches of a few shapes, in an order that a seed and an epoch decide."""
+"""Tokenises examples, and batches rows in an order set by seed and epoch, padded to a few shapes."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from jpeft.files import cache_directory, write_whole
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.rows.values import can_be_seen
 
-Shape = tuple[int, int]  # encoder length, decoder length
+Shape = tuple[int, int]  # padded encoder and decoder length, in tokens
 
 _ENCODER_MULTIPLE = 16
 _DECODER_MULTIPLE = 4
@@ -26,11 +26,13 @@ _DECODER_MULTIPLE = 4
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Token ids of a split's inputs and targets, `</s>` included, and how many of each were cut to fit.
+    """The token ids of a split.
 
     Attributes:
-      weights: `[rows]`, how much each row counts in the loss; None where all count the same.
-      mix: how an epoch is made of several files' rows; None where every row comes once.
+      inputs, targets: by row, 1-dimensional int32, `</s>` included.
+      cut_inputs, cut_targets: number of rows that were cut to the maximum length.
+      weights: `[rows]` weights in the loss; None if all rows count the same.
+      mix: how an epoch mixes the rows of several files; None if an epoch has every row once.
     """
 
     inputs: list[np.ndarray]
@@ -44,7 +46,7 @@ class Tokens:
         return len(self.inputs)
 
     def lengths(self) -> np.ndarray:
-        """`[rows, 2]`: how many tokens the input and the target of each row have."""
+        """Returns `[rows, 2]`: the number of tokens of each row's input and target."""
         return np.array([(len(i), len(t)) for i, t in zip(self.inputs, self.targets, strict=True)]).reshape(-1, 2)
 
 
@@ -56,12 +58,12 @@ def tokenize(
     max_target_length: int,
     template: str = "{input}",
 ) -> Tokens:
-    """Tokens of every example, from the cache where the same texts met the same tokenizer before.
+    """Tokenises every example, or loads the tokens from the cache.
 
     Args:
-      max_input_length, max_target_length: in tokens, the one that ends each counted; what is longer is cut.
-      template: what the examples' prompts were made with: what is too long is cut in their columns. An example whose
-        columns are not known is cut at its end.
+      max_input_length, max_target_length: in tokens, `</s>` included; longer rows are cut.
+      template: of the examples' prompts. Prompts that are too long are cut in their columns, or at their end if the
+        examples have no `fields`.
     """
     made_of = [tokenizer.fingerprint, max_input_length, max_target_length, template, CUTTING]
     digest = hashlib.sha256(json.dumps(made_of).encode())
@@ -71,7 +73,7 @@ def tokenize(
     try:
         stored = load_file(path)
         _check_stored(stored, len(examples))
-    except (OSError, SafetensorError, ValueError):  # a damaged cache entry is made again
+    except (OSError, SafetensorError, ValueError):  # a missing or damaged cache entry is recomputed
         inputs = _prompts(examples, tokenizer, template, max_input_length)
         targets = tokenizer.encode([example.target for example in examples], max_length=max_target_length)
         stored = {
@@ -81,7 +83,7 @@ def tokenize(
             "target_lengths": np.array([len(ids) for ids in targets.ids]),
             "cut": np.array([inputs.num_cut, targets.num_cut]),
         }
-        with contextlib.suppress(OSError, SafetensorError):  # a cache that cannot be written is one less
+        with contextlib.suppress(OSError, SafetensorError):  # a cache that cannot be written is skipped
             path.parent.mkdir(parents=True, exist_ok=True)
             with write_whole(path) as beside:
                 save_file(stored, beside)
@@ -94,7 +96,7 @@ def tokenize(
 
 
 def _check_stored(stored: dict[str, np.ndarray], rows: int) -> None:
-    """Raises ValueError: these are not the tokens of so many rows."""
+    """Raises `ValueError` if a cache entry does not hold the tokens of `rows` rows."""
     if set(stored) != {"inputs", "input_lengths", "targets", "target_lengths", "cut"}:
         raise ValueError("other arrays")
     for name in ("input", "target"):
@@ -110,29 +112,29 @@ def _prompts(examples: Sequence[Example], tokenizer: Tokenizer, template: str, m
 
 
 def longest_of(lengths: np.ndarray, batches: Iterable[Sequence[int]]) -> np.ndarray:
-    """`[batches, 2]`: the longest input and target of each batch, which is what it has to be padded to.
+    """Returns `[batches, 2]`: the length of the longest input and of the longest target of each batch.
 
     Args:
-      lengths: `[rows, 2]`, as `Tokens.lengths` gives them.
-      batches: row numbers of each.
+      lengths: `[rows, 2]`, from `Tokens.lengths`.
+      batches: row numbers of each batch.
     """
     return np.array([lengths[rows].max(axis=0) for rows in batches])
 
 
 def choose_shapes(lengths: np.ndarray, *, max_shapes: int = 6, least_gain: float = 0.07) -> list[Shape]:
-    """At most `max_shapes` padded shapes that waste few positions of inputs on batches of these lengths.
+    """Chooses at most `max_shapes` padded shapes that minimise the padding of the inputs of these batches.
 
-    Every program is compiled once per shape, so a further shape is taken only where it saves at least `least_gain` of
-    the positions. Shapes grow in both lengths together: the last holds every batch, and a batch takes the first that
-    holds it.
+    Programs are compiled for every shape, so another shape is added only if it saves at least `least_gain` of the
+    positions. Shapes increase in both lengths: a batch takes the first shape that fits, and the last one fits all.
 
     Args:
-      lengths: `[batches, 2]`, the longest input and target of each batch, as `longest_of` gives them.
+      lengths: `[batches, 2]`, from `longest_of`.
     """
     rounded = -(-lengths // [_ENCODER_MULTIPLE, _DECODER_MULTIPLE]) * [_ENCODER_MULTIPLE, _DECODER_MULTIPLE]
     edges, counts = np.unique(rounded[:, 0], return_counts=True)
     batches_up_to = np.concatenate([[0], np.cumsum(counts)])
-    # positions[j]: fewest when the batches up to edge j are padded to as many edges as rounds are done, the last one j.
+    # Dynamic programming over the number of shapes: positions[j] is the least number of padded positions of the batches
+    # up to edge j when the largest shape is edge j, and chosen[j] the edges of that solution.
     positions = edges * batches_up_to[1:]
     chosen: list[tuple[int, ...]] = [(j,) for j in range(len(edges))]
     for _ in range(1, max_shapes):
@@ -150,13 +152,17 @@ def choose_shapes(lengths: np.ndarray, *, max_shapes: int = 6, least_gain: float
 
 
 def fitting_shape(shapes: Sequence[Shape], lengths: np.ndarray) -> Shape:
-    """The smallest of `shapes`, which rise, that holds rows of these lengths: `[rows, 2]`, tokens in and out."""
+    """Returns the smallest of the increasing `shapes` that fits rows of these lengths.
+
+    Args:
+      lengths: `[rows, 2]`, from `Tokens.lengths`.
+    """
     longest = lengths.max(axis=0)
     return next(shape for shape in shapes if shape[0] >= longest[0] and shape[1] >= longest[1])
 
 
 def padded(rows: Sequence[Sequence[int] | np.ndarray], shape: tuple[int, int], pad_token_id: int) -> np.ndarray:
-    """`shape`, int32: token ids row by row with padding behind them, and rows of padding where there are fewer."""
+    """Returns token ids as an int32 array of `shape`, padded on the right; missing rows are all padding."""
     matrix = np.full(shape, pad_token_id, np.int32)
     for place, ids in enumerate(rows):
         matrix[place, : len(ids)] = ids
@@ -164,23 +170,23 @@ def padded(rows: Sequence[Sequence[int] | np.ndarray], shape: tuple[int, int], p
 
 
 def num_steps(num_rows: int, *, batch_size: int, accumulation_steps: int) -> int:
-    """Optimizer steps of an epoch, each of `batch_size * accumulation_steps` rows; the last one may have fewer."""
+    """Returns the optimizer steps of an epoch, each of `batch_size * accumulation_steps` rows or, the last, fewer."""
     return -(-num_rows // (batch_size * accumulation_steps))
 
 
 def train_order(
     lengths: np.ndarray, *, batch_size: int, accumulation_steps: int, seed: int, epoch: int, mix: Mix | None = None
 ) -> Iterator[list[list[int]]]:
-    """Row numbers of an epoch's optimizer steps, each a list of micro-batches.
+    """Yields the row numbers of each optimizer step of an epoch, as a list of micro-batches.
 
-    Rows are shuffled, then each step's rows sorted by length before they are cut into micro-batches: the gradient of
-    the step is the same sum, and short rows are padded with short ones.
+    The epoch is shuffled; then the rows of each step are sorted by length and cut into micro-batches. The gradient of
+    the step is the same sum, with less padding.
 
     Args:
-      lengths: `[rows, 2]`, as `Tokens.lengths` gives them.
-      batch_size: rows of a micro-batch at most.
-      accumulation_steps: micro-batches of a step at most.
-      mix: of several files' rows: which of them, and how often, make the epoch.
+      lengths: `[rows, 2]`, from `Tokens.lengths`.
+      batch_size: rows of a micro-batch; the last one of a step may have fewer.
+      accumulation_steps: micro-batches of a step; the last step may have fewer.
+      mix: for several files: how often the epoch has each row.
     """
     if mix is None:
         order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
@@ -194,13 +200,13 @@ def train_order(
 
 
 def eval_order(lengths: np.ndarray, *, batch_size: int) -> list[list[int]]:
-    """Row numbers of batches over a whole split, longest first: what does not fit in memory fails at once."""
+    """Returns the row numbers of batches over a split, longest rows first, so that a lack of memory shows at once."""
     order = np.lexsort((lengths[:, 1], lengths[:, 0]))[::-1]
     return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
 
 
 def tokenize_for(task: Task, examples: Sequence[Example], tokenizer: Tokenizer) -> Tokens:
-    """A part's rows as tokens, cut as the task says. Raises `UserError` as `require_text`."""
+    """Tokenises the examples of a split, cut to the task's lengths. Raises `UserError` like `require_text`."""
     tokens = tokenize(
         examples,
         tokenizer,
@@ -213,7 +219,7 @@ def tokenize_for(task: Task, examples: Sequence[Example], tokenizer: Tokenizer) 
 
 
 def require_text(tokens: Tokens, examples: Sequence[Example]) -> None:
-    """Raises `UserError` when nothing of a target can be seen: there is nothing to learn or to score against."""
+    """Raises `UserError` if a target has no visible text, so that there is nothing to learn or to compare with."""
     for ids, example in zip(tokens.targets, examples, strict=True):
         if len(ids) < 2 or not can_be_seen(example.target):
             raise UserError(f"row {example.id} has an empty target; fill it in or remove the row.")

@@ -1,4 +1,4 @@
-"""Whether the rows of a run are those of another: known by content, not by where they lie."""
+"""Identifies the rows of a run by their content, not by their path, and records them in `splits.json`."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -9,24 +9,26 @@ from jpeft.data.mixture import paths_of
 from jpeft.data.sources import load_sources, rows_digest, together
 from jpeft.data.tasks import Task
 
-_known: dict[Hashable, str] = {}  # a grid asks for the same rows once a cell
+_digests: dict[Hashable, str] = {}  # a cache: every cell of a grid asks for the same rows
 
 
 def digest_now(task: Task, source: str, path: str | None, mix: str | None = None, *, sample_seed: int = 0) -> str:
-    """`rows_digest` of what a run of this task would read now. Files that look unchanged are read once a process.
+    """Returns the `rows_digest` of the rows that a run of this task would read now.
+
+    Cached within the process for files whose status is unchanged.
 
     Raises:
-      UserError, RunFailed: as `load_rows`.
+      UserError, RunFailed: see `load_rows`.
     """
-    # The names that several files have in row ids depend on how many there are, not on the rates.
+    # Whether files are mixed decides if row ids begin with file names; the rates do not matter.
     key = (repr(task), source, path, mix is None, sample_seed, signature(path, mix))
-    if key not in _known:
-        _known[key] = rows_digest(together(load_sources(task, source, path, mix, sample_seed=sample_seed)))
-    return _known[key]
+    if key not in _digests:
+        _digests[key] = rows_digest(together(load_sources(task, source, path, mix, sample_seed=sample_seed)))
+    return _digests[key]
 
 
 def signature(path: str | None, mix: str | None = None) -> Hashable:
-    """Sizes and times of the files at a path of rows, which change when one is edited; None where there are none."""
+    """Returns the status (size, times, inode) of the files at a path, to detect changes; None without files."""
     if path is None:
         return None
     if mix is not None:
@@ -34,7 +36,7 @@ def signature(path: str | None, mix: str | None = None) -> Hashable:
     place = Path(path).expanduser()
     try:
         files = [place] if place.is_file() else sorted([*place.glob("*"), *place.glob("*/*")])
-        # A copy may have the size and the time of writing of what it replaces, not its number and time of change.
+        # A copy can keep the size and mtime of the file that it replaces, but not its inode and ctime.
         return tuple(
             (str(file), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             for file in files
@@ -51,10 +53,12 @@ def data_record(
     digest: str,
     origins: Mapping[str, str],
 ) -> dict[str, Any]:
-    """`splits.json`: `rows_digest` of all rows, row ids of every split, what was cut, the padded shapes.
+    """Returns the content of `splits.json`.
 
     Args:
-      origins: fingerprints of what else was read, the base among it.
+      row_ids, tokens: by split.
+      digest: `rows_digest` of all rows.
+      origins: fingerprints, by config key, of the other files that were read, such as those of the base.
     """
     return {
         "data_digest": digest,

@@ -1,4 +1,4 @@
-"""Labels that a user lists in one text: between commas, as in CSV, where one that holds a comma stands in quotes."""
+"""Comma-separated lists of labels; as in CSV, a label that contains a comma is quoted."""
 
 import re
 
@@ -8,14 +8,15 @@ _PIECE = re.compile(r'\s*(?:"([^"]*(?:""[^"]*)*)")?([^,]*),')
 
 
 def labels_between_commas(given: str, key: str, *, behind: str = "") -> list[str]:
-    """The labels of a list, without the quotes around them; none of an empty text.
+    """Parses a list of labels and removes their quotes. An empty text is an empty list.
 
     Args:
-      key: what the text was given as, for messages.
-      behind: what may follow the quotes of a label, such as `=`; all from there to the comma stays with the label.
+      given: the text, `A,"B, C"`.
+      key: of the text, for messages.
+      behind: a separator that may follow the closing quote, such as `=`; the text from it to the comma is kept.
 
     Raises:
-      UserError: a quote is not closed, or something else follows it.
+      UserError: a quote is not closed, or other text follows it.
     """
     labels = []
     for piece in _PIECE.finditer(f"{given},") if given else ():
@@ -23,13 +24,13 @@ def labels_between_commas(given: str, key: str, *, behind: str = "") -> list[str
         follows = rest.strip()
         if follows.startswith('"') if quoted is None else follows and not (behind and follows.startswith(behind)):
             raise UserError(
-                f'{key} {given[:80]!r} has a quote amiss; write labels as A,B and one with a comma as "A, B".'
+                f'{key} {given[:80]!r} has a misplaced quote; write labels as A,B and one with a comma as "A, B".'
             )
         labels.append(rest if quoted is None else quoted.replace('""', '"') + follows)
     return labels
 
 
 def as_listed(label: str) -> str:
-    """A label as a list of labels has it: in quotes where it holds a comma or begins with a quote."""
+    """Returns a label as an entry of such a list: quoted if it contains a comma or begins with a quote."""
     quoted = label.replace('"', '""')
     return f'"{quoted}"' if "," in label or label.startswith('"') else label

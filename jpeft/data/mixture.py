@@ -1,9 +1,9 @@
-"""Several files of rows in one run, mixed by rate: how much each gives to an epoch, and in which order.
+"""Mixes the rows of several files in one run by rate.
 
-As in T5's multi-task mixtures (Raffel et al. 2020, section 3.5.2) rows are drawn in the proportions of rates; here by
-epoch: one has as many rows as all files have for training together, shared out by rate. A file with fewer rows than its
-share repeats them, one with more gives others in the next epoch: each goes through all of its rows, in an order drawn
-anew, before any comes again.
+As in T5's multi-task mixtures (Raffel et al. 2020, section 3.5.2) rows are drawn in proportion to rates. An epoch has
+as many rows as all files have training rows together, divided among the files by rate. A file with fewer rows than its
+share repeats them; one with more continues with the others in the next epoch. Each file passes through all of its rows,
+in a newly shuffled order, before it repeats one.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ PROPORTIONAL, EQUAL = "proportional", "equal"
 
 
 def paths_of(path: str | None, mix: str | None) -> tuple[str | None, ...]:
-    """The paths of rows: one, or with `data.mix` those that are listed with commas.
+    """Returns the paths of rows: `path` alone, or with `data.mix` the paths that it lists, separated by commas.
 
     Raises:
-      UserError: fewer than two are mixed, or the rates are none.
+      UserError: fewer than two paths are listed, two have the same name, or the rates are malformed.
     """
     if mix is None:
         return (path,)
@@ -36,7 +36,7 @@ def paths_of(path: str | None, mix: str | None) -> tuple[str | None, ...]:
 
 
 def names_of(paths: Sequence[str | None]) -> tuple[str, ...]:
-    """A name for each of several files: its own, with its directory where two have the same; "" for a single one."""
+    """Returns a name for each of several files, with its directory if two have the same name; "" for a single file."""
     if len(paths) == 1:
         return ("",)
     places = [Path(str(path)) for path in paths]
@@ -52,14 +52,14 @@ def names_of(paths: Sequence[str | None]) -> tuple[str, ...]:
 
 
 def rates_of(mix: str, sizes: Sequence[int]) -> list[float]:
-    """Each file's share of an epoch, 1 together.
+    """Returns each file's share of an epoch; the shares sum to 1.
 
     Args:
-      mix: `proportional` to the files' training rows, `equal`, or a rate for each, with commas.
-      sizes: training rows of each file.
+      mix: `proportional` (to the number of training rows), `equal`, or a rate for each file, separated by commas.
+      sizes: number of training rows of each file.
 
     Raises:
-      UserError: it is none of these, not as many rates as files, or one that cannot be meant.
+      UserError: `mix` is malformed, has another number of rates than there are files, or a rate that is not above 0.
     """
     if mix in (PROPORTIONAL, EQUAL):
         rates = [float(size) if mix == PROPORTIONAL else 1.0 for size in sizes]
@@ -74,12 +74,12 @@ def rates_of(mix: str, sizes: Sequence[int]) -> list[float]:
             raise UserError(f"data.mix has {len(rates)} rates and data.path {len(sizes)} files; give a rate for each.")
         if not all(math.isfinite(rate) and rate > 0 for rate in rates):
             raise UserError(f"data.mix is {mix[:80]!r}; expected rates above 0.")
-    total = sum(map(Fraction, rates))  # exact: floats of any size may be added up
+    total = sum(map(Fraction, rates))  # exact, so that large rates do not overflow
     return [float(Fraction(rate) / total) for rate in rates]
 
 
 def whole_shares(shares: Sequence[float | Fraction], total: int) -> list[int]:
-    """Shares as whole numbers that add up to `total`: what does not come out even goes to the largest remainders."""
+    """Rounds shares to integers that sum to `total`, by the largest-remainder method."""
     whole = [math.floor(share) for share in shares]
     for i in sorted(range(len(shares)), key=lambda i: whole[i] - shares[i])[: total - sum(whole)]:
         whole[i] += 1
@@ -88,12 +88,12 @@ def whole_shares(shares: Sequence[float | Fraction], total: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-    """How an epoch is made of several files' training rows, which stand one file behind the other.
+    """How an epoch mixes the training rows of several files, which are numbered file after file.
 
     Attributes:
-      names: the names of the files, in order.
-      sizes: training rows of each.
-      quotas: rows that each gives to an epoch; together as many as there are rows.
+      names: of the files, in order.
+      sizes: number of training rows of each file.
+      quotas: number of rows of each file in an epoch; they sum to the number of all rows.
     """
 
     names: tuple[str, ...]
@@ -102,10 +102,10 @@ class Mix:
 
     @classmethod
     def of(cls, names: Sequence[str], sizes: Sequence[int], mix: str) -> "Mix":
-        """Shares an epoch out by rate, as `whole_shares` does.
+        """Computes the quotas from `data.mix`.
 
         Raises:
-          UserError: as `rates_of`, or a rate is so small that a file would give no row.
+          UserError: see `rates_of`; or a rate is so small that the file's quota is 0.
         """
         total = sum(sizes)
         quotas = whole_shares([rate * total for rate in rates_of(mix, sizes)], total)
@@ -115,19 +115,20 @@ class Mix:
         return cls(tuple(names), tuple(sizes), tuple(quotas))
 
     def order(self, *, seed: int, epoch: int) -> np.ndarray:
-        """Row numbers of an epoch, shuffled; a function of the seed and the epoch alone."""
+        """Returns the shuffled row numbers of an epoch, which depend on the seed and the epoch only."""
         chosen, start = [], 0
         for number, (size, quota) in enumerate(zip(self.sizes, self.quotas, strict=True)):
-            positions = np.arange(epoch * quota, (epoch + 1) * quota)  # in the file's rows, lap after lap
-            laps = range(positions[0] // size, positions[-1] // size + 1)
-            drawn = [np.random.default_rng([seed, number, lap]).permutation(size) for lap in laps]
-            chosen.append(start + np.concatenate(drawn)[positions - laps[0] * size])
+            # Positions in an endless sequence of passes over the file, each pass shuffled by itself.
+            positions = np.arange(epoch * quota, (epoch + 1) * quota)
+            passes = range(positions[0] // size, positions[-1] // size + 1)
+            drawn = [np.random.default_rng([seed, number, each]).permutation(size) for each in passes]
+            chosen.append(start + np.concatenate(drawn)[positions - passes[0] * size])
             start += size
         rows = np.concatenate(chosen)
         return rows[np.random.default_rng([seed, epoch]).permutation(len(rows))]
 
     def in_words(self) -> str:
-        """How many rows of each file an epoch takes: `an epoch mixes a.csv 24 (4 times its 6 rows), b.csv 12 (...)`."""
+        """Describes the mix in a line: `an epoch mixes a.csv 24 (4 times its 6 rows), b.csv 12 (...)`."""
         said = []
         for name, size, quota in zip(self.names, self.sizes, self.quotas, strict=True):
             said.append(f"{name} {quota:,} ({quota / size:.3g} times its {size:,} rows)")

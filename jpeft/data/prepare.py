@@ -1,8 +1,8 @@
-"""Everything a run needs of its data: examples, tokens and shapes of its three splits."""
+"""Prepares the data of a run: examples, tokens and padded shapes of its three splits."""
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,35 +22,73 @@ from jpeft.data.sources import Columns, load_sources, rows_digest, split_name, t
 from jpeft.data.splits import Split, draw, labels_of, leaks, same_inputs
 from jpeft.data.summary import (
     check_labels,
-    told_of_cuts,
-    told_of_labels,
-    told_of_repeats,
-    told_of_rows,
-    told_of_same_tokens,
-    told_of_targets,
+    cut_warnings,
+    describe_labels,
+    describe_targets,
+    repeat_warnings,
+    row_warnings,
+    same_token_warnings,
 )
 from jpeft.data.task_file import require_recordable
 from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples, require_columns, template_columns
 from jpeft.data.template import Template
-from jpeft.data.weighting import class_weights as weights_of_classes
-from jpeft.data.weighting import column_weights, require_classes, scaled, told_of_weights
+from jpeft.data.weighting import class_weights, column_weights, describe_weights, require_classes, scaled
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.rows.values import as_text, is_missing
 
-PARTS = ("train", "validation", "test")  # of a run
-FEW_ANSWERS = 20  # a user's targets with no more different texts than this, each repeated, are taken for classes
-_OPTIONS_SHARE = 0.25  # of an input's tokens, that a list of labels may take where nobody asked for it
+PARTS = ("train", "validation", "test")  # the splits of a run
+FEW_ANSWERS = 20  # repeated targets with at most this many distinct texts are taken as classes
+_OPTIONS_SHARE = 0.25  # the largest share of the input's tokens that a list of labels may take unless it is asked for
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataRequest:
+    """What a run's config says about its data: which rows to read, how to split, weight, cut and batch them.
+
+    Attributes:
+      source, path, sample_seed: of `jpeft.data.sources.load_rows`.
+      mix: `data.mix`; if set, `path` lists several files. Each file is split separately, and each epoch mixes them.
+      weight: column with the weight of each training row in the loss; white space around its name is ignored.
+      class_weights: `train.class_weights`, the weights of the classes in the training loss.
+      kind: `data.kind`, the kind of a custom task; None infers it from the targets.
+      options: one of `jpeft.data.tasks.OPTIONS`: whether the prompt of a custom classification lists its labels.
+      split_seed: draws the splits.
+      max_train, max_validation, max_test: largest number of rows of each split, for each file; None for no limit.
+      batch_size: rows of a micro-batch.
+      accumulation_steps: micro-batches of an optimizer step.
+      eval_batch_size: rows of a validation batch.
+      max_input_length, max_target_length: in tokens; None for the task's own.
+    """
+
+    source: str
+    path: str | None
+    sample_seed: int = 0
+    mix: str | None = None
+    weight: str | None = None
+    class_weights: str | None = None
+    kind: str | None = None
+    options: str = "auto"
+    split_seed: int
+    max_train: int | None
+    max_validation: int | None
+    max_test: int | None
+    batch_size: int
+    accumulation_steps: int
+    eval_batch_size: int
+    max_input_length: int | None = None
+    max_target_length: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """All rows of a run, as text and as tokens; each mapping has `train`, `validation` and `test`.
+    """All rows of a run, as text and as tokens; each mapping has the keys `train`, `validation` and `test`.
 
     Attributes:
+      task: with the labels, lengths and prompt that the rows led to.
       shapes: padded `(input, target)` lengths of the batches in tokens, smallest first.
-      digest: `rows_digest` of all that the source has, whether it was drawn or not.
-      sources: of several files, which one each row of each split is of; empty for a single one.
+      digest: `rows_digest` of all rows of the source, whether they were drawn or not.
+      sources: by split, the name of each row's file; empty for a single file.
     """
 
     task: Task
@@ -61,14 +99,14 @@ class Data:
     sources: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def rows_by_source(self, split: str) -> dict[str, list[int]]:
-        """Row numbers of a split by the file that they are of, in the order of files; empty for a single file."""
+        """Returns the row numbers of a split by file name, in the order of the files; empty for a single file."""
         rows: dict[str, list[int]] = {}
         for row, name in enumerate(self.sources.get(split, ())):
             rows.setdefault(name, []).append(row)
         return rows
 
     def row_ids(self) -> dict[str, list[str]]:
-        """Row ids of each split, such as `train/17`, as `splits.json` records them."""
+        """Returns the row ids of each split, such as `train/17`, as `splits.json` records them."""
         return {split: [example.id for example in rows] for split, rows in self.examples.items()}
 
 
@@ -80,21 +118,25 @@ def choose_task(
     input: str | None = None,
     target: str | None = None,
 ) -> Task:
-    """A task by name, with a user's own columns and prompt where they are given.
+    """Returns the task of a name, with the user's own columns, prompt and kind if given.
+
+    Args:
+      template, kind, input, target: the config's keys of the section `data`; `input` and `target` are for the task of a
+        user's own rows.
 
     Raises:
-      UserError: an unknown name or kind, or keys that exclude each other.
+      UserError: the name or the kind is unknown, or two arguments exclude each other.
     """
     if name not in TASKS:
         raise UserError(f"data.task is {name!r}; expected one of {', '.join(TASKS)}.")
     task = TASKS[name]
     for key, column in (("input", input), ("target", target)):
-        if column is not None and task.name != "custom":
+        if column is not None and not task.is_custom:
             raise UserError(f"data.{key} names a column of your own rows, of data.task=custom; {name} has its own.")
     if target is not None:
         if not target.strip():
             raise UserError(f"data.target is {target!r}, which cannot be a column's name.")
-        task = dataclasses.replace(task, target=target.strip())  # as names of columns are where they are read
+        task = dataclasses.replace(task, target=target.strip())  # readers strip the names of columns, too
     if input is not None:
         input = input.strip()
         if template is not None:
@@ -112,15 +154,19 @@ def choose_task(
     if kind is not None:
         if kind not in KINDS:
             raise UserError(f"data.kind is {kind!r}; expected {' or '.join(KINDS)}.")
-        if task.name != "custom" and kind != task.kind:
+        if not task.is_custom and kind != task.kind:
             raise UserError(f"data.kind {kind!r} does not fit {task.name}, which is a {task.kind} task.")
         task = dataclasses.replace(task, kind=kind)
     return task
 
 
 def with_answers(task: Task, kind: str | None, train: Columns) -> Task:
-    """A user's task with its kind, told from the training targets where it is not given, and a classifier's answers."""
-    if task.name != "custom":
+    """Returns a custom task with the kind and the labels that its training targets imply; other tasks unchanged.
+
+    Args:
+      kind: as the config gives it; None infers it.
+    """
+    if not task.is_custom:
         return task
     targets = [_label(target) for target in train[task.target] if not is_missing(target)]
     distinct = list(dict.fromkeys(targets))
@@ -132,7 +178,7 @@ def with_answers(task: Task, kind: str | None, train: Columns) -> Task:
 
 
 def _label(target: Any) -> str:
-    """A target as a class. What is no text is refused with its row when examples are made."""
+    """Returns a target as a class. One that is not text raises an error with its row once examples are made."""
     try:
         return as_text(target).strip()
     except ValueError:
@@ -140,12 +186,12 @@ def _label(target: Any) -> str:
 
 
 def _with_options(task: Task, options: str, tokenizer: Tokenizer) -> Task:
-    """A user's classification with its labels in the prompt, where they are wanted."""
-    if task.name != "custom" or task.kind != "classification" or options == "none":
+    """Adds the list of labels to the prompt of a custom classification, as `data.options` asks."""
+    if not task.is_custom or task.kind != "classification" or options == "none":
         return task
     listed = task.with_options()
     if options == "auto" and (
-        Template.parse(task.template).is_bare  # measured: a list alone, with no question, does not help (docs/tasks.md)
+        Template.parse(task.template).is_bare  # measured: a list without a question does not help (docs/tasks.md)
         or task.names_answers
         or PromptTokens(listed.template, tokenizer, sys.maxsize).own_length > task.max_input_length * _OPTIONS_SHARE
     ):
@@ -154,58 +200,30 @@ def _with_options(task: Task, options: str, tokenizer: Tokenizer) -> Task:
 
 
 def prepare(
-    task: Task,
-    tokenizer: Tokenizer,
-    *,
-    source: str,
-    path: str | None,
-    mix: str | None = None,
-    weight: str | None = None,
-    class_weights: str | None = None,
-    kind: str | None,
-    options: str = "auto",
-    split_seed: int,
-    max_train: int | None,
-    max_validation: int | None,
-    max_test: int | None,
-    batch_size: int,
-    accumulation_steps: int,
-    eval_batch_size: int,
-    max_input_length: int | None = None,
-    max_target_length: int | None = None,
-    sample_seed: int = 0,
-    report: Callable[[str], None] = lambda line: None,
+    task: Task, tokenizer: Tokenizer, request: DataRequest, *, report: Callable[[str], None] = lambda line: None
 ) -> Data:
-    """Loads, splits and tokenises a run's data; `report` hears what a user should know of it.
+    """Loads, splits and tokenises the data of a run.
 
     Args:
-      mix: as `data.mix`: `path` lists several files, of which each is split by itself and an epoch takes its share.
-      weight: column of how much each training row counts, white space around its name aside.
-      class_weights: as `train.class_weights`: how much the training rows of each class count.
-      options: of `OPTIONS`: whether the prompt of a user's classes lists them.
-      max_train, max_validation, max_test: most rows of each split, of each file where there are several; None for all.
-      sample_seed: which rows the source `sample` generates.
+      report: called with each line that the user should read: how targets and labels were taken, and warnings.
 
     Raises:
-      UserError: as `load_rows`, `draw`, `examples` and `require_recordable`; or a target is empty.
+      UserError: see `load_rows`, `draw`, `examples` and `require_recordable`; or a target is empty.
       RunFailed: the hub cannot be reached.
     """
-    sources = load_sources(task, source, path, mix, sample_seed=sample_seed, report=report)
+    sources = load_sources(
+        task, request.source, request.path, request.mix, sample_seed=request.sample_seed, report=report
+    )
     rows = together(sources)
-    digest = rows_digest(rows)
-    for split, columns in rows.items():  # before splits are drawn: a user's few rows may fail there for another reason
+    for split, columns in rows.items():  # before drawing splits, where too few rows may fail for another reason
         require_columns(task, split, columns)
     targets = [target for name in sources for target in rows[split_name(name, "train")][task.target]]
-    unlisted = dataclasses.replace(
-        with_answers(task, kind, {task.target: targets}),
-        max_input_length=max_input_length or task.max_input_length,
-        max_target_length=max_target_length or task.max_target_length,
-    )
-    task = _with_options(unlisted, options, tokenizer)
+    unlisted = _resolved_task(task, request, targets)
+    task = _with_options(unlisted, request.options, tokenizer)
     require_recordable(task)
+
     inputs = same_inputs(task, rows)
-    caps = {"max_train": max_train, "max_validation": max_validation, "max_test": max_test}
-    splits = _draw_splits(sources, inputs, labels_of(task, rows), seed=split_seed, **caps)
+    splits = _draw_splits(sources, inputs, labels_of(task, rows), request)
     for line in leaks(splits, inputs):
         report(line)
     made = {
@@ -213,59 +231,81 @@ def prepare(
         for part, of_files in splits.items()
     }
     tokens = {part: tokenize_for(task, of_part, tokenizer) for part, of_part in made.items()}
-    if weight is not None or class_weights is not None:
-        weights = _weights(task, splits["train"], rows, made["train"], weight, class_weights, report)
-        tokens["train"] = dataclasses.replace(tokens["train"], weights=weights)
-    if mix is not None:
-        tokens["train"] = dataclasses.replace(tokens["train"], mix=_mixed(mix, tuple(sources), splits, report))
-    listed = task != unlisted
-    for line in _told_of_answers(task, targets, made["train"], tokenizer, kind=kind, options=options, listed=listed):
-        report(line)
+    tokens["train"] = dataclasses.replace(
+        tokens["train"],
+        weights=_weights(task, splits["train"], rows, made["train"], request, report),
+        mix=None if request.mix is None else _mix(request.mix, tuple(sources), splits, report),
+    )
     for line in [
-        *told_of_cuts(task, tokens),
-        *told_of_rows(task, made, tokens, tokenizer),
-        *told_of_repeats(task, made["train"]),
-        *told_of_same_tokens(splits, inputs, tokens),
+        *(describe_targets(task, targets, kind=request.kind, few=FEW_ANSWERS) if task.is_custom else ()),
+        *describe_labels(task, made["train"], tokenizer, listed=task != unlisted, options=request.options),
+        *cut_warnings(task, tokens),
+        *row_warnings(task, made, tokens, tokenizer),
+        *repeat_warnings(task, made["train"]),
+        *same_token_warnings(splits, inputs, tokens),
     ]:
         report(line)
     if task.answers:
         check_labels(task.answers, tokenizer, task.max_target_length)
-    shapes = _shapes_for(
-        tokens, batch_size=batch_size, accumulation_steps=accumulation_steps, eval_batch_size=eval_batch_size
+    return Data(
+        task,
+        made,
+        tokens,
+        _padded_shapes(tokens, request),
+        rows_digest(rows),
+        {} if request.mix is None else _sources_of_rows(tuple(sources), splits),
     )
-    return Data(task, made, tokens, shapes, digest, {} if mix is None else _sources_of_rows(tuple(sources), splits))
+
+
+def _resolved_task(task: Task, request: DataRequest, targets: Sequence[Any]) -> Task:
+    """Returns the task with the labels that its training targets imply, and with the lengths of the request."""
+    return dataclasses.replace(
+        with_answers(task, request.kind, {task.target: list(targets)}),
+        max_input_length=request.max_input_length or task.max_input_length,
+        max_target_length=request.max_target_length or task.max_target_length,
+    )
 
 
 def _draw_splits(
     sources: Mapping[str, Mapping[str, Columns]],
     inputs: Mapping[str, Sequence[int]],
     labels: Mapping[str, Sequence[str]] | None,
-    **choices: Any,
+    request: DataRequest,
 ) -> dict[str, tuple[Split, ...]]:
-    """The three parts of a run, each with a split of every file. Arguments and errors are those of `_drawn`."""
-    drawn = [_drawn(name, sources[name], inputs, labels, **choices) for name in sources]
+    """Draws the three splits of a run from each file separately. Arguments and errors are those of `_draw_file`."""
+    drawn = [_draw_file(name, sources[name], inputs, labels, request) for name in sources]
     return {part: tuple(of_file[part] for of_file in drawn) for part in PARTS}
 
 
-def _drawn(
+def _draw_file(
     name: str,
     splits: Mapping[str, Columns],
     inputs: Mapping[str, Sequence[int]],
     labels: Mapping[str, Sequence[str]] | None,
-    **choices: Any,
+    request: DataRequest,
 ) -> dict[str, Split]:
-    """The parts of one file's rows, drawn as if it were the only one.
+    """Draws the splits of a run from the rows of one file, independently of other files.
 
     Args:
-      inputs, labels: of all files' source splits.
+      name: of the file; empty if it is the only one.
+      splits: the file's own source splits.
+      inputs, labels: of the source splits of all files.
 
     Raises:
-      UserError: as `draw`; of one of several files, with its name.
+      UserError: see `draw`; the message begins with the file's name if there are several.
     """
     of_file = lambda values: None if values is None else {split: values[split_name(name, split)] for split in splits}
     sizes = {split: len(next(iter(columns.values()), [])) for split, columns in splits.items()}
     try:
-        parts = draw(sizes, inputs=of_file(inputs), labels=of_file(labels), **choices)
+        parts = draw(
+            sizes,
+            seed=request.split_seed,
+            max_train=request.max_train,
+            max_validation=request.max_validation,
+            max_test=request.max_test,
+            inputs=of_file(inputs),
+            labels=of_file(labels),
+        )
     except UserError as error:
         if name:
             raise UserError(f"{name}: {error}") from None
@@ -274,7 +314,7 @@ def _drawn(
 
 
 def _sources_of_rows(sources: Sequence[str], splits: Mapping[str, Sequence[Split]]) -> dict[str, tuple[str, ...]]:
-    """Of which file each row of each part is."""
+    """Returns the file name of each row of each split."""
     return {
         part: tuple(source for source, split in zip(sources, of_files, strict=True) for _ in split.rows)
         for part, of_files in splits.items()
@@ -286,32 +326,32 @@ def _weights(
     splits: Sequence[Split],
     rows: Mapping[str, Columns],
     training: Sequence[Example],
-    column: str | None,
-    by_class: str | None,
+    request: DataRequest,
     report: Callable[[str], None],
-) -> np.ndarray:
-    """The weight in the loss of each training row, from a column or by class; also tells the user of them."""
+) -> np.ndarray | None:
+    """Returns the weight of each training row in the loss, and reports the weights; None if all rows count the same."""
+    if request.weight is None and request.class_weights is None:
+        return None
     weights = np.ones(len(training))
-    if column is not None:
-        column = column.strip()  # as names of columns are where they are read
+    column = None
+    if request.weight is not None:
+        column = request.weight.strip()  # readers strip the names of columns, too
         given = [column_weights(column, rows[split.source], split.rows, split.source) for split in splits]
         weights = weights * np.concatenate(given)
     of_labels = None
-    if by_class is not None:
+    if request.class_weights is not None:
         require_classes(task.kind)
         targets = [example.target.strip() for example in training]
-        of_labels = weights_of_classes(by_class, targets, task.answers, key="train.class_weights")
+        of_labels = class_weights(request.class_weights, targets, task.answers, key="train.class_weights")
         weights = weights * np.array([of_labels[target] for target in targets])
     counts = scaled(weights)
-    for line in told_of_weights(of_labels, column, counts):
+    for line in describe_weights(of_labels, column, counts):
         report(line)
     return counts
 
 
-def _mixed(
-    mix: str, sources: Sequence[str], splits: Mapping[str, Sequence[Split]], report: Callable[[str], None]
-) -> Mix:
-    """How an epoch takes its rows from the files; also tells the user of that, and of each file's evaluated rows."""
+def _mix(mix: str, sources: Sequence[str], splits: Mapping[str, Sequence[Split]], report: Callable[[str], None]) -> Mix:
+    """Returns how an epoch mixes the files, and reports it with the number of each file's evaluated rows."""
     made_of = Mix.of(tuple(sources), [len(split.rows) for split in splits["train"]], mix)
     report(made_of.in_words())
     for part in ("validation", "test"):
@@ -320,41 +360,22 @@ def _mixed(
     return made_of
 
 
-def _told_of_answers(
-    task: Task,
-    targets: Sequence[Any],
-    training: Sequence[Example],
-    tokenizer: Tokenizer,
-    *,
-    kind: str | None,
-    options: str,
-    listed: bool,
-) -> Iterator[str]:
-    """What a user should know of targets and labels, a line each; arguments as `jpeft.data.summary` has them."""
-    if task.name == "custom":
-        yield from told_of_targets(task, targets, kind=kind, few=FEW_ANSWERS)
-    if task.answers:
-        yield from told_of_labels(task, training, tokenizer, listed=listed, options=options)
-
-
-def _shapes_for(
-    tokens: Mapping[str, Tokens], *, batch_size: int, accumulation_steps: int, eval_batch_size: int
-) -> list[Shape]:
-    """Padded shapes for the batches that training and validation make of these rows; the last holds every row."""
+def _padded_shapes(tokens: Mapping[str, Tokens], request: DataRequest) -> list[Shape]:
+    """Chooses the padded shapes of training and validation batches; the largest fits every row."""
     lengths = {part: of_part.lengths() for part, of_part in tokens.items()}
-    # One order stands for all: runs of every seed then have the same shapes and can share what is compiled for them.
+    # A fixed order stands for all: runs of every seed then have the same shapes and can share compiled programs.
     some_order = train_order(
         lengths["train"],
-        batch_size=batch_size,
-        accumulation_steps=accumulation_steps,
+        batch_size=request.batch_size,
+        accumulation_steps=request.accumulation_steps,
         seed=0,
         epoch=0,
         mix=tokens["train"].mix,
     )
     batches = [
         longest_of(lengths["train"], (micro for step in some_order for micro in step)),
-        longest_of(lengths["validation"], eval_order(lengths["validation"], batch_size=eval_batch_size)),
-        # In another order the longest rows may meet: the last shape has to hold them all.
+        longest_of(lengths["validation"], eval_order(lengths["validation"], batch_size=request.eval_batch_size)),
+        # In another order the longest input and the longest target may meet in one batch: the last shape fits both.
         np.max(np.concatenate(list(lengths.values())), axis=0, keepdims=True),
     ]
     return choose_shapes(np.concatenate(batches))

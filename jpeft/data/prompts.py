@@ -1,7 +1,4 @@
-"""What a model is asked, as tokens: a prompt, cut where a row is too long.
-
-The one place where a prompt becomes token ids; training, `predict` and `serve` all come here.
-"""
+"""Prompts as token ids, cut to a maximum length. Training, `predict` and `serve` all tokenise prompts here."""
 
 import dataclasses
 import itertools
@@ -12,36 +9,42 @@ from jpeft.data.template import Template
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
 
-CUTTING = "the longest columns, at their ends"  # how; a part of what tokens are known by: another way is another key
+CUTTING = "the longest columns, at their ends"  # names the way of cutting in the key of cached tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptIds:
-    """Token ids of prompts, with all that stands around them, and which of them had to be cut."""
+    """Token ids of whole prompts, special tokens included, and whether each prompt was cut."""
 
     ids: list[list[int]]
     cut: list[bool]
 
     @property
     def num_cut(self) -> int:
-        """The number of prompts that were too long and lost some of their text."""
+        """The number of prompts that were cut."""
         return sum(self.cut)
 
 
 class PromptTokens:
-    """Rows to token ids, at most `max_length` of them.
+    """Converts rows to the token ids of their prompts, at most `max_length` each.
 
-    What is too long is cut in its longest column, at that column's end; where two are long, both are cut to one length.
-    The template's own text always stays: that is where the instruction and the options are. So does what the model is
-    to find around a prompt (`Tokenizer.wording`): a T5 its `</s>`, a chat model the marks of a user's message.
+    A prompt that is too long is cut at the end of its longest column; if several columns are long, they are cut to the
+    same length. The template's own text, with the instruction and the options, is never cut. Neither are the tokens
+    around a prompt (`Tokenizer.wording`): the `</s>` of a T5, or the markup of a user's message of a chat model.
 
-    Text of a row is text, whatever it spells. In a template `<extra_id_0>` and its like are the vocabulary's sentinels,
-    which a T5 that was not tuned on instructions answers; every other special token's name is text there, too.
+    The names of special tokens in a row are plain text. In the template `<extra_id_0>` and so on are the vocabulary's
+    sentinels, which prompt a T5 that was not tuned on instructions; other names of special tokens are plain text there,
+    too.
+
+    Args:
+      max_length: in tokens.
+      key: config key of `max_length`, for messages.
 
     Attributes:
-      own_length: tokens of the template's own text and of what stands around it, which every prompt has.
+      own_length: number of tokens in every prompt: the template's own text and the tokens around the prompt.
 
-    Raises `UserError` when `max_length` leaves no room beside the template's own text; `key` is how it was given.
+    Raises:
+      UserError: `max_length` leaves no room for a row beside the template's own text.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class PromptTokens:
             )
 
     def __call__(self, rows: Sequence[Mapping[str, str]]) -> PromptIds:
-        """Ids of each row's prompt. A row has the text of every column of the template; others are not looked at."""
+        """Tokenises each row's prompt. A row needs the text of every column of the template; others are ignored."""
         ids = self._whole(rows)
         cut = [len(row) > self._max_length for row in ids]
         if self._is_cut_at_end:
@@ -89,7 +92,7 @@ class PromptTokens:
         return "what the chat template puts around it" if len(wording.after) else "what texts begin with"
 
     def _split_at_ids(self):
-        """Lists of parts to be read together, and between them ids: of a chat's marks, of sentinels, of the end."""
+        """Yields lists of parts to be tokenised together, and between them single ids of special tokens."""
         sentinels = dict(zip(self._tokenizer.sentinel_names, self._tokenizer.sentinels, strict=True))
         wording = self._tokenizer.wording
         parts: list[tuple[str, str | None] | int] = []
@@ -118,7 +121,7 @@ class PromptTokens:
         return ["".join(text if column is None else fields[column] for text, column in parts) for parts in lists]
 
     def _whole(self, rows: Sequence[Mapping[str, str]]) -> list[list[int]]:
-        """Ids of each whole prompt with all that stands around it."""
+        """Tokenises prompts without cutting them."""
         texts = [self._texts(fields) for fields in rows]
         encoded = iter(self._tokenizer.ids([text for row in texts for text in row]))
         ids = []
@@ -128,7 +131,7 @@ class PromptTokens:
         return ids
 
     def _shorten(self, rows: Sequence[dict[str, str]]) -> None:
-        """Takes text from the ends of the longest columns of rows whose prompts are too long: at least a character."""
+        """Removes text, at least one character, from the longest columns of rows whose prompts are too long."""
         texts = [self._texts(fields) for fields in rows]
         starts = iter(self._tokenizer.token_starts([text for row in texts for text in row]))
         for fields in rows:
@@ -152,12 +155,18 @@ class PromptTokens:
     def _cut_to_level(
         fields: dict[str, str], starts: Mapping[str, list[int]], occurrences: Mapping[str, int], excess: int
     ) -> None:
+        """Cuts the longest columns of a row to a common number of tokens, the largest that frees `excess` tokens.
+
+        Args:
+          starts: by column, the character at which each of its tokens starts.
+          occurrences: by column, how often the template contains it.
+        """
         longest = max(map(len, starts.values()))
         freed = lambda level: sum(occurrences[c] * max(0, len(at) - level) for c, at in starts.items())
         level = next(level for level in range(longest - 1, -1, -1) if freed(level) >= excess or level == 0)
         excess = min(excess, freed(level))
         for column, at in sorted(starts.items(), key=lambda item: -len(item[1])):
-            # Columns of one length are cut one after the other, so that none loses a token that would have fitted.
+            # Columns of equal length are cut in turn, so that none loses a token that would still fit.
             over = min(max(0, len(at) - level), -(-excess // occurrences[column]))
             if over > 0:
                 fields[column] = fields[column][: at[len(at) - over]]

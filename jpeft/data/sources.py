@@ -1,7 +1,7 @@
-"""Where rows come from: the hub, local files, TensorFlow Datasets, a generator. Each gives columns by source split.
+"""Sources of rows: the hub, local files, TensorFlow Datasets, a generator. Each returns columns by source split.
 
-A source split is read whole, since a split is drawn from all of it; the benchmark's tasks have 42,000 rows at most
-(AG News on the hub 120,000).
+Source splits are read whole, since the splits of a run are drawn from all rows. The benchmark's tasks have at most
+42,000 rows (AG News on the hub 120,000).
 """
 
 import contextlib
@@ -22,28 +22,28 @@ from jpeft.rows.values import is_missing
 from jpeft.trouble import first_line
 
 SOURCES = ("auto", "hub", "local", "tfds", "sample")
-# What a source may call each split.
+# The accepted names of each split.
 _SPLIT_NAMES = {
     "train": ("train",),
     "validation": ("validation", "valid", "val", "dev", "eval"),
     "test": ("test",),
 }
-# Files that may hold rows, too, and are not read: what else lies in a directory goes without saying.
+# Endings of files that may hold rows but are not read. Such files are reported; all others are ignored silently.
 _OTHER_ENDINGS = (
     *(".txt", ".tab", ".jsonlines", ".xlsx", ".xls", ".ods", ".xml", ".db", ".pkl"),
     *(".arrow", ".feather", ".parq", ".pq", ".orc", ".avro", ".zip", ".tar", ".tgz", ".gzip", ".lz4"),
 )
 _NO_ROWS = (".py", ".sh", ".md", ".log", ".ipynb", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".lock", ".png", ".svg")
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")  # as the hub and TensorFlow name the parts of one split
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")  # the names that the hub and TensorFlow give to the shards of a split
 
 
 def source_in_use(source: str, path: str | None) -> str:
-    """The source that `data.source` names, with `auto` resolved: `local` where a path is given, the hub otherwise."""
+    """Resolves `data.source`: `auto` is `local` if a path is given, and `hub` otherwise."""
     return source if source != "auto" else "hub" if path is None else "local"
 
 
 def check_source(task: Task, source: str, path: str | None) -> None:
-    """Raises `UserError` for an unknown source, or one that this task and path cannot go with."""
+    """Raises `UserError` for an unknown source, or one that does not fit the task or the path."""
     if source not in SOURCES:
         raise UserError(f"data.source is {source!r}; expected one of {', '.join(SOURCES)}.")
     if source == "sample" and task.name not in BENCHMARK:
@@ -53,7 +53,7 @@ def check_source(task: Task, source: str, path: str | None) -> None:
         )
     if source == "tfds" and task.name == "e2e":
         raise UserError(
-            "data.source 'tfds' has E2E only in its cleaned version, which is another data set than the paper's: name "
+            "data.source 'tfds' has E2E only in its cleaned version, which is another dataset than the paper's: name "
             "it, --config.data.task=e2e_cleaned, or take data.source=hub."
         )
     if source == "sample" and path is not None:
@@ -71,17 +71,17 @@ def load_rows(
     sample_seed: int = 0,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Columns]:
-    """Columns of every split that the source has: `train`, and `validation` and `test` where there are such.
+    """Loads the columns of every split of a source: `train`, and `validation` and `test` if the source has them.
 
     Args:
-      source: one of `SOURCES`; `auto` is `local` where a path is given and `hub` otherwise.
-      path: of `local`: a file, a directory of `train`/`validation`/`test` files, or one that holds the task's own.
-      sample_seed: of `sample`: which rows are generated.
-      report: hears which files of a directory are not read, of a split that is left out, and of rows that may not be
-        what was meant.
+      source: one of `SOURCES`; `auto` is `local` if a path is given and `hub` otherwise.
+      path: for `local`: a file, a directory of `train`/`validation`/`test` files, or one with the task's subdirectory.
+      sample_seed: for `sample`: seed of the generated rows.
+      report: called with a line about files of a directory that are not read, a split that is left out, and rows that
+        may be misread.
 
     Raises:
-      UserError: no such file, an unreadable one, no training rows, or a source that this task does not have.
+      UserError: a file is missing or cannot be read, there are no training rows, or the source does not have the task.
       RunFailed: the hub cannot be reached.
     """
     check_source(task, source, path)
@@ -110,10 +110,16 @@ def load_rows(
 def read_split(
     task: Task, path: Path, name: str, *, report: Callable[[str], None] = lambda line: None
 ) -> tuple[str, Columns]:
-    """One split of a directory, by any name that it may have, and what it is called; no other is read.
+    """Reads one split of a directory, and no other.
+
+    Args:
+      name: of the split, or any other accepted name of it, such as `dev` for `validation`.
+
+    Returns:
+      The split's canonical name and its columns.
 
     Raises:
-      UserError: it is not there, has no labels, or cannot be read.
+      UserError: the split does not exist, has no labels, or cannot be read.
     """
     split = next((split for split, names in _SPLIT_NAMES.items() if name.lower() in names), name)
     directory, files, of_split = _by_split(task, path)
@@ -128,9 +134,9 @@ def read_split(
 
 
 def labels_are_secret(task: Task, columns: Columns) -> bool:
-    """Whether every label is the -1 that GLUE's test rows have, so that nothing could be scored.
+    """Whether every label of a benchmark task is -1, as in GLUE's test split, whose labels are not published.
 
-    In rows of one's own -1 may be a class.
+    In a user's own rows -1 may be a class.
     """
     labels = columns.get(task.target)
     return task.name in BENCHMARK and bool(labels) and all(str(label).strip() in ("-1", "-1.0") for label in labels)
@@ -145,10 +151,11 @@ def load_sources(
     sample_seed: int = 0,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, dict[str, Columns]]:
-    """Loads the rows of every file of `data.path`, by the file's name; of a single file under the name "".
+    """Loads the rows of every file of `data.path`, by file name; those of a single file under the name "".
 
     Args:
-      mix: as `data.mix`; None where the path is one.
+      mix: `data.mix`; None if `path` is a single path.
+      sample_seed, report: see `load_rows`, which also documents the errors.
     """
     paths = paths_of(path, mix)
     return {
@@ -158,46 +165,47 @@ def load_sources(
 
 
 def together(sources: Mapping[str, Mapping[str, Columns]]) -> dict[str, Columns]:
-    """All source splits of several files, each under the name of its file: `a.csv:train`; of a single one `train`."""
+    """Merges the source splits of all files into one mapping, by `split_name`."""
     return {split_name(name, split): rows for name, splits in sources.items() for split, rows in splits.items()}
 
 
 def split_name(source: str, split: str) -> str:
-    """The name of a source's split in row ids: `train`, or `a.csv:train` where there are several files."""
+    """Returns the name of a source split in row ids: `train`, or `a.csv:train` if there are several files."""
     return f"{source}:{split}" if source else split
 
 
 def rows_digest(rows: Mapping[str, Columns]) -> str:
-    """Identifies rows by content, not by file: SHA-256, in hex, of split names, column names and all values.
+    """Returns a digest that identifies rows by content: the hex SHA-256 of split names, column names and all values.
 
-    The order of rows counts, that of splits and columns does not. A number or bool counts as the text that a model
-    would read, so the same rows as CSV, JSON lines and Parquet have one digest; a missing value is not an empty text.
+    The order of rows matters, that of splits and columns does not. Numbers and booleans are hashed as the text that a
+    model would read, so that the same rows have one digest as CSV, JSON lines and Parquet. A missing value differs from
+    an empty text.
     """
     digest = hashlib.sha256()
     for split, columns in sorted(rows.items()):
         digest.update(_framed(split) + b"%d columns " % len(columns))
         for column, values in sorted(columns.items()):
             digest.update(_framed(column) + b"%d values " % len(values))
-            for start in range(0, len(values), 1000):  # not value by value: five times slower
+            for start in range(0, len(values), 1000):  # updating the digest value by value is five times slower
                 digest.update(b"".join(map(_framed, values[start : start + 1000])))
     return digest.hexdigest()
 
 
 def _framed(value: Any) -> bytes:
-    """A value as bytes that say where they end."""
+    """Encodes a value with its length, so that concatenated values are unambiguous."""
     if is_missing(value):
         return b"- "
-    if isinstance(value, dict | list):  # of a column that no template can use; keys may come in any order
+    if isinstance(value, dict | list):  # in a column that no template can use; the order of keys does not matter
         value = json.dumps(value, sort_keys=True, default=str)
     data = value if isinstance(value, bytes) else str(value).encode(errors="surrogatepass")
     return b"%d %b " % (len(data), data)
 
 
 def require_paths(source: str, path: str | None, mix: str | None) -> None:
-    """Raises `UserError` where rows are to be read from files and one of these is not there.
+    """Raises `UserError` if rows are read from local files and one of them does not exist.
 
     Args:
-      source, path, mix: as of a run's `data`.
+      source, path, mix: `data.source`, `data.path` and `data.mix`.
     """
     if source_in_use(source, path) == "local":
         for each in paths_of(path, mix):
@@ -205,23 +213,25 @@ def require_paths(source: str, path: str | None, mix: str | None) -> None:
 
 
 def require_path(path: str | None) -> None:
-    """Raises `UserError` where `data.path` leads nowhere: cheap, so that it is said before a model is asked for."""
+    """Raises `UserError` if `data.path` does not exist. A cheap check, to be made before a model is loaded."""
     if path is None:
         return
     place = _expanded(path)
     try:
-        there = place.is_dir()
+        is_directory = place.is_dir()
     except (OSError, ValueError):  # ValueError: a NUL in the name
-        there = False
-    if not there and _are_listed(path):
-        mend = "say how they are mixed, such as --config.data.mix=proportional"
-        raise UserError(f"data.path lists {path.count(',') + 1} files; {mend}.")
-    if not there:
+        is_directory = False
+    if not is_directory and _is_list_of_paths(path):
+        raise UserError(
+            f"data.path lists {path.count(',') + 1} files; say how they are mixed, such as "
+            "--config.data.mix=proportional."
+        )
+    if not is_directory:
         require_file(place, f"data.path {path if len(path) <= 200 else path[:100] + '...'!r}")
 
 
-def _are_listed(path: str) -> bool:
-    """Whether a path that is none lists several that are there."""
+def _is_list_of_paths(path: str) -> bool:
+    """Whether a path that does not exist is a comma-separated list of paths that do."""
     try:
         return (
             "," in path
@@ -235,7 +245,7 @@ def _are_listed(path: str) -> bool:
 def _expanded(path: str) -> Path:
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # ~name of nobody: a file may be called so
+    except RuntimeError:  # `~name` of an unknown user may still be a file
         return Path(path)
 
 
@@ -264,14 +274,14 @@ def _from_files(task: Task, path: Path, report: Callable[[str], None]) -> dict[s
 
 
 def files_read(task: Task, path: Path) -> list[Path]:
-    """The files of rows that `load_rows` reads of a path. Raises `UserError`: a directory cannot be read."""
+    """Lists the files that `load_rows` reads from a path. Raises `UserError` if a directory cannot be read."""
     if not path.is_dir():
         return [path]
     return [file for found in _by_split(task, path)[2].values() for file in found]
 
 
 def _by_split(task: Task, path: Path) -> tuple[Path, list[Path], dict[str, list[Path]]]:
-    """The directory of a task's rows, all of its files, and those of each split."""
+    """Returns the directory of a task's rows, all of its files, and the files of each split."""
     directory = path / task.local if task.local and (path / task.local).is_dir() else path
     try:
         files = sorted(file for file in directory.iterdir() if not file.name.startswith("."))
@@ -281,7 +291,7 @@ def _by_split(task: Task, path: Path) -> tuple[Path, list[Path], dict[str, list[
 
 
 def _may_hold_rows(file: Path) -> bool:
-    """Whether somebody may take it for rows: by its ending, or since it is called as a split is, a directory too."""
+    """Whether a user may expect a file to be read: by its ending, or because it has the name of a split."""
     first = file.name.partition(".")[0]
     shard = _SHARD.fullmatch(first)
     if (shard[1] if shard else first).lower() in {name for names in _SPLIT_NAMES.values() for name in names}:
@@ -290,7 +300,11 @@ def _may_hold_rows(file: Path) -> bool:
 
 
 def _files_of(split: str, files: list[Path]) -> list[Path]:
-    """The files of a split: one, or all the parts of one. Raises `UserError`: unclear which, or a part is missing."""
+    """Finds the file of a split, or all of its shards.
+
+    Raises:
+      UserError: there are several candidates, or a shard is missing.
+    """
     found: dict[str, list[Path]] = {}
     for file in files:
         kind, stem = kind_of(file), _stem(file)
@@ -305,16 +319,16 @@ def _files_of(split: str, files: list[Path]) -> list[Path]:
         )
     for parts in found.values():
         if _SHARD.fullmatch(_stem(parts[0])):
-            _require_all_parts(split, parts)
+            _require_all_shards(split, parts)
     return [file for parts in found.values() for file in parts]
 
 
-def _require_all_parts(split: str, parts: list[Path]) -> None:
-    """Raises `UserError`: of the parts of a split, counted from 0 or from 1, one is missing or there twice."""
+def _require_all_shards(split: str, parts: list[Path]) -> None:
+    """Raises `UserError` if a shard of a split, numbered from 0 or from 1, is missing or exists twice."""
     where, count, seen = parts[0].parent, 0, dict[int, Path]()
     for part in parts:
         shard = _SHARD.fullmatch(_stem(part))
-        assert shard is not None, "the caller looked"
+        assert shard is not None, "the caller has checked the names"
         number, count = int(shard[2]), int(shard[3])
         other = seen.setdefault(number, part)
         if other != part:
@@ -334,7 +348,7 @@ def _require_all_parts(split: str, parts: list[Path]) -> None:
 
 
 def _stem(file: Path) -> str:
-    """The name without what says how it is written: `train` of `train.jsonl.gz`."""
+    """Returns a file's name without its endings: `train` for `train.jsonl.gz`."""
     name = file.name
     for endings in (PACKED, KINDS):
         ending = next((ending for ending in endings if name.lower().endswith(ending)), "")
@@ -359,10 +373,10 @@ def _from_hub(task: Task) -> dict[str, Columns]:
     repository, configuration, revision = task.hub
     unreachable = why_unreachable()
     try:
-        # Without a network the library's cache may do; asked as usual, it would try the hub five times before.
+        # Without a network the library's cache may suffice; with requests allowed, it would retry the hub five times.
         with contextlib.nullcontext() if unreachable is None else without_network():
             loaded: Any = datasets.load_dataset(repository, configuration, revision=revision)
-    except Exception as error:  # what is raised differs by what is between here and the hub
+    except Exception as error:  # the type depends on which layer of the libraries or the network fails
         reason = unreachable or first_line(error)
         raise RunFailed(
             f"the hub cannot be reached for {repository} ({reason}); without a network, give --config.data.path "
@@ -370,7 +384,7 @@ def _from_hub(task: Task) -> dict[str, Columns]:
             "on generated rows: --config.data.source=sample."
         ) from None
     splits: dict[str, Columns] = {split: loaded[split].to_dict() for split in _SPLIT_NAMES if split in loaded}
-    for columns in splits.values():  # the hub's copy of SAMSum is CSV, in which an empty dialogue reads as None
+    for columns in splits.values():  # the hub's copy of SAMSum is CSV, where an empty dialogue is read as None
         for column in set(task.columns) & set(columns) - {task.target}:
             columns[column] = ["" if value is None else value for value in columns[column]]
     return splits
@@ -389,7 +403,7 @@ def _from_tfds(task: Task) -> dict[str, Columns]:
         available = {
             split: builder.as_data_source(split=split) for split in _SPLIT_NAMES if split in builder.info.splits
         }
-    except Exception as error:  # as for the hub
+    except Exception as error:  # see `_from_hub`
         reason = first_line(error)
         raise RunFailed(
             f"TensorFlow Datasets cannot provide {task.tfds} ({reason}); give --config.data.path."
@@ -398,17 +412,16 @@ def _from_tfds(task: Task) -> dict[str, Columns]:
 
 
 def _tfds_columns(task: Task, rows: Any) -> Columns:
-    there = set(rows[0]) if len(rows) else set()
-    names = {column: task.tfds_columns.get(column, column) for column in task.columns}
-    columns: Columns = {column: [] for column, name in names.items() if name in there}
+    existing = set(rows[0]) if len(rows) else set()
+    names = {column: task.tfds_columns.get(column, (column,)) for column in task.columns}
+    columns: Columns = {column: [] for column, parts in names.items() if existing.issuperset(parts)}
     for row in rows:
         for column, values in columns.items():
-            values.append(_plain(row[names[column]]))
-    if task.name == "agnews":  # elsewhere the title stands before the description, in the same column
-        columns["text"] = [f"{_plain(row['title'])} {_plain(row['description'])}" for row in rows]
+            parts = [_plain(row[name]) for name in names[column]]
+            values.append(parts[0] if len(parts) == 1 else " ".join(map(str, parts)))
     return columns
 
 
 def _plain(value: Any) -> Any:
-    """Text of bytes, the Python number of a NumPy one."""
+    """Decodes bytes, and converts a NumPy number to Python."""
     return value.decode() if isinstance(value, bytes) else value.item()

@@ -1,7 +1,7 @@
-"""Which rows train, validate and test: drawn by one seed, the same for every method.
+"""Draws the train, validation and test splits of a run with one seed, identically for every method.
 
-Rows that ask the same are drawn together, so that none is tested whose twin trained; those of a user's classes are
-drawn by class.
+Rows with equal inputs ("twins") stay in one split, so that no test row has a twin in the training split. Splits of a
+custom classification are stratified by class.
 """
 
 import dataclasses
@@ -18,34 +18,39 @@ from jpeft.data.tasks import Task, template_columns
 from jpeft.errors import UserError
 from jpeft.words import counted
 
-SCALES = {  # name: (training examples at most, epochs at most)
+SCALES = {  # by name: (maximum number of training examples, maximum number of epochs)
     "low": (100, 10),
     "medium": (1_000, 5),
     "high": (10_000, 1),
     "all": (None, 10),
 }
-MAX_EVALUATED = 2500  # rows of validation and of test, at most
-_HELD_OUT_SHARE = 0.1  # of a user's rows, each for validation and for test, where no such file is given
+MAX_EVALUATED = 2500  # default cap of the validation and test splits, in rows
+_HELD_OUT_SHARE = 0.1  # of the training rows, for validation and for test each, if the source lacks such a split
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Row numbers of one part of a run, and the source split that they number."""
+    """One split of a run.
+
+    Attributes:
+      source: name of the source split that the rows are from.
+      rows: row numbers within the source split.
+    """
 
     source: str
     rows: tuple[int, ...]
 
     @property
     def ids(self) -> list[str]:
-        """An id for each row, as `splits.json` and `predictions.jsonl` have it: `train/17`."""
+        """Row ids, such as `train/17`, as in `splits.json` and `predictions.jsonl`."""
         return [f"{self.source}/{row}" for row in self.rows]
 
 
 def same_inputs(task: Task, rows: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, list[int]]:
-    """A number for each row of each source split: the same for rows that ask the model the same, white space aside.
+    """Numbers the rows of each source split by their input: rows have the same number if their inputs are equal.
 
-    What a row asks is what its template takes from it. Of a task with `same_input` it is that column, which says that
-    rows mean the same (E2E has several sentences for a meaning).
+    The input of a row is the text of the template's columns, or of `task.same_input` if the task has one (E2E has
+    several sentences per meaning). White space is normalised.
     """
     columns = template_columns(task.template)
     if task.same_input in columns:
@@ -65,15 +70,15 @@ def without_spacing(text: str) -> str:
 
 def _digest(values: Iterable[Any]) -> bytes:
     text = "\0".join(without_spacing(str(value)) for value in values)
-    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()  # texts may be large
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()  # texts would fill memory
 
 
 def labels_of(task: Task, rows: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, list[str]] | None:
-    """The label of each row where splits are to have the classes in equal shares: of a user's own classes.
+    """Returns the label of each row if the splits are to be stratified by class, as those of custom tasks are.
 
-    The benchmark's splits stay those that the paper's protocol asks for and published figures rest on.
+    The benchmark's splits are not stratified: the paper's protocol, and so the published figures, do not do it.
     """
-    if task.name != "custom" or task.kind != "classification":
+    if not task.is_custom or task.kind != "classification":
         return None
     return {split: [str(label).strip() for label in of_split[task.target]] for split, of_split in rows.items()}
 
@@ -88,23 +93,23 @@ def draw(
     inputs: Mapping[str, Sequence[int]] | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Split]:
-    """Draws `train`, `validation` and `test` from source splits of these sizes.
+    """Draws the splits `train`, `validation` and `test` from source splits of these sizes.
 
-    What a source lacks is made up for, never from rows that train: no validation split (AG News): unused training
-    rows; no test split (CoLA, whose test labels are secret): half of the validation rows; neither (a single file):
-    a tenth of the rows each, 2,500 at most unless a cap is higher; the rest trains. Smaller caps draw a prefix of what
-    larger ones draw, and leave the other parts as they are.
+    A split that the source lacks is drawn from rows that do not train. Without a validation split (AG News) unused
+    training rows validate. Without a test split (CoLA, whose test labels are not published) the validation rows are
+    halved. With neither (a single file) a tenth of the rows each validates and tests, at most 2,500 unless a cap is
+    higher; the rest trains. A smaller cap draws a prefix of what a larger one draws, and leaves the other splits alone.
 
     Args:
-      sizes: rows of each source split, by its name.
-      seed: draws the order of each source split's rows.
-      max_train, max_validation, max_test: rows of each part at most; None for no cap.
-      inputs: as `same_inputs`; rows of one number stay in one part where parts are drawn from the same source split.
-      labels: as `labels_of`; parts that are drawn from a source split have its labels in its shares, as far as counts
-        and `inputs` allow, and a label's last row trains.
+      sizes: number of rows of each source split, by name.
+      seed: of the order of each source split's rows.
+      max_train, max_validation, max_test: caps on the rows of each split; None for no cap.
+      inputs: from `same_inputs`. Rows with the same number stay together if a source split is divided.
+      labels: from `labels_of`. Parts of a divided source split keep its class frequencies as far as counts and
+        `inputs` allow, and the last row of a label always trains.
 
     Raises:
-      UserError: a part would be empty.
+      UserError: a split would be empty.
     """
     order = {name: np.random.default_rng([seed, i]).permutation(sizes[name]) for i, name in enumerate(sorted(sizes))}
     train = order["train"]
@@ -116,7 +121,7 @@ def draw(
     tenth = round(len(train) * _HELD_OUT_SHARE)
 
     def held_out(cap: int | None) -> int:
-        # Lower caps take the first of the same rows and move none: a look at few test rows changes nothing else.
+        # A cap below the default does not change which rows are held out, so testing fewer rows changes nothing else.
         return tenth if cap is None else min(tenth, max(cap, MAX_EVALUATED))
 
     if "validation" in order and "test" in order:
@@ -125,7 +130,7 @@ def draw(
         half, other = apart("validation", order["validation"], [sizes["validation"] // 2])
         validation, test = ("validation", half), ("validation", other)
     elif "test" in order:
-        # From the end, so that which rows validate does not depend on how many train.
+        # From the end, so that the validation rows do not depend on the number of training rows.
         first, rest = apart("train", train[::-1], [held_out(max_validation)])
         validation, test, train = ("train", first), ("test", order["test"]), rest[::-1]
     else:
@@ -136,11 +141,12 @@ def draw(
     for name, (source, rows) in {"train": ("train", train), "validation": validation, "test": test}.items():
         parts[name] = Split(source, tuple(int(row) for row in rows[: caps[name]]))
         if not parts[name].rows:
-            there = ", ".join(counted(size, f"{split} row") for split, size in sizes.items())
+            available = ", ".join(counted(size, f"{split} row") for split, size in sizes.items())
             if inputs and len(set(inputs[source])) < sizes[source]:
-                there += f", {len(set(inputs[source])):,} different inputs, and equal inputs stay in one split"
+                available += f", {len(set(inputs[source])):,} different inputs, and equal inputs stay in one split"
             raise UserError(
-                f"the {name} split is empty (data.max_{name} is {caps[name]}; the source has {there}); give it rows."
+                f"the {name} split is empty (data.max_{name} is {caps[name]}; the source has {available}); give it "
+                "rows."
             )
     return parts
 
@@ -148,10 +154,10 @@ def draw(
 def _set_apart(
     order: np.ndarray, counts: Sequence[int], inputs: Sequence[int] | None, labels: Sequence[str] | None
 ) -> list[np.ndarray]:
-    """Parts of so many rows from the front of an order, and the rest in its order.
+    """Takes parts of the given sizes from the front of an order, and returns them with the rest, in its order.
 
-    Where no rows are twins and there are no labels, that is what slices give. A group of twins that does not fit is
-    passed over, so a part falls short of its count only where every group left is too large for what it lacks.
+    Without twins and labels the parts are plain slices. A group of twins that does not fit into a part is skipped, so a
+    part is smaller than its count only if every remaining group is too large for it.
     """
     if inputs is None and labels is None:
         ends = np.cumsum([0, *counts])
@@ -163,36 +169,37 @@ def _set_apart(
     def label_of(rows: Sequence[int]) -> str:
         return "" if labels is None else labels[rows[0]]
 
-    there = Counter(label_of([row]) for row in order.tolist())
-    # The last row of a label trains: a label that never trained cannot be answered.
-    spare = Counter({label: count - (labels is not None) for label, count in there.items()})
+    frequencies = Counter(label_of([row]) for row in order.tolist())
+    # Keep the last row of a label for training: a model cannot answer a label that it never saw.
+    spare = Counter({label: count - (labels is not None) for label, count in frequencies.items()})
     waiting, parts = list(groups.values()), []
     for count in counts:
         part: list[int] = []
-        open_ = _shares(count, there)
+        quotas = _label_quotas(count, frequencies)
         for by_label in (True, False) if labels is not None else (False,):
             left = []
             for rows in waiting:
                 label = label_of(rows)
-                room = min(count - len(part), spare[label], open_[label] if by_label else count)
+                room = min(count - len(part), spare[label], quotas[label] if by_label else count)
                 if len(rows) <= room:
                     part += rows
                     spare[label] -= len(rows)
-                    open_[label] -= len(rows)
+                    quotas[label] -= len(rows)
                 else:
                     left.append(rows)
             waiting = left
         if not part and count:
-            part, waiting = _something(waiting, count, len(order))
+            part, waiting = _fallback_part(waiting, count, len(order))
         parts.append(np.array(part, order.dtype))
     taken = np.isin(order, np.concatenate(parts))
     return [*parts, order[~taken]]
 
 
-def _something(waiting: list[list[int]], count: int, total: int) -> tuple[list[int], list[list[int]]]:
-    """A part where none could be made, and the groups that are left: rows of labels that have but one, or few twins.
+def _fallback_part(waiting: list[list[int]], count: int, total: int) -> tuple[list[int], list[list[int]]]:
+    """Makes a part that would otherwise be empty, ignoring labels, and returns it with the groups that are left.
 
-    Of few large groups the smallest, where it has a quarter of all rows at most and one is left for each other part.
+    It takes groups that fit. If all are too large, it takes the smallest one, provided that this has at most a quarter
+    of all rows and that two groups remain for the other splits.
     """
     chosen: list[list[int]] = []
     for rows in waiting:
@@ -205,21 +212,19 @@ def _something(waiting: list[list[int]], count: int, total: int) -> tuple[list[i
     return [row for rows in chosen for row in rows], [rows for rows in waiting if id(rows) not in taken]
 
 
-def _shares(count: int, there: Mapping[str, int]) -> Counter[str]:
-    """`count` cut in the proportions of `there`, in whole rows."""
-    total = sum(there.values())
-    shares = whole_shares([Fraction(count * size, total) for size in there.values()], count)
-    return Counter(dict(zip(there, shares, strict=True)))
+def _label_quotas(count: int, frequencies: Mapping[str, int]) -> Counter[str]:
+    """Divides `count` rows among labels in proportion to their frequencies."""
+    total = sum(frequencies.values())
+    shares = whole_shares([Fraction(count * size, total) for size in frequencies.values()], count)
+    return Counter(dict(zip(frequencies, shares, strict=True)))
 
 
 def leaks(parts: Mapping[str, Split | Sequence[Split]], inputs: Mapping[str, Sequence[int]]) -> list[str]:
-    """Says how many rows of given files ask what a row asks that they are to be new to; none where none do.
-
-    Rows that validate or test are to be new to those that train, and rows that test to those that validate.
+    """Returns warnings about inputs that occur in two splits: training and evaluation, or validation and test.
 
     Args:
-      parts: `train`, `validation` and `test`; of several files one split for each.
-      inputs: as `same_inputs` gives them.
+      parts: the splits `train`, `validation` and `test`, each one `Split` or one per file.
+      inputs: from `same_inputs`.
     """
     numbers = {name: numbers_of(part, inputs) for name, part in parts.items()}
 
@@ -240,6 +245,6 @@ def leaks(parts: Mapping[str, Split | Sequence[Split]], inputs: Mapping[str, Seq
 
 
 def numbers_of(part: Split | Sequence[Split], inputs: Mapping[str, Sequence[int]]) -> list[int]:
-    """The numbers that `same_inputs` gave to a part's rows; of several files the parts of all, one behind the other."""
+    """Returns the numbers from `same_inputs` of a split's rows; for several files those of all files, concatenated."""
     splits = [part] if isinstance(part, Split) else part
     return [inputs[split.source][row] for split in splits for row in split.rows]

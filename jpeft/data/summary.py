@@ -1,6 +1,6 @@
-"""What a user should know of a run's rows before it trains: what they were taken for, and what of them is lost.
+"""Lines that tell a user about a run's rows before training: how they were interpreted, and warnings about them.
 
-Every function gives lines, each of one kind of finding with its number and an example; none where there is none.
+Every function returns a list of lines, each about one kind of finding with its count and an example.
 """
 
 import collections
@@ -19,11 +19,11 @@ from jpeft.model.tokenizer import Tokenizer
 from jpeft.rows.values import alike, can_be_seen, is_missing
 from jpeft.words import counted, short
 
-_MOST_SHOWN = 8  # labels of one line
+_MOST_SHOWN = 8  # labels in one line
 
 
 def check_labels(labels: Sequence[str], tokenizer: Tokenizer, max_target_length: int) -> None:
-    """Raises `UserError`: a model with this vocabulary could not write one of the labels, or not tell two apart."""
+    """Raises `UserError` if the vocabulary cannot represent a label, or cannot tell two labels apart."""
     encoded = tokenizer.encode(labels, max_length=max_target_length).ids
     whole = tokenizer.ids(labels)
     seen: dict[tuple[int, ...], int] = {}
@@ -41,7 +41,7 @@ def check_labels(labels: Sequence[str], tokenizer: Tokenizer, max_target_length:
         raise UserError(f"the labels {short(labels[before])} and {short(label)} {reason}.")
     for label, written in zip(labels, tokenizer.round_trip(labels), strict=True):
         if not written:
-            raise UserError(f"the label {short(label)} is nothing to this model{_lost(tokenizer, label)}; rename it.")
+            raise UserError(f"the label {short(label)} is empty to this model{_lost(tokenizer, label)}; rename it.")
 
 
 def _lost(tokenizer: Tokenizer, text: str) -> str:
@@ -49,13 +49,13 @@ def _lost(tokenizer: Tokenizer, text: str) -> str:
     return f", whose vocabulary does not have {', '.join(map(short, characters[:4]))}" if characters else ""
 
 
-def told_of_targets(task: Task, targets: Sequence[Any], *, kind: str | None, few: int) -> list[str]:
-    """Whether a user's targets are classes or text, why, and which key changes that.
+def describe_targets(task: Task, targets: Sequence[Any], *, kind: str | None, few: int) -> list[str]:
+    """Says whether a custom task's targets are taken as classes or as text, why, and which key changes that.
 
     Args:
       targets: of all training rows.
-      kind: as the user said it; None where it was told from the targets.
-      few: most different targets that are taken for classes.
+      kind: as the user gave it; None if it was inferred from the targets.
+      few: the largest number of distinct targets that are taken as classes.
     """
     texts = [str(target) for target in targets if not is_missing(target)]
     distinct, rows = len({text.strip() for text in texts}), len(texts)
@@ -83,10 +83,17 @@ def told_of_targets(task: Task, targets: Sequence[Any], *, kind: str | None, few
     return lines
 
 
-def told_of_labels(
+def describe_labels(
     task: Task, training: Sequence[Example], tokenizer: Tokenizer, *, listed: bool, options: str
 ) -> list[str]:
-    """A classification's labels with how many rows train each, and what may be wrong with them."""
+    """Lists a classification's labels with their numbers of training rows, and warns about suspicious labels.
+
+    Args:
+      listed: whether `data.options` added the list of labels to the prompt.
+      options: `data.options`.
+    """
+    if not task.answers:
+        return []
     counts = collections.Counter(example.target for example in training)
     order = sorted(task.answers, key=lambda label: -counts[label])
     shown = ", ".join(f"{short(label, quoted=False)} {counts[label]:,}" for label in order[:_MOST_SHOWN])
@@ -104,7 +111,7 @@ def told_of_labels(
     for same in folded.values():
         if len(same) > 1:
             by_case = len({" ".join(label.casefold().split()) for label in same}) == 1
-            how = "differ by case or white space alone" if by_case else "are the same to a reader"
+            how = "differ by case or white space alone" if by_case else "look the same"
             lines.append(f"the labels {_listed(same)} {how}: if they mean one class, make them one")
     written = dict(zip(task.answers, tokenizer.round_trip(task.answers), strict=True))
     others = [f"{label!r} as {text!r}" for label, text in written.items() if label != text]
@@ -114,7 +121,7 @@ def told_of_labels(
             f"the model cannot write {len(others)} of the labels as they are: {', '.join(others[:3])}{more}; "
             "such an answer counts as the label"
         )
-    if task.name != "custom":
+    if not task.is_custom:
         return lines
     whole = tokenizer.ids(task.answers)
     too_long = [label for label, ids in zip(task.answers, whole, strict=True) if len(ids) >= task.max_target_length]
@@ -132,8 +139,8 @@ def told_of_labels(
     return lines
 
 
-def told_of_cuts(task: Task, tokens: Mapping[str, Tokens]) -> list[str]:
-    """Warnings about inputs and targets that are longer than a run takes, a line each, with the key of the length."""
+def cut_warnings(task: Task, tokens: Mapping[str, Tokens]) -> list[str]:
+    """Warns about inputs and targets that were cut, with the config key of the length."""
     where = "" if all(part.cut_inputs == 0 for part in tokens.values()) else _where_cut(task)
     counts = {split: (part.cut_inputs, len(part)) for split, part in tokens.items()}
     lines = _by_split(f"inputs cut to {task.max_input_length} tokens", counts, f"{where}; data.max_input_length")
@@ -141,23 +148,20 @@ def told_of_cuts(task: Task, tokens: Mapping[str, Tokens]) -> list[str]:
     return lines + _by_split(f"targets cut to {task.max_target_length} tokens", counts, "data.max_target_length")
 
 
-def told_of_rows(
+def row_warnings(
     task: Task, examples: Mapping[str, Sequence[Example]], tokens: Mapping[str, Tokens], tokenizer: Tokenizer
 ) -> list[str]:
-    """Warnings about rows, whether they train or test, a line each.
-
-    Characters that the model cannot write, inputs without text, a prompt that shows its answer, special tokens.
-    """
+    """Warns about rows of any split: unknown characters, empty inputs, a prompt with the answer, special tokens."""
     lines: list[str] = []
     of_template = tokenizer.ids([Template.parse(task.template).render(collections.defaultdict(str))])[0]
     unknown = tokenizer.unknown_token_id
-    own = 0 if unknown is None else of_template.count(unknown)  # the template's author wrote those, in every row
+    own = 0 if unknown is None else of_template.count(unknown)  # those of the template are in every row: no warning
     for what, texts in (("inputs", _texts_of), ("targets", lambda row: row.target)):
         lost, example = {}, ""
         for split, part in tokens.items():
             ids = part.inputs if what == "inputs" else part.targets
             least = own if what == "inputs" else 0
-            if tokenizer.leaves_out_characters:  # no token says so
+            if tokenizer.leaves_out_characters:  # such a tokenizer has no unknown token
                 rows = [i for i, row in enumerate(examples[split]) if tokenizer.unknown_characters(texts(row))]
             else:
                 rows = [i for i, row in enumerate(ids) if np.sum(row == tokenizer.unknown_token_id) > least]
@@ -173,7 +177,7 @@ def told_of_rows(
         "inputs without text", {split: (len(ids), len(examples[split])) for split, ids in empty.items()}, f"as {some}"
     )
     if task.target in Template.parse(task.template).columns:
-        lines.append(f"the prompt shows the column of the answers, {task.target!r}: what is measured is no ability")
+        lines.append(f"the prompt shows the column of the answers, {task.target!r}: the metric will mean nothing")
     spelt, example = {}, ""
     for split, part in examples.items():
         rows = [row for row in part if tokenizer.special_names(f"{_texts_of(row)}\n{row.target}")]
@@ -183,14 +187,14 @@ def told_of_rows(
             example = f"such as {name!r} in {rows[0].id}; they are read as text"
     lines += _by_split("rows that spell a special token", spelt, example)
     if task.kind == "generation":
-        lines += _told_of_writing({name: part for name, part in examples.items() if name != "train"}, tokenizer)
+        lines += _unwritable_warnings({name: part for name, part in examples.items() if name != "train"}, tokenizer)
     return lines
 
 
-def _told_of_writing(judged: Mapping[str, Sequence[Example]], tokenizer: Tokenizer) -> list[str]:
-    """Targets that answers are held against, and that no answer can equal: the vocabulary folds what they hold.
+def _unwritable_warnings(judged: Mapping[str, Sequence[Example]], tokenizer: Tokenizer) -> list[str]:
+    """Warns about targets that no answer can equal, because the tokenizer normalises some of their characters.
 
-    Characters that it does not have are told of otherwise.
+    Targets with unknown characters are left out: `row_warnings` counts them separately.
     """
     folded, example = {}, ""
     for split, part in judged.items():
@@ -206,18 +210,18 @@ def _told_of_writing(judged: Mapping[str, Sequence[Example]], tokenizer: Tokeniz
 
 
 def _where_unlike(target: str, written: str) -> str:
-    """Two texts from a little before the first character in which they differ."""
+    """Shows two texts from shortly before their first difference."""
     begin = max(0, len(os.path.commonprefix([target, written])) - 10)
     return f"{short(target[begin:])} as {short(written[begin:])}"
 
 
-def told_of_same_tokens(
+def same_token_warnings(
     splits: Mapping[str, Split | Sequence[Split]], inputs: Mapping[str, Sequence[int]], tokens: Mapping[str, Tokens]
 ) -> list[str]:
-    """Rows that validate or test and are to this model what a row is that trains, or validates, though texts differ.
+    """Warns about validation and test inputs with the same tokens, but not the same text, as one of an earlier split.
 
     Args:
-      inputs: as of `jpeft.data.splits.same_inputs`; rows of equal texts are counted by `jpeft.data.splits.leaks`.
+      inputs: from `jpeft.data.splits.same_inputs`. Inputs of equal text are the subject of `jpeft.data.splits.leaks`.
     """
 
     def twins(name: str, of: str) -> tuple[int, int]:
@@ -233,8 +237,11 @@ def told_of_same_tokens(
     return lines + _by_split("inputs that are the same tokens as a validation row's", validated, note)
 
 
-def told_of_repeats(task: Task, training: Sequence[Example]) -> list[str]:
-    """Training rows that say the same again, and those that contradict each other. References are neither."""
+def repeat_warnings(task: Task, training: Sequence[Example]) -> list[str]:
+    """Warns about training rows that repeat another one, and about inputs with contradicting targets.
+
+    Several targets of an input do not contradict each other if the task has several references per input.
+    """
     by_input: dict[str, dict[str, str]] = {}
     repeated = 0
     for row in training:
@@ -255,7 +262,7 @@ def told_of_repeats(task: Task, training: Sequence[Example]) -> list[str]:
 
 
 def _texts_of(row: Example) -> str:
-    """The row's own text in a prompt, without the template's words; one column a line."""
+    """Returns the texts of the row's columns in the prompt, without the template, one column a line."""
     return row.input if row.fields is None else "\n".join(row.fields.values())
 
 
@@ -268,7 +275,11 @@ def _where_cut(task: Task) -> str:
 
 
 def _by_split(what: str, counts: Mapping[str, tuple[int, int]], note: str) -> list[str]:
-    """A line that says of how many rows of each split something is so; none where it is so of no row."""
+    """Returns one line with the number of affected rows of each split; none if no row is affected.
+
+    Args:
+      counts: `(affected rows, rows)` by split.
+    """
     if not any(count for count, _ in counts.values()):
         return []
     shares = ", ".join(f"{count:,} of {rows:,} {split}" for split, (count, rows) in counts.items() if count)

@@ -1,4 +1,4 @@
-"""`task.json` beside an adapter: what its run was about, so that whoever answers by it answers as its test did."""
+"""`task.json` beside an adapter: prompt, labels and settings that are needed to answer as the run's test did."""
 
 import dataclasses
 import json
@@ -6,23 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jpeft.data.tasks import KINDS, TASKS, Task, check_template
+from jpeft.data.tasks import CUSTOM, KINDS, TASKS, Task, check_template
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import check_fields, read_json_object, write_whole
 from jpeft.words import clipped, in_bits
 
 TASK_FILE = "task.json"
-ANSWERS = ("generate", "score")  # how a test row is answered
+ANSWERS = ("generate", "score")  # how test rows are answered
 DTYPES = ("auto", "float32", "bfloat16")
-# Of a base, as jpeft.model.quantized has them in words.
+# Quantizations of a base, as `jpeft.model.quantized.Quantization` prints them.
 QUANTIZED = ("auto", "none", *(f"{kind}{wo}" for kind in ("int8", "nf4", "nf4,double") for wo in ("", ",wo")))
-MOST_SCORED = 100  # labels that are scored unasked: each costs as much as a short answer
+MOST_SCORED = 100  # the most labels that are scored by default: each costs as much as a short answer
 
-# What a stranger's file may ask for. A run's own stay below, most of them far: `require_recordable`.
-_LONGEST_TEXT = 100_000  # characters of a template, of a prompt or a chat, of a label or a column's name
+# Limits of an untrusted file. `require_recordable` holds a run's own to them.
+_LONGEST_TEXT = 100_000  # characters of a template, a chat template, a label or the name of a column
 _MOST_LABELS = 10_000
 _MOST_TOKENS = 65_536
-_MOST_ANSWERED = 4_096  # tokens: generating takes memory by their square
+_MOST_ANSWERED = 4_096  # tokens: the memory of generation grows with their square
 _MOST_BEAMS = 256
 _FORMAT = 1
 _KEYS = {
@@ -49,34 +49,33 @@ _KEYS = {
 
 @dataclasses.dataclass(frozen=True)
 class TaskOfRun:
-    """The task of a finished run, with all that is needed to answer and to judge as that run did.
+    """The task of a finished run, with everything that is needed to answer and judge rows as that run did.
 
     Attributes:
-      template: the prompt, with `{column}` in it.
-      labels: of a classification, empty otherwise.
-      max_input_length, max_target_length: in tokens, `</s>` counted.
-      name: of the task, `custom` for rows of one's own.
+      template: the prompt, with columns in braces.
+      labels: of a classification; empty for a generation.
+      max_input_length, max_target_length: in tokens, `</s>` included.
+      name: of the task; `custom` for a user's own rows.
       kind: `classification` or `generation`.
-      input, target: columns of the text and of the answer; `input` is None where the template alone names columns.
-      options: how the labels got into the prompt, as the config said it; None for runs that did not know of it.
-      chat_template: that prompt and answer stood in, its text, or `none`; None for models that have no choice.
+      input, target: columns of the text and of the answer; `input` is None if only the template names columns.
+      options: `data.options` of the run; None for runs of versions without this key.
+      chat_template: text of the chat template around prompt and answer, or `none`; None for models without chat.
       same_input: column whose equal values make rows references of each other.
-      answer: how the run's own test answered, as `eval.answer` of its config.
-      num_beams: of that test's generation.
-      dtype: as `model.dtype` of the run.
-      quantization: of the run's base, such as `nf4,double`, whether the run rounded it or its files have it so; `auto`
-        and `none` of a wide one.
-      base: fingerprint of the model's files that the adapter was tuned on (`jpeft.model.weight_files`); None where
-        there was none, as after full tuning, and of older runs.
-      metrics: names of what the run's answers were judged by, where it was asked for any. Names only: that of a
-        function (`module:name`) is not imported for standing here.
+      answer: `generate` or `score`, how the run answered its test rows.
+      num_beams: of the generation in that test.
+      dtype: `model.dtype` of the run.
+      quantization: of the run's base, such as `nf4,double`, whether the run or the model's files quantized it; `auto`
+        or `none` if it is not quantized.
+      base: fingerprint of the base's files (`jpeft.model.weight_files`); None after full tuning and for older runs.
+      metrics: names of the metrics that the run was asked for. A user's function (`module:name`) is not imported
+        because of this name.
     """
 
     template: str
     labels: tuple[str, ...] = ()
     max_input_length: int = 512
     max_target_length: int = 128
-    name: str = "custom"
+    name: str = CUSTOM
     kind: str = "generation"
     input: str | None = None
     target: str = "target"
@@ -104,7 +103,7 @@ class TaskOfRun:
         options: str | None = None,
         chat_template: str | None = None,
     ) -> "TaskOfRun":
-        """Makes the record of a run's task as `prepare` leaves it, its labels and lengths known."""
+        """Makes the record of a run from its task after `prepare`, when labels and lengths are known."""
         return cls(
             template=task.template,
             labels=tuple(task.answers),
@@ -126,25 +125,26 @@ class TaskOfRun:
         )
 
     def in_other_bits(self, here: str | None) -> str | None:
-        """A line that says that the run's base was in other bits than the one that answers; None where it was not.
+        """Returns a warning if the base at hand is quantized differently from the run's base; None if not.
 
-        It begins with a verb, so that whoever says it names the subject: the adapter, or the model.
+        The warning begins with a verb: the caller puts its subject, the adapter or the model, in front.
 
         Args:
-          here: how the base is kept that answers, as `jpeft.model.quantized.quantization_of` says it.
+          here: quantization of the base at hand, from `jpeft.model.quantized.quantization_of`.
         """
         run, now = in_bits(self.quantization), in_bits(here)
         if run == now:
             return None
-        return f"was tuned with its base {run}, and answers with it {now}: answers differ by what rounding does"
+        return f"was tuned with its base {run}, and answers with it {now}: answers may differ by rounding"
 
     def on_another_base(self, here: str | None) -> str | None:
-        """A line that says that the base that answers is not the one that the adapter was tuned on; None where it is.
+        """Returns a warning if the base at hand has other files than the one that the adapter was tuned on; else None.
 
-        It begins with a verb, as `in_other_bits`. A name does not tell: a directory may be another model's by now.
+        Files are compared, because a directory of the same name may hold another model by now. The warning begins with
+        a verb, as that of `in_other_bits`.
 
         Args:
-          here: fingerprint of the base at hand, None where nobody knows it.
+          here: fingerprint of the base at hand; None if it is unknown.
         """
         if self.base is None or here is None or self.base == here:
             return None
@@ -152,18 +152,18 @@ class TaskOfRun:
 
     @property
     def chosen_from(self) -> tuple[str, ...]:
-        """Labels to choose an answer from where nobody says otherwise.
+        """Labels to score by default. Empty if answers are generated by default.
 
-        Empty where answers are text, where there is nothing to choose, and where labels are so many that the run, too,
-        had its answers generated.
+        Answers are generated for a generation, for fewer than two labels, and for more than `MOST_SCORED` unless the
+        run scored them, too.
         """
         generated = len(self.labels) > MOST_SCORED and self.answer != "score"
         return () if len(self.labels) < 2 or generated else self.labels
 
     def task(self) -> Task:
-        """The task, for making examples of labelled rows and judging answers to them as the run did."""
+        """Returns the task, for making examples of labelled rows and judging answers as the run did."""
         return dataclasses.replace(
-            TASKS.get(self.name, TASKS["custom"]),
+            TASKS.get(self.name, TASKS[CUSTOM]),
             kind=self.kind,
             template=self.template,
             target=self.target,
@@ -175,7 +175,7 @@ class TaskOfRun:
         )
 
     def write(self, directory: Path) -> None:
-        """Writes `task.json` to a directory that is there, whole or not at all."""
+        """Writes `task.json` to an existing directory, atomically."""
         values = dataclasses.asdict(self)
         values = {"format_version": _FORMAT, "task": values.pop("name"), **values, "labels": list(self.labels) or None}
         values["metrics"] = list(self.metrics) or None
@@ -184,13 +184,13 @@ class TaskOfRun:
 
     @classmethod
     def read(cls, directory: Path) -> "TaskOfRun | None":
-        """Reads the `task.json` of a directory; None if it has none.
+        """Reads the `task.json` of a directory; returns None if there is none.
 
         Raises:
-          RunFailed: the file is damaged, or says what no run writes.
+          RunFailed: the file is damaged, or has a value that no run writes.
         """
         path = directory / TASK_FILE
-        if not path.exists() and not path.is_symlink():  # a link that leads nowhere was a task once
+        if not path.exists() and not path.is_symlink():  # a broken link is an error, not a missing file
             return None
         values = read_json_object(path, error=RunFailed)
         check_fields(values, _KEYS, str(path), error=RunFailed)
@@ -235,7 +235,7 @@ class TaskOfRun:
 
 
 def require_recordable(task: Task) -> None:
-    """Raises `UserError`: an adapter's `task.json` could not hold a run's task, so that nothing could answer by it."""
+    """Raises `UserError` if a task exceeds the limits of `task.json`, so that its adapter could not be used later."""
     if len(task.answers) > _MOST_LABELS:
         raise UserError(
             f"the targets are {len(task.answers):,} labels; expected {_MOST_LABELS:,} at most. Take them as text, "

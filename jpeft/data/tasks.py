@@ -1,4 +1,4 @@
-"""The benchmark's four tasks, and a user's own, as prompts, answers, metric and lengths."""
+"""Tasks: the four of the benchmark and the user's own, as prompts, labels, metrics and lengths."""
 
 import contextlib
 import dataclasses
@@ -13,18 +13,19 @@ from jpeft.rows.values import alike, as_text, is_missing
 from jpeft.words import clipped
 
 KINDS = ("classification", "generation")
-OPTIONS = ("auto", "list", "none")  # whether the prompt of a user's own classes lists them
+OPTIONS = ("auto", "list", "none")  # whether the prompt of a custom classification lists its labels
+CUSTOM = "custom"  # the name of the task of a user's own rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One row as the model sees it.
+    """One row as prompt and target.
 
     Attributes:
       id: source split and row number, `train/17`.
-      input: the whole prompt, before it is cut to the model's length.
-      references: every acceptable answer; the target first.
-      fields: texts of the columns that the prompt is made of; None where `input` is all that is known.
+      input: the whole prompt, before it is cut to the maximum length.
+      references: every acceptable answer, the target first.
+      fields: texts of the template's columns; None if only the whole prompt is known.
     """
 
     id: str
@@ -39,17 +40,22 @@ class Task:
     """A task: how a row of a dataset becomes an input and a target, and how answers are judged.
 
     Attributes:
-      kind: `classification` is scored by exact match, `generation` by ROUGE-L, where nothing else is asked for.
-      template: the input, with `{column}` where a column's text goes.
+      kind: `classification` or `generation`. By default the first is judged by accuracy, the second by ROUGE-L.
+      template: the prompt, with `{column}` where the text of a column goes.
       target: column of the answer.
-      answers: of a classification task, the answer of each label. Empty: not known beforehand.
-      numbered: whether rows may give a label by its number, as the benchmark's own files do.
-      same_input: column whose equal values make rows references of each other (E2E has several per meaning).
+      is_custom: whether the rows are the user's own. Such a task is judged by the first of `metrics`, takes labels from
+        its training rows and scores them by default, and draws its splits by class. The tasks of the benchmark follow
+        the paper's protocol, whatever else is asked for.
+      answers: the labels of a classification. Empty if they are not known before the rows are read.
+      numbered: whether rows may give a label by its index in `answers`, as the benchmark's files do.
+      same_input: column whose equal values make rows references of each other (E2E has several texts per meaning).
       max_input_length, max_target_length: in tokens, `</s>` included; longer ones are cut and counted.
       metrics: names in `jpeft.eval.metrics` that were asked for; empty for the task's own.
+      rouge_tokenizer: the tokenizer of ROUGE (see `jpeft.eval.metrics.rouge.Rouge`); None chooses it by the references.
       hub: `(repository, configuration, revision)` on the Hugging Face hub.
       tfds: name in TensorFlow Datasets.
-      tfds_columns: TensorFlow Datasets' column name of each of ours that it calls otherwise.
+      tfds_columns: by column, its names in TensorFlow Datasets if they differ; the texts of several are joined by a
+        space.
       local: directory name under `data.path`.
     """
 
@@ -57,56 +63,60 @@ class Task:
     kind: str
     template: str
     target: str
+    is_custom: bool = False
     answers: tuple[str, ...] = ()
     numbered: bool = False
     same_input: str | None = None
     max_input_length: int = 512
     max_target_length: int = 128
     metrics: tuple[str, ...] = ()
+    rouge_tokenizer: str | None = "rouge_score"
     hub: tuple[str, str | None, str | None] | None = None
     tfds: str | None = None
-    tfds_columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tfds_columns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     local: str | None = None
 
     @property
     def metric(self) -> str:
-        """Name of the number that the task is judged by: `accuracy` (exact match) or `rouge_l`, both 0 to 1.
-
-        A user's own task is judged by the first of the metrics that were asked for; the benchmark's as the paper does.
-        """
-        if self.metrics and self.name == "custom":
+        """Name of the main metric: `accuracy`, `rouge_l`, or the first that was asked for on a custom task."""
+        if self.metrics and self.is_custom:
             return self.metrics[0]
         return "accuracy" if self.kind == "classification" else "rouge_l"
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns that the template and the target need."""
+        """Names of the columns that the template and the target use."""
         return tuple(dict.fromkeys([*template_columns(self.template), self.target]))
 
     def with_options(self) -> "Task":
-        """The same task with a prompt that lists the answers behind the text, as FLAN's prompts do."""
+        """Returns the task with a prompt that ends in the list of labels, as FLAN's prompts do."""
         listed = "".join(f"\n- {answer}" for answer in self.answers).replace("{", "{{").replace("}", "}}")
         return dataclasses.replace(self, template=f"{self.template}\n\nOPTIONS:{listed}")
 
     @property
     def names_answers(self) -> bool:
-        """Whether the template's own text already holds every answer."""
+        """Whether the template's own text contains every label."""
         own = "".join(text for text, column in Template.parse(self.template).parts if column is None)
         return all(answer in own for answer in self.answers)
 
     def with_template(self, template: str) -> "Task":
-        """The same task with another prompt. Raises `UserError` when the template has no column, or is malformed."""
+        """Returns the task with another template. Raises `UserError` like `check_template`."""
         check_template(template, "data.template", besides=self.target)
         return dataclasses.replace(self, template=template)
 
 
 def template_columns(template: str) -> tuple[str, ...]:
-    """Columns that a template takes text from. Raises ValueError: it is malformed."""
+    """Returns the columns that a template names. Raises `ValueError` if it is malformed."""
     return Template.parse(template).columns
 
 
 def check_template(template: str, key: str, *, besides: str | None = None) -> None:
-    """Raises `UserError`: a template is malformed or names no column besides that one; `key` is how it was given."""
+    """Raises `UserError` if a template is malformed or names no column.
+
+    Args:
+      key: of the template, for messages.
+      besides: a column that does not count, such as that of the target.
+    """
     try:
         columns = template_columns(template)
     except ValueError as error:
@@ -130,7 +140,7 @@ _AGNEWS = Task(
     max_target_length=8,
     hub=("fancyzhx/ag_news", None, None),
     tfds="ag_news_subset",
-    tfds_columns={"text": "description"},
+    tfds_columns={"text": ("title", "description")},  # elsewhere both stand in one column
     local="ag_news",
 )
 _COLA = Task(
@@ -154,17 +164,17 @@ _E2E = Task(
     same_input="meaning_representation",
     max_input_length=128,
     max_target_length=96,
-    # The repository itself is a loading script, which `datasets` no longer runs; the hub keeps it converted here.
+    # The repository holds a loading script, which `datasets` no longer runs; the hub's converted copy is this revision.
     hub=("tuetschek/e2e_nlg", None, "refs/convert/parquet"),
     local="e2e_nlg",
 )
-# Other rows under other meanings than the paper's, which TensorFlow Datasets has alone.
+# Another dataset than the paper's E2E, and the only one of the two in TensorFlow Datasets.
 _E2E_CLEANED = dataclasses.replace(
     _E2E,
     name="e2e_cleaned",
     hub=None,
     tfds="e2e_cleaned",
-    tfds_columns={"meaning_representation": "input_text", "human_reference": "target_text"},
+    tfds_columns={"meaning_representation": ("input_text",), "human_reference": ("target_text",)},
     local="e2e_cleaned",
 )
 _SAMSUM = Task(
@@ -174,41 +184,43 @@ _SAMSUM = Task(
     target="summary",
     max_input_length=768,
     max_target_length=96,
-    hub=("knkarthick/samsum", None, None),  # Samsung's own repository is gone from the hub
+    hub=("knkarthick/samsum", None, None),  # Samsung removed its own repository from the hub
     tfds="samsum",
     local="samsum",
 )
-_CUSTOM = Task(name="custom", kind="generation", template="{input}", target="target")
+_CUSTOM = Task(
+    name=CUSTOM, kind="generation", template="{input}", target="target", is_custom=True, rouge_tokenizer=None
+)
 
 TASKS = {task.name: task for task in (_AGNEWS, _COLA, _E2E, _SAMSUM, _CUSTOM, _E2E_CLEANED)}
 BENCHMARK = ("agnews", "cola", "e2e", "samsum")
 
 
 def require_columns(task: Task, split: str, rows: Mapping[str, list[Any]]) -> None:
-    """Raises `UserError` when a source split lacks a column that the task's template or target needs."""
+    """Raises `UserError` if a source split lacks a column that the task's template or target uses."""
     missing = next((column for column in task.columns if column not in rows), None)
     if missing is None:
         return
-    there = ", ".join(rows) or "none"
-    if task.name != "custom":
-        mend = ""
+    existing = ", ".join(rows) or "none"
+    if not task.is_custom:
+        remedy = ""
     elif missing == task.target:
-        mend = " Name the answers' column with --config.data.target=COLUMN."
+        remedy = " Name the answers' column with --config.data.target=COLUMN."
     else:
-        mend = " Name the text's column with --config.data.input=COLUMN, or several with --config.data.template."
+        remedy = " Name the text's column with --config.data.input=COLUMN, or several with --config.data.template."
     only = {column: values[0] for column, values in rows.items() if len(values) == 1}
     meant = meant_by(missing, rows, only)
-    raise UserError(f"{split} rows lack the column {missing!r}; there are: {clipped(there, 1000)}.{meant}{mend}")
+    raise UserError(f"{split} rows lack the column {missing!r}; there are: {clipped(existing, 1000)}.{meant}{remedy}")
 
 
-def meant_by(missing: str, there: Iterable[str], row: Mapping[str, Any] = types.MappingProxyType({})) -> str:
-    """What somebody may have meant by a column that is not there, in a sentence behind a space; else nothing.
+def meant_by(missing: str, existing: Iterable[str], row: Mapping[str, Any] = types.MappingProxyType({})) -> str:
+    """Guesses why a column is missing, as a sentence after a space for the end of a message; empty without a guess.
 
     Args:
-      there: the columns that there are.
-      row: values by column, of a row that may hold all rows.
+      existing: names of the columns that exist.
+      row: values by column of a file's only row, which may turn out to hold all rows.
     """
-    columns = list(there)
+    columns = list(existing)
     near = next((column for column in columns if alike(column) == alike(missing)), None)
     if near is not None:
         return f" It is written {ascii(near)} there, not {ascii(missing)}."
@@ -222,21 +234,22 @@ def meant_by(missing: str, there: Iterable[str], row: Mapping[str, Any] = types.
 
 
 def examples(task: Task, split: str, rows: Mapping[str, list[Any]], indices: Iterable[int]) -> list[Example]:
-    """The chosen rows of a source split as examples.
+    """Makes examples of the chosen rows of a source split.
 
     Args:
-      rows: columns of the whole source split.
-      indices: row numbers to take.
+      split: name of the source split, for row ids.
+      rows: all columns of the source split.
+      indices: numbers of the rows to take.
 
     Raises:
-      UserError: a column is missing, or a row holds no text or an unknown label.
+      UserError: a column is missing, or a row has no text or an unknown label.
     """
     require_columns(task, split, rows)
     template = Template.parse(task.template)
     references: dict[str, list[int]] = {}
     if task.same_input is not None and task.same_input in rows:
         for row, value in enumerate(rows[task.same_input]):
-            with contextlib.suppress(ValueError):  # it holds no text: said below, if it is chosen
+            with contextlib.suppress(ValueError):  # not text: an error below, if the row is chosen
                 references.setdefault(as_text(value), []).append(row)
 
     made = []
@@ -255,7 +268,7 @@ def examples(task: Task, split: str, rows: Mapping[str, list[Any]], indices: Ite
 
 
 def _require_filled(task: Task, rows: Mapping[str, list[Any]], row: int, where: str) -> None:
-    """Raises `UserError`: a row has no value in a column, though it may have one by another spelling of its name."""
+    """Raises `UserError` if a row has no value in a column, with the name of a similarly named column that has one."""
     for column in (task.target, *task.columns):
         if is_missing(rows[column][row]):
             others = [each for each in rows if each != column and not is_missing(rows[each][row])]
@@ -266,10 +279,10 @@ def _require_filled(task: Task, rows: Mapping[str, list[Any]], row: int, where: 
 
 
 def known_label(task: Task, value: Any, text: str) -> str | None:
-    """The label of a task that a row's value means, or None: by its text, without white space around it.
+    """Returns the label that a row's value means, by its text or by its number; None if it is not a known label.
 
     Args:
-      text: what `as_text` makes of the value.
+      text: the value's `as_text`. White space around it is ignored.
     """
     text = text.strip()
     if text in task.answers:
@@ -295,9 +308,9 @@ def _answer(task: Task, value: Any, where: str) -> str:
     numbers = task.numbered and not isinstance(value, bool) and _NUMBER.fullmatch(text.strip())
     known = ", ".join(f"{i} ({answer})" if numbers else answer for i, answer in enumerate(task.answers))
     near = next((answer for answer in task.answers if alike(answer) == alike(text)), None)
-    mend = "" if near is None else f" It is written otherwise than {ascii(near)}; if they mean one class, write one."
+    hint = "" if near is None else f" It is written otherwise than {ascii(near)}; if they mean one class, write one."
     shown = ascii(value) if near is not None else repr(value)
-    raise UserError(f"row {where} has the unknown label {clipped(shown, 200)}; known: {clipped(known, 400)}.{mend}")
+    raise UserError(f"row {where} has the unknown label {clipped(shown, 200)}; known: {clipped(known, 400)}.{hint}")
 
 
 def _text(value: Any, column: str, where: str) -> str:

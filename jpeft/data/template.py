@@ -1,4 +1,4 @@
-"""A prompt's wording: a template over a row's columns."""
+"""Prompt templates over the columns of a row."""
 
 import dataclasses
 import re
@@ -12,11 +12,11 @@ _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[^{}]+|[{}]")
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """A prompt with `{column}` in it. `{{` and `}}` write braces; any name that a column can have may stand in them.
+    """A prompt with columns in braces, `{column}`. `{{` and `}}` are literal braces; names may contain spaces.
 
     Attributes:
-      text: as it was written.
-      parts: its pieces in order, `(text, None)` or `("", column)`.
+      text: as the user wrote it.
+      parts: in order, `(text, None)` for literal text and `("", column)` for a column.
     """
 
     text: str
@@ -24,7 +24,7 @@ class Template:
 
     @classmethod
     def parse(cls, text: str) -> "Template":
-        """Raises ValueError: a brace stands alone, or braces hold more than a column's name."""
+        """Parses a template. Raises `ValueError` for an unmatched brace, or a format such as `{column:.2f}`."""
         parts: list[tuple[str, str | None]] = []
         for token in _TOKEN.finditer(text):
             piece, name = token[0], token[1]
@@ -35,7 +35,7 @@ class Template:
                 before = parts.pop()[0] if parts and parts[-1][1] is None else ""
                 parts.append((before + literal, None))
                 continue
-            name = name.strip()  # as those of columns are where they are read
+            name = name.strip()  # readers strip the names of columns, too
             asked = re.search(r"[!:]", name)
             if asked and _FORMAT.fullmatch(name, asked.start()):
                 raise ValueError(
@@ -47,7 +47,7 @@ class Template:
 
     @classmethod
     def of_column(cls, column: str) -> "Template":
-        """The text of one column and nothing else. Raises `UserError`: no template can name it."""
+        """Returns the template `{column}`. Raises `UserError` if a template cannot name the column."""
         try:
             template = cls.parse(f"{{{column}}}")
         except ValueError:
@@ -58,14 +58,14 @@ class Template:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns that stand in it, each once, in the order of their first places."""
+        """Names of the template's columns, without repetitions, in order."""
         return tuple(dict.fromkeys(column for _, column in self.parts if column is not None))
 
     @property
     def is_bare(self) -> bool:
-        """Whether a prompt is the text of one column and nothing else."""
+        """Whether the template is a single column without any text."""
         return len(self.parts) == 1 and self.parts[0][1] is not None
 
     def render(self, fields: Mapping[str, str]) -> str:
-        """The prompt as one text. Raises KeyError: a column is missing."""
+        """Returns the prompt of a row. Raises `KeyError` if it lacks a column."""
         return "".join(text if column is None else fields[column] for text, column in self.parts)

@@ -1,12 +1,12 @@
-"""How much each training row counts: by its class, by a column of the rows, or both.
+"""Weights of training rows in the loss: by class, by a column of the rows, or both.
 
 The loss of an optimizer step, and so its gradient, is the weighted mean over the step's target tokens:
 
     loss = sum over rows r of w[r] * sum over tokens t of r of -log p(t)  /  sum over rows r of w[r] * tokens of r
 
-with `w[r]` the product of the row's class weight and its column's weight. Only proportions count, so weights are
-divided by the least that is above 0: every step's sum of weights is then 1 or more, or 0. Validation and test rows all
-weigh 1.
+where `w[r]` is the product of the row's class weight and the weight in its column. Only the ratios of weights matter,
+so they are divided by the smallest weight above 0: the sum of the weights of a step is then 0, or 1 and more.
+Validation and test rows are not weighted.
 """
 
 import math
@@ -26,15 +26,17 @@ BALANCED = "balanced"
 
 
 def class_weights(text: str, targets: Sequence[str], labels: Sequence[str], *, key: str) -> dict[str, float]:
-    """The weight of each label.
+    """Returns the weight of each label.
 
     Args:
-      text: `label=weight` with commas, where labels that are left out weigh 1 and one with a comma stands in quotes; or
-        `balanced`: rows / (labels * rows of the label), by which every class weighs the same in all.
+      text: `label=weight` pairs separated by commas, where labels that are left out weigh 1 and a label with a comma is
+        quoted; or `balanced`, rows / (labels * rows of the label), which gives every class the same total weight.
       targets: of the training rows.
+      labels: all labels of the task.
+      key: config key of `text`, for messages.
 
     Raises:
-      UserError: an unknown label, a quote amiss, or a weight that is no number of 0 or more.
+      UserError: a label is unknown, a quote is misplaced, or a weight is not a number of 0 or more.
     """
     if text == BALANCED:
         counts = Counter(targets)
@@ -51,13 +53,13 @@ def class_weights(text: str, targets: Sequence[str], labels: Sequence[str], *, k
 
 
 def require_classes(kind: str | None) -> None:
-    """Raises `UserError` where rows are to weigh by class and the kind of their task is known to be `generation`."""
+    """Raises `UserError` if class weights are used with a generation task. `kind` is None if it is not known yet."""
     if kind == "generation":
         raise UserError("train.class_weights is for classes, and the task's answers are text; give data.weight.")
 
 
 def given_weights(text: str, key: str) -> dict[str, float]:
-    """`label=weight` with commas as a mapping; empty for `balanced`. Raises `UserError`: it is malformed."""
+    """Parses `label=weight` pairs; `balanced` gives an empty mapping. Raises `UserError` if they are malformed."""
     found: dict[str, float] = {}
     for part in () if text == BALANCED else labels_between_commas(text, key, behind="=") or [""]:
         label, equals, number = (piece.strip() for piece in part.rpartition("="))
@@ -70,18 +72,23 @@ def given_weights(text: str, key: str) -> dict[str, float]:
 
 
 def column_weights(column: str, columns: Mapping[str, Sequence[Any]], rows: Sequence[int], split: str) -> list[float]:
-    """The weights that a column has for some rows of a source split.
+    """Reads the weights of some rows of a source split from a column.
+
+    Args:
+      columns: of the source split.
+      rows: numbers of the rows.
+      split: name of the source split, for messages.
 
     Raises:
-      UserError: there is no such column, or a row of it holds no number of 0 or more.
+      UserError: the column does not exist, or a value is not a number of 0 or more.
     """
     if column not in columns:
-        there = ", ".join(columns)[:1000]
-        raise UserError(f"data.weight is {column!r}, and {split} rows have no such column; there are: {there}.")
+        existing = ", ".join(columns)[:1000]
+        raise UserError(f"data.weight is {column!r}, and {split} rows have no such column; there are: {existing}.")
     return [_weight(columns[column][row], f"row {split}/{row}: its weight, {column!r},") for row in rows]
 
 
-# What `float` takes besides is Python's own: 1_0.
+# Stricter than `float`, which also reads Python's own notation, such as 1_0.
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -96,14 +103,14 @@ def _weight(value: Any, what: str) -> float:
     return weight
 
 
-_LARGEST_RATIO = 1e30  # of two weights; sums over a step's tokens stay finite
+_LARGEST_RATIO = 1e30  # of two weights, so that sums over a step's tokens stay finite in float32
 
 
 def scaled(weights: np.ndarray) -> np.ndarray:
-    """`[rows]` float32: the weights divided by the least above 0.
+    """Returns the weights divided by the smallest one above 0: `[rows]`, float32.
 
     Raises:
-      UserError: there is none above 0, or one is so many times another that float32 does not hold it.
+      UserError: no weight is above 0, or the ratio of two weights is too large for float32.
     """
     if not (weights > 0).any():
         raise UserError("every training row weighs 0 (data.weight, train.class_weights), so nothing would be learned.")
@@ -117,10 +124,17 @@ def scaled(weights: np.ndarray) -> np.ndarray:
     return (weights / least).astype(np.float32)
 
 
-def told_of_weights(
+def describe_weights(
     by_class: Mapping[str, float] | None, column: str | None, weights: np.ndarray, *, most: int = 8
 ) -> list[str]:
-    """Lines that tell the user, before training, how much rows or classes weigh in the loss."""
+    """Returns lines that tell the user before training how rows and classes are weighted in the loss.
+
+    Args:
+      by_class: class weights, by label.
+      column: with the rows' weights.
+      weights: `[rows]`, the resulting weights.
+      most: number of class weights to show.
+    """
     lines = []
     if by_class is not None:
         shown = ", ".join(f"{as_listed(label)} {weight:.3g}" for label, weight in list(by_class.items())[:most])

@@ -1,17 +1,16 @@
-"""A model's answers to a split, by generation or by the likeliest of a few labels, and what they are worth."""
+"""Answers a split by generation or by scoring labels, and judges the answers."""
 
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from flax import nnx
 
 from jpeft.data.batches import Tokens
 from jpeft.data.tasks import Example, Task
-from jpeft.eval.generate import answers
+from jpeft.eval.generate import Batching, answers
 from jpeft.eval.labels import ChosenLabels, PackedLabels, agreement_with_generation, likeliest_labels
 from jpeft.eval.metrics import Judged, judge, rouge_tokenizer
 from jpeft.files import write_whole
@@ -20,20 +19,20 @@ from jpeft.model.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """One answer a row.
+    """The answers to a split, one per row.
 
     Attributes:
-      generated: what the model writes; where that is a label as this vocabulary writes it, the label.
-      chosen: the likeliest labels, where labels are scored; then these are the answers that count.
+      generated: the generated answers; one that equals a label after tokenisation is replaced by the label.
+      chosen: the most likely labels, which are then the answers that are judged; None if labels are not scored.
     """
 
     generated: list[str]
     chosen: ChosenLabels | None
 
     def scored(self, task: Task, examples: Sequence[Example]) -> "ScoredAnswers":
-        """The answers that count with a score a row and the split's metrics.
+        """Judges the chosen labels if there are any, and otherwise the generated answers.
 
-        Where labels were chosen the metrics also say how often generation agrees with the choice.
+        If labels were chosen, the metrics include those of the generated answers and their agreement with the labels.
         """
         if self.chosen is None:
             return ScoredAnswers.of(self.generated, judge(task, examples, self.generated))
@@ -47,14 +46,14 @@ class Answers:
 
 @dataclasses.dataclass(frozen=True)
 class ScoredAnswers:
-    """The answers to a split with their scores.
+    """The judged answers to a split.
 
     Attributes:
-      predictions: that were judged, one a row.
-      scores: of each row, as `Judged.scores`.
-      numbers: the split's metrics.
-      judged: the metrics with what they are made of.
-      probabilities: `[rows, labels]`, where labels were scored.
+      predictions: the answers, one per row.
+      scores: of each row; see `Judged.scores`.
+      numbers: the metrics of the split, by name.
+      judged: the result of `judge`, for uncertainties.
+      probabilities: `[rows, labels]` if labels were scored, otherwise None.
     """
 
     predictions: list[str]
@@ -65,11 +64,11 @@ class ScoredAnswers:
 
     @classmethod
     def of(cls, predictions: Sequence[str], judged: Judged) -> "ScoredAnswers":
-        """Answers without probabilities, one a row, with what `judge` made of them."""
+        """Combines answers with the result of `judge`, without probabilities."""
         return cls(list(predictions), judged.scores, judged.numbers, judged)
 
     def of_rows(self, rows: Sequence[int], task: Task, examples: Sequence[Example]) -> Judged:
-        """Scores some of the rows by themselves, with the tokenizer that was chosen for all of them."""
+        """Judges a subset of the rows, with the ROUGE tokenizer of the whole split."""
         return judge(
             task,
             [examples[row] for row in rows],
@@ -79,7 +78,7 @@ class ScoredAnswers:
         )
 
     def write(self, path: Path, examples: Sequence[Example]) -> None:
-        """Writes a line a row with id, input, target, prediction and score; the whole file or none."""
+        """Writes JSON lines with id, input, target, prediction and score of each row, atomically."""
         with write_whole(path) as beside, beside.open("w", encoding="utf-8") as file:
             for example, prediction, score in zip(examples, self.predictions, self.scores, strict=True):
                 line = {"id": example.id, "input": example.input, "target": example.target}
@@ -87,9 +86,10 @@ class ScoredAnswers:
 
 
 def as_labels(texts: Sequence[str], labels: Sequence[str], tokenizer: Tokenizer) -> list[str]:
-    """Each text, or the label that it is once both went through the tokenizer: no model can write more than that.
+    """Replaces each text that equals a label after a round trip through the tokenizer by that label.
 
-    T5's vocabulary folds white space and much of Unicode, and has no braces: "very  bad" is answered "very bad".
+    A model cannot generate a label more exactly: T5's vocabulary normalises white space and much of Unicode and has no
+    braces, so the label "very  bad" is answered with "very bad".
     """
     written = dict(zip(tokenizer.round_trip(labels), labels, strict=True))
     known = {*labels, *written}
@@ -107,17 +107,18 @@ def answer_split(
     tokens: Tokens,
     tokenizer: Tokenizer,
     labels: PackedLabels | None,
+    batching: Batching,
     *,
     classes: Sequence[str] = (),
-    **batching: Any,
 ) -> Answers:
-    """Answers to every row of `tokens`; `label_log_probs` scores `labels`, both None to generate alone.
+    """Generates an answer to every row of `tokens`, and also scores `labels` if there are any.
 
     Args:
-      classes: labels of the task, whether or not they are scored; empty for a generation.
-      batching: as of `jpeft.eval.generate.by_row`; its `on_batch` hears of every row twice where labels are scored.
+      generate, label_log_probs: programs of `make_generate` and `make_label_log_probs`; the latter may be None.
+      batching: its `on_batch` is called for every row twice if labels are scored.
+      classes: labels of the task, whether they are scored or not; empty for a generation.
     """
-    generated = as_labels(answers(generate, adapter, base, tokens, tokenizer, **batching), classes, tokenizer)
+    generated = as_labels(answers(generate, adapter, base, tokens, tokenizer, batching), classes, tokenizer)
     if label_log_probs is None or labels is None:
         return Answers(generated, None)
-    return Answers(generated, likeliest_labels(label_log_probs, adapter, base, tokens.inputs, labels, **batching))
+    return Answers(generated, likeliest_labels(label_log_probs, adapter, base, tokens.inputs, labels, batching))

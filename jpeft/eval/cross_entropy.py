@@ -1,9 +1,9 @@
-"""Cross-entropy of a wide output layer, without ever holding all of its logits.
+"""Cross-entropy of a large output layer without materialising all logits.
 
 The logits of a batch, `[batch, length, vocab]` in float32, are by far the largest array of a training step: 1 GB for 64
-targets of 128 tokens from a vocabulary of 32,128, and as much again for their gradient. Here they are made, scored and
-differentiated a slice of the positions at a time. The gradient is taken in the forward pass, while a slice's logits are
-at hand, so slicing costs no arithmetic (as in Hsu et al. 2024, Liger Kernel, for a GPU).
+targets of 128 tokens from a vocabulary of 32,128, and as much again for their gradient. Here they are computed, scored
+and differentiated in slices of positions. The gradient is computed in the forward pass, from the logits of the slice,
+so slicing costs no additional arithmetic (as in Hsu et al. 2024, Liger Kernel, on GPUs).
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-# Logits at once. Larger slices are a little faster, up to these (docs/log.md); those of a gradient are held twice.
+# Logits per slice. Larger slices were a little faster up to these sizes (docs/log.md); a gradient doubles the memory.
 LARGEST_SLICE = 2**22
 LARGEST_FORWARD_SLICE = 2**24
 
@@ -29,24 +29,25 @@ def summed_cross_entropy(
     largest_slice: int = LARGEST_SLICE,
     label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
-    """Sum of `weights * cross-entropy(project(hidden), targets)` in nats, float32.
+    """Computes the sum of `weights * cross_entropy(project(hidden), targets)` in float32 and nats.
 
-    Differentiable once, in reverse, with respect to `hidden` and to what `project` closes over.
+    It supports first-order reverse-mode differentiation with respect to `hidden` and to the arrays that `project`
+    closes over.
 
     Args:
-      project: the output layer, acting on each position alone.
-      vocab_size: of the logits that it returns.
-      label_smoothing: with e above 0 the cross-entropy is that of the target distribution which has e / vocab_size on
-        every token and 1 - e more on the target (Szegedy et al. 2016): (1 - e) times -log p(target) plus e times the
-        mean of -log p over the vocabulary.
-      largest_slice: how many logits may exist at once, where the length has a divisor that allows it.
+      project: the output layer; acts on each position independently.
+      vocab_size: of its logits.
+      largest_slice: maximum number of logits in memory, if the length has a divisor that permits it.
+      label_smoothing: with e above 0, the target distribution has e / vocab_size on every token and 1 - e more on the
+        target (Szegedy et al. 2016); the loss is (1 - e) * -log p(target) plus e * the mean of -log p over the
+        vocabulary.
     """
     slices = _num_slices(hidden.shape[0], hidden.shape[1], vocab_size, largest_slice)
 
     def cross_entropy(x: Array, target: Array, weight: Array) -> Array:
         logits = project(x)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-        if label_smoothing:  # log p is the logits less what is the same for the whole vocabulary
+        if label_smoothing:  # log p differs from the logits by a constant over the vocabulary, which cancels
             at_target = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
             loss = loss + label_smoothing * (at_target - jnp.mean(logits, axis=-1))
         return jnp.sum(loss * weight)
@@ -66,7 +67,7 @@ def target_log_probs(
     vocab_size: int,
     largest_slice: int = LARGEST_FORWARD_SLICE,
 ) -> Float[Array, "batch length"]:
-    """Log-probability of every target by itself, float32; arguments as of `summed_cross_entropy`."""
+    """Returns the log-probability of every target, float32; arguments as for `summed_cross_entropy`."""
     slices = _num_slices(hidden.shape[0], hidden.shape[1], vocab_size, largest_slice)
 
     def of_slice(part: tuple[Array, Array]) -> Array:
@@ -77,18 +78,21 @@ def target_log_probs(
 
 
 def _num_slices(batch: int, length: int, vocab_size: int, largest: int) -> int:
-    """The least divisor of `length` that cuts it into slices of no more than `largest` logits."""
+    """Returns the smallest divisor of `length` that gives slices of at most `largest` logits; `length` if none does."""
     divisors = (n for n in range(1, length + 1) if length % n == 0)
     return next((n for n in divisors if batch * (length // n) * vocab_size <= largest), length)
 
 
 def _cut(x: Array, slices: int) -> Array:
-    """`[batch, length, ...]` to `[slices, batch, length / slices, ...]`."""
+    """Reshapes `[batch, length, ...]` to `[slices, batch, length / slices, ...]`."""
     return jnp.moveaxis(x.reshape(x.shape[0], slices, -1, *x.shape[2:]), 1, 0)
 
 
 def _scanned(score: Callable[..., Array]) -> Callable[..., Array]:
-    """The sum of `score(hidden, targets, weights, *closed_over)` over slices, its gradient taken along with it."""
+    """Returns a function that sums `score(hidden, targets, weights, *closed_over)` over slices.
+
+    Its forward pass also computes the gradients, slice by slice, so that the backward pass only scales them.
+    """
 
     @jax.custom_vjp
     def total(closed_over: list[Array], hidden: Array, targets: Array, weights: Array) -> Array:
@@ -99,7 +103,7 @@ def _scanned(score: Callable[..., Array]) -> Callable[..., Array]:
 
     def forward(closed_over: list[Any], hidden: Any, targets: Any, weights: Any) -> tuple[Array, Any]:
         values = [leaf.value for leaf in closed_over]
-        trained = [i for i, leaf in enumerate(closed_over) if leaf.perturbed]  # a frozen output layer has no gradient
+        trained = [i for i, leaf in enumerate(closed_over) if leaf.perturbed]  # skips a frozen output layer
 
         def score_of(hidden: Array, trained_values: list[Array], target: Array, weight: Array) -> Array:
             filled = list(values)

@@ -1,15 +1,15 @@
-"""What is asked of a model while it trains: named numbers of a split that does not train it."""
+"""Evaluators: named numbers (loss, metrics) of a validation split, computed during training."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 from flax import nnx
 
 from jpeft.data.batches import Tokens
 from jpeft.data.tasks import Example, Task
 from jpeft.eval.answering import as_labels
-from jpeft.eval.generate import answers
+from jpeft.eval.generate import Batching, answers
 from jpeft.eval.labels import PackedLabels, likeliest_labels
 from jpeft.eval.loss import mean_loss
 from jpeft.eval.metrics import judge
@@ -19,12 +19,12 @@ from jpeft.model.tokenizer import Tokenizer
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Judges an adapter on a split of its own.
+    """Evaluates an adapter on a split.
 
     Attributes:
-      split: what its numbers' names begin with: `validation`.
-      what: it does to the split, for a progress bar; empty where the split's name says enough.
-      rows: that it hears of, one by one or in batches.
+      split: name of the split, which prefixes the names of the numbers: `validation`.
+      what: label of the progress bar besides the split's name; may be empty.
+      rows: the total that the calls of `on_rows` add up to.
     """
 
     @property
@@ -35,17 +35,17 @@ class Evaluator(Protocol):
     def rows(self) -> int: ...
 
     def __call__(self, adapter: nnx.State, base: nnx.State, on_rows: Callable[[int], None]) -> dict[str, float]:
-        """Its numbers by name, `<split>/<number>`; `on_rows` is told of rows as they are done."""
+        """Returns numbers by name, `<split>/<number>`. `on_rows` is called with the rows of each finished batch."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class LossEvaluator:
-    """`<split>/loss`: the mean cross-entropy in nats of a split's target tokens.
+    """Computes `<split>/loss`, the mean cross-entropy per target token of a split, in nats.
 
     Attributes:
-      loss: a program as of `jpeft.eval.loss.make_loss`.
-      batches: the split's, anew each time, each with how many rows it holds.
+      loss: program of `jpeft.eval.loss.make_loss`.
+      batches: returns a new iterator over the split's batches, each with its number of rows.
     """
 
     split: str
@@ -55,24 +55,24 @@ class LossEvaluator:
     what: str = ""
 
     def __call__(self, adapter: nnx.State, base: nnx.State, on_rows: Callable[[int], None]) -> dict[str, float]:
-        def told() -> Iterable[Batch]:
+        def reported_batches() -> Iterable[Batch]:
             for batch, rows in self.batches():
                 yield batch
                 on_rows(rows)
 
-        return {f"{self.split}/loss": mean_loss(self.loss, adapter, base, told())}
+        return {f"{self.split}/loss": mean_loss(self.loss, adapter, base, reported_batches())}
 
 
 @dataclasses.dataclass(frozen=True)
 class AnswersEvaluator:
-    """`<split>/<metric>` of the answers to a split: the likeliest of the labels where these are scored, else generated.
+    """Computes `<split>/<metric>` of the answers to a split, which are scored labels or generated text.
 
     Attributes:
-      task: whose metrics judge the answers.
-      generate, label_log_probs: programs as of `make_generate` and `make_label_log_probs`.
+      task: its metrics judge the answers.
+      generate, label_log_probs: programs of `make_generate` and `make_label_log_probs`.
       labels: to be scored; None to generate.
-      batching: as of `jpeft.eval.generate.by_row`.
-      ready: gives adapter and base as the programs take them, once for the split.
+      batching: of the split's rows; its `on_batch` is replaced.
+      ready: converts adapter and base to the layout that the programs take, once per evaluation.
     """
 
     split: str
@@ -83,7 +83,7 @@ class AnswersEvaluator:
     generate: Callable
     label_log_probs: Callable | None
     labels: PackedLabels | None
-    batching: Mapping[str, Any]
+    batching: Batching
     ready: Callable[[nnx.State, nnx.State], tuple[nnx.State, nnx.State]] = lambda adapter, base: (adapter, base)
     what: str = "answers"
 
@@ -92,14 +92,14 @@ class AnswersEvaluator:
         return len(self.tokens)
 
     def __call__(self, adapter: nnx.State, base: nnx.State, on_rows: Callable[[int], None]) -> dict[str, float]:
-        asked = {**self.batching, "on_batch": on_rows}
+        batching = dataclasses.replace(self.batching, on_batch=on_rows)
         adapter, base = self.ready(adapter, base)
         if self.labels is not None:
             assert self.label_log_probs is not None, "labels are scored by a program"
-            chosen = likeliest_labels(self.label_log_probs, adapter, base, self.tokens.inputs, self.labels, **asked)
+            chosen = likeliest_labels(self.label_log_probs, adapter, base, self.tokens.inputs, self.labels, batching)
             judged = judge(self.task, self.examples, chosen.texts, chosen.probabilities)
         else:
-            given = answers(self.generate, adapter, base, self.tokens, self.tokenizer, **asked)
+            given = answers(self.generate, adapter, base, self.tokens, self.tokenizer, batching)
             written = as_labels(given, self.task.answers, self.tokenizer)
             judged = judge(self.task, self.examples, written)
         return {f"{self.split}/{name}": value for name, value in judged.numbers.items()}

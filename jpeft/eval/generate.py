@@ -1,6 +1,7 @@
-"""Answers of a model to the inputs of a split."""
+"""Runs a model on the inputs of a split in padded batches: generation, and any other program over inputs."""
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,8 +15,28 @@ from jpeft.model.decode import beam_search, greedy
 from jpeft.model.tokenizer import Tokenizer
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batching:
+    """How `by_row` batches the rows of a split.
+
+    Attributes:
+      shapes: padded shapes, smallest first; a batch takes the first whose input length fits.
+      batch_size: rows of a batch; the last one is filled up with padding.
+      part: the rows of each batch that this process passes to the program, if several processes share the work; every
+        process receives all results.
+      pad_token_id: of the padding.
+      on_batch: called after each batch with the number of rows that it answered.
+    """
+
+    shapes: Sequence[Shape]
+    batch_size: int
+    part: slice = dataclasses.field(default_factory=lambda: slice(None))
+    pad_token_id: int = 0
+    on_batch: Callable[[int], None] = lambda rows: None
+
+
 def make_generate(graphdef: nnx.GraphDef, *, max_length: int, num_beams: int = 1) -> Callable:
-    """Returns `(adapter, base, inputs) -> tokens: [batch, max_length]`, ready to compile."""
+    """Returns a function `(adapter, base, inputs) -> tokens: [batch, max_length]`, ready to compile."""
     scored = make_generate_scored(graphdef, max_length=max_length, num_beams=num_beams)
 
     def generate(adapter: nnx.State, base: nnx.State, inputs):
@@ -25,7 +46,7 @@ def make_generate(graphdef: nnx.GraphDef, *, max_length: int, num_beams: int = 1
 
 
 def make_generate_scored(graphdef: nnx.GraphDef, *, max_length: int, num_beams: int = 1) -> Callable:
-    """Makes a function that generates like `make_generate`'s and also says how likely its tokens are: a `Generated`."""
+    """Returns a function like `make_generate`'s whose result is a `Generated`, with the tokens' log-probabilities."""
     search = greedy if num_beams == 1 else functools.partial(beam_search, num_beams=num_beams)
 
     def generate(adapter: nnx.State, base: nnx.State, inputs):
@@ -35,10 +56,15 @@ def make_generate_scored(graphdef: nnx.GraphDef, *, max_length: int, num_beams: 
 
 
 def answers(
-    generate: Callable, adapter: nnx.State, base: nnx.State, tokens: Tokens, tokenizer: Tokenizer, **batching: Any
+    generate: Callable,
+    adapter: nnx.State,
+    base: nnx.State,
+    tokens: Tokens,
+    tokenizer: Tokenizer,
+    batching: Batching,
 ) -> list[str]:
-    """One answer per row of `tokens`, in its order; `batching` as of `by_row`."""
-    generated = by_row(generate, adapter, base, tokens.inputs, **batching)
+    """Generates one answer per row of `tokens`, with a program of `make_generate`."""
+    generated = by_row(generate, adapter, base, tokens.inputs, batching)
     return tokenizer.decode([row.tolist() for row in generated])
 
 
@@ -47,21 +73,15 @@ def by_row(
     adapter: nnx.State,
     base: nnx.State,
     inputs: Sequence[np.ndarray],
-    *,
-    shapes: Sequence[Shape],
-    batch_size: int,
-    part: slice = slice(None),
-    pad_token_id: int = 0,
-    on_batch: Callable[[int], None] = lambda rows: None,
+    batching: Batching,
 ) -> list[Any]:
-    """Calls `program` on batches of the token rows and returns its results row by row, as NumPy arrays.
+    """Calls `program` on padded batches of the inputs and returns its results row by row, as NumPy arrays.
 
-    Equal inputs (E2E has several references for each) are computed once; their results are equal anyway.
+    Equal inputs (E2E has several references for each) are computed once.
 
     Args:
       program: `(adapter, base, inputs: [batch, length]) -> ` a tree of arrays `[batch, ...]`.
-      part: the rows of each batch that this process gives to `program`, where there are several; all get all results.
-      on_batch: called after each batch with the number of `inputs` that it was for.
+      inputs: token ids of each row.
     """
     first_row: dict[bytes, int] = {}
     same = [first_row.setdefault(ids.tobytes(), row) for row, ids in enumerate(inputs)]
@@ -70,11 +90,11 @@ def by_row(
     lengths = np.array([(len(inputs[row]), 1) for row in distinct])
 
     result_of: dict[int, Any] = {}
-    for batch in eval_order(lengths, batch_size=batch_size):
-        shape = fitting_shape(shapes, lengths[batch])
+    for batch in eval_order(lengths, batch_size=batching.batch_size):
+        shape = fitting_shape(batching.shapes, lengths[batch])
         rows = [distinct[i] for i in batch]
-        batch_inputs = padded([inputs[row] for row in rows], (batch_size, shape[0]), pad_token_id)
-        results = jax.tree.map(np.asarray, program(adapter, base, batch_inputs[part]))
+        batch_inputs = padded([inputs[row] for row in rows], (batching.batch_size, shape[0]), batching.pad_token_id)
+        results = jax.tree.map(np.asarray, program(adapter, base, batch_inputs[batching.part]))
         result_of.update((row, jax.tree.map(lambda leaf, i=i: leaf[i], results)) for i, row in enumerate(rows))
-        on_batch(sum(rows_per_input[row] for row in rows))
+        batching.on_batch(sum(rows_per_input[row] for row in rows))
     return [result_of[row] for row in same]

@@ -1,4 +1,4 @@
-"""Classification by scoring: how likely a model finds each of a few answers, without generating any."""
+"""Classification by scoring: the log-probability that a model gives to each label, without generation."""
 
 import dataclasses
 import functools
@@ -16,29 +16,27 @@ from jpeft.data.task_file import MOST_SCORED
 from jpeft.data.tasks import Task
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.cross_entropy import target_log_probs
-from jpeft.eval.generate import by_row
+from jpeft.eval.generate import Batching, by_row
 from jpeft.model.language_model import LanguageModel
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.rows.values import can_be_seen
 from jpeft.words import short
 
-_MOST_TOKENS = 4096  # of all labels together: attention among them takes memory by its square
-_MULTIPLE = 8  # of the packed length: it can then be cut into slices for the output layer
-_DIGITS = 6  # of confidences and probabilities; float32 has about seven
+_MOST_TOKENS = 4096  # of all labels together: the memory of attention among them grows with the square
+_MULTIPLE = 8  # of the packed length, so that the output layer can process it in slices
+_DIGITS = 6  # of confidences and probabilities in files; float32 has about seven
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedLabels:
-    """The token sequences of all labels one behind the other, as one row of the decoder.
-
-    Packed, all labels of an input are scored in one pass that reads the encoder's keys and values once.
+    """The tokens of all labels, packed into one decoder row, so that one pass over the encoder's output scores all.
 
     Attributes:
       texts: the labels.
-      targets: `[length]` int32, each label's tokens with its `</s>`; padding behind the last.
-      inputs: `[length]` int32, `targets` shifted right within each label, behind the token that answers start with.
-      segment_ids: `[length]` int32, the number of the label that a position belongs to; `len(texts)` on padding.
-      pad_token_id: what padding is.
+      targets: `[length]` int32, each label's tokens with `</s>`, then padding.
+      inputs: `[length]` int32, `targets` shifted right within each label, starting with the decoder's start token.
+      segment_ids: `[length]` int32, index of the label of each position; `len(texts)` on padding.
+      pad_token_id: of the padding.
     """
 
     texts: tuple[str, ...]
@@ -49,7 +47,14 @@ class PackedLabels:
 
     @classmethod
     def of(cls, texts: Sequence[str], tokenizer: Tokenizer, config: Any) -> "PackedLabels":
-        """Raises `UserError`: fewer than two labels or too many, an empty one, or two that are the same tokens."""
+        """Packs labels.
+
+        Args:
+          config: of the model, for `pad_token_id` and `decoder_start_token_id`.
+
+        Raises:
+          UserError: there are fewer than two labels or too many tokens, one is empty, or two have the same tokens.
+        """
         texts = tuple(text.strip() for text in texts)
         if len(texts) < 2 or not all(map(can_be_seen, texts)):
             shown = ", ".join(map(short, texts)) or "none"
@@ -84,17 +89,22 @@ class PackedLabels:
 
     @property
     def key(self) -> tuple[int, ...]:
-        """Hashable; two sets of labels with equal keys can share one compiled scoring program."""
+        """A hashable key; labels with equal keys can share one compiled scoring program."""
         return (*self.targets.tolist(), *self.segment_ids.tolist())
 
     def num_tokens(self) -> np.ndarray:
-        """`[labels]`: tokens of each label, `</s>` counted."""
+        """Returns `[labels]`: the number of tokens of each label, `</s>` included."""
         return np.bincount(self.segment_ids, minlength=len(self.texts))[: len(self.texts)]
 
     def filled_up(self, length: int, num_labels: int) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
-        """`inputs`, `targets`, `segment_ids` of `length`, padding numbered `num_labels`, beside rows of other labels.
+        """Pads the arrays for a batch with rows of other labels.
 
-        Both are at least as large as they are here.
+        Args:
+          length: of the padded arrays, at least that of this one.
+          num_labels: of the row with the most labels; it becomes the segment id of the padding.
+
+        Returns:
+          `inputs`, `targets` and `segment_ids`, each `[length]`.
         """
         own = len(self.texts)
         segment_ids = np.where(self.segment_ids == own, num_labels, self.segment_ids)
@@ -104,15 +114,15 @@ class PackedLabels:
         return fill(self.inputs, pad), fill(self.targets, pad), fill(segment_ids, num_labels)
 
     def choose(self, log_probs: np.ndarray) -> "ChosenLabel":
-        """The likeliest of the labels.
+        """Returns the most likely label.
 
         Args:
-          log_probs: `[labels]`, of each label's whole text, in nats.
+          log_probs: `[labels]`, log-probability of each label's whole text, in nats.
 
         Raises:
-          RunFailed: one is not finite.
+          RunFailed: a log-probability is not finite.
         """
-        rounded(log_probs.min())  # of finite logits none is -inf; of NaN and others the least is NaN
+        rounded(log_probs.min())  # raises for -inf and for NaN, which `min` propagates
         best = int(np.argmax(log_probs))
         confidence = rounded(log_probs[best] / self.num_tokens()[best])
         probabilities = map(rounded, label_probabilities(log_probs))
@@ -121,11 +131,11 @@ class PackedLabels:
 
 @dataclasses.dataclass(frozen=True)
 class ChosenLabel:
-    """The label that was chosen, with numbers as they are written: rounded.
+    """The most likely label of a row, with rounded numbers.
 
     Attributes:
-      confidence: mean log-probability of its tokens, `</s>` counted: what it would have if generated.
-      probabilities: of each label, among these labels.
+      confidence: mean log-probability per token, `</s>` included, as for a generated answer.
+      probabilities: by label, normalised over the labels.
     """
 
     text: str
@@ -134,33 +144,32 @@ class ChosenLabel:
 
 
 def label_probabilities(log_probs: np.ndarray) -> np.ndarray:
-    """`[..., labels]` float64: how likely each label is among these, by their log-probabilities, which are finite."""
+    """Normalises finite log-probabilities over the labels: `[..., labels]`, float64."""
     log_probs = np.asarray(log_probs, np.float64)
     odds = np.exp(log_probs - log_probs.max(axis=-1, keepdims=True))
     return odds / odds.sum(axis=-1, keepdims=True)
 
 
 def rounded(value: Any) -> float:
-    """A log-probability or a probability as it is written. Raises `RunFailed`: it is not finite."""
+    """Rounds a probability or a log-probability for output. Raises `RunFailed` if it is not finite."""
     if not math.isfinite(value):
         raise RunFailed(f"the model computes {value} where a log-probability should be; try --dtype float32.")
     return round(float(value), _DIGITS)
 
 
 def answer_in_use(answer: str, task: Task) -> str:
-    """Resolves `eval.answer`: `auto` scores a user's own labels, unless there is one or very many, else generates."""
+    """Resolves `eval.answer`: `auto` scores the 2 to `MOST_SCORED` labels of a custom task, and generates otherwise."""
     if answer != "auto":
         return answer
-    return "score" if task.name == "custom" and 2 <= len(task.answers) <= MOST_SCORED else "generate"
+    return "score" if task.is_custom and 2 <= len(task.answers) <= MOST_SCORED else "generate"
 
 
 def label_log_probs(
     model: LanguageModel, inputs: Int[Array, "batch in_length"], labels: PackedLabels
 ) -> Float[Array, "batch labels"]:
-    """Log-probability in nats of each label, all of its tokens and `</s>`, as the answer to each input; float32.
+    """Returns the log-probability of each label, `</s>` included, as the answer to each input; float32, in nats.
 
-    A relative position within a label is the same wherever the label stands, and a label sees its own tokens alone, so
-    each has the probability that it has by itself.
+    Packing does not change it: a label attends to its own tokens only, and relative positions within it stay the same.
     """
     packed = (jnp.asarray(ids)[None] for ids in (labels.inputs, labels.targets, labels.segment_ids))
     return packed_log_probs(model, inputs, *packed, num_labels=len(labels.texts))
@@ -175,13 +184,13 @@ def packed_log_probs(
     *,
     num_labels: int,
 ) -> Float[Array, "batch {num_labels}"]:
-    """`label_log_probs` for rows that each have labels of their own, given as arrays like those of `PackedLabels`.
+    """Computes `label_log_probs` with separate labels for each row, given as the arrays of `PackedLabels`.
 
     Args:
-      inputs: tokens of the prompts.
-      labels: as `PackedLabels.inputs`, tokens of all labels, each label's shifted right; `targets` are not shifted.
-      segment_ids: the number of the label that each of these belongs to.
-      num_labels: of every row; those that a row does not have get 0. Padding has this number as its segment id.
+      inputs: token ids of the prompts.
+      labels, targets, segment_ids: `inputs`, `targets` and `segment_ids` of `PackedLabels`.
+      num_labels: the largest number of labels of a row, which is also the segment id of padding. A row with fewer
+        labels gets 0 for the missing ones.
     """
     batch, length = inputs.shape[0], targets.shape[1]
     row = lambda ids: jnp.broadcast_to(ids, (batch, length))
@@ -192,7 +201,7 @@ def packed_log_probs(
 
 
 def make_label_log_probs(graphdef: nnx.GraphDef, labels: PackedLabels) -> Callable:
-    """Returns `(adapter, base, inputs) -> [batch, labels]`, ready to compile."""
+    """Returns a function `(adapter, base, inputs) -> log-probabilities: [batch, labels]`, ready to compile."""
 
     def score(adapter: nnx.State, base: nnx.State, inputs: Array):
         return label_log_probs(nnx.merge(graphdef, adapter, base), inputs, labels)
@@ -202,11 +211,11 @@ def make_label_log_probs(graphdef: nnx.GraphDef, labels: PackedLabels) -> Callab
 
 @dataclasses.dataclass(frozen=True)
 class ChosenLabels:
-    """The likeliest label of each of a split's rows.
+    """The most likely label of each row of a split.
 
     Attributes:
       texts: the labels.
-      probabilities: `[rows, labels]`, of each label among all of them; not rounded.
+      probabilities: `[rows, labels]`, normalised over the labels, not rounded.
     """
 
     texts: list[str]
@@ -219,14 +228,17 @@ def likeliest_labels(
     base: nnx.State,
     inputs: Sequence[np.ndarray],
     labels: PackedLabels,
-    **batching: Any,
+    batching: Batching,
 ) -> ChosenLabels:
-    """The label of the highest log-probability for each of the token rows; `batching` as of `by_row`.
+    """Chooses the most likely label of each row, with a program of `make_label_log_probs`.
+
+    Args:
+      inputs: token ids of each row.
 
     Raises:
-      RunFailed: a label's is not finite.
+      RunFailed: a log-probability is not finite.
     """
-    scored = np.array(by_row(label_log_probs, adapter, base, inputs, **batching), np.float64)
+    scored = np.array(by_row(label_log_probs, adapter, base, inputs, batching), np.float64)
     if not (finite := np.isfinite(scored)).all():
         row, label = np.argwhere(~finite)[0]
         raise RunFailed(
@@ -240,7 +252,11 @@ def likeliest_labels(
 def agreement_with_generation(
     chosen: Sequence[str], generated: Sequence[str], numbers: Mapping[str, float]
 ) -> dict[str, float]:
-    """How often the chosen label is what was generated, and the generated answers' own numbers beside it."""
+    """Returns the fraction of rows whose chosen label was also generated, and the metrics of the generated answers.
+
+    Args:
+      numbers: metrics of the generated answers, by name; returned with the prefix `generation_`.
+    """
     same = [one == other.strip() for one, other in zip(chosen, generated, strict=True)]
     of_generation = {f"generation_{name}": value for name, value in numbers.items()}
     return {"agreement_with_generation": float(np.mean(same)), **of_generation}

@@ -1,6 +1,6 @@
-"""A look at a test's answers besides their metric: how far it goes, where they fail, and warnings that spare a day.
+"""Analysis of a test beyond its metric: uncertainty, confusion of classes, and warnings about misleading results.
 
-Each function that gives a warning looks at one thing and returns its line, or None where there is nothing to say.
+Every function that checks for one problem returns a one-line warning, or None.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ from jpeft.words import clipped, counted
 
 @dataclasses.dataclass(frozen=True)
 class LookBack:
-    """A look at a test's answers besides their metric: uncertainty, each class, the worst rows.
+    """The analysis of a test's answers.
 
     Attributes:
-      trust: how far each metric may be trusted, by name, where that can be told.
-      confusion: of a classification, how often each class was answered as each; None of texts.
-      warnings: where the metric is not what it seems, a line each.
+      trust: uncertainty of each metric that has one, by name.
+      confusion: confusion matrix of a classification; None for a generation.
+      warnings: why the metric may mislead, one line each.
     """
 
     trust: dict[str, Uncertainty]
@@ -32,15 +32,15 @@ class LookBack:
     warnings: list[str]
 
     def uncertainties(self, metric: str) -> dict[str, Any]:
-        """As `RunRecord` has them: that of the task's metric alone, and those of all metrics by name."""
+        """Returns the fields `uncertainty` (of the task's metric) and `uncertainties` (of all) of a `RunRecord`."""
         return {"uncertainty": self.trust.get(metric), "uncertainties": self.trust}
 
 
 def look_back(task: Task, examples: Sequence[Example], scored: ScoredAnswers, *, answer: str) -> LookBack:
-    """Looks at the answers to a test, of a run or of `jpeft evaluate`.
+    """Analyses the answers to the test of a run or of `jpeft evaluate`.
 
     Args:
-      answer: `generate` or `score`, how the test answered.
+      answer: `generate` or `score`: how the rows were answered.
     """
     targets, confusion = [example.target for example in examples], None
     trust = scored.judged.uncertainties(examples)
@@ -56,7 +56,7 @@ def look_back(task: Task, examples: Sequence[Example], scored: ScoredAnswers, *,
 
 
 def few_test_rows(rows: int) -> str | None:
-    """Said before training where the test has too few rows to judge anything by."""
+    """Warns before training if the test split is too small to be informative."""
     if rows >= FEWEST_TEST_ROWS:
         return None
     low, high = wilson(0.5, rows)
@@ -75,12 +75,12 @@ def _warnings_of(
     interval: Sequence[float],
     answer: str,
 ) -> list[str]:
-    """All that there is to say of a test's answers.
+    """Collects all warnings about a test's answers.
 
     Args:
-      confusion: of a classification; None of texts.
-      accuracy, interval: of a classification: its share of right answers and how far that is certain.
-      answer: `generate` or `score`, how the test answered.
+      confusion: of a classification; None for a generation.
+      accuracy, interval: of a classification: the accuracy and its 95 % interval.
+      answer: `generate` or `score`: how the rows were answered.
     """
     if confusion is None:
         found = [same_text(predictions, targets)]
@@ -94,7 +94,7 @@ def _warnings_of(
 
 
 def no_label(confusion: Confusion, predictions: Sequence[str], *, answer: str) -> str | None:
-    """Said after the test where half of the answers or more are no label at all."""
+    """Warns if at least half of the answers are not labels."""
     rows = int(confusion.counts.sum())
     if 2 * confusion.unknown < rows:
         return None
@@ -110,7 +110,7 @@ def no_label(confusion: Confusion, predictions: Sequence[str], *, answer: str) -
 
 
 def one_answer(confusion: Confusion) -> str | None:
-    """Said after the test where every row got the same class."""
+    """Warns if every row was answered with the same class."""
     label = confusion.only_answer
     if label is None or (confusion.support > 0).sum() < 2:
         return None
@@ -122,10 +122,10 @@ def one_answer(confusion: Confusion) -> str | None:
 
 
 def not_above_majority(confusion: Confusion, accuracy: float, interval: Sequence[float]) -> str | None:
-    """Said after the test where it is no better than the answer that needs no model."""
+    """Warns if the accuracy is not significantly above that of always answering the majority class."""
     label, share = confusion.majority
     if confusion.only_answer is not None or (confusion.support > 0).sum() < 2:
-        return None  # said by `one_answer`; of a single class there is nothing to tell apart
+        return None  # `one_answer` covers the former; a single class makes accuracy meaningless
     if accuracy < share:
         return f"accuracy {accuracy:.3f} is below {share:.3f}, which always answering {label!r} gives"
     if interval[0] <= share:
@@ -137,7 +137,7 @@ def not_above_majority(confusion: Confusion, accuracy: float, interval: Sequence
 
 
 def same_text(predictions: Sequence[str], targets: Sequence[str]) -> str | None:
-    """Said after a test of texts where all rows got one text, or none."""
+    """Warns if all rows of a generation were answered with the same text, or with none."""
     different = {text.strip() for text in predictions}
     if len(predictions) < 2 or len(different) > 1 or len({text.strip() for text in targets}) < 2:
         return None

@@ -1,4 +1,4 @@
-"""Cross-entropy of target tokens, of a batch and of a whole split."""
+"""Cross-entropy of the target tokens of a batch or a whole split."""
 
 from collections.abc import Callable, Iterable
 
@@ -20,16 +20,15 @@ def loss_sums(
     largest_slice: int = LARGEST_SLICE,
     label_smoothing: float = 0.0,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Sum of the cross-entropy in nats over the batch's real target tokens, and how many those are. Float32.
+    """Returns the summed cross-entropy, in nats, of a batch's target tokens without padding, and their number; float32.
 
-    Sums, not a mean: batches of different token counts then add up to the mean per token of a whole step or split.
-    Where rows have weights (`jpeft.data.weighting`), each token counts as often as its row's weight says in both.
+    They are sums, so that batches with different numbers of tokens combine to the mean per token of a step or a split.
+    With row weights (`jpeft.data.weighting`) each token counts with its row's weight in both sums.
 
     Args:
-      batch: as `jpeft.model.family.Family.batch` makes it, or a pretraining objective's `pack` with its segment_ids.
-      key: draws dropout masks; None for evaluation.
-      largest_slice: how many logits may exist at once.
-      label_smoothing: as of `summed_cross_entropy`.
+      batch: from `jpeft.model.family.Family.batch`, or from a pretraining objective's `pack`, with segment_ids.
+      key: of the dropout masks; None for evaluation.
+      largest_slice, label_smoothing: see `summed_cross_entropy`.
     """
     hidden = model.hidden_of(batch, key)
     targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
@@ -39,7 +38,7 @@ def loss_sums(
 
 
 def make_loss(graphdef: nnx.GraphDef) -> Callable:
-    """Returns `(adapter, base, batch) -> (loss sum, number of tokens)`, ready to compile."""
+    """Returns a function `(adapter, base, batch) -> (summed loss, number of tokens)`, ready to compile."""
 
     def loss(adapter: nnx.State, base: nnx.State, batch: dict[str, Array]):
         return loss_sums(nnx.merge(graphdef, adapter, base), batch, largest_slice=LARGEST_FORWARD_SLICE)
@@ -48,8 +47,8 @@ def make_loss(graphdef: nnx.GraphDef) -> Callable:
 
 
 def mean_loss(loss: Callable, adapter: nnx.State, base: nnx.State, batches: Iterable[Batch]) -> float:
-    """Mean cross-entropy per target token of a whole split, every token weighing the same."""
-    # Fetched at the end: the host prepares the next batch while the device works on this one.
+    """Returns the mean cross-entropy per target token of a whole split, with a program of `make_loss`."""
+    # Results are fetched at the end, so that the host prepares the next batch while the device computes.
     sums = [loss(adapter, base, batch) for batch in batches]
     total, tokens = np.sum(np.asarray(sums, np.float64), axis=0)
     return float(total / tokens)

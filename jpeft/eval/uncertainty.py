@@ -1,6 +1,6 @@
-"""How far the metric of one test may be trusted: what other rows of the same kind might have given.
+"""Sampling uncertainty of a test's metrics: standard errors and 95 % intervals over the choice of test rows.
 
-It says nothing of other seeds: another initialisation or order of rows moves the metric besides.
+The variance over training seeds (initialisation, order of rows) is not part of it.
 """
 
 import dataclasses
@@ -10,21 +10,21 @@ from typing import Any
 
 import numpy as np
 
-_NORMAL_975 = 1.959963984540054  # of the standard normal distribution, 97.5 % lies below it
+_NORMAL_975 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 _RESAMPLES = 2000
-_DRAWN_AT_ONCE = 2_000_000  # row numbers, 16 MB
+_DRAWN_AT_ONCE = 2_000_000  # row numbers in memory, 16 MB
 
 
 @dataclasses.dataclass(frozen=True)
 class Uncertainty:
-    """A metric's standard error and the interval that holds its true value in 95 of 100 tests.
+    """A metric's standard error and 95 % interval.
 
     Attributes:
-      metric: whose.
-      standard_error: None where one row, or one input only, was tested: it cannot be told.
-      interval: 95 %, within what the metric can be.
-      method: `wilson` of a share of right answers, `bootstrap` of a mean of scores or any other number of a split.
-      rows: tested.
+      metric: name of the metric.
+      standard_error: None if it cannot be estimated, from a single row or a single distinct input.
+      interval: 95 % interval, within the range of the metric.
+      method: `wilson` for a share of rows, `bootstrap` for any other metric.
+      rows: number of rows tested.
     """
 
     metric: str
@@ -34,19 +34,21 @@ class Uncertainty:
     rows: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as `result.json` holds them."""
+        """Returns the fields as JSON types, for `result.json`."""
         return {**dataclasses.asdict(self), "interval": list(self.interval)}
 
 
 def share_uncertainty(metric: str, scores: Sequence[float], groups: Sequence[Hashable] | None = None) -> Uncertainty:
-    """The uncertainty of a share (scores of 0 and 1) by Wilson's interval, which stands at 0 and 1 and for few rows.
+    """Computes the uncertainty of a share, the mean of scores of 0 and 1, by Wilson's interval.
+
+    Wilson's interval is also valid for shares near 0 and 1 and for few rows.
 
     Args:
-      groups: of each score; those of one group are not independent. None: each is its own.
+      groups: group of each score; scores within a group are not independent. None: every score is independent.
     """
     sums, counts = _by_group(scores, groups)
     rows, share = int(counts.sum()), float(sums.sum() / counts.sum())
-    # With a row a group this is share * (1 - share) / rows; groups that are right or wrong as a whole count as fewer.
+    # With one row per group this is share * (1 - share) / rows; correlated groups reduce the effective number of rows.
     variance = float(np.sum((sums - share * counts) ** 2)) / rows**2
     independent = min(share * (1 - share) / variance, rows) if variance > 0 else float(len(counts))
     error = math.sqrt(share * (1 - share) / independent) if independent > 1 else None
@@ -59,11 +61,14 @@ def mean_uncertainty(
     groups: Sequence[Hashable] | None = None,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Uncertainty | None:
-    """The uncertainty of a mean of scores, by the bootstrap's percentiles (Efron 1979) and a fixed seed.
+    """Computes the uncertainty of a mean of scores by the percentile bootstrap (Efron 1979) with a fixed seed.
 
     Args:
-      groups: as of `share_uncertainty`.
-      bounds: the least and the most that a score can be; without such, one row alone says nothing: None.
+      groups: see `share_uncertainty`.
+      bounds: range of a score.
+
+    Returns:
+      None for a single group of scores without finite bounds.
     """
     sums, counts = _by_group(scores, groups)
     rows, mean, number = int(counts.sum()), sums.sum() / counts.sum(), len(counts)
@@ -85,11 +90,12 @@ def resampled_uncertainty(
     groups: Sequence[Hashable],
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Uncertainty | None:
-    """The uncertainty of a number that is no mean over rows, such as BLEU: by the bootstrap, as `mean_uncertainty`.
+    """Computes the uncertainty of a metric that is not a mean over rows, such as BLEU, like `mean_uncertainty`.
 
     Args:
-      number_of: the number where each row counts as often as `[rows]` weights say.
-      groups: of each row, as of `share_uncertainty`.
+      number_of: computes the metric from `[rows]` weights, the number of times that each row occurs in a sample.
+      groups: group of each row; see `share_uncertainty`.
+      bounds: range of the metric.
     """
     group_of, number = _numbered(groups)
     if number == 1:
@@ -110,23 +116,23 @@ def _of_one_group(metric: str, bounds: tuple[float, float], rows: int) -> Uncert
 def _interval(numbers: np.ndarray, groups: int, bounds: tuple[float, float]) -> tuple[float, float]:
     low, high = np.percentile(numbers, [2.5, 97.5])
     if low == high and all(map(math.isfinite, bounds)):
-        # All alike: what was not seen in so many inputs may still be some share of all (Wilson's of none).
+        # All samples agree. Unseen inputs may still differ: widen the interval by Wilson's bound for a share of 0.
         _, unseen = wilson(0.0, groups)
         low, high = low - (low - bounds[0]) * unseen, high + (bounds[1] - high) * unseen
     return float(low), float(high)
 
 
 def wilson(share: float, rows: float | int) -> tuple[float, float]:
-    """The 95 % interval of a share that so many independent rows gave (Wilson 1927)."""
+    """Returns the 95 % interval of a share of `rows` independent rows (Wilson 1927)."""
     z2 = _NORMAL_975**2
     centre = (share + z2 / (2 * rows)) / (1 + z2 / rows)
     half = _NORMAL_975 / (1 + z2 / rows) * math.sqrt(share * (1 - share) / rows + z2 / (4 * rows**2))
-    # At the ends the bound is the share itself, but for rounding.
+    # At 0 and 1 the bound equals the share, up to rounding.
     return (max(0.0, centre - half) if share > 0 else 0.0), (min(1.0, centre + half) if share < 1 else 1.0)
 
 
 def _by_group(scores: Sequence[float], groups: Sequence[Hashable] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of the scores and number of rows of each group."""
+    """Returns the sum of the scores and the number of rows of each group."""
     if not len(scores):
         raise ValueError("there are no scores; expected one for each row tested.")
     groups = range(len(scores)) if groups is None else groups
@@ -135,13 +141,13 @@ def _by_group(scores: Sequence[float], groups: Sequence[Hashable] | None) -> tup
 
 
 def _numbered(groups: Sequence[Hashable]) -> tuple[np.ndarray, int]:
-    """A number for each group, from 0 on in the order of their first rows, row by row; and how many there are."""
+    """Returns the index of each row's group, in order of first occurrence, and the number of groups."""
     number: dict[Hashable, int] = {}
     return np.array([number.setdefault(group, len(number)) for group in groups]), len(number)
 
 
 def in_words(record: Mapping[str, Any] | None) -> str:
-    """`95 %: 0.551 to 0.649, standard error 0.025` of what `to_dict` gave; empty where there is nothing."""
+    """Formats the result of `Uncertainty.to_dict`: `95 %: 0.551 to 0.649, standard error 0.025`; None is empty."""
     if not record:
         return ""
     low, high = record["interval"]

@@ -1,4 +1,4 @@
-"""The test rows that were answered worst, and why each is one: what to read first after a run."""
+"""Selects the worst answers of a test, each with a short reason, for a user to read first."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -19,11 +19,13 @@ def worst_rows(
     *,
     best: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """At most so many rows that lost something, each of another input, with `why`; in the same order at every call.
+    """Returns at most `number` rows with imperfect answers and distinct inputs, each with a reason, `why`.
 
-    Of a classification's wrong answers, which are all equally wrong, one of each kind in turn (a kind is a target
-    with an answer), the most frequent kinds first. Of texts those with the lowest scores; `best` is the highest that
-    there can be.
+    The order is deterministic. Wrong answers of a classification are grouped by target and answer, and taken from the
+    groups in turn, the largest groups first. Generated texts are ordered by score, the lowest first.
+
+    Args:
+      best: the highest possible score; rows with it are left out.
     """
     lines = [
         {"id": e.id, "input": e.input, "target": e.target, "prediction": prediction, "score": score}

@@ -21,7 +21,7 @@ from jpeft.model import chat
 from jpeft.model.chat import Wording
 from jpeft.model.gguf import is_gguf, open_gguf
 from jpeft.trouble import first_line
-from jpeft.words import told_of_no_text
+from jpeft.words import why_not_utf8
 
 VOCABULARIES = ("tokenizer.json", "spiece.model")  # either is enough
 TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -310,7 +310,7 @@ class Tokenizer:
 
     def _working(self, texts: Sequence[str] = ()) -> contextlib.AbstractContextManager[None]:
         def why(reason: str) -> str:
-            said = next(filter(None, map(told_of_no_text, texts)), None)  # no fault of the tokenizer's
+            said = next(filter(None, map(why_not_utf8, texts)), None)  # no fault of the tokenizer's
             told = f"the tokenizer of {self._directory} fails on a text ({reason}); it cannot be used"
             return f"{said or told}."
 

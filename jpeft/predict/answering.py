@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jpeft.eval.generate import by_row, make_generate_scored
+from jpeft.eval.generate import Batching, by_row, make_generate_scored
 from jpeft.eval.labels import PackedLabels, make_label_log_probs, rounded
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.attaching import split
@@ -72,10 +72,12 @@ class Answering(abc.ABC):
             self._adapter,
             self._base,
             [np.asarray(ids, np.int32) for ids in encoded.ids],
-            shapes=self._shapes,
-            batch_size=min(self._batch_size, _power_of_two(len(asked))),
-            pad_token_id=self._config.pad_token_id,
-            on_batch=on_batch,
+            Batching(
+                shapes=self._shapes,
+                batch_size=min(self._batch_size, _power_of_two(len(asked))),
+                pad_token_id=self._config.pad_token_id,
+                on_batch=on_batch,
+            ),
         )
         self.answered += len(asked)
         self.cut += encoded.num_cut

@@ -20,7 +20,7 @@ from jpeft.data.sources import (
     together,
 )
 from jpeft.data.splits import without_spacing
-from jpeft.data.summary import told_of_rows
+from jpeft.data.summary import row_warnings
 from jpeft.data.task_file import DTYPES, QUANTIZED, TaskOfRun
 from jpeft.data.tasks import (
     TASKS,
@@ -35,7 +35,7 @@ from jpeft.data.tasks import (
 from jpeft.data.template import Template
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.answering import ScoredAnswers, answer_split
-from jpeft.eval.generate import make_generate
+from jpeft.eval.generate import Batching, make_generate
 from jpeft.eval.labels import PackedLabels, answer_in_use, make_label_log_probs
 from jpeft.eval.look_back import few_test_rows, look_back
 from jpeft.eval.metrics import METRICS, listed, own, require_metrics, rouge_tokenizer
@@ -298,7 +298,7 @@ def evaluate(
     quantization = Quantization.parse(test.quantization)
     model, tokenizer = test.source.load(compute_dtype(test.dtype), quantization, report=report)
     tokens = tokenize_for(task, made, tokenizer)
-    row_warnings = told_of_rows(task, {"rows": made}, {"rows": tokens}, tokenizer)
+    found_in_rows = row_warnings(task, {"rows": made}, {"rows": tokens}, tokenizer)
     config, (graphdef, adapter, base) = model.config, split(model)
     labels = PackedLabels.of(task.answers, tokenizer, config) if test.answer == "score" else None
     generate = Program(make_generate(graphdef, max_length=task.max_target_length, num_beams=test.num_beams))
@@ -314,15 +314,19 @@ def evaluate(
         tokens,
         tokenizer,
         labels,
+        Batching(
+            shapes=[(length, 1) for length in lengths_up_to(longest, most)],
+            batch_size=min(batch_size, 1 << (len(made) - 1).bit_length()),
+            pad_token_id=config.pad_token_id,
+            on_batch=on_rows,
+        ),
         classes=task.answers,
-        shapes=[(length, 1) for length in lengths_up_to(longest, most)],
-        batch_size=min(batch_size, 1 << (len(made) - 1).bit_length()),
-        pad_token_id=config.pad_token_id,
-        on_batch=on_rows,
     )
     answered = given.generated if given.chosen is None else given.chosen.texts
     scored = dataclasses.replace(given, generated=_marked(given.generated, unknown)).scored(task, made)
-    return Evaluated(test, made, tokens, scored, answered, unknown, seen, why_not, quantization_of(model), row_warnings)
+    return Evaluated(
+        test, made, tokens, scored, answered, unknown, seen, why_not, quantization_of(model), found_in_rows
+    )
 
 
 def _marked(generated: Sequence[str], unknown: Collection[str]) -> list[str]:

@@ -132,7 +132,7 @@ def look_at_data(run: Run, tokenizer: Tokenizer, *, report: Callable[[str], None
     Raises:
       UserError: as `prepare`.
     """
-    data = prepare(run.build_task(), tokenizer, **run.data_choices(), report=report)
+    data = prepare(run.build_task(), tokenizer, run.data_request(), report=report)
     labels = None
     if data.task.kind == "classification":
         labels = {split: Counter(row.target for row in rows) for split, rows in data.examples.items()}

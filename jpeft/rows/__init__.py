@@ -1,6 +1,5 @@
-"""Files of rows as people have them and as strangers make them: JSON lines, JSON, CSV, Parquet; within stated limits.
+"""Readers of files of rows, possibly untrusted, within limits: JSON lines, JSON, CSV, TSV and Parquet.
 
-`values` says what a value must be to be text; `text` reads plain lines and JSON, `separated` CSV and TSV, `parquet` the
-format that is no text; `packed` opens what is compressed; `reading` is what the rest of jpeft calls.
-docs/data.md is the user's side of it.
+The rest of jpeft calls `reading`. `text` reads plain lines and JSON, `separated` and `tabbed` CSV and TSV, `parquet`
+Parquet; `packed` decompresses; `values` converts values to text. The user's documentation is docs/data.md.
 """

@@ -1,4 +1,4 @@
-"""Opens files that are packed with gzip, bzip2, xz or Zstandard, however many compressed streams they are made of."""
+"""Opens files compressed with gzip, bzip2, xz or Zstandard, including files of several concatenated streams."""
 
 import bz2
 import io
@@ -15,10 +15,10 @@ _CHUNK = 2**16
 
 
 class _GzipDecompressor:
-    """One stream of gzip, as Python's own of bzip2 and xz have theirs."""
+    """A decompressor of one gzip stream, with the interface of `bz2.BZ2Decompressor`."""
 
     def __init__(self):
-        self._zlib = zlib.decompressobj(zlib.MAX_WBITS + 16)  # with gzip's header and checksum
+        self._zlib = zlib.decompressobj(zlib.MAX_WBITS + 16)  # + 16: with gzip's header and checksum
 
     @property
     def eof(self) -> bool:
@@ -44,10 +44,10 @@ _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
 
 
 def open_unpacked(path: Path) -> Any:
-    """A file's bytes as they were before packing, by its ending, as a buffered binary file. Raises `OSError`."""
+    """Opens a file as a buffered binary file, decompressed if its ending says so. Raises `OSError`."""
     packed = path.suffix.lower()
     if packed == ".zst":
-        stream: Any = pa.input_stream(str(path), compression="zstd")  # has no lines of its own
+        stream: Any = pa.input_stream(str(path), compression="zstd")  # the wrapper adds `readline`
         return io.BufferedReader(stream)
     if packed in _DECOMPRESSORS:
         return io.BufferedReader(_Streams(path.open("rb"), _DECOMPRESSORS[packed]), _CHUNK)
@@ -55,7 +55,7 @@ def open_unpacked(path: Path) -> Any:
 
 
 class _Streams(io.RawIOBase):
-    """All compressed streams of a file, one after the other: Python's own readers end before one that is damaged."""
+    """Reads all compressed streams of a file. Python's own readers end silently before a damaged second stream."""
 
     def __init__(self, file: BinaryIO, make: Callable[[], Any]):
         self._file, self._make, self._decompressor, self._number = file, make, make(), 1
@@ -83,8 +83,8 @@ class _Streams(io.RawIOBase):
                 return len(found)
 
     def _next_stream(self) -> bytes:
-        """What follows the stream that has ended; nothing where the file ends, too."""
-        packed = self._decompressor.unused_data.lstrip(b"\0")  # gzip and xz may fill up with zeros
+        """Returns the first bytes after the stream that has ended; empty at the end of the file."""
+        packed = self._decompressor.unused_data.lstrip(b"\0")  # gzip and xz allow padding with zeros
         while not packed and (chunk := self._file.read(_CHUNK)):
             packed = chunk.lstrip(b"\0")
         return packed
@@ -96,7 +96,7 @@ class _Streams(io.RawIOBase):
             which = f"its compressed stream {self._number}"
             if self._number == 1:
                 raise OSError(f"{which} is damaged, or it is packed otherwise than its ending says") from None
-            raise OSError(f"{which} is damaged, or something else follows the last; pack it again") from None
+            raise OSError(f"{which} is damaged, or other data follows the last one; pack it again") from None
 
     def close(self) -> None:
         self._file.close()

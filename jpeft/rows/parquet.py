@@ -1,4 +1,4 @@
-"""Rows of a Parquet file, in batches: kilobytes may hold gigabytes, which is refused before they are unpacked."""
+"""Reads Parquet files in batches. Files that would decompress from kilobytes to gigabytes are refused beforehand."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,19 +13,19 @@ from jpeft.rows.text import MOST_ROW_BYTES, FileRow, column_names
 from jpeft.rows.values import NoMoment, Unreadable
 from jpeft.trouble import first_line
 
-MOST_VALUES = 100_000_000  # of a column within a row group; where they are missing or equal they take no bytes at all
+MOST_VALUES = 100_000_000  # of a column in a row group: a limit of bytes is not enough, as missing values take none
 _ROWS_AT_ONCE = 256
-_ROWS_AT_ONCE_OF_DELTAS = 8  # an encoding in which each row may repeat megabytes of the row before in a few bytes
+_ROWS_AT_ONCE_OF_DELTAS = 8  # delta encodings can repeat megabytes of the previous row in a few bytes
 _MOST_NESTED_BYTES = 64 * 2**20  # of a batch's lists and objects
-_SUSPECT_BYTES, _SUSPECT_RATIO = 256 * 2**20, 100  # text packs to a twentieth at best
+_SUSPECT_BYTES, _SUSPECT_RATIO = 256 * 2**20, 100  # text compresses to a twentieth at best
 
 
 def batches(file: IO[bytes], name: str) -> Iterator[dict[str, list[Any]]]:
-    """Columns of some hundred rows at a time.
+    """Yields the columns of at most `_ROWS_AT_ONCE` rows at a time.
 
     Raises:
-      UserError: it is no Parquet, would unpack to what no text does, holds a value of more than `MOST_ROW_BYTES`, has
-        two columns of one name, or a column that cannot be read.
+      UserError: the file is not Parquet, decompresses to an implausible size, has a value of more than
+        `MOST_ROW_BYTES`, two columns of the same name, or a column that cannot be read.
     """
     try:
         metadata = pyarrow.parquet.read_metadata(file)
@@ -36,7 +36,7 @@ def batches(file: IO[bytes], name: str) -> Iterator[dict[str, list[Any]]]:
         columns = column_names(schema.names, name)
         if "" in columns:
             raise UserError(f"{name} has a column without a name; give it one.")
-        # Texts that repeat are then references to one: a thousand rows of the same megabyte are one megabyte.
+        # As dictionaries, so that a thousand rows with the same megabyte of text take one megabyte.
         shared = [field.name for field in schema if _is_text(field.type) and field.name not in deltas]
         opened = pyarrow.parquet.ParquetFile(file, read_dictionary=shared)
         for chunk in opened.iter_batches(batch_size=_ROWS_AT_ONCE_OF_DELTAS if deltas else _ROWS_AT_ONCE):
@@ -47,25 +47,25 @@ def batches(file: IO[bytes], name: str) -> Iterator[dict[str, list[Any]]]:
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
         if isinstance(error, UserError):
             raise
-        raise _no_parquet(name, error) from None
+        raise _unreadable(name, error) from None
 
 
 def count_rows(file: IO[bytes], name: str) -> int:
-    """How many rows a file says that it has. Raises `UserError`: it is no Parquet."""
+    """Returns the number of rows in the file's metadata. Raises `UserError` if the file is not Parquet."""
     try:
         rows = pyarrow.parquet.read_metadata(file).num_rows
         file.seek(0)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise _no_parquet(name, error) from None
+        raise _unreadable(name, error) from None
     return rows
 
 
-def _no_parquet(name: str, error: Exception) -> UserError:
+def _unreadable(name: str, error: Exception) -> UserError:
     return UserError(f"{name} cannot be read as Parquet ({first_line(error).rstrip('.')}).")
 
 
 def rows(file: IO[bytes], name: str, size: int) -> Iterator[FileRow]:
-    """Row by row, each with its share of the file's `size`. Raises as `batches`."""
+    """Yields row by row, each with its share of the file's `size` in bytes. Raises like `batches`."""
     count, number = max(1, count_rows(file, name)), 0
     for batch in batches(file, name):
         for values in zip(*batch.values(), strict=True):
@@ -81,10 +81,10 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _open_columns(file: IO[bytes], metadata: pyarrow.parquet.FileMetaData) -> None:
-    """Reads a row of each row group, so that what is damaged in a column's own description is an error.
+    """Reads one row of each row group, so that damaged column metadata raises an error.
 
-    Asked for that description alone, pyarrow (26.0) ends the process over some damages. Where a group may be more than
-    text is, nothing is read before it is checked.
+    Reading only that metadata, pyarrow (26.0) aborts the process for some kinds of damage. Groups of a suspicious size
+    are skipped, because `_check` has to inspect them before anything is read.
     """
     opened = pyarrow.parquet.ParquetFile(file)
     for group in range(metadata.num_row_groups):
@@ -95,7 +95,7 @@ def _open_columns(file: IO[bytes], metadata: pyarrow.parquet.FileMetaData) -> No
 
 
 def _check(metadata: pyarrow.parquet.FileMetaData, name: str) -> set[str]:
-    """Refuses what unpacks to too much, as far as the file says; gives the columns that hold what changes by row."""
+    """Refuses columns that decompress to too much according to the metadata. Returns the delta-encoded columns."""
     deltas = set()
     for group in range(metadata.num_row_groups):
         chunks = metadata.row_group(group)
@@ -120,7 +120,7 @@ def _check(metadata: pyarrow.parquet.FileMetaData, name: str) -> set[str]:
 def _values_of_column(array: pa.Array, where: str) -> list[Any]:
     try:
         return _values(array, where)
-    except UnicodeDecodeError:  # within lists or objects
+    except UnicodeDecodeError:  # inside lists or objects
         raise UserError(f"{where} holds bytes that are not UTF-8; write text there.") from None
     except pa.ArrowException as error:  # a type that cannot be converted here; the column may not be used at all
         return [Unreadable(first_line(error).rstrip("."))] * len(array)
@@ -138,20 +138,20 @@ def _values(array: pa.Array, where: str) -> list[Any]:
     if pa.types.is_decimal(array.type):  # as digits: as text, a zero of 18 places is "0E-18"
         return [None if value is None else format(value, "f") for value in values]
     if pa.types.is_floating(array.type):
-        # Not a number, as pandas writes what is missing; NaN alone differs from itself.
+        # NaN and infinities are missing values; only for them `value - value` is not 0.
         values = [None if value is None or value - value != 0 else value for value in values]
-        if array.type.bit_width < 64:  # 0.1 in 32 bits is 0.1 to whoever wrote it, not 0.10000000149011612
+        if array.type.bit_width < 64:  # read a float32 of 0.1 as 0.1, not as 0.10000000149011612
             short = array.type.to_pandas_dtype()
             values = [None if value is None else float(str(short(value))) for value in values]
     return values
 
 
-_NO_MOMENT = "<value out of range:"  # as Arrow writes days and times of no year
-_NANOSECONDS = pa.time64("ns")  # of a day, of which pyarrow (26.0) cuts off what Python's times do not have
+_NO_MOMENT = "<value out of range:"  # how Arrow prints dates and times beyond any calendar
+_NANOSECONDS = pa.time64("ns")  # a time of day, which pyarrow (26.0) truncates to Python's microseconds
 
 
 def _python_values(array: pa.Array) -> list[Any]:
-    """Values as Python has them; moments that it does not have, such as nanoseconds, as text."""
+    """Converts values to Python; dates and times that Python cannot represent, such as nanoseconds, become text."""
     if array.type == pa.duration("ns"):  # pandas' own, which writes itself otherwise than Python's
         with contextlib.suppress(pa.ArrowInvalid):  # of parts of a microsecond
             return array.cast(pa.duration("us")).to_pylist()
@@ -177,7 +177,7 @@ def _moment(value: pa.Scalar, shown: str | None) -> Any:
 
 
 def _with_shown_nanoseconds(kind: pa.DataType) -> pa.DataType:
-    """The type of lists and objects with text in the place of times of nanoseconds."""
+    """Replaces times in nanoseconds by text within the type of lists and objects."""
     if kind == _NANOSECONDS:
         return pa.string()
     of_field = lambda field: field.with_type(_with_shown_nanoseconds(field.type))
@@ -201,9 +201,9 @@ def _shared_values(array: pa.DictionaryArray, where: str) -> list[Any]:
 
 
 def _as_text(array: pa.Array) -> list[Any]:
-    """Bytes as text, which other programs write so; each as it is where it is not UTF-8, as an image is not.
+    """Decodes bytes, since some programs store text as binary; values that are not UTF-8, such as images, stay bytes.
 
-    Texts of a fixed size, as NumPy has them, lose the NULs that fill them up.
+    Fixed-size values, as written from NumPy, lose the NULs that pad them.
     """
     filling = "\0" if pa.types.is_fixed_size_binary(array.type) else ""
 
@@ -215,7 +215,7 @@ def _as_text(array: pa.Array) -> list[Any]:
 
     try:
         values = array.to_pylist()
-    except UnicodeDecodeError:  # what is called text need not be any
+    except UnicodeDecodeError:  # a string column may hold invalid UTF-8
         values = array.cast(pa.large_binary()).to_pylist()
     return [read(value) for value in values]
 

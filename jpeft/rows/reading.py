@@ -1,4 +1,4 @@
-"""Opens a file of rows by its ending, and reads it row by row or as columns."""
+"""Reads files of rows, by their ending, row by row or as columns."""
 
 import contextlib
 import lzma
@@ -21,7 +21,7 @@ from jpeft.words import clipped
 
 Columns = dict[str, list[Any]]
 
-# What an ending says of a file; it may be packed besides (`jpeft.rows.packed`).
+# Formats by ending; a further ending may say that the file is compressed (`jpeft.rows.packed`).
 KINDS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -30,13 +30,13 @@ KINDS = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
-# Where rows are kept in memory: bytes of their values, and rows times columns.
+# Limits of a file that is read into memory: bytes of its values, and rows times columns.
 MOST_BYTES = 2**30
 MOST_CELLS = 50_000_000
 
 
 def kind_of(path: Path) -> str | None:
-    """`jsonl`, `json`, `csv`, `tsv` or `parquet`, by the ending; None for another."""
+    """Returns the format of a file by its ending: `jsonl`, `json`, `csv`, `tsv` or `parquet`; None if unknown."""
     inner = path.name.lower()
     packed = next((ending for ending in PACKED if inner.endswith(ending)), "")
     kind = KINDS.get(Path(inner.removesuffix(packed)).suffix)
@@ -44,18 +44,18 @@ def kind_of(path: Path) -> str | None:
 
 
 def endings() -> str:
-    """The endings that are read, for messages."""
+    """Lists the supported endings, for messages."""
     return f"{', '.join(KINDS)} (all but .parquet also packed as {', '.join(PACKED)})"
 
 
 def require_file(path: Path, name: str) -> os.stat_result:
-    """Raises `UserError`, with the system's reason, if a file of rows cannot be read.
+    """Returns the status of a file of rows.
 
     Args:
-      name: what it is called in messages.
+      name: of the file in messages.
 
     Raises:
-      UserError: there is none, it is a directory or anything else than a file, or it cannot be reached.
+      UserError: the file does not exist, cannot be accessed, or is not a regular file.
     """
     try:
         status = path.stat()
@@ -65,24 +65,24 @@ def require_file(path: Path, name: str) -> os.stat_result:
         raise UserError(f"{clipped(name, 200)} cannot be read ({_reason(error)}).") from None
     if stat.S_ISDIR(status.st_mode):
         raise UserError(f"{name} is a directory; name a file.")
-    # What a shell puts in a file's place is open already; another pipe might keep its reader waiting forever.
+    # A shell's process substitution and standard input have a writer; any other pipe may block forever.
     if not stat.S_ISREG(status.st_mode) and path.parent != Path("/dev/fd") and path != Path("/dev/stdin"):
-        raise UserError(f"{name} is no regular file; copy what it holds into one.")
+        raise UserError(f"{name} is not a regular file; copy its contents into one.")
     return status
 
 
 def read_rows(
     path: Path, *, kind: str | None = None, name: str | None = None, report: Callable[[str], None] = lambda line: None
 ) -> Iterator[FileRow]:
-    """The rows of a file, one after the other, never all at once.
+    """Yields the rows of a file, which is never read into memory as a whole.
 
     Args:
-      kind: as `kind_of`, or `lines`; None is what the ending says.
-      name: what the file is called in messages; None for its path.
-      report: hears of rows that may not be what was meant.
+      kind: a format of `kind_of`, or `lines`; None is that of the file's ending.
+      name: of the file in messages; None for its path.
+      report: called with a line about rows that may be misread.
 
     Raises:
-      UserError: it cannot be read, or a row is malformed or too large; the message says which row, in one line.
+      UserError: the file cannot be read, or a row is malformed or too large; the one-line message names the row.
     """
     name = name or str(path)
     kind = kind or kind_of(path)
@@ -97,7 +97,7 @@ def read_rows(
 
 
 def read_beginning(path: Path, name: str) -> bytes:
-    """The first line of a file that is not blank; empty if there is none. Raises `UserError`: it cannot be read."""
+    """Returns the first line of a file that is not blank, or b"". Raises `UserError` if the file cannot be read."""
     with _explained(name), open_unpacked(path) as file:
         return (beginning(file) or [b""])[-1]
 
@@ -105,7 +105,7 @@ def read_beginning(path: Path, name: str) -> bytes:
 def rows_of(
     file: Readable, kind: str, name: str, *, report: Callable[[str], None] = lambda line: None
 ) -> Iterator[FileRow]:
-    """The rows of an open file that is text: `lines`, `jsonl`, `json`, `csv` or `tsv`. As `read_rows`."""
+    """Yields the rows of an open text file of the format `lines`, `jsonl`, `json`, `csv` or `tsv`; see `read_rows`."""
     if kind == "json":
         return json_rows(file, name)
     if kind == "lines":
@@ -116,13 +116,13 @@ def rows_of(
 
 
 def read_columns(path: Path, *, report: Callable[[str], None] = lambda line: None) -> Columns:
-    """A whole file by column; a value that a row does not have is None.
+    """Reads a whole file by column; a value that a row lacks is None.
 
     Args:
-      report: hears of rows that may not be what was meant.
+      report: called with a line about rows that may be misread.
 
     Raises:
-      UserError: as `read_rows`; or it holds more than `MOST_BYTES`, or `MOST_CELLS` values.
+      UserError: see `read_rows`; or the file exceeds `MOST_BYTES` or `MOST_CELLS`.
     """
     name = str(path)
     if kind_of(path) == "parquet":

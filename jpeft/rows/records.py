@@ -1,21 +1,21 @@
-"""A row of a file with columns as its parser found it: values, and the lines that they stood in."""
+"""Parsed rows of files with separated values, with their source lines, and reports about doubtful rows."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 from jpeft.words import counted
 
-LINES_JUDGED = 1000  # of a row that has more: so many are kept to be looked at
+LINES_JUDGED = 1000  # the most lines of a row that are kept for checks
 STRAY_RETURN = "has a carriage return outside of quotes; lines end in LF or CRLF"
 
 
 class Record(NamedTuple):
-    """Values of one row, and the lines that it is made of.
+    """The values of one row, with its lines.
 
     Attributes:
-      began, ended: numbers of its first and its last line, from 1.
-      size: bytes of the file since the record before.
-      lines: the first `LINES_JUDGED` of them, as they stand.
+      began, ended: numbers of its first and last line, from 1.
+      size: bytes of the file since the previous record.
+      lines: its first `LINES_JUDGED` lines, unparsed.
     """
 
     began: int
@@ -26,12 +26,12 @@ class Record(NamedTuple):
 
     @property
     def where(self) -> str:
-        """`line 3`, or `lines 3 to 5`."""
+        """The lines in words: `line 3`, or `lines 3 to 5`."""
         return f"line {self.began}" if self.began == self.ended else f"lines {self.began} to {self.ended}"
 
 
 class Doubts:
-    """Tells of the first row of each kind that may not be what was meant, at once, and at the end of the others."""
+    """Reports rows that may be misread: the first of each kind at once, and the number of the others at the end."""
 
     def __init__(self, name: str, report: Callable[[str], None]):
         self._name, self._report = name, report
@@ -39,11 +39,12 @@ class Doubts:
         self._last: dict[str, str] = {}
 
     def of(self, kind: str, where: str, line: str) -> None:
-        """Takes note of a row.
+        """Reports the row if it is the first of its kind, and counts it otherwise.
 
         Args:
-          kind: what its kind does, for a sentence whose subject is `row` or `rows`.
-          line: said of the first.
+          kind: a predicate for `row` or `rows`, for the sentence about the others.
+          where: the row in words.
+          line: the report about the first row.
         """
         if kind in self._others:
             self._others[kind] += 1
@@ -53,7 +54,7 @@ class Doubts:
             self._report(line)
 
     def end(self) -> None:
-        """Says how many more rows there were of each kind."""
+        """Reports the number of further rows of each kind."""
         for kind, others in self._others.items():
             if others:
                 self._report(f"{counted(others, 'more row')} of {self._name} {kind}, the last in {self._last[kind]}")

@@ -1,10 +1,10 @@
-"""Rows of CSV and its kin, under a header: what separates values, what a quote means, and what looks amiss.
+"""Reads CSV and similar files with a header: detects the separator and the style of quoting, and checks the rows.
 
-Between commas, semicolons and bars a quote is RFC 4180's: what it opens may hold separators and lines. So two quotes
-that stand in two rows by chance make one row of all between them, which cannot be told from a long value by its syntax
-alone, but by its lines: each of them splits into as many values as the header has.
+With commas, semicolons and bars, quotes follow RFC 4180: a quoted value may contain separators and line breaks. So two
+stray quotes in different rows turn all rows between them into one value. The syntax cannot tell it from a long value,
+but its lines can: each of them splits into as many values as the header.
 
-Between tabs it is another matter: `jpeft.rows.tabbed`.
+`jpeft.rows.tabbed` reads files with tabs, which have other rules.
 """
 
 import csv
@@ -21,8 +21,9 @@ from jpeft.rows.text import FileRow, Line, bare, column_names
 from jpeft.words import counted
 
 _SEPARATORS = ",;\t|"
-_LINES_LOOKED_AT, _BYTES_LOOKED_AT = 50, 2**20  # for the separator
-# So many lines that each look like a row are rows. Where a space follows every separator, prose looks like that, too.
+_LINES_LOOKED_AT, _BYTES_LOOKED_AT = 50, 2**20  # the sample for detecting the style
+# The number of lines, each like a row, from which a quoted value is refused as swallowed rows. It is larger if a space
+# follows every separator, since prose looks like that, too.
 _SURELY_ROWS, _SURELY_SPACED_ROWS = 4, 12
 
 
@@ -31,8 +32,8 @@ class _Style(NamedTuple):
 
     Attributes:
       separator: one character.
-      quoted: whether spaces behind it are no part of values, so that a quote behind them opens one.
-      spaced: whether most values begin with a space, or would.
+      quoted: whether spaces after a separator are skipped, so that a quote after them opens a value.
+      spaced: whether a space follows most separators.
     """
 
     separator: str
@@ -43,15 +44,15 @@ class _Style(NamedTuple):
 def csv_rows(
     of: Iterator[Line], name: str, *, tabs: bool = False, report: Callable[[str], None] = lambda line: None
 ) -> Iterator[FileRow]:
-    """Rows under a header; the separator is found: comma, semicolon, tab or bar. White space around names goes.
+    """Yields the rows below a header, with the separator detected: comma, semicolon, tab or bar.
 
     Args:
-      tabs: whether the file's ending says that tabs separate.
-      report: hears of the first row that may not be what was meant, and at the end how many more there were.
+      tabs: whether the file's ending says that tabs are the separator.
+      report: called with a line about the first row that may be misread, and at the end about the number of others.
 
     Raises:
-      UserError: two columns of one name, a column without, a row of more or fewer values, a misplaced quote, a header
-        that comes again, quotes that make one row of many.
+      UserError: column names are missing or equal, a row has another number of values than the header, a quote is
+        misplaced, the header is repeated, or a quoted value seems to contain rows.
     """
     csv.field_size_limit(max(csv.field_size_limit(), text.MOST_ROW_BYTES))
     looked_at: list[Line] = []
@@ -60,7 +61,7 @@ def csv_rows(
         if line is None:
             break
         looked_at.append(line)
-    # A line that Excel writes and reads; other programs put it in quotes.
+    # Excel's line that names the separator; other programs quote it.
     given = re.fullmatch(r'("?)sep=([^"\r\n])\1\r?\n?', looked_at[0].text) if looked_at else None
     if given:
         del looked_at[0]
@@ -89,11 +90,11 @@ def csv_rows(
     doubts.end()
 
 
-# What separates
+# --- The separator and the style of quoting ---
 
 
 def _separator(sample: list[str], *, tabs: bool) -> str:
-    """The one that gives the header several names and the most rows as many values; a comma where none does."""
+    """Detects the separator with which the header has several names and most rows as many values; else a comma."""
     order = "\t" + _SEPARATORS.replace("\t", "") if tabs else _SEPARATORS
 
     def fit(separator: str) -> tuple[bool, float, int]:
@@ -109,20 +110,24 @@ def _separator(sample: list[str], *, tabs: bool) -> str:
 
 
 def _style(separator: str, sample: list[str]) -> _Style:
-    """What spaces behind separators are, as the first rows have them: one of them may be the first to have a quote."""
+    """Detects the meaning of spaces after the separator from a sample of the file."""
     if separator in "\t ":
         return _Style(separator)
     plain, _ = _tried(sample, separator, quoted=False)
     read, sound = _tried(sample, separator, quoted=True)
     fitting = lambda rows: sum(len(row) == len(rows[0]) for row in rows)
-    # `"a, b", "c, d"` is two values, and ` "great" he said` is a text. What reads them as values loses no rows by it.
+    # `"a, b", "c, d"` is two quoted values, but ` "great" he said` is plain text: skip the spaces only if more quoted
+    # values and no fewer well-formed rows result.
     quoted = sound and _late_quotes(plain) > _late_quotes(read) and fitting(read) >= fitting(plain)
     behind = [value for row in plain[1:] for value in row[1:]]
     return _Style(separator, quoted, quoted or 2 * sum(value.startswith(" ") for value in behind) > len(behind))
 
 
 def _tried(lines: Iterable[str], separator: str, *, quoted: bool) -> tuple[list[list[str]], bool]:
-    """The rows up to what is malformed, and whether nothing is; lines may be cut off within a quote."""
+    """Parses lines up to the first malformed row; returns the rows, and whether all are well-formed.
+
+    An unclosed quote at the end is well-formed, since the sample may end inside a value.
+    """
     rows, reader = [], csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=quoted)
     try:
         for row in reader:
@@ -134,15 +139,15 @@ def _tried(lines: Iterable[str], separator: str, *, quoted: bool) -> tuple[list[
 
 
 def _late_quotes(rows: Iterable[Sequence[str]]) -> int:
-    """How many values begin with spaces and a quote."""
+    """Counts the values that begin with a space and have a quote after the spaces."""
     return sum(value.startswith(" ") and value.lstrip(" ").startswith('"') for row in rows for value in row)
 
 
-# Rows between commas, semicolons and bars
+# --- Rows separated by commas, semicolons and bars ---
 
 
 class _Feed:
-    """Lines for `csv.reader`, counted and bounded by record."""
+    """Feeds lines to `csv.reader`, and tracks and limits the lines of the current record."""
 
     def __init__(self, of: Iterator[Line], name: str):
         self._of, self._name = of, name
@@ -171,7 +176,7 @@ class _Feed:
 
 
 def _records(of: Iterator[Line], style: _Style, name: str) -> Iterator[Record]:
-    """Each record that has any values."""
+    """Yields the records that are not blank."""
     feed = _Feed(of, name)
     records = csv.reader(feed, delimiter=style.separator, strict=True, skipinitialspace=style.quoted)
     blank = 0
@@ -205,11 +210,11 @@ def _csv_reason(reason: str, separator: str) -> str:
     return f"is no CSV ({reason})"
 
 
-# What looks amiss
+# --- Checks of suspicious rows ---
 
 
 def _refuse_header_again(record: Record, header: Sequence[str], name: str, doubts: Doubts) -> None:
-    """Refuses a row that holds the names of the columns, as files that stand one behind the other have it."""
+    """Refuses a row with the names of the columns, as in concatenated files; with one column it only reports it."""
     if (first := record.values[0].lstrip("\ufeff").strip()) not in header:
         return
     if sorted([first, *(value.strip() for value in record.values[1:])]) != sorted(header):
@@ -225,7 +230,7 @@ def _refuse_header_again(record: Record, header: Sequence[str], name: str, doubt
 
 
 def _refuse_late_quote(record: Record, style: _Style, name: str) -> None:
-    """Refuses a value in quotes behind a space where the first rows had none, and spaces are parts of values."""
+    """Refuses a quoted value after a space if the sample had none, so that spaces were taken as parts of values."""
     if style.quoted or style.separator == " " or not _late_quotes([record.values]):
         return
     read, sound = _tried(record.lines, style.separator, quoted=True)
@@ -237,7 +242,7 @@ def _refuse_late_quote(record: Record, style: _Style, name: str) -> None:
 
 
 def _refuse_swallowed_rows(record: Record, style: _Style, columns: int, name: str, doubts: Doubts) -> None:
-    """Refuses a row of several lines that are rows by themselves; tells of one whose lines may be."""
+    """Refuses a row whose lines are clearly rows by themselves, and reports one whose lines may be."""
     if columns == 1:
         doubts.of("are of several lines", record.where, f"{record.where} of {name} are one row, in quotes")
         return
@@ -258,15 +263,15 @@ def _refuse_swallowed_rows(record: Record, style: _Style, columns: int, name: st
 
 
 def _all_are_rows(lines: Sequence[str], style: _Style, columns: int) -> bool:
-    """Whether each line splits into as many values as there are columns, and nearly all look as if it were meant."""
-    if any('"' in line.replace('""', "") for line in lines[1:-1]):  # several values in quotes
+    """Whether each line splits into as many values as there are columns, and most of them do not look like prose."""
+    if any('"' in line.replace('""', "") for line in lines[1:-1]):  # the row has several quoted values
         return False
     meant = 0
     for line in lines:
         values = bare(line).split(style.separator)
         if len(values) != columns:
             return False
-        # Prose has a space behind its commas, and its lines may end in one.
+        # Prose has a space after its commas, and its lines may end with a comma.
         behind = style.spaced or not any(value.startswith(" ") for value in values[1:])
         meant += behind and (columns > 2 or all(value.strip() for value in values))
     return 4 * meant >= 3 * len(lines)
@@ -284,7 +289,7 @@ def _advice(record: Record, style: _Style) -> str:
 def _header(values: list[str], name: str) -> list[str]:
     names = [value.strip() for value in values]
     if not names[0] and len(names) > 1:
-        names[0] = "Unnamed: 0"  # the index that pandas writes without a name, by the name that pandas reads it under
+        names[0] = "Unnamed: 0"  # pandas writes its index without a name, and reads it back under this one
     for number, column in enumerate(names, start=1):
         if not column:
             raise UserError(

@@ -1,7 +1,7 @@
-"""Rows between tabs.
+"""Reads rows separated by tabs.
 
-Most files with tabs are written without quoting. There a quote is plain text, unless it stands around a whole value,
-as spreadsheets and pandas write one that holds a tab, a quote or lines; one that has both tabs and lines is not read.
+Most files with tabs do not use quoting. Here a quote is plain text unless it encloses a whole value: spreadsheets and
+pandas quote values that contain a tab, a quote or line breaks. A value with both tabs and line breaks is not supported.
 """
 
 import re
@@ -12,16 +12,16 @@ from jpeft.rows import text
 from jpeft.rows.records import LINES_JUDGED, STRAY_RETURN, Doubts, Record
 from jpeft.rows.text import Line, bare
 
-MOST_LINES_IN_QUOTES = 10_000  # of a file with tabs; they are held until the quote is closed, or is none
-_WHOLE = re.compile(r' *"([^"]*(?:""[^"]*)*)" *(?=\t|\Z)')  # a value in quotes,
+MOST_LINES_IN_QUOTES = 10_000  # of one value; they are buffered until the quote is closed or turns out to be plain text
+_WHOLE = re.compile(r' *"([^"]*(?:""[^"]*)*)" *(?=\t|\Z)')  # a quoted value
 _WHOLE_WITHOUT_TABS = re.compile(r' *"([^"\t]*(?:""[^"\t]*)*)" *(?=\t|\Z)')
-_OPEN = re.compile(r' *"[^"\t]*(?:""[^"\t]*)*\Z')  # and what may be one if it is closed in a line further down
-_GOES_ON = re.compile(r'[^"\t]*(?:""[^"\t]*)*\Z')
-_CLOSES = re.compile(r'[^"\t]*(?:""[^"\t]*)*" *(?=\t|\Z)')
+_OPEN = re.compile(r' *"[^"\t]*(?:""[^"\t]*)*\Z')  # the first line of a quoted value of several lines,
+_GOES_ON = re.compile(r'[^"\t]*(?:""[^"\t]*)*\Z')  # a line inside it,
+_CLOSES = re.compile(r'[^"\t]*(?:""[^"\t]*)*" *(?=\t|\Z)')  # and the beginning of its last line
 
 
 class _Lines:
-    """Lines of which some may be given back."""
+    """An iterator over lines with push-back."""
 
     def __init__(self, of: Iterator[Line]):
         self._of = of
@@ -35,7 +35,7 @@ class _Lines:
 
 
 def rows_between_tabs(of: Iterator[Line], name: str, doubts: Doubts) -> Iterator[Record]:
-    """Each line that is not blank, with those below it that belong to a value in quotes."""
+    """Yields a record for each line that is not blank, joined with further lines if its last value is quoted."""
     lines = _Lines(of)
     columns = blank = 0
     while (line := lines.next()) is not None:
@@ -48,7 +48,7 @@ def rows_between_tabs(of: Iterator[Line], name: str, doubts: Doubts) -> Iterator
             record, below = _with_lines_below(line, lines)
         values = _values(record, _WHOLE)
         if columns and len(values) != columns:
-            flat = _values(alone, _WHOLE_WITHOUT_TABS)  # a quote that spans values is none
+            flat = _values(alone, _WHOLE_WITHOUT_TABS)  # try the line with quotes that span tabs as plain text
             if len(flat) == columns:
                 lines.give_back(below)
                 values, below = flat, []
@@ -74,7 +74,7 @@ def rows_between_tabs(of: Iterator[Line], name: str, doubts: Doubts) -> Iterator
 
 
 def _values(record: str, whole: re.Pattern[str]) -> list[tuple[str, bool]]:
-    """The values between tabs, and whether each is what stands there; else it is what stands there in quotes."""
+    """Splits a record at tabs. Returns each value, and whether it is plain text rather than unquoted by `whole`."""
     values, at = [], 0
     while True:
         found = whole.match(record, at)
@@ -95,15 +95,15 @@ def _is_unclosed(value: str) -> bool:
 
 
 def _ends_open(record: str) -> bool:
-    """Whether the last value begins with a quote that a line further down may close."""
+    """Whether the last value begins with a quote that a later line may close."""
     last, as_is = _values(record, _WHOLE)[-1]
     return as_is and _OPEN.match(last) is not None
 
 
 def _with_lines_below(line: Line, lines: _Lines) -> tuple[str, list[Line]]:
-    """A line, with those below it up to the end of the quotes in which its last value begins.
+    """Joins a line with the following ones while its last value is an open quoted value; returns also these lines.
 
-    Where a line has a tab before the quote is closed, the quote is plain text, and lines are as they stand.
+    If a tab comes before the closing quote, the quote is plain text, and the lines are given back.
     """
     record, below = line.text, []
     while _ends_open(bare(record)):

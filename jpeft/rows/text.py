@@ -1,4 +1,4 @@
-"""Rows of the formats that are text, one after the other: plain lines, JSON lines, JSON."""
+"""Reads rows of plain lines, JSON lines and JSON, one at a time."""
 
 import codecs
 import itertools
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from jpeft.errors import UserError
 from jpeft.files import JsonParser, json_kind
 
-MOST_ROW_BYTES = 16 * 2**20  # one row; a book has one or two million
+MOST_ROW_BYTES = 16 * 2**20  # for comparison, a book has one or two million
 MOST_COLUMNS = 10_000
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _JSON = JsonParser(missing=True, unique=True)
@@ -19,7 +19,7 @@ _JSON = JsonParser(missing=True, unique=True)
 
 @runtime_checkable
 class Readable(Protocol):
-    """An open file of bytes, of whatever class."""
+    """An open binary file."""
 
     def read(self, size: int = -1, /) -> bytes: ...
 
@@ -31,8 +31,8 @@ class FileRow(NamedTuple):
 
     Attributes:
       where: `line 3` or `row 3`, for messages.
-      fields: by column, typed as the file has them; missing values (null, NaN, infinities) are None.
-      size: bytes of the file since the row before.
+      fields: values by column, with the file's types; missing values (null, NaN, infinities) are None.
+      size: bytes of the file since the previous row.
     """
 
     where: str
@@ -41,7 +41,13 @@ class FileRow(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One line of a file; `text` has its ending."""
+    """One line of a file.
+
+    Attributes:
+      number: from 1.
+      text: with the line ending.
+      size: in bytes.
+    """
 
     number: int
     text: str
@@ -49,12 +55,12 @@ class Line(NamedTuple):
 
 
 def bare(line: str) -> str:
-    """A line without its ending."""
+    """Returns a line without its line ending."""
     return line.removesuffix("\n").removesuffix("\r")
 
 
 def beginning(file: Readable) -> list[bytes]:
-    """The lines of a file up to the first that is not blank, and with it; of blank ones as much as a row may have."""
+    """Reads lines up to and including the first that is not blank, at most `MOST_ROW_BYTES` of blank ones."""
     read: list[bytes] = []
     size = 0
     while size <= MOST_ROW_BYTES and (line := file.readline(MOST_ROW_BYTES + 1)):
@@ -66,26 +72,26 @@ def beginning(file: Readable) -> list[bytes]:
 
 
 def lines(file: Readable, name: str) -> Iterator[Line]:
-    """Lines that end in LF or CRLF; a byte order mark before the first is left out.
+    """Yields lines that end in LF or CRLF, without a leading byte order mark.
 
     Raises:
-      UserError: a line is no UTF-8, holds NUL bytes, or is longer than `MOST_ROW_BYTES`.
+      UserError: a line is not UTF-8, contains NUL bytes, or is longer than `MOST_ROW_BYTES`.
     """
     number = 0
     while line := file.readline(MOST_ROW_BYTES + 1):
         number += 1
         where = f"line {number} of {name}"
         if len(line) > MOST_ROW_BYTES:
-            raise UserError(f"{where} has more than {MOST_ROW_BYTES:,} bytes; a row may have so many at most.")
+            raise UserError(f"{where} has more than {MOST_ROW_BYTES:,} bytes, the most that a row may have.")
         yield Line(number, _decoded(line, where, first=number == 1), len(line))
 
 
 def _refuse_other_encodings(data: bytes, where: str, *, first: bool) -> None:
-    """Raises `UserError` for what cannot be UTF-8; `first`: whether a file begins with it."""
+    """Raises `UserError` for UTF-16 and binary data. `first` says whether the file begins with it."""
     if first and data.startswith(_UTF_16):
         raise UserError(f"{where} begins as UTF-16 does; save the file as UTF-8.")
     if b"\0" in data:
-        raise UserError(f"{where} holds NUL bytes: it is no text in UTF-8 (UTF-16, or no text at all).")
+        raise UserError(f"{where} holds NUL bytes: it is not UTF-8 text but UTF-16, or no text; save it as UTF-8.")
 
 
 def _decoded(data: bytes, where: str, *, first: bool) -> str:
@@ -99,13 +105,13 @@ def _decoded(data: bytes, where: str, *, first: bool) -> str:
 
 
 def plain_rows(of: Iterable[Line]) -> Iterator[FileRow]:
-    """Each line as `input`, blank ones too."""
+    """Yields each line, also a blank one, as the column `input`."""
     for line in of:
         yield FileRow(f"line {line.number}", {"input": bare(line.text)}, line.size)
 
 
 def json_line_rows(of: Iterable[Line], name: str) -> Iterator[FileRow]:
-    """An object a line; blank lines are no rows. Raises `UserError`: a line is anything else."""
+    """Yields the object in each line that is not blank. Raises `UserError` if a line is not a JSON object."""
     return _no_lone_table(_json_line_rows(of, name), name)
 
 
@@ -127,50 +133,52 @@ def _json_line_rows(of: Iterable[Line], name: str) -> Iterator[FileRow]:
 
 
 def json_rows(file: Readable, name: str) -> Iterator[FileRow]:
-    """A list of objects; or objects one after the other, on a line each or spread over several. Read piece by piece.
+    """Yields the objects in a JSON list, or objects that follow each other, over one or several lines each.
+
+    The file is read in pieces, never as a whole.
 
     Raises:
-      UserError: anything else.
+      UserError: the file contains anything else.
     """
     return _no_lone_table(_json_rows(_JsonText(file, name), name), name)
 
 
 class _JsonText:
-    """A text of which no more is in memory than the value that is read."""
+    """An incremental reader of JSON that keeps only the current value in memory."""
 
     def __init__(self, file: Readable, name: str):
         self._file, self._name = file, name
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._text, self._at, self._lines = "", 0, 1
         self._begun = self._ended = False
-        self.size = 0  # bytes before what comes next
+        self.size = 0  # bytes consumed so far
 
     def next(self) -> str:
-        """The next character that is no space; empty at the end."""
+        """Skips white space and returns the next character, without consuming it; empty at the end."""
         while True:
             found = _SPACE.match(self._text, self._at)
-            assert found is not None, "it matches nothing, too"
+            assert found is not None, "the pattern matches the empty text"
             self._go_to(found.end())
             if self._at < len(self._text) or not self._more(_PIECE):
                 return self._text[self._at : self._at + 1]
 
     def skip(self) -> None:
-        """Skips one character of the JSON text, which has been looked at."""
+        """Consumes one character, which `next` has returned."""
         self._go_to(self._at + 1)
 
     @property
     def line(self) -> int:
-        """The number of the line of what comes next."""
+        """Number of the line of the next character."""
         return self._lines + self._text.count("\n", 0, self._at)
 
     def value(self, where: str) -> Any:
-        """The value that comes next. Raises `UserError`: it is malformed, or too long for a row."""
+        """Consumes and returns the next value. Raises `UserError` if it is malformed or too long for a row."""
         piece = _PIECE
         while True:
             try:
                 value, end = _JSON.parse_at(self._text, self._at, where)
             except UserError as error:
-                # It may only be cut off here. What is malformed stays so, and is told apart by a row's length at most.
+                # The value may merely be incomplete: read on, at most to the maximum length of a row.
                 if len(self._text) - self._at > MOST_ROW_BYTES:
                     reason = str(error).removesuffix(".")
                     raise UserError(f"{reason}; a row may have {MOST_ROW_BYTES:,} characters at most.") from None
@@ -179,7 +187,7 @@ class _JsonText:
                 piece *= 2
                 continue
             if end - self._at > MOST_ROW_BYTES:
-                raise UserError(f"{where} has more than {MOST_ROW_BYTES:,} characters; a row may have so many at most.")
+                raise UserError(f"{where} has more than {MOST_ROW_BYTES:,} characters, the most that a row may have.")
             self._go_to(end)
             return value
 
@@ -189,7 +197,7 @@ class _JsonText:
         self._at = at
 
     def _more(self, size: int) -> bool:
-        """Reads on; whether there was more. What lies behind is forgotten."""
+        """Reads another piece and discards the consumed text. Returns False at the end of the file."""
         if self._ended:
             return False
         data = self._file.read(size)
@@ -255,7 +263,7 @@ def _fields(value: Any, where: str) -> dict[str, Any]:
 
 
 def _no_lone_table(rows: Iterator[FileRow], name: str) -> Iterator[FileRow]:
-    """The rows, unless there is a single one and it is a whole table: `{"input": {"0": ...}}`, `{"data": [...]}`."""
+    """Passes rows on, but refuses a single row that is a whole table: `{"input": {"0": ...}}` or `{"data": [...]}`."""
     first = next(rows, None)
     if first is None:
         return
@@ -276,10 +284,10 @@ def _no_lone_table(rows: Iterator[FileRow], name: str) -> Iterator[FileRow]:
 
 
 def column_names(given: list[str], name: str) -> list[str]:
-    """Names of a file's columns without white space around them.
+    """Strips the names of a file's columns.
 
     Raises:
-      UserError: there are more than `MOST_COLUMNS`, or two are the same.
+      UserError: there are more than `MOST_COLUMNS`, or two names are equal.
     """
     if len(given) > MOST_COLUMNS:
         raise UserError(f"{name} has {len(given):,} columns; expected {MOST_COLUMNS:,} at most.")
@@ -291,7 +299,7 @@ def column_names(given: list[str], name: str) -> list[str]:
 
 
 def is_object(line: bytes) -> bool:
-    """Whether a line is a JSON object, which tells JSON lines from plain ones."""
+    """Whether a line is a JSON object, to distinguish JSON lines from plain text."""
     try:
         return isinstance(json.loads(line.decode("utf-8-sig")), dict)
     except (ValueError, RecursionError):

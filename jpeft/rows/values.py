@@ -1,4 +1,4 @@
-"""What a value of a row must be to be read by a model: text, or what has one plain way of being written as text."""
+"""Conversion of a row's values to text, for values with one obvious text form, and comparison of texts."""
 
 import base64
 import dataclasses
@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?")
 
 @dataclasses.dataclass(frozen=True)
 class NoMoment:
-    """A day or a time of a year that no calendar has, by its count, which is no text that anybody meant."""
+    """A date or time beyond any calendar, as its count of units since the epoch. It has no sensible text form."""
 
     count: str
 
@@ -39,7 +39,7 @@ class Unreadable:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether there is no value: null; or NaN or an infinity, by which pandas and NumPy say so."""
+    """Whether a value is missing: null, NaN or an infinity."""
     if value is None:
         return True
     if isinstance(value, decimal.Decimal):
@@ -50,13 +50,13 @@ def is_missing(value: Any) -> bool:
 
 
 def as_text(value: Any) -> str:
-    """The text that a model reads for a value that is not missing.
+    """Converts a value that is not missing to the text that a model reads.
 
-    Text stays as it is, bytes are read as UTF-8; numbers, true and false, dates and times as Python writes them.
+    Bytes are decoded as UTF-8; numbers, booleans, dates and times are written as Python does.
 
     Raises:
-      ValueError: a list, an object, a moment past any calendar, bytes or text that are no text. The message says what
-        the value is and what to do, for a sentence that begins with row and column.
+      ValueError: the value is a list, an object or a date beyond any calendar, or is not valid UTF-8. The message says
+        what it is and what to do, for a sentence that begins with its row and column.
     """
     if isinstance(value, bytes):
         try:
@@ -68,7 +68,7 @@ def as_text(value: Any) -> str:
             try:
                 value.encode()
             except UnicodeEncodeError:
-                raise ValueError("holds half of a surrogate pair, which is no text; remove it") from None
+                raise ValueError("holds half of a surrogate pair, which is not valid text; remove it") from None
         return value
     if isinstance(value, decimal.Decimal):
         return format(value, "f")  # not 0E-18
@@ -81,31 +81,31 @@ def as_text(value: Any) -> str:
     if isinstance(value, Unreadable):
         raise ValueError(f"cannot be read ({value.reason}); mend or remove the column")
     if isinstance(value, NoMoment):
-        raise ValueError(f"holds a moment past any calendar, {clipped(value.count, _SHOWN)}; mend or remove it")
+        raise ValueError(f"holds a date or time beyond any calendar, {clipped(value.count, _SHOWN)}; fix or remove it")
     if isinstance(value, dict):
         raise ValueError(f"holds an object, {_shown(value)}; give its parts columns of their own")
     raise ValueError(f"holds a value of the type {type(value).__name__}; write text there")
 
 
-_UNSEEN = ("Cf", "Cc")  # categories of characters that a reader does not see: joiners, marks of direction, controls
+_INVISIBLE = ("Cf", "Cc")  # Unicode categories of format characters (joiners, direction marks) and controls
 
 
 def can_be_seen(text: str) -> bool:
-    """Whether a reader sees anything of a text: white space, joiners and controls leave no mark."""
-    return any(not each.isspace() and unicodedata.category(each) not in _UNSEEN for each in text)
+    """Whether a text has a visible character: neither white space nor a format or control character."""
+    return any(not each.isspace() and unicodedata.category(each) not in _INVISIBLE for each in text)
 
 
 def alike(text: str) -> str:
-    """A key that is equal for texts that a reader takes for the same.
+    """Returns a key that is equal for texts that look the same.
 
-    Case, white space, what cannot be seen and the way in which a letter or a number (1, 1.0) is written are left aside.
+    It ignores case, white space, invisible characters, Unicode variants of letters, and the format of numbers (1, 1.0).
     """
     composed = unicodedata.normalize("NFKC", text)
-    visible = "".join(each for each in composed if each.isspace() or unicodedata.category(each) not in _UNSEEN)
+    visible = "".join(each for each in composed if each.isspace() or unicodedata.category(each) not in _INVISIBLE)
     folded = " ".join(visible.casefold().split())
     if not _NUMBER.fullmatch(folded):
         return folded
-    try:  # every digit counts: of 2**53 and 2**53 + 1 a float makes one
+    try:  # exactly: as floats 2**53 and 2**53 + 1 would be equal
         number = decimal.Decimal(folded).normalize(decimal.Context(prec=max(28, len(folded))))
     except decimal.DecimalException:
         return folded
@@ -113,7 +113,7 @@ def alike(text: str) -> str:
 
 
 def as_json(value: Any) -> Any:
-    """A value of whatever kind as JSON has it: null where it is missing, text for what JSON lacks, base64 for bytes."""
+    """Converts any value to JSON types: missing values to null, bytes to text or base64, other types to text."""
     if isinstance(value, dict):
         return {str(key): as_json(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -135,7 +135,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    # Of a list of a million texts only the beginning is written out.
+    # Format only the beginning, since a list may have a million values.
     part = value[:3] if isinstance(value, list | tuple) else dict(list(value.items())[:3])
     text = ascii(part) if len(part) == len(value) else f"{ascii(part)[:-1]}, ...{ascii(part)[-1]}"
     return clipped(text, _SHOWN)

@@ -29,6 +29,7 @@ from jpeft.data.task_file import QUANTIZED, TaskOfRun
 from jpeft.errors import Paused, RunFailed, UserError
 from jpeft.eval.answering import Answers, ScoredAnswers, answer_split
 from jpeft.eval.evaluators import AnswersEvaluator, Evaluator, LossEvaluator
+from jpeft.eval.generate import Batching
 from jpeft.eval.labels import PackedLabels, answer_in_use
 from jpeft.eval.look_back import few_test_rows
 from jpeft.eval.loss import mean_loss
@@ -303,13 +304,13 @@ class _Execution:
 
     def _prepare_data(self) -> tuple[Hashable, Data]:
         """The splits, and all that they were made from."""
-        run, data, choices = self.run, self.run.data, self.run.data_choices()
+        run, data, request = self.run, self.run.data, self.run.data_request()
         key = (
             (run.model.name, self.setup.tokenizer.fingerprint),
             *(data.task, data.input, data.target, data.template, signature(data.path, data.mix), run.eval.metrics),
-            *choices.items(),
+            request,
         )
-        make = lambda: prepare(run.build_task(), self.setup.tokenizer, **choices, report=self.display.say)
+        make = lambda: prepare(run.build_task(), self.setup.tokenizer, request, report=self.display.say)
         return key, self.session.data.get(key, make)
 
     def _labels(self) -> PackedLabels | None:
@@ -509,19 +510,19 @@ class _Execution:
                 tokens,
                 self.setup.tokenizer,
                 labels,
+                dataclasses.replace(self._batching(programs), on_batch=on_rows),
                 classes=self.data.task.answers,
-                **self._batching(programs),
-                on_batch=on_rows,
             )
 
-    def _batching(self, programs: AnsweringPrograms) -> dict[str, Any]:
-        """The arguments of `jpeft.eval.generate.by_row` that say how rows are batched when answers are generated."""
-        return {
-            "shapes": self.data.shapes,
-            "batch_size": self.run.rows()[1],
-            "part": programs.layout.rows_here(self.run.rows()[1]),
-            "pad_token_id": self.setup.model.config.pad_token_id,
-        }
+    def _batching(self, programs: AnsweringPrograms) -> Batching:
+        """How the rows of a split are batched to be answered."""
+        batch_size = self.run.rows()[1]
+        return Batching(
+            shapes=self.data.shapes,
+            batch_size=batch_size,
+            part=programs.layout.rows_here(batch_size),
+            pad_token_id=self.setup.model.config.pad_token_id,
+        )
 
     def _scored(self, name: str, file: str, given: Answers) -> ScoredAnswers:
         examples = self.data.examples["test"]

@@ -26,5 +26,5 @@ def test_labels_stand_between_commas(given, labels):
 
 @pytest.mark.parametrize("given", ['"A', '"A" b,c', 'A,"B', '"A"=2', '"""', 'A,"B" "C"'])
 def test_a_quote_amiss_is_refused(given):
-    with pytest.raises(UserError, match="k .* has a quote amiss; write labels as A,B and one with a comma as"):
+    with pytest.raises(UserError, match="k .* has a misplaced quote; write labels as A,B and one with a comma as"):
         labels_between_commas(given, "k")

@@ -8,7 +8,7 @@ import pytest
 
 from jpeft.data.batches import train_order
 from jpeft.data.mixture import Mix, names_of, paths_of, rates_of
-from jpeft.data.prepare import choose_task, prepare
+from jpeft.data.prepare import DataRequest, choose_task, prepare
 from jpeft.data.sources import require_path
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
@@ -125,9 +125,8 @@ def prepared(tmp_path, tiny_tokenizer):
         }
         caps: dict[str, Any] = {"max_train": None, "max_validation": None, "max_test": None}
         sizes: dict[str, Any] = {"batch_size": 4, "accumulation_steps": 1, "eval_batch_size": 4}
-        return prepare(
-            choose_task("custom", kind=choices["kind"]), tokenizer, **choices, **caps, **sizes, report=said.append
-        ), said
+        request = DataRequest(**choices, **caps, **sizes)
+        return prepare(choose_task("custom", kind=request.kind), tokenizer, request, report=said.append), said
 
     return of
 

@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 
 from jpeft.data.batches import fitting_shape, train_order
-from jpeft.data.prepare import choose_task, prepare
+from jpeft.data.prepare import DataRequest, choose_task, prepare
 from jpeft.errors import UserError
 from jpeft.eval.answering import as_labels
 from jpeft.model.source import PACKAGED
@@ -23,17 +23,20 @@ def prepared(tiny_tokenizer):
 
     def call(task, path, *, kind=None, train=None, keys=None, tokenizer=None, **options):
         lines = []
-        data = prepare(
-            choose_task(task, kind=kind, **(keys or {})),
-            tokenizer or Tokenizer.load(tiny_tokenizer, vocab_size=320),
+        request = DataRequest(
             source="auto",
             path=str(path),
             kind=kind,
             max_train=train,
             max_validation=2500,
             max_test=2500,
-            report=lines.append,
             **{"split_seed": 0, "batch_size": 4, "accumulation_steps": 2, "eval_batch_size": 8, **options},
+        )
+        data = prepare(
+            choose_task(task, kind=kind, **(keys or {})),
+            tokenizer or Tokenizer.load(tiny_tokenizer, vocab_size=320),
+            request,
+            report=lines.append,
         )
         return data, lines
 
@@ -261,7 +264,7 @@ def test_characters_that_a_vocabulary_leaves_out_without_a_token_are_counted_too
             "'😀' and '😡' are the same tokens to this model, whose vocabulary does not have '😡'; rename one",
         ),
         (("very bad", "very  bad", "ok"), "'very  bad' and 'very bad' are the same tokens to this model; rename one"),
-        (("😀", "ok"), "the label '😀' is nothing to this model, whose vocabulary does not have '😀'; rename it"),
+        (("😀", "ok"), "the label '😀' is empty to this model, whose vocabulary does not have '😀'; rename it"),
         (("ab" * 9 + "c", "ab" * 9 + "d"), "are the same in their first 8 tokens; set data.max_target_length to 21 or"),
     ],
 )
@@ -438,7 +441,7 @@ def test_rows_without_text_and_prompts_that_show_the_answer_are_said(prepared, t
     path = write(tmp_path / "mine.jsonl", [(" " if i == 3 else f"goal {i}", "ab"[i % 2]) for i in range(40)])
     _, lines = prepared("custom", path, keys={"template": "Q: { input } ({target})"})
     assert "inputs without text: 1 of 32 train (as train/3)" not in lines  # here the answer is text
-    assert "the prompt shows the column of the answers, 'target': what is measured is no ability" in lines
+    assert "the prompt shows the column of the answers, 'target': the metric will mean nothing" in lines
     _, lines = prepared("custom", path, keys={"template": "Q: { input }"})
     assert any(re.fullmatch(r"inputs without text: 1 of \d+ \w+ \(as train/3\)", line) for line in lines)
     path = write(tmp_path / "mine.jsonl", [("\u200b" if i == 3 else f"goal {i}", "ab"[i % 2]) for i in range(40)])

@@ -485,7 +485,7 @@ def test_tensorflow_datasets_gives_the_same_columns_as_the_hub(tfds, task, split
 
 
 def test_the_cleaned_e2e_has_a_name_of_its_own(tfds):
-    with pytest.raises(UserError, match="another data set than the paper's: name it, --config.data.task=e2e_cleaned"):
+    with pytest.raises(UserError, match="another dataset than the paper's: name it, --config.data.task=e2e_cleaned"):
         load_rows(TASKS["e2e"], "tfds", None)
     assert TASKS["e2e_cleaned"].same_input == TASKS["e2e"].same_input
     with pytest.raises(UserError, match="'e2e_cleaned' has no place on the hub"):

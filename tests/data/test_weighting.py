@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jpeft.data.weighting import class_weights, column_weights, scaled, told_of_weights
+from jpeft.data.weighting import class_weights, column_weights, describe_weights, scaled
 from jpeft.errors import UserError
 
 LABELS = ("no", "yes", "a=b")
@@ -43,8 +43,8 @@ def test_a_weight_that_names_no_label_is_told_the_labels_as_they_are_written(tex
         ("yes=1,yes=2", "two weights for 'yes'"),
         ("", "expected balanced, or label=weight"),
         ("yes=1,", "expected balanced, or label=weight"),
-        ('"yes=1', 'k .* has a quote amiss; .* one with a comma as "A, B"'),
-        ('"yes"no=1', "has a quote amiss"),
+        ('"yes=1', 'k .* has a misplaced quote; .* one with a comma as "A, B"'),
+        ('"yes"no=1', "has a misplaced quote"),
         ('"yes"', "expected balanced, or label=weight"),
     ],
 )
@@ -70,8 +70,8 @@ def test_the_least_weight_above_nothing_is_one():
     for least in (1e-40, 1e-300):
         with pytest.raises(UserError, match=f"weigh from {least:.3g} to 1 .*expected a ratio below 1e.30"):
             scaled(np.array([least, 1]))
-    assert "as 1 equal rows" in told_of_weights(None, "w", scaled(np.array([1e-25, 1])))[-1]
-    lines = told_of_weights({"no": 1.0, "yes": 3.0}, "w", np.array([1.0, 3.0, 0.0]))
+    assert "as 1 equal rows" in describe_weights(None, "w", scaled(np.array([1e-25, 1])))[-1]
+    lines = describe_weights({"no": 1.0, "yes": 3.0}, "w", np.array([1.0, 3.0, 0.0]))
     assert lines[0] == "class weights of the training loss: no 1, yes 3"
     assert lines[1] == "training rows are weighted by the column 'w'; 1 row weighs 0 and teach nothing"
     assert "counts 3 times the lightest" in lines[2] and "as 2 equal rows" in lines[2]  # (1 + 3)² / (1 + 9) = 1.6

@@ -9,6 +9,7 @@ from flax import nnx
 from jpeft.data.batches import Tokens
 from jpeft.data.tasks import TASKS, Example
 from jpeft.eval.evaluators import AnswersEvaluator, LossEvaluator
+from jpeft.eval.generate import Batching
 from jpeft.eval.labels import PackedLabels
 from jpeft.model.tokenizer import Tokenizer
 from tests.conftest import TINY
@@ -40,7 +41,7 @@ def evaluator(tiny_tokenizer):
             lambda adapter, base, rows: rows,
             lambda adapter, base, rows: np.array(odds(rows)),
             PackedLabels.of(LABELS, tokenizer, TINY) if labels else None,
-            {"shapes": [(16, 4)], "batch_size": 2, "part": slice(0, 2), "pad_token_id": 0},
+            Batching(shapes=[(16, 4)], batch_size=2, part=slice(0, 2)),
         )
 
     return make

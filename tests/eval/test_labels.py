@@ -11,6 +11,7 @@ from flax import nnx
 from jpeft.data.tasks import TASKS, Example
 from jpeft.errors import RunFailed, UserError
 from jpeft.eval.cross_entropy import target_log_probs
+from jpeft.eval.generate import Batching
 from jpeft.eval.labels import (
     PackedLabels,
     agreement_with_generation,
@@ -129,7 +130,7 @@ def test_the_likeliest_label_of_each_row_in_the_order_of_rows(labels):
         return -np.abs(length[:, None] - np.array([2, 3, 4, 9, 12]))
 
     empty = nnx.State({})
-    chosen = likeliest_labels(by_length, empty, empty, inputs, labels, shapes=[(16, 1)], batch_size=2)
+    chosen = likeliest_labels(by_length, empty, empty, inputs, labels, Batching(shapes=[(16, 1)], batch_size=2))
     assert chosen.texts == [labels.texts[i] for i in (0, 3, 2, 3, 1)]
     odds = np.exp([-2.0, -1.0, 0.0, -5.0, -8.0])  # of the third row, of length 4
     assert chosen.probabilities[2] == pytest.approx(odds / odds.sum())
@@ -140,7 +141,8 @@ def test_a_score_that_is_no_number_chooses_nothing(labels, bad):
     """Of NaN the largest is NaN, whichever label it is."""
     scores = lambda adapter, base, inputs: np.tile([-1.0, -2.0, bad, -4.0, -5.0], (len(inputs), 1))
     with pytest.raises(RunFailed, match=rf"computes {bad} as the log-probability of {labels.texts[2]!r} for row 0"):
-        likeliest_labels(scores, *[nnx.State({})] * 2, [np.array([3])], labels, shapes=[(16, 1)], batch_size=2)
+        empty = nnx.State({})
+        likeliest_labels(scores, empty, empty, [np.array([3])], labels, Batching(shapes=[(16, 1)], batch_size=2))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -250,7 +250,7 @@ def test_directions():
                 "data": {"task": "custom", "path": "x.csv"},
                 "eval": {"metrics": "expected_calibration_error", "answer": "score"},
             },
-            "judged by its first metric, where higher is better",
+            "judged by its first metric, for which higher must be better",
         ),
         ({"eval": {"metrics": "accurracy"}}, "did you mean accuracy"),
     ],
@@ -317,7 +317,7 @@ def test_naming_a_function_imports_it_only_where_it_is_asked_for_by_load(module)
     name = module("own_b", "raise SystemError('it ran')\n")
     run = Run.from_config({"data": {"task": "custom", "path": "x.csv"}, "eval": {"metrics": f"{name}:f"}})
     assert run.build_task().metric == f"{name}:f"  # a config that was read imported nothing
-    with pytest.raises(UserError, match="nobody named it to be run"):
+    with pytest.raises(UserError, match="runs only if it is named in"):
         judge(custom("generation", f"{name}:f"), rows("a"), ["a"])
     with pytest.raises(UserError, match=r"cannot be imported \(SystemError: it ran\)"):
         own.load(f"{name}:f")

@@ -182,7 +182,7 @@ def test_ia3_after_wi_1_as_peft_places_it_for_mt5_is_ia3_before_wo(saved, tiny_t
         ({"init_lora_weights": "pissa_niter_4"}, "initialised by 'pissa_niter_4'"),
         ({"peft_type": "LOHA"}, "of PEFT type 'LOHA'; jpeft reads LORA, IA3, PROMPT_TUNING"),
         ({"peft_type": "P_TUNING"}, "of PEFT type 'P_TUNING'"),
-        ({"target_modules": "("}, "is no regular expression"),
+        ({"target_modules": "("}, "is not a regular expression"),
         ({"target_modules": r".*\.[qv]", "layers_to_transform": [1]}, "goes with a list of target_modules"),
     ],
 )

@@ -109,7 +109,7 @@ def test_a_selection_that_matches_nothing_says_what_there_is(tiny_t5, method, se
 
 
 def test_a_broken_pattern_is_refused():
-    with pytest.raises(UserError, match=r"method.pattern '\(' is no regular expression"):
+    with pytest.raises(UserError, match=r"method.pattern '\(' is not a regular expression"):
         Selection(pattern="(")
 
 

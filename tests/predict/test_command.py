@@ -248,7 +248,7 @@ def test_nothing_in_nothing_out(answer, tiny_checkpoint, tmp_path):
         (["--model", "mini", "--template", "no column", "text"], "--template 'no column' names no column"),
         (["--model", "mini", "--template", "{a", "text"], "--template '{a' is malformed"),
         (["--model", "mini", "--labels", "A,B", "--generate", "text"], "exclude each other"),
-        (["--model", "mini", "--labels", '"A, B', "text"], "has a quote amiss; write labels as A,B and one"),
+        (["--model", "mini", "--labels", '"A, B', "text"], "has a misplaced quote; write labels as A,B and one"),
         (["--model", "mini", "--labels", "A,B", "--num-beams", "2", "text"], "--num-beams is for generated answers"),
         (["--model", "mini", "--dtype", "float64", "text"], "--dtype is 'float64'"),
     ],

@@ -251,9 +251,9 @@ def test_the_output_is_tried_before_anything_is_answered_and_is_not_the_data(eva
     monkeypatch.setattr(Evaluation, "read", None)
     for output in (file, tmp_path / "link.jsonl"):
         _, said = evaluate("--adapter", run, "--data", file, "--output", output, "--overwrite", status=2)
-        assert "which is read; name another file" in said and file.read_text() == before
+        assert "would replace the input" in said and file.read_text() == before
     _, said = evaluate("--adapter", run, "--data", tmp_path, "--output", file, "--overwrite", status=2)
-    assert "which is read; name another file" in said and file.read_text() == before
+    assert "would replace the input" in said and file.read_text() == before
     _, said = evaluate("--adapter", run, "--data", file, "--output", "/proc/no/x.jsonl", status=1)
     assert said.startswith("error: /proc/no/x.jsonl cannot be written") and said.count("\n") == 1
 

@@ -160,7 +160,7 @@ def test_a_value_that_is_no_text_is_refused_by_line_and_column(value, says, read
     ("column", "says"),
     [
         (pa.array([b"caf\xe9"]), "row 1 of .* has a column 'input' that holds bytes that are not UTF-8"),
-        (pa.array([2**60], pa.timestamp("ms")), "row 1 of .* has a column .input. that holds a moment past"),
+        (pa.array([2**60], pa.timestamp("ms")), "row 1 of .* has a column .input. that holds a date or time beyond"),
     ],
 )
 def test_what_is_no_text_in_parquet_is_kept_beside_the_prompt_and_never_asked(column, says, tmp_path):
@@ -195,7 +195,7 @@ def test_what_a_shell_puts_in_a_files_place_is_read(tmp_path):
     assert [row.text for row in Input.of((), f"/dev/fd/{read}", None).rows(PromptTemplate())] == ["one", "two"]
     os.close(read)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="--input .*pipe is no regular file"):
+    with pytest.raises(UserError, match="--input .*pipe is not a regular file"):
         Input.of((), str(tmp_path / "pipe"), None)
 
 

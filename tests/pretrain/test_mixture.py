@@ -182,5 +182,5 @@ def test_a_source_is_of_files_below_its_directory(tiny_pretraining, tmp_path):
         with pytest.raises(UserError, match=r"news\.files is .*; expected a pattern below data\.path"):
             Pretraining.from_config(tiny_pretraining)
     os.mkfifo(tmp_path / "pipe.jsonl")  # to open it would be to wait for who writes
-    with pytest.raises(UserError, match=r"pipe\.jsonl is no regular file"):
+    with pytest.raises(UserError, match=r"pipe\.jsonl is not a regular file"):
         source_files(tmp_path, "news", SourceConfig("*.jsonl", "text", 1.0))

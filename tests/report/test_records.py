@@ -92,7 +92,7 @@ def without(*names: str) -> str:
         ('{"steps": 3, "parameters": 9391680}', "of another program"),
         (without("source", "reading"), "lacks reading, source: of an older version"),
         (changed(status="failed", error="out of memory"), "status is 'failed': 'out of memory'"),
-        (changed(metric=float("nan")), "holds NaN, which is no JSON"),
+        (changed(metric=float("nan")), "holds NaN, which is not JSON"),
         (changed(uncertainty=3), "uncertainty is 3; expected standard_error"),
         (changed(uncertainty={"standard_error": 0.1, "interval": [0.1], "method": "x", "rows": 3}), "of two numbers"),
         (changed(data_digest=["a"]), "data_digest is ['a']; expected a name"),

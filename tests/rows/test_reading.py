@@ -557,7 +557,7 @@ def test_what_follows_a_packed_file_and_is_something_else_is_said_alike_of_every
     for behind in (b"garbage", second + b"ga"):
         said = says(read, "a.csv" + ending, first + behind)
         which = 2 if behind == b"garbage" else 3
-        assert f"(its compressed stream {which} is damaged, or something else follows the last; pack it again)" in said
+        assert f"(its compressed stream {which} is damaged, or other data follows the last one; pack it again)" in said
 
 
 def test_an_xz_file_may_be_filled_up_with_zeros(read):
@@ -586,7 +586,7 @@ def test_a_list_of_texts_of_parquet_that_are_none_is_told_of_with_its_column(tmp
 def test_a_moment_past_any_calendar_is_no_text(tmp_path, column):
     path = write(tmp_path / "a.parquet", pa.table({"input": ["a"], "when": column}))
     [value] = read_columns(path)["when"]
-    with pytest.raises(ValueError, match="holds a moment past any calendar, 1"):
+    with pytest.raises(ValueError, match="holds a date or time beyond any calendar, 1"):
         as_text(value)
     assert as_json(value) == str(value)
 
@@ -597,7 +597,7 @@ def test_what_is_no_file_is_one_line(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.csv")
     assert "cannot be read (" in says(read_columns, tmp_path / "loop.csv")
     assert "is a directory" in says(read_columns, tmp_path / "d.csv")
-    assert "is no regular file" in says(read_columns, tmp_path / "pipe.csv")
+    assert "is not a regular file" in says(read_columns, tmp_path / "pipe.csv")
     assert "does not exist" in says(read_columns, tmp_path / "absent.csv")
     assert "cannot be read (" in says(read_columns, tmp_path / f"{'long' * 2000}.csv")
     assert "cannot be read (" in says(read_columns, tmp_path / "nul\0.csv")

@@ -103,7 +103,7 @@ def test_what_is_no_request_is_refused(body, client):
     [
         (b'{"inputs": ["a"], "inputs": ["b"]}', "has the key 'inputs' twice"),
         (b'{"inputs": [{"text": "a", "text": "b"}]}', "has the key 'text' twice"),
-        (b'{"inputs": [{"text": NaN}]}', "the body holds NaN, which is no JSON"),
+        (b'{"inputs": [{"text": NaN}]}', "the body holds NaN, which is not JSON"),
         (b'{"inputs": ["\\ud800"]}', "surrogate"),
         (b'{"inputs": ["\xff"]}', "the body is not UTF-8"),
         (b'{"inputs": ["a"]', "the body"),

@@ -83,7 +83,7 @@ def test_auto_is_as_if_left_open_until_it_is_settled(cell):
     run, open_ = cell(**AUTO), cell()
     assert run != open_ and run.mildest() == open_ and run.rows() == (16, 32)
     assert open_.mildest() is open_
-    assert run.data_choices() == open_.data_choices()
+    assert run.data_request() == open_.data_request()
     assert Run.from_config(run.to_dict()) == run
     recommended = Run.from_config({"model": {"name": "mini"}, "train": {"batch_size": "auto"}})
     assert recommended.rows() == Run.from_config({"model": {"name": "mini"}}).rows()

@@ -1,6 +1,7 @@
-"""Four small generated tasks in the shapes of the benchmark's four: no network, no files, and no measure of a model.
+"""Generated rows in the format of the benchmark's four tasks, to try jpeft without network or files.
 
-Each file is one task and makes rows that share an input: one row, or in E2E's case several references.
+They are not a measure of a model. Each module generates one task: one row at a time or, for E2E, the several references
+of one input.
 """
 
 from types import ModuleType
@@ -20,7 +21,7 @@ _TASKS: dict[str, ModuleType] = {
 
 
 def sample_rows(task_name: str, seed: int) -> dict[str, dict[str, list[Any]]]:
-    """Columns of `train`, `validation` and `test`; the same rows for the same seed. No input is in two splits."""
+    """Generates the columns of `train`, `validation` and `test` from a seed. No input is in two splits."""
     task, draw = _TASKS[task_name], Draw(seed)
     seen = set()
     splits = {}

@@ -1,7 +1,7 @@
-"""Sentences like CoLA's: acceptable ones from a grammar, and ones that differ from them in one point of structure.
+"""Sentences like CoLA's: acceptable ones from a grammar, and unacceptable ones that differ in one point of structure.
 
-Every construction has acceptable and unacceptable patterns over the same words in the same numbers, as far as the
-phenomenon allows: what is wrong is the form or the place of a word, not the word.
+Every construction has acceptable and unacceptable patterns over the same words, as far as the phenomenon allows: only
+the form or the position of a word is wrong, so that single words do not give the label away.
 """
 
 from collections.abc import Sequence
@@ -159,7 +159,7 @@ _CONSTRUCTIONS: Sequence[tuple[Sequence[str], Sequence[str]]] = (
 
 
 def make(draw: Draw) -> list[dict[str, Any]]:
-    """Makes one sentence, acceptable English or not, with its label."""
+    """Makes one sentence with its label, 1 for acceptable and 0 for unacceptable."""
     acceptable, unacceptable = draw.pick(_CONSTRUCTIONS)
     label = int(draw.chance(_ACCEPTABLE_SHARE))
     text = Item(draw, _WORDS).text(draw.pick(acceptable if label else unacceptable))

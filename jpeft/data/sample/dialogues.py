@@ -1,7 +1,7 @@
-"""Short chats like SAMSum's and what they come to: one or two sentences in the third person.
+"""Short chats like SAMSum's, each with a summary of one or two sentences in the third person.
 
-Each kind of chat has several ends. Plans change on the way (another time, another day, another present), and small talk
-stands before and behind, so that the summary has to say what the two agree on in the end.
+Each kind of chat has several endings. Plans change during it (another time, another day, another present), and small
+talk surrounds it, so that a summary has to state what the two finally agree on.
 """
 
 import re
@@ -15,7 +15,7 @@ _START = re.compile(r"(?:^|[.!?] )[a-z]")
 
 
 class _End(NamedTuple):
-    """How a chat goes on; a turn starts with `<` (the one who begins the chat) or `>` (the other)."""
+    """An ending of a chat; a turn starts with `<` (the person who began the chat) or `>` (the other one)."""
 
     turns: Sequence[str]
     summaries: Sequence[str]
@@ -726,5 +726,5 @@ def make(draw: Draw) -> list[dict[str, Any]]:
 
 
 def _capitals(text: str) -> str:
-    """A capital where a sentence starts."""
+    """Capitalises the first letter of every sentence."""
     return _START.sub(lambda match: match[0].upper(), text)

@@ -1,4 +1,4 @@
-"""Text drawn from phrases with gaps: `[a|b]` is one of the two, `{name}` one of what the rules list under `name`."""
+"""Random text from phrases with slots: `[a|b]` is one of the two, `{name}` one of the rule's options for `name`."""
 
 import random
 import re
@@ -16,56 +16,56 @@ _ARTICLE = re.compile(
 
 
 class Draw:
-    """Choices from a seed, the same on every machine.
+    """Random choices from a seed, the same on every machine.
 
-    Only `random()` is used: of Python's generator it alone is promised to give the same numbers in later versions.
+    They use `random()` only: of Python's generator no other method guarantees the same numbers in later versions.
     """
 
     def __init__(self, seed: int):
         self._random = random.Random(seed).random
 
     def chance(self, share: float) -> bool:
-        """True with probability `share`."""
+        """Returns True with probability `share`."""
         return self._random() < share
 
     def number(self, least: int, most: int) -> int:
-        """An integer from `least` to `most`, both included."""
+        """Returns an integer from `least` to `most`, both included."""
         return least + int(self._random() * (most - least + 1))
 
     def pick(self, options: Sequence[T]) -> T:
-        """One of the options, each as likely."""
+        """Returns one of the options, all equally likely."""
         return options[int(self._random() * len(options))]
 
     def shuffled(self, options: Sequence[T]) -> list[T]:
-        """The options in a random order, as a new list."""
+        """Returns the options in a random order, as a new list."""
         left = list(options)
         return [left.pop(int(self._random() * len(left))) for _ in options]
 
 
 class Item:
-    """One text, or several that speak of the same things.
+    """A generator of texts that share their slots' values.
 
-    A gap keeps what it drew: `{city}` is the same city throughout the item, `{city2}` another one. An option may have
-    forms, `go/goes/went`: `{verb}` is the first, `{verb.2}` the third of the same verb.
+    `{city}` is the same city throughout an item, and `{city2}` another one. An option may have forms, `go/goes/went`:
+    `{verb}` is the first and `{verb.2}` the third form of the same verb.
 
     Args:
-      unlike: an item whose cities, people and so on this one must not name.
+      unlike: an item whose values (cities, people and so on) this one must not use.
     """
 
     def __init__(self, draw: Draw, rules: Rules, *, unlike: "Item | None" = None):
         self._draw = draw
         self._rules = rules
-        # Under names that no phrase has: avoided when the same rule is drawn from again.
+        # Under names that no phrase uses, so that drawing from the same rule avoids them.
         self.kept = {f"{name}0": option for name, option in unlike.kept.items()} if unlike else {}
 
     def text(self, phrase: str) -> str:
-        """The phrase with its gaps filled, `a` turned into `an` where it has to be."""
+        """Returns a phrase with its slots filled, and with `an` instead of `a` where needed."""
         return _ARTICLE.sub(r"\1n ", self._filled(phrase))
 
     def _filled(self, phrase: str) -> str:
         if "{" not in phrase and "[" not in phrase:
             return phrase
-        while "[" in phrase:  # inner brackets first, and before slots, so that what is not said draws nothing
+        while "[" in phrase:  # inner brackets first, and before slots, so that dropped alternatives draw nothing
             phrase = _CHOICE.sub(lambda match: self._draw.pick(match[1].split("|")), phrase)
         return _SLOT.sub(self._slot, phrase)
 
@@ -82,5 +82,5 @@ class Item:
 
 
 def sentence(text: str) -> str:
-    """The text with a capital at its start; quotation marks and numbers are left alone."""
+    """Capitalises the first character of a text, if it is a letter."""
     return text[:1].upper() + text[1:]

@@ -1,7 +1,7 @@
 """News items like AG News': a title and one to three sentences, about World, Sports, Business or Sci/Tech.
 
-The topic is what the item reports. Words of other topics stand in most items: who somebody used to be, what else happens
-that week, where one met; and some items cross topics, a bank that buys a football club, a striker who is called up.
+The topic is that of the reported event. Most items also have words of other topics (a person's former job, another event
+of the week, a place), and some items cross topics: a bank buys a football club, a striker is called up.
 """
 
 import re
@@ -13,10 +13,11 @@ from jpeft.data.sample.grammar import Draw, Item, sentence
 INPUT = "text"
 _LENGTH = (15, 45)  # words
 _TOPICS = ("world", "sports", "business", "science")
-_COMMON_SHARE = 0.5  # of items whose pattern any topic has
-_DISTRACTED_SHARE = 0.9  # of items with a sentence that speaks of another topic
-_ELSEWHERE_SHARE = 0.6  # of these: with one that reports something else
-_OUTCOME_SHARE = 0.4  # of items with a sentence that fits any topic
+# Shares of items:
+_COMMON_SHARE = 0.5  # with a pattern that all topics use
+_DISTRACTED_SHARE = 0.9  # with a sentence about another topic
+_ELSEWHERE_SHARE = 0.6  # of the latter: with one that reports another event
+_OUTCOME_SHARE = 0.4  # with a sentence that fits any topic
 
 _FIRST_NAMES = (
     "Adela Bram Carla Dorian Edda Felix Greta Hamid Ines Jonas Kira Lorenz Mirela Nadir Odile Pavel Renata Silas Tamar Viktor"
@@ -66,7 +67,7 @@ _SHARED: dict[str, Sequence[str]] = {
     ),
 }
 
-# Who decides on what, and what goes wrong: each topic in two fields, so that the three fit each other.
+# Actors, plans and troubles. Each topic has two fields, within which any three of them fit each other.
 _FIELDS: dict[str, Sequence[dict[str, Sequence[str]]]] = {
     "world": (
         {
@@ -462,7 +463,7 @@ _FIELDS: dict[str, Sequence[dict[str, Sequence[str]]]] = {
     ),
 }
 
-# What also stands in the items of other topics: events, what somebody used to be, where one met, whole sentences.
+# Mentions of a topic in items of other topics: events, former jobs, meeting places, whole sentences.
 _ASIDES: dict[str, dict[str, Sequence[str]]] = {
     "world": {
         "occasion": (
@@ -624,7 +625,7 @@ _NAMES: dict[str, Sequence[str]] = {
     ).split(", "),
 }
 
-# A headline and a first sentence that any topic fills with its own actors, plans and troubles.
+# Headlines and first sentences for any topic, with slots for its actors, plans and troubles.
 _COMMON: Sequence[tuple[str, str]] = (
     ("{actor} backs {plan}", "{dateline}{actor} agreed to {plan} on {day}, {doubt}."),
     ("{actor} rejects {plan}", "{dateline}{actor} has rejected {plan}, [a person close to the talks|{person3}] {said}."),
@@ -639,7 +640,7 @@ _COMMON: Sequence[tuple[str, str]] = (
     ("What {trouble} could mean for {actor}", "{dateline}For {actor}, {trouble} came at a bad time: a decision on {plan} is due on {day}."),
 )  # fmt: skip
 
-# What happens in one topic only. The second half of each list crosses into another topic and stays in its own.
+# Events of one topic only. Those in the second half of each list mention another topic but belong to their own.
 _OWN: dict[str, Sequence[tuple[str, str]]] = {
     "world": (
         ("Villagers flee as fighting spreads in {country}", "{dateline}Thousands of villagers crossed into {country2} on {day} as government troops and rebels fought for the [town|valley|airfield] of {city2}."),

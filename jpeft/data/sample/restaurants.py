@@ -1,7 +1,7 @@
-"""Facts about restaurants as in E2E: a meaning representation and two or four ways of saying it.
+"""Facts about restaurants as in E2E: a meaning representation with two or four reference texts.
 
-The order of the facts, what shares a sentence and the wording of each fact differ between references; every fact of the
-meaning representation is in each of them.
+References differ in the order of the facts, their grouping into sentences and their wording; each has every fact of the
+meaning representation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ _VALUES: Mapping[str, Sequence[str]] = {
 }
 _SLOTS = tuple(slot for slot in _VALUES if slot != "name")
 
-# A fact before the kind of place: "a cheap Greek pub".
+# Facts as adjectives before the kind of place: "a cheap Greek pub".
 _BEFORE: Mapping[tuple[str, str], str] = {
     ("customer rating", "low"): "poorly rated",
     ("customer rating", "high"): "highly rated",
@@ -60,7 +60,7 @@ _BEFORE: Mapping[tuple[str, str], str] = {
     ("familyFriendly", "no"): "adults-only",
     **{("food", food): food for food in _VALUES["food"]},
 }
-# Behind it: "in the old town".
+# Facts after the kind of place: "in the old town".
 _WHERE: Mapping[str, str] = {
     "riverside": "[by the river|in the riverside area|at the riverside]",
     "city centre": "in the [city centre|centre of the city]",
@@ -68,7 +68,7 @@ _WHERE: Mapping[str, str] = {
     "harbour": "[by|at] the harbour",
 }
 _NEAR = "[near|close to|next to|not far from]"
-# As a clause of its own, which `it` is the subject of; `{value}` is the fact's value.
+# Facts as separate clauses about `it`; `{value}` is the fact's value.
 _CLAUSE: Mapping[tuple[str, str], str] = {
     ("priceRange", "cheap"): "[it is cheap|prices are low|it offers cheap meals]",
     ("priceRange", "moderate"): "[it is moderately priced|prices are moderate]",
@@ -86,7 +86,7 @@ _CLAUSE: Mapping[tuple[str, str], str] = {
 
 
 def make(draw: Draw) -> list[dict[str, Any]]:
-    """The rows of one meaning representation: two or four, so that a split of even size is filled."""
+    """Makes the rows of one meaning representation: two or four, so that a split of even size is filled exactly."""
     count = draw.number(2, len(_SLOTS))
     chosen = {*draw.shuffled(_SLOTS)[:count], draw.pick(("eatType", "eatType", "food"))}
     facts = {slot: draw.pick(values) for slot, values in _VALUES.items() if slot == "name" or slot in chosen}

@@ -1,7 +1,6 @@
-"""Metrics by name: the table of all there are, which of them judge a task, and the judging itself.
+"""The table of all metrics, `METRICS`, and `judge`, which computes those of a task.
 
-A metric is one line of `METRICS`, made in the file of its family beside this one. A name in a config is looked up by
-`named`; `judge` computes all that a task asks for.
+Each metric is defined in the module of its family. `named` looks up the name in a config.
 """
 
 import dataclasses
@@ -28,18 +27,21 @@ METRICS: dict[str, Metric] = {
 
 
 def named(name: str) -> Metric:
-    """The metric of a name, as `METRICS` has it or as `rouge-score` spells it (`rougeL`).
+    """Returns a metric by its name in `METRICS`, or by the spelling of `rouge-score` (`rougeL`).
 
-    A user's own function (`module:name`) is found only where `jpeft.eval.metrics.own.load` was called for it before.
+    A user's function (`module:name`) has to be loaded by `jpeft.eval.metrics.own.load` first.
 
     Raises:
-      UserError: there is no such metric; the message names the closest one.
+      UserError: the metric does not exist; the message names the closest one.
     """
     found = METRICS.get(ROUGE_SPELLINGS.get(name.lower(), name)) or own.loaded(name)
     if found is not None:
         return found
     if own.is_own(name):
-        raise UserError(f"the metric {name[:80]!r} is a function of one's own, and nobody named it to be run.")
+        raise UserError(
+            f"the metric {name[:80]!r} is a function of your own, which runs only if it is named in eval.metrics or "
+            "--metrics."
+        )
     close = difflib.get_close_matches(name, [*METRICS, *ROUGE_SPELLINGS], n=1, cutoff=0.0)
     raise UserError(
         f"there is no metric {name[:80]!r}; did you mean {close[0]}? There are: {', '.join(METRICS)}, and functions of "
@@ -48,9 +50,9 @@ def named(name: str) -> Metric:
 
 
 def listed(key: str, text: str | None) -> tuple[str, ...]:
-    """Names of metrics in a list with commas, each as `METRICS` has it; a user's function stays as it is named.
+    """Parses a comma-separated list of metrics to their names in `METRICS`; names of a user's functions stay.
 
-    Nothing is imported. Raises `UserError`: an unknown name, or one that is there twice.
+    Imports nothing. Raises `UserError` for an unknown or repeated name, or an empty list; `key` names the list.
     """
     names: list[str] = []
     for part in filter(None, (part.strip() for part in (text or "").split(","))):
@@ -66,7 +68,7 @@ def listed(key: str, text: str | None) -> tuple[str, ...]:
 
 
 def higher_is_better(name: str) -> bool:
-    """The direction of a number in a result's `metrics`: of a metric, or of generation's beside scored labels."""
+    """Whether a higher value is better, for any number in a result's `metrics`, such as `generation_accuracy`."""
     if name == "agreement_with_generation":
         return True
     plain = name.removeprefix("generation_")
@@ -75,13 +77,13 @@ def higher_is_better(name: str) -> bool:
 
 
 def check_metrics(key: str, names: Sequence[str], *, kind: str | None, answer: str, custom: bool = False) -> None:
-    """Raises `UserError`: one of the metrics cannot be computed on such a task, or cannot be what it is judged by.
+    """Raises `UserError` if a metric cannot be computed for a task, or cannot be its main metric.
 
     Args:
-      key: how the names were given.
-      kind: of the task, `classification` or `generation`; None where its rows will tell.
-      answer: as `eval.answer`; `auto` may yet be `score`.
-      custom: whether the task is a user's, which is judged by the first.
+      key: config key of the names, for messages.
+      kind: of the task, `classification` or `generation`; None if it is inferred from the rows later.
+      answer: `eval.answer`; `auto` may still become `score`.
+      custom: whether the task is custom, so that the first metric is its main metric.
     """
     for name in names:
         if own.is_own(name):
@@ -101,18 +103,18 @@ def check_metrics(key: str, names: Sequence[str], *, kind: str | None, answer: s
             raise UserError(f"{key}: {name} needs {package}: pip install 'jpeft[{extra}]'.")
         if custom and name == names[0] and not metric.higher_is_better:
             raise UserError(
-                f"{key}: a task is judged by its first metric, where higher is better, and of {name} lower is; name "
-                "another one before it."
+                f"{key}: a task is judged by its first metric, for which higher must be better, and a lower {name} is "
+                "better; name another one before it."
             )
 
 
 def require_metrics(task: Task, answer: str, key: str = "eval.metrics") -> None:
-    """Raises `UserError`: a metric that was asked for cannot be computed on this task's rows, whose kind is known.
+    """Raises `UserError` like `check_metrics`, for a task whose kind is known.
 
     Args:
-      answer: how rows are answered, `generate` or `score`.
+      answer: `generate` or `score`: how rows are answered.
     """
-    check_metrics(key, task.metrics, kind=task.kind, answer=answer, custom=task.name == "custom")
+    check_metrics(key, task.metrics, kind=task.kind, answer=answer, custom=task.is_custom)
 
 
 def _these(needs: str) -> str:
@@ -121,12 +123,12 @@ def _these(needs: str) -> str:
 
 
 def metrics_of(task: Task, examples: Sequence[Example]) -> list[Metric]:
-    """The metrics that judge answers to these rows, the task's main one first: those asked for, or the task's own.
+    """Returns the metrics of a task's answers, the main metric first.
 
-    The benchmark's tasks keep their own beside what was asked for.
+    A custom task has the metrics that were asked for, or else its own; the benchmark's tasks have both.
     """
     names = [task.metric, *task.metrics]
-    if not task.metrics or task.name != "custom":
+    if not task.metrics or not task.is_custom:
         if task.kind == "classification":
             names.append("matthews_correlation")
         elif any(len(example.references) > 1 for example in examples):
@@ -137,27 +139,27 @@ def metrics_of(task: Task, examples: Sequence[Example]) -> list[Metric]:
 
 
 def rouge_tokenizer(task: Task, examples: Sequence[Example]) -> str | None:
-    """What ROUGE counts in answers to these rows, `rouge_score` or `unicode` (`Rouge`); None for a classification.
+    """Returns the tokenizer of ROUGE for these rows (see `Rouge`); None for a classification.
 
-    The benchmark's tasks are English and judged as published. For a user's rows their references decide, so that the
-    numbers of all models on the same rows compare.
+    The benchmark's tasks are English and use that of published results. For custom tasks it is chosen by the
+    references, so that results of all models on the same rows are comparable.
     """
     if task.kind == "classification":
         return None
-    return "rouge_score" if task.name != "custom" else tokenizer_of(_answered(task, examples, [""] * len(examples)))
+    return task.rouge_tokenizer or tokenizer_of(_answered(task, examples, [""] * len(examples)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A split's answers with the values of all metrics.
+    """The metrics of a split's answers.
 
     Attributes:
-      scores: of each row, as `predictions.jsonl` has them. Of a classification 1 where the answer is right, else 0; of
-        text by the task's metric where that is a mean over rows, else by ROUGE-L.
-      best: the highest that a row's score can be.
-      numbers: the metrics by name, the task's first.
-      computed: the same with what they are made of.
-      told: of metrics that can be computed in more than one way, how they were: tokenizer, version.
+      scores: of each row, for `predictions.jsonl`. For a classification 1 if the answer is right, else 0; for a
+        generation the task's metric if that is a mean over rows, otherwise ROUGE-L.
+      best: the highest possible score of a row.
+      numbers: the metrics by name, the main metric first.
+      computed: the metrics with their per-row data.
+      told: how metrics with variants were computed (tokenizer, version), by name.
     """
 
     scores: list[float]
@@ -167,7 +169,7 @@ class Judged:
     told: dict[str, str]
 
     def uncertainties(self, examples: Sequence[Example]) -> dict[str, Uncertainty]:
-        """How far each number may be trusted, where that can be told; rows of equal inputs count together."""
+        """Returns the uncertainty of each metric that has one. Rows with equal inputs are not independent."""
         inputs = [example.input for example in examples]
         found = {one.metric.name: one.uncertainty(inputs) for one in self.computed}
         return {name: trust for name, trust in found.items() if trust is not None}
@@ -181,13 +183,14 @@ def judge(
     *,
     rouge_tokenizer: str | None = None,
 ) -> Judged:
-    """Judges answers to these rows by all metrics of the task.
+    """Computes all metrics of a task's answers.
 
-    Those that need labels' probabilities are left out where there are none: of generated answers beside scored ones.
+    Metrics that need the labels' probabilities are left out if there are none.
 
     Args:
-      probabilities: `[rows, labels]`, in the order of the task's labels; None where answers were generated.
-      rouge_tokenizer: of the rows that these are a part of; None to choose it by these.
+      predictions: one answer per row.
+      probabilities: `[rows, labels]`, in the order of the task's labels; None if answers were generated.
+      rouge_tokenizer: of the whole split, if these rows are a part of one; None to choose it by these rows.
     """
     answered = dataclasses.replace(_answered(task, examples, predictions), probabilities=probabilities)
     if rouge_tokenizer is not None:
@@ -207,5 +210,5 @@ def _answered(task: Task, examples: Sequence[Example], predictions: Sequence[str
         predictions,
         [example.references for example in examples],
         labels=task.answers,
-        rouge_tokenizer="rouge_score" if task.kind == "generation" and task.name != "custom" else None,
+        rouge_tokenizer=task.rouge_tokenizer if task.kind == "generation" else None,
     )

@@ -1,4 +1,4 @@
-"""What a metric is: one number that says how good answers are, with its direction, its range and what it needs."""
+"""The type of a metric: one number for the answers to a split, with its direction, range and requirements."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
@@ -8,24 +8,24 @@ import numpy as np
 
 from jpeft.eval.uncertainty import Uncertainty, mean_uncertainty, resampled_uncertainty, share_uncertainty
 
-# What a metric may need besides answers and their references.
-LABELS = "labels"  # a classification: answers are judged as one of a few classes
-TEXTS = "texts"  # a generation: answers are judged by their words or characters
-PROBABILITIES = "probabilities"  # of every label, as `eval.answer=score` has them
+# What a metric may require besides answers and references.
+LABELS = "labels"  # a classification
+TEXTS = "texts"  # a generation
+PROBABILITIES = "probabilities"  # of every label, from `eval.answer=score`
 
 UNBOUNDED = (-float("inf"), float("inf"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-    """Answers to the rows of a split beside what would have been right.
+    """The answers to the rows of a split, with their references.
 
     Attributes:
-      predictions: one answer a row.
-      references: of each row every acceptable answer, the row's own target first.
-      labels: the classes of a classification; empty where they are not known or answers are text.
-      probabilities: `[rows, labels]`, how likely the model finds each label; None where labels were not scored.
-      rouge_tokenizer: what ROUGE counts, `rouge_score` or `unicode` (`Rouge`); None leaves it to the text.
+      predictions: one answer per row.
+      references: every acceptable answer of each row, the row's own target first.
+      labels: the classes of a classification; empty if they are unknown or the task is a generation.
+      probabilities: `[rows, labels]`, the model's probability of each label; None if labels were not scored.
+      rouge_tokenizer: the tokenizer of ROUGE (see `Rouge`); None chooses it by the references.
     """
 
     predictions: Sequence[str]
@@ -40,30 +40,31 @@ class Answered:
 
     @property
     def targets(self) -> list[str]:
-        """The right answer of each row, as the data has it; the first where there are several."""
+        """The first reference of each row, which is its target."""
         return [references[0] for references in self.references]
 
 
-# The number of a split as a function of how often each row counts: `[rows]` weights, all 1 for the split itself and
-# other whole numbers for a sample drawn from it.
+# A metric as a function of `[rows]` weights, the number of times that each row occurs: all 1 for the split itself, and
+# other whole numbers for a bootstrap sample.
 Weighted = Callable[[np.ndarray], float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A way to judge answers by one number. Either `scores` or `of_split` says how; a metric is called to compute it.
+    """A metric of answers. It is defined by either `scores` or `of_split`, and computed by calling it.
 
     Attributes:
       name: in configs, on the command line and in `result.json`.
       title: in reports.
-      scores: a score for each row, of which the metric is the mean.
-      of_split: of a number that is no mean over rows (BLEU, Matthews correlation): prepares it for any weights of rows.
-      is_share: whether scores are 0 or 1, and the metric the share of rows with 1.
-      higher_is_better: which way a better model moves it.
-      range: the least and the most that it can be.
-      needs: of `LABELS`, `TEXTS`, `PROBABILITIES`: what it cannot be computed without.
-      package: that has to be installed for it, and the extra of jpeft that brings it; None for none.
-      told: how exactly it was computed on these answers, as a result file says it: tokenizer, version.
+      scores: computes a score per row; the metric is their mean.
+      of_split: for a metric that is not a mean over rows (BLEU, Matthews correlation): prepares its computation for any
+        row weights.
+      is_share: whether the scores are 0 or 1, so that the metric is a fraction of the rows.
+      higher_is_better: whether a better model has a higher value.
+      range: lowest and highest possible value.
+      needs: requirements, of `LABELS`, `TEXTS`, `PROBABILITIES`.
+      package: a required package and the extra of jpeft that installs it; None if there is none.
+      told: describes how it was computed on these answers (tokenizer, version), for result files.
     """
 
     name: str
@@ -81,19 +82,20 @@ class Metric:
         assert (self.scores is None) != (self.of_split is None), "a metric is a mean of scores or a number of a split"
 
     def __call__(self, predictions: Sequence[str], references: Sequence[Sequence[str]], **besides: Any) -> float:
-        """The number of these answers.
+        """Computes the metric.
 
         Args:
-          references: of each row every acceptable answer, the row's own target first.
-          besides: `labels`, `probabilities`, `rouge_tokenizer`, as of `Answered`.
+          predictions: one answer per row.
+          references: every acceptable answer of each row, the row's own target first.
+          besides: `labels`, `probabilities`, `rouge_tokenizer` of `Answered`.
         """
         return self.of(Answered(predictions, references, **besides)).number
 
     def of(self, answered: Answered) -> "Computed":
-        """The number with what it was made of, for its uncertainty.
+        """Computes the metric, and keeps the per-row data for its uncertainty.
 
         Raises:
-          ValueError: it needs the labels' probabilities, and there are none.
+          ValueError: the metric needs the labels' probabilities, and there are none.
         """
         if PROBABILITIES in self.needs and answered.probabilities is None:
             raise ValueError(f"{self.name} needs the probability of every label, and there are none.")
@@ -107,11 +109,12 @@ class Metric:
 
 @dataclasses.dataclass(frozen=True)
 class Computed:
-    """A metric of one split's answers.
+    """The value of a metric for a split's answers.
 
     Attributes:
-      scores: of each row, where the metric is their mean; None otherwise.
-      weighted: the number for other weights of rows, where it is no mean; None where it can be had only once.
+      number: the value.
+      scores: of each row, if the metric is their mean; otherwise None.
+      weighted: recomputes the value for other row weights, if the metric is not a mean; None if it cannot.
     """
 
     metric: Metric
@@ -120,10 +123,10 @@ class Computed:
     weighted: Weighted | None = None
 
     def uncertainty(self, groups: Sequence[Hashable]) -> Uncertainty | None:
-        """The uncertainty of the number, as far as the rows it was measured on tell it; None if they cannot.
+        """Estimates the sampling uncertainty of the value; None if that is not possible.
 
         Args:
-          groups: of each row; rows of one group, such as of one input, are not independent and count together.
+          groups: group of each row; rows of one group, such as those of one input, are not independent.
         """
         metric = self.metric
         if self.scores is None:

@@ -1,4 +1,4 @@
-"""Metrics of a classification: how often the class is right, in whole, by class, and as sure as the model said."""
+"""Metrics of a classification: accuracy, Matthews correlation, macro F1, calibration."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ import numpy as np
 from jpeft.eval.metrics.base import LABELS, PROBABILITIES, Answered, Metric, Weighted
 from jpeft.eval.per_class import numbered
 
-_BINS = 15  # of confidence, as Guo et al. 2017
+_BINS = 15  # of confidence, as in Guo et al. 2017
 
 
 def right(prediction: str, target: str) -> float:
-    """1 when the strings are equal but for surrounding white space, else 0."""
+    """Returns 1 if two texts are equal, ignoring white space around them, and 0 otherwise."""
     return float(prediction.strip() == target.strip())
 
 
@@ -40,7 +40,7 @@ def _matthews_correlation(answered: Answered) -> Weighted:
 
 
 def _numbered(targets: Sequence[str], predictions: Sequence[str]) -> tuple[np.ndarray, np.ndarray, int]:
-    """A number for every text, the same for the same, white space around it aside."""
+    """Numbers the distinct texts, ignoring white space around them; returns both sides' numbers and their count."""
     targets, predictions = ([text.strip() for text in texts] for texts in (targets, predictions))
     numbers = {text: i for i, text in enumerate(dict.fromkeys([*targets, *predictions]))}
     of = lambda texts: np.array([numbers[text] for text in texts], int)
@@ -48,7 +48,7 @@ def _numbered(targets: Sequence[str], predictions: Sequence[str]) -> tuple[np.nd
 
 
 def _macro_f1(answered: Answered) -> Weighted:
-    """As `Confusion.macro_f1`, of rows that count more than once or not at all."""
+    """`Confusion.macro_f1` for weighted rows."""
     classes, true, predicted = numbered(
         answered.targets, answered.predictions, _right_answers(answered), answered.labels
     )
@@ -81,8 +81,8 @@ def _expected_calibration_error(answered: Answered) -> Weighted:
 ACCURACY = Metric("accuracy", "accuracy", scores=_right_answers, is_share=True)
 CLASS_METRICS = (
     ACCURACY,
-    # The multi-class form of Gorodkin (2004), which for two classes is Matthews' phi; 0 when either side has one class
-    # only. An answer that is no label counts as a class of its own.
+    # The multi-class form of Gorodkin (2004), which equals Matthews' phi for two classes; 0 if all targets or all
+    # answers are equal. Each distinct answer that is not a label counts as a class of its own.
     Metric(
         "matthews_correlation",
         "Matthews correlation",
@@ -99,8 +99,8 @@ CLASS_METRICS = (
         higher_is_better=False,
         needs=(LABELS,),
     ),
-    # Guo et al. 2017, eq. 3: the mean distance, over rows, of a bin's accuracy from the confidence in it. The
-    # confidence is the probability of the chosen label among all labels.
+    # Guo et al. 2017, eq. 3: the mean, over rows, of the difference between accuracy and confidence in the row's bin.
+    # The confidence is the probability of the chosen label, normalised over the labels.
     Metric(
         "expected_calibration_error",
         "expected calibration error (lower is better)",

@@ -1,7 +1,7 @@
-"""A user's own metric: a function by `module:name`.
+"""A user's own metrics: functions named by `module:name`.
 
-Naming one runs its code. It is imported for one who names it in a config or on a command line of their own, by `load`,
-and never for a name that stands in an adapter's, a result's or any other file that may be a stranger's.
+Loading one runs its code. `load` is called only for names from the user's own config or command line, never for names
+in an adapter, a result or any other file that may be untrusted.
 """
 
 import importlib
@@ -28,20 +28,20 @@ def is_own(name: str) -> bool:
 
 
 def check_name(name: str) -> None:
-    """Raises `UserError`: this cannot be the name of a function in a module."""
+    """Raises `UserError` if a name is not of the form `module:function`."""
     if not _NAME.fullmatch(name):
         raise UserError(f"the metric {name[:80]!r} names no function; expected module:name, such as my_metrics:length.")
 
 
 def load(name: str) -> Metric:
-    """Imports a user's function as a metric; its module's code runs. Modules of the working directory are found.
+    """Imports a user's function as a metric, which runs its module's code.
 
-    The function takes `(predictions: list[str], references: list[list[str]])`, each row's own target first among its
-    references, and gives one number, or one number a row, of which the mean counts. Attributes of it may say more:
-    `higher_is_better` (True), `range` (unbounded).
+    The module may lie in the working directory. The function takes `(predictions: list[str], references:
+    list[list[str]])`, with each row's own target first among its references, and returns one number, or one number per
+    row to be averaged. It may have the attributes `higher_is_better` (default True) and `range` (default unbounded).
 
     Raises:
-      UserError: there is no such function, or importing it fails.
+      UserError: the function does not exist, or importing it fails.
     """
     if name in _loaded:
         return _loaded[name]
@@ -66,23 +66,23 @@ def load(name: str) -> Metric:
 
 
 def load_all(names: Iterable[str]) -> None:
-    """Imports those of these metrics that are a user's functions, as `load`."""
+    """Loads the user's functions among these names of metrics."""
     for name in names:
         if is_own(name):
             load(name)
 
 
 def loaded(name: str) -> Metric | None:
-    """A user's metric that `load` has imported before; None of any other name."""
+    """Returns a metric that `load` has imported; None for any other name."""
     return _loaded.get(name)
 
 
 class OwnMetric(Metric):
-    """A metric that a user's own function computes; `load` says what it is given and has to give."""
+    """A metric computed by a user's function; see `load` for its signature."""
 
     @classmethod
     def of_function(cls, name: str, function: Callable[..., Any]) -> "OwnMetric":
-        """Raises `UserError`: an attribute of the function cannot be what it says."""
+        """Makes a metric of a function. Raises `UserError` if one of its attributes is invalid."""
         given, better = getattr(function, "range", UNBOUNDED), getattr(function, "higher_is_better", True)
         try:
             low, high = map(float, given)
@@ -100,7 +100,7 @@ class OwnMetric(Metric):
         return cls(name, name, scores=whole, higher_is_better=better, range=(low, high))
 
     def of(self, answered: Answered) -> Computed:
-        """Raises `UserError`: the function gives neither a number nor a number a row, or not a finite one."""
+        """Calls the function. Raises `UserError` if it fails, or does not return finite numbers within its range."""
         assert self.scores is not None
         rows = len(answered.predictions)
         try:
@@ -123,7 +123,7 @@ class OwnMetric(Metric):
 
 
 def _in_words(given: Any, values: np.ndarray) -> str:
-    """What a function gave, for one line."""
+    """Describes what a function returned, for a one-line message."""
     if values.ndim > 1 or (values.ndim and not isinstance(given, Sequence)):
         return f"an array of {values.dtype.name}s of shape {list(values.shape)}"
     if isinstance(given, Sequence):

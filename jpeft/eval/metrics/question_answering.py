@@ -1,4 +1,4 @@
-"""Exact match and F1 of question answering, as SQuAD's own script counts them, for text in any script."""
+"""Exact match and F1 of question answering, as in SQuAD's evaluation script, for text in any script."""
 
 import re
 import string
@@ -13,10 +13,10 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalised(text: str) -> str:
-    """A text without what SQuAD (Rajpurkar et al. 2016) does not count: case, punctuation, English articles, spaces.
+    """Normalises a text as SQuAD does (Rajpurkar et al. 2016): case, punctuation, English articles, white space.
 
-    On ASCII text it is the same as SQuAD's script. Beside it, forms of one letter are made one (NFKC), and punctuation
-    of other scripts is left out as ASCII's is (Lewis et al. 2020, MLQA).
+    It agrees with SQuAD's script on ASCII text. In addition it normalises Unicode (NFKC) and removes punctuation of all
+    scripts (Lewis et al. 2020, MLQA).
     """
     text = unicodedata.normalize("NFKC", text).lower()
     text = "".join(c for c in text if c not in string.punctuation and unicodedata.category(c)[0] != "P")
@@ -24,7 +24,7 @@ def normalised(text: str) -> str:
 
 
 def _tokens(text: str) -> list[str]:
-    """Words, and characters where a script has no spaces between words."""
+    """Splits a text into words, and into characters in scripts without spaces between words."""
     tokens = []
     for word in normalised(text).split():
         start = 0
@@ -41,7 +41,7 @@ def _exact_match(prediction: str, reference: str) -> float:
 
 
 def _f1(prediction: str, reference: str) -> float:
-    """Harmonic mean of the shares of each side's tokens that are in the other; 1 when both sides have none."""
+    """Returns the F1 of shared tokens; 1 if neither side has any token."""
     given, wanted = _tokens(prediction), _tokens(reference)
     if not given or not wanted:
         return float(given == wanted)
@@ -50,7 +50,7 @@ def _f1(prediction: str, reference: str) -> float:
 
 
 def _best(score: Callable[[str, str], float]) -> Callable[[Answered], list[float]]:
-    """The score against the reference that is nearest, as SQuAD takes it."""
+    """Takes the best score over the references of each row, as SQuAD does."""
     return lambda answered: [
         max(score(prediction, reference) for reference in references)
         for prediction, references in zip(answered.predictions, answered.references, strict=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from jpeft.eval.metrics.base import TEXTS, Answered, Metric
 
-# Scripts that are written without spaces: a character, with the marks that belong to it, is a token.
+# Scripts written without spaces between words, as `(first, last, name)`: each character with its marks is a token.
 _WITHOUT_SPACES = (
     (0x0E00, 0x0EFF, "Thai, Lao"),
     (0x1000, 0x109F, "Burmese"),
@@ -17,25 +17,24 @@ _WITHOUT_SPACES = (
     (0xF900, 0xFAFF, "Han"),
     (0x20000, 0x3FFFF, "Han"),
 )
-_VARIANTS = frozenset(map(chr, range(0xFE00, 0xFE10)))  # ask for a symbol in colour or in black
-_SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))  # behind an emoji
+_VARIANTS = frozenset(map(chr, range(0xFE00, 0xFE10)))  # variation selectors: emoji or text style
+_SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))  # modifiers that follow an emoji
 
 
 class Rouge:
-    """ROUGE F-measure of one kind, 0 to 1, by the `rouge-score` package, with Porter stemming.
+    """A ROUGE F-measure, 0 to 1, by the `rouge-score` package with Porter stemming.
 
     Args:
-      kind: as that package calls it: `rouge1` and `rouge2` count shared words and pairs of words, `rougeL` the longest
-        common subsequence, `rougeLsum` that of every line with all lines of the other side (a summary's sentences,
-        where it has one a line).
-      tokenizer: what is counted. `rouge_score` is that package's own, the paper's: runs of a-z and 0-9, every other
-        character only parts them. `unicode` is the same on such text, and counts letters, digits and marks of every
-        script besides; a character each where a script has no spaces, and symbols such as emoji. Stems are English
-        ones, of words in a-z alone.
+      kind: the package's name of the variant: `rouge1` and `rouge2` count shared words and pairs of words, `rougeL` the
+        longest common subsequence, `rougeLsum` that of each line with all lines of the other side, for summaries with
+        one sentence per line.
+      tokenizer: `rouge_score` is the package's own, used by the paper: tokens are runs of a-z and 0-9. `unicode` gives
+        the same tokens on such text, and also counts letters, digits and marks of every script, single characters in
+        scripts without spaces, and symbols such as emoji. Only words of a-z are stemmed.
     """
 
     def __init__(self, kind: str = "rougeL", tokenizer: str = "unicode"):
-        from rouge_score import rouge_scorer, tokenizers  # a second of importing that training does not wait for
+        from rouge_score import rouge_scorer, tokenizers  # imported here, because it takes a second
 
         stems = tokenizers.DefaultTokenizer(use_stemmer=True)
         self._kind = kind
@@ -47,27 +46,27 @@ class Rouge:
         return float(self._scorer.score(target, prediction)[self._kind].fmeasure)  # the integer 0 for an empty text
 
     def best(self, prediction: str, references: Sequence[str]) -> float:
-        """Score against the reference that is nearest."""
+        """Returns the best score over the references."""
         return max(self(prediction, reference) for reference in references)
 
 
 def tokenizer_for(texts: Iterable[str]) -> str:
-    """The tokenizer that does justice to these references: `rouge_score` where it sees all of their letters."""
+    """Chooses the tokenizer for these references: `rouge_score` if it covers all of their letters, else `unicode`."""
     for text in texts:
         if not any(character.isascii() and character.isalnum() for character in text):
-            return "unicode"  # nothing of it would be seen
+            return "unicode"  # `rouge_score` would find no token in it
         if any(not character.isascii() and _asks_for_unicode(character) for character in text):
             return "unicode"
     return "rouge_score"
 
 
 def _asks_for_unicode(character: str) -> bool:
-    # Not a currency's sign: in English `rouge-score` is what figures are compared by, E2E's with its pounds, too.
+    # Currency signs do not count: published results on English text, such as E2E with its £, use `rouge_score`.
     return _is_word(character) or (stands_alone(character) and unicodedata.category(character) != "Sc")
 
 
 class _Unicode:
-    """Tokens of a text in any script. Those of a-z and 0-9 are `rouge_score`'s own."""
+    """A tokenizer for any script, for `rouge-score`. Words of a-z and 0-9 are tokenised by that package."""
 
     def __init__(self, stems):
         self._stems = stems
@@ -76,7 +75,7 @@ class _Unicode:
         text = unicodedata.normalize("NFKC", text).lower()
         tokens, word = [], ""
         for character in text:
-            if unicodedata.category(character) == "Cf" or character in _VARIANTS:  # nothing that is read
+            if unicodedata.category(character) == "Cf" or character in _VARIANTS:  # invisible
                 continue
             if character in _SKIN_TONES and tokens and not word:
                 tokens[-1] += character
@@ -102,12 +101,12 @@ class _Unicode:
 
 
 def _is_word(character: str) -> bool:
-    """Whether it is a letter, a digit or a mark on one, such as the vowels of Hindi."""
+    """Whether a character is a letter, a digit or a combining mark, such as the vowels of Hindi."""
     return unicodedata.category(character)[0] in "LNM"
 
 
 def stands_alone(character: str) -> bool:
-    """Whether it is a token by itself: of a script without spaces, or a symbol, such as an emoji or an arrow."""
+    """Whether a character is a token by itself: of a script without spaces, or a symbol such as an emoji."""
     category = unicodedata.category(character)
     if category[0] == "L" or category[0] == "N":
         return without_spaces(character) is not None
@@ -115,13 +114,13 @@ def stands_alone(character: str) -> bool:
 
 
 def without_spaces(character: str) -> str | None:
-    """The script of a character, where that is written without spaces between words; None otherwise."""
+    """Returns the script of a character if it is written without spaces between words; otherwise None."""
     number = ord(character)
     return next((script for first, last, script in _WITHOUT_SPACES if first <= number <= last), None)
 
 
 def tokenizer_of(answered: Answered) -> str:
-    """What ROUGE counts in these answers: as it was said, or what does justice to all of their references."""
+    """Returns the tokenizer of ROUGE for these answers: the given one, or that of `tokenizer_for` the references."""
     if answered.rouge_tokenizer is not None:
         return answered.rouge_tokenizer
     return tokenizer_for(reference for references in answered.references for reference in references)
@@ -169,5 +168,5 @@ ROUGE_METRICS = (
         for name, kind in _KINDS.items()
     ),
 )
-# As `rouge-score` and Hugging Face's `evaluate` spell them.
+# The names by `rouge-score` and Hugging Face's `evaluate`.
 ROUGE_SPELLINGS = {kind.lower(): name for name, kind in _KINDS.items()}

@@ -1,4 +1,4 @@
-"""BLEU and chrF of a whole split, by sacrebleu: on the scale of 0 to 100 that papers print."""
+"""BLEU and chrF of a split by sacrebleu, on the usual scale of 0 to 100."""
 
 import dataclasses
 import unicodedata
@@ -14,11 +14,10 @@ _PACKAGE = ("sacrebleu", "metrics")
 
 
 def bleu_tokenizer(answered: Answered) -> str:
-    """The name of the sacrebleu tokenizer that suits the script of the references.
+    """Chooses sacrebleu's tokenizer by the scripts of the references.
 
-    `13a`, sacrebleu's default and that of published figures, where words have spaces between them. It would take a
-    Chinese sentence for one word: `zh` where a reference holds Han characters and no other script without spaces,
-    `char` where one does (Thai, Japanese, Burmese ...).
+    `13a`, sacrebleu's default and that of published results, needs spaces between words. `zh` is used if Han is the
+    only script without spaces, and `char` for any other such script (Thai, Japanese, Burmese and so on).
     """
     scripts = {without_spaces(c) for references in answered.references for text in references for c in text}
     scripts -= {None}
@@ -26,7 +25,7 @@ def bleu_tokenizer(answered: Answered) -> str:
 
 
 def _bleu(answered: Answered) -> Any:
-    from sacrebleu.metrics.bleu import BLEU  # not waited for by who does not ask for it
+    from sacrebleu.metrics.bleu import BLEU  # an optional package
 
     return BLEU(tokenize=bleu_tokenizer(answered))
 
@@ -38,12 +37,12 @@ def _chrf(answered: Answered) -> Any:
 
 
 def _by_sacrebleu(make: Callable[[Answered], Any]) -> Callable[[Answered], Weighted]:
-    """sacrebleu's number of any sample of rows: what each row adds to it is counted once."""
+    """Makes `Metric.of_split`: counts the statistics of each row once, and scores any weighted sum of them."""
 
     def of_split(answered: Answered) -> Weighted:
         answered = composed(answered)
         scorer = make(answered)
-        # sacrebleu's own split of the work, between `corpus_score`'s two halves; tests hold the sum against that.
+        # These private methods are the two halves of sacrebleu's `corpus_score`; tests compare the result with it.
         counts = np.array(scorer._extract_corpus_statistics(list(answered.predictions), _streams(answered)))
         return lambda weights: scorer._compute_score_from_stats(np.rint(weights @ counts).astype(int).tolist()).score
 
@@ -51,10 +50,7 @@ def _by_sacrebleu(make: Callable[[Answered], Any]) -> Callable[[Answered], Weigh
 
 
 def composed(answered: Answered) -> Answered:
-    """The same texts with each letter and its marks as one character where there is one (NFC).
-
-    A decomposed text looks the same, and no letter of it with a mark would be found in the other.
-    """
+    """Normalises all texts to NFC, since composed and decomposed letters look equal but do not match."""
     one = lambda text: unicodedata.normalize("NFC", text)
     return dataclasses.replace(
         answered,
@@ -64,7 +60,7 @@ def composed(answered: Answered) -> Answered:
 
 
 def _streams(answered: Answered) -> list[list[str | None]]:
-    """First references of all rows, then the second ones...; None where a row has fewer."""
+    """Returns the first references of all rows, then the second ones and so on; None if a row has fewer."""
     most = max(map(len, answered.references))
     return [[references[i] if i < len(references) else None for references in answered.references] for i in range(most)]
 
