@@ -63,7 +63,7 @@ def arrays_of(batch: Any) -> Any:
                 return jnp.asarray(leaf)
             jax.typeof(leaf)
             return leaf
-        raise UserError(f"a batch holds {shortened(leaf)}; expected arrays of numbers, in a tree.")
+        raise UserError(f"a batch holds {shortened(leaf)}; expected a tree of arrays and numbers.")
 
     return jax.tree.map(array_of, batch)
 

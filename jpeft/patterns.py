@@ -36,7 +36,7 @@ class Pattern:
         if len(expression) > _LONGEST:
             raise error(f"{what} is an expression of {len(expression):,} characters; expected {_LONGEST:,} at most.")
         if re.search(r"\{[^{}]*<[^{}]*\}", expression):  # literal text to `re`, fuzzy matching to `regex`
-            raise error(f"{what} {expression!r} holds braces around a comparison; write \\{{ where one is meant.")
+            raise error(f"{what} {expression!r} has a comparison in braces; write \\{{ for a literal brace.")
         counts = [int(count) for count in re.findall(r"[{,](\d{1,9})(?=[,}])", expression)]
         if math.prod(count for count in counts if count > 1) > _MOST_REPEATS:
             raise error(f"{what} {expression!r} repeats parts more than {_MOST_REPEATS:,} times; use * or +.")

@@ -1,4 +1,4 @@
-"""A config is checked as a whole before anything is loaded."""
+"""Configs are checked completely before anything is loaded."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from jpeft.typed_config import differences, unknown_key
 
 
 def config(**changes):
-    """The default config with `section__key` set; straight into the mapping, past the types of `ml_collections`."""
+    """The default config with `section__key` set in the mapping, bypassing the types of `ml_collections`."""
     values = default_config().to_dict()
     for path, value in changes.items():
         *sections, key = path.split("__")
@@ -40,7 +40,7 @@ def test_a_section_in_a_keys_place_is_said_with_its_keys():
 
 
 def test_a_key_of_a_section_that_is_none_is_looked_for_in_all():
-    """As a flag gives it: `--config.trian.seed=1`."""
+    """As from the flag `--config.trian.seed=1`."""
     assert unknown_key(Run, "trian.seed").endswith("did you mean config.train.seed?")
     assert unknown_key(Run, "optimizer.weight_decay").endswith("did you mean config.train.weight_decay?")
     told = "; config.train.learning_rate has annealing, initial, warmup."
@@ -317,7 +317,7 @@ def test_the_benchmark_is_answered_as_the_paper_does_and_ones_own_classes_as_pre
     [("agnews", []), ("custom", ["data.options: 'none' -> 'auto'", "eval.answer: 'generate' -> 'auto'"])],
 )
 def test_a_config_of_a_version_without_a_key_says_what_that_version_did(task, changed):
-    """Cells of the benchmark stay what they were; the prompts of a user's classes list them now, which they did not."""
+    """Benchmark configs keep their behaviour; prompts of custom classes did not list the labels before."""
     now = Run.from_config({"data": {"task": task, "path": "rows.jsonl" if task == "custom" else None}}).to_dict()
     before = json.loads(json.dumps(now))
     del before["data"]["options"], before["eval"]["answer"], before["mesh"], before["data"]["target"]

@@ -1,4 +1,4 @@
-"""Reading what a stranger wrote: every way in which it can be wrong is one line that names it."""
+"""Reading untrusted JSON: every kind of damage is a one-line error that names the file."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Large files are known again by little reading of them."""
+"""Fingerprints identify large files by samples of their content."""
 
 import os
 from pathlib import Path

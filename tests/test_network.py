@@ -1,4 +1,4 @@
-"""Whether the hub can be reached, as its own client tells it."""
+"""Whether the hub can be reached, by its own client."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""The record of a run: whole, older or damaged, read by one reader."""
+"""Records of runs: complete, of older versions, or damaged."""
 
 import dataclasses
 import json
@@ -121,7 +121,7 @@ def test_a_run_that_did_not_finish_or_another_programs_file_is_none():
 
 
 def test_reading_results_loads_neither_a_network_nor_a_tokenizer():
-    """A report is a function of files: it starts at once, and where JAX is not."""
+    """Reports read files only, so they start fast and need no JAX."""
     heavy = ["jax", "flax", "tokenizers", "transformers", "jpeft.model", "jpeft.peft"]
     code = f"import sys, jpeft.report.records, jpeft.results; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])

@@ -77,8 +77,7 @@ def describe_targets(task: Task, targets: Sequence[Any], *, kind: str | None, fe
     spaced = [text for text in texts if text != text.strip()]
     if spaced and task.kind == "classification":
         lines.append(
-            f"{len(spaced):,} of {rows:,} targets have white space at an end, such as {short(spaced[0])}: "
-            "it is no part of a label"
+            f"{len(spaced):,} of {rows:,} targets have white space at an end, such as {short(spaced[0])}: it is ignored"
         )
     return lines
 

@@ -308,7 +308,7 @@ def _answer(task: Task, value: Any, where: str) -> str:
     numbers = task.numbered and not isinstance(value, bool) and _NUMBER.fullmatch(text.strip())
     known = ", ".join(f"{i} ({answer})" if numbers else answer for i, answer in enumerate(task.answers))
     near = next((answer for answer in task.answers if alike(answer) == alike(text)), None)
-    hint = "" if near is None else f" It is written otherwise than {ascii(near)}; if they mean one class, write one."
+    hint = "" if near is None else f" It is spelt differently from {ascii(near)}; if they mean one class, write one."
     shown = ascii(value) if near is not None else repr(value)
     raise UserError(f"row {where} has the unknown label {clipped(shown, 200)}; known: {clipped(known, 400)}.{hint}")
 

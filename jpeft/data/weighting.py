@@ -45,7 +45,7 @@ def class_weights(text: str, targets: Sequence[str], labels: Sequence[str], *, k
     for label, weight in given_weights(text, key).items():
         if label not in weights:
             raise UserError(
-                f"{key} has a weight for {label[:80]!r}, which is no label; there are: "
+                f"{key} has a weight for {label[:80]!r}, which is not a label; the labels are: "
                 f"{', '.join(map(as_listed, labels))}."
             )
         weights[label] = weight

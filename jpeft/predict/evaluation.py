@@ -240,7 +240,7 @@ class Evaluated:
             "metric": scored.numbers[task.metric],
             "rouge_tokenizer": rouge_tokenizer(task, self.examples),
             "metrics": scored.numbers,
-            "computed_by": scored.judged.told,
+            "computed_by": scored.judged.computed_by,
             **plain(seen.uncertainties(task.metric)),
             "per_class": None if seen.confusion is None else seen.confusion.to_dict(),
             "warnings": [

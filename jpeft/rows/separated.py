@@ -221,8 +221,8 @@ def _refuse_header_again(record: Record, header: Sequence[str], name: str, doubt
         return
     if len(header) > 1:
         raise UserError(
-            f"{record.where} of {name} names the columns again ({_names(header)}), as where files stand one behind the "
-            "other; remove that line."
+            f"{record.where} of {name} repeats the header ({_names(header)}), as in concatenated files; remove that "
+            "line."
         )
     doubts.of(
         "say that again", record.where, f"{record.where} of {name} is the header's {first!r} again, read as a row"
@@ -236,8 +236,8 @@ def _refuse_late_quote(record: Record, style: _Style, name: str) -> None:
     read, sound = _tried(record.lines, style.separator, quoted=True)
     if sound and len(read) == 1 and _late_quotes(read) < _late_quotes([record.values]):
         raise UserError(
-            f"{record.where} of {name} has a value in quotes behind a space, where the first rows have none; take the "
-            f"space out between {style.separator!r} and the quote."
+            f"{record.where} of {name} has a quoted value after a space, and the first rows have none; remove the "
+            f"space between {style.separator!r} and the quote."
         )
 
 
@@ -281,8 +281,8 @@ def _advice(record: Record, style: _Style) -> str:
     if style.separator != "\t" or not any('"' in value for value in record.values):
         return ""
     return (
-        "; between tabs a quote is plain text but around a whole value, which holds no tab if it has several lines "
-        "(JSON lines hold any)"
+        "; between tabs a quote is plain text unless it encloses a whole value, which may have tabs or line breaks but "
+        "not both (in JSON lines it may)"
     )
 
 

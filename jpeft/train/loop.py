@@ -597,7 +597,7 @@ class _Execution:
             metric=numbers[task.metric],
             rouge_tokenizer=rouge_tokenizer(task, self.data.examples["test"]),
             metrics=numbers,
-            computed_by=scored.judged.told,
+            computed_by=scored.judged.computed_by,
             **looked_back,
             zero_shot=progress.kept.get("zero_shot"),
             monitor=self.monitor.name,

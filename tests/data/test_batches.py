@@ -1,4 +1,4 @@
-"""Tokens to batches: what is padded, what is cut, and that each row trains once an epoch."""
+"""Tokenisation and batching: padding, cutting, and that each row trains once per epoch."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Labels in one text, as `--labels` and `train.class_weights` take them."""
+"""Comma-separated labels, as in `--labels` and `train.class_weights`."""
 
 import pytest
 

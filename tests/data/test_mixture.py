@@ -1,4 +1,4 @@
-"""Several files mixed by rate: what an epoch is made of, and in which order."""
+"""Mixing several files by rate: the rows of an epoch and their order."""
 
 import json
 from typing import Any

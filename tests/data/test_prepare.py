@@ -1,4 +1,4 @@
-"""A run's data as a whole, from rows on disk to shapes."""
+"""Preparing the data of a run, from files to padded shapes."""
 
 import collections
 import json
@@ -19,7 +19,7 @@ from tests.conftest import TOPICS
 
 @pytest.fixture
 def prepared(tiny_tokenizer):
-    """`prepare` with a run's defaults; gives the data and the lines that were reported."""
+    """Calls `prepare` with a run's defaults; returns the data and the reported lines."""
 
     def call(task, path, *, kind=None, train=None, keys=None, tokenizer=None, **options):
         lines = []
@@ -181,7 +181,7 @@ def test_white_space_around_a_label_is_no_part_of_it_and_that_is_said_once(prepa
     assert data.task.answers == ("bad", "good")
     assert {row.target for rows in data.examples.values() for row in rows} == {"bad", "good"}
     assert [line for line in lines if "white space" in line] == [
-        "60 of 60 targets have white space at an end, such as ' bad': it is no part of a label"
+        "60 of 60 targets have white space at an end, such as ' bad': it is ignored"
     ]
 
 
@@ -214,7 +214,7 @@ def test_thirty_classes_are_counted_where_the_user_says_classes(prepared, tmp_pa
 
 @pytest.fixture(scope="module")
 def poor_tokenizer(tmp_path_factory):
-    """A vocabulary of small letters that folds white space, as T5's does, and lacks braces."""
+    """A vocabulary of lower-case letters that normalises white space, as T5's does, and lacks braces."""
     pieces = ["<pad>", "</s>", "<unk>", "\u2581", *'abcdefghijklmnopqrstuvwxyz:"0123456789']
     backend = tokenizers.Tokenizer(tokenizers.models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], 2))
     backend.normalizer = tokenizers.normalizers.NFKC()
@@ -362,7 +362,7 @@ def test_each_class_is_in_each_split_in_its_share(prepared, tmp_path):
 
 
 def split_files(directory, **labels):
-    """A file for each split, of the labels as JSON has them; no input stands in two."""
+    """Writes a file per split with labels in JSON's types; no input is in two of them."""
     for split, given in labels.items():
         write(directory / f"{split}.jsonl", [(f"goal {split} {i}", label) for i, label in enumerate(given)])
     return directory
@@ -392,7 +392,7 @@ def test_an_unknown_label_that_is_another_way_of_writing_a_known_one_says_so(
     prepared, tmp_path, known, met, shown, near
 ):
     split_files(tmp_path, train=[known, "other"] * 20, test=[met, "other"])
-    with pytest.raises(UserError, match=rf"unknown label {shown}; known: .* It is written otherwise than {near}; if"):
+    with pytest.raises(UserError, match=rf"unknown label {shown}; known: .* It is spelt differently from {near}; if"):
         prepared("custom", tmp_path)
 
 
@@ -450,7 +450,7 @@ def test_rows_without_text_and_prompts_that_show_the_answer_are_said(prepared, t
 
 
 def test_targets_that_the_vocabulary_writes_otherwise_are_said_where_they_are_judged(prepared, tmp_path):
-    """The vocabulary folds a raised 2 and two spaces: no answer can equal a text that has them."""
+    """The tokenizer normalises a superscript 2 and two spaces, so no answer can equal a text with them."""
     tokenizer = Tokenizer.load(PACKAGED / "mini")
     path = write(tmp_path / "mine.jsonl", [(f"goal {i}", f"the team has won²  by {i} goals") for i in range(40)])
     _, lines = prepared("custom", path, tokenizer=tokenizer)

@@ -1,4 +1,4 @@
-"""What the model is asked, as tokens, and which part of a prompt is cut."""
+"""Prompts as tokens, and which part of a long prompt is cut."""
 
 import pytest
 import tokenizers

@@ -1,4 +1,4 @@
-"""The generated tasks: shapes, repeatability, no leakage, and as hard as they are meant to be."""
+"""The generated tasks: format, determinism, no leakage, and the intended difficulty."""
 
 import collections
 import hashlib
@@ -33,7 +33,7 @@ DIGESTS = {
 
 @pytest.fixture(scope="module")
 def rows():
-    """Every task's rows for seed 0, as a run gets them."""
+    """The rows of every task for seed 0."""
     return {task: load_rows(TASKS[task], "sample", None) for task in BENCHMARK}
 
 
@@ -214,7 +214,7 @@ def test_what_a_summary_names_is_in_the_dialogue(rows):
 
 
 def nearest_answers(splits, task, train_rows, inputs):
-    """Of each input the answer of the training row that shares the most words with it, as a share of both."""
+    """Answers each input with the target of the training row of the largest word overlap (Jaccard)."""
     train = splits["train"]
     known = [set(re.findall(r"\w+", text)) for text in train[INPUTS[task]][:train_rows]]
     found = []

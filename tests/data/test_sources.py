@@ -1,4 +1,4 @@
-"""Rows from files, the hub and TensorFlow Datasets, in the shapes that each really gives; no network."""
+"""Rows from files, the hub and TensorFlow Datasets, with fakes that return real formats; no network."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ ROWS = {"input": ["one", "two"], "target": ["1", "2"]}
 
 
 def write(path, columns):
-    """Columns in the format that the ending of `path` names."""
+    """Writes columns in the format of the ending of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     if path.suffix == ".parquet":
@@ -334,7 +334,7 @@ ASKED = {
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Stands in for the hub; gives the calls that it got."""
+    """A fake of the hub; returns the calls that it received."""
     calls = []
 
     def load_dataset(path, name=None, *, revision=None):
@@ -401,7 +401,7 @@ def test_an_unreachable_hub_is_one_line_that_names_the_local_route(monkeypatch):
 
 
 def test_without_a_network_the_real_library_looks_in_its_cache_alone_and_at_once(monkeypatch, capfd, tmp_path):
-    """Asked as usual it tries five times, with two warnings each."""
+    """With requests allowed, the library retries five times, with two warnings each."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr(sources, "why_unreachable", lambda: "Name or service not known")
     started = time.monotonic()
@@ -445,7 +445,7 @@ TFDS = {
 
 @pytest.fixture
 def tfds(monkeypatch):
-    """Stands in for TensorFlow Datasets."""
+    """A fake of TensorFlow Datasets."""
 
     class Builder:
         def __init__(self, name):

@@ -1,4 +1,4 @@
-"""Splits: the same for every method and scale, and never a test row that trained, itself or as a twin."""
+"""Splits: identical for every method and scale, and no test row or twin of one in the training split."""
 
 import dataclasses
 import time
@@ -111,7 +111,7 @@ def test_twins_leave_the_sizes_of_the_papers_protocol_as_they_are(sizes):
 
 
 def assert_apart(parts, inputs):
-    """No two parts of one source split ask the same."""
+    """No two parts of a source split share an input."""
     asked = [{(part.source, inputs[part.source][row]) for row in part.rows} for part in parts.values()]
     assert sum(map(len, asked)) == len(set().union(*asked))
 

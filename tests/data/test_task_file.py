@@ -1,4 +1,4 @@
-"""`task.json`: what is written is read again, and what a stranger wrote is refused by one line."""
+"""`task.json`: round trips, and one-line refusals of untrusted files."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Rows become prompts and answers; what a row lacks is named."""
+"""Rows become prompts and targets; errors name what a row lacks."""
 
 import pytest
 

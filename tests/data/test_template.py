@@ -1,4 +1,4 @@
-"""Templates: which columns they name, how they are filled, and what in braces is refused."""
+"""Templates: their columns, rendering, and refused syntax."""
 
 import pytest
 

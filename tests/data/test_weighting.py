@@ -1,4 +1,4 @@
-"""How much a training row counts: weights of classes and of a column, checked and scaled."""
+"""Weights of training rows, by class and by a column: checks and scaling."""
 
 import numpy as np
 import pytest
@@ -27,14 +27,14 @@ def test_a_label_with_a_comma_stands_in_quotes(text):
 
 
 def test_a_weight_that_names_no_label_is_told_the_labels_as_they_are_written(text='"x,y"=2'):
-    with pytest.raises(UserError, match="'x,y', which is no label; there are: \"a,b\", c"):
+    with pytest.raises(UserError, match="'x,y', which is not a label; the labels are: \"a,b\", c"):
         class_weights(text, ["c"], ("a,b", "c"), key="k")
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("maybe=2", "'maybe', which is no label; there are: no, yes, a=b"),
+        ("maybe=2", "'maybe', which is not a label; the labels are: no, yes, a=b"),
         ("yes", "expected balanced, or label=weight"),
         ("yes=-1", "the weight of 'yes' is '-1'; expected a number, 0 or more"),
         ("yes=nan", "is 'nan'"),

@@ -1,4 +1,4 @@
-"""The sliced cross-entropy equals the plain one, in value and gradient, and never holds all logits."""
+"""The sliced cross-entropy equals the plain one in value and gradient, and never materialises all logits."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def test_without_a_gradient_the_value_is_the_same():
 
 
 def _sizes(jaxpr) -> set[int]:
-    """Sizes of all arrays that a program makes, in its loops too."""
+    """Returns the sizes of all arrays of a program, also inside its loops."""
     sizes = {variable.aval.size for equation in jaxpr.eqns for variable in equation.outvars}
     return sizes.union(
         *(
@@ -77,7 +77,7 @@ def test_a_frozen_output_layer_costs_no_gradient():
 
 @pytest.mark.parametrize("positions", [3, 12])
 def test_label_smoothing_spreads_its_share_over_the_vocabulary(positions):
-    """By the definition, in NumPy: the cross-entropy of a target distribution of (1 - e) one-hot + e / vocabulary."""
+    """In NumPy, by definition: the cross-entropy with the target distribution (1 - e) one-hot + e / vocabulary."""
     logits = np.asarray(HIDDEN @ KERNEL, np.float64)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     wanted = 0.9 * np.eye(VOCAB)[np.asarray(TARGETS)] + 0.1 / VOCAB

@@ -1,4 +1,4 @@
-"""Named numbers of a split, from programs whose answers are known."""
+"""Evaluators, with fake programs whose answers are known."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ TARGETS = ["World", "Sports", "Sports", "Sports", "World"]
 
 @pytest.fixture
 def evaluator(tiny_tokenizer):
-    """Of five rows whose input is the answer; to every row the second label is likelier by its own probability."""
+    """An evaluator of five rows whose generated answer is their input."""
     tokenizer = Tokenizer.load(tiny_tokenizer)
     ids = [np.asarray(row, np.int32) for row in tokenizer.encode(TEXTS, max_length=12).ids]
     tokens = Tokens(ids, ids, 0, 0)

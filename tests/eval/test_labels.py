@@ -1,4 +1,4 @@
-"""Scores of labels against teacher forcing, one label at a time: the plain way to compute what is packed here."""
+"""Packed label scores equal those of teacher forcing, one label at a time."""
 
 import dataclasses
 
@@ -62,7 +62,7 @@ def adapted(method):
 
 
 def one_by_one(model, tokens, texts, tokenizer) -> np.ndarray:
-    """`[batch, labels]` by a pass of the whole model for each label alone; what stands behind one is not seen by it."""
+    """`[batch, labels]` by one pass of the whole model per label."""
     targets = [[*ids, TINY.eos_token_id] for ids in tokenizer.ids(texts)]
     longest, columns = max(map(len, targets)), []
     for target in targets:
@@ -122,7 +122,7 @@ def test_labels_that_can_not_be_told_apart_are_refused(texts, says, tokenizer):
 
 
 def test_the_likeliest_label_of_each_row_in_the_order_of_rows(labels):
-    """Rows of unlike lengths, so that batches are not in the order of rows."""
+    """Rows of different lengths, so that batches are not in the order of rows."""
     inputs = [np.arange(3, 3 + length) for length in (2, 9, 4, 9, 3)]
 
     def by_length(adapter, base, encoder_input_tokens):
@@ -138,7 +138,7 @@ def test_the_likeliest_label_of_each_row_in_the_order_of_rows(labels):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_score_that_is_no_number_chooses_nothing(labels, bad):
-    """Of NaN the largest is NaN, whichever label it is."""
+    """`argmax` of values with a NaN would return the NaN."""
     scores = lambda adapter, base, inputs: np.tile([-1.0, -2.0, bad, -4.0, -5.0], (len(inputs), 1))
     with pytest.raises(RunFailed, match=rf"computes {bad} as the log-probability of {labels.texts[2]!r} for row 0"):
         empty = nnx.State({})
@@ -147,7 +147,7 @@ def test_a_score_that_is_no_number_chooses_nothing(labels, bad):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_single_row_is_as_strict(labels, bad):
-    """Of finite logits no logarithm of a probability is -inf: such a number is as broken as NaN."""
+    """Finite logits never give a log-probability of -inf, so it is an error, as NaN is."""
     with pytest.raises(RunFailed, match=f"computes {bad} where a log-probability should be"):
         labels.choose(np.array([-1.0, -2.0, bad, -4.0, -5.0], np.float32))
     assert labels.choose(np.array([-1.0, -2.0, -90.0, -4.0, -5.0], np.float32)).text == labels.texts[0]

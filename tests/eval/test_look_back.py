@@ -1,4 +1,4 @@
-"""Warnings of a test's answers: each where it is true, and only there."""
+"""Warnings about a test's answers: each appears if and only if it applies."""
 
 import pytest
 

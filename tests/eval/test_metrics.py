@@ -1,4 +1,4 @@
-"""Scores that a reader can work out by hand."""
+"""Metrics, compared with values computed by hand."""
 
 import math
 

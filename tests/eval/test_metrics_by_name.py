@@ -1,4 +1,4 @@
-"""The table of metrics: values worked out by hand or by another implementation, and what cannot be computed refused."""
+"""The table of metrics: values computed by hand or by another implementation, and refused combinations."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from jpeft.eval.metrics.translation import bleu_tokenizer
 
 
 def rows(*references):
-    """Examples, of inputs of their own, with these right answers."""
+    """Examples with distinct inputs and these references."""
     made = [(r,) if isinstance(r, str) else tuple(r) for r in references]
     return [Example(f"test/{i}", f"input {i}", r[0], r) for i, r in enumerate(made)]
 
@@ -43,7 +43,7 @@ def test_every_metric_is_within_its_range_and_at_its_best_where_all_is_right(nam
 
 @pytest.mark.parametrize("name", METRICS)
 def test_rows_that_count_twice_are_the_same_rows_twice(name):
-    """What a bootstrap draws: weights of rows, against the rows themselves."""
+    """Weighted rows give the same value as repeated rows."""
     if METRICS[name].of_split is None:
         return
     predictions, targets = ["a b", "c d e", "a b", "zz"], ["a b", "c d f", "c d f", "a b"]
@@ -118,7 +118,7 @@ def test_a_letter_and_its_marks_are_one_character_to_bleu_and_chrf(name):
         100
     )
     for texts, says in ((apart, True), (right, False)):
-        assert ("form:NFC" in judge(custom("generation", name), rows(texts), [texts]).told[name]) == says
+        assert ("form:NFC" in judge(custom("generation", name), rows(texts), [texts]).computed_by[name]) == says
 
 
 def test_bleu_by_hand():
@@ -134,7 +134,7 @@ def test_bleu_by_hand():
 def test_bleu_counts_characters_where_words_have_no_spaces_and_says_so(texts, expected):
     assert bleu_tokenizer(Answered(texts, [[text] for text in texts])) == expected
     judged = judge(custom("generation", "bleu"), rows(*texts), texts)
-    assert f"tok:{expected}" in judged.told["bleu"] and "version:" in judged.told["bleu"]
+    assert f"tok:{expected}" in judged.computed_by["bleu"] and "version:" in judged.computed_by["bleu"]
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_a_metric_without_its_package_is_refused_with_the_extra_that_brings_it(m
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """Writes a module of metrics into the working directory."""
+    """Writes a module of metrics to the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(own, "_loaded", {})
 

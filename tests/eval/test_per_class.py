@@ -1,4 +1,4 @@
-"""A confusion matrix that a reader can count, and the rows that are shown first."""
+"""Small confusion matrices counted by hand, and the selection of the worst rows."""
 
 import json
 
@@ -43,13 +43,13 @@ def test_classes_that_nobody_named_are_those_of_the_targets():
 
 
 def test_what_was_judged_right_is_right_however_it_is_written():
-    """Where a label does not survive the tokenizer its answer is spelt otherwise and counts as right all the same."""
+    """If the tokenizer changes a label, its answer is spelt differently and still counts as right."""
     found = Confusion.of(["very  bad", "good"], ["very bad", "VERY BAD"], [1.0, 0.0], ["very  bad", "good"])
     assert found.counts.tolist() == [[1, 0, 0], [0, 0, 1]]
 
 
 def test_classes_that_differ_by_white_space_within_are_two_to_every_number():
-    """A byte-level vocabulary tells them apart; one that folds them has such labels refused."""
+    """A byte-level vocabulary tells them apart; other vocabularies refuse such labels."""
     targets, answers = ["very bad", "very  bad", "good", "very  bad"], ["very bad", " very bad", "good", "very  bad"]
     labels = ("good", "very  bad", "very bad")
     found = confusion(targets, answers, labels)
@@ -89,7 +89,7 @@ def test_the_file_holds_the_numbers_by_class_and_the_matrix_with_its_names():
 
 
 def rows(task, triples):
-    """Worst rows of `(input, target, prediction)`."""
+    """Selects the worst of rows given as `(input, target, prediction)`."""
     examples = [Example(f"test/{i}", text, target, (target,)) for i, (text, target, _) in enumerate(triples)]
     predictions = [prediction for _, _, prediction in triples]
     return worst_rows(task, examples, predictions, judge(task, examples, predictions).scores)

@@ -1,4 +1,4 @@
-"""Standard errors and intervals that a reader can work out by hand, or look up."""
+"""Standard errors and intervals, compared with values computed by hand or published."""
 
 import math
 
@@ -75,7 +75,7 @@ def test_two_rows_give_the_percentiles_of_their_four_samples():
 
 
 def test_rows_of_one_input_count_once():
-    """Every input four times over says no more than once."""
+    """Repeating every input four times adds no information."""
     scores = [1.0] * 60 + [0.0] * 40
     inputs = [str(i) for i in range(100)]
     once = share_uncertainty("accuracy", scores, inputs)
@@ -89,7 +89,7 @@ def test_rows_of_one_input_count_once():
 
 
 def test_a_number_of_a_split_is_drawn_as_a_mean_is():
-    """Of a mean, which both can do: the same draws give the same interval, and nearly the same standard error."""
+    """For a mean, both methods use the same draws: equal intervals and nearly equal standard errors."""
     scores = np.random.default_rng(2).uniform(size=60)
     inputs = [i // 2 for i in range(60)]  # two rows each: drawn together
     of_mean = mean_uncertainty("m", scores.tolist(), inputs)

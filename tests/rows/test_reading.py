@@ -1,4 +1,4 @@
-"""Files of rows as people have them and as strangers make them."""
+"""Reading files of rows: real-world variants, damaged and hostile files."""
 
 import bz2
 import csv
@@ -25,7 +25,7 @@ ROWS = {"input": ["one", "two, three"], "target": ["1", "2"]}
 
 @pytest.fixture
 def read(tmp_path):
-    """Columns of a file of this name and these bytes."""
+    """Writes a file and returns its columns."""
 
     def columns(name: str, content: bytes | str):
         path = tmp_path / name
@@ -221,7 +221,7 @@ def test_under_a_header_with_spaces_behind_separators_a_quote_there_opens_a_valu
 
 
 def table(separator: str, **instead: str) -> str:
-    """A file of 60 texts and their classes, from line 2 on; `r5` is the whole line of text 5."""
+    """Returns a file of 60 texts and their classes, from line 2 on; `r5` is the whole line of text 5."""
     lines = [f"text {i}{separator}{'pos' if i % 2 else 'neg'}" for i in range(60)]
     for row, line in instead.items():
         lines[int(row[1:])] = line
@@ -230,7 +230,7 @@ def table(separator: str, **instead: str) -> str:
 
 @pytest.fixture
 def heard(tmp_path):
-    """Columns of a file of this name and content, and what was said while it was read."""
+    """Writes a file; returns its columns and the reported lines."""
 
     def columns(name: str, content: str):
         (tmp_path / name).write_text(content)
@@ -315,7 +315,7 @@ def test_a_whole_value_in_quotes_of_a_file_with_tabs_is_what_stands_in_them(hear
 @pytest.mark.parametrize(
     ("row", "why"),
     [
-        ('"first\nsecond\tthird"\tpos', "line 2 of .* has 1 value, .* a quote is plain text .* holds no tab"),
+        ('"first\nsecond\tthird"\tpos', "line 2 of .* has 1 value, .* a quote is plain text .* tabs or line breaks"),
         ("a\rb\tpos", "line 2 of .* has a carriage return outside of quotes"),
         ('"a\nb"\tpos\tneg', "lines 2 to 3 of .* has 3 values"),
     ],
@@ -345,7 +345,7 @@ def test_a_quote_behind_a_space_opens_a_value_wherever_the_first_one_stands(read
 
 def test_a_quote_behind_a_space_that_comes_late_is_refused_and_one_within_a_text_is_text(read):
     late = table(",") + 'text 60, "pos"\n'
-    assert "line 62 of" in (message := says(read, "a.csv", late)) and "take the space out" in message
+    assert "line 62 of" in (message := says(read, "a.csv", late)) and "remove the space" in message
     texts = 'target,input\npos, "great" he said\nneg, "bad" too\n'
     assert read("a.csv", texts)["input"] == [' "great" he said', ' "bad" too']
     written = 'input,target\n"a, ""b"""," ""c"""\n'
@@ -356,7 +356,7 @@ def test_a_quote_behind_a_space_that_comes_late_is_refused_and_one_within_a_text
 def test_a_header_that_comes_again_is_refused_with_its_line(read, heard):
     for name, separator in (("a.csv", ","), ("a.tsv", "\t")):
         whole = table(separator)
-        assert "line 62 of" in (message := says(read, name, whole + whole)) and "names the columns again" in message
+        assert "line 62 of" in (message := says(read, name, whole + whole)) and "repeats the header" in message
         assert "line 62 of" in says(read, name, whole + "\ufeff" + whole)
         assert "line 62 of" in says(read, name, whole + f'"target"{separator} input \na{separator}b\n')
     columns, said = heard("a.csv", "word\none\nword\ntwo\n")
@@ -544,7 +544,7 @@ def test_text_may_be_packed_and_endings_be_in_capitals(read, name, ending, pack)
     ],
 )
 def test_all_streams_of_a_packed_file_are_read_or_it_is_refused(read, ending, pack, damage):
-    """As programs leave them that pack in parallel, or `cat` of several files."""
+    """As written by parallel compressors, or by `cat` of several files."""
     first, second = pack(b"input,target\na,b\n"), pack(b"c,d\n" * 30_000)
     whole = {"input": ["a", *["c"] * 30_000], "target": ["b", *["d"] * 30_000]}
     assert read("a.csv" + ending, first + second) == whole
@@ -568,7 +568,7 @@ def test_an_xz_file_may_be_filled_up_with_zeros(read):
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
 def test_a_text_of_parquet_that_is_none_stays_bytes_as_in_a_column_of_bytes(kind, tmp_path):
-    """So that who needs the column names it with its row, and nobody else minds."""
+    """An error names the row only if the column is needed."""
     values = [b"fine"] * 300 + [b"a\xff", None, b"other"]
     texts = pa.array(values, pa.binary()).view(pa.string()).cast(kind)
     pyarrow.parquet.write_table(pa.table({"input": texts}), tmp_path / "a.parquet")

@@ -1,4 +1,4 @@
-"""What counts as the text of a value, and what is no text."""
+"""Conversion of values to text, and values that have none."""
 
 import datetime
 import decimal

@@ -159,14 +159,14 @@ class Judged:
       best: the highest possible score of a row.
       numbers: the metrics by name, the main metric first.
       computed: the metrics with their per-row data.
-      told: how metrics with variants were computed (tokenizer, version), by name.
+      computed_by: how metrics with variants were computed (tokenizer, version), by name.
     """
 
     scores: list[float]
     best: float
     numbers: dict[str, float]
     computed: list[Computed]
-    told: dict[str, str]
+    computed_by: dict[str, str]
 
     def uncertainties(self, examples: Sequence[Example]) -> dict[str, Uncertainty]:
         """Returns the uncertainty of each metric that has one. Rows with equal inputs are not independent."""
@@ -200,9 +200,9 @@ def judge(
     by_row = computed[0] if computed[0].scores is not None and task.kind == "generation" else None
     by_row = by_row or (ACCURACY if task.kind == "classification" else ROUGE_L).of(answered)
     assert by_row.scores is not None
-    told = {one.metric.name: one.metric.told(answered) for one in computed if one.metric.told is not None}
+    computed_by = {m.name: m.computed_by(answered) for m in (one.metric for one in computed) if m.computed_by}
     numbers = {one.metric.name: one.number for one in computed}
-    return Judged(by_row.scores, by_row.metric.range[1], numbers, computed, told)
+    return Judged(by_row.scores, by_row.metric.range[1], numbers, computed, computed_by)
 
 
 def _answered(task: Task, examples: Sequence[Example], predictions: Sequence[str]) -> Answered:

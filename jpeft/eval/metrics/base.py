@@ -64,7 +64,7 @@ class Metric:
       range: lowest and highest possible value.
       needs: requirements, of `LABELS`, `TEXTS`, `PROBABILITIES`.
       package: a required package and the extra of jpeft that installs it; None if there is none.
-      told: describes how it was computed on these answers (tokenizer, version), for result files.
+      computed_by: describes how it was computed on these answers (tokenizer, version), for result files.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Metric:
     range: tuple[float, float] = (0.0, 1.0)
     needs: tuple[str, ...] = ()
     package: tuple[str, str] | None = None
-    told: Callable[[Answered], str] | None = None
+    computed_by: Callable[[Answered], str] | None = None
 
     def __post_init__(self) -> None:
         assert (self.scores is None) != (self.of_split is None), "a metric is a mean of scores or a number of a split"

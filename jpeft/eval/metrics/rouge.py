@@ -142,18 +142,18 @@ def _of_references(kind: str) -> Callable[[Answered], list[float]]:
     return scores
 
 
-def _told(answered: Answered) -> str:
+def _computed_by(answered: Answered) -> str:
     return f"tokenizer:{tokenizer_of(answered)}"
 
 
 SEVERAL = "_multi_reference"
 _KINDS = {"rouge_l": "rougeL", "rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_lsum": "rougeLsum"}
 _TITLES = {"rouge_l": "ROUGE-L", "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2", "rouge_lsum": "ROUGE-Lsum"}
-ROUGE_L = Metric("rouge_l", "ROUGE-L", scores=_of_targets("rougeL"), needs=(TEXTS,), told=_told)
+ROUGE_L = Metric("rouge_l", "ROUGE-L", scores=_of_targets("rougeL"), needs=(TEXTS,), computed_by=_computed_by)
 ROUGE_METRICS = (
     ROUGE_L,
     *(
-        Metric(name, _TITLES[name], scores=_of_targets(kind), needs=(TEXTS,), told=_told)
+        Metric(name, _TITLES[name], scores=_of_targets(kind), needs=(TEXTS,), computed_by=_computed_by)
         for name, kind in _KINDS.items()
         if name != "rouge_l"
     ),
@@ -163,7 +163,7 @@ ROUGE_METRICS = (
             f"{_TITLES[name]}, multi-reference",
             scores=_of_references(kind),
             needs=(TEXTS,),
-            told=_told,
+            computed_by=_computed_by,
         )
         for name, kind in _KINDS.items()
     ),

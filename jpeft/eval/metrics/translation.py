@@ -66,7 +66,7 @@ def _streams(answered: Answered) -> list[list[str | None]]:
 
 
 def _signature(make: Callable[[Answered], Any]) -> Callable[[Answered], str]:
-    def told(answered: Answered) -> str:
+    def signature(answered: Answered) -> str:
         scorer = make(composed(answered))
         scorer.corpus_score(list(answered.predictions[:1]), [stream[:1] for stream in _streams(answered)])
         several = {len(references) for references in answered.references}
@@ -78,7 +78,7 @@ def _signature(make: Callable[[Answered], Any]) -> Callable[[Answered], str]:
             parts.append("form:NFC")
         return "|".join(parts)
 
-    return told
+    return signature
 
 
 def _metric(name: str, title: str, make: Callable[[Answered], Any]) -> Metric:
@@ -89,7 +89,7 @@ def _metric(name: str, title: str, make: Callable[[Answered], Any]) -> Metric:
         range=(0.0, 100.0),
         needs=(TEXTS,),
         package=_PACKAGE,
-        told=_signature(make),
+        computed_by=_signature(make),
     )
 
 
