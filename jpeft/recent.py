@@ -28,7 +28,7 @@ class Recent(Generic[T]):
         self._entries: collections.OrderedDict[Hashable, _Entry[T]] = collections.OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Returns the cached value of `key`, or computes it with `make()`, caches it and evicts the oldest value.
+        """Returns the cached value of `key`, or computes it with `make()`, evicting the least recently used value.
 
         If `make()` raises, nothing is cached, and a thread that waited for the value calls its own `make`.
         """

@@ -140,7 +140,7 @@ def describe_labels(
 
 def cut_warnings(task: Task, tokens: Mapping[str, Tokens]) -> list[str]:
     """Warns about inputs and targets that were cut, with the config key of the length."""
-    where = "" if all(part.cut_inputs == 0 for part in tokens.values()) else _where_cut(task)
+    where = "" if all(part.cut_inputs == 0 for part in tokens.values()) else _cutting_place(task)
     counts = {split: (part.cut_inputs, len(part)) for split, part in tokens.items()}
     lines = _by_split(f"inputs cut to {task.max_input_length} tokens", counts, f"{where}; data.max_input_length")
     counts = {split: (part.cut_targets, len(part)) for split, part in tokens.items()}
@@ -151,64 +151,77 @@ def row_warnings(
     task: Task, examples: Mapping[str, Sequence[Example]], tokens: Mapping[str, Tokens], tokenizer: Tokenizer
 ) -> list[str]:
     """Warns about rows of any split: unknown characters, empty inputs, a prompt with the answer, special tokens."""
-    lines: list[str] = []
-    of_template = tokenizer.ids([Template.parse(task.template).render(collections.defaultdict(str))])[0]
-    unknown = tokenizer.unknown_token_id
-    own = 0 if unknown is None else of_template.count(unknown)  # those of the template are in every row: no warning
-    for what, texts in (("inputs", _texts_of), ("targets", lambda row: row.target)):
-        lost, example = {}, ""
-        for split, part in tokens.items():
-            ids = part.inputs if what == "inputs" else part.targets
-            least = own if what == "inputs" else 0
-            if tokenizer.leaves_out_characters:  # such a tokenizer has no unknown token
-                rows = [i for i, row in enumerate(examples[split]) if tokenizer.unknown_characters(texts(row))]
-            else:
-                rows = [i for i, row in enumerate(ids) if np.sum(row == tokenizer.unknown_token_id) > least]
-            lost[split] = (len(rows), len(ids))
-            if rows and not example:
-                row = examples[split][rows[0]]
-                characters = ", ".join(map(short, tokenizer.unknown_characters(texts(row))[:4]))
-                example = f"such as {characters} in {row.id}: the model can neither read nor write them"
-        lines += _by_split(f"{what} with characters that this vocabulary does not have", lost, example)
-    empty = {split: [row.id for row in part if not can_be_seen(_texts_of(row))] for split, part in examples.items()}
-    some = next((ids[0] for ids in empty.values() if ids), "")
-    lines += _by_split(
-        "inputs without text", {split: (len(ids), len(examples[split])) for split, ids in empty.items()}, f"as {some}"
-    )
+    lines = [*_unknown_character_warnings(task, examples, tokens, tokenizer), *_empty_input_warnings(examples)]
     if task.target in Template.parse(task.template).columns:
         lines.append(f"the prompt shows the column of the answers, {task.target!r}: the metric will mean nothing")
-    spelt, example = {}, ""
-    for split, part in examples.items():
-        rows = [row for row in part if tokenizer.special_names(f"{_texts_of(row)}\n{row.target}")]
-        spelt[split] = (len(rows), len(part))
-        if rows and not example:
-            name = tokenizer.special_names(f"{_texts_of(rows[0])}\n{rows[0].target}")[0]
-            example = f"such as {name!r} in {rows[0].id}; they are read as text"
-    lines += _by_split("rows that spell a special token", spelt, example)
+    lines += _special_token_warnings(examples, tokenizer)
     if task.kind == "generation":
         lines += _unwritable_warnings({name: part for name, part in examples.items() if name != "train"}, tokenizer)
     return lines
 
 
+def _unknown_character_warnings(
+    task: Task, examples: Mapping[str, Sequence[Example]], tokens: Mapping[str, Tokens], tokenizer: Tokenizer
+) -> list[str]:
+    of_template = tokenizer.ids([Template.parse(task.template).render(collections.defaultdict(str))])[0]
+    unknown = tokenizer.unknown_token_id
+    in_template = 0 if unknown is None else of_template.count(unknown)  # these are in every row: no warning
+    lines: list[str] = []
+    for what, text_of in (("inputs", _texts_of), ("targets", lambda row: row.target)):
+        counts, example = {}, ""
+        for split, part in tokens.items():
+            ids = part.inputs if what == "inputs" else part.targets
+            expected = in_template if what == "inputs" else 0
+            if tokenizer.leaves_out_characters:  # such a tokenizer has no unknown token
+                rows = [i for i, row in enumerate(examples[split]) if tokenizer.unknown_characters(text_of(row))]
+            else:
+                rows = [i for i, row in enumerate(ids) if np.sum(row == unknown) > expected]
+            counts[split] = (len(rows), len(ids))
+            if rows and not example:
+                row = examples[split][rows[0]]
+                characters = ", ".join(map(short, tokenizer.unknown_characters(text_of(row))[:4]))
+                example = f"such as {characters} in {row.id}: the model can neither read nor write them"
+        lines += _by_split(f"{what} with characters that this vocabulary does not have", counts, example)
+    return lines
+
+
+def _empty_input_warnings(examples: Mapping[str, Sequence[Example]]) -> list[str]:
+    empty = {split: [row.id for row in part if not can_be_seen(_texts_of(row))] for split, part in examples.items()}
+    first = next((ids[0] for ids in empty.values() if ids), "")
+    counts = {split: (len(ids), len(examples[split])) for split, ids in empty.items()}
+    return _by_split("inputs without text", counts, f"as {first}")
+
+
+def _special_token_warnings(examples: Mapping[str, Sequence[Example]], tokenizer: Tokenizer) -> list[str]:
+    counts, example = {}, ""
+    for split, part in examples.items():
+        rows = [row for row in part if tokenizer.special_names(f"{_texts_of(row)}\n{row.target}")]
+        counts[split] = (len(rows), len(part))
+        if rows and not example:
+            name = tokenizer.special_names(f"{_texts_of(rows[0])}\n{rows[0].target}")[0]
+            example = f"such as {name!r} in {rows[0].id}; they are read as text"
+    return _by_split("rows that spell a special token", counts, example)
+
+
 def _unwritable_warnings(judged: Mapping[str, Sequence[Example]], tokenizer: Tokenizer) -> list[str]:
     """Warns about targets that no answer can equal, because the tokenizer normalises some of their characters.
 
-    Targets with unknown characters are left out: `row_warnings` counts them separately.
+    Targets with unknown characters are left out: `_unknown_character_warnings` counts them.
     """
-    folded, example = {}, ""
+    counts, example = {}, ""
     for split, part in judged.items():
         written = tokenizer.round_trip([row.target for row in part])
-        unlike = [(row, text) for row, text in zip(part, written, strict=True) if text.strip() != row.target.strip()]
-        unlike = [(row, text) for row, text in unlike if not tokenizer.unknown_characters(row.target)]
-        folded[split] = (len(unlike), len(part))
-        if unlike and not example:
-            row, text = unlike[0]
-            example = f"such as {row.id}, {_where_unlike(row.target.strip(), text.strip())}"
+        changed = [(row, text) for row, text in zip(part, written, strict=True) if text.strip() != row.target.strip()]
+        changed = [(row, text) for row, text in changed if not tokenizer.unknown_characters(row.target)]
+        counts[split] = (len(changed), len(part))
+        if changed and not example:
+            row, text = changed[0]
+            example = f"such as {row.id}, {_first_difference(row.target.strip(), text.strip())}"
     note = f"{example}; accuracy, BLEU and chrF count that as wrong"
-    return _by_split("targets that this vocabulary writes otherwise", folded, note)
+    return _by_split("targets that this vocabulary writes otherwise", counts, note)
 
 
-def _where_unlike(target: str, written: str) -> str:
+def _first_difference(target: str, written: str) -> str:
     """Shows two texts from shortly before their first difference."""
     begin = max(0, len(os.path.commonprefix([target, written])) - 10)
     return f"{short(target[begin:])} as {short(written[begin:])}"
@@ -265,7 +278,7 @@ def _texts_of(row: Example) -> str:
     return row.input if row.fields is None else "\n".join(row.fields.values())
 
 
-def _where_cut(task: Task) -> str:
+def _cutting_place(task: Task) -> str:
     return (
         "at their ends"
         if task.template.strip() == f"{{{task.columns[0]}}}"
