@@ -298,7 +298,7 @@ def evaluate(
     quantization = Quantization.parse(test.quantization)
     model, tokenizer = test.source.load(compute_dtype(test.dtype), quantization, report=report)
     tokens = tokenize_for(task, made, tokenizer)
-    found_in_rows = row_warnings(task, {"rows": made}, {"rows": tokens}, tokenizer)
+    of_rows = row_warnings(task, {"rows": made}, {"rows": tokens}, tokenizer)
     config, (graphdef, adapter, base) = model.config, split(model)
     labels = PackedLabels.of(task.answers, tokenizer, config) if test.answer == "score" else None
     generate = Program(make_generate(graphdef, max_length=task.max_target_length, num_beams=test.num_beams))
@@ -325,7 +325,7 @@ def evaluate(
     answered = given.generated if given.chosen is None else given.chosen.texts
     scored = dataclasses.replace(given, generated=_marked(given.generated, unknown)).scored(task, made)
     return Evaluated(
-        test, made, tokens, scored, answered, unknown, seen, why_not, quantization_of(model), found_in_rows
+        test, made, tokens, scored, answered, unknown, seen, why_not, quantization_of(model), of_rows
     )
 
 
