@@ -1,7 +1,7 @@
-"""Whether this machine has an accelerator, asked before JAX is.
+"""Detects accelerators before JAX is initialised.
 
-The compilers of GPUs and TPUs may be installed where there is neither, to plan for them (`jpeft.plan`). JAX takes them
-for the drivers of devices that it then cannot find, and says so at length before it falls back on the CPU.
+The compilers of GPUs and TPUs may be installed on a machine without such a device, to plan for it (`jpeft.plan`). JAX
+takes them for device drivers, finds no device, and prints long warnings before it falls back on the CPU.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ import sys
 from pathlib import Path
 
 _GPU_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
-_GOOGLE = "0x1ae0"  # the maker of TPUs, on a PCI bus
+_GOOGLE = "0x1ae0"  # PCI vendor id
 
 
 def spare_what_is_missing() -> None:
-    """Makes JAX look for the CPU alone, where all that it could look for besides is surely not there.
+    """Makes JAX use the CPU only, if there is certainly no other device that it could find.
 
-    To be called before JAX looks for devices. Whoever has set `JAX_PLATFORMS` has chosen.
+    To be called before JAX initialises its devices. A no-op if `JAX_PLATFORMS` is set.
     """
     if "JAX_PLATFORMS" in os.environ or not (compiles_for_gpus() or compiles_for_tpus()):
         return
@@ -38,19 +38,19 @@ def spare_what_is_missing() -> None:
 
 
 def take_most_of_the_gpu() -> None:
-    """Lets a process have 92 % of a GPU's memory: JAX takes three quarters for itself and leaves the rest to nobody.
+    """Lets the process allocate 92 % of a GPU's memory; JAX's default is 75 %.
 
-    To be called before JAX looks for devices. Whoever has set one of the variables that say so has chosen.
+    To be called before JAX initialises its devices. A no-op if an environment variable sets JAX's memory.
     """
     if not any(name in os.environ for name in _MEMORY_VARIABLES):
         os.environ["XLA_CLIENT_MEM_FRACTION"] = "0.92"
 
 
 def part_of_the_gpu(processes: int) -> dict[str, str]:
-    """The environment of each of several processes on one GPU, in which it takes its part of the memory.
+    """The environment variables for each of several processes on one GPU, with an equal part of its memory.
 
-    A tenth and more is left for what a driver keeps of every process. Empty where somebody has chosen, as of
-    `take_most_of_the_gpu`.
+    More than a tenth of the memory is left for the driver, which needs some for every process. Empty if an environment
+    variable sets JAX's memory already.
     """
     if any(name in os.environ for name in _MEMORY_VARIABLES):
         return {}
@@ -63,14 +63,14 @@ _MEMORY_VARIABLES = (
 )
 
 
-_CHECKED_FROM = 4  # the level of autotuning from which XLA holds each candidate of a product beside another's result
+_CHECKED_FROM = 4  # autotuning level from which XLA compares the results of candidate kernels with each other
 
 
 def unchecked_products(platform: str, flags: str) -> str | None:
-    """What to say where XLA's flags keep it from checking what it takes for a GPU's matrix products; None elsewhere.
+    """Warns if XLA's flags keep it from checking its candidate kernels for a GPU's matrix products; else returns None.
 
-    Left alone, XLA tries several kernels for each product and leaves out those that disagree. Told not to, it takes the
-    first, right or wrong (docs/accelerators.md says what was seen).
+    By default XLA tries several kernels for each product and rejects those that disagree. At lower autotuning levels it
+    accepts wrong kernels, too (docs/accelerators.md describes a case).
 
     Args:
       platform: as `jax.default_backend` names it.
@@ -88,16 +88,16 @@ def unchecked_products(platform: str, flags: str) -> str | None:
 
 def compiles_for_gpus() -> bool:
     """Whether XLA's compiler for NVIDIA GPUs is installed."""
-    return any(_is_there(name) for name in _GPU_PLUGINS)
+    return any(_is_installed(name) for name in _GPU_PLUGINS)
 
 
 def compiles_for_tpus() -> bool:
     """Whether XLA's compiler for TPUs is installed."""
-    return _is_there("libtpu")
+    return _is_installed("libtpu")
 
 
 def has_gpu_driver() -> bool:
-    """Whether NVIDIA's driver is there, without which no program reaches a GPU."""
+    """Whether NVIDIA's driver is installed, without which no GPU is usable."""
     with contextlib.suppress(OSError):
         ctypes.CDLL("libcuda.so.1")
         return True
@@ -105,10 +105,9 @@ def has_gpu_driver() -> bool:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that JAX would find here, each as CUDA_VISIBLE_DEVICES names it.
+    """The GPUs that JAX would find, each as CUDA_VISIBLE_DEVICES names it.
 
-    There are none where JAX_PLATFORMS leaves GPUs out. A list of devices ends, as CUDA reads it, before the first word
-    that names none, such as -1.
+    Empty if JAX_PLATFORMS excludes GPUs. Like CUDA, it ignores everything after the first invalid entry, such as -1.
     """
     platforms = {name.strip() for name in os.environ.get("JAX_PLATFORMS", "").split(",")} - {""}
     if platforms and platforms.isdisjoint(_PLATFORMS_OF_GPUS):
@@ -128,7 +127,7 @@ _NAME_OF_A_GPU = re.compile("[0-9]+|(GPU|MIG)-.+")
 
 
 def has_tpu() -> bool:
-    """Whether there is a TPU on the machine's bus, or a device file that may be one's."""
+    """Whether a TPU is on the PCI bus, or a device file exists that may belong to one."""
     for vendor in glob.glob("/sys/bus/pci/devices/*/vendor"):
         with contextlib.suppress(OSError):
             if Path(vendor).read_text(encoding="utf-8").strip() == _GOOGLE:
@@ -137,9 +136,9 @@ def has_tpu() -> bool:
 
 
 def _has_other_plugins() -> bool:
-    """Whether JAX has plug-ins for devices of other kinds, of which nothing is known here."""
+    """Whether JAX has plugins for devices of other kinds, which cannot be checked here."""
     try:
-        import jax_plugins  # pyright: ignore[reportMissingImports]  (a namespace, there where a plug-in is)
+        import jax_plugins  # pyright: ignore[reportMissingImports]  (exists where a plugin is installed)
     except ImportError:
         return False
     known = {name.rpartition(".")[2] for name in _GPU_PLUGINS}
@@ -150,7 +149,7 @@ def _has_other_plugins() -> bool:
     )
 
 
-def _is_there(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):

@@ -1,11 +1,11 @@
-"""The C library's allocator, told to keep what XLA frees.
+"""Makes the C library's allocator keep the memory that XLA frees, for CPU programs.
 
-On a CPU XLA takes the buffers of a compiled program from `malloc` at each call and gives them back after it. Large ones
-come fresh from the system each time, and every page of them costs a fault when it is first written: a third of a
-training step's time at the size of `mini` (docs/log.md). Kept in the process, they are written at once.
+On a CPU, XLA allocates the buffers of a program with `malloc` at each call and frees them after it. Large buffers come
+fresh from the system each time, and the first write to each page causes a page fault: a third of a training step's time
+at the size of `mini` (docs/log.md). Memory kept in the process avoids these faults.
 
-What is kept is of use only where the next program's buffers fit into it. So that it is the same memory for all of them,
-one program runs at a time, and freed memory that has gone to pieces is given back.
+Kept memory helps only if the next program's buffers fit into it. So that all programs reuse the same memory, one
+program runs at a time, and fragmented free memory is returned to the system.
 """
 
 import ctypes
@@ -14,26 +14,26 @@ from typing import Any
 
 import jax
 
-# Of glibc's malloc.h; other C libraries have no mallopt, or one that ignores these.
+# From glibc's malloc.h; other C libraries have no mallopt, or one that ignores these.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _LARGEST_INT = 2**31 - 1
-_ALIGNMENT = 1 << 16  # more than XLA asks for: what is aligned takes some bytes more
+_ALIGNMENT = 1 << 16  # bytes, more than XLA asks for
 
 _keeps = False
 
 
 def keep_freed_memory() -> None:
-    """Makes the process keep memory that is freed, for whatever needs some next. Does nothing but on glibc.
+    """Makes the process keep freed memory for later allocations. A no-op without glibc.
 
-    To be called before JAX starts its threads: an arena that a thread already has of its own stays as it was. A
-    program on a CPU from then on has run when its call returns: two at once would need the memory of two, and
-    what the host could do meanwhile is little.
+    To be called before JAX starts its threads, whose own arenas would stay as they are. Afterwards calls of CPU
+    programs are synchronous: two programs at once would need the memory of both, and the host has little to do
+    meanwhile.
     """
     global _keeps
     mallopt = _glibc("mallopt")
     if mallopt is not None:
         _keeps = True
-        mallopt(_M_ARENA_MAX, 1)  # a thread's own arena cannot hold large buffers: they would be the system's again
+        mallopt(_M_ARENA_MAX, 1)  # a thread's own arena cannot hold large buffers, which would be mapped afresh
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
         mallopt(_M_TOP_PAD, 64 << 20)
@@ -41,11 +41,11 @@ def keep_freed_memory() -> None:
 
 
 def make_room(size: int) -> None:
-    """Gives the system back freed memory that lies in pieces, before something asks for `size` bytes at once.
+    """Returns fragmented free memory to the system, if an allocation of `size` bytes would otherwise grow the heap.
 
-    A small value that outlives a program's run may lie in the middle of what the program freed. The next run then has
-    to grow the heap by its whole size, while the pieces stay: twice the memory for the same work. Whether it would
-    grow is asked of `malloc` itself, in microseconds. Does nothing unless freed memory is kept.
+    A small value that outlives a program may lie amid the memory that the program freed. The next program then grows
+    the heap by its whole size while the fragments stay: twice the memory for the same work. A trial allocation, which
+    takes microseconds, tells whether the heap would grow. A no-op unless freed memory is kept.
     """
     if not _keeps:
         return
@@ -60,14 +60,14 @@ def make_room(size: int) -> None:
 
 
 def return_freed_memory() -> None:
-    """Gives the system back what is free now, so that the process's size tells what is in use."""
+    """Returns all free memory to the system, so that the process's size is what is in use."""
     malloc_trim = _glibc("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)
 
 
 def _glibc(name: str) -> Any:
-    """A function of glibc, or None where that is not the C library."""
+    """A function of glibc, or None if the C library is another."""
     if not sys.platform.startswith("linux"):
         return None
     library = ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-"""What a process that computes does before anything else."""
+"""Settings of a process that computes, made before anything else."""
 
 from collections.abc import Callable
 
@@ -9,10 +9,13 @@ from jpeft.program import use_compilation_cache
 
 
 def prepare_process(report: Callable[[str], None]) -> None:
-    """Says how this process takes memory, and where it keeps compiled programs; a second call changes nothing.
+    """Sets how this process allocates memory and where it caches compiled programs; a second call is a no-op.
 
-    To be called before JAX looks for devices, which even asking for the number of this process makes it do: it takes a
-    GPU's memory and starts its threads then. `report` hears, once a process, where programs cannot be kept.
+    To be called before JAX initialises its devices, when it allocates a GPU's memory and starts threads. Even asking
+    JAX for the index of this process does that.
+
+    Args:
+      report: called once per process if programs cannot be cached.
     """
     keep_freed_memory()
     take_most_of_the_gpu()

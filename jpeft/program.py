@@ -1,7 +1,8 @@
-"""Compiled programs that tell how long they took to compile and how often."""
+"""Functions compiled ahead of time, with the time and memory that they take."""
 
 import contextlib
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Collection, Hashable, Mapping
@@ -16,13 +17,13 @@ from jpeft.files import why_not_writable
 
 
 class Program:
-    """A function compiled once for each `spec` of its last argument, ahead of the first run with such a one.
+    """A function compiled ahead of time, once for each `spec` of its last argument.
 
-    The other arguments keep their shapes over a run, so looking at the batch alone is enough and cheap.
+    The other arguments keep their shapes during a run, so comparing the batch is enough, and cheap.
 
     Attributes:
-      function: that is compiled.
-      compile_seconds: spent tracing and compiling so far.
+      function: the function.
+      compile_seconds: seconds spent tracing and compiling so far, in all threads.
     """
 
     def __init__(
@@ -37,11 +38,12 @@ class Program:
         """Compiles nothing yet.
 
         Args:
-          donate: positions of arguments whose buffers the results may use.
-          batch: the devices that the last argument is put on; None leaves it where it is. Where those are of several
-            processes, each gives the rows of its own devices.
-          results: a sharding for each result, or for all below a node; None leaves them to the compiler.
-          options: of the compiler, by XLA's names for them.
+          function: to compile.
+          donate: positions of arguments whose buffers the results may reuse.
+          batch: where to put the last argument; None leaves it where it is. If the sharding spans several processes,
+            each of them passes the rows of its own devices.
+          results: a sharding for each result, or a prefix of their tree; None leaves them to the compiler.
+          options: compiler options by XLA's names.
         """
         self.function = function
         self._donate, self._results = donate, results
@@ -53,16 +55,16 @@ class Program:
 
     @property
     def num_shapes(self) -> int:
-        """The number of programs compiled so far, one for each shape of arguments that came."""
+        """The number of executables compiled so far, one for each shape of the last argument."""
         return len(self._compiled)
 
     def is_ready_for(self, batch: Any) -> bool:
-        """Whether it is compiled for a last argument like this one."""
+        """Whether the program is compiled for a last argument of this shape."""
         return spec(batch) in self._compiled
 
     @property
     def compiled(self) -> list[jax.stages.Compiled]:
-        """The executables compiled so far, one for each shape of the last argument, to be looked into."""
+        """The executables compiled so far, one for each shape of the last argument, for inspection."""
         return list(self._compiled.values())
 
     def __call__(self, *args: Any) -> Any:
@@ -75,22 +77,27 @@ class Program:
         return compiled(*args)
 
     def compiled_by(self, options: Mapping[str, Any]) -> "Program":
-        """The same by other options of the compiler, and without donating; nothing stays loaded once it is gone."""
-        function = lambda *args: self.function(*args)  # JAX keeps executables as long as their function is there
+        """The same program with other compiler options and without donation.
+
+        It is unloaded once it is no longer referenced.
+        """
+        function = lambda *args: self.function(*args)  # JAX keeps executables for the lifetime of their function
         return Program(function, batch=self._batch, results=self._results, options=options)
 
     def side_by_side(self, count: int, shared: Collection[int], like: int | None = None) -> "Program":
-        """The same for `count` calls at once: each argument is a tuple of one for each, and so is the result.
+        """The program for `count` calls at once: arguments and result are tuples with one value per call.
 
-        What works on shared arguments alone is done once, a product with a shared matrix once over the rows of all.
-        Leaves that are smaller than another call's are filled up with zeros at their ends.
+        Work on shared arguments is done once; a product with a shared matrix is computed once, over the rows of all
+        calls. Leaves smaller than those of other calls are padded with zeros at the end.
 
         Args:
-          shared: positions of arguments that are the same for all, and given as they are.
-          like: the position of the argument whose shapes a call's result has; None where results are of one shape.
+          count: the number of calls.
+          shared: positions of the arguments that are the same for all calls, and passed as they are.
+          like: position of the argument whose shapes the result of a call has; None if all results have the same
+            shapes.
         """
 
-        def of_all(*args: Any) -> tuple[Any, ...]:
+        def batched(*args: Any) -> tuple[Any, ...]:
             stacked = [arg if i in shared else jax.tree.map(_stacked, *arg) for i, arg in enumerate(args)]
             axes = [None if i in shared else 0 for i in range(len(args))]
             results = jax.vmap(self.function, in_axes=axes)(*stacked)
@@ -100,42 +107,57 @@ class Program:
             return tuple(each)
 
         results = None if self._results is None else (self._results,) * count
-        return Program(of_all, donate=self._donate, batch=self._batch, results=results)
+        return Program(batched, donate=self._donate, batch=self._batch, results=results)
 
     def traced(self, *shapes: Any) -> Any:
-        """What JAX traces for arguments of these shapes: it can be looked at, and lowered for a compiler."""
+        """Traces the function for arguments of these shapes; the result can be inspected and lowered."""
         *others, batch = shapes
         if self._batch is not None:
             batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._batch), batch)
         return self._jitted.trace(*others, batch)
 
     def prepare(self, *args: Any) -> Any:
-        """Compiles for arguments of these shapes, as the first call with them would, and returns what was compiled.
+        """Returns the executable for arguments of these shapes, compiling it if needed.
 
         Args:
-          args: as of a call; shapes may stand for the last.
+          args: as for a call; the last may be given as shapes.
         """
         key = spec(args[-1])
         if key not in self._compiled:
             started = time.perf_counter()
             self._compiled[key] = self.traced(*args).lower().compile(self._options)
-            self.compile_seconds += time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            self.compile_seconds += seconds
+            add_compile_seconds(seconds)
         return self._compiled[key]
 
 
+_thread = threading.local()  # has `compile_seconds`
+
+
+def thread_compile_seconds() -> float:
+    """Seconds that this thread has spent compiling programs, or waiting for another one that compiled for it."""
+    return getattr(_thread, "compile_seconds", 0.0)
+
+
+def add_compile_seconds(seconds: float) -> None:
+    """Adds to `thread_compile_seconds` of this thread."""
+    _thread.compile_seconds = thread_compile_seconds() + seconds
+
+
 def spec(tree: Any) -> Hashable:
-    """Structure, shapes and dtypes of a tree: what a compiled program depends on besides its code."""
+    """Structure, shapes and dtypes of a tree: what an executable depends on besides the function."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple((leaf.shape, _dtype_of(leaf)) for leaf in leaves)
 
 
 def _dtype_of(leaf: Any) -> str:
-    """As compiled programs have it: NumPy's numbers of 64 bits are of 32 to them."""
+    """The dtype of a leaf in compiled programs, where 64-bit NumPy values become 32-bit."""
     return str(jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True))
 
 
 def _stacked(*leaves: jax.Array) -> jax.Array:
-    """The leaves along a new first axis, filled up with zeros to the largest size of each dimension."""
+    """Stacks leaves along a new first axis, padded with zeros to the largest size of each dimension."""
     shapes = [jnp.shape(leaf) for leaf in leaves]
     largest = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
 
@@ -152,7 +174,7 @@ def _first_part(leaf: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def _temporary_bytes(compiled: Any) -> int:
-    """Bytes of main memory that the program allocates each time it runs on the CPU; 0 if it runs on another device."""
+    """Bytes of main memory that an executable allocates at each run on the CPU; 0 on other devices."""
     if jax.default_backend() != "cpu":
         return 0
     analysis = compiled.memory_analysis()
@@ -160,10 +182,10 @@ def _temporary_bytes(compiled: Any) -> int:
 
 
 def _require_room(size: int) -> int:
-    """`size`, where this machine has so many bytes at all: else the system would end the process without a word.
+    """Returns `size` if this machine has that many bytes in total; more would make the system kill the process.
 
     Raises:
-      MemoryError: it has not.
+      MemoryError: it has fewer.
     """
     there = memory_of_host()
     if there is not None and size > there:
@@ -172,26 +194,27 @@ def _require_room(size: int) -> int:
 
 
 def memory_of_host() -> int | None:
-    """Bytes that this process may have, by the machine and by the container around it; None where nobody tells."""
+    """Bytes that this process may use, limited by the machine and by its container; None if unknown."""
     limits = []
     with contextlib.suppress(OSError, ValueError, AttributeError):
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of control groups, version 2 and 1
-        with contextlib.suppress(OSError, ValueError):  # ValueError: it says `max`
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the file says `max`
             limits.append(int(Path("/sys/fs/cgroup", name).read_text(encoding="utf-8")))
     return min(limits, default=None)
 
 
-_NOT_FRAGMENTED = 0.97  # of an accelerator's memory; its allocator leaves gaps
-_FREE_TO_USE = 0.9  # of the main memory that is free; the host's own work takes some, too
-# What a CPU's library of products packs, beside what the compiler counts: measured for programs of 0.1 to 2.7 GB.
+_NOT_FRAGMENTED = 0.97  # share of an accelerator's memory that fragmentation leaves usable
+_FREE_TO_USE = 0.9  # share of free main memory to plan with; the host's own work takes some, too
+# Memory for operands packed by the CPU's matrix product library, which the compiler does not count: measured for
+# programs of 0.1 to 2.7 GB.
 _PACKED_AT_LEAST, _PACKED_SHARE = 30_000_000, 0.06
 
 
 def free_memory() -> float | None:
-    """Bytes of the device at hand that nothing holds; None where nobody tells.
+    """Free bytes on this process's first device; None if unknown.
 
-    On the CPU those of the machine and of the container around this process, shared out among its devices.
+    On a CPU the free memory of machine and container, divided by the number of devices.
     """
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
@@ -214,10 +237,10 @@ def free_memory() -> float | None:
 
 
 def needed_memory(compiled: Any) -> int:
-    """Bytes that a program compiled for this process's devices takes on each while it runs, beside its arguments.
+    """Bytes that an executable takes on each device while it runs, without its arguments.
 
-    On a CPU with what XLA's library of products takes from the system besides, for operands that it packs: the compiler
-    does not count it. It is more with more rows; as much as is added here was measured (docs/accelerators.md).
+    On a CPU this includes an estimate of the memory for operands packed by XLA's matrix product library, which the
+    compiler does not count. It grows with the number of rows; docs/accelerators.md has the measurements.
     """
     analysis = compiled.memory_analysis()
     if analysis is None:
@@ -235,24 +258,25 @@ def _put_batch(batch: Any, sharding: jax.sharding.Sharding) -> Any:
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
-_told_of: set[Path] = set()  # directories that cannot be written
+_reported: set[Path] = set()  # directories that cannot be written
 
 
 def use_compilation_cache(directory: Path, report: Callable[[str], None] = lambda line: None) -> None:
-    """Keeps compiled programs in `directory`, unless JAX was told another place: a second run starts at once.
+    """Caches compiled programs in `directory`, unless JAX has another cache directory already.
 
     Args:
-      report: hears where nothing can be kept, once a process. What another has kept there is used, if it can be read.
+      directory: of the cache.
+      report: called once per process if the directory cannot be written; what is cached there is then still read.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]  (made at run time)
         return
     reason = why_not_writable(directory)
     if reason is not None:
-        if directory not in _told_of:
-            _told_of.add(directory)
+        if directory not in _reported:
+            _reported.add(directory)
             report(
-                f"nothing that is made here is kept for the next run: {directory} cannot be written ({reason}); set "
-                "the environment variable JPEFT_CACHE to a directory that can be"
+                f"compiled programs are not cached for the next run: {directory} cannot be written ({reason}); "
+                "set the environment variable JPEFT_CACHE to a directory that can be"
             )
         if not os.access(directory, os.R_OK | os.X_OK):
             return

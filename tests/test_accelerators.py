@@ -1,4 +1,4 @@
-"""Compilers of devices that are not there disturb nobody, and devices that are there are found."""
+"""Compilers for absent devices cause no warnings, and devices that are present are found."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from jpeft import accelerators
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine with these compilers and these devices, asked before JAX was; returns what JAX is told."""
+    """Simulates a machine with these compilers and devices before JAX is initialised; returns JAX's platforms."""
 
     def make(*, gpu_compiler=False, tpu_compiler=False, driver=False, tpu=False, others=False, chosen=None):
         for name, value in (

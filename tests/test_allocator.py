@@ -1,4 +1,4 @@
-"""Freed memory stays with the process until it is asked back."""
+"""The process keeps freed memory until it is returned explicitly."""
 
 import subprocess
 import sys

@@ -60,9 +60,9 @@ BREAKS = {
         "tests/data/test_mixture.py tests/train/test_weighted_loss.py",
     ),
     "label smoothing is ignored": Break(
-        "train/loop.py",
-        "label_smoothing=self.run.train.label_smoothing,",
-        "label_smoothing=0.0,",
+        "train/assembly.py",
+        "smoothing = run.train.label_smoothing",
+        "smoothing = 0.0",
         _KEYS.format("smoothing"),
     ),
     "metrics that were asked for are ignored": Break(
@@ -84,25 +84,25 @@ BREAKS = {
         "tests/eval/test_metrics_by_name.py -k naming",
     ),
     "the last adapter is tested, not the best": Break(
-        "train/loop.py",
-        "best = self.layout.place(self.trainer.best)",
-        "best = self.trainer.state.adapter",
+        "train/testing.py",
+        "    best = assembly.layout.place(trainer.best)\n    with",
+        "    best = trainer.state.adapter\n    with",
         "tests/train/test_wiring.py -k best",
     ),
     "weight decay is ignored": Break(
-        "train/loop.py", "weight_decay=self.run.train.weight_decay", "weight_decay=0.0", _KEYS.format("weight_decay")
+        "train/assembly.py", "weight_decay=run.train.weight_decay", "weight_decay=0.0", _KEYS.format("weight_decay")
     ),
     "clipping is ignored": Break(
-        "train/loop.py",
-        "clip_grad_norm=self.run.train.clip_grad_norm",
+        "train/assembly.py",
+        "clip_grad_norm=run.train.clip_grad_norm",
         "clip_grad_norm=None",
         _KEYS.format("clip_grad"),
     ),
     "beams are ignored": Break(
-        "train/loop.py", '"num_beams": self.run.eval.num_beams', '"num_beams": 1', _KEYS.format("num_beams")
+        "train/assembly.py", '"num_beams": run.eval.num_beams', '"num_beams": 1', _KEYS.format("num_beams")
     ),
     "the share of warm-up is ignored": Break(
-        "train/loop.py", "warmup_fraction=train.warmup_fraction", "warmup_fraction=0.1", _KEYS.format("warmup")
+        "train/assembly.py", "warmup_fraction=train.warmup_fraction", "warmup_fraction=0.1", _KEYS.format("warmup")
     ),
     "the monitor's direction is ignored": Break(
         "train/monitor.py",

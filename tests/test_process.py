@@ -1,4 +1,4 @@
-"""Every command that computes prepares its process first: before JAX looks for devices, whose memory is then taken."""
+"""Every command that computes prepares its process before JAX initialises devices and takes their memory."""
 
 import os
 import subprocess
@@ -48,7 +48,7 @@ def test_commands_prepare_before_jax_looks_for_devices(tmp_path):
 
 
 def test_a_process_is_prepared_in_memory_and_cache(monkeypatch, tmp_path):
-    """It keeps what it frees, takes most of a GPU's memory, and keeps what it compiles where the cache is."""
+    """It keeps freed memory, takes most of a GPU's memory, and caches compiled programs."""
     from jpeft import process
 
     done = []

@@ -1,4 +1,4 @@
-"""What a program is said to take of this machine's memory is what the process then takes."""
+"""Compiled programs: shapes, memory and the compilation cache."""
 
 import json
 import subprocess
@@ -68,7 +68,7 @@ def test_what_needs_more_memory_than_there_is_does_not_run_however_it_was_compil
 
 @pytest.fixture
 def without_cache():
-    """JAX as it is before a command has told it where to keep programs."""
+    """JAX's state before any command has set its compilation cache."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     jax.config.update(names[0], None)
@@ -83,7 +83,7 @@ def test_a_cache_that_cannot_be_written_is_one_line_that_says_what_to_set(withou
     for _ in range(2):  # said once
         use_compilation_cache(tmp_path / "file/compiled", report=lines.append)
     assert lines == [
-        f"nothing that is made here is kept for the next run: {tmp_path}/file/compiled cannot be written (Not a "
+        f"compiled programs are not cached for the next run: {tmp_path}/file/compiled cannot be written (Not a "
         "directory); set the environment variable JPEFT_CACHE to a directory that can be"
     ]
     assert without_cache() is None

@@ -120,7 +120,7 @@ def describe(
         label_smoothing=run.train.label_smoothing,
         method=method,
         parts=parts_apart(layout, method, _config_of(run).dropout_rate),
-        made=Recent(4),
+        cache=Recent(4),
     )
     sums = layout.describe(jax.eval_shape(programs.zero_sums, adapter))
     family, shape = family_with(load_config(run.model.name)), (lengths.input, lengths.target)

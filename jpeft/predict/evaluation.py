@@ -324,9 +324,7 @@ def evaluate(
     )
     answered = given.generated if given.chosen is None else given.chosen.texts
     scored = dataclasses.replace(given, generated=_marked(given.generated, unknown)).scored(task, made)
-    return Evaluated(
-        test, made, tokens, scored, answered, unknown, seen, why_not, quantization_of(model), of_rows
-    )
+    return Evaluated(test, made, tokens, scored, answered, unknown, seen, why_not, quantization_of(model), of_rows)
 
 
 def _marked(generated: Sequence[str], unknown: Collection[str]) -> list[str]:

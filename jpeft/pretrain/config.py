@@ -1,4 +1,4 @@
-"""A pretraining run as typed data."""
+"""The config of a pretraining run as typed, checked dataclasses."""
 
 import dataclasses
 import math
@@ -23,25 +23,28 @@ OPTIMIZERS = ("adamw", "adafactor")
 EMBEDDINGS = ("random", "cooccurrence")
 FAMILIES = ("t5", "llama")
 _SIZES = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers")
-_OF_NEW_MODELS = {"model": (*_SIZES, "dropout_rate", "embeddings"), "tokenizer": ("size", "megabytes")}
-_OF_T5 = (("model", "num_decoder_layers"), ("data", "noise_density"), ("data", "mean_span_length"))
+# Keys without effect beside `model.start`, which brings sizes and vocabulary.
+_KEYS_OF_NEW_MODELS = {"model": (*_SIZES, "dropout_rate", "embeddings"), "tokenizer": ("size", "megabytes")}
+# Keys that only a T5 has a use for.
+_KEYS_OF_T5 = (("model", "num_decoder_layers"), ("data", "noise_density"), ("data", "mean_span_length"))
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """The network, without dropout while pretraining.
+    """The network. Pretraining itself has no dropout.
 
     Attributes:
-      start: a model of any family to go on from, by name, directory or GGUF file, which then gives architecture, sizes
-        and vocabulary; None makes a new one.
-      family: of a new one: `t5` (T5 1.1: gated GELU, untied head) or `llama` (decoder-only, head and embedding one).
-      d_model, d_kv, d_ff, num_heads, num_layers: as `config.json` of a T5 calls them; d_kv is the width of a head.
+      start: a model of any family to continue from, by name, directory or GGUF file; it gives architecture, sizes and
+        vocabulary. None makes a new one.
+      family: of a new model: `t5` (T5 1.1: gated GELU, untied head) or `llama` (decoder-only, tied head).
+      d_model, d_kv, d_ff, num_heads, num_layers: sizes, named as in the `config.json` of a T5; d_kv is the width of a
+        head.
       num_decoder_layers: of a T5.
       dtype: of the computation; `auto` is bfloat16 on GPU and TPU, float32 on CPU. Weights are float32.
-      remat: what the backward pass computes anew beside what costs little: `none`, `dots` (attention), `block`.
-      dropout_rate: written into the new model's `config.json`, for fine-tuning; pretraining itself has none.
-      stored_dtype: of the weights in the model that comes out.
-      embeddings: what a new model's embeddings start from: `random`, or the corpus's word `cooccurrence`.
+      remat: what the backward pass recomputes beside cheap operations: `none`, `dots` (attention), `block`.
+      dropout_rate: written to the new model's `config.json`, for fine-tuning.
+      stored_dtype: of the weights in the model that is written.
+      embeddings: initial embeddings of a new model: `random`, or from the `cooccurrence` of tokens in the corpus.
     """
 
     start: str | None = None
@@ -58,8 +61,25 @@ class NetworkConfig:
     stored_dtype: str = "bfloat16"
     embeddings: str = "cooccurrence"
 
-    def t5(self, vocab_size: int) -> T5Config:
-        """The config of a new T5 1.1 of these sizes, without dropout, with `vocab_size` pieces."""
+    @property
+    def is_decoder_only(self) -> bool:
+        """Whether a new model is decoder-only."""
+        return self.family != "t5"
+
+    def new_config(
+        self, vocab_size: int, *, pad_token_id: int, eos_token_id: int, max_positions: int
+    ) -> T5Config | DecoderConfig:
+        """The config of a new model of these sizes, without dropout.
+
+        Args:
+          vocab_size: rows of the embedding table.
+          pad_token_id, eos_token_id, max_positions: used by decoder-only models.
+        """
+        if not self.is_decoder_only:
+            return self._t5_config(vocab_size)
+        return self._decoder_config(vocab_size, pad_token_id, eos_token_id, max_positions)
+
+    def _t5_config(self, vocab_size: int) -> T5Config:
         sizes = {key: getattr(self, key) for key in ("d_model", "d_kv", "d_ff", "num_heads")}
         return T5Config(
             **sizes,
@@ -71,8 +91,9 @@ class NetworkConfig:
             tie_word_embeddings=False,
         )
 
-    def decoder(self, vocab_size: int, *, pad_token_id: int, eos_token_id: int, max_positions: int) -> DecoderConfig:
-        """The config of a new decoder-only model of these sizes, without dropout."""
+    def _decoder_config(
+        self, vocab_size: int, pad_token_id: int, eos_token_id: int, max_positions: int
+    ) -> DecoderConfig:
         return DecoderConfig(
             **{"model_type": self.family, **CHOICES[self.family]},
             vocab_size=vocab_size,
@@ -96,8 +117,8 @@ class TokenizerConfig:
 
     Attributes:
       path: a directory with a tokenizer, or the name of a model that has one; None trains one on the corpus.
-      size: pieces of a trained one, special ids, bytes and sentinels included; None is 16,384, or as many as the
-        corpus gives where it is too small for these.
+      size: pieces of a trained vocabulary, including special ids, bytes and sentinels; None is 16,384, or fewer if the
+        corpus does not give as many.
       megabytes: millions of characters of text to train it on, taken from the sources by their rates.
     """
 
@@ -108,12 +129,12 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """Files of one kind and their share.
+    """Files of one kind, and their share of the training tokens.
 
     Attributes:
-      files: a pattern below `data.path`: `books-*.jsonl.xz`. JSON Lines (plain, .gz, .xz, .zst) or Parquet.
+      files: a glob pattern relative to `data.path`: `books-*.jsonl.xz`. JSON Lines (plain, .gz, .xz, .zst) or Parquet.
       kind: `text` (column `text`) or `pairs` (columns `input` and `target`).
-      rate: share of the tokens seen, in proportion to the other sources' rates.
+      rate: share of the training tokens, relative to the other sources' rates.
     """
 
     files: str
@@ -123,16 +144,16 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
-    """The config's section `data`: the corpus to learn from.
+    """The config's section `data`: the corpus.
 
     Attributes:
       path: directory of the files.
-      sources: by a name of your choice, each with `files`, `kind` and `rate`.
-      input_length, target_length: tokens of a packed row in the encoder and in the decoder; a decoder-only model's row
-        has as many as both together.
-      noise_density, mean_span_length: of span corruption, by which a T5 learns from texts.
-      chat_template: how a decoder-only model is asked a pair's input: `auto`, as its files say; `none`; or a file with
-        a Jinja template.
+      sources: each with `files`, `kind` and `rate`, by a name of your choice.
+      input_length, target_length: tokens of a packed row in the encoder and in the decoder; a row of a decoder-only
+        model has the sum of both.
+      noise_density, mean_span_length: of span corruption, the objective of a T5 on texts.
+      chat_template: how a decoder-only model is prompted with the input of a pair: `auto`, as its files say; `none`; or
+        a file with a Jinja template.
     """
 
     path: str | None = None
@@ -153,11 +174,11 @@ class OptimizerConfig:
       batch_size: packed rows of a micro-batch.
       accumulation_steps: micro-batches of a step.
       optimizer: `adamw` or `adafactor`, both with steps relative to the size of each weight.
-      learning_rate: the highest. The first step has 0; it rises linearly over `warmup_steps`, then falls linearly, to
-        be 0 again after the last step.
+      learning_rate: the peak. The rate rises linearly from 0 over `warmup_steps`, then falls linearly to 0 after the
+        last step.
       weight_decay: of matrices; adamw only.
       clip_grad_norm: largest norm of the gradient; None does not clip.
-      seed: of initial values, of what is hidden and of the order of pieces.
+      seed: of initial values, of span corruption and of the order of pieces.
     """
 
     steps: int = 5000
@@ -173,13 +194,13 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """The config's section `log`: how often to validate, and what to show on the way.
+    """The config's section `log`: validation, checkpoints and samples.
 
     Attributes:
       validate_every: steps between validations.
-      validation_batches: at most, of texts and of pairs each.
-      checkpoint_every_seconds: besides at every validation.
-      samples: held-out texts and pairs whose generated targets are shown at every validation.
+      validation_batches: the most batches, of texts and of pairs each.
+      checkpoint_every_seconds: time between checkpoints; there is also one at every validation.
+      samples: held-out texts and pairs for which generated targets are shown at every validation.
     """
 
     validate_every: int = 250
@@ -201,7 +222,11 @@ class Pretraining:
 
     @classmethod
     def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "Pretraining":
-        """Checks every key and value before anything is loaded. Raises `UserError` as `jpeft.config.Run` does."""
+        """Parses and checks a config, before anything is loaded.
+
+        Raises:
+          UserError: a key is unknown or a value is invalid.
+        """
         values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
         values["data"] = dict(values.get("data", {}))
         sources = values["data"].pop("sources", {})
@@ -235,11 +260,13 @@ class Pretraining:
         has_texts = any(source.kind == "text" for source in self.data.sources.values())
         if is_new and self.model.embeddings == "cooccurrence" and not has_texts:
             raise UserError(
-                "data.sources has no source of kind 'text', at which model.embeddings=cooccurrence of a new model "
-                "looks; give one, or model.embeddings=random."
+                "data.sources has no source of kind 'text', which model.embeddings=cooccurrence of a new model needs; "
+                "give one, or model.embeddings=random."
             )
-        if self.model.family != "t5":
-            self.refuse_keys_of_t5(f"model.family is {self.model.family!r}")
+        if self.model.start is None or self.model.is_decoder_only:
+            why = f"model.family is {self.model.family!r}"
+            self.refuse_keys_of_other_families(why, decoder_only=self.model.is_decoder_only)
+        if self.model.is_decoder_only:
             if self.model.d_kv % 2:
                 raise UserError(f"model.d_kv is {self.model.d_kv}; expected an even number: positions turn pairs.")
             if self.model.d_model % self.model.num_heads:
@@ -247,11 +274,9 @@ class Pretraining:
                     f"model.d_model is {self.model.d_model} and model.num_heads {self.model.num_heads}; expected a "
                     "multiple, which transformers needs to open such a model."
                 )
-        elif self.model.start is None:
-            self.refuse_chat_template("model.family is 't5'")
         if self.model.start is not None and self.tokenizer.path is not None:
             raise UserError("model.start brings its own vocabulary; leave tokenizer.path out.")
-        if self.model.start is not None and self.model.family != "t5":
+        if self.model.start is not None and self.model.is_decoder_only:
             raise UserError("model.start brings its own architecture; leave model.family out.")
         for section in (self.model, self.tokenizer, self.data, self.train, self.log, self.mesh):
             for field in dataclasses.fields(section):
@@ -270,34 +295,40 @@ class Pretraining:
         if not self.data.noise_density < 1:
             raise UserError(f"data.noise_density is {self.data.noise_density}; expected a share below 1.")
 
-    def refuse_keys_of_t5(self, why: str) -> None:
-        """Raises `UserError`: a key is given that a decoder-only model has no use for. `why` begins the message."""
-        usual = Pretraining()
-        for section, key in _OF_T5:
-            if getattr(getattr(self, section), key) != getattr(getattr(usual, section), key):
-                raise UserError(f"{why}, and {section}.{key} is a T5's alone; leave it out.")
+    def refuse_keys_of_other_families(self, why: str, *, decoder_only: bool) -> None:
+        """Raises `UserError` if a key is set that a model of this kind has no use for.
+
+        Args:
+          why: the beginning of the message.
+          decoder_only: whether the model is decoder-only, or a T5.
+        """
+        if not decoder_only:
+            if self.data.chat_template != AUTO:
+                raise UserError(f"{why}, and data.chat_template is for decoder-only models; leave it out.")
+            return
+        for section, key in _KEYS_OF_T5:
+            if self._is_set(section, key):
+                raise UserError(f"{why}, and {section}.{key} is for a T5 only; leave it out.")
+
+    def _is_set(self, section: str, key: str) -> bool:
+        """Whether a key differs from its default."""
+        return getattr(getattr(self, section), key) != getattr(getattr(Pretraining(), section), key)
 
     def not_used(self) -> list[str]:
-        """Keys that are given, and have no effect beside `model.start`, which brings what they are about."""
-        usual = Pretraining()
+        """The keys that are set but have no effect if `model.start` is given."""
         return [
             f"{section}.{key}"
-            for section, keys in _OF_NEW_MODELS.items()
+            for section, keys in _KEYS_OF_NEW_MODELS.items()
             for key in keys
-            if getattr(getattr(self, section), key) != getattr(getattr(usual, section), key)
+            if self._is_set(section, key)
         ]
 
-    def refuse_chat_template(self, why: str) -> None:
-        """Raises `UserError`: a chat template is given, which a T5 has no use for. `why` begins the message."""
-        if self.data.chat_template != AUTO:
-            raise UserError(f"{why}, and data.chat_template is for decoder-only models; leave it out.")
-
     def to_dict(self) -> dict[str, Any]:
-        """The run as `config.json` of its directory holds it."""
+        """The run as the `config.json` of its directory holds it."""
         return dataclasses.asdict(self)
 
 
-# Far above what anyone trains and below what stops the host.
+# Upper limits, far above any sensible value and below what would exhaust the host.
 _MOST = {
     "seed": SEEDS[1],
     "num_layers": 1000,
@@ -309,7 +340,7 @@ _MOST = {
     **dict.fromkeys(("input_length", "target_length", "samples", "validation_batches"), 65_536),
 }
 _MOST_OF_ALL = 10**9
-_MOST_RATE = 1e100  # rates are added up, and multiplied by bytes
+_MOST_RATE = 1e100  # rates are summed and multiplied by bytes, which must not overflow
 _MAY_BE_ZERO = ("dropout_rate", "warmup_steps", "weight_decay", "seed", "samples", "checkpoint_every_seconds")
 
 
@@ -330,12 +361,12 @@ def _source(name: str, values: Any) -> SourceConfig:
 
 
 def of_any_version(config: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """A `config.json` with the keys of `now` that its version did not have yet, at their defaults."""
+    """Fills in the keys of `now` that the `config.json` of an earlier version lacks, with their defaults."""
     return filled_in(config, now, Pretraining().to_dict())
 
 
 def default_pretraining(sources: Mapping[str, SourceConfig]) -> ConfigDict:
-    """Every key with its default and these sources, for config files to change."""
+    """A config with every key at its default and these sources, for config files to change."""
     config = placeholders(Pretraining)
     config.update({"data": {"sources": {name: dataclasses.asdict(source) for name, source in sources.items()}}})
     return config

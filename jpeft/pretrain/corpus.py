@@ -1,4 +1,4 @@
-"""Corpus files as token ids on disk: tokenised once, then read in place however large they are."""
+"""Corpus files as token ids on disk: tokenised once, then memory-mapped, whatever their size."""
 
 import contextlib
 import dataclasses
@@ -22,14 +22,19 @@ from jpeft.trouble import is_disk_full, is_within
 
 KINDS = ("text", "pairs")
 COLUMNS = {"text": ("text",), "pairs": ("input", "target")}
-_MADE = {"text": "bare", "pairs": "as prompts and answers"}  # what the cache holds of each kind
-_READ_AS = 2  # raised when other rows are read of the same bytes, as when quotes in a CSV came to mean something else
+_FORMAT = {"text": "bare", "pairs": "as prompts and answers"}  # of the cached ids, part of the cache key
+_READER_VERSION = 2  # increased when the same bytes are read as other rows
 _ROWS_AT_ONCE = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Token ids of many texts; `self[i]` are those of the i-th."""
+    """Token ids of many texts; `self[i]` are those of text i.
+
+    Attributes:
+      ids: `[tokens]`, of all texts one after another.
+      ends: `[texts]`, the end of each text in `ids`.
+    """
 
     ids: np.ndarray
     ends: np.ndarray
@@ -41,32 +46,35 @@ class Texts:
         return self.ids[self.ends[index - 1] if index else 0 : self.ends[index]]
 
     def lengths(self) -> np.ndarray:
-        """The number of tokens of each text of the corpus, in order."""
+        """`[texts]`: the number of tokens of each text."""
         return np.diff(self.ends, prepend=0)
 
 
 def load_texts(
     files: Sequence[Path], kind: str, tokenizer: Tokenizer, *, report: Callable[[str], None] = lambda line: None
 ) -> tuple[Texts, ...]:
-    """One `Texts` for a source of kind `text`, two (inputs, targets) for `pairs`; from the cache where it has them.
+    """Tokenises a source, or loads its tokens from the cache.
 
-    Of a text the ids of its own tokens alone; inputs and targets are prompts and answers as fine-tuning makes them,
-    with what stands around them (`Tokenizer.wording`).
+    Of a text only its own tokens are stored; inputs and targets become prompts and answers as in fine-tuning, including
+    what surrounds them (`Tokenizer.wording`).
+
+    Returns:
+      One `Texts` for a source of kind `text`, two (inputs, targets) for `pairs`.
 
     Raises:
       UserError: as `read_texts`.
       RunFailed: the cache cannot be written.
     """
-    own = tokenizer.asked_by(NONE) if kind == "text" else tokenizer  # around a text stands nothing of a chat
-    digest = hashlib.sha256(f"{own.fingerprint} {kind} {_MADE[kind]} {_READ_AS}".encode())
+    own = tokenizer.asked_by(NONE) if kind == "text" else tokenizer  # texts are not wrapped in a chat template
+    digest = hashlib.sha256(f"{own.fingerprint} {kind} {_FORMAT[kind]} {_READER_VERSION}".encode())
     for file in files:
-        digest.update(f" {kind_of(file)}".encode())  # the same bytes are other rows as .csv than as .tsv
+        digest.update(f" {kind_of(file)}".encode())  # the same bytes mean other rows in a .csv than in a .tsv
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     directory = cache_directory() / "corpus" / digest.hexdigest()
     try:
         return _read(directory, COLUMNS[kind])
-    except (OSError, ValueError, EOFError):  # it is not there, or it is damaged and made again
+    except (OSError, ValueError, EOFError):  # absent, or damaged
         shutil.rmtree(directory, ignore_errors=True)
         report(f"tokenises {', '.join(file.name for file in files)}")
     with _written_in(directory.parent):
@@ -79,7 +87,7 @@ def load_texts(
 
 
 def _read(directory: Path, columns: Sequence[str]) -> tuple[Texts, ...]:
-    """The tokens of each column, as `_tokenise` wrote them. Raises whatever NumPy does, or `ValueError`: damaged."""
+    """Loads the tokens of each column, as written by `_tokenise`. Raises NumPy's errors or `ValueError` if damaged."""
     texts = tuple(
         Texts(
             np.load(directory / f"{column}.ids.npy", mmap_mode="r", allow_pickle=False),
@@ -89,23 +97,23 @@ def _read(directory: Path, columns: Sequence[str]) -> tuple[Texts, ...]:
     )
     for ids, ends in ((text.ids, text.ends) for text in texts):
         if (ids.dtype, ids.ndim, ends.dtype, ends.ndim) != (np.uint32, 1, np.int64, 1):
-            raise ValueError("other arrays")
+            raise ValueError("wrong dtype or shape")
         bounds = np.concatenate([[0], ends])
         if len(ends) != len(texts[0]) or (np.diff(bounds) < 0).any() or bounds[-1] != len(ids):
-            raise ValueError("other rows")
+            raise ValueError("inconsistent lengths")
     return texts
 
 
 @contextlib.contextmanager
 def _written_in(directory: Path) -> Iterator[None]:
-    """Raises `RunFailed` where the system cannot write there: what could not, and what to set."""
+    """Turns an `OSError` of writing to the cache into a `RunFailed` that says what to do."""
     try:
         yield
     except OSError as error:
         named = error.filename if isinstance(error.filename, str) else ""
         above = bool(named) and is_within(directory, Path(named))
         if not (is_disk_full(error) or above or is_within(named, directory)):
-            raise  # of a file of the corpus
+            raise  # an error of reading the corpus
         raise RunFailed(
             f"{directory} cannot be written ({error.strerror or error}), where the tokens of a corpus are kept; set "
             "the environment variable JPEFT_CACHE to a directory that can be and has room."
@@ -130,7 +138,7 @@ def _tokenise(
     for column in columns:
         raw[column].close()
         path = directory / f"{column}.raw"
-        # Without a copy in memory: what is mapped is written out piece by piece.
+        # Not copied to memory: a memory map is written out piece by piece.
         ids = np.memmap(path, np.uint32, "r") if path.stat().st_size else np.zeros(0, np.uint32)
         _save(directory / f"{column}.ids.npy", ids)
         _save(directory / f"{column}.ends.npy", np.cumsum(lengths[column], dtype=np.int64))
@@ -143,8 +151,8 @@ def _save(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def says_nothing(texts: Texts, empty: Sequence[int]) -> np.ndarray:
-    """`[len(texts)]`: whether each is what is made of an empty text, `empty`."""
+def are_empty(texts: Texts, empty: Sequence[int]) -> np.ndarray:
+    """`[len(texts)]`: whether each text equals `empty`, the ids of an empty text."""
     lengths = texts.lengths()
     found = lengths == len(empty)
     for i in np.flatnonzero(found):
@@ -153,13 +161,13 @@ def says_nothing(texts: Texts, empty: Sequence[int]) -> np.ndarray:
 
 
 def empty_pair(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """What is made of an input and of a target without any text."""
+    """The ids of an empty input and of an empty target."""
     (input_,), (target,) = _prompts(tokenizer, [""]), tokenizer.answers([""])
     return input_, target
 
 
 def _prompts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Whole inputs as prompts; what is too long for a row is left out elsewhere, and never cut."""
+    """Inputs as prompts of any length; those that are too long for a row are left out later, never truncated."""
     return PromptTokens("{input}", tokenizer, sys.maxsize)([{"input": text} for text in texts]).ids
 
 

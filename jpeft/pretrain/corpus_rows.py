@@ -1,4 +1,4 @@
-"""Texts of a corpus file, one row at a time."""
+"""Reads the texts of corpus files, one row at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,13 +12,15 @@ from jpeft.rows.values import as_text, is_missing
 def read_texts(
     path: Path, columns: Sequence[str], *, report: Callable[[str], None] = lambda line: None
 ) -> Iterator[tuple[str, ...]]:
-    """The texts of `columns`, row by row, without the whole file in memory; of a number, the text that prompts have.
+    """Yields the texts of `columns`, row by row, without loading the whole file; numbers become text as in prompts.
 
     Args:
-      report: hears of rows that may not be what was meant.
+      path: of the file.
+      columns: their names.
+      report: called with a line about rows that may not be what was meant.
 
     Raises:
-      UserError: as `jpeft.rows.reading.read_rows`; or a row lacks one of the columns, or it holds no text.
+      UserError: as `jpeft.rows.reading.read_rows`; or a row lacks a column, or its value is not text.
     """
     for row in rows_of_file(path, report=report):
         yield tuple(_text(row, column, columns, path) for column in columns)

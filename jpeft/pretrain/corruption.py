@@ -1,7 +1,7 @@
-"""Span corruption, T5's pretraining task (Raffel et al. 2020, section 3.1.4).
+"""Span corruption, T5's pretraining objective (Raffel et al. 2020, section 3.1.4).
 
-Of `Thank you for inviting me to your party last week` the encoder reads `Thank you <0> me to your party <1> week`, and
-the decoder writes `<0> for inviting <1> last`.
+For `Thank you for inviting me to your party last week` the encoder's input is `Thank you <0> me to your party <1>
+week`, and the decoder's target `<0> for inviting <1> last`.
 """
 
 import dataclasses
@@ -14,10 +14,13 @@ from jpeft.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class SpanCorruption:
-    """How much of a text is hidden, and in spans of which mean length; both in tokens.
+    """The share of a text's tokens that is masked, and the mean length of the masked spans.
 
     Attributes:
-      sentinels: ids of `<extra_id_0>`, `<extra_id_1>`, ...: one stands for each span.
+      sentinels: ids of `<extra_id_0>`, `<extra_id_1>`, ..., each standing for one span.
+      eos_token_id: ends input and target.
+      noise_density: share of tokens that are masked.
+      mean_span_length: in tokens.
     """
 
     sentinels: Sequence[int]
@@ -26,18 +29,18 @@ class SpanCorruption:
     mean_span_length: float = 3.0
 
     def num_noise(self, length: int) -> tuple[int, int]:
-        """How many tokens of a text of `length` are hidden, and in how many spans. At least one stays."""
+        """The number of masked tokens and of spans in a text of `length` tokens. At least one token stays."""
         noise = min(max(round(length * self.noise_density), 1), length - 1)
         spans = min(max(round(noise / self.mean_span_length), 1), length - noise)
         return noise, spans
 
     def lengths(self, length: int) -> tuple[int, int]:
-        """Tokens of the input and of the target made of a text of `length`, `</s>` included."""
+        """Tokens of the input and of the target made of a text of `length` tokens, including `</s>`."""
         noise, spans = self.num_noise(length)
         return length - noise + spans + 1, noise + spans + 1
 
     def longest_text(self, input_length: int, target_length: int) -> int:
-        """The longest text whose input and target fit, and that has no more spans than there are sentinels.
+        """Tokens of the longest text whose input and target fit, with no more spans than there are sentinels.
 
         Raises:
           UserError: not even a text of two tokens fits, or there are no sentinels.
@@ -57,7 +60,7 @@ class SpanCorruption:
         return length - 1
 
     def __call__(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Input and target of a text of at least two tokens; the text begins with a token that stays."""
+        """Input and target of a text of at least two tokens, of which the first is never masked."""
         noise, spans = self.num_noise(len(ids))
         lengths = np.stack([_partition(len(ids) - noise, spans, rng), _partition(noise, spans, rng)], axis=1)
         hidden = np.repeat(np.tile([False, True], spans), lengths.ravel())
@@ -71,6 +74,6 @@ class SpanCorruption:
 
 
 def _partition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """`total` as a sum of `parts` positive integers, every such sum equally likely."""
+    """Splits `total` into `parts` positive integers, all such partitions equally likely."""
     cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
     return np.diff(cuts, prepend=0, append=total)

@@ -1,4 +1,4 @@
-"""T5's pretraining: hidden spans of texts are written and pairs answered, in rows of an encoder and a decoder."""
+"""T5's pretraining objective: span corruption of texts, and answers to pairs, in rows of an encoder and a decoder."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from jpeft.pretrain.packing import TokenPair
 
 
 class Denoising(Objective):
-    """Span corruption of texts, pairs as they are."""
+    """Span corruption of texts; pairs unchanged."""
 
     def __init__(
         self, corruption: SpanCorruption, input_length: int, target_length: int, start_token_id: int, pad_token_id: int
@@ -24,11 +24,11 @@ class Denoising(Objective):
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, data: CorpusConfig, *, start_token_id: int, pad_token_id: int) -> "Denoising":
-        """That of a config's section `data`. Raises `UserError`: the vocabulary has no sentinels."""
+        """The objective of a config's section `data`. Raises `UserError` if the vocabulary has no sentinels."""
         if not tokenizer.sentinels:
             raise UserError(
                 "the vocabulary of model.start or tokenizer.path has no <extra_id_0>, which span corruption needs; "
-                "take one with T5's sentinels, or leave both out, so that one is made."
+                "take one with T5's sentinels, or leave both out to train a vocabulary."
             )
         corruption = SpanCorruption(
             tokenizer.sentinels,
@@ -55,11 +55,12 @@ class Denoising(Objective):
         return TokenPair(*self._corruption(ids, rng))
 
     def pack(self, rows: Sequence[Sequence[TokenPair]]) -> Batch:
-        """A batch of packed rows.
+        """Packs examples into a batch.
 
-        Returns what T5's `Family.batch` does, with the targets of each example shifted right behind a start token of
-        its own, and `encoder_segment_ids: [batch, enc_len]`, `decoder_segment_ids: [batch, dec_len]` int32: 1 for a
-        row's first example, 2 for its second, 0 for padding.
+        Returns:
+          What T5's `Family.batch` does, with each example's decoder input shifted right behind a start token of its
+          own; and `encoder_segment_ids: [batch, enc_len]`, `decoder_segment_ids: [batch, dec_len]` int32: 1 for a row's
+          first example, 2 for its second, 0 for padding.
         """
 
         def blank(length: int, value: int = 0) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Embeddings to start from: what the company of each token in the corpus tells of it.
+"""Initial embeddings from the co-occurrence of tokens in the corpus.
 
-A first look at the whole corpus that costs a minute: tokens that stand near the same tokens get near vectors (positive
-pointwise mutual information and its leading singular vectors; Levy, Goldberg and Dagan 2015). A small model sees too
-little text to learn the same of its rarer tokens.
+One pass over the whole corpus, which takes a minute: tokens that occur near the same tokens get similar vectors
+(positive pointwise mutual information and its leading singular vectors; Levy, Goldberg and Dagan 2015). A small model
+sees too little text in training to learn as much about its rarer tokens.
 """
 
 from collections.abc import Iterable
@@ -12,18 +12,20 @@ import numpy as np
 from jpeft.pretrain.corpus import Texts
 
 _WINDOW = 16  # tokens to each side
-_MOST_CONTEXTS = 4096  # the most frequent tokens are company enough
-_SMOOTHING = 0.75  # of the contexts' frequencies: tempers the pull of rare ones
-_CHUNK = 1_000_000
+_MOST_CONTEXTS = 4096  # columns of the co-occurrence matrix: the most frequent tokens
+_SMOOTHING = 0.75  # exponent of the contexts' frequencies, which dampens rare ones
+_CHUNK = 1_000_000  # tokens counted at once
 
 
 def cooccurrence_embeddings(
     weighted: Iterable[tuple[Texts, float]], *, vocab_size: int, width: int, seed: int
 ) -> np.ndarray:
-    """`[vocab_size, width]` float32 with rows of mean square 1; tokens that the texts lack get random ones.
+    """Computes `[vocab_size, width]` float32 embeddings, each row with mean square 1.
 
     Args:
-      weighted: texts and their share of the mixture.
+      weighted: texts, and their share of the mixture.
+      vocab_size, width: the shape.
+      seed: of random rows for tokens that do not occur in the texts.
     """
     sources = [(texts, share / max(len(texts.ids), 1)) for texts, share in weighted]
     frequency = sum(np.bincount(texts.ids, minlength=vocab_size) * weight for texts, weight in sources)
@@ -41,15 +43,15 @@ def cooccurrence_embeddings(
 
 
 def _count(counts: np.ndarray, ids: np.ndarray, context_of: np.ndarray, weight: float) -> None:
-    flat, company = counts.reshape(-1), context_of[ids]
+    flat, contexts = counts.reshape(-1), context_of[ids]
     for distance in range(1, _WINDOW + 1):
-        for tokens, near in ((ids[:-distance], company[distance:]), (ids[distance:], company[:-distance])):
+        for tokens, near in ((ids[:-distance], contexts[distance:]), (ids[distance:], contexts[:-distance])):
             known = near >= 0
             np.add.at(flat, tokens[known] * counts.shape[1] + near[known], np.float32(weight))
 
 
 def _positive_information(counts: np.ndarray) -> np.ndarray:
-    """`max(0, log(p(token, context) / p(token) p(context)))`, in the place of the counts."""
+    """Replaces the counts by `max(0, log(p(token, context) / p(token) p(context)))`, in place."""
     tokens = counts.sum(axis=1, dtype=np.float64)
     contexts = counts.sum(axis=0, dtype=np.float64) ** _SMOOTHING
     contexts /= contexts.sum()
@@ -61,7 +63,7 @@ def _positive_information(counts: np.ndarray) -> np.ndarray:
 
 
 def _leading_vectors(matrix: np.ndarray, width: int) -> np.ndarray:
-    """Left singular vectors times the root of the singular values, by the eigenvectors of the smaller square."""
+    """Left singular vectors times the square root of their singular values, via the smaller Gram matrix."""
     values, vectors = np.linalg.eigh(matrix.T @ matrix)
     values, vectors = values[::-1][:width], vectors[:, ::-1][:, :width]
     return (matrix @ vectors) * np.maximum(values, 1e-12) ** -0.25

@@ -1,6 +1,6 @@
-"""Pretraining from start to end: steps, validation, samples of what the model writes, and the model it leaves.
+"""Executes a pretraining run: training steps, validation, samples of the model's output, and the finished model.
 
-The batches are a function of the seed, and a checkpoint holds all else: a run killed at any moment and started again
+The seed determines the batches, and a checkpoint holds the rest: a run that is killed at any moment and started again
 ends with the same weights, bit for bit.
 """
 
@@ -29,6 +29,7 @@ from jpeft.pretrain.samples import Writer, rows_with_text, write_samples
 from jpeft.pretrain.setup import build_network, load_tokenizer, mixture_of_run, network_config
 from jpeft.pretrain.stream import Blocks, rows_here
 from jpeft.process import prepare_process
+from jpeft.program import thread_compile_seconds
 from jpeft.run.directory import RunDirectory, run_once
 from jpeft.run.display import Display
 from jpeft.run.environment import commit, peak_memory_bytes, versions
@@ -47,11 +48,19 @@ _KINDS = {"text": TextSource, "pairs": PairSource}
 def pretrain(
     run: Pretraining, workdir: Path, *, overwrite: bool = False, display: Display | None = None
 ) -> dict[str, Any]:
-    """Does what is left of a pretraining run in `workdir` and returns its `result.json`; the model is in `model/`.
+    """Executes a pretraining run in `workdir`, resuming from its checkpoint, and returns the content of `result.json`.
+
+    The model is written to `workdir/model`. A finished run is not executed again.
+
+    Args:
+      run: the config.
+      workdir: the run's directory.
+      overwrite: start again, replacing the run in `workdir`.
+      display: prints progress; by default to standard error.
 
     Raises:
       UserError: the config, the directory or the corpus is not as it has to be.
-      RunFailed: the loss is not finite, the disk is full, or the process was told to stop; the same command goes on
+      RunFailed: the loss is not finite, the disk is full, or the process was asked to stop; the same command goes on
         from the last checkpoint.
     """
     display = display or Display()
@@ -68,7 +77,7 @@ def pretrain(
 
 
 class _Pretraining:
-    """One pretraining run at work: what its phases (set up, train, test, save) hand to each other."""
+    """One pretraining run: what its phases (setting up, training, testing, saving) share."""
 
     def __init__(self, run: Pretraining, directory: RunDirectory, display: Display):
         self.run, self.directory, self.display = run, directory, display
@@ -93,7 +102,7 @@ class _Pretraining:
             self.layout,
             max_length=run.data.target_length,
             num_beams=1,
-            made=Session().programs,
+            cache=Session().programs,
         )
         stream = Blocks(self.mixture, run.train.accumulation_steps, self.layout)
         course = Course(
@@ -103,7 +112,7 @@ class _Pretraining:
             ),
             evaluations=[TimedEvaluator(evaluator, run.log.validate_every) for evaluator in self._evaluators()],
             monitor=None,
-            seed=0,  # nothing is dropped
+            seed=0,  # unused: there is no dropout
             checkpoint_every_seconds=run.log.checkpoint_every_seconds,
             remedy="a lower train.learning_rate or more train.warmup_steps",
         )
@@ -123,14 +132,14 @@ class _Pretraining:
             report=display.say,
             listener=_Shown(display, self._writer(), directory.path),
         )
-        made_of = origins(run)
-        directory.begin(origins=made_of)
-        directory.write_json("splits.json", {"origins": made_of})
+        fingerprints = origins(run)
+        directory.begin(origins=fingerprints)
+        directory.write_json("splits.json", {"origins": fingerprints})
         if run.model.start is None and run.tokenizer.path is None:
-            self.tokenizer = load_tokenizer(run, directory.path, display.say)  # the one that was made has moved
+            self.tokenizer = load_tokenizer(run, directory.path, display.say)  # `begin` has moved the trained one
 
     def _evaluators(self) -> list[Evaluator]:
-        """The loss of held-out texts, and of held-out pairs."""
+        """The losses of held-out texts and of held-out pairs."""
 
         def batches(kind: str) -> Callable[[], Iterator[tuple[Batch, int]]]:
             return lambda: (
@@ -158,7 +167,7 @@ class _Pretraining:
         )
 
     def result(self) -> dict[str, Any]:
-        """Runs every step that is left, and writes the model."""
+        """Runs all steps that are left, and writes the model."""
         with self.trainer.at_work() as restored:
             if restored:
                 self.display.say(f"goes on after step {self.trainer.step:,}")
@@ -185,7 +194,7 @@ class _Pretraining:
 
     def _write_result(self) -> dict[str, Any]:
         run, progress = self.run, self.trainer.progress
-        trained, rest = host_copy((self.trainer.state.adapter, self.trainer.base))  # gathered: all processes ask
+        trained, rest = host_copy((self.trainer.state.adapter, self.trainer.base))  # gathered, so all processes call it
         model = nnx.merge(self.graphdef, trained, rest)
         new = run.model.start is None
         model.config = dataclasses.replace(self.config, dropout_rate=run.model.dropout_rate) if new else self.config
@@ -222,7 +231,7 @@ class _Pretraining:
 
 
 class _Shown(Listener):
-    """Shows a person the steps in a bar, and after each validation its losses and what the model writes by now."""
+    """Shows training steps in a bar, and after each validation its losses and a sample of the model's output."""
 
     def __init__(self, display: Display, writer: Writer, directory: Path):
         self._display, self._writer, self._directory = display, writer, directory
@@ -230,7 +239,7 @@ class _Shown(Listener):
     @contextlib.contextmanager
     def steps(self, trainer: Trainer) -> Iterator[Callable[[Step, float], None]]:
         note = "" if trainer.programs.update.num_shapes else "compiling"
-        steps, compiled = trainer.course.total_steps, trainer.programs.compile_seconds
+        steps, compiled = trainer.course.total_steps, thread_compile_seconds
         with self._display.task("pretraining", steps, trainer.step, note, unit="steps", compiled=compiled) as bar:
             yield lambda step, loss: bar.advance(1, f"loss {loss:.4f}")
 
@@ -246,7 +255,7 @@ class _Shown(Listener):
 
 
 def unigram_entropy(batches: list[Batch]) -> float:
-    """Nats per target token of the best guess that knows how often each token occurs in these targets, and no more."""
+    """The entropy of the token frequencies of these targets, in nats per token: the loss that needs no input."""
     tokens = np.concatenate([batch["decoder_target_tokens"][batch["decoder_loss_weights"] > 0] for batch in batches])
     share = np.unique(tokens, return_counts=True)[1] / len(tokens)
     return float(-np.sum(share * np.log(share)))

@@ -1,7 +1,6 @@
-"""Sources of a corpus mixed by rate into blocks of packed batches, each block a function of the seed and its number.
+"""Mixes the sources of a corpus by rate into blocks of packed batches; seed and number determine each block.
 
-Nothing has to be remembered of the blocks before: a restarted run makes the block it was in anew, and skips what it had
-of it.
+No state of earlier blocks is needed: a resumed run rebuilds the current block and skips the batches it has done.
 """
 
 import dataclasses
@@ -16,7 +15,7 @@ from jpeft.errors import UserError
 from jpeft.model.family import Batch
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.pretrain.config import SourceConfig
-from jpeft.pretrain.corpus import Texts, empty_pair, load_texts, says_nothing
+from jpeft.pretrain.corpus import Texts, are_empty, empty_pair, load_texts
 from jpeft.pretrain.objective import LEAST_TEXT, Objective
 from jpeft.pretrain.packing import TokenPair, assign_rows
 from jpeft.rows.reading import require_file
@@ -24,18 +23,18 @@ from jpeft.words import counted
 
 _EXAMPLES_IN_BLOCK = 4096
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.005, 200  # of each source's rows, for validation
-_HOLDS_ONE_OUT = 10  # rows, from which on a source holds out one though the share is less
+_LEAST_ROWS_TO_HOLD_OUT = 10  # of a source; with as many rows, one is held out even if the share is less
 
 
 class TextSource:
-    """Texts in pieces that fill at most one row, each made an example anew whenever it is drawn."""
+    """Texts cut into pieces of at most one row; a piece becomes a new training example each time it is drawn."""
 
     def __init__(self, texts: Texts, objective: Objective):
         self.texts, self._objective = texts, objective
         longest = objective.longest_text()
         lengths = texts.lengths()
         kept = np.flatnonzero(lengths >= LEAST_TEXT)
-        parts = -(-lengths[kept] // longest)  # of equal length, so that no crumb is left at the end
+        parts = -(-lengths[kept] // longest)  # pieces of equal length, so that there is no short remainder
         self.columns = (texts,)
         self.document = np.repeat(kept, parts)
         number = np.arange(len(self.document)) - np.repeat(np.cumsum(parts) - parts, parts)
@@ -45,7 +44,7 @@ class TextSource:
         self.left_out = len(lengths) - len(kept)
 
     def lengths(self) -> np.ndarray:
-        """`[pieces, 2]`: tokens of the input and the target of every piece."""
+        """`[pieces, 2]`: tokens of the input and of the target of each piece."""
         sizes = zip((self._end - self._start).tolist(), self._is_end.tolist(), strict=True)
         pairs = [self._objective.text_lengths(length, is_end=is_end) for length, is_end in sizes]
         return np.array(pairs).reshape(-1, 2)
@@ -56,23 +55,24 @@ class TextSource:
 
 
 class PairSource:
-    """Inputs and targets as they are. A pair longer than a row is left out: cut, it would teach to stop midway.
+    """Pairs of inputs and targets. Those longer than a row are left out: truncated ones would teach to stop midway.
 
     Args:
-      inputs, targets: with all that stands around them.
-      empty: an input and a target that say nothing; pairs with either are left out, too.
+      inputs, targets: ids with their surroundings (prompt, special tokens).
+      objective: decides what fits a row.
+      empty: the ids of an empty input and of an empty target; pairs with either are left out, too.
     """
 
     def __init__(self, inputs: Texts, targets: Texts, objective: Objective, empty: tuple[Sequence[int], Sequence[int]]):
         self._inputs, self._targets = self.columns = inputs, targets
         lengths = np.stack([inputs.lengths(), targets.lengths()], axis=1)
-        fits = objective.fits(lengths) & ~says_nothing(inputs, empty[0]) & ~says_nothing(targets, empty[1])
+        fits = objective.fits(lengths) & ~are_empty(inputs, empty[0]) & ~are_empty(targets, empty[1])
         self.document = np.flatnonzero(fits)
         self._lengths = lengths[fits]
         self.left_out = len(lengths) - len(self.document)
 
     def lengths(self) -> np.ndarray:
-        """`[pairs, 2]`: tokens of every input and target."""
+        """`[pairs, 2]`: tokens of the input and of the target of each pair."""
         return self._lengths
 
     def example(self, index: int, rng: np.random.Generator) -> TokenPair:
@@ -82,11 +82,12 @@ class PairSource:
 
 @dataclasses.dataclass(frozen=True)
 class SourcePart:
-    """The training or the held-out pieces of one source.
+    """The training pieces or the held-out pieces of one source.
 
     Attributes:
-      pieces: `[n]`, their numbers in the source.
-      lengths: `[n, 2]`, tokens of the input and the target of each.
+      source: where they are from.
+      pieces: `[n]`, their indices in the source.
+      lengths: `[n, 2]`, tokens of the input and of the target of each.
     """
 
     source: TextSource | PairSource
@@ -96,12 +97,14 @@ class SourcePart:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Every source of a run, ready to be drawn from.
+    """All sources of a run, ready to draw from.
 
     Attributes:
       training, held_out: by name of the source.
-      rates: each source's share of the tokens seen.
+      rates: each source's share of the training tokens, relative to the others.
+      objective: makes examples and packs them.
       batch_size: packed rows of a batch.
+      seed: determines all blocks.
     """
 
     training: Mapping[str, SourcePart]
@@ -114,7 +117,7 @@ class Mixture:
     def block(self, number: int) -> list[Batch]:
         """The batches of one block, in order.
 
-        Within a source, every piece is drawn once before any is drawn again, in an order of its own each time.
+        Within a source, every piece is drawn once before any is drawn again, in a new order each time.
         """
         rng = np.random.default_rng([self.seed, 1, number])
         drawn = []
@@ -127,7 +130,7 @@ class Mixture:
         rows, taken = self._rows(drawn)
         examples = [part.source.example(int(part.pieces[place]), rng) for part, place in drawn]
         packed = [[examples[i] for i in row] for row in rows]
-        # Rows that do not fill a batch are left out: the emptiest, which were still open when the block ended.
+        # Rows beyond the last full batch are left out: the emptiest ones, which were still open when the block ended.
         emptiest_last = sorted(range(len(rows)), key=lambda i: -int(taken[rows[i], 0].sum()))
         full = emptiest_last[: len(rows) - len(rows) % self.batch_size]
         if not full:
@@ -139,7 +142,7 @@ class Mixture:
         return list(self._batches([packed[i] for i in rng.permutation(full)]))
 
     def counts(self) -> dict[str, int]:
-        """Pieces of each source in a block: what gives it its share of the tokens."""
+        """The number of pieces of each source in a block, which gives the source its share of the tokens."""
         per_token = {
             name: rate / float(self.training[name].lengths.sum(axis=1).mean()) for name, rate in self.rates.items()
         }
@@ -147,7 +150,7 @@ class Mixture:
         return {name: max(1, round(_EXAMPLES_IN_BLOCK * share / total)) for name, share in per_token.items()}
 
     def validation(self, kind: type, *, most_batches: int) -> list[Batch]:
-        """Batches of held-out pieces of one kind of source, the same whenever they are asked for."""
+        """Batches of held-out pieces of one kind of source, the same at every call."""
         rng = np.random.default_rng([self.seed, 2])
         drawn = [
             (part, piece)
@@ -164,7 +167,7 @@ class Mixture:
         return list(self._batches(packed))
 
     def _rows(self, drawn: Sequence[tuple[SourcePart, int]]) -> tuple[list[list[int]], np.ndarray]:
-        """Which of the drawn examples share a row, and how much room each takes on each side."""
+        """Which of the drawn examples share a row, and how much room each takes on each side of it."""
         taken = self.objective.sides(np.array([part.lengths[place] for part, place in drawn]))
         return assign_rows(taken, self.objective.room), taken
 
@@ -189,16 +192,23 @@ def load_mixture(
     seed: int,
     report: Callable[[str], None] = lambda line: None,
 ) -> Mixture:
-    """Tokenises the sources, or finds their tokens in the cache, and holds rows out for validation.
+    """Loads and tokenises the sources, and holds rows out for validation.
 
-    What stands in a row held out does not train from another row either, of any source of the same kind: the same
-    text, or the same input with the same target.
+    A text, or an input with its target, that is held out does not train from another row either, of any source of the
+    same kind.
+
+    Args:
+      directory: of the corpus.
+      sources: by name.
+      tokenizer, objective: make examples of the rows.
+      batch_size, seed: as in `Mixture`.
+      report: called with a line about rows that are left out.
 
     Raises:
-      UserError: a file is absent or cannot be read, or no piece of a source fits a row and may train.
+      UserError: a file is absent or cannot be read, or a source has no piece left to train on.
     """
     read: dict[str, TextSource | PairSource] = {}
-    apart: dict[str, np.ndarray] = {}
+    held_out_rows: dict[str, np.ndarray] = {}
     for name, config in sources.items():
         texts = load_texts(source_files(directory, name, config), config.kind, tokenizer, report=report)
         source = (
@@ -210,41 +220,43 @@ def load_mixture(
         if source.left_out:
             report(f"{name}: {source.left_out:,} of {len(texts[0]):,} rows left out, {why}")
         read[name] = source
-        # Whole rows of the file are held out, not pieces: the rest of a text tells much of its pieces. The same rows
-        # whatever the seed, rates and other sources: a run that goes on from another has held out what that one had.
+        # Whole rows of the file are held out, not pieces, since the pieces of a text resemble each other. The choice
+        # ignores seed, rates and other sources, so that a run that continues another model holds out the same rows.
         order = np.random.default_rng([4, zlib.crc32(name.encode())]).permutation(len(texts[0]))
-        apart[name] = order[: _num_held_out(len(order))]
+        held_out_rows[name] = order[: _num_held_out(len(order))]
     training, held_out = {}, {}
     for name, source in read.items():
-        twins = _twins(name, read, apart)
-        if len(twins):
-            report(f"{name}: {counted(len(twins), 'row')} of the same text as rows held out, left out of training")
-        is_apart = np.isin(source.document, apart[name])
-        trains = ~is_apart & ~np.isin(source.document, twins)
+        duplicates = _duplicates(name, read, held_out_rows)
+        if len(duplicates):
+            report(f"{name}: {counted(len(duplicates), 'row')} with the text of a held-out row left out of training")
+        is_held_out = np.isin(source.document, held_out_rows[name])
+        trains = ~is_held_out & ~np.isin(source.document, duplicates)
         lengths = source.lengths()
-        for parts, chosen in ((training, trains), (held_out, is_apart)):
+        for parts, chosen in ((training, trains), (held_out, is_held_out)):
             pieces = np.flatnonzero(chosen)
             parts[name] = SourcePart(source, pieces, lengths[pieces])
         if not trains.any():
             kind = "empty" if sources[name].kind == "pairs" else f"shorter than {LEAST_TEXT} tokens"
             raise UserError(
                 f"data.sources.{name} has nothing to train on: no row of it that fits {objective} tokens "
-                f"(data.input_length, data.target_length), is not {kind} and does not say what a row held out says."
+                f"(data.input_length, data.target_length), is not {kind} and does not repeat a held-out row."
             )
     rates = {name: config.rate for name, config in sources.items()}
     return Mixture(training, held_out, rates, objective, batch_size, seed)
 
 
-def _twins(name: str, sources: Mapping[str, TextSource | PairSource], apart: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Numbers of a source's rows that are not held out and say what one says that is, of any source of the kind."""
+def _duplicates(
+    name: str, sources: Mapping[str, TextSource | PairSource], held_out_rows: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Indices of a source's training rows whose content is held out in a row of any source of the same kind."""
     here = sources[name]
     known: set[tuple[bytes, ...]] = set()
-    for other, rows in apart.items():
+    for other, rows in held_out_rows.items():
         if type(sources[other]) is type(here):
             known.update(_content(sources[other], int(row)) for row in rows)
     alike = np.zeros(len(here.columns[0]), bool)
-    alike[here.document] = True  # rows that were left out are no training rows
-    alike[apart[name]] = False
+    alike[here.document] = True  # rows that were left out do not train
+    alike[held_out_rows[name]] = False
     for i, column in enumerate(here.columns):
         alike &= np.isin(column.lengths(), [len(content[i]) // column.ids.itemsize for content in known])
     return np.array([row for row in np.flatnonzero(alike) if _content(here, int(row)) in known], int)
@@ -256,16 +268,16 @@ def _content(source: TextSource | PairSource, row: int) -> tuple[bytes, ...]:
 
 def _num_held_out(rows: int) -> int:
     share = min(_MOST_HELD_OUT, int(rows * _HELD_OUT_SHARE))
-    return max(share, 1 if rows >= _HOLDS_ONE_OUT else 0)
+    return max(share, 1 if rows >= _LEAST_ROWS_TO_HOLD_OUT else 0)
 
 
 def source_files(directory: Path, name: str, config: SourceConfig) -> list[Path]:
-    """The files of a source, in order of their names. Raises `UserError` when there are none."""
+    """The files of a source, sorted by name. Raises `UserError` if there are none."""
     files = sorted(directory.glob(config.files))
     if not files:
         raise UserError(
             f"data.sources.{name}: no file {config.files} in {directory}; name the corpus with --config.data.path."
         )
-    for file in files:  # before one is opened: a pipe would be waited for
+    for file in files:  # before any is opened: opening a pipe would block
         require_file(file, str(file))
     return files

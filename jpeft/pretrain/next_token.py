@@ -1,4 +1,4 @@
-"""A decoder-only model's pretraining: each token of a text from those before it, and each pair's answer."""
+"""The pretraining objective of decoder-only models: next-token prediction on texts and on the answers of pairs."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,11 @@ from jpeft.pretrain.packing import TokenPair
 
 
 class NextToken(Objective):
-    """Texts are learned whole; of a pair the answer alone, as in fine-tuning.
+    """Texts train on every token; pairs on the answer only, as in fine-tuning.
 
-    A row is one sequence of as many tokens as `data.input_length` and `data.target_length` have together. Each piece of
-    a text begins with what the vocabulary begins texts with, and the last one ends with the text's end. Nothing comes
-    before the first token of an example, so that one is read and is no target.
+    A row is one sequence of `data.input_length` + `data.target_length` tokens. Each piece of a text begins with the
+    vocabulary's start tokens, if any, and the last piece ends with the end token. The first token of an example has
+    nothing before it, so it is never a target.
     """
 
     def __init__(
@@ -29,8 +29,9 @@ class NextToken(Objective):
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, data: CorpusConfig, *, pad_token_id: int) -> "NextToken":
-        """That of a config's section `data`."""
-        before = [int(id_) for id_ in tokenizer.asked_by(NONE).wording.before]  # without a chat these are ids alone
+        """The objective of a config's section `data`."""
+        # Without a chat template these are token ids only.
+        before = [int(id_) for id_ in tokenizer.asked_by(NONE).wording.before]
         return cls(
             data.input_length,
             data.target_length,
@@ -64,11 +65,13 @@ class NextToken(Objective):
         return TokenPair(whole[:first], whole[first:])
 
     def pack(self, rows: Sequence[Sequence[TokenPair]]) -> Batch:
-        """A batch of packed rows, every array `[batch, length]`.
+        """Packs examples into a batch, every array `[batch, length]`.
 
-        Returns `tokens` int32; `segment_ids` int32, 1 for a row's first example, 2 for its second, 0 for padding; at
-        each token `decoder_target_tokens` int32, the next one of its example, and `decoder_loss_weights` float32, 1
-        where that one is a target and 0 elsewhere.
+        Returns:
+          `tokens` int32; `segment_ids` int32: 1 for a row's first example, 2 for its second, 0 for padding;
+          `decoder_target_tokens` int32: at each token the next one of its example; `decoder_loss_weights` float32: 1
+            where that
+          is a target, 0 elsewhere.
         """
         shape = (len(rows), self.room[0])
         tokens, targets = np.full(shape, self._pad, np.int32), np.full(shape, self._pad, np.int32)
@@ -96,9 +99,9 @@ class NextToken(Objective):
         return {"row": (input_tokens + target_tokens) / max(rows * self.room[0], 1)}
 
     def to_answer(self, batch: Batch, row: int, *, is_text: bool) -> TokenPair:
-        """A pair's input, its end where it has more than `input_length` tokens, and answer; of a text its two halves.
+        """The prompt and the answer of a pair, or the two halves of a text.
 
-        No more of either than `input_length` and `target_length`.
+        The prompt is cut at its beginning to `input_length` tokens, the answer at its end to `target_length`.
         """
         own = batch["segment_ids"][row] == 1
         tokens, is_target = batch["tokens"][row][own], batch["decoder_loss_weights"][row][own] > 0

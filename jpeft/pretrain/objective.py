@@ -1,4 +1,4 @@
-"""What a pretraining run learns from a text and from a pair, and how such examples stand in packed rows."""
+"""The interface of pretraining objectives: examples made of texts and pairs, and batches of packed rows."""
 
 import abc
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ import numpy as np
 from jpeft.model.family import Batch
 from jpeft.pretrain.packing import TokenPair
 
-LEAST_TEXT = 8  # tokens; a shorter text is left out
+LEAST_TEXT = 8  # tokens; shorter texts are left out
 
 
 class Objective(abc.ABC):
-    """A pretraining task: examples of texts and pairs, and batches of rows that hold several of them.
+    """A pretraining objective.
 
     Attributes:
-      input_length, target_length: tokens of a row, as the config's section `data` has them.
+      input_length, target_length: tokens of a row, as in the config's section `data`.
     """
 
     def __init__(self, input_length: int, target_length: int):
@@ -24,50 +24,57 @@ class Objective(abc.ABC):
     @property
     @abc.abstractmethod
     def room(self) -> tuple[int, ...]:
-        """Tokens that each side of a row holds: an encoder's and a decoder's, or all in one."""
+        """Tokens that fit on each side of a row: encoder and decoder, or a single sequence."""
 
     @abc.abstractmethod
     def sides(self, lengths: np.ndarray) -> np.ndarray:
-        """`[examples, sides]`: how much of each side examples of `lengths` (`[examples, 2]`, input and target) take."""
+        """`[examples, sides]`: the tokens that examples take on each side of a row.
+
+        Args:
+          lengths: `[examples, 2]`, tokens of input and target.
+        """
 
     @abc.abstractmethod
     def longest_text(self) -> int:
-        """Tokens of the longest piece of text that fits a row. Raises `UserError`: none does."""
+        """Tokens of the longest piece of text that fits a row. Raises `UserError` if none fits."""
 
     @abc.abstractmethod
     def text_lengths(self, length: int, *, is_end: bool) -> tuple[int, int]:
-        """Tokens of the input and of the target made of a piece of text of `length`.
+        """Tokens of the input and of the target made of a piece of text.
 
         Args:
-          is_end: whether the text that it is a piece of ends with it.
+          length: tokens of the piece.
+          is_end: whether the piece is the last one of its text.
         """
 
     @abc.abstractmethod
     def of_text(self, ids: np.ndarray, *, is_end: bool, rng: np.random.Generator) -> TokenPair:
-        """An example made of a piece of text; arguments as of `text_lengths`."""
+        """Makes an example of a piece of text; arguments as in `text_lengths`."""
 
     @abc.abstractmethod
     def pack(self, rows: Sequence[Sequence[TokenPair]]) -> Batch:
-        """A batch of packed rows, the examples of each within its room."""
+        """Packs rows of examples into a batch; the examples of a row have to fit its room."""
 
     @abc.abstractmethod
     def token_counts(self, batch: Batch) -> tuple[int, int]:
-        """How many tokens a packed batch has that are read alone, and how many that are targets."""
+        """The numbers of input tokens and of target tokens of a packed batch."""
 
     @abc.abstractmethod
     def fill(self, input_tokens: int, target_tokens: int, rows: int) -> dict[str, float]:
-        """The share of the room of `rows` rows that tokens take, by side."""
+        """The share of the room of `rows` rows that tokens fill, by side."""
 
     @abc.abstractmethod
     def to_answer(self, batch: Batch, row: int, *, is_text: bool) -> TokenPair:
-        """Of a packed row's first example what a model is shown, and what stands behind that, for a person to read.
+        """The input and the expected output of a packed row's first example, for a sample that a person reads.
 
         Args:
-          is_text: whether it is of a text, and of no pair.
+          batch: a packed batch.
+          row: index of the row.
+          is_text: whether the example is of a text, not of a pair.
         """
 
     def fits(self, lengths: np.ndarray) -> np.ndarray:
-        """`[examples]`: whether an example of these lengths fits a row."""
+        """`[examples]`: whether examples of these lengths fit a row."""
         return np.all(self.sides(lengths) <= self.room, axis=1)
 
     def __str__(self) -> str:

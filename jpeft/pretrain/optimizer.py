@@ -1,7 +1,8 @@
-"""The optimizers of pretraining: steps relative to each weight's own size (its root mean square).
+"""The optimizers of pretraining, whose steps are relative to each weight's root mean square.
 
-T5 relies on it: the initial spread of its query projections holds the 1/sqrt(d_kv) that its attention lacks, a seventh
-of the other projections', and steps of one size for all would soon saturate the attention.
+T5 depends on this: it has no 1/sqrt(d_kv) in its attention but folds it into the initial scale of the query
+projections, which is an eighth of the other projections' at d_kv = 64. Steps of one absolute size would soon saturate
+the attention.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ class RelativeOptimizer:
 
     @classmethod
     def of(cls, config: OptimizerConfig) -> "RelativeOptimizer":
-        """The optimizer that the section `train` of a pretraining config names."""
+        """The optimizer of a config's section `train`."""
         return cls(config.optimizer, config.weight_decay, config.clip_grad_norm)
 
     def __call__(self, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""What a pretraining run reads, known by content: a run does not go on with another corpus, start or vocabulary."""
+"""Fingerprints of what a pretraining run reads, so that it does not resume on another corpus, start or vocabulary."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,12 +12,12 @@ from jpeft.pretrain.mixture import source_files
 
 
 def origins(run: Pretraining) -> dict[str, str]:
-    """Fingerprints of what a run would read now, by the names in `jpeft.run.directory.ORIGINS`.
+    """Fingerprints of the files that a run would read now, by the names in `jpeft.run.directory.ORIGINS`.
 
-    What is not on this machine, cannot be read or is not asked for has none.
+    Files that are not on this machine, cannot be read or are not used by the run have none.
     """
 
-    def of_model(name: str | None, files_of: Callable[[Path], Sequence[Path]]) -> str | None:
+    def fingerprint_of(name: str | None, files_of: Callable[[Path], Sequence[Path]]) -> str | None:
         directory = None if name is None else find_here(name)
         files = [] if directory is None else files_of(directory)
         return fingerprint(files) if files else None
@@ -25,14 +25,14 @@ def origins(run: Pretraining) -> dict[str, str]:
     return fingerprints_of(
         {
             "corpus": lambda: fingerprint(_corpus(run)),
-            "start": lambda: of_model(run.model.start, lambda path: [*model_files(path), *tokenizer_files(path)]),
-            "vocabulary": lambda: of_model(run.tokenizer.path, tokenizer_files),
+            "start": lambda: fingerprint_of(run.model.start, lambda path: [*model_files(path), *tokenizer_files(path)]),
+            "vocabulary": lambda: fingerprint_of(run.tokenizer.path, tokenizer_files),
         }
     )
 
 
 def _corpus(run: Pretraining) -> list[Path]:
-    """Every source's files, in the order of the sources."""
+    """The files of every source, in the order of the sources."""
     assert run.data.path is not None, "Pretraining.from_config asks for it"
     directory, sources = Path(run.data.path), run.data.sources
     return [file for name, source in sources.items() for file in source_files(directory, name, source)]

@@ -1,27 +1,30 @@
-"""Several examples in one row, so that hardly a position is padding."""
+"""Packs several examples into one row, so that little of a batch is padding."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
-_OPEN_ROWS = 64  # rows that are filled at the same time: more fill better and take longer to look through
+_OPEN_ROWS = 64  # rows filled at the same time: with more, packing is tighter and slower
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenPair:
-    """Token ids of an input and its target, with all that stands around them."""
+    """Token ids of an input and its target, including what surrounds them."""
 
     input: np.ndarray
     target: np.ndarray
 
 
 def assign_rows(lengths: np.ndarray, room_of_row: Sequence[int]) -> list[list[int]]:
-    """Which examples share a row: each goes to the fullest open row that still holds it, or to a new one.
+    """Assigns examples to rows: each goes to the fullest open row that it fits into, or to a new one.
 
     Args:
-      lengths: `[examples, sides]`, tokens of each example on each side of a row, such as an encoder's and a decoder's.
-      room_of_row: tokens that each side holds; no example may have more.
+      lengths: `[examples, sides]`, tokens of each example on each side of a row, such as encoder and decoder.
+      room_of_row: tokens that fit on each side; no example may have more.
+
+    Returns:
+      For each row, the indices of its examples.
     """
     room = np.zeros((0, len(room_of_row)), np.int64)
     rows: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""What a model that is being pretrained writes, for a person to read."""
+"""Samples of what a model generates during its pretraining, for a person to read."""
 
 import dataclasses
 import json
@@ -20,16 +20,17 @@ from jpeft.run.processes import is_first
 
 @dataclasses.dataclass(frozen=True)
 class Writer:
-    """Held-out inputs and what the model writes to them beside what stood there, of each kind of source alike.
+    """Generates targets for held-out inputs, and pairs them with the real targets.
 
     Attributes:
-      generate: a program as of `make_generate`.
-      held_out: packed batches by kind of source; the first example of a packed row is written to.
-      objective: that packed them.
-      wanted: inputs of each kind.
+      generate: a program as `make_generate` returns it.
+      held_out: packed batches by kind of source; the first example of a row becomes a sample.
+      objective: the one that packed them.
+      wanted: samples of each kind.
       config: of the network.
-      layout: of that program.
-      ready: gives adapter and base as the program takes them.
+      tokenizer: decodes the samples.
+      layout: of the program.
+      ready: moves adapter and base to where the program expects them.
     """
 
     generate: Callable
@@ -42,7 +43,7 @@ class Writer:
     ready: Callable[[nnx.State, nnx.State], tuple[nnx.State, nnx.State]]
 
     def samples(self, adapter: nnx.State, base: nnx.State) -> list[dict[str, str]]:
-        """Each with `input`, `target` and `output`. All processes of a run have to ask."""
+        """Samples with `input`, `target` and `output`. All processes of a run have to call it."""
         samples = []
         adapter, base = self.ready(adapter, base)
         for kind, batches in self.held_out.items():
@@ -64,18 +65,18 @@ class Writer:
         return samples
 
     def _readable(self, rows: Any) -> list[str]:
-        """Texts with their sentinels and marks of a chat, without padding and ends."""
-        silent = (self.config.pad_token_id, *self.config.ends)
-        return self.tokenizer.decode([[int(i) for i in row if i not in silent] for row in rows], keep_special=True)
+        """Decodes rows with sentinels and chat markers, without padding and end tokens."""
+        hidden = (self.config.pad_token_id, *self.config.ends)
+        return self.tokenizer.decode([[int(i) for i in row if i not in hidden] for row in rows], keep_special=True)
 
 
 def rows_with_text(batch: Batch) -> list[int]:
-    """The indices of the rows of a packed batch that hold any text; the others only fill it up."""
+    """The indices of the rows of a packed batch that are not padding."""
     return np.flatnonzero((batch["decoder_loss_weights"] > 0).any(axis=1)).tolist()
 
 
 def write_samples(samples: Sequence[Mapping[str, str]], directory: Path, step: int) -> None:
-    """Writes `samples/step_<number>.jsonl` of a run."""
+    """Writes `samples/step_<number>.jsonl` in a run's directory."""
     if not is_first():
         return
     place = directory / "samples"

@@ -1,4 +1,4 @@
-"""From a pretraining config to its vocabulary, its mixture of sources and its network."""
+"""Builds vocabulary, mixture of sources and network of a pretraining run from its config."""
 
 import itertools
 import math
@@ -33,16 +33,18 @@ from jpeft.pretrain.objective import Objective
 from jpeft.pretrain.vocabulary import USUAL_SIZE, train_vocabulary
 from jpeft.run.processes import is_first, wait_for_all
 
-# Spread of a new model's embeddings. T5's own, 1, hardly moves in the few thousand steps of a small model with AdamW,
-# whose steps do not grow with the weights.
+# Standard deviation of a new model's embeddings. From T5's own value, 1, they hardly move in the few thousand steps of
+# a small model.
 _EMBEDDING_STDDEV = 0.05
 
 
 def load_tokenizer(run: Pretraining, workdir: Path, report: Callable[[str], None]) -> Tokenizer:
-    """The tokenizer that a run names, or one trained on its corpus, once and by one process, in `workdir/tokenizer`.
+    """Loads the tokenizer that the config names, or trains one on the corpus, once, in `workdir/tokenizer`.
+
+    All processes of a run have to call it; the first one trains.
 
     Raises:
-      UserError: there is none under that name, or the corpus cannot be read.
+      UserError: there is no tokenizer of that name, or the corpus cannot be read.
     """
     given, key = (run.model.start, "model.start") if run.model.start else (run.tokenizer.path, "tokenizer.path")
     directory = workdir / "tokenizer"
@@ -52,24 +54,24 @@ def load_tokenizer(run: Pretraining, workdir: Path, report: Callable[[str], None
         size = run.tokenizer.size
         wanted = f"{size:,} pieces" if size is not None else f"up to {USUAL_SIZE:,} pieces"
         report(f"trains a vocabulary of {wanted} on up to {run.tokenizer.megabytes:g} MB of the corpus")
-        made = train_vocabulary(_sampled_texts(run), size, directory, with_sentinels=run.model.family == "t5")
-        if made < (size or USUAL_SIZE):
-            report(f"the corpus gives {made:,} pieces, not {USUAL_SIZE:,}: the vocabulary has those (tokenizer.size)")
+        pieces = train_vocabulary(_sampled_texts(run), size, directory, with_sentinels=not run.model.is_decoder_only)
+        if pieces < (size or USUAL_SIZE):
+            report(f"the corpus gives {pieces:,} pieces, not {USUAL_SIZE:,}: the vocabulary has those (tokenizer.size)")
     wait_for_all("the vocabulary is made")
     if run.model.start is not None:
         family = family_in(directory)
         tokenizer = family.tokenizer(directory, family.read_config(directory))
     else:
-        continues = run.model.family != "t5"
+        continues = run.model.is_decoder_only
         tokenizer = Tokenizer.load(directory, eos_token_id=None if continues else 1, continues=continues)
-    wait_for_all("the vocabulary is read")  # before the first process moves it in place
+    wait_for_all("the vocabulary is read")  # the first process will move its files
     return tokenizer.asked_by(chat_template_of(run.data.chat_template))
 
 
 def _sampled_texts(run: Pretraining) -> Iterator[str]:
-    """Texts of every source until each has given its share of `tokenizer.megabytes`, evenly over its files.
+    """Yields texts of every source up to its share of `tokenizer.megabytes`, evenly over its files.
 
-    The last one of a source is cut where its share ends, so that none goes without for having long texts alone.
+    The last text of a source is truncated at its share, so that a source of long texts is not left out.
     """
     total = sum(source.rate for source in run.data.sources.values())
     assert run.data.path is not None, "checked by Pretraining.from_config"
@@ -86,11 +88,11 @@ def _sampled_texts(run: Pretraining) -> Iterator[str]:
 
 
 def network_config(run: Pretraining, tokenizer: Tokenizer) -> T5Config | DecoderConfig:
-    """Sizes of the network: the config's, or those of `model.start`.
+    """The config of the network: of a new one, or that of `model.start`.
 
     Raises:
-      UserError: `model.start` is no model, one in few bits, or a decoder-only one and a key is given that only a T5
-        has, or rows are longer than it has positions.
+      UserError: `model.start` is no model or is quantized; a key is set that such a model has no use for; or rows are
+        longer than its positions.
     """
     longest = run.data.input_length + run.data.target_length
     if run.model.start is not None:
@@ -98,23 +100,21 @@ def network_config(run: Pretraining, tokenizer: Tokenizer) -> T5Config | Decoder
         config = family_in(directory).read_config(directory)
         if (kept := quantization_in(directory)) is not None:
             raise UserError(
-                f"model.start is {run.model.start!r}, kept in {kept.kind}: weights in few bits do not train; name the "
-                "wide model that it was made of."
+                f"model.start is {run.model.start!r}, stored as {kept.kind}: quantized weights cannot be trained; name "
+                "the model that it was quantized from."
             )
-        if isinstance(config, T5Config):
-            run.refuse_chat_template(f"model.start is {run.model.start!r}, a T5")
-        else:
-            run.refuse_keys_of_t5(f"model.start is {run.model.start!r}, a decoder-only model")
-            if config.positions == "learned" and longest > config.max_positions:
-                raise UserError(
-                    f"rows of data.input_length + data.target_length = {longest:,} tokens are longer than the "
-                    f"{config.max_positions:,} positions that {run.model.start!r} knows; make them shorter."
-                )
+        decoder_only = isinstance(config, DecoderConfig)
+        kind = "a decoder-only model" if decoder_only else "a T5"
+        why = f"model.start is {run.model.start!r}, {kind}"
+        run.refuse_keys_of_other_families(why, decoder_only=decoder_only)
+        if decoder_only and config.positions == "learned" and longest > config.max_positions:
+            raise UserError(
+                f"rows of data.input_length + data.target_length = {longest:,} tokens are longer than the "
+                f"{config.max_positions:,} positions that {run.model.start!r} knows; make them shorter."
+            )
         return config
     vocab_size = -(-tokenizer.vocab_size // 128) * 128
-    if run.model.family == "t5":
-        return run.model.t5(vocab_size)
-    return run.model.decoder(
+    return run.model.new_config(
         vocab_size,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -123,10 +123,10 @@ def network_config(run: Pretraining, tokenizer: Tokenizer) -> T5Config | Decoder
 
 
 def objective_of(config: T5Config | DecoderConfig, tokenizer: Tokenizer, data: CorpusConfig) -> Objective:
-    """Span corruption for an encoder-decoder, the next token for a decoder-only model.
+    """The objective of a family: span corruption for an encoder-decoder, next tokens for a decoder-only model.
 
     Raises:
-      UserError: the vocabulary has no sentinels, which span corruption needs.
+      UserError: the vocabulary lacks the sentinels that span corruption needs.
     """
     if family_with(config).task_type == "CAUSAL_LM":
         return NextToken.of(tokenizer, data, pad_token_id=config.pad_token_id)
@@ -136,7 +136,7 @@ def objective_of(config: T5Config | DecoderConfig, tokenizer: Tokenizer, data: C
 def mixture_of_run(
     run: Pretraining, tokenizer: Tokenizer, config: T5Config | DecoderConfig, report: Callable[[str], None]
 ) -> Mixture:
-    """The run's sources, tokenised. Raises `UserError` as `load_mixture` and `objective_of`."""
+    """Loads the run's sources, tokenised. Raises `UserError` as `load_mixture` and `objective_of` do."""
     data = run.data
     assert data.path is not None, "checked by Pretraining.from_config"
     return load_mixture(
@@ -153,7 +153,7 @@ def mixture_of_run(
 def build_network(
     run: Pretraining, config: T5Config | DecoderConfig, mixture: Mixture, report: Callable[[str], None]
 ) -> T5 | Decoder:
-    """The network to train, new or `model.start`'s, with every weight trainable and float32."""
+    """Builds the network to train, new or from `model.start`, with every weight trainable and float32."""
     dtype, family = compute_dtype(run.model.dtype), family_with(config)
     if run.model.start is not None:
         directory = resolve(run.model.start, what="model.start", flag="--config.model.start", report=report)
@@ -177,7 +177,7 @@ def _set_embeddings(model: T5 | Decoder, run: Pretraining, mixture: Mixture, rep
     if run.model.embeddings == "random":
         table.set_value(table[...] * _EMBEDDING_STDDEV)
         return
-    report("looks at which tokens stand near which, for the embeddings to start from")
+    report("counts which tokens occur near which, to initialise the embeddings")
     texts = [
         (part.source.texts, mixture.rates[name])
         for name, part in mixture.training.items()

@@ -1,4 +1,4 @@
-"""A mixture's batches as the steps of a pretraining run."""
+"""The batches of a mixture as training steps."""
 
 import dataclasses
 import itertools
@@ -12,9 +12,9 @@ from jpeft.train.stream import Position, Step
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """The batches of a mixture, block by block, without end.
+    """An endless stream of a mixture's batches, block by block.
 
-    Its position is the block and how many of its batches are done.
+    Its position is the block and the number of its batches that are done.
     """
 
     mixture: Mixture
@@ -40,7 +40,7 @@ class Blocks:
             yield Step(batches, dict(position), self.mixture.batch_size * len(batches), counts)
 
     def _batches(self, block: int, done: int) -> Iterator[tuple[Batch, Position]]:
-        """Batches from the one after `done` of a block on, each with the position after it."""
+        """Yields batches after the first `done` of a block, each with the position after it."""
         for number in itertools.count(block):
             for i, batch in enumerate(self.mixture.block(number)[done:], start=done + 1):
                 yield batch, {"block": number, "batches_done": i}

@@ -1,8 +1,8 @@
-"""A SentencePiece vocabulary made from a corpus, as a Hugging Face tokenizer directory (Kudo 2018, unigram model).
+"""Trains a SentencePiece vocabulary on a corpus and writes it as a Hugging Face tokenizer (Kudo 2018, unigram model).
 
-T5's special ids: pad 0, `</s>` 1, `<unk>` 2, and for a T5 the 100 sentinels `<extra_id_99>` ... `<extra_id_0>` last.
-Unlike T5's own vocabulary this one keeps line breaks, one piece however many blank lines there are, since dialogues and
-lists of options live on them; and it falls back to bytes, so that no text is `<unk>`.
+Special ids are T5's: pad 0, `</s>` 1, `<unk>` 2, and for a T5 the 100 sentinels `<extra_id_99>` ... `<extra_id_0>`
+last. Unlike T5's own vocabulary it keeps line breaks, as one piece per run of blank lines, since dialogues and lists of
+options need them; and it falls back to bytes, so that no text becomes `<unk>`.
 """
 
 import io
@@ -18,7 +18,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from jpeft.errors import UserError
 from jpeft.files import write_whole
 
-USUAL_SIZE = 16_384  # pieces, where the text gives as many
+USUAL_SIZE = 16_384  # pieces, if the text gives as many
 NUM_SENTINELS = 100
 _PAD, _EOS, _UNK = "<pad>", "</s>", "<unk>"
 _LINE_BREAK = "▁\n"
@@ -29,21 +29,23 @@ def train_vocabulary(texts: Iterable[str], size: int | None, directory: Path, *,
     """Trains a vocabulary on `texts` and writes its tokenizer files to `directory`.
 
     Args:
-      size: pieces, special ones and sentinels included; None is `USUAL_SIZE`, or as many as the texts give where they
-        give fewer.
-      with_sentinels: and with `</s>` behind a text that `transformers` reads: as a T5 has it. A decoder-only model has
+      texts: to train on.
+      size: pieces, including special ones and sentinels; None is `USUAL_SIZE`, or fewer if the texts do not give as
+        many.
+      directory: to write to.
+      with_sentinels: for a T5: add sentinels, and make `transformers` append `</s>` to texts. Decoder-only models have
         neither.
 
     Returns:
-      How many pieces it has.
+      The number of pieces.
 
     Raises:
-      UserError: the texts are too few for so many pieces, or need more; the message names the size that works.
+      UserError: the texts are too few for this size, or need a larger one; the message names a size that works.
     """
     import sentencepiece
 
     sentinels = [f"<extra_id_{i}>" for i in range(NUM_SENTINELS)] if with_sentinels else []
-    beside = len(sentinels) + 1  # the line break, too, is added here
+    added = len(sentinels) + 1  # pieces added to SentencePiece's: sentinels and the line break
     normalizer = _normalizer()
     sentences = (piece for text in texts for piece in _sentences(normalizer.normalize_str(text)) if piece)
     first = next(sentences, None)
@@ -54,8 +56,9 @@ def train_vocabulary(texts: Iterable[str], size: int | None, directory: Path, *,
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=itertools.chain([first], sentences),
             model_writer=model,
-            vocab_size=max(4, (size or USUAL_SIZE) - beside),  # below 4 it does not get to say what it needs
-            hard_vocab_limit=False,  # fewer come out where the text gives no more: checked below
+            # Below 4 it fails before it reports the size that it needs.
+            vocab_size=max(4, (size or USUAL_SIZE) - added),
+            hard_vocab_limit=False,  # may give fewer pieces: checked below
             model_type="unigram",
             normalization_rule_name="identity",
             byte_fallback=True,
@@ -73,10 +76,10 @@ def train_vocabulary(texts: Iterable[str], size: int | None, directory: Path, *,
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        raise UserError(_too_small(size, str(error), beside)) from None
+        raise UserError(_too_small(size, str(error), added)) from None
     trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     pieces = [(trained.id_to_piece(i), trained.get_score(i)) for i in range(trained.get_piece_size())]
-    made = len(pieces) + beside
+    made = len(pieces) + added
     if size is not None and made < size:
         raise UserError(
             f"tokenizer.size is {size:,}, and this corpus gives {made:,} pieces at most: give --config.tokenizer.size="
@@ -86,11 +89,11 @@ def train_vocabulary(texts: Iterable[str], size: int | None, directory: Path, *,
     return made
 
 
-def _too_small(size: int | None, error: str, beside: int) -> str:
-    """SentencePiece's error in our words: every character of the text, and every byte, is a piece."""
+def _too_small(size: int | None, error: str, added: int) -> str:
+    """The message for a size that SentencePiece refused: each character of the text and each byte is a piece."""
     needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", error)
     if needed:
-        least = int(needed[1]) + beside
+        least = int(needed[1]) + added
         return (
             f"tokenizer.size is {size or USUAL_SIZE:,}, and the characters of this corpus, the 256 bytes and the "
             f"special pieces are {least:,} alone; give --config.tokenizer.size={least} or more."
@@ -133,7 +136,7 @@ def _fast_tokenizer(pieces: list[tuple[str, float]], sentinels: list[str]) -> to
     tokenizer.add_special_tokens([_PAD, _EOS, _UNK, *reversed(sentinels)])
     if not sentinels:
         return tokenizer
-    # What T5's own tokenizer does for transformers' users: an input and a label end with </s>.
+    # As T5's own tokenizer does in transformers: texts end with </s>.
     tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
         single=f"$A {_EOS}", pair=f"$A {_EOS} $B {_EOS}", special_tokens=[(_EOS, tokenizer.token_to_id(_EOS))]
     )
@@ -143,13 +146,13 @@ def _fast_tokenizer(pieces: list[tuple[str, float]], sentinels: list[str]) -> to
 def _write(tokenizer: tokenizers.Tokenizer, sentinels: list[str], directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     special = {"pad_token": _PAD, "eos_token": _EOS, "unk_token": _UNK}
-    of_t5 = {"extra_ids": NUM_SENTINELS, "model_max_length": 512} if sentinels else {}
+    t5_keys = {"extra_ids": NUM_SENTINELS, "model_max_length": 512} if sentinels else {}
     config = {
         **special,
-        **of_t5,
+        **t5_keys,
         "additional_special_tokens": sentinels,
         "clean_up_tokenization_spaces": False,
-        # Transformers' own T5 tokenizer would put T5's normalisation in the place of this one.
+        # Transformers' own T5 tokenizer would replace the normalisation by T5's.
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     for name, value in {
@@ -158,5 +161,6 @@ def _write(tokenizer: tokenizers.Tokenizer, sentinels: list[str], directory: Pat
     }.items():
         with write_whole(directory / name) as beside:
             beside.write_text(json.dumps(value, indent=2) + "\n")
-    with write_whole(directory / "tokenizer.json") as beside:  # last: with it the directory is complete
+    # Last, since its presence marks the directory as complete.
+    with write_whole(directory / "tokenizer.json") as beside:
         tokenizer.save(str(beside))

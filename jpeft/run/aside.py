@@ -1,7 +1,8 @@
-"""The run that another one replaces: kept whole in its directory until the new one has its result.
+"""Moves a run that is being replaced out of the way, and back if its replacement comes to nothing.
 
-`WORKDIR/replaced/1` holds it meanwhile, each of its files as it was (a rename changes none). It is put back when the
-new run ends before it has a checkpoint, by an error or by a kill: whoever claims the directory next does it then.
+`WORKDIR/replaced/1` holds the replaced run until the new one has its result; files are only renamed, never changed. The
+old run is restored if the new one ends before its first checkpoint, by an error or by a kill: after a kill, the next
+process to claim the directory restores it.
 """
 
 import shutil
@@ -9,15 +10,15 @@ from collections.abc import Collection
 from pathlib import Path
 
 NAME = "replaced"
-_HALF = ".half"  # at the end of a name: some of the run's files are still, or again, in their place
+_PARTIAL = ".partial"  # suffix of a copy that is incomplete: some of the run's files are in their original place
 
 
 class Aside:
-    """Moves a run's files out of the way and back.
+    """Moves a run's files to `replaced/` and back.
 
     Args:
-      directory: the run's.
-      entries: names of what belongs to a run; anything else in its directory is a user's own and stays.
+      directory: the run's directory.
+      entries: names of the files and directories that belong to a run; others are the user's and stay.
     """
 
     def __init__(self, directory: Path, entries: Collection[str]):
@@ -29,46 +30,46 @@ class Aside:
         return bool(self._kept())
 
     def take(self) -> None:
-        """Moves the files of the run that is there to `replaced/<number>`, by renames, whole or not at all."""
+        """Moves the run's files to `replaced/<number>`, all or none."""
         number = 1 + max((int(place.name) for place in self._kept()), default=0)
-        half = self._root / f"{number}{_HALF}"
-        half.mkdir(parents=True)
-        for path in self._there():
-            path.rename(half / path.name)
-        half.rename(self._root / str(number))
+        partial = self._root / f"{number}{_PARTIAL}"
+        partial.mkdir(parents=True)
+        for path in self._own_files():
+            path.rename(partial / path.name)
+        partial.rename(self._root / str(number))
 
     def put_back(self) -> None:
-        """Removes what is there of a run, and puts the one that was moved aside last in its place."""
+        """Removes the files of the current run, and moves back those of the run that was moved aside last."""
         place = self._kept()[-1]
-        for path in self._there():
+        for path in self._own_files():
             _remove(path)
-        half = place.with_name(f"{place.name}{_HALF}")  # from here on what lies in the directory is the run's own
-        place.rename(half)
-        self._empty(half)
+        partial = place.with_name(f"{place.name}{_PARTIAL}")  # from here on the directory holds the old run's files
+        place.rename(partial)
+        self._move_back(partial)
 
-    def mend(self) -> None:
-        """Ends a `take` or `put_back` that was killed midway: the run is in its place again."""
-        for half in self._root.glob(f"*{_HALF}"):
-            self._empty(half)
+    def recover(self) -> None:
+        """Completes a `take` or `put_back` that was killed midway, by moving the files back."""
+        for partial in self._root.glob(f"*{_PARTIAL}"):
+            self._move_back(partial)
 
     def discard(self) -> None:
-        """Deletes every copy that was set aside."""
+        """Deletes every run that was moved aside."""
         if self._root.exists():
             shutil.rmtree(self._root)
 
-    def _empty(self, half: Path) -> None:
-        for path in list(half.iterdir()):
+    def _move_back(self, partial: Path) -> None:
+        for path in list(partial.iterdir()):
             _remove(self._directory / path.name)
             path.rename(self._directory / path.name)
-        half.rmdir()
+        partial.rmdir()
         if not any(self._root.iterdir()):
             self._root.rmdir()
 
     def _kept(self) -> list[Path]:
-        """The copies set aside that are complete, the newest last."""
+        """Complete copies, the newest last."""
         return sorted((path for path in self._root.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name))
 
-    def _there(self) -> list[Path]:
+    def _own_files(self) -> list[Path]:
         return [path for name in self._entries if (path := self._directory / name).exists() or path.is_symlink()]
 
 

@@ -1,7 +1,8 @@
-"""Threads that write behind a run's back: Orbax's, TensorBoard's. They print tracebacks where one line is wanted.
+"""Errors of background threads (Orbax's, TensorBoard's): one line instead of tracebacks.
 
-What a thread fails at is raised again in the main thread when the checkpoint is waited for, or can be done without
-(events), so nothing is lost with the noise. Only what a full disk or a damaged file causes is kept quiet.
+An error of such a thread is raised again in the main thread when it waits for the checkpoint, or does not matter
+(TensorBoard events), so hiding its traceback loses nothing. Only errors caused by a full disk or a damaged file are
+hidden.
 """
 
 import contextlib
@@ -16,13 +17,13 @@ from jpeft.errors import Paused, RunFailed, Stopped, UserError
 from jpeft.trouble import first_line, is_disk_full, is_within, out_of_memory
 
 _DISK = ("RESOURCE_EXHAUSTED", "No space left", "Disk quota exceeded", "File too large", "Read-only file system")
-# When one read or write fails, Orbax closes the event loop of the others and TensorBoard its writer's queue: both then
-# complain of that.
-_AFTERMATH = ("Event loop is closed", "handle is closed")
+_LOGGERS = ("asyncio", "absl")  # Orbax logs each save through absl, and each failure at length
+# After one failed read or write Orbax closes the event loop, and TensorBoard the queue, that other threads still use.
+_CONSEQUENCES = ("Event loop is closed", "handle is closed")
 
 
 def disk_trouble(error: BaseException) -> str | None:
-    """Names what is wrong with the disk, such as that it is full; None if the error has another cause."""
+    """Returns what is wrong with the disk, such as that it is full; None if the error has another cause."""
     text = str(error)
     if not any(sign in text for sign in _DISK):
         return None
@@ -31,9 +32,9 @@ def disk_trouble(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def explain_disk_trouble(workdir: Path) -> Iterator[None]:
-    """Turns a full disk or a lost mount, whoever was writing to a run's directory, into the `RunFailed` that ends it.
+    """Turns a full disk or a lost mount under a run's directory into a one-line `RunFailed`.
 
-    What is wrong with other files is said of them, by whoever catches it (`jpeft.trouble`).
+    Errors about other files are explained by whoever catches them (`jpeft.trouble`).
     """
     try:
         yield
@@ -49,43 +50,45 @@ def explain_disk_trouble(workdir: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise RunFailed(
-            f"{workdir} cannot be written ({reason}); mend that and give the same command again: the run goes on from "
-            "its last checkpoint."
+            f"{workdir} cannot be written ({reason}); solve this and give the same command again: the run goes on "
+            "from its last checkpoint."
         ) from None
 
 
 class _QuietHooks:
-    """The hooks of this process by which Python prints what threads fail at, but for what a run says by itself.
+    """Hides errors of threads that a run reports itself, by the hooks and log levels of this process.
 
-    They are the process's, and runs may overlap: the first run sets them, and the last puts back what was there.
+    Runs of a process may overlap: the first one installs the hooks, and the last one restores the originals.
     """
 
     def __init__(self) -> None:
         self._runs, self._changing = 0, threading.Lock()
 
     def enter(self) -> None:
-        """Counts a run more."""
+        """Registers a run."""
         with self._changing:
             self._runs += 1
             if self._runs == 1:
-                asyncio_log = logging.getLogger("asyncio")
-                self._before = threading.excepthook, sys.unraisablehook, asyncio_log.level
-                threading.excepthook, sys.unraisablehook = map(self._unless_expected, self._before[:2])
-                asyncio_log.setLevel(logging.CRITICAL)
+                self._hooks_before = threading.excepthook, sys.unraisablehook
+                threading.excepthook, sys.unraisablehook = map(self._unless_expected, self._hooks_before)
+                self._levels_before = {name: logging.getLogger(name).level for name in _LOGGERS}
+                for name in _LOGGERS:
+                    logging.getLogger(name).setLevel(logging.CRITICAL)
 
     def leave(self) -> None:
-        """Counts a run less."""
+        """Unregisters a run."""
         with self._changing:
             self._runs -= 1
             if self._runs == 0:
-                threading.excepthook, sys.unraisablehook, level = self._before
-                logging.getLogger("asyncio").setLevel(level)
+                threading.excepthook, sys.unraisablehook = self._hooks_before
+                for name, level in self._levels_before.items():
+                    logging.getLogger(name).setLevel(level)
 
     @staticmethod
     def _unless_expected(hook: Callable[[Any], object]) -> Callable[[Any], None]:
         def hooked(arguments: Any) -> None:
             error = arguments.exc_value
-            if error is None or (disk_trouble(error) is None and str(error) not in _AFTERMATH):
+            if error is None or (disk_trouble(error) is None and str(error) not in _CONSEQUENCES):
                 hook(arguments)
 
         return hooked
@@ -96,10 +99,10 @@ _quiet = _QuietHooks()
 
 @contextlib.contextmanager
 def quiet_threads() -> Iterator[None]:
-    """Keeps background threads from printing what the main thread will say in one line.
+    """Hides tracebacks of background threads for errors that the main thread reports in one line.
 
-    After a failure they stay so: some complain only when the process ends. All else is still printed. A run that waits
-    or was told to stop has not failed.
+    After a failure the hooks stay, since some threads complain only when the process ends. A run that paused or was
+    asked to stop has not failed.
     """
     _quiet.enter()
     try:

@@ -1,7 +1,6 @@
-"""Orbax checkpoints of what training changes: never of the frozen base.
+"""Orbax checkpoints of what training changes, never of the frozen base.
 
-Orbax finds a file that is cut short or gone; a byte that has changed on the disk it does not, so a checkpoint carries a
-checksum of what was saved.
+Orbax notices a missing or truncated file but not a changed byte, so a checkpoint carries a checksum of its contents.
 """
 
 import concurrent.futures
@@ -9,7 +8,6 @@ import dataclasses
 import errno
 import hashlib
 import json
-import logging
 import os
 import shutil
 import threading
@@ -28,14 +26,11 @@ from jpeft.run.background import disk_trouble
 from jpeft.run.processes import agreed, host_copy, is_first, wait_for_all
 from jpeft.trouble import first_line
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports each save at length, each failure at more
+Saved = TypeVar("Saved")  # a dataclass of plain values: the run's progress
 
 
-Saved = TypeVar("Saved")  # a dataclass of plain values: how far the run is
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    """Leaves of a tree under flat names, which a reader of the checkpoint understands."""
+def _flatten_with_names(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree under flat names, which stay readable in the checkpoint."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
         "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path): leaf
@@ -43,31 +38,31 @@ def _named(tree: Any) -> dict[str, Any]:
     }
 
 
-# Orbax numbers what a process saves, whoever in it does: two at once would wait for each other's files for ever.
+# Orbax numbers the saves of a process across threads: two at once would wait for each other's files for ever.
 _ONE_AT_A_TIME = threading.RLock()
-_CHECKSUM = "checksum"  # beside the fields of the progress; checkpoints of earlier versions have none
+_CHECKSUM = "checksum"  # stored beside the fields of the progress; checkpoints of earlier versions have none
 
 
 def checksum(arrays: Mapping[str, Any], progress: Mapping[str, Any]) -> str:
-    """SHA-256, in hex, of named arrays and of plain values, whatever devices the arrays are on."""
+    """SHA-256, in hex, of named arrays and plain values, independent of the devices that the arrays are on."""
     names = sorted(arrays)
-    # Threads: hashing does not hold Python's lock. An array over several processes is gathered, by all of them at once.
-    spread = [name for name in names if not _is_here(arrays[name])]
-    digests = {name: _digest_of(host_copy(arrays[name])) for name in spread}
+    # Arrays sharded over several processes are gathered, by all processes in the same order. Hashing releases the GIL.
+    spread = [name for name in names if not _is_local(arrays[name])]
+    digests = {name: _digest(host_copy(arrays[name])) for name in spread}
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        here = [name for name in names if name not in digests]
-        digests |= zip(here, pool.map(lambda name: _digest_of(arrays[name]), here), strict=True)
+        local = [name for name in names if name not in digests]
+        digests |= zip(local, pool.map(lambda name: _digest(arrays[name]), local), strict=True)
     whole = [*([name, digests[name]] for name in names), dict(progress)]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
-def _is_here(leaf: Any) -> bool:
+def _is_local(leaf: Any) -> bool:
     return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
 
 
-def _digest_of(leaf: Any) -> str:
+def _digest(leaf: Any) -> str:
     if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
-        leaf = leaf.addressable_data(0)  # an array of its own: the copy on the host goes with it
+        leaf = leaf.addressable_data(0)  # a new array object, which alone holds the copy on the host
     array = np.ascontiguousarray(leaf)
     digest = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
     digest.update(array.reshape(-1).view(np.uint8).data)
@@ -75,18 +70,18 @@ def _digest_of(leaf: Any) -> str:
 
 
 def _check(arrays: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
-    """Raises `ValueError`: arrays and plain values are not those whose checksum stands among the plain values."""
+    """Raises `ValueError` if arrays and plain values do not match the checksum among the plain values."""
     plain = dict(plain)
     expected = plain.pop(_CHECKSUM, None)
     if expected is not None and checksum(arrays, plain) != expected:
-        raise ValueError("what it holds is not what was saved: its checksum is another")
+        raise ValueError("its contents do not match its checksum")
 
 
 class Checkpoints(Generic[Saved]):
-    """The last two checkpoints of a run. Saving goes on in the background; a half-written one is never seen.
+    """The last two checkpoints of a run, each a tree of arrays and a `Saved`.
 
-    A checkpoint is a tree of arrays and a `Saved`. Where runs have threads of their own, one saves after the other, and
-    each waits until it is written.
+    Saving continues in the background, and an incomplete checkpoint is never visible. Where several runs have threads
+    of their own, they save one after the other, and each waits until its checkpoint is written.
     """
 
     def __init__(self, directory: Path, progress_type: Callable[..., Saved], *, report: Callable[[str], None]):
@@ -100,17 +95,23 @@ class Checkpoints(Generic[Saved]):
             )
 
     def save(self, number: int, arrays: Any, progress: Saved) -> None:
-        """Starts to write; waits first for the one before. A later state of the run has a higher `number`.
+        """Starts to write a checkpoint, after waiting for the previous one.
+
+        Args:
+          number: identifies the state; a later state of the run has a larger number. An existing number is not written
+            again.
+          arrays: a tree of arrays.
+          progress: the run's progress.
 
         Raises:
-          RunFailed: this one or the one before cannot be written, because the disk is full for example.
+          RunFailed: this checkpoint or the previous one cannot be written, because the disk is full for example.
         """
         with self._explained(), _ONE_AT_A_TIME:
             self._manager.wait_until_finished()
             if number in self._manager.all_steps():
                 return
             self._require_writable()
-            named, plain = _named(arrays), dataclasses.asdict(typing.cast(Any, progress))
+            named, plain = _flatten_with_names(arrays), dataclasses.asdict(typing.cast(Any, progress))
             self._manager.save(
                 number,
                 args=ocp.args.Composite(
@@ -122,40 +123,45 @@ class Checkpoints(Generic[Saved]):
                 self._manager.wait_until_finished()
 
     def _require_writable(self) -> None:
-        """Raises `OSError`, before Orbax has threads at work that would wait minutes for a directory never made."""
+        """Raises `OSError` if the directory cannot be written; Orbax's threads would wait for minutes."""
         if not self._directory.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is no directory")
         if not os.access(self._directory, os.W_OK | os.X_OK):  # false on a read-only file system, for root, too
             raise PermissionError(errno.EACCES, "it may not be written to")
 
     def finish(self) -> None:
-        """Waits until what was saved is on disk. Raises `RunFailed` as `save`."""
+        """Waits until the last checkpoint is on disk. Raises `RunFailed` as `save` does."""
         with self._explained():
             self._manager.wait_until_finished()
 
     def restore(self, like: Any) -> tuple[Any, Saved] | None:
-        """Arrays and progress of the newest checkpoint that can be read, or None when there is none.
+        """Reads the newest intact checkpoint.
 
-        Newer ones that cannot are set aside, under `damaged/`, and reported: why one could not be read may be
-        something else than the file.
+        Damaged ones that are newer are reported and moved to `damaged/`, not deleted: the cause may lie elsewhere.
+
+        Args:
+          like: a tree of the expected structure, shapes, dtypes and shardings.
+
+        Returns:
+          Arrays and progress; None if there is no checkpoint.
 
         Raises:
-          RunFailed: there are checkpoints and none can be read; all stay where they are.
+          RunFailed: there are checkpoints, but none can be read; all stay where they are.
         """
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(like))
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _flatten_with_names(like))
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
-            # Two agreements: in between the checksum is made, of spread arrays by all processes together or by none.
+            # Processes agree twice: the checksum gathers arrays, so all of them compute it or none does.
             read, failure = agreed(lambda step=step: self._read(step, target))
             if read is not None:
                 failure = agreed(lambda read=read: _check(read[0], read[2]))[1]
             if failure is not None:
                 damaged[step] = first_line(failure, 200)
                 continue
-            assert read is not None, "what cannot be read has a reason"
+            assert read is not None, "a failed read has a reason"
             arrays, progress, _ = read
-            self._set_aside(damaged)
-            leaves = [arrays[name] for name in _named(like)]
+            self._move_damaged(damaged)
+            leaves = [arrays[name] for name in _flatten_with_names(like)]
             return jax.tree.unflatten(jax.tree.structure(like), leaves), progress
         if damaged:
             raise RunFailed(
@@ -165,19 +171,19 @@ class Checkpoints(Generic[Saved]):
         return None
 
     def _read(self, step: int, target: Mapping[str, Any]) -> tuple[Mapping[str, Any], Saved, dict[str, Any]]:
-        """Arrays, progress, and that as the plain values that were saved, the checksum among them.
+        """Reads arrays, progress, and the plain values of the progress with its checksum.
 
-        Orbax and TensorStore raise many types for damaged files.
+        For damaged files Orbax and TensorStore raise exceptions of many types.
         """
         args = ocp.args.Composite(arrays=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
         with _ONE_AT_A_TIME, warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # where Orbax fails it leaves coroutines behind
+            warnings.simplefilter("ignore", RuntimeWarning)  # a failed read leaves coroutines that were never awaited
             restored = self._manager.restore(step, args=args)
         plain = dict(restored["progress"])
         progress = self._progress_type(**{name: value for name, value in plain.items() if name != _CHECKSUM})
         return restored["arrays"], progress, plain
 
-    def _set_aside(self, damaged: Mapping[int, str]) -> None:
+    def _move_damaged(self, damaged: Mapping[int, str]) -> None:
         for step, reason in damaged.items():
             place = self._directory.parent / "damaged" / str(step)
             if is_first():
@@ -198,7 +204,7 @@ class Checkpoints(Generic[Saved]):
 
 
 class _Explained:
-    """Turns whatever a failed write raises into one line that says what to do."""
+    """Turns the error of a failed write into a one-line `RunFailed` with what to do."""
 
     def __init__(self, directory: Path):
         self._directory = directory
@@ -209,8 +215,8 @@ class _Explained:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, Exception):
             reason = disk_trouble(error) or getattr(error, "strerror", None) or first_line(error)
-            mend = "mend that" if isinstance(error, NotADirectoryError | PermissionError) else "free some space"
+            remedy = "solve this" if isinstance(error, NotADirectoryError | PermissionError) else "free some space"
             raise RunFailed(
-                f"the checkpoint cannot be written to {self._directory} ({reason}); {mend} and give the same command "
+                f"the checkpoint cannot be written to {self._directory} ({reason}); {remedy} and give the same command "
                 "again: the run goes on from the checkpoint before."
             ) from None

@@ -1,4 +1,4 @@
-"""A run's directory: whose it is, what was measured, what came out."""
+"""A run's directory: who works in it, which config it is of, and the files that the run leaves there."""
 
 import contextlib
 import fcntl
@@ -11,37 +11,38 @@ from typing import IO, Any
 
 import jax
 
-from jpeft.errors import Busy, RunFailed, Stopped, UserError
+from jpeft.errors import Busy, RunFailed, UserError
 from jpeft.files import read_json_object, unfinished_target, write_whole
 from jpeft.run.aside import NAME as REPLACED
 from jpeft.run.aside import Aside
 from jpeft.run.background import explain_disk_trouble, quiet_threads
 from jpeft.run.processes import any_of, entered_by_first, is_first, wait_for_all
+from jpeft.run.stop import RunStopped
 from jpeft.typed_config import differences
 from jpeft.words import counted, the_first
 
 _LOCK = ".lock"
-_LONGEST_LOOK = 0.5  # seconds; `is_claimed` holds the lock for an instant, which must not pass for a process at work
+_LOCK_SECONDS = 0.5  # to try for: `is_claimed` holds the lock for an instant without being at work
 
 
 def is_claimed(path: Path) -> bool:
-    """Whether a process is at work in a run's directory, by its lock.
+    """Whether a process is at work in a run's directory, according to its lock.
 
     Raises:
-      RunFailed: the file system does not say.
+      RunFailed: the file system does not tell.
     """
     try:
-        with (path / _LOCK).open("r+") as lock:  # network file systems lock only what may be written
+        with (path / _LOCK).open("r+") as lock:  # network file systems lock only files that are open for writing
             return not _lock(lock, seconds=0.0)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except PermissionError:  # not ours to write to, so not to hold either
+    except PermissionError:  # without write access nobody can claim it either
         return False
     except OSError as error:
-        raise RunFailed(f"{path} cannot be looked at ({error.strerror or error}).") from None
+        raise RunFailed(f"{path} cannot be read ({error.strerror or error}).") from None
 
 
-# A stored config, and the one asked for, to the stored one with every key of today's.
+# Given a stored config and the current one, returns the stored one with defaults for keys that it lacks.
 OfToday = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
 
 
@@ -49,8 +50,8 @@ def _as_it_is(config: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str,
     return config
 
 
-PAUSE_FILE = "paused.json"  # of a run that waits, until it is finished
-# All that a run, or the worker of a grid that does it, leaves in its directory.
+PAUSE_FILE = "paused.json"  # of a paused run, until it is finished
+# Everything that a run, or the grid worker that executes it, leaves in its directory.
 ENTRIES = (
     "checkpoint",
     "damaged",
@@ -76,20 +77,19 @@ ENTRIES = (
     "config.json",
 )
 _NEW = ".new"
-_SAME = "the same command"  # as who was stopped says it
-_ANEW = "give --overwrite to run again from the start."
+_START_AGAIN = "give --overwrite to run again from the start."
 _ROWS_FROM = ("data.path", "data.source")
-# What a run reads beside its rows and knows by content, as `splits.json` calls it, and what messages say of another.
+# What a run reads beside its rows, by its name in `splits.json`, and the message if its content has changed.
 ORIGINS = {
-    "base": "the weights or the config of model.name are others than those it was run on",
-    "tokenizer": "the tokenizer of model.name is another than the one it was run with",
-    "chat_template": "the file of data.chat_template holds another template than the one it was run with",
-    "from_adapter": "the adapter of method.from_adapter is another than the one it started from",
-    "corpus": "the corpus of data.path is another than the one it was run on",
-    "start": "the model of model.start is another than the one it started from",
-    "vocabulary": "the tokenizer of tokenizer.path is another than the one it was run with",
+    "base": "the weights or the config of model.name differ from those that it was run on",
+    "tokenizer": "the tokenizer of model.name differs from the one that it was run with",
+    "chat_template": "the template in data.chat_template differs from the one that it was run with",
+    "from_adapter": "the adapter of method.from_adapter differs from the one that it started from",
+    "corpus": "the corpus of data.path differs from the one that it was run on",
+    "start": "the model of model.start differs from the one that it started from",
+    "vocabulary": "the tokenizer of tokenizer.path differs from the one that it was run with",
 }
-Origins = Callable[[], Mapping[str, str]]  # fingerprints of what a run would read now, those that can be had
+Origins = Callable[[], Mapping[str, str]]  # returns the fingerprints of what a run would read now
 
 
 def what_differs(
@@ -99,26 +99,33 @@ def what_differs(
     rows: Callable[[], str | None] | None = None,
     origins: Origins | None = None,
 ) -> list[str]:
-    """What tells the run in a directory from another one, as `differences` says it, with rows known by their content.
+    """Lists how the run in a directory differs from another run, one line each, as `typed_config.differences` does.
 
-    So are those of `ORIGINS`, where their names are the same.
+    Rows and the files of `ORIGINS` are compared by content. Other rows under the same path differ, and the same rows
+    under another path do not.
 
     Args:
-      before: the `config.json` of the run that is there.
-      rows: `rows_digest` of what the other run would read now, or None where that is known to be the same if it is
-        called the same. Asked only where the run that is there says which rows it is of; of versions that did not,
-        where the rows lay has to be the same.
-      origins: likewise of what else the other run would read.
+      path: the directory.
+      before: the `config.json` in it.
+      config: the config of the other run.
+      rows: returns the `rows_digest` of the rows that the other run would read now, or None if their names identify
+        them. Called only if the directory records a digest; without a record, which early versions did not write, the
+        names count.
+      origins: likewise returns the fingerprints of what else the other run would read.
     """
     others = other_origins(path, origins()) if origins is not None and has_work(path) else []
     return [*others, *_differs_by_config_or_rows(path, before, config, rows)]
 
 
 def other_origins(path: Path, now: Mapping[str, str]) -> list[str]:
-    """What the run in a directory was made of that is another now; earlier versions recorded nothing of it.
+    """Lists what the run in a directory read that has changed since; versions that recorded nothing count as unchanged.
+
+    Args:
+      path: the directory.
+      now: the fingerprints of today.
 
     Raises:
-      RunFailed: what it recorded is damaged.
+      RunFailed: the record is damaged.
     """
     recorded = _recorded_splits(path).get("origins")
     recorded = recorded if isinstance(recorded, dict) else {}
@@ -138,14 +145,14 @@ def _differs_by_config_or_rows(
     except (UserError, RunFailed):
         if moved or not (path / "result.json").exists():
             raise
-        return []  # a finished run needs its rows no more
+        return []  # a finished run no longer needs its rows
     if now is None:
         return moved
-    return [] if now == recorded else [*moved, "the rows are others than those it was run on"]
+    return [] if now == recorded else [*moved, "the rows differ from those that it was run on"]
 
 
 def _only_longer(before: Mapping[str, Any], config: Mapping[str, Any], changed: Sequence[str]) -> bool:
-    """Whether all that differs is that the run is to train on: its epochs or its patience raised."""
+    """Whether the run differs only in being longer: its epochs or its patience were raised."""
     lengths = ("max_epochs", "patience")
     if not {line.partition(":")[0] for line in changed} <= {f"train.{name}" for name in lengths}:
         return False
@@ -154,36 +161,36 @@ def _only_longer(before: Mapping[str, Any], config: Mapping[str, Any], changed: 
 
 
 def recorded_digest(path: Path) -> str | None:
-    """The digest of the rows that the run in this directory was trained on; None if it does not record one.
+    """The digest of the rows that the run in a directory was trained on; None if it records none.
 
     Raises:
-      RunFailed: `splits.json` is damaged: it may be of any rows.
+      RunFailed: `splits.json` is damaged, so that the rows are unknown.
     """
     digest = _recorded_splits(path).get("data_digest")
-    if digest is None:  # whoever reads the result says where that is damaged
+    if digest is None:  # a damaged result is reported by whoever reads it
         with contextlib.suppress(UserError):
             digest = read_json_object(path / "result.json").get("data_digest")
     return digest if isinstance(digest, str) else None
 
 
 def _recorded_splits(path: Path) -> dict[str, Any]:
-    """A run's `splits.json`; empty where it is not there. Raises `RunFailed`: it is damaged."""
+    """A run's `splits.json`, empty if absent. Raises `RunFailed` if it is damaged."""
     file = path / "splits.json"
     return _read_own(file) if file.exists() else {}
 
 
 def has_work(path: Path) -> bool:
-    """Whether a run left anything in the directory that its repetition could use: a result or a checkpoint."""
+    """Whether the directory holds a result, or a checkpoint to resume from."""
     return (path / "result.json").exists() or has_checkpoint(path)
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Whether a run left a whole checkpoint in the directory; one that is being written has a longer name."""
+    """Whether the directory holds a complete checkpoint; one that is being written has a longer name."""
     return any(entry.name.isdecimal() for entry in (path / "checkpoint").glob("*"))
 
 
 def _lock(file: IO, *, seconds: float) -> bool:
-    """Locks a file until it is closed, trying for so long; false where another process has it."""
+    """Locks a file until it is closed, trying for `seconds`; returns False if another process holds the lock."""
     until = time.monotonic() + seconds
     while True:
         try:
@@ -196,13 +203,15 @@ def _lock(file: IO, *, seconds: float) -> bool:
 
 
 class RunDirectory:
-    """Opens or makes a directory for one run's config, and writes what the run finds.
+    """The directory of one run: claims it for a config, and writes the run's files.
 
-    A run that replaces another (`--overwrite`, or what was there had come to nothing) writes nothing before `begin`.
+    A run that replaces another one (`--overwrite`, or the old one left nothing to resume) writes nothing before
+    `begin`.
 
     Attributes:
-      longer_than: the epochs at most of the run that is there, where this one is the same with more of them, or with
-        more patience, and so goes on from its checkpoint; known to the first process.
+      path: of the directory.
+      longer_than: None; or, if this run continues the one in the directory with more epochs or patience, the old number
+        of epochs. Known to the first process only.
     """
 
     def __init__(self, path: Path):
@@ -214,8 +223,10 @@ class RunDirectory:
 
     @property
     def staging(self) -> Path:
-        """Where to write what has to be there before `begin`, which moves it in place: the directory itself, or `.new`
-        in it where the run that it replaces is still there."""
+        """Where to write files before `begin`, which moves them in place.
+
+        It is the directory itself, or `.new` in it while the run that is to be replaced is still there.
+        """
         return self.path / _NEW if self._replaces else self.path
 
     @contextlib.contextmanager
@@ -228,25 +239,28 @@ class RunDirectory:
         origins: Origins | None = None,
         of_today: OfToday = _as_it_is,
     ) -> Iterator[None]:
-        """Holds the directory for this process, with this config.
+        """Holds the directory for this process, with this config, while the block runs.
 
-        A run that is to be replaced stays as it is until `begin`, and is put back when the block ends by an error
-        before the new one has a checkpoint.
+        A run that is to be replaced stays untouched until `begin`, and is restored if the block ends by an error before
+        the new run has a checkpoint.
 
         Args:
-          rows, origins: as of `what_differs`.
-          of_today: reads the `config.json` that is there, which an earlier version may have written.
+          config: of the run.
+          overwrite: whether to replace a run that is there.
+          rows, origins: as in `what_differs`.
+          of_today: fills in the keys that the `config.json` of an earlier version lacks.
 
         Raises:
-          Busy: another process is at work in it.
-          UserError: it holds a run of another config, of other rows or another base, or it is no run's directory.
+          Busy: another process is at work in the directory.
+          UserError: the directory holds a run of another config, other rows or another base, or is not a run's
+            directory.
           RunFailed: its `config.json` is damaged.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir {self.path} is a file; name a directory.")
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / _LOCK).open("a") as lock:
-            if not _lock(lock, seconds=_LONGEST_LOOK):
+            if not _lock(lock, seconds=_LOCK_SECONDS):
                 raise Busy(f"another process is at work in {self.path}; wait for it or name another --workdir.")
             self._recover()
             self._take(config, overwrite=overwrite, rows=rows, origins=origins, of_today=of_today)
@@ -260,11 +274,11 @@ class RunDirectory:
                 shutil.rmtree(self.path / _NEW, ignore_errors=True)
 
     def _recover(self) -> None:
-        """Leaves the directory as it has to be after whatever a kill may have cut short."""
+        """Repairs whatever a kill may have interrupted."""
         for entry in list(self.path.iterdir()):
             if unfinished_target(entry) in ENTRIES and entry.is_file():
                 entry.unlink(missing_ok=True)
-        self._aside.mend()
+        self._aside.recover()
         if (self.path / "result.json").exists():
             self._aside.discard()
         elif self._aside.holds_a_run() and not has_work(self.path):
@@ -291,7 +305,7 @@ class RunDirectory:
             return
         before = of_today(_read_own(self.path / "config.json"), config)
         changed = what_differs(self.path, before, config, rows, origins)
-        # A run that ended before its first checkpoint has nothing to lose: its directory is free for the next try.
+        # A run that ended before its first checkpoint has nothing to lose, so that it may be replaced.
         self._replaces = bool(changed) and not has_work(self.path)
         if changed and has_checkpoint(self.path) and _only_longer(before, config, changed):
             self._check_longer(config)
@@ -305,15 +319,15 @@ class RunDirectory:
             self.write_json("config.json", config)
 
     def begin(self, data_digest: str | None = None, origins: Mapping[str, str] | None = None) -> None:
-        """To be called when all that can be checked is checked: from here on the run may write.
+        """Lets the run write from here on; to be called once everything that can be checked has been checked.
 
         Args:
-          data_digest: `rows_digest` of the rows that it is about to use, where it has such.
-          origins: fingerprints of what else it is about to use.
+          data_digest: `rows_digest` of the rows about to be used, if any.
+          origins: fingerprints of what else is about to be used.
 
         Raises:
-          UserError: the checkpoints that are there are of other rows, or of another base.
-          RunFailed: what says so is damaged or gone.
+          UserError: the checkpoints in the directory are of other rows, or of another base.
+          RunFailed: the record of rows and origins is damaged or missing.
         """
         if is_first():
             if self._replaces:
@@ -328,11 +342,11 @@ class RunDirectory:
                 self._reopen(self.longer_than)
             elif has_work(self.path):
                 self._check_content(data_digest, origins or {})
-        wait_for_all("the run's directory is its own")
+        wait_for_all("the run's directory is taken over")
 
     def _check_content(self, data_digest: str | None, origins: Mapping[str, str]) -> None:
         if data_digest is not None and not (self.path / "splits.json").exists():
-            raise RunFailed(f"{self.path} has lost its splits.json, which says of which rows it is; {_ANEW}")
+            raise RunFailed(f"{self.path} has lost its splits.json, which records the rows of the run; {_START_AGAIN}")
         if others := other_origins(self.path, origins):
             raise UserError(
                 f"{self.path} holds another run ({the_first(others)}); name another --workdir, or give --overwrite."
@@ -341,7 +355,7 @@ class RunDirectory:
             raise UserError(f"{self.path} holds a run of other rows; name another --workdir, or give --overwrite.")
 
     def _check_longer(self, config: Mapping[str, Any]) -> None:
-        """Raises `UserError` where more epochs would train nothing: the run ended because it became no better."""
+        """Raises `UserError` if more epochs would train nothing, because the finished run had stopped early."""
         if not (self.path / "result.json").exists():
             return
         result, patience = _read_own(self.path / "result.json"), config["train"]["patience"]
@@ -354,7 +368,7 @@ class RunDirectory:
             )
 
     def _reopen(self, epochs: int) -> None:
-        """The run is not finished any more: its config is the new one, what it had found is kept in `earlier/`."""
+        """Makes a finished run unfinished again: stores the new config, and moves the result to `earlier/`."""
         result = self.path / "result.json"
         if result.exists():
             (self.path / "earlier").mkdir(exist_ok=True)
@@ -362,44 +376,44 @@ class RunDirectory:
         self.write_json("config.json", self._config)
 
     def trained_for(self) -> list[int]:
-        """How many epochs it was allowed each time before it was asked to train on."""
+        """The numbers of epochs after which the run was finished before it was continued with more."""
         names = (path.stem.split("_") for path in (self.path / "earlier").glob("result_*_epochs.json"))
         return sorted(int(parts[1]) for parts in names if parts[1].isdecimal())
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Writes `result.json`; a run that this one has replaced goes now."""
+        """Writes `result.json`, and deletes the run that this one has replaced."""
         self.write_json("result.json", result)
         if is_first():
             (self.path / PAUSE_FILE).unlink(missing_ok=True)
             self._aside.discard()
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        """Writes one JSON file, whole or not at all."""
+        """Writes a JSON file atomically. A no-op in all processes but the first."""
         if not is_first():
             return
         with write_whole(self.path / name) as beside:
             beside.write_text(json.dumps(value, indent=2) + "\n")
 
     def settled(self) -> dict[str, Any] | None:
-        """`settled.json`: what the run that goes on here has made of each `auto`; None where none has begun.
+        """What each `auto` of a run that is resumed was resolved to (`settled.json`); None if there is no such run.
 
-        The first process alone is to ask. Raises `RunFailed`: it is damaged.
+        To be called by the first process only. Raises `RunFailed` if the file is damaged.
         """
         file = self.path / "settled.json"
         return None if self._replaces or not file.is_file() else _read_own(file)
 
     def read_result(self) -> dict[str, Any] | None:
-        """`result.json`, or None when the run has not finished, or is about to be done again.
+        """The content of `result.json`; None if the run is not finished or is about to be executed again.
 
         Raises:
-          RunFailed: it is damaged, or not what a run writes.
+          RunFailed: the file is damaged, or was not written by a run.
         """
         file = self.path / "result.json"
         if self._replaces or self.longer_than is not None or not file.is_file():
             return None
         result = _read_own(file)
         if result.get("status") != "done":
-            raise RunFailed(f"{file} is of no finished run; {_ANEW}")
+            raise RunFailed(f"{file} is of no finished run; {_START_AGAIN}")
         return result
 
 
@@ -414,14 +428,18 @@ def run_once(
     origins: Origins | None = None,
     of_today: OfToday = _as_it_is,
 ) -> dict[str, Any]:
-    """Does `work` in its directory, claimed for it, and returns its result; what is finished is not done again.
+    """Claims a directory, calls `work` in it and returns its result; if the run is finished, returns that result.
 
     Args:
-      work: calls `begin` of its directory, and `finish` with the result.
-      rows, origins, of_today: as of `RunDirectory.claim`.
+      workdir: the directory.
+      config: of the run.
+      work: calls `begin` of the directory that it is given, and `finish` with its result.
+      overwrite: whether to replace a run that is there.
+      report: called with a line if the run is finished.
+      rows, origins, of_today: as in `RunDirectory.claim`.
 
     Raises:
-      UserError: as `RunDirectory.claim`.
+      UserError: as `RunDirectory.claim` does.
       RunFailed: the disk is full, or `work` failed.
     """
     directory = RunDirectory(workdir)
@@ -431,20 +449,21 @@ def run_once(
     with explain_disk_trouble(workdir), claim, quiet_threads():
         if not (workdir / "config.json").is_file():
             raise UserError(f"process {jax.process_index()} does not see {workdir}; name a directory that all share.")
-        result = directory.read_result() if is_first() else None  # the first alone knows whether it is to be replaced
+        result = directory.read_result() if is_first() else None  # only the first process knows whether to replace it
         if any_of([result is not None])[0]:
             report(f"{workdir} is finished; give --overwrite to run it again.")
             return result or directory.read_result() or {}
         try:
             return work(directory)
-        except Stopped as stopped:  # given again, `--overwrite` begins again
-            said = str(stopped)
-            raise Stopped(said.replace(_SAME, f"{_SAME}, without --overwrite,") if overwrite else said) from None
+        except RunStopped as stopped:
+            if not overwrite:
+                raise
+            raise RunStopped(stopped.state, overwrite=True) from None
 
 
 def _read_own(path: Path) -> dict[str, Any]:
-    """A JSON object that a run wrote; anything may have happened to it since."""
+    """Reads a JSON object that a run wrote. Raises `RunFailed` if it has been damaged since."""
     try:
         return read_json_object(path)
     except UserError as error:
-        raise RunFailed(f"{path} is damaged ({error}); {_ANEW}") from None
+        raise RunFailed(f"{path} is damaged ({error}); {_START_AGAIN}") from None

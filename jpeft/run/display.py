@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar on a terminal, a line now and then where there is none."""
+"""Shows the progress of a run: a progress bar on a terminal, otherwise a line every few seconds."""
 
 import contextlib
 import time
@@ -12,7 +12,7 @@ from jpeft.run.lines import NowAndThen, print_line
 
 
 class Bar:
-    """How far one piece of work is, with rate and time left: a bar on a terminal, elsewhere a line now and then."""
+    """The progress of one task, with rate and time left."""
 
     def __init__(
         self,
@@ -32,9 +32,9 @@ class Bar:
         self._bar = progress.add_task(name, total=total, completed=done, note=note, left="")
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Moves on by `amount`; `note` stands beside the bar with the rate."""
+        """Adds `amount` to the progress; `note` is shown beside the rate."""
         self._done += amount
-        # What was compiled is not compiled again: counted, it would make the first estimate several times too long.
+        # Compilation happens once: counting it would make the first estimate several times too long.
         worked = time.monotonic() - self._started - (self._compiled() - self._compiled_before)
         rate = (self._done - self._done_before) / max(worked, 1e-9)
         left = duration((self._total - self._done) / max(rate, 1e-9)) if rate else ""
@@ -52,7 +52,7 @@ class Display:
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
 
     def say(self, line: str) -> None:
-        """Prints one line above the progress bar, or among the lines where no bar is."""
+        """Prints one line, above the progress bar if there is one."""
         print_line(self._console, line)
 
     @contextlib.contextmanager
@@ -65,10 +65,15 @@ class Display:
         unit: str = "examples",
         compiled: Callable[[], float] = lambda: 0.0,
     ) -> Iterator[Bar]:
-        """A bar over `total` units, of which `done` were done before; `note` stands beside it until more are done.
+        """Shows the progress of a task while the block runs.
 
         Args:
-          compiled: seconds spent compiling so far, which are no part of the rate and of the time that is left.
+          name: of the task.
+          total: units of work.
+          done: units that were done before.
+          note: shown beside the bar until the first `advance`.
+          unit: name of the units, for the rate.
+          compiled: returns the seconds spent compiling so far, which are left out of the rate and of the time left.
         """
         progress = Progress(
             TextColumn("{task.description}"),

@@ -1,4 +1,4 @@
-"""On what a result was made: versions, commit, memory."""
+"""The environment of a run, for its result: versions, commit, memory."""
 
 import contextlib
 import os
@@ -16,12 +16,12 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers",
 
 
 def versions() -> dict[str, str]:
-    """Versions of jpeft and of the packages whose change may change a result."""
+    """Versions of jpeft and of the packages that may change a result."""
     return {"jpeft": jpeft.__version__, **{name: metadata.version(name) for name in _PACKAGES}}
 
 
 def commit() -> str | None:
-    """Commit of jpeft's own checkout, with `-dirty` when it has changes; None for an installed package."""
+    """The commit of jpeft's own checkout, with `-dirty` if it has changes; None for an installed package."""
     root = Path(jpeft.__file__).parent.parent
     if not (root / ".git").exists():
         return None
@@ -34,17 +34,17 @@ def commit() -> str | None:
 
 
 def reset_peak_memory() -> None:
-    """From here on `peak_memory_bytes` tells of this run alone, where the system can start anew: on Linux's CPUs.
+    """Resets the process's peak memory where the system can (Linux), so that `peak_memory_bytes` is that of this run.
 
-    An accelerator's allocator keeps its highest mark for as long as the process lives.
+    An accelerator's allocator cannot reset its peak.
     """
-    return_freed_memory()  # of runs before: it would count as this one's
+    return_freed_memory()  # freed memory of earlier runs would count as this run's
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_bytes() -> int:
-    """Most memory in use at once: of the device where it tells, of the process on CPU."""
+    """The most memory in use at once: of the device if it reports it, else of the process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use") or _resident_peak_bytes()
 

@@ -1,18 +1,20 @@
-"""How long a run will still take, from what it has measured of itself."""
+"""Estimates how long a run will still take, from its own speed so far."""
 
 import dataclasses
 from collections.abc import Mapping
 
-_LEAST_SECONDS = 3.0  # of training measured, before anything is promised
+_LEAST_SECONDS = 3.0  # of measured training, before an estimate is given
 _LEAST_STEPS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What a run consists of, in rows; it ends sooner where the validation loss no longer falls.
+    """The amount of work of a run, in rows; early stopping may end it sooner.
 
     Attributes:
-      test: rows to be answered, each as often as it takes passes (beams; labels scored besides).
+      max_epochs: the most epochs.
+      train, validation: rows per epoch.
+      test: test rows, each counted once per pass over it (beams; scoring of labels).
     """
 
     max_epochs: int
@@ -24,14 +26,20 @@ class Size:
 def most_seconds_left(
     size: Size, seconds: Mapping[str, float], *, epochs_done: int, rows_in_epoch: int, steps_done: int
 ) -> float | None:
-    """Seconds until the run ends if no epoch is left out, compiling not counted; None before enough is measured.
+    """Estimates the seconds until the run ends if it trains for all epochs, without compilation.
 
-    A validation or test row that was not measured yet is taken to cost what a training row does. On `mini` validation
+    Before validation and test are measured, their rows are taken to cost what a training row does. On `mini` validation
     took 0.1 to 1.2 of that and the test 0.1 to 1.5 (docs/results/mini_paper).
 
     Args:
-      seconds: spent in `train` and `validation`, without compiling.
-      rows_in_epoch: trained in the epoch that is not done yet.
+      size: the amount of work.
+      seconds: time spent in `train` and `validation`, without compilation.
+      epochs_done: epochs trained and validated.
+      rows_in_epoch: rows trained in the current epoch.
+      steps_done: optimizer steps done.
+
+    Returns:
+      The estimate; None before enough has been measured.
     """
     trained = epochs_done * size.train + rows_in_epoch
     if steps_done < _LEAST_STEPS or seconds["train"] < _LEAST_SECONDS or not trained:
@@ -44,7 +52,7 @@ def most_seconds_left(
 
 
 def duration(seconds: float | int) -> str:
-    """`40 s`, `6 min`, `2 h 10 min`: as exact as an estimate is."""
+    """Formats a duration at the precision of an estimate: `40 s`, `6 min`, `2 h 10 min`."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

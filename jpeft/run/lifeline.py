@@ -1,8 +1,8 @@
-"""Connections between the processes of a run that break when one of them ends, however it ends.
+"""TCP connections between the processes of a run, which break when one of the processes ends, however it ends.
 
-JAX notices the loss of a process when a sum over hosts fails, or after some seconds without heartbeats; then a thread
-of its own aborts the process, and no Python runs any more that could tell the user what to do. A connection that the
-system closes is noticed at once, and in Python. What closes no connection, such as a host without power, is left to
+JAX notices a lost process when a collective fails or after some seconds without heartbeats; then one of its threads
+aborts this process, and no Python code runs that could tell the user what to do. A connection closed by the operating
+system is noticed at once, and in Python. Losses that close no connection, such as a host without power, are left to
 JAX.
 """
 
@@ -12,66 +12,70 @@ import socket
 import threading
 from collections.abc import Callable
 
-_DONE, _FAILED = b".", b"!"  # what a process says at its end; one that is killed says nothing
+_DONE, _FAILED = b".", b"!"  # sent by a process when it ends; one that is killed sends nothing
 _SECONDS_TO_CONNECT = 10
 
 
 class Lifeline:
-    """This process's ends of the connections; the first process has one to each of the others."""
+    """This process's connections. The first process has one to each of the others."""
 
     def __init__(self, on_loss: Callable[[bool], None]):
-        """`on_loss` is called, in a thread, when another process has failed (True) or ended without a word (False)."""
+        """Creates no connection yet.
+
+        Args:
+          on_loss: called in a thread when another process has failed (True) or was lost without a message (False).
+        """
         self._on_loss = on_loss
-        self._ends: list[socket.socket] = []
+        self._connections: list[socket.socket] = []
         self._closed = False
 
     def offer(self) -> str:
-        """Waits for the others, in a thread; returns the port and the word that `grasp` needs."""
-        word = secrets.token_hex(16)  # the port is open to whoever can reach the host
+        """Accepts connections in a thread; returns the port and the password that `grasp` needs."""
+        password = secrets.token_hex(16)  # anyone who can reach the host can connect to the port
         server = _server()
 
         def accept() -> None:
             while True:
-                end, _ = server.accept()
+                connection, _ = server.accept()
                 with contextlib.suppress(OSError):
-                    end.settimeout(_SECONDS_TO_CONNECT)
-                    if end.recv(len(word), socket.MSG_WAITALL).decode(errors="replace") == word:
-                        self._hold(end)
+                    connection.settimeout(_SECONDS_TO_CONNECT)
+                    if connection.recv(len(password), socket.MSG_WAITALL).decode(errors="replace") == password:
+                        self._hold(connection)
                         continue
-                end.close()
+                connection.close()
 
         threading.Thread(target=accept, daemon=True).start()
-        return f"{server.getsockname()[1]} {word}"
+        return f"{server.getsockname()[1]} {password}"
 
     def grasp(self, host: str, offered: str) -> None:
-        """Connects to what the first process offered. Raises OSError where it cannot be reached."""
-        port, word = offered.split()
-        end = socket.create_connection((host, int(port)), timeout=_SECONDS_TO_CONNECT)
-        end.sendall(word.encode())
-        self._hold(end)
+        """Connects to the first process. Raises `OSError` if it cannot be reached."""
+        port, password = offered.split()
+        connection = socket.create_connection((host, int(port)), timeout=_SECONDS_TO_CONNECT)
+        connection.sendall(password.encode())
+        self._hold(connection)
 
-    def _hold(self, end: socket.socket) -> None:
-        end.settimeout(None)
-        self._ends.append(end)
+    def _hold(self, connection: socket.socket) -> None:
+        connection.settimeout(None)
+        self._connections.append(connection)
 
         def wait() -> None:
-            with end:
+            with connection:
                 try:
-                    said = end.recv(1)
+                    received = connection.recv(1)
                 except OSError:  # reset by a process that was killed
-                    said = b""
-            if said != _DONE and not self._closed:
-                self._on_loss(said == _FAILED)
+                    received = b""
+            if received != _DONE and not self._closed:
+                self._on_loss(received == _FAILED)
 
         threading.Thread(target=wait, daemon=True).start()
 
     def close(self, *, failed: bool) -> None:
-        """Tells the others how this process ends."""
+        """Tells the other processes how this one ends."""
         self._closed = True
-        for end in self._ends:
+        for connection in self._connections:
             with contextlib.suppress(OSError):
-                end.sendall(_FAILED if failed else _DONE)
-                end.shutdown(socket.SHUT_WR)
+                connection.sendall(_FAILED if failed else _DONE)
+                connection.shutdown(socket.SHUT_WR)
 
 
 def _server() -> socket.socket:

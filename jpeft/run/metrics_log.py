@@ -1,4 +1,4 @@
-"""What a run measures as it goes: `metrics.jsonl` and TensorBoard events."""
+"""The log of a run's metrics: `metrics.jsonl` and TensorBoard events."""
 
 import contextlib
 import functools
@@ -15,23 +15,24 @@ from jpeft.words import counted
 
 
 class NoLog:
-    """Does nothing: stands in for `MetricsLog` in all processes of a run but the first, which writes the log."""
+    """A no-op in place of `MetricsLog`, for all processes but the first, which writes the log."""
 
     def step(self, **values: float | int) -> None:
-        """Records nothing."""
+        """No-op."""
 
     def validation(self, **values: float | int) -> None:
-        """Records nothing."""
+        """No-op."""
 
     def close(self) -> None:
-        """Does nothing: no file is open."""
+        """No-op."""
 
 
 class MetricsLog:
-    """`metrics.jsonl` and TensorBoard events: one record per optimizer step and one per validation.
+    """Writes `metrics.jsonl` and TensorBoard events: one record per optimizer step and one per validation.
 
-    A resumed run first drops the records after its checkpoint, those that `keep` is false of, so that no step stands
-    there twice. Lines that are no records (a power cut may leave zeros) go, too; the file with them is set aside.
+    A resumed run first drops the records after its checkpoint (those for which `keep` is false), so that no step is
+    logged twice. Invalid lines, which a power cut may leave, are dropped too; the original file is then copied to
+    `damaged/`.
     """
 
     def __init__(
@@ -63,8 +64,8 @@ class MetricsLog:
 
     @functools.cached_property
     def _events(self) -> Any:
-        """The writer of TensorBoard events, made at the first record."""
-        with _hidden("torch"):  # loaded by tensorboardX for the sake of one annotation, which takes a second
+        """The writer of TensorBoard events, created at the first record."""
+        with _hidden("torch"):  # tensorboardX imports it for one annotation, which takes a second
             from tensorboardX import SummaryWriter
 
         return SummaryWriter(str(self._events_directory), purge_step=self._purge_step)
@@ -74,30 +75,30 @@ class MetricsLog:
         self._write("train", step, {"step": step, **values})
 
     def validation(self, *, steps_done: int, **values: float | int) -> None:
-        """Records a validation after so many steps."""
+        """Records a validation after `steps_done` optimizer steps."""
         self._write("validation", steps_done, {"steps_done": steps_done, **values})
 
     def close(self) -> None:
         self._file.close()
         if "_events" in vars(self):
-            with contextlib.suppress(OSError):  # on a full disk: what it held back is in metrics.jsonl too
+            with contextlib.suppress(OSError):  # on a full disk: unwritten events are in metrics.jsonl, too
                 self._events.close()
 
     def _write(self, group: str, at: int, record: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for name, value in record.items():
-            if isinstance(value, float):  # integers say where the record belongs
+            if isinstance(value, float):  # integers are positions
                 self._events.add_scalar(f"{group}/{name}", value, at)
 
 
 @contextlib.contextmanager
 def _hidden(module: str) -> Iterator[None]:
-    """Within it a module that is not loaded yet seems not to be installed."""
+    """Makes the import of a module fail within the block, unless it is already loaded."""
     if module in sys.modules:
         yield
         return
-    sys.modules[module] = None  # what `import` takes for "not found"  # pyright: ignore[reportArgumentType]
+    sys.modules[module] = None  # makes `import` raise  # pyright: ignore[reportArgumentType]
     try:
         yield
     finally:
@@ -105,7 +106,7 @@ def _hidden(module: str) -> Iterator[None]:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """Lines of a JSON lines file, without a last one that a kill cut short."""
+    """Lines of a JSON Lines file, without an incomplete last line."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")

@@ -1,8 +1,8 @@
-"""Several processes, on one host or on many, that do one run together through `jax.distributed`.
+"""Several processes, on one host or more, that execute one run together through `jax.distributed`.
 
-Every process executes the same run and asks for the same programs in the same order. Whatever could differ between
-them (who holds a directory, who was told to stop, whose clock says that it is time to save) is agreed on here, and the
-first process alone writes files. With one process all of this does nothing.
+Every process executes the same run and calls the same programs in the same order. Whatever could differ between
+processes (who holds a directory, who was asked to stop, whose clock says that a checkpoint is due) is agreed on here,
+and only the first process writes files. With one process all of this is a no-op.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ from jpeft.trouble import first_line
 
 T = TypeVar("T")
 _MOST_PROCESSES = 65_536
-_SECONDS_TO_GATHER = 300  # until all processes have to be there: a cluster does not start them at one moment
-_SECONDS_WITHOUT_A_SIGN = 20  # of life, after which a process counts as lost
+_SECONDS_TO_GATHER = 300  # within which all processes have to start: a cluster does not start them at once
+_HEARTBEAT_TIMEOUT_SECONDS = 20  # without a heartbeat, after which a process counts as lost
 _LONGEST_MESSAGE = 1024  # bytes
 
 
@@ -35,12 +35,12 @@ _LONGEST_MESSAGE = 1024  # bytes
 class ProcessGroup:
     """The processes of a run, as `jax.distributed.initialize` takes them.
 
-    What is None is asked of the cluster: SLURM, Open MPI, Kubernetes and TPU pods tell.
+    Values that are None are detected by JAX on SLURM, Open MPI, Kubernetes and TPU pods.
 
     Attributes:
-      coordinator_address: `host:port` of the first process, free there and reachable from all.
-      num_processes: how many there are.
-      process_id: which one this is, from 0.
+      coordinator_address: `host:port` of the first process; the port has to be free and reachable from all processes.
+      num_processes: the number of processes.
+      process_id: the index of this process, from 0.
     """
 
     coordinator_address: str | None = None
@@ -57,11 +57,11 @@ class ProcessGroup:
             _resolve(self.coordinator_address)
 
     def join(self) -> None:
-        """Makes this process one of the group; before anything else is asked of JAX.
+        """Makes this process one of the group; to be called before any other use of JAX.
 
         Raises:
-          UserError: the cluster does not tell what is None, or the values do not agree.
-          RunFailed: the others did not come.
+          UserError: a value that is None cannot be detected, or the values do not agree.
+          RunFailed: the other processes did not start in time.
         """
         self._check()
         try:
@@ -70,8 +70,8 @@ class ProcessGroup:
                 self.num_processes,
                 self.process_id,
                 initialization_timeout=_SECONDS_TO_GATHER,
-                heartbeat_timeout_seconds=_SECONDS_WITHOUT_A_SIGN,
-                shutdown_timeout_seconds=_SECONDS_WITHOUT_A_SIGN,
+                heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
+                shutdown_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
             )
         except ValueError as error:
             raise UserError(
@@ -83,33 +83,36 @@ class ProcessGroup:
 
 
 def _resolve(address: str) -> None:
-    """Raises `UserError` for what is no HOST:PORT, or a host that nobody knows: JAX would wait for it."""
+    """Raises `UserError` unless the address is HOST:PORT with a known host; JAX would wait for it."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     if not host or not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65_535:
         raise UserError(f"--coordinator_address is {address[:80]!r}; expected HOST:PORT, such as node0:12345.")
     try:
         socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):  # UnicodeError: a part of the name is empty or too long
+    except (OSError, UnicodeError):  # UnicodeError: a label of the name is empty or too long
         raise UserError(f"--coordinator_address: no host is called {host[:80]!r}; expected HOST:PORT.") from None
 
 
 def is_first() -> bool:
-    """Whether this is the first of the run's processes, which alone writes files and prints."""
+    """Whether this is the first process of the run, the only one that writes files and prints."""
     return jax.process_index() == 0
 
 
 def any_of(flags: Sequence[bool]) -> list[bool]:
-    """For each flag whether it is set in any of the processes; every process of the run has to call it."""
+    """For each flag, whether it is set in any process. Every process of the run has to call it."""
     if jax.process_count() == 1:
         return list(flags)
     return multihost_utils.process_allgather(np.asarray(flags)).any(axis=0).tolist()
 
 
 def agreed(read: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """What `read` gives, and None; or None and why not, where any process fails at it. Every process has to call it.
+    """Calls `read` in every process, and returns its value only if it succeeded in all of them.
 
-    Of a failure in another process alone no more is known than that there was one.
+    Every process of the run has to call it.
+
+    Returns:
+      The value and None; or None and an exception, which is this process's own or says that another process failed.
     """
     value, failure = None, None
     try:
@@ -121,25 +124,25 @@ def agreed(read: Callable[[], T]) -> tuple[T | None, Exception | None]:
     return value, None
 
 
-def least_of(number: float) -> float:
-    """The least of what the processes give; every process of the run has to call it."""
+def minimum_over_processes(number: float) -> float:
+    """The smallest of the numbers that the processes give. Every process of the run has to call it."""
     if jax.process_count() == 1:
         return number
     return float(np.min(multihost_utils.process_allgather(np.float64(number))))
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process of the run has called it with the same `what`, a name of the place."""
+    """Returns when every process of the run has called it with the same `what`, a name for the place in the program."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 @contextlib.contextmanager
 def entered_by_first(context: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
-    """Enters a context in the first process alone; the others go on when it has, and fail when it could not.
+    """Enters a context in the first process; the others proceed once it is entered, and fail if it cannot be.
 
     Raises:
-      RunFailed: in the others, with what the first process raised.
+      RunFailed: in the other processes, with the error of the first.
     """
     if jax.process_count() == 1:
         with context:
@@ -156,12 +159,12 @@ def entered_by_first(context: contextlib.AbstractContextManager[Any]) -> Iterato
         if failure is not None:
             raise failure
         if message:
-            raise RunFailed(f"the first process could not begin: {message}")
+            raise RunFailed(f"the first process could not start: {message}")
         yield
 
 
 def from_first(text: str) -> str:
-    """Hands `text` of the first process to all, up to a thousand bytes; every process of the run has to call it."""
+    """Broadcasts `text` from the first process, truncated to 1,024 bytes. Every process of the run has to call it."""
     if jax.process_count() == 1:
         return text
     buffer = np.zeros(_LONGEST_MESSAGE, np.uint8)
@@ -172,9 +175,9 @@ def from_first(text: str) -> str:
 
 
 def host_copy(tree: Any) -> Any:
-    """A copy of every leaf, whole, in this process's memory; later steps, which reuse device buffers, do not change it.
+    """Copies every leaf to this process's memory, whole, so that donating the device buffers later does not affect it.
 
-    A leaf that is spread over processes is gathered: all of them have to ask for it.
+    A leaf that is sharded over processes is gathered, so every process of the run has to call it.
     """
 
     def copied(leaf: Any) -> np.ndarray:
@@ -185,17 +188,17 @@ def host_copy(tree: Any) -> Any:
     return jax.tree.map(copied, tree)
 
 
-# How the loss of another process shows, by who notices it: the sum over hosts, the coordinator, a barrier.
+# Parts of errors that the loss of another process causes: in a collective, at the coordinator, at a barrier.
 _SIGNS_OF_LOSS = ("Gloo", "closed by peer", "reset by peer", "UNAVAILABLE", "heartbeat", "DEADLINE_EXCEEDED", "NCCL")
-_SECONDS_TO_SPEAK = 20  # for a process whose own end follows when it hears that another has failed
-_LEAVING = threading.Lock()  # the first who takes it ends the process
+_SECONDS_TO_SPEAK = 20  # that a failed process has to report its error before the others end
+_LEAVING = threading.Lock()  # taken by the first thread that ends the process, and never released
 
 
 @contextlib.contextmanager
 def ending_together(group: ProcessGroup | None) -> Iterator[None]:
-    """Ends this process when another one is gone, or when it fails itself, so that the others notice.
+    """Ends this process when another one is lost; when this one fails, tells the others.
 
-    Leaves by `os._exit` where there are several: JAX would otherwise wait for those that will not come.
+    With several processes it leaves by `os._exit`: JAX would otherwise wait for processes that are gone.
     """
     if group is None:
         yield
@@ -217,7 +220,7 @@ def ending_together(group: ProcessGroup | None) -> Iterator[None]:
 
 
 def _join_lifeline(lifeline: Lifeline, group: ProcessGroup) -> None:
-    """Every process has to call it: the first tells the others where to connect to."""
+    """Connects the processes; every process has to call it. The first one tells the others where to connect to."""
     given = (group.coordinator_address or "").rpartition(":")[0].strip("[]")
     offer = f"{given or socket.getfqdn()} {lifeline.offer()}" if is_first() else ""
     host, _, offered = from_first(offer).partition(" ")
@@ -225,14 +228,14 @@ def _join_lifeline(lifeline: Lifeline, group: ProcessGroup) -> None:
         return
     try:
         lifeline.grasp(host, offered)
-    except OSError as error:  # a firewall, say: JAX's heartbeats are left
+    except OSError as error:  # a firewall, for example; JAX's heartbeats still detect losses
         print(f"note: process {jax.process_index()} cannot connect to {host} ({error})", file=sys.stderr)
 
 
 def _after_loss(failed: bool) -> None:
     if failed:
         time.sleep(_SECONDS_TO_SPEAK)
-        _leave_after_loss("it failed, and says why itself")
+        _leave_after_loss("it failed, and reports why itself")
     _leave_after_loss("its connection closed")
 
 

@@ -1,23 +1,44 @@
-"""Being told to stop: SIGTERM and Ctrl-C end a run at the next step, after it is saved."""
+"""Stop requests: SIGTERM and Ctrl-C end a run after the current step, once its state is saved."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterator
 
-_elsewhere: "set[StopRequest]" = set()  # those entered in other threads than the main one
+from jpeft.errors import Stopped
+
+_in_threads: "set[StopRequest]" = set()  # those entered in threads other than the main one
 
 
 def ask_all(number: int) -> None:
-    """Asks every run that is at work in a thread of its own to stop, as if that signal had reached it."""
-    for request in list(_elsewhere):
+    """Delivers a signal number to every run that is in a thread of its own, as a stop request."""
+    for request in list(_in_threads):
         request.signal = number
 
 
-class StopRequest:
-    """Whether the process was asked to stop; while entered, SIGTERM and SIGINT ask instead of killing.
+class RunStopped(Stopped):
+    """A run was asked to stop, and has saved its state.
 
-    In another thread than the main one no signal arrives: who owns the process hands it on by `ask_all`.
+    Attributes:
+      state: what stopped the run, and where its state is saved.
+    """
+
+    def __init__(self, state: str, *, overwrite: bool = False):
+        """Writes the message.
+
+        Args:
+          state: as the attribute.
+          overwrite: whether the run was started with `--overwrite`, which would start it again from the beginning.
+        """
+        self.state = state
+        command = "the same command, without --overwrite," if overwrite else "the same command"
+        super().__init__(f"{state}: {command} goes on from there.")
+
+
+class StopRequest:
+    """Whether this process was asked to stop. While entered, SIGTERM and SIGINT set `signal` and do not end it.
+
+    Signals only reach the main thread. For runs in other threads the owner of the process calls `ask_all`.
     """
 
     def __init__(self):
@@ -27,20 +48,20 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         self._before = {}
         if threading.current_thread() is not threading.main_thread():
-            _elsewhere.add(self)
+            _in_threads.add(self)
             return self
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _elsewhere.discard(self)
+        _in_threads.discard(self)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     @contextlib.contextmanager
     def ends_waiting(self) -> Iterator[None]:
-        """While entered, being asked raises `KeyboardInterrupt` at once: for a wait that may have no end."""
+        """While entered, a stop request raises `KeyboardInterrupt` at once; for waits that may have no end."""
         self._waiting = True
         try:
             if self.signal is not None:
@@ -51,5 +72,5 @@ class StopRequest:
 
     def _ask(self, number: int, frame: object) -> None:
         asked_before, self.signal = self.signal is not None, number
-        if asked_before or self._waiting:  # asked twice: do not wait for the step
+        if asked_before or self._waiting:  # the second request does not wait for the step to end
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What a run says of itself once it is tested: how far its number goes, where it fails, and what to do about it."""
+"""What a run reports after its test: confidence intervals, per-class scores, the worst rows, and warnings."""
 
 import json
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from jpeft.files import write_whole
 from jpeft.run.directory import RunDirectory
 from jpeft.run.processes import is_first
 from jpeft.train import cautions
-from jpeft.train.curve import WITHOUT, Curve, draw_curve
+from jpeft.train.curve import NO_MATPLOTLIB, Curve, draw_curve
 
-_said: set[str] = set()  # once a process, however many runs it does
+_printed_notes: set[str] = set()  # each note is printed once per process, however many runs it executes
 
 
 def write_aftermath(
@@ -25,21 +25,21 @@ def write_aftermath(
     *,
     answer: str,
     title: str,
-    cautioned: Sequence[str],
+    earlier_warnings: Sequence[str],
     best_epoch: int | None,
     epochs_run: int,
     max_epochs: int,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Writes `worst_rows.jsonl`, `learning_curve.png` and, of a classification, `per_class.json`.
+    """Writes `worst_rows.jsonl`, `learning_curve.png` and, for a classification task, `per_class.json`.
 
     Args:
       answer: `eval.answer` of the run.
-      title: the title of the picture.
-      cautioned: warnings that were given before.
+      title: title of the learning curve.
+      earlier_warnings: warnings that were printed before training.
 
     Returns:
-      What of it `RunRecord` has: `uncertainty` and `uncertainties`, `per_class` (None of texts) and `warnings`; and
-      what is to be said besides.
+      The fields of `RunRecord` computed here: `uncertainty`, `uncertainties`, `per_class` (None for a text task) and
+      `warnings`; and notes to print, such as that matplotlib is missing.
     """
     seen = look_back(task, examples, scored, answer=answer)
     if seen.confusion is not None:
@@ -51,13 +51,13 @@ def write_aftermath(
             best = scored.judged.best
             for row in worst_rows(task, examples, scored.predictions, scored.scores, best=best):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        curve = Curve.of_log(directory.path / "metrics.jsonl")
-        if not draw_curve(curve, directory.path / "learning_curve.png", title) and WITHOUT not in _said:
-            _said.add(WITHOUT)
-            notes.append(WITHOUT)
+        curve = Curve.from_log(directory.path / "metrics.jsonl")
+        if not draw_curve(curve, directory.path / "learning_curve.png", title) and NO_MATPLOTLIB not in _printed_notes:
+            _printed_notes.add(NO_MATPLOTLIB)
+            notes.append(NO_MATPLOTLIB)
     record = {
         **seen.uncertainties(task.metric),
         "per_class": None if seen.confusion is None else seen.confusion.summary(),
-        "warnings": (*cautioned, *seen.warnings, *([] if learning is None else [learning])),
+        "warnings": (*earlier_warnings, *seen.warnings, *([] if learning is None else [learning])),
     }
     return record, notes

@@ -1,7 +1,7 @@
-"""Warnings about a run's keys and its epochs that spare a day: one line each, and what to do.
+"""Warnings about a run's config and its number of steps, one line each, with what to do about it.
 
-Each function looks at one thing and returns its line, or None where there is nothing to say. Those about a test's
-answers are in `jpeft.eval.look_back`.
+Each function checks one thing and returns its warning, or None if all is well. Warnings about test answers are in
+`jpeft.eval.look_back`.
 """
 
 from jpeft.config import Run
@@ -12,7 +12,7 @@ FEWEST_STEPS = 50
 
 
 def without_effect(run: Run) -> str | None:
-    """Said before training where a key is set that nothing of this run reads, with what would read it."""
+    """Warns before training about config keys that are set but that this run does not read."""
     source, ablation = source_in_use(run.data.source, run.data.path), run.ablation
     keys = [
         ("data.sample_seed", run.data.sample_seed, source == "sample", "data.source=sample"),
@@ -23,23 +23,23 @@ def without_effect(run: Run) -> str | None:
 
 
 def few_steps(train_rows: int, *, batch_size: int, accumulation_steps: int, max_epochs: int) -> str | None:
-    """Said before training where a run has fewer than `FEWEST_STEPS` optimizer steps, with the keys that make more.
+    """Warns before training of fewer than `FEWEST_STEPS` optimizer steps, and names the keys that would give more.
 
     Args:
-      train_rows: of an epoch.
-      batch_size, accumulation_steps, max_epochs: as of the config's section `train`.
+      train_rows: training rows of an epoch.
+      batch_size, accumulation_steps, max_epochs: as in the config's section `train`.
     """
 
-    def steps(accumulated: int) -> int:
-        return -(-train_rows // (batch_size * accumulated)) * max_epochs
+    def num_steps(accumulation_steps: int) -> int:
+        return -(-train_rows // (batch_size * accumulation_steps)) * max_epochs
 
-    total = steps(accumulation_steps)
+    total = num_steps(accumulation_steps)
     if total >= FEWEST_STEPS:
         return None
     epochs = -(-FEWEST_STEPS // (total // max_epochs))
     ways = [f"--config.train.max_epochs={epochs}"]
-    if steps(1) > total:
-        ways.append(f"--config.train.accumulation_steps=1 ({counted(steps(1), 'step')})")
+    if num_steps(1) > total:
+        ways.append(f"--config.train.accumulation_steps=1 ({counted(num_steps(1), 'step')})")
     return (
         f"only {counted(total, 'optimizer step')} in {counted(max_epochs, 'epoch')} "
         f"({counted(train_rows, 'row')}, "
@@ -48,7 +48,7 @@ def few_steps(train_rows: int, *, batch_size: int, accumulation_steps: int, max_
 
 
 def still_learning(*, best_epoch: int | None, epochs_run: int, max_epochs: int) -> str | None:
-    """Said after training that ended because its epochs did, while the loss still fell."""
+    """Warns after training that the last epoch was the best one, so that more epochs would probably help."""
     if epochs_run < 2 or epochs_run < max_epochs or best_epoch != epochs_run - 1:
         return None
     return (

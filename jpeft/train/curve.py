@@ -1,4 +1,4 @@
-"""The learning curve of a run as a picture. Needs matplotlib, the extra `plots`, when it draws."""
+"""Draws a run's learning curve. Needs matplotlib (the extra `plots`)."""
 
 import dataclasses
 import io
@@ -8,26 +8,26 @@ from pathlib import Path
 from jpeft.errors import UserError
 from jpeft.files import parse_json, write_whole
 
-WITHOUT = "no learning_curve.png: matplotlib is not installed (pip install 'jpeft[plots]')"
+NO_MATPLOTLIB = "no learning_curve.png: matplotlib is not installed (pip install 'jpeft[plots]')"
 
 _TRAINING, _VALIDATION, _MUTED = "#93b4f5", "#c2610c", "#667085"
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """The points of the loss picture, each as `(optimizer steps done, loss)`.
+    """The points of the learning curve, each `(optimizer steps done, loss)`.
 
     Attributes:
-      training: of every step's rows, before the step.
-      validation: of the validation split, at the end of each epoch.
+      training: loss on the rows of each step, before its update.
+      validation: loss on the validation split after each epoch.
     """
 
     training: list[tuple[int, float]]
     validation: list[tuple[int, float]]
 
     @classmethod
-    def of_log(cls, path: Path) -> "Curve":
-        """Reads a run's `metrics.jsonl`. Lines that are no record are left out; without a file the curve is empty."""
+    def from_log(cls, path: Path) -> "Curve":
+        """Reads a run's `metrics.jsonl`, skipping invalid lines; without a file the curve is empty."""
         training, validation = [], []
         lines = path.read_text(errors="replace").split("\n") if path.is_file() else []
         for line in lines:
@@ -44,7 +44,7 @@ class Curve:
 
 
 def draw_curve(curve: Curve, path: Path, title: str) -> bool:
-    """Writes the picture, the same bytes for the same curve; false where matplotlib is not installed."""
+    """Writes the curve as PNG, byte-identical for identical points. Returns False if matplotlib is not installed."""
     try:
         import matplotlib
         import matplotlib.figure
@@ -53,7 +53,7 @@ def draw_curve(curve: Curve, path: Path, title: str) -> bool:
         return False
     with matplotlib.rc_context({"font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False}):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a title with letters that the font lacks is drawn with boxes
+            warnings.simplefilter("ignore")  # characters that the font lacks are drawn as boxes
             figure = matplotlib.figure.Figure(figsize=(6.4, 3.6), layout="constrained")
             axes = figure.subplots()
             if curve.training:

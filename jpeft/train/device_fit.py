@@ -1,8 +1,10 @@
-"""The settings with which a run fits the device at hand: what its `auto` is settled by.
+"""Finds the settings with which a run fits the device at hand, to resolve the config keys that are `auto`.
 
-The run's own programs are compiled for its largest batches, which it needs anyway, and kept for when they come.
+Candidates are checked by compiling the run's own programs for its largest batches. Training needs these programs
+anyway, so they are kept.
 """
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +16,13 @@ from flax import nnx
 from jpeft.config import Run, monitored_metric
 from jpeft.data.batches import fitting_shape
 from jpeft.data.prepare import Data
-from jpeft.errors import RunFailed
+from jpeft.errors import RunFailed, UserError
 from jpeft.mesh.layout import Layout, bytes_on_a_device
 from jpeft.model.family import family_of
 from jpeft.peft.attaching import split
 from jpeft.program import Program, free_memory, needed_memory
-from jpeft.run.processes import least_of
+from jpeft.run.directory import RunDirectory
+from jpeft.run.processes import from_first, is_first, minimum_over_processes
 from jpeft.train import fitting
 from jpeft.train.programs import Programs
 from jpeft.train.setup import Setup
@@ -27,16 +30,16 @@ from jpeft.train.step import TrainState, zero_sums
 from jpeft.trouble import out_of_memory
 from jpeft.words import counted, size
 
-_NOT_AT_ALL = 2**62  # bytes, of what a compiler refuses
+_DOES_NOT_COMPILE = 2**62  # bytes reported for a program that the compiler refuses for lack of memory
 
 
 class DeviceFit:
-    """A run that leaves settings open, ready to be asked which of them fit.
+    """Finds which values of the open settings (`auto`) fit the device.
 
     Args:
-      asked: the run with its `auto`.
-      state, base: where the layout has them.
-      programs_of: the run's programs for a model of that structure.
+      asked: the run with its `auto` values.
+      state, base: arrays as the layout places them.
+      programs_of: builds the run's programs for a model structure.
     """
 
     def __init__(
@@ -51,34 +54,33 @@ class DeviceFit:
     ):
         self._asked, self._first, self._setup, self._layout = asked, asked.mildest(), setup, layout
         self._data, self._state, self._base, self._programs_of = data, state, base, programs_of
-        self._made: dict[str, tuple[Programs, nnx.GraphDef]] = {}
+        self._programs_by_remat: dict[str, tuple[Programs, nnx.GraphDef]] = {}
         self._family = family_of(setup.model)
         self._free: float | None = None
-        self._taken: list[int] = []
+        self._accepted: list[int] = []  # bytes
         self._refused: list[tuple[int, int]] = []  # bytes, rows
 
     def programs(self, remat: str) -> tuple[Programs, nnx.GraphDef]:
-        """The run's programs, and the structure of its model, where the backward pass computes that anew."""
-        if remat not in self._made:
+        """Returns the run's programs and its model's structure under a rematerialisation policy (`model.remat`)."""
+        if remat not in self._programs_by_remat:
             assert self._family is not None, "models of jpeft's own are trained"
             self._family.arrange(self._setup.model, scan_layers=self._first.model.scan_layers, remat=remat)
             graphdef, _, _ = split(self._setup.model)
-            self._made[remat] = self._programs_of(graphdef), graphdef
-        return self._made[remat]
+            self._programs_by_remat[remat] = self._programs_of(graphdef), graphdef
+        return self._programs_by_remat[remat]
 
     def mildest(self) -> Run:
-        """The run with the mildest settings that fit the device; with its first ones, where nobody tells its memory.
+        """Returns the run with the mildest settings that fit, or its first ones if the device's memory is unknown.
 
         Raises:
-          RunFailed: none fit.
+          RunFailed: no settings fit.
         """
         free = free_memory()
         if free is None:
             return self._first
         sums = jax.eval_shape(zero_sums, self._state.adapter)
-        self._free = least_of(
-            free - bytes_on_a_device(self._layout.describe(sums.grads))
-        )  # where the gradients will be
+        # The gradient buffer is not allocated yet.
+        self._free = minimum_over_processes(free - bytes_on_a_device(self._layout.describe(sums.grads)))
         try:
             return fitting.mildest_fitting(
                 self._first,
@@ -92,9 +94,9 @@ class DeviceFit:
 
     def _nothing_fits(self, what: str) -> RunFailed:
         assert self._free is not None
-        told = [(needs, rows) for needs, rows in self._refused if needs < _NOT_AT_ALL]
-        if told:
-            needs = "needs {} at {}".format(size(min(told)[0]), counted(min(told)[1], "row"))
+        measured = [(needs, rows) for needs, rows in self._refused if needs < _DOES_NOT_COMPILE]
+        if measured:
+            needs = "needs {} at {}".format(size(min(measured)[0]), counted(min(measured)[1], "row"))
         else:
             needs = "is refused by the compiler" if self._refused else "has no room beside what the run holds"
         return RunFailed(
@@ -104,10 +106,10 @@ class DeviceFit:
         )
 
     def words(self, run: Run) -> str:
-        """What each `auto` of the run became, in one line for its user, with the memory that it takes."""
+        """Describes in one line what each `auto` was resolved to, and the memory it takes."""
         kept = "keeps all for the backward pass" if run.model.remat == "none" else f"remat {run.model.remat}"
         of = "" if self._free is None else f"of {size(self._free)} that are free "
-        needs = f": takes {size(max(self._taken))} {of}beside what the run holds" if self._taken else ""
+        needs = f": takes {size(max(self._accepted))} {of}beside what the run holds" if self._accepted else ""
         rows, evaluated = run.rows()
         return (
             f"auto: {kept}, micro-batches of {counted(rows, 'row')} x {run.train.accumulation_steps}, "
@@ -121,37 +123,37 @@ class DeviceFit:
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self._layout.whole)
         number = np.int32(0)
         batch = self._batch(setting.rows, self._data.shapes[-1])
-        needs = self._asks(programs.accumulate, sums, self._state.adapter, self._base, key, number, number, batch)
-        return self._judged(needs, setting.rows)
+        args = (sums, self._state.adapter, self._base, key, number, number, batch)
+        return self._record(self._bytes_needed(programs.accumulate, *args), setting.rows)
 
     def _evaluation_needs(self, run: Run) -> int:
         programs, rows = self.programs(run.model.remat)[0], run.rows()[1]
         trees = self._state.adapter, self._base
-        inputs = jax.ShapeDtypeStruct((rows, self._longest_answered()), jnp.int32)
+        inputs = jax.ShapeDtypeStruct((rows, self._longest_input()), jnp.int32)
         answering = programs.answering
         moved = trees if answering.move is None else answering.layout.describe(trees)
-        again = bytes_on_a_device(self._state.adapter)  # the best, beside the last
-        again += 0 if answering.move is None else bytes_on_a_device(moved)
+        copies = bytes_on_a_device(self._state.adapter)  # the best adapter is loaded beside the last one
+        copies += 0 if answering.move is None else bytes_on_a_device(moved)
         needs = [
-            self._asks(answering.generate, *moved, inputs) + again,
-            self._asks(programs.loss, *trees, self._batch(rows, self._data.shapes[-1])),
+            self._bytes_needed(answering.generate, *moved, inputs) + copies,
+            self._bytes_needed(programs.loss, *trees, self._batch(rows, self._data.shapes[-1])),
         ]
         if answering.label_log_probs is not None:
-            needs.append(self._asks(answering.label_log_probs, *moved, inputs) + again)
-        return self._judged(max(needs), rows)
+            needs.append(self._bytes_needed(answering.label_log_probs, *moved, inputs) + copies)
+        return self._record(max(needs), rows)
 
-    def _longest_answered(self) -> int:
-        """The longest padded input that is answered: of the test split, and of validation where that is monitored."""
+    def _longest_input(self) -> int:
+        """Tokens of the longest padded input that answers are generated for: test rows, and validation if monitored."""
         monitored = monitored_metric(self._first.train.monitor) is not None
         splits = ["test", "validation"] if monitored else ["test"]
         longest = max(self._data.tokens[split].lengths()[:, 0].max() for split in splits)
         return fitting_shape(self._data.shapes, np.array([(longest, 1)]))[0]
 
-    def _judged(self, needs: int, rows: int) -> int:
-        """The same number, which is remembered for what is said of it."""
+    def _record(self, needs: int, rows: int) -> int:
+        """Returns `needs` unchanged, after recording it for `words` and for the error message."""
         assert self._free is not None
         if needs <= self._free:
-            self._taken.append(needs)
+            self._accepted.append(needs)
         else:
             self._refused.append((needs, rows))
         return needs
@@ -160,11 +162,40 @@ class DeviceFit:
         assert self._family is not None
         return self._family.batch_shapes(rows, shape)
 
-    def _asks(self, program: Program, *args: Any) -> int:
-        """Bytes that a program takes, of its compiler."""
+    def _bytes_needed(self, program: Program, *args: Any) -> int:
+        """Returns the bytes that the compiler reports for a program, `_DOES_NOT_COMPILE` if it runs out of memory."""
         try:
             return needed_memory(program.prepare(*args))
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            return _NOT_AT_ALL
+            return _DOES_NOT_COMPILE
+
+
+def resolve_auto(asked: Run, fit: DeviceFit, directory: RunDirectory, *, report: Callable[[str], None]) -> Run:
+    """Resolves each `auto` of a config: as an earlier start of the run did, or else by what fits the device.
+
+    All processes of the run have to call it, and get the same result.
+
+    Args:
+      asked: the config with its `auto` values.
+      fit: of that config.
+      directory: the run's, which may record an earlier resolution in `settled.json`.
+      report: called with a line about the result.
+
+    Raises:
+      RunFailed: nothing fits, or `settled.json` is damaged.
+    """
+    recorded = directory.settled() if is_first() else None
+    recorded = json.loads(from_first(json.dumps(recorded)))
+    if not recorded:
+        run = fit.mildest()
+        report(fit.words(run))
+        return run
+    try:
+        run = fitting.with_settled(asked, recorded)
+    except UserError as error:
+        file = directory.path / "settled.json"
+        raise RunFailed(f"{file} is damaged ({error}); give --overwrite to run again from the start.") from None
+    report(f"{fit.words(run)}, as before")
+    return run

@@ -1,7 +1,8 @@
-"""Settings that make a run need less memory and change nothing of its result, mildest first, and the first that fits.
+"""Settings that reduce a run's memory without changing its result, ordered from cheapest to most expensive.
 
-Rows move from the micro-batch to accumulation, the backward pass computes anew what it would have kept, fewer rows are
-evaluated at once. How much a setting needs is asked of the compiled program itself.
+Three things can change: rows move from the micro-batch to gradient accumulation, the backward pass recomputes
+(rematerialises) activations, and fewer rows are evaluated at once. What a setting needs is read from the compiled
+program itself.
 """
 
 import dataclasses
@@ -12,19 +13,19 @@ from jpeft.config import Run
 from jpeft.errors import UserError
 from jpeft.typed_config import AUTO, with_value
 
-_REMATS = ("none", "dots", "block")  # mildest first
+_REMATS = ("none", "dots", "block")  # cheapest first
 _CUTS = (1, 2, 4, 8, 16, 32, 64)
-_MILD_CUT = 4  # micro-batches of less than a quarter of the rows come after computing anew
+_MILD_CUT = 4  # micro-batches of less than a quarter of the rows cost more than rematerialising, so come after it
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How a step is computed.
+    """How an optimizer step is computed.
 
     Attributes:
       remat: as `model.remat`.
-      rows: of a micro-batch.
-      micro_batches: of a step.
+      rows: rows of a micro-batch.
+      micro_batches: micro-batches of a step.
     """
 
     remat: str
@@ -33,17 +34,18 @@ class Training:
 
 
 def trainings(run: Run, *, remat: bool, rows: bool) -> list[Training]:
-    """The settings of a step, mildest first: the run's own, and those that need less.
+    """Lists the settings of a step to try: the run's own first, then those that need less memory, cheapest first.
 
-    Where weights are gathered for each micro-batch (`mesh.fsdp`), one more of them costs more than computing anew.
+    With `mesh.fsdp` weights are gathered for each micro-batch, so that one more micro-batch costs more than
+    rematerialising; without it, moderate accumulation comes first.
 
     Args:
-      run: without any `auto`.
+      run: a run without any `auto`.
       remat, rows: whether these may change.
     """
     first, accumulated = run.rows()[0], run.train.accumulation_steps
     remats = _REMATS[_REMATS.index(run.model.remat) :] if remat else (run.model.remat,)
-    cuts = _cuts(run, first) if rows else [1]
+    cuts = _divisors(run, first) if rows else [1]
     if run.mesh.fsdp > 1:
         pairs = [(kind, cut) for cut in cuts for kind in remats]
     else:
@@ -53,19 +55,19 @@ def trainings(run: Run, *, remat: bool, rows: bool) -> list[Training]:
 
 
 def evaluations(run: Run, *, rows: bool) -> list[int]:
-    """The rows at once of a run's evaluation, most first; arguments as of `trainings`."""
+    """Lists the evaluation batch sizes to try, largest first; arguments as in `trainings`."""
     first = run.rows()[1]
-    return [first // cut for cut in _cuts(run, first)] if rows else [first]
+    return [first // cut for cut in _divisors(run, first)] if rows else [first]
 
 
-def _cuts(run: Run, rows: int) -> list[int]:
-    """Into how many parts so many rows can be cut, that the mesh's parts of a batch can share out evenly."""
+def _divisors(run: Run, rows: int) -> list[int]:
+    """The numbers of parts that `rows` can be cut into so that each part divides evenly over the mesh's batch axes."""
     parts = run.mesh.data * run.mesh.fsdp
     return [cut for cut in _CUTS if not rows % cut and not rows // cut % parts] or [1]
 
 
 def with_training(run: Run, setting: Training) -> Run:
-    """The run with `model.remat`, `train.batch_size` and `train.accumulation_steps` as a setting has them."""
+    """Returns the run with `model.remat`, `train.batch_size` and `train.accumulation_steps` of a setting."""
     return dataclasses.replace(
         run,
         model=dataclasses.replace(run.model, remat=setting.remat),
@@ -74,17 +76,18 @@ def with_training(run: Run, setting: Training) -> Run:
 
 
 def with_evaluation(run: Run, rows: int) -> Run:
-    """The run with `rows` as its `eval.batch_size`."""
+    """Returns the run with `rows` as its `eval.batch_size`."""
     return dataclasses.replace(run, eval=dataclasses.replace(run.eval, batch_size=rows))
 
 
 def first_training(settings: Sequence[Training], needs: Callable[[Training], int], room: float) -> Training | None:
-    """The first setting that needs no more than `room` bytes; None where none does.
+    """Returns the first setting that needs at most `room` bytes, or None.
 
-    What a micro-batch needs grows with its rows, and no faster than they do; so much is not asked again.
+    The memory of a micro-batch grows with its rows, at most proportionally. A setting that is too large by this bound
+    is skipped without compiling it.
 
     Args:
-      needs: bytes that a setting's program takes; each call may compile for a minute.
+      needs: returns the bytes that a setting's program takes; a call may compile for a minute.
     """
     known: dict[str, list[tuple[int, int]]] = {}
     for setting in settings:
@@ -99,7 +102,7 @@ def first_training(settings: Sequence[Training], needs: Callable[[Training], int
 
 
 def first_evaluation(rows: Sequence[int], needs: Callable[[int], int], room: float) -> int | None:
-    """The first number of rows at once that needs no more than `room` bytes; None where none does."""
+    """Returns the first of these batch sizes that needs at most `room` bytes, or None."""
     least_refused: tuple[int, int] | None = None
     for number in rows:
         if least_refused is not None and least_refused[1] * number // least_refused[0] > room:
@@ -112,7 +115,7 @@ def first_evaluation(rows: Sequence[int], needs: Callable[[int], int], room: flo
 
 
 class NothingFits(Exception):
-    """No setting that may be taken fits; the text is what does not: `a training step`, `generating answers`."""
+    """No setting fits. The text says which part does not: `a training step` or `generating answers`."""
 
 
 def mildest_fitting(
@@ -123,16 +126,16 @@ def mildest_fitting(
     evaluation_needs: Callable[[Run], int],
     room: float,
 ) -> Run:
-    """The run with the mildest settings that need no more than `room` bytes.
+    """Returns the run with the mildest settings that need at most `room` bytes.
 
     Args:
-      run: without any `auto`.
-      changeable: of `model.remat`, `train.batch_size` and `eval.batch_size` those that may change.
-      training_needs: bytes that a micro-batch's program takes; each call may compile for a minute.
-      evaluation_needs: bytes that the programs of evaluation take, of a run whose training is settled; likewise.
+      run: a run without any `auto`.
+      changeable: the keys that may change, of `model.remat`, `train.batch_size` and `eval.batch_size`.
+      training_needs: returns the bytes that a micro-batch's program takes; a call may compile for a minute.
+      evaluation_needs: likewise the bytes that evaluation takes, for a run whose training settings are resolved.
 
     Raises:
-      NothingFits: no setting does.
+      NothingFits: no setting fits.
     """
     settings = trainings(run, remat="model.remat" in changeable, rows="train.batch_size" in changeable)
     training = first_training(settings, training_needs, room)
@@ -147,14 +150,14 @@ def mildest_fitting(
 
 
 def with_settled(asked: Run, values: Mapping[str, Any]) -> Run:
-    """The run with what was settled before, as `settled` has it.
+    """Returns the run with the values that an earlier start resolved each `auto` to, as `settled` recorded them.
 
     Args:
-      asked: with each `auto` that was settled.
+      asked: the run with its `auto` values.
 
     Raises:
-      UserError: that is not what such a run settles: a value is none of its key's, of a key that was not `auto`, or a
-        step has other rows.
+      UserError: the values are not a valid resolution of this run: one is missing or invalid, one is for a key that was
+        not `auto`, or a step would have another number of rows.
     """
     mildest = asked.mildest()
     run, first = mildest, settled(mildest)
@@ -164,7 +167,7 @@ def with_settled(asked: Run, values: Mapping[str, Any]) -> Run:
     for key in first:
         value = values.get(key)
         if value in (AUTO, None):
-            raise UserError(f"{key} is {value!r}, which settles nothing")
+            raise UserError(f"{key} is {value!r}, which is no value")
         if key not in opened and value != first[key]:
             raise UserError(f"{key} is {value!r}, and the config says {first[key]!r}")
         run = with_value(run, key, value)
@@ -178,12 +181,12 @@ def _step_rows(run: Run) -> int:
 
 
 def open_keys(run: Run) -> set[str]:
-    """The settings that a run leaves open: those that are `auto`, by config key."""
+    """Returns the config keys that a run leaves open (`auto`)."""
     return {key for key, value in settled(run).items() if value == AUTO}
 
 
 def settled(run: Run) -> dict[str, int | str]:
-    """The settings that `auto` is settled by, by config key."""
+    """Returns the values of the settings that resolving `auto` may change, by config key."""
     return {
         "model.remat": run.model.remat,
         "train.batch_size": run.train.batch_size,
@@ -193,6 +196,6 @@ def settled(run: Run) -> dict[str, int | str]:
 
 
 def differing(before: Run, after: Run) -> Iterator[str]:
-    """The flags that turn one run's settings into another's."""
+    """Yields the flags that turn the settings of one run into those of another."""
     old, new = settled(before), settled(after)
     yield from (f"--config.{key}={value}" for key, value in new.items() if value != old[key])

@@ -1,4 +1,4 @@
-"""AdamW over the trainable leaves of a model, each with the learning rate of its group."""
+"""AdamW over the trainable leaves of a model, with a learning rate factor per group of leaves."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -10,28 +10,29 @@ from flax import nnx
 
 from jpeft.leaves import is_stacked
 
-# What a run's updates are made by, given the rates: hashable where programs are to be shared, since it is part of them.
+# Makes the gradient transformation for a schedule. Hashable if compiled programs are shared: it is part of their key.
 Optimizer = Callable[[optax.Schedule], optax.GradientTransformation]
 
 
 def decay_mask(adapter: nnx.State) -> nnx.State:
-    """True for the leaves that weight decay may shrink: matrices.
+    """True for the leaves that weight decay applies to: matrices.
 
-    Scales start at 1, biases and norms are vectors: pulling those towards 0 would undo the method, not regularise it.
+    Scales start at 1, and biases and norms are vectors: decay towards 0 would undo the method, not regularise it.
     """
     return jax.tree.map_with_path(lambda path, leaf: leaf.ndim - is_stacked(path) > 1, adapter)
 
 
 @dataclasses.dataclass(frozen=True)
 class AdamW:
-    """AdamW (betas 0.9 and 0.999, epsilon 1e-8: PyTorch's, which the paper used), with optional clipping before it.
+    """AdamW with PyTorch's defaults, which the paper used (betas 0.9 and 0.999, epsilon 1e-8), and optional clipping.
 
-    It is given the trainable tree alone, so frozen weights have no state, no decay and no share in the gradient's norm.
+    It sees the trainable tree alone, so frozen weights have no optimizer state, no decay and no share in the gradient
+    norm.
 
     Attributes:
-      weight_decay: of matrices.
-      clip_grad_norm: largest norm of the gradient; None does not clip.
-      rate_factors: names of leaves, and by what the learning rate of each is multiplied (`Method.rate_factors`).
+      weight_decay: applied to matrices only.
+      clip_grad_norm: largest global norm of the gradient; None disables clipping.
+      rate_factors: pairs of a leaf name and the factor of its learning rate (`Method.rate_factors`).
     """
 
     weight_decay: float = 0.0
@@ -45,7 +46,12 @@ class AdamW:
 
 
 def with_rate_factors(tx: optax.GradientTransformation, factors: Mapping[str, float]) -> optax.GradientTransformation:
-    """`tx` with the updates of some leaves multiplied, decay among them: a rate of their own; by the leaves' names."""
+    """Wraps `tx` to multiply the updates of some leaves, weight decay included: a learning rate of their own.
+
+    Args:
+      tx: the transformation to wrap.
+      factors: the factor of each leaf name; leaves without one keep their updates.
+    """
     if not factors:
         return tx
 
@@ -56,5 +62,5 @@ def with_rate_factors(tx: optax.GradientTransformation, factors: Mapping[str, fl
 
 
 def _name_of(path: Sequence[Any]) -> str:
-    """The name of a leaf of a model's state at a `jax.tree_util` path, which may end within its variable."""
+    """The name of a leaf of a model's state, from its `jax.tree_util` path."""
     return next(str(part.key) for part in reversed(path) if isinstance(part, jax.tree_util.DictKey))

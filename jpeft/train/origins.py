@@ -1,4 +1,4 @@
-"""What a run reads beside its rows, known by content: a run does not go on with another base under the same name."""
+"""Fingerprints of what a run reads beside its rows, so that it does not resume on another base of the same name."""
 
 import hashlib
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from jpeft.model.weight_files import model_fingerprint
 
 
 def origins(run: Run) -> dict[str, str]:
-    """Fingerprints of what a run would read now, by the names in `jpeft.run.directory.ORIGINS`.
+    """Fingerprints of the files that a run would read now, by the names in `jpeft.run.directory.ORIGINS`.
 
-    What is not on this machine, cannot be read or is not asked for has none.
+    Files that are not on this machine, cannot be read or are not used by the run have none.
     """
-    made_of: dict[str, Callable[[], str | None]] = {}
+    readers: dict[str, Callable[[], str | None]] = {}
     if (directory := find_here(run.model.name)) is not None:
-        made_of["base"] = lambda: model_fingerprint(directory)
-        made_of["tokenizer"] = lambda: fingerprint(tokenizer_files(directory))
+        readers["base"] = lambda: model_fingerprint(directory)
+        readers["tokenizer"] = lambda: fingerprint(tokenizer_files(directory))
     if (template := run.data.chat_template) not in (None, AUTO, NONE):
-        made_of["chat_template"] = lambda: hashlib.sha256(chat_template_of(template).encode()).hexdigest()
+        readers["chat_template"] = lambda: hashlib.sha256(chat_template_of(template).encode()).hexdigest()
     if (adapter := run.method.from_adapter) is not None:
-        made_of["from_adapter"] = lambda: fingerprint(adapter_files(locate(Path(adapter).expanduser()).directory))
-    return fingerprints_of(made_of)
+        readers["from_adapter"] = lambda: fingerprint(adapter_files(locate(Path(adapter).expanduser()).directory))
+    return fingerprints_of(readers)

@@ -1,4 +1,4 @@
-"""The compiled functions of a run, laid out over its devices."""
+"""The compiled programs of a run, laid out over its devices."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
@@ -27,11 +27,11 @@ from jpeft.train.step import (
     zero_sums,
 )
 
-# What every run does again and again, in this order (`Meeting.joined`).
+# The cycle that every run repeats, in this order (`Meeting.join`).
 _ACCUMULATE_TURN, _UPDATE_TURN, _LOSS_TURN = range(3)
-_BASE = 1  # its position among the arguments of the loss and of what answers: adapter, base and a batch
+_BASE = 1  # its position among the arguments of the loss and the answering programs: adapter, base, batch
 
-# One run's programs, or those of one that is among several: they are called alike.
+# The program of a single run, or of a run whose calls are batched with those of others: both are called alike.
 P = TypeVar("P", bound=Program | MeetingProgram)
 
 
@@ -40,9 +40,10 @@ class AnsweringPrograms(Generic[P]):
     """The programs that answer a batch of inputs.
 
     Attributes:
-      layout: where they have weights, which may be elsewhere than training has them (`Layout.for_answers`).
-      label_log_probs: None where labels are not scored.
-      move: takes adapter and base there; None where they are there.
+      layout: where they expect weights; may differ from training's (`Layout.for_answers`).
+      generate: generates answers.
+      label_log_probs: scores labels; None if labels are not scored.
+      move: moves adapter and base from training's layout to this one; None if the layouts agree.
     """
 
     layout: Layout
@@ -51,23 +52,18 @@ class AnsweringPrograms(Generic[P]):
     move: Program | None = None
 
     def ready(self, adapter: nnx.State, base: nnx.State) -> tuple[nnx.State, nnx.State]:
-        """Adapter and base as the programs take them: moved once for a whole split, if they have to be."""
+        """Returns adapter and base in the layout of the programs; to be called once for a whole split."""
         return (adapter, base) if self.move is None else self.move((adapter, base))
-
-    def compile_seconds(self) -> float:
-        """Seconds spent compiling so far."""
-        made = (self.generate, self.label_log_probs, self.move)
-        return sum(program.compile_seconds for program in made if program is not None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs(Generic[P]):
-    """What a run calls on its devices: gradients of a micro-batch, the update, the loss of a batch, answers to one.
+    """The programs of a run: gradients of a micro-batch, the update, the loss of a batch, and answers to a batch.
 
-    Of a run that is one of several in a process they are what asks together with the others (`MeetingProgram`).
+    They are `MeetingProgram`s for a run whose calls are batched with those of other runs.
 
     Attributes:
-      parts: of a micro-batch whose sums stay apart until the update.
+      parts: the number of parts of a micro-batch whose sums stay apart until the update.
     """
 
     accumulate: P
@@ -77,41 +73,38 @@ class Programs(Generic[P]):
     parts: int = 1
 
     def zero_sums(self, adapter: nnx.State) -> Sums:
-        """What the first `accumulate` of a run adds to, for a trainable tree of this structure; on no device yet."""
+        """The sums that a run's first `accumulate` adds to, for a tree like `adapter`; on no device yet."""
         return zero_sums(adapter, self.parts)
-
-    def compile_seconds(self) -> float:
-        """Seconds spent compiling so far."""
-        training = self.accumulate.compile_seconds + self.update.compile_seconds
-        return training + self.loss.compile_seconds + self.answering.compile_seconds()
 
 
 def meeting_others(
     programs: Programs[Program], meeting: Meeting, config: Any, *, kind: Hashable | None = None
 ) -> Programs[MeetingProgram]:
-    """The programs of a run that is one of several in this process, which ask for the same ones together.
+    """Wraps a run's programs so that their calls are batched with those of the other runs of this process.
 
     Args:
-      config: of the network, whose family makes batches alike.
-      kind: `kind_of` the run, where those of other ranks may meet it; None where only the very same may.
+      programs: the programs of the run alone.
+      meeting: where the calls meet.
+      config: of the network, whose family pads batches to a common shape.
+      kind: `kind_of` the run if runs of other ranks may meet it; None if only the same programs may.
     """
 
     def widen(batches: Sequence[Batch]) -> list[Batch]:
         return family_with(config).widened(batches, config)
 
     def answers(program: Program) -> MeetingProgram:
-        return meeting.joined(program, shared=(_BASE,))
+        return meeting.join(program, shared=(_BASE,))
 
     def passing(program: Program, turn: int, *, shared: Sequence[int], like: int | None = None) -> MeetingProgram:
-        """A pass over a batch, forward or backward, in which leaves may be filled up."""
-        of = None if kind is None else (turn, kind)
-        return meeting.joined(program, shared=shared, turn=turn, widen=widen, kind=of, like=like)
+        """A forward or backward pass over a batch, whose leaves may be padded."""
+        kind_of_turn = None if kind is None else (turn, kind)
+        return meeting.join(program, shared=shared, turn=turn, widen=widen, kind=kind_of_turn, like=like)
 
     answering = programs.answering
     return Programs(
         parts=programs.parts,
         accumulate=passing(programs.accumulate, _ACCUMULATE_TURN, shared=(ACCUMULATE_BASE,), like=ACCUMULATE_SUMS),
-        update=meeting.joined(programs.update, shared=(), turn=_UPDATE_TURN),
+        update=meeting.join(programs.update, shared=(), turn=_UPDATE_TURN),
         loss=passing(programs.loss, _LOSS_TURN, shared=(_BASE,)),
         answering=AnsweringPrograms(
             layout=answering.layout,
@@ -125,18 +118,18 @@ def meeting_others(
 def kind_of(
     graphdef: nnx.GraphDef, adapter: nnx.State, base: nnx.State, layout: Layout, *, label_smoothing: float
 ) -> Hashable:
-    """What runs agree in whose passes over a batch are the same but for the sizes of what they train."""
+    """The key of runs whose passes over a batch differ in nothing but the sizes of their trainable leaves."""
     leaves, structure = jax.tree.flatten(adapter)
     dtypes = tuple(str(leaf.dtype) for leaf in leaves)
     return graphdef, structure, dtypes, spec(base), layout, label_smoothing
 
 
 def parts_apart(layout: Layout, method: Method, dropout_rate: float) -> int:
-    """Into how many parts of a batch the sums of a step are kept until the update, so that one message a step does.
+    """The number of parts of a batch whose sums are kept apart until the update: one exchange between devices per step.
 
-    As many as `mesh.data` has. But 1 where the base trains, whose sums are as large as the model and may be cut over
-    the same devices; and 1 with dropout: a GPU's compiler writes masks that are drawn for a part alone to memory,
-    which costs more than messages do, and makes those of a whole batch where they are used.
+    As many as `mesh.data`, with two exceptions that give 1. Where the base trains, the sums are as large as the model
+    and may be sharded over the same devices. With dropout, a GPU's compiler writes masks drawn per part to memory,
+    which costs more than the exchange; masks drawn for the whole batch are computed where they are used.
     """
     return 1 if method.trains_base or dropout_rate else layout.shape["data"]
 
@@ -154,29 +147,30 @@ def build_programs(
     label_smoothing: float = 0.0,
     method: Method | None = None,
     parts: int = 1,
-    made: Recent[Program],
+    cache: Recent[Program],
 ) -> Programs[Program]:
-    """The programs for trees of these shapes; those that were `made` before are taken from there.
+    """Builds the programs for trees of these shapes, or takes them from `cache` if an earlier run has built them.
 
     Args:
       state, base: arrays, or their shapes alone.
-      optimizer: hashable where what is `made` is shared: it is part of the update, the rates are not.
-      max_length, num_beams: of generation.
-      labels: to be scored.
+      optimizer: must be hashable if `cache` is shared: it is part of the update program, the learning rates are not.
+      max_length, num_beams: for generation.
+      labels: labels to score.
       label_smoothing: of the training loss.
       method: for its hooks into the update, where it has any.
       parts: `parts_apart` of the run.
+      cache: programs built before.
 
     Raises:
-      UserError: a dimension cannot be cut as the layout asks.
+      UserError: a dimension cannot be sharded as the layout asks.
     """
-    hooked = method if method is not None and method.has_hooks else None
+    method_with_hooks = method if method is not None and method.has_hooks else None
     sums = jax.eval_shape(lambda adapter: zero_sums(adapter, parts), state.adapter)
-    of_state, of_sums = layout.shardings(state), layout.shardings(sums)
+    state_shardings, sums_shardings = layout.shardings(state), layout.shardings(sums)
     model = (graphdef, spec(state.adapter), spec(base), layout)
 
     def program(key: tuple[Hashable, ...], make: Callable[[], Callable], **options: Any) -> Program:
-        return made.get(key, lambda: Program(layout.traced(make()), **options))
+        return cache.get(key, lambda: Program(layout.traced(make()), **options))
 
     return Programs(
         parts=parts,
@@ -187,13 +181,13 @@ def build_programs(
             ),
             donate=(ACCUMULATE_SUMS,),
             batch=layout.batch,
-            results=of_sums,
+            results=sums_shardings,
         ),
         update=program(
-            ("update", spec(state), layout, optimizer, hooked, parts),
-            lambda: make_update(optimizer, hooked),
+            ("update", spec(state), layout, optimizer, method_with_hooks, parts),
+            lambda: make_update(optimizer, method_with_hooks),
             donate=(0, 1),
-            results=(of_state, of_sums, layout.whole),
+            results=(state_shardings, sums_shardings, layout.whole),
         ),
         loss=program(("loss", *model), lambda: make_loss(graphdef), batch=layout.batch, results=layout.whole),
         answering=build_answering(
@@ -204,7 +198,7 @@ def build_programs(
             max_length=max_length,
             num_beams=num_beams,
             labels=labels,
-            made=made,
+            cache=cache,
         ),
     )
 
@@ -218,14 +212,14 @@ def build_answering(
     max_length: int,
     num_beams: int,
     labels: PackedLabels | None = None,
-    made: Recent[Program],
+    cache: Recent[Program],
 ) -> AnsweringPrograms[Program]:
-    """The programs that answer, with a method attached or without any; arguments as of `build_programs`."""
-    trained, layout = layout, layout.for_answers((adapter, base))
+    """Builds the answering programs, with or without a method attached; arguments as in `build_programs`."""
+    training_layout, layout = layout, layout.for_answers((adapter, base))
     model = (graphdef, spec(adapter), spec(base), layout)
 
     def program(key: tuple[Hashable, ...], make: Callable[[], Callable]) -> Program:
-        return made.get(key, lambda: Program(layout.traced(make()), batch=layout.batch, results=layout.whole))
+        return cache.get(key, lambda: Program(layout.traced(make()), batch=layout.batch, results=layout.whole))
 
     def scoring(labels: PackedLabels) -> Program:
         return program(("label_log_probs", *model, labels.key), lambda: make_label_log_probs(graphdef, labels))
@@ -235,7 +229,7 @@ def build_answering(
 
     return AnsweringPrograms(
         layout=layout,
-        move=None if layout == trained else made.get(("move", *model), moving),
+        move=None if layout == training_layout else cache.get(("move", *model), moving),
         generate=program(
             ("generate", *model, max_length, num_beams),
             lambda: make_generate(graphdef, max_length=max_length, num_beams=num_beams),

@@ -1,4 +1,4 @@
-"""Where a run is, beside its arrays: what a restarted one has to know to go on as if it had never stopped."""
+"""The progress of a run: what a checkpoint stores beside arrays, so that a resumed run continues bit for bit."""
 
 import dataclasses
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 
 @dataclasses.dataclass
 class Progress:
-    """Plain values of a run's checkpoint.
+    """The plain values of a run's checkpoint.
 
     Attributes:
-      position: where its stream of batches stands, as the stream itself says it.
-      seconds: spent by phase; `compile` is no part of the others.
-      counts: what was trained on, by name: tokens.
-      evaluated: whether what is due after this step, if anything is, was evaluated.
-      history: the numbers of every evaluation in order, each by its name.
-      kept: what whoever trains wants to find again.
-      started: when the run was begun, as result.json has it.
+      position: position in the stream of batches, in the stream's own terms.
+      seconds: time spent, by phase; compilation is counted under `compile` and in no other phase.
+      counts: totals over the training data so far, by name, such as tokens.
+      evaluated: False between a step and the evaluations due after it.
+      history: metrics of every evaluation in order, by name.
+      kept: further values that the caller of the trainer stores, such as the zero-shot score.
+      started: time of the first start, as in result.json.
     """
 
     position: dict[str, int]
@@ -27,16 +27,16 @@ class Progress:
     started: str = ""
 
     def add(self, counts: dict[str, int]) -> None:
-        """Adds to the counts so far, by name, such as rows and tokens."""
+        """Adds to the counts so far."""
         for name, count in counts.items():
             self.counts[name] = self.counts.get(name, 0) + count
 
 
 def read_progress(**plain: Any) -> Progress:
-    """Reads the progress in a checkpoint, also of jpeft 0.1.0, which had one record a kind of training.
+    """Reads the progress in a checkpoint, including those of jpeft 0.1.0, which had one format per kind of training.
 
     Raises:
-      TypeError, LookupError: it is neither.
+      TypeError, LookupError: the values have neither format.
     """
     if "validation_losses" in plain:
         return Progress(

@@ -1,7 +1,6 @@
-"""Learning rates by step, as numbers and not as code: a program that is given them serves every run.
+"""Learning rate schedules as data: an argument of the compiled update, so that runs with other rates share one program.
 
-A `Schedule` is a tree of arrays. Two runs whose rates or lengths differ share one compiled update; runs that train side
-by side have one schedule with an axis more.
+A `Schedule` is a tree of arrays. Runs that train side by side have one schedule with a leading axis of runs.
 """
 
 import dataclasses
@@ -15,29 +14,29 @@ import numpy as np
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Ramp:
-    """A straight line from one rate to another, and the second one ever after.
+    """A straight line from one rate to another, constant at the second one afterwards.
 
     Attributes:
-      above: the first rate less the last, float32.
-      end: the last rate, float32.
-      steps: from the first to the last, int32; 0 is the last rate at once.
+      above: first rate minus last rate, float32.
+      end: last rate, float32.
+      steps: steps from the first rate to the last, int32; 0 means the last rate from the start.
     """
 
-    # `Any`: JAX also puts shapes and other descriptions of arrays in the places of the arrays.
+    # `Any`, because JAX transformations put other objects in the place of arrays, such as shapes.
     above: Any
     end: Any
     steps: Any
 
     @classmethod
     def between(cls, start: float, end: float, steps: int) -> "Ramp":
-        """The line from the rate `start` to `end` in so many steps; in no steps it is `end` at once."""
+        """The line from the rate `start` to `end` in `steps` steps; with no steps it is constant at `end`."""
         if not steps:
             start = end
         return cls(np.float32(start - end), np.float32(end), np.int32(steps))
 
     def __call__(self, step: Any) -> Any:
-        """The rate after so many steps of it."""
-        # Times the reciprocal, as XLA divides by a constant: bit for bit the rates of versions that compiled them in.
+        """The rate at a step, counted from the start of the ramp."""
+        # Multiplied by the reciprocal, as XLA divides by constants: bit for bit as when rates were compiled in.
         left = 1 - jnp.clip(step, 0, self.steps) * (1 / jnp.maximum(self.steps, 1))
         return self.above * left + self.end
 
@@ -45,9 +44,9 @@ class Ramp:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The learning rate of each optimizer step, counted from 0: up one ramp, then down another, then constant.
+    """The learning rate at each optimizer step, counted from 0: one ramp up, another down, then constant.
 
-    It is what Optax takes for a schedule, and a tree whose leaves may be traced.
+    It can be used as an Optax schedule, and its leaves may be traced.
     """
 
     rise: Ramp
@@ -55,7 +54,7 @@ class Schedule:
 
     @property
     def total_steps(self) -> Any:
-        """How many steps `three_point_schedule` was made for, two at the least: the last has the last rate."""
+        """The number of steps `three_point_schedule` was made for, at least two: the last one has the last rate."""
         return self.rise.steps + self.fall.steps + 1
 
     def __call__(self, step: Any) -> Any:
@@ -64,18 +63,17 @@ class Schedule:
 
 
 def constant(rate: float) -> Schedule:
-    """The schedule that has the same rate at every step."""
+    """A constant schedule."""
     return Schedule(Ramp.between(rate, rate, 0), Ramp.between(rate, rate, 0))
 
 
 def three_point_schedule(
     initial: float, warmup: float, annealing: float, *, total_steps: int, warmup_fraction: float
 ) -> Schedule:
-    """The paper's: linear from `initial` up to `warmup`, linear down to `annealing` (appendix A.3).
+    """The paper's schedule: linear from `initial` up to `warmup`, then linear down to `annealing` (appendix A.3).
 
-    The first step has `initial`, the one at `warmup_fraction` of all steps `warmup`, the last `annealing`. Where that
-    share is less than half a step there is no rise: the first step has `warmup`. Where it is all of them there is no
-    fall.
+    The first step has `initial`, the step at `warmup_fraction` of the run has `warmup`, the last has `annealing`. If
+    that fraction is less than half a step, training starts at `warmup`; if it is 1, training ends at `warmup`.
     """
     last = max(total_steps - 1, 1)
     peak = round(warmup_fraction * last)
@@ -86,6 +84,6 @@ def three_point_schedule(
 
 
 def warmup_then_linear(peak: float, *, warmup_steps: int, total_steps: int) -> Schedule:
-    """Pretraining's: from nothing up to `peak` at step `warmup_steps`, then down to nothing after the last step."""
+    """Pretraining's schedule: linear from 0 to `peak` at step `warmup_steps`, then linear to 0 after the last step."""
     fall = max(total_steps - warmup_steps, 1)
     return Schedule(Ramp.between(0.0, peak, warmup_steps), Ramp.between(peak, 0.0, fall))

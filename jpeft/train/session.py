@@ -1,4 +1,4 @@
-"""What the runs of one process share: the loaded base, prepared data, compiled programs."""
+"""Caches that the runs of one process share: the loaded base, prepared data, compiled programs."""
 
 from typing import Any
 
@@ -8,17 +8,18 @@ from jpeft.train.meeting import Meeting
 
 
 class Session:
-    """Kept by whoever does several runs in one process, and given to each.
+    """Caches shared by several runs of one process.
 
-    Bounded, since a grid goes through more models, splits and structures than memory need hold: it runs cells that
-    share them one after the other.
+    Their sizes are bounded, since a grid uses more models, splits and structures than fit into memory; it executes
+    cells that share them one after the other.
 
     Attributes:
-      bases: models without any method, with their tokenizers. Frozen: what trains its base loads its own.
+      bases: models without a method, with their tokenizers. They are frozen: methods that train the base load their
+        own.
       data: prepared splits.
-      programs: compiled functions, one per structure of the model and shapes of its trees.
-      zero_shot: answers of a base alone to a test split.
-      meeting: where runs in threads of their own ask for programs together; None where one run follows another.
+      programs: compiled programs, one per structure of the model and shapes of its trees.
+      zero_shot: answers of the untuned base to a test split.
+      meeting: batches the program calls of runs in threads of their own; None if runs follow one another.
     """
 
     def __init__(self, meeting: Meeting | None = None):

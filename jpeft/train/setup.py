@@ -1,4 +1,4 @@
-"""From a run's config to its model with the method attached, and its tokenizer."""
+"""Builds a run's model, with the method attached, and its tokenizer."""
 
 import dataclasses
 import time
@@ -30,7 +30,7 @@ from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import Site
 from jpeft.train.session import Session
 
-_SECONDS_WORTH_TELLING = 2.0
+_REPORT_AFTER_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Setup:
 
     Attributes:
       model: the base with the method's modules attached.
-      untuned: the base alone, around the same arrays; None where `model` is kept for its structure.
-      sites: where they are attached.
+      untuned: the base without the method, sharing its arrays; None if `model` holds shapes only.
+      sites: where the method is attached.
       total_parameters: of the base alone.
-      quantization: how the base is kept, such as `nf4,double`; None where it is wide.
-      base: fingerprint of its files; None where they could not be read twice.
+      quantization: how the base is stored, such as `nf4,double`; None if it is not quantized.
+      base: fingerprint of the base's files; None if it cannot be computed.
     """
 
     model: Any
@@ -57,7 +57,7 @@ class Setup:
 
 
 def selection(run: Run, model: nnx.Module) -> Selection:
-    """The sites that a run's ablation, or its own targets, layers and pattern, leave to the method."""
+    """The sites selected by a run's ablation, or else by its own targets, layers and pattern."""
     if run.ablation.name is not None:
         return ablation_of(model, run.method.name, run.ablation.name, seed=run.ablation.seed)
     return Selection(
@@ -71,12 +71,16 @@ def selection(run: Run, model: nnx.Module) -> Selection:
 def _load_base(
     run: Run, session: Session, layout: Layout, directory: Path, content: str | None
 ) -> tuple[Any, Tokenizer]:
-    """The base of a directory of that content, and its tokenizer."""
+    """Loads the base and its tokenizer from a directory, unless the session has them.
+
+    Args:
+      content: fingerprint of the directory's files, part of the cache key.
+    """
     dtype = compute_dtype(run.model.dtype)
     trains_the_base = METHODS[run.method.name].trains_base
 
     def load() -> tuple[Any, Tokenizer]:
-        # What such a method trains is kept in float32; read it so, not through a rounded copy.
+        # A trained base is stored in float32: read it so, not through a rounded copy.
         stored_dtype = jnp.float32 if trains_the_base else dtype
         family = family_in(directory)
         model = family.load(
@@ -90,7 +94,7 @@ def _load_base(
         family.arrange(model, scan_layers=run.model.scan_layers, remat=run.model.remat)
         return model, family.tokenizer(directory, model.config)
 
-    if trains_the_base:  # its steps reuse the weights' own buffers: such a base cannot be shared
+    if trains_the_base:  # training donates the weights' buffers, so such a base cannot be shared
         return load()
     return session.bases.get(
         (
@@ -108,7 +112,7 @@ def _load_base(
 
 
 def _adapter_directory(name: str) -> Path:
-    """The adapter that `method.from_adapter` names by a run's directory, or by its own."""
+    """Resolves `method.from_adapter`, the directory of a run or of an adapter, to that of the adapter."""
     path = Path(name).expanduser()
     if whole_model(path) is not None:
         raise UserError(
@@ -119,7 +123,7 @@ def _adapter_directory(name: str) -> Path:
 
 
 def _require_same_sites(stored: list[Site], model: nnx.Module, method: Method, asked: Selection) -> None:
-    """Raises `UserError`: a config selects sites, and an adapter to start from is attached to others."""
+    """Raises `UserError` if the config selects other sites than those of the adapter to start from."""
     if asked == Selection():
         return
     wanted, there = ({site.path for site in sites} for sites in (select(model, method, asked), stored))
@@ -132,23 +136,27 @@ def _require_same_sites(stored: list[Site], model: nnx.Module, method: Method, a
         )
 
 
-def _begin_with_lost(run: Run, model: nnx.Module, method: Method, report: Callable[[str], None]) -> None:
+def _start_from_quantization_error(run: Run, model: nnx.Module, method: Method, report: Callable[[str], None]) -> None:
+    """Initialises an adapter with what quantization removed from each map (LoftQ)."""
     quantization = run.quantization()
     assert quantization is not None and quantization.kind != "none", "a config without is refused"
     directory = resolve(run.model.name)
     started = time.perf_counter()
     maps = init_from_residual(model, method, family_in(directory).open_filling(directory).lost_by(quantization))
     seconds = time.perf_counter() - started
-    if seconds > _SECONDS_WORTH_TELLING:
-        report(f"LoftQ began with what {quantization} takes away of {maps:,} maps, in {seconds:.0f} s")
+    if seconds > _REPORT_AFTER_SECONDS:
+        report(f"LoftQ started {maps:,} maps from the error of {quantization}, in {seconds:.0f} s")
 
 
 def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str], None] = lambda line: None) -> Setup:
-    """Loads the base, unless the session has it, and attaches the method; `report` hears what takes long.
+    """Loads the base, unless the session has it, and attaches the method.
+
+    Args:
+      report: called with a line about what takes long.
 
     Raises:
-      UserError: nothing would train by the method's options; the model or adapter is not there, does not fit, or is
-        attached elsewhere than the config selects; or the selection matches nothing.
+      UserError: with the method's options nothing would train; the model or adapter is missing, does not fit, or has
+        other sites than the config selects; or the selection matches nothing.
       RunFailed: a file is damaged, or the hub cannot be reached.
     """
     method = run.build_method()
@@ -175,5 +183,5 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
         sites = select(untuned, method, selection(run, untuned))
         model = attach(untuned, method, sites, jax.random.key(run.train.seed))
         if method.init_from_residual is not None:
-            _begin_with_lost(run, model, method, report)
+            _start_from_quantization_error(run, model, method, report)
     return Setup(model, untuned, method, sites, tokenizer, total, quantization_of(untuned), content)

@@ -1,10 +1,10 @@
-"""One optimizer step, as two pure functions: gradients of a micro-batch added up, and the update they lead to.
+"""One optimizer step as two pure functions: accumulating the gradients of a micro-batch, and the update.
 
-Micro-batches of one step may have different padded lengths, so each is a call of its own; between calls one buffer of
+Micro-batches of a step may be padded to different lengths, so each is a call of its own; between calls one buffer of
 the adapter's size is kept. `base` is an argument: never state, never differentiated, never captured as a constant.
 
-Devices that have parts of each batch may keep the sums of their own part (`PartSums`) until the update: gradients are
-then exchanged once a step.
+Devices that hold different parts of a batch may keep separate sums (`PartSums`) until the update, so that they exchange
+gradients once per step.
 """
 
 import dataclasses
@@ -31,11 +31,11 @@ class TrainState:
     Attributes:
       step: optimizer steps done, int32 scalar.
       adapter: the trainable tree, float32.
-      opt_state: of the optimizer, with leaves for the adapter only.
-      memory: what the method remembers from step to step (`Method.first_memory`); of most methods nothing.
+      opt_state: the optimizer's state, for the adapter only.
+      memory: the method's own state (`Method.first_memory`); empty for most methods.
     """
 
-    # `Any`: JAX also puts shapes, shardings and other descriptions of arrays in the places of the arrays.
+    # `Any`, because JAX transformations put other objects in the place of arrays, such as shapes and shardings.
     step: Any
     adapter: Any
     opt_state: Any
@@ -48,9 +48,9 @@ class StepSums:
     """Sums over the micro-batches of one step.
 
     Attributes:
-      grads: of the summed loss, a tree like the adapter.
-      loss, tokens: the summed cross-entropy in nats and how many target tokens it is of, each as often as its row's
-        weight says; float32 scalars.
+      grads: gradients of the summed loss, a tree like the adapter.
+      loss, tokens: summed cross-entropy in nats and the number of target tokens, both weighted by the rows' weights;
+        float32 scalars.
     """
 
     grads: Any
@@ -61,10 +61,10 @@ class StepSums:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class PartSums:
-    """The sums of each part of the batches apart, for the devices that have it; added up in the update.
+    """Separate sums for each part of the batches, kept on the devices that hold the part and added up by the update.
 
     Attributes:
-      by_part: `StepSums`, whose leaves have an axis of parts in front. The rules of a mesh know it by this name.
+      by_part: `StepSums` whose leaves have a leading axis of parts. A mesh's sharding rules match this name.
     """
 
     by_part: Any
@@ -83,16 +83,16 @@ Sums: TypeAlias = StepSums | PartSums
 
 
 def init_state(adapter: nnx.State, optimizer: Optimizer, method: Method | None = None) -> TrainState:
-    """The state before the first step: no step done, and the optimizer's and the method's memory as they begin."""
-    opt_state = optimizer(constant(0.0)).init(adapter)  # no optimizer's depends on rates
+    """The state before the first step."""
+    opt_state = optimizer(constant(0.0)).init(adapter)  # no optimizer's initial state depends on the learning rate
     return TrainState(jnp.int32(0), adapter, opt_state, () if method is None else method.first_memory(adapter))
 
 
 def zero_sums(adapter: nnx.State, parts: int = 1) -> Sums:
-    """The sums before the first micro-batch of a step, all 0: gradients shaped as the adapter, float32 scalars.
+    """The sums before the first micro-batch of a step: gradients shaped like the adapter, float32 scalars, all 0.
 
     Args:
-      parts: of each batch whose sums are kept apart (`PartSums`); 1 for `StepSums`, over the whole batch.
+      parts: the number of parts of a batch with separate sums (`PartSums`); 1 for `StepSums` over the whole batch.
     """
     sums = StepSums(jax.tree.map(jnp.zeros_like, adapter), jnp.float32(0), jnp.float32(0))
     if parts == 1:
@@ -115,9 +115,9 @@ def make_accumulate(
     `key` is the run's dropout key; step and micro-batch are folded in, so a resumed run draws the same masks.
 
     Args:
-      label_smoothing: as of `jpeft.eval.cross_entropy.summed_cross_entropy`.
-      each_part: makes the function of a batch that of each of its parts, as `jpeft.mesh.layout.Layout.each_part`; the
-        sums are then `PartSums`.
+      label_smoothing: as in `jpeft.eval.cross_entropy.summed_cross_entropy`.
+      each_part: maps a function of a batch over its parts, as `jpeft.mesh.layout.Layout.each_part` does; the sums are
+        then `PartSums`.
     """
 
     def sums_of(adapter: nnx.State, base: nnx.State, key: Key[Array, ""], batch: dict[str, Array]) -> StepSums:
@@ -137,9 +137,9 @@ def make_accumulate(
         batch: dict[str, Array],
     ) -> Sums:
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, step), micro)
-        given = (adapter, base, dropout_key, batch)
-        more = sums_of(*given) if each_part is None else PartSums(each_part(sums_of)(*given))
-        return jax.tree.map(jnp.add, sums, more)
+        args = (adapter, base, dropout_key, batch)
+        added = sums_of(*args) if each_part is None else PartSums(each_part(sums_of)(*args))
+        return jax.tree.map(jnp.add, sums, added)
 
     return accumulate
 
@@ -147,16 +147,16 @@ def make_accumulate(
 def make_update(
     optimizer: Optimizer, method: Method | None = None
 ) -> Callable[..., tuple[TrainState, Sums, dict[str, Array]]]:
-    """Returns `(state, sums, schedule) -> (state, empty sums, metrics)`, ready to compile with state and sums donated.
+    """Returns `(state, sums, schedule) -> (state, zero sums, metrics)`, ready to compile with state and sums donated.
 
-    The gradient is the mean over all target tokens of the step, however they were cut into micro-batches; where rows
-    have weights (`jpeft.data.weighting`), the mean weighted by them. The learning rates are an argument: the program is
-    the same for all of them.
+    The gradient is the mean over all target tokens of the step, however they are split into micro-batches; where rows
+    have weights (`jpeft.data.weighting`), the weighted mean. The learning rates are an argument, so that one program
+    serves all.
 
     Args:
-      optimizer: makes the transformation of gradients around a schedule, whose numbers are traced.
-      method: whose penalty is a part of what falls, but not of the loss that is told, and which may change the
-        trainable tree after the step.
+      optimizer: makes the gradient transformation for a schedule of traced numbers.
+      method: its penalty is minimised but not part of the reported loss, and it may change the trainable tree after
+        the step.
     """
 
     def update(state: TrainState, sums: Sums, schedule: Schedule) -> tuple[TrainState, Sums, dict[str, Array]]:
@@ -177,13 +177,16 @@ def make_update(
 def apply_gradients(
     state: TrainState, grads: nnx.State, tx: optax.GradientTransformation, method: Method | None, *, total_steps: Any
 ) -> tuple[TrainState, nnx.State]:
-    """The state after one optimizer step, and the gradients of the loss and the penalty that the step went by.
+    """Applies one optimizer step.
 
     Args:
-      grads: of the mean loss with respect to `state.adapter`, a tree like it.
-      tx: whose state `state.opt_state` is.
-      method: its penalty's gradients are added, and its `after_step` has the last word; None for neither.
-      total_steps: how many steps the run has, an int32 scalar, for methods that plan by it.
+      grads: gradients of the mean loss with respect to `state.adapter`, a tree like it.
+      tx: the transformation whose state is `state.opt_state`.
+      method: adds the gradients of its penalty, and may change the result in its `after_step`; None for neither.
+      total_steps: steps of the whole run, an int32 scalar, for methods whose plan depends on it.
+
+    Returns:
+      The state after the step, and the gradients used, including the penalty's.
     """
     penalty = None if method is None else _penalty_gradient(method, state.adapter)
     if penalty is not None:
@@ -197,7 +200,7 @@ def apply_gradients(
 
 
 def _penalty_gradient(method: Method, adapter: nnx.State) -> Any:
-    """The gradient of a method's penalty, a tree like the adapter; None where it has none, which tracing tells."""
+    """The gradient of a method's penalty, a tree like the adapter; None if the method has no penalty."""
     if jax.eval_shape(method.penalty, adapter) is None:
         return None
     return jax.grad(method.penalty)(adapter)

@@ -1,4 +1,4 @@
-"""What a run trains on, step by step: numbered, and a function of a seed and a position alone."""
+"""Streams of training steps, numbered and determined by a seed and a position alone."""
 
 import dataclasses
 import itertools
@@ -16,13 +16,13 @@ Position = Mapping[str, int]
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """The micro-batches of one optimizer step, those rows of each that this process's devices work on.
+    """The micro-batches of one optimizer step, with the rows that this process's devices work on.
 
     Attributes:
       position: of the stream after this step.
-      rows: of data in all of them.
-      counts: of what is in them, by name: tokens.
-      named: which rows these are, for a message that has to tell.
+      rows: data rows in all micro-batches, over all processes.
+      counts: totals over these rows by name, such as tokens.
+      named: describes the rows, for an error message.
     """
 
     batches: Sequence[Batch]
@@ -34,28 +34,30 @@ class Step:
 
 @runtime_checkable
 class Stream(Protocol):
-    """Steps without end. A restarted run asks for those after the position that its checkpoint holds."""
+    """An endless sequence of steps. A resumed run continues at the position stored in its checkpoint."""
 
     def start(self) -> dict[str, int]:
-        """The position before the first step, numbers by name for a checkpoint: `{"epoch": 0, "step_in_epoch": 0}`."""
+        """The position before the first step, such as `{"epoch": 0, "step_in_epoch": 0}`."""
         ...
 
     def steps(self, position: Position) -> Iterator[Step]:
-        """The steps after a position, each made when it is asked for."""
+        """Yields the steps after a position, building each on demand."""
         ...
 
     def where(self, position: Position) -> dict[str, int]:
-        """What the record of a step in metrics.jsonl says of its place beside its number."""
+        """The parts of a position that `metrics.jsonl` records beside the step's number."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class PaddedRows:
-    """Makes batches of a split's rows, padded to the smallest of a few shapes, for the devices of this process.
+    """Builds batches from the rows of a split, padded to the smallest of a few shapes, for this process's devices.
 
     Attributes:
-      config: of the network, whose family says what a batch is.
-      layout: whose rows of a batch are made; None for all of them.
+      tokens: the tokenised rows.
+      shapes: the shapes to pad to.
+      config: of the network, whose family defines what a batch is.
+      layout: selects the rows of a batch that this process needs; None for all.
     """
 
     tokens: Tokens
@@ -64,7 +66,7 @@ class PaddedRows:
     layout: Layout | None = None
 
     def batch(self, rows: list[int], batch_size: int) -> Batch:
-        """These rows as a batch of so many, missing ones being padding."""
+        """Builds a batch of `batch_size` rows from these; missing rows are padding."""
         tokens = self.tokens
         shape = fitting_shape(self.shapes, np.array([(len(tokens.inputs[r]), len(tokens.targets[r])) for r in rows]))
         here = slice(0, batch_size) if self.layout is None else self.layout.rows_here(batch_size)
@@ -80,12 +82,12 @@ class PaddedRows:
 
 @dataclasses.dataclass(frozen=True)
 class Epochs:
-    """Every row of a split once an epoch, or of several files by their rates; in an order of the seed and the epoch.
+    """Every row of a split once per epoch, or several files mixed by rate, in an order drawn from seed and epoch.
 
-    Its position is the epoch and the steps of it that are done; an epoch that is done altogether leads to the next.
+    Its position is the epoch and the number of its steps that are done.
 
     Attributes:
-      ids: the ids of the rows.
+      ids: ids of the rows, for error messages.
     """
 
     rows: PaddedRows

@@ -1,4 +1,4 @@
-"""Pairs of texts as batches that a model of jpeft's trains on, for whoever trains in code of their own."""
+"""Batches of text pairs for training loops outside of `jpeft train`."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -21,13 +21,13 @@ from jpeft.train.stream import PaddedRows
 
 @dataclasses.dataclass(frozen=True)
 class TextBatches:
-    """Every row once an epoch, in an order of the seed and the epoch; the same batches each time they are asked for.
+    """Batches with every row once per epoch, in an order drawn from seed and epoch; the same at each iteration.
 
     Attributes:
       tokens: of all rows.
-      shapes: that batches are padded to, few and rising.
-      config: of the network, whose family says what a batch is.
-      batch_size: rows of a batch; of the last one of an epoch those that are missing are padding without weight.
+      shapes: the few shapes that batches are padded to, smallest first.
+      config: of the network, whose family defines what a batch is.
+      batch_size: rows of a batch; the last batch of an epoch is filled up with padding rows of weight 0.
     """
 
     tokens: Tokens
@@ -51,7 +51,7 @@ class TextBatches:
         max_input_length: int,
         max_target_length: int,
     ) -> "TextBatches":
-        """Tokenizes the pairs; lengths are in tokens, and what is longer loses its end.
+        """Tokenises the pairs. Lengths are in tokens; longer texts are truncated at the end.
 
         Raises:
           UserError: a target is empty, or `max_input_length` leaves no room for text.
@@ -60,9 +60,9 @@ class TextBatches:
         examples = [Example(str(number), input_, target, (target,)) for number, (input_, target) in pairs]
         tokens = tokenize(examples, tokenizer, max_input_length=max_input_length, max_target_length=max_target_length)
         require_text(tokens, examples)
-        made = cls(tokens, (), config, batch_size, epochs, seed)
-        shapes = choose_shapes(longest_of(tokens.lengths(), list(made._rows())))
-        return dataclasses.replace(made, shapes=tuple(shapes))
+        batches = cls(tokens, (), config, batch_size, epochs, seed)
+        shapes = choose_shapes(longest_of(tokens.lengths(), list(batches._rows())))
+        return dataclasses.replace(batches, shapes=tuple(shapes))
 
     def __len__(self) -> int:
         return self.epochs * -(-len(self.tokens) // self.batch_size)
@@ -75,8 +75,8 @@ class TextBatches:
     def _rows(self) -> Iterator[list[int]]:
         lengths = self.tokens.lengths()
         for epoch in range(self.epochs):
-            of_epoch = train_order(
+            epoch_batches = train_order(
                 lengths, batch_size=self.batch_size, accumulation_steps=1, seed=self.seed, epoch=epoch
             )
-            for (rows,) in of_epoch:
+            for (rows,) in epoch_batches:
                 yield rows

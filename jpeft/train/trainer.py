@@ -1,14 +1,14 @@
-"""Training, whatever is trained on whatever: steps, evaluations at their times, the best kept, stopped, resumed.
+"""The training loop: steps, periodic evaluations, the best state kept, stop requests, checkpoints and resuming.
 
-The one loop under fine-tuning (`jpeft.train.loop`) and pretraining (`jpeft.pretrain.loop`). It is given
+It serves both fine-tuning (`jpeft.train.loop`) and pretraining (`jpeft.pretrain.loop`), and knows no model, task or
+config. It is given:
 
-- the trainable tree with its optimizer's state, the frozen tree, and the compiled programs over them;
+- the trainable tree with its optimizer state, the frozen tree, and the compiled programs over them;
 - a `Schedule`, whose numbers are an argument of the update;
-- a `Stream` of numbered micro-batches, a function of a seed and a position;
-- evaluators with their times, and a `Monitor` that says which evaluation was the best;
+- a `Stream` of numbered micro-batches, determined by a seed and a position;
+- evaluators with their intervals, and a `Monitor` that says which evaluation was the best.
 
-and knows no model, no task and no config. What it reads and writes besides, a directory's checkpoints and log, signals
-and processes, is `jpeft.run`'s; what a person sees of it is its `Listener`'s.
+Checkpoints, the log, signals and processes are handled by `jpeft.run`; a `Listener` shows progress to the user.
 """
 
 import contextlib
@@ -25,14 +25,15 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jpeft.errors import RunFailed, Stopped
+from jpeft.errors import RunFailed
 from jpeft.eval.evaluators import Evaluator
 from jpeft.mesh.layout import Layout
 from jpeft.model.family import Batch
+from jpeft.program import thread_compile_seconds
 from jpeft.run.checkpoint import Checkpoints
 from jpeft.run.metrics_log import MetricsLog, NoLog
 from jpeft.run.processes import any_of, host_copy, is_first
-from jpeft.run.stop import StopRequest
+from jpeft.run.stop import RunStopped, StopRequest
 from jpeft.train.monitor import Monitor
 from jpeft.train.programs import Programs
 from jpeft.train.progress import Progress, read_progress
@@ -43,7 +44,7 @@ from jpeft.train.stream import Step, Stream
 
 @dataclasses.dataclass(frozen=True)
 class TimedEvaluator:
-    """An evaluator and when it has its turn: every so many steps, and after the last."""
+    """An evaluator, and the number of steps between its evaluations; it also runs after the last step."""
 
     evaluator: Evaluator
     every: int
@@ -51,16 +52,16 @@ class TimedEvaluator:
 
 @dataclasses.dataclass(frozen=True)
 class Course:
-    """The plan of a training run: steps, learning rates, evaluations. Its model and batches are not in it.
+    """The plan of a training run, without its model and data.
 
     Attributes:
-      total_steps: optimizer steps at most.
-      schedule: their learning rates.
-      evaluations: what is judged on the way.
-      monitor: by what the best state is kept and training stops early; None keeps the last and never does.
-      seed: the seed of dropout masks.
-      checkpoint_every_seconds: besides after every evaluation.
-      remedy: what to try where the loss becomes infinite or NaN.
+      total_steps: the most optimizer steps.
+      schedule: learning rates.
+      evaluations: evaluators with their intervals.
+      monitor: selects the best state and stops training early; None keeps the last state and never stops early.
+      seed: of dropout masks.
+      checkpoint_every_seconds: time between checkpoints; there is also one after every evaluation.
+      remedy: advice for the error message when the loss becomes infinite or NaN.
     """
 
     total_steps: int
@@ -73,30 +74,54 @@ class Course:
 
 
 class Listener:
-    """Hears how a trainer gets on, and does nothing with it: to be overridden by whoever shows it to a person."""
+    """Callbacks for showing the progress of a trainer; they are no-ops here."""
 
     @contextlib.contextmanager
     def steps(self, trainer: "Trainer") -> Iterator[Callable[[Step, float], None]]:
-        """Around the steps up to the next evaluation; what it yields is told each step and its loss."""
+        """Entered around the steps up to the next evaluation; yields a callback for each step and its loss.
+
+        The loss of a step is known while the next one is computed, so `trainer.step` may be one further than the step.
+        """
         yield lambda step, loss: None
 
     @contextlib.contextmanager
     def evaluation(self, trainer: "Trainer", evaluator: Evaluator) -> Iterator[Callable[[int], None]]:
-        """Around an evaluator's turn; what it yields is told of rows as they are done."""
+        """Entered around an evaluation; yields a callback for the number of rows just evaluated."""
         yield lambda rows: None
 
     def evaluated(self, trainer: "Trainer", numbers: Mapping[str, float], *, best: bool) -> None:
-        """After the evaluations of a step, with their numbers, and whether they are the best so far."""
+        """Called after the evaluations of a step.
+
+        Args:
+          trainer: the trainer.
+          numbers: the metrics.
+          best: whether they are the best so far.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class _UnreadStep:
+    """An optimizer step that the devices may still be computing.
+
+    Attributes:
+      number: of the step, from 1.
+      step: its batches.
+      metrics: as the update returned them, on the devices.
+    """
+
+    number: int
+    step: Step
+    metrics: Mapping[str, Any]
 
 
 class Trainer:
-    """Trains a state to the end of its course, from wherever its checkpoint is.
+    """Trains a state to the end of its course, resuming from its checkpoint.
 
     Attributes:
-      state: the trainable tree, its optimizer's state, steps done.
+      state: the trainable tree, the optimizer's state and the number of steps done.
       base: the frozen tree.
       best: the trainable tree of the best evaluation so far, on the host; None without a monitor.
-      progress: all else that a checkpoint holds.
+      progress: everything else that a checkpoint holds.
       step: optimizer steps done.
     """
 
@@ -114,13 +139,15 @@ class Trainer:
         report: Callable[[str], None],
         listener: Listener,
     ):
-        """Nothing is read or written yet.
+        """Reads and writes nothing yet.
 
         Args:
-          state, base: where the layout has them.
-          progress: of a run that begins.
+          state, base: arrays as the layout places them.
+          programs, stream, course, layout: what to train, on what, how long, and on which devices.
+          progress: of a new run.
           directory: the run directory.
-          report: hears what is found in it.
+          report: called with a line about problems found in the directory.
+          listener: shows progress.
         """
         self.state, self.base, self.programs, self.stream, self.course = state, base, programs, stream, course
         self.progress, self.layout = progress, layout
@@ -137,14 +164,18 @@ class Trainer:
     # --- a checkpoint's contents ---
 
     def arrays(self) -> dict[str, Any]:
-        """The arrays to save in a checkpoint, from which training goes on bit for bit."""
+        """The arrays of a checkpoint, from which training resumes bit for bit."""
         return {"state": self.state} | ({} if self.best is None else {"best": self.best})
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[bool]:
-        """Opens the directory's checkpoints, goes to where the newest is, and saves when told to stop, within it.
+        """Opens the directory's checkpoints, resumes from the newest, and handles stop requests while the block runs.
 
-        Yields whether there was one. Raises `RunFailed` as `Checkpoints.restore`.
+        Yields:
+          Whether there was a checkpoint.
+
+        Raises:
+          RunFailed: as `Checkpoints.restore` does.
         """
         checkpoints = Checkpoints(self._directory / "checkpoint", read_progress, report=self._report)
         with contextlib.closing(checkpoints), StopRequest() as stop:
@@ -157,14 +188,14 @@ class Trainer:
             yield restored is not None
 
     def save(self) -> None:
-        """Starts to write a checkpoint of now, unless there is one. Raises `RunFailed` as `Checkpoints.save`."""
+        """Starts to write a checkpoint of the current state. Raises `RunFailed` as `Checkpoints.save`."""
         assert self._checkpoints is not None, "within at_work"
-        # What is evaluated at a step comes after it.
+        # A step has up to two checkpoints, before and after its evaluations.
         self._checkpoints.save(2 * self.step + self.progress.evaluated, self.arrays(), self.progress)
         self._saved_at = time.monotonic()
 
     def stop_if_asked(self) -> None:
-        """Raises `Stopped`, after saving, where any process of the run was told to stop."""
+        """Saves and raises `Stopped` if any process of the run was asked to stop."""
         if any_of([self._stop.signal is not None])[0]:
             self._save_and_stop()
 
@@ -173,88 +204,85 @@ class Trainer:
         name = signal.Signals(self._stop.signal or signal.SIGTERM).name
         self.save()
         self._checkpoints.finish()
-        raise Stopped(
-            f"stopped by {name} after step {self.step}; saved to {self._directory}: the same command goes on from "
-            "there."
-        )
+        raise RunStopped(f"stopped by {name} after step {self.step}; saved to {self._directory}")
 
     def first_batch(self) -> tuple[Any, np.int32, np.int32, Batch]:
-        """What the program of gradients is given of the first micro-batch: the key, step, micro-batch and batch."""
+        """The arguments after adapter and base of the first `accumulate`: dropout key, step, micro-batch and batch."""
         step = next(self.stream.steps(self.stream.start()))
         return self._dropout_key, np.int32(0), np.int32(0), next(iter(step.batches))
 
     @property
     def rates(self) -> Schedule:
-        """What the program of updates is given of the learning rates: the schedule's numbers, on the devices."""
+        """The learning rate schedule, the last argument of `update`, on the devices."""
         return self._rates
 
     # --- how far it is ---
 
     @property
     def out_of_patience(self) -> bool:
-        """Whether the monitor's number has not become better for long enough."""
+        """Whether early stopping ends the run."""
         return self.course.monitor is not None and self.course.monitor.out_of_patience(self.progress.history)
 
     @property
     def finished(self) -> bool:
         """Whether no step and no evaluation is left."""
-        return not self._owes_evaluation and (self.out_of_patience or self.step >= self.course.total_steps)
+        return not self._evaluation_is_due and (self.out_of_patience or self.step >= self.course.total_steps)
 
-    def _rests(self, until: int | None) -> bool:
-        """Whether it is finished, or done as far as to a step."""
-        return self.finished or (until is not None and self.step >= until and not self._owes_evaluation)
+    def _is_done(self, until: int | None) -> bool:
+        """Whether training is finished, or has reached a step and its evaluations."""
+        return self.finished or (until is not None and self.step >= until and not self._evaluation_is_due)
 
     @property
-    def _owes_evaluation(self) -> bool:
-        """Whether it was stopped between a step and the evaluation after it."""
-        return not self.progress.evaluated and bool(self._due())
+    def _evaluation_is_due(self) -> bool:
+        """Whether the run was stopped between a step and its evaluations."""
+        return not self.progress.evaluated and bool(self._due_evaluations())
 
-    def _due(self) -> list[TimedEvaluator]:
-        """The evaluations whose turn it is after this step."""
+    def _due_evaluations(self) -> list[TimedEvaluator]:
+        """The evaluations that follow the current step."""
         last = self.step == self.course.total_steps
         return [evaluation for evaluation in self.course.evaluations if last or self.step % evaluation.every == 0]
 
     def next_evaluation(self) -> int:
-        """The step after which the next evaluation is."""
-        turns = [self.step + evaluation.every - self.step % evaluation.every for evaluation in self.course.evaluations]
-        return min([*turns, self.course.total_steps])
+        """The step after which the next evaluation runs."""
+        intervals = [evaluation.every for evaluation in self.course.evaluations]
+        return min([*(self.step + every - self.step % every for every in intervals), self.course.total_steps])
 
     # --- the loop ---
 
     def train(self, *, until: int | None = None) -> None:
-        """Runs every step and evaluation that is left, within `at_work`.
+        """Runs all steps and evaluations that are left; to be called within `at_work`.
 
         Args:
-          until: the evaluation after that step is the last for now; None for no such.
+          until: stop after this step and its evaluations; None for the end of the course.
 
         Raises:
           RunFailed: a loss is not finite, or the disk is full.
-          Stopped: it was told to.
+          Stopped: the run was asked to stop.
         """
         assert self._checkpoints is not None, "within at_work"
         step, evaluated = self.step, self.progress.evaluated
 
-        def is_done(record: Mapping[str, Any]) -> bool:
+        def keep(record: Mapping[str, Any]) -> bool:
             if "step" in record:
                 return record["step"] <= step
             return record["steps_done"] < step + evaluated
 
-        log = MetricsLog(self._directory, steps_done=step, keep=is_done, report=self._report) if is_first() else NoLog()
+        log = MetricsLog(self._directory, steps_done=step, keep=keep, report=self._report) if is_first() else NoLog()
         self._saved_at = time.monotonic()
         with contextlib.closing(log):
             upcoming = self.stream.steps(self.progress.position)
-            while not self._rests(until):
-                if not self._owes_evaluation:
+            while not self._is_done(until):
+                if not self._evaluation_is_due:
                     self._train_to_next_evaluation(upcoming, log)
                 self._evaluate(log)
                 self.save()
-                if not self._rests(until):
+                if not self._is_done(until):
                     self.stop_if_asked()
             self._checkpoints.finish()
 
     def _train_to_next_evaluation(self, steps: Iterator[Step], log: MetricsLog | NoLog) -> None:
-        until = self.next_evaluation()
-        with self._listener.steps(self) as told:
+        until, unread = self.next_evaluation(), None
+        with self._listener.steps(self) as on_step:
             with self.timed("train"):
                 upcoming = next(steps)
             while self.step < until:
@@ -270,33 +298,49 @@ class Trainer:
                             np.int32(micro),
                             batch,
                         )
-                    state, self._sums, metrics = self.programs.update(self.state, self._sums, self._rates)
+                    self.state, self._sums, metrics = self.programs.update(self.state, self._sums, self._rates)
                     if self.step + 1 < until:
-                        upcoming = next(steps)  # made by the host while the device computes
-                    measured = {name: float(metrics[name]) for name in ("loss", "grad_norm", "learning_rate")}
-                self._require_finite("loss", measured["loss"], step)
-                self._require_finite("gradient's norm", measured["grad_norm"], step)
-                self.state, self.step = state, self.step + 1
+                        upcoming = next(steps)  # prepared by the host while the device computes
+                self.step += 1
                 self.progress.position, self.progress.evaluated = step.position, False
                 self.progress.add(step.counts)
-                log.step(step=self.step, **self.stream.where(step.position), **measured)
-                told(step, measured["loss"])
+                # Read one step late, so that the device need not wait for the host between two steps. With several
+                # processes it still does, in `any_of`.
+                if unread is not None:
+                    self._report_step(unread, log, on_step)
+                unread = _UnreadStep(self.step, step, metrics)
                 due = time.monotonic() - self._saved_at >= self.course.checkpoint_every_seconds
                 asked, due = any_of([self._stop.signal is not None, due])
+                if asked or due:  # nothing is saved before its numbers are known to be finite
+                    self._report_step(unread, log, on_step)
+                    unread = None
                 if asked:
                     self._save_and_stop()
                 if due:
                     self.save()
+            if unread is not None:
+                self._report_step(unread, log, on_step)
+
+    def _report_step(
+        self, unread: _UnreadStep, log: MetricsLog | NoLog, on_step: Callable[[Step, float], None]
+    ) -> None:
+        """Waits for a step, checks its numbers and reports them."""
+        with self.timed("train"):
+            numbers = {name: float(unread.metrics[name]) for name in ("loss", "grad_norm", "learning_rate")}
+        self._require_finite("loss", numbers["loss"], unread)
+        self._require_finite("gradient's norm", numbers["grad_norm"], unread)
+        log.step(step=unread.number, **self.stream.where(unread.step.position), **numbers)
+        on_step(unread.step, numbers["loss"])
 
     def _evaluate(self, log: MetricsLog | NoLog) -> None:
-        """Asks every evaluator whose turn it is, and keeps the state where it is the best."""
+        """Runs the evaluations that are due, and keeps the state if it is the best so far."""
         progress, monitor, numbers = self.progress, self.course.monitor, {}
         with self.timed("validation"):
-            for evaluation in self._due():
-                with self._listener.evaluation(self, evaluation.evaluator) as told:
+            for evaluation in self._due_evaluations():
+                with self._listener.evaluation(self, evaluation.evaluator) as advance:
 
-                    def on_rows(rows: int, told: Callable[[int], None] = told) -> None:
-                        told(rows)
+                    def on_rows(rows: int, advance: Callable[[int], None] = advance) -> None:
+                        advance(rows)
                         self.stop_if_asked()
 
                     numbers |= evaluation.evaluator(self.state.adapter, self.base, on_rows)
@@ -313,38 +357,46 @@ class Trainer:
         log.validation(steps_done=self.step, **self.stream.where(progress.position), **by_name)
         self._listener.evaluated(self, numbers, best=best)
 
-    def _require_finite(self, what: str, value: float, step: Step | None = None) -> None:
-        """Raises `RunFailed` of a number that became infinite or NaN, naming the step and its rows.
+    def _require_finite(self, what: str, value: float, step: _UnreadStep | None = None) -> None:
+        """Raises `RunFailed` if a number is infinite or NaN, naming the step and its rows.
 
         Args:
-          step: the one that is at work; None of an evaluation, which is after the last one.
+          what: the name of the number.
+          value: the number.
+          step: the step that it belongs to; None for an evaluation after the last step.
         """
         if math.isfinite(value):
             return
         assert self._checkpoints is not None, "within at_work"
         self._checkpoints.finish()
-        position = self.progress.position if step is None else step.position
+        position = self.progress.position if step is None else step.step.position
         where = "".join(f" ({name} {number})" for name, number in self.stream.where(position).items())
-        rows = "" if step is None or not step.named() else f", {step.named()}"
-        when = f"after step {self.step}" if step is None else f"at step {self.step + 1}"
+        named = "" if step is None else step.step.named()
+        rows = f", {named}" if named else ""
+        when = f"after step {self.step}" if step is None else f"at step {step.number}"
         raise RunFailed(
             f"the {what} is {value} {when}{where}{rows}; try {self.course.remedy}. Checkpoints from before it are kept."
         )
 
     @contextlib.contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Adds the time of the block to a phase, and what it spent compiling to `compile`."""
+    def timed(self, phase: str, *, compilation_apart: bool = True) -> Iterator[None]:
+        """Adds the duration of the block to a phase.
+
+        Args:
+          phase: its name in `Progress.seconds`.
+          compilation_apart: whether the time that this thread spent compiling goes to the phase `compile` instead.
+        """
         seconds = self.progress.seconds
-        started, compiled = time.perf_counter(), self.programs.compile_seconds()
+        started, compiled = time.perf_counter(), thread_compile_seconds()
         try:
             yield
         finally:
-            compiling = self.programs.compile_seconds() - compiled
+            compiling = thread_compile_seconds() - compiled if compilation_apart else 0.0
             seconds["compile"] += compiling
             seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - started - compiling
 
 
-@functools.lru_cache(maxsize=16)  # runs of one process with the same seed and devices share it
+@functools.lru_cache(maxsize=16)  # shared by runs of one process with the same seed and devices
 def _dropout_key(seed: int, whole: jax.sharding.NamedSharding) -> jax.Array:
-    """A key of the device's own generator: its bits are much cheaper than the default's, and as repeatable."""
+    """A key of the device's own generator, which is reproducible and much cheaper than JAX's default."""
     return jax.jit(lambda: jax.random.key(seed, impl="rbg"), out_shardings=whole)()

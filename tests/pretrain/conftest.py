@@ -1,4 +1,4 @@
-"""A corpus of a few hundred made-up rows, and a config of a network that learns nothing from it but fast."""
+"""A corpus of a few hundred generated rows, and the config of a tiny network that trains on it quickly."""
 
 import json
 import random
@@ -34,7 +34,7 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def vocabulary(corpus, tmp_path_factory) -> Path:
-    """A vocabulary made of the corpus."""
+    """A vocabulary trained on the corpus."""
     directory = tmp_path_factory.mktemp("vocabulary")
     rows = [json.loads(line) for line in (corpus / "books-0.jsonl").read_text().splitlines()]
     train_vocabulary([row["text"] for row in rows], 400, directory)

@@ -1,4 +1,4 @@
-"""The tokens of a corpus on disk: made once, and again where they are damaged."""
+"""The cached tokens of a corpus: written once, and again if they are damaged."""
 
 import os
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_damaged_tokens_are_made_again(name, damage, load, tmp_path):
     damage(next(file for file in cached(tmp_path) if file.name == name))
     assert load() == (first, ["tokenises pairs.jsonl"])
     assert load() == (first, [])
-    assert len(list((tmp_path / "corpus").iterdir())) == 1  # nothing is left beside
+    assert len(list((tmp_path / "corpus").iterdir())) == 1  # no temporary file is left
 
 
 def test_tokens_are_on_the_disk_before_their_names_are(load, monkeypatch):

@@ -1,4 +1,4 @@
-"""Corpus files in every form that is read, and what is said of damaged ones."""
+"""Corpus files in every supported format, and the messages about damaged ones."""
 
 import gzip
 import json

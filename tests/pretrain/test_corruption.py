@@ -1,4 +1,4 @@
-"""Span corruption: what is hidden can be put back, and lengths are what they are said to be."""
+"""Span corruption: masked tokens can be restored, and lengths are as computed."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ CORRUPT = SpanCorruption(SENTINELS, eos_token_id=1)
 
 
 def restored(inputs: np.ndarray, targets: np.ndarray) -> list[int]:
-    """The text again: every sentinel of the input replaced by what follows it in the target."""
+    """Restores the text: replaces every sentinel of the input by what follows it in the target."""
     spans: dict[int, list[int]] = {}
     for token in targets[:-1].tolist():
         if token in SENTINELS:

@@ -1,4 +1,4 @@
-"""Embeddings from co-occurrence: tokens of the same company are near each other."""
+"""Embeddings from co-occurrence: tokens with similar contexts get similar vectors."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from jpeft.pretrain.embeddings import cooccurrence_embeddings
 
 def test_tokens_of_the_same_company_are_near():
     draw = np.random.default_rng(0)
-    # Tokens 10..19 stand among each other, 20..29 among each other; 5 is everywhere, 30 and 31 nowhere.
+    # Tokens 10..19 occur near each other, and so do 20..29; 5 occurs everywhere, 30 and 31 nowhere.
     texts = [np.where(draw.random(40) < 0.2, 5, draw.integers(start, start + 10, 40)) for start in [10, 20] * 150]
     ids = np.concatenate(texts)
     vectors = cooccurrence_embeddings([(Texts(ids, np.cumsum([40] * 300)), 1.0)], vocab_size=32, width=8, seed=0)

@@ -1,4 +1,4 @@
-"""A pretraining run from its command: what it leaves, and that stopping it changes nothing."""
+"""A pretraining run from its command: the files it writes, and that stopping it changes nothing."""
 
 import json
 import os
@@ -29,7 +29,7 @@ QUIET = Display(quiet=True)
 
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch):
-    """Blocks of a few batches, so that six steps see several."""
+    """Makes blocks of a few batches, so that six steps use several blocks."""
     monkeypatch.setattr(mixture, "_EXAMPLES_IN_BLOCK", 40)
 
 
@@ -68,7 +68,7 @@ def test_the_entropy_is_that_of_token_frequencies():
 
 
 def stopped_after(steps: int, monkeypatch) -> None:
-    """Lets a run get a SIGTERM after its step `steps`."""
+    """Sends this process SIGTERM when step `steps` is recorded, which is while the next step is computed."""
     step = MetricsLog.step
 
     def counted(self, *, step: int, **values):
@@ -89,12 +89,12 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tiny_pretraining, tmp_path, m
     whole = pretrain(run, tmp_path / "whole", display=QUIET)
     with monkeypatch.context() as patch:
         stopped_after(steps, patch)
-        with pytest.raises(Stopped, match=f"stopped by SIGTERM after step {steps}"):
+        with pytest.raises(Stopped, match=f"stopped by SIGTERM after step {steps + 1}"):
             pretrain(run, tmp_path / "broken", display=QUIET)
     assert not (tmp_path / "broken/result.json").exists()
     news = (corpus / "news.jsonl").read_text()
     (corpus / "news.jsonl").write_text(news.replace("the", "no", 1))
-    with pytest.raises(UserError, match=r"the corpus of data\.path is another than the one it was run on"):
+    with pytest.raises(UserError, match=r"the corpus of data\.path differs from the one that it was run on"):
         pretrain(run, tmp_path / "broken", display=QUIET)
     (corpus / "news.jsonl").write_text(news)
     resumed = pretrain(run, tmp_path / "broken", display=QUIET)
@@ -107,7 +107,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tiny_pretraining, tmp_path, m
 @pytest.mark.slow  # compiling for four devices takes seconds a program
 @pytest.mark.parametrize("mesh", [{"data": 2, "model": 2}, {"fsdp": 4}])
 def test_three_steps_on_four_devices_agree_with_one(mesh, tiny_pretraining, tmp_path, monkeypatch):
-    """And a run that was stopped on one device goes on on four."""
+    """Also for a run that was stopped on one device and resumed on four."""
     tiny_pretraining.train.steps = 3
     tiny_pretraining.model.num_heads = 4
     run = Pretraining.from_config(tiny_pretraining)
@@ -169,7 +169,7 @@ def test_a_model_in_few_bits_is_no_start(tiny_pretraining, tiny_checkpoint, tmp_
     tiny_pretraining.model.start = str(tmp_path / "bits")
     tiny_pretraining.tokenizer.path = None
     run = Pretraining.from_config(tiny_pretraining)
-    with pytest.raises(UserError, match="kept in int8: weights in few bits do not train; name the wide model"):
+    with pytest.raises(UserError, match="stored as int8: quantized weights cannot be trained; name the model"):
         network_config(run, load_tokenizer(run, tmp_path, lambda line: None))
 
 
@@ -206,7 +206,7 @@ def test_wrong_values_are_one_line(tiny_pretraining, key, value, message):
 
 
 def test_the_command(corpus, tmp_path, capsys):
-    """The packaged config with another corpus, from the command line: overrides reach it, and the next step is told."""
+    """The packaged config on another corpus, from the command line: overrides work, and the next command is printed."""
     config = Path(__file__).parents[2] / "configs/pretrain/mini.py"
     assert main(["pretrain", f"--config={config}", f"--config.data.path={corpus}", "--quiet"]) == 2
     assert "data.sources.books: no file text_books-*.jsonl.xz" in capsys.readouterr().err
@@ -218,7 +218,7 @@ def test_the_command(corpus, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(tiny_pretraining, corpus, tmp_path):
-    """SIGKILL at five moments of one run, a checkpoint at every step: byte for byte the unbroken run's model."""
+    """SIGKILL at five moments, with a checkpoint at every step: the model equals the unbroken run's."""
     tiny_pretraining.train.steps = 30
     tiny_pretraining.log.checkpoint_every_seconds = 0.0
     (tmp_path / "config.json").write_text(json.dumps(tiny_pretraining.to_dict()))

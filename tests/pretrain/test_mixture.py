@@ -1,4 +1,4 @@
-"""The mixture: shares are the rates', nothing is drawn twice before all is drawn once, held-out rows are held out."""
+"""The mixture: tokens are shared by rate, every piece is drawn once before any repeats, held-out rows do not train."""
 
 import collections
 import dataclasses
@@ -81,7 +81,7 @@ def test_a_source_is_drawn_through_before_it_begins_again(mixture, monkeypatch):
 
 
 def test_a_run_that_goes_on_with_another_seed_and_other_sources_holds_out_the_same_rows(run, mixture, tmp_path):
-    """What it is judged by must not have trained the model that it started from."""
+    """Its held-out rows must not have trained the model that it starts from."""
 
     def held_out_rows(some: Mixture, name: str) -> set[int]:
         part = some.held_out[name]
@@ -112,7 +112,7 @@ def test_held_out_rows_never_train(mixture, run):
 
 
 def test_what_a_row_held_out_says_trains_from_no_other_row(tiny_pretraining, tmp_path, corpus, capsys):
-    """Of the same source, which repeats itself, or of another that reads the same file."""
+    """Neither from a duplicate in the same source, nor from another source that reads the same file."""
     rows = (corpus / "news.jsonl").read_text().splitlines()[:20] * 15
     (corpus / "again.jsonl").write_text("\n".join(rows) + "\n")
     tiny_pretraining.data.sources.news.files = "again.jsonl"
@@ -129,14 +129,14 @@ def test_what_a_row_held_out_says_trains_from_no_other_row(tiny_pretraining, tmp
     apart = set.union(*(texts(mixture.held_out, name) for name in ("books", "news", "some")))
     assert len(apart) == 3 and not any(texts(mixture.training, name) & apart for name in ("books", "news", "some"))
     said = capsys.readouterr().out
-    assert "news: 14 rows of the same text as rows held out, left out of training" in said
-    assert "books: 1 row of the same text" in said
+    assert "news: 14 rows with the text of a held-out row left out of training" in said
+    assert "books: 1 row with the text of a held-out row" in said
 
 
 def test_rows_that_all_say_the_same_are_no_corpus(tiny_pretraining, tmp_path, corpus):
     (corpus / "same.jsonl").write_text('{"input": "a", "target": "b c"}\n' * 30)
     tiny_pretraining.data.sources.pairs.files = "same.jsonl"
-    with pytest.raises(UserError, match="nothing to train on: .* does not say what a row held out says"):
+    with pytest.raises(UserError, match="nothing to train on: .* does not repeat a held-out row"):
         mixture_of(Pretraining.from_config(tiny_pretraining), tmp_path)
 
 
@@ -181,6 +181,6 @@ def test_a_source_is_of_files_below_its_directory(tiny_pretraining, tmp_path):
         tiny_pretraining.data.sources.news.files = pattern
         with pytest.raises(UserError, match=r"news\.files is .*; expected a pattern below data\.path"):
             Pretraining.from_config(tiny_pretraining)
-    os.mkfifo(tmp_path / "pipe.jsonl")  # to open it would be to wait for who writes
+    os.mkfifo(tmp_path / "pipe.jsonl")  # opening it would block until someone writes
     with pytest.raises(UserError, match=r"pipe\.jsonl is not a regular file"):
         source_files(tmp_path, "news", SourceConfig("*.jsonl", "text", 1.0))

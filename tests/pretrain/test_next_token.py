@@ -1,4 +1,4 @@
-"""A decoder-only model's pretraining: what its rows hold, that examples of a row are as if alone, and whole runs."""
+"""Pretraining of decoder-only models: packed rows, isolation of the examples of a row, and whole runs."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def test_a_packed_row_has_at_each_token_the_next_of_its_example():
 
 @pytest.mark.parametrize("kind", ["llama", "gpt_neo", "gptj", "bloom", "mistral"])
 def test_examples_of_a_row_do_not_see_each_other(kind):
-    """The loss of packed rows is the sum of its examples' by the batches of fine-tuning, whatever the positions."""
+    """The loss of packed rows equals the sum of the losses of their examples, for every kind of positions."""
     model = random_decoder((TINY_DECODERS | MORE)[kind])
     draw = np.random.default_rng(1)
     examples = [
@@ -142,9 +142,9 @@ def test_a_run_leaves_a_model_that_opens_and_goes_on(decoder_pretraining, tmp_pa
     ("key", "value", "message"),
     [
         ("model.family", "gpt", "model.family is 'gpt'; expected one of t5, llama"),
-        ("model.num_decoder_layers", 2, "model.family is 'llama', and model.num_decoder_layers is a T5's alone"),
-        ("data.noise_density", 0.3, "data.noise_density is a T5's alone; leave it out"),
-        ("data.mean_span_length", 2.0, "data.mean_span_length is a T5's alone; leave it out"),
+        ("model.num_decoder_layers", 2, "model.family is 'llama', and model.num_decoder_layers is for a T5 only"),
+        ("data.noise_density", 0.3, "data.noise_density is for a T5 only; leave it out"),
+        ("data.mean_span_length", 2.0, "data.mean_span_length is for a T5 only; leave it out"),
         ("model.d_kv", 7, "model.d_kv is 7; expected an even number"),
         ("model.num_heads", 3, "model.d_model is 16 and model.num_heads 3; expected a multiple"),
         ("model.start", "smollm2", "leave model.family out"),
@@ -158,7 +158,7 @@ def test_what_such_a_model_has_no_use_for_is_refused(decoder_pretraining, key, v
 
 
 def test_a_vocabulary_of_somebody_elses_has_ends_of_its_own(decoder_pretraining, vocabulary, tmp_path):
-    """Not T5's 1 and 0: a new model ends its texts and fills up its rows by what stands beside its vocabulary."""
+    """A new model uses the end and padding ids of the given vocabulary, not T5's 1 and 0."""
     other = shutil.copytree(vocabulary, tmp_path / "other")
     decoder_pretraining.tokenizer.path = str(other)
     run = Pretraining.from_config(decoder_pretraining)
@@ -194,7 +194,7 @@ SPACED_BY_ANSWERS = """
 
 
 def byte_level(directory):
-    """A vocabulary that puts no space before texts, as GPT-2's: an answer's space is a part of its first token."""
+    """A vocabulary that adds no space before texts, like GPT-2's: the space of an answer is part of its first token."""
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""Packed rows: everything is in them once, and the network treats each example as if it were alone."""
+"""Packed rows: every example is in them once, and the network treats each as if it were alone."""
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def test_a_packed_row_reads_as_its_examples():
 
 
 def test_examples_of_a_row_do_not_see_each_other(tiny_t5: T5):
-    """The loss of packed rows is the sum of the losses of the examples one by one; nothing leaks between them."""
+    """The loss of packed rows equals the sum of the losses of the single examples."""
     examples = some_examples(6)
     loss = jax.jit(loss_sums)
     alone = [loss(tiny_t5, as_arrays(packed([[example]]))) for example in examples]
@@ -61,7 +61,7 @@ def test_examples_of_a_row_do_not_see_each_other(tiny_t5: T5):
     assert together[1] == sum(tokens for _, tokens in alone)
     without_segments = as_arrays(packed([examples[:3], examples[3:]]))
     del without_segments["encoder_segment_ids"], without_segments["decoder_segment_ids"]
-    assert abs(loss(tiny_t5, without_segments)[0] - together[0]) > 1e-2  # so the segments do hide something
+    assert abs(loss(tiny_t5, without_segments)[0] - together[0]) > 1e-2  # so that segments have an effect
 
 
 def as_arrays(batch: dict[str, np.ndarray]) -> dict:

@@ -1,4 +1,4 @@
-"""Two processes of two devices each pretrain one model together."""
+"""Two processes with two devices each pretrain one model."""
 
 import json
 import signal
@@ -19,7 +19,7 @@ def outcome(workdir):
 
 @pytest.mark.slow
 def test_two_processes_end_as_one_and_go_on_after_a_signal_to_one(tiny_pretraining, tmp_path):
-    """The vocabulary is trained by the first, and read by both."""
+    """The first process trains the vocabulary, and both read it."""
     tiny_pretraining.tokenizer.update({"path": None, "size": 400, "megabytes": 0.1})
     tiny_pretraining.log.checkpoint_every_seconds = 0.0
     tiny_pretraining.mesh.update({"data": 2, "model": 2})

@@ -1,4 +1,4 @@
-"""The steps of a pretraining run: numbered, resumable, shared out over devices."""
+"""The steps of a pretraining run: numbered, resumable, divided over devices."""
 
 import itertools
 
@@ -19,7 +19,7 @@ def batch(number: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def stream(monkeypatch):
-    """Blocks of three batches, numbered through."""
+    """A stream of blocks of three numbered batches."""
     made = []
     monkeypatch.setattr(Mixture, "block", lambda self, n: made.append(n) or [batch(3 * n + i) for i in range(3)])
     objective = Denoising(SpanCorruption([], 1), 3, 2, start_token_id=0, pad_token_id=0)

@@ -1,4 +1,4 @@
-"""The vocabulary that a corpus is made into: T5's special ids, line breaks kept, nothing unknown."""
+"""The vocabulary trained on a corpus: T5's special ids, line breaks kept, no unknown tokens."""
 
 import json
 import re
@@ -75,7 +75,7 @@ def test_transformers_opens_it_and_agrees(directory, tokenizer):
 
     theirs = AutoTokenizer.from_pretrained(directory)
     assert [theirs.pad_token_id, theirs.eos_token_id, theirs.unk_token_id] == [0, 1, 2]
-    for text in [*TEXTS[:5], "It was\n\nnaïve"]:  # what a row spells as <extra_id_0> is text to us
+    for text in [*TEXTS[:5], "It was\n\nnaïve"]:  # <extra_id_0> in a row is plain text
         assert theirs(text, add_special_tokens=False).input_ids == tokenizer.ids([text])[0]
     assert json.loads((directory / "tokenizer_config.json").read_text())["extra_ids"] == 100
 

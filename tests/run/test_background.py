@@ -1,4 +1,4 @@
-"""What background threads print of a failure that the main thread says in one line, with runs side by side."""
+"""Tracebacks of background threads are hidden if the main thread reports the error, also with overlapping runs."""
 
 import logging
 import sys
@@ -13,7 +13,7 @@ from jpeft.run.background import quiet_threads
 
 @pytest.fixture
 def printed(monkeypatch):
-    """What threads fail at and is printed, in a process that no run has failed in before."""
+    """The errors of threads that are printed, in a process without earlier failures."""
     seen = []
     monkeypatch.setattr(background, "_quiet", background._QuietHooks())
     monkeypatch.setattr(threading, "excepthook", lambda arguments: seen.append(str(arguments.exc_value)))
@@ -22,15 +22,19 @@ def printed(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def asyncio_level():
-    log = logging.getLogger("asyncio")
-    level = log.level
+def levels():
+    before = log_levels()
     yield
-    log.setLevel(level)
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def log_levels():
+    return {name: logging.getLogger(name).level for name in ("asyncio", "absl")}
 
 
 def hooks():
-    return threading.excepthook, sys.unraisablehook, logging.getLogger("asyncio").level
+    return threading.excepthook, sys.unraisablehook, log_levels()
 
 
 def fails_in_a_thread(message):
@@ -43,7 +47,9 @@ def fails_in_a_thread(message):
 
 
 def test_a_full_disk_is_kept_quiet_and_all_else_is_printed(printed):
+    before = log_levels()
     with quiet_threads():
+        assert set(log_levels().values()) == {logging.CRITICAL} != set(before.values())
         fails_in_a_thread("No space left on device")
         fails_in_a_thread("a defect")
     fails_in_a_thread("No space left on device")
@@ -56,7 +62,7 @@ def test_runs_that_overlap_leave_the_hooks_as_they_were(printed):
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
-    fails_in_a_thread("No space left on device")  # the second goes on, and is still quiet
+    fails_in_a_thread("No space left on device")  # the second run still hides it
     assert printed == []
     second.__exit__(None, None, None)
     assert hooks() == before
@@ -78,7 +84,7 @@ def test_after_a_failure_threads_stay_quiet_and_the_next_runs_wrap_nothing_anew(
 
 @pytest.mark.parametrize("end", [Paused("waits after 1 epoch"), Stopped("told to stop")])
 def test_a_run_that_waits_or_was_stopped_leaves_the_hooks_as_they_were(end, printed):
-    """It has saved what it had, and nothing has failed: a search pauses runs by the dozen in one process."""
+    """Such a run has not failed; a search pauses dozens of runs in one process."""
     before = hooks()
     with pytest.raises(type(end)), quiet_threads():
         raise end

@@ -1,4 +1,4 @@
-"""A checkpoint that has changed on the disk is not taken for what was saved."""
+"""Checkpoints: what was saved is restored, and damaged ones are noticed."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from jpeft.errors import RunFailed
 from jpeft.run import processes
 from jpeft.run.checkpoint import Checkpoints, checksum
 
-# What Orbax's threads complain of after a read that failed; in a run `quiet_threads` keeps it from being printed.
+# Warnings of Orbax's threads after a failed read; in a run `quiet_threads` hides them.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -61,7 +61,7 @@ def test_it_gives_back_what_was_saved(saved, tmp_path):
 
 @pytest.mark.parametrize("place", ["file", "gone", "closed"])
 def test_where_it_cannot_be_written_one_line_says_so_at_once(place, tmp_path, monkeypatch):
-    """Orbax's threads would wait five minutes for a directory that was never made."""
+    """Orbax's threads would wait five minutes for a missing directory."""
     directory = tmp_path / "checkpoint"
     checkpoints = Checkpoints(directory, Progress, report=print)
     if place == "closed":
@@ -71,7 +71,7 @@ def test_where_it_cannot_be_written_one_line_says_so_at_once(place, tmp_path, mo
     if place == "file":
         directory.touch()
     running = threading.active_count()
-    with pytest.raises(RunFailed, match="cannot be written to .*; mend that and give the same command again"):
+    with pytest.raises(RunFailed, match="cannot be written to .*; solve this and give the same command again"):
         checkpoints.save(1, arrays(1.5), Progress())
     assert threading.active_count() == running
 
@@ -84,7 +84,7 @@ def flip(file: Path, at: int) -> None:
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 40))])
 def test_a_flipped_byte_never_gives_other_values(seed, saved, tmp_path):
-    """Wherever it falls it changes nothing that is read, or the checkpoint before is taken."""
+    """Wherever it is, either it has no effect, or the checkpoint before is used."""
     shutil.copytree(saved, tmp_path / "checkpoint")
     draw = np.random.default_rng(seed)
     files = sorted(path for path in (tmp_path / "checkpoint/2/arrays").rglob("*") if path.is_file())
@@ -111,12 +111,12 @@ def test_a_changed_digit_beside_the_arrays_is_noticed(pattern, instead, saved, t
 
 
 def test_arrays_of_another_checkpoint_are_noticed(saved, tmp_path):
-    """Every file of it is whole, as a copy that was cut short and given again may leave it."""
+    """Every file is intact, as after copying a checkpoint in two attempts."""
     shutil.copytree(saved, tmp_path / "checkpoint")
     shutil.rmtree(tmp_path / "checkpoint/2/arrays")
     shutil.copytree(saved / "1/arrays", tmp_path / "checkpoint/2/arrays")
     value, _, _, said = restored(tmp_path / "checkpoint")
-    assert value == 1.5 and "checksum is another" in said[0]
+    assert value == 1.5 and "do not match its checksum" in said[0]
 
 
 def test_a_checkpoint_of_an_earlier_version_is_restored(saved, tmp_path):
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_an_earlier_version_is_restored(saved, tmp_path):
 
 @pytest.mark.parametrize("stage", ["its files are read", "its checksum is told"])
 def test_what_another_process_cannot_read_is_read_in_none(stage, saved, tmp_path, monkeypatch):
-    """Each process alone would go on from the newest that it can read: some from one checkpoint, some from another."""
+    """Otherwise processes could resume from different checkpoints."""
     shutil.copytree(saved, tmp_path / "checkpoint")
     asked = []
 
@@ -142,7 +142,8 @@ def test_what_another_process_cannot_read_is_read_in_none(stage, saved, tmp_path
     value, _, progress, said = restored(tmp_path / "checkpoint")
     assert (value, progress.epoch) == (1.5, 1) and (tmp_path / "damaged/2").is_dir()
     assert len(said) == 1 and "(another process of this run cannot read it)" in said[0]
-    assert asked == [[False]] * (3 if stage == "its files are read" else 4)  # before the checksum, which all make, too
+    # All processes agree before each checksum, which all of them compute, and after it.
+    assert asked == [[False]] * (3 if stage == "its files are read" else 4)
 
 
 def test_where_none_is_whole_none_is_thrown_away(saved, tmp_path):

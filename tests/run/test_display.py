@@ -1,4 +1,4 @@
-"""How long it will take, as it is said: what is compiled once is no part of it."""
+"""Estimates of the time left exclude compilation, which happens once."""
 
 import io
 
@@ -27,7 +27,7 @@ def clock(monkeypatch):
 
 
 def test_the_first_estimate_does_not_count_compiling(clock, capsys):
-    """60 s of compiling and 4 s of work for a tenth of the rows leave 36 s, not 576."""
+    """60 s of compilation and 4 s for a tenth of the rows leave 36 s, not 576."""
     compiled = 0.0
     with Display().task("epoch 0", 100, compiled=lambda: compiled) as bar:
         clock.now, compiled = clock.now + 64, 60.0
@@ -67,13 +67,13 @@ SIZE = Size(max_epochs=10, train=100, validation=50, test=200)
 
 
 def test_the_whole_run_is_its_epochs_and_the_test():
-    """40 rows in 8 s are 0.2 s each: 960 rows of training, 500 of validation and 200 of the test are left."""
+    """40 rows in 8 s are 0.2 s each; 960 training, 500 validation and 200 test rows are left."""
     left = most_seconds_left(SIZE, {"train": 8.0, "validation": 0.0}, epochs_done=0, rows_in_epoch=40, steps_done=4)
     assert left == pytest.approx((960 + 500 + 200) * 0.2)
 
 
 def test_once_validation_is_measured_it_counts_as_measured():
-    """Three epochs: 0.2 s a row of training, 0.1 s one of validation."""
+    """Three epochs; 0.2 s per training row, 0.1 s per validation row."""
     seconds = {"train": 60.0, "validation": 15.0}
     left = most_seconds_left(SIZE, seconds, epochs_done=3, rows_in_epoch=0, steps_done=30)
     assert left == pytest.approx(700 * 0.2 + 350 * 0.1 + 200 * 0.2)

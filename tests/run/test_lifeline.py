@@ -1,4 +1,4 @@
-"""The connections that tell of another process's end; here both ends are in one process."""
+"""Connections that report the end of another process; here both ends are in one process."""
 
 import queue
 import socket
@@ -10,7 +10,7 @@ from jpeft.run.lifeline import Lifeline
 
 @pytest.fixture
 def ends():
-    """The first process's and another's, and what each heard of a loss."""
+    """The lifelines of the first process and of another, what each noticed, and the offer of the first."""
     heard = queue.Queue(), queue.Queue()
     first, other = (Lifeline(of_loss.put) for of_loss in heard)
     offered = first.offer()
@@ -20,7 +20,7 @@ def ends():
 
 def test_a_process_that_ends_without_a_word_is_noticed_at_once(ends):
     _, other, (first_heard, _), _ = ends
-    other._ends[0].shutdown(socket.SHUT_RDWR)  # as the system does for a process that was killed
+    other._connections[0].shutdown(socket.SHUT_RDWR)  # as the system does for a process that was killed
     assert first_heard.get(timeout=10) is False
 
 
@@ -44,7 +44,7 @@ def test_strangers_are_not_let_in(ends):
     port = int(offered.split()[0])
     with socket.create_connection(("localhost", port), timeout=10) as stranger:
         stranger.sendall(b"x" * 32)
-        assert stranger.recv(1) == b""  # hung up on
+        assert stranger.recv(1) == b""  # the connection was closed
     with pytest.raises(queue.Empty):
         first_heard.get(timeout=0.3)
-    assert len(first._ends) == 1
+    assert len(first._connections) == 1

@@ -1,4 +1,4 @@
-"""The records of a run."""
+"""The log of a run's metrics."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""A directory never loses what it has: to a call that turns out wrong, to rows that were edited, to a kill."""
+"""A directory never loses a run: not to a wrong call, not to edited rows, not to a kill."""
 
 import dataclasses
 import errno
@@ -15,6 +15,7 @@ from jpeft.cli import run_experiment
 from jpeft.config import DataConfig, MethodConfig, Run
 from jpeft.errors import RunFailed, Stopped, UserError
 from jpeft.run.directory import ENTRIES, RunDirectory, has_work, other_origins, run_once
+from jpeft.run.stop import RunStopped
 from jpeft.train.origins import origins
 from jpeft.trouble import explained
 
@@ -38,7 +39,7 @@ def flags(workdir: Path, checkpoint: Path, data: Path) -> list[str]:
 
 
 def state(directory: Path) -> dict[str, tuple[bytes, int]]:
-    """Every file below a directory: what it holds, and when it was written."""
+    """The content and modification time of every file below a directory."""
     return {
         str(path.relative_to(directory)): (path.read_bytes(), path.stat().st_mtime_ns)
         for path in sorted(directory.rglob("*"))
@@ -127,7 +128,7 @@ def test_edited_rows_are_another_run(finished, tiny_checkpoint, rows, tmp_path, 
     edited = tmp_path / "edited.jsonl"
     edited.write_text(rows.read_text().replace("World", "Planet", 1))
     assert run_experiment(flags(finished, tiny_checkpoint, edited)) == 2
-    assert "the rows are others than those it was run on" in capsys.readouterr().err
+    assert "the rows differ from those that it was run on" in capsys.readouterr().err
     text = rows.read_text()
     try:
         rows.write_text(edited.read_text())
@@ -164,7 +165,7 @@ def test_a_stopped_run_does_not_go_on_with_other_rows(finished, tiny_checkpoint,
     edited.write_text(rows.read_text().replace("World", "Planet", 1))
     before = state(stopped)
     assert run_experiment(flags(stopped, tiny_checkpoint, edited)) == 2
-    assert "other rows" in (said := capsys.readouterr().err) or "rows are others" in said
+    assert "other rows" in (said := capsys.readouterr().err) or "rows differ" in said
     assert state(stopped) == before
     assert run_experiment(flags(stopped, tiny_checkpoint, rows)) == 0
     assert json.loads((stopped / "result.json").read_text())["status"] == "done"
@@ -174,7 +175,7 @@ def test_a_stopped_run_does_not_go_on_with_other_rows(finished, tiny_checkpoint,
 def test_a_stopped_run_that_cannot_say_its_rows_does_not_go_on(
     damage, finished, tiny_checkpoint, rows, tmp_path, capsys
 ):
-    """It would test on rows of today what was trained on others, and record them as its own."""
+    """It could otherwise test on today's rows what was trained on others."""
     stopped = tmp_path / "stopped"
     shutil.copytree(finished, stopped)
     (stopped / "result.json").unlink()
@@ -190,7 +191,7 @@ def test_a_stopped_run_that_cannot_say_its_rows_does_not_go_on(
 
 @pytest.fixture(scope="module")
 def of_own_base(tmp_path_factory, tiny_checkpoint, rows):
-    """A finished run on a base that is a test's own to change, and that base as it was."""
+    """A finished run on a base that the test may modify, and the original of that base."""
     home = tmp_path_factory.mktemp("own")
     shutil.copytree(tiny_checkpoint, home / "base")
     assert run_experiment(flags(home / "run", home / "base", rows)) == 0
@@ -211,8 +212,8 @@ def changed_tokenizer(base: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (changed_weights, "the weights or the config of model.name are others than those it was run on"),
-        (changed_tokenizer, "the tokenizer of model.name is another than the one it was run with"),
+        (changed_weights, "the weights or the config of model.name differ from those that it was run on"),
+        (changed_tokenizer, "the tokenizer of model.name differs from the one that it was run with"),
     ],
 )
 def test_a_run_does_not_go_on_with_another_base_under_the_same_name(
@@ -265,7 +266,7 @@ def test_a_template_and_an_adapter_to_start_from_are_known_by_content(tmp_path):
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing of ours may run after it."""
+    """Stands for a kill: no code of ours may run after it."""
 
 
 def make_run(path: Path, text: str) -> None:
@@ -281,7 +282,7 @@ def files_of(path: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kill_at", range(1, 22))
 def test_killed_anywhere_while_it_is_replaced_the_old_run_is_there(kill_at, tmp_path, monkeypatch):
-    """Every rename and removal is a moment to die at; whoever comes next finds the old run or the new one, whole."""
+    """Killed at every rename and removal: the next process finds either the old run or the new one, complete."""
     path = tmp_path / "run"
     make_run(path, "old")
     old, calls = files_of(path), 0
@@ -305,7 +306,7 @@ def test_killed_anywhere_while_it_is_replaced_the_old_run_is_there(kill_at, tmp_
         patch.setattr(Path, "rename", deadly(Path.rename))
         patch.setattr(Path, "rmdir", deadly(Path.rmdir))
         patch.setattr(shutil, "rmtree", deadly(shutil.rmtree))
-        # What a kill leaves: nothing is put back by the process that dies.
+        # As after a kill: the dying process restores nothing.
         with pytest.raises((Killed, RuntimeError)):
             run_once(path, {"a": 1}, work, overwrite=True, report=print)
     found = []
@@ -316,7 +317,7 @@ def test_killed_anywhere_while_it_is_replaced_the_old_run_is_there(kill_at, tmp_
 
 
 def test_a_checkpoint_that_a_kill_left_half_written_is_none(tmp_path):
-    """The run that was replaced comes back, as it does after a kill before the first save; and no such work is kept."""
+    """The replaced run is restored, as after a kill before the first checkpoint, and the partial one is deleted."""
     path = tmp_path / "run"
     make_run(path, "old")
     old = files_of(path)
@@ -410,7 +411,7 @@ def test_a_finished_run_trains_on_with_more_epochs(finished, tiny_checkpoint, ro
 
 
 class _Run:
-    """A run's directory as it is after so many epochs, of which `best` was the best, with a checkpoint."""
+    """The directory of a run after some epochs, of which `best` was the best, with a checkpoint."""
 
     def __init__(self, path: Path, *, epochs: int, best: int, patience: int = 1):
         self.path, self.config = path, {"train": {"max_epochs": epochs, "patience": patience, "seed": 0}}
@@ -419,7 +420,7 @@ class _Run:
         (path / "result.json").write_text(json.dumps({"status": "done", "epochs_run": epochs, "best_epoch": best}))
 
     def again(self, *, stop: bool = False, **train) -> list[int | None]:
-        """Runs with other settings of training; what it was longer than, if it ran at all."""
+        """Claims the directory with other training settings; returns `longer_than`, if the run was executed at all."""
         ran = []
 
         def work(directory):
@@ -470,7 +471,7 @@ def test_who_is_stopped_while_overwriting_is_told_what_goes_on(tmp_path):
 
     def work(directory: RunDirectory):
         directory.begin()
-        raise Stopped("stopped by SIGTERM; the same command goes on from there.")
+        raise RunStopped("stopped by SIGTERM")
 
     with pytest.raises(Stopped, match="the same command, without --overwrite, goes on from there"):
         run_once(tmp_path / "run", {}, work, overwrite=True, report=print)
@@ -497,7 +498,7 @@ def test_an_error_of_another_file_is_not_the_directorys(tmp_path):
 
 
 def test_who_is_killed_while_writing_the_config_can_run_again(tmp_path):
-    """What is left then is no run, and no file of the user's either."""
+    """The directory then holds neither a run nor files of the user."""
     (tmp_path / ".config.json.1.partial").write_text('{"tas')
     with RunDirectory(tmp_path).claim({"a": 1}, overwrite=False):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.json"]

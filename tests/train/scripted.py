@@ -1,6 +1,6 @@
-"""Runs whose programs are scripted: all of `execute` but the arithmetic, which the test gives and a script writes down.
+"""Runs with scripted programs: everything of `execute` but the arithmetic, supplied by the test and recorded.
 
-Nothing is compiled and nothing saved: such a run takes a fraction of a second, and each of its decisions can be read.
+Nothing is compiled or saved, so that such a run takes a fraction of a second and each of its decisions can be checked.
 """
 
 import dataclasses
@@ -15,15 +15,16 @@ import numpy as np
 
 from jpeft.config import Run
 from jpeft.mesh.layout import Layout
+from jpeft.peft.attaching import split
 from jpeft.program import Program, spec
 from jpeft.run.display import Display
-from jpeft.train import loop, trainer
+from jpeft.train import assembly, loop, outcome, testing, trainer
 from jpeft.train.programs import AnsweringPrograms, Programs
 from jpeft.train.session import Session
 
 
 def digest(*values: Any) -> str:
-    """A short name of arrays, texts and numbers by their content."""
+    """A short hash of arrays, texts and numbers."""
     found = hashlib.sha256()
     for value in values:
         found.update(np.asarray(value).tobytes() if hasattr(value, "dtype") else repr(value).encode())
@@ -32,17 +33,17 @@ def digest(*values: Any) -> str:
 
 @dataclasses.dataclass
 class Script:
-    """What a scripted run is told, and what it did.
+    """The inputs of a scripted run, and what it did.
 
     Attributes:
-      losses: validation losses by epoch; the last stands for all after it.
+      losses: validation losses by epoch; the last one is repeated.
       events: in order. `("train", step, micro, rows)`, `("update", step)`, `("validate", adapter, rows)`, `("save",
-        number)`, `("answer", adapter, shape)`, `("score", adapter, shape)`. An adapter is told by the number of updates
-        that made it, rows by digests of their tokens.
-      programs: the real ones, never called.
-      execution: of `jpeft.train.loop`, with all that the run is made from.
-      start: the adapter that it begins with.
-      adapter: how old the adapter is that the run saved at its end.
+        number)`, `("answer", adapter, shape)`, `("score", adapter, shape)`. An adapter is identified by the number of
+        its updates, rows by digests of their tokens.
+      programs: the real programs, never called.
+      assembly, trainer: as returned by `jpeft.train.assembly.assemble`.
+      start: the initial adapter.
+      adapter: the number of updates of the saved adapter.
       result: what the run returned.
       workdir: its directory.
     """
@@ -50,7 +51,8 @@ class Script:
     losses: Sequence[float] = (3.0, 2.0, 1.0)
     events: list[tuple] = dataclasses.field(default_factory=list)
     programs: Any = None
-    execution: Any = None
+    assembly: Any = None
+    trainer: Any = None
     start: Any = None
     adapter: Any = None
     result: Any = None
@@ -62,7 +64,7 @@ class Script:
 
 
 class _Scripted(Program):
-    """Calls a plain function in the place of a compiled one."""
+    """Calls a plain function in place of a compiled one."""
 
     num_shapes = 1
 
@@ -71,7 +73,7 @@ class _Scripted(Program):
 
 
 def _rows(batch: Any) -> tuple[str, ...]:
-    """Digests of a batch's real rows and their weights, whatever it is padded to."""
+    """Digests of a batch's real rows and their weights, independent of padding."""
     weights = np.asarray(batch["decoder_loss_weights"]).max(axis=1)
     tokens = batch["encoder_input_tokens" if "encoder_input_tokens" in batch else "tokens"]
     named = zip(tokens, batch["decoder_target_tokens"], weights, strict=True)
@@ -80,7 +82,7 @@ def _rows(batch: Any) -> tuple[str, ...]:
 
 
 def _age(adapter: Any) -> Any:
-    """The number of updates that made an adapter; None for the one that a run begins with."""
+    """The number of updates that made an adapter; None for the initial one."""
     values = [np.unique(leaf) for leaf in jax.tree.leaves(adapter)]
     return int(values[0].item()) if values and all(len(v) == 1 and v == values[0] for v in values) else None
 
@@ -101,7 +103,7 @@ def _programs(script: Script, max_length: int) -> Programs:
 
     def loss(adapter, base, batch):
         script.events.append(("validate", _age(adapter), _rows(batch)))
-        epoch = len(script.execution.trainer.progress.history)
+        epoch = len(script.trainer.progress.history)
         return np.float32(script.losses[min(epoch, len(script.losses) - 1)]), np.float32(1.0)
 
     def generate(adapter, base, tokens):
@@ -110,7 +112,7 @@ def _programs(script: Script, max_length: int) -> Programs:
 
     def score(adapter, base, tokens):
         script.events.append(("score", _age(adapter), np.shape(tokens)))
-        return np.zeros((len(tokens), len(script.execution.data.task.answers)), np.float32)
+        return np.zeros((len(tokens), len(script.assembly.data.task.answers)), np.float32)
 
     return Programs(
         *map(_Scripted, (accumulate, update, loss)),
@@ -118,9 +120,9 @@ def _programs(script: Script, max_length: int) -> Programs:
     )
 
 
-def run_scripted(run: Run, workdir: Path, monkeypatch: Any, *, session: Session | None = None, **told: Any) -> Script:
-    """Does a run by script; `told` are fields of `Script`."""
-    script = Script(**told, workdir=workdir)
+def run_scripted(run: Run, workdir: Path, monkeypatch: Any, *, session: Session | None = None, **fields: Any) -> Script:
+    """Executes a run with scripted programs; `fields` are fields of `Script`."""
+    script = Script(**fields, workdir=workdir)
 
     class Checkpoints(trainer.Checkpoints):
         def __init__(self, *args, **kwargs):
@@ -151,23 +153,22 @@ def run_scripted(run: Run, workdir: Path, monkeypatch: Any, *, session: Session 
         return made if labels is not None else dataclasses.replace(made, label_log_probs=None)
 
     def save_adapter(model, method, sites, directory, **kwargs):
-        script.adapter = _age(loop.split(model)[1])
+        script.adapter = _age(split(model)[1])
         directory.mkdir()
         return 0
 
-    class Execution(loop._Execution):
-        def __init__(self, *args):
-            script.execution = self
-            super().__init__(*args)
-            script.start = self.trainer.state.adapter
+    def assemble(*args):
+        script.assembly, script.trainer, untuned = real_assemble(*args)
+        script.start = script.trainer.state.adapter
+        return script.assembly, script.trainer, untuned
 
-    real_programs = loop.build_programs
+    real_programs, real_assemble = assembly.build_programs, assembly.assemble
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "Checkpoints", Checkpoints)
-        patch.setattr(loop, "build_programs", build_programs)
-        patch.setattr(loop, "build_answering", build_answering)
-        patch.setattr(loop, "save_adapter", save_adapter)
-        patch.setattr(loop, "_Execution", Execution)
+        patch.setattr(assembly, "build_programs", build_programs)
+        patch.setattr(testing, "build_answering", build_answering)
+        patch.setattr(outcome, "save_adapter", save_adapter)
+        patch.setattr(loop, "assemble", assemble)
         script.result = loop.execute(run, workdir, display=Display(quiet=True), session=session or Session())
     return script
 
@@ -176,7 +177,7 @@ _TRACED: dict[Any, str] = {}
 
 
 def traced(program: Program, *args: Any) -> str:
-    """What a program does, by content: two that differ in anything but names differ in it."""
+    """A digest of what a program computes: programs that differ only in names have equal digests."""
     key = (program, spec(args))
     if key not in _TRACED:
         made = jax.make_jaxpr(program.function)(*args)
@@ -185,7 +186,7 @@ def traced(program: Program, *args: Any) -> str:
 
 
 def _constants(jaxpr: Any) -> list[np.ndarray]:
-    """Arrays that stand in a program itself, of which its text says the shape alone."""
+    """The constant arrays of a program, of which its text shows the shape only."""
     found = [np.asarray(constant) for constant in getattr(jaxpr, "consts", ())]
     for equation in jaxpr.eqns:
         found += [np.asarray(operand.val) for operand in equation.invars if np.ndim(getattr(operand, "val", 0))]

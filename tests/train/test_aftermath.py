@@ -1,4 +1,4 @@
-"""What stands in a run's directory and on the terminal once it is tested."""
+"""What a run writes and prints after its test."""
 
 import json
 import sys
@@ -28,15 +28,11 @@ def write(tmp_path):
     def write(task, targets, predictions, **options):
         examples = [Example(f"test/{i}", f"text {i}", t, (t,)) for i, t in enumerate(targets)]
         scored = ScoredAnswers.of(predictions, judge(task, examples, predictions))
-        given = {"answer": "generate", "title": "lora of $mini on 日本", "cautioned": ["said before"], "best_epoch": 1}
-        given |= {"epochs_run": 2, "max_epochs": 2, **options}
+        given = {"answer": "generate", "title": "lora of $mini on 日本", "earlier_warnings": ["said before"]}
+        given |= {"best_epoch": 1, "epochs_run": 2, "max_epochs": 2, **options}
         record, notes = write_aftermath(RunDirectory(tmp_path), task, examples, scored, **given)
-        result = {
-            "metric_name": task.metric,
-            "metric": scored.numbers[task.metric],
-            "test_examples": len(targets),
-            **record,
-        }
+        result = {"metric_name": task.metric, "metric": scored.numbers[task.metric], "test_examples": len(targets)}
+        result |= record
         return json.loads(json.dumps(plain(result))), notes
 
     return write
@@ -60,7 +56,7 @@ def test_a_classification(write, tmp_path, capsys):
     print_summary(result, tmp_path)
     out = capsys.readouterr().out
     assert "World 1, no label 1" in out and "warning  said before" in out and "learning_curve.png" in out
-    (tmp_path / "per_class.json").write_text("[")  # a file that somebody damaged takes nothing else away
+    (tmp_path / "per_class.json").write_text("[")  # a damaged line affects no other
     print_summary(result, tmp_path)
     assert "warning  said before" in capsys.readouterr().out
 
@@ -101,7 +97,7 @@ def test_the_files_are_the_same_bytes_again(write, tmp_path):
 
 def test_without_matplotlib_the_rest_is_written_and_it_is_said_once(write, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr(aftermath, "_said", set())
+    monkeypatch.setattr(aftermath, "_printed_notes", set())
     for expected in (["no learning_curve.png: matplotlib is not installed (pip install 'jpeft[plots]')"], []):
         _, notes = write(TASKS["agnews"], ["World", "Sports"], ["Sports", "Sports"])
         assert notes == expected
@@ -111,8 +107,8 @@ def test_without_matplotlib_the_rest_is_written_and_it_is_said_once(write, tmp_p
 def test_a_curve_leaves_out_lines_that_are_no_records(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(LOG.encode() + b'\0\0\0\n[1]\n{"step": "3", "loss": 1.0}\n{"step": 3, "loss": NaN}\n\xff\n{"st')
-    assert Curve.of_log(path) == Curve([(1, 2.5), (2, 2.0)], [(2, 1.5)])
-    assert Curve.of_log(tmp_path / "none") == Curve([], [])
+    assert Curve.from_log(path) == Curve([(1, 2.5), (2, 2.0)], [(2, 1.5)])
+    assert Curve.from_log(tmp_path / "none") == Curve([], [])
     assert draw_curve(Curve([], []), tmp_path / "empty.png", "nothing") and (tmp_path / "empty.png").is_file()
 
 

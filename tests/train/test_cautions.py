@@ -1,4 +1,4 @@
-"""Warnings: each where it is true, and only there."""
+"""Warnings are given where they apply, and only there."""
 
 import pytest
 
@@ -44,4 +44,4 @@ def test_the_last_epoch_was_the_best():
     assert line and "--config.train.max_epochs=20" in line
     assert still_learning(best_epoch=8, epochs_run=10, max_epochs=10) is None
     assert still_learning(best_epoch=4, epochs_run=5, max_epochs=10) is None
-    assert still_learning(best_epoch=0, epochs_run=1, max_epochs=1) is None  # of one epoch nothing can be said
+    assert still_learning(best_epoch=0, epochs_run=1, max_epochs=1) is None  # one epoch tells nothing

@@ -1,8 +1,8 @@
 """A law over every config key: changing it changes what it is for, and nothing else.
 
-A run is scripted (`scripted.py`) and taken apart into what it is made of and what it does; `CHANGES` says of every key
-which of these parts another value changes. A key that does nothing, or more than it says, fails here; so does one that
-nobody entered.
+A scripted run (`scripted.py`) is split into the parts that it consists of and the things that it does; `CHANGES` lists
+for every key which of them another value changes. A key with no effect or with an unlisted one fails, and so does a key
+that is missing from the list.
 """
 
 import dataclasses
@@ -36,10 +36,10 @@ class Change(typing.NamedTuple):
     """Another value of a key.
 
     Attributes:
-      value: that differs from the default run's.
-      parts: of a run, those that it changes; see `parts_of`.
-      given: keys without which the key means nothing; they are set on both sides.
-      also: keys that go with the value.
+      value: differs from the default run's.
+      parts: the parts of a run that it changes; see `parts_of`.
+      given: keys without which the key has no meaning; they are set on both sides.
+      also: keys that change together with it.
     """
 
     value: typing.Any
@@ -160,7 +160,7 @@ def test_every_key_is_entered():
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory, deeper_checkpoint, tiny_tokenizer, toy_data):
-    """What values in angle brackets stand for."""
+    """Values for the placeholders in angle brackets."""
     root = tmp_path_factory.mktemp("keys")
     t5_weights.save(random_t5(TINY, seed=8), root / "model")
     (root / "model/tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
@@ -222,17 +222,17 @@ def run_of(keys: dict[str, typing.Any], places: dict[str, str]) -> Run:
 
 
 def parts_of(script) -> dict[str, typing.Any]:
-    """What a run is made of and what it does, by name; two runs are the same in a part if its values are equal."""
-    execution, programs = script.execution, script.programs
-    data, task = execution.data, execution.data.task
-    model = nnx.merge(execution.graphdef, script.start, execution.base)
-    adapter, base = script.start, execution.base
+    """The parts of a run by name; two runs agree in a part if its values are equal."""
+    assembly, programs = script.assembly, script.programs
+    data, task = assembly.data, assembly.data.task
+    model = nnx.merge(assembly.graphdef, script.start, assembly.base)
+    adapter, base = script.start, assembly.base
     values = lambda kind: {name: digest(np.asarray(x, np.float32)) for name, x in named_leaves(model, kind).items()}
     shapes = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     batch = family_with(model.config).batch_shapes(4, (16, 4))
     key = jax.eval_shape(lambda: jax.random.key(0, impl="rbg"))
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    trainer, schedule = execution.trainer, execution.trainer.course.schedule
+    trainer, schedule = script.trainer, script.trainer.course.schedule
     sums = jax.eval_shape(programs.zero_sums, adapter)
     trees = (shapes(adapter), shapes(base))
     return {
@@ -251,18 +251,18 @@ def parts_of(script) -> dict[str, typing.Any]:
         "trained": script.of("train"),
         "validated": [event[1] for event in script.of("validate")],
         "answered": [
-            (kind, adapter and (adapter - 99) // execution.steps_per_epoch, shape[0])
+            (kind, adapter and (adapter - 99) // assembly.steps_per_epoch, shape[0])
             for kind, adapter, shape in (event for event in script.events if event[0] in ("answer", "score"))
         ],
         "saved": script.of("save"),
         "epochs": script.result["epochs_run"],
-        "mesh": execution.layout.shape,
+        "mesh": assembly.layout.shape,
     }
 
 
 @pytest.fixture(scope="module")
 def parts(places, tmp_path_factory):
-    """`parts_of` a run with these keys over `BASE`; those with the same keys are run once."""
+    """`parts_of` a run with these keys over `BASE`; runs with equal keys are executed once."""
     session, made = Session(), {}
     monkeypatch = pytest.MonkeyPatch()
 
@@ -278,7 +278,7 @@ def parts(places, tmp_path_factory):
     return of
 
 
-# Those that nothing else in the default suite looks at; all of them are a minute's work.
+# The keys that no other test of the default suite covers; all keys would take a minute.
 DEFAULT = (  # what tests/test_breaks.py breaks is noticed by these
     "model.dropout_rate",
     "model.remat",

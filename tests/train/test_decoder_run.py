@@ -1,4 +1,4 @@
-"""A whole run of a decoder-only model, and what can be done with it afterwards."""
+"""A whole run of a decoder-only model, and uses of its adapter."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from tests.decoders import LLAMA, one_layer, random_decoder
 
 @pytest.mark.slow
 def test_a_run_its_answers_and_its_merged_model(toy_data, tiny_tokenizer, tmp_path, capsys):
-    """Zero-shot, training, labels scored, generated answers, predict by the adapter and by the merged model."""
+    """Zero-shot test, training, scored labels, generated answers; `predict` with the adapter and the merged model."""
     model, workdir = tmp_path / "llama", tmp_path / "run"
     DECODER_FAMILY.save(random_decoder(one_layer(dataclasses.replace(LLAMA, max_positions=2048))), model)
     (model / "tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())

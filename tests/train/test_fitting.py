@@ -1,4 +1,4 @@
-"""`auto`: the mildest settings that fit, settled before the first step and the same at a restart."""
+"""`auto`: the mildest settings that fit, resolved before the first step and unchanged by a restart."""
 
 import importlib
 import json
@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from jpeft.config import MeshConfig, Run
 from jpeft.errors import RunFailed, UserError
 from jpeft.run.display import Display
-from jpeft.train import device_fit, fitting, loop
+from jpeft.train import assembly, device_fit, fitting, loop
 from jpeft.train.fitting import Training
 from jpeft.train.session import Session
 from tests.conftest import news, write_parquet
@@ -98,7 +98,7 @@ def test_auto_is_as_if_left_open_until_it_is_settled(cell):
 
 @pytest.fixture
 def sized(monkeypatch):
-    """Programs that need so many bytes a row, on a device with so many free, in a scripted run."""
+    """Simulates programs that need a given number of bytes per row, on a device with a given amount of free memory."""
 
     def make(*, free, row=100):
         monkeypatch.setattr(scripted._Scripted, "prepare", lambda self, *args: args)
@@ -116,7 +116,7 @@ def gradients_of(script):
 def test_a_run_takes_what_fits_and_says_and_records_it(cell, sized, tmp_path, monkeypatch, capsys):
     script = run_scripted(cell(), tmp_path / "open", monkeypatch)
     assert script.result["settled"] == {} and not (tmp_path / "open/settled.json").exists()
-    adapter = gradients_of(script)  # as large as these: there twice while answers are generated
+    adapter = gradients_of(script)  # two copies exist while answers are generated
     sized(free=5.5 * adapter, row=adapter)
     found = run_scripted(cell(**AUTO), tmp_path / "auto", monkeypatch)
     settled = {"model.remat": "none", "train.batch_size": 4, "train.accumulation_steps": 8, "eval.batch_size": 2}
@@ -133,13 +133,13 @@ def test_a_run_takes_what_fits_and_says_and_records_it(cell, sized, tmp_path, mo
 
 @pytest.mark.parametrize("monitor", ["validation/loss", "validation/accuracy"])
 def test_answers_are_judged_by_the_longest_input_that_is_answered(monitor, cell, sized, tmp_path, monkeypatch):
-    """Of validation, too, where its answers are monitored; its inputs are longer than those of the test split here."""
+    """Validation counts, too, if its answers are monitored; here its inputs are longer than those of the test split."""
     rows = news(60, 1)
     texts = [" ".join([text] * (6 if row % 2 else 1)) for row, text in enumerate(rows["text"])]
     write_parquet(tmp_path / "ag_news/train.parquet", rows | {"text": texts})
     write_parquet(tmp_path / "ag_news/test.parquet", news(24, 2))
     sized(free=1e12)
-    judged = []  # what answers are generated for: token ids alone, no dict of a batch
+    judged = []  # generation takes token ids, not a batch
     needs = lambda args: 0 if isinstance(args[-1], dict) else judged.append(args[-1].shape) or 0
     monkeypatch.setattr(device_fit, "needed_memory", needs)
     script = run_scripted(
@@ -152,8 +152,8 @@ def test_answers_are_judged_by_the_longest_input_that_is_answered(monitor, cell,
     ("changes", "says"),
     [
         ({"train.batch_size": 2, "train.accumulation_steps": 1}, "a step has 2 rows, and the config says 32"),
-        ({"train.batch_size": "auto"}, "train.batch_size is 'auto', which settles nothing"),
-        ({"eval.batch_size": None}, "eval.batch_size is None, which settles nothing"),
+        ({"train.batch_size": "auto"}, "train.batch_size is 'auto', which is no value"),
+        ({"eval.batch_size": None}, "eval.batch_size is None, which is no value"),
         ({"model.remat": "some"}, "remat"),
     ],
 )
@@ -171,14 +171,14 @@ def test_what_was_settled_and_is_edited_is_not_taken(changes, says, cell):
 @pytest.mark.slow
 def test_a_restart_settles_nothing_anew(cell, sized, tmp_path, monkeypatch):
     script = run_scripted(cell(), tmp_path / "open", monkeypatch)
-    adapter = gradients_of(script)  # as large as these: there twice while answers are generated
+    adapter = gradients_of(script)  # two copies exist while answers are generated
     sized(free=5.5 * adapter, row=adapter)
     first = run_scripted(cell(**AUTO), tmp_path / "run", monkeypatch)
     (tmp_path / "run/result.json").unlink()  # stopped before its end
     shutil.rmtree(tmp_path / "run/adapter")
     (tmp_path / "run/checkpoint").mkdir()
     (tmp_path / "run/checkpoint/4").mkdir()
-    sized(free=1e12)  # a larger device: the run would be another
+    sized(free=1e12)  # a larger device, on which other settings would be chosen
     again = run_scripted(cell(**AUTO), tmp_path / "run", monkeypatch)
     assert again.result["settled"] == first.result["settled"]
 
@@ -193,20 +193,20 @@ def test_where_nothing_fits_one_line_says_so(cell, sized, tmp_path, monkeypatch)
         sized(free=free)
         with pytest.raises(RunFailed, match=f"nothing that `auto` may choose fits: a training step {says}"):
             run_scripted(cell(**AUTO), tmp_path / "run", monkeypatch)
-    monkeypatch.setattr(device_fit, "free_memory", lambda: None)  # nobody tells: as if it were left open
+    monkeypatch.setattr(device_fit, "free_memory", lambda: None)  # unknown: as if the keys were unset
     assert run_scripted(cell(**AUTO), tmp_path / "run", monkeypatch).result["settled"]["train.batch_size"] == 16
 
 
 @pytest.mark.slow
 def test_a_settled_run_is_the_run_with_these_settings_and_compiles_no_more(cell, tmp_path, monkeypatch):
     needs, made = [], []
-    real, build = device_fit.needed_memory, loop.build_programs
+    real, build = device_fit.needed_memory, assembly.build_programs
 
     def building(*args, **options):
         made.append(build(*args, **options))
         return made[-1]
 
-    monkeypatch.setattr(loop, "build_programs", building)
+    monkeypatch.setattr(assembly, "build_programs", building)
     monkeypatch.setattr(device_fit, "needed_memory", lambda compiled: needs.append(real(compiled)) or needs[-1])
     run = lambda config, name: loop.execute(config, tmp_path / name, display=Display(quiet=True), session=Session())
     shapes = lambda programs: [p.num_shapes for p in (programs.accumulate, programs.loss, programs.answering.generate)]
@@ -215,7 +215,7 @@ def test_a_settled_run_is_the_run_with_these_settings_and_compiles_no_more(cell,
     compiled = shapes(made[-1])
     run(cell(), "open")
     assert roomy["settled"]["train.batch_size"] == 16 and roomy["settled"]["model.remat"] == "none"
-    assert compiled == shapes(made[-1])  # what was asked is what the run needs anyway
+    assert compiled == shapes(made[-1])  # the programs compiled for the check are those of the run
     adapter = lambda name: load_file(next((tmp_path / name / "adapter").glob("*.safetensors")))
     assert all(np.array_equal(leaf, adapter("open")[key]) for key, leaf in adapter("roomy").items())
 

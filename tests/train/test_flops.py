@@ -1,6 +1,6 @@
-"""A PEFT step leaves out the weight gradients of the base, and XLA's own count of the compiled step shows it.
+"""A PEFT step computes no weight gradients of the base, as XLA's own count of the compiled step's FLOPs shows.
 
-The arithmetic: 2N per token forward, 2N for activation gradients, 2N for weight gradients; without the last, 2/3.
+Per token: 2N FLOPs forward, 2N for activation gradients, 2N for weight gradients; without the last, 2/3.
 """
 
 import dataclasses

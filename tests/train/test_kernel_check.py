@@ -1,4 +1,4 @@
-"""`jpeft.train.kernel_check`: gradients by kernels that a compiler made wrong are told before a run trains."""
+"""`jpeft.train.kernel_check`: miscompiled gradients and updates cause a warning before a run trains."""
 
 import gc
 import json
@@ -20,12 +20,12 @@ from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
 from tests.conftest import ONE_LAYER, TINY, make_batch, random_t5
 from tests.train.test_loop import result_of, run
 
-# Of the CPU's compiler: one that gives another program, and right results.
+# An option of the CPU's compiler that gives another program with right results.
 OTHERWISE = {"cpu": {"xla_backend_optimization_level": 1}}
 
 
 class Wrong(Program):
-    """A program whose gradients in As are too small, unlike those that it gives when compiled otherwise."""
+    """A program whose gradients of LoRA's A are too small, unless compiled with other options."""
 
     def __call__(self, *args):
         sums = super().__call__(*args)
@@ -50,11 +50,11 @@ def check(step, tmp_path, monkeypatch):
     monkeypatch.setattr(kernel_check, "PLAIN", OTHERWISE)
     graphdef, adapter, others = step
 
-    def caution(kind=Program, *, platform="cpu", report=lambda line: None, move=True, narrow=False, first=None):
+    def caution(kind=Program, *, platform="cpu", report=lambda line: None, perturb=True, bfloat16=False, first=None):
         program = kind(make_accumulate(graphdef), donate=(0,))
-        first = first or (lambda: MicroBatch(program, lambda: zero_sums(adapter), adapter, others, move))
-        kept_in = tmp_path / "kernels"
-        return kernel_caution(first, narrow=narrow, platform=platform, kept_in=kept_in, report=report)
+        first = first or (lambda: MicroBatch(program, lambda: zero_sums(adapter), adapter, others, perturb))
+        cache_dir = tmp_path / "kernels"
+        return kernel_caution(first, bfloat16=bfloat16, platform=platform, cache_dir=cache_dir, report=report)
 
     return caution
 
@@ -63,7 +63,7 @@ def test_right_kernels_pass_and_the_verdict_is_kept(check, tmp_path, monkeypatch
     assert check() is None
     [verdict] = (tmp_path / "kernels").iterdir()
     assert json.loads(verdict.read_text())["off"] < 1e-5
-    monkeypatch.setattr(MicroBatch, "apart", lambda *_: pytest.fail("it is known"))
+    monkeypatch.setattr(MicroBatch, "deviation", lambda *_: pytest.fail("it is known"))
     assert check() is None
 
 
@@ -76,12 +76,12 @@ def test_wrong_kernels_are_told_each_time(check, tmp_path):
 
 
 def test_an_adapter_is_moved_so_that_all_of_it_has_a_gradient(check):
-    assert check(Wrong, move=False) is None  # no A has one, next to a B of zeros
+    assert check(Wrong, perturb=False) is None  # next to a zero B, A has no gradient
 
 
 def test_bfloat16_may_differ_by_more(check, monkeypatch):
-    monkeypatch.setattr(MicroBatch, "apart", lambda *_: 0.2)
-    assert check(narrow=True) is None and "by 20 %" in (check() or "")
+    monkeypatch.setattr(MicroBatch, "deviation", lambda *_: 0.2)
+    assert check(bfloat16=True) is None and "by 20 %" in (check() or "")
 
 
 def test_a_verdict_that_cannot_be_kept_counts(check, tmp_path):
@@ -93,16 +93,14 @@ def test_it_can_be_switched_off_and_says_so(check, monkeypatch):
     said = []
     monkeypatch.setenv("JPEFT_KERNEL_CHECK", "0")
     assert check(Wrong, report=said.append, first=lambda: pytest.fail("not needed")) is None
-    assert said == [
-        "the first step is not computed twice, to see whether the compiler made it right: JPEFT_KERNEL_CHECK is 0"
-    ]
+    assert said == ["the first step is not checked for compiler errors: JPEFT_KERNEL_CHECK is 0"]
 
 
 @pytest.mark.slow
 def test_nothing_of_the_other_program_stays_loaded(step):
     graphdef, adapter, others = step
     program = Program(make_accumulate(graphdef), donate=(0,))
-    first = MicroBatch(program, lambda: zero_sums(adapter), adapter, others, move=True)
+    first = MicroBatch(program, lambda: zero_sums(adapter), adapter, others, perturb=True)
     first.compiled(program)
     gc.collect()
     before = len(jax.local_devices()[0].client.live_executables())
@@ -114,7 +112,7 @@ def test_nothing_of_the_other_program_stays_loaded(step):
 
 
 class Forgetful(Program):
-    """An update that leaves one leaf where it was."""
+    """An update that leaves one leaf unchanged."""
 
     def __call__(self, *args):
         before = jax.tree.leaves(jax.tree.map(jnp.copy, args[0].adapter))[0]
@@ -125,7 +123,7 @@ class Forgetful(Program):
 
 
 class Misread(Program):
-    """An update that is told right but for the norm of its gradient."""
+    """An update that is right except for the reported norm of its gradient."""
 
     def __call__(self, *args):
         *others, told = super().__call__(*args)
@@ -143,7 +141,7 @@ def check_update(step, tmp_path, monkeypatch):
         micro_batch = MicroBatch(program, lambda: zero_sums(adapter), adapter, others, True)
         state, rates = init_state(jax.tree.map(jnp.copy, adapter), optimizer), constant(0.1)
         first = FirstUpdate(kind(function, donate=(0, 1)), function, state, rates, micro_batch)
-        said = update_caution(lambda: first, platform=platform, kept_in=tmp_path / "kernels", report=report)
+        said = update_caution(lambda: first, platform=platform, cache_dir=tmp_path / "kernels", report=report)
         assert all(not leaf.is_deleted() for leaf in jax.tree.leaves(state))  # the run's own, which begins with it
         return said
 
@@ -155,7 +153,7 @@ def test_a_right_update_passes_and_the_verdict_is_kept(check_update, tmp_path, m
     assert check_update(report=said.append) is None and not said
     [verdict] = (tmp_path / "kernels").iterdir()
     assert json.loads(verdict.read_text())["off"] < 1e-4
-    monkeypatch.setattr(FirstUpdate, "apart", lambda *_: pytest.fail("it is known"))
+    monkeypatch.setattr(FirstUpdate, "deviation", lambda *_: pytest.fail("it is known"))
     assert check_update() is None
 
 
@@ -171,18 +169,20 @@ def test_an_update_is_not_looked_at_where_nothing_is(check_update, monkeypatch):
     monkeypatch.setattr(kernel_check, "_MOST_TO_UPDATE", 1.0)
     assert check_update(Misread, report=said.append) is None
     [line] = said
-    assert line == "the first update was not compared with the CPU's: 0.0 GB train, which would be updated on the host"
+    assert (
+        line == "the first update was not compared with the CPU's: 0.0 GB are trainable, too much to update on the host"
+    )
     monkeypatch.setenv("JPEFT_KERNEL_CHECK", "0")
     assert check_update(Misread, report=lambda line: pytest.fail(line)) is None
 
 
 def test_no_gradient_anywhere_is_no_difference():
     nothing = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
-    assert kernel_check._apart(nothing, nothing) == 0
+    assert kernel_check._relative_difference(nothing, nothing) == 0
 
 
 def test_what_is_not_finite_is_wrong(check, monkeypatch):
-    monkeypatch.setattr(kernel_check, "_apart", lambda found, right: jnp.float32(np.nan))
+    monkeypatch.setattr(kernel_check, "_relative_difference", lambda found, right: jnp.float32(np.nan))
     assert "differ by inf %" in (check() or "")
 
 
@@ -197,8 +197,8 @@ def test_other_flags_and_other_versions_are_looked_at_anew(check, tmp_path, monk
     assert len(files) == 3
     for file in files:
         file.write_text("{")
-    monkeypatch.setattr(MicroBatch, "apart", lambda *_: 0.5)
-    assert "differ by 50 %" in (check() or "")  # a damaged verdict is none
+    monkeypatch.setattr(MicroBatch, "deviation", lambda *_: 0.5)
+    assert "differ by 50 %" in (check() or "")  # a damaged verdict is measured again
 
 
 def test_devices_without_such_kernels_are_not_looked_at(check):
@@ -209,7 +209,7 @@ def test_what_cannot_be_compared_is_said_and_stops_nothing(check, monkeypatch, t
     said = []
     monkeypatch.setattr(kernel_check, "free_memory", lambda: 1e3)
     assert check(Wrong, report=said.append) is None
-    assert "the compiler's kernels were not compared with the library's: that would take 0.0 GB" in said.pop()
+    assert "the compiler's kernels were not compared with the library's: the second program needs 0.0 GB" in said.pop()
     monkeypatch.setattr(kernel_check, "PLAIN", {"cpu": {"no_such_option": True}})
     assert check(Wrong, report=said.append) is None
     assert said.pop().startswith("the compiler's kernels were not compared with the library's: ")
@@ -223,8 +223,8 @@ def test_a_run_is_looked_at_before_it_trains_and_is_what_it_would_be(tiny_checkp
     assert run("ia3_agnews_low", tmp_path / "plain", tiny_checkpoint, toy_data, *few) == 0
     assert not (tmp_path / "cache/kernels").exists()
     monkeypatch.setattr(kernel_check, "PLAIN", OTHERWISE)
-    apart = kernel_check._apart
-    monkeypatch.setattr(kernel_check, "_apart", lambda found, right: 0.3 + apart(found, right))
+    difference = kernel_check._relative_difference
+    monkeypatch.setattr(kernel_check, "_relative_difference", lambda found, right: 0.3 + difference(found, right))
     assert run("ia3_agnews_low", tmp_path / "looked_at", tiny_checkpoint, toy_data, *few) == 0
     verdicts = [json.loads(file.read_text())["off"] for file in (tmp_path / "cache/kernels").iterdir()]
     assert verdicts == [pytest.approx(0.3, abs=1e-3)] * 2  # of the gradients, and of the update
@@ -233,9 +233,9 @@ def test_a_run_is_looked_at_before_it_trains_and_is_what_it_would_be(tiny_checkp
     lines = sorted(set(looked_at["warnings"]) - set(plain["warnings"]))
     assert len(lines) == 2 and "differ by 30 % of its norm" in lines[0] and "differ by 30 %: " in lines[1]
 
-    # What trains is float32, what computes is not: the bound is bfloat16's.
-    monkeypatch.setattr(MicroBatch, "apart", lambda *_: 0.2)
+    # Trainable leaves are float32, computation is not: the bound is bfloat16's.
+    monkeypatch.setattr(MicroBatch, "deviation", lambda *_: 0.2)
     few = (*few, "--config.model.dtype=bfloat16")
-    assert run("full_agnews_low", tmp_path / "narrow", tiny_checkpoint, toy_data, *few) == 0
-    assert not any("of its norm" in line for line in result_of(tmp_path / "narrow")["warnings"])
+    assert run("full_agnews_low", tmp_path / "bfloat16", tiny_checkpoint, toy_data, *few) == 0
+    assert not any("of its norm" in line for line in result_of(tmp_path / "bfloat16")["warnings"])
     assert len(list((tmp_path / "cache/kernels").iterdir())) == 4

@@ -1,4 +1,4 @@
-"""A run killed at ten points, while saving too, ends with the adapter of the run that was never stopped."""
+"""A run killed at ten points, also while saving, ends with the same adapter as an unbroken run."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""Whole runs on a tiny checkpoint and toy data, by the code path that users take: `main.py`'s."""
+"""Whole runs on a tiny checkpoint and toy data, through `main.py`'s code path."""
 
 import contextlib
 import json
@@ -60,7 +60,7 @@ def test_one_cell_of_each_method(method, tiny_checkpoint, toy_data, tmp_path, ca
     monkeypatch.setattr(loop, "unchecked_products", lambda platform, flags: f"{platform} is told {flags}")
     assert run(f"{method}_agnews_low", tmp_path / "run", tiny_checkpoint, toy_data) == 0
     result = result_of(tmp_path / "run")
-    assert f"cpu is told {os.environ['XLA_FLAGS']}" in result["warnings"]  # what keeps XLA from checking itself is kept
+    assert f"cpu is told {os.environ['XLA_FLAGS']}" in result["warnings"]
     trust = result["uncertainty"]
     low, high = trust["interval"]
     assert trust["method"] == "wilson" and trust["rows"] == 24 and low <= result["metric"] <= high
@@ -93,7 +93,7 @@ def test_one_cell_of_each_task_and_of_ablations(config, test_rows, metrics, deep
 
 
 def test_rows_that_are_not_there_are_said_before_a_model_is_asked_for(tmp_path, capsys):
-    """A mistyped file must not wait for the hub, nor be hidden behind what the hub says."""
+    """A mistyped path must not wait for the hub, nor be hidden by the hub's errors."""
     assert run("lora_agnews_low", tmp_path / "run", tmp_path / "no_model", tmp_path / "rows.jsonl") == 2
     error = capsys.readouterr().err
     assert "rows.jsonl' does not exist" in error and "no_model" not in error
@@ -101,7 +101,7 @@ def test_rows_that_are_not_there_are_said_before_a_model_is_asked_for(tmp_path, 
 
 @pytest.mark.slow
 def test_labels_scored_instead_of_generated(tiny_checkpoint, toy_data, tmp_path):
-    """A random model generates no label at all; by scoring it always answers with one."""
+    """A random model generates no labels, but scoring always answers with one."""
     flags = ("--config.eval.answer=score", "--config.eval.zero_shot=True")
     assert run("lora_agnews_low", tmp_path / "run", tiny_checkpoint, toy_data, *flags) == 0
     result = result_of(tmp_path / "run")
@@ -156,7 +156,7 @@ def test_the_same_command_gives_the_same_adapter_and_another_seed_another(tiny_c
 
 @pytest.mark.slow
 def test_the_best_adapter_is_kept_not_the_last(deeper_checkpoint, toy_data, tmp_path):
-    """A learning rate so high that the loss rises: training stops early and the adapter is that of the best epoch."""
+    """The learning rate is so high that the loss rises: training stops early, and the best epoch's adapter is saved."""
     constant = [f"--config.train.learning_rate.{point}=2.0" for point in ("initial", "warmup", "annealing")]
     constant.append("--config.train.clip_grad_norm=1.0")
     arguments = ("bitfit_agnews_low", tmp_path / "run", deeper_checkpoint, toy_data, *constant)
@@ -167,7 +167,7 @@ def test_the_best_adapter_is_kept_not_the_last(deeper_checkpoint, toy_data, tmp_
     assert losses[-1] >= losses[-2] == min(losses) == result["validation_loss"]
     assert result["best_epoch"] == len(losses) - 2
 
-    # With a constant learning rate, a run that ends after the best epoch goes the same way up to there.
+    # With a constant learning rate, a run that ends after the best epoch takes the same steps up to there.
     arguments = ("bitfit_agnews_low", tmp_path / "shorter", deeper_checkpoint, toy_data, *constant)
     assert run(*arguments, f"--config.train.max_epochs={result['best_epoch'] + 1}") == 0
     kept, last = adapter_of(tmp_path / "run"), adapter_of(tmp_path / "shorter")
@@ -233,7 +233,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_rows(deeper_checkpoint
 
 @contextlib.contextmanager
 def signal_after(monkeypatch, steps: int, number: int):
-    """Sends this process a signal when the run has made some steps."""
+    """Sends this process a signal after some steps."""
     made = 0
     step = MetricsLog.step
 
@@ -284,7 +284,7 @@ def test_a_damaged_checkpoint_is_passed_over(tiny_checkpoint, toy_data, tmp_path
         file.write_bytes(file.read_bytes()[:7])
     assert run(*arguments) == 0
     assert run("lora_agnews_low", tmp_path / "unbroken", tiny_checkpoint, toy_data) == 0
-    assert (tmp_path / "run/damaged" / steps[-1].name).is_dir()  # set aside, not thrown away
+    assert (tmp_path / "run/damaged" / steps[-1].name).is_dir()  # moved, not deleted
     mended, unbroken = adapter_of(tmp_path / "run"), adapter_of(tmp_path / "unbroken")
     assert all(np.array_equal(mended[leaf], unbroken[leaf]) for leaf in unbroken)
 
@@ -297,7 +297,7 @@ def test_when_no_checkpoint_can_be_read_the_way_out_is_named(tiny_checkpoint, to
     for file in (tmp_path / "run/checkpoint").rglob("d/*"):
         file.write_bytes(b"")
     capsys.readouterr()
-    for _ in range(2):  # told once, it is not taken for a new run the next time
+    for _ in range(2):  # the next start does not take it for a new run
         assert run(*arguments) == 1
         assert "can be read; start again with --overwrite" in capsys.readouterr().err
     assert any((tmp_path / "run/checkpoint").rglob("d/*"))
@@ -356,7 +356,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_does_not_hold_its_director
 
 @pytest.mark.slow
 def test_bfloat16_rematerialised_blocks_beams_and_dropout(tiny_checkpoint, toy_data, tmp_path):
-    """Options that change how, not what: the run ends, its adapter is float32 and its losses near those in float32."""
+    """Options of the computation: the run ends, its adapter is float32 and its losses are near those in float32."""
     assert run("lora_agnews_low", tmp_path / "plain", tiny_checkpoint, toy_data) == 0
     options = ("--config.model.dtype=bfloat16", "--config.model.remat=block", "--config.eval.num_beams=3")
     assert run("lora_agnews_low", tmp_path / "half", tiny_checkpoint, toy_data, *options) == 0
@@ -371,7 +371,7 @@ def test_bfloat16_rematerialised_blocks_beams_and_dropout(tiny_checkpoint, toy_d
 def test_after_full_tuning_the_adapter_is_a_model_to_go_on_from(tiny_checkpoint, toy_data, tmp_path, capsys):
     assert run("full_agnews_low", tmp_path / "first", tiny_checkpoint, toy_data) == 0
     task = TaskOfRun.read(tmp_path / "first/adapter")
-    assert task is not None and task.base is None  # a whole model stands on no other
+    assert task is not None and task.base is None  # a whole model has no base
     tuned = tmp_path / "first/adapter"
     assert run("lora_agnews_low", tmp_path / "second", tuned, toy_data, "--config.eval.zero_shot=True") == 0
     first, second = result_of(tmp_path / "first"), result_of(tmp_path / "second")

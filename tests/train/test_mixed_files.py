@@ -1,4 +1,4 @@
-"""A run on two files: judged together and each by itself."""
+"""A run on two files, tested on both together and on each."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What AdamW does to which leaves."""
+"""AdamW: which leaves decay, and at which rates leaves train."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jpeft.train.schedule import constant, three_point_schedule
 
 
 def after_a_step_without_gradient(model, method, key, **options) -> dict[str, float]:
-    """By last part of the leaf's name: what weight decay of 0.5 at a learning rate of 1 leaves of it."""
+    """What a weight decay of 0.5 at a learning rate of 1 leaves of each leaf, by the last part of its name."""
     graphdef, adapter, base = split(attach(model, method, select(model, method), key))
     ones = jax.tree.map(jnp.ones_like, adapter)
     tx = AdamW(weight_decay=0.5, **options)(constant(1.0))
@@ -57,7 +57,7 @@ def test_the_first_step_is_the_learning_rate_against_the_gradients_sign(tiny_t5,
 
 
 def test_a_leafs_own_rate_is_the_learning_rate_times_its_factor(tiny_t5, key):
-    """LoRA+: of what moves a leaf, and of decay."""
+    """LoRA+: the factor applies to updates and to decay."""
     method = Lora.official(rank=2, b_rate_ratio=16.0)
     _, adapter, _ = split(attach(tiny_t5, method, select(tiny_t5, method), key))
     ones = jax.tree.map(jnp.ones_like, adapter)
@@ -103,7 +103,7 @@ def test_clipping_bounds_the_norm_over_the_whole_adapter(tiny_t5, key):
     ],
 )
 def test_rates_that_are_traced_leave_the_state_and_the_updates_as_they_were(optimizer, as_before):
-    """Checkpoints hold this tree, by the names of its leaves; each update is bit for bit that of compiled-in rates."""
+    """Checkpoints hold this state by its leaves' names; updates equal those with constant rates, bit for bit."""
     points = {"total_steps": 30, "warmup_fraction": 0.2}
     closure = optax.join_schedules([optax.linear_schedule(1e-3, 1e-2, 6), optax.linear_schedule(1e-2, 1e-4, 23)], [6])
     schedule = three_point_schedule(1e-3, 1e-2, 1e-4, **points)

@@ -1,4 +1,4 @@
-"""A run that waits after some of its epochs, and goes on: it ends as if it had not waited."""
+"""A run that pauses after some of its epochs and continues ends like one that did not pause."""
 
 import importlib
 import json
@@ -40,7 +40,7 @@ def test_a_run_that_waited_twice_ends_as_one_that_did_not(run, tmp_path):
     quiet, session = Display(quiet=True), Session()
     whole = execute(run, tmp_path / "whole", display=quiet, session=session)
     waited = tmp_path / "waited"
-    for epochs in (1, 2, 2):  # asked again it waits where it is
+    for epochs in (1, 2, 2):  # it pauses at the same place again
         with pytest.raises(Paused, match=f"waits after {epochs} epoch"):
             execute(run, waited, display=quiet, session=session, pause_after=epochs)
         record = PausedRecord.read(waited / "paused.json")

@@ -1,4 +1,4 @@
-"""What a checkpoint says of a run, also one that an earlier version wrote."""
+"""The progress in checkpoints, including those of earlier versions."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ def test_it_is_read_as_it_was_written():
 
 @pytest.mark.parametrize("in_epoch", [0, 3])
 def test_a_fine_tuning_of_0_1_0_goes_on(in_epoch):
-    """At an epoch's end, with its validation, the step in the epoch was 0; within one, and before validation, not."""
+    """The step within the epoch was 0 after the validation at the end of an epoch, and only then."""
     before = {
         "epoch": 2, "step_in_epoch": in_epoch, "stopped": False, "best_epoch": 1, "best_loss": 1.5,
         "validation_losses": [2.0, 1.5], "zero_shot": {"accuracy": 0.25}, "train_tokens": 700, "seconds": SECONDS,

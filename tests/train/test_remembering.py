@@ -1,4 +1,4 @@
-"""A run of a method that remembers from step to step, told to stop on the way, ends as one that was not."""
+"""A run of a method with state of its own, stopped and resumed, ends like an unbroken one."""
 
 import json
 import signal

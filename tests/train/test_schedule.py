@@ -1,4 +1,4 @@
-"""The learning rate's three points, and pretraining's two."""
+"""The schedules: three points for fine-tuning, two for pretraining."""
 
 import jax
 import jax.numpy as jnp
@@ -64,20 +64,20 @@ def test_the_rate_never_leaves_its_three_points_and_turns_once(total_steps, warm
 
 
 def of_closures(first, second, third, rise, fall) -> optax.Schedule:
-    """The same line as Optax makes it of functions, whose numbers are constants of every program that holds them."""
+    """The same schedule made of Optax functions, whose numbers are constants of a compiled program."""
     falling = optax.linear_schedule(second, third, fall)
     return optax.join_schedules([optax.linear_schedule(first, second, rise), falling], [rise]) if rise else falling
 
 
 def compiled_in(closures, steps):
-    """Rates of a program that has the line's numbers as its constants."""
+    """Rates from a program that has the schedule's numbers as constants."""
     return jax.jit(jax.vmap(lambda step: jnp.float32(closures(step))), compiler_options=_AS_IN_RUNS)(steps)
 
 
 @pytest.mark.parametrize("points", [(3e-4, 3e-3, 3e-4), (3e-3, 3e-1, 3e-2)])
 @pytest.mark.parametrize(("steps", "fraction", "rise"), [(20, 0.1, 2), (157, 0.8, 125), (1, 0.0, 0), (31, 1.0, 30)])
 def test_rates_are_bit_for_bit_those_of_a_program_with_the_numbers_in_it(points, steps, fraction, rise):
-    """Runs of versions that compiled their rates in are repeated exactly."""
+    """Runs of versions that compiled rates in can be repeated exactly."""
     schedule = three_point_schedule(*points, total_steps=steps, warmup_fraction=fraction)
     closures = of_closures(*points, rise, max(steps - 1, 1) - rise)
     at = jnp.arange(steps + 3)

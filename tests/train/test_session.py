@@ -1,4 +1,4 @@
-"""Runs that share a process: the same results as alone, and nothing loaded, tokenised or compiled twice."""
+"""Runs that share a process have the same results as alone, and load, tokenise and compile nothing twice."""
 
 import importlib
 import shutil
@@ -15,7 +15,7 @@ from jpeft.peft.full import Full
 from jpeft.recent import Recent
 from jpeft.run.display import Display
 from jpeft.run.environment import peak_memory_bytes, reset_peak_memory
-from jpeft.train import loop, setup
+from jpeft.train import assembly, setup, testing
 from jpeft.train.loop import execute
 from jpeft.train.session import Session
 from tests.train.scripted import run_scripted
@@ -52,7 +52,7 @@ def outcome(run, workdir, session):
 
 @pytest.mark.slow
 def test_runs_of_one_session_come_out_as_alone(cell, tmp_path):
-    """In an order in which one run could spoil the next: full tuning's steps reuse the buffers of what it trains."""
+    """In an order in which runs could affect the next: full tuning donates the buffers of what it trains."""
     session = Session()
     runs = [
         cell("lora"),
@@ -79,7 +79,7 @@ def test_a_second_run_of_a_shape_loads_tokenises_and_compiles_nothing(cell, tmp_
     session = Session()
     first = outcome(cell("lora"), tmp_path / "first", session)[0]
     assert first["seconds"]["compile"] > 0
-    monkeypatch.setattr(loop, "prepare", None)
+    monkeypatch.setattr(assembly, "prepare", None)
     monkeypatch.setattr(t5_weights, "load", None)
     assert outcome(cell("lora", seed=1), tmp_path / "second", session)[0]["seconds"]["compile"] == 0
     others = {"train.learning_rate.warmup": 1e-4, "train.warmup_fraction": 0.5, "train.max_epochs": 1}
@@ -88,10 +88,12 @@ def test_a_second_run_of_a_shape_loads_tokenises_and_compiles_nothing(cell, tmp_
 
 @pytest.mark.slow
 def test_the_base_alone_answers_once_for_all_methods(cell, tmp_path, monkeypatch):
-    """No method is attached for it, also not one that changes the first pass, as a prompt does."""
+    """The zero-shot test attaches no method, even one that changes the initial outputs, such as prompts."""
     session, asked = Session(), []
-    count_and_answer = lambda *args, _answers=loop.answer_split, **kwargs: asked.append(1) or _answers(*args, **kwargs)
-    monkeypatch.setattr(loop, "answer_split", count_and_answer)
+    count_and_answer = lambda *args, _answers=testing.answer_split, **kwargs: (
+        asked.append(1) or _answers(*args, **kwargs)
+    )
+    monkeypatch.setattr(testing, "answer_split", count_and_answer)
     zero_shot = {"eval.zero_shot": True, "train.max_epochs": 1, "data.max_test": 12, "data.max_validation": 12}
     results = [outcome(cell(method, **zero_shot), tmp_path / method, session)[0] for method in ("lora", "prompt")]
     assert len(asked) == 3  # each run's own test, and one for the base
@@ -116,7 +118,7 @@ def test_the_longest_unused_is_let_go():
 
 
 def test_the_peak_of_memory_can_start_anew():
-    """A run in a shared process must not report what ran before it."""
+    """A run in a shared process must not report the memory of earlier runs."""
     low = peak_memory_bytes()
     ballast = np.ones(400_000_000, np.uint8)
     assert peak_memory_bytes() > low + 300_000_000
@@ -126,7 +128,7 @@ def test_the_peak_of_memory_can_start_anew():
 
 
 def test_a_base_that_a_method_trains_is_its_own_whatever_the_method_is_called(cell, monkeypatch):
-    """A step donates what it trains: a base in the session would be gone for the next run."""
+    """Training donates the weights, so a base in the session would be unusable for the next run."""
 
     class Toy(Full):
         name = "toy"
@@ -151,7 +153,7 @@ def test_the_base_alone_is_tested_anew_where_it_is_another_under_the_same_name(
     run = cell("lora", **{"model.name": str(base), "eval.zero_shot": True})
 
     def answers(name):
-        """How many batches are answered, of the base alone and of the tuned model."""
+        """The numbers of batches answered by the base alone and by the tuned model."""
         return len(run_scripted(run, tmp_path / name, monkeypatch, session=session).of("answer"))
 
     both = answers("first")

@@ -1,4 +1,4 @@
-"""What a step's two functions do with their arguments, on a model of one number."""
+"""The two functions of a step, on a model of one number."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ class One(nnx.Module):
 
 
 def test_each_micro_batch_of_each_step_draws_masks_of_its_own(monkeypatch):
-    """The loss here is what the dropout key draws."""
+    """The loss here is a number drawn from the dropout key."""
     drawn_loss = lambda model, batch, key, **options: (model.weight[...] * jax.random.uniform(key), 1.0)
     monkeypatch.setattr(step, "loss_sums", drawn_loss)
     graphdef, adapter, base = nnx.split(One(), Adapter, ...)
@@ -64,7 +64,7 @@ def test_sums_of_parts_are_added_up_in_the_update():
 
 
 class Leashed(Full):
-    """Pulls every leaf towards 3, and lets none past 1.5."""
+    """A method that pulls every leaf towards 3 and clips it at 1.5."""
 
     def penalty(self, adapter):
         return sum(0.5 * jnp.sum((leaf - 3.0) ** 2) for leaf in jax.tree.leaves(adapter))
@@ -110,7 +110,7 @@ def test_a_fit_takes_the_steps_of_a_run():
 
 
 class WithoutPenalty(Full):
-    """Has a penalty by its options alone, and here none."""
+    """A method whose penalty depends on its options, and is None here."""
 
     def penalty(self, adapter):
         return None

@@ -1,4 +1,4 @@
-"""What `jpeft.text_batches` makes of texts is what a run trains on, and a fit on it learns the texts."""
+"""`jpeft.text_batches` gives the batches of a run, and a model fitted on them learns the texts."""
 
 import re
 

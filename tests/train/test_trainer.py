@@ -1,10 +1,12 @@
-"""The trainer on a model of one number: evaluations at their times, the best kept, no kill that changes anything."""
+"""The trainer on a model of one number: evaluations, the best state, and resuming after any interruption."""
 
 import contextlib
 import dataclasses
 import itertools
 import json
 import signal
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,7 @@ from jpeft.train.trainer import Course, Listener, TimedEvaluator, Trainer
 
 
 class Plain(Program):
-    """Calls a function in the place of a compiled program."""
+    """Calls a function in place of a compiled program."""
 
     def __call__(self, *args):
         return self.function(*args)
@@ -45,7 +47,7 @@ UPDATE = jax.jit(make_update(OPTIMIZER))
 
 
 class Numbers:
-    """Two micro-batches a step, of numbers that the seed and the place in the stream give."""
+    """Two micro-batches per step, of numbers drawn from the position in the stream."""
 
     def start(self):
         return {"at": 0}
@@ -67,7 +69,7 @@ class Numbers:
 
 @dataclasses.dataclass
 class Away:
-    """`<split>/loss`: how far the number is from another."""
+    """`<split>/loss` is the distance of the number from `target`."""
 
     split: str
     target: float
@@ -84,7 +86,7 @@ class Away:
 
 
 class InMemory:
-    """Checkpoints as Orbax keeps them, without its seconds."""
+    """Checkpoints in memory, without Orbax's seconds."""
 
     kept: dict = {}
 
@@ -171,7 +173,7 @@ def test_evaluators_have_their_own_times_and_all_of_them_one_at_the_end(trainer,
 
 
 class Told(Listener):
-    """Asks to stop at one moment: in a step, in an evaluation or after one."""
+    """Sends a stop request at one moment: in a step, in an evaluation or after one."""
 
     def __init__(self, moment):
         self._moment, self._now = moment, 0
@@ -194,7 +196,7 @@ class Told(Listener):
 
 
 def test_stopped_at_any_moment_it_ends_the_same(trainer, in_memory):
-    """Steps, each batch of an evaluation, and right after one: 6 steps, 3 x 3 batches, 3 evaluations, 2 of the best."""
+    """6 steps, 3 x 3 batches of evaluations, and after each of 3 evaluations, of which the last ends the run."""
     kinds = {"evaluators": [TimedEvaluator(Away("validation", 0.4), 2)], "monitor": Monitor(patience=9), "steps": 6}
     unbroken = run(trainer("unbroken", **kinds))
     stops = 0
@@ -220,7 +222,7 @@ def test_stopped_within_an_evaluation_it_begins_with_it_anew(trainer):
 
 
 def test_the_best_is_kept_and_it_stops_when_nothing_is_better(trainer, in_memory):
-    """The number falls from 1 past 0.4 and moves away from it."""
+    """The number falls from 1, passes 0.4 and moves away from it."""
     kinds = {"evaluators": [TimedEvaluator(Away("validation", 0.4), 1)], "steps": 12}
     made = trainer(monitor=Monitor(patience=2), **kinds)
     run(made)
@@ -238,6 +240,59 @@ def test_a_number_that_is_not_finite_ends_it_with_its_place(trainer):
         run(trainer("steps", scale=1e30))
     with pytest.raises(RunFailed, match=r"the validation loss is nan after step 4 \(part 1\); try less\."):
         run(trainer("evaluation", evaluators=[TimedEvaluator(Away("validation", float("nan")), 4)]))
+
+
+@dataclasses.dataclass
+class Number:
+    """A metric of a step; records when it is read."""
+
+    step: int
+    events: list
+
+    def __float__(self):
+        self.events.append(("read", self.step))
+        return 1.0
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_the_numbers_of_a_step_are_read_when_the_next_is_on_its_way_and_before_it_is_saved(saves, trainer, in_memory):
+    made, events = trainer(evaluators=[TimedEvaluator(Away("validation", 0.4), 4)], steps=4), []
+
+    def update(state, sums, schedule):
+        state, sums, metrics = UPDATE(state, sums, schedule)
+        events.append(("update", int(state.step)))
+        return state, sums, {name: Number(int(state.step), events) for name in metrics}
+
+    made.programs = dataclasses.replace(made.programs, update=Plain(update))
+    made.course = dataclasses.replace(made.course, checkpoint_every_seconds=0.0 if saves else 1e9)
+    *_, log = run(made)
+    at_once = [(what, step) for step in range(1, 5) for what in ("update", "read")]
+    late = [("update", 1), *((what, step + i) for i in range(1, 4) for what, step in (("update", 1), ("read", 0)))]
+    assert list(dict.fromkeys(events)) == (at_once if saves else [*late, ("read", 4)])
+    assert [record["step"] for record in log if "step" in record] == [1, 2, 3, 4]
+
+
+def test_what_another_thread_compiles_is_taken_from_no_phase(trainer):
+    """Programs may be shared: here the compilation began long before the phase."""
+    made, tracing, go = trainer(), threading.Event(), threading.Event()
+
+    def function(x):
+        tracing.set()
+        go.wait()
+        return x
+
+    made.programs = dataclasses.replace(made.programs, loss=Program(function))
+    other = threading.Thread(target=made.programs.loss.prepare, args=(np.float32(0),))
+    other.start()
+    tracing.wait()
+    time.sleep(0.2)
+    with made.timed("validation"):
+        go.set()
+        other.join()
+    assert made.progress.seconds["validation"] > 0 and made.progress.seconds["compile"] == 0
+    with made.timed("validation"):
+        Program(lambda x: x + 1).prepare(np.float32(0))
+    assert made.progress.seconds["compile"] > 0
 
 
 def test_rates_and_length_are_no_part_of_a_program(trainer, in_memory):

@@ -1,4 +1,4 @@
-"""The loss of a step whose rows have weights, and with label smoothing, against its formula in NumPy."""
+"""The loss with row weights and label smoothing, against its formula in NumPy."""
 
 import dataclasses
 
@@ -79,7 +79,7 @@ def test_the_gradient_is_that_of_the_weighted_mean_and_a_row_of_weight_0_has_no_
         return np.concatenate([np.ravel(leaf) / sums.tokens for leaf in jax.tree.leaves(sums.grads)])
 
     found = gradient(tokens)
-    # Each row alone has a gradient of a mean over its own tokens; the step's is their mean by weight and length.
+    # A row's gradient is a mean over its tokens; the step's is the mean of these, weighted by row weight and length.
     alone = [gradient(dataclasses.replace(tokens, weights=np.eye(4, dtype=np.float32)[row])) for row in range(4)]
     shares = WEIGHTS * [target for _, target in LENGTHS]
     np.testing.assert_allclose(found, np.average(alone, axis=0, weights=shares), atol=1e-6)

@@ -1,4 +1,4 @@
-"""What a run does with what, in which order: read from runs whose arithmetic is scripted."""
+"""What a run does with what, in which order, read from scripted runs."""
 
 import collections
 import json
@@ -20,7 +20,7 @@ def session():
 
 @pytest.fixture
 def do(tiny_checkpoint, toy_data, tmp_path, monkeypatch, session):
-    """Runs LoRA on 24 rows in steps of 2 x 4 rows, at most 4 epochs; losses and config keys as given."""
+    """Executes LoRA on 24 rows in steps of 2 x 4 rows for at most 4 epochs, with given losses and config keys."""
 
     def run(losses=(3.0, 2.0, 1.0), **keys):
         config = {
@@ -39,7 +39,7 @@ def do(tiny_checkpoint, toy_data, tmp_path, monkeypatch, session):
 
 
 def by_epoch(script, steps_per_epoch=3):
-    """Rows of each epoch in the order in which they trained."""
+    """The rows of each epoch in training order."""
     epochs = collections.defaultdict(list)
     for step, _, rows in script.of("train"):
         epochs[step // steps_per_epoch] += rows
@@ -57,7 +57,7 @@ def test_every_epoch_trains_every_row_once_in_an_order_of_its_own(do):
 
 
 def test_each_micro_batch_is_told_its_step_and_place(do):
-    """Dropout keys are drawn from these: two of them the same would be two equal masks."""
+    """Dropout keys derive from them: equal ones would give equal masks."""
     script = do()
     assert [event[:2] for event in script.of("train")] == [(step, micro) for step in range(12) for micro in range(2)]
     assert [event[0] for event in script.of("update")] == list(range(12))
@@ -87,7 +87,7 @@ def test_it_is_the_best_adapter_that_is_tested_and_saved(do, losses, patience, e
     [((0.1, 0.5, 0.5, 0.9), 1, 3, 1), ((0.1, 0.5, 0.5, 0.9), 2, 4, 3), ((0.3, 0.2, 0.1, 0.1), 3, 4, 0)],
 )
 def test_it_is_the_best_by_what_is_monitored_that_is_tested_and_saved(do, monkeypatch, values, patience, epochs, best):
-    """The loss would choose another epoch each time."""
+    """The loss would select another epoch each time."""
     given = iter(values)
     monkeypatch.setattr(AnswersEvaluator, "__call__", lambda *_: {"validation/accuracy": next(given)})
     losses = (1.0, 3.0, 2.0, 4.0) if best else (4.0, 3.0, 2.0, 1.0)
@@ -139,7 +139,7 @@ def test_rows_of_a_batch_are_those_that_the_config_says(do):
 
 @pytest.mark.slow
 def test_a_run_on_a_rounded_base_is_not_taken_for_one_on_the_wide_base(do):
-    """Not in its records, and not in what runs of a session share: the untuned model's answers are another model's."""
+    """Neither in its records nor in the session's caches: the untuned models answer differently."""
     wide, few = (do(eval__zero_shot=True, model__quantization=kind) for kind in ("none", "int8"))
     assert wide.result["quantization"] is None and few.result["quantization"] == "int8"
     kept = [TaskOfRun.read(script.workdir / "adapter") for script in (wide, few)]
