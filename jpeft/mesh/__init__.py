@@ -1,1 +1,1 @@
-"""Several devices as one: which device holds which part of what (docs/mesh.md)."""
+"""Data and model parallelism: the device mesh and the sharding rules (docs/mesh.md)."""

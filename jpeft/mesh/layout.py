@@ -1,4 +1,4 @@
-"""A mesh of devices, and where on it a run's arrays are."""
+"""The device mesh of a run, and the placement of arrays on it."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from jpeft.model.placement import placing
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    """The leaf, which every process holds whole or JAX already spreads over them, in its place."""
+    """Place a leaf that every process holds whole, or that is already distributed over processes."""
     spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
     if spread or sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)
@@ -27,22 +27,28 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def bytes_on_a_device(tree: Any) -> int:
-    """Bytes that each device holds of a tree's leaves, or would hold of their descriptions, by their shardings."""
+    """Bytes per device of a tree of sharded arrays, or of `jax.ShapeDtypeStruct`s with shardings."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The devices of a run as a mesh, and where on it each array lies. Equal if devices and the mesh's shape are."""
+    """The mesh of a run's devices, with the shardings of all its arrays; equal if devices and mesh shape are equal."""
 
     mesh: Mesh
 
     @classmethod
     def of_devices(cls, data: int = 1, fsdp: int = 1, model: int = 1, devices: Sequence[Any] | None = None) -> "Layout":
-        """A mesh of `data * fsdp * model` devices, neighbours along `model`: what talks most is nearest.
+        """Make a mesh of `data * fsdp * model` devices.
+
+        Neighbouring devices lie along `model`, the axis with the most communication.
+
+        Args:
+          data, fsdp, model: the number of devices along each axis.
+          devices: the devices to use; None is all of them.
 
         Raises:
-          UserError: there are not so many devices, or a process would have none of them.
+          UserError: there are too few devices, or a process would have none of them.
         """
         shape = (data, fsdp, model)
         count = data * fsdp * model
@@ -58,33 +64,33 @@ class Layout:
                 f"of {jax.process_count()} processes; the product has to be {len(devices)}."
             )
         chosen = devices[:count]
-        if count == len(devices):  # JAX then knows how they are connected
+        if count == len(devices):  # `make_mesh` then orders them by how they are connected
             return cls(jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices))
         return cls(Mesh(np.asarray(chosen).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES)))
 
     @property
     def shape(self) -> dict[str, int]:
-        """The number of devices along each axis of the mesh, by the axis's name."""
+        """The number of devices along each mesh axis, by the axis's name."""
         return dict(self.mesh.shape)
 
     @property
     def batch_parts(self) -> int:
-        """Into how many parts a batch is cut: the devices along `data` times those along `fsdp`."""
+        """The number of shards of a batch: the devices along `data` times those along `fsdp`."""
         return int(np.prod([self.mesh.shape[axis] for axis in BATCH_AXES]))
 
     def sharding(self, path: Sequence[Any], shape: Sequence[int]) -> NamedSharding:
-        """The sharding of a leaf of the model, of an adapter or of an optimizer's state, by the table of `rules`.
+        """The sharding of a leaf of a model, an adapter or an optimizer's state, by the table of `rules`.
 
         Args:
-          path: of the leaf in its tree, as `jax.tree_util` has it; its end says what the leaf is.
-          shape: of the whole leaf.
+          path: the leaf's path in its tree, as `jax.tree_util` has it; only its end matters.
+          shape: the leaf's global shape.
 
         Raises:
-          UserError: a dimension cannot be cut into so many equal parts.
-          LookupError: no rule is for it.
+          UserError: the mesh axis does not divide the dimension that it shards.
+          LookupError: no rule matches.
         """
         spec = spec_of(path, shape)
-        if len(spec) > len(shape):  # sums over some of a weight's dimensions, as Adafactor keeps them: small
+        if len(spec) > len(shape):  # Adafactor's row and column statistics lack some dimensions; they are small
             spec = P()
         for size, axis in zip(shape, spec, strict=False):
             if axis is not None and size % self.mesh.shape[axis]:
@@ -95,51 +101,51 @@ class Layout:
         return NamedSharding(self.mesh, spec)
 
     def sharding_of(self, path: Sequence[Any], shape: Sequence[int]) -> NamedSharding:
-        """As `sharding`, of a leaf at a path of plain names and indices."""
+        """Like `sharding`, for a path of plain names and indices."""
         keys = [jax.tree_util.DictKey(part) for part in path]
         return self.sharding(keys, shape)
 
     def shardings(self, tree: Any) -> Any:
-        """A tree of the same structure with the `sharding` of each leaf in its place. Raises as that does."""
+        """Map each leaf of a tree to its `sharding`, with the same errors."""
         return jax.tree_util.tree_map_with_path(lambda path, leaf: self.sharding(path, leaf.shape), tree)
 
     def describe(self, tree: Any) -> Any:
-        """Shapes of a tree's leaves with where each would be. Raises as `sharding`."""
+        """Map each leaf of a tree to a `jax.ShapeDtypeStruct` with its `sharding`, with the same errors."""
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.sharding(path, leaf.shape)),
             tree,
         )
 
     def place(self, tree: Any) -> Any:
-        """The tree with every leaf where it belongs. Raises as `sharding`."""
+        """Move each leaf of a tree to the devices of its `sharding`, with the same errors."""
         return jax.tree.map(_put, tree, self.shardings(tree))
 
     def for_answers(self, trees: Any) -> "Layout":
-        """Where the same devices hold weights while they write answers, token by token.
+        """The layout of the same devices for generation and for scoring labels.
 
-        Weights that `fsdp` cuts for storage would be gathered anew for every token. Here `model` cuts them instead,
-        over as many devices: each reads its own part, as large as before, and has the rows of all of them. Where a
-        dimension cannot be cut so, every device has the weights whole and its own rows.
+        Weights that `fsdp` shards for storage would have to be gathered for every token. Here the devices along `fsdp`
+        are added to `model`: each computes with a shard of the same size as before, for the rows of all of them. If
+        `model` cannot shard a dimension that far, they are added to `data`, with whole weights and rows of their own.
 
         Args:
-          trees: the leaves that answers need, or their shapes.
+          trees: the leaves to be placed, or their shapes.
         """
         parts = self.shape
         if parts["fsdp"] == 1:
             return self
-        cut = self._reshaped(data=parts["data"], model=parts["fsdp"] * parts["model"])
+        tensor_parallel = self._reshaped(data=parts["data"], model=parts["fsdp"] * parts["model"])
         try:
-            cut.shardings(trees)
+            tensor_parallel.shardings(trees)
         except UserError:
             return self._reshaped(data=parts["data"] * parts["fsdp"], model=parts["model"])
-        return cut
+        return tensor_parallel
 
     def _reshaped(self, *, data: int, model: int) -> "Layout":
-        """The same devices in the same order, as a mesh of two axes."""
+        """The same devices in the same order, with an `fsdp` axis of size 1."""
         return Layout(Mesh(self.mesh.devices.reshape(data, 1, model), AXES, axis_types=(AxisType.Auto,) * len(AXES)))
 
     def rows_here(self, rows: int) -> slice:
-        """The slice of a batch of `rows` rows that the devices of this process work on."""
+        """The slice of a batch of `rows` rows that lies on this process's devices."""
         parts = self.batch.addressable_devices_indices_map((rows,)).values()
         bounds = sorted({index[0].indices(rows)[:2] for index in parts if index is not None})
         assert all(end == start for (_, end), (start, _) in itertools.pairwise(bounds)), "a process's rows have a gap"
@@ -147,7 +153,7 @@ class Layout:
 
     @property
     def whole(self) -> NamedSharding:
-        """The sharding of what every device has whole, such as a random key or a learning rate."""
+        """The sharding of replicated values, such as a random key or a learning rate."""
         return NamedSharding(self.mesh, P())
 
     @property
@@ -156,7 +162,7 @@ class Layout:
         return NamedSharding(self.mesh, ACTIVATIONS["batch"])
 
     def traced(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its activations placed by this layout when it is traced."""
+        """Wrap a function so that tracing it constrains its activations' shardings to this layout."""
 
         @functools.wraps(function)
         def within(*args: Any) -> Any:
@@ -166,38 +172,41 @@ class Layout:
         return within
 
     def each_part(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function of a batch as that of each part into which `data` cuts it, with no message between the parts.
+        """Apply a function to each shard of a batch along `data`, without communication between the shards.
 
         Args:
-          function: of whatever all parts share, a random key, of which each part gets its own, and a batch: arrays
-            whose first axis is that of rows.
+          function: called as `function(*shared, key, batch)`: values that all shards share, a random key, which is
+            different for each shard, and arrays whose first axis is the batch.
 
         Returns:
-          A function of the same arguments, to be traced; its results have an axis of parts in front.
+          A function of the same arguments, to be traced; its results have a leading axis of shards.
         """
 
-        def of_part(*args: Any) -> Any:
+        def apply_to_part(*args: Any) -> Any:
             *shared, key, batch = args
             with placing(self._constrain_part):
                 made = function(*shared, jax.random.fold_in(key, jax.lax.axis_index("data")), batch)
             return jax.tree.map(lambda leaf: leaf[None], made)
 
-        def of_all(*args: Any) -> Any:
+        def apply(*args: Any) -> Any:
             specs = (*[P()] * (len(args) - 1), P("data"))
-            # Not checked for what varies along `data`: JAX would sum the gradient of what all parts share there.
+            # With `check_vma`, JAX would sum the gradients of shared values over `data` in each call.
             return jax.shard_map(
-                of_part, mesh=self.mesh, axis_names={"data"}, in_specs=specs, out_specs=P("data"), check_vma=False
+                apply_to_part, mesh=self.mesh, axis_names={"data"}, in_specs=specs, out_specs=P("data"), check_vma=False
             )(*args)
 
-        return of_all
+        return apply
 
     def constrain(self, x: jax.Array, kind: str) -> jax.Array:
-        """Says, within a compiled function, how an activation of that kind is cut: a key of `ACTIVATIONS`."""
+        """Constrain an activation's sharding within a traced function; `kind` is a key of `ACTIVATIONS`.
+
+        The activation is left as it is if the mesh does not divide one of the sharded dimensions.
+        """
         return self._constrained(x, ACTIVATIONS[kind], self.mesh)
 
     def _constrain_part(self, x: jax.Array, kind: str) -> jax.Array:
-        """As `constrain` within the function of a part, which `data` does not cut any further."""
-        if self.mesh.size == self.mesh.shape["data"]:  # a part is one device's
+        """Like `constrain`, within `each_part`, where `data` is already split."""
+        if self.mesh.size == self.mesh.shape["data"]:  # each shard is on a single device
             return x
         spec = P(*("fsdp" if axis == BATCH_AXES else axis for axis in ACTIVATIONS[kind]))
         return self._constrained(x, spec, jax.sharding.get_abstract_mesh())

@@ -1,11 +1,14 @@
-"""The sharding rules: one table from the name of a leaf to the mesh axes that cut its dimensions.
+"""The sharding rules: a table from the name of a leaf to the mesh axes that shard its dimensions.
 
-Axes: `data` cuts batches alone; `fsdp` cuts batches and, for storage, weights (each device gathers what it needs for a
-layer); `model` cuts heads, inner widths and the vocabulary, whose parts are computed apart (Shoeybi et al. 2019: the
-first matrix product of a sublayer by its columns, the second by its rows, one sum over devices after it).
+The axes of the mesh:
+  data: shards batches (data parallelism).
+  fsdp: shards batches and, for storage, weights; each device gathers a layer's weights where it uses them.
+  model: shards heads, inner widths and the vocabulary (tensor parallelism, Shoeybi et al. 2019): the first matrix
+    product of a sublayer by columns, the second by rows, followed by a sum over devices.
 
-What a method adds at a site follows the site's weight: what acts on a dimension that `model` cuts is cut alike, the
-rest is whole on every device (`Method.leaf_axes`). Optimizer state follows the leaf that it belongs to.
+Which maps of a model are a sublayer's first and which its second follows from their roles (`site_roles` of the family's
+network). The leaves of a PEFT method follow the weight of their site: dimensions that `model` shards there are sharded
+alike, all others are replicated (`Method.leaf_axes`). Optimizer state follows the leaf that it belongs to.
 """
 
 import re
@@ -16,21 +19,29 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from jpeft.leaves import is_stacked
+from jpeft.model.family import families, stack_names
 from jpeft.peft.methods import leaf_axes
 
 AXES = ("data", "fsdp", "model")
 BATCH_AXES = ("data", "fsdp")
-BY_PART = (
-    "by_part"  # leaves below a node of this name have an axis in front, of the parts into which `data` cuts a batch
-)
+# Leaves below a node of this name have a leading axis: the parts into which `data` splits a batch.
+BY_PART = "by_part"
 
-_COLUMNS = r"(.*attention/(q|k|v)|feed_forward/(wi|wi_0|wi_1|gate|up)|lm_head)"  # maps into a cut dimension
-_ROWS = r"(.*attention/o|feed_forward/(wo|down))"  # maps out of one
 
-# The first pattern that matches a whole name decides. Names are those of `leaf_name`.
+def _modules(*roles: str) -> str:
+    """A pattern for the last path parts of all families' modules that have one of these roles."""
+    tables = [getattr(family.network, "site_roles", {}) for family in families()]
+    return f"({'|'.join(sorted({name for table in tables for name, role in table.items() if role in roles}))})"
+
+
+# Linear maps whose output dimension `model` shards, and those whose input dimension it shards.
+_COLUMNS = rf"(.*attention/{_modules('q', 'k', 'v')}|feed_forward/{_modules('gate', 'up')}|lm_head)"
+_ROWS = rf"(.*attention/{_modules('o')}|feed_forward/{_modules('down')})"
+
+# The first pattern that matches the whole name (as of `leaf_name`) decides.
 WEIGHTS: tuple[tuple[str, P], ...] = (
-    (r"shared/embedding", P("model", "fsdp")),
-    # Of a map in few bits its codes and, a block of inputs each, their magnitudes are cut as its kernel would be.
+    (rf"{_modules('vocabulary')}/embedding", P("model", "fsdp")),
+    # The codes of a quantised map, and the maxima of its blocks of inputs, are sharded like its kernel.
     (_COLUMNS + r"/(kernel|codes|absmax)", P("fsdp", "model")),
     (_ROWS + r"/(kernel|codes|absmax)", P("model", "fsdp")),
     (_COLUMNS + r"/channel_absmax", P("model")),
@@ -48,47 +59,38 @@ ACTIVATIONS: dict[str, P] = {
     "heads": P(BATCH_AXES, "model", None, None),  # [batch, num_heads, length, d_kv]
     "cache": P(None, BATCH_AXES, "model", None, None),  # [layers, batch, num_heads, length, d_kv]
     "logits": P(BATCH_AXES, None, "model"),  # [batch, length, vocab]
-    # One map's codes or magnitudes, as they are multiplied with: gathered where `fsdp` cuts them for storage.
+    # A quantised map's codes or maxima in a product, gathered from the devices over which `fsdp` shards their storage.
     "columns": P(None, "model"),  # [in, out]
     "rows": P("model", None),
 }
 
 
 def leaf_name(path: Sequence[Any]) -> str:
-    """Name of a leaf at a `jax.tree_util` path, wherever its tree hangs: `self_attention/q/lora_a`.
+    """The name of a leaf in the rules, such as `self_attention/q/lora_a`, from its `jax.tree_util` path.
 
-    Without what says nothing of its place in the network: stack, segment and what holds the tree.
+    The name leaves out the stack, the segment, and whatever contains the model's tree, such as an optimizer's state.
     """
     parts = [str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path]
     if "segments" in parts:
         parts = parts[parts.index("segments") + 2 :]
-    elif any(root in parts for root in _ROOTS):
+    elif any(part in _ROOTS for part in parts):
         parts = parts[next(i for i, part in enumerate(parts) if part in _ROOTS) :]
-    silent = ("adapter", "value", "encoder", "decoder")
-    return "/".join(part for part in parts if part not in silent)
+    return "/".join(part for part in parts if part not in _OMITTED)
 
 
-_ROOTS = (
-    "shared",
-    "encoder_input",
-    "encoder",
-    "decoder_input",
-    "positions",
-    "embedding_norm",
-    "decoder",
-    "lm_head",
-)
+_ROOTS = frozenset(name for family in families() for name in family.modules)
+_OMITTED = frozenset(("adapter", "value", *stack_names()))
 
 
 def spec_of(path: Sequence[Any], shape: Sequence[int]) -> P:
-    """The axes that cut each dimension of a leaf; scalars, such as an optimizer's step count, are whole everywhere.
+    """The mesh axes that shard each dimension of a leaf; scalars, such as an optimizer's step count, are replicated.
 
     Args:
-      path: of the leaf in its tree, as `jax.tree_util` has it.
-      shape: of the whole leaf, with its axis of layers where it is stacked.
+      path: the leaf's path in its tree, as `jax.tree_util` has it.
+      shape: the leaf's global shape, including the `layers` axis if it is stacked.
 
     Raises:
-      LookupError: no rule matches. Every leaf has to have one: what nobody thought of must not be whole in silence.
+      LookupError: no rule matches. Leaves without a rule are an error so that none is replicated by oversight.
     """
     if any(getattr(part, "name", None) == BY_PART for part in path):
         whole = spec_of([part for part in path if getattr(part, "name", None) != BY_PART], shape[1:])
@@ -96,7 +98,7 @@ def spec_of(path: Sequence[Any], shape: Sequence[int]) -> P:
     if not shape:
         return P()
     name = leaf_name(path)
-    spec = _spec_of_weight(name)  # a spec that cuts nothing is false
+    spec = _spec_of_weight(name)  # compared with None, since an empty spec is falsy
     spec = _spec_of_leaf(name) if spec is None else spec
     if spec is not None:
         return P(None, *spec) if is_stacked(tuple(path)) else spec
@@ -108,13 +110,13 @@ def _spec_of_weight(name: str) -> P | None:
 
 
 def _spec_of_leaf(name: str) -> P | None:
-    """How a leaf of a method is cut over devices: along the axis `model` where its site's weight is."""
+    """The spec of a PEFT method's leaf: sharded along `model` where the weight of its site is."""
     site, _, leaf = name.rpartition("/")
     axes = leaf_axes().get(leaf)
     if axes is None:
         return None
     weight = _spec_of_weight(f"{site}/kernel")
-    weight = _spec_of_weight(f"{site}/k/kernel") if weight is None else weight  # of an attention, what makes its keys
+    weight = _spec_of_weight(f"{site}/k/kernel") if weight is None else weight  # of an attention, that of its keys
     weight = tuple(weight or (None, None))
     cut = {"in": weight[0], "out": weight[-1], None: None}
     spec = [axis if (axis := cut[dimension]) == "model" else None for dimension in axes]

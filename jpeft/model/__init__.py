@@ -1,1 +1,1 @@
-"""Networks of two families (T5, decoder-only), generation, checkpoints, tokenizers. Knows no PEFT method, no task."""
+"""Networks (T5 and decoder-only models), generation, checkpoints and tokenizers, without knowledge of PEFT or tasks."""

@@ -1,4 +1,4 @@
-"""Networks with shapes in the place of weights: to be counted, planned for, or filled from files."""
+"""Networks whose weights are shapes only, for counting parameters, planning memory and loading from files."""
 
 import functools
 from typing import Any, TypeVar
@@ -10,17 +10,19 @@ Network = TypeVar("Network", bound=nnx.Module)
 
 
 def abstract(network: type[Network], config: Any, *, dtype: Any = jnp.float32) -> Network:
-    """A network of that class and config whose weights are `jax.ShapeDtypeStruct`: nothing is allocated.
+    """Build a network whose weights are `jax.ShapeDtypeStruct`, without allocating memory.
 
-    Each call returns one of its own. To find the shapes JAX traces the network's construction, a tenth of a second for
-    any size; that is done once for each config.
+    JAX finds the shapes by tracing the constructor, which takes about 0.1 s at any size. The trace is cached by class,
+    config and dtype; every call returns a new network.
 
     Args:
-      dtype: that it computes in.
+      network: the network's class, called as `network(config, dtype=..., rngs=...)`.
+      config: the network's config.
+      dtype: the dtype that the network computes in.
     """
-    return nnx.merge(*_shapes_of(network, config, dtype), copy=True)
+    return nnx.merge(*_traced_shapes(network, config, dtype), copy=True)
 
 
 @functools.lru_cache(maxsize=16)
-def _shapes_of(network: type[nnx.Module], config: Any, dtype: Any) -> tuple[nnx.GraphDef, nnx.State]:
+def _traced_shapes(network: type[nnx.Module], config: Any, dtype: Any) -> tuple[nnx.GraphDef, nnx.State]:
     return nnx.split(nnx.eval_shape(lambda: network(config, dtype=dtype, rngs=nnx.Rngs(0))))  # pyright: ignore[reportCallIssue]

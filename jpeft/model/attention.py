@@ -1,35 +1,39 @@
-"""Attention's heart: values mixed by how well queries and keys agree. Nothing as large as all the scores is kept.
+"""Softmax attention that recomputes its scores in the backward pass, and attention over a key-value cache.
 
-A score for each query and each key is the largest thing that a step of long rows makes. The backward pass makes them
-anew from queries and keys, as Dao et al. (2022) do; two numbers a query are kept of them, the largest and the sum that
-the softmax divides by.
+For long rows, the scores `[batch, num_heads, q_len, kv_len]` are the largest array of a training step. Between the
+forward and the backward pass only the inputs, the output and two float32 numbers per query are saved: its largest score
+and the softmax denominator. The backward pass recomputes the scores and the attention weights from them, as Dao et al.
+(2022, FlashAttention) do. There is no tiling, unlike in FlashAttention: each pass computes the whole score array of one
+attention at once, so the peak memory of a single attention is not reduced; what is saved is keeping that array for
+every layer.
 
-While answers are written one query of each row attends to keys and values that are kept, in parts (`CachedParts`).
+During generation, one query per row attends to a cache that consists of several parts (`CachedParts`).
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import CustomVJPPrimal
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jpeft.model.layers import MASKED, dropout
 from jpeft.model.placement import placed
 
-# What is added to scores, in parts: each `[batch, heads, queries, keys]`, of which any but the keys may be 1.
+# Additive biases of the scores, each `[batch, num_heads, q_len, kv_len]`; every axis but the last may have size 1.
 ScoreBias = tuple[Float[Array, "_ _ _ _"], ...]
 
 
 class Before(NamedTuple):
-    """Keys and values that stand before those of the text, which every query sees: a prefix (Li & Liang 2021).
+    """Keys and values that are prepended to those of the text and visible to every query (prefixes, Li & Liang 2021).
 
     Attributes:
-      keys, values: float32 `[rows, before, width]`, heads side by side as the maps to keys and values make them; `rows`
-        is 1 where all rows have the same.
-      shown: `[rows, before]`, those that are seen; None for all.
+      keys, values: float32 `[rows, prefix_length, width]` with heads concatenated, as the key and value projections
+        return them; `rows` is 1 if all rows of the batch share one prefix.
+      shown: bool `[rows, prefix_length]`, True where a prefix position is visible; None if all are.
     """
 
     keys: Array
@@ -37,8 +41,37 @@ class Before(NamedTuple):
     shown: Array | None
 
 
+class PrefixAdapter(Protocol):
+    """What a PEFT method attaches to an attention, as its `adapter`, if it calls it with a prefix (`before`)."""
+
+    def num_before(self) -> tuple[int, Any]:
+        """The number of key positions that the prefix takes, and how many of them are visible, as `prefix_length`."""
+        ...
+
+
+def prefix_length(attentions: Iterable[Any]) -> tuple[int, Int[Array, "batch 1"] | int]:
+    """The length of the prefixes that are attached to attentions.
+
+    Args:
+      attentions: the modules, of which any, all or none may have a `PrefixAdapter`.
+
+    Returns:
+      The number of key positions of the longest prefix, and the number of visible ones: an int if it is the same for
+      all rows of a batch, else one number per row. Both are 0 without a prefix.
+    """
+    room, number = 0, 0
+    for attention in attentions:
+        adapter: Any = getattr(attention, "adapter", None)
+        if hasattr(adapter, "num_before"):
+            here, counted = adapter.num_before()
+            # A row's prefix may be attached to some of the layers only, and another row's to others.
+            plain = isinstance(number, int) and isinstance(counted, int)
+            room, number = max(room, here), max(number, counted) if plain else jnp.maximum(number, counted)
+    return room, number
+
+
 class KeysValues(NamedTuple):
-    """Keys and values of whole texts, each `[batch, kv_heads, length, d_kv]`."""
+    """Keys and values of whole sequences, each `[batch, kv_heads, length, d_kv]`."""
 
     keys: Array
     values: Array
@@ -48,16 +81,17 @@ class KeysValues(NamedTuple):
         return self.values.shape[2]
 
     def cached(self) -> "Cached":
-        """The same, for queries that come one by one."""
+        """The same keys and values in the cache's layout, for queries that come one at a time."""
         return Cached(jnp.swapaxes(self.keys, -1, -2), self.values)
 
-    def behind(
+    def prepend(
         self, keys: Float[Array, "rows kv_heads before d_kv"], values: Float[Array, "rows kv_heads before d_kv"]
     ) -> "KeysValues":
-        """These with others before them, of one row where all rows have the same.
+        """Return a copy with further keys and values before these.
 
         Args:
-          keys, values: float32, in which a batch's gradients of what its rows share are summed.
+          keys, values: what to prepend, in float32 so that gradients of shared rows are summed over the batch in
+            float32; `rows` is the batch size, or 1 to share one prefix among all rows.
         """
 
         def joined(first: Array, then: Array) -> Array:
@@ -66,7 +100,7 @@ class KeysValues(NamedTuple):
 
         return KeysValues(joined(keys, self.keys), joined(values, self.values))
 
-    def mixed_by(
+    def attend(
         self,
         q: Float[Array, "batch num_heads q_len d_kv"],
         bias: ScoreBias,
@@ -75,15 +109,15 @@ class KeysValues(NamedTuple):
         dropout_rate: float = 0.0,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch num_heads q_len d_kv"]:
-        """What queries make of the values (`attend`)."""
+        """Attend to these keys and values; arguments as of the function `attend`."""
         return attend(q, self.keys, self.values, bias, scale=scale, dropout_rate=dropout_rate, key=key)
 
 
 class Cached(NamedTuple):
-    """Keys and values that are kept while answers are written.
+    """A key-value cache for generation.
 
     Attributes:
-      keys: `[rows, kv_heads, d_kv, length]`: the product of one query with them reads memory in its order.
+      keys: `[rows, kv_heads, d_kv, length]`, transposed so that the product with a single query reads memory in order.
       values: `[rows, kv_heads, length, d_kv]`.
     """
 
@@ -91,15 +125,15 @@ class Cached(NamedTuple):
     values: Array
 
     def whole(self) -> KeysValues:
-        """The same in the order of texts that are read at once."""
+        """The same keys and values in the layout for whole sequences."""
         return KeysValues(jnp.swapaxes(self.keys, -1, -2), self.values)
 
 
 class CachedParts(NamedTuple):
-    """Caches one behind the other, as what one query of each row attends to: the parts are not made into one array.
+    """Several caches that one query per row attends to as if they were concatenated, without copying them.
 
-    A part may have fewer rows than there are queries; each of them serves as many neighbours: the beams of a prompt, or
-    all rows where they share a prefix.
+    A part may have fewer rows than there are queries. Each of its rows then serves an equal number of neighbouring
+    queries, such as the beams of one prompt, or all rows if they share a prefix.
     """
 
     parts: tuple[Cached, ...]
@@ -108,14 +142,14 @@ class CachedParts(NamedTuple):
     def length(self) -> int:
         return sum(part.values.shape[2] for part in self.parts)
 
-    def behind(
+    def prepend(
         self, keys: Float[Array, "rows kv_heads before d_kv"], values: Float[Array, "rows kv_heads before d_kv"]
     ) -> "CachedParts":
-        """These with others before them, of one row where all rows have the same."""
+        """Return a copy with a further part before these; `rows` is 1 if all rows share it."""
         dtype = self.parts[0].values.dtype
         return CachedParts((KeysValues(keys.astype(dtype), values.astype(dtype)).cached(), *self.parts))
 
-    def mixed_by(
+    def attend(
         self,
         q: Float[Array, "batch num_heads 1 d_kv"],
         bias: ScoreBias,
@@ -124,44 +158,48 @@ class CachedParts(NamedTuple):
         dropout_rate: float = 0.0,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch num_heads 1 d_kv"]:
-        """What one query of each row makes of the values, as `attend` says; nothing is dropped."""
-        assert dropout_rate == 0.0 or key is None, "nothing is dropped while answers are written"
-        of_parts = []
+        """Attend with one query per row; arguments as of the function `attend`, but without dropout."""
+        assert dropout_rate == 0.0 or key is None, "generation uses no dropout"
+        part_scores = []
         for keys, values in self.parts:
-            folded = _by_keys(q, *values.shape[:2])
+            folded = _group_queries(q, *values.shape[:2])
             scores = jnp.einsum("bhqd,bhdk->bhqk", folded, keys, preferred_element_type=jnp.float32)
-            of_parts.append(_by_queries(scores, *q.shape[:2]))
-        scores = jnp.concatenate(of_parts, axis=-1)
+            part_scores.append(_ungroup_queries(scores, *q.shape[:2]))
+        scores = jnp.concatenate(part_scores, axis=-1)
         scores = sum(bias, scores if scale == 1.0 else scores * scale)
         weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
         total = jnp.sum(weights, axis=-1, keepdims=True)
         mixed, start = jnp.zeros(q.shape, jnp.float32), 0
         for _, values in self.parts:
             stop = start + values.shape[2]
-            folded = _by_keys(weights[..., start:stop].astype(q.dtype), *values.shape[:2])
+            folded = _group_queries(weights[..., start:stop].astype(q.dtype), *values.shape[:2])
             part = jnp.einsum("bhqk,bhkd->bhqd", folded, values, preferred_element_type=jnp.float32)
-            mixed, start = mixed + _by_queries(part, *q.shape[:2]), stop
+            mixed, start = mixed + _ungroup_queries(part, *q.shape[:2]), stop
         return (mixed / total).astype(q.dtype)
 
 
-def _by_keys(x: Array, rows: int, kv_heads: int) -> Float[Array, "{rows} {kv_heads} queries width"]:
-    """Of one query a row, `[batch, num_heads, 1, width]`: those that meet the same keys, behind one another."""
+def _group_queries(x: Array, rows: int, kv_heads: int) -> Float[Array, "{rows} {kv_heads} queries width"]:
+    """Group single queries `[batch, num_heads, 1, width]` by the cache row and key head that they attend to."""
     batch, heads, _, width = x.shape
     x = x.reshape(rows, batch // rows, kv_heads, heads // kv_heads, width)
     return x.swapaxes(1, 2).reshape(rows, kv_heads, -1, width)
 
 
-def _by_queries(x: Array, batch: int, heads: int) -> Float[Array, "{batch} {heads} 1 width"]:
-    """The way back from `_by_keys`."""
+def _ungroup_queries(x: Array, batch: int, heads: int) -> Float[Array, "{batch} {heads} 1 width"]:
+    """The inverse of `_group_queries`."""
     rows, kv_heads, _, width = x.shape
     x = x.reshape(rows, kv_heads, batch // rows, heads // kv_heads, width)
     return x.swapaxes(1, 2).reshape(batch, heads, 1, width)
 
 
-def with_room(bias: ScoreBias, before: int, shown: Bool[Array, "rows before"] | None, length: int) -> ScoreBias:
-    """Biases of scores of `length` keys, where as many as `before` stand before these: which no part hides but `shown`.
+def prefix_bias(bias: ScoreBias, before: int, shown: Bool[Array, "rows before"] | None, length: int) -> ScoreBias:
+    """Extend the biases of `length` keys to a prefix before them, which has no positions of its own.
 
-    No position tells them apart.
+    Args:
+      bias: the biases of the text's keys; the prefix gets zeros.
+      before: the number of prefix positions.
+      shown: True where a prefix position is visible; None if all are.
+      length: the number of the text's keys.
     """
     longer = tuple(jnp.pad(part, ((0, 0), (0, 0), (0, 0), (before, 0))) for part in bias)
     if shown is None:
@@ -170,7 +208,8 @@ def with_room(bias: ScoreBias, before: int, shown: Bool[Array, "rows before"] | 
     return (*longer, jnp.pad(hidden, ((0, 0), (0, 0), (0, 0), (0, length))))
 
 
-MIXED = "mixed"  # by this name `jax.checkpoint` knows what took scores to make
+# The name under which checkpoint policies save the output and the softmax statistics, which take the scores to compute.
+MIXED = "mixed"
 
 
 def attend(
@@ -183,22 +222,25 @@ def attend(
     dropout_rate: float = 0.0,
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch num_heads q_len d_kv"]:
-    """The mean of the values, weighted by the softmax of `scale * (q @ k) + bias` over the keys.
+    """Compute `softmax(scale * (q @ k) + bias) @ v`, recomputing the scores in the backward pass.
 
-    Scores and their sums are float32, as results of their products; what comes out has q's dtype.
+    Scores and softmax are float32; the output has q's dtype.
 
     Args:
-      k, v: of as many heads as q, or of fewer, each for as many neighbouring heads of q.
-      bias: parts that are added up, each of its own size: a position's bias `[1, num_heads, q_len, kv_len]` and a mask
-        `[batch, 1, 1, kv_len]` need not be made into one array of all four sizes.
-      dropout_rate: share of the weights that are zeroed after the softmax.
-      key: draws the dropout of weights; None is without.
+      q: the queries.
+      k, v: keys and values with as many heads as q, or with fewer, each of which serves an equal number of neighbouring
+        heads of q.
+      bias: terms that are added to the scores, each of its own shape: a position bias `[1, num_heads, q_len, kv_len]`
+        and a mask `[batch, 1, 1, kv_len]` need not be expanded to one array of all four sizes.
+      scale: the factor of `q @ k`.
+      dropout_rate: the share of the attention weights that is zeroed after the softmax.
+      key: the random key for dropout; None disables it.
     """
     return _attend(q, k, v, bias, key, scale, dropout_rate)
 
 
 def _scores(q: Array, k: Array, bias: ScoreBias, scale: float) -> Float[Array, "batch num_heads q_len kv_len"]:
-    folded = q.reshape(*k.shape[:2], -1, q.shape[-1])  # the heads that share a key behind one another
+    folded = q.reshape(*k.shape[:2], -1, q.shape[-1])  # heads that share a key head are concatenated along q_len
     scores = jnp.einsum("bhqd,bhkd->bhqk", folded, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(*q.shape[:3], -1)
     return sum(bias, scores if scale == 1.0 else scores * scale)
@@ -211,18 +253,18 @@ def _mixed(weights: Array, v: Array) -> Float[Array, "batch num_heads q_len d_kv
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _attend(q: Array, k: Array, v: Array, bias: ScoreBias, key: Any, scale: float, rate: float) -> Array:
-    return _attend_and_keep(q, k, v, bias, key, scale, rate)[0]
+    return _attend_with_statistics(q, k, v, bias, key, scale, rate)[0]
 
 
-def _attend_and_keep(
+def _attend_with_statistics(
     q: Array, k: Array, v: Array, bias: ScoreBias, key: Any, scale: float, rate: float
 ) -> tuple[Array, Array, Array]:
-    """What is mixed, and of each query the largest score and the sum of the exponentials below it."""
+    """The output, and for each query its largest score and the sum of `exp(score - largest)`."""
     scores = _scores(q, k, bias, scale)
     largest = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    # The division waits for the product with v: on `[q_len, d_kv]` values, not on `[q_len, kv_len]`.
+    # Dividing after the product with v takes `[q_len, d_kv]` divisions instead of `[q_len, kv_len]`.
     mixed = _mixed(dropout(weights.astype(q.dtype), rate, key), v) / total.astype(q.dtype)
     return mixed, largest, total
 
@@ -236,37 +278,41 @@ def _forward(
     scale: float,
     rate: float,
 ) -> tuple[Array, tuple[Any, ...]]:
-    given = (q.value, k.value, v.value, tuple(part.value for part in bias), None if key is None else key.value)
-    mixed, largest, total = _attend_and_keep(*given, scale, rate)
-    # By its size, which is known when it is traced: of biases whose gradients are asked for it is 1.
-    asked = tuple(jnp.zeros(int(part.perturbed)) for part in bias)
-    kept = tuple(checkpoint_name(part, MIXED) for part in (mixed, largest, total))
-    return kept[0], (*given, *kept, asked)
+    inputs = (q.value, k.value, v.value, tuple(part.value for part in bias), None if key is None else key.value)
+    mixed, largest, total = _attend_with_statistics(*inputs, scale, rate)
+    # Residuals have to be arrays. The size of each of these, static under tracing, is 1 if its bias needs a gradient.
+    bias_needs_grad = tuple(jnp.zeros(int(part.perturbed)) for part in bias)
+    saved = tuple(checkpoint_name(part, MIXED) for part in (mixed, largest, total))
+    return saved[0], (*inputs, *saved, bias_needs_grad)
 
 
-def _backward(scale: float, rate: float, kept: tuple[Any, ...], by: Array) -> tuple[Any, ...]:
-    q, k, v, bias, key, mixed, largest, total, asked = kept
+def _backward(scale: float, rate: float, residuals: tuple[Any, ...], grad: Array) -> tuple[Any, ...]:
+    q, k, v, bias, key, mixed, largest, total, bias_needs_grad = residuals
     weights = jnp.exp(_scores(q, k, bias, scale) - largest) / total
     dropped = dropout(weights.astype(q.dtype), rate, key)
-    folded = by.reshape(*k.shape[:2], -1, by.shape[-1])
-    of_v = jnp.einsum("bhqk,bhqd->bhkd", dropped.reshape(*k.shape[:2], -1, k.shape[2]), folded)
-    of_weights = jnp.einsum("bhqd,bhkd->bhqk", folded, v, preferred_element_type=jnp.float32).reshape(weights.shape)
-    of_weights = dropout(of_weights, rate, key)
-    along = jnp.sum(by.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)
-    of_scores = weights * (of_weights - along)
-    narrow = (of_scores if scale == 1.0 else of_scores * scale).astype(q.dtype)
-    of_q = _mixed(narrow, k)
-    of_k = jnp.einsum(
+    folded = grad.reshape(*k.shape[:2], -1, grad.shape[-1])
+    grad_v = jnp.einsum("bhqk,bhqd->bhkd", dropped.reshape(*k.shape[:2], -1, k.shape[2]), folded)
+    grad_weights = jnp.einsum("bhqd,bhkd->bhqk", folded, v, preferred_element_type=jnp.float32).reshape(weights.shape)
+    grad_weights = dropout(grad_weights, rate, key)
+    # The softmax's gradient needs `sum(weights * grad_weights)` of each query, which is `grad . output`.
+    row_sums = jnp.sum(grad.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)
+    grad_scores = weights * (grad_weights - row_sums)
+    narrow = (grad_scores if scale == 1.0 else grad_scores * scale).astype(q.dtype)
+    grad_q = _mixed(narrow, k)
+    grad_k = jnp.einsum(
         "bhqk,bhqd->bhkd",
         narrow.reshape(*k.shape[:2], -1, k.shape[2]),
         q.reshape(*k.shape[:2], -1, q.shape[-1]),
     )
-    of_bias = tuple(_summed(of_scores, part.shape) if it.size else None for it, part in zip(asked, bias, strict=True))
-    return of_q, of_k, of_v, of_bias, None
+    grad_bias = tuple(
+        _sum_to_shape(grad_scores, part.shape) if needed.size else None
+        for needed, part in zip(bias_needs_grad, bias, strict=True)
+    )
+    return grad_q, grad_k, grad_v, grad_bias, None
 
 
-def _summed(x: Array, shape: tuple[int, ...]) -> Array:
-    """The sum of x over the axes along which an array of `shape` was repeated."""
+def _sum_to_shape(x: Array, shape: tuple[int, ...]) -> Array:
+    """Sum x over the axes along which an array of `shape` was broadcast."""
     axes = tuple(axis for axis, (size, own) in enumerate(zip(x.shape, shape, strict=True)) if own != size)
     return jnp.sum(x, axis=axes, keepdims=True)
 

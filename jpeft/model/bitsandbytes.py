@@ -1,12 +1,14 @@
-"""Maps in 8 and 4 bits as bitsandbytes has them in safetensors, and as jpeft saves its own.
+"""Reads and writes linear maps in bitsandbytes' 8-bit and 4-bit safetensors layout, in which jpeft saves its own, too.
 
-8 bits: `weight` int8 `[out, in]` and `SCB` float32 `[out]`, the largest magnitude of each output. 4 bits: `weight`
-uint8, two numbers a byte, the first in the upper half, by rows of `[out, in]`; `weight.absmax` of each 64 of them;
-`weight.quant_map`, the sixteen values; `weight.quant_state.bitsandbytes__nf4`, the sizes as JSON in bytes. Where
-magnitudes are quantised themselves, `absmax` is uint8, with `weight.nested_absmax` and `weight.nested_quant_map`. The
-bytes of `weight` may stand there as numbers of two or four (`quant_storage`, for sharding that wants one dtype).
+8 bits: `weight` int8 `[out, in]`, and `SCB` float32 `[out]`, the absolute maximum of each output row.
 
-A file may be a stranger's: names, shapes and sizes are held against each other before room is made.
+4 bits: `weight` uint8 with two codes a byte, the first in the upper half, in the row-major order of `[out, in]`;
+`weight.absmax`, the absolute maximum of each block of 64 weights; `weight.quant_map`, the sixteen values;
+`weight.quant_state.bitsandbytes__nf4`, the sizes as JSON in bytes. With double quantisation `absmax` is uint8, beside
+`weight.nested_absmax` and `weight.nested_quant_map`. The bytes of `weight` may be stored as 16-bit or 32-bit numbers
+(`quant_storage`, for sharding that wants a single dtype).
+
+Files are untrusted: names, shapes and sizes are checked against each other before memory is allocated.
 """
 
 import dataclasses
@@ -31,11 +33,13 @@ _BESIDE_NF4 = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
 @dataclasses.dataclass(frozen=True)
 class PackedMap:
-    """A map of a file in few bits.
+    """A quantised linear map of a file.
 
     Attributes:
+      kind: `int8` or `nf4`.
       shape: `(out, in)`.
-      mean: of its magnitudes, where these are in 8 bits.
+      double: whether the block maxima are quantised, too (double quantisation).
+      mean: the mean of the block maxima, with double quantisation.
     """
 
     kind: str
@@ -45,12 +49,20 @@ class PackedMap:
 
 
 class Packed:
-    """What a file of safetensors holds in few bits.
+    """The quantised linear maps of a safetensors checkpoint.
 
     Args:
-      names: of all tensors.
-      shape, read: of a tensor by name, of any dtype.
-      source: what messages call the file.
+      names: the names of all tensors of the checkpoint.
+      shape, read: functions from a tensor's name to its shape and to its values, of any dtype.
+      source: the file's name in error messages.
+
+    Attributes:
+      maps: the quantised maps by the name of their `weight` tensor.
+      beside: the names of the tensors that hold their scales and sizes, which are no weights.
+
+    Raises:
+      UserError: a map is quantised in a way that is not supported.
+      RunFailed: the tensors of a map do not fit together.
     """
 
     def __init__(
@@ -71,13 +83,13 @@ class Packed:
             elif f".{_STATE}" in name:
                 module, _, kind = name.partition(f".{_STATE}")
                 if kind != "nf4":
-                    raise UserError(f"{source}: {module[:100]} is in {kind[:20]}; of 4 bits nf4 is read.")
+                    raise UserError(f"{source}: {module[:100]} is in {kind[:20]}; of the 4-bit formats nf4 is read.")
                 self.beside |= {name, *(f"{module}.weight.{part}" for part in _BESIDE_NF4)} & names
                 self.maps[self._weight(module, names)] = self._nf4(module, names)
 
     def _weight(self, module: str, names: set[str]) -> str:
         if f"{module}.weight" not in names:
-            raise self._damaged(f"{module[:100]} has magnitudes and no weight")
+            raise self._damaged(f"{module[:100]} has scales but no weight")
         return f"{module}.weight"
 
     def _damaged(self, what: str) -> RunFailed:
@@ -86,24 +98,24 @@ class Packed:
     def _int8(self, module: str, names: set[str]) -> PackedMap:
         shape = self._shape(self._weight(module, names))
         if len(shape) != 2 or 0 in shape or self._shape(f"{module}.{_SCALES}") not in ((shape[0],), (1, shape[0])):
-            raise self._damaged(f"{module[:100]} has not one magnitude for each output")
+            raise self._damaged(f"{module[:100]} does not have one scale for each output")
         if f"{module}.weight_format" in names and self._read(f"{module}.weight_format").any():
-            raise UserError(f"{self._source}: {module[:100]} is not stored by rows; save it again with bitsandbytes.")
+            raise UserError(f"{self._source}: {module[:100]} is not row-major; save it again with bitsandbytes.")
         return PackedMap("int8", (shape[0], shape[1]))
 
     def _nf4(self, module: str, names: set[str]) -> PackedMap:
         name = f"{module}.{_STATE}nf4"
         if math.prod(self._shape(name)) > _MOST_STATE_BYTES:
-            raise self._damaged(f"the sizes of {module[:100]} take {math.prod(self._shape(name)):,} bytes")
+            raise self._damaged(f"the quant_state of {module[:100]} has {math.prod(self._shape(name)):,} bytes")
         try:
             state = json.loads(self._read(name).astype(np.uint8).tobytes())
             d_out, d_in = state["shape"]
             kind, block = state["quant_type"], state["blocksize"]
             nested, mean = state.get("nested_blocksize"), state.get("nested_offset", 0.0)
         except (ValueError, TypeError, KeyError, RecursionError):
-            raise self._damaged(f"the sizes of {module[:100]} cannot be read") from None
+            raise self._damaged(f"the quant_state of {module[:100]} cannot be read") from None
         if not all(type(size) is int and 0 < size < 2**31 for size in (d_out, d_in)) or kind != "nf4":
-            raise self._damaged(f"the sizes of {module[:100]} are none")
+            raise self._damaged(f"the quant_state of {module[:100]} has no valid shape or quant_type")
         if block != BLOCK or nested not in (None, OUTER_BLOCK):
             raise UserError(
                 f"{self._source}: {module[:100]} has blocks of {str(block)[:20]} and {str(nested)[:20]}; "
@@ -111,8 +123,8 @@ class Packed:
             )
         if d_in % BLOCK:
             raise UserError(
-                f"{self._source}: blocks of {module[:100]} go over from one output to the next, since "
-                f"{d_in} inputs are no multiple of {BLOCK}; such files are not read."
+                f"{self._source}: blocks of {module[:100]} span two outputs, since its {d_in} inputs are no multiple "
+                f"of {BLOCK}; such files are not read."
             )
         double, blocks = nested is not None, d_out * d_in // BLOCK
         sizes = {"weight": d_out * d_in // 2, "weight.absmax": blocks, "weight.quant_map": len(NF4)}
@@ -121,16 +133,16 @@ class Packed:
         for part, size in sizes.items():
             allowed = {size, size // 2, size // 4} if part == "weight" else {size}
             if f"{module}.{part}" not in names or math.prod(self._shape(f"{module}.{part}")) not in allowed:
-                raise self._damaged(f"{module[:100]} lacks {part} of {size:,} numbers")
+                raise self._damaged(f"{module[:100]} lacks {part} with {size:,} numbers")
         for part, values in (("weight.quant_map", NF4), ("weight.nested_quant_map", DYNAMIC)):
             if part in sizes and not np.allclose(self._read(f"{module}.{part}").reshape(-1), values, atol=1e-6):
-                raise UserError(f"{self._source}: {module[:100]} has other values than nf4's ({part}).")
+                raise UserError(f"{self._source}: {module[:100]} has a {part} that is not nf4's; it is not read.")
         if type(mean) not in (int, float) or not abs(mean) <= _LARGEST:
-            raise self._damaged(f"the mean of {module[:100]}'s magnitudes is no number of float32's")
+            raise self._damaged(f"the nested_offset of {module[:100]} is no finite float32")
         return PackedMap("nf4", (d_out, d_in), double, float(mean))
 
     def leaves(self, name: str) -> dict[str, np.ndarray]:
-        """The leaves of the map called `name`, as `jpeft.model.quantized.Form.leaves` has them."""
+        """The leaves of the map called `name`, with the names, shapes and dtypes of `Form.leaves`."""
         held, module = self.maps[name], name.removesuffix(".weight")
         d_out, d_in = held.shape
         if held.kind == "int8":
@@ -150,12 +162,12 @@ class Packed:
         }
 
     def form(self, name: str, side: str = "in") -> Form:
-        """How the map called `name` is kept."""
+        """The quantised form of the map called `name`; `side` becomes `Form.tiled`."""
         held = self.maps[name]
         return Form(held.kind, held.shape[1], held.shape[0], side, held.double)
 
     def wide(self, name: str, part: Part) -> np.ndarray:
-        """A part of the map called `name`, `[out, in]`, float32."""
+        """Dequantise the slice `part` of the map called `name`, `[out, in]` float32."""
         return host_dequantized(self.form(name), self.leaves(name)).T[part]
 
     def _of(self, name: str, dtype: Any) -> np.ndarray:
@@ -165,30 +177,34 @@ class Packed:
         return value
 
     def _bytes(self, name: str, size: int) -> np.ndarray:
-        """A tensor's bytes, whatever numbers they are stored as."""
+        """A tensor's bytes as uint8, whatever dtype it is stored as."""
         value = self._read(name)
         if value.nbytes != size:
             raise self._damaged(f"{name[:100]} has {value.nbytes:,} bytes; expected {size:,}")
         return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
     def _magnitudes(self, name: str) -> np.ndarray:
-        """Magnitudes, float32."""
+        """The absolute maxima of rows or blocks, float32."""
         value = self._read(name)
         if value.dtype.kind != "f" or not ((0 <= value) & (value <= _LARGEST)).all():
-            raise self._damaged(f"{name[:100]} holds what is no magnitude")
+            raise self._damaged(f"{name[:100]} holds a negative, infinite or non-float scale")
         return value.astype(np.float32)
 
 
 def file_forms(
     model: nnx.Module, packed: Packed, stored_name: Callable[[str], tuple[str, int | None]], source: str
 ) -> dict[tuple[Any, ...], Form]:
-    """The form of each map that a file has in few bits, by the path of its module.
+    """The form of each quantised map of a file, by the path of its module in `model`.
 
     Args:
-      stored_name: of one of our weights: its name in the file, and which third it is of a fused map.
+      model: the model that the file is loaded into.
+      packed: the quantised maps of the file.
+      stored_name: from the name of one of our weights to its name in the file and, if the file has queries, keys and
+        values fused, which third of that map it is (else None).
+      source: the file's name in error messages.
 
     Raises:
-      UserError: a map is in few bits in some layers and not, or otherwise, in others.
+      UserError: a map is quantised differently in different layers, which are one stacked array here.
     """
     sides, forms = quantizable(model), {}
     for leaf in stacked_leaves(model, nnx.Param):
@@ -201,7 +217,7 @@ def file_forms(
             kinds.add(None if held is None else (held.kind, held.double and third is None))
         if len(kinds) > 1:
             raise UserError(
-                f"{source}: {leaf.names[0]} is kept otherwise than in other layers; they are one array here."
+                f"{source}: {leaf.names[0]} is not quantised as in the other layers, with which it is one array here."
             )
         (kind,) = kinds
         if kind is not None:
@@ -211,7 +227,7 @@ def file_forms(
 
 
 def packed_tensors(model: nnx.Module) -> dict[str, tuple[Form, dict[str, np.ndarray]]]:
-    """Form and leaves of every map in few bits, by the name of its module in one layer."""
+    """Form and leaves, on the host, of every quantised map, by its module's path within one layer."""
     forms = {}
     for path, module in nnx.iter_modules(model):
         if isinstance(module, QuantizedLinear):
@@ -227,21 +243,26 @@ def packed_tensors(model: nnx.Module) -> dict[str, tuple[Form, dict[str, np.ndar
 
 
 def to_file(name: str, form: Form, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A map's tensors by their names in a file, in which the map is called `name`, as bitsandbytes has them.
+    """Convert a quantised map to bitsandbytes' tensors, by their names in a file.
+
+    Args:
+      name: the name of the map's weight in the file, which ends in `.weight`.
+      form: the map's quantised form.
+      leaves: the map's leaves on the host.
 
     Raises:
-      UserError: its inputs are no whole blocks, which no file of bitsandbytes has apart.
+      UserError: as `refuse_split_blocks`.
     """
-    turned = lambda leaf: np.ascontiguousarray(leaves[leaf].T)
+    transposed = lambda leaf: np.ascontiguousarray(leaves[leaf].T)
     if form.kind == "int8":
         scales = f"{name.removesuffix('.weight')}.{_SCALES}"
-        return {name: turned("codes"), scales: np.array(leaves["channel_absmax"])}
+        return {name: transposed("codes"), scales: np.array(leaves["channel_absmax"])}
     refuse_split_blocks(name, form)
     state: dict[str, Any] = {"quant_type": "nf4", "blocksize": BLOCK, "dtype": "float32"}
     state |= {"shape": [form.d_out, form.d_in]}
     tensors = {
-        name: turned("codes").reshape(-1, 1),
-        f"{name}.absmax": turned("absmax").reshape(-1),
+        name: transposed("codes").reshape(-1, 1),
+        f"{name}.absmax": transposed("absmax").reshape(-1),
         f"{name}.quant_map": NF4.copy(),
     }
     if form.double:
@@ -254,17 +275,25 @@ def to_file(name: str, form: Form, leaves: Mapping[str, np.ndarray]) -> dict[str
 
 
 def refuse_split_blocks(name: str, form: Form) -> None:
-    """Raises `UserError`: a map's inputs are no whole blocks, which no file of bitsandbytes has apart.
+    """Raise `UserError` if an nf4 map's input width is no multiple of 64.
+
+    bitsandbytes splits the flattened map into blocks, so that a block would span two outputs, which jpeft's never do.
 
     Args:
-      name: that the map has in the file.
+      name: the map's name in the file, for the message.
+      form: the map's quantised form.
     """
     if form.kind == "nf4" and form.d_in % BLOCK:
         raise UserError(f"{name} has {form.d_in} inputs, no multiple of {BLOCK}; it cannot be saved as nf4: take int8.")
 
 
 def quantization_config(forms: list[Form], wide_modules: list[str]) -> dict[str, Any]:
-    """What `config.json` says of it to `transformers`, which opens such a directory where bitsandbytes is installed."""
+    """The `quantization_config` of `config.json`, by which `transformers` with bitsandbytes opens the directory.
+
+    Args:
+      forms: the forms of the quantised maps, all of one kind.
+      wide_modules: names of the modules that are not quantised (`llm_int8_skip_modules`).
+    """
     first, made = forms[0], {"quant_method": "bitsandbytes", "llm_int8_skip_modules": wide_modules}
     if first.kind == "int8":
         return {**made, "load_in_8bit": True, "load_in_4bit": False, "llm_int8_threshold": 0.0}

@@ -1,8 +1,9 @@
-"""How a prompt and its answer stand in a model's tokens: what comes before, between and behind them.
+"""Chat templates: the tokens before, between and after a prompt and its answer.
 
-An encoder-decoder reads the prompt with `</s>` and writes the answer with one. A decoder-only model has both in one
-text. If it was tuned to chat, its files hold a Jinja template of whole conversations, of which a prompt is the user's
-message and the answer the assistant's; otherwise the answer follows the prompt, and the model's end follows it.
+An encoder-decoder reads the prompt followed by `</s>` and writes the answer followed by `</s>`. A decoder-only model
+has both in one text. If it was tuned to chat, its files hold a Jinja template for whole conversations; the prompt then
+is the user's message and the answer the assistant's. Otherwise the answer directly follows the prompt, and the model's
+end-of-text token follows the answer.
 """
 
 import dataclasses
@@ -18,22 +19,23 @@ from jpeft.errors import UserError
 from jpeft.files import read_text
 from jpeft.words import clipped, one_line
 
-AUTO, NONE = "auto", "none"  # of `data.chat_template`, which is a file's name otherwise
-MOST_CHARACTERS = 100_000  # of a template; those of released models have some thousands
+AUTO, NONE = "auto", "none"  # values of `data.chat_template`; any other value is the path of a file
+MOST_CHARACTERS = 100_000  # in a template; released models' have a few thousand
 _MOST_WRITTEN = 1_000_000  # characters
 _SECONDS, _MEGABYTES = 5, 1024
-_QUESTION, _ANSWER = "Qx7question7xQ", "Ax7answer7xA"  # what no template writes itself
+_QUESTION, _ANSWER = "Qx7question7xQ", "Ax7answer7xA"  # placeholders that no template contains
 
 
 @dataclasses.dataclass(frozen=True)
 class Wording:
-    """What stands around a prompt and its answer, as texts and ids of special tokens.
+    """The texts and special-token ids around a prompt and its answer.
 
     Attributes:
-      before, after: of the prompt; what is `after` ends where the answer begins.
-      lead: text directly before an answer, a part of its first token.
-      end: id of the token that ends an answer.
-      chat_template: that says so, as text, or `none`; None for models that have no choice.
+      before: what precedes the prompt.
+      after: what stands between the prompt and the answer.
+      lead: text that is tokenised together with the beginning of the answer, such as a space.
+      end: the id of the token that ends an answer.
+      chat_template: the template that these were taken from, or `none`; None for an encoder-decoder, which has none.
     """
 
     before: tuple[str | int, ...] = ()
@@ -44,10 +46,14 @@ class Wording:
 
 
 def chat_template_of(choice: str, *, key: str = "data.chat_template") -> str:
-    """`auto`, `none`, or the text of the file that a choice names.
+    """Resolve the value of `data.chat_template`: `auto` and `none` as they are, a path to the file's text.
+
+    Args:
+      choice: the configured value.
+      key: the name of the config key or flag, for messages.
 
     Raises:
-      UserError: there is no such file, or it holds no template.
+      UserError: the file does not exist, or holds no template.
     """
     if choice in (AUTO, NONE):
         return choice
@@ -56,7 +62,7 @@ def chat_template_of(choice: str, *, key: str = "data.chat_template") -> str:
         raise UserError(f"{key} is {clipped(choice, 200)!r}; expected auto, none, or a file with a Jinja template.")
     text = read_text(path, most_bytes=4 * MOST_CHARACTERS)
     if not text.strip() or text.strip() in (AUTO, NONE):
-        raise UserError(f"{path} holds no Jinja template of a chat.")
+        raise UserError(f"{path} holds no Jinja chat template.")
     return text
 
 
@@ -70,38 +76,39 @@ def wording_of(
     spaced: bool,
     source: str,
 ) -> Wording:
-    """What a chat template puts around a user's message and the assistant's.
+    """Find what a chat template writes around the user's message and the assistant's answer.
 
     Args:
-      names: special tokens by role, `bos_token` and so on, which templates use.
+      template: the Jinja template.
+      names: special tokens by role (`bos_token` and so on), which are variables of the template.
       control: ids of special tokens by name.
-      end: id of the token with which the model stops.
-      pad: id of the token that fills rows up.
-      spaced: whether the tokenizer puts a space before texts by itself.
-      source: whose template it is, for messages.
+      end: the id of the token at which the model stops.
+      pad: the id of the padding token.
+      spaced: whether the tokenizer puts a space before a text by itself.
+      source: the template's origin, for messages.
 
     Raises:
-      UserError: it fails, does not write what it is given, ends an answer with a token at which the model goes on, or
-        ends a prompt with the one that fills rows up.
+      UserError: the template cannot be rendered, does not write each message exactly once, ends an answer with another
+        token than `end`, or ends the prompt with the padding token.
     """
     prompt, whole = _rendered(template, tuple(sorted(names.items())), source)
     if prompt.count(_QUESTION) != 1 or whole.count(_QUESTION) != 1 or whole.count(_ANSWER) != 1:
         raise UserError(f"{source}: the chat template does not write each message once; {_OTHERWISE}.")
     before, _, after = prompt.partition(_QUESTION)
-    told, _, rest = whole.partition(_ANSWER)
-    if not told.startswith(prompt):
-        raise UserError(f"{source}: the chat template begins an answer otherwise than it asks for one; {_OTHERWISE}.")
-    written = told[len(prompt) :]
-    # What a template writes before an answer, asked to begin one or not, is the prompt's and not the model's to write.
+    until_answer, _, rest = whole.partition(_ANSWER)
+    if not until_answer.startswith(prompt):
+        raise UserError(f"{source}: the chat template's generation prompt is not how its answers begin; {_OTHERWISE}.")
+    written = until_answer[len(prompt) :]
+    # Text that the template writes before every answer belongs to the prompt: the model need not generate it.
     own = written.rstrip(" ") if written.strip() else ""
     lead = written[len(own) :]
     if spaced and lead.startswith(" "):
         lead = lead[1:]
-    asks = _pieces(after + own, control)
-    if asks and asks[-1] == pad:
+    after_prompt = _pieces(after + own, control)
+    if after_prompt and after_prompt[-1] == pad:
         raise UserError(
-            f"{source}: the chat template asks for an answer by the token that fills rows up ({pad}), which would be "
-            f"taken for nothing at the end of a prompt; {_OTHERWISE}."
+            f"{source}: the chat template ends a prompt with the padding token ({pad}), which the model does not see "
+            f"there; {_OTHERWISE}."
         )
     pieces = _pieces(rest, control)
     ends = [piece for piece in pieces if isinstance(piece, int)]
@@ -113,14 +120,14 @@ def wording_of(
             f"{source}: the chat template ends answers with {one_line(name)} ({ends[0]}), and the model stops at "
             f"{end}; correct eos_token_id in its config.json, or {_OTHERWISE}."
         )
-    return Wording(_pieces(before, control), asks, lead, end, template)
+    return Wording(_pieces(before, control), after_prompt, lead, end, template)
 
 
 def end_of(template: str, *, names: Mapping[str, str], control: Mapping[str, int], source: str) -> int | None:
-    """Id of the token with which a chat template ends an answer; None where it has none. Arguments as of `wording_of`.
+    """The id of the special token with which a chat template ends an answer, or None; arguments as of `wording_of`.
 
     Raises:
-      UserError: it fails.
+      UserError: the template cannot be rendered.
     """
     _, whole = _rendered(template, tuple(sorted(names.items())), source)
     pieces = _pieces(whole.partition(_ANSWER)[2], control)
@@ -131,7 +138,7 @@ _OTHERWISE = "give another with data.chat_template=FILE, or take data.chat_templ
 
 
 def _pieces(text: str, control: Mapping[str, int]) -> tuple[str | int, ...]:
-    """A template's own text, cut at the names of special tokens, which become ids."""
+    """Split rendered text at the names of special tokens, and replace those by their ids."""
     if not text:
         return ()
     names = "|".join(map(re.escape, sorted(control, key=len, reverse=True)))
@@ -141,13 +148,13 @@ def _pieces(text: str, control: Mapping[str, int]) -> tuple[str | int, ...]:
 
 @functools.lru_cache(maxsize=16)
 def _rendered(template: str, names: tuple[tuple[str, str], ...], source: str) -> tuple[str, str]:
-    """The beginning of a chat up to where the answer begins, and the chat with it, with stand-ins for both texts."""
+    """Render a chat up to the generation prompt, and the same chat with its answer, both with placeholder messages."""
     if len(template) > MOST_CHARACTERS:
         raise UserError(f"{source}: the chat template has {len(template):,} characters; {MOST_CHARACTERS:,} at most.")
     user, assistant = {"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}
-    # A model that thinks aloud first unless it is told not to is told so: what is wanted is the answer.
+    # `enable_thinking` switches off the reasoning that some models write before the answer.
     common = {**dict(names), "tools": None, "documents": None, "enable_thinking": False}
-    asked = {
+    request = {
         "template": template,
         "names": common,
         "conversations": [
@@ -162,18 +169,18 @@ def _rendered(template: str, names: tuple[tuple[str, str], ...], source: str) ->
     try:
         done = subprocess.run(
             [sys.executable, "-P", str(program)],
-            input=json.dumps(asked),
+            input=json.dumps(request),
             capture_output=True,
             text=True,
             timeout=4 * _SECONDS,
         )
-        said = json.loads(done.stdout)
+        reply = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
-        said = {"error": "it takes too long"}
-    except ValueError:  # nothing was written: the limit ended it
-        said = {"error": "it takes too long, or too much memory"}
-    if "texts" not in said:
-        reason = clipped(str(said["error"]).partition("\n")[0], 200)
+        reply = {"error": "it takes too long"}
+    except ValueError:  # no output: the process was killed by its limits
+        reply = {"error": "it takes too long, or too much memory"}
+    if "texts" not in reply:
+        reason = clipped(str(reply["error"]).partition("\n")[0], 200)
         raise UserError(f"{source}: the chat template cannot be rendered ({reason}); {_OTHERWISE}.")
-    prompt, whole = said["texts"]
+    prompt, whole = reply["texts"]
     return prompt, whole

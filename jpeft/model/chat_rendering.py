@@ -1,7 +1,7 @@
-"""Renders a chat template in a process of its own: a program that `jpeft.model.chat` starts, not a module to import.
+"""Renders an untrusted chat template in a separate process: a script that `jpeft.model.chat` runs, not to be imported.
 
-A template is a stranger's program. Jinja's immutable sandbox keeps it from everything but its text; what it may still
-do is to count for hours or to fill the memory, against which only a process with limits of its own helps.
+Jinja's immutable sandbox keeps a template from reaching anything outside of it. It does not keep a template from
+looping for hours or filling the memory, so the process limits its own CPU time and memory.
 """
 
 import json
@@ -11,20 +11,20 @@ import sys
 def _limit(seconds: int, megabytes: int) -> None:
     try:
         import resource
-    except ImportError:  # not on Windows; whoever waits for this process gives up after a while
+    except ImportError:  # Windows has none; the parent process still has a timeout
         return
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_AS, (megabytes * 2**20, megabytes * 2**20))
 
 
 def _render(template: str, names: dict, conversations: list) -> list[str]:
-    # As transformers renders. `strftime_now` is left out: with today's date in it a prompt would be another tomorrow.
+    # The environment is that of transformers without `strftime_now`: prompts must not depend on today's date.
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks what a model writes; it is no text."""
+        """Accepts `{% generation %}` blocks, which mark the assistant's text, and renders their content unchanged."""
 
         tags = {"generation"}
 
@@ -45,17 +45,17 @@ def _render(template: str, names: dict, conversations: list) -> list[str]:
 
 
 def main() -> None:
-    """Reads what to render from standard input and writes the texts, or the reason why there are none, as JSON."""
-    asked = json.load(sys.stdin)
-    _limit(asked["seconds"], asked["megabytes"])
+    """Read a JSON request from standard input and write the rendered texts, or an error, as JSON."""
+    request = json.load(sys.stdin)
+    _limit(request["seconds"], request["megabytes"])
     try:
-        texts = _render(asked["template"], asked["names"], asked["conversations"])
-        said = {"texts": texts} if sum(map(len, texts)) <= asked["most"] else {"error": "it writes too much"}
+        texts = _render(request["template"], request["names"], request["conversations"])
+        reply = {"texts": texts} if sum(map(len, texts)) <= request["most"] else {"error": "it writes too much"}
     except MemoryError:
-        said = {"error": "it takes too much memory"}
-    except Exception as error:  # whatever a stranger's template raises is the reason that it cannot be used
-        said = {"error": f"{type(error).__name__}: {error}"}
-    json.dump(said, sys.stdout)
+        reply = {"error": "it takes too much memory"}
+    except Exception as error:  # an untrusted template may raise anything
+        reply = {"error": f"{type(error).__name__}: {error}"}
+    json.dump(reply, sys.stdout)
 
 
 if __name__ == "__main__":

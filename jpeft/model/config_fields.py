@@ -1,4 +1,4 @@
-"""What `config.json` of every family is read by: how large a field may be, activations by name, ends of texts."""
+"""Helpers to read `config.json` that all families share: limits of sizes, activation names, end-of-text tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from jpeft.errors import UserError
 from jpeft.words import shortened
 
-# Far above every released model; far below what a config may say to fill memory or to keep a counter busy for hours.
+# Far above every released model, and far below what an untrusted config would need to fill the memory.
 MOST_LAYERS = 512
 MOST_CONFIG_BYTES = 4 * 2**20
 MOST_ROWS = 2**24  # vocab_size
@@ -17,24 +17,28 @@ _OTHER_NAMES = {"gelu_fast": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu_
 
 
 def activation_called(name: str) -> str:
-    """The one of `ACTIVATIONS` that `transformers` means by a name; any other name as it is."""
+    """Map a `transformers` activation name to the one of `ACTIVATIONS`; an unknown name is returned as it is."""
     return _OTHER_NAMES.get(name, name)
 
 
 class Ends:
-    """The tokens at which generation stops, of a config that has them in these two fields."""
+    """Mix-in for configs: the tokens at which generation stops, from `eos_token_id` and `other_eos_token_ids`."""
 
     eos_token_id: int
     other_eos_token_ids: tuple[int, ...]
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """Ids of the tokens at which generation stops, the one that ends texts first."""
+        """Ids of all tokens at which generation stops; the first is the one that ends texts in training."""
         return (self.eos_token_id, *self.other_eos_token_ids)
 
 
 def several_ends(given: Any) -> dict[str, Any]:
-    """`eos_token_id` of a `config.json` as our fields have it where it is a list, else nothing; none is checked."""
+    """Split a list-valued `eos_token_id` of a `config.json` into our two fields, without checking the ids.
+
+    Returns:
+      `eos_token_id` (the first) and `other_eos_token_ids` (the rest, without duplicates); empty if `given` is no list.
+    """
     if not isinstance(given, list):
         return {}
     first, *others = given or [[]]
@@ -43,15 +47,15 @@ def several_ends(given: Any) -> dict[str, Any]:
 
 
 def check_ends(ends: Sequence[Any], vocab_size: int, source: str) -> None:
-    """Raises `UserError`: one of them is no id of the vocabulary."""
+    """Raise `UserError` if one of the end tokens is no id of the vocabulary."""
     for end in ends:
         if type(end) is not int or not 0 <= end < vocab_size:
             raise UserError(
                 f"{source}: eos_token_id is {short(end)}; expected an integer from 0 to {vocab_size - 1:,}, or a list "
-                "of such."
+                "of these."
             )
 
 
 def short(value: Any) -> str:
-    """What a field holds, for messages: a stranger's may be long."""
+    """A field's value for error messages, shortened to 40 characters."""
     return shortened(value, 40)

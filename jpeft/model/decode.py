@@ -1,6 +1,7 @@
-"""Generation with a key-value cache: greedy and beam search, each one compiled loop that ends when every row has.
+"""Generation with a key-value cache: greedy decoding and beam search.
 
-Both are pure functions of a model; the caller jits them once per input shape and `max_length`.
+Both are pure functions of a model, to be jitted by the caller once per input shape and `max_length`. Each is a single
+`jax.lax.while_loop` that ends as soon as every row of the batch has ended.
 """
 
 import dataclasses
@@ -14,17 +15,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jpeft.model.language_model import Cache, LanguageModel
 
-_IMPOSSIBLE = -1e9  # score of a hypothesis that must not be chosen
+_IMPOSSIBLE = -1e9  # the score of a hypothesis that must not be selected
 
 
 class Generated(NamedTuple):
-    """Generated tokens, and how sure the model is of them.
+    """Generated tokens and their mean log-probability.
 
     Attributes:
-      tokens: up to and with `</s>`, or any other of the model's ends, padding after it; the start token is not among
-        them.
-      log_prob: mean log-probability in nats of a row's tokens, `</s>` counted and padding not; an answer that is cut at
-        `max_length` has no `</s>` to count. Without meaning where the input is padding alone.
+      tokens: each row's tokens up to and including `</s>` or another of the model's end tokens, then padding; the start
+        token is not included.
+      log_prob: the mean log-probability of a row's tokens in nats, counting `</s>` (which an answer cut at `max_length`
+        does not have) but not padding. Meaningless for a row whose input is all padding.
     """
 
     tokens: Int[Array, "batch max_length"]
@@ -32,15 +33,15 @@ class Generated(NamedTuple):
 
 
 def likeliest(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
-    """The first index of each row's largest value, int32.
+    """Return the index of each row's largest value, int32; of equal ones the first.
 
-    As two plain reductions: XLA reduces pairs of value and index, which `argmax` is, one by one on a CPU, and a
-    vocabulary's took half as long as its matrix product.
+    Two plain reductions in place of `argmax`, which XLA does not vectorise on a CPU: over a vocabulary it took half as
+    long as the matrix product that makes the logits.
     """
     largest = jnp.max(logits, axis=-1, keepdims=True)
     vocab = logits.shape[-1]
     first = jnp.min(jnp.where(logits == largest, jnp.arange(vocab, dtype=jnp.int32), vocab), axis=-1)
-    return jnp.minimum(first, vocab - 1)  # where every logit is NaN none equals the largest
+    return jnp.minimum(first, vocab - 1)  # if all logits are NaN, none equals the largest
 
 
 def _is_end(tokens: Int[Array, "..."], ends: Sequence[int]) -> Bool[Array, "..."]:
@@ -48,16 +49,20 @@ def _is_end(tokens: Int[Array, "..."], ends: Sequence[int]) -> Bool[Array, "..."
 
 
 def greedy(model: LanguageModel, inputs: Int[Array, "batch length"], *, max_length: int) -> Generated:
-    """Greedy search: the most likely token at every step, until `</s>` or `max_length`, and its log-probability.
+    """Greedy decoding: take the most likely token at every step, until an end token or `max_length`.
 
-    A row of padding alone gets padding: it fills up a batch. Compiled for its tokens alone, it computes no
-    log-probabilities.
+    Rows whose input is all padding, which fill up a batch, generate only padding. If the caller uses only `tokens`, the
+    compiler removes the computation of log-probabilities.
+
+    Args:
+      model: the model to generate with.
+      inputs: token ids, padded.
+      max_length: the largest number of tokens to generate.
     """
     config = model.config
     decoder = model.begin(inputs, max_length)
     batch = inputs.shape[0]
     tokens = jnp.full((batch, max_length), config.pad_token_id, jnp.int32)
-    # A row of padding alone fills up a batch: nothing is to be generated for it.
     ended = jnp.all(inputs == config.pad_token_id, axis=1)
 
     def unfinished(carry):
@@ -82,7 +87,11 @@ def greedy(model: LanguageModel, inputs: Int[Array, "batch length"], *, max_leng
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class _Beams:
-    """State of beam search. Scores are sums of log-probabilities; a finished one is divided by length ** penalty."""
+    """State of beam search.
+
+    A running hypothesis' score is the sum of its tokens' log-probabilities; a finished one's is that sum divided by
+    `length ** length_penalty`. The finished ones are sorted, best first.
+    """
 
     position: Int[Array, ""]
     tokens: Int[Array, "batch beams max_length"]
@@ -94,9 +103,20 @@ class _Beams:
     caches: list[Cache]
 
 
-def _gather_beams(tree, beam: Int[Array, "batch new_beams"]):
-    """Selects beams along axis 1 of every `[batch, beams, ...]` leaf."""
-    return jax.tree.map(lambda x: jnp.take_along_axis(x, beam.reshape(beam.shape + (1,) * (x.ndim - 2)), axis=1), tree)
+class _Candidates(NamedTuple):
+    """The likeliest continuations of a row's beams by one token, best first.
+
+    Attributes:
+      tokens: each hypothesis with its new token.
+      scores: sums of log-probabilities.
+      beam: the index of the beam that a candidate continues.
+      ends: whether its new token is an end token, or the last that fits.
+    """
+
+    tokens: Int[Array, "batch candidates max_length"]
+    scores: Float[Array, "batch candidates"]
+    beam: Int[Array, "batch candidates"]
+    ends: Bool[Array, "batch candidates"]
 
 
 def beam_search(
@@ -107,73 +127,52 @@ def beam_search(
     num_beams: int,
     length_penalty: float = 1.0,
 ) -> Generated:
-    """The best of `num_beams` hypotheses by mean log-probability, as `transformers` searches with its default settings.
+    """Beam search as in `transformers` with its default settings (`early_stopping=False`).
 
-    A hypothesis' score is the sum of its tokens' log-probabilities over its length to the power of `length_penalty`.
-    A row stops when its best running hypothesis, at its present length, scores below its worst finished one
-    (`early_stopping=False`). A hypothesis that reaches `max_length` counts as finished. `log_prob` is the score that it
-    was chosen by: the mean where the penalty is 1.
+    A hypothesis is scored by the sum of its tokens' log-probabilities divided by `length ** length_penalty`. A row
+    stops when its best running hypothesis, scored at its present length, is worse than its worst finished one. A
+    hypothesis that reaches `max_length` counts as finished. The returned `log_prob` is that score, the mean
+    log-probability if the penalty is 1.
+
+    Args:
+      model: the model to generate with.
+      inputs: token ids, padded; rows of only padding generate only padding.
+      max_length: the largest number of tokens to generate.
+      num_beams: the number of hypotheses per row.
+      length_penalty: the exponent of the length; larger values favour longer answers.
     """
     config = model.config
     decoder = model.begin(inputs, max_length, num_beams)
     batch = inputs.shape[0]
-    tokens = jnp.full((batch, num_beams, max_length), config.pad_token_id, jnp.int32)
-    impossible = jnp.full((batch, num_beams), _IMPOSSIBLE)
-    num_candidates = (1 + len(config.ends)) * num_beams
+    num_candidates = (1 + len(config.ends)) * num_beams  # see `_candidates`
 
     def unfinished(state: _Beams):
         return (state.position < max_length) & jnp.any(state.can_improve)
 
     def step(state: _Beams) -> _Beams:
-        position = state.position
-        start = decoder.first.reshape(batch, num_beams)
-        before = jnp.take(state.tokens, jnp.maximum(position - 1, 0), axis=2)
-        last = jnp.where(position == 0, start, before)
-        logits, caches = decoder.step(last.reshape(-1), state.caches, position)
-        vocab = logits.shape[-1]
-
-        # As many candidates for each end as beams, and as many again: if every beam's best ones are ends, these remain.
-        log_probs = jax.nn.log_softmax(logits).reshape(batch, num_beams, vocab) + state.scores[:, :, None]
-        scores, flat = jax.lax.top_k(log_probs.reshape(batch, -1), num_candidates)
-        beam, new = flat // vocab, (flat % vocab).astype(jnp.int32)
-        candidates = _gather_beams(state.tokens, beam)
-        candidates = jax.lax.dynamic_update_slice_in_dim(candidates, new[:, :, None], position, axis=2)
-        ends = _is_end(new, config.ends) | (position + 1 == max_length)
-
-        running_scores, chosen = jax.lax.top_k(jnp.where(ends, scores + _IMPOSSIBLE, scores), num_beams)
-        running_tokens, running_beam = _gather_beams((candidates, beam), chosen)
-        rows = (jnp.arange(batch)[:, None] * num_beams + running_beam).reshape(-1)  # of the decoder's batch
-
-        among_best = jnp.arange(num_candidates) < num_beams
-        may_finish = ends & among_best[None] & state.can_improve[:, None]
-        length = (position + 1).astype(jnp.float32)
-        ended_scores = jnp.where(may_finish, scores / length**length_penalty, _IMPOSSIBLE)
-        pool = (
-            jnp.concatenate([state.finished_tokens, candidates], axis=1),
-            jnp.concatenate([state.is_finished, may_finish], axis=1),
-        )
-        finished_scores, best = jax.lax.top_k(jnp.concatenate([state.finished_scores, ended_scores], axis=1), num_beams)
-        finished_tokens, is_finished = _gather_beams(pool, best)
-
-        hopes = running_scores[:, 0] / length**length_penalty
-        worst = jnp.where(is_finished, jnp.min(finished_scores, axis=1, keepdims=True), _IMPOSSIBLE)
-        can_improve = state.can_improve & jnp.any(hopes[:, None] > worst, axis=1)
-        return _Beams(
-            position=position + 1,
-            tokens=running_tokens,
-            scores=running_scores,
-            finished_tokens=finished_tokens,
-            finished_scores=finished_scores,
-            is_finished=is_finished,
-            can_improve=can_improve,
+        before = jnp.take(state.tokens, jnp.maximum(state.position - 1, 0), axis=2)
+        last = jnp.where(state.position == 0, decoder.first.reshape(batch, num_beams), before)
+        logits, caches = decoder.step(last.reshape(-1), state.caches, state.position)
+        candidates = _candidates(state, logits, num_candidates, config.ends)
+        tokens, scores, beam = _select_running(candidates, num_beams)
+        state = _add_finished(state, candidates, length_penalty)
+        rows = (jnp.arange(batch)[:, None] * num_beams + beam).reshape(-1)  # of the decoder's batch
+        return dataclasses.replace(
+            state,
+            position=state.position + 1,
+            tokens=tokens,
+            scores=scores,
+            can_improve=_can_improve(state, scores, length_penalty),
             caches=[cache.reordered(rows) for cache in caches],
         )
 
+    padding = jnp.full((batch, num_beams, max_length), config.pad_token_id, jnp.int32)
+    impossible = jnp.full((batch, num_beams), _IMPOSSIBLE)
     state = _Beams(
         position=jnp.int32(0),
-        tokens=tokens,
+        tokens=padding,
         scores=impossible.at[:, 0].set(0.0),  # all beams start equal: only the first may branch
-        finished_tokens=tokens,
+        finished_tokens=padding,
         finished_scores=impossible,
         is_finished=jnp.zeros((batch, num_beams), bool),
         can_improve=~jnp.all(inputs == config.pad_token_id, axis=1),
@@ -181,3 +180,64 @@ def beam_search(
     )
     state = jax.lax.while_loop(unfinished, step, state)
     return Generated(state.finished_tokens[:, 0], state.finished_scores[:, 0])
+
+
+def _gather_beams(tree, beam: Int[Array, "batch new_beams"]):
+    """Select beams along axis 1 of every `[batch, beams, ...]` leaf."""
+    return jax.tree.map(lambda x: jnp.take_along_axis(x, beam.reshape(beam.shape + (1,) * (x.ndim - 2)), axis=1), tree)
+
+
+def _candidates(
+    state: _Beams, logits: Float[Array, "rows vocab"], num_candidates: int, ends: Sequence[int]
+) -> _Candidates:
+    """The best continuations of a row's beams.
+
+    With `num_beams` candidates for each end token and as many again, `num_beams` of them do not end.
+    """
+    batch, num_beams, max_length = state.tokens.shape
+    vocab = logits.shape[-1]
+    log_probs = jax.nn.log_softmax(logits).reshape(batch, num_beams, vocab) + state.scores[:, :, None]
+    scores, flat = jax.lax.top_k(log_probs.reshape(batch, -1), num_candidates)
+    beam, new = flat // vocab, (flat % vocab).astype(jnp.int32)
+    tokens = jax.lax.dynamic_update_slice_in_dim(
+        _gather_beams(state.tokens, beam), new[:, :, None], state.position, axis=2
+    )
+    return _Candidates(tokens, scores, beam, _is_end(new, ends) | (state.position + 1 == max_length))
+
+
+def _select_running(candidates: _Candidates, num_beams: int) -> tuple[Array, Array, Array]:
+    """Tokens, scores and previous beams of the best candidates that do not end."""
+    scores = jnp.where(candidates.ends, candidates.scores + _IMPOSSIBLE, candidates.scores)
+    scores, chosen = jax.lax.top_k(scores, num_beams)
+    tokens, beam = _gather_beams((candidates.tokens, candidates.beam), chosen)
+    return tokens, scores, beam
+
+
+def _add_finished(state: _Beams, candidates: _Candidates, length_penalty: float) -> _Beams:
+    """Keep the best of the finished hypotheses and of the candidates that end and are among the first `num_beams`."""
+    num_beams, num_candidates = state.scores.shape[1], candidates.scores.shape[1]
+    among_best = jnp.arange(num_candidates) < num_beams
+    may_finish = candidates.ends & among_best[None] & state.can_improve[:, None]
+    ended_scores = jnp.where(may_finish, _penalised(state, candidates.scores, length_penalty), _IMPOSSIBLE)
+    pool = (
+        jnp.concatenate([state.finished_tokens, candidates.tokens], axis=1),
+        jnp.concatenate([state.is_finished, may_finish], axis=1),
+    )
+    scores, best = jax.lax.top_k(jnp.concatenate([state.finished_scores, ended_scores], axis=1), num_beams)
+    tokens, is_finished = _gather_beams(pool, best)
+    return dataclasses.replace(state, finished_tokens=tokens, finished_scores=scores, is_finished=is_finished)
+
+
+def _can_improve(
+    state: _Beams, running_scores: Float[Array, "batch beams"], length_penalty: float
+) -> Bool[Array, " batch"]:
+    """Whether a row's best running hypothesis is better than its worst finished one, or fewer than all are finished."""
+    best_running = _penalised(state, running_scores[:, 0], length_penalty)
+    worst = jnp.min(state.finished_scores, axis=1, keepdims=True)
+    worst = jnp.where(state.is_finished, worst, _IMPOSSIBLE)
+    return state.can_improve & jnp.any(best_running[:, None] > worst, axis=1)
+
+
+def _penalised(state: _Beams, scores: Float[Array, "batch *beams"], length_penalty: float) -> Array:
+    """Scores of hypotheses with a token at the present position, divided by `length ** length_penalty`."""
+    return scores / (state.position + 1).astype(jnp.float32) ** length_penalty

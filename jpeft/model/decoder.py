@@ -1,17 +1,17 @@
-"""One decoder-only network: GPT-Neo, GPT-J, BLOOM, and Llama with its like (SmolLM2, Mistral, Qwen2, Qwen3).
+"""A single decoder-only network for GPT-Neo, GPT-J, BLOOM, Llama, SmolLM2, Mistral, Qwen2 and Qwen3.
 
-In what they differ is a row of `jpeft.model.decoder_config.CHOICES`. Blocks are stored and run as T5's are
-(`jpeft.model.stack`), and dtypes are the same: softmax, norms' statistics, scales, rotations by position and the
-product that makes logits are float32, the rest is in the dtype of the activations.
+Their differences are a row of `jpeft.model.decoder_config.CHOICES`. Blocks are stored and run as T5's are
+(`jpeft.model.stack`). Softmax, norm statistics, scales, rotary embeddings and logits are computed in float32,
+everything else in the dtype of the activations.
 
-A row of a batch stands in *slots*. A prompt ends where its answer begins, at the same slot in every row, so what is
-shorter has hidden slots before it; a token's position is how many shown ones stand before it in its row. Soft prompts
-come before all, and are shown or hidden slots like others.
+A *slot* is an index along a batch's length axis. Prompts are right-aligned: the answer begins at the same slot in every
+row, and shorter prompts have hidden slots (padding) before them. A token's *position* is the number of visible tokens
+before it in its row. A soft prompt takes the first slots, visible or hidden like any other.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jpeft.errors import UserError
-from jpeft.model.attention import Before, Cached, CachedParts, KeysValues, ScoreBias, with_room
+from jpeft.model.attention import Before, Cached, CachedParts, KeysValues, ScoreBias, prefix_bias, prefix_length
 from jpeft.model.decoder_config import DecoderConfig
 from jpeft.model.layers import (
     ACTIVATIONS,
@@ -35,37 +35,39 @@ from jpeft.model.layers import (
     split_key,
 )
 from jpeft.model.placement import placed
-from jpeft.model.stack import SegmentCache, Segments, num_stacked, only_layer, side_by_side
+from jpeft.model.stack import SegmentCache, Segments, concatenate_heads, num_stacked, only_layer
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Places:
-    """Where the tokens of a batch stand, and what each may see.
+    """The positions of a batch's tokens and its attention masks, as the blocks need them.
 
     Attributes:
-      rotations: cosines and sines of the angles by which queries and keys are rotated (Su et al. 2021, RoPE); None
-        where positions are no angles.
-      biases: added to scores in parts, each `[batch, heads, queries, keys]` where it is not 1.
-      near: the same of layers alone that see a few tokens back; None where no layer is told apart from others.
+      rotations: cosines and sines of the rotary embedding (Su et al. 2021, RoPE) for the new tokens; None for models
+        without one.
+      biases: additive biases of the scores, each `[batch, heads, queries, keys]` or 1 along an axis.
+      near: a further bias for the layers with a sliding window; None if all layers have the same biases.
     """
 
     rotations: tuple[Float[Array, "batch 1 queries half"], Float[Array, "batch 1 queries half"]] | None
     biases: tuple[Float[Array, "_ _ _ keys"], ...]
     near: Float[Array, "batch 1 queries keys"] | None
 
-    def of_layer(self, windowed: Bool[Array, ""]) -> tuple[Float[Array, "_ _ _ keys"], ...]:
-        """The biases of a layer that is one of those with a window, or is not."""
+    def layer_biases(self, windowed: Bool[Array, ""]) -> tuple[Float[Array, "_ _ _ keys"], ...]:
+        """The biases of one layer; `windowed` says whether it has a sliding window."""
         return self.biases if self.near is None else (*self.biases, jnp.where(windowed, self.near, 0.0))
 
 
-def norm_of(config: DecoderConfig, width: int) -> RMSNorm | LayerNorm:
-    """A new norm over `width` numbers, of the kind that the model has: an RMSNorm or a LayerNorm."""
+def make_norm(config: DecoderConfig, width: int) -> RMSNorm | LayerNorm:
+    """Create the model's kind of norm, an RMSNorm or a LayerNorm, over `width` features."""
     return (RMSNorm if config.norm == "rms" else LayerNorm)(width, epsilon=config.norm_epsilon)
 
 
-def linear_of(config: DecoderConfig, name: str, d_in: int, d_out: int, rngs: nnx.Rngs, *, wide: bool = False) -> Linear:
-    """A linear map, with a bias where the model has one in the map of that name."""
+def make_linear(
+    config: DecoderConfig, name: str, d_in: int, d_out: int, rngs: nnx.Rngs, *, wide: bool = False
+) -> Linear:
+    """Create the linear map called `name`, with a bias if the model has one there (`config.biases`)."""
     return Linear(d_in, d_out, stddev=d_in**-0.5, rngs=rngs, wide=wide, has_bias=name in config.biases)
 
 
@@ -75,7 +77,13 @@ def rotated(
     *,
     neighbours: bool,
 ) -> Float[Array, "batch heads length d_head"]:
-    """The first numbers of each head rotated in pairs: of neighbours, or of the i-th and the one half a width on."""
+    """Apply a rotary embedding to the first `2 * half` features of each head.
+
+    Args:
+      x: queries or keys.
+      rotations: cosines and sines of the angles.
+      neighbours: whether features `2i` and `2i + 1` form a pair (GPT-J), rather than `i` and `i + half` (Llama).
+    """
     cosines, sines = rotations
     half = cosines.shape[-1]
     wide = x.astype(jnp.float32)
@@ -94,16 +102,17 @@ def rotated(
 def rotations_of(
     config: DecoderConfig, positions: Int[Array, "batch length"]
 ) -> tuple[Float[Array, "batch 1 length half"], Float[Array, "batch 1 length half"]]:
-    """Cosines and sines of the angles by which heads at these positions are rotated."""
+    """Cosines and sines of the rotary embedding at `positions`, float32."""
     steps = np.arange(0, config.rotary_width, 2, dtype=np.float32) / np.float32(config.rotary_width)
     angles = positions[..., None].astype(jnp.float32) * (np.float32(1) / np.float32(config.rotary_base) ** steps)
     return jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
-    """How much a score changes with a key's position, by head (Press et al. 2022): a geometric series.
+    """ALiBi's slope of each head (Press et al. 2022), the factor of the key's position in a score.
 
-    Where the number of heads is no power of two, those of the power below, and then every second of the power above.
+    For a power of two they are a geometric series. For any other number of heads, they are those of the next lower
+    power of two, followed by every second one of the next higher.
     """
     below = 2 ** int(np.floor(np.log2(num_heads)))
     slopes = [2.0 ** (-8 * i / below) for i in range(1, below + 1)]
@@ -112,18 +121,18 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
 
 class CausalAttention(nnx.Module):
-    """Causal attention; a head of keys and values may serve several heads of queries."""
+    """Causal self-attention, with grouped queries if there are fewer heads of keys and values than of queries."""
 
     site_kind: ClassVar[str] = "attention"
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         d_queries, d_keys = config.num_heads * config.d_head, config.num_kv_heads * config.d_head
-        self.q = linear_of(config, "q", config.d_model, d_queries, rngs)
-        self.k = linear_of(config, "k", config.d_model, d_keys, rngs)
-        self.v = linear_of(config, "v", config.d_model, d_keys, rngs)
-        self.o = linear_of(config, "o", d_queries, config.d_model, rngs)
+        self.q = make_linear(config, "q", config.d_model, d_queries, rngs)
+        self.k = make_linear(config, "k", config.d_model, d_keys, rngs)
+        self.v = make_linear(config, "v", config.d_model, d_keys, rngs)
+        self.o = make_linear(config, "o", d_queries, config.d_model, rngs)
         if config.qk_norm:
-            self.q_norm, self.k_norm = norm_of(config, config.d_head), norm_of(config, config.d_head)
+            self.q_norm, self.k_norm = make_norm(config, config.d_head), make_norm(config, config.d_head)
         self.config = config
         self.site_widths = (config.d_model, d_keys)
 
@@ -136,7 +145,7 @@ class CausalAttention(nnx.Module):
         return placed(x, "heads")
 
     def keys_values(self, x: Float[Array, "batch length d_model"], places: Places) -> KeysValues:
-        """The keys and values of `x`, which queries attend to; when decoding they are computed once and kept."""
+        """Project `x` to keys and values; during generation this is done once per token and cached."""
         k = self._heads(self.k(x))
         k = self.k_norm(k) if self.config.qk_norm else k
         return KeysValues(self._rotated(k, places), placed(self._heads(self.v(x)), "heads"))
@@ -150,25 +159,34 @@ class CausalAttention(nnx.Module):
         key: Key[Array, ""] | None = None,
         before: tuple[Array, Array, Array | None] | None = None,
     ) -> Float[Array, "batch queries d_model"]:
-        """What queries of x make of what was read; of what is `before` it, too (a `Before`), whatever the window."""
+        """Attend from x to keys and values.
+
+        Args:
+          x: the normed input, of which the queries are made.
+          read: the keys and values to attend to.
+          places: positions and masks.
+          windowed: whether this layer has a sliding window.
+          key: the random key for dropout; None disables it.
+          before: the fields of a `Before`: a prefix of keys and values, which every query sees despite the window.
+        """
         q = self._heads(self.q(x))
         q = self._rotated(self.q_norm(q) if self.config.qk_norm else q, places)
         scale = self.config.d_head**-0.5 if self.config.scales_scores else 1.0
         rate = self.config.dropout_rate
-        bias = places.of_layer(windowed)
+        bias = places.layer_biases(windowed)
         if before is not None:
-            read, bias = self._with(Before(*before), read, bias)
-        mixed = read.mixed_by(q, bias, scale=scale, dropout_rate=rate, key=key)
+            read, bias = self._prepend(Before(*before), read, bias)
+        mixed = read.attend(q, bias, scale=scale, dropout_rate=rate, key=key)
         return self.o(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
-    def _with(
+    def _prepend(
         self, before: Before, read: KeysValues | CachedParts, bias: ScoreBias
     ) -> tuple[KeysValues | CachedParts, ScoreBias]:
-        """Keys, values and biases with those that stand before the text, as `transformers` takes a cache of as many.
+        """Prepend a prefix to keys, values and biases, with the scores that `transformers` gives such a cache.
 
-        There the text begins at the position after theirs, and keys of a cache are rotated already. Here the text
-        begins at 0 whatever is before it, so such keys are rotated back by as many positions as there are: scores
-        depend on differences of positions alone, and these are the same. ALiBi's too: the i-th of p stands at i - p.
+        In `transformers` the text's positions begin after the prefix, whose keys are not rotated again. Here they
+        always begin at 0, so the prefix keys are rotated back by the number of visible prefix positions. Scores depend
+        on differences of positions only, and those are equal. With ALiBi, prefix position i of p is likewise at i - p.
         """
         keys, values = self._heads(before.keys), self._heads(before.values)
         rows, _, length, _ = keys.shape
@@ -176,11 +194,11 @@ class CausalAttention(nnx.Module):
             shown = jnp.ones((rows, length), bool) if before.shown is None else before.shown
             back = jnp.broadcast_to(-jnp.sum(shown, axis=1, keepdims=True), (rows, length))
             keys = rotated(keys, rotations_of(self.config, back), neighbours=self.config.positions == "pairs")
-        bias = with_room(bias, length, before.shown, read.length)
+        bias = prefix_bias(bias, length, before.shown, read.length)
         if self.config.positions == "alibi":
             positions = np.pad(np.arange(-length, 0, dtype=np.float32), (0, read.length))
             bias = (*bias, jnp.asarray(alibi_slopes(self.config.num_heads)[None, :, None, None] * positions))
-        return read.behind(keys, values), bias
+        return read.prepend(keys, values), bias
 
 
 class DecoderFeedForward(nnx.Module):
@@ -190,9 +208,9 @@ class DecoderFeedForward(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         if config.gated:
-            self.gate = linear_of(config, "gate", config.d_model, config.d_ff, rngs)
-        self.up = linear_of(config, "up", config.d_model, config.d_ff, rngs)
-        self.down = linear_of(config, "down", config.d_ff, config.d_model, rngs)
+            self.gate = make_linear(config, "gate", config.d_model, config.d_ff, rngs)
+        self.up = make_linear(config, "up", config.d_model, config.d_ff, rngs)
+        self.down = make_linear(config, "down", config.d_ff, config.d_model, rngs)
         self.gated = config.gated
         self.activation = config.activation
 
@@ -206,21 +224,19 @@ class DecoderFeedForward(nnx.Module):
 
 
 class DecoderBlock(nnx.Module):
-    """One layer: attention and feed-forward, one after the other or both of the same normed input."""
+    """One layer: attention and feed-forward, in sequence or in parallel on the same normed input."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        self.self_attention_norm, self.self_attention = (
-            norm_of(config, config.d_model),
-            CausalAttention(config, rngs=rngs),
-        )
+        self.self_attention_norm = make_norm(config, config.d_model)
+        self.self_attention = CausalAttention(config, rngs=rngs)
         if not config.parallel:
-            self.feed_forward_norm = norm_of(config, config.d_model)
+            self.feed_forward_norm = make_norm(config, config.d_model)
         self.feed_forward = DecoderFeedForward(config, rngs=rngs)
         self.parallel = config.parallel
         self.dropout_rate = config.dropout_rate
 
     def _joined(self, x: Array, h: Array, attended: Array, keys: Sequence[Key[Array, ""] | None]) -> Array:
-        """What goes to the next layer, from the input, the same normed, and what attention makes of that."""
+        """The block's output from its input x, the normed input h and the attention's output."""
         mixed = x + dropout(attended, self.dropout_rate, keys[0])
         h = h if self.parallel else self.feed_forward_norm(mixed)
         return placed(mixed + dropout(self.feed_forward(h), self.dropout_rate, keys[1]), "hidden")
@@ -232,7 +248,7 @@ class DecoderBlock(nnx.Module):
         windowed: Bool[Array, ""],
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch length d_model"]:
-        """The whole sequence at once, as in training."""
+        """Run the block over whole sequences, as in training."""
         return self.read(x, places, windowed, key)[0]
 
     def read(
@@ -242,7 +258,7 @@ class DecoderBlock(nnx.Module):
         windowed: Bool[Array, ""],
         key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "batch length d_model"], KeysValues]:
-        """As `__call__`, and the sequence's keys and values."""
+        """Like `__call__`, but also returns the keys and values."""
         weights_key, *keys = split_key(key, 3)
         h = self.self_attention_norm(x)
         read = self.self_attention.keys_values(h, places)
@@ -259,7 +275,17 @@ class DecoderBlock(nnx.Module):
         layer: Int[Array, ""] | None,
         position: Int[Array, ""],
     ) -> tuple[Float[Array, "batch 1 d_model"], SegmentCache]:
-        """One token of generation, attending to the prompt's keys and values and to what `cache` holds of `layer`."""
+        """Generate one token, attending to the prompt and to the tokens generated so far.
+
+        Args:
+          x: the hidden state of the new token.
+          places: its position and masks.
+          windowed: whether this layer has a sliding window.
+          prompt: the prompt's keys and values.
+          cache: keys and values of the generated tokens.
+          layer: the index of this layer in `cache`; None if that holds a single layer.
+          position: the index of the new token among the generated ones.
+        """
         h = self.self_attention_norm(x)
         cache = cache.write(layer, position, self.self_attention.keys_values(h, places))
         read = CachedParts((prompt, cache.of(layer)))
@@ -267,40 +293,40 @@ class DecoderBlock(nnx.Module):
 
 
 class DecoderStack(Segments):
-    """The blocks, as segments of stacked blocks, and the norm after them."""
+    """The blocks, as segments of stacked blocks, and the final norm."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         keys = jax.random.split(rngs.params(), config.num_layers)
         super().__init__(jax.vmap(lambda key: DecoderBlock(config, rngs=nnx.Rngs(key)))(keys))
-        self.final_norm = norm_of(config, config.d_model)
+        self.final_norm = make_norm(config, config.d_model)
         self.dropout_rate = config.dropout_rate
         self.windowed = tuple(layer in config.windowed for layer in range(config.num_layers))
 
     def __call__(
         self, x: Float[Array, "batch length d_model"], places: Places, key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch length d_model"]:
-        """Runs every block over whole sequences."""
+        """Run all blocks over whole sequences."""
         x_key, *segment_keys = split_key(key, 1 + len(self.segments))
         x = dropout(x, self.dropout_rate, x_key)
         return self.final_norm(self.run(x, segment_keys, places, each=(jnp.asarray(self.windowed),)))
 
     def read(self, x: Float[Array, "batch length d_model"], places: Places) -> list[Cached]:
-        """Per segment the keys and values of a sequence, with an axis of layers first where a segment has several."""
+        """Read prompts; returns each segment's keys and values, with a `layers` axis first if it has several layers."""
 
         def body(x: Array, layer: tuple[DecoderBlock, Array]) -> tuple[Array, Cached]:
             block, windowed = layer
             x, read = block.read(x, places, windowed)
             return x, read.cached()
 
-        found = []
+        caches = []
         for block, windowed in zip(self.segments, self.per_segment(jnp.asarray(self.windowed)), strict=True):
             if num_stacked(block) == 1:
                 x, kept = body(x, (only_layer(block), windowed[0]))
             else:
                 x, kept = jax.lax.scan(body, x, (block, windowed))
                 kept = jax.tree.map(lambda leaf: placed(leaf, "cache"), kept)
-            found.append(kept)
-        return found
+            caches.append(kept)
+        return caches
 
     def step(
         self,
@@ -310,27 +336,30 @@ class DecoderStack(Segments):
         caches: Sequence[SegmentCache],
         position: Int[Array, ""],
     ) -> tuple[Float[Array, "batch 1 d_model"], list[SegmentCache]]:
-        """Runs every block over one new token; returns its output and the extended caches."""
+        """Run all blocks over one new token; returns the output and the updated caches."""
 
-        def of_block(block, x, kept, cache, layer):
-            prompt, windowed = kept
+        def block_step(block, x, constants, cache, layer):
+            prompt, windowed = constants
             return block.step(x, places, windowed, prompt, cache, layer, position)
 
         windowed = self.per_segment(jnp.asarray(self.windowed))
         windowed = [one[0] if len(one) == 1 else one for one in windowed]
-        x, caches = self.run_step(x, caches, list(zip(prompts, windowed, strict=True)), of_block)
+        x, caches = self.run_step(x, caches, list(zip(prompts, windowed, strict=True)), block_step)
         return self.final_norm(x), caches
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderDecoding:
-    """The generation of one batch of answers (`jpeft.model.language_model.Decoding`).
+    """The generation of one batch of answers (see `jpeft.model.language_model.Decoding`).
 
     Attributes:
-      prompts: of each segment the keys and values of all tokens of the prompts but the last.
-      shown: slots of these that are no filling.
-      positions: of these slots.
-      first: the last token of each prompt.
+      model: the network.
+      prompts: each segment's keys and values of the prompts without their last tokens.
+      shown: True where a prompt slot is not padding.
+      positions: the positions of the prompt slots.
+      first: the last token of each prompt, the input of the first step.
+      caches: empty caches for the generated tokens, one per segment.
+      max_length: the largest number of tokens to generate.
     """
 
     model: "Decoder"
@@ -344,7 +373,13 @@ class DecoderDecoding:
     def step(
         self, tokens: Int[Array, " batch"], caches: list[SegmentCache], position: Int[Array, ""]
     ) -> tuple[Float[Array, "batch vocab"], list[SegmentCache]]:
-        """Logits of the token after `tokens`, the answer's `position`-th."""
+        """Return the logits of the answer's token number `position` (from 0), and the updated caches.
+
+        Args:
+          tokens: the previous token of each row.
+          caches: keys and values of the tokens before it.
+          position: the index of the token to predict.
+        """
         rows, written = len(self.shown), jnp.arange(self.max_length)
         start = jnp.sum(self.shown, axis=1, keepdims=True)  # the position of the first token
         positions = jnp.concatenate([self.positions, start + written], axis=1)
@@ -358,9 +393,9 @@ class DecoderDecoding:
 
 
 class Decoder(nnx.Module):
-    """A decoder-only model. Call it for the logits of whole sequences; `jpeft.model.decode` generates with it."""
+    """A decoder-only language model; calling it returns the logits of whole sequences."""
 
-    # What PEFT methods call its parts, by the last part of their paths.
+    # The role of each module for PEFT methods, by the last part of its path.
     site_roles: ClassVar[dict[str, str]] = {
         **{name: name for name in ("q", "k", "v", "o", "gate", "up", "down")},
         **{f"{part}_norm": "norm" for part in ("self_attention", "feed_forward", "final", "embedding", "q", "k")},
@@ -374,27 +409,27 @@ class Decoder(nnx.Module):
         if config.positions == "learned":
             self.positions = Embedding(config.max_positions, config.d_model, stddev=stddev, rngs=rngs)
         if config.embedding_norm:
-            self.embedding_norm = norm_of(config, config.d_model)
+            self.embedding_norm = make_norm(config, config.d_model)
         self.decoder = DecoderStack(config, rngs=rngs)
         if not config.tie_word_embeddings:
-            self.lm_head = linear_of(config, "lm_head", config.d_model, config.vocab_size, rngs, wide=True)
+            self.lm_head = make_linear(config, "lm_head", config.d_model, config.vocab_size, rngs, wide=True)
         self.config = config
         self.dtype = jnp.dtype(dtype)
 
-    # --- from tokens to what the blocks are given ---
+    # --- inputs of the blocks ---
 
     def embedded(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length d_model"]:
-        """The tokens' vectors in the dtype that the model computes in, without positions."""
+        """Embed tokens in the compute dtype, without positions."""
         return self.shared(tokens).astype(self.dtype)
 
     def with_positions(
         self, x: Float[Array, "batch length d_model"], positions: Int[Array, "batch length"]
     ) -> Float[Array, "batch length d_model"]:
-        """The vectors with what a model adds to them: positions where they are learned, and a norm where it has one."""
+        """Apply the embedding norm and add learned position embeddings, for models that have them."""
         if self.config.embedding_norm:
             x = self.embedding_norm(x)
         if self.config.positions == "learned":
-            added = self.positions(positions + self._before()[1]).astype(jnp.float32)
+            added = self.positions(positions + self._prefix_length()[1]).astype(jnp.float32)
             x = (x.astype(jnp.float32) + added).astype(x.dtype)
         return x
 
@@ -404,59 +439,51 @@ class Decoder(nnx.Module):
         keys: Int[Array, "batch keys"],
         *allowed: Bool[Array, "_ _ keys"],
     ) -> Places:
-        """What tells blocks where tokens stand.
+        """Build positions and attention masks for the blocks.
 
         Args:
-          queries, keys: positions of the tokens that see, and of those that are seen.
-          allowed: whether one may see the other in a layer without a window, `[batch, queries, keys]`: where all of
-            these are true. A mask that is the same for all rows or queries has 1 in their place.
+          queries, keys: positions of the attending tokens, and of those attended to.
+          allowed: masks `[batch, queries, keys]`, where `batch` and `queries` may be 1; a query may attend to a key
+            where all of them are True (and, in a windowed layer, the key is near enough).
         """
         config, rotations = self.config, None
         if config.positions in ("halves", "pairs"):
             rotations = rotations_of(config, queries)
-        biases = [hiding(mask) for mask in allowed]
-        if config.positions == "alibi":  # softmax takes no notice of what is the same for all keys of a query
+        biases = [mask_bias(mask) for mask in allowed]
+        if config.positions == "alibi":  # of the key only: softmax ignores what all keys of a query have in common
             slopes = jnp.asarray(alibi_slopes(config.num_heads))[None, :, None, None]
             biases.append(slopes * keys[:, None, None, :].astype(jnp.float32))
         near = None
         if config.window is not None and config.windowed and keys.shape[1] > config.window:
-            near = hiding(queries[:, :, None] - keys[:, None, :] < config.window)
+            near = mask_bias(queries[:, :, None] - keys[:, None, :] < config.window)
             if len(config.windowed) == config.num_layers:
                 biases, near = [*biases, near], None
         return Places(rotations, tuple(biases), near)
 
-    def _before(self) -> tuple[int, Int[Array, "batch 1"] | int]:
-        """Room for keys that are put before the text, and how many there are, of each row where rows have their own.
+    def _prefix_length(self) -> tuple[int, Int[Array, "batch 1"] | int]:
+        """The length of the attentions' key-value prefixes as `prefix_length` returns it.
 
-        Learned positions count them, as a cache's in `transformers`. Others know differences alone, where it is enough
-        that attention counts them (`CausalAttention._with`).
+        Learned positions are counted from the beginning of the prefix, as `transformers` counts those of a cache. Other
+        kinds depend on differences of positions only, which `CausalAttention._prepend` takes care of.
         """
-        attached: list[Any] = [getattr(block.self_attention, "adapter", None) for block in self.decoder.segments]
-        room, number = 0, 0
-        for adapter in attached:
-            if hasattr(adapter, "num_before"):
-                here, counted = adapter.num_before()
-                # A row's prefix may stand in a part of the layers, another row's in others.
-                plain = isinstance(number, int) and isinstance(counted, int)
-                room, number = max(room, here), max(number, counted) if plain else jnp.maximum(number, counted)
-        return room, number
+        return prefix_length(block.self_attention for block in self.decoder.segments)
 
     def _refuse_length(self, slots: int) -> None:
-        slots += self._before()[0]
+        slots += self._prefix_length()[0]
         if self.config.positions == "learned" and slots > self.config.max_positions:
             raise UserError(
-                f"{slots} tokens are more than the {self.config.max_positions} positions that this model knows; lower "
+                f"{slots} tokens are more than the {self.config.max_positions} positions that this model has; lower "
                 "data.max_input_length or data.max_target_length."
             )
 
     def longest_input(self, answer_length: int) -> int | None:
-        """How many tokens a prompt may have before answers of `answer_length`; None where positions have no end."""
+        """The largest number of prompt tokens before answers of `answer_length`; None if positions are unlimited."""
         if self.config.positions != "learned":
             return None
         token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
         soft = jax.eval_shape(lambda x: self.decoder_input(self.embedded(x), x >= 0)[0], token).shape[1] - 1
         # The last token of a prompt is the answer's first input.
-        return max(1, self.config.max_positions - answer_length - soft - self._before()[0] + 1)
+        return max(1, self.config.max_positions - answer_length - soft - self._prefix_length()[0] + 1)
 
     # --- whole sequences ---
 
@@ -466,32 +493,40 @@ class Decoder(nnx.Module):
         shown: Bool[Array, "batch length"],
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch slots d_model"]:
-        """The last hidden state at every slot, those of a soft prompt first; `key` draws dropout masks."""
+        """The final hidden state at every slot, including those of a soft prompt, which come first.
+
+        Args:
+          tokens: token ids, padded before the prompt and after the answer.
+          shown: True where a slot is not padding.
+          key: the random key for dropout; None disables it.
+        """
         x, shown = self.decoder_input(self.embedded(tokens), shown)
         self._refuse_length(x.shape[1])
         positions = positions_of(shown)
-        places = self.places(positions, positions, shown[:, None], before_itself(x.shape[1]))
+        places = self.places(positions, positions, shown[:, None], causal_mask(x.shape[1]))
         return self.decoder(self.with_positions(x, positions), places, key)
 
     def logits(self, x: Float[Array, "batch length d_model"]) -> Float[Array, "batch length vocab"]:
-        """Scores of the next token, float32, from the last hidden states."""
+        """Logits of the next token, float32, from the final hidden states."""
         scores = self.shared.scores(x) if self.config.tie_word_embeddings else self.lm_head(x)
         return placed(scores, "logits")
 
     def __call__(
         self, tokens: Int[Array, "batch length"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch length vocab"]:
-        """Logits of the token after each; what stands after a token changes nothing at it."""
+        """Logits of each token's successor; attention is causal, so later tokens do not change them."""
         return self.logits(self.hidden(tokens, jnp.ones(tokens.shape, bool), key)[:, -tokens.shape[1] :])
 
     def hidden_of(
         self, batch: dict[str, Array], key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch targets d_model"]:
-        """The last hidden state at each slot whose next token is a target.
+        """The final hidden state at each slot whose next token is a target.
 
         Args:
-          batch: as the family makes it; or packed, with `segment_ids`, as `jpeft.pretrain.next_token` makes it. Then
-            each slot may have a target, and its example sees itself alone.
+          batch: a padded batch from `DecoderFamily.batch`, or a packed one with `segment_ids` from
+            `jpeft.pretrain.next_token`, in which every slot may have a target and tokens attend only within their
+            example.
+          key: the random key for dropout; None disables it.
         """
         tokens, targets = batch["tokens"], batch["decoder_target_tokens"].shape[1]
         if "segment_ids" in batch:
@@ -508,11 +543,12 @@ class Decoder(nnx.Module):
         labels: Int[Array, "batch length"],
         segment_ids: Int[Array, "#batch length"],
     ) -> Float[Array, "batch length d_model"]:
-        """The same for several answers to each prompt, one behind the other, which do not see each other.
+        """Final hidden states for several candidate answers to each prompt, packed into one row.
 
-        Each begins with the last token of its row's prompt, in the place of whatever it begins with in `labels`.
+        Answers attend to the prompt and to themselves, not to each other. The first token of each answer in `labels` is
+        a placeholder, replaced by the last token of the row's prompt.
         """
-        tokens, shown, first = self._but_last(inputs)
+        tokens, shown, first = self._split_last_token(inputs)
         offsets, own = within_segments(segment_ids)
         labels = jnp.where(offsets == 0, first[:, None], labels)
         x, shown = self.decoder_input(self.embedded(tokens), shown)
@@ -520,66 +556,76 @@ class Decoder(nnx.Module):
         self._refuse_length(before + labels.shape[1])
         x = jnp.concatenate([x, self.embedded(labels)], axis=1)
         sees_prompt = jnp.broadcast_to(shown[:, None], (*labels.shape, before))
-        of_labels = jnp.concatenate([sees_prompt, jnp.broadcast_to(own, (*labels.shape, labels.shape[1]))], axis=2)
-        of_prompt = jnp.pad(shown[:, None] & before_itself(before), ((0, 0), (0, 0), (0, labels.shape[1])))
+        label_mask = jnp.concatenate([sees_prompt, jnp.broadcast_to(own, (*labels.shape, labels.shape[1]))], axis=2)
+        prompt_mask = jnp.pad(shown[:, None] & causal_mask(before), ((0, 0), (0, 0), (0, labels.shape[1])))
         start = jnp.sum(shown, axis=1, keepdims=True)
         positions = jnp.concatenate([positions_of(shown), start + offsets], axis=1)
-        places = self.places(positions, positions, jnp.concatenate([of_prompt, of_labels], axis=1))
+        places = self.places(positions, positions, jnp.concatenate([prompt_mask, label_mask], axis=1))
         return self.decoder(self.with_positions(x, positions), places)[:, before:]
 
     def attended(self, tokens: Int[Array, " length"]) -> dict[str, tuple[Array, Array]]:
-        """Keys and values of each attention while the model reads `tokens`, `[layers, length, width]`, by its path.
+        """Keys and values of each attention while the model reads `tokens`, each `[layers, length, width]`.
 
-        A star stands in the path for the layer's index.
+        Returns:
+          Pairs by the attention's path, with `*` in place of the layer's index.
         """
         positions = jnp.arange(len(tokens))[None]
-        places = self.places(positions, positions, before_itself(len(tokens)))
+        places = self.places(positions, positions, causal_mask(len(tokens)))
         x = self.with_positions(self.embedded(tokens[None]), positions)
         return {
-            "decoder/layers/*/self_attention": side_by_side([kept.whole() for kept in self.decoder.read(x, places)])
+            "decoder/layers/*/self_attention": concatenate_heads(
+                [kept.whole() for kept in self.decoder.read(x, places)]
+            )
         }
 
     # --- generation ---
 
-    def _but_last(self, inputs: Int[Array, "batch length"]) -> tuple[Array, Array, Array]:
-        """Prompts at the ends of their rows, without their last tokens; which slots are theirs; and the last tokens.
+    def _split_last_token(self, inputs: Int[Array, "batch length"]) -> tuple[Array, Array, Array]:
+        """Right-align prompts and split off their last tokens.
 
-        A prompt ends with the last token that is not padding: within it, what ends a turn of a chat may be the token
-        that fills rows up.
+        A prompt ends with its last token that is not padding. The padding token may occur before that, since some chat
+        templates end a turn with it.
+
+        Returns:
+          The other tokens, which of their slots are not padding, and the last tokens.
         """
         tokens, shown = right_aligned(inputs, self.config.pad_token_id)
         first, tokens, shown = tokens[:, -1], tokens[:, :-1], shown[:, :-1]
-        if tokens.shape[1] == 0:  # a slot that nobody sees: arrays without any are a special case everywhere
+        if tokens.shape[1] == 0:  # add a hidden slot, so that no other code has to handle empty arrays
             tokens, shown = (jnp.pad(x, ((0, 0), (1, 0))) for x in (tokens, shown))
         return tokens, shown, first
 
     def begin(self, inputs: Int[Array, "batch length"], max_length: int, num_beams: int = 1) -> DecoderDecoding:
-        """Reads the prompts, and is ready for answers of `max_length` tokens; beams of a row are neighbours."""
-        tokens, shown, first = self._but_last(inputs)
+        """Read the prompts and allocate caches for answers of `max_length` tokens; beams of a row are neighbours."""
+        tokens, shown, first = self._split_last_token(inputs)
         x, shown = self.decoder_input(self.embedded(tokens), shown)
         self._refuse_length(x.shape[1] + max_length)
         positions = positions_of(shown)
-        places = self.places(positions, positions, shown[:, None], before_itself(x.shape[1]))
+        places = self.places(positions, positions, shown[:, None], causal_mask(x.shape[1]))
         prompts = self.decoder.read(self.with_positions(x, positions), places)
         shown, positions, first = (jnp.repeat(x, num_beams, axis=0) for x in (shown, positions, first))
         caches = [SegmentCache.empty(prompt, max_length, num_beams) for prompt in prompts]
         return DecoderDecoding(self, prompts, shown, positions, first.astype(jnp.int32), caches, max_length)
 
 
-def hiding(allowed: Bool[Array, "_ _ keys"]) -> Float[Array, "_ 1 _ keys"]:
-    """A mask as the bias that is added to scores: 0 where one may see the other, `MASKED` where not."""
+def mask_bias(allowed: Bool[Array, "_ _ keys"]) -> Float[Array, "_ 1 _ keys"]:
+    """Convert a mask to an additive bias of the scores: 0 where it is True, `MASKED` elsewhere."""
     return jnp.where(allowed, 0.0, MASKED)[:, None]
 
 
-def before_itself(length: int) -> Bool[Array, "1 {length} {length}"]:
-    """Whether one token may see another: itself, and what is before it."""
+def causal_mask(length: int) -> Bool[Array, "1 {length} {length}"]:
+    """The causal mask: True where a key is the query's own slot or before it."""
     return jnp.tril(jnp.ones((1, length, length), bool))
 
 
 def within_segments(
     segment_ids: Int[Array, "batch slots"],
 ) -> tuple[Int[Array, "batch slots"], Bool[Array, "batch slots slots"]]:
-    """Of texts one behind the other each slot's position in its own, and which slots of its text it may see."""
+    """Positions and causal masks of packed texts.
+
+    Returns:
+      Each slot's position within its own text, and which slots of that text it may attend to.
+    """
     slots = jnp.arange(segment_ids.shape[1])
     begins = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     offsets = slots - jax.lax.cummax(jnp.where(begins, slots, 0), axis=1)
@@ -587,14 +633,14 @@ def within_segments(
 
 
 def positions_of(shown: Bool[Array, "batch slots"]) -> Int[Array, "batch slots"]:
-    """The position of each slot: how many shown ones stand before it; of hidden ones whatever is no harm."""
+    """The position of each slot, the number of visible slots before it; of hidden slots any valid position."""
     return jnp.maximum(jnp.cumsum(shown, axis=1, dtype=jnp.int32) - 1, 0)
 
 
 def right_aligned(
     rows: Int[Array, "batch length"], pad_token_id: int
 ) -> tuple[Int[Array, "batch length"], Bool[Array, "batch length"]]:
-    """Rows that are filled up behind their ends, filled up before them instead, and which slots are theirs."""
+    """Move the padding of right-padded rows to their left; also returns which slots are not padding."""
     length = rows.shape[1]
     used = jnp.max(jnp.where(rows != pad_token_id, np.arange(1, length + 1), 0), axis=1, keepdims=True)
     source = jnp.arange(length) - (length - used)

@@ -1,6 +1,6 @@
-"""Decoder-only models as rows of a table of choices, and their sizes, as `config.json` of a checkpoint has them.
+"""Configs of decoder-only models: architecture choices and sizes, read from and written to `config.json`.
 
-One network (`jpeft.model.decoder`) makes all of them; `CHOICES` says in what they differ.
+All models run on one network (`jpeft.model.decoder`); the table `CHOICES` lists their differences.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from jpeft.model.config_fields import (
 
 _BLOOM_BIASES = ("q", "k", "v", "o", "up", "down")
 
-# In what models differ, by the `model_type` of their config.json; what a row leaves out is as `DecoderConfig` has it.
+# Architecture choices by the `model_type` of config.json; a field that a row omits has `DecoderConfig`'s default.
 CHOICES: dict[str, dict[str, Any]] = {
     "llama": dict(norm="rms", positions="halves", gated=True, activation="silu"),
     "mistral": dict(norm="rms", positions="halves", gated=True, activation="silu"),
@@ -38,28 +38,33 @@ _LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig(Ends):
-    """One decoder-only architecture: its choices, then its sizes.
+    """A decoder-only architecture: its choices, then its sizes.
 
     Attributes:
       model_type: a key of `CHOICES`, as in `config.json`.
-      norm: `rms`, or `layer`, which also subtracts the mean and has a bias.
-      positions: how a token knows where it stands. `learned` vectors are added to the embeddings; queries and keys are
-        rotated by angles, two numbers of a head together, the i-th and the one half a width on (`halves`) or neighbours
-        (`pairs`); `alibi` adds to each score, by head, in proportion to the key's position.
-      parallel: attention and feed-forward read the same norm and are added together; otherwise one after the other.
-      gated: the feed-forward is `down(act(gate x) * up x)`; otherwise `down(act(up x))`.
-      biases: the linear maps that have one.
-      scales_scores: scores are divided by the square root of a head's width.
-      qk_norm: queries and keys are normed within each head.
-      embedding_norm: there is a norm right after the embedding.
+      norm: `rms` (RMSNorm) or `layer` (LayerNorm).
+      positions: the kind of position encoding. `learned`: a vector per position is added to the embeddings. `halves`
+        and `pairs`: rotary embeddings, in which features `i` and `i + rotary_width / 2` of a head form a pair, or
+        features `2i` and `2i + 1`. `alibi`: each score gets a term proportional to the key's position.
+      parallel: whether attention and feed-forward read the same normed input and both add to the residual; otherwise
+        they run in sequence.
+      gated: whether the feed-forward is `down(act(gate x) * up x)` rather than `down(act(up x))`.
+      activation: the feed-forward's activation, one of `ACTIVATIONS`.
+      biases: names of the linear maps that have a bias.
+      scales_scores: whether scores are divided by `sqrt(d_head)`.
+      qk_norm: whether queries and keys are normed within each head.
+      embedding_norm: whether there is a norm right after the embedding.
       d_head: the width of a head.
-      num_kv_heads: heads of keys and values, each for as many neighbouring heads of queries.
-      rotary_width: how many numbers of a head are rotated, from the first.
-      rotary_base: of the angles' geometric series.
-      max_positions: rows of the table of learned positions; of other models what they were trained with.
-      window, windowed: layers of these indices see the last `window` tokens alone, their own among them.
-      dropout_rate: on embeddings, on attention's weights and on what each sublayer adds.
-      other_eos_token_ids: tokens at which generation stops, too; `config.json` has all in one list.
+      num_kv_heads: the number of heads of keys and values, each of which serves an equal number of neighbouring query
+        heads.
+      rotary_width: the number of leading features of a head that are rotated.
+      rotary_base: the base of the rotary frequencies (`rope_theta`).
+      max_positions: the number of learned positions; for other models, the context length that they were trained with.
+      window: the sliding window of the layers in `windowed`: the number of tokens that a token attends to, itself
+        included.
+      windowed: indices of the layers with a sliding window.
+      dropout_rate: dropout of the embeddings, the attention weights and each sublayer's output.
+      other_eos_token_ids: further tokens at which generation stops; `config.json` has them in `eos_token_id`'s list.
     """
 
     model_type: str = "llama"
@@ -95,28 +100,32 @@ class DecoderConfig(Ends):
 
     @property
     def stacks(self) -> dict[str, int]:
-        """Number of blocks of each stack by its name; there is one, `decoder`."""
+        """The number of blocks of each stack by its name; the only one is `decoder`."""
         return {"decoder": self.num_layers}
 
     @property
     def decoder_start_token_id(self) -> int:
-        """What packed labels begin with, in whose place the network puts the last token of each row's prompt."""
+        """The placeholder that packed labels begin with; the network replaces it by the last token of the prompt."""
         return self.pad_token_id
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> "DecoderConfig":
-        """Reads a Hugging Face config and ignores what does not change the network.
+        """Read a Hugging Face config; fields that do not affect the network are ignored.
+
+        Args:
+          values: the fields of `config.json`.
+          source: the file's name in error messages.
 
         Raises:
-          UserError: it is of no model in `CHOICES`, a size is missing, out of range or of another type, or it asks for
-            what this network does not have.
+          UserError: its model is none of `CHOICES`, a size is missing, out of range or of the wrong type, or it asks
+            for a feature that this network does not have.
         """
         check_fields(values, {"model_type": str}, source)
         kind = values.get("model_type") or ""
         if kind not in CHOICES:
             raise UserError(f"{source}: model_type is {kind[:60]!r}; expected one of {', '.join(CHOICES)}.")
         if kind == "gptj" and "rotary_dim" in values and values["rotary_dim"] is None:
-            values = {**values, "rotary_dim": 0}  # null is all of a head; what is left out is 64, as in `transformers`
+            values = {**values, "rotary_dim": 0}  # in `transformers`, null means the whole head, and absent means 64
         values = {_ALSO.get(kind, {}).get(key, key): value for key, value in values.items() if value is not None}
         keys = _KEYS[kind]
         check_fields(values, {key: _TYPES[name] for name, key in keys.items() if name in _TYPES}, source)
@@ -139,12 +148,13 @@ class DecoderConfig(Ends):
             if known["d_model"] % heads:
                 raise UserError(
                     f"{source}: {keys['d_model']} is {known['d_model']}, which {heads} heads do not divide; expected a "
-                    "multiple of them."
+                    f"multiple of {heads}."
                 )
             known["d_head"] = known["d_model"] // heads
         if heads % known["num_kv_heads"]:
             raise UserError(
-                f"{source}: {heads} heads and {known['num_kv_heads']} of keys and values; expected a divisor of them."
+                f"{source}: {known['num_kv_heads']} heads of keys and values for {heads} of queries; expected a "
+                f"divisor of {heads}."
             )
         known |= _own_choices(kind, values, known, source)
         for name in ("norm_epsilon", "rotary_base"):
@@ -158,14 +168,14 @@ class DecoderConfig(Ends):
         return cls(**{"model_type": kind, **CHOICES[kind], **known, **floats})
 
     def to_dict(self) -> dict[str, Any]:
-        """The `config.json` that `transformers` opens as the model that it is."""
+        """The fields of a `config.json` with which `transformers` opens the model."""
         held = {key: getattr(self, name) for name, key in _KEYS[self.model_type].items()}
         held |= {"eos_token_id": list(self.ends)} if self.other_eos_token_ids else {}
         rates = dict.fromkeys(_DROPOUTS[self.model_type], self.dropout_rate)
         held |= rates | {"model_type": self.model_type, "architectures": [AUTO_CLASSES[self.model_type]]}
         if self.model_type in _LLAMA_LIKE:
             held |= {"rope_theta": self.rotary_base, "hidden_act": self.activation}
-            # Both ways of writing it: transformers 5 reads the second, its older versions the first.
+            # transformers 5 reads `rope_parameters`, older versions `rope_theta`.
             held["rope_parameters"] = {"rope_type": "default", "rope_theta": self.rotary_base}
             if self.model_type in ("llama", "qwen3"):
                 held["attention_bias"] = "q" in self.biases
@@ -196,7 +206,7 @@ AUTO_CLASSES = {
     "bloom": "BloomForCausalLM",
 }
 
-# What `config.json` calls our sizes.
+# The keys of our fields in `config.json`.
 _IDS = {name: name for name in ("vocab_size", "tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")}
 _LLAMA_KEYS = _IDS | dict(
     d_model="hidden_size",
@@ -231,7 +241,7 @@ _KEYS: dict[str, dict[str, str]] = {
     "bloom": _IDS
     | dict(d_model="hidden_size", num_layers="n_layer", num_heads="n_head", norm_epsilon="layer_norm_epsilon"),
 }
-# Older names of some of them.
+# Older names of some of these keys.
 _ALSO = {"bloom": {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}}
 _DROPOUTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_LLAMA_LIKE, ("attention_dropout",)),
@@ -249,7 +259,7 @@ _RANGES = {
     **dict.fromkeys(("d_model", "d_head", "d_ff", "num_heads", "num_kv_heads", "max_positions"), (1, MOST_WIDTH)),
     "num_layers": (1, MOST_LAYERS),
 }
-_DEFAULT_TIES = {"gpt_neo": True, "bloom": True}  # where the config does not say; otherwise a head of its own
+_DEFAULT_TIES = {"gpt_neo": True, "bloom": True}  # `tie_word_embeddings` if absent; False for other models
 _DEFAULT_EPSILON = {**dict.fromkeys(_LLAMA_LIKE, 1e-6)}
 
 
@@ -263,7 +273,7 @@ def _check_range(
 
 
 def _own_choices(kind: str, values: Mapping[str, Any], known: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """What a model's own config says of the choices, beside its sizes."""
+    """Fields that override or complete the row of `CHOICES`, from the model's own config."""
     layers, width = known["num_layers"], known["d_head"]
     found: dict[str, Any] = {
         "tie_word_embeddings": known.get("tie_word_embeddings", _DEFAULT_TIES.get(kind, False)),
@@ -298,18 +308,18 @@ def _own_choices(kind: str, values: Mapping[str, Any], known: Mapping[str, Any],
 
 
 def _rotary_base(values: Mapping[str, Any], source: str) -> float:
-    """`rope_theta`, or what `rope_parameters` says of it in configs of transformers 5."""
+    """The base of the rotary frequencies, from `rope_theta` or, in configs of transformers 5, `rope_parameters`."""
     scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(scaling, Mapping):
-        raise UserError(f"{source}: the rotary settings are {short(scaling)}; expected an object.")
+        raise UserError(f"{source}: rope_parameters or rope_scaling is {short(scaling)}; expected an object.")
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind != "default":
-        raise UserError(f"{source}: rotary positions of type {short(kind)}, which jpeft does not have; use 'default'.")
+        raise UserError(f"{source}: rope_type is {short(kind)}, which jpeft does not have; expected 'default'.")
     for where in (scaling, values):
         if (share := where.get("partial_rotary_factor")) not in (None, 1):
             raise UserError(
-                f"{source}: partial_rotary_factor is {short(share)}, and jpeft rotates all numbers of such a model's "
-                "heads; expected 1, or none."
+                f"{source}: partial_rotary_factor is {short(share)}, but jpeft rotates the whole head of this kind of "
+                "model; expected 1, or no such field."
             )
     base = scaling.get("rope_theta") or values.get("rope_theta") or 10000.0
     if isinstance(base, bool) or not isinstance(base, int | float):
@@ -326,7 +336,7 @@ def _activation(values: Mapping[str, Any], key: str, default: str, source: str) 
 
 
 def _window(kind: str, values: Mapping[str, Any], layers: int, source: str) -> dict[str, Any]:
-    """Which layers see a few tokens back alone, as Mistral's all do and of Qwen's those from some layer on may."""
+    """The fields `window` and `windowed`: all layers of a Mistral, and some of a Qwen's, may have a sliding window."""
     window = values.get("sliding_window")
     if kind == "llama" or window is None or (kind != "mistral" and not values.get("use_sliding_window")):
         return {}
@@ -343,7 +353,7 @@ def _window(kind: str, values: Mapping[str, Any], layers: int, source: str) -> d
 
 
 def _gpt_neo_layers(values: Mapping[str, Any], layers: int, source: str) -> list[str]:
-    """`global` or `local` of each layer."""
+    """The attention type of each layer, `global` or `local`."""
     types = values.get("attention_types")
     if types is None:
         types = [[["global", "local"], 12]]
@@ -358,7 +368,7 @@ def _gpt_neo_layers(values: Mapping[str, Any], layers: int, source: str) -> list
     return kinds
 
 
-def _of(kind: str, **sizes: Any) -> DecoderConfig:
+def _released(kind: str, **sizes: Any) -> DecoderConfig:
     heads, width = sizes["num_heads"], sizes["d_model"]
     own = {"num_kv_heads": heads, "d_head": width // heads, "rotary_width": width // heads, "d_ff": 4 * width}
     return DecoderConfig(**{"model_type": kind, **CHOICES[kind], **own, **sizes})
@@ -368,19 +378,19 @@ def _gpt_neo(d_model: int, num_layers: int, num_heads: int) -> DecoderConfig:
     local = tuple(range(1, num_layers, 2))
     ids = dict(pad_token_id=50256, bos_token_id=50256, eos_token_id=50256)
     sizes = dict(vocab_size=50257, d_model=d_model, num_layers=num_layers, num_heads=num_heads)
-    return _of("gpt_neo", window=256, windowed=local, **sizes, **ids)
+    return _released("gpt_neo", window=256, windowed=local, **sizes, **ids)
 
 
 def _bloom(d_model: int, num_layers: int, num_heads: int) -> DecoderConfig:
     ids = dict(pad_token_id=3, bos_token_id=1, eos_token_id=2)
-    return _of("bloom", vocab_size=250880, d_model=d_model, num_layers=num_layers, num_heads=num_heads, **ids)
+    return _released("bloom", vocab_size=250880, d_model=d_model, num_layers=num_layers, num_heads=num_heads, **ids)
 
 
-# Sizes of released checkpoints, so that parameters can be counted with no weights and no network.
+# Configs of released checkpoints, to count parameters without downloading anything.
 RELEASED = {
     "EleutherAI/gpt-neo-125m": _gpt_neo(768, 12, 12),
     "EleutherAI/gpt-neo-1.3B": _gpt_neo(2048, 24, 16),
-    "EleutherAI/gpt-j-6b": _of(
+    "EleutherAI/gpt-j-6b": _released(
         "gptj",
         vocab_size=50400,
         d_model=4096,
@@ -394,7 +404,7 @@ RELEASED = {
     ),
     "bigscience/bloom-560m": _bloom(1024, 24, 16),
     "bigscience/bloom-7b1": _bloom(4096, 30, 32),
-    "HuggingFaceTB/SmolLM2-135M-Instruct": _of(
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _released(
         "llama",
         vocab_size=49152,
         d_model=576,

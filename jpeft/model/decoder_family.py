@@ -1,4 +1,4 @@
-"""Decoder-only models: what the family says of itself."""
+"""The `Family` of decoder-only models."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,16 +19,18 @@ from jpeft.model.weights import Filling
 
 
 class DecoderFamily(Family):
-    """Decoder-only models: GPT-Neo, GPT-J, BLOOM, Llama and its like (Mistral, SmolLM2, Qwen2, Qwen3)."""
+    """GPT-Neo, GPT-J, BLOOM, Llama, Mistral, SmolLM2, Qwen2 and Qwen3."""
 
     name: ClassVar[str] = "decoder-only model"
     tag: ClassVar[str] = "text-generation"
     network: ClassVar[type[nnx.Module]] = Decoder
+    modules: ClassVar = ("shared", "decoder_input", "positions", "embedding_norm", "decoder", "lm_head")
     config_type: ClassVar[type] = DecoderConfig
     model_types: ClassVar[tuple[str, ...]] = tuple(CHOICES)
     released: ClassVar = RELEASED
     task_type: ClassVar[str] = "CAUSAL_LM"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    continues: ClassVar[bool] = True
 
     def read_config(self, directory: Path) -> DecoderConfig:
         return decoder_weights.read_config(directory)
@@ -42,7 +44,7 @@ class DecoderFamily(Family):
     def open_filling(self, directory: Path) -> Filling[Decoder]:
         return decoder_weights.open_filling(*decoder_weights.read_directory(directory), source=str(directory))
 
-    def written_in_few_bits(self, config: DecoderConfig) -> tuple[Sequence[str], Mapping[str, str]]:
+    def quantized_layout(self, config: DecoderConfig) -> tuple[Sequence[str], Mapping[str, str]]:
         decoder_weights.refuse_fused(config)
         return decoder_weights.KEPT_WIDE, {}
 
@@ -65,7 +67,7 @@ class DecoderFamily(Family):
         return config.stacks
 
     def probe(self, config: DecoderConfig) -> tuple[np.ndarray, ...]:
-        """Rows of tokens `[4, length]` without padding."""
+        """Tokens `[4, 24]` without padding."""
         low = min(3, config.vocab_size - 1)
         return (np.random.default_rng(0).integers(low, config.vocab_size, (4, 24)).astype(np.int32),)
 
@@ -79,12 +81,13 @@ class DecoderFamily(Family):
         config: DecoderConfig,
         row_weights: Sequence[float] | None = None,
     ) -> Batch:
-        """A batch of `batch_size` rows; missing rows are padding with no weight.
+        """Make a batch of `batch_size` rows; missing rows are padding with weight 0.
 
-        Returns `tokens: [batch, in_length + target_length]` int32, each row's input and its target behind it, the
-        target beginning at the same place in all rows and padding on both sides; `input_lengths: [batch]` int32;
-        `decoder_target_tokens: [batch, target_length]` int32; `decoder_loss_weights` of the same shape, float32, the
-        row's weight on its target's tokens and 0 on padding.
+        Returns:
+          A dict of `tokens: [batch, in_length + target_length]` int32, in which the right-aligned input is followed by
+          the left-aligned target, so that targets begin at the same index in all rows; `input_lengths: [batch]` int32;
+          `decoder_target_tokens: [batch, target_length]` int32; and `decoder_loss_weights: [batch, target_length]`
+          float32, the row's weight on the tokens of its target and 0 on padding.
         """
         in_length, target_length = shape
         tokens = np.full((batch_size, in_length + target_length), config.pad_token_id, np.int32)
@@ -103,7 +106,7 @@ class DecoderFamily(Family):
         }
 
     def widened(self, batches: Sequence[Batch], config: DecoderConfig) -> list[Batch]:
-        def lengths(batch: Batch) -> np.ndarray:  # of the part before the answers, and of these
+        def lengths(batch: Batch) -> np.ndarray:  # of inputs and of targets
             target_length = batch["decoder_target_tokens"].shape[1]
             return np.array([batch["tokens"].shape[1] - target_length, target_length])
 
@@ -132,7 +135,7 @@ class DecoderFamily(Family):
         }
 
     def cache_numbers(self, config: DecoderConfig, shape: tuple[int, int], *, parts: int = 1) -> int:
-        """Keys and values of the prompt and of what was written."""
+        """Counts keys and values of the prompt and of the generated tokens."""
         return 2 * config.num_layers * (config.num_kv_heads * config.d_head // parts) * sum(shape)
 
 

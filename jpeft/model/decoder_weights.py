@@ -1,7 +1,7 @@
-"""Decoder-only checkpoints, by the names that `transformers` has for their weights, to our tree and back.
+"""Loads and saves decoder-only checkpoints under the weight names of `transformers`.
 
-Where a released file has no prefix (`transformer.`, `model.`) before its names, it is as if it had. BLOOM's fused map
-of queries, keys and values is three maps here, and one again in a file.
+Names may lack the prefix (`transformer.`, `model.`), as in some released files. BLOOM's fused map of queries, keys and
+values is split into three maps on loading and fused again on saving.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ from jpeft.model.decoder_config import DecoderConfig
 from jpeft.model.ends import named_by_tokenizer
 from jpeft.model.quantized import Quantization
 from jpeft.model.weight_files import BUFFERS, Checkpoint, are_equal, open_checkpoint, read_values
-from jpeft.model.weights import Filling, refuse_misfits, refuse_oversize, said_of, write_model
+from jpeft.model.weights import Filling, quantization_entry, refuse_misfits, refuse_oversize, write_model
 from jpeft.words import one_line
 
-# Names of modules: outside of the blocks after the prefix, within a block after `<prefix><blocks>.<index>.`.
+# `transformers` names of our modules: `<prefix><name>` outside of blocks, `<prefix><blocks>.<index>.<name>` in a block.
 _LLAMA = {
     "prefix": "model.",
     "blocks": "layers",
@@ -62,18 +62,18 @@ _NAMES: dict[str, dict[str, str]] = {
     | {"feed_forward/up": "mlp.dense_h_to_4h", "feed_forward/down": "mlp.dense_4h_to_h"},
 }
 _HEAD = "lm_head"
-KEPT_WIDE = (_HEAD,)  # modules that `transformers` is told of as wide in a file in few bits
-FUSED = ("q", "k", "v")  # in the order of a fused map
+KEPT_WIDE = (_HEAD,)  # modules that `quantization_config` lists as not quantised
+FUSED = ("q", "k", "v")  # the order within a fused map
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """One of our weights as a file has it.
+    """Where a file holds one of our weights.
 
     Attributes:
-      name: of the weight there.
-      transposed: whether it is `[out, in]` there.
-      third: which of a fused map's three it is; None where it is one by itself.
+      name: the weight's name in the file.
+      transposed: whether the file has it as `[out, in]`.
+      third: which third of a fused map it is (an index into `FUSED`); None if the map is not fused.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Stored:
 
 
 def hub_module(config: DecoderConfig, path: str) -> str:
-    """Name in `transformers` of the module at one of our paths: `decoder/layers/0/feed_forward/up` and so on."""
+    """The `transformers` name of the module at one of our paths, such as `decoder/layers/0/feed_forward/up`."""
     names = _NAMES[config.model_type]
     if path == _HEAD:
         return _HEAD
@@ -93,13 +93,13 @@ def hub_module(config: DecoderConfig, path: str) -> str:
 
 
 def is_fused(config: DecoderConfig) -> bool:
-    """Whether files have queries, keys and values in one map."""
+    """Whether files hold queries, keys and values as one fused map."""
     names = _NAMES[config.model_type]
     return names["self_attention/q"] == names["self_attention/k"]
 
 
 def stored(config: DecoderConfig, name: str) -> Stored:
-    """Where files of such a model have one of our weights: `decoder/layers/0/self_attention/q/kernel` and so on."""
+    """Where files of such a model hold one of our weights, such as `decoder/layers/0/self_attention/q/kernel`."""
     module, _, leaf = name.rpartition("/")
     file_name = f"{hub_module(config, module)}.{'bias' if leaf == 'bias' else 'weight'}"
     return Stored(file_name, leaf == "kernel", _third(config, module))
@@ -111,22 +111,23 @@ def _third(config: DecoderConfig, path: str) -> int | None:
 
 
 def rows_of(config: DecoderConfig, path: str) -> np.ndarray | None:
-    """The rows of a fused map that are the module's at one of our paths; None where it is a map by itself."""
+    """The rows of a fused map that belong to the module at one of our paths; None if the map is not fused."""
     third = _third(config, path)
     return None if third is None else fused_rows(config, third)
 
 
 def fused_rows(config: DecoderConfig, third: int) -> np.ndarray:
-    """The rows of a fused map `[head, (q, k, v), d_head]` that are one of the three."""
+    """The rows of a fused map, laid out as `[num_heads, 3, d_head]`, that belong to one third of it."""
     rows = np.arange(3 * config.num_heads * config.d_head).reshape(config.num_heads, 3, config.d_head)
     return rows[:, third].reshape(-1)
 
 
 def load(directory: Path, *, dropout_rate: float | None = None, **options: Any) -> Decoder:
-    """The model of a directory in Hugging Face layout, or of a GGUF file; other options as of `load_tensors`.
+    """Load a model from a directory in Hugging Face layout or from a GGUF file; `options` as of `load_tensors`.
 
     Args:
-      dropout_rate: None takes the checkpoint's.
+      directory: the directory or GGUF file.
+      dropout_rate: the dropout rate in training; None takes the checkpoint's.
 
     Raises:
       UserError: as `read_directory` and `load_tensors`.
@@ -147,7 +148,7 @@ def read_config(directory: Path) -> DecoderConfig:
 
 
 def read_directory(directory: Path, *, dropout_rate: float | None = None) -> tuple[DecoderConfig, Checkpoint]:
-    """The config of a directory in Hugging Face layout, or of a GGUF file, and its weights, not yet read.
+    """Open a directory in Hugging Face layout or a GGUF file; returns its config and its weights, not yet read.
 
     Raises:
       UserError: as `DecoderConfig.from_dict` and `open_checkpoint`; or the weights do not fit `config.json`.
@@ -170,18 +171,19 @@ def load_tensors(
     place: Devices = on_first_device,
     quantization: Quantization | None = None,
 ) -> Decoder:
-    """A model of weights that stand under their `transformers` names, in PyTorch's orientation, wherever they are.
+    """Load a model from tensors that have `transformers` names and PyTorch's orientation.
 
-    Every weight is either used, a copy of one that is, or an error. Each device receives its own part of a weight; the
+    Every tensor has to be used or to be a copy of one that is. Each device receives only its shard of a weight; the
     host holds one stacked weight at a time.
 
     Args:
-      tensors: is asked for a weight at a time. Names may lack the prefix that `transformers` has before them.
-      source: what messages call the weights.
-      dtype: that the model computes in.
-      stored_dtype: of the weights in memory; None is `dtype`.
-      place: `(path, shape)` to the devices of a weight.
-      quantization: of the maps within the blocks; None leaves them as the tensors are.
+      config: the model's config.
+      tensors: the weights, read one at a time; names may lack the prefix that `transformers` has before them.
+      source: the name of the weights in error messages.
+      dtype: the dtype that the model computes in.
+      stored_dtype: the dtype of the weights in memory; None is `dtype`.
+      place: maps a weight's path and shape to the devices that hold it.
+      quantization: how to quantise the linear maps within the blocks; None leaves them as the tensors are.
 
     Raises:
       UserError: as `open_filling` and `chosen_forms`.
@@ -194,12 +196,13 @@ def load_tensors(
 def open_filling(
     config: DecoderConfig, tensors: Checkpoint, *, source: str, dtype: Any = jnp.float32
 ) -> Filling[Decoder]:
-    """The model of a config with shapes in the place of weights, and how these are read.
+    """Match tensors to a model without reading them; arguments as of `load_tensors`.
 
-    Arguments as of `load_tensors`.
+    Returns:
+      The model, with shapes in the place of weights, and how to fill it.
 
     Raises:
-      UserError: a weight is absent, of another shape, without a place in the model, or there twice.
+      UserError: a weight is missing, unexpected, duplicated or of the wrong shape.
     """
     model = abstract(Decoder, config, dtype=dtype)
     file_name = _file_names(config, tensors, source)
@@ -210,17 +213,17 @@ def open_filling(
             shape = (*shape[:-1], 3 * shape[-1])
         return file_name.get(at.name, at.name), shape[::-1] if at.transposed else shape
 
-    passed_over = {name for name in tensors.names() if BUFFERS.fullmatch(name)}
+    ignored = {name for name in tensors.names() if BUFFERS.fullmatch(name)}
     if config.tie_word_embeddings and f"{_HEAD}.weight" in tensors.names():
         embedding = stored_as("shared/embedding", ())[0]
         if embedding in tensors.names() and not are_equal(tensors, embedding, f"{_HEAD}.weight"):
             raise UserError(
-                f"{source}: config.json says that the head is the embedding, and {_HEAD}.weight is another table; set "
-                "tie_word_embeddings to false in it if the head is one of its own."
+                f"{source}: config.json ties the head to the embedding, but {_HEAD}.weight differs from it; set "
+                "tie_word_embeddings to false there if the model has a separate head."
             )
-        passed_over.add(f"{_HEAD}.weight")
+        ignored.add(f"{_HEAD}.weight")
     what = f"a model of type {config.model_type}"
-    refuse_misfits(model, tensors, stored_as, unread=passed_over, source=source, what=what)
+    refuse_misfits(model, tensors, stored_as, unread=ignored, source=source, what=what)
 
     def read(name: str, shape: tuple[int, ...], part: Part) -> np.ndarray:
         at, (file, _) = stored(config, name), stored_as(name, shape)
@@ -241,31 +244,38 @@ def open_filling(
 
 
 def _file_names(config: DecoderConfig, tensors: Checkpoint, source: str) -> dict[str, str]:
-    """The name in the file of each weight, by the one that `transformers` has for it."""
+    """The name in the file of each weight, by its `transformers` name."""
     prefix, found = _NAMES[config.model_type]["prefix"], {}
     for name in sorted(tensors.names()):
         whole = name if name.startswith((prefix, f"{_HEAD}.")) else f"{prefix}{name}"
         if whole in found:
-            raise UserError(f"{source} holds {one_line(found[whole])} and {one_line(name)}; which one counts?")
+            raise UserError(
+                f"{source} holds both {one_line(found[whole])} and {one_line(name)}, names of one weight; remove one."
+            )
         found[whole] = name
     return found
 
 
 def refuse_fused(config: DecoderConfig) -> None:
-    """Raises `UserError`: files of such a model have several maps in one, which is not written in few bits."""
+    """Raise `UserError` if files of such a model hold fused maps, which are not written quantised."""
     if is_fused(config):
         raise UserError(
-            f"a {config.model_type} has queries, keys and values in one map of its files, which in 8 or 4 bits is not "
-            "written; save it wide, and quantise it when it is loaded (model.quantization)."
+            f"a {config.model_type} has queries, keys and values fused in its files, which jpeft does not write in 8 "
+            "or 4 bits; save it wide, and quantise it when it is loaded (model.quantization)."
         )
 
 
 def save(model: Decoder, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dtype: Any = None) -> None:
-    """Writes `config.json` and `model.safetensors`, which `transformers` opens as the model that it is.
+    """Write `config.json` and `model.safetensors`, which `transformers` can open.
 
     Args:
+      model: the model to save.
+      directory: where to write; made if it does not exist.
       kind: the type of variable that holds the weights; `Adapter` after full tuning.
-      dtype: of the stored weights; None keeps each as it is.
+      dtype: the dtype of the stored weights; None keeps each weight's own.
+
+    Raises:
+      UserError: as `refuse_fused`, if the model is quantised.
     """
     config, weights, fused = model.config, {}, {}
     packed = packed_tensors(model)
@@ -286,4 +296,4 @@ def save(model: Decoder, directory: Path, *, kind: type[nnx.Variable] = nnx.Para
         for third, rows in thirds.items():
             whole[fused_rows(config, third)] = rows
         weights[name] = whole
-    write_model(directory, weights, config.to_dict() | said_of(packed, KEPT_WIDE))
+    write_model(directory, weights, config.to_dict() | quantization_entry(packed, KEPT_WIDE))

@@ -1,8 +1,9 @@
-"""What a family of models says of itself, in one place, to whoever works with models of any family.
+"""The interface of a model family, and functions that work with models of any family.
 
-A family is a network with its config, its files, and what a row becomes for it. Its network is a
-`jpeft.model.language_model.LanguageModel`, whose class also says what its parts are to PEFT methods (`site_roles`). A
-new family is a network, a subclass of `Family` and a place in `families`.
+A family combines a network with its config, its checkpoint files and the layout of its batches. The network is a
+`jpeft.model.language_model.LanguageModel` whose class attribute `site_roles` maps the names of its modules to the roles
+that PEFT methods and sharding rules know. To add a family, write a network and a subclass of `Family`, and list that in
+`families`.
 """
 
 import abc
@@ -25,110 +26,129 @@ Batch = dict[str, np.ndarray]  # arrays by name, rows first, as a family's netwo
 
 
 class Family(abc.ABC):
-    """One network and all that is particular to it.
+    """A network and everything that is specific to it.
 
     Attributes:
-      name: by which messages call one of its models: `T5`.
-      tag: by which the hub calls such models.
-      network: its class, called as `network(config, dtype=..., rngs=...)`.
+      name: what messages call one of its models, such as `T5`.
+      tag: the Hugging Face hub's tag of such models.
+      network: the network's class, called as `network(config, dtype=..., rngs=...)`.
+      modules: the network's attributes that hold weights or sites of PEFT methods, stacks included.
       config_type: the class of its config.
-      model_types: what a `config.json` of it has as `model_type`.
+      model_types: the values of `model_type` in its `config.json`.
       released: configs of released models by their names on the hub.
-      task_type: Hugging Face PEFT's word for what such a model does.
-      auto_class: the class of `transformers` that opens one.
+      task_type: Hugging Face PEFT's `task_type` of such models.
+      auto_class: the `transformers` class that opens them.
+      continues: whether a model continues the prompt (decoder-only), rather than reading it with an encoder.
     """
 
     name: ClassVar[str]
     tag: ClassVar[str]
     network: ClassVar[type[nnx.Module]]
+    modules: ClassVar[tuple[str, ...]]
     config_type: ClassVar[type]
     model_types: ClassVar[tuple[str, ...]]
     released: ClassVar[Mapping[str, Any]]
     task_type: ClassVar[str]
     auto_class: ClassVar[str]
+    continues: ClassVar[bool]
 
     # --- files ---
 
+    def recognises(self, model_type: str) -> bool:
+        """Whether this family reads, or refuses with a reason of its own, configs of this `model_type`."""
+        return model_type in self.model_types
+
     @abc.abstractmethod
     def read_config(self, directory: Path) -> Any:
-        """The config of a model's directory. Raises `UserError`: it is no such model, or a size is wrong."""
+        """Read the config of a model's directory. Raises `UserError` if it is of another family or invalid."""
 
     @abc.abstractmethod
     def load(self, directory: Path, **options: Any) -> Any:
-        """The model of a directory; options as of `jpeft.model.t5_weights.load`."""
+        """Load the model of a directory; options as of `jpeft.model.t5_weights.load`."""
 
     @abc.abstractmethod
     def save(self, model: Any, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dtype: Any = None) -> None:
-        """Writes a model's weights and its config to a directory that `transformers` opens.
+        """Write a model's weights and config to a directory that `transformers` can open.
 
         Args:
+          model: the model to save.
+          directory: where to write; made if it does not exist.
           kind: the type of variable that holds the weights; `Adapter` after full tuning.
-          dtype: of the stored weights; None keeps each as it is.
+          dtype: the dtype of the stored weights; None keeps each weight's own.
         """
 
     @abc.abstractmethod
     def open_filling(self, directory: Path) -> Any:
-        """The model of a directory, its weights not yet read: a `jpeft.model.weights.Filling`. Raises as `load`."""
+        """Open a directory without reading its weights; returns a `jpeft.model.weights.Filling`. Raises as `load`."""
 
     @abc.abstractmethod
-    def written_in_few_bits(self, config: Any) -> tuple[Sequence[str], Mapping[str, str]]:
-        """Of a file in few bits: modules that `transformers` is told of as wide, and tensors that are copies of others.
+    def quantized_layout(self, config: Any) -> tuple[Sequence[str], Mapping[str, str]]:
+        """What a checkpoint of such a model in 8 or 4 bits holds beside its quantised maps.
+
+        Returns:
+          The modules that `quantization_config` lists as not quantised, and tensors that are stored as copies of
+          others: from the name of a copy to the name of its original.
 
         Raises:
-          UserError: such a model is not written so.
+          UserError: jpeft does not write such a model quantised.
         """
 
     @abc.abstractmethod
     def module_name(self, config: Any, path: str) -> str:
-        """The name in `transformers` of the module at one of our paths, in a model of that config."""
+        """The `transformers` name of the module at one of our paths, in a model of that config."""
 
     def fused_rows(self, config: Any, path: str) -> np.ndarray | None:
-        """Of the output of the module in `transformers` those rows that are our path's; None where they are all of it.
+        """The output rows of the `transformers` module that belong to the module at one of our paths.
 
-        A family whose files have several of our maps in one says so here.
+        None if they are all of them. To be overridden by a family whose files fuse several of our maps into one.
         """
         return None
 
     @abc.abstractmethod
     def plain_logits(self, directory: Path, *probe: np.ndarray) -> np.ndarray:
-        """Logits of `probe` by a second reader of a directory, which shares nothing of what the first makes of it."""
+        """Compute the logits of `probe` by an independent NumPy implementation, straight from a directory's files."""
+
+    def special_ids(self, config: Any) -> tuple[int, ...]:
+        """Ids that are special whatever the tokenizer's files say.
+
+        By default none: a decoder-only model's are marked in those files, and its padding may be any token.
+        """
+        return ()
 
     def tokenizer(self, directory: Path, config: Any) -> Tokenizer:
-        """The tokenizer of a model's directory. Raises `UserError` as `Tokenizer.load`."""
-        continues = self.task_type == "CAUSAL_LM"
-        # Of a decoder-only model they are known by the tokenizer's files: with no padding of its own, any id may be it.
-        special = () if continues else (config.pad_token_id, config.decoder_start_token_id)
+        """Load the tokenizer of a model's directory. Raises `UserError` as `Tokenizer.load`."""
         return Tokenizer.load(
             directory,
             vocab_size=config.vocab_size,
             eos_token_id=config.eos_token_id,
-            continues=continues,
+            continues=self.continues,
             other_ends=config.other_eos_token_ids,
-            special_ids=special,
+            special_ids=self.special_ids(config),
         )
 
     # --- the network ---
 
     @abc.abstractmethod
     def build(self, config: Any, *, dtype: Any, seed: int = 0) -> Any:
-        """A network with new, random float32 weights, computing in `dtype`."""
+        """Create a network with random float32 weights, computing in `dtype`."""
 
     @abc.abstractmethod
     def arrange(self, model: Any, *, scan_layers: bool | None, remat: str | None = None) -> None:
-        """Settles how a model's layers run, in place.
+        """Set how a model's layers are run, in place.
 
         Args:
-          scan_layers: by one compiled loop, or one after the other; None is a loop for more than eight layers.
-          remat: what the backward pass makes anew, one of `jpeft.model.stack.REMAT_POLICIES`; None leaves it.
+          model: the model to change.
+          scan_layers: True compiles one loop over the layers, False unrolls them; None scans more than eight layers.
+          remat: what the backward pass recomputes, one of `jpeft.model.stack.REMAT_POLICIES`; None keeps the setting.
         """
 
     @abc.abstractmethod
     def stacks(self, config: Any) -> dict[str, int]:
-        """Number of blocks of each of its stacks by the stack's name, such as `{"encoder": 12, "decoder": 12}`."""
+        """The number of blocks of each stack by its name, such as `{"encoder": 12, "decoder": 12}`."""
 
     @abc.abstractmethod
     def probe(self, config: Any) -> tuple[np.ndarray, ...]:
-        """Random tokens, always the same, with which a model is called to compare its logits with another's."""
+        """Fixed pseudo-random tokens, the arguments of a call that compares two models' logits."""
 
     # --- rows ---
 
@@ -143,42 +163,45 @@ class Family(abc.ABC):
         config: Any,
         row_weights: Sequence[float] | None = None,
     ) -> Batch:
-        """Rows of tokens as the network is trained on them: arrays by name, `decoder_target_tokens` and
-        `decoder_loss_weights` (`[batch_size, target length]`, 0 on padding) among them.
+        """Pad rows of token ids to a training batch of the network.
 
         Args:
-          inputs, targets: ids of each row, at most `batch_size` of them; missing rows are padding without weight.
-          shape: the lengths that inputs and targets are filled up to.
-          row_weights: of each row, how much its tokens count; None is 1 for all.
+          inputs, targets: ids of each row, at most `batch_size` rows; missing rows are padding with weight 0.
+          shape: the padded lengths of inputs and targets.
+          batch_size: the number of rows of the batch.
+          config: the model's config.
+          row_weights: the loss weight of each row's tokens; None is 1 for all rows.
+
+        Returns:
+          Arrays by name, among them `decoder_target_tokens` and `decoder_loss_weights`, both `[batch_size, target
+          length]`, the weights 0 on padding.
         """
 
     @abc.abstractmethod
     def widened(self, batches: Sequence[Batch], config: Any) -> list[Batch]:
-        """Batches of as many rows each, all filled up to the longest inputs and targets among them.
-
-        What they say is the same, but for how much padding stands beside it.
-        """
+        """Pad batches further, so that all have the lengths of the longest inputs and targets among them."""
 
     @abc.abstractmethod
     def batch_shapes(self, rows: int, shape: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of the arrays of a batch of `rows` rows padded to `shape`, by name."""
+        """Shapes and dtypes by name of a batch of `rows` rows whose inputs and targets are padded to `shape`."""
 
     @abc.abstractmethod
     def cache_numbers(self, config: Any, shape: tuple[int, int], *, parts: int = 1) -> int:
-        """How many numbers a device keeps as keys and values of one row while its answer is generated.
+        """The number of elements per row of the key-value caches on one device during generation.
 
         Args:
+          config: the model's config.
           shape: padded lengths of the input and of the answer.
-          parts: over how many devices the heads are cut.
+          parts: the number of devices over which heads are sharded.
         """
 
     def abstract(self, config: Any, *, dtype: Any = np.float32) -> Any:
-        """The network with shapes (`jax.ShapeDtypeStruct`) in the place of weights: nothing is allocated."""
+        """Build the network with `jax.ShapeDtypeStruct`s in the place of weights, without allocating memory."""
         return abstract(self.network, config, dtype=dtype)
 
 
 def families() -> tuple[Family, ...]:
-    """All families of models that are known, each a network with what is particular to it."""
+    """All known model families."""
     from jpeft.model.decoder_family import DECODER_FAMILY
     from jpeft.model.t5_family import T5_FAMILY
 
@@ -186,20 +209,22 @@ def families() -> tuple[Family, ...]:
 
 
 def family_of(model: nnx.Module) -> Family | None:
-    """The family of a model, or None: a module of somebody else's."""
+    """The family of a model; None if its class is none of jpeft's networks."""
     return next((family for family in families() if isinstance(model, family.network)), None)
 
 
 def family_with(config: Any) -> Family:
-    """The family that a config, such as a `T5Config`, is of."""
+    """The family of a config, such as a `T5Config`."""
     return next(family for family in families() if isinstance(config, family.config_type))
 
 
 def family_in(directory: Path) -> Family:
-    """The family of a directory's model, or of a GGUF file's.
+    """The family of the model in a directory or a GGUF file.
+
+    Without a readable `model_type` this is the first family, whose `read_config` then reports what is wrong.
 
     Raises:
-      UserError: it has no `config.json`, or one of a family that jpeft does not have.
+      UserError: the model is of a family that jpeft does not have.
       RunFailed: the GGUF file is damaged.
     """
     file = directory / "config.json"
@@ -210,48 +235,47 @@ def family_in(directory: Path) -> Family:
         kind = gguf_config(directory)["model_type"]
     elif file.is_file():
         kind = read_json_object(file).get("model_type")
-    first, *others = families()  # the first says what is wrong with what is none of them
-    if isinstance(kind, str) and kind not in first.model_types and not kind.endswith("t5"):
-        known = [name for family in others for name in family.model_types]
-        if kind not in known:
-            raise UserError(
-                f"{file}: model_type is {kind[:60]!r}; jpeft adapts T5-family models ('t5') and decoder-only ones "
-                f"({', '.join(known)})."
-            )
-    return next((family for family in families() if kind in family.model_types), first)
+    if not isinstance(kind, str):
+        return families()[0]
+    for family in families():
+        if family.recognises(kind):
+            return family
+    known = ", ".join(name for family in families() for name in family.model_types)
+    raise UserError(f"{file}: model_type is {kind[:60]!r}; jpeft has a network for {known}.")
 
 
 def abstract_model(config: Any) -> Any:
-    """The network of a config with shapes in the place of weights."""
+    """Build the network of a config with shapes in the place of weights."""
     return family_with(config).abstract(config)
 
 
 def stack_names() -> list[str]:
-    """The names of all layer stacks of all families, such as `encoder`, `decoder`, `blocks`."""
+    """The names of the layer stacks of all families: `encoder` and `decoder`."""
     return list(dict.fromkeys(stack for family in families() for stack in family.stacks(family.config_type())))
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """What activations are computed in, by the name that a config or a flag gives it.
-
-    `auto` is bfloat16 where there is an accelerator that is fast in it.
-    """
+    """The dtype of activations by its name in configs and flags; `auto` is bfloat16, or float32 on a CPU."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)
 
 
 def load_model(directory: Path, **options: Any) -> Any:
-    """The model of a directory, of whichever family. Options and errors as of `jpeft.model.t5_weights.load`."""
+    """Load the model of a directory, of any family; options and errors as of `jpeft.model.t5_weights.load`."""
     return family_in(directory).load(directory, **options)
 
 
 def save_model(model: Any, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dtype: Any = None) -> None:
-    """Writes a model as `transformers` opens it. Raises `UserError`: it is of no family."""
+    """Write a model as `transformers` opens it; arguments as of `Family.save`.
+
+    Raises:
+      UserError: the model's class is none of jpeft's networks.
+    """
     family = family_of(model)
     if family is None:
         raise UserError(
-            f"{type(model).__name__} is of no family that jpeft can write as a whole model; write the state that "
-            "flax.nnx.split gives of it, by Orbax for instance."
+            f"{type(model).__name__} is of no family that jpeft can write as a whole model; save the state of "
+            "flax.nnx.split yourself, with Orbax for instance."
         )
     family.save(model, directory, kind=kind, dtype=dtype)

@@ -1,8 +1,8 @@
-"""The tokenizer inside a GGUF file, built anew: byte-level BPE (`gpt2`), SentencePiece's BPE (`llama`), unigram (`t5`).
+"""Rebuilds the tokenizer of a GGUF file: byte-level BPE (`gpt2`), SentencePiece BPE (`llama`) or unigram (`t5`).
 
-A file holds pieces, scores or merges, and the name of how text is split before merges apply. What each name means
-stands in llama.cpp's `llama-vocab.cpp`; a name that is not listed here is refused, since another splitting makes other
-tokens of numbers and of white space without anybody noticing.
+A file holds pieces, scores or merges, and the name of a pre-tokenizer, whose meaning llama.cpp's `llama-vocab.cpp`
+defines. An unknown name is refused, since a wrong pre-tokenizer would silently change the tokens of numbers and white
+space.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from jpeft.errors import UserError
 from jpeft.model.gguf import GgufFile
 from jpeft.words import one_line
 
-_CONTROL, _OWN = 3, 4  # kinds of pieces: special tokens, and words that somebody added whole
+_CONTROL, _OWN = 3, 4  # kinds of pieces: special tokens, and tokens added by users
 _UNKNOWN = 2
 _T5_SENTINELS = 100  # llama.cpp's converter writes them as [PAD32000] and so on
 
@@ -47,7 +47,7 @@ def _split_by(pattern: str) -> Callable[[], pre_tokenizers.PreTokenizer]:
     return make
 
 
-# By `tokenizer.ggml.pre`: how text is split before merges apply.
+# Pre-tokenizers by the value of `tokenizer.ggml.pre`.
 PRE_TOKENIZERS: Mapping[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais"), _as_gpt2),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), _digits_apart),
@@ -55,31 +55,36 @@ PRE_TOKENIZERS: Mapping[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _split_by(_QWEN2)),
     "tekken": _split_by(_TEKKEN),
 }
-_WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")  # a word that is a piece is that piece
-_BEGIN_ADDED = ("llama-bpe", "llama3", "llama-v3")  # where the file does not say whether texts begin with a token
+_WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")  # a word in the vocabulary is not merged
+_BEGIN_ADDED = ("llama-bpe", "llama3", "llama-v3")  # add a BOS token if the file does not say
 
 
 def backend_of(file: GgufFile) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """The tokenizer of a file, and a `tokenizer_config.json` for it: special tokens by role, and the chat template.
+    """Build the tokenizer of a file.
+
+    Returns:
+      The tokenizer, and the content of a `tokenizer_config.json` for it: special tokens by role, and the chat template.
 
     Raises:
-      UserError: the file has none, one of a kind that is not read, or one whose pieces do not fit together.
+      UserError: the file has no tokenizer, one of an unsupported kind, or an inconsistent one.
     """
     kind = file.text("tokenizer.ggml.model")
     if kind is None or kind not in _MAKERS:
         said = "no tokenizer" if kind is None else f"a tokenizer of the kind {one_line(kind)}"
-        raise UserError(f"{file.path} has {said}; of GGUF files {', '.join(_MAKERS)} are read.")
+        raise UserError(f"{file.path} has {said}; expected one of {', '.join(_MAKERS)}.")
     pieces = file.items("tokenizer.ggml.tokens", str)
     if not pieces:
         raise UserError(f"{file.path} lacks tokenizer.ggml.tokens, the pieces of its vocabulary.")
     kinds = file.items("tokenizer.ggml.token_type", int) or []
     backend = _MAKERS[kind](file, pieces)
     if backend.get_vocab_size() != len(pieces):
-        raise UserError(f"{file.path}: of {len(pieces):,} pieces {backend.get_vocab_size():,} differ; expected all.")
+        raise UserError(
+            f"{file.path}: only {backend.get_vocab_size():,} of {len(pieces):,} pieces are distinct; expected all."
+        )
     added = [
-        AddedToken(piece, normalized=False, special=of != _OWN)
-        for piece, of in zip(pieces, kinds, strict=False)
-        if of in (_CONTROL, _UNKNOWN, _OWN)
+        AddedToken(piece, normalized=False, special=piece_kind != _OWN)
+        for piece, piece_kind in zip(pieces, kinds, strict=False)
+        if piece_kind in (_CONTROL, _UNKNOWN, _OWN)
     ]
     backend.add_tokens(added)
     roles = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -88,7 +93,7 @@ def backend_of(file: GgufFile) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
         key = f"tokenizer.ggml.{name}_token_id"
         if key in file.metadata:
             if (number := file.number(key)) >= len(pieces):
-                raise UserError(f"{file.path}: {key} is {number}; there are {len(pieces):,} pieces.")
+                raise UserError(f"{file.path}: {key} is {number}; expected less than {len(pieces):,}, its pieces.")
             settings[role] = pieces[number]
     begins = kind == "llama" or file.text("tokenizer.ggml.pre") in _BEGIN_ADDED
     if file.flag("tokenizer.ggml.add_bos_token", begins) and "bos_token" in settings:
@@ -104,10 +109,10 @@ def _byte_level(file: GgufFile, pieces: Sequence[str]) -> tokenizers.Tokenizer:
     split = file.text("tokenizer.ggml.pre") or "default"
     if split not in PRE_TOKENIZERS:
         known = ", ".join(PRE_TOKENIZERS)
-        raise UserError(f"{file.path}: its tokenizer splits text as {one_line(split)!r}; known are {known}.")
+        raise UserError(f"{file.path}: its pre-tokenizer is {one_line(split)!r}; expected one of {known}.")
     merges = [tuple(merge.split(" ")) for merge in file.items("tokenizer.ggml.merges", str) or []]
     if not merges or any(len(merge) != 2 for merge in merges):
-        raise UserError(f"{file.path}: tokenizer.ggml.merges are not pairs of pieces; convert the model again.")
+        raise UserError(f"{file.path}: tokenizer.ggml.merges is no list of pairs of pieces; convert the model again.")
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=split in _WHOLE_WORDS)
     backend = tokenizers.Tokenizer(model)
@@ -165,19 +170,19 @@ _MAKERS: Mapping[str, Callable[[GgufFile, Sequence[str]], tokenizers.Tokenizer]]
 def _scores(file: GgufFile, pieces: Sequence[str]) -> list[float]:
     scores = file.items("tokenizer.ggml.scores", float) or []
     if len(scores) != len(pieces):
-        raise UserError(f"{file.path}: {len(scores):,} scores of {len(pieces):,} pieces; convert the model again.")
+        raise UserError(f"{file.path}: {len(scores):,} scores for {len(pieces):,} pieces; convert the model again.")
     return scores
 
 
 def _implied_merges(vocabulary: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """SentencePiece merges two neighbours whenever they are a piece together, of several the one of highest score."""
+    """The merges that SentencePiece's BPE implies: any two neighbours that form a piece, by decreasing score."""
     merges = []
     for piece, number in vocabulary.items():
-        if len(piece) > 256:  # no word; a stranger's file may hold texts as pieces
+        if len(piece) > 256:  # not a word; an untrusted file may hold long texts as pieces
             continue
         halves = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
-        of_piece = [pair for pair in halves if pair[0] in vocabulary and pair[1] in vocabulary]
-        of_piece.sort(key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
-        merges += [(scores[number], *pair) for pair in of_piece]
+        pairs = [pair for pair in halves if pair[0] in vocabulary and pair[1] in vocabulary]
+        pairs.sort(key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
+        merges += [(scores[number], *pair) for pair in pairs]
     merges.sort(key=lambda merge: (merge[0], len(merge[1]), len(merge[2])), reverse=True)
     return [(first, second) for _, first, second in merges]

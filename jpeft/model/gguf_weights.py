@@ -1,6 +1,7 @@
-"""A GGUF file's model as Hugging Face files would have it: sizes, names of weights and the order of their rows.
+"""Presents a GGUF file's model in Hugging Face's layout: config fields, weight names and the order of rows.
 
-So whatever reads those reads these. What each architecture's names mean stands in llama.cpp's `tensor_mapping.py`.
+The loaders of Hugging Face checkpoints then read it, too. llama.cpp's `tensor_mapping.py` defines the names of each
+architecture.
 """
 
 import dataclasses
@@ -21,15 +22,14 @@ from jpeft.words import one_line
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """How an architecture of llama.cpp is written in Hugging Face's layout.
+    """How one of llama.cpp's architectures maps to Hugging Face's layout.
 
     Attributes:
-      config: makes the `config.json`.
-      stacks: the paths of our stacks by the beginning of llama.cpp's names of their blocks.
-      in_block: names within a block.
-      alone: names outside of blocks.
-      optional: which of the names, as Hugging Face has them, may be absent.
-      permuted: whether rows of q and k stand in pairs that are rotated together, not in halves.
+      config: makes the fields of a `config.json` from a file.
+      stacks: Hugging Face's names of the stacks by llama.cpp's prefix of their blocks.
+      in_block: Hugging Face's names of modules within a block by llama.cpp's.
+      alone: the same of modules outside of blocks.
+      permuted: whether rows of q and k are ordered for rotary pairs `(2i, 2i + 1)` rather than `(i, i + half)`.
     """
 
     config: Callable[[GgufFile], dict[str, Any]]
@@ -40,22 +40,25 @@ class _Layout:
 
 
 def _llama_config(file: GgufFile) -> dict[str, Any]:
-    """Of Llama, Mistral, SmolLM2, Qwen2, Qwen3."""
+    """The config of a Llama, Mistral, SmolLM2, Qwen2 or Qwen3."""
     arch = file.metadata["general.architecture"]
     key = lambda name: f"{arch}.{name}"
     if file.number(key("expert_count"), default=0):
         raise UserError(f"{file.path} is a mixture of experts, which jpeft has no network for.")
     if "rope_freqs.weight" in file.tensors:
-        raise UserError(f"{file.path} has rope_freqs.weight, Llama 3.1's scaled rotary positions, which are not read.")
+        raise UserError(f"{file.path} has Llama 3.1's scaled rotary positions (rope_freqs.weight), which are not read.")
     heads, width = file.number(key("attention.head_count")), file.number(key("embedding_length"))
     if isinstance(heads, list) or heads < 1 or width < 1:
-        raise UserError(f"{file.path}: {key('attention.head_count')} is {heads} and the width {width}; expected 1 up.")
+        raise UserError(
+            f"{file.path}: {key('attention.head_count')} is {heads} and {key('embedding_length')} {width}; expected "
+            "integers of at least 1."
+        )
     head = file.number(key("attention.key_length"), default=width // heads)
     rotated = file.number(key("rope.dimension_count"), default=head)
     if file.number(key("attention.value_length"), default=head) != head or rotated != head:
         raise UserError(
-            f"{file.path}: heads of {head} numbers of which {rotated} are rotated by their position; a {arch} in "
-            "Hugging Face's layout rotates all, and values are as wide."
+            f"{file.path}: {rotated} of {head} features of a head are rotated, or values have another width; a {arch} "
+            "in Hugging Face's layout rotates all features and has values of the same width."
         )
     window = file.number(key("attention.sliding_window"), default=0)
     model_type = "mistral" if arch == "llama" and window else arch
@@ -116,19 +119,19 @@ def _t5_config(file: GgufFile) -> dict[str, Any]:
 
 def _rows(file: GgufFile, name: str) -> int:
     if name not in file.tensors:
-        raise UserError(f"{file.path} lacks {name}; it is no whole model, or a vocabulary alone.")
+        raise UserError(f"{file.path} lacks {name}; it is not a complete model.")
     return file.tensors[name].shape[0]
 
 
 def _token_ids(file: GgufFile) -> dict[str, int]:
-    """Ids of the tokens that begin, end and fill up texts, as far as the file has them."""
+    """Ids of the BOS, EOS and padding tokens, as far as the file has them."""
     names = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
     keys = {ours: f"tokenizer.ggml.{theirs}_token_id" for ours, theirs in names.items()}
     return {ours: file.number(key) for ours, key in keys.items() if key in file.metadata}
 
 
 def _tidy(value: float) -> float:
-    """A float32 as it was written: 1e-05, not 9.999999747378752e-06."""
+    """A float32 in its shortest decimal form: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))
 
 
@@ -181,15 +184,15 @@ def _layout(file: GgufFile) -> _Layout:
     arch = file.text("general.architecture")
     if arch is None or arch not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise UserError(f"{file.path} is of the architecture {one_line(str(arch))}; of GGUF files {known} are read.")
+        raise UserError(f"{file.path} has the architecture {one_line(str(arch))}; expected one of {known}.")
     return ARCHITECTURES[arch]
 
 
 def gguf_config(path: Path) -> dict[str, Any]:
-    """The `config.json` that a GGUF file's model has in Hugging Face's layout.
+    """The fields of a `config.json` for the model of a GGUF file.
 
     Raises:
-      UserError: the architecture is none that is read, or an entry is missing.
+      UserError: the architecture is not supported, or an entry is missing.
       RunFailed: the file is damaged.
     """
     file = open_gguf(path)
@@ -197,14 +200,14 @@ def gguf_config(path: Path) -> dict[str, Any]:
 
 
 class GgufWeights(Checkpoint):
-    """The weights of a GGUF file under Hugging Face's names, in float32, dequantised one at a time.
+    """The weights of a GGUF file under Hugging Face's names, dequantised to float32 one at a time.
 
-    llama.cpp rotates numbers of q and k by pairs of neighbours, Hugging Face the first half with the second,
-    and orders the rows of both maps for that; here they stand as Hugging Face has them.
+    llama.cpp pairs neighbouring features of q and k for rotary embeddings and orders the rows of both maps accordingly.
+    Hugging Face pairs the first half of a head with the second, and that is the order returned here.
     """
 
     def __init__(self, path: Path):
-        """Raises as `gguf_config`; or `UserError`: an array's name is none of the architecture's."""
+        """Open a file. Raises as `gguf_config`, or `UserError` if a tensor's name is unknown to the architecture."""
         self._file = open_gguf(path)
         layout = _layout(self._file)
         self._config = layout.config(self._file)
@@ -220,7 +223,7 @@ class GgufWeights(Checkpoint):
                     self._heads[name] = self._config[heads[module]]
                     if self._heads[name] < 1 or tensor.shape[0] % (2 * self._heads[name]):
                         raise UserError(
-                            f"{path}: {tensor.name} has {tensor.shape[0]} rows, which are not those of "
+                            f"{path}: {tensor.name} has {tensor.shape[0]} rows; expected a multiple of 2 for each of "
                             f"{self._heads[name]} heads."
                         )
 
@@ -235,7 +238,7 @@ class GgufWeights(Checkpoint):
         elif stem in layout.alone:
             hub = layout.alone[stem]
         else:
-            raise UserError(f"{self._file.path} holds {one_line(name)}, which jpeft has no place for.")
+            raise UserError(f"{self._file.path} holds {one_line(name)}, which is no weight of its architecture.")
         return f"{hub}.{leaf}"
 
     def names(self) -> set[str]:
@@ -258,11 +261,11 @@ class GgufWeights(Checkpoint):
 
     @property
     def stored_dtype(self) -> Literal["float32", "bfloat16"]:
-        """In which a directory made of it is to hold its matrices: that of numbers as exact as these."""
+        """The dtype in which to save the matrices without loss: bfloat16 if the largest one has it, else float32."""
         largest = max(self._tensors.values(), key=lambda tensor: math.prod(tensor.shape))
         return "bfloat16" if kind_of(largest.kind).name == "BF16" else "float32"
 
 
 def _unpermuted(rows: int, heads: int) -> np.ndarray:
-    """Which stored row each row of q's or k's map is, as Hugging Face orders them."""
+    """For each row of q or k in Hugging Face's order, its index in llama.cpp's order."""
     return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)

@@ -1,28 +1,28 @@
-"""What the rest of the house asks of a network of any family: hidden states for a loss, and tokens one by one."""
+"""The interface of a language model of any family: hidden states for a loss, and step-by-step generation."""
 
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int, Key
 
-ArrayBatch = dict[str, Array]  # as `Family.batch` makes it
+ArrayBatch = dict[str, Array]  # a batch from `Family.batch`, as JAX arrays
 
 
 @runtime_checkable
 class Cache(Protocol):
-    """The state of a decoder while it writes: keys and values of the tokens that it has seen. A pytree."""
+    """A key-value cache of the generated tokens; a pytree."""
 
     def reordered(self, rows: Int[Array, " batch"]) -> "Cache":
-        """Row `i` of the batch becomes what row `rows[i]` was."""
+        """Return a cache whose row `i` is this one's row `rows[i]`."""
         ...
 
 
 @runtime_checkable
 class Decoding(Protocol):
-    """The generation of one batch of answers: what stays the same over its steps.
+    """The generation of one batch of answers: everything that does not change from step to step.
 
     Attributes:
-      first: the token of each row that the first step is given.
-      caches: before the first step.
+      first: the input token of each row at the first step.
+      caches: the caches before the first step.
     """
 
     first: Int[Array, " batch"]
@@ -31,18 +31,29 @@ class Decoding(Protocol):
     def step(
         self, tokens: Int[Array, " batch"], caches: list[Any], position: Int[Array, ""]
     ) -> tuple[Float[Array, "batch vocab"], list[Any]]:
-        """Logits of the token after `tokens`, the answer's `position`-th, and the extended caches."""
+        """Return the logits of the answer's token number `position` (from 0), and the updated caches.
+
+        Args:
+          tokens: the previous token of each row.
+          caches: the caches of the tokens before it.
+          position: the index of the token to predict.
+        """
         ...
 
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """A network that answers: an `nnx.Module` with these methods."""
+    """The methods that every family's network has; it is also an `nnx.Module`."""
 
-    config: Any  # with vocab_size, pad_token_id, eos_token_id and ends
+    config: Any  # has vocab_size, pad_token_id, eos_token_id and ends
 
     def hidden_of(self, batch: ArrayBatch, key: Key[Array, ""] | None = None) -> Float[Array, "batch length d_model"]:
-        """The last hidden state at every position that has a target; `key` draws dropout masks, None is without."""
+        """The final hidden state at every position that has a target.
+
+        Args:
+          batch: a padded batch from `Family.batch`, or a packed one from pretraining.
+          key: the random key for dropout; None disables it.
+        """
         ...
 
     def hidden_of_labels(
@@ -51,22 +62,23 @@ class LanguageModel(Protocol):
         labels: Int[Array, "batch length"],
         segment_ids: Int[Array, "#batch length"],
     ) -> Float[Array, "batch length d_model"]:
-        """The same for several answers to each input, one behind the other, which do not see each other.
+        """Final hidden states for several candidate answers to each input, which do not attend to each other.
 
         Args:
-          labels: tokens, each label's shifted right behind the token that an answer starts with.
-          segment_ids: the number of the label that a position belongs to.
+          inputs: token ids of the inputs, padded.
+          labels: the answers packed into one row, each shifted right by one token (the start token comes first).
+          segment_ids: the index of the answer that each position belongs to.
         """
         ...
 
     def logits(self, hidden: Float[Array, "batch length d_model"]) -> Float[Array, "batch length vocab"]:
-        """Scores of every token of the vocabulary as the next one, before softmax, float32."""
+        """Logits over the vocabulary, float32, from final hidden states."""
         ...
 
     def longest_input(self, answer_length: int) -> int | None:
-        """How many tokens an input may have before answers of `answer_length`; None where nothing limits them."""
+        """The largest number of input tokens before answers of `answer_length`; None if it is unlimited."""
         ...
 
     def begin(self, inputs: Int[Array, "batch length"], max_length: int, num_beams: int = 1) -> Decoding:
-        """Reads the inputs; of `num_beams` rows for each, as neighbours."""
+        """Read the inputs and prepare generation with `num_beams` neighbouring rows for each."""
         ...

@@ -1,7 +1,7 @@
-"""What networks of all families are made of: products, norms, tables, dropout.
+"""Layers that all families share: linear maps, norms, embeddings and dropout.
 
-Compute dtype travels with the activations: every layer casts its own weights to the dtype of its input. Statistics of
-norms, and scales, are float32.
+The compute dtype travels with the activations: every layer casts its weights to the dtype of its input. Norms compute
+their statistics and scales in float32.
 """
 
 import functools
@@ -16,7 +16,7 @@ from jax.custom_derivatives import CustomVJPPrimal
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-# Added to a logit that must not be attended to: finite, so that a row with nothing to attend stays finite.
+# Added to the score of a masked key. Finite, so that a query whose keys are all masked does not become NaN.
 MASKED = -1e9
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -28,25 +28,28 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
-    """Zeroes each element with probability `rate` and scales the rest; the identity when `key` is None.
+    """Zero each element with probability `rate` and scale the rest by `1 / (1 - rate)`; a no-op if `key` is None.
 
-    The coin is a 32-bit integer: on CPU the `rbg` generator draws those ten times as fast as 16-bit ones.
+    It draws 32-bit integers, which the `rbg` generator makes ten times as fast as 16-bit ones on a CPU.
     """
     if key is None or rate == 0.0:
         return x
-    keep = _coins(x.shape)(key) < np.uint32(round((1.0 - rate) * 2**32))
+    keep = _random_bits(x.shape)(key) < np.uint32(round((1.0 - rate) * 2**32))
     return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
 
 
 @functools.cache
-def _coins(shape: tuple[int, ...]) -> Callable[[Any], Array]:
-    """Random 32-bit integers of a shape by a key; for the keys of several runs at once, those of each alone."""
-    # Drawn one key after the other: the `rbg` generator makes other bits of several keys together than of each.
+def _random_bits(shape: tuple[int, ...]) -> Callable[[Any], Array]:
+    """A function from a key to random 32-bit integers of this shape, which `jax.vmap` leaves independent of the batch.
+
+    Under `jax.vmap` keys are processed one at a time, since the `rbg` generator would draw other bits from several keys
+    at once: runs that are trained together would differ from the same runs alone.
+    """
     return jax.custom_batching.sequential_vmap(lambda key: jax.random.bits(key, shape, jnp.uint32))
 
 
 def split_key(key: Key[Array, ""] | None, num: int) -> Sequence[Key[Array, ""] | None]:
-    """`num` random keys made of one, or as many times None where there is none (no dropout)."""
+    """Split a key into `num`; `num` times None if it is None (no dropout)."""
     return [None] * num if key is None else list(jax.random.split(key, num))
 
 
@@ -54,10 +57,10 @@ def split_key(key: Key[Array, ""] | None, num: int) -> Sequence[Key[Array, ""] |
 def product(
     x: Float[Array, "*batch d_in"], kernel: Float[Array, "d_in d_out"], dtype: DTypeLike
 ) -> Float[Array, "*batch d_out"]:
-    """`x @ kernel` in `dtype`; for the kernel's gradient the narrower of x and the output's gradient is transposed.
+    """Compute `x @ kernel` in `dtype`, with a kernel gradient that transposes the narrower of its two operands.
 
-    JAX always transposes the latter. On a CPU, XLA then works out the elementwise part of a wide one again, column
-    by column: for the gated feed-forward that took longer than all products of the step (docs/log.md).
+    JAX would always transpose the output's gradient. If that is wide, XLA on a CPU recomputes its elementwise part
+    column by column; for the gated feed-forward this took longer than all matrix products of the step (docs/log.md).
     """
     return jnp.matmul(x, kernel, preferred_element_type=dtype)
 
@@ -65,24 +68,24 @@ def product(
 def _product_forward(
     x: CustomVJPPrimal, kernel: CustomVJPPrimal, dtype: DTypeLike
 ) -> tuple[Array, tuple[Array, Array]]:
-    # What is kept is what the backward pass needs: a frozen kernel asks for no x, an input that leads to nothing
-    # trainable for no kernel. An empty array stands for what is not kept, and not None: layers share a
-    # program, and where the first one's x leads to nothing trainable and the second's does JAX wants one tree of both.
+    # Save only what the backward pass needs: x unless the kernel is frozen, and the kernel unless nothing trainable
+    # comes before x. What is not needed is an empty array rather than None, since layers share one program: JAX wants
+    # the same tree from a first layer without trainable inputs and from the layers after it.
     y = jnp.matmul(x.value, kernel.value, preferred_element_type=dtype)
     nothing = jnp.zeros(0, x.value.dtype)
     return y, (x.value if kernel.perturbed else nothing, kernel.value if x.perturbed else nothing)
 
 
-def _product_backward(dtype: DTypeLike, kept: tuple[Array, Array], by: Array) -> tuple[Array | None, Array | None]:
-    x, kernel = (operand if operand.size else None for operand in kept)
+def _product_backward(dtype: DTypeLike, saved: tuple[Array, Array], grad: Array) -> tuple[Array | None, Array | None]:
+    x, kernel = (operand if operand.size else None for operand in saved)
     for operand in (x, kernel):
-        by = by if operand is None else by.astype(operand.dtype)  # that of logits comes in float32
-    of_x = None if kernel is None else by @ kernel.T
+        grad = grad if operand is None else grad.astype(operand.dtype)  # the gradient of logits is float32
+    grad_x = None if kernel is None else grad @ kernel.T
     if x is None:
-        return of_x, None
-    if x.shape[-1] < by.shape[-1]:
-        return of_x, jnp.einsum("...i,...o->io", x, by)
-    return of_x, jnp.einsum("...o,...i->oi", by, x).T
+        return grad_x, None
+    if x.shape[-1] < grad.shape[-1]:
+        return grad_x, jnp.einsum("...i,...o->io", x, grad)
+    return grad_x, jnp.einsum("...o,...i->oi", grad, x).T
 
 
 product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
@@ -94,7 +97,7 @@ def _normal(key: Key[Array, ""], shape: tuple[int, ...], stddev: float | Array) 
 
 
 class Linear(nnx.Module):
-    """`x @ kernel`, and a bias where it has one. What comes out has the dtype of x, or float32 where it is `wide`."""
+    """A linear map `x @ kernel`, plus a bias if it has one; the output has x's dtype, or float32 if `wide`."""
 
     bias: nnx.Param
 
@@ -118,7 +121,7 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """`x / rms(x) * scale` over the last axis (Zhang & Sennrich 2019): no mean is subtracted and no bias added."""
+    """RMSNorm over the last axis, `x / rms(x) * scale` (Zhang & Sennrich 2019), with statistics in float32."""
 
     def __init__(self, d_model: int, *, epsilon: float):
         self.scale = nnx.Param(jnp.ones(d_model))
@@ -128,14 +131,14 @@ class RMSNorm(nnx.Module):
         return self._normalize(x)
 
     def _normalize(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_model"]:
-        # Statistics in float32: squares of bfloat16 activations lose the small channels.
+        # In float32, since the squares of bfloat16 activations would lose small channels.
         wide = x.astype(jnp.float32)
         normal = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
         return (normal * self.scale[...].astype(jnp.float32)).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
-    """`(x - mean) / deviation * scale + bias` over the last axis (Ba et al. 2016); statistics are float32."""
+    """LayerNorm over the last axis, `(x - mean) / std * scale + bias` (Ba et al. 2016), with statistics in float32."""
 
     def __init__(self, d_model: int, *, epsilon: float):
         self.scale = nnx.Param(jnp.ones(d_model))
@@ -153,7 +156,7 @@ class LayerNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """A table of vectors, `embedding: [num_rows, width]`, looked up by integer."""
+    """A lookup table, `embedding: [num_rows, width]`."""
 
     def __init__(self, num_rows: int, width: int, *, stddev: float, rngs: nnx.Rngs):
         self.embedding = nnx.Param(_normal(rngs.params(), (num_rows, width), stddev))
@@ -162,12 +165,12 @@ class Embedding(nnx.Module):
         return self.embedding[...][rows]
 
     def scores(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch num_rows"]:
-        """The product of x with each row, float32, where the table is also the map to the vocabulary."""
+        """The product of x with every row, float32: the logits of a model whose head is tied to its embedding."""
         return jnp.matmul(x, self.embedding[...].astype(x.dtype).T, preferred_element_type=jnp.float32)
 
 
 class EmbeddedInput(nnx.Module):
-    """The embedded input on its way into the blocks, where a soft prompt is put before it."""
+    """The identity on the embedded input and its mask: the site at which prompt tuning prepends a soft prompt."""
 
     site_kind: ClassVar[str] = "input"
 
@@ -181,5 +184,5 @@ class EmbeddedInput(nnx.Module):
 
 
 def apart(queries: Int[Array, "batch q_len"], keys: Int[Array, "batch kv_len"]) -> Float[Array, "batch 1 q_len kv_len"]:
-    """The additive bias that hides what is of another packed example."""
+    """The additive score bias that masks other examples of a packed row; arguments are segment ids."""
     return jnp.where(queries[:, :, None] == keys[:, None, :], 0.0, MASKED)[:, None]

@@ -1,6 +1,6 @@
-"""What an activation is, for whoever decides on which devices it is.
+"""Named activations, by which a sharding layout can constrain them without the network knowing about meshes.
 
-The network names a few of its arrays; unless somebody listens, naming one does nothing.
+A network marks a few activations with `placed`. That is a no-op unless the function is traced within `placing`.
 """
 
 import contextlib
@@ -14,21 +14,23 @@ _place: contextvars.ContextVar[Place] = contextvars.ContextVar("place", default=
 
 
 def placed(x: Array, kind: str) -> Array:
-    """The array `x`, cut over devices as `kind` says: `hidden`, `heads`, `cache`, `logits`, `columns` or `rows`.
+    """Constrain the sharding of an activation by the function that `placing` set; a no-op outside of `placing`.
 
-    Without a place (`placing`), `x` as it is.
+    Args:
+      x: the activation.
+      kind: what it is: `hidden`, `heads`, `cache`, `logits`, `columns` or `rows`.
     """
     return _place.get()(x, kind)
 
 
 def current_place() -> Place:
-    """Who decides at present: what is traced under one must not be taken for what another would make of it."""
+    """The function that `placing` set, to be part of the key of caches of traced functions."""
     return _place.get()
 
 
 @contextlib.contextmanager
 def placing(place: Place) -> Iterator[None]:
-    """While entered, which is while a function is traced, `place` decides where named activations are."""
+    """Context manager in which `place(x, kind)` constrains named activations; to be entered while tracing."""
     token = _place.set(place)
     try:
         yield

@@ -1,7 +1,7 @@
-"""A T5 in plain NumPy, straight from a directory's files: what the network is held against before it is passed on.
+"""A T5 in plain NumPy, straight from a directory's files, against which saved models are verified.
 
-With `weights` and `t5` it shares how bytes are read, and nothing of what they mean: which table is the head, whether
-outputs are scaled, how many layers there are. A mistake there is then not made here as well.
+It shares with `t5_weights` and `t5` how bytes are read, but nothing of their interpretation: which tensor is the head,
+whether outputs are scaled, how many layers there are. A mistake made there is thus not repeated here.
 """
 
 import math
@@ -20,11 +20,12 @@ Numbers = Float[np.ndarray, "..."]
 def plain_logits(
     directory: Path, inputs: Int[np.ndarray, "batch enc_len"], targets: Int[np.ndarray, "batch dec_len"]
 ) -> Float[np.ndarray, "batch dec_len vocab"]:
-    """Logits of a model directory in Hugging Face layout, as `transformers` 5 reads it; float32, one weight at a time.
+    """Logits, float32, of a model directory as `transformers` 5 interprets it, reading one weight at a time.
 
     Args:
-      inputs: tokens of the encoder, padding hidden.
-      targets: tokens that the decoder is given.
+      directory: a directory in Hugging Face layout.
+      inputs: tokens of the encoder; padding is masked.
+      targets: input tokens of the decoder.
     """
     config, files = read_values(directory)[0], open_checkpoint(directory)
     names = files.names()
@@ -59,7 +60,7 @@ def _stack(
     *,
     encoded: Numbers | None = None,
 ) -> Numbers:
-    """The blocks of the encoder, or of the decoder where the encoder's output is given, and the norm after them."""
+    """Run the blocks and the final norm of the encoder or, if the encoder's output is given, of the decoder."""
     names, length, heads = files.names(), x.shape[1], config["num_heads"]
 
     def linear(x: Numbers, weight: str) -> Numbers:
@@ -71,15 +72,15 @@ def _stack(
         )
         return x / size * _whole(files, f"{weight}.weight")
 
-    def attention(x: Numbers, of: Numbers, layer: str, bias: Numbers) -> Numbers:
+    def attention(x_q: Numbers, x_kv: Numbers, layer: str, bias: Numbers) -> Numbers:
         q, k, v = (
             np.moveaxis(linear(source, f"{layer}.{part}").reshape(*source.shape[:2], heads, -1), 2, 1)
-            for source, part in ((x, "q"), (of, "k"), (of, "v"))
+            for source, part in ((x_q, "q"), (x_kv, "k"), (x_kv, "v"))
         )
         logits = q @ np.swapaxes(k, -1, -2) + bias
         weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
         mixed = weights / weights.sum(axis=-1, keepdims=True) @ v
-        return linear(np.moveaxis(mixed, 1, 2).reshape(*x.shape[:2], -1), f"{layer}.o")
+        return linear(np.moveaxis(mixed, 1, 2).reshape(*x_q.shape[:2], -1), f"{layer}.o")
 
     distances = np.arange(length)[None, :] - np.arange(length)[:, None]
     table = _whole(files, f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
@@ -107,7 +108,10 @@ def _stack(
 
 
 def _buckets(distances: Int[np.ndarray, "q k"], buckets: int, most: int, both_ways: bool) -> Int[np.ndarray, "q k"]:
-    """Which of the biases each distance from query to key takes: half of them are exact, `most` and more the last."""
+    """The relative position bucket of each distance from query to key.
+
+    Half of the buckets of a direction are for exact distances; the last is for `most` and above.
+    """
     first = np.zeros_like(distances)
     if both_ways:
         buckets //= 2
@@ -123,7 +127,7 @@ def _activation(config: dict[str, Any]) -> Callable[[Numbers], Numbers]:
 
 
 def activation(name: str) -> Callable[[Numbers], Numbers]:
-    """The activation of that name in `transformers`; GELU by its tanh for any that is not known."""
+    """The activation with this `transformers` name; the tanh approximation of GELU for any other name."""
     if name == "relu":
         return lambda x: np.maximum(x, 0)
     if name in ("silu", "swish"):

@@ -1,6 +1,6 @@
-"""A decoder-only model in plain NumPy, straight from a directory's files: what the network is held against.
+"""Decoder-only models in plain NumPy, straight from a directory's files, against which saved models are verified.
 
-As `jpeft.model.plain` for T5: it shares how bytes are read with the first reader, and nothing of what they mean.
+Like `jpeft.model.plain` for T5, it shares how bytes are read with the loader, but nothing of their interpretation.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from jpeft.model.weight_files import Checkpoint, open_checkpoint, read_values
 
 
 def plain_logits(directory: Path, tokens: Int[np.ndarray, "batch length"]) -> Float[np.ndarray, "batch length vocab"]:
-    """Logits of the token after each, of a model directory in Hugging Face layout; float32."""
+    """Logits, float32, of each token's successor by the model in a directory in Hugging Face layout."""
     config = read_values(directory)[0]
     stored, kind = _Stored(open_checkpoint(directory), config, directory), config["model_type"]
     embedding = stored.whole("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
@@ -28,7 +28,7 @@ def plain_logits(directory: Path, tokens: Int[np.ndarray, "batch length"]) -> Fl
 
 @dataclasses.dataclass(frozen=True)
 class _Stored:
-    """The weights of a directory by their names, with or without the name of the model before them."""
+    """The weights of a directory by their names without the prefix (`model.`, `transformer.`), which is optional."""
 
     files: Checkpoint
     config: dict[str, Any]
@@ -45,7 +45,7 @@ class _Stored:
         return np.asarray(self.files.read(name, everything)).astype(np.float32)
 
     def layers(self, name: str, first: str) -> Iterator[str]:
-        """What the names of each layer begin with, as long as there is one that holds `first`."""
+        """The prefix of each layer's weights, up to the last layer that has a weight called `first`."""
         layer = 0
         while self.find(f"{name}.{layer}.{first}"):
             yield f"{name}.{layer}"
@@ -114,7 +114,7 @@ def _gptj(stored: _Stored, config: dict[str, Any], x: Numbers) -> Numbers:
 
 
 def _llama(stored: _Stored, config: dict[str, Any], x: Numbers) -> Numbers:
-    """Llama and its like."""
+    """Llama, Mistral, Qwen2 and Qwen3."""
     width = config.get("head_dim") or x.shape[-1] // config["num_attention_heads"]
     base = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta") or 10000.0
     distance, windows = _distances(x), _windows(config)
@@ -134,7 +134,7 @@ def _llama(stored: _Stored, config: dict[str, Any], x: Numbers) -> Numbers:
 
 
 def _attention(q: Numbers, k: Numbers, v: Numbers, bias: Numbers, scale: float) -> Numbers:
-    """`[batch, length, heads, width]` each; fewer heads of keys and values serve neighbours."""
+    """Attention with q, k and v `[batch, length, heads, width]`, and grouped queries if k and v have fewer heads."""
     k, v = (np.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     scores = np.einsum("bqhd,bkhd->bhqk", q, k) * np.float32(scale) + bias
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -147,7 +147,7 @@ def _heads(x: Numbers, width: int) -> Numbers:
 
 
 def _distances(x: Numbers) -> Int[np.ndarray, "length length"]:
-    """How many tokens each is behind each other; below 0 where it is before it."""
+    """The position of each query minus that of each key."""
     positions = np.arange(x.shape[1])
     return positions[:, None] - positions[None, :]
 
@@ -157,7 +157,7 @@ def _hiding(sees: np.ndarray) -> Numbers:
 
 
 def _turn(x: Numbers, ones: np.ndarray, others: np.ndarray, base: float, count: int) -> None:
-    """Turns pairs of numbers of each head, in place, by angles that grow with the position."""
+    """Apply a rotary embedding, in place, to the feature pairs `(ones[i], others[i])` of each head."""
     angles = np.arange(x.shape[1])[:, None] / base ** (np.arange(0, count, 2) / count)
     cosines, sines = np.cos(angles)[:, None].astype(np.float32), np.sin(angles)[:, None].astype(np.float32)
     one, other = x[..., ones].copy(), x[..., others].copy()
@@ -165,7 +165,7 @@ def _turn(x: Numbers, ones: np.ndarray, others: np.ndarray, base: float, count: 
 
 
 def _slopes(heads: int) -> list[float]:
-    """Press et al.'s recursion: of a power of two a series, else that below and every second of that above."""
+    """ALiBi's slopes, by the recursion of Press et al.'s code for numbers of heads that are no power of two."""
     if heads & (heads - 1) == 0:
         return [2 ** (-8 / heads * (i + 1)) for i in range(heads)]
     below = 1 << (heads.bit_length() - 1)
@@ -173,11 +173,11 @@ def _slopes(heads: int) -> list[float]:
 
 
 def _windows(config: dict[str, Any]) -> Callable[[int, int], int]:
-    """How many tokens a layer of a text of some length sees."""
+    """A function from layer and text length to the number of tokens that a token attends to in that layer."""
     window, types = config.get("sliding_window"), config.get("layer_types")
     kind, uses = config["model_type"], config.get("use_sliding_window")
 
-    def of(layer: int, length: int) -> int:
+    def window_of(layer: int, length: int) -> int:
         if window is None or kind == "llama" or (kind != "mistral" and not uses):
             return length
         if kind == "mistral":
@@ -185,4 +185,4 @@ def _windows(config: dict[str, Any]) -> Callable[[int, int], int]:
         slides = types[layer] == "sliding_attention" if types else layer >= config.get("max_window_layers", 28)
         return window if slides else length
 
-    return of
+    return window_of

@@ -1,12 +1,12 @@
-"""Frozen maps whose numbers take 8 or 4 bits, and their product with activations, which are not rounded.
+"""Quantised frozen linear maps in 8 or 4 bits, and their product with activations that are not quantised.
 
-`int8`: each number is an integer from -127 to 127, times the largest magnitude of its output channel, over 127.
-`nf4`: each number is one of sixteen (Dettmers et al. 2023, appendix E), times the largest magnitude of the 64 numbers
-that it stands among, along the input. Both are as bitsandbytes has them, so its files hold the same numbers; 16 bits of
-every 64 numbers' magnitude are saved again where magnitudes are quantised themselves (section 3, *double quantisation*:
-8 bits each, blocks of 256 around their mean).
+`int8`: a weight is an integer from -127 to 127, times the absolute maximum of its output channel, divided by 127.
+`nf4`: a weight is one of sixteen values (Dettmers et al. 2023, appendix E), times the absolute maximum of its block, 64
+weights along the input dimension. With *double quantisation* (section 3 there) the block maxima take 8 bits in place of
+32: they are quantised in blocks of 256 after subtracting their mean. All three are bitsandbytes' formats.
 
-In a product the numbers are made wide tile by tile, in the backward pass again: no array of a map's size is made.
+A product dequantises its map tile by tile, in the forward and again in the backward pass, so that no array of the map's
+size is made.
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ from jpeft.model.placement import placed
 
 QUANTIZATIONS = ("int8", "nf4")
 CHOICES = ("auto", "none", *QUANTIZATIONS)  # of `model.quantization`
-BLOCK = 64  # numbers of a map that share one magnitude
-OUTER_BLOCK = 256  # magnitudes that share one, where they are quantised
-PRODUCT = "quantized_product"  # by which `jpeft.model.stack` keeps what a product gives for the backward pass
-_LEAST_DIVISOR = 1e-36  # of 127 in float32
-_TILE = 2**23  # numbers that are wide at once
-# The values of 4-bit NormalFloat, rising; a number is the nearest of them.
+BLOCK = 64  # weights of an nf4 map that share an absolute maximum
+OUTER_BLOCK = 256  # absolute maxima that share a scale, with double quantisation
+PRODUCT = "quantized_product"  # the name under which checkpoint policies save a product's output
+_LEAST_DIVISOR = 1e-36  # below it, 127 / x overflows or loses precision in float32
+_TILE = 2**23  # the largest number of weights that are dequantised at once
+# The values of 4-bit NormalFloat in ascending order; a weight is rounded to the nearest.
 NF4 = np.asarray(
     [
         *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
@@ -48,9 +48,9 @@ _NF4_BORDERS = ((NF4[1:].astype(np.float64) + NF4[:-1]) / 2).astype(np.float32)
 
 
 def _dynamic_map() -> np.ndarray:
-    """The 256 values of bitsandbytes' 8-bit numbers, rising: a sign, a power of ten, and linear parts of it.
+    """The 256 values of bitsandbytes' dynamic 8-bit data type, in ascending order.
 
-    It rounds a few of them the other way in their last bit.
+    A value has a sign, a power of ten and a linear fraction of it. A few differ from bitsandbytes' own in the last bit.
     """
     values = [0.0, 1.0]
     for exponent in range(7):
@@ -66,12 +66,12 @@ _DYNAMIC_BORDERS = ((DYNAMIC[1:].astype(np.float64) + DYNAMIC[:-1]) / 2).astype(
 
 @dataclasses.dataclass(frozen=True)
 class Quantization:
-    """How a frozen base is kept.
+    """The quantisation of a frozen base.
 
     Attributes:
-      kind: of `QUANTIZATIONS`; `none` makes wide what a file holds in fewer bits.
-      double: magnitudes in 8 bits, of nf4.
-      wo: also those maps that a model keeps wide unless asked: T5's `wo`, whose sums overflow half precision.
+      kind: one of `QUANTIZATIONS`, or `none`, which dequantises the maps of a quantised file.
+      double: double quantisation of nf4's block maxima.
+      wo: whether to quantise also the maps in the network's `kept_wide` (T5's `wo`).
     """
 
     kind: str
@@ -82,28 +82,32 @@ class Quantization:
         if self.kind not in (*QUANTIZATIONS, "none"):
             raise UserError(f"quantization is {self.kind[:40]!r}; expected one of {', '.join(CHOICES)}.")
         if self.double and self.kind != "nf4":
-            raise UserError(f"double quantization is of nf4's magnitudes; {self.kind} has none to quantise.")
+            raise UserError(f"double quantization is for nf4, and the quantization is {self.kind}; leave it out.")
         if self.wo and self.kind == "none":
-            raise UserError("wo can be quantised where the other maps are; the quantization is none.")
+            raise UserError("wo can be quantised only with the other maps, and the quantization is none; leave wo out.")
 
     @classmethod
     def of(cls, kind: str, *, double: bool = False, wo: bool = False) -> "Quantization | None":
-        """What three keys of a config say; None is to leave the files as they are. Raises `UserError`."""
+        """Make a `Quantization` of three config values; None for `auto`, which leaves the files as they are.
+
+        Raises:
+          UserError: the values are invalid or do not fit together.
+        """
         if kind == "auto":
             if double or wo:
                 what = "double_quantization" if double else "quantize_wo"
-                raise UserError(f"model.{what} is of a base that is quantised: set model.quantization, too.")
+                raise UserError(f"model.{what} is set and model.quantization is not; set that, too.")
             return None
         return cls(kind, double, wo)
 
     @classmethod
     def parse(cls, text: str) -> "Quantization | None":
-        """What `str` gives, as `nf4,double,wo`. Raises `UserError`."""
+        """Parse the string form, such as `nf4,double,wo`. Raises `UserError` if it is invalid."""
         kind, *more = text.split(",")
         if set(more) - {"double", "wo"} or len(set(more)) < len(more):
             raise UserError(
-                f"quantization is {text[:40]!r}; expected one of {', '.join(CHOICES)}, and behind it `,double` for "
-                "magnitudes in 8 bits or `,wo` for T5's wo, too."
+                f"quantization is {text[:40]!r}; expected one of {', '.join(CHOICES)}, optionally followed by "
+                "`,double` (double quantisation) or `,wo` (quantise T5's wo, too)."
             )
         return cls.of(kind, double="double" in more, wo="wo" in more)
 
@@ -113,14 +117,14 @@ class Quantization:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How one map's numbers are kept.
+    """The quantised form of a single map.
 
     Attributes:
-      kind: of `QUANTIZATIONS`.
-      d_in, d_out: its widths.
-      tiled: the side, `in` or `out`, along which it is made wide tile by tile: the one that a mesh's `model` leaves
-        whole.
-      double: whether magnitudes are in 8 bits.
+      kind: one of `QUANTIZATIONS`.
+      d_in, d_out: the map's widths.
+      tiled: the dimension, `in` or `out`, along which it is dequantised in tiles: the one that the mesh axis `model`
+        does not shard.
+      double: whether the block maxima are quantised, too.
     """
 
     kind: str
@@ -131,30 +135,30 @@ class Form:
 
     @property
     def blocks(self) -> int:
-        """How many magnitudes each output has, of nf4."""
+        """The number of nf4 blocks of each output, of which the last may be shorter."""
         return -(-self.d_in // BLOCK)
 
     def leaves(self) -> dict[str, tuple[tuple[int, ...], Any, int]]:
-        """Of each leaf by name: shape, dtype, and how many numbers of the map one of its items holds."""
+        """Shape, dtype and number of weights per item (0 for scales) of each leaf, by name."""
         if self.kind == "int8":
             return {
                 "codes": ((self.d_in, self.d_out), jnp.int8, 1),
                 "channel_absmax": ((self.d_out,), jnp.float32, 0),
             }
-        magnitudes = (self.blocks, self.d_out)
+        maxima = (self.blocks, self.d_out)
         codes = {"codes": ((self.d_in // 2, self.d_out), jnp.uint8, 2)}
         if not self.double:
-            return {**codes, "absmax": (magnitudes, jnp.float32, 0)}
-        outer = -(-math.prod(magnitudes) // OUTER_BLOCK)
+            return {**codes, "absmax": (maxima, jnp.float32, 0)}
+        outer = -(-math.prod(maxima) // OUTER_BLOCK)
         return {
             **codes,
-            "absmax": (magnitudes, jnp.uint8, 0),
+            "absmax": (maxima, jnp.uint8, 0),
             "outer_absmax": ((outer,), jnp.float32, 0),
             "absmax_mean": ((), jnp.float32, 0),
         }
 
     def tiles(self) -> tuple[str, int]:
-        """Along which side there are how many tiles: two at least, so that no array has the map's size."""
+        """The dimension that is split into tiles, and their number: at least two, so that none has the map's size."""
         wanted = max(2, -(-self.d_in * self.d_out // _TILE))
         for side in (self.tiled, "out" if self.tiled == "in" else "in"):
             length = self.d_in if side == "in" else self.d_out
@@ -163,18 +167,23 @@ class Form:
                 counts = [n for n in range(wanted, length // unit + 1) if length % (n * unit) == 0]
                 if counts:
                     return side, counts[0]
-        return "out", 1  # of a map with one output and inputs that are no blocks, there is no part
+        return "out", 1  # a map with a single output and inputs that are no whole blocks cannot be split
 
 
-# --- making them, on the host ---
+# --- quantising, on the host ---
 
 
 def quantize(kernel: Float[np.ndarray, "d_in d_out"], form: Form, name: str = "a map") -> dict[str, np.ndarray]:
-    """One map's leaves by name, as `Form.leaves` has them.
+    """Quantise a map; returns the leaves that `form.leaves()` describes.
+
+    Args:
+      kernel: the map.
+      form: the quantised form.
+      name: the map's name in error messages.
 
     Raises:
-      UserError: nf4 of an odd number of inputs, of which two share a byte.
-      RunFailed: a number is not finite.
+      UserError: the form is nf4 and the number of inputs is odd.
+      RunFailed: a weight is not finite.
     """
     kernel = np.asarray(kernel, np.float32)
     if form.kind == "int8":
@@ -187,28 +196,28 @@ def quantize(kernel: Float[np.ndarray, "d_in d_out"], form: Form, name: str = "a
             codes = np.rint(kernel * (np.float32(127) / scale))
         return {"codes": codes.astype(np.int8), "channel_absmax": largest}
     if form.d_in % 2:
-        raise UserError(f"nf4 keeps two inputs of a map in a byte, and {name} has {form.d_in}; take int8.")
+        raise UserError(f"nf4 packs two inputs into a byte, and {name} has {form.d_in}, an odd number; take int8.")
     whole = np.zeros((form.blocks * BLOCK, form.d_out), np.float32)
     whole[: form.d_in] = kernel
     blocks = whole.reshape(form.blocks, BLOCK, form.d_out)
     largest = np.abs(blocks).max(axis=1)
     _require_finite(largest, name)
     codes = np.empty(blocks.shape, np.uint8)
-    for block, magnitude, out in zip(blocks, largest, codes, strict=True):  # a block of rows: it stays in the cache
+    for block, magnitude, out in zip(blocks, largest, codes, strict=True):  # a block at a time fits the CPU cache
         np.divide(block, np.where(magnitude > 0, magnitude, 1), out=block)
         out[...] = nearest(block, _NF4_BORDERS)
     codes = codes.reshape(-1, form.d_out)[: form.d_in]
     leaves = {"codes": codes[0::2] << 4 | codes[1::2], "absmax": largest}
-    return leaves | (quantize_magnitudes(largest) if form.double else {})
+    return leaves | (quantize_absmax(largest) if form.double else {})
 
 
 def _require_finite(largest: np.ndarray, name: str) -> None:
     if not np.isfinite(largest).all():
-        raise RunFailed(f"{name} holds NaN or infinity, which 8 bits do not; is the file damaged?")
+        raise RunFailed(f"{name} holds NaN or infinity, which cannot be quantised; is the file damaged?")
 
 
 def nearest(values: np.ndarray, borders: np.ndarray) -> np.ndarray:
-    """Index of the nearest of the values between which the borders lie; on a border of the lower one."""
+    """The index of the value nearest to each number, given the midpoints between values; ties go to the lower one."""
     if len(borders) > 32:
         return np.searchsorted(borders, values, side="left").astype(np.uint8)
     index = np.zeros(values.shape, np.uint8)
@@ -217,14 +226,14 @@ def nearest(values: np.ndarray, borders: np.ndarray) -> np.ndarray:
     return index
 
 
-def quantize_magnitudes(absmax: Float[np.ndarray, "blocks d_out"]) -> dict[str, np.ndarray]:
-    """Magnitudes in 8 bits, in bitsandbytes' order: those of one output after the other."""
+def quantize_absmax(absmax: Float[np.ndarray, "blocks d_out"]) -> dict[str, np.ndarray]:
+    """Quantise block maxima to 8 bits, in blocks of 256 in bitsandbytes' order, which goes output by output."""
     flat = absmax.T.reshape(-1)
     mean = flat.mean(dtype=np.float32)
     count = -(-flat.size // OUTER_BLOCK)
-    around = np.zeros(count * OUTER_BLOCK, np.float32)
-    around[: flat.size] = flat - mean
-    groups = around.reshape(count, OUTER_BLOCK)
+    centred = np.zeros(count * OUTER_BLOCK, np.float32)
+    centred[: flat.size] = flat - mean
+    groups = centred.reshape(count, OUTER_BLOCK)
     outer = np.abs(groups).max(axis=1)
     codes = nearest(groups / np.where(outer > 0, outer, 1)[:, None], _DYNAMIC_BORDERS)
     codes = codes.reshape(-1)[: flat.size].reshape(absmax.shape[1], absmax.shape[0]).T
@@ -232,16 +241,16 @@ def quantize_magnitudes(absmax: Float[np.ndarray, "blocks d_out"]) -> dict[str, 
 
 
 def host_dequantized(form: Form, leaves: Mapping[str, np.ndarray]) -> Float[np.ndarray, "d_in d_out"]:
-    """The map that leaves on the host stand for, float32."""
+    """Dequantise a map on the host, float32."""
     codes = leaves["codes"]
     if form.kind == "int8":
         return codes.astype(np.float32) * (leaves["channel_absmax"] * np.float32(1 / 127))
     values = NF4[np.stack([codes >> 4, codes & 15], axis=1).reshape(form.d_in, form.d_out)]
-    return values * np.repeat(host_magnitudes(form, leaves), BLOCK, axis=0)[: form.d_in]
+    return values * np.repeat(host_dequantized_absmax(form, leaves), BLOCK, axis=0)[: form.d_in]
 
 
-def host_magnitudes(form: Form, leaves: Mapping[str, np.ndarray]) -> Float[np.ndarray, "blocks d_out"]:
-    """As `magnitudes`, on the host."""
+def host_dequantized_absmax(form: Form, leaves: Mapping[str, np.ndarray]) -> Float[np.ndarray, "blocks d_out"]:
+    """Like `dequantized_absmax`, on the host."""
     absmax = leaves["absmax"]
     if not form.double:
         return absmax
@@ -249,23 +258,23 @@ def host_magnitudes(form: Form, leaves: Mapping[str, np.ndarray]) -> Float[np.nd
     return DYNAMIC[absmax] * outer.reshape(form.d_out, form.blocks).T + leaves["absmax_mean"]
 
 
-# --- making them wide again ---
+# --- dequantising, on the device ---
 
 
 MapLeaves = Mapping[str, Array]
 
 
-def magnitudes(form: Form, leaves: MapLeaves) -> Float[Array, "blocks d_out"]:
-    """The largest magnitude of each block of an nf4 map, float32."""
+def dequantized_absmax(form: Form, leaves: MapLeaves) -> Float[Array, "blocks d_out"]:
+    """The absolute maximum of each block of an nf4 map, float32."""
     if not form.double:
         return leaves["absmax"]
-    of_each = jnp.repeat(leaves["outer_absmax"], OUTER_BLOCK)[: form.blocks * form.d_out]
-    of_each = of_each.reshape(form.d_out, form.blocks).T
-    return jnp.asarray(DYNAMIC)[leaves["absmax"].astype(jnp.int32)] * of_each + leaves["absmax_mean"]
+    outer = jnp.repeat(leaves["outer_absmax"], OUTER_BLOCK)[: form.blocks * form.d_out]
+    outer = outer.reshape(form.d_out, form.blocks).T
+    return jnp.asarray(DYNAMIC)[leaves["absmax"].astype(jnp.int32)] * outer + leaves["absmax_mean"]
 
 
 def nf4_values(codes: Array) -> Array:
-    """The value of each code, float32. Chosen by its bits: a table looked up is slow where there are vectors."""
+    """The value of each 4-bit code, float32, by selecting on its bits: a table lookup does not vectorise."""
     values: list[Any] = [jnp.float32(value) for value in NF4]
     for bit in range(4):
         is_set = (codes >> bit) & 1 == 1
@@ -275,10 +284,10 @@ def nf4_values(codes: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnames="form", inline=True)
 def dequantized(form: Form, leaves: MapLeaves) -> Float[Array, "d_in d_out"]:
-    """The map as it is multiplied with, float32."""
+    """Dequantise a whole map, float32."""
     if form.kind == "int8":
         return leaves["codes"].astype(jnp.float32) * _channel_scales(leaves)
-    return _wide(leaves["codes"], magnitudes(form, leaves))
+    return _wide(leaves["codes"], dequantized_absmax(form, leaves))
 
 
 def _channel_scales(leaves: MapLeaves) -> Float[Array, " d_out"]:
@@ -286,8 +295,8 @@ def _channel_scales(leaves: MapLeaves) -> Float[Array, " d_out"]:
 
 
 def _wide(codes: Array, absmax: Array) -> Array:
-    """Of an nf4 map, or of a part of it that begins with a block."""
-    both = jnp.stack([codes >> 4, codes & 15], axis=1).reshape(-1, codes.shape[1])  # two inputs in a byte
+    """Dequantise an nf4 map, or a part of it that begins with a block."""
+    both = jnp.stack([codes >> 4, codes & 15], axis=1).reshape(-1, codes.shape[1])  # two inputs per byte
     values = nf4_values(both)
     if len(values) == BLOCK * len(absmax):
         return (values.reshape(len(absmax), BLOCK, -1) * absmax[:, None]).reshape(values.shape)
@@ -298,7 +307,7 @@ def _wide(codes: Array, absmax: Array) -> Array:
 
 
 def _tile(form: Form, leaves: MapLeaves, index: Array, dtype: Any) -> Array:
-    """One tile of the map in `dtype`; of int8 without the scale of its channel, which is the product's to have."""
+    """Dequantise a tile of the map in `dtype`; an int8 one without channel scales, which the product applies."""
     side, count = form.tiles()
     size = (form.d_in if side == "in" else form.d_out) // count
     cut = functools.partial(jax.lax.dynamic_slice_in_dim, axis=0 if side == "in" else 1)
@@ -311,18 +320,18 @@ def _tile(form: Form, leaves: MapLeaves, index: Array, dtype: Any) -> Array:
 
 
 def _over_tiles(form: Form, x: Array, leaves: MapLeaves, dtype: Any, *, transposed: bool) -> Array:
-    """`x` times the map, or the map transposed, float32: a tile adds to the sum or is a part of what comes out."""
+    """Multiply `x` by the map or its transpose tile by tile, float32; int8's channel scales are left out."""
     side, count = form.tiles()
     width = form.d_in if transposed else form.d_out
     size = (form.d_in if side == "in" else form.d_out) // count
-    adds = (side == "in") != transposed  # the tiles cut what is summed over
+    adds = (side == "in") != transposed  # tiles along the contracted dimension are summed, others concatenated
     if form.kind == "nf4":
-        leaves = {"codes": leaves["codes"], "absmax": magnitudes(form, leaves)}
-    # What a mesh cuts for storage alone is gathered here, in few bits; within the loop it would be for every tile.
+        leaves = {"codes": leaves["codes"], "absmax": dequantized_absmax(form, leaves)}
+    # Gather shards along `fsdp` here, quantised; within the loop they would be gathered for every tile.
     kind = "columns" if form.tiled == "in" else "rows"
     leaves = {name: placed(leaf, kind) if leaf.ndim == 2 else leaf for name, leaf in leaves.items()}
 
-    def turn(y: Array, index: Array) -> tuple[Array, None]:
+    def add_tile(y: Array, index: Array) -> tuple[Array, None]:
         tile = _tile(form, leaves, index, dtype)
         tile = tile.T if transposed else tile
         part = jax.lax.dynamic_slice_in_dim(x, index * size, size, axis=-1) if adds else x
@@ -332,10 +341,10 @@ def _over_tiles(form: Form, x: Array, leaves: MapLeaves, dtype: Any, *, transpos
         return jax.lax.dynamic_update_slice_in_dim(y, made, index * size, axis=-1), None
 
     start = jnp.zeros((*x.shape[:-1], width), jnp.float32)
-    return jax.lax.scan(turn, start, jnp.arange(count))[0]
+    return jax.lax.scan(add_tile, start, jnp.arange(count))[0]
 
 
-# What a tile gives is not worth keeping for the backward pass, whatever a policy says of products.
+# Keeps a checkpoint policy that saves matrix products from saving those of single tiles.
 _opaque = functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
 
 
@@ -343,7 +352,15 @@ _opaque = functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.nothi
 def quantized_product(
     form: Form, x_dtype: DTypeLike, dtype: DTypeLike, x: Float[Array, "*batch d_in"], leaves: dict[str, Array]
 ) -> Float[Array, "*batch d_out"]:
-    """`x`, of `x_dtype`, times a map, in `dtype`. The map has no gradient; for that of `x` its few bits are kept."""
+    """Multiply `x` by a quantised map, which has no gradient; the backward pass saves only the quantised map.
+
+    Args:
+      form: the map's quantised form.
+      x_dtype: the dtype of x, in which tiles are multiplied.
+      dtype: the dtype of the output.
+      x: the input.
+      leaves: the map's leaves.
+    """
 
     def forward(x: Array, leaves: dict[str, Array]) -> Array:
         y = _over_tiles(form, x, leaves, x_dtype, transposed=False)
@@ -356,20 +373,20 @@ def _product_forward(form: Form, x_dtype: Any, dtype: Any, x: Array, leaves: Any
     return quantized_product(form, x_dtype, dtype, x, leaves), leaves
 
 
-def _product_backward(form: Form, x_dtype: Any, dtype: Any, leaves: Any, by: Array) -> tuple[Array, None]:
+def _product_backward(form: Form, x_dtype: Any, dtype: Any, leaves: Any, grad: Array) -> tuple[Array, None]:
     if form.kind == "int8":
-        by = by.astype(jnp.float32) * _channel_scales(leaves)
-    of_x = _opaque(lambda by, leaves: _over_tiles(form, by, leaves, x_dtype, transposed=True))
-    return of_x(by.astype(x_dtype), leaves).astype(x_dtype), None
+        grad = grad.astype(jnp.float32) * _channel_scales(leaves)
+    grad_x = _opaque(lambda grad, leaves: _over_tiles(form, grad, leaves, x_dtype, transposed=True))
+    return grad_x(grad.astype(x_dtype), leaves).astype(x_dtype), None
 
 
 quantized_product.defvjp(_product_forward, _product_backward)
 
 
 class QuantizedLinear(Linear):
-    """A `Linear` whose kernel is kept in few bits: `codes` and magnitudes, of which the kernel is made in the product.
+    """A frozen `Linear` with a quantised kernel: `codes` and scales in place of `kernel`; the bias is not quantised.
 
-    Not built but made of a `Linear` by `quantize_modules`. It has no gradient of its own; its bias stays as it is.
+    It is not constructed directly: `quantize_modules` converts a `Linear`.
     """
 
     form: Form
@@ -378,16 +395,16 @@ class QuantizedLinear(Linear):
 
     @property
     def site_widths(self) -> tuple[int, int]:
-        """Widths of what goes in and comes out."""
+        """The widths of input and output."""
         return self.form.d_in, self.form.d_out
 
     @property
     def layers(self) -> int | None:
-        """Number of layers whose numbers are here, stacked; None where they are of one."""
+        """The number of stacked layers; None if the module holds a single layer without a `layers` axis."""
         return self.codes.shape[0] if self.codes.ndim == 3 else None
 
     def leaves(self) -> dict[str, Array]:
-        """Its leaves by name."""
+        """The arrays of the leaves by name."""
         return {name: getattr(self, name)[...] for name in self.form.leaves()}
 
     def _product(self, x: Float[Array, "*batch d_in"], dtype: DTypeLike) -> Float[Array, "*batch d_out"]:
@@ -395,12 +412,12 @@ class QuantizedLinear(Linear):
         return checkpoint_name(y, PRODUCT)
 
     def dequantized(self) -> Float[Array, "*layers d_in d_out"]:
-        """The kernel that it stands for, float32, whole: for what is done once and not in a step."""
+        """Dequantise the whole kernel, float32; not meant for use in every step."""
         make = functools.partial(dequantized, self.form)
         return (jax.vmap(make) if self.layers is not None else make)(self.leaves())
 
     def widen(self, kernel: Array) -> None:
-        """Makes it a plain `Linear` with another kernel."""
+        """Turn the module into a plain `Linear` with `kernel`, in place."""
         for name in self.form.leaves():
             delattr(self, name)
         del self.form
@@ -412,9 +429,9 @@ class QuantizedLinear(Linear):
 
 
 def quantizable(model: nnx.Module) -> dict[str, str]:
-    """Names of the maps that are quantised, by the last part of their paths, and the side along which each is tiled.
+    """The maps that are quantised, by the last part of their paths, and the dimension along which each is tiled.
 
-    All within the blocks: the embedding, norms and the head stay wide.
+    These are all linear maps within the blocks; embedding, norms and head are not quantised.
     """
     roles: Mapping[str, str] = getattr(type(model), "site_roles", {})
     sides = {"q": "in", "k": "in", "v": "in", "gate": "in", "up": "in", "o": "out", "down": "out"}
@@ -422,17 +439,18 @@ def quantizable(model: nnx.Module) -> dict[str, str]:
 
 
 def chosen_forms(model: nnx.Module, quantization: Quantization) -> dict[tuple[Any, ...], Form]:
-    """The form of each map of a model to quantise, by the path of its module.
+    """The form of each map of a model that `quantization` quantises, by the path of its module.
 
     Raises:
-      UserError: `wo` is asked for of a model that keeps no map wide.
+      UserError: `quantization.wo` is set for a model without `kept_wide`.
     """
     if quantization.kind == "none":
         return {}
     kept: tuple[str, ...] = getattr(type(model), "kept_wide", ())
     if quantization.wo and not kept:
         raise UserError(
-            f"quantize_wo is of a T5; a {type(model).__name__} has no wo, and all of its blocks' maps are quantised."
+            f"quantize_wo is for a T5; a {type(model).__name__} has no wo, and all of its blocks' maps are quantised "
+            "anyway; leave it out."
         )
     sides, forms = quantizable(model), {}
     for path, module in nnx.iter_modules(model):
@@ -448,20 +466,21 @@ def quantize_modules(
     forms: Mapping[tuple[Any, ...], Form],
     make: Callable[[tuple[int, ...], Any], Any] = jax.ShapeDtypeStruct,
 ) -> None:
-    """Makes the modules at some paths `QuantizedLinear`s.
+    """Convert modules of a model to `QuantizedLinear`s, in place.
 
     Args:
-      forms: by path.
-      make: `(shape, dtype)` to the value of a leaf; shapes in the place of values if not given.
+      model: the model to change.
+      forms: the form of each map to convert, by the path of its module.
+      make: maps shape and dtype to the value of a leaf; by default a `jax.ShapeDtypeStruct`.
     """
     module: Any
     for path, module in list(nnx.iter_modules(model)):
         if path in forms:
-            of_layers = module.kernel.shape[:-2]
+            layers = module.kernel.shape[:-2]
             del module.kernel
             module.form = forms[path]
             for name, (shape, dtype, numbers) in forms[path].leaves().items():
-                setattr(module, name, Quantized(make((*of_layers, *shape), dtype), numbers=numbers))
+                setattr(module, name, Quantized(make((*layers, *shape), dtype), numbers=numbers))
             module.__class__ = QuantizedLinear
 
 
@@ -471,14 +490,17 @@ def fill_quantized(
     leaves_of: Callable[[str, Form], Mapping[str, np.ndarray]],
     place: Devices,
 ) -> None:
-    """Fills the leaves of quantised modules, one stacked map on the host at a time.
+    """Fill the leaves of quantised modules, with one stacked map on the host at a time.
 
     Args:
-      leaves_of: `(name, form)` to the leaves of one layer's module, such as `encoder/layers/0/self_attention/q`.
+      model: the model, converted by `quantize_modules`.
+      forms: the form of each map, by the path of its module.
+      leaves_of: maps the path of a layer's module, such as `encoder/layers/0/self_attention/q`, and its form to leaves.
+      place: maps a leaf's path and shape to the devices that hold it.
     """
     if not forms:
         return
-    kept: dict[str, Mapping[str, np.ndarray]] = {}  # of one stacked map: its leaves come one after the other
+    kept: dict[str, Mapping[str, np.ndarray]] = {}  # of one stacked map, whose leaves are read one after the other
     stack: list[frozenset[str]] = [frozenset()]
     modules = {}
     for leaf in stacked_leaves(model, Quantized):
@@ -500,7 +522,7 @@ def fill_quantized(
 
 
 def from_kernels(read: Read) -> Callable[[str, Form], Mapping[str, np.ndarray]]:
-    """The leaves of a module, of its wide kernel as a file has it."""
+    """A `leaves_of` for `fill_quantized` that quantises kernels read by `read`."""
 
     def leaves_of(module: str, form: Form) -> Mapping[str, np.ndarray]:
         shape = (form.d_in, form.d_out)
@@ -511,14 +533,14 @@ def from_kernels(read: Read) -> Callable[[str, Form], Mapping[str, np.ndarray]]:
 
 
 def is_quantized(model: nnx.Module) -> bool:
-    """Whether a model has maps in few bits."""
+    """Whether a model has quantised maps."""
     return quantization_of(model) is not None
 
 
 def quantization_of(model: nnx.Module) -> str | None:
-    """How a model is kept, whoever rounded it, in the words of `Quantization`: `nf4,double`; None where all is wide.
+    """A model's quantisation in `Quantization`'s string form, such as `nf4,double`; None if nothing is quantised.
 
-    Of a stranger's file that has maps of several kinds, all of these: `int8+nf4`.
+    For a model with maps of several kinds, which only foreign files have, the kinds are joined: `int8+nf4`.
     """
     kept: tuple[str, ...] = getattr(type(model), "kept_wide", ())
     found, wo = set(), False

@@ -1,7 +1,7 @@
-"""A model's files written once more in few bits, a map at a time: neither wide nor in few bits is the whole ever held.
+"""Writes a quantised copy of a model's files, one map at a time, so that the whole model is never in memory.
 
-What comes out is what `transformers` and bitsandbytes write: `config.json` with its `quantization_config`, and
-`model.safetensors` or, of larger models, its parts with their index.
+The output is what `transformers` and bitsandbytes write: `config.json` with a `quantization_config`, and
+`model.safetensors` or, for larger models, shards with an index.
 """
 
 import dataclasses
@@ -20,21 +20,21 @@ from jpeft.leaves import stacked_leaves
 from jpeft.model.bitsandbytes import refuse_split_blocks, to_file
 from jpeft.model.family import family_with
 from jpeft.model.quantized import Form, Quantization, chosen_forms, quantize
-from jpeft.model.weights import Filling, said_of, write_config
+from jpeft.model.weights import Filling, quantization_entry, write_config
 
-MOST_BYTES = 2**30  # of a part: what is held at once
+MOST_BYTES = 2**30  # of a shard, which is held in memory
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedFiles:
-    """What was written.
+    """A summary of written files.
 
     Attributes:
-      maps: that are in few bits.
-      wide: tensors that stayed as they were.
-      files: of weights.
-      bytes: that all of these tensors take.
-      bytes_before: that they take in the files that were read.
+      maps: the number of quantised maps.
+      wide: the number of weights that were not quantised.
+      files: the number of weight files.
+      bytes: the size of all tensors.
+      bytes_before: the size of the weights that were read.
     """
 
     maps: int
@@ -45,7 +45,7 @@ class QuantizedFiles:
 
 
 class _Parts:
-    """Tensors by name, written to a directory in files of a bounded size."""
+    """Writes tensors to a directory as shards of bounded size."""
 
     def __init__(self, directory: Path, most_bytes: int):
         self._directory, self._most_bytes = directory, most_bytes
@@ -54,7 +54,7 @@ class _Parts:
         self.bytes = 0
 
     def add(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Adds tensors that belong together; they come to stand in one file."""
+        """Add tensors that have to be in the same shard."""
         size = sum(tensor.nbytes for tensor in tensors.values())
         if self._open and sum(tensor.nbytes for tensor in self._open.values()) + size > self._most_bytes:
             self._write()
@@ -70,7 +70,7 @@ class _Parts:
         return self._directory / f".part-{number:05d}.safetensors"
 
     def finish(self) -> int:
-        """Gives the files their names, and an index where there are several; returns how many there are."""
+        """Rename the shards, write an index if there are several, and return their number."""
         self._write()
         count, weight_map = len(self._written), {}
         for number, names in enumerate(self._written, start=1):
@@ -87,7 +87,7 @@ class _Parts:
 
 
 def tensor_count(filling: Filling[Any]) -> int:
-    """How many weights a model has, one layer's at a time: steps that `write_quantized` takes."""
+    """The number of weights of a model, counting layers separately: the steps of `write_quantized`."""
     return sum(len(leaf.names) for leaf in stacked_leaves(filling.model, nnx.Param))
 
 
@@ -100,28 +100,29 @@ def write_quantized(
     on_tensor: Callable[[], None] = lambda: None,
     most_bytes: int = MOST_BYTES,
 ) -> QuantizedFiles:
-    """Writes config and weights of a model to a directory that is there, its blocks' maps in few bits.
+    """Quantise a model's linear maps and write its config and weights.
 
     Args:
-      filling: the model, of whose weights none is read yet.
-      dtype: of the tensors that stay wide; None is each one's own.
-      on_tensor: is called after each of the `tensor_count`.
-      most_bytes: of a file, unless one map takes more.
+      filling: the model, whose weights are not yet read.
+      directory: an existing directory to write to.
+      quantization: how to quantise.
+      dtype: the dtype of the other weights; None keeps each weight's own.
+      on_tensor: called after each of the `tensor_count` weights.
+      most_bytes: the largest size of a shard, unless a single map takes more.
 
     Raises:
-      UserError: the files are in few bits already, or this family or a map's width is not written so; before anything
-        is written.
+      UserError: the files are quantised already, or the family or a map's width does not allow it; nothing is written.
       RunFailed: a file is damaged.
     """
     model, source = filling.model, filling.source
     if filling.checkpoint.packed is not None:
         kind = next(iter(filling.checkpoint.packed.maps.values())).kind
         raise UserError(
-            f"{source} is in {kind} already, and what was rounded once is not rounded again; use it as it is, or give "
-            "the wide original."
+            f"{source} is in {kind} already, and is not quantised a second time; use it as it is, or give the original "
+            "in 16 or 32 bits."
         )
     family = family_with(model.config)
-    told_wide, copies = family.written_in_few_bits(model.config)
+    wide_modules, copies = family.quantized_layout(model.config)
     forms: dict[str, Form] = {}
     by_path = chosen_forms(model, quantization)
     leaves = list(stacked_leaves(model, nnx.Param))
@@ -144,9 +145,10 @@ def write_quantized(
             else:
                 value = value if dtype is None else value.astype(dtype)
                 wide = np.ascontiguousarray(value.T if transposed else value)
-                parts.add({stored: wide} | {copy: wide.copy() for copy, of in copies.items() if of == stored})
+                copied = [copy for copy, original in copies.items() if original == stored]
+                parts.add({stored: wide} | {copy: wide.copy() for copy in copied})
             on_tensor()
     files = parts.finish()
     modules = {name.rpartition("/")[0]: (form, None) for name, form in forms.items()}
-    write_config(directory, model.config.to_dict() | said_of(modules, told_wide))
+    write_config(directory, model.config.to_dict() | quantization_entry(modules, wide_modules))
     return QuantizedFiles(len(forms), tensor_count(filling) - len(forms), files, parts.bytes, before)

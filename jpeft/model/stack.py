@@ -1,7 +1,8 @@
-"""Blocks of equal structure, stored stacked: how they are run over whole sequences, and a token at a time.
+"""Stacked blocks of equal structure, run over whole sequences or one token at a time.
 
-Every leaf of a stack has a leading `layers` axis, along which `jax.lax.scan` goes. A stack is a list of such
-*segments*, usually one; attaching to some layers cuts it, so that within a segment every layer has the same adapters.
+Every leaf of a stacked block has a leading `layers` axis, over which `jax.lax.scan` runs. A stack is a list of such
+*segments*, usually a single one. Attaching to some layers only splits it, so that all layers of a segment have the same
+adapters.
 """
 
 import dataclasses
@@ -19,16 +20,17 @@ from jpeft.model.attention import MIXED, Cached, KeysValues
 from jpeft.model.placement import Place, current_place, placed
 from jpeft.model.quantized import PRODUCT
 
-# What the backward pass of a block makes anew: what costs little beside a matrix product; also attention; all of it.
+# What the backward pass of a block recomputes: operations that are cheap beside a matrix product; also attention;
+# everything.
 REMAT_POLICIES = ("none", "dots", "block")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class SegmentCache:
-    """Keys and values of the tokens that a decoder segment has written so far.
+    """The key-value cache of a decoder segment for the tokens generated so far.
 
-    Those of a segment of one layer have no axis of layers: with it, XLA copies a whole cache for every token.
+    A segment of a single layer has no `layers` axis, with which XLA would copy the whole cache for every token.
 
     Attributes:
       keys: `[layers, batch, kv_heads, d_kv, max_length]`.
@@ -40,7 +42,7 @@ class SegmentCache:
 
     @classmethod
     def empty(cls, like: Cached, max_length: int, num_beams: int) -> "SegmentCache":
-        """An empty cache of `max_length` tokens for so many beams of each row that `like` has."""
+        """Allocate a cache of `max_length` tokens for `num_beams` beams of each row of `like`."""
         *layers, rows, heads, _, width = like.values.shape
         shape, dtype = (*layers, rows * num_beams, heads), like.values.dtype
         kind = "cache" if layers else "heads"
@@ -50,7 +52,7 @@ class SegmentCache:
         )
 
     def write(self, layer: Array | None, position: Array, new: KeysValues) -> "SegmentCache":
-        """Puts those of one token at `position` of `layer`, in place where XLA can."""
+        """Write the keys and values of one token at `position` of `layer` (in place under jit, if XLA can)."""
         keys, values = new.cached()
         first, at_keys, at_values = (), (0, 0, 0, position), (0, 0, position, 0)
         if layer is not None:
@@ -61,23 +63,23 @@ class SegmentCache:
         )
 
     def of(self, layer: Array | None) -> Cached:
-        """What is kept of `layer`, None where there is but one."""
+        """The cache of a layer; `layer` is None if the segment has only one."""
         return Cached(self.keys, self.values) if layer is None else Cached(self.keys[layer], self.values[layer])
 
     def reordered(self, rows: Int[Array, " batch"]) -> "SegmentCache":
-        """A cache whose row `i` is this one's row `rows[i]`: beam search follows the beams that it keeps."""
+        """Return a cache whose row `i` is this one's row `rows[i]`, for beam search."""
         return SegmentCache(*(jnp.take(x, rows, axis=x.ndim - 4) for x in (self.keys, self.values)))
 
 
 @functools.lru_cache(maxsize=32)
 def block_program(remat: str, traced_under: Place) -> Callable[..., Array]:
-    """A block's pass over whole sequences, traced once for all layers of one structure and not once a layer.
+    """A jitted function that runs one block over whole sequences, traced once for all layers of equal structure.
 
-    Kept, so that a call outside of a compiled program does not compile it anew.
+    It is cached, so that calls outside of a compiled program do not compile it again.
 
     Args:
       remat: one of `REMAT_POLICIES`.
-      traced_under: the place at present. The block finds it by itself (`placed`); here it tells kept programs apart.
+      traced_under: the current `Place`, part of the cache's key only, since the traced block depends on it (`placed`).
     """
     del traced_under
 
@@ -91,32 +93,39 @@ def block_program(remat: str, traced_under: Place) -> Callable[..., Array]:
         "dots": policies.save_from_both_policies(dots, policies.save_only_these_names(PRODUCT)),
         "block": policies.nothing_saveable,
     }[remat]
-    # Where the compiler finds out that something is there already, it need not be made anew: as on a CPU.
+    # `prevent_cse=False` lets the compiler reuse forward results instead of recomputing them, as it does on a CPU.
     return jax.jit(jax.checkpoint(body, policy=policy, prevent_cse=remat != "none"))
 
 
 def num_stacked(block: Any) -> int:
-    """How many layers a stacked block holds: the length of the first axis of its leaves."""
-    return block.self_attention_norm.scale.shape[0]
+    """The number of layers of a stacked block: the size of the first axis of all its leaves."""
+    return jax.tree.leaves(block)[0].shape[0]
 
 
 def only_layer(stacked: Any) -> Any:
-    """The layer of a segment that holds one: every leaf without its axis of layers. Takes any tree of such leaves."""
+    """Remove the `layers` axis, of size 1, from every leaf of a tree."""
     return jax.tree.map(lambda leaf: leaf[0], stacked)
 
 
-def side_by_side(kept: Sequence[KeysValues]) -> tuple[Array, Array]:
-    """Keys and values of the one row that was read, by segment, as `[layers, length, width]`: heads side by side."""
+def concatenate_heads(kept: Sequence[KeysValues]) -> tuple[Array, Array]:
+    """Concatenate the layers of all segments and the heads of each, for a batch of one row.
+
+    Args:
+      kept: keys and values of each segment.
+
+    Returns:
+      Keys and values, each `[layers, length, width]`.
+    """
     whole = []
     for parts in zip(*kept, strict=True):
-        stacked = [part.reshape(-1, *part.shape[-3:]) for part in parts]  # a row takes no axis of its own
+        stacked = [part.reshape(-1, *part.shape[-3:]) for part in parts]  # merges the batch axis into `layers`
         heads = jnp.concatenate(stacked)
         whole.append(heads.swapaxes(1, 2).reshape(heads.shape[0], heads.shape[2], -1))
     return whole[0], whole[1]
 
 
 class Segments(nnx.Module):
-    """A `jpeft.leaves.LayerStack`: blocks as segments, and how to run them one after the other."""
+    """A `jpeft.leaves.LayerStack`: blocks stored as segments, which run one after the other."""
 
     segments: Any
 
@@ -125,13 +134,13 @@ class Segments(nnx.Module):
         self.remat = "none"
 
     def layer_counts(self) -> list[int]:
-        """How many layers each segment holds, in order; their sum is the number of the stack's layers."""
+        """The number of layers of each segment, in order; their sum is the number of the stack's layers."""
         return [num_stacked(block) for block in self.segments]
 
     def cut(self, starts: Sequence[int]) -> None:
-        """Makes a segment begin at each layer of `starts` (and at layer 0), as well as where one begins now.
+        """Split segments so that one begins at each layer of `starts`; existing boundaries stay.
 
-        A segment whose borders do not change keeps its arrays; a split one is copied, once.
+        The arrays of a segment are copied once if it is split, and shared otherwise.
         """
         segments = []
         for first, block in zip(segment_starts(self), self.segments, strict=True):
@@ -143,7 +152,7 @@ class Segments(nnx.Module):
         self.segments = nnx.List(segments)
 
     def per_segment(self, of_layers: Array) -> list[Array]:
-        """An array of `[layers, ...]` cut into one `[layers of the segment, ...]` for each segment."""
+        """Split an array `[layers, ...]` into one for each segment."""
         starts = segment_starts(self)
         return [of_layers[i : i + n] for i, n in zip(starts, self.layer_counts(), strict=True)]
 
@@ -154,18 +163,20 @@ class Segments(nnx.Module):
         *others: Any,
         each: Sequence[Array] = (),
     ) -> Float[Array, "batch length d_model"]:
-        """Runs every block over whole sequences, as `block(x, *others, *each, key)`.
+        """Run all blocks over whole sequences, calling `block(x, *others, *each, key)`.
 
         Args:
-          keys: of each segment.
-          each: arrays of one entry a layer, of which a block is given its own.
+          x: the input of the first block.
+          keys: a random key for each segment; None disables dropout.
+          others: further arguments, the same for all blocks.
+          each: arrays `[layers, ...]`, of which each block gets its own entry.
         """
         body = block_program(self.remat, current_place())
         cut = [self.per_segment(one) for one in each]
         for i, (block, segment_key) in enumerate(zip(self.segments, keys, strict=True)):
             layers, own = num_stacked(block), tuple(one[i] for one in cut)
             layer_keys = None if segment_key is None else jax.random.split(segment_key, layers)
-            if layers == 1:  # no loop: its operands would be copied out of the stacked leaves at every call
+            if layers == 1:  # a loop would copy its operands out of the stacked leaves at every call
                 block, layer_keys, own = only_layer((block, layer_keys, own))
                 x = body(x, block, layer_keys, *others, *own)
             else:
@@ -181,11 +192,13 @@ class Segments(nnx.Module):
         kept: Sequence[Any],
         step: Callable[..., tuple[Array, SegmentCache]],
     ) -> tuple[Float[Array, "batch 1 d_model"], list[SegmentCache]]:
-        """Runs every block over one new token; returns its output and the extended caches.
+        """Run all blocks over one new token; returns the output and the updated caches.
 
         Args:
-          kept: of each segment what its layers keep beside their caches, stacked as they are.
-          step: `(block, x, kept, cache, layer) -> (x, cache)` of one block, `layer` being None where there is but one.
+          x: the input of the first block.
+          caches: the cache of each segment.
+          kept: for each segment, further values that its layers need, stacked like them.
+          step: `(block, x, kept, cache, layer) -> (x, cache)` of a single block; `layer` is None in a segment of one.
         """
 
         def body(carry, layer):
@@ -203,13 +216,18 @@ class Segments(nnx.Module):
         return x, new_caches
 
 
-_MOST_LAYERS_UNROLLED = 8  # compiling costs CPU seconds a layer, program and shape (docs/log.md)
+_MOST_LAYERS_UNROLLED = 8  # an unrolled layer takes CPU seconds to compile, per program and shape (docs/log.md)
 
 
 def arrange(stacks: Sequence[Segments], *, scan: bool | None, remat: str | None = None) -> None:
-    """Makes every layer a segment of its own unless they are to be scanned; None scans more than eight layers.
+    """Choose between scanned and unrolled layers, and set what the backward pass recomputes.
 
-    Segments of one layer are slower to compile, and there is no loop around the layers when they run.
+    Unrolled layers, each a segment of its own, take longer to compile and run without the overhead of a loop.
+
+    Args:
+      stacks: the stacks of a model.
+      scan: whether to scan over the layers; None scans stacks of more than eight.
+      remat: one of `REMAT_POLICIES`; None keeps each stack's own.
     """
     for stack in stacks:
         stack.remat = stack.remat if remat is None else remat

@@ -1,11 +1,11 @@
 """T5 in Flax NNX: one network for T5 1.0, T5 1.1 and FLAN-T5 (Raffel et al. 2020; Shazeer 2020 for the gated block).
 
 Blocks of equal structure are stored stacked, every leaf with a leading `layers` axis, and run by `jax.lax.scan`; a
-`Stack` is a list of such *segments*, usually one. The network knows nothing of PEFT methods; what its parts are to them
-it says in names (`T5.site_roles`) and, of what holds no weights, by `site_kind`.
+`Stack` is a list of such *segments*, usually a single one. The network does not depend on any PEFT method: it declares
+the roles of its modules (`T5.site_roles`) and the kind of sites without weights (`site_kind`).
 
-Compute dtype travels with the activations: `T5.dtype` is applied once at the embedding, and every layer casts its own
-weights to the dtype of its input. Softmax, norms' statistics, scales and the product that makes logits are float32.
+The compute dtype travels with the activations: `T5.dtype` is applied once, at the embedding, and every layer casts its
+weights to the dtype of its input. Softmax, norm statistics, scales and logits are float32.
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from jpeft.model.attention import Before, Cached, CachedParts, KeysValues, ScoreBias, with_room
+from jpeft.model.attention import Before, Cached, CachedParts, KeysValues, ScoreBias, prefix_bias
 from jpeft.model.layers import ACTIVATIONS, MASKED, EmbeddedInput, Embedding, Linear, RMSNorm, apart, dropout, split_key
 from jpeft.model.placement import placed
-from jpeft.model.stack import SegmentCache, Segments, num_stacked, only_layer, side_by_side
+from jpeft.model.stack import SegmentCache, Segments, concatenate_heads, num_stacked, only_layer
 from jpeft.model.t5_config import T5Config
 
 
 class Attention(nnx.Module):
     """Multi-head attention with an additive bias.
 
-    Logits are not divided by sqrt(d_kv): T5 folds that into the initial scale of q, and released weights rely on it.
+    Scores are not divided by sqrt(d_kv): T5 folds that into the initial scale of q, and released weights rely on it.
     """
 
     site_kind: ClassVar[str] = "attention"
@@ -48,7 +48,7 @@ class Attention(nnx.Module):
         return placed(x.reshape(*x.shape[:2], self.num_heads, -1).swapaxes(1, 2), "heads")
 
     def keys_values(self, x: Float[Array, "batch kv_len d_model"]) -> KeysValues:
-        """The keys and values of `x`, which queries attend to; when decoding they are computed once and kept."""
+        """Project `x` to keys and values; during generation this is done once per token and cached."""
         return KeysValues(self._heads(self.k(x)), self._heads(self.v(x)))
 
     def __call__(
@@ -59,12 +59,20 @@ class Attention(nnx.Module):
         key: Key[Array, ""] | None = None,
         before: tuple[Array, Array, Array | None] | None = None,
     ) -> Float[Array, "batch q_len d_model"]:
-        """What queries of x make of what was read; of what is `before` it, too (a `Before`), at no position."""
+        """Attend from x to keys and values.
+
+        Args:
+          x: the normed input, of which the queries are made.
+          read: the keys and values to attend to.
+          bias: additive biases of the scores.
+          key: the random key for dropout; None disables it.
+          before: the fields of a `Before`: a prefix of keys and values, which gets no position bias.
+        """
         if before is not None:
             keys, values, shown = Before(*before)
-            bias = with_room(bias, keys.shape[1], shown, read.length)
-            read = read.behind(self._heads(keys), self._heads(values))
-        mixed = read.mixed_by(self._heads(self.q(x)), bias, dropout_rate=self.dropout_rate, key=key)
+            bias = prefix_bias(bias, keys.shape[1], shown, read.length)
+            read = read.prepend(self._heads(keys), self._heads(values))
+        mixed = read.attend(self._heads(self.q(x)), bias, dropout_rate=self.dropout_rate, key=key)
         return self.o(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
 
@@ -95,7 +103,7 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: self-attention, in the decoder cross-attention, feed-forward; each normed before and added after."""
+    """One layer: self-attention, cross-attention (decoder only) and feed-forward, with pre-norms and residuals."""
 
     def __init__(self, config: T5Config, *, decoder: bool, rngs: nnx.Rngs):
         def norm() -> RMSNorm:
@@ -116,7 +124,7 @@ class Block(nnx.Module):
         cross_bias: ScoreBias = (),
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch length d_model"]:
-        """The whole sequence at once, as in training."""
+        """Run the block over whole sequences, as in training."""
         return self.read(x, self_bias, encoded, cross_bias, key)[0]
 
     def read(
@@ -127,7 +135,7 @@ class Block(nnx.Module):
         cross_bias: ScoreBias = (),
         key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "batch length d_model"], dict[str, KeysValues]]:
-        """The same, and the keys and values of each attention by its name."""
+        """Like `__call__`, but also returns the keys and values of each attention by its name."""
         keys, kept = split_key(key, 6), {}
         h = self.self_attention_norm(x)
         kept["self_attention"] = self.self_attention.keys_values(h)
@@ -152,7 +160,17 @@ class Block(nnx.Module):
         layer: Int[Array, ""] | None,
         position: Int[Array, ""],
     ) -> tuple[Float[Array, "batch 1 d_model"], SegmentCache]:
-        """One token of generation, attending to what `cache` holds of `layer` and to what was `read` of the encoder."""
+        """Generate one token, attending to the tokens generated so far and to the encoder's output.
+
+        Args:
+          x: the hidden state of the new token.
+          self_bias: biases of the self-attention, for the new token alone.
+          read: keys and values of the encoder's output.
+          cross_bias: biases of the cross-attention.
+          cache: keys and values of the generated tokens.
+          layer: the index of this layer in `cache`; None if that holds a single layer.
+          position: the index of the new token.
+        """
         h = self.self_attention_norm(x)
         cache = cache.write(layer, position, self.self_attention.keys_values(h))
         x = x + self.self_attention(h, CachedParts((cache.of(layer),)), self_bias)
@@ -161,7 +179,10 @@ class Block(nnx.Module):
 
 
 class RelativeBias(Embedding):
-    """A learned bias per head and bucket of distance; small distances have buckets of their own, large ones share."""
+    """The relative position bias: one learned number per head and bucket of distances.
+
+    Each small distance has a bucket of its own; larger ones share buckets of logarithmically growing size.
+    """
 
     def __init__(self, config: T5Config, *, bidirectional: bool, rngs: nnx.Rngs):
         super().__init__(
@@ -172,11 +193,11 @@ class RelativeBias(Embedding):
         self.num_buckets = config.relative_attention_num_buckets
 
     def _bucket_of_distance(self) -> np.ndarray:
-        """Bucket of each distance from 0 to `max_distance`, within one direction."""
+        """The bucket of each distance from 0 to `max_distance` within one direction."""
         num_buckets = self.num_buckets // 2 if self.bidirectional else self.num_buckets
         num_exact = num_buckets // 2
         distance = np.arange(self.max_distance + 1, dtype=np.float32)
-        # In float32, as the reference computes it: a bucket's border must not move.
+        # In float32 like the reference implementation, so that no bucket's boundary moves.
         spread = np.log(np.maximum(distance, 1) / np.float32(num_exact)) / np.float32(
             math.log(self.max_distance / num_exact)
         )
@@ -184,7 +205,7 @@ class RelativeBias(Embedding):
         return np.where(distance < num_exact, distance, np.minimum(large, num_buckets - 1)).astype(np.int32)
 
     def bias(self, q_len: int, kv_len: int) -> Float[Array, "1 num_heads q_len kv_len"]:
-        """The bias of every query position to every key position, float32."""
+        """The bias of every query position for every key position, float32."""
         relative = jnp.arange(kv_len)[None, :] - jnp.arange(q_len)[:, None]
         if self.bidirectional:
             direction = jnp.where(relative > 0, self.num_buckets // 2, 0)
@@ -196,7 +217,7 @@ class RelativeBias(Embedding):
 
 
 class Stack(Segments):
-    """The blocks of the encoder or of the decoder, as segments of stacked blocks, and the norm after them."""
+    """The encoder or the decoder: its blocks, as segments of stacked blocks, relative position bias and final norm."""
 
     def __init__(self, config: T5Config, *, decoder: bool, rngs: nnx.Rngs):
         num_layers = config.num_decoder_layers if decoder else config.num_layers
@@ -215,7 +236,7 @@ class Stack(Segments):
         cross_bias: ScoreBias = (),
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch length d_model"]:
-        """Runs every block over whole sequences."""
+        """Run all blocks over whole sequences."""
         x_key, out_key, *segment_keys = split_key(key, 2 + len(self.segments))
         x = dropout(x, self.dropout_rate, x_key)
         x = self.run(x, segment_keys, self_bias, encoded, cross_bias)
@@ -228,7 +249,11 @@ class Stack(Segments):
         encoded: Float[Array, "1 enc_len d_model"] | None = None,
         cross_bias: ScoreBias = (),
     ) -> tuple[Float[Array, "1 length d_model"], dict[str, tuple[Array, Array]]]:
-        """The output for one row, and keys and values of each kind of attention, `[layers, length, d_heads]`."""
+        """Run all blocks on a batch of one row.
+
+        Returns:
+          The output, and keys and values, each `[layers, length, d_heads]`, by the name of the attention.
+        """
 
         def body(x: Array, block: Block) -> tuple[Array, dict[str, KeysValues]]:
             return block.read(x, self_bias, encoded, cross_bias)
@@ -238,17 +263,17 @@ class Stack(Segments):
             x, kept = jax.lax.scan(body, x, block)
             for name, pair in kept.items():
                 found.setdefault(name, []).append(pair)
-        return self.final_norm(x), {name: side_by_side(pairs) for name, pairs in found.items()}
+        return self.final_norm(x), {name: concatenate_heads(pairs) for name, pairs in found.items()}
 
     def read_by_cross_attention(self, encoded: Float[Array, "batch enc_len d_model"]) -> list[Cached]:
-        """Per segment the keys and values of `encoded`, with an axis of layers first where a segment has several."""
+        """Each segment's keys and values of `encoded`, with a leading `layers` axis if it has several layers."""
 
-        def of_segment(block: Block) -> Cached:
+        def read_by(block: Block) -> Cached:
             if num_stacked(block) == 1:
                 return only_layer(block).cross_attention.keys_values(encoded).cached()
             return jax.lax.map(lambda block: block.cross_attention.keys_values(encoded).cached(), block)
 
-        return [of_segment(block) for block in self.segments]
+        return [read_by(block) for block in self.segments]
 
     def step(
         self,
@@ -259,18 +284,27 @@ class Stack(Segments):
         caches: list[SegmentCache],
         position: Int[Array, ""],
     ) -> tuple[Float[Array, "batch 1 d_model"], list[SegmentCache]]:
-        """Runs every block over one new token; returns its output and the extended caches."""
+        """Run all blocks over one new token; returns the output and the updated caches."""
 
-        def of_block(block, x, read, cache, layer):
+        def block_step(block, x, read, cache, layer):
             return block.step(x, self_bias, read, cross_bias, cache, layer, position)
 
-        x, new_caches = self.run_step(x, caches, reads, of_block)
+        x, new_caches = self.run_step(x, caches, reads, block_step)
         return self.final_norm(x), new_caches
 
 
 @dataclasses.dataclass(frozen=True)
 class T5Decoding:
-    """The generation of one batch of answers (`jpeft.model.language_model.Decoding`)."""
+    """The generation of one batch of answers (see `jpeft.model.language_model.Decoding`).
+
+    Attributes:
+      model: the network.
+      self_bias: biases of the decoder's self-attention for all positions.
+      reads: each segment's keys and values of the encoder's output.
+      cross_bias: biases of the cross-attention.
+      first: the start token, the input of the first step.
+      caches: empty caches for the generated tokens, one per segment.
+    """
 
     model: "T5"
     self_bias: Float[Array, "1 num_heads max_length max_length"]
@@ -282,7 +316,7 @@ class T5Decoding:
     def step(
         self, tokens: Int[Array, " batch"], caches: list[SegmentCache], position: Int[Array, ""]
     ) -> tuple[Float[Array, "batch vocab"], list[SegmentCache]]:
-        """Logits of the token after `tokens`, which stand at `position`."""
+        """Return the logits of the token after `tokens`, which are at `position`, and the updated caches."""
         x = self.model.shared(tokens[:, None]).astype(self.model.dtype)
         self_bias = jax.lax.dynamic_slice_in_dim(self.self_bias, position, 1, axis=2)
         x, caches = self.model.decoder.step(x, (self_bias,), self.reads, self.cross_bias, caches, position)
@@ -290,16 +324,18 @@ class T5Decoding:
 
 
 class T5(nnx.Module):
-    """The encoder-decoder. Call it for the logits of a training batch; `jpeft.model.decode` generates with it."""
+    """The encoder-decoder; calling it returns the logits of a training batch."""
 
-    # What PEFT methods call its parts, by the last part of their paths; `wi` and `wi_1` are what the activation gates.
+    # The role of each module for PEFT methods and sharding, by the last part of its path. The activation acts on
+    # `wi_0`, which gates `wi_1`.
     site_roles: ClassVar[dict[str, str]] = {
         **{name: name for name in ("q", "k", "v", "o")},
         **{"wi": "up", "wi_0": "gate", "wi_1": "up", "wo": "down"},
         **{f"{part}_norm": "norm" for part in ("self_attention", "cross_attention", "feed_forward", "final")},
         **{"shared": "vocabulary", "encoder_input": "input"},
     }
-    kept_wide: ClassVar[tuple[str, ...]] = ("wo",)  # of the maps that are quantised elsewhere, unless asked for
+    # Maps that are quantised only on request: the sums of `wo` overflow half precision.
+    kept_wide: ClassVar[tuple[str, ...]] = ("wo",)
 
     def __init__(self, config: T5Config, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.shared = Embedding(config.vocab_size, config.d_model, stddev=1.0, rngs=rngs)
@@ -317,9 +353,12 @@ class T5(nnx.Module):
         key: Key[Array, ""] | None = None,
         segment_ids: Int[Array, "batch enc_len"] | None = None,
     ) -> tuple[Float[Array, "batch new_len d_model"], ScoreBias]:
-        """The encoder's output and the bias that hides its padding; a soft prompt makes both longer.
+        """Run the encoder; returns its output and the bias that masks its padding. A soft prompt makes both longer.
 
-        With `segment_ids`, a position attends to those of its own segment only.
+        Args:
+          encoder_input_tokens: token ids, padded.
+          key: the random key for dropout; None disables it.
+          segment_ids: for packed rows, the example of each position; positions attend only within their example.
         """
         mask = encoder_input_tokens != self.config.pad_token_id
         x, mask = self.encoder_input(self.shared(encoder_input_tokens).astype(self.dtype), mask)
@@ -330,9 +369,9 @@ class T5(nnx.Module):
         return self.encoder(x, bias, key=key), (mask_bias,)
 
     def logits(self, x: Float[Array, "batch dec_len d_model"]) -> Float[Array, "batch dec_len vocab"]:
-        """Scores of the next token, float32, from the decoder's output.
+        """Logits of the next token from the decoder's output.
 
-        Their product is: rounded to bfloat16, a logit of 140 is off by up to 0.5.
+        The product's result is float32: rounded to bfloat16, a logit of 140 would be off by up to 0.5.
         """
         if self.config.scales_outputs:
             x = (x.astype(jnp.float32) * self.config.d_model**-0.5).astype(x.dtype)
@@ -346,7 +385,7 @@ class T5(nnx.Module):
         key: Key[Array, ""] | None = None,
         segment_ids: tuple[Int[Array, "batch enc_len"], Int[Array, "batch dec_len"]] | None = None,
     ) -> Float[Array, "batch dec_len vocab"]:
-        """Logits of every target position; arguments as of `hidden`."""
+        """The logits at every target position; arguments as of `hidden`."""
         return self.logits(self.hidden(encoder_input_tokens, decoder_input_tokens, key, segment_ids))
 
     def hidden(
@@ -356,17 +395,16 @@ class T5(nnx.Module):
         key: Key[Array, ""] | None = None,
         segment_ids: tuple[Int[Array, "batch enc_len"], Int[Array, "batch dec_len"]] | None = None,
     ) -> Float[Array, "batch dec_len d_model"]:
-        """The decoder's output at every target position, which `logits` takes.
-
-        `key` draws dropout masks; without it there is no dropout.
-
-        Padding (`pad_token_id`) in `encoder_input_tokens` is not attended to. `decoder_input_tokens` are the targets
-        shifted right behind `decoder_start_token_id`; what stands after a row's last target changes nothing before it.
+        """The decoder's output at every target position, the input of `logits`.
 
         Args:
-          segment_ids: for rows packed of several examples, the number of the example that each position of the encoder
-            and of the decoder belongs to; examples do not see each other. Relative positions need no change: a
-            distance within an example is the same wherever the example stands. Not together with a soft prompt.
+          encoder_input_tokens: token ids; padding (`pad_token_id`) is masked.
+          decoder_input_tokens: the targets shifted right, beginning with `decoder_start_token_id`. Attention is causal,
+            so padding after a row's targets needs no mask.
+          key: the random key for dropout; None disables it.
+          segment_ids: for packed rows, the index of the example of each position of the encoder and of the decoder;
+            examples do not attend to each other. Relative positions are correct as they are, since distances within an
+            example do not change. Cannot be combined with a soft prompt.
         """
         encoder_key, decoder_key = split_key(key, 2)
         encoder_segment_ids, decoder_segment_ids = (None, None) if segment_ids is None else segment_ids
@@ -381,7 +419,7 @@ class T5(nnx.Module):
     def hidden_of(
         self, batch: dict[str, Array], key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch dec_len d_model"]:
-        """Calls `hidden` with the arrays of a batch, one that the family padded or that pretraining packed."""
+        """Call `hidden` with the arrays of a batch, padded by the family or packed by pretraining."""
         packed = "encoder_segment_ids" in batch
         segment_ids = (batch["encoder_segment_ids"], batch["decoder_segment_ids"]) if packed else None
         return self.hidden(batch["encoder_input_tokens"], batch["decoder_input_tokens"], key, segment_ids)
@@ -392,7 +430,7 @@ class T5(nnx.Module):
         labels: Int[Array, "batch length"],
         segment_ids: Int[Array, "#batch length"],
     ) -> Float[Array, "batch length d_model"]:
-        """The decoder's output for several answers to each input, packed in one row, kept apart by `segment_ids`."""
+        """The decoder's output for several answers to each input, packed into one row and told apart by segment id."""
         encoded, cross_bias = self.encode(inputs)
         x = self.shared(labels).astype(self.dtype)
         return self.decoder(
@@ -400,23 +438,24 @@ class T5(nnx.Module):
         )
 
     def attended(self, tokens: Int[Array, " length"]) -> dict[str, tuple[Array, Array]]:
-        """Keys and values of each attention while `tokens` are both read and written, each `[layers, length, d_heads]`.
+        """Keys and values of each attention, with `tokens` as the input of both the encoder and the decoder.
 
-        By the attention's path, with a star for the layer's index.
+        Returns:
+          Pairs, each `[layers, length, d_heads]`, by the attention's path with `*` in place of the layer's index.
         """
         x, length = self.shared(tokens[None]).astype(self.dtype), len(tokens)
-        encoded, of_encoder = self.encoder.attended(x, (self.encoder.relative_attention_bias.bias(length, length),))
+        encoded, encoder_pairs = self.encoder.attended(x, (self.encoder.relative_attention_bias.bias(length, length),))
         nothing_hidden = jnp.zeros((1, 1, 1, length))
-        _, of_decoder = self.decoder.attended(x, (self.causal_bias(length),), encoded, (nothing_hidden,))
-        stacks = {"encoder": of_encoder, "decoder": of_decoder}
+        _, decoder_pairs = self.decoder.attended(x, (self.causal_bias(length),), encoded, (nothing_hidden,))
+        stacks = {"encoder": encoder_pairs, "decoder": decoder_pairs}
         return {f"{stack}/layers/*/{name}": pair for stack, found in stacks.items() for name, pair in found.items()}
 
     def longest_input(self, answer_length: int) -> int | None:
-        """None: relative positions have no end."""
+        """None: relative positions do not limit the length."""
         return None
 
     def begin(self, inputs: Int[Array, "batch enc_len"], max_length: int, num_beams: int = 1) -> T5Decoding:
-        """Encodes the inputs, and is ready for answers of `max_length` tokens; beams of a row are neighbours."""
+        """Encode the inputs and allocate caches for answers of `max_length` tokens; beams of a row are neighbours."""
         encoded, cross_bias = self.encode(inputs)
         reads = self.decoder.read_by_cross_attention(encoded)
         cross_bias = tuple(jnp.repeat(part, num_beams, axis=0) for part in cross_bias)
@@ -425,6 +464,6 @@ class T5(nnx.Module):
         return T5Decoding(self, self.causal_bias(max_length), reads, cross_bias, first, caches)
 
     def causal_bias(self, length: int) -> Float[Array, "1 num_heads length length"]:
-        """Relative position bias of the decoder with the future hidden."""
+        """The decoder's relative position bias with later positions masked."""
         future = np.triu(np.full((length, length), MASKED, np.float32), k=1)
         return self.decoder.relative_attention_bias.bias(length, length) + future[None, None]

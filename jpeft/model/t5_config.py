@@ -1,4 +1,4 @@
-"""Sizes of a T5, as `config.json` of a released checkpoint states them."""
+"""The config of a T5, read from and written to `config.json`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -27,11 +27,11 @@ class T5Config(Ends):
     (FLAN-T5-small: 64 * 6 against 512).
 
     Attributes:
-      tie_word_embeddings: the head is the embedding. Of a checkpoint, what its file holds decides (`t5_weights.load`).
-      scale_decoder_outputs: the decoder's output is multiplied by `d_model ** -0.5` before the head; None: where the
-        head is tied, as in T5 1.0. A T5 that transformers 5 makes new may be tied and not scaled.
-      dense_act_fn: the activation where `feed_forward_proj` means another; None: what that means.
-      other_eos_token_ids: tokens at which generation stops, too; `config.json` has all in one list.
+      tie_word_embeddings: whether the head is the embedding. For a checkpoint, its weights decide (`t5_weights.load`).
+      scale_decoder_outputs: whether the decoder's output is multiplied by `d_model ** -0.5` before the head; None means
+        if the head is tied, as in T5 1.0. New models of transformers 5 may be tied and not scaled.
+      dense_act_fn: the activation, if it is not the one that `feed_forward_proj` names; else None.
+      other_eos_token_ids: further tokens at which generation stops; `config.json` has them in `eos_token_id`'s list.
     """
 
     vocab_size: int = 32128
@@ -56,17 +56,17 @@ class T5Config(Ends):
 
     @property
     def stacks(self) -> dict[str, int]:
-        """Number of blocks of each stack by its name, `encoder` and `decoder`."""
+        """The number of blocks of each stack by its name, `encoder` and `decoder`."""
         return {"encoder": self.num_layers, "decoder": self.num_decoder_layers}
 
     @property
     def is_gated(self) -> bool:
-        """Whether the feed-forward block has two input projections, `act(wi_0 x) * wi_1 x`, instead of one."""
+        """Whether the feed-forward has two input projections, `act(wi_0 x) * wi_1 x`, instead of one."""
         return self.feed_forward_proj.startswith("gated-")
 
     @property
     def activation(self) -> str:
-        """One of `ACTIVATIONS`. Released `gated-gelu` checkpoints mean the tanh approximation."""
+        """The activation, one of `ACTIVATIONS`; `gated-gelu` means the tanh approximation."""
         if self.dense_act_fn is not None:
             return self.dense_act_fn
         name = self.feed_forward_proj.removeprefix("gated-")
@@ -78,7 +78,7 @@ class T5Config(Ends):
         return self.tie_word_embeddings if self.scale_decoder_outputs is None else self.scale_decoder_outputs
 
     def with_head(self, *, tied: bool) -> "T5Config":
-        """The same with a head that is the embedding, or one of its own; outputs are scaled or not as before."""
+        """A copy with a tied or a separate head; whether outputs are scaled does not change."""
         scales = self.scales_outputs
         return dataclasses.replace(
             self, tie_word_embeddings=tied, scale_decoder_outputs=None if scales == tied else scales
@@ -86,12 +86,16 @@ class T5Config(Ends):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> "T5Config":
-        """Reads the fields of a Hugging Face T5 or mT5 config and ignores what does not change the network.
+        """Read a Hugging Face T5 or mT5 config; fields that do not affect the network are ignored.
 
-        What a config alone can say: whether the head is tied is up to the file of weights.
+        Whether the head is tied is only a guess here, since the weights decide (`t5_weights.load`).
+
+        Args:
+          values: the fields of `config.json`.
+          source: the file's name in error messages.
 
         Raises:
-          UserError: it is not a T5, a size is missing, out of range or of another type, or the activation is unknown.
+          UserError: it is not a T5, a size is missing, out of range or of the wrong type, or the activation is unknown.
         """
         check_fields(values, _KINDS, source)
         family = values.get("model_type") or "t5"
@@ -131,9 +135,9 @@ class T5Config(Ends):
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """The `config.json` that `transformers` opens as a `T5ForConditionalGeneration`."""
-        # `tie_word_embeddings` says to transformers 4 both that the head is tied and that outputs are scaled; 5 reads
-        # `scale_decoder_outputs` and takes the head from the file.
+        """The fields of a `config.json` that `transformers` opens as a `T5ForConditionalGeneration`."""
+        # For transformers 4, `tie_word_embeddings` means both a tied head and scaled outputs; version 5 reads
+        # `scale_decoder_outputs` and takes the head from the weights.
         held = dataclasses.asdict(self)
         del held["other_eos_token_ids"]
         return {
@@ -169,7 +173,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def _ranges(vocab_size: Any) -> dict[str, tuple[int, int]]:
-    """The least and the most that each whole number of a config may be, `vocab_size` first: ids are of it."""
+    """The range of each integer field, `vocab_size` first, since ids have to lie within it."""
     width, layers = (1, MOST_WIDTH), (1, MOST_LAYERS)
     last_id = vocab_size - 1 if type(vocab_size) is int else 0
     return {
@@ -183,10 +187,10 @@ def _ranges(vocab_size: Any) -> dict[str, tuple[int, int]]:
 
 
 def _head(values: Mapping[str, Any], family: str) -> dict[str, bool | None]:
-    """What a config alone says of the head, as transformers 5 reads it; whether it is tied is but a guess."""
-    if family == "mt5":  # never scaled; every released one has a head of its own, and version 5 calls all of them tied
+    """Fields of the head as transformers 5 reads a config; whether the head is tied is a guess (the weights decide)."""
+    if family == "mt5":  # never scaled, and never tied in released models, whatever transformers 5 writes
         return {"tie_word_embeddings": False, "scale_decoder_outputs": None}
-    # Version 4 says whether outputs are scaled by whether the head is tied; version 5 rewrites that to True.
+    # In configs of version 4, `tie_word_embeddings` decides about scaling; version 5 always writes it as true.
     scaled = values.get("tie_word_embeddings") is not False
     if "scale_decoder_outputs" in values:
         scaled = bool(values["scale_decoder_outputs"])
@@ -194,16 +198,16 @@ def _head(values: Mapping[str, Any], family: str) -> dict[str, bool | None]:
 
 
 def _feed_forward(values: Mapping[str, Any], family: str, source: str) -> dict[str, str | None]:
-    """Gate and activation: `is_gated_act` and `dense_act_fn` count where they are there, as in transformers."""
+    """Gate and activation; as in transformers, `is_gated_act` and `dense_act_fn` override `feed_forward_proj`."""
     asked = values.get("feed_forward_proj") or ("gated-gelu" if family == "mt5" else "relu")
     gate, _, name = asked.rpartition("-")
     if gate not in ("", "gated"):
-        raise UserError(f"{source}: feed_forward_proj is {short(asked)}; expected a function, or gated- before it.")
+        raise UserError(f"{source}: feed_forward_proj is {short(asked)}; expected an activation, or gated-ACTIVATION.")
     named = "gelu_new" if asked == "gated-gelu" else name
     activation = activation_called(values.get("dense_act_fn") or named)
     for what, function in (("feed_forward_proj", activation_called(named)), ("dense_act_fn", activation)):
         if function not in ACTIVATIONS:
-            raise UserError(f"{source}: {what} is {short(values[what])}; known: {', '.join(ACTIVATIONS)}.")
+            raise UserError(f"{source}: {what} is {short(values[what])}; expected one of {', '.join(ACTIVATIONS)}.")
     gated = values.get("is_gated_act")
     gated = bool(gate) if gated is None else gated
     projection = f"{'gated-' if gated else ''}{activation}".replace("gated-gelu_new", "gated-gelu")
@@ -237,7 +241,7 @@ _FLAN_SIZES = {
     "xxl": _flan(4096, 10240, 24, 64),
 }
 
-# Sizes of released checkpoints, so that parameters can be counted with no weights and no network.
+# Configs of released checkpoints, to count parameters without downloading anything.
 RELEASED = {
     **{f"google/flan-t5-{size}": config for size, config in _FLAN_SIZES.items()},
     **{f"google/t5-v1_1-{size}": config for size, config in _FLAN_SIZES.items()},

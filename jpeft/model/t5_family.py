@@ -1,4 +1,4 @@
-"""T5, mT5, FLAN-T5 and their like: what the family says of itself."""
+"""The `Family` of T5, mT5 and FLAN-T5."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,16 +19,21 @@ from jpeft.model.weights import Filling
 
 
 class T5Family(Family):
-    """The encoder-decoder of Raffel et al. (2020) in all its released layouts."""
+    """The encoder-decoder of Raffel et al. (2020): T5 1.0, T5 1.1, mT5 and FLAN-T5."""
 
     name: ClassVar[str] = "T5"
     tag: ClassVar[str] = "t5"
     network: ClassVar[type[nnx.Module]] = T5
+    modules: ClassVar = ("shared", "encoder_input", "encoder", "decoder", "lm_head")
     config_type: ClassVar[type] = T5Config
     model_types: ClassVar[tuple[str, ...]] = ("t5", "mt5")
     released: ClassVar = RELEASED
     task_type: ClassVar[str] = "SEQ_2_SEQ_LM"
     auto_class: ClassVar[str] = "T5ForConditionalGeneration"
+    continues: ClassVar[bool] = False
+
+    def recognises(self, model_type: str) -> bool:
+        return model_type.endswith("t5")  # `read_config` says why it refuses other T5s, such as umt5
 
     def read_config(self, directory: Path) -> T5Config:
         return t5_weights.read_config(directory)
@@ -42,8 +47,11 @@ class T5Family(Family):
     def open_filling(self, directory: Path) -> Filling[T5]:
         return t5_weights.open_filling(directory)
 
-    def written_in_few_bits(self, config: T5Config) -> tuple[Sequence[str], Mapping[str, str]]:
-        return t5_weights.KEPT_WIDE, t5_weights.repeated(config)
+    def quantized_layout(self, config: T5Config) -> tuple[Sequence[str], Mapping[str, str]]:
+        return t5_weights.KEPT_WIDE, t5_weights.tensor_copies(config)
+
+    def special_ids(self, config: T5Config) -> tuple[int, ...]:
+        return config.pad_token_id, config.decoder_start_token_id
 
     def module_name(self, config: T5Config, path: str) -> str:
         return t5_weights.hub_module(path)
@@ -61,7 +69,7 @@ class T5Family(Family):
         return config.stacks
 
     def probe(self, config: T5Config) -> tuple[np.ndarray, ...]:
-        """Rows for encoder and decoder; the later ones end in padding."""
+        """Tokens of the encoder `[4, 24]` and of the decoder `[4, 12]`; later rows of the encoder end in padding."""
         draw = np.random.default_rng(0)
         inputs, targets = (
             draw.integers(min(3, config.vocab_size - 1), config.vocab_size, (4, length)).astype(np.int32)
@@ -82,11 +90,12 @@ class T5Family(Family):
         config: T5Config,
         row_weights: Sequence[float] | None = None,
     ) -> Batch:
-        """A batch of `batch_size` rows; missing rows are padding with no weight.
+        """Make a batch of `batch_size` rows; missing rows are padding with weight 0.
 
-        Returns `encoder_input_tokens: [batch, enc_len]`, `decoder_input_tokens` and `decoder_target_tokens`:
-        `[batch, dec_len]` int32, the first the second shifted right; `decoder_loss_weights: [batch, dec_len]` float32,
-        the row's weight on its target's tokens and 0 on padding.
+        Returns:
+          A dict of `encoder_input_tokens: [batch, enc_len]` int32; `decoder_target_tokens: [batch, dec_len]` int32, and
+          these shifted right, `decoder_input_tokens: [batch, dec_len]`; and `decoder_loss_weights: [batch, dec_len]`
+          float32, the row's weight on the tokens of its target and 0 on padding.
         """
         enc_len, dec_len = shape
         encoder = np.full((batch_size, enc_len), config.pad_token_id, np.int32)
@@ -115,18 +124,15 @@ class T5Family(Family):
     def batch_shapes(self, rows: int, shape: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         enc_len, dec_len = shape
 
-        def of(length: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((rows, length), dtype)
-
         return {
-            "encoder_input_tokens": of(enc_len),
-            "decoder_input_tokens": of(dec_len),
-            "decoder_target_tokens": of(dec_len),
-            "decoder_loss_weights": of(dec_len, jnp.float32),
+            "encoder_input_tokens": jax.ShapeDtypeStruct((rows, enc_len), jnp.int32),
+            "decoder_input_tokens": jax.ShapeDtypeStruct((rows, dec_len), jnp.int32),
+            "decoder_target_tokens": jax.ShapeDtypeStruct((rows, dec_len), jnp.int32),
+            "decoder_loss_weights": jax.ShapeDtypeStruct((rows, dec_len), jnp.float32),
         }
 
     def cache_numbers(self, config: T5Config, shape: tuple[int, int], *, parts: int = 1) -> int:
-        """Keys and values of what was written and of the encoder's output."""
+        """Counts keys and values of the generated tokens and of the encoder's output."""
         return 2 * config.num_decoder_layers * (config.num_heads * config.d_kv // parts) * sum(shape)
 
 

@@ -1,4 +1,4 @@
-"""T5 checkpoints, by the names that `transformers` has for their weights, to our tree and back."""
+"""Loads and saves T5 checkpoints under the weight names of `transformers`."""
 
 import dataclasses
 from pathlib import Path
@@ -17,18 +17,18 @@ from jpeft.model.quantized import Quantization
 from jpeft.model.t5 import T5
 from jpeft.model.t5_config import T5Config
 from jpeft.model.weight_files import INDEXES, Checkpoint, are_equal, open_checkpoint, read_values
-from jpeft.model.weights import Filling, refuse_misfits, refuse_oversize, said_of, write_model
+from jpeft.model.weights import Filling, quantization_entry, refuse_misfits, refuse_oversize, write_model
 
-# A bias that T5 1.0 trained and never used, as transformers knows, too.
+# A bias that T5 1.0 checkpoints hold and never use; transformers ignores it, too.
 _IGNORED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-# The embedding may be stored under any of these, or under several as copies.
+# Names of the embedding; a file may hold it under any of these, or under several as copies.
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _HEAD = "lm_head.weight"
-KEPT_WIDE = ("lm_head", "wo")  # modules that `transformers` is told of as wide in a file in few bits, where they are
+KEPT_WIDE = ("lm_head", "wo")  # modules that `quantization_config` lists as not quantised
 
 
 def hub_module(path: str) -> str:
-    """Name in `transformers` of the module at one of our paths: `encoder/layers/0/feed_forward/wo` and so on."""
+    """The `transformers` name of the module at one of our paths, such as `encoder/layers/0/feed_forward/wo`."""
     parts = path.split("/")
     if parts[0] not in ("encoder", "decoder"):
         return ".".join(parts)
@@ -50,13 +50,13 @@ def hub_module(path: str) -> str:
 
 
 def hub_weight(name: str) -> tuple[str, bool]:
-    """Name in `transformers` of one of our weights, and whether it is stored transposed there, as (out, in)."""
+    """The `transformers` name of one of our weights, and whether it is stored transposed there, as (out, in)."""
     module, _, leaf = name.rpartition("/")
     return f"{hub_module(module)}.weight", leaf == "kernel"
 
 
 def read_config(directory: Path) -> T5Config:
-    """The sizes of a model directory; whether its head is tied is what its weights say, where safetensors are there.
+    """Read the config of a directory or GGUF file; for safetensors, the weights decide whether the head is tied.
 
     Raises:
       UserError: as `T5Config.from_dict` and `read_values`.
@@ -66,18 +66,18 @@ def read_config(directory: Path) -> T5Config:
     if is_gguf(directory) or not any(
         (directory / name).is_file() for name in ("model.safetensors", INDEXES["model.safetensors"])
     ):
-        return config  # weights of other formats are read whole, and of versions whose config says it
+        return config  # other formats would have to be read whole, and come from versions whose config is reliable
     return config.with_head(tied=_tables(open_checkpoint(directory), directory)[1] is None)
 
 
 def _tables(checkpoint: Checkpoint, directory: Path) -> tuple[str | None, str | None]:
-    """Under which names the embedding stands, and a head of its own; None where there is none.
+    """The names of the embedding and of a separate head in a checkpoint; each None if there is none.
 
-    As `transformers` 5 ties: whatever a config says, a head that is absent is the embedding, and so is one of the same
-    values; any other counts. Where a head is all that there is, it is the embedding.
+    Like `transformers` 5, this goes by the weights and not by the config: the head is tied if the file has none, or one
+    that equals the embedding. If a file has a head and no embedding, that is the embedding.
 
     Raises:
-      UserError: encoder and decoder have embeddings of their own that differ, which this network does not have.
+      UserError: encoder and decoder have different embeddings, which this network does not support.
     """
     names = checkpoint.names()
     here = [name for name in _EMBEDDINGS if name in names]
@@ -101,17 +101,18 @@ def load(
     place: Devices = on_first_device,
     quantization: Quantization | None = None,
 ) -> T5:
-    """The model of a checkpoint directory, computing in `dtype`.
+    """Load a model from a directory in Hugging Face layout or from a GGUF file.
 
-    What the file holds decides: a head in it counts, one that is absent is the embedding, and every weight is either
-    used, a copy of one that is, or an error. Each device receives its own part of a weight straight from the file; the
-    host holds one stacked weight at a time.
+    The weights decide whether the head is tied to the embedding, and every weight of the file has to be used or to be a
+    copy of one that is. Each device receives only its shard of a weight; the host holds one stacked weight at a time.
 
     Args:
-      stored_dtype: of the weights in memory; None is `dtype`.
-      dropout_rate: None takes the checkpoint's.
-      place: `(path, shape)` to the devices of a weight.
-      quantization: of the maps within the blocks; None leaves them as the files have them.
+      directory: the directory or GGUF file.
+      dtype: the dtype that the model computes in.
+      stored_dtype: the dtype of the weights in memory; None is `dtype`.
+      dropout_rate: the dropout rate in training; None takes the checkpoint's.
+      place: maps a weight's path and shape to the devices that hold it.
+      quantization: how to quantise the linear maps within the blocks; None leaves them as the files have them.
 
     Raises:
       UserError: as `open_filling` and `chosen_forms`.
@@ -123,7 +124,10 @@ def load(
 
 
 def open_filling(directory: Path, *, dtype: Any = jnp.float32, dropout_rate: float | None = None) -> Filling[T5]:
-    """The model of a checkpoint directory with shapes in the place of weights, and how these are read.
+    """Match a checkpoint to a model without reading the weights; arguments as of `load`.
+
+    Returns:
+      The model, with shapes in the place of weights, and how to fill it.
 
     Raises:
       UserError: as `T5Config.from_dict`, `read_values` and `open_checkpoint`; or the weights do not fit `config.json`.
@@ -157,25 +161,31 @@ def open_filling(directory: Path, *, dtype: Any = jnp.float32, dropout_rate: flo
 
 
 def save(model: T5, directory: Path, *, kind: type[nnx.Variable] = nnx.Param, dtype: Any = None) -> None:
-    """Writes `config.json` and `model.safetensors`, which `transformers` opens as a `T5ForConditionalGeneration`.
+    """Write `config.json` and `model.safetensors`, which `transformers` opens as a `T5ForConditionalGeneration`.
 
     Args:
+      model: the model to save.
+      directory: where to write; made if it does not exist.
       kind: the type of variable that holds the weights; `Adapter` after full tuning.
-      dtype: of the stored weights; None keeps each as it is.
+      dtype: the dtype of the stored weights; None keeps each weight's own.
     """
     config, weights = model.config, {}
     for name, value in named_leaves(model, WIDE if kind is nnx.Param else kind).items():
         stored, transposed = hub_weight(name)
         host = value if dtype is None else value.astype(dtype)
         weights[stored] = np.ascontiguousarray(host.T if transposed else host)
-    for name, copied in repeated(config).items():
+    for name, copied in tensor_copies(config).items():
         weights[name] = weights[copied].copy()
     packed = packed_tensors(model)
     for name, (form, leaves) in packed.items():
         weights |= to_file(hub_weight(f"{name}/kernel")[0], form, leaves)
-    write_model(directory, weights, config.to_dict() | said_of(packed, KEPT_WIDE))
+    write_model(directory, weights, config.to_dict() | quantization_entry(packed, KEPT_WIDE))
 
 
-def repeated(config: T5Config) -> dict[str, str]:
-    """Tensors of a file that are copies of others, with these: without, transformers 4 would scale, or find no head."""
+def tensor_copies(config: T5Config) -> dict[str, str]:
+    """Tensors that a file stores as copies of others, by name.
+
+    A tied head whose outputs are not scaled is stored as if it were not tied: transformers 4, which scales the outputs
+    of every tied head, then finds an untied one.
+    """
     return {_HEAD: "shared.weight"} if config.tie_word_embeddings and not config.scales_outputs else {}

@@ -1,4 +1,4 @@
-"""Tokenizers, of T5 and of decoder-only models: text to ids, prompts and answers to what a model reads, and back."""
+"""Tokenizers of T5 and of decoder-only models, which never turn text into control tokens."""
 
 import contextlib
 import copy
@@ -25,29 +25,29 @@ from jpeft.words import why_not_utf8
 
 VOCABULARIES = ("tokenizer.json", "spiece.model")  # either is enough
 TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-_MOST_BYTES = 256 * 2**20  # of a file; that of a vocabulary of 256,000 pieces has 34 MiB
+_MOST_BYTES = 256 * 2**20  # of a file; a vocabulary of 256,000 pieces takes 34 MiB
 _MOST_SETTINGS_BYTES = 4 * 2**20
-_MOST_ADDED = 4096  # tokens beside a vocabulary's own; those of T5 are 100
-_MOST_GROWTH = 10_000  # characters that the rules of a tokenizer may make of one; those of T5 make 18
-_ROLES = ("pad_token", "eos_token", "bos_token", "unk_token", "mask_token")  # as the files beside a vocabulary say it
-_CONTROL = ("<pad>", "</s>", "<unk>", "<s>", "<mask>")  # as T5's own files call them, where nothing says so
+_MOST_ADDED = 4096  # added tokens; T5 has 100
+_MOST_GROWTH = 10_000  # characters that a tokenizer's rules may make of one; T5's make 18
+_ROLES = ("pad_token", "eos_token", "bos_token", "unk_token", "mask_token")  # keys of tokenizer_config.json
+_CONTROL = ("<pad>", "</s>", "<unk>", "<s>", "<mask>")  # control tokens by name, for files without such keys
 _SENTINEL = re.compile(r"\u2581?<extra_id_\d+>")
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """Token ids of one text each, the token that ends it included, and how many texts had to be cut to fit."""
+    """Token ids of texts, each with its end token, and how many of the texts had to be truncated."""
 
     ids: list[list[int]]
     num_cut: int
 
 
 class Tokenizer:
-    """A vocabulary, the special ids of its model, and what stands around prompts and answers (`wording`).
+    """A vocabulary, its model's special ids, and the texts around prompts and answers (`wording`).
 
-    Text is text: what spells `<pad>`, `</s>`, `<extra_id_0>`, `<|im_end|>` or a byte piece in it becomes its
-    characters' pieces. Tokens that somebody added to the vocabulary (`<sep>`) are tokens wherever they stand; of a T5's
-    the special ones, too.
+    Text never becomes control tokens: `<pad>`, `</s>`, `<extra_id_0>`, `<|im_end|>` or a byte piece that is spelled out
+    in a text is tokenised as ordinary characters. Tokens that were added to the vocabulary (such as `<sep>`) are
+    recognised everywhere; for a T5 that includes special ones which are no control tokens.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Tokenizer:
         self.eos_token_id, self.ends = eos_token_id, frozenset({eos_token_id, *other_ends})
         described = json.loads(backend.to_str())
         self._unknown = _unknown_of(described, backend)
-        model = described["model"]  # of others without a token for the unknown a text is an error, or a word is whole
+        model = described["model"]  # other kinds without an unknown token raise an error, or lose a whole word
         affixes = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
         self._may_leave_out = model["type"] == "BPE" and not affixes
         ids = {*self.ends, *special_ids, self._unknown, *(_named(backend, self._settings, role) for role in _ROLES)}
@@ -74,7 +74,7 @@ class Tokenizer:
         self._control = {
             name: id_ for name, id_ in vocabulary.items() if name in _CONTROL or id_ in ids or _SENTINEL.fullmatch(name)
         }
-        if continues:  # chats are written with them: a row that spells one must not begin another message
+        if continues:  # chat markup: a row that spells one out must not begin another message
             added = backend.get_added_tokens_decoder()
             self._control |= {token.content: id_ for id_, token in added.items() if token.special}
         self._names = re.compile("|".join(map(re.escape, sorted(self._control, key=len, reverse=True))) or r"(?!)")
@@ -92,33 +92,34 @@ class Tokenizer:
         other_ends: Collection[int] = (),
         special_ids: Collection[int] = (),
     ) -> "Tokenizer":
-        """Opens `tokenizer.json`, converts `spiece.model` where that is all there is, or takes that of a GGUF file.
+        """Load `tokenizer.json`, else `spiece.model`, or the tokenizer of a GGUF file.
 
         Args:
-          vocab_size: embeddings of the model that it is for; None when there is no model yet.
-          eos_token_id: of the token that ends texts; None is what the settings beside the vocabulary name.
-          continues: whether that model goes on with a prompt, which is a decoder-only one, or answers it apart.
-          other_ends: ids of further tokens at which that model stops; a chat template may end answers with one.
-          special_ids: of other tokens that are no text to that model, such as its padding, whatever they are called.
-            Those with a role in the settings beside the vocabulary are known without.
+          directory: the model's directory or GGUF file.
+          vocab_size: the number of the model's embeddings; None if there is no model yet.
+          eos_token_id: the id of the end-of-text token; None takes it from `tokenizer_config.json`.
+          continues: whether the model is decoder-only, so that the answer continues the prompt.
+          other_ends: ids of further tokens at which the model stops; a chat template may end answers with one.
+          special_ids: ids of further control tokens, such as padding. Tokens with a role in `tokenizer_config.json`
+            need not be listed.
 
         Raises:
-          UserError: there is no tokenizer, it is damaged, it has more pieces than the model has embeddings, or no token
-            is named that ends texts.
+          UserError: there is no tokenizer, it is damaged, it has more pieces than the model has embeddings, or its
+            end-of-text token is unknown.
         """
         backend, settings = _read_gguf(directory) if is_gguf(directory) else _read(directory)
         pieces = _num_ids(backend)
         if vocab_size is not None and pieces > vocab_size:
             raise UserError(
                 f"{directory}: the tokenizer has {pieces} pieces and the model {vocab_size} "
-                "embeddings; they are of different models."
+                "embeddings; they are of different models, so copy both again from the same one."
             )
         if eos_token_id is None:
             eos_token_id = _named(backend, settings, "eos_token")
         if eos_token_id is None:
             raise UserError(
-                f"{directory}: its settings (tokenizer_config.json) name no eos_token of the vocabulary; write there "
-                "what ends a text."
+                f"{directory}: tokenizer_config.json names no eos_token of the vocabulary; set it to the token that "
+                "ends a text."
             )
         return cls(
             backend,
@@ -131,20 +132,21 @@ class Tokenizer:
         )
 
     def asked_by(self, chat_template: str | None) -> "Tokenizer":
-        """The same with prompts and answers put as a chat template says.
+        """A copy that wraps prompts and answers in a chat template.
 
         Args:
-          chat_template: its text; `auto` is the model's own if its files hold one, `none` is without. None, which is
-            what runs of a T5 record, is `auto`.
+          chat_template: the template's text; `auto` for the model's own, if it has one; `none` for no template. None,
+            which runs of a T5 record, means `auto`.
 
         Raises:
-          UserError: the model is no decoder-only one and a template is given. A template that cannot be used is told
-            of when the first prompt is made.
+          UserError: a template is given for an encoder-decoder. An unusable template raises only when `wording` is
+            first used.
         """
         chosen = chat_template or chat.AUTO
         if not self._continues and chosen not in (chat.AUTO, chat.NONE):
             raise UserError(
-                f"data.chat_template is for decoder-only models, and {self._directory} is an encoder-decoder; leave it."
+                f"data.chat_template is for decoder-only models, and {self._directory} is an encoder-decoder; leave it "
+                "out."
             )
         other = copy.copy(self)
         for made in ("wording", "fingerprint"):
@@ -154,7 +156,7 @@ class Tokenizer:
 
     @functools.cached_property
     def wording(self) -> Wording:
-        """What stands around a prompt and its answer. Raises `UserError`: the chat template cannot be used."""
+        """The texts and tokens around a prompt and its answer. Raises `UserError` if the chat template is unusable."""
         eos = self.eos_token_id
         if not self._continues:
             return Wording(after=(eos,), end=eos)
@@ -180,16 +182,16 @@ class Tokenizer:
         )
 
     def _roles(self) -> dict[str, str]:
-        """Special tokens by role, as templates name them."""
+        """Special tokens by role, the variables of chat templates."""
         named = {role: self._settings.get(role) for role in ("bos_token", "eos_token", "pad_token", "unk_token")}
         texts = {role: token.get("content") if isinstance(token, dict) else token for role, token in named.items()}
         return {role: text for role, text in texts.items() if isinstance(text, str)}
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """By which tokens of texts are known again: another vocabulary, version or wording is another fingerprint."""
-        # Told apart by content, so that token caches survive a moved directory and not a changed vocabulary. The
-        # description holds the normaliser, the post-processor and added tokens, too.
+        """A hash for token caches: it changes with the vocabulary, the wording and the tokenizers library's version."""
+        # By content, so that caches survive a moved directory but not a changed vocabulary. The description includes
+        # the normaliser, the post-processor and added tokens.
         made_of = [self._described, self.eos_token_id, tokenizers.__version__, "text is text", sorted(self._control)]
         if self._continues:
             made_of += ["continues", *dataclasses.astuple(self.wording)]
@@ -200,7 +202,7 @@ class Tokenizer:
         return self._source.to_str()
 
     def encode(self, texts: Sequence[str], *, max_length: int) -> Encoded:
-        """Ids of each text as an answer, at most `max_length` of them, the last always the one that ends it."""
+        """Tokenise answers, truncated to `max_length` ids including the end token, which is always kept."""
         num_cut, rows = 0, []
         for ids in self.answers(texts):
             num_cut += len(ids) > max_length
@@ -208,40 +210,40 @@ class Tokenizer:
         return Encoded(rows, num_cut)
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each whole text as a model writes it behind a prompt, the token that ends it included."""
+        """Tokenise answers as they follow a prompt, with the end token and without truncation."""
         lead, end = self.wording.lead, self.wording.end
         return [[*ids, end] for ids in self.ids([lead + text for text in texts])]
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each whole text, with no special token before or behind it and nothing cut."""
+        """Tokenise texts without special tokens or truncation."""
         with self._working(texts):
             return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def round_trip(self, texts: Sequence[str]) -> list[str]:
-        """Each text as a model writes it: what the vocabulary folds is folded, what it does not have is lost."""
+        """Encode and decode texts: they come back normalised, without characters that the vocabulary lacks."""
         return self.decode(self.ids(texts))
 
     @property
     def pad_token_id(self) -> int:
-        """The id that fills rows up: what the settings beside the vocabulary name, or the one that ends texts."""
+        """The padding id named by `tokenizer_config.json`, else the end-of-text id."""
         id_ = _named(self._source, self._settings, "pad_token")
         return self.eos_token_id if id_ is None else id_
 
     @property
     def unknown_token_id(self) -> int | None:
-        """The id of the token for characters that the vocabulary lacks; None if it lacks none.
+        """The id of the unknown token, for characters that the vocabulary lacks; None if there is none.
 
-        None, too, where it is the one that ends texts: byte-level vocabularies name that, and lack nothing.
+        Also None if it equals the end-of-text id, as byte-level vocabularies have it, which lack no character.
         """
         return None if self._unknown == self.eos_token_id else self._unknown
 
     @functools.cached_property
     def leaves_out_characters(self) -> bool:
-        """Whether a character that the vocabulary lacks becomes no token at all, or the one that ends texts."""
+        """Whether a character that the vocabulary lacks is dropped, or becomes the end-of-text token."""
         return self._may_leave_out and self.unknown_token_id is None and bool(self._left_out("a\ue000"))
 
     def unknown_characters(self, text: str) -> list[str]:
-        """Pieces of a text that the vocabulary does not have, each once, in order."""
+        """The distinct pieces of a text that the vocabulary lacks, in order."""
         if self.leaves_out_characters:
             return list(dict.fromkeys(self._left_out(text)))
         with self._working([text]):
@@ -254,12 +256,12 @@ class Tokenizer:
         return list(dict.fromkeys(lost))
 
     def _left_out(self, text: str) -> list[str]:
-        """Characters, white space apart, that no token stands for; offsets of the others are not to be relied on."""
+        """Characters other than white space that have no token; in their presence an encoding's offsets are wrong."""
         return [character for character in text if not character.isspace() and self._has_no_token(character)]
 
     @functools.cached_property
     def _has_no_token(self) -> Callable[[str], bool]:
-        """Whether a character, as the vocabulary folds it, has a part for which its model gives nothing."""
+        """A cached test of whether a character, after normalisation, contains a part without a token."""
         backend, unknown = self._source, self._unknown
 
         @functools.cache
@@ -272,16 +274,16 @@ class Tokenizer:
         return has_none
 
     def special_names(self, text: str) -> list[str]:
-        """Names of padding, ends, sentinels and their like that a text spells, which are read as text."""
+        """The names of control tokens that a text spells out, which are tokenised as ordinary text."""
         return list(dict.fromkeys(self._names.findall(text)))
 
     @property
     def vocab_size(self) -> int:
-        """The number of ids that the vocabulary needs, those of special pieces and of holes included."""
+        """The largest id of the vocabulary plus one, which counts special pieces and gaps."""
         return _num_ids(self._source)
 
     def token_starts(self, texts: Sequence[str]) -> list[list[int]]:
-        """For each token of each text the character that it begins at."""
+        """The index of the first character of each token of each text."""
         with self._working(texts):
             encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         return [[start for start, _ in encoding.offsets] for encoding in encodings]
@@ -293,16 +295,16 @@ class Tokenizer:
 
     @property
     def sentinel_names(self) -> list[str]:
-        """`<extra_id_0>`, `<extra_id_1>`, ... as far as the vocabulary has them."""
+        """`<extra_id_0>`, `<extra_id_1>`, ..., up to the first that the vocabulary lacks."""
         names = map("<extra_id_{}>".format, itertools.count())
         return list(itertools.takewhile(self._control.__contains__, names))
 
     def decode(self, rows: Sequence[Sequence[int]], *, keep_special: bool = False) -> list[str]:
-        """Texts of id rows without surrounding white space.
+        """Decode rows of ids to texts without surrounding white space.
 
         Args:
-          keep_special: whether padding, ends and sentinels are written. Tokens that were added to the vocabulary
-            always are: they are what somebody wanted to read.
+          rows: token ids.
+          keep_special: whether to keep control tokens (padding, ends, sentinels). Other added tokens are always kept.
         """
         rows = [[id_ for id_ in map(int, row) if keep_special or id_ not in self._silent] for row in rows]
         with self._working():
@@ -310,14 +312,13 @@ class Tokenizer:
 
     def _working(self, texts: Sequence[str] = ()) -> contextlib.AbstractContextManager[None]:
         def why(reason: str) -> str:
-            said = next(filter(None, map(why_not_utf8, texts)), None)  # no fault of the tokenizer's
-            told = f"the tokenizer of {self._directory} fails on a text ({reason}); it cannot be used"
-            return f"{said or told}."
+            invalid = next(filter(None, map(why_not_utf8, texts)), None)  # a fault of the text, not the tokenizer
+            return f"{invalid or f'the tokenizer of {self._directory} fails on a text ({reason}); it cannot be used'}."
 
         return _one_line(why)
 
     def save(self, directory: Path) -> None:
-        """Copies the tokenizer's files, so that a saved model opens with its own; of a GGUF file it writes them."""
+        """Copy the tokenizer's files to a saved model's directory, or create them from a GGUF file."""
         if not is_gguf(self._directory):
             for name in TOKENIZER_FILES:
                 if (self._directory / name).is_file() and self._directory.resolve() != directory.resolve():
@@ -332,7 +333,7 @@ class Tokenizer:
 
 
 def tokenizer_files(model: Path) -> list[Path]:
-    """The files beside a model's weights that its tokenizer is made of; none of a GGUF file, which holds its own."""
+    """The files of a model's tokenizer; none for a GGUF file, which contains it."""
     names = (*TOKENIZER_FILES, "added_tokens.json")
     return [model / name for name in names if (model / name).is_file()]
 
@@ -342,14 +343,14 @@ def _num_ids(backend: tokenizers.Tokenizer) -> int:
 
 
 def _named(backend: tokenizers.Tokenizer, settings: Mapping[str, Any], role: str) -> int | None:
-    """The id of the special token that has a role such as `eos_token`; None where the settings name none."""
+    """The id of the special token with a role such as `eos_token`; None if the settings name none."""
     token = settings.get(role)
     name = token.get("content") if isinstance(token, dict) else token
     return backend.token_to_id(name) if isinstance(name, str) else None
 
 
 def _unknown_of(described: Mapping[str, Any], backend: tokenizers.Tokenizer) -> int | None:
-    """The id that a vocabulary gives to what it does not have, as its own model says."""
+    """The id of the unknown token according to the vocabulary's model, or None."""
     model = described["model"]
     if model["type"] == "Unigram":
         return model.get("unk_id")
@@ -358,7 +359,7 @@ def _unknown_of(described: Mapping[str, Any], backend: tokenizers.Tokenizer) -> 
 
 
 def _read(directory: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """The tokenizer of a model's directory and the settings beside it. Raises as `Tokenizer.load`."""
+    """Read the tokenizer of a directory and its settings. Raises as `Tokenizer.load`."""
     path = next((directory / name for name in VOCABULARIES if (directory / name).is_file()), None)
     if path is None:
         raise UserError(f"{directory} has no tokenizer; expected tokenizer.json or spiece.model beside config.json.")
@@ -396,14 +397,14 @@ def _read_gguf(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
 
 
 def _try_out(backend: tokenizers.Tokenizer) -> None:
-    """A vocabulary without a piece for what is unknown shows here, not in the middle of a run."""
+    """Encode and decode an unknown character, so that an unusable vocabulary fails here and not during a run."""
     backend.no_padding()
     backend.no_truncation()
     backend.decode(backend.encode("a\ue000 0", add_special_tokens=False).ids)
 
 
 def _settings(directory: Path) -> dict[str, Any]:
-    """What files say of special tokens, `tokenizer_config.json` before the other, and the chat template."""
+    """Read special tokens and the chat template; `tokenizer_config.json` overrides `special_tokens_map.json`."""
     held: dict[str, Any] = {}
     for file in (directory / "special_tokens_map.json", directory / "tokenizer_config.json"):
         values = read_json_object(file, most_bytes=_MOST_SETTINGS_BYTES) if file.is_file() else {}
@@ -412,14 +413,14 @@ def _settings(directory: Path) -> dict[str, Any]:
     if template.is_file():
         held["chat_template"] = read_text(template, most_bytes=_MOST_SETTINGS_BYTES)
     templates = held.get("chat_template")
-    if isinstance(templates, list):  # several by name, as models have that call tools
+    if isinstance(templates, list):  # several by name, as in models with tool use
         named = {each.get("name"): each.get("template") for each in templates if isinstance(each, dict)}
         held["chat_template"] = named.get("default")
     return held
 
 
 def _refuse_many_tokens(directory: Path) -> None:
-    """Raises `UserError`: files beside a `spiece.model` ask for so many more tokens that adding them takes minutes."""
+    """Raise `UserError` if files beside a `spiece.model` list so many added tokens that adding them takes minutes."""
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if not (directory / name).is_file():
             continue
@@ -434,7 +435,7 @@ def _refuse_many_tokens(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _one_line(message: Callable[[str], str]) -> Iterator[None]:
-    """Makes `UserError`s of what the tokenizers library raises: bare exceptions, and panics, no `Exception`s at all."""
+    """Convert errors of the tokenizers library, bare `Exception`s and Rust panics, to `UserError`s."""
     try:
         yield
     except (UserError, RunFailed):
@@ -446,14 +447,14 @@ def _one_line(message: Callable[[str], str]) -> Iterator[None]:
 
 
 def _growth(described: Mapping[str, Any]) -> float:
-    """At most how many characters the normaliser, or the decoder, makes of one by what it puts in places of others."""
+    """An upper bound of how many characters the normaliser, the pre-tokenizer or the decoder makes of one."""
 
-    def of(step: Any) -> float:
+    def growth_of(step: Any) -> float:
         if not isinstance(step, Mapping):
             return 1.0
         found = 1.0
         for part in (*step.get("normalizers", ()), *step.get("decoders", ()), *step.get("pretokenizers", ())):
-            found *= of(part)
+            found *= growth_of(part)
         pattern = step.get("pattern") or {}
         if step.get("type") == "Replace":
             found *= max(1.0, len(step["content"]) / max(1, len(pattern.get("String", ""))))
@@ -461,16 +462,16 @@ def _growth(described: Mapping[str, Any]) -> float:
             found *= 1 + len(step["prepend"])
         return found
 
-    return max(of(described.get(name)) for name in ("normalizer", "pre_tokenizer", "decoder"))
+    return max(growth_of(described.get(name)) for name in ("normalizer", "pre_tokenizer", "decoder"))
 
 
 def _reading_text_as_text(described: Mapping[str, Any], control: Mapping[str, int]) -> tokenizers.Tokenizer:
-    """The tokenizer of a description, which never makes a control token of text.
+    """Build a tokenizer that never turns text into control tokens.
 
-    Two ways lead there. The library looks for special tokens before all else, which can be switched off; and a
-    unigram vocabulary holds them (and byte pieces) as pieces like others, which is barred by splitting their names
-    behind the first character. A special token that is none of the control tokens is then looked for like any other
-    added one.
+    Text could become one in two ways. The library searches texts for special tokens, which is switched off; special
+    tokens that are no control tokens become ordinary added tokens, which are still searched for. And a unigram
+    vocabulary holds control tokens and byte pieces among its pieces, which is prevented by splitting their names after
+    the first character.
     """
     names = {token["content"] for token in described["added_tokens"] if token["special"]} & control.keys()
     added = [{**token, "special": token["content"] in names} for token in described["added_tokens"]]

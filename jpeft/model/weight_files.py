@@ -1,7 +1,7 @@
-"""Files of weights in which models are released: their formats and shards, opened, and what is in them by name.
+"""Opens checkpoint files of all supported formats, with access to their weights by name.
 
-Reads `model.safetensors`, sharded safetensors with its index, `flax_model.msgpack`, GGUF and, where PyTorch is
-installed, `pytorch_model.bin` by `torch.load(weights_only=True)`. Nothing is ever unpickled otherwise.
+Formats are safetensors, Flax's msgpack, GGUF and, if PyTorch is installed, `pytorch_model.bin`; all but GGUF may be
+sharded. PyTorch files are read by `torch.load(weights_only=True)`; nothing is unpickled otherwise.
 """
 
 import abc
@@ -31,18 +31,18 @@ from jpeft.trouble import first_line
 from jpeft.words import one_line
 
 _MOST_INDEX_BYTES = 16 * 2**20
-_MOST_OBJECTS = 2**20  # of a msgpack; a tree has a few for each weight
-# Masks and frequencies that old files of decoder-only models hold, some as booleans, and that networks make themselves.
+_MOST_OBJECTS = 2**20  # in a msgpack; a tree has a few per weight
+# Masks and rotary frequencies in old files of decoder-only models, which the network computes itself.
 BUFFERS = re.compile(r".*(\.attn(\.attention)?\.(bias|masked_bias|embed_positions)|rotary_emb\.inv_freq)")
-_COMPARED_ROWS = 4096  # of two tables at once
+_COMPARED_ROWS = 4096  # rows of two tables that are compared at a time
 
 
 class Checkpoint(abc.ABC):
-    """Weights under their `transformers` names, in PyTorch's orientation, read one at a time."""
+    """Weights by their `transformers` names, in PyTorch's orientation, read one at a time."""
 
     @abc.abstractmethod
     def names(self) -> set[str]:
-        """Names of every weight that is there."""
+        """The names of all weights."""
 
     @abc.abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
@@ -50,11 +50,11 @@ class Checkpoint(abc.ABC):
 
     @abc.abstractmethod
     def read(self, name: str, part: Part) -> np.ndarray:
-        """Reads one weight from the files, or only the slice `part` of it."""
+        """Read the slice `part` of a weight."""
 
     @property
     def packed(self) -> Packed | None:
-        """What is there in 8 or 4 bits, and is read as float32 by `read`; None where nothing is."""
+        """The quantised maps, which `read` dequantises to float32; None if there are none."""
         return None
 
 
@@ -68,7 +68,7 @@ class _Safetensors(Checkpoint):
             for name in names:
                 if name in self._file_of:
                     raise UserError(
-                        f"{one_line(name)} is both in {self._file_of[name]} and in {path.name}; which one counts?"
+                        f"{one_line(name)} is both in {self._file_of[name]} and in {path.name}; download them again."
                     )
                 self._file_of[name] = path
 
@@ -101,13 +101,13 @@ class _Safetensors(Checkpoint):
         if self._packed is not None and name in self._packed.maps:
             return self._packed.wide(name, part)
         path = self._file_of[name]
-        with _damage(path, SafetensorError, OSError, KeyError, TypeError, AttributeError):  # a dtype NumPy has not
+        with _damage(path, SafetensorError, OSError, KeyError, TypeError, AttributeError):  # a dtype that NumPy lacks
             with safe_open(path, framework="numpy") as file:
                 return _as_weight(file.get_slice(name)[part], path, name)
 
 
 class InMemory(Checkpoint):
-    """Weights that are arrays in memory already, by their `transformers` names."""
+    """Weights that are arrays in memory, by their `transformers` names."""
 
     def __init__(self, weights: Mapping[str, np.ndarray]):
         self._weights = weights
@@ -124,7 +124,7 @@ class InMemory(Checkpoint):
 
 @contextlib.contextmanager
 def _damage(path: Path, *errors: type[Exception]) -> Iterator[None]:
-    """Makes one line of what a library raises on a file that is damaged."""
+    """Convert the errors that a library raises for a damaged file to a one-line `RunFailed`."""
     try:
         yield
     except (UserError, RunFailed):
@@ -144,7 +144,7 @@ def _as_weight(value: Any, path: Path, name: str) -> np.ndarray:
 def _read_msgpack(files: list[Path]) -> InMemory:
     weights: dict[str, np.ndarray] = {}
     for path in files:
-        with _damage(path, Exception):  # msgpack has no common base for what damaged bytes raise
+        with _damage(path, Exception):  # the errors for damaged msgpack have no common base class
             raw = path.read_bytes()
             _refuse_many_objects(raw)
             tree = serialization.msgpack_restore(raw)
@@ -159,33 +159,33 @@ def _read_msgpack(files: list[Path]) -> InMemory:
 
 
 def _refuse_many_objects(raw: bytes) -> None:
-    """Raises ValueError where msgpack holds far more than a tree of arrays: each byte may be an object of its own."""
+    """Raise `ValueError` if msgpack data holds far more objects than a tree of arrays; each may take a single byte."""
     left = _MOST_OBJECTS
 
-    def pay(items: Any) -> None:
+    def count_items(items: Any) -> None:
         nonlocal left
         left -= 1 + len(items)
         if left < 0:
             raise ValueError(f"it holds more than {_MOST_OBJECTS:,} objects")
 
-    def look(data: bytes) -> None:
+    def count_objects(data: bytes) -> None:
         msgpack.unpackb(
             data,
-            ext_hook=lambda code, inner: look(inner),
-            list_hook=pay,
-            object_pairs_hook=pay,
+            ext_hook=lambda code, inner: count_objects(inner),
+            list_hook=count_items,
+            object_pairs_hook=count_items,
             strict_map_key=False,
             raw=True,
             max_array_len=_MOST_OBJECTS,
             max_map_len=_MOST_OBJECTS,
         )
 
-    look(raw)
+    count_objects(raw)
 
 
 def _put(weights: dict[str, np.ndarray], name: str, value: np.ndarray, path: Path) -> None:
     if name in weights:
-        raise UserError(f"{one_line(name)} is there twice, the second time in {path}; which one counts?")
+        raise UserError(f"{one_line(name)} is there twice, the second time in {path}; download the files again.")
     weights[name] = value
 
 
@@ -201,7 +201,7 @@ def _read_torch(files: list[Path]) -> InMemory:
         try:
             values = dict(torch.load(path, map_location="cpu", weights_only=True))
             plain = {str(name): _as_numpy(value) for name, value in values.items() if not BUFFERS.fullmatch(str(name))}
-        except Exception as error:  # a damaged zip, an unexpected pickle opcode: all mean the same to the caller
+        except Exception as error:  # a damaged zip, a forbidden pickle opcode and others
             reason = first_line(error, 200)
             raise RunFailed(f"{path} is damaged, or holds more than plain weights ({reason}).") from None
         for name, value in plain.items():
@@ -210,7 +210,7 @@ def _read_torch(files: list[Path]) -> InMemory:
 
 
 def _as_numpy(value: Any) -> Any:
-    """A tensor of PyTorch's as float32, or whatever else it is as it is. Raises what PyTorch does on exotic kinds."""
+    """Convert a PyTorch tensor, floating-point ones to float32; any other object is returned as it is."""
     import torch  # pyright: ignore[reportMissingImports]
 
     if not isinstance(value, torch.Tensor):
@@ -218,7 +218,7 @@ def _as_numpy(value: Any) -> Any:
     value = value.detach()
     if value.is_floating_point() and not value.is_quantized:
         return value.float().numpy()
-    return value.numpy()  # for whoever refuses it to name its dtype
+    return value.numpy()  # `_as_weight` refuses it and names its dtype
 
 
 FORMATS: dict[str, Callable[[list[Path]], Checkpoint]] = {
@@ -234,10 +234,10 @@ INDEXES = {
 
 
 def weight_files(directory: Path) -> tuple[str, list[Path]]:
-    """The best format that a directory has weights in, a key of `INDEXES`, and the files of it.
+    """The best format among a directory's weight files, a key of `FORMATS`, and the files of that format.
 
     Raises:
-      UserError: no weights, or an index that names a file which is absent or lies outside the directory.
+      UserError: there are no weights, or an index names a file that is missing or outside of the directory.
       RunFailed: the index is damaged.
     """
     for name in FORMATS:
@@ -250,7 +250,7 @@ def weight_files(directory: Path) -> tuple[str, list[Path]]:
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
-    """The weights of a directory or a GGUF file. Raises as `weight_files`, or `RunFailed`: a file is damaged."""
+    """Open the weights of a directory or a GGUF file. Raises as `weight_files`, and `RunFailed` for a damaged file."""
     if is_gguf(directory):
         from jpeft.model.gguf_weights import GgufWeights
 
@@ -260,12 +260,12 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 
 def quantization_in(directory: Path) -> Quantization | None:
-    """How the files of a directory have a model's maps in few bits; None where they have them wide, or are not there.
+    """The quantisation of most maps of a directory's files; None if there are no files, or none is quantised.
 
-    Raises as `open_checkpoint`, of files that may be in few bits.
+    Raises as `open_checkpoint`, for safetensors.
     """
     first = next((name for name, index in INDEXES.items() if any((directory / n).is_file() for n in (name, index))), "")
-    if is_gguf(directory) or not first.endswith(".safetensors"):  # others hold no such maps, and are read whole
+    if is_gguf(directory) or not first.endswith(".safetensors"):  # other formats hold no quantised maps
         return None
     packed = open_checkpoint(directory).packed
     if packed is None:
@@ -296,22 +296,22 @@ def _is_file_name(name: str) -> bool:
 
 
 def model_files(model: Path) -> list[Path]:
-    """The files that hold a model's sizes and weights. Raises as `weight_files`."""
+    """The files of a model's config and weights. Raises as `weight_files`."""
     return [model] if is_gguf(model) else [*weight_files(model)[1], model / "config.json"]
 
 
 def model_fingerprint(model: Path) -> str | None:
-    """By what a model's weights and config are known again; None where they cannot be read."""
+    """A fingerprint of a model's weights and config; None if they cannot be read."""
     return fingerprints_of({"model": lambda: fingerprint(model_files(model))}).get("model")
 
 
 def read_values(model: Path) -> tuple[dict[str, Any], str]:
-    """What `config.json` of a model's directory says, or a GGUF file as such a file would; and the file's name.
+    """Read the fields of a directory's `config.json`, or the equivalent of a GGUF file; also returns the file's name.
 
     Where a `generation_config.json` says at which tokens generation stops, that counts.
 
     Raises:
-      UserError: there is none, or it is malformed; of a GGUF file, its architecture is none that is read.
+      UserError: there is no `config.json`, it is malformed, or the GGUF file's architecture is not supported.
       RunFailed: the GGUF file is damaged.
     """
     if is_gguf(model):
@@ -320,12 +320,12 @@ def read_values(model: Path) -> tuple[dict[str, Any], str]:
         return gguf_config(model), str(model)
     path = model / "config.json"
     if not path.exists():
-        raise UserError(f"{model} holds no config.json; a model directory in Hugging Face layout has one.")
+        raise UserError(f"{model} holds no config.json; expected a model directory in Hugging Face layout.")
     return with_generation_ends(model, read_json_object(path, most_bytes=MOST_CONFIG_BYTES)), str(path)
 
 
 def are_equal(checkpoint: Checkpoint, first: str, second: str) -> bool:
-    """Whether two tables of a checkpoint hold the same numbers."""
+    """Whether two matrices of a checkpoint hold the same values."""
     shape = checkpoint.shape(first)
     if checkpoint.shape(second) != shape or len(shape) != 2:
         return False

@@ -1,4 +1,4 @@
-"""Weights between files and a model of any family (Hugging Face layout): held against it, filled into it, written."""
+"""Loads the weights of any family from checkpoint files, after checking names and shapes, and writes them."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from jpeft.model.quantized import (
     fill_quantized,
     from_kernels,
     host_dequantized,
-    host_magnitudes,
+    host_dequantized_absmax,
     quantize,
     quantize_modules,
 )
@@ -32,14 +32,17 @@ from jpeft.words import one_line
 
 @dataclasses.dataclass(frozen=True)
 class Filling(Generic[Model]):
-    """A model that has shapes in the place of weights, and how its files are read.
+    """A model with shapes in the place of weights, and how to read them from its files.
 
     Attributes:
-      read: `(name, shape, part)` to that part of one of our weights, of its dtype in the files.
-      stored_name: of one of our weights: its name in the files, and which third it is of a fused map, or None.
-      third_rows: of a third the rows of the fused map; None where a family has none.
-      source: what messages call the files.
-      hub_weight: of one of our weights: its name in `transformers`, and whether it is stored transposed there.
+      model: the model, to be filled in place.
+      checkpoint: the files.
+      read: maps name, shape and slice of one of our weights to its values, in the files' dtype.
+      stored_name: maps the name of one of our weights to its name in the files and, if it is part of a fused map, the
+        third that it is (else None).
+      third_rows: maps a third to its rows of the fused map; None for families without fused maps.
+      source: the files' name in error messages.
+      hub_weight: maps the name of one of our weights to its `transformers` name and whether it is transposed there.
     """
 
     model: Model
@@ -51,30 +54,32 @@ class Filling(Generic[Model]):
     hub_weight: Callable[[str], tuple[str, bool]]
 
     def fill(self, dtype: Any, place: Devices, quantization: Quantization | None = None) -> None:
-        """Fills it, and quantises what is to be, map by map; what a file has in few bits is taken as it is.
+        """Read all weights, quantising maps one by one; maps that are quantised in the files are taken as they are.
 
         Args:
-          dtype: of what stays wide.
+          dtype: the dtype of the weights that are not quantised; None keeps each weight's own.
+          place: maps a weight's path and shape to the devices that hold it.
+          quantization: how to quantise the model; None leaves it as the files are.
 
         Raises:
-          UserError: as `chosen_forms` and `quantize`; or the files are in other bits than asked for.
+          UserError: as `chosen_forms` and `quantize`; or the files are quantised in another way than asked for.
           RunFailed: a file is damaged.
         """
         packed, model = self.checkpoint.packed, self.model
-        there: Mapping[tuple[Any, ...], Form] = {}
+        stored_forms: Mapping[tuple[Any, ...], Form] = {}
         if packed is not None and (quantization is None or quantization.kind != "none"):
-            there = file_forms(model, packed, self.stored_name, self.source)
+            stored_forms = file_forms(model, packed, self.stored_name, self.source)
         forms = {} if quantization is None else chosen_forms(model, quantization)
-        for path, form in there.items():
+        for path, form in stored_forms.items():
             if path in forms and form.kind != forms[path].kind:
                 raise UserError(
-                    f"{self.source} is in {form.kind}, and {forms[path].kind} is asked for; what was rounded once is "
-                    "not rounded again: give the wide original, or leave quantization open (auto)."
+                    f"{self.source} is in {form.kind}, and {forms[path].kind} is asked for, to which it is not "
+                    "converted; give the original in 16 or 32 bits, or leave quantization open (auto)."
                 )
-        if there:  # what a file in few bits leaves wide stays so, but for T5's wo where it is asked for
+        if stored_forms:  # of the maps that a quantised file holds wide, only those in `kept_wide` may be quantised
             kept = getattr(type(model), "kept_wide", ())
-            forms = {path: form for path, form in forms.items() if path in there or str(path[-1]) in kept}
-        forms = {**forms, **there}
+            forms = {path: form for path, form in forms.items() if path in stored_forms or str(path[-1]) in kept}
+        forms = {**forms, **stored_forms}
         quantize_modules(model, forms)
         fill(model, WIDE, self.read, dtype, place)
         made = from_kernels(self.read)
@@ -87,24 +92,26 @@ class Filling(Generic[Model]):
             if third is None or self.third_rows is None:
                 return leaves
             rows = self.third_rows(third)
-            if form.kind == "nf4":  # magnitudes of a third are in other blocks than those of the whole
-                leaves = {"codes": leaves["codes"], "absmax": host_magnitudes(packed.form(stored), leaves)}
+            if form.kind == "nf4":  # a third's maxima fall into other outer blocks
+                leaves = {"codes": leaves["codes"], "absmax": host_dequantized_absmax(packed.form(stored), leaves)}
             return {name: leaf[..., rows] for name, leaf in leaves.items()}
 
         fill_quantized(model, forms, leaves_of, place)
 
     def lost_by(self, quantization: Quantization) -> Callable[[str], np.ndarray | None]:
-        """What rounding takes away of the map at a path, one layer's: `[d_in, d_out]`; None of one that stays wide.
+        """The quantisation error of each map, for LoftQ.
 
-        A path is such as `encoder/layers/0/self_attention/q`. Each call reads one map.
+        Returns:
+          A function from the path of a layer's map, such as `encoder/layers/0/self_attention/q`, to its original minus
+          its quantised kernel, `[d_in, d_out]`; None for a map that is not quantised. Each call reads one map.
 
         Raises:
-          UserError: the files are in few bits already, and hold no more than those.
+          UserError: the files are quantised, so that the original is not known.
         """
         if self.checkpoint.packed is not None:
             raise UserError(
-                f"{self.source} is in few bits already, and what rounding took away of its maps is not there any more; "
-                "give the wide original."
+                f"{self.source} is quantised already, so that its quantisation error is not known; give the original "
+                "in 16 or 32 bits."
             )
         by_path, forms = chosen_forms(self.model, quantization), {}
         for leaf in stacked_leaves(self.model, nnx.Param):
@@ -123,15 +130,16 @@ class Filling(Generic[Model]):
 
 
 def refuse_oversize(directory: Path, model: nnx.Module) -> None:
-    """Raises `UserError`: files that are read whole are far larger than a model of these sizes.
+    """Raise `UserError` if files of a format that is read whole are far larger than the model.
 
     Args:
-      model: with shapes in the place of weights.
+      directory: the checkpoint directory or GGUF file.
+      model: the model, with shapes in the place of weights.
     """
     if is_gguf(directory):
         return
     name, files = weight_files(directory)
-    if name == "model.safetensors":  # of which, as of GGUF files, only the parts that fit are read
+    if name == "model.safetensors":  # like GGUF, it is read one weight at a time
         return
     largest = most_bytes_of(num_weights(model))
     size = sum(file.stat().st_size for file in files)
@@ -150,16 +158,17 @@ def refuse_misfits(
     source: str,
     what: str,
 ) -> None:
-    """Holds names and shapes of all weights against the model, before room is made for any.
+    """Check the names and shapes of all weights of a checkpoint, before memory is allocated.
 
     Args:
-      model: with shapes in the place of weights.
-      stored_as: name and shape of one of our weights to those of the one that holds it.
-      unread: names that may be there without a place in the model.
-      source, what: how messages call the weights, and a model of this family.
+      model: the model, with shapes in the place of weights.
+      checkpoint: the files.
+      stored_as: maps the name and shape of one of our weights to those of the tensor that holds it.
+      unread: names of tensors that the checkpoint may have and the model does not read.
+      source, what: the name of the files, and of a model of this family, in error messages.
 
     Raises:
-      UserError: a weight is not there, has no place in the model or is of another shape.
+      UserError: a weight is missing, unexpected or of the wrong shape.
     """
     there = checkpoint.names()
     absent, unread = [], there - unread
@@ -190,8 +199,13 @@ def _a_few(names: list[str] | set[str]) -> str:
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
-def said_of(packed: Mapping[str, tuple[Form, Any]], wide: Sequence[str]) -> dict[str, Any]:
-    """What a config says of maps in few bits, `wide` being those that may not be; nothing where there are none."""
+def quantization_entry(packed: Mapping[str, tuple[Form, Any]], wide: Sequence[str]) -> dict[str, Any]:
+    """The `quantization_config` entry of `config.json`, or an empty dict if no map is quantised.
+
+    Args:
+      packed: the quantised maps by path; only the forms, first in each pair, are used.
+      wide: names of modules that are listed as not quantised, unless `packed` has them.
+    """
     if not packed:
         return {}
     wide = [module for module in wide if not any(name.endswith(f"/{module}") for name in packed)]
@@ -199,7 +213,7 @@ def said_of(packed: Mapping[str, tuple[Form, Any]], wide: Sequence[str]) -> dict
 
 
 def write_model(directory: Path, weights: dict[str, np.ndarray], config: Mapping[str, Any]) -> None:
-    """Writes weights by their `transformers` names, and the config that says what they are."""
+    """Write `model.safetensors`, with weights by their `transformers` names, and `config.json`."""
     directory.mkdir(parents=True, exist_ok=True)
     with write_whole(directory / "model.safetensors") as beside:
         save_file(weights, beside, metadata={"format": "pt"})
@@ -207,6 +221,6 @@ def write_model(directory: Path, weights: dict[str, np.ndarray], config: Mapping
 
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> None:
-    """Writes a model's `config.json`."""
+    """Write a model's `config.json`."""
     with write_whole(directory / "config.json") as beside:
         beside.write_text(json.dumps(config, indent=2) + "\n")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jpeft.model.attention import CachedParts, KeysValues, attend, with_room
+from jpeft.model.attention import CachedParts, KeysValues, attend, prefix_bias
 from jpeft.model.layers import MASKED, dropout
 from jpeft.model.stack import REMAT_POLICIES
 from jpeft.peft.attaching import attach, split
@@ -147,10 +147,10 @@ def test_a_query_makes_of_caches_in_parts_what_it_makes_of_one_text(prefixes, be
         rows = 1 if prefixes == "shared" else len(q)
         keys, values = (jnp.asarray(draw.normal(size=(rows, kv_heads, 2, WIDTH)), jnp.float32) for _ in range(2))
         shown = None if prefixes == "shared" else jnp.asarray(draw.random((rows, 2)) > 0.5)
-        bias = with_room(bias, 2, shown, whole.length)
-        parts, whole = parts.behind(keys, values), whole.behind(keys, values)
+        bias = prefix_bias(bias, 2, shown, whole.length)
+        parts, whole = parts.prepend(keys, values), whole.prepend(keys, values)
     assert parts.length == whole.length == bias[0].shape[-1]
-    found, expected = parts.mixed_by(q, bias, scale=0.3), whole.mixed_by(q, bias, scale=0.3)
+    found, expected = parts.attend(q, bias, scale=0.3), whole.attend(q, bias, scale=0.3)
     assert found.dtype == dtype
     within = {jnp.float32: 1e-6, jnp.bfloat16: 0.02}[dtype]
     assert np.allclose(found.astype(jnp.float32), expected.astype(jnp.float32), atol=within, rtol=within)
@@ -159,12 +159,12 @@ def test_a_query_makes_of_caches_in_parts_what_it_makes_of_one_text(prefixes, be
 def test_keys_before_the_text_that_are_not_shown_are_as_none():
     q, k, v, bias = given()
     first, shown = jnp.full((ROWS, HEADS, 2, WIDTH), 3.0), jnp.zeros((ROWS, 2), bool)
-    before = KeysValues(k, v).behind(first, first).mixed_by(q, with_room(bias, 2, shown, KEYS))
+    before = KeysValues(k, v).prepend(first, first).attend(q, prefix_bias(bias, 2, shown, KEYS))
     assert np.allclose(before[0], attend(q, k, v, bias)[0], atol=1e-6)  # in the other row nothing at all is seen
 
 
 def test_caches_in_parts_drop_nothing():
     q, k, v, bias = given()
     parts = CachedParts((KeysValues(k, v).cached(),))
-    with pytest.raises(AssertionError, match="nothing is dropped"):
-        parts.mixed_by(q[:, :, :1], bias, dropout_rate=0.1, key=jax.random.key(0))
+    with pytest.raises(AssertionError, match="no dropout"):
+        parts.attend(q[:, :, :1], bias, dropout_rate=0.1, key=jax.random.key(0))

@@ -154,26 +154,46 @@ def _cut(part):
 
 
 DAMAGES = {
-    "int8 magnitudes": ("int8", _cut("SCB"), RunFailed, "not one magnitude for each output"),
-    "int8 infinite": ("int8", _set("SCB", lambda x: x * np.inf), RunFailed, "holds what is no magnitude"),
-    "int8 below 0": ("int8", _set("SCB", lambda x: -x), RunFailed, "holds what is no magnitude"),
-    "int8 too large": ("int8", _set("SCB", lambda x: x.astype(np.float64) * 1e200), RunFailed, "is no magnitude"),
+    "int8 magnitudes": ("int8", _cut("SCB"), RunFailed, "does not have one scale for each output"),
+    "int8 infinite": ("int8", _set("SCB", lambda x: x * np.inf), RunFailed, "negative, infinite or non-float scale"),
+    "int8 below 0": ("int8", _set("SCB", lambda x: -x), RunFailed, "negative, infinite or non-float scale"),
+    "int8 too large": (
+        "int8",
+        _set("SCB", lambda x: x.astype(np.float64) * 1e200),
+        RunFailed,
+        "infinite or non-float scale",
+    ),
     "int8 of other bits": ("int8", _set("weight", lambda x: x.astype(np.int16)), RunFailed, "is of int16"),
-    "int8 alone": ("int8", lambda tensors: tensors.pop(f"{QUERY}.weight"), RunFailed, "magnitudes and no weight"),
-    "by columns": ("int8", lambda t: t.update({f"{QUERY}.weight_format": np.ones((), np.uint8)}), UserError, "by rows"),
-    "nf4 codes": ("nf4", _cut("weight"), RunFailed, "lacks weight of 8,192 numbers"),
-    "nf4 magnitudes": ("nf4", _cut("weight.absmax"), RunFailed, "lacks weight.absmax of 256"),
-    "nf4 table": ("nf4", _set("weight.quant_map", lambda x: x * 0.5), UserError, "other values than nf4's"),
-    "nf4 NaN": ("nf4", _set("weight.absmax", lambda x: x * np.nan), RunFailed, "holds what is no magnitude"),
-    "nf4 sizes": ("nf4", _state(shape=[128, -128]), RunFailed, "sizes of .* are none"),
-    "nf4 huge": ("nf4", _state(shape=[2**30, 2**30]), RunFailed, "lacks weight of"),
+    "int8 alone": ("int8", lambda tensors: tensors.pop(f"{QUERY}.weight"), RunFailed, "scales but no weight"),
+    "by columns": (
+        "int8",
+        lambda t: t.update({f"{QUERY}.weight_format": np.ones((), np.uint8)}),
+        UserError,
+        "not row-major",
+    ),
+    "nf4 codes": ("nf4", _cut("weight"), RunFailed, "lacks weight with 8,192 numbers"),
+    "nf4 magnitudes": ("nf4", _cut("weight.absmax"), RunFailed, "lacks weight.absmax with 256"),
+    "nf4 table": (
+        "nf4",
+        _set("weight.quant_map", lambda x: x * 0.5),
+        UserError,
+        "a weight.quant_map that is not nf4.s",
+    ),
+    "nf4 NaN": ("nf4", _set("weight.absmax", lambda x: x * np.nan), RunFailed, "negative, infinite or non-float scale"),
+    "nf4 sizes": ("nf4", _state(shape=[128, -128]), RunFailed, "no valid shape or quant_type"),
+    "nf4 huge": ("nf4", _state(shape=[2**30, 2**30]), RunFailed, "lacks weight with"),
     "nf4 blocks": ("nf4", _state(blocksize=128), UserError, "blocks of 128"),
     "nf4 over rows": ("nf4", _state(shape=[512, 32]), UserError, "no multiple of 64"),
-    "double mean": ("double", _state(nested_offset=None), RunFailed, "mean of .* is no number"),
-    "double true": ("double", _state(nested_offset=True), RunFailed, "mean of .* is no number"),
-    "double endless": ("double", _state(nested_offset=10**400), RunFailed, "mean of .* is no number"),
-    "double too large": ("double", _state(nested_offset=1e300), RunFailed, "mean of .* is no number of float32's"),
-    "double table": ("double", _set("weight.nested_quant_map", lambda x: x[::-1].copy()), UserError, "other values"),
+    "double mean": ("double", _state(nested_offset=None), RunFailed, "nested_offset of .* is no finite float32"),
+    "double true": ("double", _state(nested_offset=True), RunFailed, "nested_offset of .* is no finite float32"),
+    "double endless": ("double", _state(nested_offset=10**400), RunFailed, "nested_offset of .* is no finite float32"),
+    "double too large": ("double", _state(nested_offset=1e300), RunFailed, "nested_offset of .* is no finite float32"),
+    "double table": (
+        "double",
+        _set("weight.nested_quant_map", lambda x: x[::-1].copy()),
+        UserError,
+        "that is not nf4.s",
+    ),
     "one layer": (
         "nf4",
         lambda tensors: (
@@ -223,7 +243,7 @@ def test_other_four_bits_are_refused_by_name(saved, tmp_path):
     tensors[f"{name}fp4"] = tensors.pop(f"{name}nf4")
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((saved["nf4"] / "config.json").read_bytes())
-    with pytest.raises(UserError, match="is in fp4; of 4 bits nf4 is read"):
+    with pytest.raises(UserError, match="is in fp4; of the 4-bit formats nf4 is read"):
         t5_weights.load(tmp_path)
 
 
@@ -249,7 +269,7 @@ def test_a_fused_map_in_few_bits_is_read_as_three_and_not_written(kind, tmp_path
     opened = load(tmp_path / "int8")
     assert {name.split("/")[-2] for name in packed(opened)} == set("qkv")
     same(wide(opened), wide(load(tmp_path / "wide")), atol=1e-6)
-    with pytest.raises(UserError, match="queries, keys and values in one map"):
+    with pytest.raises(UserError, match="queries, keys and values fused in its files"):
         save_model(opened, tmp_path / "again")
     assert jnp.isfinite(opened.shared.embedding[...]).all()
 

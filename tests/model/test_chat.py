@@ -129,9 +129,9 @@ def test_a_template_of_ones_own_is_a_file(tokenizer, tmp_path):
         ("hello", "does not write each message once"),
         (
             "{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}",
-            r"asks for an answer by the token that fills rows up \(2\)",
+            r"ends a prompt with the padding token \(2\)",
         ),
-        (ALPACA, "begins an answer otherwise than it asks for one|ends answers with no special token"),
+        (ALPACA, "generation prompt is not how its answers begin|ends answers with no special token"),
         (
             CHAT.replace("message['content'] + '<|im_end|>'", "message['content'] + '<|endoftext|>'"),
             "the model stops at 2",

@@ -333,7 +333,7 @@ def test_files_without_a_prefix_and_with_old_buffers_are_read():
     tokens = np.array([[7, 8, 9, 10, 11, 12]], np.int32)
     np.testing.assert_array_equal(all_logits(again, tokens), all_logits(model, tokens))
     other = {**weights, "lm_head.weight": weights["wte.weight"] + 1}
-    with pytest.raises(UserError, match="here: config.json says that the head is the embedding"):
+    with pytest.raises(UserError, match="here: config.json ties the head to the embedding"):
         decoder_weights.load_tensors(config, InMemory(other), source="here")
     with pytest.raises(UserError, match="here holds weights that a model of type gpt_neo has no place for: h.7.ln_1.w"):
         decoder_weights.load_tensors(
@@ -368,10 +368,10 @@ _LLAMA_JSON = LLAMA.to_dict()
     ("values", "says"),
     [
         ({"hidden_size": None}, "lacks hidden_size"),
-        ({"num_key_value_heads": 3}, "4 heads and 3 of keys and values"),
+        ({"num_key_value_heads": 3}, "3 heads of keys and values for 4 of queries"),
         ({"head_dim": None, "hidden_size": 15}, "hidden_size is 15, which 4 heads do not divide"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rotary positions of type 'yarn'"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5, and .*; expected 1"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5, but .*; expected 1"),
         ({"partial_rotary_factor": 0.25}, "partial_rotary_factor is 0.25"),
         ({"hidden_act": "mish"}, "hidden_act is 'mish'"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; expected an integer from 1 to 512"),

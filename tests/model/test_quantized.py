@@ -25,11 +25,11 @@ from jpeft.model.quantized import (
     Quantization,
     QuantizedLinear,
     dequantized,
+    dequantized_absmax,
     is_quantized,
-    magnitudes,
     nf4_values,
     quantize,
-    quantize_magnitudes,
+    quantize_absmax,
     quantized_product,
 )
 from jpeft.model.stack import arrange
@@ -122,17 +122,17 @@ def test_values_chosen_by_bits_are_those_of_the_table():
 def test_magnitudes_in_8_bits_lie_in_blocks_of_256_along_the_inputs_around_their_mean():
     form = Form("nf4", 192, 100, "in", double=True)  # 300 magnitudes: two blocks, the second short
     absmax = np.abs(kernel_of(3, 100)) + 1
-    leaves = quantize_magnitudes(absmax)
+    leaves = quantize_absmax(absmax)
     assert leaves["outer_absmax"].shape == (2,)
     flat = absmax.T.reshape(-1) - absmax.mean()
     np.testing.assert_allclose(leaves["outer_absmax"], [np.abs(flat[:256]).max(), np.abs(flat[256:]).max()], rtol=1e-5)
-    again = np.asarray(magnitudes(form, on_device({"codes": np.zeros(1), **leaves})))
+    again = np.asarray(dequantized_absmax(form, on_device({"codes": np.zeros(1), **leaves})))
     assert np.abs(again - absmax).max() < 0.02 * np.abs(flat).max()
     assert np.abs(again - absmax).max() > 0
 
 
 def test_what_cannot_be_kept_so_is_refused():
-    with pytest.raises(UserError, match="two inputs of a map in a byte, and here has 7"):
+    with pytest.raises(UserError, match="packs two inputs into a byte, and here has 7"):
         quantize(kernel_of(7, 4), Form("nf4", 7, 4, "in"), "here")
     for kind in ("int8", "nf4"):
         broken = kernel_of(64, 4)
@@ -150,10 +150,10 @@ def test_a_quantization_in_words_is_read_back(text):
     ("text", "why"),
     [
         ("int4", "expected one of auto, none, int8, nf4"),
-        ("int8,double", "double quantization is of nf4's magnitudes"),
+        ("int8,double", "double quantization is for nf4"),
         ("none,wo", "the quantization is none"),
-        ("auto,double", "set model.quantization, too"),
-        ("nf4,head", "behind it"),
+        ("auto,double", "model.quantization is not; set that, too"),
+        ("nf4,head", "optionally followed by"),
     ],
 )
 def test_a_quantization_that_cannot_be_meant_is_refused(text, why):

@@ -87,7 +87,7 @@ def test_the_line_that_says_so_names_the_model_and_each_value():
         ({"text": "[1]"}, "holds a list; expected an object"),
         ({"text": "[" * 100_000}, "nested"),
         ({"text": '{"format_version": NaN}'}, "NaN"),
-        ({"format_version": 2}, "this jpeft reads 1"),
+        ({"format_version": 2}, "format_version is 2; expected 1"),
         ({"settings": []}, "settings is []; expected an object"),
         ({"settings": {"train.batch_size": "4"}}, "train.batch_size is '4'; expected a number"),
         ({"settings": {"train.batch_size": True}}, "train.batch_size is True; expected a number"),

@@ -111,7 +111,7 @@ def test_an_adapter_or_a_run_is_no_model(file, below, tmp_path):
     (tmp_path / below).mkdir(exist_ok=True)
     (tmp_path / below / file).write_text("{}")
     (tmp_path / "config.json").write_text("{}")  # a run's
-    with pytest.raises(UserError, match=r"holds an adapter, not a model; give --model the one it was tuned on\.$"):
+    with pytest.raises(UserError, match=r"holds an adapter, not a model; give --model the model it was tuned on\.$"):
         resolve(str(tmp_path), what="--model", flag="--model")
     (tmp_path / "model.safetensors").write_bytes(b"")  # an adapter kept beside its base is not in the way
     assert resolve(str(tmp_path)) == tmp_path
@@ -267,7 +267,7 @@ def test_a_directory_of_a_released_models_name_is_read(tiny_checkpoint, tmp_path
         (b"{", "is not valid JSON"),
         (b"\xff\xfe", "is not UTF-8"),
         (b"[]", "holds a list; expected an object"),
-        (b'{"model_type": "bert"}', "model_type is 'bert'; jpeft adapts T5-family models"),
+        (b'{"model_type": "bert"}', "model_type is 'bert'; jpeft has a network for t5, mt5, llama"),
         (b'{"model_type": "umt5"}', "umt5 has a relative bias in every layer"),
         (b'{"model_type": "t5", "d_model": 8}', "lacks vocab_size, d_kv, d_ff, num_layers, num_heads"),
     ],
@@ -298,9 +298,12 @@ def test_a_config_that_is_no_t5s_is_refused(tmp_path, content, message):
         ({"relative_attention_max_distance": 16}, "max_distance is 16; expected more than half of the 32 buckets"),
         ({"model_type": ["t5"]}, r"model_type is \['t5'\]; expected a text"),
         ({"feed_forward_proj": 3}, "feed_forward_proj is 3; expected a text"),
-        ({"feed_forward_proj": "open-gelu"}, "feed_forward_proj is 'open-gelu'; expected a function, or gated-"),
-        ({"dense_act_fn": "tanh"}, "dense_act_fn is 'tanh'; known: relu, gelu, gelu_new, silu"),
-        ({"feed_forward_proj": "gated-tanh"}, "feed_forward_proj is 'gated-tanh'; known: relu, gelu, gelu_new, silu"),
+        ({"feed_forward_proj": "open-gelu"}, "feed_forward_proj is 'open-gelu'; expected an activation, or gated-"),
+        ({"dense_act_fn": "tanh"}, "dense_act_fn is 'tanh'; expected one of relu, gelu, gelu_new, silu"),
+        (
+            {"feed_forward_proj": "gated-tanh"},
+            "feed_forward_proj is 'gated-tanh'; expected one of relu, gelu, gelu_new, silu",
+        ),
     ],
 )
 def test_a_size_or_activation_that_can_not_be_is_refused(change, message):

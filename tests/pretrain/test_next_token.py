@@ -170,7 +170,7 @@ def test_a_vocabulary_of_somebody_elses_has_ends_of_its_own(decoder_pretraining,
     del settings["eos_token"]
     (other / "tokenizer_config.json").write_text(json.dumps(settings))
     (other / "special_tokens_map.json").unlink(missing_ok=True)
-    with pytest.raises(UserError, match="name no eos_token"):
+    with pytest.raises(UserError, match="names no eos_token"):
         load_tokenizer(run, tmp_path, print)
 
 
