@@ -29,7 +29,7 @@ them)."""
 
 _SECONDS_OF_SILENCE = 1.0
 _MESH = re.compile(r"(data|fsdp|model)=([1-9][0-9]{0,5})")
-Report = Callable[[str], None]  # takes a line of progress
+_Report = Callable[[str], None]  # takes a line of progress
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -103,7 +103,7 @@ def _check(arguments: argparse.Namespace, axes: dict[str, int]) -> None:
 
 
 @contextlib.contextmanager
-def _progress(first: str) -> Iterator[Report]:
+def _progress(first: str) -> Iterator[_Report]:
     """Shows progress on standard error; yields the callback that takes each line.
 
     On a terminal the latest line is shown with a clock. Elsewhere every line is printed; the first one only after a
@@ -155,7 +155,7 @@ class _Target:
         return f"compiled by {self.compiler}{self.advice}"
 
 
-def _planned(arguments: argparse.Namespace, axes: dict[str, int], report: Report) -> "_Answer":
+def _planned(arguments: argparse.Namespace, axes: dict[str, int], report: _Report) -> "_Answer":
     """Makes the plans that the command line asks for."""
     from jpeft.plan.compile import Remote, Workshop, has_compiler
     from jpeft.plan.devices import device_named, memory_bytes
@@ -181,7 +181,7 @@ def _planned(arguments: argparse.Namespace, axes: dict[str, int], report: Report
 
 
 def _plan_one(
-    arguments: argparse.Namespace, axes: dict[str, int], target: _Target, compiler: Any, report: Report
+    arguments: argparse.Namespace, axes: dict[str, int], target: _Target, compiler: Any, report: _Report
 ) -> Any:
     from jpeft.cli.config_flags import parse_call
     from jpeft.config import Run
@@ -208,7 +208,7 @@ def _plan_one(
 
 
 def _plan_grid(
-    arguments: argparse.Namespace, axes: dict[str, int], target: _Target, compiler: Any, report: Report
+    arguments: argparse.Namespace, axes: dict[str, int], target: _Target, compiler: Any, report: _Report
 ) -> Any:
     from jpeft.plan.fit import plan_all
 

@@ -290,9 +290,9 @@ def test_a_base_in_few_bits_is_merged_with_its_adapter_into_wide_weights(origina
     ("run", "here", "says"),
     [
         ("nf4,double", "nf4,double", None),
-        ("nf4,double", None, "was tuned with its base in nf4,double, and answers with it wide: answers differ"),
-        ("auto", "int8", "was tuned with its base wide, and answers with it in int8: answers differ"),
-        ("int8", "nf4", "was tuned with its base in int8, and answers with it in nf4: answers differ"),
+        ("nf4,double", None, "was tuned with its base in nf4,double, and answers with it wide: answers may differ"),
+        ("auto", "int8", "was tuned with its base wide, and answers with it in int8: answers may differ"),
+        ("int8", "nf4", "was tuned with its base in int8, and answers with it in nf4: answers may differ"),
         ("auto", None, None),
         ("none", None, None),
     ],

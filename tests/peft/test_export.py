@@ -115,7 +115,7 @@ def test_an_export_is_checked_against_its_base_and_overwrites_nothing(run, tiny_
     assert "does not fit this base" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main(["export", str(directory), "--out", str(directory)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_an_adapter_that_names_no_base_asks_for_one(run, tmp_path, capsys):

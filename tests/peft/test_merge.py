@@ -124,7 +124,7 @@ def test_merge_writes_a_model_that_opens_with_its_tokenizer_and_says_how_near_it
     card = (out / "README.md").read_text()
     assert "library_name: transformers" in card and "| accuracy | 0.7500 |" in card
     assert main(["merge", str(run), "--out", str(out)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,10 @@ def printed(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def levels():
+    """The loggers as a new process has them: after a failed run of another test they stay quiet."""
     before = log_levels()
+    for name in before:
+        logging.getLogger(name).setLevel(logging.WARNING)
     yield
     for name, level in before.items():
         logging.getLogger(name).setLevel(level)
