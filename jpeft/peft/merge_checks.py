@@ -24,10 +24,10 @@ _EXACT, _ROUNDED, _CHANGED = 1e-3, 0.02, 0.05
 
 
 def sample_output(place: SiteModule) -> np.ndarray:
-    """The output of a module, or of the first of its layers, for a fixed random input."""
+    """The output of a module, or of the first of its layers, for a fixed random input, in the dtype that it has."""
     module = _first_layer(place)
     with jax.default_matmul_precision("highest"):
-        return np.asarray(_try_call(place, lambda: module(place.view.example(jax.random.key(0)))), np.float32)
+        return np.asarray(_try_call(place, lambda: module(place.view.example(jax.random.key(0)))))
 
 
 def require_same_output(place: SiteModule, adapted_output: np.ndarray, *, rounds: bool) -> None:
@@ -36,13 +36,14 @@ def require_same_output(place: SiteModule, adapted_output: np.ndarray, *, rounds
     Args:
       place: the merged module.
       adapted_output: its `sample_output` with the adapter.
-      rounds: whether the module may compute in a dtype below float32.
+      rounds: whether the weights are in a dtype below float32; where the output is, the module rounds as well.
 
     Raises:
       UserError: the outputs differ.
     """
-    scale = max(float(np.abs(adapted_output).max()), 1e-6)
-    difference = np.abs(adapted_output - sample_output(place)).max() / scale
+    before, after = (np.asarray(output, np.float32) for output in (adapted_output, sample_output(place)))
+    difference = np.abs(before - after).max() / max(float(np.abs(before).max()), 1e-6)
+    rounds = rounds or jnp.dtype(adapted_output.dtype).itemsize < 4
     if not difference < (_ROUNDED if rounds else _EXACT):
         raise UserError(_message(place, f"merged, it differs by {difference:.2g} of its output"))
 

@@ -171,3 +171,13 @@ def test_more_batches_than_a_planned_number_of_steps_are_refused():
     tuned = jpeft.attach(nnx.Sequential(linear()), jpeft.AdaLora(rank=2), where=".*")
     with pytest.raises(jpeft.UserError, match="more than the 3 steps of total_steps, by which adalora plans"):
         jpeft.fit(tuned, (X for _ in range(6)), squares, total_steps=3)
+
+
+@pytest.mark.parametrize("method", METHODS[:4], ids=lambda method: f"{method.name}-{method.reading}")
+def test_a_map_that_computes_in_bfloat16_is_merged(method, key):
+    model = nnx.Dict(a=nnx.Linear(64, 64, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    tuned = filled(jpeft.attach(model, method, where="a"), key)
+    merged = jpeft.merge(tuned)
+    x = jax.random.normal(jax.random.key(1), (3, 64))
+    before, after = (np.asarray(one.a(x), np.float32) for one in (tuned, merged))
+    np.testing.assert_allclose(after, before, atol=0.02 * np.abs(before).max())
