@@ -223,7 +223,15 @@ def prepare(
     require_recordable(task)
 
     inputs = same_inputs(task, rows)
-    splits = _draw_splits(sources, inputs, labels_of(task, rows), request)
+    try:
+        splits = _draw_splits(sources, inputs, labels_of(task, rows), request)
+    except UserError:
+        for (
+            split,
+            columns,
+        ) in rows.items():  # rows without a value are all equal: say that rather than that they are few
+            examples(task, split, columns, range(len(columns[task.target])))
+        raise
     for line in leaks(splits, inputs):
         report(line)
     made = {

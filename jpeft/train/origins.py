@@ -6,7 +6,8 @@ from pathlib import Path
 
 from jpeft.adapters.files import adapter_files
 from jpeft.adapters.locate import locate
-from jpeft.config import Run
+from jpeft.config import Run, monitored_metric
+from jpeft.eval.metrics.own import is_own
 from jpeft.fingerprints import fingerprint, fingerprints_of
 from jpeft.model.chat import AUTO, NONE, chat_template_of
 from jpeft.model.source import find_here
@@ -27,4 +28,13 @@ def origins(run: Run) -> dict[str, str]:
         readers["chat_template"] = lambda: hashlib.sha256(chat_template_of(template).encode()).hexdigest()
     if (adapter := run.method.from_adapter) is not None:
         readers["from_adapter"] = lambda: fingerprint(adapter_files(locate(Path(adapter).expanduser()).directory))
+    if metric_files := _own_metric_files(run):
+        readers["metrics"] = lambda: fingerprint(metric_files)
     return fingerprints_of(readers)
+
+
+def _own_metric_files(run: Run) -> list[Path]:
+    """The files in the working directory with the user's own metrics; installed modules are not looked for."""
+    names = [*run.build_task().metrics, *filter(None, [monitored_metric(run.train.monitor)])]
+    modules = dict.fromkeys(name.partition(":")[0] for name in names if is_own(name))
+    return [file for module in modules if (file := Path(f"{module.replace('.', '/')}.py")).is_file()]

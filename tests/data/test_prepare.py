@@ -131,6 +131,12 @@ def test_an_empty_target_is_named_by_its_row(prepared, tmp_path):
         prepared("custom", path)
 
 
+def test_a_column_without_a_value_is_told_as_that_and_not_as_too_few_rows(prepared, tmp_path):
+    path = write(tmp_path / "mine.jsonl", [(None, "ab"[i % 2]) for i in range(40)])
+    with pytest.raises(UserError, match="row train/0 has no 'input'; fill it in"):
+        prepared("custom", path)
+
+
 @pytest.mark.parametrize(
     ("task", "sizes"),
     [("agnews", (40, 12, 24)), ("cola", (40, 15, 16)), ("e2e", (40, 20, 24)), ("samsum", (40, 20, 18))],

@@ -1,6 +1,7 @@
 """A file of answers: what is kept of it, what is refused, and when it takes its name."""
 
 import json
+import os
 
 import pytest
 
@@ -48,6 +49,21 @@ def test_it_takes_its_name_when_all_are_there(path):
     assert content(path) == LINES and not partial.exists()
     assert json.loads(path.with_name("answers.jsonl.call.json").read_text()) == CALL
     assert answer(path) == 0 and content(path) == LINES
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(path):
+    real = path.with_name("real.jsonl")
+    real.write_text("old\n")
+    path.symlink_to(real)
+    assert answer(path, overwrite=True) == 4
+    assert path.is_symlink() and content(real) == LINES
+
+
+def test_a_pipe_is_no_file_of_answers(path):
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="answers.jsonl is no regular file but a device, a pipe or a socket"):
+        answer(path, overwrite=True)
+    assert path.is_fifo()
 
 
 @pytest.mark.parametrize("length", range(0, len("\n".join(LINES).encode()) + 2, 7))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -108,6 +109,18 @@ def test_it_says_what_a_reader_has_to_know(evaluate, run, tmp_path):
     assert "of 9 inputs to 24 tokens, in their longest column" in said
     assert "seen     3 of 9 rows have a text that the run trained on" in said
     assert "seen     1 of 9 rows have a text that the run chose its best epoch by" in said
+
+
+def test_white_space_does_not_hide_what_the_run_has_seen(run, tmp_path):
+    source = AnswerSource.find(None, run, report=print)
+    spaced = [{**row, "text": f" {row['text'].replace(' ', '  ')}\t"} for row in rows_of(20, seed=1)]
+
+    def seen(rows):
+        test = Evaluation.of(source)
+        name, read = test.read(write_rows(tmp_path / "rows.jsonl", rows), None, None)
+        return seen_by_the_run(source, examples(test.task, name, read, range(20)))
+
+    assert seen(spaced) == seen(rows_of(20, seed=1)) and seen(spaced)[0]["train"] > 0
 
 
 def test_another_template_does_not_hide_what_the_run_has_seen(run, tmp_path):
@@ -241,6 +254,13 @@ def test_what_is_there_is_not_written_over_unasked(evaluate, run, tmp_path):
     output.write_text("mine")
     _, said = evaluate("--adapter", run, "--data", file, "--output", output, status=2)
     assert "is there already" in said and output.read_text() == "mine"
+
+
+def test_the_output_is_no_device(evaluate, run, tmp_path):
+    file, output = write_rows(tmp_path / "new.jsonl", rows_of(3, seed=7)), tmp_path / "pipe"
+    os.mkfifo(output)
+    _, said = evaluate("--adapter", run, "--data", file, "--output", output, "--overwrite", status=2)
+    assert "is no regular file" in said and output.is_fifo()
 
 
 def test_the_output_is_tried_before_anything_is_answered_and_is_not_the_data(evaluate, run, tmp_path, monkeypatch):

@@ -186,6 +186,7 @@ def test_a_warm_up_that_the_run_does_not_live_to_see_the_end_of_is_said(tiny_pre
         ("train.steps", 0, "steps is 0; expected 1"),
         ("train.optimizer", "sgd", "train.optimizer is 'sgd'; expected one of adamw, adafactor"),
         ("data.noise_density", 1.5, "expected a share below 1"),
+        ("model.dropout_rate", 1.0, "model.dropout_rate is 1.0; expected at least 0 and less than 1"),
         ("model.embeddings", "word2vec", "expected one of random, cooccurrence"),
         ("data.sources.books.kind", "prose", "data.sources.books.kind is 'prose'"),
         ("data.sources.books.rate", 0.0, "data.sources.books.rate is 0.0"),

@@ -2,6 +2,8 @@
 
 import bz2
 import csv
+import datetime
+import decimal
 import gzip
 import io
 import json
@@ -459,6 +461,25 @@ def test_moments_that_differ_by_nanoseconds_stay_apart(tmp_path):
 def test_bytes_are_text_value_by_value_whatever_stands_beside_them(tmp_path):
     path = write(tmp_path / "a.parquet", {"input": pa.array([b"ok", b"\xff", None])})
     assert read_columns(path) == {"input": ["ok", b"\xff", None]}
+
+
+def test_values_of_a_parquet_file_do_not_depend_on_how_they_are_stored(tmp_path):
+    digits = pa.array([decimal.Decimal(0), decimal.Decimal("1.5"), None], pa.decimal128(38, 18))
+    read = read_columns(write(tmp_path / "a.parquet", {"a": digits}))
+    assert read == {"a": ["0." + 18 * "0", "1.5" + 17 * "0", None]}
+    lasting = datetime.timedelta(days=1, seconds=1)
+    for unit in ("s", "us", "ns"):
+        (read,) = read_columns(write(tmp_path / "a.parquet", {"a": pa.array([lasting], pa.duration(unit))}))["a"]
+        assert str(read) == "1 day, 0:00:01"
+
+
+def test_a_column_that_cannot_be_read_is_refused_where_it_is_used(tmp_path):
+    times = pa.array([0, 1], pa.timestamp("s", "Mars/Olympus"))
+    read = read_columns(write(tmp_path / "a.parquet", {"text": ["a", "b"], "time": times}))
+    assert read["text"] == ["a", "b"]
+    with pytest.raises(ValueError, match="cannot be read .*Mars/Olympus"):
+        as_text(read["time"][0])
+    assert "has a column without a name" in says(read_columns, write(tmp_path / "b.parquet", {"": ["a"], "b": ["c"]}))
 
 
 def test_a_parquet_file_of_kilobytes_that_holds_gigabytes_is_refused(tmp_path, monkeypatch):

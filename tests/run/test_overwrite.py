@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jpeft.cli import run_experiment
-from jpeft.config import DataConfig, MethodConfig, Run
+from jpeft.config import DataConfig, EvalConfig, MethodConfig, Run
 from jpeft.errors import RunFailed, Stopped, UserError
 from jpeft.run.directory import ENTRIES, RunDirectory, has_work, other_origins, run_once
 from jpeft.run.stop import RunStopped
@@ -238,6 +238,20 @@ def test_a_run_does_not_go_on_with_another_base_under_the_same_name(
     assert run_experiment(call) == 0
     shutil.rmtree("base")
     assert run_experiment(call) == 0, "a finished run needs its base no more"
+
+
+def test_an_edited_metric_of_ones_own_is_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = dataclasses.replace(Run(), eval=EvalConfig(metrics="my_metric:half,accuracy"))
+
+    def written(text: str) -> dict[str, str]:
+        (tmp_path / "my_metric.py").write_text(text)
+        return {name: value for name, value in origins(run).items() if name == "metrics"}
+
+    first = written("half = lambda p, r: 0.5")
+    (tmp_path / "splits.json").write_text(json.dumps({"origins": first}))
+    assert len(first) == 1 and other_origins(tmp_path, first) == []
+    assert "a metric of your own" in other_origins(tmp_path, written("half = lambda p, r: 0.75"))[0]
 
 
 def test_a_template_and_an_adapter_to_start_from_are_known_by_content(tmp_path):

@@ -1,0 +1,80 @@
+"""The tokens at which a model stops, from every file of a checkpoint that names some."""
+
+import json
+import shutil
+
+import pytest
+import tokenizers
+
+import jpeft
+from jpeft.errors import UserError
+from jpeft.model.family import family_in, save_model
+from jpeft.model.tokenizer import VOCABULARIES
+from tests.decoders import LLAMA, random_decoder
+
+
+@pytest.fixture
+def llama(tmp_path, tiny_tokenizer):
+    """A Llama whose config.json names no end, with a tokenizer whose settings do: token 5."""
+    directory = tmp_path / "llama"
+    directory.mkdir()
+    save_model(random_decoder(LLAMA), directory)
+    for file in tiny_tokenizer.iterdir():
+        shutil.copy(file, directory)
+    config = json.loads((directory / "config.json").read_text())
+    write(directory / "config.json", {**config, "eos_token_id": None})
+    return directory
+
+
+def write(file, values):
+    file.write_text(json.dumps(values))
+
+
+def settings(directory, **values):
+    file = directory / "tokenizer_config.json"
+    before = json.loads(file.read_text()) if file.is_file() else {}
+    write(file, {**before, **values})
+
+
+def text_of(directory, number: int) -> str:
+    return tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json")).id_to_token(number)
+
+
+def ends(directory):
+    return family_in(directory).read_config(directory).ends
+
+
+def test_a_decoder_without_an_end_has_its_tokenizers(llama):
+    settings(llama, eos_token=text_of(llama, 5))
+    assert ends(llama) == (5,)
+    model, tokenizer = jpeft.load(llama)
+    assert model.config.eos_token_id == tokenizer.eos_token_id == 5
+    settings(llama, eos_token=None)
+    with pytest.raises(UserError, match="names no eos_token of the vocabulary"):
+        jpeft.load(llama)
+    for name in VOCABULARIES:
+        (llama / name).unlink(missing_ok=True)
+    assert ends(llama) == (0,), "a directory without a tokenizer, of which only logits are asked"
+
+
+@pytest.mark.parametrize(
+    ("own", "generation", "right"),
+    [(7, [9, 7], (7, 9)), (7, [9, 8], (9, 8)), (None, 4, (4,)), (7, None, (7,)), (7, [], (7,)), (7, 7, (7,))],
+)
+def test_generation_stops_where_its_own_config_says(own, generation, right, llama):
+    config = json.loads((llama / "config.json").read_text())
+    write(llama / "config.json", {**config, "eos_token_id": own})
+    write(llama / "generation_config.json", {"eos_token_id": generation})
+    assert ends(llama) == right
+
+
+def test_a_t5_stops_there_too_and_begins_as_in_training(tiny_checkpoint, tmp_path):
+    directory = shutil.copytree(tiny_checkpoint, tmp_path / "t5")
+    write(directory / "generation_config.json", {"eos_token_id": [1, 9], "decoder_start_token_id": 0})
+    assert ends(directory) == (1, 9)
+    write(directory / "generation_config.json", {"decoder_start_token_id": 5})
+    with pytest.raises(UserError, match="decoder_start_token_id is 5, and 0 in config.json"):
+        ends(directory)
+    (directory / "generation_config.json").write_text("[")
+    with pytest.raises(UserError, match="generation_config.json"):
+        ends(directory)
