@@ -12,10 +12,12 @@ import pytest
 
 from jpeft import configs
 from jpeft.cli import build_parser, main, run_experiment
+from jpeft.cli.arguments import require_utf8
 from jpeft.cli.config_flags import parse_call
 from jpeft.cli.next_steps import next_steps
 from jpeft.cli.run import _in_full
 from jpeft.config import Run
+from jpeft.errors import UserError
 from jpeft.predict.rows import Input
 from jpeft.program import Program
 
@@ -189,6 +191,15 @@ def test_a_wrong_short_flag(flags, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run_experiment(["main.py", *flags]) == 2
     assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_locale_that_is_not_utf8_is_told_as_that():
+    for word, says in (
+        ("\udcc3\udca9", r"the locale .* b'\\xc3\\xa9'; set PYTHONUTF8=1"),
+        ("\udcff", "holds bytes that are not"),
+    ):
+        with pytest.raises(UserError, match=says):
+            require_utf8([word])
 
 
 def test_a_key_given_again_overrides_and_is_told(tmp_path, monkeypatch, capsys):

@@ -30,7 +30,18 @@ def require_utf8(words: Iterable[str]) -> None:
     """Raises `UserError` for a word of a command line, or a path, with bytes that are not UTF-8."""
     for word in words:
         if said := why_not_utf8(word, RENAME_OR_REENCODE):
+            if _is_utf8_to_others(word):
+                said = f"the locale of this process is not UTF-8, and what was given is: {word.encode(errors='surrogateescape')[:60]!r}; set PYTHONUTF8=1"
             raise UserError(f"{said}.")
+
+
+def _is_utf8_to_others(word: str) -> bool:
+    """Whether the bytes of a word are UTF-8 after all, which Python did not take them for because of the locale."""
+    try:
+        word.encode(errors="surrogateescape").decode()
+    except UnicodeError:
+        return False
+    return True
 
 
 def require_workdir(workdir: Path) -> None:

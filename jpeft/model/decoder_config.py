@@ -300,8 +300,9 @@ def _own_choices(kind: str, values: Mapping[str, Any], known: Mapping[str, Any],
         for key in ("apply_residual_connection_post_layernorm", "slow_but_exact"):
             if values.get(key):
                 raise UserError(f"{source}: {key} is {short(values[key])}, which jpeft does not have; expected false.")
-    for name in ("window", "rotary_width"):
-        _check_range(name, found, 1, MOST_WIDTH if name == "window" else width, {}, source)
+    own_keys = {"window": "window_size" if kind == "gpt_neo" else "sliding_window", "rotary_width": "rotary_dim"}
+    for name in own_keys:
+        _check_range(name, found, 1, MOST_WIDTH if name == "window" else width, own_keys, source)
     if CHOICES[kind]["positions"] in ("halves", "pairs") and found["rotary_width"] % 2:
         raise UserError(f"{source}: {found['rotary_width']} numbers of a head are rotated; expected an even number.")
     return found

@@ -278,7 +278,7 @@ def quantization_in(directory: Path) -> Quantization | None:
 def _shards(index: Path) -> list[Path]:
     mapped = read_json_object(index, error=RunFailed, most_bytes=_MOST_INDEX_BYTES).get("weight_map")
     if not isinstance(mapped, dict) or not mapped:
-        raise RunFailed(f"{index} is damaged: it has no 'weight_map'; download it again.")
+        raise RunFailed(f"{index} is damaged: its 'weight_map' is missing or empty; download it again.")
     files = []
     for name in {str(name): name for name in mapped.values()}.values():
         if not isinstance(name, str) or not _is_file_name(name):
