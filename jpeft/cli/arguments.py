@@ -31,7 +31,8 @@ def require_utf8(words: Iterable[str]) -> None:
     for word in words:
         if said := why_not_utf8(word, RENAME_OR_REENCODE):
             if _is_utf8_to_others(word):
-                said = f"the locale of this process is not UTF-8, and what was given is: {word.encode(errors='surrogateescape')[:60]!r}; set PYTHONUTF8=1"
+                given = word.encode(errors="surrogateescape")[:60]
+                said = f"the locale of this process is not UTF-8, and what was given is: {given!r}; set PYTHONUTF8=1"
             raise UserError(f"{said}.")
 
 

@@ -130,7 +130,7 @@ def test_an_index_that_names_an_absent_shard_is_refused(directory):
 def test_a_damaged_index_is_one_line(directory, index):
     write_index(directory, index)
     with pytest.raises(
-        RunFailed, match=r"index.json (is damaged: its 'weight_map' is missing or empty|is not|holds a|is nested)"
+        RunFailed, match=r"index.json (is damaged: its 'weight_map' is missing|is not|holds a|is nested)"
     ):
         t5_weights.load(directory)
 
