@@ -11,7 +11,7 @@ from jpeft.errors import UserError
 from jpeft.peft.method import AddedModules, Method
 from jpeft.peft.sites import is_trained, site_modules
 from jpeft.peft.variables import Adapter
-from jpeft.peft.wrapping import is_adapted
+from jpeft.peft.wrapping import attached_method, is_adapted
 from jpeft.words import shortened
 
 
@@ -50,6 +50,8 @@ def require_attached_by(tuned: nnx.Module, method: Method) -> None:
       UserError: it attached none of them.
     """
     places = trained_places(tuned)
+    if any(attached_method(place.module) == method for place in places):
+        return
     # Sites of other methods must not influence the fields that `settled` derives from the sites.
     candidates = [place for place in places if place.sites[0].kind in method.kinds]
     if isinstance(method, AddedModules):

@@ -2,12 +2,14 @@
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from flax import nnx
 
 from jpeft.arguments import require_module
+from jpeft.errors import UserError
 from jpeft.leaves import LayerStack, segment_starts
 from jpeft.peft.variables import Adapter
 from jpeft.peft.views import View, view_of
@@ -93,7 +95,11 @@ class SiteModule:
 
 
 def site_modules(model: nnx.Module) -> list[SiteModule]:
-    """Every module of a model to which an adapter can be attached, those in stacks of layers last."""
+    """Every module of a model to which an adapter can be attached, those in stacks of layers last.
+
+    Raises:
+      UserError: two modules have the same path, since a key of a dictionary contains '/'.
+    """
     found: list[SiteModule] = []
     stacks: list[tuple[str, LayerStack]] = []
     roles = roles_of(model)
@@ -110,6 +116,9 @@ def site_modules(model: nnx.Module) -> list[SiteModule]:
                     layers = range(first, first + count)
                     its_sites = (_site(f"{path}/layers/{layer}/{inner}", view, roles) for layer in layers)
                     found.append(SiteModule(module, view, tuple(its_sites), in_stack=True))
+    path, times = Counter(site.path for one in found for site in one.sites).most_common(1)[0] if found else ("", 0)
+    if times > 1:
+        raise UserError(f"{times} modules of the model have the path {path!r}; rename a key with '/' in it.")
     return found
 
 

@@ -181,3 +181,16 @@ def test_a_map_that_computes_in_bfloat16_is_merged(method, key):
     x = jax.random.normal(jax.random.key(1), (3, 64))
     before, after = (np.asarray(one.a(x), np.float32) for one in (tuned, merged))
     np.testing.assert_allclose(after, before, atol=0.02 * np.abs(before).max())
+
+
+def test_two_modules_of_one_path_are_told_before_anything_is_attached():
+    model = nnx.Dict({"b/c": linear(), "b": nnx.Dict(c=linear())})
+    with pytest.raises(jpeft.UserError, match="2 modules of the model have the path 'b/c'; rename a key with '/'"):
+        jpeft.attach(model, LORA, where=".*")
+
+
+def test_a_method_that_was_attached_in_two_calls_is_known_by_what_it_is():
+    vera = jpeft.Vera(rank=2)
+    model = nnx.Sequential(nnx.Linear(4, 6, rngs=nnx.Rngs(0)), nnx.Linear(6, 4, rngs=nnx.Rngs(1)))
+    tuned = jpeft.attach(jpeft.attach(model, vera, where="layers/0"), vera, where="layers/1")
+    jpeft.fit(tuned, [X] * 2, squares, method=vera)
