@@ -5,6 +5,7 @@ Everything that can be wrong with a run is checked here, before its directory is
 
 import dataclasses
 import datetime
+import functools
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -166,28 +167,20 @@ def assemble(
     }
     graphdef, adapter, base = split(setup.model)
     adapter, base = layout.place(adapter), layout.place(base)
-    optimizer = AdamW(
-        weight_decay=run.train.weight_decay,
-        clip_grad_norm=run.train.clip_grad_norm,
-        rate_factors=tuple(setup.method.rate_factors.items()),
-    )
+    optimizer = _optimizer(run, setup)
     state = layout.place(init_state(adapter, optimizer, setup.method))
-    smoothing = run.train.label_smoothing
-
-    def programs_for(graphdef: nnx.GraphDef) -> Programs:
-        return build_programs(
-            graphdef,
-            state,
-            base,
-            optimizer,
-            layout,
-            label_smoothing=smoothing,
-            method=setup.method,
-            parts=parts_apart(layout, setup.method, setup.model.config.dropout_rate),
-            **answering_options,
-            cache=session.programs,
-        )
-
+    programs_for = functools.partial(
+        build_programs,
+        state=state,
+        base=base,
+        optimizer=optimizer,
+        layout=layout,
+        label_smoothing=run.train.label_smoothing,
+        method=setup.method,
+        parts=parts_apart(layout, setup.method, setup.model.config.dropout_rate),
+        cache=session.programs,
+        **answering_options,
+    )
     if asked == run:
         programs, settled = programs_for(graphdef), {}
     else:
@@ -226,6 +219,14 @@ def assemble(
         settled,
     )
     return assembly, _trainer(assembly, state), untuned
+
+
+def _optimizer(run: Run, setup: Setup) -> AdamW:
+    return AdamW(
+        weight_decay=run.train.weight_decay,
+        clip_grad_norm=run.train.clip_grad_norm,
+        rate_factors=tuple(setup.method.rate_factors.items()),
+    )
 
 
 def _check_names(run: Run) -> None:
