@@ -1,1 +1,1 @@
-"""Measured comparisons of jpeft with Hugging Face transformers and PEFT on PyTorch: the same work in one run."""
+"""Benchmarks of jpeft against Hugging Face transformers and PEFT on PyTorch: both sides do the same work in turns."""

@@ -1,11 +1,11 @@
-"""A bank of many LoRA adapters on `mini`: does each row get its own, what does that cost, what does one more cost?
+"""Benchmark a bank of many LoRA adapters on `mini`: correctness of mixed batches, their cost, and that of one adapter.
 
   python -m benchmarks.bank                              1,000 adapters; some minutes on two cores
   python -m benchmarks.bank --adapters 100 --repeats 5
 
-Agreement: every adapter's row of a batch drawn at random against the same adapter attached alone, and for some rows
-both against the same in float64. Speed: a batch of one adapter attached alone against the same batch with an adapter of
-its own for each row, taking turns; medians are compared.
+Agreement: the logits of each adapter's row in a mixed batch against those of the model with that adapter alone; the
+rows that differ most are also computed in float64. Speed: a batch with one attached adapter against the same batch with
+a different adapter for each row, in turns; medians are compared.
 """
 
 import argparse
@@ -39,19 +39,19 @@ from jpeft.peft.variables import Adapter
 from jpeft.serve.bank import AdapterBank
 from jpeft.serve.pool import room_for
 
-RANK = 8  # the largest
+RANK = 8  # the largest rank; adapters have 1 to RANK
 ENC_LEN, DEC_LEN, MAX_LENGTH = 64, 16, 32
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapters", type=int, default=1000)
-    parser.add_argument("--rows", type=int, default=16, help="of a batch")
+    parser.add_argument("--rows", type=int, default=16, help="rows of a batch")
     parser.add_argument("--repeats", type=int, default=41)
     parser.add_argument(
-        "--wide", type=int, default=16, help="rows, those that differ most, that are also computed in float64"
+        "--wide", type=int, default=16, help="number of rows, those that differ most, to compute in float64 as well"
     )
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args(argv)
     keep_freed_memory()
     bench = _Bench(arguments.adapters, arguments.rows)
@@ -92,7 +92,7 @@ def _filled(model: T5, leaves: dict[str, np.ndarray], dtype: Any = np.float32) -
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """Logits of one row by the bank and by its adapter alone, float32."""
+    """One row's float32 logits from the bank (`mixed`) and from the model with its adapter alone."""
 
     name: str
     tokens: tuple[np.ndarray, ...]
@@ -105,7 +105,7 @@ class _Row:
 
 
 class _Bench:
-    """The bank, its adapters, and one program for an adapter alone."""
+    """The bank and its adapters, which are drawn from their numbers and not stored."""
 
     def __init__(self, adapters: int, rows: int):
         self.rows, self.draw = rows, np.random.default_rng(0)
@@ -115,12 +115,12 @@ class _Bench:
         self.names = [f"a{i}" for i in range(adapters)]
 
     def method(self, name: str) -> Lora:
-        """An adapter's rank, 1 to `RANK`, and its alpha, both from its number."""
+        """The LoRA method of an adapter; its rank, 1 to `RANK`, and alpha follow from its number."""
         rank = 1 + int(name[1:]) % RANK
         return Lora.official(rank=rank, alpha=2.5 * rank)
 
     def leaves(self, name: str) -> dict[str, np.ndarray]:
-        """An adapter's values, drawn from its number: A as it starts, B as large as training may make it."""
+        """An adapter's values, drawn from its number: A as initialised, B of the size that training may give it."""
         draw, rank, drawn = np.random.default_rng(int(name[1:])), self.method(name).rank, {}
         for site in self.sites:
             bound = site.d_in**-0.5
@@ -129,12 +129,12 @@ class _Bench:
         return drawn
 
     def alone(self, name: str) -> T5:
-        """The base with an adapter as its method attaches it."""
+        """The base with one adapter attached."""
         attached = attach(self.model, self.method(name), self.sites, jax.random.key(0))
         return _filled(attached, self.leaves(name))
 
     def tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """A batch of random tokens, rows of different lengths."""
+        """Random input tokens `[rows, ENC_LEN]` with rows of different lengths, and target tokens `[rows, DEC_LEN]`."""
         vocab = self.model.config.vocab_size
         inputs = self.draw.integers(3, vocab, (self.rows, ENC_LEN)).astype(np.int32)
         for row, length in enumerate(self.draw.integers(8, ENC_LEN + 1, self.rows)):
@@ -142,7 +142,7 @@ class _Bench:
         return inputs, self.draw.integers(3, vocab, (self.rows, DEC_LEN)).astype(np.int32)
 
     def filling(self) -> dict[str, Any]:
-        """Adding all, one by one, while batches run; then taking some out and putting them back."""
+        """Time adding all adapters one by one, with batches in between, then removing some and adding them again."""
         tokens = self.tokens()
         self.bank.logits(*tokens, names=[None] * self.rows).block_until_ready()
         programs, add, remove = self.bank.num_programs, [], []
@@ -172,9 +172,9 @@ class _Bench:
         return add
 
     def agreement(self, wide_rows: int) -> dict[str, Any]:
-        """The largest difference of a row's logits from its adapter's alone, over all adapters."""
+        """Compare each adapter's row in mixed batches with the model with that adapter alone; returns the errors."""
         order, found = [str(name) for name in self.draw.permutation(self.names)], []
-        worst: list[_Row] = []  # alone kept whole: a thousand rows' logits are 2 GB
+        worst: list[_Row] = []  # only these keep their logits: those of a thousand rows are 2 GB
         for start in range(0, len(order), self.rows):
             names = order[start : start + self.rows]
             tokens = self.tokens()
@@ -190,7 +190,7 @@ class _Bench:
         return {
             "rows": len(found),
             "logits_largest": float(max(sizes)),
-            "logits_moved_at_least": float(min(moved)),  # by each adapter, from the base's
+            "logits_moved_at_least": float(min(moved)),  # smallest effect of an adapter on the base's logits
             "difference": max(differences),
             "difference_of_the_largest_rank": max(full),
             "rows_within_1e-5": sum(value <= 1e-5 for value in differences),
@@ -198,7 +198,7 @@ class _Bench:
         }
 
     def _in_float64(self, rows: "Sequence[_Row]") -> dict[str, float]:
-        """Of the rows that differ most: how far both are from the same in float64, and how far apart they are there."""
+        """Errors of both results against float64 for the rows that differ most, and their difference in float64."""
         errors: dict[str, float] = {"bank_from_float64": 0.0, "alone_from_float64": 0.0, "difference_in_float64": 0.0}
         with _wide():
             base = _base(jnp.float64)
@@ -218,9 +218,9 @@ class _Bench:
         return {f"of_the_{len(rows)}_worst_{name}": value for name, value in errors.items()}
 
     def speed(self, repeats: int) -> dict[str, Any]:
-        """One adapter alone against an adapter a row, forward and greedy generation."""
+        """Time forward passes and greedy generation with one attached adapter and with one adapter per row."""
         tokens, names = self.tokens(), [str(name) for name in self.draw.choice(self.names, self.rows)]
-        graphdef, adapter, base = split(self.alone(f"a{RANK - 1}"))  # of the largest rank
+        graphdef, adapter, base = split(self.alone(f"a{RANK - 1}"))  # an adapter of the largest rank
         forward = jax.jit(lambda adapter, base, *tokens: nnx.merge(graphdef, adapter, base)(*tokens))
         generate = jax.jit(make_generate(graphdef, max_length=MAX_LENGTH))
         calls = {
@@ -229,7 +229,7 @@ class _Bench:
             "generate_one": lambda: generate(adapter, base, tokens[0]),
             "generate_bank": lambda: self.bank.generate(tokens[0], names, max_length=MAX_LENGTH),
         }
-        for name in ("generate_one", "generate_bank"):  # the same steps of the same loop
+        for name in ("generate_one", "generate_bank"):  # both must run every step of the loop
             assert np.all(np.asarray(calls[name]()) != 0, axis=1).any(), "no row went on to the last step"
         timed = alternate({name: lambda call=call: _seconds(call) for name, call in calls.items()}, repeats)
         figures: dict[str, Any] = {f"{name}_ms": 1e3 * timing.median for name, timing in timed.items()}
@@ -248,7 +248,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 @contextlib.contextmanager
 def _wide() -> Iterator[None]:
-    """The network in float64 throughout: where it says float32 for statistics and softmax, float64 is meant."""
+    """Run T5 in float64 throughout: its explicit float32 casts, for statistics and softmax, become float64."""
     narrow = t5.jnp
     with jax.enable_x64(True):
         t5.jnp = SimpleNamespace(**{**vars(jnp), "float32": jnp.float64})

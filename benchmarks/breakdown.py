@@ -1,10 +1,10 @@
-"""Where the time of jpeft's own work goes: what kind of operation, how much of it, at which share of the ceiling.
+"""Break down the time of jpeft's compiled programs by kind of operation, with the share of peak speed of each.
 
   python -m benchmarks.breakdown --size small                      a LoRA training step
   python -m benchmarks.breakdown --size mini --work validation --method full --rows 4 --input-length 104
 
-The products of `mini` and FLAN-T5-small's sizes never run at the speed of the large ones that the ceiling is measured
-with, and between them lies work that multiplies nothing: the table says how much either of them costs.
+The ceiling is the measured speed of a large matrix product. The products of `mini` and FLAN-T5-small are too small to
+reach it, and part of the time goes into operations without products; the table shows how much each costs.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from benchmarks.sides import ceiling
 from benchmarks.work import METHODS, SIZES, Size, write_checkpoint
 
 WORKS = {"train": ours.train_step, "validation": ours.validation}
-_NARROW = 32  # a product with a side below this is of an adapter or of a few rows
+_NARROW = 32  # a product with a smaller dimension belongs to an adapter or to few rows
 
 
 @dataclasses.dataclass
 class Share:
-    """What one kind of operation takes of a program."""
+    """Totals of one kind of operation in one run of a program."""
 
     seconds: float = 0.0
     flops: float = 0.0
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Share]:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--work", choices=WORKS, default="train")
     parser.add_argument("--method", choices=METHODS, default="lora")
-    parser.add_argument("--rows", type=int, help="of a batch, if not the size's own")
+    parser.add_argument("--rows", type=int, help="rows of a batch (default: the size's own)")
     parser.add_argument("--input-length", type=int)
     parser.add_argument("--target-length", type=int)
     parser.add_argument("--runs", type=int, default=10)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Share]:
 
 
 def by_kind(operations: Iterable[Operation], size: Size) -> dict[str, Share]:
-    """Time, arithmetic and number of runs of each kind of operation, the longest first."""
+    """Sum up seconds, FLOPs and runs by kind of operation, the longest-running kind first."""
     shares: dict[str, Share] = collections.defaultdict(Share)
     for operation in operations:
         share = shares[kind_of(operation, size)]
@@ -76,7 +76,7 @@ def by_kind(operations: Iterable[Operation], size: Size) -> dict[str, Share]:
 
 
 def kind_of(operation: Operation, size: Size) -> str:
-    """What an operation is for, by the shapes of what it multiplies."""
+    """Classify an operation by the shapes of its first matrix product."""
     if not operation.products:
         return "elementwise, copies"
     product = operation.products[0]

@@ -1,14 +1,15 @@
-"""One whole cell of the benchmark by jpeft, and by Seq2SeqTrainer with PEFT as its user would write it.
+"""Compare one whole cell of the benchmark: jpeft against Seq2SeqTrainer + PEFT used in the common way.
 
   python -m benchmarks.cell --data DATA --task agnews
   python -m benchmarks.cell --data DATA --task samsum --train 300 --validation 100 --test 100
   python -m benchmarks.cell --data DATA --size small --train 320 --validation 160 --test 160
 
-Both tune `mini` (or, with `--size small`, random weights of FLAN-T5-small's sizes, whose answers mean nothing) by LoRA,
-rank 8 on q and v, on the same rows, 16 a step, for as many epochs with the Trainer's schedule (up from 0 and down to 0)
-and clipping; validate after each, keep the best, and answer the test rows by greedy generation. Every repeat has
-another seed, of LoRA's start and the order of rows. Times are of whole processes, imports and compiling included:
-jpeft's first with nothing compiled before, then with its programs kept.
+Both tune `mini` (or, with `--size small`, random weights of FLAN-T5-small's sizes, whose answers mean nothing) by LoRA
+with rank 8 on q and v, on the same rows, 16 per step, for the same number of epochs, with the Trainer's schedule
+(linear warmup from 0 and decay to 0) and gradient clipping. They validate after each epoch, keep the best adapter and
+answer the test rows by greedy decoding. Each repeat has its own seed for LoRA's initialisation and the order of rows.
+Times are those of whole processes, with imports and compilation: jpeft's first with an empty compilation cache, then
+with a warm one.
 """
 
 import argparse
@@ -44,7 +45,7 @@ EVAL_BATCH_SIZE = 32
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="directory of the datasets; generated rows if not given")
+    parser.add_argument("--data", help="directory of the datasets (default: generated rows)")
     parser.add_argument("--task", default="agnews", choices=("agnews", "cola", "e2e", "samsum"))
     parser.add_argument("--size", default="mini", choices=("mini", "small"))
     parser.add_argument("--train", type=int, default=1000)
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--max-input-length", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args(argv)
     try:
         require_path(arguments.data)
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _model(size: str, directory: Path) -> Path:
-    """The directory that both sides read: `mini` itself, or random weights with its tokenizer."""
+    """The checkpoint that both sides load: `mini`, or random weights with its tokenizer."""
     mini = resolve("mini", report=print)
     if size == "mini":
         return mini
@@ -95,7 +96,7 @@ def _model(size: str, directory: Path) -> Path:
 
 
 def _data(arguments: argparse.Namespace, model: Path) -> Data:
-    """The rows that jpeft draws for the cell, for the other side to be given."""
+    """The rows that jpeft draws for the cell; the other side gets the same."""
     defaults = DataConfig()
     request = DataRequest(
         source="local" if arguments.data else "sample",

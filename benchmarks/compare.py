@@ -1,12 +1,12 @@
-"""jpeft against transformers + PEFT on PyTorch: training steps, validation, generation, start-up, memory.
+"""Compare jpeft with transformers + PEFT on PyTorch: training steps, validation, generation, start-up and memory.
 
   python -m benchmarks.compare --size small                     everything; about 15 minutes on two quiet cores
   python -m benchmarks.compare --size mini --only train,validation
   python -m benchmarks.compare --size small --dropout 0.1 --only train
   python -m benchmarks.compare --size smollm2                   the sizes of SmolLM2-135M, decoder-only
 
-Both sides read one random checkpoint and are given the same batches, each in a process of its own; they take turns.
-Look at the ratios: a shared machine's seconds are for orientation.
+Both sides load one random checkpoint and get the same batches, each in its own process; they take turns. The ratios are
+the result; on a shared machine the seconds are only indicative.
 """
 
 import argparse
@@ -31,11 +31,11 @@ PARTS = ("train", "inside", "validation", "generation", "startup")
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="mini")
-    parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"parts to run, comma-separated: {', '.join(PARTS)}")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args(argv)
     parts, methods = arguments.only.split(","), arguments.methods.split(",")
     if unknown := {*parts} - {*PARTS} | {*methods} - {*METHODS}:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 class _Bench:
-    """The parts of one call, and what they found."""
+    """The parts of the benchmark, one method each, and their figures."""
 
     def __init__(self, size: str, checkpoint: Path, methods: Sequence[str], repeats: int, console: Console):
         self.size, self.checkpoint = size, checkpoint
@@ -64,14 +64,14 @@ class _Bench:
         self.figures: dict[str, Any] = {"machine": machine(), "size": size}
 
     def train(self) -> None:
-        """A training step of every method."""
+        """Time a training step of every method."""
         table = _table("training step", "method", "jpeft s", "torch s", "torch / jpeft", "of the ceiling", "torch's")
         for method in self.methods:
             self._add("train", table, method, SIZES[self.size].train_flops(method), "train_step", name=method)
         self.console.print(table)
 
     def validation(self) -> None:
-        """The loss of a batch."""
+        """Time the validation loss of a batch."""
         table = _table("validation", "method", "jpeft s", "torch s", "torch / jpeft", "of the ceiling", "torch's")
         size = SIZES[self.size]
         for method in self.methods:
@@ -80,7 +80,7 @@ class _Bench:
         self.console.print(table)
 
     def generation(self) -> None:
-        """Greedy answers at two batch sizes, by the bare model and with an adapter."""
+        """Time greedy decoding at two batch sizes, of the bare model and with each adapter."""
         size = SIZES[self.size]
         table = _table(f"{size.target_length} greedy tokens", "model, rows", "jpeft s", "torch s", "torch / jpeft")
         for rows in (size.rows, 4 * size.rows):
@@ -91,7 +91,7 @@ class _Bench:
         self.console.print(table)
 
     def inside(self) -> None:
-        """jpeft against itself: methods against full tuning, later layers against all."""
+        """Compare jpeft's own training steps: methods with full tuning, later layers with all layers."""
         works = {method: {"name": method} for method in self.methods}
         works |= {f"{m}, later layers": {"name": m, "ablated": "later"} for m in ("lora", "ia3") if m in works}
         sides = {name: Side("ours", "train_step", self.checkpoint, self.size, **work) for name, work in works.items()}
@@ -106,7 +106,7 @@ class _Bench:
         self.console.print(table)
 
     def startup(self) -> None:
-        """From the call to the end of the first step, compiling and with programs kept; peak memory of three steps."""
+        """Measure the start-up with a cold and a warm compilation cache, to the end of the first step, and peak memory."""
         columns = ("jpeft cold s", "warm s", "torch s", "jpeft GB", "torch GB", "jpeft / torch")
         table = _table("start-up and memory", "method", *columns)
         found = self.figures["startup"] = {}
@@ -158,7 +158,7 @@ def _table(title: str, first: str, *others: str) -> Table:
 
 
 def machine() -> dict[str, Any]:
-    """On what the figures were made."""
+    """The cores, package versions and date of the measurement."""
     from importlib.metadata import version
 
     packages = ("jax", "flax", "torch", "transformers", "peft")

@@ -1,8 +1,8 @@
-"""Where the time of a compiled program goes, operation by operation.
+"""Measure the time of a compiled program operation by operation.
 
-The profiler says when each operation began and ended, the compiled text what it multiplies. Operations that do not
-depend on each other run side by side, each slower for it: a moment in which two are under way counts half for each, so
-that the times of all add up to the time of the program.
+The profiler gives the start and end of each operation, the compiled text the matrix products in it. Independent
+operations run concurrently and slow each other down; time in which several run is divided equally among them, so that
+the times of all operations add up to the time in which any was running.
 """
 
 import collections
@@ -27,7 +27,12 @@ _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """A matrix product: its result's shape and how many numbers each of its elements sums up."""
+    """A matrix product.
+
+    Attributes:
+      result: shape of the result.
+      summed: number of terms in each element, the size of the contracted dimensions.
+    """
 
     result: tuple[int, ...]
     summed: int
@@ -42,9 +47,10 @@ class Operation:
     """One operation of a program.
 
     Attributes:
-      seconds: in one run, its share of what runs beside it left out.
-      runs: how often in one run of the program.
-      products: what it multiplies each time; none for elementwise work, reductions and copies.
+      name: as in the compiled text.
+      seconds: its share of the time of one run of the program; concurrent operations share time equally.
+      runs: executions per run of the program.
+      products: matrix products of one execution; none for elementwise operations, reductions and copies.
     """
 
     name: str
@@ -54,12 +60,12 @@ class Operation:
 
     @property
     def flops(self) -> float:
-        """In one run of the program."""
+        """FLOPs of its products in one run of the program."""
         return self.runs * sum(product.flops for product in self.products)
 
 
 def products_of(text: str) -> dict[str, tuple[Product, ...]]:
-    """The matrix products in each instruction of a compiled program's text, a fusion's being those inside it."""
+    """The matrix products of each instruction in a compiled program's text; a fusion has those of its computation."""
     computations = _computations(text)
     inside = {name: tuple(_products(lines)) for name, lines in computations.items()}
     found = {}
@@ -78,7 +84,16 @@ def products_of(text: str) -> dict[str, tuple[Product, ...]]:
 
 
 def measure(call: Callable[[], object], text: str, *, runs: int) -> tuple[list[Operation], float]:
-    """Profiles `runs` calls of what runs the program of that text: its operations, and seconds of a call."""
+    """Profile `runs` calls of a compiled program.
+
+    Args:
+      call: runs the program once.
+      text: the program's compiled HLO text.
+      runs: number of calls to profile.
+
+    Returns:
+      The program's operations, and the seconds of one call.
+    """
     with tempfile.TemporaryDirectory() as directory:
         with jax.profiler.trace(directory):
             started = time.perf_counter()
@@ -89,7 +104,7 @@ def measure(call: Callable[[], object], text: str, *, runs: int) -> tuple[list[O
     module = re.match(r"HloModule ([\w.\-]+)", text)
     assert module is not None, "compiled text begins with the module's name"
     with warnings.catch_warnings():
-        # jaxlib makes a type at the first event; Python 3.13 warns of it, and where warnings are errors jaxlib aborts.
+        # jaxlib creates a type at the first event, at which Python 3.13 warns; as an error, the warning aborts jaxlib.
         warnings.filterwarnings("ignore", "builtin type .* has no __module__ attribute", DeprecationWarning)
         events = list(_events(trace, module.group(1)))
     nanoseconds = shared_time(events)
@@ -103,7 +118,7 @@ def measure(call: Callable[[], object], text: str, *, runs: int) -> tuple[list[O
 
 
 def shared_time(events: Iterable[tuple[float, float, str]]) -> dict[str, float]:
-    """Time of each name over all `(begin, end, name)`, where every moment is divided among what is under way in it."""
+    """Total time by name of the events `(begin, end, name)`, with time divided equally among concurrent events."""
     borders = sorted(
         [(begin, 1, name) for begin, _, name in events] + [(end, -1, name) for _, end, name in events],
         key=lambda border: (border[0], border[1]),
@@ -127,7 +142,7 @@ def _events(trace: ProfileData, module: str) -> Iterable[tuple[float, float, str
         for line in plane.lines:
             for event in line.events:
                 stats = dict(event.stats)
-                # A loop is under way all the time that its body's operations are, which say more.
+                # A loop spans the operations of its body, which are counted themselves.
                 if stats.get("hlo_module") == module and "hlo_op" in stats and not event.name.startswith("while"):
                     yield event.start_ns, event.start_ns + event.duration_ns, event.name
 
@@ -144,7 +159,7 @@ def _computations(text: str) -> dict[str, list[str]]:
 
 
 def _products(lines: Iterable[str], only: str | None = None) -> Iterable[Product]:
-    """The products among a computation's instructions, or that of the instruction `only`."""
+    """The matrix products of a computation's instructions, or only that of the instruction named `only`."""
     instructions = [match.groups() for match in map(_INSTRUCTION.match, lines) if match]
     shapes = {name: _shape(kind) for name, kind, _, _ in instructions}
     for name, kind, operation, rest in instructions:

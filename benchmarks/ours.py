@@ -1,7 +1,7 @@
-"""jpeft's side: the compiled functions that a run uses, on a checkpoint and a batch.
+"""jpeft's side of the comparison: a run's own compiled functions, on a checkpoint and a batch.
 
-Without a checkpoint weights are random, made on the device: seconds do not depend on values, and XL's in float32 are
-11 GB that no host need hold. It works on the devices of its process, in `dtype`.
+Without a checkpoint, weights are random and created on the device: the time does not depend on their values, and XL's
+float32 weights, 11 GB, need not fit into host memory.
 """
 
 import dataclasses
@@ -33,10 +33,11 @@ from jpeft.train.step import init_state, make_accumulate, make_update, zero_sums
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Something to time: calling it does it once.
+    """A piece of work to time; calling it does the work once.
 
     Attributes:
-      program: that does all of it, or nearly.
+      call: does the work and returns its result.
+      program: the compiled program that does all or nearly all of it.
     """
 
     call: Callable[[], Any]
@@ -47,8 +48,10 @@ class Work:
 
 
 def method_of(name: str) -> Method:
-    """As PEFT has it: LoRA of q and v, (IA)³ of k, v and the feed-forward's last map, 100 prompt vectors; and a bias on
-    every linear map."""
+    """The method with PEFT's settings: LoRA on q and v, (IA)³ on k, v and the feed-forward's output.
+
+    A soft prompt has 100 vectors, and BitFit adds a bias to every linear layer.
+    """
     reading = "paper" if name in ("full", "bitfit", "prompt") else "official"
     return build(name, reading, {"rank": LORA_RANK, "alpha": 2.0 * LORA_RANK} if name == "lora" else {})
 
@@ -62,12 +65,13 @@ def load(
     stored_dtype: str | None = None,
     quantization: str = "none",
 ) -> Any:
-    """The model of a checkpoint, or a random one of a size; an `endless` one never ends an answer.
+    """Load a checkpoint, or make a random model of `size` if `directory` is None.
 
     Args:
+      endless: remove the end token, so that no answer ends early.
       dtype: of the computation.
-      stored_dtype: of the weights; None is `dtype`.
-      quantization: of the maps of a random model: none, int8 or nf4.
+      stored_dtype: of the weights; None leaves it to the loader, and is `dtype` for a random model.
+      quantization: of a random model's linear layers: none, int8 or nf4.
     """
     keep_freed_memory()
     if directory is None:
@@ -83,7 +87,7 @@ def load(
 
 
 def random_model(size: Size, *, dtype: str, stored_dtype: str, quantization: str = "none") -> Any:
-    """Random weights of about the usual spread, made on the device leaf by leaf, without dropout."""
+    """A model with random weights of realistic spread, created on the device leaf by leaf, without dropout."""
     config = config_of(size, dropout_rate=0.0)
     model = family_with(config).abstract(config, dtype=jnp.dtype(dtype))
     quantize_modules(model, chosen_forms(model, Quantization(quantization)))
@@ -93,7 +97,7 @@ def random_model(size: Size, *, dtype: str, stored_dtype: str, quantization: str
         name, key = jax.tree_util.keystr(path), jax.random.key(i)
         if "codes" in name:
             made.append(jax.random.bits(key, leaf.shape, "uint8").astype(leaf.dtype))
-        elif "absmax" in name:  # a map's numbers are about half as large as the largest of them: those of a kernel
+        elif "absmax" in name:  # scales for which values have the spread of a kernel: about half their block's largest
             whole = size.spread(f"{name}['kernel']", (size.d_model, size.d_model))
             made.append(jnp.full(leaf.shape, 2.0 * whole, leaf.dtype))
         elif spread := size.spread(name, leaf.shape):
@@ -110,7 +114,7 @@ def _normal(key: jax.Array, spread: float, *, shape: tuple[int, ...], dtype: str
 
 
 def stored_as(name: str | None, dtype: str) -> str:
-    """The dtype of a run's weights: what trains is float32, whatever it computes in."""
+    """The dtype that a run stores the base's weights in: float32 if they train, else `dtype`."""
     return "float32" if name is not None and method_of(name).trains_base else dtype
 
 
@@ -135,7 +139,7 @@ def train_step(
     dtype: str = "float32",
     quantization: str = "none",
 ) -> Work:
-    """One optimizer step; gives its loss, the mean over target tokens."""
+    """One optimizer step; returns its loss, the mean over target tokens."""
     model = load(directory, size, dtype=dtype, stored_dtype=stored_as(name, dtype), quantization=quantization)
     graphdef, adapter, base = split(adapted(model, name, ablated))
     del model  # its weights are donated, or held by `base`
@@ -157,7 +161,7 @@ def train_step(
 
 
 def validation(directory: Path | None, size: Size, name: str, *, dtype: str = "float32") -> Work:
-    """The loss of a batch without dropout or gradients, the mean over target tokens."""
+    """The loss of a batch, the mean over target tokens, without dropout or gradients."""
     model = load(directory, size, dtype=dtype, stored_dtype=stored_as(name, dtype))
     graphdef, adapter, base = split(adapted(model, name))
     loss, batch = Program(make_loss(graphdef)), batch_of(size)
@@ -170,7 +174,7 @@ def validation(directory: Path | None, size: Size, name: str, *, dtype: str = "f
 
 
 def generation(directory: Path | None, size: Size, name: str | None, rows: int, *, dtype: str = "float32") -> Work:
-    """`target_length` greedy tokens of each row, none ending early; `name` None is the bare model."""
+    """Greedy decoding of `target_length` tokens per row, none ending early; `name` None is the bare model."""
     model = load(directory, size, endless=True, dtype=dtype, stored_dtype=stored_as(name, dtype))
     graphdef, adapter, base = split(model if name is None else adapted(model, name))
     generate = Program(make_generate(graphdef, max_length=size.target_length))
@@ -179,7 +183,7 @@ def generation(directory: Path | None, size: Size, name: str | None, rows: int, 
 
 
 def steps_side_by_side(size: Size, name: str, runs: int, *, dtype: str = "float32") -> tuple[Work, Work]:
-    """The gradients of a micro-batch in so many runs over one base: one run after the other, and in one program."""
+    """The gradients of a micro-batch in `runs` runs over one base: one run after the other, and in one program."""
     model = load(None, size, dtype=dtype, stored_dtype=stored_as(name, dtype))
     graphdef, adapter, base = split(adapted(model, name))
     alone = Program(make_accumulate(graphdef))

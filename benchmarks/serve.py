@@ -1,11 +1,11 @@
-"""`jpeft serve` under load: clients whose answers are known, each with an adapter of its own.
+"""Load test of `jpeft serve`: concurrent clients, each with its own adapter and known answers.
 
   python -m benchmarks.serve                              64 clients for a minute, `mini` with 64 LoRA adapters
   python -m benchmarks.serve --clients 8 --seconds 10
 
-Every client asks for one input after another and holds each answer against what its adapter says alone, computed before
-by `jpeft.model.decode.greedy` on base and adapter. An answer that differs or is missing is an error, and so is a
-row that the server answered and nobody asked for.
+Every client sends one request after another and compares each answer with that of its adapter alone, computed
+beforehand with `jpeft.model.decode.greedy`. The figures count wrong and missing answers, and rows that the server
+answered without a request.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from jpeft.peft.variables import Adapter
 
 METHOD = Lora.official(rank=8)
 OUTPUT_TOKENS = 16
-CLEAR = 1e-3  # by which the likeliest token leads; a nearer call may fall either way in float32
+CLEAR = 1e-3  # least lead, in logits, of the likeliest token; float32 rounding may swap closer ones
 TEXTS = (
     "topic: Ferrari wins in Monza", "summarize: Ann: lunch? Bob: yes, at noon", "is it acceptable: He go home.",
     "name[Alimentum], food[Thai], area[riverside]", "topic: shares of the bank fall after the merger",
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as directory:
         known = write_adapters(Path(directory), arguments.model, arguments.clients)
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def write_adapters(directory: Path, model: str, count: int) -> dict[str, dict[str, str]]:
-    """Random adapters as files; returns `{adapter: {text: answer}}` of those answers that are clear."""
+    """Write random adapters to `directory`; returns `{adapter: {text: answer}}` for the unambiguous answers."""
     base = t5_weights.load(resolve(model))
     tokenizer = Tokenizer.load(resolve(model))
     sites = select(base, METHOD)
@@ -92,7 +92,7 @@ def write_adapters(directory: Path, model: str, count: int) -> dict[str, dict[st
 
 
 def clear_answers(model: T5, tokenizer: Tokenizer) -> dict[str, str]:
-    """Greedy answers of a model to `TEXTS`, without those on whose way two tokens were too near."""
+    """The model's greedy answers to `TEXTS`, without those where the two likeliest tokens were once within `CLEAR`."""
     inputs = np.zeros((len(TEXTS), 64), np.int32)
     for row, ids in zip(inputs, tokenizer.encode(TEXTS, max_length=64).ids, strict=True):
         row[: len(ids)] = ids
@@ -106,7 +106,7 @@ def clear_answers(model: T5, tokenizer: Tokenizer) -> dict[str, str]:
 
 @jax.jit
 def _greedy_with_scores(model: T5, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Answers, `[batch, OUTPUT_TOKENS]`, and by one pass over the whole of them the scores at each of their tokens."""
+    """Greedy tokens `[batch, OUTPUT_TOKENS]`, and the logits at each of them from one pass over the whole sequence."""
     generated = greedy(model, inputs, max_length=OUTPUT_TOKENS).tokens
     return generated, model(inputs, jnp.pad(generated, ((0, 0), (1, 0)))[:, :-1])
 
@@ -125,7 +125,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(options: Sequence[str]) -> Iterator[Server]:
-    """Starts `jpeft serve` on a free port, waits until it listens, and ends it by SIGTERM."""
+    """Run `jpeft serve` on a free port: waits until it listens, and stops it with SIGTERM on exit."""
     command = [sys.executable, "-m", "jpeft.cli", "serve", "--port", "0", "--json", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -140,8 +140,8 @@ def serving(options: Sequence[str]) -> Iterator[Server]:
 
 
 async def load(server: Server, known: Mapping[str, Mapping[str, str]], seconds: float) -> dict[str, Any]:
-    """One client an adapter, each asking again as soon as it is answered; figures of all."""
-    # Once each before memory is read: what a first use allocates is no growth.
+    """Run one client per adapter, each sending its next request as soon as it has an answer; returns the figures."""
+    # One request per adapter before memory is read: allocations at the first use are not growth.
     limits = httpx2.Limits(max_connections=None)
     async with httpx2.AsyncClient(base_url=server.url, timeout=60, limits=limits) as http:
         await asyncio.gather(*(_ask(http, adapter, next(iter(answers)), 0) for adapter, answers in known.items()))

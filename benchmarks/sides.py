@@ -1,6 +1,6 @@
-"""The two sides as processes of their own: neither's threads, allocator or memory are in the other's way.
+"""The two sides in separate processes, so that their threads, allocators and memory do not interfere.
 
-`python -m benchmarks.sides ours|theirs` answers requests on standard input, one JSON a line; `Side` asks them.
+`python -m benchmarks.sides ours|theirs` answers requests on standard input, one JSON object a line; `Side` sends them.
 """
 
 import json
@@ -14,14 +14,22 @@ from typing import Any
 
 from benchmarks.work import SIZES
 
-_CEILING_WIDTH = 1536  # of the square matrix product that is taken for what the machine can do
+_CEILING_WIDTH = 1536  # of the square matrices whose product measures the peak speed
 
 
 class Side:
-    """One side at work on one thing: `ours` or `theirs`."""
+    """A process of one side, `ours` or `theirs`, that does one piece of work."""
 
     def __init__(self, side: str, work: str, checkpoint: Path, size: str, /, **options: Any):
-        """Starts the process and has `work`, a function of the side's module, made with these options."""
+        """Start the process and do the work once.
+
+        Args:
+          side: `ours` or `theirs`.
+          work: name of the function in the side's module that prepares the work.
+          checkpoint: directory of the model.
+          size: name in `SIZES`.
+          options: further arguments of that function.
+        """
         started = time.perf_counter()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.sides", side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -30,15 +38,15 @@ class Side:
         self.start_up_seconds = time.perf_counter() - started
 
     def call(self) -> float:
-        """Does the work once; its seconds."""
+        """Do the work once; returns the seconds it took."""
         return self._ask(call=True)["seconds"]
 
     def ceiling(self) -> float:
-        """FLOP/s of a large matrix product, just now."""
+        """FLOP/s of a large matrix product, measured now."""
         return self._ask(ceiling=True)["flops"]
 
     def peak_memory_bytes(self) -> int:
-        """Most resident memory of the process so far."""
+        """Peak resident memory of the process so far."""
         return self._ask(memory=True)["bytes"]
 
     def close(self) -> None:
@@ -58,7 +66,7 @@ class Side:
 
 
 def ceiling(name: str) -> float:
-    """FLOP/s of a large matrix product by JAX (`ours`) or by PyTorch (`theirs`), the best of five."""
+    """FLOP/s of a large matrix product in JAX (`ours`) or PyTorch (`theirs`), the best of five."""
     shape = (_CEILING_WIDTH, _CEILING_WIDTH)
     if name == "ours":
         import jax
@@ -86,14 +94,14 @@ def ceiling(name: str) -> float:
 
 
 def _peak_memory_bytes() -> int:
-    # Not getrusage: a child begins with its parent's peak there.
+    # Not getrusage, whose peak a child inherits from its parent.
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def _answer(name: str) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a library prints must not come between the answers
+    os.dup2(2, 1)  # output of libraries goes to standard error, not between the answers
     if name == "ours":
         from jpeft.files import cache_directory
         from jpeft.program import use_compilation_cache

@@ -1,6 +1,6 @@
-"""The other side: Hugging Face transformers and PEFT on PyTorch, as their users would write it.
+"""PyTorch's side of the comparison: Hugging Face transformers and PEFT, used in the common way.
 
-Without a checkpoint weights are random, made on `device` in `dtype`, without dropout.
+Without a checkpoint, weights are random, created on `device` in `dtype`, without dropout.
 """
 
 import warnings
@@ -23,7 +23,7 @@ warnings.filterwarnings("ignore", module="peft")
 def adapted(
     directory: Path | None, size: Size, name: str | None, *, dtype: str = "float32", device: str = "cpu"
 ) -> torch.nn.Module:
-    """The checkpoint, or a random model, with a method attached; PEFT has no BitFit: its biases are added by hand."""
+    """The checkpoint or a random model with a method attached; PEFT lacks BitFit, whose biases are added by hand."""
     if directory is None:
         model = _random_model(size, getattr(torch, dtype), device)
     else:
@@ -75,7 +75,7 @@ def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 def _batch(size: Size, device: str) -> dict[str, torch.Tensor]:
     tokens = token_batch(size)
     inputs, labels = (torch.from_numpy(tokens[name]).long().to(device) for name in ("inputs", "targets"))
-    if not isinstance(size, T5Size):  # the answer behind its prompt, whose tokens have no loss
+    if not isinstance(size, T5Size):  # prompt and answer in one sequence; only the answer has a loss
         inputs, labels = (torch.cat([before, labels], dim=1) for before in (inputs, torch.full_like(inputs, -100)))
     return {"input_ids": inputs, "attention_mask": torch.ones_like(inputs), "labels": labels}
 
@@ -101,7 +101,7 @@ def train_step(
 def validation(
     directory: Path | None, size: Size, name: str, *, dtype: str = "float32", device: str = "cpu"
 ) -> Callable[[], float]:
-    """The loss of a batch without dropout or gradients."""
+    """The loss of a batch, without dropout or gradients."""
     model, batch = adapted(directory, size, name, dtype=dtype, device=device).eval(), _batch(size, device)
 
     def evaluate() -> float:
@@ -114,7 +114,7 @@ def validation(
 def generation(
     directory: Path | None, size: Size, name: str | None, rows: int, *, dtype: str = "float32", device: str = "cpu"
 ) -> Callable[[], np.ndarray]:
-    """`target_length` greedy tokens of each row, none ending early; `name` None is the bare model."""
+    """Greedy decoding of `target_length` tokens per row, none ending early; `name` None is the bare model."""
     model = adapted(directory, size, name, dtype=dtype, device=device).eval()
     base = model if name in (None, "full", "bitfit") else model.get_base_model()
     base.generation_config.eos_token_id = None

@@ -1,4 +1,4 @@
-"""Times that mean something on a shared machine: contenders take turns, and medians of the turns are compared."""
+"""Timing on a shared machine: contenders take turns, so that load affects all alike, and medians are compared."""
 
 import dataclasses
 import statistics
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of one contender's turns."""
+    """Seconds of each of one contender's turns."""
 
     seconds: tuple[float, ...]
 
@@ -17,7 +17,7 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Half of what lies between the fastest and the slowest turn, as a share of the median."""
+        """Half the range between the fastest and the slowest turn, as a fraction of the median."""
         return (max(self.seconds) - min(self.seconds)) / 2 / self.median
 
     def __str__(self) -> str:
@@ -25,7 +25,12 @@ class Timing:
 
 
 def alternate(contenders: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, Timing]:
-    """Calls every contender once to warm up, then all in turn, `repeats` times; each returns its seconds."""
+    """Time contenders in turns.
+
+    Args:
+      contenders: functions that do their work once and return the seconds it took; each is called once to warm up.
+      repeats: number of rounds; each round calls every contender once.
+    """
     for call in contenders.values():
         call()
     rounds = [{name: call() for name, call in contenders.items()} for _ in range(repeats)]

@@ -1,4 +1,4 @@
-"""A cell as a user of Hugging Face would write it (Seq2SeqTrainer, PEFT), on rows from `cell.json`; see `cell.py`."""
+"""The Seq2SeqTrainer + PEFT side of `cell.py`: trains and predicts on the rows and settings in `cell.json`."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ import transformers
 
 def main(workdir: Path) -> None:
     cell = json.loads((workdir / "cell.json").read_text())
-    transformers.set_seed(cell["seed"])  # LoRA's start is drawn before the Trainer sets it
+    transformers.set_seed(cell["seed"])  # LoRA is initialised before the Trainer sets the seed
     tokenizer = transformers.AutoTokenizer.from_pretrained(cell["model"])
     model = transformers.T5ForConditionalGeneration.from_pretrained(cell["model"])
     model.config.dropout_rate = 0.0
@@ -40,7 +40,7 @@ def main(workdir: Path) -> None:
             output_dir=str(workdir / "trainer"),
             num_train_epochs=cell["epochs"],
             learning_rate=cell["learning_rate"],
-            warmup_steps=0.1,  # below 1: a share of all steps
+            warmup_steps=0.1,  # a value below 1 is a fraction of all steps
             per_device_train_batch_size=cell["batch_size"],
             per_device_eval_batch_size=cell["eval_batch_size"],
             eval_strategy="epoch",

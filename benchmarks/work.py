@@ -1,4 +1,4 @@
-"""What both sides do: sizes, random weights, token batches, and the arithmetic of it."""
+"""The workload of both sides: model sizes, random checkpoints, token batches, and their FLOPs and memory traffic."""
 
 import abc
 import dataclasses
@@ -15,7 +15,7 @@ LEARNING_RATE = 1e-3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Size(abc.ABC):
-    """A network and the batch that it is given."""
+    """The dimensions of a model and of the batches it processes."""
 
     d_model: int
     d_ff: int
@@ -28,32 +28,32 @@ class Size(abc.ABC):
 
     @abc.abstractmethod
     def config_values(self) -> dict[str, Any]:
-        """What such a model has in its `config.json`, but for dropout."""
+        """The entries of the model's `config.json`, without dropout."""
 
     @abc.abstractmethod
     def spread(self, name: str, shape: tuple[int, ...]) -> float:
-        """The standard deviation of a new weight by its path and shape; 0 of one that begins at 1."""
+        """The standard deviation of a random weight by its path and shape; 0 for a weight that is initialised to 1."""
 
     @abc.abstractmethod
     def forward_flops(self, method: str, *, rows: int) -> float:
-        """Arithmetic of the matrix products of one forward pass over `rows` rows; what adapters add is left out."""
+        """FLOPs of the matrix products of one forward pass over `rows` rows, without those that an adapter adds."""
 
     @abc.abstractmethod
     def generation_bytes(self, method: str | None, *, rows: int, itemsize: int) -> float:
-        """What must be read of memory to generate `target_length` tokens of each row, and nothing else."""
+        """The fewest bytes to read from memory to generate `target_length` tokens for each row."""
 
     def train_flops(self, method: str) -> float:
-        """Of one step: forward and activations' gradients, and for full tuning the weights' gradients."""
+        """FLOPs of one step: forward pass and gradients of activations, for full tuning also gradients of weights."""
         return self.forward_flops(method, rows=self.rows) * (3 if method == "full" else 2)
 
     def read_length(self, method: str | None) -> int:
-        """Tokens before the answer, the soft prompt among them."""
+        """Input tokens per row, including a soft prompt."""
         return self.input_length + (PROMPT_LENGTH if method == "prompt" else 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5Size(Size):
-    """A T5 1.1."""
+    """A T5 1.1: gated feed-forward layers, untied output layer."""
 
     d_kv: int
 
@@ -70,7 +70,7 @@ class T5Size(Size):
     def spread(self, name: str, shape: tuple[int, ...]) -> float:
         if "scale" in name:
             return 0.0
-        of_queries = self.d_kv**-0.5 if "['q']" in name else 1.0  # T5 has no 1/sqrt(d_kv) elsewhere
+        of_queries = self.d_kv**-0.5 if "['q']" in name else 1.0  # T5 scales queries here instead of attention scores
         return of_queries * (shape[-2] ** -0.5 if "kernel" in name else 1.0)
 
     def forward_flops(self, method: str, *, rows: int) -> float:
@@ -84,13 +84,14 @@ class T5Size(Size):
         return 2.0 * rows * (self.num_layers * (encoder + decoder) + head)
 
     def generation_bytes(self, method: str | None, *, rows: int, itemsize: int) -> float:
-        """The encoder's weights once; for every token the decoder's and the head's, and the keys and values of the
-        encoder's output and of half of the longest answer, which is what there is on average.
+        """The encoder's weights once; for every token those of decoder and output layer, and cached keys and values.
+
+        The cache holds those of the encoder's output and, on average, of half of the answer.
         """
         inner = self.num_heads * self.d_kv
         feed_forward = 3 * self.d_model * self.d_ff
         encoder = self.num_layers * (4 * self.d_model * inner + feed_forward)
-        # Of cross-attention q and o: its keys and values are made once.
+        # Only q and o of cross-attention: its keys and values are computed once.
         decoder = self.num_layers * (6 * self.d_model * inner + feed_forward) + self.d_model * self.vocab_size
         once = encoder + self.num_layers * 2 * self.d_model * inner
         attended = 2 * self.num_layers * rows * inner * (self.read_length(method) + self.target_length / 2)
@@ -99,7 +100,7 @@ class T5Size(Size):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaSize(Size):
-    """A Llama whose output layer is its embedding, heads as wide as `d_model / num_heads`."""
+    """A Llama with tied embeddings and heads of width `d_model / num_heads`."""
 
     num_kv_heads: int
 
@@ -126,21 +127,22 @@ class LlamaSize(Size):
         return shape[-2] ** -0.5 if "kernel" in name else self.d_model**-0.5
 
     def _block(self) -> int:
-        """Weights of one block."""
+        """Number of weights in one block."""
         return self.d_model * (2 * self.d_model + 2 * self._width_of_keys() + 3 * self.d_ff)
 
     def _width_of_keys(self) -> int:
         return self.d_model * self.num_kv_heads // self.num_heads
 
     def forward_flops(self, method: str, *, rows: int) -> float:
-        """Logits of the answer alone."""
+        """FLOPs of a forward pass that computes logits for the answer alone."""
         length = self.read_length(method) + self.target_length
         blocks = self.num_layers * (length * self._block() + 2 * length**2 * self.d_model)
         return 2.0 * rows * (blocks + self.target_length * self.d_model * self.vocab_size)
 
     def generation_bytes(self, method: str | None, *, rows: int, itemsize: int) -> float:
-        """All weights once for the prompts and again for every token but the first; the keys and values of the prompts
-        and of half of the longest answer, which is what there is on average.
+        """All weights once for the prompts and for every token but the first, and cached keys and values.
+
+        The cache holds those of the prompts and, on average, of half of the answer.
         """
         weights = self.num_layers * self._block() + self.d_model * self.vocab_size
         cached = self.read_length(method) + self.target_length / 2
@@ -192,10 +194,10 @@ SIZES: dict[str, Size] = {
 
 
 def config_of(size: Size, *, dropout_rate: float) -> Any:
-    """The size as jpeft's network of its family has it.
+    """The jpeft model config of a size.
 
     Raises:
-      ValueError: another dropout than 0 for a model that has none.
+      ValueError: dropout for a Llama, which has none.
     """
     from jpeft.model.decoder_config import DecoderConfig
     from jpeft.model.t5_config import T5Config
@@ -208,7 +210,7 @@ def config_of(size: Size, *, dropout_rate: float) -> Any:
 
 
 def write_checkpoint(size: Size, directory: Path, *, dropout_rate: float) -> None:
-    """A random model in Hugging Face layout, which both sides read."""
+    """Write a random model in the Hugging Face layout, which both sides load."""
     from jpeft.model.family import family_with
 
     config = config_of(size, dropout_rate=dropout_rate)
@@ -217,7 +219,7 @@ def write_checkpoint(size: Size, directory: Path, *, dropout_rate: float) -> Non
 
 
 def token_batch(size: Size, *, rows: int | None = None, seed: int = 0) -> dict[str, np.ndarray]:
-    """Rows without padding: `inputs: [rows, input_length]`, `targets: [rows, target_length]`, int32."""
+    """Random rows without padding: `inputs: [rows, input_length]`, `targets: [rows, target_length]`, int32."""
     draw = np.random.default_rng(seed)
     rows = size.rows if rows is None else rows
     return {

@@ -1,25 +1,24 @@
-"""What is to be known of jpeft on an accelerator, by one command on one card: a JSON and a page of it.
+"""Check and measure jpeft on one accelerator: correctness, speed and memory, as a JSON file and a Markdown page.
 
   python scripts/accelerator_day.py                            25 minutes; writes docs/results/accelerator_day/
   python scripts/accelerator_day.py --only laws,speed --sizes large --methods lora,full
-  python scripts/accelerator_day.py --page FILE.json           nothing but the page, of what is known
-  python scripts/accelerator_day.py --tiny --out DIR           sizes for a CPU, to see that it runs to its end
+  python scripts/accelerator_day.py --page FILE.json           write the page of an earlier day's JSON, run nothing
+  python scripts/accelerator_day.py --tiny --out DIR           sizes for a CPU, to test the script itself
 
-Parts, what matters most first:
+Parts, in order of importance:
 
-  gradients  of a micro-batch by every method, on the device and on this machine's CPU, leaf by leaf
-  parity     the suite's tests against what PyTorch, transformers and PEFT made of the same weights, on the device
-  laws       bfloat16: what must be felt of a small change of a weight or of a scale
-  speed      step, validation and generation of each method, random weights, bfloat16, against torch + PEFT
-  cells      whole runs: `mini`, and `smollm2` where its package is installed, on the rows that jpeft makes
-  memory     what `jpeft plan` says of the same programs, by this device's compiler; speed has the device's own count
+  gradients  gradients of a micro-batch by every method: the device against this machine's CPU, leaf by leaf
+  parity     tests on the device: golden files made with PyTorch, transformers and PEFT, and properties of every method
+  laws       bfloat16: a small change of any weight or scale must change the output
+  speed      training step, validation and generation of each method against torch + PEFT; random weights, bfloat16
+  cells      whole runs of `mini`, and of `smollm2` if its package is installed, on generated rows
+  memory     what `jpeft plan` predicts for the programs of `speed`, which records the measured peaks
   bits       a LoRA step of XL and XXL on a base in bfloat16, int8 and nf4: seconds and memory
-  together   a LoRA step of 4 and 8 runs over one base, in one program and one after the other
+  together   a LoRA micro-batch of 4 and 8 runs over one base: in one program, and one run after the other
 
-Each piece is a process of its own with a limit: one that fails, or is too slow, is an entry and not the end. The JSON
-is written after each. Pieces whose seconds say nothing (the first three, memory) run before the others,
-`--jobs` of them at once.
-For PyTorch's side torch, transformers and peft have to be installed, for parity jpeft[test].
+Each piece runs in its own process with a time limit; one that fails or is too slow is recorded as such, and the rest go
+on. The JSON is written after each piece. Pieces that are not timed (gradients, parity, laws, memory) run first,
+`--jobs` at a time; timed ones run alone. PyTorch's side needs torch, transformers and peft; parity needs jpeft[test].
 """
 
 import argparse
@@ -46,7 +45,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))  # `benchmarks` is no part of the package
+    sys.path.insert(0, str(ROOT))  # `benchmarks` is not part of the package
 
 from benchmarks.work import METHODS, SIZES  # noqa: E402
 from jpeft.accelerators import spare_what_is_missing  # noqa: E402
@@ -57,33 +56,33 @@ from jpeft.words import clipped  # noqa: E402
 
 OUT = ROOT / "docs" / "results" / "accelerator_day"
 PARTS = ("gradients", "parity", "laws", "speed", "cells", "memory", "bits", "together")
-TIMED = ("speed", "cells", "bits", "together")  # alone on the device
-WORKS = ("validation", "generation", "train_step")  # in this order: a process's peak of memory only rises
+TIMED = ("speed", "cells", "bits", "together")  # each runs alone on the device
+WORKS = ("validation", "generation", "train_step")  # roughly by rising memory use: a process's peak never falls
 DTYPE, ITEMSIZE = "bfloat16", 2
-LEAST_SECONDS = 15.0  # what is begun with less than these left could only be cut off
+LEAST_SECONDS = 15.0  # with less time left, no further piece is started
 _GOLDEN = ("tests/model/test_golden.py", "tests/model/test_attention.py", "tests/peft/test_golden.py")
 _LAWS = ("tests/peft/test_laws.py", "tests/model/test_decode.py", "tests/model/test_t5.py")
 _REPEATS = {"train_step": 8, "validation": 8, "generation": 3}
-_BITS = {"xl": ("none", "int8", "nf4"), "xxl": ("nf4", "none")}  # by size, in the order of their worth
+_BITS = {"xl": ("none", "int8", "nf4"), "xxl": ("nf4", "none")}  # by size, most important first
 _RUNS = (4, 8)
 
 Entry = dict[str, Any]
 
 
-# --- one piece, in a process of its own ---
+# --- one piece, in its own process ---
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Something to run.
+    """A check or measurement that runs in its own process.
 
     Attributes:
-      part: of `PARTS`.
-      name: within the part, as it stands in the JSON.
-      limit: seconds that it may take.
-      command: of the process; `{out}` in it is a file or directory of its own, which need not be there.
-      read: what is known by that file; called however the process ended, as it may have come half the way.
-      environment: of the process, beside this one's.
+      part: one of `PARTS`.
+      name: unique within the part; its key in the JSON.
+      limit: time limit in seconds.
+      command: the process's command; `{out}` is replaced by the path of its output file or directory, which it creates.
+      read: reads the result from that path; also called after a failure, since partial results are kept.
+      environment: variables of the process, in addition to this process's own.
     """
 
     part: str
@@ -95,10 +94,10 @@ class Piece:
 
 
 def run_piece(piece: Piece, seconds: float) -> Entry:
-    """Runs it for so many seconds at most.
+    """Run a piece for at most its limit or `seconds`, whichever is less.
 
     Returns:
-      `status` (`done`, `failed`, `timed out`), `seconds`, `result` where there is one, `why` where it is not done.
+      `status` (`done`, `failed` or `timed out`), `seconds`, `result` if there is one, and `why` unless it is done.
     """
     limit = min(piece.limit, seconds)
     with tempfile.TemporaryDirectory() as directory:
@@ -117,10 +116,10 @@ def run_piece(piece: Piece, seconds: float) -> Entry:
             )
             _AT_WORK.add(process)
             try:
-                if _TOLD_TO_STOP.is_set():  # between its start and its being known
+                if _TOLD_TO_STOP.is_set():  # the stop came after Popen but before it was registered
                     raise KeyboardInterrupt
                 status = process.wait(limit)
-            except BaseException as error:  # also of a Ctrl-C: nothing may stay on the device
+            except BaseException as error:  # also on Ctrl-C: no process may keep using the device
                 _kill(process)
                 process.wait()
                 if not isinstance(error, subprocess.TimeoutExpired):
@@ -141,7 +140,7 @@ def run_piece(piece: Piece, seconds: float) -> Entry:
 
 
 _TOLD_TO_STOP = threading.Event()
-_AT_WORK: set[subprocess.Popen[bytes]] = set()  # those of all threads
+_AT_WORK: set[subprocess.Popen[bytes]] = set()  # running processes of all threads
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -150,7 +149,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def telling(said: str, status: int) -> str:
-    """The line of what a process printed that says best why it failed."""
+    """Why a process failed: its exit status and the most informative line of its output, out-of-memory errors first."""
     lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
     memory = [line for line in lines if re.search(r"RESOURCE_EXHAUSTED|[Oo]ut of memory|OutOfMemory", line)]
     errors = [line for line in lines if re.match(r"(E  +)?[\w.]*(Error|Exception|Exit)\b", line)]
@@ -160,7 +159,7 @@ def telling(said: str, status: int) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """That of a piece: the device's memory is taken as it is needed, so that a peak means something."""
+    """The environment of a piece: without preallocation, since a peak of preallocated memory would say nothing."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     ours = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
     return {**ours, **os.environ, "PYTHONPATH": path}
@@ -171,7 +170,7 @@ def _read_json(out: Path) -> Entry:
 
 
 def read_junit(out: Path) -> Entry:
-    """Numbers of tests, and the names of those that failed, of pytest's XML."""
+    """Counts of passed, failed and skipped tests and the names of failed ones, from pytest's JUnit XML."""
     suite = next(ElementTree.parse(out).getroot().iter("testsuite"))
     count = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
     bad = [
@@ -188,7 +187,7 @@ def read_junit(out: Path) -> Entry:
 
 
 def read_cell(out: Path) -> Entry:
-    """What the page has of a run's `result.json`."""
+    """The entries of a run's `result.json` that the page shows."""
     record = _read_json(out / "result.json")
     names = ("method", "task", "metric_name", "metric", "zero_shot", "train_examples", "epochs_run", "seconds")
     read = {name: record[name] for name in (*names, "tokens_per_second", "peak_memory_bytes")}
@@ -198,10 +197,14 @@ def read_cell(out: Path) -> Entry:
 def pieces(
     parts: Sequence[str], sizes: Sequence[str], methods: Sequence[str], *, torch_device: str | None, tiny: bool
 ) -> list[Piece]:
-    """All that is to run, what matters most first.
+    """All pieces to run, most important first.
 
     Args:
-      torch_device: None leaves PyTorch's side out.
+      parts: keep pieces of these parts.
+      sizes: names in `SIZES`, for `speed` and `memory`.
+      methods: for `speed`, `memory` and `laws`.
+      torch_device: device of PyTorch's side; None omits that side.
+      tiny: use the smallest sizes and one repeat.
     """
 
     def child(part: str, name: str, limit: float, work: str, **options: Any) -> Piece:
@@ -220,7 +223,7 @@ def pieces(
             yield child("memory", f"{size} {method}", 180, "planned", size=size, method=method)
 
     def tests(name: str, *chosen: str) -> Piece:
-        # pytest-benchmark, where it is installed, warns beside xdist, and a warning ends these tests.
+        # pytest-benchmark, if installed, warns when xdist is active, and the tests treat warnings as errors.
         command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark")
         command += ("-n", "1" if tiny else "4", "--junitxml={out}", *chosen)
         return Piece("parity", name, 240, command, read_junit, {"JAX_DEFAULT_MATMUL_PRECISION": "highest"})
@@ -269,17 +272,17 @@ def _cell(name: str, config: str, tiny: bool) -> Piece:
 
 
 def has_smollm2() -> bool:
-    """Whether the model `smollm2` and what reads it are installed."""
+    """Whether the model `smollm2` and the package `gguf`, which reads it, are installed."""
     from jpeft.model.source import INSTALLED
 
     return INSTALLED["smollm2"].find() is not None and importlib.util.find_spec("gguf") is not None
 
 
-# --- what runs in those processes ---
+# --- the child processes ---
 
 
 class Report:
-    """The result of a child process, written anew whenever something is added to it."""
+    """The result of a child process; the file is rewritten after every addition, so partial results survive."""
 
     def __init__(self, file: Path):
         self._file, self.values = file, {}
@@ -291,7 +294,7 @@ class Report:
 
 
 def look_at_device(report: Report) -> None:
-    """The device of this process, and whether PyTorch has it too."""
+    """Report this process's device, the versions, and whether PyTorch can use the device."""
     import jax
 
     from jpeft.run.environment import commit, versions
@@ -307,7 +310,7 @@ def look_at_device(report: Report) -> None:
 
 
 def look_at_torch(platform: str) -> dict[str, Any]:
-    """Versions of the other side and the name of the device there; `why` where it cannot be compared."""
+    """PyTorch's name of the device and the versions of its side; `why` if it cannot be used."""
     absent = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
     if absent:
         return {"device": None, "why": f"{' and '.join(absent)} not installed"}
@@ -328,7 +331,7 @@ def look_at_torch(platform: str) -> dict[str, Any]:
 
 
 def ours(report: Report, size: str, method: str, repeats: Mapping[str, int]) -> None:
-    """jpeft's works on random weights, one after the other, each freed before the next."""
+    """Time jpeft's validation, generation and training step on random weights; each is freed before the next."""
     import gc
 
     from benchmarks import ours
@@ -348,7 +351,7 @@ def ours(report: Report, size: str, method: str, repeats: Mapping[str, int]) -> 
 
 
 def theirs(report: Report, size: str, method: str, repeats: Mapping[str, int], device: str) -> None:
-    """PyTorch's, likewise."""
+    """Time the same work in PyTorch."""
     import gc
 
     import torch
@@ -370,7 +373,7 @@ def theirs(report: Report, size: str, method: str, repeats: Mapping[str, int], d
 
 
 def in_bits(report: Report, size: str, quantization: str, repeats: int) -> None:
-    """A step of LoRA over a base in fewer bits, on random numbers of it."""
+    """Time a LoRA step on a quantized base with random weights, and record its memory."""
     from benchmarks import ours
 
     _keep_compiled()
@@ -381,7 +384,7 @@ def in_bits(report: Report, size: str, quantization: str, repeats: int) -> None:
 
 
 def together(report: Report, size: str, runs: int, repeats: int) -> None:
-    """The gradients of a micro-batch in several runs: one after the other, and in one program."""
+    """Time the gradients of a micro-batch in several runs: one after the other, and in one program."""
     from benchmarks import ours
 
     _keep_compiled()
@@ -392,7 +395,7 @@ def together(report: Report, size: str, runs: int, repeats: int) -> None:
 
 
 def _keep_compiled() -> None:
-    """Keeps what is compiled, and what was tried for it: a GPU's compiler tries each product in many ways."""
+    """Use the persistent compilation cache, which also holds a GPU compiler's slow autotuning results."""
     from jpeft.files import cache_directory
     from jpeft.program import use_compilation_cache
 
@@ -406,9 +409,13 @@ def _allocated() -> Mapping[str, int]:
 
 
 def _timed(call: Callable[[], Any], repeats: int) -> dict[str, Any]:
-    """Seconds of the first call and of later ones, and the loss where that is what it gives."""
+    """Seconds of the first call and of the timed ones, and the loss if the call returns one.
+
+    Raises:
+      ArithmeticError: the loss is not finite.
+    """
     seconds, value = [], None
-    for _ in range(repeats + 2):  # the first compiles, the second may still warm up
+    for _ in range(repeats + 2):  # the first call compiles, the second may still warm up
         started = time.perf_counter()
         value = call()
         seconds.append(time.perf_counter() - started)
@@ -419,7 +426,7 @@ def _timed(call: Callable[[], Any], repeats: int) -> dict[str, Any]:
 
 
 def planned(report: Report, size: str, method: str) -> None:
-    """What `jpeft plan` says that a device needs, of the same sizes, by the compiler of this process's devices."""
+    """Report the memory that `jpeft plan` predicts for the same sizes, with this device's compiler."""
     from benchmarks.ours import method_of
     from benchmarks.work import LORA_RANK
     from jpeft.config import Run
@@ -456,14 +463,14 @@ def planned(report: Report, size: str, method: str) -> None:
 TRAINING = ("train", "update")
 
 
-_OFF = {"float32": 1e-4, "bfloat16": 5e-2}  # of a leaf's gradient, by its norm
+_OFF = {"float32": 1e-4, "bfloat16": 5e-2}  # allowed difference of a leaf's gradient, relative to its norm
 
 
 def gradients(report: Report, size: str, method: str) -> None:
-    """A method's gradients of one micro-batch on this process's device, beside those of the CPU's compiler.
+    """Compare a method's gradients of one micro-batch on this process's device with those on the CPU.
 
-    Of each reading, in float32 (products as exact as the device has them) and bfloat16. Adapters are moved from where
-    they begin, so that every leaf has a gradient.
+    Covers both readings of the method, in float32 (at the highest matmul precision) and bfloat16. Adapters are moved
+    from their initial values, at which some leaves have no gradient.
     """
     import jax
     import jax.numpy as jnp
@@ -503,10 +510,10 @@ def gradients(report: Report, size: str, method: str) -> None:
 
 
 def farthest(found: Any, right: Any) -> tuple[float, str]:
-    """Of two trees of arrays the leaf that differs most, by the norm of the right one: how much, and its path.
+    """The largest difference between two trees of arrays, relative to the norm of the leaf in `right`, and its path.
 
-    A leaf less than a twentieth as large as the largest is held against that: the bias of a softmax's keys, which it
-    does not feel, has noise for a gradient. Scalars, such as a loss, are no measure for the others.
+    Norms below a twentieth of the largest leaf's are replaced by that bound: the bias of attention's keys, to which a
+    softmax is invariant, has a gradient of pure rounding noise. Scalars, such as a loss, do not count as largest leaf.
     """
     import jax
     import numpy as np
@@ -531,7 +538,10 @@ def farthest(found: Any, right: Any) -> tuple[float, str]:
 
 
 def laws(report: Report, size: str, methods: Sequence[str]) -> None:
-    """Laws of bfloat16, on the device: `{law: {holds, ...}}`."""
+    """Check on the device that no small change is lost in bfloat16; reports `{law: {holds, found}}`.
+
+    Multiplying a scale by 1.003 must change the output by 0.3 %, and changing any leaf by 1 % must change some logit.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -563,7 +573,7 @@ def laws(report: Report, size: str, methods: Sequence[str]) -> None:
         changing, fixed = (base, adapter) if method is None else (adapter, base)
         leaves, structure = jax.tree.flatten(changing)
         names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(changing)[0]]
-        if method not in (None, "full"):  # where they begin at 0, no change by a share is one
+        if method not in (None, "full"):  # a relative change of a zero would be none
             leaves = [leaf + 0.1 * draw.standard_normal(leaf.shape, np.float32) for leaf in leaves]
 
         @jax.jit
@@ -601,7 +611,7 @@ CHILDREN: dict[str, Callable[..., None]] = {
 }
 
 
-# --- shares of what the device can do ---
+# --- utilisation of the device ---
 
 
 _TPU_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p"}
@@ -609,7 +619,7 @@ _TPU_KINDS |= {"TPU v6 lite": "v6e", "TPU v6e": "v6e"}
 
 
 def device_of(kind: str) -> Device | None:
-    """The device that calls itself so, with its peaks; None for others, and for cards that are like one but slower."""
+    """The known device with this JAX `device_kind`; None for unknown ones and for slower variants of known cards."""
     if kind in _TPU_KINDS:
         return DEVICES[_TPU_KINDS[kind]]
     for device in DEVICES.values():
@@ -619,7 +629,7 @@ def device_of(kind: str) -> Device | None:
 
 
 def shares(result: Mapping[str, Any], size: str, method: str, device: Device | None) -> Entry:
-    """The result of a side with medians, and what its works reach of the device's peaks where these are known."""
+    """Add medians, speeds and, if the device's peaks are known, utilisation (MFU, bandwidth) to one side's result."""
     sizes, found = SIZES[size], {}
     for work, timed in result.items():
         median = statistics.median(timed["seconds"])
@@ -641,7 +651,7 @@ def shares(result: Mapping[str, Any], size: str, method: str, device: Device | N
 
 
 def page(day: Mapping[str, Any]) -> str:
-    """What a day found, for a person."""
+    """The Markdown page of a day's results."""
     device, torch = day["device"], day["device"]["torch"]
     peaks = device_of(device["kind"])
     versions = {**device["versions"], **torch.get("versions", {})}
@@ -840,7 +850,7 @@ def _in_bits(day: Mapping[str, Any]) -> list[str]:
 
 
 def _moved(timed: Mapping[str, Any]) -> bool:
-    """Whether a work moved its process's peak of memory, which only rises: else it needed no more than that."""
+    """Whether the work raised its process's peak memory; if not, the peak is only an upper bound for it."""
     return timed["peak_bytes"] != timed.get("peak_bytes_before")
 
 
@@ -945,7 +955,7 @@ def _gb(value: float | None) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
-    """A Markdown table whose first columns stand to the left; columns that are empty throughout are left out."""
+    """A Markdown table with the first `left` columns left-aligned; other columns without any entry are dropped."""
     kept = [i for i in range(len(head)) if i < left or any(row[i] for row in rows)]
     line = lambda cells: f"| {' | '.join(cells[i].replace('|', '/') for i in kept)} |"
     rule = f"| {' | '.join('---' if i < left else '---:' for i in kept)} |"
@@ -956,7 +966,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> s
 
 
 def write(day: Mapping[str, Any], out: Path) -> Path:
-    """The JSON and the page of it, named after the device; the page's path."""
+    """Write the JSON and the page, named after the device; returns the page's path."""
     out.mkdir(parents=True, exist_ok=True)
     stem = re.sub(r"[^a-z0-9]+", "-", day["device"]["kind"].lower()).strip("-")
     for name, text in ((f"{stem}.json", json.dumps(day, indent=1) + "\n"), (f"{stem}.md", page(day))):
@@ -966,10 +976,10 @@ def write(day: Mapping[str, Any], out: Path) -> Path:
 
 
 def run_day(arguments: argparse.Namespace, report: Callable[[str], None] = print) -> dict[str, Any]:
-    """Runs what is asked for within its minutes, and writes what is known after each piece.
+    """Run the pieces that were asked for within the time, and write the results after each.
 
     Raises:
-      SystemExit: no device was found.
+      SystemExit: no device can be used.
     """
     started = time.monotonic()
     left = lambda: 60 * arguments.minutes - (time.monotonic() - started)
@@ -998,7 +1008,7 @@ def run_day(arguments: argparse.Namespace, report: Callable[[str], None] = print
         torch_device=device["torch"]["device"],
         tiny=arguments.tiny,
     )
-    for piece in todo:  # first all that may never be run: what is cut off has named it
+    for piece in todo:  # until they run, so that an interrupted day lists them
         day["parts"][piece.part][piece.name] = {"status": "not run", "why": "the time was over"}
     if "cells" in arguments.only and not any(piece.name == "smollm2" for piece in todo):
         why = (
@@ -1014,7 +1024,7 @@ def run_day(arguments: argparse.Namespace, report: Callable[[str], None] = print
         if left() < LEAST_SECONDS:
             return
         entry = run_piece(piece, left())
-        if _TOLD_TO_STOP.is_set():  # what was ended with the day is no failure
+        if _TOLD_TO_STOP.is_set():  # a piece that was killed by the stop did not fail
             return
         if piece.part == "speed" and "result" in entry:
             size, method, _ = piece.name.split()
@@ -1030,7 +1040,7 @@ def run_day(arguments: argparse.Namespace, report: Callable[[str], None] = print
         try:
             for future in concurrent.futures.as_completed(begun):
                 future.result()
-        except BaseException:  # told to stop: the threads wait for their processes, which have sessions of their own
+        except BaseException:  # the threads wait for their processes, whose own sessions get no signal
             _TOLD_TO_STOP.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(_AT_WORK):
@@ -1043,18 +1053,18 @@ def run_day(arguments: argparse.Namespace, report: Callable[[str], None] = print
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; lists are checked against what there is."""
+    """Parse the command line; unknown parts, sizes and methods are errors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=25.0, help="for all of it")
-    parser.add_argument("--only", default=",".join(PARTS), help=f"parts, with commas: {', '.join(PARTS)}")
-    parser.add_argument("--sizes", help=f"with commas, of {', '.join(SIZES)}; large,xl if not given")
-    parser.add_argument("--methods", default=",".join(METHODS), help=f"with commas, of {', '.join(METHODS)}")
+    parser.add_argument("--minutes", type=float, default=25.0, help="time limit for everything")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"parts to run, comma-separated: {', '.join(PARTS)}")
+    parser.add_argument("--sizes", help=f"comma-separated, of {', '.join(SIZES)}; large,xl if not given")
+    parser.add_argument("--methods", default=",".join(METHODS), help=f"comma-separated, of {', '.join(METHODS)}")
     jobs = max(1, (os.cpu_count() or 1) // 4)
-    parser.add_argument("--jobs", type=int, default=jobs, help="pieces at once, of those whose seconds say nothing")
-    parser.add_argument("--note", action="append", default=[], metavar="TEXT", help="stands at the head of the page")
-    parser.add_argument("--tiny", action="store_true", help="sizes for a CPU, each thing once")
-    parser.add_argument("--out", type=Path, default=OUT, help="directory of the JSON and the page")
-    parser.add_argument("--page", type=Path, metavar="JSON", help="run nothing; write the page of this file beside it")
+    parser.add_argument("--jobs", type=int, default=jobs, help="untimed pieces to run at once")
+    parser.add_argument("--note", action="append", default=[], metavar="TEXT", help="paragraph at the top of the page")
+    parser.add_argument("--tiny", action="store_true", help="sizes for a CPU, one repeat each")
+    parser.add_argument("--out", type=Path, default=OUT, help="output directory")
+    parser.add_argument("--page", type=Path, metavar="JSON", help="run nothing; write the page of this JSON beside it")
     parser.add_argument("--child", nargs=3, metavar=("WORK", "OPTIONS", "FILE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     arguments.sizes = (arguments.sizes or ("tiny" if arguments.tiny else "large,xl")).split(",")
@@ -1068,7 +1078,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a day, a piece of one, or writes its page."""
+    """Run a day, run one piece of it as a child process, or write a page."""
     arguments = parse(argv)
     if arguments.child:
         work, options, file = arguments.child
@@ -1085,7 +1095,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise SystemExit(f"error: {arguments.page} is not the JSON of a day, as this script writes it.") from None
         arguments.page.with_suffix(".md").write_text(text, encoding="utf-8")
     else:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a piece ends with its day
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # raise, so that running pieces are killed
         run_day(arguments)
     return 0
 

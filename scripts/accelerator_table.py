@@ -1,12 +1,12 @@
-"""Makes the tables of docs/accelerators.md from programs that the devices' own compilers compile, with no such device.
+"""Write the tables of docs/accelerators.md from plans made by each device's own compiler; no accelerator is needed.
 
-python scripts/accelerator_table.py                           what is not known yet, then the tables
-python scripts/accelerator_table.py --only A10,H100           of some devices; several such calls may work at once
-python scripts/accelerator_table.py --methods lora,ia3        of some methods: full tuning's search can take an hour
-python scripts/accelerator_table.py --write                   nothing but the tables, of what is known
+python scripts/accelerator_table.py                           plan the missing rows, then write the tables
+python scripts/accelerator_table.py --only A10,H100           plan some devices; such calls may run in parallel
+python scripts/accelerator_table.py --methods lora,ia3        plan some methods; full tuning's search can take an hour
+python scripts/accelerator_table.py --write                   write the tables from existing plans
 
-What was planned is kept, a file a row, in docs/results/accelerators/: a call that was ended goes on where it was. Needs
-jpeft[plan-gpu] and jpeft[plan-tpu]. A row takes one to three minutes of a quiet core.
+Plans are stored in docs/results/accelerators/, one file per row, so an interrupted call resumes when it is repeated.
+Requires jpeft[plan-gpu] and jpeft[plan-tpu]. A row takes one to three minutes on an idle core.
 """
 
 import argparse
@@ -38,10 +38,10 @@ OF_XXL = (("A10", 4), ("A100-40", 4), ("v5e", 8), ("H100", 1), ("v5p", 4))
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One run on some devices.
+    """One row of a table: a run of a method on a task with several devices of a kind.
 
     Attributes:
-      axes: of the mesh that are tried, in this order, all devices along one; the first that fits stays.
+      axes: mesh axes to try in this order, each with all devices along it; the first that fits is reported.
     """
 
     model: str
@@ -53,11 +53,11 @@ class Row:
 
     @property
     def file(self) -> Path:
-        """Where its plan is kept."""
+        """The file that stores its plan."""
         return ROWS / f"{self.model.rpartition('-')[2]}_{self.method}_{self.task}_{self.device}x{self.devices}.json"
 
     def run(self, axis: str) -> Run:
-        """The paper's cell on the mesh."""
+        """The config of the paper's cell with all devices along a mesh axis."""
         return Run.from_config(
             {
                 "model": {"name": self.model},
@@ -69,7 +69,7 @@ class Row:
 
 
 def rows() -> Iterator[Row]:
-    """Every row of the tables, what matters most first."""
+    """Every row of the tables, in order of importance."""
 
     def axes(devices: int) -> tuple[str, ...]:
         return ("model", "fsdp") if devices > 1 else ("data",)
@@ -94,7 +94,7 @@ def rows() -> Iterator[Row]:
 
 
 def plan_row(row: Row, compiler: Remote) -> dict[str, Any]:
-    """The mildest settings that fit on the first mesh where some do; `why` where none do."""
+    """Plan a row on the first mesh axis where some settings fit, as JSON; else `why` says why none fits."""
     device, why = DEVICES[row.device], []
     for axis in row.axes:
         telling = lambda line, axis=axis: print(f"  {axis}: {line}", flush=True)
@@ -127,7 +127,7 @@ def _numbers(plan: Plan, row: Row) -> dict[str, Any]:
 
 
 def known(row: Row) -> dict[str, Any] | None:
-    """What was planned of it before."""
+    """The stored plan of a row, if there is one."""
     return json.loads(row.file.read_text(encoding="utf-8")) if row.file.is_file() else None
 
 
@@ -135,7 +135,7 @@ def known(row: Row) -> dict[str, Any] | None:
 
 
 def cell(found: dict[str, Any] | None) -> list[str]:
-    """What a table says of a row, as `HEAD` has it."""
+    """The cells of a row in the order of the columns `HEAD`."""
     if found is None:
         return ["not planned", "", "", "", "", ""]
     if not found["fits"]:
@@ -164,7 +164,7 @@ HEAD = (
 
 
 def table(first: tuple[str, ...], lines: list[list[str]]) -> str:
-    """A Markdown table."""
+    """A Markdown table with the columns `first` and `HEAD`."""
     names = [*first, *HEAD]
     return "\n".join(
         [f"| {' | '.join(names)} |", f"| {' | '.join('---' for _ in names)} |"]
@@ -173,7 +173,7 @@ def table(first: tuple[str, ...], lines: list[list[str]]) -> str:
 
 
 def written() -> str:
-    """The tables, of what is known."""
+    """All tables as Markdown, without rows that are not planned yet."""
     order = {task: i for i, task in enumerate(TASKS)}
     of_paper = [row for row in rows() if row.model == XL and row.device == "A10"]
     of_paper.sort(key=lambda row: (order[row.task], METHODS.index(row.method)))
@@ -203,7 +203,7 @@ BEGIN, END = "<!-- tables: scripts/accelerator_table.py -->", "<!-- end of table
 
 
 def write_page() -> None:
-    """Puts the tables into the page."""
+    """Replace the tables in docs/accelerators.md."""
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -212,11 +212,11 @@ def write_page() -> None:
 
 
 def main() -> int:
-    """Plans what is not known, and writes the tables."""
+    """Plan the missing rows and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="devices, with commas")
-    parser.add_argument("--methods", default=",".join(METHODS), help="with commas")
-    parser.add_argument("--write", action="store_true", help="plan nothing; write the tables of what is known")
+    parser.add_argument("--only", default="", help="devices to plan, comma-separated (default: all)")
+    parser.add_argument("--methods", default=",".join(METHODS), help="methods to plan, comma-separated")
+    parser.add_argument("--write", action="store_true", help="plan nothing; write the tables from existing plans")
     arguments = parser.parse_args()
     if not arguments.write:
         ROWS.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Checks that an installed wheel is the package: every tracked file of `jpeft/` is in it, as it is in the checkout.
+"""Check an installed wheel against the checkout: it must contain every tracked file of `jpeft/`, byte for byte.
 
-Run:  python scripts/check_wheel.py DIRECTORY          where `pip install --target DIRECTORY` has put it
+Run:  python scripts/check_wheel.py DIRECTORY          after `pip install --target DIRECTORY`
 """
 
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def differing(checkout: Path, installed: Path) -> list[str]:
-    """Files below `jpeft/` that git knows and that the installed package lacks, or has otherwise."""
+    """Names of tracked files under `jpeft/` that are missing from the installed package or differ there."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "jpeft"], cwd=checkout, capture_output=True, text=True, check=True
     )

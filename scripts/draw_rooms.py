@@ -1,7 +1,7 @@
-"""Draws the rooms of jpeft/ from the imports: who stands on whom, checked for circles, as docs/rooms.svg.
+"""Draw the dependencies between the packages ("rooms") of jpeft/ from their imports, as docs/rooms.svg.
 
-python scripts/draw_rooms.py            draws anew
-python scripts/draw_rooms.py --check    exit status 1 where it is not what the imports say, or there is a circle
+python scripts/draw_rooms.py            writes docs/rooms.svg; fails if the imports have a cycle
+python scripts/draw_rooms.py --check    writes nothing; exit status 1 if the file is out of date or there is a cycle
 """
 
 import argparse
@@ -11,15 +11,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PICTURE = ROOT / "docs" / "rooms.svg"  # of docs/design.md
-# Files at the top of the package that are rooms of their own; the others are ground.
+PICTURE = ROOT / "docs" / "rooms.svg"  # shown in docs/design.md
+# Top-level modules that are rooms of their own; all others form the room `ground`.
 _OWN = ("config", "results", "api")
 
-Imports = dict[str, dict[str, set[str]]]  # room to the rooms that it imports, and which files do
+Imports = dict[str, dict[str, set[str]]]  # {room: {imported room: files with such an import}}
 
 
 def room_of(module: str) -> str | None:
-    """The room that a module of the package is in: its folder, `ground`, or its own name."""
+    """The room of a module: its package, its own name, or `ground`; None for `jpeft` itself and other packages."""
     parts = module.split(".")
     if parts[0] != "jpeft" or len(parts) == 1:
         return None
@@ -29,7 +29,7 @@ def room_of(module: str) -> str | None:
 
 
 def imports(package: Path = ROOT / "jpeft") -> Imports:
-    """Which room imports which. Imports for types alone count too: whoever reads must know both."""
+    """The imports between rooms. Imports for type checking count: a reader depends on them, too."""
     found: Imports = {}
     for file in sorted(package.rglob("*.py")):
         relative = file.relative_to(package.parent).with_suffix("")
@@ -53,10 +53,10 @@ def _imported(tree: ast.AST) -> Iterator[str]:
 
 
 def levels(found: Mapping[str, Mapping[str, object]]) -> dict[str, int]:
-    """How high each room stands: above all that it imports.
+    """The level of each room in the drawing: one above the highest room that it imports, 0 if it imports none.
 
     Raises:
-      ValueError: some stand on each other; says which.
+      ValueError: rooms import each other in a cycle; the message names them.
     """
     level: dict[str, int] = {}
     while len(level) < len(found):
@@ -71,7 +71,7 @@ def levels(found: Mapping[str, Mapping[str, object]]) -> dict[str, int]:
 
 
 def drawn(found: Imports) -> str:
-    """The picture as SVG: a row a level, a line from each room to those that it stands on and not through another."""
+    """The drawing as SVG: one row per level, and a line for each dependency that no other dependency implies."""
     level = levels(found)
     below = {room: set(others) for room, others in found.items()}
 
@@ -110,7 +110,7 @@ _STEP_X, _STEP_Y, _BOX_X, _BOX_Y = 150, 78, 112, 34
 
 
 def _with_few_crossings(rows: list[list[str]], direct: Mapping[str, list[str]]) -> list[list[str]]:
-    """Each row in the order of where its rooms' neighbours stand, a few times up and down."""
+    """Order each row by the mean position of its rooms' neighbours, in a few alternating passes (barycentre method)."""
     place = {room: (i - (len(row) - 1) / 2) for row in rows for i, room in enumerate(row)}
     above: dict[str, list[str]] = {}
     for room, others in direct.items():
@@ -128,9 +128,11 @@ def _with_few_crossings(rows: list[list[str]], direct: Mapping[str, list[str]]) 
 
 
 def main() -> int:
-    """Draws, or checks."""
+    """Write the drawing, or check it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 where it is not so")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit status 1 if docs/rooms.svg is out of date"
+    )
     check = parser.parse_args().check
     try:
         picture = drawn(imports())

@@ -1,4 +1,4 @@
-"""Draws the loss of a pretraining run, or of one and those that went on from it, as in docs/mini.md.
+"""Plot the loss of a pretraining run and of the runs that continued from it, as in docs/mini.md.
 
 Run:  pip install 'jpeft[plots]'; python scripts/loss_curve.py runs/mini runs/mini_pairs --out docs/mini_loss.png
 """
@@ -15,9 +15,9 @@ _KINDS = (("text", "span corruption", "tab:blue"), ("pairs", "instruction pairs"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draws the loss of pretraining runs, one after the other.")
-    parser.add_argument("workdirs", type=Path, nargs="+", help="directories of the runs, the first stage first")
-    parser.add_argument("--out", type=Path, required=True, help="picture to write: .png or .svg")
+    parser = argparse.ArgumentParser(description="Plot the loss of consecutive pretraining runs in one figure.")
+    parser.add_argument("workdirs", type=Path, nargs="+", help="run directories, in order of the stages")
+    parser.add_argument("--out", type=Path, required=True, help="figure to write, .png or .svg")
     arguments = parser.parse_args()
     figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     steps, losses = [], []
@@ -29,7 +29,7 @@ def main() -> None:
         stage_steps = [before + record["step"] for record in records if "step" in record]
         stage_losses = [record["loss"] for record in records if "step" in record]
         smooth = np.convolve(stage_losses, np.ones(_SMOOTHED_OVER) / _SMOOTHED_OVER, mode="valid")
-        unnamed = "_" if stage else ""  # the legend passes over such labels: the first stage's stand for all
+        unnamed = "_" if stage else ""  # Matplotlib's legend skips these labels: one entry for all stages
         axes.plot(stage_steps, stage_losses, color="0.85", linewidth=0.5, label=f"{unnamed}training, each step")
         label = f"{unnamed}mean of {_SMOOTHED_OVER} steps"
         axes.plot(stage_steps[_SMOOTHED_OVER - 1 :], smooth, color="0.45", linewidth=1.2, label=label)

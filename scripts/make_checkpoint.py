@@ -1,6 +1,6 @@
-"""Writes a randomly initialised T5 in Hugging Face layout: to train from scratch, or to try the commands.
+"""Write a randomly initialised T5 in the Hugging Face layout, to train from scratch or to try the commands.
 
-It has learned nothing: PEFT adapts a pretrained model, so only full tuning of it can get anywhere.
+Only full tuning of such a model is useful: PEFT methods adapt what a model has already learned.
 
 Run:  python scripts/make_checkpoint.py --out checkpoints/scratch --tokenizer path/to/t5_tokenizer --d-model 128
 """
@@ -18,19 +18,20 @@ from jpeft.model.tokenizer import Tokenizer
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--out", type=Path, required=True, help="output directory")
     parser.add_argument("--tokenizer", type=Path, required=True, help="directory with tokenizer.json or spiece.model")
     parser.add_argument("--d-model", type=int, default=128)
     parser.add_argument("--d-kv", type=int, default=32)
     parser.add_argument("--d-ff", type=int, default=256)
-    parser.add_argument("--num-layers", type=int, default=2, help="blocks of each stack")
+    parser.add_argument("--num-layers", type=int, default=2, help="number of blocks in each stack")
     parser.add_argument("--num-heads", type=int, default=4)
     parser.add_argument("--vocab-size", type=int, default=32128)
     parser.add_argument(
         "--embedding-stddev",
         type=float,
         default=1.0,
-        help="T5's is 1; smaller ones move faster relative to their size, which helps where there is little data",
+        help="standard deviation of the embeddings; T5 has 1, smaller ones change faster relative to their size, which "
+        "helps on little data",
     )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -1,9 +1,10 @@
-"""Whether what XLA says of a program's memory on a CPU is what the process then takes: for mini and FLAN-T5-small.
+"""Compare the memory that XLA plans for a training step on a CPU with the memory that the process uses.
 
 python scripts/memory_agreement.py [--model mini|google/flan-t5-small] [--method lora] [--rows 16]
 
-In a process of its own for each: a training step's program with random weights. `held` and `step` are what is planned;
-beside them what the process grew by. What it grew by while compiling is the compiler's own, and told apart.
+Without --model, every case is measured: mini and FLAN-T5-small, LoRA and full tuning, 4 and 16 rows, each in a process
+of its own, with random weights. The table has the planned bytes, for what is held between steps and for the step,
+beside the growth of the resident memory; the growth during compilation belongs to the compiler and has its own column.
 """
 
 import argparse
@@ -18,7 +19,7 @@ MODELS, METHODS, ROWS = ("mini", "google/flan-t5-small"), ("lora", "full"), (4, 
 
 
 def measured(model: str, method: str, rows: int) -> dict[str, float]:
-    """Bytes that this process grew by, at each stage, beside what is planned."""
+    """Planned bytes and the growth of this process's resident memory at each stage, in bytes."""
     from jpeft.allocator import keep_freed_memory, return_freed_memory
 
     keep_freed_memory()
@@ -41,7 +42,7 @@ def measured(model: str, method: str, rows: int) -> dict[str, float]:
     lengths = Lengths(256, 16)
     jax.block_until_ready(jnp.zeros(8) + 1)
     described = describe(run, lengths)
-    start = _now("VmRSS")  # from here on: describing loads the package, whatever the sizes
+    start = _now("VmRSS")  # measured after `describe`, which imports the package
     program, shapes = described.programs["train"], described.arguments["train"]
     arrays = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, leaf.dtype), shapes[:3])
     opt = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), described.arguments["update"][0].opt_state)
@@ -77,11 +78,11 @@ def _now(what: str) -> int:
 
 
 def main() -> int:
-    """Measures each case in a process of its own."""
+    """Measure one case, or each case in its own process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="of one case; all, without it")
+    parser.add_argument("--model", help="model of the single case to measure (default: all cases)")
     parser.add_argument("--method", default="lora")
-    parser.add_argument("--rows", type=int, default=16, help="of a micro-batch")
+    parser.add_argument("--rows", type=int, default=16, help="rows of a micro-batch")
     arguments = parser.parse_args()
     if arguments.model:
         print(json.dumps(measured(arguments.model, arguments.method, arguments.rows)))

@@ -1,7 +1,7 @@
-"""Pages of the documentation site that no file of `docs/` holds: a hook of mkdocs (`mkdocs.yml` names it).
+"""Add the pages of the documentation site that are not in `docs/`: an mkdocs hook, enabled in `mkdocs.yml`.
 
-The README becomes the first page, the pages beside it (changelog, contributing, benchmarks) come along, and each
-package and module of jpeft gets its place in the API reference. Links between them are made to fit.
+The README becomes the home page, other Markdown files of the repository (changelog, contributing, benchmarks) are
+included, and every package of jpeft gets a page in the API reference. Links between pages are rewritten.
 """
 
 import re
@@ -12,21 +12,21 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-# Files outside `docs/`, and what they are called on the site.
+# Files of the repository and their names on the site.
 BESIDE = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "benchmarks/README.md": "benchmarks.md",
-    "docs/results/mini_paper/README.md": "results/mini_paper/about.md",  # an index.html stands beside it
-    "docs/results/smollm2/README.md": "results/smollm2/about.md",  # and here
+    "docs/results/mini_paper/README.md": "results/mini_paper/about.md",  # README.md would collide with its index.html
+    "docs/results/smollm2/README.md": "results/smollm2/about.md",  # likewise
 }
 _LINK = re.compile(r"\[([^\]\[]*)\]\(([^)#\s]+)([^)]*)\)")
 
 
 def reference_pages() -> dict[str, str]:
-    """The API reference: `{page: its Markdown}`, one page for the modules at the top and one for each package."""
+    """The API reference as `{page: Markdown}`: one page for the top-level modules and one for each package."""
     modules: dict[str, list[str]] = {}
     for path in sorted((ROOT / "jpeft").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -37,14 +37,14 @@ def reference_pages() -> dict[str, str]:
     pages = {}
     for package, names in modules.items():
         title = "jpeft" if package == "jpeft" else f"jpeft.{package}"
-        names.sort(key=lambda name: name not in ("jpeft", "jpeft.api"))  # what others build on comes first
+        names.sort(key=lambda name: name not in ("jpeft", "jpeft.api"))  # the public API first
         blocks = [f"::: {name}\n    options:\n      heading_level: 2\n" for name in names]
         pages[f"api/{package}.md"] = f"# {title}\n\n" + "\n".join(blocks)
     return pages
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Puts every page of the API reference into the navigation."""
+    """Add every page of the API reference to the navigation (mkdocs hook)."""
     for section in config.nav or []:
         if isinstance(section, dict) and "API reference" in section:
             section["API reference"] = sorted(reference_pages(), key=lambda page: (page != "api/jpeft.md", page))
@@ -52,7 +52,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages that are made here."""
+    """Add the generated pages and those outside `docs/` (mkdocs hook)."""
     for source, name in BESIDE.items():
         if (ROOT / source).exists():
             files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
@@ -62,7 +62,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Makes links fit that were written for the repository; where a file is not on the site, its name is left alone."""
+    """Rewrite links that are relative to the repository; one to a file that is not on the site becomes plain text."""
     sources = {name: source for source, name in BESIDE.items()}
     here = (ROOT / sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")).parent
 
@@ -76,7 +76,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             found = BESIDE[name]
         elif name.startswith("docs/"):
             found = name.removeprefix("docs/")
-        elif path.exists():  # code and configs are in the repository, and not on the site
+        elif path.exists():  # code and configs are in the repository but not on the site
             return text
         else:
             return link[0]

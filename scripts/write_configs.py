@@ -1,4 +1,4 @@
-"""Writes the config files of the paper's grid: 60 cells of Table 1 and 44 ablations of Table 2.
+"""Write the config files of the paper's grid to `configs/`: 60 cells of Table 1 and 44 ablations of Table 2.
 
 Run:  python scripts/write_configs.py
 """
@@ -28,7 +28,7 @@ def get_config():
 
 
 def write(directory: Path, method: str, task: str, scale: str, ablation: str | None) -> None:
-    """Writes the file of one cell."""
+    """Write the config file of one cell."""
     name = "_".join(part for part in (method, ablation, task, scale) if part)
     arguments = {"method": method, "ablation": ablation, "task": task, "scale": scale}
     text = _FILE.format(

@@ -1,7 +1,7 @@
-"""Configs that come with the package, known by name: `--config lora_agnews_low`, `custom`, `mini:ia3_samsum_low`.
+"""Configs that ship with the package and are selected by name: `--config lora_agnews_low`, `custom`, `mini:CELL`.
 
-`--config` takes a file of the user's own as well. The directory `configs/` of the repository holds such files, one a
-cell of the paper, each a few lines over what stands here.
+`--config` also takes the path of a config file. The repository's directory `configs/` holds such files, one for each
+cell of the paper; each imports `jpeft.configs.benchmark` and names its cell.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ _HERE = Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class ConfigFile:
-    """A config file as `--config` names it: a Python file, or one that comes with jpeft.
+    """The config that a value of `--config` selects: a file of the user or one that ships with jpeft.
 
     Attributes:
-      path: of the Python file.
-      argument: for its `get_config`; empty where it is called without.
-      name: that a run's directory takes from it.
+      path: the Python file that defines `get_config`.
+      argument: the argument of `get_config`; empty to call it without one.
+      name: the config's part of a run directory's name.
     """
 
     path: Path
@@ -30,23 +30,23 @@ class ConfigFile:
 
 
 def names() -> list[str]:
-    """Configs that come with the package, without the cells, each of which is a name of its own."""
+    """The config modules that ship with the package, sorted; the names of cells are listed by `cells`."""
     files = (path.relative_to(_HERE).with_suffix("") for path in _HERE.rglob("*.py") if path.name != "__init__.py")
     return sorted(file.as_posix() for file in files)
 
 
 def find(given: str) -> ConfigFile:
-    """The config that `FILE[:ARGUMENT]`, `NAME[:ARGUMENT]` or the name of a cell stands for; a file comes first.
+    """Resolve a value of `--config`: `FILE[:ARGUMENT]`, `NAME[:ARGUMENT]` or a cell; an existing file takes precedence.
 
     Raises:
-      UserError: there is neither a file nor a config of that name.
+      UserError: neither a file nor a config has that name.
     """
     name, _, argument = given.partition(":")
     path = Path(os.path.expanduser(name))
     try:
         if path.is_file():
             return _config(path, argument)
-    except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
+    except (OSError, ValueError) as error:  # the name is too long or contains a NUL
         raise UserError(f"--config {given[:80]!r} is no file's name ({error.args[-1]}).") from None
     if name in names():
         return _config(_HERE / f"{name}.py", argument)
@@ -70,7 +70,7 @@ def _is_cell(name: str) -> bool:
 
 
 def cells() -> list[str]:
-    """The cells of the paper's Table 1, each a config of its own; ablations are named in them."""
+    """The names of the 60 cells of the paper's Table 1; the ablations of Table 2 are not listed."""
     from jpeft.data.tasks import BENCHMARK
     from jpeft.peft.methods import OF_THE_PAPER
 
@@ -83,7 +83,7 @@ def cells() -> list[str]:
 
 
 def _hint(path: Path, argument: str) -> str:
-    if path.suffix == ".py" and (path.stem in names() or _is_cell(path.stem)):  # the README's, without the checkout
+    if path.suffix == ".py" and (path.stem in names() or _is_cell(path.stem)):  # a path that only a checkout has
         named = f"{path.stem}:{argument}" if argument else path.stem
         return f"; without a file, --config {named} is the one that comes with jpeft."
     known = [str(file) for file in path.parent.glob("*.py")] if path.suffix == ".py" else [*names(), *cells()]

