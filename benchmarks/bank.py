@@ -1,4 +1,4 @@
-"""Benchmark a bank of many LoRA adapters on `mini`: correctness of mixed batches, their cost, and that of one adapter.
+"""Benchmark a bank of many LoRA adapters on `mini`: correctness and cost of mixed batches, and of adding one.
 
   python -m benchmarks.bank                              1,000 adapters; some minutes on two cores
   python -m benchmarks.bank --adapters 100 --repeats 5

@@ -106,7 +106,7 @@ class _Bench:
         self.console.print(table)
 
     def startup(self) -> None:
-        """Measure the start-up with a cold and a warm compilation cache, to the end of the first step, and peak memory."""
+        """Measure the time to the end of the first step, with a cold and a warm compilation cache, and peak memory."""
         columns = ("jpeft cold s", "warm s", "torch s", "jpeft GB", "torch GB", "jpeft / torch")
         table = _table("start-up and memory", "method", *columns)
         found = self.figures["startup"] = {}
