@@ -1,4 +1,4 @@
-"""Tiny models and tiny datasets in the shapes of the real ones; no network, nothing outside the test's directories."""
+"""Shared fixtures: tiny models and datasets in the formats of the real ones, without a network."""
 
 import dataclasses
 import functools
@@ -12,14 +12,14 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-# Set before JAX starts. Tests compile far more than they compute, and some want four devices.
+# Set before JAX starts. Tests compile far more than they compute, and some need four devices.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4"
 )
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # a later one ends the process at a flag that is gone
-    # XLA's newer way of making loops takes two to three times as long to compile a tiny training step.
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later versions abort on these flags
+    # XLA's newer loop emitters take two to three times as long to compile a tiny training step.
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-# What the code rounds to bfloat16 is rounded: otherwise XLA leaves it out here and there, each program in other places.
+# Otherwise XLA drops some roundings to bfloat16, in different places in each program.
 os.environ["XLA_FLAGS"] += " --xla_allow_excess_precision=false"
 
 from tests import type_checks  # noqa: F401, I001  (before anything of the package is imported)
@@ -44,9 +44,9 @@ from jpeft.train.session import Session
 
 gc.set_threshold(
     50_000, 50, 50
-)  # tracing makes little garbage and many objects; JAX has its own work at each collection
+)  # tracing creates many objects and little garbage, and JAX has callbacks at every collection
 
-pytest.register_assert_rewrite("tests.serve.alike")  # a failure there says what differs
+pytest.register_assert_rewrite("tests.serve.alike")  # its failed assertions then show values
 
 TINY = T5Config(
     vocab_size=320,
@@ -58,9 +58,9 @@ TINY = T5Config(
     num_heads=2,
     feed_forward_proj="gated-gelu",
     tie_word_embeddings=False,
-    dropout_rate=0.0,  # its random bits are most of what a tiny training step takes to compile
+    dropout_rate=0.0,  # random bits dominate the compile time of a tiny training step
 )
-# Half of it to compile, for what is not about layers: one alone is run without a loop, and no leaf has more than one.
+# For tests that are not about layers, at half the compile time: a single layer needs no loop and no stacked leaves.
 ONE_LAYER = dataclasses.replace(TINY, num_layers=1, num_decoder_layers=1)
 TOPICS = ["World", "Sports", "Business", "Sci/Tech"]
 _WORDS = {
@@ -72,9 +72,9 @@ _WORDS = {
 
 
 def pytest_addoption(parser):
-    group = parser.getgroup("a part of the tests, for who has not the time for all")
-    group.addoption("--order", metavar="TEXT", help="files of tests come in an order that is drawn by this text")
-    group.addoption("--minutes", type=float, help="after so many, no further test is begun: the rest are skipped")
+    group = parser.getgroup("run a part of the tests, when there is no time for all")
+    group.addoption("--order", metavar="TEXT", help="shuffle the test files, with this text as the seed")
+    group.addoption("--minutes", type=float, help="skip the tests that have not started after this many minutes")
 
 
 def pytest_configure(config):
@@ -82,12 +82,12 @@ def pytest_configure(config):
 
 
 def pytest_sessionfinish():
-    # At its end pytest looks five times through all that is there for garbage that warns: once is enough.
+    # At its end pytest collects garbage five times to find warnings; freezing makes all but the first one fast.
     gc.collect()
     gc.freeze()
 
 
-@pytest.hookimpl(trylast=True)  # of what the other options leave
+@pytest.hookimpl(trylast=True)  # after other options have deselected tests
 def pytest_collection_modifyitems(config, items):
     if text := config.getoption("--order"):
         items.sort(key=lambda item: hashlib.sha256(f"{text} {item.nodeid.partition('::')[0]}".encode()).digest())
@@ -100,19 +100,19 @@ def pytest_runtest_setup(item):
 
 
 def slow_but(quick: Sequence[str], names: Iterable[str]) -> list:
-    """Values of a parameter, of which all but the quick ones belong to the slow tests."""
+    """Parameter values for `parametrize`; all but those in `quick` are marked slow."""
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def of_devices(count: int) -> dict[str, str]:
-    """The environment for another process that has so many devices and compiles as these tests do."""
+    """The environment for a subprocess with `count` devices and the compiler flags of these tests."""
     flags = os.environ["XLA_FLAGS"].replace("device_count=4", f"device_count={count}")
     return {**os.environ, "XLA_FLAGS": flags}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def caches(tmp_path_factory):
-    """Token and compilation caches of this test run, shared with the processes that it starts."""
+    """A cache directory for this test run, shared with its subprocesses."""
     directory = tmp_path_factory.mktemp("cache")
     os.environ["JPEFT_CACHE"] = str(directory)
     use_compilation_cache(directory / "compiled")
@@ -122,7 +122,7 @@ def caches(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def programs_of_runs():
-    """Runs of one test process that are given no session share their compiled programs, as a grid's cells do."""
+    """Share compiled programs between the runs of a test process that get no session, as the cells of a grid do."""
     programs = Recent(128)
 
     def session() -> Session:
@@ -142,7 +142,7 @@ def key():
 
 
 def random_t5(config: T5Config, *, dtype=jnp.float32, seed: int = 0) -> T5:
-    """A random model of a config, which is drawn once: each call gives another around copies of the same weights."""
+    """A new random model of a config; its weights are drawn once and copied for each call."""
     graphdef, weights_ = _drawn(config, dtype, seed)
     return nnx.merge(graphdef, jax.device_put(jax.tree.map(np.copy, weights_)))
 
@@ -155,7 +155,7 @@ def _drawn(config: T5Config, dtype, seed: int):
 
 @pytest.fixture
 def tiny_t5():
-    """A random model."""
+    """A random model of the `TINY` config."""
     return random_t5(TINY)
 
 
@@ -183,7 +183,7 @@ def make_batch(config: T5Config, *, rows: int, enc_len: int, dec_len: int, seed:
 
 
 def spec(tree) -> dict[str, str]:
-    """`{path: "f32[2,16,2]"}` of every leaf, to assert a whole tree at once."""
+    """The path, dtype and shape of every leaf, `{path: "f32[2,16,2]"}`, to assert a whole tree at once."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     names = {"float32": "f32", "bfloat16": "bf16", "int32": "i32"}
     return {
@@ -196,7 +196,7 @@ def spec(tree) -> dict[str, str]:
 
 
 def news(rows: int, seed: int) -> dict[str, list]:
-    """Rows in AG News' columns whose label can be told from the words."""
+    """Rows with the columns of AG News whose words determine the label."""
     draw = random.Random(seed)
     labels = [draw.randrange(4) for _ in range(rows)]
     text = [" ".join(draw.choices(_WORDS[TOPICS[label]], k=draw.randint(3, 9))) for label in labels]
@@ -238,7 +238,7 @@ def write_parquet(path: Path, columns: dict[str, list]) -> None:
 
 @pytest.fixture(scope="session")
 def toy_data(tmp_path_factory) -> Path:
-    """The four tasks in the layout and columns of the real data, a few dozen rows each."""
+    """The four tasks with the files and columns of the real data and a few dozen rows each."""
     root = tmp_path_factory.mktemp("data")
     for seed, (name, make, splits) in enumerate(
         [
@@ -255,7 +255,7 @@ def toy_data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_jsonl(tmp_path_factory) -> Path:
-    """A user's own rows: `input` and `target` in JSON lines."""
+    """A custom dataset: a JSONL file with the columns `input` and `target`."""
     path = tmp_path_factory.mktemp("mine") / "mine.jsonl"
     rows = news(90, seed=99)
     lines = [{"input": t, "target": TOPICS[label]} for t, label in zip(rows["text"], rows["label"], strict=True)]
@@ -280,10 +280,10 @@ def make_tokenizer(
     vocab_size: int = 320,
     special_tokens: Sequence[str] = ("<pad>", "</s>", "<unk>"),
 ) -> None:
-    """Trains a unigram tokenizer on a few texts and writes `tokenizer.json`, the same one each time.
+    """Train a unigram tokenizer on a few texts and write a reproducible `tokenizer.json`.
 
-    The trainer orders pieces that it saw equally often by chance. Then the same words have other ids in each process,
-    and what random weights answer differs, now and then by less than the rounding between two batch sizes.
+    The trainer orders equally frequent pieces arbitrarily: without the final sort, ids and so the answers of random
+    weights would differ between processes, and some are so close that rounding at another batch size changes them.
     """
     tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
@@ -305,20 +305,20 @@ def make_tokenizer(
 
 @pytest.fixture(scope="session")
 def four_headed_checkpoint(tmp_path_factory, tiny_tokenizer) -> Path:
-    """A tiny random T5 whose heads, widths and vocabulary four devices divide."""
+    """A tiny random T5 whose heads, widths and vocabulary are divisible by four devices."""
     config = dataclasses.replace(TINY, num_heads=4)
     return _checkpoint(config, tmp_path_factory.mktemp("checkpoint") / "tiny4", tiny_tokenizer)
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory, tiny_tokenizer) -> Path:
-    """A random T5 of one block a stack in Hugging Face layout, with its tokenizer."""
+    """A random T5 with one block per stack in the Hugging Face layout, with its tokenizer."""
     return _checkpoint(ONE_LAYER, tmp_path_factory.mktemp("checkpoint") / "tiny", tiny_tokenizer)
 
 
 @pytest.fixture(scope="session")
 def deeper_checkpoint(tmp_path_factory, tiny_tokenizer) -> Path:
-    """The same of two blocks a stack, where it is layers that matter."""
+    """The same with two blocks per stack, for tests about layers."""
     return _checkpoint(TINY, tmp_path_factory.mktemp("checkpoint") / "deeper", tiny_tokenizer)
 
 

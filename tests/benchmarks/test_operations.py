@@ -1,4 +1,4 @@
-"""A program's operations: their arithmetic is the network's, their times add up."""
+"""Profiled operations of a program: their FLOPs are those of the network, and their times add up."""
 
 import jax
 import jax.numpy as jnp

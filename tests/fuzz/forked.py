@@ -1,7 +1,7 @@
-"""A process that has loaded jpeft and does each call it is given in a fork of itself: `python forked.py < calls`.
+"""A process that imports jpeft once and runs each call in a fork of itself: `python forked.py < calls`.
 
-A call is a line of JSON, `{"argv": [...], "cwd": ..., "seconds": ...}`; so is what became of it. JAX is imported, not
-started: a fork can start it, a fork of a process that has cannot use it. `argv[0]` is `main.py` or `jpeft`.
+A call is a line of JSON, `{"argv": [...], "cwd": ..., "seconds": ...}`, and its outcome another. JAX is imported but
+not started, since a fork of a process that has started it cannot use it. `argv[0]` is `main.py` or `jpeft`.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import tempfile
 import time
 import traceback
 
-_MOST_ADDRESSES = 24 * 2**30  # bytes: a runaway must end here and not take the machine with it
+_MOST_ADDRESSES = 24 * 2**30  # bytes: a runaway call must end before it exhausts the machine
 
 
 def warm() -> None:

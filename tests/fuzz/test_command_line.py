@@ -1,6 +1,6 @@
-"""Hundreds of wrong calls over every command and every config key: one line, an exit status, no traceback, no hang.
+"""Fuzz test of the command line: wrong calls of every command end with one line of error, no traceback and no hang.
 
-The calls are drawn by a seed: `JPEFT_FUZZ_SEED=7 JPEFT_FUZZ_CALLS=2000 pytest -m slow tests/fuzz` draws others.
+The seed and the number of calls are variable: `JPEFT_FUZZ_SEED=7 JPEFT_FUZZ_CALLS=2000 pytest -m slow tests/fuzz`.
 """
 
 import argparse
@@ -27,10 +27,10 @@ from jpeft.pretrain.config import Pretraining
 ROOT = Path(__file__).parents[2]
 SEED = int(os.environ.get("JPEFT_FUZZ_SEED", "0"))
 CALLS = int(os.environ.get("JPEFT_FUZZ_CALLS", "640"))
-# Of a machine that has nothing else to do: one that has more to do than cores gives a call less of its time.
+# On an idle machine; a busy one gives a call less CPU time.
 MOST_SECONDS = 30.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 MOST_MEGABYTES = 2048.0
-PROCESSES = 2  # each with calls of its own, in the directory that it has to itself
+PROCESSES = 2  # each with its own calls and directory
 
 NUMBERS = (
     "-1 0 1 2 3 7 1e3 0.5 -0.0 1e400 nan inf -inf 2147483648 4294967296 9223372036854775808 1180591620717411303424 "
@@ -87,7 +87,7 @@ TEXTS = [
 
 
 def make_files(directory: Path) -> list[str]:
-    """Files and directories that no option of any command takes, each in the place of one that it does."""
+    """Create files and directories that every command must reject where it expects a valid one."""
     directory.mkdir()
     contents = {
         "empty": b"",
@@ -131,7 +131,7 @@ def make_files(directory: Path) -> list[str]:
 
 
 class Place:
-    """What calls are about: a model, rows, a finished run."""
+    """The valid inputs of calls: a model, rows, a finished run."""
 
     def __init__(self, directory: Path, model: Path, rows: Path, finished: Path, wrong_files: list[str]):
         self.directory, self.model, self.rows, self.wrong_files = directory, model, rows, wrong_files
@@ -141,7 +141,7 @@ class Place:
         (directory / "taken").mkdir()
         (directory / "taken/file").write_text("mine")
         self.config = ROOT / "configs/lora_custom.py"
-        # Values that would be right: most calls have one wrong value among such, and are then wrong for that.
+        # Valid values: most calls have one wrong value among them, and fail because of it.
         self.right = [str(model), str(rows), str(self.finished), str(self.finished / "adapter"), str(self.config)]
 
     def run_flags(self) -> list[str]:
@@ -157,7 +157,7 @@ class Place:
 
 
 def value(draw: random.Random, place: Place, kind: str = "") -> str:
-    """A value for something that takes a `number`, a `path`, or any text; most often of that kind, and wrong."""
+    """Draw a value for an option that takes a `number`, a `path` or any text; mostly of that kind but invalid."""
     if kind == "number" and draw.random() < 0.8:
         return draw.choice(NUMBERS)
     if kind == "path" and draw.random() < 0.7:
@@ -176,14 +176,14 @@ def config_flag(draw: random.Random, place: Place, config_type: type = Run) -> s
 
 
 def file_flag(draw: random.Random, place: Place) -> str:
-    """A file, a directory or a config that is nothing of the kind, where a run reads it."""
+    """A flag with an invalid file, directory or config that a run reads."""
     name = draw.choice(
         ["config", "config.data.path", "config.model.name", "config.method.from_adapter", "config.data.path"]
     )
     return f"--config{name}={draw.choice(place.wrong_files)}"
 
 
-# What makes a call fail for certain, late: after all that a wrong value elsewhere can be noticed in.
+# Makes a call certain to fail, but late, after every check that could report another wrong value.
 NO_COLUMN = "--config.data.template=What of {no_such_column}?"
 
 
@@ -218,7 +218,7 @@ def pretrain_call(draw: random.Random, place: Place) -> list[str]:
 
 
 def options(command: str) -> list[argparse.Action]:
-    """Flags and positional arguments of a command, as its parser has them."""
+    """The flags and positional arguments of a command, taken from its parser."""
     subparsers = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
     return [a for a in subparsers.choices[command]._actions if not isinstance(a, argparse._HelpAction)]
 
@@ -229,7 +229,7 @@ def commands() -> list[str]:
 
 
 def base_of(command: str, place: Place) -> tuple[list[str], list[str]]:
-    """A right call of a command, and what makes it fail for certain, late where there is a late way."""
+    """A valid call of a command, and arguments that make it certain to fail, as late as possible."""
     out = f"--out={place.directory}/taken"
     run, model = str(place.finished), f"--model={place.model}"
     return {
@@ -292,7 +292,7 @@ def draw_calls(place: Place, count: int, seed: int) -> list[list[str]]:
 
 
 def state(directory: Path) -> str:
-    """All that a directory holds: names, contents, times."""
+    """The names, contents and times of all files in a directory."""
     digest = hashlib.sha256()
     for path in sorted(directory.rglob("*")):
         digest.update(f"{path.relative_to(directory)} {path.lstat().st_mtime_ns if path.is_file() else ''}".encode())
@@ -301,7 +301,7 @@ def state(directory: Path) -> str:
 
 
 class Forked:
-    """`forked.py` at work."""
+    """A running `forked.py`."""
 
     def __init__(self, environment: dict[str, str]):
         self._process = subprocess.Popen(
@@ -327,7 +327,7 @@ class Forked:
 
 
 def wrong_with(answer: dict) -> list[str]:
-    """What a call may not do and did."""
+    """The rules that a call broke."""
     found = []
     if "Traceback (most recent call last)" in answer["err"] + answer["out"]:
         found.append("traceback")
@@ -382,7 +382,7 @@ def test_wrong_calls_are_one_line_and_harm_nothing(tmp_path, tiny_checkpoint, to
         forked = Forked(environment)
         calls = draw_calls(place, CALLS // PROCESSES, SEED * PROCESSES + number)
         for argv in calls:
-            # What a right call before, such as a report into the run's directory, has added there is no harm.
+            # Files added there by an earlier valid call, such as a report into the run's directory, are fine.
             before = state(place.finished) if "--overwrite" in argv else ""
             answer = forked(argv, place.directory)
             taken.append((answer["seconds"], argv))

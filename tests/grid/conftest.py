@@ -1,4 +1,4 @@
-"""A grid of small cells, by the command that users type."""
+"""Small grids, run through the command line."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ BENCHMARK = Path(__file__).parents[2] / "configs/benchmark.py"
 
 @pytest.fixture
 def grid_flags(deeper_checkpoint, toy_data):
-    """Flags of a grid of tiny runs in a directory, with what else a test wants."""
+    """A function that returns the flags of a grid of tiny runs in a directory, followed by further flags."""
 
     def flags(workdir: Path, *more: str) -> list[str]:
         return [
@@ -36,7 +36,7 @@ def grid_flags(deeper_checkpoint, toy_data):
 
 @pytest.fixture
 def states(grid_flags, capsys):
-    """What `jpeft grid --dry-run --json` tells of each cell: `{name: (state, detail)}`."""
+    """The state of each cell from `jpeft grid --dry-run --json`: `{name: (state, detail)}`."""
 
     def ask(workdir: Path, *more: str) -> dict[str, tuple[str, str]]:
         capsys.readouterr()

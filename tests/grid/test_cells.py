@@ -1,4 +1,4 @@
-"""Which cells there are."""
+"""The cells of a grid."""
 
 import pytest
 

@@ -19,7 +19,7 @@ from jpeft.grid.local import DeviceShare, device_shares
 from jpeft.grid.worker import Job
 
 ROOT = Path(__file__).parents[2]
-# What a result says beside times, memory and dates.
+# The entries of a result that do not depend on time or memory.
 SAME = ("method", "task", "seed", "metric", "metrics", "validation_losses", "best_epoch", "epochs_run", "test_examples")
 
 
@@ -30,7 +30,7 @@ def outcome(directory: Path) -> dict:
 
 @pytest.mark.slow
 def test_a_grid_from_nothing_to_done(grid_flags, states, tmp_path, capsys):
-    """One cell cannot be done; the others are, each as `main.py` would, and a second call finds nothing to do."""
+    """One cell fails, the others give what `main.py` gives, and a second call has nothing to do."""
     flags = ["--methods=lora,ia3", "--tasks=agnews,e2e"]
     broken = tmp_path / "grid/lora_e2e_low_seed0"
     broken.mkdir(parents=True)
@@ -112,7 +112,7 @@ def test_what_would_fail_every_cell_is_one_line_before_any_begins(
     assert main(given) == 2
     notes, said = capsys.readouterr().err.rsplit("error: ", 1)
     assert says.format(**named) in said and said.count("\n") == 1
-    # The flags that each of these grids has are repeated by some: that is said once, not for each cell.
+    # Some of these flags repeat flags of every grid: the note appears once, not for each cell.
     assert notes.count("\n") == len(flags) - ("--launcher=ray" in flags)
     assert all(line.startswith("note: --config.data.path is given twice") for line in notes.splitlines())
 
@@ -130,7 +130,7 @@ def test_devices_are_shared_out(monkeypatch):
     assert device_shares(2) == [DeviceShare(gpus=("3", "4")), DeviceShare(gpus=("5", "7"))]
     shared = device_shares(6)
     assert [share.gpus for share in shared] == [("3",), ("4",), ("5",), ("7",), ("9",), ("3",)]
-    assert {share.workers for share in shared} == {2}  # the same for all, though four of them are alone
+    assert {share.workers for share in shared} == {2}  # the same for all, although four have a device to themselves
     monkeypatch.setattr(local.os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4})
     for variable, value in (("CUDA_VISIBLE_DEVICES", ""), ("CUDA_VISIBLE_DEVICES", "-1"), ("JAX_PLATFORMS", "cpu")):
         with monkeypatch.context() as without:
@@ -168,7 +168,7 @@ def start(flags: list[str], errors: int = subprocess.DEVNULL) -> subprocess.Pope
 
 
 def assert_done(flags: list[str]) -> None:
-    """Waits for the command to end well; what it says otherwise is in the failure."""
+    """Wait for the command to exit with 0; its output is in the assertion message."""
     grid = start(flags, errors=subprocess.PIPE)
     _, errors = grid.communicate()
     assert grid.returncode == 0, errors.decode()
@@ -192,7 +192,7 @@ worker.main()
 
 
 def test_a_worker_told_to_stop_outside_training_ends_as_a_kill_would():
-    """An exception raised by the signal would come up inside whatever library is at work, and be taken for its own."""
+    """An exception raised by the signal could surface inside a library, which might handle it as its own."""
     worker = subprocess.Popen(
         [sys.executable, "-c", _SWALLOWS, "1"],
         cwd=ROOT,
@@ -206,7 +206,7 @@ def test_a_worker_told_to_stop_outside_training_ends_as_a_kill_would():
     worker.stdin.flush()
     assert "at work\n" in iter(worker.stderr.readline, "")
     try:
-        outcomes, errors = worker.communicate(timeout=30)  # whoever hands out the jobs dies, in the middle of one
+        outcomes, errors = worker.communicate(timeout=30)  # the parent process dies in the middle of a job
     finally:
         worker.kill()
     assert worker.returncode == 0 and outcomes == "" and "Traceback" not in errors
@@ -225,7 +225,7 @@ sys.stdin.readline()
 
 
 def test_outcomes_that_come_together_and_in_parts_are_all_heard_of(monkeypatch):
-    """A line left in a buffer would be heard of only with the next one, and its lane be at work until then."""
+    """A line left in a buffer would only arrive with the next one, and its worker would count as busy until then."""
     popen = subprocess.Popen
     start_script = lambda call, **options: popen([sys.executable, "-c", _ANSWERS_AT_ONCE], **options)
     monkeypatch.setattr(local.subprocess, "Popen", start_script)
@@ -248,7 +248,7 @@ def test_outcomes_that_come_together_and_in_parts_are_all_heard_of(monkeypatch):
 
 @pytest.mark.slow
 def test_killed_at_five_moments_it_ends_as_if_it_had_not_been(grid_flags, tmp_path):
-    """SIGKILL for the command, twice for a worker too: the same results, and nothing done is done again."""
+    """After SIGKILL of the command, twice also of a worker: the same results, and no finished cell runs again."""
     flags = ["--methods=full,lora,prompt", "--tasks=agnews,samsum", "--seeds=0,1", "--jobs=2"]
     flags += ["--config.train.checkpoint_every_seconds=0"]
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
@@ -259,7 +259,7 @@ def test_killed_at_five_moments_it_ends_as_if_it_had_not_been(grid_flags, tmp_pa
         until = time.monotonic() + 240
         while len(list(killed.glob("*/result.json"))) < max(1, 2 * moment) and time.monotonic() < until:
             time.sleep(0.05)
-        time.sleep(0.13 * moment)  # into a cell, less than two workers take for what is left
+        time.sleep(0.13 * moment)  # in the middle of a cell, before two workers finish the rest
         grid.kill()
         grid.wait()
         for path in killed.glob("*/result.json"):

@@ -16,24 +16,24 @@ ROOT = Path(__file__).parents[2]
 SAME = ("method", "task", "metric", "metrics", "validation_losses", "best_epoch", "epochs_run")
 
 ray = pytest.importorskip("ray", reason="Ray is an extra: pip install 'jpeft[ray]'")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Ray's own are not ours to mend
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Ray's own warnings
 
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """The address of two nodes with one CPU each."""
+    """The address of a cluster of two nodes with one CPU each."""
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the workers
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     made.add_node(num_cpus=1)
     yield made.address
-    ray.shutdown()  # what a test in this process has left connected
+    ray.shutdown()  # disconnect from an earlier test in this process
     made.shutdown()
 
 
 def test_a_killed_worker_loses_nothing(cluster, grid_flags, tmp_path):
-    """Against the same grid on one local worker. The kill comes in the middle of a cell, after a checkpoint."""
+    """Compared with the same grid on one local worker; the kill comes in the middle of a cell, after a checkpoint."""
     flags = ["--methods=lora,ia3", "--tasks=agnews,samsum", "--config.train.max_epochs=4"]
     flags += ["--config.train.checkpoint_every_seconds=0"]
     killed, unbroken = tmp_path / "killed", tmp_path / "unbroken"
@@ -66,14 +66,14 @@ def test_no_cluster_is_one_line(grid_flags, tmp_path, capsys):
 
 
 def wait_for_a_cell_at_work(grid: Path) -> int:
-    """The process of a worker whose cell has a checkpoint and is not done."""
+    """Wait for a worker whose cell has a checkpoint and is not done; returns its process id."""
     until = time.monotonic() + 300
     while time.monotonic() < until:
         for progress in grid.glob("*/progress.json"):
             if any((progress.parent / "checkpoint").glob("*")):
                 try:
                     return int(json.loads(progress.read_text())["worker"].partition(":")[2])
-                except (OSError, ValueError):  # it has just ended
+                except (OSError, ValueError):  # the process has just ended
                     continue
         time.sleep(0.02)
     raise AssertionError("no cell came to a checkpoint")

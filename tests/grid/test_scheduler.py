@@ -1,4 +1,4 @@
-"""Who does what next, with workers that only pretend."""
+"""The scheduler's decisions, with fake workers."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def cell(name: str, seed: int = 0) -> Cell:
 
 
 class PretendedPool:
-    """Does every job at once, as `act` says; the job's outcome, or None for a worker that dies."""
+    """A pool that runs `act` on each job immediately; `act` returns the outcome, or None for a worker that dies."""
 
     def __init__(self, size: int, act: Callable[[Job], Outcome | None], lanes: int = 1):
         self.size, self.act, self.lanes = size, act, lanes
@@ -94,7 +94,7 @@ def test_every_missing_cell_is_done_once_and_never_again(schedule):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_told_to_stop_it_ends_what_it_is_at_and_begins_nothing_more(number, schedule):
-    """An exception raised by the signal itself would come up anywhere, also where a library loses it."""
+    """An exception raised in the signal handler could surface anywhere, also where a library swallows it."""
     heard = []
 
     def act(job: Job) -> Outcome:
@@ -118,7 +118,7 @@ def test_a_worker_stays_with_what_it_has_in_memory_and_away_from_what_others_hav
     for worker in (0, 1):
         kinds = [name.rpartition("_seed")[0] for at, name in pool.begun if at == worker]
         changes += sum(a != b for a, b in zip(kinds, kinds[1:], strict=False))
-    assert changes <= 3  # four kinds over two workers: one change each, and one more to share out what is left
+    assert changes <= 3  # four kinds on two workers: one change each, and one more to balance the rest
 
 
 def test_cells_of_other_ranks_are_done_side_by_side_and_of_other_methods_are_not(schedule):
@@ -217,7 +217,7 @@ def test_a_changed_config_is_stale_named_and_run_only_when_asked(schedule, tmp_p
     "text", ["", "{", '{"status": "do', "[1]", '{"status": "running"}', json.dumps({**record(), "seconds": 3})]
 )
 def test_a_result_that_is_none_is_not_done_and_says_why(text, schedule, tmp_path):
-    """However it came about: such a cell is shown as failed and can be run again."""
+    """Whatever the cause, such a cell counts as failed and can be run again."""
     damaged = cell("lora_agnews_low")
     succeed(Job(damaged.run.to_dict(), str(damaged.directory(tmp_path))))
     (damaged.directory(tmp_path) / "result.json").write_text(text)
@@ -228,7 +228,7 @@ def test_a_result_that_is_none_is_not_done_and_says_why(text, schedule, tmp_path
 
 
 def test_a_config_that_is_none_is_a_failure_that_can_be_run_again(schedule, tmp_path):
-    """Though nothing was done yet: a run would refuse the directory."""
+    """Although it has not started: a run would refuse the directory."""
     damaged = cell("lora_agnews_low")
     damaged.directory(tmp_path).mkdir(parents=True)
     (damaged.directory(tmp_path) / "config.json").write_text('{"half')
@@ -265,7 +265,7 @@ def test_a_cell_is_trained_as_far_as_is_asked_and_waits_there(schedule, tmp_path
     for pause_after in (2, 2, 1, 3):
         made, lines = schedule([waiting], pause_after=pause_after)
         made.run(PretendedPool(1, act))
-    assert asked == [2, 3]  # it was there already, or further
+    assert asked == [2, 3]  # the run had already got there or further
     seen = made.states[waiting]
     assert seen.state == State.MISSING and seen.detail == "goes on from its checkpoint: it waited after 3 epochs"
     assert seen.paused is not None and seen.paused.validation_losses == (1.0, 1 / 2, 1 / 3)
@@ -319,7 +319,7 @@ def test_a_worker_that_dies_before_its_cell_has_a_directory_fails_the_cell_alone
     assert made.counts()[State.DONE] == 3 and made.counts()[State.FAILED] == 1
     assert made.states[cells[2]].detail == "its process was killed by SIGKILL, 3 times"
     assert "lora_cola_low_seed0 failed: its process was killed by SIGKILL, 3 times" in lines
-    assert not cells[2].directory(tmp_path).exists()  # nor is one made, that no run would take for its own
+    assert not cells[2].directory(tmp_path).exists()  # no directory is created that a later run would refuse
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "{", '{"done": "x", "total": null}', "[" * 99_999, "\0" * 9, "{}"])

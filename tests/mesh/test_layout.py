@@ -1,4 +1,4 @@
-"""The table of rules: every leaf there is has one, and what cannot be cut is refused with the reason."""
+"""The sharding rules: every leaf has one, and an impossible mesh is rejected with the reason."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ FOUR_HEADS = dataclasses.replace(TINY, num_heads=4)
 
 
 def trees(method: str, reading: str, config=FOUR_HEADS):
-    """Shapes of what a run holds: base, state with its optimizer, sums."""
+    """Shapes of a run's trees: base, state with optimizer, gradient sums."""
 
     graphdef, shapes = nnx.split(family_with(config).abstract(config))
 
@@ -57,7 +57,7 @@ def test_every_leaf_has_a_rule(method, reading, tied, gated):
 @pytest.mark.parametrize("kind", [*TINY_DECODERS, *MORE])
 @pytest.mark.parametrize("method", ["full", "lora", "bitfit", "prompt", "prefix"])
 def test_every_leaf_of_a_decoder_only_model_has_a_rule(method, kind):
-    """And biases are cut as what they are added to: of a map into heads or widths, and of none out of them."""
+    """Biases are sharded like their layer's output: split into heads or widths, or whole after a product over them."""
     layout = Layout.of_devices(model=4)
     for tree in trees(method, "official", {**TINY_DECODERS, **MORE}[kind]):
         jax.tree.map(lambda leaf, sharding: sharding.shard_shape(leaf.shape), tree, layout.shardings(tree))
@@ -68,7 +68,7 @@ def test_every_leaf_of_a_decoder_only_model_has_a_rule(method, kind):
 
 
 def test_what_an_optimizer_sums_over_dimensions_is_whole():
-    """Adafactor keeps a row and a column of each matrix, and one number in their place where it keeps the whole."""
+    """Adafactor keeps a row and a column per factored matrix, and a placeholder of one element for the others."""
     kernel = {"encoder": {"self_attention": {"q": {"kernel": jax.ShapeDtypeStruct((128, 256), "float32")}}}}
     state = jax.eval_shape(RelativeOptimizer("adafactor", 0.0, 1.0)(constant(0.1)).init, kernel)
     shardings = Layout.of_devices(fsdp=2, model=2).shardings(state)
@@ -118,7 +118,7 @@ def test_what_can_not_be_cut_is_refused_with_the_reason(mesh, says):
         ({"model": 4}, FOUR_HEADS, {"data": 1, "fsdp": 1, "model": 4}),
         ({"fsdp": 4}, FOUR_HEADS, {"data": 1, "fsdp": 1, "model": 4}),
         ({"data": 2, "fsdp": 2}, FOUR_HEADS, {"data": 2, "fsdp": 1, "model": 2}),
-        ({"fsdp": 4}, TINY, {"data": 4, "fsdp": 1, "model": 1}),  # two heads: four devices cannot cut their biases
+        ({"fsdp": 4}, TINY, {"data": 4, "fsdp": 1, "model": 1}),  # two heads: their biases do not split in four
     ],
 )
 def test_weights_are_whole_or_cut_by_heads_where_answers_are_written(mesh, config, answers):

@@ -1,4 +1,4 @@
-"""Two processes of two devices each do one run together, and end together when one is lost."""
+"""Two processes with two devices each do one run together, and both end when one is lost."""
 
 import contextlib
 import json
@@ -17,11 +17,11 @@ from jpeft.run import processes
 from tests.conftest import of_devices
 
 _ROOT = Path(__file__).parent.parent.parent
-_SECONDS = 300  # for what takes a minute on a quiet machine
+_SECONDS = 300  # the work takes a minute on an idle machine
 
 
 class Processes:
-    """Processes of `main.py`, or another program, on one run, each with its share of four virtual devices."""
+    """Processes of `main.py` or another program on one run, each with its share of four virtual devices."""
 
     def __init__(
         self, count: int, workdir: Path, *flags: str, cluster: bool = False, program: tuple[str, ...] = ("main.py",)
@@ -51,7 +51,7 @@ class Processes:
             )
 
     def ended(self, seconds: float = _SECONDS) -> list[tuple[int, str, str]]:
-        """Status, output and errors of each process."""
+        """The exit status, output and errors of each process."""
         until = time.monotonic() + seconds
         try:
             outputs = [process.communicate(timeout=until - time.monotonic()) for process in self.processes]
@@ -69,7 +69,7 @@ def _free_port() -> int:
 
 @pytest.fixture
 def flags(four_headed_checkpoint, toy_data):
-    """Of a small cell over four devices."""
+    """The flags of a small cell on four devices."""
     return (
         "--config=configs/lora_agnews_low.py",
         f"--config.model.name={four_headed_checkpoint}",

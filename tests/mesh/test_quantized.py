@@ -1,4 +1,4 @@
-"""A base in few bits gives on four devices what it gives on one, and is cut as its kernels would be."""
+"""A quantized base gives the same results on four devices as on one, and is sharded like its kernels."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Runs on four devices (of the CPU, split in four) come out as on one."""
+"""Runs on four virtual CPU devices give the same results as on one."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ ONE = {"data": 1, "fsdp": 1, "model": 1}
 
 @pytest.fixture
 def cell(four_headed_checkpoint, toy_data):
-    """Three steps of 16 rows of a method, on a mesh."""
+    """Three steps of 16 rows with a method on a mesh."""
 
     def make(method: str, mesh: dict[str, int], model=four_headed_checkpoint, **train) -> Run:
         return Run.from_config(
@@ -50,7 +50,7 @@ def outcome(run, workdir):
 
 @pytest.fixture(scope="module")
 def on_one_device():
-    """Outcomes of the same cells on one device, by method."""
+    """Results of the same cells on one device, by method."""
     return {}
 
 
@@ -72,7 +72,7 @@ def test_three_steps_agree_with_one_device(method, mesh, cell, on_one_device, tm
 
 @pytest.fixture(scope="module")
 def decoders(tmp_path_factory, tiny_tokenizer):
-    """Directories of tiny decoder-only models by kind; a Llama's two heads of keys are fewer than four devices."""
+    """Directories of tiny decoder-only models by kind; the Llama has two key-value heads, fewer than the devices."""
     found = {}
     for kind, config in {"llama": LLAMA, "bloom": dataclasses.replace(TINY_DECODERS["bloom"], num_heads=4)}.items():
         config = dataclasses.replace(config, max_positions=2048)
@@ -107,7 +107,7 @@ def test_three_steps_of_a_decoder_only_model_agree_with_one_device(
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [("fsdp", "1x4"), ("2x2", "one"), ("one", "4x1")])
 def test_a_run_goes_on_on_another_mesh(before, after, cell, tmp_path, monkeypatch):
-    """Stopped after its second step, and started again with other devices: the result is the unbroken run's."""
+    """A run stopped after its second step and resumed on other devices ends like an uninterrupted one."""
     meshes = {**MESHES, "one": ONE}
     unbroken, *_ = outcome(cell("full", ONE), tmp_path / "unbroken")
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Saved models, for tests of files of weights and of how a T5 is read from them."""
+"""Saved models, for tests of weight files and of loading a T5."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ def same(a, b):
 
 @pytest.fixture(params=CONFIGS)
 def saved(request, tmp_path):
-    """A model and the directory that it is saved in."""
+    """A model and the directory that it was saved to."""
     model = random_t5(CONFIGS[request.param], seed=5)
     t5_weights.save(model, tmp_path / "saved")
     return model, tmp_path / "saved"
@@ -41,7 +41,7 @@ def directory(tmp_path):
 
 
 def rewrite(directory, change):
-    """Saves the checkpoint's weights again after `change(weights)`."""
+    """Rewrite the checkpoint's weights after `change(weights)`."""
     path = directory / "model.safetensors"
     stored = load_file(path)
     change(stored)

@@ -1,4 +1,4 @@
-"""Small GGUF files, written as llama.cpp's converter writes them, and what they were made of."""
+"""Small GGUF files in the format of llama.cpp's converter, and the weights and vocabularies in them."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import tokenizers
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 
-# A chat as SmolLM2's files have it.
+# The chat template of SmolLM2's files.
 CHAT = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}"
@@ -36,14 +36,14 @@ def byte_level() -> tokenizers.Tokenizer:
 
 
 def write_chat_tokenizer(directory: Path) -> None:
-    """Writes the tokenizer's files of a model that was tuned to chat."""
+    """Write the tokenizer files of a chat model."""
     byte_level().save(str(directory / "tokenizer.json"))
     settings = {"eos_token": "<|im_end|>", "bos_token": {"content": "<|im_start|>"}, "chat_template": CHAT}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def llama_weights(arch: str = "llama", *, tied: bool = True, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random weights by Hugging Face's names, in its order of rows."""
+    """Random weights with Hugging Face's names and row order."""
     draw = np.random.default_rng(seed)
     q, kv = HEADS * HEAD, KV_HEADS * HEAD
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (320, WIDTH), "model.norm.weight": (WIDTH,)}
@@ -81,7 +81,7 @@ _NAMES = {
 
 
 def _permuted(weight: np.ndarray, heads: int) -> np.ndarray:
-    """As `LlamaModel.permute` of llama.cpp's converter."""
+    """The row permutation of `LlamaModel.permute` in llama.cpp's converter."""
     shape = (heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
     return weight.reshape(shape).swapaxes(1, 2).reshape(weight.shape)
 
@@ -97,7 +97,7 @@ def write_llama(
     vocabulary: bool = True,
     entries: dict[str, str] | None = None,
 ) -> None:
-    """Writes the file of a Llama, Qwen2 or Qwen3; matrices in `kind`."""
+    """Write the file of a Llama, Qwen2 or Qwen3 with matrices of type `kind`."""
     writer = GGUFWriter(str(path), arch)
     writer.add_block_count(LAYERS)
     writer.add_context_length(128)
@@ -155,7 +155,7 @@ def _close(writer: GGUFWriter) -> None:
 
 
 def write_t5(path: Path, weights: dict[str, np.ndarray], config: dict, *, pieces: list[tuple[str, float]]) -> None:
-    """Writes the file of a T5, from weights by Hugging Face's names, with a unigram vocabulary."""
+    """Write the file of a T5 from weights with Hugging Face's names, with a unigram vocabulary."""
     writer = GGUFWriter(str(path), "t5")
     writer.add_context_length(512)
     writer.add_embedding_length(config["d_model"])

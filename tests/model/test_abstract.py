@@ -1,4 +1,4 @@
-"""Networks of shapes alone, which are traced once for each config."""
+"""Abstract networks (shapes only), which are traced once per config."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def test_it_has_the_shapes_of_one_with_weights(network, made):
 
 
 def test_each_is_its_owners():
-    """Filling one, or taking its layers away, leaves the next as it was."""
+    """Filling one or removing its layers does not affect the next."""
     one, other = abstract(T5, TINY), abstract(T5, TINY)
     one.shared.embedding.set_value(jnp.ones((320, 16)))
     one.encoder.segments.pop()

@@ -1,4 +1,4 @@
-"""Attention against the plain formula, in values and gradients, and what its backward pass keeps."""
+"""Attention against the plain formula, in values and gradients, and the residuals of its backward pass."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ ROWS, HEADS, QUERIES, KEYS, WIDTH = 2, 6, 7, 9, 4
 
 
 def given(kv_heads=HEADS, dtype=jnp.float32):
-    """q, k, v and two parts of a bias: of positions, and of which keys are padding (the last row's are all)."""
+    """q, k, v and two biases: for positions, and for padded keys (every key of the last row)."""
     draw = np.random.default_rng(0)
     q, k, v = (
         jnp.asarray(draw.normal(size=(ROWS, heads, length, WIDTH)), dtype)
@@ -55,13 +55,13 @@ def test_values_and_gradients_are_those_of_the_formula(kv_heads, options):
 
 
 def test_in_bfloat16_sums_are_float32():
-    """One key's weight in 300 is lost in a sum of bfloat16, whose next number after 256 is 258."""
+    """A bfloat16 sum of 300 weights would lose some: the next number after 256 is 258."""
     ones = jnp.ones((1, 1, 300, 1), jnp.bfloat16)
     value, gradient = jax.value_and_grad(lambda v: attend(ones[:, :, :1], ones, v, ())[0, 0, 0, 0])(ones)
     assert value == 1.0 and gradient.dtype == jnp.bfloat16
     assert np.allclose(np.asarray(gradient, np.float32), 1 / 300, rtol=2**-8)
     jaxpr = str(jax.make_jaxpr(lambda q, k, v, bias: jax.grad(lambda q: attend(q, k, v, bias).sum())(q))(*given()))
-    assert jaxpr.count("preferred_element_type=float32") >= 3  # scores, scores again, gradients of weights
+    assert jaxpr.count("preferred_element_type=float32") >= 3  # scores, recomputed scores, gradients of weights
 
 
 @pytest.mark.parametrize("asked", ["q, k and v", "a bias"])
@@ -77,7 +77,7 @@ def test_nothing_of_the_size_of_all_scores_is_kept(asked):
 
 
 def test_what_is_frozen_gets_no_gradient():
-    """The gradient of a bias is a sum over all scores; it is made where a bias trains, and nowhere else."""
+    """A bias's gradient, a sum over all scores, is only computed if the bias trains."""
     q, k, v, bias = given()
     with_bias, without = (
         str(jax.make_jaxpr(jax.grad(lambda *args: attend(*args).sum(), argnums=of))(q, k, v, bias))
@@ -87,7 +87,7 @@ def test_what_is_frozen_gets_no_gradient():
 
 
 def _kept(remat: str) -> list[tuple[tuple[int, ...], str]]:
-    """What the backward pass of LoRA on a T5 in bfloat16 keeps: shapes and dtypes."""
+    """Shapes and dtypes of the residuals of LoRA's backward pass on a bfloat16 T5."""
     config = dataclasses.replace(TINY, num_layers=3, num_decoder_layers=3, dropout_rate=0.1)
     model = random_t5(config, dtype=jnp.bfloat16)
     nnx.update(model, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.state(model, nnx.Param)))
@@ -103,7 +103,7 @@ def _kept(remat: str) -> list[tuple[tuple[int, ...], str]]:
 
 
 def test_a_block_keeps_its_products_and_makes_the_rest_anew():
-    """Nothing elementwise in float32, no dropout mask, and with each way less than with the one before."""
+    """No elementwise float32 result and no dropout mask is kept, and each policy keeps less than the one before."""
     kept = {remat: _kept(remat) for remat in REMAT_POLICIES}
     layers = [one for one in kept["none"] if len(one[0]) == 4 and one[0][0] == 3 and one[0][1] == ROWS]
     assert layers and not [one for one in layers if one[1] == "float32" or one[1] == "bool"]
@@ -127,7 +127,7 @@ BEAMS = 3
     ],
 )
 def test_a_query_makes_of_caches_in_parts_what_it_makes_of_one_text(prefixes, beams, kv_heads, dtype):
-    """What was read once a row, what each beam has written, and a prefix before both."""
+    """The parts: keys read once per row, keys written by each beam, and a prefix before both."""
     draw = np.random.default_rng(3)
 
     def drawn(rows, length):
@@ -160,7 +160,7 @@ def test_keys_before_the_text_that_are_not_shown_are_as_none():
     q, k, v, bias = given()
     first, shown = jnp.full((ROWS, HEADS, 2, WIDTH), 3.0), jnp.zeros((ROWS, 2), bool)
     before = KeysValues(k, v).prepend(first, first).attend(q, prefix_bias(bias, 2, shown, KEYS))
-    assert np.allclose(before[0], attend(q, k, v, bias)[0], atol=1e-6)  # in the other row nothing at all is seen
+    assert np.allclose(before[0], attend(q, k, v, bias)[0], atol=1e-6)  # the other row sees no key at all
 
 
 def test_caches_in_parts_drop_nothing():

@@ -1,4 +1,4 @@
-"""Maps in few bits as files: what is saved is opened with the same numbers; files of others, whole and damaged."""
+"""Quantized checkpoints: saving and loading keeps the values; intact and damaged bitsandbytes files."""
 
 import json
 
@@ -48,7 +48,7 @@ def original(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def saved(original, tmp_path_factory):
-    """Directories of the model in few bits, by kind."""
+    """Directories of the quantized model, by kind."""
     made = {}
     for kind, quantization in KINDS.items():
         made[kind] = tmp_path_factory.mktemp(kind)
@@ -56,7 +56,7 @@ def saved(original, tmp_path_factory):
     return made
 
 
-# Taking stacked maps apart compiles something for each shape: one kind in the default suite.
+# Unstacking layers compiles a program per shape: only one kind runs in the default suite.
 SOME = [pytest.param(kind, marks=[] if kind == "double" else [pytest.mark.slow]) for kind in KINDS]
 
 
@@ -67,7 +67,7 @@ def test_what_is_saved_in_few_bits_is_opened_as_it_was(kind, original, saved):
     assert packed(before)
     same(packed(before), packed(after), rtol=0)
     same(wide(before), wide(after), rtol=0)
-    asked = t5_weights.load(saved[kind], quantization=KINDS[kind])  # already so
+    asked = t5_weights.load(saved[kind], quantization=KINDS[kind])  # already quantized that way
     same(packed(before), packed(asked), rtol=0)
     said = json.loads((saved[kind] / "config.json").read_text())["quantization_config"]
     assert said["load_in_8bit"] == (kind == "int8") and said["llm_int8_skip_modules"] == ["lm_head"]
@@ -88,7 +88,7 @@ def test_other_bits_than_the_files_are_not_made_of_them(saved):
 
 
 def by_definition(kernel: np.ndarray, name: str, kind: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """One map `[out, in]` in a file as bitsandbytes defines it, and the numbers that it holds."""
+    """The file entries of one kernel `[out, in]` by the definition of bitsandbytes, and its dequantized values."""
     if kind == "int8":
         largest = np.abs(kernel).max(axis=1)
         codes = np.round(kernel * (127 / largest)[:, None]).astype(np.int8)
@@ -126,8 +126,8 @@ def test_a_file_written_by_the_formats_definition_holds_its_numbers(kind, origin
     save_file({name: np.array(value, order="C") for name, value in stored.items()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((original / "config.json").read_bytes())
     model = t5_weights.load(tmp_path)
-    assert {name.split("/")[-2] for name in packed(model)} == {"q", "wi_1"}  # the rest is wide, as in the file
-    asked = t5_weights.load(tmp_path, quantization=KINDS[kind])  # what the file leaves wide stays so, but for T5's wo
+    assert {name.split("/")[-2] for name in packed(model)} == {"q", "wi_1"}  # the rest is not quantized, as in the file
+    asked = t5_weights.load(tmp_path, quantization=KINDS[kind])  # layers left unquantized stay so, except wo
     assert {name.split("/")[-2] for name in packed(asked)} == {"q", "wi_1", "wo"}
     kernels = wide(model)
     for layer in range(2):
@@ -220,7 +220,7 @@ def test_a_damaged_file_is_one_line(damage, saved, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_bytes_may_be_stored_as_other_numbers(dtype, saved, tmp_path):
-    """As `quant_storage` has them; a tensor of as many numbers and other bytes is damaged."""
+    """As with `quant_storage`; a tensor with the right number of elements but another size in bytes is damaged."""
     tensors = load_file(saved["nf4"] / "model.safetensors")
     as_numbers = {
         name: value.reshape(-1).view(jnp.dtype(dtype)).reshape(-1, 1) if f"{name}.quant_map" in tensors else value

@@ -1,4 +1,4 @@
-"""Prompts and answers of decoder-only models: chat templates, what is cut, and templates of strangers."""
+"""Prompts and answers of decoder-only models: chat templates, truncation, and untrusted templates."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ ALPACA = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """The tokenizer's files of a model that was tuned to chat."""
+    """The tokenizer files of a chat model."""
     path = tmp_path_factory.mktemp("chat")
     write_chat_tokenizer(path)
     return path
@@ -42,7 +42,7 @@ def test_a_row_is_the_users_message_and_its_answer_the_assistants(tokenizer):
     [ids] = PromptTokens("Which topic? {text}", tokenizer, 64)([{"text": "a goal"}]).ids
     start = "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\n"
     assert rendered(ids) == start + "Which topic? a goal<|im_end|>\n<|im_start|>assistant\n"
-    assert ids == byte_level().encode(rendered(ids)).ids  # as if the whole were read at once
+    assert ids == byte_level().encode(rendered(ids)).ids  # as if tokenised in one piece
     assert [i for i in ids if i < 3] == [1, 2, 1, 2, 1]
     [answer] = tokenizer.encode(["World"], max_length=9).ids
     assert answer == [*byte_level().encode("World").ids, 2]
@@ -50,12 +50,12 @@ def test_a_row_is_the_users_message_and_its_answer_the_assistants(tokenizer):
 
 
 def test_what_a_template_writes_before_an_answer_unasked_is_the_prompts(tokenizer):
-    """Older templates take no notice of `add_generation_prompt`: the model is not to write what begins its turn."""
+    """Older templates ignore `add_generation_prompt`: the start of the answer's turn still belongs to the prompt."""
     unasked = tokenizer.asked_by(CHAT.partition("{% if add_generation_prompt %}")[0]).wording
     assert dataclasses.replace(unasked, chat_template=CHAT) == tokenizer.wording and unasked.lead == ""
     spoken = tokenizer.asked_by("{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}")
     assert spoken.wording.after == (2, "assistant:")
-    assert spoken.wording.lead == " "  # a part of the answer's first token
+    assert spoken.wording.lead == " "  # part of the answer's first token
 
 
 def test_without_a_template_the_answer_goes_on_with_the_prompt_after_a_space(tokenizer):
@@ -113,7 +113,7 @@ def test_a_template_of_ones_own_is_a_file(tokenizer, tmp_path):
     chosen = tokenizer.asked_by(chat_template_of(str(tmp_path / "own.jinja")))
     assert "You judge." in rendered(PromptTokens("{text}", chosen, 99)([{"text": "x"}]).ids[0])
     assert chosen.wording.chat_template == other
-    assert tokenizer.asked_by(chosen.wording.chat_template).wording == chosen.wording  # as task.json gives it back
+    assert tokenizer.asked_by(chosen.wording.chat_template).wording == chosen.wording  # as restored from task.json
     with pytest.raises(UserError, match="data.chat_template is 'nowhere'; expected auto, none, or a file"):
         chat_template_of("nowhere")
 
@@ -146,7 +146,7 @@ def test_a_template_that_cannot_be_used_is_one_line(tokenizer, template, said, m
 
 
 def test_a_model_that_stops_at_several_tokens_ends_an_answer_as_its_template_does(directory):
-    """As Llama-3-Instruct has it: the first of the list ends texts, another one ends answers."""
+    """As with Llama-3-Instruct: the first token of the list ends texts, another one ends answers."""
     config = DecoderConfig.from_dict({**LLAMA.to_dict(), "vocab_size": 320, "eos_token_id": [0, 2]})
     tokenizer = DECODER_FAMILY.tokenizer(directory, config)
     assert tokenizer.answers(["World"])[0][-1] == tokenizer.wording.end == 2

@@ -1,4 +1,4 @@
-"""Properties of greedy and beam search. `test_golden.py` compares their tokens with another implementation."""
+"""Properties of greedy and beam search; `test_golden.py` compares their tokens with another implementation."""
 
 import dataclasses
 import functools
@@ -25,11 +25,11 @@ def exact():
 
 @pytest.fixture(scope="module")
 def model():
-    """A random model whose rows end early, late and never; an untouched one would repeat one token for ever."""
+    """A random model whose rows end early, late and never; without changes it would repeat one token forever."""
     model = random_t5(TINY, seed=6)
     draw = np.random.default_rng(6)
     values = {name: np.array(value) for name, value in named_leaves(model, nnx.Param).items()}
-    values["decoder/final_norm/scale"] = draw.standard_normal(TINY.d_model)  # of random sign: no repeating
+    values["decoder/final_norm/scale"] = draw.standard_normal(TINY.d_model)  # random signs prevent repetition
     for name, value in values.items():
         if name.endswith(("q/kernel", "o/kernel", "wo/kernel")):
             value *= 2
@@ -45,7 +45,7 @@ def tokens():
 
 
 def _for_tokens(search, **options):
-    """A search compiled for its tokens alone."""
+    """A compiled search that returns only the tokens."""
     return jax.jit(lambda model, inputs: search(model, inputs, max_length=MAX_LENGTH, **options).tokens)
 
 
@@ -55,19 +55,19 @@ _one_beam, _four_beams = (_for_tokens(beam_search, num_beams=beams) for beams in
 
 @pytest.fixture(scope="module")
 def chosen(model, tokens):
-    """Greedy tokens of the batch."""
+    """The greedy tokens of the batch."""
     with jax.default_matmul_precision("highest"):
         return np.asarray(_greedy(model, tokens))
 
 
 def _lengths(generated) -> np.ndarray:
-    """Tokens up to and with `</s>`; a random model may generate the padding's id before it."""
+    """Lengths up to and including `</s>`; a random model may generate the padding id before it."""
     ends = np.asarray(generated) == TINY.eos_token_id
     return np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, MAX_LENGTH)
 
 
 def _log_probs(model, tokens, generated) -> np.ndarray:
-    """Log-probability of each generated token by one pass over the whole sequence: `[batch, max_length, vocab]`."""
+    """Log-probabilities `[batch, max_length, vocab]` at each generated token, from one pass over the sequence."""
     decoder_input = jnp.pad(jnp.asarray(generated), ((0, 0), (1, 0)))[:, :-1]
     return np.asarray(jax.nn.log_softmax(jax.jit(lambda m, *tokens: m(*tokens))(model, tokens, decoder_input)))
 
@@ -110,7 +110,7 @@ def test_nothing_but_padding_after_the_end(search, model, tokens):
 @pytest.mark.parametrize("beams", [None, 4], ids=["greedy", "beam"])
 def test_any_of_several_ends_is_the_end(beams, model, tokens, chosen):
     several = nnx.clone(model)
-    others = tuple(np.argsort(np.bincount(chosen[chosen > 1]))[-8:].tolist())  # what it writes most
+    others = tuple(np.argsort(np.bincount(chosen[chosen > 1]))[-8:].tolist())  # its most frequent tokens
     several.config = dataclasses.replace(TINY, other_eos_token_ids=others)
     search = _greedy if beams is None else _four_beams
     generated = np.asarray(search(several, tokens))
@@ -125,10 +125,10 @@ def test_any_of_several_ends_is_the_end(beams, model, tokens, chosen):
 
 
 class _ByTheLastToken:
-    """A model, and its decoding, whose next token depends on the last one alone."""
+    """A model whose next token depends only on the last one, and its decoder."""
 
     caches: list = []
-    hidden_of = hidden_of_labels = logits = longest_input = staticmethod(lambda *_: None)  # not asked
+    hidden_of = hidden_of_labels = logits = longest_input = staticmethod(lambda *_: None)  # unused
 
     def __init__(self, config, probabilities):
         self.config, self._table = config, jnp.log(probabilities)
@@ -142,8 +142,8 @@ class _ByTheLastToken:
 
 
 def test_beams_that_go_on_are_as_many_however_many_ends_are_likelier():
-    """The second beam's first token comes after three ends; what follows it is certain."""
-    table = np.full((12, 12), 1 / 12, np.float32)  # of most tokens nothing follows in particular
+    """The second beam's first token ranks below three end tokens; its continuation is nearly certain."""
+    table = np.full((12, 12), 1 / 12, np.float32)  # uniform after most tokens
     table[0] = [0.02, 0.15, 0.15, 0.15, 0.02, 0.02, 0.02, 0.3, 0.14, 0.01, 0.01, 0.01]
     table[8], table[9] = (np.where(np.arange(12) == token, 0.99, 0.01 / 11) for token in (9, 1))
     config = dataclasses.replace(TINY, vocab_size=12, other_eos_token_ids=(2, 3))
@@ -199,7 +199,7 @@ def test_greedy_computes_no_probabilities_that_nobody_asked_for(model, tokens):
     def logarithms(search) -> int:
         return search.lower(model, tokens).compile().as_text().count(" log(")
 
-    # Of the loop alone: the buckets of relative positions are taken on the host.
+    # Only the loop is counted: buckets of relative positions are computed on the host.
     with_them = jax.jit(functools.partial(greedy, max_length=MAX_LENGTH))
     assert (logarithms(_greedy), logarithms(with_them)) == (0, 1)
 

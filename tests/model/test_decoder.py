@@ -1,4 +1,4 @@
-"""Laws of the decoder-only network that hold for every kind of model and whatever its weights are."""
+"""Properties of the decoder-only network that hold for every kind of model and any weights."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ TOTALS = {
 INPUTS = [[7, 8, 9, 10, 11, 12, 13], [5, 6, 7], [250]]
 TARGETS = [[20, 21, 22, 1], [30, 1], [40, 41, 1]]
 each_kind = pytest.mark.parametrize("kind", TINY_DECODERS)
-# Of what takes seconds to compile the other half is of the slow suite.
+# Tests that take seconds to compile run on the other kinds only in the slow suite.
 _FIRST = ("llama", "gpt_neo")
 each_here = pytest.mark.parametrize(
     "kind", [kind if kind in _FIRST else pytest.param(kind, marks=pytest.mark.slow) for kind in TINY_DECODERS]
@@ -89,7 +89,7 @@ def test_a_batch_has_its_answers_at_one_place():
 
 @each_kind
 def test_a_row_is_what_it_is_alone(models, kind):
-    """Neither filling up, nor other rows, nor what stands behind a target changes its logits."""
+    """Padding, other rows and tokens after a target do not change its logits."""
     model = models[kind]
     logits = np.asarray(target_logits(model, batch_of(model.config)))
     longer = np.asarray(target_logits(model, batch_of(model.config, shape=(16, 8), batch_size=4)))
@@ -98,7 +98,7 @@ def test_a_row_is_what_it_is_alone(models, kind):
         expected = alone[len(its_input) - 1 :][: len(target)]
         np.testing.assert_allclose(logits[row, : len(target)], expected, atol=2e-5)
         np.testing.assert_allclose(longer[row, : len(target)], expected, atol=2e-5)
-    assert np.isfinite(logits).all() and np.isfinite(longer).all()  # a row of padding alone, too
+    assert np.isfinite(logits).all() and np.isfinite(longer).all()  # also for a row of padding
 
 
 @each_kind
@@ -114,7 +114,7 @@ def test_what_comes_later_changes_nothing_before_it(models, kind):
 
 
 def test_a_window_hides_what_is_further_away():
-    """A single layer that sees four tokens does not see the fifth; with a layer that sees all, it does."""
+    """A single layer with a window of four tokens ignores the fifth; a second layer without a window sees it."""
     local = dataclasses.replace(one_layer(TINY_DECODERS["gpt_neo"]), windowed=(0,))
     tokens = np.array([[7, 8, 9, 10, 11, 12]], np.int32)
     for config, seen in ((local, [5, 4, 3, 2]), (dataclasses.replace(local, windowed=()), [5, 4, 3, 2, 1, 0])):
@@ -151,7 +151,7 @@ def naive_greedy(model, prompt, max_length, eos):
 
 @each_here
 def test_greedy_decoding_with_a_cache_is_what_whole_passes_choose(models, kind):
-    """For prompts of unequal length in one batch, with and without a loop over the layers."""
+    """For prompts of unequal lengths in one batch, with and without a scan over layers."""
     model = models[kind]
     inputs = jnp.asarray(padded([*INPUTS, []], 8, 0))
     expected = [naive_greedy(model, prompt, 10, 1) for prompt in INPUTS] + [[0] * 10]
@@ -171,7 +171,7 @@ def test_a_prompt_of_one_token_can_be_gone_on_with(models):
 
 
 def test_beams_keep_their_own_answers_and_share_the_prompt(models):
-    """The best of four beams is at least as likely as what greedy decoding finds."""
+    """The best of four beams is at least as likely as the greedy answer."""
     model, inputs = models["llama"], jnp.asarray(padded(INPUTS, 8, 0))
     found = np.asarray(jax.jit(lambda m, i: beam_search(m, i, max_length=5, num_beams=4).tokens)(model, inputs))
     first = np.asarray(jax.jit(lambda m, i: greedy(m, i, max_length=5).tokens)(model, inputs))
@@ -186,7 +186,7 @@ def test_beams_keep_their_own_answers_and_share_the_prompt(models):
 
 
 def test_what_ends_an_answer_may_also_fill_rows_up_and_stand_within_a_prompt():
-    """As in SmolLM2: `<|im_end|>` ends turns of a chat, and is padding, too."""
+    """As in SmolLM2, whose `<|im_end|>` ends turns of a chat and is also the padding."""
     config = dataclasses.replace(LLAMA, pad_token_id=2, eos_token_id=2)
     model, prompts = random_decoder(config), [[7, 2, 9, 2, 11], [2, 5], [6, 2, 2, 8]]
     tokens = np.asarray(
@@ -196,7 +196,7 @@ def test_what_ends_an_answer_may_also_fill_rows_up_and_stand_within_a_prompt():
         alone = naive_greedy(model, prompt, 6, 2)
         alone = [2 if i and 2 in alone[:i] else token for i, token in enumerate(alone)]
         assert tokens[row].tolist() == alone
-    assert tokens[3].tolist() == [2] * 6  # a row of padding alone has nothing to say
+    assert tokens[3].tolist() == [2] * 6  # a row of padding gives an empty answer
     batch = batch_of(config, prompts, TARGETS)
     logits = np.asarray(target_logits(model, batch))
     alone = np.asarray(all_logits(model, padded([prompts[0] + TARGETS[0]], 12, 2)))[0, 4:8]
@@ -345,7 +345,7 @@ def test_files_without_a_prefix_and_with_old_buffers_are_read():
 
 
 def test_what_flax_wrote_is_read(tmp_path):
-    """Kernels in its own orientation, and biases, which a T5 has not."""
+    """Kernels in Flax's orientation, and biases, which T5 lacks."""
     config = TINY_DECODERS["gptj"]
     model, tree = random_decoder(config), {}
     for name, value in named_leaves(model, nnx.Param).items():

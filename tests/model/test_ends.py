@@ -1,4 +1,4 @@
-"""The tokens at which a model stops, from every file of a checkpoint that names some."""
+"""The end tokens of a model, from every file of a checkpoint that names some."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from tests.decoders import LLAMA, random_decoder
 
 @pytest.fixture
 def llama(tmp_path, tiny_tokenizer):
-    """A Llama whose config.json names no end, with a tokenizer whose settings do: token 5."""
+    """A Llama without an end token in config.json; its tokenizer's settings name token 5."""
     directory = tmp_path / "llama"
     directory.mkdir()
     save_model(random_decoder(LLAMA), directory)

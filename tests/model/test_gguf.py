@@ -1,4 +1,4 @@
-"""GGUF files: weights and sizes as Hugging Face's files have them, and strangers' files that are damaged."""
+"""GGUF files: the same weights and sizes as in Hugging Face's files, and damaged files from untrusted sources."""
 
 import dataclasses
 import random
@@ -29,7 +29,7 @@ def whole(checkpoint, name):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A Llama's file, by the names of its weights in Hugging Face's layout."""
+    """A Llama's file, and its weights by Hugging Face's names."""
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     values = llama_weights()
     write_llama(path, values)
@@ -83,7 +83,7 @@ def test_sizes_are_those_of_a_config_json(made):
     assert config["tie_word_embeddings"] is True and config["eos_token_id"] == 2 and config["pad_token_id"] == 2
 
 
-# --- strangers' files ---
+# --- untrusted files ---
 
 
 def test_a_file_that_is_damaged_anywhere_is_one_line_or_read(made, tmp_path):
@@ -216,7 +216,7 @@ def test_a_name_alone_brings_its_settings():
 
 @pytest.fixture(scope="module")
 def t5_file(tmp_path_factory, deeper_checkpoint):
-    """A T5's directory and the same model as a GGUF file."""
+    """A T5's directory, and the same model as a GGUF file."""
     held = weight_files.open_checkpoint(deeper_checkpoint)
     values = {name: whole(held, name) for name in held.names()}
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
@@ -232,7 +232,7 @@ def test_a_t5_of_a_gguf_file_is_the_same_model(t5_file):
     directory, path = t5_file
     family = family_in(path)
     assert family.name == "T5"
-    sizes = dataclasses.replace(family.read_config(path), dropout_rate=TINY.dropout_rate)  # of which it says nothing
+    sizes = dataclasses.replace(family.read_config(path), dropout_rate=TINY.dropout_rate)  # not stored in the file
     assert sizes == t5_weights.read_config(directory)
     from jpeft.adapters.merge import probe_logits
 
@@ -261,7 +261,7 @@ def test_a_byte_level_tokenizer_is_the_one_that_was_written(made, tmp_path):
     texts = ["the coach saw 1234 goals", " a  b\n\nc\t", "caf\u00e9 \U0001f642 na\u00efve", "don't", ""]
     assert tokenizer.ids(texts) == [expected.encode(text).ids for text in texts]
     assert tokenizer.decode(tokenizer.ids(texts)) == [text.strip() for text in texts]
-    assert not {0, 1, 2} & set(tokenizer.ids([" ".join(SPECIAL)])[0])  # text is text
+    assert not {0, 1, 2} & set(tokenizer.ids([" ".join(SPECIAL)])[0])  # special tokens in a text are read as text
     assert tokenizer.special_names("a <|im_end|> b") == ["<|im_end|>"]
     assert tokenizer.unknown_token_id is None
     tokenizer.save(tmp_path)

@@ -1,4 +1,4 @@
-"""Vocabularies of SentencePiece inside GGUF files give the tokens that SentencePiece itself gives."""
+"""SentencePiece vocabularies in GGUF files give the same tokens as SentencePiece."""
 
 import io
 
@@ -28,7 +28,7 @@ def train(kind: str, **options) -> sentencepiece.SentencePieceProcessor:
 
 
 def write(path, model, kind: str, *, charsmap: bytes = b"", padding: int = 0) -> None:
-    """As llama.cpp's converter does it: pieces, scores, kinds, and what is filled up to the embedding's rows."""
+    """Write pieces, scores and kinds as llama.cpp's converter does, padded to the rows of the embedding."""
     writer = GGUFWriter(str(path), "llama" if kind == "llama" else "t5")
     size = model.get_piece_size()
     writer.add_tokenizer_model(kind)
@@ -54,8 +54,8 @@ def test_bpe_with_bytes_as_llama_has_it(tmp_path):
     for text in TEXTS:
         assert tokenizer.ids([text]) == [model.encode(text)], text
         assert tokenizer.decode([model.encode(text)]) == [text]
-    assert tokenizer.wording.before == (model.bos_id(),)  # a Llama's texts begin with it unless its file says otherwise
-    assert tokenizer.wording.lead == ""  # the vocabulary puts the space before words by itself
+    assert tokenizer.wording.before == (model.bos_id(),)  # a Llama's texts begin with it by default
+    assert tokenizer.wording.lead == ""  # the vocabulary itself adds the space before words
     assert not {0, 1, 2} & set(tokenizer.ids(["</s><s><unk>"])[0])
 
 

@@ -1,4 +1,4 @@
-"""Against what PyTorch and transformers made of the same weights: `tests/golden/make_golden.py`."""
+"""Results against those of PyTorch and transformers for the same weights, from `tests/golden/make_golden.py`."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_logits_of_a_padded_batch(golden):
 def test_logits_of_each_row_without_padding(golden):
     model, expected = golden
     forward = jax.jit(lambda model, tokens, decoder_input: model(tokens, decoder_input))
-    for row in (1, 3):  # of 4 and 2 tokens
+    for row in (1, 3):  # with 4 and 2 tokens
         tokens = expected["encoder_input_tokens"][row]
         with jax.default_matmul_precision("highest"):
             ours = forward(model, _ids(tokens[None, tokens != 0]), _ids(expected["decoder_input_tokens"][row][None]))
@@ -75,7 +75,7 @@ def test_generated_tokens(golden, name, search):
 
 
 def test_the_expected_text_is_varied(golden):
-    """Constant or endless text would agree whatever the search does."""
+    """Constant or endless texts would agree with any search."""
     _, expected = golden
     searches = ("greedy", "beam_4", "beam_4_sum")
     for name in searches:

@@ -1,4 +1,4 @@
-"""The second reader of a model's files: against the golden logits of `transformers`, and against the network."""
+"""The independent plain implementation: against golden logits of `transformers`, and against the network."""
 
 import dataclasses
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_it_reads_every_layout_as_the_network_does(projection, scaled, tmp_path)
 
 
 def test_it_takes_an_embedding_of_a_stacks_own_where_the_loader_refuses_it(tmp_path):
-    """What it knows it does not have from the loader."""
+    """It reads the files by itself and does not depend on the loader."""
     directory = GOLDEN / "tied_relu"
     stored = load_file(directory / "model.safetensors")
     tokens = T5_FAMILY.probe(t5_weights.read_config(directory))

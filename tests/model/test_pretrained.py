@@ -1,4 +1,4 @@
-"""`mini`, the model that comes with the package: it opens by its name, is small, and has learned English."""
+"""The packaged model `mini`: it loads by name, is small, and has learned English."""
 
 import json
 
@@ -52,7 +52,7 @@ def test_its_vocabulary_has_t5s_special_ids(tokenizer, model):
 
 
 def span_loss(model, tokenizer, text: str) -> float:
-    """Loss of every fifth word of a text, each hidden alone, given the rest of the text."""
+    """The loss of every fifth word of a text, each masked alone, given the rest."""
     words, rows = text.split(), []
     for hidden in range(2, len(words), 5):
         given = {"before": " ".join(words[:hidden]), "after": " ".join(words[hidden + 1 :])}
@@ -70,7 +70,7 @@ def span_loss(model, tokenizer, text: str) -> float:
 
 
 def test_it_has_learned_english(model, tokenizer):
-    """Words of a sentence are likelier to it than the same words in random order."""
+    """The words of a sentence are likelier than the same words in random order."""
     shuffled = " ".join(np.random.default_rng(0).permutation(TEXT.split()))
     assert span_loss(model, tokenizer, TEXT) < span_loss(model, tokenizer, shuffled) - 0.2
 

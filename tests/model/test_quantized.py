@@ -1,4 +1,4 @@
-"""Maps in 8 and 4 bits: their numbers, their product, its gradient, and that no wide map is made in a step."""
+"""Layers in 8 and 4 bits: their values, products and gradients, and that no step materialises a dequantized kernel."""
 
 import dataclasses
 import math
@@ -44,7 +44,7 @@ from tests.conftest import make_batch, random_t5
 from tests.decoders import LLAMA
 from tests.peft.test_laws import METHODS
 
-# Its maps are all of one size; its activations, tables and adapters are smaller.
+# Its kernels all have one size; activations, tables and adapters are smaller.
 SMALL = T5Config(
     vocab_size=96,
     d_model=128,
@@ -77,7 +77,7 @@ def directory(tmp_path_factory):
     return path
 
 
-# --- numbers ---
+# --- values ---
 
 
 def test_int8_is_off_by_half_a_step_at_most_and_keeps_the_largest():
@@ -89,12 +89,12 @@ def test_int8_is_off_by_half_a_step_at_most_and_keeps_the_largest():
     assert (np.abs(again - kernel) <= 0.5001 * step).all() and not again[:, 3].any()
     assert np.abs(leaves["codes"]).max(axis=0)[[0, 9]].tolist() == [127, 127]
     tiny = quantize(np.array([[1e-38], [0], [-1e-38], [5e-39]], np.float32), Form("int8", 4, 1, "in"))
-    assert tiny["codes"][:, 0].tolist() == [127, 0, -127, 64]  # though float32 does not hold 127 over its largest
-    second = quantize(again, form)  # what was rounded once is not rounded again
+    assert tiny["codes"][:, 0].tolist() == [127, 0, -127, 64]  # although 127 / largest overflows float32
+    second = quantize(again, form)  # quantizing twice changes nothing
     np.testing.assert_array_equal(second["codes"], leaves["codes"])
 
 
-@pytest.mark.parametrize("d_in", [128, 96, 10])  # whole blocks, a short last one, one short one
+@pytest.mark.parametrize("d_in", [128, 96, 10])  # whole blocks, a short last block, a single short block
 def test_nf4_is_the_nearest_of_sixteen_values_times_its_blocks_magnitude(d_in):
     kernel, form = kernel_of(d_in, 6), Form("nf4", d_in, 6, "in")
     leaves = quantize(kernel, form)
@@ -120,7 +120,7 @@ def test_values_chosen_by_bits_are_those_of_the_table():
 
 
 def test_magnitudes_in_8_bits_lie_in_blocks_of_256_along_the_inputs_around_their_mean():
-    form = Form("nf4", 192, 100, "in", double=True)  # 300 magnitudes: two blocks, the second short
+    form = Form("nf4", 192, 100, "in", double=True)  # 300 magnitudes: two blocks, the second one short
     absmax = np.abs(kernel_of(3, 100)) + 1
     leaves = quantize_absmax(absmax)
     assert leaves["outer_absmax"].shape == (2,)
@@ -167,7 +167,7 @@ FORMS = [
     Form("int8", 96, 64, "in"),
     Form("int8", 96, 64, "out"),
     Form("nf4", 192, 64, "in"),
-    Form("nf4", 96, 64, "in"),  # no whole blocks: tiled along the other side
+    Form("nf4", 96, 64, "in"),  # no whole blocks: tiled along the other dimension
     Form("nf4", 192, 63, "out", double=True),
 ]
 
@@ -212,14 +212,14 @@ def lora_of(model):
 
 
 def filled(model):
-    """LoRA on a model, with numbers in all of its leaves."""
+    """LoRA on a model, with every leaf nonzero."""
     return moved(lora_of(model), start=0.0)
 
 
 def moved(model, *, start: float = 1.0):
-    """A model with something in all leaves that train, beside `start` times what they begin with.
+    """A model whose trainable leaves are `start` times their values plus small deterministic numbers.
 
-    Little of it: where activations are large, sums of another order differ in more than their last bits.
+    They are small because with large activations the order of summation changes more than the last bits.
     """
     graphdef, adapter, base = split(model)
     wave = lambda leaf: 0.1 * jnp.cos(jnp.arange(leaf.size, dtype=jnp.float32)).reshape(leaf.shape)
@@ -227,7 +227,7 @@ def moved(model, *, start: float = 1.0):
 
 
 def widened(model):
-    """The same model, its maps wide, of the numbers that they have in few bits."""
+    """The same model with its quantized layers dequantized."""
     graphdef, state = nnx.split(model)
     model = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf, state))
     for _, module in list(nnx.iter_modules(model)):
@@ -247,7 +247,7 @@ def loss_and_gradient(model, batch):
 
 
 def wide_arrays(text: str, least: int) -> list[str]:
-    """Floating-point arrays of at least so many numbers that a compiled program makes, outside of fused loops."""
+    """Floating-point arrays of at least `least` elements that a compiled program materialises outside fusions."""
     parsed = Text.of(text)
     found = []
     for name in parsed.repeats:
@@ -284,12 +284,12 @@ def test_lora_on_few_bits_is_lora_on_their_numbers_and_no_wide_map_is_made(kind,
         assert float(jnp.abs(other).max()) > 0
         np.testing.assert_allclose(one, other, atol=2e-4 * float(jnp.abs(other).max()))
     assert wide_arrays(texts[0], MAP) == []
-    assert wide_arrays(texts[1], MAP) or not scan  # what it looks for is found where it is
+    assert wide_arrays(texts[1], MAP) or not scan  # the search finds such arrays where they exist
     if scan:
         assert memory[0] < memory[1]
 
 
-# DoRA's norms and PiSSA's beginning are of a map's numbers, which they ask for whole.
+# DoRA's norms and PiSSA's initialisation need the whole dequantized kernel.
 ASKS_FOR_THE_MAP = ("dora", "lora_pissa")
 
 
@@ -362,7 +362,7 @@ def test_a_decoder_has_all_maps_in_few_bits_and_no_wo():
 
 
 def tensors_of(model):
-    """A decoder's weights by their names in files."""
+    """A decoder's weights by their names in checkpoint files."""
     found = {}
     for name, value in named_leaves(model, nnx.Param).items():
         at = stored(model.config, name)

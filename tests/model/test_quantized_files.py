@@ -1,4 +1,4 @@
-"""A model's files written once more in few bits: the numbers of a rounded load, in parts, and what is refused."""
+"""Writing quantized checkpoints: the same values as quantizing on load, in several files, and what is rejected."""
 
 import json
 
@@ -46,7 +46,7 @@ def test_what_is_written_is_what_a_rounded_load_gives_in_however_many_parts(text
     assert len(heard) == tensor_count(filling) == written.maps + written.wide
     names = sorted(path.name for path in tmp_path.glob("model-*.safetensors"))
     assert written.files == len(names) > 3 and names[0] == f"model-00001-of-{len(names):05d}.safetensors"
-    assert max(path.stat().st_size for path in tmp_path.glob("model-*")) < 200_000  # its own bound, and a header
+    assert max(path.stat().st_size for path in tmp_path.glob("model-*")) < 200_000  # `most_bytes` plus a header
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == written.bytes < written.bytes_before / 2
     modules = {name.partition(".weight.")[0].removesuffix(".weight"): set() for name in index["weight_map"]}
@@ -56,10 +56,10 @@ def test_what_is_written_is_what_a_rounded_load_gives_in_however_many_parts(text
     opened, rounded = load_model(tmp_path), load_model(wide, quantization=quantization)
     same_weights(opened, rounded)
     assert quantization_of(opened) == text and str(weight_files.quantization_in(tmp_path)) == text
-    for directory, kept in ((wide, None), (tmp_path, text)):  # what `jpeft plan` counts by, where nothing is asked for
+    for directory, kept in ((wide, None), (tmp_path, text)):  # the default that `jpeft plan` uses
         found = quantization_of_run(Run.from_config({"model": {"name": str(directory)}}))
         assert (None if found is None else str(found)) == kept
-    save_model(rounded, tmp_path / "saved")  # of a model that is in memory: the same files
+    save_model(rounded, tmp_path / "saved")  # saving a loaded model gives the same files
     assert json.loads((tmp_path / "saved/config.json").read_text()) == json.loads(
         (tmp_path / "config.json").read_text()
     )

@@ -1,4 +1,4 @@
-"""A model's own settings: what a config leaves open takes them, what the user sets wins, a foreign file is one line."""
+"""A model's own settings: they fill what a config leaves open, the user's win, and a bad file is a one-line error."""
 
 import json
 
@@ -12,7 +12,7 @@ from jpeft.model.settings import KEYS, in_words, pass_on, settings_of
 
 @pytest.fixture
 def model(tmp_path):
-    """Makes a model's directory with these settings; no weight is needed to decide on them."""
+    """Create a model directory with settings; resolving them needs no weights."""
 
     def write(**held):
         text = held.pop("text", None) or json.dumps({"format_version": 1, **held})

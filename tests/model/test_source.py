@@ -1,4 +1,4 @@
-"""Where a model's name leads, and what is said when it leads nowhere; the hub is played by stubs."""
+"""Resolving model names, and the errors when that fails; stubs stand in for the hub."""
 
 import builtins
 import importlib
@@ -28,10 +28,10 @@ HUB_FILES = {"config.json", "tokenizer.json", "model.safetensors", "pytorch_mode
 
 
 class Hub:
-    """Stands in for the hub and its local cache."""
+    """A stub of the hub and its local cache."""
 
     def __init__(self, directory: Path):
-        self.directory = directory  # what is downloaded, or was
+        self.directory = directory  # the download, or the cached copy
         self.cached = False
         self.files = HUB_FILES
         self.error: Exception | None = None
@@ -44,7 +44,7 @@ class Hub:
 
     def snapshot_download(self, repository, *, local_files_only=False, allow_patterns=None):
         if local_files_only:
-            # The real one takes a download for incomplete where a file is missing that is asked for.
+            # The real hub treats a cached snapshot that lacks a requested file as incomplete.
             if not self.cached or allow_patterns is None:
                 raise LocalEntryNotFoundError("Cannot find an appropriate cached snapshot folder")
         else:
@@ -68,7 +68,7 @@ def hub(tmp_path, tiny_checkpoint, monkeypatch):
 def packaged(tmp_path, tiny_checkpoint, monkeypatch):
     monkeypatch.setattr(source, "PACKAGED", tmp_path / "pretrained")
     shutil.copytree(tiny_checkpoint, tmp_path / "pretrained" / "mini")
-    (tmp_path / "pretrained" / "half").mkdir()  # without a config.json it is no model
+    (tmp_path / "pretrained" / "half").mkdir()  # not a model, as it has no config.json
     return tmp_path / "pretrained" / "mini"
 
 
@@ -110,10 +110,10 @@ def test_a_gguf_file_that_is_not_there_is_called_that():
 def test_an_adapter_or_a_run_is_no_model(file, below, tmp_path):
     (tmp_path / below).mkdir(exist_ok=True)
     (tmp_path / below / file).write_text("{}")
-    (tmp_path / "config.json").write_text("{}")  # a run's
+    (tmp_path / "config.json").write_text("{}")  # the config.json of a run
     with pytest.raises(UserError, match=r"holds an adapter, not a model; give --model the model it was tuned on\.$"):
         resolve(str(tmp_path), what="--model", flag="--model")
-    (tmp_path / "model.safetensors").write_bytes(b"")  # an adapter kept beside its base is not in the way
+    (tmp_path / "model.safetensors").write_bytes(b"")  # an adapter beside its base does not interfere
     assert resolve(str(tmp_path)) == tmp_path
 
 
@@ -159,7 +159,7 @@ def test_without_a_network_the_hub_is_not_tried_for_half_a_minute(hub, monkeypat
     with pytest.raises(RunFailed, match="flan-t5-small .Name or service not known.; without a network, give"):
         resolve("google/flan-t5-small", report=said.append)
     assert said == []
-    hub.cached = True  # an earlier download needs none
+    hub.cached = True  # a cached download needs no network
     assert resolve("google/flan-t5-small") == hub.directory
 
 
@@ -321,7 +321,7 @@ def test_all_tokens_that_a_model_stops_at_are_kept(family, config):
 
 
 def test_a_config_written_by_transformers_5_says_under_another_name_that_the_head_is_tied():
-    # It writes tie_word_embeddings as true whatever was meant.
+    # It always writes tie_word_embeddings as true.
     values = {**TINY.to_dict(), "tie_word_embeddings": True, "scale_decoder_outputs": False}
     assert not T5Config.from_dict(values).tie_word_embeddings
     assert T5Config.from_dict({**values, "scale_decoder_outputs": True}).tie_word_embeddings

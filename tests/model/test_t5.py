@@ -1,4 +1,4 @@
-"""Properties of the network that hold whatever its weights are."""
+"""Properties of the T5 network that hold for any weights."""
 
 import dataclasses
 import math
@@ -156,13 +156,13 @@ def test_dropout_zeroes_its_share_and_scales_the_rest(key):
 
 
 def test_dropout_is_drawn_wherever_t5_has_it(key):
-    """The embedded input, attention's weights, what a sublayer returns, inside the feed-forward, the end of a stack."""
+    """Dropout of embedded inputs, attention weights, sublayer outputs, feed-forward activations and stack outputs."""
     model = random_t5(dataclasses.replace(TINY, num_layers=1, num_decoder_layers=1, dropout_rate=0.1))
     tokens = lambda length: jnp.ones((3, length), jnp.int32)
     drawn = _equations(lambda key: model.hidden(tokens(8), tokens(5), key), key)
     masks = [equation.outvars[0].aval.shape for equation in drawn if equation.primitive.name == "random_bits"]
     of_stack = lambda length: [(3, length, 16)] * 2 + [(3, length, 16), (3, length, 24), (3, length, 16)]
-    attention = [(3, 2, 8, 8), (3, 2, 5, 5), (3, 2, 5, 8)]  # the encoder's, the decoder's, from one to the other
+    attention = [(3, 2, 8, 8), (3, 2, 5, 5), (3, 2, 5, 8)]  # encoder self-, decoder self- and cross-attention
     assert sorted(masks) == sorted([*of_stack(8), *of_stack(5), (3, 5, 16), *attention])
 
 
@@ -212,7 +212,7 @@ def test_the_product_that_makes_logits_is_float32_in_a_pass_in_its_gradient_and_
 def test_a_large_logit_is_not_rounded_to_bfloat16():
     model = random_t5(TINY, dtype=jnp.bfloat16)
     x = jnp.full((1, 1, 16), 3.0, jnp.bfloat16)
-    model.lm_head.kernel.set_value(jnp.full((16, 320), 2.921875))  # of few bits: the sum is 140.25
+    model.lm_head.kernel.set_value(jnp.full((16, 320), 2.921875))  # exact in bfloat16; the sum, 140.25, is not
     np.testing.assert_array_equal(model.logits(x), np.full((1, 1, 320), 140.25, np.float32))
 
 
@@ -233,7 +233,7 @@ def test_a_scale_acts_in_float32_and_is_rounded_once():
 
 @pytest.mark.parametrize(("trained", "products"), [((0,), 2), ((1,), 2), ((0, 1), 3)])
 def test_a_product_works_out_only_the_gradients_that_are_asked_for(trained, products):
-    """Forward, and one more for each operand: a plan counts what is traced, which no compiler has tidied yet."""
+    """One product forward and one per operand: plans count products as traced, before dead code is removed."""
     x, kernel = jnp.ones((3, 4, 8)), jnp.ones((8, 16))
     gradients = jax.grad(lambda *operands: product(*operands, jnp.float32).sum(), argnums=trained)
     found = [e for e in _equations(gradients, x, kernel) if e.primitive.name == "dot_general"]
@@ -262,7 +262,7 @@ def test_what_is_traced_under_one_placement_is_not_taken_for_another(batch):
 
 
 def _equations(function, *args) -> list:
-    """Every operation of a program, those inside of loops and calls too."""
+    """Every equation of a jaxpr, including those inside loops and calls."""
     found = []
     programs = [jax.make_jaxpr(function)(*args).jaxpr]
     while programs:
@@ -273,13 +273,13 @@ def _equations(function, *args) -> list:
 
 
 def _inner(parameters: dict) -> list:
-    """The programs among an operation's parameters, by themselves or in a tuple of branches."""
+    """The jaxprs in an equation's parameters, single or in a tuple of branches."""
     values = [one for value in parameters.values() for one in (value if isinstance(value, tuple) else [value])]
     return [getattr(one, "jaxpr", one) for one in values if hasattr(getattr(one, "jaxpr", one), "eqns")]
 
 
 def _bucket(relative: int, *, bidirectional: bool, num_buckets: int, max_distance: int) -> int:
-    """One entry of the table of Raffel et al.'s code, distance by distance: `relative` is key minus query."""
+    """The bucket of one relative position (key minus query), as in the code of Raffel et al."""
     bucket = 0
     if bidirectional:
         num_buckets //= 2
@@ -291,7 +291,7 @@ def _bucket(relative: int, *, bidirectional: bool, num_buckets: int, max_distanc
     if distance < exact:
         return bucket + distance
     steps = math.log(distance / exact) / math.log(max_distance / exact) * (num_buckets - exact)
-    # Where the logarithm is a whole number, 2 ** k of the exact ones, rounding must not lose it.
+    # Rounding must not turn an exact whole number of steps into the next lower one.
     return bucket + min(exact + math.floor(steps + 1e-6), num_buckets - 1)
 
 
@@ -305,7 +305,7 @@ def test_relative_position_buckets(bidirectional, num_buckets, max_distance):
         num_heads=1,
     )
     module = RelativeBias(config, bidirectional=bidirectional, rngs=nnx.Rngs(0))
-    module.embedding.set_value(jnp.arange(num_buckets, dtype=jnp.float32)[:, None])  # the bias is the bucket
+    module.embedding.set_value(jnp.arange(num_buckets, dtype=jnp.float32)[:, None])  # the bias equals the bucket
     size = max_distance + 30
     sizes = {"bidirectional": bidirectional, "num_buckets": num_buckets, "max_distance": max_distance}
     expected = [[_bucket(key - query, **sizes) for key in range(size)] for query in range(size)]

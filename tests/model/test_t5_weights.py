@@ -1,4 +1,4 @@
-"""T5 from its files and into them: names, heads that are tied and not, dtypes, and weights of another model."""
+"""Loading and saving T5: names, tied and untied output layers, dtypes, and weights of another model."""
 
 import dataclasses
 import json
@@ -149,7 +149,7 @@ def test_a_head_that_differs_from_the_embedding_counts_whatever_the_config_says(
 
 
 def test_the_layout_says_what_logits_are():
-    """Golden: scaled or not, by an own head or by the embedding, of the same decoder's output."""
+    """Logits of the same decoder output: scaled or not, with an untied output layer or the embedding."""
     hidden = np.random.default_rng(1).standard_normal((1, 2, 16)).astype(np.float32)
     for tied in (True, False):
         for scaled in (True, False):
@@ -164,7 +164,7 @@ def test_an_mt5_is_never_scaled_and_its_head_is_what_the_file_holds(directory):
     config = {
         "model_type": "mt5",
         "tie_word_embeddings": True,
-    }  # as transformers 5 writes it, without a word on scaling
+    }  # as written by transformers 5, without a key for scaling
     values_ = {k: v for k, v in TINY.to_dict().items() if k != "scale_decoder_outputs"} | config
     (directory / "config.json").write_text(json.dumps(values_))
     assert t5_weights.load(directory).config == TINY
@@ -194,7 +194,7 @@ def test_a_head_that_is_all_there_is_is_the_embedding(tmp_path):
 @pytest.mark.parametrize(
     ("change", "activation", "gated"),
     [
-        ({"dense_act_fn": "gelu"}, "gelu", True),  # counts before what `gated-gelu` means
+        ({"dense_act_fn": "gelu"}, "gelu", True),  # takes precedence over the meaning of `gated-gelu`
         ({"is_gated_act": False, "dense_act_fn": "relu"}, "relu", False),
         ({"feed_forward_proj": "gated-swish", "dense_act_fn": "swish"}, "silu", True),
         ({"feed_forward_proj": "relu", "dense_act_fn": None, "is_gated_act": None}, "relu", False),

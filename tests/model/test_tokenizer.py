@@ -1,4 +1,4 @@
-"""Text to ids and back."""
+"""Tokenizers: text to ids and back."""
 
 import json
 import re
@@ -100,7 +100,7 @@ SPECIAL = ["</s>", "<pad>", "<unk>", "<extra_id_0>", "＜/s＞"]
 
 @pytest.fixture(scope="module")
 def with_added(tiny_tokenizer, tmp_path_factory):
-    """The vocabulary with a sentinel, and two tokens that its owner added for structure."""
+    """The vocabulary with a sentinel and two added structural tokens."""
     backend = tokenizers.Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json"))
     backend.normalizer = tokenizers.normalizers.NFKC()
     backend.add_special_tokens(["<extra_id_0>", "<sep>"])
@@ -242,7 +242,7 @@ def test_an_empty_vocabulary_is_one_line(name, tmp_path):
 
 @pytest.fixture(params=["tokenizer_config.json", "special_tokens_map.json", "config.json alone"])
 def bert_like(request, tmp_path):
-    """A WordPiece vocabulary whose special tokens have BERT's names, in files that say so in one place or another."""
+    """A WordPiece vocabulary with BERT's special tokens, which different files name."""
     words = ["[PAD]", "[SEP]", "[UNK]", "[MASK]", "<answer>", "good", "bad", "##ly", "hello"]
     ids = {word: id_ for id_, word in enumerate(words)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
@@ -271,14 +271,14 @@ def test_what_is_unknown_is_known_by_the_vocabularys_own_word_for_it(bert_like):
 
 
 def test_an_end_that_stands_for_the_unknown_too_makes_no_text_unknown(tmp_path):
-    model = tokenizers.models.BPE({"<e>": 0, "a": 1}, [], unk_token="<e>")  # as GPT-2's files have it
+    model = tokenizers.models.BPE({"<e>": 0, "a": 1}, [], unk_token="<e>")  # as in GPT-2's files
     tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
     assert Tokenizer.load(tmp_path, eos_token_id=0).unknown_token_id is None
 
 
 @pytest.mark.parametrize("unknown", [None, "<e>"])
 def test_a_vocabulary_that_leaves_characters_out_tells_which(tmp_path, unknown):
-    """BPE without a token for what is unknown drops it and says nothing."""
+    """BPE without an unknown token silently drops unknown characters."""
     model = tokenizers.models.BPE({"<e>": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")], unk_token=unknown)
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()

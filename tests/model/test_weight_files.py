@@ -1,4 +1,4 @@
-"""Files of weights in every format that releases come in: whole, in shards, damaged and hostile."""
+"""Weight files in every released format: single, sharded, damaged and malicious."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from tests.model.conftest import same, values
 
 
 def as_msgpack(stored):
-    """The weights as Flax names and turns them: `kernel`s are (in, out), tables are called `embedding`."""
+    """The weights with Flax's names and orientation: `kernel`s are (in, out), tables are called `embedding`."""
     flat = {}
     for name, value in stored.items():
         *module, _ = name.split(".")

@@ -1,4 +1,4 @@
-"""A device's own compiler in a process of its own: what is asked of it, what it answers, and how it may fail."""
+"""A device's compiler in a child process: requests, answers and failures."""
 
 import dataclasses
 import json
@@ -76,7 +76,7 @@ def test_a_refusal_is_an_answer_and_what_was_compiled_is_kept(small, monkeypatch
     held = workshop.held(small, LENGTHS)
     assert Plan(small, LENGTHS, held, {"update": first}, "").fits(1e15)
     assert not Plan(small, LENGTHS, held, {"update": refused}, "").fits(1e15)
-    with monkeypatch.context() as patch:  # from what was kept: nothing is compiled
+    with monkeypatch.context() as patch:  # from the cache: nothing is compiled
         patch.setattr("jax.stages.Lowered.compile", None)
         assert Workshop().compile(small, LENGTHS, "update") == first
 
@@ -91,7 +91,7 @@ def test_the_child_answers_each_question(small):
 
 
 def stand_in(tmp_path, monkeypatch, body: str, **options) -> Remote:
-    """A compiler whose child runs `body` in the place of ours."""
+    """A compiler whose child process runs `body` instead of jpeft's code."""
     (tmp_path / "child.py").write_text("import json, os, signal, sys, time\n" + textwrap.dedent(body))
     monkeypatch.setattr(compile, "_CHILD", [str(tmp_path / "child.py")])
     return Remote(DEVICES["A10"], **options)
@@ -142,7 +142,7 @@ def test_the_childs_environment_is_its_own(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["A10", "v5e"])
 def test_a_plan_by_the_devices_own_compiler(name, small, tmp_path, monkeypatch):
-    """In a process that looks for no such device, within a minute."""
+    """Within a minute, in a process that does not look for such a device."""
     if not (compiles_for_tpus() if DEVICES[name].is_tpu else compiles_for_gpus()):
         pytest.skip(f"needs jpeft[{DEVICES[name].extra}]")
     monkeypatch.setenv("JPEFT_CACHE", str(tmp_path))
@@ -156,4 +156,4 @@ def test_a_plan_by_the_devices_own_compiler(name, small, tmp_path, monkeypatch):
     assert train.messages.count["all-gather"] > 0 and train.messages.sent > 0
     assert plan.fits(DEVICES[name].memory) and not plan.fits(float(plan.held.bytes))
     assert json.loads(next((tmp_path / "plan").iterdir()).read_text())["seconds"] > 0
-    assert {device.platform for device in jax.devices()} == {"cpu"}  # this process looks for no such device
+    assert {device.platform for device in jax.devices()} == {"cpu"}  # this process does not look for such a device

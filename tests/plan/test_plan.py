@@ -1,4 +1,4 @@
-"""A plan against what a run then holds and does."""
+"""Plans against the memory and work of actual runs."""
 
 import dataclasses
 import json
@@ -94,7 +94,7 @@ def test_with_dropout_or_a_base_that_trains_gradients_are_exchanged_as_they_come
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_answers_under_fsdp_gather_no_weights(method, run):
-    """Gathered inside the loop over tokens they would be several times what a pass over whole rows gathers."""
+    """Gathered inside the loop over tokens, they would be several times the traffic of one validation pass."""
     fsdp = run(method, fsdp=4)
     validation, generation = (HERE.compile(fsdp, LENGTHS, name).messages.bytes for name in ("validation", "generation"))
     assert validation["all-gather"] > 0 and generation.get("all-gather", 0) < 0.2 * validation["all-gather"]
@@ -103,7 +103,7 @@ def test_answers_under_fsdp_gather_no_weights(method, run):
 @pytest.mark.slow
 def test_a_peft_step_does_two_thirds_of_the_work_of_a_full_one(run):
     lora, full = (make_plan(run(method), HERE, LENGTHS).programs["train"].flops for method in ("bitfit", "full"))
-    assert 0.63 < lora / full < 0.75  # the head's own gradient and the attention's products blur it at this size
+    assert 0.63 < lora / full < 0.75  # not 2/3: the head's gradient and attention differ
     assert make_plan(run("bitfit"), HERE, LENGTHS).programs["train"].messages.count == {}
 
 
@@ -121,7 +121,7 @@ def test_what_would_make_it_fit_is_found(run):
 
 @pytest.fixture
 def command(four_headed_checkpoint, monkeypatch):
-    """Calls `jpeft plan`, which sets what JAX starts with: here it has started, with four devices."""
+    """Call `jpeft plan`; the environment that it sets is restored, and JAX has already started with four devices."""
     for name in ("XLA_FLAGS", "JAX_PLATFORMS"):
         monkeypatch.setenv(name, "")
 
@@ -137,14 +137,14 @@ def test_the_command(command, capsys):
     short = ("--input-length=16", "--config.data.max_target_length=4", "--device=A10")
     assert command(*short, "--mesh=data=2,model=2", "--json") == 0
     plan = json.loads(capsys.readouterr().out)
-    assert (plan["input_length"], plan["target_length"]) == (16, 4)  # a flag for one length leaves the config's other
+    assert (plan["input_length"], plan["target_length"]) == (16, 4)  # the flag sets one length, the config the other
     assert plan["fits"] is True and plan["mesh"] == {"data": 2, "fsdp": 1, "model": 2}
     assert plan["compiler"].startswith("XLA's compiler for this machine's CPU")
     assert plan["steps"]["train"]["least_seconds"] > 0 and plan["steps"]["train"]["messages"]["calls"] == 4
-    assert command(*short, "--mesh=data=2,model=2", "--device-memory=0.0003GB", "--no-search") == 0  # compiled before
+    assert command(*short, "--mesh=data=2,model=2", "--device-memory=0.0003GB", "--no-search") == 0  # already compiled
     out, err = capsys.readouterr()
     assert "does not fit: " in out and "0.00 " not in out and "nothing" not in out and " kB" in out
-    assert "no smaller micro-batch fits" not in out  # nobody looked
+    assert "no smaller micro-batch fits" not in out  # no search was made
     lines = err.removeprefix(SIGN_OF_LIFE).splitlines()
     assert [line.split(" (")[0] for line in lines] == [
         f"compiles {step}" for step in ("train", "update", "validation", "generation")
@@ -167,7 +167,7 @@ def test_the_command(command, capsys):
 )
 def test_a_wrong_call_is_one_line(flag, says, command, capsys):
     assert command(flag) == 2
-    line = capsys.readouterr().err.removeprefix(SIGN_OF_LIFE)  # which comes first on a slow machine
+    line = capsys.readouterr().err.removeprefix(SIGN_OF_LIFE)  # printed first on a slow machine
     assert says in line and line.startswith("error: ") and line.count("\n") == 1
 
 
@@ -200,7 +200,7 @@ def test_a_grid_is_one_table_and_what_is_alike_is_compiled_once(command, capsys)
 
 @pytest.mark.slow
 def test_messages_to_another_host_take_the_network(run):
-    """The least time of a step that sends what it did not send, by the slower of two ways."""
+    """Between two hosts the same messages take the network's bandwidth instead of the interconnect's."""
     device = DEVICES["A10"]
     of = {hosts: make_plan(run("full", data=2), Workshop(hosts=hosts), LENGTHS) for hosts in (1, 2)}
     within, between = (of[hosts].seconds("train", device).messages for hosts in (1, 2))

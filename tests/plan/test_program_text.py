@@ -1,4 +1,4 @@
-"""What is read from the text of compiled programs: numbers that can be told by hand."""
+"""Parsing the text of compiled programs, against numbers worked out by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def text_of(function, *args, **options) -> Text:
 
 
 def test_messages_are_counted_as_often_as_their_loop_runs():
-    """Each turn multiplies by columns, then by rows: the parts are summed over the devices, [8, 16] in float32."""
+    """Each iteration multiplies column shards, then row shards, and all-reduces the partial sums, float32 [8, 16]."""
     mesh = Layout.of_devices(model=4).mesh
 
     def layers(x, first, second):
@@ -41,7 +41,7 @@ def test_messages_are_counted_as_often_as_their_loop_runs():
     assert text.messages(devices_per_host=4).between_hosts == 0
 
 
-# As XLA's compiler for TPUs writes it: layouts with tiles and memory spaces, asynchronous pairs, no notes on loops.
+# Output of XLA's TPU compiler: tiled layouts with memory spaces, asynchronous pairs, no trip counts of loops.
 TPU = """HloModule jit_f, is_scheduled=true
 
 %fused (p.0: f32[24,8,16], p.1: s32[]) -> f32[8,16] {
@@ -85,7 +85,7 @@ def test_a_loop_whose_turns_only_its_condition_tells():
     found = text.messages()
     assert found.count == {"all-gather": 24} and found.bytes == {"all-gather": 24 * gathered}
     assert found.sent == pytest.approx(24 * gathered * 3 / 4)
-    # A turn reads one layer of the stack and writes it, gathers, and copies what was gathered to nearer memory.
+    # An iteration reads and writes one layer of the stack, gathers it, and copies the result to on-chip memory.
     index = 4
     assert text.bytes_moved() == 24 * (2 * layer + index + (layer + gathered) + (gathered + gathered))
 
@@ -106,7 +106,7 @@ def test_what_is_moved_is_what_the_products_read_and_write():
     def layers(x, stack):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, stack)[0]
 
-    # Each turn reads its own layer, not the stack of them.
+    # Each iteration reads one layer, not the whole stack.
     each = 4 * (2 * 8 * 256 + 256 * 256)
     assert 16 * each <= text_of(layers, shape(8, 256), shape(16, 256, 256)).bytes_moved() <= 16 * each * 4
 
@@ -134,7 +134,7 @@ def test_who_exchanges_a_message_with_whom(text, groups):
     [
         ("f32[2,3]{1,0}", 24),
         ("(bf16[4]{0}, s32[], pred[8]{0:T(128)(2,1)})", 8 + 4 + 8),
-        ("f32[8]{0:T(128)S(1)}", 0),  # in the memory beside the cores
+        ("f32[8]{0:T(128)S(1)}", 0),  # in on-chip memory
     ],
 )
 def test_sizes(text, size):

@@ -1,4 +1,4 @@
-"""What a GPU's compiler makes of a step in bfloat16: its text is read, no GPU is needed."""
+"""The text of a bfloat16 step compiled for a GPU; no GPU is needed."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from jpeft.accelerators import compiles_for_gpus
 from jpeft.plan.compile import child_environment
 from jpeft.plan.devices import DEVICES
 
-# FLAN-T5-small's: q, k and v; o; wi_0 and wi_1; wo. No two are each other's when turned but q and o.
+# FLAN-T5-small's: q, k and v; o; wi_0 and wi_1; wo.
 KERNELS = ((512, 384), (384, 512), (512, 1024), (1024, 512))
 
 _PRINTS_A_STEP = """
@@ -45,24 +45,24 @@ def text(request):
 
 
 def _parts(kernel):
-    """The shape of a kernel's half on each of two devices."""
+    """The shape of a kernel's shard on each of two devices."""
     return tuple(size // 2 if size != 512 else size for size in kernel)
 
 
 @pytest.mark.slow
 def test_a_bfloat16_step_copies_no_kernel(text):
-    """Neither in float32, nor turned: kernels of a frozen base are read as they lie."""
-    assert "bf16[8,512,192]{2,1,0}" in text  # the stacked kernels are there
+    """Neither to float32 nor transposed: kernels of a frozen base are read in their stored layout."""
+    assert "bf16[8,512,192]{2,1,0}" in text  # the text contains the stacked kernels
     for d_in, d_out in map(_parts, KERNELS):
         assert not re.search(rf"f32\[(\d+,)?{d_in},{d_out}\]", text)
-        assert not re.search(rf"bf16\[(\d+,)?{d_in},{d_out}\]\{{(0,1|1,2,0|1,0,2)\}}", text)  # columns first
+        assert not re.search(rf"bf16\[(\d+,)?{d_in},{d_out}\]\{{(0,1|1,2,0|1,0,2)\}}", text)  # column-major layouts
         turned = re.findall(rf"= bf16\[(?:\d+,)?{d_out},{d_in}\]\S* transpose\(", text)
         assert not turned
 
 
 @pytest.mark.slow
 def test_messages_of_a_bfloat16_step_are_bfloat16(text):
-    """All but small sums: what is as large as the batch's activations goes in bfloat16; a frozen base sends nothing."""
+    """Messages as large as activations are bfloat16, only small sums are float32; a frozen base sends nothing."""
     sent = re.findall(r"= \(?(\w+)\[([\d,]*)\]\S* (?:all-reduce|all-gather|reduce-scatter|all-to-all)", text)
     assert sent
     for kind, shape in sent:
@@ -89,7 +89,7 @@ _COUNTS_PRODUCTS = """
 
 @pytest.mark.slow
 def test_the_programs_that_kernels_are_held_beside_have_none_of_their_own():
-    """`jpeft.train.kernel_check`: as many products, all of them the library's."""
+    """`jpeft.train.kernel_check`: the same number of products, all of them library calls."""
     if not compiles_for_gpus():
         pytest.skip("needs jpeft[plan-gpu]")
     environment = {**os.environ, **child_environment(DEVICES["A10"])}

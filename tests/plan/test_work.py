@@ -1,4 +1,4 @@
-"""Operations of programs whose numbers can be told by hand; devices and sizes of memory by name."""
+"""FLOPs of programs, against numbers worked out by hand; names of devices and sizes of memory."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Tests that need PyTorch: not collected, and so not reported as skipped either, unless `-m` names `reference`."""
+"""Tests that need PyTorch; they are only collected if `-m` names `reference`, so they are not reported as skipped."""
 
 import re
 
@@ -6,14 +6,14 @@ import pytest
 
 
 def pytest_ignore_collect(collection_path, config: pytest.Config):
-    """The modules import torch at their top, so where it may be absent they are not even looked at."""
+    """Do not even import the modules otherwise: they import torch at the top, which may be absent."""
     asked_for = re.search(r"(?<!not )\breference\b", config.option.markexpr) is not None
     return None if asked_for or collection_path.name == "conftest.py" else True
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Tiny models are far faster in PyTorch without its pool of threads."""
+    """Limit PyTorch to one thread: tiny models are far faster without its thread pool."""
     import torch
 
     torch.set_num_threads(1)

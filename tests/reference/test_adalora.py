@@ -1,4 +1,4 @@
-"""AdaLoRA beside PEFT's: its forward pass and gradients, its files in both directions, and its rank allocator."""
+"""AdaLoRA against PEFT: forward pass and gradients, files in both directions, and the rank allocator."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from tests.reference.test_peft import our_answers, our_batch, our_logits, their_
 pytestmark = [
     pytest.mark.reference,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    # A map that is left no triplet.
+    # PEFT warns of a layer whose triplets are all pruned.
     pytest.mark.filterwarnings("ignore:Adapter 'default'.* LoRA tensor"),
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer is part:UserWarning"),
 ]
@@ -55,7 +55,7 @@ def base(request, tmp_path):
 
 
 def their_parameters(theirs) -> dict:
-    """By the names of the file."""
+    """PEFT's parameters by their names in the file."""
     return {n.replace(".default", ""): p for n, p in theirs.named_parameters() if "lora_" in n}
 
 
@@ -65,7 +65,7 @@ def by_their_names(model, graphdef, tree, frozen):
 
 
 def test_we_open_what_peft_saves_and_its_gradients_are_ours(base, tmp_path):
-    """With the penalty, which PEFT adds to its loss."""
+    """Including the orthogonality penalty, which PEFT adds to its loss."""
     directory, batch = base
     theirs = peft.get_peft_model(torch_base(directory), config())
     torch.manual_seed(0)
@@ -101,13 +101,13 @@ def test_peft_opens_what_we_save(base, tmp_path, key):
     chosen = select(model, METHOD, Selection(names=TARGETS))
     tuned = filled(attach(model, METHOD, chosen, key), key)
     files.save_adapter(tuned, METHOD, chosen, tmp_path / "ours", base_name=str(directory))
-    # One that is not to be trained further fails in PEFT where it is given labels.
+    # PEFT fails on labels if the adapter is loaded for inference.
     theirs = peft.PeftModel.from_pretrained(torch_base(directory), tmp_path / "ours", is_trainable=True).eval()
     np.testing.assert_allclose(our_logits(tuned, batch), their_logits(theirs, batch), rtol=0, atol=1e-4)
 
 
 def test_the_budget_is_given_out_as_by_peft_and_read_from_its_file(base, tmp_path, key):
-    """Twenty steps of the same numbers and gradients for both; then what PEFT stores of what remains."""
+    """Twenty steps with the same values and gradients on both sides, then PEFT's file of the remaining ranks."""
     directory, batch = base
     theirs = peft.get_peft_model(torch_base(directory), config())
     model = t5_weights.load(directory)
@@ -132,7 +132,7 @@ def test_the_budget_is_given_out_as_by_peft_and_read_from_its_file(base, tmp_pat
         remaining.append(sum(int(np.count_nonzero(v)) for n, v in found.items() if n.endswith("lora_E")))
     first, last = 4 * len(chosen), 2 * len(chosen)
     assert remaining[3] == first and remaining[-6:] == [last] * 6 and first > remaining[8] > last
-    with torch.no_grad():  # values as those of a trained adapter
+    with torch.no_grad():  # values like those of a trained adapter
         for weight in their_parameters(theirs).values():
             weight.mul_(0.3)
     theirs.eval().save_pretrained(tmp_path / "theirs")

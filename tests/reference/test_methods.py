@@ -1,4 +1,4 @@
-"""Methods that the paper has not beside Hugging Face PEFT: values, gradients, and files in both directions."""
+"""Methods beyond the paper's against Hugging Face PEFT: values, gradients, and files in both directions."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer is part:UserWarning"),
     pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied after merging:UserWarning"),
     pytest.mark.filterwarnings("ignore:Specified to not (load|save) vera_A and vera_B:UserWarning"),
-    # PEFT's own LayerNorm tuning asks a norm for widths that it does not need.
+    # PEFT's LayerNorm tuning reads widths of a norm that it does not need.
     pytest.mark.filterwarnings("ignore:Unsupported layer type .*(LayerNorm|RMSNorm).* encountered:UserWarning"),
 ]
 _IDS = dict(vocab_size=96, bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -62,7 +62,7 @@ _DECODERS = {
 
 
 class Base:
-    """A random model of theirs, the same one here, and rows for both."""
+    """A random torch model, the same model in jpeft, and rows for both."""
 
     def __init__(self, kind: str, directory):
         torch.manual_seed(3)
@@ -92,7 +92,7 @@ class Base:
         return cls.from_pretrained(self.directory, **more).eval()
 
     def their_output(self, model: Any) -> Any:
-        """With the mean loss of target tokens, and logits where there are such tokens: `[tokens, vocab]`."""
+        """Their mean loss per target token, and the logits at target tokens, `[tokens, vocab]`."""
         inputs, targets = self.rows
         ids, labels, mask = [], [], []
         for row, target in zip(inputs, targets, strict=True):
@@ -119,7 +119,7 @@ class Base:
         return np.asarray(logits)[np.asarray(self.batch["decoder_loss_weights"]) > 0]
 
     def our_gradients(self, model: Any, method: Any) -> dict[str, np.ndarray]:
-        """Of the mean loss per target token, by PEFT's names and in its orientation."""
+        """Gradients of the mean loss per target token, by PEFT's names and in its orientation."""
         graphdef, adapter, frozen = split(model)
 
         def mean_loss(adapter):
@@ -159,7 +159,7 @@ OURS = {"ln": NormTuning(), "dora": Dora(rank=3), "vera": Vera(rank=9, projectio
 
 
 def by_file_name(model: Any) -> dict[str, np.ndarray]:
-    """Gradients of what trains, by the names of `adapter_model.safetensors`."""
+    """Gradients of the trainable parameters by their names in `adapter_model.safetensors`."""
     gradients = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad:

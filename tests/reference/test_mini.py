@@ -1,4 +1,4 @@
-"""The model that comes with the package, opened by `transformers`."""
+"""The packaged model `mini`, loaded by `transformers`."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Adapters against a live Hugging Face PEFT: values, gradients, and files in both directions."""
+"""Adapters against the installed Hugging Face PEFT: values, gradients, and files in both directions."""
 
 import copy
 from typing import Any
@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.reference,
     # transformers' own T5 still asks under the old name.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    # It goes by the config, where transformers 5 has rewritten what an untied model said.
+    # PEFT reads the config, in which transformers 5 has changed an untied model's entry.
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer is part:UserWarning"),
 ]
 SEED = 2
@@ -38,7 +38,7 @@ SEED = 2
 
 @pytest.fixture(scope="module", params=["tied_relu", "untied_gated"])
 def saved_base(request, tmp_path_factory):
-    """`(directory of a random model in Hugging Face layout, batch)`."""
+    """`(directory of a random model in the Hugging Face layout, batch)`."""
     sizes, tied, golden_seed = make_golden.ARCHITECTURES[request.param]
     assert golden_seed != SEED
     directory = tmp_path_factory.mktemp("reference") / request.param
@@ -69,7 +69,7 @@ def our_logits(model, batch) -> np.ndarray:
 
 
 def our_gradients(adapted, batch, method) -> dict[str, np.ndarray]:
-    """Of the mean loss per target token, by PEFT's names and in its orientation."""
+    """Gradients of the mean loss per target token, by PEFT's names and in its orientation."""
     graphdef, adapter, frozen = split(adapted)
 
     def mean_loss(adapter):
@@ -155,7 +155,7 @@ def test_peft_opens_what_we_save(name, options, selection, saved_base, tmp_path,
     directory, batch = saved_base
     model = t5_weights.load(directory)
     if selection.names and "lm_head" in selection.names and model.config.tie_word_embeddings:
-        selection = Selection(names=("q", "wo"))  # a tied head is no linear map of its own
+        selection = Selection(names=("q", "wo"))  # a tied output layer is not a linear layer of its own
     method = build(name, "official", options)
     chosen = select(model, method, selection)
     graphdef, adapter, frozen = split(attach(model, method, chosen, key))
@@ -170,7 +170,7 @@ def test_peft_opens_what_we_save(name, options, selection, saved_base, tmp_path,
     np.testing.assert_allclose(logits, their_logits(theirs, batch), rtol=0, atol=1e-4)
     assert np.abs(logits - our_logits(model, batch)).max() > 0.1
     added = [w.numel() for n, w in theirs.named_parameters() if any(part in n for part in ("lora_", "ia3_", "prompt_"))]
-    assert sum(added) == count(adapter)  # no leaf that PEFT has and the file has not
+    assert sum(added) == count(adapter)  # no leaf of PEFT's is missing from the file
     np.testing.assert_array_equal(our_answers(adapted, batch), their_answers(theirs, batch))
 
 
@@ -199,7 +199,7 @@ PUBLISHED = {
 }
 
 
-# A base without a gate has `wi` in the place of `wi_0` and `wi_1`: PEFT itself refuses these shapes on it.
+# A base without a gate has `wi` instead of `wi_0` and `wi_1`; PEFT refuses these shapes on it.
 _GATED_ONLY = {"ia3 as for mt5", "ia3 around the activation"}
 
 

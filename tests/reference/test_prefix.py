@@ -1,4 +1,4 @@
-"""Prefix tuning of a T5 beside its definition, written down in PyTorch; and what PEFT makes of a T5 instead."""
+"""Prefix tuning of a T5 against its definition written in PyTorch, and how PEFT's differs."""
 
 import math
 
@@ -34,7 +34,7 @@ def normed(x, scale):
 
 
 def attended(weights_of, prefix, heads, x, memory, bias):
-    """Li & Liang's eq. 3: softmax over the prefix's keys and the text's; the bias is of the text's alone."""
+    """Li & Liang's eq. 3: softmax over the keys of prefix and text; only the text has a position bias."""
     keys, values = (prefix[part][None].expand(len(x), -1, -1) for part in ("keys", "values"))
     keys = torch.cat([keys, memory @ weights_of["k"].T], dim=1)
     values = torch.cat([values, memory @ weights_of["v"].T], dim=1)
@@ -45,7 +45,7 @@ def attended(weights_of, prefix, heads, x, memory, bias):
 
 
 def by_hand(model, prefixes, batch):
-    """Logits of a T5 with a prefix at each attention, from its weights by name."""
+    """Logits of a T5 with a prefix at every attention, computed from its weights by name."""
     state, config = model.state_dict(), model.config
     tokens, labels = batch["input_ids"], batch["labels"]
     hidden = torch.where(tokens != 0, 0.0, -1e9)[:, None, None, :]
@@ -127,11 +127,11 @@ def gradients(tuned, batch):
     return {name: np.asarray(v) for name, v in named_leaves(nnx.merge(graphdef, gradient, frozen), Adapter).items()}
 
 
-@pytest.mark.filterwarnings("ignore:Both `past_key_values` and `cache`:FutureWarning")  # of PEFT's own call
+@pytest.mark.filterwarnings("ignore:Both `past_key_values` and `cache`:FutureWarning")  # raised by PEFT's own call
 def test_what_peft_makes_of_a_t5(base):
-    """peft#386, peft#869: a prefix for the decoder's own attention alone, and answers that are not its own logits'.
+    """peft#386, peft#869: only decoder self-attention has a prefix, and generated tokens contradict the logits.
 
-    Should this fail with a later PEFT, its T5 may have been mended: read `Prefix.from_peft` again.
+    If this fails with a later PEFT, its T5 may have been fixed: revise `Prefix.from_peft`.
     """
     theirs, directory, batch = base
     config = peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5)
@@ -139,7 +139,7 @@ def test_what_peft_makes_of_a_t5(base):
     adapted = peft.get_peft_model(transformers.T5ForConditionalGeneration.from_pretrained(directory).eval(), config)
     layers, width = theirs.config.num_layers, theirs.config.d_model
     trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
-    assert trained == 5 * layers * 2 * width  # of three attentions a layer's pair: one
+    assert trained == 5 * layers * 2 * width  # one of the three attentions of a layer pair
 
     def share_of_its_own_choice(model):
         options = {"max_new_tokens": 7, "do_sample": False, "eos_token_id": None}

@@ -1,4 +1,4 @@
-"""The network, generation and checkpoints against a live `transformers`, with other models than the golden ones."""
+"""Network, generation and checkpoints against the installed `transformers`, on other models than the golden files."""
 
 import json
 import pickle
@@ -30,7 +30,7 @@ SEEDS = {"tied_relu": 3, "untied_gated": 2, "tall_odd": 10}
 
 @pytest.fixture(scope="module", params=SEEDS)
 def pair(request, tmp_path_factory):
-    """`(torch model, directory it was saved to, batch)`."""
+    """`(torch model, directory that it was saved to, batch)`."""
     sizes, tied, golden_seed = make_golden.ARCHITECTURES[request.param]
     seed = SEEDS[request.param]
     assert seed != golden_seed
@@ -120,7 +120,7 @@ def test_we_open_a_pytorch_model_bin(pair, expected, tmp_path):
 
 
 def test_a_decoder_of_another_depth(tmp_path):
-    """Logits alone: `generate` of transformers fails on such a model."""
+    """Only logits: `generate` of transformers fails on such a model."""
     sizes = make_golden.ARCHITECTURES["untied_gated"][0] | {"num_layers": 1, "num_decoder_layers": 4}
     theirs = make_golden.build_model(sizes, tied=False, seed=5)
     make_golden.save_model(theirs, tmp_path / "uneven")
@@ -150,7 +150,7 @@ def test_other_activations(projection, tmp_path):
 
 
 class _Malicious:
-    """Unpickled without care, it creates a file."""
+    """Creates a file when unpickled unsafely."""
 
     def __init__(self, path: str):
         self.path = path
@@ -178,7 +178,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(by_torch, tmp_path)
 
 
 def test_config_of_transformers_4(pair, expected, tmp_path):
-    """Released checkpoints say `tie_word_embeddings: false` and have no `scale_decoder_outputs`."""
+    """Released checkpoints have `tie_word_embeddings: false` and lack `scale_decoder_outputs`."""
     theirs, directory, _ = pair
     config = json.loads((directory / "config.json").read_text())
     config["tie_word_embeddings"] = config.pop("scale_decoder_outputs")

@@ -11,7 +11,7 @@ from tests.report.synthetic import write_grid
 
 @pytest.fixture(scope="session")
 def grid(tmp_path_factory) -> Path:
-    """The paper's 104 cells with two seeds, of `mini`."""
+    """Results of `mini` on the paper's 104 cells with two seeds each."""
     root = tmp_path_factory.mktemp("grid")
     write_grid(root, seeds=2)
     return root
@@ -19,6 +19,6 @@ def grid(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def mini(grid) -> Group:
-    """The same, read."""
+    """The same results, loaded and grouped."""
     (only,) = group(load([grid])[0])
     return only

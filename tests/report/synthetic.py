@@ -1,8 +1,8 @@
-"""Result files as runs leave them, made up: for tests, and to measure the report on thousands of them.
+"""Made-up result files, for tests and for measuring the report on thousands of them.
 
     python tests/report/synthetic.py DIR COUNT
 
-writes about COUNT of them.
+writes about COUNT results.
 """
 
 import copy
@@ -40,7 +40,7 @@ def record(
     seed: int = 0,
     **changes,
 ) -> dict[str, Any]:
-    """A `result.json`, by default with the paper's metric and a little noise by seed; `changes` replace its keys."""
+    """A `result.json` with the paper's metric and a little noise by seed; `changes` replace its entries."""
     draw = random.Random(f"{method} {task} {scale} {ablation} {seed}")
     published = published_metric(method, task, scale, ablation)
     assert published is not None
@@ -96,7 +96,7 @@ def record(
 
 
 def config(result: dict[str, Any], **train: Any) -> dict[str, Any]:
-    """The `config.json` of such a run, in short."""
+    """The `config.json` of such a run, abridged."""
     return {
         "model": {"name": result["model"], "dtype": "auto"},
         "method": {"name": result["method"], "reading": result["reading"], "rank": None, "from_adapter": None},
@@ -107,7 +107,7 @@ def config(result: dict[str, Any], **train: Any) -> dict[str, Any]:
 
 
 def write_run(directory: Path, result: dict[str, Any], *, curve: bool = True, **train: Any) -> Path:
-    """A run directory; returns its `result.json`."""
+    """Write a run directory; returns the path of its `result.json`."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config(result, **train), indent=2))
     if curve:
@@ -121,7 +121,7 @@ def write_run(directory: Path, result: dict[str, Any], *, curve: bool = True, **
 def custom(
     root: Path, name: str, *, path: str = "/rows/mine.jsonl", settings=None, curve: bool = False, **changes: Any
 ):
-    """A run on rows of a user's own; returns its `result.json`."""
+    """Write a run on custom rows; returns the path of its `result.json`."""
     method = changes.pop("method", "lora")
     result = {**record(method, "agnews", "low"), "task": "custom", "scale": "all", **changes}
     result["metrics"] = {**result["metrics"], result["metric_name"]: result["metric"]}
@@ -136,7 +136,7 @@ def custom(
 
 
 def write_grid(root: Path, *, seeds: int = 1, only: int | None = None, curve: bool = True, **changes: Any) -> int:
-    """The paper's grid, or the first `only` results of it; returns how many."""
+    """Write the results of the paper's grid, or only the first `only`; returns their number."""
     written = 0
     for seed, (method, task, scale, ablation) in itertools.product(range(seeds), cells()):
         if only is not None and written == only:

@@ -1,4 +1,4 @@
-"""`jpeft report` as it is called."""
+"""The command `jpeft report`."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The paper's derived tables, recomputed."""
+"""The paper's derived tables, recomputed from its other tables."""
 
 from decimal import Decimal
 

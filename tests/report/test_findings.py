@@ -1,4 +1,4 @@
-"""The paper's findings, asked of the paper, of its numbers changed, and of results that lack cells."""
+"""The verdicts on the paper's findings, for its own numbers, changed numbers and results with missing cells."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ def asked(group: Group) -> dict[str, Finding]:
 
 
 def changed(cells: Mapping[Key, Mapping[str, Spread]]) -> Group:
-    """The paper's numbers as another model's, with some cells changed."""
+    """The paper's numbers as another model's results, with some cells changed."""
     paper = published_group()
     new = {**paper.cells, **{key: dataclasses.replace(paper.cells[key], **change) for key, change in cells.items()}}
     return dataclasses.replace(paper, model="changed", cells=new)
@@ -41,7 +41,7 @@ def test_without_cells_nothing_can_be_said():
     empty = dataclasses.replace(published_group(), model="empty", cells={})
     for finding in findings(empty):
         assert finding.verdict == "cannot be said" and finding.summary
-        assert finding.of_paper  # the paper's own answer stands beside
+        assert finding.of_paper  # the verdict for the paper is given as well
 
 
 def test_full_tuning_that_is_slower_turns_the_first_finding():
@@ -78,10 +78,10 @@ def test_attention_that_falls_furthest_everywhere_holds():
 
 
 def test_half_needs_one_half_that_does_on_every_task():
-    spoilt = ablated("later", {"samsum": 0.41183 - 0.0001})  # 0.02 below all layers, and a bit
+    spoilt = ablated("later", {"samsum": 0.41183 - 0.0001})  # just over 0.02 below all layers
     found = asked(changed(spoilt))["half"]
     assert found.verdict == "mixed" and "select later layers 3 of 4" in found.summary
-    assert asked(changed(ablated("later", {"samsum": 0.41183})))["half"].verdict == "holds"  # 0.02 is within it
+    assert asked(changed(ablated("later", {"samsum": 0.41183})))["half"].verdict == "holds"  # 0.02 is still within
 
 
 def test_lora_that_loses_more_turns_the_fifth():
@@ -96,7 +96,7 @@ def test_one_method_that_is_best_everywhere_turns_the_last():
     }
     assert asked(changed(best))["best"].verdict == "does not hold"
     few = dataclasses.replace(changed(best), cells={k: c for k, c in changed(best).cells.items() if k.task == "cola"})
-    assert asked(few)["best"].verdict == "cannot be said"  # another may lead where cells are missing
+    assert asked(few)["best"].verdict == "cannot be said"  # a missing method might be best
 
 
 def test_a_tie_is_nobodys_lead():

@@ -1,4 +1,4 @@
-"""Means over seeds, and what is never put together without a word."""
+"""Means over seeds, and the cautions about results that differ."""
 
 import json
 
@@ -130,7 +130,7 @@ def test_answers_that_were_made_in_another_way_are_said_and_older_runs_generated
         config = json.loads(generated.read_text())
         generated.write_text(json.dumps({**config, "eval": {**config.get("eval", {}), **answer}}))
 
-    set_answer(answer="generate")  # as the other run, whose config was written before there was a choice
+    set_answer(answer="generate")  # like the other run, whose older config lacks the key
     assert not said()
     set_answer(answer="score")
     assert "The runs differ in `eval.answer`: 'score' (1 result), 'generate' (1 result)." in said()

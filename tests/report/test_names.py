@@ -1,4 +1,4 @@
-"""The names of the report, which are written out again since a report must not load JAX."""
+"""The report's own lists of names, which duplicate those of modules that load JAX, agree with them."""
 
 from jpeft.peft.methods import METHODS, OF_THE_PAPER, ablations
 from jpeft.report.names import OTHER_METHODS, PAPER_ABLATIONS, PAPER_METHODS

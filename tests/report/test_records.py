@@ -1,4 +1,4 @@
-"""Result files are found, checked, and read or named with the reason."""
+"""Finding and reading result files; unusable ones are reported with the reason."""
 
 import dataclasses
 import json
@@ -251,7 +251,7 @@ def test_short_runs_of_a_search_are_left_out_in_one_line(tmp_path):
     for name in ("config.json", "metrics.jsonl", "paused.json"):
         (tmp_path / "search/full_ia3").mkdir(exist_ok=True)
         (tmp_path / "search/full_ia3" / name).write_text("{}")
-    (tmp_path / "search/full_lora/paused.json").write_text("{}")  # as a kill may leave it
+    (tmp_path / "search/full_lora/paused.json").write_text("{}")  # as a killed search may leave it
     results, problems = load([tmp_path])
     assert [result.path.parent.name for result in results] == ["full_lora"]
     assert [str(problem) for problem in problems] == [

@@ -1,4 +1,4 @@
-"""The paper's tables from results, worked by hand where they are derived."""
+"""The paper's tables from results; derived values are worked out by hand."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def seconds(total: float) -> dict[str, float]:
 
 @pytest.fixture
 def few(tmp_path) -> Group:
-    """CoLA at low scale, all methods, with seconds and parameters that are easy to divide by; no SAMSum."""
+    """CoLA at low scale, all methods, with round seconds and parameter counts; no SAMSum."""
     totals = {"full": 60.0, "ia3": 30.0, "lora": 90.0, "bitfit": 120.0, "prompt": 560.0}
     for method, total in totals.items():
         made = record(method, "cola", "low", metric=0.6, seconds=seconds(total), trainable_parameters=200_000)
@@ -152,7 +152,7 @@ def test_a_run_on_several_files_has_a_line_for_each_and_other_metrics_their_erro
     )
     (both,) = group(load([tmp_path])[0])
     (other,) = tables.own_metrics(both)
-    assert (other.rows[0][1].count, other.rows[0][1].error) == (2, None)  # of several seeds it is the spread that tells
+    assert (other.rows[0][1].count, other.rows[0][1].error) == (2, None)  # the spread is shown instead
     assert len(tables.each_file(both)[0].rows) == 2
     assert tables.own_tables(both)[-1].name == "files"
 
@@ -177,7 +177,7 @@ def test_ones_own_results_show_rows_settings_and_how_far_one_seed_may_be_trusted
     assert [part.data for part in only.by_data()] == ["mine.jsonl 3f2a9c1", "other.csv eeeeeee"]
     assert (
         only.by_data()[0].metric("lora", "custom", "all").mean == 0.8
-    )  # the later of two settings stands for the cell
+    )  # the later of two settings represents the cell
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The same report as a page, Markdown, CSV, JSON and figures."""
+"""One report written as HTML, Markdown, CSV, JSON and figures."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ from tests.report.synthetic import custom, record, write_grid, write_run
 
 
 class Page(HTMLParser):
-    """What a browser would make of it: tags with their attributes, and the text."""
+    """A parsed page: tags with their attributes, and the text."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -43,7 +43,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def report(grid, tmp_path_factory):
-    """The report on the grid, written: its directory."""
+    """The directory of the written report on the grid."""
     results, problems = load([grid])
     groups = group(results)
     directory = tmp_path_factory.mktemp("report")
@@ -93,7 +93,7 @@ def test_figures_in_the_page_take_the_pages_colours(report):
     assert len(svg) == 7
     assert all("var(--lora)" in one or "var(--muted)" in one for one in svg)
     assert not re.search(r"#(?:2563eb|1f2328|ffffff)", "".join(svg))
-    assert "#2563eb" in (report / "figures/performance.svg").read_text()  # the file stands alone
+    assert "#2563eb" in (report / "figures/performance.svg").read_text()  # independent of the page's styles
 
 
 def test_a_name_is_shown_as_it_is_and_is_no_markup(tmp_path):
@@ -131,7 +131,7 @@ def test_generated_data_is_labelled_everywhere(tmp_path):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Figures that are there and hold nothing, where it is files and text that matter."""
+    """Replace figures by empty files, for tests of files and text."""
     empty = figures.Drawn(b"png", b"<svg></svg>", "<svg></svg>")
     monkeypatch.setattr(figures, "render", lambda figure: empty)
 
@@ -280,7 +280,7 @@ def test_rows_of_ones_own_have_a_panel_each(tmp_path):
         custom(tmp_path / "runs", str(index), curve=True, **digest)
     groups = group(load([tmp_path / "runs"])[0])
     write(document.of_runs(groups, []), tmp_path / "out", groups)
-    # one method on each: nothing to set against each other
+    # one method each: nothing to compare
     assert {path.stem for path in (tmp_path / "out/figures").iterdir()} == {"validation-curves", "training-curves"}
     drawn = (tmp_path / "out/figures/training-curves.svg").read_text()
     assert all(f"topic{index}.csv {index:07d}" in drawn for index in range(4)) and "missing" not in drawn
@@ -297,7 +297,7 @@ def test_of_a_few_cells_of_the_paper_only_what_they_speak_of_is_shown(tmp_path):
         "What the paper prints",
         "What the paper lacks",
     ]
-    assert section.parts_and_findings()[1] is None  # the findings, after what was run
+    assert section.parts_and_findings()[1] is None  # the findings follow the results
     assert [finding.name for finding in section.findings] == ["convergence"]
     assert "Findings of the paper of which no cell was run: For (IA)³ later layers" in section.remarks[0]
     table = next(table for table in section.tables() if table.name == "table-1")

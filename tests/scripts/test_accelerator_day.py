@@ -1,4 +1,4 @@
-"""`scripts/accelerator_day.py`: pieces that fail or are too slow are entries, and the page says what is known."""
+"""`scripts/accelerator_day.py`: failed and slow pieces are recorded, and the page shows the results that exist."""
 
 import dataclasses
 import importlib.util
@@ -41,7 +41,7 @@ def test_what_fails_is_an_entry_with_its_last_words_and_with_what_it_had(script)
     entry = script.run_piece(python(script, HALF + "raise ValueError('no such thing')"), 20)
     assert (entry["status"], entry["result"]) == ("failed", {"a": 1})
     assert entry["why"] == "ended with status 1: ValueError: no such thing"
-    nothing = script.run_piece(python(script, "pass"), 20)  # its status says all is well, and there is nothing
+    nothing = script.run_piece(python(script, "pass"), 20)  # it exits with 0 but writes no result
     assert nothing["status"] == "failed" and "result" not in nothing
 
 
@@ -69,7 +69,7 @@ def test_want_of_memory_is_told_before_anything_else(script):
         ("NVIDIA H100 80GB HBM3", "H100"),
         ("NVIDIA H200", "H200"),
         ("NVIDIA A10", "A10"),
-        ("NVIDIA A10G", None),  # less than half as fast
+        ("NVIDIA A10G", None),  # less than half as fast as an A10
         ("NVIDIA H100 PCIe", None),
         ("TPU v5 lite", "v5e"),
         ("TPU v5", "v5p"),
@@ -102,11 +102,11 @@ def test_a_leaf_that_is_wrong_is_found_among_others(script):
     right = {"a": np.ones(4), "b": {"c": np.full(9, 1e-3), "none": np.zeros(3)}}
     found = {"a": np.ones(4) * (1 + 1e-7), "b": {"c": np.full(9, 1e-3), "none": np.full(3, 1e-9)}}
     off, name = script.farthest(found, right)
-    assert off < 1e-6  # next to nothing beside the largest
+    assert off < 1e-6  # negligible beside the largest leaf
     off, name = script.farthest({**found, "b": {**found["b"], "c": np.full(9, -1e-3)}}, right)
-    assert off == pytest.approx(2 * 3e-3 / 0.1) and name == "b/c"  # of a twentieth of the largest
+    assert off == pytest.approx(2 * 3e-3 / 0.1) and name == "b/c"  # relative to a twentieth of the largest norm
     with_loss = [{**tree, "loss": np.float32(1e6)} for tree in ({**found, "a": np.full(4, 0.8)}, right)]
-    assert script.farthest(*with_loss) == (pytest.approx(0.2), "a")  # a sum of losses is no measure for gradients
+    assert script.farthest(*with_loss) == (pytest.approx(0.2), "a")  # scalars set no scale
     off, name = script.farthest({**found, "a": np.full(4, 0.8)}, right)
     assert off == pytest.approx(0.2) and name == "a"
     off, name = script.farthest({**found, "a": np.array([1, 1, 1, np.nan])}, right)
@@ -117,7 +117,7 @@ def test_untimed_pieces_run_at_once_and_all_end_with_a_day_that_is_told_to_stop(
     known = {"kind": "cpu", "platform": "cpu", "count": 1, "versions": {}, "commit": None}
     known["torch"] = {"device": None, "why": "torch not installed"}
     device = python(script, f"import sys; open(sys.argv[1], 'w').write({json.dumps(known)!r})", part="device")
-    meets = (  # waits for the other, so alone it would be too slow
+    meets = (  # waits for the other process: run one by one, both would time out
         "import pathlib, sys, time; own, other = (pathlib.Path(p) for p in sys.argv[2:]); own.touch();\n"
         "while not other.exists(): time.sleep(0.01)\n"
         "pathlib.Path(sys.argv[1]).write_text('{}')"
@@ -155,7 +155,7 @@ def test_untimed_pieces_run_at_once_and_all_end_with_a_day_that_is_told_to_stop(
 
 
 def made_up(script):
-    """A day on an H100 that has a bit of everything."""
+    """A made-up day on an H100 with an entry of every kind."""
     peaks = script.device_of("NVIDIA H100 80GB HBM3")
 
     def side(seconds: float, peak: float):
@@ -214,7 +214,7 @@ def made_up(script):
 
 def test_the_page_says_what_is_known_and_what_is_not(script, tmp_path):
     day = made_up(script)
-    day["methods"].append("ia3")  # of which nothing was measured
+    day["methods"].append("ia3")  # without any measurement
     day["notes"] = ["The fan was loud."]
     text = script.write(day, tmp_path).read_text()
     assert "\n\nThe fan was loud.\n\n" in text and "| xl | ia3 |  |  |" not in text.partition("## Memory")[0]

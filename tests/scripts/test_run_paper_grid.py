@@ -1,4 +1,4 @@
-"""`scripts/run_paper_grid.sh`: what it gives to `jpeft`, and when it reports. `jpeft` itself is a recorder here."""
+"""`scripts/run_paper_grid.sh`: its calls of `jpeft`, which a recorder replaces here, and when it writes a report."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts/run_paper_grid.sh"
 
 @pytest.fixture
 def script(tmp_path):
-    """Runs the script where `jpeft grid` ends with a status and leaves so many results; the calls of `jpeft`."""
+    """Run the script with a fake `jpeft grid` that leaves results and exits with a status; returns the calls."""
 
     def run(*arguments: str, status: int = 0, results: int = 0, **environment: str) -> tuple[int, list[str], str]:
         calls, work = tmp_path / "calls", tmp_path / "work"

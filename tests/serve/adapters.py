@@ -1,4 +1,4 @@
-"""A tiny base and adapters of it in every method and reading, filled at random."""
+"""A tiny base model and randomly filled adapters of every method and reading."""
 
 import dataclasses
 
@@ -51,7 +51,7 @@ METHODS: dict[str, tuple[Method, Selection]] = {
     "adalora": (AdaLora(rank=2), Selection(names=["q", "v"])),
     "vera": (Vera(rank=7), Selection()),
     "vera_of_another_seed": (Vera(rank=5, projection_seed=3), Selection()),
-    "rank_one": (RankOne(), Selection()),  # by the row-wise form that every method has
+    "rank_one": (RankOne(), Selection()),  # uses the default row-wise implementation
 }
 ABLATED = {
     f"{method}_{name}": (METHODS[method][0], ablation(method, name, TINY.stacks))
@@ -62,7 +62,7 @@ ABLATED = {
 
 @dataclasses.dataclass(frozen=True)
 class Filled:
-    """An adapter with something in it, as its method attached it and as leaves by name."""
+    """A randomly filled adapter, as an attached model and as leaves by name."""
 
     model: T5
     method: Method

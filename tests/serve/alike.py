@@ -1,4 +1,4 @@
-"""One set of rows, answered by a run's own test, `jpeft predict` and the server: what they say, to be compared."""
+"""Compare the answers to the same rows from a run's own test, `jpeft predict` and the server."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ TASKS = {
 
 
 def write_rows(directory: Path) -> None:
-    """Rows of two columns; every fourth is longer than the runs take."""
+    """Write rows of two columns; every fourth exceeds the runs' maximum input length."""
     draw = random.Random(4)
     words = sum(_WORDS.values(), [])
     for split, number in (("train", 24), ("validation", 8), ("test", 14)):
@@ -65,7 +65,7 @@ def predicted_and_served(kind: str, client, shelf: Path, rows: Path, tmp_path: P
 
 
 def same_answers_of_a_run(base: Path, rows: Path, tmp_path: Path, capsys) -> None:
-    """Tunes a base for classes and for text; the runs' own tests, `predict`, `serve` and `evaluate` say the same."""
+    """Tune a base for classes and for text; the runs' tests, `predict`, `serve` and `evaluate` must agree."""
     for name, flags in KINDS.items():
         arguments = [
             f"--config={CONFIGS / 'lora_custom.py'}",
@@ -95,9 +95,7 @@ def same_answers_of_a_run(base: Path, rows: Path, tmp_path: Path, capsys) -> Non
             assert main(["evaluate", "--adapter", str(tmp_path / "runs" / kind), "--data", str(rows), "--json"]) == 0
             evaluated = json.loads(capsys.readouterr().out)
             assert evaluated["metrics"] == pytest.approx(result["metrics"])
-            ours, theirs = (
-                record["uncertainty"] for record in (evaluated, result)
-            )  # as near as the metrics they are of
+            ours, theirs = (record["uncertainty"] for record in (evaluated, result))  # to the precision of the metrics
             assert ours["standard_error"] == pytest.approx(theirs["standard_error"]), (ours, theirs)
             assert ours["interval"] == pytest.approx(theirs["interval"]), (ours, theirs)
             assert (ours["rows"], evaluated["labels"]) == (theirs["rows"], result["labels"])

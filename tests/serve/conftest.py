@@ -1,4 +1,4 @@
-"""A shelf of adapters of the checkpoint of two blocks, and an engine that answers by them."""
+"""A shelf of adapters of the two-block checkpoint, and an engine that serves them."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ SIZES = ShapeFlags(batch_sizes=(4,), input_lengths=(16,), output_lengths=(4,))
 
 @pytest.fixture(scope="session")
 def tiny_shelf(tmp_path_factory, deeper_checkpoint) -> Path:
-    """Adapters of the checkpoint of two blocks, a directory each; not to be written to."""
+    """Adapters of the two-block checkpoint, one directory each; treat as read-only."""
     root = tmp_path_factory.mktemp("shelf")
     base = t5_weights.load(deeper_checkpoint)
     for seed, name in enumerate(ON_SHELF):
@@ -28,7 +28,7 @@ def tiny_shelf(tmp_path_factory, deeper_checkpoint) -> Path:
 
 @pytest.fixture(scope="session")
 def started(deeper_checkpoint, tiny_shelf) -> tuple[Engine, Shelf]:
-    """An engine with all that is on the shelf, compiled. Who unloads an adapter loads it again."""
+    """A compiled engine with every adapter of the shelf; a test that unloads an adapter must load it again."""
     choices = Choices(
         model=str(deeper_checkpoint),
         adapters=tiny_shelf,

@@ -1,4 +1,4 @@
-"""Whoever answers, answers alike: a run's own test, `jpeft predict` and the server, on a base with ids of its own."""
+"""A run's own test, `jpeft predict` and the server give the same answers, on a base with unusual special ids."""
 
 import dataclasses
 import json
@@ -44,10 +44,10 @@ def rows(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def shelf(base, tmp_path_factory) -> Path:
-    """An adapter of a run of classes, and one of a run of text."""
+    """Two adapters: one of a run that classifies, one of a run that generates text."""
     root, model = tmp_path_factory.mktemp("runs"), t5_weights.load(base)
     for seed, (name, task) in enumerate(TASKS.items()):
-        adapter = make(model, Lora.official(rank=2), seed=seed, by=0.1)  # larger ones multiply the rounding of float32
+        adapter = make(model, Lora.official(rank=2), seed=seed, by=0.1)  # larger values amplify float32 rounding
         save_adapter(adapter.model, adapter.method, adapter.sites, root / name, base_name=str(base))
         task.write(root / name)
     return root
@@ -70,7 +70,7 @@ def test_predict_and_serve_give_one_answer(kind, client, shelf, rows, tmp_path):
             assert answer["probabilities"] == pytest.approx(row["probabilities"], abs=1e-5)
             assert answer["confidence"] == pytest.approx(row["confidence"], abs=5e-6)
     else:
-        assert len({row["prediction"] for row in predicted}) > 3  # a test of sameness needs answers that differ
+        assert len({row["prediction"] for row in predicted}) > 3  # equality proves nothing unless answers vary
         assert all(answer["probabilities"] is None for answer in answers)
 
 
@@ -100,7 +100,7 @@ def test_a_request_may_say_otherwise(client):
 
     (_, by_row), (_, by_prompt) = ask(inputs=[row]), ask(inputs=[whole], template=False)
     assert by_row == by_prompt
-    assert ask(inputs=[{"input": whole}])[1] == by_row  # a prompt made before, as predict takes it
+    assert ask(inputs=[{"input": whole}])[1] == by_row  # a finished prompt, as `predict` accepts it
     assert ask(inputs=["goal coach"], template=False)[1] != by_row
     status, refused = ask(inputs=["goal"])
     assert status == 422 and "is one text and the adapter's template names title and body" in refused["detail"]
@@ -157,7 +157,7 @@ def test_a_task_that_does_not_fit_the_server_is_refused_with_the_way_out(client,
         file.write_text(json.dumps({**values, "max_input_length": 4}))
         response = client.put("/adapters/classes")
         assert response.status_code == 422 and "no room is left" in response.json()["detail"]
-        bits = {"quantization": "nf4"}  # of a server whose base nobody asked to round
+        bits = {"quantization": "nf4"}  # the server's base is not quantized
         file.write_text(json.dumps({**values, "max_input_length": 100, "num_beams": 3, "labels": None, **bits}))
         assert client.put("/adapters/classes").status_code == 200
         notes = client.get("/adapters").json()["asked"]["classes"]["notes"]

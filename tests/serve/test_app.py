@@ -1,4 +1,4 @@
-"""The HTTP side: every answer and every refusal, through the whole stack of the tiny engine."""
+"""The HTTP application: every response and every error, with a tiny engine behind it."""
 
 import dataclasses
 import gzip
@@ -135,7 +135,7 @@ def test_a_body_of_many_keys_is_refused_at_once(service):
         started = time.monotonic()
         response = client.post("/generate", content=f"{{{keys}}}", headers={"Content-Type": "application/json"})
         refused(response, 422, "has the key 'k0' twice")
-        assert time.monotonic() - started < 5  # minutes, where each key is counted anew
+        assert time.monotonic() - started < 5  # minutes if duplicates are counted key by key
 
 
 def test_an_adapter_that_is_not_loaded_is_not_there(client):
@@ -186,7 +186,7 @@ def test_adapters_are_loaded_and_unloaded_by_name(client):
     assert client.delete("/adapters/ia3").status_code == 204
     refused(ask(client), 404, "no adapter 'ia3'")
     assert client.put("/adapters/ia3").json() == {"name": "ia3", "method": "ia3"}
-    assert client.put("/adapters/ia3").status_code == 200  # again: read anew
+    assert client.put("/adapters/ia3").status_code == 200  # a second PUT reloads it
     assert ask(client).json() == before
 
 
@@ -224,7 +224,7 @@ def test_a_full_queue_says_when_to_come_again(service, client, started, monkeypa
     monkeypatch.setattr(engine.bank, "generate", held)
     threads = [threading.Thread(target=ask, args=(client, *"abc")) for _ in range(4)]
     threads[0].start()
-    assert begun.wait(10)  # three rows are being answered; two more requests fill the queue, the next finds no place
+    assert begun.wait(10)  # three rows are running, two more requests fill the queue, the next one is rejected
     for thread in threads[1:]:
         thread.start()
     while service.batcher.queued < 6:

@@ -1,4 +1,4 @@
-"""A batch of many adapters says what each of them says alone."""
+"""In a batch with several adapters, each row equals the result of its adapter alone."""
 
 import threading
 import time
@@ -63,14 +63,14 @@ def bank_of_three(base):
 
 
 def test_room_does_not_depend_on_what_memory_holds(base, monkeypatch):
-    """Sizes are worked out from leaves of no adapter: of numbers that stood there before, products may overflow."""
+    """Room is computed from placeholder leaves, which must be initialised: leftover memory could overflow."""
     monkeypatch.setattr(np, "empty", lambda shape, dtype=float: np.full(shape, np.finfo(dtype).max, dtype))
     AdapterBank(base, capacity=1, room=room_for_all(base))
 
 
 @pytest.fixture
 def small(bank_of_three):
-    """A bank with room for three adapters, empty."""
+    """An empty bank with room for three adapters."""
     yield bank_of_three
     for name in bank_of_three.names:
         bank_of_three.remove(name)
@@ -83,7 +83,7 @@ def alone(model: T5, encoder_tokens, decoder_tokens):
 
 @pytest.fixture(scope="module")
 def mixed(bank, tokens):
-    """Logits of every adapter, and of none, for every row: `[1 + adapters, rows, dec_len, vocab]`, by mixed batches."""
+    """Logits of every row with each adapter and with none, from mixed batches: `{name: [rows, dec_len, vocab]}`."""
     names = [None, *ADAPTERS]
     logits = np.empty((len(names), *tokens[1].shape, TINY.vocab_size), np.float32)
     for start in range(len(names)):
@@ -95,13 +95,13 @@ def mixed(bank, tokens):
 @pytest.mark.parametrize("name", slow_but(QUICK, ADAPTERS))
 def test_a_row_of_a_mixed_batch_is_its_adapter_alone(name, adapters, mixed, tokens):
     expected = alone(adapters[name].model, *tokens)
-    # Of lora_official two compilations of `alone` itself differ by 9e-6, four times as much as of most others.
+    # For lora_official, two compilations of `alone` differ by 9e-6, four times as much as for most others.
     np.testing.assert_allclose(mixed[name], expected, rtol=0, atol=2e-5)
-    assert np.abs(mixed[name] - mixed[None]).max() > 1e-2  # and no other's
+    assert np.abs(mixed[name] - mixed[None]).max() > 1e-2  # the adapter has an effect
 
 
 def test_each_map_of_the_base_is_made_wide_once_for_an_adapter(base, adapters, monkeypatch):
-    """DoRA needs them all, and those of a stack's layers stand in one array."""
+    """DoRA needs all kernels, and the kernels of a stack's layers are one array."""
     bank = AdapterBank(base, capacity=1, room=room_for(base, adapters["dora"].method))
     asked, matrix = [], View.matrix
     monkeypatch.setattr(View, "matrix", lambda view, module: asked.append(id(module)) or matrix(view, module))
@@ -127,7 +127,7 @@ def test_a_row_without_an_adapter_is_the_base(base, mixed, tokens):
 def test_answers_of_a_mixed_batch_are_those_of_each_alone(bank, base, adapters, tokens):
     names = [None, "lora", "ia3_official", "bitfit_official", "prompt", "prompt_of_another_length", "lora_random", None]
     generated = np.asarray(bank.generate(tokens[0], names, max_length=5).tokens)
-    so_far = np.pad(generated, ((0, 0), (1, 0)))[:, :-1]  # behind the start token
+    so_far = np.pad(generated, ((0, 0), (1, 0)))[:, :-1]  # shifted right by the start token
     for row, name in enumerate(names):
         logits = alone(base if name is None else adapters[name].model, tokens[0], so_far)
         is_real = generated[row] != TINY.pad_token_id
@@ -200,7 +200,7 @@ def test_a_slot_that_is_used_again_holds_nothing_of_the_one_before(small, adapte
 
 
 def test_what_a_device_failed_to_write_is_written_before_it_answers(small, adapters, tokens, mixed, monkeypatch):
-    """The slot would otherwise answer with the adapter that had it before."""
+    """Otherwise the slot would still hold its previous adapter."""
     small.put("before", adapters["bitfit_official"].method, adapters["bitfit_official"].leaves)
     small.remove("before")
     write = small._write
@@ -233,7 +233,7 @@ def test_a_full_bank_takes_no_other_and_keeps_what_it_has(small, adapters):
         small.put(name, lora.method, lora.leaves)
     with pytest.raises(BankFull, match="it holds 3 adapters; remove one first"):
         small.put("d", lora.method, lora.leaves)
-    small.put("b", lora.method, lora.leaves)  # one that is there gives way to its new self
+    small.put("b", lora.method, lora.leaves)  # replaces an adapter of the same name
     small.remove("a")
     small.put("d", lora.method, lora.leaves)
     assert small.names == ["b", "c", "d"]
@@ -310,7 +310,7 @@ def test_adapters_are_read_from_their_directories(name, small, base, adapters, m
 
 
 def test_a_batch_is_answered_by_what_its_names_meant_while_others_add_and_remove(small, adapters, tokens, mixed):
-    """One thread gives a name to one adapter after another; a batch of another thread has one of them throughout."""
+    """One thread keeps replacing the adapter of a name; a batch in another thread uses one of them throughout."""
     stop = threading.Event()
 
     def change_places():

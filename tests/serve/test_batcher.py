@@ -1,4 +1,4 @@
-"""Every row is answered once, by its own answer, in batches that are no larger and wait no longer than they may."""
+"""The batcher answers every row once, with its own answer, within the limits of batch size and waiting time."""
 
 import asyncio
 import threading
@@ -12,7 +12,7 @@ from jpeft.serve.engine import Answer, QueuedRow
 
 
 class Echo:
-    """Answers a row by its first token; remembers its batches. A closed `gate` holds it up."""
+    """An engine that answers a row with its first token and records its batches; it blocks while `gate` is closed."""
 
     def __init__(self):
         self.batches: list[list[int]] = []
@@ -36,7 +36,7 @@ def row(number: int, *, adapter: str | None = None, length: int = 1) -> QueuedRo
 
 
 def in_batcher(test, answer, **changed):
-    """Runs `test(batcher)` while the batcher runs."""
+    """Run `test(batcher)` while the batcher is running."""
     fits = lambda first, row: len(row.tokens) <= len(first.tokens)
     options = {"max_rows": 4, "max_wait_seconds": 0.02, "max_queue": 64, "fit_together": fits, **changed}
 
@@ -156,7 +156,7 @@ def test_work_that_fails_is_told_to_all_of_its_batch_and_ends_nothing(caplog):
 
 
 class Broken:
-    """Fails in the way that it is told to, for row 13 alone."""
+    """An engine that fails as configured, on row 13 only."""
 
     def fit_together(self, first, row):
         if 13 in (first.tokens[0], row.tokens[0]):
@@ -199,7 +199,7 @@ def test_an_answer_that_is_no_list_ends_nothing(caplog):
 def test_when_it_ends_all_the_same_nobody_waits_and_nothing_is_taken(caplog):
     async def test():
         def ends(rows):
-            raise SystemExit(3)  # no `Exception`: no work that failed, but the end of the thread
+            raise SystemExit(3)  # not an `Exception`: ends the thread instead of failing the rows
 
         batcher = Batcher(ends, fit_together=lambda *_: True, max_rows=1, max_wait_seconds=0.0, max_queue=8)
         running = asyncio.create_task(_swallowed(batcher.run()))
@@ -214,7 +214,7 @@ def test_when_it_ends_all_the_same_nobody_waits_and_nothing_is_taken(caplog):
     async def _swallowed(run):
         try:
             await run
-        except BaseException as error:  # an event loop would be torn down by it
+        except BaseException as error:  # would tear down the event loop
             assert isinstance(error, SystemExit)
 
     asyncio.run(test())

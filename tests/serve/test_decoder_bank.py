@@ -1,4 +1,4 @@
-"""Many adapters of one decoder-only model in one batch: each row is what its own adapter says alone."""
+"""A batch with several adapters of a decoder-only model: each row equals the result of its adapter alone."""
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ def test_logits_of_a_mixed_batch_are_those_of_each_alone(held):
 def test_prefixes_of_different_layers_shift_the_learned_positions_of_their_own_rows():
     base = random_decoder(TINY_DECODERS["gpt_neo"])
     table = base.positions.embedding
-    table.set_value(20 * table[...])  # so that a position that is off by some is felt
+    table.set_value(20 * table[...])  # so that a shifted position changes the result
     DECODER_FAMILY.arrange(base, scan_layers=False)
     method, models = Prefix(prefix_length=5, init="normal"), {}
     bank = AdapterBank(base, capacity=2, room=room_for(base, method))
@@ -81,7 +81,7 @@ def test_prefixes_of_different_layers_shift_the_learned_positions_of_their_own_r
 
 @pytest.mark.slow
 def test_answers_and_labels_of_a_mixed_batch_are_those_of_each_alone(held):
-    """For inputs of unequal length, behind soft prompts of unequal length."""
+    """For inputs and soft prompts of unequal lengths."""
     _, models, bank = held
     packed = PackedLabels(
         texts=("a", "b"),

@@ -1,4 +1,4 @@
-"""Texts in, texts out: what an engine answers is what each adapter would, whatever it is padded to."""
+"""The engine answers a text as its adapter alone would, whatever the padding."""
 
 import dataclasses
 import shutil
@@ -42,7 +42,7 @@ def test_nothing_compiles_after_the_start(started):
     compiled = engine.bank.num_programs
     for count in (1, 2, 3):
         engine.answer(rows(engine, "ia3")[:count])
-    assert engine.bank.num_programs == compiled == len(list(engine.shapes)) + 1  # and the one that writes
+    assert engine.bank.num_programs == compiled == len(list(engine.shapes)) + 1  # plus the program that writes adapters
 
 
 def test_a_generated_row_for_which_the_model_gives_no_number_fails_alone(started, tiny_shelf, monkeypatch):
@@ -82,7 +82,7 @@ def test_a_row_that_waited_is_not_answered_by_an_adapter_that_is_asked_otherwise
         asked, other = engine.rows(["goal"], "asked")[0], rows(engine, "ia3")[0]
         engine.load("asked", tmp_path / "c")
         first, second = engine.answer([asked, other])
-        assert first == engine.answer(engine.rows(["goal"], "asked"))[0]  # another adapter, asked alike
+        assert first == engine.answer(engine.rows(["goal"], "asked"))[0]  # another adapter with the same prompt format
         if moment == "before the batch":
             engine.load("asked", tmp_path / "b")
         elif moment == "while it is answered":
@@ -133,7 +133,7 @@ def test_a_refused_replacement_and_an_unloading_leave_answers_alone(started, tin
     with monkeypatch.context() as patch:
         patch.setattr(engine.bank, "generate", unloaded)
         assert engine.answer(asked) == expected
-    (tmp_path / "b" / TASK_FILE).unlink()  # unloaded, and another without a task of its own comes under the name
+    (tmp_path / "b" / TASK_FILE).unlink()  # reload the name with an adapter that has no task file
     put = engine.bank.put
 
     def while_put(*given, **named):
@@ -148,7 +148,7 @@ def test_a_refused_replacement_and_an_unloading_leave_answers_alone(started, tin
 
 @pytest.fixture
 def asked_ways(tiny_shelf, tmp_path):
-    """Directories of one adapter that is asked in two ways, `a` and `b`, and of one, `plain`, that has no task."""
+    """Adapters `a` and `b`, which are the same with different prompt formats, and `plain`, which has no task file."""
     for name, template in (("a", "Is it {text}?"), ("b", "{text}: which?"), ("plain", None)):
         shutil.copytree(tiny_shelf / "ia3", tmp_path / name)
         if template is not None:
@@ -157,7 +157,7 @@ def asked_ways(tiny_shelf, tmp_path):
 
 
 def beside(action, ended):
-    """Starts `action` in a thread, and lets it go on until it has got to where `ended` says or is held up."""
+    """Start `action` in a thread and wait until `ended()` holds, or half a second if it is blocked."""
     thread = threading.Thread(target=action)
     thread.start()
     until = time.monotonic() + 0.5

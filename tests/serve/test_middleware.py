@@ -1,4 +1,4 @@
-"""A body that says that it is too large is not read at all."""
+"""A request whose Content-Length exceeds the limit is rejected without reading its body."""
 
 import asyncio
 

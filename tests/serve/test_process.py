@@ -1,4 +1,4 @@
-"""`jpeft serve` as a process: it starts, is stopped with requests in flight, bears load, and is fuzzed."""
+"""`jpeft serve` as a process: start, stop with requests in flight, load, and fuzzing."""
 
 import asyncio
 import importlib.util
@@ -80,7 +80,7 @@ def tiny_server(checkpoint: Path, shelf: Path, *options: str):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop_it_answers_what_it_accepted_and_exits_with_0(number, deeper_checkpoint, tiny_shelf):
-    """Requests are kept waiting for their batch to fill; the signal comes while they all wait."""
+    """The signal arrives while all requests are waiting for their batch to fill."""
     with tiny_server(deeper_checkpoint, tiny_shelf, "--max-wait-ms", "3000", "--batch-sizes", "1,64") as server:
 
         def ask(i: int) -> httpx2.Response:
@@ -115,14 +115,14 @@ def test_under_load_every_answer_is_its_adapters_own(deeper_checkpoint, tmp_path
 def test_nothing_that_its_own_document_allows_or_forbids_is_answered_by_a_defect(
     deeper_checkpoint, tiny_shelf, tmp_path
 ):
-    """Schemathesis: requests made from the OpenAPI document, right ones and wrong ones, and what may be answered."""
+    """Schemathesis sends valid and invalid requests made from the OpenAPI document, and checks the responses."""
     shelf = tmp_path / "shelf"
-    for name in "01aA":  # short ones are drawn often enough to be loaded and unloaded, too
+    for name in "01aA":  # one-letter names are generated often enough to be loaded and unloaded
         shutil.copytree(tiny_shelf / "ia3", shelf / name)
-    # How many tokens a text has no schema can say: more are taken here than are drawn.
+    # A schema cannot limit the tokens of a text: the limit is above any generated one.
     with tiny_server(deeper_checkpoint, shelf, "--input-lengths", "64,2048") as server:
         fuzz = [str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json"]
-        # Which columns an input has to have is for each adapter to say, and no schema can: right ones are refused.
+        # Required columns depend on the adapter, which a schema cannot express: some valid requests are rejected.
         options = ["--max-time", "30", "--checks", "all", "--exclude-checks", "positive_data_acceptance"]
         options += ["--continue-on-failure", "--no-color", "--seed", "1"]
         done = subprocess.run([*fuzz, *options], cwd=tmp_path, capture_output=True, text=True, timeout=300)

@@ -1,4 +1,4 @@
-"""Clients reach the adapters of one directory and nothing else."""
+"""The shelf serves the adapters of one directory and no other files."""
 
 import shutil
 
@@ -9,7 +9,7 @@ from jpeft.serve.shelf import NotOnShelf, Shelf
 
 
 def write_adapter(directory):
-    """Files of the right names; finding an adapter does not open its weights."""
+    """Write files with the right names; finding an adapter does not open its weights."""
     directory.mkdir(parents=True)
     (directory / "jpeft_adapter.json").write_text("{}")
     (directory / "jpeft_adapter.safetensors").write_bytes(b"")
@@ -17,7 +17,7 @@ def write_adapter(directory):
 
 @pytest.fixture
 def shelf(tmp_path):
-    """A shelf with one adapter and, beside it, one that is out of reach."""
+    """A shelf with one adapter, and another adapter outside its directory."""
     write_adapter(tmp_path / "shelf/mine")
     write_adapter(tmp_path / "secret")
     return Shelf(tmp_path / "shelf")
@@ -87,7 +87,7 @@ def test_what_is_no_adapter_is_not_there(shelf, tmp_path):
     (tmp_path / "shelf/dangling").symlink_to(tmp_path / "nowhere")
     (tmp_path / "shelf/round").symlink_to(tmp_path / "shelf/round")
     assert shelf.names() == ["mine"]
-    assert sorted(shelf.not_served()) == ["dangling", "empty", "round"]  # a file is taken for no adapter by anybody
+    assert sorted(shelf.not_served()) == ["dangling", "empty", "round"]  # a plain file is not an adapter
 
 
 @pytest.mark.parametrize("name", ["my run", "lr=3e-4,rank(8)", "a+b@c", "0", "r" * 128])

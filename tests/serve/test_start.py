@@ -1,4 +1,4 @@
-"""What a start passes over, and what of it is logged: an adapter that cannot be looked at keeps no server down."""
+"""The server starts without the adapters that cannot be read, and logs those that fail because of a defect."""
 
 import logging
 
