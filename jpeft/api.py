@@ -364,7 +364,7 @@ def fit(
     require_batches(batches)
     require_loss(loss)
     model = copied(tuned)
-    nnx.pop(model, nnx.Intermediate)  # what forward passes sow is nobody's here
+    nnx.pop(model, nnx.Intermediate)  # values sown by forward passes are not used
     # Other variables, such as batch statistics and random counters, are carried from step to step.
     graphdef, adapter, weights, rest = nnx.split(model, Adapter, nnx.Param, ...)
     if not jax.tree.leaves(adapter):

@@ -121,7 +121,7 @@ def require_optimizer(given: Any) -> None:
 
 
 def require_path(name: str, given: Any) -> None:
-    """Raises `UserError` for what is no path."""
+    """Raises `UserError` for a value that is not a path."""
     if not isinstance(given, str | os.PathLike):
         raise UserError(f"{name} is {shortened(given)}; expected a path.")
 

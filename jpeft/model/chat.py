@@ -32,7 +32,7 @@ class Wording:
 
     Attributes:
       before: what precedes the prompt.
-      after: what stands between the prompt and the answer.
+      after: what separates the prompt from the answer.
       lead: text that is tokenised together with the beginning of the answer, such as a space.
       end: the id of the token that ends an answer.
       chat_template: the template that these were taken from, or `none`; None for an encoder-decoder, which has none.

@@ -76,7 +76,7 @@ class Filling(Generic[Model]):
                     f"{self.source} is in {form.kind}, and {forms[path].kind} is asked for, to which it is not "
                     "converted; give the original in 16 or 32 bits, or leave quantization open (auto)."
                 )
-        if stored_forms:  # of the maps that a quantised file holds wide, only those in `kept_wide` may be quantised
+        if stored_forms:  # of a quantised file's unquantised maps, only `kept_wide` may be quantised
             kept = getattr(type(model), "kept_wide", ())
             forms = {path: form for path, form in forms.items() if path in stored_forms or str(path[-1]) in kept}
         forms = {**forms, **stored_forms}

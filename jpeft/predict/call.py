@@ -14,7 +14,7 @@ from jpeft.predict.questions import PromptTemplate
 from jpeft.typed_config import one_of
 
 _MAX_INPUT_LENGTH, _MAX_OUTPUT_LENGTH = 512, 128  # without a run's own
-_BATCHES_IN_WINDOW = 16  # rows are sorted by length within so many batches, which are the most that a kill loses
+_BATCHES_IN_WINDOW = 16  # rows are sorted by length within this many batches; a kill loses at most one window
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Pretraining a T5 on a corpus of one's own: span corruption mixed with instruction pairs."""
+"""Pretraining a T5 on a custom corpus: span corruption mixed with instruction pairs."""

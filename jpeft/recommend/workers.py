@@ -61,6 +61,6 @@ class SearchWorkers:
 
 
 def _validation_line(cell: Cell, seen: CellState) -> str:
-    """What is reported of a finished cell: not its test metric, which is for the end of the search."""
+    """The report of a finished cell: its validation loss, as test metrics are for the end of the search."""
     assert seen.result is not None, "the cell is done"
     return f"{cell.name}: validation loss {seen.result.validation_loss:.4f}"

@@ -245,7 +245,7 @@ def _efficiency(
     return Table(name, _title(group, title), _task_columns("number"), rows, notes)
 
 
-# --- what is derived ---
+# --- derived quantities ---
 
 
 def per_parameters(group: Group, method: str, task: str, scale: str) -> float | None:

@@ -34,7 +34,7 @@ def disk_trouble(error: BaseException) -> str | None:
 def explain_disk_trouble(workdir: Path) -> Iterator[None]:
     """Turns a full disk or a lost mount under a run's directory into a one-line `RunFailed`.
 
-    Errors about other files are explained by whoever catches them (`jpeft.trouble`).
+    Errors about other files pass through, and are explained where they are caught (`jpeft.trouble`).
     """
     try:
         yield

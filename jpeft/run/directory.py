@@ -36,7 +36,7 @@ def is_claimed(path: Path) -> bool:
             return not _lock(lock, seconds=0.0)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except PermissionError:  # without write access nobody can claim it either
+    except PermissionError:  # without write access, no run can claim it either
         return False
     except OSError as error:
         raise RunFailed(f"{path} cannot be read ({error.strerror or error}).") from None
@@ -168,7 +168,7 @@ def recorded_digest(path: Path) -> str | None:
       RunFailed: `splits.json` is damaged, so that the rows are unknown.
     """
     digest = _recorded_splits(path).get("data_digest")
-    if digest is None:  # a damaged result is reported by whoever reads it
+    if digest is None:  # a damaged result is reported where it is read
         with contextlib.suppress(UserError):
             digest = read_json_object(path / "result.json").get("data_digest")
     return digest if isinstance(digest, str) else None

@@ -178,7 +178,7 @@ def kernel_caution(
 
     Args:
       micro_batch: makes the micro-batch to compare; not called where nothing is compared.
-      bfloat16: whether the model computes in bfloat16; what is trainable is float32 all the same.
+      bfloat16: whether the model computes in bfloat16; trainable parameters are float32 either way.
       platform: as `jax.default_backend` names it; only platforms in `PLAIN` are checked.
       cache_dir: directory of cached verdicts.
       report: called with one line if the comparison was switched off or failed.

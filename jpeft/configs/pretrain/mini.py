@@ -1,16 +1,16 @@
-"""`mini`, the model that comes with jpeft: T5 1.1 of a size that two CPU cores pretrain in an evening.
+"""Pretraining of `mini`, the model that ships with jpeft: a T5 1.1 that two CPU cores train in an evening.
 
   jpeft pretrain --config pretrain/mini --config.data.path=CORPUS --workdir runs/mini
 
-CORPUS is a directory of the files below (docs/mini.md says what is in them). For a model of your own, name your own
-files and rates. Keys: `jpeft pretrain --help`, or `jpeft/pretrain/config.py`.
+CORPUS is a directory with the files named below, which docs/mini.md describes. To pretrain another model, write a
+config with other files and shares. `jpeft pretrain --help` and `jpeft/pretrain/config.py` list the config keys.
 """
 
 from ml_collections import ConfigDict
 
 from jpeft.pretrain.config import SourceConfig, default_pretraining
 
-# Share of the tokens. Old books are most of the corpus and least like what a user tunes on; news-like text is rare.
+# Each number is a share of the tokens. Books are most of the corpus but least like the tasks; news-like text is rare.
 _TEXT = {
     "books": SourceConfig("text_books-*.jsonl.xz", "text", 0.20),
     "textbooks": SourceConfig("text_textbooks.jsonl.xz", "text", 0.10),
@@ -34,7 +34,7 @@ _PAIRS = {
 
 
 def get_config() -> ConfigDict:
-    """The config of `mini`'s first stage, span corruption mixed with a few pairs; `data.path` is still to be given."""
+    """The config of `mini`'s first stage: span corruption mixed with some pairs. `data.path` must be set."""
     config = default_pretraining({**_TEXT, **_PAIRS})
     config.update_from_flattened_dict(
         {

@@ -1,9 +1,9 @@
-"""mini's second stage, as FLAN's is T5's: on from the first with half of the tokens from instruction pairs.
+"""Second pretraining stage of `mini`: continues the first with half of the tokens from instruction pairs, as in FLAN.
 
   jpeft pretrain --config pretrain/mini_pairs --config.model.start=runs/mini/model \\
     --config.data.path=CORPUS --workdir runs/mini_pairs
 
-CORPUS is that of the first stage (pretrain/mini); another seed, so that other pieces of it are seen.
+CORPUS is that of the first stage (pretrain/mini); another seed selects other pieces of it.
 """
 
 from ml_collections import ConfigDict
@@ -31,7 +31,7 @@ _RATES = {
 
 
 def get_config() -> ConfigDict:
-    """The config of `mini`'s second stage; `model.start` and `data.path` are still to be given."""
+    """The config of `mini`'s second stage. `model.start` and `data.path` must be set."""
     config = mini.get_config()
     config.update_from_flattened_dict({f"data.sources.{name}.rate": rate for name, rate in _RATES.items()})
     config.update_from_flattened_dict(
