@@ -61,8 +61,8 @@ BREAKS = {
     ),
     "label smoothing is ignored": Break(
         "train/assembly.py",
-        "smoothing = run.train.label_smoothing",
-        "smoothing = 0.0",
+        "label_smoothing=run.train.label_smoothing,",
+        "label_smoothing=0.0,",
         _KEYS.format("smoothing"),
     ),
     "metrics that were asked for are ignored": Break(
