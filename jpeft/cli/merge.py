@@ -15,15 +15,16 @@ _DESCRIPTION = """Merges an adapter into its base: a directory that transformers
   jpeft merge runs/lora_agnews_low --out merged
   jpeft merge adapter --model google/flan-t5-small --dtype bfloat16 --out merged
 
-What a method changes in the weights of its base can be merged: LoRA, the paper's scaled LoRA, DoRA, AdaLoRA, VeRA, both
-readings of (IA)3, norm tuning. What it adds beside them cannot: soft prompts, prefixes, bottleneck adapters, and the
-biases of BitFit where the base has none (a T5); full tuning leaves a whole model. docs/adapters.md has the table.
-An adapter trained on a base in 8 or 4 bits is merged into the wide weights, which are not those that it was trained
-on; with --quantization, into the numbers that the rounded ones stand for. A directory in few bits is made wide.
-Weights are merged in float32 and rounded once, when they are written. How far the logits then are from those of base
-and adapter is measured on random tokens, before rounding and again from the files that were written. Both the base and
-what was written are also read by a second reader, which shares no code with the first; where the two disagree, or the
-merged weights do not do what base and adapter do, it is an error and nothing is left behind."""
+Methods that change the weights of the base can be merged: LoRA, the paper's scaled LoRA, DoRA, AdaLoRA, VeRA, both
+variants of (IA)3, norm tuning. Methods that add something else cannot: soft prompts, prefixes, bottleneck adapters, and
+BitFit on a base without biases (a T5). Full tuning already leaves a whole model. docs/adapters.md has the table.
+
+An adapter that was trained on a quantized base is merged into the unquantized weights, which differ slightly from those
+that it was trained on; --quantization merges it into the dequantized ones instead. The result is never quantized.
+
+Weights are merged in float32 and rounded once, when they are written. The logits of the merged model are compared with
+those of base and adapter on random tokens, before rounding and again from the written files. A second, independent
+reader checks both the base and the written files. If anything disagrees, the command fails and writes nothing."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:

@@ -9,7 +9,7 @@ from jpeft.errors import UserError
 from jpeft.words import counted
 
 _FORMATS = ("lines", "jsonl", "json", "csv", "tsv", "parquet")
-_DESCRIPTION = """Answers texts. Prints one JSON line each, in the order of the input: the row, `prediction` and
+_DESCRIPTION = """Answers texts. Prints one JSON line for each, in the order of the input: the row, `prediction` and
 `confidence`.
 
   jpeft predict --model google/flan-t5-base "Is the sky blue?"
@@ -18,16 +18,16 @@ _DESCRIPTION = """Answers texts. Prints one JSON line each, in the order of the 
   jpeft predict --model merged --input mine.jsonl --template 'Translate to German: {english}'
   jpeft predict --model mini --labels "positive,negative" --template "Review: {input} Sentiment?" < reviews.txt
 
-What answers: --model is mini, smollm2, a hub id, a directory or a GGUF file; --adapter a run's directory or an
-adapter's, jpeft's or PEFT's, with the base that it names unless --model names another. An adapter brings its run's
-task, wherever it was copied to: the prompt, the labels of a classification and the lengths.
+Model: --model is mini, smollm2, a hub id, a directory or a GGUF file. --adapter is the directory of a run or of an
+adapter, in jpeft's or PEFT's layout; its base is the one that it names, unless --model names another. An adapter keeps
+the prompt template, the labels and the lengths of its run, wherever it is copied to.
 
-What is read: a file of rows (.jsonl, .json, .csv, .tsv, .parquet, packed or not; docs/data.md) or plain lines; standard
-input is JSON lines where its first line is a JSON object. The prompt is made by --template; or else by the run's own,
-where the row has its columns; or it is the row's `input` as it stands.
+Input: a file of rows (.jsonl, .json, .csv, .tsv, .parquet, compressed or not; docs/data.md) or of plain lines. Standard
+input is read as JSON lines if its first line is a JSON object. The prompt is made by --template, or by the run's
+template if the row has its columns; otherwise it is the row's `input` as it stands.
 
-With labels, the likeliest is taken, and `probabilities` are printed; without, an answer is generated. `confidence` is
-the mean log-probability of the answer's tokens, </s> counted. More: docs/predict.md.
+If there are labels, the likeliest is chosen and `probabilities` are printed; otherwise an answer is generated.
+`confidence` is the mean log-probability of the answer's tokens, including </s>. More: docs/predict.md.
 
 The same command resumes a call with --output that was stopped or killed."""
 
@@ -131,7 +131,7 @@ def _summarize(predicting, meter, output: Path | None) -> None:
         if output is None:
             meter.say("there was no row to answer")
         else:
-            meter.say(f"{output} is complete: {counted(predicting.rows, 'answer')}; --overwrite makes them anew")
+            meter.say(f"{output} is complete: {counted(predicting.rows, 'answer')}; --overwrite computes them again")
         return
     rate, compiling = answering.answered / predicting.seconds, answering.program.compile_seconds
     meter.say(

@@ -10,13 +10,14 @@ from typing import Any
 from jpeft.cli.config_flags import parse_call
 
 _HELP = """Pretrains a model on a corpus of texts, mixed with pairs of input and target: a T5 by span corruption, a
-decoder-only model by next tokens; a new one (config.model.family), or from what there is on (config.model.start).
+decoder-only model by next-token prediction; either a new model (config.model.family) or an existing one
+(config.model.start).
 
   jpeft pretrain --config pretrain/mini --config.data.path=CORPUS --workdir runs/mini
 
-The model, with its tokenizer, is left in WORKDIR/model: give that to `jpeft train` as --config.model.name. Killed and
-started again with the same command, it goes on where it was. config.mesh.* spreads it over several devices, and several
-processes do it together as they do `jpeft train` (docs/mesh.md). Every key of the config can be set by a flag:
+The model and its tokenizer are written to WORKDIR/model, which `jpeft train` takes as --config.model.name. A run that
+was killed resumes with the same command. config.mesh.* shards it over several devices, and several processes can share
+it as with `jpeft train` (docs/mesh.md). Every key of the config can be set by a flag:
 
 """
 

@@ -13,14 +13,14 @@ _DESCRIPTION = """Writes a copy of a model with its blocks' linear maps in 8 or 
   jpeft quantize google/flan-t5-xl --out flan-t5-xl-int8 --quantization int8
   jpeft train --data my.csv --model flan-t5-xl-nf4
 
-The directory takes half of the disk or less and is loaded without rounding anything; jpeft train, predict, evaluate,
-serve and jpeft.load open it as they open any model. It is in the layout of bitsandbytes, which transformers opens where
-that is installed. Rounding while loading, --config.model.quantization=nf4 on the wide model, gives the same numbers.
+The directory takes half of the disk space or less and loads without any rounding; jpeft train, predict, evaluate, serve
+and jpeft.load open it like any model. It has the layout of bitsandbytes, so transformers opens it if bitsandbytes is
+installed. Quantizing while loading (--config.model.quantization=nf4 on the original model) gives the same numbers.
 
-HOW is int8, nf4 or nf4,double (the magnitudes of nf4's blocks in 8 bits, too). With ,wo behind it T5's wo is rounded,
-too, which otherwise stays wide, and transformers does not open it. Embeddings, norms, biases and the head stay as they
-are. The model is read and written a map at a time: about 1 GB of it is held at once. What is in 8 or 4 bits
-already is not rounded again, a BLOOM is not written so, and nf4 needs maps whose inputs are a multiple of 64.
+HOW is int8, nf4, or nf4,double (double quantization: the scales of nf4's blocks in 8 bits). With ,wo appended, T5's wo
+is quantized as well, and transformers cannot open the result. Embeddings, norms, biases and the head are not quantized.
+The model is read and written one linear map at a time, with about 1 GB in memory. A quantized model is not quantized
+again, a BLOOM cannot be written in this layout, and nf4 needs maps whose input width is a multiple of 64.
 
 More: docs/quantised-bases.md."""
 

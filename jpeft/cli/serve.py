@@ -13,27 +13,27 @@ if TYPE_CHECKING:
     from jpeft.serve.app import Service
     from jpeft.serve.engine import Asking
 
-_DESCRIPTION = """Answers over HTTP by one base model and any number of adapters of it, all on one device, rows of
-different adapters in one batch.
+_DESCRIPTION = """Serves one base model with any number of adapters over HTTP, on one device. Requests for different
+adapters share a batch.
 
   jpeft serve --model mini --adapters runs
   curl localhost:8000/generate -H 'Content-Type: application/json' \\
        -d '{"adapter": "lora_agnews_low", "inputs": ["Ferrari wins in Monza"]}'
 
-Each adapter answers as jpeft predict and its run's own test do: its template is applied (a request may send columns, or
-"template": false with a whole prompt), its labels are chosen from, with probabilities, and its lengths hold.
+Each adapter answers as jpeft predict and its run's own test do: with its template (a request may send columns, or a
+complete prompt with "template": false), its labels, from which the likeliest is chosen, and its maximum lengths.
 
-What is below --adapters, one directory an adapter (a run's, or one of jpeft's or PEFT's), is loaded at the start and
-decides how much room the bank has: the largest rank, the longest prompt, the sites. --adapters may name one adapter
-itself. --room keeps room for more, so that PUT /adapters/NAME can load what comes later. Clients load by name only, and
-only from there; safetensors only. What is there and cannot be served is named with the reason, at the start and by GET
-/adapters.
+Every adapter in the directory --adapters is loaded at the start: runs, and adapters in jpeft's or PEFT's layout, one
+directory each; --adapters may also name a single adapter. They determine the size of the bank: the largest rank, the
+longest prompt, the adapted modules. --room reserves space for other adapters, which PUT /adapters/NAME loads later.
+Clients can load by name only, from that directory only, and safetensors only. Adapters that cannot be served are listed
+with the reason, at the start and by GET /adapters.
 
-Every padded shape is compiled before the server listens, (batch sizes) x (input lengths) x (output lengths, and labels)
-programs; a second start finds them in the cache. http://HOST:PORT/docs describes requests and all refusals, /metrics is
-for Prometheus, /healthz and /readyz for whoever restarts it. SIGTERM answers what was accepted and exits with 0.
+All padded shapes are compiled before the server listens: (batch sizes) x (input lengths) x (output lengths, and labels)
+programs; later starts take them from the cache. http://HOST:PORT/docs documents requests and errors, /metrics is for
+Prometheus, /healthz and /readyz for a supervisor. On SIGTERM the server finishes accepted requests and exits with 0.
 
-There is no authentication and no TLS: leave it on 127.0.0.1, or put a proxy before it."""
+There is no authentication and no TLS: leave it on 127.0.0.1, or put a proxy in front of it."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
