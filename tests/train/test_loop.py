@@ -257,7 +257,7 @@ def test_a_signal_saves_and_exits_and_the_run_goes_on(number, tiny_checkpoint, t
     with signal_after(monkeypatch, 2, number):
         assert run(*arguments) == 1
     message = capsys.readouterr().err
-    assert f"stopped by {signal.Signals(number).name} after step 2" in message and "the same command goes on" in message
+    assert f"stopped by {signal.Signals(number).name} after step 3" in message and "the same command goes on" in message
     assert not (tmp_path / "stopped/result.json").exists()
     assert run(*arguments) == 0
     assert run("lora_agnews_low", tmp_path / "unbroken", tiny_checkpoint, toy_data) == 0
