@@ -465,7 +465,7 @@ def _make_step(
 def _require_same_shapes(before: nnx.State, after: nnx.State) -> None:
     """Raises `UserError` if a forward pass adds or removes variables, or changes their shapes or dtypes."""
     old, new = (
-        {jax.tree_util.keystr(path): (leaf.shape, leaf.dtype) for path, leaf in jax.tree.leaves_with_path(state)}
+        {jax.tree_util.keystr(path): _shape_and_dtype(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
         for state in (before, after)
     )
     changed = next((path for path in [*old, *new] if old.get(path) != new.get(path)), None)
@@ -475,6 +475,10 @@ def _require_same_shapes(before: nnx.State, after: nnx.State) -> None:
             f"a forward pass changes {changed} of the model from {told[0]} to {told[1]}; fit needs variables that keep "
             "their shapes from step to step: create them before, or keep them out of the model."
         )
+
+
+def _shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], Any]:
+    return jnp.shape(leaf), leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
 
 
 def _steps_for(method: Method | None, batches: Iterable[LossBatch], total_steps: int | None) -> int:

@@ -43,12 +43,12 @@ def write_whole(path: Path) -> Iterator[Path]:
 
     The file gets the umask's default permissions, whichever library writes it: safetensors creates files that only
     their owner can read.
-    If `path` is a link, its target is replaced and the link stays.
+    A link is replaced; what it leads to stays (`output_path` says what to give for the opposite).
 
     Raises:
       UserError: `path` is a device, a pipe or a socket.
     """
-    path = output_path(path, str(path))
+    _require_no_device(path, str(path))
     beside = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
     try:
         beside.touch()
@@ -69,11 +69,18 @@ def output_path(path: Path, named: str) -> Path:
       named: how messages call it.
 
     Raises:
-      UserError: it is a device, a pipe or a socket. A directory is the caller's to refuse.
+      UserError: it is a device, a pipe, a socket or a link to itself. A directory is the caller's to refuse.
     """
+    _require_no_device(path, named)
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except (OSError, RuntimeError):  # RuntimeError: a loop, before Python 3.13
+        raise UserError(f"{named} is a link that leads nowhere; name a file.") from None
+
+
+def _require_no_device(path: Path, named: str) -> None:
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UserError(f"{named} is no regular file but a device, a pipe or a socket; name a file.")
-    return path.resolve() if path.is_symlink() else path
 
 
 def require_apart(output: Path, *, read: Iterable[Path], written: Iterable[Path] = ()) -> None:

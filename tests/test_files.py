@@ -114,3 +114,15 @@ def test_a_cache_whose_name_is_not_utf_8_is_refused(monkeypatch):
     monkeypatch.setenv("JPEFT_CACHE", "/tmp/\udcff")
     with pytest.raises(UserError, match=r"^'/tmp/\\xff' holds bytes that are not UTF-8; set .* JPEFT_CACHE to another"):
         cache_directory()
+
+
+def test_a_link_to_a_file_is_replaced_and_what_it_leads_to_stays(tmp_path):
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.write_text("theirs")
+    link.symlink_to(real)
+    with write_whole(link) as beside:
+        beside.write_text("ours")
+    assert (real.read_text(), link.read_text(), link.is_symlink()) == ("theirs", "ours", False)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="no regular file"), write_whole(tmp_path / "pipe"):
+        pass

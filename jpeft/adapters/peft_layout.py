@@ -71,8 +71,8 @@ def _family_of(model: nnx.Module) -> Family:
     family = family_of(model)
     if family is None:
         raise UserError(
-            f"{type(model).__name__} is of no model family of transformers, for which Hugging Face PEFT has adapters; "
-            "use jpeft's layout."
+            f"{type(model).__name__} is of no model family of transformers, which Hugging Face PEFT adapts; expected "
+            "one of jpeft's models, such as jpeft.load gives."
         )
     return family
 

@@ -63,7 +63,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         what = "a directory; name a file" if output.is_dir() else "there already; name another, or give --overwrite"
         raise UserError(f"--output {output} is {what}.")
     if output is not None:
-        output_path(output, f"--output {output}")
+        output = output_path(output, f"--output {output}")
 
     from jpeft.data.sources import files_read
     from jpeft.files import require_apart, require_writable

@@ -7,7 +7,7 @@ import sys
 from jpeft.cli.arguments import MODEL, path
 from jpeft.errors import UserError
 
-_DESCRIPTION = """Writes an adapter as Hugging Face PEFT opens it, with a model card (README.md).
+_DESCRIPTION = """Writes an adapter as Hugging Face PEFT opens it, with a model card (README.md) that has its scores.
 
   jpeft export runs/lora_agnews_low --out agnews-lora
   jpeft export runs/lora_agnews_low --base-name google/flan-t5-small --out agnews-lora

@@ -37,7 +37,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--scarce",
         choices=_SCARCE,
-        help="what matters most; by default all three are shown, and a search takes quality",
+        help="the scarcest resource, to be spared; by default all three are shown, and a search takes quality",
     )
     parser.add_argument("--json", action="store_true", help="print the ranking and its numbers as JSON")
     numbers = parser.add_argument_group("by numbers that exist")

@@ -34,6 +34,8 @@ def with_generation_ends(directory: Path, values: dict[str, Any]) -> dict[str, A
     if ends is None:
         return values
     ends = list(ends) if isinstance(ends, list) else [ends]
+    if (wrong := next((end for end in ends if type(end) is not int), None)) is not None:
+        raise UserError(f"{file}: eos_token_id holds {short(wrong)}; expected an integer, or a list of integers.")
     own = values.get("eos_token_id")
     if own in ends:
         ends = [own, *(end for end in ends if end != own)]

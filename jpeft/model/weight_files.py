@@ -68,7 +68,7 @@ class _Safetensors(Checkpoint):
             for name in names:
                 if name in self._file_of:
                     raise UserError(
-                        f"{one_line(name)} is both in {self._file_of[name]} and in {path.name}; download them again."
+                        f"{one_line(name)} is both in {self._file_of[name]} and in {path.name}; keep one of the two."
                     )
                 self._file_of[name] = path
 
@@ -185,7 +185,7 @@ def _refuse_many_objects(raw: bytes) -> None:
 
 def _put(weights: dict[str, np.ndarray], name: str, value: np.ndarray, path: Path) -> None:
     if name in weights:
-        raise UserError(f"{one_line(name)} is there twice, the second time in {path}; download the files again.")
+        raise UserError(f"{one_line(name)} is there twice, the second time in {path}; keep one of the two.")
     weights[name] = value
 
 

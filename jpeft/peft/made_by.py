@@ -50,7 +50,8 @@ def require_attached_by(tuned: nnx.Module, method: Method) -> None:
       UserError: it attached none of them.
     """
     places = trained_places(tuned)
-    if any(attached_method(place.module) == method for place in places):
+    remembered = [attached_method(place.module) for place in places]
+    if any(one is not None and one == method for one in remembered):
         return
     # Sites of other methods must not influence the fields that `settled` derives from the sites.
     candidates = [place for place in places if place.sites[0].kind in method.kinds]

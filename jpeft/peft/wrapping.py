@@ -1,7 +1,7 @@
 """Attaching an adapter to a module of any class, without changing its code, its attributes or its paths."""
 
+import contextlib
 import functools
-from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -76,7 +76,8 @@ def remember_method(module: Any, method: Any) -> None:
 
     The method becomes part of the model's structure (its `nnx.GraphDef`), so one that has no hash is not kept.
     """
-    if isinstance(method, Hashable):
+    with contextlib.suppress(TypeError):  # a field that is a list, a dictionary or an array
+        hash(method)
         module.attached_method = method
 
 

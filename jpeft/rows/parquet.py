@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from jpeft.errors import UserError
-from jpeft.rows.text import MOST_ROW_BYTES, FileRow, column_names
+from jpeft.rows.text import MOST_ROW_BYTES, UNNAMED, FileRow, column_names
 from jpeft.rows.values import NoMoment, Unreadable
 from jpeft.trouble import first_line
 
@@ -34,6 +34,8 @@ def batches(file: IO[bytes], name: str) -> Iterator[dict[str, list[Any]]]:
         deltas = _check(metadata, name)
         schema = metadata.schema.to_arrow_schema()
         columns = column_names(schema.names, name)
+        if columns[:1] == [""]:
+            columns[0] = UNNAMED
         if "" in columns:
             raise UserError(f"{name} has a column without a name; give it one.")
         # As dictionaries, so that a thousand rows with the same megabyte of text take one megabyte.

@@ -17,7 +17,7 @@ from jpeft.errors import UserError
 from jpeft.rows import text
 from jpeft.rows.records import LINES_JUDGED, STRAY_RETURN, Doubts, Record
 from jpeft.rows.tabbed import rows_between_tabs
-from jpeft.rows.text import FileRow, Line, bare, column_names
+from jpeft.rows.text import UNNAMED, FileRow, Line, bare, column_names
 from jpeft.words import counted
 
 _SEPARATORS = ",;\t|"
@@ -289,7 +289,7 @@ def _advice(record: Record, style: _Style) -> str:
 def _header(values: list[str], name: str) -> list[str]:
     names = [value.strip() for value in values]
     if not names[0] and len(names) > 1:
-        names[0] = "Unnamed: 0"  # pandas writes its index without a name, and reads it back under this one
+        names[0] = UNNAMED
     for number, column in enumerate(names, start=1):
         if not column:
             raise UserError(

@@ -283,6 +283,9 @@ def _no_lone_table(rows: Iterator[FileRow], name: str) -> Iterator[FileRow]:
     yield from rows
 
 
+UNNAMED = "Unnamed: 0"  # pandas writes its index as a first column without a name, and reads it back under this one
+
+
 def column_names(given: list[str], name: str) -> list[str]:
     """Strips the names of a file's columns.
 

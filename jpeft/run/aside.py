@@ -10,6 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 NAME = "replaced"
+_PARTIAL_0_1_0 = ".half"  # the same, as version 0.1.0 calls it
 _PARTIAL = ".partial"  # suffix of a copy that is incomplete: some of the run's files are in their original place
 
 
@@ -49,7 +50,7 @@ class Aside:
 
     def recover(self) -> None:
         """Completes a `take` or `put_back` that was killed midway, by moving the files back."""
-        for partial in self._root.glob(f"*{_PARTIAL}"):
+        for partial in (*self._root.glob(f"*{_PARTIAL}"), *self._root.glob(f"*{_PARTIAL_0_1_0}")):
             self._move_back(partial)
 
     def discard(self) -> None:

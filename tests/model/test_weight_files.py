@@ -101,7 +101,7 @@ def test_a_weight_in_two_shards_is_refused(directory):
     (directory / "model.safetensors").rename(directory / "model-00001-of-00002.safetensors")
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    with pytest.raises(UserError, match="is both in .*model-00001.* and in model-00002.*; download them again"):
+    with pytest.raises(UserError, match="is both in .*model-00001.* and in model-00002.*; keep one of the two"):
         t5_weights.load(directory)
 
 

@@ -1,5 +1,7 @@
 """Modules of other people's, called in ways that jpeft's own never are: what is attached is right, or refuses."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,6 +161,36 @@ def test_a_fit_carries_variables_of_one_shape_and_refuses_others():
     assert float(jpeft.fit(kept, [X] * 3, squares).model.last[...].sum()) != 0
     with pytest.raises(jpeft.UserError, match=r"changes .*last.* from float32\[1, 4\] to float32\[3, 4\]"):
         jpeft.fit(grown, [X] * 3, squares)
+
+
+class Counting(nnx.Module):
+    """Sets a variable to a number of Python's."""
+
+    def __init__(self):
+        self.linear, self.calls = linear(), nnx.Variable(0)
+
+    def __call__(self, x):
+        self.calls.set_value(3)
+        return self.linear(x)
+
+
+def test_a_variable_may_be_set_to_a_number_of_python():
+    fitted = jpeft.fit(jpeft.attach(Counting(), LORA, where="linear"), [X] * 2, squares)
+    assert int(fitted.model.calls.get_value()) == 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing(jpeft.Lora):
+    """A method with an option that has no hash."""
+
+    extra: list = dataclasses.field(default_factory=lambda: [1])
+
+
+def test_a_method_without_a_hash_does_not_become_part_of_the_structure():
+    tuned = jpeft.attach(nnx.Sequential(linear()), Listing(rank=2), where=".*")
+    hash(jpeft.split(tuned)[0])
+    jpeft.fit(tuned, [X] * 2, squares)
+    jpeft.fit(tuned, [X] * 2, squares, method=Listing(rank=2))
 
 
 def test_an_optimizer_that_asks_for_more_than_gradients_is_refused():

@@ -59,6 +59,12 @@ def test_a_link_stays_and_what_it_leads_to_is_written(path):
     assert path.is_symlink() and content(real) == LINES
 
 
+def test_a_link_to_itself_is_no_file_of_answers(path):
+    path.symlink_to(path)
+    with pytest.raises(UserError, match="answers.jsonl is a link that leads nowhere"):
+        answer(path)
+
+
 def test_a_pipe_is_no_file_of_answers(path):
     os.mkfifo(path)
     with pytest.raises(UserError, match="answers.jsonl is no regular file but a device, a pipe or a socket"):

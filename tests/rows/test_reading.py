@@ -479,7 +479,8 @@ def test_a_column_that_cannot_be_read_is_refused_where_it_is_used(tmp_path):
     assert read["text"] == ["a", "b"]
     with pytest.raises(ValueError, match="cannot be read .*Mars/Olympus"):
         as_text(read["time"][0])
-    assert "has a column without a name" in says(read_columns, write(tmp_path / "b.parquet", {"": ["a"], "b": ["c"]}))
+    assert read_columns(write(tmp_path / "b.parquet", {"": [0], "b": ["c"]})) == {"Unnamed: 0": [0], "b": ["c"]}
+    assert "has a column without a name" in says(read_columns, write(tmp_path / "b.parquet", {"b": ["c"], "": ["a"]}))
 
 
 def test_a_parquet_file_of_kilobytes_that_holds_gigabytes_is_refused(tmp_path, monkeypatch):

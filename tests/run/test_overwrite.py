@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from jpeft.cli import run_experiment
 from jpeft.config import DataConfig, EvalConfig, MethodConfig, Run
 from jpeft.errors import RunFailed, Stopped, UserError
+from jpeft.run.aside import Aside
 from jpeft.run.directory import ENTRIES, RunDirectory, has_work, other_origins, run_once
 from jpeft.run.stop import RunStopped
 from jpeft.train.origins import origins
@@ -328,6 +329,14 @@ def test_killed_anywhere_while_it_is_replaced_the_old_run_is_there(kill_at, tmp_
         path, {}, lambda directory: found.append(files_of(path)) or {"status": "done"}, overwrite=True, report=print
     )
     assert found == [old]
+
+
+def test_what_an_earlier_version_left_half_moved_comes_back(tmp_path):
+    half = tmp_path / "replaced/1.half"
+    half.mkdir(parents=True)
+    (half / "config.json").write_text("{}")
+    Aside(tmp_path, ENTRIES).recover()
+    assert (tmp_path / "config.json").read_text() == "{}" and not half.exists()
 
 
 def test_a_checkpoint_that_a_kill_left_half_written_is_none(tmp_path):
