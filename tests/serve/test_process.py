@@ -73,8 +73,10 @@ def test_room_that_means_nothing_is_refused(text):
 
 
 def tiny_server(checkpoint: Path, shelf: Path, *options: str):
-    shapes = ["--batch-sizes", "1,4", "--input-lengths", "64", "--output-lengths", "16"]
-    return serving(["--model", str(checkpoint), "--adapters", str(shelf), "--also-base", "tiny", *shapes, *options])
+    given = {"--batch-sizes": "1,4", "--input-lengths": "64", "--output-lengths": "16"}
+    given |= dict(zip(options[::2], options[1::2], strict=True))
+    flags = [word for pair in given.items() for word in pair]
+    return serving(["--model", str(checkpoint), "--adapters", str(shelf), "--also-base", "tiny", *flags])
 
 
 @pytest.mark.slow
