@@ -180,8 +180,9 @@ def _remembered(tuned: nnx.Module) -> Method | None:
     Raises:
       UserError: there are several, and one of them has learning rates or a schedule of its own.
     """
-    found: set[Method | None] = {attached_method(place.module) for place in trained_places(tuned)}
-    methods = [method for method in found if method is not None]
+    found = (attached_method(place.module) for place in trained_places(tuned))
+    # Equal methods may still differ in their learning rates, which do not affect outputs.
+    methods = list({(method, *method.rate_factors.items()): method for method in found if method is not None}.values())
     if len(methods) == 1:
         return methods[0]
     special = [method for method in methods if method.plans_by_steps or method.rate_factors]

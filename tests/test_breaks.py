@@ -84,7 +84,7 @@ BREAKS = {
         "tests/eval/test_metrics_by_name.py -k naming",
     ),
     "the last adapter is tested, not the best": Break(
-        "train/testing.py",
+        "train/final_test.py",
         "    best = assembly.layout.place(trainer.best)\n    with",
         "    best = trainer.state.adapter\n    with",
         "tests/train/test_wiring.py -k best",

@@ -70,8 +70,7 @@ class NextToken(Objective):
         Returns:
           `tokens` int32; `segment_ids` int32: 1 for a row's first example, 2 for its second, 0 for padding;
           `decoder_target_tokens` int32: at each token the next one of its example; `decoder_loss_weights` float32: 1
-            where that
-          is a target, 0 elsewhere.
+          where that is a target, 0 elsewhere.
         """
         shape = (len(rows), self.room[0])
         tokens, targets = np.full(shape, self._pad, np.int32), np.full(shape, self._pad, np.int32)

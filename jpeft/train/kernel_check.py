@@ -117,8 +117,7 @@ class FirstUpdate:
 
         Returns:
           The larger of two: that of the leaf whose change differs most, and that of the gradient's norm. Infinity if
-            one is
-          not finite.
+          one is not finite.
 
         Raises:
           MemoryError: more is trainable than the host should be asked to update.

@@ -32,7 +32,7 @@ from jpeft.train.origins import origins
 from jpeft.train.outcome import total_seconds, write_outcome
 from jpeft.train.session import Session
 from jpeft.train.step import make_update
-from jpeft.train.testing import answer_with_adapter, answer_with_base
+from jpeft.train.final_test import answer_with_adapter, answer_with_base
 from jpeft.train.trainer import Trainer
 from jpeft.words import counted, named_in_bits
 

@@ -18,7 +18,7 @@ from jpeft.run.environment import commit, peak_memory_bytes, versions
 from jpeft.run.processes import is_first, wait_for_all
 from jpeft.train.aftermath import write_aftermath
 from jpeft.train.assembly import Assembly
-from jpeft.train.testing import metrics_by_source
+from jpeft.train.final_test import metrics_by_source
 from jpeft.train.trainer import Trainer
 from jpeft.words import named_in_bits
 

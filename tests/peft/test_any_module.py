@@ -391,6 +391,12 @@ def test_a_fit_knows_the_method_that_was_attached(method, tmp_path, recwarn):
     with pytest.raises(jpeft.UserError, match="several methods attached.* say by `method` which one is followed"):
         jpeft.fit(several, batches, **options)
     jpeft.fit(several, batches, method=method, **options)
+    if method.rate_factors:
+        plain = jpeft.Lora.official(rank=2)
+        assert plain == method, "the rates' ratio is no part of what a method computes"
+        two_ratios = jpeft.attach(jpeft.attach(Chain(), method, where="first"), plain, where="second")
+        with pytest.raises(jpeft.UserError, match="several methods attached.* has learning rates"):
+            jpeft.fit(two_ratios, batches, **options)
     assert not recwarn.list, "AdaLoRA prunes values to zero, which is no lack of gradients"
 
 
