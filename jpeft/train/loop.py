@@ -27,12 +27,12 @@ from jpeft.run.directory import PAUSE_FILE, RunDirectory, run_once
 from jpeft.run.display import Display
 from jpeft.train import cautions
 from jpeft.train.assembly import Assembly, assemble
+from jpeft.train.final_test import answer_with_adapter, answer_with_base
 from jpeft.train.kernel_check import FirstUpdate, MicroBatch, kernel_caution, update_caution
 from jpeft.train.origins import origins
 from jpeft.train.outcome import total_seconds, write_outcome
 from jpeft.train.session import Session
 from jpeft.train.step import make_update
-from jpeft.train.final_test import answer_with_adapter, answer_with_base
 from jpeft.train.trainer import Trainer
 from jpeft.words import counted, named_in_bits
 
