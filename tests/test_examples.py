@@ -25,7 +25,11 @@ def methods_as_they_were():
     ("name", "says"),
     [
         ("custom_method", r"73 trainable parameters; the loss went from 1\.\d+ to 0\.\d+"),
-        ("custom_module", r"saved, loaded and merged: the largest difference is \d\.\de-0[5-9]"),
+        pytest.param(
+            "custom_module",
+            r"saved, loaded and merged: the largest difference is \d\.\de-0[5-9]",
+            marks=pytest.mark.slow,
+        ),
         ("custom_metric", r"0\.333 begin with the right word"),
         ("two_adapters", r"first .*\nsecond .*\nthe base .*\n"),
     ],

@@ -225,6 +225,7 @@ def nearest_answers(splits, task, train_rows, inputs):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["e2e", "samsum"])
 def test_neither_the_input_nor_a_similar_rows_answer_is_the_answer(rows, task):
     test = rows[task]["test"]

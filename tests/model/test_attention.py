@@ -119,10 +119,10 @@ BEAMS = 3
     [
         ("none", 1, HEADS, jnp.float32),
         ("none", BEAMS, 2, jnp.float32),
-        ("none", BEAMS, 1, jnp.bfloat16),
-        ("shared", 1, 1, jnp.float32),
+        pytest.param("none", BEAMS, 1, jnp.bfloat16, marks=pytest.mark.slow),
+        pytest.param("shared", 1, 1, jnp.float32, marks=pytest.mark.slow),
         ("shared", BEAMS, 2, jnp.bfloat16),
-        ("each its own", 1, HEADS, jnp.float32),
+        pytest.param("each its own", 1, HEADS, jnp.float32, marks=pytest.mark.slow),
         ("each its own", BEAMS, 2, jnp.float32),
     ],
 )

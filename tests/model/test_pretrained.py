@@ -82,6 +82,7 @@ def answers(model, tokenizer, *questions: str) -> list[str]:
     return tokenizer.decode(np.asarray(greedy(model, jnp.asarray(inputs), max_length=24).tokens).tolist())
 
 
+@pytest.mark.slow
 def test_it_answers_what_its_instruction_pairs_asked(model, tokenizer):
     question = "Is this movie review positive or negative?\n\n"
     reviews = [
@@ -91,6 +92,7 @@ def test_it_answers_what_its_instruction_pairs_asked(model, tokenizer):
     assert answers(model, tokenizer, *(question + review for review in reviews)) == ["negative", "positive"]
 
 
+@pytest.mark.slow
 def test_it_writes_sentences(model, tokenizer):
     facts = "Turn this data into a natural sentence: offer restaurant name[Golden Dragon]; offer city[Oakland]"
     (sentence,) = answers(model, tokenizer, facts)

@@ -26,7 +26,7 @@ from jpeft.peft.prompt import Prompt
 from jpeft.peft.selection import Selection, select
 from jpeft.peft.sites import sites
 from jpeft.peft.wrapping import is_adapted
-from tests.conftest import TINY, make_batch, random_t5
+from tests.conftest import TINY, make_batch, random_t5, slow_but
 from tests.decoders import LLAMA, random_decoder
 
 
@@ -122,10 +122,15 @@ def test_full_tuning_of_a_selection_trains_those_weights_alone(tiny_t5, key):
     )
 
 
-@pytest.mark.parametrize("family", ["t5", "llama"])
+@pytest.mark.parametrize("family", slow_but(("t5",), ["t5", "llama"]))
 @pytest.mark.parametrize(
     ("names", "looped"),
-    [(["q"], False), (["q", "v"], False), (["up", "down", "wi_0", "wo"], False), (["k", "o"], True)],
+    [
+        (["q"], False),
+        pytest.param(["q", "v"], False, marks=pytest.mark.slow),
+        pytest.param(["up", "down", "wi_0", "wo"], False, marks=pytest.mark.slow),
+        (["k", "o"], True),
+    ],
     ids=["q", "q and v", "feed-forward", "k and o, looped"],
 )
 def test_full_tuning_of_some_maps_has_the_gradients_of_plain_products(family, names, looped, key, monkeypatch):
@@ -164,6 +169,7 @@ def test_segments_are_cut_where_what_is_adapted_changes(key):
     assert [is_adapted(block.self_attention.q) for block in cut.encoder.segments] == [False, True, False, True]
 
 
+@pytest.mark.slow
 def test_a_frozen_prefix_of_layers_costs_no_gradient_work(key):
     """By XLA's FLOP count of a training step with unrolled blocks, the encoder's later half costs a quarter less."""
     from jpeft.model.stack import arrange

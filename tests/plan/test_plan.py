@@ -76,7 +76,7 @@ def test_auto_dtype_is_this_machines_or_else_an_accelerators(run):
     assert (here.weights, here.cache) == (2 * accelerator.weights, 2 * accelerator.cache)
 
 
-@pytest.mark.parametrize("method", slow_but(["lora"], [name for name in METHODS if name != "full"]))
+@pytest.mark.parametrize("method", slow_but([], [name for name in METHODS if name != "full"]))
 def test_parts_of_a_batch_tell_each_other_an_adapters_gradients_once_a_step(method, run):
     parts = run(method, data=4)
     train, update = (HERE.compile(parts, LENGTHS, name) for name in ("train", "update"))

@@ -111,6 +111,7 @@ def test_pairs_are_what_fine_tuning_makes_of_them(decoder_pretraining, tmp_path)
     assert packed["tokens"].shape == (4, 64 + 24) and packed["segment_ids"].max() > 1
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_model_that_opens_and_goes_on(decoder_pretraining, tmp_path):
     decoder_pretraining.train.steps = 40
     run = Pretraining.from_config(decoder_pretraining)

@@ -183,6 +183,7 @@ def test_without_matplotlib_the_rest_is_written_and_it_is_said(tmp_path, monkeyp
     assert not any(path.suffix == ".png" for path in files) and (tmp_path / "out/csv/table-1.csv").exists()
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_files(grid, report, tmp_path):
     results, problems = load([grid])
     groups = group(list(reversed(results)))

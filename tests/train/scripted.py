@@ -18,7 +18,7 @@ from jpeft.mesh.layout import Layout
 from jpeft.peft.attaching import split
 from jpeft.program import Program, spec
 from jpeft.run.display import Display
-from jpeft.train import assembly, loop, outcome, testing, trainer
+from jpeft.train import assembly, final_test, loop, outcome, trainer
 from jpeft.train.programs import AnsweringPrograms, Programs
 from jpeft.train.session import Session
 
@@ -166,7 +166,7 @@ def run_scripted(run: Run, workdir: Path, monkeypatch: Any, *, session: Session 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "Checkpoints", Checkpoints)
         patch.setattr(assembly, "build_programs", build_programs)
-        patch.setattr(testing, "build_answering", build_answering)
+        patch.setattr(final_test, "build_answering", build_answering)
         patch.setattr(outcome, "save_adapter", save_adapter)
         patch.setattr(loop, "assemble", assemble)
         script.result = loop.execute(run, workdir, display=Display(quiet=True), session=session or Session())

@@ -75,15 +75,18 @@ def test_wrong_kernels_are_told_each_time(check, tmp_path):
     assert check(Wrong) == line
 
 
+@pytest.mark.slow
 def test_an_adapter_is_moved_so_that_all_of_it_has_a_gradient(check):
     assert check(Wrong, perturb=False) is None  # next to a zero B, A has no gradient
 
 
+@pytest.mark.slow
 def test_bfloat16_may_differ_by_more(check, monkeypatch):
     monkeypatch.setattr(MicroBatch, "deviation", lambda *_: 0.2)
     assert check(bfloat16=True) is None and "by 20 %" in (check() or "")
 
 
+@pytest.mark.slow
 def test_a_verdict_that_cannot_be_kept_counts(check, tmp_path):
     (tmp_path / "kernels").write_text("a file, where a directory should be")
     assert "differ by 50 % of its norm" in (check(Wrong) or "")
@@ -148,6 +151,7 @@ def check_update(step, tmp_path, monkeypatch):
     return caution
 
 
+@pytest.mark.slow
 def test_a_right_update_passes_and_the_verdict_is_kept(check_update, tmp_path, monkeypatch):
     said = []
     assert check_update(report=said.append) is None and not said
@@ -181,11 +185,13 @@ def test_no_gradient_anywhere_is_no_difference():
     assert kernel_check._relative_difference(nothing, nothing) == 0
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_wrong(check, monkeypatch):
     monkeypatch.setattr(kernel_check, "_relative_difference", lambda found, right: jnp.float32(np.nan))
     assert "differ by inf %" in (check() or "")
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_other_flags_and_other_versions_are_looked_at_anew(check, tmp_path, monkeypatch):
     check()
@@ -205,6 +211,7 @@ def test_devices_without_such_kernels_are_not_looked_at(check):
     assert check(Wrong, platform="tpu", first=lambda: pytest.fail("not needed")) is None
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_said_and_stops_nothing(check, monkeypatch, tmp_path):
     said = []
     monkeypatch.setattr(kernel_check, "free_memory", lambda: 1e3)

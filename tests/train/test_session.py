@@ -15,7 +15,7 @@ from jpeft.peft.full import Full
 from jpeft.recent import Recent
 from jpeft.run.display import Display
 from jpeft.run.environment import peak_memory_bytes, reset_peak_memory
-from jpeft.train import assembly, setup, testing
+from jpeft.train import assembly, final_test, setup
 from jpeft.train.loop import execute
 from jpeft.train.session import Session
 from tests.train.scripted import run_scripted
@@ -90,10 +90,10 @@ def test_a_second_run_of_a_shape_loads_tokenises_and_compiles_nothing(cell, tmp_
 def test_the_base_alone_answers_once_for_all_methods(cell, tmp_path, monkeypatch):
     """The zero-shot test attaches no method, even one that changes the initial outputs, such as prompts."""
     session, asked = Session(), []
-    count_and_answer = lambda *args, _answers=testing.answer_split, **kwargs: (
+    count_and_answer = lambda *args, _answers=final_test.answer_split, **kwargs: (
         asked.append(1) or _answers(*args, **kwargs)
     )
-    monkeypatch.setattr(testing, "answer_split", count_and_answer)
+    monkeypatch.setattr(final_test, "answer_split", count_and_answer)
     zero_shot = {"eval.zero_shot": True, "train.max_epochs": 1, "data.max_test": 12, "data.max_validation": 12}
     results = [outcome(cell(method, **zero_shot), tmp_path / method, session)[0] for method in ("lora", "prompt")]
     assert len(asked) == 3  # each run's own test, and one for the base

@@ -6,7 +6,7 @@ import pytest
 
 import jpeft
 from jpeft.model.tokenizer import Tokenizer
-from tests.conftest import ONE_LAYER, random_t5
+from tests.conftest import ONE_LAYER, random_t5, slow_but
 from tests.decoders import LLAMA, one_layer, random_decoder
 
 INPUTS = ["coach goal season", "shares profit", "software chip planet robot", "border treaty", "league", "gene robot"]
@@ -41,7 +41,7 @@ def test_every_pair_comes_once_an_epoch_in_an_order_of_the_seed(model, tokenizer
     )
 
 
-@pytest.mark.parametrize("family", ["t5", "llama"])
+@pytest.mark.parametrize("family", slow_but(("t5",), ["t5", "llama"]))
 def test_a_fit_learns_the_texts_and_generate_asks_alike(family, model, tokenizer, tiny_tokenizer):
     if family == "llama":
         model = random_decoder(one_layer(LLAMA))

@@ -67,6 +67,7 @@ def test_the_loss_of_a_step_is_the_weighted_mean_over_its_tokens(smoothing, mode
     assert loss / count == pytest.approx(by_hand(model, tokens, smoothing), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_weighted_mean_and_a_row_of_weight_0_has_no_part_in_it(model, key, tokens):
     chosen = select(model, Lora())
     graphdef, adapter, base = split(filled(attach(model, Lora(), chosen, key), key))
