@@ -58,6 +58,7 @@ def test_a_grid_from_nothing_to_done(grid_flags, states, tmp_path, capsys):
     assert "eval.num_beams: 1 -> 2" in changed["ia3_agnews_low_seed0"][1]
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_keeps_its_traceback_and_the_exit_status_says_so(grid_flags, tmp_path, capsys):
     flags = grid_flags(
         tmp_path / "grid", "--methods=lora", "--tasks=agnews", "--config.train.learning_rate.warmup=1e30"

@@ -30,6 +30,7 @@ def test_logits_of_a_padded_batch(golden):
     np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_logits_of_each_row_without_padding(golden):
     model, expected = golden
     forward = jax.jit(lambda model, tokens, decoder_input: model(tokens, decoder_input))
@@ -60,9 +61,10 @@ def test_loss_is_the_mean_over_real_target_tokens(golden):
     [
         ("greedy", lambda model, tokens: greedy(model, tokens, max_length=64).tokens),
         ("beam_4", lambda model, tokens: beam_search(model, tokens, max_length=64, num_beams=4).tokens),
-        (
+        pytest.param(
             "beam_4_sum",
             lambda model, tokens: beam_search(model, tokens, max_length=64, num_beams=4, length_penalty=0.0).tokens,
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["greedy", "beam", "beam without length penalty"],

@@ -90,9 +90,8 @@ COUNTS = {
     "rank_one": 6 * 2 * (16 + 8),
 }
 each_method = pytest.mark.parametrize("name", METHODS)
-# Laws that compile a step: the default suite has the paper's methods, the slow tests the others.
-PAPER = ("full", "lora", "ia3", "bitfit", "prompt")
-each_method_of_the_paper_first = pytest.mark.parametrize("name", slow_but(PAPER, METHODS))
+# Laws that compile a step: the default suite has one method of each kind, the slow tests the others.
+each_method_but_mostly_slow = pytest.mark.parametrize("name", slow_but(("lora", "bitfit", "prompt"), METHODS))
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +112,13 @@ def logits(model: T5, batch):
     return model(batch["encoder_input_tokens"], batch["decoder_input_tokens"])
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith(("prompt", "prefix"))])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        ("full", "lora", "ia3", "bitfit", "lora_pissa", "adapter", "dora"),
+        [name for name in METHODS if not name.startswith(("prompt", "prefix"))],
+    ),
+)
 def test_first_forward_pass_is_the_base_models(name, batch, key):
     base = random_t5(ONE_LAYER)
     off = 1e-5 if name == "dora" else 0  # the column norms are computed in two programs, with other summation orders
@@ -171,7 +176,7 @@ def test_no_leaf_is_an_array_of_the_base(name, tiny_t5, key):
     assert not pointers[0] & pointers[1]
 
 
-@each_method_of_the_paper_first
+@each_method_but_mostly_slow
 def test_three_steps_move_every_adapter_leaf_and_no_base_leaf(name, tiny_t5, key):
     """Also: the optimizer has two moments per adapter leaf and nothing for the base, and no step recompiles."""
     graphdef, adapter, base = split(adapted(name, tiny_t5, key))

@@ -113,6 +113,7 @@ def test_a_name_is_shown_as_it_is_and_is_no_markup(tmp_path):
     assert "$a_b$" in (tmp_path / "out/figures/performance.svg").read_text()
 
 
+@pytest.mark.slow
 def test_generated_data_is_labelled_everywhere(tmp_path):
     write_grid(tmp_path / "runs", only=60, source="sample")
     groups = group(load([tmp_path / "runs"])[0])

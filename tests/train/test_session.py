@@ -145,6 +145,7 @@ def test_a_base_that_a_method_trains_is_its_own_whatever_the_method_is_called(ce
         assert setup._load_base(run, session, layout, directory, "another's under its name")[0] is not bases[1]
 
 
+@pytest.mark.slow
 def test_the_base_alone_is_tested_anew_where_it_is_another_under_the_same_name(
     cell, deeper_checkpoint, tmp_path, monkeypatch
 ):
