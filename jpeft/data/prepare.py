@@ -36,6 +36,7 @@ from jpeft.data.weighting import class_weights, column_weights, describe_weights
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
 from jpeft.rows.values import as_text, is_missing
+from jpeft.words import short
 
 PARTS = ("train", "validation", "test")  # the splits of a run
 FEW_ANSWERS = 20  # repeated targets with at most this many distinct texts are taken as classes
@@ -185,18 +186,36 @@ def _label(target: Any) -> str:
         return str(target)
 
 
-def _with_options(task: Task, options: str, tokenizer: Tokenizer) -> Task:
-    """Adds the list of labels to the prompt of a custom classification, as `data.options` asks."""
+def _with_options(task: Task, options: str, tokenizer: Tokenizer) -> tuple[Task, list[str]]:
+    """Adds the list of labels to the prompt of a custom classification, as `data.options` asks.
+
+    Returns:
+      The task, and the line that says what was decided, if anything was.
+
+    Raises:
+      UserError: a list is asked for, and a label would be a special token in it.
+    """
     if not task.is_custom or task.kind != "classification" or options == "none":
-        return task
+        return task, []
     listed = task.with_options()
-    if options == "auto" and (
-        Template.parse(task.template).is_bare  # measured: a list without a question does not help (docs/tasks.md)
-        or task.names_answers
-        or PromptTokens(listed.template, tokenizer, sys.maxsize).own_length > task.max_input_length * _OPTIONS_SHARE
-    ):
-        return task
-    return listed
+    special = [label for label in task.answers if any(name in label for name in tokenizer.sentinel_names)]
+    if options == "auto":
+        if Template.parse(task.template).is_bare:  # measured: a list without a question does not help (docs/tasks.md)
+            return task, []
+        if task.names_answers:
+            return task, ["the template names every label, so they are not listed once more (data.options=list does)"]
+        if special:
+            return task, [f"labels are not listed in the prompt, where {short(special[0])} would be a special token"]
+        if PromptTokens(listed.template, tokenizer, sys.maxsize).own_length > task.max_input_length * _OPTIONS_SHARE:
+            too_long = "the labels are too long to be listed in the prompt (data.options=list does it nevertheless)"
+            return task, [too_long]
+        return listed, ["the prompt ends in a list of the labels (data.options=none leaves them out)"]
+    if special:
+        raise UserError(
+            f"data.options=list: {short(special[0])} would be a special token in the prompt; rename the label or set "
+            "data.options=none."
+        )
+    return listed, ["the prompt ends in a list of the labels"]
 
 
 def prepare(
@@ -219,7 +238,7 @@ def prepare(
         require_columns(task, split, columns)
     targets = [target for name in sources for target in rows[split_name(name, "train")][task.target]]
     unlisted = _resolved_task(task, request, targets)
-    task = _with_options(unlisted, request.options, tokenizer)
+    task, listing = _with_options(unlisted, request.options, tokenizer)
     require_recordable(task)
 
     inputs = same_inputs(task, rows)
@@ -246,7 +265,8 @@ def prepare(
     )
     for line in [
         *(describe_targets(task, targets, kind=request.kind, few=FEW_ANSWERS) if task.is_custom else ()),
-        *describe_labels(task, made["train"], tokenizer, listed=task != unlisted, options=request.options),
+        *describe_labels(task, made["train"], tokenizer),
+        *listing,
         *cut_warnings(task, tokens),
         *row_warnings(task, made, tokens, tokenizer),
         *repeat_warnings(task, made["train"]),

@@ -82,15 +82,8 @@ def describe_targets(task: Task, targets: Sequence[Any], *, kind: str | None, fe
     return lines
 
 
-def describe_labels(
-    task: Task, training: Sequence[Example], tokenizer: Tokenizer, *, listed: bool, options: str
-) -> list[str]:
-    """Lists a classification's labels with their numbers of training rows, and warns about suspicious labels.
-
-    Args:
-      listed: whether `data.options` added the list of labels to the prompt.
-      options: `data.options`.
-    """
+def describe_labels(task: Task, training: Sequence[Example], tokenizer: Tokenizer) -> list[str]:
+    """Lists a classification's labels with their numbers of training rows, and warns about suspicious labels."""
     if not task.answers:
         return []
     counts = collections.Counter(example.target for example in training)
@@ -130,11 +123,6 @@ def describe_labels(
             f"{counted(len(too_long), 'label')} cannot be answered in {task.max_target_length} tokens, such as "
             f"{short(too_long[0])}: generated, it is never right; data.max_target_length={longest} holds all"
         )
-    if listed:
-        why = " (data.options=none leaves them out)" if options == "auto" else ""
-        lines.append(f"the prompt ends in a list of the labels{why}")
-    elif options == "auto" and not task.names_answers and not Template.parse(task.template).is_bare:
-        lines.append("the labels are too long to be listed in the prompt (data.options=list does it nevertheless)")
     return lines
 
 

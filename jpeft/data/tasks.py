@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import re
 import types
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -95,14 +96,24 @@ class Task:
 
     @property
     def names_answers(self) -> bool:
-        """Whether the template's own text contains every label."""
-        own = "".join(text for text, column in Template.parse(self.template).parts if column is None)
-        return all(answer in own for answer in self.answers)
+        """Whether the template's own text contains every label as a word of its own, which "know" is not for "no"."""
+        own = "\n".join(text for text, column in Template.parse(self.template).parts if column is None)
+        return all(_contains_word(own, answer) for answer in self.answers)
 
     def with_template(self, template: str) -> "Task":
         """Returns the task with another template. Raises `UserError` like `check_template`."""
         check_template(template, "data.template", besides=self.target)
         return dataclasses.replace(self, template=template)
+
+
+def _contains_word(text: str, word: str) -> bool:
+    """Whether a word, or several, stand in a text with no letter or digit of a script with spaces next to them."""
+    found = re.finditer(re.escape(word), text)
+    return any(not _goes_on(text[: each.start()][-1:]) and not _goes_on(text[each.end() :][:1]) for each in found)
+
+
+def _goes_on(neighbour: str) -> bool:
+    return neighbour != "" and unicodedata.category(neighbour) in ("Lu", "Ll", "Nd")
 
 
 def template_columns(template: str) -> tuple[str, ...]:

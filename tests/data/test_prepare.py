@@ -10,6 +10,7 @@ import tokenizers
 
 from jpeft.data.batches import fitting_shape, train_order
 from jpeft.data.prepare import DataRequest, choose_task, prepare
+from jpeft.data.tasks import Task
 from jpeft.errors import UserError
 from jpeft.eval.answering import as_labels
 from jpeft.model.source import PACKAGED
@@ -340,11 +341,37 @@ def test_the_prompt_lists_the_labels_where_they_are_wanted_and_not_there_already
     assert "OPTIONS" not in prepared("custom", path)[0].task.template  # with nothing asked a list does not help
     assert "OPTIONS" in prepared("custom", path, options="list")[0].task.template
     named = {"template": "{input} bad or good {{1}}?"}
-    assert "OPTIONS" not in prepared("custom", path, keys=named)[0].task.template
+    data, lines = prepared("custom", path, keys=named)
+    assert "OPTIONS" not in data.task.template and any("the template names every label" in line for line in lines)
     data, lines = prepared("custom", path, keys=asking, max_input_length=36)
     assert "OPTIONS" not in data.task.template
     assert any("too long to be listed in the prompt" in line for line in lines)
     assert "OPTIONS" in prepared("custom", path, keys=asking, max_input_length=70, options="list")[0].task.template
+
+
+@pytest.mark.parametrize(
+    ("labels", "template", "named"),
+    [
+        (("no", "yes"), "Do you know if yesterday {input}?", False),
+        (("0", "1"), "Rate 10 texts: {input}?", False),
+        (("no", "yes"), "Answer yes/no: {input}", True),
+        (("好", "坏"), "这是好还是坏？{input}", True),
+        (("-1", "1"), "-1 or 1: {input}", True),
+        (("a", "b"), "a{input}b", True),
+    ],
+)
+def test_labels_are_named_by_whole_words(labels, template, named):
+    assert Task("custom", "classification", template, "target", answers=labels).names_answers is named
+
+
+def test_a_label_that_would_be_a_special_token_is_not_listed(prepared, tmp_path):
+    path = labelled(tmp_path, "<extra_id_0>", "pos")
+    asking = {"keys": {"template": "{input}\nWhich?"}, "tokenizer": Tokenizer.load(PACKAGED / "mini")}
+    data, lines = prepared("custom", path, **asking)
+    assert "OPTIONS" not in data.task.template
+    assert any("not listed in the prompt, where '<extra_id_0>' would be a special token" in line for line in lines)
+    with pytest.raises(UserError, match="data.options=list: '<extra_id_0>' would be a special token"):
+        prepared("custom", path, **asking, options="list")
 
 
 def test_no_row_is_tested_whose_twin_trained_and_a_leak_of_given_files_is_said(prepared, tmp_path):
