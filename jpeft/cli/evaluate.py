@@ -63,9 +63,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         what = "a directory; name a file" if output.is_dir() else "there already; name another, or give --overwrite"
         raise UserError(f"--output {output} is {what}.")
     if output is not None:
+        from jpeft.rows.reading import require_lines_ending
+
+        require_lines_ending(output, f"--output {output}")
         output = output_path(output, f"--output {output}")
 
     from jpeft.data.sources import files_read
+    from jpeft.data.template import template_warnings
     from jpeft.files import require_apart, require_writable
     from jpeft.predict.answer_source import AnswerSource
     from jpeft.predict.evaluation import Evaluation, evaluate
@@ -74,6 +78,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     display = Display(quiet=arguments.quiet)
     prepare_process(display.say)
+    for line in template_warnings(arguments.template or ""):
+        display.say(line)
     source = AnswerSource.find(arguments.model, arguments.adapter, report=display.say)
     test = Evaluation.of(
         source,

@@ -79,6 +79,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _predict(arguments: argparse.Namespace) -> int:
     from jpeft.data.labels import labels_between_commas
+    from jpeft.data.template import template_warnings
     from jpeft.files import require_apart
     from jpeft.predict.answer_file import AnswerFile, files_beside
     from jpeft.predict.answer_source import AnswerSource
@@ -98,6 +99,8 @@ def _predict(arguments: argparse.Namespace) -> int:
         require_apart(arguments.output, read=[given.file], written=files_beside(arguments.output))
     with Meter(given.size, quiet=arguments.quiet) as meter:
         prepare_process(meter.say)
+        for line in template_warnings(arguments.template or ""):
+            meter.say(line)
         source = AnswerSource.find(arguments.model, arguments.adapter, report=meter.say)
         call = Call.of(
             source,

@@ -23,6 +23,7 @@ from jpeft.data.splits import Split, draw, labels_of, leaks, same_inputs
 from jpeft.data.summary import (
     check_labels,
     cut_warnings,
+    describe_draws,
     describe_labels,
     describe_targets,
     repeat_warnings,
@@ -31,7 +32,7 @@ from jpeft.data.summary import (
 )
 from jpeft.data.task_file import require_recordable
 from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples, require_columns, template_columns
-from jpeft.data.template import Template
+from jpeft.data.template import Template, template_warnings
 from jpeft.data.weighting import class_weights, column_weights, describe_weights, require_classes, scaled
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
@@ -264,9 +265,11 @@ def prepare(
         mix=None if request.mix is None else _mix(request.mix, tuple(sources), splits, report),
     )
     for line in [
+        *template_warnings(unlisted.template),
         *(describe_targets(task, targets, kind=request.kind, few=FEW_ANSWERS) if task.is_custom else ()),
         *describe_labels(task, made["train"], tokenizer),
         *listing,
+        *(describe_draws(splits) if task.is_custom else ()),
         *cut_warnings(task, tokens),
         *row_warnings(task, made, tokens, tokenizer),
         *repeat_warnings(task, made["train"]),

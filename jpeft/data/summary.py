@@ -126,6 +126,21 @@ def describe_labels(task: Task, training: Sequence[Example], tokenizer: Tokenize
     return lines
 
 
+def describe_draws(splits: Mapping[str, Sequence[Split]]) -> list[str]:
+    """Says which splits of a run are drawn from rows of another source split, as those without a file of their own are.
+
+    Args:
+      splits: of each file, by the split's name.
+    """
+    drawn: dict[str, dict[str, None]] = {}
+    for part, of_files in splits.items():
+        for split in of_files:
+            source = split.source.rpartition(":")[2]
+            if split.rows and source != part:
+                drawn.setdefault(source, {})[part] = None
+    return [f"{' and '.join(parts)} rows are drawn from the {source} split" for source, parts in drawn.items()]
+
+
 def cut_warnings(task: Task, tokens: Mapping[str, Tokens]) -> list[str]:
     """Warns about inputs and targets that were cut, with the config key of the length."""
     where = "" if all(part.cut_inputs == 0 for part in tokens.values()) else _cutting_place(task)

@@ -69,3 +69,14 @@ class Template:
     def render(self, fields: Mapping[str, str]) -> str:
         """Returns the prompt of a row. Raises `KeyError` if it lacks a column."""
         return "".join(text if column is None else fields[column] for text, column in self.parts)
+
+
+def template_warnings(template: str) -> list[str]:
+    """Warns about the two characters backslash and n, which a shell does not make a line break of."""
+    found = re.findall(r"\\[nt]", template)
+    if not found:
+        return []
+    return [
+        f"the template has the two characters {found[0]} in it, which stay as they are; a shell writes a line break as "
+        "$'...\\n...'"
+    ]

@@ -20,6 +20,7 @@ from jpeft.errors import Busy, RunFailed, UserError
 from jpeft.files import output_path, read_json_object, write_whole
 from jpeft.predict.output import Output
 from jpeft.predict.rows import RowToAnswer
+from jpeft.rows.reading import require_lines_ending
 from jpeft.typed_config import differences
 from jpeft.words import the_first
 
@@ -47,10 +48,11 @@ class AnswerFile(Output):
           overwrite: whether to start over if the file exists.
 
         Raises:
-          UserError: the existing file is of another call.
+          UserError: the existing file is of another call, or the ending is that of another format.
           Busy: another process is writing it.
           RunFailed: it cannot be written.
         """
+        require_lines_ending(path, f"--output {path}")
         path = self.path = output_path(path, f"--output {path}")
         self._partial, self._call_file, self._partial_call_file = files_beside(path)
         self._call = call

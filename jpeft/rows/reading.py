@@ -48,6 +48,18 @@ def endings() -> str:
     return f"{', '.join(KINDS)} (all but .parquet also packed as {', '.join(PACKED)})"
 
 
+def require_lines_ending(path: Path, named: str) -> None:
+    """Raises `UserError` if the ending of an output file promises another format than plain JSON lines.
+
+    Args:
+      named: of the file in messages.
+    """
+    if path.suffix.lower() in (".csv", ".tsv", ".parquet", *PACKED):
+        raise UserError(
+            f"{named} ends in {path.suffix}, and what is written are plain JSON lines; name a file that ends in .jsonl."
+        )
+
+
 def require_file(path: Path, name: str) -> os.stat_result:
     """Returns the status of a file of rows.
 

@@ -349,6 +349,29 @@ def test_the_prompt_lists_the_labels_where_they_are_wanted_and_not_there_already
     assert "OPTIONS" in prepared("custom", path, keys=asking, max_input_length=70, options="list")[0].task.template
 
 
+def test_splits_without_a_file_of_their_own_are_said(prepared, tmp_path):
+    rows = [(f"goal {i}", f"season {i}") for i in range(40)]
+    _, lines = prepared("custom", write(tmp_path / "mine.jsonl", rows), kind="generation")
+    assert "validation and test rows are drawn from the train split" in lines
+    (tmp_path / "both").mkdir()
+    for split, of_split in (("train", rows[:30]), ("validation", rows[30:])):
+        write(tmp_path / f"both/{split}.jsonl", of_split)
+    _, lines = prepared("custom", tmp_path / "both", kind="generation")
+    assert [line for line in lines if "drawn from" in line] == ["test rows are drawn from the validation split"]
+    write(tmp_path / "both/test.jsonl", [("goal 50", "season 50")])
+    assert not [line for line in prepared("custom", tmp_path / "both", kind="generation")[1] if "drawn from" in line]
+
+
+def test_a_backslash_and_an_n_are_no_line_break_and_said(prepared, tmp_path):
+    path = labelled(tmp_path, "good", "bad")
+    data, lines = prepared("custom", path, keys={"template": r"Review: {input}\nIt is"})
+    assert r"\nIt is" in data.examples["train"][0].input
+    assert any(
+        line.startswith(r"the template has the two characters \n in it, which stay as they are") for line in lines
+    )
+    assert not any("two characters" in line for line in prepared("custom", path, keys={"template": "{input}\nIs?"})[1])
+
+
 @pytest.mark.parametrize(
     ("labels", "template", "named"),
     [

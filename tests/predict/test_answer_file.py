@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +72,15 @@ def test_a_pipe_is_no_file_of_answers(path):
     with pytest.raises(UserError, match="answers.jsonl is no regular file but a device, a pipe or a socket"):
         answer(path, overwrite=True)
     assert path.is_fifo()
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".Parquet", ".jsonl.gz", ".zst"])
+def test_the_ending_of_another_format_is_refused(ending, tmp_path):
+    with pytest.raises(
+        UserError, match=f"ends in {re.escape(Path(ending).suffix or ending)}, .* plain JSON lines; name a file"
+    ):
+        answer(tmp_path / f"answers{ending}")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("length", range(0, len("\n".join(LINES).encode()) + 2, 7))

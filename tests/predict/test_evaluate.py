@@ -261,6 +261,8 @@ def test_the_output_is_no_device(evaluate, run, tmp_path):
     os.mkfifo(output)
     _, said = evaluate("--adapter", run, "--data", file, "--output", output, "--overwrite", status=2)
     assert "is no regular file" in said and output.is_fifo()
+    _, said = evaluate("--adapter", run, "--data", file, "--output", tmp_path / "answers.csv", status=2)
+    assert "answers.csv ends in .csv, and what is written are plain JSON lines" in said
 
 
 def test_the_output_is_tried_before_anything_is_answered_and_is_not_the_data(evaluate, run, tmp_path, monkeypatch):
