@@ -1,5 +1,6 @@
 """Fingerprints of what a run reads beside its rows, so that it does not resume on another base of the same name."""
 
+import ast
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,41 @@ def origins(run: Run) -> dict[str, str]:
 
 
 def _own_metric_files(run: Run) -> list[Path]:
-    """The files in the working directory with the user's own metrics; installed modules are not looked for."""
+    """The files in the working directory with the user's own metrics, and those that they import from there.
+
+    Modules from elsewhere, such as installed ones, are not looked for.
+    """
     names = [*run.build_task().metrics, *filter(None, [monitored_metric(run.train.monitor)])]
-    modules = dict.fromkeys(name.partition(":")[0] for name in names if is_own(name))
-    return [file for module in modules if (file := Path(f"{module.replace('.', '/')}.py")).is_file()]
+    waiting = [name.partition(":")[0] for name in names if is_own(name)]
+    files: dict[Path, None] = {}
+    while waiting:
+        module = waiting.pop()
+        found = _files_of(module)
+        waiting += [name for file in found if file not in files for name in _imported(file)]
+        files |= dict.fromkeys(found)
+    return sorted(files)
+
+
+def _files_of(module: str) -> list[Path]:
+    """The files in the working directory that importing a module runs: its own and those of the packages around it."""
+    parts = module.split(".")
+    packages = [Path(*parts[:depth], "__init__.py") for depth in range(1, len(parts) + 1)]
+    return [file for file in (*packages, Path(*parts[:-1], f"{parts[-1]}.py")) if file.is_file()]
+
+
+def _imported(file: Path) -> list[str]:
+    """Absolute names of all that a file of the working directory imports, modules or not; none if it is no Python."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return []  # importing it will say so
+    package = file.parent.parts
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            around = package[: max(0, len(package) - node.level + 1)] if node.level else []
+            source = ".".join([*around, *([node.module] if node.module else [])])
+            names += [*([source] if source else []), *(".".join(filter(None, [source, a.name])) for a in node.names)]
+    return [name for name in names if "*" not in name]

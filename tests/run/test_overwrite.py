@@ -255,6 +255,31 @@ def test_an_edited_metric_of_ones_own_is_another(tmp_path, monkeypatch):
     assert "a metric of your own" in other_origins(tmp_path, written("half = lambda p, r: 0.75"))[0]
 
 
+def test_an_edited_metric_is_another_wherever_its_code_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = dataclasses.replace(Run(), eval=EvalConfig(metrics="mine.scores:half"))
+    files = {
+        "mine/__init__.py": "import json, numpy as np",
+        "mine/scores.py": "from .parts import table\nfrom mine import *\nimport helper",
+        "mine/parts/__init__.py": "from ..deep import *",
+        "mine/parts/table.py": "",
+        "mine/deep.py": "import mine.scores  # a circle",
+        "helper.py": "from numpy import array",
+    }
+    for name, text in (files | {"unused.py": ""}).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = origins(run)["metrics"]
+    for name, text in files.items():
+        (tmp_path / name).write_text(f"{text}\nx = 1")
+        assert origins(run)["metrics"] != before, name
+        (tmp_path / name).write_text(text)
+    (tmp_path / "unused.py").write_text("x = 1")
+    assert origins(run)["metrics"] == before
+    (tmp_path / "mine/scores.py").write_text("no Python (")
+    assert origins(run)["metrics"] != before
+
+
 def test_a_template_and_an_adapter_to_start_from_are_known_by_content(tmp_path):
     template, adapter = tmp_path / "chat.jinja", tmp_path / "adapter"
     adapter.mkdir()
