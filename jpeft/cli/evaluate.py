@@ -84,6 +84,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     test = Evaluation.of(
         source,
         template=arguments.template,
+        input=arguments.input,
         target=arguments.target,
         answer=arguments.answer,
         num_beams=arguments.num_beams,
@@ -94,7 +95,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if output is not None:  # checked before the work
         require_apart(output, read=files_read(test.task, arguments.data))
         require_writable(output)
-    name, rows = test.read(arguments.data, arguments.split, arguments.input, report=display.say)
+    name, rows = test.read(arguments.data, arguments.split, report=display.say)
     total = len(next(iter(rows.values()))) * (2 if test.answer == "score" else 1)
     with display.task(str(arguments.data), total) as bar:
         outcome = evaluate(test, name, rows, batch_size=arguments.batch_size, on_rows=bar.advance, report=display.say)

@@ -61,6 +61,12 @@ class Template:
         """Names of the template's columns, without repetitions, in order."""
         return tuple(dict.fromkeys(column for _, column in self.parts if column is not None))
 
+    def of_other_column(self, column: str) -> "Template":
+        """Returns the template with `column` in the place of each of its columns. Raises like `of_column`."""
+        name = Template.of_column(column).text
+        escaped = str.maketrans({"{": "{{", "}": "}}"})
+        return Template.parse("".join(name if own is not None else text.translate(escaped) for text, own in self.parts))
+
     @property
     def is_bare(self) -> bool:
         """Whether the template is a single column without any text."""

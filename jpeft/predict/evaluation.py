@@ -80,6 +80,7 @@ class Evaluation:
         source: AnswerSource,
         *,
         template: str | None = None,
+        input: str | None = None,
         target: str | None = None,
         answer: str | None = None,
         num_beams: int | None = None,
@@ -90,19 +91,27 @@ class Evaluation:
         """Makes an evaluation; what is None is taken from the adapter's run. Without one the prompt is `{input}`.
 
         Args:
+          input: a column to use instead of the template's one column.
           metrics: names separated by commas. A function among them (`module:name`) is imported, which is safe since it
             is named by the caller and never by a file.
 
         Raises:
-          UserError: the template is malformed, there are no labels to score, or a metric does not suit the task.
+          UserError: the template is malformed, or has several columns and `input` is given, there are no labels to
+            score, or a metric does not suit the task.
         """
         carried = source.task or TaskOfRun(template=TASKS["custom"].template)
         task = carried.task()
         if target is not None:
             task = dataclasses.replace(task, target=target.strip())
         if template is not None:
-            check_template(template, "--template", besides=task.target)
+            check_template(template, "--template", besides=task.target if input is None else None)
             task = dataclasses.replace(task, template=template)
+        if input is not None:
+            task = _of_column(task, input.strip())  # as column names are when they are read
+        if Template.parse(task.template).columns == (task.target,):
+            raise UserError(
+                f"{task.target!r} would be both the text and its right answer; name two columns: --input and --target."
+            )
         answer = answer_in_use(one_of("--answer", answer or carried.answer, ANSWERS), task)
         if answer == "score" and len(task.answers) < 2:
             raise UserError("--answer score needs a run with labels, and here are none; leave it out.")
@@ -120,7 +129,6 @@ class Evaluation:
         self,
         path: Path,
         split_name: str | None,
-        column: str | None,
         *,
         report: Callable[[str], None] = lambda line: None,
     ) -> tuple[str, Columns]:
@@ -128,7 +136,6 @@ class Evaluation:
 
         Args:
           split_name: of a directory; None for the test split, and for a file.
-          column: to use instead of the template's one column.
           report: called with warnings about suspicious rows.
 
         Returns:
@@ -143,22 +150,6 @@ class Evaluation:
             name, rows = read_split(self.task, path, split_name or "test", report=report)
         else:
             name, rows = path.name, read_columns(path, report=report)
-        if column is not None:
-            column = column.strip()  # as column names are when they are read
-            named = Template.parse(self.task.template).columns
-            if len(named) != 1:
-                raise UserError(f"--input is one column and the template names {' and '.join(named)}; give --template.")
-            if column not in rows:
-                raise UserError(
-                    f"{path} has no column {column!r}; there are: {', '.join(rows) or 'none'}.{meant_by(column, rows)}"
-                )
-            rows = {**rows, named[0]: rows[column]}
-        asked_of = (column,) if column is not None else Template.parse(self.task.template).columns
-        if asked_of == (self.task.target,):
-            raise UserError(
-                f"{self.task.target!r} would be both the text and its right answer; name two columns: --input and "
-                "--target."
-            )
         if not any(rows.values()):
             raise UserError(f"{path} has no rows; name a file with rows and their right answers.")
         missing = [each for each in self.task.columns if each not in rows]
@@ -175,6 +166,17 @@ class Evaluation:
                 "name rows whose labels are known, such as the validation rows."
             )
         return name, rows
+
+
+def _of_column(task: Task, column: str) -> Task:
+    """The task with its prompt made of this column. Raises `UserError` if it is made of several."""
+    template = Template.parse(task.template)
+    if len(template.columns) != 1:
+        raise UserError(
+            f"--input is one column and the template names {' and '.join(template.columns)}; give --template."
+        )
+    same_input = column if task.same_input in template.columns else task.same_input
+    return dataclasses.replace(task, template=template.of_other_column(column).text, same_input=same_input)
 
 
 def _with_metrics_of_run(task: Task, answer: str) -> tuple[Task, tuple[str, ...]]:

@@ -3,6 +3,7 @@
 import pytest
 
 from jpeft.data.template import Template
+from jpeft.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,13 @@ def test_a_template_names_columns_as_they_are_called(text, columns):
 def test_a_template_is_filled_with_the_columns_texts_and_braces_in_them_are_text():
     fields = {"Review Text": "{a.b} {{", "a.b": "2", "0": "zero"}
     assert Template.parse("{{{Review Text}}} = {a.b}{0}}}").render(fields) == "{{a.b} {{} = 2zero}"
+
+
+def test_a_template_of_another_column_keeps_its_own_text():
+    template = Template.parse("{{{x}}} of {x}:\n{x}").of_other_column("the y")
+    assert template.text == "{{{the y}}} of {the y}:\n{the y}"
+    with pytest.raises(UserError, match="the column's name 'a}b' cannot stand in a template"):
+        template.of_other_column("a}b")
 
 
 @pytest.mark.parametrize(

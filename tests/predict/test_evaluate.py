@@ -117,7 +117,7 @@ def test_white_space_does_not_hide_what_the_run_has_seen(run, tmp_path):
 
     def seen(rows):
         test = Evaluation.of(source)
-        name, read = test.read(write_rows(tmp_path / "rows.jsonl", rows), None, None)
+        name, read = test.read(write_rows(tmp_path / "rows.jsonl", rows), None)
         return seen_by_the_run(source, examples(test.task, name, read, range(20)))
 
     assert seen(spaced) == seen(rows_of(20, seed=1)) and seen(spaced)[0]["train"] > 0
@@ -131,7 +131,7 @@ def test_another_template_does_not_hide_what_the_run_has_seen(run, tmp_path):
 
     def seen(template):
         test = Evaluation.of(source, template=template)
-        name, rows = test.read(file, None, None)
+        name, rows = test.read(file, None)
         return seen_by_the_run(source, examples(test.task, name, rows, range(20)))
 
     assert seen("About: {text}") == seen(None) and seen(None)[0]["train"] > 0
@@ -157,30 +157,46 @@ def test_columns_of_other_names_are_taken_where_the_call_says_so(run, tmp_path):
     other = tmp_path / "b.csv"
     other.write_text("body,label\n" + "".join(f"{row['text']},{row['topic']}\n" for row in rows))
     source = AnswerSource.find(None, run, report=print)
-    _, renamed = Evaluation.of(source, target="label").read(other, None, "body")
-    assert renamed["text"] == [row["text"] for row in rows] and renamed["label"] == [row["topic"] for row in rows]
+    named = Evaluation.of(source, input="body", target="label")
+    assert named.task.template == "{body} Topic?" and named.read(other, None)[1].keys() == {"body", "label"}
     templated = Evaluation.of(source, target="label", template="{body}?")
-    assert templated.task.template == "{body}?" and templated.read(other, None, None)[1].keys() == {"body", "label"}
-    _, spaced = Evaluation.of(source, target=" label ").read(other, None, " body ")
-    assert spaced == renamed
+    assert templated.task.template == "{body}?" and templated.read(other, None)[1].keys() == {"body", "label"}
+    assert Evaluation.of(source, input=" body ", target=" label ").task == named.task
     with pytest.raises(UserError, match="--target says what to take"):
-        Evaluation.of(source).read(other, None, "body")
+        Evaluation.of(source, input="body").read(other, None)
+    with pytest.raises(UserError, match="--input is one column and the template names a and b; give --template"):
+        Evaluation.of(source, input="body", template="{a} {b}")
+
+
+def test_the_target_may_have_the_name_of_the_templates_column(run, tmp_path):
+    file = write_rows(tmp_path / "turned.jsonl", [{"body": row["text"], "text": row["topic"]} for row in rows_of(2, 9)])
+    test = Evaluation.of(AnswerSource.find(None, run, report=print), input="body", target="text")
+    made = examples(test.task, *test.read(file, None), range(2))
+    assert [(each.input, each.target) for each in made] == [(f"{t['text']} Topic?", t["topic"]) for t in rows_of(2, 9)]
+
+
+def test_rows_of_equal_input_are_references_of_each_other_by_its_other_name_too(run):
+    source = AnswerSource.find(None, run, report=print)
+    e2e = TaskOfRun.of(TASKS["e2e"], answer="generate", num_beams=1, dtype="auto")
+    task = Evaluation.of(dataclasses.replace(source, task=e2e), input="mr", target="ref").task
+    made = examples(task, "x", {"mr": ["a", "b", "a"], "ref": ["1", "2", "3"]}, [0])
+    assert made[0].references == ("1", "3")
 
 
 def test_one_split_of_a_directory_is_read_by_any_name_that_it_may_have(run, tmp_path):
     test = Evaluation.of(AnswerSource.find(None, run, report=print))
     write_rows(tmp_path / "test.jsonl", rows_of(3, seed=9))  # no others: nothing trains here
-    assert test.read(tmp_path, None, None)[0] == "test"
+    assert test.read(tmp_path, None)[0] == "test"
     write_rows(tmp_path / "dev.jsonl", rows_of(2, seed=8))
     (tmp_path / "train.jsonl").write_text("{ not read")
     for name in ("dev", "validation", "Val"):
-        split, rows = test.read(tmp_path, name, None)
+        split, rows = test.read(tmp_path, name)
         assert split == "validation" and len(rows["text"]) == 2
     with pytest.raises(UserError, match="has no nightly split, only train, validation, test; give one by --split"):
-        test.read(tmp_path, "nightly", None)
+        test.read(tmp_path, "nightly")
     (tmp_path / "test.jsonl").rename(tmp_path / "last.jsonl")
     with pytest.raises(UserError, match="has no test split, only train, validation; give one by --split"):
-        test.read(tmp_path, None, None)
+        test.read(tmp_path, None)
 
 
 def test_labels_that_are_kept_secret_are_said_so(run, tmp_path):
@@ -188,7 +204,7 @@ def test_labels_that_are_kept_secret_are_said_so(run, tmp_path):
     cola = dataclasses.replace(Evaluation.of(source), task=TASKS["cola"])
     write_rows(tmp_path / "test.jsonl", [{"sentence": "x", "label": -1}])
     with pytest.raises(UserError, match="the test split of .* has no labels, -1 in every row; give another by --split"):
-        cola.read(tmp_path, None, None)
+        cola.read(tmp_path, None)
 
 
 @pytest.mark.slow
@@ -219,7 +235,10 @@ def test_an_adapter_that_was_exported_is_asked_alike_and_what_it_saw_is_not_know
         (["--template", "{title"], "--template '{title' is malformed"),
         (["--template", "{text.lower}"], "says what to take. A template names whole columns: {text}."),
         (["--target", "Topic"], "--target says what to take. It is written 'topic' there, not 'Topic'."),
-        (["--input", "Text"], "there are: text, topic. It is written 'text' there, not 'Text'."),
+        (
+            ["--input", "Text"],
+            "there are: text, topic. --input or --template says what to take. It is written 'text' there, not 'Text'.",
+        ),
         (["--answer", "sing"], "--answer is 'sing'"),
         (["--overwrite"], "--overwrite goes with --output"),
         (["--split", "train"], "new.jsonl is a file; leave it out"),
@@ -245,8 +264,8 @@ def test_secret_labels_are_refused_and_not_counted_as_wrong(data, says, run, tmp
         write_rows(tmp_path / f"{split}.jsonl", [{"sentence": "He ran.", "label": label}])
     test = dataclasses.replace(Evaluation.of(AnswerSource.find(None, run, report=print)), task=TASKS["cola"])
     with pytest.raises(UserError, match=says):
-        test.read(tmp_path / data, None, None)
-    assert test.read(tmp_path, "validation", None)[0] == "validation"
+        test.read(tmp_path / data, None)
+    assert test.read(tmp_path, "validation")[0] == "validation"
 
 
 def test_what_is_there_is_not_written_over_unasked(evaluate, run, tmp_path):
