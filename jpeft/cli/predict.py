@@ -24,7 +24,7 @@ the prompt template, the labels and the lengths of its run, wherever it is copie
 
 Input: a file of rows (.jsonl, .json, .csv, .tsv, .parquet, compressed or not; docs/data.md) or of plain lines. Standard
 input is read as JSON lines if its first line is a JSON object. The prompt is made by --template, or by the run's
-template if the row has its columns; otherwise it is the row's `input` as it stands.
+template if the row has its columns; otherwise it is the row's `input` as it stands, unless `input` is one of them.
 
 If there are labels, the likeliest is chosen and `probabilities` are printed; otherwise an answer is generated.
 `confidence` is the mean log-probability of the answer's tokens, including </s>. More: docs/predict.md.

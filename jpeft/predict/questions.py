@@ -77,7 +77,8 @@ class PromptTemplate:
 
     Attributes:
       template: text with `{column}` in it.
-      required: whether a row must have the columns. If not, the `input` of a row that lacks one is its prompt.
+      required: whether a row must have the columns. If not, the `input` of a row that lacks one is its prompt, unless
+        `input` is itself one of the columns: then it is a part of a prompt and not a whole one.
     """
 
     template: str = _AS_IT_STANDS
@@ -97,7 +98,8 @@ class PromptTemplate:
     def of_fields(self, fields: Mapping[str, Any]) -> Question:
         """The question of a row by its columns. Raises `NoQuestion` if one is missing, empty or not text."""
         columns = self.columns
-        if not self.required and "input" in fields and not set(columns) <= fields.keys():
+        may_be_whole = not self.required and "input" not in columns
+        if may_be_whole and "input" in fields and not set(columns) <= fields.keys():
             return Question.as_it_stands(_text(fields, "input"))
         return Question(self.template, {column: _text(fields, column) for column in columns})
 

@@ -80,6 +80,12 @@ def test_the_template_of_a_run_gives_way_to_an_input_that_is_there(read):
     assert [row.text for row in Input.of(["x", "y\nz"], None, None).rows(prompt)] == ["Topic of x?", "Topic of y\nz?"]
 
 
+def test_an_input_that_is_a_part_of_the_prompt_is_not_taken_for_a_whole_one(read):
+    prompt = PromptTemplate("{instruction}\n{input}", required=False)
+    with pytest.raises(UserError, match="line 1 of .* has no column 'instruction', only instrction, input; --template"):
+        read(b'{"instrction": "Classify", "input": "a good film"}\n', prompt=prompt)
+
+
 def test_it_is_told_where_a_runs_template_gives_way(read, tmp_path):
     prompt, said = PromptTemplate("Topic of {text}, {title}?", required=False), []
     content = b'{"text": "x", "title": "t"}\n{"input": "y", "text": "x"}\n{"input": "y"}\n'
