@@ -17,7 +17,7 @@ prompt, labels, lengths, way of answering and metric.
 --adapter is a run's directory or an adapter's, wherever it was exported to; --model a merged model, the result of full
 tuning, or the base of an adapter that has moved. --data is a file (.csv, .tsv, .jsonl, .json, .parquet), or a directory
 as runs read it, of which --split is taken. Columns are called as in the run's own rows unless --target, --input or
---template say otherwise.
+--template say otherwise. If the run's prompts list its labels, a --template gets the list, too.
 
 Rows with a label that the run did not know count as wrong; their number is printed. If the run's own rows still exist,
 so is how many rows of the file the run trained on. --output writes one line per row, as a run's predictions.jsonl.
@@ -91,6 +91,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         quantization=arguments.quantization,
         metrics=arguments.metrics,
+        report=display.say,
     )
     if output is not None:  # checked before the work
         require_apart(output, read=files_read(test.task, arguments.data))

@@ -27,7 +27,8 @@ input is read as JSON lines if its first line is a JSON object. The prompt is ma
 template if the row has its columns; otherwise it is the row's `input` as it stands, unless `input` is one of them.
 
 If there are labels, the likeliest is chosen and `probabilities` are printed; otherwise an answer is generated.
-`confidence` is the mean log-probability of the answer's tokens, including </s>. More: docs/predict.md.
+`confidence` is the mean log-probability of the answer's tokens, including </s>. If the run's prompts list its labels,
+so do these, with another --template or other --labels as well. More: docs/predict.md.
 
 The same command resumes a call with --output that was stopped or killed."""
 
@@ -113,6 +114,7 @@ def _predict(arguments: argparse.Namespace) -> int:
             batch_size=arguments.batch_size,
             dtype=arguments.dtype,
             quantization=arguments.quantization,
+            report=meter.say,
         )
         if given.from_terminal:
             meter.say("reads lines from the terminal; Ctrl-D ends them")

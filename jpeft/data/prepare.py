@@ -196,27 +196,24 @@ def _with_options(task: Task, options: str, tokenizer: Tokenizer) -> tuple[Task,
     Raises:
       UserError: a list is asked for, and a label would be a special token in it.
     """
-    if not task.is_custom or task.kind != "classification" or options == "none":
+    if not task.takes_options(options):
+        if options == "auto" and task.is_custom and task.answers and task.names_answers:
+            return task, ["the template names every label, so they are not listed once more (data.options=list does)"]
         return task, []
     listed = task.with_options()
     special = [label for label in task.answers if any(name in label for name in tokenizer.sentinel_names)]
-    if options == "auto":
-        if Template.parse(task.template).is_bare:  # measured: a list without a question does not help (docs/tasks.md)
-            return task, []
-        if task.names_answers:
-            return task, ["the template names every label, so they are not listed once more (data.options=list does)"]
+    if options == "list":
         if special:
-            return task, [f"labels are not listed in the prompt, where {short(special[0])} would be a special token"]
-        if PromptTokens(listed.template, tokenizer, sys.maxsize).own_length > task.max_input_length * _OPTIONS_SHARE:
-            too_long = "the labels are too long to be listed in the prompt (data.options=list does it nevertheless)"
-            return task, [too_long]
-        return listed, ["the prompt ends in a list of the labels (data.options=none leaves them out)"]
+            raise UserError(
+                f"data.options=list: {short(special[0])} would be a special token in the prompt; rename the label or "
+                "set data.options=none."
+            )
+        return listed, ["the prompt ends in a list of the labels"]
     if special:
-        raise UserError(
-            f"data.options=list: {short(special[0])} would be a special token in the prompt; rename the label or set "
-            "data.options=none."
-        )
-    return listed, ["the prompt ends in a list of the labels"]
+        return task, [f"labels are not listed in the prompt, where {short(special[0])} would be a special token"]
+    if PromptTokens(listed.template, tokenizer, sys.maxsize).own_length > task.max_input_length * _OPTIONS_SHARE:
+        return task, ["the labels are too long to be listed in the prompt (data.options=list does it nevertheless)"]
+    return listed, ["the prompt ends in a list of the labels (data.options=none leaves them out)"]
 
 
 def prepare(

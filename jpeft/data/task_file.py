@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jpeft.data.tasks import CUSTOM, KINDS, TASKS, Task, check_template
+from jpeft.data.tasks import CUSTOM, KINDS, TASKS, Task, check_template, options_list
 from jpeft.errors import RunFailed, UserError
 from jpeft.files import check_fields, read_json_object, write_whole
 from jpeft.words import clipped, in_bits
@@ -172,6 +172,40 @@ class TaskOfRun:
             max_input_length=self.max_input_length,
             max_target_length=self.max_target_length,
             metrics=self.metrics,
+        )
+
+    def prompt(self, template: str | None = None, labels: Sequence[str] | None = None) -> str:
+        """Returns the template of prompts with another text or other labels, which lists labels if the run's does.
+
+        Args:
+          template: in the place of the run's, without the list; None for the run's own.
+          labels: in the place of the run's.
+        """
+        run, asked = self.task(), self._asked(template, labels)
+        if not run.lists_answers:
+            return asked.template
+        if asked.template == run.template:
+            return run.template.removesuffix(options_list(run.answers)) + options_list(asked.answers)
+        return asked.with_options().template if asked.takes_options(self.options or "auto") else asked.template
+
+    def prompt_note(self, template: str | None = None, labels: Sequence[str] | None = None) -> str | None:
+        """Returns a line if the labels are not in the template of `prompt` as its caller expects; None if they are."""
+        run, asked = self.task(), self._asked(template, labels)
+        made = self.prompt(template, labels)
+        if asked.template == run.template:
+            others = run.answers and made == run.template and run.names_answers and not asked.names_answers
+            return "the prompt names the run's labels, not those given (--template makes another)" if others else None
+        if not run.lists_answers:
+            return None
+        if made != asked.template:
+            return "the prompt ends in a list of the labels, as in the run"
+        return None if asked.names_answers else "the prompt does not list the labels; in the run it did"
+
+    def _asked(self, template: str | None, labels: Sequence[str] | None) -> Task:
+        return dataclasses.replace(
+            self.task(),
+            template=self.template if template is None else template,
+            answers=self.labels if labels is None else tuple(label.strip() for label in labels),
         )
 
     def write(self, directory: Path) -> None:

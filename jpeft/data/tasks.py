@@ -91,8 +91,19 @@ class Task:
 
     def with_options(self) -> "Task":
         """Returns the task with a prompt that ends in the list of labels, as FLAN's prompts do."""
-        listed = "".join(f"\n- {answer}" for answer in self.answers).replace("{", "{{").replace("}", "}}")
-        return dataclasses.replace(self, template=f"{self.template}\n\nOPTIONS:{listed}")
+        return dataclasses.replace(self, template=self.template + options_list(self.answers))
+
+    def takes_options(self, options: str) -> bool:
+        """Whether `data.options` adds the list of labels to this prompt; `auto` does not if the list is too long."""
+        if not self.is_custom or self.kind != "classification" or options == "none":
+            return False
+        # Measured: a list without a question does not help (docs/tasks.md).
+        return options == "list" or not (Template.parse(self.template).is_bare or self.names_answers)
+
+    @property
+    def lists_answers(self) -> bool:
+        """Whether the prompt ends in the list of labels, added or written by the user."""
+        return bool(self.answers) and self.template.endswith(options_list(self.answers))
 
     @property
     def names_answers(self) -> bool:
@@ -114,6 +125,12 @@ def _contains_word(text: str, word: str) -> bool:
 
 def _goes_on(neighbour: str) -> bool:
     return neighbour != "" and unicodedata.category(neighbour) in ("Lu", "Ll", "Nd")
+
+
+def options_list(labels: Iterable[str]) -> str:
+    """Returns the list of labels at the end of a prompt, as text of a template."""
+    listed = "".join(f"\n- {label}" for label in labels).replace("{", "{{").replace("}", "}}")
+    return f"\n\nOPTIONS:{listed}"
 
 
 def template_columns(template: str) -> tuple[str, ...]:

@@ -53,11 +53,13 @@ class Call:
         batch_size: int = 32,
         dtype: str | None = None,
         quantization: str | None = None,
+        report: Callable[[str], None] = lambda line: None,
     ) -> "Call":
         """Makes a call; what is None is taken from the adapter's run, or is a default.
 
         Args:
           generate: whether to generate although the run's task has labels.
+          report: called with a line if the prompt's list of labels is not as a reader expects.
 
         Raises:
           UserError: a value is invalid, or two exclude each other.
@@ -75,7 +77,11 @@ class Call:
         if template is not None:
             prompt = PromptTemplate.given(template)
         else:
-            prompt = PromptTemplate() if task is None else PromptTemplate(task.template, required=False)
+            prompt = PromptTemplate(required=task is None)
+        if task is not None:
+            prompt = dataclasses.replace(prompt, template=task.prompt(template, labels))
+            if (line := task.prompt_note(template, labels)) is not None:
+                report(line)
         return cls(
             source=source,
             prompt=prompt,

@@ -87,6 +87,7 @@ class Evaluation:
         dtype: str | None = None,
         quantization: str | None = None,
         metrics: str | None = None,
+        report: Callable[[str], None] = lambda line: None,
     ) -> "Evaluation":
         """Makes an evaluation; what is None is taken from the adapter's run. Without one the prompt is `{input}`.
 
@@ -94,6 +95,7 @@ class Evaluation:
           input: a column to use instead of the template's one column.
           metrics: names separated by commas. A function among them (`module:name`) is imported, which is safe since it
             is named by the caller and never by a file.
+          report: called with a line if the prompt's list of labels is not as a reader expects.
 
         Raises:
           UserError: the template is malformed, or has several columns and `input` is given, there are no labels to
@@ -105,7 +107,9 @@ class Evaluation:
             task = dataclasses.replace(task, target=target.strip())
         if template is not None:
             check_template(template, "--template", besides=task.target if input is None else None)
-            task = dataclasses.replace(task, template=template)
+            task = dataclasses.replace(task, template=carried.prompt(template))
+            if (line := carried.prompt_note(template)) is not None:
+                report(line)
         if input is not None:
             task = _of_column(task, input.strip())  # as column names are when they are read
         if Template.parse(task.template).columns == (task.target,):

@@ -319,15 +319,17 @@ class Engine:
         if labels is not None and generate:
             raise UserError("labels and generate exclude each other: labels are chosen from, not generated.")
         asking = self.asking(adapter)
+        packed = (
+            None if generate else asking.labels if labels is None else self._packed(labels, asking.tokens.tokenizer)
+        )
         prompt = (asking.prompt if template else None) or PromptTemplate()
+        if labels is not None and prompt is asking.prompt and asking.task is not None:
+            prompt = dataclasses.replace(prompt, template=asking.task.prompt(labels=labels))
         encoded = asking.tokens([_question(f"inputs[{i}]", each, prompt) for i, each in enumerate(inputs)])
         longest = self.shapes.input_lengths[-1]
         for i, ids in enumerate(encoded.ids):
             if len(ids) > longest:
                 raise UserError(f"inputs[{i}] has {len(ids)} tokens; at most {longest} are taken.")
-        packed = (
-            None if generate else asking.labels if labels is None else self._packed(labels, asking.tokens.tokenizer)
-        )
         if packed is not None and max_output_tokens is not None:
             raise UserError(
                 "max_output_tokens is for generated answers, and these are chosen from labels; leave it out, or send "

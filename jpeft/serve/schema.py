@@ -107,7 +107,8 @@ class GenerationFields(BaseModel):
     )
     labels: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2)] | None = Field(
         None,
-        description="Labels to choose from, in the place of the adapter's own. They need room (`--label-tokens`).",
+        description="Labels to choose from, in the place of the adapter's own, also in a list of labels at the end of "
+        "the prompt. They need room (`--label-tokens`).",
     )
     generate: StrictBool = Field(False, description="Whether to generate though the adapter has labels.")
     max_output_tokens: int | None = None

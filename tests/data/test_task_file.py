@@ -1,5 +1,6 @@
 """`task.json`: round trips, and one-line refusals of untrusted files."""
 
+import dataclasses
 import json
 import os
 
@@ -28,6 +29,45 @@ def test_what_is_written_is_read(tmp_path):
     assert TaskOfRun.read(tmp_path) == TASK
     values = json.loads((tmp_path / TASK_FILE).read_text(encoding="utf-8"))
     assert values["task"] == "custom" and values["labels"] == ["Süß", "salty"] and values["max_target_length"] == 9
+
+
+LISTED = "\n\nOPTIONS:\n- Süß\n- salty"
+OF_RUN, ADDED, ABSENT = (
+    "the prompt names the run's labels, not those given (--template makes another)",
+    "the prompt ends in a list of the labels, as in the run",
+    "the prompt does not list the labels; in the run it did",
+)
+
+
+@pytest.mark.parametrize(
+    ("own", "options", "template", "labels", "prompt", "note"),
+    [
+        ("{t}?" + LISTED, "auto", None, None, "{t}?" + LISTED, None),
+        ("{t}?" + LISTED, "auto", None, [" {x}", "b"], "{t}?\n\nOPTIONS:\n- {{x}}\n- b", None),
+        ("{t}?" + LISTED, "auto", "{t}!", None, "{t}!" + LISTED, ADDED),
+        ("{t}?" + LISTED, "auto", "{t}!", ["a", "b"], "{t}!\n\nOPTIONS:\n- a\n- b", ADDED),
+        ("{t}?" + LISTED, "auto", "{t}", None, "{t}", ABSENT),
+        ("{t}?" + LISTED, "list", "{t}", None, "{t}" + LISTED, ADDED),
+        ("{t}?" + LISTED, None, "{t}!", None, "{t}!" + LISTED, ADDED),  # of a version without this key
+        ("{t}?" + LISTED, "none", "{t}!", None, "{t}!", ABSENT),  # the user's own list
+        ("{t}?" + LISTED, "auto", "{t}: Süß or salty?", None, "{t}: Süß or salty?", None),
+        ("{t}?" + LISTED, "list", "{t}?" + LISTED, None, "{t}?" + LISTED, None),  # as it stands in task.json
+        ("{t}?", "none", "{t}!", ["a", "b"], "{t}!", None),
+        ("{t}: Süß or salty?", "auto", None, ["a", "b"], "{t}: Süß or salty?", OF_RUN),
+        ("{t}: Süß or salty?", "auto", None, ["salty", "Süß"], "{t}: Süß or salty?", None),
+    ],
+)
+def test_another_template_or_other_labels_are_listed_as_the_run_listed_its_own(
+    own, options, template, labels, prompt, note
+):
+    task = dataclasses.replace(TASK, template=own, options=options)
+    assert (task.prompt(template, labels), task.prompt_note(template, labels)) == (prompt, note)
+
+
+def test_the_labels_of_a_benchmark_task_are_replaced_and_its_other_templates_get_no_list():
+    task = TaskOfRun.of(TASKS["cola"], answer="generate", num_beams=1, dtype="auto", options="auto")
+    assert task.prompt(labels=["no", "yes"]).endswith("acceptable?\n\nOPTIONS:\n- no\n- yes")
+    assert (task.prompt("{sentence} ok?"), task.prompt_note("{sentence} ok?")) == ("{sentence} ok?", ABSENT)
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -78,6 +78,15 @@ def test_the_task_fills_in_what_the_call_leaves_open(tmp_path):
     assert call(tmp_path, TaskOfRun("{input}", (), 40, 9)).labels is None
 
 
+def test_the_prompt_lists_the_labels_of_the_call_if_that_of_the_run_lists_its_own(tmp_path):
+    task, said = TaskOfRun("{text}?\n\nOPTIONS:\n- A\n- B", ("A", "B"), kind="classification", options="auto"), []
+    other = call(tmp_path, task, labels=["C", "D"], report=said.append)
+    assert (other.prompt.template, other.prompt.required) == ("{text}?\n\nOPTIONS:\n- C\n- D", False) and not said
+    templated = call(tmp_path, task, template="{text}!", report=said.append)
+    assert (templated.prompt.template, templated.prompt.required) == ("{text}!\n\nOPTIONS:\n- A\n- B", True)
+    assert said == ["the prompt ends in a list of the labels, as in the run"]
+
+
 def test_what_the_adapter_carries_goes_before_its_run_and_wherever_it_is_copied(run, tmp_path):
     adapter = run(CUSTOM, {"labels": ["old", "older"]})
     carried = TaskOfRun("{text}?", ("A", "B"), 40, 9, kind="classification", answer="score", dtype="bfloat16")

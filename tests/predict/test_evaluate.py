@@ -168,6 +168,15 @@ def test_columns_of_other_names_are_taken_where_the_call_says_so(run, tmp_path):
         Evaluation.of(source, input="body", template="{a} {b}")
 
 
+def test_a_template_of_the_call_lists_the_labels_as_that_of_the_run(run):
+    source, said = AnswerSource.find(None, run, report=print), []
+    listing = dataclasses.replace(TASK, template="{text}?\n\nOPTIONS:\n- a {{x}}\n- b", labels=("a {x}", "b"))
+    source = dataclasses.replace(source, task=dataclasses.replace(listing, options="auto"))
+    test = Evaluation.of(source, template="{text}!", input="body", report=said.append)
+    assert test.task.template == "{body}!\n\nOPTIONS:\n- a {{x}}\n- b"
+    assert said == ["the prompt ends in a list of the labels, as in the run"]
+
+
 def test_the_target_may_have_the_name_of_the_templates_column(run, tmp_path):
     file = write_rows(tmp_path / "turned.jsonl", [{"body": row["text"], "text": row["topic"]} for row in rows_of(2, 9)])
     test = Evaluation.of(AnswerSource.find(None, run, report=print), input="body", target="text")

@@ -156,6 +156,25 @@ def asked_ways(tiny_shelf, tmp_path):
     return tmp_path
 
 
+def test_the_labels_of_a_request_stand_in_the_list_of_the_prompt(started, tiny_shelf, tmp_path, monkeypatch):
+    engine, _ = started
+    shutil.copytree(tiny_shelf / "ia3", tmp_path / "listing")
+    listing = "goal?\n\nOPTIONS:\n- {}\n- {}"
+    own = listing.format("a", "b").replace("goal", "{text}")
+    TaskOfRun(own, ("a", "b"), 64, 4, kind="classification", options="auto").write(tmp_path / "listing")
+    shapes = dataclasses.replace(engine.shapes, input_lengths=(64,), label_tokens=32)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "shapes", shapes)
+        engine.load("listing", tmp_path / "listing")
+        try:
+            for named, labels in (({}, ("a", "b")), ({"labels": ["yes", "no"]}, ("yes", "no"))):
+                (asked,) = engine.rows(["goal"], "listing", **named)
+                (whole,) = engine.rows([listing.format(*labels)], "listing", template=False, **named)
+                assert asked.tokens == whole.tokens and asked.labels.texts == labels
+        finally:
+            engine.unload("listing")
+
+
 def beside(action, ended):
     """Start `action` in a thread and wait until `ended()` holds, or half a second if it is blocked."""
     thread = threading.Thread(target=action)
