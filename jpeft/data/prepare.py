@@ -31,8 +31,8 @@ from jpeft.data.summary import (
     same_token_warnings,
 )
 from jpeft.data.task_file import require_recordable
-from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples, require_columns, template_columns
-from jpeft.data.template import Template, template_warnings
+from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples, label_numbers, require_columns, template_columns
+from jpeft.data.template import template_warnings
 from jpeft.data.weighting import class_weights, column_weights, describe_weights, require_classes, scaled
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
@@ -234,6 +234,7 @@ def prepare(
     rows = together(sources)
     for split, columns in rows.items():  # before drawing splits, where too few rows may fail for another reason
         require_columns(task, split, columns)
+        label_numbers(task, split, columns[task.target])
     targets = [target for name in sources for target in rows[split_name(name, "train")][task.target]]
     unlisted = _resolved_task(task, request, targets)
     task, listing = _with_options(unlisted, request.options, tokenizer)

@@ -315,10 +315,39 @@ def known_label(task: Task, value: Any, text: str) -> str | None:
     text = text.strip()
     if text in task.answers:
         return text
-    if task.numbered and not isinstance(value, bool) and re.fullmatch(r"[0-9]{1,9}", text):
-        if int(text) < len(task.answers):
-            return task.answers[int(text)]
-    return None
+    number = _number(task, value, text)
+    return None if number is None or number >= len(task.answers) else task.answers[number]
+
+
+def _number(task: Task, value: Any, text: str) -> int | None:
+    is_number = task.numbered and not isinstance(value, bool) and re.fullmatch(r"[0-9]{1,9}", text.strip())
+    return int(text) if is_number else None
+
+
+def label_numbers(task: Task, rows: str, values: Iterable[Any]) -> set[int]:
+    """Returns the numbers by which rows give labels; empty if they give them by name.
+
+    Args:
+      rows: their name, for messages.
+      values: the column of the target.
+
+    Raises:
+      UserError: the numbers count from 1. Counted from 0, all but the largest would be read as other labels.
+    """
+    if not task.numbered:
+        return set()
+    found = set()
+    for value in values:
+        with contextlib.suppress(ValueError):  # not text: an error once examples are made
+            if not is_missing(value) and (number := _number(task, value, as_text(value))) is not None:
+                found.add(number)
+    count = len(task.answers)
+    if count in found and 0 not in found:
+        raise UserError(
+            f"the labels of {rows} count from 1, up to {count}, and are read counting from 0: 0 is "
+            f"{task.answers[0]!r}, {count - 1} is {task.answers[-1]!r}; subtract 1, or write the names."
+        )
+    return found
 
 
 _NUMBER = re.compile(r"[-+]?[0-9.]{1,40}")

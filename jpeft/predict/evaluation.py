@@ -29,6 +29,7 @@ from jpeft.data.tasks import (
     check_template,
     examples,
     known_label,
+    label_numbers,
     meant_by,
     require_columns,
 )
@@ -292,10 +293,13 @@ def evaluate(
       report: called with lines of progress and warnings.
 
     Raises:
-      UserError: a row has no text or no target.
+      UserError: a row has no text or no target, or labels are numbers that count from 1.
       RunFailed: a file of the model or the adapter is damaged.
     """
     task = test.task
+    numbers = [number for number in label_numbers(task, name, rows[task.target]) if number < len(task.answers)]
+    if numbers:
+        report(f"label {max(numbers)} is read as {task.answers[max(numbers)]!r}, counting from 0")
     unknown = _unknown_labels(task, rows)
     # A label that the run did not know is an answer that it cannot give: such rows count as wrong.
     wider = dataclasses.replace(task, answers=(*task.answers, *unknown)) if task.answers else task

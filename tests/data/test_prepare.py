@@ -185,6 +185,13 @@ def test_numbers_are_labels_of_their_own_and_never_places_in_a_list(prepared, tm
         prepared("custom", tmp_path)
 
 
+def test_labels_of_a_benchmark_task_that_count_from_1_are_refused_before_rows_are_drawn(prepared, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("text,label\n" + "".join(f"goal {i},{1 + i % 4}\n" for i in range(40)))
+    with pytest.raises(UserError, match="the labels of train count from 1, up to 4"):
+        prepared("agnews", tmp_path, train=2)
+
+
 def test_white_space_around_a_label_is_no_part_of_it_and_that_is_said_once(prepared, tmp_path):
     path = write(tmp_path / "mine.jsonl", [(f"goal {i}", (" bad", "bad\t", "good ")[i % 3]) for i in range(60)])
     data, lines = prepared("custom", path)

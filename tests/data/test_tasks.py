@@ -3,7 +3,7 @@
 import pytest
 
 from jpeft.data.prepare import choose_task
-from jpeft.data.tasks import TASKS, examples
+from jpeft.data.tasks import TASKS, examples, label_numbers
 from jpeft.errors import UserError
 
 E2E_ROWS = {
@@ -158,3 +158,13 @@ def test_a_row_that_writes_a_columns_name_otherwise_is_told_so():
         examples(TASKS["custom"], "train", rows, [0, 1])
     with pytest.raises(UserError, match="row train/1 has no 'input'; fill it in or remove the row"):
         examples(TASKS["custom"], "train", {**rows, "Input": [None, None]}, [0, 1])
+
+
+def test_numbers_of_labels_that_count_from_1_are_refused():
+    agnews = TASKS["agnews"]
+    assert label_numbers(agnews, "x.csv", [3, "1", "Sci/Tech", True, None, ["no text"], -1]) == {1, 3}
+    assert label_numbers(agnews, "x.csv", [0, 4]) == {0, 4}  # one wrong label: an error of its own row
+    assert label_numbers(TASKS["custom"], "x.csv", [1, 2]) == set()
+    says = "labels of x.csv count from 1, up to 4, .* counting from 0: 0 is 'World', 3 is 'Sci/Tech'; subtract 1, or"
+    with pytest.raises(UserError, match=says):
+        label_numbers(agnews, "x.csv", ["1", "4"])

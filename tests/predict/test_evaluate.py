@@ -393,6 +393,19 @@ def test_a_row_whose_label_the_run_did_not_know_is_wrong_whatever_is_written(eva
     assert "accuracy of the others 0.5000" in said
 
 
+def test_it_is_told_how_the_numbers_of_labels_are_read_and_those_that_count_from_1_are_refused(
+    evaluate, run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(evaluation, "answer_split", lambda *_, **options: Answers(["Sports"] * 2, None))
+    shutil.copytree(run / "adapter", tmp_path / "topics")
+    TaskOfRun.of(TASKS["agnews"], answer="generate", num_beams=1, dtype="auto").write(tmp_path / "topics")
+    numbered = [write_rows(tmp_path / f"{i}.jsonl", [{"text": "x", "label": n} for n in (1, i)]) for i in (3, 4)]
+    record, said = evaluate("--adapter", tmp_path / "topics", "--data", numbered[0], "--json")
+    assert record["metric"] == 0.5 and said.count("label 3 is read as 'Sci/Tech', counting from 0") == 1
+    _, said = evaluate("--adapter", tmp_path / "topics", "--data", numbered[1], status=2)
+    assert "the labels of 4.jsonl count from 1, up to 4" in said and said.count("\n") == 1
+
+
 def test_rows_are_told_of_as_before_training(evaluate, run, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "answer_split", lambda *_, **options: Answers(["Sports"] * 3, None))
     rows = [{"text": "goal \u4e2d", "topic": "Sports"}, {"text": " \u200b", "topic": "World"}]
