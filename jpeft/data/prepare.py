@@ -32,7 +32,7 @@ from jpeft.data.summary import (
 )
 from jpeft.data.task_file import require_recordable
 from jpeft.data.tasks import KINDS, TASKS, Example, Task, examples, label_numbers, require_columns, template_columns
-from jpeft.data.template import template_warnings
+from jpeft.data.template import Template, template_warnings
 from jpeft.data.weighting import class_weights, column_weights, describe_weights, require_classes, scaled
 from jpeft.errors import UserError
 from jpeft.model.tokenizer import Tokenizer
