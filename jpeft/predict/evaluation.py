@@ -8,18 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from jpeft.config import ANSWERS, Run
+from jpeft.config import ANSWERS
 from jpeft.data.batches import Tokens, tokenize_for
 from jpeft.data.sources import (
     Columns,
     labels_are_secret,
-    load_sources,
     read_split,
-    rows_digest,
-    source_in_use,
-    together,
 )
-from jpeft.data.splits import without_spacing
 from jpeft.data.summary import row_warnings
 from jpeft.data.task_file import DTYPES, QUANTIZED, TaskOfRun
 from jpeft.data.tasks import (
@@ -31,7 +26,6 @@ from jpeft.data.tasks import (
     known_label,
     label_numbers,
     meant_by,
-    require_columns,
 )
 from jpeft.data.template import Template
 from jpeft.errors import RunFailed, UserError
@@ -40,7 +34,6 @@ from jpeft.eval.generate import Batching, make_generate
 from jpeft.eval.labels import PackedLabels, answer_in_use, make_label_log_probs
 from jpeft.eval.look_back import few_test_rows, look_back
 from jpeft.eval.metrics import METRICS, listed, own, require_metrics, rouge_tokenizer
-from jpeft.files import read_json_object
 from jpeft.model.family import compute_dtype
 from jpeft.model.quantized import Quantization, quantization_of
 from jpeft.peft.attaching import split
@@ -50,6 +43,7 @@ from jpeft.program import Program
 from jpeft.results import plain
 from jpeft.rows.reading import read_columns
 from jpeft.rows.values import alike, as_text, is_missing
+from jpeft.train.seen import seen_by_the_run
 from jpeft.typed_config import one_of
 
 _SHOWN = 5  # unknown labels in a message
@@ -304,7 +298,7 @@ def evaluate(
     # A label that the run did not know is an answer that it cannot give: such rows count as wrong.
     wider = dataclasses.replace(task, answers=(*task.answers, *unknown)) if task.answers else task
     made = examples(wider, name, rows, range(len(next(iter(rows.values())))))
-    seen, why_not = seen_by_the_run(test.source, made)
+    seen, why_not = seen_by_the_run(test.source.adapter or test.source.directory, test.source.task, made)
     quantization = Quantization.parse(test.quantization)
     model, tokenizer = test.source.load(compute_dtype(test.dtype), quantization, report=report)
     tokens = tokenize_for(task, made, tokenizer)
@@ -384,62 +378,3 @@ def shown_labels(unknown: Mapping[str, int]) -> str:
     """The most frequent unknown labels with their numbers of rows, for a sentence."""
     listed = [f"{label[:40]!r} {rows:,}" for label, rows in list(unknown.items())[:_SHOWN]]
     return ", ".join(listed) + (f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else "")
-
-
-def seen_by_the_run(source: AnswerSource, made: list[Example]) -> tuple[dict[str, int] | None, str | None]:
-    """Counts the examples whose text the adapter's run trained on or validated with.
-
-    Texts are compared by the columns that the run's prompts were made of, so that a different template does not matter.
-
-    Returns:
-      The counts by split, or None; and, with None, the reason why they are unknown.
-    """
-    directory = source.adapter if source.adapter is not None else source.directory
-    run_directory = directory.absolute().parent
-    if directory.absolute().name != "adapter" or not (run_directory / "splits.json").is_file():
-        return None, "its run's directory is not here"
-    try:
-        run = Run.from_config(read_json_object(run_directory / "config.json", error=RunFailed))
-        splits = read_json_object(run_directory / "splits.json", error=RunFailed)
-        drawn, digest = splits["rows"], splits.get("data_digest")  # earlier versions recorded no digest
-        data = run.data
-        if source_in_use(data.source, data.path) in ("hub", "tfds"):
-            return None, "its run's rows came from the network"
-        assert source.task is not None, "a run's adapter has a task"
-        task = source.task.task()
-        rows = together(load_sources(task, data.source, data.path, data.mix, sample_seed=data.sample_seed))
-        if digest is not None and digest != rows_digest(rows):  # `drawn` holds row numbers of other rows
-            return None, "its rows have changed since its run read them"
-        template = Template.parse(task.template)
-        texts = {name: _texts(task, template.columns, rows, drawn[name]) for name in ("train", "validation")}
-        prompts = {
-            name: {without_spacing(template.render(dict(zip(template.columns, each, strict=True)))) for each in known}
-            for name, known in texts.items()
-        }
-    except (RunFailed, UserError, KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-        return None, f"the rows of its run cannot be read again ({str(error).rstrip('.')})"
-    asked = [(without_spacing(example.input), _columns_of(example, template.columns)) for example in made]
-    found = {
-        name: sum(prompt in prompts[name] or columns in texts[name] for prompt, columns in asked) for name in texts
-    }
-    if not any(found.values()) and any(columns is None for _, columns in asked):
-        return None, f"its prompts were made of other columns ({', '.join(template.columns)})"
-    return found, None
-
-
-def _columns_of(example: Example, columns: Sequence[str]) -> tuple[str, ...] | None:
-    """An example's texts of these columns, of any name if it is one column; None if it lacks them."""
-    fields = example.fields or {}
-    if len(columns) == len(fields) == 1:
-        columns = list(fields)
-    return tuple(without_spacing(fields[column]) for column in columns) if set(columns) <= set(fields) else None
-
-
-def _texts(task: Task, columns: Sequence[str], rows: Mapping[str, Columns], ids: list[Any]) -> set[tuple[str, ...]]:
-    for split_name, split_rows in rows.items():
-        require_columns(task, split_name, split_rows)
-    found = set()
-    for each in ids:
-        split_name, _, number = each.rpartition("/")
-        found.add(tuple(without_spacing(as_text(rows[split_name][column][int(number)])) for column in columns))
-    return found

@@ -43,6 +43,7 @@ from jpeft.train.programs import (
 )
 from jpeft.train.progress import Progress
 from jpeft.train.schedule import three_point_schedule
+from jpeft.train.seen import test_rows_seen_before
 from jpeft.train.session import Session
 from jpeft.train.setup import Setup, set_up
 from jpeft.train.shown import ShownEpochs
@@ -157,6 +158,9 @@ def assemble(
     setup = set_up(run, session, layout, report=display.say)
     fingerprints = origins(run)
     data_key, data = _prepare_data(run, setup, session, display)
+    if run.method.from_adapter is not None:
+        for line in test_rows_seen_before(run.method.from_adapter, data.examples["test"]):
+            display.say(line)
     answer = answer_in_use(run.eval.answer, data.task)
     require_metrics(data.task, answer)
     monitor = _monitor(run, data, answer)

@@ -20,8 +20,10 @@ from jpeft.model import t5_weights
 from jpeft.peft.lora import Lora
 from jpeft.predict import evaluation
 from jpeft.predict.answer_source import AnswerSource
-from jpeft.predict.evaluation import Evaluated, Evaluation, seen_by_the_run, unknown_label_warnings
+from jpeft.predict.evaluation import Evaluated, Evaluation, unknown_label_warnings
 from jpeft.rows.reading import read_columns
+from jpeft.train import seen
+from jpeft.train.seen import seen_by_the_run
 from tests.conftest import TOPICS, news
 from tests.serve.adapters import make
 
@@ -75,6 +77,10 @@ def evaluate(capsys):
     return of
 
 
+def seen_of(source, made):
+    return seen_by_the_run(source.adapter, source.task, made)
+
+
 def test_numbers_are_those_of_the_answers(evaluate, run, tmp_path, capsys):
     rows = rows_of(10, seed=7)
     file, output = write_rows(tmp_path / "new.jsonl", rows), tmp_path / "out/answers.jsonl"
@@ -118,7 +124,7 @@ def test_white_space_does_not_hide_what_the_run_has_seen(run, tmp_path):
     def seen(rows):
         test = Evaluation.of(source)
         name, read = test.read(write_rows(tmp_path / "rows.jsonl", rows), None)
-        return seen_by_the_run(source, examples(test.task, name, read, range(20)))
+        return seen_of(source, examples(test.task, name, read, range(20)))
 
     assert seen(spaced) == seen(rows_of(20, seed=1)) and seen(spaced)[0]["train"] > 0
 
@@ -132,7 +138,7 @@ def test_another_template_does_not_hide_what_the_run_has_seen(run, tmp_path):
     def seen(template):
         test = Evaluation.of(source, template=template)
         name, rows = test.read(file, None)
-        return seen_by_the_run(source, examples(test.task, name, rows, range(20)))
+        return seen_of(source, examples(test.task, name, rows, range(20)))
 
     assert seen("About: {text}") == seen(None) and seen(None)[0]["train"] > 0
     assert seen("{n}: {text}") == seen("{m}?") == seen(None)  # with another beside it, or by another name
@@ -228,8 +234,8 @@ def test_an_adapter_that_was_exported_is_asked_alike_and_what_it_saw_is_not_know
     own, exported = (AnswerSource.find(None, adapter, report=print) for adapter in (run, tmp_path / "exported"))
     one, other = Evaluation.of(own), Evaluation.of(exported)
     assert (one.task, one.answer, one.dtype) == (other.task, other.answer, other.dtype)
-    assert seen_by_the_run(own, []) == ({"train": 0, "validation": 0}, None)
-    assert seen_by_the_run(exported, []) == (None, "its run's directory is not here")
+    assert seen_of(own, []) == ({"train": 0, "validation": 0}, None)
+    assert seen_of(exported, []) == (None, "its run's directory is not here")
 
 
 @pytest.mark.parametrize(
@@ -325,7 +331,7 @@ def test_answers_may_stand_beside_the_splits_and_the_numbers_are_said_first(
 def test_splits_that_cannot_be_read_cost_the_finding_alone(damage, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run/splits.json").write_text(damage)
-    seen, why = seen_by_the_run(AnswerSource.find(None, tmp_path / "run", report=print), [])
+    seen, why = seen_of(AnswerSource.find(None, tmp_path / "run", report=print), [])
     assert seen is None and why is not None and why.startswith("the rows of its run cannot be read again (")
 
 
@@ -339,9 +345,9 @@ def test_rows_that_changed_since_the_run_are_not_counted_by_the_numbers_of_the_o
     digest = rows_digest({"train": read_columns(file)})
     (tmp_path / "run/splits.json").write_text(json.dumps(splits | {"data_digest": digest}))
     source = AnswerSource.find(None, tmp_path / "run", report=print)
-    assert seen_by_the_run(source, []) == ({"train": 0, "validation": 0}, None)
+    assert seen_of(source, []) == ({"train": 0, "validation": 0}, None)
     write_rows(file, rows[::-1])
-    assert seen_by_the_run(source, []) == (None, "its rows have changed since its run read them")
+    assert seen_of(source, []) == (None, "its rows have changed since its run read them")
 
 
 @pytest.mark.slow
@@ -430,3 +436,31 @@ def test_targets_longer_than_an_answer_may_be_are_told(evaluate, run, tmp_path, 
     rows = [{"text": "a", "topic": "coach goal season striker league final"}, {"text": "b", "topic": "x"}]
     said, _ = evaluate("--adapter", tmp_path / "text", "--data", write_rows(tmp_path / "new.jsonl", rows))
     assert "cut      1 of 2 targets are longer than the 6 tokens of an answer: none can be it" in said
+
+
+def test_what_the_run_saw_that_an_adapter_started_from_counts_too(run, tmp_path):
+    """Both ways of asking: `evaluate`, and the line before a run that starts from the adapter."""
+    known = rows_of(20, seed=1)
+    test = Evaluation.of(source := AnswerSource.find(None, run, report=print))
+    name, rows = test.read(write_rows(tmp_path / "known.jsonl", known), None)
+    made = examples(test.task, name, rows, range(20))
+    counts, _ = seen_of(source, made)
+    lines = seen.test_rows_seen_before(str(run), made)
+    assert len(lines) == 2 and f"{counts['train']} of 20 test rows" in lines[0] and "trained on" in lines[0]
+    assert seen.test_rows_seen_before(str(run), made[:0]) == []
+
+    later = shutil.copytree(run, tmp_path / "later")
+    config = json.loads((later / "config.json").read_text())
+    config["data"]["path"] = str(write_rows(tmp_path / "others.jsonl", rows_of(20, seed=9)))
+    config["method"]["from_adapter"] = str(run)
+    (later / "config.json").write_text(json.dumps(config))
+    splits = json.loads((later / "splits.json").read_text())
+    splits["data_digest"] = rows_digest({"train": read_columns(tmp_path / "others.jsonl")})
+    (later / "splits.json").write_text(json.dumps(splits))
+    of_others, _ = seen_by_the_run(later / "adapter", source.task, made)
+    config["method"]["from_adapter"] = "gone"
+    (later / "config.json").write_text(json.dumps(config))
+    assert of_others is not None and of_others["train"] >= counts["train"] > 0
+    assert seen.test_rows_seen_before(str(later), made) == [
+        "whether method.from_adapter has seen test rows is not known: it started from gone, which is not here"
+    ]

@@ -220,6 +220,7 @@ def test_a_run_can_start_from_an_earlier_adapter(deeper_checkpoint, toy_data, tm
         assert run("lora_agnews_low", tmp_path / f"on {base.name}", base, toy_data, *aloud) == 0
         out = " ".join("".join(capsys.readouterr()).split())
         assert ("method.from_adapter was tuned on a base of other files" in out) == says
+        assert "test rows have a text that the run of method.from_adapter" not in out and "is not known" not in out
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_rows(deeper_checkpoint, toy_data, tmp_path, capsys):
