@@ -12,7 +12,7 @@ from jpeft.data.batches import Tokens
 from jpeft.data.tasks import Example, Task
 from jpeft.eval.generate import Batching, answers
 from jpeft.eval.labels import ChosenLabels, PackedLabels, agreement_with_generation, likeliest_labels
-from jpeft.eval.metrics import Judged, judge, rouge_tokenizer
+from jpeft.eval.metrics import Judged, judge
 from jpeft.files import write_whole
 from jpeft.model.tokenizer import Tokenizer
 
@@ -68,13 +68,13 @@ class ScoredAnswers:
         return cls(list(predictions), judged.scores, judged.numbers, judged)
 
     def of_rows(self, rows: Sequence[int], task: Task, examples: Sequence[Example]) -> Judged:
-        """Judges a subset of the rows, with the ROUGE tokenizer of the whole split."""
+        """Judges a subset of the rows, with the tokenizers of the whole split."""
         return judge(
             task,
             [examples[row] for row in rows],
             [self.predictions[row] for row in rows],
             None if self.probabilities is None else self.probabilities[list(rows)],
-            rouge_tokenizer=rouge_tokenizer(task, examples),
+            split=examples,
         )
 
     def write(self, path: Path, examples: Sequence[Example]) -> None:

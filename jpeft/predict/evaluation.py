@@ -33,7 +33,7 @@ from jpeft.eval.answering import ScoredAnswers, answer_split
 from jpeft.eval.generate import Batching, make_generate
 from jpeft.eval.labels import PackedLabels, answer_in_use, make_label_log_probs
 from jpeft.eval.look_back import few_test_rows, look_back
-from jpeft.eval.metrics import METRICS, listed, own, require_metrics, rouge_tokenizer
+from jpeft.eval.metrics import METRICS, listed, own, reference_cautions, require_metrics, rouge_tokenizer
 from jpeft.model.family import compute_dtype
 from jpeft.model.quantized import Quantization, quantization_of
 from jpeft.peft.attaching import split
@@ -298,6 +298,8 @@ def evaluate(
     # A label that the run did not know is an answer that it cannot give: such rows count as wrong.
     wider = dataclasses.replace(task, answers=(*task.answers, *unknown)) if task.answers else task
     made = examples(wider, name, rows, range(len(next(iter(rows.values())))))
+    for line in reference_cautions(task, made):
+        report(line)
     seen, why_not = seen_by_the_run(test.source.adapter or test.source.directory, test.source.task, made)
     quantization = Quantization.parse(test.quantization)
     model, tokenizer = test.source.load(compute_dtype(test.dtype), quantization, report=report)

@@ -19,6 +19,7 @@ from jpeft.data.identity import data_record, digest_now
 from jpeft.data.sources import source_in_use
 from jpeft.errors import Paused
 from jpeft.eval.look_back import few_test_rows
+from jpeft.eval.metrics import reference_cautions
 from jpeft.files import cache_directory
 from jpeft.model.family import compute_dtype
 from jpeft.process import prepare_process
@@ -122,7 +123,7 @@ def _begin(assembly: Assembly) -> None:
 
 
 def _introduce(assembly: Assembly) -> None:
-    """Prints what is trained on which rows, and for how many steps at most."""
+    """Prints what is trained on which rows, for how many steps at most, and what metrics make of the references."""
     run, setup, rows = assembly.run, assembly.setup, assembly.num_rows
     share = 100 * assembly.adapter_parameters / setup.total_parameters
     base = named_in_bits(run.model.name, setup.quantization)
@@ -133,6 +134,8 @@ def _introduce(assembly: Assembly) -> None:
         f"{rows['train']:,} training, {rows['validation']:,} validation, {counted(rows['test'], 'test row')}; "
         f"{counted(assembly.steps_per_epoch, 'step')} an epoch, {counted(assembly.max_epochs, 'epoch')} at most"
     )
+    for line in reference_cautions(assembly.data.task, assembly.data.examples["test"]):
+        assembly.display.say(line)
 
 
 def _warn(assembly: Assembly, trainer: Trainer) -> list[str]:

@@ -10,7 +10,17 @@ import pytest
 from jpeft.config import Run
 from jpeft.data.tasks import TASKS, Example
 from jpeft.errors import UserError
-from jpeft.eval.metrics import METRICS, higher_is_better, judge, listed, named, own, require_metrics
+from jpeft.eval.answering import ScoredAnswers
+from jpeft.eval.metrics import (
+    METRICS,
+    higher_is_better,
+    judge,
+    listed,
+    named,
+    own,
+    reference_cautions,
+    require_metrics,
+)
 from jpeft.eval.metrics.base import LABELS, PROBABILITIES, TEXTS, Answered
 from jpeft.eval.metrics.question_answering import normalised
 from jpeft.eval.metrics.translation import bleu_tokenizer
@@ -135,6 +145,31 @@ def test_bleu_counts_characters_where_words_have_no_spaces_and_says_so(texts, ex
     assert bleu_tokenizer(Answered(texts, [[text] for text in texts])) == expected
     judged = judge(custom("generation", "bleu"), rows(*texts), texts)
     assert f"tok:{expected}" in judged.computed_by["bleu"] and "version:" in judged.computed_by["bleu"]
+    cautions = reference_cautions(custom("generation", "bleu", "chrf"), rows(*texts))
+    assert [f"BLEU uses the tokenizer {expected!r}" in line for line in cautions] == [True] * (expected != "13a")
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["a shrug ¯\\_(ツ)_/¯", *CAT], "13a"),
+        (["five ฿5", "ten ฿10"], "13a"),
+        (["My name is 王小明"], "13a"),
+        (["使用 TensorFlow 训练模型"], "zh"),
+        (["今天天气很好。" * 9, "の"], "zh"),  # a letter of Japanese in Chinese
+        (["ราคา 20฿ ต่อวัน"], "char"),
+    ],
+)
+def test_a_few_letters_of_another_script_do_not_choose_the_tokenizer_of_bleu(texts, expected):
+    assert bleu_tokenizer(Answered(texts, [[text] for text in texts])) == expected
+
+
+@pytest.mark.parametrize(("name", "expected"), [("bleu", "tok:13a"), ("rouge_l", "tokenizer:unicode")])
+def test_a_part_of_a_split_has_the_tokenizer_of_the_whole(name, expected):
+    task, examples = custom("generation", name), rows("猫坐下", "the cat sat on the mat", "a dog")
+    scored = ScoredAnswers.of(["x"] * 3, judge(task, examples, ["x"] * 3))
+    for part in ([0], [1, 2]):
+        assert expected in scored.of_rows(part, task, examples).computed_by[name]
 
 
 @pytest.mark.parametrize(

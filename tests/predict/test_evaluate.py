@@ -351,7 +351,7 @@ def test_rows_that_changed_since_the_run_are_not_counted_by_the_numbers_of_the_o
 
 
 @pytest.mark.slow
-def test_a_text_task_is_judged_by_its_own_metric(evaluate, run, tmp_path, tiny_checkpoint):
+def test_a_text_task_is_judged_by_its_own_metric(evaluate, tmp_path, tiny_checkpoint, monkeypatch):
     directory = tmp_path / "text"
     model = t5_weights.load(tiny_checkpoint)
     adapter = make(model, Lora.official(rank=2), seed=3)
@@ -359,6 +359,10 @@ def test_a_text_task_is_judged_by_its_own_metric(evaluate, run, tmp_path, tiny_c
     dataclasses.replace(TASK, labels=(), kind="generation", answer="generate").write(directory)
     record, _ = evaluate("--adapter", directory, "--data", write_rows(tmp_path / "a.jsonl", rows_of(4, 7)), "--json")
     assert record["metric_name"] == "rouge_l" and record["per_class"] is None and record["labels"] is None
+    monkeypatch.setattr(evaluation, "answer_split", lambda *_, **options: Answers(["x"], None))
+    file = write_rows(tmp_path / "b.jsonl", [{"text": "today", "topic": "今天天气很好"}])
+    record, said = evaluate("--adapter", directory, "--data", file, "--metrics", "bleu", "--json")
+    assert "tok:zh" in record["computed_by"]["bleu"] and said.count("BLEU uses the tokenizer 'zh'") == 1
 
 
 def test_metrics_are_the_runs_or_those_that_are_named_and_no_file_gets_code_run(run, tmp_path, monkeypatch, evaluate):

@@ -16,6 +16,7 @@ from jpeft.cli import run_experiment
 from jpeft.data.task_file import TaskOfRun
 from jpeft.model.weight_files import model_fingerprint
 from jpeft.run.checkpoint import Checkpoints
+from jpeft.run.display import Display
 from jpeft.run.metrics_log import MetricsLog
 from jpeft.train import loop
 from tests.conftest import slow_but
@@ -122,6 +123,25 @@ def test_labels_are_not_scored_where_the_rows_have_none(tiny_checkpoint, tmp_pat
     path.write_text("".join(json.dumps({"input": f"goal {i}", "target": f"coach {i}"}) + "\n" for i in range(60)))
     assert run("lora_custom", tmp_path / "run", tiny_checkpoint, path, "--config.eval.answer=score") == 2
     assert "custom has no fixed set of labels; use eval.answer=generate" in capsys.readouterr().err
+
+
+def test_what_metrics_make_of_the_references_is_said_before_training(tiny_checkpoint, tmp_path, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    def stop(*_):
+        raise Stopped
+
+    monkeypatch.setattr(loop, "_warn", stop)
+    said = []
+    monkeypatch.setattr(Display, "say", lambda self, line: said.append(line))
+    path = tmp_path / "mine.jsonl"
+    path.write_text(
+        "".join(json.dumps({"input": f"goal {i}", "target": "今天天气" + str(i)}) + "\n" for i in range(60))
+    )
+    with pytest.raises(Stopped):
+        run("lora_custom", tmp_path / "run", tiny_checkpoint, path, "--config.eval.metrics=bleu")
+    assert sum("BLEU uses the tokenizer 'zh'" in line for line in said) == 1
 
 
 def test_a_run_directory_holds_what_it_should(tiny_checkpoint, toy_data, tmp_path):

@@ -146,7 +146,14 @@ def rouge_tokenizer(task: Task, examples: Sequence[Example]) -> str | None:
     """
     if task.kind == "classification":
         return None
-    return task.rouge_tokenizer or tokenizer_of(_answered(task, examples, [""] * len(examples)))
+    return task.rouge_tokenizer or tokenizer_of(_unanswered(task, examples))
+
+
+def reference_cautions(task: Task, examples: Sequence[Example]) -> list[str]:
+    """Returns a line for each metric of the task that makes something unexpected of these rows' references."""
+    answered = _unanswered(task, examples)
+    lines = [metric.caution(answered) for metric in metrics_of(task, examples) if metric.caution is not None]
+    return list(dict.fromkeys(line for line in lines if line is not None))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +188,7 @@ def judge(
     predictions: Sequence[str],
     probabilities: np.ndarray | None = None,
     *,
-    rouge_tokenizer: str | None = None,
+    split: Sequence[Example] | None = None,
 ) -> Judged:
     """Computes all metrics of a task's answers.
 
@@ -190,11 +197,11 @@ def judge(
     Args:
       predictions: one answer per row.
       probabilities: `[rows, labels]`, in the order of the task's labels; None if answers were generated.
-      rouge_tokenizer: of the whole split, if these rows are a part of one; None to choose it by these rows.
+      split: all rows of the split, if these rows are a part of one: they choose the tokenizers of metrics.
     """
     answered = dataclasses.replace(_answered(task, examples, predictions), probabilities=probabilities)
-    if rouge_tokenizer is not None:
-        answered = dataclasses.replace(answered, rouge_tokenizer=rouge_tokenizer)
+    if split is not None:
+        answered = dataclasses.replace(answered, split_references=[example.references for example in split])
     metrics = metrics_of(task, examples)
     computed = [m.of(answered) for m in metrics if probabilities is not None or PROBABILITIES not in m.needs]
     by_row = computed[0] if computed[0].scores is not None and task.kind == "generation" else None
@@ -203,6 +210,10 @@ def judge(
     computed_by = {m.name: m.computed_by(answered) for m in (one.metric for one in computed) if m.computed_by}
     numbers = {one.metric.name: one.number for one in computed}
     return Judged(by_row.scores, by_row.metric.range[1], numbers, computed, computed_by)
+
+
+def _unanswered(task: Task, examples: Sequence[Example]) -> Answered:
+    return _answered(task, examples, [""] * len(examples))
 
 
 def _answered(task: Task, examples: Sequence[Example], predictions: Sequence[str]) -> Answered:

@@ -26,6 +26,7 @@ class Answered:
       labels: the classes of a classification; empty if they are unknown or the task is a generation.
       probabilities: `[rows, labels]`, the model's probability of each label; None if labels were not scored.
       rouge_tokenizer: the tokenizer of ROUGE (see `Rouge`); None chooses it by the references.
+      split_references: the references of all rows of the split, if these rows are a part of one; None otherwise.
     """
 
     predictions: Sequence[str]
@@ -33,6 +34,7 @@ class Answered:
     labels: Sequence[str] = ()
     probabilities: np.ndarray | None = None
     rouge_tokenizer: str | None = None
+    split_references: Sequence[Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         for prediction, references in zip(self.predictions, self.references, strict=True):
@@ -42,6 +44,11 @@ class Answered:
     def targets(self) -> list[str]:
         """The first reference of each row, which is its target."""
         return [references[0] for references in self.references]
+
+    @property
+    def tokenizer_references(self) -> Sequence[Sequence[str]]:
+        """The references by which tokenizers are chosen: those of the whole split, so that it has one tokenizer."""
+        return self.references if self.split_references is None else self.split_references
 
 
 # A metric as a function of `[rows]` weights, the number of times that each row occurs: all 1 for the split itself, and
@@ -65,6 +72,8 @@ class Metric:
       needs: requirements, of `LABELS`, `TEXTS`, `PROBABILITIES`.
       package: a required package and the extra of jpeft that installs it; None if there is none.
       computed_by: describes how it was computed on these answers (tokenizer, version), for result files.
+      caution: returns a one-line caution about what the metric makes of the references, or None. It is called before
+        there are answers.
     """
 
     name: str
@@ -77,6 +86,7 @@ class Metric:
     needs: tuple[str, ...] = ()
     package: tuple[str, str] | None = None
     computed_by: Callable[[Answered], str] | None = None
+    caution: Callable[[Answered], str | None] | None = None
 
     def __post_init__(self) -> None:
         assert (self.scores is None) != (self.of_split is None), "a metric is a mean of scores or a number of a split"

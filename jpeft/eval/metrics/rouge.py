@@ -123,7 +123,7 @@ def tokenizer_of(answered: Answered) -> str:
     """Returns the tokenizer of ROUGE for these answers: the given one, or that of `tokenizer_for` the references."""
     if answered.rouge_tokenizer is not None:
         return answered.rouge_tokenizer
-    return tokenizer_for(reference for references in answered.references for reference in references)
+    return tokenizer_for(reference for references in answered.tokenizer_references for reference in references)
 
 
 def _of_targets(kind: str) -> Callable[[Answered], list[float]]:

@@ -1,5 +1,6 @@
 """BLEU and chrF of a split by sacrebleu, on the usual scale of 0 to 100."""
 
+import collections
 import dataclasses
 import unicodedata
 from collections.abc import Callable
@@ -16,12 +17,33 @@ _PACKAGE = ("sacrebleu", "metrics")
 def bleu_tokenizer(answered: Answered) -> str:
     """Chooses sacrebleu's tokenizer by the scripts of the references.
 
-    `13a`, sacrebleu's default and that of published results, needs spaces between words. `zh` is used if Han is the
-    only script without spaces, and `char` for any other such script (Thai, Japanese, Burmese and so on).
+    `13a`, sacrebleu's default and that of published results, needs spaces between words. The others are used if the
+    references have at least as many letters of scripts without spaces as white space makes words: `zh` if nine tenths
+    of these letters are Han, otherwise `char` (Thai, Japanese, Burmese and so on).
     """
-    scripts = {without_spaces(c) for references in answered.references for text in references for c in text}
-    scripts -= {None}
-    return "13a" if not scripts else "zh" if scripts == {"Han"} else "char"
+    words, characters = 0, collections.Counter()
+    for references in answered.tokenizer_references:
+        for text in references:
+            words += len(text.split())
+            characters.update(text)
+    letters = collections.Counter()  # by script
+    for character, count in characters.items():
+        if unicodedata.category(character)[0] == "L" and (script := without_spaces(character)) is not None:
+            letters[script] += count
+    if not letters or letters.total() < words:
+        return "13a"
+    return "zh" if letters["Han"] >= 0.9 * letters.total() else "char"
+
+
+def _bleu_caution(answered: Answered) -> str | None:
+    tokenizer = bleu_tokenizer(answered)
+    if tokenizer == "13a":
+        return None
+    what = "each Chinese character is a word" if tokenizer == "zh" else "each character is a word, of every script"
+    return (
+        f"BLEU uses the tokenizer {tokenizer!r}, to which {what}, since most of the references are written without "
+        "spaces: do not compare it with BLEU by '13a'"
+    )
 
 
 def _bleu(answered: Answered) -> Any:
@@ -81,7 +103,12 @@ def _signature(make: Callable[[Answered], Any]) -> Callable[[Answered], str]:
     return signature
 
 
-def _metric(name: str, title: str, make: Callable[[Answered], Any]) -> Metric:
+def _metric(
+    name: str,
+    title: str,
+    make: Callable[[Answered], Any],
+    caution: Callable[[Answered], str | None] | None = None,
+) -> Metric:
     return Metric(
         name,
         title,
@@ -90,7 +117,8 @@ def _metric(name: str, title: str, make: Callable[[Answered], Any]) -> Metric:
         needs=(TEXTS,),
         package=_PACKAGE,
         computed_by=_signature(make),
+        caution=caution,
     )
 
 
-TRANSLATION_METRICS = (_metric("bleu", "BLEU", _bleu), _metric("chrf", "chrF", _chrf))
+TRANSLATION_METRICS = (_metric("bleu", "BLEU", _bleu, _bleu_caution), _metric("chrf", "chrF", _chrf))
