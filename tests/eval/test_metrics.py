@@ -155,8 +155,21 @@ def test_rouge_l_counts_words_or_where_there_are_no_spaces_characters(prediction
 
 @given(text=st.text(alphabet=[chr(i) for i in range(32, 127)] + ["\n", "\t"]))
 def test_text_in_ascii_is_counted_as_rouge_score_does(text):
-    ours, theirs = (Rouge("rougeL", name)._scorer._tokenizer for name in ("unicode", "rouge_score"))
-    assert ours.tokenize(text) == theirs.tokenize(text) or not any(character.isalnum() for character in text)
+    ours, theirs = Rouge("rougeL", "unicode")._unicode, Rouge("rougeL", "rouge_score")._scorer._tokenizer
+    assert ours is not None and ours.tokenize(text) == theirs.tokenize(text)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target", "expected"),
+    [
+        ("runs fast\n---\nand far", "runs fast\n\nand far", 1),
+        ("totally wrong\n---\nanswer here", "runs fast\n---\nand far", 0),
+        ("---\n***", "---\n***", 1),  # nothing but punctuation: it counts
+        ("...", "---\n***", 0),
+    ],
+)
+def test_a_line_of_punctuation_is_no_words_of_a_text_that_has_words(prediction, target, expected):
+    assert Rouge("rougeLsum")(prediction, target) == expected
 
 
 def test_references_decide_what_is_counted_and_the_benchmarks_own_stay_as_published():

@@ -38,11 +38,12 @@ class Rouge:
 
         stems = tokenizers.DefaultTokenizer(use_stemmer=True)
         self._kind = kind
-        self._scorer = rouge_scorer.RougeScorer(
-            [kind], tokenizer=stems if tokenizer == "rouge_score" else _Unicode(stems)
-        )
+        self._unicode = None if tokenizer == "rouge_score" else _Unicode(stems)
+        self._scorer = rouge_scorer.RougeScorer([kind], tokenizer=stems if self._unicode is None else _Spaces())
 
     def __call__(self, prediction: str, target: str) -> float:
+        if self._unicode is not None:  # of whole texts: the scorer of rougeLsum tokenises line by line
+            prediction, target = self._unicode.spaced(prediction), self._unicode.spaced(target)
         return float(self._scorer.score(target, prediction)[self._kind].fmeasure)  # the integer 0 for an empty text
 
     def best(self, prediction: str, references: Sequence[str]) -> float:
@@ -65,14 +66,29 @@ def _asks_for_unicode(character: str) -> bool:
     return _is_word(character) or (stands_alone(character) and unicodedata.category(character) != "Sc")
 
 
+class _Spaces:
+    """A tokenizer for `rouge-score` of texts whose tokens are already separated by white space."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return text.split()
+
+
 class _Unicode:
-    """A tokenizer for any script, for `rouge-score`. Words of a-z and 0-9 are tokenised by that package."""
+    """A tokenizer for any script. Words of a-z and 0-9 are tokenised by `rouge-score`."""
 
     def __init__(self, stems):
         self._stems = stems
 
+    def spaced(self, text: str) -> str:
+        """Returns the tokens of each line, separated by spaces; its punctuation if the text has no tokens."""
+        lines = text.split("\n")
+        tokens = [self.tokenize(line) for line in lines]
+        if not any(tokens):
+            tokens = [[each for each in _normalised(line) if not each.isspace()] for line in lines]
+        return "\n".join(map(" ".join, tokens))
+
     def tokenize(self, text: str) -> list[str]:
-        text = unicodedata.normalize("NFKC", text).lower()
+        text = _normalised(text)
         tokens, word = [], ""
         for character in text:
             if unicodedata.category(character) == "Cf" or character in _VARIANTS:  # invisible
@@ -93,11 +109,14 @@ class _Unicode:
                 word = ""
             if alone:
                 tokens.append(character)
-        tokens += self._stemmed(word) if word else []
-        return tokens or [character for character in text if not character.isspace()]
+        return tokens + (self._stemmed(word) if word else [])
 
     def _stemmed(self, word: str) -> list[str]:
         return self._stems.tokenize(word) if word.isascii() else [word]
+
+
+def _normalised(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).lower()
 
 
 def _is_word(character: str) -> bool:
