@@ -12,11 +12,14 @@ from jpeft.errors import UserError
 from jpeft.rows.text import MOST_ROW_BYTES, UNNAMED, FileRow, column_names
 from jpeft.rows.values import NoMoment, Unreadable
 from jpeft.trouble import first_line
+from jpeft.words import clipped
 
 MOST_VALUES = 100_000_000  # of a column in a row group: a limit of bytes is not enough, as missing values take none
 _ROWS_AT_ONCE = 256
 _ROWS_AT_ONCE_OF_DELTAS = 8  # delta encodings can repeat megabytes of the previous row in a few bytes
 _MOST_NESTED_BYTES = 64 * 2**20  # of a batch's lists and objects
+# Extension types whose values pyarrow converts; those of any other extension would be its storage, such as ordinals.
+_EXTENSIONS = ("arrow.uuid", "arrow.bool8", "arrow.json", "arrow.fixed_shape_tensor")
 _SUSPECT_BYTES, _SUSPECT_RATIO = 256 * 2**20, 100  # text compresses to a twentieth at best
 
 
@@ -43,8 +46,8 @@ def batches(file: IO[bytes], name: str) -> Iterator[dict[str, list[Any]]]:
         opened = pyarrow.parquet.ParquetFile(file, read_dictionary=shared)
         for chunk in opened.iter_batches(batch_size=_ROWS_AT_ONCE_OF_DELTAS if deltas else _ROWS_AT_ONCE):
             yield {
-                column: _values_of_column(array, f"column {column!r} of {name}")
-                for column, array in zip(columns, chunk.columns, strict=True)
+                column: _values_of_column(array, field, f"column {column!r} of {name}")
+                for column, field, array in zip(columns, schema, chunk.columns, strict=True)
             }
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
         if isinstance(error, UserError):
@@ -119,13 +122,24 @@ def _check(metadata: pyarrow.parquet.FileMetaData, name: str) -> set[str]:
     return deltas
 
 
-def _values_of_column(array: pa.Array, where: str) -> list[Any]:
+def _values_of_column(array: pa.Array, field: pa.Field, where: str) -> list[Any]:
+    extension = _extension(field)
+    if extension is not None and extension not in _EXTENSIONS:
+        return [Unreadable(f"its type is {clipped(extension, 60)!r}, an unknown extension of Arrow")] * len(array)
     try:
         return _values(array, where)
     except UnicodeDecodeError:  # inside lists or objects
         raise UserError(f"{where} holds bytes that are not UTF-8; write text there.") from None
     except pa.ArrowException as error:  # a type that cannot be converted here; the column may not be used at all
         return [Unreadable(first_line(error).rstrip("."))] * len(array)
+
+
+def _extension(field: pa.Field) -> str | None:
+    """Returns the name of a column's extension type; None if it has a type of Arrow itself."""
+    if isinstance(field.type, pa.BaseExtensionType):
+        return field.type.extension_name
+    name = (field.metadata or {}).get(b"ARROW:extension:name")  # of a type that is not registered with pyarrow
+    return None if name is None else name.decode(errors="replace")
 
 
 def _values(array: pa.Array, where: str) -> list[Any]:
@@ -142,9 +156,9 @@ def _values(array: pa.Array, where: str) -> list[Any]:
     if pa.types.is_floating(array.type):
         # NaN and infinities are missing values; only for them `value - value` is not 0.
         values = [None if value is None or value - value != 0 else value for value in values]
-        if array.type.bit_width < 64:  # read a float32 of 0.1 as 0.1, not as 0.10000000149011612
+        if array.type.bit_width < 64:  # read a float32 of 0.1 as 0.1, not as 0.10000000149011612; integers are exact
             short = array.type.to_pandas_dtype()
-            values = [None if value is None else float(str(short(value))) for value in values]
+            values = [v if v is None or v.is_integer() else float(str(short(v))) for v in values]
     return values
 
 

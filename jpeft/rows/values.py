@@ -32,10 +32,13 @@ class Unreadable:
     """A value of a column whose type cannot be converted here, such as a time zone that is not installed.
 
     Attributes:
-      reason: why, as the library that reads the file says it.
+      reason: why, for a sentence in parentheses.
     """
 
     reason: str
+
+    def __str__(self) -> str:
+        return f"cannot be read ({self.reason})"
 
 
 def is_missing(value: Any) -> bool:
@@ -79,7 +82,7 @@ def as_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         raise ValueError(f"holds a list, {_shown(value)}; join it to one text, or write a row for each of its values")
     if isinstance(value, Unreadable):
-        raise ValueError(f"cannot be read ({value.reason}); mend or remove the column")
+        raise ValueError(f"{value}; write text there, or remove the column")
     if isinstance(value, NoMoment):
         raise ValueError(f"holds a date or time beyond any calendar, {clipped(value.count, _SHOWN)}; fix or remove it")
     if isinstance(value, dict):

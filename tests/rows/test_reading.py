@@ -1,6 +1,7 @@
 """Reading files of rows: real-world variants, damaged and hostile files."""
 
 import bz2
+import contextlib
 import csv
 import datetime
 import decimal
@@ -10,6 +11,7 @@ import json
 import lzma
 import os
 import re
+import uuid
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -406,10 +408,55 @@ def test_text_of_a_fixed_size_is_text_without_what_fills_it_up(tmp_path, size):
         assert read_columns(write(tmp_path / "a.parquet", {"target": each})) == {"target": ["pos", "neg"]}
 
 
-def test_numbers_of_few_bits_are_the_numbers_that_were_written(tmp_path):
-    values = [0.1, 0.7, None, 2.0, -1e-3]
-    for kind in (pa.float32(), pa.float64()):
-        assert read_columns(write(tmp_path / "a.parquet", {"a": pa.array(values, kind)})) == {"a": values}
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (pa.float64(), [0.1, 0.7, None, 2.0, -1e-3]),
+        (pa.float32(), [0.1, 0.7, None, 2.0, -1e-3, 100000008.0]),
+        (pa.float16(), [0.1, 0.7, None, 2.0, 65504.0]),
+    ],
+)
+def test_numbers_of_few_bits_are_the_numbers_that_were_written(kind, values, tmp_path):
+    assert read_columns(write(tmp_path / "a.parquet", {"a": pa.array(values, kind)})) == {"a": values}
+
+
+class Ordinal(pa.ExtensionType):
+    """A type like pandas' Period, whose storage is not what its values mean."""
+
+    def __init__(self):
+        super().__init__(pa.int64(), "pandas.ordinal")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type, serialized) -> "Ordinal":
+        return cls()
+
+
+@pytest.mark.parametrize("is_registered", [True, False])
+def test_values_of_an_unknown_extension_type_are_refused_by_its_name_and_never_its_storage(is_registered, tmp_path):
+    columns = {"month": pa.ExtensionArray.from_storage(Ordinal(), pa.array([600, 601])), "input": pa.array(["a", "b"])}
+    with contextlib.ExitStack() as stack:
+        if is_registered:
+            pa.register_extension_type(Ordinal())
+            stack.callback(pa.unregister_extension_type, "pandas.ordinal")
+        read = read_columns(write(tmp_path / "a.parquet", columns))
+    assert read["input"] == ["a", "b"] and "cannot be read" in str(as_json(read["month"][0]))
+    with pytest.raises(ValueError, match="its type is 'pandas.ordinal', an unknown extension of Arrow.*; write text"):
+        as_text(read["month"][1])
+
+
+def test_values_of_arrows_own_extension_types_are_read(tmp_path):
+    one = uuid.UUID(int=7)
+    stored = {
+        "uuid": (pa.uuid(), pa.array([one.bytes], pa.binary(16))),
+        "bool8": (pa.bool8(), pa.array([1], pa.int8())),
+        "json": (pa.json_(), pa.array(['{"a": 1}'])),
+    }
+    columns = {name: pa.ExtensionArray.from_storage(*each) for name, each in stored.items()}
+    read = read_columns(write(tmp_path / "a.parquet", columns))
+    assert read == {"uuid": [one], "bool8": [True], "json": ['{"a": 1}']}
 
 
 def test_other_values_of_a_parquet_file_keep_their_kinds(tmp_path):
