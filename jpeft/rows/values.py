@@ -90,12 +90,21 @@ def as_text(value: Any) -> str:
     raise ValueError(f"holds a value of the type {type(value).__name__}; write text there")
 
 
-_INVISIBLE = ("Cf", "Cc")  # Unicode categories of format characters (joiners, direction marks) and controls
+_INVISIBLE_CATEGORIES = ("Cf", "Cc")  # format characters (joiners, direction marks) and controls
+# Unicode's Default_Ignorable_Code_Point that are letters or marks by category: the grapheme joiner, fillers of Hangul,
+# inherent vowels of Khmer, and variation selectors.
+_INVISIBLE = frozenset(
+    map(chr, [0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x3164, 0xFFA0])
+).union(map(chr, range(0xFE00, 0xFE10)), map(chr, range(0xE0100, 0xE01F0)))
+
+
+def _is_invisible(character: str) -> bool:
+    return character in _INVISIBLE or unicodedata.category(character) in _INVISIBLE_CATEGORIES
 
 
 def can_be_seen(text: str) -> bool:
-    """Whether a text has a visible character: neither white space nor a format or control character."""
-    return any(not each.isspace() and unicodedata.category(each) not in _INVISIBLE for each in text)
+    """Whether a text has a visible character: neither white space nor an invisible one, such as a joiner."""
+    return any(not each.isspace() and not _is_invisible(each) for each in text)
 
 
 def alike(text: str) -> str:
@@ -103,9 +112,8 @@ def alike(text: str) -> str:
 
     It ignores case, white space, invisible characters, Unicode variants of letters, and the format of numbers (1, 1.0).
     """
-    composed = unicodedata.normalize("NFKC", text)
-    visible = "".join(each for each in composed if each.isspace() or unicodedata.category(each) not in _INVISIBLE)
-    folded = " ".join(visible.casefold().split())
+    visible = "".join(each for each in text if each.isspace() or not _is_invisible(each))
+    folded = " ".join(unicodedata.normalize("NFKC", visible).casefold().split())
     if not _NUMBER.fullmatch(folded):
         return folded
     try:  # exactly: as floats 2**53 and 2**53 + 1 would be equal

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from jpeft.rows.values import alike, as_json, as_text, is_missing
+from jpeft.rows.values import alike, as_json, as_text, can_be_seen, is_missing
 
 
 @pytest.mark.parametrize(
@@ -68,10 +68,29 @@ def test_any_value_of_a_parquet_file_can_be_written_as_json():
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("1", "1.0"), ("1", "+1"), ("0.5", ".50"), ("-0", "0.0"), ("1e2", "100"), ("１", "1"), ("A  b", "a B")],
+    [
+        ("1", "1.0"),
+        ("1", "+1"),
+        ("0.5", ".50"),
+        ("-0", "0.0"),
+        ("1e2", "100"),
+        ("１", "1"),
+        ("A  b", "a B"),
+        ("❤", "❤\ufe0f"),
+        ("ab", "a\u034fb"),
+        ("\u3164a", "a"),
+        ("é", "e\u034f\u0301"),
+        ("葛", "葛\U000e0100"),
+        ("a", "\u200ba"),
+    ],
 )
 def test_what_a_reader_takes_for_the_same_is_alike(one, other):
     assert alike(one) == alike(other)
+
+
+@pytest.mark.parametrize(("text", "expected"), [(" \u200b", False), ("\u3164\ufe0f", False), ("\ufe0fa", True)])
+def test_invisible_characters_are_no_text(text, expected):
+    assert can_be_seen(text) == expected
 
 
 @pytest.mark.parametrize(
