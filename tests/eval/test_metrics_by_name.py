@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import unicodedata
 
 import numpy as np
@@ -192,8 +193,27 @@ def test_exact_match_and_f1_are_squads_in_every_script(prediction, references, e
     assert METRICS["f1"]([prediction], [references]) == pytest.approx(f1)
 
 
+@pytest.mark.parametrize(
+    ("targets", "says"),
+    [
+        (["A", "B", "C"], "1 of 3 test targets are empty, or the same as another one, to exact_match and f1"),
+        (["-5", "5", "7"], "2 of 3 test targets .* such as '-5' and '5': a wrong answer may count as right"),
+        (["1.5", "15"], "2 of 2 "),
+        ([".5", "5", "5."], "3 of 3 "),
+        (["C++", "D", "C"], "2 of 3 "),
+        (["?", "x"], "1 of 2 test targets .*, such as '\\?':"),
+        (["The cat.", "cat", '"A cat"', "Cat", "7", "7.0"], None),  # what SQuAD means to ignore
+        ([("red", "-5"), "5"], "2 of 2 "),
+    ],
+)
+def test_targets_that_exact_match_does_not_tell_apart_are_one_line_before_training(targets, says):
+    found = reference_cautions(custom("generation", "exact_match", "f1"), rows(*targets))
+    assert len(found) == (says is not None) and "\n" not in "".join(found)
+    assert says is None or re.match(says, found[0])
+    assert not reference_cautions(custom("generation", "accuracy"), rows(*targets))
+
+
 def test_on_ascii_the_normalisation_is_squads_own():
-    import re
     import string
 
     def squad(text):  # evaluate-v1.1.py of Rajpurkar et al.

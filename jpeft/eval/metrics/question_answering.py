@@ -8,8 +8,12 @@ from collections.abc import Callable
 
 from jpeft.eval.metrics.base import TEXTS, Answered, Metric
 from jpeft.eval.metrics.rouge import stands_alone
+from jpeft.rows.values import alike
+from jpeft.words import short
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_ARTICLE_IN_FRONT = re.compile(r"^(a|an|the) ")
+_AROUND = ".,:;!?\"'"  # punctuation around a text, which does not change what it says
 
 
 def normalised(text: str) -> str:
@@ -57,6 +61,30 @@ def _best(score: Callable[[str, str], float]) -> Callable[[Answered], list[float
     ]
 
 
+def _caution(answered: Answered) -> str | None:
+    """Counts rows whose target SQuAD's normalisation leaves empty, or makes the same as one that reads otherwise."""
+    read: dict[str, dict[str, str]] = {}  # by what is compared, a text for each way it reads
+    for references in answered.references:
+        for text in references:
+            read.setdefault(normalised(text), {}).setdefault(_as_read(text), text)
+    lost = {key: list(texts.values()) for key, texts in read.items() if not key or len(texts) > 1}
+    rows = sum(any(normalised(text) in lost for text in references) for references in answered.references)
+    if not lost:
+        return None
+    examples = next(iter(lost.values()))[:2]
+    return (
+        f"{rows:,} of {len(answered.references):,} test targets are empty, or the same as another one, to exact_match "
+        f"and f1, which ignore punctuation and articles, such as {' and '.join(map(short, examples))}: a wrong answer "
+        "may count as right; the metric accuracy compares texts as they are"
+    )
+
+
+def _as_read(text: str) -> str:
+    """Returns a key that is equal for texts that only differ by what SQuAD means to ignore."""
+    core = alike(text).strip(_AROUND)
+    return _ARTICLE_IN_FRONT.sub("", core)
+
+
 QUESTION_ANSWERING_METRICS = (
     Metric(
         "exact_match",
@@ -64,6 +92,7 @@ QUESTION_ANSWERING_METRICS = (
         scores=_best(_exact_match),
         is_share=True,
         needs=(TEXTS,),
+        caution=_caution,
     ),
-    Metric("f1", "F1 of words", scores=_best(_f1), needs=(TEXTS,)),
+    Metric("f1", "F1 of words", scores=_best(_f1), needs=(TEXTS,), caution=_caution),
 )
