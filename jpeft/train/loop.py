@@ -134,7 +134,8 @@ def _introduce(assembly: Assembly) -> None:
         f"{rows['train']:,} training, {rows['validation']:,} validation, {counted(rows['test'], 'test row')}; "
         f"{counted(assembly.steps_per_epoch, 'step')} an epoch, {counted(assembly.max_epochs, 'epoch')} at most"
     )
-    for line in reference_cautions(assembly.data.task, assembly.data.examples["test"]):
+    examples = assembly.data.examples
+    for line in reference_cautions(assembly.data.task, examples["test"], [row.target for row in examples["train"]]):
         assembly.display.say(line)
 
 

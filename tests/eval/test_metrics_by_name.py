@@ -213,6 +213,12 @@ def test_targets_that_exact_match_does_not_tell_apart_are_one_line_before_traini
     assert not reference_cautions(custom("generation", "accuracy"), rows(*targets))
 
 
+def test_a_target_that_exact_match_does_not_tell_from_one_of_training_counts_too():
+    task = custom("generation", "exact_match")
+    (line,) = reference_cautions(task, rows("5", "7"), ["-5", "+5", "the", "7."])
+    assert line.startswith("1 of 2 test targets") and "such as '5' and '-5'" in line
+
+
 def test_on_ascii_the_normalisation_is_squads_own():
     import string
 

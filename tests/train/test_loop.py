@@ -136,12 +136,13 @@ def test_what_metrics_make_of_the_references_is_said_before_training(tiny_checkp
     said = []
     monkeypatch.setattr(Display, "say", lambda self, line: said.append(line))
     path = tmp_path / "mine.jsonl"
-    path.write_text(
-        "".join(json.dumps({"input": f"goal {i}", "target": "今天天气" + str(i)}) + "\n" for i in range(60))
-    )
+    targets = ["今天天气" + sign + str(i) for i in range(30) for sign in ("", "-")]
+    rows = [{"input": f"goal {i}", "target": target} for i, target in enumerate(targets)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(Stopped):
-        run("lora_custom", tmp_path / "run", tiny_checkpoint, path, "--config.eval.metrics=bleu")
+        run("lora_custom", tmp_path / "run", tiny_checkpoint, path, "--config.eval.metrics=bleu,exact_match")
     assert sum("BLEU uses the tokenizer 'zh'" in line for line in said) == 1
+    assert sum("test targets are empty, or the same as another one" in line for line in said) == 1
 
 
 def test_a_run_directory_holds_what_it_should(tiny_checkpoint, toy_data, tmp_path):

@@ -149,10 +149,15 @@ def rouge_tokenizer(task: Task, examples: Sequence[Example]) -> str | None:
     return task.rouge_tokenizer or tokenizer_of(_unanswered(task, examples))
 
 
-def reference_cautions(task: Task, examples: Sequence[Example]) -> list[str]:
-    """Returns a line for each metric of the task that makes something unexpected of these rows' references."""
+def reference_cautions(task: Task, examples: Sequence[Example], trained: Sequence[str] = ()) -> list[str]:
+    """Returns a line for each metric of the task that makes something unexpected of these rows' references.
+
+    Args:
+      examples: rows of the test.
+      trained: targets of the training rows, if they are known.
+    """
     answered = _unanswered(task, examples)
-    lines = [metric.caution(answered) for metric in metrics_of(task, examples) if metric.caution is not None]
+    lines = [metric.caution(answered, trained) for metric in metrics_of(task, examples) if metric.caution is not None]
     return list(dict.fromkeys(line for line in lines if line is not None))
 
 

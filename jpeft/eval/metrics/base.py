@@ -73,7 +73,7 @@ class Metric:
       package: a required package and the extra of jpeft that installs it; None if there is none.
       computed_by: describes how it was computed on these answers (tokenizer, version), for result files.
       caution: returns a one-line caution about what the metric makes of the references, or None. It is called before
-        there are answers.
+        there are answers, with the targets of the training rows as well, which are answers that a model may give.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Metric:
     needs: tuple[str, ...] = ()
     package: tuple[str, str] | None = None
     computed_by: Callable[[Answered], str] | None = None
-    caution: Callable[[Answered], str | None] | None = None
+    caution: Callable[[Answered, Sequence[str]], str | None] | None = None
 
     def __post_init__(self) -> None:
         assert (self.scores is None) != (self.of_split is None), "a metric is a mean of scores or a number of a split"

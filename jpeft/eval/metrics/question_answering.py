@@ -4,7 +4,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from jpeft.eval.metrics.base import TEXTS, Answered, Metric
 from jpeft.eval.metrics.rouge import stands_alone
@@ -61,22 +61,26 @@ def _best(score: Callable[[str, str], float]) -> Callable[[Answered], list[float
     ]
 
 
-def _caution(answered: Answered) -> str | None:
+def _caution(answered: Answered, trained: Sequence[str]) -> str | None:
     """Counts rows whose target SQuAD's normalisation leaves empty, or makes the same as one that reads otherwise."""
     read: dict[str, dict[str, str]] = {}  # by what is compared, a text for each way it reads
-    for references in answered.references:
-        for text in references:
-            read.setdefault(normalised(text), {}).setdefault(_as_read(text), text)
+    for text in (*(text for references in answered.references for text in references), *trained):
+        read.setdefault(normalised(text), {}).setdefault(_as_read(text), text)
     lost = {key: list(texts.values()) for key, texts in read.items() if not key or len(texts) > 1}
-    rows = sum(any(normalised(text) in lost for text in references) for references in answered.references)
-    if not lost:
+    found = [key for references in answered.references for key in _keys(references) if key in lost]
+    if not found:
         return None
-    examples = next(iter(lost.values()))[:2]
+    rows = sum(not lost.keys().isdisjoint(_keys(references)) for references in answered.references)
+    examples = lost[found[0]][:2]
     return (
         f"{rows:,} of {len(answered.references):,} test targets are empty, or the same as another one, to exact_match "
         f"and f1, which ignore punctuation and articles, such as {' and '.join(map(short, examples))}: a wrong answer "
         "may count as right; the metric accuracy compares texts as they are"
     )
+
+
+def _keys(references: Sequence[str]) -> list[str]:
+    return [normalised(text) for text in references]
 
 
 def _as_read(text: str) -> str:

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ def bleu_tokenizer(answered: Answered) -> str:
     return "zh" if letters["Han"] >= 0.9 * letters.total() else "char"
 
 
-def _bleu_caution(answered: Answered) -> str | None:
+def _bleu_caution(answered: Answered, trained: Sequence[str]) -> str | None:
     tokenizer = bleu_tokenizer(answered)
     if tokenizer == "13a":
         return None
@@ -107,7 +107,7 @@ def _metric(
     name: str,
     title: str,
     make: Callable[[Answered], Any],
-    caution: Callable[[Answered], str | None] | None = None,
+    caution: Callable[[Answered, Sequence[str]], str | None] | None = None,
 ) -> Metric:
     return Metric(
         name,
