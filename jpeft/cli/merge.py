@@ -24,7 +24,8 @@ that it was trained on; --quantization merges it into the dequantized ones inste
 
 Weights are merged in float32 and rounded once, when they are written. The logits of the merged model are compared with
 those of base and adapter on random tokens, before rounding and again from the written files. A second, independent
-reader checks both the base and the written files. If anything disagrees, the command fails and writes nothing."""
+reader checks both the base and the written files, and the tokenizer is read again too. If anything disagrees, the
+command fails and writes nothing."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -57,6 +58,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     from jpeft.adapters.locate import base_of, locate, words_for
     from jpeft.adapters.merge import Probe, refuse_unmergeable_file, stored_dtype
     from jpeft.cli.output import output_directory
+    from jpeft.errors import RunFailed
     from jpeft.model.family import family_in, load_model, save_model
     from jpeft.model.quantized import Quantization, quantization_of
     from jpeft.model.settings import pass_on, settings_of
@@ -88,6 +90,8 @@ def _merge(arguments: argparse.Namespace) -> int:
         dtype = np.dtype(arguments.dtype or stored_dtype(directory))
         save_model(merged, out, dtype=dtype)
         tokenizer.save(out)
+        if not family_in(out).tokenizer(out, merged.config).is_same_as(tokenizer):
+            raise RunFailed(f"the tokenizer's files as they were copied are not those of {directory}; is one missing?")
         pass_on(str(directory) if settings_of(name) is None else name, out)
         del merged
         agreement = probe.agreement(out)

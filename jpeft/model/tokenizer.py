@@ -24,7 +24,14 @@ from jpeft.trouble import first_line
 from jpeft.words import why_not_utf8
 
 VOCABULARIES = ("tokenizer.json", "spiece.model")  # either is enough
-TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_ADDED_TOKENS = "added_tokens.json"  # what transformers 4 wrote beside a vocabulary
+TOKENIZER_FILES = (
+    *VOCABULARIES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    _ADDED_TOKENS,
+)
 _MOST_BYTES = 256 * 2**20  # of a file; a vocabulary of 256,000 pieces takes 34 MiB
 _MOST_SETTINGS_BYTES = 4 * 2**20
 _MOST_ADDED = 4096  # added tokens; T5 has 100
@@ -201,6 +208,12 @@ class Tokenizer:
     def _described(self) -> str:
         return self._source.to_str()
 
+    def is_same_as(self, other: "Tokenizer") -> bool:
+        """Whether another tokenizer has the same vocabulary, special tokens and chat template."""
+        return all(
+            getattr(self, name) == getattr(other, name) for name in ("_described", "_settings", "_control", "ends")
+        )
+
     def encode(self, texts: Sequence[str], *, max_length: int) -> Encoded:
         """Tokenise answers, truncated to `max_length` ids including the end token, which is always kept."""
         num_cut, rows = 0, []
@@ -334,8 +347,7 @@ class Tokenizer:
 
 def tokenizer_files(model: Path) -> list[Path]:
     """The files of a model's tokenizer; none for a GGUF file, which contains it."""
-    names = (*TOKENIZER_FILES, "added_tokens.json")
-    return [model / name for name in names if (model / name).is_file()]
+    return [model / name for name in TOKENIZER_FILES if (model / name).is_file()]
 
 
 def _num_ids(backend: tokenizers.Tokenizer) -> int:
@@ -421,7 +433,7 @@ def _settings(directory: Path) -> dict[str, Any]:
 
 def _refuse_many_tokens(directory: Path) -> None:
     """Raise `UserError` if files beside a `spiece.model` list so many added tokens that adding them takes minutes."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+    for name in ("tokenizer_config.json", "special_tokens_map.json", _ADDED_TOKENS):
         if not (directory / name).is_file():
             continue
         values = read_json_object(directory / name, most_bytes=_MOST_SETTINGS_BYTES)

@@ -217,7 +217,7 @@ def test_one_format_is_fetched_the_best_that_is_there(hub, files, weights):
     hub.files = {"config.json", *files}
     assert resolve("google/flan-t5-small") == hub.directory
     [fetched] = hub.fetched
-    assert fetched[0] == "config.json" and {"tokenizer.json", "spiece.model"} < set(fetched)
+    assert fetched[0] == "config.json" and {"tokenizer.json", "spiece.model", "added_tokens.json"} < set(fetched)
     assert [pattern for pattern in fetched if "model" in pattern and pattern != "spiece.model"] == weights
 
 

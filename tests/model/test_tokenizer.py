@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import tokenizers
@@ -9,7 +10,7 @@ import tokenizers
 from jpeft.errors import UserError
 from jpeft.model.t5_config import T5Config
 from jpeft.model.t5_family import T5_FAMILY
-from jpeft.model.tokenizer import Tokenizer
+from jpeft.model.tokenizer import Tokenizer, tokenizer_files
 
 
 @pytest.fixture
@@ -63,6 +64,19 @@ def test_saving_into_its_own_directory_changes_nothing(tokenizer, tmp_path):
     before = (tmp_path / "tokenizer.json").read_bytes()
     Tokenizer.load(tmp_path, vocab_size=320).save(tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == before
+
+
+def test_what_was_saved_has_every_file_of_the_tokenizer(tiny_tokenizer, tmp_path):
+    before, after = tmp_path / "before", tmp_path / "after"
+    shutil.copytree(tiny_tokenizer, before)
+    after.mkdir()
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        (before / name).write_text("{}")
+    Tokenizer.load(before).save(after)
+    assert {path.name for path in tokenizer_files(after)} == {path.name for path in before.iterdir()}
+    assert Tokenizer.load(after).is_same_as(Tokenizer.load(before))
+    (after / "tokenizer_config.json").write_text('{"pad_token": "<unk>"}')
+    assert not Tokenizer.load(after).is_same_as(Tokenizer.load(before))
 
 
 def test_padding_and_cutting_that_a_tokenizer_file_asks_for_are_not_done(backend, tmp_path):

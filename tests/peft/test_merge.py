@@ -216,6 +216,19 @@ def test_what_was_written_is_held_against_base_and_adapter(run, tmp_path, capsys
     assert not (tmp_path / "merged").exists()
 
 
+def test_a_tokenizer_that_was_not_copied_whole_is_no_merged_models(run, tmp_path, capsys, monkeypatch):
+    save = Tokenizer.save
+
+    def with_another_pad(tokenizer, directory):
+        save(tokenizer, directory)
+        (directory / "tokenizer_config.json").write_text('{"pad_token": "<unk>"}')
+
+    monkeypatch.setattr(Tokenizer, "save", with_another_pad)
+    assert main(["merge", str(run), "--out", str(tmp_path / "merged")]) == 1
+    assert "the tokenizer's files as they were copied are not those of" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
 def test_weights_that_do_not_do_what_base_and_adapter_do_are_not_written(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(LoraSite, "fold", lambda self, kernel, bias: (kernel, bias))
     assert main(["merge", str(run), "--out", str(tmp_path / "merged")]) == 1
