@@ -49,7 +49,7 @@ def _random_model(size: Size, dtype: torch.dtype, device: str) -> torch.nn.Modul
     try:
         with torch.device(device):
             if isinstance(size, T5Size):
-                config = transformers.T5Config(**values, dropout_rate=0.0, decoder_start_token_id=0)
+                config = transformers.T5Config(**values, dropout_rate=0.0)
                 return transformers.T5ForConditionalGeneration(config)
             return transformers.LlamaForCausalLM(transformers.LlamaConfig(**values))
     finally:

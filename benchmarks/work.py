@@ -65,6 +65,7 @@ class T5Size(Size):
             "num_decoder_layers": self.num_layers,
             "feed_forward_proj": "gated-gelu",
             "tie_word_embeddings": False,
+            "decoder_start_token_id": 0,
         }
 
     def spread(self, name: str, shape: tuple[int, ...]) -> float:

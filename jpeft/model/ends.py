@@ -1,4 +1,4 @@
-"""The tokens at which generation stops, from the files of a checkpoint that name them."""
+"""The tokens with which answers begin and end, from the files of a checkpoint that name them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +11,11 @@ from jpeft.model.config_fields import MOST_CONFIG_BYTES, short
 GENERATION_CONFIG = "generation_config.json"
 
 
-def with_generation_ends(directory: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a `config.json` with the `eos_token_id` of the `generation_config.json` beside it, if there is one.
+def with_generation_tokens(directory: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a `config.json` with the tokens that the `generation_config.json` beside it names, if there is one.
 
-    That is what `transformers` stops at when it generates. The token of `config.json`, which ends texts in training,
-    comes first where it is one of them.
+    That is what `transformers` begins answers with and stops at when it generates. The end of `config.json`, which ends
+    texts in training, comes first where it is one of them.
 
     Raises:
       UserError: the file is malformed, or begins answers with another token than `config.json`.
@@ -24,22 +24,34 @@ def with_generation_ends(directory: Path, values: dict[str, Any]) -> dict[str, A
     if not file.is_file():
         return values
     generation = read_json_object(file, most_bytes=MOST_CONFIG_BYTES)
-    start, own_start = (held.get("decoder_start_token_id") for held in (generation, values))
-    if None not in (start, own_start) and start != own_start:
+    return {**values, **_start(file, generation, values), **_ends(file, generation, values)}
+
+
+def _start(file: Path, generation: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    start, own = (held.get("decoder_start_token_id") for held in (generation, values))
+    if start is None:
+        return {}
+    if type(start) is not int:
+        raise UserError(f"{file}: decoder_start_token_id is {short(start)}; expected an integer.")
+    if own not in (None, start):
         raise UserError(
-            f"{file}: decoder_start_token_id is {short(start)}, and {short(own_start)} in config.json: answers would "
+            f"{file}: decoder_start_token_id is {short(start)}, and {short(own)} in config.json: answers would "
             "begin otherwise than in training; make them the same."
         )
+    return {"decoder_start_token_id": start}
+
+
+def _ends(file: Path, generation: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     ends = generation.get("eos_token_id")
     if ends is None:
-        return values
+        return {}
     ends = list(ends) if isinstance(ends, list) else [ends]
     if (wrong := next((end for end in ends if type(end) is not int), None)) is not None:
         raise UserError(f"{file}: eos_token_id holds {short(wrong)}; expected an integer, or a list of integers.")
     own = values.get("eos_token_id")
     if own in ends:
         ends = [own, *(end for end in ends if end != own)]
-    return {**values, "eos_token_id": ends if len(ends) > 1 else ends[0] if ends else own}
+    return {"eos_token_id": ends if len(ends) > 1 else ends[0] if ends else own}
 
 
 def named_by_tokenizer(directory: Path, values: Mapping[str, Any]) -> dict[str, Any]:

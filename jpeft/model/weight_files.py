@@ -24,7 +24,7 @@ from jpeft.fingerprints import fingerprint, fingerprints_of
 from jpeft.leaves import Part
 from jpeft.model.bitsandbytes import Packed
 from jpeft.model.config_fields import MOST_CONFIG_BYTES
-from jpeft.model.ends import with_generation_ends
+from jpeft.model.ends import with_generation_tokens
 from jpeft.model.gguf import is_gguf
 from jpeft.model.quantized import Quantization
 from jpeft.trouble import first_line
@@ -308,7 +308,7 @@ def model_fingerprint(model: Path) -> str | None:
 def read_values(model: Path) -> tuple[dict[str, Any], str]:
     """Read the fields of a directory's `config.json`, or the equivalent of a GGUF file; also returns the file's name.
 
-    Where a `generation_config.json` says at which tokens generation stops, that counts.
+    The tokens of a `generation_config.json` beside it, with which answers begin and end, are among the fields.
 
     Raises:
       UserError: there is no `config.json`, it is malformed, or the GGUF file's architecture is not supported.
@@ -321,7 +321,7 @@ def read_values(model: Path) -> tuple[dict[str, Any], str]:
     path = model / "config.json"
     if not path.exists():
         raise UserError(f"{model} holds no config.json; expected a model directory in Hugging Face layout.")
-    return with_generation_ends(model, read_json_object(path, most_bytes=MOST_CONFIG_BYTES)), str(path)
+    return with_generation_tokens(model, read_json_object(path, most_bytes=MOST_CONFIG_BYTES)), str(path)
 
 
 def are_equal(checkpoint: Checkpoint, first: str, second: str) -> bool:

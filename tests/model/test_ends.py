@@ -1,4 +1,4 @@
-"""The end tokens of a model, from every file of a checkpoint that names some."""
+"""The tokens with which answers begin and end, from every file of a checkpoint that names some."""
 
 import json
 import shutil
@@ -74,6 +74,15 @@ def test_a_t5_stops_there_too_and_begins_as_in_training(tiny_checkpoint, tmp_pat
     assert ends(directory) == (1, 9)
     write(directory / "generation_config.json", {"decoder_start_token_id": 5})
     with pytest.raises(UserError, match="decoder_start_token_id is 5, and 0 in config.json"):
+        ends(directory)
+    config = json.loads((directory / "config.json").read_text())
+    write(directory / "config.json", {**config, "decoder_start_token_id": None})
+    assert family_in(directory).read_config(directory).decoder_start_token_id == 5
+    write(directory / "generation_config.json", {"decoder_start_token_id": [5]})
+    with pytest.raises(UserError, match=r"decoder_start_token_id is \[5\]; expected an integer"):
+        ends(directory)
+    write(directory / "generation_config.json", {})
+    with pytest.raises(UserError, match="neither it nor generation_config.json has decoder_start_token_id.*padding, 0"):
         ends(directory)
     (directory / "generation_config.json").write_text("[")
     with pytest.raises(UserError, match="generation_config.json"):
