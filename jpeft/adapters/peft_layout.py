@@ -19,6 +19,7 @@ from jpeft.peft.interchange import PeftFile, PeftLayout, PeftNames, Tensors
 from jpeft.peft.method import Method
 from jpeft.peft.methods import METHODS
 from jpeft.peft.sites import Site, sites
+from jpeft.words import shortened
 
 
 def peft_methods() -> list[type[Any]]:
@@ -110,11 +111,9 @@ def read_peft(
       RunFailed: config and tensors contradict each other.
     """
     layout, names = _layout_for(config, source), peft_names(model)
+    _refuse_unsupported(config, layout, source)
     tensors, tensor_notes = own_tensors(tensors, model, names, layout.peft_leaves.values(), source=source)
     file = PeftFile(config, tensors, source, names, layout)
-    unsupported = layout.peft_unsupported(config)
-    if unsupported is not None:
-        raise UserError(f"{source} uses PEFT's {unsupported}, which jpeft does not have; have PEFT merge it.")
     method, leaves, notes = layout.from_peft(file)
     unknown = layout.peft_unknown(config)
     if unknown:
@@ -130,3 +129,16 @@ def _layout_for(config: Mapping[str, Any], source: str) -> type[PeftLayout]:
         types = dict.fromkeys(method.peft_type for method in known)
         raise UserError(f"{source} is of PEFT type {repr(peft_type)[:60]}; jpeft reads {', '.join(types)}.")
     return layout
+
+
+def _refuse_unsupported(config: Mapping[str, Any], layout: type[PeftLayout], source: str) -> None:
+    """Raises `UserError` if an adapter has or trains what jpeft does not, before its tensors are looked at."""
+    unsupported = layout.peft_unsupported(config)
+    if unsupported is not None:
+        raise UserError(f"{source} uses PEFT's {unsupported}, which jpeft does not have; have PEFT merge it.")
+    bias = config.get("bias")
+    if bias not in (None, "none"):
+        raise UserError(
+            f"{source} also trains biases (bias={shortened(bias, 40)}), which jpeft's {layout.peft_type} does not; "
+            "have PEFT merge it, or train without."
+        )

@@ -92,18 +92,26 @@ class _Safetensors(Checkpoint):
             return tuple(file.get_slice(name).get_shape())
 
     def _stored(self, name: str) -> np.ndarray:
-        path = self._file_of[name]
-        with _damage(path, SafetensorError, OSError, KeyError, TypeError, AttributeError):
-            with safe_open(path, framework="numpy") as file:
-                return file.get_tensor(name)
+        return self._taken(name, lambda file: file.get_tensor(name))
 
     def read(self, name: str, part: Part) -> np.ndarray:
         if self._packed is not None and name in self._packed.maps:
             return self._packed.wide(name, part)
+        return _as_weight(self._taken(name, lambda file: file.get_slice(name)[part]), self._file_of[name], name)
+
+    def _taken(self, name: str, take: Callable[[Any], Any]) -> Any:
+        """What `take` reads from the open file that holds a weight."""
         path = self._file_of[name]
-        with _damage(path, SafetensorError, OSError, KeyError, TypeError, AttributeError):  # a dtype that NumPy lacks
+        with _damage(path, SafetensorError, OSError, KeyError):
             with safe_open(path, framework="numpy") as file:
-                return _as_weight(file.get_slice(name)[part], path, name)
+                try:
+                    return take(file)
+                except (TypeError, AttributeError):  # how the library fails on a dtype that NumPy lacks
+                    kind = file.get_slice(name).get_dtype()
+                    raise UserError(
+                        f"{path}: {one_line(name)} is of {kind}, a dtype that jpeft does not read; save the model in "
+                        "bfloat16 or float32."
+                    ) from None
 
 
 class InMemory(Checkpoint):

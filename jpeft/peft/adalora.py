@@ -268,7 +268,6 @@ class AdaLora(AddedModules, PeftLayout):
 
         In further training a triplet of zeros gets a gradient from the penalty only, so it stays without effect.
         """
-        file.refuse_trained_biases("AdaLoRA")
         width = int(file.number("init_r", 12))
         target = min(int(file.number("target_r", 8)), width)
         alpha = file.number("lora_alpha", 8)

@@ -276,15 +276,6 @@ class PeftFile:
                 return value
         return self.number(key, default)
 
-    def refuse_trained_biases(self, method: str) -> None:
-        """Raises `UserError` if the adapter also trains biases, which jpeft's `method` does not."""
-        bias = self.config.get("bias")
-        if bias not in (None, "none"):
-            raise UserError(
-                f"{self.source} trains biases (bias={bias!r}), which jpeft's {method} does not; have PEFT merge it, or "
-                "train without."
-            )
-
     def virtual_tokens(self, what: str) -> tuple[np.ndarray, int]:
         """The tensor `prompt_embeddings`, the only one of a prompt or a prefix, and the setting `num_virtual_tokens`.
 

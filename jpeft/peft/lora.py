@@ -415,7 +415,6 @@ class Lora(AddedModules, PeftLayout):
         outputs. The padding stays zero in further training, since the gradient of each half is proportional to the
         other.
         """
-        file.refuse_trained_biases("LoRA")
         if file.config.get("init_lora_weights") not in _INITIALISATIONS:
             raise UserError(
                 f"{file.source} was initialised by {file.config['init_lora_weights']!r}, which changes the base's "

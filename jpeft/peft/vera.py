@@ -189,7 +189,6 @@ class Vera(AddedModules, PeftLayout):
 
     @classmethod
     def from_peft(cls, file: PeftFile) -> tuple["Vera", Tensors, list[str]]:
-        file.refuse_trained_biases("VeRA")
         projection = {name: file.tensors[name] for name in _PROJECTION if name in file.tensors}
         rest = {name: value for name, value in file.tensors.items() if name not in projection}
         leaves, by_path = {}, {site.path: site for site in file.names.sites}

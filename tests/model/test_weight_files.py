@@ -5,6 +5,7 @@ import shutil
 import sys
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import serialization, traverse_util
@@ -94,6 +95,14 @@ def test_a_file_that_is_something_else_is_one_line_that_names_it(directory, name
     with pytest.raises(RunFailed, match=f"{name} is damaged") as raised:
         t5_weights.load(directory)
     assert "\n" not in str(raised.value)
+
+
+def test_a_sound_file_of_a_dtype_that_is_not_read_is_not_called_damaged(directory):
+    file = directory / "model.safetensors"
+    narrow = {name: value.astype(ml_dtypes.float8_e4m3fn) for name, value in load_file(file).items()}
+    save_file(narrow, file)
+    with pytest.raises(UserError, match="is of F8_E4M3, a dtype that jpeft does not read; save the model in bfloat16"):
+        t5_weights.load(directory)
 
 
 def test_a_weight_in_two_shards_is_refused(directory):

@@ -178,7 +178,7 @@ def test_ia3_after_wi_1_as_peft_places_it_for_mt5_is_ia3_before_wo(saved, tiny_t
         ({"trainable_token_indices": [1, 2]}, "uses PEFT's trainable_token_indices"),
         ({"layer_replication": [[0, 2]]}, "uses PEFT's layer_replication"),
         ({"lora_bias": True}, "uses PEFT's lora_bias"),
-        ({"bias": "all"}, "trains biases"),
+        ({"bias": "all"}, "trains biases (bias='all')"),
         ({"init_lora_weights": "pissa_niter_4"}, "initialised by 'pissa_niter_4'"),
         ({"peft_type": "LOHA"}, "of PEFT type 'LOHA'; jpeft reads LORA, IA3, PROMPT_TUNING"),
         ({"peft_type": "P_TUNING"}, "of PEFT type 'P_TUNING'"),
@@ -189,6 +189,12 @@ def test_ia3_after_wi_1_as_peft_places_it_for_mt5_is_ia3_before_wo(saved, tiny_t
 def test_what_jpeft_does_not_have_is_refused_by_name(changes, says, saved, tiny_t5):
     with pytest.raises(UserError, match=re.escape(says)):
         load_adapter(saved(**changes), tiny_t5)
+
+
+def test_trained_biases_are_not_taken_for_another_bases_weights(saved, tiny_t5):
+    directory = saved(pattern="lm_head", bias="lora_only", edit=with_copy_of_head(tiny_t5, lambda weight: weight + 1))
+    with pytest.raises(UserError, match=r"also trains biases \(bias='lora_only'\), which jpeft's LORA does not"):
+        load_adapter(directory, tiny_t5)
 
 
 @pytest.mark.parametrize(
