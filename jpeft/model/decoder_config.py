@@ -126,6 +126,8 @@ class DecoderConfig(Ends):
             raise UserError(f"{source}: model_type is {kind[:60]!r}; expected one of {', '.join(CHOICES)}.")
         if kind == "gptj" and "rotary_dim" in values and values["rotary_dim"] is None:
             values = {**values, "rotary_dim": 0}  # in `transformers`, null means the whole head, and absent means 64
+        if values.get("pad_token_id") == -1:  # in the first Llamas' files: none
+            values = {**values, "pad_token_id": None}
         values = {_ALSO.get(kind, {}).get(key, key): value for key, value in values.items() if value is not None}
         keys = _KEYS[kind]
         check_fields(values, {key: _TYPES[name] for name, key in keys.items() if name in _TYPES}, source)
@@ -354,18 +356,21 @@ def _window(kind: str, values: Mapping[str, Any], layers: int, source: str) -> d
 
 
 def _gpt_neo_layers(values: Mapping[str, Any], layers: int, source: str) -> list[str]:
-    """The attention type of each layer, `global` or `local`."""
-    types = values.get("attention_types")
-    if types is None:
-        types = [[["global", "local"], 12]]
+    """The attention type of each layer, `global` or `local`.
+
+    As in `transformers`, `attention_layers`, the list itself, counts where a config also has `attention_types`.
+    """
+    key = "attention_types" if values.get("attention_layers") is None else "attention_layers"
+    types = values.get(key, [[["global", "local"], 12]])
     try:
-        kinds = [kind for several, times in types for _ in range(min(times, MOST_LAYERS)) for kind in several]
+        if key == "attention_layers":
+            kinds = list(types)
+        else:
+            kinds = [kind for several, times in types for _ in range(min(times, MOST_LAYERS)) for kind in several]
     except (TypeError, ValueError):
         kinds = []
-    if len(kinds) != layers or set(kinds) - {"global", "local"}:
-        raise UserError(
-            f"{source}: attention_types is {short(types)}; expected 'global' or 'local' for each of {layers} layers."
-        )
+    if len(kinds) != layers or any(kind not in ("global", "local") for kind in kinds):
+        raise UserError(f"{source}: {key} is {short(types)}; expected 'global' or 'local' for each of {layers} layers.")
     return kinds
 
 

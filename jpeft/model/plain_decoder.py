@@ -86,7 +86,9 @@ def _bloom(stored: _Stored, config: dict[str, Any], x: Numbers) -> Numbers:
 def _gpt_neo(stored: _Stored, config: dict[str, Any], x: Numbers) -> Numbers:
     x = x + stored.whole("wpe.weight")[: x.shape[1]]
     distance, width = _distances(x), x.shape[-1] // config["num_heads"]
-    kinds = [one for several, times in config["attention_types"] for _ in range(times) for one in several]
+    kinds = config.get("attention_layers")
+    if kinds is None:
+        kinds = [one for several, times in config["attention_types"] for _ in range(times) for one in several]
     for kind, at in zip(kinds, stored.layers("h", "ln_1.weight"), strict=True):
         h = stored.normed(x, f"{at}.ln_1")
         q, k, v = (_heads(stored.linear(h, f"{at}.attn.attention.{name}_proj"), width) for name in "qkv")

@@ -20,7 +20,7 @@ from jpeft.model.decoder_config import DecoderConfig
 from jpeft.model.source import load_config, packaged_models, resolve
 from jpeft.model.t5_config import RELEASED, T5Config
 from tests.conftest import ONE_LAYER, TINY
-from tests.decoders import LLAMA
+from tests.decoders import LLAMA, TINY_DECODERS
 
 # The HTTP library of the installed huggingface_hub: httpx, or httpx2 from version 2 on.
 HTTP = importlib.import_module(HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
@@ -309,6 +309,27 @@ def test_a_config_that_is_no_t5s_is_refused(tmp_path, content, message):
 def test_a_size_or_activation_that_can_not_be_is_refused(change, message):
     with pytest.raises(UserError, match=message):
         T5Config.from_dict({**TINY.to_dict(), **change})
+
+
+def test_a_decoder_may_say_by_minus_one_that_it_has_no_padding():
+    assert DecoderConfig.from_dict({**LLAMA.to_dict(), "pad_token_id": -1}).pad_token_id == LLAMA.eos_token_id
+    with pytest.raises(UserError, match="pad_token_id is -2; expected an integer from 0"):
+        DecoderConfig.from_dict({**LLAMA.to_dict(), "pad_token_id": -2})
+
+
+@pytest.mark.parametrize(
+    ("layers", "types", "windowed"),
+    [
+        (["local", "global", "local"], [[["global"], 3]], (0, 2)),
+        (["global", "global", "local"], None, (2,)),
+        (None, [[["global", "local"], 1], [["local"], 1]], (1, 2)),
+    ],
+)
+def test_the_layers_of_a_gpt_neo_are_those_that_its_config_lists(layers, types, windowed):
+    config = {**TINY_DECODERS["gpt_neo"].to_dict(), "attention_layers": layers, "attention_types": types}
+    assert DecoderConfig.from_dict(config).windowed == windowed
+    with pytest.raises(UserError, match=r"attention_layers is .*; expected 'global' or 'local' for each of 3 layers"):
+        DecoderConfig.from_dict({**config, "attention_layers": [["global"], "local", "local"]})
 
 
 @pytest.mark.parametrize(("family", "config"), [(T5Config, TINY), (DecoderConfig, LLAMA)])
