@@ -9,6 +9,15 @@ from jpeft.files import read_json_object
 from jpeft.model.config_fields import MOST_CONFIG_BYTES, short
 
 GENERATION_CONFIG = "generation_config.json"
+# Settings that change which tokens `generate()` of `transformers` takes, and their values that change nothing beside
+# none, [] and {}. Sampling is left out: answers here are the likeliest, and nobody expects them to be drawn.
+_DECODING: dict[str, float | None] = {
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "guidance_scale", "num_beams"), 1),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids"), None),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids"), None),
+    **dict.fromkeys(("sequence_bias", "exponential_decay_length_penalty", "stop_strings"), None),
+}
 
 
 def with_generation_tokens(directory: Path, values: dict[str, Any]) -> dict[str, Any]:
@@ -67,3 +76,23 @@ def named_by_tokenizer(directory: Path, values: Mapping[str, Any]) -> dict[str, 
     if values.get("eos_token_id") is not None or not any((directory / name).is_file() for name in VOCABULARIES):
         return dict(values)
     return {**values, "eos_token_id": Tokenizer.load(directory, eos_token_id=None, continues=True).eos_token_id}
+
+
+def settings_passed_over(directory: Path) -> str | None:
+    """A note on the settings of a `generation_config.json` that change what `transformers` generates, and nothing here.
+
+    Raises:
+      UserError: the file is malformed.
+    """
+    file = directory / GENERATION_CONFIG
+    if not file.is_file():
+        return None
+    generation = read_json_object(file, most_bytes=MOST_CONFIG_BYTES)
+    asked = [
+        f"{key}={short(generation[key])}"
+        for key, neutral in _DECODING.items()
+        if generation.get(key) not in (None, [], {}, neutral)
+    ]
+    if not asked:
+        return None
+    return f"{file} asks for {', '.join(asked)}, which jpeft does not take from it: transformers may answer otherwise"

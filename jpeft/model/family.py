@@ -19,6 +19,7 @@ from flax import nnx
 from jpeft.errors import UserError
 from jpeft.files import read_json_object
 from jpeft.model.abstract import abstract
+from jpeft.model.ends import settings_passed_over
 from jpeft.model.gguf import is_gguf
 from jpeft.model.tokenizer import Tokenizer
 
@@ -125,6 +126,10 @@ class Family(abc.ABC):
             other_ends=config.other_eos_token_ids,
             special_ids=self.special_ids(config),
         )
+
+    def notes(self, directory: Path, tokenizer: Tokenizer) -> list[str]:
+        """What `transformers` applies of the files beside a model's weights and jpeft does not, in a line each."""
+        return [*filter(None, [settings_passed_over(directory)]), *tokenizer.notes]
 
     # --- the network ---
 

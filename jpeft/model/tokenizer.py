@@ -21,7 +21,7 @@ from jpeft.model import chat
 from jpeft.model.chat import Wording
 from jpeft.model.gguf import is_gguf, open_gguf
 from jpeft.trouble import first_line
-from jpeft.words import why_not_utf8
+from jpeft.words import short, the_first, why_not_utf8
 
 VOCABULARIES = ("tokenizer.json", "spiece.model")  # either is enough
 _ADDED_TOKENS = "added_tokens.json"  # what transformers 4 wrote beside a vocabulary
@@ -38,6 +38,7 @@ _MOST_ADDED = 4096  # added tokens; T5 has 100
 _MOST_GROWTH = 10_000  # characters that a tokenizer's rules may make of one; T5's make 18
 _ROLES = ("pad_token", "eos_token", "bos_token", "unk_token", "mask_token")  # keys of tokenizer_config.json
 _CONTROL = ("<pad>", "</s>", "<unk>", "<s>", "<mask>")  # control tokens by name, for files without such keys
+_SAVE_AGAIN = "load the tokenizer by transformers and save it again, which writes all of it into tokenizer.json"
 _SENTINEL = re.compile(r"\u2581?<extra_id_\d+>")
 
 
@@ -207,6 +208,26 @@ class Tokenizer:
     @functools.cached_property
     def _described(self) -> str:
         return self._source.to_str()
+
+    @functools.cached_property
+    def notes(self) -> list[str]:
+        """What `transformers` takes from the files beside `tokenizer.json` and jpeft does not, in a line each."""
+        found = []
+        added = _read_added(self._directory, self._settings)
+        missing = [short(name) for name in dict.fromkeys(added) if self._source.token_to_id(name) is None]
+        if missing:
+            found.append(
+                f"{self._directory}: files beside tokenizer.json add tokens that it lacks ({the_first(missing)}), "
+                f"which are ordinary text here and tokens in transformers: {_SAVE_AGAIN}"
+            )
+        asked = self._settings.get("add_prefix_space")
+        before = json.loads(self._described)["pre_tokenizer"] or {}
+        if isinstance(asked, bool) and before.get("type") == "ByteLevel" and before["add_prefix_space"] != asked:
+            found.append(
+                f"{self._directory}: add_prefix_space is {json.dumps(asked)} in tokenizer_config.json and "
+                f"{json.dumps(not asked)} in tokenizer.json, which counts here: {_SAVE_AGAIN}"
+            )
+        return found
 
     def is_same_as(self, other: "Tokenizer") -> bool:
         """Whether another tokenizer has the same vocabulary, special tokens and chat template."""
@@ -429,6 +450,20 @@ def _settings(directory: Path) -> dict[str, Any]:
         named = {each.get("name"): each.get("template") for each in templates if isinstance(each, dict)}
         held["chat_template"] = named.get("default")
     return held
+
+
+def _read_added(directory: Path, settings: Mapping[str, Any]) -> list[str]:
+    """The names of the tokens that the files beside a vocabulary add to it."""
+    decoder, *several = (
+        settings.get(key) for key in ("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens")
+    )
+    tokens = [*decoder.values()] if isinstance(decoder, dict) else []
+    for each in several:  # a list, or in files of transformers 5 tokens by what they are for
+        tokens += each.values() if isinstance(each, dict) else each if isinstance(each, list) else []
+    names = [token.get("content") if isinstance(token, dict) else token for token in tokens]
+    if (directory / _ADDED_TOKENS).is_file():
+        names += read_json_object(directory / _ADDED_TOKENS, most_bytes=_MOST_SETTINGS_BYTES)
+    return [name for name in names if isinstance(name, str)]
 
 
 def _refuse_many_tokens(directory: Path) -> None:

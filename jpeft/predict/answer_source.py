@@ -134,11 +134,14 @@ class AnswerSource:
           dtype: of computation.
           quantization: of the base; None as in its files.
           report: called with notes: the adapter was trained on another base or another quantization of it, or parts of
-            its files are ignored.
+            its files or of the base's are ignored.
 
         Raises as `Family.load` and `load_adapter`.
         """
         family = family_in(self.directory)
+        tokenizer = family.tokenizer(self.directory, family.read_config(self.directory))
+        for line in family.notes(self.directory, tokenizer):
+            report(line)
         model = family.load(self.directory, dtype=dtype, quantization=quantization)
         if self.task is not None and (line := self.task.in_other_bits(quantization_of(model))) is not None:
             report(f"the {'model' if self.adapter is None else 'adapter'} {line}")
@@ -146,7 +149,6 @@ class AnswerSource:
             if (line := self.task.on_another_base(model_fingerprint(self.directory))) is not None:
                 report(f"the adapter {line}")
         family.arrange(model, scan_layers=None)
-        tokenizer = family.tokenizer(self.directory, model.config)
         tokenizer = tokenizer.asked_by(None if self.task is None else self.task.chat_template)
         if self.adapter is not None:
             model, _, _ = load_adapter(self.adapter, model, report=report)

@@ -107,10 +107,12 @@ def start(choices: Choices, sizes: ShapeFlags, *, say: Callable[[str], None]) ->
     directory = resolve(choices.model, what="--model", flag="--model", report=say)
     own_task = task_of(directory)
     family = family_in(directory)
+    tokenizer = family.tokenizer(directory, family.read_config(directory))
+    for note in family.notes(directory, tokenizer):
+        say(f"note     {note}")
     model = family.load(directory, dtype=dtype, quantization=quantization)
     family.arrange(model, scan_layers=None)
     config = model.config
-    tokenizer = family.tokenizer(directory, config)
     for name, reason in shelf.not_served().items():
         say(f"not served {name}: {reason}")
     names = shelf.names()

@@ -166,6 +166,8 @@ def set_up(run: Run, session: Session, layout: Layout, *, report: Callable[[str]
     directory = resolve(run.model.name, report=report)
     content = model_fingerprint(directory)
     untuned, tokenizer = _load_base(run, session, layout, directory, content)
+    for note in family_in(directory).notes(directory, tokenizer):
+        report(note)
     tokenizer = tokenizer.asked_by(chat_template)
     total = num_weights(untuned)
     if run.method.from_adapter is not None:

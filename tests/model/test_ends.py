@@ -8,8 +8,10 @@ import tokenizers
 
 import jpeft
 from jpeft.errors import UserError
+from jpeft.model.ends import settings_passed_over
 from jpeft.model.family import family_in, save_model
 from jpeft.model.tokenizer import VOCABULARIES
+from jpeft.serve import start
 from tests.decoders import LLAMA, random_decoder
 
 
@@ -66,6 +68,36 @@ def test_generation_stops_where_its_own_config_says(own, generation, right, llam
     write(llama / "config.json", {**config, "eos_token_id": own})
     write(llama / "generation_config.json", {"eos_token_id": generation})
     assert ends(llama) == right
+
+
+@pytest.mark.parametrize(
+    ("generation", "says"),
+    [
+        ({"repetition_penalty": 1.2, "bad_words_ids": [[9]]}, "repetition_penalty=1.2, bad_words_ids=[[9]]"),
+        ({"suppress_tokens": [1, 2], "forced_bos_token_id": 0}, "forced_bos_token_id=0, suppress_tokens=[1, 2]"),
+        ({"repetition_penalty": 1.0, "min_length": 0, "suppress_tokens": [], "num_beams": 1, "do_sample": True}, None),
+        (None, None),
+    ],
+)
+def test_settings_that_transformers_alone_generates_by_are_named(generation, says, tmp_path):
+    if generation is not None:
+        write(tmp_path / "generation_config.json", generation)
+    said = settings_passed_over(tmp_path)
+    assert said is None if says is None else f"asks for {says}, which jpeft does not take from it" in str(said)
+
+
+def test_who_answers_by_a_base_is_told_once_what_of_its_files_is_passed_over(tiny_checkpoint, tmp_path):
+    base, adapters, lines = shutil.copytree(tiny_checkpoint, tmp_path / "base"), tmp_path / "none", []
+    write(base / "generation_config.json", {"num_beams": 4})
+    write(base / "added_tokens.json", {"<sep>": 319})
+    adapters.mkdir()
+    with pytest.warns(UserWarning) as warned:
+        jpeft.load(base)
+    with pytest.raises(UserError, match="holds no adapter to make room for"):
+        choices = start.Choices(str(base), adapters, "float32", base_names=(), capacity=1, room=())
+        start.start(choices, start.ShapeFlags(), say=lines.append)
+    for said in ("\n".join(str(each.message) for each in warned), "\n".join(lines)):
+        assert said.count("asks for num_beams=4, which") == said.count("tokens that it lacks ('<sep>'), which") == 1
 
 
 def test_a_t5_stops_there_too_and_begins_as_in_training(tiny_checkpoint, tmp_path):

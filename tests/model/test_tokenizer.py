@@ -247,6 +247,35 @@ def test_what_stands_beside_a_sentencepiece_model_is_looked_at_before_it_is_adde
         Tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("added_tokens.json", {"<sep>": 320, "</s>": 1}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"320": {"content": "<sep>"}, "1": {"content": "</s>"}}}),
+        ("tokenizer_config.json", {"additional_special_tokens": ["<sep>", {"content": "</s>"}]}),
+        ("special_tokens_map.json", {"additional_special_tokens": [{"content": "<sep>"}, "</s>"]}),
+        ("tokenizer_config.json", {"extra_special_tokens": {"image_token": "<sep>", "other": "</s>"}}),
+    ],
+)
+def test_tokens_that_files_beside_tokenizer_json_add_are_named(name, content, tiny_tokenizer, tmp_path):
+    shutil.copy(tiny_tokenizer / "tokenizer.json", tmp_path)
+    assert Tokenizer.load(tmp_path).notes == []
+    (tmp_path / name).write_text(json.dumps(content))
+    [note] = Tokenizer.load(tmp_path).notes
+    assert "files beside tokenizer.json add tokens that it lacks ('<sep>'), which are ordinary text here" in note
+
+
+@pytest.mark.parametrize(("asked", "notes"), [(True, 1), (False, 0), (None, 0)])
+def test_a_space_that_only_its_config_puts_in_front_is_named(asked, notes, backend, tmp_path):
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": asked}))
+    found = Tokenizer.load(tmp_path).notes
+    assert len(found) == notes and all(
+        "add_prefix_space is true in tokenizer_config.json and false" in n for n in found
+    )
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "spiece.model"])
 def test_an_empty_vocabulary_is_one_line(name, tmp_path):
     (tmp_path / name).touch()
