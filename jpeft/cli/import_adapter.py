@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 
 from jpeft.cli.arguments import MODEL, path
 from jpeft.errors import UserError
@@ -34,10 +35,25 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_import)
 
 
+def _tokenizer_here(base: str):
+    """The tokenizer of a base that is at hand; None if its files are not, since its config may be known without."""
+    from jpeft.model.family import family_in
+    from jpeft.model.gguf import is_gguf
+    from jpeft.model.source import find_here
+    from jpeft.model.tokenizer import tokenizer_files
+
+    directory = find_here(base)
+    if directory is None or not (is_gguf(directory) or tokenizer_files(directory)):
+        return None
+    family = family_in(directory)
+    return family.tokenizer(directory, family.read_config(directory))
+
+
 def _import(arguments: argparse.Namespace) -> int:
     from jpeft.adapters.card import config_flags, places
     from jpeft.adapters.files import PEFTS, layout_of, open_adapter
     from jpeft.adapters.locate import base_of, locate, words_for
+    from jpeft.adapters.own_tokenizer import note_on_tokenizer
     from jpeft.cli.output import adapter_record, write_adapter
     from jpeft.model.family import abstract_model
     from jpeft.model.source import load_config
@@ -47,9 +63,12 @@ def _import(arguments: argparse.Namespace) -> int:
     if layout_of(found.directory) != PEFTS:
         raise UserError(f"{found.directory} is in jpeft's own layout already; there is nothing to import.")
     base = base_of(found, arguments.model)
+    own = note_on_tokenizer(found.directory, lambda: _tokenizer_here(base))
     opened = open_adapter(found.directory, abstract_model(load_config(base, **words_for(found, arguments.model))))
     size = write_adapter(opened, arguments.out, base=base, result=found.result, task=task_of(found.directory))
     record = adapter_record(opened, arguments.out, base=base, weights_bytes=size)
+    if own is not None:
+        print(f"note     {own}", file=sys.stderr)
     if arguments.json:
         print(json.dumps(record, indent=2))
         return 0

@@ -57,6 +57,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     from jpeft.adapters.files import load_adapter
     from jpeft.adapters.locate import base_of, locate, words_for
     from jpeft.adapters.merge import Probe, refuse_unmergeable_file, stored_dtype
+    from jpeft.adapters.own_tokenizer import note_on_tokenizer
     from jpeft.cli.output import output_directory
     from jpeft.errors import RunFailed
     from jpeft.model.family import family_in, load_model, save_model
@@ -75,13 +76,15 @@ def _merge(arguments: argparse.Namespace) -> int:
     # Quantized files are opened as they are; others are only quantized by --quantization.
     quantization = None if arguments.quantization is None else Quantization.parse(arguments.quantization)
     with output_directory(arguments.out) as out:
+        config = family_in(directory).read_config(directory)
+        tokenizer = family_in(directory).tokenizer(directory, config)
+        own = note_on_tokenizer(found.directory, lambda: tokenizer)
         base = load_model(directory, quantization=quantization)
         kept = quantization_of(base)
         another = None if task is None else task.on_another_base(model_fingerprint(directory))
-        for note in (_quantization_note(task, kept), None if another is None else f"the adapter {another}"):
+        for note in (own, _quantization_note(task, kept), None if another is None else f"the adapter {another}"):
             if note is not None:
                 print(f"note     {note}", file=sys.stderr)
-        tokenizer = family_in(directory).tokenizer(directory, base.config)
         telling = lambda line: print(f"note     {line}", file=sys.stderr)
         adapted, method, sites = load_adapter(found.directory, base, report=telling)
         merged = merge(adapted)

@@ -229,6 +229,17 @@ class Tokenizer:
             )
         return found
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The ids of all tokens by their names."""
+        return self._source.get_vocab(with_added_tokens=True)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own chat template; None if it has none."""
+        template = self._settings.get("chat_template")
+        return template if isinstance(template, str) else None
+
     def is_same_as(self, other: "Tokenizer") -> bool:
         """Whether another tokenizer has the same vocabulary, special tokens and chat template."""
         return all(
@@ -416,7 +427,7 @@ def _read(directory: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
         if growth > _MOST_GROWTH:
             raise ValueError(f"its rules can make {growth:.0e} characters of one")
         _try_out(backend)
-    return backend, _settings(directory)
+    return backend, read_settings(directory)
 
 
 def _read_gguf(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
@@ -436,7 +447,7 @@ def _try_out(backend: tokenizers.Tokenizer) -> None:
     backend.decode(backend.encode("a\ue000 0", add_special_tokens=False).ids)
 
 
-def _settings(directory: Path) -> dict[str, Any]:
+def read_settings(directory: Path) -> dict[str, Any]:
     """Read special tokens and the chat template; `tokenizer_config.json` overrides `special_tokens_map.json`."""
     held: dict[str, Any] = {}
     for file in (directory / "special_tokens_map.json", directory / "tokenizer_config.json"):

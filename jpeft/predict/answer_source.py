@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from jpeft.adapters.files import CONFIGS, load_adapter
 from jpeft.adapters.locate import base_of, locate, whole_model, words_for
+from jpeft.adapters.own_tokenizer import note_on_tokenizer
 from jpeft.config import Run
 from jpeft.data.task_file import TaskOfRun
 from jpeft.errors import RunFailed, UserError
@@ -140,7 +141,8 @@ class AnswerSource:
         """
         family = family_in(self.directory)
         tokenizer = family.tokenizer(self.directory, family.read_config(self.directory))
-        for line in family.notes(self.directory, tokenizer):
+        own = None if self.adapter is None else note_on_tokenizer(self.adapter, lambda: tokenizer)
+        for line in filter(None, [*family.notes(self.directory, tokenizer), own]):
             report(line)
         model = family.load(self.directory, dtype=dtype, quantization=quantization)
         if self.task is not None and (line := self.task.in_other_bits(quantization_of(model))) is not None:

@@ -11,13 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import load_file, save_file
 
 import jpeft
 from jpeft.adapters.files import load_adapter, open_adapter, read_adapter, save_adapter
+from jpeft.adapters.own_tokenizer import note_on_tokenizer
+from jpeft.cli import main
 from jpeft.errors import RunFailed, UserError
 from jpeft.leaves import named_leaves
+from jpeft.model import t5_weights
 from jpeft.model.family import abstract_model
+from jpeft.model.tokenizer import Tokenizer
 from jpeft.peft.attaching import attach
 from jpeft.peft.dora import Dora
 from jpeft.peft.ia3 import Ia3
@@ -314,3 +319,49 @@ def test_tensors_that_bear_an_adapters_name_are_read(method, saved, tiny_t5):
 
     with pytest.raises(UserError, match="holds several adapters, 'mine' and 'other'; save one alone"):
         load_adapter(saved(method, edit=of_two), tiny_t5)
+
+
+@pytest.fixture
+def with_tokenizer(saved, tiny_tokenizer):
+    """An adapter in whose directory a trainer saved the base's tokenizer, with changes to it."""
+
+    def save(change=lambda backend: None, **settings):
+        directory = saved()
+        backend = tokenizers.Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json"))
+        change(backend)
+        backend.save(str(directory / "tokenizer.json"))
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+        return directory
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "says"),
+    [
+        (lambda backend: None, {}, None),
+        (lambda backend: backend.add_tokens(["<tool>"]), {}, "own tokenizer (1 token more: '<tool>'), not read here"),
+        (lambda backend: None, {"chat_template": "{{ messages }}"}, "own chat template, not read here"),
+    ],
+)
+def test_what_an_adapters_own_tokenizer_has_more_is_named(change, settings, says, with_tokenizer, tiny_tokenizer):
+    directory, base = with_tokenizer(change, **settings), Tokenizer.load(tiny_tokenizer)
+    said = note_on_tokenizer(directory, lambda: base)
+    assert said is None if says is None else says in str(said)
+    assert "has its own tokenizer" in str(note_on_tokenizer(directory, lambda: None))
+
+
+def test_an_adapter_of_other_ids_is_refused_before_anything_is_loaded(
+    with_tokenizer, tiny_t5, tiny_tokenizer, tmp_path, capsys
+):
+    directory, base = with_tokenizer(), tmp_path / "base"
+    t5_weights.save(tiny_t5, base)
+    Tokenizer.load(tiny_tokenizer).save(base)
+    described = (directory / "tokenizer.json").read_text()
+    swapped = described.replace('"<pad>"', '"<x>"').replace('"<unk>"', '"<pad>"').replace('"<x>"', '"<unk>"')
+    (directory / "tokenizer.json").write_text(swapped)
+    out = ["--out", str(tmp_path / "out")]
+    for call in (["import", *out], ["merge", *out], ["predict", "goal", "--adapter"]):
+        assert main([*call, str(directory), "--model", str(base)]) == 2
+        said = capsys.readouterr().err
+        assert "the adapter learned other ids" in said and said.count("\n") == 1
